@@ -1,0 +1,237 @@
+"""Configurations: frozen dataclasses that a recipe fills, `--set` overrides and `run.toml` keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from deitctl.errors import ConfigError, did_you_mean
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What is done to a training picture; every draw is a function of (seed, sample key)."""
+
+    crop_scale: tuple[float, float]
+    """Area of the random resized crop, as a share of the picture. (1, 1): no crop, the whole picture is resized."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Aspect ratios of the crop (torchvision's default)."""
+    hflip: float
+    """Probability of a left-right flip."""
+    affine: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Largest rotation (degrees), scaling (share) and shift (share of the side) of a small affine map."""
+    rand_augment: str = ""
+    """timm's RandAugment string, or empty for none."""
+    color_jitter: float = 0.0
+    """Strength of brightness, contrast and saturation jitter; unused with RandAugment, as in timm."""
+    erase_prob: float = 0.0
+    """Probability of random erasing with per-pixel noise."""
+    mixup: float = 0.0
+    """Beta parameter of mixup, 0 for none."""
+    cutmix: float = 0.0
+    """Beta parameter of cutmix, 0 for none."""
+    mix_prob: float = 1.0
+    """Probability that a batch is mixed at all."""
+    switch_prob: float = 0.5
+    """Probability of cutmix where both are on."""
+    repeats: int = 1
+    """Repeated augmentation: views of a picture per epoch; an epoch then sees 1/repeats of the pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with warm-up and a cosine."""
+
+    lr: float
+    """Learning rate for `lr_batch` pictures a step; the rate used is lr * batch_size / lr_batch."""
+    lr_batch: int = 512
+    min_lr: float
+    """Learning rate at the end of the cosine, not scaled."""
+    warmup_lr: float
+    """Learning rate of the first step, not scaled."""
+    warmup_epochs: float
+    weight_decay: float
+    clip_grad: float = 0.0
+    """Largest gradient norm, 0 for no clipping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything about a training that the paper or experience decides, and nothing about the machine."""
+
+    name: str
+    pretrained: bool
+    """Whether training starts from published weights."""
+    img_size: int
+    """Side of the input in pixels; 0: the model's own."""
+    epochs: int
+    batch_size: int
+    """Pictures a step, over all processes and micro-batches."""
+    smoothing: float
+    """Label smoothing, of true labels only."""
+    drop_path_rate: float
+    """Stochastic depth of the last block; it grows linearly from 0 at the first."""
+    ema_decay: float
+    """Decay of the weights' moving average, 0 for none; shortened for short runs (see ema.py)."""
+    augment: AugmentConfig
+    optim: OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """A teacher and how it is listened to."""
+
+    teacher: str
+    teacher_weights: str = ""
+    mode: Literal["hard", "soft"]
+    alpha: float
+    """Weight of the teacher's term; the true labels have 1 - alpha."""
+    tau: float
+    """Temperature of the soft targets; unused by hard distillation."""
+    reduction: Literal["batchmean", "elementmean"]
+    """How the KL divergence is averaged: over pictures (the paper's Eq. 2) or over pictures and classes (its code)."""
+    token: bool
+    """Whether the student has a distillation token of its own."""
+    force: bool = False
+    """Go on with a teacher that scores near chance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run, resolved: what `run.toml` holds."""
+
+    model: str
+    data: str
+    recipe: Recipe
+    weights: str = ""
+    """File with the weights to start from; empty: the published ones if the recipe is `pretrained`."""
+    distill: DistillConfig | None = None
+    seed: int = 0
+    workers: int = -1
+    """Processes that decode and augment; -1: chosen from the machine."""
+    device: str = "auto"
+    precision: str = "auto"
+    output: str = ""
+    """The run's folder; empty: a new one under runs/."""
+
+
+def override(config: C, changes: Mapping[str, Any]) -> C:
+    """Return `config` with dotted keys replaced, each value converted to its field's type.
+
+    Raises:
+        ConfigError: a key that does not exist (with the nearest one), or a value that does not fit.
+    """
+    for key, value in changes.items():
+        config = _replace(config, key.split("."), value, key)
+    return config
+
+
+def _replace(config: C, path: list[str], value: Any, whole: str) -> C:
+    hints = get_type_hints(type(config))
+    if path[0] not in hints:
+        raise ConfigError(f"There is no setting {whole!r}.", did_you_mean(whole, setting_names(type(config))))
+    current = getattr(config, path[0])
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(current):
+            raise ConfigError(f"{whole!r} cannot be set: {path[0]!r} holds no settings of its own here.")
+        new: Any = _replace(current, path[1:], value, whole)  # type: ignore[type-var]
+    else:
+        new = convert(value, hints[path[0]], whole)
+    return dataclasses.replace(config, **{path[0]: new})  # type: ignore[type-var]
+
+
+def setting_names(kind: type, prefix: str = "") -> list[str]:
+    """List the dotted names of every setting of a config class."""
+    names = []
+    for name, hint in get_type_hints(kind).items():
+        inner = next((t for t in (hint, *get_args(hint)) if dataclasses.is_dataclass(t)), None)
+        if isinstance(inner, type):
+            names += setting_names(inner, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def convert(value: Any, hint: Any, name: str) -> Any:
+    """Convert a text or TOML value to the type of a field; raise `ConfigError` if it does not fit."""
+    origin, args = get_origin(hint), get_args(hint)
+    try:
+        if origin is Literal:
+            if value in args:
+                return value
+            raise ValueError(f"expected one of {', '.join(map(str, args))}")
+        if origin in (Union, types.UnionType):
+            return None if value is None else convert(value, args[0], name)
+        if origin is tuple:
+            parts = value.strip("()[] ").split(",") if isinstance(value, str) else list(value)
+            if len(parts) != len(args):
+                raise ValueError(f"expected {len(args)} numbers")
+            return tuple(convert(p, a, name) for p, a in zip(parts, args, strict=True))
+        if dataclasses.is_dataclass(hint):
+            return from_dict(hint, value, name) if isinstance(value, Mapping) else value  # type: ignore[arg-type]
+        if hint is bool:
+            return _boolean(value)
+        if hint is int and isinstance(value, float) and not value.is_integer():
+            raise ValueError("expected a whole number")
+        return hint(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} = {value!r} does not fit: {error}.") from error
+
+
+def _boolean(value: Any) -> bool:
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if str(value).lower() not in known:
+        raise ValueError("expected true or false")
+    return known[str(value).lower()]
+
+
+def from_dict(kind: type[C], values: Mapping[str, Any], where: str) -> C:
+    """Build a config from nested mappings; raise `ConfigError` on a missing, unknown or unfit entry."""
+    hints = get_type_hints(kind)
+    if unknown := [k for k in values if k not in hints]:
+        raise ConfigError(f"{where} has no setting {unknown[0]!r}.", did_you_mean(unknown[0], hints))
+    given = {k: convert(v, hints[k], f"{where}.{k}") for k, v in values.items()}
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    absent = [
+        n for n, f in fields.items()
+        if n not in given and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]  # fmt: skip
+    if absent:
+        raise ConfigError(f"{where} lacks the setting {absent[0]!r}.")
+    return kind(**given)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a config as nested dicts that TOML can hold (None is left out)."""
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: plain(v) for k, v in value.items() if v is not None}
+        return list(value) if isinstance(value, tuple) else value
+
+    return {k: plain(v) for k, v in dataclasses.asdict(config).items() if v is not None}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; raise `ConfigError` if it is missing or broken."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read {path}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+
+
+def write_toml(config: Any) -> str:
+    """Return a config as TOML text."""
+    import tomli_w
+
+    return tomli_w.dumps(to_dict(config))
+
+

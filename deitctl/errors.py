@@ -1,0 +1,69 @@
+"""What can go wrong, as one small tree that the command line turns into one line and an exit code.
+
+    DeitctlError            exit code 1
+    ├── ConfigError         a value in a recipe, a file or `--set` is wrong
+    ├── DataError           a data set or an image cannot be used
+    ├── ModelError          a model name or a checkpoint cannot be used
+    │   └── WeightsNotFound no file, no cache and no network gave the weights
+    ├── TeacherError        the teacher cannot teach this data
+    ├── ExportError         the format is not there, or the exported file disagrees with the model
+    └── Interrupted         SIGINT or SIGTERM, after what was done has been saved (exit code 130 or 143)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class DeitctlError(Exception):
+    """Something a user can mend: `message` says what happened and to what, `hint` what to do."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class ConfigError(DeitctlError):
+    """A value in a recipe, a file or `--set` is wrong."""
+
+
+class DataError(DeitctlError):
+    """A data set or an image cannot be used."""
+
+
+class ModelError(DeitctlError):
+    """A model name or a checkpoint cannot be used."""
+
+
+class WeightsNotFound(ModelError):
+    """No file, no cache and no network gave the weights."""
+
+
+class TeacherError(DeitctlError):
+    """The teacher cannot teach this data."""
+
+
+class ExportError(DeitctlError):
+    """The format is not available, or the exported file disagrees with the model."""
+
+
+class Interrupted(DeitctlError):
+    """The run was stopped by a signal; `resume_command` continues it."""
+
+    def __init__(self, signum: int, resume_command: str) -> None:
+        super().__init__("Interrupted.", resume_command)
+        self.exit_code = 128 + signum
+        self.resume_command = resume_command
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `Did you mean 'x' or 'y'?` for the names nearest to `name`, or the empty string."""
+    near = get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
