@@ -1,0 +1,53 @@
+"""AdamW without decay where it does harm, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from deitctl.config import OptimConfig
+
+NO_DECAY_TOKENS = ("cls_token", "dist_token", "pos_embed")  # deit/models.py no_weight_decay()
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Split trainable parameters: no decay for biases, norms, layer scale (one dimension), tokens, position embeddings."""
+    decay, no_decay = [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        kept_free = parameter.ndim <= 1 or name.rpartition(".")[2] in NO_DECAY_TOKENS
+        (no_decay if kept_free else decay).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Build AdamW; its rate is set before each step by `learning_rate`."""
+    return torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.warmup_lr, foreach=True)
+
+
+def peak_learning_rate(config: OptimConfig, batch_size: int) -> float:
+    """lr * batch_size / lr_batch (DeiT Table 9's linear scaling)."""
+    return config.lr * batch_size / config.lr_batch
+
+
+def learning_rate(config: OptimConfig, *, step: int, steps_per_epoch: int, epochs: int, batch_size: int) -> float:
+    """Return the rate of a step: linear from `warmup_lr`, then a cosine to `min_lr` at the end of the last epoch.
+
+    The cosine counts from step 0, as timm's does, so that the warm-up cuts its beginning off. Deviation: it moves with
+    every step, not once an epoch, which short runs need.
+    """
+    peak = peak_learning_rate(config, batch_size)
+    epoch = step / max(1, steps_per_epoch)
+    if epoch < config.warmup_epochs:
+        return config.warmup_lr + (peak - config.warmup_lr) * epoch / config.warmup_epochs
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / epochs)))
+    return config.min_lr + (peak - config.min_lr) * cosine
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

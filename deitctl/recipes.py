@@ -1,0 +1,158 @@
+"""The recipes: every hyperparameter with its source. No other file holds one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from deitctl.config import AugmentConfig, OptimConfig, Recipe, from_dict, override, read_toml, to_dict
+from deitctl.errors import ConfigError, did_you_mean
+
+PAPER = Recipe(
+    name="paper",
+    pretrained=False,
+    img_size=224,  # DeiT §6
+    epochs=300,  # DeiT Table 9
+    batch_size=1024,  # DeiT Table 9
+    smoothing=0.1,  # DeiT Table 9
+    drop_path_rate=0.1,  # DeiT Table 9 ("stoch. depth")
+    ema_decay=0.99996,  # deit/main.py --model-ema-decay
+    augment=AugmentConfig(
+        crop_scale=(0.08, 1.0),  # torchvision's RandomResizedCrop, as in deit/datasets.py
+        hflip=0.5,
+        rand_augment="rand-m9-mstd0.5-inc1",  # DeiT Table 9 (9/0.5), spelt as in deit/main.py --aa
+        color_jitter=0.3,  # deit/main.py --color-jitter; unused with RandAugment
+        erase_prob=0.25,  # DeiT Table 9
+        mixup=0.8,  # DeiT Table 9
+        cutmix=1.0,  # DeiT Table 9
+        mix_prob=1.0,  # deit/main.py --mixup-prob
+        switch_prob=0.5,  # deit/main.py --mixup-switch-prob
+        repeats=3,  # DeiT Table 9 ("repeated aug"), 3 in deit/samplers.py
+    ),
+    optim=OptimConfig(
+        lr=5e-4,  # DeiT Table 9: 0.0005 x batch size / 512
+        lr_batch=512,
+        min_lr=1e-5,  # deit/main.py --min-lr
+        warmup_lr=1e-6,  # deit/main.py --warmup-lr
+        warmup_epochs=5,  # DeiT Table 9
+        weight_decay=0.05,  # DeiT Table 9
+    ),
+)
+
+PAPER_384 = replace(  # from weights trained at 224: deit/README_deit.md, the command for deit_base_patch16_384
+    PAPER,
+    name="paper-384",
+    pretrained=True,
+    img_size=384,
+    epochs=30,
+    batch_size=512,  # 2 nodes x 8 GPUs x 32
+    optim=OptimConfig(
+        lr=5e-6,  # with min_lr the same, so that the rate is constant
+        min_lr=5e-6,
+        warmup_lr=1e-6,
+        warmup_epochs=5,
+        weight_decay=1e-8,
+    ),
+)
+
+FINETUNE = Recipe(  # one's own pictures, from published weights; own values, see docs/recipes.md for what they give
+    name="finetune",
+    pretrained=True,
+    img_size=0,
+    epochs=10,
+    batch_size=64,
+    smoothing=0.1,
+    drop_path_rate=0.0,  # DeiT's authors leave it out for transfer (issue 45 of their repository)
+    ema_decay=0.999,
+    augment=AugmentConfig(
+        crop_scale=(0.35, 1.0),  # milder than for ImageNet: little data, and the weights know the world already
+        hflip=0.5,
+        color_jitter=0.3,
+    ),
+    optim=OptimConfig(lr=4e-4, lr_batch=512, min_lr=1e-6, warmup_lr=1e-6, warmup_epochs=1, weight_decay=0.05),
+)
+
+SMALL = Recipe(  # from scratch on little data; own values
+    name="small",
+    pretrained=False,
+    img_size=0,
+    epochs=100,
+    batch_size=64,
+    smoothing=0.1,
+    drop_path_rate=0.1,
+    ema_decay=0.998,
+    augment=AugmentConfig(
+        crop_scale=(0.25, 1.0),
+        hflip=0.5,
+        rand_augment="rand-m7-mstd0.5-inc1",
+        erase_prob=0.1,
+        mixup=0.2,
+        cutmix=0.5,
+        mix_prob=0.5,
+    ),
+    optim=OptimConfig(
+        lr=4e-3, lr_batch=512, min_lr=1e-5, warmup_lr=1e-6, warmup_epochs=5, weight_decay=0.05, clip_grad=1.0
+    ),
+)
+
+DIGITS = replace(  # the built-in set: strokes have a direction, so no flip and no crop, but small affine maps
+    SMALL,
+    name="digits",
+    img_size=64,
+    epochs=30,
+    drop_path_rate=0.0,
+    augment=AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, affine=(12.0, 0.12, 0.1)),
+    optim=replace(SMALL.optim, lr=8e-3, warmup_epochs=3),
+)
+
+DIGITS_CONVNET = replace(DIGITS, name="digits-convnet", epochs=8, optim=replace(DIGITS.optim, warmup_epochs=1))
+
+RECIPES = {r.name: r for r in (PAPER, PAPER_384, FINETUNE, SMALL, DIGITS, DIGITS_CONVNET)}
+
+DIGITS_TEACHER = "regnety_002"  # the smallest of the paper's teacher family
+DIGITS_STUDENT = "deit_tiny"
+
+
+class DistillDefaults(NamedTuple):
+    """Weight of the teacher's term and temperature."""
+
+    alpha: float
+    tau: float
+
+
+DISTILL_DEFAULTS = {
+    "hard": DistillDefaults(alpha=0.5, tau=1.0),  # DeiT Eq. 3: one half each; no temperature
+    "soft": DistillDefaults(alpha=0.1, tau=3.0),  # DeiT §5.2: lambda = 0.1, tau = 3.0
+}
+DISTILL_REDUCTION = "batchmean"  # DeiT Eq. 2
+
+
+def get_recipe(name: str) -> Recipe:
+    """Return a recipe by name, or from a TOML file of settings on top of the recipe its `base` names.
+
+    Raises:
+        ConfigError: no such recipe or file, or a setting in the file that does not exist or fit.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    if not name.endswith(".toml"):
+        known = ", ".join(RECIPES)
+        raise ConfigError(f"There is no recipe {name!r}.", did_you_mean(name, RECIPES) or f"There are: {known}.")
+    values = read_toml(Path(name))
+    base = values.pop("base", None)
+    if base is None:
+        return from_dict(Recipe, {"name": Path(name).stem, **values}, name)
+    return override(get_recipe(str(base)), {"name": Path(name).stem, **_dotted(values)})
+
+
+def _dotted(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def describe(recipe: Recipe) -> dict[str, object]:
+    """Return a recipe as flat dotted settings."""
+    return _dotted(to_dict(recipe))

@@ -1,0 +1,51 @@
+"""Randomness without state: every draw is a function of what it is for.
+
+Nothing here lives across samples. The parts of a seed say what is drawn (`derive_seed(seed, "view", epoch, index)`),
+so the same sample gets the same augmentation on any worker, in any order, before and after a resume.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+
+import numpy as np
+import torch
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Return 63 well-mixed bits for a tuple of integers and words; any change of any part changes all of them."""
+    text = "\x1f".join(f"{type(p).__name__}:{p}" for p in parts)
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def generator(*parts: int | str) -> np.random.Generator:
+    """Return a NumPy generator that is a function of `parts`."""
+    return np.random.Generator(np.random.PCG64(derive_seed(*parts)))
+
+
+def torch_generator(*parts: int | str) -> torch.Generator:
+    """Return a CPU torch generator that is a function of `parts`."""
+    return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+@contextmanager
+def scope(*parts: int | str) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's global generators for a block, then put them back as they were.
+
+    For code of others that draws from the globals. Only torch's CPU generator is touched: `torch.manual_seed` would
+    also reseed every accelerator.
+    """
+    seed = derive_seed(*parts)
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
