@@ -1,0 +1,137 @@
+"""Weights on disk: safetensors in timm's layout, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from deitctl.card import ModelCard, from_timm_config, to_timm_config
+from deitctl.errors import DeitctlError, ModelError
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file through a sibling temporary one, flushed and then renamed, so that it is never seen half written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> DeitctlError:
+    """Return the one line for a disk that is full or a folder that may not be written."""
+    return DeitctlError(f"Cannot write {path}: {error.strerror or error}.", "Free some space, or name another --output.")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people: indented, whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, whole or not at all; anything on an accelerator is copied first."""
+    plain = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(plain, temporary, metadata={"format": "pt"})
+            os.chmod(temporary, 0o666 & ~_umask())
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(path, error if isinstance(error, OSError) else OSError(str(error))) from error
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read weights from `.safetensors`, or from a pickle (`.pth`, `.pt`, `.bin`) with `weights_only=True`.
+
+    A training checkpoint's wrapping (`model`, `state_dict`, `module.` and `_orig_mod.` prefixes) is taken off.
+
+    Raises:
+        ModelError: the file is missing, broken, or not made of tensors.
+    """
+    if not path.is_file():
+        raise ModelError(f"There is no weights file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ModelError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
+    except Exception as error:  # torch.load raises pickle's own errors for what weights_only refuses
+        raise ModelError(f"{path} holds more than weights and is not opened: {_first_line(error)}") from error
+    for key in ("model", "state_dict", "model_state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise ModelError(f"{path} is not a dictionary of tensors.")
+    return {k.removeprefix("module.").removeprefix("_orig_mod."): v for k, v in loaded.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read the names and shapes of a safetensors file without its data."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
+
+
+def save_model(folder: Path, tensors: Mapping[str, Tensor], card: ModelCard, layers: Mapping[str, Any]) -> None:
+    """Write a model folder that deitctl and `timm.create_model("local-dir:...")` both load.
+
+    `layers` are the names that `to_timm_config` wants: `classifier` and `first_conv`.
+    """
+    save_tensors(folder / WEIGHTS, tensors)
+    write_json(folder / CONFIG, to_timm_config(card, **layers))
+
+
+def load_card(folder: Path) -> ModelCard:
+    """Read the card of a model folder; raise `ModelError` if there is none or it is broken."""
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{folder} is not a model folder: it has no readable {CONFIG}.") from error
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is not a model's config.json.")
+    return from_timm_config(config, str(path))

@@ -1,0 +1,134 @@
+"""Classifiers that are no DeiT, from timm: teachers above all. Importing this file imports nothing; calling it does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from deitctl.card import IMAGENET_MEAN, IMAGENET_STD, ModelCard, Preprocessing
+from deitctl.catalog import ARCHITECTURES, imagenet_classes
+from deitctl.checkpoint import WEIGHTS, load_card, load_tensors
+from deitctl.errors import ModelError, WeightsNotFound, did_you_mean
+
+
+def is_timm_model(name: str) -> bool:
+    """Say whether timm has an architecture of this name (with or without a weights tag)."""
+    import timm
+
+    return bool(timm.is_model(name.partition(".")[0]))
+
+
+def suggest_model(name: str) -> str:
+    """Name the nearest of all models, deitctl's and timm's."""
+    import timm
+
+    return did_you_mean(name, [*(a.alias for a in ARCHITECTURES), *timm.list_models()])
+
+
+def create(name: str, *, num_classes: int, img_size: int, drop_path_rate: float, model_args: Mapping[str, Any]) -> nn.Module:
+    """Build a timm classifier with random weights; `img_size` and `drop_path_rate` reach the models that take them."""
+    import timm
+
+    plain = name.partition(".")[0]
+    wanted = {"img_size": img_size, "drop_path_rate": drop_path_rate} if drop_path_rate else {"img_size": img_size}
+    kwargs = {**wanted, **model_args, "num_classes": num_classes}
+    while True:
+        try:
+            return timm.create_model(plain, pretrained=False, **kwargs)  # type: ignore[no-any-return]
+        except TypeError as error:  # a convnet takes pictures of any size and has no img_size
+            refused = next((k for k in wanted if k in kwargs and repr(k) in str(error)), None)
+            if refused is None:
+                raise ModelError(f"timm cannot build {name}: {error}.") from error
+            del kwargs[refused]
+
+
+def card_of(model: nn.Module, name: str, num_classes: int) -> ModelCard:
+    """Return the card of a timm model from its `pretrained_cfg`."""
+    cfg = dict(getattr(model, "pretrained_cfg", {}) or {})
+    names = descriptions = None
+    if num_classes == 1000 and int(cfg.get("num_classes") or 0) == 1000:
+        names, descriptions = imagenet_classes()
+    return ModelCard(
+        architecture=str(cfg.get("architecture") or name.partition(".")[0]),
+        num_classes=num_classes,
+        class_names=names,
+        descriptions=descriptions,
+        preprocessing=Preprocessing(
+            img_size=int((cfg.get("input_size") or (3, 224, 224))[-1]),
+            crop_pct=float(cfg.get("crop_pct") or 0.875),
+            interpolation=str(cfg.get("interpolation") or "bicubic"),
+            crop_mode=str(cfg.get("crop_mode") or "center"),
+            mean=tuple(cfg.get("mean") or IMAGENET_MEAN),
+            std=tuple(cfg.get("std") or IMAGENET_STD),
+        ),
+    )
+
+
+def layers(model: nn.Module) -> dict[str, Any]:
+    """Return the names of the first convolution and the classifier that config.json tells timm."""
+    cfg = dict(getattr(model, "pretrained_cfg", {}) or {})
+    classifier = cfg.get("classifier") or "head"
+    return {
+        "classifier": (classifier,) if isinstance(classifier, str) else tuple(classifier),
+        "first_conv": str(cfg.get("first_conv") or ""),
+    }
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], where: str, *, new_head: bool) -> None:
+    """Load a state dict strictly, except for the classifier where `new_head`; raise `ModelError` if it does not fit."""
+    state = dict(state)
+    if new_head:
+        heads = tuple(f"{name}." for name in layers(model)["classifier"])
+        state = {k: v for k, v in state.items() if not k.startswith(heads)}
+        state |= {k: v for k, v in model.state_dict().items() if k.startswith(heads)}
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ModelError(f"{where} holds weights of another architecture: {_mismatch(error)}") from error
+
+
+def _mismatch(error: RuntimeError) -> str:
+    lines = [line.strip() for line in str(error).splitlines()[1:]]
+    return (lines[0] if lines else str(error))[:160]
+
+
+def load_published(name: str, *, img_size: int = 0) -> tuple[nn.Module, ModelCard]:
+    """Build a timm model with its published weights; raise `WeightsNotFound` if they are neither here nor to be had."""
+    import timm
+
+    kwargs = {"img_size": img_size} if img_size else {}
+    try:
+        model = timm.create_model(name, pretrained=True, **kwargs)
+    except Exception as error:  # timm and the hub raise dozens of kinds: connection, HTTP, missing weights, hash
+        cfg = timm.get_pretrained_cfg(name)
+        where = f"https://huggingface.co/{cfg.hf_hub_id}{cfg.architecture}.{cfg.tag}" if cfg else "the hub"
+        if cfg and cfg.hf_hub_id and not cfg.hf_hub_id.endswith("/"):
+            where = f"https://huggingface.co/{cfg.hf_hub_id}"
+        raise WeightsNotFound(
+            f"The weights of {name} are not on this machine and cannot be downloaded.",
+            f"Fetch model.safetensors from {where} and pass the file.",
+        ) from error
+    card = card_of(model, name, model.num_classes)
+    return model, card.at_size(img_size) if img_size else card
+
+
+def load_folder(folder: Path) -> tuple[nn.Module, ModelCard]:
+    """Load a timm local-dir folder of an architecture that is no DeiT."""
+    card = load_card(folder)
+    if not is_timm_model(card.architecture):
+        raise ModelError(f"{folder} holds {card.architecture!r}, which timm does not have.", suggest_model(card.architecture))
+    model_args = {k: v for k, v in card.model_args.items() if k != "img_size"}
+    model = create(
+        card.architecture, num_classes=card.num_classes, img_size=card.preprocessing.img_size,
+        drop_path_rate=0.0, model_args=model_args,
+    )  # fmt: skip
+    file = next((f for f in (folder / WEIGHTS, folder / "pytorch_model.bin") if f.is_file()), folder / WEIGHTS)
+    load_weights(model, load_tensors(file), str(file), new_head=False)
+    if card.class_names is None and card.num_classes == 1000:
+        names, descriptions = imagenet_classes()
+        card = replace(card, class_names=names, descriptions=descriptions)
+    return model, card

@@ -1,0 +1,65 @@
+"""Where published weights are: a named file, `$DEITCTL_WEIGHTS`, the hub's cache, the hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from deitctl.catalog import OFFICIAL_URL, Architecture
+from deitctl.errors import WeightsNotFound
+from deitctl.events import Reporter
+
+WEIGHTS_VARIABLE = "DEITCTL_WEIGHTS"
+
+
+def local_weights(arch: Architecture) -> Path | None:
+    """Return the weights of `arch` if they are on this machine: in `$DEITCTL_WEIGHTS` or in the hub's cache."""
+    folder = os.environ.get(WEIGHTS_VARIABLE)
+    if folder:
+        stems = (arch.weights_file, f"{arch.name}.safetensors", f"{arch.alias}.safetensors", arch.url, f"{arch.name}.pth")
+        for stem in stems:
+            if (path := Path(folder).expanduser() / stem).is_file():
+                return path
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(arch.hub_id, "model.safetensors")
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def find_weights(arch: Architecture, reporter: Reporter) -> Path:
+    """Return a file with the published weights of `arch`, downloading it if need be.
+
+    Raises:
+        WeightsNotFound: not here and no network; the message names the file and where to put it.
+    """
+    if (path := local_weights(arch)) is not None:
+        return path
+    try:
+        return download(arch.hub_id, "model.safetensors", reporter)
+    except WeightsNotFound as error:
+        raise WeightsNotFound(
+            f"The weights of {arch.alias} are not on this machine and cannot be downloaded ({error.message}).",
+            f"Fetch {OFFICIAL_URL}{arch.url} or https://huggingface.co/{arch.hub_id}, then pass --weights FILE, "
+            f"or put it as {arch.weights_file} into the folder that ${WEIGHTS_VARIABLE} names.",
+        ) from error
+
+
+def download(repo_id: str, filename: str, reporter: Reporter) -> Path:
+    """Fetch one file of a hub repository into the hub's cache, with progress; raise `WeightsNotFound` if it cannot."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
+
+    cached = try_to_load_from_cache(repo_id, filename)
+    if isinstance(cached, str):
+        return Path(cached)
+    disable_progress_bars()
+    try:
+        with reporter.task(f"download {repo_id}", None, "bytes"):
+            return Path(hf_hub_download(repo_id, filename, etag_timeout=5))
+    except LocalEntryNotFoundError as error:
+        raise WeightsNotFound("no connection to huggingface.co") from error
+    except HfHubHTTPError as error:
+        raise WeightsNotFound(f"the hub has no readable {repo_id}/{filename}") from error
+    except (OSError, ValueError) as error:
+        raise WeightsNotFound(f"the download failed: {str(error).splitlines()[0][:120]}") from error
