@@ -13,6 +13,7 @@ from deitctl.card import IMAGENET_MEAN, IMAGENET_STD, ModelCard, Preprocessing
 from deitctl.catalog import ARCHITECTURES, imagenet_classes
 from deitctl.checkpoint import WEIGHTS, load_card, load_tensors
 from deitctl.errors import ModelError, WeightsNotFound, did_you_mean
+from deitctl.models.weights import require_hub
 
 
 def is_timm_model(name: str) -> bool:
@@ -102,6 +103,8 @@ def load_published(name: str, *, img_size: int = 0) -> tuple[nn.Module, ModelCar
 
     kwargs = {"img_size": img_size} if img_size else {}
     try:
+        if not _cached(name):
+            require_hub()
         model = timm.create_model(name, pretrained=True, **kwargs)
     except Exception as error:  # timm and the hub raise dozens of kinds: connection, HTTP, missing weights, hash
         cfg = timm.get_pretrained_cfg(name)
@@ -114,6 +117,15 @@ def load_published(name: str, *, img_size: int = 0) -> tuple[nn.Module, ModelCar
         ) from error
     card = card_of(model, name, model.num_classes)
     return model, card.at_size(img_size) if img_size else card
+
+
+def _cached(name: str) -> bool:
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    cfg = timm.get_pretrained_cfg(name)
+    repo_id = f"{cfg.hf_hub_id}{cfg.architecture}.{cfg.tag}" if cfg and str(cfg.hf_hub_id).endswith("/") else ""
+    return bool(repo_id) and isinstance(try_to_load_from_cache(repo_id, WEIGHTS), str)
 
 
 def load_folder(folder: Path) -> tuple[nn.Module, ModelCard]:

@@ -45,21 +45,32 @@ def find_weights(arch: Architecture, reporter: Reporter) -> Path:
 
 
 def download(repo_id: str, filename: str, reporter: Reporter) -> Path:
-    """Fetch one file of a hub repository into the hub's cache, with progress; raise `WeightsNotFound` if it cannot."""
+    """Fetch one file of a hub repository into the hub's cache; raise `WeightsNotFound` if it cannot be had."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import disable_progress_bars
 
     cached = try_to_load_from_cache(repo_id, filename)
     if isinstance(cached, str):
         return Path(cached)
+    require_hub()
     disable_progress_bars()
     try:
         with reporter.task(f"download {repo_id}", None, "bytes"):
-            return Path(hf_hub_download(repo_id, filename, etag_timeout=5))
-    except LocalEntryNotFoundError as error:
-        raise WeightsNotFound("no connection to huggingface.co") from error
+            return Path(hf_hub_download(repo_id, filename))
     except HfHubHTTPError as error:
         raise WeightsNotFound(f"the hub has no readable {repo_id}/{filename}") from error
     except (OSError, ValueError) as error:
         raise WeightsNotFound(f"the download failed: {str(error).splitlines()[0][:120]}") from error
+
+
+def require_hub() -> None:
+    """Ask the hub for a sign of life, once; raise `WeightsNotFound` in seconds where its client would retry for long."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        raise WeightsNotFound("HF_HUB_OFFLINE is set")
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception as error:  # the client's transport errors have changed from version to version
+        raise WeightsNotFound(f"no connection to {constants.ENDPOINT}") from error

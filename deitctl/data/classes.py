@@ -1,0 +1,70 @@
+"""Matching the classes of two parties by name, never by position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deitctl.card import ModelCard
+from deitctl.catalog import imagenet_classes
+
+
+@dataclass(frozen=True)
+class ClassMatch:
+    """Where the data's classes stand in a model's logits."""
+
+    rows: tuple[int, ...]
+    """For each class of the data, its logit."""
+    kind: str
+    """`same`, `permuted` (same classes, other order) or `subset` (the model knows more)."""
+
+    def __str__(self) -> str:
+        return {
+            "same": f"the same {len(self.rows)} classes",
+            "permuted": f"the same {len(self.rows)} classes in another order",
+            "subset": f"{len(self.rows)} of the model's classes",
+        }[self.kind]
+
+
+def match_classes(card: ModelCard, data_names: Sequence[str]) -> ClassMatch | None:
+    """Find each of the data's classes in a model's by WordNet id or name; None unless all are found.
+
+    Names are compared without case, underscores and hyphens; each synonym of an ImageNet class counts, unless two
+    classes share it.
+    """
+    index = _spellings(card)
+    rows = [index.get(_plain(name)) for name in data_names]
+    if any(row is None for row in rows) or len(set(rows)) != len(rows):
+        return None
+    found = tuple(row for row in rows if row is not None)
+    if len(found) < card.num_classes:
+        return ClassMatch(found, "subset")
+    return ClassMatch(found, "same" if found == tuple(range(card.num_classes)) else "permuted")
+
+
+def _spellings(card: ModelCard) -> dict[str, int]:
+    index: dict[str, int] = {}
+    ambiguous: set[str] = set()
+    for names in (card.class_names or (), card.descriptions or ()):
+        for row, name in enumerate(names):
+            for spelling in {_plain(name), *(_plain(part) for part in name.split(","))}:
+                if index.get(spelling, row) != row:
+                    ambiguous.add(spelling)
+                index.setdefault(spelling, row)
+    exact = {_plain(n) for n in card.class_names or ()}
+    return {k: v for k, v in index.items() if k not in ambiguous or k in exact}
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").replace("-", " ").lower().split())
+
+
+def is_imagenet(class_names: Sequence[str]) -> bool:
+    """Say whether a data set has all of ImageNet-1k's classes, by WordNet id."""
+    return set(imagenet_classes()[0]) == set(class_names)
+
+
+def describe_classes(class_names: Sequence[str]) -> tuple[str, ...] | None:
+    """Return names for people where the data's classes are all WordNet ids of ImageNet's, else None."""
+    known = dict(zip(*imagenet_classes(), strict=True))
+    return tuple(known[n] for n in class_names) if all(n in known for n in class_names) else None

@@ -1,0 +1,181 @@
+"""Where pictures and labels come from: class folders, tars of them, tables, the built-in digits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from deitctl import rng
+from deitctl.data.decode import decode, read_image
+from deitctl.errors import DataError
+
+Labels = NDArray[np.int64]
+
+
+class Source(Protocol):
+    """Pictures with labels: `labels[i]` indexes `class_names`."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def labels(self) -> Labels: ...
+
+    def name(self, index: int) -> str:
+        """Name picture `index` for messages and records."""
+
+    def read(self, index: int) -> Image.Image:
+        """Decode picture `index` into RGB; raise `DataError` if it cannot be."""
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Pictures in files of their own."""
+
+    paths: tuple[str, ...]
+    labels: Labels
+    class_names: tuple[str, ...]
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+    def read(self, index: int) -> Image.Image:
+        return read_image(Path(self.paths[index]))
+
+
+@dataclass(frozen=True)
+class TarSource:
+    """Pictures inside an uncompressed tar, read in place by offset."""
+
+    path: str
+    members: tuple[tuple[str, int, int], ...]
+    """Name, offset in bytes and size in bytes."""
+    labels: Labels
+    class_names: tuple[str, ...]
+
+    def name(self, index: int) -> str:
+        return f"{self.path}:{self.members[index][0]}"
+
+    def read(self, index: int) -> Image.Image:
+        _, offset, size = self.members[index]
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(offset)
+                return decode(file.read(size), self.name(index))
+        except OSError as error:
+            raise DataError(f"{self.name(index)} cannot be read: {error.strerror}.") from error
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Pictures held in memory, [N,H,W] uint8 greys."""
+
+    images: NDArray[np.uint8]
+    labels: Labels
+    class_names: tuple[str, ...]
+    title: str
+
+    def name(self, index: int) -> str:
+        return f"{self.title}:{index}"
+
+    def read(self, index: int) -> Image.Image:
+        return Image.fromarray(self.images[index]).convert("RGB")
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some pictures of a source, possibly under other labels."""
+
+    source: Source
+    indices: NDArray[np.int64]
+    labels: Labels
+    class_names: tuple[str, ...]
+
+    def name(self, index: int) -> str:
+        return self.source.name(int(self.indices[index]))
+
+    def read(self, index: int) -> Image.Image:
+        return self.source.read(int(self.indices[index]))
+
+
+def subset(source: Source, indices: Sequence[int] | NDArray[np.int64]) -> Subset:
+    """Take some pictures of a source."""
+    index = np.asarray(indices, dtype=np.int64)
+    return Subset(source, index, source.labels[index], source.class_names)
+
+
+def relabel(source: Source, class_names: tuple[str, ...]) -> Subset:
+    """Number a source's labels by other class names, which must include every class that has a picture.
+
+    Raises:
+        DataError: a class with pictures is not among `class_names`.
+    """
+    index = {name: i for i, name in enumerate(class_names)}
+    used = sorted({source.class_names[label] for label in source.labels.tolist()})
+    if strangers := [name for name in used if name not in index]:
+        raise DataError(
+            f"Class {strangers[0]!r} is in the validation set but not in the training set"
+            + (f" (and {len(strangers) - 1} more)." if len(strangers) > 1 else "."),
+            "Both must use the same class names.",
+        )
+    mapping = np.array([index.get(name, -1) for name in source.class_names], dtype=np.int64)
+    return Subset(source, np.arange(len(source.labels)), mapping[source.labels], class_names)
+
+
+def hold_out(source: Source, share: float, seed: int) -> tuple[Subset, Subset]:
+    """Split a source into training and validation, `share` of every class held out, the same for the same seed.
+
+    A class of one picture stays in training; classes of two or more give at least one.
+    """
+    held: list[int] = []
+    for label in range(len(source.class_names)):
+        members = np.flatnonzero(source.labels == label)
+        count = min(len(members) - 1, max(1, round(share * len(members))))
+        if count > 0:
+            held += rng.generator(seed, "hold-out", label).permutation(members)[:count].tolist()
+    mask = np.zeros(len(source.labels), dtype=bool)
+    mask[held] = True
+    return subset(source, np.flatnonzero(~mask)), subset(source, np.flatnonzero(mask))
+
+
+def digits() -> tuple[Source, Source]:
+    """Return the built-in set: 1,797 handwritten digits of 8x8 pixels in 10 classes, every fifth of a class for validation.
+
+    From the UCI Machine Learning Repository, "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998,
+    CC BY 4.0), the part that scikit-learn's `load_digits` carries.
+    """
+    with resources.files("deitctl").joinpath("assets/digits.npz").open("rb") as file:
+        arrays = np.load(file, allow_pickle=False)
+        images, labels = arrays["images"], arrays["labels"].astype(np.int64)
+    images = np.rint(images * (255 / 16)).astype(np.uint8)  # the set counts ink in 0..16
+    whole = ArraySource(images, labels, tuple(str(d) for d in range(10)), "digits")
+    order = np.empty(len(labels), dtype=np.int64)
+    for digit in range(10):
+        members = np.flatnonzero(labels == digit)
+        order[members] = np.arange(len(members))
+    validation = order % 5 == 4
+    return subset(whole, np.flatnonzero(~validation)), subset(whole, np.flatnonzero(validation))
+
+
+def drop_empty_classes(source: FileSource | TarSource) -> tuple[FileSource | TarSource, list[str]]:
+    """Leave out classes without a picture, so that every logit stands for something; return their names too."""
+    counts = np.bincount(source.labels, minlength=len(source.class_names))
+    kept = np.flatnonzero(counts)
+    empty = [source.class_names[i] for i in np.flatnonzero(counts == 0)]
+    renumber = np.full(len(source.class_names), -1, dtype=np.int64)
+    renumber[kept] = np.arange(len(kept))
+    names = tuple(source.class_names[i] for i in kept)
+    return replace(source, labels=renumber[source.labels], class_names=names), empty
+
+
+def is_hidden(name: str) -> bool:
+    """Say whether a folder or file is the system's or a tool's, not data."""
+    return name.startswith((".", "__MACOSX")) or name in ("Thumbs.db", os.curdir)
