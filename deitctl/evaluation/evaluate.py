@@ -1,0 +1,152 @@
+"""Scores of a classifier on a source, per picture, for each head and each way to join them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deitctl.card import HEADS, Preprocessing
+from deitctl.data.loader import eval_batches
+from deitctl.data.mixing import normalise
+from deitctl.data.sources import Source
+from deitctl.device import Device
+from deitctl.errors import DataError
+from deitctl.events import Reporter
+from deitctl.metrics import expected_calibration_error, topk_correct
+from deitctl.models.heads import forward_heads, fuse_heads
+from deitctl.models.vit import HeadLogits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was measured, by picture where it is needed further; accuracies in percent."""
+
+    images: int
+    top1: float
+    top5: float
+    loss: float
+    ece: float
+    heads: dict[str, float] | None
+    """Top-1 of each head rule, None for a model with one head."""
+    top1_among: float | None
+    """Top-1 among the data's classes alone, where the model knows more."""
+    agreement: float | None
+    """Percent of pictures on which the two heads agree (100 - DeiT Table 4's disagreement)."""
+    images_per_second: float
+    predictions: Tensor = field(repr=False)
+    """The model's class of each picture, [N], in the model's numbering."""
+    confidences: Tensor = field(repr=False)
+    """Its probability, [N]."""
+    correct: Tensor = field(repr=False)
+    """Whether it is right, [N]."""
+    indices: list[int] = field(repr=False)
+    """Position of each picture in the source."""
+    unreadable: list[tuple[int, str]] = field(repr=False)
+    """Position and reason of the pictures left out."""
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, source: Source, preprocessing: Preprocessing, *, rows: tuple[int, ...], head: str,
+    device: Device, batch_size: int, workers: int, reporter: Reporter, label: str = "evaluate",
+) -> Evaluation:  # fmt: skip
+    """Score a model on every readable picture of a source, each once.
+
+    Args:
+        model: a classifier, already on `device`; put into eval mode.
+        source: the pictures.
+        preprocessing: what the model expects.
+        rows: for each class of the source, its logit.
+        head: the rule whose answer is the model's (see `fuse_heads`).
+        device: where, and in which precision.
+        batch_size: pictures at a time; the result does not depend on it.
+        workers: loader processes.
+        reporter: shows progress.
+        label: what the progress is called.
+
+    Raises:
+        DataError: not one picture can be read.
+    """
+    model.eval()
+    tally = _Tally(torch.tensor(rows), head)
+    start = time.monotonic()
+    batches = eval_batches(
+        source, preprocessing, batch_size=batch_size, workers=workers, pin_memory=device.pins_memory
+    )
+    with reporter.task(label, len(source.labels)) as task:
+        for batch in batches:
+            tally.unreadable += batch.errors
+            if batch.keys:
+                images = normalise(device.move(batch.images), preprocessing)
+                with device.autocast():
+                    cls, dist = forward_heads(model, images)
+                tally.add(cls.float().cpu(), dist.float().cpu() if dist is not None else None, batch.labels)
+                tally.indices += [key.index for key in batch.keys]
+            task.advance(len(batch.keys) + len(batch.errors))
+    if not tally.indices:
+        raise DataError(f"Not one of {len(tally.unreadable)} pictures can be read; the first: {tally.unreadable[0][1]}")
+    return tally.result(time.monotonic() - start)
+
+
+class _Tally:
+    """Collects a few numbers a picture, not the logits, so that any data set fits."""
+
+    def __init__(self, rows: Tensor, head: str) -> None:
+        self.rows, self.head = rows, head
+        self.top1: dict[str, list[Tensor]] = {}
+        self.columns: dict[str, list[Tensor]] = {
+            k: [] for k in ("top5", "loss", "confidence", "prediction", "among", "agree")
+        }
+        self.indices: list[int] = []
+        self.unreadable: list[tuple[int, str]] = []
+        self.one_head, self.subset = True, False
+
+    def add(self, cls: Tensor, dist: Tensor | None, labels: Tensor) -> None:
+        targets = self.rows[labels]
+        self.one_head = dist is None
+        rules = ("cls",) if dist is None else HEADS
+        fused = {rule: fuse_heads(HeadLogits(cls, dist), rule) for rule in rules}
+        for rule, logits in fused.items():
+            self.top1.setdefault(rule, []).append(topk_correct(logits, targets, 1))
+        main = fused["cls" if dist is None else self.head]
+        self.subset = main.shape[1] > len(self.rows)
+        confidence, prediction = main.softmax(1).max(1)
+        add = {
+            "top5": topk_correct(main, targets, 5),
+            "loss": F.cross_entropy(main, targets, reduction="none"),
+            "confidence": confidence,
+            "prediction": prediction,
+            "among": main[:, self.rows].argmax(1) == labels,
+            "agree": cls.argmax(1) == (cls if dist is None else dist).argmax(1),
+        }
+        for name, values in add.items():
+            self.columns[name].append(values)
+
+    def result(self, seconds: float) -> Evaluation:
+        column = {name: torch.cat(values) for name, values in self.columns.items()}
+        top1 = {rule: torch.cat(values) for rule, values in self.top1.items()}
+        correct = top1["cls" if self.one_head else self.head]
+        return Evaluation(
+            images=len(self.indices),
+            top1=_percent(correct),
+            top5=_percent(column["top5"]),
+            loss=float(column["loss"].double().mean()),
+            ece=expected_calibration_error(column["confidence"], correct),
+            heads=None if self.one_head else {rule: _percent(values) for rule, values in top1.items()},
+            top1_among=_percent(column["among"]) if self.subset else None,
+            agreement=None if self.one_head else _percent(column["agree"]),
+            images_per_second=len(self.indices) / max(seconds, 1e-9),
+            predictions=column["prediction"],
+            confidences=column["confidence"],
+            correct=correct,
+            indices=self.indices,
+            unreadable=self.unreadable,
+        )
+
+
+def _percent(correct: Tensor) -> float:
+    return 100.0 * float(correct.double().mean())

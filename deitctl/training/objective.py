@@ -1,0 +1,62 @@
+"""What a step minimises: true labels alone, or true labels and a teacher. The formulas are in losses.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from deitctl import losses
+from deitctl.config import DistillConfig
+from deitctl.models.heads import forward_heads
+from deitctl.teacher.frozen import Teacher
+
+
+class Loss(NamedTuple):
+    """The scalar to minimise and its named parts, for the log."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class Objective(Protocol):
+    """Images [B,3,S,S] and target distributions [B,K] in, a loss out; `keep` is stochastic depth."""
+
+    def __call__(self, student: nn.Module, images: Tensor, targets: Tensor, keep: Tensor | None) -> Loss: ...
+
+
+class Supervised:
+    """Cross-entropy with the (smoothed, mixed) true labels; a second head learns the same."""
+
+    def __call__(self, student: nn.Module, images: Tensor, targets: Tensor, keep: Tensor | None) -> Loss:
+        cls, dist = forward_heads(student, images, keep)
+        loss = losses.cross_entropy(cls, targets)
+        if dist is None:
+            return Loss(loss, {"labels": loss})
+        second = losses.cross_entropy(dist, targets)
+        return Loss((loss + second) / 2, {"labels": loss, "labels_dist": second})
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """True labels for the class head; the teacher for the distillation head, or without a token for the same head.
+
+    DeiT §3: Eq. 3 (`hard`) and Eq. 2 (`soft`). The teacher looks at the same mixed images as the student.
+    """
+
+    teacher: Teacher
+    config: DistillConfig
+
+    def __call__(self, student: nn.Module, images: Tensor, targets: Tensor, keep: Tensor | None) -> Loss:
+        word = self.teacher(images)
+        cls, dist = forward_heads(student, images, keep)
+        listening = dist if dist is not None else cls
+        base = losses.cross_entropy(cls, targets)
+        if self.config.mode == "hard":
+            taught = losses.hard_distillation(listening, word)
+        else:
+            taught = losses.soft_distillation(
+                listening, word, tau=self.config.tau, reduction=self.config.reduction
+            )
+        return Loss(losses.combine(base, taught, self.config.alpha), {"labels": base, "teacher": taught})

@@ -1,0 +1,82 @@
+"""A run is a folder: what is where, and the log that survives a resume without gaps or doubles."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from deitctl.checkpoint import CONFIG, WEIGHTS, cannot_write, write_bytes
+from deitctl.config import TrainConfig, from_dict, read_toml, write_toml
+from deitctl.errors import ConfigError, DeitctlError
+
+
+class Run:
+    """Paths of a run folder, its configuration and its log."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config_file = root / "run.toml"
+        self.metrics_file = root / "metrics.jsonl"
+        self.state = root / "state"
+        self.figures = root / "figures"
+
+    @classmethod
+    def create(cls, root: Path, config: TrainConfig) -> Run:
+        """Make a new run folder; raise `DeitctlError` if it exists with a run in it or cannot be written."""
+        run = cls(root)
+        if run.config_file.exists() or (root / WEIGHTS).exists():
+            raise DeitctlError(
+                f"{root} already holds a run.", f"Name another --output, or continue it: deitctl train --resume {root}"
+            )
+        write_bytes(run.config_file, write_toml(config).encode())
+        return run
+
+    @classmethod
+    def open(cls, root: Path) -> tuple[Run, TrainConfig]:
+        """Open a run folder that exists; raise `ConfigError` if it is none."""
+        run = cls(root)
+        if not run.config_file.is_file():
+            raise ConfigError(f"{root} is not a run: it has no run.toml.", "A run is a folder that `deitctl train` made.")
+        return run, from_dict(TrainConfig, read_toml(run.config_file), str(run.config_file))
+
+    @property
+    def has_model(self) -> bool:
+        """Whether weights have been saved."""
+        return (self.root / WEIGHTS).is_file() and (self.root / CONFIG).is_file()
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one object to metrics.jsonl."""
+        try:
+            with self.metrics_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise cannot_write(self.metrics_file, error) from error
+
+    def log_size(self) -> int:
+        """Return the length of metrics.jsonl in bytes, to be kept with the state."""
+        return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
+
+    def cut_log(self, size: int) -> None:
+        """Drop what was logged after the state that a resume starts from."""
+        if self.metrics_file.exists():
+            os.truncate(self.metrics_file, size)
+
+    def records(self, kind: str) -> Iterator[dict[str, Any]]:
+        """Yield the logged objects of a kind, `step` or `epoch`."""
+        if self.metrics_file.exists():
+            for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+                record = json.loads(line)
+                if record["kind"] == kind:
+                    yield record
+
+
+def new_run_folder(stem: str) -> Path:
+    """Return runs/STEM, or runs/STEM-2 and so on where that is taken."""
+    stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).strip("-.")
+    path, number = Path("runs") / stem, 2
+    while path.exists():
+        path, number = Path("runs") / f"{stem}-{number}", number + 1
+    return path

@@ -1,0 +1,121 @@
+"""What a run needs to go on as if it had never stopped, and how it is kept: three files, swapped in as one folder.
+
+Kept: weights, their average, the optimiser's moments, the step, the best score, the loss scale. Not kept: any random
+state or loader position, because every draw is a function of the seed and the step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from deitctl.checkpoint import cannot_write, load_tensors, save_tensors, write_json
+from deitctl.ema import ExponentialMovingAverage
+from deitctl.errors import ModelError
+
+FORMAT = 1
+
+
+@dataclass
+class Progress:
+    """The numbers of a run that change: where it is and the best so far."""
+
+    step: int = 0
+    """Steps done."""
+    epoch: int = 0
+    """Epochs done."""
+    images_seen: int = 0
+    seconds: float = 0.0
+    """Time spent in earlier sessions of the run."""
+    best_top1: float = -1.0
+    best_epoch: int = 0
+    log_size: int = 0
+    bad_images: dict[str, str] = field(default_factory=dict)
+    """Pictures that could not be read, and why."""
+    format: int = FORMAT
+
+
+@dataclass
+class TrainState:
+    """Everything that moves during training."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: ExponentialMovingAverage | None
+    progress: Progress
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights that are evaluated and shipped: the average where there is one."""
+        return self.ema.values if self.ema is not None else self.model.state_dict()
+
+    def save(self, folder: Path) -> None:
+        """Write the state beside the old one, then swap them; a kill at any moment leaves one of them whole."""
+        new, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+        try:
+            shutil.rmtree(new, ignore_errors=True)
+            save_tensors(new / "model.safetensors", self.model.state_dict())
+            if self.ema is not None:
+                save_tensors(new / "ema.safetensors", self.ema.values)
+            save_tensors(new / "optimizer.safetensors", _optimizer_tensors(self.model, self.optimizer))
+            write_json(new / "state.json", {**asdict(self.progress), "scaler": self.scaler.state_dict()})
+            if folder.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(folder, old)
+            os.rename(new, folder)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+
+    def load(self, folder: Path) -> None:
+        """Read a state that `save` wrote into this one; raise `ModelError` if it is not whole."""
+        if not folder.exists():  # stopped between the two renames of a save
+            folder = folder.with_name(f"{folder.name}.old")
+        try:
+            record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            self.scaler.load_state_dict(record.pop("scaler"))
+            self.progress = Progress(**record)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{folder} holds no training state that can be read: {error}.") from error
+        if self.progress.format != FORMAT:
+            raise ModelError(f"{folder} was written by another version of deitctl (format {self.progress.format}).")
+        try:
+            self.model.load_state_dict(load_tensors(folder / "model.safetensors"))
+            if self.ema is not None:
+                average = load_tensors(folder / "ema.safetensors")
+                for name, value in self.ema.values.items():
+                    value.copy_(average[name])
+            _load_optimizer(self.model, self.optimizer, load_tensors(folder / "optimizer.safetensors"))
+        except (RuntimeError, KeyError) as error:
+            raise ModelError(f"{folder} does not fit the run's model: {str(error).splitlines()[0]}") from error
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names = {p: n for n, p in model.named_parameters()}
+    return {
+        f"{names[parameter]}.{key}": value
+        for parameter, moments in optimizer.state.items()
+        for key, value in moments.items()
+    }
+
+
+def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for name, value in tensors.items():
+        owner, _, key = name.rpartition(".")
+        parameter = parameters[owner]
+        place = value if key == "step" else value.to(parameter.device, memory_format=torch.preserve_format)
+        if key != "step" and parameter.ndim == 4:
+            place = place.contiguous(memory_format=_format(parameter))
+        optimizer.state[parameter][key] = place
+
+
+def _format(parameter: Tensor) -> torch.memory_format:
+    channels_last = parameter.is_contiguous(memory_format=torch.channels_last) and not parameter.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
