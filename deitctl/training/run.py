@@ -47,6 +47,13 @@ class Run:
         """Whether weights have been saved."""
         return (self.root / WEIGHTS).is_file() and (self.root / CONFIG).is_file()
 
+    def epochs_done(self) -> int:
+        """Return how many epochs the saved state has behind it."""
+        try:
+            return int(json.loads((self.state / "state.json").read_text(encoding="utf-8"))["epoch"])
+        except (OSError, ValueError, KeyError):
+            return 0
+
     def log(self, record: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl."""
         try:
