@@ -55,10 +55,11 @@ class ExportError(DeitctlError):
 
 
 class Interrupted(DeitctlError):
-    """The run was stopped by a signal; `resume_command` continues it."""
+    """A signal stopped the work; `resume_command` continues it, where something was saved to continue from."""
 
-    def __init__(self, signum: int, resume_command: str) -> None:
-        super().__init__("Interrupted.", resume_command)
+    def __init__(self, signum: int, resume_command: str = "") -> None:
+        super().__init__("Interrupted.")
+        self.signum = signum
         self.exit_code = 128 + signum
         self.resume_command = resume_command
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -90,6 +91,7 @@ def train_batches(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=_leave_signals_to_the_parent,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
     )
@@ -105,6 +107,13 @@ def eval_batches(
         batch_size=batch_size,
         num_workers=workers if len(source.labels) > batch_size else 0,
         collate_fn=collate,
+        worker_init_fn=_leave_signals_to_the_parent,
         pin_memory=pin_memory,
     )
     return iter(loader)
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    """Let Ctrl-C, which reaches every process of the terminal, be the training process's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

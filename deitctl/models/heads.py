@@ -44,3 +44,19 @@ def fuse_heads(heads: HeadLogits, how: str) -> Tensor:
     # the logarithm of the mean of two softmaxes, without leaving the log domain
     both = torch.stack([cls.float().log_softmax(1), dist.float().log_softmax(1)])
     return both.logsumexp(0) - torch.log(torch.tensor(2.0, device=cls.device))
+
+
+def choose_head(asked: str, own: str, model: nn.Module) -> str:
+    """Return the head rule to use: the one asked for, or with `auto` the model's own; the mean of logits if it has none.
+
+    Raises:
+        ModelError: the rule does not exist, or needs a head that the model does not have.
+    """
+    how = own if asked == "auto" else asked
+    how = "avg-logits" if how == "auto" else how
+    if how not in HEADS:
+        raise ModelError(f"There is no head rule {how!r}.", f"There are: auto, {', '.join(HEADS)}.")
+    two_heads = isinstance(model, VisionTransformer) and model.head_dist is not None
+    if how == "dist" and not two_heads:
+        raise ModelError("This model has no distillation head.", "Use --head cls, or leave it out.")
+    return how if two_heads else "cls"

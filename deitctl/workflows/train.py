@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -138,9 +139,9 @@ def _train(
         session.load()
     try:
         session.train()
-    except KeyboardInterrupt as stop:
-        signum = stop.args[0] if stop.args else 2
-        raise Interrupted(int(signum), f"deitctl train --resume {run.root}") from stop
+    except (KeyboardInterrupt, Interrupted) as stop:
+        signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
+        raise Interrupted(signum, f"deitctl train --resume {run.root}") from stop
     return session.finish()
 
 

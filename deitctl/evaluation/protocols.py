@@ -1,0 +1,36 @@
+"""The preprocessings under which accuracies of DeiT have been published; they differ by tenths of a point."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from deitctl import catalog
+from deitctl.card import ModelCard, Preprocessing
+from deitctl.errors import ConfigError
+
+PROTOCOLS = ("native", "deit", "timm", "hf")
+RELEASED_CROP = 224 / 256  # deit/datasets.py: resize to 256/224 of the input size, then crop
+
+
+def preprocessing_for(card: ModelCard, protocol: str) -> Preprocessing:
+    """Return the preprocessing of a protocol for a model.
+
+    `native` is the model card's own; `deit` the released code's (crop 0.875); `timm` the one of timm's table;
+    `hf` Hugging Face's DeiTImageProcessor: squashed to a square whatever the aspect ratio, then cropped.
+
+    Raises:
+        ConfigError: there is no such protocol, or timm publishes nothing for this architecture.
+    """
+    own = card.preprocessing
+    if protocol == "native":
+        return own
+    if protocol == "deit":
+        return replace(own, crop_pct=RELEASED_CROP, crop_mode="center", interpolation="bicubic")
+    if protocol == "hf":
+        return replace(own, crop_pct=RELEASED_CROP, crop_mode="squash", interpolation="bicubic")
+    if protocol == "timm":
+        arch = catalog.find(card.architecture)
+        if arch is None:
+            raise ConfigError(f"deitctl has no timm protocol for {card.architecture}.", "Its own is --protocol native.")
+        return replace(own, crop_pct=arch.crop_pct, crop_mode="center", interpolation="bicubic")
+    raise ConfigError(f"There is no protocol {protocol!r}.", f"There are: {', '.join(PROTOCOLS)}.")

@@ -1,0 +1,93 @@
+"""What a user points at: files, folders, addresses, lists on standard input; read ahead, in order."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from deitctl.card import Preprocessing
+from deitctl.data.decode import EXTENSIONS, decode, read_image
+from deitctl.data.transforms import Pixels, eval_view
+from deitctl.errors import DataError
+
+MAX_DOWNLOAD = 64 * 2**20  # bytes
+TIMEOUT = 20  # seconds without an answer
+STDIN = "-"
+
+
+class Input(NamedTuple):
+    """One input, ready for the model: uint8 [3,S,S], or None and why not."""
+
+    name: str
+    pixels: Pixels | None
+    error: str | None
+
+
+def expand(arguments: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
+    """Yield the name of every input: folders recursively in sorted order, `-` as the lines of standard input."""
+    for argument in arguments:
+        if argument == STDIN:
+            yield from (line.rstrip("\r\n") for line in stdin if line.strip())
+        elif not is_url(argument) and os.path.isdir(argument):
+            yield from _pictures_below(argument)
+        else:
+            yield argument
+
+
+def is_url(name: str) -> bool:
+    """Say whether a name is a web address."""
+    return name.startswith(("http://", "https://"))
+
+
+def _pictures_below(folder: str) -> Iterator[str]:
+    found = False
+    for current, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for file in sorted(files):
+            if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):
+                found = True
+                yield os.path.join(current, file)
+    if not found:
+        raise DataError(f"{folder} has no pictures in it.", f"Looked for {' '.join(sorted(EXTENSIONS))}.")
+
+
+def batches(names: Iterable[str], preprocessing: Preprocessing, batch_size: int) -> Iterator[list[Input]]:
+    """Yield inputs in order, `batch_size` at a time, the next batch being decoded by threads meanwhile."""
+
+    def load(name: str) -> Input:
+        try:
+            image = decode(_fetch(name), name) if is_url(name) else read_image(Path(name))
+            return Input(name, eval_view(image, preprocessing), None)
+        except DataError as error:
+            return Input(name, None, str(error))
+
+    yield from read_ahead(iter(names), load, batch_size)
+
+
+def read_ahead(names: Iterator[str], load: Callable[[str], Input], batch_size: int) -> Iterator[list[Input]]:
+    """Apply `load` in threads, one batch ahead of the one that is yielded; memory holds two batches at most."""
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        pending = [pool.submit(load, name) for name in islice(names, batch_size)]
+        while pending:
+            following = [] if batch_size == 1 else [pool.submit(load, name) for name in islice(names, batch_size)]
+            yield [future.result() for future in pending]
+            # one at a time means that each answer is wanted before the next name may be known
+            pending = following or [pool.submit(load, name) for name in islice(names, batch_size)]
+
+
+def _fetch(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            data: bytes = response.read(MAX_DOWNLOAD + 1)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise DataError(f"{url} cannot be fetched: {getattr(error, 'reason', error)}.") from error
+    if len(data) > MAX_DOWNLOAD:
+        raise DataError(f"{url} is larger than {MAX_DOWNLOAD // 2**20} MB.")
+    return data
