@@ -1,0 +1,141 @@
+"""Shared pictures, models and reporters: small, real and offline."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+os.environ["HF_HOME"] = "/nonexistent/deitctl-tests"  # no cached weights: the same result on every machine
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from PIL import Image
+from torch import nn
+
+from deitctl.catalog import Architecture, find
+from deitctl.data.sources import Source, digits
+from deitctl.events import SilentReporter
+from deitctl.models.convert import with_size
+from deitctl.models.vit import VisionTransformer
+
+settings.register_profile("deitctl", deadline=None, max_examples=30, derandomize=True, database=None)
+settings.load_profile("deitctl")
+
+
+class Recorder(SilentReporter):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+@pytest.fixture(autouse=True)
+def _no_weights_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DEITCTL_WEIGHTS", raising=False)
+
+
+@pytest.fixture
+def reporter() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture(scope="session")
+def digit_sources() -> tuple[Source, Source]:
+    """The built-in set: training and validation pictures."""
+    return digits()
+
+
+@pytest.fixture(scope="session")
+def picture(digit_sources: tuple[Source, Source]) -> Callable[..., Image.Image]:
+    """Make an RGB picture of any size: a coloured gradient with handwritten digits on it."""
+    train, _ = digit_sources
+
+    def make(width: int = 96, height: int = 72, seed: int = 0) -> Image.Image:
+        x, y = np.linspace(0, 255, width), np.linspace(0, 255, height)[:, None]
+        rows = [np.broadcast_to(c, (height, width)) for c in (x + 0 * y, y + 0 * x, (x + 2 * y + 37 * seed) % 256)]
+        image = Image.fromarray(np.stack(rows, axis=-1).astype(np.uint8), "RGB")
+        for turn in range(3):
+            digit = train.read(7 * seed + turn).resize((max(1, width // 3), max(1, height // 2)))
+            image.paste(digit, (turn * width // 3, (turn % 2) * height // 2))
+        return image
+
+    return make
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path, picture: Callable[..., Image.Image]) -> Callable[..., Path]:
+    """Write pictures into folders: `{"train/cat": 3}` makes train/cat/0.png .. 2.png below a new root."""
+
+    def make(counts: Mapping[str, int], root: str = "pictures") -> Path:
+        seed = 0
+        for folder, count in counts.items():
+            (tmp_path / root / folder).mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                picture(24, 18, seed % 20).save(tmp_path / root / folder / f"{number}.png")
+                seed += 1
+        return tmp_path / root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def randomise() -> Callable[..., nn.Module]:
+    """Fill every parameter with small normal noise, so that zeros and ones hide no mistake."""
+
+    def fill(model: nn.Module, seed: int = 0) -> nn.Module:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(1 + 0.1 * noise if parameter.ndim == 1 and "norm" in name else 0.05 * noise)
+        return model
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def tiny_arch() -> Callable[..., Architecture]:
+    """A DeiT of the catalogue at another input size."""
+
+    def make(alias: str = "deit_tiny", img_size: int = 32) -> Architecture:
+        arch = find(alias)
+        assert arch is not None
+        return with_size(arch, img_size)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def deit(tiny_arch: Callable[..., Architecture], randomise: Callable[..., nn.Module]) -> Callable[..., VisionTransformer]:
+    """A randomised DeiT with few classes and a small input."""
+
+    def make(
+        alias: str = "deit_tiny", *, classes: int = 5, img_size: int = 32, seed: int = 0, drop_path_rate: float = 0.0
+    ) -> VisionTransformer:
+        arch = tiny_arch(alias, img_size)
+        model = VisionTransformer(arch, num_classes=classes, img_size=img_size, drop_path_rate=drop_path_rate)
+        randomise(model, seed)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def noise() -> Callable[..., torch.Tensor]:
+    """Normal noise of a shape, the same every time."""
+
+    def make(*shape: int, seed: int = 0) -> torch.Tensor:
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+    return make

@@ -1,0 +1,74 @@
+"""One way to ask any model, four ways to join two heads."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from deitctl.card import HEADS
+from deitctl.errors import ModelError
+from deitctl.models.heads import forward_heads, fuse_heads
+from deitctl.models.vit import HeadLogits
+
+CLS, DIST = torch.tensor([[math.log(3.0), 0.0]]), torch.tensor([[0.0, 0.0]])  # softmaxes (3/4, 1/4) and (1/2, 1/2)
+
+
+def test_avg_probs_is_the_mean_of_the_softmaxes():
+    fused = fuse_heads(HeadLogits(CLS, DIST), "avg-probs")
+    torch.testing.assert_close(fused.softmax(1), torch.tensor([[5 / 8, 3 / 8]]))
+    torch.testing.assert_close(fused.exp().sum(), torch.tensor(1.0))  # logarithms of probabilities already
+
+
+def test_avg_logits_is_the_mean_of_the_logits():
+    torch.testing.assert_close(fuse_heads(HeadLogits(CLS, DIST), "avg-logits"), torch.tensor([[math.log(3.0) / 2, 0.0]]))
+
+
+def test_single_heads_are_returned_as_they_are():
+    assert fuse_heads(HeadLogits(CLS, DIST), "cls") is CLS
+    assert fuse_heads(HeadLogits(CLS, DIST), "dist") is DIST
+
+
+def test_avg_probs_survives_huge_logits():
+    fused = fuse_heads(HeadLogits(torch.tensor([[1e4, 0.0]]), torch.tensor([[0.0, 1e4]])), "avg-probs")
+    torch.testing.assert_close(fused.softmax(1), torch.tensor([[0.5, 0.5]]))
+
+
+@pytest.mark.parametrize("how", [h for h in HEADS if h != "dist"])
+def test_one_head_answers_whatever_is_asked(how):
+    assert fuse_heads(HeadLogits(CLS, None), how) is CLS
+
+
+def test_distillation_head_that_is_not_there_is_refused():
+    with pytest.raises(ModelError, match="no distillation head"):
+        fuse_heads(HeadLogits(CLS, None), "dist")
+
+
+@pytest.mark.parametrize("dist", [DIST, None])
+def test_unknown_rule_is_refused(dist):
+    with pytest.raises(ModelError, match="avg-probs"):
+        fuse_heads(HeadLogits(CLS, dist), "mean")
+
+
+def test_timm_models_answer_with_one_head(noise):
+    model = timm.create_model("regnety_002", num_classes=4).eval()
+    with torch.no_grad():
+        heads = forward_heads(model, noise(1, 3, 32, 32))
+    assert heads.cls.shape == (1, 4)
+    assert heads.dist is None
+
+
+def test_a_timm_model_with_two_outputs_gives_two_heads(noise):
+    model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=4, img_size=32)
+    model.set_distilled_training(True)
+    assert forward_heads(model.train(), noise(1, 3, 32, 32)).dist is not None
+
+
+def test_keep_reaches_a_deit_and_only_a_deit(deit, noise):
+    model, images = deit(), noise(1, 3, 32, 32)
+    with torch.no_grad():
+        assert not torch.equal(forward_heads(model, images, torch.zeros(12, 2, 1)).cls, forward_heads(model, images).cls)
+        assert forward_heads(nn.Flatten(), images, torch.zeros(12, 2, 1)).cls.shape == (1, 3 * 32 * 32)

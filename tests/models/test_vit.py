@@ -1,0 +1,141 @@
+"""The DeiT is timm's to rounding, and its stochastic depth is the paper's."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from deitctl.catalog import ARCHITECTURES, find
+from deitctl.models.vit import VisionTransformer
+
+CASES = [
+    ("deit_tiny", 64),
+    ("deit_tiny", 224),
+    ("deit_tiny_distilled", 64),
+    ("deit_tiny_distilled", 96),
+    ("deit3_small", 64),
+    ("deit3_small", 32),
+]
+# the same operations in the same order, up to the fused kernels' choice of blocks
+ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def timm_twin(model: VisionTransformer) -> torch.nn.Module:
+    """timm's model with the same weights."""
+    twin = timm.create_model(model.arch.name, num_classes=model.num_classes, img_size=model.img_size)
+    twin.load_state_dict(model.state_dict(), strict=True)
+    return twin.eval()
+
+
+@pytest.mark.parametrize(("alias", "img_size"), CASES)
+def test_logits_equal_timms(alias, img_size, deit, noise):
+    model = deit(alias, img_size=img_size, classes=7)
+    images = noise(2, 3, img_size, img_size)
+    with torch.no_grad():
+        cls, dist = model(images)
+        expected = timm_twin(model)(images)
+    ours = cls if dist is None else (cls + dist) / 2  # timm averages the logits in eval mode
+    torch.testing.assert_close(ours, expected, **ROUNDING)
+    assert ours.std() > 0.05  # the comparison is of something
+
+
+def test_both_heads_equal_timms_in_distilled_training(deit, noise):
+    model = deit("deit_tiny_distilled", img_size=64, classes=7)
+    twin = timm_twin(model)
+    twin.set_distilled_training(True)
+    twin.train()
+    images = noise(2, 3, 64, 64)
+    with torch.no_grad():
+        cls, dist = model(images)
+        expected_cls, expected_dist = twin(images)
+    torch.testing.assert_close(cls, expected_cls, **ROUNDING)
+    torch.testing.assert_close(dist, expected_dist, **ROUNDING)
+
+
+def test_gradients_equal_timms(deit, noise):
+    model = deit("deit3_small", img_size=32, classes=3)
+    twin = timm_twin(model)
+    images = noise(2, 3, 32, 32)
+    model(images).cls.square().sum().backward()
+    twin(images).square().sum().backward()
+    theirs = dict(twin.named_parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda a: a.alias)
+def test_state_dict_has_timms_names_and_shapes(arch):
+    with torch.device("meta"):
+        ours = VisionTransformer(arch, num_classes=1000, img_size=arch.img_size).state_dict()
+        theirs = timm.create_model(arch.name).state_dict()
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+
+
+def test_output_has_the_same_structure_in_training_and_evaluation(deit, noise):
+    model = deit("deit_tiny_distilled")
+    images = noise(2, 3, 32, 32)
+    with torch.no_grad():
+        trained, evaluated = model.train()(images), model.eval()(images)
+    assert torch.equal(trained.cls, evaluated.cls)
+    assert torch.equal(trained.dist, evaluated.dist)
+
+
+def test_initialisation_is_the_papers():
+    torch.manual_seed(0)
+    arch = find("deit_tiny_distilled")
+    model = VisionTransformer(arch, num_classes=10, img_size=224)
+    for weight in (model.blocks[0].attn.qkv.weight, model.pos_embed, model.cls_token, model.dist_token):
+        assert float(weight.detach().std()) == pytest.approx(0.02, rel=0.2)
+        assert abs(float(weight.detach().mean())) < 0.005
+    assert not model.blocks[3].mlp.fc1.bias.any()
+    assert not model.head_dist.bias.any()
+
+
+def test_dropping_every_branch_leaves_the_tokens_as_they_entered(deit, noise):
+    model = deit()
+    images = noise(2, 3, 32, 32)
+    with torch.no_grad():
+        cls, _ = model(images, torch.zeros(12, 2, 2))
+        expected = model.head(model.norm(model.embed(images)[:, 0]))
+    torch.testing.assert_close(cls, expected)
+
+
+def test_keep_of_ones_changes_nothing(deit, noise):
+    model = deit()
+    images = noise(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images, torch.ones(12, 2, 2)).cls, model(images).cls)
+
+
+def test_keep_belongs_to_each_picture(deit, noise):
+    model = deit()
+    images = noise(2, 3, 32, 32)
+    keep = torch.ones(12, 2, 2)
+    keep[5, 0, 1] = 0
+    with torch.no_grad():
+        dropped, whole = model(images, keep).cls, model(images).cls
+    torch.testing.assert_close(dropped[0], whole[0])
+    assert not torch.allclose(dropped[1], whole[1])
+
+
+def test_stochastic_depth_grows_linearly_and_keeps_the_expectation(deit):
+    model = deit(drop_path_rate=0.5)
+    keep = model.draw_keep(20_000, torch.Generator().manual_seed(0))
+    assert keep.shape == (12, 2, 20_000)
+    dropped = (keep == 0).float().mean(dim=(1, 2))
+    expected = torch.tensor([0.5 * i / 11 for i in range(12)])
+    torch.testing.assert_close(dropped, expected, atol=0.01, rtol=0)  # 5 deviations of 40,000 draws: 0.0125
+    torch.testing.assert_close(keep.mean(dim=(1, 2)), torch.ones(12), atol=0.03, rtol=0)
+    assert keep[11].max() == 2.0  # 1 / survival
+
+
+def test_no_stochastic_depth_draws_nothing(deit):
+    assert deit().draw_keep(4, torch.Generator()) is None
+
+
+def test_large_models_are_four_times_as_wide_inside():
+    with torch.device("meta"):
+        model = VisionTransformer(find("deit3_huge"), num_classes=2, img_size=224)
+    assert model.blocks[0].mlp.fc1.weight.shape == (5120, 1280)
+    assert len(model.blocks) == 32
