@@ -154,6 +154,9 @@ def _build_student(config: TrainConfig, train: Source, reporter: Reporter) -> Lo
             img_size=recipe.img_size, drop_path_rate=recipe.drop_path_rate, pretrained=recipe.pretrained,
             weights=config.weights, distilled=distilled, reporter=reporter,
         )  # fmt: skip
+    if recipe.augment.crop_scale == (1.0, 1.0):  # trained on whole pictures, so evaluated on whole pictures
+        whole = replace(student.card.preprocessing, crop_pct=1.0, crop_mode="squash")
+        student = replace(student, card=replace(student.card, preprocessing=whole))
     if distilled and not isinstance(student.model, VisionTransformer):
         reporter.note(f"{config.model} is no DeiT and has no distillation token: its one head listens to the teacher.")
     return student
