@@ -17,7 +17,7 @@ import torch
 
 def derive_seed(*parts: int | str) -> int:
     """Return 63 well-mixed bits for a tuple of integers and words; any change of any part changes all of them."""
-    text = "\x1f".join(f"{type(p).__name__}:{p}" for p in parts)
+    text = "\x1f".join(f"{'str' if isinstance(p, str) else 'int'}:{p}" for p in parts)  # NumPy's integers are integers
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 

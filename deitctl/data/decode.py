@@ -62,9 +62,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     """Map greys of more than 8 bits onto 0..255; Pillow's own conversion would clip them to white."""
-    values = np.asarray(image, dtype=np.float64)
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     highest = 65535.0 if image.mode.startswith("I") else 1.0 if values.max(initial=0) <= 1 else 255.0
     if image.mode == "I" and values.max(initial=0) <= 255:  # 8-bit values in a 32-bit container
         highest = 255.0
-    scaled = np.rint(np.clip(np.nan_to_num(values) / highest, 0, 1) * 255).astype(np.uint8)
+    scaled = np.rint(np.clip(values / highest, 0, 1) * 255).astype(np.uint8)
     return Image.fromarray(scaled).convert("RGB")

@@ -41,8 +41,13 @@ def eval_view(image: Image.Image, pre: Preprocessing) -> Pixels:
         scaled = (target, int(target * height / width)) if width == short else (int(target * width / height), target)
         if scaled != image.size:
             image = image.resize(scaled, resample)
-    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    left, top = _centre(image.width, size), _centre(image.height, size)
     return _pixels(image.crop((left, top, left + size, top + size)))  # outside the picture: black, as torchvision pads
+
+
+def _centre(length: int, size: int) -> int:
+    """Return where a centred cut of `size` pixels begins; negative where the picture is smaller (torchvision's rounding)."""
+    return round((length - size) / 2) if length >= size else -((size - length) // 2)
 
 
 def train_view(image: Image.Image, config: AugmentConfig, img_size: int, seed: int, *key: int) -> Pixels:

@@ -1,0 +1,97 @@
+"""The order of the pictures: complete, shuffled, repeatable, resumable."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deitctl.data.samplers import REPEAT_BLOCK, SampleKey, TrainBatches, epoch_order, steps_per_epoch
+
+COUNTS = st.integers(1, 700)
+
+
+@given(count=COUNTS, seed=st.integers(0, 100), epoch=st.integers(0, 100))
+def test_every_picture_comes_once_without_repeats(count, seed, epoch):
+    order = epoch_order(count, seed=seed, epoch=epoch)
+    assert sorted(order) == [SampleKey(epoch, i, 0) for i in range(count)]
+
+
+@given(count=COUNTS, repeats=st.integers(2, 5), epoch=st.integers(0, 5))
+def test_an_epoch_with_repeats_has_as_many_keys_as_pictures(count, repeats, epoch):
+    order = epoch_order(count, seed=1, epoch=epoch, repeats=repeats)
+    assert len(order) == len(set(order)) == count
+    seen = Counter(key.index for key in order)
+    chosen = -(-count // repeats)
+    assert len(seen) <= chosen
+    missing = chosen * repeats - count  # cut off at the end, fewer than one picture's repeats
+    assert sum(repeats - n for n in seen.values()) + repeats * (chosen - len(seen)) == missing < repeats
+    assert all(0 <= key.repeat < repeats for key in order)
+
+
+@given(count=COUNTS, repeats=st.integers(2, 5), seed=st.integers(0, 50))
+def test_repeats_are_never_neighbours(count, repeats, seed):
+    order = [k.index for k in epoch_order(count, seed=seed, epoch=0, repeats=repeats)]
+    alone = order[-1] if -(-count // repeats) % REPEAT_BLOCK == 1 else None  # a last block of one picture has no choice
+    assert all(a != b or a == alone for a, b in zip(order, order[1:], strict=False))
+
+
+def test_repeats_of_a_picture_are_close_together():
+    order = [k.index for k in epoch_order(600, seed=0, epoch=0, repeats=3)]
+    first, last = {}, {}
+    for position, index in enumerate(order):
+        first.setdefault(index, position)
+        last[index] = position
+    assert max(last[i] - first[i] for i in first) < 3 * REPEAT_BLOCK
+
+
+def test_sampler_yields_samples_below_256_images():
+    """The released RASampler yields none (deit/samplers.py, line 35)."""
+    assert len(epoch_order(10, seed=0, epoch=0, repeats=3)) == 10
+    assert len(next(iter(TrainBatches(10, 64, seed=0, epochs=1, repeats=3)))) == 10
+
+
+def test_orders_differ_by_seed_and_epoch():
+    orders = [epoch_order(50, seed=s, epoch=e) for s in (0, 1) for e in (0, 1)]
+    assert len({tuple(k.index for k in o) for o in orders}) == 4
+    assert epoch_order(50, seed=0, epoch=0) == orders[0]
+
+
+def test_over_the_epochs_every_picture_comes_up_with_repeats():
+    seen = {k.index for e in range(30) for k in epoch_order(90, seed=0, epoch=e, repeats=3)}
+    assert seen == set(range(90))  # a picture is missed with probability (2/3)^30 = 5e-6
+
+
+@given(
+    count=COUNTS, batch=st.integers(1, 800), epochs=st.integers(1, 3), repeats=st.sampled_from([1, 3]),
+    data=st.data(),
+)  # fmt: skip
+def test_resuming_yields_the_tail_of_the_whole_stream(count, batch, epochs, repeats, data):
+    whole = list(TrainBatches(count, batch, seed=2, epochs=epochs, repeats=repeats))
+    first = data.draw(st.integers(0, len(whole)))
+    tail = TrainBatches(count, batch, seed=2, epochs=epochs, repeats=repeats, first_step=first)
+    assert list(tail) == whole[first:]
+    assert len(tail) == len(whole) - first
+
+
+@given(count=COUNTS, batch=st.integers(1, 800))
+def test_batches_are_full_and_belong_to_their_epoch(count, batch):
+    batches = TrainBatches(count, batch, seed=0, epochs=2)
+    listed = list(batches)
+    assert len(listed) == 2 * steps_per_epoch(count, batch)
+    assert {len(b) for b in listed} == {min(count, batch)}
+    for number, keys in enumerate(listed):
+        assert {k.epoch for k in keys} == {number // batches.steps_per_epoch}
+
+
+@pytest.mark.parametrize(("count", "batch", "steps"), [(100, 32, 3), (96, 32, 3), (31, 32, 1), (1, 1, 1)])
+def test_steps_by_hand(count, batch, steps):
+    assert steps_per_epoch(count, batch) == steps
+
+
+def test_pictures_do_not_change_place_with_the_batch_size():
+    small = [k for b in TrainBatches(64, 8, seed=0, epochs=1) for k in b]
+    large = [k for b in TrainBatches(64, 32, seed=0, epochs=1) for k in b]
+    assert small == large

@@ -1,0 +1,207 @@
+"""Evaluation is timm's to the pixel; a training view is a function of its key."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import timm.data
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from deitctl import rng
+from deitctl.card import Preprocessing
+from deitctl.config import AugmentConfig
+from deitctl.data.mixing import normalise
+from deitctl.data.transforms import color_jitter, crop_box, eval_view, small_affine, train_view
+from deitctl.errors import ConfigError
+from deitctl.recipes import RECIPES
+
+PLAIN = AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0)
+SHAPES = [(96, 72), (72, 96), (64, 64), (200, 31), (31, 200), (5, 7), (1, 1), (300, 299)]
+
+
+def timm_eval(pre: Preprocessing, **changes):
+    values = {
+        "input_size": (3, pre.img_size, pre.img_size), "crop_pct": pre.crop_pct, "interpolation": pre.interpolation,
+        "crop_mode": pre.crop_mode, "mean": pre.mean, "std": pre.std, "is_training": False,
+    }  # fmt: skip
+    return timm.data.create_transform(**{**values, **changes})
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest", "lanczos"])
+@pytest.mark.parametrize(("img_size", "crop_pct"), [(64, 0.9), (64, 1.0), (96, 0.875), (224, 0.9), (65, 0.95), (64, 1.15)])
+def test_eval_view_equals_timms_to_the_pixel(shape, interpolation, img_size, crop_pct, picture):
+    pre, image = Preprocessing(img_size=img_size, crop_pct=crop_pct, interpolation=interpolation), picture(*shape)
+    expected = timm_eval(pre, normalize=False)(image)
+    assert np.array_equal(eval_view(image, pre), expected.numpy())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("crop_pct", [0.9, 1.0])
+def test_squashing_equals_timms_to_the_pixel(shape, crop_pct, picture):
+    pre, image = Preprocessing(img_size=64, crop_pct=crop_pct, crop_mode="squash"), picture(*shape)
+    assert np.array_equal(eval_view(image, pre), timm_eval(pre, normalize=False)(image).numpy())
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
+)
+def test_normalised_view_equals_timms(mean, std, picture):
+    pre, image = Preprocessing(img_size=64, mean=mean, std=std), picture()
+    ours = normalise(torch.from_numpy(eval_view(image, pre))[None], pre)[0]
+    torch.testing.assert_close(ours, timm_eval(pre)(image), rtol=1e-6, atol=1e-6)
+
+
+def test_a_view_without_chance_is_the_resized_picture(picture):
+    image = picture(40, 30)
+    expected = image.resize((32, 32), Image.Resampling.BICUBIC)
+    view = train_view(image, PLAIN, 32, 0, 0, 0, 0)
+    assert np.array_equal(view, np.asarray(expected).transpose(2, 0, 1))
+
+
+def test_flip_is_certain_at_one(picture):
+    image = picture(40, 40)
+    flipped = AugmentConfig(crop_scale=(1.0, 1.0), hflip=1.0)
+    assert np.array_equal(train_view(image, flipped, 40, 0, 0, 0, 0), np.asarray(ImageOps.mirror(image)).transpose(2, 0, 1))
+
+
+def test_flips_happen_half_of_the_time(picture):
+    image, config = picture(8, 8), AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.5)
+    plain = train_view(image, PLAIN, 8, 0, 0, 0, 0)
+    flips = sum(not np.array_equal(train_view(image, config, 8, 0, 0, i, 0), plain) for i in range(400))
+    assert 150 < flips < 250  # 5 deviations
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda r: r.name)
+def test_views_are_functions_of_their_key(recipe, picture):
+    image, keys = picture(), [(0, i, 0) for i in range(6)]
+    size = 48
+    forwards = {k: train_view(image, recipe.augment, size, 3, *k) for k in keys}
+    random.seed(99), np.random.seed(99)  # the globals must not matter
+    backwards = {k: train_view(image, recipe.augment, size, 3, *k) for k in reversed(keys)}
+    assert all(np.array_equal(forwards[k], backwards[k]) for k in keys)
+    assert all(v.shape == (3, size, size) and v.dtype == np.uint8 for v in forwards.values())
+    assert len({v.tobytes() for v in forwards.values()}) == len(keys)
+
+
+@pytest.mark.parametrize("change", [(4, 0, 0, 0), (3, 1, 0, 0), (3, 0, 1, 0), (3, 0, 0, 1)], ids=["seed", *"eir"])
+def test_every_part_of_the_key_matters(change, picture):
+    augment = RECIPES["paper"].augment
+    view, other = train_view(picture(), augment, 48, 3, 0, 0, 0), train_view(picture(), augment, 48, *change)
+    assert not np.array_equal(view, other)
+
+
+def test_views_leave_the_global_generators_alone(picture):
+    random.seed(1), np.random.seed(1)
+    train_view(picture(), RECIPES["paper"].augment, 48, 0, 0, 0, 0)
+    after = random.random(), np.random.random()
+    random.seed(1), np.random.seed(1)
+    assert after == (random.random(), np.random.random())
+
+
+def test_rand_augment_is_set_up_as_timm_sets_it_up_for_deit():
+    """The expected transform of the paper's recipe, read from timm's own factory."""
+    from deitctl.data.transforms import _rand_augment
+
+    theirs = timm.data.create_transform(
+        224, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic", re_prob=0.25
+    )
+    expected = next(t for t in theirs.transforms if type(t).__name__ == "RandAugment")
+    ours = _rand_augment("rand-m9-mstd0.5-inc1", 224)
+    assert ours.num_layers == expected.num_layers == 2
+    assert [op.name for op in ours.ops] == [op.name for op in expected.ops]
+    for mine, their in zip(ours.ops, expected.ops, strict=True):
+        assert (mine.prob, mine.magnitude, mine.magnitude_std) == (their.prob, their.magnitude, their.magnitude_std)
+        assert mine.kwargs == their.kwargs  # fill colour and interpolation
+        assert mine.hparams["translate_const"] == their.hparams["translate_const"] == 100
+
+
+def test_the_papers_view_is_timms_augmentation_of_the_crop(picture):
+    """With the crop and the flip taken out, what is left is timm's RandAugment under the scope of the key."""
+    from deitctl.data.transforms import _rand_augment
+
+    image = picture(48, 48)
+    config = AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, rand_augment="rand-m9-mstd0.5-inc1")
+    for index in range(5):
+        with rng.scope(0, "rand-augment", 0, index, 0):
+            expected = _rand_augment("rand-m9-mstd0.5-inc1", 48)(image)
+        view = train_view(image, config, 48, 0, 0, index, 0)
+        assert np.array_equal(view, np.asarray(expected).transpose(2, 0, 1))
+
+
+def test_posterising_to_no_bits_does_not_crash(picture):
+    """`inc` RandAugment at its strongest asks for 0 bits, which some versions of Pillow refuse."""
+    config = AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, rand_augment="rand-m10-n15-inc1")
+    for index in range(20):
+        assert train_view(picture(32, 32), config, 32, 0, 0, index, 0).shape == (3, 32, 32)
+    assert not np.asarray(ImageOps.posterize(picture(8, 8), 0)).any()
+
+
+def test_a_rand_augment_that_is_none_is_refused(picture):
+    config = AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, rand_augment="augment-me")
+    with pytest.raises(ConfigError, match="rand-m9"):
+        train_view(picture(), config, 32, 0, 0, 0, 0)
+
+
+@given(
+    width=st.integers(1, 500), height=st.integers(1, 500), low=st.floats(0.01, 1.0), seed=st.integers(0, 10**6),
+    ratio=st.floats(0.05, 1.0),
+)  # fmt: skip
+def test_crop_box_lies_within_the_picture(width, height, low, seed, ratio):
+    config = AugmentConfig(crop_scale=(low, 1.0), crop_ratio=(ratio, 1 / ratio), hflip=0.0)
+    left, top, right, bottom = crop_box((width, height), config, rng.generator(seed))
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+
+
+def test_crops_have_the_area_and_shape_that_are_asked():
+    config = AugmentConfig(crop_scale=(0.2, 0.5), hflip=0.0)
+    boxes = np.array([crop_box((400, 400), config, rng.generator(i)) for i in range(500)], dtype=float)
+    w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    area = w * h / 400**2
+    assert 0.195 < area.min() < 0.22
+    assert 0.48 < area.max() < 0.505
+    assert area.mean() == pytest.approx(0.35, abs=0.02)  # 5 deviations of a uniform
+    assert 0.74 < (w / h).min() < 0.78
+    assert 1.28 < (w / h).max() < 1.35
+    assert np.log(w / h).mean() == pytest.approx(0.0, abs=0.04)
+
+
+def test_a_very_long_picture_gets_its_largest_central_crop():
+    config = AugmentConfig(crop_scale=(1.0, 1.0001), hflip=0.0)
+    assert crop_box((400, 30), config, rng.generator(0)) == (180, 0, 220, 30)  # 4/3 of 30 wide
+
+
+def test_an_affine_map_of_nothing_changes_nothing(picture):
+    image = picture(32, 32)
+    assert np.array_equal(np.asarray(small_affine(image, (0.0, 0.0, 0.0), rng.generator(0))), np.asarray(image))
+
+
+def test_a_shift_moves_within_its_bounds():
+    image = Image.new("L", (40, 40))
+    image.paste(255, (18, 18, 22, 22))
+    moved = []
+    for seed in range(50):
+        values = np.asarray(small_affine(image, (0.0, 0.0, 0.1), rng.generator(seed)), dtype=float)
+        y, x = np.indices(values.shape)
+        moved.append(((values * x).sum() / values.sum() - 19.5, (values * y).sum() / values.sum() - 19.5))
+    moved = np.array(moved)
+    assert np.abs(moved).max() <= 4.1  # a tenth of 40
+    assert np.abs(moved).max() > 3
+
+
+def test_colours_stay_where_the_strength_is_nothing_and_move_where_it_is_not(picture):
+    image = picture(16, 16)
+    assert np.array_equal(np.asarray(color_jitter(image, 0.0, rng.generator(0))), np.asarray(image))
+    assert not np.array_equal(np.asarray(color_jitter(image, 0.4, rng.generator(0))), np.asarray(image))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (3, 2)], ids=str)
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda r: r.name)
+def test_the_smallest_pictures_have_views(size, recipe, picture):
+    assert train_view(picture(*size), recipe.augment, 32, 0, 0, 0, 0).shape == (3, 32, 32)
