@@ -13,7 +13,7 @@ import numpy as np
 
 from deitctl.data.decode import EXTENSIONS
 from deitctl.data.sources import (
-    FileSource, Source, TarSource, digits, drop_empty_classes, hold_out, is_hidden, relabel, subset,
+    FileSource, Source, TarSource, digits, drop_empty_classes, hold_out, is_hidden, relabel,
 )  # fmt: skip
 from deitctl.errors import DataError
 from deitctl.events import Reporter, Task
@@ -71,7 +71,8 @@ def open_for_evaluation(ref: str, reporter: Reporter) -> Source:
 
 def open_data(ref: str, reporter: Reporter) -> DataSet:
     """Open a folder, a tar, a table or `digits`; raise `DataError` if it is none of them or empty."""
-    if ref in ("", BUILT_IN) and not Path(ref or BUILT_IN).is_dir():
+    ref = ref or BUILT_IN
+    if ref == BUILT_IN and not Path(ref).is_dir():
         train, val = digits()
         return DataSet(BUILT_IN, train, val, None)
     path = Path(ref).expanduser()
@@ -90,23 +91,30 @@ def open_data(ref: str, reporter: Reporter) -> DataSet:
 
 def _open_folder(path: Path, reporter: Reporter) -> DataSet:
     parts = {name: path / name for name in (*TRAIN_NAMES, *VAL_NAMES) if (path / name).is_dir()}
-    train = next((parts[n] for n in TRAIN_NAMES if n in parts), None)
-    val = next((parts[n] for n in VAL_NAMES if n in parts), None)
-    if train is None and val is None:
+    if not parts:
         return DataSet(str(path), None, None, scan_classes(path, reporter))
+    train, val = _parts(parts)
     return DataSet(
         str(path),
-        scan_classes(train, reporter) if train else None,
-        scan_classes(val, reporter) if val else None,
+        scan_classes(parts[train], reporter) if train else None,
+        scan_classes(parts[val], reporter) if val else None,
         None,
     )
+
+
+def _parts(names: Iterable[str]) -> tuple[str | None, str | None]:
+    """Return which of the names is the training part and which the validation part; `val` goes before `test`."""
+    present = set(names)
+    return next((n for n in TRAIN_NAMES if n in present), None), next((n for n in VAL_NAMES if n in present), None)
 
 
 def scan_classes(root: Path, reporter: Reporter) -> Source:
     """List a folder of class folders, classes in lexicographic order, pictures at any depth below them."""
     try:
-        folders = sorted(e.name for e in os.scandir(root) if e.is_dir() and not is_hidden(e.name))
-        loose = any(Path(e.name).suffix.lower() in EXTENSIONS for e in os.scandir(root) if e.is_file())
+        with os.scandir(root) as listing:
+            entries = list(listing)
+        folders = sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
+        loose = any(Path(e.name).suffix.lower() in EXTENSIONS for e in entries if e.is_file())
     except OSError as error:
         raise DataError(f"{root} cannot be read: {error.strerror}.") from error
     if not folders:
@@ -127,7 +135,8 @@ def scan_classes(root: Path, reporter: Reporter) -> Source:
 
 def _pictures(folder: Path, task: Task) -> Iterator[str]:
     """Yield the pictures below a folder; links are followed, but no folder is entered twice."""
-    seen: set[tuple[int, int]] = set()
+    above = os.stat(folder.parent)
+    seen = {(above.st_dev, above.st_ino)}  # a link up would give this class the pictures of all others
     for current, folders, files in os.walk(folder, followlinks=True):
         status = os.stat(current)
         if (status.st_dev, status.st_ino) in seen:
@@ -164,16 +173,16 @@ def _open_tar(path: Path, reporter: Reporter) -> DataSet:
         members = [(PurePosixPath(*n.parts[1:]), o, s) for n, o, s in members]  # one folder around everything
     if not members or min(len(m[0].parts) for m in members) < 2:
         raise DataError(f"{path} has no class folders with pictures in it.")
-    tops = {m[0].parts[0] for m in members}
-    train, val = tops.intersection(TRAIN_NAMES), tops.intersection(VAL_NAMES)
-    if not train and not val:
+    below: dict[str, list[tuple[PurePosixPath, int, int]]] = {}
+    for name, offset, size in members:
+        below.setdefault(name.parts[0], []).append((PurePosixPath(*name.parts[1:]), offset, size))
+    train, val = _parts(below)
+    if train is None and val is None:
         return DataSet(str(path), None, None, _tar_part(path, members))
-    below = {top: [(PurePosixPath(*n.parts[1:]), o, s) for n, o, s in members if n.parts[0] == top] for top in train | val}
-    first = {part: min(part) for part in (frozenset(train), frozenset(val)) if part}
     return DataSet(
         str(path),
-        _tar_part(path, below[first[frozenset(train)]]) if train else None,
-        _tar_part(path, below[first[frozenset(val)]]) if val else None,
+        _tar_part(path, below[train]) if train else None,
+        _tar_part(path, below[val]) if val else None,
         None,
     )
 
@@ -190,20 +199,29 @@ def _open_table(path: Path) -> DataSet:
     rows = list(_read_table(path))
     if not rows:
         raise DataError(f"{path} has no rows.")
+    splits = {split for _, _, split in rows}
+    if splits == {""}:
+        return DataSet(str(path), None, None, _table_part(path, rows))
+    if unknown := sorted(splits.difference(TRAIN_NAMES, VAL_NAMES)):
+        known = ", ".join((*TRAIN_NAMES, *VAL_NAMES))
+        raise DataError(f"{path} has the split {unknown[0]!r}.", f"A split is one of {known}, in every row or in none.")
+    train, val = _parts(splits)
+    return DataSet(
+        str(path),
+        _table_part(path, [r for r in rows if r[2] == train]) if train else None,
+        _table_part(path, [r for r in rows if r[2] == val]) if val else None,
+        None,
+    )
+
+
+def _table_part(path: Path, rows: list[tuple[str, str, str]]) -> FileSource:
     names = tuple(sorted({label for _, label, _ in rows}))
     index = {n: i for i, n in enumerate(names)}
-    base = path.parent
-    source = FileSource(
-        tuple(os.path.join(base, file) for file, _, _ in rows),
+    return FileSource(
+        tuple(os.path.join(path.parent, file) for file, _, _ in rows),
         np.array([index[label] for _, label, _ in rows], dtype=np.int64),
         names,
     )
-    splits = [split for _, _, split in rows]
-    train = [i for i, s in enumerate(splits) if s in TRAIN_NAMES]
-    val = [i for i, s in enumerate(splits) if s in VAL_NAMES]
-    if not train and not val:
-        return DataSet(str(path), None, None, source)
-    return DataSet(str(path), subset(source, train) if train else None, subset(source, val) if val else None, None)
 
 
 def _read_table(path: Path) -> Iterable[tuple[str, str, str]]:

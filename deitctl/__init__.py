@@ -1,0 +1,39 @@
+"""deitctl: train, distil, evaluate, use and ship DeiT image classifiers.
+
+The library is the workflows of the command line, without printing:
+
+    import deitctl
+    for record in deitctl.predict(["cat.jpg"], model="deit_tiny"):
+        ...
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Request": "deitctl.workflows.configure",
+    "Teaching": "deitctl.workflows.configure",
+    "configure": "deitctl.workflows.configure",
+    "evaluate": "deitctl.workflows.evaluate:evaluate_model",
+    "export": "deitctl.workflows.export",
+    "predict": "deitctl.workflows.predict",
+    "resume": "deitctl.workflows.train",
+    "train": "deitctl.workflows.train:run_training",
+    "DeitctlError": "deitctl.errors",
+    "TrainConfig": "deitctl.config",
+}
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562), so that `import deitctl` costs nothing."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'deitctl' has no attribute {name!r}")
+    module, _, attribute = _PUBLIC[name].partition(":")
+    value = getattr(import_module(module), attribute or name)
+    globals()[name] = value
+    return value

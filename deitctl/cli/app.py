@@ -1,0 +1,69 @@
+"""The application: its commands, and the one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+import deitctl
+from deitctl.cli import distill, doctor, evaluate, export, models, predict, train
+from deitctl.cli.console import error_line
+from deitctl.errors import DeitctlError, Interrupted
+
+app = typer.Typer(
+    name="deitctl",
+    help="Train, distil, evaluate, use and ship DeiT image classifiers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train.train)
+app.command("distill")(distill.distill)
+app.command("eval")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("export")(export.export)
+app.command("models")(models.models)
+app.command("doctor")(doctor.doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"deitctl {deitctl.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _stop(signum: int, _: FrameType | None) -> None:
+    raise Interrupted(signum)
+
+
+def main() -> None:
+    """Run the command line; never show a traceback for a user's mistake, unless --debug asks for it."""
+    debug = "--debug" in sys.argv
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        app(args=arguments, prog_name="deitctl")
+    except DeitctlError as error:
+        if debug:
+            raise
+        error_line(error)
+        sys.stdout.flush()
+        # an interrupted run leaves loader threads and processes behind that a normal exit would wait for
+        if isinstance(error, Interrupted):
+            os._exit(error.exit_code)
+        sys.exit(error.exit_code)

@@ -1,0 +1,56 @@
+"""Two readers: data goes to stdout, talk to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from deitctl.errors import ConfigError, DeitctlError, Interrupted, did_you_mean
+
+
+def talk() -> Console:
+    """Return the console for people: stderr, honouring NO_COLOR."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def error_line(error: DeitctlError) -> None:
+    """Say on stderr what happened and what to do; after an interruption the last line is the command that resumes."""
+    console = talk()
+    if isinstance(error, Interrupted):
+        console.print("[yellow]interrupted[/]" + (", the last finished epoch is saved" if error.resume_command else ""))
+        if error.resume_command:
+            console.print(escape(error.resume_command))
+        return
+    text = " ".join(str(error).split())
+    console.print(f"[red]error:[/] {escape(text)}")
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object on stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], numeric: int = 1) -> None:
+    """Print a table on stdout; columns from `numeric` on are right-aligned."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="right" if position >= numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    Console(highlight=False).print(table)
+
+
+def choose_format(asked: str | None, known: tuple[str, ...], piped: str) -> str:
+    """Return the output format: as asked, or a table on a terminal and `piped` elsewhere; raise on an unknown one."""
+    if asked is None:
+        return "table" if sys.stdout.isatty() else piped
+    if asked not in known:
+        hint = did_you_mean(asked, known) or f"There are: {', '.join(known)}."
+        raise ConfigError(f"There is no output format {asked!r}.", hint)
+    return asked

@@ -1,0 +1,81 @@
+"""deitctl distill"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deitctl.cli import options as o
+
+
+def distill(
+    data: o.DataArg = None,
+    teacher: Annotated[str | None, typer.Option("--teacher", help=o.MODEL_HELP, show_default="on digits: regnety_002")] = None,
+    student: Annotated[
+        str | None, typer.Option("--student", help="A DeiT, which gets a distillation token, or any timm model.",
+                                 show_default="on digits: deit_tiny, else deit_small")
+    ] = None,
+    teacher_weights: Annotated[
+        Path | None, typer.Option("--teacher-weights", help="Weights of the teacher.", show_default=False)
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option("--mode", help="hard (Eq. 3), soft (Eq. 2), or none: the same run without a teacher.", show_default="hard"),
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option("--alpha", help="Weight of the teacher's term.", show_default="hard 0.5, soft 0.1")
+    ] = None,
+    tau: Annotated[
+        float | None, typer.Option("--tau", help="Temperature of soft distillation.", show_default="3.0")
+    ] = None,
+    reduction: Annotated[
+        str | None,
+        typer.Option("--reduction", help="batchmean (the paper's) or elementmean (its code's, K times weaker).",
+                     show_default="batchmean"),
+    ] = None,
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Teach the class head itself; no distillation token.")
+    ] = False,
+    force_teacher: Annotated[
+        bool, typer.Option("--force-teacher", help="Go on with a teacher that scores near chance.")
+    ] = False,
+    recipe: o.RecipeOpt = None,
+    pretrained: o.PretrainedOpt = None,
+    weights: o.WeightsOpt = None,
+    epochs: o.EpochsOpt = None,
+    batch_size: o.BatchSizeOpt = None,
+    lr: o.LrOpt = None,
+    img_size: o.ImgSizeOpt = None,
+    seed: o.SeedOpt = None,
+    workers: o.WorkersOpt = None,
+    device: o.DeviceOpt = "auto",
+    precision: o.PrecisionOpt = "auto",
+    output: o.OutputRunOpt = None,
+    resume: o.ResumeOpt = None,
+    config: o.ConfigOpt = None,
+    changes: o.SetOpt = None,
+    dry_run: o.DryRunOpt = False,
+    output_format: o.FormatOpt = None,
+    quiet: o.QuietOpt = False,
+) -> None:  # fmt: skip
+    """Train a DeiT that also learns from a teacher's answers, through its distillation token.
+
+    Example: deitctl distill photos/ --teacher regnety_160 --student deit_small
+    """
+    from deitctl.cli.training import run
+    from deitctl.workflows.configure import Teaching
+
+    teaching = None
+    if mode != "none":
+        teaching = Teaching(
+            teacher=teacher or "", weights=str(teacher_weights) if teacher_weights else "", mode=mode or "",
+            alpha=alpha, tau=tau, reduction=reduction or "", token=not no_token, force=force_teacher,
+        )  # fmt: skip
+    run(
+        data=data, model=student, weights=weights, recipe=recipe, pretrained=pretrained, teaching=teaching,
+        output=output, resume=resume, config=config, changes=changes or (), dry_run=dry_run,
+        output_format=output_format, quiet=quiet,
+        given=o.training_settings(epochs, batch_size, lr, img_size, seed, workers, device, precision),
+    )  # fmt: skip

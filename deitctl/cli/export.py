@@ -1,0 +1,48 @@
+"""deitctl export"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deitctl.cli import options as o
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=o.MODEL_HELP)],
+    to: Annotated[str, typer.Option("--to", help="onnx, torch (torch.export, .pt2) or timm (a folder).")],
+    weights: o.WeightsOpt = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="File or folder to write.", show_default="RUN/export/ or here")
+    ] = None,
+    head: o.HeadOpt = "auto",
+    verify_with: Annotated[
+        str | None, typer.Option("--verify-with", help="Pictures to prove the file on.", show_default="the run's data, or digits")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many pictures to prove it on.")] = 64,
+    output_format: o.FormatOpt = None,
+    quiet: o.QuietOpt = False,
+) -> None:
+    """Write a model for other programs, and prove on real pictures that it answers the same.
+
+    Example: deitctl export runs/deit_tiny-digits --to onnx
+    """
+    from deitctl.cli.console import choose_format, print_json, print_table
+    from deitctl.cli.progress import make_reporter
+    from deitctl.cli.training import FORMATS
+
+    shape = choose_format(output_format, FORMATS, "json")
+    from deitctl.workflows.export import export as run
+
+    result = run(
+        model, to=to, output=str(output) if output else "", weights=str(weights) if weights else "", head=head,
+        verify_with=verify_with or "", count=count, reporter=make_reporter(quiet),
+    )  # fmt: skip
+    record = result.to_dict()
+    if shape == "json":
+        print_json(record)
+        return
+    rows = [(name.replace("_", " "), f"{v:.3g}" if isinstance(v, float) else str(v)) for name, v in record.items()]
+    print_table("exported", ("what", "value"), rows, 2)

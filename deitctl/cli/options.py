@@ -1,0 +1,83 @@
+"""Every option that more than one command has, declared once. A default of None means: from the recipe or the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MODEL_HELP = "Alias, timm name, hf-hub:owner/name, run folder, or weights file. `deitctl models` lists the DeiTs."
+
+DataArg = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[DATA]",
+        help="Folder with train/ and val/, folder of class folders, .tar of either, .csv or .parquet with path,label; "
+        "left out: the built-in 'digits'.",
+        show_default=False,
+    ),
+]
+ModelOpt = Annotated[str | None, typer.Option("--model", help=MODEL_HELP, show_default=False)]
+WeightsOpt = Annotated[
+    Path | None, typer.Option("--weights", help="Weights file or model folder for a model named.", show_default=False)
+]
+HeadOpt = Annotated[
+    str, typer.Option("--head", help="Which head answers: auto, cls, dist, avg-logits or avg-probs.")
+]
+DeviceOpt = Annotated[str, typer.Option("--device", help="auto, cuda, cuda:N, mps or cpu.")]
+PrecisionOpt = Annotated[
+    str, typer.Option("--precision", help="auto, fp32, bf16 or fp16; auto trains in the fastest and answers in fp32.")
+]
+BatchSizeOpt = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Pictures at a time.", show_default="from the recipe")
+]
+WorkersOpt = Annotated[
+    int | None, typer.Option("--workers", min=0, help="Loader processes.", show_default="from the machine")
+]
+ImgSizeOpt = Annotated[
+    int | None, typer.Option("--img-size", min=1, help="Side of the input in pixels.", show_default="from the recipe or model")
+]
+QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")]
+FormatOpt = Annotated[
+    str | None, typer.Option("--format", help="table or json.", show_default="table on a terminal, else json")
+]
+
+RecipeOpt = Annotated[
+    str | None, typer.Option("--recipe", help="Name or TOML file of a recipe.", show_default="by the data")
+]
+PretrainedOpt = Annotated[
+    bool | None,
+    typer.Option("--pretrained/--no-pretrained", help="Start from published weights.", show_default="from the recipe"),
+]
+EpochsOpt = Annotated[int | None, typer.Option("--epochs", min=1, show_default="from the recipe")]
+LrOpt = Annotated[
+    float | None,
+    typer.Option("--lr", help="Learning rate for 512 pictures a step; scaled with the batch.", show_default="from the recipe"),
+]
+SeedOpt = Annotated[int | None, typer.Option("--seed", help="The same seed, the same run.", show_default="0")]
+OutputRunOpt = Annotated[
+    Path | None, typer.Option("--output", help="Folder of the run.", show_default="a new one under runs/")
+]
+ResumeOpt = Annotated[
+    Path | None, typer.Option("--resume", help="Go on with this run folder after its last finished epoch.", show_default=False)
+]
+ConfigOpt = Annotated[
+    Path | None, typer.Option("--config", help="Run a run.toml again.", show_default=False)
+]
+SetOpt = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any setting of the recipe, key=value; may be repeated.", show_default=False),
+]
+DryRunOpt = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
+
+
+def training_settings(
+    epochs: int | None, batch_size: int | None, lr: float | None, img_size: int | None, seed: int | None,
+    workers: int | None, device: str, precision: str,
+) -> dict[str, object]:  # fmt: skip
+    """Name the settings that the everyday options of `train` and `distill` stand for."""
+    return {
+        "recipe.epochs": epochs, "recipe.batch_size": batch_size, "recipe.optim.lr": lr, "recipe.img_size": img_size,
+        "seed": seed, "workers": workers, "device": device, "precision": precision,
+    }  # fmt: skip

@@ -1,0 +1,108 @@
+"""deitctl predict"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deitctl.cli import options as o
+
+if TYPE_CHECKING:
+    from deitctl.inference.predict import Prediction
+
+FORMATS = ("table", "json", "jsonl", "csv")
+BAR = 20  # characters of a score of 1
+
+
+def predict(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="File, folder, web address, or - for a list of paths on stdin.")
+    ],
+    model: o.ModelOpt = None,
+    weights: o.WeightsOpt = None,
+    topk: Annotated[int, typer.Option("--topk", "-k", min=1, help="How many classes to name.")] = 5,
+    head: o.HeadOpt = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Pictures at a time.", show_default="16, from stdin 1")
+    ] = None,
+    img_size: o.ImgSizeOpt = None,
+    device: o.DeviceOpt = "auto",
+    precision: o.PrecisionOpt = "auto",
+    output_format: Annotated[
+        str | None,
+        typer.Option("--format", help="table, json, jsonl or csv.", show_default="table on a terminal, else jsonl"),
+    ] = None,
+    quiet: o.QuietOpt = False,
+) -> None:
+    """Say what is in pictures.
+
+    Example: deitctl predict cat.jpg --topk 5
+    """
+    from deitctl.cli.console import choose_format
+    from deitctl.cli.progress import make_reporter
+
+    shape = choose_format(output_format, FORMATS, "jsonl")
+    from deitctl.workflows.predict import predict as run
+
+    stream = run(
+        inputs, model=model or "", weights=str(weights) if weights else "", topk=topk, head=head,
+        batch_size=batch_size or (1 if "-" in inputs else 16), img_size=img_size or 0, device=device,
+        precision=precision, stdin=sys.stdin, reporter=make_reporter(quiet),
+    )  # fmt: skip
+    failed = {"table": _table, "json": _json, "jsonl": _jsonl, "csv": _csv}[shape](stream)
+    if failed:
+        raise typer.Exit(3)
+
+
+def _jsonl(stream: Iterable[Prediction]) -> int:
+    failed = 0
+    for prediction in stream:
+        failed += prediction.error is not None
+        sys.stdout.write(json.dumps(prediction.to_dict(), ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+    return failed
+
+
+def _json(stream: Iterable[Prediction]) -> int:
+    failed, separator = 0, "[\n"
+    for prediction in stream:
+        failed += prediction.error is not None
+        sys.stdout.write(separator + json.dumps(prediction.to_dict(), ensure_ascii=False))
+        separator = ",\n"
+    sys.stdout.write("[]\n" if separator == "[\n" else "\n]\n")
+    return failed
+
+
+def _csv(stream: Iterable[Prediction]) -> int:
+    failed = 0
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["input", "rank", "index", "label", "score", "error"])
+    for prediction in stream:
+        failed += prediction.error is not None
+        for rank, guess in enumerate(prediction.guesses, start=1):
+            writer.writerow([prediction.input, rank, guess.index, guess.label, f"{guess.score:.6f}", ""])
+        if prediction.error is not None:
+            writer.writerow([prediction.input, "", "", "", "", prediction.error])
+        sys.stdout.flush()
+    return failed
+
+
+def _table(stream: Iterable[Prediction]) -> int:
+    from rich.console import Console
+    from rich.markup import escape
+
+    failed, console = 0, Console(highlight=False)
+    for prediction in stream:
+        console.print(f"[bold]{escape(prediction.input)}[/]", soft_wrap=True)
+        if prediction.error is not None:
+            failed += 1
+            console.print(f"  [red]{escape(prediction.error)}[/]", soft_wrap=True)
+        for guess in prediction.guesses:
+            bar = "█" * round(guess.score * BAR)
+            console.print(f"  {100 * guess.score:5.1f} % [cyan]{bar:<{BAR}}[/] {escape(guess.label)}", soft_wrap=True)
+    return failed

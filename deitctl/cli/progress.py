@@ -1,0 +1,108 @@
+"""The library's progress on a terminal as Rich bars, elsewhere as a plain line every few seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn,
+)  # fmt: skip
+
+from deitctl.cli.console import talk
+from deitctl.events import Reporter, SilentReporter, Task
+
+LINE_EVERY = 5.0  # seconds
+
+
+def make_reporter(quiet: bool) -> Reporter:
+    """Return the reporter for this terminal: bars, lines, or with `quiet` warnings alone."""
+    console = talk()
+    if quiet:
+        return _Quiet(console)
+    return BarReporter(console) if console.is_terminal else LineReporter(console)
+
+
+class _Quiet(SilentReporter):
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def warn(self, message: str) -> None:
+        self.console.print(f"[yellow]warning:[/] {escape(message)}")
+
+
+class LineReporter(_Quiet):
+    """One line when a step begins to take long, one every few seconds, one when it ends."""
+
+    def note(self, message: str) -> None:
+        self.console.print(escape(message))
+
+    @contextmanager
+    def task(self, label: str, total: int | None, unit: str = "images") -> Iterator[Task]:
+        line = _LineTask(self.console, label, total, unit)
+        yield line
+
+
+class _LineTask:
+    def __init__(self, console: Console, label: str, total: int | None, unit: str) -> None:
+        self.console, self.label, self.total, self.unit = console, label, total, unit
+        self.done, self.start = 0, time.monotonic()
+        self.spoke = self.start
+
+    def advance(self, amount: int = 1, **fields: object) -> None:
+        self.done += amount
+        now = time.monotonic()
+        if now - self.spoke < LINE_EVERY:
+            return
+        self.spoke = now
+        speed = self.done / (now - self.start)
+        left = f", {(self.total - self.done) / speed:.0f} s left" if self.total and speed else ""
+        extra = "".join(f", {k} {v}" for k, v in fields.items())
+        of = f"/{self.total}" if self.total else ""
+        self.console.print(escape(f"{self.label}: {self.done}{of} {self.unit}, {speed:.1f}/s{left}{extra}"))
+
+
+class BarReporter(_Quiet):
+    """A bar a step, with speed and time left; it vanishes when the step is done."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self.progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[extra]}"), console=console, transient=True,
+        )  # fmt: skip
+        self.open = 0
+
+    def note(self, message: str) -> None:
+        self.progress.console.print(escape(message))
+
+    @contextmanager
+    def task(self, label: str, total: int | None, unit: str = "images") -> Iterator[Task]:
+        if not self.open:
+            self.progress.start()
+        self.open += 1
+        task = self.progress.add_task(escape(label), total=total, speed="", extra="")
+        try:
+            yield _Bar(self.progress, task, unit)
+        finally:
+            self.progress.remove_task(task)
+            self.open -= 1
+            if not self.open:
+                self.progress.stop()
+
+
+class _Bar:
+    def __init__(self, progress: Progress, task: TaskID, unit: str) -> None:
+        self.progress, self.task, self.unit = progress, task, unit
+        self.done, self.start, self.extra = 0, time.monotonic(), ""
+
+    def advance(self, amount: int = 1, **fields: object) -> None:
+        self.done += amount
+        if fields:
+            self.extra = " ".join(f"{k} {v}" for k, v in fields.items())
+        speed = self.done / max(time.monotonic() - self.start, 1e-6)
+        self.progress.update(self.task, advance=amount, speed=f"{speed:.1f} {self.unit}/s", extra=self.extra)

@@ -1,0 +1,40 @@
+"""deitctl train"""
+
+from __future__ import annotations
+
+from deitctl.cli import options as o
+
+
+def train(
+    data: o.DataArg = None,
+    model: o.ModelOpt = None,
+    recipe: o.RecipeOpt = None,
+    pretrained: o.PretrainedOpt = None,
+    weights: o.WeightsOpt = None,
+    epochs: o.EpochsOpt = None,
+    batch_size: o.BatchSizeOpt = None,
+    lr: o.LrOpt = None,
+    img_size: o.ImgSizeOpt = None,
+    seed: o.SeedOpt = None,
+    workers: o.WorkersOpt = None,
+    device: o.DeviceOpt = "auto",
+    precision: o.PrecisionOpt = "auto",
+    output: o.OutputRunOpt = None,
+    resume: o.ResumeOpt = None,
+    config: o.ConfigOpt = None,
+    changes: o.SetOpt = None,
+    dry_run: o.DryRunOpt = False,
+    output_format: o.FormatOpt = None,
+    quiet: o.QuietOpt = False,
+) -> None:
+    """Train a classifier on your pictures.
+
+    Example: deitctl train photos/ --model deit_tiny --epochs 10
+    """
+    from deitctl.cli.training import run
+
+    run(
+        data=data, model=model, weights=weights, recipe=recipe, pretrained=pretrained, teaching=None, output=output,
+        resume=resume, config=config, changes=changes or (), dry_run=dry_run, output_format=output_format, quiet=quiet,
+        given=o.training_settings(epochs, batch_size, lr, img_size, seed, workers, device, precision),
+    )  # fmt: skip

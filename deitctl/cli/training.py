@@ -1,0 +1,99 @@
+"""What `train` and `distill` share: they are one command with and without a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deitctl.cli.console import choose_format, print_json, print_table
+from deitctl.cli.progress import make_reporter
+from deitctl.config import TrainConfig, from_dict, read_toml, to_dict
+
+if TYPE_CHECKING:
+    from deitctl.workflows.configure import Teaching
+    from deitctl.workflows.train import TrainResult
+
+FORMATS = ("table", "json")
+
+
+def run(
+    *, data: str | None, model: str | None, weights: Path | None, recipe: str | None, pretrained: bool | None,
+    teaching: Teaching | None, output: Path | None, resume: Path | None, config: Path | None,
+    given: Mapping[str, Any], changes: Sequence[str], dry_run: bool, output_format: str | None, quiet: bool,
+) -> None:  # fmt: skip
+    """Configure and train, or resume; print the result. A run in which pictures had to be left out exits with 3."""
+    import typer
+
+    from deitctl.workflows.configure import Request, configure
+    from deitctl.workflows.train import resume as resume_run
+    from deitctl.workflows.train import run_training
+
+    shape = choose_format(output_format, FORMATS, "json")
+    reporter = make_reporter(quiet)
+    if resume is not None:
+        result = resume_run(resume, reporter=reporter)
+    else:
+        sources = None
+        if config is not None:
+            resolved = from_dict(TrainConfig, read_toml(config), str(config))
+            resolved = replace(resolved, output=str(output) if output else "")
+        else:
+            request = Request(
+                data=data or "", model=model or "", recipe=recipe or "", pretrained=pretrained,
+                weights=str(weights) if weights else "", teaching=teaching, output=str(output) if output else "",
+                given=given, changes=changes,
+            )  # fmt: skip
+            resolved, *pair = configure(request, reporter)
+            sources = (pair[0], pair[1])
+        if dry_run:
+            _print_plan(resolved, shape)
+            return
+        result = run_training(resolved, sources=sources, reporter=reporter)
+    _print_result(result, shape)
+    if result.bad_images:
+        raise typer.Exit(3)
+
+
+def _print_plan(config: TrainConfig, shape: str) -> None:
+    from deitctl.workflows.plan import plan_training
+
+    plan = plan_training(config)
+    if shape == "json":
+        print_json({"config": to_dict(config), "plan": plan})
+        return
+    print_table(f"plan: {config.model} on {config.data}", ("what", "value"), [(k, str(v)) for k, v in plan.items()], 2)
+    print_table("recipe", ("setting", "value"), [(k, str(v)) for k, v in _flat(to_dict(config))], 2)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return rows
+
+
+def _print_result(result: TrainResult, shape: str) -> None:
+    if shape == "json":
+        print_json(result.to_dict())
+        return
+    scores = result.shipped
+    rows = []
+    if result.teacher_top1 is not None:
+        rows.append((f"teacher {result.teacher_name}", f"{result.teacher_top1:.2f}"))
+    names = {"cls": "student, class head", "dist": "student, distillation head"}
+    names |= {"avg-logits": "student, both (mean of logits)", "avg-probs": "student, both (mean of probabilities)"}
+    heads = scores.heads or {"student": scores.top1}
+    rows += [(names.get(head, head), f"{top1:.2f}") for head, top1 in heads.items()]
+    print_table(f"top-1 on {scores.images} validation pictures, %", ("", "top-1"), rows)
+    run = result.run
+    print_table(
+        "run", ("what", "where"),
+        [
+            ("model", str(run)), ("curves", str(run / "figures" / "curves.png")), ("log", str(run / "metrics.jsonl")),
+            ("best epoch", f"{result.best_epoch} of {result.epochs}"), ("time", f"{result.seconds:.0f} s"),
+            ("use it", f"deitctl predict PICTURE --model {run}"),
+        ],
+        2,
+    )  # fmt: skip

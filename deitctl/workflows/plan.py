@@ -1,0 +1,52 @@
+"""What a training would do, without doing it."""
+
+from __future__ import annotations
+
+from deitctl.config import TrainConfig
+from deitctl.data.open import open_for_training
+from deitctl.data.samplers import steps_per_epoch
+from deitctl.device import choose_device
+from deitctl.events import SilentReporter
+from deitctl.models.build import build_model
+from deitctl.optim import peak_learning_rate
+
+
+def plan_training(config: TrainConfig) -> dict[str, object]:
+    """Return the numbers that a configuration comes to: pictures, steps, rates, parameters, device."""
+    reporter = SilentReporter()
+    train, val = open_for_training(config.data, seed=config.seed, reporter=reporter)
+    device = choose_device(config.device, config.precision)
+    recipe = config.recipe
+    distilled = None if config.distill is None else config.distill.token
+    student = build_model(
+        config.model, class_names=train.class_names, img_size=recipe.img_size, drop_path_rate=recipe.drop_path_rate,
+        pretrained=False, weights="", distilled=distilled, reporter=reporter,
+    )  # fmt: skip
+    steps = steps_per_epoch(len(train.labels), recipe.batch_size)
+    parameters = sum(p.numel() for p in student.model.parameters())
+    plan: dict[str, object] = {
+        "model": student.card.architecture,
+        "parameters": parameters,
+        "input": student.card.preprocessing.img_size,
+        "classes": len(train.class_names),
+        "training pictures": len(train.labels),
+        "validation pictures": len(val.labels),
+        "recipe": recipe.name,
+        "starts from": config.weights or ("published weights" if recipe.pretrained else "random weights"),
+        "epochs": recipe.epochs,
+        "steps per epoch": steps,
+        "steps": steps * recipe.epochs,
+        "batch size": min(recipe.batch_size, len(train.labels)),
+        "peak learning rate": peak_learning_rate(recipe.optim, recipe.batch_size),
+        "weights, gradients, moments and average, MiB": round(parameters * 4 * (5 if recipe.ema_decay else 4) / 2**20, 1),
+        "device": str(device.torch_device),
+        "precision": str(device.dtype).removeprefix("torch."),
+        "loader processes": device.loader_workers(config.workers),
+    }
+    if config.distill is not None:
+        d = config.distill
+        weight = d.alpha * d.tau**2 if d.mode == "soft" else d.alpha
+        if d.mode == "soft" and d.reduction == "elementmean":
+            weight /= len(train.class_names)
+        plan |= {"teacher": d.teacher, "distillation": d.mode, "effective weight of the teacher's term": weight}
+    return plan

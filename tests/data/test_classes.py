@@ -1,0 +1,79 @@
+"""Classes are matched by name, never by position."""
+
+from __future__ import annotations
+
+import pytest
+
+from deitctl.card import ModelCard
+from deitctl.catalog import find, imagenet_classes
+from deitctl.data.classes import describe_classes, is_imagenet, match_classes
+
+IDS, NAMES = imagenet_classes()
+IMAGENET = find("deit_tiny").card()
+
+
+def card(*names: str) -> ModelCard:
+    return ModelCard(architecture="x", num_classes=len(names), class_names=names)
+
+
+def test_same_classes_in_the_same_order():
+    match = match_classes(card("a", "b", "c"), ["a", "b", "c"])
+    assert match.kind == "same"
+    assert match.rows == (0, 1, 2)
+    assert str(match) == "the same 3 classes"
+
+
+def test_same_classes_in_another_order():
+    match = match_classes(card("a", "b", "c"), ["c", "a", "b"])
+    assert (match.kind, match.rows) == ("permuted", (2, 0, 1))
+    assert "another order" in str(match)
+
+
+def test_some_of_the_models_classes():
+    match = match_classes(card("a", "b", "c"), ["c", "a"])
+    assert (match.kind, match.rows) == ("subset", (2, 0))
+    assert str(match) == "2 of the model's classes"
+
+
+def test_one_unknown_class_is_no_match():
+    assert match_classes(card("a", "b"), ["a", "z"]) is None
+    assert match_classes(ModelCard(architecture="x", num_classes=2), ["a", "b"]) is None
+
+
+def test_imagenet_by_wordnet_id_by_name_and_by_synonym():
+    assert match_classes(IMAGENET, IDS).kind == "same"
+    assert match_classes(IMAGENET, [IDS[5], IDS[2]]).rows == (5, 2)
+    assert match_classes(IMAGENET, ["goldfish", "Great_White-Shark"]).rows == (1, 2)
+    assert match_classes(IMAGENET, ["Carassius auratus", "tench, Tinca tinca"]).rows == (1, 0)
+
+
+@pytest.mark.parametrize("name", ["crane", "maillot"])
+def test_a_name_that_two_classes_share_matches_neither(name):
+    assert sum(name in [p.strip() for p in described.split(",")] for described in NAMES) == 2
+    assert match_classes(IMAGENET, [name]) is None
+
+
+def test_every_imagenet_class_is_found_by_its_whole_name_unless_another_has_it_too():
+    parts = [{p.strip().lower() for p in name.split(",")} | {name.lower()} for name in NAMES]
+    for row, name in enumerate(NAMES):
+        match = match_classes(IMAGENET, [name])
+        shared = sum(name.lower() in p for p in parts) > 1  # crane the bird, crane the machine
+        assert match is None if shared else match.rows == (row,), name
+
+
+def test_two_classes_of_the_data_cannot_be_one_of_the_model():
+    assert match_classes(IMAGENET, ["goldfish", "Carassius auratus"]) is None
+
+
+def test_case_underscores_and_hyphens_do_not_matter():
+    assert match_classes(card("Hot_Dog", "ice-cream"), ["ICE CREAM", "hot dog"]).rows == (1, 0)
+
+
+def test_imagenet_is_known_by_its_ids():
+    assert is_imagenet(sorted(IDS, reverse=True))
+    assert not is_imagenet(IDS[:999])
+
+
+def test_ids_are_described_for_people():
+    assert describe_classes([IDS[1], IDS[0]]) == ("goldfish, Carassius auratus", "tench, Tinca tinca")
+    assert describe_classes([IDS[1], "my cat"]) is None

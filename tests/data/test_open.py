@@ -1,0 +1,271 @@
+"""Whatever a user calls a data set opens as one, or says why not."""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+
+import numpy as np
+import pytest
+
+from deitctl.data.open import open_data, open_for_evaluation, open_for_training, scan_classes
+from deitctl.errors import DataError
+
+SPLIT = {"train/cat": 3, "train/dog": 2, "val/cat": 1, "val/dog": 2}
+WHOLE = {"cat": 10, "dog": 5, "eel": 2}
+
+
+def names_of(source) -> list[tuple[str, str]]:
+    """(class by folder, class by label) of every picture."""
+    return [(re.split("[/:]", source.name(i))[-2], source.class_names[label]) for i, label in enumerate(source.labels)]
+
+
+def labels_are_right(*sources) -> bool:
+    return all(folder == label for s in sources for folder, label in names_of(s))
+
+
+def test_folder_with_train_and_val(image_folder, reporter):
+    train, val = open_for_training(str(image_folder(SPLIT)), seed=0, reporter=reporter)
+    assert (len(train.labels), len(val.labels)) == (5, 3)
+    assert train.class_names == val.class_names == ("cat", "dog")
+    assert labels_are_right(train, val)
+    assert train.read(0).size == (24, 18)
+
+
+@pytest.mark.parametrize(("first", "second"), [("training", "validation"), ("train", "valid"), ("train", "test")])
+def test_other_names_of_the_parts(first, second, image_folder, reporter):
+    counts = {f"{part}/{c}": 2 for part in (first, second) for c in "ab"}
+    train, val = open_for_training(str(image_folder(counts)), seed=0, reporter=reporter)
+    assert (len(train.labels), len(val.labels)) == (4, 4)
+
+
+def test_val_goes_before_test(image_folder, reporter):
+    root = image_folder({**SPLIT, "test/cat": 7, "test/dog": 7})
+    assert len(open_for_evaluation(str(root), reporter).labels) == 3
+
+
+def test_a_whole_folder_gives_a_fifth_of_every_class(image_folder, reporter):
+    root = str(image_folder(WHOLE))
+    train, val = open_for_training(root, seed=0, reporter=reporter)
+    assert np.bincount(val.labels).tolist() == [2, 1, 1]
+    assert not {train.name(i) for i in range(13)} & {val.name(i) for i in range(4)}
+    assert labels_are_right(train, val)
+    assert any("4 of 17 pictures are held out" in note for note in reporter.notes)
+    again = open_for_training(root, seed=0, reporter=reporter)[1]
+    assert [again.name(i) for i in range(4)] == [val.name(i) for i in range(4)]
+
+
+def test_evaluation_takes_a_whole_folder_whole(image_folder, reporter):
+    assert len(open_for_evaluation(str(image_folder(WHOLE)), reporter).labels) == 17
+
+
+def test_evaluation_takes_a_val_folder_itself(image_folder, reporter):
+    source = open_for_evaluation(str(image_folder(SPLIT) / "val"), reporter)
+    assert source.class_names == ("cat", "dog")
+    assert len(source.labels) == 3
+
+
+def test_empty_class_is_left_out_with_a_warning(image_folder, reporter):
+    root = image_folder({"ant": 2, "bee": 0, "cat": 2})
+    source = scan_classes(root, reporter)
+    assert source.class_names == ("ant", "cat")
+    assert labels_are_right(source)
+    assert any("'bee'" in w for w in reporter.warnings)
+
+
+def test_val_without_one_of_the_classes_keeps_its_labels_by_name(image_folder, reporter):
+    root = image_folder({"train/ant": 2, "train/bee": 2, "train/cat": 2, "val/ant": 1, "val/cat": 2})
+    train, val = open_for_training(str(root), seed=0, reporter=reporter)
+    assert val.class_names == train.class_names == ("ant", "bee", "cat")
+    assert val.labels.tolist() == [0, 2, 2]
+
+
+def test_a_stranger_in_val_is_an_error(image_folder, reporter):
+    root = image_folder({"train/ant": 2, "train/bee": 2, "val/ant": 1, "val/zebra": 2})
+    with pytest.raises(DataError, match="'zebra' is in the validation set but not in the training set"):
+        open_for_training(str(root), seed=0, reporter=reporter)
+
+
+def test_pictures_are_found_at_any_depth_and_by_any_ending(image_folder, reporter):
+    root = image_folder({"cat/2020/june": 2, "dog": 1})
+    (root / "dog" / "0.png").rename(root / "dog" / "0.PNG")
+    (root / "dog" / "notes.txt").write_text("not data")
+    assert np.bincount(scan_classes(root, reporter).labels).tolist() == [2, 1]
+
+
+def test_hidden_folders_and_files_are_no_data(image_folder, reporter):
+    root = image_folder({"cat": 2, "dog": 1, ".git": 2, "__MACOSX": 1, "cat/.thumbs": 3, ".ipynb_checkpoints": 1})
+    (root / "dog" / "._0.png").write_bytes(b"resource fork")
+    source = scan_classes(root, reporter)
+    assert source.class_names == ("cat", "dog")
+    assert len(source.labels) == 3
+    assert not reporter.warnings
+
+
+@pytest.mark.parametrize("target", [".", "..", "../dog"])
+def test_links_that_go_round_end(target, image_folder, reporter):
+    root = image_folder({"cat": 2, "dog": 1})
+    (root / "cat" / "loop").symlink_to(target, target_is_directory=True)
+    counts = np.bincount(scan_classes(root, reporter).labels).tolist()
+    assert counts == ([3, 1] if target == "../dog" else [2, 1])  # a link to another class is followed, as meant
+
+
+def test_a_linked_class_folder_is_followed(image_folder, tmp_path, reporter):
+    root, elsewhere = image_folder({"cat": 2}), image_folder({"x": 3}, "elsewhere")
+    (root / "dog").symlink_to(elsewhere / "x", target_is_directory=True)
+    assert np.bincount(scan_classes(root, reporter).labels).tolist() == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("counts", "what"),
+    [
+        ({}, "no class folders"),
+        ({".": 3}, "pictures but no class folders"),
+        ({"cat": 0, "dog": 0}, "no pictures in them"),
+        ({"cat": 1}, "1 training and 0 validation pictures in 1 class"),
+        ({"cat": 9}, "in 1 class"),
+        ({"cat": 1, "dog": 1}, "0 validation pictures"),
+        ({"train/cat": 2, "train/dog": 2}, "train part alone"),
+        ({"val/cat": 2, "val/dog": 2}, "val part alone"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_what_cannot_be_trained_on_is_said(counts, what, image_folder, tmp_path, reporter):
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(DataError, match=what):
+        open_for_training(str(image_folder(counts)), seed=0, reporter=reporter)
+
+
+def test_missing_folder_and_other_files_are_said(tmp_path, reporter):
+    with pytest.raises(DataError, match="There is no data set"):
+        open_data(str(tmp_path / "nowhere"), reporter)
+    (tmp_path / "data.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match="is not a data set"):
+        open_data(str(tmp_path / "data.zip"), reporter)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_that_may_not_be_read_is_said(image_folder, reporter):
+    root = image_folder({"cat": 1})
+    root.chmod(0)
+    try:
+        with pytest.raises(DataError, match="cannot be read"):
+            scan_classes(root, reporter)
+    finally:
+        root.chmod(0o755)
+
+
+@pytest.mark.parametrize("ref", ["", "digits"])
+def test_the_built_in_set_is_the_default(ref, reporter):
+    train, val = open_for_training(ref, seed=0, reporter=reporter)
+    assert (len(train.labels), len(val.labels)) == (1442, 355)
+
+
+def test_a_folder_named_digits_goes_before_the_built_in_set(image_folder, monkeypatch, reporter):
+    root = image_folder({"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1}, root="digits")
+    monkeypatch.chdir(root.parent)
+    assert open_for_training("digits", seed=0, reporter=reporter)[0].class_names == ("a", "b")
+    assert len(open_for_training("", seed=0, reporter=reporter)[0].labels) == 4  # a name left out means the same
+
+
+def make_tar(root, inside: str = "") -> str:
+    path = root.with_suffix(".tar")
+    with tarfile.open(path, "w") as archive:
+        archive.add(root, arcname=inside or ".")
+    return str(path)
+
+
+@pytest.mark.parametrize("inside", ["", "pictures", "deep/er"])
+def test_tar_with_parts_reads_like_the_folder(inside, image_folder, reporter):
+    root = image_folder({**SPLIT, "train/.hidden": 2, "test/cat": 4})
+    (root / "train" / "dog" / "notes.txt").write_text("not data")
+    train, val = open_for_training(make_tar(root, inside), seed=0, reporter=reporter)
+    expected_train, expected_val = open_for_training(str(root), seed=0, reporter=reporter)
+    for ours, expected in ((train, expected_train), (val, expected_val)):
+        assert ours.class_names == expected.class_names
+        assert ours.labels.tolist() == expected.labels.tolist()
+        for i in range(len(ours.labels)):
+            assert np.array_equal(np.asarray(ours.read(i)), np.asarray(expected.read(i)))
+
+
+def test_tar_of_class_folders_is_a_whole(image_folder, reporter):
+    train, val = open_for_training(make_tar(image_folder(WHOLE)), seed=0, reporter=reporter)
+    assert (len(train.labels), len(val.labels)) == (13, 4)
+    assert labels_are_right(train, val)
+
+
+def test_compressed_broken_and_empty_tars_are_said(image_folder, tmp_path, reporter):
+    root = image_folder({"cat": 1})
+    with tarfile.open(tmp_path / "z.tar", "w:gz") as archive:
+        archive.add(root, arcname=".")
+    (tmp_path / "b.tar").write_bytes(b"x" * 2000)
+    with tarfile.open(tmp_path / "e.tar", "w"):
+        pass
+    for name, what in (("z", "uncompressed tar"), ("b", "uncompressed tar"), ("e", "no class folders")):
+        with pytest.raises(DataError, match=what):
+            open_data(str(tmp_path / f"{name}.tar"), reporter)
+
+
+def write_table(root, rows, kind, columns=("path", "label", "split")):
+    path = root / f"table.{kind}"
+    if kind == "csv":
+        path.write_text("\n".join([",".join(columns), *(",".join(r) for r in rows)]) + "\n")
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.table(dict(zip(columns, zip(*rows, strict=True), strict=True))), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_table_with_parts(kind, image_folder, reporter):
+    root = image_folder({"cat": 4, "dog": 4})
+    rows = [(f"{c}/{i}.png", c, ("train", "train", "val", "test")[i]) for c in ("dog", "cat") for i in range(4)]
+    train, val = open_for_training(write_table(root, rows, kind), seed=0, reporter=reporter)
+    assert train.class_names == val.class_names == ("cat", "dog")
+    assert (len(train.labels), len(val.labels)) == (4, 2)  # val goes before test, as with folders
+    assert labels_are_right(train, val)
+    assert train.read(0).size == (24, 18)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_table_without_parts_is_a_whole(kind, image_folder, reporter):
+    root = image_folder({"cat": 5, "dog": 5})
+    rows = [(str(root / c / f"{i}.png"), c) for c in ("cat", "dog") for i in range(5)]
+    train, val = open_for_training(write_table(root, rows, kind, ("path", "label")), seed=0, reporter=reporter)
+    assert (len(train.labels), len(val.labels)) == (8, 2)
+    assert labels_are_right(train, val)
+
+
+def test_a_stranger_in_the_val_rows_of_a_table_is_an_error(image_folder, reporter):
+    root = image_folder({"cat": 1, "dog": 1, "zebra": 1})
+    rows = [("cat/0.png", "cat", "train"), ("dog/0.png", "dog", "train"), ("zebra/0.png", "zebra", "val")]
+    with pytest.raises(DataError, match="'zebra' is in the validation set"):
+        open_for_training(write_table(root, rows, "csv"), seed=0, reporter=reporter)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(image_folder, reporter):
+    root = image_folder({"cat": 1})
+    (root / "t.csv").write_bytes("\ufeffpath,label\ncat/0.png,cat\n".encode())
+    assert open_for_evaluation(str(root / "t.csv"), reporter).class_names == ("cat",)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [("path,label\n", "no rows"), ("path,label\na.png,\n", "row 2 has no"), ("file,class\na.png,x\n", "path,label"),
+     ("path,label,split\na.png,x,holdout\n", "'holdout'"), ("path,label,split\na.png,x,train\nb.png,x,\n", "the split ''")],
+    ids=["empty", "no-label", "other-columns", "unknown-split", "missing-split"],
+)  # fmt: skip
+def test_what_is_wrong_with_a_table_is_said(text, what, tmp_path, reporter):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=what):
+        open_data(str(tmp_path / "t.csv"), reporter)
+
+
+def test_broken_parquet_is_said(tmp_path, reporter):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "t.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match="not a readable parquet"):
+        open_data(str(tmp_path / "t.parquet"), reporter)
