@@ -24,6 +24,7 @@ _PUBLIC = {
     "resume": "deitctl.workflows.train",
     "train": "deitctl.workflows.train:run_training",
     "DeitctlError": "deitctl.errors",
+    "SilentReporter": "deitctl.events",
     "TrainConfig": "deitctl.config",
 }
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604

@@ -1,0 +1,99 @@
+"""The network that leaves the house: pixels in, logits and probabilities out, nothing left for the reader to get wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from deitctl import __version__
+from deitctl.card import ModelCard
+from deitctl.data.mixing import normalise
+from deitctl.errors import ExportError
+from deitctl.models.heads import forward_heads, fuse_heads
+
+
+class ExportedClassifier(nn.Module):
+    """A classifier with its normalisation, its head rule and its softmax inside."""
+
+    def __init__(self, model: nn.Module, card: ModelCard, head: str) -> None:
+        super().__init__()
+        self.model, self.preprocessing, self.head = model, card.preprocessing, head
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Classify uint8 RGB pictures [B,S,S,3] of the model's input size: logits [B,K] and probabilities [B,K]."""
+        images = normalise(pixels.permute(0, 3, 1, 2), self.preprocessing)
+        logits = fuse_heads(forward_heads(self.model, images), self.head).float()
+        return logits, logits.softmax(dim=1)
+
+
+def trace(network: ExportedClassifier) -> torch.export.ExportedProgram:
+    """Return the network as a graph of its operations, for batches of any size.
+
+    Raises:
+        ExportError: the model does something that a graph cannot hold.
+    """
+    size = network.preprocessing.img_size
+    # the example input is stored with the program, whole storage and all: zeros made for it, never anybody's picture
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with quietly(), torch.no_grad():
+            # strict, because otherwise the `len` of a traced batch is a constant
+            program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},), strict=True)
+    except Exception as error:  # torch.export raises whatever the model's code raises under tracing
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ExportError(f"The model cannot be traced: {first}", "Use --to timm, which keeps the weights alone.") from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # names the files of this machine in the artifact
+    return program
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep torch's and ONNX's warnings and log lines, which are about their own insides, from the user."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+
+
+def describe(card: ModelCard, head: str) -> dict[str, str]:
+    """Return what travels with an exported file: where it is from, its classes, the preprocessing left to the reader.
+
+    Args:
+        card: the model's card.
+        head: the rule by which the heads were joined.
+    """
+    pre = card.preprocessing
+    preprocessing = {
+        "img_size": pre.img_size,
+        "resize_to": pre.resize_to,
+        "crop_pct": pre.crop_pct,
+        "crop_mode": pre.crop_mode,
+        "interpolation": pre.interpolation,
+        "channels": "RGB",
+        "layout": "NHWC uint8",
+        "normalisation": {"where": "inside the network", "mean": pre.mean, "std": pre.std},
+    }
+    metadata = {
+        "deitctl_version": __version__,
+        "architecture": card.architecture,
+        "head": head,
+        "preprocessing": json.dumps(preprocessing),
+    }
+    if card.class_names is not None:
+        metadata["class_names"] = json.dumps(card.class_names, ensure_ascii=False)
+    if card.descriptions is not None:
+        metadata["descriptions"] = json.dumps(card.descriptions, ensure_ascii=False)
+    return metadata

@@ -1,0 +1,57 @@
+"""ONNX: one file that onnxruntime and its kin run without Python's deep learning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deitctl.card import ModelCard
+from deitctl.checkpoint import write_bytes
+from deitctl.errors import ExportError
+from deitctl.export.network import ExportedClassifier, quietly, trace
+
+OPSET = 20  # the first with Gelu as one operation; onnxruntime reads it since 1.17
+MAX_BYTES = 2**31 - 2**24  # protobuf ends at 2 GiB; 16 MiB are left to the graph
+INPUT = "pixels"
+OUTPUTS = ("logits", "probabilities")
+
+
+def export_onnx(network: ExportedClassifier, card: ModelCard, metadata: Mapping[str, str], path: Path) -> None:
+    """Write a network as one ONNX file, whole or not at all.
+
+    Args:
+        network: what to write.
+        card: its card.
+        metadata: strings that readers find as the model's custom metadata.
+        path: the file.
+
+    Raises:
+        ExportError: the network has an operation that ONNX lacks, or is larger than one file can be.
+    """
+    size = sum(t.numel() * t.element_size() for t in network.state_dict().values())
+    if size > MAX_BYTES:
+        raise ExportError(
+            f"{card.architecture} has {size / 2**30:.1f} GiB of weights, and one ONNX file ends at 2 GiB.",
+            "Use --to torch or --to timm.",
+        )
+    write_bytes(path, _to_proto(trace(network), metadata).SerializeToString())
+
+
+def _to_proto(program: torch.export.ExportedProgram, metadata: Mapping[str, str]) -> Any:
+    try:
+        with quietly():
+            converted = torch.onnx.export(
+                program, dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
+                input_names=[INPUT], output_names=list(OUTPUTS),
+            )  # fmt: skip
+    except Exception as error:  # the exporter wraps what its hundred translations raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ExportError(f"The model cannot be written as ONNX: {first}", "Use --to torch or --to timm.") from error
+    assert converted is not None
+    for node in converted.model.graph.all_nodes():
+        node.metadata_props.clear()  # the exporter's notes to itself, a tenth of the graph and more
+    converted.model.metadata_props.update(metadata)
+    return converted.model_proto
