@@ -136,7 +136,9 @@ def override(config: C, changes: Mapping[str, Any]) -> C:
 def _replace(config: C, path: list[str], value: Any, whole: str) -> C:
     hints = get_type_hints(type(config))
     if path[0] not in hints:
-        raise ConfigError(f"There is no setting {whole!r}.", did_you_mean(whole, setting_names(type(config))))
+        prefix = whole.removesuffix(".".join(path))
+        known = [prefix + name for name in setting_names(type(config))]
+        raise ConfigError(f"There is no setting {whole!r}.", did_you_mean(whole, known))
     current = getattr(config, path[0])
     if len(path) > 1:
         if not dataclasses.is_dataclass(current):
@@ -175,7 +177,11 @@ def convert(value: Any, hint: Any, name: str) -> Any:
                 raise ValueError(f"expected {len(args)} numbers")
             return tuple(convert(p, a, name) for p, a in zip(parts, args, strict=True))
         if dataclasses.is_dataclass(hint):
-            return from_dict(hint, value, name) if isinstance(value, Mapping) else value  # type: ignore[arg-type]
+            if isinstance(value, Mapping):
+                return from_dict(hint, value, name)  # type: ignore[arg-type]
+            if isinstance(value, hint):  # type: ignore[arg-type]
+                return value
+            raise ValueError("it is a group of settings")
         if hint is bool:
             return _boolean(value)
         if hint is int and isinstance(value, float) and not value.is_integer():

@@ -129,7 +129,7 @@ DISTILL_REDUCTION = "batchmean"  # DeiT Eq. 2
 
 
 def get_recipe(name: str) -> Recipe:
-    """Return a recipe by name, or from a TOML file of settings on top of the recipe its `base` names.
+    """Return a recipe by name, or from a TOML file of settings on top of the recipe above that its `base` names.
 
     Raises:
         ConfigError: no such recipe or file, or a setting in the file that does not exist or fit.
@@ -143,7 +143,9 @@ def get_recipe(name: str) -> Recipe:
     base = values.pop("base", None)
     if base is None:
         return from_dict(Recipe, {"name": Path(name).stem, **values}, name)
-    return override(get_recipe(str(base)), {"name": Path(name).stem, **_dotted(values)})
+    if base not in RECIPES:
+        raise ConfigError(f"{name}: there is no base {base!r}.", f"There are: {', '.join(RECIPES)}.")
+    return override(RECIPES[base], {"name": Path(name).stem, **_dotted(values)})
 
 
 def _dotted(values: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -1,0 +1,59 @@
+"""Models for other programs: what can be written, by what, and what proves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from deitctl.card import ModelCard
+from deitctl.errors import ExportError
+from deitctl.export.network import ExportedClassifier
+from deitctl.export.onnx import export_onnx
+from deitctl.export.timm_folder import HEAD, export_timm_folder
+from deitctl.export.torch_export import export_torch
+from deitctl.export.verify import ONNX_TOLERANCE, TIMM_TOLERANCE, TORCH_TOLERANCE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One thing to export to."""
+
+    suffix: str
+    """Ending of the default name."""
+    write: Callable[[ExportedClassifier, ModelCard, Mapping[str, str], Path], None]
+    program: str
+    """The script beside this file that runs the export in a fresh process."""
+    tolerance: float
+    is_folder: bool = False
+    head: str = ""
+    """The rule by which the format's own reader joins two heads, where the file does not hold ours."""
+    extra: str = ""
+    """The extra of `pip install 'deitctl[EXTRA]'` that has `packages`."""
+    packages: tuple[str, ...] = ()
+
+    @property
+    def program_file(self) -> Path:
+        return Path(__file__).with_name(self.program)
+
+    def require(self) -> None:
+        """Raise `ExportError` if a package is missing, before any work."""
+        for package in self.packages:
+            try:
+                import_module(package)
+            except ImportError as error:
+                raise ExportError(f"This export needs {package}.", f"pip install 'deitctl[{self.extra}]'") from error
+
+
+FORMATS = {
+    "onnx": Format(
+        suffix=".onnx", write=export_onnx, program="run_onnx.py", tolerance=ONNX_TOLERANCE,
+        extra="onnx", packages=("onnx", "onnxscript", "onnxruntime"),
+    ),
+    "torch": Format(suffix=".pt2", write=export_torch, program="run_torch.py", tolerance=TORCH_TOLERANCE),
+    "timm": Format(
+        suffix="-timm", write=export_timm_folder, program="run_timm.py", tolerance=TIMM_TOLERANCE,
+        is_folder=True, head=HEAD,
+    ),
+}  # fmt: skip

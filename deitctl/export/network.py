@@ -49,7 +49,9 @@ def trace(network: ExportedClassifier) -> torch.export.ExportedProgram:
             program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},), strict=True)
     except Exception as error:  # torch.export raises whatever the model's code raises under tracing
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ExportError(f"The model cannot be traced: {first}", "Use --to timm, which keeps the weights alone.") from error
+        raise ExportError(
+            f"The model cannot be traced: {first}", "Use --to timm, which keeps the weights alone."
+        ) from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names the files of this machine in the artifact
     return program

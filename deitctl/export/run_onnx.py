@@ -10,9 +10,16 @@ import sys
 import numpy as np
 import onnxruntime
 
-model, pictures, answers = sys.argv[1:]
-images = np.load(pictures)
-session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-ends = [0, 1, *range(17, len(images), 16), len(images)]  # one picture alone, then sixteen at a time
-parts = [session.run(["logits", "probabilities"], {"pixels": images[a:b]}) for a, b in zip(ends, ends[1:]) if a < b]  # noqa: B905, RUF007
-np.save(answers, np.stack([np.concatenate(output) for output in zip(*parts)]))  # noqa: B905
+
+def main(model: str, pictures: str, answers: str) -> None:
+    """Answer the first picture alone, the others sixteen at a time."""
+    images = np.load(pictures)
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    starts = [0, *range(1, len(images), 16)]
+    batches = [images[a:b] for a, b in zip(starts, [*starts[1:], None], strict=True)]
+    parts = [session.run(["logits", "probabilities"], {"pixels": batch}) for batch in batches]
+    np.save(answers, np.stack([np.concatenate(output) for output in zip(*parts, strict=True)]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -10,10 +10,15 @@ import sys
 import numpy as np
 import torch
 
-model, pictures, answers = sys.argv[1:]
-images = torch.from_numpy(np.load(pictures))
-network = torch.export.load(model).module()
-with torch.no_grad():
-    sizes = [1] + [16] * ((len(images) + 14) // 16)  # one picture alone, then sixteen at a time
-    parts = [network(batch) for batch in images.split([*sizes[:-1], len(images) - sum(sizes[:-1])])]
-np.save(answers, torch.stack([torch.cat(output) for output in zip(*parts, strict=True)]).numpy())
+
+@torch.no_grad()
+def main(model: str, pictures: str, answers: str) -> None:
+    """Answer the first picture alone, the others sixteen at a time."""
+    images = torch.from_numpy(np.load(pictures))
+    network = torch.export.load(model).module()
+    parts = [network(batch) for batch in (images[:1], *images[1:].split(16)) if len(batch)]
+    np.save(answers, torch.stack([torch.cat(output) for output in zip(*parts, strict=True)]).numpy())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,138 @@
+"""The proof that an exported file answers as the model does: real pictures, a fresh process, no code of ours in it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from deitctl.card import ModelCard, Preprocessing
+from deitctl.data.mixing import normalise
+from deitctl.data.sources import Source
+from deitctl.data.transforms import Pixels, eval_view
+from deitctl.errors import DataError, ExportError
+from deitctl.models.heads import forward_heads, fuse_heads
+
+Answers = NDArray[np.float32]
+BATCH = 16
+
+# The largest difference of a logit or a probability that passes. Logits are a few units apart and more.
+ONNX_TOLERANCE = (
+    1e-3  # other kernels, other order of summing: 1e-6 to 1e-5 measured; a wrong weight or pixel gives > 1e-2
+)
+TORCH_TOLERANCE = 1e-4  # the same kernels on a graph of smaller steps: below 1e-5 measured
+TIMM_TOLERANCE = 1e-4  # timm's code for the same steps: 0 to 1e-5 measured
+
+
+class Pictures(NamedTuple):
+    """Pictures as the exported network takes them, uint8 [N,S,S,3], and their names."""
+
+    pixels: Pixels
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far an exported file is from the model."""
+
+    images: int
+    max_abs_diff: float
+    """Over all logits and probabilities."""
+    top1_agreement: float
+    """Percent of the pictures."""
+    differing: list[str]
+    """Names of the pictures with another first class."""
+
+
+def pictures(source: Source, preprocessing: Preprocessing, count: int) -> Pictures:
+    """Read `count` pictures spread evenly over a source, or all there are; unreadable ones are replaced by others.
+
+    Raises:
+        ExportError: none can be read.
+    """
+    total = len(source.labels)
+    spread = [i * total // count for i in range(count)] if count < total else range(total)
+    rest = sorted(set(range(total)).difference(spread))
+    read = list(islice(_readable(source, [*spread, *rest], preprocessing), count))
+    if not read:
+        raise ExportError(f"None of {total} pictures to verify on can be read.", "Name others with --verify-with.")
+    names, views = zip(*read, strict=True)
+    return Pictures(np.ascontiguousarray(np.stack(views).transpose(0, 2, 3, 1)), names)
+
+
+def _readable(source: Source, indices: list[int], preprocessing: Preprocessing) -> Iterator[tuple[str, Pixels]]:
+    for index in indices:
+        try:
+            yield source.name(index), eval_view(source.read(index), preprocessing)
+        except DataError:
+            continue
+
+
+@torch.inference_mode()
+def reference(model: nn.Module, card: ModelCard, head: str, pixels: Pixels) -> Answers:
+    """Return what the model in eval mode on the CPU answers to pictures [N,S,S,3]: logits and probabilities, [2,N,K].
+
+    The way of `predict`, not of the exported network, so that a mistake in the latter shows.
+    """
+    parts = []
+    for batch in torch.from_numpy(pixels.transpose(0, 3, 1, 2)).split(BATCH):
+        logits = fuse_heads(forward_heads(model, normalise(batch, card.preprocessing)), head).float()
+        parts.append(torch.stack([logits, logits.softmax(dim=1)]))
+    return torch.cat(parts, dim=1).numpy()
+
+
+def verify(path: Path, program: Path, wanted: Answers, sample: Pictures, *, tolerance: float) -> Verification:
+    """Run an exported file in a fresh process and compare.
+
+    Args:
+        path: the file or folder.
+        program: the script that runs it, with the arguments PATH IN.npy OUT.npy.
+        wanted: the model's answers, from `reference`.
+        sample: the pictures.
+        tolerance: the largest difference that passes.
+
+    Raises:
+        ExportError: it does not run, or disagrees: by more than `tolerance`, or in the first class of a picture whose
+            two best classes are further apart than the difference.
+    """
+    given = _run(path, program, sample.pixels)
+    if given.shape[1:] != wanted.shape[1:]:
+        raise ExportError(f"The exported file answers with shape {given.shape[1:]}, the model with {wanted.shape[1:]}.")
+    difference = float(np.abs(given - wanted[: len(given)]).max())
+    first = wanted[0].argmax(axis=1)
+    differs = first != given[0].argmax(axis=1)
+    best_two = np.sort(wanted[0], axis=1)[:, -2:]
+    tied = best_two[:, -1] - best_two[:, 0] <= difference
+    names = [name for name, other in zip(sample.names, differs, strict=True) if other]
+    found = Verification(len(first), difference, 100 * float(1 - differs.mean()), names)
+    if not difference <= tolerance or (differs & ~tied).any():  # a difference that is no number fails too
+        example = f" (not on {names[0]})" if names else ""
+        raise ExportError(
+            f"The exported file disagrees with the model on {found.images} pictures: answers differ by up to "
+            f"{difference:.3g} where {tolerance:g} is allowed, top-1 agrees on {found.top1_agreement:.1f} %{example}."
+        )
+    return found
+
+
+def _run(path: Path, program: Path, pixels: Pixels) -> Answers:
+    with tempfile.TemporaryDirectory(prefix="deitctl-verify-") as folder:
+        given, answers = Path(folder) / "in.npy", Path(folder) / "out.npy"
+        np.save(given, pixels)
+        # -I: neither the folder that we are in nor the one of the script can stand in for an installed package
+        command = [sys.executable, "-I", str(program), str(path.resolve()), str(given), str(answers)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode:
+            last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1][:300]
+            raise ExportError(f"The exported file does not run in a fresh process: {last}")
+        result: Answers = np.load(answers)
+        return result

@@ -1,0 +1,185 @@
+"""Ship a model to other programs, proven on real pictures before it gets its name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deitctl.checkpoint import CONFIG, WEIGHTS, cannot_write
+from deitctl.config import read_toml
+from deitctl.data.decode import EXTENSIONS
+from deitctl.data.open import BUILT_IN, open_for_evaluation
+from deitctl.data.sources import FileSource, Source, is_hidden
+from deitctl.errors import ConfigError, DataError, ExportError, did_you_mean
+from deitctl.events import Reporter, SilentReporter
+from deitctl.export import FORMATS, Format
+from deitctl.export.network import ExportedClassifier, describe
+from deitctl.export.verify import Verification, pictures, reference, verify
+from deitctl.inference.inputs import expand
+from deitctl.models.build import HUB_PREFIX, WEIGHT_SUFFIXES, load_model
+from deitctl.models.heads import choose_head
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """An exported file or folder and how it was proven; agreement in percent."""
+
+    path: Path
+    format: str
+    bytes: int
+    verified_on: int
+    max_abs_diff: float
+    top1_agreement: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record that `--format json` prints."""
+        return {
+            "path": str(self.path), "format": self.format, "bytes": self.bytes, "verified_on": self.verified_on,
+            "max_abs_diff": self.max_abs_diff, "top1_agreement": self.top1_agreement,
+        }  # fmt: skip
+
+
+def export(
+    ref: str, *, to: str, output: str = "", weights: str = "", head: str = "auto", verify_with: str = "",
+    count: int = 64, reporter: Reporter | None = None,
+) -> ExportResult:  # fmt: skip
+    """Write a model in another format and prove in a fresh process that it answers as before.
+
+    Args:
+        ref: the model, see `load_model`.
+        to: a name of `FORMATS`.
+        output: the file or folder; a folder that exists gets a file of the default name. Empty: below `ref` if that
+            is a folder, else here.
+        weights: see `load_model`.
+        head: which head answers.
+        verify_with: data, a folder of pictures or a picture; empty: the data that a run was trained on, else `digits`.
+        count: how many pictures to verify on.
+        reporter: told of progress.
+
+    Raises:
+        ExportError: no such format, a missing package, or a file that disagrees, which is kept as `*.rejected`.
+        ModelError: no such model, or weights that do not fit.
+        DataError: no such pictures.
+    """
+    reporter = reporter or SilentReporter()
+    if to not in FORMATS:
+        raise ExportError(
+            f"There is no format {to!r}.", f"{did_you_mean(to, FORMATS)} There are: {', '.join(FORMATS)}.".strip()
+        )
+    if count < 1:
+        raise ConfigError(f"count = {count}: verification needs 1 picture or more.")
+    kind = FORMATS[to]
+    kind.require()
+    path = _output_path(ref, output, kind)
+    source = _source(ref, verify_with, reporter)
+    loaded = load_model(ref, weights=weights, reporter=reporter)
+    how = choose_head(head, loaded.card.head, loaded.model)
+    answered = choose_head(kind.head, "", loaded.model) if kind.head else how
+    if answered != how:
+        reporter.note(f"{to} answers with {answered}, whatever the head rule; {how} is kept for deitctl in {CONFIG}.")
+    card = replace(loaded.card, head=how)
+    network = ExportedClassifier(loaded.model, card, answered)
+    sample = pictures(source, card.preprocessing, count)
+    wanted = reference(network.model, card, answered, sample.pixels)
+    with _draft_of(path, kind) as draft:
+        with reporter.task(f"write {path.name}", None, "bytes"):
+            kind.write(network, card, describe(card, answered), draft)
+        with reporter.task(f"verify {path.name}", len(sample.names)) as task:
+            found = verify(draft, kind.program_file, wanted, sample, tolerance=kind.tolerance)
+            task.advance(found.images)
+    _note_ties(found, reporter)
+    return ExportResult(
+        path=path, format=to, bytes=_size(path), verified_on=found.images, max_abs_diff=found.max_abs_diff,
+        top1_agreement=found.top1_agreement,
+    )  # fmt: skip
+
+
+def _output_path(ref: str, output: str, kind: Format) -> Path:
+    given = Path(ref.removeprefix(HUB_PREFIX)).expanduser()
+    stem = given.stem if given.suffix in WEIGHT_SUFFIXES else given.resolve().name
+    name = stem + kind.suffix
+    if not output:
+        path = given / "export" / name if given.is_dir() else Path(name)
+    else:
+        path = Path(output).expanduser()
+        if not kind.is_folder and (path.is_dir() or output.endswith(("/", os.sep))):
+            path = path / name
+    if kind.is_folder and path.exists():
+        strangers = {p.name for p in path.iterdir()} - {CONFIG, WEIGHTS} if path.is_dir() else {path.name}
+        if strangers:
+            raise ExportError(
+                f"{path} exists and is no earlier export: it has {min(strangers)}.", "Name a new --output."
+            )
+    return path
+
+
+def _source(ref: str, verify_with: str, reporter: Reporter) -> Source:
+    """Open the pictures to verify on."""
+    if verify_with:
+        path = Path(verify_with).expanduser()
+        loose = path.is_dir() and not any(p.is_dir() and not is_hidden(p.name) for p in path.iterdir())
+        if loose or path.suffix.lower() in EXTENSIONS:
+            names = tuple(expand([str(path)], ()))
+            return FileSource(names, np.zeros(len(names), dtype=np.int64), ("",))
+        return open_for_evaluation(verify_with, reporter)
+    run_file = Path(ref).expanduser() / "run.toml"
+    if run_file.is_file():
+        data = str(read_toml(run_file).get("data", BUILT_IN))
+        try:
+            return open_for_evaluation(data, reporter)
+        except DataError as error:
+            reporter.note(f"Verifying on {BUILT_IN}, because the run's own data cannot be opened: {error.message}")
+    return open_for_evaluation(BUILT_IN, reporter)
+
+
+@contextmanager
+def _draft_of(path: Path, kind: Format) -> Iterator[Path]:
+    """Lend a sibling name to write to; what is there at the end gets the name `path`, or with `.rejected` on failure."""
+    draft = path.with_name(f".draft-{os.getpid()}-{path.name}")
+    try:
+        try:
+            yield draft
+        except ExportError as error:
+            if not draft.exists():
+                raise
+            rejected = path.with_name(f"{path.name}.rejected")
+            _move(draft, rejected)
+            raise ExportError(error.message, f"{error.hint} What was written is kept as {rejected}.".strip()) from error
+        _move(draft, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        _remove(draft)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename a file or folder, over an earlier one if there is one."""
+    if target.is_dir():  # a folder cannot be replaced in one step
+        _remove(target)
+    os.replace(source, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _note_ties(found: Verification, reporter: Reporter) -> None:
+    if found.differing:
+        reporter.note(
+            f"{len(found.differing)} of {found.images} pictures have another first class, their two best being "
+            f"closer than the difference of {found.max_abs_diff:.2g}, such as {found.differing[0]}."
+        )
+
+
+def _size(path: Path) -> int:
+    return sum(p.stat().st_size for p in path.iterdir()) if path.is_dir() else path.stat().st_size

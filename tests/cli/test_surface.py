@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from deitctl.cli.app import app, main
+
+COMMANDS = ("train", "distill", "eval", "predict", "export", "models", "doctor")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([c, "--help"] for c in COMMANDS)])
+def test_help_answers_without_importing_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; from deitctl.cli.app import app\n"
+        f"try: app({arguments!r})\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'timm', 'torchvision', 'numpy', 'PIL'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_every_command_shows_an_example() -> None:
+    runner = CliRunner()
+    for command in COMMANDS:
+        result = runner.invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+        assert f"Example: deitctl {command}" in result.output
+
+
+
+
+def test_train_and_distill_share_their_options() -> None:
+    commands = {c.name: c for c in typer.main.get_command(app).commands.values()}  # type: ignore[attr-defined]
+    names = {c: {p.name for p in commands[c].params} for c in ("train", "distill")}
+    assert names["train"] - names["distill"] == {"model"}
+    assert names["distill"] - names["train"] == {
+        "teacher", "student", "teacher_weights", "mode", "alpha", "tau", "reduction", "no_token", "force_teacher",
+    }  # fmt: skip
+
+
+def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["deitctl", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["predict", "x.jpg", "--model", "deit_tinny"], 1, "Did you mean 'deit_tiny'"),
+        (["predict", "x.jpg", "--format", "xml"], 1, "There are: table, json, jsonl, csv"),
+        (["predict"], 2, "Missing argument"),
+        (["eval", "/nowhere"], 1, "There is no data set '/nowhere'"),
+        (["eval", "--model", "deit_tiny"], 1, "--weights FILE"),
+        (["train", "/nowhere"], 1, "There is no data set"),
+        (["train", "--set", "epoch=3"], 1, "Did you mean"),
+        (["train", "--resume", "/nowhere"], 1, "is not a run"),
+        (["train", "--device", "cuda:99"], 1, "CUDA"),
+        (["distill", "--mode", "harder"], 1, "There is no distillation mode"),
+        (["distill", "--teacher", "regnety_16"], 1, "regnety_160"),
+        (["export", "deit_tiny", "--to", "onnxx"], 1, "Did you mean 'onnx'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_code(
+    arguments: list[str], code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: object,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "400")
+    assert run(arguments, monkeypatch) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert says in captured.err
+    assert "Traceback" not in captured.err
+    if code == 1:
+        assert sum(line.startswith("error:") for line in captured.err.splitlines()) == 1

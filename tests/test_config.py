@@ -1,0 +1,136 @@
+"""Settings convert, override and survive TOML; what does not fit is said with the nearest name."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deitctl.config import DistillConfig, Recipe, TrainConfig, from_dict, override, read_toml, setting_names, write_toml
+from deitctl.errors import ConfigError
+from deitctl.recipes import RECIPES
+
+TEACHER = DistillConfig(teacher="regnety_160", mode="hard", alpha=0.5, tau=1.0, reduction="batchmean", token=True)
+CONFIG = TrainConfig(model="deit_tiny", data="digits", recipe=RECIPES["paper"], distill=TEACHER)
+FINITE = st.floats(-1e6, 1e6)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda r: r.name)
+@pytest.mark.parametrize("distill", [None, TEACHER], ids=["alone", "taught"])
+def test_runs_survive_toml(recipe, distill):
+    config = replace(CONFIG, recipe=recipe, distill=distill)
+    assert from_dict(TrainConfig, tomllib.loads(write_toml(config)), "run.toml") == config
+
+
+@given(
+    name=st.text(max_size=20), lr=FINITE, scale=st.tuples(FINITE, FINITE), seed=st.integers(0, 2**62), flag=st.booleans()
+)
+def test_any_values_survive_toml(name, lr, scale, seed, flag):
+    changes = {"model": name, "recipe.optim.lr": lr, "recipe.augment.crop_scale": scale, "seed": seed, "distill.token": flag}
+    config = override(CONFIG, changes)
+    assert config.recipe.augment.crop_scale == scale
+    assert from_dict(TrainConfig, tomllib.loads(write_toml(config)), "run.toml") == config
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("recipe.epochs", "12", 12),
+        ("recipe.optim.lr", "1e-3", 1e-3),
+        ("recipe.pretrained", "false", False),
+        ("recipe.pretrained", "Yes", True),
+        ("recipe.augment.crop_scale", "0.5,1", (0.5, 1.0)),
+        ("recipe.augment.crop_scale", "(0.5, 1.0)", (0.5, 1.0)),
+        ("recipe.augment.affine", "[1, 2, 3]", (1.0, 2.0, 3.0)),
+        ("recipe.augment.rand_augment", "", ""),
+        ("distill.mode", "soft", "soft"),
+        ("recipe.epochs", 3.0, 3),
+    ],
+)
+def test_texts_become_the_fields_type(key, text, value):
+    config = override(CONFIG, {key: text})
+    found = config
+    for part in key.split("."):
+        found = getattr(found, part)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("recipe.epochs", "many"), ("recipe.epochs", 1.5), ("recipe.epochs", "1.5"), ("recipe.pretrained", "maybe"),
+        ("recipe.augment.crop_scale", "0.5"), ("recipe.augment.crop_scale", "a,b"), ("recipe.optim.lr", "fast"),
+        ("distill.mode", "medium"), ("recipe.augment.crop_scale", 3), ("recipe.optim.lr", None),
+    ],
+)  # fmt: skip
+def test_values_that_do_not_fit_are_said_with_their_key(key, value):
+    with pytest.raises(ConfigError, match=key):
+        override(CONFIG, {key: value})
+
+
+@pytest.mark.parametrize("key", ["recipe", "recipe.optim", "distill"])
+@pytest.mark.parametrize("value", ["fast", "", 3])
+def test_a_group_of_settings_is_no_value(key, value):
+    with pytest.raises(ConfigError, match=key):
+        override(CONFIG, {key: value})
+
+
+def test_misspelt_settings_are_suggested():
+    with pytest.raises(ConfigError, match=r"no setting 'recipe\.optim\.lrr'.*'recipe\.optim\.lr'"):
+        override(CONFIG, {"recipe.optim.lrr": 1})
+    with pytest.raises(ConfigError, match="no setting 'epochz'.*'epochs'"):
+        override(RECIPES["paper"], {"epochz": 1})
+
+
+@pytest.mark.parametrize("key", ["", ".", "recipe.", "recipe..lr", "seed.x", "recipe.epochs.x"])
+def test_keys_that_lead_nowhere_are_said(key):
+    with pytest.raises(ConfigError):
+        override(CONFIG, {key: 1})
+
+
+def test_settings_of_a_teacher_that_is_not_there_are_said():
+    with pytest.raises(ConfigError, match="cannot be set"):
+        override(replace(CONFIG, distill=None), {"distill.alpha": 0.3})
+
+
+def test_overriding_leaves_the_original_alone():
+    changed = override(CONFIG, {"recipe.optim.lr": 1.0, "seed": 7})
+    assert CONFIG.recipe == RECIPES["paper"]
+    assert (changed.recipe.optim.lr, changed.seed) == (1.0, 7)
+    assert override(CONFIG, {}) is CONFIG
+
+
+def test_every_setting_has_a_dotted_name():
+    names = setting_names(TrainConfig)
+    assert {"seed", "recipe.epochs", "recipe.optim.lr", "recipe.augment.mixup", "distill.alpha"} <= set(names)
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"model": "m", "data": "d"}, "lacks the setting 'recipe'"),
+        ({"model": "m", "data": "d", "recipe": {"name": "x"}}, r"run\.toml\.recipe lacks the setting 'pretrained'"),
+        ({"modle": "m"}, "no setting 'modle'.*'model'"),
+    ],
+)
+def test_missing_and_unknown_entries_are_said(values, what):
+    with pytest.raises(ConfigError, match=what):
+        from_dict(TrainConfig, values, "run.toml")
+
+
+def test_broken_and_missing_toml_is_said(tmp_path):
+    (tmp_path / "a.toml").write_text("a = = 1")
+    (tmp_path / "b.toml").write_bytes(b"\xff\xfe")
+    for name, what in (("a", "not valid TOML"), ("b", "not valid TOML"), ("c", "Cannot read")):
+        with pytest.raises(ConfigError, match=what):
+            read_toml(tmp_path / f"{name}.toml")
+
+
+def test_none_is_left_out_of_toml():
+    assert "distill" not in tomllib.loads(write_toml(replace(CONFIG, distill=None)))
+    assert from_dict(Recipe, tomllib.loads(write_toml(RECIPES["digits"])), "x") == RECIPES["digits"]

@@ -1,0 +1,86 @@
+"""One object knows the device; here that is the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from deitctl.device import PRECISIONS, Device, choose_device, cpu_has_bf16
+from deitctl.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+def test_cpu_is_always_there():
+    assert choose_device("cpu").torch_device == CPU
+    assert choose_device("cpu", "fp32") == Device(CPU, torch.float32, "as asked")
+    assert choose_device("cpu", "bf16").dtype is torch.bfloat16
+
+
+def test_auto_precision_has_a_reason():
+    device = choose_device("cpu")
+    assert device.dtype is (torch.bfloat16 if cpu_has_bf16() else torch.float32)
+    assert "bf16" in device.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "what"),
+    [
+        ("gpu", "auto", "There is no device 'gpu'"), ("cpu:1", "auto", "There is no device 'cpu:1'"),
+        ("cuda:x", "auto", "There is no device 'cuda:x'"), ("", "auto", "There is no device"),
+        ("cpu", "fp8", "There is no precision 'fp8'"), ("cpu", "fp16", "not for CPUs"),
+    ],
+)  # fmt: skip
+def test_what_is_no_device_or_precision_is_said(name, precision, what):
+    with pytest.raises(ConfigError, match=what):
+        choose_device(name, precision)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+def test_missing_cuda_is_said():
+    with pytest.raises(ConfigError, match="No CUDA device"):
+        choose_device("cuda:0")
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is MPS here")
+def test_missing_mps_is_said():
+    with pytest.raises(ConfigError, match="MPS is not available"):
+        choose_device("mps")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_autocast_computes_in_the_precision(precision):
+    with choose_device("cpu", precision).autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is PRECISIONS[precision]
+
+
+def test_scaler_does_nothing_but_in_fp16():
+    assert not choose_device("cpu", "bf16").grad_scaler().is_enabled()
+    assert choose_device("cpu", "fp32").grad_scaler().scale(torch.tensor(2.0)) == 2.0
+
+
+def test_convolutions_are_placed_channels_last_and_answer_the_same(noise):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)).requires_grad_(False)
+    before = net(noise(1, 3, 8, 8))
+    placed = choose_device("cpu", "fp32").place(net)
+    assert placed[1].weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(placed(noise(1, 3, 8, 8)), before)
+
+
+def test_a_deit_with_its_one_convolution_is_left_as_it_is(deit):
+    assert choose_device("cpu").place(deit()).patch_embed.proj.weight.is_contiguous()
+
+
+def test_loader_processes():
+    device = choose_device("cpu")
+    assert device.loader_workers(3) == 3
+    assert 0 <= device.loader_workers(-1) <= 8
+
+
+def test_what_only_cuda_has_is_harmless_on_the_cpu():
+    device = choose_device("cpu")
+    device.synchronize()
+    assert device.peak_memory_bytes() is None
+    assert not device.pins_memory
+    assert device.move(torch.ones(1)).device == CPU

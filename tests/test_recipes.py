@@ -1,0 +1,80 @@
+"""The paper's numbers are the paper's; a file can change them."""
+
+from __future__ import annotations
+
+import pytest
+
+from deitctl.errors import ConfigError
+from deitctl.recipes import DISTILL_DEFAULTS, DISTILL_REDUCTION, PAPER, PAPER_384, RECIPES, describe, get_recipe
+
+
+def test_paper_is_table_9():
+    """DeiT Table 9, column DeiT-B; sides that the table leaves open are the released code's."""
+    augment, optim = PAPER.augment, PAPER.optim
+    assert (PAPER.epochs, PAPER.batch_size, PAPER.smoothing, PAPER.drop_path_rate) == (300, 1024, 0.1, 0.1)
+    assert (optim.lr, optim.lr_batch, optim.weight_decay, optim.warmup_epochs, optim.clip_grad) == (5e-4, 512, 0.05, 5, 0.0)
+    assert (optim.min_lr, optim.warmup_lr, PAPER.ema_decay) == (1e-5, 1e-6, 0.99996)
+    assert (augment.rand_augment, augment.mixup, augment.cutmix) == ("rand-m9-mstd0.5-inc1", 0.8, 1.0)
+    assert (augment.erase_prob, augment.repeats, augment.mix_prob, augment.switch_prob) == (0.25, 3, 1.0, 0.5)
+    assert not PAPER.pretrained
+
+
+def test_paper_384_is_the_readmes():
+    assert (PAPER_384.epochs, PAPER_384.batch_size, PAPER_384.img_size, PAPER_384.pretrained) == (30, 512, 384, True)
+    assert (PAPER_384.optim.lr, PAPER_384.optim.min_lr, PAPER_384.optim.weight_decay) == (5e-6, 5e-6, 1e-8)
+    assert PAPER_384.augment == PAPER.augment  # "train aug kept"
+
+
+def test_distillation_is_the_papers():
+    assert DISTILL_DEFAULTS["hard"].alpha == 0.5  # Eq. 3
+    assert DISTILL_DEFAULTS["soft"] == (0.1, 3.0)  # §5.2
+    assert DISTILL_REDUCTION == "batchmean"  # Eq. 2
+
+
+def test_names_are_keys():
+    assert all(get_recipe(name).name == name for name in RECIPES)
+
+
+def test_misspelt_recipe_is_suggested():
+    with pytest.raises(ConfigError, match="'paper'"):
+        get_recipe("papr")
+    with pytest.raises(ConfigError, match="There are: paper"):
+        get_recipe("zzzzzz")
+
+
+def test_a_file_changes_the_recipe_that_it_names(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "paper"\nepochs = 3\n[optim]\nlr = 1e-3\n')
+    recipe = get_recipe(str(file))
+    assert (recipe.name, recipe.epochs, recipe.optim.lr) == ("mine", 3, 1e-3)
+    assert recipe.augment == PAPER.augment
+
+
+def test_a_file_without_a_base_must_be_whole(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("epochs = 3\n")
+    with pytest.raises(ConfigError, match="lacks the setting"):
+        get_recipe(str(file))
+
+
+def test_a_file_that_names_what_is_not_there_is_said(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "paper"\nepoch = 3\n')
+    with pytest.raises(ConfigError, match="'epochs'"):
+        get_recipe(str(file))
+    with pytest.raises(ConfigError, match="Cannot read"):
+        get_recipe(str(tmp_path / "none.toml"))
+
+
+def test_a_file_that_is_its_own_base_is_said(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(f'base = "{file}"\n')
+    with pytest.raises(ConfigError, match="base"):
+        get_recipe(str(file))
+
+
+def test_recipes_are_described_flat():
+    flat = describe(PAPER)
+    assert flat["optim.lr"] == 5e-4
+    assert flat["augment.crop_scale"] == [0.08, 1.0]
+    assert not any(isinstance(v, dict) for v in flat.values())
