@@ -179,7 +179,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
         if dataclasses.is_dataclass(hint):
             if isinstance(value, Mapping):
                 return from_dict(hint, value, name)  # type: ignore[arg-type]
-            if isinstance(value, hint):  # type: ignore[arg-type]
+            if isinstance(value, hint):
                 return value
             raise ValueError("it is a group of settings")
         if hint is bool:

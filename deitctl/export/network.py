@@ -1,4 +1,4 @@
-"""The network that leaves the house: pixels in, logits and probabilities out, nothing left for the reader to get wrong."""
+"""The network that is exported: pixels in, logits and probabilities out, nothing between left to its users."""
 
 from __future__ import annotations
 

@@ -17,9 +17,10 @@ def main(folder: str, pictures: str, answers: str) -> None:
     """Normalise as config.json says; answer the first picture alone, the others sixteen at a time."""
     pixels = torch.from_numpy(np.load(pictures)).permute(0, 3, 1, 2)
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    mean, std = (torch.tensor(model.pretrained_cfg[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+    config = dict(model.pretrained_cfg)
+    mean, std = (torch.tensor(config[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
     images = (pixels.float() / 255 - mean) / std
-    parts = [model(batch) for batch in (images[:1], *images[1:].split(16)) if len(batch)]
+    parts = [model(batch) for batch in (images[:1], *torch.split(images[1:], 16)) if len(batch)]
     np.save(answers, torch.cat(parts)[None].numpy())
 
 

@@ -16,7 +16,7 @@ def main(model: str, pictures: str, answers: str) -> None:
     """Answer the first picture alone, the others sixteen at a time."""
     images = torch.from_numpy(np.load(pictures))
     network = torch.export.load(model).module()
-    parts = [network(batch) for batch in (images[:1], *images[1:].split(16)) if len(batch)]
+    parts = [network(batch) for batch in (images[:1], *torch.split(images[1:], 16)) if len(batch)]
     np.save(answers, torch.stack([torch.cat(output) for output in zip(*parts, strict=True)]).numpy())
 
 

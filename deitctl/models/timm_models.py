@@ -107,10 +107,7 @@ def load_published(name: str, *, img_size: int = 0) -> tuple[nn.Module, ModelCar
             require_hub()
         model = timm.create_model(name, pretrained=True, **kwargs)
     except Exception as error:  # timm and the hub raise dozens of kinds: connection, HTTP, missing weights, hash
-        cfg = timm.get_pretrained_cfg(name)
-        where = f"https://huggingface.co/{cfg.hf_hub_id}{cfg.architecture}.{cfg.tag}" if cfg else "the hub"
-        if cfg and cfg.hf_hub_id and not cfg.hf_hub_id.endswith("/"):
-            where = f"https://huggingface.co/{cfg.hf_hub_id}"
+        where = f"https://huggingface.co/{_hub_id(name)}" if _hub_id(name) else "the hub"
         raise WeightsNotFound(
             f"The weights of {name} are not on this machine and cannot be downloaded.",
             f"Fetch model.safetensors from {where} and pass the file.",
@@ -119,13 +116,20 @@ def load_published(name: str, *, img_size: int = 0) -> tuple[nn.Module, ModelCar
     return model, card.at_size(img_size) if img_size else card
 
 
-def _cached(name: str) -> bool:
+def _hub_id(name: str) -> str:
+    """Return the hub repository of a timm model's weights, or the empty string; older timms leave the name to be added."""
     import timm
-    from huggingface_hub import try_to_load_from_cache
 
     cfg = timm.get_pretrained_cfg(name)
-    repo_id = f"{cfg.hf_hub_id}{cfg.architecture}.{cfg.tag}" if cfg and str(cfg.hf_hub_id).endswith("/") else ""
-    return bool(repo_id) and isinstance(try_to_load_from_cache(repo_id, WEIGHTS), str)
+    hub_id = str(cfg.hf_hub_id or "") if cfg else ""
+    return f"{hub_id}{cfg.architecture}.{cfg.tag}" if hub_id.endswith("/") else hub_id
+
+
+def _cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    hub_id = _hub_id(name)
+    return bool(hub_id) and isinstance(try_to_load_from_cache(hub_id, WEIGHTS), str)
 
 
 def load_folder(folder: Path) -> tuple[nn.Module, ModelCard]:

@@ -141,7 +141,7 @@ def _source(ref: str, verify_with: str, reporter: Reporter) -> Source:
 
 @contextmanager
 def _draft_of(path: Path, kind: Format) -> Iterator[Path]:
-    """Lend a sibling name to write to; what is there at the end gets the name `path`, or with `.rejected` on failure."""
+    """Lend a sibling name to write to; what is proven there is renamed to `path`, what fails to `path` + `.rejected`."""
     draft = path.with_name(f".draft-{os.getpid()}-{path.name}")
     try:
         try:

@@ -1,0 +1,209 @@
+"""Whatever a user calls a model, it is built or loaded with the right card, or the mistake is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from deitctl.catalog import imagenet_classes
+from deitctl.checkpoint import save_model
+from deitctl.errors import ModelError, WeightsNotFound
+from deitctl.models.build import build_model, load_model
+from deitctl.models.layers import layer_names, shipping_card
+from deitctl.models.vit import VisionTransformer
+
+NAMES = ("a", "b", "c", "d", "e")
+
+
+@pytest.fixture
+def folder(tmp_path, deit):
+    """Write a model folder as training does, and return it with the model."""
+
+    def make(alias="deit_tiny", classes=5, names=NAMES, name="run", seed=1):
+        model = deit(alias, classes=classes, seed=seed)
+        card = replace(model.arch.card(), num_classes=classes, class_names=names, descriptions=None).at_size(32)
+        save_model(tmp_path / name, model.state_dict(), shipping_card(model, card), layer_names(model))
+        return tmp_path / name, model
+
+    return make
+
+
+def build(ref, reporter, **changes):
+    values = {
+        "class_names": NAMES, "img_size": 32, "drop_path_rate": 0.0, "pretrained": False, "weights": "",
+        "distilled": None, "reporter": reporter,
+    }  # fmt: skip
+    return build_model(str(ref), **{**values, **changes})
+
+
+@pytest.mark.parametrize("alias", ["deit_tiny", "deit_tiny_distilled", "deit3_small"])
+def test_a_saved_folder_answers_as_before_here_and_in_timm(alias, folder, noise, reporter):
+    root, model = folder(alias)
+    loaded = load_model(str(root), reporter=reporter)
+    theirs = timm.create_model(f"local-dir:{root}", pretrained=True).eval()
+    images = noise(2, 3, 32, 32)
+    with torch.no_grad():
+        ours, before = loaded.model(images), model(images)
+        assert torch.equal(ours.cls, before.cls)
+        joined = before.cls if before.dist is None else (before.cls + before.dist) / 2
+        torch.testing.assert_close(theirs(images), joined, rtol=1e-4, atol=1e-5)
+    assert loaded.card.class_names == NAMES
+    assert loaded.card.preprocessing.img_size == 32
+    assert loaded.card.head == ("cls" if before.dist is None else "avg-logits")
+    assert loaded.changes == ()
+    assert not loaded.model.training
+
+
+def test_the_weights_file_inside_a_folder_means_the_folder(folder, reporter):
+    root, _ = folder()
+    assert load_model(str(root / "model.safetensors"), reporter=reporter).card.class_names == NAMES
+
+
+def test_a_bare_file_is_loaded_by_its_shapes(folder, tmp_path, reporter):
+    _, model = folder("deit_tiny_distilled")
+    torch.save({"model": model.state_dict(), "epoch": 3}, tmp_path / "checkpoint.pth")
+    loaded = load_model(str(tmp_path / "checkpoint.pth"), reporter=reporter)
+    assert loaded.card.architecture == "deit_tiny_distilled_patch16_224"
+    assert (loaded.card.num_classes, loaded.card.class_names) == (5, None)
+    assert loaded.card.preprocessing.img_size == 32
+
+
+def test_a_file_with_imagenets_thousand_classes_has_their_names(tmp_path, deit, reporter):
+    save_file(deit(classes=1000).state_dict(), tmp_path / "w.safetensors")
+    assert load_model(str(tmp_path / "w.safetensors"), reporter=reporter).card.class_names == imagenet_classes()[0]
+
+
+def test_published_weights_come_from_the_weights_folder(tmp_path, deit, monkeypatch, reporter):
+    save_file(deit(classes=1000, img_size=224).state_dict(), tmp_path / "deit_tiny_patch16_224.fb_in1k.safetensors")
+    monkeypatch.setenv("DEITCTL_WEIGHTS", str(tmp_path))
+    for ref in ("deit_tiny", "deit_tiny_patch16_224", "deit_tiny_patch16_224.fb_in1k"):
+        loaded = load_model(ref, reporter=reporter)
+        assert loaded.card == loaded.model.arch.card()
+    smaller = load_model("deit_tiny", img_size=64, reporter=reporter)
+    assert smaller.card.preprocessing.img_size == smaller.model.img_size == 64
+    assert smaller.changes == ("position embeddings are resized to 4x4 patches",)
+
+
+def test_a_named_architecture_must_be_the_files(folder, reporter):
+    root, _ = folder("deit_tiny_distilled")
+    file = str(root / "model.safetensors")
+    with pytest.raises(ModelError, match=r"holds deit_tiny_distilled, not deit_tiny\. Use --model deit_tiny_distilled"):
+        load_model("deit_tiny", weights=file, reporter=reporter)
+    with pytest.raises(ModelError, match="holds deit_tiny_distilled_patch16_224, not deit_small"):
+        load_model("deit_small", weights=str(root), reporter=reporter)
+    assert load_model("deit_tiny_distilled", weights=str(root), reporter=reporter).card.class_names == NAMES
+
+
+def test_a_file_without_a_head_cannot_classify(tmp_path, deit, reporter):
+    state = {k: v for k, v in deit().state_dict().items() if not k.startswith("head")}
+    save_file(state, tmp_path / "body.safetensors")
+    with pytest.raises(ModelError, match="has no classifier head"):
+        load_model(str(tmp_path / "body.safetensors"), reporter=reporter)
+
+
+@pytest.mark.parametrize(
+    ("ref", "what"),
+    [
+        ("deit_tinny", "There is no model 'deit_tinny'. Did you mean 'deit_tiny'"), ("no/such", "There is no model file"),
+        ("nothing.pth", "There is no model file"), ("", "There is no model ''"),
+    ],
+)  # fmt: skip
+def test_what_is_no_model_is_said(ref, what, reporter):
+    with pytest.raises(ModelError, match=what):
+        load_model(ref, reporter=reporter)
+
+
+def test_a_folder_that_holds_no_model_is_said(tmp_path, reporter):
+    with pytest.raises(ModelError, match=r"no readable config\.json"):
+        load_model(str(tmp_path), reporter=reporter)
+
+
+def test_a_timm_file_needs_its_name(tmp_path, reporter, noise):
+    model = timm.create_model("regnety_002").eval()
+    save_file(model.state_dict(), tmp_path / "net.safetensors")
+    with pytest.raises(ModelError, match="--model NAME --weights FILE"):
+        load_model(str(tmp_path / "net.safetensors"), reporter=reporter)
+    loaded = load_model("regnety_002", weights=str(tmp_path / "net.safetensors"), reporter=reporter)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(noise(1, 3, 32, 32)), model(noise(1, 3, 32, 32)))
+
+
+def test_a_new_model_has_the_datas_classes(reporter):
+    built = build("deit_tiny", reporter, descriptions=[n.upper() for n in NAMES], drop_path_rate=0.2)
+    assert built.card.class_names == NAMES
+    assert built.card.descriptions == ("A", "B", "C", "D", "E")
+    assert built.card.preprocessing.img_size == 32
+    assert built.model.drop_path_rate == 0.2
+    assert built.changes == ()
+
+
+def test_a_student_gets_the_token_that_is_asked(reporter):
+    assert build("deit_tiny", reporter, distilled=True).model.dist_token is not None
+    assert build("deit_tiny_distilled", reporter, distilled=False).model.dist_token is None
+    assert build("deit_tiny_distilled", reporter).card.head == "avg-logits"
+    assert build("deit3_small", reporter, distilled=True).model.dist_token is None
+
+
+def test_size_zero_is_the_models_own(reporter):
+    assert build("deit_tiny", reporter, img_size=0).model.img_size == 224
+
+
+def test_head_rows_are_taken_by_class_name(folder, noise, reporter):
+    root, model = folder()
+    built = build(root, reporter, class_names=("d", "a"))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            built.model.eval()(noise(1, 3, 32, 32)).cls, model(noise(1, 3, 32, 32)).cls[:, [3, 0]]
+        )
+    assert built.changes == ("the head keeps the weights' rows of the data's 2 classes",)
+
+
+def test_unknown_classes_get_a_new_head(folder, reporter):
+    root, model = folder()
+    built = build(root, reporter, class_names=("d", "new"))
+    assert built.model.head.weight.shape == (2, 192)
+    assert any("head is new" in c for c in built.changes)
+    assert torch.equal(built.model.blocks[0].mlp.fc1.weight, model.blocks[0].mlp.fc1.weight)
+
+
+def test_as_many_but_other_classes_get_a_new_head(folder, reporter):
+    root, model = folder()
+    built = build(root, reporter, class_names=("v", "w", "x", "y", "z"))
+    assert not torch.equal(built.model.head.weight, model.head.weight)
+    assert any("head is new" in c for c in built.changes)
+
+
+def test_the_same_classes_in_another_order_are_permuted(folder, reporter):
+    root, model = folder()
+    built = build(root, reporter, class_names=NAMES[::-1])
+    assert torch.equal(built.model.head.weight, model.head.weight.flip(0))
+
+
+def test_a_folder_as_starting_weights_of_a_name(folder, reporter):
+    root, model = folder()
+    built = build("deit_tiny_distilled", reporter, weights=str(root), img_size=64)
+    assert isinstance(built.model, VisionTransformer)
+    assert torch.equal(built.model.blocks[5].mlp.fc2.weight, model.blocks[5].mlp.fc2.weight)
+    assert len(built.changes) == 2
+
+
+def test_pretrained_without_weights_says_where_they_are(reporter):
+    with pytest.raises(WeightsNotFound, match="--weights FILE"):
+        build("deit_tiny", reporter, pretrained=True)
+
+
+def test_timms_models_are_built_and_started_from_folders(tmp_path, reporter, noise):
+    built = build("regnety_002", reporter)
+    assert built.card.class_names == NAMES
+    save_model(tmp_path / "net", built.model.state_dict(), shipping_card(built.model, built.card), layer_names(built.model))
+    loaded = load_model(str(tmp_path / "net"), reporter=reporter)
+    images = noise(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(images), built.model.eval()(images))
+    again = build(tmp_path / "net", reporter, class_names=("x", "y"))
+    assert torch.equal(again.model.stem.conv.weight, built.model.stem.conv.weight)
+    assert again.model.head.fc.weight.shape[0] == 2

@@ -1,0 +1,111 @@
+"""Teachers and other classifiers come from timm, by name, file, folder or the hub's cache."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from deitctl.card import ModelCard
+from deitctl.checkpoint import save_model
+from deitctl.errors import ModelError, WeightsNotFound
+from deitctl.models import timm_models
+from deitctl.models.build import load_model
+
+SMALL = "regnety_002"
+
+
+def test_timms_names_are_known_with_and_without_a_tag():
+    assert timm_models.is_timm_model("regnety_160")
+    assert timm_models.is_timm_model("regnety_160.deit_in1k")
+    assert not timm_models.is_timm_model("regnetty")
+
+
+def test_misspelt_names_are_suggested_from_both_families():
+    assert "'regnety_160'" in timm_models.suggest_model("regnety_16")
+    assert "'deit_tiny'" in timm_models.suggest_model("deit_tinny")
+
+
+@pytest.mark.parametrize("name", [SMALL, "vit_tiny_patch16_224", "mobilenetv3_small_050"])
+def test_size_and_stochastic_depth_reach_the_models_that_take_them(name, noise):
+    model = timm_models.create(name, num_classes=4, img_size=32, drop_path_rate=0.1, model_args={})
+    with torch.no_grad():
+        assert model.eval()(noise(1, 3, 32, 32)).shape == (1, 4)
+    depths = [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"]
+    assert max(depths) == pytest.approx(0.1, abs=0.02) or name == "mobilenetv3_small_050"
+
+
+def test_arguments_that_a_model_does_not_take_are_said():
+    with pytest.raises(ModelError, match="timm cannot build regnety_002"):
+        timm_models.create(SMALL, num_classes=4, img_size=32, drop_path_rate=0.0, model_args={"colour": "red"})
+
+
+def test_card_is_timms_config():
+    model = timm.create_model(SMALL)
+    card = timm_models.card_of(model, SMALL, 1000)
+    cfg = model.pretrained_cfg
+    assert card.architecture == SMALL
+    assert card.preprocessing.crop_pct == cfg["crop_pct"]
+    assert card.preprocessing.mean == tuple(cfg["mean"])
+    assert card.class_names[0] == "n01440764"
+    assert timm_models.card_of(model, SMALL, 7).class_names is None
+
+
+def test_weights_of_another_architecture_are_refused():
+    model = timm.create_model(SMALL, num_classes=3)
+    with pytest.raises(ModelError, match="f holds weights of another architecture"):
+        timm_models.load_weights(model, {"x": torch.zeros(1)}, "f", new_head=False)
+
+
+def test_new_head_keeps_the_body(randomise):
+    source = randomise(timm.create_model(SMALL, num_classes=9))
+    model = timm.create_model(SMALL, num_classes=3)
+    head = model.head.fc.weight.detach().clone()
+    timm_models.load_weights(model, source.state_dict(), "f", new_head=True)
+    assert torch.equal(model.head.fc.weight, head)
+    assert torch.equal(model.stem.conv.weight, source.stem.conv.weight)
+
+
+def test_folder_of_a_convnet_answers_as_before_and_in_timm(tmp_path, noise):
+    model = timm.create_model(SMALL, num_classes=3).eval()
+    card = ModelCard(architecture=SMALL, num_classes=3, class_names=("a", "b", "c")).at_size(64)
+    save_model(tmp_path / "net", model.state_dict(), card, timm_models.layers(model))
+    ours, read = timm_models.load_folder(tmp_path / "net")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).eval()
+    images = noise(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(ours.eval()(images), model(images))
+        assert torch.equal(theirs(images), model(images))
+    assert read.class_names == ("a", "b", "c")
+    assert read.preprocessing.img_size == 64
+
+
+def test_folder_of_what_timm_does_not_have_is_said(tmp_path):
+    card = ModelCard(architecture="regnety_003", num_classes=3)
+    save_model(tmp_path, {"x": torch.zeros(1)}, card, {"classifier": ("head",), "first_conv": "c"})
+    with pytest.raises(ModelError, match="'regnety_003', which timm does not have"):
+        timm_models.load_folder(tmp_path)
+
+
+def test_weights_that_are_not_here_are_named(reporter):
+    with pytest.raises(WeightsNotFound, match=r"huggingface\.co/timm/regnety_160\.deit_in1k"):
+        load_model("regnety_160.deit_in1k", reporter=reporter)
+
+
+def test_weights_in_the_hubs_cache_are_used_without_a_network(tmp_path, monkeypatch, noise, reporter):
+    from huggingface_hub import constants
+
+    model = timm.create_model(SMALL).eval()
+    repo = tmp_path / "hub" / "models--timm--regnety_002.pycls_in1k"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("0" * 40)
+    snapshot = repo / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    save_file(model.state_dict(), snapshot / "model.safetensors")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    loaded = load_model(SMALL, reporter=reporter)
+    images = noise(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(images), model(images))
+    assert loaded.card.class_names is not None

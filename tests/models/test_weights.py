@@ -1,0 +1,58 @@
+"""Published weights are looked for in order, and what to fetch is said when they are not here."""
+
+from __future__ import annotations
+
+import pytest
+
+from deitctl.catalog import find
+from deitctl.errors import WeightsNotFound
+from deitctl.models.weights import download, find_weights, local_weights, require_hub
+
+ARCH = find("deit_tiny")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deit_tiny_patch16_224.fb_in1k.safetensors",
+        "deit_tiny_patch16_224.safetensors",
+        "deit_tiny.safetensors",
+        "deit_tiny_patch16_224-a1311bcf.pth",
+        "deit_tiny_patch16_224.pth",
+    ],
+)
+def test_weights_folder_is_searched_by_every_name(name, tmp_path, monkeypatch, reporter):
+    (tmp_path / name).write_bytes(b"x")
+    monkeypatch.setenv("DEITCTL_WEIGHTS", str(tmp_path))
+    assert find_weights(ARCH, reporter) == tmp_path / name
+
+
+def test_without_a_folder_and_a_network_both_sources_are_named(reporter):
+    assert local_weights(ARCH) is None
+    with pytest.raises(WeightsNotFound) as caught:
+        find_weights(ARCH, reporter)
+    said = str(caught.value)
+    assert "https://dl.fbaipublicfiles.com/deit/deit_tiny_patch16_224-a1311bcf.pth" in said
+    assert "https://huggingface.co/timm/deit_tiny_patch16_224.fb_in1k" in said
+    assert "--weights FILE" in said
+    assert "$DEITCTL_WEIGHTS" in said
+
+
+def test_offline_is_said_at_once(reporter):
+    with pytest.raises(WeightsNotFound, match="HF_HUB_OFFLINE"):
+        require_hub()
+    with pytest.raises(WeightsNotFound, match="HF_HUB_OFFLINE"):
+        download("owner/name", "config.json", reporter)
+
+
+def test_the_hubs_cache_is_used(tmp_path, monkeypatch, reporter):
+    from huggingface_hub import constants
+
+    repo = tmp_path / "models--timm--deit_tiny_patch16_224.fb_in1k"
+    snapshot = repo / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0" * 40)
+    (snapshot / "model.safetensors").write_bytes(b"x")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert find_weights(ARCH, reporter).read_bytes() == b"x"
