@@ -27,7 +27,7 @@ _PUBLIC = {
     "SilentReporter": "deitctl.events",
     "TrainConfig": "deitctl.config",
 }
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

@@ -62,10 +62,11 @@ class ModelCard:
         return replace(self, preprocessing=replace(self.preprocessing, img_size=img_size))
 
 
-def to_timm_config(card: ModelCard, *, classifier: tuple[str, ...], first_conv: str) -> dict[str, Any]:
+def to_timm_config(card: ModelCard, *, classifier: tuple[str, ...], first_conv: str, fixed_input_size: bool) -> dict[str, Any]:
     """Return `card` as the config.json that `timm.create_model("local-dir:...")` reads.
 
-    `classifier` and `first_conv` name the layers that timm replaces for other class counts and input channels.
+    `classifier` and `first_conv` name the layers that timm replaces for other class counts and input channels; where
+    `fixed_input_size` is true timm builds the model for its input size.
     """
     pre = card.preprocessing
     config: dict[str, Any] = {
@@ -75,7 +76,7 @@ def to_timm_config(card: ModelCard, *, classifier: tuple[str, ...], first_conv: 
         "pretrained_cfg": {
             "num_classes": card.num_classes,
             "input_size": [3, pre.img_size, pre.img_size],
-            "fixed_input_size": True,
+            "fixed_input_size": fixed_input_size,
             "interpolation": pre.interpolation,
             "crop_pct": pre.crop_pct,
             "crop_mode": pre.crop_mode,

@@ -42,7 +42,9 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def cannot_write(path: Path, error: OSError) -> DeitctlError:
     """Return the one line for a disk that is full or a folder that may not be written."""
-    return DeitctlError(f"Cannot write {path}: {error.strerror or error}.", "Free some space, or name another --output.")
+    return DeitctlError(
+        f"Cannot write {path}: {error.strerror or error}.", "Free some space, or name another --output."
+    )
 
 
 def _umask() -> int:
@@ -117,7 +119,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def save_model(folder: Path, tensors: Mapping[str, Tensor], card: ModelCard, layers: Mapping[str, Any]) -> None:
     """Write a model folder that deitctl and `timm.create_model("local-dir:...")` both load.
 
-    `layers` are the names that `to_timm_config` wants: `classifier` and `first_conv`.
+    `layers` is what `to_timm_config` wants to know of the layers (see models/layers.py).
     """
     save_tensors(folder / WEIGHTS, tensors)
     write_json(folder / CONFIG, to_timm_config(card, **layers))

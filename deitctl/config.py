@@ -8,7 +8,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from deitctl.errors import ConfigError, did_you_mean
 
@@ -141,9 +141,9 @@ def _replace(config: C, path: list[str], value: Any, whole: str) -> C:
         raise ConfigError(f"There is no setting {whole!r}.", did_you_mean(whole, known))
     current = getattr(config, path[0])
     if len(path) > 1:
-        if not dataclasses.is_dataclass(current):
+        if not dataclasses.is_dataclass(type(current)):
             raise ConfigError(f"{whole!r} cannot be set: {path[0]!r} holds no settings of its own here.")
-        new: Any = _replace(current, path[1:], value, whole)  # type: ignore[type-var]
+        new: Any = _replace(current, path[1:], value, whole)
     else:
         new = convert(value, hints[path[0]], whole)
     return dataclasses.replace(config, **{path[0]: new})  # type: ignore[type-var]
@@ -179,7 +179,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
         if dataclasses.is_dataclass(hint):
             if isinstance(value, Mapping):
                 return from_dict(hint, value, name)  # type: ignore[arg-type]
-            if isinstance(value, hint):
+            if isinstance(value, cast(type, hint)):
                 return value
             raise ValueError("it is a group of settings")
         if hint is bool:
@@ -216,6 +216,7 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str) -> C:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a config as nested dicts that TOML can hold (None is left out)."""
+
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {k: plain(v) for k, v in value.items() if v is not None}
@@ -239,5 +240,3 @@ def write_toml(config: Any) -> str:
     import tomli_w
 
     return tomli_w.dumps(to_dict(config))
-
-

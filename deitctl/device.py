@@ -36,7 +36,7 @@ class Device:
         """Move a model here, convolutions channels-last (measured on CPU: a convnet is 1.3 times as fast so)."""
         has_convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules()) > 1
         model = model.to(self.torch_device)
-        return model.to(memory_format=torch.channels_last) if has_convolutions else model  # type: ignore[call-overload,no-any-return]
+        return model.to(memory_format=torch.channels_last) if has_convolutions else model
 
     def move(self, tensor: Tensor) -> Tensor:
         """Copy a batch here; on CUDA without waiting, if it is pinned."""
@@ -97,7 +97,9 @@ def _find(name: str) -> torch.device:
     if kind not in ("cpu", "mps", "cuda") or (index and (kind != "cuda" or not index.isdigit())):
         raise ConfigError(f"There is no device {name!r}.", "There are: auto, cpu, mps, cuda, cuda:N.")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("No CUDA device is available to this torch.", "`deitctl doctor` says what is; or --device cpu.")
+        raise ConfigError(
+            "No CUDA device is available to this torch.", "`deitctl doctor` says what is; or --device cpu."
+        )
     if kind == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("MPS is not available here.", "`deitctl doctor` says what is; or --device cpu.")
     if index and int(index) >= torch.cuda.device_count():

@@ -1,13 +1,13 @@
 """What can go wrong, as one small tree that the command line turns into one line and an exit code.
 
-    DeitctlError            exit code 1
-    ├── ConfigError         a value in a recipe, a file or `--set` is wrong
-    ├── DataError           a data set or an image cannot be used
-    ├── ModelError          a model name or a checkpoint cannot be used
-    │   └── WeightsNotFound no file, no cache and no network gave the weights
-    ├── TeacherError        the teacher cannot teach this data
-    ├── ExportError         the format is not there, or the exported file disagrees with the model
-    └── Interrupted         SIGINT or SIGTERM, after what was done has been saved (exit code 130 or 143)
+DeitctlError            exit code 1
+├── ConfigError         a value in a recipe, a file or `--set` is wrong
+├── DataError           a data set or an image cannot be used
+├── ModelError          a model name or a checkpoint cannot be used
+│   └── WeightsNotFound no file, no cache and no network gave the weights
+├── TeacherError        the teacher cannot teach this data
+├── ExportError         the format is not there, or the exported file disagrees with the model
+└── Interrupted         SIGINT or SIGTERM, after what was done has been saved (exit code 130 or 143)
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ NO_DECAY_TOKENS = ("cls_token", "dist_token", "pos_embed")  # deit/models.py no_
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Split trainable parameters: no decay for biases, norms, layer scale (one dimension), tokens, position embeddings."""
-    decay, no_decay = [], []
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

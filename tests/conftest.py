@@ -117,7 +117,9 @@ def tiny_arch() -> Callable[..., Architecture]:
 
 
 @pytest.fixture(scope="session")
-def deit(tiny_arch: Callable[..., Architecture], randomise: Callable[..., nn.Module]) -> Callable[..., VisionTransformer]:
+def deit(
+    tiny_arch: Callable[..., Architecture], randomise: Callable[..., nn.Module]
+) -> Callable[..., VisionTransformer]:
     """A randomised DeiT with few classes and a small input."""
 
     def make(

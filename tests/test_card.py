@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 from deitctl.card import HEADS, ModelCard, Preprocessing, from_timm_config, to_timm_config
 from deitctl.errors import ModelError
 
-LAYERS = {"classifier": ("head", "head_dist"), "first_conv": "patch_embed.proj"}
+LAYERS = {"classifier": ("head", "head_dist"), "first_conv": "patch_embed.proj", "fixed_input_size": True, "fixed_input_size": True}
 
 
 def there_and_back(card: ModelCard) -> ModelCard:
     return from_timm_config(json.loads(json.dumps(to_timm_config(card, **LAYERS))), "config.json")
 
 
-@pytest.mark.parametrize(("size", "crop", "pixels"), [(224, 0.9, 248), (224, 0.875, 256), (384, 1.0, 384), (64, 0.9, 71)])
+@pytest.mark.parametrize(
+    ("size", "crop", "pixels"), [(224, 0.9, 248), (224, 0.875, 256), (384, 1.0, 384), (64, 0.9, 71)]
+)
 def test_resize_is_rounded_down_as_timm_does(size, crop, pixels):
     assert Preprocessing(img_size=size, crop_pct=crop).resize_to == pixels
 

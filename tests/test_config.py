@@ -26,10 +26,20 @@ def test_runs_survive_toml(recipe, distill):
 
 
 @given(
-    name=st.text(max_size=20), lr=FINITE, scale=st.tuples(FINITE, FINITE), seed=st.integers(0, 2**62), flag=st.booleans()
+    name=st.text(max_size=20),
+    lr=FINITE,
+    scale=st.tuples(FINITE, FINITE),
+    seed=st.integers(0, 2**62),
+    flag=st.booleans(),
 )
 def test_any_values_survive_toml(name, lr, scale, seed, flag):
-    changes = {"model": name, "recipe.optim.lr": lr, "recipe.augment.crop_scale": scale, "seed": seed, "distill.token": flag}
+    changes = {
+        "model": name,
+        "recipe.optim.lr": lr,
+        "recipe.augment.crop_scale": scale,
+        "seed": seed,
+        "distill.token": flag,
+    }
     config = override(CONFIG, changes)
     assert config.recipe.augment.crop_scale == scale
     assert from_dict(TrainConfig, tomllib.loads(write_toml(config)), "run.toml") == config

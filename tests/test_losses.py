@@ -101,7 +101,9 @@ def test_soft_distillation_gradient_is_tau_times_the_difference(noise):
 
 
 def test_soft_distillation_of_equals_is_zero(noise):
-    assert soft_distillation(noise(3, 4), noise(3, 4), tau=3.0, reduction="batchmean").item() == pytest.approx(0, abs=1e-6)
+    assert soft_distillation(noise(3, 4), noise(3, 4), tau=3.0, reduction="batchmean").item() == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_unknown_reduction_is_refused(noise):

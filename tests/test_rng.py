@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from deitctl import rng
 
-PARTS = st.lists(st.integers(-(2**40), 2**40) | st.text(st.characters(exclude_characters='\x1f', codec='utf-8'), max_size=8), max_size=5).map(tuple)
+PARTS = st.lists(
+    st.integers(-(2**40), 2**40) | st.text(st.characters(exclude_characters="\x1f", codec="utf-8"), max_size=8),
+    max_size=5,
+).map(tuple)
 
 
 @given(PARTS, PARTS)
@@ -46,9 +49,7 @@ def test_seed_bits_are_even():
 def test_generators_repeat():
     assert rng.generator(1, "a").random() == rng.generator(1, "a").random()
     assert rng.generator(1, "a").random() != rng.generator(2, "a").random()
-    assert torch.equal(
-        torch.rand(3, generator=rng.torch_generator(1)), torch.rand(3, generator=rng.torch_generator(1))
-    )
+    assert torch.equal(torch.rand(3, generator=rng.torch_generator(1)), torch.rand(3, generator=rng.torch_generator(1)))
 
 
 def draws() -> tuple[float, float, float]:

@@ -24,7 +24,8 @@ def evaluate(
     device: o.DeviceOpt = "auto",
     precision: o.PrecisionOpt = "auto",
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", help="Write a record a picture here, as JSON lines.", show_default=False)
+        Path | None,
+        typer.Option("--predictions", help="Write a record a picture here, as JSON lines.", show_default=False),
     ] = None,
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
@@ -63,8 +64,8 @@ def evaluate(
         rows.append(("images/s", f"{scores.images_per_second:.1f}"))
         print_table(f"{record['model']} on {scores.images} pictures of {record['data']}", ("", "value"), rows)
         worst = sorted(record["per_class"].items(), key=lambda item: item[1]["top1"])[:10]
-        rows = [(name, str(row["images"]), f"{row['top1']:.1f}") for name, row in worst]
-        print_table("the classes it knows least", ("class", "images", "top-1, %"), rows)
+        weak = [(name, str(row["images"]), f"{row['top1']:.1f}") for name, row in worst]
+        print_table("the classes it knows least", ("class", "images", "top-1, %"), weak)
     for index, why in result.scores.unreadable:
         reporter.warn(f"left out {result.source.name(index)}: {why}")
     if result.scores.unreadable:

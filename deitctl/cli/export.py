@@ -19,7 +19,8 @@ def export(
     ] = None,
     head: o.HeadOpt = "auto",
     verify_with: Annotated[
-        str | None, typer.Option("--verify-with", help="Pictures to prove the file on.", show_default="the run's data, or digits")
+        str | None,
+        typer.Option("--verify-with", help="Pictures to prove the file on.", show_default="the run's data, or digits"),
     ] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="How many pictures to prove it on.")] = 64,
     output_format: o.FormatOpt = None,

@@ -22,9 +22,7 @@ ModelOpt = Annotated[str | None, typer.Option("--model", help=MODEL_HELP, show_d
 WeightsOpt = Annotated[
     Path | None, typer.Option("--weights", help="Weights file or model folder for a model named.", show_default=False)
 ]
-HeadOpt = Annotated[
-    str, typer.Option("--head", help="Which head answers: auto, cls, dist, avg-logits or avg-probs.")
-]
+HeadOpt = Annotated[str, typer.Option("--head", help="Which head answers: auto, cls, dist, avg-logits or avg-probs.")]
 DeviceOpt = Annotated[str, typer.Option("--device", help="auto, cuda, cuda:N, mps or cpu.")]
 PrecisionOpt = Annotated[
     str, typer.Option("--precision", help="auto, fp32, bf16 or fp16; auto trains in the fastest and answers in fp32.")
@@ -36,7 +34,8 @@ WorkersOpt = Annotated[
     int | None, typer.Option("--workers", min=0, help="Loader processes.", show_default="from the machine")
 ]
 ImgSizeOpt = Annotated[
-    int | None, typer.Option("--img-size", min=1, help="Side of the input in pixels.", show_default="from the recipe or model")
+    int | None,
+    typer.Option("--img-size", min=1, help="Side of the input in pixels.", show_default="from the recipe or model"),
 ]
 QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")]
 FormatOpt = Annotated[
@@ -53,18 +52,19 @@ PretrainedOpt = Annotated[
 EpochsOpt = Annotated[int | None, typer.Option("--epochs", min=1, show_default="from the recipe")]
 LrOpt = Annotated[
     float | None,
-    typer.Option("--lr", help="Learning rate for 512 pictures a step; scaled with the batch.", show_default="from the recipe"),
+    typer.Option(
+        "--lr", help="Learning rate for 512 pictures a step; scaled with the batch.", show_default="from the recipe"
+    ),
 ]
 SeedOpt = Annotated[int | None, typer.Option("--seed", help="The same seed, the same run.", show_default="0")]
 OutputRunOpt = Annotated[
     Path | None, typer.Option("--output", help="Folder of the run.", show_default="a new one under runs/")
 ]
 ResumeOpt = Annotated[
-    Path | None, typer.Option("--resume", help="Go on with this run folder after its last finished epoch.", show_default=False)
+    Path | None,
+    typer.Option("--resume", help="Go on with this run folder after its last finished epoch.", show_default=False),
 ]
-ConfigOpt = Annotated[
-    Path | None, typer.Option("--config", help="Run a run.toml again.", show_default=False)
-]
+ConfigOpt = Annotated[Path | None, typer.Option("--config", help="Run a run.toml again.", show_default=False)]
 SetOpt = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any setting of the recipe, key=value; may be repeated.", show_default=False),

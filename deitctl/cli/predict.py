@@ -21,7 +21,8 @@ BAR = 20  # characters of a score of 1
 
 def predict(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="File, folder, web address, or - for a list of paths on stdin.")
+        list[str],
+        typer.Argument(metavar="INPUT...", help="File, folder, web address, or - for a list of paths on stdin."),
     ],
     model: o.ModelOpt = None,
     weights: o.WeightsOpt = None,

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from deitctl.errors import DataError
 
 EXTENSIONS = frozenset(
-    ".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .jp2 .avif .jfif".split()
+    [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif", ".jfif"]
 )  # fmt: skip
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses a picture as a decompression bomb
 
@@ -38,7 +38,9 @@ def decode(data: bytes, name: str) -> Image.Image:
         what = "is empty" if not data else "is not a picture"
         raise DataError(f"{name} {what}.") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name} cannot be decoded: {str(error).splitlines()[0] if str(error) else 'damaged'}.") from error
+        raise DataError(
+            f"{name} cannot be decoded: {str(error).splitlines()[0] if str(error) else 'damaged'}."
+        ) from error
 
 
 def read_image(path: Path) -> Image.Image:

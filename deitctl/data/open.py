@@ -13,7 +13,14 @@ import numpy as np
 
 from deitctl.data.decode import EXTENSIONS
 from deitctl.data.sources import (
-    FileSource, Source, TarSource, digits, drop_empty_classes, hold_out, is_hidden, relabel,
+    FileSource,
+    Source,
+    TarSource,
+    digits,
+    drop_empty_classes,
+    hold_out,
+    is_hidden,
+    relabel,
 )  # fmt: skip
 from deitctl.errors import DataError
 from deitctl.events import Reporter, Task
@@ -43,13 +50,18 @@ def open_for_training(ref: str, *, seed: int, reporter: Reporter) -> tuple[Sourc
     data = open_data(ref, reporter)
     if data.whole is not None:
         train, val = hold_out(data.whole, HELD_OUT, seed)
-        reporter.note(f"{data.name} has no validation set: {len(val.labels)} of {len(data.whole.labels)} pictures are held out.")
+        reporter.note(
+            f"{data.name} has no validation set: {len(val.labels)} of {len(data.whole.labels)} pictures are held out."
+        )
         pair: tuple[Source, Source] = (train, val)
     elif data.train is not None and data.val is not None:
         pair = (data.train, relabel(data.val, data.train.class_names))
     else:
         present = "train" if data.train is not None else "val"
-        raise DataError(f"{data.name} has a {present} part alone.", "Training needs train/ and val/, or one folder of class folders.")
+        raise DataError(
+            f"{data.name} has a {present} part alone.",
+            "Training needs train/ and val/, or one folder of class folders.",
+        )
     classes = len(pair[0].class_names)
     if classes < 2 or len(pair[1].labels) == 0:
         raise DataError(
@@ -130,7 +142,9 @@ def scan_classes(root: Path, reporter: Reporter) -> Source:
     if not paths:
         known = " ".join(sorted(EXTENSIONS))
         raise DataError(f"{root} has {len(folders)} class folders and no pictures in them.", f"Looked for {known}.")
-    return _without_empty(FileSource(tuple(paths), np.array(labels, dtype=np.int64), tuple(folders)), str(root), reporter)
+    return _without_empty(
+        FileSource(tuple(paths), np.array(labels, dtype=np.int64), tuple(folders)), str(root), reporter
+    )
 
 
 def _pictures(folder: Path, task: Task) -> Iterator[str]:

@@ -16,7 +16,7 @@ class SampleKey(NamedTuple):
     """What an augmentation is a function of, besides the seed."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which no key needs
     repeat: int
 
 

@@ -67,7 +67,9 @@ def train_view(image: Image.Image, config: AugmentConfig, img_size: int, seed: i
     return _pixels(image)
 
 
-def crop_box(size: tuple[int, int], config: AugmentConfig, draw: np.random.Generator) -> tuple[float, float, float, float]:
+def crop_box(
+    size: tuple[int, int], config: AugmentConfig, draw: np.random.Generator
+) -> tuple[float, float, float, float]:
     """Draw a random resized crop (Szegedy et al. 2015) in pixels; ten tries, then the largest central crop.
 
     A scale of (1, 1) is the whole picture, whatever its aspect ratio.

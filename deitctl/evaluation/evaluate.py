@@ -74,9 +74,7 @@ def evaluate(
     model.eval()
     tally = _Tally(torch.tensor(rows), head)
     start = time.monotonic()
-    batches = eval_batches(
-        source, preprocessing, batch_size=batch_size, workers=workers, pin_memory=device.pins_memory
-    )
+    batches = eval_batches(source, preprocessing, batch_size=batch_size, workers=workers, pin_memory=device.pins_memory)
     with reporter.task(label, len(source.labels)) as task:
         for batch in batches:
             tally.unreadable += batch.errors

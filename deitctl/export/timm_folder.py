@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from deitctl.card import ModelCard, to_timm_config
-from deitctl.checkpoint import CONFIG, WEIGHTS, save_tensors, write_json
+from deitctl.card import ModelCard
+from deitctl.checkpoint import save_model
 from deitctl.export.network import ExportedClassifier
 from deitctl.models.layers import layer_names, shipping_card
-from deitctl.models.vit import VisionTransformer
 
 HEAD = "avg-logits"  # what timm's distilled models answer with in eval mode, whatever was asked of ours
 
@@ -24,9 +23,4 @@ def export_timm_folder(network: ExportedClassifier, card: ModelCard, metadata: M
         path: the folder.
     """
     model = network.model
-    config = to_timm_config(shipping_card(model, card), **layer_names(model))
-    if not isinstance(model, VisionTransformer):
-        # where this is true timm builds with `img_size`, which a convnet does not take
-        config["pretrained_cfg"]["fixed_input_size"] = bool(dict(model.pretrained_cfg).get("fixed_input_size"))
-    save_tensors(path / WEIGHTS, model.state_dict())
-    write_json(path / CONFIG, config)
+    save_model(path, model.state_dict(), shipping_card(model, card), layer_names(model))

@@ -57,7 +57,7 @@ def predict_stream(
     """
     for batch in batches(names, card.preprocessing, batch_size):
         readable = [item.pixels for item in batch if item.pixels is not None]
-        answers = iter(())
+        answers: Iterator[tuple[list[int], list[float]]] = iter(())
         if readable:
             images = normalise(device.move(torch.from_numpy(np.stack(readable))), card.preprocessing)
             with device.autocast():

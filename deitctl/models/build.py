@@ -175,6 +175,8 @@ def build_model(
             state = convert.take_head_rows(state, rows)
             if len(rows) != len(known or ()):
                 changes.append(f"the head keeps the weights' rows of the data's {len(rows)} classes")
+        elif known is not None:
+            state = convert.without_head(state)
         changes += convert.load_into(model, state, start or arch.hub_id)
     base = arch.card()
     card = replace(

@@ -29,7 +29,9 @@ def infer_architecture(shapes: Mapping[str, Sequence[int]], where: str) -> Archi
         depth = 1 + max(int(k.split(".")[1]) for k in shapes if k.startswith("blocks."))
         tokens = shapes["pos_embed"][1]
     except (KeyError, ValueError, IndexError):
-        raise ModelError(f"{where} does not hold a DeiT.", "Name its architecture: --model NAME --weights FILE.") from None
+        raise ModelError(
+            f"{where} does not hold a DeiT.", "Name its architecture: --model NAME --weights FILE."
+        ) from None
     distilled = "dist_token" in shapes
     layer_scale = "blocks.0.ls1.gamma" in shapes
     grid = math.isqrt(tokens)  # one or two prefix tokens never make the next square
@@ -62,6 +64,11 @@ def take_head_rows(state: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str
     """Keep the rows of the heads that belong to `rows`, in that order: a classifier of fewer classes, not a new one."""
     index = torch.tensor(list(rows))
     return {k: v[index] if k.rpartition(".")[0] in HEADS else v for k, v in state.items()}
+
+
+def without_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave the heads out, which know other classes."""
+    return {k: v for k, v in state.items() if k.rpartition(".")[0] not in HEADS}
 
 
 def load_into(model: VisionTransformer, state: Mapping[str, Tensor], where: str) -> list[str]:
@@ -97,8 +104,8 @@ def load_into(model: VisionTransformer, state: Mapping[str, Tensor], where: str)
         changes.append(f"position embeddings are resized to {grid}x{grid} patches")
         state["pos_embed"] = resize_pos_embed(state["pos_embed"], grid, num_prefix_tokens=prefix)
     if (classes := num_classes_of(state)) != model.num_classes:
-        state = {k: v for k, v in state.items() if k.rpartition(".")[0] not in HEADS}
-        changes.append(f"the head is new: {model.num_classes} classes, the weights have {classes or 'none'}")
+        changes.append(f"the head is new: {model.num_classes} classes, the weights have {classes or 'none of them'}")
+        state = without_head(state)
         state |= {k: v for k, v in model.state_dict().items() if k.rpartition(".")[0] in HEADS}
     try:
         model.load_state_dict(state, strict=True)

@@ -13,10 +13,10 @@ from deitctl.models.vit import VisionTransformer
 
 
 def layer_names(model: nn.Module) -> dict[str, Any]:
-    """Return the names of the first convolution and of the classifiers, for `to_timm_config`."""
+    """Return the names of the first convolution and of the classifiers, and whether the size is fixed, for `to_timm_config`."""
     if isinstance(model, VisionTransformer):
         heads = ("head", "head_dist") if model.head_dist is not None else ("head",)
-        return {"classifier": heads, "first_conv": "patch_embed.proj"}
+        return {"classifier": heads, "first_conv": "patch_embed.proj", "fixed_input_size": True}
     return timm_models.layers(model)
 
 

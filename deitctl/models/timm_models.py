@@ -30,7 +30,9 @@ def suggest_model(name: str) -> str:
     return did_you_mean(name, [*(a.alias for a in ARCHITECTURES), *timm.list_models()])
 
 
-def create(name: str, *, num_classes: int, img_size: int, drop_path_rate: float, model_args: Mapping[str, Any]) -> nn.Module:
+def create(
+    name: str, *, num_classes: int, img_size: int, drop_path_rate: float, model_args: Mapping[str, Any]
+) -> nn.Module:
     """Build a timm classifier with random weights; `img_size` and `drop_path_rate` reach the models that take them."""
     import timm
 
@@ -39,7 +41,7 @@ def create(name: str, *, num_classes: int, img_size: int, drop_path_rate: float,
     kwargs = {**wanted, **model_args, "num_classes": num_classes}
     while True:
         try:
-            return timm.create_model(plain, pretrained=False, **kwargs)  # type: ignore[no-any-return]
+            return timm.create_model(plain, pretrained=False, **kwargs)
         except TypeError as error:  # a convnet takes pictures of any size and has no img_size
             refused = next((k for k in wanted if k in kwargs and repr(k) in str(error)), None)
             if refused is None:
@@ -70,12 +72,14 @@ def card_of(model: nn.Module, name: str, num_classes: int) -> ModelCard:
 
 
 def layers(model: nn.Module) -> dict[str, Any]:
-    """Return the names of the first convolution and the classifier that config.json tells timm."""
+    """Return what config.json tells timm of the model: its first convolution, its classifier, whether its size is fixed."""
     cfg = dict(getattr(model, "pretrained_cfg", {}) or {})
     classifier = cfg.get("classifier") or "head"
     return {
         "classifier": (classifier,) if isinstance(classifier, str) else tuple(classifier),
         "first_conv": str(cfg.get("first_conv") or ""),
+        "fixed_input_size": bool(cfg.get("fixed_input_size")),
+        "fixed_input_size": bool(cfg.get("fixed_input_size")),
     }
 
 
@@ -101,7 +105,7 @@ def load_published(name: str, *, img_size: int = 0) -> tuple[nn.Module, ModelCar
     """Build a timm model with its published weights; raise `WeightsNotFound` if they are neither here nor to be had."""
     import timm
 
-    kwargs = {"img_size": img_size} if img_size else {}
+    kwargs: dict[str, Any] = {"img_size": img_size} if img_size else {}
     try:
         if not _cached(name):
             require_hub()
@@ -112,7 +116,7 @@ def load_published(name: str, *, img_size: int = 0) -> tuple[nn.Module, ModelCar
             f"The weights of {name} are not on this machine and cannot be downloaded.",
             f"Fetch model.safetensors from {where} and pass the file.",
         ) from error
-    card = card_of(model, name, model.num_classes)
+    card = card_of(model, name, int(model.num_classes))  # type: ignore[arg-type]
     return model, card.at_size(img_size) if img_size else card
 
 
@@ -136,7 +140,9 @@ def load_folder(folder: Path) -> tuple[nn.Module, ModelCard]:
     """Load a timm local-dir folder of an architecture that is no DeiT."""
     card = load_card(folder)
     if not is_timm_model(card.architecture):
-        raise ModelError(f"{folder} holds {card.architecture!r}, which timm does not have.", suggest_model(card.architecture))
+        raise ModelError(
+            f"{folder} holds {card.architecture!r}, which timm does not have.", suggest_model(card.architecture)
+        )
     model_args = {k: v for k, v in card.model_args.items() if k != "img_size"}
     model = create(
         card.architecture, num_classes=card.num_classes, img_size=card.preprocessing.img_size,

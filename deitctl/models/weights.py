@@ -16,7 +16,13 @@ def local_weights(arch: Architecture) -> Path | None:
     """Return the weights of `arch` if they are on this machine: in `$DEITCTL_WEIGHTS` or in the hub's cache."""
     folder = os.environ.get(WEIGHTS_VARIABLE)
     if folder:
-        stems = (arch.weights_file, f"{arch.name}.safetensors", f"{arch.alias}.safetensors", arch.url, f"{arch.name}.pth")
+        stems = (
+            arch.weights_file,
+            f"{arch.name}.safetensors",
+            f"{arch.alias}.safetensors",
+            arch.url,
+            f"{arch.name}.pth",
+        )
         for stem in stems:
             if (path := Path(folder).expanduser() / stem).is_file():
                 return path
@@ -48,7 +54,7 @@ def download(repo_id: str, filename: str, reporter: Reporter) -> Path:
     """Fetch one file of a hub repository into the hub's cache; raise `WeightsNotFound` if it cannot be had."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     cached = try_to_load_from_cache(repo_id, filename)
     if isinstance(cached, str):

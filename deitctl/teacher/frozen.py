@@ -27,6 +27,7 @@ class Teacher(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.card, self.seen = card, seen
         whole = rows == tuple(range(card.num_classes))
+        self.rows: Tensor | None
         self.register_buffer("rows", None if whole else torch.tensor(rows), persistent=False)
 
     def train(self, mode: bool = True) -> Teacher:

@@ -56,7 +56,5 @@ class Distillation:
         if self.config.mode == "hard":
             taught = losses.hard_distillation(listening, word)
         else:
-            taught = losses.soft_distillation(
-                listening, word, tau=self.config.tau, reduction=self.config.reduction
-            )
+            taught = losses.soft_distillation(listening, word, tau=self.config.tau, reduction=self.config.reduction)
         return Loss(losses.combine(base, taught, self.config.alpha), {"labels": base, "teacher": taught})

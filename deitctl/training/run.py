@@ -39,7 +39,9 @@ class Run:
         """Open a run folder that exists; raise `ConfigError` if it is none."""
         run = cls(root)
         if not run.config_file.is_file():
-            raise ConfigError(f"{root} is not a run: it has no run.toml.", "A run is a folder that `deitctl train` made.")
+            raise ConfigError(
+                f"{root} is not a run: it has no run.toml.", "A run is a folder that `deitctl train` made."
+            )
         return run, from_dict(TrainConfig, read_toml(run.config_file), str(run.config_file))
 
     @property

@@ -17,7 +17,15 @@ from deitctl.events import Reporter
 from deitctl.models.build import HUB_PREFIX, architecture_of
 from deitctl.models.weights import find_weights
 from deitctl.recipes import (
-    DIGITS, DIGITS_STUDENT, DIGITS_TEACHER, DISTILL_DEFAULTS, DISTILL_REDUCTION, FINETUNE, PAPER, SMALL, get_recipe,
+    DIGITS,
+    DIGITS_STUDENT,
+    DIGITS_TEACHER,
+    DISTILL_DEFAULTS,
+    DISTILL_REDUCTION,
+    FINETUNE,
+    PAPER,
+    SMALL,
+    get_recipe,
 )  # fmt: skip
 
 DEFAULT_TRAIN_MODEL = "deit_small"
@@ -129,7 +137,9 @@ def _weights_within_reach(model: str, reporter: Reporter) -> bool:
 def _distill_config(said: Teaching, built_in: bool) -> DistillConfig:
     mode = said.mode or "hard"
     if mode not in DISTILL_DEFAULTS:
-        raise ConfigError(f"There is no distillation mode {mode!r}.", f"There are: {', '.join(DISTILL_DEFAULTS)}, none.")
+        raise ConfigError(
+            f"There is no distillation mode {mode!r}.", f"There are: {', '.join(DISTILL_DEFAULTS)}, none."
+        )
     defaults = DISTILL_DEFAULTS[mode]
     if not said.teacher and not built_in and not said.weights:
         raise ConfigError("No teacher named.", f"Pass --teacher, {DEFAULT_TEACHER} for example: the paper's.")
@@ -172,7 +182,10 @@ def _check(config: TrainConfig) -> None:
         "optim.warmup_epochs": recipe.optim.warmup_epochs >= 0,
         "augment.repeats": recipe.augment.repeats >= 1,
         "augment.crop_scale": 0 < recipe.augment.crop_scale[0] <= recipe.augment.crop_scale[1] <= 1,
-        **{f"augment.{k}": 0 <= getattr(recipe.augment, k) <= 1 for k in ("hflip", "erase_prob", "mix_prob", "switch_prob")},
+        **{
+            f"augment.{k}": 0 <= getattr(recipe.augment, k) <= 1
+            for k in ("hflip", "erase_prob", "mix_prob", "switch_prob")
+        },
         **{f"augment.{k}": getattr(recipe.augment, k) >= 0 for k in ("mixup", "cutmix", "color_jitter")},
     }
     if config.distill is not None:

@@ -39,7 +39,9 @@ def examine(device: str, precision: str) -> dict[str, str]:
     }
     for extra, modules in EXTRAS.items():
         absent = [m for m in modules if importlib.util.find_spec(m) is None]
-        findings[f"extra {extra}"] = f"pip install 'deitctl[{extra}]' (lacks {', '.join(absent)})" if absent else "installed"
+        findings[f"extra {extra}"] = (
+            f"pip install 'deitctl[{extra}]' (lacks {', '.join(absent)})" if absent else "installed"
+        )
     here = [a.alias for a in ARCHITECTURES if local_weights(a) is not None]
     findings["weights here"] = ", ".join(here) or "none yet; they are downloaded when first used"
     findings[f"${WEIGHTS_VARIABLE}"] = os.environ.get(WEIGHTS_VARIABLE, "not set")

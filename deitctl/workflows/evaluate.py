@@ -104,7 +104,9 @@ def evaluate_model(
     loaded = load_model(model or DEFAULT_MODEL, weights=weights, img_size=img_size, reporter=reporter)
     match = match_classes(loaded.card, source.class_names)
     if match is None:
-        raise DataError(_strangers(loaded.card, source, data or BUILT_IN), "Evaluate a model that was trained on these classes.")
+        raise DataError(
+            _strangers(loaded.card, source, data or BUILT_IN), "Evaluate a model that was trained on these classes."
+        )
     where = choose_device(device, INFERENCE_PRECISION if precision == "auto" else precision)
     how = choose_head(head, loaded.card.head, loaded.model)
     scores = evaluate(

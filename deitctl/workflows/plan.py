@@ -38,7 +38,9 @@ def plan_training(config: TrainConfig) -> dict[str, object]:
         "steps": steps * recipe.epochs,
         "batch size": min(recipe.batch_size, len(train.labels)),
         "peak learning rate": peak_learning_rate(recipe.optim, recipe.batch_size),
-        "weights, gradients, moments and average, MiB": round(parameters * 4 * (5 if recipe.ema_decay else 4) / 2**20, 1),
+        "weights, gradients, moments and average, MiB": round(
+            parameters * 4 * (5 if recipe.ema_decay else 4) / 2**20, 1
+        ),
         "device": str(device.torch_device),
         "precision": str(device.dtype).removeprefix("torch."),
         "loader processes": device.loader_workers(config.workers),

@@ -30,7 +30,9 @@ def predict(
     """
     if topk < 1 or batch_size < 1:
         raise ConfigError(f"topk = {topk} and batch_size = {batch_size}: both are 1 or more.")
-    loaded = load_model(model or DEFAULT_MODEL, weights=weights, img_size=img_size, reporter=reporter or SilentReporter())
+    loaded = load_model(
+        model or DEFAULT_MODEL, weights=weights, img_size=img_size, reporter=reporter or SilentReporter()
+    )
     where = choose_device(device, INFERENCE_PRECISION if precision == "auto" else precision)
     how = choose_head(head, loaded.card.head, loaded.model)
     return predict_stream(

@@ -133,7 +133,9 @@ def _train_teacher(
 def _fingerprint(config: TrainConfig, train: Source) -> str:
     """Name a teacher by its settings and its data: class names and every picture's name and label."""
     digest = hashlib.sha256()
-    relevant = {k: v for k, v in to_dict(config).items() if k not in ("workers", "device", "precision", "output", "seed")}
+    relevant = {
+        k: v for k, v in to_dict(config).items() if k not in ("workers", "device", "precision", "output", "seed")
+    }
     digest.update(json.dumps([relevant, list(train.class_names)], sort_keys=True).encode())
     for index, label in enumerate(train.labels.tolist()):
         digest.update(f"{Path(train.name(index)).name}\x1f{label}\x1e".encode())

@@ -184,9 +184,7 @@ class _Session:
         objective: Objective = Supervised()
         if preflight is not None and config.distill is not None:
             objective = Distillation(preflight.teacher, config.distill)
-        self.plan = Plan(
-            recipe, self.card.preprocessing, len(train.class_names), steps, config.seed, device, objective
-        )
+        self.plan = Plan(recipe, self.card.preprocessing, len(train.class_names), steps, config.seed, device, objective)
         self.watch = Stopwatch()
 
     def load(self) -> None:
@@ -264,7 +262,9 @@ class _Session:
         progress = self.state.progress
         if progress.bad_images:
             first = next(iter(progress.bad_images.values()))
-            self.reporter.warn(f"{len(progress.bad_images)} training pictures could not be read and were left out: {first}")
+            self.reporter.warn(
+                f"{len(progress.bad_images)} training pictures could not be read and were left out: {first}"
+            )
         return TrainResult(
             run=self.run.root, epochs=progress.epoch, images_seen=progress.images_seen,
             best_epoch=progress.best_epoch, shipped=shipped, last=epochs[-1],

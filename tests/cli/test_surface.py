@@ -32,8 +32,6 @@ def test_every_command_shows_an_example() -> None:
         assert f"Example: deitctl {command}" in result.output
 
 
-
-
 def test_train_and_distill_share_their_options() -> None:
     commands = {c.name: c for c in typer.main.get_command(app).commands.values()}  # type: ignore[attr-defined]
     names = {c: {p.name for p in commands[c].params} for c in ("train", "distill")}

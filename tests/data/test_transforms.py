@@ -34,7 +34,9 @@ def timm_eval(pre: Preprocessing, **changes):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest", "lanczos"])
-@pytest.mark.parametrize(("img_size", "crop_pct"), [(64, 0.9), (64, 1.0), (96, 0.875), (224, 0.9), (65, 0.95), (64, 1.15)])
+@pytest.mark.parametrize(
+    ("img_size", "crop_pct"), [(64, 0.9), (64, 1.0), (96, 0.875), (224, 0.9), (65, 0.95), (64, 1.15)]
+)
 def test_eval_view_equals_timms_to_the_pixel(shape, interpolation, img_size, crop_pct, picture):
     pre, image = Preprocessing(img_size=img_size, crop_pct=crop_pct, interpolation=interpolation), picture(*shape)
     expected = timm_eval(pre, normalize=False)(image)
@@ -67,7 +69,9 @@ def test_a_view_without_chance_is_the_resized_picture(picture):
 def test_flip_is_certain_at_one(picture):
     image = picture(40, 40)
     flipped = AugmentConfig(crop_scale=(1.0, 1.0), hflip=1.0)
-    assert np.array_equal(train_view(image, flipped, 40, 0, 0, 0, 0), np.asarray(ImageOps.mirror(image)).transpose(2, 0, 1))
+    assert np.array_equal(
+        train_view(image, flipped, 40, 0, 0, 0, 0), np.asarray(ImageOps.mirror(image)).transpose(2, 0, 1)
+    )
 
 
 def test_flips_happen_half_of_the_time(picture):

@@ -109,7 +109,7 @@ def test_a_file_without_a_head_cannot_classify(tmp_path, deit, reporter):
     ("ref", "what"),
     [
         ("deit_tinny", "There is no model 'deit_tinny'. Did you mean 'deit_tiny'"), ("no/such", "There is no model file"),
-        ("nothing.pth", "There is no model file"), ("", "There is no model ''"),
+        ("nothing.pth", "There is no model file"),
     ],
 )  # fmt: skip
 def test_what_is_no_model_is_said(ref, what, reporter):
@@ -199,7 +199,9 @@ def test_pretrained_without_weights_says_where_they_are(reporter):
 def test_timms_models_are_built_and_started_from_folders(tmp_path, reporter, noise):
     built = build("regnety_002", reporter)
     assert built.card.class_names == NAMES
-    save_model(tmp_path / "net", built.model.state_dict(), shipping_card(built.model, built.card), layer_names(built.model))
+    save_model(
+        tmp_path / "net", built.model.state_dict(), shipping_card(built.model, built.card), layer_names(built.model)
+    )
     loaded = load_model(str(tmp_path / "net"), reporter=reporter)
     images = noise(1, 3, 32, 32)
     with torch.no_grad():

@@ -24,7 +24,9 @@ def test_avg_probs_is_the_mean_of_the_softmaxes():
 
 
 def test_avg_logits_is_the_mean_of_the_logits():
-    torch.testing.assert_close(fuse_heads(HeadLogits(CLS, DIST), "avg-logits"), torch.tensor([[math.log(3.0) / 2, 0.0]]))
+    torch.testing.assert_close(
+        fuse_heads(HeadLogits(CLS, DIST), "avg-logits"), torch.tensor([[math.log(3.0) / 2, 0.0]])
+    )
 
 
 def test_single_heads_are_returned_as_they_are():
@@ -70,5 +72,7 @@ def test_a_timm_model_with_two_outputs_gives_two_heads(noise):
 def test_keep_reaches_a_deit_and_only_a_deit(deit, noise):
     model, images = deit(), noise(1, 3, 32, 32)
     with torch.no_grad():
-        assert not torch.equal(forward_heads(model, images, torch.zeros(12, 2, 1)).cls, forward_heads(model, images).cls)
+        assert not torch.equal(
+            forward_heads(model, images, torch.zeros(12, 2, 1)).cls, forward_heads(model, images).cls
+        )
         assert forward_heads(nn.Flatten(), images, torch.zeros(12, 2, 1)).cls.shape == (1, 3 * 32 * 32)

@@ -47,7 +47,11 @@ def test_one_record_an_input_in_order_whatever_the_batch_size(
 def test_folders_are_walked_and_dashes_read_from_stdin(model_folder: Path, image_folder: Callable[..., Path]) -> None:
     root = image_folder({"in/deep": 2, "in": 1})
     walked = list(predict([str(root / "in")], model=str(model_folder)))
-    assert [Path(r.input).relative_to(root).as_posix() for r in walked] == ["in/0.png", "in/deep/0.png", "in/deep/1.png"]
+    assert [Path(r.input).relative_to(root).as_posix() for r in walked] == [
+        "in/0.png",
+        "in/deep/0.png",
+        "in/deep/1.png",
+    ]
     listed = list(predict(["-"], model=str(model_folder), stdin=[f"{r.input}\n" for r in walked] + ["\n"]))
     assert [r.input for r in listed] == [r.input for r in walked]
     assert listed[0].guesses[0].score == pytest.approx(walked[0].guesses[0].score)

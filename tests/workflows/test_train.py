@@ -72,7 +72,12 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(stop: str, little_config:
     assert stopped.value.exit_code == 143
     assert stopped.value.resume_command == f"deitctl train --resume {config.output}"
     again = resume(Path(config.output), sources=little).run
-    for file in ("state/model.safetensors", "state/ema.safetensors", "state/optimizer.safetensors", "model.safetensors"):
+    for file in (
+        "state/model.safetensors",
+        "state/ema.safetensors",
+        "state/optimizer.safetensors",
+        "model.safetensors",
+    ):
         assert (whole / file).read_bytes() == (again / file).read_bytes(), file
     assert log_without_time(whole) == log_without_time(again)
 
@@ -86,9 +91,7 @@ def test_a_run_loads_in_timm_with_the_same_logits(little_config: Make, little: P
     result = run_training(little_config("run", model="deit_tiny_distilled"), sources=little)
     loaded = load_model(str(result.run), reporter=SilentReporter())
     theirs = timm.create_model(f"local-dir:{result.run}", pretrained=True).eval()
-    batch = next(
-        eval_batches(little[1], loaded.card.preprocessing, batch_size=8, workers=0, pin_memory=False)
-    )
+    batch = next(eval_batches(little[1], loaded.card.preprocessing, batch_size=8, workers=0, pin_memory=False))
     images = normalise(batch.images, loaded.card.preprocessing)
     with torch.no_grad():
         cls, dist = loaded.model(images)
@@ -126,9 +129,7 @@ def test_a_teacher_near_chance_is_refused_before_the_first_step(little_config: M
     teacher = little_config("teacher")
     slow = replace(teacher.recipe, epochs=1, optim=replace(teacher.recipe.optim, lr=1e-9, min_lr=0, warmup_lr=0))
     run_training(replace(teacher, recipe=slow), sources=little)
-    distill = DistillConfig(
-        teacher=teacher.output, mode="hard", alpha=0.5, tau=1.0, reduction="batchmean", token=True
-    )
+    distill = DistillConfig(teacher=teacher.output, mode="hard", alpha=0.5, tau=1.0, reduction="batchmean", token=True)
     with pytest.raises(TeacherError, match="near chance"):
         run_training(little_config("student", distill=distill), sources=little)
 
@@ -148,9 +149,7 @@ def test_a_loss_that_is_no_number_stops_the_run(little_config: Make, little: Pai
         run_training(replace(config, recipe=wild), sources=little)
 
 
-def test_unreadable_pictures_are_left_out_and_named(
-    little_config: Make, image_folder: Callable[..., Path]
-) -> None:
+def test_unreadable_pictures_are_left_out_and_named(little_config: Make, image_folder: Callable[..., Path]) -> None:
     root = image_folder({"train/a": 8, "train/b": 8, "val/a": 2, "val/b": 2})
     damaged = root / "train" / "a" / "0.png"
     damaged.write_text("not a picture")

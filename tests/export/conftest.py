@@ -1,0 +1,80 @@
+"""Small models with cards, and pictures for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from deitctl.catalog import Architecture
+from deitctl.data.sources import Source
+from deitctl.events import SilentReporter
+from deitctl.export.network import ExportedClassifier
+from deitctl.export.verify import Pictures, pictures
+from deitctl.models.build import LoadedModel, build_model
+from deitctl.models.vit import VisionTransformer
+
+DIGITS = tuple(str(d) for d in range(10))
+
+
+@pytest.fixture(scope="session")
+def classifier(randomise: Callable[..., torch.nn.Module]) -> Callable[..., LoadedModel]:
+    """Build a digits classifier of any name, every parameter random."""
+
+    def make(ref: str = "deit_tiny", *, img_size: int = 32, distilled: bool | None = None) -> LoadedModel:
+        loaded = build_model(
+            ref, class_names=DIGITS, descriptions=[f"digit {d}" for d in DIGITS], img_size=img_size,
+            drop_path_rate=0.0, pretrained=False, weights="", distilled=distilled, reporter=SilentReporter(),
+        )  # fmt: skip
+        randomise(loaded.model)
+        loaded.model.eval()
+        return loaded
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shallow(
+    tiny_arch: Callable[..., Architecture], randomise: Callable[..., torch.nn.Module]
+) -> Callable[..., LoadedModel]:
+    """Build a DeiT of one block, quick to export."""
+
+    def make(alias: str = "deit_tiny_distilled") -> LoadedModel:
+        arch = replace(tiny_arch(alias), depth=1)
+        card = replace(arch.card(), num_classes=10, class_names=DIGITS, descriptions=None)
+        model = VisionTransformer(arch, num_classes=10, img_size=32)
+        randomise(model)
+        return LoadedModel(model.eval(), card)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def network() -> Callable[[LoadedModel, str], ExportedClassifier]:
+    def wrap(loaded: LoadedModel, head: str) -> ExportedClassifier:
+        return ExportedClassifier(loaded.model, loaded.card, head)
+
+    return wrap
+
+
+@pytest.fixture(scope="session")
+def sample(digit_sources: tuple[Source, Source]) -> Callable[..., Pictures]:
+    def make(loaded: LoadedModel, count: int = 18) -> Pictures:
+        return pictures(digit_sources[1], loaded.card.preprocessing, count)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def answer() -> Callable[[ExportedClassifier, NDArray[np.uint8]], NDArray[np.float32]]:
+    """Ask the network itself: logits and probabilities, [2,N,K]."""
+
+    @torch.no_grad()
+    def ask(network: ExportedClassifier, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return torch.stack(network(torch.from_numpy(pixels))).numpy()
+
+    return ask

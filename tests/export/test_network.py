@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from deitctl import __version__
+from deitctl.card import HEADS, Preprocessing
+from deitctl.export.network import describe, quietly, trace
+from deitctl.export.verify import reference
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_network_answers_as_predict_does_with_every_head_rule(head, shallow, network, sample, answer):
+    loaded = shallow()
+    pixels = sample(loaded).pixels
+    wanted = reference(loaded.model, loaded.card, head, pixels)
+    got = answer(network(loaded, head), pixels)
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    np.testing.assert_allclose(got[1].sum(axis=1), 1, atol=1e-5)
+
+
+def test_the_head_rules_give_different_answers(shallow, network, sample, answer):
+    loaded = shallow()
+    pixels = sample(loaded, 4).pixels
+    answers = [answer(network(loaded, head), pixels)[0] for head in HEADS]
+    assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(answers) for b in answers[:i])
+
+
+def test_the_traced_program_names_no_file_of_this_machine(shallow, network):
+    program = trace(network(shallow(), "cls"))
+    assert not [n for n in program.graph.nodes if "stack_trace" in n.meta]
+
+
+def test_metadata_says_what_is_left_to_the_reader(classifier):
+    card = classifier().card
+    metadata = describe(card, "cls")
+    pre = json.loads(metadata["preprocessing"])
+    assert json.loads(metadata["class_names"]) == list("0123456789")
+    assert json.loads(metadata["descriptions"])[3] == "digit 3"
+    assert (metadata["deitctl_version"], metadata["head"]) == (__version__, "cls")
+    assert metadata["architecture"] == "deit_tiny_patch16_224"
+    assert (pre["img_size"], pre["resize_to"], pre["crop_mode"]) == (32, Preprocessing(img_size=32).resize_to, "center")
+    assert (pre["layout"], pre["normalisation"]["where"]) == ("NHWC uint8", "inside the network")
+
+
+def test_metadata_leaves_out_names_that_are_not_known(classifier):
+    from dataclasses import replace
+
+    metadata = describe(replace(classifier().card, class_names=None, descriptions=None), "cls")
+    assert not {"class_names", "descriptions"} & metadata.keys()
+
+
+def test_quietly_silences_warnings_and_logs_and_then_lets_them_speak_again(caplog):
+    with quietly():
+        warnings.warn("unheard", stacklevel=1)  # an error in these tests, were it heard
+        logging.getLogger("torch.onnx").warning("unheard")
+    logging.getLogger("torch.onnx").warning("heard")
+    assert [r.message for r in caplog.records] == ["heard"]
+    with pytest.raises(UserWarning):
+        warnings.warn("heard", stacklevel=1)
+    assert torch.is_grad_enabled()

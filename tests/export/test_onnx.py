@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from deitctl.card import HEADS
+from deitctl.errors import ExportError
+from deitctl.export import FORMATS
+from deitctl.export import onnx as onnx_export
+from deitctl.export.network import describe
+from deitctl.export.onnx import OPSET, export_onnx
+
+
+def run(path, pixels):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return np.stack(session.run(["logits", "probabilities"], {"pixels": pixels}))
+
+
+@pytest.fixture(scope="module")
+def deit_tiny(classifier):
+    return classifier("deit_tiny")
+
+
+@pytest.fixture(scope="module")
+def file(deit_tiny, network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "deit_tiny.onnx"
+    export_onnx(network(deit_tiny, "cls"), deit_tiny.card, describe(deit_tiny.card, "cls"), path)
+    return path
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_file_answers_as_the_model_at_any_batch_size(count, file, deit_tiny, network, sample, answer):
+    pixels = sample(deit_tiny, count).pixels
+    np.testing.assert_allclose(run(file, pixels), answer(network(deit_tiny, "cls"), pixels), atol=1e-4)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_file_holds_the_head_rule(head, shallow, network, sample, answer, tmp_path):
+    loaded, path = shallow(), tmp_path / "m.onnx"
+    export_onnx(network(loaded, head), loaded.card, {}, path)
+    pixels = sample(loaded, 3).pixels
+    np.testing.assert_allclose(run(path, pixels), answer(network(loaded, head), pixels), atol=1e-4)
+
+
+def test_a_convnet_of_timm_exports_too(classifier, network, sample, answer, tmp_path):
+    loaded, path = classifier("regnety_002", img_size=64), tmp_path / "m.onnx"
+    export_onnx(network(loaded, "cls"), loaded.card, {}, path)
+    pixels = sample(loaded, 3).pixels
+    np.testing.assert_allclose(run(path, pixels), answer(network(loaded, "cls"), pixels), atol=1e-4)
+
+
+def test_the_file_is_one_of_the_pinned_opset_with_a_free_batch(file):
+    model = onnx.load(file)
+    onnx.checker.check_model(model)
+    assert [o.version for o in model.opset_import if o.domain == ""] == [OPSET]
+    (pixels,) = model.graph.input
+    shapes = {v.name: v.type.tensor_type.shape.dim for v in (pixels, *model.graph.output)}
+    assert pixels.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [d.dim_value for d in shapes["pixels"][1:]] == [32, 32, 3]
+    assert {d[0].dim_param for d in shapes.values()} == {"batch"}
+    assert [p.name for p in file.parent.iterdir()] == ["deit_tiny.onnx"]
+
+
+def test_metadata_comes_back_from_onnxruntime(file):
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["class_names"]) == list("0123456789")
+    assert metadata["head"] == "cls"
+
+
+def test_the_file_names_no_file_of_this_machine(file):
+    assert b".py" not in file.read_bytes()
+
+
+def test_the_file_runs_where_torch_deitctl_and_timm_cannot_be_imported(file, deit_tiny, sample, tmp_path):
+    np.save(tmp_path / "in.npy", sample(deit_tiny, 18).pixels)
+    program = (
+        "import runpy, sys\n"
+        "sys.modules.update(dict.fromkeys(['torch', 'deitctl', 'timm']))\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    script = FORMATS["onnx"].program_file
+    subprocess.run([sys.executable, "-I", "-c", program, script, file, "in.npy", "out.npy"], cwd=tmp_path, check=True)
+    assert np.load(tmp_path / "out.npy").shape == (2, 18, 10)
+
+
+def test_nothing_of_the_exporter_reaches_the_terminal(shallow, network, tmp_path, capfd):
+    loaded = shallow()
+    export_onnx(network(loaded, "cls"), loaded.card, {}, tmp_path / "m.onnx")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_larger_than_one_file_is_refused_before_the_work(shallow, network, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_export, "MAX_BYTES", 1000)
+    loaded = shallow()
+    with pytest.raises(ExportError, match="2 GiB.*--to torch"):
+        export_onnx(network(loaded, "cls"), loaded.card, {}, tmp_path / "m.onnx")
+
+
+def test_a_model_that_cannot_be_traced_is_one_error(shallow, network, tmp_path):
+    class Stubborn(torch.nn.Module):
+        def forward(self, images):
+            return images.mean((2, 3)) if images.sum().item() > 0 else images.amax((2, 3))
+
+    loaded = shallow()
+    stubborn = network(loaded, "cls")
+    stubborn.model = Stubborn()
+    with pytest.raises(ExportError, match="cannot be traced"):
+        export_onnx(stubborn, loaded.card, {}, tmp_path / "m.onnx")

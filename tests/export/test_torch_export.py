@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+import warnings
+
+import pytest
+import torch
+
+from deitctl.export.network import describe
+from deitctl.export.torch_export import METADATA, export_torch
+
+
+@pytest.fixture(scope="module")
+def loaded(shallow):
+    return shallow()
+
+
+@pytest.fixture(scope="module")
+def file(loaded, network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("pt2") / "m.pt2"
+    export_torch(network(loaded, "avg-probs"), loaded.card, describe(loaded.card, "avg-probs"), path)
+    return path
+
+
+def load(path, **extra):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about how it reads a buffer
+        return torch.export.load(path, **extra)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_file_answers_as_the_model_at_any_batch_size(count, file, loaded, network, sample, answer):
+    pixels = sample(loaded, count).pixels
+    got = torch.stack(load(file).module()(torch.from_numpy(pixels))).detach()
+    torch.testing.assert_close(got, torch.from_numpy(answer(network(loaded, "avg-probs"), pixels)), atol=1e-5, rtol=0)
+
+
+def test_metadata_comes_back(file):
+    extra = {METADATA: ""}
+    load(file, extra_files=extra)
+    assert json.loads(json.loads(extra[METADATA])["class_names"]) == list("0123456789")
+
+
+def test_the_file_holds_the_weights_a_graph_and_no_picture(file, loaded):
+    weights = sum(t.numel() * t.element_size() for t in loaded.model.state_dict().values())
+    assert weights < file.stat().st_size < weights + 300_000
+    (example,) = load(file).example_inputs[0]
+    assert not example.any()
+    assert example.untyped_storage().nbytes() == 2 * 32 * 32 * 3
