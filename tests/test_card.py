@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from deitctl.card import HEADS, ModelCard, Preprocessing, from_timm_config, to_timm_config
 from deitctl.errors import ModelError
 
-LAYERS = {"classifier": ("head", "head_dist"), "first_conv": "patch_embed.proj", "fixed_input_size": True, "fixed_input_size": True}
+LAYERS = {"classifier": ("head", "head_dist"), "first_conv": "patch_embed.proj", "fixed_input_size": True}
 
 
 def there_and_back(card: ModelCard) -> ModelCard:

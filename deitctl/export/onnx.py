@@ -45,7 +45,7 @@ def _to_proto(program: torch.export.ExportedProgram, metadata: Mapping[str, str]
         with quietly():
             converted = torch.onnx.export(
                 program, dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
-                input_names=[INPUT], output_names=list(OUTPUTS),
+                dynamic_shapes=({0: "batch"},), input_names=[INPUT], output_names=list(OUTPUTS),
             )  # fmt: skip
     except Exception as error:  # the exporter wraps what its hundred translations raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from deitctl.checkpoint import save_model, write_bytes
+from deitctl.errors import ConfigError, DataError, DeitctlError, ExportError, ModelError
+from deitctl.export import FORMATS, Format
+from deitctl.models.build import build_model
+from deitctl.models.layers import layer_names, shipping_card
+from deitctl.workflows.export import export
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A small distilled digits classifier in a folder."""
+    from deitctl.events import SilentReporter
+
+    torch.manual_seed(0)
+    loaded = build_model(
+        "deit_tiny", class_names=[str(d) for d in range(10)], img_size=32, drop_path_rate=0.0, pretrained=False,
+        weights="", distilled=True, reporter=SilentReporter(),
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("model") / "seven"
+    card = shipping_card(loaded.model, loaded.card)
+    save_model(folder, loaded.model.state_dict(), card, layer_names(loaded.model))
+    return folder
+
+
+@pytest.fixture
+def model(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "seven")
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """Stand a format in that writes one byte; its proof is a process that answers what the test says."""
+
+    def install(program="raise SystemExit('nothing runs here')"):
+        def write(network, card, metadata, path):
+            write_bytes(path, b"x")
+
+        script = tmp_path / "program.py"
+        script.write_text(program)
+        stand_in = StandIn(suffix=".pt2", write=write, program=str(script), tolerance=1e-3)
+        monkeypatch.setitem(FORMATS, "torch", stand_in)
+
+    return install
+
+
+class StandIn(Format):
+    @property
+    def program_file(self):
+        return Path(self.program)
+
+
+def test_onnx_is_written_beside_the_run_and_proven(model, reporter):
+    result = export(str(model), to="onnx", count=5, reporter=reporter)
+    assert result.path == model / "export" / "seven.onnx"
+    assert result.bytes == result.path.stat().st_size
+    assert (result.format, result.verified_on, result.top1_agreement) == ("onnx", 5, 100)
+    assert result.max_abs_diff < 1e-4
+    assert [p.name for p in result.path.parent.iterdir()] == ["seven.onnx"]
+    assert json.loads(json.dumps(result.to_dict()))["path"] == str(result.path)
+
+
+def test_a_timm_folder_answers_with_the_mean_of_logits_and_says_so(model, reporter, tmp_path):
+    result = export(str(model), to="timm", head="dist", count=5, output=str(tmp_path / "out"), reporter=reporter)
+    assert sorted(p.name for p in result.path.iterdir()) == ["config.json", "model.safetensors"]
+    assert [n for n in reporter.notes if "timm answers with avg-logits" in n]
+    assert json.loads((result.path / "config.json").read_text())["deitctl"]["head"] == "dist"
+    assert result.bytes == sum(p.stat().st_size for p in result.path.iterdir())
+
+
+def test_a_file_that_disagrees_is_kept_as_rejected_and_an_earlier_good_one_stays(model, monkeypatch):
+    def write_wrong(network, card, metadata, path):
+        with torch.no_grad():
+            network.model.head.weight[0] += 1
+        FORMATS["timm"].write(network, card, metadata, path)
+
+    (model / "export").mkdir()
+    (model / "export" / "seven.pt2").write_bytes(b"earlier")
+    monkeypatch.setitem(FORMATS, "torch", replace(FORMATS["torch"], write=write_wrong, program="run_timm.py"))
+    with pytest.raises(ExportError, match=r"disagrees with the model on 5 pictures.*kept as .*seven.pt2.rejected"):
+        export(str(model), to="torch", count=5)
+    assert sorted(p.name for p in (model / "export").iterdir()) == ["seven.pt2", "seven.pt2.rejected"]
+    assert (model / "export" / "seven.pt2").read_bytes() == b"earlier"
+
+
+def test_a_file_that_does_not_run_is_rejected_with_the_reason(model, quick):
+    quick("raise RuntimeError('no such operation')")
+    with pytest.raises(ExportError, match=r"RuntimeError: no such operation.*seven.pt2.rejected"):
+        export(str(model), to="torch", count=2)
+    assert [p.name for p in (model / "export").iterdir()] == ["seven.pt2.rejected"]
+
+
+def test_an_output_folder_gets_the_default_name(model, quick, tmp_path):
+    quick()
+    (tmp_path / "there").mkdir()
+    for output in (f"{tmp_path}/there", f"{tmp_path}/new/"):
+        with pytest.raises(ExportError, match=rf"{output.rstrip('/')}/seven.pt2.rejected"):
+            export(str(model), to="torch", count=2, output=output)
+
+
+def test_a_folder_with_other_files_is_not_taken_for_an_export(model, tmp_path):
+    (tmp_path / "thesis.tex").write_text("dear")
+    with pytest.raises(ExportError, match=r"is no earlier export: it has .*Name a new --output"):
+        export(str(model), to="timm", output=str(tmp_path))
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(("name", "hint"), [("onx", "Did you mean 'onnx'"), ("tflite", "There are: onnx, torch, timm")])
+def test_an_unknown_format_gets_a_suggestion_and_the_list(name, hint):
+    with pytest.raises(ExportError, match=hint):
+        export("deit_tiny", to=name)
+
+
+def test_a_missing_package_is_found_before_the_model_is_loaded(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(ExportError, match="onnxscript"):
+        export("no_such_model", to="onnx")
+
+
+def test_no_picture_to_verify_on_is_refused(model):
+    with pytest.raises(ConfigError, match="count = 0"):
+        export(str(model), to="torch", count=0)
+
+
+def test_wrong_models_and_pictures_are_errors_of_their_kind(model, tmp_path):
+    with pytest.raises(ModelError):
+        export("no_such_model", to="torch")
+    with pytest.raises(DataError):
+        export(str(model), to="torch", verify_with=str(tmp_path / "absent"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_is_one_line(model, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(DeitctlError, match="Cannot write"):
+        export(str(model), to="timm", count=2, output=str(tmp_path / "locked" / "m"))
+
+
+def test_an_output_below_a_file_is_one_line(model, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DeitctlError, match="Cannot write"):
+        export(str(model), to="timm", count=2, output=str(tmp_path / "file" / "m"))
+
+
+ECHO = "import sys; raise SystemExit(__import__('numpy').load(sys.argv[2]).shape[0])"
+
+
+def count_of(error):
+    return int(str(error.value).split("exit code ")[1].split(".")[0].split()[0])
+
+
+@pytest.mark.parametrize("kind", ["classes", "loose", "one"])
+def test_pictures_to_verify_on_may_be_data_a_plain_folder_or_a_file(kind, model, quick, image_folder):
+    quick(ECHO)
+    root = image_folder({"a": 3, "b": 3})
+    given, expected = {"classes": (root, 6), "loose": (root / "a", 3), "one": (root / "a" / "0.png", 1)}[kind]
+    with pytest.raises(ExportError) as error:
+        export(str(model), to="torch", verify_with=str(given))
+    assert count_of(error) == expected
+
+
+def test_a_run_is_verified_on_its_own_validation_pictures(model, quick, image_folder):
+    quick(ECHO)
+    root = image_folder({"train/a": 4, "train/b": 4, "val/a": 2, "val/b": 1})
+    (model / "run.toml").write_text(f'data = "{root.as_posix()}"\n')
+    with pytest.raises(ExportError) as error:
+        export(str(model), to="torch")
+    assert count_of(error) == 3
+
+
+def test_a_run_whose_data_is_gone_is_verified_on_digits_and_says_so(model, quick, tmp_path, reporter):
+    quick(ECHO)
+    (model / "run.toml").write_text(f'data = "{(tmp_path / "gone").as_posix()}"\n')
+    with pytest.raises(ExportError) as error:
+        export(str(model), to="torch", count=7, reporter=reporter)
+    assert count_of(error) == 7
+    assert [n for n in reporter.notes if "Verifying on digits" in n]
