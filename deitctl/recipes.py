@@ -116,6 +116,8 @@ DIGITS_CONVNET = replace(  # its teacher: a convnet divides its input by 32, so 
     optim=replace(DIGITS.optim, lr=2.4e-2, warmup_epochs=1),
 )
 
+RECIPES = {r.name: r for r in (PAPER, PAPER_384, FINETUNE, SMALL, DIGITS, DIGITS_CONVNET)}
+
 DIGITS_TEACHER = "regnety_002"  # the smallest of the paper's teacher family
 DIGITS_STUDENT = "deit_tiny"
 

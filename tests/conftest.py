@@ -22,6 +22,7 @@ from deitctl.events import SilentReporter
 from deitctl.models.convert import with_size
 from deitctl.models.vit import VisionTransformer
 
+torch.set_num_threads(1)  # models this small only wait for each other's threads
 settings.register_profile("deitctl", deadline=None, max_examples=30, derandomize=True, database=None)
 settings.load_profile("deitctl")
 

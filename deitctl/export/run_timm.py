@@ -17,7 +17,7 @@ def main(folder: str, pictures: str, answers: str) -> None:
     """Normalise as config.json says; answer the first picture alone, the others sixteen at a time."""
     pixels = torch.from_numpy(np.load(pictures)).permute(0, 3, 1, 2)
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    config = timm.data.resolve_model_data_config(model)  # type: ignore[arg-type]
+    config = timm.data.resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     mean, std = (torch.tensor(config[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
     images = (pixels.float() / 255 - mean) / std
     parts = [model(batch) for batch in (images[:1], *torch.split(images[1:], 16)) if len(batch)]
