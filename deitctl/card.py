@@ -62,7 +62,9 @@ class ModelCard:
         return replace(self, preprocessing=replace(self.preprocessing, img_size=img_size))
 
 
-def to_timm_config(card: ModelCard, *, classifier: tuple[str, ...], first_conv: str, fixed_input_size: bool) -> dict[str, Any]:
+def to_timm_config(
+    card: ModelCard, *, classifier: tuple[str, ...], first_conv: str, fixed_input_size: bool
+) -> dict[str, Any]:
     """Return `card` as the config.json that `timm.create_model("local-dir:...")` reads.
 
     `classifier` and `first_conv` name the layers that timm replaces for other class counts and input channels; where

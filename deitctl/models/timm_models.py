@@ -79,7 +79,6 @@ def layers(model: nn.Module) -> dict[str, Any]:
         "classifier": (classifier,) if isinstance(classifier, str) else tuple(classifier),
         "first_conv": str(cfg.get("first_conv") or ""),
         "fixed_input_size": bool(cfg.get("fixed_input_size")),
-        "fixed_input_size": bool(cfg.get("fixed_input_size")),
     }
 
 
@@ -125,7 +124,9 @@ def _hub_id(name: str) -> str:
     import timm
 
     cfg = timm.get_pretrained_cfg(name)
-    hub_id = str(cfg.hf_hub_id or "") if cfg else ""
+    if cfg is None:
+        return ""
+    hub_id = str(cfg.hf_hub_id or "")
     return f"{hub_id}{cfg.architecture}.{cfg.tag}" if hub_id.endswith("/") else hub_id
 
 

@@ -141,7 +141,7 @@ def _source(ref: str, verify_with: str, reporter: Reporter) -> Source:
 
 @contextmanager
 def _draft_of(path: Path, kind: Format) -> Iterator[Path]:
-    """Lend a sibling name to write to; what is proven there is renamed to `path`, what fails to `path` + `.rejected`."""
+    """Lend a sibling name to write to; what is proven becomes `path`, what fails `path` + `.rejected`."""
     draft = path.with_name(f".draft-{os.getpid()}-{path.name}")
     try:
         try:
@@ -169,8 +169,8 @@ def _move(source: Path, target: Path) -> None:
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    elif path.exists():
+        path.unlink()
 
 
 def _note_ties(found: Verification, reporter: Reporter) -> None:

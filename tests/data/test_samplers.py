@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -35,7 +36,7 @@ def test_an_epoch_with_repeats_has_as_many_keys_as_pictures(count, repeats, epoc
 def test_repeats_are_never_neighbours(count, repeats, seed):
     order = [k.index for k in epoch_order(count, seed=seed, epoch=0, repeats=repeats)]
     alone = order[-1] if -(-count // repeats) % REPEAT_BLOCK == 1 else None  # a last block of one picture has no choice
-    assert all(a != b or a == alone for a, b in zip(order, order[1:], strict=False))
+    assert all(a != b or a == alone for a, b in itertools.pairwise(order))
 
 
 def test_repeats_of_a_picture_are_close_together():

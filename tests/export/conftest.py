@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ DIGITS = tuple(str(d) for d in range(10))
 def classifier(randomise: Callable[..., torch.nn.Module]) -> Callable[..., LoadedModel]:
     """Build a digits classifier of any name, every parameter random."""
 
+    @cache
     def make(ref: str = "deit_tiny", *, img_size: int = 32, distilled: bool | None = None) -> LoadedModel:
         loaded = build_model(
             ref, class_names=DIGITS, descriptions=[f"digit {d}" for d in DIGITS], img_size=img_size,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,22 +37,20 @@ def test_the_traced_program_names_no_file_of_this_machine(shallow, network):
     assert not [n for n in program.graph.nodes if "stack_trace" in n.meta]
 
 
-def test_metadata_says_what_is_left_to_the_reader(classifier):
-    card = classifier().card
+def test_metadata_says_what_is_left_to_the_reader(shallow):
+    card = replace(shallow().card, descriptions=tuple(f"digit {d}" for d in range(10)))
     metadata = describe(card, "cls")
     pre = json.loads(metadata["preprocessing"])
     assert json.loads(metadata["class_names"]) == list("0123456789")
     assert json.loads(metadata["descriptions"])[3] == "digit 3"
     assert (metadata["deitctl_version"], metadata["head"]) == (__version__, "cls")
-    assert metadata["architecture"] == "deit_tiny_patch16_224"
+    assert metadata["architecture"] == "deit_tiny_distilled_patch16_224"
     assert (pre["img_size"], pre["resize_to"], pre["crop_mode"]) == (32, Preprocessing(img_size=32).resize_to, "center")
     assert (pre["layout"], pre["normalisation"]["where"]) == ("NHWC uint8", "inside the network")
 
 
-def test_metadata_leaves_out_names_that_are_not_known(classifier):
-    from dataclasses import replace
-
-    metadata = describe(replace(classifier().card, class_names=None, descriptions=None), "cls")
+def test_metadata_leaves_out_names_that_are_not_known(shallow):
+    metadata = describe(replace(shallow().card, class_names=None, descriptions=None), "cls")
     assert not {"class_names", "descriptions"} & metadata.keys()
 
 

@@ -24,8 +24,8 @@ def run(path, pixels):
 
 
 @pytest.fixture(scope="module")
-def deit_tiny(classifier):
-    return classifier("deit_tiny")
+def deit_tiny(shallow):
+    return shallow("deit_tiny")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_the_file_holds_the_head_rule(head, shallow, network, sample, answer, tm
 
 
 def test_a_convnet_of_timm_exports_too(classifier, network, sample, answer, tmp_path):
-    loaded, path = classifier("regnety_002", img_size=64), tmp_path / "m.onnx"
+    loaded, path = classifier("test_byobnet", img_size=64), tmp_path / "m.onnx"
     export_onnx(network(loaded, "cls"), loaded.card, {}, path)
     pixels = sample(loaded, 3).pixels
     np.testing.assert_allclose(run(path, pixels), answer(network(loaded, "cls"), pixels), atol=1e-4)
@@ -101,7 +101,7 @@ def test_nothing_of_the_exporter_reaches_the_terminal(shallow, network, tmp_path
 def test_a_model_larger_than_one_file_is_refused_before_the_work(shallow, network, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "MAX_BYTES", 1000)
     loaded = shallow()
-    with pytest.raises(ExportError, match="2 GiB.*--to torch"):
+    with pytest.raises(ExportError, match=r"2 GiB.*--to torch"):
         export_onnx(network(loaded, "cls"), loaded.card, {}, tmp_path / "m.onnx")
 
 

@@ -13,7 +13,7 @@ from deitctl.models.heads import choose_head, forward_heads, fuse_heads
 
 @pytest.mark.parametrize(
     ("ref", "img_size", "distilled"),
-    [("deit_tiny", 32, False), ("deit_tiny", 48, True), ("deit3_small", 32, None), ("regnety_002", 64, None)],
+    [("deit_tiny", 32, False), ("deit_tiny", 48, True), ("test_byobnet", 64, None)],
 )
 def test_timm_loads_the_folder_with_the_same_logits(ref, img_size, distilled, classifier, network, sample, tmp_path):
     loaded = classifier(ref, img_size=img_size, distilled=distilled)

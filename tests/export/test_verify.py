@@ -17,6 +17,13 @@ from deitctl.export.verify import ONNX_TOLERANCE, TORCH_TOLERANCE, Pictures, pic
 PRE = Preprocessing(img_size=32)
 
 
+@pytest.fixture(scope="module")
+def onnx_file(shallow, network, tmp_path_factory):
+    loaded, path = shallow(), tmp_path_factory.mktemp("onnx") / "m.onnx"
+    export_onnx(network(loaded, "avg-probs"), loaded.card, {}, path)
+    return path
+
+
 def files(*paths):
     return FileSource(tuple(map(str, paths)), np.zeros(len(paths), dtype=np.int64), ("",))
 
@@ -65,41 +72,46 @@ def test_no_readable_picture_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 2, 18])
-def test_an_exported_file_passes(count, shallow, network, sample, tmp_path):
-    loaded, path = shallow(), tmp_path / "m.onnx"
-    export_onnx(network(loaded, "avg-probs"), loaded.card, {}, path)
+def test_an_exported_file_passes(count, shallow, onnx_file, sample):
+    loaded = shallow()
     some = sample(loaded, count)
     wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
-    found = verify(path, FORMATS["onnx"].program_file, wanted, some, tolerance=ONNX_TOLERANCE)
+    found = verify(onnx_file, FORMATS["onnx"].program_file, wanted, some, tolerance=ONNX_TOLERANCE)
     assert (found.images, found.top1_agreement, found.differing) == (count, 100, [])
     assert found.max_abs_diff < 1e-4
 
 
-def test_a_file_with_other_weights_fails(shallow, network, sample, tmp_path):
-    loaded, path = shallow(), tmp_path / "m.pt2"
-    export_torch(network(loaded, "cls"), loaded.card, {}, path)
+def test_a_file_with_other_weights_fails(shallow, onnx_file, sample):
+    loaded = shallow()
     with torch.no_grad():
         loaded.model.head.weight[0, 0] += 0.1
     some = sample(loaded)
-    wanted = reference(loaded.model, loaded.card, "cls", some.pixels)
+    wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
     with pytest.raises(ExportError, match="disagrees with the model on 18 pictures: answers differ by up to"):
-        verify(path, FORMATS["torch"].program_file, wanted, some, tolerance=TORCH_TOLERANCE)
+        verify(onnx_file, FORMATS["onnx"].program_file, wanted, some, tolerance=ONNX_TOLERANCE)
 
 
-def test_a_file_with_other_preprocessing_fails(shallow, network, sample, tmp_path):
-    loaded, path = shallow(), tmp_path / "m.pt2"
-    other = replace(loaded.card, preprocessing=replace(loaded.card.preprocessing, mean=(0.5, 0.5, 0.5)))
-    export_torch(network(replace(loaded, card=other), "cls"), other, {}, path)
+def test_a_file_with_other_preprocessing_fails(shallow, onnx_file, sample):
+    loaded = shallow()
+    card = replace(loaded.card, preprocessing=replace(loaded.card.preprocessing, mean=(0.5, 0.5, 0.5)))
     some = sample(loaded)
-    wanted = reference(loaded.model, loaded.card, "cls", some.pixels)
+    wanted = reference(loaded.model, card, "avg-probs", some.pixels)
     with pytest.raises(ExportError, match="disagrees"):
-        verify(path, FORMATS["torch"].program_file, wanted, some, tolerance=TORCH_TOLERANCE)
+        verify(onnx_file, FORMATS["onnx"].program_file, wanted, some, tolerance=ONNX_TOLERANCE)
+
+
+def test_a_torch_file_passes(shallow, network, sample, tmp_path):
+    loaded, path = shallow(), tmp_path / "m.pt2"
+    export_torch(network(loaded, "dist"), loaded.card, {}, path)
+    some = sample(loaded, 18)
+    wanted = reference(loaded.model, loaded.card, "dist", some.pixels)
+    assert verify(path, FORMATS["torch"].program_file, wanted, some, tolerance=TORCH_TOLERANCE).images == 18
 
 
 def test_a_damaged_file_is_an_error_with_the_reason(shallow, sample, tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"no graph")
     some = sample(shallow(), 2)
-    with pytest.raises(ExportError, match="does not run in a fresh process: .*m.onnx"):
+    with pytest.raises(ExportError, match=r"does not run in a fresh process: .*m.onnx"):
         verify(tmp_path / "m.onnx", FORMATS["onnx"].program_file, np.zeros((2, 2, 10)), some, tolerance=1e-3)
 
 

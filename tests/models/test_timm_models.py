@@ -83,7 +83,9 @@ def test_folder_of_a_convnet_answers_as_before_and_in_timm(tmp_path, noise):
 
 def test_folder_of_what_timm_does_not_have_is_said(tmp_path):
     card = ModelCard(architecture="regnety_003", num_classes=3)
-    save_model(tmp_path, {"x": torch.zeros(1)}, card, {"classifier": ("head",), "first_conv": "c", "fixed_input_size": False})
+    save_model(
+        tmp_path, {"x": torch.zeros(1)}, card, {"classifier": ("head",), "first_conv": "c", "fixed_input_size": False}
+    )
     with pytest.raises(ModelError, match="'regnety_003', which timm does not have"):
         timm_models.load_folder(tmp_path)
 
