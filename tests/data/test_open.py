@@ -212,7 +212,6 @@ def write_table(root, rows, kind, columns=("path", "label", "split")):
     if kind == "csv":
         path.write_text("\n".join([",".join(columns), *(",".join(r) for r in rows)]) + "\n")
     else:
-        pyarrow = pytest.importorskip("pyarrow")
         import pyarrow.parquet
 
         pyarrow.parquet.write_table(pyarrow.table(dict(zip(columns, zip(*rows, strict=True), strict=True))), path)
