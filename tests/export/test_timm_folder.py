@@ -25,7 +25,7 @@ def test_timm_loads_the_folder_with_the_same_logits(ref, img_size, distilled, cl
         wanted = fuse_heads(forward_heads(loaded.model, images), choose_head(HEAD, "", loaded.model))
         torch.testing.assert_close(theirs(images), wanted, atol=1e-5, rtol=0)
     assert theirs.pretrained_cfg["label_names"] == list("0123456789")
-    assert theirs.pretrained_cfg["input_size"] == (3, img_size, img_size)
+    assert tuple(theirs.pretrained_cfg["input_size"]) == (3, img_size, img_size)
 
 
 def test_timm_can_give_the_folder_another_head(classifier, network, tmp_path):
