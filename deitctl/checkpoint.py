@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,7 +90,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"There is no weights file {path}.")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _unprefixed(load_file(path))
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ModelError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
@@ -98,9 +99,14 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise ModelError(f"{path} is not a dictionary of tensors.")
-    return {k.removeprefix("module.").removeprefix("_orig_mod."): v for k, v in loaded.items()}
+    return _unprefixed(loaded)
+
+
+def _unprefixed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take off what DistributedDataParallel and torch.compile put before every name."""
+    return {re.sub(r"^((module|_orig_mod)\.)+", "", k): v for k, v in state.items()}
 
 
 def _first_line(error: Exception) -> str:

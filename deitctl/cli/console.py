@@ -36,6 +36,11 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
+def print_line(text: str) -> None:
+    """Print a line on stdout as it is, never wrapped: it is to be copied."""
+    sys.stdout.write(text + "\n")
+
+
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], numeric: int = 1) -> None:
     """Print a table on stdout; columns from `numeric` on are right-aligned."""
     table = Table(title=title, title_justify="left", title_style="bold")

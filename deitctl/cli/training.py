@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deitctl.cli.console import choose_format, print_json, print_table
+from deitctl.cli.console import choose_format, print_json, print_line, print_table
 from deitctl.cli.progress import make_reporter
 from deitctl.config import TrainConfig, from_dict, read_toml, to_dict
 
@@ -93,7 +93,7 @@ def _print_result(result: TrainResult, shape: str) -> None:
         [
             ("model", str(run)), ("curves", str(run / "figures" / "curves.png")), ("log", str(run / "metrics.jsonl")),
             ("best epoch", f"{result.best_epoch} of {result.epochs}"), ("time", f"{result.seconds:.0f} s"),
-            ("use it", f"deitctl predict PICTURE --model {run}"),
         ],
         2,
     )  # fmt: skip
+    print_line(f"deitctl predict PICTURE --model {run}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -86,31 +87,31 @@ def train_batches(
     source: Source, augment: AugmentConfig, img_size: int, batches: TrainBatches, *, workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
     """Yield every training batch from `batches.first_step` to the end of the last epoch, in one stream."""
-    loader = DataLoader(
+    return _stream(
         TrainViews(source, augment, img_size, batches.seed),
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=_leave_signals_to_the_parent,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
     )
-    return iter(loader)
 
 
 def eval_batches(
     source: Source, preprocessing: Preprocessing, *, batch_size: int, workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
     """Yield every picture of a source once, in order."""
-    loader = DataLoader(
+    return _stream(
         EvalViews(source, preprocessing),
         batch_size=batch_size,
         num_workers=workers if len(source.labels) > batch_size else 0,
-        collate_fn=collate,
-        worker_init_fn=_leave_signals_to_the_parent,
         pin_memory=pin_memory,
     )
-    return iter(loader)
+
+
+def _stream(views: Dataset[Sample], **options: Any) -> Iterator[Batch]:
+    with warnings.catch_warnings():  # the number of processes is the user's to choose
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        return iter(DataLoader(views, collate_fn=collate, worker_init_fn=_leave_signals_to_the_parent, **options))
 
 
 def _leave_signals_to_the_parent(_: int) -> None:

@@ -71,7 +71,7 @@ class Run:
     def cut_log(self, size: int) -> None:
         """Drop what was logged after the state that a resume starts from."""
         if self.metrics_file.exists():
-            os.truncate(self.metrics_file, size)
+            os.truncate(self.metrics_file, min(size, self.log_size()))
 
     def records(self, kind: str) -> Iterator[dict[str, Any]]:
         """Yield the logged objects of a kind, `step` or `epoch`."""
@@ -84,7 +84,7 @@ class Run:
 
 def new_run_folder(stem: str) -> Path:
     """Return runs/STEM, or runs/STEM-2 and so on where that is taken."""
-    stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).strip("-.")
+    stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).strip("-.") or "run"
     path, number = Path("runs") / stem, 2
     while path.exists():
         path, number = Path("runs") / f"{stem}-{number}", number + 1

@@ -79,7 +79,8 @@ class TrainState:
             folder = folder.with_name(f"{folder.name}.old")
         try:
             record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            self.scaler.load_state_dict(record.pop("scaler"))
+            if scale := record.pop("scaler"):  # empty where it was saved in a precision that needs none
+                self.scaler.load_state_dict(scale)
             self.progress = Progress(**record)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{folder} holds no training state that can be read: {error}.") from error

@@ -206,7 +206,7 @@ class _Session:
             progress.epoch += 1
             progress.seconds = self.watch()
             self._record(means, score)
-            if score.top1 > progress.best_top1:
+            if score.top1 >= progress.best_top1:  # of equals the later, which has seen more
                 progress.best_top1, progress.best_epoch = score.top1, progress.epoch
                 self._ship()
             progress.log_size = self.run.log_size()

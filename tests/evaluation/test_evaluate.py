@@ -1,0 +1,138 @@
+"""Scores are per picture, whatever the batches, for each head and each way to join them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deitctl.card import Preprocessing
+from deitctl.data.open import scan_classes
+from deitctl.data.sources import ArraySource, subset
+from deitctl.device import choose_device
+from deitctl.errors import DataError
+from deitctl.evaluation.evaluate import evaluate
+
+PRE = Preprocessing(img_size=32, crop_pct=1.0)
+CPU = choose_device("cpu", "fp32")
+
+
+def score(model, source, reporter, **changes):
+    values = {
+        "rows": tuple(range(len(source.class_names))), "head": "cls", "device": CPU, "batch_size": 7, "workers": 0,
+        "reporter": reporter,
+    }  # fmt: skip
+    return evaluate(model, source, PRE, **{**values, **changes})
+
+
+class ByBrightness(nn.Module):
+    """Knows four classes and is sure of the brightness: class 0 is black, class 3 white."""
+
+    def __init__(self, order=(0, 1, 2, 3), sharpness: float = 8.0) -> None:
+        super().__init__()
+        self.order, self.sharpness = order, sharpness
+
+    def forward(self, images):
+        grey = images.mean(dim=(1, 2, 3), keepdim=True).flatten(1) * 0.226 + 0.449  # about 0..1
+        return (-self.sharpness * (grey - torch.tensor([[0, 1 / 3, 2 / 3, 1]])).abs())[:, list(self.order)]
+
+
+def greys(values, labels, classes=4) -> ArraySource:
+    images = np.stack([np.full((8, 8), v, np.uint8) for v in values])
+    return ArraySource(images, np.array(labels), tuple(f"c{i}" for i in range(classes)), "greys")
+
+
+def test_accuracies_by_hand(reporter):
+    source = greys([0, 85, 170, 255, 0], [0, 1, 2, 3, 3])  # the last is black and labelled white
+    result = score(ByBrightness(), source, reporter)
+    assert result.images == 5
+    assert result.top1 == pytest.approx(80.0)
+    assert result.top5 == 100.0  # of four classes
+    assert result.correct.tolist() == [True, True, True, True, False]
+    assert result.predictions.tolist() == [0, 1, 2, 3, 0]
+    assert result.indices == [0, 1, 2, 3, 4]
+    assert (result.heads, result.agreement, result.top1_among) == (None, None, None)
+
+
+def test_loss_and_calibration_by_hand(reporter):
+    source = greys([0, 0, 0, 0], [0, 0, 0, 1])
+    result = score(ByBrightness(), source, reporter, batch_size=3)
+    confidence = result.confidences
+    assert torch.equal(confidence, confidence[:1].expand(4))  # four equal pictures
+    p0 = float(confidence[0])
+    logits = ByBrightness()(torch.full((1, 3, 4, 4), -0.449 / 0.226))
+    assert p0 == pytest.approx(float(logits.softmax(1).max()), abs=0.05)
+    assert result.ece == pytest.approx(abs(0.75 - p0), abs=1e-6)
+
+
+@pytest.mark.parametrize("alias", ["deit_tiny", "deit_tiny_distilled"])
+def test_the_result_does_not_depend_on_batches_or_workers(alias, deit, digit_sources, reporter):
+    model, source = deit(alias, classes=10), subset(digit_sources[1], range(23))
+    head = "cls" if alias == "deit_tiny" else "avg-logits"
+    whole = score(model, source, reporter, batch_size=23, head=head)
+    for batch_size, workers in ((1, 0), (5, 0), (4, 2), (100, 0)):
+        other = score(model, source, reporter, batch_size=batch_size, workers=workers, head=head)
+        assert torch.equal(other.predictions, whole.predictions)
+        assert (other.top1, other.top5, other.heads) == (whole.top1, whole.top5, whole.heads)
+        assert other.loss == pytest.approx(whole.loss, rel=1e-5)
+        assert other.ece == pytest.approx(whole.ece, rel=1e-4)
+
+
+def test_every_head_rule_is_scored(deit, digit_sources, reporter):
+    model, source = deit("deit_tiny_distilled", classes=10), subset(digit_sources[1], range(20))
+    results = {h: score(model, source, reporter, head=h) for h in ("cls", "dist", "avg-logits", "avg-probs")}
+    for head, result in results.items():
+        assert result.heads == results["cls"].heads
+        assert result.top1 == result.heads[head]
+    same = (results["cls"].predictions == results["dist"].predictions).double().mean()
+    assert results["cls"].agreement == pytest.approx(100 * float(same))
+
+
+def test_rows_map_the_datas_classes_to_the_models(reporter):
+    """The data knows black (c0) and white (c1); the model calls them 3 and 0 of four."""
+    source = greys([0, 255, 255], [0, 1, 1], classes=2)
+    result = score(ByBrightness(order=(3, 2, 1, 0)), source, reporter, rows=(3, 0))
+    assert result.top1 == 100.0
+    assert result.predictions.tolist() == [3, 0, 0]  # in the model's numbering
+    assert result.top1_among == 100.0
+
+
+def test_among_the_datas_classes_alone_more_is_right(reporter):
+    """A mid-grey is class 1 or 2 to the model, which the data does not have."""
+    source = greys([100, 160], [0, 1], classes=2)
+    result = score(ByBrightness(), source, reporter, rows=(0, 3))
+    assert result.top1 == 0.0
+    assert result.top1_among == 100.0
+
+
+def test_unreadable_pictures_are_left_out_and_named(image_folder, deit, reporter):
+    root = image_folder({"a": 3, "b": 3})
+    (root / "a" / "0.png").write_text("no")
+    result = score(deit(classes=2), scan_classes(root, reporter), reporter)
+    assert result.images == 5
+    assert result.indices == [1, 2, 3, 4, 5]
+    assert [index for index, _ in result.unreadable] == [0]
+
+
+def test_nothing_readable_is_an_error(image_folder, deit, reporter):
+    root = image_folder({"a": 1, "b": 1})
+    for name in "ab":
+        (root / name / "0.png").write_text("no")
+    with pytest.raises(DataError, match=r"Not one of 2 pictures can be read; the first: .*0\.png is not a picture"):
+        score(deit(classes=2), scan_classes(root, reporter), reporter)
+
+
+def test_evaluation_is_in_eval_mode_and_without_gradients(deit, digit_sources, reporter):
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(3 * 32 * 32, 10)).train()
+    source = subset(digit_sources[1], range(5))
+    first, second = score(model, source, reporter), score(model.train(), source, reporter)
+    assert torch.equal(first.confidences, second.confidences)
+    assert not model.training
+    assert not first.confidences.requires_grad
+
+
+def test_one_picture_is_enough(deit, digit_sources, reporter):
+    result = score(deit(classes=10), subset(digit_sources[1], [0]), reporter)
+    assert result.images == 1
+    assert result.top1 in (0.0, 100.0)

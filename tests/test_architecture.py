@@ -1,0 +1,154 @@
+"""The floors: imports go down or sideways without a circle, never up. What the library may not do, it does not."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import deitctl
+
+ROOT = Path(deitctl.__file__).parent
+FLOORS = (
+    ("errors", "config", "recipes", "catalog", "card", "events"),
+    ("device", "rng", "losses", "metrics", "optim", "ema"),
+    ("models", "teacher", "data", "checkpoint"),
+    ("training", "evaluation", "inference", "export", "report"),
+    ("workflows",),
+    ("cli", "__main__"),
+)
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+NO_TORCH = ("torch", "torchvision", "timm", "numpy")
+FILES = {
+    ".".join(("deitctl", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+CHILD_PROGRAMS = {name for name in FILES if name.startswith("deitctl.export.run_")}  # run on their own, talk by stdout
+
+
+def floor_of(module: str) -> int | None:
+    """The floor of a module by its top name; the package itself has none and may name everything."""
+    return FLOOR[module.split(".")[1]] if "." in module else None
+
+
+def imports(module: str, *, at_module_level: bool = False) -> set[str]:
+    """Every module that one imports; with `at_module_level`, only what importing it imports."""
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+    found: set[str] = set()
+    nodes = list(_outside_functions(tree)) if at_module_level else list(ast.walk(tree))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            source = node.module or ""
+            found |= {f"{source}.{a.name}" if f"{source}.{a.name}" in FILES else source for a in node.names}
+    return found
+
+
+def _outside_functions(tree: ast.AST):
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from _outside_functions(node)
+
+
+def ours(names: set[str]) -> set[str]:
+    return {n for n in names if n in FILES}
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_every_file_has_a_floor(module):
+    assert module == "deitctl" or module.split(".")[1] in FLOOR
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if m != "deitctl"])
+def test_imports_never_go_up(module):
+    above = {n for n in ours(imports(module)) if n != "deitctl" and floor_of(n) > floor_of(module)}
+    assert not above
+
+
+def test_no_two_modules_need_each_other():
+    needs = {m: ours(imports(m, at_module_level=True)) - {m, "deitctl"} for m in FILES}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path[path.index(module) :], module))
+        if module not in done:
+            for needed in sorted(needs[module]):
+                visit(needed, (*path, module))
+            done.add(module)
+
+    for module in FILES:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if floor_of(m) == 0])
+def test_the_lowest_floor_knows_no_torch(module):
+    assert not {n for n in imports(module) if n.split(".")[0] in NO_TORCH}
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if floor_of(m) != 5])
+def test_rich_and_typer_live_in_the_command_line_alone(module):
+    assert not {n for n in imports(module) if n.split(".")[0] in ("rich", "typer", "click")}
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if floor_of(m) != 5 and m not in CHILD_PROGRAMS])
+def test_the_library_neither_prints_nor_exits(module):
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+    calls = {ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
+    raised = {ast.unparse(n.exc) for n in ast.walk(tree) if isinstance(n, ast.Raise) and n.exc is not None}
+    assert not calls & {"print", "sys.exit", "exit", "quit", "os._exit", "sys.stdout.write", "sys.stderr.write"}
+    assert not any(r.startswith("SystemExit") for r in raised)
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if m != "deitctl.device"])
+def test_only_one_file_calls_what_only_cuda_has(module):
+    text = FILES[module].read_text(encoding="utf-8")
+    assert "torch.cuda.synchronize" not in text
+    assert "torch.cuda.max_memory" not in text
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_pickles_are_read_as_weights_alone(module):
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+    for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
+        if ast.unparse(call.func) == "torch.load":
+            assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords)
+        assert ast.unparse(call.func) not in ("torch.save", "pickle.load", "pickle.loads", "pickle.dump")
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_modules_and_public_names_are_documented(module):
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+    if not tree.body:
+        return
+    assert ast.get_docstring(tree), "the module"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node) or _is_short_protocol(node), node.name
+
+
+def _is_short_protocol(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ClassDef) and any(ast.unparse(b) == "Protocol" for b in node.bases)
+
+
+def test_our_models_start_without_timm_and_torchvision():
+    """design.md, decision 1: half of the start-up of predict, eval and export."""
+    code = (
+        "import sys, deitctl.models.build, deitctl.evaluation.evaluate, deitctl.data.open, deitctl.training.state;"
+        "sys.exit(bool({'timm', 'torchvision', 'sklearn', 'matplotlib', 'onnx', 'pyarrow'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_lowest_floor_starts_without_torch():
+    modules = ", ".join(m for m in FILES if floor_of(m) == 0)
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

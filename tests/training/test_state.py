@@ -1,0 +1,229 @@
+"""A state comes back bit by bit, and a kill at any moment leaves one of two whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from deitctl.device import choose_device
+from deitctl.ema import ExponentialMovingAverage
+from deitctl.errors import DeitctlError, ModelError
+from deitctl.optim import build_optimizer, set_learning_rate
+from deitctl.recipes import RECIPES
+from deitctl.training.state import Progress, TrainState
+
+OPTIM = RECIPES["small"].optim
+
+
+def new_state(model: nn.Module, *, average: bool = True) -> TrainState:
+    ema = ExponentialMovingAverage(model, decay=0.9, total_steps=100) if average else None
+    return TrainState(model, build_optimizer(model, OPTIM), torch.amp.GradScaler("cpu", enabled=False), ema, Progress())
+
+
+def step(state: TrainState, number: int, size: int = 32) -> None:
+    images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(number))
+    out = state.model.train()(images)
+    (out if isinstance(out, torch.Tensor) else out.cls).square().mean().backward()
+    set_learning_rate(state.optimizer, 1e-3)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.ema is not None:
+        state.ema.update(state.model, number)
+    state.progress.step += 1
+
+
+def everything(state: TrainState) -> list[torch.Tensor]:
+    moments = [
+        state.optimizer.state[p][key] for p in state.model.parameters() for key in sorted(state.optimizer.state[p])
+    ]
+    averages = list(state.ema.values.values()) if state.ema is not None else []
+    return [*state.model.state_dict().values(), *moments, *averages]
+
+
+def build(kind: str, deit, seed: int) -> nn.Module:
+    if kind == "deit":
+        return deit(seed=seed)
+    torch.manual_seed(seed)
+    return choose_device("cpu", "fp32").place(timm.create_model("regnety_002", num_classes=3))  # channels-last
+
+
+@pytest.mark.parametrize("kind", ["deit", "convnet"])
+@pytest.mark.parametrize("average", [True, False])
+def test_a_resumed_run_goes_on_bit_by_bit(kind, average, tmp_path, deit):
+    whole = new_state(build(kind, deit, 1), average=average)
+    for number in range(4):
+        step(whole, number)
+        if number == 1:
+            whole.save(tmp_path / "state")
+    resumed = new_state(build(kind, deit, 2), average=average)
+    resumed.load(tmp_path / "state")
+    assert resumed.progress.step == 2
+    for number in range(2, 4):
+        step(resumed, number)
+    for ours, expected in zip(everything(resumed), everything(whole), strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_moments_keep_the_memory_format_of_their_parameters(tmp_path, deit):
+    state = new_state(build("convnet", deit, 1))
+    step(state, 0)
+    state.save(tmp_path / "state")
+    fresh = new_state(build("convnet", deit, 2))
+    fresh.load(tmp_path / "state")
+    for parameter in fresh.model.parameters():
+        moment, last = fresh.optimizer.state[parameter]["exp_avg"], torch.channels_last
+        if parameter.ndim == 4 and not parameter.is_contiguous():
+            assert moment.is_contiguous(memory_format=last)
+            assert parameter.is_contiguous(memory_format=last)
+        else:
+            assert moment.is_contiguous()
+
+
+def test_progress_survives(tmp_path, deit):
+    state = new_state(deit())
+    state.progress = Progress(step=7, epoch=2, images_seen=99, seconds=1.5, best_top1=88.5, best_epoch=1, log_size=12)
+    state.progress.bad_images["a/b.jpg"] = "a/b.jpg is empty."
+    state.save(tmp_path / "state")
+    fresh = new_state(deit())
+    fresh.load(tmp_path / "state")
+    assert fresh.progress == state.progress
+
+
+def test_saving_leaves_one_folder(tmp_path, deit):
+    state = new_state(deit())
+    for _ in range(2):
+        state.save(tmp_path / "state")
+    assert os.listdir(tmp_path) == ["state"]
+    names = sorted(os.listdir(tmp_path / "state"))
+    assert names == ["ema.safetensors", "model.safetensors", "optimizer.safetensors", "state.json"]
+
+
+def test_a_kill_between_the_two_renames_is_survived(tmp_path, deit, monkeypatch):
+    state = new_state(deit())
+    step(state, 0)
+    state.save(tmp_path / "state")
+    kept = [v.clone() for v in everything(state)]
+    step(state, 1)
+    rename, calls = os.rename, []
+
+    def killed(source: object, target: object) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        state.save(tmp_path / "state")
+    monkeypatch.setattr(os, "rename", rename)
+    assert not (tmp_path / "state").exists()
+    fresh = new_state(deit(seed=3))
+    fresh.load(tmp_path / "state")
+    assert fresh.progress.step == 1
+    assert all(torch.equal(a, b) for a, b in zip(everything(fresh), kept, strict=True))
+    step(fresh, 1)
+    fresh.save(tmp_path / "state")  # and saving goes on from there
+    fresh.save(tmp_path / "state")
+    assert os.listdir(tmp_path) == ["state"]
+
+
+def test_a_kill_after_a_survived_kill_is_survived(tmp_path, deit, monkeypatch):
+    """`state` is gone, `state.old` is the only whole one: the next save must not remove it before it is replaced."""
+    state = new_state(deit())
+    state.save(tmp_path / "state")
+    (tmp_path / "state").rename(tmp_path / "state.old")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        state.save(tmp_path / "state")
+    new_state(deit()).load(tmp_path / "state")
+
+
+def test_a_state_left_half_written_is_ignored(tmp_path, deit):
+    state = new_state(deit())
+    state.save(tmp_path / "state")
+    (tmp_path / "state.new").mkdir()
+    (tmp_path / "state.new" / "model.safetensors").write_bytes(b"half")
+    state.save(tmp_path / "state")
+    assert os.listdir(tmp_path) == ["state"]
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"scaler": {}, "unknown": 1}'])
+def test_what_is_no_state_is_said(text, tmp_path, deit):
+    new_state(deit()).save(tmp_path / "state")
+    (tmp_path / "state" / "state.json").unlink()
+    if text is not None:
+        (tmp_path / "state" / "state.json").write_text(text)
+    with pytest.raises(ModelError, match="holds no training state"):
+        new_state(deit()).load(tmp_path / "state")
+
+
+def test_another_format_is_said(tmp_path, deit):
+    new_state(deit()).save(tmp_path / "state")
+    file = tmp_path / "state" / "state.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
+    with pytest.raises(ModelError, match="another version"):
+        new_state(deit()).load(tmp_path / "state")
+
+
+def test_another_model_is_said(tmp_path, deit):
+    new_state(deit()).save(tmp_path / "state")
+    with pytest.raises(ModelError, match="does not fit the run's model"):
+        new_state(deit(classes=9)).load(tmp_path / "state")
+
+
+def test_missing_files_are_said(tmp_path, deit):
+    state = new_state(deit())
+    for name in ("model", "ema", "optimizer"):
+        state.save(tmp_path / "state")
+        (tmp_path / "state" / f"{name}.safetensors").unlink()
+        with pytest.raises(ModelError, match=name):
+            new_state(deit()).load(tmp_path / "state")
+        shutil.rmtree(tmp_path / "state")
+
+
+def test_a_run_can_go_on_in_another_precision(tmp_path, deit):
+    """Saved without a loss scale (bf16, fp32), taken up with one (fp16), and the other way round."""
+    plain = new_state(deit())
+    plain.save(tmp_path / "state")
+    scaled = new_state(deit())
+    scaled.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    scaled.load(tmp_path / "state")
+    assert scaled.scaler.is_enabled()
+    scaled.scaler.load_state_dict({**scaled.scaler.state_dict(), "scale": 128.0})
+    scaled.save(tmp_path / "state")
+    plain.load(tmp_path / "state")
+    scaled.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    scaled.load(tmp_path / "state")
+    assert scaled.scaler.get_scale() == 128.0
+
+
+def test_what_is_shipped_is_the_average_where_there_is_one(deit):
+    averaged, plain = new_state(deit()), new_state(deit(), average=False)
+    assert averaged.weights() is averaged.ema.values
+    assert set(plain.weights()) == set(plain.model.state_dict())
+
+
+def test_a_full_disk_keeps_the_old_state(tmp_path, deit, monkeypatch):
+    state = new_state(deit())
+    state.save(tmp_path / "state")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    state.progress.step = 5
+    with pytest.raises(DeitctlError, match="No space left"):
+        state.save(tmp_path / "state")
+    fresh = new_state(deit())
+    fresh.load(tmp_path / "state")
+    assert fresh.progress.step == 0
