@@ -18,7 +18,12 @@ from deitctl.errors import DeitctlError, ModelError
 
 @pytest.fixture
 def tensors(noise):
-    return {"a.weight": noise(3, 4), "b": torch.arange(5), "half": noise(2).to(torch.bfloat16), "scalar": torch.tensor(2.5)}
+    return {
+        "a.weight": noise(3, 4),
+        "b": torch.arange(5),
+        "half": noise(2).to(torch.bfloat16),
+        "scalar": torch.tensor(2.5),
+    }
 
 
 def test_tensors_survive_bit_by_bit(tmp_path, tensors):
@@ -173,7 +178,9 @@ def test_model_folder_is_two_files(tmp_path, tensors):
     assert load_card(tmp_path / "m") == card
 
 
-@pytest.mark.parametrize(("text", "what"), [("{", "not valid JSON"), ("[]", "is not a model's config"), ("{}", "is not")])
+@pytest.mark.parametrize(
+    ("text", "what"), [("{", "not valid JSON"), ("[]", "is not a model's config"), ("{}", "is not")]
+)
 def test_broken_cards_are_said(text, what, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ModelError, match=what):
