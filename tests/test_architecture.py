@@ -16,7 +16,7 @@ FLOORS = (
     ("errors", "config", "recipes", "catalog", "card", "events"),
     ("device", "rng", "losses", "metrics", "optim", "ema"),
     ("models", "teacher", "data", "checkpoint"),
-    ("training", "evaluation", "inference", "export", "report"),
+    ("training", "evaluation", "inference", "exporters", "report"),
     ("workflows",),
     ("cli", "__main__"),
 )
@@ -26,7 +26,9 @@ FILES = {
     ".".join(("deitctl", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(ROOT.rglob("*.py"))
 }
-CHILD_PROGRAMS = {name for name in FILES if name.startswith("deitctl.export.run_")}  # run on their own, talk by stdout
+CHILD_PROGRAMS = {
+    name for name in FILES if name.startswith("deitctl.exporters.run_")
+}  # run on their own, talk by stdout
 
 
 def floor_of(module: str) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,7 +14,7 @@ def export(
     to: Annotated[str, typer.Option("--to", help="onnx, torch (torch.export, .pt2) or timm (a folder).")],
     weights: o.WeightsOpt = None,
     output: Annotated[
-        Path | None, typer.Option("--output", help="File or folder to write.", show_default="RUN/export/ or here")
+        str | None, typer.Option("--output", help="File or folder to write.", show_default="RUN/export/ or here")
     ] = None,
     head: o.HeadOpt = "auto",
     verify_with: Annotated[
@@ -38,7 +37,7 @@ def export(
     from deitctl.workflows.export import export as run
 
     result = run(
-        model, to=to, output=str(output) if output else "", weights=str(weights) if weights else "", head=head,
+        model, to=to, output=output or "", weights=str(weights) if weights else "", head=head,
         verify_with=verify_with or "", count=count, reporter=make_reporter(quiet),
     )  # fmt: skip
     record = result.to_dict()

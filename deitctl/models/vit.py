@@ -144,7 +144,7 @@ class VisionTransformer(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Return the tokens that enter the first block, [B,P+N,D]."""
         x = self.patch_embed(images)
-        tokens = [t.expand(len(x), -1, -1) for t in (self.cls_token, self.dist_token) if t is not None]
+        tokens = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.dist_token) if t is not None]
         if self.arch.no_embed_class:  # DeiT-III: patches alone have positions
             return torch.cat([*tokens, x + self.pos_embed], dim=1)
         return torch.cat([*tokens, x], dim=1) + self.pos_embed

@@ -19,9 +19,9 @@ from deitctl.data.open import BUILT_IN, open_for_evaluation
 from deitctl.data.sources import FileSource, Source, is_hidden
 from deitctl.errors import ConfigError, DataError, ExportError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
-from deitctl.export import FORMATS, Format
-from deitctl.export.network import ExportedClassifier, describe
-from deitctl.export.verify import Verification, pictures, reference, verify
+from deitctl.exporters import FORMATS, Format
+from deitctl.exporters.network import ExportedClassifier, describe
+from deitctl.exporters.verify import Verification, pictures, reference, verify
 from deitctl.inference.inputs import expand
 from deitctl.models.build import HUB_PREFIX, WEIGHT_SUFFIXES, load_model
 from deitctl.models.heads import choose_head

@@ -11,7 +11,7 @@ import torch
 
 from deitctl.checkpoint import save_model, write_bytes
 from deitctl.errors import ConfigError, DataError, DeitctlError, ExportError, ModelError
-from deitctl.export import FORMATS, Format
+from deitctl.exporters import FORMATS, Format
 from deitctl.models.build import build_model
 from deitctl.models.layers import layer_names, shipping_card
 from deitctl.workflows.export import export

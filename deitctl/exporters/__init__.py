@@ -9,11 +9,11 @@ from pathlib import Path
 
 from deitctl.card import ModelCard
 from deitctl.errors import ExportError
-from deitctl.export.network import ExportedClassifier
-from deitctl.export.onnx import export_onnx
-from deitctl.export.timm_folder import HEAD, export_timm_folder
-from deitctl.export.torch_export import export_torch
-from deitctl.export.verify import ONNX_TOLERANCE, TIMM_TOLERANCE, TORCH_TOLERANCE
+from deitctl.exporters.network import ExportedClassifier
+from deitctl.exporters.onnx import export_onnx
+from deitctl.exporters.timm_folder import HEAD, export_timm_folder
+from deitctl.exporters.torch_export import export_torch
+from deitctl.exporters.verify import ONNX_TOLERANCE, TIMM_TOLERANCE, TORCH_TOLERANCE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ import torch
 
 from deitctl import __version__
 from deitctl.card import HEADS, Preprocessing
-from deitctl.export.network import describe, quietly, trace
-from deitctl.export.verify import reference
+from deitctl.exporters.network import describe, quietly, trace
+from deitctl.exporters.verify import reference
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deitctl.card import ModelCard
 from deitctl.checkpoint import save_model
-from deitctl.export.network import ExportedClassifier
+from deitctl.exporters.network import ExportedClassifier
 from deitctl.models.layers import layer_names, shipping_card
 
 HEAD = "avg-logits"  # what timm's distilled models answer with in eval mode, whatever was asked of ours

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from deitctl.catalog import Architecture
 from deitctl.data.sources import Source
 from deitctl.events import SilentReporter
-from deitctl.export.network import ExportedClassifier
-from deitctl.export.verify import Pictures, pictures
+from deitctl.exporters.network import ExportedClassifier
+from deitctl.exporters.verify import Pictures, pictures
 from deitctl.models.build import LoadedModel, build_model
 from deitctl.models.vit import VisionTransformer
 

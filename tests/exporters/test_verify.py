@@ -9,10 +9,10 @@ import torch
 from deitctl.card import Preprocessing
 from deitctl.data.sources import FileSource, subset
 from deitctl.errors import ExportError
-from deitctl.export import FORMATS
-from deitctl.export.onnx import export_onnx
-from deitctl.export.torch_export import export_torch
-from deitctl.export.verify import ONNX_TOLERANCE, TORCH_TOLERANCE, Pictures, pictures, reference, verify
+from deitctl.exporters import FORMATS
+from deitctl.exporters.onnx import export_onnx
+from deitctl.exporters.torch_export import export_torch
+from deitctl.exporters.verify import ONNX_TOLERANCE, TORCH_TOLERANCE, Pictures, pictures, reference, verify
 
 PRE = Preprocessing(img_size=32)
 

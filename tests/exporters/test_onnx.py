@@ -12,10 +12,10 @@ import torch
 
 from deitctl.card import HEADS
 from deitctl.errors import ExportError
-from deitctl.export import FORMATS
-from deitctl.export import onnx as onnx_export
-from deitctl.export.network import describe
-from deitctl.export.onnx import OPSET, export_onnx
+from deitctl.exporters import FORMATS
+from deitctl.exporters import onnx as onnx_export
+from deitctl.exporters.network import describe
+from deitctl.exporters.onnx import OPSET, export_onnx
 
 
 def run(path, pixels):

@@ -129,7 +129,7 @@ def _run(path: Path, program: Path, pixels: Pixels) -> Answers:
         given, answers = Path(folder) / "in.npy", Path(folder) / "out.npy"
         np.save(given, pixels)
         # -I: neither the folder that we are in nor the one of the script can stand in for an installed package
-        command = [sys.executable, "-I", str(program), str(path.resolve()), str(given), str(answers)]
+        command = [sys.executable, "-P", str(program), str(path.resolve()), str(given), str(answers)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode:
             last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1][:300]

@@ -6,8 +6,8 @@ import warnings
 import pytest
 import torch
 
-from deitctl.export.network import describe
-from deitctl.export.torch_export import METADATA, export_torch
+from deitctl.exporters.network import describe
+from deitctl.exporters.torch_export import METADATA, export_torch
 
 
 @pytest.fixture(scope="module")

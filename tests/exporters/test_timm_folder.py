@@ -7,7 +7,7 @@ import timm
 import torch
 
 from deitctl.data.mixing import normalise
-from deitctl.export.timm_folder import HEAD, export_timm_folder
+from deitctl.exporters.timm_folder import HEAD, export_timm_folder
 from deitctl.models.heads import choose_head, forward_heads, fuse_heads
 
 

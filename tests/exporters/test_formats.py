@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from deitctl.errors import ExportError
-from deitctl.export import FORMATS
+from deitctl.exporters import FORMATS
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])

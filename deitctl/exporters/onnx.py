@@ -11,7 +11,7 @@ import torch
 from deitctl.card import ModelCard
 from deitctl.checkpoint import write_bytes
 from deitctl.errors import ExportError
-from deitctl.export.network import ExportedClassifier, quietly, trace
+from deitctl.exporters.network import ExportedClassifier, quietly, trace
 
 OPSET = 20  # the first with Gelu as one operation; onnxruntime reads it since 1.17
 MAX_BYTES = 2**31 - 2**24  # protobuf ends at 2 GiB; 16 MiB are left to the graph

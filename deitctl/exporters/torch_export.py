@@ -11,7 +11,7 @@ import torch
 
 from deitctl.card import ModelCard
 from deitctl.checkpoint import write_bytes
-from deitctl.export.network import ExportedClassifier, quietly, trace
+from deitctl.exporters.network import ExportedClassifier, quietly, trace
 
 METADATA = "deitctl.json"
 
