@@ -77,6 +77,11 @@ def test_thirty_two_bit_tiff_is_scaled(highest, dtype):
     assert values(encode(Image.fromarray(ramp), "TIFF"))[0, :, 0].tolist() == [0, 51, 255]
 
 
+def test_eight_bits_in_a_container_of_thirty_two_stay_as_they_are():
+    ramp = np.array([[0, 51, 255]], dtype=np.int32)
+    assert values(encode(Image.fromarray(ramp), "TIFF"))[0, :, 0].tolist() == [0, 51, 255]
+
+
 def test_not_a_number_is_black():
     ramp = np.array([[np.nan, 1.0, 0.0]], dtype=np.float32)
     assert values(encode(Image.fromarray(ramp), "TIFF"))[0, :, 0].tolist() == [0, 255, 0]

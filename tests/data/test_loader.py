@@ -26,7 +26,6 @@ def some(digit_sources):
     return subset(digit_sources[0], range(20))
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # three workers on two cores
 def test_batches_do_not_depend_on_the_number_of_workers(some):
     expected = stream(some, 0)
     assert len(expected) == 4

@@ -80,6 +80,16 @@ def test_what_is_erased_is_a_rectangle():
         assert len(ys) == (ys.max() - ys.min() + 1) * (xs.max() - xs.min() + 1)
 
 
+def test_erased_rectangles_have_timms_shapes():
+    ratios = []
+    for image in random_erase(torch.zeros(400, 3, 64, 64), KEYS, 1.0, seed=0):
+        ys, xs = torch.nonzero(image[0], as_tuple=True)
+        ratios.append(float((ys.max() - ys.min() + 1) / (xs.max() - xs.min() + 1)))
+    assert min(ratios) == pytest.approx(0.3, abs=0.06)
+    assert max(ratios) == pytest.approx(1 / 0.3, abs=0.6)
+    assert np.log(ratios).mean() == pytest.approx(0.0, abs=0.15)  # 4.5 deviations of a uniform logarithm
+
+
 def test_erasing_belongs_to_the_key_and_not_to_the_batch():
     whole = random_erase(torch.zeros(6, 3, 32, 32), KEYS[:6], 0.7, seed=1)
     turned = random_erase(torch.zeros(3, 3, 32, 32), KEYS[5:2:-1], 0.7, seed=1)
