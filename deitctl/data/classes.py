@@ -43,16 +43,16 @@ def match_classes(card: ModelCard, data_names: Sequence[str]) -> ClassMatch | No
 
 
 def _spellings(card: ModelCard) -> dict[str, int]:
+    """Map spellings to logits: class names before whole descriptions before their synonyms, unless two classes share it."""
+    names, described = card.class_names or (), card.descriptions or ()
+    synonyms = [(row, part) for row, name in enumerate(described) for part in name.split(",")]
     index: dict[str, int] = {}
-    ambiguous: set[str] = set()
-    for names in (card.class_names or (), card.descriptions or ()):
-        for row, name in enumerate(names):
-            for spelling in {_plain(name), *(_plain(part) for part in name.split(","))}:
-                if index.get(spelling, row) != row:
-                    ambiguous.add(spelling)
-                index.setdefault(spelling, row)
-    exact = {_plain(n) for n in card.class_names or ()}
-    return {k: v for k, v in index.items() if k not in ambiguous or k in exact}
+    for level in (list(enumerate(names)), list(enumerate(described)), synonyms):
+        rows: dict[str, set[int]] = {}
+        for row, name in level:
+            rows.setdefault(_plain(name), set()).add(row)
+        index = {spelling: min(r) for spelling, r in rows.items() if len(r) == 1} | index
+    return index
 
 
 def _plain(name: str) -> str:
