@@ -80,4 +80,4 @@ def test_a_whole_name_comes_before_another_classes_synonym():
     card = find("deit_tiny").card()
     match = match_classes(card, ["cardigan", "harp", "missile"])
     assert match is not None
-    assert [card.descriptions[row] for row in match.rows][0] == "cardigan"
+    assert card.descriptions[match.rows[0]] == "cardigan"
