@@ -115,6 +115,6 @@ def _stream(views: Dataset[Sample], **options: Any) -> Iterator[Batch]:
 
 
 def _leave_signals_to_the_parent(_: int) -> None:
-    """Let Ctrl-C, which reaches every process of the terminal, be the training process's to handle."""
+    """Let signals that reach the whole process group be the training process's to handle; it ends its loaders."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -22,7 +22,7 @@ from deitctl.data.samplers import TrainBatches, steps_per_epoch
 from deitctl.data.sources import Source
 from deitctl.device import Device, choose_device
 from deitctl.ema import ExponentialMovingAverage
-from deitctl.errors import Interrupted
+from deitctl.errors import DeitctlError, Interrupted
 from deitctl.evaluation.evaluate import Evaluation, evaluate
 from deitctl.events import Reporter, SilentReporter
 from deitctl.models.build import LoadedModel, build_model
@@ -142,6 +142,13 @@ def _train(
     except (KeyboardInterrupt, Interrupted) as stop:
         signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
         raise Interrupted(signum, f"deitctl train --resume {run.root}") from stop
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DeitctlError(
+            "A loader process died, most often for want of memory.",
+            f"Continue with fewer: deitctl train --resume {run.root} (or --workers 0 in a new run).",
+        ) from error
     return session.finish()
 
 
