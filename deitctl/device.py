@@ -122,7 +122,7 @@ def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
 
 def cpu_has_bf16() -> bool:
     """Say whether this CPU multiplies bf16 in hardware, so that autocast gains instead of losing."""
-    found = torch.cpu.get_capabilities()
+    found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(found.get(k, False) for k in ("avx512_bf16", "amx_bf16", "sve_bf16", "arm_bf16", "bf16"))
 
 

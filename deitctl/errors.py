@@ -64,6 +64,14 @@ class Interrupted(DeitctlError):
         self.resume_command = resume_command
 
 
+class Signalled(BaseException):
+    """SIGINT or SIGTERM came. No `Exception`, so that nothing that recovers from failures takes it for one."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `Did you mean 'x' or 'y'?` for the names nearest to `name`, or the empty string."""
     near = get_close_matches(name, list(known), n=3, cutoff=0.6)

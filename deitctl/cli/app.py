@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ import typer
 import deitctl
 from deitctl.cli import distill, doctor, evaluate, export, models, predict, train
 from deitctl.cli.console import error_line
-from deitctl.errors import DeitctlError, Interrupted
+from deitctl.errors import DeitctlError, Interrupted, Signalled
 
 app = typer.Typer(
     name="deitctl",
@@ -47,23 +48,26 @@ def _global_options(
 
 
 def _stop(signum: int, _: FrameType | None) -> None:
-    raise Interrupted(signum)
+    raise Signalled(signum)
 
 
 def main() -> None:
     """Run the command line; never show a traceback for a user's mistake, unless --debug asks for it."""
     debug = "--debug" in sys.argv
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # file names need not be text
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     try:
         app(args=arguments, prog_name="deitctl")
-    except DeitctlError as error:
+    except (Signalled, Interrupted) as stop:
+        error_line(stop if isinstance(stop, Interrupted) else Interrupted(stop.signum))
+        sys.stdout.flush()
+        os._exit(128 + stop.signum)  # a normal exit would wait for threads that fetch and decode
+    except (DeitctlError, OSError) as error:
         if debug:
             raise
         error_line(error)
-        sys.stdout.flush()
-        # an interrupted run leaves loader threads and processes behind that a normal exit would wait for
-        if isinstance(error, Interrupted):
-            os._exit(error.exit_code)
-        sys.exit(error.exit_code)
+        sys.exit(error.exit_code if isinstance(error, DeitctlError) else 1)

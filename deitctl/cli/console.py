@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deitctl.errors import ConfigError, DeitctlError, Interrupted, did_you_mean
+from deitctl.errors import ConfigError, Interrupted, did_you_mean
 
 
 def talk() -> Console:
@@ -19,7 +19,7 @@ def talk() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def error_line(error: DeitctlError) -> None:
+def error_line(error: Exception) -> None:
     """Say on stderr what happened and what to do; after an interruption the last line is the command that resumes."""
     console = talk()
     if isinstance(error, Interrupted):

@@ -22,7 +22,7 @@ def distill(
     ] = None,
     mode: Annotated[
         str | None,
-        typer.Option("--mode", help="hard (Eq. 3), soft (Eq. 2), or none: the same run without a teacher.", show_default="hard"),
+        typer.Option("--mode", help="hard (Eq. 3), soft (Eq. 2), or none: like `train`.", show_default="hard"),
     ] = None,
     alpha: Annotated[
         float | None, typer.Option("--alpha", help="Weight of the teacher's term.", show_default="hard 0.5, soft 0.1")
@@ -50,8 +50,8 @@ def distill(
     img_size: o.ImgSizeOpt = None,
     seed: o.SeedOpt = None,
     workers: o.WorkersOpt = None,
-    device: o.DeviceOpt = "auto",
-    precision: o.PrecisionOpt = "auto",
+    device: o.DeviceOfRunOpt = None,
+    precision: o.PrecisionOfRunOpt = None,
     output: o.OutputRunOpt = None,
     resume: o.ResumeOpt = None,
     config: o.ConfigOpt = None,

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 MODEL_HELP = "Alias, timm name, hf-hub:owner/name, run folder, or weights file. `deitctl models` lists the DeiTs."
+DEVICE_HELP = "auto, cuda, cuda:N, mps or cpu."
+PRECISION_HELP = "auto, fp32, bf16 or fp16; auto trains in the fastest and answers in fp32."
 
 DataArg = Annotated[
     str | None,
@@ -23,9 +25,13 @@ WeightsOpt = Annotated[
     Path | None, typer.Option("--weights", help="Weights file or model folder for a model named.", show_default=False)
 ]
 HeadOpt = Annotated[str, typer.Option("--head", help="Which head answers: auto, cls, dist, avg-logits or avg-probs.")]
-DeviceOpt = Annotated[str, typer.Option("--device", help="auto, cuda, cuda:N, mps or cpu.")]
-PrecisionOpt = Annotated[
-    str, typer.Option("--precision", help="auto, fp32, bf16 or fp16; auto trains in the fastest and answers in fp32.")
+DeviceOpt = Annotated[str, typer.Option("--device", help=DEVICE_HELP)]
+PrecisionOpt = Annotated[str, typer.Option("--precision", help=PRECISION_HELP)]
+DeviceOfRunOpt = Annotated[
+    str | None, typer.Option("--device", help=DEVICE_HELP, show_default="auto, or the resumed run's")
+]
+PrecisionOfRunOpt = Annotated[
+    str | None, typer.Option("--precision", help=PRECISION_HELP, show_default="auto, or the resumed run's")
 ]
 BatchSizeOpt = Annotated[
     int | None, typer.Option("--batch-size", min=1, help="Pictures at a time.", show_default="from the recipe")
@@ -74,7 +80,7 @@ DryRunOpt = Annotated[bool, typer.Option("--dry-run", help="Print what would be 
 
 def training_settings(
     epochs: int | None, batch_size: int | None, lr: float | None, img_size: int | None, seed: int | None,
-    workers: int | None, device: str, precision: str,
+    workers: int | None, device: str | None, precision: str | None,
 ) -> dict[str, object]:  # fmt: skip
     """Name the settings that the everyday options of `train` and `distill` stand for."""
     return {

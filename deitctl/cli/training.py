@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deitctl.cli.console import choose_format, print_json, print_line, print_table
 from deitctl.cli.progress import make_reporter
-from deitctl.config import TrainConfig, from_dict, read_toml, to_dict
+from deitctl.config import TrainConfig, from_dict, override, read_toml, to_dict
 
 if TYPE_CHECKING:
     from deitctl.workflows.configure import Teaching
@@ -26,19 +26,30 @@ def run(
     """Configure and train, or resume; print the result. A run in which pictures had to be left out exits with 3."""
     import typer
 
-    from deitctl.workflows.configure import Request, configure
+    from deitctl.workflows.configure import Request, configure, parse_change
     from deitctl.workflows.train import resume as resume_run
     from deitctl.workflows.train import run_training
 
     shape = choose_format(output_format, FORMATS, "json")
     reporter = make_reporter(quiet)
     if resume is not None:
-        result = resume_run(resume, reporter=reporter)
+        named: dict[str, Any] = {
+            "data": data,
+            "model": model,
+            "weights": weights,
+            "recipe": recipe,
+            "config": config,
+            "output": output,
+        }
+        named |= {"pretrained": pretrained, "set": changes or None, "dry_run": dry_run or None}
+        result = resume_run(resume, given={**given, **named}, reporter=reporter)
     else:
         sources = None
         if config is not None:
             resolved = from_dict(TrainConfig, read_toml(config), str(config))
             resolved = replace(resolved, output=str(output) if output else "")
+            resolved = override(resolved, {k: v for k, v in given.items() if v is not None})
+            resolved = override(resolved, dict(parse_change(c) for c in changes))
         else:
             request = Request(
                 data=data or "", model=model or "", recipe=recipe or "", pretrained=pretrained,

@@ -32,8 +32,11 @@ def match_classes(card: ModelCard, data_names: Sequence[str]) -> ClassMatch | No
     Names are compared without case, underscores and hyphens; each synonym of an ImageNet class counts, unless two
     classes share it.
     """
-    index = _spellings(card)
-    rows = [index.get(_plain(name)) for name in data_names]
+    exact = {name: row for row, name in enumerate(card.class_names or ())}
+    rows: list[int | None] = [exact.get(name) for name in data_names]
+    if None in rows:
+        index = _spellings(card)
+        rows = [index.get(_plain(name)) for name in data_names]
     if any(row is None for row in rows) or len(set(rows)) != len(rows):
         return None
     found = tuple(row for row in rows if row is not None)

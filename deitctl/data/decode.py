@@ -37,7 +37,9 @@ def decode(data: bytes, name: str) -> Image.Image:
     except UnidentifiedImageError as error:
         what = "is empty" if not data else "is not a picture"
         raise DataError(f"{name} {what}.") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # damaged files raise a dozen kinds from Pillow's decoders: struct.error, TypeError, ...
         raise DataError(
             f"{name} cannot be decoded: {str(error).splitlines()[0] if str(error) else 'damaged'}."
         ) from error
@@ -47,8 +49,8 @@ def read_image(path: Path) -> Image.Image:
     """Read and decode a file; raise `DataError` if it cannot be."""
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', error)}.") from error
     return decode(data, str(path))
 
 

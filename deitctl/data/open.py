@@ -102,7 +102,7 @@ def open_data(ref: str, reporter: Reporter) -> DataSet:
 
 
 def _open_folder(path: Path, reporter: Reporter) -> DataSet:
-    parts = {name: path / name for name in (*TRAIN_NAMES, *VAL_NAMES) if (path / name).is_dir()}
+    parts = {name: path / name for name in (*TRAIN_NAMES, *VAL_NAMES) if _holds_folders(path / name)}
     if not parts:
         return DataSet(str(path), None, None, scan_classes(path, reporter))
     train, val = _parts(parts)
@@ -118,6 +118,11 @@ def _parts(names: Iterable[str]) -> tuple[str | None, str | None]:
     """Return which of the names is the training part and which the validation part; `val` goes before `test`."""
     present = set(names)
     return next((n for n in TRAIN_NAMES if n in present), None), next((n for n in VAL_NAMES if n in present), None)
+
+
+def _holds_folders(path: Path) -> bool:
+    """Say whether a folder is a part of a data set, and not a class that happens to be called `train`."""
+    return path.is_dir() and any(entry.is_dir() and not is_hidden(entry.name) for entry in path.iterdir())
 
 
 def scan_classes(root: Path, reporter: Reporter) -> Source:
@@ -202,7 +207,7 @@ def _open_tar(path: Path, reporter: Reporter) -> DataSet:
 
 
 def _tar_part(path: Path, members: list[tuple[PurePosixPath, int, int]]) -> TarSource:
-    members = sorted(members)
+    members = sorted(m for m in members if len(m[0].parts) > 1)  # a picture beside the class folders has no class
     names = tuple(sorted({m[0].parts[0] for m in members}))
     index = {n: i for i, n in enumerate(names)}
     labels = np.array([index[m[0].parts[0]] for m in members], dtype=np.int64)

@@ -113,6 +113,11 @@ def color_jitter(image: Image.Image, strength: float, draw: np.random.Generator)
     return image
 
 
+def require_rand_augment(spec: str) -> None:
+    """Raise `ConfigError` if timm does not understand a RandAugment string."""
+    _rand_augment(spec, 224)
+
+
 @lru_cache(maxsize=4)
 def _rand_augment(spec: str, img_size: int) -> Any:
     from timm.data.auto_augment import rand_augment_transform

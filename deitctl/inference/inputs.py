@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import urllib.error
 import urllib.parse
@@ -55,7 +56,7 @@ def _pictures_below(folder: str) -> Iterator[str]:
                 found = True
                 yield os.path.join(current, file)
     if not found:
-        raise DataError(f"{folder} has no pictures in it.", f"Looked for {' '.join(sorted(EXTENSIONS))}.")
+        yield folder  # becomes a record that says so
 
 
 def batches(names: Iterable[str], preprocessing: Preprocessing, batch_size: int) -> Iterator[list[Input]]:
@@ -86,7 +87,7 @@ def _fetch(url: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
             data: bytes = response.read(MAX_DOWNLOAD + 1)
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         raise DataError(f"{url} cannot be fetched: {getattr(error, 'reason', error)}.") from error
     if len(data) > MAX_DOWNLOAD:
         raise DataError(f"{url} is larger than {MAX_DOWNLOAD // 2**20} MB.")

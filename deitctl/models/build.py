@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ def load_model(ref: str, *, weights: str = "", img_size: int = 0, reporter: Repo
         ModelError: no such model, or weights that do not fit.
         WeightsNotFound: published weights that are neither here nor to be had.
     """
+    ref, weights = os.path.expanduser(ref), os.path.expanduser(weights)
     folder = _folder(ref, reporter)
     if folder is not None:
         return _load_folder(folder, img_size)
@@ -61,7 +63,13 @@ def load_model(ref: str, *, weights: str = "", img_size: int = 0, reporter: Repo
         return LoadedModel(model.eval(), card)
     if Path(weights).is_dir():
         return _load_folder(Path(weights), img_size)
-    return _load_timm_file(ref, Path(weights))
+    return _load_timm_file(ref, Path(weights), img_size)
+
+
+def is_model_folder(ref: str) -> bool:
+    """Say whether a reference means a folder here; a bare name does only if a model is in the folder."""
+    path = Path(ref).expanduser()
+    return path.is_dir() and ("/" in ref or (path / CONFIG).is_file())
 
 
 def _folder(ref: str, reporter: Reporter) -> Path | None:
@@ -72,7 +80,7 @@ def _folder(ref: str, reporter: Reporter) -> Path | None:
         download(repo_id, WEIGHTS, reporter)
         return config.parent
     path = Path(ref).expanduser()
-    if path.is_dir():
+    if is_model_folder(ref):
         return path
     looks_like_path = "/" in ref or "\\" in ref or path.suffix in WEIGHT_SUFFIXES
     if looks_like_path and not path.exists():
@@ -125,12 +133,13 @@ def _load_file(path: Path, arch: Architecture | None, img_size: int) -> LoadedMo
     return LoadedModel(model.eval(), card, tuple(changes))
 
 
-def _load_timm_file(name: str, path: Path) -> LoadedModel:
+def _load_timm_file(name: str, path: Path, img_size: int) -> LoadedModel:
     state = load_tensors(path)
-    model = timm_models.create(name, num_classes=1000, img_size=0, drop_path_rate=0.0, model_args={})
-    card = timm_models.card_of(model, name, 1000)
+    classes = timm_models.classes_in(state, name)
+    model = timm_models.create(name, num_classes=classes, img_size=img_size)
+    card = timm_models.card_of(model, name, classes)
     timm_models.load_weights(model, state, str(path), new_head=False)
-    return LoadedModel(model.eval(), card)
+    return LoadedModel(model.eval(), card.at_size(img_size) if img_size else card)
 
 
 def _checked(loaded: LoadedModel, arch: Architecture) -> LoadedModel:
@@ -158,7 +167,8 @@ def build_model(
         reporter: where a download is shown.
     """
     arch = architecture_of(ref, reporter)
-    start = weights or (ref if Path(ref).exists() or ref.startswith(HUB_PREFIX) else "")
+    ref, weights = os.path.expanduser(ref), os.path.expanduser(weights)
+    start = weights or (ref if _folder(ref, reporter) or Path(ref).is_file() else "")
     if arch is None:
         return _build_timm(ref, start, class_names, descriptions, img_size, drop_path_rate, pretrained, reporter)
     if distilled is not None:
@@ -227,17 +237,20 @@ def _build_timm(
     own_folder = _folder(ref, reporter)
     name = load_card(own_folder).architecture if own_folder else ref
     args = {k: v for k, v in load_card(own_folder).model_args.items() if k != "img_size"} if own_folder else {}
-    size = img_size or 224
-    model = timm_models.create(
-        name, num_classes=len(class_names), img_size=size, drop_path_rate=drop_path_rate, model_args=args
-    )
-    if folder or start:
+    size = img_size or (load_card(own_folder).preprocessing.img_size if own_folder else timm_models.native_size(name))
+    classes = len(class_names)
+    if pretrained and not start:
+        with reporter.task(f"load {name}", None, "bytes"):
+            model, _ = timm_models.load_published(
+                name, num_classes=classes, img_size=size, drop_path_rate=drop_path_rate
+            )
+    else:
+        model = timm_models.create(
+            name, num_classes=classes, img_size=size, drop_path_rate=drop_path_rate, model_args=args
+        )
+    if start:
         file = folder / WEIGHTS if folder else Path(start)
         timm_models.load_weights(model, load_tensors(file), str(file), new_head=True)
-    elif pretrained:
-        with reporter.task(f"load {name}", None, "bytes"):
-            published, _ = timm_models.load_published(name)
-        timm_models.load_weights(model, published.state_dict(), name, new_head=True)
     card = timm_models.card_of(model, name, len(class_names))
     card = replace(
         card, class_names=tuple(class_names), model_args=args,

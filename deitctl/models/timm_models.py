@@ -30,23 +30,39 @@ def suggest_model(name: str) -> str:
     return did_you_mean(name, [*(a.alias for a in ARCHITECTURES), *timm.list_models()])
 
 
-def create(
-    name: str, *, num_classes: int, img_size: int, drop_path_rate: float, model_args: Mapping[str, Any]
-) -> nn.Module:
-    """Build a timm classifier with random weights; `img_size` and `drop_path_rate` reach the models that take them."""
+def native_size(name: str) -> int:
+    """Return the input size in pixels that timm's configuration of a model names."""
     import timm
 
-    plain = name.partition(".")[0]
-    wanted = {"img_size": img_size, "drop_path_rate": drop_path_rate} if drop_path_rate else {"img_size": img_size}
-    kwargs = {**wanted, **model_args, "num_classes": num_classes}
+    cfg = timm.get_pretrained_cfg(name)
+    return int(cfg.input_size[-1]) if cfg else 224
+
+
+def create(
+    name: str, *, num_classes: int | None, img_size: int = 0, drop_path_rate: float = 0.0,
+    model_args: Mapping[str, Any] | None = None, pretrained: bool = False,
+) -> nn.Module:  # fmt: skip
+    """Build a timm classifier; what is zero or None is left to timm.
+
+    `img_size` and `drop_path_rate` reach the models that take them: a convnet takes pictures of any size. With
+    `pretrained`, timm resizes position embeddings and makes a new head where the class count differs.
+    """
+    import timm
+
+    wanted = {k: v for k, v in (("img_size", img_size), ("drop_path_rate", drop_path_rate)) if v}
+    kwargs: dict[str, Any] = {**wanted, **(model_args or {})}
+    if num_classes is not None:
+        kwargs["num_classes"] = num_classes
     while True:
         try:
-            return timm.create_model(plain, pretrained=False, **kwargs)
-        except TypeError as error:  # a convnet takes pictures of any size and has no img_size
+            return timm.create_model(name, pretrained=pretrained, **kwargs)
+        except TypeError as error:
             refused = next((k for k in wanted if k in kwargs and repr(k) in str(error)), None)
             if refused is None:
                 raise ModelError(f"timm cannot build {name}: {error}.") from error
             del kwargs[refused]
+        except AssertionError as error:
+            raise ModelError(f"timm cannot build {name} at {img_size} pixels: {error}.") from error
 
 
 def card_of(model: nn.Module, name: str, num_classes: int) -> ModelCard:
@@ -100,23 +116,43 @@ def _mismatch(error: RuntimeError) -> str:
     return (lines[0] if lines else str(error))[:160]
 
 
-def load_published(name: str, *, img_size: int = 0) -> tuple[nn.Module, ModelCard]:
+def load_published(
+    name: str, *, num_classes: int | None = None, img_size: int = 0, drop_path_rate: float = 0.0
+) -> tuple[nn.Module, ModelCard]:
     """Build a timm model with its published weights; raise `WeightsNotFound` if they are neither here nor to be had."""
-    import timm
-
-    kwargs: dict[str, Any] = {"img_size": img_size} if img_size else {}
     try:
         if not _cached(name):
             require_hub()
-        model = timm.create_model(name, pretrained=True, **kwargs)
+        model = create(name, num_classes=num_classes, img_size=img_size, drop_path_rate=drop_path_rate, pretrained=True)
+    except ModelError as error:
+        if not isinstance(error, WeightsNotFound):
+            raise
+        raise _not_found(name) from error
     except Exception as error:  # timm and the hub raise dozens of kinds: connection, HTTP, missing weights, hash
-        where = f"https://huggingface.co/{_hub_id(name)}" if _hub_id(name) else "the hub"
-        raise WeightsNotFound(
-            f"The weights of {name} are not on this machine and cannot be downloaded.",
-            f"Fetch model.safetensors from {where} and pass the file.",
-        ) from error
+        raise _not_found(name) from error
+    if not model.num_classes:
+        raise ModelError(f"{name} has no classifier head.", "Fine-tune it first: deitctl train DATA --model " + name)
     card = card_of(model, name, int(model.num_classes))  # type: ignore[arg-type]
     return model, card.at_size(img_size) if img_size else card
+
+
+def _not_found(name: str) -> WeightsNotFound:
+    where = f"https://huggingface.co/{_hub_id(name)}" if _hub_id(name) else "the hub"
+    return WeightsNotFound(
+        f"The weights of {name} are not on this machine and cannot be downloaded.",
+        f"Fetch model.safetensors from {where} and pass the file.",
+    )
+
+
+def classes_in(state: Mapping[str, Tensor], name: str) -> int:
+    """Return how many classes the classifier in a state dict of a timm model has."""
+    import timm
+
+    cfg = timm.get_pretrained_cfg(name)
+    classifier = (cfg.classifier if cfg else None) or "head"
+    first = classifier if isinstance(classifier, str) else classifier[0]
+    weight = state.get(f"{first}.weight")
+    return 1000 if weight is None else len(weight)
 
 
 def _hub_id(name: str) -> str:
@@ -147,7 +183,7 @@ def load_folder(folder: Path) -> tuple[nn.Module, ModelCard]:
     model_args = {k: v for k, v in card.model_args.items() if k != "img_size"}
     model = create(
         card.architecture, num_classes=card.num_classes, img_size=card.preprocessing.img_size,
-        drop_path_rate=0.0, model_args=model_args,
+        model_args=model_args,
     )  # fmt: skip
     file = next((f for f in (folder / WEIGHTS, folder / "pytorch_model.bin") if f.is_file()), folder / WEIGHTS)
     load_weights(model, load_tensors(file), str(file), new_head=False)

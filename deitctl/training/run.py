@@ -27,7 +27,7 @@ class Run:
     def create(cls, root: Path, config: TrainConfig) -> Run:
         """Make a new run folder; raise `DeitctlError` if it exists with a run in it or cannot be written."""
         run = cls(root)
-        if run.config_file.exists() or (root / WEIGHTS).exists():
+        if run.state.exists() or (root / WEIGHTS).exists():
             raise DeitctlError(
                 f"{root} already holds a run.", f"Name another --output, or continue it: deitctl train --resume {root}"
             )

@@ -31,6 +31,8 @@ class Progress:
     epoch: int = 0
     """Epochs done."""
     images_seen: int = 0
+    pictures: int = 0
+    """Training pictures of the data: a resume on other data would not be one."""
     seconds: float = 0.0
     """Time spent in earlier sessions of the run."""
     best_top1: float = -1.0

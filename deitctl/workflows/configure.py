@@ -12,9 +12,10 @@ from deitctl.config import DistillConfig, Recipe, TrainConfig, override
 from deitctl.data.classes import is_imagenet
 from deitctl.data.open import BUILT_IN, open_for_training
 from deitctl.data.sources import Source
+from deitctl.data.transforms import require_rand_augment
 from deitctl.errors import ConfigError, WeightsNotFound
 from deitctl.events import Reporter
-from deitctl.models.build import HUB_PREFIX, architecture_of
+from deitctl.models.build import HUB_PREFIX, architecture_of, is_model_folder
 from deitctl.models.weights import find_weights
 from deitctl.recipes import (
     DIGITS,
@@ -77,7 +78,7 @@ def configure(request: Request, reporter: Reporter) -> tuple[TrainConfig, Source
         reporter.note("No data named: using the built-in 'digits' (1,797 handwritten digits, 10 classes).")
     seed = int(request.given.get("seed") or 0)
     train, val = open_for_training(request.data or BUILT_IN, seed=seed, reporter=reporter)
-    model = request.model or _default_model(built_in, request)
+    model = _whole_path(request.model) or _default_model(built_in, request)
     recipe, weights = _choose_recipe(request, model, train, built_in, reporter)
     config = TrainConfig(
         model=model,
@@ -88,8 +89,8 @@ def configure(request: Request, reporter: Reporter) -> tuple[TrainConfig, Source
         output=request.output,
     )
     config = override(config, {k: v for k, v in request.given.items() if v is not None})
-    config = override(config, dict(_parse_change(c) for c in request.changes))
-    _check(config)
+    config = override(config, dict(parse_change(c) for c in request.changes))
+    check(config)
     return config, train, val
 
 
@@ -103,7 +104,7 @@ def _choose_recipe(
     request: Request, model: str, train: Source, built_in: bool, reporter: Reporter
 ) -> tuple[Recipe, str]:
     """Choose by the data: digits, ImageNet and one's own pictures each have a recipe; say which and why."""
-    starts = bool(request.weights) or Path(model).exists() or model.startswith(HUB_PREFIX)
+    starts = bool(request.weights) or Path(model).is_file() or is_model_folder(model) or model.startswith(HUB_PREFIX)
     if request.recipe:
         recipe = get_recipe(request.recipe)
     elif built_in:
@@ -119,7 +120,13 @@ def _choose_recipe(
     pretrained = recipe.pretrained if request.pretrained is None else request.pretrained
     if starts and request.pretrained is False:
         raise ConfigError("--no-pretrained contradicts the weights that were named.", "Leave one of them out.")
-    return replace(recipe, pretrained=pretrained and not starts), request.weights
+    return replace(recipe, pretrained=pretrained and not starts), _whole_path(request.weights)
+
+
+def _whole_path(name: str) -> str:
+    """Return a path that exists as it is seen from anywhere, so that a run can be resumed from anywhere."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.is_file() or is_model_folder(name) else name
 
 
 def _weights_within_reach(model: str, reporter: Reporter) -> bool:
@@ -144,8 +151,8 @@ def _distill_config(said: Teaching, built_in: bool) -> DistillConfig:
     if not said.teacher and not built_in and not said.weights:
         raise ConfigError("No teacher named.", f"Pass --teacher, {DEFAULT_TEACHER} for example: the paper's.")
     config = DistillConfig(
-        teacher=said.teacher or (DIGITS_TEACHER if built_in else DEFAULT_TEACHER),
-        teacher_weights=said.weights,
+        teacher=_whole_path(said.teacher) or (DIGITS_TEACHER if built_in else DEFAULT_TEACHER),
+        teacher_weights=_whole_path(said.weights),
         mode="hard",
         alpha=defaults.alpha if said.alpha is None else said.alpha,
         tau=defaults.tau if said.tau is None else said.tau,
@@ -156,18 +163,21 @@ def _distill_config(said: Teaching, built_in: bool) -> DistillConfig:
     return override(config, {"mode": mode, "reduction": said.reduction or DISTILL_REDUCTION})
 
 
-def _parse_change(text: str) -> tuple[str, str]:
+def parse_change(text: str) -> tuple[str, str]:
+    """Split a `key=value` of --set; keys of the recipe may be named without saying so."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {text!r} is not key=value.", "Example: --set optim.weight_decay=0.1")
     key = key.strip()
     top = key.partition(".")[0]
+    if top in ("data", "seed", "model", "weights", "output"):
+        raise ConfigError(f"--set {key} is not for this.", f"Use the command's own argument or option for {top}.")
     if top not in TrainConfig.__dataclass_fields__:  # the recipe's settings may be named without saying so
         key = f"recipe.{key}"
     return key, value.strip()
 
 
-def _check(config: TrainConfig) -> None:
+def check(config: TrainConfig) -> None:
     """Refuse values that would train nothing or something else."""
     recipe = config.recipe
     rules = {
@@ -178,6 +188,12 @@ def _check(config: TrainConfig) -> None:
         "drop_path_rate": 0 <= recipe.drop_path_rate < 1,
         "ema_decay": 0 <= recipe.ema_decay < 1,
         "optim.lr": recipe.optim.lr > 0,
+        "optim.weight_decay": recipe.optim.weight_decay >= 0,
+        "optim.min_lr": recipe.optim.min_lr >= 0,
+        "optim.warmup_lr": recipe.optim.warmup_lr >= 0,
+        "optim.clip_grad": recipe.optim.clip_grad >= 0,
+        "augment.affine": min(recipe.augment.affine) >= 0,
+        "augment.crop_ratio": 0 < recipe.augment.crop_ratio[0] <= recipe.augment.crop_ratio[1],
         "optim.lr_batch": recipe.optim.lr_batch > 0,
         "optim.warmup_epochs": recipe.optim.warmup_epochs >= 0,
         "augment.repeats": recipe.augment.repeats >= 1,
@@ -196,3 +212,5 @@ def _check(config: TrainConfig) -> None:
             for part in name.split("."):
                 owner = getattr(owner, part)
             raise ConfigError(f"{name} = {owner} is out of range.")
+    if recipe.augment.rand_augment:
+        require_rand_augment(recipe.augment.rand_augment)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import nn
 from deitctl import rng
 from deitctl.card import ModelCard
 from deitctl.checkpoint import load_tensors, save_model
-from deitctl.config import TrainConfig
+from deitctl.config import TrainConfig, override
 from deitctl.data.classes import describe_classes
 from deitctl.data.loader import Batch, train_batches
 from deitctl.data.open import open_for_training
@@ -22,7 +22,7 @@ from deitctl.data.samplers import TrainBatches, steps_per_epoch
 from deitctl.data.sources import Source
 from deitctl.device import Device, choose_device
 from deitctl.ema import ExponentialMovingAverage
-from deitctl.errors import DeitctlError, Interrupted
+from deitctl.errors import ConfigError, DataError, DeitctlError, Interrupted, Signalled
 from deitctl.evaluation.evaluate import Evaluation, evaluate
 from deitctl.events import Reporter, SilentReporter
 from deitctl.models.build import LoadedModel, build_model
@@ -34,6 +34,7 @@ from deitctl.training.loop import Plan, Stopwatch, train_one_epoch
 from deitctl.training.objective import Distillation, Objective, Supervised
 from deitctl.training.run import Run, new_run_folder
 from deitctl.training.state import Progress, TrainState
+from deitctl.workflows.configure import check
 from deitctl.workflows.teacher import Preflight, prepare_teacher
 
 EVAL_BATCH = 64
@@ -91,11 +92,19 @@ def run_training(
 
 
 def resume(
-    root: Path, *, sources: tuple[Source, Source] | None = None, reporter: Reporter | None = None
-) -> TrainResult:
-    """Go on with a run after its last finished epoch, ending as if it had never stopped; raises as `run_training`."""
+    root: Path, *, given: Mapping[str, object] | None = None, sources: tuple[Source, Source] | None = None,
+    reporter: Reporter | None = None,
+) -> TrainResult:  # fmt: skip
+    """Go on with a run after its last finished epoch, ending as if it had never stopped; raises as `run_training`.
+
+    `given` may say another device, precision or number of workers than the run began with; nothing else may change.
+    """
     reporter = reporter or SilentReporter()
     run, config = Run.open(root)
+    changes = {k: v for k, v in (given or {}).items() if v is not None}
+    if fixed := [k for k in changes if k not in ("device", "precision", "workers")]:
+        raise ConfigError(f"A resumed run keeps its {fixed[0]}.", "Start a new run: --config run.toml with the change.")
+    config = override(config, changes)
     reporter.note(f"Resuming {root}.")
     return _train(run, replace(config, output=str(root)), sources, reporter, fresh=False)
 
@@ -121,6 +130,7 @@ def _stem(config: TrainConfig) -> str:
 def _train(
     run: Run, config: TrainConfig, sources: tuple[Source, Source] | None, reporter: Reporter, *, fresh: bool
 ) -> TrainResult:
+    check(config)
     device = choose_device(config.device, config.precision)
     train, val = sources or open_for_training(config.data, seed=config.seed, reporter=reporter)
     student = _build_student(config, train, reporter)
@@ -128,28 +138,28 @@ def _train(
         reporter.note(f"{config.model}: {change}.")
     if fresh:  # an output folder that cannot be written is found before the teacher is trained
         run = Run.create(run.root, config)
-    preflight = None
-    if config.distill is not None:
-        preflight = prepare_teacher(
-            config.distill, config, train, val, student.card.preprocessing,
-            train_run=lambda teacher: _train_or_find(teacher, (train, val), reporter), device=device, reporter=reporter,
-        )  # fmt: skip
-    session = _Session(run, config, device, student, train, val, preflight, reporter)
-    if not fresh:
-        session.load()
     try:
+        preflight = None
+        if config.distill is not None:
+            preflight = prepare_teacher(
+                config.distill, config, train, val, student.card.preprocessing, device=device, reporter=reporter,
+                train_run=lambda teacher: _train_or_find(teacher, (train, val), reporter),
+            )  # fmt: skip
+        session = _Session(run, config, device, student, train, val, preflight, reporter)
+        if not fresh:
+            session.load()
         session.train()
-    except (KeyboardInterrupt, Interrupted) as stop:
-        signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
+        return session.finish()
+    except (KeyboardInterrupt, Signalled, Interrupted) as stop:
+        signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum
         raise Interrupted(signum, f"deitctl train --resume {run.root}") from stop
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise DeitctlError(
             "A loader process died, most often for want of memory.",
-            f"Continue with fewer: deitctl train --resume {run.root} (or --workers 0 in a new run).",
+            f"Continue with fewer: deitctl train --resume {run.root} --workers 0",
         ) from error
-    return session.finish()
 
 
 def _build_student(config: TrainConfig, train: Source, reporter: Reporter) -> LoadedModel:
@@ -181,13 +191,15 @@ class _Session:
         self.card: ModelCard = shipping_card(student.model, student.card)
         self.workers = device.loader_workers(config.workers)
         model = device.place(student.model)
-        recipe = config.recipe
-        steps = steps_per_epoch(len(train.labels), recipe.batch_size)
+        pictures = len(train.labels)
+        # a set smaller than a batch is one batch, and its size is what the learning rate is for
+        recipe = replace(config.recipe, batch_size=min(config.recipe.batch_size, pictures))
+        steps = steps_per_epoch(pictures, recipe.batch_size)
         ema = None
         if recipe.ema_decay:
             ema = ExponentialMovingAverage(model, decay=recipe.ema_decay, total_steps=steps * recipe.epochs)
         optimizer = build_optimizer(model, recipe.optim)
-        self.state = TrainState(model, optimizer, device.grad_scaler(), ema, Progress())
+        self.state = TrainState(model, optimizer, device.grad_scaler(), ema, Progress(pictures=pictures))
         objective: Objective = Supervised()
         if preflight is not None and config.distill is not None:
             objective = Distillation(preflight.teacher, config.distill)
@@ -198,6 +210,11 @@ class _Session:
         """Take up the saved state; a run stopped before its first epoch ended starts again."""
         if self.run.state.exists() or self.run.state.with_name("state.old").exists():
             self.state.load(self.run.state)
+            if self.state.progress.pictures != len(self.train_source.labels):
+                raise DataError(
+                    f"{self.config.data} has {len(self.train_source.labels)} training pictures, it had "
+                    f"{self.state.progress.pictures} when {self.run.root} began.", "Start a new run on the new data.",
+                )  # fmt: skip
         self.run.cut_log(self.state.progress.log_size)
         self.watch = Stopwatch(self.state.progress.seconds)
 
