@@ -81,3 +81,7 @@ def test_a_whole_name_comes_before_another_classes_synonym():
     match = match_classes(card, ["cardigan", "harp", "missile"])
     assert match is not None
     assert card.descriptions[match.rows[0]] == "cardigan"
+
+
+def test_names_that_differ_only_in_case_or_signs_are_classes_of_their_own():
+    assert match_classes(card("A", "a", "-1", "1"), ["A", "a", "-1", "1"]).kind == "same"

@@ -268,3 +268,9 @@ def test_broken_parquet_is_said(tmp_path, reporter):
     (tmp_path / "t.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="not a readable parquet"):
         open_data(str(tmp_path / "t.parquet"), reporter)
+
+
+def test_a_class_may_be_called_train(image_folder, reporter):
+    root = image_folder({"train": 2, "bus": 2, "car": 2})
+    source = open_data(str(root), reporter).whole
+    assert source.class_names == ("bus", "car", "train")

@@ -82,6 +82,9 @@ def test_given_settings_and_changes_override_the_recipe() -> None:
         ("epochs=many", "does not fit"),
         ("smoothing=1.5", "out of range"),
         ("optim.lr=-1", "out of range"),
+        ("optim.weight_decay=-1", "out of range"),
+        ("augment.rand_augment=foo", "is not understood"),
+        ("seed=3", "own argument or option"),
     ],
 )
 def test_a_wrong_setting_says_what_is_wrong(change: str, message: str) -> None:

@@ -72,3 +72,12 @@ def test_a_wrong_name_fails_before_the_first_record() -> None:
         predict(["x.jpg"], model="deit_tinny")
     with pytest.raises(ConfigError):
         predict(["x.jpg"], topk=0)
+
+
+def test_an_empty_folder_is_a_record_and_not_the_end(model_folder: Path, image_folder: Callable[..., Path]) -> None:
+    picture = image_folder({"in": 1}) / "in" / "0.png"
+    (picture.parent.parent / "empty").mkdir()
+    records = list(
+        predict([str(picture), str(picture.parent.parent / "empty"), "a\0b.png", str(picture)], model=str(model_folder))
+    )
+    assert [r.error is None for r in records] == [True, False, False, True]

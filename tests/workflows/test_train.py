@@ -13,8 +13,8 @@ import torch
 from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.loader import eval_batches
 from deitctl.data.mixing import normalise
-from deitctl.data.sources import Source
-from deitctl.errors import DeitctlError, Interrupted, TeacherError
+from deitctl.data.sources import Source, subset
+from deitctl.errors import ConfigError, DataError, DeitctlError, Interrupted, TeacherError
 from deitctl.events import SilentReporter, Task
 from deitctl.models.build import load_model
 from deitctl.workflows.evaluate import evaluate_model
@@ -158,3 +158,21 @@ def test_unreadable_pictures_are_left_out_and_named(little_config: Make, image_f
     result = run_training(replace(config, recipe=recipe))
     assert list(result.bad_images) == [str(damaged)]
     assert result.images_seen == 15
+
+
+def test_a_resume_on_other_data_is_refused(little_config: Make, little: Pair) -> None:
+    config = little_config("run")
+    with pytest.raises(Interrupted):
+        run_training(config, sources=little, reporter=StopsAt("epoch 2/3"))
+    fewer = subset(little[0], range(40))
+    with pytest.raises(DataError, match="40 training pictures, it had 60"):
+        resume(Path(config.output), sources=(fewer, little[1]))
+
+
+def test_a_resume_may_change_the_machine_but_not_the_recipe(little_config: Make, little: Pair) -> None:
+    config = little_config("run")
+    with pytest.raises(Interrupted):
+        run_training(config, sources=little, reporter=StopsAt("epoch 3/3"))
+    with pytest.raises(ConfigError, match=r"keeps its recipe\.epochs"):
+        resume(Path(config.output), given={"recipe.epochs": 9}, sources=little)
+    assert resume(Path(config.output), given={"workers": 1, "seed": None}, sources=little).epochs == 3
