@@ -43,12 +43,14 @@ def print_line(text: str) -> None:
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], numeric: int = 1) -> None:
     """Print a table on stdout; columns from `numeric` on are right-aligned."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table()
     for position, column in enumerate(columns):
         table.add_column(column, justify="right" if position >= numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(f"[bold]{escape(title)}[/]", soft_wrap=True)  # a table's own title would wrap at the table's width
+    console.print(table)
 
 
 def choose_format(asked: str | None, known: tuple[str, ...], piped: str) -> str:
