@@ -56,7 +56,10 @@ def download(repo_id: str, filename: str, reporter: Reporter) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    cached = try_to_load_from_cache(repo_id, filename)
+    try:
+        cached = try_to_load_from_cache(repo_id, filename)
+    except ValueError as error:
+        raise WeightsNotFound(f"{repo_id!r} is no repository of the hub: its names are owner/name") from error
     if isinstance(cached, str):
         return Path(cached)
     require_hub()
