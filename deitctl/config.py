@@ -43,6 +43,8 @@ class AugmentConfig:
     """Probability of cutmix where both are on."""
     repeats: int = 1
     """Repeated augmentation: views of a picture per epoch; an epoch then sees 1/repeats of the pictures."""
+    on_top: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """What a student sees on top of a view that comes again: largest rotation (degrees), scaling, shift (shares)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,8 @@ class OptimConfig:
     weight_decay: float
     clip_grad: float = 0.0
     """Largest gradient norm, 0 for no clipping."""
+    layer_decay: float = 1.0
+    """Factor of the rate from each layer to the one below it (BEiT's fine-tuning), 1 for the same rate everywhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,8 @@ class Recipe:
     """Stochastic depth of the last block; it grows linearly from 0 at the first."""
     ema_decay: float
     """Decay of the weights' moving average, 0 for none; shortened for short runs (see ema.py)."""
+    trainable: Literal["all", "head"] = "all"
+    """`head` leaves everything but the classifier as it is: a linear probe."""
     augment: AugmentConfig
     optim: OptimConfig
 
@@ -99,6 +105,20 @@ class DistillConfig:
     """How the KL divergence is averaged: over pictures (the paper's Eq. 2) or over pictures and classes (its code)."""
     token: bool
     """Whether the student has a distillation token of its own."""
+    adapt: Literal["auto", "head", "full", "none"] = "auto"
+    """How a teacher is fine-tuned on the data: `auto` if it knows other classes only, `head` and `full` always."""
+    teacher_img_size: int = 0
+    """Side of the teacher's input in pixels, 0 for its own."""
+    teacher_sees: Literal["mixed", "view"]
+    """`mixed`: the student's mixed pictures, as in the paper; `view`: the views before mixing, whose words are mixed."""
+    views: int
+    """Views of a picture that come again and again, 0 for new ones every epoch."""
+    view_seed: int = 0
+    """Seed of the views, apart from the run's, so that runs of every seed share the teacher's words."""
+    topk: int
+    """Classes of a soft word that are kept one by one; the rest of its mass is spread over the others."""
+    cache: str = ""
+    """Folder of the teacher's words; empty: one named by what they depend on; `off`: none is kept."""
     force: bool = False
     """Go on with a teacher that scores near chance."""
 

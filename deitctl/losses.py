@@ -21,18 +21,30 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), targets)
 
 
-def hard_distillation(student: Tensor, teacher: Tensor) -> Tensor:
-    """Cross-entropy of the student's logits [B,K] with the teacher's decision, argmax of [B,K] (DeiT Eq. 3, 2nd term).
+def teacher_word(logits: Tensor, mode: str, tau: float) -> Tensor:
+    """Turn a teacher's logits [B,K] into what it says, a distribution [B,K]: all on its decision, or softened by tau.
 
-    The decision is not smoothed (DeiT §3: "smoothing of true labels only").
+    The decision of `hard` is not smoothed (DeiT §3: "smoothing of true labels only").
     """
-    return F.cross_entropy(student.float(), teacher.argmax(dim=1))
+    if mode == "hard":
+        return F.one_hot(logits.argmax(dim=1), logits.shape[1]).float()
+    return (logits.float() / tau).softmax(dim=1)
 
 
-def soft_distillation(student: Tensor, teacher: Tensor, *, tau: float, reduction: str) -> Tensor:
-    """tau^2 KL(teacher || student) of the softmaxes at temperature tau, of logits [B,K] (DeiT Eq. 2, second term).
+def hard_distillation(student: Tensor, word: Tensor) -> Tensor:
+    """Cross-entropy of the student's logits [B,K] with the teacher's decisions [B,K] (DeiT Eq. 3, second term).
+
+    A row of `word` is a decision, or two of them weighed as two pictures are mixed.
+    """
+    return F.cross_entropy(student.float(), word)
+
+
+def soft_distillation(student: Tensor, word: Tensor, *, tau: float, reduction: str) -> Tensor:
+    """tau^2 KL(word || student) at temperature tau, of the student's logits [B,K] (DeiT Eq. 2, second term).
 
     Args:
+        student: logits.
+        word: the teacher's probabilities, already at temperature tau (see `teacher_word`).
         tau: temperature, above 0.
         reduction: `batchmean` sums over classes and averages over pictures, as Eq. 2 has it; `elementmean` divides by
             B * K, as the released code does (losses.py, `/ outputs_kd.numel()`), which is K times weaker.
@@ -41,9 +53,8 @@ def soft_distillation(student: Tensor, teacher: Tensor, *, tau: float, reduction
         raise ValueError(f"reduction is 'batchmean' or 'elementmean', not {reduction!r}")
     divergence = F.kl_div(
         F.log_softmax(student.float() / tau, dim=1),
-        F.log_softmax(teacher.float() / tau, dim=1),
+        word,
         reduction="sum",
-        log_target=True,
     )
     count = len(student) if reduction == "batchmean" else student.numel()
     return tau**2 * divergence / count

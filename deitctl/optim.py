@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -12,21 +13,43 @@ from deitctl.config import OptimConfig
 NO_DECAY_TOKENS = ("cls_token", "dist_token", "pos_embed")  # deit/models.py no_weight_decay()
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Split trainable parameters: no decay for biases, norms, layer scale (one dimension), tokens, position embeddings."""
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
+def parameter_groups(
+    model: nn.Module, config: OptimConfig, layers: Mapping[str, int] | None = None
+) -> list[dict[str, object]]:
+    """Split trainable parameters by weight decay and by layer.
+
+    No weight decay for biases, norms, layer scale (one dimension), tokens and position embeddings. A group's rate is
+    the step's times `lr_scale`, which is `layer_decay` to the power of its layers' distance from the top (BEiT,
+    arXiv 2106.08254, appendix; timm's `param_groups_layer_decay`).
+
+    Args:
+        model: whose parameters.
+        config: weight decay and layer decay.
+        layers: each parameter's layer, from 0 at the input; needed where `layer_decay` is not 1.
+    """
+    top = max(layers.values()) if layers else 0
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         kept_free = parameter.ndim <= 1 or name.rpartition(".")[2] in NO_DECAY_TOKENS
-        (no_decay if kept_free else decay).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
+        distance = top - layers[name] if layers and config.layer_decay != 1 else 0
+        groups.setdefault((distance, kept_free), []).append(parameter)
+    return [
+        {
+            "params": members,
+            "weight_decay": 0.0 if kept_free else config.weight_decay,
+            "lr_scale": config.layer_decay**distance,
+        }
+        for (distance, kept_free), members in groups.items()
+    ]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Build AdamW; its rate is set before each step by `learning_rate`."""
-    return torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.warmup_lr, foreach=True)
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, layers: Mapping[str, int] | None = None
+) -> torch.optim.AdamW:
+    """Build AdamW; its rate is set before each step by `set_learning_rate`."""
+    return torch.optim.AdamW(parameter_groups(model, config, layers), lr=config.warmup_lr, foreach=True)
 
 
 def peak_learning_rate(config: OptimConfig, batch_size: int) -> float:
@@ -49,6 +72,6 @@ def learning_rate(config: OptimConfig, *, step: int, steps_per_epoch: int, epoch
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of every group."""
+    """Set the rate of every group, lower layers' by their `lr_scale`."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_scale"]

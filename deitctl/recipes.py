@@ -29,6 +29,7 @@ PAPER = Recipe(
         mix_prob=1.0,  # deit/main.py --mixup-prob
         switch_prob=0.5,  # deit/main.py --mixup-switch-prob
         repeats=3,  # DeiT Table 9 ("repeated aug"), 3 in deit/samplers.py
+        on_top=(5.0, 0.1, 0.05),  # ours, for --views; the paper has none
     ),
     optim=OptimConfig(
         lr=5e-4,  # DeiT Table 9: 0.0005 x batch size / 512
@@ -69,8 +70,17 @@ FINETUNE = Recipe(  # one's own pictures, from published weights; own values, se
         crop_scale=(0.35, 1.0),  # milder than for ImageNet: little data, and the weights know the world already
         hflip=0.5,
         color_jitter=0.3,
+        on_top=(5.0, 0.1, 0.05),
     ),
     optim=OptimConfig(lr=4e-4, lr_batch=512, min_lr=1e-6, warmup_lr=1e-6, warmup_epochs=1, weight_decay=0.05),
+)
+
+PROBE = replace(  # a linear probe: the classifier alone learns, on features as they are
+    FINETUNE,
+    name="probe",
+    ema_decay=0.0,
+    trainable="head",
+    optim=OptimConfig(lr=8e-3, lr_batch=512, min_lr=0.0, warmup_lr=1e-6, warmup_epochs=1, weight_decay=0.0),
 )
 
 SMALL = Recipe(  # from scratch on little data; own values
@@ -90,6 +100,7 @@ SMALL = Recipe(  # from scratch on little data; own values
         mixup=0.2,
         cutmix=0.5,
         mix_prob=0.5,
+        on_top=(5.0, 0.1, 0.05),
     ),
     optim=OptimConfig(
         lr=4e-3, lr_batch=512, min_lr=1e-5, warmup_lr=1e-6, warmup_epochs=5, weight_decay=0.05, clip_grad=1.0
@@ -103,7 +114,7 @@ DIGITS = replace(  # the built-in set: strokes have a direction, so no flip and 
     epochs=30,
     batch_size=32,
     drop_path_rate=0.0,
-    augment=AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, affine=(12.0, 0.12, 0.1)),
+    augment=AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, affine=(12.0, 0.12, 0.1), on_top=(6.0, 0.06, 0.05)),
     optim=replace(SMALL.optim, lr=8e-3, warmup_epochs=3),
 )
 
@@ -116,7 +127,7 @@ DIGITS_CONVNET = replace(  # its teacher: a convnet divides its input by 32, so 
     optim=replace(DIGITS.optim, lr=2.4e-2, warmup_epochs=1),
 )
 
-RECIPES = {r.name: r for r in (PAPER, PAPER_384, FINETUNE, SMALL, DIGITS, DIGITS_CONVNET)}
+RECIPES = {r.name: r for r in (PAPER, PAPER_384, FINETUNE, PROBE, SMALL, DIGITS, DIGITS_CONVNET)}
 
 DIGITS_TEACHER = "regnety_002"  # the smallest of the paper's teacher family
 DIGITS_STUDENT = "deit_tiny"
@@ -134,6 +145,20 @@ DISTILL_DEFAULTS = {
     "soft": DistillDefaults(alpha=0.1, tau=3.0),  # DeiT §5.2: lambda = 0.1, tau = 3.0
 }
 DISTILL_REDUCTION = "batchmean"  # DeiT Eq. 2
+DISTILL_TOPK = 100
+MIXED_RECIPES = ("paper", "paper-384")
+"""Recipes under which the teacher looks at the mixed pictures unless views are asked for, as in deit/losses.py."""
+DISTILL_VIEWS = 8
+"""Views of a picture under every other recipe; docs/distillation.md has what fewer and more give."""
+
+ADAPT_FULL_FROM = 50
+"""Training pictures a class from which `--adapt auto` fine-tunes all of a teacher instead of its head."""
+
+
+def adaptation(how: str, *, built_in: bool) -> Recipe:
+    """Return the recipe that fits a teacher to the data: its `head` or the `full` network; digits keep their own views."""
+    recipe = PROBE if how == "head" else FINETUNE
+    return replace(recipe, augment=DIGITS_CONVNET.augment) if built_in else recipe
 
 
 def get_recipe(name: str) -> Recipe:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,24 +11,16 @@ from deitctl.cli import options as o
 
 def distill(
     data: o.DataArg = None,
-    teacher: Annotated[str | None, typer.Option("--teacher", help=o.MODEL_HELP, show_default="on digits: regnety_002")] = None,
-    student: Annotated[
-        str | None, typer.Option("--student", help="A DeiT, which gets a distillation token, or any timm model.",
-                                 show_default="on digits: deit_tiny, else deit_small")
-    ] = None,
-    teacher_weights: Annotated[
-        Path | None, typer.Option("--teacher-weights", help="Weights of the teacher.", show_default=False)
-    ] = None,
-    mode: Annotated[
-        str | None,
-        typer.Option("--mode", help="hard (Eq. 3), soft (Eq. 2), or none: like `train`.", show_default="hard"),
-    ] = None,
+    teacher: o.TeacherOpt = None,
+    student: o.StudentOpt = None,
+    teacher_weights: o.TeacherWeightsOpt = None,
+    teacher_img_size: o.TeacherSizeOpt = None,
+    adapt: o.AdaptOpt = None,
+    mode: o.ModeOpt = None,
     alpha: Annotated[
         float | None, typer.Option("--alpha", help="Weight of the teacher's term.", show_default="hard 0.5, soft 0.1")
     ] = None,
-    tau: Annotated[
-        float | None, typer.Option("--tau", help="Temperature of soft distillation.", show_default="3.0")
-    ] = None,
+    tau: o.TauOpt = None,
     reduction: Annotated[
         str | None,
         typer.Option("--reduction", help="batchmean (the paper's) or elementmean (its code's, K times weaker).",
@@ -38,9 +29,16 @@ def distill(
     no_token: Annotated[
         bool, typer.Option("--no-token", help="Teach the class head itself; no distillation token.")
     ] = False,
-    force_teacher: Annotated[
-        bool, typer.Option("--force-teacher", help="Go on with a teacher that scores near chance.")
-    ] = False,
+    teacher_sees: Annotated[
+        str | None,
+        typer.Option("--teacher-sees", help="mixed (the paper's: the student's mixed pictures) or view (before mixing).",
+                     show_default="by the recipe"),
+    ] = None,
+    views: o.ViewsOpt = None,
+    view_seed: o.ViewSeedOpt = None,
+    words_topk: o.TopkWordsOpt = None,
+    teacher_cache: o.CacheOpt = None,
+    force_teacher: o.ForceTeacherOpt = False,
     recipe: o.RecipeOpt = None,
     pretrained: o.PretrainedOpt = None,
     weights: o.WeightsOpt = None,
@@ -71,7 +69,9 @@ def distill(
     if mode != "none":
         teaching = Teaching(
             teacher=teacher or "", weights=str(teacher_weights) if teacher_weights else "", mode=mode or "",
-            alpha=alpha, tau=tau, reduction=reduction or "", token=not no_token, force=force_teacher,
+            alpha=alpha, tau=tau, reduction=reduction or "", token=not no_token, adapt=adapt or "",
+            img_size=teacher_img_size, sees=teacher_sees or "", views=views, view_seed=view_seed, topk=words_topk,
+            cache=teacher_cache or "", force=force_teacher,
         )  # fmt: skip
     run(
         data=data, model=student, weights=weights, recipe=recipe, pretrained=pretrained, teaching=teaching,

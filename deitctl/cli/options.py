@@ -78,6 +78,55 @@ SetOpt = Annotated[
 DryRunOpt = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
 
 
+TeacherOpt = Annotated[
+    str | None, typer.Option("--teacher", help=MODEL_HELP, show_default="on digits: regnety_002, else regnety_160")
+]
+StudentOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--student", help="A DeiT, which gets a distillation token, or any timm model.",
+        show_default="on digits: deit_tiny, else deit_small",
+    ),
+]  # fmt: skip
+TeacherWeightsOpt = Annotated[
+    Path | None, typer.Option("--teacher-weights", help="Weights of the teacher.", show_default=False)
+]
+TeacherSizeOpt = Annotated[
+    int | None,
+    typer.Option("--teacher-img-size", min=1, help="Side of the teacher's input in pixels.", show_default="its own"),
+]
+AdaptOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--adapt", help="Fit the teacher to the data first: auto (if it knows other classes), head, full, or none.",
+        show_default="auto",
+    ),
+]  # fmt: skip
+ForceTeacherOpt = Annotated[bool, typer.Option("--force-teacher", help="Go on with a teacher that scores near chance.")]
+ModeOpt = Annotated[
+    str | None, typer.Option("--mode", help="hard (Eq. 3), soft (Eq. 2), or none: like `train`.", show_default="hard")
+]
+TauOpt = Annotated[float | None, typer.Option("--tau", help="Temperature of soft distillation.", show_default="3.0")]
+ViewsOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--views", min=0, help="Views of a picture, used in turn, that the teacher is asked about once; 0: new ones every epoch.",
+        show_default="by the recipe",
+    ),
+]  # fmt: skip
+ViewSeedOpt = Annotated[int | None, typer.Option("--view-seed", help="Seed of the views.", show_default="0")]
+TopkWordsOpt = Annotated[
+    int | None,
+    typer.Option("--words-topk", min=1, help="Classes of a soft answer kept one by one.", show_default="100"),
+]
+CacheOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher-cache", help="Folder of the teacher's answers, or off.", show_default="one named by its content"
+    ),
+]
+
+
 def training_settings(
     epochs: int | None, batch_size: int | None, lr: float | None, img_size: int | None, seed: int | None,
     workers: int | None, device: str | None, precision: str | None,

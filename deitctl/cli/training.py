@@ -13,7 +13,7 @@ from deitctl.config import TrainConfig, from_dict, override, read_toml, to_dict
 
 if TYPE_CHECKING:
     from deitctl.workflows.configure import Teaching
-    from deitctl.workflows.train import TrainResult
+    from deitctl.workflows.session import TrainResult
 
 FORMATS = ("table", "json")
 
@@ -91,8 +91,8 @@ def _print_result(result: TrainResult, shape: str) -> None:
         return
     scores = result.shipped
     rows = []
-    if result.teacher_top1 is not None:
-        rows.append((f"teacher {result.teacher_name}", f"{result.teacher_top1:.2f}"))
+    if result.teacher is not None:
+        rows.append((f"teacher {result.teacher.name}", f"{result.teacher.top1:.2f}"))
     names = {"cls": "student, class head", "dist": "student, distillation head"}
     names |= {"avg-logits": "student, both (mean of logits)", "avg-probs": "student, both (mean of probabilities)"}
     heads = scores.heads or {"student": scores.top1}
@@ -103,7 +103,7 @@ def _print_result(result: TrainResult, shape: str) -> None:
         "run", ("what", "where"),
         [
             ("model", str(run)), ("curves", str(run / "figures" / "curves.png")), ("log", str(run / "metrics.jsonl")),
-            ("best epoch", f"{result.best_epoch} of {result.epochs}"), ("time", f"{result.seconds:.0f} s"),
+            ("best epoch", f"{result.best_epoch} of {result.epochs}, {result.best_weights} weights"), ("time", f"{result.seconds:.0f} s"),
         ],
         2,
     )  # fmt: skip

@@ -45,13 +45,17 @@ def decode(data: bytes, name: str) -> Image.Image:
         ) from error
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read and decode a file; raise `DataError` if it cannot be."""
+def read_bytes(path: Path) -> bytes:
+    """Read a file; raise `DataError` if it cannot be."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', error)}.") from error
-    return decode(data, str(path))
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read and decode a file; raise `DataError` if it cannot be."""
+    return decode(read_bytes(path), str(path))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from deitctl.card import Preprocessing
 from deitctl.config import AugmentConfig
-from deitctl.data.samplers import SampleKey, TrainBatches
+from deitctl.data.samplers import SampleKey, TrainBatches, view_of
 from deitctl.data.sources import Source
 from deitctl.data.transforms import Pixels, eval_view, train_view
 from deitctl.errors import DataError
@@ -27,6 +28,8 @@ class Sample(NamedTuple):
     label: int
     key: SampleKey
     error: str
+    teacher_pixels: Pixels | None = None
+    """The same view in the teacher's input size, where it will be asked about it."""
 
 
 class Batch(NamedTuple):
@@ -35,23 +38,54 @@ class Batch(NamedTuple):
     images: Tensor
     labels: Tensor
     keys: list[SampleKey]
-    errors: list[tuple[int, str]]
-    """Index in the source, and why."""
+    unreadable: list[tuple[SampleKey, str]]
+    """Key, and why."""
+    teacher_images: Tensor
+    """Views for a teacher to be asked about, uint8 [M,3,T,T]; M is 0 without a teacher."""
+    teacher_rows: list[int]
+    """Which pictures of the batch they are."""
+
+    @property
+    def errors(self) -> list[tuple[int, str]]:
+        """Index in the source of each picture that could not be read, and why."""
+        return [(key.index, why) for key, why in self.unreadable]
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """Which view a sample shows, and whether a teacher is to see it too."""
+
+    seed: int
+    """Of the views."""
+    views: int = 0
+    """How many come again and again; 0: new ones every epoch."""
+    repeats: int = 1
+    teacher_size: int = 0
+    """Side of the teacher's input in pixels; 0: no teacher looks at views."""
+    known: Callable[[int, int], bool] | None = None
+    """Whether the teacher's word about (view, picture) is at hand already."""
 
 
 class TrainViews(Dataset[Sample]):
-    """Augmented views by key."""
+    """Augmented views by key, in the student's size, and in the teacher's where it must be asked."""
 
-    def __init__(self, source: Source, augment: AugmentConfig, img_size: int, seed: int) -> None:
-        self.source, self.augment, self.img_size, self.seed = source, augment, img_size, seed
+    def __init__(self, source: Source, augment: AugmentConfig, img_size: int, plan: ViewPlan) -> None:
+        self.source, self.augment, self.img_size, self.plan = source, augment, img_size, plan
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        label = int(self.source.labels[key.index])
+        plan, label = self.plan, int(self.source.labels[key.index])
         try:
             image = self.source.read(key.index)
         except DataError as error:
             return Sample(None, label, key, str(error))
-        return Sample(train_view(image, self.augment, self.img_size, self.seed, *key), label, key, "")
+        view = view_of(key, views=plan.views, repeats=plan.repeats)
+        pixels = train_view(image, self.augment, self.img_size, plan.seed, view, key.index)
+        if not plan.teacher_size or (plan.known is not None and plan.known(view, key.index)):
+            return Sample(pixels, label, key, "")
+        if plan.teacher_size == self.img_size:
+            return Sample(pixels, label, key, "", pixels)
+        shown = train_view(image, self.augment, plan.teacher_size, plan.seed, view, key.index)
+        return Sample(pixels, label, key, "", shown)
 
 
 class EvalViews(Dataset[Sample]):
@@ -74,26 +108,45 @@ class EvalViews(Dataset[Sample]):
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack the readable samples; the others are named, never replaced by another picture."""
     good = [s for s in samples if s.pixels is not None]
-    images = np.stack([s.pixels for s in good if s.pixels is not None]) if good else np.empty((0, 3, 0, 0), np.uint8)
     return Batch(
-        torch.from_numpy(images),
+        _stack([s.pixels for s in good if s.pixels is not None]),
         torch.tensor([s.label for s in good], dtype=torch.int64),
         [s.key for s in good],
-        [(s.key.index, s.error) for s in samples if s.pixels is None],
+        [(s.key, s.error) for s in samples if s.pixels is None],
+        _stack([s.teacher_pixels for s in good if s.teacher_pixels is not None]),
+        [row for row, s in enumerate(good) if s.teacher_pixels is not None],
     )
+
+
+def _stack(pictures: Sequence[Pixels]) -> Tensor:
+    return torch.from_numpy(np.stack(pictures) if pictures else np.empty((0, 3, 0, 0), np.uint8))
 
 
 def train_batches(
-    source: Source, augment: AugmentConfig, img_size: int, batches: TrainBatches, *, workers: int, pin_memory: bool
+    source: Source, augment: AugmentConfig, img_size: int, batches: TrainBatches, *, workers: int, pin_memory: bool,
+    plan: ViewPlan | None = None,
+) -> Iterator[Batch]:  # fmt: skip
+    """Yield every training batch from `batches.first_step` to the end of the last epoch, in one stream.
+
+    Without a `plan` every epoch shows new views of the batches' seed.
+    """
+    plan = plan or ViewPlan(batches.seed, repeats=batches.repeats)
+    return _training_stream(TrainViews(source, augment, img_size, plan), batches, workers, pin_memory)
+
+
+def view_batches(
+    source: Source, augment: AugmentConfig, img_size: int, view_seed: int, wanted: Iterable[list[SampleKey]], *,
+    workers: int, pin_memory: bool,
+) -> Iterator[Batch]:  # fmt: skip
+    """Yield the views that batches of keys ask for, each key's `epoch` being the number of a view."""
+    return _training_stream(TrainViews(source, augment, img_size, ViewPlan(view_seed)), wanted, workers, pin_memory)
+
+
+def _training_stream(
+    views: TrainViews, keys: Iterable[list[SampleKey]], workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
-    """Yield every training batch from `batches.first_step` to the end of the last epoch, in one stream."""
-    return _stream(
-        TrainViews(source, augment, img_size, batches.seed),
-        batch_sampler=batches,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
-    )
+    ahead = 4 if workers else None
+    return _stream(views, batch_sampler=keys, num_workers=workers, pin_memory=pin_memory, prefetch_factor=ahead)
 
 
 def eval_batches(

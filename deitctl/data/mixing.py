@@ -103,15 +103,21 @@ def partners(count: int, device: torch.device) -> Tensor:
     return index.clamp(max=count - 1)
 
 
-def apply_mix(images: Tensor, targets: Tensor, mix: Mix | None) -> tuple[Tensor, Tensor]:
-    """Mix images [B,3,H,W] and their target distributions [B,K] with their partners'."""
+def mix_words(words: Tensor, mix: Mix | None) -> Tensor:
+    """Mix distributions [B,K], true or a teacher's, as the pictures they are about are mixed."""
+    if mix is None or len(words) < 2:
+        return words
+    return words * mix.share + words[partners(len(words), words.device)] * (1 - mix.share)
+
+
+def mix_images(images: Tensor, mix: Mix | None) -> Tensor:
+    """Mix images [B,3,H,W] with their partners."""
     if mix is None or len(images) < 2:
-        return images, targets
+        return images
     other = partners(len(images), images.device)
     if mix.box is None:
-        images = images * mix.share + images[other] * (1 - mix.share)
-    else:
-        top, bottom, left, right = mix.box
-        images = images.clone()
-        images[:, :, top:bottom, left:right] = images[other][:, :, top:bottom, left:right]
-    return images, targets * mix.share + targets[other] * (1 - mix.share)
+        return images * mix.share + images[other] * (1 - mix.share)
+    top, bottom, left, right = mix.box
+    images = images.clone()
+    images[:, :, top:bottom, left:right] = images[other][:, :, top:bottom, left:right]
+    return images

@@ -20,6 +20,12 @@ class SampleKey(NamedTuple):
     repeat: int
 
 
+def view_of(key: SampleKey, *, views: int, repeats: int) -> int:
+    """Number the view that a sample shows: a new one every time, or with `views` of them in turn (0: new ones)."""
+    number = key.epoch * repeats + key.repeat
+    return number % views if views else number
+
+
 def epoch_order(count: int, *, seed: int, epoch: int, repeats: int = 1) -> list[SampleKey]:
     """Return the `count` keys of an epoch over `count` pictures.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deitctl import rng
-from deitctl.data.decode import decode, read_image
+from deitctl.data.decode import decode, read_bytes
 from deitctl.errors import DataError
 
 Labels = NDArray[np.int64]
@@ -35,6 +35,12 @@ class Source(Protocol):
     def read(self, index: int) -> Image.Image:
         """Decode picture `index` into RGB; raise `DataError` if it cannot be."""
 
+    def size(self, index: int) -> int:
+        """Return how many bytes picture `index` is stored in, 0 if it is not there."""
+
+    def raw(self, index: int) -> bytes:
+        """Return those bytes; raise `DataError` if they cannot be read."""
+
 
 @dataclass(frozen=True)
 class FileSource:
@@ -48,7 +54,16 @@ class FileSource:
         return self.paths[index]
 
     def read(self, index: int) -> Image.Image:
-        return read_image(Path(self.paths[index]))
+        return decode(self.raw(index), self.name(index))
+
+    def size(self, index: int) -> int:
+        try:
+            return os.stat(self.paths[index]).st_size
+        except (OSError, ValueError):
+            return 0
+
+    def raw(self, index: int) -> bytes:
+        return read_bytes(Path(self.paths[index]))
 
 
 @dataclass(frozen=True)
@@ -65,11 +80,17 @@ class TarSource:
         return f"{self.path}:{self.members[index][0]}"
 
     def read(self, index: int) -> Image.Image:
+        return decode(self.raw(index), self.name(index))
+
+    def size(self, index: int) -> int:
+        return self.members[index][2]
+
+    def raw(self, index: int) -> bytes:
         _, offset, size = self.members[index]
         try:
             with open(self.path, "rb") as file:
                 file.seek(offset)
-                return decode(file.read(size), self.name(index))
+                return file.read(size)
         except OSError as error:
             raise DataError(f"{self.name(index)} cannot be read: {error.strerror}.") from error
 
@@ -89,6 +110,12 @@ class ArraySource:
     def read(self, index: int) -> Image.Image:
         return Image.fromarray(self.images[index]).convert("RGB")
 
+    def size(self, index: int) -> int:
+        return int(self.images[index].nbytes)
+
+    def raw(self, index: int) -> bytes:
+        return bytes(self.images[index].tobytes())
+
 
 @dataclass(frozen=True)
 class Subset:
@@ -104,6 +131,12 @@ class Subset:
 
     def read(self, index: int) -> Image.Image:
         return self.source.read(int(self.indices[index]))
+
+    def size(self, index: int) -> int:
+        return self.source.size(int(self.indices[index]))
+
+    def raw(self, index: int) -> bytes:
+        return self.source.raw(int(self.indices[index]))
 
 
 def subset(source: Source, indices: Sequence[int] | NDArray[np.int64]) -> Subset:

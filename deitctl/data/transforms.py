@@ -19,6 +19,8 @@ from deitctl.config import AugmentConfig
 from deitctl.errors import ConfigError
 
 Pixels = NDArray[np.uint8]
+VIEWS_VERSION = 1
+"""Goes up when `train_view` gives other pixels for the same arguments, so that no stored word of a teacher outlives them."""
 INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -50,9 +52,13 @@ def _centre(length: int, size: int) -> int:
     return round((length - size) / 2) if length >= size else -((size - length) // 2)
 
 
-def train_view(image: Image.Image, config: AugmentConfig, img_size: int, seed: int, *key: int) -> Pixels:
-    """Return the augmented view of a picture that belongs to `(seed, key)`: crop, flip, affine map, colours."""
-    draw = rng.generator(seed, "view", *key)
+def train_view(image: Image.Image, config: AugmentConfig, img_size: int, seed: int, view: int, index: int) -> Pixels:
+    """Return a view of picture `index`, a function of `(seed, view, index)`: crop, flip, affine map, colours.
+
+    Another `img_size` gives the same view in another resolution. A change of what is drawn here, or in which order,
+    raises `VIEWS_VERSION`.
+    """
+    draw = rng.generator(seed, "view", view, index)
     box = crop_box(image.size, config, draw)
     image = image.resize((img_size, img_size), Image.Resampling.BICUBIC, box=box)
     if draw.random() < config.hflip:
@@ -60,7 +66,7 @@ def train_view(image: Image.Image, config: AugmentConfig, img_size: int, seed: i
     if any(config.affine):
         image = small_affine(image, config.affine, draw)
     if config.rand_augment:
-        with rng.scope(seed, "rand-augment", *key):  # timm draws from Python's and NumPy's globals
+        with rng.scope(seed, "rand-augment", view, index):  # timm draws from Python's and NumPy's globals
             image = _rand_augment(config.rand_augment, img_size)(image)
     elif config.color_jitter:
         image = color_jitter(image, config.color_jitter, draw)

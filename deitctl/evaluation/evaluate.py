@@ -34,11 +34,16 @@ class Evaluation:
     """Top-1 of each head rule, None for a model with one head."""
     top1_among: float | None
     """Top-1 among the data's classes alone, where the model knows more."""
+    top5_among: float | None
     agreement: float | None
     """Percent of pictures on which the two heads agree (100 - DeiT Table 4's disagreement)."""
+    teacher_agreement: dict[str, float] | None
+    """Percent of pictures on which each head rule agrees with the teacher, None without one (DeiT Table 4)."""
     images_per_second: float
     predictions: Tensor = field(repr=False)
     """The model's class of each picture, [N], in the model's numbering."""
+    among: Tensor = field(repr=False)
+    """The likeliest of the data's classes of each picture, [N], in the data's numbering."""
     confidences: Tensor = field(repr=False)
     """Its probability, [N]."""
     correct: Tensor = field(repr=False)
@@ -53,6 +58,7 @@ class Evaluation:
 def evaluate(
     model: nn.Module, source: Source, preprocessing: Preprocessing, *, rows: tuple[int, ...], head: str,
     device: Device, batch_size: int, workers: int, reporter: Reporter, label: str = "evaluate",
+    teacher: Tensor | None = None,
 ) -> Evaluation:  # fmt: skip
     """Score a model on every readable picture of a source, each once.
 
@@ -67,12 +73,13 @@ def evaluate(
         workers: loader processes.
         reporter: shows progress.
         label: what the progress is called.
+        teacher: a teacher's class of each picture of the source, [N], in the source's classes; -1 where it has none.
 
     Raises:
         DataError: not one picture can be read.
     """
     model.eval()
-    tally = _Tally(torch.tensor(rows), head)
+    tally = _Tally(torch.tensor(rows), head, teacher)
     start = time.monotonic()
     batches = eval_batches(source, preprocessing, batch_size=batch_size, workers=workers, pin_memory=device.pins_memory)
     with reporter.task(label, len(source.labels)) as task:
@@ -82,8 +89,8 @@ def evaluate(
                 images = normalise(device.move(batch.images), preprocessing)
                 with device.autocast():
                     cls, dist = forward_heads(model, images)
-                tally.add(cls.float().cpu(), dist.float().cpu() if dist is not None else None, batch.labels)
-                tally.indices += [key.index for key in batch.keys]
+                indices = [key.index for key in batch.keys]
+                tally.add(cls.float().cpu(), dist.float().cpu() if dist is not None else None, batch.labels, indices)
             task.advance(len(batch.keys) + len(batch.errors))
     if not tally.indices:
         raise DataError(f"Not one of {len(tally.unreadable)} pictures can be read; the first: {tally.unreadable[0][1]}")
@@ -93,23 +100,29 @@ def evaluate(
 class _Tally:
     """Collects a few numbers a picture, not the logits, so that any data set fits."""
 
-    def __init__(self, rows: Tensor, head: str) -> None:
-        self.rows, self.head = rows, head
+    def __init__(self, rows: Tensor, head: str, teacher: Tensor | None) -> None:
+        self.rows, self.head, self.teacher = rows, head, teacher
+        self.with_teacher: dict[str, list[Tensor]] = {}
         self.top1: dict[str, list[Tensor]] = {}
         self.columns: dict[str, list[Tensor]] = {
-            k: [] for k in ("top5", "loss", "confidence", "prediction", "among", "agree")
+            k: [] for k in ("top5", "loss", "confidence", "prediction", "among", "among5", "agree", "label")
         }
         self.indices: list[int] = []
         self.unreadable: list[tuple[int, str]] = []
         self.one_head, self.subset = True, False
 
-    def add(self, cls: Tensor, dist: Tensor | None, labels: Tensor) -> None:
+    def add(self, cls: Tensor, dist: Tensor | None, labels: Tensor, indices: list[int]) -> None:
+        self.indices += indices
         targets = self.rows[labels]
         self.one_head = dist is None
         rules = ("cls",) if dist is None else HEADS
         fused = {rule: fuse_heads(HeadLogits(cls, dist), rule) for rule in rules}
         for rule, logits in fused.items():
             self.top1.setdefault(rule, []).append(topk_correct(logits, targets, 1))
+            if self.teacher is not None:
+                said = self.teacher[indices]
+                agrees = logits[:, self.rows].argmax(1) == said
+                self.with_teacher.setdefault(rule, []).append(agrees[said >= 0])
         main = fused["cls" if dist is None else self.head]
         self.subset = main.shape[1] > len(self.rows)
         confidence, prediction = main.softmax(1).max(1)
@@ -118,7 +131,9 @@ class _Tally:
             "loss": F.cross_entropy(main, targets, reduction="none"),
             "confidence": confidence,
             "prediction": prediction,
-            "among": main[:, self.rows].argmax(1) == labels,
+            "among": main[:, self.rows].argmax(1),
+            "among5": topk_correct(main[:, self.rows], labels, 5),
+            "label": labels,
             "agree": cls.argmax(1) == (cls if dist is None else dist).argmax(1),
         }
         for name, values in add.items():
@@ -126,6 +141,7 @@ class _Tally:
 
     def result(self, seconds: float) -> Evaluation:
         column = {name: torch.cat(values) for name, values in self.columns.items()}
+        labels = column["label"]
         top1 = {rule: torch.cat(values) for rule, values in self.top1.items()}
         correct = top1["cls" if self.one_head else self.head]
         return Evaluation(
@@ -135,10 +151,13 @@ class _Tally:
             loss=float(column["loss"].double().mean()),
             ece=expected_calibration_error(column["confidence"], correct),
             heads=None if self.one_head else {rule: _percent(values) for rule, values in top1.items()},
-            top1_among=_percent(column["among"]) if self.subset else None,
+            top1_among=_percent(column["among"] == labels) if self.subset else None,
+            top5_among=_percent(column["among5"]) if self.subset else None,
             agreement=None if self.one_head else _percent(column["agree"]),
+            teacher_agreement={rule: _percent(torch.cat(a)) for rule, a in self.with_teacher.items()} or None,
             images_per_second=len(self.indices) / max(seconds, 1e-9),
             predictions=column["prediction"],
+            among=column["among"],
             confidences=column["confidence"],
             correct=correct,
             indices=self.indices,

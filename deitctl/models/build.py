@@ -90,6 +90,14 @@ def _folder(ref: str, reporter: Reporter) -> Path | None:
     return None
 
 
+def weight_files(ref: str, weights: str = "") -> list[Path]:
+    """Return the files that a model named by a file or folder consists of; none for a published name."""
+    start = Path(os.path.expanduser(weights or ref))
+    if start.is_dir() and (weights or is_model_folder(ref)):
+        return [file for n in (CONFIG, WEIGHTS, "pytorch_model.bin") if (file := start / n).is_file()]
+    return [start] if start.is_file() else []
+
+
 def _require_timm(name: str) -> None:
     if not timm_models.is_timm_model(name):
         hint = timm_models.suggest_model(name) or "`deitctl models` lists the DeiT family; timm's names work too."
@@ -100,7 +108,7 @@ def _load_folder(folder: Path, img_size: int) -> LoadedModel:
     card = load_card(folder)
     arch = catalog.find(card.architecture)
     if arch is None:
-        model, card = timm_models.load_folder(folder)
+        model, card = timm_models.load_folder(folder, img_size)
         return LoadedModel(model.eval(), card)
     file = next((folder / n for n in (WEIGHTS, "pytorch_model.bin") if (folder / n).is_file()), folder / WEIGHTS)
     loaded = _load_file(file, arch, img_size or card.preprocessing.img_size)

@@ -20,6 +20,26 @@ def layer_names(model: nn.Module) -> dict[str, Any]:
     return timm_models.layers(model)
 
 
+def freeze_body(model: nn.Module) -> None:
+    """Let nothing but the classifiers learn."""
+    heads = tuple(f"{name}." for name in layer_names(model)["classifier"])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(heads))
+
+
+def layer_ids(model: nn.Module) -> dict[str, int]:
+    """Return each parameter's layer, from 0 at the input: embeddings, then the blocks, then the norm and the heads."""
+    if not isinstance(model, VisionTransformer):
+        return timm_models.layer_ids(model)
+    top = model.arch.depth + 1
+    embeddings = ("cls_token", "dist_token", "pos_embed", "patch_embed")
+    ids = {}
+    for name, _ in model.named_parameters():
+        first, _, rest = name.partition(".")
+        ids[name] = 0 if first in embeddings else 1 + int(rest.partition(".")[0]) if first == "blocks" else top
+    return ids
+
+
 def shipping_card(model: nn.Module, card: ModelCard) -> ModelCard:
     """Return the card with the model arguments that timm needs to build the same input size."""
     if not isinstance(model, VisionTransformer):

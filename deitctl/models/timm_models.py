@@ -98,6 +98,17 @@ def layers(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def layer_ids(model: nn.Module) -> dict[str, int]:
+    """Return each parameter's layer from 0 at the input, as timm groups them; raise `ModelError` if timm does not."""
+    from timm.models import group_parameters
+
+    matcher: Any = getattr(model, "group_matcher", None)
+    if matcher is None:
+        raise ModelError("timm does not say which layers this model has.", "Leave optim.layer_decay at 1.")
+    ids = group_parameters(model, matcher(coarse=False), reverse=True)
+    return {name: int(layer) for name, layer in ids.items()}
+
+
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], where: str, *, new_head: bool) -> None:
     """Load a state dict strictly, except for the classifier where `new_head`; raise `ModelError` if it does not fit."""
     state = dict(state)
@@ -173,9 +184,10 @@ def _cached(name: str) -> bool:
     return bool(hub_id) and isinstance(try_to_load_from_cache(hub_id, WEIGHTS), str)
 
 
-def load_folder(folder: Path) -> tuple[nn.Module, ModelCard]:
-    """Load a timm local-dir folder of an architecture that is no DeiT."""
+def load_folder(folder: Path, img_size: int = 0) -> tuple[nn.Module, ModelCard]:
+    """Load a timm local-dir folder of an architecture that is no DeiT, for another input size if one is named."""
     card = load_card(folder)
+    card = card.at_size(img_size) if img_size else card
     if not is_timm_model(card.architecture):
         raise ModelError(
             f"{folder} holds {card.architecture!r}, which timm does not have.", suggest_model(card.architecture)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deitctl.card import ModelCard, Preprocessing
-from deitctl.data.mixing import renormalise
+from deitctl.data.mixing import normalise, renormalise
 from deitctl.models.heads import forward_heads, fuse_heads
 
 
@@ -42,7 +42,19 @@ class Teacher(nn.Module):
         if images.shape[-1] != own.img_size:
             size = (own.img_size, own.img_size)
             images = F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
+        return self._answer(images)
+
+    @torch.no_grad()
+    def look(self, pixels: Tensor) -> Tensor:
+        """Return the teacher's logits [B,K] on views rendered at its own size, uint8 [B,3,T,T]."""
+        return self._answer(normalise(pixels, self.card.preprocessing))
+
+    def _answer(self, images: Tensor) -> Tensor:
         heads = forward_heads(self.model, images)
-        how = "cls" if heads.dist is None else "avg-logits" if self.card.head == "auto" else self.card.head
-        logits = fuse_heads(heads, how)
+        logits = fuse_heads(heads, self.head if heads.dist is not None else "cls")
         return logits if self.rows is None else logits[:, self.rows]
+
+    @property
+    def head(self) -> str:
+        """The rule by which a teacher with two heads answers."""
+        return "avg-logits" if self.card.head == "auto" else self.card.head

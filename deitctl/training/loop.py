@@ -9,20 +9,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deitctl import rng
 from deitctl.card import Preprocessing
-from deitctl.config import Recipe
+from deitctl.config import DistillConfig, Recipe
 from deitctl.data.loader import Batch
-from deitctl.data.mixing import apply_mix, draw_mix, normalise, random_erase
+from deitctl.data.mixing import draw_mix, mix_images, mix_words, normalise, random_erase
+from deitctl.data.on_top import move_a_little
 from deitctl.device import Device
 from deitctl.errors import DeitctlError
 from deitctl.events import Reporter
-from deitctl.losses import smooth_labels
+from deitctl.losses import smooth_labels, teacher_word
+from deitctl.models.layers import layer_names
 from deitctl.models.vit import VisionTransformer
 from deitctl.optim import learning_rate, set_learning_rate
-from deitctl.training.objective import Objective
+from deitctl.teacher.frozen import Teacher
+from deitctl.teacher.listen import Listener
+from deitctl.training.objective import Distillation, Objective, Supervised
 from deitctl.training.state import TrainState
 
 LOG_EVERY = 10  # steps; reading the loss makes an accelerator wait
@@ -38,7 +42,21 @@ class Plan:
     steps_per_epoch: int
     seed: int
     device: Device
-    objective: Objective
+    distill: DistillConfig | None = None
+    listener: Listener | None = None
+    """Gives the teacher's words about views, which are mixed as the pictures are."""
+    teacher: Teacher | None = None
+    """Looks at the mixed pictures themselves, as in the paper."""
+
+    @property
+    def objective(self) -> Objective:
+        """What a step minimises."""
+        return Supervised() if self.distill is None else Distillation(self.distill)
+
+    @property
+    def moves_on_top(self) -> bool:
+        """Whether views come again, so that the student sees them moved a little each time."""
+        return self.distill is not None and self.distill.teacher_sees == "view" and self.distill.views > 0
 
 
 def train_one_epoch(
@@ -58,7 +76,7 @@ def train_one_epoch(
     Raises:
         DeitctlError: the loss is no longer a number, or no picture can be read.
     """
-    state.model.train()
+    set_train_mode(state.model, plan.recipe.trainable)
     recipe, progress = plan.recipe, state.progress
     label = f"epoch {progress.epoch + 1}/{recipe.epochs}"
     sums: dict[str, Tensor] = {}
@@ -91,18 +109,25 @@ def train_one_epoch(
 def train_step(plan: Plan, state: TrainState, batch: Batch) -> dict[str, Tensor]:
     """Take one step and return the loss and its parts; all randomness is a function of (seed, step) or (seed, key)."""
     recipe, device, step = plan.recipe, plan.device, state.progress.step
+    words = None if plan.listener is None else device.move(plan.listener(batch))
     images = normalise(device.move(batch.images), plan.preprocessing)
+    if plan.moves_on_top:
+        images = move_a_little(images, batch.keys, recipe.augment, plan.seed)
     images = random_erase(images, batch.keys, recipe.augment.erase_prob, plan.seed)
     targets = smooth_labels(device.move(batch.labels), plan.num_classes, recipe.smoothing)
     mix = draw_mix(recipe.augment, images.shape[-1], plan.seed, step)
-    images, targets = apply_mix(images, targets, mix)
+    images, targets = mix_images(images, mix), mix_words(targets, mix)
     keep = None
     if isinstance(state.model, VisionTransformer):
         keep = state.model.draw_keep(len(images), rng.torch_generator(plan.seed, "drop-path", step))
         keep = device.move(keep) if keep is not None else None
 
     with rng.scope(plan.seed, "step", step), device.autocast():  # timm's models draw from the global generator
-        loss = plan.objective(state.model, images, targets, keep)
+        if words is not None:
+            words = mix_words(words, mix)
+        elif plan.teacher is not None and plan.distill is not None:
+            words = teacher_word(plan.teacher(images), plan.distill.mode, plan.distill.tau)
+        loss = plan.objective(state.model, images, targets, words, keep)
     state.optimizer.zero_grad(set_to_none=True)
     state.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
     if recipe.optim.clip_grad:
@@ -113,6 +138,14 @@ def train_step(plan: Plan, state: TrainState, batch: Batch) -> dict[str, Tensor]
     if state.ema is not None:
         state.ema.update(state.model, step)
     return {"loss": loss.total.detach(), **{k: v.detach() for k, v in loss.parts.items()}}
+
+
+def set_train_mode(model: nn.Module, trainable: str) -> None:
+    """Put what learns into train mode; the rest of a probed model keeps its batch statistics and drops nothing."""
+    model.train(trainable == "all")
+    if trainable == "head":
+        for name in layer_names(model)["classifier"]:
+            model.get_submodule(name).train()
 
 
 def _require_finite(loss: float, step: int, rate: float) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from deitctl import losses
 from deitctl.config import DistillConfig
 from deitctl.models.heads import forward_heads
-from deitctl.teacher.frozen import Teacher
 
 
 class Loss(NamedTuple):
@@ -21,15 +20,19 @@ class Loss(NamedTuple):
 
 
 class Objective(Protocol):
-    """Images [B,3,S,S] and target distributions [B,K] in, a loss out; `keep` is stochastic depth."""
+    """Images [B,3,S,S], target distributions [B,K] and a teacher's words [B,K] in, a loss out; `keep` is stochastic depth."""
 
-    def __call__(self, student: nn.Module, images: Tensor, targets: Tensor, keep: Tensor | None) -> Loss: ...
+    def __call__(
+        self, student: nn.Module, images: Tensor, targets: Tensor, words: Tensor | None, keep: Tensor | None
+    ) -> Loss: ...
 
 
 class Supervised:
     """Cross-entropy with the (smoothed, mixed) true labels; a second head learns the same."""
 
-    def __call__(self, student: nn.Module, images: Tensor, targets: Tensor, keep: Tensor | None) -> Loss:
+    def __call__(
+        self, student: nn.Module, images: Tensor, targets: Tensor, words: Tensor | None, keep: Tensor | None
+    ) -> Loss:
         cls, dist = forward_heads(student, images, keep)
         loss = losses.cross_entropy(cls, targets)
         if dist is None:
@@ -42,19 +45,21 @@ class Supervised:
 class Distillation:
     """True labels for the class head; the teacher for the distillation head, or without a token for the same head.
 
-    DeiT §3: Eq. 3 (`hard`) and Eq. 2 (`soft`). The teacher looks at the same mixed images as the student.
+    DeiT §3: Eq. 3 (`hard`) and Eq. 2 (`soft`).
     """
 
-    teacher: Teacher
     config: DistillConfig
 
-    def __call__(self, student: nn.Module, images: Tensor, targets: Tensor, keep: Tensor | None) -> Loss:
-        word = self.teacher(images)
+    def __call__(
+        self, student: nn.Module, images: Tensor, targets: Tensor, words: Tensor | None, keep: Tensor | None
+    ) -> Loss:
+        if words is None:
+            raise ValueError("distillation needs the teacher's words")
         cls, dist = forward_heads(student, images, keep)
         listening = dist if dist is not None else cls
         base = losses.cross_entropy(cls, targets)
         if self.config.mode == "hard":
-            taught = losses.hard_distillation(listening, word)
+            taught = losses.hard_distillation(listening, words)
         else:
-            taught = losses.soft_distillation(listening, word, tau=self.config.tau, reduction=self.config.reduction)
+            taught = losses.soft_distillation(listening, words, tau=self.config.tau, reduction=self.config.reduction)
         return Loss(losses.combine(base, taught, self.config.alpha), {"labels": base, "teacher": taught})

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -37,6 +39,8 @@ class Progress:
     """Time spent in earlier sessions of the run."""
     best_top1: float = -1.0
     best_epoch: int = 0
+    best_weights: str = "raw"
+    """Which weights of that epoch were kept: `raw`, or the moving `average`."""
     log_size: int = 0
     bad_images: dict[str, str] = field(default_factory=dict)
     """Pictures that could not be read, and why."""
@@ -53,9 +57,22 @@ class TrainState:
     ema: ExponentialMovingAverage | None
     progress: Progress
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return the weights that are evaluated and shipped: the average where there is one."""
-        return self.ema.values if self.ema is not None else self.model.state_dict()
+    def weights(self, kind: str) -> dict[str, Tensor]:
+        """Return the `raw` weights or their moving `average`."""
+        return self.ema.values if kind == "average" and self.ema is not None else self.model.state_dict()
+
+    @contextmanager
+    def lent(self, kind: str) -> Iterator[nn.Module]:
+        """Give the model its `average` for a block, and its own weights back; `raw` lends nothing."""
+        if kind == "raw" or self.ema is None:
+            yield self.model
+            return
+        own = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.model.load_state_dict(self.ema.values)
+        try:
+            yield self.model
+        finally:
+            self.model.load_state_dict(own)
 
     def save(self, folder: Path) -> None:
         """Write the state beside the old one, then swap them; a kill at any moment leaves one of them whole."""

@@ -23,7 +23,10 @@ from deitctl.recipes import (
     DIGITS_TEACHER,
     DISTILL_DEFAULTS,
     DISTILL_REDUCTION,
+    DISTILL_TOPK,
+    DISTILL_VIEWS,
     FINETUNE,
+    MIXED_RECIPES,
     PAPER,
     SMALL,
     get_recipe,
@@ -46,6 +49,14 @@ class Teaching:
     tau: float | None = None
     reduction: str = ""
     token: bool = True
+    adapt: str = ""
+    img_size: int | None = None
+    sees: str = ""
+    views: int | None = None
+    view_seed: int | None = None
+    topk: int | None = None
+    cache: str = ""
+    """A folder, or `off`."""
     force: bool = False
 
 
@@ -85,7 +96,7 @@ def configure(request: Request, reporter: Reporter) -> tuple[TrainConfig, Source
         data=BUILT_IN if built_in else str(Path(request.data).expanduser().resolve()),
         recipe=recipe,
         weights=weights,
-        distill=_distill_config(request.teaching, built_in) if request.teaching else None,
+        distill=_distill_config(request.teaching, built_in, recipe) if request.teaching else None,
         output=request.output,
     )
     config = override(config, {k: v for k, v in request.given.items() if v is not None})
@@ -141,7 +152,7 @@ def _weights_within_reach(model: str, reporter: Reporter) -> bool:
     return True
 
 
-def _distill_config(said: Teaching, built_in: bool) -> DistillConfig:
+def _distill_config(said: Teaching, built_in: bool, recipe: Recipe) -> DistillConfig:
     mode = said.mode or "hard"
     if mode not in DISTILL_DEFAULTS:
         raise ConfigError(
@@ -150,6 +161,7 @@ def _distill_config(said: Teaching, built_in: bool) -> DistillConfig:
     defaults = DISTILL_DEFAULTS[mode]
     if not said.teacher and not built_in and not said.weights:
         raise ConfigError("No teacher named.", f"Pass --teacher, {DEFAULT_TEACHER} for example: the paper's.")
+    sees = said.sees or ("mixed" if recipe.name in MIXED_RECIPES and said.views is None else "view")
     config = DistillConfig(
         teacher=_whole_path(said.teacher) or (DIGITS_TEACHER if built_in else DEFAULT_TEACHER),
         teacher_weights=_whole_path(said.weights),
@@ -158,9 +170,16 @@ def _distill_config(said: Teaching, built_in: bool) -> DistillConfig:
         tau=defaults.tau if said.tau is None else said.tau,
         reduction="batchmean",
         token=said.token,
+        teacher_img_size=said.img_size or 0,
+        teacher_sees="view",
+        views=said.views if said.views is not None else DISTILL_VIEWS if sees == "view" else 0,
+        view_seed=said.view_seed or 0,
+        topk=DISTILL_TOPK if said.topk is None else said.topk,
+        cache=str(Path(said.cache).expanduser().resolve()) if said.cache not in ("", "off") else said.cache,
         force=said.force,
     )
-    return override(config, {"mode": mode, "reduction": said.reduction or DISTILL_REDUCTION})
+    words = {"mode": mode, "reduction": said.reduction or DISTILL_REDUCTION, "adapt": said.adapt or "auto"}
+    return override(config, {**words, "teacher_sees": sees})
 
 
 def parse_change(text: str) -> tuple[str, str]:
@@ -195,6 +214,8 @@ def check(config: TrainConfig) -> None:
         "augment.affine": min(recipe.augment.affine) >= 0,
         "augment.crop_ratio": 0 < recipe.augment.crop_ratio[0] <= recipe.augment.crop_ratio[1],
         "optim.lr_batch": recipe.optim.lr_batch > 0,
+        "optim.layer_decay": 0 < recipe.optim.layer_decay <= 1,
+        "augment.on_top": min(recipe.augment.on_top) >= 0,
         "optim.warmup_epochs": recipe.optim.warmup_epochs >= 0,
         "augment.repeats": recipe.augment.repeats >= 1,
         "augment.crop_scale": 0 < recipe.augment.crop_scale[0] <= recipe.augment.crop_scale[1] <= 1,
@@ -205,7 +226,19 @@ def check(config: TrainConfig) -> None:
         **{f"augment.{k}": getattr(recipe.augment, k) >= 0 for k in ("mixup", "cutmix", "color_jitter")},
     }
     if config.distill is not None:
-        rules |= {"distill.alpha": 0 <= config.distill.alpha <= 1, "distill.tau": config.distill.tau > 0}
+        distill = config.distill
+        rules |= {
+            "distill.alpha": 0 <= distill.alpha <= 1,
+            "distill.tau": distill.tau > 0,
+            "distill.views": distill.views >= 0,
+            "distill.topk": distill.topk >= 1,
+            "distill.teacher_img_size": distill.teacher_img_size >= 0,
+        }
+        if distill.teacher_sees == "mixed" and (distill.views or distill.cache not in ("", "off")):
+            raise ConfigError(
+                "A teacher that sees mixed pictures never sees one twice: --views and --teacher-cache are not for it.",
+                "Leave them out, or use --teacher-sees view.",
+            )
     for name, fine in rules.items():
         if not fine:
             owner: Any = config if name.startswith("distill") else recipe

@@ -1,0 +1,220 @@
+"""What a teacher says, kept on disk: one small record a view and picture, mapped into memory.
+
+A cache is a folder of its stamp (`cache.json`: everything the words depend on) and a file a view. A record of zeros
+is a word not yet heard, and every other record proves itself, so that several processes may write at once, a kill at
+any moment loses at most the word being written, and a file that was cut short or is missing is filled up again.
+
+Letters: B pictures, K classes, N pictures of the data, W numbers a record.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deitctl.checkpoint import cannot_write, write_json
+from deitctl.errors import TeacherError
+
+Records = NDArray[np.uint16]
+UNREADABLE = 65535
+"""First number of the record of a picture that could not be read when its word was asked for."""
+MOST_CLASSES = 65_000
+STAMP = "cache.json"
+
+
+@dataclass(frozen=True)
+class WordFormat:
+    """How a word, a distribution over K classes, becomes W unsigned 16-bit numbers.
+
+    Hard: the class plus one, 2 bytes. Soft: a checksum, then for every class its probability, or with fewer than K
+    kept, the `topk` likeliest classes and their probabilities; the rest of the mass is spread evenly over the others.
+    Probabilities are float16, which keeps three digits of all above 6e-5.
+    """
+
+    mode: str
+    classes: int
+    topk: int = 0
+
+    @property
+    def kept(self) -> int:
+        """Classes of a soft word that are kept one by one."""
+        return min(self.topk, self.classes)
+
+    @property
+    def width(self) -> int:
+        """Numbers a record, W."""
+        if self.mode == "hard":
+            return 1
+        return 1 + self.kept * (1 if self.kept == self.classes else 2)
+
+    def encode(self, word: Tensor) -> Records:
+        """Turn distributions [B,K] into records [B,W]."""
+        if self.mode == "hard":
+            return np.asarray((word.argmax(dim=1, keepdim=True) + 1).cpu().numpy(), dtype=np.uint16)
+        word = word.float().cpu()
+        if self.kept == self.classes:
+            body = word.half().numpy().view(np.uint16)
+        else:
+            best = word.topk(self.kept, dim=1)
+            body = np.concatenate(
+                [best.indices.numpy().astype(np.uint16), best.values.half().numpy().view(np.uint16)], axis=1
+            )
+        return np.concatenate([_checksum(body)[:, None], body], axis=1)
+
+    def decode(self, records: Records) -> Tensor:
+        """Turn records [B,W] back into distributions [B,K], each of which sums to one."""
+        if self.mode == "hard":
+            labels = torch.from_numpy(records[:, 0].astype(np.int64) - 1)
+            return torch.nn.functional.one_hot(labels, self.classes).float()
+        body = np.ascontiguousarray(records[:, 1:])
+        if self.kept == self.classes:
+            word = torch.from_numpy(body.view(np.float16).astype(np.float32))
+            return word / word.sum(dim=1, keepdim=True)
+        index = torch.from_numpy(body[:, : self.kept].astype(np.int64))
+        value = torch.from_numpy(np.ascontiguousarray(body[:, self.kept :]).view(np.float16).astype(np.float32))
+        rest = (1 - value.sum(dim=1, keepdim=True)).clamp(min=0) / (self.classes - self.kept)
+        word = rest.expand(-1, self.classes).clone().scatter_(1, index, value)
+        return word / word.sum(dim=1, keepdim=True)
+
+    def valid(self, records: Records) -> NDArray[np.bool_]:
+        """Say of each record [B,W] whether it holds a word."""
+        first = records[:, 0]
+        if self.mode == "hard":
+            return (first > 0) & (first <= self.classes)
+        return np.asarray(first == _checksum(records[:, 1:]))
+
+
+def _checksum(body: Records) -> Records:
+    """Return a number in 1..65521 for each row, which another content of the row hardly shares."""
+    weights = np.arange(3, 3 + 2 * body.shape[1], 2, dtype=np.uint64)
+    return np.asarray((body.astype(np.uint64) * weights).sum(axis=1) % 65521 + 1, dtype=np.uint16)
+
+
+class WordCache:
+    """The words of a teacher about the views of a data set, by view and picture."""
+
+    def __init__(self, root: Path, form: WordFormat, pictures: int) -> None:
+        """Map the folder `root`, which `open_cache` has made or found fitting, for `pictures` pictures."""
+        self.root, self.form, self.pictures = root, form, pictures
+        self._views: dict[int, Records] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel to a loader process without the maps, which it opens for itself."""
+        return {**self.__dict__, "_views": {}}
+
+    def _view(self, view: int) -> Records:
+        """Return the records of a view, [N,W], making its file if there is none."""
+        if view not in self._views:
+            path, size = self.root / f"view-{view:05d}.words", self.pictures * self.form.width * 2
+            try:
+                with open(path, "ab") as file:  # made by whoever comes first; extending it again changes nothing
+                    _reserve(file.fileno(), size)
+                with open(path, "r+b") as file:
+                    mapped = mmap.mmap(file.fileno(), size)
+            except OSError as error:
+                raise cannot_write(path, error) from error
+            self._views[view] = np.frombuffer(mapped, dtype=np.uint16).reshape(self.pictures, self.form.width)
+        return self._views[view]
+
+    def holds(self, view: int, index: int) -> bool:
+        """Say whether the word about a view of a picture is here."""
+        return bool(self.form.valid(self._view(view)[index : index + 1])[0])
+
+    def read(self, places: Sequence[tuple[int, int]]) -> tuple[Records, NDArray[np.bool_]]:
+        """Return the records [B,W] of (view, picture) pairs and which of them are words."""
+        records = np.stack([self._view(view)[index] for view, index in places])
+        return records, self.form.valid(records)
+
+    def write(self, places: Sequence[tuple[int, int]], records: Records) -> None:
+        """Keep records [B,W] for (view, picture) pairs."""
+        for (view, index), record in zip(places, records, strict=True):
+            self._view(view)[index] = record
+
+    def mark_unreadable(self, places: Sequence[tuple[int, int]]) -> None:
+        """Note that pictures could not be read, so that nobody waits for their words."""
+        for view, index in places:
+            self._view(view)[index, 0] = UNREADABLE
+
+    def missing(self, view: int, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
+        """Return which pictures in start..stop of a view have no word here and could have."""
+        records = self._view(view)[start:stop]
+        return start + np.flatnonzero(~self.form.valid(records) & (records[:, 0] != UNREADABLE))
+
+    def count_missing(self, views: int) -> int:
+        """Return how many words the first `views` views lack."""
+        return sum(len(self.missing(view)) for view in range(views))
+
+
+def _reserve(file: int, size: int) -> None:
+    """Make a file `size` bytes long, the new ones zero; a full disk is said now, not when the map is written to."""
+    if hasattr(os, "posix_fallocate"):
+        if size:
+            os.posix_fallocate(file, 0, size)
+    elif os.fstat(file).st_size < size:
+        os.truncate(file, size)
+
+
+def open_cache(root: Path, stamp: Mapping[str, Any], form: WordFormat, pictures: int) -> WordCache:
+    """Open the cache in a folder, or begin one.
+
+    Args:
+        root: the folder.
+        stamp: everything that the words depend on, by names that a person understands.
+        form: how words are kept.
+        pictures: how many pictures the data has.
+
+    Raises:
+        TeacherError: a cache of something else is there; the message names what differs. Or it cannot be read.
+    """
+    if form.classes > MOST_CLASSES:
+        raise TeacherError(f"A cache keeps words over at most {MOST_CLASSES:,} classes, these are {form.classes:,}.")
+    path = root / STAMP
+    if not path.exists():
+        if root.is_dir() and any(not entry.name.startswith(".") for entry in root.iterdir()):
+            raise TeacherError(f"{root} holds other files and no teacher's words.", "Name another --teacher-cache.")
+        write_json(path, dict(stamp))
+    kept = read_stamp(root)
+    wanted = json.loads(json.dumps(dict(stamp)))
+    if kept != wanted:
+        raise TeacherError(
+            f"The teacher's words in {root} are stale: {_differences(kept, wanted)}.",
+            "Name another --teacher-cache, or leave it out, or delete that folder.",
+        )
+    return WordCache(root, form, pictures)
+
+
+def read_stamp(root: Path) -> dict[str, Any]:
+    """Return what the words in a folder depend on; raise `TeacherError` if that cannot be read."""
+    try:
+        stamp = json.loads((root / STAMP).read_text(encoding="utf-8"))
+        if not isinstance(stamp, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise TeacherError(f"{root / STAMP} cannot be read: {error}.", "Delete that folder.") from error
+    return stamp
+
+
+def _differences(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Say what differs, inner settings by their own names."""
+    parts = []
+    for name in [*wanted, *(k for k in kept if k not in wanted)]:
+        old, new = kept.get(name), wanted.get(name)
+        if isinstance(old, dict) and isinstance(new, dict) and old != new:
+            parts.append(f"{name}: {_differences(old, new)}")
+        elif old != new:
+            parts.append(f"{name} was {_short(old)}, is {_short(new)}")
+    return "; ".join(parts)
+
+
+def _short(value: Any) -> str:
+    return "not said" if value is None else json.dumps(value)
