@@ -15,6 +15,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "compare": "deitctl.workflows.compare",
+    "teach": "deitctl.workflows.teach",
     "Request": "deitctl.workflows.configure",
     "Teaching": "deitctl.workflows.configure",
     "configure": "deitctl.workflows.configure",

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import deitctl
-from deitctl.cli import distill, doctor, evaluate, export, models, predict, train
+from deitctl.cli import compare, distill, doctor, evaluate, export, models, predict, teach, train
 from deitctl.cli.console import error_line
 from deitctl.errors import DeitctlError, Interrupted, Signalled
 
@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("distill")(distill.distill)
+app.command("teach")(teach.teach)
+app.command("compare")(compare.compare)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deitctl.errors import ConfigError, Interrupted, did_you_mean
+from deitctl.errors import ConfigError, Interrupted, Signalled, did_you_mean
 
 
 def talk() -> Console:
@@ -23,12 +25,21 @@ def error_line(error: Exception) -> None:
     """Say on stderr what happened and what to do; after an interruption the last line is the command that resumes."""
     console = talk()
     if isinstance(error, Interrupted):
-        console.print("[yellow]interrupted[/]" + (", the last finished epoch is saved" if error.resume_command else ""))
+        console.print("[yellow]interrupted[/]" + (", what was finished is saved" if error.resume_command else ""))
         if error.resume_command:
             console.print(escape(error.resume_command))
         return
     text = " ".join(str(error).split())
     console.print(f"[red]error:[/] {escape(text)}")
+
+
+@contextmanager
+def rerun_on_interruption() -> Iterator[None]:
+    """Let an interruption of a command that finds what it has finished say that the same command goes on."""
+    try:
+        yield
+    except (Interrupted, Signalled) as stop:
+        raise Interrupted(stop.signum, shlex.join(["deitctl", *sys.argv[1:]])) from stop
 
 
 def print_json(value: Any) -> None:

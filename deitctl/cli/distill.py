@@ -29,11 +29,7 @@ def distill(
     no_token: Annotated[
         bool, typer.Option("--no-token", help="Teach the class head itself; no distillation token.")
     ] = False,
-    teacher_sees: Annotated[
-        str | None,
-        typer.Option("--teacher-sees", help="mixed (the paper's: the student's mixed pictures) or view (before mixing).",
-                     show_default="by the recipe"),
-    ] = None,
+    teacher_sees: o.TeacherSeesOpt = None,
     views: o.ViewsOpt = None,
     view_seed: o.ViewSeedOpt = None,
     words_topk: o.TopkWordsOpt = None,

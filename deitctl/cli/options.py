@@ -107,6 +107,13 @@ ModeOpt = Annotated[
     str | None, typer.Option("--mode", help="hard (Eq. 3), soft (Eq. 2), or none: like `train`.", show_default="hard")
 ]
 TauOpt = Annotated[float | None, typer.Option("--tau", help="Temperature of soft distillation.", show_default="3.0")]
+TeacherSeesOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher-sees", help="mixed (the paper's: the student's mixed pictures) or view (before mixing).",
+        show_default="by the recipe",
+    ),
+]  # fmt: skip
 ViewsOpt = Annotated[
     int | None,
     typer.Option(

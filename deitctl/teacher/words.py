@@ -150,6 +150,10 @@ class WordCache:
         records = self._view(view)[start:stop]
         return start + np.flatnonzero(~self.form.valid(records) & (records[:, 0] != UNREADABLE))
 
+    def lacking(self, view: int) -> list[int]:
+        """Return the pictures of a view without a word, those that could not be read among them."""
+        return np.flatnonzero(~self.form.valid(self._view(view))).tolist()
+
     def count_missing(self, views: int) -> int:
         """Return how many words the first `views` views lack."""
         return sum(len(self.missing(view)) for view in range(views))

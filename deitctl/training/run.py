@@ -19,6 +19,7 @@ class Run:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.config_file = root / "run.toml"
+        self.result_file = root / "result.json"
         self.metrics_file = root / "metrics.jsonl"
         self.state = root / "state"
         self.figures = root / "figures"
@@ -55,6 +56,14 @@ class Run:
             return int(json.loads((self.state / "state.json").read_text(encoding="utf-8"))["epoch"])
         except (OSError, ValueError, KeyError):
             return 0
+
+    def result(self) -> dict[str, Any] | None:
+        """Return what the finished run ended with, None if it is not finished."""
+        try:
+            value = json.loads(self.result_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return value if isinstance(value, dict) else None
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl."""

@@ -215,8 +215,10 @@ class Session:
             self.reporter.warn(
                 f"{len(progress.bad_images)} training pictures could not be read and were left out: {first}"
             )
-        return TrainResult(
+        result = TrainResult(
             run=self.run.root, epochs=progress.epoch, images_seen=progress.images_seen,
             best_epoch=progress.best_epoch, best_weights=progress.best_weights, shipped=shipped, last=epochs[-1],
             teacher=preflight, seconds=self.watch(), bad_images=progress.bad_images,
         )  # fmt: skip
+        write_json(self.run.result_file, result.to_dict())
+        return result

@@ -65,7 +65,7 @@ def train_or_find(config: TrainConfig, sources: tuple[Source, Source], reporter:
     root = Path(config.output)
     if not Run(root).config_file.is_file():
         run_training(config, sources=sources, reporter=reporter)
-    elif Run(root).epochs_done() < config.recipe.epochs:
+    elif Run(root).result() is None:
         resume(root, sources=sources, reporter=reporter)
     else:
         reporter.note(f"Found finished: {root}.")

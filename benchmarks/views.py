@@ -1,0 +1,119 @@
+"""How few views of a picture lose nothing? Accuracy against the number of views, with and without what goes on top.
+
+    python benchmarks/views.py OUT.jsonl [DATA] [--teacher T] [--epochs N] [--img-size N] [--seeds 3] [--grid full|short]
+    python benchmarks/views.py OUT.jsonl --table
+
+One run a line of OUT.jsonl; runs that are there are not done again. Two processes with one thread each share the work
+on two cores. `live` is the paper's way: a teacher that looks at the mixed pictures of every step. Last figures:
+docs/distillation.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+MIXES = {"none": (0.0, 0.0), "mixup": (0.8, 0.0), "cutmix": (0.0, 1.0)}
+VIEWS = (1, 2, 4, 8, 16, 0)
+
+
+def grid(which: str) -> list[tuple[str, int, bool]]:
+    """List (mix, views, on top): views 0 are new ones every epoch, -1 the live teacher on mixed pictures."""
+    rows: list[tuple[str, int, bool]] = []
+    for mix in MIXES if which == "full" else ("recipe",):
+        mixed = which == "full" and mix != "none"
+        rows += [(mix, views, True) for views in ((1, 4, 0) if mixed else VIEWS)]
+        rows += [(mix, views, False) for views in (() if mixed else (1, 4, 16) if which == "full" else (4,))]
+        rows += [(mix, -1, False)] if mix != "none" else []
+    return rows
+
+
+def run(job: tuple[argparse.Namespace, tuple[str, int, bool], int]) -> dict[str, object]:
+    """Train one student and return its line."""
+    import torch
+
+    from deitctl.events import SilentReporter
+    from deitctl.workflows.configure import Request, Teaching, configure
+    from deitctl.workflows.train import run_training
+
+    torch.set_num_threads(1)
+    options, (mix, views, on_top), seed = job
+    live = views < 0
+    changes = ["augment.on_top=0,0,0"] if not on_top else []
+    if mix in MIXES:
+        changes += [f"augment.mixup={MIXES[mix][0]}", f"augment.cutmix={MIXES[mix][1]}", "augment.mix_prob=1"]
+    request = Request(
+        data=options.data, model=options.student, recipe=options.recipe,
+        pretrained=False, teaching=Teaching(
+            teacher=options.teacher, img_size=options.teacher_img_size, sees="mixed" if live else "view",
+            views=0 if live else views,
+        ),
+        given={"seed": seed, "recipe.epochs": options.epochs, "recipe.img_size": options.img_size, "workers": 0},
+        changes=changes,
+    )  # fmt: skip
+    config, *sources = configure(request, SilentReporter())
+    with tempfile.TemporaryDirectory() as folder:
+        result = run_training(replace(config, output=f"{folder}/run"), sources=(sources[0], sources[1]))
+    last = result.last
+    return {
+        "mix": mix, "views": "live" if live else views or "all", "on_top": on_top, "seed": seed,
+        "epochs": options.epochs, "top1": result.shipped.top1, "last_top1": last["top1"], "val_loss": last["val_loss"],
+        "heads": result.shipped.heads, "teacher": result.teacher.top1 if result.teacher else None,
+        "seconds": round(result.seconds, 1),
+    }  # fmt: skip
+
+
+def table(path: Path) -> None:
+    """Print mean and deviation over the seeds."""
+    rows: dict[tuple[str, str, bool], list[dict[str, float]]] = {}
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        rows.setdefault((record["mix"], str(record["views"]), record["on_top"]), []).append(record)
+    print("| mixing | views | on top | best top-1, % | last epoch's loss | runs |\n|---|---|---|---|---|---|")
+    for (mix, views, on_top), records in rows.items():
+        top1, loss = [r["top1"] for r in records], [r["val_loss"] for r in records]
+        spread = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
+        print(
+            f"| {mix} | {views} | {'yes' if on_top else 'no'} | {statistics.fmean(top1):.2f}{spread} "
+            f"| {statistics.fmean(loss):.3f} | {len(records)} |"
+        )
+
+
+def main() -> None:
+    """Do what is not in the file yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("data", nargs="?", default="")
+    parser.add_argument("--teacher", default="")
+    parser.add_argument("--teacher-img-size", type=int)
+    parser.add_argument("--student", default="deit_tiny")
+    parser.add_argument("--recipe", default="digits")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--img-size", type=int)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--grid", choices=("full", "short"), default="full")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    if not options.table:
+        lines = options.out.read_text().splitlines() if options.out.exists() else []
+        done = {(r["mix"], str(r["views"]), r["on_top"], r["seed"]) for r in map(json.loads, lines)}
+        names = {-1: "live", 0: "all"}
+        jobs = [
+            (options, row, seed) for seed in range(options.seeds) for row in grid(options.grid)
+            if (row[0], names.get(row[1], str(row[1])), row[2], seed) not in done
+        ]  # fmt: skip
+        with multiprocessing.get_context("spawn").Pool(options.processes) as pool, options.out.open("a") as file:
+            for record in pool.imap_unordered(run, jobs):
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+    table(options.out)
+
+
+if __name__ == "__main__":
+    main()
