@@ -27,7 +27,7 @@ def grid(which: str) -> list[tuple[str, int, bool]]:
     rows: list[tuple[str, int, bool]] = []
     for mix in MIXES if which == "full" else ("recipe",):
         mixed = which == "full" and mix != "none"
-        rows += [(mix, views, True) for views in ((1, 4, 0) if mixed else VIEWS)]
+        rows += [(mix, views, True) for views in ((4, 0) if mixed else VIEWS)]
         rows += [(mix, views, False) for views in (() if mixed else (1, 4, 16) if which == "full" else (4,))]
         rows += [(mix, -1, False)] if mix != "none" else []
     return rows

@@ -42,8 +42,10 @@ class Recorder(SilentReporter):
 
 
 @pytest.fixture(autouse=True)
-def _no_weights_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No weights from this machine, and no teacher or word from another test."""
     monkeypatch.delenv("DEITCTL_WEIGHTS", raising=False)
+    monkeypatch.setenv("DEITCTL_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

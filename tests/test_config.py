@@ -13,7 +13,10 @@ from deitctl.config import DistillConfig, Recipe, TrainConfig, from_dict, overri
 from deitctl.errors import ConfigError
 from deitctl.recipes import RECIPES
 
-TEACHER = DistillConfig(teacher="regnety_160", mode="hard", alpha=0.5, tau=1.0, reduction="batchmean", token=True)
+TEACHER = DistillConfig(
+    teacher="regnety_160", mode="hard", alpha=0.5, tau=1.0, reduction="batchmean", token=True, teacher_sees="view",
+    views=8, topk=100,
+)  # fmt: skip
 CONFIG = TrainConfig(model="deit_tiny", data="digits", recipe=RECIPES["paper"], distill=TEACHER)
 FINITE = st.floats(-1e6, 1e6)
 
@@ -56,7 +59,14 @@ def test_any_values_survive_toml(name, lr, scale, seed, flag):
         ("recipe.augment.crop_scale", "(0.5, 1.0)", (0.5, 1.0)),
         ("recipe.augment.affine", "[1, 2, 3]", (1.0, 2.0, 3.0)),
         ("recipe.augment.rand_augment", "", ""),
+        ("recipe.trainable", "head", "head"),
+        ("recipe.augment.on_top", "5,0.1,0.05", (5.0, 0.1, 0.05)),
         ("distill.mode", "soft", "soft"),
+        ("distill.adapt", "full", "full"),
+        ("distill.teacher_sees", "mixed", "mixed"),
+        ("distill.views", "0", 0),
+        ("distill.cache", "off", "off"),
+        ("distill.force", "true", True),
         ("recipe.epochs", 3.0, 3),
     ],
 )
@@ -75,6 +85,8 @@ def test_texts_become_the_fields_type(key, text, value):
         ("recipe.epochs", "many"), ("recipe.epochs", 1.5), ("recipe.epochs", "1.5"), ("recipe.pretrained", "maybe"),
         ("recipe.augment.crop_scale", "0.5"), ("recipe.augment.crop_scale", "a,b"), ("recipe.optim.lr", "fast"),
         ("distill.mode", "medium"), ("recipe.augment.crop_scale", 3), ("recipe.optim.lr", None),
+        ("recipe.trainable", "body"), ("recipe.augment.on_top", "5"), ("distill.adapt", "some"),
+        ("distill.teacher_sees", "all"), ("distill.views", "few"),
     ],
 )  # fmt: skip
 def test_values_that_do_not_fit_are_said_with_their_key(key, value):
@@ -116,7 +128,8 @@ def test_overriding_leaves_the_original_alone():
 
 def test_every_setting_has_a_dotted_name():
     names = setting_names(TrainConfig)
-    assert {"seed", "recipe.epochs", "recipe.optim.lr", "recipe.augment.mixup", "distill.alpha"} <= set(names)
+    some = {"seed", "recipe.epochs", "recipe.optim.layer_decay", "recipe.augment.mixup", "distill.alpha"}
+    assert some <= set(names)
     assert len(names) == len(set(names))
 
 
@@ -126,6 +139,7 @@ def test_every_setting_has_a_dotted_name():
         ({"model": "m", "data": "d"}, "lacks the setting 'recipe'"),
         ({"model": "m", "data": "d", "recipe": {"name": "x"}}, r"run\.toml\.recipe lacks the setting 'pretrained'"),
         ({"modle": "m"}, "no setting 'modle'.*'model'"),
+        ({"distill": {"teacher": "t", "mode": "hard"}}, r"run\.toml\.distill lacks the setting 'alpha'"),
     ],
 )
 def test_missing_and_unknown_entries_are_said(values, what):

@@ -50,13 +50,6 @@ class Run:
         """Whether weights have been saved."""
         return (self.root / WEIGHTS).is_file() and (self.root / CONFIG).is_file()
 
-    def epochs_done(self) -> int:
-        """Return how many epochs the saved state has behind it."""
-        try:
-            return int(json.loads((self.state / "state.json").read_text(encoding="utf-8"))["epoch"])
-        except (OSError, ValueError, KeyError):
-            return 0
-
     def result(self) -> dict[str, Any] | None:
         """Return what the finished run ended with, None if it is not finished."""
         try:

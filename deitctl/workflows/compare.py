@@ -137,6 +137,8 @@ def compare(
                 f"There is no variant {name!r}.", did_you_mean(name, VARIANTS) or f"There are: {', '.join(VARIANTS)}."
             )
     teaching = request.teaching or Teaching()
+    if len(teachers) > 1 and teaching.weights:
+        raise ConfigError("--teacher-weights cannot be those of several teachers.", "Name teachers by their folders.")
     names = list(teachers) or [teaching.teacher]
     first = int(request.given.get("seed") or 0)
     wanted = [(v, t) for v in variants for t in (names if VARIANTS[v].mode != "none" else names[:1])]

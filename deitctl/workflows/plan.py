@@ -9,6 +9,7 @@ from deitctl.device import choose_device
 from deitctl.events import SilentReporter
 from deitctl.models.build import build_model
 from deitctl.optim import peak_learning_rate
+from deitctl.teacher.words import WordFormat
 
 
 def plan_training(config: TrainConfig) -> dict[str, object]:
@@ -51,4 +52,22 @@ def plan_training(config: TrainConfig) -> dict[str, object]:
         if d.mode == "soft" and d.reduction == "elementmean":
             weight /= len(train.class_names)
         plan |= {"teacher": d.teacher, "distillation": d.mode, "effective weight of the teacher's term": weight}
+        plan |= _cost_of_the_teacher(config, len(train.labels), len(train.class_names), steps)
     return plan
+
+
+def _cost_of_the_teacher(config: TrainConfig, pictures: int, classes: int, steps: int) -> dict[str, object]:
+    """Say how often the teacher looks at a picture, with and without its words being kept, and what they take on disk."""
+    distill, recipe = config.distill, config.recipe
+    assert distill is not None
+    every_step = steps * recipe.epochs * min(recipe.batch_size, pictures)
+    if distill.teacher_sees == "mixed":
+        return {"the teacher looks at": "mixed pictures, every step", "pictures it looks at": every_step}
+    views = distill.views or recipe.epochs * recipe.augment.repeats
+    form = WordFormat(distill.mode, classes, distill.topk)
+    return {
+        "the teacher looks at": f"{distill.views} views of each picture, once" if distill.views else "every new view, once",
+        "pictures it looks at": min(pictures * views, every_step) if distill.cache != "off" else every_step,
+        "without its words being kept": every_step,
+        "words on disk, MiB": round(2 * form.width * pictures * views / 2**20, 2),
+    }  # fmt: skip

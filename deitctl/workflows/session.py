@@ -156,12 +156,13 @@ class Session:
         tutor, listener = self.tutor, self.plan.listener
         if tutor is None or listener is None or listener.cache is None or not tutor.is_loaded:
             return
-        if listener.cache.count_missing(tutor.total_views) > tutor.total_views * self.plan.recipe.batch_size:
+        views, batch_size = tutor.total_views, self.plan.recipe.batch_size
+        shown = self.state.progress.epoch * self.config.recipe.augment.repeats
+        if shown < views or listener.cache.count_missing(views) > views * batch_size:
             return
-        assert self.config.distill is not None
         listener.fill(
-            self.train_source, self.config.recipe.augment, self.config.distill.view_seed, tutor.total_views,
-            batch_size=self.plan.recipe.batch_size, workers=self.workers, reporter=self.reporter,
+            self.train_source, self.config.recipe.augment, tutor.distill.view_seed, views,
+            batch_size=batch_size, workers=self.workers, reporter=self.reporter,
         )  # fmt: skip
         tutor.release()
         self.reporter.note(f"The teacher has said all: {listener.cache.root}. It is not needed any more.")

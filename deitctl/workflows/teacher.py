@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from deitctl.checkpoint import cannot_write
 from deitctl.config import DistillConfig, Recipe, TrainConfig, to_dict
 from deitctl.data.classes import ClassMatch, is_imagenet, match_classes
 from deitctl.data.fingerprint import LENGTH, file_fingerprint
@@ -28,6 +30,28 @@ def cache_root() -> Path:
     named = os.environ.get(CACHE_VARIABLE)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(named).expanduser() if named else Path(home) / "deitctl"
+
+
+@contextmanager
+def _alone(path: Path, reporter: Reporter) -> Iterator[None]:
+    """Hold a lock file for a block, so that of several runs that need the same teacher one trains it; a kill lets it go."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    with file:
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            reporter.note(f"Another process is training this teacher; waiting for it ({path}).")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @dataclass(frozen=True)
@@ -122,7 +146,8 @@ def _fit(
     depends = [to_dict(recipe), teacher_identity(distill), data]
     name = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:LENGTH]
     root = cache_root() / "teachers" / f"{Path(distill.teacher).name}-{how}-{name}"
-    train_run(replace(teacher, output=str(root)))
+    with _alone(root.with_name(f"{root.name}.lock"), reporter):
+        train_run(replace(teacher, output=str(root)))
     loaded = load_model(str(root), reporter=reporter)
     match = match_classes(loaded.card, train.class_names)
     if match is None:

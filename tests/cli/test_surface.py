@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from deitctl.cli.app import app, main
 
-COMMANDS = ("train", "distill", "eval", "predict", "export", "models", "doctor")
+COMMANDS = ("train", "distill", "eval", "predict", "export", "teach", "compare", "models", "doctor")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([c, "--help"] for c in COMMANDS)])
@@ -37,7 +37,8 @@ def test_train_and_distill_share_their_options() -> None:
     names = {c: {p.name for p in commands[c].params} for c in ("train", "distill")}
     assert names["train"] - names["distill"] == {"model"}
     assert names["distill"] - names["train"] == {
-        "teacher", "student", "teacher_weights", "mode", "alpha", "tau", "reduction", "no_token", "force_teacher",
+        "teacher", "student", "teacher_weights", "teacher_img_size", "teacher_sees", "teacher_cache", "adapt", "mode", "alpha",
+        "tau", "reduction", "no_token", "views", "view_seed", "words_topk", "force_teacher",
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deitctl.data.decode import EXTENSIONS, decode, read_image
+from deitctl.data.decode import EXTENSIONS, decode, read_bytes, read_image
 from deitctl.errors import DataError
 
 
@@ -162,11 +162,23 @@ def test_decompression_bomb_is_refused_by_its_header(side):
         decode(png_header(side, side), "bomb.png")
 
 
-def test_missing_file_and_folder_are_errors(tmp_path):
-    with pytest.raises(DataError, match="cannot be read: No such file"):
-        read_image(tmp_path / "no.png")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_image(tmp_path)
+@pytest.mark.parametrize("read", [read_bytes, read_image], ids=["bytes", "image"])
+def test_missing_file_and_folder_are_errors(read, tmp_path):
+    with pytest.raises(DataError, match=r"no\.png cannot be read: No such file"):
+        read(tmp_path / "no.png")
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+        read(tmp_path)
+    with pytest.raises(DataError, match="cannot be read: embedded null"):
+        read(tmp_path / "a\0.png")
+
+
+def test_a_file_is_read_as_it_is_and_decoded_under_its_own_name(tmp_path, picture):
+    picture().save(tmp_path / "a.png")
+    assert read_bytes(tmp_path / "a.png") == (tmp_path / "a.png").read_bytes()
+    assert np.array_equal(np.asarray(read_image(tmp_path / "a.png")), np.asarray(picture()))
+    (tmp_path / "b.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"b\.png is empty"):
+        read_image(tmp_path / "b.png")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000"])

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from deitctl.card import Preprocessing
-from deitctl.data.loader import EvalViews, TrainViews, collate, eval_batches, train_batches
+from deitctl.data.loader import EvalViews, TrainViews, ViewPlan, collate, eval_batches, train_batches, view_batches
 from deitctl.data.open import scan_classes
-from deitctl.data.samplers import SampleKey, TrainBatches
+from deitctl.data.samplers import SampleKey, TrainBatches, view_of
 from deitctl.data.sources import subset
 from deitctl.data.transforms import eval_view, train_view
 from deitctl.recipes import RECIPES
@@ -16,9 +16,13 @@ from deitctl.recipes import RECIPES
 AUGMENT = RECIPES["small"].augment
 
 
-def stream(source, workers, first_step=0):
+def stream(source, workers, first_step=0, plan=None):
     keys = TrainBatches(len(source.labels), 8, seed=0, epochs=2, repeats=3, first_step=first_step)
-    return list(train_batches(source, AUGMENT, 32, keys, workers=workers, pin_memory=False))
+    return list(train_batches(source, AUGMENT, 32, keys, workers=workers, pin_memory=False, plan=plan))
+
+
+def shown(source, view, index, size=32, seed=0):
+    return torch.from_numpy(train_view(source.read(index), AUGMENT, size, seed, view, index))
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +52,65 @@ def test_images_are_the_views_of_their_keys(some):
     assert batch.images.dtype is torch.uint8
     assert batch.images.shape == (8, 3, 32, 32)
     for image, label, key in zip(batch.images, batch.labels, batch.keys, strict=True):
-        assert torch.equal(image, torch.from_numpy(train_view(some.read(key.index), AUGMENT, 32, 0, *key)))
+        assert torch.equal(image, shown(some, key.epoch * 3 + key.repeat, key.index))
         assert label == some.labels[key.index]
+
+
+def test_without_a_teacher_nothing_is_rendered_for_one(some):
+    for batch in (*stream(some, 0), *stream(some, 0, plan=ViewPlan(0, views=2, repeats=3))):
+        assert (len(batch.teacher_images), batch.teacher_rows, batch.unreadable) == (0, [], [])
+
+
+def test_views_of_a_plan_come_again_and_have_its_seed(some):
+    batches = stream(some, 0, plan=ViewPlan(5, views=2, repeats=3))
+    seen = {}
+    for batch in batches:
+        for image, key in zip(batch.images, batch.keys, strict=True):
+            view = view_of(key, views=2, repeats=3)
+            assert torch.equal(image, shown(some, view, key.index, seed=5))
+            seen.setdefault(key.index, set()).add(view)
+    assert {0, 1} in seen.values()
+    assert all(views <= {0, 1} for views in seen.values())
+
+
+@pytest.mark.parametrize("size", [32, 48])
+def test_a_teacher_sees_the_same_view_in_its_own_size(size, some):
+    for batch in stream(some, 0, plan=ViewPlan(1, views=4, repeats=3, teacher_size=size)):
+        assert batch.teacher_rows == list(range(8))
+        assert batch.teacher_images.dtype is torch.uint8
+        assert batch.teacher_images.shape == (8, 3, size, size)
+        for image, key in zip(batch.teacher_images, batch.keys, strict=True):
+            assert torch.equal(image, shown(some, view_of(key, views=4, repeats=3), key.index, size, seed=1))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_the_teacher_said_already_is_not_rendered_for_it(workers, some):
+    plan = ViewPlan(0, views=4, repeats=3, teacher_size=40, known=even_sum)
+    plain = stream(some, 0, plan=ViewPlan(0, views=4, repeats=3))
+    for batch, expected in zip(stream(some, workers, plan=plan), plain, strict=True):
+        places = [(view_of(key, views=4, repeats=3), key.index) for key in batch.keys]
+        assert batch.teacher_rows == [row for row, place in enumerate(places) if not even_sum(*place)]
+        for image, row in zip(batch.teacher_images, batch.teacher_rows, strict=True):
+            assert torch.equal(image, shown(some, *places[row], 40))
+        assert torch.equal(batch.images, expected.images)  # the student sees all of them
+
+
+def even_sum(view, index):
+    return (view + index) % 2 == 0
+
+
+def test_asked_views_come_batch_by_batch_under_their_keys(some):
+    wanted = [[SampleKey(3, 7, 0), SampleKey(0, 2, 0)], [SampleKey(1, 7, 0)]]
+    batches = list(view_batches(some, AUGMENT, 40, 9, wanted, workers=0, pin_memory=False))
+    assert [b.keys for b in batches] == wanted
+    for batch in batches:
+        assert (len(batch.teacher_images), batch.teacher_rows) == (0, [])
+        for image, key in zip(batch.images, batch.keys, strict=True):
+            assert torch.equal(image, shown(some, key.epoch, key.index, 40, seed=9))
+
+
+def test_no_wanted_view_is_no_batch(some):
+    assert list(view_batches(some, AUGMENT, 32, 0, [], workers=0, pin_memory=False)) == []
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -81,6 +142,21 @@ def test_unreadable_pictures_are_named_in_training_too(image_folder, reporter):
     (batch,) = train_batches(scan_classes(root, reporter), AUGMENT, 16, keys, workers=0, pin_memory=False)
     assert len(batch.images) == len(batch.labels) == len(batch.keys) == 5
     assert [i for i, _ in batch.errors] == [3]
+    ((key, why),) = batch.unreadable
+    assert key.index == 3
+    assert "0.png is empty" in why
+
+
+def test_rows_for_a_teacher_skip_unreadable_pictures(image_folder, reporter):
+    root = image_folder({"a": 3, "b": 3})
+    (root / "a" / "1.png").write_bytes(b"")
+    plan = ViewPlan(0, views=1, teacher_size=20, known=lambda view, index: index == 4)
+    views = TrainViews(scan_classes(root, reporter), AUGMENT, 16, plan)
+    batch = collate([views[SampleKey(0, i, 0)] for i in (5, 1, 4, 0)])
+    assert [k.index for k in batch.keys] == [5, 4, 0]
+    assert batch.teacher_rows == [0, 2]  # of what could be read
+    assert batch.teacher_images.shape == (2, 3, 20, 20)
+    assert [k.index for k, _ in batch.unreadable] == [1]
 
 
 def test_a_batch_without_a_readable_picture_is_empty(image_folder, reporter):
@@ -94,5 +170,5 @@ def test_a_batch_without_a_readable_picture_is_empty(image_folder, reporter):
 
 def test_views_have_the_length_and_labels_of_their_source(some):
     assert len(EvalViews(some, Preprocessing(img_size=16))) == 20
-    sample = TrainViews(some, AUGMENT, 16, 0)[SampleKey(0, 5, 0)]
+    sample = TrainViews(some, AUGMENT, 16, ViewPlan(0))[SampleKey(0, 5, 0)]
     assert collate([sample]).labels.tolist() == [int(some.labels[5])]

@@ -15,9 +15,10 @@ from deitctl.config import AugmentConfig
 from deitctl.data.mixing import (
     ERASE_AREA,
     Mix,
-    apply_mix,
     cut_box,
     draw_mix,
+    mix_images,
+    mix_words,
     normalise,
     partners,
     random_erase,
@@ -110,15 +111,15 @@ def test_partners_are_neighbours(count):
 
 def test_mixup_by_hand():
     images = torch.tensor([1.0, 3.0, 10.0]).view(3, 1, 1, 1)
-    targets = torch.eye(3)
-    mixed, shares = apply_mix(images, targets, Mix(0.75, None))
+    mixed, shares = mix_images(images, Mix(0.75, None)), mix_words(torch.eye(3), Mix(0.75, None))
     assert mixed.flatten().tolist() == pytest.approx([1.5, 2.5, 10.0])  # an odd last picture stays alone
     torch.testing.assert_close(shares, torch.tensor([[0.75, 0.25, 0.0], [0.25, 0.75, 0.0], [0.0, 0.0, 1.0]]))
 
 
 def test_cutmix_by_hand():
     images = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4).clone()
-    mixed, shares = apply_mix(images, torch.eye(2), Mix(14 / 16, (0, 1, 2, 4)))
+    mix = Mix(14 / 16, (0, 1, 2, 4))
+    mixed, shares = mix_images(images, mix), mix_words(torch.eye(2), mix)
     assert mixed[0, 0].tolist() == [[0, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     torch.testing.assert_close(shares, torch.tensor([[0.875, 0.125], [0.125, 0.875]]))
     assert images[0].sum() == 0  # the batch that came in is untouched
@@ -148,22 +149,33 @@ def test_mixing_two_pictures_equals_timms(mixup, cutmix, noise, monkeypatch):
         with rng.scope(3):
             np.random.rand()  # whether to mix
             mix = Mix(float(np.random.beta(mixup, mixup)), None)
-    ours, targets = apply_mix(images, smooth_labels(labels, 5, 0.1), mix)
+    ours, targets = mix_images(images, mix), mix_words(smooth_labels(labels, 5, 0.1), mix)
     assert 0.01 < mix.share < 0.99
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(targets, their_targets)
 
 
-def test_targets_stay_distributions(noise):
-    targets = noise(7, 4).softmax(1)
-    _, mixed = apply_mix(noise(7, 3, 8, 8), targets, Mix(0.3, (0, 4, 0, 4)))
-    torch.testing.assert_close(mixed.sum(1), torch.ones(7))
+@given(count=st.integers(2, 9), share=st.floats(0, 1), seed=st.integers(0, 99))
+def test_mixed_words_stay_distributions(count, share, seed):
+    words = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed)).softmax(1)
+    mixed = mix_words(words, Mix(share, None))
+    torch.testing.assert_close(mixed.sum(1), torch.ones(count))
+    assert float(mixed.min()) >= 0
+
+
+def test_a_teachers_words_are_mixed_as_the_targets_are(noise):
+    """Mixing what is said of two pictures is linear, so of words that are the targets it gives the mixed targets."""
+    targets, words, mix = noise(4, 3).softmax(1), noise(4, 3, seed=1).softmax(1), Mix(0.3, (0, 4, 0, 4))
+    both = mix_words((targets + words) / 2, mix)
+    torch.testing.assert_close(both, (mix_words(targets, mix) + mix_words(words, mix)) / 2)
 
 
 def test_one_picture_and_no_mix_are_left_alone(noise):
-    images, targets = noise(1, 3, 4, 4), torch.ones(1, 1)
-    assert apply_mix(images, targets, Mix(0.5, None))[0] is images
-    assert apply_mix(noise(2, 3, 4, 4), torch.eye(2), None)[1].equal(torch.eye(2))
+    one, two = noise(1, 3, 4, 4), noise(2, 3, 4, 4)
+    assert mix_images(one, Mix(0.5, None)) is one
+    assert mix_words(one, Mix(0.5, None)) is one
+    assert mix_images(two, None) is two
+    assert mix_words(two, None) is two
 
 
 @given(size=st.integers(1, 400), share=st.floats(0, 1), seed=st.integers(0, 1000))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deitctl.data.samplers import REPEAT_BLOCK, SampleKey, TrainBatches, epoch_order, steps_per_epoch
+from deitctl.data.samplers import REPEAT_BLOCK, SampleKey, TrainBatches, epoch_order, steps_per_epoch, view_of
 
 COUNTS = st.integers(1, 700)
 
@@ -96,3 +96,24 @@ def test_pictures_do_not_change_place_with_the_batch_size():
     small = [k for b in TrainBatches(64, 8, seed=0, epochs=1) for k in b]
     large = [k for b in TrainBatches(64, 32, seed=0, epochs=1) for k in b]
     assert small == large
+
+
+def test_view_numbers_by_hand():
+    assert view_of(SampleKey(5, 9, 0), views=0, repeats=1) == 5  # a new view every epoch
+    assert view_of(SampleKey(5, 9, 2), views=0, repeats=3) == 17
+    assert view_of(SampleKey(5, 9, 2), views=8, repeats=3) == 1  # 17 of 8 in turn
+    assert view_of(SampleKey(5, 9, 0), views=1, repeats=1) == 0
+
+
+@given(count=st.integers(1, 60), repeats=st.integers(1, 4), epochs=st.integers(1, 4), seed=st.integers(0, 20))
+def test_without_a_number_of_views_every_sample_shows_a_new_one(count, repeats, epochs, seed):
+    keys = [k for e in range(epochs) for k in epoch_order(count, seed=seed, epoch=e, repeats=repeats)]
+    shown = {(view_of(k, views=0, repeats=repeats), k.index) for k in keys}
+    assert len(shown) == len(keys)
+    assert {view for view, _ in shown} <= set(range(epochs * repeats))
+
+
+@given(epoch=st.integers(0, 500), views=st.integers(1, 40), repeats=st.integers(1, 5))
+def test_as_many_samples_in_a_row_as_there_are_views_show_each_once(epoch, views, repeats):
+    keys = [SampleKey(epoch + n // repeats, 3, n % repeats) for n in range(views)]
+    assert {view_of(k, views=views, repeats=repeats) for k in keys} == set(range(views))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tarfile
 from collections import Counter
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from deitctl.data.open import scan_classes
+from deitctl.data.decode import decode
+from deitctl.data.open import open_for_evaluation, scan_classes
 from deitctl.data.sources import ArraySource, FileSource, digits, drop_empty_classes, hold_out, relabel, subset
 from deitctl.errors import DataError
 
@@ -102,3 +104,41 @@ def test_sources_travel_to_worker_processes(image_folder, reporter):
     source = hold_out(scan_classes(image_folder({"a": 2, "b": 2}), reporter), 0.5, 0)[0]
     copy = pickle.loads(pickle.dumps(source))
     assert np.array_equal(np.asarray(copy.read(0)), np.asarray(source.read(0)))
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_raw_is_what_is_stored_and_size_is_its_length(kind, image_folder, reporter, tmp_path):
+    root = image_folder({"a": 2, "b": 1})
+    files = [root / "a" / "0.png", root / "a" / "1.png", root / "b" / "0.png"]
+    if kind == "tar":
+        with tarfile.open(tmp_path / "all.tar", "w") as tar:
+            for file in files:
+                tar.add(file, file.relative_to(root))
+        root = tmp_path / "all.tar"
+    source = open_for_evaluation(str(root), reporter)
+    assert [source.raw(i) for i in range(3)] == [f.read_bytes() for f in files]
+    assert [source.size(i) for i in range(3)] == [f.stat().st_size for f in files]
+    for i in range(3):
+        assert np.array_equal(np.asarray(decode(source.raw(i), "x")), np.asarray(source.read(i)))
+
+
+def test_raw_of_the_digits_is_their_greys(digit_sources):
+    for part in digit_sources:
+        assert part.size(3) == 64
+        assert part.raw(3) == np.asarray(part.read(3))[:, :, 0].tobytes()
+
+
+def test_parts_of_a_source_have_the_sizes_and_bytes_of_the_whole(image_folder, reporter):
+    source = scan_classes(image_folder({"a": 3, "b": 3}), reporter)
+    part = relabel(subset(source, [4, 0]), ("b", "a"))
+    assert [part.raw(i) for i in range(2)] == [source.raw(4), source.raw(0)]
+    assert [part.size(i) for i in range(2)] == [source.size(4), source.size(0)]
+
+
+@pytest.mark.parametrize("path", ["no/such.png", "a\0b.png"])
+def test_a_file_that_is_not_there_has_no_bytes_and_says_so(path):
+    source = FileSource((path,), np.array([0]), ("x",))
+    assert source.size(0) == 0
+    for read in (source.raw, source.read):
+        with pytest.raises(DataError, match="cannot be read"):
+            read(0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from deitctl.card import Preprocessing
+from deitctl.card import HEADS, Preprocessing
 from deitctl.data.open import scan_classes
 from deitctl.data.sources import ArraySource, subset
 from deitctl.device import choose_device
@@ -52,7 +52,9 @@ def test_accuracies_by_hand(reporter):
     assert result.correct.tolist() == [True, True, True, True, False]
     assert result.predictions.tolist() == [0, 1, 2, 3, 0]
     assert result.indices == [0, 1, 2, 3, 4]
-    assert (result.heads, result.agreement, result.top1_among) == (None, None, None)
+    assert (result.heads, result.agreement, result.top1_among, result.top5_among) == (None, None, None, None)
+    assert result.among.tolist() == result.predictions.tolist()
+    assert result.teacher_agreement is None
 
 
 def test_loss_and_calibration_by_hand(reporter):
@@ -95,6 +97,7 @@ def test_rows_map_the_datas_classes_to_the_models(reporter):
     result = score(ByBrightness(order=(3, 2, 1, 0)), source, reporter, rows=(3, 0))
     assert result.top1 == 100.0
     assert result.predictions.tolist() == [3, 0, 0]  # in the model's numbering
+    assert result.among.tolist() == [0, 1, 1]  # in the data's
     assert result.top1_among == 100.0
 
 
@@ -104,6 +107,65 @@ def test_among_the_datas_classes_alone_more_is_right(reporter):
     result = score(ByBrightness(), source, reporter, rows=(0, 3))
     assert result.top1 == 0.0
     assert result.top1_among == 100.0
+    assert result.among.tolist() == [0, 1]
+
+
+class ByStep(nn.Module):
+    """Knows 20 classes; the brightness, 0..1, says from where on they are likely, most likely first."""
+
+    def forward(self, images):
+        grey = images.mean(dim=(1, 2, 3), keepdim=True).flatten(1) * 0.226 + 0.449
+        return -((torch.arange(20)[None] - grey * 20).round() % 20)
+
+
+def test_top_five_among_the_datas_classes_by_hand(reporter):
+    """The data has the model's even classes. Of black the likeliest are 0, 1, 2, 3, 4, and among the even 0, 2, 4, 6, 8."""
+    source = greys([0, 0, 0], [0, 4, 5], classes=10)  # the model calls them 0, 8 and 10
+    result = score(ByStep(), source, reporter, rows=tuple(range(0, 20, 2)))
+    assert (result.top1, result.top5) == (pytest.approx(100 / 3), pytest.approx(100 / 3))
+    assert (result.top1_among, result.top5_among) == (pytest.approx(100 / 3), pytest.approx(200 / 3))
+
+
+def test_agreement_with_a_teacher_by_hand(reporter):
+    """Four pictures, of which the teacher could not see the third; the model answers 0, 1, 2, 3."""
+    source = greys([0, 85, 170, 255], [3, 3, 3, 3])
+    for said, expected in (([0, 1, -1, 3], 100.0), ([0, 2, -1, 0], 100 / 3), ([1, 0, -1, 2], 0.0)):
+        for batch_size in (1, 7):
+            result = score(ByBrightness(), source, reporter, teacher=torch.tensor(said), batch_size=batch_size)
+            assert result.teacher_agreement == {"cls": pytest.approx(expected)}
+    assert result.images == 4  # the picture that the teacher could not see is scored all the same
+
+
+def test_agreement_with_a_teacher_is_in_the_datas_classes(reporter):
+    """A mid-grey is class 1 or 2 to the model, which neither the data nor the teacher's answer has."""
+    source = greys([100, 160], [0, 1], classes=2)
+    result = score(ByBrightness(), source, reporter, rows=(0, 3), teacher=torch.tensor([0, 1]))
+    assert result.teacher_agreement == {"cls": 100.0}
+
+
+def test_agreement_with_a_teacher_is_by_head_rule(deit, digit_sources, reporter):
+    model, source = deit("deit_tiny_distilled", classes=10), subset(digit_sources[1], range(20))
+    answers = {h: score(model, source, reporter, head=h).predictions for h in HEADS}
+    said = answers["dist"].clone()
+    said[[0, 7]] = -1
+    seen = said >= 0
+    result = score(model, source, reporter, teacher=said, head="avg-logits")
+    expected = {h: 100 * float((a[seen] == said[seen]).double().mean()) for h, a in answers.items()}
+    assert result.teacher_agreement == {h: pytest.approx(v) for h, v in expected.items()}
+    assert result.teacher_agreement["dist"] == 100.0
+    assert result.teacher_agreement["cls"] < 100.0
+
+
+def test_agreement_with_a_teacher_goes_by_position_in_the_source(image_folder, deit, reporter):
+    """An unreadable picture shifts nothing."""
+    root = image_folder({"a": 3, "b": 3})
+    (root / "a" / "0.png").write_text("no")
+    source, model = scan_classes(root, reporter), deit(classes=2)
+    plain = score(model, source, reporter)
+    said = torch.full((6,), -1)
+    said[plain.indices] = plain.predictions
+    assert score(model, source, reporter, teacher=said).teacher_agreement == {"cls": 100.0}
+    assert score(model, source, reporter, teacher=1 - said).teacher_agreement == {"cls": 0.0}
 
 
 def test_unreadable_pictures_are_left_out_and_named(image_folder, deit, reporter):

@@ -57,6 +57,23 @@ def test_images_arrive_in_the_teachers_size(noise):
     torch.testing.assert_close(teacher.model.seen, torch.full((1, 3, 10, 10), 0.7))
 
 
+@pytest.mark.parametrize("rows", [(0, 1, 2), (2, 0)])
+def test_looking_at_pixels_equals_seeing_them_normalised(rows, noise):
+    pixels = (noise(2, 3, 4, 4) * 60 + 128).clamp(0, 255).to(torch.uint8)
+    teacher = echo(rows=rows)
+    torch.testing.assert_close(teacher.look(pixels), teacher(normalise(pixels, SEEN)))
+    teacher.look(pixels)
+    assert torch.equal(teacher.model.seen, normalise(pixels, OWN))
+
+
+def test_looking_resizes_nothing():
+    """A view comes in the teacher's own size, drawn at it from the picture."""
+    teacher = echo(own=Preprocessing(img_size=10, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
+    pixels = torch.full((1, 3, 10, 10), 255, dtype=torch.uint8)
+    teacher.look(pixels)
+    torch.testing.assert_close(teacher.model.seen, torch.ones(1, 3, 10, 10))
+
+
 def test_rows_choose_and_order_the_answers(noise):
     images = noise(2, 3, 4, 4)
     whole = echo()(images)
@@ -69,6 +86,7 @@ def test_no_gradient_reaches_the_teacher_or_passes_through_it(noise):
     images = noise(1, 3, 4, 4).requires_grad_()
     teacher = echo()
     assert not teacher(images).requires_grad
+    assert not teacher.look(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)).requires_grad
     assert all(not p.requires_grad for p in teacher.parameters())
 
 
@@ -91,7 +109,10 @@ def test_a_teacher_with_two_heads_answers_by_its_cards_rule(head, how, deit, noi
     with torch.no_grad():
         cls, dist = model(images)
     expected = {"avg": (cls + dist) / 2, "dist": dist, "cls": cls}[how]
-    assert torch.equal(Teacher(model, card, tuple(range(5)), pre)(images), expected)
+    teacher = Teacher(model, card, tuple(range(5)), pre)
+    assert torch.equal(teacher(images), expected)
+    pixels = (noise(2, 3, 32, 32, seed=1) * 60 + 128).clamp(0, 255).to(torch.uint8)
+    torch.testing.assert_close(teacher.look(pixels), teacher(normalise(pixels, pre)))
 
 
 def test_a_teacher_with_one_head_answers_whatever_its_card_says(deit, noise):

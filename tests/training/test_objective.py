@@ -6,13 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deitctl.card import ModelCard, Preprocessing
 from deitctl.config import DistillConfig
-from deitctl.losses import smooth_labels
-from deitctl.teacher.frozen import Teacher
+from deitctl.losses import smooth_labels, teacher_word
 from deitctl.training.objective import Distillation, Supervised
 
-PRE = Preprocessing(img_size=32)
+TAU = {"hard": 1.0, "soft": 3.0}
 
 
 @pytest.fixture
@@ -21,22 +19,23 @@ def batch(noise):
 
 
 @pytest.fixture
-def teacher(deit):
-    model = deit(seed=9)
-    card = ModelCard(architecture="deit_tiny_patch16_224", num_classes=5, preprocessing=PRE)
-    return Teacher(model, card, tuple(range(5)), PRE)
+def teacher(noise):
+    """Its logits on the four pictures."""
+    return 3 * noise(4, 5, seed=9)
 
 
 def config(mode: str, **changes: object) -> DistillConfig:
-    alpha, tau = {"hard": (0.5, 1.0), "soft": (0.1, 3.0)}[mode]
-    values = {"teacher": "t", "mode": mode, "alpha": alpha, "tau": tau, "reduction": "batchmean", "token": True}
+    values = {
+        "teacher": "t", "mode": mode, "alpha": {"hard": 0.5, "soft": 0.1}[mode], "tau": TAU[mode],
+        "reduction": "batchmean", "token": True, "teacher_sees": "view", "views": 8, "topk": 100,
+    }  # fmt: skip
     return DistillConfig(**{**values, **changes})
 
 
 def test_one_head_minimises_cross_entropy(deit, batch):
     images, targets = batch
     model = deit()
-    loss = Supervised()(model, images, targets, None)
+    loss = Supervised()(model, images, targets, None, None)
     assert set(loss.parts) == {"labels"}
     torch.testing.assert_close(loss.total, F.cross_entropy(model(images).cls, targets))
 
@@ -45,7 +44,7 @@ def test_two_heads_without_a_teacher_both_learn_the_labels(deit, batch):
     images, targets = batch
     model = deit("deit_tiny_distilled")
     cls, dist = model(images)
-    loss = Supervised()(model, images, targets, None)
+    loss = Supervised()(model, images, targets, None, None)
     torch.testing.assert_close(loss.total, (F.cross_entropy(cls, targets) + F.cross_entropy(dist, targets)) / 2)
     loss.total.backward()
     assert model.head.weight.grad.abs().sum() > 0
@@ -56,8 +55,8 @@ def test_hard_distillation_is_equation_3(deit, batch, teacher):
     images, targets = batch
     student = deit("deit_tiny_distilled")
     cls, dist = student(images)
-    loss = Distillation(teacher, config("hard"))(student, images, targets, None)
-    expected = F.cross_entropy(cls, targets) / 2 + F.cross_entropy(dist, teacher(images).argmax(1)) / 2
+    loss = Distillation(config("hard"))(student, images, targets, teacher_word(teacher, "hard", 1.0), None)
+    expected = F.cross_entropy(cls, targets) / 2 + F.cross_entropy(dist, teacher.argmax(1)) / 2
     torch.testing.assert_close(loss.total, expected)
 
 
@@ -65,17 +64,17 @@ def test_soft_distillation_is_equation_2(deit, batch, teacher):
     images, targets = batch
     student = deit("deit_tiny_distilled")
     cls, dist = student(images)
-    loss = Distillation(teacher, config("soft"))(student, images, targets, None)
-    log_s, log_t = (dist / 3).log_softmax(1), (teacher(images) / 3).log_softmax(1)
+    loss = Distillation(config("soft"))(student, images, targets, teacher_word(teacher, "soft", 3.0), None)
+    log_s, log_t = (dist / 3).log_softmax(1), (teacher / 3).log_softmax(1)
     divergence = (log_t.exp() * (log_t - log_s)).sum(1).mean()
     torch.testing.assert_close(loss.total, 0.9 * F.cross_entropy(cls, targets) + 0.1 * 9 * divergence)
     torch.testing.assert_close(loss.parts["teacher"], 9 * divergence)
 
 
 def test_reduction_of_the_released_code_is_k_times_weaker(deit, batch, teacher):
-    student = deit("deit_tiny_distilled")
+    student, words = deit("deit_tiny_distilled"), teacher_word(teacher, "soft", 3.0)
     parts = [
-        Distillation(teacher, config("soft", reduction=r))(student, *batch, None).parts["teacher"]
+        Distillation(config("soft", reduction=r))(student, *batch, words, None).parts["teacher"]
         for r in ("batchmean", "elementmean")
     ]
     torch.testing.assert_close(parts[0], 5 * parts[1])
@@ -83,29 +82,35 @@ def test_reduction_of_the_released_code_is_k_times_weaker(deit, batch, teacher):
 
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 def test_heads_learn_from_their_own_source_alone(mode, deit, batch, teacher):
-    student = deit("deit_tiny_distilled")
-    only_labels = Distillation(teacher, config(mode, alpha=0.0))(student, *batch, None).total
-    only_labels.backward()
+    student, words = deit("deit_tiny_distilled"), teacher_word(teacher, mode, TAU[mode])
+    Distillation(config(mode, alpha=0.0))(student, *batch, words, None).total.backward()
     assert student.head.weight.grad.abs().sum() > 0
     assert student.head_dist.weight.grad.abs().sum() == 0
     student.zero_grad(set_to_none=True)
-    Distillation(teacher, config(mode, alpha=1.0))(student, *batch, None).total.backward()
+    Distillation(config(mode, alpha=1.0))(student, *batch, words, None).total.backward()
     assert student.head.weight.grad.abs().sum() == 0
     assert student.head_dist.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 def test_a_student_without_a_token_listens_with_its_one_head(mode, deit, batch, teacher):
-    student = deit()
-    loss = Distillation(teacher, config(mode, alpha=1.0))(student, *batch, None)
+    student, words = deit(), teacher_word(teacher, mode, TAU[mode])
+    loss = Distillation(config(mode, alpha=1.0))(student, *batch, words, None)
     loss.total.backward()
     assert student.head.weight.grad.abs().sum() > 0
-    assert all(p.grad is None for p in teacher.parameters())
+    torch.testing.assert_close(loss.total, loss.parts["teacher"])
 
 
-def test_stochastic_depth_reaches_the_student_and_not_the_teacher(deit, batch, teacher):
-    student, keep = deit("deit_tiny_distilled"), torch.zeros(12, 2, 4)
-    objective = Distillation(teacher, config("hard"))
-    assert not torch.equal(objective(student, *batch, keep).total, objective(student, *batch, None).total)
-    expected = F.cross_entropy(student(batch[0], keep).dist, teacher(batch[0]).argmax(1))
-    torch.testing.assert_close(objective(student, *batch, keep).parts["teacher"], expected)
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+def test_stochastic_depth_reaches_the_student(mode, deit, batch, teacher):
+    student, keep, words = deit("deit_tiny_distilled"), torch.zeros(12, 2, 4), teacher_word(teacher, mode, TAU[mode])
+    objective = Distillation(config(mode))
+    assert not torch.equal(objective(student, *batch, words, keep).total, objective(student, *batch, words, None).total)
+    log_s = (student(batch[0], keep).dist / TAU[mode]).log_softmax(1)
+    expected = TAU[mode] ** 2 * (words.xlogy(words) - words * log_s).sum(1).mean()  # of a decision: its cross-entropy
+    torch.testing.assert_close(objective(student, *batch, words, keep).parts["teacher"], expected)
+
+
+def test_distillation_without_words_is_refused(deit, batch):
+    with pytest.raises(ValueError, match="needs the teacher's words"):
+        Distillation(config("hard"))(deit(), *batch, None, None)

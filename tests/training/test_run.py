@@ -18,7 +18,7 @@ def test_a_run_opens_with_the_configuration_it_was_made_with(tmp_path):
     assert config == CONFIG
     assert run.root == tmp_path / "run"
     assert not run.has_model
-    assert run.epochs_done() == 0
+    assert run.result() is None
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):

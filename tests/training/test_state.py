@@ -14,6 +14,7 @@ from torch import nn
 from deitctl.device import choose_device
 from deitctl.ema import ExponentialMovingAverage
 from deitctl.errors import DeitctlError, ModelError
+from deitctl.models.layers import freeze_body
 from deitctl.optim import build_optimizer, set_learning_rate
 from deitctl.recipes import RECIPES
 from deitctl.training.state import Progress, TrainState
@@ -40,7 +41,10 @@ def step(state: TrainState, number: int, size: int = 32) -> None:
 
 def everything(state: TrainState) -> list[torch.Tensor]:
     moments = [
-        state.optimizer.state[p][key] for p in state.model.parameters() for key in sorted(state.optimizer.state[p])
+        state.optimizer.state[p][key]
+        for p in state.model.parameters()
+        if p in state.optimizer.state
+        for key in sorted(state.optimizer.state[p])
     ]
     averages = list(state.ema.values.values()) if state.ema is not None else []
     return [*state.model.state_dict().values(), *moments, *averages]
@@ -87,12 +91,33 @@ def test_moments_keep_the_memory_format_of_their_parameters(tmp_path, deit):
 
 def test_progress_survives(tmp_path, deit):
     state = new_state(deit())
-    state.progress = Progress(step=7, epoch=2, images_seen=99, seconds=1.5, best_top1=88.5, best_epoch=1, log_size=12)
+    state.progress = Progress(
+        step=7, epoch=2, images_seen=99, seconds=1.5, best_top1=88.5, best_epoch=1, best_weights="average", log_size=12
+    )
     state.progress.bad_images["a/b.jpg"] = "a/b.jpg is empty."
     state.save(tmp_path / "state")
     fresh = new_state(deit())
     fresh.load(tmp_path / "state")
     assert fresh.progress == state.progress
+
+
+def test_a_state_of_a_frozen_body_comes_back_bit_by_bit(tmp_path, deit):
+    """Only the head has moments: what never learns must not be looked for."""
+
+    def probe(seed: int) -> TrainState:
+        model = deit(seed=seed)
+        freeze_body(model)
+        return new_state(model)
+
+    whole, resumed = probe(1), probe(2)
+    step(whole, 0)
+    whole.save(tmp_path / "state")
+    resumed.load(tmp_path / "state")
+    for state in (whole, resumed):
+        step(state, 1)
+    assert len(whole.optimizer.state) == 2  # weight and bias
+    for ours, expected in zip(everything(resumed), everything(whole), strict=True):
+        assert torch.equal(ours, expected)
 
 
 def test_saving_leaves_one_folder(tmp_path, deit):
@@ -207,10 +232,51 @@ def test_a_run_can_go_on_in_another_precision(tmp_path, deit):
     assert scaled.scaler.get_scale() == 128.0
 
 
-def test_what_is_shipped_is_the_average_where_there_is_one(deit):
+def test_weights_are_named_by_their_kind(deit):
     averaged, plain = new_state(deit()), new_state(deit(), average=False)
-    assert averaged.weights() is averaged.ema.values
-    assert set(plain.weights()) == set(plain.model.state_dict())
+    step(averaged, 0)
+    assert averaged.weights("average") is averaged.ema.values
+    for state, kind in ((averaged, "raw"), (plain, "raw"), (plain, "average")):
+        expected = state.model.state_dict()
+        assert all(torch.equal(v, expected[k]) for k, v in state.weights(kind).items())
+    assert not torch.equal(averaged.weights("raw")["head.weight"], averaged.weights("average")["head.weight"])
+
+
+@pytest.mark.parametrize("kind", ["deit", "convnet"])
+def test_the_average_is_lent_for_a_block_only(kind, deit):
+    """Buffers too: a convnet's average has batch statistics of its own."""
+    state = new_state(build(kind, deit, 1))
+    for number in range(2):
+        step(state, number)
+    own = {k: v.clone() for k, v in state.model.state_dict().items()}
+    average = {k: v.clone() for k, v in state.ema.values.items()}
+    with state.lent("average") as model:
+        assert model is state.model
+        assert all(torch.equal(v, average[k]) for k, v in model.state_dict().items())
+    assert all(torch.equal(v, own[k]) for k, v in state.model.state_dict().items())
+    assert all(torch.equal(v, average[k]) for k, v in state.ema.values.items())
+    step(state, 2)  # and the optimiser still moves the model's own
+    head = "head.weight" if kind == "deit" else "head.fc.weight"
+    assert not torch.equal(state.model.state_dict()[head], own[head])
+
+
+def test_the_models_own_weights_come_back_when_the_block_fails(deit):
+    state = new_state(deit())
+    step(state, 0)
+    own = {k: v.clone() for k, v in state.model.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt), state.lent("average"):
+        raise KeyboardInterrupt
+    assert all(torch.equal(v, own[k]) for k, v in state.model.state_dict().items())
+
+
+@pytest.mark.parametrize(("average", "kind"), [(True, "raw"), (False, "raw"), (False, "average")])
+def test_raw_weights_are_lent_as_they_are(average, kind, deit):
+    state = new_state(deit(), average=average)
+    places = [p.data_ptr() for p in state.model.parameters()]
+    own = {k: v.clone() for k, v in state.model.state_dict().items()}
+    with state.lent(kind) as model:
+        assert [p.data_ptr() for p in model.parameters()] == places
+        assert all(torch.equal(v, own[k]) for k, v in model.state_dict().items())
 
 
 def test_a_full_disk_keeps_the_old_state(tmp_path, deit, monkeypatch):

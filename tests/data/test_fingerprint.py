@@ -1,0 +1,265 @@
+"""A fingerprint is of content: the same wherever it lies, another when anything of it changes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from deitctl.data import fingerprint
+from deitctl.data.fingerprint import LENGTH, data_fingerprint, file_fingerprint, model_fingerprint
+from deitctl.data.open import open_for_evaluation, scan_classes
+from deitctl.data.sources import ArraySource, Subset, relabel, subset
+from deitctl.device import choose_device
+from deitctl.errors import ModelError
+from deitctl.events import SilentReporter
+
+COUNTS = {"ant": 3, "bee": 2}
+
+
+@pytest.fixture
+def root(image_folder) -> Path:
+    return image_folder(COUNTS)
+
+
+@pytest.fixture
+def of(reporter) -> Callable[[Path], str]:
+    """The fingerprint of a folder of class folders."""
+    return lambda folder: data_fingerprint(scan_classes(folder, reporter), reporter)
+
+
+def test_a_fingerprint_is_short_and_repeatable(root, of):
+    assert of(root) == of(root)
+    assert len(of(root)) == LENGTH
+    int(of(root), 16)
+
+
+def test_the_same_pictures_elsewhere_and_later_are_the_same(root, of, tmp_path):
+    shutil.copytree(root, tmp_path / "else" / "where", copy_function=shutil.copyfile)
+    os.utime(tmp_path / "else" / "where" / "ant" / "0.png", (1, 1))
+    assert of(tmp_path / "else" / "where") == of(root)
+
+
+def test_a_tar_of_the_folder_is_the_same(root, of, reporter, tmp_path):
+    tar = shutil.make_archive(str(tmp_path / "packed"), "tar", root)
+    assert data_fingerprint(open_for_evaluation(tar, reporter), reporter) == of(root)
+
+
+def change_a_byte(root: Path) -> None:
+    file = root / "ant" / "1.png"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def lengthen(root: Path) -> None:
+    file = root / "ant" / "1.png"
+    file.write_bytes(file.read_bytes() + b"\0")
+
+
+def swap(root: Path) -> None:
+    a, b = root / "ant" / "0.png", root / "ant" / "1.png"
+    first, second = a.read_bytes(), b.read_bytes()
+    a.write_bytes(second)
+    b.write_bytes(first)
+
+
+CHANGES = {
+    "byte": change_a_byte,
+    "longer": lengthen,
+    "name": lambda root: (root / "ant" / "2.png").rename(root / "ant" / "3.png"),
+    "class name": lambda root: (root / "bee").rename(root / "cow"),
+    "label": lambda root: (root / "ant" / "2.png").rename(root / "bee" / "2.png"),
+    "left out": lambda root: (root / "ant" / "2.png").unlink(),
+    "added": lambda root: shutil.copyfile(root / "ant" / "2.png", root / "ant" / "9.png"),
+    "swapped": swap,
+    "emptied": lambda root: (root / "bee" / "0.png").write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_changes_is_noticed(change, root, of):
+    before = of(root)
+    CHANGES[change](root)
+    assert of(root) != before
+
+
+def test_every_change_is_another_data_set(root, of, tmp_path):
+    seen = {of(root)}
+    for name, change in CHANGES.items():
+        shutil.copytree(root, tmp_path / name)
+        change(tmp_path / name)
+        seen.add(of(tmp_path / name))
+    assert len(seen) == 1 + len(CHANGES)
+
+
+def test_order_and_labels_count(digit_sources, reporter):
+    train, _ = digit_sources
+    some = subset(train, [0, 1, 2, 3])
+    turned, renamed = subset(train, [1, 0, 2, 3]), relabel(some, tuple(reversed(some.class_names)))
+    relabelled = Subset(train, some.indices, (some.labels + 1) % 10, some.class_names)
+    prints = {data_fingerprint(s, reporter) for s in (some, turned, renamed, relabelled)}
+    assert len(prints) == 4
+    assert data_fingerprint(subset(train, [0, 1, 2, 3]), reporter) in prints
+
+
+@given(labels=st.lists(st.integers(0, 2), min_size=1, max_size=6), data=st.data())
+def test_any_one_changed_pixel_or_label_is_noticed(labels, data):
+    images = np.arange(len(labels) * 4, dtype=np.uint8).reshape(-1, 2, 2)
+    source = ArraySource(images, np.array(labels, np.int64), ("a", "b", "c"), "made")
+    place = data.draw(st.tuples(st.integers(0, len(labels) - 1), st.integers(0, 1), st.integers(0, 1)))
+    other, moved = images.copy(), source.labels.copy()
+    other[place] ^= data.draw(st.integers(1, 255))
+    moved[place[0]] = (moved[place[0]] + data.draw(st.integers(1, 2))) % 3
+    prints = {
+        data_fingerprint(s, SilentReporter())
+        for s in (
+            source,
+            ArraySource(other, source.labels, source.class_names, "made"),
+            ArraySource(images, moved, source.class_names, "made"),
+        )
+    }
+    assert len(prints) == 3
+
+
+def test_names_that_are_not_unicode_have_a_fingerprint(root, of):
+    os.rename(root / "ant" / "0.png", os.fsencode(root / "ant") + b"/\xff.png")
+    first = of(root)
+    os.rename(os.fsencode(root / "ant") + b"/\xff.png", os.fsencode(root / "ant") + b"/\xfe.png")
+    assert of(root) != first
+
+
+def test_a_picture_that_cannot_be_read_is_part_of_the_data(root, of):
+    before = of(root)
+    (root / "ant" / "0.png").unlink()
+    (root / "ant" / "0.png").symlink_to(root / "nowhere")
+    broken = of(root)
+    assert broken != before
+    assert of(root) == broken
+
+
+class Counting(ArraySource):
+    """Remembers whose bytes were asked for."""
+
+    def raw(self, index: int) -> bytes:
+        self.__dict__.setdefault("asked", []).append(index)
+        return super().raw(index)
+
+
+def counting(images: np.ndarray) -> Counting:
+    return Counting(images, np.zeros(len(images), np.int64), ("a",), "made")
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.arange(40 * 4, dtype=np.uint8).reshape(40, 2, 2)
+
+
+def test_little_data_is_read_whole(images, reporter):
+    source = counting(images)
+    data_fingerprint(source, reporter)
+    assert source.asked == list(range(40))
+
+
+def test_of_much_data_a_sample_stands_for_all(images, reporter, monkeypatch):
+    monkeypatch.setattr(fingerprint, "READ_WHOLE", 40 * 4 - 1)
+    monkeypatch.setattr(fingerprint, "SAMPLED", 4)
+    source = counting(images)
+    whole = data_fingerprint(source, reporter)
+    assert source.asked == [0, 13, 26, 39]  # evenly spread, both ends among them
+    sampled, other = images.copy(), images.copy()
+    sampled[13] += 1
+    other[14] += 1
+    assert data_fingerprint(counting(sampled), reporter) != whole
+    assert data_fingerprint(counting(other), reporter) == whole  # the price
+
+
+def test_of_much_data_every_size_and_name_counts(root, of, tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprint, "READ_WHOLE", 1)
+    monkeypatch.setattr(fingerprint, "SAMPLED", 2)
+    before = of(root)
+    change_a_byte(root)  # of ant/1, which is not in the sample of the first and the last
+    assert of(root) == before
+    for change in ("longer", "name", "label", "class name", "left out", "added"):
+        shutil.copytree(root, tmp_path / change)
+        CHANGES[change](tmp_path / change)
+        assert of(tmp_path / change) != before, change
+
+
+def test_files_count_by_content_and_order(tmp_path):
+    a, b, c = (tmp_path / n for n in "abc")
+    a.write_bytes(b"one"), b.write_bytes(b"two"), c.write_bytes(b"one")
+    assert file_fingerprint([a, b]) == file_fingerprint([c, b])
+    prints = {file_fingerprint(f) for f in ([a, b], [b, a], [a], [b], [a, a], [])}
+    assert len(prints) == 6
+    assert all(len(p) == LENGTH for p in prints)
+
+
+def test_where_one_file_ends_and_the_next_begins_counts(tmp_path):
+    for name, text in (("a", b"ab"), ("b", b"c"), ("c", b"a"), ("d", b"bc")):
+        (tmp_path / name).write_bytes(text)
+    pairs = [[tmp_path / "a", tmp_path / "b"], [tmp_path / "c", tmp_path / "d"]]
+    assert file_fingerprint(pairs[0]) != file_fingerprint(pairs[1])
+
+
+def test_a_file_that_cannot_be_read_is_said(tmp_path):
+    with pytest.raises(ModelError, match=r"none\.pth cannot be read: No such file"):
+        file_fingerprint([tmp_path / "none.pth"])
+
+
+def convnet() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("name", list(convnet().state_dict()))
+def test_any_tensor_of_a_model_counts(name):
+    model, other = convnet(), convnet()
+    assert model_fingerprint(model) == model_fingerprint(other)
+    value = other.state_dict()[name].view(-1)
+    value[-1] = value[-1] + 1
+    assert model_fingerprint(model) != model_fingerprint(other)
+
+
+def test_the_least_change_of_a_weight_counts(deit):
+    model, other = deit(), deit()
+    with torch.no_grad():
+        weight = other.head.weight
+        weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
+    assert model_fingerprint(model) != model_fingerprint(other)
+
+
+def test_names_and_shapes_and_types_of_tensors_count():
+    same = torch.arange(4.0)
+
+    def holding(name: str, value: torch.Tensor) -> nn.Module:
+        module = nn.Module()
+        module.register_buffer(name, value)
+        return module
+
+    made = [holding("a", same), holding("b", same), holding("a", same.view(2, 2)), holding("a", same.view(torch.int32))]
+    assert len({model_fingerprint(m) for m in made}) == 4
+
+
+def test_how_a_model_is_used_does_not_count():
+    """Memory format, mode and gradients are not weights."""
+    model = timm.create_model("regnety_002", num_classes=3)
+    before = model_fingerprint(model.train())
+    model = choose_device("cpu", "fp32").place(model).eval().requires_grad_(False)
+    assert model_fingerprint(model) == before
+
+
+def test_half_precision_and_scalars_have_a_fingerprint():
+    module = nn.Module()
+    for number, dtype in enumerate((torch.bfloat16, torch.float16, torch.bool, torch.int64)):
+        module.register_buffer(f"x{number}", torch.ones((), dtype=dtype))
+    assert len(model_fingerprint(module)) == LENGTH

@@ -1,0 +1,131 @@
+"""Which of a model's parameters stand in which layer, and which of them are its classifier."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from deitctl.card import ModelCard
+from deitctl.errors import ModelError
+from deitctl.models import timm_models
+from deitctl.models.layers import freeze_body, layer_ids, layer_names, shipping_card
+from deitctl.training.loop import set_train_mode
+
+CONVNETS = ["regnety_002", "mobilenetv3_small_050", "resnet18"]
+
+
+def learning(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize(("alias", "heads"), [("deit_tiny", ("head",)), ("deit_tiny_distilled", ("head", "head_dist"))])
+def test_a_deits_classifiers_are_its_heads(alias, heads, deit):
+    names = layer_names(deit(alias))
+    assert names == {"classifier": heads, "first_conv": "patch_embed.proj", "fixed_input_size": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "classifier"), [("regnety_002", "head.fc"), ("mobilenetv3_small_050", "classifier"), ("resnet18", "fc")]
+)
+def test_a_convnets_classifier_is_timms(name, classifier):
+    model = timm.create_model(name, num_classes=4)
+    assert layer_names(model)["classifier"] == (classifier,)
+    assert model.get_submodule(classifier).out_features == 4
+    assert isinstance(model.get_submodule(layer_names(model)["first_conv"]), nn.Conv2d)
+
+
+@pytest.mark.parametrize(
+    ("alias", "left"),
+    [
+        ("deit_tiny", {"head.weight", "head.bias"}),
+        ("deit_tiny_distilled", {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}),
+    ],
+)
+def test_a_frozen_deit_learns_with_its_heads_alone(alias, left, deit):
+    model = deit(alias)
+    freeze_body(model)
+    assert learning(model) == left
+
+
+@pytest.mark.parametrize("name", CONVNETS)
+def test_a_frozen_convnet_learns_with_its_classifier_alone(name):
+    model = timm.create_model(name, num_classes=4)
+    (head,) = layer_names(model)["classifier"]
+    freeze_body(model)
+    assert learning(model) == {f"{head}.weight", f"{head}.bias"}
+
+
+def test_freezing_the_body_lets_a_frozen_head_learn(deit):
+    model = deit().requires_grad_(False)
+    freeze_body(model)
+    assert learning(model) == {"head.weight", "head.bias"}
+
+
+def test_a_probed_body_does_not_move(deit, noise):
+    model = deit("deit_tiny_distilled")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    freeze_body(model)
+    set_train_mode(model, "head")
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    sum(head.square().sum() for head in model(noise(2, 3, 32, 32))).backward()
+    optimizer.step()
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+
+
+def test_layers_of_a_distilled_deit_by_hand(deit):
+    """Embeddings below, then twelve blocks, then the norm and the heads: 0..13."""
+    ids = layer_ids(deit("deit_tiny_distilled"))
+    assert {n for n, i in ids.items() if i == 0} == {
+        "cls_token", "dist_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias",
+    }  # fmt: skip
+    assert {n for n, i in ids.items() if i == 13} == {
+        "norm.weight", "norm.bias", "head.weight", "head.bias", "head_dist.weight", "head_dist.bias",
+    }  # fmt: skip
+    for block in range(12):
+        members = {n for n, i in ids.items() if i == block + 1}
+        assert all(n.startswith(f"blocks.{block}.") for n in members)
+        assert len(members) == 12  # two norms, qkv, projection, two of the MLP, each with weight and bias
+
+
+@pytest.mark.parametrize("alias", ["deit_tiny", "deit_small_distilled", "deit3_small"])
+def test_every_parameter_of_a_deit_has_a_layer(alias, deit):
+    model = deit(alias)
+    ids = layer_ids(model)
+    assert list(ids) == [name for name, _ in model.named_parameters()]
+    assert set(ids.values()) == set(range(14))
+
+
+@pytest.mark.parametrize("name", [*CONVNETS, "vit_tiny_patch16_224", "convnext_atto"])
+def test_every_parameter_of_timms_models_has_a_layer(name):
+    model = timm.create_model(name, num_classes=4)
+    ids = layer_ids(model)
+    assert ids.keys() == {n for n, _ in model.named_parameters()}
+    assert set(ids.values()) == set(range(max(ids.values()) + 1))
+    head = layer_names(model)["classifier"][0]
+    assert ids[f"{head}.weight"] == max(ids.values())
+    assert ids[f"{layer_names(model)['first_conv']}.weight"] == 0
+
+
+def test_layers_of_a_resnet_by_hand():
+    """Stem, eight blocks, classifier."""
+    ids = timm_models.layer_ids(timm.create_model("resnet18", num_classes=4))
+    firsts = {".".join(name.split(".")[:2]): layer for name, layer in ids.items() if name.startswith("layer")}
+    assert firsts == {f"layer{1 + n // 2}.{n % 2}": 1 + n for n in range(8)}
+    assert (ids["conv1.weight"], ids["bn1.weight"], ids["fc.weight"]) == (0, 0, 9)
+    assert Counter(ids.values())[9] == 2
+
+
+def test_a_model_without_layers_is_said():
+    with pytest.raises(ModelError, match=r"does not say which layers.*layer_decay at 1"):
+        layer_ids(nn.Linear(2, 2))
+
+
+def test_a_shipped_card_says_a_deits_size_and_leaves_a_convnets_alone(deit):
+    card = ModelCard(architecture="deit_tiny_patch16_224", num_classes=5, model_args={"x": 1})
+    assert shipping_card(deit(img_size=48), card).model_args == {"x": 1, "img_size": [48, 48]}
+    assert shipping_card(timm.create_model("resnet18"), card) is card

@@ -1,0 +1,233 @@
+"""A step does what the recipe says: what learns, what the student sees, and whom it listens to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from deitctl.card import ModelCard, Preprocessing
+from deitctl.config import DistillConfig
+from deitctl.data.loader import ViewPlan, train_batches
+from deitctl.data.mixing import draw_mix, mix_images, mix_words, normalise
+from deitctl.data.on_top import move_a_little
+from deitctl.data.samplers import TrainBatches, steps_per_epoch
+from deitctl.data.sources import subset
+from deitctl.device import choose_device
+from deitctl.errors import DeitctlError
+from deitctl.losses import smooth_labels, teacher_word
+from deitctl.models.layers import freeze_body
+from deitctl.optim import build_optimizer
+from deitctl.recipes import RECIPES
+from deitctl.teacher.frozen import Teacher
+from deitctl.teacher.listen import Listener
+from deitctl.teacher.words import WordFormat, open_cache
+from deitctl.training import loop
+from deitctl.training.loop import Plan, set_train_mode, train_one_epoch, train_step
+from deitctl.training.objective import Distillation, Supervised
+from deitctl.training.state import Progress, TrainState
+
+CPU = choose_device("cpu", "fp32")
+PRE = Preprocessing(img_size=32)
+RECIPE = replace(
+    RECIPES["digits"], batch_size=4, epochs=2, drop_path_rate=0.0, ema_decay=0.0,
+    augment=replace(RECIPES["digits"].augment, mixup=0.8, cutmix=1.0, mix_prob=1.0),
+)  # fmt: skip
+
+
+def distilling(sees: str, mode: str = "soft", views: int = 2) -> DistillConfig:
+    return DistillConfig(
+        teacher="t", mode=mode, alpha=0.3, tau=2.0, reduction="batchmean", token=True, teacher_sees=sees, views=views,
+        topk=10,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def some(digit_sources):
+    return subset(digit_sources[0], range(8))
+
+
+@pytest.fixture
+def teacher(deit) -> Teacher:
+    card = ModelCard(architecture="deit_tiny_patch16_224", num_classes=10, preprocessing=PRE)
+    return Teacher(deit(classes=10, seed=9), card, tuple(range(10)), PRE)
+
+
+def state_of(model: nn.Module, recipe=RECIPE) -> TrainState:
+    return TrainState(model, build_optimizer(model, recipe.optim), CPU.grad_scaler(), None, Progress())
+
+
+def plan_of(recipe=RECIPE, **changes) -> Plan:
+    return Plan(recipe, PRE, 10, 2, 0, CPU, **changes)
+
+
+def stream(source, plan: ViewPlan | None = None, recipe=RECIPE):
+    keys = TrainBatches(len(source.labels), recipe.batch_size, seed=0, epochs=recipe.epochs)
+    return train_batches(source, recipe.augment, 32, keys, workers=0, pin_memory=False, plan=plan)
+
+
+class Watching:
+    """Keeps what the objective was given and what it said."""
+
+    def __init__(self, monkeypatch, kind: type) -> None:
+        self.calls: list[tuple] = []
+        own, calls = kind.__call__, self.calls
+
+        def call(objective, student, images, targets, words, keep):
+            calls.append((images, targets, words, keep))
+            return own(objective, student, images, targets, words, keep)
+
+        monkeypatch.setattr(kind, "__call__", call)
+
+
+@pytest.mark.parametrize("name", ["regnety_002", "resnet18"])
+def test_a_probed_body_keeps_its_statistics_and_its_head_trains(name, noise):
+    model = timm.create_model(name, num_classes=4)
+    before = {k: v.clone() for k, v in model.named_buffers()}
+    head = model.get_classifier()
+    set_train_mode(model.eval(), "head")
+    assert head.training
+    assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    model(noise(4, 3, 64, 64) + 3)
+    assert all(torch.equal(v, before[k]) for k, v in model.named_buffers())
+    set_train_mode(model, "all")
+    assert all(m.training for m in model.modules())
+    model(noise(4, 3, 64, 64) + 3)
+    assert not any(torch.equal(v, before[k]) for k, v in model.named_buffers() if k.endswith("running_mean"))
+
+
+def test_a_probed_body_drops_nothing(noise):
+    model = timm.create_model("regnety_002", num_classes=4, drop_rate=0.5, drop_path_rate=0.5)
+    images = noise(4, 3, 64, 64)
+    set_train_mode(model, "head")
+    assert torch.equal(model(images), model(images))
+    set_train_mode(model, "all")
+    assert not torch.equal(model(images), model(images))
+
+
+def test_both_heads_of_a_probed_deit_train(deit):
+    model = deit("deit_tiny_distilled").train()
+    set_train_mode(model, "head")
+    assert {n for n, m in model.named_modules() if m.training} == {"head", "head_dist"}
+
+
+@pytest.mark.parametrize("kind", ["deit", "convnet"])
+def test_an_epoch_of_a_probe_moves_the_head_alone(kind, deit, some, reporter):
+    model = deit(classes=10) if kind == "deit" else timm.create_model("regnety_002", num_classes=10)
+    freeze_body(model)
+    recipe = replace(RECIPE, trainable="head")
+    state = state_of(model, recipe)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    train_one_epoch(plan_of(recipe), state, stream(some), log=lambda _: None, name_of=some.name, reporter=reporter)
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved == ({"head.weight", "head.bias"} if kind == "deit" else {"head.fc.weight", "head.fc.bias"})
+    assert state.progress.step == 2
+
+
+def test_without_a_teacher_the_labels_alone_are_learnt(deit, some, monkeypatch):
+    seen = Watching(monkeypatch, Supervised)
+    batch, state = next(stream(some)), state_of(deit(classes=10))
+    parts = train_step(plan_of(), state, batch)
+    ((images, targets, words, keep),) = seen.calls
+    mix = draw_mix(RECIPE.augment, 32, 0, 0)
+    assert (words, keep) == (None, None)
+    assert torch.equal(images, mix_images(normalise(batch.images, PRE), mix))
+    assert torch.equal(targets, mix_words(smooth_labels(batch.labels, 10, RECIPE.smoothing), mix))
+    assert parts.keys() == {"loss", "labels"}
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+def test_a_teacher_of_mixed_pictures_sees_what_the_student_sees(mode, deit, teacher, some, monkeypatch):
+    seen = Watching(monkeypatch, Distillation)
+    plan = plan_of(distill=distilling("mixed", mode, views=0), teacher=teacher)
+    parts = train_step(plan, state_of(deit("deit_tiny_distilled", classes=10)), next(stream(some)))
+    ((images, _, words, _),) = seen.calls
+    torch.testing.assert_close(words, teacher_word(teacher(images), mode, 2.0))
+    assert parts.keys() == {"loss", "labels", "teacher"}
+    torch.testing.assert_close(parts["loss"], 0.7 * parts["labels"] + 0.3 * parts["teacher"])
+
+
+@pytest.mark.parametrize("views", [0, 2])
+@pytest.mark.parametrize("cached", [True, False])
+def test_words_about_views_are_mixed_as_the_pictures_are(views, cached, deit, teacher, some, monkeypatch, tmp_path):
+    """And only the student's picture is moved on top, where a view comes again."""
+    seen, form = Watching(monkeypatch, Distillation), WordFormat("soft", 10, 10)
+    cache = open_cache(tmp_path / "w", {"a": 1}, form, 8) if cached else None
+    listener = Listener(form, 2.0, cache, lambda: teacher, CPU, views, 1)
+    plan = plan_of(distill=distilling("view", views=views), listener=listener)
+    batch = next(stream(some, ViewPlan(5, views, 1, 32, listener.known)))
+    train_step(plan, state_of(deit("deit_tiny_distilled", classes=10)), batch)
+    ((images, targets, words, _),) = seen.calls
+    mix = draw_mix(RECIPE.augment, 32, 0, 0)
+    assert mix is not None
+    pictures = normalise(batch.images, PRE)
+    assert plan.moves_on_top == (views > 0)
+    shown = move_a_little(pictures, batch.keys, RECIPE.augment, 0) if views else pictures
+    assert torch.equal(images, mix_images(shown, mix))
+    expected = mix_words(teacher_word(teacher.look(batch.teacher_images), "soft", 2.0), mix)
+    torch.testing.assert_close(words, expected, atol=2e-3, rtol=0)
+    torch.testing.assert_close(words.sum(1), torch.ones(4))
+    torch.testing.assert_close(targets.sum(1), torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("distill", "kind", "moves"),
+    [
+        (None, Supervised, False),
+        (distilling("mixed", views=0), Distillation, False),
+        (distilling("view", views=0), Distillation, False),
+        (distilling("view", views=8), Distillation, True),
+    ],
+)
+def test_a_plan_knows_its_objective_and_whether_views_come_again(distill, kind, moves):
+    plan = plan_of(distill=distill)
+    assert isinstance(plan.objective, kind)
+    assert plan.moves_on_top == moves
+
+
+def test_a_cached_teacher_trains_the_same_student(deit, teacher, some, reporter, tmp_path):
+    """Asked every time, asked and remembered, or only remembered: the same weights to the last bit."""
+    form, trained = WordFormat("soft", 10, 10), []
+    cache = open_cache(tmp_path / "w", {"a": 1}, form, 8)
+
+    def nobody() -> Teacher:
+        raise AssertionError("the teacher was called")
+
+    for words, ask in ((None, lambda: teacher), (cache, lambda: teacher), (cache, nobody)):
+        listener = Listener(form, 2.0, words, ask, CPU, 1, 1)
+        state = state_of(deit("deit_tiny_distilled", classes=10))
+        batches = stream(some, ViewPlan(5, 1, 1, 32, listener.known), replace(RECIPE, epochs=1))
+        train_one_epoch(
+            plan_of(distill=distilling("view", views=1), listener=listener), state, batches,
+            log=lambda _: None, name_of=some.name, reporter=reporter,
+        )  # fmt: skip
+        trained.append(state.model.state_dict())
+    for name, value in trained[0].items():
+        assert torch.equal(value, trained[1][name])
+        assert torch.equal(value, trained[2][name])
+
+
+def test_an_epoch_counts_and_logs_what_it_did(deit, some, reporter):
+    records, state = [], state_of(deit(classes=10))
+    assert steps_per_epoch(8, 4) == 2
+    means = train_one_epoch(plan_of(), state, stream(some), log=records.append, name_of=some.name, reporter=reporter)
+    assert (state.progress.step, state.progress.images_seen) == (2, 8)
+    assert [r["step"] for r in records] == [0, 1]  # the first and the last of an epoch, whatever its length
+    assert means["loss"] == pytest.approx(sum(r["loss"] for r in records) / 2)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(deit, some, reporter):
+    model = deit(classes=10)
+    with torch.no_grad():
+        model.head.bias.fill_(float("nan"))
+    with pytest.raises(DeitctlError, match=r"The loss is nan at step 0"):
+        train_one_epoch(
+            plan_of(), state_of(model), stream(some), log=lambda _: None, name_of=some.name, reporter=reporter
+        )
+
+
+def test_reading_the_loss_is_rare_enough_to_keep_an_accelerator_busy():
+    assert loop.LOG_EVERY >= 10
