@@ -44,7 +44,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 def cannot_write(path: Path, error: OSError) -> DeitctlError:
     """Return the one line for a disk that is full or a folder that may not be written."""
     return DeitctlError(
-        f"Cannot write {path}: {error.strerror or error}.", "Free some space, or name another --output (or $DEITCTL_CACHE)."
+        f"Cannot write {path}: {error.strerror or error}.",
+        "Free some space, or name another --output (or $DEITCTL_CACHE).",
     )
 
 

@@ -20,7 +20,7 @@ def parameter_groups(
 
     No weight decay for biases, norms, layer scale (one dimension), tokens and position embeddings. A group's rate is
     the step's times `lr_scale`, which is `layer_decay` to the power of its layers' distance from the top (BEiT,
-    arXiv 2106.08254, appendix; timm's `param_groups_layer_decay`).
+    arXiv 2106.08254, appendix). As in BEiT's code the last norm goes with the heads; timm puts it with the last block.
 
     Args:
         model: whose parameters.

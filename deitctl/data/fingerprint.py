@@ -33,7 +33,8 @@ def data_fingerprint(source: Source, reporter: Reporter) -> str:
     digest.update(np.asarray(sizes, dtype="<i8").tobytes())
     names = "\x1f".join(PurePath(source.name(i)).name for i in range(count))
     digest.update(names.encode("utf-8", "surrogateescape"))
-    chosen = range(count) if sum(sizes) <= READ_WHOLE else np.linspace(0, count - 1, SAMPLED).astype(int).tolist()
+    whole = sum(sizes) <= READ_WHOLE or count <= SAMPLED
+    chosen = range(count) if whole else np.linspace(0, count - 1, SAMPLED).astype(int).tolist()
     for index in track(chosen, reporter, "look at the data", len(chosen)):
         try:
             digest.update(hashlib.sha256(source.raw(index)).digest())

@@ -37,4 +37,7 @@ def move_a_little(images: Tensor, keys: Sequence[SampleKey], config: AugmentConf
         rows.append([[mirror * cos, sin, dx], [-mirror * sin, cos, dy]])
     theta = torch.tensor(rows, device=images.device)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    edge = (
+        1 - 1 / images.shape[-1]
+    )  # the middle of the outermost pixel; MPS has no padding_mode="border" before torch 2.13
+    return F.grid_sample(images, grid.clamp(-edge, edge), mode="bilinear", align_corners=False)

@@ -122,7 +122,8 @@ class _Tally:
             if self.teacher is not None:
                 said = self.teacher[indices]
                 agrees = logits[:, self.rows].argmax(1) == said
-                self.with_teacher.setdefault(rule, []).append(agrees[said >= 0])
+                if (said >= 0).any():
+                    self.with_teacher.setdefault(rule, []).append(agrees[said >= 0])
         main = fused["cls" if dist is None else self.head]
         self.subset = main.shape[1] > len(self.rows)
         confidence, prediction = main.softmax(1).max(1)

@@ -36,9 +36,13 @@ class Listener:
     views: int
     repeats: int
 
-    def known(self, view: int, index: int) -> bool:
-        """Say whether a word is at hand, so that a loader need not render the view for the teacher."""
-        return self.cache is not None and self.cache.holds(view, index)
+    @property
+    def known(self) -> Callable[[int, int], bool] | None:
+        """Say by (view, picture) whether a word is at hand, so that a loader need not render it; None: none ever is.
+
+        It is the cache's own method, which travels to a loader process without the network.
+        """
+        return self.cache.holds if self.cache is not None else None
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the words [B,K] about a batch's views; what had to be asked is kept.
@@ -59,9 +63,11 @@ class Listener:
         return self.form.decode(records)
 
     def ask(self, pixels: Tensor) -> Records:
-        """Ask the network about views, uint8 [B,3,T,T] at its own size."""
+        """Ask the network about views, uint8 [B,3,T,T] at its own size; raise `TeacherError` if it answers no numbers."""
         with torch.no_grad(), self.device.autocast():
             logits = self.teacher().look(self.device.move(pixels))
+        if not logits.isfinite().all():
+            raise TeacherError("The teacher answers with what is no number.", "Check its weights; or --precision fp32.")
         return self.form.encode(teacher_word(logits.float(), self.form.mode, self.tau))
 
     def fill(

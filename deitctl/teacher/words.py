@@ -1,8 +1,9 @@
 """What a teacher says, kept on disk: one small record a view and picture, mapped into memory.
 
 A cache is a folder of its stamp (`cache.json`: everything the words depend on) and a file a view. A record of zeros
-is a word not yet heard, and every other record proves itself, so that several processes may write at once, a kill at
-any moment loses at most the word being written, and a file that was cut short or is missing is filled up again.
+is a word not yet heard. A hard record is two bytes, written at once or not at all; a soft one carries a checksum. So
+several processes may write together, a kill at any moment loses at most the word being written, and a file that was
+cut short or is missing is filled up again.
 
 Letters: B pictures, K classes, N pictures of the data, W numbers a record.
 """
@@ -22,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deitctl.checkpoint import cannot_write, write_json
+from deitctl.checkpoint import write_json
 from deitctl.errors import TeacherError
 
 Records = NDArray[np.uint16]
@@ -30,6 +31,10 @@ UNREADABLE = 65535
 """First number of the record of a picture that could not be read when its word was asked for."""
 MOST_CLASSES = 65_000
 STAMP = "cache.json"
+OPEN_VIEWS = 64
+"""Files mapped at a time: each holds a file descriptor, of which a process has a thousand or so."""
+CHUNK = 4096
+"""Records checked at a time, so that checking a large view takes little memory."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,10 @@ class WordFormat:
     mode: str
     classes: int
     topk: int = 0
+
+    def __post_init__(self) -> None:
+        if self.classes > MOST_CLASSES:
+            raise TeacherError(f"Words are kept over at most {MOST_CLASSES:,} classes, these are {self.classes:,}.")
 
     @property
     def kept(self) -> int:
@@ -88,15 +97,15 @@ class WordFormat:
 
     def valid(self, records: Records) -> NDArray[np.bool_]:
         """Say of each record [B,W] whether it holds a word."""
-        first = records[:, 0]
         if self.mode == "hard":
-            return (first > 0) & (first <= self.classes)
-        return np.asarray(first == _checksum(records[:, 1:]))
+            return (records[:, 0] > 0) & (records[:, 0] <= self.classes)
+        chunks = [records[n : n + CHUNK] for n in range(0, len(records), CHUNK)]
+        return np.concatenate([(c[:, 0] == _checksum(c[:, 1:])) & c[:, 1:].any(axis=1) for c in chunks or [records]])
 
 
 def _checksum(body: Records) -> Records:
     """Return a number in 1..65521 for each row, which another content of the row hardly shares."""
-    weights = np.arange(3, 3 + 2 * body.shape[1], 2, dtype=np.uint64)
+    weights = np.arange(body.shape[1], dtype=np.uint64) % 65520 + 1  # none is 0 modulo 65521
     return np.asarray((body.astype(np.uint64) * weights).sum(axis=1) % 65521 + 1, dtype=np.uint16)
 
 
@@ -115,20 +124,33 @@ class WordCache:
     def _view(self, view: int) -> Records:
         """Return the records of a view, [N,W], making its file if there is none."""
         if view not in self._views:
-            path, size = self.root / f"view-{view:05d}.words", self.pictures * self.form.width * 2
+            record = self.form.width * 2
+            path, size = self._path(view), self.pictures * record
             try:
-                with open(path, "ab") as file:  # made by whoever comes first; extending it again changes nothing
-                    _reserve(file.fileno(), size)
-                with open(path, "r+b") as file:
-                    mapped = mmap.mmap(file.fileno(), size)
+                file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+                try:
+                    _reserve(file, size, record)
+                    mapped = mmap.mmap(file, size)
+                finally:
+                    os.close(file)
             except OSError as error:
-                raise cannot_write(path, error) from error
+                raise TeacherError(
+                    f"Cannot write {path}: {error.strerror}.", "Free some space, or name another --teacher-cache."
+                ) from error
+            if len(self._views) >= OPEN_VIEWS:
+                del self._views[next(iter(self._views))]  # closed when nobody holds its array any more
             self._views[view] = np.frombuffer(mapped, dtype=np.uint16).reshape(self.pictures, self.form.width)
         return self._views[view]
 
+    def _path(self, view: int) -> Path:
+        return self.root / f"view-{view:05d}.words"
+
+    def _begun(self, view: int) -> bool:
+        return view in self._views or self._path(view).exists()
+
     def holds(self, view: int, index: int) -> bool:
         """Say whether the word about a view of a picture is here."""
-        return bool(self.form.valid(self._view(view)[index : index + 1])[0])
+        return self._begun(view) and bool(self.form.valid(self._view(view)[index : index + 1])[0])
 
     def read(self, places: Sequence[tuple[int, int]]) -> tuple[Records, NDArray[np.bool_]]:
         """Return the records [B,W] of (view, picture) pairs and which of them are words."""
@@ -147,25 +169,35 @@ class WordCache:
 
     def missing(self, view: int, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
         """Return which pictures in start..stop of a view have no word here and could have."""
+        if not self._begun(view):
+            return np.arange(self.pictures)[start:stop]
         records = self._view(view)[start:stop]
         return start + np.flatnonzero(~self.form.valid(records) & (records[:, 0] != UNREADABLE))
 
     def lacking(self, view: int) -> list[int]:
         """Return the pictures of a view without a word, those that could not be read among them."""
-        return np.flatnonzero(~self.form.valid(self._view(view))).tolist()
+        if not self._begun(view):
+            return list(range(self.pictures))
+        return [int(index) for index in np.flatnonzero(~self.form.valid(self._view(view)))]
 
     def count_missing(self, views: int) -> int:
         """Return how many words the first `views` views lack."""
         return sum(len(self.missing(view)) for view in range(views))
 
 
-def _reserve(file: int, size: int) -> None:
-    """Make a file `size` bytes long, the new ones zero; a full disk is said now, not when the map is written to."""
-    if hasattr(os, "posix_fallocate"):
-        if size:
+def _reserve(file: int, size: int, record: int) -> None:
+    """Make a file `size` bytes long, the new ones zero; a full disk is said now, not when the map is written to.
+
+    Whoever comes first makes it; to do it again changes nothing.
+    """
+    present = os.fstat(file).st_size
+    if present < size:
+        if torn := present % record:  # cut short inside a record, which is then no word
+            os.ftruncate(file, present - torn)
+        if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file, 0, size)
-    elif os.fstat(file).st_size < size:
-        os.truncate(file, size)
+        else:
+            os.ftruncate(file, size)
 
 
 def open_cache(root: Path, stamp: Mapping[str, Any], form: WordFormat, pictures: int) -> WordCache:
@@ -180,18 +212,16 @@ def open_cache(root: Path, stamp: Mapping[str, Any], form: WordFormat, pictures:
     Raises:
         TeacherError: a cache of something else is there; the message names what differs. Or it cannot be read.
     """
-    if form.classes > MOST_CLASSES:
-        raise TeacherError(f"A cache keeps words over at most {MOST_CLASSES:,} classes, these are {form.classes:,}.")
     path = root / STAMP
     if not path.exists():
-        if root.is_dir() and any(not entry.name.startswith(".") for entry in root.iterdir()):
+        if root.is_dir() and any(not e.name.startswith(".") and e.name != STAMP for e in root.iterdir()):
             raise TeacherError(f"{root} holds other files and no teacher's words.", "Name another --teacher-cache.")
         write_json(path, dict(stamp))
     kept = read_stamp(root)
     wanted = json.loads(json.dumps(dict(stamp)))
-    if kept != wanted:
+    if reason := _differences(kept, wanted):
         raise TeacherError(
-            f"The teacher's words in {root} are stale: {_differences(kept, wanted)}.",
+            f"The teacher's words in {root} are stale: {reason}.",
             "Name another --teacher-cache, or leave it out, or delete that folder.",
         )
     return WordCache(root, form, pictures)

@@ -118,7 +118,7 @@ def train_step(plan: Plan, state: TrainState, batch: Batch) -> dict[str, Tensor]
     mix = draw_mix(recipe.augment, images.shape[-1], plan.seed, step)
     images, targets = mix_images(images, mix), mix_words(targets, mix)
     keep = None
-    if isinstance(state.model, VisionTransformer):
+    if isinstance(state.model, VisionTransformer) and state.model.training:  # a probed body drops nothing
         keep = state.model.draw_keep(len(images), rng.torch_generator(plan.seed, "drop-path", step))
         keep = device.move(keep) if keep is not None else None
 

@@ -78,7 +78,7 @@ def test_a_soft_record_by_hand():
     form, word = WordFormat("soft", 4, 2), torch.tensor([[0.05, 0.5, 0.2, 0.25]])
     record = form.encode(word)[0]
     assert record[1:].tolist() == [1, 3, 0x3800, 0x3400]  # classes, then float16
-    assert record[0] == (3 * 1 + 5 * 3 + 7 * 0x3800 + 9 * 0x3400) % 65521 + 1
+    assert record[0] == (1 * 1 + 2 * 3 + 3 * 0x3800 + 4 * 0x3400) % 65521 + 1
     torch.testing.assert_close(form.decode(record[None]), torch.tensor([[0.125, 0.5, 0.125, 0.25]]))
 
 

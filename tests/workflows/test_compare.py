@@ -56,7 +56,7 @@ def test_runs_differ_in_nothing_but_the_way_and_the_seed(request_: Request) -> N
             text = (Path(run) / "run.toml").read_text()
             assert f"seed = {seed}\n" in text
             recipe = text[text.index("[recipe]") :]
-            configs.append(recipe.split("[distill]")[0])
+            configs.append(recipe.split("[distill]")[0].strip())
     assert len(set(configs)) == 1
     assert all(spread.deviation is not None for row in done.rows for spread in row.top1.values())
 
@@ -88,8 +88,8 @@ def test_several_teachers_are_table_2(request_: Request, digits_teacher: Path, t
         ("hard", "other"),
     ]
     assert done.rows[1].top1 == done.rows[2].top1  # the same teacher, the same student
+    teaching = Teaching(weights=str(other))
     with pytest.raises(ConfigError, match="several teachers"):
-        teaching = Teaching(weights=str(other))
         compare(replace(request_, teaching=teaching), teachers=["a", "b"])
 
 

@@ -83,7 +83,8 @@ def test_validation_chooses_between_raw_and_averaged_weights(
         return replace(score, top1=90.0 if kind == better else 10.0)
 
     monkeypatch.setattr(Session, "_evaluate", biased)
-    run = run_training(with_recipe(little_config("run"), epochs=1), sources=little).run
+    config = with_recipe(little_config("run"), epochs=1, batch_size=4)  # 15 steps: an average of more than one
+    run = run_training(config, sources=little).run
     shipped = load_tensors(run / "model.safetensors")
     name = "model" if better == "raw" else "ema"
     kept, other = (
