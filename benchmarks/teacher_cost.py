@@ -1,0 +1,100 @@
+"""What a teacher costs, and what it costs once it has said all: one run, epoch by epoch, then a second student.
+
+    python benchmarks/teacher_cost.py DATA [--teacher regnety_160] [--student deit_small] [--views 2] [--epochs 5]
+
+The teacher's weights are random: only its size matters here. Prints images a second of every epoch and the saving
+that arithmetic expects from the two networks' measured speeds. Last figures: docs/distillation.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from deitctl.checkpoint import save_model
+from deitctl.device import choose_device
+from deitctl.events import SilentReporter
+from deitctl.models import timm_models
+from deitctl.models.layers import layer_names
+from deitctl.teacher.frozen import Teacher
+from deitctl.workflows.configure import Request, Teaching, configure
+from deitctl.workflows.train import run_training
+
+
+def random_teacher(name: str, folder: Path) -> Path:
+    """Write a timm folder of an untrained classifier of ImageNet's classes."""
+    model = timm_models.create(name, num_classes=1000)
+    save_model(folder, model.state_dict(), timm_models.card_of(model, name, 1000), layer_names(model))
+    return folder
+
+
+def speed_of(folder: Path, batch_size: int) -> float:
+    """Measure images a second of a teacher alone, as a training asks it."""
+    device = choose_device("auto", "auto")
+    model, card = timm_models.load_folder(folder)
+    teacher = Teacher(device.place(model), card, tuple(range(1000)), card.preprocessing)
+    size = card.preprocessing.img_size
+    pixels = torch.zeros(batch_size, 3, size, size, dtype=torch.uint8)
+    with device.autocast():
+        teacher.look(pixels)
+        start = time.monotonic()
+        for _ in range(3):
+            teacher.look(pixels)
+    return 3 * batch_size / (time.monotonic() - start)
+
+
+def main() -> None:
+    """Train twice and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--teacher", default="regnety_160")
+    parser.add_argument("--student", default="deit_small")
+    parser.add_argument("--views", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=16)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = random_teacher(options.teacher, Path(folder) / options.teacher)
+        alone = speed_of(teacher, options.batch_size)
+        print(f"teacher alone: {alone:.2f} images/s")
+        looked, look = [0], Teacher.look
+        Teacher.look = lambda self, pixels: (looked.append(len(pixels)), look(self, pixels))[1]  # type: ignore[method-assign]
+        for turn in ("first student", "second student"):
+            said = Teaching(
+                teacher=str(teacher),
+                views=options.views,
+                sees="view",
+                cache=f"{folder}/words",
+                force=True,
+                adapt="none",
+            )
+            request = Request(
+                data=options.data, model=options.student, recipe="finetune", pretrained=False, teaching=said,
+                given={"recipe.epochs": options.epochs, "recipe.batch_size": options.batch_size},
+            )  # fmt: skip
+            config, *sources = configure(request, SilentReporter())
+            looked[:] = [0]
+            start = time.monotonic()
+            result = run_training(replace(config, output=f"{folder}/{turn[:5]}"), sources=(sources[0], sources[1]))
+            log = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
+            speeds = [r["images_per_second"] for r in log if r["kind"] == "epoch"]
+            print(
+                f"{turn}: " + ", ".join(f"epoch {n} {s:.2f}" for n, s in enumerate(speeds, 1)) + " images/s; "
+                f"the teacher looked at {sum(looked)} views; {time.monotonic() - start:.0f} s in all"
+            )
+            if turn.startswith("first"):
+                paid, free = speeds[0], sum(speeds[options.views :]) / (len(speeds) - options.views)
+                print(
+                    f"after {options.views} epochs {free / paid:.2f} times as fast; "
+                    f"arithmetic from the two speeds: {1 + free / alone:.2f} times"
+                )
+
+
+if __name__ == "__main__":
+    main()
