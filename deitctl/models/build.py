@@ -196,9 +196,9 @@ def build_model(
         elif known is not None:
             state = convert.without_head(state)
         changes += convert.load_into(model, state, start or arch.hub_id)
-    base = arch.card()
     card = replace(
-        base, num_classes=len(class_names), class_names=tuple(class_names),
+        _normalised_as(arch.card(), _folder(start, reporter) if start else None),
+        num_classes=len(class_names), class_names=tuple(class_names),
         descriptions=tuple(descriptions) if descriptions is not None else None,
     )  # fmt: skip
     return LoadedModel(model, card.at_size(size), tuple(changes))
@@ -259,9 +259,19 @@ def _build_timm(
     if start:
         file = folder / WEIGHTS if folder else Path(start)
         timm_models.load_weights(model, load_tensors(file), str(file), new_head=True)
-    card = timm_models.card_of(model, name, len(class_names))
     card = replace(
-        card, class_names=tuple(class_names), model_args=args,
+        _normalised_as(timm_models.card_of(model, name, classes), folder or own_folder),
+        class_names=tuple(class_names), model_args=args,
         descriptions=tuple(descriptions) if descriptions is not None else None,
     )  # fmt: skip
     return LoadedModel(model, card.at_size(size))
+
+
+def _normalised_as(card: ModelCard, folder: Path | None) -> ModelCard:
+    """Return the card with the normalisation of a folder's weights: features mean nothing under another one."""
+    if folder is None:
+        return card
+    own = load_card(folder).preprocessing
+    return replace(
+        card, preprocessing=replace(card.preprocessing, mean=own.mean, std=own.std, interpolation=own.interpolation)
+    )

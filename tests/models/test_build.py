@@ -209,3 +209,21 @@ def test_timms_models_are_built_and_started_from_folders(tmp_path, reporter, noi
     again = build(tmp_path / "net", reporter, class_names=("x", "y"))
     assert torch.equal(again.model.stem.conv.weight, built.model.stem.conv.weight)
     assert again.model.head.fc.weight.shape[0] == 2
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "deit_tiny"])
+def test_weights_keep_their_normalisation_when_they_get_new_classes(model, tmp_path, reporter):
+    """A teacher of mean and deviation 0.5 that is fitted to other classes sees its own pictures still."""
+    first = build_model(
+        model, class_names=["a", "b"], img_size=32, drop_path_rate=0.0, pretrained=False, weights="", distilled=None,
+        reporter=reporter,
+    )  # fmt: skip
+    half = (0.5, 0.5, 0.5)
+    card = replace(first.card, preprocessing=replace(first.card.preprocessing, mean=half, std=half))
+    save_model(tmp_path / "half", first.model.state_dict(), card, layer_names(first.model))
+    for ref, weights in ((str(tmp_path / "half"), ""), (model, str(tmp_path / "half"))):
+        second = build_model(
+            ref, class_names=["x", "y", "z"], img_size=32, drop_path_rate=0.0, pretrained=False, weights=weights,
+            distilled=None, reporter=reporter,
+        )  # fmt: skip
+        assert (second.card.preprocessing.mean, second.card.preprocessing.std) == (half, half)

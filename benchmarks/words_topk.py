@@ -1,0 +1,50 @@
+"""How much of a soft word over a thousand classes is lost when k of them are kept? KL(whole || stored), in nats.
+
+    python benchmarks/words_topk.py PICTURES [--model deit_tiny] [--weights FILE]
+
+Last figures: docs/distillation.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from deitctl.data.loader import eval_batches
+from deitctl.data.mixing import normalise
+from deitctl.data.open import open_for_evaluation
+from deitctl.events import SilentReporter
+from deitctl.losses import teacher_word
+from deitctl.models.build import load_model
+from deitctl.models.heads import forward_heads
+from deitctl.teacher.words import WordFormat
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Print a line for every temperature and k."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures")
+    parser.add_argument("--model", default="deit_tiny")
+    parser.add_argument("--weights", default="")
+    options = parser.parse_args()
+    loaded = load_model(options.model, weights=options.weights, reporter=SilentReporter())
+    source, pre = open_for_evaluation(options.pictures, SilentReporter()), loaded.card.preprocessing
+    batches = eval_batches(source, pre, batch_size=50, workers=0, pin_memory=False)
+    logits = torch.cat([forward_heads(loaded.model, normalise(b.images, pre)).cls for b in batches])
+    print(
+        f"{len(logits)} pictures, {logits.shape[1]} classes\n| tau | k | bytes a word | mass kept | KL, nats |\n|---|---|---|---|---|"
+    )
+    for tau in (1.0, 3.0):
+        word = teacher_word(logits, "soft", tau)
+        for k in (5, 20, 100, 300, 1000):
+            form = WordFormat("soft", word.shape[1], k)
+            stored = form.decode(form.encode(word))
+            kl = (word * (word.log() - stored.clamp(min=1e-12).log())).sum(1).mean()
+            mass = word.topk(k, dim=1).values.sum(1).mean()
+            print(f"| {tau:.0f} | {k} | {2 * form.width} | {100 * mass:.1f} % | {kl:.4f} |")
+
+
+if __name__ == "__main__":
+    main()
