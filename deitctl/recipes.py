@@ -80,7 +80,7 @@ PROBE = replace(  # a linear probe: the classifier alone learns, on features as 
     name="probe",
     ema_decay=0.0,
     trainable="head",
-    optim=OptimConfig(lr=8e-3, lr_batch=512, min_lr=0.0, warmup_lr=1e-6, warmup_epochs=1, weight_decay=0.0),
+    optim=OptimConfig(lr=3e-2, lr_batch=512, min_lr=0.0, warmup_lr=1e-6, warmup_epochs=1, weight_decay=0.0),
 )
 
 SMALL = Recipe(  # from scratch on little data; own values

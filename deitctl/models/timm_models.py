@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from deitctl.card import IMAGENET_MEAN, IMAGENET_STD, ModelCard, Preprocessing
@@ -110,12 +111,19 @@ def layer_ids(model: nn.Module) -> dict[str, int]:
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], where: str, *, new_head: bool) -> None:
-    """Load a state dict strictly, except for the classifier where `new_head`; raise `ModelError` if it does not fit."""
+    """Load a state dict strictly, except for the classifier where `new_head`, which then starts at zero.
+
+    Zero makes every class equally likely. timm's own initialisation is for many classes: with few it makes some
+    families' first losses ten times those of a guess, and a linear probe takes epochs to come down from there.
+
+    Raises:
+        ModelError: the state does not fit.
+    """
     state = dict(state)
     if new_head:
         heads = tuple(f"{name}." for name in layers(model)["classifier"])
         state = {k: v for k, v in state.items() if not k.startswith(heads)}
-        state |= {k: v for k, v in model.state_dict().items() if k.startswith(heads)}
+        state |= {k: torch.zeros_like(v) for k, v in model.state_dict().items() if k.startswith(heads)}
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -135,6 +143,8 @@ def load_published(
         if not _cached(name):
             require_hub()
         model = create(name, num_classes=num_classes, img_size=img_size, drop_path_rate=drop_path_rate, pretrained=True)
+        if num_classes not in (None, _published_classes(name)):
+            load_weights(model, model.state_dict(), name, new_head=True)
     except ModelError as error:
         if not isinstance(error, WeightsNotFound):
             raise
@@ -153,6 +163,13 @@ def _not_found(name: str) -> WeightsNotFound:
         f"The weights of {name} are not on this machine and cannot be downloaded.",
         f"Fetch model.safetensors from {where} and pass the file.",
     )
+
+
+def _published_classes(name: str) -> int | None:
+    import timm
+
+    cfg = timm.get_pretrained_cfg(name)
+    return int(cfg.num_classes) if cfg else None
 
 
 def classes_in(state: Mapping[str, Tensor], name: str) -> int:
