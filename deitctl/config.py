@@ -86,6 +86,8 @@ class Recipe:
     """Decay of the weights' moving average, 0 for none; shortened for short runs (see ema.py)."""
     trainable: Literal["all", "head"] = "all"
     """`head` leaves everything but the classifier as it is: a linear probe."""
+    keep_batch_stats: bool = False
+    """Whether batch norms go on with the means and variances that came with the weights, instead of the batch's."""
     augment: AugmentConfig
     optim: OptimConfig
 

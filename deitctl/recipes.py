@@ -65,6 +65,7 @@ FINETUNE = Recipe(  # one's own pictures, from published weights; own values, se
     batch_size=64,
     smoothing=0.1,
     drop_path_rate=0.0,  # DeiT's authors leave it out for transfer (issue 45 of their repository)
+    keep_batch_stats=True,  # convnets whose batch norms were folded into their weights know nothing under a batch's own
     ema_decay=0.999,
     augment=AugmentConfig(
         crop_scale=(0.35, 1.0),  # milder than for ImageNet: little data, and the weights know the world already

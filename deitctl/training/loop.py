@@ -76,7 +76,7 @@ def train_one_epoch(
     Raises:
         DeitctlError: the loss is no longer a number, or no picture can be read.
     """
-    set_train_mode(state.model, plan.recipe.trainable)
+    set_train_mode(state.model, plan.recipe.trainable, plan.recipe.keep_batch_stats)
     recipe, progress = plan.recipe, state.progress
     label = f"epoch {progress.epoch + 1}/{recipe.epochs}"
     sums: dict[str, Tensor] = {}
@@ -140,12 +140,16 @@ def train_step(plan: Plan, state: TrainState, batch: Batch) -> dict[str, Tensor]
     return {"loss": loss.total.detach(), **{k: v.detach() for k, v in loss.parts.items()}}
 
 
-def set_train_mode(model: nn.Module, trainable: str) -> None:
+def set_train_mode(model: nn.Module, trainable: str, keep_batch_stats: bool = False) -> None:
     """Put what learns into train mode; the rest of a probed model keeps its batch statistics and drops nothing."""
     model.train(trainable == "all")
     if trainable == "head":
         for name in layer_names(model)["classifier"]:
             model.get_submodule(name).train()
+    if keep_batch_stats:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
 
 def _require_finite(loss: float, step: int, rate: float) -> None:

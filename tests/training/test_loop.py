@@ -99,6 +99,15 @@ def test_a_probed_body_keeps_its_statistics_and_its_head_trains(name, noise):
     assert not any(torch.equal(v, before[k]) for k, v in model.named_buffers() if k.endswith("running_mean"))
 
 
+def test_all_of_a_convnet_may_learn_under_the_statistics_that_came_with_it(noise):
+    model = timm.create_model("regnety_002", num_classes=4)
+    before = {k: v.clone() for k, v in model.named_buffers()}
+    set_train_mode(model, "all", keep_batch_stats=True)
+    model(noise(4, 3, 64, 64) + 3).sum().backward()
+    assert all(torch.equal(v, before[k]) for k, v in model.named_buffers())
+    assert all(p.grad is not None for p in model.parameters())
+
+
 def test_a_probed_body_drops_nothing(noise):
     model = timm.create_model("regnety_002", num_classes=4, drop_rate=0.5, drop_path_rate=0.5)
     images = noise(4, 3, 64, 64)
