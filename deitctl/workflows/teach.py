@@ -19,7 +19,7 @@ from deitctl.errors import ConfigError, Interrupted, Signalled, TeacherError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.teacher.words import WordCache
 from deitctl.workflows.configure import check
-from deitctl.workflows.preflight import Preflight, Tutor
+from deitctl.workflows.preflight import NO_CACHE, Preflight, Tutor
 from deitctl.workflows.train import train_or_find
 
 MOST_DIFFERENT = 0.02
@@ -141,10 +141,11 @@ def verify(
 
 def _open(config: TrainConfig, sources: tuple[Source, Source], reporter: Reporter) -> tuple[Tutor, WordCache]:
     check(config)
+    if config.distill is None or config.distill.teacher_sees != "view" or config.distill.cache == NO_CACHE:
+        raise ConfigError("Without a cache there is nothing to teach.", "Leave --teacher-cache off out.")
     tutor = Tutor(
         config, *sources, Preprocessing(), device=choose_device(config.device, config.precision), reporter=reporter,
         train_run=lambda run: train_or_find(run, sources, reporter),
     )  # fmt: skip
-    if tutor.cache is None:
-        raise ConfigError("Without a cache there is nothing to teach.", "Leave --teacher-cache off out.")
+    assert tutor.cache is not None
     return tutor, tutor.cache
