@@ -95,15 +95,15 @@ def _print(done: Comparison) -> None:
     runs = f"{done.seeds} seed{'s' if done.seeds > 1 else ''}, {done.epochs} epochs, {done.images} validation pictures"
     print_table(
         f"{done.student} on {done.data}: top-1, % ({runs})",
-        ("", "class head", "distillation head", "both", "seconds a run"),
+        ("distillation", "class head", "distil head", "both", "seconds"),
         [
             (title, *(cell(row.top1.get(h)) for h in HEADS), f"{row.seconds.mean:.0f}")
             for title, row in zip(titles, done.rows, strict=True)
         ],
     )
     print_table(
-        "agreement, %",
-        ("", "class head, teacher", "distillation head, teacher", "both, teacher", "the two heads"),
+        "agreement with the teacher, and of the heads with each other, %",
+        ("distillation", "class head", "distil head", "both", "the heads"),
         [
             (title, *(cell(row.with_teacher.get(h)) for h in HEADS), cell(row.between_heads))
             for title, row in zip(titles, done.rows, strict=True)

@@ -14,6 +14,7 @@ from deitctl.config import TrainConfig, to_dict
 from deitctl.data.sources import Source
 from deitctl.errors import ConfigError, DeitctlError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
+from deitctl.models.build import architecture_of
 from deitctl.training.run import Run
 from deitctl.workflows.configure import Request, Teaching, configure
 from deitctl.workflows.train import train_or_find
@@ -30,11 +31,11 @@ class Variant:
 
 
 VARIANTS = {
-    "none": Variant("no distillation", "none", False),
-    "soft": Variant("usual (soft) distillation", "soft", False),
-    "hard": Variant("hard distillation", "hard", False),
-    "token-soft": Variant("distillation token, soft", "soft", True),
-    "token-hard": Variant("distillation token, hard", "hard", True),
+    "none": Variant("none", "none", False),
+    "soft": Variant("usual (soft)", "soft", False),
+    "hard": Variant("hard", "hard", False),
+    "token-soft": Variant("token, soft", "soft", True),
+    "token-hard": Variant("token, hard", "hard", True),
 }
 """DeiT Table 3, in its order; its last three rows are the heads of `token-hard`."""
 HEADS = ("cls", "dist", "avg-logits")
@@ -140,6 +141,8 @@ def compare(
     if len(teachers) > 1 and teaching.weights:
         raise ConfigError("--teacher-weights cannot be those of several teachers.", "Name teachers by their folders.")
     names = list(teachers) or [teaching.teacher]
+    for name in filter(None, names):
+        architecture_of(name, reporter)  # a name that means nothing is said before hours of training with the others
     first = int(request.given.get("seed") or 0)
     wanted = [(v, t) for v in variants for t in (names if VARIANTS[v].mode != "none" else names[:1])]
     results: dict[tuple[str, str], list[dict[str, Any]]] = {pair: [] for pair in wanted}
@@ -150,7 +153,7 @@ def compare(
             config, sources = _configure(asked, VARIANTS[variant], reporter)
             label = variant if len(names) == 1 or config.distill is None else f"{variant}-{Path(teacher).name}"
             root = (output or Path()) / f"{label}-seed{seed}"
-            reporter.note(f"{VARIANTS[variant].title}, seed {seed}: {root}")
+            reporter.note(f"Distillation {VARIANTS[variant].title}, seed {seed}: {root}")
             results[variant, teacher].append(_run(replace(config, output=str(root)), sources, reporter))
     assert config is not None
     done = Comparison(
