@@ -58,12 +58,13 @@ def test_weights_of_another_architecture_are_refused():
         timm_models.load_weights(model, {"x": torch.zeros(1)}, "f", new_head=False)
 
 
-def test_new_head_keeps_the_body(randomise):
+def test_a_new_head_keeps_the_body_and_starts_at_zero(randomise):
+    """Every class is equally likely at first: timm's own start gives some families ten times that loss."""
     source = randomise(timm.create_model(SMALL, num_classes=9))
     model = timm.create_model(SMALL, num_classes=3)
-    head = model.head.fc.weight.detach().clone()
     timm_models.load_weights(model, source.state_dict(), "f", new_head=True)
-    assert torch.equal(model.head.fc.weight, head)
+    assert not model.head.fc.weight.any()
+    assert not model.head.fc.bias.any()
     assert torch.equal(model.stem.conv.weight, source.stem.conv.weight)
 
 
