@@ -136,12 +136,19 @@ class TrainConfig:
     """File with the weights to start from; empty: the published ones if the recipe is `pretrained`."""
     distill: DistillConfig | None = None
     seed: int = 0
+    split_seed: int = -1
+    """Seed by which validation pictures are held out of data that has none; -1: the run's."""
     workers: int = -1
     """Processes that decode and augment; -1: chosen from the machine."""
     device: str = "auto"
     precision: str = "auto"
     output: str = ""
     """The run's folder; empty: a new one under runs/."""
+
+    @property
+    def data_seed(self) -> int:
+        """The seed of the split."""
+        return self.seed if self.split_seed < 0 else self.split_seed
 
 
 def override(config: C, changes: Mapping[str, Any]) -> C:

@@ -61,6 +61,12 @@ def distill(
     from deitctl.cli.training import run
     from deitctl.workflows.configure import Teaching
 
+    said = {
+        "teacher": teacher, "teacher_weights": teacher_weights, "teacher_img_size": teacher_img_size, "adapt": adapt,
+        "mode": mode, "alpha": alpha, "tau": tau, "reduction": reduction, "no_token": no_token or None,
+        "teacher_sees": teacher_sees, "views": views, "view_seed": view_seed, "words_topk": words_topk,
+        "teacher_cache": teacher_cache, "force_teacher": force_teacher or None,
+    }  # fmt: skip
     teaching = None
     if mode != "none":
         teaching = Teaching(
@@ -74,4 +80,5 @@ def distill(
         output=output, resume=resume, config=config, changes=changes or (), dry_run=dry_run,
         output_format=output_format, quiet=quiet,
         given=o.training_settings(epochs, batch_size, lr, img_size, seed, workers, device, precision),
+        said_of_the_teacher=said,
     )  # fmt: skip

@@ -63,6 +63,7 @@ def teach(
         data=data or "", model=student or "", recipe=recipe or "", pretrained=pretrained, teaching=teaching,
         given=given, changes=changes or (),
     )  # fmt: skip
+    unreadable: tuple[str, ...] = ()
     with rerun_on_interruption():
         config, *sources = configure(request, reporter)
         pair = (sources[0], sources[1])
@@ -71,11 +72,17 @@ def teach(
             record, title = checked.to_dict(), "the teacher still says what its cache has"
         else:
             done = run(config, pair, batch_size=batch_size, reporter=reporter)
-            record, title = done.to_dict(), f"the words of {done.teacher.name}"
+            record, title, unreadable = done.to_dict(), f"the words of {done.teacher.name}", done.unreadable
+    for name in unreadable:
+        reporter.warn(f"no words: {name} cannot be read.")
     if shape == "json":
         print_json(record)
-        return
+        raise typer.Exit(3 if unreadable else 0)
     rows = [(k.replace("_", " "), str(v)) for k, v in record.items() if not isinstance(v, dict)]
     print_table(title, ("what", "value"), rows, 2)
     if not verify and config.distill is not None:
-        print_line(f"deitctl distill with the same options uses them; its recipe is {config.recipe.name!r}.")
+        views_used = config.distill.views
+        print_line(
+            f"deitctl distill with the same options, --recipe {config.recipe.name} --views {views_used}, uses them."
+        )
+    raise typer.Exit(3 if unreadable else 0)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from deitctl.cli.console import choose_format, print_json, print_line, print_table
 from deitctl.cli.progress import make_reporter
 from deitctl.config import TrainConfig, from_dict, override, read_toml, to_dict
+from deitctl.errors import ConfigError
 
 if TYPE_CHECKING:
     from deitctl.workflows.configure import Teaching
@@ -22,6 +23,7 @@ def run(
     *, data: str | None, model: str | None, weights: Path | None, recipe: str | None, pretrained: bool | None,
     teaching: Teaching | None, output: Path | None, resume: Path | None, config: Path | None,
     given: Mapping[str, Any], changes: Sequence[str], dry_run: bool, output_format: str | None, quiet: bool,
+    said_of_the_teacher: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Configure and train, or resume; print the result. A run in which pictures had to be left out exits with 3."""
     import typer
@@ -42,10 +44,19 @@ def run(
             "output": output,
         }
         named |= {"pretrained": pretrained, "set": changes or None, "dry_run": dry_run or None}
+        named |= said_of_the_teacher or {}
         result = resume_run(resume, given={**given, **named}, reporter=reporter)
     else:
         sources = None
         if config is not None:
+            contradicting = {
+                "data": data,
+                "model": model,
+                "weights": weights,
+                "recipe": recipe,
+                "pretrained": pretrained,
+            }
+            _require_unsaid({**contradicting, **(said_of_the_teacher or {})}, config)
             resolved = from_dict(TrainConfig, read_toml(config), str(config))
             resolved = replace(resolved, output=str(output) if output else "")
             resolved = override(resolved, {k: v for k, v in given.items() if v is not None})
@@ -65,6 +76,14 @@ def run(
     _print_result(result, shape)
     if result.bad_images:
         raise typer.Exit(3)
+
+
+def _require_unsaid(named: Mapping[str, Any], config: Path) -> None:
+    """Refuse what a whole configuration has said already; single settings of it are changed with --set."""
+    if again := [name for name, value in named.items() if value is not None]:
+        raise ConfigError(
+            f"{config} has its own {again[0].replace('_', ' ')}.", "Leave yours out, or change a setting with --set."
+        )
 
 
 def _print_plan(config: TrainConfig, shape: str) -> None:

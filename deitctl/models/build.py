@@ -13,7 +13,7 @@ from deitctl import catalog
 from deitctl.card import ModelCard
 from deitctl.catalog import Architecture, imagenet_classes
 from deitctl.checkpoint import CONFIG, WEIGHTS, load_card, load_tensors
-from deitctl.errors import ModelError
+from deitctl.errors import ModelError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.models import convert, timm_models
 from deitctl.models.vit import VisionTransformer
@@ -96,6 +96,17 @@ def weight_files(ref: str, weights: str = "") -> list[Path]:
     if start.is_dir() and (weights or is_model_folder(ref)):
         return [file for n in (CONFIG, WEIGHTS, "pytorch_model.bin") if (file := start / n).is_file()]
     return [start] if start.is_file() else []
+
+
+def published_files(ref: str, reporter: Reporter) -> list[Path]:
+    """Return the files of a model that is named, fetching them if need be; none if they cannot be had."""
+    try:
+        if (folder := _folder(ref, reporter)) is not None:
+            return weight_files(str(folder), str(folder))
+        arch = catalog.find(ref)
+        return [find_weights(arch, reporter)] if arch is not None else [timm_models.fetch(ref, reporter)]
+    except WeightsNotFound:
+        return []
 
 
 def _require_timm(name: str) -> None:

@@ -14,7 +14,8 @@ from deitctl.card import IMAGENET_MEAN, IMAGENET_STD, ModelCard, Preprocessing
 from deitctl.catalog import ARCHITECTURES, imagenet_classes
 from deitctl.checkpoint import WEIGHTS, load_card, load_tensors
 from deitctl.errors import ModelError, WeightsNotFound, did_you_mean
-from deitctl.models.weights import require_hub
+from deitctl.events import Reporter
+from deitctl.models.weights import download, require_hub
 
 
 def is_timm_model(name: str) -> bool:
@@ -155,6 +156,14 @@ def load_published(
         raise ModelError(f"{name} has no classifier head.", "Fine-tune it first: deitctl train DATA --model " + name)
     card = card_of(model, name, int(model.num_classes))  # type: ignore[arg-type]
     return model, card.at_size(img_size) if img_size else card
+
+
+def fetch(name: str, reporter: Reporter) -> Path:
+    """Return the file of a model's published weights, downloading it if need be; raise `WeightsNotFound` if there is none."""
+    hub_id = _hub_id(name) if is_timm_model(name) else ""
+    if not hub_id:
+        raise _not_found(name)
+    return download(hub_id, WEIGHTS, reporter)
 
 
 def _not_found(name: str) -> WeightsNotFound:

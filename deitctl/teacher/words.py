@@ -10,6 +10,7 @@ Letters: B pictures, K classes, N pictures of the data, W numbers a record.
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -31,6 +32,8 @@ UNREADABLE = 65535
 """First number of the record of a picture that could not be read when its word was asked for."""
 MOST_CLASSES = 65_000
 STAMP = "cache.json"
+WORDS_VERSION = 1
+"""Goes up when records mean something else."""
 OPEN_VIEWS = 64
 """Files mapped at a time: each holds a file descriptor, of which a process has a thousand or so."""
 CHUNK = 4096
@@ -127,12 +130,7 @@ class WordCache:
             record = self.form.width * 2
             path, size = self._path(view), self.pictures * record
             try:
-                file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-                try:
-                    _reserve(file, size, record)
-                    mapped = mmap.mmap(file, size)
-                finally:
-                    os.close(file)
+                mapped = _map(path, size, record)
             except OSError as error:
                 raise TeacherError(
                     f"Cannot write {path}: {error.strerror}.", "Free some space, or name another --teacher-cache."
@@ -160,12 +158,24 @@ class WordCache:
     def write(self, places: Sequence[tuple[int, int]], records: Records) -> None:
         """Keep records [B,W] for (view, picture) pairs."""
         for (view, index), record in zip(places, records, strict=True):
-            self._view(view)[index] = record
+            self._writable(view)[index] = record
 
     def mark_unreadable(self, places: Sequence[tuple[int, int]]) -> None:
         """Note that pictures could not be read, so that nobody waits for their words."""
         for view, index in places:
-            self._view(view)[index, 0] = UNREADABLE
+            self._writable(view)[index, 0] = UNREADABLE
+
+    def _writable(self, view: int) -> Records:
+        records = self._view(view)
+        if not records.flags.writeable:
+            raise TeacherError(f"{self.root} lacks words and may not be written.", "Name another --teacher-cache.")
+        return records
+
+    def unreadable(self, views: int) -> set[int]:
+        """Return the pictures that could not be read in one of the first `views` views."""
+        return {
+            int(i) for v in range(views) if self._begun(v) for i in np.flatnonzero(self._view(v)[:, 0] == UNREADABLE)
+        }
 
     def missing(self, view: int, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
         """Return which pictures in start..stop of a view have no word here and could have."""
@@ -174,15 +184,32 @@ class WordCache:
         records = self._view(view)[start:stop]
         return start + np.flatnonzero(~self.form.valid(records) & (records[:, 0] != UNREADABLE))
 
-    def lacking(self, view: int) -> list[int]:
-        """Return the pictures of a view without a word, those that could not be read among them."""
-        if not self._begun(view):
-            return list(range(self.pictures))
-        return [int(index) for index in np.flatnonzero(~self.form.valid(self._view(view)))]
+    def known(self, view: int) -> NDArray[np.int64]:
+        """Return the pictures of a view whose word is here."""
+        return np.flatnonzero(self.form.valid(self._view(view))) if self._begun(view) else np.arange(0)
 
     def count_missing(self, views: int) -> int:
         """Return how many words the first `views` views lack."""
         return sum(len(self.missing(view)) for view in range(views))
+
+
+def _map(path: Path, size: int, record: int) -> mmap.mmap:
+    """Map a file of words to be read and written, making it if need be; a finished one of somebody else's to be read."""
+    binary = getattr(os, "O_BINARY", 0)
+    try:
+        file, access = os.open(path, os.O_RDWR | os.O_CREAT | binary, 0o666), mmap.ACCESS_WRITE
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM) or not path.exists():
+            raise
+        file, access = os.open(path, os.O_RDONLY | binary), mmap.ACCESS_READ
+    try:
+        if access == mmap.ACCESS_WRITE:
+            _reserve(file, size, record)
+        elif os.fstat(file).st_size < size:
+            raise PermissionError(errno.EACCES, "it is not complete and may not be written")
+        return mmap.mmap(file, size, access=access)
+    finally:
+        os.close(file)
 
 
 def _reserve(file: int, size: int, record: int) -> None:
@@ -192,8 +219,9 @@ def _reserve(file: int, size: int, record: int) -> None:
     """
     present = os.fstat(file).st_size
     if present < size:
-        if torn := present % record:  # cut short inside a record, which is then no word
-            os.ftruncate(file, present - torn)
+        if present % record:  # cut short inside a record: not even half a hard word may stand there
+            os.lseek(file, present - 1, os.SEEK_SET)
+            os.write(file, b"\0")
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file, 0, size)
         else:

@@ -14,7 +14,7 @@ from deitctl.config import TrainConfig, to_dict
 from deitctl.data.sources import Source
 from deitctl.errors import ConfigError, DeitctlError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
-from deitctl.models.build import architecture_of
+from deitctl.models.build import architecture_of, weight_files
 from deitctl.training.run import Run
 from deitctl.workflows.configure import Request, Teaching, configure
 from deitctl.workflows.train import train_or_find
@@ -39,6 +39,7 @@ VARIANTS = {
 }
 """DeiT Table 3, in its order; its last three rows are the heads of `token-hard`."""
 HEADS = ("cls", "dist", "avg-logits")
+OF_THE_VARIANT = ("distill.mode", "distill.token", "distill.teacher")
 OF_THE_RUN = ("workers", "device", "precision", "output")
 """What may differ between a run that is found and the one that is wanted."""
 
@@ -131,7 +132,7 @@ def compare(
         DeitctlError: as `run_training`.
     """
     reporter = reporter or SilentReporter()
-    variants = list(variants or VARIANTS)
+    variants = list(dict.fromkeys(variants or VARIANTS))
     for name in variants:
         if name not in VARIANTS:
             raise ConfigError(
@@ -140,22 +141,31 @@ def compare(
     teaching = request.teaching or Teaching()
     if len(teachers) > 1 and teaching.weights:
         raise ConfigError("--teacher-weights cannot be those of several teachers.", "Name teachers by their folders.")
-    names = list(teachers) or [teaching.teacher]
+    for change in request.changes:
+        if change.partition("=")[0].strip() in OF_THE_VARIANT:
+            raise ConfigError(f"--set {change} is what is compared.", "Choose with --variants and --teacher.")
+    names = list(dict.fromkeys(teachers)) or [teaching.teacher]
     for name in filter(None, names):
         architecture_of(name, reporter)  # a name that means nothing is said before hours of training with the others
+    if len({Path(name).name for name in names}) < len(names):
+        raise ConfigError("Two of the teachers have the same last name.", "Their runs would be in the same folders.")
     first = int(request.given.get("seed") or 0)
     wanted = [(v, t) for v in variants for t in (names if VARIANTS[v].mode != "none" else names[:1])]
     results: dict[tuple[str, str], list[dict[str, Any]]] = {pair: [] for pair in wanted}
-    output, config = Path(request.output), None
+    configs = {}
+    for variant, teacher in wanted:
+        asked = replace(request, teaching=replace(teaching, teacher=teacher))
+        configs[variant, teacher], sources = _configure(asked, VARIANTS[variant], reporter)
+    output = Path(request.output)
     for seed in range(first, first + seeds):
         for variant, teacher in wanted:
-            asked = replace(request, given={**request.given, "seed": seed}, teaching=replace(teaching, teacher=teacher))
-            config, sources = _configure(asked, VARIANTS[variant], reporter)
-            label = variant if len(names) == 1 or config.distill is None else f"{variant}-{Path(teacher).name}"
-            root = (output or Path()) / f"{label}-seed{seed}"
+            config = configs[variant, teacher]
+            label = variant if config.distill is None else f"{variant}-{Path(config.distill.teacher).name}"
+            root = output / f"{label}-seed{seed}"
             reporter.note(f"Distillation {VARIANTS[variant].title}, seed {seed}: {root}")
-            results[variant, teacher].append(_run(replace(config, output=str(root)), sources, reporter))
-    assert config is not None
+            run = replace(config, output=str(root), seed=seed, split_seed=first)  # the same pictures for every seed
+            results[variant, teacher].append(_run(run, sources, reporter))
+    config = configs[wanted[0]]
     done = Comparison(
         output=output, data=config.data, student=config.model, epochs=config.recipe.epochs, seeds=seeds,
         images=len(sources[1].labels), rows=[_row(v, t, results[v, t]) for v, t in wanted],
@@ -171,8 +181,11 @@ def _configure(request: Request, variant: Variant, reporter: Reporter) -> tuple[
     teaching = replace(request.teaching, mode=mode, token=variant.token)
     config, *sources = configure(replace(request, teaching=teaching), reporter)
     if variant.mode == "none":
-        arch = catalog.find(config.model)
-        config = replace(config, distill=None, model=catalog.plain(arch).alias if arch else config.model)
+        arch = architecture_of(config.model, reporter)
+        if arch is not None:  # without the token, whatever the student was called; a file's weights are its start still
+            start = config.weights or (config.model if weight_files(config.model) else "")
+            config = replace(config, model=catalog.plain(arch).alias, weights=start)
+        config = replace(config, distill=None)
     return config, (sources[0], sources[1])
 
 

@@ -15,7 +15,7 @@ from deitctl.teacher.words import WordFormat
 def plan_training(config: TrainConfig) -> dict[str, object]:
     """Return the numbers that a configuration comes to: pictures, steps, rates, parameters, device."""
     reporter = SilentReporter()
-    train, val = open_for_training(config.data, seed=config.seed, reporter=reporter)
+    train, val = open_for_training(config.data, seed=config.data_seed, reporter=reporter)
     device = choose_device(config.device, config.precision)
     recipe = config.recipe
     distilled = None if config.distill is None else config.distill.token

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from deitctl.card import Preprocessing
 from deitctl.checkpoint import write_json
-from deitctl.config import DistillConfig, TrainConfig
+from deitctl.config import DistillConfig, TrainConfig, to_dict
 from deitctl.data.fingerprint import LENGTH, data_fingerprint, model_fingerprint
+from deitctl.data.open import BUILT_IN
 from deitctl.data.sources import Source
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.device import Device
@@ -23,9 +24,10 @@ from deitctl.errors import TeacherError
 from deitctl.evaluation.evaluate import Evaluation, evaluate
 from deitctl.events import Reporter
 from deitctl.models.heads import choose_head
+from deitctl.recipes import ADAPT_FULL_FROM, adaptation
 from deitctl.teacher.frozen import Teacher
 from deitctl.teacher.listen import Listener
-from deitctl.teacher.words import WordCache, WordFormat, open_cache
+from deitctl.teacher.words import WORDS_VERSION, WordCache, WordFormat, open_cache
 from deitctl.workflows.teacher import FoundTeacher, TrainRun, cache_root, find_teacher, teacher_identity
 
 RECORD = "teacher.json"
@@ -112,9 +114,12 @@ class Tutor:
         d, augment = self.distill, self.config.recipe.augment
         stamp = {
             "version of the views": VIEWS_VERSION,
-            "teacher": teacher_identity(d),
+            "version of the words": WORDS_VERSION,
+            "teacher": teacher_identity(d, self.reporter),
+            "teacher's arithmetic": str(self.device.dtype).removeprefix("torch."),
             "teacher's input size": d.teacher_img_size or "its own",
             "adaptation": d.adapt,
+            "recipes of the adaptation": "" if d.adapt == "none" else _adaptation_recipes(self.config.data == BUILT_IN),
             "training data": self.data,
             "classes": len(self.train.class_names),
             "view seed": d.view_seed,
@@ -215,6 +220,11 @@ class Tutor:
         return record
 
 
+def _adaptation_recipes(built_in: bool) -> str:
+    recipes = [to_dict(adaptation(how, built_in=built_in)) for how in ("head", "full")]
+    return hashlib.sha256(json.dumps([recipes, ADAPT_FULL_FROM], sort_keys=True).encode()).hexdigest()[:LENGTH]
+
+
 def words_name(distill: DistillConfig, stamp: dict[str, Any]) -> str:
     """Name the folder of a cache by the teacher and by everything the words depend on."""
     digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:LENGTH]
@@ -229,11 +239,11 @@ def mean_recall(score: Evaluation, source: Source) -> float:
 
 
 def _require_knowledge(distill: DistillConfig, record: Preflight, val: Source) -> None:
-    """Refuse a teacher whose mean recall is not clearly above chance: by as much again or a tenth, and three errors."""
+    """Refuse a teacher whose mean recall is not clearly above chance: by as much again or a tenth, and two errors."""
     classes = len(set(val.labels.tolist()))
     chance = 1 / classes
     error = math.sqrt(chance * (1 - chance) / max(1, record.images))
-    bar = chance + max(min(chance, 0.1), 3 * error)
+    bar = chance + max(min(chance, 0.1), 2 * error)
     if record.mean_recall / 100 < min(bar, 1.0) and not distill.force:
         raise TeacherError(
             f"{distill.teacher} scores {record.top1:.1f} % on the validation set (mean over classes "

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deitctl import rng
+import numpy as np
+
 from deitctl.card import Preprocessing
 from deitctl.config import TrainConfig
 from deitctl.data.loader import view_batches
@@ -20,7 +21,7 @@ from deitctl.events import Reporter, SilentReporter
 from deitctl.teacher.words import WordCache
 from deitctl.workflows.configure import check
 from deitctl.workflows.preflight import NO_CACHE, Preflight, Tutor
-from deitctl.workflows.train import train_or_find
+from deitctl.workflows.train import loaders_may_die, train_or_find
 
 MOST_DIFFERENT = 0.02
 """Share of decisions that another device or precision may tip, where two classes are all but level."""
@@ -38,14 +39,16 @@ class TeachResult:
     pictures: int
     asked: int
     """Words that were not there before."""
+    unreadable: tuple[str, ...]
+    """Pictures that could not be read and have no words."""
     bytes: int
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         return {
-            "cache": str(self.cache), "teacher": self.teacher.to_dict(), "views": self.views,
-            "pictures": self.pictures, "asked": self.asked, "bytes": self.bytes, "seconds": round(self.seconds, 2),
+            "cache": str(self.cache), "teacher": self.teacher.to_dict(), "views": self.views, "pictures": self.pictures,
+            "asked": self.asked, "unreadable": list(self.unreadable), "bytes": self.bytes, "seconds": round(self.seconds, 2),
         }  # fmt: skip
 
 
@@ -86,15 +89,17 @@ def teach(
     reporter, start = reporter or SilentReporter(), time.monotonic()
     tutor, cache = _open(config, sources, reporter)
     try:
-        asked = tutor.listener().fill(
-            sources[0], config.recipe.augment, tutor.distill.view_seed, tutor.total_views, batch_size=batch_size,
-            workers=tutor.device.loader_workers(config.workers), reporter=reporter,
-        )  # fmt: skip
+        with loaders_may_die("Teach again with fewer: --workers 0"):
+            asked = tutor.listener().fill(
+                sources[0], config.recipe.augment, tutor.distill.view_seed, tutor.total_views, batch_size=batch_size,
+                workers=tutor.device.loader_workers(config.workers), reporter=reporter,
+            )  # fmt: skip
     except (KeyboardInterrupt, Signalled) as stop:
         raise Interrupted(signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum) from stop
     pictures = len(sources[0].labels)
+    unreadable = tuple(sources[0].name(i) for i in sorted(cache.unreadable(tutor.total_views)))
     return TeachResult(
-        cache=cache.root, teacher=tutor.preflight, views=tutor.total_views, pictures=pictures, asked=asked,
+        cache=cache.root, teacher=tutor.preflight, views=tutor.total_views, pictures=pictures, asked=asked, unreadable=unreadable,
         bytes=2 * cache.form.width * pictures * tutor.total_views, seconds=time.monotonic() - start,
     )  # fmt: skip
 
@@ -110,21 +115,19 @@ def verify(
     """
     reporter = reporter or SilentReporter()
     tutor, cache = _open(config, sources, reporter)
-    everything = set(range(cache.pictures))
-    known = [(v, i) for v in range(tutor.total_views) for i in sorted(everything - set(cache.lacking(v)))]
-    if not known:
+    keys = _some(cache, tutor.total_views, count)
+    if not keys:
         raise TeacherError(f"{cache.root} holds no words yet.", "Fill it first: leave --verify out.")
-    draw = rng.generator("verify", len(known)).permutation(len(known))[:count]
-    places = sorted(known[n] for n in draw.tolist())
-    keys = [SampleKey(view, index, 0) for view, index in places]
     batches = view_batches(
         sources[0], config.recipe.augment, tutor.network().card.preprocessing.img_size, tutor.distill.view_seed,
         [keys[n : n + batch_size] for n in range(0, len(keys), batch_size)],
         workers=tutor.device.loader_workers(config.workers), pin_memory=tutor.device.pins_memory,
     )  # fmt: skip
     listener, different, farthest, checked = tutor.listener(), 0, 0.0, 0
-    with reporter.task("ask again", len(keys)) as task:
+    with loaders_may_die("Verify again with fewer: --workers 0"), reporter.task("ask again", len(keys)) as task:
         for batch in batches:
+            if not batch.keys:
+                continue
             kept = cache.form.decode(cache.read([(k.epoch, k.index) for k in batch.keys])[0])
             again = cache.form.decode(listener.ask(batch.images))
             different += int((kept.argmax(1) != again.argmax(1)).sum())
@@ -137,6 +140,16 @@ def verify(
             f"probability by up to {farthest:.3f}.", "Delete that folder and teach again.",
         )  # fmt: skip
     return VerifyResult(cache=cache.root, checked=checked, different=different, largest_difference=farthest)
+
+
+def _some(cache: WordCache, views: int, count: int) -> list[SampleKey]:
+    """Choose about `count` words that are known, as many of each view, others every time."""
+    draw = np.random.default_rng()
+    share = -(-count // views)
+    keys = [
+        SampleKey(view, int(index), 0) for view in range(views) for index in draw.permutation(cache.known(view))[:share]
+    ]
+    return keys if len(keys) <= count else [keys[n] for n in sorted(draw.permutation(len(keys))[:count].tolist())]
 
 
 def _open(config: TrainConfig, sources: tuple[Source, Source], reporter: Reporter) -> tuple[Tutor, WordCache]:

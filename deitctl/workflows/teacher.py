@@ -18,7 +18,7 @@ from deitctl.data.open import BUILT_IN
 from deitctl.data.sources import Source
 from deitctl.errors import TeacherError, WeightsNotFound
 from deitctl.events import Reporter
-from deitctl.models.build import LoadedModel, load_model, weight_files
+from deitctl.models.build import LoadedModel, load_model, published_files, weight_files
 from deitctl.recipes import ADAPT_FULL_FROM, DIGITS_CONVNET, adaptation
 
 TrainRun = Callable[[TrainConfig], object]
@@ -66,10 +66,11 @@ class FoundTeacher:
     """Where the fitted one is kept."""
 
 
-def teacher_identity(distill: DistillConfig) -> str:
-    """Name a teacher by the content of its files, or a published one by its name, without loading it."""
+def teacher_identity(distill: DistillConfig, reporter: Reporter) -> str:
+    """Name a teacher by the content of its files, without loading it; one whose weights cannot be had by its name."""
     files = weight_files(distill.teacher, distill.teacher_weights)
-    content = file_fingerprint(files) if files else "published"
+    files = files or published_files(distill.teacher, reporter)
+    content = file_fingerprint(files) if files else "without weights"
     by_content = weight_files(distill.teacher) and not distill.teacher_weights
     return content if by_content else f"{distill.teacher} {content}"
 
@@ -139,11 +140,11 @@ def _fit(
 ) -> FoundTeacher:  # fmt: skip
     """Train a teacher on the data as any model is trained, in a folder named by what it depends on."""
     weights = distill.teacher_weights if how != "scratch" else ""
-    teacher = TrainConfig(
-        model=distill.teacher, data=config.data, recipe=recipe, weights=weights, seed=config.seed,
+    teacher = TrainConfig(  # of seed 0, whatever the student's: the next student finds the same teacher
+        model=distill.teacher, data=config.data, recipe=recipe, weights=weights,
         workers=config.workers, device=config.device, precision=config.precision,
     )  # fmt: skip
-    depends = [to_dict(recipe), teacher_identity(distill), data]
+    depends = [to_dict(recipe), teacher_identity(distill, reporter), data]
     name = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:LENGTH]
     root = cache_root() / "teachers" / f"{Path(distill.teacher).name}-{how}-{name}"
     with _alone(root.with_name(f"{root.name}.lock"), reporter):

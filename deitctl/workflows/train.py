@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def train_or_find(config: TrainConfig, sources: tuple[Source, Source], reporter:
     if not Run(root).config_file.is_file():
         run_training(config, sources=sources, reporter=reporter)
     elif Run(root).result() is None:
-        resume(root, sources=sources, reporter=reporter)
+        machine = {name: getattr(config, name) for name in ("device", "precision", "workers")}
+        resume(root, given=machine, sources=sources, reporter=reporter)
     else:
         reporter.note(f"Found finished: {root}.")
 
@@ -83,7 +85,7 @@ def _train(
 ) -> TrainResult:
     check(config)
     device = choose_device(config.device, config.precision)
-    train, val = sources or open_for_training(config.data, seed=config.seed, reporter=reporter)
+    train, val = sources or open_for_training(config.data, seed=config.data_seed, reporter=reporter)
     student = build_student(config, train, reporter)
     for change in student.changes:
         reporter.note(f"{config.model}: {change}.")
@@ -99,18 +101,23 @@ def _train(
         session = Session(run, config, device, student, train, val, tutor, reporter)
         if not fresh:
             session.load()
-        session.train()
-        return session.finish()
+        with loaders_may_die(f"Continue with fewer: deitctl train --resume {run.root} --workers 0"):
+            session.train()
+            return session.finish()
     except (KeyboardInterrupt, Signalled, Interrupted) as stop:
         signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum
         raise Interrupted(signum, f"deitctl train --resume {run.root}") from stop
+
+
+@contextmanager
+def loaders_may_die(hint: str) -> Iterator[None]:
+    """Turn torch's word for a loader process that died into a line with `hint`."""
+    try:
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise DeitctlError(
-            "A loader process died, most often for want of memory.",
-            f"Continue with fewer: deitctl train --resume {run.root} --workers 0",
-        ) from error
+        raise DeitctlError("A loader process died, most often for want of memory.", hint) from error
 
 
 def build_student(config: TrainConfig, train: Source, reporter: Reporter) -> LoadedModel:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -80,3 +81,13 @@ def test_a_mistake_is_one_line_and_a_code(
     assert "Traceback" not in captured.err
     if code == 1:
         assert sum(line.startswith("error:") for line in captured.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "what"), [("--views=3", "views"), ("--teacher=x", "teacher"), ("--no-token", "no token")]
+)
+def test_a_configuration_is_not_contradicted_in_silence(option: str, what: str, tmp_path: Path) -> None:
+    """An option that did nothing would be worse than one that is refused."""
+    (tmp_path / "run.toml").write_text("")
+    result = CliRunner().invoke(app, ["distill", "--config", str(tmp_path / "run.toml"), option])
+    assert f"has its own {what}" in str(result.exception)

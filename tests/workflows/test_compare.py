@@ -115,3 +115,27 @@ def test_variants_configure_what_their_names_say(request_: Request) -> None:
         "none": None, "soft": ("soft", False, 0.1, 3.0), "hard": ("hard", False, 0.5, 1.0),
         "token-soft": ("soft", True, 0.1, 3.0), "token-hard": ("hard", True, 0.5, 1.0),
     }  # fmt: skip
+
+
+def test_what_is_compared_cannot_be_set(request_: Request) -> None:
+    with pytest.raises(ConfigError, match=r"distill\.mode=soft is what is compared"):
+        compare(replace(request_, changes=["distill.mode=soft"]))
+
+
+def test_a_student_that_is_a_distilled_run_has_one_head_without_distillation(
+    request_: Request, little: Pair, tmp_path: Path
+) -> None:
+    first = compare(replace(request_, output=str(tmp_path / "first")), variants=["token-hard"]).rows[0].runs[0]
+    done = compare(replace(request_, model=first, output=str(tmp_path / "second")), variants=["none", "token-hard"])
+    assert [set(row.top1) for row in done.rows] == [{"cls"}, {"cls", "dist", "avg-logits"}]
+
+
+def test_teachers_of_the_same_name_are_refused_before_anything_is_trained(request_: Request, tmp_path: Path) -> None:
+    names = []
+    for folder in "ab":
+        names.append(tmp_path / folder / "best")
+        names[-1].mkdir(parents=True)
+        for file in ("config.json", "model.safetensors"):
+            (names[-1] / file).write_bytes((Path(request_.teaching.teacher) / file).read_bytes())  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="same last name"):
+        compare(request_, teachers=[str(n) for n in names])

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from deitctl.card import Preprocessing
-from deitctl.checkpoint import save_model
+from deitctl.catalog import imagenet_classes
+from deitctl.checkpoint import save_model, save_tensors
 from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.classes import match_classes
 from deitctl.data.sources import Source, Subset, subset
@@ -97,6 +98,7 @@ def test_a_teacher_of_more_classes_is_sliced(distilled: Make, little: Pair) -> N
     [
         (10, 1000, 10.0, False), (10, 1000, 18.0, False), (10, 1000, 25.0, True),
         (2, 1000, 52.0, False), (2, 1000, 65.0, True), (2, 20, 65.0, False),  # 13 of 20 happens by chance
+        (2, 10, 90.0, True), (2, 8, 87.5, True), (3, 9, 77.8, True),  # and these do not
         (1000, 50_000, 0.15, False), (1000, 50_000, 1.0, True),
     ],
 )  # fmt: skip
@@ -229,6 +231,33 @@ def test_words_about_other_pictures_are_refused(distilled: Make, little: Pair, t
         tutor(config, (subset(little[0], order), little[1]))
 
 
+def test_a_named_teacher_is_known_by_the_weights_that_its_name_finds(
+    distilled: Make, little: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deit: Callable[..., torch.nn.Module]
+) -> None:
+    """`$DEITCTL_WEIGHTS` points somewhere else, and the same name is another teacher."""
+    config = distilled("run", teacher="deit_tiny", adapt="none", cache=str(tmp_path / "words"))
+    names = imagenet_classes()[0][:10]
+    pair = (renamed(little[0], list(names)), renamed(little[1], list(names)))
+    for seed in (0, 1):
+        folder = tmp_path / f"weights{seed}"
+        save_tensors(
+            folder / "deit_tiny.safetensors", deit("deit_tiny", classes=1000, img_size=32, seed=seed).state_dict()
+        )
+    monkeypatch.setenv("DEITCTL_WEIGHTS", str(tmp_path / "weights0"))
+    assert teach(config, pair).asked == 120
+    assert not tutor(config, pair).is_loaded
+    monkeypatch.setenv("DEITCTL_WEIGHTS", str(tmp_path / "weights1"))
+    with pytest.raises(TeacherError, match="stale: teacher was"):
+        tutor(config, pair)
+
+
+def test_words_said_in_another_precision_are_refused(distilled: Make, little: Pair, tmp_path: Path) -> None:
+    config = _change(distilled("run"), cache=str(tmp_path / "words"))
+    teach(config, little)
+    with pytest.raises(TeacherError, match='arithmetic was "float32", is "bfloat16"'):
+        teach(replace(config, precision="bf16"), little)
+
+
 def test_words_of_another_version_of_the_views_are_refused(
     distilled: Make, little: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,14 +279,15 @@ def test_what_is_no_part_of_a_view_leaves_the_cache_fresh(distilled: Make, littl
 
 def test_published_teachers_are_named_and_files_are_hashed(digits_teacher: Path, distilled: Make) -> None:
     published = replace(distilled("run").distill or DistillConfig, teacher="regnety_160")  # type: ignore[type-var]
-    assert preflight.teacher_identity(published) == "regnety_160 published"
+    assert preflight.teacher_identity(published, SILENT) == "regnety_160 without weights"
     by_folder = distilled("run").distill
     assert by_folder is not None
     copy = digits_teacher.parent / "elsewhere"
     copy.mkdir()
     for name in ("config.json", "model.safetensors"):
         (copy / name).write_bytes((digits_teacher / name).read_bytes())
-    assert preflight.teacher_identity(by_folder) == preflight.teacher_identity(replace(by_folder, teacher=str(copy)))
+    moved = replace(by_folder, teacher=str(copy))
+    assert preflight.teacher_identity(by_folder, SILENT) == preflight.teacher_identity(moved, SILENT)
 
 
 def test_the_match_is_the_one_that_evaluation_makes(digits_teacher: Path) -> None:

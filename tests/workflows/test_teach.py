@@ -137,6 +137,46 @@ def test_verify_finds_what_was_changed(distilled: Make, little: Pair, tmp_path: 
         verify(config, little)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_whole_cache_may_be_somebody_elses(distilled: Make, little: Pair) -> None:
+    taught = teach(distilled("a"), little)
+    for file in taught.cache.iterdir():
+        file.chmod(0o444)
+    assert teach(distilled("a"), little).asked == 0
+    run_training(distilled("b"), sources=little)
+
+
+def test_a_map_that_may_only_be_read_is_read(distilled: Make, little: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where the tests run as root: the system refuses to open for writing."""
+    taught = teach(distilled("a"), little)
+    really = os.open
+
+    def refusing(path: object, flags: int, *rest: int) -> int:
+        if str(path).endswith(".words") and flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied")
+        return really(path, flags, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", refusing)
+    assert teach(distilled("b"), little).asked == 0
+    assert verify(distilled("b"), little, count=8).different == 0
+    next(taught.cache.glob("view-00001.words")).unlink()
+    with pytest.raises(TeacherError, match="Cannot write"):
+        teach(distilled("c"), little)
+
+
+def test_unreadable_pictures_are_named(
+    distilled: Make, image_folder: Callable[..., Path], imagenet_teacher: Callable[..., Path]
+) -> None:
+    from deitctl.data.open import open_for_training
+
+    root = image_folder({"train/tench": 3, "train/goldfish": 3, "val/tench": 1, "val/goldfish": 1})
+    (root / "train" / "tench" / "1.png").write_text("not a picture")
+    pair = open_for_training(str(root), seed=0, reporter=SilentReporter())
+    result = teach(replace(distilled("a", teacher=str(imagenet_teacher())), data=str(root)), pair)
+    assert [Path(name).name for name in result.unreadable] == ["1.png"]
+    assert result.asked == 10
+
+
 def test_teaching_without_a_cache_is_refused(distilled: Make, little: Pair) -> None:
     with pytest.raises(ConfigError, match="nothing to teach"):
         teach(distilled("a", cache="off"), little)
