@@ -46,7 +46,7 @@ def run(job: tuple[argparse.Namespace, tuple[str, int, bool], int]) -> dict[str,
     torch.set_num_threads(1)
     options, (mix, views, on_top), seed = job
     live = views < 0
-    changes = ["augment.on_top=0,0,0"] if not on_top else []
+    changes = [f"augment.on_top={options.on_top if on_top else '0,0,0'}"]
     if mix in MIXES:
         changes += [f"augment.mixup={MIXES[mix][0]}", f"augment.cutmix={MIXES[mix][1]}", "augment.mix_prob=1"]
     request = Request(
@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="digits")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--img-size", type=int)
+    parser.add_argument("--on-top", default="6,0.06,0.05", help="what goes on top where it does; photos: 5,0.1,0.05")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--grid", choices=("full", "short"), default="full")
     parser.add_argument("--processes", type=int, default=2)

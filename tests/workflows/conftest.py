@@ -35,7 +35,13 @@ def little_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 
     def make(output: str, **changes: object) -> TrainConfig:
         augment = replace(
-            DIGITS.augment, rand_augment="rand-m9-mstd0.5-inc1", erase_prob=0.5, mixup=0.8, cutmix=1.0, repeats=2
+            DIGITS.augment,
+            rand_augment="rand-m9-mstd0.5-inc1",
+            erase_prob=0.5,
+            mixup=0.8,
+            cutmix=1.0,
+            repeats=2,
+            on_top=(6.0, 0.06, 0.05),
         )
         recipe = replace(DIGITS, img_size=32, epochs=3, batch_size=16, drop_path_rate=0.2, augment=augment)
         config = TrainConfig(
