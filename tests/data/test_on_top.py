@@ -125,8 +125,8 @@ def test_the_picture_that_comes_in_is_untouched(noise):
     assert torch.equal(images, noise(2, 3, 8, 8))
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_moves_a_little_and_no_more(name, noise):
+@pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if any(r.augment.on_top)])
+def test_every_recipe_that_moves_moves_a_little(name, noise):
     """Of a smooth picture most stays: what a teacher said of the view still fits."""
     augment = RECIPES[name].augment
     image = torch.nn.functional.interpolate(noise(1, 3, 4, 4), 32, mode="bicubic").expand(len(KEYS), -1, -1, -1)
