@@ -26,10 +26,10 @@ def grid(which: str) -> list[tuple[str, int, bool]]:
     """List (mix, views, on top): views 0 are new ones every epoch, -1 the live teacher on mixed pictures."""
     rows: list[tuple[str, int, bool]] = []
     if which == "short":  # the recipe's own mixing, and no more views than a short run has epochs
-        return [("recipe", v, True) for v in (1, 2, 4, 8, 0)] + [("recipe", 4, False), ("recipe", -1, False)]
+        return [("recipe", v, v > 0) for v in (1, 2, 4, 8, 0)] + [("recipe", 4, False), ("recipe", -1, False)]
     for mix in MIXES:
         mixed = mix != "none"
-        rows += [(mix, views, True) for views in ((4, 0) if mixed else VIEWS)]
+        rows += [(mix, views, views > 0) for views in ((4, 0) if mixed else VIEWS)]
         rows += [(mix, views, False) for views in (() if mixed else (1, 4, 16))]
         rows += [(mix, -1, False)] if mix != "none" else []
     return rows
