@@ -25,6 +25,7 @@ def teach(
     student: o.StudentOpt = None,
     recipe: o.RecipeOpt = None,
     pretrained: o.PretrainedOpt = None,
+    weights: o.WeightsOpt = None,
     epochs: o.EpochsOpt = None,
     seed: o.SeedOpt = None,
     changes: o.SetOpt = None,
@@ -61,6 +62,7 @@ def teach(
     given = o.training_settings(epochs, None, None, None, seed, workers, device, precision)
     request = Request(
         data=data or "", model=student or "", recipe=recipe or "", pretrained=pretrained, teaching=teaching,
+        weights=str(weights or ""),
         given=given, changes=changes or (),
     )  # fmt: skip
     unreadable: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from deitctl import catalog
 from deitctl.card import ModelCard
 from deitctl.catalog import Architecture, imagenet_classes
 from deitctl.checkpoint import CONFIG, WEIGHTS, load_card, load_tensors
-from deitctl.errors import ModelError, WeightsNotFound
+from deitctl.errors import ModelError
 from deitctl.events import Reporter
 from deitctl.models import convert, timm_models
 from deitctl.models.vit import VisionTransformer
@@ -105,7 +105,7 @@ def published_files(ref: str, reporter: Reporter) -> list[Path]:
             return weight_files(str(folder), str(folder))
         arch = catalog.find(ref)
         return [find_weights(arch, reporter)] if arch is not None else [timm_models.fetch(ref, reporter)]
-    except WeightsNotFound:
+    except ModelError:  # said when it is loaded, should it have to be
         return []
 
 

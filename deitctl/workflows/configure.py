@@ -15,7 +15,7 @@ from deitctl.data.sources import Source
 from deitctl.data.transforms import require_rand_augment
 from deitctl.errors import ConfigError, WeightsNotFound
 from deitctl.events import Reporter
-from deitctl.models.build import HUB_PREFIX, architecture_of, is_model_folder
+from deitctl.models.build import HUB_PREFIX, architecture_of, is_model_folder, weight_files
 from deitctl.models.weights import find_weights
 from deitctl.recipes import (
     DIGITS,
@@ -161,6 +161,11 @@ def _distill_config(said: Teaching, built_in: bool, recipe: Recipe) -> DistillCo
     defaults = DISTILL_DEFAULTS[mode]
     if not said.teacher and not built_in and not said.weights:
         raise ConfigError("No teacher named.", f"Pass --teacher, {DEFAULT_TEACHER} for example: the paper's.")
+    if said.weights and weight_files(said.teacher):
+        raise ConfigError(
+            f"{said.teacher} has weights of its own.",
+            "Leave --teacher-weights out, or name an architecture as --teacher.",
+        )
     sees = said.sees or ("mixed" if recipe.name in MIXED_RECIPES and said.views is None else "view")
     config = DistillConfig(
         teacher=_whole_path(said.teacher) or (DIGITS_TEACHER if built_in else DEFAULT_TEACHER),

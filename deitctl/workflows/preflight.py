@@ -27,8 +27,15 @@ from deitctl.models.heads import choose_head
 from deitctl.recipes import ADAPT_FULL_FROM, adaptation
 from deitctl.teacher.frozen import Teacher
 from deitctl.teacher.listen import Listener
-from deitctl.teacher.words import WORDS_VERSION, WordCache, WordFormat, open_cache
-from deitctl.workflows.teacher import FoundTeacher, TrainRun, cache_root, find_teacher, teacher_identity
+from deitctl.teacher.words import STAMP, WORDS_VERSION, WordCache, WordFormat, open_cache, read_stamp
+from deitctl.workflows.teacher import (
+    WITHOUT_WEIGHTS,
+    FoundTeacher,
+    TrainRun,
+    cache_root,
+    find_teacher,
+    teacher_identity,
+)
 
 RECORD = "teacher.json"
 NO_CACHE = "off"
@@ -134,6 +141,9 @@ class Tutor:
             return None
         stamp = self.stamp()
         root = Path(d.cache).expanduser() if d.cache else cache_root() / "words" / words_name(d, stamp)
+        if d.cache and stamp["teacher"].endswith(WITHOUT_WEIGHTS) and (root / STAMP).exists():
+            stamp["teacher"] = read_stamp(root).get("teacher")
+            self.reporter.warn(f"The weights of {d.teacher} are not here: its words in {root} are taken on trust.")
         return open_cache(root, stamp, self.form, len(self.train.labels))
 
     def _remembered(self) -> Preflight | None:

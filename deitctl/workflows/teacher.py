@@ -23,6 +23,7 @@ from deitctl.recipes import ADAPT_FULL_FROM, DIGITS_CONVNET, adaptation
 
 TrainRun = Callable[[TrainConfig], object]
 CACHE_VARIABLE = "DEITCTL_CACHE"
+WITHOUT_WEIGHTS = "without weights"
 
 
 def cache_root() -> Path:
@@ -70,7 +71,7 @@ def teacher_identity(distill: DistillConfig, reporter: Reporter) -> str:
     """Name a teacher by the content of its files, without loading it; one whose weights cannot be had by its name."""
     files = weight_files(distill.teacher, distill.teacher_weights)
     files = files or published_files(distill.teacher, reporter)
-    content = file_fingerprint(files) if files else "without weights"
+    content = file_fingerprint(files) if files else WITHOUT_WEIGHTS
     by_content = weight_files(distill.teacher) and not distill.teacher_weights
     return content if by_content else f"{distill.teacher} {content}"
 
@@ -147,6 +148,7 @@ def _fit(
     depends = [to_dict(recipe), teacher_identity(distill, reporter), data]
     name = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:LENGTH]
     root = cache_root() / "teachers" / f"{Path(distill.teacher).name}-{how}-{name}"
+    reporter.note(f"Fitting the teacher {distill.teacher} to the data ({how}, {recipe.epochs} epochs): {root}")
     with _alone(root.with_name(f"{root.name}.lock"), reporter):
         train_run(replace(teacher, output=str(root)))
     loaded = load_model(str(root), reporter=reporter)

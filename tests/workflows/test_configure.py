@@ -91,3 +91,12 @@ def test_a_wrong_setting_says_what_is_wrong(change: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         configure(Request(changes=[change]), SILENT)
     assert message in str(error.value)
+
+
+def test_weights_for_a_teacher_that_has_its_own_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "teacher").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "teacher" / name).write_text("{}")
+    said = Teaching(teacher=str(tmp_path / "teacher"), weights=str(tmp_path / "other.safetensors"))
+    with pytest.raises(ConfigError, match=r"has weights of its own.*--teacher-weights"):
+        configure(Request(teaching=said), SILENT)

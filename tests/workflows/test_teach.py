@@ -248,3 +248,16 @@ def test_words_are_read_through_pickled_caches(distilled: Make, little: Pair) ->
 
 def test_reporters_are_optional(distilled: Make, little: Pair) -> None:
     assert teach(distilled("a"), little, reporter=SilentReporter()).seconds > 0
+
+
+def test_whole_words_serve_where_the_teacher_is_not(
+    distilled: Make, little: Pair, tmp_path: Path, digits_teacher: Path, reporter: SilentReporter
+) -> None:
+    """Words that were copied to another machine, or whose teacher is gone; what they lack needs it all the same."""
+    said = {"cache": str(tmp_path / "words")}
+    teach(distilled("a", **said), little)
+    digits_teacher.rename(tmp_path / "gone")
+    run_training(with_recipe(distilled("b", **said), epochs=1), sources=little, reporter=reporter)
+    assert any("taken on trust" in text for text in reporter.warnings)  # type: ignore[attr-defined]
+    with pytest.raises(Exception, match="no model"):
+        teach(distilled("c", views=3, **said), little)
