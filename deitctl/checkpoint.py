@@ -79,6 +79,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             save_file(plain, temporary, metadata={"format": "pt", **(metadata or {})})
+            if metadata:
+                _sort_metadata(temporary)
             os.chmod(temporary, 0o666 & ~_umask())
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -88,6 +90,18 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
             raise
     except (OSError, SafetensorError) as error:
         raise cannot_write(path, error if isinstance(error, OSError) else OSError(str(error))) from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the words of a safetensors file into order, which the library writes in any: the same content, the same bytes."""
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

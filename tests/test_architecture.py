@@ -14,7 +14,7 @@ import deitctl
 ROOT = Path(deitctl.__file__).parent
 FLOORS = (
     ("errors", "config", "recipes", "catalog", "card", "events", "stopping"),
-    ("device", "world", "rng", "losses", "metrics", "optim", "ema"),
+    ("device", "world", "lock", "rng", "losses", "metrics", "optim", "ema"),
     ("models", "teacher", "data", "checkpoint"),
     ("training", "evaluation", "inference", "exporters", "report"),
     ("workflows",),

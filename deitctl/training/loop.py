@@ -132,6 +132,7 @@ def train_one_epoch(
             watch.add(Observation(progress.step, rate, found.parts["loss"], found.norm, batch.keys))
             if plan.device.waits_for_nothing:  # before the weights are touched
                 require_health(watch)
+            state.whole = False
             update(plan, state, rate)
             for name, value in found.parts.items():
                 sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value
@@ -147,8 +148,8 @@ def train_one_epoch(
                 fields["loss"] = f"{values['loss']:.3f}"
             progress.step += 1
             progress.images_seen += found.pictures
+            state.sums, state.whole = sums, True
             task.advance(found.pictures, **fields)
-            state.sums = sums
             after_step(found)
     return {k: float(v) / plan.steps_per_epoch for k, v in sums.items()}
 

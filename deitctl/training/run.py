@@ -24,6 +24,7 @@ class Run:
         self.metrics_file = root / "metrics.jsonl"
         self.state = root / "state"
         self.launch_file = root / "launch"
+        self.lock_file = root / "lock"
         self.figures = root / "figures"
 
     @classmethod

@@ -101,6 +101,8 @@ class TrainState:
     progress: Progress
     sums: dict[str, Tensor] = field(default_factory=dict)
     """`Progress.sums` where they are added up, on the device."""
+    whole: bool = True
+    """Whether it is between two steps, and may be saved."""
 
     def weights(self, kind: str) -> dict[str, Tensor]:
         """Return the `raw` weights or their moving `average`."""

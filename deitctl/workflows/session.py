@@ -189,8 +189,8 @@ class Session:
 
         def after_step(found: Gradients) -> None:
             nonlocal wanted
-            if found.signum:
-                raise Signalled(found.signum)
+            if signum := found.signum or (stop.signum if self.world.size == 1 else 0):  # several must stop together
+                raise Signalled(signum)
             wanted = wanted or found.save or self.saver.due(progress.step)
             if wanted and not self.watch.waiting:  # losses that nobody has read yet may not be saved as good
                 wanted = stop.save = False
@@ -229,7 +229,7 @@ class Session:
 
     def _save(self, *, wait: bool = False) -> None:
         """Save the state as it is, between two steps, unless it went wrong; of several processes the main one does."""
-        if not self.world.is_main or self.watch.look() is not None:
+        if not self.world.is_main or not self.state.whole or self.watch.look() is not None:
             return
         progress = self.state.progress
         progress.usual_loss, progress.steps_watched = self.watch.usual, self.watch.seen

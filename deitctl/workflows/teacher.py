@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from deitctl.data.open import BUILT_IN
 from deitctl.data.sources import Source
 from deitctl.errors import TeacherError, WeightsNotFound
 from deitctl.events import Reporter
+from deitctl.lock import locked
 from deitctl.models.build import LoadedModel, load_model, published_files, weight_files
 from deitctl.recipes import ADAPT_FULL_FROM, DIGITS_CONVNET, adaptation
 
@@ -31,28 +32,6 @@ def cache_root() -> Path:
     named = os.environ.get(CACHE_VARIABLE)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(named).expanduser() if named else Path(home) / "deitctl"
-
-
-@contextmanager
-def _alone(path: Path, reporter: Reporter) -> Iterator[None]:
-    """Hold a lock file for a block, so that of several runs that need the same teacher one trains it; a kill lets it go."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    with file:
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            reporter.note(f"Another process is training this teacher; waiting for it ({path}).")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @dataclass(frozen=True)
@@ -151,8 +130,15 @@ def _fit(
     name = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:LENGTH]
     root = cache_root() / "teachers" / f"{Path(distill.teacher).name}-{how}-{name}"
     reporter.note(f"Fitting the teacher {distill.teacher} to the data ({how}, {recipe.epochs} epochs): {root}")
-    with _alone(root.with_name(f"{root.name}.lock"), reporter) if main else nullcontext():
-        train_run(replace(teacher, output=str(root)))
+    lock = root.with_name(f"{root.name}.lock")
+    alone = locked(
+        lock, what=str(root), when_busy=lambda: reporter.note(f"Another process is training this teacher; waiting for it ({lock})."),
+    )  # fmt: skip
+    try:
+        with alone if main else nullcontext():
+            train_run(replace(teacher, output=str(root)))
+    except OSError as error:
+        raise cannot_write(lock, error) from error
     loaded = load_model(str(root), reporter=reporter)
     match = match_classes(loaded.card, train.class_names)
     if match is None:

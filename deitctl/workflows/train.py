@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from deitctl.data.sources import Source
 from deitctl.device import Device, choose_device
 from deitctl.errors import ConfigError, DeitctlError, Interrupted, Signalled
 from deitctl.events import Reporter, SilentReporter
+from deitctl.lock import locked
 from deitctl.models.build import LoadedModel, build_model
 from deitctl.models.vit import VisionTransformer
 from deitctl.training.run import Run, new_run_folder
@@ -181,12 +182,13 @@ def _train(
         write_bytes(Run.create(root, config).launch_file, (launch_id() if launched() else "").encode())
     run = Run(root, writes=world.is_main)
     try:
-        session = open_session(run, config, (train, val), student, device, reporter, world)
-        if not fresh:
-            session.load()
-        with loaders_may_die(f"Continue with fewer: deitctl train --resume {run.root} --workers 0"):
-            session.train()
-            return session.finish()
+        with locked(run.lock_file, what=str(root)) if world.is_main else nullcontext():
+            session = open_session(run, config, (train, val), student, device, reporter, world)
+            if not fresh:
+                session.load()
+            with loaders_may_die(f"Continue with fewer: deitctl train --resume {run.root} --workers 0"):
+                session.train()
+                return session.finish()
     except (KeyboardInterrupt, Signalled, Interrupted) as stop:
         signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum
         raise Interrupted(signum, f"deitctl train --resume {run.root}") from stop
