@@ -30,7 +30,7 @@ from deitctl.errors import DeitctlError
 from deitctl.events import Reporter
 
 FROM = 10_000
-"""Pictures from which an index is worth its file: listing fewer takes a twentieth of a second."""
+"""Pictures from which an index is worth its file: listing fewer takes a tenth of a second."""
 SETTLED = 2_000_000_000
 """Nanoseconds a directory must have been at rest before a scan: a change within the same tick of the file system's clock
 would leave no trace in its times. The coarsest clock, FAT's, ticks every two seconds."""
@@ -68,9 +68,9 @@ class Watched:
 
     @property
     def settled(self) -> bool:
-        """Whether everything was seen, and nothing had changed just before."""
-        latest = max(max(state[:2]) for state in self.states.values())
-        return self.complete and latest < self.started - SETTLED
+        """Whether everything was seen, every directory has a time of change, and none had changed just before."""
+        times = [when for state in self.states.values() if state[-1] for when in state[:2]]
+        return self.complete and min(times) > 0 and max(times) < self.started - SETTLED
 
 
 def state_of(path: str) -> tuple[int, ...]:

@@ -102,8 +102,8 @@ class Listener:
 
 def _still_missing(cache: WordCache, views: int, batch_size: int) -> Iterator[list[SampleKey]]:
     """Yield batches of (view, picture) that have no word yet, in an order that differs from process to process."""
-    starts = [(view, start) for view in range(views) for start in range(0, cache.pictures, batch_size)]
-    for turn in rng.generator("teach", os.getpid()).permutation(len(starts)).tolist():
-        view, start = starts[turn]
-        if left := cache.missing(view, start, start + batch_size).tolist():
+    steps = -(-cache.pictures // batch_size)
+    for turn in rng.generator("teach", os.getpid()).permutation(views * steps):
+        view, step = divmod(int(turn), steps)
+        if left := cache.missing(view, step * batch_size, (step + 1) * batch_size).tolist():
             yield [SampleKey(view, index, 0) for index in left]

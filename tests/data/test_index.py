@@ -185,6 +185,14 @@ def test_a_folder_that_was_just_changed_is_not_relied_on(root, reporter, scans, 
     assert scans() == 2
 
 
+def test_directories_without_a_time_of_change_are_not_relied_on(root, reporter):
+    """As object stores mounted as folders have them."""
+    os.utime(root / "bee", ns=(0, 0))
+    time.sleep(REST)
+    scan_classes(root, reporter)
+    assert not index.index_path(root).exists()
+
+
 def test_a_change_during_the_scan_is_noticed(root, reporter, scans, monkeypatch):
     real = scan._pictures
 
