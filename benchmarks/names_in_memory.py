@@ -123,7 +123,9 @@ def report(options: argparse.Namespace, temporary: Path) -> None:
         costs = ", ".join(f"{value - usual:.0f}" for value in run["together"])
         parent = [f"{run[k] - base[k]:.0f}" for k in ("parent", "peak")]
         print(f"| {name} | {run['start']:.2f} | {parent[0]} | {parent[1]} | {costs} |")
-    print(f"\nsubtracted: {usual:.0f} MiB, the median of {', '.join(f'{v:.0f}' for v in base['together'])} of 100 pictures")
+    print(
+        f"\nsubtracted: {usual:.0f} MiB, the median of {', '.join(f'{v:.0f}' for v in base['together'])} of 100 pictures"
+    )
 
 
 def main() -> None:
