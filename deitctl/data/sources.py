@@ -172,8 +172,9 @@ def hold_out(source: Source, share: float, seed: int) -> tuple[Subset, Subset]:
     A class of one picture stays in training; classes of two or more give at least one.
     """
     held = np.zeros(len(source.labels), dtype=bool)
-    for label in range(len(source.class_names)):
-        members = np.flatnonzero(source.labels == label)
+    counts = np.bincount(source.labels, minlength=len(source.class_names))
+    by_class = np.split(np.argsort(source.labels, kind="stable"), np.cumsum(counts)[:-1])
+    for label, members in enumerate(by_class):
         count = min(len(members) - 1, max(1, round(share * len(members))))
         if count > 0:
             held[rng.generator(seed, "hold-out", label).permutation(members)[:count]] = True
