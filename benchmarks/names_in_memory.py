@@ -14,7 +14,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -112,7 +111,6 @@ def report(options: argparse.Namespace, temporary: Path) -> None:
     print(f"{count:,} names in {options.classes:,} folders, made in {time.perf_counter() - begun:.0f} s")
     time.sleep(2.5)  # an index is not made of what has changed a moment ago
     base = child(tiny, cache, options)
-    usual = statistics.median(base["together"])
     runs = {"listed, index written": child(large, cache, options), "index read": child(large, cache, options)}
     size = sum(f.stat().st_size for f in cache.rglob("*.index"))
     if not options.short:
@@ -120,12 +118,10 @@ def report(options: argparse.Namespace, temporary: Path) -> None:
     print(f"index: {size / MIB:.0f} MiB; {options.workers} loaders ({options.start})\n")
     print("| | start, s | parent, MiB | at its peak | parent and loaders over the epochs, MiB |\n|---|---|---|---|---|")
     for name, run in runs.items():
-        costs = ", ".join(f"{value - usual:.0f}" for value in run["together"])
+        costs = ", ".join(f"{a - b:.0f}" for a, b in zip(run["together"], base["together"], strict=True))
         parent = [f"{run[k] - base[k]:.0f}" for k in ("parent", "peak")]
         print(f"| {name} | {run['start']:.2f} | {parent[0]} | {parent[1]} | {costs} |")
-    print(
-        f"\nsubtracted: {usual:.0f} MiB, the median of {', '.join(f'{v:.0f}' for v in base['together'])} of 100 pictures"
-    )
+    print(f"\nsubtracted, of 100 pictures: {', '.join(f'{v:.0f}' for v in base['together'])} MiB")
 
 
 def main() -> None:
