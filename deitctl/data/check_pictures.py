@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import PurePath
 
 import numpy as np
@@ -131,10 +132,10 @@ def _copies(parts: Sequence[Part], pictures: Pictures, ledger: _Ledger) -> Itera
     labels = _common_labels(parts)
     readable = np.flatnonzero(ledger.readable)
     exact = exact_twins(ledger.digests[readable], part_of[readable], labels[readable])
-    yield from _twins("duplicate", exact, pictures, lambda i: int(readable[i]), " = ")
+    yield from _twins("duplicate", exact, pictures, readable, " = ")
     hashed = np.flatnonzero(ledger.hashed)
-    near = near_twins(ledger.hashes[hashed], ledger.digests, part_of, labels, hashed)
-    yield from _twins("near_duplicate", near, pictures, int, " ~ ")
+    near = near_twins(ledger.hashes[hashed], ledger.digests[hashed], part_of[hashed], labels[hashed])
+    yield from _twins("near_duplicate", near, pictures, hashed, " ~ ")
 
 
 def _common_labels(parts: Sequence[Part]) -> Index:
@@ -145,24 +146,33 @@ def _common_labels(parts: Sequence[Part]) -> Index:
     return np.concatenate(own) if own else np.zeros(0, dtype=np.int64)
 
 
-def _twins(
-    kind: str, twins: Twins, pictures: Pictures, number: Callable[[int], int], sign: str
-) -> Iterator[Finding]:  # fmt: skip
-    for relation in ("across_parts", "across_classes", "in_class"):
-        some, others = getattr(twins, relation)
-        check = f"{kind}_{relation}"
+@dataclass(frozen=True)
+class _Copies:
+    """Pictures, and a twin of each, by number."""
 
-        def pairs(some: Index = some, others: Index = others) -> Iterable[tuple[str, str]]:
-            for a, b in zip(some.tolist(), others.tolist(), strict=True):
-                yield pictures.name(number(a)), pictures.name(number(b))
+    check: str
+    some: Index
+    others: Index
+    pictures: Pictures
 
-        def remedies(check: str = check, pairs: Callable[[], Iterable[tuple[str, str]]] = pairs) -> Iterator[Remedy]:
-            for a, b in pairs():
-                if check == "duplicate_across_parts":
-                    yield Remedy(b, check, "delete")  # from training, so that validation stays what others validate on
-                elif check == "duplicate_in_class":
-                    yield Remedy(a, check, "delete")
-                else:
-                    yield Remedy(a, check, "review", b)
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        for a, b in zip(self.some.tolist(), self.others.tolist(), strict=True):
+            yield self.pictures.name(a), self.pictures.name(b)
 
-        yield from found(check, len(some), (f"{a}{sign}{b}" for a, b in pairs()), remedies=remedies)
+    def remedies(self) -> Iterator[Remedy]:
+        for picture, twin in self.pairs():
+            if self.check == "duplicate_across_parts":
+                yield Remedy(twin, self.check, "delete")  # from training: validation stays what others validate on
+            elif self.check == "duplicate_in_class":
+                yield Remedy(picture, self.check, "delete")
+            else:
+                yield Remedy(picture, self.check, "review", twin)
+
+    def finding(self, sign: str) -> Iterator[Finding]:
+        examples = (f"{picture}{sign}{twin}" for picture, twin in self.pairs())
+        return found(self.check, len(self.some), examples, remedies=self.remedies)
+
+
+def _twins(kind: str, twins: Twins, pictures: Pictures, numbers: Index, sign: str) -> Iterator[Finding]:
+    for relation, (some, others) in asdict(twins).items():
+        yield from _Copies(f"{kind}_{relation}", numbers[some], numbers[others], pictures).finding(sign)

@@ -52,23 +52,16 @@ def exact_twins(digests: NDArray[np.uint8], parts: NDArray[np.integer], labels: 
 
 
 def near_twins(
-    hashes: NDArray[np.uint8], digests: NDArray[np.uint8], parts: NDArray[np.integer], labels: NDArray[np.integer],
-    where: Index,
-) -> Twins:  # fmt: skip
-    """Find pictures whose hashes differ in `NEAR` bits or fewer while their pixels differ.
+    hashes: NDArray[np.uint8], digests: NDArray[np.uint8], parts: NDArray[np.integer], labels: NDArray[np.integer]
+) -> Twins:
+    """Find pictures whose hashes, bytes [N,16], differ in `NEAR` bits or fewer while their pixels differ.
 
-    Args:
-        hashes: bytes [M,16] of the pictures `where`.
-        digests: bytes [N,16] of all.
-        parts: see `exact_twins`.
-        labels: see `exact_twins`.
-        where: numbers of the pictures that have a hash, [M], ascending.
+    The other arguments are those of `exact_twins`.
     """
-    originals = _first_of(group(digests[where])) == np.arange(len(where))  # exact copies are reported as such
-    where, hashes = where[originals], hashes[originals]
-    twin = np.full((3, len(parts)), -1, dtype=np.int64)
-    for low, high in near_pairs(hashes, NEAR):
-        a, b = where[low], where[high]
+    originals = np.flatnonzero(_first_of(group(digests)) == np.arange(len(digests)))  # copies are reported as such
+    twin = np.full((3, len(hashes)), -1, dtype=np.int64)
+    for low, high in near_pairs(hashes[originals], NEAR):
+        a, b = originals[low], originals[high]
         relation = np.where(parts[a] != parts[b], 0, np.where(labels[a] != labels[b], 1, 2))
         twin[relation, b] = a
     return Twins(*((np.flatnonzero(row >= 0), row[row >= 0]) for row in twin))

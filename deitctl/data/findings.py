@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -127,10 +127,19 @@ class Finding:
     severity: str
     count: int
     examples: tuple[str, ...]
-    message: str
-    fix: str
+    detail: str = ""
     remedies: Remedies = tuple
     """Makes the rows of the fix list when they are asked for: there may be as many as pictures."""
+
+    @property
+    def message(self) -> str:
+        """What was found."""
+        return f"{CHECKS[self.check].message} {self.detail}".rstrip()
+
+    @property
+    def fix(self) -> str:
+        """What to do about it."""
+        return CHECKS[self.check].fix
 
     def to_dict(self) -> dict[str, Any]:
         """Return the finding as `--format json` prints it."""
@@ -145,16 +154,28 @@ def found(
 ) -> Iterator[Finding]:  # fmt: skip
     """Yield a finding of `check` if there is anything to report; `detail` is appended to its message."""
     if count:
-        known = CHECKS[check]
-        message = f"{known.message} {detail}".rstrip()
         shown = tuple(islice(examples, EXAMPLES))
-        yield Finding(check, severity or known.severity, count, shown, message, known.fix, remedies)
+        yield Finding(check, severity or CHECKS[check].severity, count, shown, detail, remedies)
 
 
 def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Sort findings: errors first, then in the order of `CHECKS`."""
-    rank = {check: place for place, check in enumerate(CHECKS)}
-    return tuple(sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), rank[f.check])))
+    """Make one finding of all of a check, and sort them: errors first, then in the order of `CHECKS`."""
+    by_check: dict[str, list[Finding]] = {}
+    for finding in findings:
+        by_check.setdefault(finding.check, []).append(finding)
+    joined = [_joined(by_check[check]) for check in CHECKS if check in by_check]
+    return tuple(sorted(joined, key=lambda f: SEVERITIES.index(f.severity)))
+
+
+def _joined(same: list[Finding]) -> Finding:
+    return Finding(
+        same[0].check,
+        min((f.severity for f in same), key=SEVERITIES.index),
+        sum(f.count for f in same),
+        tuple(chain.from_iterable(f.examples for f in same))[:EXAMPLES],
+        " ".join(f.detail for f in same if f.detail),
+        lambda: chain.from_iterable(f.remedies() for f in same),
+    )
 
 
 def listed(names: Iterable[T], remedy: Callable[[T], Remedy]) -> Remedies:

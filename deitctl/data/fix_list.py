@@ -23,8 +23,9 @@ def write_fix_list(path: Path, findings: Iterable[Finding]) -> int:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(Remedy._fields)
     count = 0
-    for count, remedy in enumerate(one_for_a_file(findings), start=1):  # noqa: B007
+    for remedy in one_for_a_file(findings):
         rows.writerow(map(safe, remedy))
+        count += 1
     write_bytes(path, text.getvalue().encode())
     return count
 

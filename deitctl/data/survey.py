@@ -240,7 +240,8 @@ def _strays(root: Path, folders: Iterable[str]) -> Iterator[Finding]:
 
 def _walk(folder: Path, closed: _Tally) -> Iterator[tuple[str, list[str]]]:
     """Yield every folder below and its visible files; links are followed, but no folder is entered twice."""
-    seen: set[tuple[int, int]] = set()
+    above = os.stat(folder.parent)
+    seen = {(above.st_dev, above.st_ino)}
     for current, folders, files in os.walk(folder, onerror=lambda e: closed.add(str(e.filename)), followlinks=True):
         status = os.stat(current)
         if (status.st_dev, status.st_ino) in seen:

@@ -70,6 +70,8 @@ def check(
     reporter, start = reporter or SilentReporter(), time.perf_counter()
     if write_table and Path(write_table).suffix != ".csv":
         raise ConfigError(f"The table {write_table!r} must end in .csv.", "That is how it is known for one.")
+    for output in filter(None, (fix_list, write_table)):
+        _require_writable(Path(output))
     truth = read_ground_truth(Path(ground_truth).expanduser()) if ground_truth else {}
     laid_out = survey(data, reporter)
     findings = laid_out.findings
@@ -92,6 +94,13 @@ def check(
         write_bytes(Path(write_table), table)
         reporter.note(f"{write_table}: a table that `deitctl train` and `deitctl eval` accept as DATA.")
     return result
+
+
+def _require_writable(path: Path) -> None:
+    """Raise before the pictures are looked at, not after."""
+    home = next(p for p in path.absolute().parents if p.exists())
+    if path.is_dir() or not home.is_dir() or not os.access(home, os.W_OK):
+        raise DataError(f"Cannot write {path}.", "Name a file in a folder that may be written.")
 
 
 def _classes(part: Part) -> int:
