@@ -45,7 +45,7 @@ def pictures_by_class(part: Part) -> dict[str, int]:
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
     """Return the key by which timm sorts class folders: numbers by value, letters without case."""
     pieces = re.split(r"(\d+)", name.lower())
-    return [(p.isdigit(), int(p) if p.isdigit() else 0, p) for p in pieces]
+    return [(p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in pieces]
 
 
 def plain_name(name: str) -> str:
