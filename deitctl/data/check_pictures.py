@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -162,11 +163,16 @@ class _Copies:
     def remedies(self) -> Iterator[Remedy]:
         for picture, twin in self.pairs():
             if self.check == "duplicate_across_parts":
-                yield Remedy(twin, self.check, "delete")  # from training: validation stays what others validate on
+                yield self._delete(twin, picture)  # from training: validation stays what others validate on
             elif self.check == "duplicate_in_class":
-                yield Remedy(picture, self.check, "delete")
+                yield self._delete(picture, twin)
             else:
                 yield Remedy(picture, self.check, "review", twin)
+
+    def _delete(self, extra: str, kept: str) -> Remedy:
+        """Delete one of two, unless they are one file, listed twice or behind a link."""
+        one = extra == kept or (os.path.realpath(extra) == os.path.realpath(kept) and not os.path.islink(extra))
+        return Remedy(extra, self.check, "review", kept) if one else Remedy(extra, self.check, "delete")
 
     def finding(self, sign: str) -> Iterator[Finding]:
         examples = (f"{picture}{sign}{twin}" for picture, twin in self.pairs())

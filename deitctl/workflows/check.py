@@ -76,7 +76,9 @@ def check(
     laid_out = survey(data, reporter)
     findings = laid_out.findings
     if ground_truth and not any(part.flat for part in laid_out.parts):
-        reporter.warn("The ground truth is not needed: all pictures of the data set have classes.")
+        in_a_tar = any(f.check == "flat_part" for f in findings)
+        why = "not used inside a tar: unpack it" if in_a_tar else "not needed: no pictures lie without class folders"
+        reporter.warn(f"The ground truth is {why}.")
     parts = _label_flat_parts(laid_out.parts, truth, findings)
     table = _table(parts, Path(write_table)) if write_table else b""
     with loaders_may_die("Go on with fewer: --workers 0"):
@@ -89,7 +91,7 @@ def check(
     )
     if fix_list:
         count = write_fix_list(Path(fix_list), result.findings)
-        reporter.note(f"{fix_list}: {count} remedies.")
+        reporter.note(f"{fix_list}: {count} row(s) of what to do.")
     if write_table:
         write_bytes(Path(write_table), table)
         reporter.note(f"{write_table}: a table that `deitctl train` and `deitctl eval` accept as DATA.")
@@ -145,6 +147,8 @@ def _label_flat(part: Part, truth: Mapping[str, str], known: set[str], findings:
 
 def _table(parts: Sequence[Part], path: Path) -> bytes:
     """Write every picture's path, relative to the table where it lies below it, label and split."""
+    if not parts:
+        raise DataError("There are no pictures to write into a table.")
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("path", "label", "split"))

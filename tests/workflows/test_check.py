@@ -6,6 +6,7 @@ import ast
 import csv
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,19 @@ def test_a_fix_list_that_is_carried_out_leaves_a_sound_data_set(broken, tmp_path
     assert counts(check(str(broken))) == {}
 
 
+def test_the_only_copy_of_a_picture_is_never_to_be_deleted(sound, tmp_path):
+    """A file behind two names, or listed twice, looks like two copies."""
+    (sound / "val" / "cat" / "link.png").symlink_to(sound / "train" / "cat" / "0.png")
+    (sound / "train" / "dog" / "link.png").symlink_to(sound / "train" / "dog" / "0.png")
+    check(str(sound), fix_list=str(tmp_path / "fixes.csv"))
+    with (tmp_path / "fixes.csv").open(newline="", encoding="utf-8") as file:
+        rows = [(Path(r["file"]).relative_to(sound).as_posix(), r["action"]) for r in csv.DictReader(file)]
+    assert rows == [("train/cat/0.png", "review"), ("train/dog/link.png", "delete")]
+    (sound / "table.csv").write_text("path,label\n" + "train/cat/1.png,cat\n" * 2 + "train/dog/1.png,dog\n")
+    result = check(str(sound / "table.csv"))
+    assert [r.action for f in result.findings for r in f.remedies()] == ["review"]
+
+
 def test_near_copies_are_warned_of_and_are_no_error(sound):
     texture(1).resize((48, 36)).save(sound / "val" / "cat" / "small.jpg", quality=60)
     texture(2).convert("L").save(sound / "train" / "dog" / "grey.png")
@@ -205,9 +219,21 @@ def test_a_ground_truth_without_flat_pictures_is_said_to_be_needless(sound, tmp_
     assert "not needed" in reporter.warnings[0]
 
 
+def test_a_ground_truth_for_a_tar_says_to_unpack_it(sound, tmp_path, reporter):
+    flatten(sound / "val", tmp_path / "truth.txt")
+    with tarfile.open(tmp_path / "data.tar", "w") as archive:
+        archive.add(sound, "photos")
+    result = check(str(tmp_path / "data.tar"), ground_truth=str(tmp_path / "truth.txt"), reporter=reporter)
+    assert counts(result) == {"flat_part": 10, "part_missing": 1}
+    assert "unpack it" in reporter.warnings[0]
+
+
 def test_a_table_is_refused_where_it_could_not_be_right(sound, tmp_path):
     with pytest.raises(ConfigError, match=r"must end in \.csv"):
         check(str(sound), write_table=str(tmp_path / "table.txt"))
+    (tmp_path / "void").mkdir()
+    with pytest.raises(DataError, match="no pictures to write"):
+        check(str(tmp_path / "void"), write_table=str(tmp_path / "table.csv"))
     with pytest.raises(DataError, match="in none of their own"):
         check("digits", write_table=str(tmp_path / "table.csv"))
     flatten(sound / "val", tmp_path / "truth.txt")
