@@ -83,7 +83,7 @@ class _Ledger:
         return len(numbers)
 
     def findings(self) -> Iterator[Finding]:
-        """Yield a finding for every check that pictures failed, blank ones aside, which may be copies too."""
+        """Yield a finding for every check that pictures failed."""
         for check, by_detail in self.failed.items():
             details = [f"{detail}: {len(numbers)}" for detail, numbers in by_detail.items() if detail]
             each = max(1, EXAMPLES // len(by_detail))
