@@ -3,8 +3,8 @@
     python benchmarks/kill_and_resume.py --runs 30 --signal KILL
     python benchmarks/kill_and_resume.py --runs 12 --signal TERM
 
-Each run is stopped once or twice, at moments drawn uniformly over the time the unbroken run took, and resumed by
-`deitctl train --resume`. Four settings in turn: a live or a cached teacher, 0 or 2 loader processes, 1 or 2 processes
+Each run is stopped once or twice and resumed by `deitctl train --resume`. The moment is up to 1.5 s after a step, drawn
+from all of the run's, was seen to be saved; the second is after a later step. Four settings in turn: a live or a cached teacher, 0 or 2 loader processes, 1 or 2 processes
 (torchrun), fp32 or bf16. "Bit-equal" means: the saved weights, the whole state (weights, average, moments, counters)
 and metrics.jsonl but for its times are the same bytes. Last figures: docs/reliability.md.
 """
@@ -24,6 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
+STEPS = 66
 TIMES = ("seconds", "images_per_second")
 COMMON = (
     "--epochs", "3", "--batch-size", "64", "--img-size", "16", "--save-every", "4", "--format", "json", "--quiet",
@@ -110,8 +111,16 @@ def family(pid: int) -> list[int]:
     return found
 
 
-def stop_at(setting: Setting, run: Path, cache: Path, seconds: float, how: signal.Signals) -> int | None:
-    """Start or resume a run and send it a signal after some seconds; None if it ended before."""
+def step_of(run: Path) -> int:
+    """Return the step of the state that is saved, 0 for none."""
+    try:
+        return int(json.loads((run / "state" / "state.json").read_text())["step"])
+    except (OSError, ValueError):
+        return 0
+
+
+def stop_at(setting: Setting, run: Path, cache: Path, step: int, delay: float, how: signal.Signals) -> int | None:
+    """Start or resume a run and send it a signal some seconds after a step was saved; None if it ended before."""
     resumed = (run / "run.toml").exists()
     options = (
         ["train", "--resume", str(run), "--quiet", "--format", "json"]
@@ -119,8 +128,10 @@ def stop_at(setting: Setting, run: Path, cache: Path, seconds: float, how: signa
         else [*setting.options, "--output", str(run)]
     )
     process = start(setting.command(*options), cache)
+    while process.poll() is None and (step_of(run) < step or not (run / "run.toml").exists()):
+        time.sleep(0.02)
     try:
-        process.wait(timeout=seconds)
+        process.wait(timeout=delay)
         return None
     except subprocess.TimeoutExpired:
         for pid in [process.pid] if how is not signal.SIGKILL else family(process.pid):
@@ -169,19 +180,17 @@ def main() -> None:
     equal, stopped = 0, 0
     for number in range(arguments.runs):
         which = number % len(settings)
-        setting, (expected, duration) = settings[which], references[which]
+        setting, (expected, _) = settings[which], references[which]
         run, cache = root / f"run-{number}", root / f"cache-{number}"
-        moments = [draw.uniform(0.15, 0.95) * duration for _ in range(1 + number // len(settings) % 2)]
-        codes = [stop_at(setting, run, cache, moment, how) for moment in moments]
-        at = "-"
-        if (run / "state" / "state.json").exists():
-            at = str(json.loads((run / "state" / "state.json").read_text())["step"])
+        steps = sorted(draw.randrange(0, STEPS - 2) for _ in range(1 + number // len(settings) % 2))
+        codes = [stop_at(setting, run, cache, step, draw.uniform(0, 1.5), how) for step in steps]
+        at = step_of(run)
         assert finish(setting, run, cache) == 0
         found = content(run)
         different = [name for name in expected if found.get(name) != expected[name]]
         equal += not different
         stopped += sum(code is not None for code in codes)
-        when = f"{arguments.signal} at {', '.join(f'{m:.1f} s' for m in moments)} (exit {codes})"
+        when = f"{arguments.signal} after steps {steps} (exit {codes})"
         print(
             f"{number + 1}: {setting}; {arguments.signal} at {when} (exit {codes}), state of step {at}: {different or 'equal'}",
             flush=True,

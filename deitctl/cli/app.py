@@ -54,6 +54,12 @@ def _stop(signum: int, _: FrameType | None) -> None:
     raise Signalled(signum)
 
 
+def _let_signals_end_it() -> None:
+    """Have a signal that comes while the last words are said end the process, where it would be a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _require_one_process(arguments: list[str]) -> None:
     """Refuse to do the same work several times over, where torchrun starts a command that cannot share it."""
     shared = ("train", "distill", "teach", "eval")
@@ -77,10 +83,12 @@ def main() -> None:
         _require_one_process(arguments)
         app(args=arguments, prog_name="deitctl")
     except (Signalled, Interrupted) as stop:
+        _let_signals_end_it()
         error_line(stop if isinstance(stop, Interrupted) else Interrupted(stop.signum))
         sys.stdout.flush()
         os._exit(128 + stop.signum)  # a normal exit would wait for threads that fetch and decode
     except (DeitctlError, OSError) as error:
+        _let_signals_end_it()
         if debug:
             raise
         error_line(error)

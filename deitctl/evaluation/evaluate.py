@@ -98,9 +98,7 @@ def evaluate(
             if batch.errors and stop_on_bad_image:
                 raise DataError(batch.errors[0][1], "It was to stop there (--on-bad-image stop).")
             if batch.keys:
-                images = normalise(device.move(batch.images), preprocessing)
-                with device.autocast():
-                    cls, dist = forward_heads(model, images)
+                cls, dist = _answers(model, normalise(device.move(batch.images), preprocessing), device)
                 indices = [key.index for key in batch.keys]
                 tally.add(cls.float().cpu(), dist.float().cpu() if dist is not None else None, batch.labels, indices)
             task.advance(world.size * (len(batch.keys) + len(batch.errors)))
@@ -108,6 +106,21 @@ def evaluate(
     if not tally.indices:
         raise DataError(f"Not one of {len(tally.unreadable)} pictures can be read; the first: {tally.unreadable[0][1]}")
     return tally.result(time.monotonic() - start)
+
+
+def _answers(model: nn.Module, images: Tensor, device: Device) -> HeadLogits:
+    """Return a model's logits; where memory runs out, in two halves."""
+    try:
+        with device.autocast():
+            return forward_heads(model, images)
+    except (RuntimeError, MemoryError) as error:
+        if not device.is_out_of_memory(error) or len(images) == 1:
+            raise
+    device.forget_cached_memory()
+    half = len(images) // 2
+    first, second = _answers(model, images[:half], device), _answers(model, images[half:], device)
+    dist = None if first.dist is None or second.dist is None else torch.cat([first.dist, second.dist])
+    return HeadLogits(torch.cat([first.cls, second.cls]), dist)
 
 
 class _Tally:

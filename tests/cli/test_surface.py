@@ -36,7 +36,7 @@ def test_every_command_shows_an_example() -> None:
 def test_train_and_distill_share_their_options() -> None:
     commands = {c.name: c for c in typer.main.get_command(app).commands.values()}  # type: ignore[attr-defined]
     names = {c: {p.name for p in commands[c].params} for c in ("train", "distill")}
-    assert names["train"] - names["distill"] == {"model"}
+    assert names["train"] - names["distill"] == {"model", "replay"}
     assert names["distill"] - names["train"] == {
         "teacher", "student", "teacher_weights", "teacher_img_size", "teacher_sees", "teacher_cache", "adapt", "mode", "alpha",
         "tau", "reduction", "no_token", "views", "view_seed", "words_topk", "force_teacher",
