@@ -144,6 +144,8 @@ class TrainConfig:
     """Pictures that a process takes at a time, their gradients being added up; 0: its whole share of a batch."""
     save_every: str = "5m"
     """Between two saves of the state: `500` steps, `90s`, `10m`, `1h`."""
+    loss_jump: float = 3.0
+    """A loss this many times both its recent mean and that of guessing stops the run; 0: none does."""
     on_bad_image: Literal["skip", "stop"] = "skip"
     """What a picture that cannot be read does: it is left out and named, or stops the run."""
     device: str = "auto"
@@ -157,7 +159,16 @@ class TrainConfig:
         return self.seed if self.split_seed < 0 else self.split_seed
 
 
-MACHINE_SETTINGS = ("device", "precision", "workers", "micro_batch", "save_every", "on_bad_image", "output")
+MACHINE_SETTINGS = (
+    "device",
+    "precision",
+    "workers",
+    "micro_batch",
+    "save_every",
+    "loss_jump",
+    "on_bad_image",
+    "output",
+)
 """What of a `TrainConfig` a run may change when it is resumed: where and how it runs, not what it learns."""
 
 

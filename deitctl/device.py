@@ -52,6 +52,11 @@ class Device:
         return self.torch_device.type == "cuda"
 
     @property
+    def precision(self) -> str:
+        """Return the name of its arithmetic, as --precision takes it."""
+        return next(name for name, dtype in PRECISIONS.items() if dtype is self.dtype)
+
+    @property
     def waits_for_nothing(self) -> bool:
         """Whether reading a number costs nothing, because there is no queue of work to wait for."""
         return self.torch_device.type == "cpu"

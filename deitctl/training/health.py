@@ -10,10 +10,7 @@ from torch import Tensor
 
 from deitctl.data.samplers import SampleKey
 
-JUMP = 3.0
-"""A loss this many times its recent mean, and this many times that of guessing, is a jump: mixing and hard batches move it
-by tenths, a step that breaks the weights by much more."""
-SETTLED = 30
+SETTLED = 10
 """Steps of a run before jumps are looked for."""
 MEMORY = 0.95
 """Decay of the recent mean: about twenty steps."""
@@ -65,6 +62,9 @@ class Watch:
     num_classes: int
     scaled: bool
     """Whether gradients are scaled (fp16): one that is no number then only lowers the scale."""
+    jump: float = 3.0
+    """A loss this many times its recent mean, and this many times that of guessing, is a jump, 0: none is. Mixing and hard
+    batches move it by tenths, a step that breaks the weights by much more."""
     usual: float = 0.0
     seen: int = 0
     waiting: list[Observation] = field(default_factory=list)
@@ -92,6 +92,6 @@ class Watch:
     def _wrong(self, loss: float, norm: float) -> str:
         if not math.isfinite(loss) or (not math.isfinite(norm) and not self.scaled):
             return "not a number"
-        if self.seen >= SETTLED and loss > JUMP * max(self.usual, math.log(self.num_classes)):
+        if self.seen >= SETTLED and self.jump and loss > self.jump * max(self.usual, math.log(self.num_classes)):
             return "jump"
         return ""

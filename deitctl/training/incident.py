@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from dataclasses import asdict
@@ -40,10 +41,19 @@ def write_incident(
         "format": FORMAT, "run": str(run.root.resolve()), **asdict(incident), **how,
         "keys": [list(key) for key in keys], "pictures": pictures,
     }  # fmt: skip
-    write_json(folder / RECORD, record)
+    write_json(folder / RECORD, speakable(record))
     if run.state.exists():
         shutil.copytree(run.state, folder / "state", copy_function=_link)
     return folder / RECORD
+
+
+def speakable(value: Any) -> Any:
+    """Return a value with numbers that JSON has no word for as text: `nan`, `inf`, `-inf`."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {k: speakable(v) for k, v in value.items()}
+    return [speakable(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _link(source: str, target: str) -> None:

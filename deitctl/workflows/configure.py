@@ -224,6 +224,7 @@ def check(config: TrainConfig) -> None:
         "augment.on_top": min(recipe.augment.on_top) >= 0,
         "optim.warmup_epochs": recipe.optim.warmup_epochs >= 0,
         "micro_batch": config.micro_batch >= 0,
+        "loss_jump": config.loss_jump >= 0,
         "augment.repeats": recipe.augment.repeats >= 1,
         "augment.crop_scale": 0 < recipe.augment.crop_scale[0] <= recipe.augment.crop_scale[1] <= 1,
         **{
@@ -248,7 +249,7 @@ def check(config: TrainConfig) -> None:
             )
     for name, fine in rules.items():
         if not fine:
-            owner: Any = config if name.startswith(("distill", "micro")) else recipe
+            owner: Any = config if name.startswith(("distill", "micro", "loss")) else recipe
             for part in name.split("."):
                 owner = getattr(owner, part)
             raise ConfigError(f"{name} = {owner} is out of range.")

@@ -16,7 +16,7 @@ from deitctl.device import choose_device
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter, track
 from deitctl.training.health import Observation, Watch
-from deitctl.training.incident import read_incident
+from deitctl.training.incident import read_incident, speakable
 from deitctl.training.loop import gradients, loss_of, set_train_mode, update
 from deitctl.training.run import Run
 from deitctl.workflows.session import Session
@@ -43,10 +43,11 @@ class Replay:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
-        return {
+        record = {
             "kind": self.kind, "step": self.step, "precision": self.precision, "again": self.again, "steps": self.steps,
             "gradients": dict(self.gradients), "pictures": dict(self.pictures),
         }  # fmt: skip
+        return dict(speakable(record))
 
 
 def replay(path: Path, *, given: Mapping[str, Any] | None = None, reporter: Reporter | None = None) -> Replay:
@@ -88,7 +89,7 @@ def replay(path: Path, *, given: Mapping[str, Any] | None = None, reporter: Repo
 
 def _replay(session: Session, record: Mapping[str, Any], reporter: Reporter) -> Replay:
     plan, state, last = session.plan, session.state, int(record["step"])
-    watch = Watch(plan.num_classes, scaled=state.scaler.is_enabled())
+    watch = Watch(plan.num_classes, state.scaler.is_enabled(), session.config.loss_jump)
     watch.usual, watch.seen = state.progress.usual_loss, state.progress.steps_watched
     set_train_mode(state.model, plan.recipe.trainable, plan.recipe.keep_batch_stats)
     batches, steps, incident = session.batches(), [], None
@@ -107,7 +108,7 @@ def _replay(session: Session, record: Mapping[str, Any], reporter: Reporter) -> 
         state.progress.step += 1
     norms = {n: float(p.grad.norm()) for n, p in state.model.named_parameters() if p.grad is not None}
     return Replay(
-        kind=str(record["kind"]), step=state.progress.step, precision=str(plan.device.dtype).removeprefix("torch."),
+        kind=str(record["kind"]), step=state.progress.step, precision=plan.device.precision,
         again=incident is not None, steps=steps, gradients=_worst_first(norms), pictures=_worst_first(
             dict(_losses(session, batch))
         ),

@@ -116,7 +116,7 @@ class Session:
             world=world, stop_on_bad_image=config.on_bad_image == "stop",
         )  # fmt: skip
         self.clock = Stopwatch()
-        self.watch = Watch(len(train.class_names), scaled=self.state.scaler.is_enabled())
+        self.watch = Watch(len(train.class_names), self.state.scaler.is_enabled(), config.loss_jump)
         self.saver = Saver(run.state, run.metrics_file, config.save_every)
         self.loaded_step = 0
         """Steps of the state that this session began with."""
@@ -245,7 +245,7 @@ class Session:
         if self.world.is_main:
             self.saver.finish()
             how = {
-                "precision": str(self.device.dtype).removeprefix("torch."), "device": str(self.device.torch_device),
+                "precision": self.device.precision, "device": str(self.device.torch_device),
                 "processes": self.world.size, "micro_batch": self.state.progress.micro_batch,
                 "state_step": max(self.saver.saved_step, self.loaded_step),
             }  # fmt: skip
@@ -253,9 +253,10 @@ class Session:
             if how["state_step"]:
                 back = f"The run is as it was after step {how['state_step']}."
         return DeitctlError(
-            f"{incident.sentence} {back} Take the step again: deitctl train --replay {record}",
-            f"Go on in another precision: deitctl train --resume {run} --precision fp32; or start again with less: deitctl "
-            f"train --config {run / 'run.toml'} --lr {self.config.recipe.optim.lr / 3:.1g} --set optim.clip_grad=1",
+            f"{incident.sentence} {back} To take the step again: `deitctl train --replay {record}`.",
+            f"To go on in another precision: `deitctl train --resume {run} --precision fp32`; after a jump that is as it "
+            f"should be: the same with --set loss_jump=0. To start again with less: "
+            f"`deitctl train --config {run / 'run.toml'} --lr {self.config.recipe.optim.lr / 3:.1g} --set optim.clip_grad=1`.",
         )
 
     def batches(self) -> Iterator[Batch]:
