@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import reprlib
 import tomllib
 import types
 from collections.abc import Mapping
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from deitctl.errors import ConfigError, did_you_mean
+from deitctl.files import read_text
 
 C = TypeVar("C")
 
@@ -213,11 +216,22 @@ def convert(value: Any, hint: Any, name: str) -> Any:
             raise ValueError("it is a group of settings")
         if hint is bool:
             return _boolean(value)
-        if hint is int and isinstance(value, float) and not value.is_integer():
-            raise ValueError("expected a whole number")
-        return hint(value)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name} = {value!r} does not fit: {error}.") from error
+        if hint is str and not isinstance(value, str):
+            raise ValueError("expected a text")
+        return _number(value, hint) if hint in (int, float) else hint(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{name} = {reprlib.repr(value)} does not fit: {error}.") from error
+
+
+def _number(value: Any, kind: type) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    if kind is int and isinstance(value, float) and not value.is_integer():
+        raise ValueError("expected a whole number")
+    number = kind(value)
+    if kind is float and not math.isfinite(number):
+        raise ValueError("expected a finite number")
+    return number
 
 
 def _boolean(value: Any) -> bool:
@@ -257,10 +271,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; raise `ConfigError` if it is missing or broken."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except OSError as error:
         raise ConfigError(f"Cannot read {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply.") from error
+    except ValueError as error:  # no TOML, no UTF-8, a number that Python will not read
         raise ConfigError(f"{path} is not valid TOML: {error}.") from error
 
 

@@ -19,6 +19,8 @@ from deitctl.config import AugmentConfig
 from deitctl.errors import ConfigError
 
 Pixels = NDArray[np.uint8]
+MOST_RESIZED = 2**24
+"""Pixels of a resized picture above which only what the crop keeps of it is computed."""
 VIEWS_VERSION = 1
 """Goes up when `train_view` gives other pixels for the same arguments, so that no stored word of a teacher outlives them."""
 INTERPOLATION = {
@@ -41,10 +43,22 @@ def eval_view(image: Image.Image, pre: Preprocessing) -> Pixels:
         width, height = image.size
         short = min(width, height)
         scaled = (target, int(target * height / width)) if width == short else (int(target * width / height), target)
-        if scaled != image.size:
+        if scaled[0] * scaled[1] > MOST_RESIZED:
+            image = _resize_centre(image, scaled, size, resample)
+        elif scaled != image.size:
             image = image.resize(scaled, resample)
     left, top = _centre(image.width, size), _centre(image.height, size)
     return _pixels(image.crop((left, top, left + size, top + size)))  # outside the picture: black, as torchvision pads
+
+
+def _resize_centre(image: Image.Image, scaled: tuple[int, int], size: int, resample: Image.Resampling) -> Image.Image:
+    """Return the middle of `image` resized to `scaled`, at most `size` a side: a ribbon 20,000 times as long as wide
+    would take gigabytes. Coordinates are Pillow's floats, so a value may differ by one from the whole resized.
+    """
+    width, height = min(size, scaled[0]), min(size, scaled[1])
+    left, top = _centre(scaled[0], width), _centre(scaled[1], height)
+    x, y = image.width / scaled[0], image.height / scaled[1]
+    return image.resize((width, height), resample, box=(left * x, top * y, (left + width) * x, (top + height) * y))
 
 
 def _centre(length: int, size: int) -> int:
