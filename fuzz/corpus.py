@@ -65,15 +65,21 @@ def checkpoints() -> list[bytes]:
     }  # fmt: skip
     small = {"a.weight": torch.ones(2, 3), "b": torch.arange(4), "c": torch.ones(2).half()}
     made = [b"s" + save(state), b"s" + save(small)]
-    for value, new in ((small, True), (small, False), ({"model": small, "epoch": 1}, True), ({"q": torch.ones(2).to_sparse()}, True)):
+    for value, new in (
+        (small, True),
+        (small, False),
+        ({"model": small, "epoch": 1}, True),
+        ({"q": torch.ones(2).to_sparse()}, True),
+    ):
         buffer = io.BytesIO()
         torch.save(value, buffer, _use_new_zipfile_serialization=new)
         made.append(b"p" + buffer.getvalue())
-    card = ModelCard(architecture="deit_tiny_patch16_224", num_classes=2, class_names=("a", "b"), descriptions=("c", "d"))
+    card = ModelCard(
+        architecture="deit_tiny_patch16_224", num_classes=2, class_names=("a", "b"), descriptions=("c", "d")
+    )
     layers = {"classifier": ("head",), "first_conv": "patch_embed.proj", "fixed_input_size": True}
-    for c in (card, replace(card, class_names=None, descriptions=None, model_args={"depth": 3})):
-        made.append(b"c" + json.dumps(to_timm_config(c, **layers)).encode())
-    return made
+    cards = (card, replace(card, class_names=None, descriptions=None, model_args={"depth": 3}))
+    return made + [b"c" + json.dumps(to_timm_config(c, **layers)).encode() for c in cards]
 
 
 def caches() -> list[bytes]:
@@ -88,7 +94,12 @@ def caches() -> list[bytes]:
 
 def main(root: Path) -> None:
     """Write a folder of files a target."""
-    for name, cases in (("picture", pictures()), ("config", configs()), ("checkpoint", checkpoints()), ("words", caches())):
+    for name, cases in (
+        ("picture", pictures()),
+        ("config", configs()),
+        ("checkpoint", checkpoints()),
+        ("words", caches()),
+    ):
         (root / name).mkdir(parents=True, exist_ok=True)
         for number, case in enumerate(cases):
             (root / name / f"{number:03d}").write_bytes(case)

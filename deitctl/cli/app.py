@@ -73,3 +73,8 @@ def main() -> None:
             raise
         error_line(error)
         sys.exit(error.exit_code if isinstance(error, DeitctlError) else 1)
+    except MemoryError:
+        if debug:
+            raise
+        error_line(DeitctlError("There is not enough memory for this.", "Use smaller batches, or smaller inputs."))
+        sys.exit(1)

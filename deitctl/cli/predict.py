@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from deitctl.inference.predict import Prediction
 
 FORMATS = ("table", "json", "jsonl", "csv")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 BAR = 20  # characters of a score of 1
 
 
@@ -61,19 +61,23 @@ def predict(
 
 
 def _jsonl(stream: Iterable[Prediction]) -> int:
+    from deitctl.cli.console import json_text
+
     failed = 0
     for prediction in stream:
         failed += prediction.error is not None
-        sys.stdout.write(json.dumps(prediction.to_dict(), ensure_ascii=False) + "\n")
+        sys.stdout.write(json_text(prediction.to_dict()) + "\n")
         sys.stdout.flush()
     return failed
 
 
 def _json(stream: Iterable[Prediction]) -> int:
+    from deitctl.cli.console import json_text
+
     failed, separator = 0, "[\n"
     for prediction in stream:
         failed += prediction.error is not None
-        sys.stdout.write(separator + json.dumps(prediction.to_dict(), ensure_ascii=False))
+        sys.stdout.write(separator + json_text(prediction.to_dict()))
         separator = ",\n"
     sys.stdout.write("[]\n" if separator == "[\n" else "\n]\n")
     return failed
@@ -86,24 +90,34 @@ def _csv(stream: Iterable[Prediction]) -> int:
     for prediction in stream:
         failed += prediction.error is not None
         for rank, guess in enumerate(prediction.guesses, start=1):
-            writer.writerow([prediction.input, rank, guess.index, guess.label, f"{guess.score:.6f}", ""])
+            name, label = cell(prediction.input), cell(guess.label)
+            writer.writerow([name, rank, guess.index, label, f"{guess.score:.6f}", ""])
         if prediction.error is not None:
-            writer.writerow([prediction.input, "", "", "", "", prediction.error])
+            writer.writerow([cell(prediction.input), "", "", "", "", cell(prediction.error)])
         sys.stdout.flush()
     return failed
 
 
+def cell(text: str) -> str:
+    """Return a text for a table that a spreadsheet may open: an apostrophe keeps it from being taken for a formula.
+
+    Numbers of our own are written as they are; a class or file called `-5` becomes `'-5`.
+    """
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
 def _table(stream: Iterable[Prediction]) -> int:
     from rich.console import Console
-    from rich.markup import escape
+
+    from deitctl.cli.console import shown
 
     failed, console = 0, Console(highlight=False)
     for prediction in stream:
-        console.print(f"[bold]{escape(prediction.input)}[/]", soft_wrap=True)
+        console.print(f"[bold]{shown(prediction.input)}[/]", soft_wrap=True)
         if prediction.error is not None:
             failed += 1
-            console.print(f"  [red]{escape(prediction.error)}[/]", soft_wrap=True)
+            console.print(f"  [red]{shown(prediction.error)}[/]", soft_wrap=True)
         for guess in prediction.guesses:
             bar = "█" * round(guess.score * BAR)
-            console.print(f"  {100 * guess.score:5.1f} % [cyan]{bar:<{BAR}}[/] {escape(guess.label)}", soft_wrap=True)
+            console.print(f"  {100 * guess.score:5.1f} % [cyan]{bar:<{BAR}}[/] {shown(guess.label)}", soft_wrap=True)
     return failed

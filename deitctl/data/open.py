@@ -28,6 +28,7 @@ from deitctl.events import Reporter, Task
 BUILT_IN = "digits"
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "validation", "valid", "test")
+COLUMNS = ("path", "label", "split")
 HELD_OUT = 0.2
 
 
@@ -83,7 +84,23 @@ def open_for_evaluation(ref: str, reporter: Reporter) -> Source:
 
 def open_data(ref: str, reporter: Reporter) -> DataSet:
     """Open a folder, a tar, a table or `digits`; raise `DataError` if it is none of them or empty."""
-    ref = ref or BUILT_IN
+    data = _open_any(ref or BUILT_IN, reporter)
+    for part in (data.train, data.val, data.whole):
+        if part is not None:
+            _require_text(part.class_names, data.name)
+    return data
+
+
+def _require_text(names: Iterable[str], where: str) -> None:
+    """Refuse a class name that config.json could not hold."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{where} has the class {name!r}, which is not UTF-8.", "Rename it.") from error
+
+
+def _open_any(ref: str, reporter: Reporter) -> DataSet:
     if ref == BUILT_IN and not Path(ref).is_dir():
         train, val = digits()
         return DataSet(BUILT_IN, train, val, None)
@@ -94,6 +111,8 @@ def open_data(ref: str, reporter: Reporter) -> DataSet:
         )
     if path.is_dir():
         return _open_folder(path, reporter)
+    if not path.is_file():  # a pipe would be waited for, a device read for ever
+        raise DataError(f"{ref} is a pipe, a device or a socket, not a data set.", "Write it to a file first.")
     if path.suffix == ".tar":
         return _open_tar(path, reporter)
     if path.suffix in (".csv", ".parquet"):
@@ -130,8 +149,8 @@ def scan_classes(root: Path, reporter: Reporter) -> Source:
     try:
         with os.scandir(root) as listing:
             entries = list(listing)
-        folders = sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
-        loose = any(Path(e.name).suffix.lower() in EXTENSIONS for e in entries if e.is_file())
+        folders = sorted(e.name for e in entries if os.path.isdir(e.path) and not is_hidden(e.name))
+        loose = any(Path(e.name).suffix.lower() in EXTENSIONS for e in entries if os.path.isfile(e.path))
     except OSError as error:
         raise DataError(f"{root} cannot be read: {error.strerror}.") from error
     if not folders:
@@ -181,13 +200,23 @@ def _open_tar(path: Path, reporter: Reporter) -> DataSet:
     members: list[tuple[PurePosixPath, int, int]] = []
     try:
         with reporter.task(f"scan {path.name}", None, "files") as task, tarfile.open(path, "r:") as archive:
+            last = -1
             for member in archive:
-                name = PurePosixPath(member.name.removeprefix("./"))
-                if member.isfile() and name.suffix.lower() in EXTENSIONS and not any(map(is_hidden, name.parts)):
+                if member.offset <= last or member.size < 0:  # a negative size leads back, and round for ever
+                    raise tarfile.ReadError("its members lie on each other")
+                last = member.offset
+                name = PurePosixPath(member.name.removeprefix("./").lstrip("/"))
+                if (
+                    member.isreg()
+                    and not member.issparse()
+                    and name.suffix.lower() in EXTENSIONS
+                    and not any(map(is_hidden, name.parts))
+                ):
                     members.append((name, member.offset_data, member.size))
                 task.advance()
-    except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{path} is not a readable, uncompressed tar: {error}.", "Unpack a .tar.gz first.") from error
+    except Exception as error:  # tarfile raises whatever it trips over: RecursionError, MemoryError, ValueError, ...
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path} is not a readable, uncompressed tar: {why}.", "Unpack a .tar.gz first.") from error
     while members and len({m[0].parts[0] for m in members}) == 1 and min(len(m[0].parts) for m in members) > 2:
         members = [(PurePosixPath(*n.parts[1:]), o, s) for n, o, s in members]  # one folder around everything
     if not members or min(len(m[0].parts) for m in members) < 2:
@@ -248,7 +277,7 @@ def _read_table(path: Path) -> Iterable[tuple[str, str, str]]:
     try:
         if path.suffix == ".csv":
             with path.open(newline="", encoding="utf-8-sig") as file:
-                rows = list(csv.DictReader(file))
+                rows = _read_csv(file)
         else:
             rows = _read_parquet(path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -259,12 +288,23 @@ def _read_table(path: Path) -> Iterable[tuple[str, str, str]]:
         yield str(row["path"]), str(row["label"]), str(row.get("split") or "")
 
 
+def _read_csv(lines: Iterable[str]) -> list[dict[str, object]]:
+    """Read the columns that are wanted: a million empty ones in every row would take the memory of a million rows."""
+    table = csv.reader(lines)
+    header = next(table, [])
+    places = {name: header.index(name) for name in COLUMNS if name in header}
+    return [{name: row[at] for name, at in places.items() if at < len(row)} for row in table if row]
+
+
 def _read_parquet(path: Path) -> list[dict[str, object]]:
     try:
         import pyarrow.parquet
     except ImportError as error:
         raise DataError("Parquet tables need pyarrow.", "pip install 'deitctl[parquet]'") from error
     try:
-        return pyarrow.parquet.read_table(path).to_pylist()  # type: ignore[no-any-return]
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path} is not a readable parquet file: {str(error)[:120]}") from error
+        with pyarrow.parquet.ParquetFile(path) as file:
+            wanted = [name for name in COLUMNS if name in file.schema_arrow.names]
+            return file.read(wanted).to_pylist()  # type: ignore[no-any-return]
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        why = " ".join(str(error).split())[:120]
+        raise DataError(f"{path} is not a readable parquet file: {why}.") from error
