@@ -53,12 +53,21 @@ def eval_view(image: Image.Image, pre: Preprocessing) -> Pixels:
 
 def _resize_centre(image: Image.Image, scaled: tuple[int, int], size: int, resample: Image.Resampling) -> Image.Image:
     """Return the middle of `image` resized to `scaled`, at most `size` a side: a ribbon 20,000 times as long as wide
-    would take gigabytes. Coordinates are Pillow's floats, so a value may differ by one from the whole resized.
+    would take gigabytes. A value may differ by one from that of the whole, resized: Pillow's coordinates are floats.
     """
-    width, height = min(size, scaled[0]), min(size, scaled[1])
-    left, top = _centre(scaled[0], width), _centre(scaled[1], height)
-    x, y = image.width / scaled[0], image.height / scaled[1]
-    return image.resize((width, height), resample, box=(left * x, top * y, (left + width) * x, (top + height) * y))
+    lengths, cut, box = (image.width, image.height), [], []
+    for length, whole in zip(lengths, scaled, strict=True):
+        kept, step = min(size, whole), length / whole
+        start, end = _centre(whole, kept) * step, (_centre(whole, kept) + kept) * step
+        margin = 4 * max(1.0, step)  # no filter looks further than three pixels of the smaller picture
+        first, last = max(0, math.floor(start - margin)), min(length, math.ceil(end + margin))
+        cut.append((first, last))
+        box.append((start - first, end - first))
+    (left, right), (top, bottom) = cut
+    (x0, x1), (y0, y1) = box
+    return image.crop((left, top, right, bottom)).resize(
+        (min(size, scaled[0]), min(size, scaled[1])), resample, box=(x0, y0, x1, y1)
+    )
 
 
 def _centre(length: int, size: int) -> int:

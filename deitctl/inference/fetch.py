@@ -33,6 +33,8 @@ def fetch(url: str, *, seconds: float = DEADLINE) -> bytes:
             with _opener(cutoff).open(url, timeout=min(SILENCE, seconds)) as response:
                 data: bytes = response.read(MAX_DOWNLOAD + 1)
         except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # it holds the connection
             why = " ".join(str(getattr(error, "reason", error)).split())[:200]
             raise DataError(_too_slow(url, seconds) if cutoff.over else f"{url} cannot be fetched: {why}.") from error
     if cutoff.over:  # a shut connection looks like the end of the body
