@@ -16,6 +16,10 @@ from deitctl.errors import ConfigError, did_you_mean
 from deitctl.files import read_text
 
 C = TypeVar("C")
+MAX_TOML = 2**18
+"""Bytes of a TOML file; a run's has two thousand."""
+MOST_DOTS = 100
+"""In a line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +275,10 @@ def to_dict(config: Any) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; raise `ConfigError` if it is missing or broken."""
     try:
-        return tomllib.loads(read_text(path))
+        text = read_text(path, MAX_TOML)
+        if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+            raise ValueError("it is nested too deeply")  # tomllib takes minutes for a key of ten thousand parts
+        return tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"Cannot read {path}: {error.strerror}.") from error
     except RecursionError as error:

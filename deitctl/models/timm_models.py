@@ -32,11 +32,19 @@ def suggest_model(name: str) -> str:
     return did_you_mean(name, [*(a.alias for a in ARCHITECTURES), *timm.list_models()])
 
 
-def native_size(name: str) -> int:
-    """Return the input size in pixels that timm's configuration of a model names."""
+def _published_config(name: str) -> Any:
+    """Return timm's configuration of a model's weights, or None; raise `ModelError` if the name has a tag that it lacks."""
     import timm
 
-    cfg = timm.get_pretrained_cfg(name)
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise ModelError(f"timm has no weights {name!r}.", f"Leave out {name.partition('.')[2]!r}.") from error
+
+
+def native_size(name: str) -> int:
+    """Return the input size in pixels that timm's configuration of a model names."""
+    cfg = _published_config(name)
     return int(cfg.input_size[-1]) if cfg else 224
 
 
@@ -189,17 +197,13 @@ def _not_found(name: str) -> WeightsNotFound:
 
 
 def _published_classes(name: str) -> int | None:
-    import timm
-
-    cfg = timm.get_pretrained_cfg(name)
+    cfg = _published_config(name)
     return int(cfg.num_classes) if cfg else None
 
 
 def classes_in(state: Mapping[str, Tensor], name: str) -> int:
     """Return how many classes the classifier in a state dict of a timm model has."""
-    import timm
-
-    cfg = timm.get_pretrained_cfg(name)
+    cfg = _published_config(name)
     classifier = (cfg.classifier if cfg else None) or "head"
     first = classifier if isinstance(classifier, str) else classifier[0]
     weight = state.get(f"{first}.weight")
@@ -208,9 +212,7 @@ def classes_in(state: Mapping[str, Tensor], name: str) -> int:
 
 def _hub_id(name: str) -> str:
     """Return the hub repository of a timm model's weights, or the empty string; older timms leave the name to be added."""
-    import timm
-
-    cfg = timm.get_pretrained_cfg(name)
+    cfg = _published_config(name)
     if cfg is None:
         return ""
     hub_id = str(cfg.hf_hub_id or "")

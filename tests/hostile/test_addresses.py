@@ -169,7 +169,9 @@ def test_a_length_that_lies_takes_neither_time_nor_memory(server):
     assert fetch(f"{server}/lies") == png()
 
 
-@pytest.mark.parametrize("url", ["http://", "http://[::1", "https://a b/", "http://x:99999/", "http://\ud800/", "http://a\r\nb/"])
+@pytest.mark.parametrize(
+    "url", ["http://", "http://[::1", "https://a b/", "http://x:99999/", "http://\ud800/", "http://a\r\nb/"]
+)
 def test_an_address_that_is_none_is_one_line(url):
     with pytest.raises(DataError, match="cannot be fetched"):
         fetch(url)
