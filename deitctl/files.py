@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,30 @@ def _deeper_than(value: Any, levels: int) -> bool:
         if not layer:
             return False
     return True
+
+
+def walk(folder: str, *, follow: bool) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield as `os.walk` does, which recurses and so ends in the depths of a hostile folder; what cannot be read is left.
+
+    Each triple is a folder, the names of the folders in it, of which the reader may take some away, and of the rest.
+    With `follow`, links to folders are entered, and whoever reads must not go in circles.
+    """
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        try:
+            with os.scandir(current) as listing:
+                entries = [(entry.name, _is_folder(entry)) for entry in listing]
+        except (OSError, ValueError):
+            continue
+        folders = [name for name, inner in entries if inner]
+        yield current, folders, [name for name, inner in entries if not inner]
+        below = [os.path.join(current, name) for name in folders]
+        pending += [path for path in reversed(below) if follow or not os.path.islink(path)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False

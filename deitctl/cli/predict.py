@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
@@ -85,15 +84,14 @@ def _json(stream: Iterable[Prediction]) -> int:
 
 def _csv(stream: Iterable[Prediction]) -> int:
     failed = 0
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["input", "rank", "index", "label", "score", "error"])
+    sys.stdout.write("input,rank,index,label,score,error\n")
     for prediction in stream:
         failed += prediction.error is not None
+        name = cell(prediction.input)
         for rank, guess in enumerate(prediction.guesses, start=1):
-            name, label = cell(prediction.input), cell(guess.label)
-            writer.writerow([name, rank, guess.index, label, f"{guess.score:.6f}", ""])
+            sys.stdout.write(f"{name},{rank},{guess.index},{cell(guess.label)},{guess.score:.6f},\n")
         if prediction.error is not None:
-            writer.writerow([cell(prediction.input), "", "", "", "", cell(prediction.error)])
+            sys.stdout.write(f"{name},,,,,{cell(prediction.error)}\n")
         sys.stdout.flush()
     return failed
 
@@ -101,9 +99,12 @@ def _csv(stream: Iterable[Prediction]) -> int:
 def cell(text: str) -> str:
     """Return a text for a table that a spreadsheet may open: an apostrophe keeps it from being taken for a formula.
 
-    Numbers of our own are written as they are; a class or file called `-5` becomes `'-5`.
+    Numbers of our own are written as they are; a class or file called `-5` becomes `'-5`. Every end of a line is
+    quoted: Python's own writer leaves carriage returns bare, and a reader then finds another row.
     """
-    return f"'{text}" if text.startswith(FORMULA) else text
+    text = f"'{text}" if text.startswith(FORMULA) else text
+    quoted = text.replace('"', '""')
+    return f'"{quoted}"' if any(c in text for c in ',"\r\n') else text
 
 
 def _table(stream: Iterable[Prediction]) -> int:

@@ -24,6 +24,7 @@ from deitctl.data.sources import (
 )  # fmt: skip
 from deitctl.errors import DataError
 from deitctl.events import Reporter, Task
+from deitctl.files import walk
 
 BUILT_IN = "digits"
 TRAIN_NAMES = ("train", "training")
@@ -175,7 +176,7 @@ def _pictures(folder: Path, task: Task) -> Iterator[str]:
     """Yield the pictures below a folder; links are followed, but no folder is entered twice."""
     above = os.stat(folder.parent)
     seen = {(above.st_dev, above.st_ino)}  # a link up would give this class the pictures of all others
-    for current, folders, files in os.walk(folder, followlinks=True):
+    for current, folders, files in walk(str(folder), follow=True):
         status = os.stat(current)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()

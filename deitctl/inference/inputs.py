@@ -13,6 +13,7 @@ from deitctl.card import Preprocessing
 from deitctl.data.decode import EXTENSIONS, decode, read_image
 from deitctl.data.transforms import Pixels, eval_view
 from deitctl.errors import DataError
+from deitctl.files import walk
 from deitctl.inference.fetch import fetch
 
 STDIN = "-"
@@ -44,7 +45,7 @@ def is_url(name: str) -> bool:
 
 def _pictures_below(folder: str) -> Iterator[str]:
     found = False
-    for current, folders, files in os.walk(folder):
+    for current, folders, files in walk(folder, follow=False):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for file in sorted(files):
             if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):
