@@ -101,9 +101,12 @@ def members(count: int = 2) -> list[tuple[tarfile.TarInfo, bytes]]:
 
 def test_names_that_lead_out_of_a_tar_write_nothing_and_links_are_no_pictures(tmp_path):
     hostile = [
-        (tarfile.TarInfo("../../evil/x.png"), png()), (tarfile.TarInfo("/etc/ant/y.png"), png()), (tarfile.TarInfo("ant/../../z.png"), png()),
-        link("bee/passwd.png", "/etc/passwd"), link("bee/hard.png", "ant/0.png", tarfile.LNKTYPE),
-    ]  # fmt: skip
+        (tarfile.TarInfo("../../evil/x.png"), png()),
+        (tarfile.TarInfo("/etc/ant/y.png"), png()),
+        (tarfile.TarInfo("ant/../../z.png"), png()),
+        link("bee/passwd.png", "/etc/passwd"),
+        link("bee/hard.png", "ant/0.png", tarfile.LNKTYPE),
+    ]
     source = opened(tar_of(tmp_path / "x.tar", *members(), *hostile)).whole
     names = [source.name(i).partition(":")[2] for i in range(len(source.labels))]
     assert names == ["ant/0.png", "ant/1.png", "bee/0.png", "bee/1.png", "etc/ant/y.png"]
@@ -212,16 +215,27 @@ def table(path: Path, text: str | bytes) -> Path:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "\n\n", "path,label\n", "path\nx.png\n", "label,path\n,x.png\n", "path,label\n" + "x" * 200_000 + ",a\n", b"\xff\xfe\0\0" * 50,
-        "path,label\nx.png\n", 'path,label\n"x.png,a\n', "path,label,split\nx.png,a,../../etc\n", "path,label,split\nx.png,a,train\nx.png,a,\n",
+        "",
+        "\n\n",
+        "path,label\n",
+        "path\nx.png\n",
+        "label,path\n,x.png\n",
+        "path,label\n" + "x" * 200_000 + ",a\n",
+        b"\xff\xfe\0\0" * 50,
+        "path,label\nx.png\n",
+        'path,label\n"x.png,a\n',
+        "path,label,split\nx.png,a,../../etc\n",
+        "path,label,split\nx.png,a,train\nx.png,a,\n",
         "\0\0\0\0",
     ],
     ids=range(12),
-)  # fmt: skip
+)
 def test_a_table_that_is_none_is_one_short_line(text, tmp_path):
+    def read() -> None:
+        read_image(Path(opened(table(tmp_path / "x.csv", text)).whole.name(0)))
+
     with pytest.raises(DataError) as caught:
-        source = opened(table(tmp_path / "x.csv", text)).whole
-        read_image(Path(source.name(0)))
+        read()
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -256,11 +270,9 @@ def test_a_parquet_that_is_none_is_one_line(data, tmp_path):
 
 
 def test_a_parquet_of_other_types_is_read_as_far_as_it_goes(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     columns = {"path": [1, 2], "label": [[1], [2]], "bomb": ["x" * 1000] * 2}
-    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+    parquet.write_table(arrow.table(columns), tmp_path / "x.parquet")
     assert opened(tmp_path / "x.parquet").whole.class_names == ("[1]", "[2]")
 
 

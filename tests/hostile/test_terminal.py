@@ -19,7 +19,8 @@ from deitctl.errors import DeitctlError
 from deitctl.inference.predict import Guess, Prediction
 
 EVIL = "a\x1b]0;pwned\x07\x1b[2J\x9b31m\r\nerror: \u202egnp.exe\u2066\u200f[red]b[/red]\udcff\x00\x7f"
-ORDERS = {chr(c) for c in (*range(32), *range(127, 160))} - {"\n"} | set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u2028\u2029\u061c\ufeff")  # fmt: skip
+ORDERS = {chr(c) for c in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))} - {"\n"}
+ORDERS |= set("\u200e\u200f\u2028\u2029\u061c\ufeff")
 
 
 def stream() -> list[Prediction]:

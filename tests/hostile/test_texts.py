@@ -25,11 +25,22 @@ RUN = TrainConfig(model="deit_tiny", data="digits", recipe=DIGITS)
 @pytest.mark.parametrize(
     "text",
     [
-        "a = " + "[" * 50_000, "a = " + "{a=" * 50_000, ".".join("a" * 20_000) + " = 1", "a = 1\na = 2", "a = \"\\ud800\"", "\0", "a",
-        "model = " + "9" * 5000, "a = 1e999999", "[" * 9, "= 1", "a = 1979-99-99", "model = 'x'\n" * 2,
+        "a = " + "[" * 50_000,
+        "a = " + "{a=" * 50_000,
+        ".".join("a" * 20_000) + " = 1",
+        "a = 1\na = 2",
+        'a = "\\ud800"',
+        "\0",
+        "a",
+        "model = " + "9" * 5000,
+        "a = 1e999999",
+        "[" * 9,
+        "= 1",
+        "a = 1979-99-99",
+        "model = 'x'\n" * 2,
     ],
     ids=lambda t: t[:20].encode("unicode_escape").decode(),
-)  # fmt: skip
+)
 def test_a_toml_that_is_none_or_no_run_is_one_line(text, tmp_path):
     path = tmp_path / "run.toml"
     path.write_text(text)
@@ -52,13 +63,36 @@ def test_a_toml_that_is_a_pipe_a_folder_or_endless_is_one_line(tmp_path):
 
 
 WRONG = [
-    ("recipe.epochs", 10**30), ("recipe.epochs", True), ("recipe.epochs", []), ("recipe.epochs", {"a": 1}), ("recipe.epochs", 1.5),
-    ("recipe.batch_size", 10**9), ("recipe.img_size", 10**6), ("recipe.optim.lr", float("inf")), ("recipe.optim.lr", float("nan")),
-    ("recipe.optim.lr", 10**400), ("recipe.optim.lr", "0x1"), ("recipe.augment.repeats", 10**12), ("recipe.augment.crop_scale", [0.1]),
-    ("recipe.augment.crop_scale", {"a": 1, "b": 2}), ("recipe.augment.crop_scale", [[[[]]], 1]), ("model", ["x"]), ("model", {"a": "b"}),
-    ("model", 7), ("data", None), ("distill", "x"), ("distill", [1]), ("recipe", "x"), ("recipe.trainable", "__class__"), ("recipe.trainable", []),
-    ("recipe.pretrained", 7), ("seed", "\ud800"), ("seed", "9" * 5000), ("recipe.augment.hflip", 2), ("recipe.augment.rand_augment", "os.system"),
-]  # fmt: skip
+    ("recipe.epochs", 10**30),
+    ("recipe.epochs", True),
+    ("recipe.epochs", []),
+    ("recipe.epochs", {"a": 1}),
+    ("recipe.epochs", 1.5),
+    ("recipe.batch_size", 10**9),
+    ("recipe.img_size", 10**6),
+    ("recipe.optim.lr", float("inf")),
+    ("recipe.optim.lr", float("nan")),
+    ("recipe.optim.lr", 10**400),
+    ("recipe.optim.lr", "0x1"),
+    ("recipe.augment.repeats", 10**12),
+    ("recipe.augment.crop_scale", [0.1]),
+    ("recipe.augment.crop_scale", {"a": 1, "b": 2}),
+    ("recipe.augment.crop_scale", [[[[]]], 1]),
+    ("model", ["x"]),
+    ("model", {"a": "b"}),
+    ("model", 7),
+    ("data", None),
+    ("distill", "x"),
+    ("distill", [1]),
+    ("recipe", "x"),
+    ("recipe.trainable", "__class__"),
+    ("recipe.trainable", []),
+    ("recipe.pretrained", 7),
+    ("seed", "\ud800"),
+    ("seed", "9" * 5000),
+    ("recipe.augment.hflip", 2),
+    ("recipe.augment.rand_augment", "os.system"),
+]
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG, ids=lambda v: ascii(v)[:30])
