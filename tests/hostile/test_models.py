@@ -23,6 +23,7 @@ from deitctl.events import SilentReporter
 from deitctl.models import timm_models
 from deitctl.models.build import load_model
 from deitctl.models.layers import layer_names, shipping_card
+from deitctl.workflows.predict import predict
 
 LAYERS = {"classifier": ("head",), "first_conv": "patch_embed.proj", "fixed_input_size": True}
 
@@ -192,6 +193,16 @@ def test_weights_that_are_not_numbers_are_refused(value, folder):
         ModelError, match=r"'blocks\.3\.mlp\.fc1\.weight' holds values that are infinite or not numbers"
     ):
         load_model(str(folder), reporter=SilentReporter())
+
+
+def test_an_answer_that_is_no_number_is_an_error_and_no_row(folder, tmp_path, picture):
+    state = load_tensors(folder / "model.safetensors")
+    state["head.weight"] = torch.full_like(state["head.weight"], 3e38)
+    save_tensors(folder / "model.safetensors", state)
+    picture().save(tmp_path / "x.png")
+    [record] = predict([str(tmp_path / "x.png")], model=str(folder))
+    assert record.guesses == ()
+    assert "values that are not numbers" in str(record.error)
 
 
 @pytest.mark.parametrize(
