@@ -27,6 +27,8 @@ PIXELS_VARIABLE = "DEITCTL_MAX_PIXELS"
 MAX_SIDE = 65_535  # JPEG's own limit; Pillow keeps a pointer for every row
 MAX_BYTES = 512 * 2**20
 """Bytes of a picture's file."""
+MAX_SCANS = 200
+"""Passes over a progressive JPEG, each as slow as a picture; encoders make ten or so."""
 LARGE = 16_000_000
 """Pixels from which a process decodes one picture at a time, so that threads do not multiply the memory."""
 STRIP = 2**20
@@ -48,6 +50,9 @@ def decode(data: bytes, name: str) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF, of palettes and of large pictures
             image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
             _require_size(image.size, name)
+            scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 0
+            if scans > MAX_SCANS:
+                raise DataError(f"{name} has {scans:,} scans, more than {MAX_SCANS}.")
             with _one_large if image.width * image.height > LARGE else nullcontext():
                 image.load()
                 _require_size(image.size, name)  # a header may have lied

@@ -7,6 +7,7 @@ import resource
 import struct
 import subprocess
 import sys
+import time
 import zlib
 
 import numpy as np
@@ -119,6 +120,16 @@ def test_exif_that_is_garbage_is_no_end():
 )
 def test_formats_that_are_not_named_are_not_opened(data):
     refused(data, "^x is not a picture")
+
+
+def test_a_jpeg_of_ten_thousand_scans_is_refused():
+    """Each is a pass over the whole picture: a file of 100 kB that would take minutes."""
+    data = encode(Image.new("RGB", (600, 600), "red"), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    assert decode(data, "x").size == (600, 600)
+    begun = time.monotonic()
+    refused(data[:last] + data[last:-2] * 10_000 + data[-2:], "scans, more than 200")
+    assert time.monotonic() - begun < 1
 
 
 def test_a_ribbon_is_cut_before_it_is_resized():
