@@ -45,6 +45,17 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise cannot_write(path, error if isinstance(error, OSError) else OSError(str(error))) from error
 
 
+def sync_folder(folder: Path) -> None:
+    """Have the disk remember which files a folder holds, so that a power failure cannot undo a rename."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def cannot_write(path: Path, error: OSError) -> DeitctlError:
     """Return the one line for a disk that is full or a folder that may not be written."""
     return DeitctlError(
@@ -68,14 +79,16 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, text + b"\n")
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors, whole or not at all; anything on an accelerator is copied first."""
     plain = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            save_file(plain, temporary, metadata={"format": "pt"})
+            save_file(plain, temporary, metadata={"format": "pt", **(metadata or {})})
+            if metadata:
+                _sort_metadata(temporary)
             os.chmod(temporary, 0o666 & ~_umask())
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -85,6 +98,18 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             raise
     except (OSError, SafetensorError) as error:
         raise cannot_write(path, error if isinstance(error, OSError) else OSError(str(error))) from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the words of a safetensors file into order, which the library writes in any: the same content, the same bytes."""
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -181,12 +206,24 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise ModelError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
 
 
-def save_model(folder: Path, tensors: Mapping[str, Tensor], card: ModelCard, layers: Mapping[str, Any]) -> None:
+def file_metadata(path: Path) -> dict[str, str]:
+    """Return the words that a safetensors file carries beside its tensors; none if there is no such file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}
+
+
+def save_model(
+    folder: Path, tensors: Mapping[str, Tensor], card: ModelCard, layers: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
     """Write a model folder that deitctl and `timm.create_model("local-dir:...")` both load.
 
     `layers` is what `to_timm_config` wants to know of the layers (see models/layers.py).
     """
-    save_tensors(folder / WEIGHTS, tensors)
+    save_tensors(folder / WEIGHTS, tensors, metadata)
     write_json(folder / CONFIG, to_timm_config(card, **layers))
 
 

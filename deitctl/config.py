@@ -147,6 +147,12 @@ class TrainConfig:
     """Seed by which validation pictures are held out of data that has none; -1: the run's."""
     workers: int = -1
     """Processes that decode and augment; -1: chosen from the machine."""
+    micro_batch: int = 0
+    """Pictures that a process takes at a time, their gradients being added up; 0: its whole share of a batch."""
+    save_every: str = "5m"
+    """Between two saves of the state: `500` steps, `90s`, `10m`, `1h`."""
+    on_bad_image: Literal["skip", "stop"] = "skip"
+    """What a picture that cannot be read does: it is left out and named, or stops the run."""
     device: str = "auto"
     precision: str = "auto"
     output: str = ""
@@ -156,6 +162,26 @@ class TrainConfig:
     def data_seed(self) -> int:
         """The seed of the split."""
         return self.seed if self.split_seed < 0 else self.split_seed
+
+
+MACHINE_SETTINGS = ("device", "precision", "workers", "micro_batch", "save_every", "on_bad_image", "output")
+"""What of a `TrainConfig` a run may change when it is resumed: where and how it runs, not what it learns."""
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """Say in which settings two runs differ, but for the machine's."""
+    was, now = (flat({k: v for k, v in to_dict(c).items() if k not in MACHINE_SETTINGS}) for c in (old, new))
+    return [
+        f"{k} is {was.get(k, 'not set')}, not {now.get(k, 'set')}" for k in {**was, **now} if was.get(k) != now.get(k)
+    ]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings under their dotted names."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return result
 
 
 def override(config: C, changes: Mapping[str, Any]) -> C:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from deitctl.errors import ConfigError
+from deitctl.world import launched, local_rank
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "bad allocation")
+"""What MPS's and the CPU's allocators say."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -47,6 +51,25 @@ class Device:
         """Whether loaders should pin their batches."""
         return self.torch_device.type == "cuda"
 
+    @property
+    def waits_for_nothing(self) -> bool:
+        """Whether reading a number costs nothing, because there is no queue of work to wait for."""
+        return self.torch_device.type == "cpu"
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Say whether an error means that memory ran out: CUDA has a class for it, the others only words."""
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            return True
+        return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+
+    def forget_cached_memory(self) -> None:
+        """Give back what the backend keeps for later, so that smaller pieces can be cut from it."""
+        gc.collect()
+        if self.torch_device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif self.torch_device.type == "mps":
+            torch.mps.empty_cache()
+
     def synchronize(self) -> None:
         """Wait for the work that was queued, where there is a queue."""
         if self.torch_device.type == "cuda":
@@ -80,6 +103,8 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
         ConfigError: an unknown name, or a device that is not here.
     """
     device = _find(name)
+    if device == torch.device("cuda") and launched():  # of several processes each takes the GPU of its number
+        device = torch.device("cuda", local_rank() % torch.cuda.device_count())
     if precision != "auto":
         if precision not in PRECISIONS:
             raise ConfigError(f"There is no precision {precision!r}.", f"There are: auto, {', '.join(PRECISIONS)}.")

@@ -67,9 +67,11 @@ class Interrupted(DeitctlError):
 class Signalled(BaseException):
     """SIGINT or SIGTERM came. No `Exception`, so that nothing that recovers from failures takes it for one."""
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, *, insists: bool = False) -> None:
         super().__init__(signum)
         self.signum = signum
+        self.insists = insists
+        """Whether it was sent again by somebody who will not wait, so that the work may be half done."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -15,6 +15,9 @@ class Task(Protocol):
     def advance(self, amount: int = 1, **fields: object) -> None:
         """Count `amount` more units done; `fields` are shown beside the bar (loss, accuracy)."""
 
+    def skip(self, amount: int) -> None:
+        """Count units that were done before, which say nothing of the speed."""
+
 
 class Reporter(Protocol):
     """Where a workflow says what it is doing."""
@@ -31,6 +34,9 @@ class Reporter(Protocol):
 
 class _SilentTask:
     def advance(self, amount: int = 1, **fields: object) -> None:
+        pass
+
+    def skip(self, amount: int) -> None:
         pass
 
 

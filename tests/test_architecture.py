@@ -13,8 +13,8 @@ import deitctl
 
 ROOT = Path(deitctl.__file__).parent
 FLOORS = (
-    ("errors", "config", "recipes", "catalog", "card", "events", "files"),
-    ("device", "rng", "losses", "metrics", "optim", "ema"),
+    ("errors", "config", "recipes", "catalog", "card", "events", "files", "stopping"),
+    ("device", "world", "lock", "rng", "losses", "metrics", "optim", "ema"),
     ("models", "teacher", "data", "checkpoint"),
     ("training", "evaluation", "inference", "exporters", "report"),
     ("workflows",),

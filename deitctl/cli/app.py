@@ -14,7 +14,7 @@ import typer
 import deitctl
 from deitctl.cli import compare, distill, doctor, evaluate, export, models, predict, teach, train
 from deitctl.cli.console import error_line
-from deitctl.errors import DeitctlError, Interrupted, Signalled
+from deitctl.errors import ConfigError, DeitctlError, Interrupted, Signalled
 
 app = typer.Typer(
     name="deitctl",
@@ -53,6 +53,14 @@ def _stop(signum: int, _: FrameType | None) -> None:
     raise Signalled(signum)
 
 
+def _require_one_process(arguments: list[str]) -> None:
+    """Refuse to do the same work several times over, where torchrun starts a command that cannot share it."""
+    shared = ("train", "distill", "teach", "eval")
+    command = next((a for a in arguments if not a.startswith("-")), "")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and command not in shared:
+        raise ConfigError(f"{command or 'This'} works in one process.", f"torchrun is for {', '.join(shared)}.")
+
+
 def main() -> None:
     """Run the command line; never show a traceback for a user's mistake, unless --debug asks for it."""
     debug = "--debug" in sys.argv
@@ -62,7 +70,10 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
+    if hasattr(signal, "SIGUSR1"):  # Slurm's warning of the end, which would end what has nothing to save yet
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
+        _require_one_process(arguments)
         app(args=arguments, prog_name="deitctl")
     except (Signalled, Interrupted) as stop:
         error_line(stop if isinstance(stop, Interrupted) else Interrupted(stop.signum))

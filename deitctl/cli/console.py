@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -41,13 +42,17 @@ def talk() -> Console:
 def error_line(error: Exception) -> None:
     """Say on stderr what happened and what to do; after an interruption the last line is the command that resumes."""
     console = talk()
+    rank = os.environ.get("RANK", "0")
     if isinstance(error, Interrupted):
+        if rank != "0":
+            return
         console.print("[yellow]interrupted[/]" + (", what was finished is saved" if error.resume_command else ""))
         if error.resume_command:
             console.print(shown(error.resume_command))
         return
     text = " ".join(str(error).split())
-    console.print(f"[red]error:[/] {shown(text)}")
+    who = "" if rank == "0" else shown(f"[process {rank}] ")
+    console.print(f"{who}[red]error:[/] {shown(text)}")
 
 
 @contextmanager
@@ -85,6 +90,14 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]
     console = Console(highlight=False)
     console.print(f"[bold]{shown(title)}[/]", soft_wrap=True)  # a table's own title would wrap at the table's width
     console.print(table)
+
+
+def left_out_code(count: int) -> int:
+    """Return the exit code of work in which `count` pictures could not be read.
+
+    Under torchrun it is 0, because any other makes it stop the processes, and start them again if it may.
+    """
+    return 3 if count and "TORCHELASTIC_RUN_ID" not in os.environ else 0
 
 
 def choose_format(asked: str | None, known: tuple[str, ...], piped: str) -> str:

@@ -46,6 +46,9 @@ def distill(
     workers: o.WorkersOpt = None,
     device: o.DeviceOfRunOpt = None,
     precision: o.PrecisionOfRunOpt = None,
+    micro_batch: o.MicroBatchOpt = None,
+    on_bad_image: o.OnBadImageOpt = None,
+    save_every: o.SaveEveryOpt = None,
     output: o.OutputRunOpt = None,
     resume: o.ResumeOpt = None,
     config: o.ConfigOpt = None,
@@ -79,6 +82,9 @@ def distill(
         data=data, model=student, weights=weights, recipe=recipe, pretrained=pretrained, teaching=teaching,
         output=output, resume=resume, config=config, changes=changes or (), dry_run=dry_run,
         output_format=output_format, quiet=quiet,
-        given=o.training_settings(epochs, batch_size, lr, img_size, seed, workers, device, precision),
+        given=o.training_settings(
+            epochs, batch_size, lr, img_size, seed, workers, device, precision, save_every,
+            micro_batch, on_bad_image,
+        ),
         said_of_the_teacher=said,
     )  # fmt: skip

@@ -20,6 +20,7 @@ def evaluate(
     ] = "native",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures at a time.")] = 64,
     img_size: o.ImgSizeOpt = None,
+    on_bad_image: o.OnBadImageOpt = None,
     workers: o.WorkersOpt = None,
     device: o.DeviceOpt = "auto",
     precision: o.PrecisionOpt = "auto",
@@ -34,7 +35,7 @@ def evaluate(
 
     Example: deitctl eval imagenet/val --model deit_small_distilled
     """
-    from deitctl.cli.console import choose_format, print_json, print_table
+    from deitctl.cli.console import choose_format, left_out_code, print_json, print_table
     from deitctl.cli.progress import make_reporter
     from deitctl.cli.training import FORMATS
 
@@ -43,12 +44,17 @@ def evaluate(
     if not data:
         reporter.note("No data named: using the built-in 'digits'.")
     from deitctl.workflows.evaluate import evaluate_model
+    from deitctl.world import main_process
 
     result = evaluate_model(
         data or "", model=model or "", weights=str(weights) if weights else "", head=head, protocol=protocol,
         batch_size=batch_size, img_size=img_size or 0, workers=-1 if workers is None else workers, device=device,
         precision=precision, predictions=str(predictions) if predictions else "", reporter=reporter,
+        on_bad_image=on_bad_image or "skip",
     )  # fmt: skip
+    exit_code = left_out_code(len(result.scores.unreadable))
+    if not main_process():
+        raise typer.Exit(exit_code)
     record = result.to_dict()
     if shape == "json":
         print_json(record)
@@ -68,5 +74,4 @@ def evaluate(
         print_table("the classes it knows least", ("class", "images", "top-1, %"), weak)
     for index, why in result.scores.unreadable:
         reporter.warn(f"left out {result.source.name(index)}: {why}")
-    if result.scores.unreadable:
-        raise typer.Exit(3)
+    raise typer.Exit(exit_code)

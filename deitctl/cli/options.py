@@ -67,8 +67,28 @@ OutputRunOpt = Annotated[
     Path | None, typer.Option("--output", help="Folder of the run.", show_default="a new one under runs/")
 ]
 ResumeOpt = Annotated[
-    Path | None,
-    typer.Option("--resume", help="Go on with this run folder after its last finished epoch.", show_default=False),
+    str | None,
+    typer.Option(
+        "--resume", help="Go on with this run folder where it stopped; auto: with the newest unfinished run of the same "
+        "configuration, or begin one.", show_default=False,
+    ),
+]  # fmt: skip
+SaveEveryOpt = Annotated[
+    str | None,
+    typer.Option("--save-every", help="Save the state every 10m, 90s, 1h, or 500 (steps).", show_default="5m"),
+]
+MicroBatchOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--micro-batch", min=0, help="Pictures a process takes at a time; gradients add up to the batch's.",
+        show_default="as many as fit",
+    ),
+]  # fmt: skip
+OnBadImageOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--on-bad-image", help="A picture that cannot be read: skip (and name) it, or stop.", show_default="skip"
+    ),
 ]
 ConfigOpt = Annotated[Path | None, typer.Option("--config", help="Run a run.toml again.", show_default=False)]
 SetOpt = Annotated[
@@ -136,10 +156,12 @@ CacheOpt = Annotated[
 
 def training_settings(
     epochs: int | None, batch_size: int | None, lr: float | None, img_size: int | None, seed: int | None,
-    workers: int | None, device: str | None, precision: str | None,
+    workers: int | None, device: str | None, precision: str | None, save_every: str | None = None,
+    micro_batch: int | None = None, on_bad_image: str | None = None,
 ) -> dict[str, object]:  # fmt: skip
     """Name the settings that the everyday options of `train` and `distill` stand for."""
     return {
         "recipe.epochs": epochs, "recipe.batch_size": batch_size, "recipe.optim.lr": lr, "recipe.img_size": img_size,
-        "seed": seed, "workers": workers, "device": device, "precision": precision,
+        "seed": seed, "workers": workers, "device": device, "precision": precision, "save_every": save_every,
+        "micro_batch": micro_batch, "on_bad_image": on_bad_image,
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ LINE_EVERY = 5.0  # seconds
 
 def make_reporter(quiet: bool) -> Reporter:
     """Return the reporter for this terminal: bars, lines, or with `quiet` warnings alone."""
+    if os.environ.get("RANK", "0") != "0":
+        return SilentReporter()  # of several processes the first speaks
     console = talk()
     if quiet:
         return _Quiet(console)
@@ -55,8 +58,12 @@ class LineReporter(_Quiet):
 class _LineTask:
     def __init__(self, console: Console, label: str, total: int | None, unit: str) -> None:
         self.console, self.label, self.total, self.unit = console, label, total, unit
-        self.done, self.start = 0, time.monotonic()
+        self.done, self.skipped, self.start = 0, 0, time.monotonic()
         self.spoke = self.start
+
+    def skip(self, amount: int) -> None:
+        self.done += amount
+        self.skipped += amount
 
     def advance(self, amount: int = 1, **fields: object) -> None:
         self.done += amount
@@ -64,7 +71,7 @@ class _LineTask:
         if now - self.spoke < LINE_EVERY:
             return
         self.spoke = now
-        speed = self.done / (now - self.start)
+        speed = (self.done - self.skipped) / (now - self.start)
         left = f", {(self.total - self.done) / speed:.0f} s left" if self.total and speed else ""
         extra = "".join(f", {k} {v}" for k, v in fields.items())
         of = f"/{self.total}" if self.total else ""
@@ -105,6 +112,9 @@ class _Bar:
     def __init__(self, progress: Progress, task: TaskID, unit: str) -> None:
         self.progress, self.task, self.unit = progress, task, unit
         self.done, self.start, self.extra = 0, time.monotonic(), ""
+
+    def skip(self, amount: int) -> None:
+        self.progress.update(self.task, advance=amount)
 
     def advance(self, amount: int = 1, **fields: object) -> None:
         self.done += amount

@@ -42,13 +42,21 @@ def teach(
 
     Example: deitctl teach photos/ --teacher regnety_160 --views 8
     """
-    from deitctl.cli.console import choose_format, print_json, print_line, print_table, rerun_on_interruption
+    from deitctl.cli.console import (
+        choose_format,
+        left_out_code,
+        print_json,
+        print_line,
+        print_table,
+        rerun_on_interruption,
+    )
     from deitctl.cli.progress import make_reporter
     from deitctl.cli.training import FORMATS
     from deitctl.errors import ConfigError
     from deitctl.workflows.configure import Request, Teaching, configure
     from deitctl.workflows.teach import teach as run
     from deitctl.workflows.teach import verify as run_verify
+    from deitctl.world import launched, main_process
 
     shape = choose_format(output_format, FORMATS, "json")
     if mode == "none":
@@ -69,17 +77,22 @@ def teach(
     with rerun_on_interruption():
         config, *sources = configure(request, reporter)
         pair = (sources[0], sources[1])
+        if verify and launched():
+            raise ConfigError("--verify is for one process.", "Run it without torchrun.")
         if verify:
             checked = run_verify(config, pair, count=count, batch_size=batch_size, reporter=reporter)
             record, title = checked.to_dict(), "the teacher still says what its cache has"
         else:
             done = run(config, pair, batch_size=batch_size, reporter=reporter)
             record, title, unreadable = done.to_dict(), f"the words of {done.teacher.name}", done.unreadable
+    exit_code = left_out_code(len(unreadable))
+    if not main_process():
+        raise typer.Exit(exit_code)
     for name in unreadable:
         reporter.warn(f"no words: {name} cannot be read.")
     if shape == "json":
         print_json(record)
-        raise typer.Exit(3 if unreadable else 0)
+        raise typer.Exit(exit_code)
     rows = [(k.replace("_", " "), str(v)) for k, v in record.items() if not isinstance(v, dict)]
     print_table(title, ("what", "value"), rows, 2)
     if not verify and config.distill is not None:
@@ -87,4 +100,4 @@ def teach(
         print_line(
             f"deitctl distill with the same options, --recipe {config.recipe.name} --views {views_used}, uses them."
         )
-    raise typer.Exit(3 if unreadable else 0)
+    raise typer.Exit(exit_code)

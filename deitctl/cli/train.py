@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from deitctl.cli import options as o
 
 
@@ -19,9 +24,18 @@ def train(
     workers: o.WorkersOpt = None,
     device: o.DeviceOfRunOpt = None,
     precision: o.PrecisionOfRunOpt = None,
+    micro_batch: o.MicroBatchOpt = None,
+    on_bad_image: o.OnBadImageOpt = None,
+    save_every: o.SaveEveryOpt = None,
     output: o.OutputRunOpt = None,
     resume: o.ResumeOpt = None,
     config: o.ConfigOpt = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            "--replay", help="Take the step of RUN/incidents/STEP again and say what happens in it.", show_default=False
+        ),
+    ] = None,
     changes: o.SetOpt = None,
     dry_run: o.DryRunOpt = False,
     output_format: o.FormatOpt = None,
@@ -31,10 +45,20 @@ def train(
 
     Example: deitctl train photos/ --model deit_tiny --epochs 10
     """
-    from deitctl.cli.training import run
+    from deitctl.cli.training import run, run_replay
 
+    given = o.training_settings(
+        epochs, batch_size, lr, img_size, seed, workers, device, precision, save_every, micro_batch, on_bad_image
+    )
+    if replay is not None:
+        named = {
+            "data": data, "model": model, "recipe": recipe, "pretrained": pretrained, "weights": weights, "output": output,
+            "resume": resume, "config": config, "set": changes, "dry_run": dry_run or None,
+        }  # fmt: skip
+        run_replay(replay, {**given, **named}, output_format=output_format, quiet=quiet)
+        return
     run(
         data=data, model=model, weights=weights, recipe=recipe, pretrained=pretrained, teaching=None, output=output,
         resume=resume, config=config, changes=changes or (), dry_run=dry_run, output_format=output_format, quiet=quiet,
-        given=o.training_settings(epochs, batch_size, lr, img_size, seed, workers, device, precision),
+        given=given,
     )  # fmt: skip

@@ -7,21 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deitctl.cli.console import choose_format, print_json, print_line, print_table
+from deitctl.cli.console import choose_format, left_out_code, print_json, print_line, print_table
 from deitctl.cli.progress import make_reporter
-from deitctl.config import TrainConfig, from_dict, override, read_toml, to_dict
+from deitctl.config import TrainConfig, flat, from_dict, override, read_toml, to_dict
 from deitctl.errors import ConfigError
+from deitctl.recipes import get_recipe
 
 if TYPE_CHECKING:
     from deitctl.workflows.configure import Teaching
     from deitctl.workflows.session import TrainResult
 
 FORMATS = ("table", "json")
+AUTO = "auto"
 
 
 def run(
     *, data: str | None, model: str | None, weights: Path | None, recipe: str | None, pretrained: bool | None,
-    teaching: Teaching | None, output: Path | None, resume: Path | None, config: Path | None,
+    teaching: Teaching | None, output: Path | None, resume: str | None, config: Path | None,
     given: Mapping[str, Any], changes: Sequence[str], dry_run: bool, output_format: str | None, quiet: bool,
     said_of_the_teacher: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
@@ -30,22 +32,20 @@ def run(
 
     from deitctl.workflows.configure import Request, configure, parse_change
     from deitctl.workflows.train import resume as resume_run
-    from deitctl.workflows.train import run_training
+    from deitctl.workflows.train import start_or_resume
+    from deitctl.world import main_process
 
     shape = choose_format(output_format, FORMATS, "json")
     reporter = make_reporter(quiet)
-    if resume is not None:
-        named: dict[str, Any] = {
-            "data": data,
-            "model": model,
-            "weights": weights,
-            "recipe": recipe,
-            "config": config,
-            "output": output,
-        }
-        named |= {"pretrained": pretrained, "set": changes or None, "dry_run": dry_run or None}
-        named |= said_of_the_teacher or {}
-        result = resume_run(resume, given={**given, **named}, reporter=reporter)
+    if resume is not None and resume != AUTO:
+        _require_unsaid({"config": config, "dry run": dry_run or None}, Path(resume))
+        named = {
+            "data": _as_kept(data), "model": _as_kept(model), "weights": _as_kept(weights),
+            "recipe.name": get_recipe(recipe).name if recipe else None,
+            "recipe.pretrained": pretrained, **dict(parse_change(c) for c in changes),
+            **_of_the_teacher(said_of_the_teacher or {}),
+        }  # fmt: skip
+        result = resume_run(Path(resume), given={**given, **named}, reporter=reporter)
     else:
         sources = None
         if config is not None:
@@ -72,10 +72,52 @@ def run(
         if dry_run:
             _print_plan(resolved, shape)
             return
-        result = run_training(resolved, sources=sources, reporter=reporter)
-    _print_result(result, shape)
-    if result.bad_images:
-        raise typer.Exit(3)
+        result = start_or_resume(resolved, auto=resume == AUTO, sources=sources, reporter=reporter)
+    if main_process():
+        _print_result(result, shape)
+    raise typer.Exit(left_out_code(len(result.bad_images)))
+
+
+def _as_kept(name: str | Path | None) -> str | None:
+    """Return a name or path as a run's configuration keeps it."""
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else str(name)
+
+
+def _of_the_teacher(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was said of a teacher under the names that a run's configuration has for it."""
+    names = {"no_token": "token", "teacher_cache": "cache", "words_topk": "topk", "force_teacher": "force"}
+    values = {names.get(k, k): v for k, v in said.items() if v is not None}
+    if "token" in values:
+        values["token"] = not values["token"]
+    for path in ("teacher", "teacher_weights", "cache"):
+        if path in values:
+            values[path] = _as_kept(values[path])
+    return {f"distill.{k}": v for k, v in values.items()}
+
+
+def run_replay(record: Path, said: Mapping[str, Any], *, output_format: str | None, quiet: bool) -> None:
+    """Take the step of a record again, on any device and in any precision, and print what happens in it."""
+    from deitctl.workflows.replay import replay
+
+    shape = choose_format(output_format, FORMATS, "json")
+    machine = {k: said[k] for k in ("device", "precision", "workers") if said.get(k) is not None}
+    _require_unsaid({k: v for k, v in said.items() if k not in machine}, record)
+    result = replay(record, given=machine, reporter=make_reporter(quiet))
+    if shape == "json":
+        print_json(result.to_dict())
+        return
+    print_table(
+        f"{result.kind} at step {result.step}, in {result.precision}", ("step", "loss", "gradient norm", "rate"),
+        [(str(s["step"]), f"{s['loss']:.4g}", f"{s['norm']:.4g}", f"{s['rate']:.2g}") for s in result.steps[-12:]],
+    )  # fmt: skip
+    print_table(
+        "largest gradients of the step", ("parameter", "norm"), [(k, f"{v:.4g}") for k, v in result.gradients[:10]]
+    )
+    print_table("its pictures, worst first", ("picture", "loss"), [(k, f"{v:.4g}") for k, v in result.pictures[:10]])
+    print_line("It went wrong again." if result.again else "This time it did not go wrong.")
 
 
 def _require_unsaid(named: Mapping[str, Any], config: Path) -> None:
@@ -94,14 +136,7 @@ def _print_plan(config: TrainConfig, shape: str) -> None:
         print_json({"config": to_dict(config), "plan": plan})
         return
     print_table(f"plan: {config.model} on {config.data}", ("what", "value"), [(k, str(v)) for k, v in plan.items()], 2)
-    print_table("recipe", ("setting", "value"), [(k, str(v)) for k, v in _flat(to_dict(config))], 2)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-    return rows
+    print_table("recipe", ("setting", "value"), [(k, str(v)) for k, v in flat(to_dict(config)).items()], 2)
 
 
 def _print_result(result: TrainResult, shape: str) -> None:

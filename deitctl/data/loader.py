@@ -38,6 +38,8 @@ class Batch(NamedTuple):
     images: Tensor
     labels: Tensor
     keys: list[SampleKey]
+    slots: list[int]
+    """Their places in the batch, in which what cannot be read has a place too."""
     unreadable: list[tuple[SampleKey, str]]
     """Key, and why."""
     teacher_images: Tensor
@@ -49,6 +51,21 @@ class Batch(NamedTuple):
     def errors(self) -> list[tuple[int, str]]:
         """Index in the source of each picture that could not be read, and why."""
         return [(key.index, why) for key, why in self.unreadable]
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """Yield the readable pictures in batches of `size` slots, which is even, so that neighbours stay together."""
+        if not size or size >= max(self.slots, default=0) + 1:
+            yield self
+            return
+        groups: dict[int, list[int]] = {}
+        for row, slot in enumerate(self.slots):
+            groups.setdefault(slot // size, []).append(row)
+        for rows in groups.values():
+            asked = [n for n, row in enumerate(self.teacher_rows) if row in set(rows)]
+            yield Batch(
+                self.images[rows], self.labels[rows], [self.keys[r] for r in rows], [self.slots[r] for r in rows], [],
+                self.teacher_images[asked], [rows.index(self.teacher_rows[n]) for n in asked],
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,11 +124,13 @@ class EvalViews(Dataset[Sample]):
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack the readable samples; the others are named, never replaced by another picture."""
-    good = [s for s in samples if s.pixels is not None]
+    slots = [slot for slot, s in enumerate(samples) if s.pixels is not None]
+    good = [samples[slot] for slot in slots]
     return Batch(
         _stack([s.pixels for s in good if s.pixels is not None]),
         torch.tensor([s.label for s in good], dtype=torch.int64),
         [s.key for s in good],
+        slots,
         [(s.key, s.error) for s in samples if s.pixels is None],
         _stack([s.teacher_pixels for s in good if s.teacher_pixels is not None]),
         [row for row, s in enumerate(good) if s.teacher_pixels is not None],
@@ -124,14 +143,15 @@ def _stack(pictures: Sequence[Pixels]) -> Tensor:
 
 def train_batches(
     source: Source, augment: AugmentConfig, img_size: int, batches: TrainBatches, *, workers: int, pin_memory: bool,
-    plan: ViewPlan | None = None,
+    plan: ViewPlan | None = None, share: slice = slice(None),
 ) -> Iterator[Batch]:  # fmt: skip
     """Yield every training batch from `batches.first_step` to the end of the last epoch, in one stream.
 
-    Without a `plan` every epoch shows new views of the batches' seed.
+    Without a `plan` every epoch shows new views of the batches' seed. Of several processes each takes its `share`.
     """
     plan = plan or ViewPlan(batches.seed, repeats=batches.repeats)
-    return _training_stream(TrainViews(source, augment, img_size, plan), batches, workers, pin_memory)
+    mine = (keys[share] for keys in batches)
+    return _training_stream(TrainViews(source, augment, img_size, plan), mine, workers, pin_memory)
 
 
 def view_batches(
@@ -150,13 +170,16 @@ def _training_stream(
 
 
 def eval_batches(
-    source: Source, preprocessing: Preprocessing, *, batch_size: int, workers: int, pin_memory: bool
-) -> Iterator[Batch]:
-    """Yield every picture of a source once, in order."""
+    source: Source, preprocessing: Preprocessing, *, batch_size: int, workers: int, pin_memory: bool,
+    share: slice = slice(None),
+) -> Iterator[Batch]:  # fmt: skip
+    """Yield every picture of a source once, in order; of several processes each takes its `share` of the positions."""
+    mine = range(len(source.labels))[share]
     return _stream(
         EvalViews(source, preprocessing),
+        sampler=mine,
         batch_size=batch_size,
-        num_workers=workers if len(source.labels) > batch_size else 0,
+        num_workers=workers if len(mine) > batch_size else 0,
         pin_memory=pin_memory,
     )
 
@@ -171,3 +194,5 @@ def _leave_signals_to_the_parent(_: int) -> None:
     """Let signals that reach the whole process group be the training process's to handle; it ends its loaders."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)

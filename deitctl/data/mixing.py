@@ -94,27 +94,25 @@ def cut_box(img_size: int, share: float, draw: np.random.Generator) -> Mix:
     return Mix(1 - (bottom - top) * (right - left) / img_size**2, (top, bottom, left, right))
 
 
-def partners(count: int, device: torch.device) -> Tensor:
-    """Pair neighbours: 0 with 1, 2 with 3; an odd last picture stays alone.
+def partners(slots: Sequence[int]) -> Tensor:
+    """Pair neighbours, slot 0 with 1, 2 with 3: for each picture [B] the index of its partner, its own where there is none.
 
-    Neighbours in the epoch's order, so that who meets whom depends neither on the batch size nor on the processes.
+    Slots are places in the epoch's order, so that who meets whom depends neither on the batch size nor on the processes
+    nor on a picture elsewhere that cannot be read.
     """
-    index = torch.arange(count, device=device) ^ 1
-    return index.clamp(max=count - 1)
+    at = {slot: index for index, slot in enumerate(slots)}
+    return torch.tensor([at.get(slot ^ 1, index) for index, slot in enumerate(slots)], dtype=torch.int64)
 
 
-def mix_words(words: Tensor, mix: Mix | None) -> Tensor:
-    """Mix distributions [B,K], true or a teacher's, as the pictures they are about are mixed."""
-    if mix is None or len(words) < 2:
-        return words
-    return words * mix.share + words[partners(len(words), words.device)] * (1 - mix.share)
+def mix_words(words: Tensor, mix: Mix | None, other: Tensor) -> Tensor:
+    """Mix distributions [B,K], true or a teacher's, as the pictures they are about are mixed, with partners `other` [B]."""
+    return words if mix is None else words * mix.share + words[other] * (1 - mix.share)
 
 
-def mix_images(images: Tensor, mix: Mix | None) -> Tensor:
-    """Mix images [B,3,H,W] with their partners."""
-    if mix is None or len(images) < 2:
+def mix_images(images: Tensor, mix: Mix | None, other: Tensor) -> Tensor:
+    """Mix images [B,3,H,W] with their partners `other` [B]."""
+    if mix is None:
         return images
-    other = partners(len(images), images.device)
     if mix.box is None:
         return images * mix.share + images[other] * (1 - mix.share)
     top, bottom, left, right = mix.box

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +20,7 @@ from deitctl.events import Reporter
 from deitctl.metrics import expected_calibration_error, topk_correct
 from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.vit import HeadLogits
+from deitctl.world import ALONE, World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +60,10 @@ class Evaluation:
 def evaluate(
     model: nn.Module, source: Source, preprocessing: Preprocessing, *, rows: tuple[int, ...], head: str,
     device: Device, batch_size: int, workers: int, reporter: Reporter, label: str = "evaluate",
-    teacher: Tensor | None = None,
+    teacher: Tensor | None = None, world: World = ALONE, pause: Callable[[], None] = lambda: None,
+    stop_on_bad_image: bool = False,
 ) -> Evaluation:  # fmt: skip
-    """Score a model on every readable picture of a source, each once.
+    """Score a model on every readable picture of a source, each once; of several processes all get the whole result.
 
     Args:
         model: a classifier, already on `device`; put into eval mode.
@@ -74,24 +77,34 @@ def evaluate(
         reporter: shows progress.
         label: what the progress is called.
         teacher: a teacher's class of each picture of the source, [N], in the source's classes; -1 where it has none.
+        world: the processes that share the pictures.
+        pause: called between two batches, where it may stop the work.
+        stop_on_bad_image: whether a picture that cannot be read ends it.
 
     Raises:
-        DataError: not one picture can be read.
+        DataError: not one picture can be read; or one cannot, with `stop_on_bad_image`.
     """
     model.eval()
     tally = _Tally(torch.tensor(rows), head, teacher)
     start = time.monotonic()
-    batches = eval_batches(source, preprocessing, batch_size=batch_size, workers=workers, pin_memory=device.pins_memory)
+    batches = eval_batches(
+        source, preprocessing, batch_size=batch_size, workers=workers, pin_memory=device.pins_memory,
+        share=slice(world.rank, None, world.size),
+    )  # fmt: skip
     with reporter.task(label, len(source.labels)) as task:
         for batch in batches:
+            pause()
             tally.unreadable += batch.errors
+            if batch.errors and stop_on_bad_image:
+                raise DataError(batch.errors[0][1], "It was to stop there (--on-bad-image stop).")
             if batch.keys:
                 images = normalise(device.move(batch.images), preprocessing)
                 with device.autocast():
                     cls, dist = forward_heads(model, images)
                 indices = [key.index for key in batch.keys]
                 tally.add(cls.float().cpu(), dist.float().cpu() if dist is not None else None, batch.labels, indices)
-            task.advance(len(batch.keys) + len(batch.errors))
+            task.advance(world.size * (len(batch.keys) + len(batch.errors)))
+    tally.join(world)
     if not tally.indices:
         raise DataError(f"Not one of {len(tally.unreadable)} pictures can be read; the first: {tally.unreadable[0][1]}")
     return tally.result(time.monotonic() - start)
@@ -140,10 +153,25 @@ class _Tally:
         for name, values in add.items():
             self.columns[name].append(values)
 
+    def join(self, world: World) -> None:
+        """Take in what the other processes collected."""
+        if world.size == 1:
+            return
+        others = world.gather(self)
+        self.columns = _joined([other.columns for other in others])
+        self.top1 = _joined([other.top1 for other in others])
+        self.with_teacher = _joined([other.with_teacher for other in others])
+        self.indices = [index for other in others for index in other.indices]
+        self.unreadable = sorted(bad for other in others for bad in other.unreadable)
+        found = next((other for other in others if other.indices), self)  # one with pictures knows the model's shape
+        self.one_head, self.subset = found.one_head, found.subset
+
     def result(self, seconds: float) -> Evaluation:
-        column = {name: torch.cat(values) for name, values in self.columns.items()}
+        order = sorted(range(len(self.indices)), key=self.indices.__getitem__)  # as one process has it
+        self.indices = [self.indices[n] for n in order]
+        column = {name: torch.cat(values)[order] for name, values in self.columns.items()}
         labels = column["label"]
-        top1 = {rule: torch.cat(values) for rule, values in self.top1.items()}
+        top1 = {rule: torch.cat(values)[order] for rule, values in self.top1.items()}
         correct = top1["cls" if self.one_head else self.head]
         return Evaluation(
             images=len(self.indices),
@@ -164,6 +192,11 @@ class _Tally:
             indices=self.indices,
             unreadable=self.unreadable,
         )
+
+
+def _joined(dictionaries: list[dict[str, list[Tensor]]]) -> dict[str, list[Tensor]]:
+    names = list(dict.fromkeys(name for d in dictionaries for name in d))
+    return {name: [value for d in dictionaries for value in d.get(name, [])] for name in names}
 
 
 def _percent(correct: Tensor) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from deitctl.events import Reporter
 from deitctl.losses import teacher_word
 from deitctl.teacher.frozen import Teacher
 from deitctl.teacher.words import Records, WordCache, WordFormat
+from deitctl.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Listener:
             if len(rows) < len(found) - found.sum():
                 raise TeacherError(f"{self.cache.root} lost words while they were being read.", "Run it again.")
             images = batch.teacher_images[[i for i, row in enumerate(batch.teacher_rows) if not found[row]]]
-            records[rows] = self.ask(images)
+            records[rows] = self.ask(_in_places(images, rows, len(found)))[rows]
             self.cache.write([places[row] for row in rows], records[rows])
         return self.form.decode(records)
 
@@ -72,38 +74,60 @@ class Listener:
 
     def fill(
         self, source: Source, augment: AugmentConfig, view_seed: int, views: int, *,
-        batch_size: int, workers: int, reporter: Reporter,
+        batch_size: int, workers: int, reporter: Reporter, world: World = ALONE,
     ) -> int:  # fmt: skip
-        """Ask for every word that the first `views` views lack; return how many that were.
+        """Ask for every word that the first `views` views lack; return how many that were, in all processes together.
 
-        Several processes may do it at once: each goes through the views in an order of its own and leaves out what is
-        there when its turn comes.
+        The processes of a `world` share the views out. Others may do it at once: each goes through the views in an
+        order of its own and leaves out what is there when its turn comes.
         """
         cache = self.cache
         if cache is None:
             return 0
         missing = cache.count_missing(views)
-        if not missing:
+        if not any(world.gather(missing)):
             return 0
         asked = 0
         batches = view_batches(
             source, augment, self.teacher().card.preprocessing.img_size, view_seed,
-            _still_missing(cache, views, batch_size), workers=workers, pin_memory=self.device.pins_memory,
+            _still_missing(cache, views, batch_size, world), workers=workers, pin_memory=self.device.pins_memory,
         )  # fmt: skip
         with reporter.task("ask the teacher", missing) as task:
             for batch in batches:
                 cache.mark_unreadable([(key.epoch, key.index) for key, _ in batch.unreadable])
                 if batch.keys:
-                    cache.write([(key.epoch, key.index) for key in batch.keys], self.ask(batch.images))
+                    heard = self.ask(_in_places(batch.images, range(len(batch.keys)), batch_size))
+                    cache.write([(key.epoch, key.index) for key in batch.keys], heard[: len(batch.keys)])
                 asked += len(batch.keys)
-                task.advance(len(batch.keys) + len(batch.unreadable))
-        return asked
+                task.advance(world.size * (len(batch.keys) + len(batch.unreadable)))
+        return sum(world.gather(asked))
 
 
-def _still_missing(cache: WordCache, views: int, batch_size: int) -> Iterator[list[SampleKey]]:
-    """Yield batches of (view, picture) that have no word yet, in an order that differs from process to process."""
-    starts = [(view, start) for view in range(views) for start in range(0, cache.pictures, batch_size)]
-    for turn in rng.generator("teach", os.getpid()).permutation(len(starts)).tolist():
-        view, start = starts[turn]
-        if left := cache.missing(view, start, start + batch_size).tolist():
-            yield [SampleKey(view, index, 0) for index in left]
+def _still_missing(cache: WordCache, views: int, batch_size: int, world: World) -> Iterator[list[SampleKey]]:
+    """Yield batches of (view, picture) that have no word yet, in an order that differs from process to process.
+
+    Which of a `world` asks about a picture depends on its number alone, so that none is left out or asked twice.
+    """
+    draw = rng.generator("teach", os.getpid())
+    for view in draw.permutation(views).tolist():
+        missing = cache.missing(view)
+        missing = missing[missing // batch_size % world.size == world.rank]
+        starts = range(0, len(missing), batch_size)
+        for turn in draw.permutation(len(starts)).tolist():
+            wanted = missing[starts[turn] : starts[turn] + batch_size]
+            first, last = int(wanted[0]), int(wanted[-1]) + 1
+            if left := np.intersect1d(wanted, cache.missing(view, first, last), assume_unique=True).tolist():
+                yield [SampleKey(view, index, 0) for index in left]
+
+
+def _in_places(images: Tensor, rows: Sequence[int], size: int) -> Tensor:
+    """Put views [M,3,T,T] into `rows` of a batch of `size`, black where there is none.
+
+    An answer's last digit can depend on how many pictures are asked about together. So a batch that is half known, after
+    a kill for example, is asked about as a whole one was.
+    """
+    if len(images) == size:
+        return images
+    batch = images.new_zeros((size, *images.shape[1:]))
+    batch[list(rows)] = images
+    return batch

@@ -16,12 +16,15 @@ from deitctl.errors import ConfigError, DeitctlError
 class Run:
     """Paths of a run folder, its configuration and its log."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, *, writes: bool = True) -> None:
+        """Name the files below `root`; of several processes only one `writes`."""
+        self.root, self.writes = root, writes
         self.config_file = root / "run.toml"
         self.result_file = root / "result.json"
         self.metrics_file = root / "metrics.jsonl"
         self.state = root / "state"
+        self.launch_file = root / "launch"
+        self.lock_file = root / "lock"
         self.figures = root / "figures"
 
     @classmethod
@@ -60,6 +63,8 @@ class Run:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl."""
+        if not self.writes:
+            return
         try:
             with self.metrics_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -72,7 +77,7 @@ class Run:
 
     def cut_log(self, size: int) -> None:
         """Drop what was logged after the state that a resume starts from."""
-        if self.metrics_file.exists():
+        if self.writes and self.metrics_file.exists():
             os.truncate(self.metrics_file, min(size, self.log_size()))
 
     def records(self, kind: str) -> Iterator[dict[str, Any]]:

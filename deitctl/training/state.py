@@ -1,7 +1,7 @@
-"""What a run needs to go on as if it had never stopped, and how it is kept: three files, swapped in as one folder.
+"""What a run needs to go on as if it had never stopped, and how it is kept: four files, swapped in as one folder.
 
-Kept: weights, their average, the optimiser's moments, the step, the best score, the loss scale. Not kept: any random
-state or loader position, because every draw is a function of the seed and the step.
+Kept: weights, their average, the optimiser's moments, the step, the epoch's sums so far, the best score, the loss scale.
+Not kept: any random state or loader position, because every draw is a function of the seed and the step.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from deitctl.checkpoint import cannot_write, load_tensors, save_tensors, write_json
+from deitctl.checkpoint import cannot_write, load_tensors, save_tensors, sync_folder, write_json
 from deitctl.ema import ExponentialMovingAverage
 from deitctl.errors import ModelError
 
-FORMAT = 1
+FORMAT = 2
+"""1 was of whole epochs; its fields are all here."""
 
 
 @dataclass
@@ -42,9 +44,50 @@ class Progress:
     best_weights: str = "raw"
     """Which weights of that epoch were kept: `raw`, or the moving `average`."""
     log_size: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    """The loss and its parts, added up over the steps of the epoch that is not done yet."""
+    usual_loss: float = 0.0
+    """Recent mean of the loss, over `steps_watched` steps (see health.py)."""
+    steps_watched: int = 0
+    micro_batch: int = 0
+    """Pictures that a process takes at a time, even; 0: its whole share of a batch."""
     bad_images: dict[str, str] = field(default_factory=dict)
     """Pictures that could not be read, and why."""
     format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state as it was at one moment, copied to memory of its own; to be written while the training goes on."""
+
+    files: Mapping[str, Mapping[str, Tensor]]
+    record: Mapping[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write the state beside the old one, then swap them; a kill at any moment leaves one of them whole.
+
+        Raises:
+            DeitctlError: the disk is full or the folder may not be written; the old state is as it was.
+        """
+        new, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+        try:
+            shutil.rmtree(new, ignore_errors=True)
+            try:
+                for name, tensors in self.files.items():
+                    save_tensors(new / name, tensors)
+                write_json(new / "state.json", self.record)
+                sync_folder(new)
+            except BaseException:
+                shutil.rmtree(new, ignore_errors=True)  # the room is wanted for the next try
+                raise
+            if folder.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(folder, old)
+            os.rename(new, folder)
+            sync_folder(folder.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
 
 
 @dataclass
@@ -56,6 +99,10 @@ class TrainState:
     scaler: torch.amp.GradScaler
     ema: ExponentialMovingAverage | None
     progress: Progress
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """`Progress.sums` where they are added up, on the device."""
+    whole: bool = True
+    """Whether it is between two steps, and may be saved."""
 
     def weights(self, kind: str) -> dict[str, Tensor]:
         """Return the `raw` weights or their moving `average`."""
@@ -74,23 +121,21 @@ class TrainState:
         finally:
             self.model.load_state_dict(own)
 
+    def snapshot(self) -> Snapshot:
+        """Copy the state as it is now, between two steps."""
+        files = {
+            "model.safetensors": _copies(self.model.state_dict()),
+            "optimizer.safetensors": _copies(_optimizer_tensors(self.model, self.optimizer)),
+        }
+        if self.ema is not None:
+            files["ema.safetensors"] = _copies(self.ema.values)
+        record = asdict(self.progress) | {"format": FORMAT}
+        record["sums"] = self.progress.sums | {k: float(v) for k, v in self.sums.items()}
+        return Snapshot(files, {**record, "scaler": self.scaler.state_dict()})
+
     def save(self, folder: Path) -> None:
-        """Write the state beside the old one, then swap them; a kill at any moment leaves one of them whole."""
-        new, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
-        try:
-            shutil.rmtree(new, ignore_errors=True)
-            save_tensors(new / "model.safetensors", self.model.state_dict())
-            if self.ema is not None:
-                save_tensors(new / "ema.safetensors", self.ema.values)
-            save_tensors(new / "optimizer.safetensors", _optimizer_tensors(self.model, self.optimizer))
-            write_json(new / "state.json", {**asdict(self.progress), "scaler": self.scaler.state_dict()})
-            if folder.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                os.rename(folder, old)
-            os.rename(new, folder)
-            shutil.rmtree(old, ignore_errors=True)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
+        """Write the state now; see `Snapshot.write`."""
+        self.snapshot().write(folder)
 
     def load(self, folder: Path) -> None:
         """Read a state that `save` wrote into this one; raise `ModelError` if it is not whole."""
@@ -103,7 +148,7 @@ class TrainState:
             self.progress = Progress(**record)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{folder} holds no training state that can be read: {error}.") from error
-        if self.progress.format != FORMAT:
+        if self.progress.format not in (1, FORMAT):
             raise ModelError(f"{folder} was written by another version of deitctl (format {self.progress.format}).")
         try:
             self.model.load_state_dict(load_tensors(folder / "model.safetensors"))
@@ -114,6 +159,10 @@ class TrainState:
             _load_optimizer(self.model, self.optimizer, load_tensors(folder / "optimizer.safetensors"))
         except (RuntimeError, KeyError) as error:
             raise ModelError(f"{folder} does not fit the run's model: {str(error).splitlines()[0]}") from error
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from deitctl import catalog
 from deitctl.checkpoint import write_json
-from deitctl.config import TrainConfig, to_dict
+from deitctl.config import MACHINE_SETTINGS, TrainConfig, to_dict
 from deitctl.data.sources import Source
 from deitctl.errors import ConfigError, DeitctlError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
@@ -40,7 +40,7 @@ VARIANTS = {
 """DeiT Table 3, in its order; its last three rows are the heads of `token-hard`."""
 HEADS = ("cls", "dist", "avg-logits")
 OF_THE_VARIANT = ("distill.mode", "distill.token", "distill.teacher")
-OF_THE_RUN = ("workers", "device", "precision", "output")
+OF_THE_RUN = MACHINE_SETTINGS
 """What may differ between a run that is found and the one that is wanted."""
 
 

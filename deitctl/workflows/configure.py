@@ -32,6 +32,7 @@ from deitctl.recipes import (
     SMALL,
     get_recipe,
 )  # fmt: skip
+from deitctl.training.saver import parse_interval
 
 DEFAULT_TRAIN_MODEL = "deit_small"
 DEFAULT_TEACHER = "regnety_160"  # DeiT §5.2
@@ -225,6 +226,7 @@ def check(config: TrainConfig) -> None:
         "optim.layer_decay": 0 < recipe.optim.layer_decay <= 1,
         "augment.on_top": min(recipe.augment.on_top) >= 0,
         "optim.warmup_epochs": recipe.optim.warmup_epochs >= 0,
+        "micro_batch": config.micro_batch >= 0,
         "augment.repeats": 1 <= recipe.augment.repeats <= MOST,
         "augment.crop_scale": 0 < recipe.augment.crop_scale[0] <= recipe.augment.crop_scale[1] <= 1,
         **{
@@ -249,9 +251,10 @@ def check(config: TrainConfig) -> None:
             )
     for name, fine in rules.items():
         if not fine:
-            owner: Any = config if name.startswith("distill") else recipe
+            owner: Any = config if name.startswith(("distill", "micro")) else recipe
             for part in name.split("."):
                 owner = getattr(owner, part)
             raise ConfigError(f"{name} = {owner} is out of range.")
+    parse_interval(config.save_every)
     if recipe.augment.rand_augment:
         require_rand_augment(recipe.augment.rand_augment)

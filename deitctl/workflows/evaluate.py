@@ -15,12 +15,13 @@ from deitctl.data.classes import ClassMatch, match_classes
 from deitctl.data.open import BUILT_IN, open_for_evaluation
 from deitctl.data.sources import Source
 from deitctl.device import INFERENCE_PRECISION, choose_device
-from deitctl.errors import DataError
+from deitctl.errors import ConfigError, DataError
 from deitctl.evaluation.evaluate import Evaluation, evaluate
 from deitctl.evaluation.protocols import preprocessing_for
 from deitctl.events import Reporter, SilentReporter
 from deitctl.models.build import load_model
 from deitctl.models.heads import choose_head
+from deitctl.world import joined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ class EvalResult:
 def evaluate_model(
     data: str = "", *, model: str = "", weights: str = "", head: str = "auto", protocol: str = "native",
     batch_size: int = 64, img_size: int = 0, workers: int = -1, device: str = "auto", precision: str = "auto",
-    predictions: str = "", reporter: Reporter | None = None,
+    predictions: str = "", on_bad_image: str = "skip", reporter: Reporter | None = None,
 ) -> EvalResult:  # fmt: skip
     """Score `model` on `data`, labels matched by class name or WordNet id.
 
@@ -93,13 +94,19 @@ def evaluate_model(
         device: see `choose_device`.
         precision: `auto` is fp32.
         predictions: file to write a record a picture to, as JSON lines.
+        on_bad_image: `skip` leaves a picture that cannot be read out and names it, `stop` ends there.
         reporter: told of progress.
 
     Raises:
-        DataError: no such data, or classes that the model does not know.
+        ConfigError: no such device, protocol or way with bad images.
+        DataError: no such data, classes that the model does not know, or with `stop` a picture that cannot be read.
         ModelError: no such model.
     """
     reporter = reporter or SilentReporter()
+    if on_bad_image not in ("skip", "stop"):
+        raise ConfigError(
+            f"There is no way {on_bad_image!r} with pictures that cannot be read.", "There are: skip, stop."
+        )
     source = open_for_evaluation(data or BUILT_IN, reporter)
     loaded = load_model(model or DEFAULT_MODEL, weights=weights, img_size=img_size, reporter=reporter)
     match = match_classes(loaded.card, source.class_names)
@@ -109,15 +116,17 @@ def evaluate_model(
         )
     where = choose_device(device, INFERENCE_PRECISION if precision == "auto" else precision)
     how = choose_head(head, loaded.card.head, loaded.model)
-    scores = evaluate(
-        where.place(loaded.model), source, preprocessing_for(loaded.card, protocol), rows=match.rows, head=how,
-        device=where, batch_size=batch_size, workers=where.loader_workers(workers), reporter=reporter,
-    )  # fmt: skip
+    with joined(where.torch_device) as world:
+        scores = evaluate(
+            where.place(loaded.model), source, preprocessing_for(loaded.card, protocol), rows=match.rows, head=how,
+            device=where, batch_size=batch_size, workers=where.loader_workers(workers), reporter=reporter, world=world,
+            stop_on_bad_image=on_bad_image == "stop",
+        )  # fmt: skip
     result = EvalResult(
         model=model or DEFAULT_MODEL, data=data or BUILT_IN, card=loaded.card, source=source, match=match, head=how,
         scores=scores,
     )  # fmt: skip
-    if predictions:
+    if predictions and world.is_main:
         write_bytes(Path(predictions), "".join(json.dumps(r) + "\n" for r in result.records()).encode())
     return result
 

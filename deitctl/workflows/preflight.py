@@ -37,6 +37,7 @@ from deitctl.workflows.teacher import (
     find_teacher,
     teacher_identity,
 )
+from deitctl.world import ALONE, World
 
 RECORD = "teacher.json"
 NO_CACHE = "off"
@@ -80,7 +81,7 @@ class Tutor:
 
     def __init__(
         self, config: TrainConfig, train: Source, val: Source, seen: Preprocessing, *, device: Device,
-        train_run: TrainRun, reporter: Reporter,
+        train_run: TrainRun, reporter: Reporter, world: World = ALONE,
     ) -> None:  # fmt: skip
         """Open the teacher's cache, and check the teacher unless the cache remembers that it was.
 
@@ -92,13 +93,14 @@ class Tutor:
             device: where the teacher will run.
             train_run: see `find_teacher`.
             reporter: is told the teacher's accuracy and what was matched.
+            world: the processes that train together; all of them ask the teacher.
 
         Raises:
             TeacherError: a teacher that cannot be had, that is near chance without `force`, or a stale cache.
         """
         assert config.distill is not None
         self.config, self.distill, self.train, self.val, self.seen = config, config.distill, train, val, seen
-        self.device, self.train_run, self.reporter = device, train_run, reporter
+        self.device, self.train_run, self.reporter, self.world = device, train_run, reporter, world
         self._network: Teacher | None = None
         self.data = data_fingerprint(train, reporter)
         self.validation = data_fingerprint(val, reporter)
@@ -107,6 +109,8 @@ class Tutor:
         self.cache = self._open_cache()
         self.total_views = d.views or config.recipe.epochs * config.recipe.augment.repeats
         remembered = self._remembered()
+        if not all(world.gather(remembered is not None)):  # all check, or none does
+            remembered = None
         self.preflight = remembered or self._check()
         if remembered is not None:
             _require_knowledge(self.distill, self.preflight, val)
@@ -208,7 +212,9 @@ class Tutor:
         return torch.tensor(self.preflight.answers)
 
     def _find(self) -> FoundTeacher:
-        return find_teacher(self.distill, self.config, self.train, self.data, self.train_run, self.reporter)
+        return find_teacher(
+            self.distill, self.config, self.train, self.data, self.train_run, self.reporter, main=self.world.is_main
+        )
 
     def _take(self, found: FoundTeacher) -> str:
         """Keep a found teacher's network; return the fingerprint of its weights."""
@@ -233,7 +239,7 @@ class Tutor:
         score = evaluate(
             found.loaded.model, self.val, card.preprocessing, rows=found.match.rows, head=head, device=self.device,
             batch_size=EVAL_BATCH, workers=self.device.loader_workers(self.config.workers), reporter=self.reporter,
-            label=f"check teacher {self.distill.teacher}",
+            label=f"check teacher {self.distill.teacher}", world=self.world,
         )  # fmt: skip
         answers = torch.full((len(self.val.labels),), -1)
         answers[score.indices] = score.among
@@ -247,7 +253,7 @@ class Tutor:
         )  # fmt: skip
         self.reporter.note(_sentence(record, str(found.match)))
         _require_knowledge(self.distill, record, self.val)
-        if self.cache is not None:
+        if self.cache is not None and self.world.is_main:
             write_json(self.cache.root / RECORD, asdict(record))
         return record
 

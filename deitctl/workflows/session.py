@@ -1,33 +1,41 @@
-"""One process's work on a run: epochs, what is kept of them, and what is reported at the end."""
+"""One session of work on a run: epochs, what is kept of them, and what is reported at the end."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from deitctl.card import ModelCard
-from deitctl.checkpoint import load_tensors, save_model, write_json
+from deitctl.checkpoint import WEIGHTS, file_metadata, load_tensors, save_model, write_json
 from deitctl.config import TrainConfig
 from deitctl.data.loader import Batch, ViewPlan, train_batches
 from deitctl.data.samplers import TrainBatches, steps_per_epoch
 from deitctl.data.sources import Source
 from deitctl.device import Device, choose_device
 from deitctl.ema import ExponentialMovingAverage
-from deitctl.errors import DataError
+from deitctl.errors import ConfigError, DataError, DeitctlError, Signalled
 from deitctl.evaluation.evaluate import Evaluation, evaluate
 from deitctl.events import Reporter
 from deitctl.models.build import LoadedModel
 from deitctl.models.layers import freeze_body, layer_ids, layer_names, shipping_card
 from deitctl.optim import build_optimizer
 from deitctl.report.figures import draw_curves
-from deitctl.training.loop import Plan, Stopwatch, train_one_epoch
+from deitctl.stopping import Stop, held_signals
+from deitctl.training.health import Watch
+from deitctl.training.incident import write_incident
+from deitctl.training.loop import Gradients, Plan, Stopwatch, WentWrong, train_one_epoch
 from deitctl.training.run import Run
+from deitctl.training.saver import Saver
 from deitctl.training.state import Progress, TrainState
 from deitctl.workflows.preflight import Preflight, Tutor
+from deitctl.world import ALONE, World
 
 EVAL_BATCH = 64
+NOTE = "deitctl"
+"""Under which the saved weights carry the score they were kept for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,21 +74,32 @@ class TrainResult:
 
 
 class Session:
-    """What `train` needs at hand, from the first epoch or from the last finished one."""
+    """What `train` needs at hand, from the first step or from the last saved one."""
 
     def __init__(
         self, run: Run, config: TrainConfig, device: Device, student: LoadedModel, train: Source, val: Source,
-        tutor: Tutor | None, reporter: Reporter,
+        tutor: Tutor | None, reporter: Reporter, world: World = ALONE,
     ) -> None:  # fmt: skip
-        """Build optimiser, average and plan for `student`, which is moved to `device`."""
+        """Build optimiser, average and plan for `student`, which is moved to `device`.
+
+        Raises:
+            ConfigError: more processes than pairs of pictures in a batch.
+        """
         self.run, self.config, self.device, self.reporter = run, config, device, reporter
+        self.world = world
         self.train_source, self.val_source, self.tutor = train, val, tutor
         self.card: ModelCard = shipping_card(student.model, student.card)
         self.workers = device.loader_workers(config.workers)
         model = device.place(student.model)
+        world.equalise(model)
         pictures = len(train.labels)
         # a set smaller than a batch is one batch, and its size is what the learning rate is for
         recipe = replace(config.recipe, batch_size=min(config.recipe.batch_size, pictures))
+        if world.size > 1 and recipe.batch_size < 2 * world.size:
+            raise ConfigError(
+                f"A batch of {recipe.batch_size} is too small for {world.size} processes, which take two pictures or more.",
+                "Raise --batch-size, or start fewer.",
+            )
         steps = steps_per_epoch(pictures, recipe.batch_size)
         if recipe.trainable == "head":
             freeze_body(model)
@@ -88,16 +107,22 @@ class Session:
         if recipe.ema_decay:
             ema = ExponentialMovingAverage(model, decay=recipe.ema_decay, total_steps=steps * recipe.epochs)
         optimizer = build_optimizer(model, recipe.optim, layer_ids(model) if recipe.optim.layer_decay != 1 else None)
-        self.state = TrainState(model, optimizer, device.grad_scaler(), ema, Progress(pictures=pictures))
+        progress = Progress(pictures=pictures, micro_batch=_even(config.micro_batch))
+        self.state = TrainState(model, optimizer, device.grad_scaler(), ema, progress)
         self.plan = Plan(
             recipe, self.card.preprocessing, len(train.class_names), steps, config.seed, device, config.distill,
             listener=tutor.listener() if tutor is not None and tutor.looks_at_views else None,
             teacher=tutor.network() if tutor is not None and not tutor.looks_at_views else None,
+            world=world, stop_on_bad_image=config.on_bad_image == "stop",
         )  # fmt: skip
-        self.watch = Stopwatch()
+        self.clock = Stopwatch()
+        self.watch = Watch(len(train.class_names), scaled=self.state.scaler.is_enabled())
+        self.saver = Saver(run.state, run.metrics_file, config.save_every)
+        self.loaded_step = 0
+        """Steps of the state that this session began with."""
 
     def load(self) -> None:
-        """Take up the saved state; a run stopped before its first epoch ended starts again."""
+        """Take up the saved state; a run stopped before its first one was saved starts again."""
         if self.run.state.exists() or self.run.state.with_name("state.old").exists():
             self.state.load(self.run.state)
             if self.state.progress.pictures != len(self.train_source.labels):
@@ -105,38 +130,138 @@ class Session:
                     f"{self.config.data} has {len(self.train_source.labels)} training pictures, it had "
                     f"{self.state.progress.pictures} when {self.run.root} began.", "Start a new run on the new data.",
                 )  # fmt: skip
-        self.run.cut_log(self.state.progress.log_size)
-        self.watch = Stopwatch(self.state.progress.seconds)
+        progress = self.state.progress
+        seen = self.world.gather((progress.step, progress.epoch))
+        if len(set(seen)) > 1:
+            raise DeitctlError(
+                f"The processes see different states of {self.run.root}, of steps {sorted({s for s, _ in seen})}.",
+                "All machines of a run need its folder on a file system that they share.",
+            )
+        self.loaded_step = progress.step
+        self.run.cut_log(progress.log_size)
+        if self.config.micro_batch:
+            progress.micro_batch = _even(self.config.micro_batch)
+        self._take_up_best()
+        self.watch.usual, self.watch.seen = progress.usual_loss, progress.steps_watched
+        self.clock = Stopwatch(progress.seconds)
+        self.world.wait()
+
+    def _take_up_best(self) -> None:
+        """Go by the weights that are there, which may have been kept after the state was saved."""
+        try:
+            kept = json.loads(file_metadata(self.run.root / WEIGHTS).get(NOTE, "{}"))
+            later = int(kept.get("epoch", 0)) > self.state.progress.best_epoch
+        except (ValueError, TypeError, AttributeError):
+            return
+        if later:
+            progress = self.state.progress
+            progress.best_epoch, progress.best_top1, progress.best_weights = (
+                kept["epoch"],
+                kept["top1"],
+                kept["weights"],
+            )
 
     def train(self) -> None:
-        """Run the epochs that are left; after each, evaluate, keep the best weights, save the state."""
-        progress, recipe = self.state.progress, self.config.recipe
-        if self.tutor is not None:
+        """Run what is left of the epochs; after each, evaluate and keep the best weights; save the state when it is due.
+
+        Raises:
+            DeitctlError: a loss that went wrong, a disk that is full; the last good state is on the disk.
+            Signalled: a signal came, and what was done is saved.
+        """
+        if self.tutor is not None and self.world.is_main:
             write_json(self.run.root / "teacher.json", self.tutor.preflight.to_dict())
-        batches = self._batches() if progress.epoch < recipe.epochs else iter(())
+        with held_signals() as stop:
+            try:
+                self._epochs(stop)
+            except WentWrong as wrong:
+                raise self._went_wrong(wrong) from None
+            except (Signalled, KeyboardInterrupt) as signalled:
+                if not getattr(signalled, "insists", False):
+                    self._save(wait=True)
+                raise
+            self._save(wait=True)
+
+    def _epochs(self, stop: Stop) -> None:
+        progress, recipe = self.state.progress, self.config.recipe
+        batches = self.batches() if progress.epoch < recipe.epochs else iter(())
+
+        wanted = False
+
+        def after_step(found: Gradients) -> None:
+            nonlocal wanted
+            if signum := found.signum or (stop.signum if self.world.size == 1 else 0):  # several must stop together
+                raise Signalled(signum)
+            wanted = wanted or found.save or self.saver.due(progress.step)
+            if wanted and not self.watch.waiting:  # losses that nobody has read yet may not be saved as good
+                wanted = stop.save = False
+                self._save()
+
         while progress.epoch < recipe.epochs:
-            watch = Stopwatch()
+            watch, before = Stopwatch(), progress.step
             means = train_one_epoch(
-                self.plan, self.state, batches, log=self.run.log, name_of=self.train_source.name, reporter=self.reporter
-            )
-            speed = self.plan.steps_per_epoch * self.plan.recipe.batch_size / watch()
-            scores = self._score_epoch()
-            kind = max(scores, key=lambda k: (scores[k].top1, k == "average"))
-            progress.epoch += 1
-            progress.seconds = self.watch()
-            self._record(means, scores, kind, speed)
-            if scores[kind].top1 >= progress.best_top1:  # of equals the later, which has seen more
-                progress.best_top1, progress.best_epoch = scores[kind].top1, progress.epoch
-                progress.best_weights = kind
-                save_model(self.run.root, self.state.weights(kind), self.card, layer_names(self.state.model))
-            progress.log_size = self.run.log_size()
-            self.state.save(self.run.state)
+                self.plan, self.state, batches, log=self.run.log, name_of=self.train_source.name,
+                reporter=self.reporter, watch=self.watch, stop=stop, after_step=after_step,
+            )  # fmt: skip
+            speed = (progress.step - before) * self.plan.recipe.batch_size / watch()
+            self._finish_epoch(means, speed, stop)
+            if self.saver.seconds and self.saver.due(progress.step):
+                self._save()
             self._dismiss_teacher()
 
-    def _batches(self) -> Iterator[Batch]:
+    def _finish_epoch(self, means: dict[str, float], speed: float, stop: Stop) -> None:
+        """Evaluate, write the epoch's record, keep its weights if there are none better."""
+        progress = self.state.progress
+        scores = self._score_epoch(stop)
+        kind = max(scores, key=lambda k: (scores[k].top1, k == "average"))
+        progress.epoch += 1
+        progress.seconds = self.clock()
+        self.state.sums, progress.sums = {}, {}
+        self._record(means, scores, kind, speed)
+        if scores[kind].top1 >= progress.best_top1:  # of equals the later, which has seen more
+            progress.best_top1, progress.best_epoch = scores[kind].top1, progress.epoch
+            progress.best_weights = kind
+            note = {"epoch": progress.epoch, "top1": progress.best_top1, "weights": kind}
+            if self.world.is_main:
+                save_model(
+                    self.run.root, self.state.weights(kind), self.card, layer_names(self.state.model),
+                    {NOTE: json.dumps(note)},
+                )  # fmt: skip
+
+    def _save(self, *, wait: bool = False) -> None:
+        """Save the state as it is, between two steps, unless it went wrong; of several processes the main one does."""
+        if not self.world.is_main or not self.state.whole or self.watch.look() is not None:
+            return
+        progress = self.state.progress
+        progress.usual_loss, progress.steps_watched = self.watch.usual, self.watch.seen
+        progress.seconds, progress.log_size = self.clock(), self.run.log_size()
+        self.saver.save(self.state, wait=wait)
+
+    def _went_wrong(self, wrong: WentWrong) -> DeitctlError:
+        """Write the record of a step that went wrong; the state on the disk is the last good one."""
+        incident, run = wrong.incident, self.run.root
+        keys = [key for keys in self.world.gather(incident.keys) for key in keys]
+        back = "No state was saved before it."
+        record = run / "incidents"
+        if self.world.is_main:
+            self.saver.finish()
+            how = {
+                "precision": str(self.device.dtype).removeprefix("torch."), "device": str(self.device.torch_device),
+                "processes": self.world.size, "micro_batch": self.state.progress.micro_batch,
+                "state_step": max(self.saver.saved_step, self.loaded_step),
+            }  # fmt: skip
+            record = write_incident(self.run, incident, keys, [self.train_source.name(k.index) for k in keys], how)
+            if how["state_step"]:
+                back = f"The run is as it was after step {how['state_step']}."
+        return DeitctlError(
+            f"{incident.sentence} {back} Take the step again: deitctl train --replay {record}",
+            f"Go on in another precision: deitctl train --resume {run} --precision fp32; or start again with less: deitctl "
+            f"train --config {run / 'run.toml'} --lr {self.config.recipe.optim.lr / 3:.1g} --set optim.clip_grad=1",
+        )
+
+    def batches(self) -> Iterator[Batch]:
         recipe, seed, augment = self.config.recipe, self.config.seed, self.config.recipe.augment
         keys = TrainBatches(
-            len(self.train_source.labels), recipe.batch_size, seed=seed, epochs=recipe.epochs,
+            len(self.train_source.labels), self.plan.recipe.batch_size, seed=seed, epochs=recipe.epochs,
             repeats=augment.repeats, first_step=self.state.progress.step,
         )  # fmt: skip
         plan = ViewPlan(seed, repeats=augment.repeats)
@@ -149,38 +274,42 @@ class Session:
         return train_batches(
             self.train_source, augment, self.card.preprocessing.img_size, keys,
             workers=self.workers, pin_memory=self.device.pins_memory, plan=plan,
+            share=self.world.share(self.plan.recipe.batch_size),
         )  # fmt: skip
 
     def _dismiss_teacher(self) -> None:
         """Once all but a batch a view has been said, ask for the rest and let the teacher go."""
         tutor, listener = self.tutor, self.plan.listener
-        if tutor is None or listener is None or listener.cache is None or not tutor.is_loaded:
+        if tutor is None or listener is None or listener.cache is None:
             return
         views, batch_size = tutor.total_views, self.plan.recipe.batch_size
         shown = self.state.progress.epoch * self.config.recipe.augment.repeats
-        if shown < views or listener.cache.count_missing(views) > views * batch_size:
+        over = shown >= views and listener.cache.count_missing(views) <= views * batch_size
+        if not any(self.world.gather(tutor.is_loaded)) or not all(self.world.gather(over)):
             return
         listener.fill(
             self.train_source, self.config.recipe.augment, tutor.distill.view_seed, views,
-            batch_size=batch_size, workers=self.workers, reporter=self.reporter,
+            batch_size=batch_size, workers=self.workers, reporter=self.reporter, world=self.world,
         )  # fmt: skip
         tutor.release()
         self.reporter.note(f"The teacher has said all: {listener.cache.root}. It is not needed any more.")
 
-    def _score_epoch(self) -> dict[str, Evaluation]:
+    def _score_epoch(self, stop: Stop) -> dict[str, Evaluation]:
         """Validate the weights as they are, and their average where there is one."""
         label = f"epoch {self.state.progress.epoch + 1}/{self.config.recipe.epochs}, validate"
-        scores = {"raw": self._evaluate("raw", self.device, label)}
+        scores = {"raw": self._evaluate("raw", self.device, label, stop)}
         if self.state.ema is not None:
-            scores["average"] = self._evaluate("average", self.device, f"{label} the average")
+            scores["average"] = self._evaluate("average", self.device, f"{label} the average", stop)
         return scores
 
-    def _evaluate(self, kind: str, device: Device, label: str) -> Evaluation:
+    def _evaluate(self, kind: str, device: Device, label: str, stop: Stop | None = None) -> Evaluation:
         with self.state.lent(kind) as model:
             return evaluate(
                 model, self.val_source, self.card.preprocessing, rows=tuple(range(self.card.num_classes)),
                 head=self.card.head, device=device, batch_size=EVAL_BATCH, workers=self.workers,
                 reporter=self.reporter, label=label, teacher=self.tutor.answers() if self.tutor else None,
+                world=self.world, pause=stop.here if stop else lambda: None,
+                stop_on_bad_image=self.config.on_bad_image == "stop",
             )  # fmt: skip
 
     def _record(self, means: dict[str, float], scores: dict[str, Evaluation], kind: str, speed: float) -> None:
@@ -201,15 +330,17 @@ class Session:
 
     def finish(self) -> TrainResult:
         """Score the saved weights once more in fp32, draw the curves, report."""
+        self.world.wait()  # until the main process has written them
         self.state.model.load_state_dict(load_tensors(self.run.root / "model.safetensors"))
         self.state.ema = None
         shipped = self._evaluate("raw", choose_device(self.config.device, "fp32"), "score the saved weights")
         epochs = list(self.run.records("epoch"))
         preflight = self.tutor.preflight if self.tutor else None
-        draw_curves(
-            self.run.figures / "curves.png", list(self.run.records("step")), epochs,
-            teacher_top1=preflight.top1 if preflight else None, title=self.run.root.name,
-        )  # fmt: skip
+        if self.world.is_main:
+            draw_curves(
+                self.run.figures / "curves.png", list(self.run.records("step")), epochs,
+                teacher_top1=preflight.top1 if preflight else None, title=self.run.root.name,
+            )  # fmt: skip
         progress = self.state.progress
         if progress.bad_images:
             first = next(iter(progress.bad_images.values()))
@@ -219,7 +350,14 @@ class Session:
         result = TrainResult(
             run=self.run.root, epochs=progress.epoch, images_seen=progress.images_seen,
             best_epoch=progress.best_epoch, best_weights=progress.best_weights, shipped=shipped, last=epochs[-1],
-            teacher=preflight, seconds=self.watch(), bad_images=progress.bad_images,
+            teacher=preflight, seconds=self.clock(), bad_images=progress.bad_images,
         )  # fmt: skip
-        write_json(self.run.result_file, result.to_dict())
+        if self.world.is_main:
+            write_json(self.run.result_file, result.to_dict())
+        self.world.wait()
         return result
+
+
+def _even(size: int) -> int:
+    """Round a micro-batch up to pairs, which mixing needs."""
+    return size + size % 2

@@ -22,6 +22,7 @@ from deitctl.teacher.words import WordCache
 from deitctl.workflows.configure import check
 from deitctl.workflows.preflight import NO_CACHE, Preflight, Tutor
 from deitctl.workflows.train import loaders_may_die, train_or_find
+from deitctl.world import ALONE, World, joined
 
 MOST_DIFFERENT = 0.02
 """Share of decisions that another device or precision may tip, where two classes are all but level."""
@@ -87,15 +88,17 @@ def teach(
         Interrupted: stopped by a signal; every word heard so far is kept.
     """
     reporter, start = reporter or SilentReporter(), time.monotonic()
-    tutor, cache = _open(config, sources, reporter)
-    try:
-        with loaders_may_die("Teach again with fewer: --workers 0"):
-            asked = tutor.listener().fill(
-                sources[0], config.recipe.augment, tutor.distill.view_seed, tutor.total_views, batch_size=batch_size,
-                workers=tutor.device.loader_workers(config.workers), reporter=reporter,
-            )  # fmt: skip
-    except (KeyboardInterrupt, Signalled) as stop:
-        raise Interrupted(signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum) from stop
+    check(config)
+    with joined(choose_device(config.device, config.precision).torch_device) as world:
+        tutor, cache = _open(config, sources, reporter, world)
+        try:
+            with loaders_may_die("Teach again with fewer: --workers 0"):
+                asked = tutor.listener().fill(
+                    sources[0], config.recipe.augment, tutor.distill.view_seed, tutor.total_views, batch_size=batch_size,
+                    workers=tutor.device.loader_workers(config.workers), reporter=reporter, world=world,
+                )  # fmt: skip
+        except (KeyboardInterrupt, Signalled) as stop:
+            raise Interrupted(signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum) from stop
     pictures = len(sources[0].labels)
     unreadable = tuple(sources[0].name(i) for i in sorted(cache.unreadable(tutor.total_views)))
     return TeachResult(
@@ -114,7 +117,8 @@ def verify(
         TeacherError: nothing is cached, or the teacher says something else now.
     """
     reporter = reporter or SilentReporter()
-    tutor, cache = _open(config, sources, reporter)
+    check(config)
+    tutor, cache = _open(config, sources, reporter, ALONE)
     keys = _some(cache, tutor.total_views, count)
     if not keys:
         raise TeacherError(f"{cache.root} holds no words yet.", "Fill it first: leave --verify out.")
@@ -152,12 +156,14 @@ def _some(cache: WordCache, views: int, count: int) -> list[SampleKey]:
     return keys if len(keys) <= count else [keys[n] for n in sorted(draw.permutation(len(keys))[:count].tolist())]
 
 
-def _open(config: TrainConfig, sources: tuple[Source, Source], reporter: Reporter) -> tuple[Tutor, WordCache]:
-    check(config)
+def _open(
+    config: TrainConfig, sources: tuple[Source, Source], reporter: Reporter, world: World
+) -> tuple[Tutor, WordCache]:
     if config.distill is None or config.distill.teacher_sees != "view" or config.distill.cache == NO_CACHE:
         raise ConfigError("Without a cache there is nothing to teach.", "Leave --teacher-cache off out.")
     tutor = Tutor(
         config, *sources, Preprocessing(), device=choose_device(config.device, config.precision), reporter=reporter,
+        world=world,
         train_run=lambda run: train_or_find(run, sources, reporter),
     )  # fmt: skip
     assert tutor.cache is not None

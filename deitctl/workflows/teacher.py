@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from deitctl.data.open import BUILT_IN
 from deitctl.data.sources import Source
 from deitctl.errors import TeacherError, WeightsNotFound
 from deitctl.events import Reporter
+from deitctl.lock import locked
 from deitctl.models.build import LoadedModel, load_model, published_files, weight_files
 from deitctl.recipes import ADAPT_FULL_FROM, DIGITS_CONVNET, adaptation
 
@@ -31,28 +32,6 @@ def cache_root() -> Path:
     named = os.environ.get(CACHE_VARIABLE)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(named).expanduser() if named else Path(home) / "deitctl"
-
-
-@contextmanager
-def _alone(path: Path, reporter: Reporter) -> Iterator[None]:
-    """Hold a lock file for a block, so that of several runs that need the same teacher one trains it; a kill lets it go."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    with file:
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            reporter.note(f"Another process is training this teacher; waiting for it ({path}).")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @dataclass(frozen=True)
@@ -77,8 +56,9 @@ def teacher_identity(distill: DistillConfig, reporter: Reporter) -> str:
 
 
 def find_teacher(
-    distill: DistillConfig, config: TrainConfig, train: Source, data: str, train_run: TrainRun, reporter: Reporter
-) -> FoundTeacher:
+    distill: DistillConfig, config: TrainConfig, train: Source, data: str, train_run: TrainRun, reporter: Reporter, *,
+    main: bool = True,
+) -> FoundTeacher:  # fmt: skip
     """Load a teacher and match its classes to the data's, by WordNet id or name; fit it to the data if need be.
 
     Args:
@@ -88,6 +68,7 @@ def find_teacher(
         data: their fingerprint.
         train_run: trains a model into the folder its configuration names, or finishes or finds it there.
         reporter: is told what is done.
+        main: whether this is the one of several processes that keeps others away while it trains.
 
     Raises:
         TeacherError: weights that cannot be had, or other classes where adaptation is forbidden.
@@ -102,7 +83,7 @@ def find_teacher(
             raise _no_weights(error, train) from error
         reporter.warn(f"{error.message} It is trained from scratch on 'digits' first.")
         recipe = replace(DIGITS_CONVNET, img_size=distill.teacher_img_size or DIGITS_CONVNET.img_size)
-        return _fit("scratch", distill, recipe, config, train, data, train_run, reporter)
+        return _fit("scratch", distill, recipe, config, train, data, train_run, reporter, main)
     match = match_classes(loaded.card, train.class_names)
     if match is not None and distill.adapt in ("auto", "none"):
         return FoundTeacher(loaded, match, "no", "")
@@ -123,7 +104,7 @@ def find_teacher(
         pretrained=not weight_files(distill.teacher, distill.teacher_weights),
         img_size=distill.teacher_img_size or loaded.card.preprocessing.img_size,
     )
-    return _fit(how, distill, recipe, config, train, data, train_run, reporter)
+    return _fit(how, distill, recipe, config, train, data, train_run, reporter, main)
 
 
 def _no_weights(error: WeightsNotFound, train: Source) -> TeacherError:
@@ -137,7 +118,7 @@ def _no_weights(error: WeightsNotFound, train: Source) -> TeacherError:
 
 def _fit(
     how: str, distill: DistillConfig, recipe: Recipe, config: TrainConfig, train: Source, data: str,
-    train_run: TrainRun, reporter: Reporter,
+    train_run: TrainRun, reporter: Reporter, main: bool,
 ) -> FoundTeacher:  # fmt: skip
     """Train a teacher on the data as any model is trained, in a folder named by what it depends on."""
     weights = distill.teacher_weights if how != "scratch" else ""
@@ -149,8 +130,15 @@ def _fit(
     name = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:LENGTH]
     root = cache_root() / "teachers" / f"{Path(distill.teacher).name}-{how}-{name}"
     reporter.note(f"Fitting the teacher {distill.teacher} to the data ({how}, {recipe.epochs} epochs): {root}")
-    with _alone(root.with_name(f"{root.name}.lock"), reporter):
-        train_run(replace(teacher, output=str(root)))
+    lock = root.with_name(f"{root.name}.lock")
+    alone = locked(
+        lock, what=str(root), when_busy=lambda: reporter.note(f"Another process is training this teacher; waiting for it ({lock})."),
+    )  # fmt: skip
+    try:
+        with alone if main else nullcontext():
+            train_run(replace(teacher, output=str(root)))
+    except OSError as error:
+        raise cannot_write(lock, error) from error
     loaded = load_model(str(root), reporter=reporter)
     match = match_classes(loaded.card, train.class_names)
     if match is None:

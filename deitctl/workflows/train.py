@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from deitctl import rng
-from deitctl.config import TrainConfig, override
+from deitctl.checkpoint import write_bytes
+from deitctl.config import MACHINE_SETTINGS, TrainConfig, differences, override
 from deitctl.data.classes import describe_classes
 from deitctl.data.open import open_for_training
 from deitctl.data.sources import Source
-from deitctl.device import choose_device
+from deitctl.device import Device, choose_device
 from deitctl.errors import ConfigError, DeitctlError, Interrupted, Signalled
 from deitctl.events import Reporter, SilentReporter
+from deitctl.lock import locked
 from deitctl.models.build import LoadedModel, build_model
 from deitctl.models.vit import VisionTransformer
 from deitctl.training.run import Run, new_run_folder
 from deitctl.workflows.configure import check
 from deitctl.workflows.preflight import Tutor
 from deitctl.workflows.session import Session, TrainResult
+from deitctl.world import World, joined, launch_id, launched
 
 
 def run_training(
@@ -35,42 +39,128 @@ def run_training(
         reporter: told of progress; silent if None.
 
     Raises:
-        DeitctlError: bad data, model, teacher or output folder, or a loss that is no longer a number.
-        Interrupted: stopped by a signal; the last finished epoch is saved.
+        DeitctlError: bad data, model, teacher or output folder, or a loss that goes wrong.
+        Interrupted: stopped by a signal; all that was done is saved.
     """
-    root = Path(config.output) if config.output else new_run_folder(_stem(config))
-    config = replace(config, output=str(root))
-    return _train(Run(root), config, sources, reporter or SilentReporter(), fresh=True)
+    check(config)
+    device = choose_device(config.device, config.precision)
+    with joined(device.torch_device) as world:
+        root = Path(world.from_main(config.output or str(new_run_folder(_stem(config)))))
+        config = replace(config, output=str(root))
+        return _train(root, config, sources, reporter or SilentReporter(), device, world, fresh=True)
 
 
 def resume(
     root: Path, *, given: Mapping[str, object] | None = None, sources: tuple[Source, Source] | None = None,
     reporter: Reporter | None = None,
 ) -> TrainResult:  # fmt: skip
-    """Go on with a run after its last finished epoch, ending as if it had never stopped; raises as `run_training`.
+    """Go on with a run after its last saved step, ending as if it had never stopped; raises as `run_training`.
 
-    `given` may say another device, precision or number of workers than the run began with; nothing else may change.
+    `given` may say where and how the run goes on (`MACHINE_SETTINGS`); what it learns cannot change.
+
+    Raises:
+        ConfigError: `given` says another thing than the run does, or there is no run.
     """
     reporter = reporter or SilentReporter()
-    run, config = Run.open(root)
+    _, config = Run.open(root)
     changes = {k: v for k, v in (given or {}).items() if v is not None}
-    if fixed := [k for k in changes if k not in ("device", "precision", "workers")]:
-        raise ConfigError(f"A resumed run keeps its {fixed[0]}.", "Start a new run: --config run.toml with the change.")
-    config = override(config, changes)
+    require_same(root, config, changes)
+    config = override(config, {k: v for k, v in changes.items() if k in MACHINE_SETTINGS})
+    device = choose_device(config.device, config.precision)
     reporter.note(f"Resuming {root}.")
-    return _train(run, replace(config, output=str(root)), sources, reporter, fresh=False)
+    with joined(device.torch_device) as world:
+        return _train(root, replace(config, output=str(root)), sources, reporter, device, world, fresh=False)
+
+
+def require_same(root: Path, config: TrainConfig, given: Mapping[str, Any]) -> None:
+    """Refuse settings, by dotted name, that are not the run's own; say in which they differ."""
+    wanted = override(config, {k: v for k, v in given.items() if k not in MACHINE_SETTINGS})
+    if changed := differences(config, wanted):
+        raise ConfigError(
+            f"{root} cannot be resumed with other settings: {'; '.join(changed)}.",
+            f"Leave them out, or start a new run with the change: deitctl train --config {root / 'run.toml'} ...",
+        )
+
+
+def find_unfinished(config: TrainConfig, reporter: Reporter, *, launch: str = "") -> Path | None:
+    """Return the newest run of this configuration that is not finished, None if there is none.
+
+    Args:
+        config: what is wanted; its `output`, if there is one, is the only place that is looked at, else runs/.
+        reporter: is told of an unfinished run of the same model and data that differs.
+        launch: only a run that this launch of several processes began.
+
+    Raises:
+        ConfigError: the output folder holds a run of another configuration.
+        DeitctlError: it holds a finished one.
+    """
+    roots = [Path(config.output)] if config.output else sorted(Path("runs").glob("*"), key=_age)
+    for root in roots:
+        run = Run(root)
+        if not run.config_file.is_file():
+            continue
+        if launch and (not run.launch_file.is_file() or run.launch_file.read_text(encoding="utf-8") != launch):
+            continue
+        try:
+            _, theirs = Run.open(root)
+        except ConfigError:
+            continue
+        changed, finished = differences(theirs, config), run.result() is not None
+        if changed and config.output:
+            raise ConfigError(
+                f"{root} holds a run of another configuration: {'; '.join(changed)}.",
+                "Name another --output, or leave out what differs.",
+            )
+        if finished and config.output and not launch:
+            raise DeitctlError(f"{root} holds this run, finished.", "Use it, or name another --output.")
+        if not changed and not finished:
+            return root
+        if not finished and (theirs.model, theirs.data) == (config.model, config.data):
+            reporter.note(f"{root} is unfinished, but of another configuration: {'; '.join(changed)}.")
+    return None
+
+
+def _age(root: Path) -> float:
+    """Return minus the time of a run's last change, so that the newest sorts first."""
+    times = [p.stat().st_mtime for p in (root / "run.toml", root / "metrics.jsonl", root / "state") if p.exists()]
+    return -max(times, default=0.0)
+
+
+def start_or_resume(
+    config: TrainConfig, *, auto: bool, sources: tuple[Source, Source] | None, reporter: Reporter
+) -> TrainResult:
+    """Go on with the newest unfinished run of a configuration (`auto`), or begin one; raises as `find_unfinished`.
+
+    Processes that torchrun starts again go on with the run that they began, whether it was asked for or not.
+    """
+    launch = launch_id() if launched() else ""
+    if auto or launch:
+        device = choose_device(config.device, config.precision)
+        with joined(device.torch_device) as world:  # all must come to the same folder
+            found = find_unfinished(config, reporter, launch="" if auto else launch) if world.is_main else None
+            root = world.from_main(found)
+            if root is not None:
+                machine = {name: getattr(config, name) for name in MACHINE_SETTINGS if name != "output"}
+                return resume(root, given=machine, sources=sources, reporter=reporter)
+            if auto:
+                reporter.note("No unfinished run of this configuration: a new one begins.")
+            return run_training(config, sources=sources, reporter=reporter)
+    return run_training(config, sources=sources, reporter=reporter)
 
 
 def train_or_find(config: TrainConfig, sources: tuple[Source, Source], reporter: Reporter) -> None:
     """Train a model into the folder its configuration names, or go on with it there, or leave it if it is finished."""
     root = Path(config.output)
-    if not Run(root).config_file.is_file():
-        run_training(config, sources=sources, reporter=reporter)
-    elif Run(root).result() is None:
-        machine = {name: getattr(config, name) for name in ("device", "precision", "workers")}
-        resume(root, given=machine, sources=sources, reporter=reporter)
-    else:
-        reporter.note(f"Found finished: {root}.")
+    device = choose_device(config.device, config.precision)
+    with joined(device.torch_device) as world:
+        begun, finished = world.from_main((Run(root).config_file.is_file(), Run(root).result() is not None))
+        if not begun:
+            run_training(config, sources=sources, reporter=reporter)
+        elif not finished:
+            machine = {name: getattr(config, name) for name in ("device", "precision", "workers")}
+            resume(root, given=machine, sources=sources, reporter=reporter)
+        else:
+            reporter.note(f"Found finished: {root}.")
 
 
 def _stem(config: TrainConfig) -> str:
@@ -81,32 +171,41 @@ def _stem(config: TrainConfig) -> str:
 
 
 def _train(
-    run: Run, config: TrainConfig, sources: tuple[Source, Source] | None, reporter: Reporter, *, fresh: bool
-) -> TrainResult:
-    check(config)
-    device = choose_device(config.device, config.precision)
+    root: Path, config: TrainConfig, sources: tuple[Source, Source] | None, reporter: Reporter, device: Device,
+    world: World, *, fresh: bool,
+) -> TrainResult:  # fmt: skip
     train, val = sources or open_for_training(config.data, seed=config.data_seed, reporter=reporter)
     student = build_student(config, train, reporter)
     for change in student.changes:
         reporter.note(f"{config.model}: {change}.")
-    if fresh:  # an output folder that cannot be written is found before the teacher is trained
-        run = Run.create(run.root, config)
+    if fresh and world.is_main:  # an output folder that cannot be written is found before the teacher is trained
+        write_bytes(Run.create(root, config).launch_file, (launch_id() if launched() else "").encode())
+    run = Run(root, writes=world.is_main)
     try:
-        tutor = None
-        if config.distill is not None:
-            tutor = Tutor(
-                config, train, val, student.card.preprocessing, device=device, reporter=reporter,
-                train_run=lambda teacher: train_or_find(teacher, (train, val), reporter),
-            )  # fmt: skip
-        session = Session(run, config, device, student, train, val, tutor, reporter)
-        if not fresh:
-            session.load()
-        with loaders_may_die(f"Continue with fewer: deitctl train --resume {run.root} --workers 0"):
-            session.train()
-            return session.finish()
+        with locked(run.lock_file, what=str(root)) if world.is_main else nullcontext():
+            session = open_session(run, config, (train, val), student, device, reporter, world)
+            if not fresh:
+                session.load()
+            with loaders_may_die(f"Continue with fewer: deitctl train --resume {run.root} --workers 0"):
+                session.train()
+                return session.finish()
     except (KeyboardInterrupt, Signalled, Interrupted) as stop:
         signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum
         raise Interrupted(signum, f"deitctl train --resume {run.root}") from stop
+
+
+def open_session(
+    run: Run, config: TrainConfig, sources: tuple[Source, Source], student: LoadedModel, device: Device,
+    reporter: Reporter, world: World,
+) -> Session:  # fmt: skip
+    """Find the teacher, if there is to be one, and put everything at hand for a run's first step."""
+    tutor = None
+    if config.distill is not None:
+        tutor = Tutor(
+            config, *sources, student.card.preprocessing, device=device, reporter=reporter, world=world,
+            train_run=lambda teacher: train_or_find(teacher, sources, reporter),
+        )  # fmt: skip
+    return Session(run, config, device, student, *sources, tutor, reporter, world)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from deitctl.recipes import PAPER
 
 HALVES = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 KEYS = [SampleKey(0, i, 0) for i in range(400)]
+OF_2, OF_3 = partners(range(2)), partners(range(3))
 
 
 def mixing(**values: float) -> AugmentConfig:
@@ -106,12 +107,27 @@ def test_no_erasing_at_probability_zero(noise):
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 8])
 def test_partners_are_neighbours(count):
     expected = {0: [], 1: [0], 2: [1, 0], 5: [1, 0, 3, 2, 4], 8: [1, 0, 3, 2, 5, 4, 7, 6]}[count]
-    assert partners(count, torch.device("cpu")).tolist() == expected
+    assert partners(range(count)).tolist() == expected
+
+
+def test_a_picture_that_cannot_be_read_leaves_its_partner_alone_and_the_others_as_they_are():
+    assert partners([0, 2, 3, 4, 5]).tolist() == [0, 2, 1, 4, 3]  # slot 1 is missing
+
+
+@given(present=st.sets(st.integers(0, 31)), size=st.sampled_from([2, 4, 8, 16]))
+def test_who_meets_whom_does_not_depend_on_how_a_batch_is_cut(present, size):
+    slots = sorted(present)
+    whole = {slots[i]: slots[j] for i, j in enumerate(partners(slots).tolist())}
+    cut = {}
+    for start in range(0, 32, size):
+        part = [slot for slot in slots if start <= slot < start + size]
+        cut |= {part[i]: part[j] for i, j in enumerate(partners(part).tolist())}
+    assert cut == whole
 
 
 def test_mixup_by_hand():
     images = torch.tensor([1.0, 3.0, 10.0]).view(3, 1, 1, 1)
-    mixed, shares = mix_images(images, Mix(0.75, None)), mix_words(torch.eye(3), Mix(0.75, None))
+    mixed, shares = mix_images(images, Mix(0.75, None), OF_3), mix_words(torch.eye(3), Mix(0.75, None), OF_3)
     assert mixed.flatten().tolist() == pytest.approx([1.5, 2.5, 10.0])  # an odd last picture stays alone
     torch.testing.assert_close(shares, torch.tensor([[0.75, 0.25, 0.0], [0.25, 0.75, 0.0], [0.0, 0.0, 1.0]]))
 
@@ -119,7 +135,7 @@ def test_mixup_by_hand():
 def test_cutmix_by_hand():
     images = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4).clone()
     mix = Mix(14 / 16, (0, 1, 2, 4))
-    mixed, shares = mix_images(images, mix), mix_words(torch.eye(2), mix)
+    mixed, shares = mix_images(images, mix, OF_2), mix_words(torch.eye(2), mix, OF_2)
     assert mixed[0, 0].tolist() == [[0, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     torch.testing.assert_close(shares, torch.tensor([[0.875, 0.125], [0.125, 0.875]]))
     assert images[0].sum() == 0  # the batch that came in is untouched
@@ -149,7 +165,7 @@ def test_mixing_two_pictures_equals_timms(mixup, cutmix, noise, monkeypatch):
         with rng.scope(3):
             np.random.rand()  # whether to mix
             mix = Mix(float(np.random.beta(mixup, mixup)), None)
-    ours, targets = mix_images(images, mix), mix_words(smooth_labels(labels, 5, 0.1), mix)
+    ours, targets = mix_images(images, mix, OF_2), mix_words(smooth_labels(labels, 5, 0.1), mix, OF_2)
     assert 0.01 < mix.share < 0.99
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(targets, their_targets)
@@ -158,7 +174,7 @@ def test_mixing_two_pictures_equals_timms(mixup, cutmix, noise, monkeypatch):
 @given(count=st.integers(2, 9), share=st.floats(0, 1), seed=st.integers(0, 99))
 def test_mixed_words_stay_distributions(count, share, seed):
     words = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed)).softmax(1)
-    mixed = mix_words(words, Mix(share, None))
+    mixed = mix_words(words, Mix(share, None), partners(range(count)))
     torch.testing.assert_close(mixed.sum(1), torch.ones(count))
     assert float(mixed.min()) >= 0
 
@@ -166,16 +182,17 @@ def test_mixed_words_stay_distributions(count, share, seed):
 def test_a_teachers_words_are_mixed_as_the_targets_are(noise):
     """Mixing what is said of two pictures is linear, so of words that are the targets it gives the mixed targets."""
     targets, words, mix = noise(4, 3).softmax(1), noise(4, 3, seed=1).softmax(1), Mix(0.3, (0, 4, 0, 4))
-    both = mix_words((targets + words) / 2, mix)
-    torch.testing.assert_close(both, (mix_words(targets, mix) + mix_words(words, mix)) / 2)
+    other = partners(range(4))
+    both = mix_words((targets + words) / 2, mix, other)
+    torch.testing.assert_close(both, (mix_words(targets, mix, other) + mix_words(words, mix, other)) / 2)
 
 
 def test_one_picture_and_no_mix_are_left_alone(noise):
-    one, two = noise(1, 3, 4, 4), noise(2, 3, 4, 4)
-    assert mix_images(one, Mix(0.5, None)) is one
-    assert mix_words(one, Mix(0.5, None)) is one
-    assert mix_images(two, None) is two
-    assert mix_words(two, None) is two
+    one, two, alone = noise(1, 3, 4, 4), noise(2, 3, 4, 4), partners([7])
+    torch.testing.assert_close(mix_images(one, Mix(0.5, None), alone), one)
+    torch.testing.assert_close(mix_words(one, Mix(0.5, None), alone), one)
+    assert mix_images(two, None, OF_2) is two
+    assert mix_words(two, None, OF_2) is two
 
 
 @given(size=st.integers(1, 400), share=st.floats(0, 1), seed=st.integers(0, 1000))

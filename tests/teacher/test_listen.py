@@ -45,10 +45,10 @@ def lacking(cache: WordCache, view: int) -> list[int]:
 
 
 class Asked(Teacher):
-    """Remembers how many pictures it was asked about, call by call."""
+    """Remembers how many pictures it was asked about, call by call; places of a batch that are left black are none."""
 
     def look(self, pixels: torch.Tensor) -> torch.Tensor:
-        self.__dict__.setdefault("asked", []).append(len(pixels))
+        self.__dict__.setdefault("asked", []).append(int(pixels.flatten(1).any(1).sum()))
         return super().look(pixels)
 
 

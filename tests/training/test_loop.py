@@ -12,12 +12,12 @@ from torch import nn
 from deitctl.card import ModelCard, Preprocessing
 from deitctl.config import DistillConfig
 from deitctl.data.loader import ViewPlan, train_batches
-from deitctl.data.mixing import draw_mix, mix_images, mix_words, normalise
+from deitctl.data.mixing import draw_mix, mix_images, mix_words, normalise, partners
 from deitctl.data.on_top import move_a_little
 from deitctl.data.samplers import TrainBatches, steps_per_epoch
 from deitctl.data.sources import subset
 from deitctl.device import choose_device
-from deitctl.errors import DeitctlError
+from deitctl.events import SilentReporter
 from deitctl.losses import smooth_labels, teacher_word
 from deitctl.models.layers import freeze_body
 from deitctl.optim import build_optimizer
@@ -26,7 +26,7 @@ from deitctl.teacher.frozen import Teacher
 from deitctl.teacher.listen import Listener
 from deitctl.teacher.words import WordFormat, open_cache
 from deitctl.training import loop
-from deitctl.training.loop import Plan, set_train_mode, train_one_epoch, train_step
+from deitctl.training.loop import Plan, WentWrong, gradients, set_train_mode, train_one_epoch, update
 from deitctl.training.objective import Distillation, Supervised
 from deitctl.training.state import Progress, TrainState
 
@@ -67,6 +67,14 @@ def plan_of(recipe=RECIPE, **changes) -> Plan:
 def stream(source, plan: ViewPlan | None = None, recipe=RECIPE):
     keys = TrainBatches(len(source.labels), recipe.batch_size, seed=0, epochs=recipe.epochs)
     return train_batches(source, recipe.augment, 32, keys, workers=0, pin_memory=False, plan=plan)
+
+
+def take_step(plan: Plan, state: TrainState, batch) -> dict[str, torch.Tensor]:
+    """Take one step and return the parts of its loss."""
+    parts = gradients(plan, state, batch, str, SilentReporter()).parts
+    update(plan, state, plan.rate(state.progress.step))
+    state.progress.step += 1
+    return parts
 
 
 class Watching:
@@ -139,12 +147,13 @@ def test_an_epoch_of_a_probe_moves_the_head_alone(kind, deit, some, reporter):
 def test_without_a_teacher_the_labels_alone_are_learnt(deit, some, monkeypatch):
     seen = Watching(monkeypatch, Supervised)
     batch, state = next(stream(some)), state_of(deit(classes=10))
-    parts = train_step(plan_of(), state, batch)
+    parts = take_step(plan_of(), state, batch)
     ((images, targets, words, keep),) = seen.calls
     mix = draw_mix(RECIPE.augment, 32, 0, 0)
     assert (words, keep) == (None, None)
-    assert torch.equal(images, mix_images(normalise(batch.images, PRE), mix))
-    assert torch.equal(targets, mix_words(smooth_labels(batch.labels, 10, RECIPE.smoothing), mix))
+    other = partners(batch.slots)
+    assert torch.equal(images, mix_images(normalise(batch.images, PRE), mix, other))
+    assert torch.equal(targets, mix_words(smooth_labels(batch.labels, 10, RECIPE.smoothing), mix, other))
     assert parts.keys() == {"loss", "labels"}
 
 
@@ -152,7 +161,7 @@ def test_without_a_teacher_the_labels_alone_are_learnt(deit, some, monkeypatch):
 def test_a_teacher_of_mixed_pictures_sees_what_the_student_sees(mode, deit, teacher, some, monkeypatch):
     seen = Watching(monkeypatch, Distillation)
     plan = plan_of(distill=distilling("mixed", mode, views=0), teacher=teacher)
-    parts = train_step(plan, state_of(deit("deit_tiny_distilled", classes=10)), next(stream(some)))
+    parts = take_step(plan, state_of(deit("deit_tiny_distilled", classes=10)), next(stream(some)))
     ((images, _, words, _),) = seen.calls
     torch.testing.assert_close(words, teacher_word(teacher(images), mode, 2.0))
     assert parts.keys() == {"loss", "labels", "teacher"}
@@ -168,15 +177,16 @@ def test_words_about_views_are_mixed_as_the_pictures_are(views, cached, deit, te
     listener = Listener(form, 2.0, cache, lambda: teacher, CPU, views, 1)
     plan = plan_of(distill=distilling("view", views=views), listener=listener)
     batch = next(stream(some, ViewPlan(5, views, 1, 32, listener.known)))
-    train_step(plan, state_of(deit("deit_tiny_distilled", classes=10)), batch)
+    take_step(plan, state_of(deit("deit_tiny_distilled", classes=10)), batch)
     ((images, targets, words, _),) = seen.calls
     mix = draw_mix(RECIPE.augment, 32, 0, 0)
     assert mix is not None
     pictures = normalise(batch.images, PRE)
     assert plan.moves_on_top == (views > 0)
     shown = move_a_little(pictures, batch.keys, RECIPE.augment, 0) if views else pictures
-    assert torch.equal(images, mix_images(shown, mix))
-    expected = mix_words(teacher_word(teacher.look(batch.teacher_images), "soft", 2.0), mix)
+    other = partners(batch.slots)
+    assert torch.equal(images, mix_images(shown, mix, other))
+    expected = mix_words(teacher_word(teacher.look(batch.teacher_images), "soft", 2.0), mix, other)
     torch.testing.assert_close(words, expected, atol=2e-3, rtol=0)
     torch.testing.assert_close(words.sum(1), torch.ones(4))
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
@@ -232,7 +242,7 @@ def test_a_loss_that_is_no_number_ends_the_run(deit, some, reporter):
     model = deit(classes=10)
     with torch.no_grad():
         model.head.bias.fill_(float("nan"))
-    with pytest.raises(DeitctlError, match=r"The loss is nan at step 0"):
+    with pytest.raises(WentWrong, match=r"The loss is nan and the gradient's norm nan at step 0"):
         train_one_epoch(
             plan_of(), state_of(model), stream(some), log=lambda _: None, name_of=some.name, reporter=reporter
         )

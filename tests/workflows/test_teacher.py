@@ -16,6 +16,7 @@ from deitctl.data.fingerprint import data_fingerprint
 from deitctl.data.sources import Source
 from deitctl.errors import TeacherError
 from deitctl.events import SilentReporter
+from deitctl.lock import locked
 from deitctl.models.build import load_model
 from deitctl.workflows import teacher as module
 from deitctl.workflows.teacher import FoundTeacher, cache_root, find_teacher
@@ -116,7 +117,7 @@ def test_a_weights_file_that_is_not_there_is_said(distilled: Make, little: Pair,
 
 
 def _train_under_the_lock(folder: str, log: str) -> None:
-    with module._alone(Path(folder) / "x.lock", SILENT), open(log, "a") as file:
+    with locked(Path(folder) / "x.lock", what="it", when_busy=lambda: None), open(log, "a") as file:
         file.write("in\n")
         file.flush()
         for _ in range(1000):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,17 +34,31 @@ def last_weights(run: Path) -> bytes:
 
 
 class StopsAt(SilentReporter):
-    """Interrupts when a step of the given name begins."""
+    """A signal that comes when something of the given name begins, or after so many batches of it."""
 
-    def __init__(self, label: str) -> None:
-        self.label = label
+    def __init__(self, label: str, batches: int = 0) -> None:
+        self.label, self.batches = label, batches
 
     @contextmanager
     def task(self, label: str, total: int | None, unit: str = "images") -> Iterator[Task]:
-        if label == self.label:
-            raise Interrupted(15)
         with super().task(label, total, unit) as task:
-            yield task
+            if label == self.label and not self.batches:
+                signal.raise_signal(signal.SIGTERM)
+            yield _Counting(task, self.batches) if label == self.label else task
+
+
+class _Counting:
+    def __init__(self, task: Task, batches: int) -> None:
+        self.task, self.left = task, batches
+
+    def advance(self, amount: int = 1, **fields: object) -> None:
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(signal.SIGTERM)
+        self.task.advance(amount, **fields)
+
+    def skip(self, amount: int) -> None:
+        self.task.skip(amount)
 
 
 def test_same_seed_gives_the_same_weights_with_0_1_and_3_workers(little_config: Make, little: Pair) -> None:
@@ -63,15 +78,42 @@ def test_another_seed_gives_other_weights(little_config: Make, little: Pair) -> 
     assert last_weights(first) != last_weights(second)
 
 
-@pytest.mark.parametrize("stop", ["epoch 1/3", "epoch 2/3", "epoch 3/3, validate"])
-def test_a_resumed_run_ends_as_if_it_had_never_stopped(stop: str, little_config: Make, little: Pair) -> None:
-    whole = run_training(little_config("whole"), sources=little).run
-    config = little_config("stopped")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, little: Pair) -> Callable[[TrainConfig], Path]:
+    """Train a configuration from beginning to end, once for the whole file."""
+    done: dict[str, Path] = {}
+
+    def run(config: TrainConfig) -> Path:
+        root = tmp_path_factory.mktemp("whole") / "run"
+        if config.precision not in done:
+            done[config.precision] = run_training(replace(config, output=str(root)), sources=little).run
+        return done[config.precision]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("label", "batches", "step"),
+    [("epoch 1/3", 0, 1), ("epoch 1/3", 2, 2), ("epoch 2/3", 1, 4), ("epoch 2/3", 3, 6),
+     ("epoch 3/3, validate", 0, 9), ("epoch 3/3, validate the average", 0, 9)],
+)  # fmt: skip
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_ends_as_if_it_had_never_stopped(
+    label: str, batches: int, step: int, precision: str, little_config: Make, little: Pair,
+    whole: Callable[[TrainConfig], Path],
+) -> None:  # fmt: skip
+    """Whether a signal comes at the beginning of an epoch, within it, after its last step, or while it is evaluated."""
+    config = little_config("stopped", precision=precision)
     with pytest.raises(Interrupted) as stopped:
-        run_training(config, sources=little, reporter=StopsAt(stop))
+        run_training(config, sources=little, reporter=StopsAt(label, batches))
     assert stopped.value.exit_code == 143
     assert stopped.value.resume_command == f"deitctl train --resume {config.output}"
+    assert json.loads((Path(config.output) / "state" / "state.json").read_text())["step"] == step
     again = resume(Path(config.output), sources=little).run
+    assert_same_end(whole(config), again)
+
+
+def assert_same_end(whole: Path, again: Path) -> None:
     for file in (
         "state/model.safetensors",
         "state/ema.safetensors",
@@ -177,6 +219,7 @@ def test_a_resume_may_change_the_machine_but_not_the_recipe(little_config: Make,
     config = little_config("run")
     with pytest.raises(Interrupted):
         run_training(config, sources=little, reporter=StopsAt("epoch 3/3"))
-    with pytest.raises(ConfigError, match=r"keeps its recipe\.epochs"):
+    with pytest.raises(ConfigError, match=r"other settings: recipe\.epochs is 3, not 9"):
         resume(Path(config.output), given={"recipe.epochs": 9}, sources=little)
-    assert resume(Path(config.output), given={"workers": 1, "seed": None}, sources=little).epochs == 3
+    same = {"workers": 1, "seed": None, "recipe.epochs": 3, "recipe.optim.clip_grad": "1", "save_every": "2"}
+    assert resume(Path(config.output), given=same, sources=little).epochs == 3

@@ -1,0 +1,55 @@
+"""Locks that a killed process lets go: one writer of a run, one trainer of a teacher."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deitctl.errors import DeitctlError
+
+
+class Busy(DeitctlError):
+    """Somebody else holds the lock."""
+
+
+@contextmanager
+def locked(path: Path, *, what: str, when_busy: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock of a file for a block; the kernel lets it go when the process ends, however it ends.
+
+    Args:
+        path: the lock's file, made if need be, which holds the number of the process that has it.
+        what: what is locked, for the message.
+        when_busy: called before waiting for who has it; None: do not wait.
+
+    Raises:
+        Busy: another process has it, and `when_busy` is None.
+        OSError: the file cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            import fcntl
+        except ImportError:  # Windows: nothing is locked there
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if when_busy is None:
+                file.seek(0)
+                holder = file.read(20).strip()
+                raise Busy(
+                    f"{what} is being written by another process{f' (number {holder})' if holder.isdigit() else ''}.",
+                    "Wait for it or end it, or name another --output.",
+                ) from None
+            when_busy()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            yield
+            return
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

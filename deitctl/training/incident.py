@@ -1,0 +1,69 @@
+"""A step that went wrong, written down so that it can be taken again: what happened, and the state from before it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from deitctl.checkpoint import write_json
+from deitctl.data.samplers import SampleKey
+from deitctl.errors import ConfigError
+from deitctl.training.health import Incident
+from deitctl.training.run import Run
+
+RECORD = "record.json"
+FORMAT = 1
+
+
+def write_incident(
+    run: Run, incident: Incident, keys: list[SampleKey], pictures: list[str], how: dict[str, Any]
+) -> Path:
+    """Write incidents/step-N of a run: the record, and the last good state, which later saves do not touch.
+
+    Args:
+        run: the run.
+        incident: what happened.
+        keys: of the step's pictures, of all processes.
+        pictures: their names.
+        how: the machine's part: precision, device, processes, micro-batch.
+
+    Returns:
+        The record's path.
+    """
+    folder = run.root / "incidents" / f"step-{incident.step:07d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    record = {
+        "format": FORMAT, "run": str(run.root.resolve()), **asdict(incident), **how,
+        "keys": [list(key) for key in keys], "pictures": pictures,
+    }  # fmt: skip
+    write_json(folder / RECORD, record)
+    if run.state.exists():
+        shutil.copytree(run.state, folder / "state", copy_function=_link)
+    return folder / RECORD
+
+
+def _link(source: str, target: str) -> None:
+    """Give a file a second name, or where the file system has none, a copy; states are replaced, never changed."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def read_incident(path: Path) -> dict[str, Any]:
+    """Return a record that `write_incident` wrote, or raise `ConfigError`; the folder of one will do."""
+    path = path / RECORD if path.is_dir() else path
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        fits = record["format"] == FORMAT and isinstance(record["run"], str) and isinstance(record["step"], int)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is no record of an incident: {error}.", "It lies in RUN/incidents/step-N."
+        ) from error
+    if not fits:
+        raise ConfigError(f"{path} is no record of an incident that this deitctl reads.")
+    return dict(record)

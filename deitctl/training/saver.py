@@ -1,0 +1,92 @@
+"""When the state is saved, and how that costs the training next to nothing: a copy in memory, written by another thread."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from pathlib import Path
+
+from deitctl.errors import ConfigError, DeitctlError
+from deitctl.training.state import Snapshot, TrainState
+
+LARGEST_SHARE = 0.01
+"""Of the time that saving may take where it goes by the clock."""
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Saver:
+    """Saves a run's state every so many steps or minutes."""
+
+    def __init__(self, folder: Path, log: Path, every: str) -> None:
+        """Save into `folder`; `log` is made safe before a state that counts its bytes; `every` as in `parse_interval`."""
+        self.folder, self.log = folder, log
+        self.steps, self.seconds = parse_interval(every)
+        self.last = time.monotonic()
+        self.cost = 0.0
+        """Seconds the last save took, in both threads together."""
+        self.saved_step = -1
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def due(self, step: int) -> bool:
+        """Say whether a state is to be saved after `step` steps."""
+        if self.steps:
+            return step % self.steps == 0
+        waited = time.monotonic() - self.last
+        return waited >= max(self.seconds, self.cost / LARGEST_SHARE)
+
+    def save(self, state: TrainState, *, wait: bool = False) -> None:
+        """Copy the state and begin to write it; with `wait`, return when it is on the disk.
+
+        Raises:
+            DeitctlError: this or the save before could not be written; the one before that is whole.
+        """
+        self.finish()
+        start = time.monotonic()
+        snapshot = state.snapshot()
+        self._thread = threading.Thread(target=self._write, args=(snapshot, start), name="save the state")
+        self._thread.start()
+        if wait:
+            self.finish()
+
+    def _write(self, snapshot: Snapshot, start: float) -> None:
+        try:
+            if self.log.exists():
+                with self.log.open("rb+") as file:
+                    os.fsync(file.fileno())
+            snapshot.write(self.folder)
+            self.saved_step = int(snapshot.record["step"])
+        except BaseException as error:
+            self._error = error
+        self.last = time.monotonic()
+        self.cost = self.last - start
+
+    def finish(self) -> None:
+        """Wait for the write under way; raise what went wrong in it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if error := self._error:
+            self._error = None
+            if not isinstance(error, DeitctlError):
+                raise error
+            run = self.folder.parent
+            left = "The last good state is untouched" if self.folder.exists() else "Nothing was saved before"
+            raise DeitctlError(
+                f"{error.message} {left}.", f"{error.hint} Then: deitctl train --resume {run}"
+            ) from error
+
+
+def parse_interval(text: str) -> tuple[int, float]:
+    """Read `500` (steps), `90s`, `10m` or `1h`; return steps and seconds, one of which is 0.
+
+    Raises:
+        ConfigError: it is none of these, or nothing.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    number = float(found[1]) if found else 0.0
+    if not found or not number or (not found[2] and not number.is_integer()):
+        raise ConfigError(f"save_every = {text!r} is no interval.", "Examples: 500 (steps), 90s, 10m, 1h.")
+    return (0, number * UNITS[found[2]]) if found[2] else (int(number), 0.0)

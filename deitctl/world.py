@@ -1,0 +1,189 @@
+"""The processes that train together: who this one is, and the few things they must agree on.
+
+torchrun starts them and says so in the environment; without it there is one. Numbers and small objects go over gloo on
+the CPU, so that no accelerator waits for them; gradients go the device's own way (NCCL on CUDA, gloo on CPU).
+
+Letters: R processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from deitctl.errors import ConfigError, DeitctlError
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=2)
+"""How long a process waits for another: fitting a teacher or scanning a slow disk takes one of them hours. A process that
+dies is noticed at once, by its closed connection."""
+BUCKET = 8_000_000
+"""Numbers that are summed at a time: 32 MB, so that the copy of the gradients stays small."""
+
+
+class ProcessLost(DeitctlError):
+    """Another process of the run died or cannot be reached."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among those that work together."""
+
+    rank: int = 0
+    size: int = 1
+    control: Any = None
+    """The gloo group of small things; None for one process."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one process that writes and speaks."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """Return this process's part of a batch of `count`, as even as pairs of neighbours allow: they stay together."""
+        pairs = -(-count // 2)
+        start, stop = (2 * (pairs * r // self.size) for r in (self.rank, self.rank + 1))
+        return slice(min(start, count), min(stop, count))
+
+    def exchange(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Return the numbers of every process, in the order of their ranks; all must pass as many."""
+        if self.size == 1:
+            return [list(numbers)]
+        mine = torch.tensor(numbers, dtype=torch.int64)
+        others = [torch.empty_like(mine) for _ in range(self.size)]
+        with _noticing_losses():
+            dist.all_gather(others, mine, group=self.control)
+        return [values.tolist() for values in others]
+
+    def gather(self, value: T) -> list[T]:
+        """Return a small object of every process, in the order of their ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with _noticing_losses():
+            dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def from_main(self, value: T) -> T:
+        """Return the main process's value, whatever the others pass."""
+        return self.gather(value if self.is_main else None)[0]  # type: ignore[return-value]
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        self.exchange([0])
+
+    @torch.no_grad()
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by their sums over the processes, the same to the bit in all of them."""
+        if self.size == 1:
+            return
+        for bucket in _buckets(tensors):
+            flat = torch.cat([t.reshape(-1) for t in bucket])
+            with _noticing_losses():
+                dist.all_reduce(flat)
+            parts = torch.split(flat, [t.numel() for t in bucket])
+            torch._foreach_copy_(list(bucket), [p.view_as(t) for p, t in zip(parts, bucket, strict=True)])
+
+    @torch.no_grad()
+    def equalise(self, model: nn.Module) -> None:
+        """Give every process the main one's parameters and buffers."""
+        if self.size == 1:
+            return
+        with _noticing_losses():
+            for value in model.state_dict().values():
+                dist.broadcast(value, src=0)
+
+
+ALONE = World()
+
+
+def launched() -> bool:
+    """Say whether torchrun, or another launcher of its kind, started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def main_process() -> bool:
+    """Say whether this process speaks for the others, before they have met."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def local_rank() -> int:
+    """Return which of the processes of this machine this is."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def launch_id() -> str:
+    """Return the name that all restarts of one torchrun share, empty without one."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return "" if name == "none" else name
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """Meet the other processes for a block; within it, a second call finds them met.
+
+    Raises:
+        ConfigError: several processes on a device that cannot talk.
+        ProcessLost: they do not come.
+    """
+    if not launched():
+        yield ALONE
+        return
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"Several processes cannot share {device.type}.", "Run without torchrun, or --device cpu.")
+    if dist.is_initialized():
+        yield World(dist.get_rank(), dist.get_world_size(), _control())
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    with _noticing_losses():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), _control())
+    finally:
+        _groups.clear()
+        dist.destroy_process_group()
+
+
+_groups: dict[str, Any] = {}
+
+
+def _control() -> Any:
+    """Return the gloo group, made when it is first asked for; every process asks at the same moment."""
+    if "control" not in _groups:
+        _groups["control"] = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return _groups["control"]
+
+
+@contextmanager
+def _noticing_losses() -> Iterator[None]:
+    """Turn torch's many words for a broken connection into one line."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ProcessLost(
+            f"Another process of this run is gone: {' '.join(str(error).split())[:160]}.",
+            "Its own last line says why; torchrun --max-restarts N starts all of them again where they stopped.",
+        ) from error
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield tensors of one type in groups of about `BUCKET` numbers."""
+    group: list[Tensor] = []
+    for tensor in tensors:
+        if group and (group[0].dtype != tensor.dtype or sum(t.numel() for t in group) + tensor.numel() > BUCKET):
+            yield group
+            group = []
+        group.append(tensor)
+    if group:
+        yield group
