@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,16 +93,29 @@ def caches() -> list[bytes]:
     return made
 
 
+def data_sets() -> list[bytes]:
+    """Tars in three dialects, with and without parts, and tables."""
+    buffer = io.BytesIO()
+    Image.new("L", (2, 2)).save(buffer, "PPM")
+    made = []
+    for dialect in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        for names in (("a/0.ppm", "b/1.ppm"), ("train/a/0.ppm", "val/ä/1.ppm", "x" * 120 + "/y/2.ppm")):
+            whole = io.BytesIO()
+            with tarfile.open(fileobj=whole, mode="w", format=dialect) as archive:
+                for name in names:
+                    member = tarfile.TarInfo(name)
+                    member.size = len(buffer.getvalue())
+                    archive.addfile(member, io.BytesIO(buffer.getvalue()))
+            made.append(b"t" + whole.getvalue()[: whole.tell()].rstrip(b"\0") + b"\0" * 1024)
+    return [*made, b"cpath,label\na.png,x\nb.png,y\n", b'cpath,label,split\n"a\n.png",x,train\n../b.png,y,val\n']
+
+
 def main(root: Path) -> None:
     """Write a folder of files a target."""
-    for name, cases in (
-        ("picture", pictures()),
-        ("config", configs()),
-        ("checkpoint", checkpoints()),
-        ("words", caches()),
-    ):
+    made = {"picture": pictures, "config": configs, "checkpoint": checkpoints, "words": caches, "data": data_sets}
+    for name, make in made.items():
         (root / name).mkdir(parents=True, exist_ok=True)
-        for number, case in enumerate(cases):
+        for number, case in enumerate(make()):
             (root / name / f"{number:03d}").write_bytes(case)
 
 

@@ -7,7 +7,9 @@ import warnings
 
 import atheris
 
-with atheris.instrument_imports(include=["deitctl", "PIL", "tomllib", "json", "safetensors", "zipfile", "targets"]):
+with atheris.instrument_imports(
+    include=["deitctl", "PIL", "tomllib", "json", "safetensors", "zipfile", "tarfile", "csv", "targets"]
+):
     import targets
 
 

@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOUND = sorted((Path(__file__).parent / "found").glob("*/*"))
-TARGETS = ("picture", "config", "checkpoint", "words")
-TRIES = {"picture": 400, "config": 40, "checkpoint": 300, "words": 300}
+TARGETS = ("picture", "config", "checkpoint", "words", "data")
+TRIES = {"picture": 400, "config": 40, "checkpoint": 300, "words": 300, "data": 200}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,13 @@ def mutated(rng: np.random.Generator, data: bytes) -> bytes:
 @pytest.mark.parametrize("name", TARGETS)
 def test_mutants_of_sound_inputs_raise_nothing_else(name, fuzz, monkeypatch):
     monkeypatch.setenv("DEITCTL_MAX_PIXELS", "1000000")
-    makers = {"picture": "pictures", "config": "configs", "checkpoint": "checkpoints", "words": "caches"}
+    makers = {
+        "picture": "pictures",
+        "config": "configs",
+        "checkpoint": "checkpoints",
+        "words": "caches",
+        "data": "data_sets",
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         seeds, rng = getattr(fuzz["corpus"], makers[name])(), np.random.default_rng(0)
