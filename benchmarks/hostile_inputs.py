@@ -137,13 +137,13 @@ def _expanded(names: list[str]) -> list[str]:
 
 
 def report(done: list[Case]) -> bool:
-    """Print a table by group and what broke a rule; return whether nothing did."""
-    print(f"{'group':8} {'processes':>9} {'exit codes':24} {'peak MiB':>8} {'slowest s':>9} {'broken':>6}")
+    """Print a table by group (`lines`: the most that one wrote to stderr) and what broke a rule; return whether nothing did."""
+    print(f"{'group':8} {'processes':>9} {'exit codes':24} {'lines':>5} {'peak MiB':>8} {'slowest s':>9} {'broken':>6}")
     for group in dict.fromkeys(case.group for case in done):
         cases = [case for case in done if case.group == group]
         codes = " ".join(f"{code}:{sum(c.code == code for c in cases)}" for code in sorted({c.code for c in cases}))
         print(
-            f"{group:8} {len(cases):9} {codes:24} {max(c.peak for c in cases):8} {max(c.seconds for c in cases):9.1f} "
+            f"{group:8} {len(cases):9} {codes:24} {max(len(c.err.splitlines()) for c in cases):5} {max(c.peak for c in cases):8} {max(c.seconds for c in cases):9.1f} "
             f"{sum(bool(c.broken) for c in cases):6}"
         )
     for case in done:
