@@ -141,9 +141,10 @@ def report(done: list[Case]) -> bool:
     print(f"{'group':8} {'processes':>9} {'exit codes':24} {'lines':>5} {'peak MiB':>8} {'slowest s':>9} {'broken':>6}")
     for group in dict.fromkeys(case.group for case in done):
         cases = [case for case in done if case.group == group]
+        lines = max(len(c.err.splitlines()) for c in cases)
         codes = " ".join(f"{code}:{sum(c.code == code for c in cases)}" for code in sorted({c.code for c in cases}))
         print(
-            f"{group:8} {len(cases):9} {codes:24} {max(len(c.err.splitlines()) for c in cases):5} {max(c.peak for c in cases):8} {max(c.seconds for c in cases):9.1f} "
+            f"{group:8} {len(cases):9} {codes:24} {lines:5} {max(c.peak for c in cases):8} {max(c.seconds for c in cases):9.1f} "
             f"{sum(bool(c.broken) for c in cases):6}"
         )
     for case in done:

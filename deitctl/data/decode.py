@@ -22,7 +22,7 @@ EXTENSIONS = frozenset(
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Whatever a file is called: Pillow's other readers run programs (EPS), or are little used and little tried."""
 MAX_PIXELS = 100_000_000
-"""Decoding holds 16 bytes a pixel at most (WebP), so the largest picture takes 1.6 GB."""
+"""Decoding holds 17 bytes a pixel at most (WebP), so the largest picture takes 1.7 GB."""
 PIXELS_VARIABLE = "DEITCTL_MAX_PIXELS"
 MAX_SIDE = 65_535  # JPEG's own limit; Pillow keeps a pointer for every row
 MAX_BYTES = 512 * 2**20
