@@ -83,15 +83,18 @@ def _json(stream: Iterable[Prediction]) -> int:
 
 
 def _csv(stream: Iterable[Prediction]) -> int:
+    from deitctl.cli.console import printable
+
     failed = 0
+    said = printable if sys.stdout.isatty() else str  # exact in a file; a terminal would obey
     sys.stdout.write("input,rank,index,label,score,error\n")
     for prediction in stream:
         failed += prediction.error is not None
-        name = cell(prediction.input)
+        name = cell(said(prediction.input))
         for rank, guess in enumerate(prediction.guesses, start=1):
-            sys.stdout.write(f"{name},{rank},{guess.index},{cell(guess.label)},{guess.score:.6f},\n")
+            sys.stdout.write(f"{name},{rank},{guess.index},{cell(said(guess.label))},{guess.score:.6f},\n")
         if prediction.error is not None:
-            sys.stdout.write(f"{name},,,,,{cell(prediction.error)}\n")
+            sys.stdout.write(f"{name},,,,,{cell(said(prediction.error))}\n")
         sys.stdout.flush()
     return failed
 

@@ -78,6 +78,15 @@ def test_a_spreadsheet_finds_no_formula(capsys):
     assert table[0]["index"] == "-1", "numbers are ours and stay numbers"
 
 
+def test_a_spreadsheet_on_a_terminal_is_harmless_and_exact_in_a_file(capsys, monkeypatch):
+    predict._csv(stream())
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out, newline="")))
+    assert table[0]["input"] == EVIL
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    predict._csv(stream())
+    assert_harmless(capsys.readouterr().out, 4)
+
+
 def test_talk_of_all_kinds_is_harmless(capsys):
     error_line(DeitctlError(EVIL, EVIL))
     reporter = make_reporter(False)
