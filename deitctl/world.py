@@ -9,6 +9,7 @@ Letters: R processes.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from deitctl.errors import ConfigError, DeitctlError
 
@@ -25,6 +28,8 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=2)
 """How long a process waits for another: fitting a teacher or scanning a slow disk takes one of them hours. A process that
 dies is noticed at once, by its closed connection."""
+ARRIVAL = 1800
+"""Seconds that processes wait for the last one to come; a slow machine may scan the data first."""
 BUCKET = 8_000_000
 """Numbers that are summed at a time: 32 MB, so that the copy of the gradients stays small."""
 
@@ -39,8 +44,6 @@ class World:
 
     rank: int = 0
     size: int = 1
-    control: Any = None
-    """The gloo group of small things; None for one process."""
 
     @property
     def is_main(self) -> bool:
@@ -60,7 +63,7 @@ class World:
         mine = torch.tensor(numbers, dtype=torch.int64)
         others = [torch.empty_like(mine) for _ in range(self.size)]
         with _noticing_losses():
-            dist.all_gather(others, mine, group=self.control)
+            dist.all_gather(others, mine)
         return [values.tolist() for values in others]
 
     def gather(self, value: T) -> list[T]:
@@ -69,7 +72,7 @@ class World:
             return [value]
         values: list[Any] = [None] * self.size
         with _noticing_losses():
-            dist.all_gather_object(values, value, group=self.control)
+            dist.all_gather_object(values, value)
         return values
 
     def from_main(self, value: T) -> T:
@@ -140,27 +143,55 @@ def joined(device: torch.device) -> Iterator[World]:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"Several processes cannot share {device.type}.", "Run without torchrun, or --device cpu.")
     if dist.is_initialized():
-        yield World(dist.get_rank(), dist.get_world_size(), _control())
+        yield World(dist.get_rank(), dist.get_world_size())
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with _noticing_losses():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        store, rank, size = next(rendezvous("env://"))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=_clean_corner(store, rank, size), rank=rank,
+            world_size=size, timeout=PATIENCE,
+        )  # fmt: skip
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), _control())
+        yield World(dist.get_rank(), dist.get_world_size())
     finally:
-        _groups.clear()
         dist.destroy_process_group()
 
 
-_groups: dict[str, Any] = {}
+def _clean_corner(store: Store, rank: int, size: int) -> Store:
+    """Return a part of torchrun's store that only these starts of the processes use.
 
+    The store outlives a restart (seen with torch 2.15), and the dead processes' addresses in it would be dialled. So
+    the first process names a new corner, and tells it to whoever shows a number that nobody has shown before.
+    """
+    mine = f"{os.getpid()}-{time.time_ns()}"
+    deadline = time.monotonic() + ARRIVAL
 
-def _control() -> Any:
-    """Return the gloo group, made when it is first asked for; every process asks at the same moment."""
-    if "control" not in _groups:
-        _groups["control"] = dist.new_group(backend="gloo", timeout=PATIENCE)
-    return _groups["control"]
+    def said(key: str) -> str:
+        return store.get(key).decode() if store.check([key]) else ""
+
+    if rank == 0:
+        waiting = set(range(1, size))
+        while waiting and time.monotonic() < deadline:
+            for other in list(waiting):
+                if said(f"ready/{other}") == mine:
+                    waiting.discard(other)
+                elif hello := said(f"hello/{other}"):
+                    store.set(f"corner/{other}", f"{hello} {mine}")
+            time.sleep(0.02)
+    else:
+        store.set(f"hello/{rank}", mine)
+        waiting = {0}
+        while waiting and time.monotonic() < deadline:
+            hello, _, corner = said(f"corner/{rank}").partition(" ")
+            if hello == mine:
+                store.set(f"ready/{rank}", corner)
+                return PrefixStore(corner, store)
+            time.sleep(0.02)
+    if waiting:
+        raise RuntimeError(f"process {min(waiting)} did not come in {ARRIVAL} s")
+    return PrefixStore(mine, store)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import deitctl
-from deitctl.cli import compare, distill, doctor, evaluate, export, models, predict, teach, train
+from deitctl.cli import check, compare, distill, doctor, evaluate, export, models, predict, teach, train
 from deitctl.cli.console import error_line
 from deitctl.errors import ConfigError, DeitctlError, Interrupted, Signalled
 
@@ -28,6 +28,7 @@ app.command("distill")(distill.distill)
 app.command("teach")(teach.teach)
 app.command("compare")(compare.compare)
 app.command("eval")(evaluate.evaluate)
+app.command("check")(check.check)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("models")(models.models)

@@ -27,13 +27,14 @@ def data_fingerprint(source: Source, reporter: Reporter) -> str:
     picture that is added, left out, moved, renamed or stored again is noticed by its name or size.
     """
     count = len(source.labels)
-    sizes = [source.size(i) for i in range(count)]
+    sizes = np.fromiter((source.size(i) for i in range(count)), np.dtype("<i8"), count)
     digest = hashlib.sha256("\x1f".join(source.class_names).encode("utf-8", "surrogateescape"))
     digest.update(np.asarray(source.labels, dtype="<i8").tobytes())
-    digest.update(np.asarray(sizes, dtype="<i8").tobytes())
-    names = "\x1f".join(PurePath(source.name(i)).name for i in range(count))
-    digest.update(names.encode("utf-8", "surrogateescape"))
-    whole = sum(sizes) <= READ_WHOLE or count <= SAMPLED
+    digest.update(sizes.tobytes())
+    for index in range(count):
+        separator = "\x1f" if index else ""
+        digest.update((separator + PurePath(source.name(index)).name).encode("utf-8", "surrogateescape"))
+    whole = sizes.sum() <= READ_WHOLE or count <= SAMPLED
     chosen = range(count) if whole else np.linspace(0, count - 1, SAMPLED).astype(int).tolist()
     for index in track(chosen, reporter, "look at the data", len(chosen)):
         try:

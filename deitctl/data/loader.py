@@ -187,10 +187,10 @@ def eval_batches(
 def _stream(views: Dataset[Sample], **options: Any) -> Iterator[Batch]:
     with warnings.catch_warnings():  # the number of processes is the user's to choose
         warnings.filterwarnings("ignore", message="This DataLoader will create")
-        return iter(DataLoader(views, collate_fn=collate, worker_init_fn=_leave_signals_to_the_parent, **options))
+        return iter(DataLoader(views, collate_fn=collate, worker_init_fn=leave_signals_to_the_parent, **options))
 
 
-def _leave_signals_to_the_parent(_: int) -> None:
+def leave_signals_to_the_parent(_: int) -> None:
     """Let signals that reach the whole process group be the training process's to handle; it ends its loaders."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -26,28 +26,43 @@ def view_of(key: SampleKey, *, views: int, repeats: int) -> int:
     return number % views if views else number
 
 
-def epoch_order(count: int, *, seed: int, epoch: int, repeats: int = 1) -> list[SampleKey]:
-    """Return the `count` keys of an epoch over `count` pictures.
+class EpochOrder:
+    """The `count` keys of an epoch over `count` pictures; kept is an array of the pictures, the keys are made when asked for.
 
     With repeated augmentation (Hoffer et al. 2020; DeiT §6) each of the first 1/repeats of a shuffle comes `repeats`
     times, in views of their own, close together so that they meet in a batch, but never as neighbours, which mixing
     pairs. Unlike the released sampler this needs no processes, seeds by `seed`, and leaves no picture out for the sake
     of a multiple of 256.
     """
-    shuffle = rng.generator(seed, "order", epoch).permutation(count)
-    if repeats <= 1:
-        return [SampleKey(epoch, int(i), 0) for i in shuffle]
-    chosen = shuffle[: -(-count // repeats)]
-    order: list[SampleKey] = []
-    for start in range(0, len(chosen), REPEAT_BLOCK):
-        block = chosen[start : start + REPEAT_BLOCK]
-        for repeat in range(repeats):
-            draw = rng.generator(seed, "repeat", epoch, start, repeat)
-            turn = draw.permutation(block)
-            if order and len(block) > 1 and order[-1].index == turn[0]:
+
+    def __init__(self, count: int, *, seed: int, epoch: int, repeats: int = 1) -> None:
+        self.count, self.seed, self.epoch, self.repeats = count, seed, epoch, repeats
+        shuffle = rng.generator(seed, "order", epoch).permutation(count)[: -(-count // repeats)]
+        self._chosen = shuffle.astype(np.min_scalar_type(count))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, places: slice) -> list[SampleKey]:
+        """Return the keys of a range of places; it costs what the range is long."""
+        start, stop, _ = places.indices(self.count)
+        if self.repeats == 1:
+            return [SampleKey(self.epoch, index, 0) for index in self._chosen[start:stop].tolist()]
+        width = REPEAT_BLOCK * self.repeats
+        first = start // width
+        keys = [key for block in range(first, -(-stop // width)) for key in self._block(block * REPEAT_BLOCK)]
+        return keys[start - first * width : stop - first * width]
+
+    def _block(self, start: int) -> list[SampleKey]:
+        """Return all repeats of the pictures from a place of the shuffle on; blocks share none, so each is on its own."""
+        block = self._chosen[start : start + REPEAT_BLOCK]
+        keys: list[SampleKey] = []
+        for repeat in range(self.repeats):
+            turn = rng.generator(self.seed, "repeat", self.epoch, start, repeat).permutation(block)
+            if keys and len(block) > 1 and keys[-1].index == turn[0]:
                 turn = np.roll(turn, 1)
-            order += [SampleKey(epoch, int(i), repeat) for i in turn]
-    return order[:count]
+            keys += [SampleKey(self.epoch, index, repeat) for index in turn.tolist()]
+        return keys
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
@@ -71,7 +86,7 @@ class TrainBatches:
     def __iter__(self) -> Iterator[list[SampleKey]]:
         start_epoch, start_batch = divmod(self.first_step, self.steps_per_epoch)
         for epoch in range(start_epoch, self.epochs):
-            order = epoch_order(self.count, seed=self.seed, epoch=epoch, repeats=self.repeats)
+            order = EpochOrder(self.count, seed=self.seed, epoch=epoch, repeats=self.repeats)
             for batch in range(start_batch, self.steps_per_epoch):
                 yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
             start_batch = 0

@@ -46,7 +46,8 @@ class Source(Protocol):
 class FileSource:
     """Pictures in files of their own."""
 
-    paths: tuple[str, ...]
+    paths: Sequence[str]
+    """`Names` where there may be many."""
     labels: Labels
     class_names: tuple[str, ...]
 
@@ -71,22 +72,24 @@ class TarSource:
     """Pictures inside an uncompressed tar, read in place by offset."""
 
     path: str
-    members: tuple[tuple[str, int, int], ...]
-    """Name, offset in bytes and size in bytes."""
+    members: Sequence[str]
+    """`Names` where there may be many."""
+    spans: NDArray[np.int64]
+    """Offset and size of each in the tar, in bytes, [N,2]."""
     labels: Labels
     class_names: tuple[str, ...]
 
     def name(self, index: int) -> str:
-        return f"{self.path}:{self.members[index][0]}"
+        return f"{self.path}:{self.members[index]}"
 
     def read(self, index: int) -> Image.Image:
         return decode(self.raw(index), self.name(index))
 
     def size(self, index: int) -> int:
-        return self.members[index][2]
+        return int(self.spans[index, 1])
 
     def raw(self, index: int) -> bytes:
-        _, offset, size = self.members[index]
+        offset, size = self.spans[index].tolist()
         if size > MAX_BYTES:
             raise DataError(f"{self.name(index)} has {size:,} bytes, more than {MAX_BYTES:,}.")
         try:
@@ -154,7 +157,7 @@ def relabel(source: Source, class_names: tuple[str, ...]) -> Subset:
         DataError: a class with pictures is not among `class_names`.
     """
     index = {name: i for i, name in enumerate(class_names)}
-    used = sorted({source.class_names[label] for label in source.labels.tolist()})
+    used = sorted(source.class_names[label] for label in np.unique(source.labels))
     if strangers := [name for name in used if name not in index]:
         raise DataError(
             f"Class {strangers[0]!r} is in the validation set but not in the training set"
@@ -170,15 +173,14 @@ def hold_out(source: Source, share: float, seed: int) -> tuple[Subset, Subset]:
 
     A class of one picture stays in training; classes of two or more give at least one.
     """
-    held: list[int] = []
-    for label in range(len(source.class_names)):
-        members = np.flatnonzero(source.labels == label)
+    held = np.zeros(len(source.labels), dtype=bool)
+    counts = np.bincount(source.labels, minlength=len(source.class_names))
+    by_class = np.split(np.argsort(source.labels, kind="stable"), np.cumsum(counts)[:-1])
+    for label, members in enumerate(by_class):
         count = min(len(members) - 1, max(1, round(share * len(members))))
         if count > 0:
-            held += rng.generator(seed, "hold-out", label).permutation(members)[:count].tolist()
-    mask = np.zeros(len(source.labels), dtype=bool)
-    mask[held] = True
-    return subset(source, np.flatnonzero(~mask)), subset(source, np.flatnonzero(mask))
+            held[rng.generator(seed, "hold-out", label).permutation(members)[:count]] = True
+    return subset(source, np.flatnonzero(~held)), subset(source, np.flatnonzero(held))
 
 
 def digits() -> tuple[Source, Source]:
@@ -200,9 +202,11 @@ def digits() -> tuple[Source, Source]:
     return subset(whole, np.flatnonzero(~validation)), subset(whole, np.flatnonzero(validation))
 
 
-def drop_empty_classes(source: FileSource | TarSource) -> tuple[FileSource | TarSource, list[str]]:
+def drop_empty_classes(source: FileSource) -> tuple[FileSource, list[str]]:
     """Leave out classes without a picture, so that every logit stands for something; return their names too."""
     counts = np.bincount(source.labels, minlength=len(source.class_names))
+    if counts.all():
+        return source, []
     kept = np.flatnonzero(counts)
     empty = [source.class_names[i] for i in np.flatnonzero(counts == 0)]
     renumber = np.full(len(source.class_names), -1, dtype=np.int64)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deitctl.cache import cache_root
 from deitctl.card import Preprocessing
 from deitctl.checkpoint import write_json
 from deitctl.config import DistillConfig, TrainConfig, to_dict
@@ -33,7 +34,6 @@ from deitctl.workflows.teacher import (
     WITHOUT_WEIGHTS,
     FoundTeacher,
     TrainRun,
-    cache_root,
     find_teacher,
     teacher_identity,
 )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from deitctl.cache import cache_root
 from deitctl.checkpoint import cannot_write
 from deitctl.config import DistillConfig, Recipe, TrainConfig, to_dict
 from deitctl.data.classes import ClassMatch, is_imagenet, match_classes
@@ -23,15 +23,7 @@ from deitctl.models.build import LoadedModel, load_model, published_files, weigh
 from deitctl.recipes import ADAPT_FULL_FROM, DIGITS_CONVNET, adaptation
 
 TrainRun = Callable[[TrainConfig], object]
-CACHE_VARIABLE = "DEITCTL_CACHE"
 WITHOUT_WEIGHTS = "without weights"
-
-
-def cache_root() -> Path:
-    """Return where teachers and their words are kept: `$DEITCTL_CACHE`, or the user's cache folder."""
-    named = os.environ.get(CACHE_VARIABLE)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named).expanduser() if named else Path(home) / "deitctl"
 
 
 @dataclass(frozen=True)

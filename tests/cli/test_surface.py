@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from deitctl.cli.app import app, main
 
-COMMANDS = ("train", "distill", "eval", "predict", "export", "teach", "compare", "models", "doctor")
+COMMANDS = ("train", "distill", "eval", "predict", "export", "teach", "compare", "check", "models", "doctor")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([c, "--help"] for c in COMMANDS)])
@@ -59,6 +59,9 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["predict"], 2, "Missing argument"),
         (["eval", "/nowhere"], 1, "There is no data set '/nowhere'"),
         (["eval", "--model", "deit_tiny"], 1, "--weights FILE"),
+        (["check", "/nowhere"], 1, "There is no data set '/nowhere'"),
+        (["check", "digits", "--write-table", "table.txt"], 1, "must end in .csv"),
+        (["check", "digits", "--ground-truth", "labels.txt"], 1, "cannot be read: No such file"),
         (["train", "/nowhere"], 1, "There is no data set"),
         (["train", "--set", "epoch=3"], 1, "Did you mean"),
         (["train", "--resume", "/nowhere"], 1, "is not a run"),

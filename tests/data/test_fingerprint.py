@@ -138,6 +138,17 @@ def test_names_that_are_not_unicode_have_a_fingerprint(root, of):
     assert of(root) != first
 
 
+def test_a_fingerprint_stays_what_it_was(digit_sources, tmp_path, of, reporter):
+    """Words of teachers are found by it; taken when all names were still joined at once."""
+    for folder, count in (("ant", 3000), ("bee/x", 3), ("cow", 3)):
+        (tmp_path / "d" / folder).mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / "d" / folder / f"{number}.png").write_bytes(f"{folder} {number}".encode())
+    os.rename(tmp_path / "d" / "cow" / "1.png", os.fsencode(tmp_path / "d" / "cow") + b"/\xff.png")
+    assert of(tmp_path / "d") == "7bf0f8e6c990ff8c"
+    assert [data_fingerprint(s, reporter) for s in digit_sources] == ["25430da69d282a62", "af60cb61d2feff64"]
+
+
 def test_a_picture_that_cannot_be_read_is_part_of_the_data(root, of):
     before = of(root)
     (root / "ant" / "0.png").unlink()

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import tracemalloc
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deitctl.data.samplers import REPEAT_BLOCK, SampleKey, TrainBatches, epoch_order, steps_per_epoch, view_of
+from deitctl.data.samplers import REPEAT_BLOCK, EpochOrder, SampleKey, TrainBatches, steps_per_epoch, view_of
 
 COUNTS = st.integers(1, 700)
+
+
+def epoch_order(count: int, *, seed: int, epoch: int, repeats: int = 1) -> list[SampleKey]:
+    """All keys of an epoch."""
+    return EpochOrder(count, seed=seed, epoch=epoch, repeats=repeats)[:]
 
 
 @given(count=COUNTS, seed=st.integers(0, 100), epoch=st.integers(0, 100))
@@ -117,3 +124,35 @@ def test_without_a_number_of_views_every_sample_shows_a_new_one(count, repeats, 
 def test_as_many_samples_in_a_row_as_there_are_views_show_each_once(epoch, views, repeats):
     keys = [SampleKey(epoch + n // repeats, 3, n % repeats) for n in range(views)]
     assert {view_of(k, views=views, repeats=repeats) for k in keys} == set(range(views))
+
+
+@pytest.mark.parametrize(
+    ("repeats", "digest"), [(1, "0b5f42c6ed07049f"), (2, "fb3b83c4e83b6fb0"), (3, "0ba0c8c79b0c38db")]
+)
+def test_the_order_stays_what_it_was_for_runs_that_are_resumed(repeats, digest):
+    """Taken when an epoch's keys were still made all at once."""
+    found = hashlib.sha256()
+    for count in (1, 7, 100, 1297):
+        for epoch in (0, 5):
+            for key in epoch_order(count, seed=3, epoch=epoch, repeats=repeats):
+                found.update(b"%d %d %d\n" % key)
+    assert found.hexdigest()[:16] == digest
+
+
+@given(count=COUNTS, repeats=st.integers(1, 4), ends=st.tuples(st.integers(0, 720), st.integers(0, 720)))
+def test_any_range_of_an_order_is_that_range_of_the_whole(count, repeats, ends):
+    order = EpochOrder(count, seed=4, epoch=2, repeats=repeats)
+    assert order[slice(*ends)] == order[:][slice(*ends)]
+    assert len(order) == count
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_an_epoch_of_a_million_begins_without_a_million_keys(repeats):
+    tracemalloc.start()
+    try:
+        batches = iter(TrainBatches(1_000_000, 1024, seed=0, epochs=2, repeats=repeats))
+        first, kept = next(batches), tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert len(first) == 1024
+    assert kept < 6 << 20  # four bytes a picture, and the batch

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deitctl.cache import cache_root
 from deitctl.checkpoint import load_tensors
 from deitctl.config import TrainConfig
 from deitctl.data.fingerprint import data_fingerprint
@@ -19,7 +20,7 @@ from deitctl.events import SilentReporter
 from deitctl.lock import locked
 from deitctl.models.build import load_model
 from deitctl.workflows import teacher as module
-from deitctl.workflows.teacher import FoundTeacher, cache_root, find_teacher
+from deitctl.workflows.teacher import FoundTeacher, find_teacher
 from deitctl.workflows.train import train_or_find
 
 Make = Callable[..., TrainConfig]

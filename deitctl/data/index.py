@@ -1,0 +1,188 @@
+"""What a scan has found, kept so that the next start reads it instead, and known to be stale when anything has changed.
+
+An index is one file: a line that says what it is, a checksum of the rest, the length of a JSON header, the header, and
+arrays. It holds the state of every directory that was entered; adding, removing or renaming anything changes the state
+of the directory it is in. Nothing in it is believed before it is checked, and one that does not pass is made again.
+
+Letters: D directories, N pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deitctl.cache import cache_root
+from deitctl.checkpoint import write_bytes
+from deitctl.data.mapped import MappedFile
+from deitctl.data.names import Names
+from deitctl.errors import DeitctlError
+from deitctl.events import Reporter
+
+FROM = 10_000
+"""Pictures from which an index is worth its file: listing fewer takes a tenth of a second."""
+SETTLED = 2_000_000_000
+"""Nanoseconds a directory must have been at rest before a scan: a change within the same tick of the file system's clock
+would leave no trace in its times. The coarsest clock, FAT's, ticks every two seconds."""
+MAGIC = b"deitctl index 1\n"
+ALIGN = 64
+STATE = 5  # numbers a directory's state
+COLUMNS = {"blob": "|u1", "ends": "<i8", "labels": "<i8", "spans": "<i8"}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The pictures of one part of a data set, by name relative to its root."""
+
+    names: Names
+    labels: NDArray[np.int64]
+    """[N], index of `class_names`."""
+    class_names: tuple[str, ...]
+    """Also of classes without a picture."""
+    spans: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    """Offset and length in bytes of each picture in the tar it lies in, [N,2]; [0,2] for pictures in files."""
+
+
+class Watched:
+    """The directories that a scan enters, each in the state that it had before it was listed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.started = os.path.realpath(root), time.time_ns()
+        self.states: dict[str, tuple[int, ...]] = {}
+        self.complete = True
+        """Set to False by a scan that could not look everywhere."""
+
+    def add(self, path: str) -> None:
+        """Note the state of a directory, or of what a link leads to; `path` is relative to the root, which is the empty one."""
+        self.states[path] = state_of(os.path.join(self.root, path) if path else self.root)
+
+    @property
+    def settled(self) -> bool:
+        """Whether everything was seen, every directory has a time of change, and none had changed just before."""
+        times = [when for state in self.states.values() if state[-1] for when in state[:2]]
+        return self.complete and min(times) > 0 and max(times) < self.started - SETTLED
+
+
+def state_of(path: str) -> tuple[int, ...]:
+    """Return what changes when a directory's content does: times of change, inode, size, and whether it is there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (0,) * STATE
+    inode = status.st_ino & (1 << 63) - 1
+    return status.st_mtime_ns, status.st_ctime_ns, inode, status.st_size, 1
+
+
+def index_path(root: Path) -> Path:
+    """Return where the index of a folder or tar is kept."""
+    name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
+    return cache_root() / "indexes" / f"{name}.index"
+
+
+def keep(parts: Mapping[str, Listing], watched: Watched, reporter: Reporter) -> None:
+    """Write the index of a scan, if it is worth it and can be relied on; a cache that cannot be written is no error."""
+    if sum(len(part.labels) for part in parts.values()) < FROM or not watched.settled:
+        return
+    directories = Names.of(watched.states)
+    columns: list[tuple[str, NDArray[Any]]] = [
+        ("|u1", directories.blob), ("<i8", directories.ends), ("<i8", np.array([*watched.states.values()], np.int64)),
+    ]  # fmt: skip
+    for part in parts.values():
+        values = part.names.blob, part.names.ends, part.labels, part.spans
+        columns += zip(COLUMNS.values(), values, strict=True)
+    header = {
+        "root": watched.root,
+        "parts": {name: part.class_names for name, part in parts.items()},
+        "shapes": [list(values.shape) for _, values in columns],
+    }
+    path = index_path(Path(watched.root))
+    try:
+        write_bytes(path, _packed(header, columns))
+    except DeitctlError as error:
+        reporter.note(f"The list of pictures is not kept, the next start lists them again. {error.message}")
+
+
+def _packed(header: Mapping[str, Any], columns: Sequence[tuple[str, NDArray[Any]]]) -> bytes:
+    text = json.dumps(header).encode()
+    pieces: list[bytes | memoryview] = [len(text).to_bytes(8, "little"), text]
+    length = len(MAGIC) + 4 + 8 + len(text)
+    for dtype, values in columns:
+        data = np.ascontiguousarray(values, dtype=dtype).reshape(-1).view(np.uint8).data
+        pieces += [bytes(-length % ALIGN), data]
+        length += len(pieces[-2]) + len(data)
+    checksum = 0
+    for piece in pieces:
+        checksum = zlib.crc32(piece, checksum)
+    return b"".join([MAGIC, checksum.to_bytes(4, "little"), *pieces])
+
+
+def find(root: Path) -> dict[str, Listing] | None:
+    """Return the parts that the index of a folder or tar holds, mapped from its file; None without a good one.
+
+    It costs a look at each directory's state, and none into a directory.
+    """
+    try:
+        file = MappedFile(index_path(root))
+        header, columns = _unpacked(file)
+        if header["root"] != os.path.realpath(root) or not _fresh(header["root"], columns[:3]):
+            return None
+        return _parts(header["parts"], columns[3:])
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError):
+        return None  # none, cut short, of another version, or not an index
+
+
+def _unpacked(file: MappedFile) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+    """Return the header and the arrays; raise ValueError or TypeError if they are not as they were written."""
+    at = len(MAGIC) + 12
+    start = file.bytes[:at].tobytes()
+    stated = int.from_bytes(start[len(MAGIC) : -8], "little")
+    if not start.startswith(MAGIC) or zlib.crc32(file.bytes[at - 8 :].data) != stated:
+        raise ValueError("not an index, or a damaged one")
+    length = int.from_bytes(start[-8:], "little")
+    header = json.loads(file.bytes[at : at + length].tobytes())
+    at += length
+    columns = []
+    dtypes = ["|u1", "<i8", "<i8", *list(COLUMNS.values()) * len(header["parts"])]
+    for dtype, shape in zip(dtypes, header["shapes"], strict=True):
+        at += -at % ALIGN
+        columns.append(file.array(at, dtype, tuple(shape)))
+        at += columns[-1].nbytes
+    return header, columns
+
+
+def _fresh(root: str, columns: Sequence[NDArray[Any]]) -> bool:
+    """Say whether every directory is in the state that it was in."""
+    paths, states = Names(columns[0], columns[1]), columns[2]
+    if not paths.sound or states.shape != (len(paths), STATE):
+        return False
+    return len(paths) > 0 and all(
+        state_of(os.path.join(root, path) if path else root) == tuple(state)
+        for path, state in zip(paths, states.tolist(), strict=True)
+    )
+
+
+def _parts(classes: Mapping[str, Sequence[str]], columns: Sequence[NDArray[Any]]) -> dict[str, Listing] | None:
+    """Put the arrays together; None if they do not fit each other."""
+    found = {}
+    for number, (name, class_names) in enumerate(classes.items()):
+        blob, ends, labels, spans = columns[4 * number : 4 * number + 4]
+        names = Names(blob, ends)
+        fits = names.sound and labels.shape == (len(names),) and spans.shape in ((0, 2), (len(names), 2))
+        if (
+            not fits
+            or min(labels.min(initial=0), spans.min(initial=0)) < 0
+            or labels.max(initial=-1) >= len(class_names)
+        ):
+            return None
+        found[name] = Listing(names, labels, tuple(map(str, class_names)), spans)
+    return found
