@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +13,14 @@ from deitctl.errors import ModelError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images; DeiT's datasets.py and timm's constants.py
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HEADS = ("cls", "dist", "avg-logits", "avg-probs")
+MAX_SIZE = 2048
+"""Largest side of an input, pixels; timm's largest is 1,280."""
+MAX_CLASSES = 1_000_000
+MAX_CROP = 4096
+"""Pixels that a side is resized to before the crop, at most."""
+LARGEST_ARGUMENT = 16_384
+NOT_OF_A_MODEL = ("model_name", "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only")
+"""What timm's `create_model` takes for itself: one of them is a path that it would unpickle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +114,7 @@ def from_timm_config(config: Mapping[str, Any], where: str) -> ModelCard:
     """
     try:
         pretrained = config.get("pretrained_cfg") or {}
-        names = config.get("label_names")
+        names = _texts(config.get("label_names"))
         described = config.get("label_descriptions")
         num_classes = int(config.get("num_classes", pretrained.get("num_classes", 1000)))
         model_args = dict(config.get("model_args") or {})
@@ -121,19 +131,58 @@ def from_timm_config(config: Mapping[str, Any], where: str) -> ModelCard:
         card = ModelCard(
             architecture=str(config["architecture"]),
             num_classes=num_classes,
-            class_names=tuple(str(n) for n in names) if names is not None else None,
+            class_names=names,
             descriptions=_descriptions(names, described),
             preprocessing=pre,
             head=str(config.get("deitctl", {}).get("head", "auto")),
             model_args=model_args,
         )
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise ModelError(
-            f"{where} is not a model's config.json: {error!r}.", "Expected timm's layout with 'architecture'."
+            f"{where} is not a model's config.json: {repr(error)[:200]}.", "Expected timm's layout with 'architecture'."
         ) from error
+    if absurd := _absurd(card):
+        raise ModelError(f"{where} is not used: {absurd}.", "Read it before you trust its weights.")
     if card.class_names is not None and len(card.class_names) != num_classes:
         raise ModelError(f"{where} names {len(card.class_names)} classes but num_classes is {num_classes}.")
     return card
+
+
+def _texts(values: Any) -> tuple[str, ...] | None:
+    """Return a list of names; one that is no list, or holds what no text file can, is refused."""
+    if values is None:
+        return None
+    if not isinstance(values, list | tuple) or not all(isinstance(v, str) for v in values):
+        raise TypeError("the names of classes are not a list of texts")
+    for value in values:
+        value.encode()  # half of a surrogate pair raises
+    return tuple(values)
+
+
+def _absurd(card: ModelCard) -> str:
+    """Say what of a card no model has, or would take the memory or the time of the machine; empty for nothing."""
+    pre = card.preprocessing
+    rules = {
+        f"architecture is {card.architecture[:80]!r}": re.fullmatch(r"[A-Za-z0-9_.\-]{1,120}", card.architecture),
+        f"num_classes is {card.num_classes}": 1 <= card.num_classes <= MAX_CLASSES,
+        f"the input has {pre.img_size} pixels": 1 <= pre.img_size <= MAX_SIZE,
+        f"crop_pct is {pre.crop_pct}": 0 < pre.crop_pct <= 8 and 1 <= pre.img_size / pre.crop_pct <= MAX_CROP,
+        f"mean is {pre.mean}": all(math.isfinite(m) for m in pre.mean),
+        f"model_args has {_unfit(card.model_args)}": not _unfit(card.model_args),
+        f"std is {pre.std}": all(math.isfinite(s) and s > 0 for s in pre.std),
+    }
+    return next((what for what, fine in rules.items() if not fine), "")
+
+
+def _unfit(model_args: Mapping[str, Any]) -> str:
+    """Name an argument that says where weights are from and not what a model is, or is larger than any model's."""
+    for name, value in model_args.items():
+        numbers = value if isinstance(value, list) else [value]
+        if name.startswith("pretrained") or name in NOT_OF_A_MODEL or len(numbers) > 64:
+            return repr(name[:80])
+        if any(isinstance(n, int | float) and not -LARGEST_ARGUMENT <= n <= LARGEST_ARGUMENT for n in numbers):
+            return repr(name[:80])
+    return ""
 
 
 def _triple(values: Any) -> tuple[float, float, float]:
@@ -141,9 +190,9 @@ def _triple(values: Any) -> tuple[float, float, float]:
     return r, g, b
 
 
-def _descriptions(names: Any, described: Any) -> tuple[str, ...] | None:
+def _descriptions(names: tuple[str, ...] | None, described: Any) -> tuple[str, ...] | None:
     if not names or not described:
         return None
     if isinstance(described, Mapping):
-        return tuple(str(described.get(n, n)) for n in names)
-    return tuple(str(d) for d in described) if len(described) == len(names) else None
+        return _texts([described.get(n, n) for n in names])
+    return _texts(described) if len(described) == len(names) else None

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from torch import Tensor
 
 from deitctl.card import ModelCard, from_timm_config, to_timm_config
 from deitctl.errors import DeitctlError, ModelError
+from deitctl.files import read_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+MAX_HEADER = 16 * 2**20
+"""Bytes of a safetensors header; one of a model with a thousand tensors has a hundred thousand."""
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -37,8 +41,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise cannot_write(path, error if isinstance(error, OSError) else OSError(str(error))) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -67,8 +71,12 @@ def _umask() -> int:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON for people: indented, whole or not at all."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    """Write JSON for people: indented, whole or not at all; a file name that is no text is written in escapes."""
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2).encode()
+    write_bytes(path, text + b"\n")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -110,24 +118,73 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     A training checkpoint's wrapping (`model`, `state_dict`, `module.` and `_orig_mod.` prefixes) is taken off.
 
     Raises:
-        ModelError: the file is missing, broken, or not made of tensors.
+        ModelError: the file is missing, broken, or not made of plain tensors that are stored in it.
     """
     if not path.is_file():
         raise ModelError(f"There is no weights file {path}.")
     try:
         if path.suffix == ".safetensors":
-            return _unprefixed(load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+            _require_header(path)
+            loaded: Any = load_file(path)
+        else:
+            _require_stored(path)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, MemoryError) as error:
         raise ModelError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
     except Exception as error:  # torch.load raises pickle's own errors for what weights_only refuses
         raise ModelError(f"{path} holds more than weights and is not opened: {_first_line(error)}") from error
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
+    if not isinstance(loaded, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
         raise ModelError(f"{path} is not a dictionary of tensors.")
+    if not loaded and path.suffix != ".safetensors":
+        raise ModelError(f"{path} is not a dictionary of tensors.")
+    _require_plain(loaded, path)
     return _unprefixed(loaded)
+
+
+def _require_header(path: Path) -> None:
+    """Refuse a safetensors header that is longer than any model's: parsing it takes many times its size."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER:
+        raise ValueError(f"its header is said to have {length:,} bytes")
+
+
+def _require_stored(path: Path) -> None:
+    """Refuse a pickle whose parts are compressed or lie on each other: torch does neither, and a bomb does."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise ValueError(str(error)) from error
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise ValueError("it is a compressed archive")
+    if sum(part.file_size for part in parts) > path.stat().st_size:
+        raise ValueError("it is said to hold more bytes than it has")
+
+
+def _require_plain(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are not simply numbers in the file: sparse, quantised, on no device, or larger than it."""
+    room = path.stat().st_size
+    for name, value in state.items():
+        odd = value.layout is not torch.strided or value.is_quantized or value.is_nested or value.is_complex()
+        if odd or value.device.type != "cpu":
+            raise ModelError(f"{path} is not a readable checkpoint: {name[:80]!r} is no plain tensor.")
+        if value.numel() * value.element_size() > room or (0 in value.shape and value.ndim > 1):
+            raise ModelError(
+                f"{path} is not a readable checkpoint: {name[:80]!r} is said to be {tuple(value.shape)}, which is not there."
+            )
+
+
+def require_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """Raise `ModelError` if a weight is infinite or not a number: every answer would be neither."""
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ModelError(f"{where} is of no use: {name[:80]!r} holds values that are infinite or not numbers.")
 
 
 def _unprefixed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -142,9 +199,10 @@ def _first_line(error: Exception) -> str:
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Read the names and shapes of a safetensors file without its data."""
     try:
+        _require_header(path)
         with safe_open(path, framework="pt") as file:
             return {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
 
 
@@ -173,7 +231,7 @@ def load_card(folder: Path) -> ModelCard:
     """Read the card of a model folder; raise `ModelError` if there is none or it is broken."""
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except OSError as error:
         raise ModelError(f"{folder} is not a model folder: it has no readable {CONFIG}.") from error
     except ValueError as error:

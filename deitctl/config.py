@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import reprlib
 import tomllib
 import types
 from collections.abc import Mapping
@@ -11,8 +13,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from deitctl.errors import ConfigError, did_you_mean
+from deitctl.files import read_text
 
 C = TypeVar("C")
+MAX_TOML = 2**18
+"""Bytes of a TOML file; a run's has two thousand."""
+MOST_DOTS = 100
+"""In a line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,11 +257,22 @@ def convert(value: Any, hint: Any, name: str) -> Any:
             raise ValueError("it is a group of settings")
         if hint is bool:
             return _boolean(value)
-        if hint is int and isinstance(value, float) and not value.is_integer():
-            raise ValueError("expected a whole number")
-        return hint(value)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name} = {value!r} does not fit: {error}.") from error
+        if hint is str and not isinstance(value, str):
+            raise ValueError("expected a text")
+        return _number(value, hint) if hint in (int, float) else hint(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{name} = {reprlib.repr(value)} does not fit: {error}.") from error
+
+
+def _number(value: Any, kind: type) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    if kind is int and isinstance(value, float) and not value.is_integer():
+        raise ValueError("expected a whole number")
+    number = kind(value)
+    if kind is float and not math.isfinite(number):
+        raise ValueError("expected a finite number")
+    return number
 
 
 def _boolean(value: Any) -> bool:
@@ -294,10 +312,15 @@ def to_dict(config: Any) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; raise `ConfigError` if it is missing or broken."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = read_text(path, MAX_TOML)
+        if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+            raise ValueError("it is nested too deeply")  # tomllib takes minutes for a key of ten thousand parts
+        return tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"Cannot read {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply.") from error
+    except ValueError as error:  # no TOML, no UTF-8, a number that Python will not read
         raise ConfigError(f"{path} is not valid TOML: {error}.") from error
 
 

@@ -93,3 +93,9 @@ def main() -> None:
             raise
         error_line(error)
         sys.exit(error.exit_code if isinstance(error, DeitctlError) else 1)
+    except (MemoryError, RecursionError) as error:
+        if debug:
+            raise
+        what = "enough memory for this" if isinstance(error, MemoryError) else "an end to how deep this is nested"
+        error_line(DeitctlError(f"There is not {what}.", "Use smaller batches or inputs; --debug shows where."))
+        sys.exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from deitctl.errors import ConfigError, Interrupted, Signalled, did_you_mean
+
+HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+"""What a terminal obeys or reorders instead of showing: control characters, directions of writing, half characters."""
+LONGEST = 4000
+"""Characters of a text that is shown to people."""
+
+
+def printable(text: str) -> str:
+    """Return a text from anywhere as a terminal may have it: names are others' and could hold its commands."""
+    text = text if len(text) <= LONGEST else text[:LONGEST] + " ..."
+    return HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def shown(text: str) -> str:
+    """Return a text for Rich, which takes nothing in it for markup."""
+    return escape(printable(text))
 
 
 def talk() -> Console:
@@ -31,11 +48,11 @@ def error_line(error: Exception) -> None:
             return
         console.print("[yellow]interrupted[/]" + (", what was finished is saved" if error.resume_command else ""))
         if error.resume_command:
-            console.print(escape(error.resume_command))
+            console.print(shown(error.resume_command))
         return
     text = " ".join(str(error).split())
-    who = "" if rank == "0" else escape(f"[process {rank}] ")
-    console.print(f"{who}[red]error:[/] {escape(text)}")
+    who = "" if rank == "0" else shown(f"[process {rank}] ")
+    console.print(f"{who}[red]error:[/] {shown(text)}")
 
 
 @contextmanager
@@ -49,12 +66,18 @@ def rerun_on_interruption() -> Iterator[None]:
 
 def print_json(value: Any) -> None:
     """Print one JSON object on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.write(json_text(value) + "\n")
+
+
+def json_text(value: Any) -> str:
+    """Return one line of JSON, exact, with what a terminal would obey in escapes, and valid UTF-8 whatever the names."""
+    text = json.dumps(value, ensure_ascii=False)
+    return HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def print_line(text: str) -> None:
-    """Print a line on stdout as it is, never wrapped: it is to be copied."""
-    sys.stdout.write(text + "\n")
+    """Print a line on stdout, never wrapped: it is to be copied."""
+    sys.stdout.write(printable(text) + "\n")
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], numeric: int = 1) -> None:
@@ -63,9 +86,9 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]
     for position, column in enumerate(columns):
         table.add_column(column, justify="right" if position >= numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(shown(cell) for cell in row))
     console = Console(highlight=False)
-    console.print(f"[bold]{escape(title)}[/]", soft_wrap=True)  # a table's own title would wrap at the table's width
+    console.print(f"[bold]{shown(title)}[/]", soft_wrap=True)  # a table's own title would wrap at the table's width
     console.print(table)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +14,7 @@ if TYPE_CHECKING:
     from deitctl.inference.predict import Prediction
 
 FORMATS = ("table", "json", "jsonl", "csv")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 BAR = 20  # characters of a score of 1
 
 
@@ -61,49 +60,68 @@ def predict(
 
 
 def _jsonl(stream: Iterable[Prediction]) -> int:
+    from deitctl.cli.console import json_text
+
     failed = 0
     for prediction in stream:
         failed += prediction.error is not None
-        sys.stdout.write(json.dumps(prediction.to_dict(), ensure_ascii=False) + "\n")
+        sys.stdout.write(json_text(prediction.to_dict()) + "\n")
         sys.stdout.flush()
     return failed
 
 
 def _json(stream: Iterable[Prediction]) -> int:
+    from deitctl.cli.console import json_text
+
     failed, separator = 0, "[\n"
     for prediction in stream:
         failed += prediction.error is not None
-        sys.stdout.write(separator + json.dumps(prediction.to_dict(), ensure_ascii=False))
+        sys.stdout.write(separator + json_text(prediction.to_dict()))
         separator = ",\n"
     sys.stdout.write("[]\n" if separator == "[\n" else "\n]\n")
     return failed
 
 
 def _csv(stream: Iterable[Prediction]) -> int:
+    from deitctl.cli.console import printable
+
     failed = 0
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["input", "rank", "index", "label", "score", "error"])
+    said = printable if sys.stdout.isatty() else str  # exact in a file; a terminal would obey
+    sys.stdout.write("input,rank,index,label,score,error\n")
     for prediction in stream:
         failed += prediction.error is not None
+        name = cell(said(prediction.input))
         for rank, guess in enumerate(prediction.guesses, start=1):
-            writer.writerow([prediction.input, rank, guess.index, guess.label, f"{guess.score:.6f}", ""])
+            sys.stdout.write(f"{name},{rank},{guess.index},{cell(said(guess.label))},{guess.score:.6f},\n")
         if prediction.error is not None:
-            writer.writerow([prediction.input, "", "", "", "", prediction.error])
+            sys.stdout.write(f"{name},,,,,{cell(said(prediction.error))}\n")
         sys.stdout.flush()
     return failed
 
 
+def cell(text: str) -> str:
+    """Return a text for a table that a spreadsheet may open: an apostrophe keeps it from being taken for a formula.
+
+    Numbers of our own are written as they are; a class or file called `-5` becomes `'-5`. Every end of a line is
+    quoted: Python's own writer leaves carriage returns bare, and a reader then finds another row.
+    """
+    text = f"'{text}" if text.startswith(FORMULA) else text
+    quoted = text.replace('"', '""')
+    return f'"{quoted}"' if any(c in text for c in ',"\r\n') else text
+
+
 def _table(stream: Iterable[Prediction]) -> int:
     from rich.console import Console
-    from rich.markup import escape
+
+    from deitctl.cli.console import shown
 
     failed, console = 0, Console(highlight=False)
     for prediction in stream:
-        console.print(f"[bold]{escape(prediction.input)}[/]", soft_wrap=True)
+        console.print(f"[bold]{shown(prediction.input)}[/]", soft_wrap=True)
         if prediction.error is not None:
             failed += 1
-            console.print(f"  [red]{escape(prediction.error)}[/]", soft_wrap=True)
+            console.print(f"  [red]{shown(prediction.error)}[/]", soft_wrap=True)
         for guess in prediction.guesses:
             bar = "█" * round(guess.score * BAR)
-            console.print(f"  {100 * guess.score:5.1f} % [cyan]{bar:<{BAR}}[/] {escape(guess.label)}", soft_wrap=True)
+            console.print(f"  {100 * guess.score:5.1f} % [cyan]{bar:<{BAR}}[/] {shown(guess.label)}", soft_wrap=True)
     return failed

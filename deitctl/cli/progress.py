@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )  # fmt: skip
 
-from deitctl.cli.console import talk
+from deitctl.cli.console import shown, talk
 from deitctl.events import Reporter, SilentReporter, Task
 
 LINE_EVERY = 5.0  # seconds
@@ -41,14 +40,14 @@ class _Quiet(SilentReporter):
         self.console = console
 
     def warn(self, message: str) -> None:
-        self.console.print(f"[yellow]warning:[/] {escape(message)}")
+        self.console.print(f"[yellow]warning:[/] {shown(message)}")
 
 
 class LineReporter(_Quiet):
     """One line when a step begins to take long, one every few seconds, one when it ends."""
 
     def note(self, message: str) -> None:
-        self.console.print(escape(message))
+        self.console.print(shown(message))
 
     @contextmanager
     def task(self, label: str, total: int | None, unit: str = "images") -> Iterator[Task]:
@@ -76,7 +75,7 @@ class _LineTask:
         left = f", {(self.total - self.done) / speed:.0f} s left" if self.total and speed else ""
         extra = "".join(f", {k} {v}" for k, v in fields.items())
         of = f"/{self.total}" if self.total else ""
-        self.console.print(escape(f"{self.label}: {self.done}{of} {self.unit}, {speed:.1f}/s{left}{extra}"))
+        self.console.print(shown(f"{self.label}: {self.done}{of} {self.unit}, {speed:.1f}/s{left}{extra}"))
 
 
 class BarReporter(_Quiet):
@@ -92,14 +91,14 @@ class BarReporter(_Quiet):
         self.open = 0
 
     def note(self, message: str) -> None:
-        self.progress.console.print(escape(message))
+        self.progress.console.print(shown(message))
 
     @contextmanager
     def task(self, label: str, total: int | None, unit: str = "images") -> Iterator[Task]:
         if not self.open:
             self.progress.start()
         self.open += 1
-        task = self.progress.add_task(escape(label), total=total, speed="", extra="")
+        task = self.progress.add_task(shown(label), total=total, speed="", extra="")
         try:
             yield _Bar(self.progress, task, unit)
         finally:

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import io
+import os
+import threading
 import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deitctl.errors import DataError
+from deitctl.files import read_regular
 
 EXTENSIONS = frozenset(
     [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif", ".jfif"]
 )  # fmt: skip
-MAX_PIXELS = 178_956_970  # where Pillow itself refuses a picture as a decompression bomb
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""Whatever a file is called: Pillow's other readers run programs (EPS), or are little used and little tried."""
+MAX_PIXELS = 100_000_000
+"""Decoding holds 17 bytes a pixel at most (WebP), so the largest picture takes 1.7 GB."""
+PIXELS_VARIABLE = "DEITCTL_MAX_PIXELS"
+MAX_SIDE = 65_535  # JPEG's own limit; Pillow keeps a pointer for every row
+MAX_BYTES = 512 * 2**20
+"""Bytes of a picture's file."""
+MAX_SCANS = 200
+"""Passes over a progressive JPEG, each as slow as a picture; encoders make ten or so."""
+LARGE = 16_000_000
+"""Pixels from which a process decodes one picture at a time, so that threads do not multiply the memory."""
+STRIP = 2**20
+"""Pixels that are converted at a time where the conversion needs several copies."""
+_one_large = threading.Lock()
 
 
 def decode(data: bytes, name: str) -> Image.Image:
@@ -24,31 +43,52 @@ def decode(data: bytes, name: str) -> Image.Image:
     8 bits; an animation gives its first frame.
 
     Raises:
-        DataError: not a picture, damaged, cut short or too large; `name` is in the message.
+        DataError: not a picture of `FORMATS`, damaged, cut short or too large; `name` is in the message.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF, of palettes and of what MAX_PIXELS refuses
-            image: Image.Image = Image.open(io.BytesIO(data))
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}.")
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF, of palettes and of large pictures
+            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+            _require_size(image.size, name)
+            scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 0
+            if scans > MAX_SCANS:
+                raise DataError(f"{name} has {scans:,} scans, more than {MAX_SCANS}.")
+            with _one_large if image.width * image.height > LARGE else nullcontext():
+                image.load()
+                _require_size(image.size, name)  # a header may have lied
+                ImageOps.exif_transpose(image, in_place=True)
+                return _to_rgb(image)
     except UnidentifiedImageError as error:
         what = "is empty" if not data else "is not a picture"
         raise DataError(f"{name} {what}.") from error
     except DataError:
         raise
     except Exception as error:  # damaged files raise a dozen kinds from Pillow's decoders: struct.error, TypeError, ...
+        why = str(error).splitlines()[0][:200] if str(error) else "damaged"
+        raise DataError(f"{name} cannot be decoded: {why}.") from error
+
+
+def max_pixels() -> int:
+    """Return the most pixels a picture may have: `$DEITCTL_MAX_PIXELS`, at most what Pillow allows, or `MAX_PIXELS`."""
+    said = os.environ.get(PIXELS_VARIABLE, "")
+    return int(said) if said.isdecimal() else MAX_PIXELS
+
+
+def _require_size(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if width * height > max_pixels():
         raise DataError(
-            f"{name} cannot be decoded: {str(error).splitlines()[0] if str(error) else 'damaged'}."
-        ) from error
+            f"{name} has {width} x {height} pixels, more than {max_pixels():,}.",
+            f"${PIXELS_VARIABLE} raises the limit.",
+        )
+    if max(size) > MAX_SIDE:
+        raise DataError(f"{name} has {width} x {height} pixels; a side of more than {MAX_SIDE:,} is not read.")
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file; raise `DataError` if it cannot be."""
+    """Read a regular file of at most `MAX_BYTES`; raise `DataError` if it cannot be."""
     try:
-        return path.read_bytes()
+        return read_regular(path, MAX_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', error)}.") from error
 
@@ -62,17 +102,41 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _scale_to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        return _by_strips(image, _over_white)
     return image.convert("RGB")
+
+
+def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert a picture some rows at a time, pixel by pixel what the whole would give, in the memory of the result."""
+    rows = max(1, STRIP // image.width)
+    if image.height <= rows:
+        return convert(image)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        whole.paste(convert(strip), (0, top))
+    return whole
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     """Map greys of more than 8 bits onto 0..255; Pillow's own conversion would clip them to white."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    highest = 65535.0 if image.mode.startswith("I") else 1.0 if values.max(initial=0) <= 1 else 255.0
-    if image.mode == "I" and values.max(initial=0) <= 255:  # 8-bit values in a 32-bit container
+    highest = 65535.0 if image.mode.startswith("I") else 1.0 if _largest(image) <= 1 else 255.0
+    if image.mode == "I" and _largest(image) <= 255:  # 8-bit values in a 32-bit container
         highest = 255.0
-    scaled = np.rint(np.clip(values / highest, 0, 1) * 255).astype(np.uint8)
-    return Image.fromarray(scaled).convert("RGB")
+
+    def scale(strip: Image.Image) -> Image.Image:
+        values = np.nan_to_num(np.asarray(strip, dtype=np.float64))
+        return Image.fromarray(np.rint(np.clip(values / highest, 0, 1) * 255).astype(np.uint8)).convert("RGB")
+
+    return _by_strips(image, scale)
+
+
+def _largest(image: Image.Image) -> float:
+    rows = max(1, STRIP // image.width)
+    strips = (image.crop((0, t, image.width, min(t + rows, image.height))) for t in range(0, image.height, rows))
+    return max((float(np.nan_to_num(np.asarray(s)).max(initial=0)) for s in strips), default=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,23 @@ def open_for_evaluation(ref: str, reporter: Reporter) -> Source:
 
 def open_data(ref: str, reporter: Reporter) -> DataSet:
     """Open a folder, a tar, a table or `digits`; raise `DataError` if it is none of them or empty."""
-    ref = ref or BUILT_IN
+    data = _open_any(ref or BUILT_IN, reporter)
+    for part in (data.train, data.val, data.whole):
+        if part is not None:
+            _require_text(part.class_names, data.name)
+    return data
+
+
+def _require_text(names: Iterable[str], where: str) -> None:
+    """Refuse a class name that config.json could not hold."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{where} has the class {name!r}, which is not UTF-8.", "Rename it.") from error
+
+
+def _open_any(ref: str, reporter: Reporter) -> DataSet:
     if ref == BUILT_IN and not Path(ref).is_dir():
         train, val = digits()
         return DataSet(BUILT_IN, train, val, None)
@@ -80,6 +97,8 @@ def open_data(ref: str, reporter: Reporter) -> DataSet:
         )
     if path.is_dir():
         parts = _open_folder(path, reporter)
+    elif not path.is_file():  # a pipe would be waited for, a device read for ever
+        raise DataError(f"{ref} is a pipe, a device or a socket, not a data set.", "Write it to a file first.")
     elif path.suffix == ".tar":
         parts = open_tar(path, reporter)
     elif path.suffix in (".csv", ".parquet"):

@@ -64,7 +64,7 @@ def _class_folders(root: Path, watched: Watched) -> list[str]:
         folders = sorted(e.name for e in entries if _is_folder(e) and not is_hidden(e.name))
         for link in (e.name for e in entries if e.is_symlink() and not _is_folder(e)):
             watched.add(link)
-        loose = any(Path(e.name).suffix.lower() in EXTENSIONS for e in entries if e.is_file())
+        loose = any(Path(e.name).suffix.lower() in EXTENSIONS for e in entries if os.path.isfile(e.path))
     except OSError as error:
         raise DataError(f"{root} cannot be read: {error.strerror}.") from error
     if not folders:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deitctl import rng
-from deitctl.data.decode import decode, read_bytes
+from deitctl.data.decode import MAX_BYTES, decode, read_bytes
 from deitctl.errors import DataError
 
 Labels = NDArray[np.int64]
@@ -90,6 +90,8 @@ class TarSource:
 
     def raw(self, index: int) -> bytes:
         offset, size = self.spans[index].tolist()
+        if size > MAX_BYTES:
+            raise DataError(f"{self.name(index)} has {size:,} bytes, more than {MAX_BYTES:,}.")
         try:
             with open(self.path, "rb") as file:
                 file.seek(offset)

@@ -16,6 +16,8 @@ from deitctl.data.parts import TRAIN_NAMES, VAL_NAMES, name_parts
 from deitctl.data.sources import FileSource, Source
 from deitctl.errors import DataError
 
+COLUMNS = ("path", "label", "split")
+
 
 def open_table(path: Path) -> dict[str, Source]:
     """Return the `train` and `val` part of a table, or its whole under the empty name; files are relative to the table.
@@ -67,7 +69,11 @@ def _read_table(path: Path) -> Iterator[tuple[str, str, str]]:
 def _read_csv(path: Path) -> Iterator[Mapping[str, object]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            yield from csv.DictReader(file)
+            table = csv.reader(file)  # a million empty columns in every row would take the memory of a million rows
+            header = next(table, [])
+            places = {name: header.index(name) for name in COLUMNS if name in header}
+            for row in filter(None, table):
+                yield {name: row[at] for name, at in places.items() if at < len(row)}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
 
@@ -79,7 +85,8 @@ def _read_parquet(path: Path) -> Iterator[Mapping[str, object]]:
         raise DataError("Parquet tables need pyarrow.", "pip install 'deitctl[parquet]'") from error
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for rows in file.iter_batches():
+            for rows in file.iter_batches(columns=[name for name in COLUMNS if name in file.schema_arrow.names]):
                 yield from rows.to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path} is not a readable parquet file: {str(error)[:120]}") from error
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        why = " ".join(str(error).split())[:120]
+        raise DataError(f"{path} is not a readable parquet file: {why}.") from error

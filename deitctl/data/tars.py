@@ -58,15 +58,21 @@ def _members(path: Path, spans: array[int], reporter: Reporter) -> Iterator[str]
     """Yield the names of the pictures in a tar and append to `spans` where each begins and how long it is, in bytes."""
     try:
         with reporter.task(f"scan {path.name}", None, "files") as task, tarfile.open(path, "r:") as archive:
+            last = -1
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep a kilobyte for each
+                if member.offset <= last or member.size < 0:  # a negative size leads back, and round for ever
+                    raise tarfile.ReadError("its members lie on each other")
+                last = member.offset
                 name = PurePosixPath(member.name.lstrip("/"))
-                if member.isfile() and name.suffix.lower() in EXTENSIONS and not any(map(is_hidden, name.parts)):
+                plain = member.isreg() and not member.issparse()
+                if plain and name.suffix.lower() in EXTENSIONS and not any(map(is_hidden, name.parts)):
                     spans.extend((member.offset_data, member.size))
                     yield str(name)
                 task.advance()
-    except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{path} is not a readable, uncompressed tar: {error}.", "Unpack a .tar.gz first.") from error
+    except Exception as error:  # tarfile raises whatever it trips over: RecursionError, MemoryError, ValueError, ...
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path} is not a readable, uncompressed tar: {why}.", "Unpack a .tar.gz first.") from error
 
 
 def _part(keys: Sequence[str], order: Sequence[int], places: NDArray[np.int64], skip: int, part: str = "") -> Listing:

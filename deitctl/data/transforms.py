@@ -19,6 +19,8 @@ from deitctl.config import AugmentConfig
 from deitctl.errors import ConfigError
 
 Pixels = NDArray[np.uint8]
+MOST_RESIZED = 2**24
+"""Pixels of a resized picture above which only what the crop keeps of it is computed."""
 VIEWS_VERSION = 1
 """Goes up when `train_view` gives other pixels for the same arguments, so that no stored word of a teacher outlives them."""
 INTERPOLATION = {
@@ -41,10 +43,31 @@ def eval_view(image: Image.Image, pre: Preprocessing) -> Pixels:
         width, height = image.size
         short = min(width, height)
         scaled = (target, int(target * height / width)) if width == short else (int(target * width / height), target)
-        if scaled != image.size:
+        if scaled[0] * scaled[1] > MOST_RESIZED:
+            image = _resize_centre(image, scaled, size, resample)
+        elif scaled != image.size:
             image = image.resize(scaled, resample)
     left, top = _centre(image.width, size), _centre(image.height, size)
     return _pixels(image.crop((left, top, left + size, top + size)))  # outside the picture: black, as torchvision pads
+
+
+def _resize_centre(image: Image.Image, scaled: tuple[int, int], size: int, resample: Image.Resampling) -> Image.Image:
+    """Return the middle of `image` resized to `scaled`, at most `size` a side: a ribbon 20,000 times as long as wide
+    would take gigabytes. A value may differ by one from that of the whole, resized: Pillow's coordinates are floats.
+    """
+    lengths, cut, box = (image.width, image.height), [], []
+    for length, whole in zip(lengths, scaled, strict=True):
+        kept, step = min(size, whole), length / whole
+        start, end = _centre(whole, kept) * step, (_centre(whole, kept) + kept) * step
+        margin = 4 * max(1.0, step)  # no filter looks further than three pixels of the smaller picture
+        first, last = max(0, math.floor(start - margin)), min(length, math.ceil(end + margin))
+        cut.append((first, last))
+        box.append((start - first, end - first))
+    (left, right), (top, bottom) = cut
+    (x0, x1), (y0, y1) = box
+    return image.crop((left, top, right, bottom)).resize(
+        (min(size, scaled[0]), min(size, scaled[1])), resample, box=(x0, y0, x1, y1)
+    )
 
 
 def _centre(length: int, size: int) -> int:

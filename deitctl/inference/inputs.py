@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
 import os
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -17,9 +13,9 @@ from deitctl.card import Preprocessing
 from deitctl.data.decode import EXTENSIONS, decode, read_image
 from deitctl.data.transforms import Pixels, eval_view
 from deitctl.errors import DataError
+from deitctl.files import walk
+from deitctl.inference.fetch import fetch
 
-MAX_DOWNLOAD = 64 * 2**20  # bytes
-TIMEOUT = 20  # seconds without an answer
 STDIN = "-"
 
 
@@ -49,7 +45,7 @@ def is_url(name: str) -> bool:
 
 def _pictures_below(folder: str) -> Iterator[str]:
     found = False
-    for current, folders, files in os.walk(folder):
+    for current, folders, files in walk(folder, follow=False):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for file in sorted(files):
             if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):
@@ -64,7 +60,7 @@ def batches(names: Iterable[str], preprocessing: Preprocessing, batch_size: int)
 
     def load(name: str) -> Input:
         try:
-            image = decode(_fetch(name), name) if is_url(name) else read_image(Path(name))
+            image = decode(fetch(name), name) if is_url(name) else read_image(Path(name))
             return Input(name, eval_view(image, preprocessing), None)
         except DataError as error:
             return Input(name, None, str(error))
@@ -81,14 +77,3 @@ def read_ahead(names: Iterator[str], load: Callable[[str], Input], batch_size: i
             yield [future.result() for future in pending]
             # one at a time means that each answer is wanted before the next name may be known
             pending = following or [pool.submit(load, name) for name in islice(names, batch_size)]
-
-
-def _fetch(url: str) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-            data: bytes = response.read(MAX_DOWNLOAD + 1)
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        raise DataError(f"{url} cannot be fetched: {getattr(error, 'reason', error)}.") from error
-    if len(data) > MAX_DOWNLOAD:
-        raise DataError(f"{url} is larger than {MAX_DOWNLOAD // 2**20} MB.")
-    return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -70,5 +71,8 @@ def predict_stream(
                 yield Prediction(item.name, (), item.error)
                 continue
             indices, values = next(answers)
+            if not math.isfinite(sum(values)):
+                yield Prediction(item.name, (), f"{item.name}: the model answers with values that are not numbers.")
+                continue
             guesses = tuple(Guess(i, card.label(i), v) for i, v in zip(indices, values, strict=True))
             yield Prediction(item.name, guesses, None)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deitctl import catalog
 from deitctl.card import ModelCard
 from deitctl.catalog import Architecture, imagenet_classes
-from deitctl.checkpoint import CONFIG, WEIGHTS, load_card, load_tensors
+from deitctl.checkpoint import CONFIG, WEIGHTS, load_card, load_tensors, require_finite
 from deitctl.errors import ModelError
 from deitctl.events import Reporter
 from deitctl.models import convert, timm_models
@@ -135,6 +135,7 @@ def _load_folder(folder: Path, img_size: int) -> LoadedModel:
 
 def _load_file(path: Path, arch: Architecture | None, img_size: int) -> LoadedModel:
     state = convert.normalise_names(load_tensors(path))
+    require_finite(state, str(path))
     shapes = {k: tuple(v.shape) for k, v in state.items()}
     found = convert.infer_architecture(shapes, str(path))
     if arch is not None and (convert.body_shape(found), found.distilled) != (convert.body_shape(arch), arch.distilled):
@@ -236,6 +237,7 @@ def _starting_weights(
     folder = _folder(start, reporter) if start else None
     path = folder / WEIGHTS if folder else Path(start) if start else find_weights(arch, reporter)
     state = convert.normalise_names(load_tensors(path))
+    require_finite(state, str(path))
     names = load_card(folder).class_names if folder else None
     if names is None and convert.num_classes_of(state) == 1000:
         names = imagenet_classes()[0]

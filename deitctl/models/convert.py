@@ -45,7 +45,18 @@ def infer_architecture(shapes: Mapping[str, Sequence[int]], where: str) -> Archi
             f"{where} is no DeiT that deitctl knows: width {dim}, depth {depth}, patches of {patch}.",
             "See `deitctl models`.",
         )
+    _require_usable(shapes, dim, 0 if layer_scale else 1 + distilled, where)
     return min(fitting, key=lambda a: abs(a.img_size - grid * patch))
+
+
+def _require_usable(shapes: Mapping[str, Sequence[int]], dim: int, prefix: int, where: str) -> None:
+    """Refuse shapes that the surgery below would trip over: patches in no square, no token, a head of other features."""
+    head = tuple(shapes.get("head.weight", (1, dim)))
+    fine = tuple(shapes.get("cls_token", ())) == (1, 1, dim) and len(head) == 2 and head[0] > 0 and head[1] == dim
+    patches = shapes["pos_embed"][1] - prefix
+    fine = fine and tuple(shapes["pos_embed"]) == (1, patches + prefix, dim)
+    if not fine or patches < 1 or math.isqrt(patches) ** 2 != patches:
+        raise ModelError(f"{where} does not hold a whole DeiT: its tokens, positions and head do not go together.")
 
 
 def num_classes_of(state: Mapping[str, Tensor]) -> int | None:

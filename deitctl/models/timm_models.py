@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deitctl.card import IMAGENET_MEAN, IMAGENET_STD, ModelCard, Preprocessing
 from deitctl.catalog import ARCHITECTURES, imagenet_classes
-from deitctl.checkpoint import WEIGHTS, load_card, load_tensors
+from deitctl.checkpoint import WEIGHTS, load_card, load_tensors, require_finite
 from deitctl.errors import ModelError, WeightsNotFound, did_you_mean
 from deitctl.events import Reporter
 from deitctl.models.weights import download, require_hub
@@ -32,11 +32,19 @@ def suggest_model(name: str) -> str:
     return did_you_mean(name, [*(a.alias for a in ARCHITECTURES), *timm.list_models()])
 
 
-def native_size(name: str) -> int:
-    """Return the input size in pixels that timm's configuration of a model names."""
+def _published_config(name: str) -> Any:
+    """Return timm's configuration of a model's weights, or None; raise `ModelError` if the name has a tag that it lacks."""
     import timm
 
-    cfg = timm.get_pretrained_cfg(name)
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise ModelError(f"timm has no weights {name!r}.", f"Leave out {name.partition('.')[2]!r}.") from error
+
+
+def native_size(name: str) -> int:
+    """Return the input size in pixels that timm's configuration of a model names."""
+    cfg = _published_config(name)
     return int(cfg.input_size[-1]) if cfg else 224
 
 
@@ -65,6 +73,10 @@ def create(
             del kwargs[refused]
         except AssertionError as error:
             raise ModelError(f"timm cannot build {name} at {img_size} pixels: {error}.") from error
+        except (RuntimeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+            if pretrained:
+                raise  # of the hub and its weights
+            raise ModelError(f"timm cannot build {name}: {' '.join(str(error).split())[:160]}.") from error
 
 
 def card_of(model: nn.Module, name: str, num_classes: int) -> ModelCard:
@@ -125,10 +137,20 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], where: str, *, n
         heads = tuple(f"{name}." for name in layers(model)["classifier"])
         state = {k: v for k, v in state.items() if not k.startswith(heads)}
         state |= {k: torch.zeros_like(v) for k, v in model.state_dict().items() if k.startswith(heads)}
+    require_finite(state, where)
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise ModelError(f"{where} holds weights of another architecture: {_mismatch(error)}") from error
+
+
+def _require_same_shapes(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    for name, parameter in model.named_parameters():
+        if name not in state or state[name].shape != parameter.shape:
+            found = tuple(state[name].shape) if name in state else "missing"
+            raise ModelError(
+                f"{where} holds weights of another architecture: {name} is {found}, not {tuple(parameter.shape)}."
+            )
 
 
 def _mismatch(error: RuntimeError) -> str:
@@ -175,17 +197,13 @@ def _not_found(name: str) -> WeightsNotFound:
 
 
 def _published_classes(name: str) -> int | None:
-    import timm
-
-    cfg = timm.get_pretrained_cfg(name)
+    cfg = _published_config(name)
     return int(cfg.num_classes) if cfg else None
 
 
 def classes_in(state: Mapping[str, Tensor], name: str) -> int:
     """Return how many classes the classifier in a state dict of a timm model has."""
-    import timm
-
-    cfg = timm.get_pretrained_cfg(name)
+    cfg = _published_config(name)
     classifier = (cfg.classifier if cfg else None) or "head"
     first = classifier if isinstance(classifier, str) else classifier[0]
     weight = state.get(f"{first}.weight")
@@ -194,9 +212,7 @@ def classes_in(state: Mapping[str, Tensor], name: str) -> int:
 
 def _hub_id(name: str) -> str:
     """Return the hub repository of a timm model's weights, or the empty string; older timms leave the name to be added."""
-    import timm
-
-    cfg = timm.get_pretrained_cfg(name)
+    cfg = _published_config(name)
     if cfg is None:
         return ""
     hub_id = str(cfg.hf_hub_id or "")
@@ -219,12 +235,19 @@ def load_folder(folder: Path, img_size: int = 0) -> tuple[nn.Module, ModelCard]:
             f"{folder} holds {card.architecture!r}, which timm does not have.", suggest_model(card.architecture)
         )
     model_args = {k: v for k, v in card.model_args.items() if k != "img_size"}
-    model = create(
-        card.architecture, num_classes=card.num_classes, img_size=card.preprocessing.img_size,
-        model_args=model_args,
-    )  # fmt: skip
     file = next((f for f in (folder / WEIGHTS, folder / "pytorch_model.bin") if f.is_file()), folder / WEIGHTS)
-    load_weights(model, load_tensors(file), str(file), new_head=False)
+    state = load_tensors(file)
+
+    def build() -> nn.Module:
+        return create(
+            card.architecture, num_classes=card.num_classes, img_size=card.preprocessing.img_size,
+            model_args=model_args,
+        )  # fmt: skip
+
+    with torch.device("meta"):  # config.json decides how large it is: nothing is allocated that the weights do not have
+        _require_same_shapes(build(), state, str(file))
+    model = build()
+    load_weights(model, state, str(file), new_head=False)
     if card.class_names is None and card.num_classes == 1000:
         names, descriptions = imagenet_classes()
         card = replace(card, class_names=names, descriptions=descriptions)

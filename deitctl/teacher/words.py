@@ -14,6 +14,8 @@ import errno
 import json
 import mmap
 import os
+import reprlib
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from deitctl.checkpoint import write_json
 from deitctl.errors import TeacherError
+from deitctl.files import read_json
 
 Records = NDArray[np.uint16]
 UNREADABLE = 65535
@@ -36,6 +39,8 @@ WORDS_VERSION = 1
 """Goes up when records mean something else."""
 OPEN_VIEWS = 64
 """Files mapped at a time: each holds a file descriptor, of which a process has a thousand or so."""
+INFINITE = 0x7C00
+"""The first float16 pattern that is no number from 0 on: infinities, not-a-numbers, and all negative ones."""
 CHUNK = 4096
 """Records checked at a time, so that checking a large view takes little memory."""
 
@@ -103,7 +108,16 @@ class WordFormat:
         if self.mode == "hard":
             return (records[:, 0] > 0) & (records[:, 0] <= self.classes)
         chunks = [records[n : n + CHUNK] for n in range(0, len(records), CHUNK)]
-        return np.concatenate([(c[:, 0] == _checksum(c[:, 1:])) & c[:, 1:].any(axis=1) for c in chunks or [records]])
+        return np.concatenate([self._sound(c) for c in chunks or [records]])
+
+    def _sound(self, records: Records) -> NDArray[np.bool_]:
+        """Check sums, and that classes are classes and probabilities numbers: somebody may have made the sums fit."""
+        body = records[:, 1:]
+        fine = (records[:, 0] == _checksum(body)) & body.any(axis=1)
+        if self.kept < self.classes:
+            fine &= (body[:, : self.kept] < self.classes).all(axis=1)
+            body = body[:, self.kept :]
+        return np.asarray(fine & (body < INFINITE).all(axis=1))
 
 
 def _checksum(body: Records) -> Records:
@@ -195,14 +209,16 @@ class WordCache:
 
 def _map(path: Path, size: int, record: int) -> mmap.mmap:
     """Map a file of words to be read and written, making it if need be; a finished one of somebody else's to be read."""
-    binary = getattr(os, "O_BINARY", 0)
-    try:
-        file, access = os.open(path, os.O_RDWR | os.O_CREAT | binary, 0o666), mmap.ACCESS_WRITE
+    flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:  # a link may lead out of the cache, to a file that would be written over
+        file, access = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666), mmap.ACCESS_WRITE
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM) or not path.exists():
             raise
-        file, access = os.open(path, os.O_RDONLY | binary), mmap.ACCESS_READ
+        file, access = os.open(path, os.O_RDONLY | flags), mmap.ACCESS_READ
     try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, "it is no file")
         if access == mmap.ACCESS_WRITE:
             _reserve(file, size, record)
         elif os.fstat(file).st_size < size:
@@ -241,8 +257,8 @@ def open_cache(root: Path, stamp: Mapping[str, Any], form: WordFormat, pictures:
         TeacherError: a cache of something else is there; the message names what differs. Or it cannot be read.
     """
     path = root / STAMP
-    if not path.exists():
-        if root.is_dir() and any(not e.name.startswith(".") and e.name != STAMP for e in root.iterdir()):
+    if not os.path.lexists(path):
+        if any(not name.startswith(".") and name != STAMP for name in _listing(root)):
             raise TeacherError(f"{root} holds other files and no teacher's words.", "Name another --teacher-cache.")
         write_json(path, dict(stamp))
     kept = read_stamp(root)
@@ -255,10 +271,17 @@ def open_cache(root: Path, stamp: Mapping[str, Any], form: WordFormat, pictures:
     return WordCache(root, form, pictures)
 
 
+def _listing(root: Path) -> list[str]:
+    try:
+        return os.listdir(root) if root.is_dir() else []
+    except (OSError, ValueError) as error:
+        raise TeacherError(f"{root} cannot be read: {error}.", "Name another --teacher-cache.") from error
+
+
 def read_stamp(root: Path) -> dict[str, Any]:
     """Return what the words in a folder depend on; raise `TeacherError` if that cannot be read."""
     try:
-        stamp = json.loads((root / STAMP).read_text(encoding="utf-8"))
+        stamp = read_json(root / STAMP)
         if not isinstance(stamp, dict):
             raise ValueError("not an object")
     except (OSError, ValueError) as error:
@@ -279,4 +302,4 @@ def _differences(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    return "not said" if value is None else json.dumps(value)
+    return "not said" if value is None else reprlib.repr(value) if len(str(value)) > 200 else json.dumps(value)

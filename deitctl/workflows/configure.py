@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deitctl import catalog
+from deitctl.card import MAX_SIZE
 from deitctl.config import DistillConfig, Recipe, TrainConfig, override
 from deitctl.data.classes import is_imagenet
 from deitctl.data.open import BUILT_IN, open_for_training
@@ -35,6 +36,8 @@ from deitctl.training.saver import parse_interval
 
 DEFAULT_TRAIN_MODEL = "deit_small"
 DEFAULT_TEACHER = "regnety_160"  # DeiT §5.2
+MOST = 1_000_000
+"""Epochs, pictures a step and views beyond which a number is a slip or an attack."""
 LITTLE_DATA = 50_000
 """Training pictures below which training from scratch takes the small-data recipe."""
 
@@ -206,9 +209,9 @@ def check(config: TrainConfig) -> None:
     """Refuse values that would train nothing or something else."""
     recipe = config.recipe
     rules = {
-        "epochs": recipe.epochs >= 1,
-        "batch_size": recipe.batch_size >= 2,
-        "img_size": recipe.img_size >= 0,
+        "epochs": 1 <= recipe.epochs <= MOST,
+        "batch_size": 2 <= recipe.batch_size <= MOST,
+        "img_size": 0 <= recipe.img_size <= MAX_SIZE,
         "smoothing": 0 <= recipe.smoothing < 1,
         "drop_path_rate": 0 <= recipe.drop_path_rate < 1,
         "ema_decay": 0 <= recipe.ema_decay < 1,
@@ -225,7 +228,7 @@ def check(config: TrainConfig) -> None:
         "optim.warmup_epochs": recipe.optim.warmup_epochs >= 0,
         "micro_batch": config.micro_batch >= 0,
         "loss_jump": config.loss_jump >= 0,
-        "augment.repeats": recipe.augment.repeats >= 1,
+        "augment.repeats": 1 <= recipe.augment.repeats <= MOST,
         "augment.crop_scale": 0 < recipe.augment.crop_scale[0] <= recipe.augment.crop_scale[1] <= 1,
         **{
             f"augment.{k}": 0 <= getattr(recipe.augment, k) <= 1
@@ -238,9 +241,9 @@ def check(config: TrainConfig) -> None:
         rules |= {
             "distill.alpha": 0 <= distill.alpha <= 1,
             "distill.tau": distill.tau > 0,
-            "distill.views": distill.views >= 0,
+            "distill.views": 0 <= distill.views <= MOST,
             "distill.topk": distill.topk >= 1,
-            "distill.teacher_img_size": distill.teacher_img_size >= 0,
+            "distill.teacher_img_size": 0 <= distill.teacher_img_size <= MAX_SIZE,
         }
         if distill.teacher_sees == "mixed" and (distill.views or distill.cache not in ("", "off")):
             raise ConfigError(

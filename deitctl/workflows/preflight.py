@@ -24,6 +24,7 @@ from deitctl.device import Device
 from deitctl.errors import TeacherError
 from deitctl.evaluation.evaluate import Evaluation, evaluate
 from deitctl.events import Reporter
+from deitctl.files import read_json
 from deitctl.models.heads import choose_head
 from deitctl.recipes import ADAPT_FULL_FROM, adaptation
 from deitctl.teacher.frozen import Teacher
@@ -159,10 +160,31 @@ class Tutor:
         if self.cache is None:
             return None
         try:
-            values = json.loads((self.cache.root / RECORD).read_text(encoding="utf-8"))
-            return Preflight(**{**values, "rows": tuple(values["rows"]), "answers": tuple(values["answers"])})
+            values = read_json(self.cache.root / RECORD)
+            record = Preflight(**{**values, "rows": tuple(values["rows"]), "answers": tuple(values["answers"])})
+            return record if self._is_sound(record) else None
         except (OSError, ValueError, TypeError, KeyError):
             return None
+
+    def _is_sound(self, record: Preflight) -> bool:
+        """Say whether a record read from a file could have been written by `_check`; any other is made anew."""
+        texts = (
+            record.name,
+            record.matched,
+            record.adapted,
+            record.folder,
+            record.head,
+            record.weights,
+            record.validation,
+        )
+        figures = (record.top1, record.top5, record.mean_recall)
+        classes, whole = len(self.train.class_names), (*record.rows, *record.answers, record.images)
+        return (
+            all(isinstance(t, str) for t in texts) and all(isinstance(f, int | float) and 0 <= f <= 100 for f in figures)
+            and all(isinstance(n, int) for n in whole) and len(record.rows) == classes
+            and len(record.answers) == len(self.val.labels) and all(-1 <= a < classes for a in record.answers)
+            and isinstance(record.preprocessing, dict) and isinstance(record.preprocessing.get("img_size"), int)
+        )  # fmt: skip
 
     def network(self) -> Teacher:
         """Return the teacher itself, loading it when it is first asked for; refuse one that is not the cache's."""

@@ -139,6 +139,25 @@ def test_a_second_run_remembers_the_check_and_never_loads_the_teacher(distilled:
     assert second.preflight.name.endswith("teacher")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rows": ["a"] * 10}, {"rows": [0]}, {"answers": [1.5] * 30}, {"answers": [99] * 30}, {"top1": "x"}, {"top1": 1e999}, {"name": 3},
+        {"preprocessing": []}, {"preprocessing": {"img_size": "x"}}, {"images": None}, {"unknown": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_record_that_nobody_wrote_is_made_anew(
+    changes: dict[str, object], distilled: Make, little: Pair, tmp_path: Path
+) -> None:
+    config = _change(distilled("run"), cache=str(tmp_path / "words"))
+    known = tutor(config, little).preflight
+    path = tmp_path / "words" / "teacher.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    assert tutor(config, little).preflight == known
+    assert tutor(config, little).is_loaded is False
+
+
 def test_other_validation_pictures_are_checked_on_again(distilled: Make, little: Pair) -> None:
     teach(distilled("a"), little)
     other = tutor(distilled("b"), (little[0], subset(little[1], range(20))))

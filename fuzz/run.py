@@ -1,0 +1,29 @@
+"""Fuzz one target with Atheris: `python fuzz/run.py TARGET [libFuzzer options] CORPUS`. See docs/security.md."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import atheris
+
+with atheris.instrument_imports(
+    include=["deitctl", "PIL", "tomllib", "json", "safetensors", "zipfile", "tarfile", "csv", "targets"]
+):
+    import targets
+
+
+def main() -> None:
+    """Run until a case is found, or the time given is over."""
+    target = targets.TARGETS[sys.argv[1]]
+    warnings.simplefilter("ignore")
+
+    def once(data: bytes) -> None:
+        target(bytes(data))
+
+    atheris.Setup([sys.argv[0], *sys.argv[2:]], once)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

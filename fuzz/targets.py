@@ -1,0 +1,135 @@
+"""What is fuzzed: each target takes any bytes, and nothing but a `DeitctlError` may be raised inside it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from deitctl.card import Preprocessing
+from deitctl.checkpoint import load_card, load_tensors, require_finite, tensor_shapes
+from deitctl.config import TrainConfig, from_dict, override, read_toml, write_toml
+from deitctl.data.decode import decode
+from deitctl.data.open import open_data
+from deitctl.data.transforms import eval_view
+from deitctl.errors import DeitctlError
+from deitctl.events import SilentReporter
+from deitctl.models.convert import img_size_of, infer_architecture, num_classes_of
+from deitctl.recipes import DIGITS
+from deitctl.teacher.words import WordFormat, open_cache
+from deitctl.workflows.configure import check, parse_change
+
+SEPARATOR = b"\n---8<---\n"
+FORMS = (WordFormat("hard", 5), WordFormat("soft", 5, 5), WordFormat("soft", 9, 3))
+PICTURES = 6
+STAMP = {"teacher": "t", "classes": 5, "view augmentation": {"hflip": 0.5}}
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """Lend a folder in memory."""
+    shared = Path("/dev/shm")
+    root = Path(tempfile.mkdtemp(dir=shared if shared.is_dir() else None))
+    try:
+        yield root
+    finally:
+        shutil.rmtree(root)
+
+
+def picture(data: bytes) -> None:
+    """Decode a picture and cut its evaluation view."""
+    with suppress(DeitctlError):
+        image = decode(data, "x")
+        assert image.mode == "RGB"
+        assert eval_view(image, Preprocessing(img_size=32)).shape == (3, 32, 32)
+
+
+def config(data: bytes) -> None:
+    """Read a run.toml; what is accepted can be written and says the same again. Then lines of `--set`."""
+    toml, _, lines = data.partition(SEPARATOR)
+    with folder() as root, suppress(DeitctlError):
+        (root / "run.toml").write_bytes(toml)
+        read = from_dict(TrainConfig, read_toml(root / "run.toml"), "run.toml")
+        (root / "again.toml").write_bytes(write_toml(read).encode())
+        assert from_dict(TrainConfig, read_toml(root / "again.toml"), "again.toml") == read
+        check(read)
+    for line in lines.decode("utf-8", "surrogateescape").split("\n"):
+        with suppress(DeitctlError):
+            base = TrainConfig(model="deit_tiny", data="digits", recipe=DIGITS)
+            check(override(base, dict([parse_change(line)])))
+
+
+def checkpoint(data: bytes) -> None:
+    """Read weights, by the first byte as safetensors or a pickle, or a config.json; then find out what they are of."""
+    kind, body = data[:1], data[1:]
+    with folder() as root, suppress(DeitctlError):
+        if kind == b"c":
+            (root / "config.json").write_bytes(body)
+            load_card(root)
+            return
+        path = root / ("x.safetensors" if kind == b"s" else "x.pth")
+        path.write_bytes(body)
+        if kind == b"s":
+            with suppress(DeitctlError):
+                tensor_shapes(path)
+        state = load_tensors(path)
+        require_finite(state, "x")
+        assert sum(v.numel() * v.element_size() for v in state.values()) <= len(state) * len(body)
+        arch = infer_architecture({k: tuple(v.shape) for k, v in state.items()}, "x")
+        assert (num_classes_of(state) or 1) >= 1
+        assert img_size_of(state, arch) >= arch.patch_size
+
+
+def words(data: bytes) -> None:
+    """Open a cache whose stamp and first view are anything; what it takes for words are distributions."""
+    kind, _, rest = data.partition(b"\n")
+    form = FORMS[len(kind) % len(FORMS)]
+    stamp, _, view = rest.partition(SEPARATOR)
+    with folder() as root, suppress(DeitctlError):
+        (root / "cache.json").write_bytes(stamp or json.dumps(STAMP).encode())
+        (root / "view-00000.words").write_bytes(view)
+        cache = open_cache(root, STAMP, form, PICTURES)
+        records, valid = cache.read([(0, i) for i in range(PICTURES)])
+        answers = form.decode(np.ascontiguousarray(records[valid])) if valid.any() else None
+        assert answers is None or bool(((answers.sum(dim=1) - 1).abs() < 1e-3).all() and (answers >= 0).all())
+        assert cache.count_missing(1) + len(cache.unreadable(1)) + int(valid.sum()) >= PICTURES
+        cache.mark_unreadable([(0, 0)])
+
+
+def _summed(tar: bytes) -> bytes:
+    """Mend the checksum of each tar header, which no mutation would hit."""
+    whole = bytearray(tar)
+    for at in range(0, len(whole) - 511, 512):
+        if whole[at + 257 : at + 262] == b"ustar":
+            whole[at + 148 : at + 156] = b" " * 8
+            whole[at + 148 : at + 156] = b"%06o\0 " % sum(whole[at : at + 512])
+    return bytes(whole)
+
+
+def data(data: bytes) -> None:
+    """Open a tar or, by the first byte, a table, and read what is in it."""
+    with folder() as root, suppress(DeitctlError):
+        path = root / ("x.tar" if data[:1] == b"t" else "x.csv")
+        path.write_bytes(_summed(data[1:]) if data[:1] == b"t" else data[1:])
+        opened = open_data(str(path), SilentReporter())
+        for source in (opened.train, opened.val, opened.whole):
+            for index in range(len(source.labels) if source is not None else 0):
+                assert source is not None
+                with suppress(DeitctlError):
+                    source.read(index)
+                assert source.size(index) >= 0
+                assert 0 <= source.labels[index] < len(source.class_names)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "picture": picture,
+    "config": config,
+    "checkpoint": checkpoint,
+    "words": words,
+    "data": data,
+}

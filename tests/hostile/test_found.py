@@ -1,0 +1,71 @@
+"""What fuzzing has found stays mended, and a little of it is done again in every run of the tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOUND = sorted((Path(__file__).parent / "found").glob("*/*"))
+TARGETS = ("picture", "config", "checkpoint", "words", "data")
+TRIES = {"picture": 400, "config": 40, "checkpoint": 300, "words": 300, "data": 200}
+
+
+@pytest.fixture(scope="module")
+def fuzz() -> dict[str, ModuleType]:
+    """The fuzzer's own files, which are no package."""
+    loaded = {}
+    for name in ("targets", "corpus"):
+        spec = importlib.util.spec_from_file_location(name, ROOT / "fuzz" / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        loaded[name] = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded[name])
+    yield loaded
+    for name in loaded:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("case", FOUND, ids=lambda p: f"{p.parent.name}-{p.name}")
+def test_a_found_case_is_mended(case, fuzz):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about odd pickles
+        fuzz["targets"].TARGETS[case.parent.name](case.read_bytes())
+
+
+def mutated(rng: np.random.Generator, data: bytes) -> bytes:
+    whole = bytearray(data)
+    for _ in range(int(rng.integers(1, 5))):
+        at = int(rng.integers(0, len(whole) + 1))
+        if rng.random() < 0.2:
+            del whole[at : at + int(rng.integers(1, 40))]
+        elif rng.random() < 0.3:
+            whole[at:at] = rng.bytes(int(rng.integers(1, 9)))
+        elif at < len(whole):
+            whole[at] = int(rng.choice([0, 1, 127, 128, 255, int(rng.integers(0, 256))]))
+    return bytes(whole)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_mutants_of_sound_inputs_raise_nothing_else(name, fuzz, monkeypatch):
+    monkeypatch.setenv("DEITCTL_MAX_PIXELS", "1000000")
+    makers = {
+        "picture": "pictures",
+        "config": "configs",
+        "checkpoint": "checkpoints",
+        "words": "caches",
+        "data": "data_sets",
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        seeds, rng = getattr(fuzz["corpus"], makers[name])(), np.random.default_rng(0)
+        for case in seeds:
+            fuzz["targets"].TARGETS[name](case)
+        for number in range(TRIES[name]):
+            fuzz["targets"].TARGETS[name](mutated(rng, seeds[number % len(seeds)]))
