@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -13,6 +12,7 @@ from typing import Any
 from deitctl.checkpoint import write_json
 from deitctl.data.samplers import SampleKey
 from deitctl.errors import ConfigError
+from deitctl.files import read_json
 from deitctl.training.health import Incident
 from deitctl.training.run import Run
 
@@ -68,7 +68,7 @@ def read_incident(path: Path) -> dict[str, Any]:
     """Return a record that `write_incident` wrote, or raise `ConfigError`; the folder of one will do."""
     path = path / RECORD if path.is_dir() else path
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         fits = record["format"] == FORMAT and isinstance(record["run"], str) and isinstance(record["step"], int)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(

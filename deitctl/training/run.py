@@ -11,6 +11,7 @@ from typing import Any
 from deitctl.checkpoint import CONFIG, WEIGHTS, cannot_write, write_bytes
 from deitctl.config import TrainConfig, from_dict, read_toml, write_toml
 from deitctl.errors import ConfigError, DeitctlError
+from deitctl.files import read_json
 
 
 class Run:
@@ -56,7 +57,7 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """Return what the finished run ended with, None if it is not finished."""
         try:
-            value = json.loads(self.result_file.read_text(encoding="utf-8"))
+            value = read_json(self.result_file, 1 << 30)  # it names every picture that could not be read
         except (OSError, ValueError):
             return None
         return value if isinstance(value, dict) else None

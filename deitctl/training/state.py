@@ -6,7 +6,6 @@ Not kept: any random state or loader position, because every draw is a function 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,10 @@ from torch import Tensor, nn
 from deitctl.checkpoint import cannot_write, load_tensors, save_tensors, sync_folder, write_json
 from deitctl.ema import ExponentialMovingAverage
 from deitctl.errors import ModelError
+from deitctl.files import read_json
 
+LARGEST_RECORD = 1 << 30
+"""Bytes of state.json, which names every picture that could not be read."""
 FORMAT = 2
 """1 was of whole epochs; its fields are all here."""
 
@@ -142,7 +144,7 @@ class TrainState:
         if not folder.exists():  # stopped between the two renames of a save
             folder = folder.with_name(f"{folder.name}.old")
         try:
-            record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            record = read_json(folder / "state.json", LARGEST_RECORD)
             if scale := record.pop("scaler"):  # empty where it was saved in a precision that needs none
                 self.scaler.load_state_dict(scale)
             self.progress = Progress(**record)
