@@ -193,7 +193,7 @@ def main() -> None:
         stopped += sum(code is not None for code in codes)
         when = f"{arguments.signal} after steps {steps} (exit {codes})"
         print(
-            f"{number + 1}: {setting}; {arguments.signal} at {when} (exit {codes}), state of step {at}: {different or 'equal'}",
+            f"{number + 1}: {setting}; {when}, state of step {at}: {different or 'equal'}",
             flush=True,
         )
         shutil.rmtree(run, ignore_errors=True)
