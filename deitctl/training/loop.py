@@ -133,7 +133,7 @@ def train_one_epoch(
             if plan.device.waits_for_nothing:  # before the weights are touched
                 require_health(watch)
             state.whole = False
-            update(plan, state, rate)
+            update(plan, state, rate, found.norm)
             for name, value in found.parts.items():
                 sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value
             fields: dict[str, object] = {}
@@ -291,11 +291,11 @@ def loss_of(plan: Plan, state: TrainState, batch: Batch) -> Loss:
         return plan.objective(state.model, images, targets, words, keep)
 
 
-def update(plan: Plan, state: TrainState, rate: float) -> None:
-    """Take a step of AdamW along the gradients, and let the average of the weights follow."""
+def update(plan: Plan, state: TrainState, rate: float, norm: Tensor) -> None:
+    """Take a step of AdamW along the gradients, whose norm is `norm`, and let the average of the weights follow."""
     set_learning_rate(state.optimizer, rate)
     if clip := plan.recipe.optim.clip_grad:
-        torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip)
+        torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), clip, norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     if state.ema is not None:

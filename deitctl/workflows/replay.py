@@ -104,7 +104,7 @@ def _replay(session: Session, record: Mapping[str, Any], reporter: Reporter) -> 
         incident = watch.look()
         if step == last or incident is not None:
             break
-        update(plan, state, rate)
+        update(plan, state, rate, found.norm)
         state.progress.step += 1
     norms = {n: float(p.grad.norm()) for n, p in state.model.named_parameters() if p.grad is not None}
     return Replay(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from deitctl import rng
-from deitctl.checkpoint import write_bytes
+from deitctl.checkpoint import cannot_write, write_bytes
 from deitctl.config import MACHINE_SETTINGS, TrainConfig, differences, override
 from deitctl.data.classes import describe_classes
 from deitctl.data.open import open_for_training
@@ -178,11 +178,15 @@ def _train(
     student = build_student(config, train, reporter)
     for change in student.changes:
         reporter.note(f"{config.model}: {change}.")
-    if fresh and world.is_main:  # an output folder that cannot be written is found before the teacher is trained
-        write_bytes(Run.create(root, config).launch_file, (launch_id() if launched() else "").encode())
     run = Run(root, writes=world.is_main)
     try:
-        with locked(run.lock_file, what=str(root)) if world.is_main else nullcontext():
+        with _only_writer(run) if world.is_main else nullcontext():
+            if (
+                fresh and world.is_main
+            ):  # an output folder that cannot be written is found before the teacher is trained
+                Run.create(root, config)
+                run.cut_log(0)  # of a run that was killed before it saved anything
+                write_bytes(run.launch_file, (launch_id() if launched() else "").encode())
             session = open_session(run, config, (train, val), student, device, reporter, world)
             if not fresh:
                 session.load()
@@ -192,6 +196,21 @@ def _train(
     except (KeyboardInterrupt, Signalled, Interrupted) as stop:
         signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum
         raise Interrupted(signum, f"deitctl train --resume {run.root}") from stop
+
+
+@contextmanager
+def _only_writer(run: Run) -> Iterator[None]:
+    """Keep other processes out of a run's folder for a block."""
+    try:
+        run.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(run.root, error) from error
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(run.lock_file, what=str(run.root)))
+        except OSError as error:
+            raise cannot_write(run.lock_file, error) from error
+        yield
 
 
 def open_session(

@@ -71,10 +71,10 @@ def stream(source, plan: ViewPlan | None = None, recipe=RECIPE):
 
 def take_step(plan: Plan, state: TrainState, batch) -> dict[str, torch.Tensor]:
     """Take one step and return the parts of its loss."""
-    parts = gradients(plan, state, batch, str, SilentReporter()).parts
-    update(plan, state, plan.rate(state.progress.step))
+    found = gradients(plan, state, batch, str, SilentReporter())
+    update(plan, state, plan.rate(state.progress.step), found.norm)
     state.progress.step += 1
-    return parts
+    return found.parts
 
 
 class Watching:
