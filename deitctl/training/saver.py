@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+from deitctl.checkpoint import cannot_write
 from deitctl.errors import ConfigError, DeitctlError
 from deitctl.training.state import Snapshot, TrainState
 
@@ -44,7 +45,7 @@ class Saver:
             DeitctlError: this or the save before could not be written; the one before that is whole.
         """
         self.finish()
-        start = time.monotonic()
+        start = self.last = time.monotonic()  # while it is written the next is not due
         snapshot = state.snapshot()
         self._thread = threading.Thread(target=self._write, args=(snapshot, start), name="save the state")
         self._thread.start()
@@ -53,15 +54,21 @@ class Saver:
 
     def _write(self, snapshot: Snapshot, start: float) -> None:
         try:
-            if self.log.exists():
-                with self.log.open("rb+") as file:
-                    os.fsync(file.fileno())
+            self._sync_log()
             snapshot.write(self.folder)
             self.saved_step = int(snapshot.record["step"])
         except BaseException as error:
             self._error = error
         self.last = time.monotonic()
         self.cost = self.last - start
+
+    def _sync_log(self) -> None:
+        try:
+            if self.log.exists():
+                with self.log.open("rb+") as file:
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_write(self.log, error) from error
 
     def finish(self) -> None:
         """Wait for the write under way; raise what went wrong in it."""

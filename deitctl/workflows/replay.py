@@ -64,7 +64,7 @@ def replay(path: Path, *, given: Mapping[str, Any] | None = None, reporter: Repo
     if launched():
         raise ConfigError("A replay is for one process.", "Run it without torchrun.")
     record = read_incident(path)
-    folder = path if path.is_dir() else path.parent
+    folder = (path if path.is_dir() else path.parent).resolve()
     root = folder.parent.parent if (folder.parent.parent / "run.toml").is_file() else Path(record["run"])
     _, config = Run.open(root)
     machine = {"precision": record.get("precision", "auto"), "micro_batch": record.get("micro_batch", 0)}
@@ -88,6 +88,11 @@ def replay(path: Path, *, given: Mapping[str, Any] | None = None, reporter: Repo
 
 def _replay(session: Session, record: Mapping[str, Any], reporter: Reporter) -> Replay:
     plan, state, last = session.plan, session.state, int(record["step"])
+    if not state.progress.step <= last < plan.recipe.epochs * plan.steps_per_epoch:
+        raise ConfigError(
+            f"Step {last} cannot be taken again: the state there is of step {state.progress.step}, and the run has "
+            f"{plan.recipe.epochs * plan.steps_per_epoch} steps."
+        )
     watch = Watch(plan.num_classes, scaled=state.scaler.is_enabled())
     watch.usual, watch.seen = state.progress.usual_loss, state.progress.steps_watched
     set_train_mode(state.model, plan.recipe.trainable, plan.recipe.keep_batch_stats)
