@@ -26,6 +26,11 @@ class Device:
     dtype: torch.dtype
     reason: str
 
+    @property
+    def precision(self) -> str:
+        """The arithmetic's name in settings."""
+        return next(name for name, dtype in PRECISIONS.items() if dtype is self.dtype)
+
     def autocast(self) -> AbstractContextManager[object]:
         """Run the block's matrix work in `dtype`."""
         if self.dtype is torch.float32:

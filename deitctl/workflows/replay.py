@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,14 @@ class Replay:
     gradients: list[tuple[str, float]]
     """Gradient norm of each parameter at that step, largest first; what is no number goes before all."""
     pictures: list[tuple[str, float]]
-    """Loss of each pair of pictures of that step, worst first, under the first one's name."""
+    """Loss of each pair of pictures of that step, worst first, under the first one's name; one that comes
+    again in other views has a line for each."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         return {
             "kind": self.kind, "step": self.step, "precision": self.precision, "again": self.again, "steps": self.steps,
-            "gradients": dict(self.gradients), "pictures": dict(self.pictures),
+            "gradients": dict(self.gradients), "pictures": [{"picture": name, "loss": loss} for name, loss in self.pictures],
         }  # fmt: skip
 
 
@@ -112,10 +113,9 @@ def _replay(session: Session, record: Mapping[str, Any], reporter: Reporter) -> 
         state.progress.step += 1
     norms = {n: float(p.grad.norm()) for n, p in state.model.named_parameters() if p.grad is not None}
     return Replay(
-        kind=str(record["kind"]), step=state.progress.step, precision=str(plan.device.dtype).removeprefix("torch."),
-        again=incident is not None, steps=steps, gradients=_worst_first(norms), pictures=_worst_first(
-            dict(_losses(session, batch))
-        ),
+        kind=str(record["kind"]), step=state.progress.step, precision=plan.device.precision,
+        again=incident is not None, steps=steps, gradients=_worst_first(norms.items()),
+        pictures=_worst_first(_losses(session, batch)),
     )  # fmt: skip
 
 
@@ -128,6 +128,6 @@ def _losses(session: Session, batch: Batch) -> Iterator[tuple[str, float]]:
                 yield session.train_source.name(pair.keys[0].index), float(loss)
 
 
-def _worst_first(values: dict[str, float]) -> list[tuple[str, float]]:
+def _worst_first(values: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
     """Sort by size, downwards; what is no number goes before all."""
-    return sorted(values.items(), key=lambda item: (item[1] == item[1], -item[1] if item[1] == item[1] else 0))
+    return sorted(values, key=lambda item: (item[1] == item[1], -item[1] if item[1] == item[1] else 0))

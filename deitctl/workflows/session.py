@@ -245,7 +245,7 @@ class Session:
         if self.world.is_main:
             self.saver.finish()
             how = {
-                "precision": str(self.device.dtype).removeprefix("torch."), "device": str(self.device.torch_device),
+                "precision": self.device.precision, "device": str(self.device.torch_device),
                 "processes": self.world.size, "micro_batch": self.state.progress.micro_batch,
                 "state_step": max(self.saver.saved_step, self.loaded_step),
             }  # fmt: skip

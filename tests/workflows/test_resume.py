@@ -37,7 +37,7 @@ def begun(config: TrainConfig, root: Path | str, *, age: float = 0.0, finished: 
 @pytest.fixture
 def wanted(little_config: Make) -> TrainConfig:
     """A configuration that names no folder; the current folder is empty."""
-    config = little_config("x", output="")
+    config = replace(little_config("x"), output="")
     return replace(config, recipe=replace(config.recipe, epochs=1, batch_size=30))
 
 
