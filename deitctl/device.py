@@ -15,6 +15,8 @@ from deitctl.world import launched, local_rank
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "bad allocation")
 """What MPS's and the CPU's allocators say."""
+NO_MEMORY_FOR_ONEDNN = ("could not create a primitive", "could not create a memory object")
+"""All that the library of the CPU's matrix products says where memory runs out in it; with more words it means another."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -65,7 +67,8 @@ class Device:
         """Say whether an error means that memory ran out: CUDA has a class for it, the others only words."""
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             return True
-        return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+        said = str(error).strip() if isinstance(error, RuntimeError) else ""
+        return said in NO_MEMORY_FOR_ONEDNN or any(words in said for words in OUT_OF_MEMORY)
 
     def forget_cached_memory(self) -> None:
         """Give back what the backend keeps for later, so that smaller pieces can be cut from it."""

@@ -148,18 +148,14 @@ class Session:
 
     def _take_up_best(self) -> None:
         """Go by the weights that are there, which may have been kept after the state was saved."""
+        progress = self.state.progress
         try:
             kept = json.loads(file_metadata(self.run.root / WEIGHTS).get(NOTE, "{}"))
-            later = int(kept.get("epoch", 0)) > self.state.progress.best_epoch
-        except (ValueError, TypeError, AttributeError):
+            epoch, top1, weights = int(kept["epoch"]), float(kept["top1"]), str(kept["weights"])
+        except (ValueError, TypeError, KeyError):
             return
-        if later:
-            progress = self.state.progress
-            progress.best_epoch, progress.best_top1, progress.best_weights = (
-                kept["epoch"],
-                kept["top1"],
-                kept["weights"],
-            )
+        if epoch > progress.best_epoch:
+            progress.best_epoch, progress.best_top1, progress.best_weights = epoch, top1, weights
 
     def train(self) -> None:
         """Run what is left of the epochs; after each, evaluate and keep the best weights; save the state when it is due.

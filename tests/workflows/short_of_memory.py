@@ -6,7 +6,6 @@ The limit is on the address space, and on the steps alone, so that what is loade
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +37,8 @@ class Limits(SilentReporter):
             if not self.more or label != "epoch 1/1":
                 yield task
                 return
+            import resource  # not everywhere
+
             before = resource.getrlimit(resource.RLIMIT_AS)
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + self.more, before[1]))
@@ -47,20 +48,18 @@ class Limits(SilentReporter):
                 resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def main(out: str, megabytes: str) -> None:
-    """Take one step of 192 pictures, score 10, print the warnings and the loss."""
-    torch.set_num_threads(1)
+def train(out: str, megabytes: int) -> dict[str, object]:
+    """Take one step of 192 pictures and score 10; return the warnings and the losses."""
     train, val = digits()
     recipe = replace(DIGITS, img_size=48, epochs=1, batch_size=192)
-    config = TrainConfig(
-        model="deit_tiny", data="digits", recipe=recipe, precision="fp32", workers=0, output=out
-    )  # fmt: skip
-    reporter = Limits(int(megabytes) * 2**20)
+    config = TrainConfig(model="deit_tiny", data="digits", recipe=recipe, precision="fp32", workers=0, output=out)
+    reporter = Limits(megabytes * 2**20)
     result = run_training(config, sources=(subset(train, range(192)), subset(val, range(10))), reporter=reporter)
     step = json.loads((result.run / "metrics.jsonl").read_text().splitlines()[0])
     numbers = {"train": step["loss"], "norm": step["grad_norm"], "loss": result.shipped.loss}
-    print(json.dumps({"warnings": reporter.warnings, **numbers}))  # noqa: T201
+    return {"warnings": reporter.warnings, **numbers}
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    torch.set_num_threads(1)
+    print(json.dumps(train(sys.argv[1], int(sys.argv[2]))))  # noqa: T201
