@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
-from contextlib import AbstractContextManager, nullcontext
+import sys
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
@@ -77,6 +79,9 @@ class Device:
             torch.cuda.empty_cache()
         elif self.torch_device.type == "mps":
             torch.mps.empty_cache()
+        elif sys.platform == "linux":  # else glibc keeps what was freed, and oneDNN finds no room for its code
+            with suppress(OSError, AttributeError):
+                ctypes.CDLL(None).malloc_trim(0)
 
     def synchronize(self) -> None:
         """Wait for the work that was queued, where there is a queue."""

@@ -49,12 +49,12 @@ class Limits(SilentReporter):
 
 
 def train(out: str, megabytes: int) -> dict[str, object]:
-    """Take one step of 192 pictures and score 10; return the warnings and the losses."""
+    """Take one step of 256 pictures and score 10; return the warnings and the losses."""
     train, val = digits()
-    recipe = replace(DIGITS, img_size=48, epochs=1, batch_size=192)
+    recipe = replace(DIGITS, img_size=48, epochs=1, batch_size=256)
     config = TrainConfig(model="deit_tiny", data="digits", recipe=recipe, precision="fp32", workers=0, output=out)
     reporter = Limits(megabytes * 2**20)
-    result = run_training(config, sources=(subset(train, range(192)), subset(val, range(10))), reporter=reporter)
+    result = run_training(config, sources=(subset(train, range(256)), subset(val, range(10))), reporter=reporter)
     step = json.loads((result.run / "metrics.jsonl").read_text().splitlines()[0])
     numbers = {"train": step["loss"], "norm": step["grad_norm"], "loss": result.shipped.loss}
     return {"warnings": reporter.warnings, **numbers}

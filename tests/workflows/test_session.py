@@ -196,7 +196,7 @@ def test_a_training_goes_on_where_memory_really_runs_out(tmp_path: Path) -> None
     here = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(here)
     roomy = here.train(str(tmp_path / "roomy"), 0)
-    command = [sys.executable, str(program), str(tmp_path / "short"), "170"]
+    command = [sys.executable, str(program), str(tmp_path / "short"), "300"]
     done = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
     )
@@ -204,11 +204,12 @@ def test_a_training_goes_on_where_memory_really_runs_out(tmp_path: Path) -> None
     short = json.loads(done.stdout)
     assert roomy["warnings"] == []
     assert (
-        short["warnings"][0] == "Out of memory with 192 pictures at a time: going on with 96, and a batch is still 192."
+        short["warnings"][0]
+        == "Out of memory with 256 pictures at a time: going on with 128, and a batch is still 256."
     )
     for name, tolerance in (("train", 1e-5), ("norm", 1e-4), ("loss", 1e-4)):
         assert short[name] == pytest.approx(roomy[name], rel=tolerance)
-    assert state_of(tmp_path / "short")["micro_batch"] <= 96
+    assert state_of(tmp_path / "short")["micro_batch"] <= 128
 
 
 def started(root: Path) -> subprocess.Popen[str]:
