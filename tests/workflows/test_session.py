@@ -187,6 +187,7 @@ def test_a_run_may_be_told_to_stop_at_a_picture_that_cannot_be_read(
         run_training(replace(config, recipe=recipe))
 
 
+@pytest.mark.slow
 @LINUX
 def test_a_training_goes_on_where_memory_really_runs_out(tmp_path: Path) -> None:
     program = Path(__file__).with_name("short_of_memory.py")
