@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
-from contextlib import AbstractContextManager, nullcontext
+import sys
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +17,8 @@ from deitctl.world import launched, local_rank
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "bad allocation")
 """What MPS's and the CPU's allocators say."""
+NO_MEMORY_FOR_ONEDNN = ("could not create a primitive", "could not create a memory object")
+"""All that the library of the CPU's matrix products says where memory runs out in it; with more words it means another."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -65,7 +69,8 @@ class Device:
         """Say whether an error means that memory ran out: CUDA has a class for it, the others only words."""
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             return True
-        return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+        said = str(error).strip() if isinstance(error, RuntimeError) else ""
+        return said in NO_MEMORY_FOR_ONEDNN or any(words in said for words in OUT_OF_MEMORY)
 
     def forget_cached_memory(self) -> None:
         """Give back what the backend keeps for later, so that smaller pieces can be cut from it."""
@@ -74,6 +79,9 @@ class Device:
             torch.cuda.empty_cache()
         elif self.torch_device.type == "mps":
             torch.mps.empty_cache()
+        elif sys.platform == "linux":  # else glibc keeps what was freed, and oneDNN finds no room for its code
+            with suppress(OSError, AttributeError):
+                ctypes.CDLL(None).malloc_trim(0)
 
     def synchronize(self) -> None:
         """Wait for the work that was queued, where there is a queue."""

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import pickle
 import threading
 
 import pytest
+import timm
 import torch
+from safetensors.torch import load_file
 
 from deitctl.card import ModelCard
-from deitctl.checkpoint import load_card, load_tensors, save_model, save_tensors, tensor_shapes, write_bytes, write_json
+from deitctl.checkpoint import (
+    file_metadata,
+    load_card,
+    load_tensors,
+    save_model,
+    save_tensors,
+    tensor_shapes,
+    write_bytes,
+    write_json,
+)
 from deitctl.errors import DeitctlError, ModelError
+from deitctl.models import timm_models
+from deitctl.models.layers import layer_names
 
 
 @pytest.fixture
@@ -196,3 +210,35 @@ def test_card_that_is_no_text_is_said(tmp_path):
     (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ModelError, match="not valid JSON"):
         load_card(tmp_path)
+
+
+WORDS = {"deitctl": '{"epoch": 3, "top1": 91.5}', "a": 'ä → 字 " \\ \n\t\u2028', "z": "", "format": "pt"}
+
+
+def test_the_same_words_in_any_order_are_the_same_bytes(tmp_path, tensors):
+    """The library itself writes them in an order of its own, another in every process or even call."""
+    seen = set()
+    for number, names in enumerate(itertools.permutations(WORDS)):
+        path = tmp_path / f"{number}.safetensors"
+        save_tensors(path, tensors, {name: WORDS[name] for name in names})
+        seen.add(path.read_bytes())
+    assert len(seen) == 1
+    assert file_metadata(path) == WORDS
+    loaded = load_file(path)
+    assert all(torch.equal(loaded[k], v) for k, v in tensors.items())
+    header = path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")]
+    assert list(json.loads(header)["__metadata__"]) == sorted(WORDS)
+
+
+def test_a_model_folder_with_words_still_loads_in_timm(tmp_path):
+    model = timm.create_model("test_vit", num_classes=3).eval()
+    card = timm_models.card_of(model, "test_vit", 3)
+    save_model(tmp_path / "m", model.state_dict(), card, layer_names(model), WORDS)
+    again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+    assert file_metadata(tmp_path / "m" / "model.safetensors") == WORDS
+
+
+def test_a_file_that_is_not_there_or_broken_carries_no_words(tmp_path):
+    (tmp_path / "x").write_bytes(b"nothing")
+    assert file_metadata(tmp_path / "x") == file_metadata(tmp_path / "absent") == {}

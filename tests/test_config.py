@@ -9,7 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deitctl.config import DistillConfig, Recipe, TrainConfig, from_dict, override, read_toml, setting_names, write_toml
+from deitctl.config import (
+    MACHINE_SETTINGS,
+    DistillConfig,
+    Recipe,
+    TrainConfig,
+    differences,
+    flat,
+    from_dict,
+    override,
+    read_toml,
+    setting_names,
+    to_dict,
+    write_toml,
+)
 from deitctl.errors import ConfigError
 from deitctl.recipes import RECIPES
 
@@ -158,3 +171,36 @@ def test_broken_and_missing_toml_is_said(tmp_path):
 def test_none_is_left_out_of_toml():
     assert "distill" not in tomllib.loads(write_toml(replace(CONFIG, distill=None)))
     assert from_dict(Recipe, tomllib.loads(write_toml(RECIPES["digits"])), "x") == RECIPES["digits"]
+
+
+def test_settings_are_flattened_to_their_dotted_names():
+    assert flat({"a": 1, "b": {"c": 2, "d": {"e": [3]}}, "f": {}}) == {"a": 1, "b.c": 2, "b.d.e": [3]}
+    assert set(flat(to_dict(CONFIG))) == set(setting_names(TrainConfig))
+
+
+def test_a_configuration_read_again_does_not_differ():
+    for config in (CONFIG, replace(CONFIG, distill=None, recipe=RECIPES["digits"])):
+        assert differences(from_dict(TrainConfig, tomllib.loads(write_toml(config)), "run.toml"), config) == []
+
+
+def test_differences_are_named_with_both_values():
+    changed = override(CONFIG, {"seed": 7, "recipe.optim.lr": 1.0, "recipe.augment.crop_scale": "0.5,1"})
+    assert differences(CONFIG, changed) == [
+        "recipe.augment.crop_scale is [0.08, 1.0], not [0.5, 1.0]",
+        "recipe.optim.lr is 0.0005, not 1.0",
+        "seed is 0, not 7",
+    ]
+    alone = replace(CONFIG, distill=None)
+    assert "distill.mode is hard, not set" in differences(CONFIG, alone)
+    assert "distill.mode is not set, not hard" in differences(alone, CONFIG)
+
+
+def test_every_setting_is_the_machines_or_makes_a_difference():
+    other = {
+        "model": "m2", "data": "d2", "weights": "w", "seed": 3, "split_seed": 3, "workers": 3, "micro_batch": 4,
+        "save_every": "7", "on_bad_image": "stop", "device": "cpu", "precision": "bf16", "output": "o",
+    }  # fmt: skip
+    plain = {name for name in setting_names(TrainConfig) if "." not in name}
+    assert plain == set(other)
+    for name, value in other.items():
+        assert bool(differences(CONFIG, override(CONFIG, {name: value}))) == (name not in MACHINE_SETTINGS), name

@@ -84,3 +84,39 @@ def test_what_only_cuda_has_is_harmless_on_the_cpu():
     assert device.peak_memory_bytes() is None
     assert not device.pins_memory
     assert device.move(torch.ones(1)).device == CPU
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (MemoryError(), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a primitive descriptor for a matmul"), False),
+        (RuntimeError(""), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+        (KeyboardInterrupt("out of memory"), False),
+    ],
+)  # fmt: skip
+def test_memory_that_ran_out_is_told_from_other_failures(error, expected):
+    assert choose_device("cpu").is_out_of_memory(error) == expected
+
+
+def test_what_the_cpus_own_allocator_says_is_known():
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert choose_device("cpu").is_out_of_memory(error.value)
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16"])
+def test_a_precision_has_the_name_that_chooses_it(name):
+    assert choose_device("cpu", name).precision == name
+
+
+def test_forgetting_cached_memory_is_harmless():
+    choose_device("cpu").forget_cached_memory()

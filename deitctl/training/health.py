@@ -62,7 +62,7 @@ class Watch:
     num_classes: int
     scaled: bool
     """Whether gradients are scaled (fp16): one that is no number then only lowers the scale."""
-    jump: float = 3.0
+    jump: float = 0.0
     """A loss this many times its recent mean, and this many times that of guessing, is a jump, 0: none is. Mixing and hard
     batches move it by tenths, a step that breaks the weights by much more."""
     usual: float = 0.0

@@ -69,7 +69,8 @@ def read_incident(path: Path) -> dict[str, Any]:
     path = path / RECORD if path.is_dir() else path
     try:
         record = read_json(path)
-        fits = record["format"] == FORMAT and isinstance(record["run"], str) and isinstance(record["step"], int)
+        fits = record["format"] == FORMAT and isinstance(record["step"], int)
+        fits = fits and isinstance(record["run"], str) and isinstance(record["kind"], str)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} is no record of an incident: {error}.", "It lies in RUN/incidents/step-N."

@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+from deitctl.checkpoint import cannot_write
 from deitctl.errors import ConfigError, DeitctlError
 from deitctl.training.state import Snapshot, TrainState
 
@@ -27,6 +28,8 @@ class Saver:
         self.cost = 0.0
         """Seconds the last save took, in both threads together."""
         self.saved_step = -1
+        self._copy: Snapshot | None = None
+        self._copying = 0.0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -37,31 +40,49 @@ class Saver:
         waited = time.monotonic() - self.last
         return waited >= max(self.seconds, self.cost / LARGEST_SHARE)
 
-    def save(self, state: TrainState, *, wait: bool = False) -> None:
-        """Copy the state and begin to write it; with `wait`, return when it is on the disk.
+    def copy(self, state: TrainState) -> None:
+        """Copy the state, to be written once it has proved good: weights that the last step broke look like any others."""
+        start = self.last = time.monotonic()  # until it is written the next is not due
+        self._copy = state.snapshot()
+        self._copying = time.monotonic() - start
+
+    def write_copy(self) -> None:
+        """Begin to write the copy, if there is one, because the step after it went well.
 
         Raises:
-            DeitctlError: this or the save before could not be written; the one before that is whole.
+            DeitctlError: the save before could not be written; the one before that is whole.
         """
+        if self._copy is None:
+            return
         self.finish()
-        start = time.monotonic()
-        snapshot = state.snapshot()
-        self._thread = threading.Thread(target=self._write, args=(snapshot, start), name="save the state")
+        snapshot, self._copy = self._copy, None
+        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="save the state")
         self._thread.start()
-        if wait:
-            self.finish()
 
-    def _write(self, snapshot: Snapshot, start: float) -> None:
+    def save(self, state: TrainState) -> None:
+        """Copy the state and write it now; raise as `finish`."""
+        self.copy(state)
+        self.write_copy()
+        self.finish()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        start = time.monotonic()
         try:
-            if self.log.exists():
-                with self.log.open("rb+") as file:
-                    os.fsync(file.fileno())
+            self._sync_log()
             snapshot.write(self.folder)
             self.saved_step = int(snapshot.record["step"])
         except BaseException as error:
             self._error = error
         self.last = time.monotonic()
-        self.cost = self.last - start
+        self.cost = self._copying + self.last - start
+
+    def _sync_log(self) -> None:
+        try:
+            if self.log.exists():
+                with self.log.open("rb+") as file:
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_write(self.log, error) from error
 
     def finish(self) -> None:
         """Wait for the write under way; raise what went wrong in it."""

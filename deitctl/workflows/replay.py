@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,14 @@ class Replay:
     gradients: list[tuple[str, float]]
     """Gradient norm of each parameter at that step, largest first; what is no number goes before all."""
     pictures: list[tuple[str, float]]
-    """Loss of each pair of pictures of that step, worst first, under the first one's name."""
+    """Loss of each pair of pictures of that step, worst first, under the first one's name; one that comes
+    again in other views has a line for each."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         record = {
             "kind": self.kind, "step": self.step, "precision": self.precision, "again": self.again, "steps": self.steps,
-            "gradients": dict(self.gradients), "pictures": dict(self.pictures),
+            "gradients": dict(self.gradients), "pictures": [{"picture": name, "loss": loss} for name, loss in self.pictures],
         }  # fmt: skip
         return dict(speakable(record))
 
@@ -65,7 +66,7 @@ def replay(path: Path, *, given: Mapping[str, Any] | None = None, reporter: Repo
     if launched():
         raise ConfigError("A replay is for one process.", "Run it without torchrun.")
     record = read_incident(path)
-    folder = path if path.is_dir() else path.parent
+    folder = (path if path.is_dir() else path.parent).resolve()
     root = folder.parent.parent if (folder.parent.parent / "run.toml").is_file() else Path(record["run"])
     _, config = Run.open(root)
     machine = {"precision": record.get("precision", "auto"), "micro_batch": record.get("micro_batch", 0)}
@@ -89,6 +90,11 @@ def replay(path: Path, *, given: Mapping[str, Any] | None = None, reporter: Repo
 
 def _replay(session: Session, record: Mapping[str, Any], reporter: Reporter) -> Replay:
     plan, state, last = session.plan, session.state, int(record["step"])
+    if not state.progress.step <= last < plan.recipe.epochs * plan.steps_per_epoch:
+        raise ConfigError(
+            f"Step {last} cannot be taken again: the state there is of step {state.progress.step}, and the run has "
+            f"{plan.recipe.epochs * plan.steps_per_epoch} steps."
+        )
     watch = Watch(plan.num_classes, state.scaler.is_enabled(), session.config.loss_jump)
     watch.usual, watch.seen = state.progress.usual_loss, state.progress.steps_watched
     set_train_mode(state.model, plan.recipe.trainable, plan.recipe.keep_batch_stats)
@@ -109,9 +115,8 @@ def _replay(session: Session, record: Mapping[str, Any], reporter: Reporter) -> 
     norms = {n: float(p.grad.norm()) for n, p in state.model.named_parameters() if p.grad is not None}
     return Replay(
         kind=str(record["kind"]), step=state.progress.step, precision=plan.device.precision,
-        again=incident is not None, steps=steps, gradients=_worst_first(norms), pictures=_worst_first(
-            dict(_losses(session, batch))
-        ),
+        again=incident is not None, steps=steps, gradients=_worst_first(norms.items()),
+        pictures=_worst_first(_losses(session, batch)),
     )  # fmt: skip
 
 
@@ -124,6 +129,6 @@ def _losses(session: Session, batch: Batch) -> Iterator[tuple[str, float]]:
                 yield session.train_source.name(pair.keys[0].index), float(loss)
 
 
-def _worst_first(values: dict[str, float]) -> list[tuple[str, float]]:
+def _worst_first(values: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
     """Sort by size, downwards; what is no number goes before all."""
-    return sorted(values.items(), key=lambda item: (item[1] == item[1], -item[1] if item[1] == item[1] else 0))
+    return sorted(values, key=lambda item: (item[1] == item[1], -item[1] if item[1] == item[1] else 0))

@@ -148,18 +148,14 @@ class Session:
 
     def _take_up_best(self) -> None:
         """Go by the weights that are there, which may have been kept after the state was saved."""
+        progress = self.state.progress
         try:
             kept = json.loads(file_metadata(self.run.root / WEIGHTS).get(NOTE, "{}"))
-            later = int(kept.get("epoch", 0)) > self.state.progress.best_epoch
-        except (ValueError, TypeError, AttributeError):
+            epoch, top1, weights = int(kept["epoch"]), float(kept["top1"]), str(kept["weights"])
+        except (ValueError, TypeError, KeyError):
             return
-        if later:
-            progress = self.state.progress
-            progress.best_epoch, progress.best_top1, progress.best_weights = (
-                kept["epoch"],
-                kept["top1"],
-                kept["weights"],
-            )
+        if epoch > progress.best_epoch:
+            progress.best_epoch, progress.best_top1, progress.best_weights = epoch, top1, weights
 
     def train(self) -> None:
         """Run what is left of the epochs; after each, evaluate and keep the best weights; save the state when it is due.
@@ -177,9 +173,9 @@ class Session:
                 raise self._went_wrong(wrong) from None
             except (Signalled, KeyboardInterrupt) as signalled:
                 if not getattr(signalled, "insists", False):
-                    self._save(wait=True)
+                    self._save(now=True)
                 raise
-            self._save(wait=True)
+            self._save(now=True)
 
     def _epochs(self, stop: Stop) -> None:
         progress, recipe = self.state.progress, self.config.recipe
@@ -195,6 +191,8 @@ class Session:
             if wanted and not self.watch.waiting:  # losses that nobody has read yet may not be saved as good
                 wanted = stop.save = False
                 self._save()
+            elif not self.watch.waiting:
+                self.saver.write_copy()
 
         while progress.epoch < recipe.epochs:
             watch, before = Stopwatch(), progress.step
@@ -204,6 +202,7 @@ class Session:
             )  # fmt: skip
             speed = (progress.step - before) * self.plan.recipe.batch_size / watch()
             self._finish_epoch(means, speed, stop)
+            self.saver.write_copy()  # it was evaluated
             if self.saver.seconds and self.saver.due(progress.step):
                 self._save()
             self._dismiss_teacher()
@@ -227,14 +226,21 @@ class Session:
                     {NOTE: json.dumps(note)},
                 )  # fmt: skip
 
-    def _save(self, *, wait: bool = False) -> None:
-        """Save the state as it is, between two steps, unless it went wrong; of several processes the main one does."""
+    def _save(self, *, now: bool = False) -> None:
+        """Save the state as it is, between two steps, unless it went wrong; of several processes the main one does.
+
+        What is not wanted `now` is written after the next step that went well.
+        """
         if not self.world.is_main or not self.state.whole or self.watch.look() is not None:
             return
         progress = self.state.progress
         progress.usual_loss, progress.steps_watched = self.watch.usual, self.watch.seen
         progress.seconds, progress.log_size = self.clock(), self.run.log_size()
-        self.saver.save(self.state, wait=wait)
+        if now:
+            self.saver.save(self.state)
+        else:
+            self.saver.write_copy()
+            self.saver.copy(self.state)
 
     def _went_wrong(self, wrong: WentWrong) -> DeitctlError:
         """Write the record of a step that went wrong; the state on the disk is the last good one."""

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deitctl.card import Preprocessing
-from deitctl.data.loader import EvalViews, TrainViews, ViewPlan, collate, eval_batches, train_batches, view_batches
+from deitctl.data.loader import (
+    Batch,
+    EvalViews,
+    TrainViews,
+    ViewPlan,
+    collate,
+    eval_batches,
+    train_batches,
+    view_batches,
+)
 from deitctl.data.open import scan_classes
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
 from deitctl.data.sources import subset
@@ -172,3 +183,45 @@ def test_views_have_the_length_and_labels_of_their_source(some):
     assert len(EvalViews(some, Preprocessing(img_size=16))) == 20
     sample = TrainViews(some, AUGMENT, 16, ViewPlan(0))[SampleKey(0, 5, 0)]
     assert collate([sample]).labels.tolist() == [int(some.labels[5])]
+
+
+@st.composite
+def batches_with_gaps(draw):
+    """A batch of which some pictures could not be read and a teacher is asked about some; each picture shows its slot."""
+    count = draw(st.integers(0, 24))
+    slots = [slot for slot in range(count) if draw(st.booleans())]
+    asked = [row for row in range(len(slots)) if draw(st.booleans())]
+    pictures = torch.tensor(slots, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    bad = [(SampleKey(0, 100 + slot, 0), "bad") for slot in range(count) if slot not in slots]
+    return Batch(
+        pictures, torch.tensor(slots, dtype=torch.int64), [SampleKey(0, 100 + slot, 0) for slot in slots], slots, bad,
+        pictures[asked], asked,
+    )  # fmt: skip
+
+
+@given(batch=batches_with_gaps(), half=st.integers(0, 13))
+def test_parts_are_the_batch_with_neighbours_together_and_the_teacher_asked_about_the_same(batch, half):
+    size = 2 * half
+    parts = list(batch.parts(size))
+    assert [slot for part in parts for slot in part.slots] == batch.slots
+    assert [key for part in parts for key in part.keys] == batch.keys
+    assert torch.cat([part.images for part in parts]).equal(batch.images)
+    assert torch.cat([part.labels for part in parts]).equal(batch.labels)
+    assert torch.cat([part.teacher_images for part in parts]).equal(batch.teacher_images)
+    where = {slot: number for number, part in enumerate(parts) for slot in part.slots}
+    assert all(where[slot] == where.get(slot ^ 1, where[slot]) for slot in batch.slots)
+    for part in parts:
+        assert len(part.slots) <= size or not size
+        for image, row in zip(part.teacher_images, part.teacher_rows, strict=True):
+            assert torch.equal(image, part.images[row])
+            assert batch.slots.index(part.slots[row]) in batch.teacher_rows
+
+
+def test_parts_count_slots_not_readable_pictures():
+    """With 4 slots a part, the pictures of slots 4 and 5 meet, however many before them are missing."""
+    slots = [0, 3, 4, 5, 9]
+    batch = Batch(
+        torch.zeros(5, 3, 2, 2), torch.zeros(5), [SampleKey(0, s, 0) for s in slots], slots, [], torch.empty(0), []
+    )
+    assert [part.slots for part in batch.parts(4)] == [[0, 3], [4, 5], [9]]
+    assert [part.slots for part in batch.parts(0)] == [part.slots for part in batch.parts(10)] == [slots]

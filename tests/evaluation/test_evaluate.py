@@ -198,3 +198,45 @@ def test_one_picture_is_enough(deit, digit_sources, reporter):
     result = score(deit(classes=10), subset(digit_sources[1], [0]), reporter)
     assert result.images == 1
     assert result.top1 in (0.0, 100.0)
+
+
+class Cramped(nn.Module):
+    """A model that has no room for more than so many pictures at a time."""
+
+    def __init__(self, model, room, words="DefaultCPUAllocator: not enough memory") -> None:
+        super().__init__()
+        self.model, self.room, self.words, self.sizes = model, room, words, []
+
+    def forward(self, images):
+        self.sizes.append(len(images))
+        if len(images) > self.room:
+            raise RuntimeError(self.words)
+        return self.model(images)
+
+
+@pytest.mark.parametrize("alias", ["deit_tiny", "deit_tiny_distilled"])
+@pytest.mark.parametrize("room", [2, 5])
+def test_where_memory_runs_out_batches_are_halved_and_the_result_is_the_same(
+    alias, room, deit, digit_sources, reporter
+):
+    model, source = deit(alias, classes=10), subset(digit_sources[1], range(11))
+    head = "cls" if alias == "deit_tiny" else "avg-probs"
+    whole = score(model, source, reporter, batch_size=9, head=head)
+    cramped = Cramped(model, room)
+    halved = score(cramped, source, reporter, batch_size=9, head=head)
+    assert max(cramped.sizes) == 9
+    assert sum(n for n in cramped.sizes if n <= room) == 11  # each picture once
+    assert torch.equal(halved.predictions, whole.predictions)
+    torch.testing.assert_close(halved.confidences, whole.confidences, rtol=0, atol=1e-6)
+    assert (halved.top1, halved.top5, halved.heads, halved.indices) == (
+        whole.top1, whole.top5, whole.heads, whole.indices,
+    )  # fmt: skip
+    assert halved.loss == pytest.approx(whole.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(("room", "words"), [(0, "out of memory"), (4, "shapes cannot be multiplied")])
+def test_what_halving_cannot_help_is_not_hidden(room, words, deit, digit_sources, reporter):
+    cramped = Cramped(deit(classes=10), room, words)
+    with pytest.raises(RuntimeError, match=words):
+        score(cramped, subset(digit_sources[1], range(7)), reporter)
+    assert cramped.sizes == ([7, 3, 1] if room == 0 else [7])

@@ -7,16 +7,19 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from deitctl.card import ModelCard, Preprocessing
 from deitctl.config import DistillConfig
-from deitctl.data.loader import ViewPlan, train_batches
+from deitctl.data.loader import Batch, ViewPlan, train_batches
 from deitctl.data.mixing import draw_mix, mix_images, mix_words, normalise, partners
 from deitctl.data.on_top import move_a_little
-from deitctl.data.samplers import TrainBatches, steps_per_epoch
+from deitctl.data.samplers import SampleKey, TrainBatches, steps_per_epoch
 from deitctl.data.sources import subset
 from deitctl.device import choose_device
+from deitctl.errors import DataError, DeitctlError
 from deitctl.events import SilentReporter
 from deitctl.losses import smooth_labels, teacher_word
 from deitctl.models.layers import freeze_body
@@ -250,3 +253,150 @@ def test_a_loss_that_is_no_number_ends_the_run(deit, some, reporter):
 
 def test_reading_the_loss_is_rare_enough_to_keep_an_accelerator_busy():
     assert loop.LOG_EVERY >= 10
+
+
+EVERYTHING = replace(
+    RECIPE, batch_size=8, drop_path_rate=0.3,
+    augment=replace(RECIPE.augment, erase_prob=0.7, rand_augment="rand-m9-mstd0.5-inc1"),
+)  # fmt: skip
+
+
+def gradients_of(deit, batch, micro_batch=0, *, step=0, room=None, reporter=None):
+    """Return loss, norm and gradients of a batch with everything random on; `room`: pictures that memory holds."""
+    model = deit("deit_tiny_distilled", classes=10, drop_path_rate=0.3).train()
+    state = state_of(model, EVERYTHING)
+    state.progress.step, state.progress.micro_batch = step, micro_batch
+    sizes = []
+
+    def look(_, arguments):
+        sizes.append(len(arguments[0]))
+        if room is not None and len(arguments[0]) > room:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    model.register_forward_pre_hook(look)
+    found = gradients(plan_of(EVERYTHING), state, batch, str, reporter or SilentReporter())
+    return found, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, sizes, state
+
+
+def assert_same_gradients(ours, theirs):
+    (found, grads, *_), (expected, whole, *_) = ours, theirs
+    assert found.parts.keys() == expected.parts.keys()
+    for name, value in expected.parts.items():
+        torch.testing.assert_close(found.parts[name], value, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.norm, expected.norm, rtol=1e-4, atol=0)
+    assert grads.keys() == whole.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(grads[name], value, rtol=1e-3, atol=1e-5 * float(expected.norm), msg=name)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_gradients_of_micro_batches_are_those_of_the_whole_batch(kind, deit, some):
+    cuts = {s: draw_mix(EVERYTHING.augment, 32, 0, s).box is not None for s in range(20)}
+    step = next(s for s, cut in cuts.items() if cut == (kind == "cutmix"))
+    batch = next(stream(some, recipe=EVERYTHING))
+    whole = gradients_of(deit, batch, step=step)
+    for size, sizes in ((2, [2, 2, 2, 2]), (4, [4, 4]), (6, [6, 2]), (8, [8]), (64, [8])):
+        parts = gradients_of(deit, batch, size, step=step)
+        assert parts[2] == sizes
+        assert_same_gradients(parts, whole)
+
+
+@settings(max_examples=8)
+@given(missing=st.sets(st.integers(0, 7), max_size=7), half=st.integers(1, 4))
+def test_pictures_that_cannot_be_read_leave_micro_batches_what_the_whole_is(missing, half, deit, some):
+    batch = without(next(stream(some, recipe=EVERYTHING)), missing)
+    whole, parts = gradients_of(deit, batch), gradients_of(deit, batch, 2 * half)
+    assert whole[0].pictures == 8 - len(missing)
+    assert_same_gradients(parts, whole)
+
+
+def without(batch: Batch, missing: set[int]) -> Batch:
+    """The batch as if the pictures in these slots could not be read."""
+    rows = [row for row, slot in enumerate(batch.slots) if slot not in missing]
+    bad = [(batch.keys[slot], f"{batch.keys[slot].index}.png is empty.") for slot in sorted(missing)]
+    keys, slots = [batch.keys[r] for r in rows], [batch.slots[r] for r in rows]
+    return Batch(batch.images[rows], batch.labels[rows], keys, slots, bad, batch.teacher_images, [])
+
+
+def test_where_memory_runs_out_the_batch_is_taken_in_halves_with_the_same_gradients(deit, some, reporter):
+    batch = next(stream(some, recipe=EVERYTHING))
+    whole = gradients_of(deit, batch)
+    cramped = gradients_of(deit, batch, room=3, reporter=reporter)
+    assert cramped[2] == [8, 4, 2, 2, 2, 2]
+    assert_same_gradients(cramped, whole)
+    assert cramped[3].progress.micro_batch == 2  # from now on
+    assert reporter.warnings == [
+        "Out of memory with 8 pictures at a time: going on with 4, and a batch is still 8.",
+        "Out of memory with 4 pictures at a time: going on with 2, and a batch is still 8.",
+    ]
+
+
+def test_memory_that_runs_out_within_a_batch_begins_it_again(deit, some):
+    """What the first micro-batches left in the gradients does not count twice."""
+    batch, calls = next(stream(some, recipe=EVERYTHING)), []
+    model = deit("deit_tiny_distilled", classes=10, drop_path_rate=0.3).train()
+    state = state_of(model, EVERYTHING)
+    state.progress.micro_batch = 4
+
+    def look(*_):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+
+    model.register_forward_pre_hook(look)
+    found = gradients(plan_of(EVERYTHING), state, batch, str, SilentReporter())
+    assert len(calls) == 6  # 4, out of memory, then four times 2
+    assert_same_gradients((found, {n: p.grad for n, p in model.named_parameters()}), gradients_of(deit, batch))
+
+
+def test_memory_too_small_for_two_pictures_is_said(deit, some):
+    with pytest.raises(DeitctlError, match="Memory runs out even with 2 pictures at a time"):
+        gradients_of(deit, next(stream(some, recipe=EVERYTHING)), room=1)
+
+
+def test_another_failure_is_not_taken_for_want_of_memory(deit, some):
+    model = deit(classes=10)
+    model.register_forward_pre_hook(lambda *_: model.no_such_thing)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        gradients(plan_of(), state_of(model), next(stream(some)), str, SilentReporter())
+
+
+def test_a_picture_that_cannot_be_read_leaves_the_others_as_they_were(deit, some, monkeypatch):
+    """The pairs of the others, what they see and what they drop; the one left alone is mixed with itself."""
+    seen = Watching(monkeypatch, Supervised)
+    batch = next(stream(some, recipe=EVERYTHING))
+    for missing in (set(), {2}):
+        gradients_of(deit, without(batch, missing))
+    (images, targets, _, keep), (fewer, words, _, drops) = seen.calls
+    others = [0, 1, 4, 5, 6, 7]
+    assert len(fewer) == 7
+    rows = [0, 1, 3, 4, 5, 6]
+    assert torch.equal(fewer[rows], images[others])
+    assert torch.equal(words[rows], targets[others])
+    assert torch.equal(drops[..., rows], keep[..., others])
+    assert torch.equal(drops[..., 2], keep[..., 3])
+    alone = smooth_labels(batch.labels[3:4], 10, EVERYTHING.smoothing)
+    torch.testing.assert_close(words[2:3], alone)
+
+
+def test_unreadable_pictures_are_named_and_left_out_of_the_count(deit, some):
+    found, _, _, state = gradients_of(deit, without(next(stream(some, recipe=EVERYTHING)), {0, 5}))
+    assert found.pictures == 6
+    assert len(state.progress.bad_images) == 2
+    assert all(why == f"{name}.png is empty." for name, why in state.progress.bad_images.items())
+
+
+def test_a_run_that_is_to_stop_at_a_bad_picture_stops(deit, some):
+    batch = without(next(stream(some, recipe=EVERYTHING)), {3})
+    plan = plan_of(EVERYTHING, stop_on_bad_image=True)
+    with pytest.raises(DataError, match=r"\d+\.png is empty\. The run was to stop at such"):
+        gradients(plan, state_of(deit(classes=10), EVERYTHING), batch, str, SilentReporter())
+
+
+def test_a_batch_of_bad_pictures_alone_is_said(deit):
+    keys = [SampleKey(0, i, 0) for i in range(8)]
+    nothing = torch.empty(0, 3, 32, 32, dtype=torch.uint8)
+    bad = [(key, f"{key.index}.png is empty.") for key in keys]
+    batch = Batch(nothing, torch.empty(0, dtype=torch.int64), [], [], bad, nothing, [])
+    with pytest.raises(DataError, match=r"No picture of a whole batch can be read, 0\.png is empty"):
+        gradients(plan_of(EVERYTHING), state_of(deit(classes=10), EVERYTHING), batch, str, SilentReporter())

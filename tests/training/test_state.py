@@ -293,3 +293,53 @@ def test_a_full_disk_keeps_the_old_state(tmp_path, deit, monkeypatch):
     fresh = new_state(deit())
     fresh.load(tmp_path / "state")
     assert fresh.progress.step == 0
+
+
+def test_a_snapshot_is_of_its_moment(tmp_path, deit):
+    """Weights, average, moments and numbers stay as they were while the model trains on."""
+    state = new_state(deit())
+    step(state, 0)
+    state.progress.bad_images["a"] = "empty"
+    kept = [v.clone() for v in everything(state)]
+    snapshot = state.snapshot()
+    step(state, 1)
+    state.progress.bad_images["b"] = "empty"
+    assert not any(torch.equal(a, b) for a, b in zip(everything(state), kept, strict=True) if a.ndim > 1)
+    snapshot.write(tmp_path / "state")
+    fresh = new_state(deit(seed=3))
+    fresh.load(tmp_path / "state")
+    assert all(torch.equal(a, b) for a, b in zip(everything(fresh), kept, strict=True))
+    assert (fresh.progress.step, fresh.progress.bad_images) == (1, {"a": "empty"})
+
+
+def test_sums_and_the_micro_batch_survive(tmp_path, deit):
+    """Sums are on the device while they grow, and go before those that an earlier session left."""
+    state = new_state(deit())
+    state.progress = Progress(micro_batch=6, usual_loss=2.5, steps_watched=40, sums={"loss": 1.0, "labels": 0.25})
+    state.sums = {"loss": torch.tensor(3.5)}
+    state.save(tmp_path / "state")
+    fresh = new_state(deit())
+    fresh.load(tmp_path / "state")
+    progress = fresh.progress
+    assert progress.sums == {"loss": 3.5, "labels": 0.25}
+    assert (progress.micro_batch, progress.usual_loss, progress.steps_watched) == (6, 2.5, 40)
+
+
+def test_a_state_of_the_first_format_still_loads(tmp_path, deit):
+    state = new_state(deit())
+    step(state, 0)
+    state.progress.epoch = 1
+    state.save(tmp_path / "state")
+    file = tmp_path / "state" / "state.json"
+    first = (
+        "step", "epoch", "images_seen", "pictures", "seconds", "best_top1", "best_epoch", "best_weights", "log_size",
+        "bad_images", "scaler",
+    )  # fmt: skip
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({"format": 1} | {name: record[name] for name in first}))
+    fresh = new_state(deit(seed=3))
+    fresh.load(tmp_path / "state")
+    assert (fresh.progress.step, fresh.progress.epoch, fresh.progress.micro_batch) == (1, 1, 0)
+    assert all(torch.equal(a, b) for a, b in zip(everything(fresh), everything(state), strict=True))
+    fresh.save(tmp_path / "state")
+    assert json.loads(file.read_text())["format"] == 2

@@ -1,0 +1,116 @@
+"""An incident is written down whole, with a state of its own; what is no record is said in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from deitctl.data.samplers import SampleKey
+from deitctl.errors import ConfigError
+from deitctl.training import incident as module
+from deitctl.training.health import Incident
+from deitctl.training.incident import read_incident, write_incident
+from deitctl.training.run import Run
+from deitctl.training.state import Progress, TrainState
+
+KEYS = [SampleKey(1, 5, 0), SampleKey(1, 2, 1)]
+HOW = {"precision": "bfloat16", "device": "cpu", "processes": 1, "micro_batch": 0, "state_step": 4}
+RECENT = [{"step": 4, "loss": 2.0, "norm": 1.0}, {"step": 5, "loss": float("nan"), "norm": float("inf")}]
+NAN = Incident(
+    kind="not a number", step=5, rate=0.1, loss=float("nan"), norm=float("inf"), usual=2.0, keys=KEYS[:1],
+    recent=RECENT,
+)  # fmt: skip
+
+
+def state_of(step: int) -> TrainState:
+    torch.manual_seed(step)
+    model = nn.Linear(3, 2)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return TrainState(model, torch.optim.AdamW(model.parameters()), scaler, None, Progress(step=step))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run(tmp_path / "run")
+    run.root.mkdir()
+    state_of(4).save(run.state)
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_a_record_says_what_happened_to_which_pictures_and_on_what(run: Run) -> None:
+    path = write_incident(run, NAN, KEYS, ["b.jpg", "a.jpg"], HOW)
+    assert path == run.root / "incidents" / "step-0000005" / "record.json"
+    record = json.loads(path.read_text())
+    assert (record["step"], record["kind"], record["rate"], record["usual"]) == (5, "not a number", 0.1, 2.0)
+    assert record["keys"] == [[1, 5, 0], [1, 2, 1]]  # of all processes
+    assert record["pictures"] == ["b.jpg", "a.jpg"]
+    assert record["run"] == str(run.root.resolve())
+    assert {name: record[name] for name in HOW} == HOW
+    assert [r["norm"] for r in record["recent"]] == [1.0, "inf"]
+    assert record["loss"] != record["loss"]
+    for form in (path, path.parent):
+        assert read_incident(form)["step"] == 5
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no-links"])
+def test_its_state_is_not_touched_by_later_saves(links: bool, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not links:
+
+        def no_link(*_: object) -> None:
+            raise OSError(1, "Operation not permitted")
+
+        monkeypatch.setattr(module.os, "link", no_link)
+    copy = write_incident(run, NAN, KEYS, [], HOW).parent / "state"
+    expected = contents(run.state)
+    assert contents(copy) == expected
+    assert os.path.samefile(copy / "model.safetensors", run.state / "model.safetensors") == links
+    for step in (6, 7):
+        state_of(step).save(run.state)
+    assert contents(copy) == expected
+    assert contents(run.state) != expected
+
+
+def test_without_a_state_there_is_only_the_record(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    path = write_incident(run, NAN, KEYS, [], HOW)
+    assert os.listdir(path.parent) == ["record.json"]
+
+
+def test_the_same_step_going_wrong_again_is_written_anew(run: Run) -> None:
+    write_incident(run, NAN, KEYS, ["old"], HOW)
+    state_of(9).save(run.state)
+    path = write_incident(run, NAN, KEYS, ["new"], HOW)
+    assert read_incident(path)["pictures"] == ["new"]
+    assert contents(path.parent / "state") == contents(run.state)
+
+
+RUBBISH = [
+    "", "{", "[]", "null", "3", '"text"', "{}", '{"format": 1}', '{"format": 1, "run": "r"}',
+    '{"format": 1, "run": "r", "step": 1}', '{"format": 2, "run": "r", "step": 1, "kind": "jump"}',
+    '{"format": 1, "run": 5, "step": 1, "kind": "jump"}', '{"format": 1, "run": "r", "step": "1", "kind": "jump"}',
+    '{"format": 1, "run": "r", "step": 1, "kind": null}', '{"format": 1, "run": "r", "step": 1, "kind": 3}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", RUBBISH)
+def test_what_is_no_record_is_said(text: str, tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text(text)
+    for path in (tmp_path, tmp_path / "record.json"):
+        with pytest.raises(ConfigError, match="is no record of an incident"):
+            read_incident(path)
+
+
+def test_a_record_that_is_not_there_or_no_text_is_said(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    for name in ("absent", "absent/record.json", "binary", ""):
+        with pytest.raises(ConfigError, match="is no record of an incident"):
+            read_incident(tmp_path / name)
