@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +59,20 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def cannot_write(path: Path, error: OSError) -> DeitctlError:
+class DiskError(DeitctlError):
+    """A disk is full, or a folder may not be written."""
+
+
+def cannot_write(path: Path, error: OSError) -> DiskError:
     """Return the one line for a disk that is full or a folder that may not be written."""
-    return DeitctlError(
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space" in str(error)
+    return DiskError(
         f"Cannot write {path}: {error.strerror or error}.",
-        "Free some space, or name another --output (or $DEITCTL_CACHE).",
+        f"{'Free some space, or name' if full else 'Name'} another --output (or $DEITCTL_CACHE).",
     )
 
 
+@cache  # asking sets it for a moment, which a thread that saves could see
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -128,11 +137,16 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
             loaded: Any = load_file(path)
         else:
             _require_stored(path)
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what torch has to say of a pickle is said below
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, MemoryError) as error:
         raise ModelError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
     except Exception as error:  # torch.load raises pickle's own errors for what weights_only refuses
-        raise ModelError(f"{path} holds more than weights and is not opened: {_first_line(error)}") from error
+        raise ModelError(
+            f"{path} holds more than weights and is not opened: reading it would run what it says.",
+            "Ask for a .safetensors file, or convert it where you trust it.",
+        ) from error
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]

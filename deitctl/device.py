@@ -15,11 +15,26 @@ from torch import Tensor, nn
 from deitctl.errors import ConfigError
 from deitctl.world import launched, local_rank
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "bad allocation")
+OUT_OF_MEMORY = (
+    "ALLOC_FAILED",
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "bad allocation",
+)
 """What MPS's and the CPU's allocators say."""
 NO_MEMORY_FOR_ONEDNN = ("could not create a primitive", "could not create a memory object")
 """All that the library of the CPU's matrix products says where memory runs out in it; with more words it means another."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory ran out: CUDA has a class for it, the others only words."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    said = str(error).strip() if isinstance(error, RuntimeError) else ""
+    return said in NO_MEMORY_FOR_ONEDNN or any(words in said for words in OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -64,13 +79,6 @@ class Device:
     def waits_for_nothing(self) -> bool:
         """Whether reading a number costs nothing, because there is no queue of work to wait for."""
         return self.torch_device.type == "cpu"
-
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        """Say whether an error means that memory ran out: CUDA has a class for it, the others only words."""
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-            return True
-        said = str(error).strip() if isinstance(error, RuntimeError) else ""
-        return said in NO_MEMORY_FOR_ONEDNN or any(words in said for words in OUT_OF_MEMORY)
 
     def forget_cached_memory(self) -> None:
         """Give back what the backend keeps for later, so that smaller pieces can be cut from it."""

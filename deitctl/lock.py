@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import IO
 
 from deitctl.errors import DeitctlError
 
@@ -52,4 +54,29 @@ def locked(path: Path, *, what: str, when_busy: Callable[[], None] | None = None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        with _kept_from_children(file):
+            yield
+
+
+_held: set[IO[str]] = set()
+
+
+@contextmanager
+def _kept_from_children(file: IO[str]) -> Iterator[None]:
+    """Have processes that are forked meanwhile, loaders for example, close the file: a lock lasts as long as anybody has it."""
+    if not _held:
+        _at_fork()
+    _held.add(file)
+    try:
         yield
+    finally:
+        _held.discard(file)
+
+
+@cache
+def _at_fork() -> None:
+    def close_in_child() -> None:
+        for file in _held:
+            os.close(file.fileno())
+
+    os.register_at_fork(after_in_child=close_in_child)

@@ -31,21 +31,31 @@ def torch_generator(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
+def _cuda_is_used() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def scope(*parts: int | str) -> Iterator[None]:
     """Seed Python's, NumPy's and torch's global generators for a block, then put them back as they were.
 
-    For code of others that draws from the globals. Only torch's CPU generator is touched: `torch.manual_seed` would
-    also reseed every accelerator.
+    For code of others that draws from the globals. Of the accelerators' generators that of the present CUDA device is
+    seeded too, where CUDA is in use.
     """
     seed = derive_seed(*parts)
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)
+    cuda = torch.cuda.default_generators[torch.cuda.current_device()] if _cuda_is_used() else None
+    cuda_state = cuda.get_state() if cuda is not None else None
+    if cuda is not None:
+        cuda.manual_seed(seed)
     try:
         yield
     finally:
+        if cuda is not None and cuda_state is not None:
+            cuda.set_state(cuda_state)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)

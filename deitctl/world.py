@@ -9,11 +9,13 @@ Letters: R processes.
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -126,7 +128,14 @@ def local_rank() -> int:
 def launch_id() -> str:
     """Return the name that all restarts of one torchrun share, empty without one."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    return "" if name == "none" else name
+    if name != "none":
+        return name
+    parent = os.getppid()  # torchrun itself, where it was given no name
+    try:
+        born = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        born = ""
+    return f"{platform.node()}-{parent}-{born}"
 
 
 @contextmanager
@@ -200,11 +209,12 @@ def _noticing_losses() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, torch.OutOfMemoryError) or "DataLoader worker" in str(error):
             raise
         raise ProcessLost(
-            f"Another process of this run is gone: {' '.join(str(error).split())[:160]}.",
-            "Its own last line says why; torchrun --max-restarts N starts all of them again where they stopped.",
+            "Another process of this run is gone, or cannot be reached.",
+            "Its own last line says why; torchrun --max-restarts N starts all of them again where they stopped. (torch says: "
+            f"{' '.join(str(error).split())[-120:]})",
         ) from error
 
 

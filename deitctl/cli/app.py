@@ -93,9 +93,13 @@ def main() -> None:
             raise
         error_line(error)
         sys.exit(error.exit_code if isinstance(error, DeitctlError) else 1)
-    except (MemoryError, RecursionError) as error:
-        if debug:
+    except (RuntimeError, MemoryError) as error:  # RecursionError among them
+        from deitctl.device import ran_out_of_memory
+
+        if debug or not (isinstance(error, RecursionError) or ran_out_of_memory(error)):
             raise
-        what = "enough memory for this" if isinstance(error, MemoryError) else "an end to how deep this is nested"
-        error_line(DeitctlError(f"There is not {what}.", "Use smaller batches or inputs; --debug shows where."))
+        _let_signals_end_it()
+        deep = isinstance(error, RecursionError)
+        what = "an end to how deep this is nested" if deep else "enough memory for this"
+        error_line(DeitctlError(f"There is not {what}.", "Use smaller batches, inputs or models; --debug shows where."))
         sys.exit(1)

@@ -86,7 +86,7 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]
     for position, column in enumerate(columns):
         table.add_column(column, justify="right" if position >= numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(shown(cell) for cell in row))
+        table.add_row(*("\n".join(map(shown, cell.split("\n"))) for cell in row))  # lines are made by ourselves
     console = Console(highlight=False)
     console.print(f"[bold]{shown(title)}[/]", soft_wrap=True)  # a table's own title would wrap at the table's width
     console.print(table)

@@ -38,7 +38,7 @@ def run(
     shape = choose_format(output_format, FORMATS, "json")
     reporter = make_reporter(quiet)
     if resume is not None and resume != AUTO:
-        _require_unsaid({"config": config, "dry run": dry_run or None}, Path(resume))
+        _require_unsaid({"config": config, "output": output, "dry run": dry_run or None}, Path(resume))
         named = {
             "data": _as_kept(data), "model": _as_kept(model), "weights": _as_kept(weights),
             "recipe.name": get_recipe(recipe).name if recipe else None,

@@ -58,6 +58,8 @@ def decode(data: bytes, name: str) -> Image.Image:
                 _require_size(image.size, name)  # a header may have lied
                 ImageOps.exif_transpose(image, in_place=True)
                 return _to_rgb(image)
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{name} has more than {max_pixels():,} pixels (${PIXELS_VARIABLE}).") from error
     except UnidentifiedImageError as error:
         what = "is empty" if not data else "is not a picture"
         raise DataError(f"{name} {what}.") from error

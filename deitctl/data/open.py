@@ -47,7 +47,8 @@ def open_for_training(ref: str, *, seed: int, reporter: Reporter) -> tuple[Sourc
         present = "train" if data.train is not None else "val"
         raise DataError(
             f"{data.name} has a {present} part alone.",
-            "Training needs train/ and val/, or one folder of class folders.",
+            "Training needs train/ and val/, each of class folders, or one folder of class folders. "
+            f"`deitctl check {data.name}` says what is there.",
         )
     classes = len(pair[0].class_names)
     if classes < 2 or len(pair[1].labels) == 0:

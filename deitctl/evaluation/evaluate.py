@@ -14,7 +14,7 @@ from deitctl.card import HEADS, Preprocessing
 from deitctl.data.loader import eval_batches
 from deitctl.data.mixing import normalise
 from deitctl.data.sources import Source
-from deitctl.device import Device
+from deitctl.device import Device, ran_out_of_memory
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 from deitctl.metrics import expected_calibration_error, topk_correct
@@ -114,7 +114,7 @@ def _answers(model: nn.Module, images: Tensor, device: Device) -> HeadLogits:
         with device.autocast():
             return forward_heads(model, images)
     except (RuntimeError, MemoryError) as error:
-        if not device.is_out_of_memory(error) or len(images) == 1:
+        if not ran_out_of_memory(error) or len(images) == 1:
             raise
     device.forget_cached_memory()
     half = len(images) // 2

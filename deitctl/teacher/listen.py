@@ -75,6 +75,7 @@ class Listener:
     def fill(
         self, source: Source, augment: AugmentConfig, view_seed: int, views: int, *,
         batch_size: int, workers: int, reporter: Reporter, world: World = ALONE,
+        pause: Callable[[], None] = lambda: None,
     ) -> int:  # fmt: skip
         """Ask for every word that the first `views` views lack; return how many that were, in all processes together.
 
@@ -94,6 +95,7 @@ class Listener:
         )  # fmt: skip
         with reporter.task("ask the teacher", missing) as task:
             for batch in batches:
+                pause()
                 cache.mark_unreadable([(key.epoch, key.index) for key, _ in batch.unreadable])
                 if batch.keys:
                     heard = self.ask(_in_places(batch.images, range(len(batch.keys)), batch_size))

@@ -49,10 +49,10 @@ class Incident:
     def sentence(self) -> str:
         """Say what happened."""
         what = {
-            "not a number": f"The loss is {self.loss} and the gradient's norm {self.norm}",
+            "not a number": f"The loss is {self.loss:.4g} and the gradient's norm {self.norm:.4g}",
             "jump": f"The loss jumped from about {self.usual:.3g} to {self.loss:.3g}",
         }
-        return f"{what[self.kind]} at step {self.step} (learning rate {self.rate:.2g})."
+        return f"{what[self.kind]} at step {self.step}, counted from 0 (learning rate {self.rate:.2g})."
 
 
 @dataclass

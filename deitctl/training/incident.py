@@ -66,6 +66,9 @@ def _link(source: str, target: str) -> None:
 
 def read_incident(path: Path) -> dict[str, Any]:
     """Return a record that `write_incident` wrote, or raise `ConfigError`; the folder of one will do."""
+    if (path / "incidents").is_dir():
+        known = " ".join(sorted(str(p) for p in (path / "incidents").iterdir()))
+        raise ConfigError(f"{path} is a run, not one of its incidents.", f"It has: {known}.")
     path = path / RECORD if path.is_dir() else path
     try:
         record = read_json(path)

@@ -16,7 +16,7 @@ from deitctl.config import DistillConfig, Recipe
 from deitctl.data.loader import Batch
 from deitctl.data.mixing import draw_mix, mix_images, mix_words, normalise, partners, random_erase
 from deitctl.data.on_top import move_a_little
-from deitctl.device import Device
+from deitctl.device import Device, ran_out_of_memory
 from deitctl.errors import DataError, DeitctlError
 from deitctl.events import Reporter
 from deitctl.losses import smooth_labels, teacher_word
@@ -183,7 +183,7 @@ def gradients(
         bad = {name_of(index): why for errors in world.gather(batch.errors) for index, why in errors}
         progress.bad_images.update(bad)
         if plan.stop_on_bad_image:
-            raise DataError(f"{next(iter(bad.values()))}", "The run was to stop at such (--on-bad-image stop).")
+            raise DataError(next(iter(bad.values())), "The run stops at such a picture (--on-bad-image stop).")
         if not any(t[1] for t in told):
             raise DataError(f"No picture of a whole batch can be read, {next(iter(bad.values()))}")
     pictures = sum(t[1] for t in told)
@@ -210,7 +210,7 @@ def _try_gradients(plan: Plan, state: TrainState, batch: Batch) -> tuple[dict[st
                 value = value.detach() * weight
                 sums[name] = sums[name] + value if name in sums else value
     except (RuntimeError, MemoryError) as error:
-        if not plan.device.is_out_of_memory(error):
+        if not ran_out_of_memory(error):
             raise
         return {}, True
     return sums, False
@@ -219,8 +219,8 @@ def _try_gradients(plan: Plan, state: TrainState, batch: Batch) -> tuple[dict[st
 def _halve(plan: Plan, state: TrainState, batch: Batch, reporter: Reporter) -> None:
     """Make micro-batches half as large, an even number of pictures."""
     progress = state.progress
-    share = plan.world.share(plan.recipe.batch_size)
-    present = progress.micro_batch or max(SMALLEST, share.stop - share.start)
+    pairs = -(-plan.recipe.batch_size // 2)
+    present = progress.micro_batch or 2 * -(-pairs // plan.world.size)  # the largest share of any process
     state.optimizer.zero_grad(set_to_none=True)
     plan.device.forget_cached_memory()
     if present <= SMALLEST:

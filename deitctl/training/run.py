@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,11 @@ class Run:
                 f"{root} is not a run: it has no run.toml.", "A run is a folder that `deitctl train` made."
             )
         return run, from_dict(TrainConfig, read_toml(run.config_file), str(run.config_file))
+
+    @property
+    def quoted(self) -> str:
+        """Return the folder as a shell takes it."""
+        return shlex.quote(str(self.root))
 
     @property
     def has_model(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import threading
 import time
 from pathlib import Path
@@ -96,7 +97,7 @@ class Saver:
             run = self.folder.parent
             left = "The last good state is untouched" if self.folder.exists() else "Nothing was saved before"
             raise DeitctlError(
-                f"{error.message} {left}.", f"{error.hint} Then: deitctl train --resume {run}"
+                f"{error.message} {left}.", f"{error.hint} Then: deitctl train --resume {shlex.quote(str(run))}"
             ) from error
 
 

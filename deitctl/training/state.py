@@ -117,11 +117,13 @@ class TrainState:
             yield self.model
             return
         own = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.whole = False
         self.model.load_state_dict(self.ema.values)
         try:
             yield self.model
         finally:
             self.model.load_state_dict(own)
+            self.whole = True
 
     def snapshot(self) -> Snapshot:
         """Copy the state as it is now, between two steps."""
@@ -181,6 +183,7 @@ def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors:
     for name, value in tensors.items():
         owner, _, key = name.rpartition(".")
         parameter = parameters[owner]
+        value = value.clone()  # it is a map of the file, which the next save replaces
         place = value if key == "step" else value.to(parameter.device, memory_format=torch.preserve_format)
         if key != "step" and parameter.ndim == 4:
             place = place.contiguous(memory_format=_format(parameter))

@@ -30,6 +30,7 @@ from deitctl.recipes import ADAPT_FULL_FROM, adaptation
 from deitctl.teacher.frozen import Teacher
 from deitctl.teacher.listen import Listener
 from deitctl.teacher.words import STAMP, WORDS_VERSION, WordCache, WordFormat, open_cache, read_stamp
+from deitctl.training.run import Run
 from deitctl.workflows.teacher import (
     WITHOUT_WEIGHTS,
     FoundTeacher,
@@ -102,6 +103,8 @@ class Tutor:
         self.config, self.distill, self.train, self.val, self.seen = config, config.distill, train, val, seen
         self.device, self.train_run, self.reporter, self.world = device, train_run, reporter, world
         self._network: Teacher | None = None
+        self._together = True
+        """Whether all processes are at the same place, so that they may train a teacher together."""
         self.data = data_fingerprint(train, reporter)
         self.validation = data_fingerprint(val, reporter)
         d = self.distill
@@ -193,6 +196,17 @@ class Tutor:
         assert self._network is not None
         return self._network
 
+    def load_together(self) -> None:
+        """Of several processes, load the teacher in all while they are at the same place, if any may need it.
+
+        From here on each may load it when it needs it, which happens within a step, and must not wait for the others.
+        """
+        if self.world.size > 1:
+            missing = self.cache is None or self.cache.count_missing(self.total_views) > 0
+            if self._network is None and any(self.world.gather(missing and self.looks_at_views)):
+                self.network()
+            self._together = False
+
     @property
     def is_loaded(self) -> bool:
         """Whether the network is in memory."""
@@ -212,8 +226,9 @@ class Tutor:
         return torch.tensor(self.preflight.answers)
 
     def _find(self) -> FoundTeacher:
+        train_run = self.train_run if self._together else _found
         return find_teacher(
-            self.distill, self.config, self.train, self.data, self.train_run, self.reporter, main=self.world.is_main
+            self.distill, self.config, self.train, self.data, train_run, self.reporter, main=self.world.is_main
         )
 
     def _take(self, found: FoundTeacher) -> str:
@@ -256,6 +271,12 @@ class Tutor:
         if self.cache is not None and self.world.is_main:
             write_json(self.cache.root / RECORD, asdict(record))
         return record
+
+
+def _found(config: TrainConfig) -> None:
+    """Stand in for training a teacher where it must have been trained already."""
+    if Run(Path(config.output)).result() is None:
+        raise TeacherError(f"The fitted teacher {config.output} is gone.", "Run it again: it will be fitted again.")
 
 
 def _adaptation_recipes(built_in: bool) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from deitctl.card import ModelCard
-from deitctl.checkpoint import WEIGHTS, file_metadata, load_tensors, save_model, write_json
+from deitctl.checkpoint import WEIGHTS, DiskError, file_metadata, load_tensors, save_model, write_json
 from deitctl.config import TrainConfig
 from deitctl.data.loader import Batch, ViewPlan, train_batches
 from deitctl.data.samplers import TrainBatches, steps_per_epoch
@@ -31,7 +32,7 @@ from deitctl.training.run import Run
 from deitctl.training.saver import Saver
 from deitctl.training.state import Progress, TrainState
 from deitctl.workflows.preflight import Preflight, Tutor
-from deitctl.world import ALONE, World
+from deitctl.world import ALONE, ProcessLost, World
 
 EVAL_BATCH = 64
 NOTE = "deitctl"
@@ -115,6 +116,8 @@ class Session:
             teacher=tutor.network() if tutor is not None and not tutor.looks_at_views else None,
             world=world, stop_on_bad_image=config.on_bad_image == "stop",
         )  # fmt: skip
+        if tutor is not None:
+            tutor.load_together()
         self.clock = Stopwatch()
         self.watch = Watch(len(train.class_names), self.state.scaler.is_enabled(), config.loss_jump)
         self.saver = Saver(run.state, run.metrics_file, config.save_every)
@@ -175,6 +178,20 @@ class Session:
                 if not getattr(signalled, "insists", False):
                     self._save(now=True)
                 raise
+            except ProcessLost:  # of several that are stopped, one may leave before another has heard of it
+                self._save(now=True)
+                stop.here()
+                raise
+            except DataError as error:
+                self._save(now=True)
+                raise DataError(
+                    error.message, f"{error.hint} Mend or remove it, then: deitctl train --resume {self.run.quoted}"
+                ) from error
+            except DiskError as error:
+                raise DeitctlError(
+                    error.message,
+                    f"{error.hint} The last good state is whole: deitctl train --resume {self.run.quoted}",
+                ) from error
             self._save(now=True)
 
     def _epochs(self, stop: Stop) -> None:
@@ -188,6 +205,8 @@ class Session:
             if signum := found.signum or (stop.signum if self.world.size == 1 else 0):  # several must stop together
                 raise Signalled(signum)
             wanted = wanted or found.save or self.saver.due(progress.step)
+            if found.save:
+                self.reporter.note(f"Asked to save after {progress.step} steps.")
             if wanted and not self.watch.waiting:  # losses that nobody has read yet may not be saved as good
                 wanted = stop.save = False
                 self._save()
@@ -203,9 +222,17 @@ class Session:
             speed = (progress.step - before) * self.plan.recipe.batch_size / watch()
             self._finish_epoch(means, speed, stop)
             self.saver.write_copy()  # it was evaluated
+            self._pause(stop)
             if self.saver.seconds and self.saver.due(progress.step):
                 self._save()
-            self._dismiss_teacher()
+            self._dismiss_teacher(stop)
+
+    def _pause(self, stop: Stop) -> None:
+        """Do what a signal asked for, between two batches of an evaluation or of questions to the teacher."""
+        if stop.save and self.state.whole:
+            stop.save = False
+            self._save(now=True)
+        stop.here()
 
     def _finish_epoch(self, means: dict[str, float], speed: float, stop: Stop) -> None:
         """Evaluate, write the epoch's record, keep its weights if there are none better."""
@@ -257,13 +284,16 @@ class Session:
             }  # fmt: skip
             record = write_incident(self.run, incident, keys, [self.train_source.name(k.index) for k in keys], how)
             if how["state_step"]:
-                back = f"The run is as it was after step {how['state_step']}."
-        return DeitctlError(
-            f"{incident.sentence} {back} To take the step again: `deitctl train --replay {record}`.",
-            f"To go on in another precision: `deitctl train --resume {run} --precision fp32`; after a jump that is as it "
-            f"should be: the same with --set loss_jump=0. To start again with less: "
-            f"`deitctl train --config {run / 'run.toml'} --lr {self.config.recipe.optim.lr / 3:.1g} --set optim.clip_grad=1`.",
-        )
+                back = f"The run is as it was after {how['state_step']} steps."
+        lower, quoted = f"{self.config.recipe.optim.lr / 3:g}", self.run.quoted
+        again = f"deitctl train --config {shlex.quote(str(run / 'run.toml'))} --output NEW --lr {lower} --set optim.clip_grad=1"
+        ways = [f"Most often the learning rate is too high: `{again}`."]
+        if self.device.precision != "fp32":
+            ways.append(f"If it was the arithmetic: `deitctl train --resume {quoted} --precision fp32`.")
+        if incident.kind == "jump":
+            ways.append(f"If it is as it should be: `deitctl train --resume {quoted} --set loss_jump=0`.")
+        replay = f"deitctl train --replay {shlex.quote(str(record))}"
+        return DeitctlError(f"{incident.sentence} {back} To take the step again: `{replay}`.", " ".join(ways))
 
     def batches(self) -> Iterator[Batch]:
         recipe, seed, augment = self.config.recipe, self.config.seed, self.config.recipe.augment
@@ -284,7 +314,7 @@ class Session:
             share=self.world.share(self.plan.recipe.batch_size),
         )  # fmt: skip
 
-    def _dismiss_teacher(self) -> None:
+    def _dismiss_teacher(self, stop: Stop) -> None:
         """Once all but a batch a view has been said, ask for the rest and let the teacher go."""
         tutor, listener = self.tutor, self.plan.listener
         if tutor is None or listener is None or listener.cache is None:
@@ -297,6 +327,7 @@ class Session:
         listener.fill(
             self.train_source, self.config.recipe.augment, tutor.distill.view_seed, views,
             batch_size=batch_size, workers=self.workers, reporter=self.reporter, world=self.world,
+            pause=lambda: self._pause(stop),
         )  # fmt: skip
         tutor.release()
         self.reporter.note(f"The teacher has said all: {listener.cache.root}. It is not needed any more.")
@@ -315,7 +346,7 @@ class Session:
                 model, self.val_source, self.card.preprocessing, rows=tuple(range(self.card.num_classes)),
                 head=self.card.head, device=device, batch_size=EVAL_BATCH, workers=self.workers,
                 reporter=self.reporter, label=label, teacher=self.tutor.answers() if self.tutor else None,
-                world=self.world, pause=stop.here if stop else lambda: None,
+                world=self.world, pause=(lambda: self._pause(stop)) if stop else lambda: None,
                 stop_on_bad_image=self.config.on_bad_image == "stop",
             )  # fmt: skip
 
@@ -349,15 +380,14 @@ class Session:
                 teacher_top1=preflight.top1 if preflight else None, title=self.run.root.name,
             )  # fmt: skip
         progress = self.state.progress
-        if progress.bad_images:
-            first = next(iter(progress.bad_images.values()))
-            self.reporter.warn(
-                f"{len(progress.bad_images)} training pictures could not be read and were left out: {first}"
-            )
+        bad = progress.bad_images | {self.val_source.name(index): why for index, why in shipped.unreadable}
+        if bad:
+            first = next(iter(bad.values()))
+            self.reporter.warn(f"{len(bad)} picture(s) could not be read and were left out, the first: {first}")
         result = TrainResult(
             run=self.run.root, epochs=progress.epoch, images_seen=progress.images_seen,
             best_epoch=progress.best_epoch, best_weights=progress.best_weights, shipped=shipped, last=epochs[-1],
-            teacher=preflight, seconds=self.clock(), bad_images=progress.bad_images,
+            teacher=preflight, seconds=self.clock(), bad_images=bad,
         )  # fmt: skip
         if self.world.is_main:
             write_json(self.run.result_file, result.to_dict())

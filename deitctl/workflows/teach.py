@@ -166,5 +166,6 @@ def _open(
         world=world,
         train_run=lambda run: train_or_find(run, sources, reporter),
     )  # fmt: skip
+    tutor.load_together()
     assert tutor.cache is not None
     return tutor, tutor.cache

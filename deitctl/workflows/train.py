@@ -83,7 +83,7 @@ def require_same(root: Path, config: TrainConfig, given: Mapping[str, Any]) -> N
 
 
 def find_unfinished(config: TrainConfig, reporter: Reporter, *, launch: str = "") -> Path | None:
-    """Return the newest run of this configuration that is not finished, None if there is none.
+    """Return the newest run of this configuration that is not finished, or the one in its `output`; None for none.
 
     Args:
         config: what is wanted; its `output`, if there is one, is the only place that is looked at, else runs/.
@@ -92,7 +92,6 @@ def find_unfinished(config: TrainConfig, reporter: Reporter, *, launch: str = ""
 
     Raises:
         ConfigError: the output folder holds a run of another configuration.
-        DeitctlError: it holds a finished one.
     """
     roots = [Path(config.output)] if config.output else sorted(Path("runs").glob("*"), key=_age)
     for root in roots:
@@ -111,10 +110,8 @@ def find_unfinished(config: TrainConfig, reporter: Reporter, *, launch: str = ""
                 f"{root} holds a run of another configuration: {'; '.join(changed)}.",
                 "Name another --output, or leave out what differs.",
             )
-        if finished and config.output and not launch:
-            raise DeitctlError(f"{root} holds this run, finished.", "Use it, or name another --output.")
-        if not changed and not finished:
-            return root
+        if not changed and (not finished or (config.output and not launch)):
+            return root  # a finished one is scored again, so that the same line of a job script ends well twice
         if not finished and (theirs.model, theirs.data) == (config.model, config.data):
             reporter.note(f"{root} is unfinished, but of another configuration: {'; '.join(changed)}.")
     return None
@@ -190,12 +187,12 @@ def _train(
             session = open_session(run, config, (train, val), student, device, reporter, world)
             if not fresh:
                 session.load()
-            with loaders_may_die(f"Continue with fewer: deitctl train --resume {run.root} --workers 0"):
+            with loaders_may_die(f"Continue with fewer: deitctl train --resume {run.quoted} --workers 0"):
                 session.train()
                 return session.finish()
     except (KeyboardInterrupt, Signalled, Interrupted) as stop:
         signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum
-        raise Interrupted(signum, f"deitctl train --resume {run.root}") from stop
+        raise Interrupted(signum, f"deitctl train --resume {run.quoted}") from stop
 
 
 @contextmanager
@@ -232,6 +229,11 @@ def loaders_may_die(hint: str) -> Iterator[None]:
     """Turn torch's word for a loader process that died into a line with `hint`."""
     try:
         yield
+    except DeitctlError as error:
+        if not error.message.startswith("Caught "):
+            raise
+        last = error.message.strip().splitlines()[-1]  # torch wraps what a loader process raised in its traceback
+        raise type(error)(last.partition(": ")[2] or last) from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
