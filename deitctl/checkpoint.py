@@ -7,10 +7,10 @@ import json
 import os
 import re
 import tempfile
+import threading
 import warnings
 import zipfile
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,13 @@ def cannot_write(path: Path, error: OSError) -> DiskError:
     )
 
 
-@cache  # asking sets it for a moment, which a thread that saves could see
+_asking = threading.Lock()
+
+
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    with _asking:  # asking sets it for a moment, which another thread that saves would take for the truth
+        mask = os.umask(0)
+        os.umask(mask)
     return mask
 
 

@@ -285,7 +285,7 @@ class Session:
             record = write_incident(self.run, incident, keys, [self.train_source.name(k.index) for k in keys], how)
             if how["state_step"]:
                 back = f"The run is as it was after {how['state_step']} steps."
-        lower, quoted = f"{self.config.recipe.optim.lr / 3:g}", self.run.quoted
+        lower, quoted = f"{self.config.recipe.optim.lr / 3:.2g}", self.run.quoted
         again = f"deitctl train --config {shlex.quote(str(run / 'run.toml'))} --output NEW --lr {lower} --set optim.clip_grad=1"
         ways = [f"Most often the learning rate is too high: `{again}`."]
         if self.device.precision != "fp32":

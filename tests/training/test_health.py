@@ -96,8 +96,12 @@ def test_nothing_new_is_nothing_wrong() -> None:
 @pytest.mark.parametrize(
     ("kind", "loss", "sentence"),
     [
-        ("jump", 50.0, "The loss jumped from about 1.23 to 50 at step 7 (learning rate 0.001)."),
-        ("not a number", NAN, "The loss is nan and the gradient's norm inf at step 7 (learning rate 0.001)."),
+        ("jump", 50.0, "The loss jumped from about 1.23 to 50 at step 7, counted from 0 (learning rate 0.001)."),
+        (
+            "not a number",
+            NAN,
+            "The loss is nan and the gradient's norm inf at step 7, counted from 0 (learning rate 0.001).",
+        ),
     ],
 )
 def test_what_happened_is_one_sentence(kind: str, loss: float, sentence: str) -> None:

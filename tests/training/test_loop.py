@@ -389,7 +389,7 @@ def test_unreadable_pictures_are_named_and_left_out_of_the_count(deit, some):
 def test_a_run_that_is_to_stop_at_a_bad_picture_stops(deit, some):
     batch = without(next(stream(some, recipe=EVERYTHING)), {3})
     plan = plan_of(EVERYTHING, stop_on_bad_image=True)
-    with pytest.raises(DataError, match=r"\d+\.png is empty\. The run was to stop at such"):
+    with pytest.raises(DataError, match=r"\d+\.png is empty\. The run stops at such"):
         gradients(plan, state_of(deit(classes=10), EVERYTHING), batch, str, SilentReporter())
 
 

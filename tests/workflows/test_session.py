@@ -27,7 +27,7 @@ from deitctl.events import SilentReporter, Task
 from deitctl.training import loop
 from deitctl.training.run import Run
 from deitctl.training.saver import Saver
-from deitctl.training.state import Progress
+from deitctl.training.state import Progress, TrainState
 from deitctl.workflows.session import NOTE, Session
 from deitctl.workflows.train import resume, run_training
 
@@ -150,19 +150,20 @@ def test_a_disk_that_fills_ends_the_run_in_a_line_and_a_resume_ends_as_if_it_had
 ) -> None:
     whole = run_training(short(little_config("whole")), sources=little).run
     config, sync = short(little_config("run", save_every="1")), os.fsync
-    full, save = [False], Saver.save
+    full, copy = [False], Saver.copy
 
     def fsync(handle: int) -> None:
         if full[0]:
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(handle)
 
-    def fill_before(saver: Saver, state: object, **how: bool) -> None:
+    def fill_before(saver: Saver, state: TrainState) -> None:
+        saver.finish()  # what was under way is on the disk
         full[0] = state.progress.step >= 2
-        save(saver, state, **how)
+        copy(saver, state)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(Saver, "save", fill_before)
+    monkeypatch.setattr(Saver, "copy", fill_before)
     with pytest.raises(DeitctlError, match="No space left on device") as error:
         run_training(config, sources=little)
     run = Path(config.output)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from deitctl.config import TrainConfig
 from deitctl.data.sources import Source
@@ -24,6 +25,10 @@ from deitctl.workflows.train import resume, run_training
 
 Make = Callable[..., TrainConfig]
 Pair = tuple[Source, Source]
+
+
+WITH_BLACK = 2 * 64
+"""Places of whole batches that 60 pictures in two views take at the most: eight of a half batch are left black."""
 
 
 def last_weights(run: Path) -> bytes:
@@ -40,9 +45,9 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     look = Teacher.look
 
-    def counted(self: Teacher, pixels: object) -> object:
-        sizes.append(len(pixels))  # type: ignore[arg-type]
-        return look(self, pixels)  # type: ignore[arg-type]
+    def counted(self: Teacher, pixels: Tensor) -> Tensor:
+        sizes.append(len(pixels))
+        return look(self, pixels)
 
     monkeypatch.setattr(Teacher, "look", counted)
     return sizes
@@ -63,7 +68,7 @@ def test_training_from_the_cache_equals_training_with_the_live_teacher(
 def test_the_second_student_never_asks(distilled: Make, little: Pair, looks: list[int]) -> None:
     taught = teach(distilled("a"), little)
     assert (taught.asked, taught.pictures, taught.views, taught.bytes) == (120, 60, 2, 240)
-    assert sum(looks) == 120
+    assert 120 <= sum(looks) <= WITH_BLACK
     looks.clear()
     config = distilled("b", token=False)
     other = with_recipe(config, batch_size=10, img_size=48, augment=replace(config.recipe.augment, repeats=1))
@@ -79,7 +84,7 @@ def test_a_run_asks_about_each_view_once_and_lets_the_teacher_go(
     config = distilled("run")
     config = with_recipe(config, epochs=5, augment=replace(config.recipe.augment, repeats=1))
     run_training(config, sources=little, reporter=reporter)
-    assert sum(looks) == 120
+    assert 120 <= sum(looks) <= WITH_BLACK
     assert any("has said all" in note for note in reporter.notes)  # type: ignore[attr-defined]
 
 
@@ -100,7 +105,7 @@ def test_new_views_every_epoch_are_kept_too(distilled: Make, little: Pair, looks
     config = distilled("a", views=0)
     config = with_recipe(config, epochs=2, augment=replace(config.recipe.augment, repeats=1))
     run_training(config, sources=little)
-    assert sum(looks) == 120
+    assert 120 <= sum(looks) <= WITH_BLACK
     looks.clear()
     run_training(replace(config, output=str(Path(config.output).with_name("b")), seed=3), sources=little)
     assert looks == []
