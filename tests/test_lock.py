@@ -81,3 +81,34 @@ def test_a_killed_process_lets_its_lock_go(tmp_path: Path) -> None:
             holder.kill()
     with locked(path, what="it"):
         assert path.read_text() == str(os.getpid())
+
+
+FORKING = """
+import os, sys, time
+from pathlib import Path
+from deitctl.lock import locked
+with locked(Path(sys.argv[1]), what="it"):
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    print(child, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_child_of_a_killed_holder_does_not_keep_the_lock(tmp_path: Path) -> None:
+    """Loader processes outlive a kill of their parent by seconds, in which a resume must not be refused."""
+    command = [sys.executable, "-c", FORKING, str(tmp_path / "lock")]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    child = int(holder.stdout.readline())
+    with pytest.raises(Busy):
+        locked(tmp_path / "lock", what="it").__enter__()
+    holder.kill()
+    holder.wait()
+    with locked(tmp_path / "lock", what="it"):
+        os.kill(child, 9)  # it was there still
+    holder.stdin.close()
+    holder.stdout.close()

@@ -91,8 +91,11 @@ class Run:
         """Yield the logged objects of a kind, `step` or `epoch`."""
         if self.metrics_file.exists():
             for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
-                record = json.loads(line)
-                if record["kind"] == kind:
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue  # no line of ours
+                if isinstance(record, dict) and record.get("kind") == kind:
                     yield record
 
 

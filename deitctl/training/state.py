@@ -150,6 +150,7 @@ class TrainState:
             if scale := record.pop("scaler"):  # empty where it was saved in a precision that needs none
                 self.scaler.load_state_dict(scale)
             self.progress = Progress(**record)
+            _require_types(self.progress)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{folder} holds no training state that can be read: {error}.") from error
         if self.progress.format not in (1, FORMAT):
@@ -163,6 +164,20 @@ class TrainState:
             _load_optimizer(self.model, self.optimizer, load_tensors(folder / "optimizer.safetensors"))
         except (RuntimeError, KeyError) as error:
             raise ModelError(f"{folder} does not fit the run's model: {str(error).splitlines()[0]}") from error
+
+
+def _require_types(progress: Progress) -> None:
+    """Raise `TypeError` for a record whose values are of other types than what `snapshot` writes."""
+    for name, usual in asdict(Progress()).items():
+        value = getattr(progress, name)
+        kinds = (int, float) if isinstance(usual, float) else type(usual)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise TypeError(f"{name} is {value!r}")
+    texts = (*progress.bad_images, *progress.bad_images.values(), *progress.sums)
+    if not all(isinstance(t, str) for t in texts) or not all(
+        isinstance(v, int | float) for v in progress.sums.values()
+    ):
+        raise TypeError("sums or bad_images hold other things than they should")
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

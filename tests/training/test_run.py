@@ -35,6 +35,15 @@ def test_a_model_folder_is_not_overwritten(tmp_path):
         Run.create(tmp_path, CONFIG)
 
 
+def test_lines_of_the_log_that_nobody_wrote_are_passed_over(tmp_path):
+    run = Run.create(tmp_path / "run", CONFIG)
+    run.log({"kind": "step", "step": 1})
+    with run.metrics_file.open("a") as file:
+        file.write('{"kind": "st\n[1]\n7\n{"step": 3}\n' + "[" * 5000 + "\n")
+    run.log({"kind": "step", "step": 2})
+    assert [record["step"] for record in run.records("step")] == [1, 2]
+
+
 def test_what_is_no_run_is_said(tmp_path):
     with pytest.raises(ConfigError, match=r"is not a run: it has no run\.toml"):
         Run.open(tmp_path)

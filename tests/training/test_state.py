@@ -182,7 +182,24 @@ def test_a_state_left_half_written_is_ignored(tmp_path, deit):
     assert os.listdir(tmp_path) == ["state"]
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"scaler": {}, "unknown": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"scaler": {}, "unknown": 1}',
+        '{"scaler": {}, "step": "7"}',
+        '{"scaler": {}, "epoch": 1.5}',
+        '{"scaler": {}, "sums": {"loss": "x"}}',
+        '{"scaler": {}, "bad_images": {"a": 1}}',
+        '{"scaler": {}, "best_top1": null}',
+        '{"scaler": {}, "sums": [1]}',
+        "[" * 1000,
+    ],
+)
 def test_what_is_no_state_is_said(text, tmp_path, deit):
     new_state(deit()).save(tmp_path / "state")
     (tmp_path / "state" / "state.json").unlink()

@@ -197,13 +197,14 @@ def test_a_loss_that_is_no_number_stops_the_run(little_config: Make, little: Pai
 
 def test_unreadable_pictures_are_left_out_and_named(little_config: Make, image_folder: Callable[..., Path]) -> None:
     root = image_folder({"train/a": 8, "train/b": 8, "val/a": 2, "val/b": 2})
-    damaged = root / "train" / "a" / "0.png"
-    damaged.write_text("not a picture")
+    damaged, unseen = root / "train" / "a" / "0.png", root / "val" / "b" / "1.png"
+    for file in (damaged, unseen):
+        file.write_text("not a picture")
     config = little_config("run", data=str(root))
     recipe = replace(config.recipe, epochs=1, batch_size=16, augment=replace(config.recipe.augment, repeats=1))
     result = run_training(replace(config, recipe=recipe))
-    assert list(result.bad_images) == [str(damaged)]
-    assert result.images_seen == 15
+    assert list(result.bad_images) == [str(damaged), str(unseen)]
+    assert (result.images_seen, result.shipped.images) == (15, 3)
 
 
 def test_a_resume_on_other_data_is_refused(little_config: Make, little: Pair) -> None:
