@@ -15,7 +15,7 @@ from deitctl.recipes import get_recipe
 
 if TYPE_CHECKING:
     from deitctl.workflows.configure import Teaching
-    from deitctl.workflows.session import TrainResult
+    from deitctl.workflows.result import TrainResult
 
 FORMATS = ("table", "json")
 AUTO = "auto"

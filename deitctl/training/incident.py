@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -81,3 +82,15 @@ def read_incident(path: Path) -> dict[str, Any]:
     if not fits:
         raise ConfigError(f"{path} is no record of an incident that this deitctl reads.")
     return dict(record)
+
+
+def ways_on(incident: Incident, run: Run, precision: str, lr: float) -> str:
+    """Say how to go on after a step that went wrong, likeliest first, in commands to be copied."""
+    config = shlex.quote(str(run.config_file))
+    again = f"deitctl train --config {config} --output NEW --lr {lr / 3:.2g} --set optim.clip_grad=1"
+    ways = [f"Most often the learning rate is too high: `{again}`."]
+    if precision != "fp32":
+        ways.append(f"If it was the arithmetic: `deitctl train --resume {run.quoted} --precision fp32`.")
+    if incident.kind == "jump":
+        ways.append(f"If it is as it should be: `deitctl train --resume {run.quoted} --set loss_jump=0`.")
+    return " ".join(ways)

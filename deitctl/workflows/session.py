@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 from deitctl.card import ModelCard
 from deitctl.checkpoint import WEIGHTS, DiskError, file_metadata, load_tensors, save_model, write_json
@@ -26,52 +24,18 @@ from deitctl.optim import build_optimizer
 from deitctl.report.figures import draw_curves
 from deitctl.stopping import Stop, held_signals
 from deitctl.training.health import Watch
-from deitctl.training.incident import write_incident
+from deitctl.training.incident import ways_on, write_incident
 from deitctl.training.loop import Gradients, Plan, Stopwatch, WentWrong, train_one_epoch
 from deitctl.training.run import Run
 from deitctl.training.saver import Saver
 from deitctl.training.state import Progress, TrainState
-from deitctl.workflows.preflight import Preflight, Tutor
+from deitctl.workflows.preflight import Tutor
+from deitctl.workflows.result import TrainResult
 from deitctl.world import ALONE, ProcessLost, World
 
 EVAL_BATCH = 64
 NOTE = "deitctl"
 """Under which the saved weights carry the score they were kept for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What a training ends with; accuracies in percent, of the saved weights, in fp32."""
-
-    run: Path
-    epochs: int
-    images_seen: int
-    best_epoch: int
-    best_weights: str
-    """`raw`, or the moving `average` where that validated at least as well."""
-    shipped: Evaluation
-    last: dict[str, Any]
-    """The last epoch's record."""
-    teacher: Preflight | None
-    seconds: float
-    bad_images: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record that `--format json` prints."""
-        best = {"epoch": self.best_epoch, "weights": self.best_weights}
-        return {
-            "run": str(self.run),
-            "epochs": self.epochs,
-            "images_seen": self.images_seen,
-            "best": {**best, "top1": self.shipped.top1, "top5": self.shipped.top5},
-            "final": {k: self.last[k] for k in ("epoch", "top1", "top5", "val_loss") if k in self.last},
-            "heads": self.shipped.heads,
-            "agreement": self.shipped.agreement,
-            "teacher_agreement": self.shipped.teacher_agreement,
-            "teacher": None if self.teacher is None else self.teacher.to_dict(),
-            "unreadable": sorted(self.bad_images),
-            "seconds": round(self.seconds, 2),
-        }
 
 
 class Session:
@@ -285,15 +249,9 @@ class Session:
             record = write_incident(self.run, incident, keys, [self.train_source.name(k.index) for k in keys], how)
             if how["state_step"]:
                 back = f"The run is as it was after {how['state_step']} steps."
-        lower, quoted = f"{self.config.recipe.optim.lr / 3:.2g}", self.run.quoted
-        again = f"deitctl train --config {shlex.quote(str(run / 'run.toml'))} --output NEW --lr {lower} --set optim.clip_grad=1"
-        ways = [f"Most often the learning rate is too high: `{again}`."]
-        if self.device.precision != "fp32":
-            ways.append(f"If it was the arithmetic: `deitctl train --resume {quoted} --precision fp32`.")
-        if incident.kind == "jump":
-            ways.append(f"If it is as it should be: `deitctl train --resume {quoted} --set loss_jump=0`.")
+        hint = ways_on(incident, self.run, self.device.precision, self.config.recipe.optim.lr)
         replay = f"deitctl train --replay {shlex.quote(str(record))}"
-        return DeitctlError(f"{incident.sentence} {back} To take the step again: `{replay}`.", " ".join(ways))
+        return DeitctlError(f"{incident.sentence} {back} To take the step again: `{replay}`.", hint)
 
     def batches(self) -> Iterator[Batch]:
         recipe, seed, augment = self.config.recipe, self.config.seed, self.config.recipe.augment

@@ -24,7 +24,8 @@ from deitctl.models.vit import VisionTransformer
 from deitctl.training.run import Run, new_run_folder
 from deitctl.workflows.configure import check
 from deitctl.workflows.preflight import Tutor
-from deitctl.workflows.session import Session, TrainResult
+from deitctl.workflows.result import TrainResult
+from deitctl.workflows.session import Session
 from deitctl.world import World, joined, launch_id, launched
 
 
