@@ -85,15 +85,16 @@ def content(run: Path) -> dict[str, object]:
     }
 
 
+def begin(setting: Setting, run: Path, cache: Path) -> subprocess.Popen[bytes]:
+    """Start a run, or resume it if there is one."""
+    resume = ["train", "--resume", str(run), "--quiet", "--format", "json"]
+    options = resume if (run / "run.toml").exists() else [*setting.options, "--output", str(run)]
+    return start(setting.command(*options), cache)
+
+
 def finish(setting: Setting, run: Path, cache: Path) -> int:
     """Resume a run until it is finished; return 0, or an exit code that is no success."""
-    resumed = (run / "run.toml").exists()
-    options = (
-        ["train", "--resume", str(run), "--quiet", "--format", "json"]
-        if resumed
-        else [*setting.options, "--output", str(run)]
-    )
-    process = start(setting.command(*options), cache)
+    process = begin(setting, run, cache)
     _, talk = process.communicate(timeout=900)
     if process.returncode:
         print(talk.decode()[-2000:])
@@ -122,13 +123,7 @@ def step_of(run: Path) -> int:
 
 def stop_at(setting: Setting, run: Path, cache: Path, step: int, delay: float, how: signal.Signals) -> int | None:
     """Start or resume a run and send it a signal some seconds after a step was saved; None if it ended before."""
-    resumed = (run / "run.toml").exists()
-    options = (
-        ["train", "--resume", str(run), "--quiet", "--format", "json"]
-        if resumed
-        else [*setting.options, "--output", str(run)]
-    )
-    process = start(setting.command(*options), cache)
+    process = begin(setting, run, cache)
     while process.poll() is None and (step_of(run) < step or not (run / "run.toml").exists()):
         time.sleep(0.02)
     try:

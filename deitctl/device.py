@@ -1,4 +1,4 @@
-"""The one place that knows CUDA, MPS and CPU apart."""
+"""The one place that knows CUDA, MPS and CPU apart; beside it world.py names a process's GPU, and rng.py seeds it."""
 
 from __future__ import annotations
 

@@ -61,10 +61,11 @@ class Batch(NamedTuple):
         for row, slot in enumerate(self.slots):
             groups.setdefault(slot // size, []).append(row)
         for rows in groups.values():
-            asked = [n for n, row in enumerate(self.teacher_rows) if row in set(rows)]
+            place = {row: n for n, row in enumerate(rows)}
+            asked = [n for n, row in enumerate(self.teacher_rows) if row in place]
             yield Batch(
                 self.images[rows], self.labels[rows], [self.keys[r] for r in rows], [self.slots[r] for r in rows], [],
-                self.teacher_images[asked], [rows.index(self.teacher_rows[n]) for n in asked],
+                self.teacher_images[asked], [place[self.teacher_rows[n]] for n in asked],
             )  # fmt: skip
 
 

@@ -10,15 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
-from deitctl.data.decode import EXTENSIONS, decode, read_bytes
+from deitctl.data.decode import EXTENSIONS
 from deitctl.data.findings import EXAMPLES, Finding, Remedy, found, listed
 from deitctl.data.looks import is_picture
 from deitctl.data.open import BUILT_IN, open_data
 from deitctl.data.parts import TRAIN_NAMES, VAL_NAMES
 from deitctl.data.scan import scan_classes
-from deitctl.data.sources import Labels, Source, is_hidden
+from deitctl.data.sources import FileSource, Source, is_hidden
 from deitctl.errors import DataError
 from deitctl.events import Reporter, SilentReporter, Task
 
@@ -26,27 +25,6 @@ WHOLE = "all"
 UNREAD = frozenset([".heic", ".heif", ".jxl", ".tga", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf"])
 """Pictures that deitctl does not read, by extension."""
 SNIFFED = 3  # files of an unknown extension whose first bytes are looked at
-
-
-@dataclass(frozen=True)
-class FlatSource:
-    """Pictures side by side in one folder, without classes, or with those that a ground truth gives."""
-
-    paths: tuple[str, ...]
-    labels: Labels
-    class_names: tuple[str, ...]
-
-    def name(self, index: int) -> str:
-        return self.paths[index]
-
-    def read(self, index: int) -> Image.Image:
-        return decode(self.raw(index), self.name(index))
-
-    def size(self, index: int) -> int:
-        return os.path.getsize(self.paths[index])
-
-    def raw(self, index: int) -> bytes:
-        return read_bytes(Path(self.paths[index]))
 
 
 @dataclass(frozen=True)
@@ -61,7 +39,7 @@ class Part:
     root: str = ""
     """Its folder, where it is one."""
     flat: bool = False
-    """No class folders; `source` is a `FlatSource`."""
+    """No class folders; the pictures of `source` have no class, or that of a ground truth."""
 
     @property
     def labelled(self) -> bool:
@@ -175,7 +153,7 @@ def _add_part(result: Survey, name: str, root: Path, reporter: Reporter) -> None
     if not folders:
         paths = tuple(sorted(str(root / f) for f in _pictures(root)))
         if paths:
-            result.parts.append(Part(name, FlatSource(paths, np.zeros(len(paths), np.int64), ()), (), str(root), True))
+            result.parts.append(Part(name, FileSource(paths, np.zeros(len(paths), np.int64), ()), (), str(root), True))
         result.findings += found("no_pictures", not paths, [str(root)])
         return
     result.findings += _strays(root, folders)

@@ -178,7 +178,7 @@ def gradients(
         ])  # fmt: skip
         if not any(t[0] for t in told):
             break
-        _halve(plan, state, batch, reporter)
+        _halve(plan, state, reporter)
     if any(t[2] for t in told):
         bad = {name_of(index): why for errors in world.gather(batch.errors) for index, why in errors}
         progress.bad_images.update(bad)
@@ -216,7 +216,7 @@ def _try_gradients(plan: Plan, state: TrainState, batch: Batch) -> tuple[dict[st
     return sums, False
 
 
-def _halve(plan: Plan, state: TrainState, batch: Batch, reporter: Reporter) -> None:
+def _halve(plan: Plan, state: TrainState, reporter: Reporter) -> None:
     """Make micro-batches half as large, an even number of pictures."""
     progress = state.progress
     pairs = -(-plan.recipe.batch_size // 2)
@@ -259,9 +259,10 @@ def _sum_over_processes(plan: Plan, model: nn.Module, parts: dict[str, Tensor], 
         torch._foreach_mul_(tensors, missing)
         values *= missing
     parts.update(zip(order, values, strict=True))
-    statistics = [b for b in model.buffers() if b.is_floating_point()]
-    plan.world.add_up(statistics)
-    torch._foreach_div_(statistics, plan.world.size) if statistics else None
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    if statistics := [b for m in norms for b in m.buffers() if b.is_floating_point()]:
+        plan.world.add_up(statistics)
+        torch._foreach_div_(statistics, plan.world.size)
 
 
 def loss_of(plan: Plan, state: TrainState, batch: Batch) -> Loss:

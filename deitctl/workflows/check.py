@@ -19,7 +19,8 @@ from deitctl.data.check_pictures import check_pictures
 from deitctl.data.findings import ERROR, Finding, Remedy, found, in_order, listed
 from deitctl.data.fix_list import write_fix_list
 from deitctl.data.ground_truth import label_of, read_ground_truth
-from deitctl.data.survey import WHOLE, FlatSource, Part, survey
+from deitctl.data.sources import FileSource
+from deitctl.data.survey import WHOLE, Part, survey
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.workflows.train import loaders_may_die
@@ -141,7 +142,7 @@ def _label_flat(part: Part, truth: Mapping[str, str], known: set[str], findings:
     findings += found("not_in_ground_truth", len(unnamed), unnamed)
     names = tuple(sorted(set(labels.values())))
     number = {name: i for i, name in enumerate(names)}
-    source = FlatSource(tuple(labels), np.array([number[n] for n in labels.values()], dtype=np.int64), names)
+    source = FileSource(tuple(labels), np.array([number[n] for n in labels.values()], dtype=np.int64), names)
     return replace(part, source=source)
 
 

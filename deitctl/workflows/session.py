@@ -162,17 +162,18 @@ class Session:
         progress, recipe = self.state.progress, self.config.recipe
         batches = self.batches() if progress.epoch < recipe.epochs else iter(())
 
-        wanted = False
+        wanted = asked = False
 
         def after_step(found: Gradients) -> None:
-            nonlocal wanted
+            nonlocal wanted, asked
             if signum := found.signum or (stop.signum if self.world.size == 1 else 0):  # several must stop together
                 raise Signalled(signum)
-            wanted = wanted or found.save or self.saver.due(progress.step)
-            if found.save:
-                self.reporter.note(f"Asked to save after {progress.step} steps.")
+            asked = asked or found.save
+            wanted = wanted or asked or self.saver.due(progress.step)
             if wanted and not self.watch.waiting:  # losses that nobody has read yet may not be saved as good
-                wanted = stop.save = False
+                if asked:
+                    self.reporter.note(f"Saving after {progress.step} steps, as asked.")
+                wanted = asked = stop.save = False
                 self._save()
             elif not self.watch.waiting:
                 self.saver.write_copy()

@@ -68,7 +68,6 @@ def resume(
     require_same(root, config, changes)
     config = override(config, {k: v for k, v in changes.items() if k in MACHINE_SETTINGS})
     device = choose_device(config.device, config.precision)
-    reporter.note(f"Resuming {root}.")
     with joined(device.torch_device) as world:
         return _train(root, replace(config, output=str(root)), sources, reporter, device, world, fresh=False)
 
@@ -179,12 +178,12 @@ def _train(
     run = Run(root, writes=world.is_main)
     try:
         with _only_writer(run) if world.is_main else nullcontext():
-            if (
-                fresh and world.is_main
-            ):  # an output folder that cannot be written is found before the teacher is trained
+            if fresh and world.is_main:  # before the teacher is trained: the folder may be one that cannot be written
                 Run.create(root, config)
                 run.cut_log(0)  # of a run that was killed before it saved anything
                 write_bytes(run.launch_file, (launch_id() if launched() else "").encode())
+            elif not fresh:
+                reporter.note(f"Resuming {root}.")
             session = open_session(run, config, (train, val), student, device, reporter, world)
             if not fresh:
                 session.load()
@@ -199,15 +198,11 @@ def _train(
 @contextmanager
 def _only_writer(run: Run) -> Iterator[None]:
     """Keep other processes out of a run's folder for a block."""
-    try:
-        run.root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(run.root, error) from error
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(run.lock_file, what=str(run.root)))
         except OSError as error:
-            raise cannot_write(run.lock_file, error) from error
+            raise cannot_write(run.root, error) from error
         yield
 
 
