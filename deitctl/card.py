@@ -19,6 +19,7 @@ MAX_CLASSES = 1_000_000
 MAX_CROP = 4096
 """Pixels that a side is resized to before the crop, at most."""
 LARGEST_ARGUMENT = 16_384
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 NOT_OF_A_MODEL = ("model_name", "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only")
 """What timm's `create_model` takes for itself: one of them is a path that it would unpickle."""
 
@@ -50,7 +51,9 @@ class ModelCard:
     """An architecture, its classes, its preprocessing and how its heads are joined.
 
     `class_names` are the names that data is matched by (WordNet ids for ImageNet), in the order of the logits;
-    `descriptions` the names for people, where they differ. `head` is one of `HEADS`.
+    `descriptions` the names for people, where they differ. `head` is one of `HEADS`. `temperatures` are what the logits
+    of a head rule are divided by before the softmax, so that the scores are right as often as they say (Guo et al. 2017,
+    §4.2); a rule without one has 1.
     """
 
     architecture: str
@@ -59,6 +62,7 @@ class ModelCard:
     descriptions: tuple[str, ...] | None = None
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     head: str = "cls"
+    temperatures: Mapping[str, float] = field(default_factory=dict)
     model_args: Mapping[str, Any] = field(default_factory=dict)
 
     def label(self, index: int) -> str:
@@ -66,6 +70,10 @@ class ModelCard:
         if self.descriptions is not None:
             return self.descriptions[index]
         return self.class_names[index] if self.class_names is not None else f"class {index}"
+
+    def temperature(self, head: str) -> float:
+        """Return the temperature of a head rule."""
+        return self.temperatures.get(head, 1.0)
 
     def at_size(self, img_size: int) -> ModelCard:
         """Return the card for another input size."""
@@ -97,7 +105,7 @@ def to_timm_config(
             "first_conv": first_conv,
             "classifier": list(classifier) if len(classifier) > 1 else classifier[0],
         },
-        "deitctl": {"head": card.head},
+        "deitctl": {"head": card.head} | ({"temperatures": dict(card.temperatures)} if card.temperatures else {}),
     }
     if card.class_names is not None:
         config["label_names"] = list(card.class_names)
@@ -116,6 +124,7 @@ def from_timm_config(config: Mapping[str, Any], where: str) -> ModelCard:
         pretrained = config.get("pretrained_cfg") or {}
         names = _texts(config.get("label_names"))
         described = config.get("label_descriptions")
+        own = config.get("deitctl") or {}
         num_classes = int(config.get("num_classes", pretrained.get("num_classes", 1000)))
         model_args = dict(config.get("model_args") or {})
         # timm lets model_args overrule what the weights' config says
@@ -134,7 +143,8 @@ def from_timm_config(config: Mapping[str, Any], where: str) -> ModelCard:
             class_names=names,
             descriptions=_descriptions(names, described),
             preprocessing=pre,
-            head=str(config.get("deitctl", {}).get("head", "auto")),
+            head=str(own.get("head", "auto")),
+            temperatures={str(rule): float(t) for rule, t in dict(own.get("temperatures") or {}).items()},
             model_args=model_args,
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
@@ -169,6 +179,9 @@ def _absurd(card: ModelCard) -> str:
         f"crop_pct is {pre.crop_pct}": 0 < pre.crop_pct <= 8 and 1 <= pre.img_size / pre.crop_pct <= MAX_CROP,
         f"mean is {pre.mean}": all(math.isfinite(m) for m in pre.mean),
         f"model_args has {_unfit(card.model_args)}": not _unfit(card.model_args),
+        f"temperatures are {str(card.temperatures)[:80]}": all(
+            rule in HEADS and MIN_TEMPERATURE <= t <= MAX_TEMPERATURE for rule, t in card.temperatures.items()
+        ),
         f"std is {pre.std}": all(math.isfinite(s) and s > 0 for s in pre.std),
     }
     return next((what for what, fine in rules.items() if not fine), "")

@@ -97,3 +97,19 @@ def test_labels_for_people():
 def test_another_size_changes_the_size_alone():
     card = ModelCard(architecture="x", num_classes=2).at_size(64)
     assert card.preprocessing == Preprocessing(img_size=64)
+
+
+def test_temperatures_travel_with_the_card():
+    card = ModelCard(architecture="deit_tiny_patch16_224", num_classes=2, temperatures={"cls": 1.25})
+    config = to_timm_config(card, classifier=("head",), first_conv="patch_embed.proj", fixed_input_size=True)
+    assert from_timm_config(config, "here").temperatures == {"cls": 1.25}
+    assert (card.temperature("cls"), card.temperature("dist")) == (1.25, 1.0)
+
+
+@pytest.mark.parametrize("temperatures", [{"cls": 0.0}, {"cls": float("nan")}, {"all": 1.0}, {"cls": 1e9}, [1], "x"])
+def test_temperatures_that_no_model_has_are_refused(temperatures):
+    card = ModelCard(architecture="deit_tiny_patch16_224", num_classes=2)
+    config = to_timm_config(card, classifier=("head",), first_conv="patch_embed.proj", fixed_input_size=True)
+    config["deitctl"]["temperatures"] = temperatures
+    with pytest.raises(ModelError):
+        from_timm_config(config, "here")
