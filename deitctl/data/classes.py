@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from deitctl.card import ModelCard
 from deitctl.catalog import imagenet_classes
 
+NUMBERS = frozenset(map(str, range(1000)))
+
 
 @dataclass(frozen=True)
 class ClassMatch:
@@ -16,12 +18,13 @@ class ClassMatch:
     rows: tuple[int, ...]
     """For each class of the data, its logit."""
     kind: str
-    """`same`, `permuted` (same classes, other order) or `subset` (the model knows more)."""
+    """`same`, `permuted` (same classes, other order), `subset` (the model knows more), or `numbers` (ImageNetV2's folders)."""
 
     def __str__(self) -> str:
         return {
             "same": f"the same {len(self.rows)} classes",
             "permuted": f"the same {len(self.rows)} classes in another order",
+            "numbers": f"the same {len(self.rows)} classes by number",
             "subset": f"{len(self.rows)} of the model's classes",
         }[self.kind]
 
@@ -30,13 +33,16 @@ def match_classes(card: ModelCard, data_names: Sequence[str]) -> ClassMatch | No
     """Find each of the data's classes in a model's by WordNet id or name; None unless all are found.
 
     Names are compared without case, underscores and hyphens; each synonym of an ImageNet class counts, unless two
-    classes share it.
+    classes share it. Folders called 0 to 999 mean ImageNet's classes in the order of their WordNet ids, which is how
+    ImageNetV2 is published.
     """
     exact = {name: row for row, name in enumerate(card.class_names or ())}
     rows: list[int | None] = [exact.get(name) for name in data_names]
     if None in rows:
         index = _spellings(card)
         rows = [index.get(_plain(name)) for name in data_names]
+    if set(data_names) == NUMBERS and is_imagenet(card.class_names or ()):
+        return ClassMatch(tuple(map(int, data_names)), "numbers")
     if any(row is None for row in rows) or len(set(rows)) != len(rows):
         return None
     found = tuple(row for row in rows if row is not None)
