@@ -19,10 +19,7 @@ BAR = 20  # characters of a score of 1
 
 
 def predict(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(metavar="INPUT...", help="File, folder, web address, or - for a list of paths on stdin."),
-    ],
+    inputs: o.InputsArg,
     model: o.ModelOpt = None,
     weights: o.WeightsOpt = None,
     topk: Annotated[int, typer.Option("--topk", "-k", min=1, help="How many classes to name.")] = 5,
