@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from deitctl.data.loader import eval_batches
 from deitctl.data.mixing import normalise
 from deitctl.data.open import open_for_evaluation
 from deitctl.device import choose_device
-from deitctl.evaluation.faithfulness import STEPS, area, blurred, deletion, insertion, random_maps
+from deitctl.evaluation.faithfulness import STEPS, area, deletion, insertion, random_maps
 from deitctl.events import SilentReporter
 from deitctl.inference.explain import METHODS, token_maps
 from deitctl.models.build import load_model
@@ -54,43 +55,53 @@ def main() -> None:
     model, pre = device.place(loaded.model).requires_grad_(False), loaded.card.preprocessing
     assert isinstance(model, VisionTransformer)
     source = open_for_evaluation(arguments.data, SilentReporter())
-    stream = eval_batches(
-        source, [pre], batch_size=arguments.batch_size, workers=0, pin_memory=device.pins_memory
-    )
-    start, areas = time.monotonic(), defaultdict(list)
+    stream = eval_batches(source, [pre], batch_size=arguments.batch_size, workers=0, pin_memory=device.pins_memory)
+    start, tokens = time.monotonic(), ("cls", "dist")[: model.num_prefix_tokens]
+    found: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     for number, batch in enumerate(stream):
         images = normalise(device.move(batch.images[0]), pre)
-        for token in ("cls", "dist")[: model.num_prefix_tokens]:
+        for token in tokens:
+
             def answer(pictures: Tensor, token: str = token) -> Tensor:
                 return getattr(model(pictures), token).softmax(dim=1)
 
             with torch.inference_mode():
-                whole = answer(images)
-                classes = whole.argmax(dim=1)
-                areas[token, "whole"].append(whole.amax(dim=1))
-                areas[token, "blurred"].append(answer(blurred(images)).gather(1, classes[:, None])[:, 0])
-            maps = {m: getattr(token_maps(model, images, method=m), token) for m in METHODS}
-            maps["random"] = random_maps(maps["rollout"], seed=number)
-            maps["centre"] = centred(maps["rollout"])
-            for name, importance in maps.items():
-                for kind, curves in (("deletion", deletion), ("insertion", insertion)):
-                    curve = curves(answer, images, importance, classes, arguments.steps)
-                    areas[token, name, kind].append(area(curve))
-        print(f"{(number + 1) * arguments.batch_size} pictures, {time.monotonic() - start:.0f} s", flush=True)
+                classes = answer(images).argmax(dim=1)
+            maps = [getattr(token_maps(model, images, method=m), token) for m in METHODS]
+            maps += [random_maps(maps[0], seed=number), centred(maps[0])]
+            for kind, curves in (("deletion", deletion), ("insertion", insertion)):
+                found[token, kind].append(curves(answer, images, torch.stack(maps), classes, arguments.steps).cpu())
+        print(
+            f"{found[tokens[0], 'deletion'][-1].shape[1]} pictures more, {time.monotonic() - start:.0f} s", flush=True
+        )
+        if number % 4 == 3:
+            show(tokens, found)
+    show(tokens, found)
 
-    joined = {key: torch.cat(values).double().cpu() for key, values in areas.items()}
-    for token in ("cls", "dist")[: model.num_prefix_tokens]:
-        whole, blur = joined[token, "whole"], joined[token, "blurred"]
-        print(f"\n{token} token, {len(whole)} pictures: its class has {whole.mean():.3f}, blurred {blur.mean():.3f}")
-        print("map".ljust(12), "deletion (lower)".rjust(18), "beats".rjust(7), "insertion (higher)".rjust(20), "beats".rjust(7))
-        for name in (*METHODS, *FLOORS):
+
+def show(tokens: Sequence[str], found: dict[tuple[str, str], list[Tensor]]) -> None:
+    """Print what has been measured so far."""
+    for token in tokens:
+        curves = {kind: torch.cat(found[token, kind], dim=1).double() for kind in ("deletion", "insertion")}
+        count, whole = curves["deletion"].shape[1], curves["deletion"][0, :, 0].mean()
+        ends = f"grey {curves['deletion'][0, :, -1].mean():.3f}, blurred {curves['insertion'][0, :, 0].mean():.3f}"
+        print(f"\n{token} token, {count} pictures: its class has {whole:.3f}, {ends}")
+        print(
+            "map".ljust(12),
+            "deletion (lower)".rjust(18),
+            "beats".rjust(7),
+            "insertion (higher)".rjust(20),
+            "beats".rjust(7),
+        )
+        for n, name in enumerate((*METHODS, *FLOORS)):
             row = name.ljust(12)
             for kind, sign, width in (("deletion", -1, 18), ("insertion", 1, 20)):
-                values, floor = joined[token, name, kind], joined[token, "random", kind]
-                error = values.std() / len(values) ** 0.5
-                better = 100 * (sign * (values - floor) > 0).double().mean()
-                row += f"{values.mean():.3f} ± {error:.3f}".rjust(width + 1) + f"{better:.0f} %".rjust(8)
-            print(row)
+                areas, floor = area(curves[kind][n]), area(curves[kind][len(METHODS)])
+                better = 100 * (sign * (areas - floor) > 0).double().mean()
+                row += f"{areas.mean():.3f} ± {areas.std() / count**0.5:.3f}".rjust(
+                    width + 1
+                ) + f"{better:.0f} %".rjust(8)
+            print(row, flush=True)
 
 
 if __name__ == "__main__":

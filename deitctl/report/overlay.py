@@ -54,9 +54,18 @@ def heat(pixels: NDArray[np.uint8], importance: Map, side: int = 0) -> Image.Ima
 
 def difference(pixels: NDArray[np.uint8], cls: Map, dist: Map, side: int = 0) -> Image.Image:
     """Draw where the distillation token looks more (red) or less (blue) than the class token, each map's sum being 1."""
+    gap = _gap(cls, dist)
     side = side or panel_side(pixels.shape[-1])
-    gap = dist / (dist.sum() or 1.0) - cls / (cls.sum() or 1.0)
     return _tinted(pixels, 0.5 + 0.5 * gap / (np.abs(gap).max() or 1.0), DIFFERENCE, side)
+
+
+def moved(cls: Map, dist: Map) -> float:
+    """Return the share of one map's weight, 0..1, that has to move to make the other (total variation)."""
+    return float(np.abs(_gap(cls, dist)).sum() / 2)
+
+
+def _gap(cls: Map, dist: Map) -> Map:
+    return dist / (dist.sum() or 1.0) - cls / (cls.sum() or 1.0)
 
 
 def panels(pixels: NDArray[np.uint8], tokens: Sequence[TokenView], *, name: str, note: str) -> Image.Image:
@@ -72,8 +81,9 @@ def panels(pixels: NDArray[np.uint8], tokens: Sequence[TokenView], *, name: str,
     row = [_Panel(_resized(pixels, side), ("picture", name))]
     row += [_Panel(heat(pixels, t.importance, side), (t.title, t.says)) for t in tokens]
     if len(tokens) == 2:
-        gap = difference(pixels, *(t.importance for t in tokens), side)
-        row.append(_Panel(gap, ("where the two differ", "red: distillation, blue: class token")))
+        cls, dist = (t.importance for t in tokens)
+        lines = ("distillation minus class token", f"red more, blue less: {100 * moved(cls, dist):.0f} % moved")
+        row.append(_Panel(difference(pixels, cls, dist, side), lines))
     strips = [_side_by_side(row)]
     for token in tokens:
         strips += _heads(pixels, token, strips[0].width)

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from deitctl.data.mixing import normalise
 from deitctl.device import Device, choose_device
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter
-from deitctl.inference.explain import METHODS, TokenMaps, head_maps, require_deit, token_maps
+from deitctl.inference.explain import METHODS, TokenMaps, head_maps, mean_of_heads, require_deit, token_maps
 from deitctl.inference.inputs import Input, batches, expand, is_url
 from deitctl.inference.predict import Guess
 from deitctl.models.build import load_model
@@ -187,7 +187,7 @@ class _Explainer:
                 for t in self.tokens if t in scores
             }  # fmt: skip
             views = [
-                TokenView(TITLES[t], self._says(a), _array(maps, t, n), None if heads is None else _array(heads, t, n))
+                TokenView(TITLES[t], _says(a), _array(maps, t, n), None if heads is None else _array(heads, t, n))
                 for t, a in answers.items()
             ]
             yield Explanation(item.name, None, self.method, self.asked_label, answers, disagree, None), views
@@ -204,13 +204,14 @@ class _Explainer:
     def _maps(self, images: Tensor) -> tuple[TokenMaps, TokenMaps | None]:
         if self.method == "last-layer":
             heads = head_maps(self.model, images)
-            return TokenMaps(heads.cls.mean(dim=1), None if heads.dist is None else heads.dist.mean(dim=1)), heads
+            return mean_of_heads(heads), heads
         classes = None if self.asked is None else torch.full((len(images),), self.asked, device=images.device)
         return token_maps(self.model, images, method=self.method, classes=classes), None
 
-    def _says(self, answer: TokenAnswer) -> str:
-        said = f"{answer.first.label.split(',')[0]} {100 * answer.first.score:.1f} %"
-        return said if answer.asked is None else f"{100 * answer.asked:.1f} %, says {said}"
+
+def _says(answer: TokenAnswer) -> str:
+    said = f"{answer.first.label.split(',')[0]} {100 * answer.first.score:.1f} %"
+    return said if answer.asked is None else f"{100 * answer.asked:.1f} %, says {said}"
 
 
 def _array(maps: TokenMaps, token: str, n: int) -> Any:
@@ -233,9 +234,7 @@ class Sheets:
         panels(item.pixels, views, name=os.path.basename(item.name), note=note).save(file, "PNG")
         stem = f"{_stem(item.name)}.{record.method}"
         path = self._write_new(stem, file.getbuffer())
-        return Explanation(
-            record.input, path, record.method, record.asked, record.tokens, record.disagree, None
-        )  # fmt: skip
+        return replace(record, picture=path)
 
     def _write_new(self, stem: str, content: memoryview) -> Path:
         while True:
