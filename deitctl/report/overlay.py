@@ -20,6 +20,8 @@ HEAT, DIFFERENCE = "inferno", "RdBu_r"
 OPACITY = 0.6
 SMALLEST, LARGEST = 224, 512
 """Sides of a panel, pixels: a small input is enlarged by a whole number, so that its pixels stay pixels."""
+NARROWEST = 96
+"""Side of an attention head's panel, pixels."""
 FONT_SIZE, GAP = 14, 8
 LINE = FONT_SIZE + 4
 
@@ -98,14 +100,16 @@ def panel_side(input_side: int) -> int:
 
 
 def _heads(pixels: NDArray[np.uint8], token: TokenView, width: int) -> list[Image.Image]:
-    """Draw a token's attention heads as rows that fill the width, six or so in each."""
+    """Draw a token's attention heads below a line that says so, as many beside each other as stay readable."""
     if token.heads is None:
         return []
     count = len(token.heads)
-    columns = next(c for c in (6, 5, 4, 8, 7, 3, 2, 1) if count % c == 0)
+    fits = [c for c in range(1, 9) if count % c == 0 and (width - GAP) // c - GAP >= NARROWEST]
+    columns = max(fits, default=1)
     side = min((width - GAP) // columns - GAP, panel_side(pixels.shape[-1]))
-    drawn = [_Panel(heat(pixels, m, side), (f"{token.title}, head {n + 1}",)) for n, m in enumerate(token.heads)]
-    return [_side_by_side(drawn[start : start + columns]) for start in range(0, count, columns)]
+    drawn = [_Panel(heat(pixels, m, side), (f"head {n + 1}",)) for n, m in enumerate(token.heads)]
+    rows = [_side_by_side(drawn[start : start + columns]) for start in range(0, count, columns)]
+    return [_text_line(f"{token.title}, head by head", width), *rows]
 
 
 def _tinted(pixels: NDArray[np.uint8], share: Map, colours: str, side: int) -> Image.Image:
