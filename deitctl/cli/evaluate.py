@@ -111,8 +111,8 @@ def _rows(result: EvalResult) -> list[tuple[str, str]]:
         ("top-1, %", f"{s.top1:.2f}"), ("  95 % interval", low["top1"]), ("top-5, %", f"{s.top5:.2f}"),
         ("loss", f"{s.loss:.4f}"), ("expected calibration error", f"{s.ece:.4f}"),
     ]  # fmt: skip
-    if result.temperature != 1:
-        rows.append(("  with the model's temperature", f"{result.temperature:.3f}"))
+    if result.contender.temperature != 1:
+        rows.append(("  with the model's temperature", f"{result.contender.temperature:.3f}"))
     if kept is not None:
         rows += [("  a temperature that fits", f"{kept.temperature:.3f}"), ("  error with it", f"{kept.ece:.4f}")]
     if s.top1_among is not None:
@@ -131,19 +131,12 @@ def _print_differences(found: EvalResults) -> None:
 
     if found.differences:
         rows = [
-            (f"{d.a} - {d.b}", f"{d.difference:+.2f}", f"{d.interval[0]:+.2f} to {d.interval[1]:+.2f}", str(d.only_a),
-             str(d.only_b), f"{d.p_value:.2g}")
+            (d.b, f"{d.difference:+.2f}", f"{d.interval[0]:+.2f} to {d.interval[1]:+.2f}", str(d.only_a), str(d.only_b),
+             f"{d.p_value:.2g}")
             for d in found.differences
         ]  # fmt: skip
-        columns = (
-            "the same pictures",
-            "top-1, points",
-            "95 % interval",
-            "first alone right",
-            "second alone",
-            "p (McNemar)",
-        )
-        print_table("differences", columns, rows)
+        title = f"{found.differences[0].a}, top-1 in points more than (+) or less than (-) another on the same pictures"
+        print_table(title, ("than", "points", "95 % interval", "it alone", "other alone", "p"), rows)
 
 
 def _print_classes(result: EvalResult, *, several: bool) -> None:

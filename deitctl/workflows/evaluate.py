@@ -101,9 +101,8 @@ def evaluate_models(
     results = tuple(
         EvalResult(
             name=_name(name, protocol, names, protocols), model=name, protocol=protocol, data=data or BUILT_IN,
-            card=card, source=source, match=match, head=contender.head, temperature=contender.temperature,
-            scores=scores, intervals=_intervals(scores), calibration=calibrate(scores),
-            real=score_real(scores, source, real) if real is not None else None,
+            card=card, source=source, match=match, contender=contender, scores=scores, intervals=_intervals(scores),
+            calibration=calibrate(scores), real=score_real(scores, source, real) if real is not None else None,
         )
         for (name, protocol, card, match, contender), scores in zip(judged, scored, strict=True)
     )  # fmt: skip
@@ -182,6 +181,6 @@ def _keep_temperatures(result: EvalResult, reporter: Reporter) -> None:
     config["deitctl"] = {**(config.get("deitctl") or {}), "temperatures": result.calibration.temperatures}
     write_json(path, config)
     reporter.note(
-        f"Kept with the model: temperature {result.calibration.temperature:.3f} ({result.head}); "
+        f"Kept with the model: temperature {result.calibration.temperature:.3f} ({result.scores.head}); "
         f"expected calibration error {result.scores.ece:.4f} -> {result.calibration.ece:.4f}."
     )

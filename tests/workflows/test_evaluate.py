@@ -106,13 +106,13 @@ def test_a_temperature_is_kept_with_the_model_and_used_again(folder, mostly_righ
     assert set(card.temperatures) == {"cls", "dist", "avg-logits", "avg-probs"}
     assert "Kept with the model: temperature" in reporter.notes[-1]
     after = evaluate_model(str(pictures), model=str(model), workers=0)
-    assert after.temperature == before.calibration.temperature != 1.0
+    assert after.contender.temperature == before.calibration.temperature != 1.0
     assert torch.equal(after.scores.predictions, before.scores.predictions)
     assert after.scores.loss < before.scores.loss
     assert after.calibration is not None
     assert after.calibration.temperature == pytest.approx(before.calibration.temperature, rel=1e-4)
     by_head = evaluate_model(str(pictures), model=str(model), head="dist", workers=0)
-    assert by_head.temperature == card.temperatures["dist"]
+    assert by_head.contender.temperature == card.temperatures["dist"]
 
 
 def test_a_temperature_needs_one_model_in_a_folder(folder, pictures, tmp_path) -> None:
