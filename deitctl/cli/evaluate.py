@@ -135,7 +135,9 @@ def _print_differences(found: EvalResults) -> None:
              f"{d.p_value:.2g}")
             for d in found.differences
         ]  # fmt: skip
-        title = f"{found.differences[0].a}, top-1 in points more than (+) or less than (-) another on the same pictures"
+        first = found.differences[0]
+        among = " among the data's classes" if first.among_classes else ""
+        title = f"{first.a}, top-1{among} in points more than (+) or less than (-) another on the same pictures"
         print_table(title, ("than", "points", "95 % interval", "it alone", "other alone", "p"), rows)
 
 

@@ -141,7 +141,8 @@ class EvalResults:
             "evaluations": [r.to_dict() for r in self.results],
             "differences": [
                 {"a": d.a, "b": d.b, "images": d.images, "top1_difference": d.difference,
-                 "interval": list(d.interval), "only_a": d.only_a, "only_b": d.only_b, "p_value": d.p_value}
+                 "interval": list(d.interval), "only_a": d.only_a, "only_b": d.only_b, "p_value": d.p_value,
+                 "among_classes": d.among_classes}
                 for d in self.differences
             ],
         }  # fmt: skip

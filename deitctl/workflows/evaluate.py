@@ -151,10 +151,12 @@ def _intervals(scores: Evaluation) -> dict[str, tuple[float, float]]:
 
 
 def _differences(results: Sequence[EvalResult]) -> tuple[Difference, ...]:
-    first = results[0]
+    """Compare the first with each of the others; models that know different classes among the data's alone."""
+    among = len({r.card.num_classes for r in results}) > 1
+    right = [(r.scores.among == r.scores.labels if among else r.scores.correct).numpy() for r in results]
     return tuple(
-        compare(first.name, other.name, first.scores.correct.numpy(), other.scores.correct.numpy())
-        for other in results[1:]
+        compare(results[0].name, other.name, right[0], theirs, among_classes=among)
+        for other, theirs in zip(results[1:], right[1:], strict=True)
     )
 
 

@@ -77,6 +77,16 @@ def test_several_models_and_protocols_in_one_pass_are_what_each_is_alone(folder,
     assert record["differences"][1]["only_a"] == int((first & ~third).sum())
 
 
+def test_models_that_know_different_classes_are_compared_among_the_datas(folder, pictures) -> None:
+    models = [str(folder("few")), str(folder("many", ("c", "b", "a", "d"), seed=1))]
+    found = evaluate_models(str(pictures), models=models, workers=0)
+    (difference,) = found.differences
+    few, many = (r.scores for r in found.results)
+    assert difference.among_classes
+    assert difference.only_b == int(((many.among == many.labels) & ~few.correct).sum())
+    assert difference.difference == pytest.approx(few.top1 - many.top1_among)
+
+
 def test_names_say_what_differs(folder, pictures) -> None:
     model = str(folder("m"))
     by_protocol = evaluate_models(str(pictures), models=[model, model], protocols=["deit", "hf", "deit"], workers=0)
