@@ -9,7 +9,7 @@ from typing import Any
 
 from deitctl.card import ModelCard
 from deitctl.catalog import DEFAULT_MODEL
-from deitctl.checkpoint import CONFIG, write_bytes, write_json
+from deitctl.checkpoint import CONFIG, require_writable, write_bytes, write_json
 from deitctl.data.classes import ClassMatch, match_classes
 from deitctl.data.open import BUILT_IN, open_for_evaluation
 from deitctl.data.sources import Source
@@ -18,7 +18,7 @@ from deitctl.errors import ConfigError, DataError
 from deitctl.evaluation.calibration import calibrate
 from deitctl.evaluation.evaluate import evaluate_all
 from deitctl.evaluation.intervals import Difference, bootstrap, compare
-from deitctl.evaluation.protocols import preprocessing_for
+from deitctl.evaluation.protocols import PROTOCOLS, preprocessing_for
 from deitctl.evaluation.real_labels import read_real_labels, score_real
 from deitctl.evaluation.scores import Evaluation
 from deitctl.evaluation.tally import Contender
@@ -76,8 +76,12 @@ def evaluate_models(
         raise ConfigError(
             f"--weights is for one model, and there are {len(names)}.", "Name files or folders as models."
         )
+    if not protocols:
+        raise ConfigError("No protocol is named.", f"There are: {', '.join(PROTOCOLS)}.")
     if save_temperature:
         _require_folder(names, protocols)
+    if predictions:
+        require_writable(Path(predictions))
     real = read_real_labels(Path(real_labels).expanduser()) if real_labels else None
     source = open_for_evaluation(data or BUILT_IN, reporter)
     where = choose_device(device, INFERENCE_PRECISION if precision == "auto" else precision)

@@ -12,7 +12,7 @@ import torch
 from deitctl.catalog import find, imagenet_classes
 from deitctl.checkpoint import load_card, save_model, save_tensors
 from deitctl.data.classes import match_classes
-from deitctl.errors import ConfigError, DataError
+from deitctl.errors import ConfigError, DataError, DeitctlError
 from deitctl.events import SilentReporter
 from deitctl.models.build import build_model
 from deitctl.models.layers import layer_names, shipping_card
@@ -147,6 +147,15 @@ def test_where_no_temperature_fits_nothing_is_written(folder, image_folder) -> N
 def test_weights_are_for_one_model(folder, pictures) -> None:
     with pytest.raises(ConfigError, match="--weights is for one model"):
         evaluate_models(str(pictures), models=["deit_tiny", "deit_small"], weights="x.safetensors")
+
+
+def test_what_cannot_be_written_or_named_is_said_before_the_work(folder, pictures, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "out.jsonl", pictures):
+        with pytest.raises(DeitctlError, match="Cannot write"):
+            evaluate_models(str(pictures), models=["no such model"], predictions=str(path))
+    with pytest.raises(ConfigError, match="No protocol is named"):
+        evaluate_models(str(pictures), models=["no such model"], protocols=[])
 
 
 def test_predictions_are_one_line_a_picture_and_model(folder, pictures, tmp_path) -> None:
