@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from deitctl.card import Preprocessing
 from deitctl.data.decode import EXTENSIONS, decode, read_image
-from deitctl.data.transforms import Pixels, eval_view
+from deitctl.data.eval_view import Pixels, eval_view
 from deitctl.errors import DataError
 from deitctl.files import walk
 from deitctl.inference.fetch import fetch

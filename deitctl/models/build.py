@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from deitctl import catalog
@@ -145,8 +146,9 @@ def _load_file(path: Path, arch: Architecture | None, img_size: int) -> LoadedMo
     if num_classes is None:
         raise ModelError(f"{path} has no classifier head.", "Fine-tune it first: deitctl train DATA --weights FILE.")
     size = img_size or convert.img_size_of(state, arch)
-    model = VisionTransformer(convert.with_size(arch, size), num_classes=num_classes, img_size=size)
-    changes = convert.load_into(model, state, str(path))
+    with torch.device("meta"):  # to draw weights that are replaced at once takes longer than to read them
+        model = VisionTransformer(convert.with_size(arch, size), num_classes=num_classes, img_size=size)
+    changes = convert.load_into(model.to_empty(device="cpu"), state, str(path))
     card = arch.card().at_size(size)
     if num_classes != 1000:
         card = replace(card, num_classes=num_classes, class_names=None, descriptions=None)

@@ -21,7 +21,8 @@ from deitctl.data.loader import (
 from deitctl.data.open import scan_classes
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
 from deitctl.data.sources import subset
-from deitctl.data.transforms import eval_view, train_view
+from deitctl.data.eval_view import eval_view
+from deitctl.data.transforms import train_view
 from deitctl.recipes import RECIPES
 
 AUGMENT = RECIPES["small"].augment
