@@ -148,7 +148,7 @@ def _load_file(path: Path, arch: Architecture | None, img_size: int) -> LoadedMo
     size = img_size or convert.img_size_of(state, arch)
     with torch.device("meta"):  # to draw weights that are replaced at once takes longer than to read them
         model = VisionTransformer(convert.with_size(arch, size), num_classes=num_classes, img_size=size)
-    changes = convert.load_into(model.to_empty(device="cpu"), state, str(path))
+    changes = convert.load_into(model, state, str(path))
     card = arch.card().at_size(size)
     if num_classes != 1000:
         card = replace(card, num_classes=num_classes, class_names=None, descriptions=None)
