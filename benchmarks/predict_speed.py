@@ -72,7 +72,7 @@ def seconds(command: list[str]) -> tuple[float, str]:
 
 def first_answer(said: str) -> tuple[int, float]:
     """Return the first class and its score, from a script's line or from a record."""
-    index, score = re.search(r'"index": (\d+).*?"score": ([\d.e-]+)', said) or re.search(r"(\d+) ([\d.]+)", said), 0
+    index = re.search(r'"index": (\d+).*?"score": ([\d.e-]+)', said) or re.search(r"(\d+) ([\d.]+)", said)
     assert index, said
     return int(index[1]), float(index[2])
 
@@ -99,7 +99,9 @@ def main() -> None:
         rounds = [{name: seconds(c)[0] for name, c in programs.items()} for _ in range(options.rounds)]
     (index, score), *others = answers.values()
     assert all(i == index and abs(s - score) < 1e-3 for i, s in others), answers
-    print(f"class {index} at {score:.4f} from all; {options.rounds} rounds, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}")
+    print(
+        f"class {index} at {score:.4f} from all; {options.rounds} rounds, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}"
+    )
     print(f"{'':26} seconds  x timm  x torch alone  x import torch")
     for name in programs:
         of = [statistics.median(r[name] / r[o] for r in rounds) for o in list(programs)[:3]]

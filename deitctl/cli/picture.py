@@ -29,7 +29,8 @@ def half_blocks(pixels: Pixels, width: int) -> list[Text]:
     width -= width % 2
     small = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).resize((width, width))
     rows = np.asarray(small).reshape(width // 2, 2, width, 3).tolist()
-    return [
-        Text.assemble(*((HALF, Style(color=Color.from_rgb(*t), bgcolor=Color.from_rgb(*b))) for t, b in zip(top, bottom)))
-        for top, bottom in rows
-    ]
+    return [Text.assemble(*map(_two_pixels, top, bottom)) for top, bottom in rows]
+
+
+def _two_pixels(upper: list[int], lower: list[int]) -> tuple[str, Style]:
+    return HALF, Style(color=Color.from_rgb(*upper), bgcolor=Color.from_rgb(*lower))

@@ -11,6 +11,7 @@ import typer
 from deitctl.cli import options as o
 
 if TYPE_CHECKING:
+    from deitctl.events import Reporter
     from deitctl.inference.predict import Prediction
 
 FORMATS = ("table", "json", "jsonl", "csv")
@@ -59,24 +60,34 @@ def predict(
     shape = choose_format(output_format, FORMATS, "jsonl")
     if picture and shape != "table":
         raise ConfigError(f"--picture goes with a table, not with {shape}.")
-    shown = shape == "table" and (_is_one_picture(inputs) if picture is None else picture)
+    reporter = make_reporter(quiet)
+    shown = shape == "table" and _show_pictures(picture, inputs, reporter)
     with without_garbage():
         from deitctl.workflows.predict import predict as run
 
         stream = run(
             inputs, model=model or "", weights=str(weights) if weights else "", topk=topk, head=head,
             batch_size=batch_size or (1 if "-" in inputs else 16), img_size=img_size or 0, device=device,
-            precision=precision, stdin=sys.stdin, keep_pixels=shown, reporter=make_reporter(quiet),
+            precision=precision, stdin=sys.stdin, keep_pixels=shown, reporter=reporter,
         )  # fmt: skip
     failed = {"table": _table, "json": _json, "jsonl": _jsonl, "csv": _csv}[shape](stream)
     if failed:
         raise typer.Exit(3)
 
 
-def _is_one_picture(inputs: list[str]) -> bool:
+def _show_pictures(asked: bool | None, inputs: list[str], reporter: Reporter) -> bool:
+    """Decide whether the table has pictures: as asked, else for a single one, and only where a terminal has colours."""
+    from deitctl.cli.picture import can_show
+    from deitctl.cli.table import terminal
     from deitctl.inference.inputs import STDIN, is_folder
 
-    return len(inputs) == 1 and inputs[0] != STDIN and not is_folder(inputs[0])
+    single = len(inputs) == 1 and inputs[0] != STDIN and not is_folder(inputs[0])
+    if not (single if asked is None else asked):
+        return False
+    able = can_show(terminal())
+    if asked and not able:
+        reporter.warn("Pictures need a terminal with 256 colours or more, which this is not.")
+    return able
 
 
 def _jsonl(stream: Iterable[Prediction]) -> int:

@@ -38,7 +38,9 @@ def eval_view(image: Image.Image, pre: Preprocessing) -> Pixels:
         elif scaled != image.size:
             image = image.resize(scaled, resample)
     left, top = _centre(image.width, size), _centre(image.height, size)
-    return channels_first(image.crop((left, top, left + size, top + size)))  # outside the picture: black, as torchvision pads
+    return channels_first(
+        image.crop((left, top, left + size, top + size))
+    )  # outside the picture: black, as torchvision pads
 
 
 def _resize_centre(image: Image.Image, scaled: tuple[int, int], size: int, resample: Image.Resampling) -> Image.Image:

@@ -39,7 +39,9 @@ class OnnxClassifier:
         try:
             scores: Scores = self.session.run([OUTPUT], {INPUT: pixels.transpose(0, 2, 3, 1)})[0]
         except Exception as error:  # onnxruntime has a class for each of its codes, and no base of them
-            raise ModelError(f"{self.path} cannot be run: {_first_line(error)}", f"Export it again: {EXPORT}.") from error
+            raise ModelError(
+                f"{self.path} cannot be run: {_said(error)[:200]}.", f"Export it again: {EXPORT}."
+            ) from error
         if scores.shape != (len(pixels), self.card.num_classes):
             raise ModelError(f"{self.path} answers with shape {scores.shape} to {len(pixels)} pictures.")
         return scores
@@ -95,7 +97,9 @@ def _open(path: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # as in `scores`
-        raise ModelError(f"{path} is not a readable ONNX file: {_first_line(error)}", f"Export it again: {EXPORT}.") from error
+        raise ModelError(
+            f"{path} is not a readable ONNX file: {_said(error)[:200]}.", f"Export it again: {EXPORT}."
+        ) from error
 
 
 def _threads() -> int:
@@ -142,5 +146,7 @@ def _config(said: Mapping[str, str], num_classes: int, where: str) -> dict[str, 
         raise ModelError(f"{where} has metadata that cannot be read.", f"Export it again: {EXPORT}.") from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def _said(error: Exception) -> str:
+    """Return what onnxruntime says, without its codes and the path, which is said already."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (first.partition(" failed:")[2] or first.rpartition(" : ")[2]).rstrip(".")

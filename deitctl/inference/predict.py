@@ -67,7 +67,7 @@ def predict_stream(
     card = classifier.card
     for batch in batches(names, card.preprocessing, batch_size):
         readable = [item.pixels for item in batch if item.pixels is not None]
-        answers = iter(classifier.scores(np.stack(readable)) if readable else ())
+        answers: Iterator[Scores] = iter(classifier.scores(np.stack(readable))) if readable else iter(())
         for item in batch:
             if item.pixels is None:
                 yield Prediction(item.name, (), item.error)

@@ -119,7 +119,7 @@ def load_into(model: VisionTransformer, state: Mapping[str, Tensor], where: str)
         state = without_head(state)
         state |= {k: v for k, v in model.state_dict().items() if k.rpartition(".")[0] in HEADS}
     try:
-        if model.pos_embed.is_meta:  # nothing to copy into: a copy of its own, for the file may be replaced under its map
+        if model.pos_embed.is_meta:  # nothing to copy into; its own tensors, because the file may change under its map
             own = {k: v.to(torch.float32, copy=True) for k, v in state.items()}
             model.load_state_dict(own, strict=True, assign=True)
         else:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-
 from typing import Any
 
 from deitctl.card import MAX_SIZE
 from deitctl.catalog import DEFAULT_MODEL
-from deitctl.errors import ConfigError
+from deitctl.errors import ConfigError, ModelError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.inference.inputs import expand
 from deitctl.inference.onnx_classifier import SUFFIX, load_onnx_classifier
@@ -35,14 +34,14 @@ def predict(
         raise ConfigError(f"img_size = {img_size}: a model's input has 1 to {MAX_SIZE} pixels a side.")
     how = {"weights": weights, "head": head, "img_size": img_size, "device": device, "precision": precision}
     classifier = _load(model or DEFAULT_MODEL, how, reporter or SilentReporter())
-    return predict_stream(
-        classifier, expand(inputs, stdin), topk=topk, batch_size=batch_size, keep_pixels=keep_pixels
-    )
+    return predict_stream(classifier, expand(inputs, stdin), topk=topk, batch_size=batch_size, keep_pixels=keep_pixels)
 
 
 def _load(ref: str, how: dict[str, Any], reporter: Reporter) -> Classifier:
     if ref.lower().endswith(SUFFIX):
         return load_onnx_classifier(ref, **how)
+    if how["weights"].lower().endswith(SUFFIX):
+        raise ModelError(f"{how['weights']} is a model with its weights.", f"Use --model {how['weights']} alone.")
     from deitctl.inference.torch_classifier import load_torch_classifier  # takes seconds, which an ONNX file saves
 
     return load_torch_classifier(ref, **how, reporter=reporter)
