@@ -64,7 +64,8 @@ def _pictures_below(folder: str) -> Iterator[str]:
     found = False
     for current, folders, files in walk(folder, follow=False):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for file in sorted(files):
+        files.sort()  # in place: a folder may have a million
+        for file in files:
             if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):
                 found = True
                 yield os.path.join(current, file)
