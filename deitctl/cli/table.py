@@ -14,10 +14,10 @@ BAR = 20
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 PICTURE = 32
 """Characters of a picture's width."""
-NUMBER = 9
-"""Characters of `  86.4 % `."""
+NUMBER = 10
+"""Characters of `   86.4 % `."""
 LABEL = 16
-"""Characters that a name should have in a line at least."""
+"""Characters that a name should have in a line; it gets half as many at least."""
 
 
 def terminal() -> Console:
@@ -54,7 +54,7 @@ def _guess(guess: Guess, width: int, console: Console) -> list[Text]:
     label = Text(printable(guess.label))
     parts = [label]
     if console.is_terminal:
-        parts = list(label.wrap(console, max(LABEL, width - NUMBER - room - 1), overflow="fold"))
+        parts = list(label.wrap(console, max(LABEL // 2, width - NUMBER - room - 1), overflow="fold"))
     first = Text.assemble(f"  {100 * guess.score:5.1f} % ", (bar(guess.score, room, console), "cyan"), " ", parts[0])
     return [first, *(Text.assemble(" " * (NUMBER + room + 1), part) for part in parts[1:])]
 
