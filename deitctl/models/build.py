@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deitctl import catalog
-from deitctl.card import ModelCard
+from deitctl.card import MAX_SIZE, ModelCard
 from deitctl.catalog import Architecture, imagenet_classes
 from deitctl.checkpoint import CONFIG, WEIGHTS, load_card, load_tensors, require_finite
 from deitctl.errors import ModelError
@@ -46,6 +46,8 @@ def load_model(ref: str, *, weights: str = "", img_size: int = 0, reporter: Repo
         ModelError: no such model, or weights that do not fit.
         WeightsNotFound: published weights that are neither here nor to be had.
     """
+    if not 0 <= img_size <= MAX_SIZE:
+        raise ModelError(f"img_size = {img_size}: a model's input has 1 to {MAX_SIZE} pixels a side.")
     ref, weights = os.path.expanduser(ref), os.path.expanduser(weights)
     folder = _folder(ref, reporter)
     if folder is not None:

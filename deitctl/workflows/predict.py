@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from deitctl.card import MAX_SIZE
 from deitctl.catalog import DEFAULT_MODEL
 from deitctl.errors import ConfigError, ModelError
 from deitctl.events import Reporter, SilentReporter
@@ -30,8 +29,6 @@ def predict(
     """
     if topk < 1 or batch_size < 1:
         raise ConfigError(f"topk = {topk} and batch_size = {batch_size}: both are 1 or more.")
-    if not 0 <= img_size <= MAX_SIZE:
-        raise ConfigError(f"img_size = {img_size}: a model's input has 1 to {MAX_SIZE} pixels a side.")
     how = {"weights": weights, "head": head, "img_size": img_size, "device": device, "precision": precision}
     classifier = _load(model or DEFAULT_MODEL, how, reporter or SilentReporter())
     return predict_stream(classifier, expand(inputs, stdin), topk=topk, batch_size=batch_size, keep_pixels=keep_pixels)

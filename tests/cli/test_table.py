@@ -52,11 +52,9 @@ def test_a_bar_has_steps_of_an_eighth(score, drawn):
 
 
 def test_bars_are_in_proportion_and_never_longer_than_their_room():
-    lengths = [
-        8 * b.count("█") + " ▏▎▍▌▋▊▉".index((b.replace("█", "") + " ")[0])
-        for s in range(101)
-        if (b := bar(s / 100, 20, terminal()))
-    ]
+    bars = [bar(s / 100, 20, terminal()) for s in range(101)]
+    lengths = [8 * b.count("█") + " ▏▎▍▌▋▊▉".index((b.replace("█", "") + " ")[0]) for b in bars]
+    assert {len(b) for b in bars} == {20}
     assert lengths == [round(s / 100 * 160) for s in range(101)]
 
 
