@@ -56,8 +56,11 @@ def local_path(name: str) -> str:
     from urllib.parse import urlsplit
     from urllib.request import url2pathname
 
-    parts = urlsplit(name)  # a host other than this one stays in the path, where nothing is
-    return url2pathname(parts.path) if parts.netloc in ("", "localhost") else name
+    try:
+        parts = urlsplit(name)
+    except ValueError:  # half of an IPv6 address
+        return name
+    return url2pathname(parts.path) if parts.netloc in ("", "localhost") else name  # of another host: nothing is there
 
 
 def _pictures_below(folder: str) -> Iterator[str]:

@@ -22,6 +22,7 @@ def loaded(name: str) -> Input:
         ("file://localhost/a%20b/%C3%A4.jpg", "/a b/ä.jpg"),
         ("FILE:///a.jpg", "/a.jpg"),
         ("file://elsewhere/a.jpg", "file://elsewhere/a.jpg"),
+        ("file://[::1/a.jpg", "file://[::1/a.jpg"),
         ("a%20b.jpg", "a%20b.jpg"),
         ("/file:/x", "/file:/x"),
     ],

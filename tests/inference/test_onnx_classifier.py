@@ -146,6 +146,28 @@ def test_a_network_of_somebody_else_is_told_what_is_expected(dtype, shape, tmp_p
         predict(["x.png"], model=str(foreign(tmp_path / "m.onnx", dtype, shape)))
 
 
+def test_operations_and_data_of_a_files_own_choice_are_not_had(tmp_path):
+    """What onnxruntime promises, held here because `docs/security.md` does: no code and no file from outside."""
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ("b", 32, 32, 3))
+    (tmp_path / "secret").write_bytes(bytes(16))
+    (tmp_path / "model").mkdir()
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [4], [0.0] * 4)
+    weight.ClearField("float_data")
+    weight.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": "../secret", "offset": "0", "length": "16"}.items():
+        weight.external_data.add(key=key, value=value)
+    other = helper.make_node("Identity", ["w"], ["probabilities"])
+    unknown = helper.make_node("Nope", ["pixels"], ["probabilities"], domain="else")
+    out = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, None)
+    for node, weights, says in ((other, [weight], "escapes model directory"), (unknown, [], "not a registered")):
+        graph = helper.make_graph([node], "g", [pixels], [out], weights)
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid("else", 1)]
+        path = tmp_path / "model" / "m.onnx"
+        path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
+        with pytest.raises(ModelError, match=says):
+            predict(["x.png"], model=str(path))
+
+
 @pytest.mark.parametrize(
     "metadata",
     [
