@@ -19,10 +19,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def predict(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(metavar="INPUT...", help="File, folder, web address, or - for a list of paths on stdin."),
-    ],
+    inputs: o.InputsArg,
     model: Annotated[
         str | None, typer.Option("--model", help=f"{o.MODEL_HELP} Or an exported .onnx file.", show_default=False)
     ] = None,

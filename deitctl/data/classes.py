@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from deitctl.card import ModelCard
 from deitctl.catalog import imagenet_classes
+from deitctl.errors import ConfigError, did_you_mean
 
 NUMBERS = frozenset(map(str, range(1000)))
 
@@ -49,6 +50,27 @@ def match_classes(card: ModelCard, data_names: Sequence[str]) -> ClassMatch | No
     if len(found) < card.num_classes:
         return ClassMatch(found, "subset")
     return ClassMatch(found, "same" if found == tuple(range(card.num_classes)) else "permuted")
+
+
+def find_class(card: ModelCard, name: str) -> int:
+    """Return the logit of a class that a person names: by its name, label, a synonym, WordNet id or number.
+
+    Spelled as `match_classes` has it; a class that is called `7` comes before the one numbered 7.
+
+    Raises:
+        ConfigError: no class is called so, or more than one.
+    """
+    exact = {known: row for row, known in enumerate(card.class_names or ())}
+    row = exact.get(name, _spellings(card).get(_plain(name)))
+    if row is None and name.isascii() and name.isdecimal() and int(name) < card.num_classes:
+        row = int(name)
+    if row is not None:
+        return row
+    same = [n for n, label in enumerate(card.descriptions or ()) if _plain(name) in map(_plain, label.split(","))]
+    if same:
+        raise ConfigError(f"{name!r} is {len(same)} classes.", f"Say which by number: {', '.join(map(str, same))}.")
+    hint = did_you_mean(_plain(name), _spellings(card)) or f"Numbers from 0 to {card.num_classes - 1} name classes too."
+    raise ConfigError(f"The model has no class {name!r}.", hint)
 
 
 def _spellings(card: ModelCard) -> dict[str, int]:
