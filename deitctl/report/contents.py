@@ -5,6 +5,7 @@ Accuracies, agreement and their intervals are in percent; confidences, scores an
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,11 @@ Facts = tuple[tuple[str, str], ...]
 """Names and values to be listed, in that order."""
 Interval = tuple[float, float]
 """The 95 % interval of a figure, in the figure's unit."""
+HEAD_NAMES = {
+    "cls": "class head", "dist": "distillation head", "avg-logits": "both, logits averaged",
+    "avg-probs": "both, probabilities averaged",
+}  # fmt: skip
+"""The head rules, for people."""
 OUTSIDE = -1
 """The place of an answer that is no class of the data."""
 
@@ -139,7 +145,7 @@ class Evaluated:
     @property
     def correct(self) -> NDArray[np.bool_]:
         """Say for each picture whether it was answered right, [N]."""
-        return self.predicted == self.data.labels
+        return np.equal(self.predicted, self.data.labels)
 
     @property
     def examples(self) -> dict[str, Sequence[Example]]:
@@ -185,6 +191,18 @@ class Curves:
     steps: Sequence[Mapping[str, Any]]
     epochs: Sequence[Mapping[str, Any]]
     teacher_top1: float | None = None
+
+    @property
+    def losses(self) -> list[str]:
+        """Return the names of the parts of the loss."""
+        others = ("kind", "step", "epoch", "lr", "grad_norm")
+        return [name for name in (self.steps[0] if self.steps else {}) if name not in others]
+
+    @property
+    def heads(self) -> list[str]:
+        """Return the head rules that were scored after every epoch; none for a model with one head."""
+        scored = (self.epochs[0].get("heads") or {}) if self.epochs else {}
+        return [rule for rule in HEAD_NAMES if rule in scored]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +250,14 @@ def confusion(evaluated: Evaluated) -> tuple[NDArray[np.int64], NDArray[np.int64
     pairs, images = np.unique(evaluated.data.labels * (classes + 1) + column, return_counts=True)
     labels, answers = np.divmod(pairs, classes + 1)
     return labels, np.where(answers == classes, OUTSIDE, answers), images
+
+
+def most_confused(evaluated: Evaluated, most: int) -> list[tuple[int, int, str, int]]:
+    """Return what is most often taken for what: label, answer, the answer's name if it is `OUTSIDE`, pictures."""
+    wrong = np.flatnonzero(~evaluated.correct).tolist()
+    labels, answers = evaluated.data.labels, evaluated.predicted
+    pairs = Counter((int(labels[n]), int(answers[n]), evaluated.outside.get(n, "")) for n in wrong)
+    return [(*pair, count) for pair, count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:most]]
 
 
 def per_class(evaluated: Evaluated) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

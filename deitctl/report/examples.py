@@ -14,7 +14,7 @@ QUALITY = 78
 """Of JPEG: 3 x 24 pictures with two maps each then stay near a megabyte."""
 
 
-def confident_mistakes(correct: NDArray[np.bool_], confidences: NDArray[np.floating], most: int = 24) -> list[int]:  # type: ignore[type-arg]
+def confident_mistakes(correct: NDArray[np.bool_], confidences: NDArray[np.floating], most: int = 24) -> list[int]:
     """Return the positions of at most `most` wrong answers, the most confident first.
 
     Args:
@@ -26,14 +26,17 @@ def confident_mistakes(correct: NDArray[np.bool_], confidences: NDArray[np.float
     return [int(n) for n in order[~correct[order]][:most]]
 
 
-def unsure_hits(correct: NDArray[np.bool_], confidences: NDArray[np.floating], most: int = 24) -> list[int]:  # type: ignore[type-arg]
+def unsure_hits(correct: NDArray[np.bool_], confidences: NDArray[np.floating], most: int = 24) -> list[int]:
     """Return the positions of at most `most` right answers, the least confident first; arguments as above."""
     order = np.argsort(confidences, kind="stable")
     return [int(n) for n in order[correct[order]][:most]]
 
 
 def disagreements(
-    cls: NDArray[np.int64], dist: NDArray[np.int64], confidences: NDArray[np.floating], most: int = 24  # type: ignore[type-arg]
+    cls: NDArray[np.int64],
+    dist: NDArray[np.int64],
+    confidences: NDArray[np.floating],
+    most: int = 24,
 ) -> list[int]:
     """Return the positions of at most `most` pictures on which the heads disagree, the most confident answer first.
 

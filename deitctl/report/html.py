@@ -6,11 +6,10 @@ import base64
 import hashlib
 import json
 import math
-import os.path
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -18,8 +17,20 @@ from typing import Any
 import numpy as np
 
 from deitctl.checkpoint import write_bytes
-from deitctl.report.contents import OUTSIDE, Bin, Contents, Curves, Data, Evaluated, Example, confusion, per_class
-from deitctl.report.summary import HEAD_NAMES, summary
+from deitctl.report.contents import (
+    HEAD_NAMES,
+    OUTSIDE,
+    Bin,
+    Contents,
+    Curves,
+    Data,
+    Evaluated,
+    Example,
+    confusion,
+    most_confused,
+    per_class,
+)  # fmt: skip
+from deitctl.report.summary import summary
 
 SCRIPTS = ("dom.js", "pictures.js", "confusion.js", "classes.js", "chart.js", "reliability.js", "curves.js", "page.js")
 ALL_NAMES = 5_000
@@ -28,8 +39,8 @@ MOST_NAMES = 20_000
 """Mistakes that are listed by name, the most confident first."""
 MOST_POINTS = 1_000
 """Steps of a run that are drawn."""
-NOT_LOSSES = ("kind", "step", "epoch", "lr")
-"""What a step record holds besides the parts of the loss."""
+MOST_CONFUSED = 12
+"""Pairs of classes in the list of those most often confused."""
 
 
 def write_report(contents: Contents, path: Path) -> None:
@@ -99,7 +110,7 @@ def _evaluated(e: Evaluated, data: Sequence[Data], images: dict[bytes, int]) -> 
         "data": next(n for n, d in enumerate(data) if d is e.data),
         "cells": [labels.tolist(), answers.tolist(), counts.tolist()],
         "perClass": [part.tolist() for part in per_class(e)],
-        "confused": _confused(e),
+        "confused": [list(pair) for pair in most_confused(e, MOST_CONFUSED)],
         "outside": outside,
         "listed": {
             "at": listed.tolist(),
@@ -126,17 +137,10 @@ def _listed(e: Evaluated) -> np.ndarray[Any, np.dtype[np.int64]]:
     return order if len(order) <= ALL_NAMES else order[~e.correct[order]][:MOST_NAMES]
 
 
-def _confused(e: Evaluated, most: int = 12) -> list[list[Any]]:
-    """Return what is most often taken for what: label, answer, the name of an answer outside, pictures."""
-    wrong = np.flatnonzero(~e.correct)
-    pairs = Counter((int(e.data.labels[n]), int(e.predicted[n]), e.outside.get(int(n), "")) for n in wrong)
-    return [[*pair, count] for pair, count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:most]]
-
-
 def _data(data: Data, listed: Sequence[int]) -> dict[str, Any]:
     names = [str(data.names[n]) for n in listed]
-    root = os.path.commonprefix(names)
-    root = root[: root.rfind("/") + 1] if len(names) > 1 else ""
+    levels = zip(*(name.split("/")[:-1] for name in names), strict=False)
+    root = "".join(f"{level[0]}/" for level in takewhile(lambda level: len(set(level)) == 1, levels))
     return {
         "name": data.name, "classes": [str(c) for c in data.classes], "images": len(data.labels), "root": root,
         "names": {n: name.removeprefix(root) for n, name in zip(listed, names, strict=True)},
@@ -165,17 +169,15 @@ def _curves(curves: Curves) -> dict[str, Any]:
     every = max(1, math.ceil(len(curves.steps) / MOST_POINTS))
     steps, epochs = curves.steps[::every], curves.epochs
     per_epoch = epochs[0]["step"] if epochs else 1
-    parts = [name for name in (steps[0] if steps else {}) if name not in NOT_LOSSES]
-    heads = [rule for rule in HEAD_NAMES if epochs and rule in (epochs[0].get("heads") or {})]
-    top1 = {HEAD_NAMES[rule]: [e["heads"][rule] for e in epochs] for rule in heads} or {"top-1": [e["top1"] for e in epochs]}
+    top1 = {HEAD_NAMES[rule]: [e["heads"][rule] for e in epochs] for rule in curves.heads}
     return {
         "run": curves.run,
         "at": [s["step"] / per_epoch for s in steps],
-        "losses": {name: [s.get(name) for s in steps] for name in parts},
+        "losses": {name: [s.get(name) for s in steps] for name in curves.losses},
         "rate": [s.get("lr") for s in steps],
         "epochs": [e["epoch"] for e in epochs],
         "validation": [e["val_loss"] for e in epochs],
-        "top1": top1,
+        "top1": top1 or {"top-1": [e["top1"] for e in epochs]},
         "teacher": curves.teacher_top1,
         "every": every,
     }

@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from deitctl.report.contents import Comparison, Contents, Data, Evaluated, Facts, Interval
+from deitctl.report.contents import HEAD_NAMES, Comparison, Contents, Data, Evaluated, Facts, Interval
 
-HEAD_NAMES = {
-    "cls": "class head", "dist": "distillation head", "avg-logits": "both, logits averaged",
-    "avg-probs": "both, probabilities averaged",
-}  # fmt: skip
 MOST_UNREADABLE = 200
 """Pictures that could not be read of which the names are shown."""
 
@@ -45,13 +41,15 @@ def _one(e: Evaluated) -> str:
         (f"{e.ece:.3f}", "expected calibration error", _between(e, "ece", ".3f")),
     ]
     if e.calibrated:
-        tiles.append((f"{e.calibrated.ece:.3f}", f"the same at temperature {e.calibrated.temperature:.3g}", ""))
+        tiles.append(
+            (f"{e.calibrated.ece:.3f}", f"calibration error at temperature {e.calibrated.temperature:.3g}", "")
+        )
     if e.top1_among is not None:
         among = f"top-1 among the data's {len(e.data.classes):,} classes alone"
         tiles.append((percent(e.top1_among), among, _between(e, "top1_among", ".1f")))
     if e.agreement is not None:
         tiles.append((percent(e.agreement), "of pictures on which the heads agree", _between(e, "agreement", ".1f")))
-    shown = "".join(f"<div><dt>{escape(what)}</dt><dd>{value}{note}</dd></div>" for value, what, note in tiles)
+    shown = "".join(f"<div><dt>{escape(what)}</dt><dd>{value}</dd>{note}</div>" for value, what, note in tiles)
     lead = (
         f'<p class="lead"><strong>{percent(e.top1)}</strong> <span>top-1{_interval(e, "top1", ".1f")}, '
         f"{images:,} picture{'' if images == 1 else 's'}</span></p>"
@@ -67,32 +65,37 @@ def _heads(e: Evaluated) -> str:
         f'<td class="number quiet">{_range(e.intervals.get(rule), ".1f")}</td></tr>'
         for rule, top1 in e.heads.items()
     )
-    return (
-        '<div class="scroll"><table class="plain"><thead><tr><th scope="col">answered by</th><th scope="col" class="number">top-1</th>'
-        f'<th scope="col" class="number">95 % interval</th></tr></thead><tbody>{rows}</tbody></table></div>'
-    )
+    head = '<th scope="col">answered by</th><th scope="col" class="number">top-1</th><th scope="col" class="number">95 % interval</th>'
+    return _table(head, rows)
 
 
 def _several(evaluated: Sequence[Evaluated]) -> str:
-    best = max(e.top1 for e in evaluated)
-    low = min([e.intervals.get("top1", (e.top1, e.top1))[0] for e in evaluated])
-    high = max([e.intervals.get("top1", (e.top1, e.top1))[1] for e in evaluated])
+    ends = [end for e in evaluated for end in e.intervals.get("top1", (e.top1, e.top1))]
+    best, scale = max(e.top1 for e in evaluated), (min(ends), max(ends))
     heads = list(dict.fromkeys(rule for e in evaluated for rule in e.heads or ()))
-    columns = ["top-1", "95 % interval", "", "top-5", "loss", "calibration error", *(HEAD_NAMES.get(h, h) for h in heads)]
-    columns += ["pictures"]
+    one_data = len({e.data.name for e in evaluated}) == 1
+    columns = ["top-1", "95 % interval", "", "top-5", "loss", "calibration error"]
+    columns += [HEAD_NAMES.get(rule, rule) for rule in heads] + ["pictures"]
     rows = ""
     for e in evaluated:
-        mark = ' class="best"' if e.top1 == best else ""
         cells = [
-            f"<strong>{percent(e.top1)}</strong>", _range(e.intervals.get("top1"), ".1f"), _whisker(e, low, high), percent(e.top5),
-            f"{e.loss:.3f}", f"{e.ece:.3f}", *(percent(e.heads[h]) if e.heads and h in e.heads else "" for h in heads),
+            f"<strong>{percent(e.top1)}</strong>" if e.top1 == best else percent(e.top1),
+            _range(e.intervals.get("top1"), ".1f"), _whisker(e, *scale), percent(e.top5), f"{e.loss:.3f}",
+            f"{e.ece:.3f}", *(percent(e.heads[h]) if e.heads and h in e.heads else "" for h in heads),
             f"{len(e.data.labels):,}",
         ]  # fmt: skip
-        cells_html = "".join(f'<td class="number">{cell}</td>' for cell in cells)
-        data = f'<br><span class="quiet">{escape(e.data.name)}</span>' if len({x.data.name for x in evaluated}) > 1 else ""
-        rows += f'<tr{mark}><th scope="row"><bdi>{escape(e.name)}</bdi>{data}</th>{cells_html}</tr>'
+        data = "" if one_data else f'<br><span class="quiet">{escape(e.data.name)}</span>'
+        figures = "".join(f'<td class="number">{cell}</td>' for cell in cells)
+        rows += f'<tr><th scope="row"><bdi>{escape(e.name)}</bdi>{data}</th>{figures}</tr>'
     head = "".join(f'<th scope="col" class="number">{escape(c)}</th>' for c in columns)
-    return f'<div class="scroll"><table class="plain"><thead><tr><th scope="col"></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return _table(f'<th scope="col"></th>{head}', rows)
+
+
+def _table(head: str, rows: str) -> str:
+    return (
+        f'<div class="scroll" tabindex="0" role="group" aria-label="table"><table class="plain"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
 
 
 def _whisker(e: Evaluated, low: float, high: float) -> str:
@@ -116,20 +119,26 @@ def _compared(c: Comparison) -> str:
     chance = "p < 0.001" if c.p_value < 0.001 else f"p = {c.p_value:.3f}".rstrip("0").rstrip(".")
     clear = "" if low > 0 else " No difference is shown: the interval holds 0."
     return (
-        f"{a} against {b}: {abs(c.difference):+.1f} points of top-1, 95 % interval {low:+.1f} to {high:+.1f}. {alone} "
-        f"(McNemar's exact test: {chance}).{clear}"
-    ).replace("+0.0", "0.0")
+        (
+            f"{a} against {b}: {abs(c.difference):+.1f} points of top-1, 95 % interval {low:+.1f} to {high:+.1f}. {alone} "
+            f"(McNemar's exact test: {chance}).{clear}"
+        )
+        .replace("+0.0", "0.0")
+        .replace(" -", " −")
+    )
 
 
 def _facts(name: str, rows: Facts) -> str:
-    lines = "".join(f'<tr><th scope="row">{escape(key)}</th><td dir="auto">{escape(value)}</td></tr>' for key, value in rows)
+    lines = "".join(f'<div><dt>{escape(key)}</dt><dd dir="auto">{escape(value)}</dd></div>' for key, value in rows)
     heading = f"<h3><bdi>{escape(name)}</bdi></h3>" if name else ""
-    return f'{heading}<div class="scroll"><table class="facts"><tbody>{lines}</tbody></table></div>'
+    return f'{heading}<dl class="facts">{lines}</dl>'
 
 
 def _unreadable(data: Data) -> str:
     count = len(data.unreadable)
-    lines = "".join(f"<li><bdi>{escape(name)}</bdi>: {escape(why)}</li>" for name, why in data.unreadable[:MOST_UNREADABLE])
+    lines = "".join(
+        f"<li><bdi>{escape(name)}</bdi>: {escape(why)}</li>" for name, why in data.unreadable[:MOST_UNREADABLE]
+    )
     rest = f"<p>and {count - MOST_UNREADABLE:,} more</p>" if count > MOST_UNREADABLE else ""
     pictures = "picture" if count == 1 else "pictures"
     return (
@@ -145,7 +154,7 @@ def _interval(e: Evaluated, name: str, form: str) -> str:
 
 def _between(e: Evaluated, name: str, form: str) -> str:
     said = _range(e.intervals.get(name), form)
-    return f'<span class="quiet">{said}</span>' if said else ""
+    return f'<dd class="quiet">95 %: {said}</dd>' if said else ""
 
 
 def _range(interval: Interval | None, form: str) -> str:

@@ -1,8 +1,8 @@
 // Line charts as SVG, with the values under the pointer or, with the arrow keys, one after another.
 
-const STROKES = ["", "7 3", "2 3", "9 3 2 3", "1 4"]; // lines differ by more than their colour
+const STROKES = ["", "7 3", "2 3", "9 3 2 3", "12 4"]; // lines differ by more than their colour
 
-function ticks(low, high, most = 5) {
+function ticks(low, high, most = 6) {
   const rough = (high - low || 1) / most;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((m) => m * power >= rough);
@@ -15,7 +15,7 @@ const short = (value) => (value !== 0 && Math.abs(value) < 0.01 ? value.toExpone
 
 /** A chart of `lines` [{name, x, y, dots}] over `xName`; gaps where y is null. */
 function chart({ title, xName, lines, unit = "", zero = false }) {
-  const [width, height, left, bottom, top, rightEdge] = [480, 300, 52, 36, 10, 12];
+  const [width, height, left, bottom, top, rightEdge] = [360, 260, 46, 36, 10, 12];
   const points = lines.flatMap((line) => line.y.map((y, n) => [line.x[n], y])).filter(([, y]) => y !== null && y !== undefined);
   const node = el("figure", { className: "card chart" }, el("figcaption", {}, el("h3", {}, title)));
   if (!points.length) {
@@ -33,7 +33,7 @@ function chart({ title, xName, lines, unit = "", zero = false }) {
   for (const y of ticks(y0, y1)) {
     picture.append(svg("path", { class: "gridline", d: `M${left} ${py(y)}H${width - rightEdge}` }), svg("text", { x: left - 6, y: py(y) + 4, "text-anchor": "end" }, short(y)));
   }
-  for (const x of ticks(x0, x1, 6)) picture.append(svg("text", { x: px(x), y: height - bottom + 16, "text-anchor": "middle" }, short(x)));
+  for (const x of ticks(x0, x1)) picture.append(svg("text", { x: px(x), y: height - bottom + 16, "text-anchor": "middle" }, short(x)));
   picture.append(svg("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, xName));
   lines.forEach((line, n) => {
     let path = "";

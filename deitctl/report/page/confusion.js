@@ -95,15 +95,18 @@ function drawConfusion(section, model, data) {
     const link = el("a", { href: "#cell" }, name(data.classes[label]), " taken for ", name(outside || data.classes[answer]));
     const foreign = outside ? model.outside.indexOf(outside) : null;
     link.addEventListener("click", () => lookAt({ label, answer, foreign }, answer === OUTSIDE ? [label] : [label, answer]));
-    return el("li", {}, link, " ", quiet(`${whole(count)} of ${whole(matrix.images[label])}`), outside ? quiet(", no class of the data") : "");
+    return el("li", {}, link, " ", quiet(`${whole(count)} of ${whole(matrix.images[label])}`), outside ? quiet(", not in the data") : "");
   });
-  detail.append(el("p", { className: "quiet" }, "A click on a number, a class or a pair lists its pictures here. In the matrix, the arrow keys move and Enter chooses."));
+  detail.append(el("p", { className: "quiet" }, "A click on a number, a class or a pair lists its pictures here. In the matrix, the arrow keys move and Enter chooses.",
+    data.root ? [" Names of files are below ", el("code", {}, name(data.root)), "."] : ""));
   section.append(
-    el("p", { className: "quiet" }, "Rows: what the pictures are. Columns: what they are taken for. Blue: right; orange: mistaken; the darker, the larger the share of the row."),
+    el("p", { className: "quiet" }, "Rows: what the pictures are. Columns: what they are taken for. Blue: right; orange: mistaken; the stronger the colour, the larger the share of the row."),
     controls,
-    el("div", { className: "split" },
-      el("div", {}, holder, overview?.node ?? ""),
-      el("div", {}, el("h3", {}, "Most often confused"), frequent.length ? el("ol", { className: "confused" }, frequent) : el("p", { className: "empty" }, "No mistake was made."), detail)));
+    el("div", { className: matrix.size > 11 ? "split wide" : "split" },
+      el("div", {}, holder),
+      detail,
+      el("div", {}, el("h3", {}, "Most often confused"), frequent.length ? el("ol", { className: "confused" }, frequent) : el("p", { className: "empty" }, "No mistake was made.")),
+      overview?.node ?? ""));
   redraw();
   return { showClass(n) { lookAt({ label: n }, [n]); section.scrollIntoView(); detail.focus({ preventScroll: true }); } };
 }
@@ -159,9 +162,9 @@ function matrixTable(matrix, data, classes, selected, select) {
         const count = answer === OTHERS ? hidden : row.get(answer) ?? 0;
         if (!count) return el("td", {});
         const cell = button({ label, answer }, whole(count), `${data.classes[label]} ${answer === label ? "answered right" : `taken for ${heading(answer)}`}: ${count} of ${total}`);
-        const weight = answer === label ? 12 + 88 * (count / total) : 18 + 82 * Math.sqrt(count / total);
+        const weight = answer === label ? 12 + 88 * (count / total) : 26 + 74 * Math.sqrt(count / total);
         cell.style.background = `color-mix(in oklab, var(--${answer === label ? "right" : "wrong"}) ${weight}%, var(--card))`;
-        cell.classList.toggle("strong", weight > 55);
+        cell.classList.toggle("strong", weight > 82);
         return el("td", {}, cell);
       }), el("td", { className: "total" }, whole(total)));
   });

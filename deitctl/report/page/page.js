@@ -18,11 +18,13 @@ function showModel(model) {
 function themeButton(button) {
   const root = document.documentElement;
   const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches);
-  const label = () => { button.textContent = dark() ? "Light" : "Dark"; };
+  const label = () => {
+    button.textContent = dark() ? "Light" : "Dark";
+    button.setAttribute("aria-label", `${button.textContent} colours`);
+  };
   button.addEventListener("click", () => {
     root.dataset.theme = dark() ? "light" : "dark";
     label();
-    document.dispatchEvent(new Event("theme"));
   });
   button.hidden = false;
   label();

@@ -19,8 +19,9 @@ function pictureList(model, data, found, total) {
     const kept = model.listed.mistakesOnly ? "the most confident mistakes alone" : "those";
     nodes.push(el("p", { className: "quiet" }, `${whole(found.length)} of ${pictures(total)} are named here: the report keeps the names of ${kept}.`));
   }
+  const seen = found.some((picture) => picture.example);
   nodes.push(...shortened("ul", found, 24, (picture) => el("li", {},
-    picture.example ? el("img", { src: report.images[picture.example.image], alt: "", width: 56, height: 56 }) : el("span", { className: "nothumb" }),
+    picture.example ? el("img", { src: report.images[picture.example.image], alt: "", width: 56, height: 56 }) : seen ? el("span", { className: "nothumb" }) : null,
     el("span", {}, el("code", {}, name(picture.name)), el("br"),
       quiet(data.classes[picture.label], picture.label === picture.answer ? ", answered right, " : " taken for ",
         picture.label === picture.answer ? "" : name(picture.said), picture.label === picture.answer ? "" : ", ", percent(picture.confidence)))),
@@ -31,15 +32,14 @@ function pictureList(model, data, found, total) {
 const GALLERIES = {
   mistakes: ["Wrong, and sure of it: a wrong label, two things in one picture, or something to learn from.", "No mistake was made."],
   unsure: ["Right, but only just: where the model would fail first.", "No picture was answered right."],
-  disagreements: ["The class head and the distillation head name different classes.", "The two heads agree on every picture."],
+  disagreements: ["The class head and the distillation head name different classes.", "There is nothing to show: one head, or two that agree on every picture."],
 };
 
 function drawGallery(section, model, data, kind) {
   const examples = model.galleries[kind];
   const [about, empty] = GALLERIES[kind];
   if (!examples.length) {
-    const none = kind === "disagreements" && !examples.length ? "There is nothing to show: one head, or two that agree on every picture." : empty;
-    section.append(el("p", { className: "empty" }, none));
+    section.append(el("p", { className: "empty" }, empty));
     return;
   }
   section.append(el("p", { className: "quiet" }, about));
@@ -53,17 +53,17 @@ function drawGallery(section, model, data, kind) {
   };
   let chosen = "";
   if (maps.length) {
-    const choices = { "": "picture", ...Object.fromEntries(maps.map((map) => [map, map])) };
-    section.append(choice("Attention of", choices, "", (map) => { chosen = map; for (const card of cards) card.show(map); }));
-    section.append(el("p", { className: "quiet" }, "A click on a picture lays the map over it alone."));
+    const choices = { "": "picture alone", ...Object.fromEntries(maps.map((map) => [map, `attention of the ${map}`])) };
+    section.append(choice("Show", choices, "", (map) => { chosen = map; for (const card of cards) card.show(map); }));
+    section.append(el("p", { className: "quiet" }, "A click on one picture changes that picture."));
   }
-  section.append(...shortened("div", examples, 8, make, "gallery"));
+  section.append(...shortened("div", examples, 12, make, "gallery"));
 }
 
 /** One picture with its guesses; `show(map)` lays an attention map over it, "" none. */
 function pictureCard(example, model, data, maps) {
   const label = data.classes[example.label];
-  const image = el("img", { src: report.images[example.image], alt: `${data.names[example.at]}, labelled ${label}`, loading: "lazy" });
+  const image = el("img", { src: report.images[example.image], alt: `${data.names[example.at]}, labelled ${label}` });
   const overlay = el("img", { alt: "", className: "map", hidden: true });
   const caption = el("span", { className: "mapname", hidden: true });
   const button = el("button", { type: "button", className: "picture", disabled: !maps.length }, image, overlay, caption);
@@ -84,7 +84,7 @@ function pictureCard(example, model, data, maps) {
   });
   const heads = Object.entries(example.heads).flatMap(([head, said]) => bars([said], head));
   const node = el("figure", { className: "example" }, button,
-    el("figcaption", {}, el("p", { className: "truth" }, quiet("is "), name(label)),
+    el("figcaption", {}, el("p", { className: "truth" }, quiet("labelled "), name(label)),
       el("ol", { className: "guesses" }, heads.length ? heads : bars(example.guesses)),
       el("p", { className: "file", title: data.names[example.at] }, name(data.names[example.at]))));
   return { node, show };
