@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deitctl.report.contents import (
-    HEAD_NAMES,
-    Contents,
-    Curves,
-)  # fmt: skip
+from deitctl.report.canvas import new_figure, save
+from deitctl.report.contents import HEAD_NAMES, Contents, Curves
+from deitctl.report.drawings import class_bars, confusion_matrix, gallery, reliability_diagram, side_by_side
 
 
 def draw_figures(contents: Contents, folder: Path) -> list[Path]:
