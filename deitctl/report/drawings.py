@@ -41,7 +41,9 @@ def confusion_matrix(e: Evaluated) -> Any:
             x, label, f"{count:,}", ha="center", va="center", fontsize=8, color="white" if alpha > 0.7 else "black"
         )
     names = [text(name) for name in e.data.classes]
-    axes.set(xlim=(-0.5, columns - 0.5), ylim=(classes - 0.5, -0.5), aspect="equal", xlabel="taken for", ylabel="is")
+    axes.set(
+        xlim=(-0.5, columns - 0.5), ylim=(classes - 0.5, -0.5), aspect="equal", xlabel="taken for", ylabel="labelled"
+    )
     axes.set_xticks(range(columns), names + ["not in the data"] * outside, rotation=90, fontsize=8)
     axes.set_yticks(range(classes), names, fontsize=8)
     axes.set_xticks(np.arange(columns) - 0.5, minor=True)
@@ -75,9 +77,9 @@ def _dots(e: Evaluated, labels: Any, answers: Any, share: Any) -> Any:
         ylim=(last, -0.5),
         aspect="equal",
         xlabel="taken for, class number",
-        ylabel="is, class number",
+        ylabel="labelled, class number",
     )
-    axes.legend(fontsize=8, loc="upper right")
+    axes.legend(fontsize=8, loc="upper right", markerscale=4)
     words.axis("off")
     words.set_title("most often confused", loc="left", fontsize=10)
     for line, (label, answer, outside, count) in enumerate(most_confused(e, 24)):
@@ -105,7 +107,7 @@ def class_bars(e: Evaluated) -> Any:
     axes.set_yticks(at, [f"{text(e.data.classes[n])} ({pictures[n]:,})" for n in order], fontsize=8)
     axes.set(
         ylim=(len(order) - 0.5, -0.5),
-        xlim=(0, 100),
+        xlim=(0, 101),
         xlabel="%, of the pictures of a class (recall) or of the answers naming it",
     )
     figure.legend(loc="outside lower right", ncols=2, fontsize=8, frameon=False)
@@ -182,10 +184,12 @@ def gallery(e: Evaluated, kind: str) -> Any:
     for n, example in enumerate(examples):
         line, column = divmod(n, columns)
         said = [f"{head}: {text(guess, 16)}" for head, (guess, _) in (example.heads or {}).items()]
-        said = said or [f"{text(guess, 20)} {100 * score:.0f} %" for guess, score in example.guesses[:2]]
+        said = said or [f"{text(guess, 20)}, {100 * score:.0f} %" for guess, score in example.guesses[:2]]
         top = grid[line * (1 + len(maps))][column]
         top.imshow(_pixels(example.thumbnail))
-        top.set_title("\n".join([f"is {text(e.data.classes[e.data.labels[example.index]], 22)}", *said]), fontsize=7)
+        top.set_title(
+            "\n".join([f"labelled {text(e.data.classes[e.data.labels[example.index]], 22)}", *said]), fontsize=7
+        )
         for below, name in enumerate(maps, 1):
             if example.maps and name in example.maps:
                 axes = grid[line * (1 + len(maps)) + below][column]

@@ -29,7 +29,7 @@ def summary(contents: Contents) -> str:
 def percent(value: float) -> str:
     """Return a percentage with one decimal; 100 and 0 are said of nothing else."""
     if 99.95 <= value < 100 or 0 < value < 0.05:
-        return f"{value:.2f} %"
+        return f"{min(max(value, 0.01), 99.99):.2f} %"
     return f"{value:.1f} %"
 
 

@@ -26,6 +26,7 @@ class Browser:
         self._to, self._back, self._rest, self._number = to, back, b"", 0
         self._session = ""
         self.requests: list[str] = []
+        self.refused: list[str] = []
         self.complaints: list[str] = []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -60,6 +61,8 @@ class Browser:
     def _note(self, event: str, what: dict[str, Any]) -> None:
         if event == "Network.requestWillBeSent":
             self.requests.append(what["request"]["url"])
+        elif event == "Network.loadingFailed":
+            self.refused.append(what.get("blockedReason", ""))
         elif event == "Runtime.exceptionThrown":
             self.complaints.append(json.dumps(what["exceptionDetails"]))
         elif event == "Runtime.consoleAPICalled" and what["type"] in ("error", "warning"):
@@ -70,6 +73,7 @@ class Browser:
     def open(self, path: Path, *, width: int = 1440, dark: bool = False, scripts: bool = True) -> None:
         """Open a file in a window of `width` pixels, waiting until it is drawn."""
         self.requests.clear()
+        self.refused.clear()
         self.complaints.clear()
         phone = width < 600
         self.send("Emulation.setScriptExecutionDisabled", value=not scripts)
@@ -108,6 +112,7 @@ class Browser:
             "const top = document.elementFromPoint(x, y); return [x, y, e === top || e.contains(top)]; })()"
         )
         assert hit, f"{selector} number {number} is covered at {x}, {y}"
+        self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 

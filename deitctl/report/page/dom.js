@@ -22,7 +22,7 @@ function svg(tag, attributes = {}, ...children) {
 
 const name = (text) => el("bdi", {}, text);
 const quiet = (...children) => el("span", { className: "quiet" }, ...children);
-const percent = (share) => `${(100 * share).toFixed(share > 0.9995 && share < 1 ? 2 : 1)} %`;
+const percent = (share) => (share >= 0.9995 && share < 1 ? `${Math.min(100 * share, 99.99).toFixed(2)} %` : `${(100 * share).toFixed(1)} %`);
 const whole = (number) => number.toLocaleString("en");
 const pictures = (count) => `${whole(count)} picture${count === 1 ? "" : "s"}`;
 const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
