@@ -82,7 +82,7 @@ class Example:
 
     Args:
         index: its place among the N pictures of the data.
-        guesses: the likeliest classes and their scores, best first.
+        guesses: the likeliest classes and their scores, best first; a class of the data by its name in `Data.classes`.
         thumbnail: JPEG, PNG or WebP, as `examples.thumbnail` makes it.
         maps: attention maps by what attends ("class token", "distillation token"): images of the thumbnail's shape that
             are laid over it, opaque or not.

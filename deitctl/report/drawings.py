@@ -38,7 +38,7 @@ def confusion_matrix(e: Evaluated) -> Any:
         alpha = 0.15 + 0.85 * (part if answer == label else part**0.5)
         axes.add_patch(_square(x, label, RIGHT if answer == label else WRONG, alpha))
         axes.text(
-            x, label, f"{count:,}", ha="center", va="center", fontsize=8, color="white" if alpha > 0.7 else "black"
+            x, label, f"{count:,}", ha="center", va="center", fontsize=8, color="white" if alpha > 0.82 else "black"
         )
     names = [text(name) for name in e.data.classes]
     axes.set(
@@ -79,7 +79,9 @@ def _dots(e: Evaluated, labels: Any, answers: Any, share: Any) -> Any:
         xlabel="taken for, class number",
         ylabel="labelled, class number",
     )
-    axes.legend(fontsize=8, loc="upper right", markerscale=4)
+    legend = axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    for handle in legend.legend_handles:
+        handle.set_sizes([40])
     words.axis("off")
     words.set_title("most often confused", loc="left", fontsize=10)
     for line, (label, answer, outside, count) in enumerate(most_confused(e, 24)):

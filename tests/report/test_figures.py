@@ -81,7 +81,7 @@ def test_the_gallery_shows_each_picture_above_its_maps(evaluated):
     axes = gallery(evaluated(), "mistakes").axes
     shown = [a for a in axes if a.images]
     assert len(shown) == 9  # three mistakes, two maps each
-    assert axes[0].get_title() == "labelled dog\ndog, 95 %\ndog, 10 %".replace("\ndog, 95", "\ncat, 95")
+    assert axes[0].get_title() == "labelled dog\ncat, 95 %\ndog, 10 %"
     assert axes[3].get_title() == "class token"
 
 

@@ -69,7 +69,7 @@ function pictureCard(example, model, data, maps) {
   const button = el("button", { type: "button", className: "picture", disabled: !maps.length }, image, overlay, caption);
   let shown = "";
   const show = (map) => {
-    shown = map in example.maps ? map : "";
+    shown = Object.hasOwn(example.maps, map) ? map : "";
     if (shown) { overlay.src = report.images[example.maps[shown]]; overlay.alt = `attention of the ${shown}`; caption.textContent = shown; }
     overlay.hidden = caption.hidden = !shown;
     button.setAttribute("aria-pressed", String(Boolean(shown)));
@@ -80,7 +80,7 @@ function pictureCard(example, model, data, maps) {
     const bar = el("span", { className: "score" });
     bar.style.width = `${100 * score}%`;
     return el("li", { className: right ? "right" : "wrong" },
-      el("span", { className: "guess" }, titled ? quiet(titled, ": ") : "", right ? "✓ " : "", name(guess)), el("span", { className: "number" }, percent(score)), bar);
+      el("span", { className: "guess" }, titled ? quiet(titled) : "", right ? "✓ " : "", name(guess)), el("span", { className: "number" }, percent(score)), bar);
   });
   const heads = Object.entries(example.heads).flatMap(([head, said]) => bars([said], head));
   const node = el("figure", { className: "example" }, button,
