@@ -38,7 +38,7 @@ class EvalResult:
     """The model on its device, and how its answers were taken."""
     scores: Evaluation
     intervals: dict[str, Interval]
-    """95 % bootstrap intervals: top1 and top5 in percent, loss."""
+    """95 % bootstrap intervals: top1, top5 and each head rule's top-1 in percent, loss."""
     calibration: Calibration | None
     real: RealScore | None
 

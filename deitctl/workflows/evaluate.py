@@ -170,7 +170,8 @@ def _strangers(card: ModelCard, source: Source, data: str) -> str:
 def _intervals(scores: Evaluation) -> dict[str, tuple[float, float]]:
     """Return bootstrap intervals. There is none of the calibration error: resampling adds to it, and would miss it."""
     hits5 = (scores.best == scores.targets[:, None]).any(1)
-    found = bootstrap({"top1": scores.correct.numpy(), "top5": hits5.numpy(), "loss": scores.losses.numpy()})
+    rules = {rule: right.numpy() for rule, right in scores.correct_by.items()} if scores.heads else {}
+    found = bootstrap({"top1": scores.correct.numpy(), "top5": hits5.numpy(), "loss": scores.losses.numpy(), **rules})
     return {k: (low, high) if k == "loss" else (100 * low, 100 * high) for k, (low, high) in found.items()}
 
 

@@ -113,6 +113,8 @@ def test_a_temperature_is_kept_with_the_model_and_used_again(folder, mostly_righ
     assert before.calibration is not None
     card = load_card(model)
     assert card.temperatures == pytest.approx(before.calibration.temperatures)
+    assert before.intervals["avg-logits"] == before.intervals["top1"]
+    assert set(before.intervals) == {"top1", "top5", "loss", "cls", "dist", "avg-logits", "avg-probs"}
     assert set(card.temperatures) == {"cls", "dist", "avg-logits", "avg-probs"}
     assert "Kept with the model: temperature" in reporter.notes[-1]
     after = evaluate_model(str(pictures), model=str(model), workers=0)
