@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,6 +49,13 @@ def evaluate(
         Path | None,
         typer.Option("--predictions", help="Write a record a picture here, as JSON lines.", show_default=False),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Write a page to look at, one .html file that opens offline.", show_default=False),
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", help="Draw the same as PNG into this folder.", show_default=False)
+    ] = None,
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
 ) -> None:  # fmt: skip
@@ -67,11 +76,11 @@ def evaluate(
 
     protocols = [name.strip() for part in protocol or ["native"] for name in part.split(",") if name.strip()]
     found = evaluate_models(
-        data or "", models=model or [""], weights=str(weights) if weights else "", head=head, protocols=protocols,
+        data or "", models=model or [""], weights=_path(weights), head=head, protocols=protocols,
         batch_size=batch_size, img_size=img_size or 0, workers=-1 if workers is None else workers, device=device,
-        precision=precision, predictions=str(predictions) if predictions else "",
-        real_labels=str(real_labels) if real_labels else "", save_temperature=save_temperature, reporter=reporter,
-        on_bad_image=on_bad_image or "skip",
+        precision=precision, predictions=_path(predictions), report=_path(report), figures=_path(figures),
+        command=shlex.join(["deitctl", *sys.argv[1:]]), real_labels=_path(real_labels),
+        save_temperature=save_temperature, reporter=reporter, on_bad_image=on_bad_image or "skip",
     )  # fmt: skip
     first = found.results[0]
     exit_code = left_out_code(len(first.scores.unreadable))
@@ -87,6 +96,10 @@ def evaluate(
     for index, why in first.scores.unreadable:
         reporter.warn(f"left out {first.source.name(index)}: {why}")
     raise typer.Exit(exit_code)
+
+
+def _path(given: Path | None) -> str:
+    return str(given) if given else ""
 
 
 def _print_scores(found: EvalResults) -> None:
@@ -111,8 +124,8 @@ def _rows(result: EvalResult) -> list[tuple[str, str]]:
         ("top-1, %", f"{s.top1:.2f}"), ("  95 % interval", low["top1"]), ("top-5, %", f"{s.top5:.2f}"),
         ("loss", f"{s.loss:.4f}"), ("expected calibration error", f"{s.ece:.4f}"),
     ]  # fmt: skip
-    if result.temperature != 1:
-        rows.append(("  with the model's temperature", f"{result.temperature:.3f}"))
+    if result.contender.temperature != 1:
+        rows.append(("  with the model's temperature", f"{result.contender.temperature:.3f}"))
     if kept is not None:
         rows += [("  a temperature that fits", f"{kept.temperature:.3f}"), ("  error with it", f"{kept.ece:.4f}")]
     if s.top1_among is not None:
@@ -131,19 +144,14 @@ def _print_differences(found: EvalResults) -> None:
 
     if found.differences:
         rows = [
-            (f"{d.a} - {d.b}", f"{d.difference:+.2f}", f"{d.interval[0]:+.2f} to {d.interval[1]:+.2f}", str(d.only_a),
-             str(d.only_b), f"{d.p_value:.2g}")
+            (d.b, f"{d.difference:+.2f}", f"{d.interval[0]:+.2f} to {d.interval[1]:+.2f}", str(d.only_a), str(d.only_b),
+             f"{d.p_value:.2g}")
             for d in found.differences
         ]  # fmt: skip
-        columns = (
-            "the same pictures",
-            "top-1, points",
-            "95 % interval",
-            "first alone right",
-            "second alone",
-            "p (McNemar)",
-        )
-        print_table("differences", columns, rows)
+        first = found.differences[0]
+        among = " among the data's classes" if first.among_classes else ""
+        title = f"{first.a}, top-1{among} in points more than (+) or less than (-) another on the same pictures"
+        print_table(title, ("than", "points", "95 % interval", "it alone", "other alone", "p"), rows)
 
 
 def _print_classes(result: EvalResult, *, several: bool) -> None:

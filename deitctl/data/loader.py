@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from deitctl.card import Preprocessing
 from deitctl.config import AugmentConfig
+from deitctl.data.eval_view import Pixels, eval_view
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
 from deitctl.data.sources import Source
-from deitctl.data.transforms import Pixels, eval_view, train_view
+from deitctl.data.transforms import train_view
 from deitctl.errors import DataError
 
 

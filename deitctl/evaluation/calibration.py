@@ -15,6 +15,8 @@ from deitctl.models.heads import fuse_heads
 
 FOLDS = 5
 STEPS = 50
+ROWS = 2048
+"""Pictures at a time, so that a step does not need the memory of all logits again."""
 CLOSE = 1e-6
 
 
@@ -44,26 +46,27 @@ def calibrate(scores: Evaluation) -> Calibration | None:
     """
     if scores.logits is None:
         raise ValueError("this evaluation has no logits")
-    targets, two = scores.targets[scores.kept], scores.logits.dist is not None
-    rules = HEADS if two else ("cls",)
-    logits = {rule: fuse_heads(scores.logits, rule) for rule in rules}
-    fitted = {rule: fit_temperature(values, targets) for rule, values in logits.items()}
-    main, temperature = logits[scores.head], fitted[scores.head]
-    if temperature is None or len(main) < FOLDS:
+    targets, rules = scores.targets[scores.kept], ("cls",) if scores.logits.dist is None else HEADS
+    fitted = {rule: fit_temperature(fuse_heads(scores.logits, rule), targets) for rule in rules}
+    temperature = fitted[scores.head]
+    if temperature is None or len(targets) < FOLDS:
         return None
-    cooled = main.clone()
-    fold = torch.arange(len(main)) % FOLDS
+    logits = fuse_heads(scores.logits, scores.head)
+    confidence, right, losses = torch.empty(len(targets)), torch.empty(len(targets), dtype=torch.bool), 0.0
+    fold = torch.arange(len(targets)) % FOLDS
     for n in range(FOLDS):
-        cooled[fold == n] /= fit_temperature(main[fold != n], targets[fold != n]) or temperature
-    confidence, answer = cooled.softmax(1).max(1)
-    right = answer == targets
+        held = fold == n
+        cooled = logits[held] / (fit_temperature(logits[~held], targets[~held]) or temperature)
+        confidence[held], answer = cooled.softmax(1).max(1)
+        right[held] = answer == targets[held]
+        losses += float(F.cross_entropy(cooled, targets[held], reduction="sum"))
     return Calibration(
         temperatures={rule: t for rule, t in fitted.items() if t is not None},
         temperature=temperature,
-        loss=float(F.cross_entropy(cooled.double(), targets)),
+        loss=losses / len(targets),
         ece=expected_calibration_error(confidence, right),
         reliability=reliability(confidence, right),
-        images=len(main),
+        images=len(targets),
     )
 
 
@@ -97,7 +100,10 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
 
 def _slope(logits: Tensor, picked: Tensor, b: float) -> tuple[float, float]:
     """Return the first and second derivative of the mean cross-entropy of softmax(b z) by b."""
-    p = (b * logits).softmax(1)
-    mean = (p * logits).sum(1)
-    variance = (p * (logits - mean[:, None]).square()).sum(1)
-    return float((mean.double() - picked).mean()), float(variance.double().mean())
+    first = second = 0.0
+    for z, right in zip(torch.split(logits, ROWS), torch.split(picked, ROWS), strict=True):
+        p = (b * z).softmax(1)
+        mean = (p * z).sum(1)
+        first += float((mean.double() - right).sum())
+        second += float((p * z.square()).sum(1).sub(mean.square()).double().sum())
+    return first / len(logits), second / len(logits)

@@ -65,9 +65,13 @@ class Difference:
     only_b: int
     p_value: float
     """Of McNemar's exact test (1947): how likely so uneven a split of `only_a` and `only_b` is between equal models."""
+    among_classes: bool
+    """Whether answers were taken among the data's classes alone."""
 
 
-def compare(a: str, b: str, right_a: NDArray[np.bool_], right_b: NDArray[np.bool_], seed: int = 0) -> Difference:
+def compare(
+    a: str, b: str, right_a: NDArray[np.bool_], right_b: NDArray[np.bool_], *, among_classes: bool = False, seed: int = 0
+) -> Difference:  # fmt: skip
     """Compare two models by which pictures each has right, [N] each, in the same order."""
     from scipy.stats import binomtest
 
@@ -78,4 +82,5 @@ def compare(a: str, b: str, right_a: NDArray[np.bool_], right_b: NDArray[np.bool
         a=a, b=b, images=len(gain), difference=100 * float(gain.mean()), interval=(100 * low, 100 * high),
         only_a=only_a, only_b=only_b,
         p_value=float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0,
+        among_classes=among_classes,
     )  # fmt: skip

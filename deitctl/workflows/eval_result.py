@@ -15,6 +15,7 @@ from deitctl.evaluation.calibration import Calibration
 from deitctl.evaluation.intervals import Difference, Interval
 from deitctl.evaluation.real_labels import RealScore
 from deitctl.evaluation.scores import Evaluation
+from deitctl.evaluation.tally import Contender
 from deitctl.metrics import BINS, reliability
 
 MOST_CONFUSIONS = 10
@@ -33,12 +34,11 @@ class EvalResult:
     card: ModelCard
     source: Source
     match: ClassMatch
-    head: str
-    temperature: float
-    """What logits were divided by before they became confidences and losses; 1 for a model without one."""
+    contender: Contender
+    """The model on its device, and how its answers were taken."""
     scores: Evaluation
     intervals: dict[str, Interval]
-    """95 % bootstrap intervals: top1 and top5 in percent, loss."""
+    """95 % bootstrap intervals: top1, top5 and each head rule's top-1 in percent, loss."""
     calibration: Calibration | None
     real: RealScore | None
 
@@ -82,7 +82,7 @@ class EvalResult:
             "macro_f1": sum(c.f1 for c in by_class) / len(by_class),
             "classes": len(self.match.rows), "top1_among_classes": s.top1_among, "top5_among_classes": s.top5_among,
             "real_labels": None if self.real is None else self.real._asdict(),
-            "head": self.head, "heads": s.heads, "agreement": s.agreement, "temperature": self.temperature,
+            "head": s.head, "heads": s.heads, "agreement": s.agreement, "temperature": self.contender.temperature,
             "calibration": None if kept is None else {
                 "temperature": kept.temperature, "temperatures": kept.temperatures, "loss": kept.loss, "ece": kept.ece,
                 "images": kept.images,
@@ -141,7 +141,8 @@ class EvalResults:
             "evaluations": [r.to_dict() for r in self.results],
             "differences": [
                 {"a": d.a, "b": d.b, "images": d.images, "top1_difference": d.difference,
-                 "interval": list(d.interval), "only_a": d.only_a, "only_b": d.only_b, "p_value": d.p_value}
+                 "interval": list(d.interval), "only_a": d.only_a, "only_b": d.only_b, "p_value": d.p_value,
+                 "among_classes": d.among_classes}
                 for d in self.differences
             ],
         }  # fmt: skip

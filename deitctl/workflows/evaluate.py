@@ -9,16 +9,16 @@ from typing import Any
 
 from deitctl.card import ModelCard
 from deitctl.catalog import DEFAULT_MODEL
-from deitctl.checkpoint import CONFIG, write_bytes, write_json
+from deitctl.checkpoint import CONFIG, require_writable, write_bytes, write_json
 from deitctl.data.classes import ClassMatch, match_classes
 from deitctl.data.open import BUILT_IN, open_for_evaluation
 from deitctl.data.sources import Source
-from deitctl.device import INFERENCE_PRECISION, choose_device
+from deitctl.device import INFERENCE_PRECISION, Device, choose_device
 from deitctl.errors import ConfigError, DataError
 from deitctl.evaluation.calibration import calibrate
 from deitctl.evaluation.evaluate import evaluate_all
 from deitctl.evaluation.intervals import Difference, bootstrap, compare
-from deitctl.evaluation.protocols import preprocessing_for
+from deitctl.evaluation.protocols import PROTOCOLS, preprocessing_for
 from deitctl.evaluation.real_labels import read_real_labels, score_real
 from deitctl.evaluation.scores import Evaluation
 from deitctl.evaluation.tally import Contender
@@ -38,8 +38,8 @@ def evaluate_model(data: str = "", *, model: str = "", protocol: str = "native",
 def evaluate_models(
     data: str = "", *, models: Sequence[str] = ("",), protocols: Sequence[str] = ("native",), weights: str = "",
     head: str = "auto", batch_size: int = 64, img_size: int = 0, workers: int = -1, device: str = "auto",
-    precision: str = "auto", predictions: str = "", real_labels: str = "", save_temperature: bool = False,
-    on_bad_image: str = "skip", reporter: Reporter | None = None,
+    precision: str = "auto", predictions: str = "", report: str = "", figures: str = "", command: str = "",
+    real_labels: str = "", save_temperature: bool = False, on_bad_image: str = "skip", reporter: Reporter | None = None,
 ) -> EvalResults:  # fmt: skip
     """Score every model under every protocol in one pass over `data`, labels matched by class name or WordNet id.
 
@@ -55,6 +55,9 @@ def evaluate_models(
         device: see `choose_device`.
         precision: `auto` is fp32.
         predictions: file to write a record a picture to, as JSON lines.
+        report: HTML file to write what can be looked at to.
+        figures: folder to write the same to as PNG.
+        command: what the report says it was made by.
         real_labels: file with all the right labels of ImageNet's validation pictures, see `read_real_labels`.
         save_temperature: whether the fitted temperatures are kept in the model's folder, which must be the only model.
         on_bad_image: `skip` leaves a picture that cannot be read out and names it, `stop` ends there.
@@ -76,8 +79,12 @@ def evaluate_models(
         raise ConfigError(
             f"--weights is for one model, and there are {len(names)}.", "Name files or folders as models."
         )
+    if not protocols:
+        raise ConfigError("No protocol is named.", f"There are: {', '.join(PROTOCOLS)}.")
     if save_temperature:
         _require_folder(names, protocols)
+    for path in filter(None, (predictions, report, figures and f"{figures}/any.png")):
+        require_writable(Path(path).expanduser())
     real = read_real_labels(Path(real_labels).expanduser()) if real_labels else None
     source = open_for_evaluation(data or BUILT_IN, reporter)
     where = choose_device(device, INFERENCE_PRECISION if precision == "auto" else precision)
@@ -101,19 +108,35 @@ def evaluate_models(
     results = tuple(
         EvalResult(
             name=_name(name, protocol, names, protocols), model=name, protocol=protocol, data=data or BUILT_IN,
-            card=card, source=source, match=match, head=contender.head, temperature=contender.temperature,
-            scores=scores, intervals=_intervals(scores), calibration=calibrate(scores),
-            real=score_real(scores, source, real) if real is not None else None,
+            card=card, source=source, match=match, contender=contender, scores=scores, intervals=_intervals(scores),
+            calibration=calibrate(scores), real=score_real(scores, source, real) if real is not None else None,
         )
         for (name, protocol, card, match, contender), scores in zip(judged, scored, strict=True)
     )  # fmt: skip
+    found = EvalResults(results=results, differences=_differences(results))
     if world.is_main:
         if predictions:
             records = (r for result in results for r in result.records())
-            write_bytes(Path(predictions), "".join(json.dumps(r) + "\n" for r in records).encode())
+            write_bytes(Path(predictions).expanduser(), "".join(json.dumps(r) + "\n" for r in records).encode())
+        if report or figures:
+            _draw(found, where, command, report, figures, reporter)
         if save_temperature:
             _keep_temperatures(results[0], reporter)
-    return EvalResults(results=results, differences=_differences(results))
+    return found
+
+
+def _draw(found: EvalResults, device: Device, command: str, report: str, figures: str, reporter: Reporter) -> None:
+    from deitctl.report.figures import draw_figures
+    from deitctl.report.html import write_report
+    from deitctl.workflows.eval_report import contents_of
+
+    contents = contents_of(found, device, command, reporter)
+    if report:
+        write_report(contents, Path(report).expanduser())
+        reporter.note(f"The report: {report}")
+    if figures:
+        drawn = draw_figures(contents, Path(figures).expanduser())
+        reporter.note(f"{len(drawn)} figures in {figures}")
 
 
 def _name(model: str, protocol: str, models: Sequence[str], protocols: Sequence[str]) -> str:
@@ -147,15 +170,18 @@ def _strangers(card: ModelCard, source: Source, data: str) -> str:
 def _intervals(scores: Evaluation) -> dict[str, tuple[float, float]]:
     """Return bootstrap intervals. There is none of the calibration error: resampling adds to it, and would miss it."""
     hits5 = (scores.best == scores.targets[:, None]).any(1)
-    found = bootstrap({"top1": scores.correct.numpy(), "top5": hits5.numpy(), "loss": scores.losses.numpy()})
+    rules = {rule: right.numpy() for rule, right in scores.correct_by.items()} if scores.heads else {}
+    found = bootstrap({"top1": scores.correct.numpy(), "top5": hits5.numpy(), "loss": scores.losses.numpy(), **rules})
     return {k: (low, high) if k == "loss" else (100 * low, 100 * high) for k, (low, high) in found.items()}
 
 
 def _differences(results: Sequence[EvalResult]) -> tuple[Difference, ...]:
-    first = results[0]
+    """Compare the first with each of the others; models that know different classes among the data's alone."""
+    among = len({r.card.num_classes for r in results}) > 1
+    right = [(r.scores.among == r.scores.labels if among else r.scores.correct).numpy() for r in results]
     return tuple(
-        compare(first.name, other.name, first.scores.correct.numpy(), other.scores.correct.numpy())
-        for other in results[1:]
+        compare(results[0].name, other.name, right[0], theirs, among_classes=among)
+        for other, theirs in zip(results[1:], right[1:], strict=True)
     )
 
 
@@ -182,6 +208,6 @@ def _keep_temperatures(result: EvalResult, reporter: Reporter) -> None:
     config["deitctl"] = {**(config.get("deitctl") or {}), "temperatures": result.calibration.temperatures}
     write_json(path, config)
     reporter.note(
-        f"Kept with the model: temperature {result.calibration.temperature:.3f} ({result.head}); "
+        f"Kept with the model: temperature {result.calibration.temperature:.3f} ({result.scores.head}); "
         f"expected calibration error {result.scores.ece:.4f} -> {result.calibration.ece:.4f}."
     )

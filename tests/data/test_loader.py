@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deitctl.card import Preprocessing
+from deitctl.data.eval_view import eval_view
 from deitctl.data.loader import (
     Batch,
     EvalViews,
@@ -21,7 +22,7 @@ from deitctl.data.loader import (
 from deitctl.data.open import scan_classes
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
 from deitctl.data.sources import subset
-from deitctl.data.transforms import eval_view, train_view
+from deitctl.data.transforms import train_view
 from deitctl.recipes import RECIPES
 
 AUGMENT = RECIPES["small"].augment

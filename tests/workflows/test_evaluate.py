@@ -12,7 +12,7 @@ import torch
 from deitctl.catalog import find, imagenet_classes
 from deitctl.checkpoint import load_card, save_model, save_tensors
 from deitctl.data.classes import match_classes
-from deitctl.errors import ConfigError, DataError
+from deitctl.errors import ConfigError, DataError, DeitctlError
 from deitctl.events import SilentReporter
 from deitctl.models.build import build_model
 from deitctl.models.layers import layer_names, shipping_card
@@ -77,6 +77,16 @@ def test_several_models_and_protocols_in_one_pass_are_what_each_is_alone(folder,
     assert record["differences"][1]["only_a"] == int((first & ~third).sum())
 
 
+def test_models_that_know_different_classes_are_compared_among_the_datas(folder, pictures) -> None:
+    models = [str(folder("few")), str(folder("many", ("c", "b", "a", "d"), seed=1))]
+    found = evaluate_models(str(pictures), models=models, workers=0)
+    (difference,) = found.differences
+    few, many = (r.scores for r in found.results)
+    assert difference.among_classes
+    assert difference.only_b == int(((many.among == many.labels) & ~few.correct).sum())
+    assert difference.difference == pytest.approx(few.top1 - many.top1_among)
+
+
 def test_names_say_what_differs(folder, pictures) -> None:
     model = str(folder("m"))
     by_protocol = evaluate_models(str(pictures), models=[model, model], protocols=["deit", "hf", "deit"], workers=0)
@@ -103,16 +113,18 @@ def test_a_temperature_is_kept_with_the_model_and_used_again(folder, mostly_righ
     assert before.calibration is not None
     card = load_card(model)
     assert card.temperatures == pytest.approx(before.calibration.temperatures)
+    assert before.intervals["avg-logits"] == before.intervals["top1"]
+    assert set(before.intervals) == {"top1", "top5", "loss", "cls", "dist", "avg-logits", "avg-probs"}
     assert set(card.temperatures) == {"cls", "dist", "avg-logits", "avg-probs"}
     assert "Kept with the model: temperature" in reporter.notes[-1]
     after = evaluate_model(str(pictures), model=str(model), workers=0)
-    assert after.temperature == before.calibration.temperature != 1.0
+    assert after.contender.temperature == before.calibration.temperature != 1.0
     assert torch.equal(after.scores.predictions, before.scores.predictions)
     assert after.scores.loss < before.scores.loss
     assert after.calibration is not None
     assert after.calibration.temperature == pytest.approx(before.calibration.temperature, rel=1e-4)
     by_head = evaluate_model(str(pictures), model=str(model), head="dist", workers=0)
-    assert by_head.temperature == card.temperatures["dist"]
+    assert by_head.contender.temperature == card.temperatures["dist"]
 
 
 def test_a_temperature_needs_one_model_in_a_folder(folder, pictures, tmp_path) -> None:
@@ -137,6 +149,15 @@ def test_where_no_temperature_fits_nothing_is_written(folder, image_folder) -> N
 def test_weights_are_for_one_model(folder, pictures) -> None:
     with pytest.raises(ConfigError, match="--weights is for one model"):
         evaluate_models(str(pictures), models=["deit_tiny", "deit_small"], weights="x.safetensors")
+
+
+def test_what_cannot_be_written_or_named_is_said_before_the_work(folder, pictures, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "out.jsonl", pictures):
+        with pytest.raises(DeitctlError, match="Cannot write"):
+            evaluate_models(str(pictures), models=["no such model"], predictions=str(path))
+    with pytest.raises(ConfigError, match="No protocol is named"):
+        evaluate_models(str(pictures), models=["no such model"], protocols=[])
 
 
 def test_predictions_are_one_line_a_picture_and_model(folder, pictures, tmp_path) -> None:

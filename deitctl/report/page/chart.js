@@ -1,0 +1,82 @@
+// Line charts as SVG, with the values under the pointer or, with the arrow keys, one after another.
+
+const STROKES = ["", "7 3", "2 3", "9 3 2 3", "12 4"]; // lines differ by more than their colour
+
+function ticks(low, high, most = 6) {
+  const rough = (high - low || 1) / most;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [1, 2, 5, 10].find((m) => m * power >= rough);
+  const values = [];
+  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-6; at += step) values.push(Math.abs(at) < step / 1e6 ? 0 : at);
+  return values;
+}
+
+const short = (value) => (value !== 0 && Math.abs(value) < 0.01 ? value.toExponential(1) : String(+value.toPrecision(4)));
+
+/** A chart of `lines` [{name, x, y, dots}] over `xName`; gaps where y is null. */
+function chart({ title, xName, lines, unit = "", zero = false }) {
+  const [width, height, left, bottom, top, rightEdge] = [360, 260, 46, 36, 10, 12];
+  const points = lines.flatMap((line) => line.y.map((y, n) => [line.x[n], y])).filter(([, y]) => y !== null && y !== undefined);
+  const node = el("figure", { className: "card chart" }, el("figcaption", {}, el("h3", {}, title)));
+  if (!points.length) {
+    node.append(el("p", { className: "empty" }, "Nothing was logged."));
+    return node;
+  }
+  const extent = (values) => values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
+  const [x0, x1] = extent(points.map(([x]) => x));
+  let [y0, y1] = extent(points.map(([, y]) => y));
+  const room = (y1 - y0 || Math.abs(y1) || 1) * 0.06;
+  [y0, y1] = [zero ? 0 : y0 - room, y1 + room];
+  const px = (x) => left + ((x - x0) / (x1 - x0 || 1)) * (width - left - rightEdge);
+  const py = (y) => height - bottom - ((y - y0) / (y1 - y0)) * (height - bottom - top);
+  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, tabindex: 0, role: "img", "aria-label": `${title} over ${xName}; the arrow keys read its values` });
+  for (const y of ticks(y0, y1)) {
+    picture.append(svg("path", { class: "gridline", d: `M${left} ${py(y)}H${width - rightEdge}` }), svg("text", { x: left - 6, y: py(y) + 4, "text-anchor": "end" }, short(y)));
+  }
+  for (const x of ticks(x0, x1)) picture.append(svg("text", { x: px(x), y: height - bottom + 16, "text-anchor": "middle" }, short(x)));
+  picture.append(svg("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, xName));
+  lines.forEach((line, n) => {
+    let path = "";
+    let pen = "M";
+    line.y.forEach((y, at) => {
+      if (y === null || y === undefined) { pen = "M"; return; }
+      path += `${pen}${px(line.x[at]).toFixed(1)} ${py(y).toFixed(1)}`;
+      pen = "L";
+      if (line.dots && line.y.length <= 60) picture.append(svg("circle", { class: `line${n}`, cx: px(line.x[at]), cy: py(y), r: 3 }));
+    });
+    picture.append(svg("path", { class: `line line${n}`, d: path, "stroke-dasharray": STROKES[n % STROKES.length] }));
+  });
+  const legend = el("ul", { className: "legend" }, lines.map((line, n) => el("li", {},
+    svg("svg", { width: 28, height: 10, "aria-hidden": "true" }, svg("path", { class: `line line${n}`, d: "M0 5H28", "stroke-dasharray": STROKES[n % STROKES.length] })), line.name)));
+  node.append(picture, legend, readout(picture, { lines, points, px, xName, unit, width, span: [top, height - bottom] }));
+  return node;
+}
+
+/** A line that follows the pointer or the arrow keys, and the values there in words. */
+function readout(picture, { lines, points, px, xName, unit, width, span }) {
+  const values = [...new Set(points.map(([x]) => x))].sort((a, b) => a - b);
+  const cursor = svg("path", { class: "cursor" });
+  const said = el("output", { className: "quiet" }, "Point at the chart to read its values.");
+  picture.append(cursor);
+  let at = -1;
+  const show = (n) => {
+    at = Math.max(0, Math.min(n, values.length - 1));
+    const x = values[at];
+    cursor.setAttribute("d", `M${px(x)} ${span[0]}V${span[1]}`);
+    const parts = lines.map((line) => {
+      const near = line.x.reduce((best, v, i) => (line.y[i] !== null && Math.abs(v - x) < Math.abs(line.x[best] - x) ? i : best), 0);
+      return line.y[near] === null || line.y[near] === undefined ? null : `${line.name} ${short(line.y[near])}${unit}`;
+    });
+    said.textContent = `${xName} ${short(x)}: ${parts.filter(Boolean).join(", ")}`;
+  };
+  picture.addEventListener("pointermove", (event) => {
+    const box = picture.getBoundingClientRect();
+    const x = ((event.clientX - box.left) / box.width) * width;
+    show(values.reduce((best, v, n) => (Math.abs(px(v) - x) < Math.abs(px(values[best]) - x) ? n : best), 0));
+  });
+  picture.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (step) { event.preventDefault(); show(at + step); }
+  });
+  return said;
+}

@@ -1,0 +1,153 @@
+"""A real browser for tests: the system's Chromium, spoken to over a pipe (Chrome DevTools Protocol), with no package."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+PATIENCE = 60.0
+"""Seconds within which anything is done, on a slow and busy machine."""
+
+
+class Browser:
+    """One page of a headless Chromium, and all that it asked for and complained of since it was opened."""
+
+    def __init__(self, to: int, back: int) -> None:
+        self._to, self._back, self._rest, self._number = to, back, b"", 0
+        self._session = ""
+        self.requests: list[str] = []
+        self.refused: list[str] = []
+        self.complaints: list[str] = []
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.send(f"{domain}.enable")
+
+    def send(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Call a method of the protocol and return its result."""
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._to, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._next()
+            if answer.get("id") == self._number:
+                assert "error" not in answer, f"{method}: {answer['error']}"
+                return answer["result"]
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            ready, _, _ = select.select([self._back], [], [], PATIENCE)
+            assert ready, "the browser says nothing"
+            part = os.read(self._back, 1 << 20)
+            assert part, "the browser has ended"
+            self._rest += part
+        line, _, self._rest = self._rest.partition(b"\0")
+        message = json.loads(line)
+        self._note(message.get("method", ""), message.get("params", {}))
+        return message
+
+    def _note(self, event: str, what: dict[str, Any]) -> None:
+        if event == "Network.requestWillBeSent":
+            self.requests.append(what["request"]["url"])
+        elif event == "Network.loadingFailed":
+            self.refused.append(what.get("blockedReason", ""))
+        elif event == "Runtime.exceptionThrown":
+            self.complaints.append(json.dumps(what["exceptionDetails"]))
+        elif event == "Runtime.consoleAPICalled" and what["type"] in ("error", "warning"):
+            self.complaints.append(json.dumps(what["args"]))
+        elif event == "Log.entryAdded" and what["entry"]["level"] in ("error", "warning"):
+            self.complaints.append(json.dumps(what["entry"]))
+
+    def open(self, path: Path, *, width: int = 1440, dark: bool = False, scripts: bool = True) -> None:
+        """Open a file in a window of `width` pixels, waiting until it is drawn."""
+        self.requests.clear()
+        self.refused.clear()
+        self.complaints.clear()
+        phone = width < 600
+        self.send("Emulation.setScriptExecutionDisabled", value=not scripts)
+        self.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=844 if phone else 900,
+            deviceScaleFactor=1,
+            mobile=phone,
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.send("Emulation.setEmulatedMedia", media="", features=[scheme])
+        self.send("Page.navigate", url=path.absolute().as_uri())
+        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+
+    def js(self, expression: str) -> Any:
+        """Return the value of an expression in the page."""
+        result = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in result, f"{expression}: {result['exceptionDetails']}"
+        return result["result"].get("value")
+
+    def wait(self, condition: str) -> None:
+        """Wait until an expression is true."""
+        end = time.monotonic() + PATIENCE
+        while not self.js(condition):
+            assert time.monotonic() < end, f"still not so: {condition}"
+            time.sleep(0.02)
+
+    def click(self, selector: str, number: int = 0) -> None:
+        """Click with the mouse on the middle of the element, scrolled into view, as a person would."""
+        element = f"document.querySelectorAll({json.dumps(selector)})[{number}]"
+        assert self.js(f"Boolean({element})"), f"there is no {selector} number {number}"
+        self.js(f"{element}.scrollIntoView({{block: 'center', inline: 'center', behavior: 'instant'}})")
+        x, y, hit = self.js(
+            f"(() => {{ const e = {element}, b = e.getClientRects()[0]; const x = b.x + b.width / 2, y = b.y + b.height / 2;"
+            "const top = document.elementFromPoint(x, y); return [x, y, e === top || e.contains(top)]; })()"
+        )
+        assert hit, f"{selector} number {number} is covered at {x}, {y}"
+        self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def press(self, key: str) -> None:
+        """Press and release a key: `Tab`, `Enter`, `ArrowRight`."""
+        code = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}[key]
+        text = {"text": "\r"} if key == "Enter" else {}
+        self.send("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code, **text)
+        self.send("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code)
+
+    def picture(self, path: Path, *, whole: bool = True) -> None:
+        """Save what is seen, or the whole page, as PNG."""
+        shot = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+
+@contextmanager
+def browser(profile: Path) -> Iterator[Browser]:
+    """Start Chromium with a profile of its own, and end it."""
+    assert CHROMIUM is not None
+    (their_in, to), (back, their_out) = os.pipe(), os.pipe()
+    command = (
+        f'exec "$0" --headless=new --no-sandbox --disable-gpu --no-first-run --disable-extensions --disable-background-networking '
+        f'--remote-debugging-pipe --user-data-dir="$1" 3<&{their_in} 4>&{their_out}'
+    )
+    with (profile.parent / "chromium.log").open("wb") as log:
+        process = subprocess.Popen(
+            ["bash", "-c", command, CHROMIUM, str(profile)], pass_fds=(their_in, their_out), stdout=log, stderr=log
+        )
+    os.close(their_in)
+    os.close(their_out)
+    try:
+        yield Browser(to, back)
+    finally:
+        os.close(to)
+        os.close(back)
+        process.terminate()
+        process.wait(PATIENCE)

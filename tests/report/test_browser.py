@@ -1,0 +1,344 @@
+"""The report in a real browser: at phone and desktop width, light and dark, with the mouse and the keyboard."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deitctl.report.contents import Contents, Data
+from deitctl.report.html import write_report
+
+_spec = importlib.util.spec_from_file_location("chromium", Path(__file__).with_name("chromium.py"))
+assert _spec is not None
+assert _spec.loader is not None
+chromium = importlib.util.module_from_spec(_spec)  # tests are no package
+_spec.loader.exec_module(chromium)
+
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(chromium.CHROMIUM is None, reason="there is no Chromium")]
+LONG = "a class whose name is longer than the window of a phone is wide, " * 3
+HOSTILE = (
+    "</script><script>window.harmed=1</script>",
+    "<img src=x onerror=window.harmed=1>",
+    LONG,
+    "x" * 200,
+    "\u202egnp.exe",
+)
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Browser]:
+    with chromium.browser(tmp_path_factory.mktemp("chromium") / "profile") as tab:
+        yield tab
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[[Contents], Path]:
+    def write(contents: Contents) -> Path:
+        write_report(contents, tmp_path / "report.html")
+        return tmp_path / "report.html"
+
+    return write
+
+
+@pytest.fixture
+def everything(written, contents, evaluated, distilled, curves, better) -> Path:
+    """Two models, one of them distilled, and a run."""
+    return written(contents(evaluated(), distilled, comparisons=[better], curves=curves))
+
+
+@pytest.fixture
+def forty(written, contents, evaluated) -> Path:
+    """Forty classes of two pictures each; one picture of 5 is taken for 33, and both of 20 for 21."""
+    labels = np.repeat(np.arange(40), 2)
+    answers = labels.copy()
+    answers[[10, 40, 41]] = 33, 21, 21
+    data = Data(
+        name="forty", classes=[f"class {n}" for n in range(40)], names=[f"{n}.png" for n in range(80)], labels=labels
+    )
+    return written(
+        contents(evaluated(data=data, predicted=answers, confidences=np.full(80, 0.8), mistakes=(), unsure=()))
+    )
+
+
+def shown(tab, selector: str) -> list[str]:
+    """The texts of all elements that are seen."""
+    return tab.js(
+        f"[...document.querySelectorAll({json.dumps(selector)})].filter(e => e.checkVisibility()).map(e => e.textContent)"
+    )
+
+
+def is_calm(tab, path: Path) -> None:
+    """Nothing was asked for but the file and what is in it, and nothing was complained of."""
+    assert [r for r in tab.requests if not r.startswith("data:")] == [path.as_uri()]
+    assert tab.complaints == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_it_opens_offline_without_a_complaint_and_no_wider_than_the_window(tab, everything, width, dark):
+    tab.open(everything, width=width, dark=dark)
+    is_calm(tab, everything)
+    assert tab.js("document.documentElement.scrollWidth") <= width
+    assert tab.js("[...document.images].every(i => i.hidden || (i.complete && i.naturalWidth > 0))")
+    background, ink = tab.js("['backgroundColor', 'color'].map(k => getComputedStyle(document.documentElement)[k])")
+    light = [sum(int(v) for v in colour[4:-1].split(",")) > 384 for colour in (background, ink)]
+    assert light == [not dark, dark]
+    sections = [
+        "Confusion",
+        "Classes",
+        "Reliability",
+        "Curves",
+        "Most confident mistakes",
+        "Least sure hits",
+        "Heads that disagree",
+    ]
+    assert shown(tab, "h2") == ["Summary", *sections]
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_hostile_and_endless_names_neither_run_nor_widen_the_page(tab, written, contents, evaluated, animals, width):
+    data = Data(name=HOSTILE[3], classes=HOSTILE, names=[HOSTILE[n % 5] * 2 for n in range(8)], labels=animals.labels)
+    e = evaluated(data=data, name=HOSTILE[1], predicted=[0, 1, 2, 3, 4, -1, 2, 0], outside={5: HOSTILE[0]})
+    path = written(
+        contents(
+            e,
+            evaluated(data=data, name=HOSTILE[3]),
+            title=HOSTILE[3],
+            command=HOSTILE[3],
+            facts=((HOSTILE[0], HOSTILE[3]),),
+        )
+    )
+    tab.open(path, width=width)
+    for number in range(3):
+        tab.click(".confused a", number)
+    is_calm(tab, path)
+    assert tab.js("window.harmed === undefined")
+    assert tab.js("document.documentElement.scrollWidth") <= width
+    assert HOSTILE[0] in shown(tab, ".matrix tbody th")[0]
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_perfect_model_of_one_class_has_a_page_too(tab, written, contents, evaluated, width):
+    data = Data(name="one", classes=["cat"], names=["1.png", "2.png"], labels=np.zeros(2, np.int64))
+    path = written(contents(evaluated(data=data, predicted=[0, 0], confidences=[0.9, 0.8], intervals={})))
+    tab.open(path, width=width)
+    is_calm(tab, path)
+    assert "No mistake was made." in shown(tab, "#confusion .empty")
+    assert shown(tab, "#mistakes .empty") == ["No mistake was made."]
+
+
+def test_without_javascript_the_summary_is_there(tab, everything):
+    tab.open(everything, scripts=False)
+    tab.send("Emulation.setScriptExecutionDisabled", value=False)  # so that the page can be asked
+    assert "62.5 %" in tab.js("document.getElementById('summary').innerText")
+    assert "need JavaScript" in tab.js("document.querySelector('main').innerText")
+
+
+def test_the_policy_holds_a_script_that_is_smuggled_in_does_not_run(tab, everything):
+    tab.open(everything)
+    tab.js("document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.harmed = 1'}))")
+    tab.js("document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/x.png'}))")
+    tab.js("void fetch('http://127.0.0.1:9/').catch(() => { window.refused = true; })")
+    tab.wait("window.refused")
+    assert tab.js("window.harmed === undefined")
+    assert [r for r in tab.requests if r.startswith("http")] == ["http://127.0.0.1:9/x.png"]
+    assert tab.refused == ["csp"]  # asked for by the page, and never sent
+
+
+def test_a_click_on_a_link_of_the_page_goes_to_its_section(tab, everything):
+    tab.open(everything)
+    targets = tab.js("[...document.querySelectorAll('a')].map(a => a.getAttribute('href'))")
+    assert len(targets) > 9
+    for number, target in enumerate(shown(tab, "nav a")):
+        tab.click("nav a", number)
+        tab.wait(
+            f"Math.abs(document.querySelector(location.hash).getBoundingClientRect().top - 64) < 4 || {number} > 3"
+        )
+        assert tab.js("document.querySelector(location.hash + ' h2').textContent") == target
+    assert tab.js("[...document.querySelectorAll('a')].every(a => document.querySelector(a.getAttribute('href')))")
+
+
+def test_a_click_on_a_number_lists_exactly_its_pictures(tab, everything):
+    tab.open(everything)
+    tab.click('.matrix [data-key="0/1"]')  # the cat that is taken for a dog
+    assert shown(tab, "#cell h3") == ["1 picture: cat taken for dog"]
+    assert shown(tab, "#cell code") == ["cat/2.jpg"]
+    tab.click('.matrix [data-key="0/0"]')
+    assert shown(tab, "#cell code") == ["cat/0.jpg", "cat/1.jpg"]
+    tab.click('.matrix [data-key="1/-1"]')
+    assert shown(tab, "#cell code") == ["dog/5.jpg"]
+    assert "taken for fox, 95.0 %" in shown(tab, "#cell li")[0]
+    assert tab.js("document.querySelector('#cell img').naturalWidth") == 32  # its thumbnail
+    assert shown(tab, ".matrix .selected") == ["1"]
+
+
+def test_a_click_on_a_class_lists_its_mistakes_or_what_is_wrongly_taken_for_it(tab, everything):
+    tab.open(everything)
+    tab.click('.matrix tbody th [data-key="1/"]')
+    assert shown(tab, "#cell code") == ["dog/5.jpg", "dog/4.jpg"]
+    tab.click('.matrix thead [data-key="/1"]')
+    assert shown(tab, "#cell code") == ["cat/2.jpg"]
+
+
+def test_the_list_of_confusions_leads_to_their_pictures(tab, everything):
+    tab.open(everything)
+    assert shown(tab, ".confused a") == ["cat taken for dog", "dog taken for fox", "dog taken for cat"]
+    tab.click(".confused a", 1)
+    assert shown(tab, "#cell code") == ["dog/5.jpg"]
+    assert tab.js("location.hash") == "#cell"
+
+
+def test_the_matrix_is_reached_and_walked_with_the_keyboard(tab, everything):
+    tab.open(everything)
+    tab.js("[...document.querySelectorAll('#confusion .choice button')].at(-1).focus()")
+    tab.press("Tab")
+    tab.press("ArrowRight")  # from the class to its first number
+    tab.press("ArrowRight")
+    assert tab.js("document.activeElement.dataset.key") == "0/1"
+    assert tab.js("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    tab.press("Enter")
+    assert shown(tab, "#cell code") == ["cat/2.jpg"]
+    tab.press("ArrowDown")
+    assert tab.js("document.activeElement.dataset.key") == "1/1"
+    assert tab.js("document.querySelectorAll('.matrix [tabindex=\"0\"]').length") == 1
+
+
+@pytest.mark.parametrize(
+    ("order", "classes"), [("confused", ["cat", "dog", "owl"]), ("accuracy", ["dog", "cat", "owl"]), ("data", ["cat", "dog", "owl"])]
+)  # fmt: skip
+def test_the_matrix_is_sorted(tab, everything, order, classes):
+    tab.open(everything)
+    tab.click('#confusion button[value="name"]')
+    tab.click(f'#confusion button[value="{order}"]')
+    assert shown(tab, ".matrix tbody th") == classes
+    assert shown(tab, ".matrix thead th")[1:4] == classes
+    assert shown(tab, '#confusion [aria-pressed="true"]') == [
+        {"confused": "most confused", "data": "as in the data"}.get(order, order)
+    ]
+
+
+def test_of_many_classes_a_part_is_seen_the_most_confused_first(tab, forty):
+    tab.open(forty)
+    assert shown(tab, ".matrix tbody th") == [f"class {n}" for n in range(20)]
+    tab.click('#confusion button[value="confused"]')
+    assert shown(tab, ".matrix tbody th")[:4] == ["class 20", "class 21", "class 5", "class 33"]
+    tab.click('#confusion button[value="data"]')
+    tab.click("#confusion .choice:nth-child(2) button", 1)
+    assert shown(tab, ".matrix tbody th") == [f"class {n}" for n in range(20, 40)]
+    assert "classes 21 to 40 of 40" in shown(tab, "#confusion .choice")[1]
+
+
+def test_what_is_out_of_sight_is_counted_in_a_column_of_its_own(tab, forty):
+    tab.open(forty)
+    tab.click('.matrix [data-key="5/-2"]')  # 33 is not among the first twenty
+    assert shown(tab, "#cell code") == ["10.png"]
+
+
+def test_the_overview_and_the_classes_lead_to_a_matrix_around_them(tab, forty):
+    tab.open(forty)
+    tab.click("#classes .link")  # the one known least
+    assert shown(tab, ".matrix tbody th") == ["class 20", "class 21"]
+    assert shown(tab, "#cell code") == ["40.png", "41.png"]
+    tab.click(".overview canvas")  # its middle, nearest to 20, 21
+    assert shown(tab, "#cell h3") == ["2 pictures: class 20 taken for class 21"]
+    drawn = "document.querySelector('canvas').getContext('2d').getImageData({0} * 16 + 8, {1} * 16 + 8, 1, 1).data[0]"
+    tab.click('#confusion button[value="data"]')
+    assert tab.js(drawn.format(21, 20)) > 100  # orange
+    assert tab.js(drawn.format(3, 3)) < 100  # blue
+
+
+def test_the_classes_are_sorted_by_each_column_and_back(tab, everything):
+    tab.open(everything)
+    heads = ["class", "recall", "precision", "F1", "pictures"]
+    assert shown(tab, "#classes thead button") == heads
+    assert shown(tab, "#classes tbody th") == ["dog", "cat", "owl"]  # by recall
+    worst, named = ["dog", "cat", "owl"], ["cat", "dog", "owl"]
+    for number, classes in enumerate((named, worst, worst, worst, named)):
+        tab.click("#classes thead button", number)
+        assert shown(tab, "#classes tbody th") == classes, heads[number]
+    tab.click("#classes thead button", 2)
+    tab.click("#classes thead button", 2)
+    assert shown(tab, "#classes tbody th") == ["owl", "cat", "dog"]
+    assert tab.js("document.querySelectorAll('#classes [aria-sort=\"descending\"]').length") == 1
+    assert shown(tab, "#classes tbody tr")[0].endswith("100.0 %100.0 %100.0 %2")
+
+
+def test_the_classes_are_filtered_by_a_part_of_their_name(tab, forty):
+    tab.open(forty)
+    tab.click("#classes input")
+    tab.send("Input.insertText", text="CLASS 3")
+    assert shown(tab, "#classes tbody th") == [f"class {n}" for n in (3, *range(30, 40))]
+    assert shown(tab, "#classes [role=status]") == ["11 of 40 classes"]
+
+
+def test_another_model_is_shown_when_it_is_chosen(tab, everything):
+    tab.open(everything)
+    assert tab.js("document.querySelectorAll('.matrix [data-key=\"0/1\"]').length") == 1
+    tab.click("#models button", 1)
+    assert shown(tab, '#models [aria-pressed="true"]') == ["distilled"]
+    assert shown(tab, ".confused a") == ["dog taken for cat"]
+    assert shown(tab, "#disagreements .guess") == ["class head✓ cat", "distillation headdog"]
+    assert len(shown(tab, "#confusion h3")) == 1  # drawn again, not once more
+    tab.click("#models button", 0)
+    assert len(shown(tab, ".confused a")) == 3
+
+
+def test_the_reliability_diagram_goes_from_before_to_after(tab, everything):
+    tab.open(everything)
+    tab.click("#models button", 1)
+    assert "Expected calibration error 0.125" in shown(tab, "#reliability .verdict")[0]
+    assert shown(tab, "#reliability tbody tr") == ["50 to 75 %458.8 %100.0 %", "75 to 100 %491.0 %75.0 %"]
+    tab.click('#reliability button[value="after"]')
+    assert shown(tab, "#reliability .verdict")[0].startswith(
+        "Expected calibration error 0.063. The mean confidence is 80.0 %"
+    )
+    assert shown(tab, "#reliability tbody tr") == ["50 to 100 %880.0 %87.5 %"]
+    assert tab.js("document.querySelectorAll('#reliability svg title').length") == 1
+
+
+def test_the_curves_say_their_values_under_the_pointer_and_by_the_arrow_keys(tab, everything):
+    tab.open(everything)
+    assert shown(tab, "#curves h3") == ["Loss", "Validation top-1, %", "Learning rate"]
+    assert shown(tab, "#curves .chart:nth-child(2) .legend li") == ["class head", "distillation head", "teacher"]
+    tab.js("document.querySelectorAll('#curves figure > svg')[1].focus()")
+    tab.press("ArrowRight")
+    tab.press("ArrowRight")
+    assert shown(tab, "#curves output")[1] == "epoch 2: class head 60 %, distillation head 58 %, teacher 95 %"
+    tab.click("#curves figure > svg", 2)
+    assert shown(tab, "#curves output")[2].startswith("epoch 1: learning rate 7.0e-4")
+
+
+def test_the_attention_maps_are_laid_over_all_pictures_or_one(tab, everything):
+    tab.open(everything)
+    overlays = "[...document.querySelectorAll('#mistakes .map')].map(i => i.hidden ? '' : i.alt)"
+    assert tab.js(overlays) == ["", "", ""]
+    tab.click('#mistakes button[value="distillation token"]')
+    assert tab.js(overlays) == ["attention of the distillation token"] * 3
+    tab.wait("document.querySelector('#mistakes .map').naturalWidth === 32")
+    tab.click("#mistakes .picture", 1)
+    assert tab.js(overlays)[1] == ""
+    tab.click("#mistakes .picture", 1)
+    assert tab.js(overlays)[1] == "attention of the class token"
+    one, other = tab.js("[0, 1].map(n => document.querySelectorAll('#mistakes .map')[n].src)")
+    assert one != other
+
+
+def test_every_picture_has_a_text_of_its_own(tab, everything):
+    tab.open(everything)
+    texts = tab.js("[...document.querySelectorAll('.gallery .picture > img:first-child')].map(i => i.alt)")
+    assert texts[0] == "dog/5.jpg, labelled dog"
+    assert all(texts)
+
+
+def test_light_and_dark_can_be_changed_by_hand(tab, everything):
+    tab.open(everything)
+    before = tab.js("getComputedStyle(document.body).color")
+    tab.click("#theme")
+    assert tab.js("getComputedStyle(document.body).color") != before
+    tab.click("#theme")
+    assert tab.js("getComputedStyle(document.body).color") == before
