@@ -25,7 +25,7 @@ from deitctl.device import Device, choose_device
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.inference.explain import METHODS, TokenMaps, head_maps, mean_of_heads, require_deit, token_maps
-from deitctl.inference.inputs import Input, batches, expand, is_url
+from deitctl.inference.inputs import Input, batches, expand, is_folder, is_url, local_path
 from deitctl.inference.predict import Guess
 from deitctl.models.build import load_model
 from deitctl.models.vit import VisionTransformer
@@ -124,7 +124,7 @@ def _not_below(folder: Path, inputs: Iterable[str], stdin: Iterable[str]) -> Ite
     """Yield every input's name, without what earlier explanations left in a folder that is walked."""
     ours = folder.resolve()
     for argument in inputs:
-        walked = not is_url(argument) and os.path.isdir(argument) and not Path(argument).resolve().is_relative_to(ours)
+        walked = is_folder(argument) and not Path(local_path(argument)).resolve().is_relative_to(ours)
         for name in expand([argument], stdin):
             if not (walked and Path(name).resolve().is_relative_to(ours)):
                 yield name
@@ -187,10 +187,15 @@ class _Explainer:
                 for t in self.tokens if t in scores
             }  # fmt: skip
             views = [
-                TokenView(TITLES[t], _says(a), _array(maps, t, n), None if heads is None else _array(heads, t, n))
+                TokenView(TITLES[t], self._says(a), _array(maps, t, n), None if heads is None else _array(heads, t, n))
                 for t, a in answers.items()
             ]
             yield Explanation(item.name, None, self.method, self.asked_label, answers, disagree, None), views
+
+    def _says(self, answer: TokenAnswer) -> str:
+        label = answer.first.label if self.card.descriptions is None else answer.first.label.split(",")[0]
+        said = f"{label} {100 * answer.first.score:.1f} %"
+        return said if answer.asked is None else f"{100 * answer.asked:.1f} %, says {said}"
 
     @torch.inference_mode()
     def _scores(self, images: Tensor) -> dict[str, Tensor]:
@@ -207,11 +212,6 @@ class _Explainer:
             return mean_of_heads(heads), heads
         classes = None if self.asked is None else torch.full((len(images),), self.asked, device=images.device)
         return token_maps(self.model, images, method=self.method, classes=classes), None
-
-
-def _says(answer: TokenAnswer) -> str:
-    said = f"{answer.first.label.split(',')[0]} {100 * answer.first.score:.1f} %"
-    return said if answer.asked is None else f"{100 * answer.asked:.1f} %, says {said}"
 
 
 def _array(maps: TokenMaps, token: str, n: int) -> Any:
@@ -257,6 +257,6 @@ class Sheets:
 
 def _stem(name: str) -> str:
     """Return a file name's stem that every file system takes, for a path or an address."""
-    last = re.split(r"[?#]", name, maxsplit=1)[0].rstrip("/") if is_url(name) else name
+    last = re.split(r"[?#]", name, maxsplit=1)[0].rstrip("/") if is_url(name) else local_path(name)
     stem = os.path.splitext(os.path.basename(last))[0]
     return re.sub(r"[^\w.-]+", "_", stem).strip(".-_")[:80] or "picture"

@@ -5,14 +5,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 from typer.testing import CliRunner
 
 from deitctl.checkpoint import load_card, save_model
 from deitctl.cli.app import app
+from deitctl.data.eval_view import eval_view
+from deitctl.data.mixing import normalise
 from deitctl.errors import ConfigError, DeitctlError, ModelError
 from deitctl.events import SilentReporter
 from deitctl.models.build import build_model, load_model
@@ -25,20 +29,27 @@ NAMES = ("ant", "bee", "cow")
 
 
 @pytest.fixture(scope="module")
-def make_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Write a model at 32 pixels with three named classes and random weights, as a run leaves it."""
+def make_folder(
+    tmp_path_factory: pytest.TempPathFactory, randomise: Callable[..., nn.Module], picture: Callable[..., Image.Image]
+) -> Callable[..., str]:
+    """Write a random model of three named classes at 32 pixels, whose answers depend on the picture."""
 
     def make(alias: str = "deit_tiny_distilled") -> str:
-        torch.manual_seed(1)
         built = build_model(
             alias, class_names=NAMES, img_size=32, drop_path_rate=0.0, pretrained=False, weights="", distilled=None,
             reporter=SilentReporter(),
         )  # fmt: skip
+        model, pre = randomise(built.model).eval(), built.card.preprocessing
+        pixels = np.stack([eval_view(picture(24, 18, seed), pre) for seed in range(6)])
         with torch.no_grad():
-            if getattr(built.model, "head_dist", None) is not None:  # heads that agree on some pictures
-                built.model.head_dist.weight.copy_(built.model.head.weight + torch.randn(3, 192) * SPREAD)
+            for name, logits in model(normalise(torch.from_numpy(pixels), pre))._asdict().items():
+                if logits is not None:  # else one class would be the first of all pictures
+                    layer = {"cls": "head", "dist": "head_dist"}[name]
+                    getattr(model, layer).bias.sub_(logits.mean(dim=0))
+                    for parameter in getattr(model, layer).parameters():
+                        parameter.mul_(20)
         folder = tmp_path_factory.mktemp("model")
-        save_model(folder, built.model.state_dict(), shipping_card(built.model, built.card), layer_names(built.model))
+        save_model(folder, model.state_dict(), shipping_card(model, built.card), layer_names(model))
         return str(folder)
 
     return make
