@@ -96,6 +96,8 @@ def _rollout(model: VisionTransformer, images: Tensor) -> list[Tensor]:
     return rows
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def _gradient(model: VisionTransformer, images: Tensor, classes: Tensor | None) -> list[Tensor]:
     """Gradient-weighted relevance (Chefer et al., ICCV 2021, Eqs. 5 and 6): R ← R + mean over heads of (∇A ⊙ A)⁺ R.
 
@@ -104,7 +106,7 @@ def _gradient(model: VisionTransformer, images: Tensor, classes: Tensor | None) 
     heads, attention = attend(model, images, differentiable=True)
     rows = []
     for token, logits in enumerate(h for h in heads if h is not None):
-        wanted = logits.argmax(dim=1) if classes is None else classes.to(logits.device)
+        wanted = logits.argmax(dim=1) if classes is None else classes.to(logits.device).clone()  # no inference tensor
         score = logits.gather(1, wanted[:, None]).sum()  # a sum: no picture of a batch sees another
         gradients = torch.autograd.grad(score, attention, retain_graph=token + 1 < model.num_prefix_tokens)
         row = _one_hot(token, like=attention[-1][:, 0])

@@ -83,6 +83,19 @@ def test_without_a_class_each_head_explains_its_own_first(deit, noise, alias):
             torch.testing.assert_close(got, getattr(told, token))
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_the_caller_need_not_compute_gradients(deit, noise, mode):
+    model = deit("deit_tiny_distilled")
+    expected = token_maps(model, noise(2, 3, 32, 32), classes=torch.tensor([1, 2]))
+    with mode():
+        images, classes = noise(2, 3, 32, 32), torch.tensor([1, 2])
+        within = token_maps(model, images, classes=classes)
+    after = token_maps(model, images, classes=classes)
+    for maps in (within, after):
+        assert torch.equal(maps.cls, expected.cls)
+        assert torch.equal(maps.dist, expected.dist)
+
+
 def test_the_class_asked_about_matters_to_the_gradient_and_to_nothing_else(deit, noise):
     model, images = deit(), noise(1, 3, 32, 32)
     for method in METHODS:
