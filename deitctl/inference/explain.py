@@ -74,8 +74,8 @@ def require_deit(model: nn.Module) -> VisionTransformer:
     """
     if not isinstance(model, VisionTransformer):
         raise ModelError(
-            f"A {type(model).__name__} cannot be explained: only a DeiT's tokens can.",
-            "Choose a DeiT, see `deitctl models`.",
+            f"This model ({type(model).__name__}) cannot be explained: it has not a DeiT's tokens.",
+            "`deitctl models` lists those that have.",
         )
     return model
 

@@ -196,7 +196,7 @@ class _Explainer:
 
     def _says(self, answer: TokenAnswer) -> str:
         label = answer.first.label if self.card.descriptions is None else answer.first.label.split(",")[0]
-        said = f"{label} {100 * answer.first.score:.1f} %"
+        said = f"{100 * answer.first.score:.1f} % {label}"
         return said if answer.asked is None else f"{100 * answer.asked:.1f} %, says {said}"
 
     @torch.inference_mode()
