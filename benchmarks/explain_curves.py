@@ -4,12 +4,14 @@
 
 For each token of the model and each picture: the class that the token's head puts first, the map of each method, of
 chance (`random`), and of a photographer (`centre`: the nearer the middle, the more important). Prints mean area and its
-standard error, and the share of pictures on which a map does better than chance's. Last figures: docs/explain.md.
+standard error, the share of pictures on which a map does better than chance's, and how far the maps of two tokens are
+apart. Last figures: docs/explain.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections import defaultdict
 
@@ -20,7 +22,7 @@ from deitctl.data.loader import eval_batches
 from deitctl.data.mixing import normalise
 from deitctl.data.open import open_for_evaluation
 from deitctl.device import choose_device
-from deitctl.evaluation.faithfulness import STEPS, area, blurred, deletion, insertion, random_maps
+from deitctl.evaluation.faithfulness import STEPS, area, deletion, insertion, random_maps
 from deitctl.events import SilentReporter
 from deitctl.inference.explain import METHODS, token_maps
 from deitctl.models.build import load_model
@@ -54,43 +56,63 @@ def main() -> None:
     model, pre = device.place(loaded.model).requires_grad_(False), loaded.card.preprocessing
     assert isinstance(model, VisionTransformer)
     source = open_for_evaluation(arguments.data, SilentReporter())
-    stream = eval_batches(
-        source, [pre], batch_size=arguments.batch_size, workers=0, pin_memory=device.pins_memory
-    )
-    start, areas = time.monotonic(), defaultdict(list)
+    stream = eval_batches(source, [pre], batch_size=arguments.batch_size, workers=0, pin_memory=device.pins_memory)
+    start, tokens = time.monotonic(), ("cls", "dist")[: model.num_prefix_tokens]
+    curves: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
+    apart: list[Tensor] = []
     for number, batch in enumerate(stream):
         images = normalise(device.move(batch.images[0]), pre)
-        for token in ("cls", "dist")[: model.num_prefix_tokens]:
+        with torch.inference_mode():
+            first = {t: getattr(model(images), t).argmax(dim=1) for t in tokens}
+        looks = [token_maps(model, images, method=m) for m in METHODS]
+        for token in tokens:
+
             def answer(pictures: Tensor, token: str = token) -> Tensor:
                 return getattr(model(pictures), token).softmax(dim=1)
 
-            with torch.inference_mode():
-                whole = answer(images)
-                classes = whole.argmax(dim=1)
-                areas[token, "whole"].append(whole.amax(dim=1))
-                areas[token, "blurred"].append(answer(blurred(images)).gather(1, classes[:, None])[:, 0])
-            maps = {m: getattr(token_maps(model, images, method=m), token) for m in METHODS}
-            maps["random"] = random_maps(maps["rollout"], seed=number)
-            maps["centre"] = centred(maps["rollout"])
-            for name, importance in maps.items():
-                for kind, curves in (("deletion", deletion), ("insertion", insertion)):
-                    curve = curves(answer, images, importance, classes, arguments.steps)
-                    areas[token, name, kind].append(area(curve))
-        print(f"{(number + 1) * arguments.batch_size} pictures, {time.monotonic() - start:.0f} s", flush=True)
+            maps = [getattr(look, token) for look in looks]
+            maps = torch.stack([*maps, random_maps(maps[0], seed=number), centred(maps[0])])
+            for kind, draw in (("deletion", deletion), ("insertion", insertion)):
+                curves[token, kind].append(draw(answer, images, maps, first[token], arguments.steps).cpu())
+        if len(tokens) == 2:
+            agree = (first["cls"] == first["dist"]).float()
+            one_class = token_maps(model, images, method="gradient", classes=first["cls"])
+            apart.append(torch.stack([agree, *(moved(*look) for look in (*looks, one_class))]).cpu())
+        print(f"{number + 1} batches, {time.monotonic() - start:.0f} s", file=sys.stderr)
+    for token in tokens:
+        show_areas(token, *(torch.cat(curves[token, kind], dim=1).double() for kind in ("deletion", "insertion")))
+    if apart:
+        show_apart(torch.cat(apart, dim=1))
 
-    joined = {key: torch.cat(values).double().cpu() for key, values in areas.items()}
-    for token in ("cls", "dist")[: model.num_prefix_tokens]:
-        whole, blur = joined[token, "whole"], joined[token, "blurred"]
-        print(f"\n{token} token, {len(whole)} pictures: its class has {whole.mean():.3f}, blurred {blur.mean():.3f}")
-        print("map".ljust(12), "deletion (lower)".rjust(18), "beats".rjust(7), "insertion (higher)".rjust(20), "beats".rjust(7))
-        for name in (*METHODS, *FLOORS):
-            row = name.ljust(12)
-            for kind, sign, width in (("deletion", -1, 18), ("insertion", 1, 20)):
-                values, floor = joined[token, name, kind], joined[token, "random", kind]
-                error = values.std() / len(values) ** 0.5
-                better = 100 * (sign * (values - floor) > 0).double().mean()
-                row += f"{values.mean():.3f} ± {error:.3f}".rjust(width + 1) + f"{better:.0f} %".rjust(8)
-            print(row)
+
+def moved(cls: Tensor, dist: Tensor) -> Tensor:
+    """Return the share of one map's weight that has to move to make the other, [B]."""
+    shares = [m.flatten(1) / m.flatten(1).sum(dim=1, keepdim=True) for m in (cls, dist)]
+    return (shares[0] - shares[1]).abs().sum(dim=1) / 2
+
+
+def show_areas(token: str, removed: Tensor, restored: Tensor) -> None:
+    """Print the areas under deletion and insertion curves [M,B,T+1]."""
+    count = removed.shape[1]
+    print(f"\n{token} token, {count} pictures: its class has {removed[0, :, 0].mean():.3f},", end=" ")
+    print(f"of a grey picture {removed[0, :, -1].mean():.3f}, of a blurred one {restored[0, :, 0].mean():.3f}")
+    print(f"{'map':<12} {'deletion (lower)':>18} {'beats':>7} {'insertion (higher)':>20} {'beats':>7}")
+    for n, name in enumerate((*METHODS, *FLOORS)):
+        row = f"{name:<12}"
+        for sign, kind, width in ((-1, removed, 19), (1, restored, 21)):
+            areas, floor = area(kind[n]), area(kind[len(METHODS)])
+            mean = f"{areas.mean():.3f} ± {areas.std() / count**0.5:.3f}"
+            row += f"{mean:>{width}}{100 * (sign * (areas - floor) > 0).double().mean():6.0f} %"
+        print(row)
+
+
+def show_apart(apart: Tensor) -> None:
+    """Print how far the two tokens' maps are apart, where the heads agree and where not."""
+    print("\nweight that lies elsewhere for the other token")
+    for name, chosen in (("heads agree", apart[0] == 1), ("disagree", apart[0] == 0)):
+        kinds = (*METHODS, "gradient of the class token's class")
+        means = ", ".join(f"{kind} {100 * apart[n + 1, chosen].mean():.1f} %" for n, kind in enumerate(kinds))
+        print(f"{name:<12} {int(chosen.sum()):>5} pictures: {means}")
 
 
 if __name__ == "__main__":

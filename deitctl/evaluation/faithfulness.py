@@ -4,7 +4,7 @@ Deletion paints the patches over with the mean colour, the most important first;
 better the map. Insertion begins with a blurred picture and brings the patches back; the sooner the class is found, the
 better. A random map is the floor: whatever does no better has found nothing.
 
-Letters: B pictures, G patches along a side, S pixels along a side, K classes, T steps.
+Letters: M maps, B pictures, G patches along a side, S pixels along one, K classes, T steps.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLUR = 1 / 20
-"""Deviation of the blur, as a share of the picture's side: of 224 pixels 11, where RISE's kernel is 11 pixels wide."""
 STEPS = 14
 """Of a curve unless told: at 224 pixels a row's worth of patches each."""
 Answer = Callable[[Tensor], Tensor]
@@ -25,7 +23,7 @@ Answer = Callable[[Tensor], Tensor]
 
 
 def deletion(answer: Answer, images: Tensor, maps: Tensor, classes: Tensor, steps: int = STEPS) -> Tensor:
-    """Return the probability of each picture's class while its patches go, [B,T+1]; see `exchange` for the arguments.
+    """Return the probability of each picture's class while its patches go, [M,B,T+1]; see `exchange` for the arguments.
 
     `images` are normalised, so that the mean colour is 0.
     """
@@ -33,40 +31,44 @@ def deletion(answer: Answer, images: Tensor, maps: Tensor, classes: Tensor, step
 
 
 def insertion(answer: Answer, images: Tensor, maps: Tensor, classes: Tensor, steps: int = STEPS) -> Tensor:
-    """Return the probability of each picture's class while its patches come back, [B,T+1]; see `exchange`."""
-    return exchange(answer, blurred(images), images, maps, classes, steps)
+    """Return the probability of each picture's class while its patches come back, [M,B,T+1]; see `exchange`."""
+    patch = images.shape[-1] // maps.shape[-1]  # the deviation: what a patch shows is gone from where it was
+    return exchange(answer, blurred(images, patch), images, maps, classes, steps)
 
 
 @torch.inference_mode()
 def exchange(answer: Answer, start: Tensor, end: Tensor, maps: Tensor, classes: Tensor, steps: int) -> Tensor:
-    """Exchange one picture for another, patch by patch, in the order of a map; return the curve [B,T+1].
+    """Exchange one picture for another, patch by patch, in the order of each of several maps; return the curves [M,B,T+1].
 
     Args:
         answer: the classifier.
-        start, end: the picture to begin and to end with, [B,3,S,S].
-        maps: importance of each patch, [B,G,G]; the highest is exchanged first.
+        start, end: the picture to begin and to end with, [B,3,S,S]; asked about once for all maps.
+        maps: importance of each patch, [M,B,G,G]; the highest is exchanged first.
         classes: the class whose probability is followed, [B].
-        steps: T, in which equally many patches are exchanged; no more than there are patches are made.
+        steps: T, in which equally many patches are exchanged, at most one for each patch.
     """
-    patches = maps[0].numel()
-    rank = maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view_as(maps)
-    side = start.shape[-1] // maps.shape[-1]
-    curve = []
-    for step in range(min(steps, patches) + 1):
-        done = rank < round(step * patches / min(steps, patches))
-        pixels = done[:, None].repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
-        curve.append(answer(torch.where(pixels, end, start)).gather(1, classes[:, None]).squeeze(1))
-    return torch.stack(curve, dim=1)
+    patches, side = maps[0, 0].numel(), start.shape[-1] // maps.shape[-1]
+    steps = min(steps, patches)
+    rank = maps.flatten(2).argsort(dim=2, descending=True, stable=True).argsort(dim=2).view_as(maps)
+
+    def follow(images: Tensor) -> Tensor:
+        return answer(images).gather(1, classes[:, None]).squeeze(1)
+
+    curves = [follow(start).expand(len(maps), -1)]
+    for step in range(1, steps):
+        done = (rank < round(step * patches / steps)).unsqueeze(2)
+        pixels = done.repeat_interleave(side, dim=3).repeat_interleave(side, dim=4)
+        curves.append(torch.stack([follow(torch.where(p, end, start)) for p in pixels]))
+    return torch.stack([*curves, follow(end).expand(len(maps), -1)], dim=2)
 
 
-def area(curve: Tensor) -> Tensor:
-    """Return the area under curves [B,T+1] over the share of patches exchanged, 0..1, by trapezia: [B], 0..1."""
-    return (curve[:, :-1] + curve[:, 1:]).mean(dim=1) / 2
+def area(curves: Tensor) -> Tensor:
+    """Return the area under curves [...,T+1] over the share of patches exchanged, by trapezia: [...], 0..1."""
+    return (curves[..., :-1] + curves[..., 1:]).mean(dim=-1) / 2
 
 
-def blurred(images: Tensor, share: float = BLUR) -> Tensor:
-    """Blur pictures [B,3,S,S] by a Gaussian whose deviation is a share of their side; edges are mirrored."""
-    sigma = share * images.shape[-1]
+def blurred(images: Tensor, sigma: float) -> Tensor:
+    """Blur pictures [B,3,S,S] by a Gaussian of deviation `sigma` pixels; edges are mirrored."""
     reach = min(math.ceil(3 * sigma), images.shape[-1] - 1)
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=images.device) / sigma) ** 2)
     kernel = (kernel / kernel.sum()).to(images.dtype)

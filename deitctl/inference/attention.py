@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from deitctl.models.vit import HeadLogits, VisionTransformer
+from deitctl.models.vit import Block, HeadLogits, VisionTransformer
 
 
 class Attended(NamedTuple):
@@ -36,7 +36,7 @@ def attend(
         x = model.embed(images)
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
         x.requires_grad_(differentiable)
-        for block in model.blocks:
+        for block in cast(Iterable[Block], model.blocks):
             q, k, v = block.attn.split(block.norm1(x))
             attention = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
             kept.append(keep(attention))

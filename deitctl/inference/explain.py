@@ -46,7 +46,7 @@ def token_maps(
     if method == "gradient":
         return _maps(deit, _gradient(deit, images, classes))
     if method == "last-layer":
-        return TokenMaps(*(None if m is None else m.mean(dim=1) for m in head_maps(deit, images)))
+        return mean_of_heads(head_maps(deit, images))
     raise ConfigError(f"There is no method {method!r}.", f"There are: {', '.join(METHODS)}.")
 
 
@@ -59,6 +59,11 @@ def head_maps(model: nn.Module, images: Tensor) -> TokenMaps:
     deit = require_deit(model)
     last = attend(deit, images, keep=lambda a: a[:, :, : deit.num_prefix_tokens].clone()).kept[-1]
     return _maps(deit, list(last.unbind(dim=2)))
+
+
+def mean_of_heads(maps: TokenMaps) -> TokenMaps:
+    """Return the mean over attention heads, [B,G,G], of maps [B,A,G,G]."""
+    return TokenMaps(maps.cls.mean(dim=1), None if maps.dist is None else maps.dist.mean(dim=1))
 
 
 def require_deit(model: nn.Module) -> VisionTransformer:
@@ -119,5 +124,5 @@ def _one_hot(token: int, *, like: Tensor) -> Tensor:
 def _maps(model: VisionTransformer, rows: list[Tensor]) -> TokenMaps:
     """Drop the prefix tokens of rows [...,P+G²] and lay the patches out as they lie in the picture, [...,G,G]."""
     grid = model.img_size // model.arch.patch_size
-    maps = [row[..., model.num_prefix_tokens :].unflatten(-1, (grid, grid)) for row in rows]
+    maps = [row[..., model.num_prefix_tokens :].reshape(*row.shape[:-1], grid, grid) for row in rows]
     return TokenMaps(maps[0], maps[1] if len(maps) > 1 else None)

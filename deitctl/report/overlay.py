@@ -20,6 +20,8 @@ HEAT, DIFFERENCE = "inferno", "RdBu_r"
 OPACITY = 0.6
 SMALLEST, LARGEST = 224, 512
 """Sides of a panel, pixels: a small input is enlarged by a whole number, so that its pixels stay pixels."""
+NARROWEST = 96
+"""Side of an attention head's panel, pixels."""
 FONT_SIZE, GAP = 14, 8
 LINE = FONT_SIZE + 4
 
@@ -54,9 +56,18 @@ def heat(pixels: NDArray[np.uint8], importance: Map, side: int = 0) -> Image.Ima
 
 def difference(pixels: NDArray[np.uint8], cls: Map, dist: Map, side: int = 0) -> Image.Image:
     """Draw where the distillation token looks more (red) or less (blue) than the class token, each map's sum being 1."""
+    gap = _gap(cls, dist)
     side = side or panel_side(pixels.shape[-1])
-    gap = dist / (dist.sum() or 1.0) - cls / (cls.sum() or 1.0)
     return _tinted(pixels, 0.5 + 0.5 * gap / (np.abs(gap).max() or 1.0), DIFFERENCE, side)
+
+
+def moved(cls: Map, dist: Map) -> float:
+    """Return the share of one map's weight, 0..1, that has to move to make the other (total variation)."""
+    return float(np.abs(_gap(cls, dist)).sum() / 2)
+
+
+def _gap(cls: Map, dist: Map) -> Map:
+    return dist / (dist.sum() or 1.0) - cls / (cls.sum() or 1.0)
 
 
 def panels(pixels: NDArray[np.uint8], tokens: Sequence[TokenView], *, name: str, note: str) -> Image.Image:
@@ -72,8 +83,9 @@ def panels(pixels: NDArray[np.uint8], tokens: Sequence[TokenView], *, name: str,
     row = [_Panel(_resized(pixels, side), ("picture", name))]
     row += [_Panel(heat(pixels, t.importance, side), (t.title, t.says)) for t in tokens]
     if len(tokens) == 2:
-        gap = difference(pixels, *(t.importance for t in tokens), side)
-        row.append(_Panel(gap, ("where the two differ", "red: distillation, blue: class token")))
+        cls, dist = (t.importance for t in tokens)
+        lines = ("distillation minus class token", f"red more, blue less: {100 * moved(cls, dist):.0f} % moved")
+        row.append(_Panel(difference(pixels, cls, dist, side), lines))
     strips = [_side_by_side(row)]
     for token in tokens:
         strips += _heads(pixels, token, strips[0].width)
@@ -88,14 +100,16 @@ def panel_side(input_side: int) -> int:
 
 
 def _heads(pixels: NDArray[np.uint8], token: TokenView, width: int) -> list[Image.Image]:
-    """Draw a token's attention heads as rows that fill the width, six or so in each."""
+    """Draw a token's attention heads below a line that says so, as many beside each other as stay readable."""
     if token.heads is None:
         return []
     count = len(token.heads)
-    columns = next(c for c in (6, 5, 4, 8, 7, 3, 2, 1) if count % c == 0)
+    fits = [c for c in range(1, 9) if count % c == 0 and (width - GAP) // c - GAP >= NARROWEST]
+    columns = max(fits, default=1)
     side = min((width - GAP) // columns - GAP, panel_side(pixels.shape[-1]))
-    drawn = [_Panel(heat(pixels, m, side), (f"{token.title}, head {n + 1}",)) for n, m in enumerate(token.heads)]
-    return [_side_by_side(drawn[start : start + columns]) for start in range(0, count, columns)]
+    drawn = [_Panel(heat(pixels, m, side), (f"head {n + 1}",)) for n, m in enumerate(token.heads)]
+    rows = [_side_by_side(drawn[start : start + columns]) for start in range(0, count, columns)]
+    return [_text_line(f"{token.title}, head by head", width), *rows]
 
 
 def _tinted(pixels: NDArray[np.uint8], share: Map, colours: str, side: int) -> Image.Image:

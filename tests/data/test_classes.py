@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from deitctl.card import ModelCard
 from deitctl.catalog import find, imagenet_classes
-from deitctl.data.classes import describe_classes, is_imagenet, match_classes
+from deitctl.data.classes import describe_classes, find_class, is_imagenet, match_classes
+from deitctl.errors import ConfigError
 
 IDS, NAMES = imagenet_classes()
 IMAGENET = find("deit_tiny").card()
@@ -85,3 +88,30 @@ def test_a_whole_name_comes_before_another_classes_synonym():
 
 def test_names_that_differ_only_in_case_or_signs_are_classes_of_their_own():
     assert match_classes(card("A", "a", "-1", "1"), ["A", "a", "-1", "1"]).kind == "same"
+
+
+@pytest.mark.parametrize("name", ["tench", "Tinca tinca", "TENCH", "tinca-tinca", "n01440764", "0", NAMES[0]])
+def test_a_class_is_found_by_label_synonym_wordnet_id_and_number(name):
+    assert find_class(IMAGENET, name) == 0
+
+
+def test_a_class_that_is_called_a_number_comes_before_the_one_that_has_it():
+    digits = card("9", "8", "7")
+    assert find_class(digits, "9") == 0
+    assert find_class(digits, "1") == 1
+    with pytest.raises(ConfigError, match="no class '3'. Numbers from 0 to 2"):
+        find_class(digits, "3")
+
+
+def test_a_class_of_a_model_without_names_has_its_number():
+    assert find_class(ModelCard(architecture="x", num_classes=4), "3") == 3
+
+
+def test_a_name_that_two_classes_share_is_refused_with_their_numbers():
+    with pytest.raises(ConfigError, match=r"'crane' is 2 classes. Say which by number: 134, 517"):
+        find_class(IMAGENET, "crane")
+
+
+def test_a_misspelt_class_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'tench'"):
+        find_class(IMAGENET, "tensh")

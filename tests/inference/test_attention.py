@@ -44,7 +44,9 @@ def test_the_logits_depend_on_every_attention_but_not_on_an_unread_row_of_the_la
 
 def test_nothing_but_what_was_asked_for_is_kept(deit, noise):
     logits, kept = attend(deit(), noise(2, 3, 32, 32), keep=lambda a: a.mean(dim=1))
-    assert kept[0].shape == (2, 5, 5) and not kept[0].requires_grad and not logits.cls.requires_grad
+    assert kept[0].shape == (2, 5, 5)
+    assert not kept[0].requires_grad
+    assert not logits.cls.requires_grad
 
 
 def test_it_can_be_differentiated_where_the_caller_computes_without_gradients(deit, noise):

@@ -20,7 +20,9 @@ def test_a_map_is_a_weight_of_every_patch_for_every_token_of_the_model(deit, noi
     assert maps.cls.shape == (2, size // 16, size // 16)
     assert (maps.dist is not None) == ("distilled" in alias)
     for tokens_map in (m for m in maps if m is not None):
-        assert (tokens_map >= 0).all() and tokens_map.sum() > 0 and not tokens_map.requires_grad
+        assert (tokens_map >= 0).all()
+        assert tokens_map.sum() > 0
+        assert not tokens_map.requires_grad
 
 
 def test_rollout_of_two_blocks_by_hand(deit, noise, monkeypatch):
@@ -56,7 +58,9 @@ def test_gradient_relevance_is_the_papers_rule_on_whole_matrices(deit, noise, al
     maps = token_maps(model, images, method="gradient", classes=asked)
     prefix = model.num_prefix_tokens
     for picture in range(2):
-        for token, (head, got) in enumerate((h, m) for h, m in zip(("cls", "dist"), maps, strict=True) if m is not None):
+        for token, (head, got) in enumerate(
+            (h, m) for h, m in zip(("cls", "dist"), maps, strict=True) if m is not None
+        ):
             logits, attention = attend(model, images[picture : picture + 1], differentiable=True)
             for a in attention:
                 a.retain_grad()
@@ -102,7 +106,8 @@ def test_the_distillation_head_does_not_move_the_class_tokens_map(deit, noise):
     with torch.no_grad():
         model.head_dist.weight.mul_(2)
     after = token_maps(model, images, classes=torch.tensor([0]))
-    assert torch.equal(before.cls, after.cls) and not torch.equal(before.dist, after.dist)
+    assert torch.equal(before.cls, after.cls)
+    assert not torch.equal(before.dist, after.dist)
 
 
 def test_last_layer_is_the_mean_of_its_heads_and_its_heads_are_the_last_blocks_rows(deit, noise):
@@ -125,7 +130,8 @@ def test_patches_lie_as_in_the_picture(deit):
     first = attend(model, images).kept[0].mean(dim=1)[0, 0, 1:].reshape(2, 2)
     odd_one = (first - first.median()).abs().argmax()
     rolled = token_maps(model, images, method="rollout").cls[0]
-    assert odd_one == 1 and (rolled - rolled.median()).abs().argmax() == 1
+    assert odd_one == 1
+    assert (rolled - rolled.median()).abs().argmax() == 1
 
 
 def test_a_model_without_tokens_of_ours_is_refused(noise):
