@@ -228,7 +228,8 @@ def test_of_many_classes_a_part_is_seen_the_most_confused_first(tab, forty):
     tab.click('#confusion button[value="confused"]')
     assert shown(tab, ".matrix tbody th")[:4] == ["class 20", "class 21", "class 5", "class 33"]
     tab.click('#confusion button[value="data"]')
-    tab.click("#confusion .choice:nth-child(2) button", 1)
+    for _ in range(3):  # there are no more than two parts
+        tab.click("#confusion .choice:nth-child(2) button", 1)
     assert shown(tab, ".matrix tbody th") == [f"class {n}" for n in range(20, 40)]
     assert "classes 21 to 40 of 40" in shown(tab, "#confusion .choice")[1]
 
