@@ -199,6 +199,17 @@ def test_the_list_of_confusions_leads_to_their_pictures(tab, everything):
     assert tab.js("location.hash") == "#cell"
 
 
+def test_answers_outside_the_data_are_told_apart_by_their_names(tab, written, contents, evaluated):
+    e = evaluated(predicted=[-1, 0, 1, -1, 0, -1, 2, 2], outside={0: "lion", 3: "fox", 5: "wolf"})
+    tab.open(written(contents(e)))
+    number = shown(tab, ".confused a").index("dog taken for wolf")
+    tab.click(".confused a", number)
+    assert shown(tab, "#cell h3") == ["1 picture: dog taken for wolf"]
+    assert shown(tab, "#cell code") == ["dog/5.jpg"]
+    tab.click('.matrix [data-key="1/-1"]')  # the same cell, all of it
+    assert shown(tab, "#cell code") == ["dog/5.jpg", "dog/3.jpg"]
+
+
 def test_the_matrix_is_reached_and_walked_with_the_keyboard(tab, everything):
     tab.open(everything)
     tab.js("[...document.querySelectorAll('#confusion .choice button')].at(-1).focus()")
@@ -263,7 +274,7 @@ def test_the_classes_are_sorted_by_each_column_and_back(tab, everything):
     tab.open(everything)
     heads = ["class", "recall", "precision", "F1", "pictures"]
     assert shown(tab, "#classes thead button") == heads
-    assert shown(tab, "#classes tbody th") == ["dog", "cat", "owl"]  # by recall
+    assert shown(tab, "#classes tbody tr")[:2] == ["dog33.3 %50.0 %40.0 %3", "cat66.7 %66.7 %66.7 %3"]  # by recall
     worst, named = ["dog", "cat", "owl"], ["cat", "dog", "owl"]
     for number, classes in enumerate((named, worst, worst, worst, named)):
         tab.click("#classes thead button", number)
@@ -278,7 +289,7 @@ def test_the_classes_are_sorted_by_each_column_and_back(tab, everything):
 def test_the_classes_are_filtered_by_a_part_of_their_name(tab, forty):
     tab.open(forty)
     tab.click("#classes input")
-    tab.send("Input.insertText", text="CLASS 3")
+    tab.send("Input.insertText", text="SS 3")
     assert shown(tab, "#classes tbody th") == [f"class {n}" for n in (3, *range(30, 40))]
     assert shown(tab, "#classes [role=status]") == ["11 of 40 classes"]
 
