@@ -31,8 +31,8 @@ def main() -> None:
     options = parser.parse_args()
     loaded = load_model(options.model, weights=options.weights, reporter=SilentReporter())
     source, pre = open_for_evaluation(options.pictures, SilentReporter()), loaded.card.preprocessing
-    batches = eval_batches(source, pre, batch_size=50, workers=0, pin_memory=False)
-    logits = torch.cat([forward_heads(loaded.model, normalise(b.images, pre)).cls for b in batches])
+    batches = eval_batches(source, [pre], batch_size=50, workers=0, pin_memory=False)
+    logits = torch.cat([forward_heads(loaded.model, normalise(b.images[0], pre)).cls for b in batches])
     print(
         f"{len(logits)} pictures, {logits.shape[1]} classes\n| tau | k | bytes a word | mass kept | KL, nats |\n|---|---|---|---|---|"
     )

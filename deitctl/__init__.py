@@ -22,6 +22,7 @@ _PUBLIC = {
     "Teaching": "deitctl.workflows.configure",
     "configure": "deitctl.workflows.configure",
     "evaluate": "deitctl.workflows.evaluate:evaluate_model",
+    "explain": "deitctl.workflows.explain",
     "export": "deitctl.workflows.export",
     "predict": "deitctl.workflows.predict",
     "resume": "deitctl.workflows.train",

@@ -77,13 +77,15 @@ def walk(folder: str, *, follow: bool) -> Iterator[tuple[str, list[str], list[st
     pending = [folder]
     while pending:
         current = pending.pop()
+        folders: list[str] = []
+        files: list[str] = []
         try:
             with os.scandir(current) as listing:
-                entries = [(entry.name, _is_folder(entry)) for entry in listing]
+                for entry in listing:
+                    (folders if _is_folder(entry) else files).append(entry.name)
         except (OSError, ValueError):
             continue
-        folders = [name for name, inner in entries if inner]
-        yield current, folders, [name for name, inner in entries if not inner]
+        yield current, folders, files
         below = [os.path.join(current, name) for name in folders]
         pending += [path for path in reversed(below) if follow or not os.path.islink(path)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,33 @@ def topk_correct(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     return (best == labels[:, None]).any(dim=1)
 
 
-def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
+BINS = 15  # of confidence (Guo et al. 2017, §5)
+
+
+class Reliability(NamedTuple):
+    """For bins of confidence of equal width: pictures, their mean confidence and accuracy in 0..1, [bins] each."""
+
+    images: Tensor
+    confidence: Tensor
+    accuracy: Tensor
+
+
+def reliability(confidence: Tensor, correct: Tensor, bins: int = BINS) -> Reliability:
+    """Sort pictures into bins ((m-1)/M, m/M] of confidence (Guo et al. 2017, Fig. 1); a bin without pictures has zeros.
+
+    Args:
+        confidence: the probability of each picture's answer, [B] in 0..1.
+        correct: whether it was right, [B].
+        bins: how many.
+    """
+    index = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
+    sums = torch.zeros(3, bins, dtype=torch.float64)
+    for row, values in enumerate((torch.ones_like(confidence), confidence, correct)):
+        sums[row].index_add_(0, index, values.double())
+    return Reliability(sums[0].long(), sums[1] / sums[0].clamp(min=1), sums[2] / sums[0].clamp(min=1))
+
+
+def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:
     """Mean gap between confidence and accuracy over equal-width bins, weighted by their pictures (Guo et al. 2017, Eq. 3).
 
     Args:
@@ -20,12 +48,8 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 
         correct: whether it was right, [B].
         bins: how many bins; 15 in that paper.
     """
-    if len(confidence) == 0:
-        return 0.0
-    index = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)  # bin m is ((m-1)/M, m/M]
-    gap = torch.zeros(bins, dtype=torch.float64)
-    gap.index_add_(0, index, correct.double() - confidence.double())
-    return float(gap.abs().sum() / len(confidence))
+    found = reliability(confidence, correct, bins)
+    return float((found.images * (found.accuracy - found.confidence).abs()).sum() / max(1, len(confidence)))
 
 
 def agreement(a: Tensor, b: Tensor) -> float:

@@ -15,8 +15,8 @@ from deitctl.card import Preprocessing
 from deitctl.checkpoint import load_card, load_tensors, require_finite, tensor_shapes
 from deitctl.config import TrainConfig, from_dict, override, read_toml, write_toml
 from deitctl.data.decode import decode
+from deitctl.data.eval_view import eval_view
 from deitctl.data.open import open_data
-from deitctl.data.transforms import eval_view
 from deitctl.errors import DeitctlError
 from deitctl.events import SilentReporter
 from deitctl.models.convert import img_size_of, infer_architecture, num_classes_of

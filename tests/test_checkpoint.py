@@ -19,6 +19,7 @@ from deitctl.checkpoint import (
     file_metadata,
     load_card,
     load_tensors,
+    require_finite,
     save_model,
     save_tensors,
     tensor_shapes,
@@ -183,6 +184,22 @@ def test_what_is_no_state_dict_is_said(value, tmp_path):
 
 
 LAYERS = {"classifier": ("head",), "first_conv": "patch_embed.proj", "fixed_input_size": True}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_one_number_that_is_none_is_found(bad):
+    tensors = {"first": torch.ones(3), "second": torch.zeros(40, 50), "counts": torch.tensor([1, 2])}
+    require_finite(tensors, "here")
+    tensors["second"][39, 49] = bad
+    with pytest.raises(ModelError, match=r"here is of no use: 'second'"):
+        require_finite(tensors, "here")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_numbers_whose_sum_is_too_large_are_numbers(dtype):
+    largest = torch.full((1000,), torch.finfo(dtype).max, dtype=dtype)
+    assert not largest.sum().isfinite()
+    require_finite({"large": largest}, "here")
 
 
 def test_model_folder_is_two_files(tmp_path, tensors):

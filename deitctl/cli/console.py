@@ -9,13 +9,12 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from deitctl.errors import ConfigError, Interrupted, Signalled, did_you_mean
+
+if TYPE_CHECKING:  # Rich is imported where something is shown: an answer in half a second has no time for it
+    from rich.console import Console
 
 HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 """What a terminal obeys or reorders instead of showing: control characters, directions of writing, half characters."""
@@ -31,11 +30,15 @@ def printable(text: str) -> str:
 
 def shown(text: str) -> str:
     """Return a text for Rich, which takes nothing in it for markup."""
+    from rich.markup import escape
+
     return escape(printable(text))
 
 
 def talk() -> Console:
     """Return the console for people: stderr, honouring NO_COLOR."""
+    from rich.console import Console
+
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -82,6 +85,9 @@ def print_line(text: str) -> None:
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], numeric: int = 1) -> None:
     """Print a table on stdout; columns from `numeric` on are right-aligned."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table()
     for position, column in enumerate(columns):
         table.add_column(column, justify="right" if position >= numeric else "left", overflow="fold")

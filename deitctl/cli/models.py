@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from deitctl.catalog import ARCHITECTURES, OFFICIAL_URL
 from deitctl.cli import options as o
 
 
@@ -18,6 +17,7 @@ def models(
 
     Example: deitctl models distilled
     """
+    from deitctl.catalog import ARCHITECTURES, OFFICIAL_URL
     from deitctl.cli.console import choose_format, print_json, print_table
     from deitctl.cli.training import FORMATS
     from deitctl.models.weights import local_weights

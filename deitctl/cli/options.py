@@ -20,6 +20,10 @@ DataArg = Annotated[
         show_default=False,
     ),
 ]
+InputsArg = Annotated[
+    list[str],
+    typer.Argument(metavar="INPUT...", help="File, folder, web address, or - for a list of paths on stdin."),
+]
 ModelOpt = Annotated[str | None, typer.Option("--model", help=MODEL_HELP, show_default=False)]
 WeightsOpt = Annotated[
     Path | None, typer.Option("--weights", help="Weights file or model folder for a model named.", show_default=False)

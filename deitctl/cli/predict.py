@@ -11,19 +11,18 @@ import typer
 from deitctl.cli import options as o
 
 if TYPE_CHECKING:
+    from deitctl.events import Reporter
     from deitctl.inference.predict import Prediction
 
 FORMATS = ("table", "json", "jsonl", "csv")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-BAR = 20  # characters of a score of 1
 
 
 def predict(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(metavar="INPUT...", help="File, folder, web address, or - for a list of paths on stdin."),
-    ],
-    model: o.ModelOpt = None,
+    inputs: o.InputsArg,
+    model: Annotated[
+        str | None, typer.Option("--model", help=f"{o.MODEL_HELP} Or an exported .onnx file.", show_default=False)
+    ] = None,
     weights: o.WeightsOpt = None,
     topk: Annotated[int, typer.Option("--topk", "-k", min=1, help="How many classes to name.")] = 5,
     head: o.HeadOpt = "auto",
@@ -37,26 +36,55 @@ def predict(
         str | None,
         typer.Option("--format", help="table, json, jsonl or csv.", show_default="table on a terminal, else jsonl"),
     ] = None,
+    picture: Annotated[
+        bool | None,
+        typer.Option(
+            "--picture/--no-picture", help="Show pictures in the terminal, as the model sees them.",
+            show_default="for one file or address",
+        ),
+    ] = None,
     quiet: o.QuietOpt = False,
-) -> None:
+) -> None:  # fmt: skip
     """Say what is in pictures.
 
     Example: deitctl predict cat.jpg --topk 5
     """
     from deitctl.cli.console import choose_format
     from deitctl.cli.progress import make_reporter
+    from deitctl.cli.startup import without_garbage
+    from deitctl.errors import ConfigError
 
     shape = choose_format(output_format, FORMATS, "jsonl")
-    from deitctl.workflows.predict import predict as run
+    if picture and shape != "table":
+        raise ConfigError(f"--picture goes with a table, not with {shape}.")
+    reporter = make_reporter(quiet)
+    shown = shape == "table" and _show_pictures(picture, inputs, reporter)
+    with without_garbage():
+        from deitctl.workflows.predict import predict as run
 
-    stream = run(
-        inputs, model=model or "", weights=str(weights) if weights else "", topk=topk, head=head,
-        batch_size=batch_size or (1 if "-" in inputs else 16), img_size=img_size or 0, device=device,
-        precision=precision, stdin=sys.stdin, reporter=make_reporter(quiet),
-    )  # fmt: skip
+        stream = run(
+            inputs, model=model or "", weights=str(weights) if weights else "", topk=topk, head=head,
+            batch_size=batch_size or (1 if "-" in inputs else 16), img_size=img_size or 0, device=device,
+            precision=precision, stdin=sys.stdin, keep_pixels=shown, reporter=reporter,
+        )  # fmt: skip
     failed = {"table": _table, "json": _json, "jsonl": _jsonl, "csv": _csv}[shape](stream)
     if failed:
         raise typer.Exit(3)
+
+
+def _show_pictures(asked: bool | None, inputs: list[str], reporter: Reporter) -> bool:
+    """Decide whether the table has pictures: as asked, else for a single one, and only where a terminal has colours."""
+    from deitctl.cli.picture import can_show
+    from deitctl.cli.table import terminal
+    from deitctl.inference.inputs import STDIN, is_folder
+
+    single = len(inputs) == 1 and inputs[0] != STDIN and not is_folder(inputs[0])
+    if not (single if asked is None else asked):
+        return False
+    able = can_show(terminal())
+    if asked and not able:
+        reporter.warn("Pictures need a terminal with 256 colours or more, which this is not.")
+    return able
 
 
 def _jsonl(stream: Iterable[Prediction]) -> int:
@@ -77,6 +105,7 @@ def _json(stream: Iterable[Prediction]) -> int:
     for prediction in stream:
         failed += prediction.error is not None
         sys.stdout.write(separator + json_text(prediction.to_dict()))
+        sys.stdout.flush()
         separator = ",\n"
     sys.stdout.write("[]\n" if separator == "[\n" else "\n]\n")
     return failed
@@ -111,17 +140,10 @@ def cell(text: str) -> str:
 
 
 def _table(stream: Iterable[Prediction]) -> int:
-    from rich.console import Console
+    from deitctl.cli.table import print_prediction, terminal
 
-    from deitctl.cli.console import shown
-
-    failed, console = 0, Console(highlight=False)
+    failed, console = 0, terminal()
     for prediction in stream:
-        console.print(f"[bold]{shown(prediction.input)}[/]", soft_wrap=True)
-        if prediction.error is not None:
-            failed += 1
-            console.print(f"  [red]{shown(prediction.error)}[/]", soft_wrap=True)
-        for guess in prediction.guesses:
-            bar = "█" * round(guess.score * BAR)
-            console.print(f"  {100 * guess.score:5.1f} % [cyan]{bar:<{BAR}}[/] {shown(guess.label)}", soft_wrap=True)
+        failed += prediction.error is not None
+        print_prediction(prediction, console)
     return failed

@@ -1,26 +1,24 @@
-"""The library's progress on a terminal as Rich bars, elsewhere as a plain line every few seconds."""
+"""The library's progress on a terminal as Rich bars, elsewhere as a plain line every few seconds.
+
+Rich is imported when there is something to say: an answer in half a second has no time for it.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)  # fmt: skip
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from deitctl.cli.console import shown, talk
 from deitctl.events import Reporter, SilentReporter, Task
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
 
 LINE_EVERY = 5.0  # seconds
 
@@ -29,15 +27,15 @@ def make_reporter(quiet: bool) -> Reporter:
     """Return the reporter for this terminal: bars, lines, or with `quiet` warnings alone."""
     if os.environ.get("RANK", "0") != "0":
         return SilentReporter()  # of several processes the first speaks
-    console = talk()
     if quiet:
-        return _Quiet(console)
-    return BarReporter(console) if console.is_terminal else LineReporter(console)
+        return _Quiet()
+    return BarReporter() if sys.stderr.isatty() else LineReporter()
 
 
 class _Quiet(SilentReporter):
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    @cached_property
+    def console(self) -> Console:
+        return talk()
 
     def warn(self, message: str) -> None:
         self.console.print(f"[yellow]warning:[/] {shown(message)}")
@@ -81,17 +79,20 @@ class _LineTask:
 class BarReporter(_Quiet):
     """A bar a step, with speed and time left; it vanishes when the step is done."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
-        self.progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[extra]}"), console=console, transient=True,
+    open = 0
+
+    @cached_property
+    def progress(self) -> Progress:
+        from rich import progress as p
+
+        return p.Progress(
+            p.SpinnerColumn(), p.TextColumn("{task.description}"), p.BarColumn(), p.MofNCompleteColumn(),
+            p.TextColumn("{task.fields[speed]}"), p.TimeElapsedColumn(), p.TimeRemainingColumn(),
+            p.TextColumn("{task.fields[extra]}"), console=self.console, transient=True,
         )  # fmt: skip
-        self.open = 0
 
     def note(self, message: str) -> None:
-        self.progress.console.print(shown(message))
+        self.console.print(shown(message))  # the bars' console too, which keeps them below
 
     @contextmanager
     def task(self, label: str, total: int | None, unit: str = "images") -> Iterator[Task]:

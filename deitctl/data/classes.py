@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from deitctl.card import ModelCard
 from deitctl.catalog import imagenet_classes
+from deitctl.errors import ConfigError, did_you_mean
+
+NUMBERS = frozenset(map(str, range(1000)))
 
 
 @dataclass(frozen=True)
@@ -16,12 +19,13 @@ class ClassMatch:
     rows: tuple[int, ...]
     """For each class of the data, its logit."""
     kind: str
-    """`same`, `permuted` (same classes, other order) or `subset` (the model knows more)."""
+    """`same`, `permuted` (same classes, other order), `subset` (the model knows more), or `numbers` (ImageNetV2's folders)."""
 
     def __str__(self) -> str:
         return {
             "same": f"the same {len(self.rows)} classes",
             "permuted": f"the same {len(self.rows)} classes in another order",
+            "numbers": f"the same {len(self.rows)} classes by number",
             "subset": f"{len(self.rows)} of the model's classes",
         }[self.kind]
 
@@ -30,19 +34,43 @@ def match_classes(card: ModelCard, data_names: Sequence[str]) -> ClassMatch | No
     """Find each of the data's classes in a model's by WordNet id or name; None unless all are found.
 
     Names are compared without case, underscores and hyphens; each synonym of an ImageNet class counts, unless two
-    classes share it.
+    classes share it. Folders called 0 to 999 mean ImageNet's classes in the order of their WordNet ids, which is how
+    ImageNetV2 is published.
     """
     exact = {name: row for row, name in enumerate(card.class_names or ())}
     rows: list[int | None] = [exact.get(name) for name in data_names]
     if None in rows:
         index = _spellings(card)
         rows = [index.get(_plain(name)) for name in data_names]
+    if set(data_names) == NUMBERS and is_imagenet(card.class_names or ()):
+        return ClassMatch(tuple(map(int, data_names)), "numbers")
     if any(row is None for row in rows) or len(set(rows)) != len(rows):
         return None
     found = tuple(row for row in rows if row is not None)
     if len(found) < card.num_classes:
         return ClassMatch(found, "subset")
     return ClassMatch(found, "same" if found == tuple(range(card.num_classes)) else "permuted")
+
+
+def find_class(card: ModelCard, name: str) -> int:
+    """Return the logit of a class that a person names: by its name, label, a synonym, WordNet id or number.
+
+    Spelled as `match_classes` has it; a class that is called `7` comes before the one numbered 7.
+
+    Raises:
+        ConfigError: no class is called so, or more than one.
+    """
+    exact = {known: row for row, known in enumerate(card.class_names or ())}
+    row = exact.get(name, _spellings(card).get(_plain(name)))
+    if row is None and name.isascii() and name.isdecimal() and int(name) < card.num_classes:
+        row = int(name)
+    if row is not None:
+        return row
+    same = [n for n, label in enumerate(card.descriptions or ()) if _plain(name) in map(_plain, label.split(","))]
+    if same:
+        raise ConfigError(f"{name!r} is {len(same)} classes.", f"Say which by number: {', '.join(map(str, same))}.")
+    hint = did_you_mean(_plain(name), _spellings(card)) or f"Numbers from 0 to {card.num_classes - 1} name classes too."
+    raise ConfigError(f"The model has no class {name!r}.", hint)
 
 
 def _spellings(card: ModelCard) -> dict[str, int]:

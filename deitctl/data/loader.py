@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from deitctl.card import Preprocessing
 from deitctl.config import AugmentConfig
+from deitctl.data.eval_view import Pixels, eval_view
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
 from deitctl.data.sources import Source
-from deitctl.data.transforms import Pixels, eval_view, train_view
+from deitctl.data.transforms import train_view
 from deitctl.errors import DataError
 
 
@@ -106,21 +107,51 @@ class TrainViews(Dataset[Sample]):
         return Sample(pixels, label, key, "", shown)
 
 
-class EvalViews(Dataset[Sample]):
-    """The one view of each picture that evaluation uses, by position."""
+class EvalSample(NamedTuple):
+    """One picture for evaluation, once a preprocessing; no `views` where it could not be read, and `error` says why."""
 
-    def __init__(self, source: Source, preprocessing: Preprocessing) -> None:
-        self.source, self.preprocessing = source, preprocessing
+    views: tuple[Pixels, ...]
+    label: int
+    position: int
+    error: str
+
+
+class EvalBatch(NamedTuple):
+    """The readable pictures of a batch: uint8 [B,3,S,S] for each preprocessing, labels [B], positions in the source [B]."""
+
+    images: list[Tensor]
+    labels: Tensor
+    indices: Tensor
+    errors: list[tuple[int, str]]
+    """Position of each picture that could not be read, and why."""
+
+
+class EvalViews(Dataset[EvalSample]):
+    """The views of each picture that evaluation uses, by position; a picture is read once for all of them."""
+
+    def __init__(self, source: Source, preprocessings: Sequence[Preprocessing]) -> None:
+        self.source, self.preprocessings = source, preprocessings
 
     def __len__(self) -> int:
         return len(self.source.labels)
 
-    def __getitem__(self, index: int) -> Sample:
-        key, label = SampleKey(0, index, 0), int(self.source.labels[index])
+    def __getitem__(self, index: int) -> EvalSample:
+        label = int(self.source.labels[index])
         try:
-            return Sample(eval_view(self.source.read(index), self.preprocessing), label, key, "")
+            image = self.source.read(index)
         except DataError as error:
-            return Sample(None, label, key, str(error))
+            return EvalSample((), label, index, str(error))
+        return EvalSample(tuple(eval_view(image, p) for p in self.preprocessings), label, index, "")
+
+    def collate(self, samples: Sequence[EvalSample]) -> EvalBatch:
+        """Stack the readable samples."""
+        good = [s for s in samples if not s.error]
+        return EvalBatch(
+            [_stack([s.views[n] for s in good]) for n in range(len(self.preprocessings))],
+            torch.tensor([s.label for s in good], dtype=torch.int64),
+            torch.tensor([s.position for s in good], dtype=torch.int64),
+            [(s.position, s.error) for s in samples if s.error],
+        )
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -167,17 +198,21 @@ def _training_stream(
     views: TrainViews, keys: Iterable[list[SampleKey]], workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
     ahead = 4 if workers else None
-    return _stream(views, batch_sampler=keys, num_workers=workers, pin_memory=pin_memory, prefetch_factor=ahead)
+    return _stream(
+        views, collate_fn=collate, batch_sampler=keys, num_workers=workers, pin_memory=pin_memory,
+        prefetch_factor=ahead,
+    )  # fmt: skip
 
 
 def eval_batches(
-    source: Source, preprocessing: Preprocessing, *, batch_size: int, workers: int, pin_memory: bool,
+    source: Source, preprocessings: Sequence[Preprocessing], *, batch_size: int, workers: int, pin_memory: bool,
     share: slice = slice(None),
-) -> Iterator[Batch]:  # fmt: skip
+) -> Iterator[EvalBatch]:  # fmt: skip
     """Yield every picture of a source once, in order; of several processes each takes its `share` of the positions."""
-    mine = range(len(source.labels))[share]
+    mine, views = range(len(source.labels))[share], EvalViews(source, preprocessings)
     return _stream(
-        EvalViews(source, preprocessing),
+        views,
+        collate_fn=views.collate,
         sampler=mine,
         batch_size=batch_size,
         num_workers=workers if len(mine) > batch_size else 0,
@@ -185,10 +220,10 @@ def eval_batches(
     )
 
 
-def _stream(views: Dataset[Sample], **options: Any) -> Iterator[Batch]:
+def _stream(views: Dataset[Any], **options: Any) -> Iterator[Any]:
     with warnings.catch_warnings():  # the number of processes is the user's to choose
         warnings.filterwarnings("ignore", message="This DataLoader will create")
-        return iter(DataLoader(views, collate_fn=collate, worker_init_fn=leave_signals_to_the_parent, **options))
+        return iter(DataLoader(views, worker_init_fn=leave_signals_to_the_parent, **options))
 
 
 def leave_signals_to_the_parent(_: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from deitctl import rng
 from deitctl.card import Preprocessing
-from deitctl.config import AugmentConfig
 from deitctl.data.samplers import SampleKey
+
+if TYPE_CHECKING:
+    from deitctl.config import AugmentConfig
 
 ERASE_AREA = (0.02, 1 / 3)  # timm's RandomErasing, which DeiT uses (Zhong et al. 2017 have 0.02..0.4)
 ERASE_RATIO = (0.3, 1 / 0.3)

@@ -1,6 +1,6 @@
-"""What happens to one picture: the exact way for evaluation, and a view that is a function of its key for training.
+"""What happens to one picture in training: a view, uint8 [3,S,S], that is a function of its key.
 
-Both return uint8 [3,S,S]; normalisation happens on the device, for the whole batch.
+Normalisation happens on the device, for the whole batch; evaluation's view is in eval_view.py.
 """
 
 from __future__ import annotations
@@ -10,69 +10,16 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from deitctl import rng
-from deitctl.card import IMAGENET_MEAN, Preprocessing
+from deitctl.card import IMAGENET_MEAN
 from deitctl.config import AugmentConfig
+from deitctl.data.eval_view import Pixels, channels_first
 from deitctl.errors import ConfigError
 
-Pixels = NDArray[np.uint8]
-MOST_RESIZED = 2**24
-"""Pixels of a resized picture above which only what the crop keeps of it is computed."""
 VIEWS_VERSION = 1
 """Goes up when `train_view` gives other pixels for the same arguments, so that no stored word of a teacher outlives them."""
-INTERPOLATION = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-}
-
-
-def eval_view(image: Image.Image, pre: Preprocessing) -> Pixels:
-    """Resize, crop the centre: to the pixel what timm's `transforms_imagenet_eval` does."""
-    size, target = pre.img_size, pre.resize_to
-    resample = INTERPOLATION.get(pre.interpolation, Image.Resampling.BICUBIC)
-    if pre.crop_mode == "squash":
-        image = image.resize((target, target), resample)
-    else:
-        width, height = image.size
-        short = min(width, height)
-        scaled = (target, int(target * height / width)) if width == short else (int(target * width / height), target)
-        if scaled[0] * scaled[1] > MOST_RESIZED:
-            image = _resize_centre(image, scaled, size, resample)
-        elif scaled != image.size:
-            image = image.resize(scaled, resample)
-    left, top = _centre(image.width, size), _centre(image.height, size)
-    return _pixels(image.crop((left, top, left + size, top + size)))  # outside the picture: black, as torchvision pads
-
-
-def _resize_centre(image: Image.Image, scaled: tuple[int, int], size: int, resample: Image.Resampling) -> Image.Image:
-    """Return the middle of `image` resized to `scaled`, at most `size` a side: a ribbon 20,000 times as long as wide
-    would take gigabytes. A value may differ by one from that of the whole, resized: Pillow's coordinates are floats.
-    """
-    lengths, cut, box = (image.width, image.height), [], []
-    for length, whole in zip(lengths, scaled, strict=True):
-        kept, step = min(size, whole), length / whole
-        start, end = _centre(whole, kept) * step, (_centre(whole, kept) + kept) * step
-        margin = 4 * max(1.0, step)  # no filter looks further than three pixels of the smaller picture
-        first, last = max(0, math.floor(start - margin)), min(length, math.ceil(end + margin))
-        cut.append((first, last))
-        box.append((start - first, end - first))
-    (left, right), (top, bottom) = cut
-    (x0, x1), (y0, y1) = box
-    return image.crop((left, top, right, bottom)).resize(
-        (min(size, scaled[0]), min(size, scaled[1])), resample, box=(x0, y0, x1, y1)
-    )
-
-
-def _centre(length: int, size: int) -> int:
-    """Return where a centred cut of `size` pixels begins; negative where the picture is smaller (torchvision's rounding)."""
-    return round((length - size) / 2) if length >= size else -((size - length) // 2)
 
 
 def train_view(image: Image.Image, config: AugmentConfig, img_size: int, seed: int, view: int, index: int) -> Pixels:
@@ -93,7 +40,7 @@ def train_view(image: Image.Image, config: AugmentConfig, img_size: int, seed: i
             image = _rand_augment(config.rand_augment, img_size)(image)
     elif config.color_jitter:
         image = color_jitter(image, config.color_jitter, draw)
-    return _pixels(image)
+    return channels_first(image)
 
 
 def crop_box(
@@ -160,7 +107,3 @@ def _rand_augment(spec: str, img_size: int) -> Any:
         return rand_augment_transform(spec, hparams)
     except (AssertionError, ValueError, KeyError) as error:
         raise ConfigError(f"rand_augment = {spec!r} is not understood.", "Example: rand-m9-mstd0.5-inc1.") from error
-
-
-def _pixels(image: Image.Image) -> Pixels:
-    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))

@@ -19,18 +19,22 @@ from deitctl.models.heads import forward_heads, fuse_heads
 
 
 class ExportedClassifier(nn.Module):
-    """A classifier with its normalisation, its head rule and its softmax inside."""
+    """A classifier with its normalisation, its head rule, its temperature and its softmax inside."""
 
     def __init__(self, model: nn.Module, card: ModelCard, head: str) -> None:
         super().__init__()
         self.model, self.preprocessing, self.head = model, card.preprocessing, head
+        self.temperature = card.temperature(head)
         self.eval()
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Classify uint8 RGB pictures [B,S,S,3] of the model's input size: logits [B,K] and probabilities [B,K]."""
+        """Classify uint8 RGB pictures [B,S,S,3] of the model's input size: logits [B,K] and probabilities [B,K].
+
+        The probabilities are calibrated, softmax(logits / temperature); the logits are the model's own.
+        """
         images = normalise(pixels.permute(0, 3, 1, 2), self.preprocessing)
         logits = fuse_heads(forward_heads(self.model, images), self.head).float()
-        return logits, logits.softmax(dim=1)
+        return logits, (logits / self.temperature).softmax(dim=1)
 
 
 def trace(network: ExportedClassifier) -> torch.export.ExportedProgram:
@@ -92,6 +96,7 @@ def describe(card: ModelCard, head: str) -> dict[str, str]:
         "deitctl_version": __version__,
         "architecture": card.architecture,
         "head": head,
+        "temperature": repr(card.temperature(head)),
         "preprocessing": json.dumps(preprocessing),
     }
     if card.class_names is not None:

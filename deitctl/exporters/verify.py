@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from deitctl.card import ModelCard, Preprocessing
+from deitctl.data.eval_view import Pixels, eval_view
 from deitctl.data.mixing import normalise
 from deitctl.data.sources import Source
-from deitctl.data.transforms import Pixels, eval_view
 from deitctl.errors import DataError, ExportError
 from deitctl.models.heads import forward_heads, fuse_heads
 
@@ -87,7 +87,7 @@ def reference(model: nn.Module, card: ModelCard, head: str, pixels: Pixels) -> A
     parts = []
     for batch in torch.split(torch.from_numpy(pixels).permute(0, 3, 1, 2), BATCH):
         logits = fuse_heads(forward_heads(model, normalise(batch, card.preprocessing)), head).float()
-        parts.append(torch.stack([logits, logits.softmax(dim=1)]))
+        parts.append(torch.stack([logits, (logits / card.temperature(head)).softmax(dim=1)]))
     return torch.cat(parts, dim=1).numpy()
 
 

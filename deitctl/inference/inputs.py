@@ -9,12 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+
 from deitctl.card import Preprocessing
 from deitctl.data.decode import EXTENSIONS, decode, read_image
-from deitctl.data.transforms import Pixels, eval_view
+from deitctl.data.eval_view import Pixels, eval_view
 from deitctl.errors import DataError
 from deitctl.files import walk
-from deitctl.inference.fetch import fetch
 
 STDIN = "-"
 
@@ -32,22 +33,42 @@ def expand(arguments: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
     for argument in arguments:
         if argument == STDIN:
             yield from (line.rstrip("\r\n") for line in stdin if line.strip())
-        elif not is_url(argument) and os.path.isdir(argument):
-            yield from _pictures_below(argument)
+        elif is_folder(argument):
+            yield from _pictures_below(local_path(argument))
         else:
             yield argument
 
 
 def is_url(name: str) -> bool:
     """Say whether a name is a web address."""
-    return name.startswith(("http://", "https://"))
+    return name.lower().startswith(("http://", "https://"))
+
+
+def is_folder(name: str) -> bool:
+    """Say whether a name is a folder here."""
+    return not is_url(name) and os.path.isdir(local_path(name))
+
+
+def local_path(name: str) -> str:
+    """Return the path that a name means: as it is, or out of a `file://` address, which file browsers hand out."""
+    if not name.lower().startswith("file://"):
+        return name
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    try:
+        parts = urlsplit(name)
+    except ValueError:  # half of an IPv6 address
+        return name
+    return url2pathname(parts.path) if parts.netloc in ("", "localhost") else name  # of another host: nothing is there
 
 
 def _pictures_below(folder: str) -> Iterator[str]:
     found = False
     for current, folders, files in walk(folder, follow=False):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for file in sorted(files):
+        files.sort()  # in place: a folder may have a million
+        for file in files:
             if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):
                 found = True
                 yield os.path.join(current, file)
@@ -60,12 +81,18 @@ def batches(names: Iterable[str], preprocessing: Preprocessing, batch_size: int)
 
     def load(name: str) -> Input:
         try:
-            image = decode(fetch(name), name) if is_url(name) else read_image(Path(name))
+            image = _from_web(name) if is_url(name) else read_image(Path(local_path(name)))
             return Input(name, eval_view(image, preprocessing), None)
         except DataError as error:
             return Input(name, None, str(error))
 
     yield from read_ahead(iter(names), load, batch_size)
+
+
+def _from_web(url: str) -> Image.Image:
+    from deitctl.inference.fetch import fetch  # the web's protocols take longer to import than a picture to decode
+
+    return decode(fetch(url), url)
 
 
 def read_ahead(names: Iterator[str], load: Callable[[str], Input], batch_size: int) -> Iterator[list[Input]]:

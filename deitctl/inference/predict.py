@@ -1,21 +1,30 @@
-"""From pictures to named scores, one record an input, in input order, as it is computed."""
+"""From pictures to named scores, one record an input, in input order, as it is computed. No torch here."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import nn
+from numpy.typing import NDArray
 
 from deitctl.card import ModelCard
-from deitctl.data.mixing import normalise
-from deitctl.device import Device
+from deitctl.data.eval_view import Pixels
 from deitctl.inference.inputs import batches
-from deitctl.models.heads import forward_heads, fuse_heads
+
+Scores = NDArray[np.float32]
+
+
+class Classifier(Protocol):
+    """A network that answers, whatever runs it, with its card."""
+
+    @property
+    def card(self) -> ModelCard:
+        """What pictures it takes and what its classes are called."""
+
+    def scores(self, pixels: Pixels) -> Scores:
+        """Classify pictures, uint8 [B,3,S,S]: probabilities [B,K], calibrated where the card has a temperature."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,8 @@ class Prediction:
     input: str
     guesses: tuple[Guess, ...]
     error: str | None
+    pixels: Pixels | None = field(default=None, repr=False, compare=False)
+    """The picture as the model saw it, uint8 [3,S,S], where it was asked for; no part of the record."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record of the command line's json and jsonl."""
@@ -41,38 +52,30 @@ class Prediction:
         return {"input": self.input, "predictions": guesses, "error": self.error}
 
 
-@torch.inference_mode()
 def predict_stream(
-    model: nn.Module, card: ModelCard, names: Iterable[str], *, topk: int, head: str, device: Device, batch_size: int
+    classifier: Classifier, names: Iterable[str], *, topk: int, batch_size: int, keep_pixels: bool = False
 ) -> Iterator[Prediction]:
     """Classify inputs one after another in constant memory.
 
     Args:
-        model: a classifier in eval mode, on `device`.
-        card: its card.
+        classifier: what answers.
         names: files or addresses, see `expand`.
         topk: how many classes a record names; more than there are means all.
-        head: the rule that joins the heads.
-        device: where, and in which precision.
         batch_size: pictures at a time.
+        keep_pixels: let each prediction carry its picture.
     """
+    card = classifier.card
     for batch in batches(names, card.preprocessing, batch_size):
         readable = [item.pixels for item in batch if item.pixels is not None]
-        answers: Iterator[tuple[list[int], list[float]]] = iter(())
-        if readable:
-            images = normalise(device.move(torch.from_numpy(np.stack(readable))), card.preprocessing)
-            with device.autocast():
-                heads = forward_heads(model, images)
-            scores = fuse_heads(heads, head).float().softmax(dim=1).cpu()
-            best = scores.topk(min(topk, scores.shape[1]), dim=1)
-            answers = iter(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        answers: Iterator[Scores] = iter(classifier.scores(np.stack(readable))) if readable else iter(())
         for item in batch:
             if item.pixels is None:
                 yield Prediction(item.name, (), item.error)
                 continue
-            indices, values = next(answers)
-            if not math.isfinite(sum(values)):
+            scores = next(answers)
+            if not np.isfinite(scores).all():
                 yield Prediction(item.name, (), f"{item.name}: the model answers with values that are not numbers.")
                 continue
-            guesses = tuple(Guess(i, card.label(i), v) for i, v in zip(indices, values, strict=True))
-            yield Prediction(item.name, guesses, None)
+            best = np.argsort(-scores, kind="stable")[:topk].tolist()  # of equal scores the first class is first
+            guesses = tuple(Guess(i, card.label(i), float(scores[i])) for i in best)
+            yield Prediction(item.name, guesses, None, item.pixels if keep_pixels else None)

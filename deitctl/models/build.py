@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from deitctl import catalog
-from deitctl.card import ModelCard
+from deitctl.card import MAX_SIZE, ModelCard
 from deitctl.catalog import Architecture, imagenet_classes
 from deitctl.checkpoint import CONFIG, WEIGHTS, load_card, load_tensors, require_finite
 from deitctl.errors import ModelError
@@ -45,6 +46,8 @@ def load_model(ref: str, *, weights: str = "", img_size: int = 0, reporter: Repo
         ModelError: no such model, or weights that do not fit.
         WeightsNotFound: published weights that are neither here nor to be had.
     """
+    if not 0 <= img_size <= MAX_SIZE:
+        raise ModelError(f"img_size = {img_size}: a model's input has 1 to {MAX_SIZE} pixels a side.")
     ref, weights = os.path.expanduser(ref), os.path.expanduser(weights)
     folder = _folder(ref, reporter)
     if folder is not None:
@@ -110,6 +113,8 @@ def published_files(ref: str, reporter: Reporter) -> list[Path]:
 
 
 def _require_timm(name: str) -> None:
+    if name.lower().endswith(".onnx"):
+        raise ModelError(f"{name} is an ONNX file, with which `deitctl predict` alone can answer.", "Name its weights.")
     if not timm_models.is_timm_model(name):
         hint = timm_models.suggest_model(name) or "`deitctl models` lists the DeiT family; timm's names work too."
         raise ModelError(f"There is no model {name!r}.", hint)
@@ -145,7 +150,8 @@ def _load_file(path: Path, arch: Architecture | None, img_size: int) -> LoadedMo
     if num_classes is None:
         raise ModelError(f"{path} has no classifier head.", "Fine-tune it first: deitctl train DATA --weights FILE.")
     size = img_size or convert.img_size_of(state, arch)
-    model = VisionTransformer(convert.with_size(arch, size), num_classes=num_classes, img_size=size)
+    with torch.device("meta"):  # to draw weights that are replaced at once takes longer than to read them
+        model = VisionTransformer(convert.with_size(arch, size), num_classes=num_classes, img_size=size)
     changes = convert.load_into(model, state, str(path))
     card = arch.card().at_size(size)
     if num_classes != 1000:

@@ -119,7 +119,11 @@ def load_into(model: VisionTransformer, state: Mapping[str, Tensor], where: str)
         state = without_head(state)
         state |= {k: v for k, v in model.state_dict().items() if k.rpartition(".")[0] in HEADS}
     try:
-        model.load_state_dict(state, strict=True)
+        if model.pos_embed.is_meta:  # nothing to copy into; its own tensors, because the file may change under its map
+            own = {k: v.to(torch.float32, copy=True) for k, v in state.items()}
+            model.load_state_dict(own, strict=True, assign=True)
+        else:
+            model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         detail = str(error).split("\n\t")[1 if "\n\t" in str(error) else 0][:160]
         raise ModelError(f"{where} does not fit {model.arch.alias}: {detail}") from error

@@ -48,10 +48,17 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.join(F.scaled_dot_product_attention(*self.split(x)))
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what tokens [B,N,D] ask, offer and hold: queries, keys and values, [B,A,N,D/A] each."""
         b, n, d = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v)  # [B,A,N,D/A]
-        return self.proj(x.transpose(1, 2).reshape(b, n, d))  # type: ignore[no-any-return]
+        return q, k, v
+
+    def join(self, x: Tensor) -> Tensor:
+        """Mix what the heads gathered, [B,A,N,D/A], back into tokens [B,N,D]."""
+        return self.proj(x.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class Mlp(nn.Module):
@@ -154,5 +161,9 @@ class VisionTransformer(nn.Module):
         x = self.embed(images)
         for i, block in enumerate(self.blocks):
             x = block(x, None if keep is None else keep[i])
+        return self.answer(x)
+
+    def answer(self, x: Tensor) -> HeadLogits:
+        """Read the heads off the tokens that leave the last block, [B,P+N,D]."""
         x = self.norm(x[:, : self.num_prefix_tokens])
         return HeadLogits(self.head(x[:, 0]), self.head_dist(x[:, 1]) if self.head_dist is not None else None)

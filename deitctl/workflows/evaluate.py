@@ -1,134 +1,160 @@
-"""Score any model on any labelled pictures."""
+"""Score models on labelled pictures."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deitctl.card import ModelCard
 from deitctl.catalog import DEFAULT_MODEL
-from deitctl.checkpoint import write_bytes
+from deitctl.checkpoint import CONFIG, require_writable, write_bytes, write_json
 from deitctl.data.classes import ClassMatch, match_classes
 from deitctl.data.open import BUILT_IN, open_for_evaluation
 from deitctl.data.sources import Source
-from deitctl.device import INFERENCE_PRECISION, choose_device
+from deitctl.device import INFERENCE_PRECISION, Device, choose_device
 from deitctl.errors import ConfigError, DataError
-from deitctl.evaluation.evaluate import Evaluation, evaluate
-from deitctl.evaluation.protocols import preprocessing_for
+from deitctl.evaluation.calibration import calibrate
+from deitctl.evaluation.evaluate import evaluate_all
+from deitctl.evaluation.intervals import Difference, bootstrap, compare
+from deitctl.evaluation.protocols import PROTOCOLS, preprocessing_for
+from deitctl.evaluation.real_labels import read_real_labels, score_real
+from deitctl.evaluation.scores import Evaluation
+from deitctl.evaluation.tally import Contender
 from deitctl.events import Reporter, SilentReporter
-from deitctl.models.build import load_model
+from deitctl.files import read_json
+from deitctl.models.build import LoadedModel, is_model_folder, load_model
 from deitctl.models.heads import choose_head
+from deitctl.workflows.eval_result import EvalResult, EvalResults
 from deitctl.world import joined
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvalResult:
-    """An evaluation and what it was of."""
-
-    model: str
-    data: str
-    card: ModelCard
-    source: Source
-    match: ClassMatch
-    head: str
-    scores: Evaluation
-
-    def per_class(self) -> dict[str, dict[str, float]]:
-        """Return pictures and top-1 of every class of the data, in percent."""
-        hits: dict[int, list[bool]] = {}
-        for index, right in zip(self.scores.indices, self.scores.correct.tolist(), strict=True):
-            hits.setdefault(int(self.source.labels[index]), []).append(right)
-        return {
-            self.source.class_names[label]: {"images": len(h), "top1": 100 * sum(h) / len(h)}
-            for label, h in sorted(hits.items())
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record that `--format json` prints."""
-        s = self.scores
-        record = {
-            "model": self.model, "data": self.data, "images": s.images,
-            "unreadable": [self.source.name(i) for i, _ in s.unreadable],
-            "top1": s.top1, "top5": s.top5, "loss": s.loss, "ece": s.ece, "per_class": self.per_class(),
-            "heads": s.heads, "images_per_second": round(s.images_per_second, 2), "head": self.head,
-        }  # fmt: skip
-        if s.top1_among is not None:
-            record |= {"classes": len(self.match.rows), "top1_among_classes": s.top1_among}
-        return record
-
-    def records(self) -> Iterator[dict[str, Any]]:
-        """Yield one record a picture: its name, its label, the model's answer, in the order of the data."""
-        s = self.scores
-        rows = zip(s.indices, s.predictions.tolist(), s.confidences.tolist(), s.correct.tolist(), strict=True)
-        for index, prediction, confidence, correct in rows:
-            yield {
-                "input": self.source.name(index),
-                "label": self.source.class_names[int(self.source.labels[index])],
-                "prediction": {"index": prediction, "label": self.card.label(prediction), "score": confidence},
-                "correct": correct,
-                "error": None,
-            }
-        for index, why in s.unreadable:
-            yield {"input": self.source.name(index), "label": None, "prediction": None, "correct": None, "error": why}
+def evaluate_model(data: str = "", *, model: str = "", protocol: str = "native", **options: Any) -> EvalResult:
+    """Score one model under one protocol; everything else is as `evaluate_models` has it."""
+    return evaluate_models(data, models=[model], protocols=[protocol], **options).results[0]
 
 
-def evaluate_model(
-    data: str = "", *, model: str = "", weights: str = "", head: str = "auto", protocol: str = "native",
-    batch_size: int = 64, img_size: int = 0, workers: int = -1, device: str = "auto", precision: str = "auto",
-    predictions: str = "", on_bad_image: str = "skip", reporter: Reporter | None = None,
-) -> EvalResult:  # fmt: skip
-    """Score `model` on `data`, labels matched by class name or WordNet id.
+def evaluate_models(
+    data: str = "", *, models: Sequence[str] = ("",), protocols: Sequence[str] = ("native",), weights: str = "",
+    head: str = "auto", batch_size: int = 64, img_size: int = 0, workers: int = -1, device: str = "auto",
+    precision: str = "auto", predictions: str = "", report: str = "", figures: str = "", command: str = "",
+    real_labels: str = "", save_temperature: bool = False, on_bad_image: str = "skip", reporter: Reporter | None = None,
+) -> EvalResults:  # fmt: skip
+    """Score every model under every protocol in one pass over `data`, labels matched by class name or WordNet id.
 
     Args:
         data: a folder, tar, table or `digits`; of train and val the latter.
-        model: see `load_model`.
-        weights: see `load_model`.
+        models: see `load_model`.
+        protocols: whose preprocessing, see `preprocessing_for`.
+        weights: see `load_model`; for one model.
         head: which head answers.
-        protocol: whose preprocessing, see `preprocessing_for`.
         batch_size: pictures at a time.
         img_size: another input size, pixels; 0 for the model's own.
         workers: loader processes, -1 chosen from the machine.
         device: see `choose_device`.
         precision: `auto` is fp32.
         predictions: file to write a record a picture to, as JSON lines.
+        report: HTML file to write what can be looked at to.
+        figures: folder to write the same to as PNG.
+        command: what the report says it was made by.
+        real_labels: file with all the right labels of ImageNet's validation pictures, see `read_real_labels`.
+        save_temperature: whether the fitted temperatures are kept in the model's folder, which must be the only model.
         on_bad_image: `skip` leaves a picture that cannot be read out and names it, `stop` ends there.
         reporter: told of progress.
 
     Raises:
-        ConfigError: no such device, protocol or way with bad images.
-        DataError: no such data, classes that the model does not know, or with `stop` a picture that cannot be read.
+        ConfigError: no such device, protocol or way with bad images; weights or a temperature for several models.
+        DataError: no such data, classes that a model does not know, or with `stop` a picture that cannot be read.
         ModelError: no such model.
     """
     reporter = reporter or SilentReporter()
+    names = list(dict.fromkeys(model or DEFAULT_MODEL for model in models))
+    protocols = list(dict.fromkeys(protocols))
     if on_bad_image not in ("skip", "stop"):
         raise ConfigError(
             f"There is no way {on_bad_image!r} with pictures that cannot be read.", "There are: skip, stop."
         )
+    if weights and len(names) > 1:
+        raise ConfigError(
+            f"--weights is for one model, and there are {len(names)}.", "Name files or folders as models."
+        )
+    if not protocols:
+        raise ConfigError("No protocol is named.", f"There are: {', '.join(PROTOCOLS)}.")
+    if save_temperature:
+        _require_folder(names, protocols)
+    for path in filter(None, (predictions, report, figures and f"{figures}/any.png")):
+        require_writable(Path(path).expanduser())
+    real = read_real_labels(Path(real_labels).expanduser()) if real_labels else None
     source = open_for_evaluation(data or BUILT_IN, reporter)
-    loaded = load_model(model or DEFAULT_MODEL, weights=weights, img_size=img_size, reporter=reporter)
+    where = choose_device(device, INFERENCE_PRECISION if precision == "auto" else precision)
+    judged = []
+    for name in names:
+        loaded = load_model(name, weights=weights, img_size=img_size, reporter=reporter)
+        match = _match(loaded, source, data or BUILT_IN, reporter)
+        how, placed = choose_head(head, loaded.card.head, loaded.model), where.place(loaded.model)
+        judged += [
+            (name, protocol, loaded.card, match, Contender(
+                model=placed, preprocessing=preprocessing_for(loaded.card, protocol), rows=match.rows, head=how,
+                temperature=loaded.card.temperature(how),
+            )) for protocol in protocols
+        ]  # fmt: skip
+    with joined(where.torch_device) as world:
+        scored = evaluate_all(
+            [contender for *_, contender in judged], source, device=where, batch_size=batch_size,
+            workers=where.loader_workers(workers), reporter=reporter, world=world,
+            stop_on_bad_image=on_bad_image == "stop", keep_logits=True,
+        )  # fmt: skip
+    results = tuple(
+        EvalResult(
+            name=_name(name, protocol, names, protocols), model=name, protocol=protocol, data=data or BUILT_IN,
+            card=card, source=source, match=match, contender=contender, scores=scores, intervals=_intervals(scores),
+            calibration=calibrate(scores), real=score_real(scores, source, real) if real is not None else None,
+        )
+        for (name, protocol, card, match, contender), scores in zip(judged, scored, strict=True)
+    )  # fmt: skip
+    found = EvalResults(results=results, differences=_differences(results))
+    if world.is_main:
+        if predictions:
+            records = (r for result in results for r in result.records())
+            write_bytes(Path(predictions).expanduser(), "".join(json.dumps(r) + "\n" for r in records).encode())
+        if report or figures:
+            _draw(found, where, command, report, figures, reporter)
+        if save_temperature:
+            _keep_temperatures(results[0], reporter)
+    return found
+
+
+def _draw(found: EvalResults, device: Device, command: str, report: str, figures: str, reporter: Reporter) -> None:
+    from deitctl.report.figures import draw_figures
+    from deitctl.report.html import write_report
+    from deitctl.workflows.eval_report import contents_of
+
+    contents = contents_of(found, device, command, reporter)
+    if report:
+        write_report(contents, Path(report).expanduser())
+        reporter.note(f"The report: {report}")
+    if figures:
+        drawn = draw_figures(contents, Path(figures).expanduser())
+        reporter.note(f"{len(drawn)} figures in {figures}")
+
+
+def _name(model: str, protocol: str, models: Sequence[str], protocols: Sequence[str]) -> str:
+    """Name an evaluation by what differs: the end of the model's path, the protocol, or both."""
+    if len(models) == 1:
+        return model if len(protocols) == 1 else protocol
+    last = {name: Path(name).name for name in models}
+    short = last[model] if len(set(last.values())) == len(models) else model
+    return short if len(protocols) == 1 else f"{short}, {protocol}"
+
+
+def _match(loaded: LoadedModel, source: Source, data: str, reporter: Reporter) -> ClassMatch:
     match = match_classes(loaded.card, source.class_names)
     if match is None:
-        raise DataError(
-            _strangers(loaded.card, source, data or BUILT_IN), "Evaluate a model that was trained on these classes."
-        )
-    where = choose_device(device, INFERENCE_PRECISION if precision == "auto" else precision)
-    how = choose_head(head, loaded.card.head, loaded.model)
-    with joined(where.torch_device) as world:
-        scores = evaluate(
-            where.place(loaded.model), source, preprocessing_for(loaded.card, protocol), rows=match.rows, head=how,
-            device=where, batch_size=batch_size, workers=where.loader_workers(workers), reporter=reporter, world=world,
-            stop_on_bad_image=on_bad_image == "stop",
-        )  # fmt: skip
-    result = EvalResult(
-        model=model or DEFAULT_MODEL, data=data or BUILT_IN, card=loaded.card, source=source, match=match, head=how,
-        scores=scores,
-    )  # fmt: skip
-    if predictions and world.is_main:
-        write_bytes(Path(predictions), "".join(json.dumps(r) + "\n" for r in result.records()).encode())
-    return result
+        raise DataError(_strangers(loaded.card, source, data), "Evaluate a model that was trained on these classes.")
+    if match.kind == "numbers":
+        reporter.note(f"The folders of {data} are called 0 to 999: taken for ImageNet's classes, as in ImageNetV2.")
+    return match
 
 
 def _strangers(card: ModelCard, source: Source, data: str) -> str:
@@ -138,4 +164,49 @@ def _strangers(card: ModelCard, source: Source, data: str) -> str:
     return (
         f"The model does not know {len(unknown)} of the {len(source.class_names)} classes of {data}{example}; "
         f"its {card.num_classes} classes are {known}."
+    )
+
+
+def _intervals(scores: Evaluation) -> dict[str, tuple[float, float]]:
+    """Return bootstrap intervals. There is none of the calibration error: resampling adds to it, and would miss it."""
+    hits5 = (scores.best == scores.targets[:, None]).any(1)
+    found = bootstrap({"top1": scores.correct.numpy(), "top5": hits5.numpy(), "loss": scores.losses.numpy()})
+    return {k: (low, high) if k == "loss" else (100 * low, 100 * high) for k, (low, high) in found.items()}
+
+
+def _differences(results: Sequence[EvalResult]) -> tuple[Difference, ...]:
+    """Compare the first with each of the others; models that know different classes among the data's alone."""
+    among = len({r.card.num_classes for r in results}) > 1
+    right = [(r.scores.among == r.scores.labels if among else r.scores.correct).numpy() for r in results]
+    return tuple(
+        compare(results[0].name, other.name, right[0], theirs, among_classes=among)
+        for other, theirs in zip(results[1:], right[1:], strict=True)
+    )
+
+
+def _require_folder(models: Sequence[str], protocols: Sequence[str]) -> None:
+    """Raise `ConfigError` unless a temperature has one place to be kept in, before anything is computed."""
+    if len(models) > 1 or len(protocols) > 1:
+        raise ConfigError("A temperature is kept for one model under one protocol.", "Evaluate them one by one.")
+    if not is_model_folder(models[0]):
+        raise ConfigError(
+            f"{models[0]} is not a model folder, so a temperature cannot be kept with it.",
+            f"Make one: deitctl export {models[0]} --to timm --output FOLDER; then --model FOLDER.",
+        )
+
+
+def _keep_temperatures(result: EvalResult, reporter: Reporter) -> None:
+    """Write what was fitted into the config.json of a model's folder."""
+    if result.calibration is None:
+        raise DataError(
+            f"No temperature fits {result.model} on {result.data}: it has {result.scores.top1:.1f} % right.",
+            "Use more pictures, among them some that it gets wrong.",
+        )
+    path = Path(result.model).expanduser() / CONFIG
+    config = read_json(path)
+    config["deitctl"] = {**(config.get("deitctl") or {}), "temperatures": result.calibration.temperatures}
+    write_json(path, config)
+    reporter.note(
+        f"Kept with the model: temperature {result.calibration.temperature:.3f} ({result.scores.head}); "
+        f"expected calibration error {result.scores.ece:.4f} -> {result.calibration.ece:.4f}."
     )

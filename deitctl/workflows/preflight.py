@@ -22,7 +22,8 @@ from deitctl.data.sources import Source
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.device import Device
 from deitctl.errors import TeacherError
-from deitctl.evaluation.evaluate import Evaluation, evaluate
+from deitctl.evaluation.evaluate import evaluate
+from deitctl.evaluation.scores import Evaluation
 from deitctl.events import Reporter
 from deitctl.files import read_json
 from deitctl.models.heads import choose_head
@@ -261,7 +262,7 @@ class Tutor:
         record = Preflight(
             name=self.distill.teacher, top1=score.top1 if score.top1_among is None else score.top1_among,
             top5=score.top5 if score.top5_among is None else score.top5_among,
-            mean_recall=mean_recall(score, self.val), images=score.images, matched=found.match.kind,
+            mean_recall=mean_recall(score), images=score.images, matched=found.match.kind,
             rows=found.match.rows, adapted=found.adapted, folder=found.folder,
             preprocessing=asdict(card.preprocessing), head=head, weights=weights, validation=self.validation,
             answers=tuple(answers.tolist()),
@@ -290,11 +291,10 @@ def words_name(distill: DistillConfig, stamp: dict[str, Any]) -> str:
     return f"{Path(distill.teacher).name}-{distill.mode}-{digest}"
 
 
-def mean_recall(score: Evaluation, source: Source) -> float:
+def mean_recall(score: Evaluation) -> float:
     """Return the mean over classes of the percentage of their pictures that are recognised among the data's classes."""
-    labels = torch.from_numpy(source.labels)[score.indices]
-    right = (score.among == labels).double()
-    return 100 * float(torch.stack([right[labels == c].mean() for c in set(labels.tolist())]).mean())
+    right = (score.among == score.labels).double()
+    return 100 * float(torch.stack([right[score.labels == c].mean() for c in set(score.labels.tolist())]).mean())
 
 
 def _require_knowledge(distill: DistillConfig, record: Preflight, val: Source) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deitctl.evaluation.evaluate import Evaluation
+from deitctl.evaluation.scores import Evaluation
 from deitctl.workflows.preflight import Preflight
 
 

@@ -16,7 +16,8 @@ from deitctl.data.sources import Source
 from deitctl.device import Device, choose_device
 from deitctl.ema import ExponentialMovingAverage
 from deitctl.errors import ConfigError, DataError, DeitctlError, Signalled
-from deitctl.evaluation.evaluate import Evaluation, evaluate
+from deitctl.evaluation.evaluate import evaluate
+from deitctl.evaluation.scores import Evaluation
 from deitctl.events import Reporter
 from deitctl.models.build import LoadedModel
 from deitctl.models.layers import freeze_body, layer_ids, layer_names, shipping_card

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deitctl.card import Preprocessing
+from deitctl.data.eval_view import eval_view
 from deitctl.data.loader import (
     Batch,
     EvalViews,
@@ -21,7 +22,7 @@ from deitctl.data.loader import (
 from deitctl.data.open import scan_classes
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
 from deitctl.data.sources import subset
-from deitctl.data.transforms import eval_view, train_view
+from deitctl.data.transforms import train_view
 from deitctl.recipes import RECIPES
 
 AUGMENT = RECIPES["small"].augment
@@ -127,19 +128,32 @@ def test_no_wanted_view_is_no_batch(some):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_yields_every_picture_once_and_in_order(workers, some):
     pre = Preprocessing(img_size=16)
-    batches = list(eval_batches(some, pre, batch_size=6, workers=workers, pin_memory=False))
-    assert [len(b.images) for b in batches] == [6, 6, 6, 2]
-    assert [k.index for b in batches for k in b.keys] == list(range(20))
-    assert torch.equal(batches[1].images[0], torch.from_numpy(eval_view(some.read(6), pre)))
+    batches = list(eval_batches(some, [pre], batch_size=6, workers=workers, pin_memory=False))
+    assert [len(b.images[0]) for b in batches] == [6, 6, 6, 2]
+    assert torch.cat([b.indices for b in batches]).tolist() == list(range(20))
+    assert torch.equal(batches[1].images[0][0], torch.from_numpy(eval_view(some.read(6), pre)))
     assert torch.cat([b.labels for b in batches]).tolist() == some.labels.tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_shows_each_picture_in_every_preprocessing_and_reads_it_once(workers, some, monkeypatch):
+    read, pres = [], [Preprocessing(img_size=16), Preprocessing(img_size=24, crop_mode="squash")]
+    inner = type(some).read
+    if not workers:  # what a worker counts stays with it
+        monkeypatch.setattr(type(some), "read", lambda s, i: (read.append(i) if s is some else None, inner(s, i))[1])
+    batches = list(eval_batches(some, pres, batch_size=20, workers=workers, pin_memory=False))
+    assert read in ([], list(range(20)))
+    for n, pre in enumerate(pres):
+        shown = torch.cat([b.images[n] for b in batches])
+        assert torch.equal(shown[7], torch.from_numpy(eval_view(inner(some, 7), pre)))
 
 
 def test_unreadable_pictures_are_named_and_never_replaced(image_folder, reporter):
     root = image_folder({"a": 3, "b": 3})
     (root / "a" / "1.png").write_text("not a picture")
     source = scan_classes(root, reporter)
-    (batch,) = eval_batches(source, Preprocessing(img_size=16), batch_size=6, workers=0, pin_memory=False)
-    assert [k.index for k in batch.keys] == [0, 2, 3, 4, 5]
+    (batch,) = eval_batches(source, [Preprocessing(img_size=16)], batch_size=6, workers=0, pin_memory=False)
+    assert batch.indices.tolist() == [0, 2, 3, 4, 5]
     assert batch.labels.tolist() == [0, 0, 1, 1, 1]
     ((index, why),) = batch.errors
     assert index == 1
@@ -174,13 +188,13 @@ def test_a_batch_without_a_readable_picture_is_empty(image_folder, reporter):
     root = image_folder({"a": 1, "b": 1})
     for name in "ab":
         (root / name / "0.png").write_bytes(b"")
-    (batch,) = eval_batches(scan_classes(root, reporter), Preprocessing(), batch_size=4, workers=0, pin_memory=False)
-    assert len(batch.images) == 0
+    (batch,) = eval_batches(scan_classes(root, reporter), [Preprocessing()], batch_size=4, workers=0, pin_memory=False)
+    assert len(batch.images[0]) == len(batch.indices) == 0
     assert [i for i, _ in batch.errors] == [0, 1]
 
 
 def test_views_have_the_length_and_labels_of_their_source(some):
-    assert len(EvalViews(some, Preprocessing(img_size=16))) == 20
+    assert len(EvalViews(some, [Preprocessing(img_size=16)])) == 20
     sample = TrainViews(some, AUGMENT, 16, ViewPlan(0))[SampleKey(0, 5, 0)]
     assert collate([sample]).labels.tolist() == [int(some.labels[5])]
 

@@ -16,8 +16,9 @@ from PIL import Image, ImageOps
 from deitctl import rng
 from deitctl.card import Preprocessing
 from deitctl.config import AugmentConfig
+from deitctl.data.eval_view import eval_view
 from deitctl.data.mixing import normalise
-from deitctl.data.transforms import VIEWS_VERSION, color_jitter, crop_box, eval_view, small_affine, train_view
+from deitctl.data.transforms import VIEWS_VERSION, color_jitter, crop_box, small_affine, train_view
 from deitctl.errors import ConfigError
 from deitctl.recipes import RECIPES
 

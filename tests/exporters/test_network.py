@@ -25,6 +25,21 @@ def test_the_network_answers_as_predict_does_with_every_head_rule(head, shallow,
     np.testing.assert_allclose(got[1].sum(axis=1), 1, atol=1e-5)
 
 
+def test_probabilities_are_calibrated_and_logits_are_the_models_own(shallow, network, sample, answer):
+    """The temperature of the rule that the file has; another rule's changes nothing."""
+    loaded = shallow()
+    card = replace(loaded.card, temperatures={"cls": 2.5, "dist": 9.0})
+    pixels = sample(loaded, 4).pixels
+    plain = answer(network(loaded, "cls"), pixels)
+    logits, probabilities = answer(network(replace(loaded, card=card), "cls"), pixels)
+    np.testing.assert_array_equal(logits, plain[0])
+    expected = torch.from_numpy(plain[0]).div(2.5).softmax(1).numpy()
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+    assert np.abs(probabilities - plain[1]).max() > 1e-3
+    np.testing.assert_allclose(reference(loaded.model, card, "cls", pixels)[1], expected, atol=1e-6)
+    assert (describe(card, "cls")["temperature"], describe(card, "avg-probs")["temperature"]) == ("2.5", "1.0")
+
+
 def test_the_head_rules_give_different_answers(shallow, network, sample, answer):
     loaded = shallow()
     pixels = sample(loaded, 4).pixels

@@ -17,7 +17,7 @@ from PIL import Image
 from deitctl.card import Preprocessing
 from deitctl.data import decode as decoding
 from deitctl.data.decode import decode
-from deitctl.data.transforms import eval_view
+from deitctl.data.eval_view import eval_view
 from deitctl.errors import DataError
 
 

@@ -88,6 +88,35 @@ def test_published_weights_come_from_the_weights_folder(tmp_path, deit, monkeypa
     assert smaller.changes == ("position embeddings are resized to 4x4 patches",)
 
 
+def test_weights_of_any_precision_become_a_model_of_its_own_in_single_precision(tmp_path, deit, noise, reporter):
+    """Loaded without numbers to be replaced first, so every one must come from the file, and none stay in it."""
+    state = deit("deit_tiny_distilled", classes=7).state_dict()
+    path = tmp_path / "half.safetensors"
+    save_file({k: v.half() for k, v in state.items()}, path)
+    model = load_model(str(path), reporter=reporter).model
+    loaded = {k: v.clone() for k, v in model.state_dict().items()}
+    assert {v.dtype for v in loaded.values()} == {torch.float32}
+    assert all(torch.equal(loaded[k], v.half().float()) for k, v in state.items())
+    assert all(p.requires_grad and p.device.type == "cpu" for p in model.parameters())
+    with path.open("r+b") as file:  # written over where it lies, which a memory map would show
+        file.write(b"\xff" * path.stat().st_size)
+    assert all(torch.equal(v, loaded[k]) for k, v in model.state_dict().items())
+
+
+def test_two_heads_of_different_sizes_are_refused(tmp_path, deit, reporter):
+    state = deit("deit_tiny_distilled", classes=7).state_dict()
+    other = deit("deit_tiny_distilled", classes=5).state_dict()
+    save_file({k: other[k] if k.startswith("head_dist") else v for k, v in state.items()}, tmp_path / "m.safetensors")
+    with pytest.raises(ModelError, match="does not fit"):
+        load_model(str(tmp_path / "m.safetensors"), reporter=reporter)
+
+
+@pytest.mark.parametrize("size", [-1, 2049, 10**9])
+def test_an_input_that_no_model_has_is_refused_before_the_model_is_looked_for(size, reporter):
+    with pytest.raises(ModelError, match="1 to 2048 pixels"):
+        load_model("deit_tiny", img_size=size, reporter=reporter)
+
+
 def test_a_named_architecture_must_be_the_files(folder, reporter):
     root, _ = folder("deit_tiny_distilled")
     file = str(root / "model.safetensors")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from deitctl.catalog import find
@@ -45,14 +49,41 @@ def test_offline_is_said_at_once(reporter):
         download("owner/name", "config.json", reporter)
 
 
-def test_the_hubs_cache_is_used(tmp_path, monkeypatch, reporter):
+@pytest.fixture
+def cached():
+    """Lay weights into a folder as the hub's cache has them."""
+
+    def lay(cache, content=b"x"):
+        repo = cache / "models--timm--deit_tiny_patch16_224.fb_in1k"
+        snapshot = repo / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        (repo / "refs").mkdir()
+        (repo / "refs" / "main").write_text("0" * 40)
+        (snapshot / "model.safetensors").write_bytes(content)
+
+    return lay
+
+
+def test_the_hubs_cache_is_used(tmp_path, monkeypatch, reporter, cached):
     from huggingface_hub import constants
 
-    repo = tmp_path / "models--timm--deit_tiny_patch16_224.fb_in1k"
-    snapshot = repo / "snapshots" / ("0" * 40)
-    snapshot.mkdir(parents=True)
-    (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text("0" * 40)
-    (snapshot / "model.safetensors").write_bytes(b"x")
+    cached(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert find_weights(ARCH, reporter).read_bytes() == b"x"
+
+
+@pytest.mark.parametrize(
+    ("variable", "below"), [("HF_HUB_CACHE", ""), ("HF_HOME", "hub"), ("XDG_CACHE_HOME", "huggingface/hub")]
+)
+def test_the_hubs_cache_is_found_without_its_library_and_as_by_it(variable, below, tmp_path, cached):
+    cached(tmp_path / below)
+    code = (
+        "import sys; from deitctl.catalog import find; from deitctl.models.weights import local_weights\n"
+        "ours = local_weights(find('deit_tiny')); assert 'huggingface_hub' not in sys.modules\n"
+        "from huggingface_hub import try_to_load_from_cache\n"
+        "assert str(ours) == try_to_load_from_cache(find('deit_tiny').hub_id, 'model.safetensors'), ours"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
+    environment = {**clean, variable: str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import torch
 from deitctl.checkpoint import load_tensors
 from deitctl.config import TrainConfig
 from deitctl.data.sources import Source
-from deitctl.evaluation.evaluate import Evaluation
+from deitctl.evaluation.scores import Evaluation
 from deitctl.events import SilentReporter
 from deitctl.models.build import load_model
 from deitctl.workflows.session import Session

@@ -103,7 +103,7 @@ def test_both_processes_know_the_whole_result_and_each_picture_is_scored_once(to
         loaded.model, subset(little[1], range(7)), loaded.card.preprocessing, rows=tuple(range(10)), head="cls",
         device=choose_device("cpu", "fp32"), batch_size=2, workers=0, reporter=SilentReporter(),
     )  # fmt: skip
-    assert first["indices"] == alone.indices == list(range(7))
+    assert first["indices"] == alone.indices.tolist() == list(range(7))
     assert first["predictions"] == alone.predictions.tolist()
     assert first["loss"] == pytest.approx(alone.loss, rel=1e-5)
     assert first["top1"] == alone.top1

@@ -133,8 +133,8 @@ def test_a_run_loads_in_timm_with_the_same_logits(little_config: Make, little: P
     result = run_training(little_config("run", model="deit_tiny_distilled"), sources=little)
     loaded = load_model(str(result.run), reporter=SilentReporter())
     theirs = timm.create_model(f"local-dir:{result.run}", pretrained=True).eval()
-    batch = next(eval_batches(little[1], loaded.card.preprocessing, batch_size=8, workers=0, pin_memory=False))
-    images = normalise(batch.images, loaded.card.preprocessing)
+    batch = next(eval_batches(little[1], [loaded.card.preprocessing], batch_size=8, workers=0, pin_memory=False))
+    images = normalise(batch.images[0], loaded.card.preprocessing)
     with torch.no_grad():
         cls, dist = loaded.model(images)
         torch.testing.assert_close(theirs(images), (cls + dist) / 2, rtol=0, atol=1e-6)

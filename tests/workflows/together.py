@@ -42,7 +42,7 @@ def main(out: Path, *files: str) -> None:
         assert isinstance(loaded.card.preprocessing, Preprocessing)
         record = {
             "rank": world.rank, "size": world.size, "shipped": [r.shipped.top1 for r in runs], "asked": again.asked,
-            "indices": scores.indices, "predictions": scores.predictions.tolist(), "loss": scores.loss,
+            "indices": scores.indices.tolist(), "predictions": scores.predictions.tolist(), "loss": scores.loss,
             "top1": scores.top1,
         }  # fmt: skip
         (out / f"rank-{world.rank}.json").write_text(json.dumps(record))

@@ -1,0 +1,80 @@
+"""ImageNet's validation pictures with all the labels that are right (ReaL, Beyer et al. 2020)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from deitctl.data.sources import Source
+from deitctl.errors import DataError
+from deitctl.evaluation.scores import Evaluation
+from deitctl.files import read_json
+
+NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
+MOST_BYTES = 64 * 2**20
+CLASSES = 1000
+
+
+class RealScore(NamedTuple):
+    """Percent of the pictures that have labels whose answer, or one of five, is among them."""
+
+    images: int
+    top1: float
+    top5: float
+
+
+def read_real_labels(path: Path) -> list[list[int]]:
+    """Read real.json: for ImageNet's validation pictures, in order of their numbers, the classes that each shows.
+
+    Raises:
+        DataError: it cannot be read, or is not that.
+    """
+    try:
+        labels: list[list[int]] = read_json(path, MOST_BYTES)
+    except (OSError, ValueError) as error:
+        raise DataError(f"The labels {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    fine = isinstance(labels, list) and all(
+        isinstance(row, list) and all(type(c) is int and 0 <= c < CLASSES for c in row) for row in labels
+    )
+    if not fine:
+        raise DataError(
+            f"{path} is not a file of ReaL labels: a list with the class numbers of each picture.",
+            "It is real.json of google-research/reassessed-imagenet.",
+        )
+    return labels
+
+
+def score_real(scores: Evaluation, source: Source, labels: list[list[int]]) -> RealScore:
+    """Score answers by them; pictures without a label are left out, as in the paper.
+
+    Raises:
+        DataError: a picture is not one of ImageNet's validation set, or none has labels.
+    """
+    first, five = [], []
+    for index, best in zip(scores.indices.tolist(), scores.best.tolist(), strict=True):
+        real = set(labels[_number(source.name(index), len(labels))])
+        if real:
+            first.append(best[0] in real)
+            five.append(bool(real.intersection(best)))
+    if not first:
+        raise DataError("None of the pictures has a ReaL label.")
+    return RealScore(len(first), _percent(torch.tensor(first)), _percent(torch.tensor(five)))
+
+
+def _number(name: str, count: int) -> int:
+    found = NUMBER.search(PurePath(name).name)
+    number = int(found[1]) if found else 0
+    if not 1 <= number <= count:
+        raise DataError(
+            f"{name} has no ReaL labels: they are for ILSVRC2012_val_00000001 to {count:08d}.",
+            "Leave --real-labels out, or evaluate ImageNet's own validation pictures.",
+        )
+    return number - 1
+
+
+def _percent(values: Tensor) -> float:
+    return 100 * float(values.double().mean())

@@ -1,0 +1,145 @@
+"""Collects an evaluation batch by batch: some forty bytes a picture, and on request so many logits as memory has room for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deitctl.card import HEADS, Preprocessing
+from deitctl.evaluation.scores import Evaluation
+from deitctl.metrics import expected_calibration_error, topk_correct
+from deitctl.models.heads import fuse_heads
+from deitctl.models.vit import HeadLogits
+from deitctl.world import World
+
+MAX_KEPT = 2**26
+"""Logits that are kept at most, 256 MiB; one temperature does not need more pictures than fit."""
+BEST = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A model, and the way its answers are taken."""
+
+    model: nn.Module
+    """On the device."""
+    preprocessing: Preprocessing
+    rows: tuple[int, ...]
+    """For each class of the source, its logit."""
+    head: str
+    """The rule whose answer is the model's (see `fuse_heads`)."""
+    temperature: float = 1.0
+    """What the rule's logits are divided by."""
+    teacher: Tensor | None = None
+    """A teacher's class of each picture of the source, [N], in the source's classes; -1 where it has none."""
+
+
+class Tally:
+    """What one contender answered so far."""
+
+    def __init__(self, contender: Contender, pictures: int, *, keep_logits: bool) -> None:
+        self.contender, self.pictures, self.keep_logits = contender, pictures, keep_logits
+        self.rows = torch.tensor(contender.rows)
+        self.columns: dict[str, list[Tensor]] = {}
+        self.unreadable: list[tuple[int, str]] = []
+        self.heads, self.classes = 0, 0
+
+    def add(self, cls: Tensor, dist: Tensor | None, labels: Tensor, indices: Tensor) -> None:
+        """Take in the logits [B,K] of a batch, its labels [B] and its places in the source [B]."""
+        logits = HeadLogits(cls, dist)
+        self.heads, self.classes = (1 if dist is None else 2), cls.shape[1]
+        targets = self.rows[labels]
+        fused = {rule: fuse_heads(logits, rule) for rule in self._rules()}
+        main = fused[self._head()] / self.contender.temperature
+        inverse = torch.full((self.classes,), len(self.rows)).scatter(0, self.rows, torch.arange(len(self.rows)))
+        best = main.topk(min(BEST, self.classes), dim=1).indices
+        columns = {
+            "index": indices,
+            "label": labels,
+            "best": best.int(),
+            "answer": inverse[best[:, 0]],
+            "loss": F.cross_entropy(main, targets, reduction="none"),
+            "confidence": main.softmax(1).amax(1),
+            "among": main[:, self.rows].argmax(1),
+            "top5 among": topk_correct(main[:, self.rows], labels, 5),
+        }
+        columns |= {f"correct by {rule}": topk_correct(scores, targets, 1) for rule, scores in fused.items()}
+        if dist is not None:
+            columns["disagree"] = cls.argmax(1) != dist.argmax(1)
+        if (teacher := self.contender.teacher) is not None:
+            said = teacher[indices]
+            columns["teacher spoke"] = said >= 0
+            columns |= {f"as teacher by {rule}": s[:, self.rows].argmax(1) == said for rule, s in fused.items()}
+        if self.keep_logits:
+            kept = indices % self._stride() == 0
+            columns |= {f"logits {n}": x[kept] for n, x in enumerate(logits) if x is not None}
+        for name, values in columns.items():
+            self.columns.setdefault(name, []).append(values)
+
+    def _rules(self) -> tuple[str, ...]:
+        return HEADS if self.heads == 2 else ("cls",)
+
+    def _head(self) -> str:
+        return self.contender.head if self.heads == 2 else "cls"
+
+    def _stride(self) -> int:
+        return max(1, math.ceil(self.pictures * self.classes * self.heads / MAX_KEPT))
+
+    @property
+    def empty(self) -> bool:
+        return not self.columns
+
+    def join(self, world: World) -> None:
+        """Take in what the other processes collected."""
+        if world.size == 1:
+            return
+        others = world.gather((self.columns, self.unreadable, self.heads, self.classes))
+        self.columns = {}
+        for columns, *_ in others:
+            for name, values in columns.items():
+                self.columns.setdefault(name, []).extend(values)
+        self.unreadable = sorted(bad for _, unreadable, *_ in others for bad in unreadable)
+        self.heads, self.classes = max(o[2] for o in others), max(o[3] for o in others)
+
+    def result(self, seconds: float) -> Evaluation:
+        """Return the averages, the pictures in the order in which one process has them."""
+        logits = [torch.cat(self.columns.pop(n)) for n in ("logits 0", "logits 1") if n in self.columns]
+        column = {name: torch.cat(values) for name, values in self.columns.items()}
+        seen = column["index"]  # the order in which logits were kept
+        order = seen.argsort()
+        if logits:
+            kept = seen[seen % self._stride() == 0].argsort()
+            logits = [values[kept] for values in logits]
+        column = {name: values[order] for name, values in column.items()}
+        correct_by = {rule: column[f"correct by {rule}"] for rule in self._rules()}
+        correct, subset = correct_by[self._head()], self.classes > len(self.rows)
+        targets = self.rows[column["label"]]
+        spoke = column.get("teacher spoke", torch.zeros(0, dtype=torch.bool))
+        return Evaluation(
+            images=len(order),
+            top1=_percent(correct),
+            top5=_percent((column["best"] == targets[:, None]).any(1)),
+            loss=float(column["loss"].double().mean()),
+            ece=expected_calibration_error(column["confidence"], correct),
+            heads={rule: _percent(values) for rule, values in correct_by.items()} if self.heads == 2 else None,
+            top1_among=_percent(column["among"] == column["label"]) if subset else None,
+            top5_among=_percent(column["top5 among"]) if subset else None,
+            agreement=100 - _percent(column["disagree"]) if self.heads == 2 else None,
+            teacher_agreement={rule: _percent(column[f"as teacher by {rule}"][spoke]) for rule in self._rules()}
+            if spoke.any() else None,
+            images_per_second=len(order) / max(seconds, 1e-9),
+            indices=column["index"], labels=column["label"], targets=targets, best=column["best"], answers=column["answer"],
+            among=column["among"], confidences=column["confidence"], losses=column["loss"], correct_by=correct_by,
+            head=self._head(), disagree=column.get("disagree"),
+            logits=HeadLogits(logits[0], logits[1] if len(logits) > 1 else None) if logits else None,
+            kept=torch.nonzero(column["index"] % self._stride() == 0)[:, 0] if logits else torch.zeros(0).long(),
+            unreadable=self.unreadable,
+        )  # fmt: skip
+
+
+def _percent(values: Tensor) -> float:
+    return 100.0 * float(values.double().mean())

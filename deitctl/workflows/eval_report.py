@@ -1,0 +1,177 @@
+"""From evaluations to what a report shows: the pictures worth a look, their maps, the curves of the run."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deitctl import __version__
+from deitctl.data.eval_view import eval_view
+from deitctl.data.mixing import normalise
+from deitctl.device import Device
+from deitctl.events import Reporter, track
+from deitctl.inference.explain import token_maps
+from deitctl.metrics import BINS, Reliability, reliability
+from deitctl.models.build import is_model_folder
+from deitctl.models.heads import forward_heads, fuse_heads
+from deitctl.models.vit import HeadLogits, VisionTransformer
+from deitctl.report.contents import OUTSIDE, Bin, Calibrated, Comparison, Contents, Curves, Data, Evaluated, Example
+from deitctl.report.examples import QUALITY, SIDE, confident_mistakes, thumbnail, unsure_hits
+from deitctl.report.overlay import heat
+from deitctl.training.run import Run
+from deitctl.workflows.eval_result import EvalResult, EvalResults
+
+EXAMPLES = 24
+"""Pictures in a gallery; of several evaluations each shows its share."""
+AT_ONCE = 8
+MAPS = "gradient"
+"""Whose deletion and insertion curves are the best, see docs/explain.md."""
+TOKENS = {"cls": "class token", "dist": "distillation token"}
+
+
+def contents_of(found: EvalResults, device: Device, command: str, reporter: Reporter) -> Contents:
+    """Gather what a report shows; the pictures of the galleries are read and answered once more."""
+    results = found.results
+    first = results[0]
+    data = Data(
+        name=first.data,
+        classes=[first.class_title(c) for c in range(len(first.source.class_names))],
+        names=[first.source.name(i) for i in first.scores.indices.tolist()],
+        labels=first.scores.labels.numpy(),
+        unreadable=[(first.source.name(i), why) for i, why in first.scores.unreadable],
+    )
+    facts = [("data", first.data), ("pictures", f"{first.scores.images:,}"), ("classes", f"{len(data.classes):,}")]
+    facts += [("device", f"{device.torch_device}, {device.precision}")]
+    facts += [("speed", f"{first.scores.images_per_second:.1f} images/s")]
+    return Contents(
+        title=f"{first.model} on {first.data}" if len(results) == 1 else f"{len(results)} evaluations on {first.data}",
+        created=datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
+        version=__version__,
+        command=command,
+        facts=tuple(facts),
+        evaluated=[_evaluated(r, data, device, max(6, EXAMPLES // len(results)), reporter) for r in results],
+        comparisons=[
+            Comparison(a=d.a, b=d.b, difference=d.difference, interval=d.interval, only_a=d.only_a, only_b=d.only_b,
+                       p_value=d.p_value) for d in found.differences
+        ],
+        curves=_curves({r.model for r in results}),
+    )  # fmt: skip
+
+
+def _evaluated(result: EvalResult, data: Data, device: Device, most: int, reporter: Reporter) -> Evaluated:
+    s, kept = result.scores, result.calibration
+    correct, sure = s.correct.numpy(), s.confidences.numpy()
+    answers, classes = s.answers.numpy(), len(data.classes)
+    predicted = np.where(answers == classes, OUTSIDE, answers)
+    pre = result.contender.preprocessing
+    facts = [
+        ("model", result.model), ("architecture", result.card.architecture), ("head rule", s.head),
+        ("preprocessing", f"{result.protocol}: {pre.resize_to} px {pre.crop_mode}, crop {pre.img_size} px, {pre.interpolation}"),
+    ]  # fmt: skip
+    if result.contender.temperature != 1:
+        facts.append(("temperature", f"{result.contender.temperature:.3f}, the model's own"))
+    if result.real is not None:
+        facts.append(("ReaL labels", f"top-1 {result.real.top1:.2f} %, top-5 {result.real.top5:.2f} %"))
+    two = [] if s.disagree is None else confident_mistakes(~s.disagree.numpy(), sure, most)
+    pictures = {
+        "mistakes": confident_mistakes(correct, sure, most), "unsure": unsure_hits(correct, sure, most),
+        "disagreements": two,
+    }  # fmt: skip
+    wanted = sorted({n for places in pictures.values() for n in places})
+    shown = dict(zip(wanted, _examples(result, wanted, device, reporter), strict=True))
+    return Evaluated(
+        name=result.name, data=data, facts=tuple(facts), predicted=predicted,
+        outside={int(n): _short(result, int(s.predictions[n])) for n in np.flatnonzero(predicted == OUTSIDE)},
+        confidences=sure, top1=s.top1, top5=s.top5, loss=s.loss, ece=s.ece,
+        reliability=_bins(reliability(s.confidences, s.correct)),
+        calibrated=None if kept is None else Calibrated(
+            temperature=kept.temperature, ece=kept.ece, reliability=_bins(kept.reliability),
+            note=f"fitted to {kept.images:,} pictures, judged on fifths that it was not fitted to",
+        ),
+        top1_among=s.top1_among, heads=s.heads, agreement=s.agreement, intervals=result.intervals,
+        **{name: [shown[n] for n in places] for name, places in pictures.items()},
+    )  # fmt: skip
+
+
+def _bins(found: Reliability) -> list[Bin]:
+    rows = zip(*(x.tolist() for x in found), strict=True)
+    return [Bin(n / BINS, (n + 1) / BINS, *row) for n, row in enumerate(rows)]
+
+
+def _examples(result: EvalResult, places: Sequence[int], device: Device, reporter: Reporter) -> list[Example]:
+    """Look at pictures again, a few at a time: what was seen, what each head says, where it looks."""
+    made: list[Example] = []
+    starts = range(0, len(places), AT_ONCE)
+    for start in track(starts, reporter, f"look again at pictures ({result.name})", len(starts), "batches"):
+        part = places[start : start + AT_ONCE]
+        positions = result.scores.indices[list(part)].tolist()
+        pre = result.contender.preprocessing
+        pixels = np.stack([eval_view(result.source.read(i), pre) for i in positions])
+        images = normalise(device.move(torch.from_numpy(pixels)), pre)
+        with torch.no_grad(), device.autocast():
+            cls, dist = forward_heads(result.contender.model, images)
+        heads = HeadLogits(cls.float().cpu(), None if dist is None else dist.float().cpu())
+        maps = _maps(result, pixels, images)
+        made += [
+            Example(
+                index=n, guesses=_guesses(result, fuse_heads(heads, result.scores.head)[row], result.scores.head),
+                thumbnail=thumbnail(pixels[row]), maps=maps[row] or None,
+                heads=None if heads.dist is None else {
+                    "class head": _guesses(result, heads.cls[row], "cls")[0],
+                    "distillation head": _guesses(result, heads.dist[row], "dist")[0],
+                },
+            )
+            for row, n in enumerate(part)
+        ]  # fmt: skip
+    return made
+
+
+def _guesses(result: EvalResult, logits: Tensor, head: str) -> list[tuple[str, float]]:
+    best = (logits / result.card.temperature(head)).softmax(0).topk(min(5, len(logits)))
+    return [(_short(result, i), p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+
+def _short(result: EvalResult, index: int) -> str:
+    """Name a class of the model for people, by the first of its synonyms."""
+    label = result.card.label(index)
+    return label if result.card.descriptions is None else label.split(",")[0]
+
+
+def _maps(result: EvalResult, pixels: NDArray[np.uint8], images: Tensor) -> list[dict[str, bytes]]:
+    """Return each picture under each token's map; none for a model that is no DeiT of ours."""
+    if not isinstance(result.contender.model, VisionTransformer):
+        return [{} for _ in pixels]
+    found = token_maps(result.contender.model, images, method=MAPS)
+    tokens = {TOKENS[name]: maps for name, maps in found._asdict().items() if maps is not None}
+    return [
+        {name: _jpeg(heat(picture, maps[n].cpu().numpy())) for name, maps in tokens.items()}
+        for n, picture in enumerate(pixels)
+    ]
+
+
+def _jpeg(image: Any) -> bytes:
+    image.thumbnail((SIDE, SIDE))
+    file = io.BytesIO()
+    image.convert("RGB").save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
+
+
+def _curves(models: set[str]) -> Curves | None:
+    """Return the log of the run that the one model is."""
+    if len(models) != 1 or not is_model_folder(model := next(iter(models))):
+        return None
+    run = Run(Path(model).expanduser(), writes=False)
+    epochs = list(run.records("epoch"))
+    teacher = (run.result() or {}).get("teacher")
+    return Curves(
+        run=run.root.name, steps=list(run.records("step")), epochs=epochs,
+        teacher_top1=teacher.get("top1") if isinstance(teacher, dict) else None,
+    ) if epochs else None  # fmt: skip

@@ -1,0 +1,151 @@
+"""The command: formats as they are computed, codes, pictures, and nothing imported that is not needed."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from deitctl.checkpoint import save_model
+from deitctl.cli.app import app
+from deitctl.cli.startup import without_garbage
+from deitctl.events import SilentReporter
+from deitctl.models.build import build_model
+from deitctl.models.layers import layer_names, shipping_card
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """A DeiT-tiny at 32 pixels with three named classes."""
+    built = build_model(
+        "deit_tiny", class_names=("ant", "bee", "cow"), img_size=32, drop_path_rate=0.0, pretrained=False,
+        weights="", distilled=None, reporter=SilentReporter(),
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("model") / "model"
+    save_model(folder, built.model.state_dict(), shipping_card(built.model, built.card), layer_names(built.model))
+    return str(folder)
+
+
+@pytest.fixture
+def inputs(image_folder) -> list[str]:
+    root = image_folder({"in": 3})
+    (root / "in" / "1.png").write_bytes(b"no picture")
+    return [str(root / "in" / f"{n}.png") for n in range(3)]
+
+
+def test_every_format_says_the_same(model, inputs):
+    def run(shape: str) -> str:
+        result = CliRunner().invoke(app, ["predict", *inputs, "--model", model, "--format", shape])
+        assert result.exit_code == 3
+        return result.stdout
+
+    records = json.loads(run("json"))
+    assert [json.loads(line) for line in run("jsonl").splitlines()] == records
+    assert [r["input"] for r in records] == inputs
+    assert [r["error"] is None for r in records] == [True, False, True]
+    rows = list(csv.DictReader(io.StringIO(run("csv"), newline="")))
+    flat = [(r["input"], g["label"], f"{g['score']:.6f}") for r in records for g in r["predictions"]]
+    assert [(r["input"], r["label"], r["score"]) for r in rows if not r["error"]] == flat
+    assert [r["input"] for r in rows if r["error"]] == [inputs[1]]
+    table = run("table")
+    assert table.count(inputs[1]) == 1, "an unreadable path is said once"
+    assert all(f"{100 * g['score']:5.1f} %" in table for r in records for g in r["predictions"])
+
+
+def test_nothing_to_say_is_valid_json(model, tmp_path):
+    result = CliRunner().invoke(app, ["predict", "-", "--model", model, "--format", "json"], input="\n\n")
+    assert (result.exit_code, json.loads(result.stdout)) == (0, [])
+
+
+def test_an_answer_on_stdin_comes_before_the_next_name_is_known(model, inputs):
+    command = [sys.executable, "-m", "deitctl", "predict", "-", "--model", model, "--format", "jsonl"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        for name in inputs:
+            child.stdin.write(f"{name}\n")
+            child.stdin.flush()
+            assert json.loads(child.stdout.readline())["input"] == name
+        child.stdin.close()
+        assert child.wait() == 3
+
+
+def test_a_picture_belongs_to_a_table_on_a_terminal(model, inputs):
+    refused = CliRunner().invoke(app, ["predict", inputs[0], "--model", model, "--format", "jsonl", "--picture"])
+    assert "goes with a table" in str(refused.exception)
+    unable = CliRunner().invoke(app, ["predict", inputs[0], "--model", model, "--format", "table", "--picture"])
+    assert unable.exit_code == 0
+    assert "▀" not in unable.stdout
+    assert "need a terminal with 256 colours" in unable.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal of our own is POSIX")
+@pytest.mark.parametrize(
+    ("arguments", "environment", "pictures"),
+    [
+        ([], {}, 1),
+        (["--no-picture"], {}, 0),
+        ([], {"NO_COLOR": "1"}, 0),
+        ([], {"TERM": "dumb"}, 0),
+        (["second"], {}, 0),
+        (["second", "--picture"], {}, 2),
+    ],
+    ids=str,
+)
+def test_on_a_terminal_one_picture_is_shown_or_all_that_are_asked_for(
+    arguments, environment, pictures, model, inputs, monkeypatch, capsys
+):
+    from rich.console import Console
+
+    from deitctl.cli import table
+
+    where = {"TERM": "xterm-256color", "COLORTERM": "truecolor", **environment}
+    console = Console(force_terminal=True, width=100, _environ=where)
+    monkeypatch.setattr(table, "terminal", lambda: console)
+    names = [inputs[2] if a == "second" else a for a in arguments]
+    result = CliRunner().invoke(app, ["predict", inputs[0], *names, "--model", model, "--format", "table"])
+    assert result.exit_code == 0, result.exception
+    assert result.stdout.count("▀") == pictures * 32 * 16
+
+
+def test_our_models_answer_without_what_they_do_not_need(model, inputs):
+    """Nor with parts of torch that `import torch` leaves out, of which one wrong call imports hundreds."""
+    code = (
+        "import sys, torch; plain = {m for m in sys.modules if m.startswith('torch')}; from deitctl.cli.app import app\n"
+        f"try: app(['predict', {inputs[0]!r}, '--model', {model!r}, '--format', 'jsonl'])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "needless = {'timm', 'torchvision', 'matplotlib', 'sklearn', 'scipy', 'onnx', 'onnxruntime', 'pyarrow', 'tomli_w',"
+        " 'huggingface_hub', 'rich.console', 'deitctl.config', 'deitctl.data.loader', 'deitctl.inference.fetch'}\n"
+        "assert not needless & set(sys.modules), needless & set(sys.modules)\n"
+        "more = {m for m in sys.modules if m.startswith('torch')} - plain; assert len(more) < 5, more"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_garbage_is_collected_again_after_the_start(fails):
+    frozen = gc.get_freeze_count()
+    with pytest.raises(KeyError) if fails else without_garbage(), without_garbage():
+        assert not gc.isenabled()
+        if fails:
+            raise KeyError
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > frozen
+    gc.unfreeze()
+
+
+def test_a_reader_that_has_enough_ends_it_without_a_word(model, inputs, tmp_path: Path):
+    names = tmp_path / "names"
+    names.write_text(f"{inputs[0]}\n" * 400)
+    command = f"{sys.executable} -m deitctl predict - --model {model} < {names} | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert json.loads(done.stdout)["input"] == inputs[0]
+    assert "rror" not in done.stderr

@@ -1,0 +1,167 @@
+"""The temperature is the one that minimises the loss, is judged on other pictures, and does not exist where it cannot."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deitctl.data.sources import ArraySource
+from deitctl.device import choose_device
+from deitctl.evaluation import tally
+from deitctl.evaluation.calibration import calibrate, fit_temperature
+from deitctl.evaluation.evaluate import evaluate_all
+from deitctl.evaluation.tally import Contender
+from deitctl.metrics import expected_calibration_error, reliability
+from deitctl.models.heads import fuse_heads
+
+CPU = choose_device("cpu", "fp32")
+
+
+def answers(count=4000, classes=6, sharpness=1.0, seed=0):
+    """Logits whose softmax at temperature 1 is true of the labels, drawn from it, times `sharpness`."""
+    draw = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(count, classes, generator=draw)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=draw)[:, 0]
+    return sharpness * logits, labels
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 1.0, 2.5])
+def test_a_temperature_undoes_the_sharpness_of_true_logits(sharpness):
+    logits, labels = answers(sharpness=sharpness)
+    assert fit_temperature(logits, labels) == pytest.approx(sharpness, rel=0.05)
+
+
+def test_two_classes_by_hand():
+    """Three of four right at a margin of 2: softmax(2 / T) is 3/4 at 2 / T = ln 3."""
+    logits = torch.tensor([[2.0, 0.0]]).expand(4, 2)
+    assert fit_temperature(logits, torch.tensor([0, 0, 0, 1])) == pytest.approx(2 / np.log(3), rel=1e-5)
+
+
+@given(st.integers(0, 1000), st.floats(0.2, 4.0), st.integers(2, 8))
+def test_no_other_temperature_has_a_smaller_loss(seed, sharpness, classes):
+    logits, labels = answers(60, classes, sharpness, seed)
+    best = fit_temperature(logits, labels)
+    if best is None:  # too little to learn from: the loss falls up to an end
+        return
+    losses = [
+        float(torch.nn.functional.cross_entropy(logits.double() / t, labels)) for t in (best, best * 1.02, best / 1.02)
+    ]
+    assert losses[0] <= min(losses[1:]) + 1e-9
+
+
+def test_the_temperature_is_scikit_learns():
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.frozen import FrozenEstimator
+    from sklearn.linear_model import LogisticRegression
+
+    logits, labels = answers(500, sharpness=3.0)
+    model = LogisticRegression()  # whose decision function gives the logits back
+    model.classes_, model.coef_, model.intercept_ = np.arange(6), np.eye(6), np.zeros(6)
+    model.n_features_in_ = 6
+    theirs = CalibratedClassifierCV(FrozenEstimator(model), method="temperature").fit(logits.numpy(), labels.numpy())
+    ours = (logits / fit_temperature(logits, labels)).softmax(1)
+    np.testing.assert_allclose(theirs.predict_proba(logits.numpy()), ours, atol=2e-3)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_without_a_mistake_or_with_nothing_right_there_is_no_temperature(wrong):
+    logits = 5 * torch.eye(4)
+    assert fit_temperature(logits, torch.arange(4).roll(int(wrong))) is None
+
+
+def test_reliability_by_hand():
+    found = reliability(torch.tensor([0.1, 0.5, 0.9, 1.0]), torch.tensor([False, True, True, False]), bins=2)
+    assert found.images.tolist() == [2, 2]
+    assert found.confidence.tolist() == pytest.approx([0.3, 0.95])
+    assert found.accuracy.tolist() == [0.5, 0.5]
+    empty = reliability(torch.tensor([0.9]), torch.tensor([True]), bins=2)
+    assert [x.tolist() for x in empty] == [[0, 1], [0.0, pytest.approx(0.9)], [0.0, 1.0]]
+
+
+class Oracle(torch.nn.Module):
+    """Answers a picture of brightness n with the n-th row of logits."""
+
+    def __init__(self, logits, dist=None):
+        super().__init__()
+        self.logits, self.dist = logits, dist
+
+    def forward(self, images):
+        n = (images.mean(dim=(1, 2, 3)) * 0.2256 + 0.449) * 255
+        rows = n.round().long().clamp(0, len(self.logits) - 1)
+        return self.logits[rows] if self.dist is None else (self.logits[rows], self.dist[rows])
+
+
+def evaluated(logits, labels, dist=None, temperature=1.0, head="cls", **options):
+    images = np.stack([np.full((8, 8), n, np.uint8) for n in range(len(labels))])
+    source = ArraySource(images, np.asarray(labels), tuple("abcdef"), "rows")
+    from deitctl.card import Preprocessing
+    from deitctl.events import SilentReporter
+
+    contender = Contender(
+        model=Oracle(logits, dist), preprocessing=Preprocessing(img_size=8, crop_pct=1.0), rows=tuple(range(6)),
+        head=head, temperature=temperature,
+    )  # fmt: skip
+    (found,) = evaluate_all(
+        [contender],
+        source,
+        device=CPU,
+        batch_size=37,
+        workers=0,
+        reporter=SilentReporter(),
+        keep_logits=True,
+        **options,
+    )
+    return found
+
+
+def test_calibration_lowers_the_error_of_a_model_that_is_too_sure_and_keeps_its_answers():
+    logits, labels = answers(250, sharpness=4.0)
+    raw = evaluated(logits, labels)
+    found = calibrate(raw)
+    assert found.temperature == pytest.approx(fit_temperature(logits, labels), rel=1e-5)
+    assert (found.images, found.temperatures) == (250, {"cls": found.temperature})
+    assert found.ece < raw.ece / 2
+    assert found.loss < raw.loss
+    assert int(found.reliability.images.sum()) == 250
+    again = evaluated(logits, labels, temperature=found.temperature)
+    assert torch.equal(again.predictions, raw.predictions)
+    assert again.loss == pytest.approx(found.loss, rel=0.05)
+    assert calibrate(again).temperature == pytest.approx(found.temperature)  # of the raw logits, not on top
+
+
+def test_the_error_is_measured_on_pictures_that_the_temperature_was_not_fitted_to():
+    logits, labels = answers(250, sharpness=4.0)
+    cooled = torch.empty_like(logits)
+    for fold in range(5):
+        held = torch.arange(250) % 5 == fold
+        cooled[held] = logits[held] / fit_temperature(logits[~held], labels[~held])
+    confidence, answer = cooled.softmax(1).max(1)
+    assert calibrate(evaluated(logits, labels)).ece == pytest.approx(
+        expected_calibration_error(confidence, answer == labels), rel=1e-4
+    )
+
+
+def test_every_head_rule_has_a_temperature_of_its_own():
+    cls, labels = answers(250, sharpness=4.0)
+    dist = 0.5 * cls + 0.1 * torch.randn(250, 6, generator=torch.Generator().manual_seed(3))
+    scores = evaluated(cls, labels, dist, head="avg-probs")
+    found = calibrate(scores)
+    assert found.temperatures == {
+        rule: pytest.approx(fit_temperature(fuse_heads(scores.logits, rule), labels), rel=1e-5)
+        for rule in ("cls", "dist", "avg-logits", "avg-probs")
+    }
+    assert found.temperature == found.temperatures["avg-probs"]
+
+
+@pytest.mark.parametrize("room", [6 * 250, 6 * 100, 6])
+def test_logits_are_kept_of_so_many_pictures_as_there_is_room_for(room, monkeypatch):
+    monkeypatch.setattr(tally, "MAX_KEPT", room)
+    logits, labels = answers(250, sharpness=4.0)
+    scores = evaluated(logits, labels)
+    assert len(scores.kept) <= max(1, room // 6)
+    assert torch.equal(scores.logits.cls, logits[scores.kept])
+    assert scores.images == 250
+    assert (calibrate(scores) is None) == (room == 6)

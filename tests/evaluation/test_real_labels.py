@@ -1,0 +1,46 @@
+"""ReaL labels: any of the labels is right, pictures without one do not count, other pictures are refused."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from deitctl.errors import DataError
+from deitctl.evaluation.real_labels import read_real_labels, score_real
+
+NAMES = [f"val/n01440764/ILSVRC2012_val_{n:08d}.JPEG" for n in (3, 1, 2)]
+
+
+def scored(best, names=NAMES):
+    scores = SimpleNamespace(indices=torch.arange(len(best)), best=torch.tensor(best))
+    return scores, SimpleNamespace(name=names.__getitem__)
+
+
+def test_by_hand():
+    labels = [[5, 7], [], [2]]  # of pictures 1, 2 and 3
+    found = score_real(*scored([[1, 2], [7, 0], [9, 9]]), labels)
+    assert found == (2, 50.0, 100.0)  # picture 3: second guess; picture 1: first; picture 2 has no label
+
+
+def test_pictures_that_are_not_imagenets_are_refused():
+    with pytest.raises(DataError, match=r"cat\.jpg has no ReaL labels"):
+        score_real(*scored([[1]], ["cat.jpg"]), [[1]])
+    with pytest.raises(DataError, match="val_00000003"):
+        score_real(*scored([[1]]), [[1]])
+    with pytest.raises(DataError, match="None of the pictures"):
+        score_real(*scored([[1]]), [[], [], []])
+
+
+def test_a_file_is_read_and_others_are_refused(tmp_path):
+    path = tmp_path / "real.json"
+    path.write_text(json.dumps([[1, 2], []]))
+    assert read_real_labels(path) == [[1, 2], []]
+    for wrong in ("{}", "[1]", "[[-1]]", "[[1000]]", "[[true]]", "not json", "[[1.5]]"):
+        path.write_text(wrong)
+        with pytest.raises(DataError, match=r"real\.json"):
+            read_real_labels(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_real_labels(tmp_path / "none.json")

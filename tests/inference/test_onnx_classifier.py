@@ -1,0 +1,245 @@
+"""An exported file answers as the model does, without torch; what is no such file is one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from deitctl.device import choose_device
+from deitctl.errors import DeitctlError, ModelError
+from deitctl.exporters.network import ExportedClassifier, describe
+from deitctl.exporters.onnx import export_onnx
+from deitctl.inference import onnx_classifier
+from deitctl.inference.onnx_classifier import load_onnx_classifier
+from deitctl.inference.torch_classifier import TorchClassifier
+from deitctl.models.vit import VisionTransformer
+from deitctl.workflows.predict import predict
+
+AS_IT_IS = {"weights": "", "head": "auto", "img_size": 0, "device": "auto", "precision": "auto"}
+CLASSES = ("ant", "bee", "cow", "dog")
+RULE = "avg-probs"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_arch, randomise):
+    """A distilled DeiT of one block for four classes, with a temperature."""
+    arch = replace(tiny_arch("deit_tiny_distilled"), depth=1)
+    card = replace(
+        arch.card(), num_classes=4, class_names=CLASSES, descriptions=tuple(f"a {c}" for c in CLASSES), head=RULE,
+        temperatures={RULE: 1.7},
+    )  # fmt: skip
+    return randomise(VisionTransformer(arch, num_classes=4, img_size=32)).eval(), card
+
+
+@pytest.fixture(scope="module")
+def file(model, tmp_path_factory) -> Path:
+    network, card = model
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    export_onnx(ExportedClassifier(network, card, RULE), card, describe(card, RULE), path)
+    return path
+
+
+@pytest.fixture
+def changed(file, tmp_path):
+    """Write the file again with other metadata, or with other inputs."""
+
+    def write(**metadata: str | None) -> Path:
+        proto = onnx.load(file)
+        said = {p.key: p.value for p in proto.metadata_props} | metadata
+        del proto.metadata_props[:]
+        helper.set_model_props(proto, {k: v for k, v in said.items() if v is not None})
+        onnx.save(proto, tmp_path / "changed.onnx")
+        return tmp_path / "changed.onnx"
+
+    return write
+
+
+def foreign(path: Path, dtype: int = TensorProto.FLOAT, shape: tuple[object, ...] = ("b", 3, 32, 32)) -> Path:
+    """Write a network of somebody else's: pixels go out as they come in."""
+    pixels, out = (helper.make_tensor_value_info(n, dtype, shape) for n in ("pixels", "probabilities"))
+    graph = helper.make_graph([helper.make_node("Identity", ["pixels"], ["probabilities"])], "g", [pixels], [out])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def test_the_file_answers_as_the_model_calibrated_and_with_its_rule(file, model, image_folder):
+    network, card = model
+    folder = image_folder({"in": 7})
+    theirs = TorchClassifier(network, card, choose_device("cpu", "fp32"))
+    from deitctl.inference.predict import predict_stream
+
+    names = [str(folder / "in" / f"{n}.png") for n in range(7)]
+    wanted = predict_stream(theirs, names, topk=4, batch_size=3)
+    for ours, his in zip(predict(names, model=str(file), batch_size=3), wanted, strict=True):
+        assert [g.label for g in ours.guesses] == [g.label for g in his.guesses]
+        np.testing.assert_allclose([g.score for g in ours.guesses], [g.score for g in his.guesses], atol=1e-5)
+
+
+def test_the_file_says_what_it_takes_and_what_its_classes_are(file, model):
+    card = load_onnx_classifier(str(file), **AS_IT_IS).card
+    assert card.preprocessing == model[1].preprocessing
+    assert (card.class_names, card.descriptions) == (model[1].class_names, model[1].descriptions)
+    assert (card.head, card.num_classes) == (RULE, 4)
+
+
+def test_names_that_the_file_does_not_have_are_numbers(changed, image_folder):
+    path = changed(class_names=None, descriptions=None)
+    [record] = predict([str(image_folder({"in": 1}) / "in" / "0.png")], model=str(path))
+    assert {g.label for g in record.guesses} == {f"class {n}" for n in range(4)}
+
+
+def test_neither_torch_nor_what_needs_it_is_imported_for_a_file(file, image_folder):
+    picture = image_folder({"in": 1}) / "in" / "0.png"
+    code = (
+        "import sys; from deitctl.cli.app import app\n"
+        f"try: app(['predict', {str(picture)!r}, '--model', {str(file)!r}, '--format', 'jsonl'])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'timm', 'torchvision', 'safetensors', 'matplotlib', 'scipy', 'onnx', 'huggingface_hub',"
+        " 'urllib.request', 'rich.console'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["predictions"][0]["label"].startswith("a ")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"", "not a readable ONNX file"), (b"\xff" * 999, "not a readable ONNX file"), (None, "There is no ONNX file")],
+    ids=["empty", "garbage", "none"],
+)
+def test_a_damaged_file_is_one_line(content, says, tmp_path):
+    if content is not None:
+        (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(ModelError, match=says):
+        predict(["x.png"], model=str(tmp_path / "m.onnx"))
+
+
+def test_a_file_cut_short_is_one_line(file, tmp_path, capfd):
+    (tmp_path / "m.onnx").write_bytes(file.read_bytes()[:-5000])
+    with pytest.raises(ModelError, match=r"not a readable ONNX file: .*Export it again: deitctl export"):
+        predict(["x.png"], model=str(tmp_path / "m.onnx"))
+    assert capfd.readouterr() == ("", ""), "onnxruntime's own log"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        (TensorProto.FLOAT, ("b", 3, 32, 32)),
+        (TensorProto.UINT8, ("b", 3, 32, 32)),
+        (TensorProto.UINT8, ("b", 32, 32, 3)),
+        (TensorProto.UINT8, ("b", 32)),
+        (TensorProto.UINT8, ("b", "h", "w", 3)),
+    ],
+    ids=str,
+)
+def test_a_network_of_somebody_else_is_told_what_is_expected(dtype, shape, tmp_path):
+    with pytest.raises(ModelError, match=r"needs pixels \[B,S,S,3\] in uint8, .*deitctl export MODEL --to onnx"):
+        predict(["x.png"], model=str(foreign(tmp_path / "m.onnx", dtype, shape)))
+
+
+def test_operations_and_data_of_a_files_own_choice_are_not_had(tmp_path):
+    """What onnxruntime promises, held here because `docs/security.md` does: no code and no file from outside."""
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ("b", 32, 32, 3))
+    (tmp_path / "secret").write_bytes(bytes(16))
+    (tmp_path / "model").mkdir()
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [4], [0.0] * 4)
+    weight.ClearField("float_data")
+    weight.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": "../secret", "offset": "0", "length": "16"}.items():
+        weight.external_data.add(key=key, value=value)
+    other = helper.make_node("Identity", ["w"], ["probabilities"])
+    unknown = helper.make_node("Nope", ["pixels"], ["probabilities"], domain="else")
+    out = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, None)
+    for node, weights, says in ((other, [weight], "escapes model directory"), (unknown, [], "not a registered")):
+        graph = helper.make_graph([node], "g", [pixels], [out], weights)
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid("else", 1)]
+        path = tmp_path / "model" / "m.onnx"
+        path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
+        with pytest.raises(ModelError, match=says):
+            predict(["x.png"], model=str(path))
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"preprocessing": None}, {"preprocessing": "{"}, {"preprocessing": "[]"}, {"preprocessing": "{}"},
+        {"preprocessing": "[" * 100_000}, {"head": None}, {"class_names": "[1]"},
+        {"class_names": '["a"]'}, {"descriptions": '"abcd"'}, {"architecture": None}, {"architecture": "../x"},
+        {"preprocessing": '{"img_size": 10000000, "crop_pct": 1, "crop_mode": "x", "interpolation": "y"}'},
+        {"preprocessing": '{"img_size": 64, "crop_pct": 1, "crop_mode": "center", "interpolation": "bicubic"}'},
+    ],
+    ids=lambda m: str(m)[:40],
+)  # fmt: skip
+def test_metadata_that_is_none_is_one_line(metadata, changed):
+    with pytest.raises(ModelError) as refused:
+        predict(["x.png"], model=str(changed(**metadata)))
+    assert "changed.onnx" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"head": "cls"}, "answers with its head rule avg-probs, not cls"),
+        ({"head": "both"}, "There are: auto, cls"),
+        ({"img_size": 224}, "takes pictures of 32 pixels, not 224"),
+        ({"weights": "w.safetensors"}, "holds its own weights"),
+        ({"device": "cuda"}, "answers on the CPU"),
+        ({"precision": "bf16"}, "answers on the CPU"),
+        ({"img_size": 100_000}, "takes pictures of 32 pixels"),
+    ],
+    ids=str,
+)
+def test_what_the_file_cannot_do_is_refused(options, says, file):
+    with pytest.raises(DeitctlError, match=says):
+        predict(["x.png"], model=str(file), **options)
+
+
+def test_what_the_file_does_anyway_may_be_asked(file, image_folder):
+    picture = str(image_folder({"in": 1}) / "in" / "0.png")
+    [record] = predict([picture], model=str(file), head=RULE, img_size=32, device="cpu", precision="fp32")
+    assert record.error is None
+
+
+def test_a_file_for_weights_and_a_file_for_another_command_are_told_where_they_belong(file):
+    with pytest.raises(ModelError, match=r"Use --model .*model\.onnx alone"):
+        predict(["x.png"], model="deit_tiny", weights=str(file))
+    from deitctl.events import SilentReporter
+    from deitctl.models.build import load_model
+
+    with pytest.raises(ModelError, match="deitctl predict"):
+        load_model(str(file), reporter=SilentReporter())
+
+
+def test_a_file_without_onnxruntime_says_what_to_install(file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ModelError, match=r"pip install 'deitctl\[onnx\]'"):
+        predict(["x.png"], model=str(file))
+
+
+def test_a_file_larger_than_protobuf_allows_is_not_read(file, monkeypatch):
+    monkeypatch.setattr(onnx_classifier, "MAX_BYTES", 1000)
+    with pytest.raises(ModelError, match="larger than an ONNX file can be"):
+        predict(["x.png"], model=str(file))
+
+
+def test_a_network_that_fails_on_the_way_is_one_line(file, image_folder):
+    classifier = load_onnx_classifier(str(file), **AS_IT_IS)
+    with pytest.raises(ModelError, match="cannot be run: "):
+        classifier.scores(np.zeros((1, 3, 8, 8), np.uint8))
+
+
+def test_threads_are_those_that_are_asked_for_or_the_cores_there_are(monkeypatch):
+    cores = onnx_classifier._threads
+    monkeypatch.setattr(onnx_classifier.os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    for asked, threads in (("", 6), ("2", 2), ("99", 6), ("0", 6), ("two", 6)):
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        assert cores() == threads

@@ -1,0 +1,49 @@
+"""Scores of a model: the softmax of its logits, divided by the temperature of the rule in use."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deitctl.card import HEADS, ModelCard
+from deitctl.device import choose_device
+from deitctl.exporters.verify import reference
+from deitctl.inference.torch_classifier import TorchClassifier
+
+
+class Fixed(nn.Module):
+    """Answers with logits 0 and ln 3, whatever it is shown."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([[0.0, math.log(3.0)]]).expand(len(images), 2)
+
+
+@pytest.mark.parametrize(("temperature", "second"), [(1.0, 0.75), (2.0, math.sqrt(3) / (1 + math.sqrt(3)))])
+def test_logits_are_divided_by_the_temperature(temperature, second):
+    """softmax(0, ln 3) = (1/4, 3/4); at temperature 2 the odds of 3 become their root."""
+    card = ModelCard(architecture="fixed", num_classes=2, head="cls", temperatures={"cls": temperature, "dist": 50.0})
+    scores = TorchClassifier(Fixed(), card, choose_device("cpu", "fp32")).scores(np.zeros((3, 3, 4, 4), np.uint8))
+    assert scores.shape == (3, 2)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores[:, 1], second, rtol=1e-6)
+    np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_each_rule_has_its_own_temperature(deit, tiny_arch):
+    model, arch = deit("deit_tiny_distilled"), tiny_arch("deit_tiny_distilled")
+    card = replace(arch.card(), num_classes=5, class_names=None, descriptions=None)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
+    device = choose_device("cpu", "fp32")
+    for head in HEADS:
+        warm = replace(card, head=head, temperatures={head: 3.0})
+        logits = reference(model, card, head, pixels.transpose(0, 2, 3, 1))[0]
+        expected = torch.from_numpy(logits).div(3).softmax(1).numpy()
+        np.testing.assert_allclose(TorchClassifier(model, warm, device).scores(pixels), expected, atol=1e-6)
+        other = replace(card, head=head, temperatures={next(h for h in HEADS if h != head): 3.0})
+        plain = torch.from_numpy(logits).softmax(1).numpy()
+        np.testing.assert_allclose(TorchClassifier(model, other, device).scores(pixels), plain, atol=1e-6)
