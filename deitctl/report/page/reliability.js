@@ -95,7 +95,7 @@ function reliabilityDiagram(bins) {
         svg(
           "text",
           { class: "tiny", x: x + w / 2, y: floor - (images / most) * (histogram - 12) - 3, "text-anchor": "middle" },
-          images >= 10000 ? `${Math.round(images / 1000)}k` : images,
+          images >= 1000 ? `${(images / 1000).toFixed(images < 10000 ? 1 : 0)}k` : images,
         ),
       );
     picture.append(bar);
