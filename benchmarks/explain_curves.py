@@ -54,12 +54,13 @@ def main() -> None:
     model, pre = device.place(loaded.model).requires_grad_(False), loaded.card.preprocessing
     assert isinstance(model, VisionTransformer)
     source = open_for_evaluation(arguments.data, SilentReporter())
-    stream = eval_batches(source, [pre], batch_size=arguments.batch_size, workers=0, pin_memory=device.pins_memory)
+    stream = eval_batches(
+        source, [pre], batch_size=arguments.batch_size, workers=0, pin_memory=device.pins_memory
+    )
     start, areas = time.monotonic(), defaultdict(list)
     for number, batch in enumerate(stream):
         images = normalise(device.move(batch.images[0]), pre)
         for token in ("cls", "dist")[: model.num_prefix_tokens]:
-
             def answer(pictures: Tensor, token: str = token) -> Tensor:
                 return getattr(model(pictures), token).softmax(dim=1)
 
@@ -81,13 +82,7 @@ def main() -> None:
     for token in ("cls", "dist")[: model.num_prefix_tokens]:
         whole, blur = joined[token, "whole"], joined[token, "blurred"]
         print(f"\n{token} token, {len(whole)} pictures: its class has {whole.mean():.3f}, blurred {blur.mean():.3f}")
-        print(
-            "map".ljust(12),
-            "deletion (lower)".rjust(18),
-            "beats".rjust(7),
-            "insertion (higher)".rjust(20),
-            "beats".rjust(7),
-        )
+        print("map".ljust(12), "deletion (lower)".rjust(18), "beats".rjust(7), "insertion (higher)".rjust(20), "beats".rjust(7))
         for name in (*METHODS, *FLOORS):
             row = name.ljust(12)
             for kind, sign, width in (("deletion", -1, 18), ("insertion", 1, 20)):

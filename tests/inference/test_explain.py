@@ -56,9 +56,7 @@ def test_gradient_relevance_is_the_papers_rule_on_whole_matrices(deit, noise, al
     maps = token_maps(model, images, method="gradient", classes=asked)
     prefix = model.num_prefix_tokens
     for picture in range(2):
-        for token, (head, got) in enumerate(
-            (h, m) for h, m in zip(("cls", "dist"), maps, strict=True) if m is not None
-        ):
+        for token, (head, got) in enumerate((h, m) for h, m in zip(("cls", "dist"), maps, strict=True) if m is not None):
             logits, attention = attend(model, images[picture : picture + 1], differentiable=True)
             for a in attention:
                 a.retain_grad()
