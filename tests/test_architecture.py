@@ -154,3 +154,12 @@ def test_the_lowest_floor_starts_without_torch():
     modules = ", ".join(m for m in FILES if floor_of(m) == 0)
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_prediction_starts_without_torch():
+    """Only `inference.torch_classifier` imports it, when a model needs it: an ONNX file does not."""
+    code = (
+        "import sys, deitctl.workflows.predict, deitctl.inference.onnx_classifier, deitctl.inference.predict, deitctl.data.eval_view;"
+        "sys.exit(bool({'torch', 'safetensors', 'onnxruntime', 'rich'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

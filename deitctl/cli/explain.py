@@ -37,7 +37,7 @@ def explain(
         "explained"
     ),
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Pictures at a time.", show_default="4, from stdin 1")
+        int | None, typer.Option("--batch-size", min=1, help="Pictures at a time.", show_default="8, from stdin 1")
     ] = None,
     img_size: o.ImgSizeOpt = None,
     device: o.DeviceOpt = "auto",
@@ -58,7 +58,7 @@ def explain(
 
     stream = run(
         inputs, model=model or "", weights=str(weights) if weights else "", method=method, token=token,
-        class_name=class_name, output=output, batch_size=batch_size or (1 if "-" in inputs else 4),
+        class_name=class_name, output=output, batch_size=batch_size or (1 if "-" in inputs else 8),
         img_size=img_size or 0, device=device, only_disagreements=only_disagreements, stdin=sys.stdin,
         reporter=make_reporter(quiet),
     )  # fmt: skip

@@ -16,6 +16,10 @@ from deitctl.inference.attention import attend
 from deitctl.models.vit import VisionTransformer
 
 METHODS = ("rollout", "gradient", "last-layer")
+GRAPH_BYTES = 2**29
+"""Memory for the attention of the pictures whose gradients are taken at once; the rest of a batch waits."""
+COPIES = 6
+"""Times that the graph and its gradients hold the size of the attention: scores, softmax, their gradients, products."""
 
 
 class TokenMaps(NamedTuple):
@@ -44,7 +48,12 @@ def token_maps(
     if method == "rollout":
         return _maps(deit, _rollout(deit, images))
     if method == "gradient":
-        return _maps(deit, _gradient(deit, images, classes))
+        size = _pictures_at_once(deit)
+        parts = [
+            _gradient(deit, images[i : i + size], None if classes is None else classes[i : i + size])
+            for i in range(0, max(len(images), 1), size)
+        ]
+        return _maps(deit, [torch.cat(rows) for rows in zip(*parts, strict=True)])
     if method == "last-layer":
         return mean_of_heads(head_maps(deit, images))
     raise ConfigError(f"There is no method {method!r}.", f"There are: {', '.join(METHODS)}.")
@@ -96,8 +105,11 @@ def _rollout(model: VisionTransformer, images: Tensor) -> list[Tensor]:
     return rows
 
 
-@torch.inference_mode(False)
-@torch.enable_grad()
+def _pictures_at_once(model: VisionTransformer) -> int:
+    tokens = (model.img_size // model.arch.patch_size) ** 2 + model.num_prefix_tokens
+    return max(1, GRAPH_BYTES // (4 * COPIES * model.arch.depth * model.arch.num_heads * tokens**2))
+
+
 def _gradient(model: VisionTransformer, images: Tensor, classes: Tensor | None) -> list[Tensor]:
     """Gradient-weighted relevance (Chefer et al., ICCV 2021, Eqs. 5 and 6): R ← R + mean over heads of (∇A ⊙ A)⁺ R.
 
@@ -106,8 +118,9 @@ def _gradient(model: VisionTransformer, images: Tensor, classes: Tensor | None) 
     heads, attention = attend(model, images, differentiable=True)
     rows = []
     for token, logits in enumerate(h for h in heads if h is not None):
-        wanted = logits.argmax(dim=1) if classes is None else classes.to(logits.device).clone()  # no inference tensor
-        score = logits.gather(1, wanted[:, None]).sum()  # a sum: no picture of a batch sees another
+        wanted = logits.argmax(dim=1) if classes is None else classes.to(logits.device)
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has forbidden
+            score = logits.gather(1, wanted.clone()[:, None]).sum()  # a sum: no picture of a batch sees another
         gradients = torch.autograd.grad(score, attention, retain_graph=token + 1 < model.num_prefix_tokens)
         row = _one_hot(token, like=attention[-1][:, 0])
         for a, gradient in zip(reversed(attention), reversed(gradients), strict=True):

@@ -29,10 +29,13 @@ from deitctl.report.contents import (
     confusion,
     most_confused,
     per_class,
-)  # fmt: skip
+)
 from deitctl.report.summary import summary
 
-SCRIPTS = ("dom.js", "pictures.js", "confusion.js", "classes.js", "chart.js", "reliability.js", "curves.js", "page.js")
+SCRIPTS = (
+    "dom.js", "pictures.js", "matrix.js", "table.js", "confusion.js", "classes.js", "chart.js", "reliability.js",
+    "curves.js", "page.js",
+)  # fmt: skip
 ALL_NAMES = 5_000
 """Pictures up to which all of them are listed by name; of more, the mistakes alone."""
 MOST_NAMES = 20_000

@@ -60,13 +60,16 @@ def _one(e: Evaluated) -> str:
 def _heads(e: Evaluated) -> str:
     if not e.heads:
         return ""
+    known = any(rule in e.intervals for rule in e.heads)
     rows = "".join(
         f'<tr><th scope="row">{escape(HEAD_NAMES.get(rule, rule))}</th><td class="number">{percent(top1)}</td>'
-        f'<td class="number quiet">{_range(e.intervals.get(rule), ".1f")}</td></tr>'
+        + f'<td class="number quiet">{_range(e.intervals.get(rule), ".1f")}</td>' * known
+        + "</tr>"
         for rule, top1 in e.heads.items()
     )
-    head = '<th scope="col">answered by</th><th scope="col" class="number">top-1</th><th scope="col" class="number">95 % interval</th>'
-    return _table(head, rows)
+    columns = ["top-1"] + ["95 % interval"] * known
+    head = "".join(f'<th scope="col" class="number">{column}</th>' for column in columns)
+    return _table(f'<th scope="col">answered by</th>{head}', rows)
 
 
 def _several(evaluated: Sequence[Evaluated]) -> str:

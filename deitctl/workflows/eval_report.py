@@ -43,7 +43,7 @@ def contents_of(found: EvalResults, device: Device, command: str, reporter: Repo
     first = results[0]
     data = Data(
         name=first.data,
-        classes=[first.class_title(c) for c in range(len(first.source.class_names))],
+        classes=_class_names(first),
         names=[first.source.name(i) for i in first.scores.indices.tolist()],
         labels=first.scores.labels.numpy(),
         unreadable=[(first.source.name(i), why) for i, why in first.scores.unreadable],
@@ -66,6 +66,15 @@ def contents_of(found: EvalResults, device: Device, command: str, reporter: Repo
     )  # fmt: skip
 
 
+def _class_names(result: EvalResult) -> list[str]:
+    """Name the data's classes for people: what WordNet ids stand for, with the id where two stand for the same."""
+    ids = result.source.class_names
+    if result.card.descriptions is None:
+        return list(ids)
+    said = [result.card.label(row).split(",")[0] for row in result.match.rows]
+    return [name if said.count(name) == 1 else f"{name} ({ids[c]})" for c, name in enumerate(said)]
+
+
 def _evaluated(result: EvalResult, data: Data, device: Device, most: int, reporter: Reporter) -> Evaluated:
     s, kept = result.scores, result.calibration
     correct, sure = s.correct.numpy(), s.confidences.numpy()
@@ -86,10 +95,10 @@ def _evaluated(result: EvalResult, data: Data, device: Device, most: int, report
         "disagreements": two,
     }  # fmt: skip
     wanted = sorted({n for places in pictures.values() for n in places})
-    shown = dict(zip(wanted, _examples(result, wanted, device, reporter), strict=True))
+    shown = dict(zip(wanted, _examples(result, wanted, data, device, reporter), strict=True))
     return Evaluated(
         name=result.name, data=data, facts=tuple(facts), predicted=predicted,
-        outside={int(n): _short(result, int(s.predictions[n])) for n in np.flatnonzero(predicted == OUTSIDE)},
+        outside={int(n): _name(result, int(s.predictions[n]), data) for n in np.flatnonzero(predicted == OUTSIDE)},
         confidences=sure, top1=s.top1, top5=s.top5, loss=s.loss, ece=s.ece,
         reliability=_bins(reliability(s.confidences, s.correct)),
         calibrated=None if kept is None else Calibrated(
@@ -106,7 +115,9 @@ def _bins(found: Reliability) -> list[Bin]:
     return [Bin(n / BINS, (n + 1) / BINS, *row) for n, row in enumerate(rows)]
 
 
-def _examples(result: EvalResult, places: Sequence[int], device: Device, reporter: Reporter) -> list[Example]:
+def _examples(
+    result: EvalResult, places: Sequence[int], data: Data, device: Device, reporter: Reporter
+) -> list[Example]:
     """Look at pictures again, a few at a time: what was seen, what each head says, where it looks."""
     made: list[Example] = []
     starts = range(0, len(places), AT_ONCE)
@@ -122,11 +133,11 @@ def _examples(result: EvalResult, places: Sequence[int], device: Device, reporte
         maps = _maps(result, pixels, images)
         made += [
             Example(
-                index=n, guesses=_guesses(result, fuse_heads(heads, result.scores.head)[row], result.scores.head),
+                index=n, guesses=_guesses(result, fuse_heads(heads, result.scores.head)[row], result.scores.head, data),
                 thumbnail=thumbnail(pixels[row]), maps=maps[row] or None,
                 heads=None if heads.dist is None else {
-                    "class head": _guesses(result, heads.cls[row], "cls")[0],
-                    "distillation head": _guesses(result, heads.dist[row], "dist")[0],
+                    "class head": _guesses(result, heads.cls[row], "cls", data)[0],
+                    "distillation head": _guesses(result, heads.dist[row], "dist", data)[0],
                 },
             )
             for row, n in enumerate(part)
@@ -134,13 +145,15 @@ def _examples(result: EvalResult, places: Sequence[int], device: Device, reporte
     return made
 
 
-def _guesses(result: EvalResult, logits: Tensor, head: str) -> list[tuple[str, float]]:
+def _guesses(result: EvalResult, logits: Tensor, head: str, data: Data) -> list[tuple[str, float]]:
     best = (logits / result.card.temperature(head)).softmax(0).topk(min(5, len(logits)))
-    return [(_short(result, i), p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    return [(_name(result, i, data), p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
-def _short(result: EvalResult, index: int) -> str:
-    """Name a class of the model for people, by the first of its synonyms."""
+def _name(result: EvalResult, index: int, data: Data) -> str:
+    """Name a class of the model, by the data's name for it where it has one."""
+    if index in result.match.rows:
+        return data.classes[result.match.rows.index(index)]
     label = result.card.label(index)
     return label if result.card.descriptions is None else label.split(",")[0]
 

@@ -34,8 +34,6 @@ from deitctl.report.overlay import TokenView, panels
 TOKENS = ("both", "cls", "dist")
 TITLES = {"cls": "class token", "dist": "distillation token"}
 OUTPUT = Path("explained")
-BATCH_SIZE = 4
-"""Of deit_base at 384 pixels a picture takes 0.9 GiB: the gradient needs every block's attention."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class Explanation:
 
 def explain(
     inputs: Iterable[str], *, model: str = "", weights: str = "", method: str = "gradient", token: str = "both",
-    class_name: str | None = None, output: str | os.PathLike[str] = OUTPUT, batch_size: int = BATCH_SIZE, img_size: int = 0,
+    class_name: str | None = None, output: str | os.PathLike[str] = OUTPUT, batch_size: int = 8, img_size: int = 0,
     device: str = "auto", only_disagreements: bool = False, stdin: Iterable[str] = (), reporter: Reporter | None = None,
 ) -> Iterator[Explanation]:  # fmt: skip
     """Yield one explanation an input, in order, each drawn into a PNG of its own in `output`; no file is ever replaced.

@@ -83,17 +83,12 @@ def test_without_a_class_each_head_explains_its_own_first(deit, noise, alias):
             torch.testing.assert_close(got, getattr(told, token))
 
 
-@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
-def test_the_caller_need_not_compute_gradients(deit, noise, mode):
+def test_what_was_made_in_inference_mode_is_explained_outside_it(deit, noise):
     model = deit("deit_tiny_distilled")
     expected = token_maps(model, noise(2, 3, 32, 32), classes=torch.tensor([1, 2]))
-    with mode():
+    with torch.inference_mode():
         images, classes = noise(2, 3, 32, 32), torch.tensor([1, 2])
-        within = token_maps(model, images, classes=classes)
-    after = token_maps(model, images, classes=classes)
-    for maps in (within, after):
-        assert torch.equal(maps.cls, expected.cls)
-        assert torch.equal(maps.dist, expected.dist)
+    assert torch.equal(token_maps(model, images, classes=classes).dist, expected.dist)
 
 
 def test_the_class_asked_about_matters_to_the_gradient_and_to_nothing_else(deit, noise):
@@ -111,6 +106,30 @@ def test_a_picture_has_the_same_maps_alone_and_in_a_batch(deit, noise, method):
         alone = token_maps(model, images[i : i + 1], method=method)
         torch.testing.assert_close(alone.cls[0], together.cls[i], atol=1e-6, rtol=1e-4)
         torch.testing.assert_close(alone.dist[0], together.dist[i], atol=1e-6, rtol=1e-4)
+
+
+def test_a_batch_is_cut_up_where_memory_is_short(deit, noise, monkeypatch):
+    model, images, asked = deit("deit_tiny_distilled"), noise(3, 3, 32, 32), torch.tensor([3, 1, 4])
+    whole = token_maps(model, images, classes=asked)
+    taken = []
+    monkeypatch.setattr("deitctl.inference.explain.GRAPH_BYTES", 1)
+    monkeypatch.setattr(
+        "deitctl.inference.explain.attend", lambda m, i, **how: taken.append(len(i)) or attend(m, i, **how)
+    )
+    one_by_one = token_maps(model, images, classes=asked)
+    assert taken == [1, 1, 1]
+    torch.testing.assert_close(one_by_one.cls, whole.cls, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(one_by_one.dist, whole.dist, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_caller_who_computes_without_gradients_gets_the_same_maps(deit, noise, method):
+    model, images = deit("deit_tiny_distilled"), noise(2, 3, 32, 32)
+    usual = token_maps(model, images, method=method, classes=torch.tensor([2, 0]))
+    with torch.inference_mode():
+        inside = token_maps(model, images.clone(), method=method, classes=torch.tensor([2, 0]))
+    assert torch.equal(inside.cls, usual.cls)
+    assert torch.equal(inside.dist, usual.dist)
 
 
 def test_the_distillation_head_does_not_move_the_class_tokens_map(deit, noise):

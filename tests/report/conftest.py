@@ -18,7 +18,7 @@ from deitctl.report.contents import (
     Data,
     Evaluated,
     Example,
-)  # fmt: skip
+)
 from deitctl.report.examples import confident_mistakes, thumbnail, unsure_hits
 
 ANIMALS = ("cat", "dog", "owl")

@@ -34,6 +34,12 @@ def test_the_scale_does_not_matter() -> None:
     assert heat(GREY, TOP_RIGHT) == heat(GREY, TOP_RIGHT * 1e-6)
 
 
+def test_what_all_patches_have_alike_does_not_matter() -> None:
+    """A rollout gives something to every patch, which would tint the whole picture."""
+    assert heat(GREY, TOP_RIGHT) == heat(GREY, TOP_RIGHT + 3)
+    assert heat(GREY, np.full((2, 2), 0.5)) == heat(GREY, np.zeros((2, 2)))
+
+
 def test_the_difference_is_red_where_the_distillation_token_looks_more_and_blue_where_less() -> None:
     image = difference(GREY, LEFT, TOP_RIGHT)
     red, _, blue = corner(image, 0, 1)

@@ -31,6 +31,12 @@ def test_each_head_has_a_row_and_a_plain_model_none(contents, evaluated, distill
     assert "head" not in words(summary(contents(evaluated())))
 
 
+def test_intervals_of_heads_have_a_column_where_they_are_known(contents, distilled):
+    assert "95 % interval" not in words(summary(contents(replace(distilled, intervals={}))))
+    known = replace(distilled, intervals={"cls": (50.0, 90.0)})
+    assert "class head 75.0 % 50.0 to 90.0" in words(summary(contents(known)))
+
+
 def test_calibration_and_the_datas_own_classes_are_said_where_they_are_known(contents, distilled):
     said = words(summary(contents(distilled)))
     assert "calibration error at temperature 1.5 0.062" in said

@@ -12,14 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from deitctl.checkpoint import save_model
+from deitctl.catalog import imagenet_classes
+from deitctl.checkpoint import save_model, save_tensors
 from deitctl.device import choose_device
 from deitctl.events import SilentReporter
 from deitctl.models import timm_models
 from deitctl.models.build import build_model
 from deitctl.models.layers import layer_names, shipping_card
 from deitctl.report.contents import OUTSIDE
-from deitctl.workflows.eval_report import contents_of
+from deitctl.workflows.eval_report import _name, contents_of
 from deitctl.workflows.evaluate import evaluate_models
 
 CPU = choose_device("cpu", "fp32")
@@ -129,3 +130,17 @@ def test_files_are_written_where_they_are_wanted(model_folder, pictures, tmp_pat
     drawn = {p.name for p in (tmp_path / "figures").glob("*.png")}
     assert {"confusion.png", "per_class.png", "reliability.png", "unsure.png"} <= drawn
     assert any("r.html" in note for note in reporter.notes)
+
+
+def test_a_guess_that_is_right_goes_by_the_datas_name(deit, image_folder, tmp_path) -> None:
+    """Of ImageNet's classes 134 and 517 are both called crane; 207 is golden retriever."""
+    ids = imagenet_classes()[0]
+    root = image_folder({ids[n]: 2 for n in (134, 207, 517)})
+    save_tensors(tmp_path / "w.safetensors", deit("deit_tiny", classes=1000, img_size=32).state_dict())
+    found = evaluate_models(str(root), models=[str(tmp_path / "w.safetensors")], workers=0)
+    (shown,) = gathered(found).evaluated
+    assert shown.data.classes == [f"crane ({ids[134]})", "golden retriever", f"crane ({ids[517]})"]
+    said = {name for e in shown.mistakes for name, _ in e.guesses}
+    assert not any("," in name for name in said)
+    assert _name(found.results[0], 517, shown.data) == shown.data.classes[2]
+    assert _name(found.results[0], 0, shown.data) == "tench"

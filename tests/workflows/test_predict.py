@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,34 @@ def test_an_empty_folder_is_a_record_and_not_the_end(model_folder: Path, image_f
         predict([str(picture), str(picture.parent.parent / "empty"), "a\0b.png", str(picture)], model=str(model_folder))
     )
     assert [r.error is None for r in records] == [True, False, False, True]
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled", "test_byobnet"])
+def test_scores_are_calibrated_when_the_folder_has_a_temperature(
+    name: str, tmp_path: Path, image_folder: Callable[..., Path]
+) -> None:
+    """Odds p/q become (p/q)^(1/T); another rule's temperature changes nothing."""
+    torch.manual_seed(0)
+    built = build_model(
+        name, class_names=("ant", "bee", "cow"), img_size=64, drop_path_rate=0.0, pretrained=False, weights="",
+        distilled=None, reporter=SilentReporter(),
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in built.model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    card = replace(shipping_card(built.model, built.card), temperatures={})
+    rule = "dist" if "deit" in name else "cls"
+    for folder, temperatures in (("plain", {}), ("warm", {rule: 4.0})):
+        warmed = replace(card, head=rule, temperatures=temperatures)
+        save_model(tmp_path / folder, built.model.state_dict(), warmed, layer_names(built.model))
+    picture = str(image_folder({"in": 1}) / "in" / "0.png")
+
+    def odds(folder: str, head: str) -> float:
+        [record] = predict([picture], model=str(tmp_path / folder), head=head)
+        scores = {g.label: g.score for g in record.guesses}
+        return scores["ant"] / scores["bee"]
+
+    assert odds("plain", "auto") != pytest.approx(1, rel=1e-3)
+    assert odds("warm", "auto") == pytest.approx(odds("plain", "auto") ** 0.25, rel=1e-4)
+    if rule == "dist":
+        assert odds("warm", "cls") == odds("plain", "cls")

@@ -7,16 +7,20 @@ function ticks(low, high, most = 6) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((m) => m * power >= rough);
   const values = [];
-  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-6; at += step) values.push(Math.abs(at) < step / 1e6 ? 0 : at);
+  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-6; at += step)
+    values.push(Math.abs(at) < step / 1e6 ? 0 : at);
   return values;
 }
 
-const short = (value) => (value !== 0 && Math.abs(value) < 0.01 ? value.toExponential(1) : String(+value.toPrecision(4)));
+const short = (value) =>
+  value !== 0 && Math.abs(value) < 0.01 ? value.toExponential(1) : String(+value.toPrecision(4));
 
 /** A chart of `lines` [{name, x, y, dots}] over `xName`; gaps where y is null. */
 function chart({ title, xName, lines, unit = "", zero = false }) {
   const [width, height, left, bottom, top, rightEdge] = [360, 260, 46, 36, 10, 12];
-  const points = lines.flatMap((line) => line.y.map((y, n) => [line.x[n], y])).filter(([, y]) => y !== null && y !== undefined);
+  const points = lines
+    .flatMap((line) => line.y.map((y, n) => [line.x[n], y]))
+    .filter(([, y]) => y !== null && y !== undefined);
   const node = el("figure", { className: "card chart" }, el("figcaption", {}, el("h3", {}, title)));
   if (!points.length) {
     node.append(el("p", { className: "empty" }, "Nothing was logged."));
@@ -29,26 +33,57 @@ function chart({ title, xName, lines, unit = "", zero = false }) {
   [y0, y1] = [zero ? 0 : y0 - room, y1 + room];
   const px = (x) => left + ((x - x0) / (x1 - x0 || 1)) * (width - left - rightEdge);
   const py = (y) => height - bottom - ((y - y0) / (y1 - y0)) * (height - bottom - top);
-  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, tabindex: 0, role: "img", "aria-label": `${title} over ${xName}; the arrow keys read its values` });
+  const picture = svg("svg", {
+    viewBox: `0 0 ${width} ${height}`,
+    tabindex: 0,
+    role: "img",
+    "aria-label": `${title} over ${xName}; the arrow keys read its values`,
+  });
   for (const y of ticks(y0, y1)) {
-    picture.append(svg("path", { class: "gridline", d: `M${left} ${py(y)}H${width - rightEdge}` }), svg("text", { x: left - 6, y: py(y) + 4, "text-anchor": "end" }, short(y)));
+    picture.append(
+      svg("path", { class: "gridline", d: `M${left} ${py(y)}H${width - rightEdge}` }),
+      svg("text", { x: left - 6, y: py(y) + 4, "text-anchor": "end" }, short(y)),
+    );
   }
-  for (const x of ticks(x0, x1)) picture.append(svg("text", { x: px(x), y: height - bottom + 16, "text-anchor": "middle" }, short(x)));
+  for (const x of ticks(x0, x1))
+    picture.append(svg("text", { x: px(x), y: height - bottom + 16, "text-anchor": "middle" }, short(x)));
   picture.append(svg("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, xName));
   lines.forEach((line, n) => {
     let path = "";
     let pen = "M";
     line.y.forEach((y, at) => {
-      if (y === null || y === undefined) { pen = "M"; return; }
+      if (y === null || y === undefined) {
+        pen = "M";
+        return;
+      }
       path += `${pen}${px(line.x[at]).toFixed(1)} ${py(y).toFixed(1)}`;
       pen = "L";
-      if (line.dots && line.y.length <= 60) picture.append(svg("circle", { class: `line${n}`, cx: px(line.x[at]), cy: py(y), r: 3 }));
+      if (line.dots && line.y.length <= 60)
+        picture.append(svg("circle", { class: `line${n}`, cx: px(line.x[at]), cy: py(y), r: 3 }));
     });
     picture.append(svg("path", { class: `line line${n}`, d: path, "stroke-dasharray": STROKES[n % STROKES.length] }));
   });
-  const legend = el("ul", { className: "legend" }, lines.map((line, n) => el("li", {},
-    svg("svg", { width: 28, height: 10, "aria-hidden": "true" }, svg("path", { class: `line line${n}`, d: "M0 5H28", "stroke-dasharray": STROKES[n % STROKES.length] })), line.name)));
-  node.append(picture, legend, readout(picture, { lines, points, px, xName, unit, width, span: [top, height - bottom] }));
+  const legend = el(
+    "ul",
+    { className: "legend" },
+    lines.map((line, n) =>
+      el(
+        "li",
+        {},
+        svg(
+          "svg",
+          { width: 28, height: 10, "aria-hidden": "true" },
+          svg("path", { class: `line line${n}`, d: "M0 5H28", "stroke-dasharray": STROKES[n % STROKES.length] }),
+        ),
+        line.name,
+      ),
+    ),
+  );
+  node.append(
+    picture,
+    legend,
+    readout(picture, { lines, points, px, xName, unit, width, span: [top, height - bottom] }),
+  );
   return node;
 }
 
@@ -64,7 +99,10 @@ function readout(picture, { lines, points, px, xName, unit, width, span }) {
     const x = values[at];
     cursor.setAttribute("d", `M${px(x)} ${span[0]}V${span[1]}`);
     const parts = lines.map((line) => {
-      const near = line.x.reduce((best, v, i) => (line.y[i] !== null && Math.abs(v - x) < Math.abs(line.x[best] - x) ? i : best), 0);
+      const near = line.x.reduce(
+        (best, v, i) => (line.y[i] !== null && Math.abs(v - x) < Math.abs(line.x[best] - x) ? i : best),
+        0,
+      );
       return line.y[near] === null || line.y[near] === undefined ? null : `${line.name} ${short(line.y[near])}${unit}`;
     });
     said.textContent = `${xName} ${short(x)}: ${parts.filter(Boolean).join(", ")}`;
@@ -76,7 +114,10 @@ function readout(picture, { lines, points, px, xName, unit, width, span }) {
   });
   picture.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (step) { event.preventDefault(); show(at + step); }
+    if (step) {
+      event.preventDefault();
+      show(at + step);
+    }
   });
   return said;
 }

@@ -22,7 +22,8 @@ function svg(tag, attributes = {}, ...children) {
 
 const name = (text) => el("bdi", {}, text);
 const quiet = (...children) => el("span", { className: "quiet" }, ...children);
-const percent = (share) => (share >= 0.9995 && share < 1 ? `${Math.min(100 * share, 99.99).toFixed(2)} %` : `${(100 * share).toFixed(1)} %`);
+const percent = (share) =>
+  share >= 0.9995 && share < 1 ? `${Math.min(100 * share, 99.99).toFixed(2)} %` : `${(100 * share).toFixed(1)} %`;
 const whole = (number) => number.toLocaleString("en");
 const pictures = (count) => `${whole(count)} picture${count === 1 ? "" : "s"}`;
 const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
@@ -30,7 +31,8 @@ const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
 /** A row of buttons of which one is pressed: `choices` maps values to labels. */
 function choice(label, choices, chosen, onChoose) {
   const buttons = Object.entries(choices).map(([value, text]) =>
-    el("button", { type: "button", value, "aria-pressed": String(value === chosen) }, text));
+    el("button", { type: "button", value, "aria-pressed": String(value === chosen) }, text),
+  );
   for (const button of buttons) {
     button.addEventListener("click", () => {
       for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
@@ -45,7 +47,10 @@ function shortened(tag, items, most, make, className = "") {
   const list = el(tag, { className }, items.slice(0, most).map(make));
   if (items.length <= most) return [list];
   const more = el("button", { type: "button", className: "more" }, `Show all ${whole(items.length)}`);
-  more.addEventListener("click", () => { list.append(...items.slice(most).map(make)); more.remove(); });
+  more.addEventListener("click", () => {
+    list.append(...items.slice(most).map(make));
+    more.remove();
+  });
   return [list, more];
 }
 

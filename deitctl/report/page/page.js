@@ -17,7 +17,8 @@ function showModel(model) {
 
 function themeButton(button) {
   const root = document.documentElement;
-  const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches);
+  const dark = () =>
+    root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   const label = () => {
     button.textContent = dark() ? "Light" : "Dark";
     button.setAttribute("aria-label", `${button.textContent} colours`);
@@ -37,5 +38,11 @@ if (report.evaluated.length > 1) {
   holder.append(choice("Details of", names, "0", (n) => showModel(report.evaluated[n])));
   holder.hidden = false;
 }
+const underTheBar = () => {
+  const height = document.querySelector(".bar").offsetHeight;
+  document.documentElement.style.scrollPaddingTop = `${height + 12}px`; // so that no heading ends up below it
+};
+addEventListener("resize", underTheBar);
+underTheBar();
 if (report.curves) draw(document.getElementById("curves"), drawCurves, report.curves);
 showModel(report.evaluated[0]);

@@ -5,11 +5,20 @@ const OUTSIDE = -1;
 /** What is known of the pictures that are listed by name, by their place in the data. */
 function listedPictures(model, data) {
   const { at, label, answer, outside, confidence } = model.listed;
-  const examples = new Map(Object.values(model.galleries).flat().map((example) => [example.at, example]));
+  const examples = new Map(
+    Object.values(model.galleries)
+      .flat()
+      .map((example) => [example.at, example]),
+  );
   return at.map((place, n) => ({
-    at: place, name: data.names[place], label: label[n], answer: answer[n], confidence: confidence[n],
-    said: answer[n] === OUTSIDE ? model.outside[outside[n]] ?? "another class" : data.classes[answer[n]],
-    foreign: answer[n] === OUTSIDE ? outside[n] : OUTSIDE, example: examples.get(place),
+    at: place,
+    name: data.names[place],
+    label: label[n],
+    answer: answer[n],
+    confidence: confidence[n],
+    said: answer[n] === OUTSIDE ? (model.outside[outside[n]] ?? "another class") : data.classes[answer[n]],
+    foreign: answer[n] === OUTSIDE ? outside[n] : OUTSIDE,
+    example: examples.get(place),
   }));
 }
 
@@ -17,22 +26,59 @@ function pictureList(model, data, found, total) {
   const nodes = [];
   if (found.length < total) {
     const kept = model.listed.mistakesOnly ? "the most confident mistakes alone" : "those";
-    nodes.push(el("p", { className: "quiet" }, `${whole(found.length)} of ${pictures(total)} are named here: the report keeps the names of ${kept}.`));
+    nodes.push(
+      el(
+        "p",
+        { className: "quiet" },
+        `${whole(found.length)} of ${pictures(total)} are named here: the report keeps the names of ${kept}.`,
+      ),
+    );
   }
   const seen = found.some((picture) => picture.example);
-  nodes.push(...shortened("ul", found, 24, (picture) => el("li", {},
-    picture.example ? el("img", { src: report.images[picture.example.image], alt: "", width: 56, height: 56 }) : seen ? el("span", { className: "nothumb" }) : null,
-    el("span", {}, el("code", {}, name(picture.name)), el("br"),
-      quiet(data.classes[picture.label], picture.label === picture.answer ? ", answered right, " : " taken for ",
-        picture.label === picture.answer ? "" : name(picture.said), picture.label === picture.answer ? "" : ", ", percent(picture.confidence)))),
-  "pictures"));
+  nodes.push(
+    ...shortened(
+      "ul",
+      found,
+      24,
+      (picture) =>
+        el(
+          "li",
+          {},
+          picture.example
+            ? el("img", { src: report.images[picture.example.image], alt: "", width: 56, height: 56 })
+            : seen
+              ? el("span", { className: "nothumb" })
+              : null,
+          el(
+            "span",
+            {},
+            el("code", {}, name(picture.name)),
+            el("br"),
+            quiet(
+              data.classes[picture.label],
+              picture.label === picture.answer ? ", answered right, " : " taken for ",
+              picture.label === picture.answer ? "" : name(picture.said),
+              picture.label === picture.answer ? "" : ", ",
+              percent(picture.confidence),
+            ),
+          ),
+        ),
+      "pictures",
+    ),
+  );
   return nodes;
 }
 
 const GALLERIES = {
-  mistakes: ["Wrong, and sure of it: a wrong label, two things in one picture, or something to learn from.", "No mistake was made."],
+  mistakes: [
+    "Wrong, and sure of it: a wrong label, two things in one picture, or something to learn from.",
+    "No mistake was made.",
+  ],
   unsure: ["Right, but only just: where the model would fail first.", "No picture was answered right."],
-  disagreements: ["The class head and the distillation head name different classes.", "There is nothing to show: one head, or two that agree on every picture."],
+  disagreements: [
+    "The class head and the distillation head name different classes.",
+    "There is nothing to show: one head, or two that agree on every picture.",
+  ],
 };
 
 function drawGallery(section, model, data, kind) {
@@ -54,7 +100,12 @@ function drawGallery(section, model, data, kind) {
   let chosen = "";
   if (maps.length) {
     const choices = { "": "picture alone", ...Object.fromEntries(maps.map((map) => [map, `attention of the ${map}`])) };
-    section.append(choice("Show", choices, "", (map) => { chosen = map; for (const card of cards) card.show(map); }));
+    section.append(
+      choice("Show", choices, "", (map) => {
+        chosen = map;
+        for (const card of cards) card.show(map);
+      }),
+    );
     section.append(el("p", { className: "quiet" }, "A click on one picture changes that picture."));
   }
   section.append(...shortened("div", examples, 12, make, "gallery"));
@@ -66,26 +117,50 @@ function pictureCard(example, model, data, maps) {
   const image = el("img", { src: report.images[example.image], alt: `${data.names[example.at]}, labelled ${label}` });
   const overlay = el("img", { alt: "", className: "map", hidden: true });
   const caption = el("span", { className: "mapname", hidden: true });
-  const button = el("button", { type: "button", className: "picture", disabled: !maps.length }, image, overlay, caption);
+  const button = el(
+    "button",
+    { type: "button", className: "picture", disabled: !maps.length },
+    image,
+    overlay,
+    caption,
+  );
   let shown = "";
   const show = (map) => {
     shown = Object.hasOwn(example.maps, map) ? map : "";
-    if (shown) { overlay.src = report.images[example.maps[shown]]; overlay.alt = `attention of the ${shown}`; caption.textContent = shown; }
+    if (shown) {
+      overlay.src = report.images[example.maps[shown]];
+      overlay.alt = `attention of the ${shown}`;
+      caption.textContent = shown;
+    }
     overlay.hidden = caption.hidden = !shown;
     button.setAttribute("aria-pressed", String(Boolean(shown)));
   };
   button.addEventListener("click", () => show(["", ...maps][(maps.indexOf(shown) + 2) % (maps.length + 1)]));
-  const bars = (guesses, titled) => guesses.map(([guess, score]) => {
-    const right = guess === label;
-    const bar = el("span", { className: "score" });
-    bar.style.width = `${100 * score}%`;
-    return el("li", { className: right ? "right" : "wrong" },
-      el("span", { className: "guess" }, titled ? quiet(titled) : "", right ? "✓ " : "", name(guess)), el("span", { className: "number" }, percent(score)), bar);
-  });
+  const bars = (guesses, titled) =>
+    guesses.map(([guess, score]) => {
+      const right = guess === label;
+      const bar = el("span", { className: "score" });
+      bar.style.width = `${100 * score}%`;
+      return el(
+        "li",
+        { className: right ? "right" : "wrong" },
+        el("span", { className: "guess" }, titled ? quiet(titled) : "", right ? "✓ " : "", name(guess)),
+        el("span", { className: "number" }, percent(score)),
+        bar,
+      );
+    });
   const heads = Object.entries(example.heads).flatMap(([head, said]) => bars([said], head));
-  const node = el("figure", { className: "example" }, button,
-    el("figcaption", {}, el("p", { className: "truth" }, quiet("labelled "), name(label)),
+  const node = el(
+    "figure",
+    { className: "example" },
+    button,
+    el(
+      "figcaption",
+      {},
+      el("p", { className: "truth" }, quiet("labelled "), name(label)),
       el("ol", { className: "guesses" }, heads.length ? heads : bars(example.guesses)),
-      el("p", { className: "file", title: data.names[example.at] }, name(data.names[example.at]))));
+      el("p", { className: "file", title: data.names[example.at] }, name(data.names[example.at])),
+    ),
+  );
   return { node, show };
 }

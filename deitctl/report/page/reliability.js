@@ -5,14 +5,23 @@ function drawReliability(section, model) {
   const holder = el("div");
   const draw = (which) => {
     const [bins, ece] = which === "after" ? [after.reliability, after.ece] : [model.reliability, model.ece];
-    holder.replaceChildren(el("div", { className: "split even" }, reliabilityDiagram(bins), reliabilityTable(bins)),
-      el("p", { className: "verdict" }, `Expected calibration error ${ece.toFixed(3)}. `, inWords(bins)));
+    holder.replaceChildren(
+      el("div", { className: "split even" }, reliabilityDiagram(bins), reliabilityTable(bins)),
+      el("p", { className: "verdict" }, `Expected calibration error ${ece.toFixed(3)}. `, inWords(bins)),
+    );
   };
   if (after) {
     const choices = { before: "as the model says", after: `at temperature ${+after.temperature.toPrecision(3)}` };
-    section.append(el("div", { className: "controls" }, choice("Confidence", choices, "before", draw), quiet(after.note)));
+    section.append(
+      el("div", { className: "controls" }, choice("Confidence", choices, "before", draw), quiet(after.note)),
+    );
   }
-  section.append(holder, help("Pictures are sorted into bins by the confidence of the answer. A blue bar, dark and light together, is the share of a bin's answers that are right; the line is where it would end if the model were right as often as it says. Orange up to the line: too sure. Light blue above it: not sure enough. The small bars count the pictures: a bin of few says little. The expected calibration error is the mean gap, weighted by the pictures."));
+  section.append(
+    holder,
+    help(
+      "Pictures are sorted into bins by the confidence of the answer. A blue bar, dark and light together, is the share of a bin's answers that are right; the line is where it would end if the model were right as often as it says. Orange up to the line: too sure. Light blue above it: not sure enough. The small bars count the pictures: a bin of few says little. The expected calibration error is the mean gap, weighted by the pictures.",
+    ),
+  );
   draw("before");
 }
 
@@ -21,7 +30,12 @@ function inWords(bins) {
   if (!images) return "No picture.";
   const mean = (at) => sum(bins.map((bin) => bin[2] * bin[at])) / images;
   const [confidence, accuracy] = [mean(3), mean(4)];
-  const verdict = Math.abs(confidence - accuracy) < 0.01 ? "about as sure as it is right" : confidence > accuracy ? "too sure" : "not sure enough";
+  const verdict =
+    Math.abs(confidence - accuracy) < 0.01
+      ? "about as sure as it is right"
+      : confidence > accuracy
+        ? "too sure"
+        : "not sure enough";
   return `The mean confidence is ${percent(confidence)}, and ${percent(accuracy)} of the answers are right: on the whole ${verdict}.`;
 }
 
@@ -30,34 +44,121 @@ function reliabilityDiagram(bins) {
   const [width, height] = [left + size + 10, 10 + size + gap + histogram + 36];
   const px = (value) => left + value * size;
   const py = (value) => 10 + (1 - value) * size;
-  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Accuracy over confidence, by bin; the same numbers are in the table" });
+  const picture = svg("svg", {
+    viewBox: `0 0 ${width} ${height}`,
+    role: "img",
+    "aria-label": "Accuracy over confidence, by bin; the same numbers are in the table",
+  });
   for (const value of [0, 0.2, 0.4, 0.6, 0.8, 1]) {
-    picture.append(svg("path", { class: "gridline", d: `M${left} ${py(value)}H${px(1)}` }), svg("text", { x: left - 6, y: py(value) + 4, "text-anchor": "end" }, `${Math.round(100 * value)}`),
-      svg("text", { x: px(value), y: height - 20, "text-anchor": "middle" }, `${Math.round(100 * value)}`));
+    picture.append(
+      svg("path", { class: "gridline", d: `M${left} ${py(value)}H${px(1)}` }),
+      svg("text", { x: left - 6, y: py(value) + 4, "text-anchor": "end" }, `${Math.round(100 * value)}`),
+      svg("text", { x: px(value), y: height - 20, "text-anchor": "middle" }, `${Math.round(100 * value)}`),
+    );
   }
   const most = Math.max(1, ...bins.map((bin) => bin[2]));
   const floor = 10 + size + gap + histogram;
   for (const [lower, upper, images, confidence, accuracy] of bins) {
     if (!images) continue;
     const [x, w] = [px(lower) + 1, (upper - lower) * size - 2];
-    const bar = svg("g", {}, svg("title", {}, `confidence ${percent(lower)} to ${percent(upper)}: ${pictures(images)}, ${percent(accuracy)} right, mean confidence ${percent(confidence)}`));
+    const bar = svg(
+      "g",
+      {},
+      svg(
+        "title",
+        {},
+        `confidence ${percent(lower)} to ${percent(upper)}: ${pictures(images)}, ${percent(accuracy)} right, mean confidence ${percent(confidence)}`,
+      ),
+    );
     const both = Math.min(accuracy, confidence);
     bar.append(svg("rect", { class: "accuracy", x, y: py(both), width: w, height: both * size }));
-    bar.append(svg("rect", { class: confidence > accuracy ? "over" : "under", x, y: py(Math.max(accuracy, confidence)), width: w, height: Math.abs(confidence - accuracy) * size }));
-    bar.append(svg("rect", { class: "count", x, y: floor - (images / most) * (histogram - 12), width: w, height: (images / most) * (histogram - 12) }));
-    if (bins.length <= 20) bar.append(svg("text", { class: "tiny", x: x + w / 2, y: floor - (images / most) * (histogram - 12) - 3, "text-anchor": "middle" }, images >= 10000 ? `${Math.round(images / 1000)}k` : images));
+    bar.append(
+      svg("rect", {
+        class: confidence > accuracy ? "over" : "under",
+        x,
+        y: py(Math.max(accuracy, confidence)),
+        width: w,
+        height: Math.abs(confidence - accuracy) * size,
+      }),
+    );
+    bar.append(
+      svg("rect", {
+        class: "count",
+        x,
+        y: floor - (images / most) * (histogram - 12),
+        width: w,
+        height: (images / most) * (histogram - 12),
+      }),
+    );
+    if (bins.length <= 20)
+      bar.append(
+        svg(
+          "text",
+          { class: "tiny", x: x + w / 2, y: floor - (images / most) * (histogram - 12) - 3, "text-anchor": "middle" },
+          images >= 1000 ? `${(images / 1000).toFixed(images < 10000 ? 1 : 0)}k` : images,
+        ),
+      );
     picture.append(bar);
   }
-  picture.append(svg("path", { class: "ideal", d: `M${px(0)} ${py(0)}L${px(1)} ${py(1)}` }),
-    svg("text", { x: left + size / 2, y: height - 4, "text-anchor": "middle" }, "confidence, %"), svg("text", { x: left, y: 10 + size + gap + 2, class: "tiny" }, "pictures"),
-    svg("text", { x: 12, y: 10 + size / 2, "text-anchor": "middle", transform: `rotate(-90 12 ${10 + size / 2})` }, "right, %"));
-  const key = (mark, text) => el("li", {}, svg("svg", { width: 14, height: 12, "aria-hidden": "true" }, svg("rect", { class: mark, width: 14, height: 12 })), text);
-  return el("figure", { className: "reliability" }, picture, el("ul", { className: "legend" }, key("accuracy", "right"), key("under", "right more often than said"), key("over", "said, not right")));
+  picture.append(
+    svg("path", { class: "ideal", d: `M${px(0)} ${py(0)}L${px(1)} ${py(1)}` }),
+    svg("text", { x: left + size / 2, y: height - 4, "text-anchor": "middle" }, "confidence, %"),
+    svg("text", { x: left, y: 10 + size + gap + 2, class: "tiny" }, "pictures"),
+    svg(
+      "text",
+      { x: 12, y: 10 + size / 2, "text-anchor": "middle", transform: `rotate(-90 12 ${10 + size / 2})` },
+      "right, %",
+    ),
+  );
+  const key = (mark, text) =>
+    el(
+      "li",
+      {},
+      svg("svg", { width: 14, height: 12, "aria-hidden": "true" }, svg("rect", { class: mark, width: 14, height: 12 })),
+      text,
+    );
+  return el(
+    "figure",
+    { className: "reliability" },
+    picture,
+    el(
+      "ul",
+      { className: "legend" },
+      key("accuracy", "right"),
+      key("under", "right more often than said"),
+      key("over", "said, not right"),
+    ),
+  );
 }
 
 function reliabilityTable(bins) {
-  const rows = bins.filter((bin) => bin[2]).map(([lower, upper, images, confidence, accuracy]) => el("tr", {},
-    el("th", { scope: "row" }, `${Math.round(100 * lower)} to ${Math.round(100 * upper)} %`), [whole(images), percent(confidence), percent(accuracy)].map((text) => el("td", { className: "number" }, text))));
-  return el("div", { className: "scroll" }, el("table", { className: "plain" },
-    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "confidence"), ["pictures", "mean", "right"].map((text) => el("th", { scope: "col", className: "number" }, text)))), el("tbody", {}, rows)));
+  const rows = bins
+    .filter((bin) => bin[2])
+    .map(([lower, upper, images, confidence, accuracy]) =>
+      el(
+        "tr",
+        {},
+        el("th", { scope: "row" }, `${Math.round(100 * lower)} to ${Math.round(100 * upper)} %`),
+        [whole(images), percent(confidence), percent(accuracy)].map((text) => el("td", { className: "number" }, text)),
+      ),
+    );
+  return el(
+    "div",
+    { className: "scroll" },
+    el(
+      "table",
+      { className: "plain" },
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          el("th", { scope: "col" }, "confidence"),
+          ["pictures", "mean", "right"].map((text) => el("th", { scope: "col", className: "number" }, text)),
+        ),
+      ),
+      el("tbody", {}, rows),
+    ),
+  );
 }
