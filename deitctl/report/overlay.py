@@ -87,7 +87,7 @@ def panels(pixels: NDArray[np.uint8], tokens: Sequence[TokenView], *, name: str,
     row += [_Panel(heat(pixels, t.importance, side), (t.title, t.says)) for t in tokens]
     if len(tokens) == 2:
         cls, dist = (t.importance for t in tokens)
-        lines = ("distillation minus class token", f"red more, blue less: {100 * moved(cls, dist):.0f} % moved")
+        lines = ("distillation minus class token", f"red more, blue less ({100 * moved(cls, dist):.0f} %)")
         row.append(_Panel(difference(pixels, cls, dist, side), lines))
     strips = [_side_by_side(row)]
     for token in tokens:
