@@ -211,6 +211,9 @@ def _require_plain(state: Mapping[str, Tensor], path: Path) -> None:
 def require_finite(state: Mapping[str, Tensor], where: str) -> None:
     """Raise `ModelError` if a weight is infinite or not a number: every answer would be neither."""
     for name, value in state.items():
+        value = (
+            value.float() if value.element_size() == 1 and value.is_floating_point() else value
+        )  # float8 has no sums
         if not value.is_floating_point() or bool(value.sum().isfinite()):  # one pass, where asking each takes four
             continue
         if not bool(value.isfinite().all()):  # a sum may be infinite where nothing in it is

@@ -14,6 +14,11 @@ def topk_correct(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     return (best == labels[:, None]).any(dim=1)
 
 
+def percent(values: Tensor) -> float:
+    """Return the share of pictures [B] that are true, in percent."""
+    return 100.0 * float(values.double().mean())
+
+
 BINS = 15  # of confidence (Guo et al. 2017, §5)
 
 

@@ -95,6 +95,8 @@ def evaluate(
             _print_classes(result, several=len(found.results) > 1)
     for index, why in first.scores.unreadable:
         reporter.warn(f"left out {first.source.name(index)}: {why}")
+    if save_temperature and first.calibration is None:
+        exit_code = 1  # all was said, and what was asked for is not done
     raise typer.Exit(exit_code)
 
 

@@ -43,7 +43,7 @@ def match_classes(card: ModelCard, data_names: Sequence[str]) -> ClassMatch | No
         index = _spellings(card)
         rows = [index.get(_plain(name)) for name in data_names]
     if set(data_names) == NUMBERS and is_imagenet(card.class_names or ()):
-        return ClassMatch(tuple(map(int, data_names)), "numbers")
+        return ClassMatch(tuple(exact[imagenet_classes()[0][int(name)]] for name in data_names), "numbers")
     if any(row is None for row in rows) or len(set(rows)) != len(rows):
         return None
     found = tuple(row for row in rows if row is not None)
@@ -62,7 +62,7 @@ def find_class(card: ModelCard, name: str) -> int:
     """
     exact = {known: row for row, known in enumerate(card.class_names or ())}
     row = exact.get(name, _spellings(card).get(_plain(name)))
-    if row is None and name.isascii() and name.isdecimal() and int(name) < card.num_classes:
+    if row is None and name.isascii() and name.isdecimal() and len(name) < 8 and int(name) < card.num_classes:
         row = int(name)
     if row is not None:
         return row

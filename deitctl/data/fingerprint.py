@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
@@ -10,9 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from deitctl.checkpoint import CONFIG
 from deitctl.data.sources import Source
 from deitctl.errors import DataError, ModelError
 from deitctl.events import Reporter, track
+from deitctl.files import read_json
 
 READ_WHOLE = 1 << 30
 """Bytes of pictures up to which every one is read; of more data, every size and the content of `SAMPLED` pictures."""
@@ -45,15 +48,35 @@ def data_fingerprint(source: Source, reporter: Reporter) -> str:
 
 
 def file_fingerprint(paths: Iterable[Path]) -> str:
-    """Hash the content of files, in order; raise `ModelError` if one cannot be read."""
+    """Hash the content of files, in order; raise `ModelError` if one cannot be read.
+
+    Of a model's card what it says counts, and temperatures do not: no logit depends on them.
+    """
     digest = hashlib.sha256()
     for path in paths:
         try:
+            if path.name == CONFIG and (said := _said(path)):
+                digest.update(hashlib.sha256(said).digest())
+                continue
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
             raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
     return digest.hexdigest()[:LENGTH]
+
+
+def _said(path: Path) -> bytes:
+    """Return a card without its temperatures, however it is laid out; nothing where it is no card."""
+    try:
+        card = read_json(path)
+    except ValueError:
+        return b""
+    if not isinstance(card, dict):
+        return b""
+    own = card.get("deitctl")
+    if isinstance(own, dict):
+        card = card | {"deitctl": {k: v for k, v in own.items() if k != "temperatures"}}
+    return json.dumps(card, sort_keys=True).encode()
 
 
 def model_fingerprint(model: nn.Module) -> str:

@@ -47,13 +47,15 @@ def calibrate(scores: Evaluation) -> Calibration | None:
     if scores.logits is None:
         raise ValueError("this evaluation has no logits")
     targets, rules = scores.targets[scores.kept], ("cls",) if scores.logits.dist is None else HEADS
+    if len(targets) < FOLDS:
+        return None
     fitted = {rule: fit_temperature(fuse_heads(scores.logits, rule), targets) for rule in rules}
     temperature = fitted[scores.head]
-    if temperature is None or len(targets) < FOLDS:
+    if temperature is None:
         return None
     logits = fuse_heads(scores.logits, scores.head)
     confidence, right, losses = torch.empty(len(targets)), torch.empty(len(targets), dtype=torch.bool), 0.0
-    fold = torch.arange(len(targets)) % FOLDS
+    fold = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0)) % FOLDS  # whatever the data's order
     for n in range(FOLDS):
         held = fold == n
         cooled = logits[held] / (fit_temperature(logits[~held], targets[~held]) or temperature)
@@ -85,7 +87,7 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
     """
     picked = logits.gather(1, targets[:, None])[:, 0].double()
     low, high, b = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE, 1.0
-    if _slope(logits, picked, low)[0] >= 0 or _slope(logits, picked, high)[0] <= 0:
+    if not _slope(logits, picked, low)[0] < 0 < _slope(logits, picked, high)[0]:  # nor where one is no number
         return None
     for _ in range(STEPS):
         first, second = _slope(logits, picked, b)

@@ -14,9 +14,9 @@ from deitctl.data.loader import eval_batches
 from deitctl.data.mixing import normalise
 from deitctl.data.sources import Source
 from deitctl.device import Device, ran_out_of_memory
-from deitctl.errors import DataError
+from deitctl.errors import DataError, ModelError
 from deitctl.evaluation.scores import Evaluation
-from deitctl.evaluation.tally import Contender, Tally
+from deitctl.evaluation.tally import MAX_KEPT, Contender, Tally
 from deitctl.events import Reporter
 from deitctl.models.heads import forward_heads
 from deitctl.models.vit import HeadLogits
@@ -42,7 +42,7 @@ def evaluate(
 def evaluate_all(
     contenders: Sequence[Contender], source: Source, *, device: Device, batch_size: int, workers: int,
     reporter: Reporter, label: str = "evaluate", world: World = ALONE, pause: Callable[[], None] = lambda: None,
-    stop_on_bad_image: bool = False, keep_logits: bool = False,
+    stop_on_bad_image: bool = False, keep_logits: bool = False, only_numbers: bool = False,
 ) -> list[Evaluation]:  # fmt: skip
     """Score models on every readable picture of a source, each once; of several processes all get the whole result.
 
@@ -57,16 +57,19 @@ def evaluate_all(
         world: the processes that share the pictures.
         pause: called between two batches, where it may stop the work.
         stop_on_bad_image: whether a picture that cannot be read ends it.
-        keep_logits: whether the results carry logits, see `Evaluation`.
+        keep_logits: whether the results carry logits, see `Evaluation`; contenders share the room.
+        only_numbers: whether an answer that is infinite or not a number ends it; else it is as wrong as any.
 
     Raises:
+        ModelError: an answer is not a number, with `only_numbers`.
         DataError: not one picture can be read; or one cannot, with `stop_on_bad_image`.
     """
     for contender in contenders:
         contender.model.eval()
     shown = [_pixels_of(c.preprocessing) for c in contenders]
     views = list(dict.fromkeys(shown))
-    tallies = [Tally(c, len(source.labels), keep_logits=keep_logits) for c in contenders]
+    room = MAX_KEPT // len(contenders) if keep_logits else 0
+    tallies = [Tally(c, len(source.labels), room=room) for c in contenders]
     start = time.monotonic()
     batches = eval_batches(
         source, views, batch_size=batch_size, workers=workers, pin_memory=device.pins_memory,
@@ -84,6 +87,8 @@ def evaluate_all(
                     heads = _answers(contender.model, normalise(pixels[view], contender.preprocessing), device)
                     cls, dist = (None if x is None else x.float().cpu() for x in heads)
                     assert cls is not None
+                    if only_numbers:
+                        _require_numbers(cls if dist is None else cls + dist, batch.indices, source)
                     tally.add(cls, dist, batch.labels, batch.indices)
             task.advance(world.size * (len(batch.indices) + len(batch.errors)))
     for tally in tallies:
@@ -92,6 +97,15 @@ def evaluate_all(
         bad = tallies[0].unreadable
         raise DataError(f"Not one of {len(bad)} pictures can be read; the first: {bad[0][1]}")
     return [tally.result(time.monotonic() - start) for tally in tallies]
+
+
+def _require_numbers(logits: Tensor, indices: Tensor, source: Source) -> None:
+    bad = ~logits.isfinite().all(1)
+    if bad.any():
+        name = source.name(int(indices[bad][0]))
+        raise ModelError(
+            f"The model answers {name} with values that are not numbers.", "Try --precision fp32, or other weights."
+        )
 
 
 def _pixels_of(preprocessing: Preprocessing) -> Preprocessing:

@@ -45,7 +45,7 @@ def exchange(answer: Answer, start: Tensor, end: Tensor, maps: Tensor, classes: 
         start, end: the picture to begin and to end with, [B,3,S,S]; asked about once for all maps.
         maps: importance of each patch, [M,B,G,G]; the highest is exchanged first.
         classes: the class whose probability is followed, [B].
-        steps: T, in which equally many patches are exchanged, at most one for each patch.
+        steps: T, in which as nearly equally many patches are exchanged as can be, at most one for each patch.
     """
     patches, side = maps[0, 0].numel(), start.shape[-1] // maps.shape[-1]
     steps = min(steps, patches)
@@ -63,7 +63,7 @@ def exchange(answer: Answer, start: Tensor, end: Tensor, maps: Tensor, classes: 
 
 
 def area(curves: Tensor) -> Tensor:
-    """Return the area under curves [...,T+1] over the share of patches exchanged, by trapezia: [...], 0..1."""
+    """Return the area under curves [...,T+1] over the steps, by trapezia: [...], 0..1."""
     return (curves[..., :-1] + curves[..., 1:]).mean(dim=-1) / 2
 
 

@@ -19,11 +19,11 @@ Interval = tuple[float, float]
 def bootstrap(columns: Mapping[str, NDArray[Any]], seed: int = 0) -> dict[str, Interval]:
     """Return the interval that holds the mean of each column in 95 of 100 resamples of the pictures.
 
-    All columns are of the same pictures and are resampled together. Where a column has one value only, a resample
-    knows no other; for 0 and 1 the exact binomial bound (Clopper and Pearson 1934) takes its place.
+    All columns are of the same pictures and are resampled together. Where all are right, or all wrong, a resample knows
+    nothing else, and the exact binomial bound (Clopper and Pearson 1934) takes its place.
 
     Args:
-        columns: for each figure its value of every picture, [N].
+        columns: for each figure its value of every picture, [N]; bool for hits.
         seed: the same seed, the same interval.
     """
     values = np.stack([np.asarray(c, dtype=np.float64) for c in columns.values()], axis=1)
@@ -36,10 +36,9 @@ def bootstrap(columns: Mapping[str, NDArray[Any]], seed: int = 0) -> dict[str, I
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
     found = {name: (float(low[n]), float(high[n])) for n, name in enumerate(columns)}
-    for n, name in enumerate(columns):
-        only = values[0, n]
-        if only in (0, 1) and (values[:, n] == only).all():
-            found[name] = _binomial(int(only) * count, count)
+    for n, (name, column) in enumerate(columns.items()):
+        if np.asarray(column).dtype == np.bool_ and values[:, n].min() == values[:, n].max():
+            found[name] = _binomial(int(values[:, n].sum()), count)
     return found
 
 
@@ -77,7 +76,10 @@ def compare(
 
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     gain = right_a.astype(np.float64) - right_b
-    low, high = bootstrap({"gain": gain}, seed)["gain"] if only_a + only_b else (0.0, 0.0)
+    low, high = bootstrap({"gain": gain}, seed)["gain"]
+    if gain.min() == gain.max():  # resamples know no other: how rare could the other kinds be, as far as is known?
+        rare = _binomial(0, len(gain))[1]
+        low, high = max(-1.0, gain[0] - rare), min(1.0, gain[0] + rare)
     return Difference(
         a=a, b=b, images=len(gain), difference=100 * float(gain.mean()), interval=(100 * low, 100 * high),
         only_a=only_a, only_b=only_b,

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
+from deitctl.catalog import imagenet_classes
 from deitctl.data.sources import Source
 from deitctl.errors import DataError
 from deitctl.evaluation.scores import Evaluation
 from deitctl.files import read_json
+from deitctl.metrics import percent
 
 NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
 MOST_BYTES = 64 * 2**20
 CLASSES = 1000
+NO_CLASS = -1
 
 
 class RealScore(NamedTuple):
@@ -48,21 +51,31 @@ def read_real_labels(path: Path) -> list[list[int]]:
     return labels
 
 
-def score_real(scores: Evaluation, source: Source, labels: list[list[int]]) -> RealScore:
+def score_real(scores: Evaluation, source: Source, class_names: Sequence[str], labels: list[list[int]]) -> RealScore:
     """Score answers by them; pictures without a label are left out, as in the paper.
 
+    Args:
+        scores: the answers, in the model's numbering.
+        source: the pictures.
+        class_names: the model's classes; those that are WordNet ids of ImageNet's can be right.
+        labels: from `read_real_labels`, in ImageNet's numbering.
+
     Raises:
-        DataError: a picture is not one of ImageNet's validation set, or none has labels.
+        DataError: a picture is not one of ImageNet's validation set, none has labels, or the model has no such class.
     """
+    number = {name: n for n, name in enumerate(imagenet_classes()[0])}
+    known = torch.tensor([number.get(name, NO_CLASS) for name in class_names])
+    if (known == NO_CLASS).all():
+        raise DataError("The model's classes are not ImageNet's, so ReaL labels say nothing of it.", "Leave them out.")
     first, five = [], []
-    for index, best in zip(scores.indices.tolist(), scores.best.tolist(), strict=True):
+    for index, best in zip(scores.indices.tolist(), known[scores.best.long()].tolist(), strict=True):
         real = set(labels[_number(source.name(index), len(labels))])
         if real:
             first.append(best[0] in real)
             five.append(bool(real.intersection(best)))
     if not first:
         raise DataError("None of the pictures has a ReaL label.")
-    return RealScore(len(first), _percent(torch.tensor(first)), _percent(torch.tensor(five)))
+    return RealScore(len(first), percent(torch.tensor(first)), percent(torch.tensor(five)))
 
 
 def _number(name: str, count: int) -> int:
@@ -74,7 +87,3 @@ def _number(name: str, count: int) -> int:
             "Leave --real-labels out, or evaluate ImageNet's own validation pictures.",
         )
     return number - 1
-
-
-def _percent(values: Tensor) -> float:
-    return 100 * float(values.double().mean())

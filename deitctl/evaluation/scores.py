@@ -53,7 +53,7 @@ class Evaluation:
     logits: HeadLogits | None = field(repr=False)
     """Both heads' logits, float32 [M,K] each, of the pictures at `kept`; None unless they were asked for."""
     kept: Tensor = field(repr=False)
-    """Which of the N pictures have their logits here, [M]: all, or every n-th where that is too much memory."""
+    """Which of the N pictures have their logits here, [M]: all, or some that are drawn where that is too much memory."""
     unreadable: list[tuple[int, str]] = field(repr=False)
     """Position and reason of the pictures left out."""
 

@@ -1,8 +1,7 @@
-"""Collects an evaluation batch by batch: some forty bytes a picture, and on request so many logits as memory has room for."""
+"""Collects an evaluation batch by batch: some sixty bytes a picture, and on request so many logits as memory has room for."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -11,13 +10,13 @@ from torch import Tensor, nn
 
 from deitctl.card import HEADS, Preprocessing
 from deitctl.evaluation.scores import Evaluation
-from deitctl.metrics import expected_calibration_error, topk_correct
+from deitctl.metrics import expected_calibration_error, percent, topk_correct
 from deitctl.models.heads import fuse_heads
 from deitctl.models.vit import HeadLogits
 from deitctl.world import World
 
-MAX_KEPT = 2**26
-"""Logits that are kept at most, 256 MiB; one temperature does not need more pictures than fit."""
+MAX_KEPT = 2**24
+"""Logits that are kept at most, 64 MiB, of 16,777 pictures with 1,000 classes: one temperature does not need more."""
 BEST = 5
 
 
@@ -41,12 +40,14 @@ class Contender:
 class Tally:
     """What one contender answered so far."""
 
-    def __init__(self, contender: Contender, pictures: int, *, keep_logits: bool) -> None:
-        self.contender, self.pictures, self.keep_logits = contender, pictures, keep_logits
+    def __init__(self, contender: Contender, pictures: int, *, room: int = 0) -> None:
+        """Begin; of `pictures` pictures so many keep their logits that there are at most `room` numbers."""
+        self.contender, self.pictures, self.room = contender, pictures, room
         self.rows = torch.tensor(contender.rows)
         self.columns: dict[str, list[Tensor]] = {}
         self.unreadable: list[tuple[int, str]] = []
         self.heads, self.classes = 0, 0
+        self._kept: Tensor | None = None
 
     def add(self, cls: Tensor, dist: Tensor | None, labels: Tensor, indices: Tensor) -> None:
         """Take in the logits [B,K] of a batch, its labels [B] and its places in the source [B]."""
@@ -55,8 +56,9 @@ class Tally:
         targets = self.rows[labels]
         fused = {rule: fuse_heads(logits, rule) for rule in self._rules()}
         main = fused[self._head()] / self.contender.temperature
+        first = {rule: scores.argmax(1) for rule, scores in fused.items()}  # of equal scores the first, everywhere
         inverse = torch.full((self.classes,), len(self.rows)).scatter(0, self.rows, torch.arange(len(self.rows)))
-        best = main.topk(min(BEST, self.classes), dim=1).indices
+        best = fused[self._head()].sort(dim=1, descending=True, stable=True).indices[:, :BEST]
         columns = {
             "index": indices,
             "label": labels,
@@ -67,15 +69,15 @@ class Tally:
             "among": main[:, self.rows].argmax(1),
             "top5 among": topk_correct(main[:, self.rows], labels, 5),
         }
-        columns |= {f"correct by {rule}": topk_correct(scores, targets, 1) for rule, scores in fused.items()}
+        columns |= {f"correct by {rule}": answers == targets for rule, answers in first.items()}
         if dist is not None:
-            columns["disagree"] = cls.argmax(1) != dist.argmax(1)
+            columns["disagree"] = first["cls"] != first["dist"]
         if (teacher := self.contender.teacher) is not None:
             said = teacher[indices]
             columns["teacher spoke"] = said >= 0
             columns |= {f"as teacher by {rule}": s[:, self.rows].argmax(1) == said for rule, s in fused.items()}
-        if self.keep_logits:
-            kept = indices % self._stride() == 0
+        if self.room:
+            kept = self._keeps()[indices]
             columns |= {f"logits {n}": x[kept] for n, x in enumerate(logits) if x is not None}
         for name, values in columns.items():
             self.columns.setdefault(name, []).append(values)
@@ -86,8 +88,13 @@ class Tally:
     def _head(self) -> str:
         return self.contender.head if self.heads == 2 else "cls"
 
-    def _stride(self) -> int:
-        return max(1, math.ceil(self.pictures * self.classes * self.heads / MAX_KEPT))
+    def _keeps(self) -> Tensor:
+        """Say of each picture of the source whether its logits are kept: drawn, whatever the order of the data."""
+        if self._kept is None:
+            most = max(1, self.room // (self.classes * self.heads))
+            draw = torch.Generator().manual_seed(0)  # the same in every process
+            self._kept = torch.randperm(self.pictures, generator=draw) < most
+        return self._kept
 
     @property
     def empty(self) -> bool:
@@ -112,7 +119,7 @@ class Tally:
         seen = column["index"]  # the order in which logits were kept
         order = seen.argsort()
         if logits:
-            kept = seen[seen % self._stride() == 0].argsort()
+            kept = seen[self._keeps()[seen]].argsort()
             logits = [values[kept] for values in logits]
         column = {name: values[order] for name, values in column.items()}
         correct_by = {rule: column[f"correct by {rule}"] for rule in self._rules()}
@@ -121,25 +128,21 @@ class Tally:
         spoke = column.get("teacher spoke", torch.zeros(0, dtype=torch.bool))
         return Evaluation(
             images=len(order),
-            top1=_percent(correct),
-            top5=_percent((column["best"] == targets[:, None]).any(1)),
+            top1=percent(correct),
+            top5=percent((column["best"] == targets[:, None]).any(1)),
             loss=float(column["loss"].double().mean()),
             ece=expected_calibration_error(column["confidence"], correct),
-            heads={rule: _percent(values) for rule, values in correct_by.items()} if self.heads == 2 else None,
-            top1_among=_percent(column["among"] == column["label"]) if subset else None,
-            top5_among=_percent(column["top5 among"]) if subset else None,
-            agreement=100 - _percent(column["disagree"]) if self.heads == 2 else None,
-            teacher_agreement={rule: _percent(column[f"as teacher by {rule}"][spoke]) for rule in self._rules()}
+            heads={rule: percent(values) for rule, values in correct_by.items()} if self.heads == 2 else None,
+            top1_among=percent(column["among"] == column["label"]) if subset else None,
+            top5_among=percent(column["top5 among"]) if subset else None,
+            agreement=100 - percent(column["disagree"]) if self.heads == 2 else None,
+            teacher_agreement={rule: percent(column[f"as teacher by {rule}"][spoke]) for rule in self._rules()}
             if spoke.any() else None,
             images_per_second=len(order) / max(seconds, 1e-9),
             indices=column["index"], labels=column["label"], targets=targets, best=column["best"], answers=column["answer"],
             among=column["among"], confidences=column["confidence"], losses=column["loss"], correct_by=correct_by,
             head=self._head(), disagree=column.get("disagree"),
             logits=HeadLogits(logits[0], logits[1] if len(logits) > 1 else None) if logits else None,
-            kept=torch.nonzero(column["index"] % self._stride() == 0)[:, 0] if logits else torch.zeros(0).long(),
+            kept=torch.nonzero(self._keeps()[column["index"]])[:, 0] if logits else torch.zeros(0).long(),
             unreadable=self.unreadable,
         )  # fmt: skip
-
-
-def _percent(values: Tensor) -> float:
-    return 100.0 * float(values.double().mean())

@@ -15,6 +15,7 @@ from deitctl.errors import ConfigError, ModelError
 from deitctl.inference.attention import attend
 from deitctl.models.vit import VisionTransformer
 
+TOKENS = {"cls": "class token", "dist": "distillation token"}
 METHODS = ("rollout", "gradient", "last-layer")
 GRAPH_BYTES = 2**29
 """Memory for the attention of the pictures whose gradients are taken at once; the rest of a batch waits."""

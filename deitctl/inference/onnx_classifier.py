@@ -19,6 +19,7 @@ MAX_BYTES = 2**31
 """Bytes of a file: protobuf's own limit."""
 INPUT, OUTPUT = "pixels", "probabilities"
 EXPORT = "deitctl export MODEL --to onnx"
+ROUNDING = 1e-3
 SILENT = 4  # onnxruntime's severity of what ends the process; the rest arrives as exceptions
 
 
@@ -44,6 +45,10 @@ class OnnxClassifier:
             ) from error
         if scores.shape != (len(pixels), self.card.num_classes):
             raise ModelError(f"{self.path} answers with shape {scores.shape} to {len(pixels)} pictures.")
+        if (scores < -ROUNDING).any() or (scores > 1 + ROUNDING).any():  # what is no number becomes a record's error
+            raise ModelError(
+                f"{self.path} answers with {scores.min():.3g} to {scores.max():.3g}, which are no probabilities."
+            )
         return scores
 
 
@@ -111,17 +116,22 @@ def _threads() -> int:
 def _card(session: Any, path: Path) -> ModelCard:
     """Read what the file says of itself, with the checks that a model folder's config.json gets."""
     inputs = {i.name: (i.type, i.shape[1:]) for i in session.get_inputs()}
-    outputs = {o.name: o.shape[1:] for o in session.get_outputs()}
+    outputs = {o.name: o.shape[1:] for o in session.get_outputs() if o.type == "tensor(float)"}
     said = session.get_modelmeta().custom_metadata_map
     kind, shape = inputs.get(INPUT, ("", []))
     fits = len(inputs) == 1 and kind == "tensor(uint8)" and len(shape) == 3 and shape[0] == shape[1] and shape[2] == 3
     classes = outputs.get(OUTPUT, [])
     if not fits or len(classes) != 1 or not isinstance(classes[0], int) or "preprocessing" not in said:
         raise ModelError(
-            f"{path} is not an export of deitctl: it needs {INPUT} [B,S,S,3] in uint8, {OUTPUT} [B,K] and their metadata.",
+            f"{path} is not an export of deitctl: it needs {INPUT} [B,S,S,3] in uint8, {OUTPUT} [B,K] in float and their "
+            "metadata.",
             f"Export the model it is from: {EXPORT}.",
         )
     card = from_timm_config(_config(said, classes[0], str(path)), f"{path}'s metadata")
+    if card.head not in HEADS:
+        raise ModelError(
+            f"{path}'s metadata says that heads are joined by {card.head[:40]!r}.", f"Export it again: {EXPORT}."
+        )
     if card.preprocessing.img_size != shape[0]:
         raise ModelError(f"{path} takes {shape[0]} pixels a side, its metadata says {card.preprocessing.img_size}.")
     return card

@@ -33,6 +33,7 @@ class LoadedModel:
     changes: tuple[str, ...] = ()
 
 
+@torch.inference_mode(False)  # weights made in the caller's inference mode could not be explained
 def load_model(ref: str, *, weights: str = "", img_size: int = 0, reporter: Reporter) -> LoadedModel:
     """Load a trained classifier for evaluation, prediction, export or teaching.
 

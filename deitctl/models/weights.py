@@ -40,7 +40,7 @@ def local_weights(arch: Architecture) -> Path | None:
 def _cached(repo_id: str, filename: str) -> Path | None:
     """Find a file where the hub's cache usually has it: its own library takes a third of a second to be imported."""
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    cache = os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")
+    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
     repo = Path(os.path.expanduser(os.path.expandvars(cache))) / f"models--{repo_id.replace('/', '--')}"
     try:
         path = repo / "snapshots" / read_text(repo / "refs" / "main", 200).strip() / filename

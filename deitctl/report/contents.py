@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Facts = tuple[tuple[str, str], ...]
 """Names and values to be listed, in that order."""
@@ -104,7 +104,7 @@ class Evaluated:
         name: tells it from the others, for people: "deit_tiny", "deit_tiny, protocol hf".
         data: the pictures.
         facts: what there is to know of it alone: model, preprocessing, head rule, precision.
-        predicted: the answers in the data's classes, [N], `OUTSIDE` for any other class (see `in_data_classes`).
+        predicted: the answers in the data's classes, [N], `OUTSIDE` for any other class.
         outside: by picture, the name of the class of each answer that is `OUTSIDE`.
         confidences: the probability of each answer, [N] in 0..1.
         top1: percent.
@@ -165,6 +165,7 @@ class Comparison:
         only_a: pictures that `a` alone has right.
         only_b: pictures that `b` alone has right.
         p_value: of McNemar's exact test: how often chance alone would part them as far.
+        among_classes: whether answers were taken among the data's classes alone.
     """
 
     a: str
@@ -174,6 +175,7 @@ class Comparison:
     only_a: int
     only_b: int
     p_value: float
+    among_classes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,19 +230,6 @@ class Contents:
     evaluated: Sequence[Evaluated]
     comparisons: Sequence[Comparison] = ()
     curves: Curves | None = None
-
-
-def in_data_classes(predictions: ArrayLike, rows: Sequence[int]) -> NDArray[np.int64]:
-    """Turn a model's answers [N] into the data's classes, `OUTSIDE` where it is none.
-
-    Args:
-        predictions: logits' numbers.
-        rows: for each class of the data, its logit (`ClassMatch.rows`).
-    """
-    said = np.asarray(predictions, dtype=np.int64)
-    place = np.full(max(max(rows, default=0), int(said.max(initial=0))) + 1, OUTSIDE, dtype=np.int64)
-    place[list(rows)] = np.arange(len(rows))
-    return place[said]
 
 
 def confusion(evaluated: Evaluated) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

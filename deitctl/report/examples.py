@@ -32,23 +32,6 @@ def unsure_hits(correct: NDArray[np.bool_], confidences: NDArray[np.floating], m
     return [int(n) for n in order[correct[order]][:most]]
 
 
-def disagreements(
-    cls: NDArray[np.int64],
-    dist: NDArray[np.int64],
-    confidences: NDArray[np.floating],
-    most: int = 24,
-) -> list[int]:
-    """Return the positions of at most `most` pictures on which the heads disagree, the most confident answer first.
-
-    Args:
-        cls: the class head's answer to each picture, [N].
-        dist: the distillation head's, [N].
-        confidences: the probability of the joint answer, [N].
-        most: how many at most.
-    """
-    return confident_mistakes(cls == dist, confidences, most)
-
-
 def thumbnail(pixels: NDArray[np.uint8], side: int = SIDE) -> bytes:
     """Return a picture as JPEG, made smaller where its longest side is above `side`.
 

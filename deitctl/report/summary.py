@@ -121,14 +121,16 @@ def _compared(c: Comparison) -> str:
     alone = f"{only[0]:,} pictures are right by the first alone, {only[1]:,} by the second alone"
     chance = "p < 0.001" if c.p_value < 0.001 else f"p = {c.p_value:.3f}".rstrip("0").rstrip(".")
     clear = "" if low > 0 else " No difference is shown: the interval holds 0."
+    among = " among the data's classes" if c.among_classes else ""
     return (
-        (
-            f"{a} against {b}: {abs(c.difference):+.1f} points of top-1, 95 % interval {low:+.1f} to {high:+.1f}. {alone} "
-            f"(McNemar's exact test: {chance}).{clear}"
-        )
-        .replace("+0.0", "0.0")
-        .replace(" -", " −")
+        f"{a} against {b}: {_signed(abs(c.difference))} points of top-1{among}, 95 % interval {_signed(low)} to "
+        f"{_signed(high)}. {alone} (McNemar's exact test: {chance}).{clear}"
     )
+
+
+def _signed(value: float) -> str:
+    said = f"{value:+.1f}"
+    return "0.0" if said in ("+0.0", "-0.0") else said.replace("-", "−")
 
 
 def _facts(name: str, rows: Facts) -> str:

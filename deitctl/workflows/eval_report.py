@@ -18,7 +18,7 @@ from deitctl.data.eval_view import eval_view
 from deitctl.data.mixing import normalise
 from deitctl.device import Device
 from deitctl.events import Reporter, track
-from deitctl.inference.explain import token_maps
+from deitctl.inference.explain import TOKENS, token_maps
 from deitctl.metrics import BINS, Reliability, reliability
 from deitctl.models.build import is_model_folder
 from deitctl.models.heads import forward_heads, fuse_heads
@@ -34,7 +34,6 @@ EXAMPLES = 24
 AT_ONCE = 8
 MAPS = "gradient"
 """Whose deletion and insertion curves are the best, see docs/explain.md."""
-TOKENS = {"cls": "class token", "dist": "distillation token"}
 
 
 def contents_of(found: EvalResults, device: Device, command: str, reporter: Reporter) -> Contents:
@@ -60,7 +59,7 @@ def contents_of(found: EvalResults, device: Device, command: str, reporter: Repo
         evaluated=[_evaluated(r, data, device, max(6, EXAMPLES // len(results)), reporter) for r in results],
         comparisons=[
             Comparison(a=d.a, b=d.b, difference=d.difference, interval=d.interval, only_a=d.only_a, only_b=d.only_b,
-                       p_value=d.p_value) for d in found.differences
+                       p_value=d.p_value, among_classes=d.among_classes) for d in found.differences
         ],
         curves=_curves({r.model for r in results}),
     )  # fmt: skip

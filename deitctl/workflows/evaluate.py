@@ -9,7 +9,7 @@ from typing import Any
 
 from deitctl.card import ModelCard
 from deitctl.catalog import DEFAULT_MODEL
-from deitctl.checkpoint import CONFIG, require_writable, write_bytes, write_json
+from deitctl.checkpoint import CONFIG, load_card, require_writable, write_bytes, write_json
 from deitctl.data.classes import ClassMatch, match_classes
 from deitctl.data.open import BUILT_IN, open_for_evaluation
 from deitctl.data.sources import Source
@@ -83,7 +83,8 @@ def evaluate_models(
         raise ConfigError("No protocol is named.", f"There are: {', '.join(PROTOCOLS)}.")
     if save_temperature:
         _require_folder(names, protocols)
-    for path in filter(None, (predictions, report, figures and f"{figures}/any.png")):
+    kept = f"{names[0]}/{CONFIG}" if save_temperature else ""
+    for path in filter(None, (predictions, report, figures and f"{figures}/any.png", kept)):
         require_writable(Path(path).expanduser())
     real = read_real_labels(Path(real_labels).expanduser()) if real_labels else None
     source = open_for_evaluation(data or BUILT_IN, reporter)
@@ -93,6 +94,8 @@ def evaluate_models(
         loaded = load_model(name, weights=weights, img_size=img_size, reporter=reporter)
         match = _match(loaded, source, data or BUILT_IN, reporter)
         how, placed = choose_head(head, loaded.card.head, loaded.model), where.place(loaded.model)
+        if save_temperature and img_size not in (0, load_card(Path(name).expanduser()).preprocessing.img_size):
+            raise ConfigError(f"A temperature is kept for a model's own input size, not for {img_size} pixels.")
         judged += [
             (name, protocol, loaded.card, match, Contender(
                 model=placed, preprocessing=preprocessing_for(loaded.card, protocol), rows=match.rows, head=how,
@@ -103,13 +106,14 @@ def evaluate_models(
         scored = evaluate_all(
             [contender for *_, contender in judged], source, device=where, batch_size=batch_size,
             workers=where.loader_workers(workers), reporter=reporter, world=world,
-            stop_on_bad_image=on_bad_image == "stop", keep_logits=True,
+            stop_on_bad_image=on_bad_image == "stop", keep_logits=True, only_numbers=True,
         )  # fmt: skip
     results = tuple(
         EvalResult(
             name=_name(name, protocol, names, protocols), model=name, protocol=protocol, data=data or BUILT_IN,
             card=card, source=source, match=match, contender=contender, scores=scores, intervals=_intervals(scores),
-            calibration=calibrate(scores), real=score_real(scores, source, real) if real is not None else None,
+            calibration=calibrate(scores) if world.is_main else None,
+            real=score_real(scores, source, card.class_names or (), real) if real is not None else None,
         )
         for (name, protocol, card, match, contender), scores in zip(judged, scored, strict=True)
     )  # fmt: skip
@@ -177,7 +181,7 @@ def _intervals(scores: Evaluation) -> dict[str, tuple[float, float]]:
 
 def _differences(results: Sequence[EvalResult]) -> tuple[Difference, ...]:
     """Compare the first with each of the others; models that know different classes among the data's alone."""
-    among = len({r.card.num_classes for r in results}) > 1
+    among = len({frozenset(r.card.class_names or ()) or r.card.num_classes for r in results}) > 1
     right = [(r.scores.among == r.scores.labels if among else r.scores.correct).numpy() for r in results]
     return tuple(
         compare(results[0].name, other.name, right[0], theirs, among_classes=among)
@@ -187,8 +191,10 @@ def _differences(results: Sequence[EvalResult]) -> tuple[Difference, ...]:
 
 def _require_folder(models: Sequence[str], protocols: Sequence[str]) -> None:
     """Raise `ConfigError` unless a temperature has one place to be kept in, before anything is computed."""
-    if len(models) > 1 or len(protocols) > 1:
-        raise ConfigError("A temperature is kept for one model under one protocol.", "Evaluate them one by one.")
+    if len(models) > 1 or list(protocols) != ["native"]:
+        raise ConfigError(
+            "A temperature is kept for one model under its own protocol.", "Evaluate it alone, as native."
+        )
     if not is_model_folder(models[0]):
         raise ConfigError(
             f"{models[0]} is not a model folder, so a temperature cannot be kept with it.",
@@ -199,10 +205,11 @@ def _require_folder(models: Sequence[str], protocols: Sequence[str]) -> None:
 def _keep_temperatures(result: EvalResult, reporter: Reporter) -> None:
     """Write what was fitted into the config.json of a model's folder."""
     if result.calibration is None:
-        raise DataError(
-            f"No temperature fits {result.model} on {result.data}: it has {result.scores.top1:.1f} % right.",
-            "Use more pictures, among them some that it gets wrong.",
+        reporter.warn(
+            f"No temperature fits {result.model} on {result.data}, and none is kept: it has {result.scores.top1:.1f} % "
+            "right. Use more pictures, among them some that it gets wrong."
         )
+        return
     path = Path(result.model).expanduser() / CONFIG
     config = read_json(path)
     config["deitctl"] = {**(config.get("deitctl") or {}), "temperatures": result.calibration.temperatures}

@@ -24,15 +24,14 @@ from deitctl.data.mixing import normalise
 from deitctl.device import Device, choose_device
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter
-from deitctl.inference.explain import METHODS, TokenMaps, head_maps, mean_of_heads, require_deit, token_maps
+from deitctl.inference.explain import METHODS, TOKENS, TokenMaps, head_maps, mean_of_heads, require_deit, token_maps
 from deitctl.inference.inputs import Input, batches, expand, is_folder, is_url, local_path
 from deitctl.inference.predict import Guess
 from deitctl.models.build import load_model
 from deitctl.models.vit import VisionTransformer
 from deitctl.report.overlay import TokenView, panels
 
-TOKENS = ("both", "cls", "dist")
-TITLES = {"cls": "class token", "dist": "distillation token"}
+CHOICES = ("both", *TOKENS)
 OUTPUT = Path("explained")
 
 
@@ -96,10 +95,10 @@ def explain(
         ModelError: no such model, or none whose attention can be read.
         ConfigError: an option that does not exist or that this model or method has no use for.
     """
-    if method not in METHODS or token not in TOKENS or batch_size < 1:
+    if method not in METHODS or token not in CHOICES or batch_size < 1:
         raise ConfigError(
             f"method = {method!r}, token = {token!r}, batch_size = {batch_size}: one of them cannot be.",
-            f"Methods: {', '.join(METHODS)}; tokens: {', '.join(TOKENS)}; a batch has 1 picture or more.",
+            f"Methods: {', '.join(METHODS)}; tokens: {', '.join(CHOICES)}; a batch has 1 picture or more.",
         )
     if class_name is not None and method != "gradient":
         raise ConfigError(f"{method} looks the same whatever class is asked about.", "--class needs --method gradient.")
@@ -187,7 +186,7 @@ class _Explainer:
                 for t in self.tokens if t in scores
             }  # fmt: skip
             views = [
-                TokenView(TITLES[t], self._says(a), _array(maps, t, n), None if heads is None else _array(heads, t, n))
+                TokenView(TOKENS[t], self._says(a), _array(maps, t, n), None if heads is None else _array(heads, t, n))
                 for t, a in answers.items()
             ]
             yield Explanation(item.name, None, self.method, self.asked_label, answers, disagree, None), views

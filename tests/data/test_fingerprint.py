@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -274,3 +275,18 @@ def test_half_precision_and_scalars_have_a_fingerprint():
     for number, dtype in enumerate((torch.bfloat16, torch.float16, torch.bool, torch.int64)):
         module.register_buffer(f"x{number}", torch.ones((), dtype=dtype))
     assert len(model_fingerprint(module)) == LENGTH
+
+
+def test_a_cards_temperatures_and_layout_change_nothing_and_all_else_does(tmp_path):
+    def name_of(card, **layout):
+        (tmp_path / "config.json").write_text(json.dumps(card, **layout))
+        return file_fingerprint([tmp_path / "config.json"])
+
+    card = {"architecture": "deit_tiny", "deitctl": {"head": "cls"}}
+    plain = name_of(card)
+    assert name_of({**card, "deitctl": {"head": "cls", "temperatures": {"cls": 2.0}}}) == plain
+    assert name_of(card, indent=2) == plain
+    assert name_of({**card, "deitctl": {"head": "dist"}}) != plain
+    assert name_of({**card, "num_classes": 3}) != plain
+    (tmp_path / "config.json").write_text("no card")
+    assert file_fingerprint([tmp_path / "config.json"]) not in ("", plain)

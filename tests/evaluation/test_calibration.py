@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,13 @@ from hypothesis import strategies as st
 
 from deitctl.data.sources import ArraySource
 from deitctl.device import choose_device
-from deitctl.evaluation import tally
+from deitctl.evaluation import evaluate as module
 from deitctl.evaluation.calibration import calibrate, fit_temperature
 from deitctl.evaluation.evaluate import evaluate_all
 from deitctl.evaluation.tally import Contender
 from deitctl.metrics import expected_calibration_error, reliability
 from deitctl.models.heads import fuse_heads
+from deitctl.models.vit import HeadLogits
 
 CPU = choose_device("cpu", "fp32")
 
@@ -134,14 +137,37 @@ def test_calibration_lowers_the_error_of_a_model_that_is_too_sure_and_keeps_its_
 
 def test_the_error_is_measured_on_pictures_that_the_temperature_was_not_fitted_to():
     logits, labels = answers(250, sharpness=4.0)
+    order = torch.randperm(250, generator=torch.Generator().manual_seed(0))
     cooled = torch.empty_like(logits)
     for fold in range(5):
-        held = torch.arange(250) % 5 == fold
+        held = order % 5 == fold
         cooled[held] = logits[held] / fit_temperature(logits[~held], labels[~held])
     confidence, answer = cooled.softmax(1).max(1)
     assert calibrate(evaluated(logits, labels)).ece == pytest.approx(
         expected_calibration_error(confidence, answer == labels), rel=1e-4
     )
+
+
+def test_the_order_of_the_data_decides_nothing():
+    """Labels that go round and round would put a whole class into a fold."""
+    logits, labels = answers(1000, 5, sharpness=3.0)
+    logits[labels < 2] *= 0.4  # two classes of which it is less sure
+    by_class, found = torch.sort(labels, stable=True).indices, []
+    cyclic = torch.argsort(torch.cat([torch.arange(int(n)) for n in labels.bincount()]), stable=True)
+    for order in (by_class, by_class[cyclic]):
+        scores = SimpleNamespace(
+            logits=HeadLogits(logits[order], None), targets=labels[order], kept=torch.arange(1000), head="cls"
+        )
+        found.append(calibrate(scores))
+    assert found[0].temperature == pytest.approx(found[1].temperature)
+    assert found[0].loss == pytest.approx(found[1].loss, rel=0.01)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_there_is_no_temperature_for_what_is_no_number(bad):
+    logits, labels = answers(100)
+    logits[7, 3] = bad
+    assert fit_temperature(logits, labels) is None
 
 
 def test_every_head_rule_has_a_temperature_of_its_own():
@@ -158,10 +184,10 @@ def test_every_head_rule_has_a_temperature_of_its_own():
 
 @pytest.mark.parametrize("room", [6 * 250, 6 * 100, 6])
 def test_logits_are_kept_of_so_many_pictures_as_there_is_room_for(room, monkeypatch):
-    monkeypatch.setattr(tally, "MAX_KEPT", room)
+    monkeypatch.setattr(module, "MAX_KEPT", room)
     logits, labels = answers(250, sharpness=4.0)
     scores = evaluated(logits, labels)
-    assert len(scores.kept) <= max(1, room // 6)
+    assert len(scores.kept) == room // 6
     assert torch.equal(scores.logits.cls, logits[scores.kept])
     assert scores.images == 250
     assert (calibrate(scores) is None) == (room == 6)

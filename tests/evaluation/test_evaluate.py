@@ -13,6 +13,7 @@ from deitctl.data.sources import ArraySource, subset
 from deitctl.device import choose_device
 from deitctl.errors import DataError
 from deitctl.evaluation.evaluate import evaluate
+from deitctl.evaluation.tally import Contender, Tally
 
 PRE = Preprocessing(img_size=32, crop_pct=1.0)
 CPU = choose_device("cpu", "fp32")
@@ -239,3 +240,55 @@ def test_what_halving_cannot_help_is_not_hidden(room, words, deit, digit_sources
     with pytest.raises(RuntimeError, match=words):
         score(cramped, subset(digit_sources[1], range(7)), reporter)
     assert cramped.sizes == ([7, 3, 1] if room == 0 else [7])
+
+
+class Gathered:
+    """Two processes that have answered every other picture, as the first sees them."""
+
+    size, rank = 2, 0
+
+    def __init__(self, others):
+        self.others = others
+
+    def gather(self, mine):
+        return self.others
+
+
+@pytest.mark.parametrize("room", [10 * 2 * 23, 10 * 2 * 9])
+def test_what_several_processes_collect_is_put_in_order_logits_too(room, deit, digit_sources):
+    model, source = deit("deit_tiny_distilled", classes=10), subset(digit_sources[1], range(23))
+    contender = Contender(model=model, preprocessing=PRE, rows=tuple(range(10)), head="avg-logits")
+    draw = torch.Generator().manual_seed(0)
+    cls, dist = torch.randn(2, 23, 10, generator=draw)
+    labels = torch.from_numpy(source.labels)
+
+    def tally(places):
+        made = Tally(contender, 23, room=room)
+        for part in places.split(4):
+            made.add(cls[part], dist[part], labels[part], part)
+        return made
+
+    whole = tally(torch.arange(23)).result(1.0)
+    parts = [tally(torch.arange(rank, 23, 2)) for rank in (0, 1)]
+    joined = parts[0]
+    joined.join(Gathered([(p.columns, p.unreadable, p.heads, p.classes) for p in parts]))
+    found = joined.result(1.0)
+    assert len(whole.kept) == min(23, room // 20)
+    assert torch.equal(whole.logits.cls, cls[whole.kept])
+    for name in ("kept", "indices", "best", "losses", "disagree"):
+        assert torch.equal(getattr(found, name), getattr(whole, name)), name
+    assert torch.equal(found.logits.cls, whole.logits.cls)
+    assert torch.equal(found.logits.dist, whole.logits.dist)
+
+
+def test_of_equal_scores_the_first_class_is_the_answer_everywhere():
+    tied = torch.zeros(6, 40)
+    tied[:, 7:] = 1.0  # 33 classes alike: 7 is the first
+    contender = Contender(model=nn.Identity(), preprocessing=PRE, rows=tuple(range(40)), head="cls")
+    tally = Tally(contender, 6)
+    tally.add(tied, tied.clone(), torch.tensor([7, 7, 7, 8, 9, 39]), torch.arange(6))
+    found = tally.result(1.0)
+    assert found.predictions.tolist() == found.answers.tolist() == found.among.tolist() == [7] * 6
+    assert found.correct.tolist() == [True] * 3 + [False] * 3
+    assert found.best[0].tolist() == [7, 8, 9, 10, 11]
+    assert found.agreement == 100.0

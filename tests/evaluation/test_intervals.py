@@ -45,8 +45,8 @@ def test_columns_are_resampled_together_and_the_same_seed_gives_the_same():
     assert found != bootstrap({"a": values, "b": 3 * values + 1}, seed=6)
 
 
-def test_one_picture_has_an_interval():
-    assert bootstrap({"loss": np.array([0.5])})["loss"] == (0.5, 0.5)
+def test_a_loss_of_nothing_has_no_interval_of_hits():
+    assert bootstrap({"loss": np.zeros(10)})["loss"] == (0.0, 0.0)
 
 
 def test_memory_is_bounded_and_pieces_give_the_same_kind_of_interval():
@@ -75,10 +75,14 @@ def test_a_difference_by_hand():
     assert (turned.difference, turned.p_value) == (-found.difference, found.p_value)
 
 
-def test_equal_answers_differ_by_nothing():
-    a = np.array([1, 0, 1], bool)
-    found = compare("A", "B", a, a)
-    assert (found.difference, found.interval, found.p_value) == (0.0, (0.0, 0.0), 1.0)
+@pytest.mark.parametrize(("a", "b", "sign"), [(1, 1, 0), (0, 0, 0), (1, 0, 1), (0, 1, -1)])
+def test_alike_on_ten_pictures_is_no_certainty(a, b, sign):
+    """None of ten pictures is of another kind: at 95 % up to 30.85 % of all could be (Clopper and Pearson)."""
+    found = compare("A", "B", np.full(10, bool(a)), np.full(10, bool(b)))
+    rare = 100 * stats.binomtest(0, 10).proportion_ci(0.95, method="exact").high
+    assert found.difference == 100 * sign
+    assert found.interval == pytest.approx((max(-100, 100 * sign - rare), min(100, 100 * sign + rare)))
+    assert (found.p_value == 1.0) == (sign == 0)
 
 
 def test_pairing_sees_what_two_intervals_do_not():

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from deitctl.catalog import imagenet_classes
 from deitctl.errors import DataError
 from deitctl.evaluation.real_labels import read_real_labels, score_real
 
@@ -19,19 +20,30 @@ def scored(best, names=NAMES):
     return scores, SimpleNamespace(name=names.__getitem__)
 
 
+IDS = imagenet_classes()[0]
+
+
 def test_by_hand():
     labels = [[5, 7], [], [2]]  # of pictures 1, 2 and 3
-    found = score_real(*scored([[1, 2], [7, 0], [9, 9]]), labels)
+    found = score_real(*scored([[1, 2], [7, 0], [9, 9]]), IDS, labels)
     assert found == (2, 50.0, 100.0)  # picture 3: second guess; picture 1: first; picture 2 has no label
+
+
+def test_labels_are_imagenets_whatever_the_order_of_the_models_classes():
+    """A model that calls ImageNet's classes 2, 7 and 5 its 0, 1 and 2, and knows a fourth that is not ImageNet's."""
+    names, labels = (IDS[2], IDS[7], IDS[5], "my cat"), [[5, 7], [], [2]]
+    assert score_real(*scored([[3, 0], [1, 0], [3, 3]]), names, labels) == (2, 50.0, 100.0)
+    with pytest.raises(DataError, match="not ImageNet's"):
+        score_real(*scored([[0]]), ("my cat", "my dog"), labels)
 
 
 def test_pictures_that_are_not_imagenets_are_refused():
     with pytest.raises(DataError, match=r"cat\.jpg has no ReaL labels"):
-        score_real(*scored([[1]], ["cat.jpg"]), [[1]])
+        score_real(*scored([[1]], ["cat.jpg"]), IDS, [[1]])
     with pytest.raises(DataError, match="val_00000003"):
-        score_real(*scored([[1]]), [[1]])
+        score_real(*scored([[1]]), IDS, [[1]])
     with pytest.raises(DataError, match="None of the pictures"):
-        score_real(*scored([[1]]), [[], [], []])
+        score_real(*scored([[1]]), IDS, [[], [], []])
 
 
 def test_a_file_is_read_and_others_are_refused(tmp_path):

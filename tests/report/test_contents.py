@@ -2,18 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from deitctl.report.contents import OUTSIDE, confusion, in_data_classes, most_confused, per_class
-
-
-def test_answers_are_turned_into_the_datas_classes_and_others_are_outside():
-    rows = (7, 2, 5)  # the data's class 0 is the model's logit 7
-    assert in_data_classes([2, 7, 5, 0, 999], rows).tolist() == [1, 0, 2, OUTSIDE, OUTSIDE]
-
-
-def test_the_same_classes_in_the_same_order_are_left_as_they_are():
-    assert in_data_classes(np.array([0, 1, 2]), (0, 1, 2)).tolist() == [0, 1, 2]
+from deitctl.report.contents import OUTSIDE, confusion, most_confused, per_class
 
 
 def test_the_matrix_holds_every_pair_that_occurs_and_no_other(evaluated):

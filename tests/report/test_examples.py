@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from deitctl.report.examples import SIDE, confident_mistakes, disagreements, thumbnail, unsure_hits
+from deitctl.report.examples import SIDE, confident_mistakes, thumbnail, unsure_hits
 
 CORRECT = np.array([True, False, True, False, False])
 SURE = np.array([0.9, 0.3, 0.2, 0.8, 0.8])
@@ -25,10 +25,6 @@ def test_hits_are_ordered_from_the_least_sure():
 def test_no_mistakes_and_no_hits_are_no_pictures():
     assert confident_mistakes(np.ones(3, bool), SURE[:3]) == []
     assert unsure_hits(np.zeros(3, bool), SURE[:3]) == []
-
-
-def test_pictures_on_which_the_heads_disagree_are_chosen_the_most_confident_first():
-    assert disagreements(np.array([0, 1, 2, 3, 4]), np.array([0, 9, 9, 3, 9]), SURE) == [4, 1, 2]
 
 
 def test_a_thumbnail_is_a_small_jpeg_of_the_same_shape_and_colours():

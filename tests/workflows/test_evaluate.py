@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from deitctl.catalog import find, imagenet_classes
-from deitctl.checkpoint import load_card, save_model, save_tensors
+from deitctl.checkpoint import load_card, load_tensors, save_model, save_tensors
 from deitctl.data.classes import match_classes
-from deitctl.errors import ConfigError, DataError, DeitctlError
+from deitctl.errors import ConfigError, DeitctlError, ModelError
 from deitctl.events import SilentReporter
 from deitctl.models.build import build_model
 from deitctl.models.layers import layer_names, shipping_card
@@ -129,21 +130,47 @@ def test_a_temperature_is_kept_with_the_model_and_used_again(folder, mostly_righ
 
 def test_a_temperature_needs_one_model_in_a_folder(folder, pictures, tmp_path) -> None:
     model = folder("m")
-    with pytest.raises(ConfigError, match="one model under one protocol"):
+    with pytest.raises(ConfigError, match="one model under its own protocol"):
         evaluate_models(str(pictures), models=[str(model), "x"], save_temperature=True)
-    with pytest.raises(ConfigError, match="one model under one protocol"):
+    with pytest.raises(ConfigError, match="one model under its own protocol"):
         evaluate_models(str(pictures), models=[str(model)], protocols=["deit", "hf"], save_temperature=True)
     with pytest.raises(ConfigError, match="deitctl export .*model.pth --to timm"):
         evaluate_models(str(pictures), models=[str(model / "model.pth")], save_temperature=True)
 
 
-def test_where_no_temperature_fits_nothing_is_written(folder, image_folder) -> None:
+def test_where_no_temperature_fits_nothing_is_written_and_nothing_is_lost(folder, image_folder, reporter) -> None:
     model = folder("m")
     before = (model / "config.json").read_text()
     one = image_folder({"a": 1, "b": 0}, "one")
-    with pytest.raises(DataError, match="No temperature fits"):
-        evaluate_model(str(one), model=str(model), workers=0, save_temperature=True)
+    found = evaluate_model(str(one), model=str(model), workers=0, save_temperature=True, reporter=reporter)
+    assert found.scores.images == 1
+    assert "No temperature fits" in reporter.warnings[-1]
     assert (model / "config.json").read_text() == before
+
+
+def test_a_temperature_is_of_the_models_own_input_size_and_protocol(folder, pictures) -> None:
+    model = str(folder("m"))
+    with pytest.raises(ConfigError, match="not for 48 pixels"):
+        evaluate_models(str(pictures), models=[model], img_size=48, save_temperature=True)
+    with pytest.raises(ConfigError, match="its own protocol"):
+        evaluate_models(str(pictures), models=[model], protocols=["hf"], save_temperature=True)
+
+
+def test_a_model_that_answers_no_numbers_is_refused_by_name_of_the_picture(folder, pictures) -> None:
+    model = folder("m")
+    state = load_tensors(model / "model.safetensors")
+    save_tensors(model / "model.safetensors", state | {"head.weight": 3e38 * state["head.weight"].sign()})
+    with pytest.raises(ModelError, match=r"0\.png with values that are not numbers"):
+        evaluate_model(str(pictures), model=str(model), workers=0)
+
+
+def test_equally_many_other_classes_are_other_classes(folder, pictures) -> None:
+    models = [str(folder("one", ("a", "b", "c"))), str(folder("two", ("a", "b", "d")))]
+    (difference,) = evaluate_models(str(pictures), models=models, workers=0).differences
+    assert difference.among_classes
+    same = [str(folder("abc", ("a", "b", "c"))), str(folder("cba", ("c", "b", "a")))]
+    (difference,) = evaluate_models(str(pictures), models=same, workers=0).differences
+    assert not difference.among_classes
 
 
 def test_weights_are_for_one_model(folder, pictures) -> None:
@@ -186,6 +213,8 @@ def test_folders_called_0_to_999_are_imagenets_numbers(imagenet_model, image_fol
     assert all(found.source.name(i).split("/")[-2] == str(t) for i, t in enumerate(found.scores.targets.tolist()))
     assert any("ImageNetV2" in note for note in reporter.notes)
     card = find("deit_tiny").card()
+    turned = replace(card, class_names=card.class_names[::-1], descriptions=card.descriptions[::-1])
+    assert match_classes(turned, [str(n) for n in range(1000)]).rows[:2] == (999, 998)  # numbers are ImageNet's
     assert match_classes(card, [str(n) for n in range(999)]) is None  # one is missing: not that set
     assert match_classes(card, [f"{n:03d}" for n in range(1000)]) is None  # another numbering that went around
 
