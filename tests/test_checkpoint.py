@@ -199,6 +199,9 @@ def test_one_number_that_is_none_is_found(bad):
 def test_numbers_whose_sum_is_too_large_are_numbers(dtype):
     largest = torch.full((1000,), torch.finfo(dtype).max, dtype=dtype)
     assert not largest.sum().isfinite()
+    require_finite({"small": torch.ones(4).to(torch.float8_e4m3fn)}, "here")  # has neither sums nor isfinite of its own
+    with pytest.raises(ModelError, match="not numbers"):
+        require_finite({"small": torch.tensor([float("nan")]).to(torch.float8_e4m3fn)}, "here")
     require_finite({"large": largest}, "here")
 
 

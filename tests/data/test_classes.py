@@ -112,6 +112,11 @@ def test_a_name_that_two_classes_share_is_refused_with_their_numbers():
         find_class(IMAGENET, "crane")
 
 
+def test_a_number_of_absurd_length_is_no_class():
+    with pytest.raises(ConfigError, match="no class"):
+        find_class(IMAGENET, "1" * 5000)
+
+
 def test_a_misspelt_class_is_answered_with_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean 'tench'"):
         find_class(IMAGENET, "tensh")

@@ -172,7 +172,8 @@ def test_operations_and_data_of_a_files_own_choice_are_not_had(tmp_path):
     "metadata",
     [
         {"preprocessing": None}, {"preprocessing": "{"}, {"preprocessing": "[]"}, {"preprocessing": "{}"},
-        {"preprocessing": "[" * 100_000}, {"head": None}, {"class_names": "[1]"},
+        {"preprocessing": "[" * 100_000}, {"head": None}, {"head": "nonsense"}, {"head": "auto"},
+        {"class_names": "[1]"},
         {"class_names": '["a"]'}, {"descriptions": '"abcd"'}, {"architecture": None}, {"architecture": "../x"},
         {"preprocessing": '{"img_size": 10000000, "crop_pct": 1, "crop_mode": "x", "interpolation": "y"}'},
         {"preprocessing": '{"img_size": 64, "crop_pct": 1, "crop_mode": "center", "interpolation": "bicubic"}'},
@@ -229,6 +230,30 @@ def test_a_file_larger_than_protobuf_allows_is_not_read(file, monkeypatch):
     monkeypatch.setattr(onnx_classifier, "MAX_BYTES", 1000)
     with pytest.raises(ModelError, match="larger than an ONNX file can be"):
         predict(["x.png"], model=str(file))
+
+
+@pytest.mark.parametrize("kind", [TensorProto.STRING, TensorProto.BOOL, TensorProto.INT64])
+def test_probabilities_that_are_no_floats_are_refused_before_a_picture_is_read(kind, tmp_path, file):
+    proto = onnx.load(file)
+    proto.graph.node.append(helper.make_node("Cast", ["probabilities"], ["cast"], to=kind))
+    out = next(o for o in proto.graph.output if o.name == "probabilities")
+    for node in proto.graph.node[:-1]:
+        node.output[:] = ["as they were" if o == "probabilities" else o for o in node.output]
+    proto.graph.node[-1].input[0], proto.graph.node[-1].output[0] = "as they were", "probabilities"
+    out.type.tensor_type.elem_type = kind
+    onnx.save(proto, tmp_path / "odd.onnx")
+    with pytest.raises(ModelError, match=r"odd\.onnx is not an export of deitctl"):
+        predict(["x.png"], model=str(tmp_path / "odd.onnx"))
+
+
+def test_scores_that_are_no_probabilities_are_refused(file, image_folder, tmp_path):
+    proto = onnx.load(file)
+    for node in proto.graph.node:
+        node.output[:] = ["as they were" if o == "probabilities" else o for o in node.output]
+    proto.graph.node.append(helper.make_node("Sum", ["as they were"] * 8, ["probabilities"]))
+    onnx.save(proto, tmp_path / "twice.onnx")
+    with pytest.raises(ModelError, match="no probabilities"):
+        list(predict([str(image_folder({"in": 1}))], model=str(tmp_path / "twice.onnx")))
 
 
 def test_a_network_that_fails_on_the_way_is_one_line(file, image_folder):

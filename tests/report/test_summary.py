@@ -56,6 +56,13 @@ def test_a_comparison_is_told_from_the_better_one(contents, evaluated, distilled
     assert "No difference is shown" not in said
 
 
+def test_names_in_a_comparison_stay_as_they_are_and_its_kind_is_said(contents, evaluated, distilled, better):
+    odd = replace(better, a="run -3e", b="x+0.05", interval=(-5.0, 0.01), among_classes=True)
+    said = words(summary(contents(evaluated(), distilled, comparisons=[odd])))
+    assert "x+0.05 against run -3e" in said
+    assert "points of top-1 among the data's classes, 95 % interval 0.0 to +5.0" in said
+
+
 def test_a_difference_that_may_be_none_is_said_to_be_none(contents, evaluated, distilled, better):
     unclear = replace(better, interval=(-50.0, 5.0))
     assert "No difference is shown" in words(summary(contents(evaluated(), distilled, comparisons=[unclear])))

@@ -85,6 +85,20 @@ def test_a_distilled_model_is_shown_with_both_heads_and_both_tokens(model_folder
     assert [name for name, _ in shown.data.unreadable] == [str(pictures / "b" / "5.png")]
 
 
+def test_scores_of_examples_are_those_of_the_models_temperature(model_folder, pictures) -> None:
+    model = model_folder("deit_tiny", ("a", "b"))
+    config = json.loads((model / "config.json").read_text())
+    config["deitctl"]["temperatures"] = {"cls": 0.05}
+    (model / "config.json").write_text(json.dumps(config))
+    found = evaluate_models(str(pictures), models=[str(model)], workers=0)
+    (shown,) = gathered(found).evaluated
+    for example in (*shown.mistakes, *shown.unsure):
+        assert example.guesses[0][1] == pytest.approx(
+            float(found.results[0].scores.confidences[example.index]), rel=1e-4
+        )
+    assert ("temperature", "0.050, the model's own") in shown.facts
+
+
 def test_a_model_of_another_kind_is_shown_without_maps(pictures, tmp_path) -> None:
     torch.manual_seed(0)
     model = timm_models.create("regnety_002", num_classes=2, img_size=32)

@@ -211,6 +211,13 @@ def test_a_picture_is_explained_the_same_alone_and_in_a_batch(
             assert gap.abs().max() <= 2
 
 
+def test_a_caller_in_inference_mode_gets_the_same(distilled: str, photos: list[str], tmp_path: Path) -> None:
+    [outside] = explain(photos[:1], model=distilled, output=tmp_path / "a")
+    with torch.inference_mode():
+        [inside] = explain(photos[:1], model=distilled, output=tmp_path / "b")
+    assert Path(str(inside.picture)).read_bytes() == Path(str(outside.picture)).read_bytes()
+
+
 def test_weights_that_answer_nan_are_said(plain: str, photos: list[str], tmp_path: Path) -> None:
     loaded = load_model(plain, reporter=SilentReporter())
     card = load_card(Path(plain))
