@@ -9,6 +9,7 @@ from deitctl.card import ModelCard
 from deitctl.catalog import imagenet_classes
 from deitctl.errors import ConfigError, did_you_mean
 
+MOST_NAMED = 4
 NUMBERS = frozenset(map(str, range(1000)))
 
 
@@ -69,7 +70,12 @@ def find_class(card: ModelCard, name: str) -> int:
     same = [n for n, label in enumerate(card.descriptions or ()) if _plain(name) in map(_plain, label.split(","))]
     if same:
         raise ConfigError(f"{name!r} is {len(same)} classes.", f"Say which by number: {', '.join(map(str, same))}.")
-    hint = did_you_mean(_plain(name), _spellings(card)) or f"Numbers from 0 to {card.num_classes - 1} name classes too."
+    word = f" {_plain(name)} "
+    named = [known for known in _spellings(card) if word in f" {known} "][
+        :MOST_NAMED
+    ]  # of a cat there are several kinds
+    hint = f"Did you mean {' or '.join(map(repr, named))}?" if named else did_you_mean(_plain(name), _spellings(card))
+    hint = hint or f"Numbers from 0 to {card.num_classes - 1} name classes too."
     raise ConfigError(f"The model has no class {name!r}.", hint)
 
 

@@ -112,6 +112,11 @@ def test_a_name_that_two_classes_share_is_refused_with_their_numbers():
         find_class(IMAGENET, "crane")
 
 
+def test_a_word_of_several_classes_names_them():
+    with pytest.raises(ConfigError, match=r"no class 'cat'. Did you mean 'tabby cat' or 'tiger cat' or"):
+        find_class(IMAGENET, "cat")
+
+
 def test_a_number_of_absurd_length_is_no_class():
     with pytest.raises(ConfigError, match="no class"):
         find_class(IMAGENET, "1" * 5000)
