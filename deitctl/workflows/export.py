@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from deitctl.checkpoint import CONFIG, WEIGHTS, cannot_write
+from deitctl.card import ModelCard
+from deitctl.checkpoint import CONFIG, cannot_write
 from deitctl.config import read_toml
 from deitctl.data.decode import EXTENSIONS
 from deitctl.data.open import BUILT_IN, open_for_evaluation
@@ -21,7 +22,8 @@ from deitctl.errors import ConfigError, DataError, ExportError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters import FORMATS, Format
 from deitctl.exporters.network import ExportedClassifier, describe
-from deitctl.exporters.verify import Verification, pictures, reference, verify
+from deitctl.exporters.verify import Answers, Pictures, Verification, pictures, reference, verify
+from deitctl.exporters.verify_files import verify_files
 from deitctl.inference.inputs import expand
 from deitctl.models.build import HUB_PREFIX, WEIGHT_SUFFIXES, load_model
 from deitctl.models.heads import choose_head
@@ -83,7 +85,13 @@ def export(
     how = choose_head(head, loaded.card.head, loaded.model)
     answered = choose_head(kind.head, "", loaded.model) if kind.head else how
     if answered != how:
-        reporter.note(f"{to} answers with {answered}, whatever the head rule; {how} is kept for deitctl in {CONFIG}.")
+        reporter.note(f"{to} answers with {answered}, whatever the head rule; {how} is written down in {CONFIG}.")
+    temperature = loaded.card.temperature(answered)
+    if kind.is_folder and temperature != 1:
+        reporter.note(
+            f"{to} has no place for a temperature: its scores are those of the logits, deitctl's of the logits divided "
+            f"by {temperature:.3g}. The order of the classes is the same; the number is in {CONFIG}."
+        )
     card = replace(loaded.card, head=how)
     network = ExportedClassifier(loaded.model, card, answered)
     sample = pictures(source, card.preprocessing, count)
@@ -93,6 +101,8 @@ def export(
             kind.write(network, card, describe(card, answered), draft)
         with reporter.task(f"verify {path.name}", len(sample.names)) as task:
             found = verify(draft, kind.program_file, wanted, sample, tolerance=kind.tolerance)
+            if kind.labels is not None:
+                found = _verify_files(draft, kind, wanted, source, sample, card, reporter)
             task.advance(found.images)
     _note_ties(found, reporter)
     return ExportResult(
@@ -112,7 +122,7 @@ def _output_path(ref: str, output: str, kind: Format) -> Path:
         if not kind.is_folder and (path.is_dir() or output.endswith(("/", os.sep))):
             path = path / name
     if kind.is_folder and path.exists():
-        strangers = {p.name for p in path.iterdir()} - {CONFIG, WEIGHTS} if path.is_dir() else {path.name}
+        strangers = {p.name for p in path.iterdir()} - set(kind.files) if path.is_dir() else {path.name}
         if strangers:
             raise ExportError(
                 f"{path} exists and is no earlier export: it has {min(strangers)}.", "Name a new --output."
@@ -171,6 +181,32 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     elif path.exists():
         path.unlink()
+
+
+def _verify_files(
+    draft: Path, kind: Format, wanted: Answers, source: Source, sample: Pictures, card: ModelCard, reporter: Reporter
+) -> Verification:
+    assert kind.labels is not None
+    seen = verify_files(
+        draft,
+        kind.program_file,
+        wanted,
+        source,
+        sample,
+        card.preprocessing,
+        kind.labels(card),
+        tolerance=kind.tolerance,
+    )
+    reporter.note(
+        f'From picture file to label: with backend="pil" logits differ by up to {seen.pillow:.2g}, as its own choice '
+        f"(torchvision, where it is installed) by {seen.chosen.max_abs_diff:.2g}."
+        + (
+            f" Of {seen.chosen.images} pictures {seen.shifted} are cut one pixel beside deitctl's cut."
+            if seen.shifted
+            else ""
+        )
+    )
+    return seen.chosen
 
 
 def _note_ties(found: Verification, reporter: Reporter) -> None:
