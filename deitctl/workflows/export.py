@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from deitctl.card import ModelCard
-from deitctl.checkpoint import CONFIG, cannot_write
+from deitctl.catalog import find
+from deitctl.checkpoint import CONFIG, cannot_write, write_bytes
 from deitctl.config import read_toml
 from deitctl.data.decode import EXTENSIONS
 from deitctl.data.open import BUILT_IN, open_for_evaluation
@@ -22,8 +23,10 @@ from deitctl.errors import ConfigError, DataError, ExportError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters import FORMATS, Format
 from deitctl.exporters.network import ExportedClassifier, describe
+from deitctl.exporters.readme import README, History, is_untouched, readme
 from deitctl.exporters.verify import Answers, Pictures, Verification, pictures, reference, verify
 from deitctl.exporters.verify_files import verify_files
+from deitctl.files import read_json
 from deitctl.inference.inputs import expand
 from deitctl.models.build import HUB_PREFIX, WEIGHT_SUFFIXES, load_model
 from deitctl.models.heads import choose_head
@@ -104,6 +107,11 @@ def export(
             if kind.labels is not None:
                 found = _verify_files(draft, kind, wanted, source, sample, card, reporter)
             task.advance(found.images)
+        if kind.is_folder:
+            about = readme(
+                card, _history(ref, weights), title=_stem(ref), library=to, usage=kind.usage, head=answered, found=found
+            )
+            write_bytes(draft / README, about.encode())
     _note_ties(found, reporter)
     return ExportResult(
         path=path, format=to, bytes=_size(path), verified_on=found.images, max_abs_diff=found.max_abs_diff,
@@ -113,8 +121,7 @@ def export(
 
 def _output_path(ref: str, output: str, kind: Format) -> Path:
     given = Path(ref.removeprefix(HUB_PREFIX)).expanduser()
-    stem = given.stem if given.suffix in WEIGHT_SUFFIXES else given.resolve().name
-    name = stem + kind.suffix
+    name = _stem(ref) + kind.suffix
     if not output:
         path = given / "export" / name if given.is_dir() else Path(name)
     else:
@@ -122,12 +129,33 @@ def _output_path(ref: str, output: str, kind: Format) -> Path:
         if not kind.is_folder and (path.is_dir() or output.endswith(("/", os.sep))):
             path = path / name
     if kind.is_folder and path.exists():
-        strangers = {p.name for p in path.iterdir()} - set(kind.files) if path.is_dir() else {path.name}
+        strangers = {p.name for p in path.iterdir()} - {*kind.files, README} if path.is_dir() else {path.name}
+        if not strangers and (path / README).exists() and not is_untouched((path / README).read_text(errors="replace")):
+            raise ExportError(f"{path / README} has been edited and would be lost.", "Name a new --output, or move it.")
         if strangers:
             raise ExportError(
                 f"{path} exists and is no earlier export: it has {min(strangers)}.", "Name a new --output."
             )
     return path
+
+
+def _stem(ref: str) -> str:
+    """Return what a model is called where it has no other name."""
+    given = Path(ref.removeprefix(HUB_PREFIX)).expanduser()
+    return given.stem if given.suffix in WEIGHT_SUFFIXES else given.resolve().name
+
+
+def _history(ref: str, weights: str) -> History:
+    """Return what is known of where a model's weights are from."""
+    folder = Path(ref).expanduser()
+    if (folder / "run.toml").is_file():
+        try:
+            result = read_json(folder / "result.json")
+        except (OSError, ValueError):  # the run has not ended
+            result = {}
+        return History(run=read_toml(folder / "run.toml"), result=result if isinstance(result, dict) else {})
+    published = None if weights or folder.exists() else find(ref)
+    return History(published=published)
 
 
 def _source(ref: str, verify_with: str, reporter: Reporter) -> Source:
