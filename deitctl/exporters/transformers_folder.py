@@ -26,6 +26,7 @@ from deitctl.models.vit import LAYER_NORM_EPS, VisionTransformer
 HEAD = "avg-logits"  # what DeiTForImageClassificationWithTeacher answers with
 PROCESSOR = "preprocessor_config.json"
 FILES = (CONFIG, WEIGHTS, PROCESSOR)
+TIMM = "Use --to timm: where timm is installed, transformers opens that folder too."
 USAGE = """\
 import torch
 from PIL import Image
@@ -75,13 +76,11 @@ def export_transformers(network: ExportedClassifier, card: ModelCard, metadata: 
 
 def _require_expressible(model: nn.Module, card: ModelCard) -> VisionTransformer:
     if not isinstance(model, VisionTransformer):
-        raise ExportError(
-            f"{card.architecture} is no DeiT, and --to transformers writes nothing else.", "Use --to timm."
-        )
+        raise ExportError(f"{card.architecture} is no DeiT, and --to transformers writes nothing else.", TIMM)
     if model.arch.layer_scale or model.arch.no_embed_class:
         raise ExportError(
             f"transformers has no class for {card.architecture}: DeiT-III scales its layers and gives the class token "
-            "no position.", "Use --to timm or --to onnx.",
+            "no position.", TIMM,
         )  # fmt: skip
     return model
 
@@ -155,9 +154,7 @@ def processor_config(pre: Preprocessing) -> dict[str, Any]:
         ExportError: it cannot.
     """
     if pre.crop_mode not in ("center", "squash"):
-        raise ExportError(
-            f"transformers cannot crop as {pre.crop_mode!r} says: it crops the centre or squashes.", "Use --to timm."
-        )
+        raise ExportError(f"transformers cannot crop as {pre.crop_mode!r} says: it crops the centre or squashes.", TIMM)
     squash, target = pre.crop_mode == "squash", pre.resize_to
     return {
         "image_processor_type": "DeiTImageProcessor",

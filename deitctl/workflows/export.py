@@ -26,10 +26,10 @@ from deitctl.exporters.network import ExportedClassifier, describe
 from deitctl.exporters.readme import README, History, is_untouched, readme
 from deitctl.exporters.verify import Answers, Pictures, Verification, pictures, reference, verify
 from deitctl.exporters.verify_files import verify_files
-from deitctl.files import read_json
 from deitctl.inference.inputs import expand
 from deitctl.models.build import HUB_PREFIX, WEIGHT_SUFFIXES, load_model
 from deitctl.models.heads import choose_head
+from deitctl.training.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,14 +148,10 @@ def _stem(ref: str) -> str:
 def _history(ref: str, weights: str) -> History:
     """Return what is known of where a model's weights are from."""
     folder = Path(ref).expanduser()
-    if (folder / "run.toml").is_file():
-        try:
-            result = read_json(folder / "result.json")
-        except (OSError, ValueError):  # the run has not ended
-            result = {}
-        return History(run=read_toml(folder / "run.toml"), result=result if isinstance(result, dict) else {})
-    published = None if weights or folder.exists() else find(ref)
-    return History(published=published)
+    run = Run(folder, writes=False)
+    if run.config_file.is_file():
+        return History(run=read_toml(run.config_file), result=run.result() or {})
+    return History(published=None if weights or folder.exists() else find(ref))
 
 
 def _source(ref: str, verify_with: str, reporter: Reporter) -> Source:
