@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from deitctl.card import ModelCard, Preprocessing
 from deitctl.checkpoint import CONFIG, WEIGHTS, save_tensors, write_json
-from deitctl.data.eval_view import INTERPOLATION
+from deitctl.data.eval_view import INTERPOLATION, centre
 from deitctl.errors import ExportError
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.models.vit import LAYER_NORM_EPS, VisionTransformer
@@ -153,17 +153,20 @@ def processor_config(pre: Preprocessing) -> dict[str, Any]:
     Raises:
         ExportError: it cannot.
     """
+    size, target = pre.img_size, pre.resize_to
     if pre.crop_mode not in ("center", "squash"):
         raise ExportError(f"transformers cannot crop as {pre.crop_mode!r} says: it crops the centre or squashes.", TIMM)
-    squash, target = pre.crop_mode == "squash", pre.resize_to
+    if centre(target, size) != (target - size) // 2:
+        raise ExportError(f"transformers cuts {size} pixels out of {target} one pixel beside this model's cut.", TIMM)
+    edges = {"height": target, "width": target} if pre.crop_mode == "squash" else {"shortest_edge": target}
     return {
         "image_processor_type": "DeiTImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"height": target, "width": target} if squash else {"shortest_edge": target},
+        "size": edges,
         "resample": int(INTERPOLATION.get(pre.interpolation, Image.Resampling.BICUBIC)),
         "do_center_crop": True,
-        "crop_size": {"height": pre.img_size, "width": pre.img_size},
+        "crop_size": {"height": size, "width": size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -28,7 +28,8 @@ IN_A_BLOCK = (
 
 @pytest.fixture(scope="module")
 def plain(shallow):
-    return shallow("deit_tiny")
+    loaded = shallow("deit_tiny")
+    return replace(loaded, card=replace(loaded.card, preprocessing=Preprocessing(img_size=32, crop_pct=1.0)))
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,12 @@ def test_the_image_processor_resizes_cuts_and_normalises_as_the_card_says(pre, s
 def test_a_crop_that_transformers_does_not_have_is_refused():
     with pytest.raises(ExportError, match=r"cannot crop as 'border' says.*Use --to timm"):
         processor_config(Preprocessing(crop_mode="border"))
+
+
+def test_a_cut_that_is_never_that_of_transformers_is_refused():
+    """35 - 32 = 3: half of it is 1.5, and transformers begins at 1, torchvision at 2."""
+    with pytest.raises(ExportError, match="cuts 32 pixels out of 35 one pixel beside"):
+        processor_config(Preprocessing(img_size=32, crop_pct=0.9))
 
 
 @pytest.mark.parametrize(

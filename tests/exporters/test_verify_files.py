@@ -14,7 +14,6 @@ from deitctl.errors import ExportError
 from deitctl.exporters.verify import Pictures
 from deitctl.exporters.verify_files import cut_alike, verify_files
 
-PRE = Preprocessing(img_size=32, crop_pct=0.9)  # the short side becomes 35: 3 more than the cut
 SQUASH = Preprocessing(img_size=32, crop_pct=1.0, crop_mode="squash")
 WANTED = np.zeros((2, 3, 4), dtype=np.float32)
 WANTED[:, :, 1] = 5
@@ -71,14 +70,16 @@ def test_another_name_of_a_class_is_a_failure(check):
 
 
 def test_a_picture_that_is_cut_one_pixel_beside_may_differ_and_is_counted(check):
-    """35 - 32 = 3 on the short side: every cut of this card is one pixel beside, unless the picture is squashed."""
-    with pytest.raises(ExportError, match="None of 3 pictures is cut alike"):
-        check(pre=PRE)
     pre = Preprocessing(img_size=32, crop_pct=1.0)
     found = check(pillow=(0, 0, 0.9), chosen=(0, 0, 0.9), pre=pre, sizes=((32, 32), (64, 32), (35, 32)))
     assert (found.shifted, found.pillow, found.chosen.max_abs_diff) == (1, 0, pytest.approx(0.9))
     with pytest.raises(ExportError, match="disagrees"):
         check(pillow=(0, 0.9, 0), pre=pre, sizes=((32, 32), (64, 32), (35, 32)))
+
+
+def test_pictures_that_are_all_cut_beside_prove_nothing(check):
+    with pytest.raises(ExportError, match="None of 3 pictures is cut alike"):
+        check(pre=Preprocessing(img_size=32, crop_pct=1.0), sizes=((35, 32),) * 3)
 
 
 def test_the_cuts_differ_where_the_middle_is_between_two_pixels_and_the_lower_is_odd():

@@ -115,33 +115,24 @@ def test_a_folder_with_other_files_is_not_taken_for_an_export(model, tmp_path):
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_a_readme_that_somebody_has_edited_is_not_overwritten(model, tmp_path):
-    export(str(model), to="timm", count=2, output=str(tmp_path / "m"))
-    export(str(model), to="timm", count=3, output=str(tmp_path / "m"))
-    readme = tmp_path / "m" / "README.md"
-    assert "on 3\npictures" in readme.read_text()
-    readme.write_text(readme.read_text().replace("## Data", "## Our data"))
-    with pytest.raises(ExportError, match=r"README.md has been edited"):
-        export(str(model), to="timm", count=2, output=str(tmp_path / "m"))
-    assert "## Our data" in readme.read_text()
-
-
-def test_the_readme_states_what_the_run_folder_knows(model, tmp_path):
-    (model / "run.toml").write_text('data = "/home/me/secret/digits"\nmodel = "deit_tiny"\n[recipe]\nepochs = 7\n')
-    (model / "result.json").write_text('{"epochs": 7, "best": {"epoch": 6, "top1": 91.234, "top5": 99.5}}')
-    text = (export(str(model), to="timm", count=2, output=str(tmp_path / "m")).path / "README.md").read_text()
-    assert "Trained on `digits`." in text
-    assert "secret" not in text
-    assert "epochs = 7" in text
-    assert "| epoch 6 of 7 | 91.23 % | 99.50 % |" in text
-
-
-def test_a_temperature_that_a_folder_cannot_hold_is_said(model, reporter, tmp_path):
+def test_a_timm_folder_is_ready_for_a_hub(model, reporter, tmp_path):
+    """Its README.md says what the run folder knows; what the folder cannot hold is said; what is edited is kept."""
     config = json.loads((model / "config.json").read_text())
     config["deitctl"]["temperatures"] = {"avg-logits": 1.5}
     (model / "config.json").write_text(json.dumps(config))
-    export(str(model), to="timm", count=2, output=str(tmp_path / "m"), reporter=reporter)
+    (model / "run.toml").write_text('data = "/home/me/secret/digits"\nmodel = "deit_tiny"\n[recipe]\nepochs = 7\n')
+    (model / "result.json").write_text('{"epochs": 7, "best": {"epoch": 6, "top1": 91.234, "top5": 99.5}}')
+    result = export(str(model), to="timm", count=2, output=str(tmp_path / "m"), reporter=reporter)
+    text = (result.path / "README.md").read_text()
+    assert "Trained on `digits`." in text
+    assert "secret" not in text
+    assert "| epoch 6 of 7 | 91.23 % | 99.50 % |" in text
+    assert "on 2\npictures" in text
     assert [n for n in reporter.notes if "no place for a temperature" in n and "1.5" in n]
+    (result.path / "README.md").write_text(text.replace("## Data", "## Our data"))
+    with pytest.raises(ExportError, match=r"README.md has been edited"):
+        export(str(model), to="timm", count=2, output=str(tmp_path / "m"))
+    assert "## Our data" in (result.path / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("name", "hint"), [("onx", "Did you mean 'onnx'"), ("tflite", "There are: onnx, torch, timm")])
