@@ -33,7 +33,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 model = AutoModelForImageClassification.from_pretrained("PATH").eval()  # from the hub: "OWNER/NAME"
-processor = AutoImageProcessor.from_pretrained("PATH", backend="pil")  # Pillow, as in training; exact
+processor = AutoImageProcessor.from_pretrained("PATH", backend="pil")  # resizes with Pillow, as deitctl does
 with torch.no_grad():
     logits = model(**processor(Image.open("picture.jpg").convert("RGB"), return_tensors="pt")).logits
 print(model.config.id2label[int(logits.argmax())])

@@ -237,7 +237,7 @@ def _note_ties(found: Verification, reporter: Reporter) -> None:
     if found.differing:
         reporter.note(
             f"{len(found.differing)} of {found.images} pictures have another first class, their two best being "
-            f"closer than the difference of {found.max_abs_diff:.2g}, such as {found.differing[0]}."
+            f"closer than twice the difference of {found.max_abs_diff:.2g}, such as {found.differing[0]}."
         )
 
 
