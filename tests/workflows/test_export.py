@@ -78,6 +78,22 @@ def test_a_timm_folder_answers_with_the_mean_of_logits_and_says_so(model, report
     assert result.bytes == sum(p.stat().st_size for p in result.path.iterdir())
 
 
+def test_a_transformers_folder_is_proven_from_file_to_label(model, reporter):
+    pytest.importorskip("transformers")
+    config = json.loads((model / "config.json").read_text())
+    config["pretrained_cfg"]["crop_pct"] = 1.0  # 32 out of 35, as it is otherwise, is one pixel beside in transformers
+    (model / "config.json").write_text(json.dumps(config))
+    result = export(str(model), to="transformers", head="dist", count=5, reporter=reporter)
+    assert result.path == model / "export" / "seven-transformers"
+    assert sorted(p.name for p in result.path.iterdir()) == [
+        "README.md", "config.json", "model.safetensors", "preprocessor_config.json",
+    ]  # fmt: skip
+    assert (result.verified_on, result.top1_agreement) == (5, 100)
+    assert [n for n in reporter.notes if "transformers answers with avg-logits" in n]
+    assert [n for n in reporter.notes if "From picture file to label" in n]
+    assert "library_name: transformers" in (result.path / "README.md").read_text()
+
+
 def test_a_file_that_disagrees_is_kept_as_rejected_and_an_earlier_good_one_stays(model, monkeypatch):
     def write_wrong(network, card, metadata, path):
         with torch.no_grad():
