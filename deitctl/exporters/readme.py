@@ -33,8 +33,9 @@ class History:
 
 
 def readme(
-    card: ModelCard, history: History, *, title: str, library: str, usage: str, head: str, found: Verification
-) -> str:
+    card: ModelCard, history: History, *, title: str, library: str, usage: str, head: str, found: Verification,
+    remark: str = "",
+) -> str:  # fmt: skip
     """Return the model card as Markdown.
 
     Args:
@@ -45,6 +46,7 @@ def readme(
         usage: Python that does.
         head: the rule by which that library joins two heads.
         found: the proof of the export.
+        remark: what more there is to say of it.
     """
     pre = card.preprocessing
     resize = (
@@ -90,7 +92,8 @@ Resize ({pre.interpolation}) {resize}, cut the centre of {pre.img_size} x {pre.i
 
 Written by deitctl {__version__} and compared in a fresh process with the model that it was written from, on {found.images:,}
 pictures: logits differ by up to {found.max_abs_diff:.2g}, the first class is the same on {found.top1_agreement:.1f} %.
-"""
+{remark}"""
+    text = f"{text.rstrip()}\n"
     return f"{text}\n{_seal(text)}\n"
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from deitctl.card import ModelCard
 from deitctl.catalog import find
 from deitctl.checkpoint import CONFIG, cannot_write, write_bytes
 from deitctl.config import read_toml
@@ -24,7 +23,7 @@ from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters import FORMATS, Format
 from deitctl.exporters.network import ExportedClassifier, describe
 from deitctl.exporters.readme import README, History, is_untouched, readme
-from deitctl.exporters.verify import Answers, Pictures, Verification, pictures, reference, verify
+from deitctl.exporters.verify import Verification, pictures, reference, verify
 from deitctl.exporters.verify_files import verify_files
 from deitctl.inference.inputs import expand
 from deitctl.models.build import HUB_PREFIX, WEIGHT_SUFFIXES, load_model
@@ -103,14 +102,20 @@ def export(
         with reporter.task(f"write {path.name}", None, "bytes"):
             kind.write(network, card, describe(card, answered), draft)
         with reporter.task(f"verify {path.name}", len(sample.names)) as task:
-            found = verify(draft, kind.program_file, wanted, sample, tolerance=kind.tolerance)
+            found, remark = verify(draft, kind.program_file, wanted, sample, tolerance=kind.tolerance), ""
             if kind.labels is not None:
-                found = _verify_files(draft, kind, wanted, source, sample, card, reporter)
+                seen = verify_files(
+                    draft, kind.program_file, wanted, source, sample, card.preprocessing, kind.labels(card),
+                    tolerance=kind.tolerance,
+                )  # fmt: skip
+                found, remark = seen.chosen, seen.summary
+                reporter.note(remark)
             task.advance(found.images)
         if kind.is_folder:
             about = readme(
-                card, _history(ref, weights), title=_stem(ref), library=to, usage=kind.usage, head=answered, found=found
-            )
+                card, _history(ref, weights), title=_stem(ref), library=to, usage=kind.usage, head=answered,
+                found=found, remark=remark,
+            )  # fmt: skip
             write_bytes(draft / README, about.encode())
     _note_ties(found, reporter)
     return ExportResult(
@@ -129,7 +134,9 @@ def _output_path(ref: str, output: str, kind: Format) -> Path:
         if not kind.is_folder and (path.is_dir() or output.endswith(("/", os.sep))):
             path = path / name
     if kind.is_folder and path.exists():
-        strangers = {p.name for p in path.iterdir()} - {*kind.files, README} if path.is_dir() else {path.name}
+        ours = {*kind.files, README}
+        inside = path.iterdir() if path.is_dir() else [path]
+        strangers = {p.name for p in inside if p.name not in ours or not p.is_file()}
         if not strangers and (path / README).exists() and not is_untouched((path / README).read_text(errors="replace")):
             raise ExportError(f"{path / README} has been edited and would be lost.", "Name a new --output, or move it.")
         if strangers:
@@ -205,32 +212,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     elif path.exists():
         path.unlink()
-
-
-def _verify_files(
-    draft: Path, kind: Format, wanted: Answers, source: Source, sample: Pictures, card: ModelCard, reporter: Reporter
-) -> Verification:
-    assert kind.labels is not None
-    seen = verify_files(
-        draft,
-        kind.program_file,
-        wanted,
-        source,
-        sample,
-        card.preprocessing,
-        kind.labels(card),
-        tolerance=kind.tolerance,
-    )
-    reporter.note(
-        f'From picture file to label: with backend="pil" logits differ by up to {seen.pillow:.2g}, as its own choice '
-        f"(torchvision, where it is installed) by {seen.chosen.max_abs_diff:.2g}."
-        + (
-            f" Of {seen.chosen.images} pictures {seen.shifted} are cut one pixel beside deitctl's cut."
-            if seen.shifted
-            else ""
-        )
-    )
-    return seen.chosen
 
 
 def _note_ties(found: Verification, reporter: Reporter) -> None:
