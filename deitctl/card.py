@@ -92,7 +92,9 @@ def to_timm_config(
     config: dict[str, Any] = {
         "architecture": card.architecture,
         "num_classes": card.num_classes,
-        "model_args": {**card.model_args, "num_classes": card.num_classes},
+        "model_args": dict(
+            card.model_args
+        ),  # not the classes: transformers, which reads this too, would name them twice
         "pretrained_cfg": {
             "num_classes": card.num_classes,
             "input_size": [3, pre.img_size, pre.img_size],

@@ -30,17 +30,20 @@ def eval_view(image: Image.Image, pre: Preprocessing) -> Pixels:
     if pre.crop_mode == "squash":
         image = image.resize((target, target), resample)
     else:
-        width, height = image.size
-        short = min(width, height)
-        scaled = (target, int(target * height / width)) if width == short else (int(target * width / height), target)
+        scaled = resized(image.width, image.height, target)
         if scaled[0] * scaled[1] > MOST_RESIZED:
             image = _resize_centre(image, scaled, size, resample)
         elif scaled != image.size:
             image = image.resize(scaled, resample)
-    left, top = _centre(image.width, size), _centre(image.height, size)
+    left, top = centre(image.width, size), centre(image.height, size)
     return channels_first(
         image.crop((left, top, left + size, top + size))
     )  # outside the picture: black, as torchvision pads
+
+
+def resized(width: int, height: int, target: int) -> tuple[int, int]:
+    """Return width and height of a picture whose short side becomes `target` pixels (timm and transformers round down)."""
+    return (target, int(target * height / width)) if width <= height else (int(target * width / height), target)
 
 
 def _resize_centre(image: Image.Image, scaled: tuple[int, int], size: int, resample: Image.Resampling) -> Image.Image:
@@ -50,7 +53,7 @@ def _resize_centre(image: Image.Image, scaled: tuple[int, int], size: int, resam
     lengths, cut, box = (image.width, image.height), [], []
     for length, whole in zip(lengths, scaled, strict=True):
         kept, step = min(size, whole), length / whole
-        start, end = _centre(whole, kept) * step, (_centre(whole, kept) + kept) * step
+        start, end = centre(whole, kept) * step, (centre(whole, kept) + kept) * step
         margin = 4 * max(1.0, step)  # no filter looks further than three pixels of the smaller picture
         first, last = max(0, math.floor(start - margin)), min(length, math.ceil(end + margin))
         cut.append((first, last))
@@ -62,7 +65,7 @@ def _resize_centre(image: Image.Image, scaled: tuple[int, int], size: int, resam
     )
 
 
-def _centre(length: int, size: int) -> int:
+def centre(length: int, size: int) -> int:
     """Return where a centred cut of `size` pixels begins; negative where the picture is smaller (torchvision's rounding)."""
     return round((length - size) / 2) if length >= size else -((size - length) // 2)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from deitctl.card import ModelCard
 from deitctl.errors import ExportError
+from deitctl.exporters import timm_folder, transformers_folder
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.exporters.onnx import export_onnx
-from deitctl.exporters.timm_folder import HEAD, export_timm_folder
 from deitctl.exporters.torch_export import export_torch
-from deitctl.exporters.verify import ONNX_TOLERANCE, TIMM_TOLERANCE, TORCH_TOLERANCE
+from deitctl.exporters.verify import ONNX_TOLERANCE, TIMM_TOLERANCE, TORCH_TOLERANCE, TRANSFORMERS_TOLERANCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +26,21 @@ class Format:
     program: str
     """The script beside this file that runs the export in a fresh process."""
     tolerance: float
-    is_folder: bool = False
+    files: tuple[str, ...] = ()
+    """What a folder has, beside README.md; empty for a format that is one file."""
+    usage: str = ""
+    """Python that loads the folder, for its README.md; `PATH` is where it is."""
+    labels: Callable[[ModelCard], list[str]] | None = None
+    """What the classes are called by a reader that preprocesses pictures itself, which is then proven too."""
     head: str = ""
     """The rule by which the format's own reader joins two heads, where the file does not hold ours."""
     extra: str = ""
     """The extra of `pip install 'deitctl[EXTRA]'` that has `packages`."""
     packages: tuple[str, ...] = ()
+
+    @property
+    def is_folder(self) -> bool:
+        return bool(self.files)
 
     @property
     def program_file(self) -> Path:
@@ -53,7 +62,12 @@ FORMATS = {
     ),
     "torch": Format(suffix=".pt2", write=export_torch, program="run_torch.py", tolerance=TORCH_TOLERANCE),
     "timm": Format(
-        suffix="-timm", write=export_timm_folder, program="run_timm.py", tolerance=TIMM_TOLERANCE,
-        is_folder=True, head=HEAD,
+        suffix="-timm", write=timm_folder.export_timm_folder, program="run_timm.py", tolerance=TIMM_TOLERANCE,
+        files=timm_folder.FILES, usage=timm_folder.USAGE, head=timm_folder.HEAD,
+    ),
+    "transformers": Format(
+        suffix="-transformers", write=transformers_folder.export_transformers, program="run_transformers.py",
+        tolerance=TRANSFORMERS_TOLERANCE, files=transformers_folder.FILES, usage=transformers_folder.USAGE,
+        labels=transformers_folder.labels, head=transformers_folder.HEAD, extra="transformers", packages=("transformers",),
     ),
 }  # fmt: skip

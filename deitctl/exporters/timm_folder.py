@@ -6,11 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from deitctl.card import ModelCard
-from deitctl.checkpoint import save_model
+from deitctl.checkpoint import CONFIG, WEIGHTS, save_model
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.models.layers import layer_names, shipping_card
 
 HEAD = "avg-logits"  # what timm's distilled models answer with in eval mode, whatever was asked of ours
+FILES = (CONFIG, WEIGHTS)
+USAGE = """\
+import timm, torch
+from PIL import Image
+
+model = timm.create_model("local-dir:PATH", pretrained=True).eval()  # from the hub: "hf-hub:OWNER/NAME"
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+with torch.no_grad():
+    logits = model(transform(Image.open("picture.jpg").convert("RGB"))[None])
+print(model.pretrained_cfg.get("label_names", range(model.num_classes))[int(logits.argmax())])
+"""
 
 
 def export_timm_folder(network: ExportedClassifier, card: ModelCard, metadata: Mapping[str, str], path: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from deitctl.checkpoint import CONFIG, WEIGHTS, cannot_write
+from deitctl.catalog import find
+from deitctl.checkpoint import CONFIG, cannot_write, write_bytes
 from deitctl.config import read_toml
 from deitctl.data.decode import EXTENSIONS
 from deitctl.data.open import BUILT_IN, open_for_evaluation
@@ -21,10 +22,13 @@ from deitctl.errors import ConfigError, DataError, ExportError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters import FORMATS, Format
 from deitctl.exporters.network import ExportedClassifier, describe
+from deitctl.exporters.readme import README, History, is_untouched, readme
 from deitctl.exporters.verify import Verification, pictures, reference, verify
+from deitctl.exporters.verify_files import verify_files
 from deitctl.inference.inputs import expand
 from deitctl.models.build import HUB_PREFIX, WEIGHT_SUFFIXES, load_model
 from deitctl.models.heads import choose_head
+from deitctl.training.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +87,13 @@ def export(
     how = choose_head(head, loaded.card.head, loaded.model)
     answered = choose_head(kind.head, "", loaded.model) if kind.head else how
     if answered != how:
-        reporter.note(f"{to} answers with {answered}, whatever the head rule; {how} is kept for deitctl in {CONFIG}.")
+        reporter.note(f"{to} answers with {answered}, whatever the head rule; {how} is written down in {CONFIG}.")
+    temperature = loaded.card.temperature(answered)
+    if kind.is_folder and temperature != 1:
+        reporter.note(
+            f"{to} has no place for a temperature: its scores are those of the logits, deitctl's of the logits divided "
+            f"by {temperature:.3g}. The order of the classes is the same; the number is in {CONFIG}."
+        )
     card = replace(loaded.card, head=how)
     network = ExportedClassifier(loaded.model, card, answered)
     sample = pictures(source, card.preprocessing, count)
@@ -92,8 +102,21 @@ def export(
         with reporter.task(f"write {path.name}", None, "bytes"):
             kind.write(network, card, describe(card, answered), draft)
         with reporter.task(f"verify {path.name}", len(sample.names)) as task:
-            found = verify(draft, kind.program_file, wanted, sample, tolerance=kind.tolerance)
+            found, remark = verify(draft, kind.program_file, wanted, sample, tolerance=kind.tolerance), ""
+            if kind.labels is not None:
+                seen = verify_files(
+                    draft, kind.program_file, wanted, source, sample, card.preprocessing, kind.labels(card),
+                    tolerance=kind.tolerance,
+                )  # fmt: skip
+                found, remark = seen.chosen, seen.summary
+                reporter.note(remark)
             task.advance(found.images)
+        if kind.is_folder:
+            about = readme(
+                card, _history(ref, weights), title=_stem(ref), library=to, usage=kind.usage, head=answered,
+                found=found, remark=remark,
+            )  # fmt: skip
+            write_bytes(draft / README, about.encode())
     _note_ties(found, reporter)
     return ExportResult(
         path=path, format=to, bytes=_size(path), verified_on=found.images, max_abs_diff=found.max_abs_diff,
@@ -103,8 +126,7 @@ def export(
 
 def _output_path(ref: str, output: str, kind: Format) -> Path:
     given = Path(ref.removeprefix(HUB_PREFIX)).expanduser()
-    stem = given.stem if given.suffix in WEIGHT_SUFFIXES else given.resolve().name
-    name = stem + kind.suffix
+    name = _stem(ref) + kind.suffix
     if not output:
         path = given / "export" / name if given.is_dir() else Path(name)
     else:
@@ -112,12 +134,31 @@ def _output_path(ref: str, output: str, kind: Format) -> Path:
         if not kind.is_folder and (path.is_dir() or output.endswith(("/", os.sep))):
             path = path / name
     if kind.is_folder and path.exists():
-        strangers = {p.name for p in path.iterdir()} - {CONFIG, WEIGHTS} if path.is_dir() else {path.name}
+        ours = {*kind.files, README}
+        inside = path.iterdir() if path.is_dir() else [path]
+        strangers = {p.name for p in inside if p.name not in ours or not p.is_file()}
+        if not strangers and (path / README).exists() and not is_untouched((path / README).read_text(errors="replace")):
+            raise ExportError(f"{path / README} has been edited and would be lost.", "Name a new --output, or move it.")
         if strangers:
             raise ExportError(
                 f"{path} exists and is no earlier export: it has {min(strangers)}.", "Name a new --output."
             )
     return path
+
+
+def _stem(ref: str) -> str:
+    """Return what a model is called where it has no other name."""
+    given = Path(ref.removeprefix(HUB_PREFIX)).expanduser()
+    return given.stem if given.suffix in WEIGHT_SUFFIXES else given.resolve().name
+
+
+def _history(ref: str, weights: str) -> History:
+    """Return what is known of where a model's weights are from."""
+    folder = Path(ref).expanduser()
+    run = Run(folder, writes=False)
+    if run.config_file.is_file():
+        return History(run=read_toml(run.config_file), result=run.result() or {})
+    return History(published=None if weights or folder.exists() else find(ref))
 
 
 def _source(ref: str, verify_with: str, reporter: Reporter) -> Source:
@@ -177,7 +218,7 @@ def _note_ties(found: Verification, reporter: Reporter) -> None:
     if found.differing:
         reporter.note(
             f"{len(found.differing)} of {found.images} pictures have another first class, their two best being "
-            f"closer than the difference of {found.max_abs_diff:.2g}, such as {found.differing[0]}."
+            f"closer than twice the difference of {found.max_abs_diff:.2g}, such as {found.differing[0]}."
         )
 
 

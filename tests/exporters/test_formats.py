@@ -8,11 +8,14 @@ from deitctl.errors import ExportError
 from deitctl.exporters import FORMATS
 
 
-@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
-def test_a_missing_package_is_named_with_the_extra_that_has_it(package, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("onnx", "onnx"), ("onnx", "onnxscript"), ("onnx", "onnxruntime"), ("transformers", "transformers")],
+)
+def test_a_missing_package_is_named_with_the_extra_that_has_it(name, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ExportError, match=rf"needs {package}\. pip install 'deitctl\[onnx\]'"):
-        FORMATS["onnx"].require()
+    with pytest.raises(ExportError, match=rf"needs {package}\. pip install 'deitctl\[{name}\]'"):
+        FORMATS[name].require()
 
 
 @pytest.mark.parametrize("name", FORMATS)

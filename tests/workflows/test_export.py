@@ -72,10 +72,26 @@ def test_onnx_is_written_beside_the_run_and_proven(model, reporter):
 
 def test_a_timm_folder_answers_with_the_mean_of_logits_and_says_so(model, reporter, tmp_path):
     result = export(str(model), to="timm", head="dist", count=5, output=str(tmp_path / "out"), reporter=reporter)
-    assert sorted(p.name for p in result.path.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in result.path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert [n for n in reporter.notes if "timm answers with avg-logits" in n]
     assert json.loads((result.path / "config.json").read_text())["deitctl"]["head"] == "dist"
     assert result.bytes == sum(p.stat().st_size for p in result.path.iterdir())
+
+
+def test_a_transformers_folder_is_proven_from_file_to_label(model, reporter):
+    pytest.importorskip("transformers")
+    config = json.loads((model / "config.json").read_text())
+    config["pretrained_cfg"]["crop_pct"] = 1.0  # 32 out of 35, as it is otherwise, is one pixel beside in transformers
+    (model / "config.json").write_text(json.dumps(config))
+    result = export(str(model), to="transformers", head="dist", count=5, reporter=reporter)
+    assert result.path == model / "export" / "seven-transformers"
+    assert sorted(p.name for p in result.path.iterdir()) == [
+        "README.md", "config.json", "model.safetensors", "preprocessor_config.json",
+    ]  # fmt: skip
+    assert (result.verified_on, result.top1_agreement) == (5, 100)
+    assert [n for n in reporter.notes if "transformers answers with avg-logits" in n]
+    assert [n for n in reporter.notes if "From picture file to label" in n]
+    assert "library_name: transformers" in (result.path / "README.md").read_text()
 
 
 def test_a_file_that_disagrees_is_kept_as_rejected_and_an_earlier_good_one_stays(model, monkeypatch):
@@ -113,6 +129,26 @@ def test_a_folder_with_other_files_is_not_taken_for_an_export(model, tmp_path):
     with pytest.raises(ExportError, match=r"is no earlier export: it has .*Name a new --output"):
         export(str(model), to="timm", output=str(tmp_path))
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_timm_folder_is_ready_for_a_hub(model, reporter, tmp_path):
+    """Its README.md says what the run folder knows; what the folder cannot hold is said; what is edited is kept."""
+    config = json.loads((model / "config.json").read_text())
+    config["deitctl"]["temperatures"] = {"avg-logits": 1.5}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "run.toml").write_text('data = "/home/me/secret/digits"\nmodel = "deit_tiny"\n[recipe]\nepochs = 7\n')
+    (model / "result.json").write_text('{"epochs": 7, "best": {"epoch": 6, "top1": 91.234, "top5": 99.5}}')
+    result = export(str(model), to="timm", count=2, output=str(tmp_path / "m"), reporter=reporter)
+    text = (result.path / "README.md").read_text()
+    assert "Trained on `digits`." in text
+    assert "secret" not in text
+    assert "| epoch 6 of 7 | 91.23 % | 99.50 % |" in text
+    assert "on 2\npictures" in text
+    assert [n for n in reporter.notes if "no place for a temperature" in n and "1.5" in n]
+    (result.path / "README.md").write_text(text.replace("## Data", "## Our data"))
+    with pytest.raises(ExportError, match=r"README.md has been edited"):
+        export(str(model), to="timm", count=2, output=str(tmp_path / "m"))
+    assert "## Our data" in (result.path / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("name", "hint"), [("onx", "Did you mean 'onnx'"), ("tflite", "There are: onnx, torch, timm")])

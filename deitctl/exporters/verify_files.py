@@ -1,0 +1,106 @@
+"""The proof that another library's preprocessing is ours: from the file of a picture to the name of its class."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deitctl.card import Preprocessing
+from deitctl.data.eval_view import MOST_RESIZED, centre, resized
+from deitctl.data.sources import Source
+from deitctl.errors import ExportError
+from deitctl.exporters.verify import Answers, Pictures, Verification, compare, measure, run
+
+# Torchvision's resizing differs from Pillow's by a level or two of 255: 0.06 measured on DeiT-tiny, wrong means give 3.
+TORCHVISION_TOLERANCE = 0.5
+
+
+@dataclass(frozen=True)
+class FromFiles:
+    """How far the answers to picture files are from the model's."""
+
+    chosen: Verification
+    """As the library preprocesses when nobody tells it how, all pictures."""
+    pillow: float
+    """Largest difference with Pillow, over the pictures that are cut alike."""
+    shifted: int
+    """Pictures whose centre begins one pixel earlier."""
+
+    @property
+    def summary(self) -> str:
+        """Say it in a sentence or two."""
+        cut = f" Of {self.chosen.images} pictures {self.shifted} are cut one pixel beside deitctl's cut." * bool(
+            self.shifted
+        )
+        return (
+            f'From picture file to label: with backend="pil" logits differ by up to {self.pillow:.2g} where both cut the '
+            f"same, as its own choice (torchvision, where it is installed) by {self.chosen.max_abs_diff:.2g} in all.{cut}"
+        )
+
+
+def verify_files(
+    path: Path, program: Path, wanted: Answers, source: Source, sample: Pictures, preprocessing: Preprocessing,
+    labels: Sequence[str], *, tolerance: float,
+) -> FromFiles:  # fmt: skip
+    """Have an exported folder look at whole pictures in a fresh process, and compare.
+
+    The pictures are written as PNG, decoded: what is proven begins after the JPEG decoder, which is Pillow's in both.
+
+    Args:
+        path: the folder.
+        program: the script that runs it, with the arguments PATH PICTURES OUT.npy; it leaves labels.json beside OUT.
+        wanted: the model's answers, [2,N,K].
+        source: where the pictures of `sample` are from.
+        sample: the pictures.
+        preprocessing: the model's.
+        labels: what the folder is to call the classes.
+        tolerance: the largest difference with Pillow of a picture that is cut alike.
+
+    Raises:
+        ExportError: it does not run, disagrees, names the classes otherwise, or cuts none of the pictures alike.
+    """
+    with tempfile.TemporaryDirectory(prefix="deitctl-verify-") as folder:
+        files = Path(folder) / "pictures"
+        files.mkdir()
+        alike = []
+        for number, index in enumerate(sample.indices):
+            image = source.read(index)
+            alike.append(cut_alike(image.width, image.height, preprocessing))
+            image.save(files / f"{number:06d}.png", compress_level=1)
+        pillow, chosen = run(path, program, files)
+        given = json.loads((Path(folder) / "labels.json").read_text(encoding="utf-8"))
+    if wrong := [(ours, theirs) for ours, theirs in zip(labels, given, strict=True) if ours != theirs]:
+        raise ExportError(f"The exported folder calls the class {wrong[0][0]!r} {wrong[0][1]!r}.")
+    same = np.flatnonzero(alike)
+    if not len(same):
+        raise ExportError(
+            f"None of {len(alike)} pictures is cut alike here and there, so nothing is proven.",
+            "Name others with --verify-with: a quarter of all sizes are cut one pixel apart.",
+        )
+    names = [sample.names[i] for i in same]
+    exact = compare(pillow[None, same], wanted[:1, same], names, tolerance)
+    near = measure(chosen[None, same], wanted[:1, same], names)
+    if not near.max_abs_diff <= TORCHVISION_TOLERANCE:
+        raise ExportError(
+            f"The exported folder looks at pictures otherwise than the model: logits differ by up to "
+            f"{near.max_abs_diff:.3g} where {TORCHVISION_TOLERANCE:g} is allowed."
+        )
+    return FromFiles(measure(chosen[None], wanted[:1], sample.names), exact.max_abs_diff, len(alike) - len(same))
+
+
+def cut_alike(width: int, height: int, pre: Preprocessing) -> bool:
+    """Say whether transformers cuts the same square out of a picture of that size.
+
+    Where the middle lies between two pixels, transformers rounds down, torchvision (and timm, and we) to the even one:
+    a cut of 224 from 331 begins at 53 there and at 54 here.
+    """
+    target = pre.resize_to
+    scaled = (target, target) if pre.crop_mode == "squash" else resized(width, height, target)
+    if scaled[0] * scaled[1] > MOST_RESIZED:
+        return False
+    return all(centre(length, pre.img_size) == (length - pre.img_size) // 2 for length in scaled)

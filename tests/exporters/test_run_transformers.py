@@ -1,0 +1,159 @@
+"""transformers itself loads what we write; only where it is installed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from deitctl.card import Preprocessing
+from deitctl.data.eval_view import eval_view
+from deitctl.data.mixing import normalise
+from deitctl.data.sources import FileSource
+from deitctl.errors import ExportError
+from deitctl.exporters import FORMATS
+from deitctl.exporters.timm_folder import export_timm_folder
+from deitctl.exporters.transformers_folder import PROCESSOR, USAGE, export_transformers, labels
+from deitctl.exporters.verify import TRANSFORMERS_TOLERANCE, pictures, reference, verify
+from deitctl.exporters.verify_files import cut_alike, verify_files
+from deitctl.models.heads import forward_heads, fuse_heads
+
+pytest.importorskip("transformers")
+
+CENTRE = Preprocessing(img_size=32, crop_pct=0.8)
+SQUASH = Preprocessing(img_size=32, crop_pct=1.0, crop_mode="squash", mean=(0.5, 0.4, 0.3))
+PROGRAM = FORMATS["transformers"].program_file
+
+
+@pytest.fixture(scope="module")
+def made(shallow, network, tmp_path_factory):
+    """Export a model of one block with a preprocessing, once each."""
+    done = {}
+
+    def make(alias, pre=CENTRE):
+        if (alias, pre) not in done:
+            loaded = shallow(alias)
+            loaded = replace(loaded, card=replace(loaded.card, preprocessing=pre))
+            folder = tmp_path_factory.mktemp("transformers")
+            export_transformers(network(loaded, "avg-logits"), loaded.card, {}, folder)
+            done[alias, pre] = loaded, folder
+        return done[alias, pre]
+
+    return make
+
+
+@pytest.fixture
+def source(tmp_path, picture):
+    """Pictures of several shapes, three of which both cut alike."""
+    files = []
+    for number, size in enumerate(((96, 72), (72, 99), (60, 60), (101, 72))):
+        files.append(str(tmp_path / f"{number}.png"))
+        picture(*size, seed=number).save(files[-1])
+    return FileSource(files, np.zeros(len(files), dtype=np.int64), ("",))
+
+
+def load(kind, folder, **options):
+    import transformers
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return getattr(transformers, kind).from_pretrained(folder, **options)
+
+
+@pytest.mark.parametrize(
+    ("alias", "kind"),
+    [("deit_tiny", "ViTForImageClassification"), ("deit_tiny_distilled", "DeiTForImageClassificationWithTeacher")],
+)
+def test_the_auto_class_finds_the_class_and_answers_with_our_logits(alias, kind, made, noise):
+    loaded, folder = made(alias)
+    theirs, report = load("AutoModelForImageClassification", folder, output_loading_info=True)
+    assert type(theirs).__name__ == kind
+    assert not any(report[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    images = noise(3, 3, 32, 32)
+    with torch.no_grad():
+        wanted = fuse_heads(forward_heads(loaded.model, images), "avg-logits")
+        torch.testing.assert_close(theirs.eval()(images).logits, wanted, atol=1e-6, rtol=0)
+    assert [theirs.config.id2label[i] for i in range(10)] == labels(loaded.card)
+    assert theirs.config.label2id["3"] == 3
+
+
+@pytest.mark.parametrize("pre", [CENTRE, SQUASH])
+def test_the_image_processor_gives_our_view_with_pillow_and_nearly_with_torchvision(pre, made, picture):
+    _, folder = made("deit_tiny", pre)
+    for size in ((96, 72), (40, 98), (60, 60), (25, 20)):
+        assert cut_alike(*size, pre)
+        wanted = normalise(torch.from_numpy(eval_view(picture(*size), pre))[None], pre)
+        exact = load("AutoImageProcessor", folder, backend="pil")(images=picture(*size), return_tensors="pt")
+        torch.testing.assert_close(exact["pixel_values"], wanted, atol=1e-5, rtol=0)
+        near = load("AutoImageProcessor", folder)(images=picture(*size), return_tensors="pt")
+        assert (near["pixel_values"] - wanted).abs().max() < 5 / 255 / min(pre.std)
+
+
+def test_transformers_cuts_one_pixel_beside_where_we_say_so(made, picture):
+    pre = Preprocessing(img_size=32, crop_pct=1.0)
+    _, folder = made("deit_tiny", pre)
+    processor = load("AutoImageProcessor", folder, backend="pil")
+    for width in range(32, 44):
+        seen = processor(images=picture(width, 32), return_tensors="pt")["pixel_values"]
+        ours = normalise(torch.from_numpy(eval_view(picture(width, 32), pre))[None], pre)
+        assert torch.allclose(seen, ours, atol=1e-5) == cut_alike(width, 32, pre), width
+
+
+@pytest.mark.parametrize(("alias", "pre"), [("deit_tiny", SQUASH), ("deit_tiny_distilled", CENTRE)])
+def test_a_fresh_process_proves_the_network_and_the_way_from_file_to_label(alias, pre, made, source):
+    loaded, folder = made(alias, pre)
+    sample = pictures(source, pre, 4)
+    wanted = reference(loaded.model, loaded.card, "avg-logits", sample.pixels)
+    found = verify(folder, PROGRAM, wanted[:1], sample, tolerance=TRANSFORMERS_TOLERANCE)
+    seen = verify_files(
+        folder, PROGRAM, wanted, source, sample, pre, labels(loaded.card), tolerance=TRANSFORMERS_TOLERANCE
+    )
+    assert found.max_abs_diff < TRANSFORMERS_TOLERANCE
+    assert seen.pillow < TRANSFORMERS_TOLERANCE
+    assert seen.chosen.images == 4
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "reason"),
+    [
+        (PROCESSOR, "image_mean", [0.5, 0.5, 0.5], "disagrees"),
+        (PROCESSOR, "size", {"height": 40, "width": 40}, "disagrees"),
+        ("config.json", "id2label", {str(i): str(9 - i) for i in range(10)}, "calls the class '0' '9'"),
+    ],
+)
+def test_a_broken_folder_is_caught(file, key, value, reason, made, source, tmp_path):
+    import shutil
+
+    loaded, good = made("deit_tiny")
+    folder = shutil.copytree(good, tmp_path / "broken")
+    config = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**config, key: value}))
+    sample = pictures(source, CENTRE, 4)
+    wanted = reference(loaded.model, loaded.card, "avg-logits", sample.pixels)
+    with pytest.raises(ExportError, match=reason):
+        verify_files(
+            folder, PROGRAM, wanted, source, sample, CENTRE, labels(loaded.card), tolerance=TRANSFORMERS_TOLERANCE
+        )
+
+
+def test_the_code_of_the_readme_runs(made, tmp_path, picture):
+    _, folder = made("deit_tiny")
+    picture().save(tmp_path / "picture.jpg")
+    code = USAGE.replace("PATH", str(folder))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in set("0123456789")
+
+
+def test_transformers_opens_a_timm_folder_of_what_it_has_no_class_for(classifier, network, noise, tmp_path):
+    loaded = classifier("deit3_small")
+    export_timm_folder(network(loaded, "cls"), loaded.card, {}, tmp_path / "m")
+    theirs = load("AutoModelForImageClassification", tmp_path / "m").eval()
+    images = noise(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(images).logits, forward_heads(loaded.model, images).cls, atol=1e-5, rtol=0)

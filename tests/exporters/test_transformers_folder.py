@@ -1,0 +1,151 @@
+"""The conversion itself, which needs no transformers. What transformers makes of it: test_run_transformers.py."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deitctl.card import Preprocessing
+from deitctl.catalog import find
+from deitctl.errors import ExportError
+from deitctl.exporters.transformers_folder import (
+    convert,
+    export_transformers,
+    labels,
+    model_config,
+    processor_config,
+)
+
+IN_A_BLOCK = (
+    "attention.attention.query", "attention.attention.key", "attention.attention.value", "attention.output.dense",
+    "layernorm_before", "layernorm_after", "intermediate.dense", "output.dense",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plain(shallow):
+    loaded = shallow("deit_tiny")
+    return replace(loaded, card=replace(loaded.card, preprocessing=Preprocessing(img_size=32, crop_pct=1.0)))
+
+
+@pytest.fixture(scope="module")
+def distilled(shallow):
+    return shallow("deit_tiny_distilled")
+
+
+def test_a_plain_deit_gets_the_names_of_a_ViT(plain):
+    layers = ["embeddings.patch_embeddings.projection", *(f"encoder.layer.0.{x}" for x in IN_A_BLOCK), "layernorm"]
+    wanted = {f"vit.{x}.{kind}" for x in layers for kind in ("weight", "bias")}
+    wanted |= {"vit.embeddings.cls_token", "vit.embeddings.position_embeddings", "classifier.weight", "classifier.bias"}
+    assert convert(plain.model).keys() == wanted
+
+
+def test_a_distilled_deit_gets_the_names_of_a_DeiT_with_a_second_token_and_head(distilled):
+    got = convert(distilled.model)
+    assert {"deit.embeddings.distillation_token", "distillation_classifier.bias"} <= got.keys()
+    assert {k.split(".")[0] for k in got} == {"deit", "cls_classifier", "distillation_classifier"}
+    torch.testing.assert_close(got["cls_classifier.weight"], distilled.model.head.weight, rtol=0, atol=0)
+    torch.testing.assert_close(got["distillation_classifier.bias"], distilled.model.head_dist.bias, rtol=0, atol=0)
+
+
+def test_nothing_is_lost_or_doubled(distilled):
+    ours, theirs = distilled.model.state_dict(), convert(distilled.model)
+    assert sum(v.numel() for v in theirs.values()) == sum(v.numel() for v in ours.values())
+    assert sum(float(v.double().sum()) for v in theirs.values()) == pytest.approx(
+        sum(float(v.double().sum()) for v in ours.values())
+    )
+
+
+def test_query_key_and_value_are_the_thirds_of_qkv_in_that_order(plain):
+    got, qkv = convert(plain.model), plain.model.blocks[0].attn.qkv
+    for third, name in enumerate(("query", "key", "value")):
+        rows = slice(192 * third, 192 * (third + 1))
+        key = f"vit.encoder.layer.0.attention.attention.{name}"
+        assert torch.equal(got[f"{key}.weight"], qkv.weight[rows])
+        assert torch.equal(got[f"{key}.bias"], qkv.bias[rows])
+
+
+def test_the_config_says_what_transformers_would_otherwise_guess_wrong(plain, distilled):
+    config = model_config(plain.model, plain.card)
+    assert (config["model_type"], config["architectures"]) == ("vit", ["ViTForImageClassification"])
+    assert config["layer_norm_eps"] == 1e-6  # 1e-12 unless said
+    assert (config["hidden_size"], config["num_attention_heads"], config["intermediate_size"]) == (192, 3, 768)
+    assert (config["image_size"], config["patch_size"], config["num_hidden_layers"]) == (32, 16, 1)
+    config = model_config(distilled.model, distilled.card)
+    assert (config["model_type"], config["architectures"]) == ("deit", ["DeiTForImageClassificationWithTeacher"])
+
+
+def test_labels_are_the_descriptions_for_people_and_no_two_are_the_same():
+    names = labels(find("deit_tiny").card())
+    assert names[0] == "tench, Tinca tinca"
+    assert len(set(names)) == 1000
+    assert [n for n in names if n.startswith("crane")] == ["crane (n02012849)", "crane (n03126707)"]
+
+
+def test_labels_without_descriptions_are_the_names_and_without_names_the_numbers(plain):
+    assert labels(plain.card) == list("0123456789")
+    assert labels(replace(plain.card, class_names=None))[3] == "class 3"
+
+
+def test_the_config_keeps_the_ids_of_the_classes_in_the_order_of_the_logits(plain):
+    card = replace(plain.card, class_names=tuple(f"n{i}" for i in range(10)), descriptions=("a", *"abcdefghi"))
+    config = model_config(plain.model, card)
+    assert config["id2label"]["0"] == "a (n0)"
+    assert config["label2id"] == {name: int(i) for i, name in config["id2label"].items()}
+    assert config["deitctl"]["class_names"][9] == "n9"
+
+
+@pytest.mark.parametrize(
+    ("pre", "size", "resample"),
+    [
+        (Preprocessing(img_size=224, crop_pct=0.9), {"shortest_edge": 248}, 3),
+        (Preprocessing(img_size=384, crop_pct=1.0, interpolation="bilinear"), {"shortest_edge": 384}, 2),
+        (Preprocessing(img_size=32, crop_pct=1.0, crop_mode="squash"), {"height": 32, "width": 32}, 3),
+        (Preprocessing(img_size=96, crop_pct=0.5, crop_mode="squash"), {"height": 192, "width": 192}, 3),
+    ],
+)
+def test_the_image_processor_resizes_cuts_and_normalises_as_the_card_says(pre, size, resample):
+    config = processor_config(replace(pre, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
+    assert (config["size"], config["resample"]) == (size, resample)
+    assert config["crop_size"] == {"height": pre.img_size, "width": pre.img_size}
+    assert (config["image_mean"], config["image_std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert config["rescale_factor"] == 1 / 255
+
+
+def test_a_crop_that_transformers_does_not_have_is_refused():
+    with pytest.raises(ExportError, match=r"cannot crop as 'border' says.*Use --to timm"):
+        processor_config(Preprocessing(crop_mode="border"))
+
+
+def test_a_cut_that_is_never_that_of_transformers_is_refused():
+    """35 - 32 = 3: half of it is 1.5, and transformers begins at 1, torchvision at 2."""
+    with pytest.raises(ExportError, match="cuts 32 pixels out of 35 one pixel beside"):
+        processor_config(Preprocessing(img_size=32, crop_pct=0.9))
+
+
+@pytest.mark.parametrize(
+    ("ref", "img_size", "reason"),
+    [("deit3_small", 32, "DeiT-III scales its layers"), ("test_byobnet", 64, "is no DeiT")],
+)
+def test_a_model_that_transformers_has_no_class_for_is_refused_before_anything_is_written(
+    ref, img_size, reason, classifier, network, tmp_path
+):
+    loaded = classifier(ref, img_size=img_size)
+    with pytest.raises(ExportError, match=rf"{reason}.*Use --to timm"):
+        export_transformers(network(loaded, "cls"), loaded.card, {}, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_the_folder_has_weights_config_and_processor(plain, network, tmp_path):
+    export_transformers(network(plain, "cls"), plain.card, {}, tmp_path / "m")
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
+        "config.json", "model.safetensors", "preprocessor_config.json",
+    ]  # fmt: skip
+    assert load_file(tmp_path / "m" / "model.safetensors").keys() == convert(plain.model).keys()
+    assert json.loads((tmp_path / "m" / "preprocessor_config.json").read_text()) == processor_config(
+        plain.card.preprocessing
+    )
