@@ -49,12 +49,15 @@ def quantize_onnx(source: Path, precision: str, target: Path) -> None:
     Raises:
         ExportError: the network would hardly become smaller.
     """
+    from onnx.helper import set_model_props
+
     kind = PRECISIONS[precision]
     with quietly():
         model = kind.round(source)
-    said = {entry.key: entry for entry in model.metadata_props}
-    said[GOLDEN].value = json.dumps(json.loads(said[GOLDEN].value) | {"tolerance": kind.tolerance})
-    model.metadata_props.add(key="quantize", value=precision)
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    said.pop("onnx.infer", None)  # onnxruntime's note to itself
+    said[GOLDEN] = json.dumps(json.loads(said[GOLDEN]) | {"tolerance": kind.tolerance})
+    set_model_props(model, {**said, "quantize": precision})
     data = model.SerializeToString()
     before = source.stat().st_size
     if len(data) > LEAST_GAIN * before:
