@@ -11,7 +11,25 @@ agreement is with fp32; `off` is the RMS difference of the logits relative to th
 far apart, in RMS differences, the two best classes of those pictures were whose first class changed, at most. Speed is
 that of fp32 over that of the file, the median over rounds in which all files take turns, for 1 and for 16 pictures.
 
-LAST
+Last figures (2 shared cores with AVX-512 VNNI, one thread, onnxruntime 1.32): 200 pictures of ten ImageNet classes with
+DeiT-tiny's published weights, and 355 of `digits` with a distilled DeiT-tiny of 32 pixels.
+
+                               MB     x1   x16  | top-1  agree     off  company   gap | digits: x16  top-1     off
+    fp32                     23.02   1.00  1.00 |  77.5  100.0  0.0000   0.0000   0.0 |       1.00   96.3  0.0000
+    fp16                     11.65   0.98  1.00 |  77.5  100.0  0.0007   0.0000   0.0 |       1.03   96.3  0.0001
+    fp16 arithmetic          11.59   0.90  0.96 |  77.5  100.0  0.0014   0.0004   0.0 |       0.94   96.3  0.0002
+    int8                      6.66   1.87  1.84 |  77.0   99.0  0.0798   0.0970   1.3 |       2.01   96.3  0.0036
+    int8, a scale a matrix    6.55   1.94  1.85 |  77.5  100.0  0.0973   0.0941   0.0 |       2.13   96.3  0.0044
+    int8, patches too         6.22   1.66  1.70 |  77.0   99.5  0.0906   0.0985   1.2 |       1.91   96.3  0.0040
+    int8, heads kept          7.23   1.88  1.84 |  77.0   99.0  0.0791   0.0961   1.4 |       2.07   96.3  0.0031
+    int8, first block kept    7.98   1.77  1.76 |  77.5   99.0  0.0667   0.0716   3.0 |       2.00   96.3  0.0026
+    int8, qkv kept           10.60   1.53  1.49 |  77.5  100.0  0.0765   0.0870   0.0 |       1.62   96.3  0.0028
+    int8, fc2 kept           11.95   1.51  1.47 |  77.0   99.0  0.0574   0.0780   1.9 |       1.59   96.3  0.0035
+    QDQ, linear layers        6.68   1.66  1.70 |  77.0   98.5  0.1241   0.0000   0.9 |       1.75   96.3  0.0065
+    QDQ, attention too        6.71   1.38  1.51 |  77.5   98.0  0.1588   0.0000   3.4 |       1.60   96.3  0.0074
+    QDQ, everything           6.19   1.35  1.70 |  75.0   91.5  0.3469   0.0000   3.4 |       1.78   96.1  0.0669
+
+On 24 photographs of 24 classes every file has 91.7 and agrees with fp32 on all.
 """
 
 from __future__ import annotations
@@ -123,12 +141,8 @@ def open_session(path: Path) -> Any:
 
 def answer(session: Any, pixels: Any, size: int = 16) -> Any:
     """Return the logits of pictures, [N,K]."""
-    return np.concatenate(
-        [
-            session.run(["logits"], {"pixels": batch})[0]
-            for batch in np.array_split(pixels, range(size, len(pixels), size))
-        ]
-    )
+    batches = np.array_split(pixels, range(size, len(pixels), size))
+    return np.concatenate([session.run(["logits"], {"pixels": batch})[0] for batch in batches])
 
 
 def off(given: Any, wanted: Any) -> float:

@@ -16,8 +16,9 @@ from deitctl.errors import ExportError
 from deitctl.exporters.verify import Answers, Pictures, Verification, _run
 
 CLEAR = 6.0
-"""RMS differences between the two best logits of a clear picture. First classes that int8 changed were 0.1 to 1.3 apart,
-with other ways to round up to 4; a share of 0.85 of DeiT-tiny's pictures is clear."""
+"""RMS differences between the two best logits of a clear picture. Of DeiT-tiny's pictures 85 % are. Those whose first class
+int8 changed were up to 1.3 apart, 3.4 with other ways to round. A model of digits that int8 of everything had hurt
+failed by this alone: 12 apart, the RMS 0.07 of the spread."""
 
 
 def verify_rounded(

@@ -87,6 +87,12 @@ def test_a_network_with_hardly_a_linear_layer_is_refused(onnx_file, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_cannot_be_rounded_is_one_line(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"\xff" * 999)
+    with pytest.raises(ExportError, match=r"cannot be rounded to int8: .*Leave --quantize out"):
+        quantize_onnx(tmp_path / "m.onnx", "int8", tmp_path / "rounded.onnx")
+
+
 def test_nothing_of_the_quantiser_reaches_the_terminal(onnx_file, tmp_path, capfd):
     quantize_onnx(onnx_file, "int8", tmp_path / "m.onnx")
     assert capfd.readouterr() == ("", "")
