@@ -14,7 +14,7 @@ that of fp32 over that of the file, the median over rounds in which all files ta
 Last figures (2 shared cores with AVX-512 VNNI, one thread, onnxruntime 1.32): 200 pictures of ten ImageNet classes with
 DeiT-tiny's published weights, and 355 of `digits` with a distilled DeiT-tiny of 32 pixels.
 
-                               MB     x1   x16  | top-1  agree     off  company   gap | digits: x16  top-1     off
+                                MB     x1   x16 | top-1  agree     off  company   gap | digits: x16  top-1     off
     fp32                     23.02   1.00  1.00 |  77.5  100.0  0.0000   0.0000   0.0 |       1.00   96.3  0.0000
     fp16                     11.65   0.98  1.00 |  77.5  100.0  0.0007   0.0000   0.0 |       1.03   96.3  0.0001
     fp16 arithmetic          11.59   0.90  0.96 |  77.5  100.0  0.0014   0.0004   0.0 |       0.94   96.3  0.0002

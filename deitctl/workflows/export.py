@@ -105,8 +105,11 @@ def export(
         with reporter.task(f"verify {path.name}", len(sample.names)) as task:
             found = verify(draft, kind.program_file, wanted, sample, tolerance=kind.tolerance)
             task.advance(found.images)
-        rounded = _round(draft, kind, quantize, wanted, sample) if quantize else None
-    found = rounded.found if rounded else found
+        rounded = None
+        if quantize:
+            with reporter.task(f"round to {quantize}, verify and time", None, "bytes"):
+                rounded = _round(draft, kind, quantize, wanted, sample)
+            found = rounded.found
     _note_ties(found, reporter)
     return ExportResult(
         path=path, format=to, bytes=_size(path), verified_on=found.images, max_abs_diff=found.max_abs_diff,
@@ -223,8 +226,8 @@ def _remove(path: Path) -> None:
 def _note_ties(found: Verification, reporter: Reporter) -> None:
     if found.differing:
         reporter.note(
-            f"{len(found.differing)} of {found.images} pictures have another first class, their two best being "
-            f"closer than the difference of {found.max_abs_diff:.2g}, such as {found.differing[0]}."
+            f"{len(found.differing)} of {found.images} pictures have another first class, their two best being as close "
+            f"as answers differ (by up to {found.max_abs_diff:.2g}), such as {found.differing[0]}."
         )
 
 
