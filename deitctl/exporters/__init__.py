@@ -37,6 +37,8 @@ class Format:
     extra: str = ""
     """The extra of `pip install 'deitctl[EXTRA]'` that has `packages`."""
     packages: tuple[str, ...] = ()
+    has_variants: bool = False
+    """Whether it can be rounded (`quantize`) and written without preprocessing."""
 
     @property
     def is_folder(self) -> bool:
@@ -58,7 +60,7 @@ class Format:
 FORMATS = {
     "onnx": Format(
         suffix=".onnx", write=export_onnx, program="run_onnx.py", tolerance=ONNX_TOLERANCE,
-        extra="onnx", packages=("onnx", "onnxscript", "onnxruntime"),
+        extra="onnx", packages=("onnx", "onnxscript", "onnxruntime"), has_variants=True,
     ),
     "torch": Format(suffix=".pt2", write=export_torch, program="run_torch.py", tolerance=TORCH_TOLERANCE),
     "timm": Format(

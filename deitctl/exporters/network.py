@@ -17,9 +17,14 @@ from deitctl.data.mixing import normalise
 from deitctl.errors import ExportError
 from deitctl.models.heads import forward_heads, fuse_heads
 
+BARE_LAYOUT = "NCHW float32"  # what metadata says of a `BareClassifier`'s input
+
 
 class ExportedClassifier(nn.Module):
     """A classifier with its normalisation, its head rule, its temperature and its softmax inside."""
+
+    takes = "pixels"
+    gives: tuple[str, ...] = ("logits", "probabilities")
 
     def __init__(self, model: nn.Module, card: ModelCard, head: str) -> None:
         super().__init__()
@@ -27,14 +32,38 @@ class ExportedClassifier(nn.Module):
         self.temperature = card.temperature(head)
         self.eval()
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Classify uint8 RGB pictures [B,S,S,3] of the model's input size: logits [B,K] and probabilities [B,K].
 
         The probabilities are calibrated, softmax(logits / temperature); the logits are the model's own.
         """
         images = normalise(pixels.permute(0, 3, 1, 2), self.preprocessing)
-        logits = fuse_heads(forward_heads(self.model, images), self.head).float()
+        logits = self.logits(images)
         return logits, (logits / self.temperature).softmax(dim=1)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Join the heads' answers to normalised pictures [B,3,S,S]: [B,K]."""
+        return fuse_heads(forward_heads(self.model, images), self.head).float()
+
+    def example(self) -> Tensor:
+        """Return a batch of two that the network takes, all zeros."""
+        size = self.preprocessing.img_size
+        return torch.zeros(2, size, size, 3, dtype=torch.uint8)
+
+
+class BareClassifier(ExportedClassifier):
+    """A classifier with its head rule inside and nothing else: for programs that have their own preprocessing."""
+
+    takes = "images"
+    gives = ("logits",)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Classify normalised pictures [B,3,S,S] in fp32: logits [B,K]."""
+        return (self.logits(images),)
+
+    def example(self) -> Tensor:
+        size = self.preprocessing.img_size
+        return torch.zeros(2, 3, size, size)
 
 
 def trace(network: ExportedClassifier) -> torch.export.ExportedProgram:
@@ -43,9 +72,8 @@ def trace(network: ExportedClassifier) -> torch.export.ExportedProgram:
     Raises:
         ExportError: the model does something that a graph cannot hold.
     """
-    size = network.preprocessing.img_size
     # the example input is stored with the program, whole storage and all: zeros made for it, never anybody's picture
-    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    example = network.example()
     batch = torch.export.Dim("batch", min=1)
     try:
         with quietly(), torch.no_grad():
@@ -74,12 +102,13 @@ def quietly() -> Iterator[None]:
             logging.disable(level)
 
 
-def describe(card: ModelCard, head: str) -> dict[str, str]:
+def describe(card: ModelCard, head: str, *, bare: bool = False) -> dict[str, str]:
     """Return what travels with an exported file: where it is from, its classes, the preprocessing left to the reader.
 
     Args:
         card: the model's card.
         head: the rule by which the heads were joined.
+        bare: whether the network is a `BareClassifier`.
     """
     pre = card.preprocessing
     preprocessing = {
@@ -89,8 +118,12 @@ def describe(card: ModelCard, head: str) -> dict[str, str]:
         "crop_mode": pre.crop_mode,
         "interpolation": pre.interpolation,
         "channels": "RGB",
-        "layout": "NHWC uint8",
-        "normalisation": {"where": "inside the network", "mean": pre.mean, "std": pre.std},
+        "layout": BARE_LAYOUT if bare else "NHWC uint8",
+        "normalisation": {
+            "where": "left to the reader" if bare else "inside the network",
+            "mean": pre.mean,
+            "std": pre.std,
+        },
     }
     metadata = {
         "deitctl_version": __version__,

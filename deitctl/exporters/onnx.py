@@ -11,12 +11,12 @@ import torch
 from deitctl.card import ModelCard
 from deitctl.checkpoint import write_bytes
 from deitctl.errors import ExportError
+from deitctl.exporters.golden import GOLDEN, golden_sample
 from deitctl.exporters.network import ExportedClassifier, quietly, trace
 
-OPSET = 20  # the first with Gelu as one operation; onnxruntime reads it since 1.17
+OPSET = 20  # the first with Gelu as one operation
+IR_VERSION = 9  # of opset 20; the exporter writes 10, for which onnxruntime 1.17, the first with opset 20, is too old
 MAX_BYTES = 2**31 - 2**24  # protobuf ends at 2 GiB; 16 MiB are left to the graph
-INPUT = "pixels"
-OUTPUTS = ("logits", "probabilities")
 
 
 def export_onnx(network: ExportedClassifier, card: ModelCard, metadata: Mapping[str, str], path: Path) -> None:
@@ -25,7 +25,7 @@ def export_onnx(network: ExportedClassifier, card: ModelCard, metadata: Mapping[
     Args:
         network: what to write.
         card: its card.
-        metadata: strings that readers find as the model's custom metadata.
+        metadata: strings that readers find as the model's custom metadata, beside the golden sample.
         path: the file.
 
     Raises:
@@ -37,15 +37,17 @@ def export_onnx(network: ExportedClassifier, card: ModelCard, metadata: Mapping[
             f"{card.architecture} has {size / 2**30:.1f} GiB of weights, and one ONNX file ends at 2 GiB.",
             "Use --to torch or --to timm.",
         )
-    write_bytes(path, _to_proto(trace(network), metadata).SerializeToString())
+    said = {**metadata, GOLDEN: golden_sample(network, card)}
+    write_bytes(path, _to_proto(network, said).SerializeToString())
 
 
-def _to_proto(program: torch.export.ExportedProgram, metadata: Mapping[str, str]) -> Any:
+def _to_proto(network: ExportedClassifier, metadata: Mapping[str, str]) -> Any:
+    program = trace(network)
     try:
         with quietly():
             converted = torch.onnx.export(
                 program, dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
-                dynamic_shapes=({0: "batch"},), input_names=[INPUT], output_names=list(OUTPUTS),
+                dynamic_shapes=({0: "batch"},), input_names=[network.takes], output_names=list(network.gives),
             )  # fmt: skip
     except Exception as error:  # the exporter wraps what its hundred translations raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
@@ -54,4 +56,6 @@ def _to_proto(program: torch.export.ExportedProgram, metadata: Mapping[str, str]
     for node in converted.model.graph.all_nodes():
         node.metadata_props.clear()  # the exporter's notes to itself, a tenth of the graph and more
     converted.model.metadata_props.update(metadata)
-    return converted.model_proto
+    proto = converted.model_proto
+    proto.ir_version = IR_VERSION
+    return proto

@@ -108,10 +108,14 @@ def verify(path: Path, program: Path, wanted: Answers, sample: Pictures, *, tole
         ExportError: it does not run, or disagrees: by more than `tolerance`, or in the first class of a picture whose
             two best classes are further apart than the difference.
     """
+    return compare(answers_to(sample.pixels, path, program), wanted, sample.names, tolerance)
+
+
+def answers_to(pixels: Pixels, path: Path, program: Path) -> Answers:
+    """Return what an exported file answers to pictures [N,S,S,3] in a fresh process, [1 or 2,N,K]."""
     with tempfile.TemporaryDirectory(prefix="deitctl-verify-") as folder:
-        np.save(Path(folder) / "in.npy", sample.pixels)
-        given = run(path, program, Path(folder) / "in.npy")
-    return compare(given, wanted, sample.names, tolerance)
+        np.save(Path(folder) / "in.npy", pixels)
+        return run(path, program, Path(folder) / "in.npy")
 
 
 def compare(given: Answers, wanted: Answers, names: Sequence[str], tolerance: float) -> Verification:

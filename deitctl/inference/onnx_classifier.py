@@ -18,6 +18,7 @@ SUFFIX = ".onnx"
 MAX_BYTES = 2**31
 """Bytes of a file: protobuf's own limit."""
 INPUT, OUTPUT = "pixels", "probabilities"
+BARE_LAYOUT = '"layout": "NCHW float32"'
 EXPORT = "deitctl export MODEL --to onnx"
 ROUNDING = 1e-3
 SILENT = 4  # onnxruntime's severity of what ends the process; the rest arrives as exceptions
@@ -121,6 +122,11 @@ def _card(session: Any, path: Path) -> ModelCard:
     kind, shape = inputs.get(INPUT, ("", []))
     fits = len(inputs) == 1 and kind == "tensor(uint8)" and len(shape) == 3 and shape[0] == shape[1] and shape[2] == 3
     classes = outputs.get(OUTPUT, [])
+    if BARE_LAYOUT in said.get("preprocessing", ""):
+        raise ModelError(
+            f"{path} is a bare network: it leaves normalisation and softmax to its user.",
+            "Export it again without --no-preprocess.",
+        )
     if not fits or len(classes) != 1 or not isinstance(classes[0], int) or "preprocessing" not in said:
         raise ModelError(
             f"{path} is not an export of deitctl: it needs {INPUT} [B,S,S,3] in uint8, {OUTPUT} [B,K] in float and their "

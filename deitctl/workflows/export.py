@@ -21,10 +21,13 @@ from deitctl.data.sources import FileSource, Source, is_hidden
 from deitctl.errors import ConfigError, DataError, ExportError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters import FORMATS, Format
-from deitctl.exporters.network import ExportedClassifier, describe
+from deitctl.exporters.network import BareClassifier, ExportedClassifier, describe
+from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
 from deitctl.exporters.readme import README, History, is_untouched, readme
-from deitctl.exporters.verify import Verification, pictures, reference, verify
+from deitctl.exporters.speed import speedup
+from deitctl.exporters.verify import Answers, Pictures, Verification, pictures, reference, verify
 from deitctl.exporters.verify_files import verify_files
+from deitctl.exporters.verify_rounded import verify_rounded
 from deitctl.inference.inputs import expand
 from deitctl.models.build import HUB_PREFIX, WEIGHT_SUFFIXES, load_model
 from deitctl.models.heads import choose_head
@@ -41,18 +44,24 @@ class ExportResult:
     verified_on: int
     max_abs_diff: float
     top1_agreement: float
+    quantize: str | None = None
+    relative_diff: float | None = None
+    """Of a rounded file: the RMS difference of its logits relative to their spread."""
+    speedup: float | None = None
+    """Of a rounded file: how many times as fast as fp32 it answers here."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         return {
             "path": str(self.path), "format": self.format, "bytes": self.bytes, "verified_on": self.verified_on,
-            "max_abs_diff": self.max_abs_diff, "top1_agreement": self.top1_agreement,
+            "max_abs_diff": self.max_abs_diff, "top1_agreement": self.top1_agreement, "quantize": self.quantize,
+            "relative_diff": self.relative_diff, "speedup": self.speedup,
         }  # fmt: skip
 
 
 def export(
     ref: str, *, to: str, output: str = "", weights: str = "", head: str = "auto", verify_with: str = "",
-    count: int = 64, reporter: Reporter | None = None,
+    count: int = 64, quantize: str = "", preprocess: bool = True, reporter: Reporter | None = None,
 ) -> ExportResult:  # fmt: skip
     """Write a model in another format and prove in a fresh process that it answers as before.
 
@@ -65,10 +74,12 @@ def export(
         head: which head answers.
         verify_with: data, a folder of pictures or a picture; empty: the data that a run was trained on, else `digits`.
         count: how many pictures to verify on.
+        quantize: a name of `PRECISIONS`; empty: fp32.
+        preprocess: False leaves normalisation and softmax to the reader: normalised pictures in, logits out.
         reporter: told of progress.
 
     Raises:
-        ExportError: no such format, a missing package, or a file that disagrees, which is kept as `*.rejected`.
+        ExportError: no such format or precision, a missing package, or a file that disagrees, which is kept as `*.rejected`.
         ModelError: no such model, or weights that do not fit.
         DataError: no such pictures.
     """
@@ -79,7 +90,7 @@ def export(
         )
     if count < 1:
         raise ConfigError(f"count = {count}: verification needs 1 picture or more.")
-    kind = FORMATS[to]
+    kind = _variant(to, quantize, preprocess)
     kind.require()
     path = _output_path(ref, output, kind)
     source = _source(ref, verify_with, reporter)
@@ -95,12 +106,12 @@ def export(
             f"by {temperature:.3g}. The order of the classes is the same; the number is in {CONFIG}."
         )
     card = replace(loaded.card, head=how)
-    network = ExportedClassifier(loaded.model, card, answered)
+    network = (ExportedClassifier if preprocess else BareClassifier)(loaded.model, card, answered)
     sample = pictures(source, card.preprocessing, count)
     wanted = reference(network.model, card, answered, sample.pixels)
     with _draft_of(path, kind) as draft:
         with reporter.task(f"write {path.name}", None, "bytes"):
-            kind.write(network, card, describe(card, answered), draft)
+            kind.write(network, card, describe(card, answered, bare=not preprocess), draft)
         with reporter.task(f"verify {path.name}", len(sample.names)) as task:
             found, remark = verify(draft, kind.program_file, wanted, sample, tolerance=kind.tolerance), ""
             if kind.labels is not None:
@@ -117,11 +128,50 @@ def export(
                 found=found, remark=remark,
             )  # fmt: skip
             write_bytes(draft / README, about.encode())
+        rounded = None
+        if quantize:
+            with reporter.task(f"round to {quantize}, verify and time", None, "bytes"):
+                rounded = _round(draft, kind, quantize, wanted, sample)
+            found = rounded.found
     _note_ties(found, reporter)
     return ExportResult(
         path=path, format=to, bytes=_size(path), verified_on=found.images, max_abs_diff=found.max_abs_diff,
-        top1_agreement=found.top1_agreement,
+        top1_agreement=found.top1_agreement, quantize=quantize or None,
+        relative_diff=rounded.relative_diff if rounded else None, speedup=rounded.speedup if rounded else None,
     )  # fmt: skip
+
+
+def _variant(to: str, quantize: str, preprocess: bool) -> Format:
+    """Return a format, its name ending in what is not as usual."""
+    kind = FORMATS[to]
+    if quantize and quantize not in PRECISIONS:
+        raise ExportError(
+            f"There is no precision {quantize!r}.",
+            f"{did_you_mean(quantize, PRECISIONS)} There are: {', '.join(PRECISIONS)}.".strip(),
+        )
+    if not kind.has_variants and (quantize or not preprocess):
+        raise ExportError(f"{to} has no variants: --quantize and --no-preprocess are for --to onnx.")
+    return replace(kind, suffix=("" if preprocess else "-bare") + (f"-{quantize}" if quantize else "") + kind.suffix)
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    found: Verification
+    relative_diff: float
+    speedup: float
+
+
+def _round(draft: Path, kind: Format, quantize: str, wanted: Answers, sample: Pictures) -> _Rounded:
+    """Replace a proven fp32 file by a rounded one, proven too and timed against it."""
+    plain = draft.with_name(f"{draft.name}.fp32")
+    os.replace(draft, plain)
+    try:
+        quantize_onnx(plain, quantize, draft)
+        tolerance = PRECISIONS[quantize].tolerance
+        found, relative = verify_rounded(draft, kind.program_file, wanted, sample, tolerance=tolerance)
+        return _Rounded(found, relative, speedup(plain, draft))
+    finally:
+        plain.unlink(missing_ok=True)
 
 
 def _output_path(ref: str, output: str, kind: Format) -> Path:
@@ -217,8 +267,8 @@ def _remove(path: Path) -> None:
 def _note_ties(found: Verification, reporter: Reporter) -> None:
     if found.differing:
         reporter.note(
-            f"{len(found.differing)} of {found.images} pictures have another first class, their two best being "
-            f"closer than twice the difference of {found.max_abs_diff:.2g}, such as {found.differing[0]}."
+            f"{len(found.differing)} of {found.images} pictures have another first class, their two best being as close "
+            f"as answers differ (by up to {found.max_abs_diff:.2g}), such as {found.differing[0]}."
         )
 
 

@@ -76,6 +76,8 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["distill", "--mode", "harder"], 1, "There is no distillation mode"),
         (["distill", "--teacher", "regnety_16"], 1, "regnety_160"),
         (["export", "deit_tiny", "--to", "onnxx"], 1, "Did you mean 'onnx'"),
+        (["export", "deit_tiny", "--to", "onnx", "--quantize", "int4"], 1, "Did you mean 'int8'"),
+        (["export", "deit_tiny", "--to", "torch", "--no-preprocess"], 1, "torch has no variants"),
     ],
 )
 def test_a_mistake_is_one_line_and_a_code(

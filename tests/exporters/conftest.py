@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from deitctl.catalog import Architecture
 from deitctl.data.sources import Source
 from deitctl.events import SilentReporter
-from deitctl.exporters.network import ExportedClassifier
+from deitctl.exporters.network import ExportedClassifier, describe
+from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.verify import Pictures, pictures
 from deitctl.models.build import LoadedModel, build_model
 from deitctl.models.vit import VisionTransformer
@@ -80,3 +82,15 @@ def answer() -> Callable[[ExportedClassifier, NDArray[np.uint8]], NDArray[np.flo
         return torch.stack(network(torch.from_numpy(pixels))).numpy()
 
     return ask
+
+
+@pytest.fixture(scope="session")
+def onnx_file(
+    shallow: Callable[..., LoadedModel],
+    network: Callable[[LoadedModel, str], ExportedClassifier],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The distilled DeiT of one block, its heads joined by avg-probs, as ONNX in fp32."""
+    loaded, path = shallow(), tmp_path_factory.mktemp("onnx") / "m.onnx"
+    export_onnx(network(loaded, "avg-probs"), loaded.card, describe(loaded.card, "avg-probs"), path)
+    return path

@@ -64,6 +64,11 @@ def test_metadata_says_what_is_left_to_the_reader(shallow):
     assert (pre["layout"], pre["normalisation"]["where"]) == ("NHWC uint8", "inside the network")
 
 
+def test_metadata_of_a_bare_network_leaves_normalisation_to_the_reader(shallow):
+    pre = json.loads(describe(shallow().card, "cls", bare=True)["preprocessing"])
+    assert (pre["layout"], pre["normalisation"]["where"]) == ("NCHW float32", "left to the reader")
+
+
 def test_metadata_leaves_out_names_that_are_not_known(shallow):
     metadata = describe(replace(shallow().card, class_names=None, descriptions=None), "cls")
     assert not {"class_names", "descriptions"} & metadata.keys()

@@ -14,8 +14,8 @@ from deitctl.card import HEADS
 from deitctl.errors import ExportError
 from deitctl.exporters import FORMATS
 from deitctl.exporters import onnx as onnx_export
-from deitctl.exporters.network import describe
-from deitctl.exporters.onnx import OPSET, export_onnx
+from deitctl.exporters.network import BareClassifier, describe
+from deitctl.exporters.onnx import IR_VERSION, OPSET, export_onnx
 
 
 def run(path, pixels):
@@ -59,13 +59,28 @@ def test_a_convnet_of_timm_exports_too(classifier, network, sample, answer, tmp_
 def test_the_file_is_one_of_the_pinned_opset_with_a_free_batch(file):
     model = onnx.load(file)
     onnx.checker.check_model(model)
-    assert [o.version for o in model.opset_import if o.domain == ""] == [OPSET]
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", OPSET)]
+    assert model.ir_version == IR_VERSION == 9, "the newest that onnxruntime 1.17 reads, the first with opset 20"
     (pixels,) = model.graph.input
     shapes = {v.name: v.type.tensor_type.shape.dim for v in (pixels, *model.graph.output)}
     assert pixels.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     assert [d.dim_value for d in shapes["pixels"][1:]] == [32, 32, 3]
     assert {d[0].dim_param for d in shapes.values()} == {"batch"}
     assert [p.name for p in file.parent.iterdir()] == ["deit_tiny.onnx"]
+
+
+def test_a_bare_network_takes_normalised_pictures_and_gives_logits(deit_tiny, sample, answer, network, tmp_path):
+    card, path = deit_tiny.card, tmp_path / "bare.onnx"
+    export_onnx(BareClassifier(deit_tiny.model, card, "cls"), card, describe(card, "cls", bare=True), path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (takes,), (gives,) = session.get_inputs(), session.get_outputs()
+    assert (takes.name, takes.type, takes.shape) == ("images", "tensor(float)", ["batch", 3, 32, 32])
+    assert (gives.name, gives.shape) == ("logits", ["batch", 10])
+    pixels = sample(deit_tiny, 3).pixels
+    said = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])["normalisation"]
+    images = ((pixels / 255 - said["mean"]) / said["std"]).transpose(0, 3, 1, 2).astype(np.float32)
+    wanted = answer(network(deit_tiny, "cls"), pixels)[0]
+    np.testing.assert_allclose(session.run(None, {"images": images})[0], wanted, atol=1e-4)
 
 
 def test_metadata_comes_back_from_onnxruntime(file):

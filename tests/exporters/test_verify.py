@@ -10,18 +10,10 @@ from deitctl.card import Preprocessing
 from deitctl.data.sources import FileSource, subset
 from deitctl.errors import ExportError
 from deitctl.exporters import FORMATS
-from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.torch_export import export_torch
 from deitctl.exporters.verify import ONNX_TOLERANCE, TORCH_TOLERANCE, Pictures, pictures, reference, verify
 
 PRE = Preprocessing(img_size=32)
-
-
-@pytest.fixture(scope="module")
-def onnx_file(shallow, network, tmp_path_factory):
-    loaded, path = shallow(), tmp_path_factory.mktemp("onnx") / "m.onnx"
-    export_onnx(network(loaded, "avg-probs"), loaded.card, {}, path)
-    return path
 
 
 def files(*paths):

@@ -15,8 +15,9 @@ from onnx import TensorProto, helper
 
 from deitctl.device import choose_device
 from deitctl.errors import DeitctlError, ModelError
-from deitctl.exporters.network import ExportedClassifier, describe
+from deitctl.exporters.network import BareClassifier, ExportedClassifier, describe
 from deitctl.exporters.onnx import export_onnx
+from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
 from deitctl.inference import onnx_classifier
 from deitctl.inference.onnx_classifier import load_onnx_classifier
 from deitctl.inference.torch_classifier import TorchClassifier
@@ -81,6 +82,26 @@ def test_the_file_answers_as_the_model_calibrated_and_with_its_rule(file, model,
     for ours, his in zip(predict(names, model=str(file), batch_size=3), wanted, strict=True):
         assert [g.label for g in ours.guesses] == [g.label for g in his.guesses]
         np.testing.assert_allclose([g.score for g in ours.guesses], [g.score for g in his.guesses], atol=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "atol"), [("fp16", 1e-3), ("int8", 0.05)])
+def test_a_rounded_file_answers_with_the_same_scores_nearly(precision, atol, file, image_folder, tmp_path):
+    """Calibrated as in fp32: without the temperature of 1.7 the scores would be further away than that."""
+    assert set(PRECISIONS) == {"fp16", "int8"}
+    quantize_onnx(file, precision, tmp_path / "rounded.onnx")
+    names = [str(image_folder({"in": 1}) / "in" / "0.png")]
+    [wanted], [ours] = (list(predict(names, model=str(path))) for path in (file, tmp_path / "rounded.onnx"))
+    by_class = {g.label: g.score for g in wanted.guesses}
+    assert ours.guesses[0].label == wanted.guesses[0].label
+    assert all(abs(g.score - by_class[g.label]) < atol for g in ours.guesses)
+
+
+def test_a_bare_network_is_refused_in_one_line(model, tmp_path):
+    network, card = model
+    path = tmp_path / "bare.onnx"
+    export_onnx(BareClassifier(network, card, RULE), card, describe(card, RULE, bare=True), path)
+    with pytest.raises(ModelError, match=r"bare network: it leaves normalisation.*without --no-preprocess"):
+        predict(["x.png"], model=str(path))
 
 
 def test_the_file_says_what_it_takes_and_what_its_classes_are(file, model):

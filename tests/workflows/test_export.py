@@ -12,6 +12,7 @@ import torch
 from deitctl.checkpoint import save_model, write_bytes
 from deitctl.errors import ConfigError, DataError, DeitctlError, ExportError, ModelError
 from deitctl.exporters import FORMATS, Format
+from deitctl.exporters.quantize import PRECISIONS
 from deitctl.models.build import build_model
 from deitctl.models.layers import layer_names, shipping_card
 from deitctl.workflows.export import export
@@ -68,6 +69,38 @@ def test_onnx_is_written_beside_the_run_and_proven(model, reporter):
     assert result.max_abs_diff < 1e-4
     assert [p.name for p in result.path.parent.iterdir()] == ["seven.onnx"]
     assert json.loads(json.dumps(result.to_dict()))["path"] == str(result.path)
+
+
+def test_a_bare_rounded_file_is_proven_timed_and_named_after_what_it_is(model, reporter):
+    result = export(str(model), to="onnx", quantize="int8", preprocess=False, count=5, reporter=reporter)
+    assert result.path.name == "seven-bare-int8.onnx"
+    assert [p.name for p in result.path.parent.iterdir()] == [result.path.name]
+    assert result.bytes == result.path.stat().st_size < 8e6
+    record = result.to_dict()
+    assert (record["quantize"], record["verified_on"]) == ("int8", 5)
+    assert 0 < record["relative_diff"] < 0.15
+    assert record["speedup"] > 0
+
+
+def test_rounding_beyond_its_tolerance_is_rejected(model, monkeypatch):
+    monkeypatch.setitem(PRECISIONS, "fp16", replace(PRECISIONS["fp16"], tolerance=1e-9))
+    with pytest.raises(ExportError, match=r"seven-fp16.onnx.rejected"):
+        export(str(model), to="onnx", quantize="fp16", count=2)
+    assert [p.name for p in (model / "export").iterdir()] == ["seven-fp16.onnx.rejected"]
+
+
+@pytest.mark.parametrize(
+    ("to", "options", "says"),
+    [
+        ("onnx", {"quantize": "int4"}, "Did you mean 'int8'.*There are: fp16, int8"),
+        ("torch", {"quantize": "int8"}, "torch has no variants"),
+        ("timm", {"preprocess": False}, "timm has no variants"),
+    ],
+    ids=str,
+)
+def test_variants_that_there_are_not_are_refused_before_the_model_is_loaded(to, options, says):
+    with pytest.raises(ExportError, match=says):
+        export("no_such_model", to=to, **options)
 
 
 def test_a_timm_folder_answers_with_the_mean_of_logits_and_says_so(model, reporter, tmp_path):

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from deitctl.errors import ExportError
+from deitctl.exporters import FORMATS, quantize
+from deitctl.exporters.golden import GOLDEN
+from deitctl.exporters.onnx import OPSET
+from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
+from deitctl.exporters.speed import speedup
+from deitctl.exporters.verify import reference
+from deitctl.exporters.verify_rounded import verify_rounded
+
+
+@pytest.fixture(scope="module")
+def rounded(onnx_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rounded")
+    for precision in PRECISIONS:
+        quantize_onnx(onnx_file, precision, folder / f"{precision}.onnx")
+    return folder
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_rounded_file_passes_its_proof(precision, rounded, shallow, sample):
+    loaded = shallow()
+    some = sample(loaded, 18)
+    wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
+    found, relative = verify_rounded(
+        rounded / f"{precision}.onnx", FORMATS["onnx"].program_file, wanted, some,
+        tolerance=PRECISIONS[precision].tolerance,
+    )  # fmt: skip
+    assert found.images == 18
+    assert 0 < relative < PRECISIONS[precision].tolerance
+
+
+@pytest.mark.parametrize(("precision", "most"), [("fp16", 0.55), ("int8", 0.50)])
+def test_a_rounded_file_is_smaller_keeps_its_metadata_and_says_what_it_is(precision, most, rounded, onnx_file):
+    path = rounded / f"{precision}.onnx"
+    assert path.stat().st_size < most * onnx_file.stat().st_size
+    before, after = ({p.key: p.value for p in onnx.load(f).metadata_props} for f in (onnx_file, path))
+    golden = json.loads(after.pop(GOLDEN))
+    assert golden == json.loads(before.pop(GOLDEN)) | {"tolerance": PRECISIONS[precision].tolerance}
+    assert after.pop("quantize") == precision
+    assert after == before
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_rounded_file_has_operations_of_the_same_opset_alone(precision, rounded):
+    model = onnx.load(rounded / f"{precision}.onnx")
+    onnx.checker.check_model(model)
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", OPSET)]
+    assert model.ir_version == 9
+
+
+def test_fp16_stores_matrices_in_half_and_keeps_norms_and_biases(rounded):
+    weights = {w.name: numpy_helper.to_array(w) for w in onnx.load(rounded / "fp16.onnx").graph.initializer}
+    assert weights["model.patch_embed.proj.weight.fp16"].dtype == np.float16
+    assert weights["model.blocks.0.norm1.weight"].dtype == np.float32
+    large = {n for n, w in weights.items() if w.size >= quantize.LARGE and w.dtype == np.float32}
+    assert not large
+
+
+def test_int8_rounds_every_linear_layer_by_channel_and_nothing_else(rounded):
+    """One block has four linear layers, and two heads follow; attention's two products keep fp32."""
+    model = onnx.load(rounded / "int8.onnx")
+    operations = Counter(n.op_type for n in model.graph.node)
+    assert (operations["MatMulInteger"], operations["MatMul"], operations["Gemm"]) == (6, 2, 0)
+    assert (operations["Conv"], operations["ConvInteger"], operations["LayerNormalization"]) == (1, 0, 3)
+    weights = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
+    products = [n for n in model.graph.node if n.op_type == "MatMulInteger"]
+    assert all(weights[n.input[1]].dtype == np.int8 for n in products)
+    scales = [w for n, w in weights.items() if n.endswith("_scale")]
+    assert sorted(len(s) for s in scales) == [10, 10, 192, 192, 576, 768]
+
+
+def test_a_network_with_hardly_a_linear_layer_is_refused(onnx_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantize, "LEAST_GAIN", 0.01)
+    with pytest.raises(ExportError, match=r"int8 would leave 4\d % of the bytes.*--quantize fp16"):
+        quantize_onnx(onnx_file, "int8", tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_rounded_is_one_line(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"\xff" * 999)
+    with pytest.raises(ExportError, match=r"cannot be rounded to int8: .*Leave --quantize out"):
+        quantize_onnx(tmp_path / "m.onnx", "int8", tmp_path / "rounded.onnx")
+
+
+def test_nothing_of_the_quantiser_reaches_the_terminal(onnx_file, tmp_path, capfd):
+    quantize_onnx(onnx_file, "int8", tmp_path / "m.onnx")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_weights_beyond_halfs_range_are_found_by_the_proof(onnx_file, shallow, sample, tmp_path):
+    proto = onnx.load(onnx_file)
+    (weight,) = (w for w in proto.graph.initializer if w.name == "model.patch_embed.proj.weight")
+    weight.CopyFrom(numpy_helper.from_array(1e5 + numpy_helper.to_array(weight), weight.name))
+    onnx.save(proto, tmp_path / "wide.onnx")
+    quantize_onnx(tmp_path / "wide.onnx", "fp16", tmp_path / "m.onnx")
+    loaded = shallow()
+    some = sample(loaded, 2)
+    wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
+    with pytest.raises(ExportError, match="nan"):
+        verify_rounded(tmp_path / "m.onnx", FORMATS["onnx"].program_file, wanted, some, tolerance=0.01)
+
+
+def test_rounding_that_ruins_the_network_fails(onnx_file, shallow, sample, tmp_path, monkeypatch):
+    """Weights of four levels instead of 255."""
+
+    def coarse(source):
+        proto = onnx.load(source)
+        for weight in proto.graph.initializer:
+            values = numpy_helper.to_array(weight)
+            if values.dtype == np.float32 and values.ndim == 2 and values.size >= quantize.LARGE:
+                step = np.abs(values).max() / 2
+                weight.CopyFrom(numpy_helper.from_array(np.rint(values / step) * step, weight.name))
+        return proto
+
+    monkeypatch.setitem(PRECISIONS, "int8", replace(PRECISIONS["int8"], round=coarse))
+    monkeypatch.setattr(quantize, "LEAST_GAIN", 2)
+    quantize_onnx(onnx_file, "int8", tmp_path / "m.onnx")
+    loaded = shallow()
+    some = sample(loaded, 18)
+    wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
+    with pytest.raises(ExportError, match="golden sample"):
+        verify_rounded(tmp_path / "m.onnx", FORMATS["onnx"].program_file, wanted, some, tolerance=0.15)
+
+
+def test_a_file_is_as_fast_as_itself(onnx_file):
+    assert 0.5 < speedup(onnx_file, onnx_file) < 2
