@@ -48,15 +48,25 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise cannot_write(path, error if isinstance(error, OSError) else OSError(str(error))) from error
 
 
-def require_writable(path: Path) -> None:
-    """Raise `DiskError` unless a file can be written beside `path`: to be asked before the work whose result it is to hold."""
+def require_writable(path: Path, option: str, *, folder: bool = False) -> None:
+    """Raise `DiskError` unless a file, or with `folder` files in it, can be written: to be asked before the work.
+
+    Args:
+        path: what is to be written.
+        option: what the user names it with.
+        folder: whether it is a folder, which is made.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
+        below = path if folder else path.parent
+        below.mkdir(parents=True, exist_ok=True)
+        if not folder and path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        tempfile.TemporaryFile(dir=path.parent).close()
+        tempfile.TemporaryFile(dir=below).close()
     except (OSError, ValueError) as error:
-        raise cannot_write(path, error if isinstance(error, OSError) else OSError(str(error))) from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise DiskError(
+            f"Cannot write {path}: {why}.", f"Name another {'folder' if folder else 'file'} with {option}."
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:

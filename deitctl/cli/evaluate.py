@@ -133,7 +133,8 @@ def _rows(result: EvalResult) -> list[tuple[str, str]]:
     if s.top1_among is not None:
         rows.append((f"top-1 among the data's {len(result.match.rows)} classes, %", f"{s.top1_among:.2f}"))
     if result.real is not None:
-        rows += [("ReaL top-1, %", f"{result.real.top1:.2f}"), ("ReaL top-5, %", f"{result.real.top5:.2f}")]
+        of = f"of {result.real.images} pictures, %"
+        rows += [(f"ReaL top-1 {of}", f"{result.real.top1:.2f}"), (f"ReaL top-5 {of}", f"{result.real.top5:.2f}")]
     if s.heads is not None:
         rows += [(f"top-1 by {name}, %", f"{top1:.2f}") for name, top1 in s.heads.items()]
         rows.append(("heads agree, %", f"{s.agreement:.2f}"))

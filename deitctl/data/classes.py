@@ -75,7 +75,7 @@ def find_class(card: ModelCard, name: str) -> int:
         :MOST_NAMED
     ]  # of a cat there are several kinds
     hint = f"Did you mean {' or '.join(map(repr, named))}?" if named else did_you_mean(_plain(name), _spellings(card))
-    hint = hint or f"Numbers from 0 to {card.num_classes - 1} name classes too."
+    hint = (not name.lstrip("-").isdecimal() and hint) or f"Numbers from 0 to {card.num_classes - 1} name classes too."
     raise ConfigError(f"The model has no class {name!r}.", hint)
 
 

@@ -81,6 +81,10 @@ def batches(names: Iterable[str], preprocessing: Preprocessing, batch_size: int)
 
     def load(name: str) -> Input:
         try:
+            if is_folder(name):
+                raise DataError(f"{name} is a folder without pictures (in a list of names only files are read).")
+            if "://" in name and not is_url(name) and local_path(name) == name and not os.path.exists(name):
+                raise DataError(f"{name} is not read: addresses are http, https or file.")
             image = _from_web(name) if is_url(name) else read_image(Path(local_path(name)))
             return Input(name, eval_view(image, preprocessing), None)
         except DataError as error:

@@ -116,6 +116,9 @@ def published_files(ref: str, reporter: Reporter) -> list[Path]:
 def _require_timm(name: str) -> None:
     if name.lower().endswith(".onnx"):
         raise ModelError(f"{name} is an ONNX file, with which `deitctl predict` alone can answer.", "Name its weights.")
+    if Path(name).is_file():
+        kinds = ", ".join(WEIGHT_SUFFIXES)
+        raise ModelError(f"{name} is a file and no model.", f"Weights end in {kinds}; a model can be a folder too.")
     if not timm_models.is_timm_model(name):
         hint = timm_models.suggest_model(name) or "`deitctl models` lists the DeiT family; timm's names work too."
         raise ModelError(f"There is no model {name!r}.", hint)

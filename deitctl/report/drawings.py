@@ -63,7 +63,8 @@ def _dots(e: Evaluated, labels: Any, answers: Any, share: Any) -> Any:
     """Draw a matrix too large for numbers as dots, beside what is most often confused."""
     figure = new_figure(13, 8.5, f"{e.name} on {e.data.name}: {e.top1:.1f} % top-1, {len(e.data.classes):,} classes")
     axes, words = figure.subplots(1, 2, width_ratios=(3, 2))
-    right, wrong = labels == answers, (labels != answers) & (answers != OUTSIDE)
+    right, classes = labels == answers, len(e.data.classes)
+    wrong, answers = ~right, np.where(answers == OUTSIDE, classes + max(1, classes // 25), answers)  # a column apart
     size = max(1.0, 250 / len(e.data.classes)) ** 2
     axes.scatter(
         answers[wrong], labels[wrong], s=size * (1 + 8 * share[wrong]), color=WRONG, linewidth=0, label="mistaken"
@@ -71,14 +72,12 @@ def _dots(e: Evaluated, labels: Any, answers: Any, share: Any) -> Any:
     axes.scatter(
         answers[right], labels[right], s=size * (1 + 2 * share[right]), color=RIGHT, linewidth=0, label="right"
     )
-    last = len(e.data.classes) - 0.5
+    last, others = classes - 0.5, int(answers.max(initial=0)) >= classes
     axes.set(
-        xlim=(-0.5, last),
-        ylim=(last, -0.5),
-        aspect="equal",
-        xlabel="taken for, class number",
-        ylabel="labelled, class number",
-    )
+        xlim=(-0.5, answers.max() + 0.5 if others else last), ylim=(last, -0.5), aspect="equal",
+        xlabel="taken for, place in the data's order" + (" (far right: a class that the data does not have)" if others else ""),
+        ylabel="labelled, place in the data's order",
+    )  # fmt: skip
     legend = axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     for handle in legend.legend_handles:
         handle.set_sizes([40])

@@ -58,10 +58,13 @@ def heat(pixels: NDArray[np.uint8], importance: Map, side: int = 0) -> Image.Ima
 
 
 def difference(pixels: NDArray[np.uint8], cls: Map, dist: Map, side: int = 0) -> Image.Image:
-    """Draw where the distillation token looks more (red) or less (blue) than the class token, each map's sum being 1."""
-    gap = _gap(cls, dist)
-    side = side or panel_side(pixels.shape[-1])
-    return _tinted(pixels, 0.5 + 0.5 * gap / (np.abs(gap).max() or 1.0), DIFFERENCE, side)
+    """Draw where the distillation token looks more (red) or less (blue) than the class token, each map's sum being 1.
+
+    The strongest colour is the highest weight of the two maps, so that maps that are alike have no colour.
+    """
+    gap, side = _gap(cls, dist), side or panel_side(pixels.shape[-1])
+    most = max(float(m.max() / (m.sum() or 1.0)) for m in (cls, dist))
+    return _tinted(pixels, 0.5 + 0.5 * gap / (most or 1.0), DIFFERENCE, side)
 
 
 def moved(cls: Map, dist: Map) -> float:
@@ -87,7 +90,7 @@ def panels(pixels: NDArray[np.uint8], tokens: Sequence[TokenView], *, name: str,
     row += [_Panel(heat(pixels, t.importance, side), (t.title, t.says)) for t in tokens]
     if len(tokens) == 2:
         cls, dist = (t.importance for t in tokens)
-        lines = ("distillation minus class token", f"red more, blue less ({100 * moved(cls, dist):.0f} %)")
+        lines = ("distillation minus class token", f"red more, blue less: {100 * moved(cls, dist):.0f} % elsewhere")
         row.append(_Panel(difference(pixels, cls, dist, side), lines))
     strips = [_side_by_side(row)]
     for token in tokens:

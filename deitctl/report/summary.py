@@ -115,15 +115,12 @@ def _whisker(e: Evaluated, low: float, high: float) -> str:
 def _compared(c: Comparison) -> str:
     a, b = f"<bdi><strong>{escape(c.a)}</strong></bdi>", f"<bdi><strong>{escape(c.b)}</strong></bdi>"
     low, high = c.interval
-    if c.difference < 0:
-        a, b, low, high = b, a, -high, -low
-    only = (c.only_a, c.only_b) if c.difference >= 0 else (c.only_b, c.only_a)
-    alone = f"{only[0]:,} pictures are right by the first alone, {only[1]:,} by the second alone"
+    alone = f"The first alone has {c.only_a:,} right, the second alone {c.only_b:,}"
     chance = "p < 0.001" if c.p_value < 0.001 else f"p = {c.p_value:.3f}".rstrip("0").rstrip(".")
-    clear = "" if low > 0 else " No difference is shown: the interval holds 0."
+    clear = "" if low > 0 or high < 0 else " No difference is shown: the interval holds 0."
     among = " among the data's classes" if c.among_classes else ""
     return (
-        f"{a} against {b}: {_signed(abs(c.difference))} points of top-1{among}, 95 % interval {_signed(low)} to "
+        f"{a} against {b}: {_signed(c.difference)} points of top-1{among}, 95 % interval {_signed(low)} to "
         f"{_signed(high)}. {alone} (McNemar's exact test: {chance}).{clear}"
     )
 

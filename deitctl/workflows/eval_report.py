@@ -51,7 +51,7 @@ def contents_of(found: EvalResults, device: Device, command: str, reporter: Repo
     facts += [("device", f"{device.torch_device}, {device.precision}")]
     facts += [("speed", f"{first.scores.images_per_second:.1f} images/s")]
     return Contents(
-        title=f"{first.model} on {first.data}" if len(results) == 1 else f"{len(results)} evaluations on {first.data}",
+        title=f"{first.name} on {first.data}" if len(results) == 1 else f"{len(results)} evaluations on {first.data}",
         created=datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         version=__version__,
         command=command,
@@ -87,7 +87,12 @@ def _evaluated(result: EvalResult, data: Data, device: Device, most: int, report
     if result.contender.temperature != 1:
         facts.append(("temperature", f"{result.contender.temperature:.3f}, the model's own"))
     if result.real is not None:
-        facts.append(("ReaL labels", f"top-1 {result.real.top1:.2f} %, top-5 {result.real.top5:.2f} %"))
+        facts.append(
+            (
+                "ReaL labels",
+                f"top-1 {result.real.top1:.2f} %, top-5 {result.real.top5:.2f} %, of {result.real.images:,} pictures",
+            )
+        )
     two = [] if s.disagree is None else confident_mistakes(~s.disagree.numpy(), sure, most)
     pictures = {
         "mistakes": confident_mistakes(correct, sure, most), "unsure": unsure_hits(correct, sure, most),

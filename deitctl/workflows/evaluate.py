@@ -10,7 +10,7 @@ from typing import Any
 from deitctl.card import ModelCard
 from deitctl.catalog import DEFAULT_MODEL
 from deitctl.checkpoint import CONFIG, load_card, require_writable, write_bytes, write_json
-from deitctl.data.classes import ClassMatch, match_classes
+from deitctl.data.classes import NUMBERS, ClassMatch, match_classes
 from deitctl.data.open import BUILT_IN, open_for_evaluation
 from deitctl.data.sources import Source
 from deitctl.device import INFERENCE_PRECISION, Device, choose_device
@@ -24,7 +24,7 @@ from deitctl.evaluation.scores import Evaluation
 from deitctl.evaluation.tally import Contender
 from deitctl.events import Reporter, SilentReporter
 from deitctl.files import read_json
-from deitctl.models.build import LoadedModel, is_model_folder, load_model
+from deitctl.models.build import WEIGHT_SUFFIXES, LoadedModel, is_model_folder, load_model
 from deitctl.models.heads import choose_head
 from deitctl.workflows.eval_result import EvalResult, EvalResults
 from deitctl.world import joined
@@ -83,9 +83,7 @@ def evaluate_models(
         raise ConfigError("No protocol is named.", f"There are: {', '.join(PROTOCOLS)}.")
     if save_temperature:
         _require_folder(names, protocols)
-    kept = f"{names[0]}/{CONFIG}" if save_temperature else ""
-    for path in filter(None, (predictions, report, figures and f"{figures}/any.png", kept)):
-        require_writable(Path(path).expanduser())
+    _require_room(predictions, report, figures, f"{names[0]}/{CONFIG}" if save_temperature else "")
     real = read_real_labels(Path(real_labels).expanduser()) if real_labels else None
     source = open_for_evaluation(data or BUILT_IN, reporter)
     where = choose_device(device, INFERENCE_PRECISION if precision == "auto" else precision)
@@ -143,11 +141,25 @@ def _draw(found: EvalResults, device: Device, command: str, report: str, figures
         reporter.note(f"{len(drawn)} figures in {figures}")
 
 
+def _require_room(predictions: str, report: str, figures: str, card: str) -> None:
+    """Raise `DeitctlError` unless everything can be written where it is wanted, before anything is computed."""
+    if report and Path(report).suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--report writes a page, and {report} is not called so.", "Name it FILE.html.")
+    if report and predictions and Path(report).resolve() == Path(predictions).resolve():
+        raise ConfigError(f"--report and --predictions are both {report}.", "Name two files.")
+    files = {"--predictions": predictions, "--report": report, "--model": card}
+    for option, path in files.items():
+        if path:
+            require_writable(Path(path).expanduser(), option)
+    if figures:
+        require_writable(Path(figures).expanduser(), "--figures", folder=True)
+
+
 def _name(model: str, protocol: str, models: Sequence[str], protocols: Sequence[str]) -> str:
     """Name an evaluation by what differs: the end of the model's path, the protocol, or both."""
+    last = {name: Path(name).stem if Path(name).suffix in WEIGHT_SUFFIXES else Path(name).name for name in models}
     if len(models) == 1:
-        return model if len(protocols) == 1 else protocol
-    last = {name: Path(name).name for name in models}
+        return last[model] if len(protocols) == 1 else protocol
     short = last[model] if len(set(last.values())) == len(models) else model
     return short if len(protocols) == 1 else f"{short}, {protocol}"
 
@@ -165,6 +177,8 @@ def _strangers(card: ModelCard, source: Source, data: str) -> str:
     unknown = [n for n in source.class_names if match_classes(card, [n]) is None]
     example = f", for example {unknown[0]!r}" if unknown else ""
     known = "without names" if card.class_names is None else f"such as {card.label(0)!r}"
+    if unknown and all(name in NUMBERS for name in source.class_names):
+        known += "; folders called by number are taken for ImageNetV2's only where all of 0 to 999 have pictures"
     return (
         f"The model does not know {len(unknown)} of the {len(source.class_names)} classes of {data}{example}; "
         f"its {card.num_classes} classes are {known}."

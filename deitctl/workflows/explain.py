@@ -95,11 +95,11 @@ def explain(
         ModelError: no such model, or none whose attention can be read.
         ConfigError: an option that does not exist or that this model or method has no use for.
     """
-    if method not in METHODS or token not in CHOICES or batch_size < 1:
-        raise ConfigError(
-            f"method = {method!r}, token = {token!r}, batch_size = {batch_size}: one of them cannot be.",
-            f"Methods: {', '.join(METHODS)}; tokens: {', '.join(CHOICES)}; a batch has 1 picture or more.",
-        )
+    for what, given, known in (("method", method, METHODS), ("token", token, CHOICES)):
+        if given not in known:
+            raise ConfigError(f"There is no {what} {given!r}.", f"There are: {', '.join(known)}.")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size = {batch_size}: a batch has 1 picture or more.")
     if class_name is not None and method != "gradient":
         raise ConfigError(f"{method} looks the same whatever class is asked about.", "--class needs --method gradient.")
     loaded = load_model(
@@ -116,7 +116,7 @@ def explain(
     asked = None if class_name is None else find_class(loaded.card, class_name)
     explainer = _Explainer(deit, loaded.card, where, method, ("cls", "dist") if token == "both" else (token,), asked)
     names = _not_below(folder, inputs, stdin)
-    return _stream(explainer, names, batch_size, Sheets(folder), only_disagreements)
+    return _stream(explainer, names, batch_size, Sheets(folder), only_disagreements, reporter or SilentReporter())
 
 
 def _not_below(folder: Path, inputs: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
@@ -130,8 +130,14 @@ def _not_below(folder: Path, inputs: Iterable[str], stdin: Iterable[str]) -> Ite
 
 
 def _stream(
-    explainer: _Explainer, names: Iterable[str], batch_size: int, sheets: Sheets, only_disagreements: bool
+    explainer: _Explainer,
+    names: Iterable[str],
+    batch_size: int,
+    sheets: Sheets,
+    only_disagreements: bool,
+    reporter: Reporter,
 ) -> Iterator[Explanation]:
+    drawn, agreed = 0, 0
     for batch in batches(names, explainer.card.preprocessing, batch_size):
         explained = explainer.explain([item for item in batch if item.pixels is not None])
         for item in batch:
@@ -142,7 +148,12 @@ def _stream(
             if record.error is not None:
                 yield record
             elif record.disagree or not only_disagreements:
+                drawn += 1
                 yield sheets.draw(item, record, views)
+            else:
+                agreed += 1
+    if only_disagreements:
+        reporter.note(f"The heads disagree on {drawn} of {drawn + agreed} pictures; the others are left out.")
 
 
 @dataclass(frozen=True)
@@ -193,8 +204,8 @@ class _Explainer:
 
     def _says(self, answer: TokenAnswer) -> str:
         label = answer.first.label if self.card.descriptions is None else answer.first.label.split(",")[0]
-        said = f"{100 * answer.first.score:.1f} % {label}"
-        return said if answer.asked is None else f"{100 * answer.asked:.1f} %, says {said}"
+        said = f"{label} ({100 * answer.first.score:.1f} %)"
+        return said if answer.asked is None else f"{100 * answer.asked:.1f} %; first: {said}"
 
     @torch.inference_mode()
     def _scores(self, images: Tensor) -> dict[str, Tensor]:

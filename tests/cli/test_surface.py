@@ -58,7 +58,7 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["predict", "x.jpg", "--format", "xml"], 1, "There are: table, json, jsonl, csv"),
         (["explain", "x.jpg", "--model", "deit_tinny"], 1, "Did you mean 'deit_tiny'"),
         (["explain", "x.jpg", "--format", "csv"], 1, "There are: table, jsonl"),
-        (["explain", "x.jpg", "--method", "lime"], 1, "Methods: rollout, gradient, last-layer"),
+        (["explain", "x.jpg", "--method", "lime"], 1, "There are: rollout, gradient, last-layer"),
         (["predict"], 2, "Missing argument"),
         (["predict", "x.jpg", "--model", "deit_tiny", "--img-size", "100000"], 1, "1 to 2048 pixels a side"),
         (["predict", "x.jpg", "--model", "gone.onnx"], 1, "There is no ONNX file 'gone.onnx'"),

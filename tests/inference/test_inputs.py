@@ -78,3 +78,14 @@ def test_names_are_read_at_most_one_batch_ahead_and_not_at_all_one_at_a_time(siz
 def test_batches_keep_the_order_and_the_last_may_be_smaller():
     found = list(read_ahead(iter("abcdefg"), loaded, 3))
     assert [[i.name for i in batch] for batch in found] == [["a", "b", "c"], ["d", "e", "f"], ["g"]]
+
+
+def test_a_folder_without_pictures_and_addresses_of_other_kinds_are_said_to_be_that(tmp_path):
+    (tmp_path / "empty").mkdir()
+    names = [str(tmp_path / "empty"), "ftp://somewhere/y.jpg", "gone.jpg"]
+    (batch,) = batches(expand(names, ()), Preprocessing(img_size=8), 3)
+    assert [item.name for item in batch] == names
+    folder, address, gone = (str(item.error) for item in batch)
+    assert "is a folder without pictures" in folder
+    assert "ftp://somewhere/y.jpg is not read: addresses are http, https or file" in address
+    assert "No such file" in gone

@@ -256,3 +256,9 @@ def test_weights_keep_their_normalisation_when_they_get_new_classes(model, tmp_p
             distilled=None, reporter=reporter,
         )  # fmt: skip
         assert (second.card.preprocessing.mean, second.card.preprocessing.std) == (half, half)
+
+
+def test_a_file_that_is_no_model_is_not_said_to_be_missing(tmp_path, reporter):
+    (tmp_path / "notes.txt").write_text("no model")
+    with pytest.raises(ModelError, match=r"notes\.txt is a file and no model"):
+        load_model(str(tmp_path / "notes.txt"), reporter=reporter)

@@ -90,3 +90,12 @@ def test_long_names_are_cut_and_what_would_not_print_is_not_drawn() -> None:
     assert short[:6] == "a name"
     assert cut("two\nlines\x1b[31m", 400) == "two?lines?[31m"
     assert cut("anything", 1) == "…"
+
+
+def test_maps_that_are_alike_have_a_difference_without_colour(pixels):
+    seen, a = pixels(0), np.linspace(0.5, 1, 16).reshape(4, 4)
+    grey = np.asarray(difference(seen, a, 3 * a)).astype(int)  # the same map in another unit
+    nearly = np.asarray(difference(seen, a, a + 1e-4 * np.eye(4))).astype(int)
+    turned = np.asarray(difference(seen, np.eye(4), np.eye(4)[::-1])).astype(int)
+    assert np.abs(nearly - grey).max() <= 3
+    assert np.abs(turned - grey).max() > 30

@@ -49,18 +49,18 @@ def test_several_stand_in_a_table_and_the_best_is_marked(contents, evaluated, di
     assert "<strong>62.5 %</strong>" not in html
 
 
-def test_a_comparison_is_told_from_the_better_one(contents, evaluated, distilled, better):
+def test_a_comparison_is_told_in_the_order_of_every_other_output(contents, evaluated, distilled, better):
     said = words(summary(contents(evaluated(), distilled, comparisons=[better])))
-    assert "distilled against deit_tiny : +25.0 points of top-1, 95 % interval +5.0 to +50.0" in said
-    assert "2 pictures are right by the first alone, 0 by the second alone (McNemar's exact test: p = 0.5)." in said
+    assert "deit_tiny against distilled : −25.0 points of top-1, 95 % interval −50.0 to −5.0" in said
+    assert "The first alone has 0 right, the second alone 2 (McNemar's exact test: p = 0.5)." in said
     assert "No difference is shown" not in said
 
 
 def test_names_in_a_comparison_stay_as_they_are_and_its_kind_is_said(contents, evaluated, distilled, better):
     odd = replace(better, a="run -3e", b="x+0.05", interval=(-5.0, 0.01), among_classes=True)
     said = words(summary(contents(evaluated(), distilled, comparisons=[odd])))
-    assert "x+0.05 against run -3e" in said
-    assert "points of top-1 among the data's classes, 95 % interval 0.0 to +5.0" in said
+    assert "run -3e against x+0.05" in said
+    assert "points of top-1 among the data's classes, 95 % interval −5.0 to 0.0" in said
 
 
 def test_a_difference_that_may_be_none_is_said_to_be_none(contents, evaluated, distilled, better):

@@ -93,7 +93,7 @@ def test_names_say_what_differs(folder, pictures) -> None:
     by_protocol = evaluate_models(str(pictures), models=[model, model], protocols=["deit", "hf", "deit"], workers=0)
     assert [r.name for r in by_protocol.results] == ["deit", "hf"]  # said twice is said once
     (only,) = evaluate_models(str(pictures), models=[model], workers=0).results
-    assert only.name == model
+    assert only.name == Path(model).name
 
 
 @pytest.fixture
@@ -181,8 +181,15 @@ def test_weights_are_for_one_model(folder, pictures) -> None:
 def test_what_cannot_be_written_or_named_is_said_before_the_work(folder, pictures, tmp_path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "out.jsonl", pictures):
-        with pytest.raises(DeitctlError, match="Cannot write"):
+        with pytest.raises(DeitctlError, match="Cannot write .* with --predictions"):
             evaluate_models(str(pictures), models=["no such model"], predictions=str(path))
+    with pytest.raises(DeitctlError, match="Name another folder with --figures"):
+        evaluate_models(str(pictures), models=["no such model"], figures=str(tmp_path / "file"))
+    for report in ("cat.jpg", "page", "rep.pdf"):
+        with pytest.raises(ConfigError, match="Name it FILE.html"):
+            evaluate_models(str(pictures), models=["no such model"], report=report)
+    with pytest.raises(ConfigError, match="Name two files"):
+        evaluate_models(str(pictures), models=["x"], report="a.html", predictions="./a.html")
     with pytest.raises(ConfigError, match="No protocol is named"):
         evaluate_models(str(pictures), models=["no such model"], protocols=[])
 

@@ -243,7 +243,7 @@ def test_what_makes_no_sense_is_refused_before_the_first_record(
         explain(photos, model=distilled, method="rollout", class_name="ant")
     with pytest.raises(ConfigError, match=r"no class 'anta'. Did you mean 'ant'"):
         explain(photos, model=distilled, class_name="anta")
-    with pytest.raises(ConfigError, match="Methods: rollout, gradient, last-layer"):
+    with pytest.raises(ConfigError, match="There are: rollout, gradient, last-layer"):
         explain(photos, model=distilled, method="lime")
     with pytest.raises(ModelError, match="Did you mean 'deit_tiny'"):
         explain(photos, model="deit_tinny")
