@@ -11,7 +11,7 @@ Processor time hardly depends on what else the machine does, so it is there too.
 
 Last figures (2 shared cores, OMP_NUM_THREADS=1, torch 2.14, timm 1.0.31, 15 rounds, twice): predict takes 0.41 and 0.42
 of the timm script's time and 0.83 and 0.90 of the torch script's (0.41 and 0.84 of their processor time); with the
-ONNX file 0.12 and 0.12, 0.23 and 0.25. On the quieter occasion that was 4.92, 2.43, 2.24, 2.04 and 0.56 seconds.
+ONNX file 0.12 and 0.12, 0.23 and 0.25; 7 rounds on idle cores: 0.39, 0.84, 0.11, 0.23. On the quieter occasion that was 4.92, 2.43, 2.24, 2.04 and 0.56 seconds.
 """
 
 from __future__ import annotations
