@@ -9,9 +9,9 @@ with the same model as an ONNX file. A first round, which fills the disk's cache
 same round; medians of them are given. The first class and its score are compared, so that all do the same work.
 Processor time hardly depends on what else the machine does, so it is there too.
 
-Last figures (2 shared cores, OMP_NUM_THREADS=1, torch 2.14, timm 1.0.31, 15 rounds, twice): predict takes 0.41 and 0.42
-of the timm script's time and 0.83 and 0.90 of the torch script's (0.41 and 0.84 of their processor time); with the
-ONNX file 0.12 and 0.12, 0.23 and 0.25; 7 rounds on idle cores: 0.39, 0.84, 0.11, 0.23. On the quieter occasion that was 4.92, 2.43, 2.24, 2.04 and 0.56 seconds.
+Last figures (2 cores, OMP_NUM_THREADS=1, torch 2.14, timm 1.0.31). Twice 15 rounds beside other work: predict takes 0.41
+and 0.42 of the timm script's time and 0.83 and 0.90 of the torch script's; with the ONNX file 0.12 and 0.12, 0.23 and
+0.25. 7 rounds on idle cores: 0.39, 0.84, 0.11 and 0.23; 5.0, 2.1, 2.0, 1.8 and 0.5 seconds.
 """
 
 from __future__ import annotations
