@@ -51,6 +51,12 @@ def read_real_labels(path: Path) -> list[list[int]]:
     return labels
 
 
+def require_known(source: Source, labels: list[list[int]]) -> None:
+    """Raise `DataError` unless every picture has a place among the labels: to be asked before the work."""
+    for index in range(len(source.labels)):
+        _number(source.name(index), len(labels))
+
+
 def score_real(scores: Evaluation, source: Source, class_names: Sequence[str], labels: list[list[int]]) -> RealScore:
     """Score answers by them; pictures without a label are left out, as in the paper.
 

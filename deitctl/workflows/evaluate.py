@@ -19,7 +19,7 @@ from deitctl.evaluation.calibration import calibrate
 from deitctl.evaluation.evaluate import evaluate_all
 from deitctl.evaluation.intervals import Difference, bootstrap, compare
 from deitctl.evaluation.protocols import PROTOCOLS, preprocessing_for
-from deitctl.evaluation.real_labels import read_real_labels, score_real
+from deitctl.evaluation.real_labels import read_real_labels, require_known, score_real
 from deitctl.evaluation.scores import Evaluation
 from deitctl.evaluation.tally import Contender
 from deitctl.events import Reporter, SilentReporter
@@ -86,6 +86,8 @@ def evaluate_models(
     _require_room(predictions, report, figures, f"{names[0]}/{CONFIG}" if save_temperature else "")
     real = read_real_labels(Path(real_labels).expanduser()) if real_labels else None
     source = open_for_evaluation(data or BUILT_IN, reporter)
+    if real is not None:
+        require_known(source, real)
     where = choose_device(device, INFERENCE_PRECISION if precision == "auto" else precision)
     judged = []
     for name in names:

@@ -13,7 +13,7 @@ import torch
 from deitctl.catalog import find, imagenet_classes
 from deitctl.checkpoint import load_card, load_tensors, save_model, save_tensors
 from deitctl.data.classes import match_classes
-from deitctl.errors import ConfigError, DeitctlError, ModelError
+from deitctl.errors import ConfigError, DataError, DeitctlError, ModelError
 from deitctl.events import SilentReporter
 from deitctl.models.build import build_model
 from deitctl.models.layers import layer_names, shipping_card
@@ -247,3 +247,5 @@ def test_real_labels_are_scored_by_the_number_in_the_name(imagenet_model, image_
     real = evaluate_model(str(root), model=str(imagenet_model), workers=0, real_labels=str(tmp_path / "real.json")).real
     assert real == (2, 50.0, 100.0)
     assert plain.real is None
+    with pytest.raises(DataError, match="has no ReaL labels"):
+        evaluate_model("digits", model="no such model", real_labels=str(tmp_path / "real.json"))
