@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -157,7 +158,7 @@ def joined(device: torch.device) -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with _noticing_losses():
-        store, rank, size = next(rendezvous("env://"))
+        store, rank, size = _meeting_place()
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=_clean_corner(store, rank, size), rank=rank,
             world_size=size, timeout=PATIENCE,
@@ -166,6 +167,17 @@ def joined(device: torch.device) -> Iterator[World]:
         yield World(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+@cache
+def _meeting_place() -> tuple[Store, int, int]:
+    """Return the launcher's store, this process's rank and how many there are; opened once and kept.
+
+    Where the first process serves it, one that comes to a second meeting early would find the store of the first, and
+    lose it while they meet.
+    """
+    store, rank, size = next(rendezvous("env://"))
+    return store, rank, size
 
 
 def _clean_corner(store: Store, rank: int, size: int) -> Store:
