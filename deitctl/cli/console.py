@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from deitctl.errors import ConfigError, Interrupted, Signalled, did_you_mean
 
@@ -20,6 +20,15 @@ HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u
 """What a terminal obeys or reorders instead of showing: control characters, directions of writing, half characters."""
 LONGEST = 4000
 """Characters of a text that is shown to people."""
+
+
+class Record(Protocol):
+    """What a streaming command says of one input."""
+
+    @property
+    def error(self) -> str | None: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 def printable(text: str) -> str:
@@ -76,6 +85,16 @@ def json_text(value: Any) -> str:
     """Return one line of JSON, exact, with what a terminal would obey in escapes, and valid UTF-8 whatever the names."""
     text = json.dumps(value, ensure_ascii=False)
     return HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def print_records(stream: Iterable[Record]) -> int:
+    """Print a line of JSON for each record as it comes, and return how many are of a failure."""
+    failed = 0
+    for record in stream:
+        failed += record.error is not None
+        sys.stdout.write(json_text(record.to_dict()) + "\n")
+        sys.stdout.flush()
+    return failed
 
 
 def print_line(text: str) -> None:

@@ -50,7 +50,7 @@ def explain(
 
     Example: deitctl explain cat.jpg --class lynx
     """
-    from deitctl.cli.console import choose_format
+    from deitctl.cli.console import choose_format, print_records
     from deitctl.cli.progress import make_reporter
 
     shape = choose_format(output_format, FORMATS, "jsonl")
@@ -62,20 +62,9 @@ def explain(
         img_size=img_size or 0, device=device, only_disagreements=only_disagreements, stdin=sys.stdin,
         reporter=make_reporter(quiet),
     )  # fmt: skip
-    failed = {"table": _table, "jsonl": _jsonl}[shape](stream)
+    failed = {"table": _table, "jsonl": print_records}[shape](stream)
     if failed:
         raise typer.Exit(3)
-
-
-def _jsonl(stream: Iterable[Explanation]) -> int:
-    from deitctl.cli.console import json_text
-
-    failed = 0
-    for explanation in stream:
-        failed += explanation.error is not None
-        sys.stdout.write(json_text(explanation.to_dict()) + "\n")
-        sys.stdout.flush()
-    return failed
 
 
 def _table(stream: Iterable[Explanation]) -> int:

@@ -49,7 +49,7 @@ def predict(
 
     Example: deitctl predict cat.jpg --topk 5
     """
-    from deitctl.cli.console import choose_format
+    from deitctl.cli.console import choose_format, print_records
     from deitctl.cli.progress import make_reporter
     from deitctl.cli.startup import without_garbage
     from deitctl.errors import ConfigError
@@ -67,7 +67,7 @@ def predict(
             batch_size=batch_size or (1 if "-" in inputs else 16), img_size=img_size or 0, device=device,
             precision=precision, stdin=sys.stdin, keep_pixels=shown, reporter=reporter,
         )  # fmt: skip
-    failed = {"table": _table, "json": _json, "jsonl": _jsonl, "csv": _csv}[shape](stream)
+    failed = {"table": _table, "json": _json, "jsonl": print_records, "csv": _csv}[shape](stream)
     if failed:
         raise typer.Exit(3)
 
@@ -85,17 +85,6 @@ def _show_pictures(asked: bool | None, inputs: list[str], reporter: Reporter) ->
     if asked and not able:
         reporter.warn("Pictures need a terminal with 256 colours or more, which this is not.")
     return able
-
-
-def _jsonl(stream: Iterable[Prediction]) -> int:
-    from deitctl.cli.console import json_text
-
-    failed = 0
-    for prediction in stream:
-        failed += prediction.error is not None
-        sys.stdout.write(json_text(prediction.to_dict()) + "\n")
-        sys.stdout.flush()
-    return failed
 
 
 def _json(stream: Iterable[Prediction]) -> int:

@@ -61,8 +61,8 @@ def find_class(card: ModelCard, name: str) -> int:
     Raises:
         ConfigError: no class is called so, or more than one.
     """
-    exact = {known: row for row, known in enumerate(card.class_names or ())}
-    row = exact.get(name, _spellings(card).get(_plain(name)))
+    exact, spelled = {known: row for row, known in enumerate(card.class_names or ())}, _spellings(card)
+    row = exact.get(name, spelled.get(_plain(name)))
     if row is None and name.isascii() and name.isdecimal() and len(name) < 8 and int(name) < card.num_classes:
         row = int(name)
     if row is not None:
@@ -71,10 +71,8 @@ def find_class(card: ModelCard, name: str) -> int:
     if same:
         raise ConfigError(f"{name!r} is {len(same)} classes.", f"Say which by number: {', '.join(map(str, same))}.")
     word = f" {_plain(name)} "
-    named = [known for known in _spellings(card) if word in f" {known} "][
-        :MOST_NAMED
-    ]  # of a cat there are several kinds
-    hint = f"Did you mean {' or '.join(map(repr, named))}?" if named else did_you_mean(_plain(name), _spellings(card))
+    named = [known for known in spelled if word in f" {known} "][:MOST_NAMED]  # of a cat there are several kinds
+    hint = f"Did you mean {' or '.join(map(repr, named))}?" if named else did_you_mean(_plain(name), spelled)
     hint = (not name.lstrip("-").isdecimal() and hint) or f"Numbers from 0 to {card.num_classes - 1} name classes too."
     raise ConfigError(f"The model has no class {name!r}.", hint)
 

@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from deitctl.catalog import imagenet_classes
 from deitctl.data.sources import Source
@@ -57,24 +58,29 @@ def require_known(source: Source, labels: list[list[int]]) -> None:
         _number(source.name(index), len(labels))
 
 
-def score_real(scores: Evaluation, source: Source, class_names: Sequence[str], labels: list[list[int]]) -> RealScore:
+def imagenet_numbers(class_names: Sequence[str]) -> Tensor:
+    """Return the number in ImageNet of each of a model's classes, [K], `NO_CLASS` for others; raise `DataError` if all are."""
+    number = {name: n for n, name in enumerate(imagenet_classes()[0])}
+    known = torch.tensor([number.get(name, NO_CLASS) for name in class_names])
+    if (known == NO_CLASS).all():
+        raise DataError("The model's classes are not ImageNet's, so ReaL labels say nothing of it.", "Leave them out.")
+    return known
+
+
+def score_real(scores: Evaluation, source: Source, numbers: Tensor, labels: list[list[int]]) -> RealScore:
     """Score answers by them; pictures without a label are left out, as in the paper.
 
     Args:
         scores: the answers, in the model's numbering.
         source: the pictures.
-        class_names: the model's classes; those that are WordNet ids of ImageNet's can be right.
+        numbers: of the model's classes, from `imagenet_numbers`.
         labels: from `read_real_labels`, in ImageNet's numbering.
 
     Raises:
-        DataError: a picture is not one of ImageNet's validation set, none has labels, or the model has no such class.
+        DataError: a picture is not one of ImageNet's validation set, or none has labels.
     """
-    number = {name: n for n, name in enumerate(imagenet_classes()[0])}
-    known = torch.tensor([number.get(name, NO_CLASS) for name in class_names])
-    if (known == NO_CLASS).all():
-        raise DataError("The model's classes are not ImageNet's, so ReaL labels say nothing of it.", "Leave them out.")
     first, five = [], []
-    for index, best in zip(scores.indices.tolist(), known[scores.best.long()].tolist(), strict=True):
+    for index, best in zip(scores.indices.tolist(), numbers[scores.best.long()].tolist(), strict=True):
         real = set(labels[_number(source.name(index), len(labels))])
         if real:
             first.append(best[0] in real)

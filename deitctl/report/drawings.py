@@ -139,26 +139,12 @@ def _bars(axes: Any, counts: Any, bins: Sequence[Bin]) -> None:
     left, width = [100 * b.lower for b in full], [100 * (b.upper - b.lower) * 0.94 for b in full]
     accuracy, confidence = 100 * np.array([b.accuracy for b in full]), 100 * np.array([b.confidence for b in full])
     both = np.minimum(accuracy, confidence)
-    axes.bar(left, both, width, align="edge", color=RIGHT, label="right")
-    axes.bar(
-        left,
-        np.maximum(accuracy - confidence, 0),
-        width,
-        both,
-        align="edge",
-        color=BETTER,
-        label="right more often than said",
-    )
-    axes.bar(
-        left,
-        np.maximum(confidence - accuracy, 0),
-        width,
-        both,
-        align="edge",
-        color=WRONG,
-        alpha=0.45,
-        label="said, not right",
-    )
+    above, below = np.maximum(accuracy - confidence, 0), np.maximum(confidence - accuracy, 0)
+    for height, bottom, color, alpha, label in (
+        (both, 0, RIGHT, 1, "right"), (above, both, BETTER, 1, "right more often than said"),
+        (below, both, WRONG, 0.45, "said, not right"),
+    ):  # fmt: skip
+        axes.bar(left, height, width, bottom, align="edge", color=color, alpha=alpha, label=label)
     axes.plot([0, 100], [0, 100], "k--", linewidth=1)
     axes.set(xlim=(0, 100), ylim=(0, 100))
     axes.grid(alpha=0.3)

@@ -19,7 +19,7 @@ from deitctl.evaluation.calibration import calibrate
 from deitctl.evaluation.evaluate import evaluate_all
 from deitctl.evaluation.intervals import Difference, bootstrap, compare
 from deitctl.evaluation.protocols import PROTOCOLS, preprocessing_for
-from deitctl.evaluation.real_labels import read_real_labels, require_known, score_real
+from deitctl.evaluation.real_labels import imagenet_numbers, read_real_labels, require_known, score_real
 from deitctl.evaluation.scores import Evaluation
 from deitctl.evaluation.tally import Contender
 from deitctl.events import Reporter, SilentReporter
@@ -71,18 +71,7 @@ def evaluate_models(
     reporter = reporter or SilentReporter()
     names = list(dict.fromkeys(model or DEFAULT_MODEL for model in models))
     protocols = list(dict.fromkeys(protocols))
-    if on_bad_image not in ("skip", "stop"):
-        raise ConfigError(
-            f"There is no way {on_bad_image!r} with pictures that cannot be read.", "There are: skip, stop."
-        )
-    if weights and len(names) > 1:
-        raise ConfigError(
-            f"--weights is for one model, and there are {len(names)}.", "Name files or folders as models."
-        )
-    if not protocols:
-        raise ConfigError("No protocol is named.", f"There are: {', '.join(PROTOCOLS)}.")
-    if save_temperature:
-        _require_folder(names, protocols)
+    _require_sense(names, protocols, weights, on_bad_image, save_temperature)
     _require_room(predictions, report, figures, f"{names[0]}/{CONFIG}" if save_temperature else "")
     real = read_real_labels(Path(real_labels).expanduser()) if real_labels else None
     source = open_for_evaluation(data or BUILT_IN, reporter)
@@ -92,16 +81,12 @@ def evaluate_models(
     judged = []
     for name in names:
         loaded = load_model(name, weights=weights, img_size=img_size, reporter=reporter)
-        match = _match(loaded, source, data or BUILT_IN, reporter)
-        how, placed = choose_head(head, loaded.card.head, loaded.model), where.place(loaded.model)
+        numbers = imagenet_numbers(loaded.card.class_names or ()) if real is not None else None
         if save_temperature and img_size not in (0, load_card(Path(name).expanduser()).preprocessing.img_size):
             raise ConfigError(f"A temperature is kept for a model's own input size, not for {img_size} pixels.")
-        judged += [
-            (name, protocol, loaded.card, match, Contender(
-                model=placed, preprocessing=preprocessing_for(loaded.card, protocol), rows=match.rows, head=how,
-                temperature=loaded.card.temperature(how),
-            )) for protocol in protocols
-        ]  # fmt: skip
+        match = _match(loaded, source, data or BUILT_IN, reporter)
+        contenders = _contenders(loaded, protocols, match, choose_head(head, loaded.card.head, loaded.model), where)
+        judged += [(name, protocol, loaded.card, match, numbers, c) for protocol, c in contenders.items()]
     with joined(where.torch_device) as world:
         scored = evaluate_all(
             [contender for *_, contender in judged], source, device=where, batch_size=batch_size,
@@ -113,9 +98,9 @@ def evaluate_models(
             name=_name(name, protocol, names, protocols), model=name, protocol=protocol, data=data or BUILT_IN,
             card=card, source=source, match=match, contender=contender, scores=scores, intervals=_intervals(scores),
             calibration=calibrate(scores) if world.is_main else None,
-            real=score_real(scores, source, card.class_names or (), real) if real is not None else None,
+            real=None if real is None or numbers is None else score_real(scores, source, numbers, real),
         )
-        for (name, protocol, card, match, contender), scores in zip(judged, scored, strict=True)
+        for (name, protocol, card, match, numbers, contender), scores in zip(judged, scored, strict=True)
     )  # fmt: skip
     found = EvalResults(results=results, differences=_differences(results))
     if world.is_main:
@@ -127,6 +112,37 @@ def evaluate_models(
         if save_temperature:
             _keep_temperatures(results[0], reporter)
     return found
+
+
+def _require_sense(
+    models: Sequence[str], protocols: Sequence[str], weights: str, on_bad_image: str, save_temperature: bool
+) -> None:
+    """Raise `ConfigError` for options that do not exist or do not go together."""
+    if on_bad_image not in ("skip", "stop"):
+        raise ConfigError(
+            f"There is no way {on_bad_image!r} with pictures that cannot be read.", "There are: skip, stop."
+        )
+    if weights and len(models) > 1:
+        raise ConfigError(
+            f"--weights is for one model, and there are {len(models)}.", "Name files or folders as models."
+        )
+    if not protocols:
+        raise ConfigError("No protocol is named.", f"There are: {', '.join(PROTOCOLS)}.")
+    if save_temperature:
+        _require_folder(models, protocols)
+
+
+def _contenders(
+    loaded: LoadedModel, protocols: Sequence[str], match: ClassMatch, head: str, where: Device
+) -> dict[str, Contender]:
+    """Return a model on its device, once a protocol."""
+    placed = where.place(loaded.model)
+    return {
+        protocol: Contender(
+            model=placed, preprocessing=preprocessing_for(loaded.card, protocol), rows=match.rows, head=head,
+            temperature=loaded.card.temperature(head),
+        ) for protocol in protocols
+    }  # fmt: skip
 
 
 def _draw(found: EvalResults, device: Device, command: str, report: str, figures: str, reporter: Reporter) -> None:

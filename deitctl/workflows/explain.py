@@ -7,7 +7,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -254,14 +253,16 @@ class Sheets:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with path.open("xb") as file:
-                    file.write(content)
+                    try:
+                        file.write(content)
+                    except BaseException:  # a signal too: half a picture would stay for good
+                        path.unlink()
+                        raise
                 return path
             except FileExistsError:
                 if not self.folder.is_dir():
                     raise cannot_write(self.folder, NotADirectoryError("it is a file")) from None
             except OSError as error:
-                with suppress(OSError):
-                    path.unlink()
                 raise cannot_write(path, error) from error
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from deitctl.card import ModelCard
 from deitctl.catalog import find
 from deitctl.checkpoint import CONFIG, cannot_write, write_bytes
 from deitctl.config import read_toml
@@ -112,33 +113,48 @@ def export(
     with _draft_of(path, kind) as draft:
         with reporter.task(f"write {path.name}", None, "bytes"):
             kind.write(network, card, describe(card, answered, bare=not preprocess), draft)
-        with reporter.task(f"verify {path.name}", len(sample.names)) as task:
-            found, remark = verify(draft, kind.program_file, wanted, sample, tolerance=kind.tolerance), ""
-            if kind.labels is not None:
-                seen = verify_files(
-                    draft, kind.program_file, wanted, source, sample, card.preprocessing, kind.labels(card),
-                    tolerance=kind.tolerance,
-                )  # fmt: skip
-                found, remark = seen.chosen, seen.summary
-                reporter.note(remark)
-            task.advance(found.images)
+        proof = _prove(draft, kind, wanted, source, sample, card, quantize, reporter)
         if kind.is_folder:
             about = readme(
                 card, _history(ref, weights), title=_stem(ref), library=to, usage=kind.usage, head=answered,
-                found=found, remark=remark,
+                found=proof.found, remark=proof.remark,
             )  # fmt: skip
             write_bytes(draft / README, about.encode())
-        rounded = None
-        if quantize:
-            with reporter.task(f"round to {quantize}, verify and time", None, "bytes"):
-                rounded = _round(draft, kind, quantize, wanted, sample)
-            found = rounded.found
-    _note_ties(found, reporter)
+    _note_ties(proof.found, reporter)
     return ExportResult(
-        path=path, format=to, bytes=_size(path), verified_on=found.images, max_abs_diff=found.max_abs_diff,
-        top1_agreement=found.top1_agreement, quantize=quantize or None,
-        relative_diff=rounded.relative_diff if rounded else None, speedup=rounded.speedup if rounded else None,
+        path=path, format=to, bytes=_size(path), verified_on=proof.found.images, max_abs_diff=proof.found.max_abs_diff,
+        top1_agreement=proof.found.top1_agreement, quantize=quantize or None, relative_diff=proof.relative_diff,
+        speedup=proof.speedup,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Proof:
+    found: Verification
+    remark: str = ""
+    relative_diff: float | None = None
+    speedup: float | None = None
+
+
+def _prove(
+    draft: Path, kind: Format, wanted: Answers, source: Source, sample: Pictures, card: ModelCard, quantize: str,
+    reporter: Reporter,
+) -> _Proof:  # fmt: skip
+    """Prove what was written; then round it, if that is wanted, and prove that."""
+    with reporter.task("verify in a fresh process", len(sample.names)) as task:
+        proof = _Proof(verify(draft, kind.program_file, wanted, sample, tolerance=kind.tolerance))
+        if kind.labels is not None:
+            seen = verify_files(
+                draft, kind.program_file, wanted, source, sample, card.preprocessing, kind.labels(card),
+                tolerance=kind.tolerance,
+            )  # fmt: skip
+            proof = _Proof(seen.chosen, seen.summary)
+            reporter.note(seen.summary)
+        task.advance(proof.found.images)
+    if not quantize:
+        return proof
+    with reporter.task(f"round to {quantize}, verify and time", None, "bytes"):
+        return _round(draft, kind, quantize, wanted, sample)
 
 
 def _variant(to: str, quantize: str, preprocess: bool) -> Format:
@@ -154,14 +170,7 @@ def _variant(to: str, quantize: str, preprocess: bool) -> Format:
     return replace(kind, suffix=("" if preprocess else "-bare") + (f"-{quantize}" if quantize else "") + kind.suffix)
 
 
-@dataclass(frozen=True)
-class _Rounded:
-    found: Verification
-    relative_diff: float
-    speedup: float
-
-
-def _round(draft: Path, kind: Format, quantize: str, wanted: Answers, sample: Pictures) -> _Rounded:
+def _round(draft: Path, kind: Format, quantize: str, wanted: Answers, sample: Pictures) -> _Proof:
     """Replace a proven fp32 file by a rounded one, proven too and timed against it."""
     plain = draft.with_name(f"{draft.name}.fp32")
     os.replace(draft, plain)
@@ -169,7 +178,7 @@ def _round(draft: Path, kind: Format, quantize: str, wanted: Answers, sample: Pi
         quantize_onnx(plain, quantize, draft)
         tolerance = PRECISIONS[quantize].tolerance
         found, relative = verify_rounded(draft, kind.program_file, wanted, sample, tolerance=tolerance)
-        return _Rounded(found, relative, speedup(plain, draft))
+        return _Proof(found, relative_diff=relative, speedup=speedup(plain, draft))
     finally:
         plain.unlink(missing_ok=True)
 

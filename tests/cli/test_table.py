@@ -21,12 +21,12 @@ def terminal(width: int = 80, colours: str = "truecolor", **options: object) -> 
     return Console(
         file=io.StringIO(), force_terminal=True, width=width, color_system=colours, highlight=False,
         legacy_windows=False, **options,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def printed(console: Console, prediction: Prediction) -> list[str]:
     print_prediction(prediction, console)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = console.file.getvalue()
     return re.sub("\x1b\\[[0-9;]*m", "", text).splitlines()
 
 
@@ -105,7 +105,7 @@ def test_two_pixels_a_character_with_the_colours_of_the_picture(quarters):
     red, green, blue, white = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
     def colours(styles: list[object]) -> list[tuple[int, ...]]:
-        return [tuple(c.triplet) for s in styles for c in (s.color, s.bgcolor)]  # type: ignore[attr-defined]
+        return [tuple(c.triplet) for s in styles for c in (s.color, s.bgcolor)]
 
     def near(found: list[tuple[int, ...]], wanted: list[tuple[int, ...]]) -> bool:
         return bool(np.abs(np.array(found) - np.array(wanted)).max() <= 40)  # resizing rings at the edges
@@ -123,7 +123,7 @@ def test_colours_reach_the_terminal_as_they_are_or_as_the_nearest_of_256(colours
     pixels = np.zeros((3, 8, 8), np.uint8)
     pixels[0] = red  # two reds, because Rich remembers how it wrote a style
     print_prediction(Prediction("p.jpg", guesses(0.9), None, pixels), console)
-    assert said in console.file.getvalue()  # type: ignore[attr-defined]
+    assert said in console.file.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 
 from deitctl.catalog import imagenet_classes
 from deitctl.errors import DataError
-from deitctl.evaluation.real_labels import read_real_labels, score_real
+from deitctl.evaluation.real_labels import imagenet_numbers, read_real_labels, score_real
 
 NAMES = [f"val/n01440764/ILSVRC2012_val_{n:08d}.JPEG" for n in (3, 1, 2)]
 
@@ -25,25 +25,25 @@ IDS = imagenet_classes()[0]
 
 def test_by_hand():
     labels = [[5, 7], [], [2]]  # of pictures 1, 2 and 3
-    found = score_real(*scored([[1, 2], [7, 0], [9, 9]]), IDS, labels)
+    found = score_real(*scored([[1, 2], [7, 0], [9, 9]]), imagenet_numbers(IDS), labels)
     assert found == (2, 50.0, 100.0)  # picture 3: second guess; picture 1: first; picture 2 has no label
 
 
 def test_labels_are_imagenets_whatever_the_order_of_the_models_classes():
     """A model that calls ImageNet's classes 2, 7 and 5 its 0, 1 and 2, and knows a fourth that is not ImageNet's."""
     names, labels = (IDS[2], IDS[7], IDS[5], "my cat"), [[5, 7], [], [2]]
-    assert score_real(*scored([[3, 0], [1, 0], [3, 3]]), names, labels) == (2, 50.0, 100.0)
+    assert score_real(*scored([[3, 0], [1, 0], [3, 3]]), imagenet_numbers(names), labels) == (2, 50.0, 100.0)
     with pytest.raises(DataError, match="not ImageNet's"):
-        score_real(*scored([[0]]), ("my cat", "my dog"), labels)
+        imagenet_numbers(("my cat", "my dog"))
 
 
 def test_pictures_that_are_not_imagenets_are_refused():
     with pytest.raises(DataError, match=r"cat\.jpg has no ReaL labels"):
-        score_real(*scored([[1]], ["cat.jpg"]), IDS, [[1]])
+        score_real(*scored([[1]], ["cat.jpg"]), imagenet_numbers(IDS), [[1]])
     with pytest.raises(DataError, match="val_00000003"):
-        score_real(*scored([[1]]), IDS, [[1]])
+        score_real(*scored([[1]]), imagenet_numbers(IDS), [[1]])
     with pytest.raises(DataError, match="None of the pictures"):
-        score_real(*scored([[1]]), IDS, [[], [], []])
+        score_real(*scored([[1]]), imagenet_numbers(IDS), [[], [], []])
 
 
 def test_a_file_is_read_and_others_are_refused(tmp_path):

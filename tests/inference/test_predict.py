@@ -44,7 +44,7 @@ def painted(tmp_path: Path) -> Callable[..., str]:
 
 def ask(names: list[str], **options: object) -> list[Prediction]:
     settings = {"topk": 5, "batch_size": 2, **options}
-    return list(predict_stream(Colours(), names, **settings))  # type: ignore[arg-type]
+    return list(predict_stream(Colours(), names, **settings))
 
 
 def test_scores_are_the_classifiers_best_first_and_of_equal_ones_the_first_class_is_first(painted):

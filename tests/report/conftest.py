@@ -75,7 +75,7 @@ def evaluated(animals: Data, pixels: Callable[[int], np.ndarray]) -> Callable[..
             fields["mistakes"] = [example(n) for n in confident_mistakes(correct, confidences)]
         if "unsure" not in changes:
             fields["unsure"] = [example(n) for n in unsure_hits(correct, confidences)]
-        return Evaluated(**(fields | changes | {"predicted": predicted, "confidences": confidences}))  # type: ignore[arg-type]
+        return Evaluated(**(fields | changes | {"predicted": predicted, "confidences": confidences}))
 
     return make
 
@@ -115,7 +115,7 @@ def contents() -> Callable[..., Contents]:
             "title": "Animals", "created": "1 May 2026, 12:00", "version": "0.1.0", "command": "deitctl eval animals",
             "facts": (("Device", "cpu, fp32"),), "evaluated": evaluated,
         }  # fmt: skip
-        return Contents(**(fields | changes))  # type: ignore[arg-type]
+        return Contents(**(fields | changes))
 
     return make
 

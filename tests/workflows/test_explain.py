@@ -22,7 +22,7 @@ from deitctl.events import SilentReporter
 from deitctl.models.build import build_model, load_model
 from deitctl.models.heads import forward_heads
 from deitctl.models.layers import layer_names, shipping_card
-from deitctl.workflows.explain import explain
+from deitctl.workflows.explain import Sheets, explain
 from deitctl.workflows.predict import predict
 
 NAMES = ("ant", "bee", "cow")
@@ -272,3 +272,11 @@ def test_the_command_prints_records_and_ends_with_3_where_some_could_not_be_read
     assert table.exit_code == 3
     assert "dist" in table.stdout
     assert "bee:" in table.stdout
+
+
+def test_a_picture_that_is_broken_off_leaves_no_half_of_it(tmp_path: Path) -> None:
+    sheets = Sheets(tmp_path / "out")
+    with pytest.raises(TypeError):
+        sheets._write_new("cat.gradient", "no bytes")  # whatever ends it in the middle
+    assert list((tmp_path / "out").iterdir()) == []
+    assert sheets._write_new("cat.gradient", memoryview(b"whole")).read_bytes() == b"whole"
