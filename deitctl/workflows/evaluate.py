@@ -195,7 +195,7 @@ def _strangers(card: ModelCard, source: Source, data: str) -> str:
     unknown = [n for n in source.class_names if match_classes(card, [n]) is None]
     example = f", for example {unknown[0]!r}" if unknown else ""
     known = "without names" if card.class_names is None else f"such as {card.label(0)!r}"
-    if unknown and all(name in NUMBERS for name in source.class_names):
+    if unknown and set(source.class_names) <= NUMBERS and max(map(int, source.class_names)) > 99:  # more than digits
         known += "; folders called by number are taken for ImageNetV2's only where all of 0 to 999 have pictures"
     return (
         f"The model does not know {len(unknown)} of the {len(source.class_names)} classes of {data}{example}; "

@@ -226,6 +226,14 @@ def test_folders_called_0_to_999_are_imagenets_numbers(imagenet_model, image_fol
     assert match_classes(card, [f"{n:03d}" for n in range(1000)]) is None  # another numbering that went around
 
 
+def test_a_part_of_imagenetv2_is_told_why_it_is_not_taken_for_it(imagenet_model, image_folder) -> None:
+    with pytest.raises(DataError, match="only where all of 0 to 999 have pictures"):
+        evaluate_model(str(image_folder({"7": 1, "999": 1}, "v2")), model=str(imagenet_model), workers=0)
+    with pytest.raises(DataError) as digits:
+        evaluate_model("digits", model=str(imagenet_model), workers=0)
+    assert "ImageNetV2" not in str(digits.value)
+
+
 def test_a_part_of_imagenet_is_scored_among_its_classes_too(imagenet_model, image_folder) -> None:
     ids = imagenet_classes()[0]
     root = image_folder({ids[7]: 2, ids[400]: 2}, "imagenet-a")
