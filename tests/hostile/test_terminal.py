@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deitctl.checkpoint import write_json
-from deitctl.cli import predict
+from deitctl.cli import console, predict
 from deitctl.cli.console import error_line, json_text, print_line, print_table, printable
 from deitctl.cli.progress import LineReporter, make_reporter
 from deitctl.errors import DeitctlError
@@ -48,7 +48,7 @@ def test_a_table_of_predictions_shows_names_in_escapes(capsys):
     assert "[red]b[/red]" in out
 
 
-@pytest.mark.parametrize("write", [predict._jsonl, predict._json])
+@pytest.mark.parametrize("write", [console.print_records, predict._json])
 def test_json_is_exact_and_harmless(write, capsys):
     write(stream())
     out = capsys.readouterr().out
