@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ from deitctl.cli import options as o
 
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=o.MODEL_HELP)],
-    to: Annotated[str, typer.Option("--to", help="onnx, torch (torch.export, .pt2), timm or transformers (folders).")],
+    to: Annotated[str, typer.Option("--to", help="onnx, torch (torch.export, .pt2), timm, transformers or web (folders).")],
     weights: o.WeightsOpt = None,
     output: Annotated[
         str | None, typer.Option("--output", help="File or folder to write.", show_default="RUN/export/ or here")
@@ -25,7 +26,7 @@ def export(
     quantize: Annotated[
         str | None,
         typer.Option(
-            "--quantize", help="fp16 (half the bytes) or int8 (a quarter, faster); ONNX.", show_default="fp32"
+            "--quantize", help="fp16 (half the bytes) or int8 (a quarter, faster); onnx, web.", show_default="fp32"
         ),
     ] = None,
     preprocess: Annotated[
@@ -34,6 +35,10 @@ def export(
             "--preprocess/--no-preprocess", help="Normalisation and softmax inside, or the bare network; ONNX."
         ),
     ] = True,
+    runtime: Annotated[
+        Path | None,
+        typer.Option("--runtime", help="Of web: a downloaded onnxruntime-web archive.", show_default="fetched once"),
+    ] = None,
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
 ) -> None:
@@ -51,6 +56,7 @@ def export(
     result = run(
         model, to=to, output=output or "", weights=str(weights) if weights else "", head=head,
         verify_with=verify_with or "", count=count, quantize=quantize or "", preprocess=preprocess,
+        runtime=str(runtime) if runtime else "",
         reporter=make_reporter(quiet),
     )  # fmt: skip
     record = result.to_dict()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from deitctl.card import ModelCard
 from deitctl.errors import ExportError
-from deitctl.exporters import timm_folder, transformers_folder
+from deitctl.events import Reporter
+from deitctl.exporters import timm_folder, transformers_folder, web_folder, web_runtime
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.torch_export import export_torch
@@ -29,7 +30,11 @@ class Format:
     files: tuple[str, ...] = ()
     """What a folder has, beside README.md; empty for a format that is one file."""
     usage: str = ""
-    """Python that loads the folder, for its README.md; `PATH` is where it is."""
+    """Python that loads the folder, for its README.md, which it has then; `PATH` is where it is."""
+    model: str = ""
+    """The file of a folder that `program` runs and that can be rounded; empty where that is all of what is written."""
+    provide: Callable[[str, Reporter], None] | None = None
+    """Makes sure of a runtime that is written too: takes the user's own copy, or an empty text."""
     labels: Callable[[ModelCard], list[str]] | None = None
     """What the classes are called by a reader that preprocesses pictures itself, which is then proven too."""
     head: str = ""
@@ -38,7 +43,7 @@ class Format:
     """The extra of `pip install 'deitctl[EXTRA]'` that has `packages`."""
     packages: tuple[str, ...] = ()
     has_variants: bool = False
-    """Whether it can be rounded (`quantize`) and written without preprocessing."""
+    """Whether it can be rounded (`quantize`) and, as a file, written without preprocessing."""
 
     @property
     def is_folder(self) -> bool:
@@ -71,5 +76,10 @@ FORMATS = {
         suffix="-transformers", write=transformers_folder.export_transformers, program="run_transformers.py",
         tolerance=TRANSFORMERS_TOLERANCE, files=transformers_folder.FILES, usage=transformers_folder.USAGE,
         labels=transformers_folder.labels, head=transformers_folder.HEAD, extra="transformers", packages=("transformers",),
+    ),
+    "web": Format(
+        suffix="-web", write=web_folder.export_web, program="run_web.py", tolerance=ONNX_TOLERANCE,
+        files=web_folder.FILES, model=web_folder.MODEL, provide=web_runtime.provide,
+        extra="onnx", packages=("onnx", "onnxscript", "onnxruntime"), has_variants=True,
     ),
 }  # fmt: skip

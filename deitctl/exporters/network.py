@@ -37,9 +37,12 @@ class ExportedClassifier(nn.Module):
 
         The probabilities are calibrated, softmax(logits / temperature); the logits are the model's own.
         """
-        images = normalise(pixels.permute(0, 3, 1, 2), self.preprocessing)
-        logits = self.logits(images)
+        logits = self.logits(self.normalised(pixels))
         return logits, (logits / self.temperature).softmax(dim=1)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Return uint8 pictures [B,S,S,3] as the model takes them, [B,3,S,S]."""
+        return normalise(pixels.permute(0, 3, 1, 2), self.preprocessing)
 
     def logits(self, images: Tensor) -> Tensor:
         """Join the heads' answers to normalised pictures [B,3,S,S]: [B,K]."""

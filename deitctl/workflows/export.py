@@ -62,7 +62,7 @@ class ExportResult:
 
 def export(
     ref: str, *, to: str, output: str = "", weights: str = "", head: str = "auto", verify_with: str = "",
-    count: int = 64, quantize: str = "", preprocess: bool = True, reporter: Reporter | None = None,
+    count: int = 64, quantize: str = "", preprocess: bool = True, runtime: str = "", reporter: Reporter | None = None,
 ) -> ExportResult:  # fmt: skip
     """Write a model in another format and prove in a fresh process that it answers as before.
 
@@ -77,10 +77,11 @@ def export(
         count: how many pictures to verify on.
         quantize: a name of `PRECISIONS`; empty: fp32.
         preprocess: False leaves normalisation and softmax to the reader: normalised pictures in, logits out.
+        runtime: a downloaded archive of the runtime that the format holds; empty: fetched, see `web_runtime.provide`.
         reporter: told of progress.
 
     Raises:
-        ExportError: no such format or precision, a missing package, or a file that disagrees, which is kept as `*.rejected`.
+        ExportError: no such format or precision, a missing package or runtime, or a file that disagrees, which is kept as `*.rejected`.
         ModelError: no such model, or weights that do not fit.
         DataError: no such pictures.
     """
@@ -91,9 +92,11 @@ def export(
         )
     if count < 1:
         raise ConfigError(f"count = {count}: verification needs 1 picture or more.")
-    kind = _variant(to, quantize, preprocess)
+    kind = _variant(to, quantize, preprocess, runtime)
     kind.require()
     path = _output_path(ref, output, kind)
+    if kind.provide is not None:
+        kind.provide(runtime, reporter)
     source = _source(ref, verify_with, reporter)
     loaded = load_model(ref, weights=weights, reporter=reporter)
     how = choose_head(head, loaded.card.head, loaded.model)
@@ -101,7 +104,7 @@ def export(
     if answered != how:
         reporter.note(f"{to} answers with {answered}, whatever the head rule; {how} is written down in {CONFIG}.")
     temperature = loaded.card.temperature(answered)
-    if kind.is_folder and temperature != 1:
+    if kind.head and temperature != 1:
         reporter.note(
             f"{to} has no place for a temperature: its scores are those of the logits, deitctl's of the logits divided "
             f"by {temperature:.3g}. The order of the classes is the same; the number is in {CONFIG}."
@@ -114,7 +117,7 @@ def export(
         with reporter.task(f"write {path.name}", None, "bytes"):
             kind.write(network, card, describe(card, answered, bare=not preprocess), draft)
         proof = _prove(draft, kind, wanted, source, sample, card, quantize, reporter)
-        if kind.is_folder:
+        if kind.usage:
             about = readme(
                 card, _history(ref, weights), title=_stem(ref), library=to, usage=kind.usage, head=answered,
                 found=proof.found, remark=proof.remark,
@@ -142,7 +145,7 @@ def _prove(
 ) -> _Proof:  # fmt: skip
     """Prove what was written; then round it, if that is wanted, and prove that."""
     with reporter.task("verify in a fresh process", len(sample.names)) as task:
-        proof = _Proof(verify(draft, kind.program_file, wanted, sample, tolerance=kind.tolerance))
+        proof = _Proof(verify(draft / kind.model, kind.program_file, wanted, sample, tolerance=kind.tolerance))
         if kind.labels is not None:
             seen = verify_files(
                 draft, kind.program_file, wanted, source, sample, card.preprocessing, kind.labels(card),
@@ -154,10 +157,10 @@ def _prove(
     if not quantize:
         return proof
     with reporter.task(f"round to {quantize}, verify and time", None, "bytes"):
-        return _round(draft, kind, quantize, wanted, sample)
+        return _round(draft / kind.model, kind, quantize, wanted, sample)
 
 
-def _variant(to: str, quantize: str, preprocess: bool) -> Format:
+def _variant(to: str, quantize: str, preprocess: bool, runtime: str) -> Format:
     """Return a format, its name ending in what is not as usual."""
     kind = FORMATS[to]
     if quantize and quantize not in PRECISIONS:
@@ -167,6 +170,10 @@ def _variant(to: str, quantize: str, preprocess: bool) -> Format:
         )
     if not kind.has_variants and (quantize or not preprocess):
         raise ExportError(f"{to} has no variants: --quantize and --no-preprocess are for --to onnx.")
+    if kind.has_variants and kind.is_folder and not preprocess:
+        raise ExportError(f"What {to} writes preprocesses pictures itself: --no-preprocess is for --to onnx.")
+    if runtime and kind.provide is None:
+        raise ExportError(f"{to} holds no runtime: --runtime is for --to web.")
     return replace(kind, suffix=("" if preprocess else "-bare") + (f"-{quantize}" if quantize else "") + kind.suffix)
 
 

@@ -1,0 +1,78 @@
+"""A folder that any file server serves: a page that classifies pictures in the browser, and all that it needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+
+from deitctl import __version__
+from deitctl.card import ModelCard
+from deitctl.checkpoint import write_bytes
+from deitctl.exporters.attention_network import TOKENS, AttendingClassifier
+from deitctl.exporters.network import ExportedClassifier
+from deitctl.exporters.onnx import export_onnx
+from deitctl.exporters.web_runtime import BINARY, SCRIPT, VERSION, runtime_files
+from deitctl.models.vit import VisionTransformer
+
+MODEL, ABOUT = "model.onnx", "model.json"
+PAGE = (
+    "index.html", "style.css", "served.js", "page.js", "result.js", "heat.js", "worker.js", "decode.js", "view.js",
+    "resample.js", "LICENSE-onnxruntime.txt",
+)  # fmt: skip
+FILES = (*PAGE, MODEL, ABOUT, SCRIPT, BINARY)
+
+
+def export_web(network: ExportedClassifier, card: ModelCard, metadata: Mapping[str, str], path: Path) -> None:
+    """Write the folder of a page.
+
+    Args:
+        network: what answers; a DeiT of ours gives the attention of its tokens too, other models do without.
+        card: its card.
+        metadata: strings for model.onnx.
+        path: the folder.
+
+    Raises:
+        ExportError: the model cannot be written as ONNX, or onnxruntime-web is not there, see `web_runtime.provide`.
+    """
+    runtime = runtime_files()
+    if isinstance(network.model, VisionTransformer):
+        network = AttendingClassifier(network.model, card, network.head)
+    export_onnx(network, card, metadata, path / MODEL)
+    about = json.dumps(describe_for_page(network, card), ensure_ascii=False)
+    write_bytes(path / ABOUT, about.encode())
+    for name, data in runtime.items():
+        write_bytes(path / name, data)
+    for name in PAGE:
+        write_bytes(path / name, files("deitctl.exporters").joinpath("page", name).read_bytes())
+
+
+def describe_for_page(network: ExportedClassifier, card: ModelCard) -> dict[str, object]:
+    """Return model.json: what the page's scripts, which cannot read the metadata of model.onnx, have to know."""
+    pre = card.preprocessing
+    tokens = network.model.num_prefix_tokens if isinstance(network, AttendingClassifier) else 0
+    return {
+        "deitctl": __version__,
+        "runtime": VERSION,
+        "architecture": card.architecture,
+        "head": network.head,
+        "temperature": network.temperature,
+        "tokens": TOKENS[:tokens],
+        "labels": [card.label(index) for index in range(card.num_classes)],
+        "names": card.class_names if card.descriptions is not None else None,
+        "preprocessing": {
+            "imgSize": pre.img_size,
+            "resizeTo": pre.resize_to,
+            "cropMode": pre.crop_mode,
+            "interpolation": pre.interpolation,
+        },
+    }
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a folder's model.onnx."""
+    import onnx
+
+    model = onnx.load(path / MODEL)
+    return {entry.key: entry.value for entry in model.metadata_props}
