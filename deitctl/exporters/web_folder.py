@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from deitctl import __version__
-from deitctl.card import ModelCard
+from deitctl.card import ModelCard, Preprocessing
 from deitctl.checkpoint import write_bytes
 from deitctl.exporters.attention_network import TOKENS, AttendingClassifier
 from deitctl.exporters.network import ExportedClassifier
@@ -50,7 +50,6 @@ def export_web(network: ExportedClassifier, card: ModelCard, metadata: Mapping[s
 
 def describe_for_page(network: ExportedClassifier, card: ModelCard) -> dict[str, object]:
     """Return model.json: what the page's scripts, which cannot read the metadata of model.onnx, have to know."""
-    pre = card.preprocessing
     tokens = network.model.num_prefix_tokens if isinstance(network, AttendingClassifier) else 0
     return {
         "deitctl": __version__,
@@ -61,12 +60,17 @@ def describe_for_page(network: ExportedClassifier, card: ModelCard) -> dict[str,
         "tokens": TOKENS[:tokens],
         "labels": [card.label(index) for index in range(card.num_classes)],
         "names": card.class_names if card.descriptions is not None else None,
-        "preprocessing": {
-            "imgSize": pre.img_size,
-            "resizeTo": pre.resize_to,
-            "cropMode": pre.crop_mode,
-            "interpolation": pre.interpolation,
-        },
+        "preprocessing": describe_preprocessing(card.preprocessing),
+    }
+
+
+def describe_preprocessing(pre: Preprocessing) -> dict[str, object]:
+    """Return how view.js makes of a picture what `eval_view` makes of it."""
+    return {
+        "imgSize": pre.img_size,
+        "resizeTo": pre.resize_to,
+        "cropMode": pre.crop_mode,
+        "interpolation": pre.interpolation,
     }
 
 

@@ -13,7 +13,7 @@ import pytest
 from deitctl.report.contents import Contents, Data
 from deitctl.report.html import write_report
 
-_spec = importlib.util.spec_from_file_location("chromium", Path(__file__).with_name("chromium.py"))
+_spec = importlib.util.spec_from_file_location("chromium", Path(__file__).parents[1] / "chromium.py")
 assert _spec is not None
 assert _spec.loader is not None
 chromium = importlib.util.module_from_spec(_spec)  # tests are no package

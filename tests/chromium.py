@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+import http.server
 import json
 import os
 import select
 import shutil
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,8 +72,8 @@ class Browser:
         elif event == "Log.entryAdded" and what["entry"]["level"] in ("error", "warning"):
             self.complaints.append(json.dumps(what["entry"]))
 
-    def open(self, path: Path, *, width: int = 1440, dark: bool = False, scripts: bool = True) -> None:
-        """Open a file in a window of `width` pixels, waiting until it is drawn."""
+    def open(self, page: Path | str, *, width: int = 1440, dark: bool = False, scripts: bool = True) -> None:
+        """Open a file or an address in a window of `width` pixels, waiting until it is drawn."""
         self.requests.clear()
         self.refused.clear()
         self.complaints.clear()
@@ -86,12 +88,13 @@ class Browser:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", media="", features=[scheme])
-        self.send("Page.navigate", url=path.absolute().as_uri())
-        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+        url = page.absolute().as_uri() if isinstance(page, Path) else page
+        self.send("Page.navigate", url=url)
+        self.wait(f"document.readyState === 'complete' && location.protocol === '{url.partition(':')[0]}:'")
 
     def js(self, expression: str) -> Any:
-        """Return the value of an expression in the page."""
-        result = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
+        """Return the value of an expression in the page, or what it promises."""
+        result = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, f"{expression}: {result['exceptionDetails']}"
         return result["result"].get("value")
 
@@ -115,6 +118,12 @@ class Browser:
         self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def choose(self, selector: str, paths: Iterable[Path]) -> None:
+        """Choose files in a file input, as its dialogue does."""
+        found = self.send("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
+        names = [str(path.absolute()) for path in paths]
+        self.send("DOM.setFileInputFiles", files=names, objectId=found["result"]["objectId"])
 
     def press(self, key: str) -> None:
         """Press and release a key: `Tab`, `Enter`, `ArrowRight`."""
@@ -151,3 +160,35 @@ def browser(profile: Path) -> Iterator[Browser]:
         os.close(back)
         process.terminate()
         process.wait(PATIENCE)
+
+
+@contextmanager
+def serve(folder: Path, headers: Mapping[str, str] | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Serve a folder as `python -m http.server` does: its address, and the paths that were asked for so far."""
+    asked: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(folder))
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            super().do_GET()
+
+        def end_headers(self) -> None:
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
+            super().end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
