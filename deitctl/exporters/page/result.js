@@ -33,7 +33,7 @@ export function answered(card, name, answer, about) {
     index, label: about.labels[index], name: about.names?.[index], probability: answer.probabilities[index],
   }));
   const took = `${Math.round(milliseconds.view + milliseconds.network)} ms`;
-  const parts = `view ${Math.round(milliseconds.view)}, network ${Math.round(milliseconds.network)}`;
+  const parts = `decode and resize ${Math.round(milliseconds.view)}, network ${Math.round(milliseconds.network)}`;
   card.lastChild.replaceWith(make("p", { class: "quiet" }, `${width} × ${height} pixels, ${took} (${parts})`));
   card.append(make("div", { class: "answer" }, panels(answer, about, name), guesses(best)));
   card.dataset.state = "answered";
@@ -45,7 +45,7 @@ function panels({ view, attention }, about, name) {
   const seen = figure(`${name}, as the model sees it`, "as the model sees it", (canvas) => drawView(canvas, view, side));
   const maps = about.tokens.map((token, t) => {
     const map = attention.data.subarray(t * attention.grid ** 2, (t + 1) * attention.grid ** 2);
-    return figure(`${name}: ${spot(map, attention.grid, token)}`, token, (canvas) => drawMap(canvas, view, side, map));
+    return figure(`${name}: ${spot(map, attention.grid, token)}`, `${token}, attention of the last block`, (canvas) => drawMap(canvas, view, side, map));
   });
   return make("div", { class: "panels" }, seen, ...maps);
 }
