@@ -1,0 +1,325 @@
+"""The written page in a real browser: its answers are Python's, nothing is asked of another server, errors are words."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deitctl.cache import CACHE_VARIABLE, cache_root
+from deitctl.data.decode import read_image
+from deitctl.data.eval_view import eval_view
+from deitctl.data.mixing import normalise
+from deitctl.errors import DeitctlError
+from deitctl.events import SilentReporter
+from deitctl.exporters import web_runtime
+from deitctl.exporters.network import ExportedClassifier, describe
+from deitctl.exporters.verify import reference
+from deitctl.exporters.web_folder import FILES, export_web
+from deitctl.inference.attention import attend
+from deitctl.models.build import LoadedModel
+
+_spec = importlib.util.spec_from_file_location("chromium", Path(__file__).parents[1] / "chromium.py")
+assert _spec is not None
+assert _spec.loader is not None
+chromium = importlib.util.module_from_spec(_spec)  # tests are no package
+_spec.loader.exec_module(chromium)
+
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(chromium.CHROMIUM is None, reason="there is no Chromium")]
+USERS_CACHE = cache_root()  # before a fixture gives each test its own
+HOSTILE = "<img src=x onerror=window.harmed=1></script><script>window.harmed=1</script>"
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache with onnxruntime-web: the user's own archive or a download of this test's; without either, a skip."""
+    kept = USERS_CACHE / web_runtime.ARCHIVE
+    given = os.environ.get(web_runtime.VARIABLE) or (str(kept) if kept.is_file() else "")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        try:
+            web_runtime.provide(given, SilentReporter())
+        except DeitctlError as error:
+            pytest.skip(str(error))
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(shallow: Callable[..., LoadedModel]) -> LoadedModel:
+    """A distilled DeiT of one block that is sure of something, with a temperature and names that are not harmless."""
+    loaded = shallow()
+    names = tuple(f"{HOSTILE if n % 2 else 'a name that is long ' * 9} {n}" for n in range(10))
+    card = replace(loaded.card, head="avg-probs", descriptions=names, temperatures={"avg-probs": 0.7})
+    return LoadedModel(loaded.model, card)
+
+
+def write(loaded: LoadedModel, folder: Path) -> Path:
+    network = ExportedClassifier(loaded.model, loaded.card, loaded.card.head)
+    export_web(network, loaded.card, describe(loaded.card, loaded.card.head), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(runtime: None, model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(model, tmp_path_factory.mktemp("web") / "page")
+
+
+@pytest.fixture(scope="module")
+def convnet(classifier: Callable[..., LoadedModel]) -> LoadedModel:
+    loaded = classifier("test_byobnet", img_size=64)
+    return LoadedModel(loaded.model, replace(loaded.card, head="cls"))
+
+
+@pytest.fixture(scope="module")
+def convnet_folder(runtime: None, convnet: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(convnet, tmp_path_factory.mktemp("web") / "convnet")
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Browser]:
+    with chromium.browser(tmp_path_factory.mktemp("chromium") / "profile") as tab:
+        yield tab
+
+
+@pytest.fixture
+def opened(tab, folder) -> Iterator[tuple[chromium.Browser, str, list[str]]]:
+    with chromium.serve(folder) as (url, asked):
+        tab.open(url)
+        tab.wait("document.body.dataset.state !== 'loading'")
+        assert tab.js("document.getElementById('state').textContent") == "Ready."
+        yield tab, url, asked
+
+
+@pytest.fixture
+def pictures(picture, digit_sources, tmp_path) -> list[Path]:
+    """PNG of odd shapes, transparent, upright only by EXIF, of digits; and a JPEG."""
+    turned = Image.Exif()
+    turned[0x112] = 6
+    transparent = picture(50, 70, 4).convert("RGBA")
+    transparent.putalpha(Image.linear_gradient("L").resize((50, 70)))
+    digit_sources[1].read(3).save(tmp_path / "digit.png")
+    picture(300, 7).save(tmp_path / "long.png")
+    picture(61, 90, 2).save(tmp_path / "turned.png", exif=turned)
+    transparent.save(tmp_path / "transparent.png")
+    picture(200, 160, 3).save(tmp_path / "photo.jpg", exif=turned)
+    return [tmp_path / n for n in ("digit.png", "long.png", "turned.png", "transparent.png", "photo.jpg")]
+
+
+def answered(tab) -> list[dict[str, object]]:
+    """Wait for every card, and return them in the order of the page."""
+    tab.wait("!document.querySelector('#results [data-state=waiting]')")
+    return tab.js(
+        "[...document.querySelectorAll('.card')].map(c => ({name: c.querySelector('h2').textContent, state: c.dataset.state,"
+        "text: c.innerText, best: [...c.querySelectorAll('li')].map(l => [Number(l.dataset.index), Number(l.dataset.probability)])}))"
+    )
+
+
+def scores(model: LoadedModel, path: Path) -> np.ndarray:
+    view = eval_view(read_image(path), model.card.preprocessing).transpose(1, 2, 0)
+    return reference(model.model, model.card, model.card.head, view[None].copy())[1, 0]
+
+
+def test_the_five_likeliest_classes_of_files_of_many_kinds_are_pythons(opened, model, pictures):
+    tab, url, asked = opened
+    tab.choose("#files", pictures)
+    cards = answered(tab)
+    assert [c["name"] for c in cards] == [p.name for p in pictures]
+    for path, card in zip(pictures, cards, strict=True):
+        wanted = scores(model, path)
+        assert [index for index, _ in card["best"]] == np.argsort(-wanted, kind="stable")[:5].tolist()
+        np.testing.assert_allclose([p for _, p in card["best"]], np.sort(wanted)[::-1][:5], atol=1e-4)
+    assert tab.complaints == []
+    assert set(asked) <= {"/", *(f"/{name}" for name in FILES)}, "one server, these files, no picture"
+    assert all(r.startswith((url, "blob:", "data:")) for r in tab.requests)
+
+
+def test_attention_of_both_tokens_is_that_of_the_last_block(opened, model, pictures):
+    tab, _, _ = opened
+    data = base64.b64encode(pictures[0].read_bytes()).decode()
+    given = tab.js(
+        f"""new Promise((resolve) => {{
+          const worker = new Worker("worker.js", {{ type: "module" }});
+          const blob = new Blob([Uint8Array.from(atob("{data}"), (c) => c.charCodeAt(0))]);
+          const hear = {{
+            ready: () => worker.postMessage({{ id: 0, blob }}),
+            answer: (answer) => resolve([answer.attention.grid, [...answer.attention.data]]),
+          }};
+          worker.onmessage = ({{ data }}) => hear[data.kind]?.(data);
+        }})"""
+    )
+    view = eval_view(read_image(pictures[0]), model.card.preprocessing)[None]
+    images = normalise(torch.from_numpy(view), model.card.preprocessing)
+    wanted = attend(model.model, images).kept[-1].mean(dim=1)[0, :2, 2:]
+    assert given[0] == 2
+    np.testing.assert_allclose(given[1], wanted.flatten(), atol=1e-5)
+
+
+def test_names_are_texts_whatever_they_hold_and_do_not_widen_the_page(opened, pictures):
+    tab, _, _ = opened
+    for width in (390, 1440):
+        tab.send("Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 600)
+        tab.choose("#files", pictures)
+        assert HOSTILE in " ".join(c["text"] for c in answered(tab))
+        assert tab.js("document.documentElement.scrollWidth") <= width
+    assert tab.js("window.harmed === undefined && !document.querySelector('.card img')")
+
+
+@pytest.mark.parametrize("way", ["paste", "drop"])
+def test_pictures_can_be_pasted_and_dropped(way, opened, pictures):
+    tab, _, _ = opened
+    data = base64.b64encode(pictures[0].read_bytes()).decode()
+    event = "ClipboardEvent('paste', { clipboardData: data" if way == "paste" else "DragEvent('drop', { dataTransfer: data"
+    tab.js(
+        f"""{{
+          const data = new DataTransfer();
+          const bytes = Uint8Array.from(atob("{data}"), (c) => c.charCodeAt(0));
+          data.items.add(new File([bytes], "given.png", {{ type: "image/png" }}));
+          document.dispatchEvent(new {event}, bubbles: true, cancelable: true }}));
+        }}"""
+    )
+    (card,) = answered(tab)
+    assert (card["name"], card["state"]) == ("given.png", "answered")
+
+
+def test_what_is_no_picture_or_too_large_is_said_in_words_and_the_others_are_answered(opened, pictures, tmp_path):
+    tab, _, _ = opened
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "cut.png").write_bytes(pictures[1].read_bytes()[:200])
+    Image.new("1", (12_000, 9_000)).save(tmp_path / "huge.png")
+    tab.choose("#files", [*(tmp_path / n for n in ("text.png", "cut.png", "huge.png")), pictures[0]])
+    text, cut, huge, digit = answered(tab)
+    assert "not a picture that the browser can read" in text["text"]
+    assert (text["state"], cut["state"], huge["state"]) == ("failed",) * 3
+    assert "It has 12000 × 9000 pixels, more than 100,000,000." in huge["text"]
+    assert digit["state"] == "answered"
+    assert "digit.png: " in tab.js("document.getElementById('state').textContent")
+    assert tab.js("document.getElementById('results').getAttribute('aria-busy')") == "false"
+
+
+def test_pictures_chosen_while_the_model_loads_wait_for_it(tab, folder, pictures):
+    with chromium.serve(folder) as (url, _):
+        tab.open(url)
+        tab.choose("#files", pictures[:2])
+        assert [c["state"] for c in answered(tab)] == ["answered"] * 2
+
+
+def test_the_keyboard_chooses_and_clears(opened, pictures):
+    tab, _, _ = opened
+    tab.js("document.getElementById('files').addEventListener('click', (e) => { window.asked = 1; e.preventDefault(); })")
+    tab.press("Tab")
+    assert tab.js("document.activeElement.id") == "choose"
+    tab.press("Enter")
+    tab.wait("window.asked === 1")
+    tab.choose("#files", pictures[:1])
+    answered(tab)
+    tab.press("Tab")
+    assert tab.js("document.activeElement.id") == "clear"
+    tab.press("Enter")
+    tab.wait("document.querySelectorAll('.card').length === 0")
+    assert tab.js("document.activeElement.id") == "choose"
+
+
+def test_for_those_who_do_not_see_it_answers_are_said_and_maps_described(opened, pictures):
+    tab, _, _ = opened
+    tab.choose("#files", pictures[:1])
+    answered(tab)
+    nodes = tab.send("Accessibility.getFullAXTree")["nodes"]
+    roles = [(n["role"]["value"], n.get("name", {}).get("value", "")) for n in nodes if not n["ignored"]]
+    assert ("button", "Choose pictures") in roles
+    assert ("region", "Answers") in roles
+    assert ("list", "The likeliest classes") in roles
+    images = [name for role, name in roles if role in ("image", "img")]
+    assert images[0] == "digit.png, as the model sees it"
+    assert images[1].startswith("digit.png: the class token looks most at the ")
+    assert images[2].startswith("digit.png: the distillation token looks most at the ")
+
+
+def test_not_even_the_worker_may_connect_elsewhere(tab, folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    page = shutil.copytree(folder, tmp_path / "page")
+    with chromium.serve(tmp_path / "elsewhere") as (other, asked), chromium.serve(page) as (url, _):
+        with (page / "worker.js").open("a") as script:
+            script.write(f'fetch("{other}", {{ mode: "no-cors" }}).catch(() => 0).then(() => postMessage({{ kind: "tried" }}));')
+        tab.open(url)
+        tab.wait("document.body.dataset.state === 'ready'")
+        assert asked == []
+        assert any("violates the following Content Security Policy" in c for c in tab.complaints)
+        tab.js(
+            "new Promise((resolve) => { new Worker('worker.js', { type: 'module' }).onmessage = ({ data }) => data.kind === 'tried' && resolve(0); })"
+        )
+        assert asked == ["/"], "without the page's policy it gets there, so that the test above says something"
+
+
+def test_threads_are_used_where_the_server_allows_them(tab, folder, model, pictures):
+    headers = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
+    with chromium.serve(folder, headers) as (url, _):
+        tab.open(url)
+        tab.wait("document.body.dataset.state !== 'loading'")
+        assert tab.js("[crossOriginIsolated, document.body.dataset.state]") == [True, "ready"]
+        tab.choose("#files", pictures[:1])
+        (card,) = answered(tab)
+        wanted = np.sort(scores(model, pictures[0]))[::-1][:5]
+        np.testing.assert_allclose([p for _, p in card["best"]], wanted, atol=1e-4)
+        assert tab.complaints == []
+
+
+def test_opened_as_a_file_it_says_to_serve_it(tab, folder):
+    tab.open(folder / "index.html")
+    assert "This folder has to be served" in tab.js("document.getElementById('state').textContent")
+    assert tab.js("document.getElementById('choose').disabled")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.json", "onnxruntime.wasm"])
+def test_a_part_that_is_not_there_is_named(name, tab, folder, tmp_path):
+    page = shutil.copytree(folder, tmp_path / "page")
+    (page / name).unlink()
+    with chromium.serve(page) as (url, _):
+        tab.open(url)
+        tab.wait("document.body.dataset.state === 'broken'")
+        assert f"The server has no {name} (404)." in tab.js("document.getElementById('state').textContent")
+
+
+def test_a_convnet_has_a_page_without_maps(tab, convnet, convnet_folder, pictures):
+    assert json.loads((convnet_folder / "model.json").read_text())["tokens"] == []
+    with chromium.serve(convnet_folder) as (url, _):
+        tab.open(url)
+        tab.choose("#files", pictures[:1])
+        (card,) = answered(tab)
+        np.testing.assert_allclose([p for _, p in card["best"]], np.sort(scores(convnet, pictures[0]))[::-1][:5], atol=1e-4)
+        assert tab.js("document.querySelectorAll('.card canvas').length") == 1
+        assert tab.js("document.getElementById('maps').hidden")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_text_is_readable_in_light_and_dark(dark, tab, folder, pictures):
+    with chromium.serve(folder) as (url, _):
+        tab.open(url, dark=dark)
+        tab.choose("#files", pictures[:1])
+        answered(tab)
+        background, ink, faint = tab.js(
+            "['.card backgroundColor', '.card color', '.card .quiet color'].map(s => { const p = s.split(' ');"
+            "return getComputedStyle(document.querySelector(p.slice(0, -1).join(' ')))[p.at(-1)]; })"
+        )
+        assert (_luminance(background) < 0.2) == dark
+        assert min(_contrast(background, ink), _contrast(background, faint)) >= 4.5  # WCAG 2.2, 1.4.3
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(v) / 255 for v in colour[4:-1].split(",")]
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _contrast(one: str, other: str) -> float:
+    low, high = sorted((_luminance(one), _luminance(other)))
+    return (high + 0.05) / (low + 0.05)
