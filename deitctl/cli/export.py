@@ -12,7 +12,9 @@ from deitctl.cli import options as o
 
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=o.MODEL_HELP)],
-    to: Annotated[str, typer.Option("--to", help="onnx, torch (torch.export, .pt2), timm, transformers or web (folders).")],
+    to: Annotated[
+        str, typer.Option("--to", help="onnx, torch (torch.export, .pt2), timm, transformers or web (folders).")
+    ],
     weights: o.WeightsOpt = None,
     output: Annotated[
         str | None, typer.Option("--output", help="File or folder to write.", show_default="RUN/export/ or here")

@@ -26,7 +26,7 @@ class AttendingClassifier(ExportedClassifier):
 
     def __init__(self, model: VisionTransformer, card: ModelCard, head: str) -> None:
         super().__init__(model, card, head)
-        self.grid = model.img_size // model.arch.patch_size
+        self.tokens, self.grid = model.num_prefix_tokens, model.img_size // model.arch.patch_size
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Classify uint8 RGB pictures [B,S,S,3]: logits [B,K], probabilities [B,K], attention [B,T,G,G].
@@ -45,10 +45,9 @@ class AttendingClassifier(ExportedClassifier):
         x = model.embed(images)
         for block in blocks:
             x = block(x)
-        tokens = model.num_prefix_tokens
         q, k, v = last.attn.split(last.norm1(x))
-        attention = (q[:, :, :tokens] @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
-        x = x[:, :tokens] + last.ls1(last.attn.join(attention @ v))
+        attention = (q[:, :, : self.tokens] @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
+        x = x[:, : self.tokens] + last.ls1(last.attn.join(attention @ v))
         x = x + last.ls2(last.mlp(last.norm2(x)))
-        patches = attention.mean(dim=1)[:, :, tokens:]
+        patches = attention.mean(dim=1)[:, :, self.tokens :]
         return model.answer(x), torch.unflatten(patches, 2, (self.grid, self.grid))

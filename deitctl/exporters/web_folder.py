@@ -50,7 +50,7 @@ def export_web(network: ExportedClassifier, card: ModelCard, metadata: Mapping[s
 
 def describe_for_page(network: ExportedClassifier, card: ModelCard) -> dict[str, object]:
     """Return model.json: what the page's scripts, which cannot read the metadata of model.onnx, have to know."""
-    tokens = network.model.num_prefix_tokens if isinstance(network, AttendingClassifier) else 0
+    tokens = network.tokens if isinstance(network, AttendingClassifier) else 0
     return {
         "deitctl": __version__,
         "runtime": VERSION,

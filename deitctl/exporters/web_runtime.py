@@ -89,7 +89,9 @@ def _fetch() -> bytes:
 def _require_pinned(data: bytes, where: str) -> None:
     found = "sha512-" + base64.b64encode(hashlib.sha512(data).digest()).decode()
     if found != INTEGRITY:
-        raise ExportError(f"{where} is not the onnxruntime-web {VERSION} that was tried: its sha512 is another.", _how())
+        raise ExportError(
+            f"{where} is not the onnxruntime-web {VERSION} that was tried: its sha512 is another.", _how()
+        )
 
 
 def _how() -> str:

@@ -77,6 +77,8 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["distill", "--teacher", "regnety_16"], 1, "regnety_160"),
         (["export", "deit_tiny", "--to", "onnxx"], 1, "Did you mean 'onnx'"),
         (["export", "deit_tiny", "--to", "onnx", "--quantize", "int4"], 1, "Did you mean 'int8'"),
+        (["export", "deit_tiny", "--to", "onnx", "--runtime", "x.tgz"], 1, "--runtime is for --to web"),
+        (["export", "deit_tiny", "--to", "web", "--runtime", "gone.tgz"], 1, "gone.tgz cannot be read"),
         (["export", "deit_tiny", "--to", "torch", "--no-preprocess"], 1, "torch has no variants"),
     ],
 )

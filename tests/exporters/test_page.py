@@ -178,7 +178,9 @@ def test_names_are_texts_whatever_they_hold_and_do_not_widen_the_page(opened, pi
 def test_pictures_can_be_pasted_and_dropped(way, opened, pictures):
     tab, _, _ = opened
     data = base64.b64encode(pictures[0].read_bytes()).decode()
-    event = "ClipboardEvent('paste', { clipboardData: data" if way == "paste" else "DragEvent('drop', { dataTransfer: data"
+    event = (
+        "ClipboardEvent('paste', { clipboardData: data" if way == "paste" else "DragEvent('drop', { dataTransfer: data"
+    )
     tab.js(
         f"""{{
           const data = new DataTransfer();
@@ -215,7 +217,9 @@ def test_pictures_chosen_while_the_model_loads_wait_for_it(tab, folder, pictures
 
 def test_the_keyboard_chooses_and_clears(opened, pictures):
     tab, _, _ = opened
-    tab.js("document.getElementById('files').addEventListener('click', (e) => { window.asked = 1; e.preventDefault(); })")
+    tab.js(
+        "document.getElementById('files').addEventListener('click', (e) => { window.asked = 1; e.preventDefault(); })"
+    )
     tab.press("Tab")
     assert tab.js("document.activeElement.id") == "choose"
     tab.press("Enter")
@@ -249,13 +253,18 @@ def test_not_even_the_worker_may_connect_elsewhere(tab, folder, tmp_path):
     page = shutil.copytree(folder, tmp_path / "page")
     with chromium.serve(tmp_path / "elsewhere") as (other, asked), chromium.serve(page) as (url, _):
         with (page / "worker.js").open("a") as script:
-            script.write(f'fetch("{other}", {{ mode: "no-cors" }}).catch(() => 0).then(() => postMessage({{ kind: "tried" }}));')
+            script.write(
+                f'fetch("{other}", {{ mode: "no-cors" }}).catch(() => 0).then(() => postMessage({{ kind: "tried" }}));'
+            )
         tab.open(url)
         tab.wait("document.body.dataset.state === 'ready'")
         assert asked == []
         assert any("violates the following Content Security Policy" in c for c in tab.complaints)
         tab.js(
-            "new Promise((resolve) => { new Worker('worker.js', { type: 'module' }).onmessage = ({ data }) => data.kind === 'tried' && resolve(0); })"
+            """new Promise((resolve) => {
+              const worker = new Worker("worker.js", { type: "module" });
+              worker.onmessage = ({ data }) => data.kind === "tried" && resolve(0);
+            })"""
         )
         assert asked == ["/"], "without the page's policy it gets there, so that the test above says something"
 
@@ -295,7 +304,9 @@ def test_a_convnet_has_a_page_without_maps(tab, convnet, convnet_folder, picture
         tab.open(url)
         tab.choose("#files", pictures[:1])
         (card,) = answered(tab)
-        np.testing.assert_allclose([p for _, p in card["best"]], np.sort(scores(convnet, pictures[0]))[::-1][:5], atol=1e-4)
+        np.testing.assert_allclose(
+            [p for _, p in card["best"]], np.sort(scores(convnet, pictures[0]))[::-1][:5], atol=1e-4
+        )
         assert tab.js("document.querySelectorAll('.card canvas').length") == 1
         assert tab.js("document.getElementById('maps').hidden")
 

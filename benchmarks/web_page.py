@@ -1,0 +1,180 @@
+"""Does the page of `deitctl export --to web` answer as deitctl does, in a real browser on real pictures, and how fast?
+
+    python benchmarks/web_page.py MODEL PICTURES [PICTURES...] [--weights FILE] [--count 50] [--quantize int8] [--shots FOLDER]
+
+The page is exported, served and opened in Chromium. Pictures, files or folders of which `--count` are taken evenly, are
+chosen in its dialogue. What its worker says is compared with PyTorch: the pixels of the view, the first class, all
+probabilities, the attention of the last block. A rounded page is compared with `deitctl predict --model model.onnx` too.
+Milliseconds are the median over pictures, of one thread, as the page shows them; the first picture is left out.
+
+Last figures (2 shared cores with AVX-512 VNNI, Chromium 150, onnxruntime-web 1.30.0):
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import functools
+import importlib.util
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deitctl.data.decode import read_image
+from deitctl.data.eval_view import eval_view
+from deitctl.data.mixing import normalise
+from deitctl.events import SilentReporter
+from deitctl.exporters.verify import reference
+from deitctl.inference.attention import attend
+from deitctl.inference.inputs import expand
+from deitctl.inference.onnx_classifier import load_onnx_classifier
+from deitctl.models.build import load_model
+from deitctl.models.heads import choose_head
+from deitctl.models.vit import VisionTransformer
+from deitctl.workflows.export import export
+
+LISTEN = """
+window.heard = [];
+window.Worker = class extends Worker {
+  constructor(...args) {
+    super(...args);
+    this.addEventListener("message", ({ data }) => {
+      if (data.kind === "ready") window.loaded = data.milliseconds;
+      if (data.kind === "answer") heard.push({
+        view: btoa(Array.from(data.view, (v) => String.fromCharCode(v)).join("")), probabilities: [...data.probabilities],
+        attention: data.attention && [...data.attention.data], milliseconds: data.milliseconds,
+      });
+    });
+  }
+};
+"""
+
+
+@functools.cache
+def chromium() -> Any:
+    """The driver of the tests, which are no package."""
+    place = Path(__file__).parents[1] / "tests" / "chromium.py"
+    spec = importlib.util.spec_from_file_location("chromium", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def ask(page: Path, pictures: list[Path], shots: str) -> tuple[list[dict[str, Any]], float]:
+    """Choose pictures on the page, and return what its worker says of each, and the seconds until it was ready."""
+    driver = chromium()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        driver.serve(page) as (url, asked),
+        driver.browser(Path(folder) / "profile") as tab,
+    ):
+        tab.send("Page.addScriptToEvaluateOnNewDocument", source=LISTEN)
+        start = time.perf_counter()
+        tab.open(url)
+        tab.wait("document.body.dataset.state !== 'loading'")
+        ready = time.perf_counter() - start
+        tab.choose("#files", pictures)
+        while tab.js("document.querySelectorAll('#results [data-state=waiting]').length"):
+            time.sleep(0.2)
+        said = tab.js("heard")
+        if shots:
+            take_shots(tab, Path(shots))
+        assert tab.complaints == [], tab.complaints
+        assert not {path for path in asked if path.lstrip("/") not in ("", *(p.name for p in page.iterdir()))}
+    return said, ready
+
+
+def take_shots(tab: Any, folder: Path) -> None:
+    """Save the page as phones and desktops show it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for width in (390, 1440):
+        for scheme in ("light", "dark"):
+            tab.send(
+                "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+            )
+            tab.send(
+                "Emulation.setEmulatedMedia", media="", features=[{"name": "prefers-color-scheme", "value": scheme}]
+            )
+            tab.picture(folder / f"{width}-{scheme}.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("pictures", nargs="+")
+    parser.add_argument("--weights", default="")
+    parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--quantize", default="")
+    parser.add_argument("--shots", default="")
+    args = parser.parse_args()
+
+    names = list(expand(args.pictures, ()))
+    count = min(args.count, len(names))
+    paths = [Path(names[i * len(names) // count]) for i in range(count)]
+    loaded = load_model(args.model, weights=args.weights, reporter=SilentReporter())
+    head, pre = choose_head("auto", loaded.card.head, loaded.model), loaded.card.preprocessing
+    views = np.stack([eval_view(read_image(path), pre) for path in paths])
+    wanted = reference(loaded.model, loaded.card, head, np.ascontiguousarray(views.transpose(0, 2, 3, 1)))[1]
+
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "page"
+        export(
+            args.model,
+            to="web",
+            weights=args.weights,
+            output=str(page),
+            verify_with=args.pictures[0],
+            count=8,
+            quantize=args.quantize,
+        )
+        size = {p.name: p.stat().st_size for p in page.iterdir()}
+        said, ready = ask(page, paths, args.shots)
+        how = {"weights": "", "head": "auto", "img_size": 0, "device": "auto", "precision": "auto"}
+        classifier = load_onnx_classifier(str(page / "model.onnx"), **how)
+        alone = np.concatenate([classifier.scores(view[None]) for view in views])
+
+    assert len(said) == count
+    given = np.array([s["probabilities"] for s in said])
+    seen = np.stack([np.frombuffer(base64.b64decode(s["view"]), np.uint8) for s in said])
+    pixels = seen.reshape(count, pre.img_size, pre.img_size, 3).transpose(0, 3, 1, 2)
+    result = {
+        "pictures": count,
+        "model bytes": size["model.onnx"],
+        "folder bytes": sum(size.values()),
+        "pictures with a pixel that differs": int((pixels != views).any(axis=(1, 2, 3)).sum()),
+        "same first class as PyTorch": int((given.argmax(1) == wanted.argmax(1)).sum()),
+        "largest difference of a probability": float(np.abs(given - wanted).max()),
+        "same first class as predict --model model.onnx": int((given.argmax(1) == alone.argmax(1)).sum()),
+        "largest difference from predict --model model.onnx": float(np.abs(given - alone).max()),
+        "ms for the view": statistics.median(s["milliseconds"]["view"] for s in said[1:]),
+        "ms for the network": statistics.median(s["milliseconds"]["network"] for s in said[1:]),
+        "seconds until ready": ready,
+    }
+    if isinstance(loaded.model, VisionTransformer):
+        tokens = loaded.model.num_prefix_tokens
+        kept = [
+            attend(loaded.model, normalise(torch.from_numpy(view[None]), pre))
+            .kept[-1]
+            .mean(1)[0, :tokens, tokens:]
+            .flatten()
+            for view in views
+        ]
+        gaps = np.abs(np.array([s["attention"] for s in said]) - torch.stack(kept).numpy())
+        result |= {
+            "largest weight of attention": float(torch.stack(kept).max()),
+            "largest difference of one": float(gaps.max()),
+        }
+    for name, value in result.items():
+        print(f"{name:52} {json.dumps(value) if isinstance(value, int) else f'{value:.3g}'}")
+
+
+if __name__ == "__main__":
+    main()
