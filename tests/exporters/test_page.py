@@ -191,6 +191,7 @@ def test_pictures_can_be_pasted_and_dropped(way, opened, pictures):
     )
     (card,) = answered(tab)
     assert (card["name"], card["state"]) == ("given.png", "answered")
+    assert tab.js("document.getElementById('state').textContent").startswith("given.png: ")
 
 
 def test_what_is_no_picture_or_too_large_is_said_in_words_and_the_others_are_answered(opened, pictures, tmp_path):
@@ -204,7 +205,7 @@ def test_what_is_no_picture_or_too_large_is_said_in_words_and_the_others_are_ans
     assert (text["state"], cut["state"], huge["state"]) == ("failed",) * 3
     assert "It has 12000 × 9000 pixels, more than 100,000,000." in huge["text"]
     assert digit["state"] == "answered"
-    assert "digit.png: " in tab.js("document.getElementById('state').textContent")
+    assert tab.js("document.getElementById('state').textContent") == "4 pictures are done."
     assert tab.js("document.getElementById('results').getAttribute('aria-busy')") == "false"
 
 

@@ -4,11 +4,13 @@ import { answered, failed, waiting } from "./result.js";
 
 const MOST_PIXELS = 100_000_000; // as deitctl's decoder has it
 const MOST_PICTURES = 200; // shown at a time: each takes a megabyte
+const LOADING = "Loading the model …";
 const at = (id) => document.getElementById(id);
 
 let about = null;
 let ready = false;
-let number = 0;
+let number = 0; // of the next picture
+let since = 0; // and of the first since nothing was waiting
 const open = new Map(); // pictures that are not answered yet: number -> { card, name, url }
 
 // A worker from the server has no policy but its own; one from a blob has this page's, which forbids other servers.
@@ -45,7 +47,7 @@ const hear = {
     const { card, name, url } = take(answer.id);
     URL.revokeObjectURL(url);
     const best = answered(card, name, answer, about);
-    tell(open.size ? busy() : `${name}: ${best}`);
+    done(`${name}: ${best}`);
   },
   failed: ({ id, why }) => fail(id, `It cannot be decoded: ${why}`),
 };
@@ -56,6 +58,12 @@ const busy = () => `Looking at ${open.size} ${open.size === 1 ? "picture" : "pic
 function tell(text) {
   at("state").textContent = text;
   at("results").setAttribute("aria-busy", String(open.size > 0));
+}
+
+/** Say what became of the last picture, or of how many there were. */
+function done(last) {
+  if (open.size) tell(ready ? busy() : LOADING);
+  else tell(number - since === 1 ? last : `${number - since} pictures are done.`);
 }
 
 function broken(why) {
@@ -77,7 +85,7 @@ function fail(id, why) {
   const { card, name, url } = take(id);
   URL.revokeObjectURL(url);
   failed(card, why);
-  tell(open.size ? busy() : `${name}: ${why}`);
+  done(`${name}: ${why}`);
 }
 
 /** Put a card for each file at the top, in their order, and ask about each. */
@@ -88,12 +96,13 @@ async function add(files) {
   at("results").prepend(...cards);
   for (const old of [...at("results").children].slice(MOST_PICTURES)) if (!isOpen(old)) old.remove();
   const first = number;
+  if (!open.size) since = number;
   number += taken.length;
   taken.forEach((file, n) => {
     open.set(first + n, { card: cards[n], name: file.name || "pasted picture", url: URL.createObjectURL(file) });
   });
   at("clear").hidden = false;
-  tell(ready ? busy() : "Loading the model …");
+  tell(ready ? busy() : LOADING);
   for (const [n, file] of taken.entries()) {
     const why = await unfit(open.get(first + n).url);
     if (!open.has(first + n)) continue; // the model broke meanwhile

@@ -45,7 +45,7 @@ function panels({ view, attention }, about, name) {
   const seen = figure(`${name}, as the model sees it`, "as the model sees it", (canvas) => drawView(canvas, view, side));
   const maps = about.tokens.map((token, t) => {
     const map = attention.data.subarray(t * attention.grid ** 2, (t + 1) * attention.grid ** 2);
-    return figure(`${name}: ${spot(map, attention.grid, token)}`, `${token}, attention of the last block`, (canvas) => drawMap(canvas, view, side, map));
+    return figure(`${name}: ${spot(map, attention.grid, token)}`, `${token}, last block`, (canvas) => drawMap(canvas, view, side, map));
   });
   return make("div", { class: "panels" }, seen, ...maps);
 }

@@ -9,7 +9,7 @@ let about = null;
 let session = null;
 
 /** Fetch files of this folder, telling how many bytes have come; of a compressed answer the sum is not known before. */
-async function fetchAll(names) {
+async function fetchAll(names, tell) {
   const answers = await Promise.all(names.map(async (name) => {
     const answer = await fetch(new URL(name, import.meta.url));
     if (!answer.ok) throw new Error(`The server has no ${name} (${answer.status}).`);
@@ -24,17 +24,17 @@ async function fetchAll(names) {
     for (let part = await reader.read(); !part.done; part = await reader.read()) {
       parts.push(part.value);
       got += part.value.length;
-      postMessage({ kind: "progress", got, total });
+      tell(got, total);
     }
     return new Uint8Array(await new Blob(parts).arrayBuffer());
   }));
 }
 
 async function load() {
-  const [said] = await fetchAll(["model.json"]);
+  const [said] = await fetchAll(["model.json"], () => {});
   about = JSON.parse(new TextDecoder().decode(said));
   postMessage({ kind: "about", about });
-  const [model, wasm] = await fetchAll(["model.onnx", "onnxruntime.wasm"]);
+  const [model, wasm] = await fetchAll(["model.onnx", "onnxruntime.wasm"], (got, total) => postMessage({ kind: "progress", got, total }));
   const start = performance.now();
   ort.env.wasm.wasmBinary = wasm.buffer;
   // threads share memory, which browsers allow where the server sends COOP and COEP headers
