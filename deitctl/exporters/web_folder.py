@@ -10,6 +10,7 @@ from pathlib import Path
 from deitctl import __version__
 from deitctl.card import ModelCard, Preprocessing
 from deitctl.checkpoint import write_bytes
+from deitctl.errors import ModelError
 from deitctl.exporters.attention_network import TOKENS, AttendingClassifier
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.exporters.onnx import export_onnx
@@ -75,8 +76,15 @@ def describe_preprocessing(pre: Preprocessing) -> dict[str, object]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a folder's model.onnx."""
+    """Return the metadata of a folder's model.onnx, read without onnxruntime.
+
+    Raises:
+        ModelError: no such file, or one that cannot be read.
+    """
     import onnx
 
-    model = onnx.load(path / MODEL)
-    return {entry.key: entry.value for entry in model.metadata_props}
+    file = path / MODEL
+    try:
+        return {entry.key: entry.value for entry in onnx.load(file, load_external_data=False).metadata_props}
+    except Exception as error:  # protobuf's own kinds, which differ from version to version
+        raise ModelError(f"{file} is not a readable ONNX file: {error}") from error

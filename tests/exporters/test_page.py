@@ -299,6 +299,30 @@ def test_a_part_that_is_not_there_is_named(name, tab, folder, tmp_path):
         assert f"The server has no {name} (404)." in tab.js("document.getElementById('state').textContent")
 
 
+def test_scripts_that_are_not_there_are_said_too(tab, folder, tmp_path):
+    page = shutil.copytree(folder, tmp_path / "page")
+    (page / "onnxruntime.js").unlink()
+    with chromium.serve(page) as (url, _):
+        tab.open(url)
+        tab.wait("document.body.dataset.state === 'broken'")
+        assert "the server does not send its scripts" in tab.js("document.getElementById('state').textContent")
+
+
+def test_more_pictures_than_are_shown_are_counted(tab, folder, pictures, tmp_path):
+    page = shutil.copytree(folder, tmp_path / "page")
+    script = (page / "page.js").read_text()
+    assert "MOST_PICTURES = 200;" in script
+    (page / "page.js").write_text(script.replace("MOST_PICTURES = 200;", "MOST_PICTURES = 3;"))
+    with chromium.serve(page) as (url, _):
+        tab.open(url)
+        tab.choose("#files", pictures[:2])
+        assert len(answered(tab)) == 2
+        tab.choose("#files", pictures)
+        assert [c["name"] for c in answered(tab)] == [p.name for p in pictures[:3]], "the newest"
+        said = tab.js("document.getElementById('state').textContent")
+        assert said == "3 pictures are done. 2 were left out: 3 are taken at a time."
+
+
 def test_a_convnet_has_a_page_without_maps(tab, convnet, convnet_folder, pictures):
     assert json.loads((convnet_folder / "model.json").read_text())["tokens"] == []
     with chromium.serve(convnet_folder) as (url, _):

@@ -11,6 +11,7 @@ let about = null;
 let ready = false;
 let number = 0; // of the next picture
 let since = 0; // and of the first since nothing was waiting
+let leftOut = 0; // pictures that were too many
 const open = new Map(); // pictures that are not answered yet: number -> { card, name, url }
 
 // A worker from the server has no policy but its own; one from a blob has this page's, which forbids other servers.
@@ -63,7 +64,10 @@ function tell(text) {
 /** Say what became of the last picture, or of how many there were. */
 function done(last) {
   if (open.size) tell(ready ? busy() : LOADING);
-  else tell(number - since === 1 ? last : `${number - since} pictures are done.`);
+  else {
+    const more = leftOut ? ` ${leftOut} were left out: ${MOST_PICTURES} are taken at a time.` : "";
+    tell(number - since === 1 ? last : `${number - since} pictures are done.${more}`);
+  }
 }
 
 function broken(why) {
@@ -103,13 +107,13 @@ async function add(files) {
   });
   at("clear").hidden = false;
   tell(ready ? busy() : LOADING);
+  leftOut = files.length - taken.length;
   for (const [n, file] of taken.entries()) {
-    const why = await unfit(open.get(first + n).url);
-    if (!open.has(first + n)) continue; // the model broke meanwhile
+    const why = open.has(first + n) ? await unfit(open.get(first + n).url) : "";
+    if (!open.has(first + n)) return; // the model broke meanwhile, and all were told
     if (why) fail(first + n, why);
     else worker.postMessage({ id: first + n, blob: file });
   }
-  if (files.length > taken.length) tell(`The first ${MOST_PICTURES} of ${files.length} pictures were taken.`);
 }
 
 const isOpen = (card) => [...open.values()].some((o) => o.card === card);
