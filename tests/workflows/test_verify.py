@@ -98,8 +98,8 @@ def test_another_preprocessing_is_named(change, says, run):
 
 def test_weights_that_were_damaged_on_the_way_do_not_answer_the_golden_sample(run, tmp_path):
     proto = onnx.load(run / "export" / "seven.onnx")
-    (bias,) = (w for w in proto.graph.initializer if w.name == "model.norm.bias")
-    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1.0, bias.name))
+    (weight,) = (w for w in proto.graph.initializer if w.name == "model.head.weight")
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight)[::-1].copy(), weight.name))
     onnx.save(proto, tmp_path / "m.onnx")
     with pytest.raises(ExportError, match="golden sample is answered"):
         verify_export(str(tmp_path / "m.onnx"))
