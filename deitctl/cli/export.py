@@ -26,8 +26,14 @@ def export(
     quantize: Annotated[
         str | None,
         typer.Option(
-            "--quantize", help="fp16 (half the bytes) or int8 (a quarter, faster); ONNX.", show_default="fp32"
+            "--quantize",
+            help="fp16 (half the bytes), int8 (a quarter, faster) or int8-static; ONNX.",
+            show_default="fp32",
         ),
+    ] = None,
+    calibrate_with: Annotated[
+        str | None,
+        typer.Option("--calibrate-with", help="Pictures for int8-static.", show_default="what the run was trained on"),
     ] = None,
     preprocess: Annotated[
         bool,
@@ -51,7 +57,7 @@ def export(
 
     result = run(
         model, to=to, output=output or "", weights=str(weights) if weights else "", head=head,
-        verify_with=verify_with or "", count=count, quantize=quantize or "", preprocess=preprocess,
+        verify_with=verify_with or "", count=count, quantize=quantize or "", calibrate_with=calibrate_with or "", preprocess=preprocess,
         reporter=make_reporter(quiet),
     )  # fmt: skip
     if shape == "json":

@@ -55,6 +55,8 @@ class Verification:
     """Percent of the pictures."""
     differing: list[str]
     """Names of the pictures with another first class."""
+    first: tuple[int, ...] = ()
+    """The file's first class of each picture."""
 
 
 def pictures(source: Source, preprocessing: Preprocessing, count: int) -> Pictures:
@@ -153,7 +155,8 @@ def measure(given: Answers, wanted: Answers, names: Sequence[str]) -> Verificati
     difference = float(np.abs(given - wanted[: len(given)]).max())
     differs = wanted[0].argmax(axis=1) != given[0].argmax(axis=1)
     differing = [name for name, other in zip(names, differs, strict=True) if other]
-    return Verification(len(names), difference, 100 * float(1 - differs.mean()), differing)
+    first = tuple(map(int, given[0].argmax(axis=1)))
+    return Verification(len(names), difference, 100 * float(1 - differs.mean()), differing, first)
 
 
 def run(path: Path, program: Path, given: Path) -> Answers:

@@ -11,9 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from deitctl.card import ModelCard
 from deitctl.catalog import find
 from deitctl.checkpoint import CONFIG, cannot_write, write_bytes
 from deitctl.config import read_toml
+from deitctl.data.eval_view import Pixels
+from deitctl.data.open import BUILT_IN, open_for_training
 from deitctl.errors import ConfigError, ExportError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters import FORMATS, Format
@@ -27,6 +30,9 @@ from deitctl.models.build import HUB_PREFIX, WEIGHT_SUFFIXES, load_model
 from deitctl.models.heads import choose_head
 from deitctl.training.run import Run
 from deitctl.workflows.proof import Proof, note_ties, open_pictures, prove
+
+CALIBRATION = 128
+"""Pictures that int8-static is calibrated on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +50,9 @@ class ExportResult:
     """Of a rounded file: the RMS difference of its logits relative to their spread."""
     speedup: float | None = None
     """Of a rounded file: how many times as fast as fp32 it answers here."""
+    top1: float | None = None
+    """Accuracy of the file on the pictures, where the model knows their labels."""
+    model_top1: float | None = None
     differing: tuple[str, ...] = ()
     """Pictures with another first class, their two best being as close as answers differ."""
 
@@ -52,13 +61,15 @@ class ExportResult:
         return {
             "path": str(self.path), "format": self.format, "bytes": self.bytes, "verified_on": self.verified_on,
             "max_abs_diff": self.max_abs_diff, "top1_agreement": self.top1_agreement, "quantize": self.quantize,
-            "relative_diff": self.relative_diff, "speedup": self.speedup, "differing": list(self.differing),
+            "relative_diff": self.relative_diff, "speedup": self.speedup, "top1": self.top1, "model_top1": self.model_top1,
+            "differing": list(self.differing),
         }  # fmt: skip
 
 
 def export(
     ref: str, *, to: str, output: str = "", weights: str = "", head: str = "auto", verify_with: str = "",
-    count: int = 64, quantize: str = "", preprocess: bool = True, reporter: Reporter | None = None,
+    count: int = 64, quantize: str = "", calibrate_with: str = "", preprocess: bool = True,
+    reporter: Reporter | None = None,
 ) -> ExportResult:  # fmt: skip
     """Write a model in another format and prove in a fresh process that it answers as before.
 
@@ -72,6 +83,7 @@ def export(
         verify_with: data, a folder of pictures or a picture; empty: the data that a run was trained on, else `digits`.
         count: how many pictures to verify on.
         quantize: a name of `PRECISIONS`; empty: fp32.
+        calibrate_with: pictures for int8-static, as in `verify_with`; empty: those that a run was trained on.
         preprocess: False leaves normalisation and softmax to the reader: normalised pictures in, logits out.
         reporter: told of progress.
 
@@ -105,6 +117,7 @@ def export(
     card = replace(loaded.card, head=how)
     network = (ExportedClassifier if preprocess else BareClassifier)(loaded.model, card, answered)
     sample = pictures(source, card.preprocessing, count)
+    calibration = _calibration(ref, calibrate_with, quantize, card, reporter)
     wanted = reference(network.model, card, answered, sample.pixels)
     with _draft_of(path, kind) as draft:
         with reporter.task(f"write {path.name}", None, "bytes"):
@@ -113,7 +126,7 @@ def export(
         faster = None
         if quantize:
             again = partial(prove, draft, kind, wanted, source, sample, card, reporter)
-            proof, faster = _rounded(draft, quantize, again)
+            proof, faster = _rounded(draft, quantize, calibration, again)
         if kind.is_folder:
             about = readme(
                 card, _history(ref, weights), title=_stem(ref), library=to, usage=kind.usage, head=answered,
@@ -124,8 +137,27 @@ def export(
     return ExportResult(
         path=path, format=to, bytes=_size(path), verified_on=proof.found.images, max_abs_diff=proof.found.max_abs_diff,
         top1_agreement=proof.found.top1_agreement, quantize=quantize or None, relative_diff=proof.relative_diff,
-        speedup=faster, differing=tuple(proof.found.differing),
+        speedup=faster, top1=proof.top1, model_top1=proof.model_top1, differing=tuple(proof.found.differing),
     )  # fmt: skip
+
+
+def _calibration(ref: str, named: str, quantize: str, card: ModelCard, reporter: Reporter) -> Pixels | None:
+    """Return pictures to calibrate with, where the precision needs them."""
+    if not quantize or not PRECISIONS[quantize].calibrated:
+        if named:
+            raise ConfigError("--calibrate-with is for --quantize int8-static.")
+        return None
+    run_file = Path(ref).expanduser() / "run.toml"
+    if named:
+        source = open_pictures("", named, reporter)
+    elif run_file.is_file():
+        source, _ = open_for_training(str(read_toml(run_file).get("data", BUILT_IN)), seed=0, reporter=reporter)
+    else:
+        raise ConfigError(
+            "int8-static is calibrated on pictures like those that it will see.",
+            "Name some that it is not proved on: --calibrate-with IMAGES.",
+        )
+    return pictures(source, card.preprocessing, CALIBRATION).pixels
 
 
 def _variant(to: str, quantize: str, preprocess: bool) -> Format:
@@ -141,12 +173,12 @@ def _variant(to: str, quantize: str, preprocess: bool) -> Format:
     return replace(kind, suffix=("" if preprocess else "-bare") + (f"-{quantize}" if quantize else "") + kind.suffix)
 
 
-def _rounded(draft: Path, quantize: str, prove: Callable[[], Proof]) -> tuple[Proof, float]:
+def _rounded(draft: Path, quantize: str, calibration: Pixels | None, prove: Callable[[], Proof]) -> tuple[Proof, float]:
     """Replace a proven fp32 file by a rounded one, and return its proof and how many times as fast it is."""
     plain = draft.with_name(f"{draft.name}.fp32")
     os.replace(draft, plain)
     try:
-        quantize_onnx(plain, quantize, draft)
+        quantize_onnx(plain, quantize, draft, calibration)
         return prove(), speedup(plain, draft)
     finally:
         plain.unlink(missing_ok=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from deitctl.card import ModelCard
 from deitctl.config import read_toml
+from deitctl.data.classes import match_classes
 from deitctl.data.decode import EXTENSIONS
 from deitctl.data.open import BUILT_IN, open_for_evaluation
 from deitctl.data.sources import FileSource, Source, is_hidden
@@ -32,6 +33,10 @@ class Proof:
     """Of a rounded file: the RMS difference of its logits relative to their spread."""
     remark: str = ""
     """What else was seen, in a sentence."""
+    top1: float | None = None
+    """Percent of the pictures whose label the file answers first, where the model knows the labels."""
+    model_top1: float | None = None
+    """The same of the model."""
 
 
 def prove(
@@ -69,7 +74,20 @@ def prove(
             proof = Proof(seen.chosen, remark=seen.summary)
             reporter.note(seen.summary)
         task.advance(proof.found.images)
-    return proof
+    top1, model_top1 = _accuracy(proof.found, wanted, source, sample, card)
+    return replace(proof, top1=top1, model_top1=model_top1)
+
+
+def _accuracy(
+    found: Verification, wanted: Answers, source: Source, sample: Pictures, card: ModelCard
+) -> tuple[float | None, float | None]:
+    """Return the top-1 accuracies of the file and of the model; None where the pictures have no labels that it knows."""
+    match = match_classes(card, source.class_names)
+    if match is None:
+        return None, None
+    targets = np.array(match.rows)[source.labels[list(sample.indices)]]
+    theirs, ours = (100 * float((c == targets).mean()) for c in (np.array(found.first), wanted[0].argmax(axis=1)))
+    return theirs, ours
 
 
 def open_pictures(ref: str, named: str, reporter: Reporter) -> Source:

@@ -43,6 +43,8 @@ class VerifyResult:
             "verified_on": found.images if found else 0,
             "max_abs_diff": found.max_abs_diff if found else None,
             "top1_agreement": found.top1_agreement if found else None,
+            "top1": self.proof.top1 if self.proof else None,
+            "model_top1": self.proof.model_top1 if self.proof else None,
             "relative_diff": self.proof.relative_diff if self.proof else None,
             "differing": list(found.differing) if found else [],
         }  # fmt: skip
@@ -85,7 +87,9 @@ def verify_export(
     with reporter.task("look at the golden sample", None, "bytes"):
         difference = golden.difference(checked_answers(golden.pixels, where, kind.program_file, golden)[0, 0])
     proof = None
-    if ref:
+    if not ref:
+        reporter.note("The golden sample alone was looked at; --model MODEL compares pictures with the model, too.")
+    else:
         source = open_pictures(ref, pictures_from, reporter)
         loaded = load_model(ref, weights=weights, reporter=reporter)
         head = said["head"]

@@ -55,6 +55,7 @@ def test_onnx_is_written_beside_the_run_and_proven(model, reporter):
     assert (result.format, result.verified_on, result.top1_agreement) == ("onnx", 5, 100)
     assert result.max_abs_diff < 1e-4
     assert [p.name for p in result.path.parent.iterdir()] == ["seven.onnx"]
+    assert result.top1 == result.model_top1 is not None
     assert json.loads(json.dumps(result.to_dict()))["path"] == str(result.path)
 
 
@@ -67,6 +68,19 @@ def test_a_bare_rounded_file_is_proven_timed_and_named_after_what_it_is(model, r
     assert (record["quantize"], record["verified_on"]) == ("int8", 5)
     assert 0 < record["relative_diff"] < 0.15
     assert record["speedup"] > 0
+
+
+def test_static_int8_is_calibrated_on_what_the_run_was_trained_on_or_on_what_is_named(model, image_folder):
+    with pytest.raises(ConfigError, match="--calibrate-with IMAGES"):
+        export(str(model), to="onnx", quantize="int8-static", count=2)
+    with pytest.raises(ConfigError, match="is for --quantize int8-static"):
+        export(str(model), to="onnx", calibrate_with=str(model), count=2)
+    (model / "run.toml").write_text('data = "digits"\n')
+    result = export(str(model), to="onnx", quantize="int8-static", count=2)
+    assert result.path.name == "seven-int8-static.onnx"
+    named = image_folder({"a": 9})
+    again = export(str(model), to="onnx", quantize="int8-static", calibrate_with=str(named), count=2)
+    assert again.relative_diff != result.relative_diff
 
 
 def test_rounding_beyond_its_tolerance_is_rejected(model, monkeypatch):

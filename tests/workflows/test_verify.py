@@ -128,3 +128,23 @@ def test_what_is_no_export_is_one_line(run, tmp_path):
         verify_export(str(run))
     with pytest.raises(ModelError):
         verify_export(str(run / "export" / "seven.onnx"), model="no_such_model")
+
+
+def test_accuracy_is_that_of_labels_that_the_model_knows(run, image_folder):
+    """Of four black pictures one has the label that the model gives to black."""
+    file = str(run / "export" / "seven.onnx")
+    root = image_folder({"a": 2})
+    assert verify_export(file, pictures_from=str(root)).to_dict()["top1"] is None
+    from PIL import Image
+
+    from deitctl.workflows.predict import predict
+
+    Image.new("RGB", (32, 32)).save(root / "black.png")
+    (black,) = predict([str(root / "black.png")], model=str(run))
+    first = black.guesses[0].label
+    labels = [first, *(str((int(first) + i) % 10) for i in (1, 2, 3))]
+    for number, label in enumerate(labels):
+        (root / "of" / label).mkdir(parents=True)
+        shutil.copy(root / "black.png", root / "of" / label / f"{number}.png")
+    record = verify_export(file, pictures_from=str(root / "of")).to_dict()
+    assert (record["top1"], record["model_top1"]) == (25, 25)
