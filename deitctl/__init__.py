@@ -27,6 +27,7 @@ _PUBLIC = {
     "predict": "deitctl.workflows.predict",
     "resume": "deitctl.workflows.train",
     "train": "deitctl.workflows.train:run_training",
+    "verify": "deitctl.workflows.verify:verify_export",
     "DeitctlError": "deitctl.errors",
     "SilentReporter": "deitctl.events",
     "TrainConfig": "deitctl.config",

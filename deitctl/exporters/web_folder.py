@@ -10,10 +10,9 @@ from pathlib import Path
 from deitctl import __version__
 from deitctl.card import ModelCard, Preprocessing
 from deitctl.checkpoint import write_bytes
-from deitctl.errors import ModelError
+from deitctl.exporters import onnx
 from deitctl.exporters.attention_network import TOKENS, AttendingClassifier
 from deitctl.exporters.network import ExportedClassifier
-from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.web_runtime import BINARY, SCRIPT, VERSION, runtime_files
 from deitctl.models.vit import VisionTransformer
 
@@ -40,7 +39,7 @@ def export_web(network: ExportedClassifier, card: ModelCard, metadata: Mapping[s
     runtime = runtime_files()
     if isinstance(network.model, VisionTransformer):
         network = AttendingClassifier(network.model, card, network.head)
-    export_onnx(network, card, metadata, path / MODEL)
+    onnx.export_onnx(network, card, metadata, path / MODEL)
     about = json.dumps(describe_for_page(network, card), ensure_ascii=False)
     write_bytes(path / ABOUT, about.encode())
     for name, data in runtime.items():
@@ -76,15 +75,5 @@ def describe_preprocessing(pre: Preprocessing) -> dict[str, object]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a folder's model.onnx, read without onnxruntime.
-
-    Raises:
-        ModelError: no such file, or one that cannot be read.
-    """
-    import onnx
-
-    file = path / MODEL
-    try:
-        return {entry.key: entry.value for entry in onnx.load(file, load_external_data=False).metadata_props}
-    except Exception as error:  # protobuf's own kinds, which differ from version to version
-        raise ModelError(f"{file} is not a readable ONNX file: {error}") from error
+    """Return the metadata of a folder's model.onnx; raise as `onnx.read_metadata`."""
+    return onnx.read_metadata(path / MODEL)

@@ -10,7 +10,20 @@ from typer.testing import CliRunner
 
 from deitctl.cli.app import app, main
 
-COMMANDS = ("train", "distill", "eval", "predict", "export", "teach", "compare", "check", "explain", "models", "doctor")
+COMMANDS = (
+    "train",
+    "distill",
+    "eval",
+    "predict",
+    "export",
+    "verify",
+    "teach",
+    "compare",
+    "check",
+    "explain",
+    "models",
+    "doctor",
+)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([c, "--help"] for c in COMMANDS)])

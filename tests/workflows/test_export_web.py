@@ -11,6 +11,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -23,6 +24,7 @@ from deitctl.models.build import build_model
 from deitctl.models.layers import layer_names, shipping_card
 from deitctl.workflows.export import export
 from deitctl.workflows.predict import predict
+from deitctl.workflows.verify import verify_export
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,8 @@ def test_the_folder_is_proven_and_takes_the_place_of_an_earlier_one(model, runti
     said = read_metadata(result.path)
     assert (said["architecture"], said["temperature"]) == (about["architecture"], "1.7")
     assert "golden_sample" in said
+    proved = verify_export(str(result.path), count=3)
+    assert (proved.format, proved.model, proved.proof.found.images) == ("web", str(model), 3)
 
     picture().save(tmp_path / "p.png")
     (ours,) = predict([str(tmp_path / "p.png")], model=str(model))
@@ -101,10 +105,10 @@ def test_a_rounded_folder_has_a_smaller_network_that_still_gives_attention(model
     assert 0 < result.relative_diff < 0.15
     assert result.speedup > 0
     assert read_metadata(result.path)["quantize"] == "int8"
-    session = run_web.open_session(str(result.path / "model.onnx"))
+    session = onnxruntime.InferenceSession(result.path / "model.onnx", providers=["CPUExecutionProvider"])
     _, probabilities, attention = session.run(None, {"pixels": sample_pixels})
     assert attention.shape == (len(sample_pixels), 2, 2, 2)
-    np.testing.assert_allclose(run_web.load(str(result.path / "model.onnx"))(sample_pixels)[1], probabilities)
+    np.testing.assert_allclose(run_web.load(str(result.path))(sample_pixels)[1], probabilities)
 
 
 @pytest.fixture
