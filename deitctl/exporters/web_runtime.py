@@ -81,7 +81,8 @@ def _fetch() -> bytes:
     try:
         data = fetch(ADDRESS, seconds=60 * MINUTES)
     except DataError as error:
-        raise ExportError(f"The page needs onnxruntime-web {VERSION}, and {error.message}", _how()) from error
+        why = error.message.removeprefix(f"{ADDRESS} ")
+        raise ExportError(f"The page needs onnxruntime-web {VERSION}, which {why}", _how()) from error
     _require_pinned(data, ADDRESS)
     return data
 
