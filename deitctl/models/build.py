@@ -115,7 +115,16 @@ def published_files(ref: str, reporter: Reporter) -> list[Path]:
 
 def _require_timm(name: str) -> None:
     if name.lower().endswith(".onnx"):
-        raise ModelError(f"{name} is an ONNX file, with which `deitctl predict` alone can answer.", "Name its weights.")
+        raise ModelError(
+            f"{name} is an ONNX file, with which `deitctl predict` and `eval` alone can answer.", "Name its weights."
+        )
+    if name.lower().endswith(
+        ".pt2"
+    ):  # torch.export.load unpickles what a file asks it to, and evaluates its expressions
+        raise ModelError(
+            f"{name} is a program that could do anything when torch loads it.",
+            "Name its weights, or an ONNX file: deitctl export MODEL --to onnx.",
+        )
     if Path(name).is_file():
         kinds = ", ".join(WEIGHT_SUFFIXES)
         raise ModelError(f"{name} is a file and no model.", f"Weights end in {kinds}; a model can be a folder too.")
