@@ -10,7 +10,7 @@ import torch
 
 from deitctl.card import ModelCard
 from deitctl.checkpoint import write_bytes
-from deitctl.errors import ExportError
+from deitctl.errors import ExportError, ModelError
 from deitctl.exporters.golden import GOLDEN, golden_sample
 from deitctl.exporters.network import ExportedClassifier, quietly, trace
 
@@ -59,3 +59,17 @@ def _to_proto(network: ExportedClassifier, metadata: Mapping[str, str]) -> Any:
     proto = converted.model_proto
     proto.ir_version = IR_VERSION
     return proto
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the custom metadata of an ONNX file, read without onnxruntime; its network is not looked at.
+
+    Raises:
+        ModelError: no such file, or one that cannot be read.
+    """
+    import onnx
+
+    try:
+        return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+    except Exception as error:  # protobuf's own kinds, which differ from version to version
+        raise ModelError(f"{path} is not a readable ONNX file: {error}") from error

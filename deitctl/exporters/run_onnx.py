@@ -8,10 +8,22 @@ IN is uint8 [N,S,S,3]; OUT becomes float32 [2,N,K], logits and probabilities; [1
 import base64
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnxruntime
+
+
+def load(model: str) -> Callable[[Any], Any]:
+    """Open a file: what is returned answers pictures, uint8 [B,S,S,3], as OUT has it, float32 [2 or 1,B,K]."""
+    session = open_session(model)
+    return lambda pixels: np.stack(answer(session, pixels))
+
+
+def open_session(model: str) -> Any:
+    """Start onnxruntime on the CPU."""
+    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 
 
 def answer(session: Any, pixels: Any) -> Any:
@@ -39,13 +51,10 @@ def check_golden_sample(session: Any, size: int) -> None:
 
 def main(model: str, pictures: str, answers: str) -> None:
     """Answer the golden sample, the first picture alone, the others sixteen at a time."""
-    images = np.load(pictures)
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    check_golden_sample(session, images.shape[1])
-    starts = [0, *range(1, len(images), 16)]
-    batches = [images[a:b] for a, b in zip(starts, [*starts[1:], None], strict=True)]
-    parts = [answer(session, batch) for batch in batches]
-    np.save(answers, np.stack([np.concatenate(output) for output in zip(*parts, strict=True)]))
+    images, network = np.load(pictures), load(model)
+    check_golden_sample(open_session(model), images.shape[1])
+    batches = [images[:1], *(images[i : i + 16] for i in range(1, len(images), 16))]
+    np.save(answers, np.concatenate([network(batch) for batch in batches], axis=1))
 
 
 if __name__ == "__main__":
