@@ -14,7 +14,7 @@ from deitctl import catalog
 from deitctl.card import MAX_SIZE, ModelCard
 from deitctl.catalog import Architecture, imagenet_classes
 from deitctl.checkpoint import CONFIG, WEIGHTS, load_card, load_tensors, require_finite
-from deitctl.errors import ModelError
+from deitctl.errors import ModelError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.models import convert, timm_models
 from deitctl.models.vit import VisionTransformer
@@ -80,7 +80,14 @@ def _folder(ref: str, reporter: Reporter) -> Path | None:
     """Return the model folder that `ref` means, fetching it from the hub if need be, or None if it means no folder."""
     if ref.startswith(HUB_PREFIX):
         repo_id = ref.removeprefix(HUB_PREFIX)
-        config = download(repo_id, CONFIG, reporter)
+        try:
+            config = download(repo_id, CONFIG, reporter)
+        except WeightsNotFound as error:
+            raise WeightsNotFound(
+                f"{ref} cannot be loaded: {error.message}.",
+                f"It takes a repository with {CONFIG} and {WEIGHTS}, as `deitctl push` of a run makes it. An exported file "
+                f"in one is fetched first: hf download {repo_id} FILE.onnx; then --model FILE.onnx.",
+            ) from error
         download(repo_id, WEIGHTS, reporter)
         return config.parent
     path = Path(ref).expanduser()
