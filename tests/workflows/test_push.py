@@ -72,6 +72,7 @@ def test_what_is_pushed_answers_from_the_hub_as_it_did(
 ) -> None:
     (model / "notes.txt").write_text("mine")
     (model / "state").mkdir()
+    (model / "preprocessor_config.json").write_text("{}")
     monkeypatch.delenv("HF_TOKEN")
     planned = push(str(model), "me/mine", dry_run=True)
     assert (hub.requests, planned.url) == ([], "")
@@ -82,7 +83,7 @@ def test_what_is_pushed_answers_from_the_hub_as_it_did(
     there = hub.repositories["me/mine"]
     assert (there.private, there.messages, result.commit) == (False, ["first"], there.commit("main"))
     sent = there.branches["main"]
-    assert set(sent) == set(result.files) == {"config.json", "model.safetensors"}
+    assert set(sent) == set(result.files) == {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert all(data == (model / name).read_bytes() for name, data in sent.items())
     assert list(hub.stored.values()) == [sent["model.safetensors"]]  # the one large file went through LFS
     picture = str(image_folder({"in": 1}) / "in" / "0.png")
