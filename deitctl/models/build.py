@@ -125,9 +125,7 @@ def _require_timm(name: str) -> None:
         raise ModelError(
             f"{name} is an ONNX file, with which `deitctl predict` and `eval` alone can answer.", "Name its weights."
         )
-    if name.lower().endswith(
-        ".pt2"
-    ):  # torch.export.load unpickles what a file asks it to, and evaluates its expressions
+    if name.lower().endswith(".pt2"):  # torch.export.load falls back to unpickling anything, and evaluates expressions
         raise ModelError(
             f"{name} is a program that could do anything when torch loads it.",
             "Name its weights, or an ONNX file: deitctl export MODEL --to onnx.",
