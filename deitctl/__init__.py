@@ -28,6 +28,7 @@ _PUBLIC = {
     "push": "deitctl.workflows.push",
     "resume": "deitctl.workflows.train",
     "train": "deitctl.workflows.train:run_training",
+    "verify": "deitctl.workflows.verify:verify_export",
     "DeitctlError": "deitctl.errors",
     "SilentReporter": "deitctl.events",
     "TrainConfig": "deitctl.config",

@@ -14,7 +14,8 @@ from deitctl import __version__
 from deitctl.checkpoint import CONFIG, WEIGHTS, tensor_shapes
 from deitctl.errors import ConfigError, DeitctlError, ExportError, ModelError, WeightsNotFound
 from deitctl.events import Reporter, SilentReporter
-from deitctl.exporters import FORMATS, onnx, torch_export
+from deitctl.exporters import recognise
+from deitctl.exporters.metadata import METADATA
 from deitctl.exporters.readme import README, is_untouched
 from deitctl.files import read_json, read_text
 from deitctl.models.weights import require_hub
@@ -22,10 +23,7 @@ from deitctl.training.run import Run
 from deitctl.workflows.export import export
 
 MAIN = "main"
-FILE_METADATA = {".onnx": onnx.read_metadata, ".pt2": torch_export.read_metadata}
-OURS = "deitctl_version"
-"""What the metadata of every exported file has."""
-MAKE_ONE = "A run, a folder of `deitctl export --to timm` or transformers, or a file of `deitctl export` can be pushed."
+MAKE_ONE = "A run, a model folder of deitctl's, or what `deitctl export` wrote can be pushed."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,30 +123,36 @@ def _files_of(path: Path, reporter: Reporter) -> Iterator[dict[str, Path]]:
         raise ExportError(f"There is nothing at {path}.", MAKE_ONE)
     elif path.name.endswith(".rejected"):
         raise ExportError(f"{path} has failed its proof.", "Export it again.")
-    elif path.is_dir():
-        yield _folder_files(path)
     else:
-        read = FILE_METADATA.get(path.suffix.lower())
-        if read is None or OURS not in read(path):
-            raise ExportError(f"{path} is no export of deitctl's.", MAKE_ONE)
-        yield {path.name: path}
+        yield _folder_files(path) if path.is_dir() else _file(path)
+
+
+def _file(path: Path) -> dict[str, Path]:
+    recognise(path)
+    return {path.name: path}
 
 
 def _folder_files(folder: Path) -> dict[str, Path]:
-    """Return a model folder's files, and no others that lie there."""
-    try:
-        config = read_json(folder / CONFIG)
-        ours = isinstance(config, dict) and "deitctl" in config
-        tensor_shapes(folder / WEIGHTS)
-    except (OSError, ValueError, ModelError) as error:
-        raise ExportError(f"{folder} is no model folder that can be read: {error}", MAKE_ONE) from error
-    if not ours:
+    """Return the files of an export or a model folder, and no others that lie there."""
+    names: tuple[str, ...] = (CONFIG, WEIGHTS)
+    if (folder / METADATA).is_file():
+        names = recognise(folder)[1].files
+    elif not _is_model_of_ours(folder):
         raise ExportError(
             f"{folder} was not written by deitctl: its {CONFIG} says nothing of it.",
             f"Write it anew: deitctl export {folder} --to timm --output FOLDER.",
         )
-    names = dict.fromkeys([*(name for kind in FORMATS.values() for name in kind.files), README])
-    return {name: folder / name for name in names if (folder / name).is_file()}
+    inside = (below for name in (*names, README) for below in (folder / name, *(folder / name).rglob("*")))
+    return {file.relative_to(folder).as_posix(): file for file in inside if file.is_file()}
+
+
+def _is_model_of_ours(folder: Path) -> bool:
+    try:
+        config = read_json(folder / CONFIG)
+        tensor_shapes(folder / WEIGHTS)
+    except (OSError, ValueError, ModelError) as error:
+        raise ExportError(f"{folder} is no model folder that can be read: {error}", MAKE_ONE) from error
+    return isinstance(config, dict) and "deitctl" in config
 
 
 def _send(result: PushResult, files: Mapping[str, Path], private: bool, message: str, reporter: Reporter) -> PushResult:

@@ -17,6 +17,7 @@ COMMANDS = (
     "predict",
     "export",
     "push",
+    "verify",
     "teach",
     "compare",
     "check",

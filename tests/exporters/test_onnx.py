@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from deitctl.card import HEADS
-from deitctl.errors import ExportError, ModelError
+from deitctl.errors import ExportError
 from deitctl.exporters import FORMATS
 from deitctl.exporters import onnx as onnx_export
 from deitctl.exporters.network import BareClassifier, describe
@@ -94,7 +94,7 @@ def test_metadata_is_read_without_onnxruntime(file, tmp_path):
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     assert read_metadata(file) == session.get_modelmeta().custom_metadata_map
     (tmp_path / "half.onnx").write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ModelError, match=r"half.onnx is not a readable ONNX file"):
+    with pytest.raises(ExportError, match=r"half.onnx is not a readable ONNX file"):
         read_metadata(tmp_path / "half.onnx")
 
 

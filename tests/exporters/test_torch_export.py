@@ -7,7 +7,7 @@ import zipfile
 import pytest
 import torch
 
-from deitctl.errors import ModelError
+from deitctl.errors import ExportError
 from deitctl.exporters.network import describe
 from deitctl.exporters.torch_export import METADATA, export_torch, read_metadata
 
@@ -47,7 +47,7 @@ def test_metadata_is_read_without_torch(file, loaded, tmp_path):
     assert read_metadata(file) == describe(loaded.card, "avg-logits") | {"head": "avg-probs"}
     for name, content in {"empty": b"", "half": file.read_bytes()[:10_000]}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ModelError, match=f"{name} is not a readable .pt2 file"):
+        with pytest.raises(ExportError, match=f"{name} is not a readable .pt2 file"):
             read_metadata(tmp_path / name)
     with zipfile.ZipFile(tmp_path / "other", "w") as other:
         other.writestr("m/weights", b"")

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from deitctl.device import choose_device
 from deitctl.errors import DeitctlError, ModelError
+from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.network import BareClassifier, ExportedClassifier, describe
 from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
@@ -44,7 +45,8 @@ def model(tiny_arch, randomise):
 def file(model, tmp_path_factory) -> Path:
     network, card = model
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    export_onnx(ExportedClassifier(network, card, RULE), card, describe(card, RULE), path)
+    wrapped = ExportedClassifier(network, card, RULE)
+    export_onnx(wrapped, card, metadata_of(wrapped, card, "onnx"), path)
     return path
 
 

@@ -72,7 +72,6 @@ def test_what_is_pushed_answers_from_the_hub_as_it_did(
 ) -> None:
     (model / "notes.txt").write_text("mine")
     (model / "state").mkdir()
-    (model / "preprocessor_config.json").write_text("{}")
     monkeypatch.delenv("HF_TOKEN")
     planned = push(str(model), "me/mine", dry_run=True)
     assert (hub.requests, planned.url) == ([], "")
@@ -83,7 +82,7 @@ def test_what_is_pushed_answers_from_the_hub_as_it_did(
     there = hub.repositories["me/mine"]
     assert (there.private, there.messages, result.commit) == (False, ["first"], there.commit("main"))
     sent = there.branches["main"]
-    assert set(sent) == set(result.files) == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert set(sent) == set(result.files) == {"config.json", "model.safetensors"}
     assert all(data == (model / name).read_bytes() for name, data in sent.items())
     assert list(hub.stored.values()) == [sent["model.safetensors"]]  # the one large file went through LFS
     picture = str(image_folder({"in": 1}) / "in" / "0.png")
@@ -125,7 +124,7 @@ def test_a_run_goes_as_a_proved_folder_with_its_card_and_without_its_state(hub: 
     (model / "metrics.jsonl").write_text("{}\n")
     result = push(str(model), "me/run")
     sent = hub.repositories["me/run"].branches["main"]
-    assert set(sent) - {"deitctl.json"} == {"config.json", "model.safetensors", "README.md"}
+    assert set(sent) == {"config.json", "model.safetensors", "deitctl.json", "README.md"}
     assert result.files == {name: len(data) for name, data in sent.items()}
     assert "Trained on `digits`" in sent["README.md"].decode()
     assert hub.repositories["me/run"].messages == [f"Upload m with deitctl {__version__}"]
@@ -188,7 +187,7 @@ def onnx_file(path: Path, **metadata: str) -> Path:
 
 
 def test_an_exported_file_goes_alone_and_a_repository_of_files_says_how_it_is_used(hub: Hub, tmp_path: Path) -> None:
-    file = onnx_file(tmp_path / "m.onnx", deitctl_version="0.1.0")
+    file = onnx_file(tmp_path / "m.onnx", format="onnx")
     (tmp_path / "other.onnx").write_bytes(b"")
     push(str(file), "me/files")
     assert hub.repositories["me/files"].branches["main"] == {"m.onnx": file.read_bytes()}
