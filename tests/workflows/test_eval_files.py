@@ -15,7 +15,8 @@ from onnx import helper
 from deitctl.device import choose_device
 from deitctl.errors import DeitctlError
 from deitctl.events import SilentReporter
-from deitctl.exporters.network import ExportedClassifier, describe
+from deitctl.exporters.metadata import metadata_of
+from deitctl.exporters.network import ExportedClassifier
 from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.quantize import quantize_onnx
 from deitctl.models.build import LoadedModel
@@ -49,7 +50,8 @@ def model(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture(scope="module")
 def file(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("eval") / "m.onnx"
-    export_onnx(ExportedClassifier(loaded.model, loaded.card, RULE), loaded.card, describe(loaded.card, RULE), path)
+    network = ExportedClassifier(loaded.model, loaded.card, RULE)
+    export_onnx(network, loaded.card, metadata_of(network, loaded.card, "onnx"), path)
     return path
 
 
