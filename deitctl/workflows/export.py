@@ -22,11 +22,13 @@ from deitctl.data.sources import FileSource, Source, is_hidden
 from deitctl.errors import ConfigError, DataError, ExportError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters import FORMATS, Format
+from deitctl.exporters.any_size import golden_view, require_resizable, take_any_size
 from deitctl.exporters.network import BareClassifier, ExportedClassifier, describe
 from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
 from deitctl.exporters.readme import README, History, is_untouched, readme
 from deitctl.exporters.speed import speedup
 from deitctl.exporters.verify import Answers, Pictures, Verification, pictures, reference, verify
+from deitctl.exporters.verify_any_size import LEVELS, verify_any_size
 from deitctl.exporters.verify_files import verify_files
 from deitctl.exporters.verify_rounded import verify_rounded
 from deitctl.inference.inputs import expand
@@ -62,7 +64,8 @@ class ExportResult:
 
 def export(
     ref: str, *, to: str, output: str = "", weights: str = "", head: str = "auto", verify_with: str = "",
-    count: int = 64, quantize: str = "", preprocess: bool = True, reporter: Reporter | None = None,
+    count: int = 64, quantize: str = "", preprocess: bool = True, any_size: bool = False,
+    reporter: Reporter | None = None,
 ) -> ExportResult:  # fmt: skip
     """Write a model in another format and prove in a fresh process that it answers as before.
 
@@ -77,6 +80,7 @@ def export(
         count: how many pictures to verify on.
         quantize: a name of `PRECISIONS`; empty: fp32.
         preprocess: False leaves normalisation and softmax to the reader: normalised pictures in, logits out.
+        any_size: the file takes whole pictures of any size, and resizes them itself.
         reporter: told of progress.
 
     Raises:
@@ -91,7 +95,7 @@ def export(
         )
     if count < 1:
         raise ConfigError(f"count = {count}: verification needs 1 picture or more.")
-    kind = _variant(to, quantize, preprocess)
+    kind = _variant(to, quantize, preprocess, any_size)
     kind.require()
     path = _output_path(ref, output, kind)
     source = _source(ref, verify_with, reporter)
@@ -107,6 +111,8 @@ def export(
             f"by {temperature:.3g}. The order of the classes is the same; the number is in {CONFIG}."
         )
     card = replace(loaded.card, head=how)
+    if any_size:
+        require_resizable(card.preprocessing)
     network = (ExportedClassifier if preprocess else BareClassifier)(loaded.model, card, answered)
     sample = pictures(source, card.preprocessing, count)
     wanted = reference(network.model, card, answered, sample.pixels)
@@ -114,6 +120,9 @@ def export(
         with reporter.task(f"write {path.name}", None, "bytes"):
             kind.write(network, card, describe(card, answered, bare=not preprocess), draft)
         proof = _prove(draft, kind, wanted, source, sample, card, quantize, reporter)
+        if any_size:
+            with reporter.task("take pictures of any size, and verify", None, "bytes"):
+                proof = replace(proof, **_any_size(draft, network, wanted, source, sample, card, quantize, reporter))
         if kind.is_folder:
             about = readme(
                 card, _history(ref, weights), title=_stem(ref), library=to, usage=kind.usage, head=answered,
@@ -157,7 +166,24 @@ def _prove(
         return _round(draft, kind, quantize, wanted, sample)
 
 
-def _variant(to: str, quantize: str, preprocess: bool) -> Format:
+def _any_size(
+    draft: Path, network: ExportedClassifier, wanted: Answers, source: Source, sample: Pictures, card: ModelCard,
+    quantize: str, reporter: Reporter,
+) -> dict[str, Any]:  # fmt: skip
+    """Put the resize in front of a proven file, and return what of its proof is other."""
+    pre = card.preprocessing
+    golden = reference(network.model, card, network.head, golden_view(pre))[0, 0]
+    take_any_size(draft, pre, golden, draft)
+    rounded = PRECISIONS[quantize].tolerance if quantize else None
+    found, relative, share = verify_any_size(draft, wanted, source, sample, pre, rounded=rounded)
+    reporter.note(
+        f"Whole pictures: {100 * share:.2g} % of the values that the network sees are other than deitctl's, by "
+        f"{LEVELS} of 255 at most."
+    )
+    return {"found": found, "relative_diff": relative}
+
+
+def _variant(to: str, quantize: str, preprocess: bool, any_size: bool) -> Format:
     """Return a format, its name ending in what is not as usual."""
     kind = FORMATS[to]
     if quantize and quantize not in PRECISIONS:
@@ -165,9 +191,12 @@ def _variant(to: str, quantize: str, preprocess: bool) -> Format:
             f"There is no precision {quantize!r}.",
             f"{did_you_mean(quantize, PRECISIONS)} There are: {', '.join(PRECISIONS)}.".strip(),
         )
-    if not kind.has_variants and (quantize or not preprocess):
-        raise ExportError(f"{to} has no variants: --quantize and --no-preprocess are for --to onnx.")
-    return replace(kind, suffix=("" if preprocess else "-bare") + (f"-{quantize}" if quantize else "") + kind.suffix)
+    if not kind.has_variants and (quantize or any_size or not preprocess):
+        raise ExportError(f"{to} has no variants: --quantize, --any-size and --no-preprocess are for --to onnx.")
+    if any_size and not preprocess:
+        raise ExportError("--any-size puts more preprocessing into the file, --no-preprocess none.", "Leave one out.")
+    said = (not preprocess, "bare"), (any_size, "any"), (bool(quantize), quantize)
+    return replace(kind, suffix="".join(f"-{name}" for so, name in said if so) + kind.suffix)
 
 
 def _round(draft: Path, kind: Format, quantize: str, wanted: Answers, sample: Pictures) -> _Proof:
