@@ -36,7 +36,7 @@ def predict(
 
 def _load(ref: str, how: dict[str, Any], reporter: Reporter) -> Classifier:
     if ref.lower().endswith(SUFFIX):
-        return load_onnx_classifier(ref, **how)
+        return load_onnx_classifier(ref, **how, whole=True)
     if how["weights"].lower().endswith(SUFFIX):
         raise ModelError(f"{how['weights']} is a model with its weights.", f"Use --model {how['weights']} alone.")
     from deitctl.inference.torch_classifier import load_torch_classifier  # takes seconds, which an ONNX file saves
