@@ -14,19 +14,23 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-OUTPUTS = ["logits", "probabilities", "seen"]
+
+def load(model: str) -> Callable[[Any], Any]:
+    """Open a file: what is returned answers pictures of one size, uint8 [B,H,W,3], with float32 [2,B,K]."""
+    look = open_file(model)
+    return lambda pixels: np.stack(look(pixels)[:2])
 
 
-def load(model: str) -> Callable[[Any], list[Any]]:
-    """Open a file: what is returned answers pictures of one size, uint8 [B,H,W,3], with `OUTPUTS`."""
+def open_file(model: str) -> Callable[[Any], Any]:
+    """Open a file: what is returned answers pictures of one size with logits, probabilities and what was seen."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    return lambda pixels: list(session.run(OUTPUTS, {"pixels": pixels}))
+    return lambda pixels: session.run(["logits", "probabilities", "seen"], {"pixels": pixels})
 
 
 def main(model: str, pictures: str, answers: str) -> None:
     """Answer the pictures one by one, as they have sizes of their own."""
-    network = load(model)
-    found = [network(np.load(file)[None]) for file in sorted(Path(pictures).iterdir())]
+    look = open_file(model)
+    found = [look(np.load(file)[None]) for file in sorted(Path(pictures).iterdir())]
     logits, probabilities, seen = (np.concatenate(output) for output in zip(*found, strict=True))
     np.save(answers, np.stack([logits, probabilities]))
     np.save(Path(answers).with_name("seen.npy"), seen)

@@ -2,42 +2,50 @@
 
 The network inside was proven before, to the tolerance of its format. What is new is the way from the whole picture to
 that network, and that is compared in grey levels. A file that cuts one pixel beside, or resizes without antialiasing,
-is tens of levels off; by the logits alone it would hardly be known, and not at all once they are rounded.
+is tens of levels off; by the logits alone it would hardly be known, and not at all once they are rounded to int8.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deitctl.card import Preprocessing
 from deitctl.data.eval_view import Pixels, is_ribbon
 from deitctl.data.sources import Source
 from deitctl.errors import ExportError
+from deitctl.exporters.any_size import golden_view
+from deitctl.exporters.golden import TOLERANCE as GOLDEN_TOLERANCE
+from deitctl.exporters.golden import enlarge, golden_tile
 from deitctl.exporters.verify import Answers, Pictures, Verification, compare, run
 from deitctl.exporters.verify_rounded import compare_rounded
 
+Logits = NDArray[np.float32]
 PROGRAM = Path(__file__).with_name("run_onnx_any.py")
 LEVELS = 2
 """The largest difference of a value, of 255, that passes: either pass of a resize may round one value the other way."""
 SHARE = 0.1
 """Of the values that may differ: 0.003 measured on photographs, 0.08 on pictures of some pixels, resized bilinearly."""
 TOLERANCE = 0.2
-"""The largest difference of a logit: 0.04 measured on DeiT-tiny; a cut one pixel beside gives 0.6."""
+"""The largest difference of a logit: 0.04 measured on DeiT-tiny; a wrong cubic gives 0.4, a cut one pixel beside 2."""
 AT_ONCE = 16
 """Pictures that wait on the disk for a process, of any size."""
 
 
 def verify_any_size(
-    path: Path, wanted: Answers, source: Source, sample: Pictures, pre: Preprocessing, *, rounded: float | None
-) -> tuple[Verification, float | None, float]:
-    """Show whole pictures to an ONNX file in fresh processes, and compare.
+    path: Path, golden: Logits, wanted: Answers, source: Source, sample: Pictures, pre: Preprocessing, *,
+    rounded: float | None,
+) -> tuple[Verification, float | None, float]:  # fmt: skip
+    """Show the golden sample and whole pictures to an ONNX file in fresh processes, and compare.
 
     Args:
         path: what `take_any_size` wrote.
+        golden: the model's logits for `golden_view`, [K].
         wanted: the model's answers to `sample`, [2,N,K].
         source: where the pictures of `sample` are from.
         sample: the pictures as the model sees them.
@@ -56,28 +64,36 @@ def verify_any_size(
         raise ExportError(
             "All pictures to verify on are too long for a file that resizes.", "Name others with --verify-with."
         )
-    given, seen = look([sample.indices[n] for n in shown], source, path)
-    names = [sample.names[n] for n in shown]
-    share = compare_seen(seen, sample.pixels[shown], names)
+    whole = (np.asarray(source.read(sample.indices[n])) for n in shown)
+    given, seen = look(chain(enlarge(golden_tile(), pre.img_size), whole), path)
+    compare_seen(seen[:1], golden_view(pre), ["the golden sample"])
+    _check_golden(given[0, 0], golden, GOLDEN_TOLERANCE if rounded is None else rounded)
+    names, wanted, given = [sample.names[n] for n in shown], wanted[:, shown], given[:, 1:]
+    share = compare_seen(seen[1:], sample.pixels[shown], names)
     if rounded is None:
-        return compare(given, wanted[:, shown], names, TOLERANCE), None, share
-    return *compare_rounded(given, wanted[:, shown], names, rounded), share
+        return compare(given, wanted, names, TOLERANCE), None, share
+    return *compare_rounded(given, wanted, names, rounded), share
 
 
-def look(indices: Sequence[int], source: Source, path: Path) -> tuple[Answers, Pixels]:
-    """Return what a file answers to whole pictures, [2,N,K], and what its network saw of them, uint8 [N,S,S,3]."""
-    parts = [_look(indices[n : n + AT_ONCE], source, path) for n in range(0, len(indices), AT_ONCE)]
+def look(pictures: Iterator[Pixels], path: Path) -> tuple[Answers, Pixels]:
+    """Return what a file answers to pictures [H,W,3], [2,N,K], and what its network saw of them, uint8 [N,S,S,3]."""
+    parts = []
+    while some := list(islice(pictures, AT_ONCE)):
+        with tempfile.TemporaryDirectory(prefix="deitctl-verify-") as folder:
+            given = Path(folder) / "pictures"
+            given.mkdir()
+            for number, picture in enumerate(some):
+                np.save(given / f"{number:06d}.npy", picture)
+            parts.append((run(path, PROGRAM, given), np.load(Path(folder) / "seen.npy")))
     answers, seen = zip(*parts, strict=True)
     return np.concatenate(answers, axis=1), np.concatenate(seen)
 
 
-def _look(indices: Sequence[int], source: Source, path: Path) -> tuple[Answers, Pixels]:
-    with tempfile.TemporaryDirectory(prefix="deitctl-verify-") as folder:
-        pictures = Path(folder) / "pictures"
-        pictures.mkdir()
-        for number, index in enumerate(indices):
-            np.save(pictures / f"{number:06d}.npy", np.asarray(source.read(index)))
-        return run(path, PROGRAM, pictures), np.load(Path(folder) / "seen.npy")
+def _check_golden(given: Logits, wanted: Logits, tolerance: float) -> None:
+    """Compare as the readers of the file are told to."""
+    off = float(np.sqrt(np.mean((given - wanted) ** 2))) / (float(wanted.std()) or 1.0)  # one class alone has no spread
+    if not off <= tolerance:  # a difference that is no number fails too
+        raise ExportError(f"The file's golden sample is answered {off:.3g} off, where {tolerance:g} is allowed.")
 
 
 def compare_seen(seen: Pixels, wanted: Pixels, names: Sequence[str]) -> float:

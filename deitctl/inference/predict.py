@@ -24,10 +24,6 @@ class Classifier(Protocol):
     def card(self) -> ModelCard:
         """What pictures it takes and what its classes are called."""
 
-    @property
-    def takes_whole(self) -> bool:
-        """Whether it resizes pictures itself, and so takes them as they are, one at a time."""
-
     def scores(self, pixels: Pixels) -> Scores:
         """Classify pictures, uint8 [B,3,S,S], or one whole [1,3,H,W]: probabilities [B,K].
 
@@ -61,18 +57,20 @@ class Prediction:
 
 
 def predict_stream(
-    classifier: Classifier, names: Iterable[str], *, topk: int, batch_size: int, keep_pixels: bool = False
-) -> Iterator[Prediction]:
+    classifier: Classifier, names: Iterable[str], *, topk: int, batch_size: int, keep_pixels: bool = False,
+    whole: bool = False,
+) -> Iterator[Prediction]:  # fmt: skip
     """Classify inputs one after another in constant memory.
 
     Args:
         classifier: what answers.
         names: files or addresses, see `expand`.
         topk: how many classes a record names; more than there are means all.
-        batch_size: pictures at a time; whole ones go one by one.
+        batch_size: pictures at a time.
         keep_pixels: let each prediction carry its picture.
+        whole: hand pictures over as they are, one by one, to a classifier that resizes them.
     """
-    card, whole = classifier.card, classifier.takes_whole
+    card = classifier.card
     view, batch_size = (whole_picture, 1) if whole else (eval_view, batch_size)
     for batch in batches(names, card.preprocessing, batch_size, view):
         readable = [item.pixels for item in batch if item.pixels is not None]

@@ -24,7 +24,6 @@ class TorchClassifier:
     model: nn.Module
     card: ModelCard
     device: Device
-    takes_whole: bool = False
 
     @torch.inference_mode()
     def scores(self, pixels: Pixels) -> Scores:

@@ -175,7 +175,7 @@ def _any_size(
     golden = reference(network.model, card, network.head, golden_view(pre))[0, 0]
     take_any_size(draft, pre, golden, draft)
     rounded = PRECISIONS[quantize].tolerance if quantize else None
-    found, relative, share = verify_any_size(draft, wanted, source, sample, pre, rounded=rounded)
+    found, relative, share = verify_any_size(draft, golden, wanted, source, sample, pre, rounded=rounded)
     reporter.note(
         f"Whole pictures: {100 * share:.2g} % of the values that the network sees are other than deitctl's, by "
         f"{LEVELS} of 255 at most."

@@ -78,6 +78,7 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["export", "deit_tiny", "--to", "onnxx"], 1, "Did you mean 'onnx'"),
         (["export", "deit_tiny", "--to", "onnx", "--quantize", "int4"], 1, "Did you mean 'int8'"),
         (["export", "deit_tiny", "--to", "torch", "--no-preprocess"], 1, "torch has no variants"),
+        (["export", "deit_tiny", "--to", "timm", "--any-size"], 1, "timm has no variants"),
     ],
 )
 def test_a_mistake_is_one_line_and_a_code(
