@@ -59,13 +59,20 @@ def verify_any_size(
     Raises:
         ExportError: it does not run, sees something else, answers something else, or no picture is for it.
     """
-    shown = [n for n, index in enumerate(sample.indices) if not is_ribbon(*source.read(index).size, pre)]
+    shown: list[int] = []
+
+    def whole() -> Iterator[Pixels]:
+        for n, index in enumerate(sample.indices):
+            image = source.read(index)
+            if not is_ribbon(image.width, image.height, pre):
+                shown.append(n)
+                yield np.asarray(image)
+
+    given, seen = look(chain(enlarge(golden_tile(), pre.img_size), whole()), path)
     if not shown:
         raise ExportError(
             "All pictures to verify on are too long for a file that resizes.", "Name others with --verify-with."
         )
-    whole = (np.asarray(source.read(sample.indices[n])) for n in shown)
-    given, seen = look(chain(enlarge(golden_tile(), pre.img_size), whole), path)
     compare_seen(seen[:1], golden_view(pre), ["the golden sample"])
     _check_golden(given[0, 0], golden, GOLDEN_TOLERANCE if rounded is None else rounded)
     names, wanted, given = [sample.names[n] for n in shown], wanted[:, shown], given[:, 1:]
