@@ -51,12 +51,13 @@ from deitctl.card import ModelCard
 from deitctl.data.classes import find_class, match_classes
 from deitctl.data.sources import Source
 from deitctl.events import SilentReporter
-from deitctl.exporters.network import ExportedClassifier, describe, quietly
+from deitctl.exporters.metadata import metadata_of
+from deitctl.exporters.network import ExportedClassifier, quietly
 from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.quantize import quantize_onnx
 from deitctl.exporters.verify import Pictures, pictures
 from deitctl.models.build import load_model
-from deitctl.workflows.export import _source
+from deitctl.workflows.proof import open_pictures
 
 LINEAR = ["MatMul", "Gemm"]
 
@@ -179,10 +180,11 @@ def main() -> None:
     quiet = SilentReporter()
     loaded = load_model(options.model, weights=options.weights, reporter=quiet)
     card, head = loaded.card, loaded.card.head or "cls"
-    calibration = pictures(_source("", options.calibrate, quiet), card.preprocessing, 64).pixels
+    calibration = pictures(open_pictures("", options.calibrate, quiet), card.preprocessing, 64).pixels
     with tempfile.TemporaryDirectory() as folder:
         files = {"fp32": Path(folder) / "fp32.onnx"}
-        export_onnx(ExportedClassifier(loaded.model, card, head), card, describe(card, head), files["fp32"])
+        network = ExportedClassifier(loaded.model, card, head)
+        export_onnx(network, card, metadata_of(network, card, "onnx"), files["fp32"])
         for number, (name, write) in enumerate(variants(files["fp32"], calibration).items()):
             files[name] = Path(folder) / f"{number}.onnx"
             with quietly():
@@ -193,7 +195,7 @@ def main() -> None:
         for name, path in files.items():
             print(f"{name:24}{path.stat().st_size / 1e6:6.2f}  {one[name]:5.2f} {many[name]:5.2f}", flush=True)
         for data in options.data:
-            source = _source("", data, quiet)
+            source = open_pictures("", data, quiet)
             sample = pictures(source, card.preprocessing, options.count)
             compare(sessions, sample, truth(card, source, sample), data)
 

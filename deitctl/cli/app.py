@@ -12,7 +12,21 @@ from typing import Annotated
 import typer
 
 import deitctl
-from deitctl.cli import check, compare, distill, doctor, evaluate, explain, export, models, predict, teach, train
+from deitctl.cli import (
+    check,
+    compare,
+    distill,
+    doctor,
+    evaluate,
+    explain,
+    export,
+    models,
+    predict,
+    push,
+    teach,
+    train,
+    verify,
+)
 from deitctl.cli.console import error_line
 from deitctl.errors import ConfigError, DeitctlError, Interrupted, Signalled
 
@@ -32,6 +46,8 @@ app.command("check")(check.check)
 app.command("predict")(predict.predict)
 app.command("explain")(explain.explain)
 app.command("export")(export.export)
+app.command("verify")(verify.verify)
+app.command("push")(push.push)
 app.command("models")(models.models)
 app.command("doctor")(doctor.doctor)
 

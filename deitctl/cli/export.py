@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -21,12 +22,18 @@ def export(
         str | None,
         typer.Option("--verify-with", help="Pictures to prove the file on.", show_default="the run's data, or digits"),
     ] = None,
-    count: Annotated[int, typer.Option("--count", min=1, help="How many pictures to prove it on.")] = 64,
+    count: o.CountOpt = 64,
     quantize: Annotated[
         str | None,
         typer.Option(
-            "--quantize", help="fp16 (half the bytes) or int8 (a quarter, faster); ONNX.", show_default="fp32"
+            "--quantize",
+            help="fp16 (half the bytes), int8 (a quarter, faster) or int8-static; ONNX.",
+            show_default="fp32",
         ),
+    ] = None,
+    calibrate_with: Annotated[
+        str | None,
+        typer.Option("--calibrate-with", help="Pictures for int8-static.", show_default="what the run was trained on"),
     ] = None,
     preprocess: Annotated[
         bool,
@@ -44,7 +51,7 @@ def export(
 
     Example: deitctl export runs/deit_tiny-digits --to onnx --quantize int8
     """
-    from deitctl.cli.console import choose_format, print_json, print_table
+    from deitctl.cli.console import choose_format, print_json
     from deitctl.cli.progress import make_reporter
     from deitctl.cli.training import FORMATS
 
@@ -53,16 +60,24 @@ def export(
 
     result = run(
         model, to=to, output=output or "", weights=str(weights) if weights else "", head=head,
-        verify_with=verify_with or "", count=count, quantize=quantize or "", preprocess=preprocess,
+        verify_with=verify_with or "", count=count, quantize=quantize or "", calibrate_with=calibrate_with or "", preprocess=preprocess,
         any_size=any_size, reporter=make_reporter(quiet),
     )  # fmt: skip
-    record = result.to_dict()
     if shape == "json":
-        print_json(record)
-        return
-    rows = [
-        (name.replace("_", " "), f"{v:.3g}" if isinstance(v, float) else str(v))
-        for name, v in record.items()
-        if v is not None
-    ]
-    print_table("exported", ("what", "value"), rows, 2)
+        print_json(result.to_dict())
+    else:
+        print_export("exported", result.to_dict())
+
+
+def print_export(title: str, record: Mapping[str, Any]) -> None:
+    """Print what is known of an export as a table."""
+    from deitctl.cli.console import print_table
+
+    rows = [(name.replace("_", " "), _shown(value)) for name, value in record.items() if value not in (None, [])]
+    print_table(title, ("what", "value"), rows, 2)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

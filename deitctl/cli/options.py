@@ -47,6 +47,7 @@ ImgSizeOpt = Annotated[
     int | None,
     typer.Option("--img-size", min=1, help="Side of the input in pixels.", show_default="from the recipe or model"),
 ]
+CountOpt = Annotated[int, typer.Option("--count", min=1, help="How many pictures to prove it on.")]
 QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")]
 FormatOpt = Annotated[
     str | None, typer.Option("--format", help="table or json.", show_default="table on a terminal, else json")

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from deitctl.card import ModelCard
 from deitctl.errors import ExportError
-from deitctl.exporters import timm_folder, transformers_folder
+from deitctl.exporters import onnx, timm_folder, torch_export, transformers_folder
+from deitctl.exporters.metadata import FORMAT, read_metadata
 from deitctl.exporters.network import ExportedClassifier
-from deitctl.exporters.onnx import export_onnx
-from deitctl.exporters.torch_export import export_torch
 from deitctl.exporters.verify import ONNX_TOLERANCE, TIMM_TOLERANCE, TORCH_TOLERANCE, TRANSFORMERS_TOLERANCE
 
 
@@ -37,6 +36,8 @@ class Format:
     extra: str = ""
     """The extra of `pip install 'deitctl[EXTRA]'` that has `packages`."""
     packages: tuple[str, ...] = ()
+    read_metadata: Callable[[Path], dict[str, str]]
+    """Gives back the strings that `write` was given."""
     has_variants: bool = False
     """Whether it can be rounded (`quantize`) and written without preprocessing."""
 
@@ -59,17 +60,45 @@ class Format:
 
 FORMATS = {
     "onnx": Format(
-        suffix=".onnx", write=export_onnx, program="run_onnx.py", tolerance=ONNX_TOLERANCE,
+        suffix=".onnx", write=onnx.export_onnx, read_metadata=onnx.read_metadata, program="run_onnx.py", tolerance=ONNX_TOLERANCE,
         extra="onnx", packages=("onnx", "onnxscript", "onnxruntime"), has_variants=True,
     ),
-    "torch": Format(suffix=".pt2", write=export_torch, program="run_torch.py", tolerance=TORCH_TOLERANCE),
+    "torch": Format(
+        suffix=".pt2", write=torch_export.export_torch, read_metadata=torch_export.read_metadata, program="run_torch.py",
+        tolerance=TORCH_TOLERANCE,
+    ),
     "timm": Format(
         suffix="-timm", write=timm_folder.export_timm_folder, program="run_timm.py", tolerance=TIMM_TOLERANCE,
-        files=timm_folder.FILES, usage=timm_folder.USAGE, head=timm_folder.HEAD,
+        files=timm_folder.FILES, read_metadata=read_metadata, usage=timm_folder.USAGE, head=timm_folder.HEAD,
     ),
     "transformers": Format(
         suffix="-transformers", write=transformers_folder.export_transformers, program="run_transformers.py",
-        tolerance=TRANSFORMERS_TOLERANCE, files=transformers_folder.FILES, usage=transformers_folder.USAGE,
+        tolerance=TRANSFORMERS_TOLERANCE, files=transformers_folder.FILES, read_metadata=read_metadata, usage=transformers_folder.USAGE,
         labels=transformers_folder.labels, head=transformers_folder.HEAD, extra="transformers", packages=("transformers",),
     ),
 }  # fmt: skip
+
+
+def recognise(path: Path) -> tuple[str, Format]:
+    """Return the name and the format of what `export` wrote.
+
+    Raises:
+        ExportError: there is nothing, or nothing of ours.
+    """
+    if not path.exists():
+        raise ExportError(f"There is no export {str(path)!r}.")
+    for name, kind in sorted(FORMATS.items(), key=lambda entry: -len(entry[1].files)):
+        if _looks_like(path, kind):
+            kind.require()
+            if kind.read_metadata(path).get(FORMAT) == name:
+                return name, kind
+    raise ExportError(
+        f"{path} is no export of deitctl's, or of an older one.", f"There are: {', '.join(FORMATS)}. Export it again."
+    )
+
+
+def _looks_like(path: Path, kind: Format) -> bool:
+    """Say whether the names fit, before anything is opened."""
+    if kind.is_folder:
+        return path.is_dir() and all((path / name).exists() for name in kind.files)
+    return path.is_file() and path.suffix == Path(f"x{kind.suffix}").suffix

@@ -8,6 +8,7 @@ doubles, so a value at the edge between two levels may become the other one.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from deitctl.data.eval_view import INTERPOLATION, Pixels, eval_view
 from deitctl.errors import ExportError
 from deitctl.exporters.golden import GOLDEN, enlarge, golden_tile
 
+INSIDE = "inside the file"
+"""Where the metadata of an any-size file says that pictures are resized; others leave it to the reader."""
 KERNELS = {"bicubic": 'mode = "cubic", cubic_coeff_a = -0.5', "bilinear": 'mode = "linear"'}
 """The interpolations that ONNX has with antialiasing, as Pillow has them."""
 
@@ -119,6 +122,11 @@ def front_text(pre: Preprocessing) -> str:
     return FRONT % {"size": pre.img_size, "target": pre.resize_to, "steps": steps % named}
 
 
+def takes_any_size(metadata: Mapping[str, str]) -> bool:
+    """Say whether a file that says this of itself resizes pictures."""
+    return INSIDE in metadata.get("preprocessing", "")
+
+
 def _interpolation(pre: Preprocessing) -> str:
     return pre.interpolation if pre.interpolation in INTERPOLATION else "bicubic"  # as in `eval_view`
 
@@ -127,7 +135,7 @@ def _metadata(said: dict[str, str], pre: Preprocessing, golden: NDArray[np.float
     """Return what an any-size file says otherwise than the file that it was made of."""
     preprocessing: dict[str, Any] = json.loads(said["preprocessing"])
     sample: dict[str, Any] = json.loads(said[GOLDEN])
-    preprocessing |= {"resize": "inside the network", "layout": "NHWC uint8, any height and width"}
+    preprocessing |= {"resize": INSIDE, "layout": "NHWC uint8, any height and width"}
     sample |= {
         "pixels": f"{sample['pixels']}; S = {pre.img_size}, which the file resizes and crops as any picture",
         "logits": [float(f"{x:.6g}") for x in golden],

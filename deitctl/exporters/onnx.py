@@ -11,7 +11,6 @@ import torch
 from deitctl.card import ModelCard
 from deitctl.checkpoint import write_bytes
 from deitctl.errors import ExportError
-from deitctl.exporters.golden import GOLDEN, golden_sample
 from deitctl.exporters.network import ExportedClassifier, quietly, trace
 
 OPSET = 20  # the first with Gelu as one operation
@@ -25,7 +24,7 @@ def export_onnx(network: ExportedClassifier, card: ModelCard, metadata: Mapping[
     Args:
         network: what to write.
         card: its card.
-        metadata: strings that readers find as the model's custom metadata, beside the golden sample.
+        metadata: strings that readers find as the model's custom metadata.
         path: the file.
 
     Raises:
@@ -37,8 +36,7 @@ def export_onnx(network: ExportedClassifier, card: ModelCard, metadata: Mapping[
             f"{card.architecture} has {size / 2**30:.1f} GiB of weights, and one ONNX file ends at 2 GiB.",
             "Use --to torch or --to timm.",
         )
-    said = {**metadata, GOLDEN: golden_sample(network, card)}
-    write_bytes(path, _to_proto(network, said).SerializeToString())
+    write_bytes(path, _to_proto(network, metadata).SerializeToString())
 
 
 def _to_proto(network: ExportedClassifier, metadata: Mapping[str, str]) -> Any:
@@ -59,3 +57,17 @@ def _to_proto(network: ExportedClassifier, metadata: Mapping[str, str]) -> Any:
     proto = converted.model_proto
     proto.ir_version = IR_VERSION
     return proto
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the custom metadata of an ONNX file, read without onnxruntime; its network is not looked at.
+
+    Raises:
+        ExportError: no such file, or one that cannot be read.
+    """
+    import onnx
+
+    try:
+        return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+    except Exception as error:  # protobuf's own kinds, which differ from version to version
+        raise ExportError(f"{path} is not a readable ONNX file: {error}") from error

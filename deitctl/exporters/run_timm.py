@@ -6,6 +6,7 @@ IN is uint8 [N,S,S,3]; OUT becomes float32 [1,N,K], logits.
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,28 @@ import timm
 import torch
 
 
-@torch.no_grad()
-def main(folder: str, pictures: str, answers: str) -> None:
-    """Normalise as config.json says; answer the first picture alone, the others sixteen at a time."""
-    pixels = torch.from_numpy(np.load(pictures)).permute(0, 3, 1, 2)
+def load(folder: str) -> Callable[[Any], Any]:
+    """Open a folder: what is returned answers pictures, uint8 [B,S,S,3], with logits, float32 [1,B,K].
+
+    Pictures are normalised as config.json says.
+    """
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     config: dict[str, Any] = dict(getattr(model, "pretrained_cfg"))  # noqa: B009
     mean, std = (torch.tensor(config[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
-    images = (pixels.float() / 255 - mean) / std
-    parts = [model(batch) for batch in (images[:1], *torch.split(images[1:], 16)) if len(batch)]
-    np.save(answers, torch.cat(parts)[None].numpy())
+
+    @torch.no_grad()
+    def answer(pixels: Any) -> Any:
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        return model((images - mean) / std)[None].numpy()
+
+    return answer
+
+
+def main(folder: str, pictures: str, answers: str) -> None:
+    """Answer the first picture alone, the others sixteen at a time."""
+    images, network = np.load(pictures), load(folder)
+    batches = [images[:1], *(images[i : i + 16] for i in range(1, len(images), 16))]
+    np.save(answers, np.concatenate([network(batch) for batch in batches], axis=1))
 
 
 if __name__ == "__main__":

@@ -6,18 +6,29 @@ IN is uint8 [N,S,S,3]; OUT becomes float32 [2,N,K], logits and probabilities.
 """
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
 
-@torch.no_grad()
+def load(model: str) -> Callable[[Any], Any]:
+    """Open a file: what is returned answers pictures, uint8 [B,S,S,3], as OUT has it, float32 [2,B,K]."""
+    network = torch.export.load(model).module()
+
+    @torch.no_grad()
+    def answer(pixels: Any) -> Any:
+        return torch.stack(network(torch.from_numpy(pixels))).numpy()
+
+    return answer
+
+
 def main(model: str, pictures: str, answers: str) -> None:
     """Answer the first picture alone, the others sixteen at a time."""
-    images = torch.from_numpy(np.load(pictures))
-    network = torch.export.load(model).module()
-    parts = [network(batch) for batch in (images[:1], *torch.split(images[1:], 16)) if len(batch)]
-    np.save(answers, torch.stack([torch.cat(output) for output in zip(*parts, strict=True)]).numpy())
+    images, network = np.load(pictures), load(model)
+    batches = [images[:1], *(images[i : i + 16] for i in range(1, len(images), 16))]
+    np.save(answers, np.concatenate([network(batch) for batch in batches], axis=1))
 
 
 if __name__ == "__main__":

@@ -22,26 +22,43 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.image_utils import load_image
 
 
-@torch.no_grad()
-def main(folder: str, given: str, answers: str) -> None:
-    """Answer the first picture alone, the others sixteen at a time."""
+def load(folder: str) -> Callable[[Any], Any]:
+    """Open a folder: what is returned answers pictures, uint8 [B,S,S,3], with logits, float32 [1,B,K]."""
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
 
-    def answer(images: Any, load: Callable[[Any], Any], see: Any, **how: Any) -> Any:
-        batches = [images[:1], *(images[i : i + 16] for i in range(1, len(images), 16))]
-        views = (see(images=[load(image) for image in batch], return_tensors="pt", **how) for batch in batches)
-        return torch.cat([model(**view).logits for view in views])
+    @torch.no_grad()
+    def answer(pixels: Any) -> Any:
+        view = processor(images=list(pixels), return_tensors="pt", do_resize=False, do_center_crop=False)
+        return model(**view).logits[None].numpy()
 
+    return answer
+
+
+def load_files(folder: str) -> tuple[Callable[[Any], Any], list[str]]:
+    """Open a folder: what is returned answers the names of B files, with logits, float32 [2,B,K], and the classes' names."""
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    processors = AutoImageProcessor.from_pretrained(folder, backend="pil"), AutoImageProcessor.from_pretrained(folder)
+
+    @torch.no_grad()
+    def answer(files: Any) -> Any:
+        images = [load_image(file) for file in files]
+        return torch.stack([model(**see(images=images, return_tensors="pt")).logits for see in processors]).numpy()
+
+    return answer, [model.config.id2label[i] for i in range(model.config.num_labels)]
+
+
+def main(folder: str, given: str, answers: str) -> None:
+    """Answer the first picture alone, the others sixteen at a time."""
+    images: Any
     if Path(given).is_dir():
-        files = sorted(str(file) for file in Path(given).iterdir())
-        with_pillow = AutoImageProcessor.from_pretrained(folder, backend="pil")
-        found = [answer(files, load_image, see) for see in (with_pillow, processor)]
-        labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        images = sorted(str(file) for file in Path(given).iterdir())
+        network, labels = load_files(folder)
         Path(answers).with_name("labels.json").write_text(json.dumps(labels), encoding="utf-8")
     else:
-        found = [answer(np.load(given), np.asarray, processor, do_resize=False, do_center_crop=False)]
-    np.save(answers, torch.stack(found).numpy())
+        images, network = np.load(given), load(folder)
+    batches = [images[:1], *(images[i : i + 16] for i in range(1, len(images), 16))]
+    np.save(answers, np.concatenate([network(batch) for batch in batches], axis=1))
 
 
 if __name__ == "__main__":

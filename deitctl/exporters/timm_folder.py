@@ -7,11 +7,12 @@ from pathlib import Path
 
 from deitctl.card import ModelCard
 from deitctl.checkpoint import CONFIG, WEIGHTS, save_model
+from deitctl.exporters.metadata import METADATA, write_metadata
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.models.layers import layer_names, shipping_card
 
 HEAD = "avg-logits"  # what timm's distilled models answer with in eval mode, whatever was asked of ours
-FILES = (CONFIG, WEIGHTS)
+FILES = (CONFIG, WEIGHTS, METADATA)
 USAGE = """\
 import timm, torch
 from PIL import Image
@@ -30,8 +31,9 @@ def export_timm_folder(network: ExportedClassifier, card: ModelCard, metadata: M
     Args:
         network: whose model to write; its normalisation and head rule stay behind, config.json tells them.
         card: its card.
-        metadata: unused, config.json has the same.
+        metadata: what the folder says of itself to `verify`; timm reads config.json.
         path: the folder.
     """
     model = network.model
     save_model(path, model.state_dict(), shipping_card(model, card), layer_names(model))
+    write_metadata(path, metadata)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import torch
 
 from deitctl.card import ModelCard
 from deitctl.checkpoint import write_bytes
+from deitctl.errors import ExportError
+from deitctl.exporters.metadata import METADATA
 from deitctl.exporters.network import ExportedClassifier, quietly, trace
-
-METADATA = "deitctl.json"
 
 
 def export_torch(network: ExportedClassifier, card: ModelCard, metadata: Mapping[str, str], path: Path) -> None:
@@ -33,3 +34,17 @@ def export_torch(network: ExportedClassifier, card: ModelCard, metadata: Mapping
     with quietly():
         torch.export.save(program, buffer, extra_files={METADATA: json.dumps(dict(metadata), ensure_ascii=False)})
     write_bytes(path, buffer.getvalue())
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return what `export_torch` was told to keep, read without torch; nothing of a file that somebody else wrote.
+
+    Raises:
+        ExportError: no such file, or one that cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = [name for name in archive.namelist() if name.endswith(f"/extra/{METADATA}")]
+            return {k: str(v) for k, v in json.loads(archive.read(found[0])).items()} if found else {}
+    except Exception as error:  # zipfile has a dozen ways to say that an archive is damaged
+        raise ExportError(f"{path} is not a readable .pt2 file: {error}") from error

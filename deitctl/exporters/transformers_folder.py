@@ -20,12 +20,13 @@ from deitctl.card import ModelCard, Preprocessing
 from deitctl.checkpoint import CONFIG, WEIGHTS, save_tensors, write_json
 from deitctl.data.eval_view import INTERPOLATION, centre
 from deitctl.errors import ExportError
+from deitctl.exporters.metadata import METADATA, write_metadata
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.models.vit import LAYER_NORM_EPS, VisionTransformer
 
 HEAD = "avg-logits"  # what DeiTForImageClassificationWithTeacher answers with
 PROCESSOR = "preprocessor_config.json"
-FILES = (CONFIG, WEIGHTS, PROCESSOR)
+FILES = (CONFIG, WEIGHTS, PROCESSOR, METADATA)
 TIMM = "Use --to timm: where timm is installed, transformers opens that folder too."
 USAGE = """\
 import torch
@@ -61,7 +62,7 @@ def export_transformers(network: ExportedClassifier, card: ModelCard, metadata: 
     Args:
         network: whose model to write; its normalisation goes to preprocessor_config.json.
         card: its card.
-        metadata: unused, the two files have what of it transformers reads.
+        metadata: what the folder says of itself to `verify`; transformers reads the other two.
         path: the folder.
 
     Raises:
@@ -72,6 +73,7 @@ def export_transformers(network: ExportedClassifier, card: ModelCard, metadata: 
     save_tensors(path / WEIGHTS, convert(model), {"format": "pt"})
     write_json(path / CONFIG, model_config(model, card))
     write_json(path / PROCESSOR, processor)
+    write_metadata(path, metadata)
 
 
 def _require_expressible(model: nn.Module, card: ModelCard) -> VisionTransformer:

@@ -21,6 +21,7 @@ from deitctl.data.eval_view import Pixels, eval_view
 from deitctl.data.mixing import normalise
 from deitctl.data.sources import Source
 from deitctl.errors import DataError, ExportError
+from deitctl.exporters.golden import Golden
 from deitctl.models.heads import forward_heads, fuse_heads
 
 Answers = NDArray[np.float32]
@@ -54,6 +55,8 @@ class Verification:
     """Percent of the pictures."""
     differing: list[str]
     """Names of the pictures with another first class."""
+    first: tuple[int, ...] = ()
+    """The file's first class of each picture."""
 
 
 def pictures(source: Source, preprocessing: Preprocessing, count: int) -> Pictures:
@@ -94,7 +97,9 @@ def reference(model: nn.Module, card: ModelCard, head: str, pixels: Pixels) -> A
     return torch.cat(parts, dim=1).numpy()
 
 
-def verify(path: Path, program: Path, wanted: Answers, sample: Pictures, *, tolerance: float) -> Verification:
+def verify(
+    path: Path, program: Path, wanted: Answers, sample: Pictures, *, tolerance: float, golden: Golden | None = None
+) -> Verification:
     """Run an exported file in a fresh process and compare.
 
     Args:
@@ -103,12 +108,22 @@ def verify(path: Path, program: Path, wanted: Answers, sample: Pictures, *, tole
         wanted: the model's answers, from `reference`.
         sample: the pictures.
         tolerance: the largest difference that passes.
+        golden: its golden sample, which is looked at first.
 
     Raises:
-        ExportError: it does not run, or disagrees: by more than `tolerance`, or in the first class of a picture whose
-            two best classes are further apart than the difference.
+        ExportError: it does not run, or disagrees: on the golden sample, by more than `tolerance`, or in the first class
+            of a picture whose two best classes are further apart than the difference.
     """
-    return compare(answers_to(sample.pixels, path, program), wanted, sample.names, tolerance)
+    return compare(checked_answers(sample.pixels, path, program, golden), wanted, sample.names, tolerance)
+
+
+def checked_answers(pixels: Pixels, path: Path, program: Path, golden: Golden | None) -> Answers:
+    """Return what an exported file answers to pictures [N,S,S,3], once its golden sample, seen alone, is as it should be."""
+    if golden is None:
+        return answers_to(pixels, path, program)
+    answers = answers_to(np.concatenate([golden.pixels, pixels]), path, program)
+    golden.check(answers[0, 0])
+    return answers[:, 1:]
 
 
 def answers_to(pixels: Pixels, path: Path, program: Path) -> Answers:
@@ -140,7 +155,8 @@ def measure(given: Answers, wanted: Answers, names: Sequence[str]) -> Verificati
     difference = float(np.abs(given - wanted[: len(given)]).max())
     differs = wanted[0].argmax(axis=1) != given[0].argmax(axis=1)
     differing = [name for name, other in zip(names, differs, strict=True) if other]
-    return Verification(len(names), difference, 100 * float(1 - differs.mean()), differing)
+    first = tuple(map(int, given[0].argmax(axis=1)))
+    return Verification(len(names), difference, 100 * float(1 - differs.mean()), differing, first)
 
 
 def run(path: Path, program: Path, given: Path) -> Answers:

@@ -13,19 +13,16 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deitctl.card import Preprocessing
 from deitctl.data.eval_view import Pixels, is_ribbon
 from deitctl.data.sources import Source
 from deitctl.errors import ExportError
 from deitctl.exporters.any_size import golden_view
-from deitctl.exporters.golden import TOLERANCE as GOLDEN_TOLERANCE
-from deitctl.exporters.golden import enlarge, golden_tile
+from deitctl.exporters.golden import Golden
 from deitctl.exporters.verify import Answers, Pictures, Verification, compare, run
 from deitctl.exporters.verify_rounded import compare_rounded
 
-Logits = NDArray[np.float32]
 PROGRAM = Path(__file__).with_name("run_onnx_any.py")
 LEVELS = 2
 """The largest difference of a value, of 255, that passes: either pass of a resize may round one value the other way."""
@@ -38,14 +35,14 @@ AT_ONCE = 16
 
 
 def verify_any_size(
-    path: Path, golden: Logits, wanted: Answers, source: Source, sample: Pictures, pre: Preprocessing, *,
+    path: Path, golden: Golden, wanted: Answers, source: Source, sample: Pictures, pre: Preprocessing, *,
     rounded: float | None,
 ) -> tuple[Verification, float | None, float]:  # fmt: skip
     """Show the golden sample and whole pictures to an ONNX file in fresh processes, and compare.
 
     Args:
         path: what `take_any_size` wrote.
-        golden: the model's logits for `golden_view`, [K].
+        golden: its golden sample.
         wanted: the model's answers to `sample`, [2,N,K].
         source: where the pictures of `sample` are from.
         sample: the pictures as the model sees them.
@@ -68,13 +65,13 @@ def verify_any_size(
                 shown.append(n)
                 yield np.asarray(image)
 
-    given, seen = look(chain(enlarge(golden_tile(), pre.img_size), whole()), path)
+    given, seen = look(chain(golden.pixels, whole()), path)
     if not shown:
         raise ExportError(
             "All pictures to verify on are too long for a file that resizes.", "Name others with --verify-with."
         )
     compare_seen(seen[:1], golden_view(pre), ["the golden sample"])
-    _check_golden(given[0, 0], golden, GOLDEN_TOLERANCE if rounded is None else rounded)
+    golden.check(given[0, 0])
     names, wanted, given = [sample.names[n] for n in shown], wanted[:, shown], given[:, 1:]
     share = compare_seen(seen[1:], sample.pixels[shown], names)
     if rounded is None:
@@ -94,13 +91,6 @@ def look(pictures: Iterator[Pixels], path: Path) -> tuple[Answers, Pixels]:
             parts.append((run(path, PROGRAM, given), np.load(Path(folder) / "seen.npy")))
     answers, seen = zip(*parts, strict=True)
     return np.concatenate(answers, axis=1), np.concatenate(seen)
-
-
-def _check_golden(given: Logits, wanted: Logits, tolerance: float) -> None:
-    """Compare as the readers of the file are told to."""
-    off = float(np.sqrt(np.mean((given - wanted) ** 2))) / (float(wanted.std()) or 1.0)  # one class alone has no spread
-    if not off <= tolerance:  # a difference that is no number fails too
-        raise ExportError(f"The file's golden sample is answered {off:.3g} off, where {tolerance:g} is allowed.")
 
 
 def compare_seen(seen: Pixels, wanted: Pixels, names: Sequence[str]) -> float:

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from deitctl.errors import ExportError
-from deitctl.exporters.verify import Answers, Pictures, Verification, answers_to, measure
+from deitctl.exporters.golden import Golden
+from deitctl.exporters.verify import Answers, Pictures, Verification, checked_answers, measure
 
 CLEAR = 6.0
 """RMS differences between the two best logits of a clear picture. Of DeiT-tiny's pictures 85 % are. Those whose first class
@@ -23,7 +24,13 @@ failed by this alone: 12 apart, the RMS 0.07 of the spread."""
 
 
 def verify_rounded(
-    path: Path, program: Path, wanted: Answers, sample: Pictures, *, tolerance: float
+    path: Path,
+    program: Path,
+    wanted: Answers,
+    sample: Pictures,
+    *,
+    tolerance: float,
+    golden: Golden | None = None,
 ) -> tuple[Verification, float]:
     """Run an exported file in a fresh process and compare, see `verify`.
 
@@ -34,7 +41,7 @@ def verify_rounded(
     Raises:
         ExportError: it does not run, is further away than `tolerance`, or has another first class for a clear picture.
     """
-    return compare_rounded(answers_to(sample.pixels, path, program), wanted, sample.names, tolerance)
+    return compare_rounded(checked_answers(sample.pixels, path, program, golden), wanted, sample.names, tolerance)
 
 
 def compare_rounded(

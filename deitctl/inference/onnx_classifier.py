@@ -17,7 +17,7 @@ from deitctl.inference.predict import Scores
 SUFFIX = ".onnx"
 MAX_BYTES = 2**31
 """Bytes of a file: protobuf's own limit."""
-INPUT, OUTPUT = "pixels", "probabilities"
+INPUT, LOGITS, PROBABILITIES = "pixels", "logits", "probabilities"
 SEEN = "seen"  # an output that only files have which resize: what their network looks at
 BARE_LAYOUT = '"layout": "NCHW float32"'
 EXPORT = "deitctl export MODEL --to onnx"
@@ -39,21 +39,33 @@ class OnnxClassifier:
         """Classify pictures, uint8 [B,3,S,S], or [B,3,H,W] where it takes them whole: probabilities [B,K].
 
         Raises:
-            ModelError: the file's network cannot be computed.
+            ModelError: the file's network cannot be computed, or answers with something else.
         """
-        try:
-            scores: Scores = self.session.run([OUTPUT], {INPUT: pixels.transpose(0, 2, 3, 1)})[0]
-        except Exception as error:  # onnxruntime has a class for each of its codes, and no base of them
-            raise ModelError(
-                f"{self.path} cannot be run: {_said(error)[:200]}.", f"Export it again: {EXPORT}."
-            ) from error
-        if scores.shape != (len(pixels), self.card.num_classes):
-            raise ModelError(f"{self.path} answers with shape {scores.shape} to {len(pixels)} pictures.")
+        scores = self._answer(PROBABILITIES, pixels)
         if (scores < -ROUNDING).any() or (scores > 1 + ROUNDING).any():  # what is no number becomes a record's error
             raise ModelError(
                 f"{self.path} answers with {scores.min():.3g} to {scores.max():.3g}, which are no probabilities."
             )
         return scores
+
+    def logits(self, pixels: Pixels) -> Scores:
+        """Answer pictures, uint8 [B,3,S,S]: logits [B,K], the heads joined, before the temperature.
+
+        Raises:
+            ModelError: as `scores`.
+        """
+        return self._answer(LOGITS, pixels)
+
+    def _answer(self, output: str, pixels: Pixels) -> Scores:
+        try:
+            values: Scores = self.session.run([output], {INPUT: pixels.transpose(0, 2, 3, 1)})[0]
+        except Exception as error:  # onnxruntime has a class for each of its codes, and no base of them
+            raise ModelError(
+                f"{self.path} cannot be run: {_said(error)[:200]}.", f"Export it again: {EXPORT}."
+            ) from error
+        if values.shape != (len(pixels), self.card.num_classes):
+            raise ModelError(f"{self.path} answers with shape {values.shape} to {len(pixels)} pictures.")
+        return values
 
 
 def load_onnx_classifier(
@@ -137,23 +149,24 @@ def _card(session: Any, path: Path) -> ModelCard:
     if _takes_whole(session) and len(shape) == 3 and not any(isinstance(side, int) for side in shape[:2]):
         shape = next(o.shape[1:] for o in session.get_outputs() if o.name == SEEN)
     fits = len(inputs) == 1 and kind == "tensor(uint8)" and len(shape) == 3 and shape[0] == shape[1] and shape[2] == 3
-    classes = outputs.get(OUTPUT, [])
+    classes = outputs.get(PROBABILITIES, [])
     if BARE_LAYOUT in said.get("preprocessing", ""):
         raise ModelError(
             f"{path} is a bare network: it leaves normalisation and softmax to its user.",
             "Export it again without --no-preprocess.",
         )
-    if not fits or len(classes) != 1 or not isinstance(classes[0], int) or "preprocessing" not in said:
+    answers = len(classes) == 1 and isinstance(classes[0], int) and outputs.get(LOGITS) == classes
+    if not fits or not answers or "preprocessing" not in said:
         raise ModelError(
-            f"{path} is not an export of deitctl: it needs {INPUT} [B,S,S,3] in uint8, {OUTPUT} [B,K] in float and their "
-            "metadata.",
+            f"{path} is not an export of deitctl: it needs {INPUT} [B,S,S,3] in uint8, {LOGITS} and {PROBABILITIES} [B,K] "
+            "in float and their metadata.",
             f"Export the model it is from: {EXPORT}.",
         )
-    card = from_timm_config(_config(said, classes[0], str(path)), f"{path}'s metadata")
-    if card.head not in HEADS:
+    if (head := said.get("head", "")) not in HEADS:
         raise ModelError(
-            f"{path}'s metadata says that heads are joined by {card.head[:40]!r}.", f"Export it again: {EXPORT}."
+            f"{path}'s metadata says that heads are joined by {head[:40]!r}.", f"Export it again: {EXPORT}."
         )
+    card = from_timm_config(_config(said, classes[0], str(path)), f"{path}'s metadata")
     if card.preprocessing.img_size != shape[0]:
         raise ModelError(f"{path} takes {shape[0]} pixels a side, its metadata says {card.preprocessing.img_size}.")
     return card
@@ -170,9 +183,10 @@ def _config(said: Mapping[str, str], num_classes: int, where: str) -> dict[str, 
             "label_descriptions": json.loads(said.get("descriptions", "null")),
             "pretrained_cfg": {
                 **{k: pre[k] for k in ("crop_pct", "crop_mode", "interpolation")},
+                **{k: pre["normalisation"][k] for k in ("mean", "std")},
                 "input_size": [3, pre["img_size"], pre["img_size"]],
             },
-            "deitctl": {"head": said["head"]},
+            "deitctl": {"head": said["head"], "temperatures": {said["head"]: float(said["temperature"])}},
         }
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"{where} has metadata that cannot be read.", f"Export it again: {EXPORT}.") from error

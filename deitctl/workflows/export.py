@@ -4,37 +4,36 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from deitctl.card import ModelCard
 from deitctl.catalog import find
 from deitctl.checkpoint import CONFIG, cannot_write, write_bytes
 from deitctl.config import read_toml
-from deitctl.data.decode import EXTENSIONS
-from deitctl.data.open import BUILT_IN, open_for_evaluation
-from deitctl.data.sources import FileSource, Source, is_hidden
-from deitctl.errors import ConfigError, DataError, ExportError, did_you_mean
+from deitctl.data.eval_view import Pixels
+from deitctl.data.open import BUILT_IN, open_for_training
+from deitctl.errors import ConfigError, ExportError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters import FORMATS, Format
 from deitctl.exporters.any_size import golden_view, require_resizable, take_any_size
-from deitctl.exporters.network import BareClassifier, ExportedClassifier, describe
+from deitctl.exporters.metadata import metadata_of
+from deitctl.exporters.network import BareClassifier, ExportedClassifier
 from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
 from deitctl.exporters.readme import README, History, is_untouched, readme
 from deitctl.exporters.speed import speedup
-from deitctl.exporters.verify import Answers, Pictures, Verification, pictures, reference, verify
-from deitctl.exporters.verify_any_size import LEVELS, verify_any_size
-from deitctl.exporters.verify_files import verify_files
-from deitctl.exporters.verify_rounded import verify_rounded
-from deitctl.inference.inputs import expand
+from deitctl.exporters.verify import pictures, reference
 from deitctl.models.build import HUB_PREFIX, WEIGHT_SUFFIXES, load_model
 from deitctl.models.heads import choose_head
 from deitctl.training.run import Run
+from deitctl.workflows.proof import Proof, note_ties, open_pictures, prove
+
+CALIBRATION = 128
+"""Pictures that int8-static is calibrated on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +51,25 @@ class ExportResult:
     """Of a rounded file: the RMS difference of its logits relative to their spread."""
     speedup: float | None = None
     """Of a rounded file: how many times as fast as fp32 it answers here."""
+    top1: float | None = None
+    """Accuracy of the file on the pictures, where the model knows their labels."""
+    model_top1: float | None = None
+    differing: tuple[str, ...] = ()
+    """Pictures with another first class, their two best being as close as answers differ."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         return {
             "path": str(self.path), "format": self.format, "bytes": self.bytes, "verified_on": self.verified_on,
             "max_abs_diff": self.max_abs_diff, "top1_agreement": self.top1_agreement, "quantize": self.quantize,
-            "relative_diff": self.relative_diff, "speedup": self.speedup,
+            "relative_diff": self.relative_diff, "speedup": self.speedup, "top1": self.top1, "model_top1": self.model_top1,
+            "differing": list(self.differing),
         }  # fmt: skip
 
 
 def export(
     ref: str, *, to: str, output: str = "", weights: str = "", head: str = "auto", verify_with: str = "",
-    count: int = 64, quantize: str = "", preprocess: bool = True, any_size: bool = False,
+    count: int = 64, quantize: str = "", calibrate_with: str = "", preprocess: bool = True, any_size: bool = False,
     reporter: Reporter | None = None,
 ) -> ExportResult:  # fmt: skip
     """Write a model in another format and prove in a fresh process that it answers as before.
@@ -79,6 +84,7 @@ def export(
         verify_with: data, a folder of pictures or a picture; empty: the data that a run was trained on, else `digits`.
         count: how many pictures to verify on.
         quantize: a name of `PRECISIONS`; empty: fp32.
+        calibrate_with: pictures for int8-static, as in `verify_with`; empty: those that a run was trained on.
         preprocess: False leaves normalisation and softmax to the reader: normalised pictures in, logits out.
         any_size: the file takes whole pictures of any size, and resizes them itself.
         reporter: told of progress.
@@ -98,7 +104,7 @@ def export(
     kind = _variant(to, quantize, preprocess, any_size)
     kind.require()
     path = _output_path(ref, output, kind)
-    source = _source(ref, verify_with, reporter)
+    source = open_pictures(ref, verify_with, reporter)
     loaded = load_model(ref, weights=weights, reporter=reporter)
     how = choose_head(head, loaded.card.head, loaded.model)
     answered = choose_head(kind.head, "", loaded.model) if kind.head else how
@@ -115,72 +121,50 @@ def export(
         require_resizable(card.preprocessing)
     network = (ExportedClassifier if preprocess else BareClassifier)(loaded.model, card, answered)
     sample = pictures(source, card.preprocessing, count)
+    calibration = _calibration(ref, calibrate_with, quantize, card, reporter)
     wanted = reference(network.model, card, answered, sample.pixels)
     with _draft_of(path, kind) as draft:
         with reporter.task(f"write {path.name}", None, "bytes"):
-            kind.write(network, card, describe(card, answered, bare=not preprocess), draft)
-        proof = _prove(draft, kind, wanted, source, sample, card, quantize, reporter)
+            kind.write(network, card, metadata_of(network, card, to), draft)
+        again = partial(prove, draft, kind, wanted, source, sample, card, reporter)
+        proof, faster = again(), None
+        if quantize:
+            proof, faster = _rounded(draft, quantize, calibration, again)
         if any_size:
-            with reporter.task("take pictures of any size, and verify", None, "bytes"):
-                proof = replace(proof, **_any_size(draft, network, wanted, source, sample, card, quantize, reporter))
+            pre = card.preprocessing
+            take_any_size(draft, pre, reference(network.model, card, answered, golden_view(pre))[0, 0], draft)
+            proof = again()
         if kind.is_folder:
             about = readme(
                 card, _history(ref, weights), title=_stem(ref), library=to, usage=kind.usage, head=answered,
                 found=proof.found, remark=proof.remark,
             )  # fmt: skip
             write_bytes(draft / README, about.encode())
-    _note_ties(proof.found, reporter)
+    note_ties(proof.found, reporter)
     return ExportResult(
         path=path, format=to, bytes=_size(path), verified_on=proof.found.images, max_abs_diff=proof.found.max_abs_diff,
         top1_agreement=proof.found.top1_agreement, quantize=quantize or None, relative_diff=proof.relative_diff,
-        speedup=proof.speedup,
+        speedup=faster, top1=proof.top1, model_top1=proof.model_top1, differing=tuple(proof.found.differing),
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Proof:
-    found: Verification
-    remark: str = ""
-    relative_diff: float | None = None
-    speedup: float | None = None
-
-
-def _prove(
-    draft: Path, kind: Format, wanted: Answers, source: Source, sample: Pictures, card: ModelCard, quantize: str,
-    reporter: Reporter,
-) -> _Proof:  # fmt: skip
-    """Prove what was written; then round it, if that is wanted, and prove that."""
-    with reporter.task("verify in a fresh process", len(sample.names)) as task:
-        proof = _Proof(verify(draft, kind.program_file, wanted, sample, tolerance=kind.tolerance))
-        if kind.labels is not None:
-            seen = verify_files(
-                draft, kind.program_file, wanted, source, sample, card.preprocessing, kind.labels(card),
-                tolerance=kind.tolerance,
-            )  # fmt: skip
-            proof = _Proof(seen.chosen, seen.summary)
-            reporter.note(seen.summary)
-        task.advance(proof.found.images)
-    if not quantize:
-        return proof
-    with reporter.task(f"round to {quantize}, verify and time", None, "bytes"):
-        return _round(draft, kind, quantize, wanted, sample)
-
-
-def _any_size(
-    draft: Path, network: ExportedClassifier, wanted: Answers, source: Source, sample: Pictures, card: ModelCard,
-    quantize: str, reporter: Reporter,
-) -> dict[str, Any]:  # fmt: skip
-    """Put the resize in front of a proven file, and return what of its proof is other."""
-    pre = card.preprocessing
-    golden = reference(network.model, card, network.head, golden_view(pre))[0, 0]
-    take_any_size(draft, pre, golden, draft)
-    rounded = PRECISIONS[quantize].tolerance if quantize else None
-    found, relative, share = verify_any_size(draft, golden, wanted, source, sample, pre, rounded=rounded)
-    reporter.note(
-        f"Whole pictures: {100 * share:.2g} % of the values that the network sees are other than deitctl's, by "
-        f"{LEVELS} of 255 at most."
-    )
-    return {"found": found, "relative_diff": relative}
+def _calibration(ref: str, named: str, quantize: str, card: ModelCard, reporter: Reporter) -> Pixels | None:
+    """Return pictures to calibrate with, where the precision needs them."""
+    if not quantize or not PRECISIONS[quantize].calibrated:
+        if named:
+            raise ConfigError("--calibrate-with is for --quantize int8-static.")
+        return None
+    run_file = Path(ref).expanduser() / "run.toml"
+    if named:
+        source = open_pictures("", named, reporter)
+    elif run_file.is_file():
+        source, _ = open_for_training(str(read_toml(run_file).get("data", BUILT_IN)), seed=0, reporter=reporter)
+    else:
+        raise ConfigError(
+            "int8-static is calibrated on pictures like those that it will see.",
+            "Name some that it is not proved on: --calibrate-with IMAGES.",
+        )
+    return pictures(source, card.preprocessing, CALIBRATION).pixels
 
 
 def _variant(to: str, quantize: str, preprocess: bool, any_size: bool) -> Format:
@@ -199,15 +183,13 @@ def _variant(to: str, quantize: str, preprocess: bool, any_size: bool) -> Format
     return replace(kind, suffix="".join(f"-{name}" for so, name in said if so) + kind.suffix)
 
 
-def _round(draft: Path, kind: Format, quantize: str, wanted: Answers, sample: Pictures) -> _Proof:
-    """Replace a proven fp32 file by a rounded one, proven too and timed against it."""
+def _rounded(draft: Path, quantize: str, calibration: Pixels | None, prove: Callable[[], Proof]) -> tuple[Proof, float]:
+    """Replace a proven fp32 file by a rounded one, and return its proof and how many times as fast it is."""
     plain = draft.with_name(f"{draft.name}.fp32")
     os.replace(draft, plain)
     try:
-        quantize_onnx(plain, quantize, draft)
-        tolerance = PRECISIONS[quantize].tolerance
-        found, relative = verify_rounded(draft, kind.program_file, wanted, sample, tolerance=tolerance)
-        return _Proof(found, relative_diff=relative, speedup=speedup(plain, draft))
+        quantize_onnx(plain, quantize, draft, calibration)
+        return prove(), speedup(plain, draft)
     finally:
         plain.unlink(missing_ok=True)
 
@@ -249,25 +231,6 @@ def _history(ref: str, weights: str) -> History:
     return History(published=None if weights or folder.exists() else find(ref))
 
 
-def _source(ref: str, verify_with: str, reporter: Reporter) -> Source:
-    """Open the pictures to verify on."""
-    if verify_with:
-        path = Path(verify_with).expanduser()
-        loose = path.is_dir() and not any(p.is_dir() and not is_hidden(p.name) for p in path.iterdir())
-        if loose or path.suffix.lower() in EXTENSIONS:
-            names = tuple(expand([str(path)], ()))
-            return FileSource(names, np.zeros(len(names), dtype=np.int64), ("",))
-        return open_for_evaluation(verify_with, reporter)
-    run_file = Path(ref).expanduser() / "run.toml"
-    if run_file.is_file():
-        data = str(read_toml(run_file).get("data", BUILT_IN))
-        try:
-            return open_for_evaluation(data, reporter)
-        except DataError as error:
-            reporter.note(f"Verifying on {BUILT_IN}, because the run's own data cannot be opened: {error.message}")
-    return open_for_evaluation(BUILT_IN, reporter)
-
-
 @contextmanager
 def _draft_of(path: Path, kind: Format) -> Iterator[Path]:
     """Lend a sibling name to write to; what is proven becomes `path`, what fails `path` + `.rejected`."""
@@ -300,14 +263,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     elif path.exists():
         path.unlink()
-
-
-def _note_ties(found: Verification, reporter: Reporter) -> None:
-    if found.differing:
-        reporter.note(
-            f"{len(found.differing)} of {found.images} pictures have another first class, their two best being as close "
-            f"as answers differ (by up to {found.max_abs_diff:.2g}), such as {found.differing[0]}."
-        )
 
 
 def _size(path: Path) -> int:

@@ -10,7 +10,21 @@ from typer.testing import CliRunner
 
 from deitctl.cli.app import app, main
 
-COMMANDS = ("train", "distill", "eval", "predict", "export", "teach", "compare", "check", "explain", "models", "doctor")
+COMMANDS = (
+    "train",
+    "distill",
+    "eval",
+    "predict",
+    "export",
+    "push",
+    "verify",
+    "teach",
+    "compare",
+    "check",
+    "explain",
+    "models",
+    "doctor",
+)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([c, "--help"] for c in COMMANDS)])
@@ -79,6 +93,14 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["export", "deit_tiny", "--to", "onnx", "--quantize", "int4"], 1, "Did you mean 'int8'"),
         (["export", "deit_tiny", "--to", "torch", "--no-preprocess"], 1, "torch has no variants"),
         (["export", "deit_tiny", "--to", "timm", "--any-size"], 1, "timm has no variants"),
+        (["eval", "--model", "gone.onnx"], 1, "There is no ONNX file 'gone.onnx'"),
+        (["push", "/nowhere", "me/mine", "--dry-run"], 1, "There is nothing at /nowhere"),
+        (["push", "/nowhere", "mine", "--dry-run"], 1, "'mine' is no repository of the hub: its names are OWNER/NAME"),
+        (
+            ["push", "/nowhere", "me/mine"],
+            1,
+            "There is no token of the hub here. Log in: hf auth login; or set HF_TOKEN",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_a_code(

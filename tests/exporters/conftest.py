@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from deitctl.catalog import Architecture
 from deitctl.data.sources import Source
 from deitctl.events import SilentReporter
-from deitctl.exporters.network import ExportedClassifier, describe
+from deitctl.exporters.metadata import metadata_of
+from deitctl.exporters.network import ExportedClassifier
 from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.verify import Pictures, pictures
 from deitctl.models.build import LoadedModel, build_model
@@ -92,5 +93,6 @@ def onnx_file(
 ) -> Path:
     """The distilled DeiT of one block, its heads joined by avg-probs, as ONNX in fp32."""
     loaded, path = shallow(), tmp_path_factory.mktemp("onnx") / "m.onnx"
-    export_onnx(network(loaded, "avg-probs"), loaded.card, describe(loaded.card, "avg-probs"), path)
+    wrapped = network(loaded, "avg-probs")
+    export_onnx(wrapped, loaded.card, metadata_of(wrapped, loaded.card, "onnx"), path)
     return path

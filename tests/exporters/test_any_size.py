@@ -23,7 +23,8 @@ from deitctl.data.sources import FileSource
 from deitctl.errors import ExportError
 from deitctl.exporters import any_size
 from deitctl.exporters.any_size import front_text, golden_view, require_resizable, take_any_size
-from deitctl.exporters.network import describe
+from deitctl.exporters.golden import read_golden
+from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.onnx import IR_VERSION, OPSET, export_onnx
 from deitctl.exporters.quantize import quantize_onnx
 from deitctl.exporters.run_onnx_any import load
@@ -159,8 +160,9 @@ def prove(loaded, tmp_path, picture):
         pre = loaded.card.preprocessing
         sample = pictures(source, pre, len(files))
         answers = reference(loaded.model, loaded.card, "avg-probs", sample.pixels)
-        golden = reference(loaded.model, loaded.card, "avg-probs", golden_view(pre))[0, 0]
-        return verify_any_size(path, golden + golden_off, answers, source, sample, pre, rounded=rounded)
+        golden = read_golden({p.key: p.value for p in onnx.load(path).metadata_props}, pre.img_size)
+        golden = golden._replace(logits=golden.logits + golden_off)
+        return verify_any_size(path, golden, answers, source, sample, pre, rounded=rounded)
 
     return run
 
@@ -230,7 +232,7 @@ def test_the_file_says_that_it_resizes_and_has_free_sides(make, onnx_file):
     said, before = ({p.key: p.value for p in m.metadata_props} for m in (model, onnx.load(onnx_file)))
     preprocessing = json.loads(said["preprocessing"])
     assert preprocessing == json.loads(before["preprocessing"]) | {
-        "resize": "inside the network", "layout": "NHWC uint8, any height and width",
+        "resize": "inside the file", "layout": "NHWC uint8, any height and width",
     }  # fmt: skip
     assert said["class_names"] == before["class_names"]
 
@@ -271,7 +273,8 @@ def test_the_file_runs_where_torch_pillow_and_deitctl_cannot_be_imported(make, t
 @pytest.mark.parametrize("changed", [{"crop_mode": "squash"}, {"crop_pct": 1.2}], ids=str)
 def test_a_squashed_and_a_padded_picture_reach_the_network_too(changed, loaded, network, picture, tmp_path):
     card = replace(loaded.card, preprocessing=replace(loaded.card.preprocessing, **changed))
-    export_onnx(network(replace(loaded, card=card), "cls"), card, describe(card, "cls"), tmp_path / "m.onnx")
+    inside = network(replace(loaded, card=card), "cls")
+    export_onnx(inside, card, metadata_of(inside, card, "onnx"), tmp_path / "m.onnx")
     golden = reference(loaded.model, card, "cls", golden_view(card.preprocessing))[0, 0]
     take_any_size(tmp_path / "m.onnx", card.preprocessing, golden, tmp_path / "any.onnx")
     image = picture(90, 47)

@@ -11,7 +11,8 @@ import pytest
 
 from deitctl.errors import ExportError
 from deitctl.exporters import FORMATS
-from deitctl.exporters.golden import GOLDEN, TILE, enlarge, golden_sample, golden_tile
+from deitctl.exporters.golden import GOLDEN, TILE, Golden, enlarge, golden_input, golden_tile, read_golden
+from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.verify import ONNX_TOLERANCE, reference, verify
 
 
@@ -32,10 +33,29 @@ def test_swapped_channels_and_transposed_axes_are_other_samples():
 
 def test_the_sample_holds_the_input_and_the_models_answer(shallow, network):
     loaded = shallow()
-    sample = json.loads(golden_sample(network(loaded, "dist"), loaded.card))
+    said = metadata_of(network(loaded, "dist"), loaded.card, "onnx")
+    sample = json.loads(said[GOLDEN])
     np.testing.assert_array_equal(np.frombuffer(base64.b64decode(sample["tile"]), np.uint8), golden_tile().ravel())
     wanted = reference(loaded.model, loaded.card, "dist", enlarge(golden_tile(), 32))[0, 0]
     np.testing.assert_allclose(sample["logits"], wanted, rtol=1e-5)
+    golden = read_golden(said, 32)
+    np.testing.assert_array_equal(golden.pixels, enlarge(golden_tile(), 32))
+    assert golden.check(wanted) < 1e-5
+
+
+def test_the_difference_is_relative_to_the_spread_of_the_logits():
+    """Logits 1 and 5 have a standard deviation of 2; both off by 1 is half of that."""
+    golden = Golden(golden_input(8), np.array([1.0, 5.0], dtype=np.float32), 0.5)
+    assert golden.check(np.array([2.0, 4.0], dtype=np.float32)) == pytest.approx(0.5)
+    for wrong in ([2.1, 4.0], [np.nan, 5.0], [1.0]):
+        with pytest.raises(ExportError, match="golden sample"):
+            golden.check(np.array(wrong, dtype=np.float32))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"tile": "AA=="}', '{"tile": 1, "logits": [1], "tolerance": 1}'])
+def test_a_sample_that_cannot_be_read_is_one_error(text):
+    with pytest.raises(ExportError, match="golden sample cannot be read"):
+        read_golden({GOLDEN: text}, 32)
 
 
 @pytest.mark.parametrize("change", ["logits", "weights"])
@@ -53,5 +73,6 @@ def test_a_file_that_does_not_answer_its_golden_sample_does_not_pass(change, onn
     loaded = shallow()
     some = sample(loaded, 2)
     wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
-    with pytest.raises(ExportError, match="its golden sample is answered"):
-        verify(tmp_path / "m.onnx", FORMATS["onnx"].program_file, wanted, some, tolerance=ONNX_TOLERANCE)
+    golden = read_golden(FORMATS["onnx"].read_metadata(tmp_path / "m.onnx"), 32)
+    with pytest.raises(ExportError, match="golden sample is answered"):
+        verify(tmp_path / "m.onnx", FORMATS["onnx"].program_file, wanted, some, tolerance=ONNX_TOLERANCE, golden=golden)

@@ -15,7 +15,7 @@ from deitctl.errors import ExportError
 from deitctl.exporters import FORMATS
 from deitctl.exporters import onnx as onnx_export
 from deitctl.exporters.network import BareClassifier, describe
-from deitctl.exporters.onnx import IR_VERSION, OPSET, export_onnx
+from deitctl.exporters.onnx import IR_VERSION, OPSET, export_onnx, read_metadata
 
 
 def run(path, pixels):
@@ -88,6 +88,14 @@ def test_metadata_comes_back_from_onnxruntime(file):
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["class_names"]) == list("0123456789")
     assert metadata["head"] == "cls"
+
+
+def test_metadata_is_read_without_onnxruntime(file, tmp_path):
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    assert read_metadata(file) == session.get_modelmeta().custom_metadata_map
+    (tmp_path / "half.onnx").write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ExportError, match=r"half.onnx is not a readable ONNX file"):
+        read_metadata(tmp_path / "half.onnx")
 
 
 def test_the_file_names_no_file_of_this_machine(file):

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import warnings
+import zipfile
 
 import pytest
 import torch
 
+from deitctl.errors import ExportError
 from deitctl.exporters.network import describe
-from deitctl.exporters.torch_export import METADATA, export_torch
+from deitctl.exporters.torch_export import METADATA, export_torch, read_metadata
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,17 @@ def test_metadata_comes_back(file):
     extra = {METADATA: ""}
     load(file, extra_files=extra)
     assert json.loads(json.loads(extra[METADATA])["class_names"]) == list("0123456789")
+
+
+def test_metadata_is_read_without_torch(file, loaded, tmp_path):
+    assert read_metadata(file) == describe(loaded.card, "avg-logits") | {"head": "avg-probs"}
+    for name, content in {"empty": b"", "half": file.read_bytes()[:10_000]}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ExportError, match=f"{name} is not a readable .pt2 file"):
+            read_metadata(tmp_path / name)
+    with zipfile.ZipFile(tmp_path / "other", "w") as other:
+        other.writestr("m/weights", b"")
+    assert read_metadata(tmp_path / "other") == {}
 
 
 def test_the_file_holds_the_weights_a_graph_and_no_picture(file, loaded):

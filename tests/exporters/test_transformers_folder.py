@@ -143,7 +143,7 @@ def test_a_model_that_transformers_has_no_class_for_is_refused_before_anything_i
 def test_the_folder_has_weights_config_and_processor(plain, network, tmp_path):
     export_transformers(network(plain, "cls"), plain.card, {}, tmp_path / "m")
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
-        "config.json", "model.safetensors", "preprocessor_config.json",
+        "config.json", "deitctl.json", "model.safetensors", "preprocessor_config.json",
     ]  # fmt: skip
     assert load_file(tmp_path / "m" / "model.safetensors").keys() == convert(plain.model).keys()
     assert json.loads((tmp_path / "m" / "preprocessor_config.json").read_text()) == processor_config(

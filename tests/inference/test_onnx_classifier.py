@@ -18,6 +18,7 @@ from PIL import Image
 from deitctl.device import choose_device
 from deitctl.errors import DeitctlError, ModelError
 from deitctl.exporters.any_size import golden_view, take_any_size
+from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.network import BareClassifier, ExportedClassifier, describe
 from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
@@ -48,7 +49,8 @@ def model(tiny_arch, randomise):
 def file(model, tmp_path_factory) -> Path:
     network, card = model
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    export_onnx(ExportedClassifier(network, card, RULE), card, describe(card, RULE), path)
+    wrapped = ExportedClassifier(network, card, RULE)
+    export_onnx(wrapped, card, metadata_of(wrapped, card, "onnx"), path)
     return path
 
 
@@ -88,11 +90,12 @@ def test_the_file_answers_as_the_model_calibrated_and_with_its_rule(file, model,
         np.testing.assert_allclose([g.score for g in ours.guesses], [g.score for g in his.guesses], atol=1e-5)
 
 
-@pytest.mark.parametrize(("precision", "atol"), [("fp16", 1e-3), ("int8", 0.05)])
+@pytest.mark.parametrize(("precision", "atol"), [("fp16", 1e-3), ("int8", 0.05), ("int8-static", 0.05)])
 def test_a_rounded_file_answers_with_the_same_scores_nearly(precision, atol, file, image_folder, tmp_path):
     """Calibrated as in fp32: without the temperature of 1.7 the scores would be further away than that."""
-    assert set(PRECISIONS) == {"fp16", "int8"}
-    quantize_onnx(file, precision, tmp_path / "rounded.onnx")
+    assert set(PRECISIONS) == {"fp16", "int8", "int8-static"}
+    seen = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
+    quantize_onnx(file, precision, tmp_path / "rounded.onnx", seen)
     names = [str(image_folder({"in": 1}) / "in" / "0.png")]
     [wanted], [ours] = (list(predict(names, model=str(path))) for path in (file, tmp_path / "rounded.onnx"))
     by_class = {g.label: g.score for g in wanted.guesses}

@@ -14,8 +14,10 @@ import torch
 from deitctl.checkpoint import save_model
 from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.sources import Source, subset
+from deitctl.events import SilentReporter
 from deitctl.models import timm_models
-from deitctl.models.layers import layer_names
+from deitctl.models.build import build_model
+from deitctl.models.layers import layer_names, shipping_card
 from deitctl.recipes import DIGITS
 from deitctl.workflows.train import run_training
 
@@ -99,3 +101,17 @@ def distilled(little_config: Callable[..., TrainConfig], digits_teacher: Path) -
         return little_config(output, distill=DistillConfig(**{**values, **changes}))  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small distilled digits classifier in a folder, which no test may change."""
+    torch.manual_seed(0)
+    loaded = build_model(
+        "deit_tiny", class_names=[str(d) for d in range(10)], img_size=32, drop_path_rate=0.0, pretrained=False,
+        weights="", distilled=True, reporter=SilentReporter(),
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("model") / "seven"
+    card = shipping_card(loaded.model, loaded.card)
+    save_model(folder, loaded.model.state_dict(), card, layer_names(loaded.model))
+    return folder

@@ -6,32 +6,16 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from deitctl.checkpoint import save_model, write_bytes
+from deitctl.checkpoint import write_bytes
 from deitctl.errors import ConfigError, DataError, DeitctlError, ExportError, ModelError
 from deitctl.exporters import FORMATS, Format
+from deitctl.exporters.golden import GOLDEN, golden_sample
 from deitctl.exporters.quantize import PRECISIONS
-from deitctl.models.build import build_model
-from deitctl.models.layers import layer_names, shipping_card
 from deitctl.workflows.export import export
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A small distilled digits classifier in a folder."""
-    from deitctl.events import SilentReporter
-
-    torch.manual_seed(0)
-    loaded = build_model(
-        "deit_tiny", class_names=[str(d) for d in range(10)], img_size=32, drop_path_rate=0.0, pretrained=False,
-        weights="", distilled=True, reporter=SilentReporter(),
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("model") / "seven"
-    card = shipping_card(loaded.model, loaded.card)
-    save_model(folder, loaded.model.state_dict(), card, layer_names(loaded.model))
-    return folder
 
 
 @pytest.fixture
@@ -49,7 +33,10 @@ def quick(monkeypatch, tmp_path):
 
         script = tmp_path / "program.py"
         script.write_text(program)
-        stand_in = StandIn(suffix=".pt2", write=write, program=str(script), tolerance=1e-3)
+        sample = golden_sample(np.zeros(10, dtype=np.float32))
+        stand_in = StandIn(
+            suffix=".pt2", write=write, program=str(script), tolerance=1e-3, read_metadata=lambda path: {GOLDEN: sample}
+        )
         monkeypatch.setitem(FORMATS, "torch", stand_in)
 
     return install
@@ -68,6 +55,7 @@ def test_onnx_is_written_beside_the_run_and_proven(model, reporter):
     assert (result.format, result.verified_on, result.top1_agreement) == ("onnx", 5, 100)
     assert result.max_abs_diff < 1e-4
     assert [p.name for p in result.path.parent.iterdir()] == ["seven.onnx"]
+    assert result.top1 == result.model_top1 is not None
     assert json.loads(json.dumps(result.to_dict()))["path"] == str(result.path)
 
 
@@ -107,6 +95,19 @@ def test_an_interpolation_that_onnx_has_not_is_refused_before_anything_is_writte
     assert not (model / "export").exists()
 
 
+def test_static_int8_is_calibrated_on_what_the_run_was_trained_on_or_on_what_is_named(model, image_folder):
+    with pytest.raises(ConfigError, match="--calibrate-with IMAGES"):
+        export(str(model), to="onnx", quantize="int8-static", count=2)
+    with pytest.raises(ConfigError, match="is for --quantize int8-static"):
+        export(str(model), to="onnx", calibrate_with=str(model), count=2)
+    (model / "run.toml").write_text('data = "digits"\n')
+    result = export(str(model), to="onnx", quantize="int8-static", count=2)
+    assert result.path.name == "seven-int8-static.onnx"
+    named = image_folder({"a": 9})
+    again = export(str(model), to="onnx", quantize="int8-static", calibrate_with=str(named), count=2)
+    assert again.relative_diff != result.relative_diff
+
+
 def test_rounding_beyond_its_tolerance_is_rejected(model, monkeypatch):
     monkeypatch.setitem(PRECISIONS, "fp16", replace(PRECISIONS["fp16"], tolerance=1e-9))
     with pytest.raises(ExportError, match=r"seven-fp16.onnx.rejected"):
@@ -132,7 +133,12 @@ def test_variants_that_there_are_not_are_refused_before_the_model_is_loaded(to, 
 
 def test_a_timm_folder_answers_with_the_mean_of_logits_and_says_so(model, reporter, tmp_path):
     result = export(str(model), to="timm", head="dist", count=5, output=str(tmp_path / "out"), reporter=reporter)
-    assert sorted(p.name for p in result.path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(p.name for p in result.path.iterdir()) == [
+        "README.md",
+        "config.json",
+        "deitctl.json",
+        "model.safetensors",
+    ]
     assert [n for n in reporter.notes if "timm answers with avg-logits" in n]
     assert json.loads((result.path / "config.json").read_text())["deitctl"]["head"] == "dist"
     assert result.bytes == sum(p.stat().st_size for p in result.path.iterdir())
@@ -146,7 +152,7 @@ def test_a_transformers_folder_is_proven_from_file_to_label(model, reporter):
     result = export(str(model), to="transformers", head="dist", count=5, reporter=reporter)
     assert result.path == model / "export" / "seven-transformers"
     assert sorted(p.name for p in result.path.iterdir()) == [
-        "README.md", "config.json", "model.safetensors", "preprocessor_config.json",
+        "README.md", "config.json", "deitctl.json", "model.safetensors", "preprocessor_config.json",
     ]  # fmt: skip
     assert (result.verified_on, result.top1_agreement) == (5, 100)
     assert [n for n in reporter.notes if "transformers answers with avg-logits" in n]
@@ -162,8 +168,14 @@ def test_a_file_that_disagrees_is_kept_as_rejected_and_an_earlier_good_one_stays
 
     (model / "export").mkdir()
     (model / "export" / "seven.pt2").write_bytes(b"earlier")
-    monkeypatch.setitem(FORMATS, "torch", replace(FORMATS["torch"], write=write_wrong, program="run_timm.py"))
-    with pytest.raises(ExportError, match=r"disagrees with the model on 5 pictures.*kept as .*seven.pt2.rejected"):
+    monkeypatch.setitem(
+        FORMATS,
+        "torch",
+        replace(
+            FORMATS["torch"], write=write_wrong, program="run_timm.py", read_metadata=FORMATS["timm"].read_metadata
+        ),
+    )
+    with pytest.raises(ExportError, match=r"golden sample is answered .*kept as .*seven.pt2.rejected"):
         export(str(model), to="torch", count=5)
     assert sorted(p.name for p in (model / "export").iterdir()) == ["seven.pt2", "seven.pt2.rejected"]
     assert (model / "export" / "seven.pt2").read_bytes() == b"earlier"
@@ -252,7 +264,8 @@ ECHO = "import sys; raise SystemExit(__import__('numpy').load(sys.argv[2]).shape
 
 
 def count_of(error):
-    return int(str(error.value).split("exit code ")[1].split(".")[0].split()[0])
+    """Read how many pictures the stand-in was given, the golden sample among them."""
+    return int(str(error.value).split("exit code ")[1].split(".")[0].split()[0]) - 1
 
 
 @pytest.mark.parametrize("kind", ["classes", "loose", "one"])
