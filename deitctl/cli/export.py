@@ -41,6 +41,9 @@ def export(
             "--preprocess/--no-preprocess", help="Normalisation and softmax inside, or the bare network; ONNX."
         ),
     ] = True,
+    any_size: Annotated[
+        bool, typer.Option("--any-size", help="Whole pictures of any size in, resized inside the file; ONNX.")
+    ] = False,
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
 ) -> None:
@@ -58,7 +61,7 @@ def export(
     result = run(
         model, to=to, output=output or "", weights=str(weights) if weights else "", head=head,
         verify_with=verify_with or "", count=count, quantize=quantize or "", calibrate_with=calibrate_with or "", preprocess=preprocess,
-        reporter=make_reporter(quiet),
+        any_size=any_size, reporter=make_reporter(quiet),
     )  # fmt: skip
     if shape == "json":
         print_json(result.to_dict())

@@ -18,6 +18,7 @@ SUFFIX = ".onnx"
 MAX_BYTES = 2**31
 """Bytes of a file: protobuf's own limit."""
 INPUT, LOGITS, PROBABILITIES = "pixels", "logits", "probabilities"
+SEEN = "seen"  # an output that only files have which resize: what their network looks at
 BARE_LAYOUT = '"layout": "NCHW float32"'
 EXPORT = "deitctl export MODEL --to onnx"
 ROUNDING = 1e-3
@@ -31,9 +32,11 @@ class OnnxClassifier:
     session: Any
     card: ModelCard
     path: Path
+    takes_whole: bool = False
+    """Whether the resize is in the file, too."""
 
     def scores(self, pixels: Pixels) -> Scores:
-        """Classify pictures, uint8 [B,3,S,S]: probabilities [B,K].
+        """Classify pictures, uint8 [B,3,S,S], or [B,3,H,W] where it takes them whole: probabilities [B,K].
 
         Raises:
             ModelError: the file's network cannot be computed, or answers with something else.
@@ -66,7 +69,7 @@ class OnnxClassifier:
 
 
 def load_onnx_classifier(
-    ref: str, *, weights: str, head: str, img_size: int, device: str, precision: str
+    ref: str, *, weights: str, head: str, img_size: int, device: str, precision: str, whole: bool = False
 ) -> OnnxClassifier:
     """Load an ONNX file that `deitctl export` wrote.
 
@@ -77,6 +80,7 @@ def load_onnx_classifier(
         img_size: 0, or the size of the file's input in pixels.
         device: `auto` or `cpu`.
         precision: `auto` or `fp32`.
+        whole: whether a file may be one that takes whole pictures and resizes them.
 
     Raises:
         ModelError: no such file, damaged, not one of ours, or of another rule or size; or onnxruntime is missing.
@@ -88,13 +92,23 @@ def load_onnx_classifier(
         raise ModelError(f"{ref} holds its own weights.", "Leave --weights out.")
     path = Path(os.path.expanduser(ref))
     session = _open(path)
-    card = _card(session, path)
+    card, takes_whole = _card(session, path), _takes_whole(session)
+    if takes_whole and not whole:
+        raise ModelError(
+            f"{path} resizes pictures itself, and here they are resized before.",
+            f"Use a file without --any-size: {EXPORT}.",
+        )
     if head not in ("auto", card.head):
         hint = f"Export it so: {EXPORT} --head {head}." if head in HEADS else f"There are: auto, {', '.join(HEADS)}."
         raise ModelError(f"{path} answers with its head rule {card.head}, not {head}.", hint)
     if img_size not in (0, card.preprocessing.img_size):
         raise ModelError(f"{path} takes pictures of {card.preprocessing.img_size} pixels, not {img_size}.")
-    return OnnxClassifier(session, card, path)
+    return OnnxClassifier(session, card, path, takes_whole)
+
+
+def _takes_whole(session: Any) -> bool:
+    """Say whether a file is one of `export --any-size`."""
+    return any(output.name == SEEN for output in session.get_outputs())
 
 
 def _open(path: Path) -> Any:
@@ -132,6 +146,8 @@ def _card(session: Any, path: Path) -> ModelCard:
     outputs = {o.name: o.shape[1:] for o in session.get_outputs() if o.type == "tensor(float)"}
     said = session.get_modelmeta().custom_metadata_map
     kind, shape = inputs.get(INPUT, ("", []))
+    if _takes_whole(session) and len(shape) == 3 and not any(isinstance(side, int) for side in shape[:2]):
+        shape = next(o.shape[1:] for o in session.get_outputs() if o.name == SEEN)
     fits = len(inputs) == 1 and kind == "tensor(uint8)" and len(shape) == 3 and shape[0] == shape[1] and shape[2] == 3
     classes = outputs.get(PROBABILITIES, [])
     if BARE_LAYOUT in said.get("preprocessing", ""):

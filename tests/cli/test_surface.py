@@ -92,6 +92,7 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["export", "deit_tiny", "--to", "onnxx"], 1, "Did you mean 'onnx'"),
         (["export", "deit_tiny", "--to", "onnx", "--quantize", "int4"], 1, "Did you mean 'int8'"),
         (["export", "deit_tiny", "--to", "torch", "--no-preprocess"], 1, "torch has no variants"),
+        (["export", "deit_tiny", "--to", "timm", "--any-size"], 1, "timm has no variants"),
         (["eval", "--model", "gone.onnx"], 1, "There is no ONNX file 'gone.onnx'"),
         (["push", "/nowhere", "me/mine", "--dry-run"], 1, "There is nothing at /nowhere"),
         (["push", "/nowhere", "mine", "--dry-run"], 1, "'mine' is no repository of the hub: its names are OWNER/NAME"),
