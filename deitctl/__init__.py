@@ -25,6 +25,7 @@ _PUBLIC = {
     "explain": "deitctl.workflows.explain",
     "export": "deitctl.workflows.export",
     "predict": "deitctl.workflows.predict",
+    "push": "deitctl.workflows.push",
     "resume": "deitctl.workflows.train",
     "train": "deitctl.workflows.train:run_training",
     "verify": "deitctl.workflows.verify:verify_export",

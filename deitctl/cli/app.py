@@ -22,6 +22,7 @@ from deitctl.cli import (
     export,
     models,
     predict,
+    push,
     teach,
     train,
     verify,
@@ -46,6 +47,7 @@ app.command("predict")(predict.predict)
 app.command("explain")(explain.explain)
 app.command("export")(export.export)
 app.command("verify")(verify.verify)
+app.command("push")(push.push)
 app.command("models")(models.models)
 app.command("doctor")(doctor.doctor)
 

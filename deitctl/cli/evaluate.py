@@ -19,7 +19,10 @@ def evaluate(
     data: o.DataArg = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", help=f"{o.MODEL_HELP} May be repeated: all are scored side by side.", show_default=False),
+        typer.Option(
+            "--model", help=f"{o.MODEL_HELP} Or an ONNX file of export. May be repeated: all are scored side by side.",
+            show_default=False,
+        ),
     ] = None,
     weights: o.WeightsOpt = None,
     head: o.HeadOpt = "auto",

@@ -44,6 +44,9 @@ def export(
             "--preprocess/--no-preprocess", help="Normalisation and softmax inside, or the bare network; ONNX."
         ),
     ] = True,
+    any_size: Annotated[
+        bool, typer.Option("--any-size", help="Whole pictures of any size in, resized inside the file; ONNX.")
+    ] = False,
     runtime: Annotated[
         Path | None,
         typer.Option("--runtime", help="Of web: a downloaded onnxruntime-web archive.", show_default="fetched once"),
@@ -65,8 +68,7 @@ def export(
     result = run(
         model, to=to, output=output or "", weights=str(weights) if weights else "", head=head,
         verify_with=verify_with or "", count=count, quantize=quantize or "", calibrate_with=calibrate_with or "", preprocess=preprocess,
-        runtime=str(runtime) if runtime else "",
-        reporter=make_reporter(quiet),
+        any_size=any_size, runtime=str(runtime) if runtime else "", reporter=make_reporter(quiet),
     )  # fmt: skip
     if shape == "json":
         print_json(result.to_dict())

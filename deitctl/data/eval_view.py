@@ -13,6 +13,8 @@ from deitctl.card import Preprocessing
 Pixels = NDArray[np.uint8]
 MOST_RESIZED = 2**24
 """Pixels of a resized picture above which only what the crop keeps of it is computed."""
+TALL = 100
+"""Times as tall as wide from which on Pillow 12.3 resizes the columns first, and rounds otherwise."""
 INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -44,6 +46,14 @@ def eval_view(image: Image.Image, pre: Preprocessing) -> Pixels:
 def resized(width: int, height: int, target: int) -> tuple[int, int]:
     """Return width and height of a picture whose short side becomes `target` pixels (timm and transformers round down)."""
     return (target, int(target * height / width)) if width <= height else (int(target * width / height), target)
+
+
+def is_ribbon(width: int, height: int, pre: Preprocessing) -> bool:
+    """Say whether a picture is so long that it is resized in a way of its own: other programs would take gigabytes."""
+    if height > TALL * width or width > TALL * height:
+        return True
+    across, down = resized(width, height, pre.resize_to)
+    return pre.crop_mode != "squash" and across * down > MOST_RESIZED
 
 
 def _resize_centre(image: Image.Image, scaled: tuple[int, int], size: int, resample: Image.Resampling) -> Image.Image:

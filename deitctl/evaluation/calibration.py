@@ -46,14 +46,15 @@ def calibrate(scores: Evaluation) -> Calibration | None:
     """
     if scores.logits is None:
         raise ValueError("this evaluation has no logits")
-    targets, rules = scores.targets[scores.kept], ("cls",) if scores.logits.dist is None else HEADS
+    targets, (cls, dist) = scores.targets[scores.kept], scores.logits
     if len(targets) < FOLDS:
         return None
-    fitted = {rule: fit_temperature(fuse_heads(scores.logits, rule), targets) for rule in rules}
+    joined = {scores.head: cls} if dist is None else {rule: fuse_heads(scores.logits, rule) for rule in HEADS}
+    fitted = {rule: fit_temperature(logits, targets) for rule, logits in joined.items()}
     temperature = fitted[scores.head]
     if temperature is None:
         return None
-    logits = fuse_heads(scores.logits, scores.head)
+    logits = joined[scores.head]
     confidence, right, losses = torch.empty(len(targets)), torch.empty(len(targets), dtype=torch.bool), 0.0
     fold = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0)) % FOLDS  # whatever the data's order
     for n in range(FOLDS):

@@ -11,14 +11,12 @@ from torch import Tensor, nn
 
 from deitctl.card import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deitctl.data.loader import eval_batches
-from deitctl.data.mixing import normalise
 from deitctl.data.sources import Source
 from deitctl.device import Device, ran_out_of_memory
 from deitctl.errors import DataError, ModelError
 from deitctl.evaluation.scores import Evaluation
 from deitctl.evaluation.tally import MAX_KEPT, Contender, Tally
 from deitctl.events import Reporter
-from deitctl.models.heads import forward_heads
 from deitctl.models.vit import HeadLogits
 from deitctl.world import ALONE, World
 
@@ -65,7 +63,8 @@ def evaluate_all(
         DataError: not one picture can be read; or one cannot, with `stop_on_bad_image`.
     """
     for contender in contenders:
-        contender.model.eval()
+        if isinstance(contender.model, nn.Module):
+            contender.model.eval()
     shown = [_pixels_of(c.preprocessing) for c in contenders]
     views = list(dict.fromkeys(shown))
     room = MAX_KEPT // len(contenders) if keep_logits else 0
@@ -84,7 +83,7 @@ def evaluate_all(
             for contender, view, tally in zip(contenders, shown, tallies, strict=True):
                 tally.unreadable += batch.errors
                 if len(batch.indices):
-                    heads = _answers(contender.model, normalise(pixels[view], contender.preprocessing), device)
+                    heads = _answers(contender, pixels[view], device)
                     cls, dist = (None if x is None else x.float().cpu() for x in heads)
                     assert cls is not None
                     if only_numbers:
@@ -113,16 +112,16 @@ def _pixels_of(preprocessing: Preprocessing) -> Preprocessing:
     return replace(preprocessing, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
-def _answers(model: nn.Module, images: Tensor, device: Device) -> HeadLogits:
-    """Return a model's logits; where memory runs out, in two halves."""
+def _answers(contender: Contender, pixels: Tensor, device: Device) -> HeadLogits:
+    """Return a contender's logits; where memory runs out, in two halves."""
     try:
         with device.autocast():
-            return forward_heads(model, images)
+            return contender.answer(pixels)
     except (RuntimeError, MemoryError) as error:
-        if not ran_out_of_memory(error) or len(images) == 1:
+        if not ran_out_of_memory(error) or len(pixels) == 1:
             raise
     device.forget_cached_memory()
-    half = len(images) // 2
-    first, second = _answers(model, images[:half], device), _answers(model, images[half:], device)
+    half = len(pixels) // 2
+    first, second = _answers(contender, pixels[:half], device), _answers(contender, pixels[half:], device)
     dist = None if first.dist is None or second.dist is None else torch.cat([first.dist, second.dist])
     return HeadLogits(torch.cat([first.cls, second.cls]), dist)

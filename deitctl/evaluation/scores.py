@@ -47,7 +47,7 @@ class Evaluation:
     correct_by: dict[str, Tensor] = field(repr=False)
     """Whether each head rule is right, [N] each."""
     head: str
-    """The rule that answers; `cls` for a model with one head."""
+    """The rule that answers; `cls` for a model with one head, an exported file's own."""
     disagree: Tensor | None = field(repr=False)
     """Whether the two heads answer differently, [N]."""
     logits: HeadLogits | None = field(repr=False)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deitctl.card import HEADS, Preprocessing
+from deitctl.data.eval_view import Pixels
+from deitctl.data.mixing import normalise
 from deitctl.evaluation.scores import Evaluation
 from deitctl.metrics import expected_calibration_error, percent, topk_correct
-from deitctl.models.heads import fuse_heads
+from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.vit import HeadLogits
 from deitctl.world import World
 
@@ -20,12 +25,19 @@ MAX_KEPT = 2**24
 BEST = 5
 
 
+class ExportedNetwork(Protocol):
+    """A network that an exported file holds, with its normalisation and its head rule."""
+
+    def logits(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Answer pictures, uint8 [B,3,S,S]: joined logits [B,K], before the temperature."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contender:
     """A model, and the way its answers are taken."""
 
-    model: nn.Module
-    """On the device."""
+    model: nn.Module | ExportedNetwork
+    """On the device, in eval mode."""
     preprocessing: Preprocessing
     rows: tuple[int, ...]
     """For each class of the source, its logit."""
@@ -35,6 +47,17 @@ class Contender:
     """What the rule's logits are divided by."""
     teacher: Tensor | None = None
     """A teacher's class of each picture of the source, [N], in the source's classes; -1 where it has none."""
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether the heads are joined inside, by the rule `head`, so that there is one answer and no other rule."""
+        return not isinstance(self.model, nn.Module)
+
+    def answer(self, pixels: Tensor) -> HeadLogits:
+        """Return the logits of pictures, uint8 [B,3,S,S] on the device; joined ones as those of the class head."""
+        if isinstance(self.model, nn.Module):
+            return forward_heads(self.model, normalise(pixels, self.preprocessing))
+        return HeadLogits(torch.from_numpy(self.model.logits(pixels.cpu().numpy())), None)
 
 
 class Tally:
@@ -54,7 +77,7 @@ class Tally:
         logits = HeadLogits(cls, dist)
         self.heads, self.classes = (1 if dist is None else 2), cls.shape[1]
         targets = self.rows[labels]
-        fused = {rule: fuse_heads(logits, rule) for rule in self._rules()}
+        fused = {self._head(): cls} if dist is None else {rule: fuse_heads(logits, rule) for rule in HEADS}
         main = fused[self._head()] / self.contender.temperature
         first = {rule: scores.argmax(1) for rule, scores in fused.items()}  # of equal scores the first, everywhere
         inverse = torch.full((self.classes,), len(self.rows)).scatter(0, self.rows, torch.arange(len(self.rows)))
@@ -83,10 +106,10 @@ class Tally:
             self.columns.setdefault(name, []).append(values)
 
     def _rules(self) -> tuple[str, ...]:
-        return HEADS if self.heads == 2 else ("cls",)
+        return HEADS if self.heads == 2 else (self._head(),)
 
     def _head(self) -> str:
-        return self.contender.head if self.heads == 2 else "cls"
+        return self.contender.head if self.heads == 2 or self.contender.is_joined else "cls"
 
     def _keeps(self) -> Tensor:
         """Say of each picture of the source whether its logits are kept: drawn, whatever the order of the data."""

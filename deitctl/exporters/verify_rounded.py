@@ -8,6 +8,7 @@ little wrong, was excluded before: the same network in fp32 has passed `verify`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +41,20 @@ def verify_rounded(
     Raises:
         ExportError: it does not run, is further away than `tolerance`, or has another first class for a clear picture.
     """
-    given = checked_answers(sample.pixels, path, program, golden)
-    found, logits = measure(given, wanted, sample.names), wanted[0]
+    return compare_rounded(checked_answers(sample.pixels, path, program, golden), wanted, sample.names, tolerance)
+
+
+def compare_rounded(
+    given: Answers, wanted: Answers, names: Sequence[str], tolerance: float
+) -> tuple[Verification, float]:
+    """Compare the answers of a rounded file, [1 or 2,N,K], with the model's, as `verify_rounded` does."""
+    found, logits = measure(given, wanted, names), wanted[0]
     rms = _rms(given[0] - logits)
     relative = rms / (_rms(logits - logits.mean(axis=1, keepdims=True)) or 1.0)  # one class alone has no spread
     differs = logits.argmax(axis=1) != given[0].argmax(axis=1)
     best_two = np.sort(logits, axis=1)[:, -2:]
     clear = best_two[:, -1] - best_two[:, 0] > CLEAR * rms
-    wrong = [name for name, bad in zip(sample.names, differs & clear, strict=True) if bad]
+    wrong = [name for name, bad in zip(names, differs & clear, strict=True) if bad]
     if not relative <= tolerance or wrong:  # a difference that is no number fails too
         example = f", and {wrong[0]} is a clear picture" if wrong else ""
         raise ExportError(

@@ -9,11 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from deitctl.card import Preprocessing
 from deitctl.data.decode import EXTENSIONS, decode, read_image
-from deitctl.data.eval_view import Pixels, eval_view
+from deitctl.data.eval_view import Pixels, eval_view, is_ribbon
 from deitctl.errors import DataError
 from deitctl.files import walk
 
@@ -21,7 +22,7 @@ STDIN = "-"
 
 
 class Input(NamedTuple):
-    """One input, ready for the model: uint8 [3,S,S], or None and why not."""
+    """One input, ready for the model: uint8 [3,S,S], whole [3,H,W], or None and why not."""
 
     name: str
     pixels: Pixels | None
@@ -76,8 +77,28 @@ def _pictures_below(folder: str) -> Iterator[str]:
         yield folder  # becomes a record that says so
 
 
-def batches(names: Iterable[str], preprocessing: Preprocessing, batch_size: int) -> Iterator[list[Input]]:
-    """Yield inputs in order, `batch_size` at a time, the next batch being decoded by threads meanwhile."""
+def whole_picture(image: Image.Image, pre: Preprocessing) -> Pixels:
+    """Return a picture as it is, uint8 [3,H,W], for a file that resizes it; raise `DataError` if it is too long for one."""
+    if is_ribbon(image.width, image.height, pre):
+        raise DataError(
+            f"A picture of {image.width} x {image.height} pixels is too long for a file that resizes whole pictures.",
+            "A file without --any-size takes it.",
+        )
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def batches(
+    names: Iterable[str], preprocessing: Preprocessing, batch_size: int,
+    view: Callable[[Image.Image, Preprocessing], Pixels] = eval_view,
+) -> Iterator[list[Input]]:  # fmt: skip
+    """Yield inputs in order, `batch_size` at a time, the next batch being decoded by threads meanwhile.
+
+    Args:
+        names: see `expand`.
+        preprocessing: the model's.
+        batch_size: how many at a time.
+        view: what of a picture the model is given.
+    """
 
     def load(name: str) -> Input:
         try:
@@ -86,7 +107,7 @@ def batches(names: Iterable[str], preprocessing: Preprocessing, batch_size: int)
             if "://" in name and not is_url(name) and local_path(name) == name and not os.path.exists(name):
                 raise DataError(f"{name} is not read: addresses are http, https or file.")
             image = _from_web(name) if is_url(name) else read_image(Path(local_path(name)))
-            return Input(name, eval_view(image, preprocessing), None)
+            return Input(name, view(image, preprocessing), None)
         except DataError as error:
             return Input(name, None, str(error))
 

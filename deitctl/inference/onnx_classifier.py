@@ -17,7 +17,8 @@ from deitctl.inference.predict import Scores
 SUFFIX = ".onnx"
 MAX_BYTES = 2**31
 """Bytes of a file: protobuf's own limit."""
-INPUT, OUTPUT = "pixels", "probabilities"
+INPUT, LOGITS, PROBABILITIES = "pixels", "logits", "probabilities"
+SEEN = "seen"  # an output that only files have which resize: what their network looks at
 BARE_LAYOUT = '"layout": "NCHW float32"'
 EXPORT = "deitctl export MODEL --to onnx"
 ROUNDING = 1e-3
@@ -31,30 +32,44 @@ class OnnxClassifier:
     session: Any
     card: ModelCard
     path: Path
+    takes_whole: bool = False
+    """Whether the resize is in the file, too."""
 
     def scores(self, pixels: Pixels) -> Scores:
-        """Classify pictures, uint8 [B,3,S,S]: probabilities [B,K].
+        """Classify pictures, uint8 [B,3,S,S], or [B,3,H,W] where it takes them whole: probabilities [B,K].
 
         Raises:
-            ModelError: the file's network cannot be computed.
+            ModelError: the file's network cannot be computed, or answers with something else.
         """
-        try:
-            scores: Scores = self.session.run([OUTPUT], {INPUT: pixels.transpose(0, 2, 3, 1)})[0]
-        except Exception as error:  # onnxruntime has a class for each of its codes, and no base of them
-            raise ModelError(
-                f"{self.path} cannot be run: {_said(error)[:200]}.", f"Export it again: {EXPORT}."
-            ) from error
-        if scores.shape != (len(pixels), self.card.num_classes):
-            raise ModelError(f"{self.path} answers with shape {scores.shape} to {len(pixels)} pictures.")
+        scores = self._answer(PROBABILITIES, pixels)
         if (scores < -ROUNDING).any() or (scores > 1 + ROUNDING).any():  # what is no number becomes a record's error
             raise ModelError(
                 f"{self.path} answers with {scores.min():.3g} to {scores.max():.3g}, which are no probabilities."
             )
         return scores
 
+    def logits(self, pixels: Pixels) -> Scores:
+        """Answer pictures, uint8 [B,3,S,S]: logits [B,K], the heads joined, before the temperature.
+
+        Raises:
+            ModelError: as `scores`.
+        """
+        return self._answer(LOGITS, pixels)
+
+    def _answer(self, output: str, pixels: Pixels) -> Scores:
+        try:
+            values: Scores = self.session.run([output], {INPUT: pixels.transpose(0, 2, 3, 1)})[0]
+        except Exception as error:  # onnxruntime has a class for each of its codes, and no base of them
+            raise ModelError(
+                f"{self.path} cannot be run: {_said(error)[:200]}.", f"Export it again: {EXPORT}."
+            ) from error
+        if values.shape != (len(pixels), self.card.num_classes):
+            raise ModelError(f"{self.path} answers with shape {values.shape} to {len(pixels)} pictures.")
+        return values
+
 
 def load_onnx_classifier(
-    ref: str, *, weights: str, head: str, img_size: int, device: str, precision: str
+    ref: str, *, weights: str, head: str, img_size: int, device: str, precision: str, whole: bool = False
 ) -> OnnxClassifier:
     """Load an ONNX file that `deitctl export` wrote.
 
@@ -65,6 +80,7 @@ def load_onnx_classifier(
         img_size: 0, or the size of the file's input in pixels.
         device: `auto` or `cpu`.
         precision: `auto` or `fp32`.
+        whole: whether a file may be one that takes whole pictures and resizes them.
 
     Raises:
         ModelError: no such file, damaged, not one of ours, or of another rule or size; or onnxruntime is missing.
@@ -76,13 +92,23 @@ def load_onnx_classifier(
         raise ModelError(f"{ref} holds its own weights.", "Leave --weights out.")
     path = Path(os.path.expanduser(ref))
     session = _open(path)
-    card = _card(session, path)
+    card, takes_whole = _card(session, path), _takes_whole(session)
+    if takes_whole and not whole:
+        raise ModelError(
+            f"{path} resizes pictures itself, and here they are resized before.",
+            f"Use a file without --any-size: {EXPORT}.",
+        )
     if head not in ("auto", card.head):
         hint = f"Export it so: {EXPORT} --head {head}." if head in HEADS else f"There are: auto, {', '.join(HEADS)}."
         raise ModelError(f"{path} answers with its head rule {card.head}, not {head}.", hint)
     if img_size not in (0, card.preprocessing.img_size):
         raise ModelError(f"{path} takes pictures of {card.preprocessing.img_size} pixels, not {img_size}.")
-    return OnnxClassifier(session, card, path)
+    return OnnxClassifier(session, card, path, takes_whole)
+
+
+def _takes_whole(session: Any) -> bool:
+    """Say whether a file is one of `export --any-size`."""
+    return any(output.name == SEEN for output in session.get_outputs())
 
 
 def _open(path: Path) -> Any:
@@ -120,24 +146,27 @@ def _card(session: Any, path: Path) -> ModelCard:
     outputs = {o.name: o.shape[1:] for o in session.get_outputs() if o.type == "tensor(float)"}
     said = session.get_modelmeta().custom_metadata_map
     kind, shape = inputs.get(INPUT, ("", []))
+    if _takes_whole(session) and len(shape) == 3 and not any(isinstance(side, int) for side in shape[:2]):
+        shape = next(o.shape[1:] for o in session.get_outputs() if o.name == SEEN)
     fits = len(inputs) == 1 and kind == "tensor(uint8)" and len(shape) == 3 and shape[0] == shape[1] and shape[2] == 3
-    classes = outputs.get(OUTPUT, [])
+    classes = outputs.get(PROBABILITIES, [])
     if BARE_LAYOUT in said.get("preprocessing", ""):
         raise ModelError(
             f"{path} is a bare network: it leaves normalisation and softmax to its user.",
             "Export it again without --no-preprocess.",
         )
-    if not fits or len(classes) != 1 or not isinstance(classes[0], int) or "preprocessing" not in said:
+    answers = len(classes) == 1 and isinstance(classes[0], int) and outputs.get(LOGITS) == classes
+    if not fits or not answers or "preprocessing" not in said:
         raise ModelError(
-            f"{path} is not an export of deitctl: it needs {INPUT} [B,S,S,3] in uint8, {OUTPUT} [B,K] in float and their "
-            "metadata.",
+            f"{path} is not an export of deitctl: it needs {INPUT} [B,S,S,3] in uint8, {LOGITS} and {PROBABILITIES} [B,K] "
+            "in float and their metadata.",
             f"Export the model it is from: {EXPORT}.",
         )
-    card = from_timm_config(_config(said, classes[0], str(path)), f"{path}'s metadata")
-    if card.head not in HEADS:
+    if (head := said.get("head", "")) not in HEADS:
         raise ModelError(
-            f"{path}'s metadata says that heads are joined by {card.head[:40]!r}.", f"Export it again: {EXPORT}."
+            f"{path}'s metadata says that heads are joined by {head[:40]!r}.", f"Export it again: {EXPORT}."
         )
+    card = from_timm_config(_config(said, classes[0], str(path)), f"{path}'s metadata")
     if card.preprocessing.img_size != shape[0]:
         raise ModelError(f"{path} takes {shape[0]} pixels a side, its metadata says {card.preprocessing.img_size}.")
     return card
@@ -154,9 +183,10 @@ def _config(said: Mapping[str, str], num_classes: int, where: str) -> dict[str, 
             "label_descriptions": json.loads(said.get("descriptions", "null")),
             "pretrained_cfg": {
                 **{k: pre[k] for k in ("crop_pct", "crop_mode", "interpolation")},
+                **{k: pre["normalisation"][k] for k in ("mean", "std")},
                 "input_size": [3, pre["img_size"], pre["img_size"]],
             },
-            "deitctl": {"head": said["head"]},
+            "deitctl": {"head": said["head"], "temperatures": {said["head"]: float(said["temperature"])}},
         }
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"{where} has metadata that cannot be read.", f"Export it again: {EXPORT}.") from error

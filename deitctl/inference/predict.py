@@ -8,10 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from deitctl.card import ModelCard
-from deitctl.data.eval_view import Pixels
-from deitctl.inference.inputs import batches
+from deitctl.card import ModelCard, Preprocessing
+from deitctl.data.eval_view import Pixels, eval_view
+from deitctl.inference.inputs import batches, whole_picture
 
 Scores = NDArray[np.float32]
 
@@ -24,7 +25,10 @@ class Classifier(Protocol):
         """What pictures it takes and what its classes are called."""
 
     def scores(self, pixels: Pixels) -> Scores:
-        """Classify pictures, uint8 [B,3,S,S]: probabilities [B,K], calibrated where the card has a temperature."""
+        """Classify pictures, uint8 [B,3,S,S], or one whole [1,3,H,W]: probabilities [B,K].
+
+        They are calibrated where the card has a temperature.
+        """
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,9 @@ class Prediction:
 
 
 def predict_stream(
-    classifier: Classifier, names: Iterable[str], *, topk: int, batch_size: int, keep_pixels: bool = False
-) -> Iterator[Prediction]:
+    classifier: Classifier, names: Iterable[str], *, topk: int, batch_size: int, keep_pixels: bool = False,
+    whole: bool = False,
+) -> Iterator[Prediction]:  # fmt: skip
     """Classify inputs one after another in constant memory.
 
     Args:
@@ -63,9 +68,11 @@ def predict_stream(
         topk: how many classes a record names; more than there are means all.
         batch_size: pictures at a time.
         keep_pixels: let each prediction carry its picture.
+        whole: hand pictures over as they are, one by one, to a classifier that resizes them.
     """
     card = classifier.card
-    for batch in batches(names, card.preprocessing, batch_size):
+    view, batch_size = (whole_picture, 1) if whole else (eval_view, batch_size)
+    for batch in batches(names, card.preprocessing, batch_size, view):
         readable = [item.pixels for item in batch if item.pixels is not None]
         answers: Iterator[Scores] = iter(classifier.scores(np.stack(readable))) if readable else iter(())
         for item in batch:
@@ -78,4 +85,10 @@ def predict_stream(
                 continue
             best = np.argsort(-scores, kind="stable")[:topk].tolist()  # of equal scores the first class is first
             guesses = tuple(Guess(i, card.label(i), float(scores[i])) for i in best)
-            yield Prediction(item.name, guesses, None, item.pixels if keep_pixels else None)
+            seen = _view(item.pixels, card.preprocessing) if whole and keep_pixels else item.pixels
+            yield Prediction(item.name, guesses, None, seen if keep_pixels else None)
+
+
+def _view(picture: Pixels, pre: Preprocessing) -> Pixels:
+    """Return what a file that resizes sees of a picture [3,H,W], but for a level or two of 255: uint8 [3,S,S]."""
+    return eval_view(Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0))), pre)

@@ -14,7 +14,7 @@ from deitctl import catalog
 from deitctl.card import MAX_SIZE, ModelCard
 from deitctl.catalog import Architecture, imagenet_classes
 from deitctl.checkpoint import CONFIG, WEIGHTS, load_card, load_tensors, require_finite
-from deitctl.errors import ModelError
+from deitctl.errors import ModelError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.models import convert, timm_models
 from deitctl.models.vit import VisionTransformer
@@ -80,7 +80,14 @@ def _folder(ref: str, reporter: Reporter) -> Path | None:
     """Return the model folder that `ref` means, fetching it from the hub if need be, or None if it means no folder."""
     if ref.startswith(HUB_PREFIX):
         repo_id = ref.removeprefix(HUB_PREFIX)
-        config = download(repo_id, CONFIG, reporter)
+        try:
+            config = download(repo_id, CONFIG, reporter)
+        except WeightsNotFound as error:
+            raise WeightsNotFound(
+                f"{ref} cannot be loaded: {error.message}.",
+                f"It takes a repository with {CONFIG} and {WEIGHTS}, as `deitctl push` of a run makes it. An exported file "
+                f"in one is fetched first: hf download {repo_id} FILE.onnx; then --model FILE.onnx.",
+            ) from error
         download(repo_id, WEIGHTS, reporter)
         return config.parent
     path = Path(ref).expanduser()
@@ -115,7 +122,14 @@ def published_files(ref: str, reporter: Reporter) -> list[Path]:
 
 def _require_timm(name: str) -> None:
     if name.lower().endswith(".onnx"):
-        raise ModelError(f"{name} is an ONNX file, with which `deitctl predict` alone can answer.", "Name its weights.")
+        raise ModelError(
+            f"{name} is an ONNX file, with which `deitctl predict` and `eval` alone can answer.", "Name its weights."
+        )
+    if name.lower().endswith(".pt2"):  # torch.export.load falls back to unpickling anything, and evaluates expressions
+        raise ModelError(
+            f"{name} is a program that could do anything when torch loads it.",
+            "Name its weights, or an ONNX file: deitctl export MODEL --to onnx.",
+        )
     if Path(name).is_file():
         kinds = ", ".join(WEIGHT_SUFFIXES)
         raise ModelError(f"{name} is a file and no model.", f"Weights end in {kinds}; a model can be a folder too.")

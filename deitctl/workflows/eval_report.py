@@ -21,7 +21,7 @@ from deitctl.events import Reporter, track
 from deitctl.inference.explain import TOKENS, token_maps
 from deitctl.metrics import BINS, Reliability, reliability
 from deitctl.models.build import is_model_folder
-from deitctl.models.heads import forward_heads, fuse_heads
+from deitctl.models.heads import fuse_heads
 from deitctl.models.vit import HeadLogits, VisionTransformer
 from deitctl.report.contents import OUTSIDE, Bin, Calibrated, Comparison, Contents, Curves, Data, Evaluated, Example
 from deitctl.report.examples import QUALITY, SIDE, confident_mistakes, thumbnail, unsure_hits
@@ -130,14 +130,15 @@ def _examples(
         positions = result.scores.indices[list(part)].tolist()
         pre = result.contender.preprocessing
         pixels = np.stack([eval_view(result.source.read(i), pre) for i in positions])
-        images = normalise(device.move(torch.from_numpy(pixels)), pre)
+        shown = device.move(torch.from_numpy(pixels))
         with torch.no_grad(), device.autocast():
-            cls, dist = forward_heads(result.contender.model, images)
+            cls, dist = result.contender.answer(shown)
         heads = HeadLogits(cls.float().cpu(), None if dist is None else dist.float().cpu())
-        maps = _maps(result, pixels, images)
+        joined = heads.cls if heads.dist is None else fuse_heads(heads, result.scores.head)
+        maps = _maps(result, pixels, shown)
         made += [
             Example(
-                index=n, guesses=_guesses(result, fuse_heads(heads, result.scores.head)[row], result.scores.head, data),
+                index=n, guesses=_guesses(result, joined[row], result.scores.head, data),
                 thumbnail=thumbnail(pixels[row]), maps=maps[row] or None,
                 heads=None if heads.dist is None else {
                     "class head": _guesses(result, heads.cls[row], "cls", data)[0],
@@ -162,10 +163,11 @@ def _name(result: EvalResult, index: int, data: Data) -> str:
     return label if result.card.descriptions is None else label.split(",")[0]
 
 
-def _maps(result: EvalResult, pixels: NDArray[np.uint8], images: Tensor) -> list[dict[str, bytes]]:
-    """Return each picture under each token's map; none for a model that is no DeiT of ours."""
+def _maps(result: EvalResult, pixels: NDArray[np.uint8], shown: Tensor) -> list[dict[str, bytes]]:
+    """Return each picture under each token's map; none for a model that is no DeiT of ours, or an exported file."""
     if not isinstance(result.contender.model, VisionTransformer):
         return [{} for _ in pixels]
+    images = normalise(shown, result.contender.preprocessing)
     found = token_maps(result.contender.model, images, method=MAPS)
     tokens = {TOKENS[name]: maps for name, maps in found._asdict().items() if maps is not None}
     return [

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from deitctl.card import ModelCard
 from deitctl.catalog import DEFAULT_MODEL
 from deitctl.checkpoint import CONFIG, load_card, require_writable, write_bytes, write_json
@@ -21,10 +23,11 @@ from deitctl.evaluation.intervals import Difference, bootstrap, compare
 from deitctl.evaluation.protocols import PROTOCOLS, preprocessing_for
 from deitctl.evaluation.real_labels import imagenet_numbers, read_real_labels, require_known, score_real
 from deitctl.evaluation.scores import Evaluation
-from deitctl.evaluation.tally import Contender
+from deitctl.evaluation.tally import Contender, ExportedNetwork
 from deitctl.events import Reporter, SilentReporter
 from deitctl.files import read_json
-from deitctl.models.build import WEIGHT_SUFFIXES, LoadedModel, is_model_folder, load_model
+from deitctl.inference.onnx_classifier import SUFFIX, load_onnx_classifier
+from deitctl.models.build import WEIGHT_SUFFIXES, is_model_folder, load_model
 from deitctl.models.heads import choose_head
 from deitctl.workflows.eval_result import EvalResult, EvalResults
 from deitctl.world import joined
@@ -45,7 +48,7 @@ def evaluate_models(
 
     Args:
         data: a folder, tar, table or `digits`; of train and val the latter.
-        models: see `load_model`.
+        models: see `load_model`; or ONNX files of `export`, which answer on the CPU.
         protocols: whose preprocessing, see `preprocessing_for`.
         weights: see `load_model`; for one model.
         head: which head answers.
@@ -77,16 +80,26 @@ def evaluate_models(
     source = open_for_evaluation(data or BUILT_IN, reporter)
     if real is not None:
         require_known(source, real)
-    where = choose_device(device, INFERENCE_PRECISION if precision == "auto" else precision)
+    only_files = all(name.lower().endswith(SUFFIX) for name in names)
+    where = choose_device(
+        "cpu" if only_files and device == "auto" else device, INFERENCE_PRECISION if precision == "auto" else precision
+    )
     judged = []
     for name in names:
-        loaded = load_model(name, weights=weights, img_size=img_size, reporter=reporter)
-        numbers = imagenet_numbers(loaded.card.class_names or ()) if real is not None else None
+        if name.lower().endswith(SUFFIX):
+            network, card, how = _load_file(name, head, weights, img_size, device, precision)
+        else:
+            network, card, how = _load(name, head, weights, img_size, where, reporter)
+        numbers = imagenet_numbers(card.class_names or ()) if real is not None else None
         if save_temperature and img_size not in (0, load_card(Path(name).expanduser()).preprocessing.img_size):
             raise ConfigError(f"A temperature is kept for a model's own input size, not for {img_size} pixels.")
-        match = _match(loaded, source, data or BUILT_IN, reporter)
-        contenders = _contenders(loaded, protocols, match, choose_head(head, loaded.card.head, loaded.model), where)
-        judged += [(name, protocol, loaded.card, match, numbers, c) for protocol, c in contenders.items()]
+        match = _match(card, source, data or BUILT_IN, reporter)
+        for protocol in protocols:
+            contender = Contender(
+                model=network, preprocessing=preprocessing_for(card, protocol), rows=match.rows, head=how,
+                temperature=card.temperature(how),
+            )  # fmt: skip
+            judged.append((name, protocol, card, match, numbers, contender))
     with joined(where.torch_device) as world:
         scored = evaluate_all(
             [contender for *_, contender in judged], source, device=where, batch_size=batch_size,
@@ -132,17 +145,20 @@ def _require_sense(
         _require_folder(models, protocols)
 
 
-def _contenders(
-    loaded: LoadedModel, protocols: Sequence[str], match: ClassMatch, head: str, where: Device
-) -> dict[str, Contender]:
-    """Return a model on its device, once a protocol."""
-    placed = where.place(loaded.model)
-    return {
-        protocol: Contender(
-            model=placed, preprocessing=preprocessing_for(loaded.card, protocol), rows=match.rows, head=head,
-            temperature=loaded.card.temperature(head),
-        ) for protocol in protocols
-    }  # fmt: skip
+Loaded = tuple[nn.Module | ExportedNetwork, ModelCard, str]
+"""A network, its card and the head rule that answers."""
+
+
+def _load(name: str, head: str, weights: str, img_size: int, where: Device, reporter: Reporter) -> Loaded:
+    """Load a model onto its device."""
+    loaded = load_model(name, weights=weights, img_size=img_size, reporter=reporter)
+    return where.place(loaded.model), loaded.card, choose_head(head, loaded.card.head, loaded.model)
+
+
+def _load_file(name: str, head: str, weights: str, img_size: int, device: str, precision: str) -> Loaded:
+    """Load an exported file, which runs on the CPU whatever the others do, and does what it was exported for alone."""
+    file = load_onnx_classifier(name, weights=weights, head=head, img_size=img_size, device=device, precision=precision)
+    return file, file.card, file.card.head
 
 
 def _draw(found: EvalResults, device: Device, command: str, report: str, figures: str, reporter: Reporter) -> None:
@@ -182,10 +198,10 @@ def _name(model: str, protocol: str, models: Sequence[str], protocols: Sequence[
     return short if len(protocols) == 1 else f"{short}, {protocol}"
 
 
-def _match(loaded: LoadedModel, source: Source, data: str, reporter: Reporter) -> ClassMatch:
-    match = match_classes(loaded.card, source.class_names)
+def _match(card: ModelCard, source: Source, data: str, reporter: Reporter) -> ClassMatch:
+    match = match_classes(card, source.class_names)
     if match is None:
-        raise DataError(_strangers(loaded.card, source, data), "Evaluate a model that was trained on these classes.")
+        raise DataError(_strangers(card, source, data), "Evaluate a model that was trained on these classes.")
     if match.kind == "numbers":
         reporter.note(f"The folders of {data} are called 0 to 999: taken for ImageNet's classes, as in ImageNetV2.")
     return match
@@ -226,6 +242,11 @@ def _require_folder(models: Sequence[str], protocols: Sequence[str]) -> None:
     if len(models) > 1 or list(protocols) != ["native"]:
         raise ConfigError(
             "A temperature is kept for one model under its own protocol.", "Evaluate it alone, as native."
+        )
+    if models[0].lower().endswith(SUFFIX):
+        raise ConfigError(
+            f"{models[0]} has its temperature inside.",
+            "Keep one with the model that it was exported from, and export it again.",
         )
     if not is_model_folder(models[0]):
         raise ConfigError(

@@ -20,6 +20,7 @@ from deitctl.data.open import BUILT_IN, open_for_training
 from deitctl.errors import ConfigError, ExportError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters import FORMATS, Format
+from deitctl.exporters.any_size import golden_view, require_resizable, take_any_size
 from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.network import BareClassifier, ExportedClassifier
 from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
@@ -68,7 +69,8 @@ class ExportResult:
 
 def export(
     ref: str, *, to: str, output: str = "", weights: str = "", head: str = "auto", verify_with: str = "",
-    count: int = 64, quantize: str = "", calibrate_with: str = "", preprocess: bool = True, runtime: str = "",
+    count: int = 64, quantize: str = "", calibrate_with: str = "", preprocess: bool = True, any_size: bool = False,
+    runtime: str = "",
     reporter: Reporter | None = None,
 ) -> ExportResult:  # fmt: skip
     """Write a model in another format and prove in a fresh process that it answers as before.
@@ -85,6 +87,7 @@ def export(
         quantize: a name of `PRECISIONS`; empty: fp32.
         calibrate_with: pictures for int8-static, as in `verify_with`; empty: those that a run was trained on.
         preprocess: False leaves normalisation and softmax to the reader: normalised pictures in, logits out.
+        any_size: the file takes whole pictures of any size, and resizes them itself.
         runtime: a downloaded archive of the runtime that the format holds; empty: fetched, see `web_runtime.provide`.
         reporter: told of progress.
 
@@ -100,7 +103,7 @@ def export(
         )
     if count < 1:
         raise ConfigError(f"count = {count}: verification needs 1 picture or more.")
-    kind = _variant(to, quantize, preprocess, runtime)
+    kind = _variant(to, quantize, preprocess, any_size, runtime)
     kind.require()
     path = _output_path(ref, output, kind)
     if kind.provide is not None:
@@ -118,6 +121,8 @@ def export(
             f"by {temperature:.3g}. The order of the classes is the same; the number is in {CONFIG}."
         )
     card = replace(loaded.card, head=how)
+    if any_size:
+        require_resizable(card.preprocessing)
     network = (ExportedClassifier if preprocess else BareClassifier)(loaded.model, card, answered)
     sample = pictures(source, card.preprocessing, count)
     calibration = _calibration(ref, calibrate_with, quantize, card, reporter)
@@ -125,11 +130,14 @@ def export(
     with _draft_of(path, kind) as draft:
         with reporter.task(f"write {path.name}", None, "bytes"):
             kind.write(network, card, metadata_of(network, card, to), draft)
-        proof = prove(draft, kind, wanted, source, sample, card, reporter)
-        faster = None
+        again = partial(prove, draft, kind, wanted, source, sample, card, reporter)
+        proof, faster = again(), None
         if quantize:
-            again = partial(prove, draft, kind, wanted, source, sample, card, reporter)
             proof, faster = _rounded(draft / kind.model, quantize, calibration, again)
+        if any_size:
+            pre = card.preprocessing
+            take_any_size(draft, pre, reference(network.model, card, answered, golden_view(pre))[0, 0], draft)
+            proof = again()
         if kind.usage:
             about = readme(
                 card, _history(ref, weights), title=_stem(ref), library=to, usage=kind.usage, head=answered,
@@ -163,7 +171,7 @@ def _calibration(ref: str, named: str, quantize: str, card: ModelCard, reporter:
     return pictures(source, card.preprocessing, CALIBRATION).pixels
 
 
-def _variant(to: str, quantize: str, preprocess: bool, runtime: str) -> Format:
+def _variant(to: str, quantize: str, preprocess: bool, any_size: bool, runtime: str) -> Format:
     """Return a format, its name ending in what is not as usual."""
     kind = FORMATS[to]
     if quantize and quantize not in PRECISIONS:
@@ -171,13 +179,16 @@ def _variant(to: str, quantize: str, preprocess: bool, runtime: str) -> Format:
             f"There is no precision {quantize!r}.",
             f"{did_you_mean(quantize, PRECISIONS)} There are: {', '.join(PRECISIONS)}.".strip(),
         )
-    if not kind.has_variants and (quantize or not preprocess):
-        raise ExportError(f"{to} has no variants: --quantize and --no-preprocess are for --to onnx.")
-    if kind.has_variants and kind.is_folder and not preprocess:
-        raise ExportError(f"What {to} writes preprocesses pictures itself: --no-preprocess is for --to onnx.")
+    if not kind.has_variants and (quantize or any_size or not preprocess):
+        raise ExportError(f"{to} has no variants: --quantize, --any-size and --no-preprocess are for --to onnx.")
+    if any_size and not preprocess:
+        raise ExportError("--any-size puts more preprocessing into the file, --no-preprocess none.", "Leave one out.")
+    if kind.has_variants and kind.is_folder and (any_size or not preprocess):
+        raise ExportError(f"What {to} writes preprocesses pictures itself: such networks are for --to onnx.")
     if runtime and kind.provide is None:
         raise ExportError(f"{to} holds no runtime: --runtime is for --to web.")
-    return replace(kind, suffix=("" if preprocess else "-bare") + (f"-{quantize}" if quantize else "") + kind.suffix)
+    said = (not preprocess, "bare"), (any_size, "any"), (bool(quantize), quantize)
+    return replace(kind, suffix="".join(f"-{name}" for so, name in said if so) + kind.suffix)
 
 
 def _rounded(draft: Path, quantize: str, calibration: Pixels | None, prove: Callable[[], Proof]) -> tuple[Proof, float]:

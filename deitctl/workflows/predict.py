@@ -9,7 +9,7 @@ from deitctl.catalog import DEFAULT_MODEL
 from deitctl.errors import ConfigError, ModelError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.inference.inputs import expand
-from deitctl.inference.onnx_classifier import SUFFIX, load_onnx_classifier
+from deitctl.inference.onnx_classifier import SUFFIX, OnnxClassifier, load_onnx_classifier
 from deitctl.inference.predict import Classifier, Prediction, predict_stream
 
 
@@ -31,12 +31,15 @@ def predict(
         raise ConfigError(f"topk = {topk} and batch_size = {batch_size}: both are 1 or more.")
     how = {"weights": weights, "head": head, "img_size": img_size, "device": device, "precision": precision}
     classifier = _load(model or DEFAULT_MODEL, how, reporter or SilentReporter())
-    return predict_stream(classifier, expand(inputs, stdin), topk=topk, batch_size=batch_size, keep_pixels=keep_pixels)
+    return predict_stream(
+        classifier, expand(inputs, stdin), topk=topk, batch_size=batch_size, keep_pixels=keep_pixels,
+        whole=isinstance(classifier, OnnxClassifier) and classifier.takes_whole,
+    )  # fmt: skip
 
 
 def _load(ref: str, how: dict[str, Any], reporter: Reporter) -> Classifier:
     if ref.lower().endswith(SUFFIX):
-        return load_onnx_classifier(ref, **how)
+        return load_onnx_classifier(ref, **how, whole=True)
     if how["weights"].lower().endswith(SUFFIX):
         raise ModelError(f"{how['weights']} is a model with its weights.", f"Use --model {how['weights']} alone.")
     from deitctl.inference.torch_classifier import load_torch_classifier  # takes seconds, which an ONNX file saves

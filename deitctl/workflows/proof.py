@@ -16,9 +16,11 @@ from deitctl.data.sources import FileSource, Source, is_hidden
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 from deitctl.exporters import Format
-from deitctl.exporters.golden import read_golden
+from deitctl.exporters.any_size import takes_any_size
+from deitctl.exporters.golden import Golden, read_golden
 from deitctl.exporters.quantize import PRECISIONS
 from deitctl.exporters.verify import Answers, Pictures, Verification, verify
+from deitctl.exporters.verify_any_size import LEVELS, verify_any_size
 from deitctl.exporters.verify_files import verify_files
 from deitctl.exporters.verify_rounded import verify_rounded
 from deitctl.inference.inputs import expand
@@ -59,7 +61,10 @@ def prove(
     said = kind.read_metadata(path)
     golden = read_golden(said, card.preprocessing.img_size)
     with reporter.task("verify in a fresh process", len(sample.names)) as task:
-        if quantize := said.get("quantize"):
+        quantize = said.get("quantize")
+        if takes_any_size(said):
+            proof = _prove_any_size(path, quantize, golden, wanted, source, sample, card, reporter)
+        elif quantize:
             found, relative = verify_rounded(
                 path, kind.program_file, wanted, sample, tolerance=PRECISIONS[quantize].tolerance, golden=golden
             )
@@ -74,8 +79,25 @@ def prove(
             proof = Proof(seen.chosen, remark=seen.summary)
             reporter.note(seen.summary)
         task.advance(proof.found.images)
+    if proof.found.images < len(sample.names):
+        return proof
     top1, model_top1 = _accuracy(proof.found, wanted, source, sample, card)
     return replace(proof, top1=top1, model_top1=model_top1)
+
+
+def _prove_any_size(
+    path: Path, quantize: str | None, golden: Golden, wanted: Answers, source: Source, sample: Pictures, card: ModelCard,
+    reporter: Reporter,
+) -> Proof:  # fmt: skip
+    """Prove a file that resizes on whole pictures; those that are too long for one are left out."""
+    rounded = PRECISIONS[quantize].tolerance if quantize else None
+    found, relative, share = verify_any_size(path, golden, wanted, source, sample, card.preprocessing, rounded=rounded)
+    remark = (
+        f"Whole pictures: {100 * share:.2g} % of the values that the network sees are other than deitctl's, by {LEVELS} of "
+        "255 at most."
+    )
+    reporter.note(remark)
+    return Proof(found, relative, remark=remark)
 
 
 def _accuracy(

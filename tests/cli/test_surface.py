@@ -16,6 +16,7 @@ COMMANDS = (
     "eval",
     "predict",
     "export",
+    "push",
     "verify",
     "teach",
     "compare",
@@ -93,6 +94,15 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["export", "deit_tiny", "--to", "onnx", "--runtime", "x.tgz"], 1, "--runtime is for --to web"),
         (["export", "deit_tiny", "--to", "web", "--runtime", "gone.tgz"], 1, "gone.tgz cannot be read"),
         (["export", "deit_tiny", "--to", "torch", "--no-preprocess"], 1, "torch has no variants"),
+        (["export", "deit_tiny", "--to", "timm", "--any-size"], 1, "timm has no variants"),
+        (["eval", "--model", "gone.onnx"], 1, "There is no ONNX file 'gone.onnx'"),
+        (["push", "/nowhere", "me/mine", "--dry-run"], 1, "There is nothing at /nowhere"),
+        (["push", "/nowhere", "mine", "--dry-run"], 1, "'mine' is no repository of the hub: its names are OWNER/NAME"),
+        (
+            ["push", "/nowhere", "me/mine"],
+            1,
+            "There is no token of the hub here. Log in: hf auth login; or set HF_TOKEN",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_a_code(

@@ -10,15 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from PIL import Image
 
 from deitctl.device import choose_device
 from deitctl.errors import DeitctlError, ModelError
+from deitctl.exporters.any_size import golden_view, take_any_size
 from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.network import BareClassifier, ExportedClassifier, describe
 from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
+from deitctl.exporters.verify import reference
 from deitctl.inference import onnx_classifier
 from deitctl.inference.onnx_classifier import load_onnx_classifier
 from deitctl.inference.torch_classifier import TorchClassifier
@@ -86,16 +90,56 @@ def test_the_file_answers_as_the_model_calibrated_and_with_its_rule(file, model,
         np.testing.assert_allclose([g.score for g in ours.guesses], [g.score for g in his.guesses], atol=1e-5)
 
 
-@pytest.mark.parametrize(("precision", "atol"), [("fp16", 1e-3), ("int8", 0.05)])
+@pytest.mark.parametrize(("precision", "atol"), [("fp16", 1e-3), ("int8", 0.05), ("int8-static", 0.05)])
 def test_a_rounded_file_answers_with_the_same_scores_nearly(precision, atol, file, image_folder, tmp_path):
     """Calibrated as in fp32: without the temperature of 1.7 the scores would be further away than that."""
-    assert set(PRECISIONS) == {"fp16", "int8"}
-    quantize_onnx(file, precision, tmp_path / "rounded.onnx")
+    assert set(PRECISIONS) == {"fp16", "int8", "int8-static"}
+    seen = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
+    quantize_onnx(file, precision, tmp_path / "rounded.onnx", seen)
     names = [str(image_folder({"in": 1}) / "in" / "0.png")]
     [wanted], [ours] = (list(predict(names, model=str(path))) for path in (file, tmp_path / "rounded.onnx"))
     by_class = {g.label: g.score for g in wanted.guesses}
     assert ours.guesses[0].label == wanted.guesses[0].label
     assert all(abs(g.score - by_class[g.label]) < atol for g in ours.guesses)
+
+
+@pytest.fixture(scope="module")
+def any_file(file, model) -> Path:
+    """The same network behind its own resize."""
+    network, card = model
+    golden = reference(network, card, RULE, golden_view(card.preprocessing))[0, 0]
+    take_any_size(file, card.preprocessing, golden, file.with_name("any.onnx"))
+    return file.with_name("any.onnx")
+
+
+def test_a_file_that_resizes_is_given_whole_pictures_and_answers_for_itself(any_file, file, picture, tmp_path):
+    names = [str(tmp_path / f"{n}.png") for n in range(3)]
+    for n, size in enumerate(((90, 61), (32, 32), (20, 47))):
+        picture(*size, seed=n).save(names[n])
+    session = onnxruntime.InferenceSession(any_file)
+    ours = list(predict(names, model=str(any_file), batch_size=2, keep_pixels=True))
+    for name, record, resized in zip(names, ours, predict(names, model=str(file)), strict=True):
+        with Image.open(name) as image:
+            scores, seen = session.run(["probabilities", "seen"], {"pixels": np.asarray(image)[None]})
+        given = {g.index: g.score for g in record.guesses}
+        assert [given[k] for k in range(4)] == scores[0].tolist()
+        assert [g.index for g in record.guesses] == [g.index for g in resized.guesses]
+        np.testing.assert_allclose([g.score for g in record.guesses], [g.score for g in resized.guesses], atol=1e-3)
+        assert np.abs(record.pixels.transpose(1, 2, 0).astype(int) - seen[0]).max() <= 2
+
+
+def test_a_file_that_resizes_knows_its_size_and_is_not_given_what_is_resized(any_file, model):
+    assert load_onnx_classifier(str(any_file), **AS_IT_IS, whole=True).card.preprocessing == model[1].preprocessing
+    with pytest.raises(ModelError, match=r"any\.onnx resizes pictures itself.*without --any-size"):
+        load_onnx_classifier(str(any_file), **AS_IT_IS)
+
+
+def test_a_picture_too_long_for_a_file_that_resizes_is_a_record_that_says_so(any_file, file, tmp_path):
+    Image.new("RGB", (3, 301)).save(tmp_path / "long.png")
+    [record] = predict([str(tmp_path / "long.png")], model=str(any_file))
+    assert "3 x 301 pixels is too long" in record.error
+    [record] = predict([str(tmp_path / "long.png")], model=str(file))
+    assert record.error is None
 
 
 def test_a_bare_network_is_refused_in_one_line(model, tmp_path):

@@ -70,6 +70,31 @@ def test_a_bare_rounded_file_is_proven_timed_and_named_after_what_it_is(model, r
     assert record["speedup"] > 0
 
 
+def test_a_file_for_any_size_is_proven_on_whole_pictures_and_named_so(model, reporter, image_folder):
+    result = export(
+        str(model),
+        to="onnx",
+        quantize="int8",
+        any_size=True,
+        verify_with=str(image_folder({"a": 5})),
+        reporter=reporter,
+    )
+    assert result.path.name == "seven-any-int8.onnx"
+    assert [p.name for p in result.path.parent.iterdir()] == [result.path.name]
+    assert (result.verified_on, result.top1_agreement) == (5, 100)
+    assert 0 < result.to_dict()["relative_diff"] < 0.15
+    assert [n for n in reporter.notes if "Whole pictures: " in n and "by 2 of 255 at most" in n]
+
+
+def test_an_interpolation_that_onnx_has_not_is_refused_before_anything_is_written(model):
+    config = json.loads((model / "config.json").read_text())
+    config["pretrained_cfg"]["interpolation"] = "lanczos"
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ExportError, match=r"not with lanczos.*Leave --any-size out"):
+        export(str(model), to="onnx", any_size=True, count=2)
+    assert not (model / "export").exists()
+
+
 def test_static_int8_is_calibrated_on_what_the_run_was_trained_on_or_on_what_is_named(model, image_folder):
     with pytest.raises(ConfigError, match="--calibrate-with IMAGES"):
         export(str(model), to="onnx", quantize="int8-static", count=2)
@@ -96,6 +121,8 @@ def test_rounding_beyond_its_tolerance_is_rejected(model, monkeypatch):
         ("onnx", {"quantize": "int4"}, "Did you mean 'int8'.*There are: fp16, int8"),
         ("torch", {"quantize": "int8"}, "torch has no variants"),
         ("timm", {"preprocess": False}, "timm has no variants"),
+        ("torch", {"any_size": True}, "torch has no variants"),
+        ("onnx", {"any_size": True, "preprocess": False}, "--no-preprocess none.*Leave one out"),
     ],
     ids=str,
 )

@@ -120,6 +120,7 @@ def sample_pixels() -> np.ndarray:
     ("options", "says"),
     [
         ({"preprocess": False}, "preprocesses pictures itself.*--to onnx"),
+        ({"any_size": True}, "preprocesses pictures itself.*--to onnx"),
         ({"to": "onnx", "runtime": "x.tgz"}, "onnx holds no runtime: --runtime is for --to web"),
         ({"quantize": "int4"}, "Did you mean 'int8'"),
     ],

@@ -1,0 +1,143 @@
+"""ONNX files that take whole pictures: what `eval_view` does, as operations in front of a network of one size.
+
+onnxruntime's Resize with antialiasing is a port of Pillow's. It comes closest with pixels as they are in memory, uint8
+[B,H,W,3]: in fixed point, and rounded between the two passes as Pillow does. Its coordinates are floats where Pillow has
+doubles, so a value at the edge between two levels may become the other one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from deitctl.card import Preprocessing
+from deitctl.checkpoint import write_bytes
+from deitctl.data.eval_view import INTERPOLATION, Pixels, eval_view
+from deitctl.errors import ExportError
+from deitctl.exporters.golden import GOLDEN, enlarge, golden_tile
+
+INSIDE = "inside the file"
+"""Where the metadata of an any-size file says that pictures are resized; others leave it to the reader."""
+KERNELS = {"bicubic": 'mode = "cubic", cubic_coeff_a = -0.5', "bilinear": 'mode = "linear"'}
+"""The interpolations that ONNX has with antialiasing, as Pillow has them."""
+
+SHORT_SIDE = """
+    lengths = Shape <start = 1, end = 3> (pixels)
+    short = ReduceMin (lengths)
+    products = Mul (lengths, target)
+    sizes = Div (products, short)
+"""
+SQUASH = """
+    sizes = Concat <axis = 0> (target, target)
+"""
+RESIZE = """
+    resized = Resize <%(kernel)s, antialias = 1, exclude_outside = 1, axes = [1, 2]> (pixels, , , sizes)
+    spare = Sub (sizes, size)
+"""
+CROP = """
+    over = Max (spare, zero)
+    margins = Cast <to = 1> (over)
+    halves = Mul (margins, half)
+    evened = Round (halves)
+    begin = Cast <to = 7> (evened)
+    end = Add (begin, size)
+    %(cropped)s = Slice (resized, begin, end, axes)
+"""
+PAD = """
+    missing = Neg (spare)
+    lacking = Max (missing, zero)
+    before = Div (lacking, two)
+    after = Sub (lacking, before)
+    pads = Concat <axis = 0> (before, after)
+    seen = Pad (cropped, pads, , axes)
+"""
+FRONT = """
+front (uint8[batch,height,width,3] pixels) => (uint8[batch,%(size)d,%(size)d,3] seen)
+<int64[1] target = {%(target)d}, int64[1] size = {%(size)d}, int64[1] zero = {0}, int64[1] two = {2},
+ float half = {0.5}, int64[2] axes = {1, 2}>
+{%(steps)s}
+"""
+"""In ONNX's own notation. Round is to the even number, as in `centre`; 1 is float and 7 is int64."""
+
+
+def require_resizable(pre: Preprocessing) -> None:
+    """Raise `ExportError` if ONNX cannot resize as the model's preprocessing wants it."""
+    if _interpolation(pre) not in KERNELS:
+        raise ExportError(
+            f"ONNX resizes as Pillow does with {' and '.join(KERNELS)}, not with {pre.interpolation}.",
+            "Leave --any-size out: the file then takes pictures that have been resized.",
+        )
+
+
+def golden_view(pre: Preprocessing) -> Pixels:
+    """Return what the network inside an any-size file sees of the golden picture of S x S pixels, uint8 [1,S,S,3]."""
+    (picture,) = enlarge(golden_tile(), pre.img_size)
+    return eval_view(Image.fromarray(picture), pre).transpose(1, 2, 0)[None]
+
+
+def take_any_size(source: Path, pre: Preprocessing, golden: NDArray[np.float32], target: Path) -> None:
+    """Write an ONNX file of one size, rounded or not, so that it takes whole pictures.
+
+    `pixels` becomes uint8 [batch,height,width,3]; `seen`, uint8 [batch,S,S,3], is what the network looks at, as an
+    output of its own.
+
+    Args:
+        source: what `export_onnx` or `quantize_onnx` wrote.
+        pre: the model's preprocessing.
+        golden: the model's logits for `golden_view`, [K].
+        target: the new file.
+    """
+    import onnx
+    from onnx import compose, helper
+
+    model, front = onnx.load(source), onnx.parser.parse_graph(front_text(pre))
+    front = compose.add_prefix_graph(front, "resize/", rename_inputs=False, rename_outputs=False)
+    used = {name for node in front.node for name in node.input}
+    graph = model.graph
+    for node in graph.node:
+        node.input[:] = ["seen" if name == "pixels" else name for name in node.input]
+    nodes = [*front.node, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(tensor for tensor in front.initializer if tensor.name in used)
+    graph.input[0].CopyFrom(front.input[0])
+    graph.output.extend(front.output)
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    helper.set_model_props(model, said | _metadata(said, pre, golden))
+    onnx.checker.check_model(model)
+    write_bytes(target, model.SerializeToString())
+
+
+def front_text(pre: Preprocessing) -> str:
+    """Return the operations from `pixels` to `seen`, as a graph in ONNX's notation."""
+    pads = pre.resize_to < pre.img_size
+    steps = (SQUASH if pre.crop_mode == "squash" else SHORT_SIDE) + RESIZE + CROP + PAD * pads
+    named = {"kernel": KERNELS[_interpolation(pre)], "cropped": "cropped" if pads else "seen"}
+    return FRONT % {"size": pre.img_size, "target": pre.resize_to, "steps": steps % named}
+
+
+def takes_any_size(metadata: Mapping[str, str]) -> bool:
+    """Say whether a file that says this of itself resizes pictures."""
+    return INSIDE in metadata.get("preprocessing", "")
+
+
+def _interpolation(pre: Preprocessing) -> str:
+    return pre.interpolation if pre.interpolation in INTERPOLATION else "bicubic"  # as in `eval_view`
+
+
+def _metadata(said: dict[str, str], pre: Preprocessing, golden: NDArray[np.float32]) -> dict[str, str]:
+    """Return what an any-size file says otherwise than the file that it was made of."""
+    preprocessing: dict[str, Any] = json.loads(said["preprocessing"])
+    sample: dict[str, Any] = json.loads(said[GOLDEN])
+    preprocessing |= {"resize": INSIDE, "layout": "NHWC uint8, any height and width"}
+    sample |= {
+        "pixels": f"{sample['pixels']}; S = {pre.img_size}, which the file resizes and crops as any picture",
+        "logits": [float(f"{x:.6g}") for x in golden],
+    }
+    return {"preprocessing": json.dumps(preprocessing), GOLDEN: json.dumps(sample)}

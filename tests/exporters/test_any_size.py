@@ -1,0 +1,283 @@
+"""A file that resizes sees what `eval_view` sees, to a level or two of 255, and one that does not is caught."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from onnx import helper
+from PIL import Image
+
+from deitctl.card import Preprocessing
+from deitctl.data.eval_view import TALL, eval_view, is_ribbon
+from deitctl.data.sources import FileSource
+from deitctl.errors import ExportError
+from deitctl.exporters import any_size
+from deitctl.exporters.any_size import front_text, golden_view, require_resizable, take_any_size
+from deitctl.exporters.golden import read_golden
+from deitctl.exporters.metadata import metadata_of
+from deitctl.exporters.onnx import IR_VERSION, OPSET, export_onnx
+from deitctl.exporters.quantize import quantize_onnx
+from deitctl.exporters.run_onnx_any import load
+from deitctl.exporters.verify import pictures, reference
+from deitctl.exporters.verify_any_size import LEVELS, PROGRAM, verify_any_size
+
+SIZES = ((200, 133), (90, 140), (47, 64), (32, 32), (150, 20), (33, 70))
+
+
+@cache
+def front(pre: Preprocessing) -> onnxruntime.InferenceSession:
+    """What comes before the network, alone."""
+    graph = onnx.parser.parse_graph(front_text(pre))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    onnx.checker.check_model(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it says which constants this preprocessing does not need
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def seen(images, pre):
+    return front(pre).run(None, {"pixels": np.stack([np.asarray(image) for image in images])})[0]
+
+
+def wanted(image, pre):
+    return eval_view(image, pre).transpose(1, 2, 0)
+
+
+def levels(image, pre):
+    return np.abs(seen([image], pre)[0].astype(int) - wanted(image, pre))
+
+
+PREPROCESSING = st.builds(
+    Preprocessing,
+    img_size=st.sampled_from([31, 32, 64]),
+    crop_pct=st.sampled_from([0.875, 0.9, 0.95, 1.0, 1.2]),
+    crop_mode=st.sampled_from(["center", "squash"]),
+    interpolation=st.sampled_from(["bicubic", "bilinear"]),
+)
+
+
+@given(width=st.integers(1, 260), height=st.integers(1, 260), pre=PREPROCESSING, seed=st.integers(0, 9))
+@example(width=35, height=32, pre=Preprocessing(img_size=32, crop_pct=1.0), seed=0)  # 1.5 pixels over: begins at 2
+@example(width=32, height=33, pre=Preprocessing(img_size=32, crop_pct=1.0), seed=0)  # 0.5 pixels over: begins at 0
+@example(width=64, height=64, pre=Preprocessing(img_size=64, crop_pct=1.0), seed=0)  # nothing to do
+@example(width=200, height=90, pre=Preprocessing(img_size=64, crop_pct=1.2), seed=0)  # 53 high: black above and below
+@example(width=1, height=1, pre=Preprocessing(img_size=64, crop_pct=0.9), seed=0)
+def test_the_network_sees_what_it_sees_with_pillow(width, height, pre, seed, picture):
+    assume(not is_ribbon(width, height, pre))
+    off = levels(picture(width, height, seed), pre)
+    assert off.max() <= LEVELS
+    assert (off > 0).mean() < 0.1
+
+
+@pytest.mark.parametrize("over", range(8))
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_centre_is_the_same_pixel_for_every_margin(over, turned):
+    """No resize: 32 pixels out of 32 to 39. Every pixel has a value of its own, so equal means the same place."""
+    pixels = np.arange(32 * (32 + over) * 3).reshape(32, -1, 3).astype(np.uint16)
+    pixels = np.stack([pixels[..., 0] % 251, pixels[..., 0] // 251, pixels[..., 2] % 7], axis=-1).astype(np.uint8)
+    image = Image.fromarray(pixels.transpose(1, 0, 2).copy() if turned else pixels)
+    pre = Preprocessing(img_size=32, crop_pct=1.0)
+    assert np.array_equal(seen([image], pre)[0], wanted(image, pre))
+
+
+def test_what_is_too_small_gets_a_black_edge_as_here(picture):
+    pre = Preprocessing(img_size=32, crop_pct=1.3)
+    assert pre.resize_to == 24
+    view = seen([picture(48, 24)], pre)[0]
+    assert not view[:4].any()
+    assert not view[28:].any()
+    assert view[4:28].any(axis=(1, 2)).all()
+    assert np.array_equal(view, wanted(picture(48, 24), pre))
+
+
+def test_two_pictures_of_one_size_are_seen_as_each_alone(picture):
+    pre = Preprocessing(img_size=32)
+    both = [picture(90, 61, seed) for seed in (1, 2)]
+    assert np.array_equal(seen(both, pre), np.concatenate([seen([image], pre) for image in both]))
+
+
+def test_an_interpolation_that_nobody_knows_is_bicubic_in_both(picture):
+    assert levels(picture(90, 61), Preprocessing(img_size=32, interpolation="random")).max() <= LEVELS
+
+
+@pytest.mark.parametrize("interpolation", ["lanczos", "nearest", "box"])
+def test_what_onnx_does_not_do_as_pillow_is_refused(interpolation):
+    with pytest.raises(ExportError, match=rf"bicubic and bilinear, not with {interpolation}"):
+        require_resizable(Preprocessing(interpolation=interpolation))
+
+
+def test_pictures_much_longer_than_wide_are_for_other_files():
+    pre = Preprocessing()
+    assert is_ribbon(9, 9 * TALL + 1, pre)
+    assert is_ribbon(9 * TALL + 1, 9, pre)
+    assert not is_ribbon(9, 9 * TALL, pre)
+    assert is_ribbon(9, 9 * TALL, Preprocessing(img_size=1024)), "1137 x 113,700 pixels"
+    assert not is_ribbon(9, 9 * TALL, Preprocessing(img_size=1024, crop_mode="squash"))
+
+
+@pytest.fixture(scope="module")
+def loaded(shallow):
+    return shallow()
+
+
+@pytest.fixture
+def make(onnx_file, loaded, tmp_path):
+    """Write the any-size file of the distilled DeiT of one block, its front changed as the test says."""
+    pre = loaded.card.preprocessing
+
+    def write(change=None, source=onnx_file, monkeypatch=None):
+        golden = reference(loaded.model, loaded.card, "avg-probs", golden_view(pre))[0, 0]
+        if change:
+            text = front_text(pre)
+            assert change[0] in text
+            monkeypatch.setattr(any_size, "front_text", lambda _: text.replace(*change))
+        take_any_size(source, pre, golden, tmp_path / "any.onnx")
+        return tmp_path / "any.onnx"
+
+    return write
+
+
+@pytest.fixture
+def prove(loaded, tmp_path, picture):
+    """Prove a file on pictures of many shapes."""
+
+    def run(path, rounded=None, sizes=SIZES, golden_off=0.0):
+        files = []
+        for number, size in enumerate(sizes):
+            files.append(str(tmp_path / f"{number}.png"))
+            picture(*size, seed=number).save(files[-1])
+        source = FileSource(files, np.zeros(len(files), dtype=np.int64), ("",))
+        pre = loaded.card.preprocessing
+        sample = pictures(source, pre, len(files))
+        answers = reference(loaded.model, loaded.card, "avg-probs", sample.pixels)
+        golden = read_golden({p.key: p.value for p in onnx.load(path).metadata_props}, pre.img_size)
+        golden = golden._replace(logits=golden.logits + golden_off)
+        return verify_any_size(path, golden, answers, source, sample, pre, rounded=rounded)
+
+    return run
+
+
+def test_whole_pictures_of_many_shapes_are_answered_as_by_the_model(make, prove):
+    found, relative, share = prove(make())
+    assert (found.images, found.top1_agreement, relative) == (len(SIZES), 100, None)
+    assert found.max_abs_diff < 0.01
+    assert share < 0.01
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("evened = Round (halves)", "evened = Floor (halves)"),
+        ('mode = "cubic", cubic_coeff_a = -0.5, antialias = 1, exclude_outside = 1', 'mode = "linear"'),
+        ("antialias = 1, exclude_outside = 1", "antialias = 1"),
+        ("-0.5", "-0.75"),
+        ('mode = "cubic", cubic_coeff_a = -0.5', 'mode = "linear"'),
+    ],
+    ids=["one pixel beside", "no antialiasing", "edges", "another cubic", "bilinear"],
+)
+def test_a_file_that_resizes_or_cuts_otherwise_is_caught(change, make, prove, monkeypatch):
+    path = make(change, monkeypatch=monkeypatch)
+    with pytest.raises(ExportError, match=r"sees pictures otherwise than the model: values differ by up to \d+"):
+        prove(path)
+
+
+def test_a_network_that_looks_at_something_else_than_it_shows_is_caught(make, prove):
+    path = make()
+    model = onnx.load(path)
+    flip = helper.make_node("Gather", ["seen", "backwards"], ["swapped"], axis=3)
+    model.graph.initializer.append(helper.make_tensor("backwards", onnx.TensorProto.INT64, [3], [2, 1, 0]))
+    for node in model.graph.node:
+        node.input[:] = ["swapped" if name == "seen" else name for name in node.input]
+    place = next(n for n, node in enumerate(model.graph.node) if "seen" in node.output)
+    model.graph.node.insert(place + 1, flip)
+    onnx.save(model, path)
+    with pytest.raises(ExportError, match=r"golden sample is answered"):
+        prove(path)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 0.01), ("int8", 0.15)])
+def test_a_rounded_file_takes_whole_pictures_too(precision, tolerance, make, prove, onnx_file, tmp_path):
+    quantize_onnx(onnx_file, precision, tmp_path / "rounded.onnx")
+    found, relative, _ = prove(make(source=tmp_path / "rounded.onnx"), rounded=tolerance)
+    assert (found.images, found.top1_agreement) == (len(SIZES), 100)
+    assert 0 < relative < tolerance
+
+
+def test_ribbons_are_not_proven_and_nothing_else_is_no_proof(make, prove):
+    path = make()
+    assert prove(path, sizes=((40, 30), (2, 300)))[0].images == 1
+    with pytest.raises(ExportError, match="too long"):
+        prove(path, sizes=((2, 300),))
+
+
+def test_the_file_says_that_it_resizes_and_has_free_sides(make, onnx_file):
+    model = onnx.load(make())
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", OPSET)]
+    assert model.ir_version == IR_VERSION
+    (pixels,) = model.graph.input
+    shapes = {v.name: v.type.tensor_type.shape.dim for v in (pixels, *model.graph.output)}
+    assert [d.dim_param or d.dim_value for d in shapes["pixels"]] == ["batch", "height", "width", 3]
+    assert [d.dim_param or d.dim_value for d in shapes["seen"]] == ["batch", 32, 32, 3]
+    assert list(shapes) == ["pixels", "logits", "probabilities", "seen"]
+    said, before = ({p.key: p.value for p in m.metadata_props} for m in (model, onnx.load(onnx_file)))
+    preprocessing = json.loads(said["preprocessing"])
+    assert preprocessing == json.loads(before["preprocessing"]) | {
+        "resize": "inside the file", "layout": "NHWC uint8, any height and width",
+    }  # fmt: skip
+    assert said["class_names"] == before["class_names"]
+
+
+def test_the_golden_sample_is_a_picture_that_the_file_resizes(make, onnx_file):
+    """S x S pixels become S / 0.9 and are cut to S again, so the answer is another than that of the file inside."""
+    path = make()
+    said, before = ({p.key: p.value for p in onnx.load(f).metadata_props} for f in (path, onnx_file))
+    sample = json.loads(said["golden_sample"])
+    pixels = any_size.enlarge(any_size.golden_tile(), 32)
+    logits = load(str(path))(pixels)[0][0]
+    assert np.sqrt(np.mean((logits - sample["logits"]) ** 2)) <= sample["tolerance"] * np.std(sample["logits"])
+    inside = json.loads(before["golden_sample"])["logits"]
+    assert np.sqrt(np.mean((logits - inside) ** 2)) > sample["tolerance"] * np.std(inside)
+
+
+def test_a_golden_sample_that_is_answered_otherwise_is_caught(make, prove):
+    off = np.linspace(-0.01, 0.01, 10, dtype=np.float32)
+    with pytest.raises(ExportError, match=r"golden sample is answered 0\.\d+ off, where 0\.001 is allowed"):
+        prove(make(), golden_off=off)
+
+
+def test_the_file_runs_where_torch_pillow_and_deitctl_cannot_be_imported(make, tmp_path, picture):
+    (tmp_path / "in").mkdir()
+    for number, size in enumerate(SIZES):
+        np.save(tmp_path / "in" / f"{number:06d}.npy", np.asarray(picture(*size)))
+    program = (
+        "import runpy, sys\n"
+        "sys.modules.update(dict.fromkeys(['torch', 'deitctl', 'timm', 'PIL']))\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    subprocess.run([sys.executable, "-I", "-c", program, PROGRAM, make(), "in", "out.npy"], cwd=tmp_path, check=True)
+    assert np.load(tmp_path / "out.npy").shape == (2, len(SIZES), 10)
+    assert np.load(tmp_path / "seen.npy").shape == (len(SIZES), 32, 32, 3)
+
+
+@pytest.mark.parametrize("changed", [{"crop_mode": "squash"}, {"crop_pct": 1.2}], ids=str)
+def test_a_squashed_and_a_padded_picture_reach_the_network_too(changed, loaded, network, picture, tmp_path):
+    card = replace(loaded.card, preprocessing=replace(loaded.card.preprocessing, **changed))
+    inside = network(replace(loaded, card=card), "cls")
+    export_onnx(inside, card, metadata_of(inside, card, "onnx"), tmp_path / "m.onnx")
+    golden = reference(loaded.model, card, "cls", golden_view(card.preprocessing))[0, 0]
+    take_any_size(tmp_path / "m.onnx", card.preprocessing, golden, tmp_path / "any.onnx")
+    image = picture(90, 47)
+    answer = load(str(tmp_path / "any.onnx"))(np.asarray(image)[None])
+    expected = reference(loaded.model, card, "cls", wanted(image, card.preprocessing)[None])
+    np.testing.assert_allclose(answer[0], expected[0], atol=0.01)

@@ -1,0 +1,166 @@
+"""A stand-in for the hub: what its client asks for when it makes a repository, commits to it and reads from it.
+
+Of the documented layout only: creation, branches, preupload (small files in the commit, weights through LFS), commit, and
+`resolve`. No Xet, no multipart uploads, no pull requests.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote
+
+WRITES, READS = "hf_thatMayWrite", "hf_thatMayRead"
+"""Tokens that it knows."""
+LARGE = (".safetensors", ".onnx", ".pt2")
+
+
+@dataclass
+class Repository:
+    private: bool
+    branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {}})
+    messages: list[str] = field(default_factory=list)
+
+    def commit(self, branch: str) -> str:
+        """Return forty digits that stand for what a branch holds."""
+        content = sorted((path, hashlib.sha1(data).hexdigest()) for path, data in self.branches[branch].items())
+        return hashlib.sha1(repr(content).encode()).hexdigest()
+
+
+@dataclass
+class Hub:
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    stored: dict[str, bytes] = field(default_factory=dict)
+    """LFS: content by its SHA-256."""
+    requests: list[str] = field(default_factory=list)
+    broken: str = ""
+    """Part of an address that is answered with 500."""
+    url: str = ""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def _answer(self, status: int, content: Any = b"", **headers: str) -> None:
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(data))} | headers).items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def _handle(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            while length := int(self.rfile.readline(), 16):
+                body += self.rfile.read(length)
+                self.rfile.readline()
+            self.rfile.readline()
+        path = unquote(self.path.partition("?")[0])
+        self.hub.requests.append(f"{self.command} {path}")
+        if self.hub.broken and self.hub.broken in path:
+            return self._answer(422, {"error": "the disk is full"})
+        if path.startswith("/lfs/"):  # a signed address of a store, which asks for no token
+            self.hub.stored[path.removeprefix("/lfs/")] = body
+            return self._answer(200)
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if token not in ("", WRITES, READS):
+            return self._answer(
+                401, {"error": "Invalid credentials"}, X_Error_Message="Invalid credentials in Authorization header"
+            )
+        if self.command in ("GET", "HEAD"):
+            return self._read(path, token)
+        if token != WRITES and path != "/api/validate-yaml":
+            return self._answer(403, {"error": "no write access"}, X_Error_Message="no write access")
+        return self._write(path, body)
+
+    do_GET = do_HEAD = do_POST = do_PUT = _handle  # noqa: N815
+
+    def _read(self, path: str, token: str) -> None:
+        if path == "/":
+            return self._answer(200)
+        name, _, rest = path.removeprefix("/api/models").strip("/").partition("/resolve/")
+        found = self.hub.repositories.get(name)
+        if found is None or (found.private and not token):
+            return self._answer(404, X_Error_Code="RepoNotFound")
+        if path.startswith("/api/models/"):
+            return self._answer(200, {"id": name, "private": found.private, "sha": found.commit("main")})
+        branch, _, file = rest.partition("/")
+        if branch not in found.branches:
+            branch = next((b for b in found.branches if found.commit(b) == branch), "")
+        if not branch or file not in found.branches[branch]:
+            return self._answer(404, X_Error_Code="EntryNotFound" if branch else "RevisionNotFound")
+        data = found.branches[branch][file]
+        etag = f'"{hashlib.sha256(data).hexdigest()}"'
+        return self._answer(200, data, ETag=etag, X_Repo_Commit=found.commit(branch))
+
+    def _write(self, path: str, body: bytes) -> None:
+        if path == "/api/validate-yaml":
+            return self._answer(200, {"errors": [], "warnings": []})
+        if path == "/api/repos/create":
+            said = json.loads(body)
+            name = f"{said['organization'] or 'me'}/{said['name']}"
+            if name in self.hub.repositories:
+                return self._answer(
+                    409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"}
+                )
+            private = said.get("private") or said.get("visibility") == "private"
+            self.hub.repositories[name] = Repository(bool(private))
+            return self._answer(200, {"url": f"{self.hub.url}/{name}"})
+        if path.endswith(".git/info/lfs/objects/batch"):
+            objects = [
+                {**o, "actions": None if o["oid"] in self.hub.stored else {"upload": {"href": f"{self.hub.url}/lfs/{o['oid']}"}}}
+                for o in json.loads(body)["objects"]
+            ]  # fmt: skip
+            objects = [{k: v for k, v in o.items() if v is not None} for o in objects]
+            return self._answer(200, {"transfer": "basic", "objects": objects})
+        owner, name, verb, branch = path.removeprefix("/api/models/").split("/", 3)
+        repository = self.hub.repositories[f"{owner}/{name}"]
+        if verb == "branch":
+            repository.branches.setdefault(branch, dict(repository.branches["main"]))
+            return self._answer(200, {})
+        if verb == "preupload":
+            files = [f["path"] for f in json.loads(body)["files"]]
+            modes = {f: "lfs" if f.endswith(LARGE) else "regular" for f in files}
+            return self._answer(
+                200, {"files": [{"path": f, "uploadMode": m, "shouldIgnore": False} for f, m in modes.items()]}
+            )
+        assert verb == "commit", path
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "header":
+                repository.messages.append(value["summary"])
+            else:
+                sent = line["key"] == "file"
+                data = base64.b64decode(value["content"]) if sent else self.hub.stored[value["oid"]]
+                repository.branches[branch][value["path"]] = data
+        oid = repository.commit(branch)
+        return self._answer(200, {"commitUrl": f"{self.hub.url}/{owner}/{name}/commit/{oid}", "commitOid": oid})
+
+
+@contextmanager
+def serve() -> Iterator[Hub]:
+    """Run a hub on a free port of this machine."""
+    hub = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
