@@ -9,11 +9,19 @@ from pathlib import Path
 
 from deitctl.card import ModelCard
 from deitctl.errors import ExportError
-from deitctl.exporters import timm_folder, transformers_folder
+from deitctl.exporters import aoti, openvino, timm_folder, transformers_folder
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.exporters.onnx import export_onnx
+from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
+from deitctl.exporters.speed import speedup
 from deitctl.exporters.torch_export import export_torch
-from deitctl.exporters.verify import ONNX_TOLERANCE, TIMM_TOLERANCE, TORCH_TOLERANCE, TRANSFORMERS_TOLERANCE
+from deitctl.exporters.verify import (
+    ONNX_TOLERANCE,
+    OPENVINO_TOLERANCE,
+    TIMM_TOLERANCE,
+    TORCH_TOLERANCE,
+    TRANSFORMERS_TOLERANCE,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +45,16 @@ class Format:
     extra: str = ""
     """The extra of `pip install 'deitctl[EXTRA]'` that has `packages`."""
     packages: tuple[str, ...] = ()
-    has_variants: bool = False
-    """Whether it can be rounded (`quantize`) and written without preprocessing."""
+    check: Callable[[], None] | None = None
+    """Raises `ExportError` where something is missing that is no package."""
+    has_bare: bool = False
+    """Whether it can be written without preprocessing."""
+    precisions: tuple[str, ...] = ()
+    """What it can be rounded to, names of `PRECISIONS`."""
+    quantize: Callable[[Path, str, Path], None] | None = None
+    """Writes what `write` has written anew: from where, in which precision, to where."""
+    speedup: Callable[[Path, Path], float] | None = None
+    """How many times as fast as a first file a second answers; None where rounding changes the size alone."""
 
     @property
     def is_folder(self) -> bool:
@@ -49,18 +65,21 @@ class Format:
         return Path(__file__).with_name(self.program)
 
     def require(self) -> None:
-        """Raise `ExportError` if a package is missing, before any work."""
+        """Raise `ExportError` if a package or what else it needs is missing, before any work."""
         for package in self.packages:
             try:
                 import_module(package)
             except ImportError as error:
                 raise ExportError(f"This export needs {package}.", f"pip install 'deitctl[{self.extra}]'") from error
+        if self.check is not None:
+            self.check()
 
 
 FORMATS = {
     "onnx": Format(
         suffix=".onnx", write=export_onnx, program="run_onnx.py", tolerance=ONNX_TOLERANCE,
-        extra="onnx", packages=("onnx", "onnxscript", "onnxruntime"), has_variants=True,
+        extra="onnx", packages=("onnx", "onnxscript", "onnxruntime"), has_bare=True,
+        precisions=tuple(PRECISIONS), quantize=quantize_onnx, speedup=speedup,
     ),
     "torch": Format(suffix=".pt2", write=export_torch, program="run_torch.py", tolerance=TORCH_TOLERANCE),
     "timm": Format(
@@ -71,5 +90,14 @@ FORMATS = {
         suffix="-transformers", write=transformers_folder.export_transformers, program="run_transformers.py",
         tolerance=TRANSFORMERS_TOLERANCE, files=transformers_folder.FILES, usage=transformers_folder.USAGE,
         labels=transformers_folder.labels, head=transformers_folder.HEAD, extra="transformers", packages=("transformers",),
+    ),
+    "aoti": Format(
+        suffix="-aoti.pt2", write=aoti.export_aoti, program="run_aoti.py", tolerance=TORCH_TOLERANCE,
+        check=aoti.require_compiler,
+    ),
+    "openvino": Format(
+        suffix="-openvino", write=openvino.export_openvino, program="run_openvino.py", tolerance=OPENVINO_TOLERANCE,
+        files=openvino.FILES, usage=openvino.USAGE, extra="openvino", packages=("openvino",),
+        precisions=("fp16",), quantize=openvino.quantize_openvino,
     ),
 }  # fmt: skip

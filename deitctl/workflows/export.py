@@ -23,9 +23,8 @@ from deitctl.errors import ConfigError, DataError, ExportError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters import FORMATS, Format
 from deitctl.exporters.network import BareClassifier, ExportedClassifier, describe
-from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
+from deitctl.exporters.quantize import PRECISIONS
 from deitctl.exporters.readme import README, History, is_untouched, readme
-from deitctl.exporters.speed import speedup
 from deitctl.exporters.verify import Answers, Pictures, Verification, pictures, reference, verify
 from deitctl.exporters.verify_files import verify_files
 from deitctl.exporters.verify_rounded import verify_rounded
@@ -49,7 +48,7 @@ class ExportResult:
     relative_diff: float | None = None
     """Of a rounded file: the RMS difference of its logits relative to their spread."""
     speedup: float | None = None
-    """Of a rounded file: how many times as fast as fp32 it answers here."""
+    """Of a rounded file that computes otherwise: how many times as fast as fp32 it answers here."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
@@ -101,7 +100,7 @@ def export(
     if answered != how:
         reporter.note(f"{to} answers with {answered}, whatever the head rule; {how} is written down in {CONFIG}.")
     temperature = loaded.card.temperature(answered)
-    if kind.is_folder and temperature != 1:
+    if kind.head and temperature != 1:
         reporter.note(
             f"{to} has no place for a temperature: its scores are those of the logits, deitctl's of the logits divided "
             f"by {temperature:.3g}. The order of the classes is the same; the number is in {CONFIG}."
@@ -117,7 +116,7 @@ def export(
         if kind.is_folder:
             about = readme(
                 card, _history(ref, weights), title=_stem(ref), library=to, usage=kind.usage, head=answered,
-                found=proof.found, remark=proof.remark,
+                found=proof.found, remark=proof.remark, names_in=kind.files[0], normalises=not kind.head,
             )  # fmt: skip
             write_bytes(draft / README, about.encode())
     _note_ties(proof.found, reporter)
@@ -165,8 +164,11 @@ def _variant(to: str, quantize: str, preprocess: bool) -> Format:
             f"There is no precision {quantize!r}.",
             f"{did_you_mean(quantize, PRECISIONS)} There are: {', '.join(PRECISIONS)}.".strip(),
         )
-    if not kind.has_variants and (quantize or not preprocess):
-        raise ExportError(f"{to} has no variants: --quantize and --no-preprocess are for --to onnx.")
+    if not preprocess and not kind.has_bare:
+        raise ExportError(f"{to} has no bare variant: --no-preprocess is for --to onnx.")
+    if quantize and quantize not in kind.precisions:
+        able = " or ".join(f"--to {name}" for name, other in FORMATS.items() if quantize in other.precisions)
+        raise ExportError(f"{to} is not rounded to {quantize}: --quantize {quantize} is for {able}.")
     return replace(kind, suffix=("" if preprocess else "-bare") + (f"-{quantize}" if quantize else "") + kind.suffix)
 
 
@@ -175,12 +177,13 @@ def _round(draft: Path, kind: Format, quantize: str, wanted: Answers, sample: Pi
     plain = draft.with_name(f"{draft.name}.fp32")
     os.replace(draft, plain)
     try:
-        quantize_onnx(plain, quantize, draft)
+        assert kind.quantize is not None  # `_variant` has looked
+        kind.quantize(plain, quantize, draft)
         tolerance = PRECISIONS[quantize].tolerance
         found, relative = verify_rounded(draft, kind.program_file, wanted, sample, tolerance=tolerance)
-        return _Proof(found, relative_diff=relative, speedup=speedup(plain, draft))
+        return _Proof(found, relative_diff=relative, speedup=kind.speedup and kind.speedup(plain, draft))
     finally:
-        plain.unlink(missing_ok=True)
+        _remove(plain)
 
 
 def _output_path(ref: str, output: str, kind: Format) -> Path:

@@ -93,8 +93,10 @@ def test_rounding_beyond_its_tolerance_is_rejected(model, monkeypatch):
     ("to", "options", "says"),
     [
         ("onnx", {"quantize": "int4"}, "Did you mean 'int8'.*There are: fp16, int8"),
-        ("torch", {"quantize": "int8"}, "torch has no variants"),
-        ("timm", {"preprocess": False}, "timm has no variants"),
+        ("torch", {"quantize": "int8"}, "torch is not rounded to int8: --quantize int8 is for --to onnx"),
+        ("openvino", {"quantize": "int8"}, "openvino is not rounded to int8"),
+        ("timm", {"quantize": "fp16"}, "fp16 is for --to onnx or --to openvino"),
+        ("timm", {"preprocess": False}, "timm has no bare variant: --no-preprocess is for --to onnx"),
     ],
     ids=str,
 )
@@ -109,6 +111,23 @@ def test_a_timm_folder_answers_with_the_mean_of_logits_and_says_so(model, report
     assert [n for n in reporter.notes if "timm answers with avg-logits" in n]
     assert json.loads((result.path / "config.json").read_text())["deitctl"]["head"] == "dist"
     assert result.bytes == sum(p.stat().st_size for p in result.path.iterdir())
+
+
+def test_an_openvino_folder_in_fp16_is_proven_and_keeps_head_and_temperature(model, reporter):
+    pytest.importorskip("openvino")
+    config = json.loads((model / "config.json").read_text())
+    config["deitctl"]["temperatures"] = {"dist": 1.5}
+    (model / "config.json").write_text(json.dumps(config))
+    result = export(str(model), to="openvino", head="dist", quantize="fp16", count=5, reporter=reporter)
+    assert result.path == model / "export" / "seven-fp16-openvino"
+    assert [p.name for p in result.path.parent.iterdir()] == [result.path.name]
+    assert sorted(p.name for p in result.path.iterdir()) == ["README.md", "model.bin", "model.xml"]
+    assert (result.verified_on, result.top1_agreement, result.speedup) == (5, 100, None)
+    assert 0 < result.relative_diff < 0.01
+    assert not [n for n in reporter.notes if "answers with" in n or "temperature" in n]
+    text = (result.path / "README.md").read_text()
+    assert "The network takes that as uint8 and does the rest itself" in text
+    assert "library_name: openvino" in text
 
 
 def test_a_transformers_folder_is_proven_from_file_to_label(model, reporter):
