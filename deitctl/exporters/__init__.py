@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -9,13 +10,14 @@ from pathlib import Path
 
 from deitctl.card import ModelCard
 from deitctl.errors import ExportError
-from deitctl.exporters import aoti, openvino, timm_folder, transformers_folder
-from deitctl.exporters.network import ExportedClassifier
+from deitctl.exporters import aoti, coreml, openvino, timm_folder, transformers_folder
+from deitctl.exporters.network import ExportedClassifier, quietly
 from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
 from deitctl.exporters.speed import speedup
 from deitctl.exporters.torch_export import export_torch
 from deitctl.exporters.verify import (
+    COREML_TOLERANCE,
     ONNX_TOLERANCE,
     OPENVINO_TOLERANCE,
     TIMM_TOLERANCE,
@@ -45,6 +47,8 @@ class Format:
     extra: str = ""
     """The extra of `pip install 'deitctl[EXTRA]'` that has `packages`."""
     packages: tuple[str, ...] = ()
+    runs_on: str = ""
+    """`macOS` where that alone has its runtime: elsewhere it is written and not proved. Empty: anywhere."""
     check: Callable[[], None] | None = None
     """Raises `ExportError` where something is missing that is no package."""
     has_bare: bool = False
@@ -64,11 +68,16 @@ class Format:
     def program_file(self) -> Path:
         return Path(__file__).with_name(self.program)
 
+    @property
+    def runs_here(self) -> bool:
+        return self.runs_on != "macOS" or sys.platform == "darwin"
+
     def require(self) -> None:
         """Raise `ExportError` if a package or what else it needs is missing, before any work."""
         for package in self.packages:
             try:
-                import_module(package)
+                with quietly():
+                    import_module(package)
             except ImportError as error:
                 raise ExportError(f"This export needs {package}.", f"pip install 'deitctl[{self.extra}]'") from error
         if self.check is not None:
@@ -90,6 +99,10 @@ FORMATS = {
         suffix="-transformers", write=transformers_folder.export_transformers, program="run_transformers.py",
         tolerance=TRANSFORMERS_TOLERANCE, files=transformers_folder.FILES, usage=transformers_folder.USAGE,
         labels=transformers_folder.labels, head=transformers_folder.HEAD, extra="transformers", packages=("transformers",),
+    ),
+    "coreml": Format(
+        suffix=".mlpackage", write=coreml.export_coreml, program="run_coreml.py", tolerance=COREML_TOLERANCE,
+        extra="coreml", packages=("coremltools",), runs_on="macOS",
     ),
     "aoti": Format(
         suffix="-aoti.pt2", write=aoti.export_aoti, program="run_aoti.py", tolerance=TORCH_TOLERANCE,

@@ -22,6 +22,7 @@ from deitctl.data.sources import FileSource, Source, is_hidden
 from deitctl.errors import ConfigError, DataError, ExportError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters import FORMATS, Format
+from deitctl.exporters.coreml import MANIFEST
 from deitctl.exporters.network import BareClassifier, ExportedClassifier, describe
 from deitctl.exporters.quantize import PRECISIONS
 from deitctl.exporters.readme import README, History, is_untouched, readme
@@ -42,8 +43,9 @@ class ExportResult:
     format: str
     bytes: int
     verified_on: int
-    max_abs_diff: float
-    top1_agreement: float
+    """Pictures; 0 where the format's runtime is for another system."""
+    max_abs_diff: float | None
+    top1_agreement: float | None
     quantize: str | None = None
     relative_diff: float | None = None
     """Of a rounded file: the RMS difference of its logits relative to their spread."""
@@ -113,23 +115,27 @@ def export(
         with reporter.task(f"write {path.name}", None, "bytes"):
             kind.write(network, card, describe(card, answered, bare=not preprocess), draft)
         proof = _prove(draft, kind, wanted, source, sample, card, quantize, reporter)
-        if kind.is_folder:
+        if kind.is_folder and proof.found is not None:
             about = readme(
                 card, _history(ref, weights), title=_stem(ref), library=to, usage=kind.usage, head=answered,
                 found=proof.found, remark=proof.remark, names_in=kind.files[0], normalises=not kind.head,
             )  # fmt: skip
             write_bytes(draft / README, about.encode())
-    _note_ties(proof.found, reporter)
+    found = proof.found
+    if found is not None:
+        _note_ties(found, reporter)
     return ExportResult(
-        path=path, format=to, bytes=_size(path), verified_on=proof.found.images, max_abs_diff=proof.found.max_abs_diff,
-        top1_agreement=proof.found.top1_agreement, quantize=quantize or None, relative_diff=proof.relative_diff,
+        path=path, format=to, bytes=_size(path), verified_on=found.images if found else 0,
+        max_abs_diff=found.max_abs_diff if found else None, top1_agreement=found.top1_agreement if found else None,
+        quantize=quantize or None, relative_diff=proof.relative_diff,
         speedup=proof.speedup,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Proof:
-    found: Verification
+    found: Verification | None
+    """None where it could not be run."""
     remark: str = ""
     relative_diff: float | None = None
     speedup: float | None = None
@@ -140,6 +146,11 @@ def _prove(
     reporter: Reporter,
 ) -> _Proof:  # fmt: skip
     """Prove what was written; then round it, if that is wanted, and prove that."""
+    if not kind.runs_here:
+        reporter.note(
+            f"Written and not proved: what runs it is for {kind.runs_on} alone. There, the same command proves it."
+        )
+        return _Proof(None)
     with reporter.task("verify in a fresh process", len(sample.names)) as task:
         proof = _Proof(verify(draft, kind.program_file, wanted, sample, tolerance=kind.tolerance))
         if kind.labels is not None:
@@ -149,7 +160,7 @@ def _prove(
             )  # fmt: skip
             proof = _Proof(seen.chosen, seen.summary)
             reporter.note(seen.summary)
-        task.advance(proof.found.images)
+        task.advance(len(sample.names))
     if not quantize:
         return proof
     with reporter.task(f"round to {quantize}, verify and time", None, "bytes"):
@@ -193,8 +204,10 @@ def _output_path(ref: str, output: str, kind: Format) -> Path:
         path = given / "export" / name if given.is_dir() else Path(name)
     else:
         path = Path(output).expanduser()
-        if not kind.is_folder and (path.is_dir() or output.endswith(("/", os.sep))):
+        if not kind.is_folder and (_is_folder(path, kind) or output.endswith(("/", os.sep))):
             path = path / name
+    if not kind.is_folder and _is_folder(path, kind):
+        raise ExportError(f"{path} exists and is no earlier export.", "Name a new --output.")
     if kind.is_folder and path.exists():
         ours = {*kind.files, README}
         inside = path.iterdir() if path.is_dir() else [path]
@@ -206,6 +219,11 @@ def _output_path(ref: str, output: str, kind: Format) -> Path:
                 f"{path} exists and is no earlier export: it has {min(strangers)}.", "Name a new --output."
             )
     return path
+
+
+def _is_folder(path: Path, kind: Format) -> bool:
+    """Say whether this is a folder, and none that its users take for a file: an earlier Core ML package."""
+    return path.is_dir() and not (path.suffix == kind.suffix and (path / MANIFEST).is_file())
 
 
 def _stem(ref: str) -> str:
@@ -285,4 +303,4 @@ def _note_ties(found: Verification, reporter: Reporter) -> None:
 
 
 def _size(path: Path) -> int:
-    return sum(p.stat().st_size for p in path.iterdir()) if path.is_dir() else path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,6 +129,28 @@ def test_an_openvino_folder_in_fp16_is_proven_and_keeps_head_and_temperature(mod
     text = (result.path / "README.md").read_text()
     assert "The network takes that as uint8 and does the rest itself" in text
     assert "library_name: openvino" in text
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="proven there")
+def test_what_cannot_be_run_here_is_written_and_called_unproved(model, quick, reporter, monkeypatch):
+    quick()
+    monkeypatch.setitem(FORMATS, "torch", replace(FORMATS["torch"], runs_on="macOS"))
+    result = export(str(model), to="torch", count=2, reporter=reporter)
+    assert [p.name for p in result.path.parent.iterdir()] == ["seven.pt2"]
+    assert (result.verified_on, result.max_abs_diff, result.top1_agreement) == (0, None, None)
+    assert [n for n in reporter.notes if "not proved: what runs it is for macOS alone" in n]
+
+
+def test_a_core_ml_package_is_replaced_and_no_other_folder_is(model, tmp_path):
+    pytest.importorskip("coremltools")
+    output = tmp_path / "m.mlpackage"
+    for _ in range(2):
+        result = export(str(model), to="coreml", count=2, output=str(output))
+        assert (result.path, result.bytes) == (output, sum(p.stat().st_size for p in output.rglob("*") if p.is_file()))
+    (output / "Manifest.json").unlink()
+    (output / "seven.mlpackage").mkdir()
+    with pytest.raises(ExportError, match=r"exists and is no earlier export"):
+        export(str(model), to="coreml", count=2, output=str(output))
 
 
 def test_a_transformers_folder_is_proven_from_file_to_label(model, reporter):
