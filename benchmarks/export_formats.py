@@ -1,13 +1,15 @@
 """What does each format of `deitctl export` weigh, how far is it from the model, and how fast is it?
 
-    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/export_formats.py MODEL DATA [--weights FILE] [--img-size S] [--count 200] [--rounds 9]
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/export_formats.py MODEL DATA [--weights FILE] [--img-size S]
+        [--count 200] [--rounds 9] [--formats NAME...]
 
-Every format whose packages are installed is written by `export` itself, so it has passed its proof on the pictures. Then all of
-them, and PyTorch eager, answer in this one process by the `load` of their programs, and take turns. Speed is the median of
-eager's seconds over the median of the format's, for one picture and for sixteen. On one core (`taskset`, which every
-runtime heeds) these are seconds of the CPU, which others on the machine do not lengthen. Differences are those of the proof: the largest of a logit or a probability, and for rounded files, in brackets,
-the RMS difference of the logits relative to their spread. `openvino, own precision` is the fp32 folder without the hint
-that the program sets. What the figures were is in docs/export.md.
+Every format whose packages are installed is written by `export` itself, so it has passed its proof on the pictures. Then
+all of them, and PyTorch eager, answer in this one process by the `load` of their programs, and take turns. Speed is the
+median of eager's seconds over the median of the format's, for one picture and for sixteen. On one core (`taskset`, which
+every runtime heeds) these are seconds of the CPU, which others on the machine lengthen least. Differences are those of
+the proof: the largest of a logit or a probability, and for rounded files, in brackets, the RMS difference of the logits
+relative to their spread. `openvino, own precision` is the fp32 folder without the hint that the program sets. The figures
+are in docs/export.md.
 """
 
 from __future__ import annotations
@@ -37,14 +39,15 @@ from deitctl.models.layers import layer_names, shipping_card
 from deitctl.workflows.export import ExportResult, _source, export
 
 Answer = Callable[[Any], Any]
-RUNTIMES = ("torch", "onnxruntime", "openvino", "timm", "transformers", "coremltools")
+RUNTIMES = ("torch", "onnxruntime", "openvino", "timm", "transformers", "coremltools", "executorch")
 SIZES = (1, 16)
 
 
-def export_all(folder: Path, data: str, count: int) -> dict[str, ExportResult]:
+def export_all(folder: Path, data: str, count: int, formats: list[str]) -> dict[str, ExportResult]:
     """Write all that is installed, by name; what is not, or does not pass, is a line."""
     results = {}
-    for name, kind in FORMATS.items():
+    for name in formats:
+        kind = FORMATS[name]
         for precision in ("", *kind.precisions):
             title = f"{name} {precision or 'fp32'}" if kind.precisions else name
             try:
@@ -108,6 +111,7 @@ def main() -> None:
     parser.add_argument("--img-size", type=int, default=0)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     options = parser.parse_args()
     quiet = SilentReporter()
     loaded = load_model(options.model, weights=options.weights, img_size=options.img_size, reporter=quiet)
@@ -115,7 +119,7 @@ def main() -> None:
         folder = Path(temporary) / "model"
         card = shipping_card(loaded.model, loaded.card)
         save_model(folder, loaded.model.state_dict(), card, layer_names(loaded.model))
-        results = export_all(folder, options.data, options.count)
+        results = export_all(folder, options.data, options.count, options.formats)
         answers = {"PyTorch eager": eager(loaded), **openers(results)}
         sample = pictures(_source("", options.data, quiet), loaded.card.preprocessing, options.count)
         speed = {n: seconds(answers, sample.pixels[:n], options.rounds * (3 if n == 1 else 1)) for n in SIZES}

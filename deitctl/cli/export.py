@@ -11,7 +11,12 @@ from deitctl.cli import options as o
 
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=o.MODEL_HELP)],
-    to: Annotated[str, typer.Option("--to", help="onnx, torch (torch.export, .pt2), timm or transformers (folders).")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", help="onnx, torch (.pt2), timm, transformers or openvino (folders), coreml, aoti (compiled)."
+        ),
+    ],
     weights: o.WeightsOpt = None,
     output: Annotated[
         str | None, typer.Option("--output", help="File or folder to write.", show_default="RUN/export/ or here")
@@ -25,7 +30,9 @@ def export(
     quantize: Annotated[
         str | None,
         typer.Option(
-            "--quantize", help="fp16 (half the bytes) or int8 (a quarter, faster); ONNX.", show_default="fp32"
+            "--quantize",
+            help="fp16 (half the bytes; ONNX, OpenVINO) or int8 (a quarter, faster; ONNX).",
+            show_default="fp32",
         ),
     ] = None,
     preprocess: Annotated[

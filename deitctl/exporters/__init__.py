@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deitctl.card import ModelCard
 from deitctl.errors import ExportError
-from deitctl.exporters import aoti, coreml, openvino, timm_folder, transformers_folder
+from deitctl.exporters import aoti, coreml, executorch, openvino, timm_folder, transformers_folder
 from deitctl.exporters.network import ExportedClassifier, quietly
 from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
@@ -18,6 +18,7 @@ from deitctl.exporters.speed import speedup
 from deitctl.exporters.torch_export import export_torch
 from deitctl.exporters.verify import (
     COREML_TOLERANCE,
+    EXECUTORCH_TOLERANCE,
     ONNX_TOLERANCE,
     OPENVINO_TOLERANCE,
     TIMM_TOLERANCE,
@@ -103,6 +104,10 @@ FORMATS = {
     "coreml": Format(
         suffix=".mlpackage", write=coreml.export_coreml, program="run_coreml.py", tolerance=COREML_TOLERANCE,
         extra="coreml", packages=("coremltools",), runs_on="macOS",
+    ),
+    "executorch": Format(
+        suffix=".pte", write=executorch.export_executorch, program="run_executorch.py", tolerance=EXECUTORCH_TOLERANCE,
+        extra="executorch", packages=("executorch.exir",),
     ),
     "aoti": Format(
         suffix="-aoti.pt2", write=aoti.export_aoti, program="run_aoti.py", tolerance=TORCH_TOLERANCE,

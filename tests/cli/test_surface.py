@@ -77,7 +77,7 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["distill", "--teacher", "regnety_16"], 1, "regnety_160"),
         (["export", "deit_tiny", "--to", "onnxx"], 1, "Did you mean 'onnx'"),
         (["export", "deit_tiny", "--to", "onnx", "--quantize", "int4"], 1, "Did you mean 'int8'"),
-        (["export", "deit_tiny", "--to", "torch", "--no-preprocess"], 1, "torch has no variants"),
+        (["export", "deit_tiny", "--to", "torch", "--no-preprocess"], 1, "torch has no bare variant"),
     ],
 )
 def test_a_mistake_is_one_line_and_a_code(
