@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/export_formats.py MODEL DATA [--weights FILE] [--img-size S]
         [--count 200] [--rounds 9] [--formats NAME...]
 
-Every format whose packages are installed is written by `export` itself, so it has passed its proof on the pictures. Then
-all of them, and PyTorch eager, answer in this one process by the `load` of their programs, and take turns. Speed is the
+Every format whose packages are installed is written and proved on the pictures as `export` does it. Then all of them, and
+PyTorch eager, answer in this one process by the `load` of their programs, and take turns. Speed is the
 median of eager's seconds over the median of the format's, for one picture and for sixteen. On one core (`taskset`, which
 every runtime heeds) these are seconds of the CPU, which others on the machine lengthen least. Differences are those of
 the proof: the largest of a logit or a probability, and for rounded files, in brackets, the RMS difference of the logits
@@ -21,40 +21,69 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from deitctl.checkpoint import save_model
 from deitctl.errors import ExportError
 from deitctl.events import SilentReporter
-from deitctl.exporters import FORMATS
-from deitctl.exporters.network import ExportedClassifier, quietly
-from deitctl.exporters.verify import Pictures, measure, pictures, reference
+from deitctl.exporters import FORMATS, Format
+from deitctl.exporters.network import ExportedClassifier, describe, quietly
+from deitctl.exporters.quantize import PRECISIONS
+from deitctl.exporters.verify import Pictures, Verification, measure, pictures, reference, verify
+from deitctl.exporters.verify_rounded import verify_rounded
 from deitctl.models.build import LoadedModel, load_model
 from deitctl.models.heads import choose_head
-from deitctl.models.layers import layer_names, shipping_card
-from deitctl.workflows.export import ExportResult, _source, export
+from deitctl.workflows.export import _size, _source
 
 Answer = Callable[[Any], Any]
 RUNTIMES = ("torch", "onnxruntime", "openvino", "timm", "transformers", "coremltools", "executorch")
 SIZES = (1, 16)
 
 
-def export_all(folder: Path, data: str, count: int, formats: list[str]) -> dict[str, ExportResult]:
-    """Write all that is installed, by name; what is not, or does not pass, is a line."""
-    results = {}
+@dataclass(frozen=True)
+class Row:
+    """A written format and its proof, if it can be had here."""
+
+    kind: Format
+    path: Path
+    found: Verification | None = None
+    relative: float | None = None
+
+
+def export_all(loaded: LoadedModel, sample: Pictures, folder: Path, formats: list[str]) -> dict[str, Row]:
+    """Write and prove all that is installed, by name; what is not, or does not pass, is a line."""
+    rows: dict[str, Row] = {}
     for name in formats:
-        kind = FORMATS[name]
-        for precision in ("", *kind.precisions):
-            title = f"{name} {precision or 'fp32'}" if kind.precisions else name
-            try:
-                results[title] = export(str(folder), to=name, quantize=precision, verify_with=data, count=count)
-            except ExportError as error:
-                print(f"{title}: {error}", flush=True)
-    return results
+        try:
+            rows |= export_one(name, loaded, sample, folder)
+        except ExportError as error:
+            print(f"{name}: {error}", flush=True)
+    return rows
+
+
+def export_one(name: str, loaded: LoadedModel, sample: Pictures, folder: Path) -> dict[str, Row]:
+    """Write a format in all its precisions."""
+    kind, card = FORMATS[name], loaded.card
+    kind.require()
+    head = choose_head(kind.head or "auto", card.head, loaded.model)
+    path = folder / f"model{kind.suffix}"
+    kind.write(ExportedClassifier(loaded.model, card, head), card, describe(card, head), path)
+    if not kind.runs_here:
+        return {name: Row(kind, path)}
+    wanted = reference(loaded.model, card, head, sample.pixels)
+    found = verify(path, kind.program_file, wanted, sample, tolerance=kind.tolerance)
+    rows = {f"{name} fp32" if kind.precisions else name: Row(kind, path, found)}
+    for precision in kind.precisions:
+        assert kind.quantize is not None
+        other, tolerance = folder / f"{precision}{kind.suffix}", PRECISIONS[precision].tolerance
+        kind.quantize(path, precision, other)
+        proof = verify_rounded(other, kind.program_file, wanted, sample, tolerance=tolerance)
+        rows[f"{name} {precision}"] = Row(kind, other, *proof)
+    return rows
 
 
 def eager(loaded: LoadedModel) -> Answer:
@@ -68,17 +97,16 @@ def eager(loaded: LoadedModel) -> Answer:
     return answer
 
 
-def openers(results: dict[str, ExportResult]) -> dict[str, Answer]:
+def openers(rows: dict[str, Row]) -> dict[str, Answer]:
     """Open everything that can be run here."""
     answers = {}
-    for title, result in results.items():
-        kind = FORMATS[result.format]
-        if kind.runs_here:
+    for title, row in rows.items():
+        if row.found is not None:
             with quietly():
-                load = runpy.run_path(str(kind.program_file))["load"]
-                answers[title] = load(str(result.path))
+                load = runpy.run_path(str(row.kind.program_file))["load"]
+                answers[title] = load(str(row.path))
                 if title == "openvino fp32":
-                    answers["openvino, own precision"] = load(str(result.path), {})
+                    answers["openvino, own precision"] = load(str(row.path), {})
     return answers
 
 
@@ -93,13 +121,12 @@ def seconds(answers: dict[str, Answer], batch: Any, rounds: int) -> dict[str, fl
     return {title: statistics.median(times[1:]) for title, times in took.items()}  # the first answers allocate
 
 
-def own_precision(answer: Answer, loaded: LoadedModel, sample: Pictures) -> tuple[float, float]:
-    """Say how far answers that no proof has seen are from the model's: largest difference, top-1 agreement."""
+def unproved(answer: Answer, loaded: LoadedModel, sample: Pictures) -> Verification:
+    """Say how far answers that no proof has seen are from the model's."""
     head = choose_head("auto", loaded.card.head, loaded.model)
     wanted = reference(loaded.model, loaded.card, head, sample.pixels)
     batches = np.array_split(sample.pixels, range(16, len(sample.pixels), 16))
-    found = measure(np.concatenate([answer(batch) for batch in batches], axis=1), wanted, sample.names)
-    return found.max_abs_diff, found.top1_agreement
+    return measure(np.concatenate([answer(batch) for batch in batches], axis=1), wanted, sample.names)
 
 
 def main() -> None:
@@ -115,44 +142,33 @@ def main() -> None:
     options = parser.parse_args()
     quiet = SilentReporter()
     loaded = load_model(options.model, weights=options.weights, img_size=options.img_size, reporter=quiet)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "model"
-        card = shipping_card(loaded.model, loaded.card)
-        save_model(folder, loaded.model.state_dict(), card, layer_names(loaded.model))
-        results = export_all(folder, options.data, options.count, options.formats)
-        answers = {"PyTorch eager": eager(loaded), **openers(results)}
-        sample = pictures(_source("", options.data, quiet), loaded.card.preprocessing, options.count)
+    sample = pictures(_source("", options.data, quiet), loaded.card.preprocessing, options.count)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = export_all(loaded, sample, Path(folder), options.formats)
+        answers = {"PyTorch eager": eager(loaded), **openers(rows)}
         speed = {n: seconds(answers, sample.pixels[:n], options.rounds * (3 if n == 1 else 1)) for n in SIZES}
-        other = {t: own_precision(answers[t], loaded, sample) for t in answers if t == "openvino, own precision"}
-    print_table(results, other, speed, len(sample.names))
+        sizes = {title: f"{_size(row.path):,}" for title, row in rows.items()}
+        for title in answers.keys() & {"openvino, own precision"}:
+            rows[title] = Row(FORMATS["openvino"], Path(folder), unproved(answers[title], loaded, sample))
+    print_table(rows, sizes, speed)
 
 
-def print_table(
-    results: dict[str, ExportResult], other: dict[str, tuple[float, float]], speed: dict[int, dict[str, float]], count: int
-) -> None:  # fmt: skip
+def print_table(rows: dict[str, Row], sizes: dict[str, str], speed: dict[int, dict[str, float]]) -> None:
     """Print versions and rows."""
     installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
     print(", ".join(f"{name} {installed[name]}" for name in RUNTIMES if name in installed))
     base = {n: times["PyTorch eager"] for n, times in speed.items()}
-    print(f"eager: {', '.join(f'{1000 * t:.1f} ms for {n}' for n, t in base.items())}; {count} pictures\n")
+    print(f"PyTorch eager: {', '.join(f'{1000 * t:.1f} ms for {n}' for n, t in base.items())}\n")
     print(
         "| | bytes | largest difference | same first class | speed, 1 picture | speed, 16 |\n|---|---|---|---|---|---|"
     )
-    for title in dict.fromkeys((*results, *other)):
-        times = [f"{base[n] / speed[n][title]:.2f}" if title in speed[n] else "" for n in SIZES]
-        if title in other:
-            size, (difference, agreement), relative = "", other[title], None
-        else:
-            result = results[title]
-            size, relative = f"{result.bytes:,}", result.relative_diff
-            difference, agreement = result.max_abs_diff, result.top1_agreement
-        off = (
-            "not proved here"
-            if difference is None
-            else f"{difference:.1e}" + (f" ({relative:.2g})" if relative else "")
-        )
-        same = "" if agreement is None else f"{round(agreement * count / 100)}"
-        print(f"| {title} | {size} | {off} | {same} | {times[0]} | {times[1]} |")
+    for title, row in rows.items():
+        off, same = "not proved here", ""
+        if row.found is not None:
+            off = f"{row.found.max_abs_diff:.1e}" + (f" ({row.relative:.1g})" if row.relative else "")
+            same = f"{round(row.found.top1_agreement * row.found.images / 100)} of {row.found.images}"
+        fast = " | ".join(f"{base[n] / speed[n][title]:.2f}" if title in speed[n] else "" for n in SIZES)
+        print(f"| {title} | {sizes.get(title, '')} | {off} | {same} | {fast} |")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            "--to", help="onnx, torch (.pt2), timm, transformers or openvino (folders), coreml, aoti (compiled)."
+            "--to",
+            help="onnx, torch (.pt2), timm, transformers or openvino (folders), coreml, executorch, aoti (compiled).",
         ),
     ],
     weights: o.WeightsOpt = None,
