@@ -101,6 +101,11 @@ FORMATS = {
         tolerance=TRANSFORMERS_TOLERANCE, files=transformers_folder.FILES, usage=transformers_folder.USAGE,
         labels=transformers_folder.labels, head=transformers_folder.HEAD, extra="transformers", packages=("transformers",),
     ),
+    "openvino": Format(
+        suffix="-openvino", write=openvino.export_openvino, program="run_openvino.py", tolerance=OPENVINO_TOLERANCE,
+        files=openvino.FILES, usage=openvino.USAGE, extra="openvino", packages=("openvino",),
+        precisions=("fp16",), quantize=openvino.quantize_openvino,
+    ),
     "coreml": Format(
         suffix=".mlpackage", write=coreml.export_coreml, program="run_coreml.py", tolerance=COREML_TOLERANCE,
         extra="coreml", packages=("coremltools",), runs_on="macOS",
@@ -112,10 +117,5 @@ FORMATS = {
     "aoti": Format(
         suffix="-aoti.pt2", write=aoti.export_aoti, program="run_aoti.py", tolerance=TORCH_TOLERANCE,
         check=aoti.require_compiler,
-    ),
-    "openvino": Format(
-        suffix="-openvino", write=openvino.export_openvino, program="run_openvino.py", tolerance=OPENVINO_TOLERANCE,
-        files=openvino.FILES, usage=openvino.USAGE, extra="openvino", packages=("openvino",),
-        precisions=("fp16",), quantize=openvino.quantize_openvino,
     ),
 }  # fmt: skip
