@@ -14,7 +14,11 @@ from deitctl.cli import options as o
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=o.MODEL_HELP)],
     to: Annotated[
-        str, typer.Option("--to", help="onnx, torch (torch.export, .pt2), timm, transformers or web (folders).")
+        str,
+        typer.Option(
+            "--to",
+            help="onnx, torch (.pt2), timm, transformers, openvino or web (folders), coreml, executorch, aoti (compiled).",
+        ),
     ],
     weights: o.WeightsOpt = None,
     output: Annotated[
@@ -30,7 +34,7 @@ def export(
         str | None,
         typer.Option(
             "--quantize",
-            help="fp16 (half the bytes), int8 (a quarter, faster) or int8-static; onnx, web.",
+            help="fp16 (half the bytes; onnx, openvino, web), int8 (a quarter, faster) or int8-static (both onnx, web).",
             show_default="fp32",
         ),
     ] = None,

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 from deitctl.card import ModelCard
+from deitctl.data.eval_view import Pixels
 from deitctl.errors import ExportError
 from deitctl.events import Reporter
-from deitctl.exporters import onnx, timm_folder, torch_export, transformers_folder, web_folder, web_runtime
+from deitctl.exporters import (
+    aoti,
+    coreml,
+    executorch,
+    onnx,
+    openvino,
+    timm_folder,
+    torch_export,
+    transformers_folder,
+    web_folder,
+    web_runtime,
+)
 from deitctl.exporters.metadata import FORMAT, read_metadata
-from deitctl.exporters.network import ExportedClassifier
-from deitctl.exporters.verify import ONNX_TOLERANCE, TIMM_TOLERANCE, TORCH_TOLERANCE, TRANSFORMERS_TOLERANCE
+from deitctl.exporters.network import ExportedClassifier, quietly
+from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
+from deitctl.exporters.speed import speedup
+from deitctl.exporters.verify import (
+    COREML_TOLERANCE,
+    EXECUTORCH_TOLERANCE,
+    ONNX_TOLERANCE,
+    OPENVINO_TOLERANCE,
+    TIMM_TOLERANCE,
+    TORCH_TOLERANCE,
+    TRANSFORMERS_TOLERANCE,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +66,18 @@ class Format:
     packages: tuple[str, ...] = ()
     read_metadata: Callable[[Path], dict[str, str]]
     """Gives back the strings that `write` was given."""
+    runs_on: str = ""
+    """`macOS` where that alone has its runtime: elsewhere it is written and not proved. Empty: anywhere."""
+    check: Callable[[], None] | None = None
+    """Raises `ExportError` where something is missing that is no package."""
     has_variants: bool = False
-    """Whether it can be rounded (`quantize`) and, as a file, written without preprocessing."""
+    """Whether it can be written without preprocessing, and for pictures of any size."""
+    precisions: tuple[str, ...] = ()
+    """What it can be rounded to, names of `PRECISIONS`."""
+    quantize: Callable[[Path, str, Path, Pixels | None], None] | None = None
+    """Writes what `write` has written anew: from where, in which precision, to where, by which pictures."""
+    speedup: Callable[[Path, Path], float] | None = None
+    """How many times as fast as a first file a second answers; None where rounding changes the size alone."""
 
     @property
     def is_folder(self) -> bool:
@@ -54,37 +87,66 @@ class Format:
     def program_file(self) -> Path:
         return Path(__file__).with_name(self.program)
 
+    @property
+    def runs_here(self) -> bool:
+        return self.runs_on != "macOS" or sys.platform == "darwin"
+
     def require(self) -> None:
-        """Raise `ExportError` if a package is missing, before any work."""
+        """Raise `ExportError` if a package or what else it needs is missing, before any work."""
         for package in self.packages:
             try:
-                import_module(package)
+                with quietly():
+                    import_module(package)
             except ImportError as error:
                 raise ExportError(f"This export needs {package}.", f"pip install 'deitctl[{self.extra}]'") from error
+        if self.check is not None:
+            self.check()
 
 
+ONNX = ("onnx", "onnxscript", "onnxruntime")
 FORMATS = {
     "onnx": Format(
-        suffix=".onnx", write=onnx.export_onnx, read_metadata=onnx.read_metadata, program="run_onnx.py", tolerance=ONNX_TOLERANCE,
-        extra="onnx", packages=("onnx", "onnxscript", "onnxruntime"), has_variants=True,
+        suffix=".onnx", write=onnx.export_onnx, read_metadata=onnx.read_metadata,
+        program="run_onnx.py", tolerance=ONNX_TOLERANCE, extra="onnx", packages=ONNX, has_variants=True,
+        precisions=tuple(PRECISIONS), quantize=quantize_onnx, speedup=speedup,
     ),
     "torch": Format(
-        suffix=".pt2", write=torch_export.export_torch, read_metadata=torch_export.read_metadata, program="run_torch.py",
-        tolerance=TORCH_TOLERANCE,
+        suffix=".pt2", write=torch_export.export_torch, read_metadata=torch_export.read_metadata,
+        program="run_torch.py", tolerance=TORCH_TOLERANCE,
     ),
     "timm": Format(
-        suffix="-timm", write=timm_folder.export_timm_folder, program="run_timm.py", tolerance=TIMM_TOLERANCE,
-        files=timm_folder.FILES, read_metadata=read_metadata, usage=timm_folder.USAGE, head=timm_folder.HEAD,
+        suffix="-timm", write=timm_folder.export_timm_folder, read_metadata=read_metadata,
+        program="run_timm.py", tolerance=TIMM_TOLERANCE,
+        files=timm_folder.FILES, usage=timm_folder.USAGE, head=timm_folder.HEAD,
     ),
     "transformers": Format(
-        suffix="-transformers", write=transformers_folder.export_transformers, program="run_transformers.py",
-        tolerance=TRANSFORMERS_TOLERANCE, files=transformers_folder.FILES, read_metadata=read_metadata, usage=transformers_folder.USAGE,
-        labels=transformers_folder.labels, head=transformers_folder.HEAD, extra="transformers", packages=("transformers",),
+        suffix="-transformers", write=transformers_folder.export_transformers, read_metadata=read_metadata,
+        program="run_transformers.py", tolerance=TRANSFORMERS_TOLERANCE, extra="transformers", packages=("transformers",),
+        files=transformers_folder.FILES, usage=transformers_folder.USAGE, head=transformers_folder.HEAD,
+        labels=transformers_folder.labels,
+    ),
+    "openvino": Format(
+        suffix="-openvino", write=openvino.export_openvino, read_metadata=openvino.read_metadata,
+        program="run_openvino.py", tolerance=OPENVINO_TOLERANCE, extra="openvino", packages=("openvino",),
+        files=openvino.FILES, usage=openvino.USAGE, precisions=("fp16",), quantize=openvino.quantize_openvino,
     ),
     "web": Format(
-        suffix="-web", write=web_folder.export_web, program="run_web.py", tolerance=ONNX_TOLERANCE,
-        files=web_folder.FILES, read_metadata=web_folder.read_metadata, model=web_folder.MODEL, provide=web_runtime.provide,
-        extra="onnx", packages=("onnx", "onnxscript", "onnxruntime"), has_variants=True,
+        suffix="-web", write=web_folder.export_web, read_metadata=web_folder.read_metadata,
+        program="run_web.py", tolerance=ONNX_TOLERANCE, extra="onnx", packages=ONNX,
+        files=web_folder.FILES, model=web_folder.MODEL, provide=web_runtime.provide,
+        precisions=tuple(PRECISIONS), quantize=quantize_onnx, speedup=speedup,
+    ),
+    "coreml": Format(
+        suffix=".mlpackage", write=coreml.export_coreml, read_metadata=coreml.read_metadata,
+        program="run_coreml.py", tolerance=COREML_TOLERANCE, extra="coreml", packages=("coremltools",), runs_on="macOS",
+    ),
+    "executorch": Format(
+        suffix=".pte", write=executorch.export_executorch, read_metadata=executorch.read_metadata,
+        program="run_executorch.py", tolerance=EXECUTORCH_TOLERANCE, extra="executorch", packages=("executorch.exir",),
+    ),
+    "aoti": Format(
+        suffix="-aoti.pt2", write=aoti.export_aoti, read_metadata=aoti.read_metadata,
+        program="run_aoti.py", tolerance=TORCH_TOLERANCE, check=aoti.require_compiler,
     ),
 }  # fmt: skip
 
@@ -111,4 +173,4 @@ def _looks_like(path: Path, kind: Format) -> bool:
     """Say whether the names fit, before anything is opened."""
     if kind.is_folder:
         return path.is_dir() and all((path / name).exists() for name in kind.files)
-    return path.is_file() and path.suffix == Path(f"x{kind.suffix}").suffix
+    return path.suffix == Path(f"x{kind.suffix}").suffix  # a Core ML package is a folder

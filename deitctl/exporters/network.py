@@ -69,15 +69,15 @@ class BareClassifier(ExportedClassifier):
         return torch.zeros(2, 3, size, size)
 
 
-def trace(network: ExportedClassifier) -> torch.export.ExportedProgram:
-    """Return the network as a graph of its operations, for batches of any size.
+def trace(network: ExportedClassifier, *, most: int | None = None) -> torch.export.ExportedProgram:
+    """Return the network as a graph of its operations, for batches of any size, or of `most` pictures at most.
 
     Raises:
         ExportError: the model does something that a graph cannot hold.
     """
     # the example input is stored with the program, whole storage and all: zeros made for it, never anybody's picture
     example = network.example()
-    batch = torch.export.Dim("batch", min=1)
+    batch = torch.export.Dim("batch", min=1, max=most)
     try:
         with quietly(), torch.no_grad():
             # strict, because otherwise the `len` of a traced batch is a constant

@@ -12,6 +12,7 @@ from typing import Any
 from deitctl import __version__
 from deitctl.card import ModelCard
 from deitctl.catalog import Architecture
+from deitctl.checkpoint import CONFIG
 from deitctl.exporters.verify import Verification
 
 README = "README.md"
@@ -34,7 +35,7 @@ class History:
 
 def readme(
     card: ModelCard, history: History, *, title: str, library: str, usage: str, head: str, found: Verification,
-    remark: str = "",
+    remark: str = "", names_in: str = CONFIG, normalises: bool = False,
 ) -> str:  # fmt: skip
     """Return the model card as Markdown.
 
@@ -47,11 +48,14 @@ def readme(
         head: the rule by which that library joins two heads.
         found: the proof of the export.
         remark: what more there is to say of it.
+        names_in: the file of the folder that has the names of all classes.
+        normalises: whether the network takes the picture's bytes and gives probabilities.
     """
     pre = card.preprocessing
     resize = (
         f"to {pre.resize_to} x {pre.resize_to}" if pre.crop_mode == "squash" else f"the short side to {pre.resize_to}"
     )
+    then = ". The network takes that as uint8 and does the rest itself:" if normalises else ","
     text = f"""---
 library_name: {library}
 pipeline_tag: image-classification
@@ -69,7 +73,7 @@ tags:
 
 ## Classes
 
-{_classes(card)}
+{_classes(card, names_in)}
 
 ## Data
 
@@ -85,7 +89,7 @@ tags:
 
 ## Preprocessing
 
-Resize ({pre.interpolation}) {resize}, cut the centre of {pre.img_size} x {pre.img_size}, divide by 255, subtract the mean
+Resize ({pre.interpolation}) {resize}, cut the centre of {pre.img_size} x {pre.img_size}{then} divide by 255, subtract the mean
 {list(pre.mean)}, divide by {list(pre.std)}; channels are RGB.
 
 ## Export
@@ -107,12 +111,12 @@ def _seal(text: str) -> str:
     return f"{_OURS}{hashlib.sha256(text.encode()).hexdigest()[:16]} -->"
 
 
-def _classes(card: ModelCard) -> str:
+def _classes(card: ModelCard, names_in: str) -> str:
     if card.class_names is None:
         return f"{card.num_classes:,}, whose names are not known."
     named = ", ".join(_code(card.label(i)) for i in range(min(card.num_classes, MOST_NAMED)))
     more = card.num_classes - MOST_NAMED
-    return named + (f" and {more:,} more; all are in config.json." if more > 0 else ".")
+    return named + (f" and {more:,} more; all are in {names_in}." if more > 0 else ".")
 
 
 def _data(history: History) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 
 from deitctl.card import ModelCard
 from deitctl.catalog import find
-from deitctl.checkpoint import CONFIG, cannot_write, write_bytes
+from deitctl.checkpoint import CONFIG, write_bytes
 from deitctl.config import read_toml
 from deitctl.data.eval_view import Pixels
 from deitctl.data.open import BUILT_IN, open_for_training
@@ -23,13 +21,13 @@ from deitctl.exporters import FORMATS, Format
 from deitctl.exporters.any_size import golden_view, require_resizable, take_any_size
 from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.network import BareClassifier, ExportedClassifier
-from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
-from deitctl.exporters.readme import README, History, is_untouched, readme
-from deitctl.exporters.speed import speedup
+from deitctl.exporters.quantize import PRECISIONS
+from deitctl.exporters.readme import README, History, readme
 from deitctl.exporters.verify import pictures, reference
-from deitctl.models.build import HUB_PREFIX, WEIGHT_SUFFIXES, load_model
+from deitctl.models.build import load_model
 from deitctl.models.heads import choose_head
 from deitctl.training.run import Run
+from deitctl.workflows.export_place import draft_of, output_path, remove, size, stem
 from deitctl.workflows.proof import Proof, note_ties, open_pictures, prove
 
 CALIBRATION = 128
@@ -44,13 +42,14 @@ class ExportResult:
     format: str
     bytes: int
     verified_on: int
-    max_abs_diff: float
-    top1_agreement: float
+    """Pictures; 0 where the format's runtime is for another system."""
+    max_abs_diff: float | None
+    top1_agreement: float | None
     quantize: str | None = None
     relative_diff: float | None = None
     """Of a rounded file: the RMS difference of its logits relative to their spread."""
     speedup: float | None = None
-    """Of a rounded file: how many times as fast as fp32 it answers here."""
+    """Of a rounded file that computes otherwise: how many times as fast as fp32 it answers here."""
     top1: float | None = None
     """Accuracy of the file on the pictures, where the model knows their labels."""
     model_top1: float | None = None
@@ -70,8 +69,7 @@ class ExportResult:
 def export(
     ref: str, *, to: str, output: str = "", weights: str = "", head: str = "auto", verify_with: str = "",
     count: int = 64, quantize: str = "", calibrate_with: str = "", preprocess: bool = True, any_size: bool = False,
-    runtime: str = "",
-    reporter: Reporter | None = None,
+    runtime: str = "", reporter: Reporter | None = None,
 ) -> ExportResult:  # fmt: skip
     """Write a model in another format and prove in a fresh process that it answers as before.
 
@@ -105,7 +103,7 @@ def export(
         raise ConfigError(f"count = {count}: verification needs 1 picture or more.")
     kind = _variant(to, quantize, preprocess, any_size, runtime)
     kind.require()
-    path = _output_path(ref, output, kind)
+    path = output_path(ref, output, kind)
     if kind.provide is not None:
         kind.provide(runtime, reporter)
     source = open_pictures(ref, verify_with, reporter)
@@ -127,28 +125,30 @@ def export(
     sample = pictures(source, card.preprocessing, count)
     calibration = _calibration(ref, calibrate_with, quantize, card, reporter)
     wanted = reference(network.model, card, answered, sample.pixels)
-    with _draft_of(path, kind) as draft:
+    with draft_of(path) as draft:
         with reporter.task(f"write {path.name}", None, "bytes"):
             kind.write(network, card, metadata_of(network, card, to), draft)
         again = partial(prove, draft, kind, wanted, source, sample, card, reporter)
         proof, faster = again(), None
         if quantize:
-            proof, faster = _rounded(draft / kind.model, quantize, calibration, again)
+            proof, faster = _rounded(draft / kind.model, kind, quantize, calibration, again)
         if any_size:
             pre = card.preprocessing
             take_any_size(draft, pre, reference(network.model, card, answered, golden_view(pre))[0, 0], draft)
             proof = again()
-        if kind.usage:
+        if kind.usage and proof.found is not None:
             about = readme(
-                card, _history(ref, weights), title=_stem(ref), library=to, usage=kind.usage, head=answered,
-                found=proof.found, remark=proof.remark,
+                card, _history(ref, weights), title=stem(ref), library=to, usage=kind.usage, head=answered,
+                found=proof.found, remark=proof.remark, names_in=kind.files[0], normalises=not kind.head,
             )  # fmt: skip
             write_bytes(draft / README, about.encode())
     note_ties(proof.found, reporter)
     return ExportResult(
-        path=path, format=to, bytes=_size(path), verified_on=proof.found.images, max_abs_diff=proof.found.max_abs_diff,
-        top1_agreement=proof.found.top1_agreement, quantize=quantize or None, relative_diff=proof.relative_diff,
-        speedup=faster, top1=proof.top1, model_top1=proof.model_top1, differing=tuple(proof.found.differing),
+        path=path, format=to, bytes=size(path), verified_on=proof.found.images if proof.found else 0,
+        max_abs_diff=proof.found.max_abs_diff if proof.found else None,
+        top1_agreement=proof.found.top1_agreement if proof.found else None, quantize=quantize or None,
+        relative_diff=proof.relative_diff, speedup=faster, top1=proof.top1, model_top1=proof.model_top1,
+        differing=tuple(proof.found.differing) if proof.found else (),
     )  # fmt: skip
 
 
@@ -179,55 +179,33 @@ def _variant(to: str, quantize: str, preprocess: bool, any_size: bool, runtime: 
             f"There is no precision {quantize!r}.",
             f"{did_you_mean(quantize, PRECISIONS)} There are: {', '.join(PRECISIONS)}.".strip(),
         )
-    if not kind.has_variants and (quantize or any_size or not preprocess):
-        raise ExportError(f"{to} has no variants: --quantize, --any-size and --no-preprocess are for --to onnx.")
+    if quantize and quantize not in kind.precisions:
+        able = " or ".join(f"--to {name}" for name, other in FORMATS.items() if quantize in other.precisions)
+        raise ExportError(f"{to} is not rounded to {quantize}: --quantize {quantize} is for {able}.")
+    if not preprocess and not kind.has_variants:
+        raise ExportError(f"{to} has no bare variant: --no-preprocess is for --to onnx.")
+    if any_size and not kind.has_variants:
+        raise ExportError(f"{to} takes pictures of one size: --any-size is for --to onnx.")
     if any_size and not preprocess:
         raise ExportError("--any-size puts more preprocessing into the file, --no-preprocess none.", "Leave one out.")
-    if kind.has_variants and kind.is_folder and (any_size or not preprocess):
-        raise ExportError(f"What {to} writes preprocesses pictures itself: such networks are for --to onnx.")
     if runtime and kind.provide is None:
         raise ExportError(f"{to} holds no runtime: --runtime is for --to web.")
     said = (not preprocess, "bare"), (any_size, "any"), (bool(quantize), quantize)
     return replace(kind, suffix="".join(f"-{name}" for so, name in said if so) + kind.suffix)
 
 
-def _rounded(draft: Path, quantize: str, calibration: Pixels | None, prove: Callable[[], Proof]) -> tuple[Proof, float]:
+def _rounded(
+    draft: Path, kind: Format, quantize: str, calibration: Pixels | None, prove: Callable[[], Proof]
+) -> tuple[Proof, float | None]:
     """Replace a proven fp32 file by a rounded one, and return its proof and how many times as fast it is."""
+    assert kind.quantize is not None  # `_variant` has looked
     plain = draft.with_name(f"{draft.name}.fp32")
     os.replace(draft, plain)
     try:
-        quantize_onnx(plain, quantize, draft, calibration)
-        return prove(), speedup(plain, draft)
+        kind.quantize(plain, quantize, draft, calibration)
+        return prove(), kind.speedup and kind.speedup(plain, draft)
     finally:
-        plain.unlink(missing_ok=True)
-
-
-def _output_path(ref: str, output: str, kind: Format) -> Path:
-    given = Path(ref.removeprefix(HUB_PREFIX)).expanduser()
-    name = _stem(ref) + kind.suffix
-    if not output:
-        path = given / "export" / name if given.is_dir() else Path(name)
-    else:
-        path = Path(output).expanduser()
-        if not kind.is_folder and (path.is_dir() or output.endswith(("/", os.sep))):
-            path = path / name
-    if kind.is_folder and path.exists():
-        ours = {*kind.files, README}
-        inside = path.iterdir() if path.is_dir() else [path]
-        strangers = {p.name for p in inside if p.name not in ours or not p.is_file()}
-        if not strangers and (path / README).exists() and not is_untouched((path / README).read_text(errors="replace")):
-            raise ExportError(f"{path / README} has been edited and would be lost.", "Name a new --output, or move it.")
-        if strangers:
-            raise ExportError(
-                f"{path} exists and is no earlier export: it has {min(strangers)}.", "Name a new --output."
-            )
-    return path
-
-
-def _stem(ref: str) -> str:
-    """Return what a model is called where it has no other name."""
-    given = Path(ref.removeprefix(HUB_PREFIX)).expanduser()
-    return given.stem if given.suffix in WEIGHT_SUFFIXES else given.resolve().name
+        remove(plain)
 
 
 def _history(ref: str, weights: str) -> History:
@@ -237,41 +215,3 @@ def _history(ref: str, weights: str) -> History:
     if run.config_file.is_file():
         return History(run=read_toml(run.config_file), result=run.result() or {})
     return History(published=None if weights or folder.exists() else find(ref))
-
-
-@contextmanager
-def _draft_of(path: Path, kind: Format) -> Iterator[Path]:
-    """Lend a sibling name to write to; what is proven becomes `path`, what fails `path` + `.rejected`."""
-    draft = path.with_name(f".draft-{os.getpid()}-{path.name}")
-    try:
-        try:
-            yield draft
-        except ExportError as error:
-            if not draft.exists():
-                raise
-            rejected = path.with_name(f"{path.name}.rejected")
-            _move(draft, rejected)
-            raise ExportError(error.message, f"{error.hint} What was written is kept as {rejected}.".strip()) from error
-        _move(draft, path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        _remove(draft)
-
-
-def _move(source: Path, target: Path) -> None:
-    """Rename a file or folder, over an earlier one if there is one."""
-    if target.is_dir():  # a folder cannot be replaced in one step
-        _remove(target)
-    os.replace(source, target)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    elif path.exists():
-        path.unlink()
-
-
-def _size(path: Path) -> int:
-    return sum(p.stat().st_size for p in path.iterdir()) if path.is_dir() else path.stat().st_size

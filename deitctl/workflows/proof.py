@@ -13,11 +13,11 @@ from deitctl.data.classes import match_classes
 from deitctl.data.decode import EXTENSIONS
 from deitctl.data.open import BUILT_IN, open_for_evaluation
 from deitctl.data.sources import FileSource, Source, is_hidden
-from deitctl.errors import DataError
+from deitctl.errors import DataError, ExportError
 from deitctl.events import Reporter
 from deitctl.exporters import Format
 from deitctl.exporters.any_size import takes_any_size
-from deitctl.exporters.golden import Golden, read_golden
+from deitctl.exporters.golden import read_golden
 from deitctl.exporters.quantize import PRECISIONS
 from deitctl.exporters.verify import Answers, Pictures, Verification, verify
 from deitctl.exporters.verify_any_size import LEVELS, verify_any_size
@@ -30,7 +30,8 @@ from deitctl.inference.inputs import expand
 class Proof:
     """How far an export is from its model."""
 
-    found: Verification
+    found: Verification | None
+    """None where its runtime is for another system."""
     relative_diff: float | None = None
     """Of a rounded file: the RMS difference of its logits relative to their spread."""
     remark: str = ""
@@ -58,46 +59,47 @@ def prove(
     Raises:
         ExportError: it does not run, or disagrees.
     """
-    said = kind.read_metadata(path)
-    golden = read_golden(said, card.preprocessing.img_size)
+    if not kind.runs_here:
+        reporter.note(
+            f"Written and not proved: what runs it is for {kind.runs_on} alone. There, the same command proves it."
+        )
+        return Proof(None)
     with reporter.task("verify in a fresh process", len(sample.names)) as task:
-        quantize = said.get("quantize")
-        if takes_any_size(said):
-            proof = _prove_any_size(path, quantize, golden, wanted, source, sample, card, reporter)
-        elif quantize:
-            found, relative = verify_rounded(
-                path, kind.program_file, wanted, sample, tolerance=PRECISIONS[quantize].tolerance, golden=golden
-            )
-            proof = Proof(found, relative)
-        else:
-            proof = Proof(verify(path, kind.program_file, wanted, sample, tolerance=kind.tolerance, golden=golden))
-        if kind.labels is not None:
-            seen = verify_files(
-                path, kind.program_file, wanted, source, sample, card.preprocessing, kind.labels(card),
-                tolerance=kind.tolerance,
-            )  # fmt: skip
-            proof = Proof(seen.chosen, remark=seen.summary)
-            reporter.note(seen.summary)
-        task.advance(proof.found.images)
-    if proof.found.images < len(sample.names):
+        found, relative, remark = _look(path, kind, wanted, source, sample, card)
+        task.advance(found.images)
+    if remark:
+        reporter.note(remark)
+    proof = Proof(found, relative, remark)
+    if found.images < len(sample.names):
         return proof
-    top1, model_top1 = _accuracy(proof.found, wanted, source, sample, card)
+    top1, model_top1 = _accuracy(found, wanted, source, sample, card)
     return replace(proof, top1=top1, model_top1=model_top1)
 
 
-def _prove_any_size(
-    path: Path, quantize: str | None, golden: Golden, wanted: Answers, source: Source, sample: Pictures, card: ModelCard,
-    reporter: Reporter,
-) -> Proof:  # fmt: skip
-    """Prove a file that resizes on whole pictures; those that are too long for one are left out."""
+def _look(
+    path: Path, kind: Format, wanted: Answers, source: Source, sample: Pictures, card: ModelCard
+) -> tuple[Verification, float | None, str]:
+    """Compare in the way that the file asks for; return what `Proof` begins with."""
+    said = kind.read_metadata(path)
+    quantize = said.get("quantize")
+    if quantize and quantize not in PRECISIONS:
+        raise ExportError(f"{path} says that it is {quantize[:40]!r}, which deitctl does not write.", "Export it again.")
+    golden = read_golden(said, card.preprocessing.img_size)
     rounded = PRECISIONS[quantize].tolerance if quantize else None
-    found, relative, share = verify_any_size(path, golden, wanted, source, sample, card.preprocessing, rounded=rounded)
-    remark = (
-        f"Whole pictures: {100 * share:.2g} % of the values that the network sees are other than deitctl's, by {LEVELS} of "
-        "255 at most."
+    if takes_any_size(said):
+        pre = card.preprocessing
+        found, relative, share = verify_any_size(path, golden, wanted, source, sample, pre, rounded=rounded)
+        remark = f"{100 * share:.2g} % of the values that the network sees are other than deitctl's, by {LEVELS} of 255 at most."
+        return found, relative, f"Whole pictures: {remark}"
+    if rounded is not None:
+        return *verify_rounded(path, kind.program_file, wanted, sample, tolerance=rounded, golden=golden), ""
+    found = verify(path, kind.program_file, wanted, sample, tolerance=kind.tolerance, golden=golden)
+    if kind.labels is None:
+        return found, None, ""
+    seen = verify_files(
+        path, kind.program_file, wanted, source, sample, card.preprocessing, kind.labels(card), tolerance=kind.tolerance
     )
-    reporter.note(remark)
-    return Proof(found, relative, remark=remark)
+    return seen.chosen, None, seen.summary
 
 
 def _accuracy(
@@ -140,9 +142,9 @@ def open_pictures(ref: str, named: str, reporter: Reporter) -> Source:
     return open_for_evaluation(BUILT_IN, reporter)
 
 
-def note_ties(found: Verification, reporter: Reporter) -> None:
+def note_ties(found: Verification | None, reporter: Reporter) -> None:
     """Say which pictures have another first class although the proof holds."""
-    if found.differing:
+    if found is not None and found.differing:
         reporter.note(
             f"{len(found.differing)} of {found.images} pictures have another first class, their two best being as close "
             f"as answers differ (by up to {found.max_abs_diff:.2g}): {', '.join(found.differing[:5])}"

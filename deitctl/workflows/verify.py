@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deitctl.checkpoint import CONFIG
+from deitctl.card import HEADS
 from deitctl.errors import ConfigError, ExportError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters import recognise
@@ -76,6 +77,8 @@ def verify_export(
     if count < 1:
         raise ConfigError(f"count = {count}: verification needs 1 picture or more.")
     name, kind = recognise(where)
+    if not kind.runs_here:
+        raise ExportError(f"What runs {where} is for {kind.runs_on} alone.", "Verify it there.")
     said = kind.read_metadata(where)
     size = _img_size(said, where)
     golden = read_golden(said, size)
@@ -93,7 +96,8 @@ def verify_export(
     else:
         source = open_pictures(ref, pictures_from, reporter)
         loaded = load_model(ref, weights=weights, reporter=reporter)
-        head = said["head"]
+        if (head := said.get("head", "")) not in HEADS:
+            raise ExportError(f"{where} does not say how its heads are joined.", "Export it again.")
         _require_same(describe(loaded.card, head), said, where, ref)
         sample = pictures(source, loaded.card.preprocessing, count)
         wanted = reference(loaded.model, loaded.card, head, sample.pixels)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,9 +120,12 @@ def test_rounding_beyond_its_tolerance_is_rejected(model, monkeypatch):
     ("to", "options", "says"),
     [
         ("onnx", {"quantize": "int4"}, "Did you mean 'int8'.*There are: fp16, int8"),
-        ("torch", {"quantize": "int8"}, "torch has no variants"),
-        ("timm", {"preprocess": False}, "timm has no variants"),
-        ("torch", {"any_size": True}, "torch has no variants"),
+        ("torch", {"quantize": "int8"}, "torch is not rounded to int8: --quantize int8 is for --to onnx"),
+        ("openvino", {"quantize": "int8"}, "openvino is not rounded to int8"),
+        ("timm", {"quantize": "fp16"}, "fp16 is for --to onnx or --to openvino"),
+        ("timm", {"preprocess": False}, "timm has no bare variant: --no-preprocess is for --to onnx"),
+        ("torch", {"any_size": True}, "--any-size is for --to onnx"),
+        ("web", {"any_size": True}, "--any-size is for --to onnx"),
         ("onnx", {"any_size": True, "preprocess": False}, "--no-preprocess none.*Leave one out"),
     ],
     ids=str,
@@ -142,6 +146,45 @@ def test_a_timm_folder_answers_with_the_mean_of_logits_and_says_so(model, report
     assert [n for n in reporter.notes if "timm answers with avg-logits" in n]
     assert json.loads((result.path / "config.json").read_text())["deitctl"]["head"] == "dist"
     assert result.bytes == sum(p.stat().st_size for p in result.path.iterdir())
+
+
+def test_an_openvino_folder_in_fp16_is_proven_and_keeps_head_and_temperature(model, reporter):
+    pytest.importorskip("openvino")
+    config = json.loads((model / "config.json").read_text())
+    config["deitctl"]["temperatures"] = {"dist": 1.5}
+    (model / "config.json").write_text(json.dumps(config))
+    result = export(str(model), to="openvino", head="dist", quantize="fp16", count=5, reporter=reporter)
+    assert result.path == model / "export" / "seven-fp16-openvino"
+    assert [p.name for p in result.path.parent.iterdir()] == [result.path.name]
+    assert sorted(p.name for p in result.path.iterdir()) == ["README.md", "model.bin", "model.xml"]
+    assert (result.verified_on, result.top1_agreement, result.speedup) == (5, 100, None)
+    assert 0 < result.relative_diff < 0.01
+    assert not [n for n in reporter.notes if "answers with" in n or "temperature" in n]
+    text = (result.path / "README.md").read_text()
+    assert "The network takes that as uint8 and does the rest itself" in text
+    assert "library_name: openvino" in text
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="proven there")
+def test_what_cannot_be_run_here_is_written_and_called_unproved(model, quick, reporter, monkeypatch):
+    quick()
+    monkeypatch.setitem(FORMATS, "torch", replace(FORMATS["torch"], runs_on="macOS"))
+    result = export(str(model), to="torch", count=2, reporter=reporter)
+    assert [p.name for p in result.path.parent.iterdir()] == ["seven.pt2"]
+    assert (result.verified_on, result.max_abs_diff, result.top1_agreement) == (0, None, None)
+    assert [n for n in reporter.notes if "not proved: what runs it is for macOS alone" in n]
+
+
+def test_a_core_ml_package_is_replaced_and_no_other_folder_is(model, tmp_path):
+    pytest.importorskip("coremltools")
+    output = tmp_path / "m.mlpackage"
+    for _ in range(2):
+        result = export(str(model), to="coreml", count=2, output=str(output))
+        assert (result.path, result.bytes) == (output, sum(p.stat().st_size for p in output.rglob("*") if p.is_file()))
+    (output / "Manifest.json").unlink()
+    (output / "seven.mlpackage").mkdir()
+    with pytest.raises(ExportError, match=r"exists and is no earlier export"):
+        export(str(model), to="coreml", count=2, output=str(output))
 
 
 def test_a_transformers_folder_is_proven_from_file_to_label(model, reporter):

@@ -1,0 +1,102 @@
+"""Core ML: an `.mlpackage` for apps on Apple's systems, picture in, label out. It is written anywhere and runs on macOS."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Mapping
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deitctl.card import ModelCard
+from deitctl.checkpoint import write_bytes
+from deitctl.errors import ExportError
+from deitctl.exporters.network import ExportedClassifier, quietly
+from deitctl.exporters.transformers_folder import labels
+
+MANIFEST = "Manifest.json"
+PARTS = ("Data/com.apple.CoreML/weights/weight.bin", "Data/com.apple.CoreML/model.mlmodel", MANIFEST)
+LABELS = "labels"
+"""What the metadata calls the labels in the order of the logits: the answer itself is a dictionary."""
+
+
+class _ImageClassifier(nn.Module):
+    """An exported network that takes what Core ML makes of a picture."""
+
+    def __init__(self, network: ExportedClassifier) -> None:
+        super().__init__()
+        self.network = network.eval()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Classify one RGB picture [1,3,S,S], levels of 0 to 255 in fp32."""
+        answers: tuple[Tensor, ...] = self.network(image.permute(0, 2, 3, 1))
+        return answers
+
+
+def export_coreml(network: ExportedClassifier, card: ModelCard, metadata: Mapping[str, str], path: Path) -> None:
+    """Write a classifier that takes a picture and gives `label`, `probabilities` (by label) and `logits`, in fp32.
+
+    Args:
+        network: what to write.
+        card: its card.
+        metadata: what becomes the model's `userDefined` metadata, beside the labels.
+        path: the package, a folder that ends in `.mlpackage`.
+
+    Raises:
+        ExportError: the model does something that a graph cannot hold, or has an operation that Core ML lacks.
+    """
+    names, size = labels(card), card.preprocessing.img_size
+    try:
+        # the converter draws bars on stderr
+        with quietly(), torch.no_grad(), redirect_stderr(io.StringIO()):
+            model = _convert(_ImageClassifier(network), names, size)
+    except Exception as error:  # the converter raises what its hundred translations raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ExportError(
+            f"The model cannot be written for Core ML: {first}", "Use --to onnx or --to torch."
+        ) from error
+    model.short_description = f"{card.architecture}, {card.num_classes} classes, heads joined by {network.head}"
+    model.input_description["image"] = f"RGB, {size} x {size}, resized and cut as `preprocessing` in the metadata says"
+    model.user_defined_metadata.update({**metadata, LABELS: json.dumps(names, ensure_ascii=False)})
+    with tempfile.TemporaryDirectory(prefix="deitctl-coreml-") as folder, quietly():
+        written = Path(folder) / "model.mlpackage"
+        model.save(str(written))
+        for name in PARTS:  # the manifest last: without it, it is no package
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path / name, (written / name).read_bytes())
+
+
+def _convert(network: nn.Module, names: list[str], size: int) -> Any:
+    import coremltools as ct
+
+    program = torch.export.export(network, (torch.zeros(1, 3, size, size),), strict=True).run_decompositions({})
+    model = ct.convert(
+        program, inputs=[ct.ImageType(name="image", shape=(1, 3, size, size), color_layout=ct.colorlayout.RGB)],
+        classifier_config=ct.ClassifierConfig(names, predicted_feature_name="label"),
+        minimum_deployment_target=ct.target.iOS16, compute_precision=ct.precision.FLOAT32, skip_model_load=True,
+    )  # fmt: skip
+    spec = model.get_spec()  # names of outputs that are given beforehand and a list of labels do not go together
+    (logits,) = (o.name for o in spec.description.output if o.type.WhichOneof("Type") == "multiArrayType")
+    ct.utils.rename_feature(spec, logits, "logits")
+    ct.utils.rename_feature(spec, spec.description.predictedProbabilitiesName, "probabilities")
+    return ct.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a package, read without Core ML (but with coremltools, which knows the file).
+
+    Raises:
+        ExportError: no such package, or one that cannot be read.
+    """
+    with quietly():
+        from coremltools.proto import Model_pb2
+    try:
+        spec = Model_pb2.Model.FromString((path / PARTS[1]).read_bytes())
+    except Exception as error:  # protobuf's own kinds, which differ from version to version
+        raise ExportError(f"{path} is not a readable Core ML package: {error}") from error
+    return dict(spec.description.metadata.userDefined)

@@ -1,0 +1,38 @@
+"""Run a `.pte` file on pictures in a process of its own, with NumPy, torch's tensors and executorch alone.
+
+    python -I run_executorch.py MODEL.pte IN.npy OUT.npy
+
+IN is uint8 [N,S,S,3]; OUT becomes float32 [2,N,K], logits and probabilities.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from executorch.runtime import Runtime
+
+
+def load(model: str) -> Callable[[Any], Any]:
+    """Open a file: what is returned answers pictures, uint8 [B,S,S,3], B at most 16, as OUT has it, float32 [2,B,K]."""
+    program: Any = Runtime.get().load_program(model)
+    network = program.load_method("forward")
+
+    def answer(pixels: Any) -> Any:
+        given = network.execute((torch.from_numpy(np.ascontiguousarray(pixels)),))
+        return torch.stack([output.clone() for output in given]).numpy()
+
+    answer.program = program  # type: ignore[attr-defined]  # the method does not keep it
+    return answer
+
+
+def main(model: str, pictures: str, answers: str) -> None:
+    """Answer the first picture alone, the others sixteen at a time."""
+    images, network = np.load(pictures), load(model)
+    batches = [images[:1], *(images[i : i + 16] for i in range(1, len(images), 16))]
+    np.save(answers, np.concatenate([network(batch) for batch in batches], axis=1))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

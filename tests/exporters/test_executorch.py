@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import runpy
+
+import numpy as np
+import pytest
+
+from deitctl.errors import ExportError
+from deitctl.exporters import FORMATS
+from deitctl.exporters.executorch import MOST, export_executorch, read_metadata
+from deitctl.exporters.network import describe, quietly
+
+with quietly():
+    pytest.importorskip("executorch.exir", reason="executorch is not installed: pip install 'deitctl[executorch]'")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def loaded(shallow):
+    return shallow()
+
+
+@pytest.fixture(scope="module")
+def file(loaded, network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("executorch") / "m.pte"
+    said = describe(loaded.card, "avg-probs") | {"architecture": "ünder"}
+    export_executorch(network(loaded, "avg-probs"), loaded.card, said, path)
+    return path
+
+
+def test_the_file_answers_as_the_model_at_any_batch_size_that_it_allows(file, loaded, network, sample, answer):
+    with quietly():  # ExecuTorch calls its runtime for Python experimental
+        ask = runpy.run_path(str(FORMATS["executorch"].program_file))["load"](str(file))
+    for count in (1, 5, MOST, 3):
+        pixels = sample(loaded, count).pixels
+        np.testing.assert_allclose(ask(pixels), answer(network(loaded, "avg-probs"), pixels), atol=1e-5)
+    with pytest.raises(RuntimeError):
+        ask(sample(loaded, MOST + 1).pixels)
+
+
+def test_metadata_comes_back(file, loaded, tmp_path):
+    assert read_metadata(file) == describe(loaded.card, "avg-probs") | {"architecture": "ünder"}
+    (tmp_path / "half.pte").write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ExportError, match=r"half.pte is not a readable .pte file"):
+        read_metadata(tmp_path / "half.pte")
+
+
+def test_the_file_names_no_file_of_this_machine(file):
+    assert b".py" not in file.read_bytes()

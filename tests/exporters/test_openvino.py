@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from deitctl.errors import ExportError
+from deitctl.exporters import FORMATS
+from deitctl.exporters.golden import GOLDEN, golden_sample
+from deitctl.exporters.network import describe
+from deitctl.exporters.openvino import FILES, export_openvino, quantize_openvino, read_metadata
+from deitctl.exporters.verify import reference, verify
+from deitctl.exporters.verify_rounded import verify_rounded
+
+openvino = pytest.importorskip("openvino", reason="openvino is not installed: pip install 'deitctl[openvino]'")
+
+KIND = FORMATS["openvino"]
+
+
+@pytest.fixture(scope="module")
+def loaded(shallow):
+    return shallow()
+
+
+@pytest.fixture(scope="module")
+def said(loaded, network):
+    golden = golden_sample(network(loaded, "avg-probs"), loaded.card)
+    odd = {"architecture": "a <b> & \"c\" 'd'\n"}
+    return describe(loaded.card, "avg-probs") | {GOLDEN: golden} | odd
+
+
+@pytest.fixture(scope="module")
+def folder(loaded, said, network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("openvino") / "m"
+    export_openvino(network(loaded, "avg-probs"), loaded.card, said, path)
+    return path
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_folder_answers_as_the_model_at_any_batch_size(count, folder, loaded, network, sample, answer):
+    pixels = sample(loaded, count).pixels
+    given = runpy.run_path(str(KIND.program_file))["load"](str(folder))(pixels)
+    np.testing.assert_allclose(given, answer(network(loaded, "avg-probs"), pixels), atol=1e-4)
+
+
+def test_a_convnet_of_timm_exports_too(classifier, network, sample, tmp_path):
+    loaded = classifier("test_byobnet", img_size=64)
+    export_openvino(network(loaded, "cls"), loaded.card, {}, tmp_path / "m")
+    some = sample(loaded, 3)
+    wanted = reference(loaded.model, loaded.card, "cls", some.pixels)
+    assert verify(tmp_path / "m", KIND.program_file, wanted, some, tolerance=KIND.tolerance).top1_agreement == 100
+
+
+def test_inputs_and_outputs_have_names_types_and_sizes(folder):
+    model = openvino.Core().read_model(folder / "model.xml")
+    ports = {
+        port.any_name: (port.element_type.to_string(), str(port.partial_shape))
+        for port in (*model.inputs, *model.outputs)
+    }
+    assert ports == {
+        "pixels": ("u8", "[?,32,32,3]"), "logits": ("f32", "[?,10]"), "probabilities": ("f32", "[?,10]"),
+    }  # fmt: skip
+    assert sorted(p.name for p in folder.iterdir()) == sorted(FILES)
+
+
+def test_the_metadata_comes_back_with_and_without_openvino(folder, said):
+    assert read_metadata(folder) == said
+    model = openvino.Core().read_model(folder / "model.xml")
+    assert {key: model.get_rt_info(["deitctl", key]).value for key in said} == said
+
+
+def test_metadata_that_is_not_there_is_not_invented(folder, tmp_path):
+    with pytest.raises(ExportError, match=r"has no readable model.xml"):
+        read_metadata(tmp_path)
+    text = (folder / "model.xml").read_text()
+    (tmp_path / "model.xml").write_text(text[: len(text) // 2])
+    with pytest.raises(ExportError, match=r"has no readable model.xml"):
+        read_metadata(tmp_path)
+    (tmp_path / "model.xml").write_text("<net><rt_info/></net>")
+    assert read_metadata(tmp_path) == {}
+
+
+def test_weights_in_fp16_are_half_and_pass_their_proof(folder, loaded, sample, said, tmp_path):
+    quantize_openvino(folder, "fp16", tmp_path / "half")
+    sizes = [(path / "model.bin").stat().st_size for path in (tmp_path / "half", folder)]
+    assert sizes[0] < 0.51 * sizes[1]
+    some = sample(loaded, 18)
+    wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
+    found, relative = verify_rounded(tmp_path / "half", KIND.program_file, wanted, some, tolerance=0.01)
+    assert 0 < relative < 0.01
+    assert found.images == 18
+    golden = json.loads(said[GOLDEN]) | {"tolerance": 0.01}
+    assert read_metadata(tmp_path / "half") == said | {"quantize": "fp16", GOLDEN: json.dumps(golden)}
+
+
+def test_other_weights_are_noticed(folder, loaded, sample, tmp_path):
+    for name in FILES:
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    weights = np.fromfile(tmp_path / "model.bin", dtype=np.float32)
+    (weights * 1.01).astype(np.float32).tofile(tmp_path / "model.bin")
+    some = sample(loaded, 5)
+    wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
+    with pytest.raises(ExportError):
+        verify(tmp_path, KIND.program_file, wanted, some, tolerance=KIND.tolerance)
+
+
+def test_the_folder_names_no_file_of_this_machine(folder):
+    assert b".py" not in (folder / "model.xml").read_bytes()
+
+
+def test_the_folder_runs_where_torch_deitctl_and_timm_cannot_be_imported(folder, loaded, sample, tmp_path):
+    np.save(tmp_path / "in.npy", sample(loaded, 18).pixels)
+    program = (
+        "import runpy, sys\n"
+        "sys.modules.update(dict.fromkeys(['torch', 'deitctl', 'timm']))\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    command = [sys.executable, "-I", "-c", program, KIND.program_file, folder, "in.npy", "out.npy"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert np.load(tmp_path / "out.npy").shape == (2, 18, 10)
+
+
+def test_nothing_of_the_converter_reaches_the_terminal(loaded, network, tmp_path, capfd):
+    export_openvino(network(loaded, "cls"), loaded.card, {"head": "cls"}, tmp_path / "m")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_usage_in_the_readme_runs(folder, picture, tmp_path):
+    picture(40, 40).save(tmp_path / "picture.jpg")
+    code = KIND.usage.replace("PATH", str(folder))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] in "0123456789"
