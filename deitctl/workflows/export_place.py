@@ -17,6 +17,17 @@ from deitctl.models.build import HUB_PREFIX, WEIGHT_SUFFIXES
 
 
 def output_path(ref: str, output: str, kind: Format) -> Path:
+    """Return where an export of a model goes.
+
+    Args:
+        ref: the model.
+        output: what was asked for; a folder that exists gets a file of the default name. Empty: below `ref` if that is a
+            folder, else here.
+        kind: the format.
+
+    Raises:
+        ExportError: something is there that is no earlier export, or a README.md that has been edited.
+    """
     given = Path(ref.removeprefix(HUB_PREFIX)).expanduser()
     name = stem(ref) + kind.suffix
     if not output:
@@ -79,6 +90,7 @@ def _move(source: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, if it is there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     elif path.exists():
@@ -86,4 +98,5 @@ def remove(path: Path) -> None:
 
 
 def size(path: Path) -> int:
+    """Return the bytes of a file, or of the files in a folder."""
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size

@@ -83,7 +83,9 @@ def _look(
     said = kind.read_metadata(path)
     quantize = said.get("quantize")
     if quantize and quantize not in PRECISIONS:
-        raise ExportError(f"{path} says that it is {quantize[:40]!r}, which deitctl does not write.", "Export it again.")
+        raise ExportError(
+            f"{path} says that it is {quantize[:40]!r}, which deitctl does not write.", "Export it again."
+        )
     golden = read_golden(said, card.preprocessing.img_size)
     rounded = PRECISIONS[quantize].tolerance if quantize else None
     if takes_any_size(said):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deitctl.checkpoint import CONFIG
 from deitctl.card import HEADS
+from deitctl.checkpoint import CONFIG
 from deitctl.errors import ConfigError, ExportError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters import recognise

@@ -10,8 +10,8 @@ import pytest
 
 from deitctl.errors import ExportError
 from deitctl.exporters import FORMATS
-from deitctl.exporters.golden import GOLDEN, golden_sample
-from deitctl.exporters.network import describe
+from deitctl.exporters.golden import GOLDEN
+from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.openvino import FILES, export_openvino, quantize_openvino, read_metadata
 from deitctl.exporters.verify import reference, verify
 from deitctl.exporters.verify_rounded import verify_rounded
@@ -28,9 +28,8 @@ def loaded(shallow):
 
 @pytest.fixture(scope="module")
 def said(loaded, network):
-    golden = golden_sample(network(loaded, "avg-probs"), loaded.card)
     odd = {"architecture": "a <b> & \"c\" 'd'\n"}
-    return describe(loaded.card, "avg-probs") | {GOLDEN: golden} | odd
+    return metadata_of(network(loaded, "avg-probs"), loaded.card, "openvino") | odd
 
 
 @pytest.fixture(scope="module")

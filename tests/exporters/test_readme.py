@@ -89,7 +89,7 @@ def test_an_edited_text_is_known_from_an_untouched_one():
     assert not is_untouched("")
 
 
-@pytest.mark.parametrize("name", [n for n, f in FORMATS.items() if f.is_folder])
+@pytest.mark.parametrize("name", [n for n, f in FORMATS.items() if f.usage])
 def test_the_code_that_loads_the_folder_is_code(name):
     compile(FORMATS[name].usage, name, "exec")
     assert '"PATH"' in FORMATS[name].usage or ":PATH" in FORMATS[name].usage

@@ -119,8 +119,8 @@ def sample_pixels() -> np.ndarray:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"preprocess": False}, "preprocesses pictures itself.*--to onnx"),
-        ({"any_size": True}, "preprocesses pictures itself.*--to onnx"),
+        ({"preprocess": False}, "web has no bare variant.*--to onnx"),
+        ({"any_size": True}, "web takes pictures of one size.*--to onnx"),
         ({"to": "onnx", "runtime": "x.tgz"}, "onnx holds no runtime: --runtime is for --to web"),
         ({"quantize": "int4"}, "Did you mean 'int8'"),
     ],
