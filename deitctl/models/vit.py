@@ -47,8 +47,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.join(F.scaled_dot_product_attention(*self.split(x)))
+    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
+        """Mix tokens [B,N,D]; where `first` is given, only so many of the first ask, and only they are returned."""
+        q, k, v = self.split(x)
+        return self.join(F.scaled_dot_product_attention(q[:, :, :first], k, v))
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what tokens [B,N,D] ask, offer and hold: queries, keys and values, [B,A,N,D/A] each."""
@@ -96,8 +98,9 @@ class Block(nn.Module):
         self.mlp = Mlp(dim)
         self.ls2 = LayerScale(dim) if layer_scale else nn.Identity()
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        x = x + self._kept(self.ls1(self.attn(self.norm1(x))), None if keep is None else keep[0])
+    def forward(self, x: Tensor, keep: Tensor | None = None, first: int | None = None) -> Tensor:
+        """Return the tokens [B,N,D] that leave the block; where nobody reads the others, only the `first`, [B,first,D]."""
+        x = x[:, :first] + self._kept(self.ls1(self.attn(self.norm1(x), first)), None if keep is None else keep[0])
         return x + self._kept(self.ls2(self.mlp(self.norm2(x))), None if keep is None else keep[1])
 
     @staticmethod
@@ -159,8 +162,10 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor, keep: Tensor | None = None) -> HeadLogits:
         """Classify pictures [B,3,S,S]; `keep` [depth,2,B] is stochastic depth, from `draw_keep`, None outside training."""
         x = self.embed(images)
+        last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
-            x = block(x, None if keep is None else keep[i])
+            first = self.num_prefix_tokens if i == last else None  # the heads read no patch
+            x = block(x, None if keep is None else keep[i], first)
         return self.answer(x)
 
     def answer(self, x: Tensor) -> HeadLogits:
