@@ -139,3 +139,31 @@ def test_large_models_are_four_times_as_wide_inside():
         model = VisionTransformer(find("deit3_huge"), num_classes=2, img_size=224)
     assert model.blocks[0].mlp.fc1.weight.shape == (5120, 1280)
     assert len(model.blocks) == 32
+
+
+@pytest.mark.parametrize("alias", ["deit_tiny", "deit_tiny_distilled", "deit3_small"])
+def test_the_last_block_leaves_out_what_no_head_reads_and_nothing_else(alias, deit, noise):
+    """Answers and gradients are those of blocks that compute every token, stochastic depth included."""
+    model = deit(alias, img_size=32, classes=3)
+    images = noise(4, 3, 32, 32)
+    model.drop_path_rate = 0.5
+    keep = model.draw_keep(4, torch.Generator().manual_seed(1))
+    read = []
+    model.blocks[-1].register_forward_hook(lambda *args: read.append(args[-1].shape[1]))
+
+    def whole():
+        x = model.embed(images)
+        for block, kept in zip(model.blocks, keep, strict=True):
+            x = block(x, kept)
+        return model.answer(x)
+
+    answers, gradients = [], []
+    for answer in (lambda: model(images, keep), whole):
+        model.zero_grad()
+        heads = [logits for logits in answer() if logits is not None]
+        sum(logits.square().sum() for logits in heads).backward()
+        answers.append(heads)
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert read[0] == model.num_prefix_tokens < read[1]
+    torch.testing.assert_close(answers[0], answers[1], **ROUNDING)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-5)
