@@ -1,7 +1,7 @@
 """What does each format of `deitctl export` weigh, how far is it from the model, and how fast is it?
 
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/export_formats.py MODEL DATA [--weights FILE] [--img-size S]
-        [--count 200] [--rounds 9] [--formats NAME...]
+        [--calibrate DATA] [--count 200] [--rounds 9] [--formats NAME...]
 
 Every format whose packages are installed is written and proved on the pictures as `export` does it. Then all of them, and
 PyTorch eager, answer in this one process by the `load` of their programs, and take turns. Speed is the
@@ -31,13 +31,15 @@ import torch
 from deitctl.errors import ExportError
 from deitctl.events import SilentReporter
 from deitctl.exporters import FORMATS, Format
-from deitctl.exporters.network import ExportedClassifier, describe, quietly
+from deitctl.exporters.metadata import metadata_of
+from deitctl.exporters.network import ExportedClassifier, quietly
 from deitctl.exporters.quantize import PRECISIONS
 from deitctl.exporters.verify import Pictures, Verification, measure, pictures, reference, verify
 from deitctl.exporters.verify_rounded import verify_rounded
 from deitctl.models.build import LoadedModel, load_model
 from deitctl.models.heads import choose_head
-from deitctl.workflows.export import _size, _source
+from deitctl.workflows.export_place import size
+from deitctl.workflows.proof import open_pictures
 
 Answer = Callable[[Any], Any]
 RUNTIMES = ("torch", "onnxruntime", "openvino", "timm", "transformers", "coremltools", "executorch")
@@ -54,33 +56,40 @@ class Row:
     relative: float | None = None
 
 
-def export_all(loaded: LoadedModel, sample: Pictures, folder: Path, formats: list[str]) -> dict[str, Row]:
+def export_all(
+    loaded: LoadedModel, sample: Pictures, calibration: Any, folder: Path, formats: list[str]
+) -> dict[str, Row]:
     """Write and prove all that is installed, by name; what is not, or does not pass, is a line."""
     rows: dict[str, Row] = {}
     for name in formats:
         try:
-            rows |= export_one(name, loaded, sample, folder)
+            rows |= export_one(name, loaded, sample, calibration, folder)
         except ExportError as error:
             print(f"{name}: {error}", flush=True)
     return rows
 
 
-def export_one(name: str, loaded: LoadedModel, sample: Pictures, folder: Path) -> dict[str, Row]:
+def export_one(name: str, loaded: LoadedModel, sample: Pictures, calibration: Any, folder: Path) -> dict[str, Row]:
     """Write a format in all its precisions."""
     kind, card = FORMATS[name], loaded.card
     kind.require()
     head = choose_head(kind.head or "auto", card.head, loaded.model)
     path = folder / f"model{kind.suffix}"
-    kind.write(ExportedClassifier(loaded.model, card, head), card, describe(card, head), path)
+    network = ExportedClassifier(loaded.model, card, head)
+    if kind.provide is not None:
+        kind.provide("", SilentReporter())
+    kind.write(network, card, metadata_of(network, card, name), path)
     if not kind.runs_here:
         return {name: Row(kind, path)}
     wanted = reference(loaded.model, card, head, sample.pixels)
     found = verify(path, kind.program_file, wanted, sample, tolerance=kind.tolerance)
     rows = {f"{name} fp32" if kind.precisions else name: Row(kind, path, found)}
-    for precision in kind.precisions:
+    for precision in () if kind.model else kind.precisions:  # a page's network is ONNX's, and rounded like it
         assert kind.quantize is not None
+        if PRECISIONS[precision].calibrated and calibration is None:
+            continue
         other, tolerance = folder / f"{precision}{kind.suffix}", PRECISIONS[precision].tolerance
-        kind.quantize(path, precision, other)
+        kind.quantize(path, precision, other, calibration)
         proof = verify_rounded(other, kind.program_file, wanted, sample, tolerance=tolerance)
         rows[f"{name} {precision}"] = Row(kind, other, *proof)
     return rows
@@ -135,6 +144,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("data")
     parser.add_argument("--weights", default="")
+    parser.add_argument("--calibrate", default="", help="Pictures of no DATA, for int8-static.")
     parser.add_argument("--img-size", type=int, default=0)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=9)
@@ -142,12 +152,14 @@ def main() -> None:
     options = parser.parse_args()
     quiet = SilentReporter()
     loaded = load_model(options.model, weights=options.weights, img_size=options.img_size, reporter=quiet)
-    sample = pictures(_source("", options.data, quiet), loaded.card.preprocessing, options.count)
+    source, pre = open_pictures(options.model, options.data, quiet), loaded.card.preprocessing
+    sample = pictures(source, pre, options.count)
+    calibration = pictures(open_pictures("", options.calibrate, quiet), pre, 128).pixels if options.calibrate else None
     with tempfile.TemporaryDirectory() as folder:
-        rows = export_all(loaded, sample, Path(folder), options.formats)
+        rows = export_all(loaded, sample, calibration, Path(folder), options.formats)
         answers = {"PyTorch eager": eager(loaded), **openers(rows)}
         speed = {n: seconds(answers, sample.pixels[:n], options.rounds * (3 if n == 1 else 1)) for n in SIZES}
-        sizes = {title: f"{_size(row.path):,}" for title, row in rows.items()}
+        sizes = {title: f"{size(row.path):,}" for title, row in rows.items()}
         for title in answers.keys() & {"openvino, own precision"}:
             rows[title] = Row(FORMATS["openvino"], Path(folder), unproved(answers[title], loaded, sample))
     print_table(rows, sizes, speed)
