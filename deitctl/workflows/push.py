@@ -135,8 +135,11 @@ def _file(path: Path) -> dict[str, Path]:
 def _folder_files(folder: Path) -> dict[str, Path]:
     """Return the files of an export or a model folder, and no others that lie there."""
     names: tuple[str, ...] = (CONFIG, WEIGHTS)
-    if (folder / METADATA).is_file():
-        names = recognise(folder)[1].files
+    if (folder / METADATA).is_file() or not (folder / CONFIG).is_file():
+        kind = recognise(folder)[1]
+        if not kind.is_folder:  # a Core ML package, which its users take for a file
+            return {f"{folder.name}/{p.relative_to(folder)}": p for p in sorted(folder.rglob("*")) if p.is_file()}
+        names = kind.files
     elif not _is_model_of_ours(folder):
         raise ExportError(
             f"{folder} was not written by deitctl: its {CONFIG} says nothing of it.",

@@ -210,7 +210,7 @@ def test_what_is_no_model_of_ours_is_refused_before_the_hub_is_asked(hub: Hub, m
         broken: "broken is no model folder that can be read",
         young: "young is a run without weights yet",
         tmp_path / "m.rejected": "has failed its proof",
-        tmp_path: "is no model folder that can be read",
+        tmp_path: "is no export of deitctl",
         tmp_path / "gone": "There is nothing at",
         onnx_file(tmp_path / "theirs.onnx", producer="x"): "theirs.onnx is no export of deitctl's",
         foreign / "config.json": "config.json is no export of deitctl's",
