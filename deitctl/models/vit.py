@@ -50,7 +50,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, first: int | None = None) -> Tensor:
         """Mix tokens [B,N,D]; where `first` is given, only so many of the first ask, and only they are returned."""
         q, k, v = self.split(x)
-        return self.join(F.scaled_dot_product_attention(q[:, :, :first], k, v))
+        return self.join(F.scaled_dot_product_attention(q if first is None else q[:, :, :first], k, v))
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what tokens [B,N,D] ask, offer and hold: queries, keys and values, [B,A,N,D/A] each."""
@@ -100,7 +100,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, keep: Tensor | None = None, first: int | None = None) -> Tensor:
         """Return the tokens [B,N,D] that leave the block; where nobody reads the others, only the `first`, [B,first,D]."""
-        x = x[:, :first] + self._kept(self.ls1(self.attn(self.norm1(x), first)), None if keep is None else keep[0])
+        mixed = self.attn(self.norm1(x), first)
+        x = x if first is None else x[:, :first]
+        x = x + self._kept(self.ls1(mixed), None if keep is None else keep[0])
         return x + self._kept(self.ls2(self.mlp(self.norm2(x))), None if keep is None else keep[1])
 
     @staticmethod
