@@ -42,4 +42,4 @@ def attend(
             kept.append(keep(attention))
             x = x + block.ls1(block.attn.join(attention @ v))
             x = x + block.ls2(block.mlp(block.norm2(x)))
-        return Attended(model.answer(x), kept)
+        return Attended(model.answer(x[:, : model.num_prefix_tokens]), kept)

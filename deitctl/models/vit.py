@@ -171,6 +171,6 @@ class VisionTransformer(nn.Module):
         return self.answer(x)
 
     def answer(self, x: Tensor) -> HeadLogits:
-        """Read the heads off the tokens that leave the last block, [B,P+N,D]."""
-        x = self.norm(x[:, : self.num_prefix_tokens])
+        """Read the heads off the prefix tokens that leave the last block, [B,P,D]."""
+        x = self.norm(x)
         return HeadLogits(self.head(x[:, 0]), self.head_dist(x[:, 1]) if self.head_dist is not None else None)
