@@ -5,8 +5,7 @@
 
 Every format whose packages are installed is written and proved on the pictures as `export` does it. Then all of them, and
 PyTorch eager, answer in this one process by the `load` of their programs, and take turns. Speed is the
-median of eager's seconds over the median of the format's, for one picture and for sixteen. On one core (`taskset`, which
-every runtime heeds) these are seconds of the CPU, which others on the machine lengthen least. Differences are those of
+median of eager's seconds over the median of the format's, for one picture and for sixteen. On one core (`taskset`) these are seconds of the CPU, which others on the machine lengthen least. Differences are those of
 the proof: the largest of a logit or a probability, and for rounded files, in brackets, the RMS difference of the logits
 relative to their spread. `openvino, own precision` is the fp32 folder without the hint that the program sets. The figures
 are in docs/export.md.
@@ -15,6 +14,7 @@ are in docs/export.md.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import runpy
 import statistics
@@ -106,8 +106,18 @@ def eager(loaded: LoadedModel) -> Answer:
     return answer
 
 
+def as_many_threads_as_torch() -> None:
+    """Give onnxruntime, which else takes one a core of the machine and lets them wait busily, what the others have."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    onnxruntime.InferenceSession = functools.partial(onnxruntime.InferenceSession, sess_options=options)
+
+
 def openers(rows: dict[str, Row]) -> dict[str, Answer]:
     """Open everything that can be run here."""
+    as_many_threads_as_torch()
     answers = {}
     for title, row in rows.items():
         if row.found is not None:
