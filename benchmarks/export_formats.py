@@ -4,11 +4,11 @@
         [--calibrate DATA] [--count 200] [--rounds 9] [--formats NAME...]
 
 Every format whose packages are installed is written and proved on the pictures as `export` does it. Then all of them, and
-PyTorch eager, answer in this one process by the `load` of their programs, and take turns. Speed is the
-median of eager's seconds over the median of the format's, for one picture and for sixteen. On one core (`taskset`) these are seconds of the CPU, which others on the machine lengthen least. Differences are those of
-the proof: the largest of a logit or a probability, and for rounded files, in brackets, the RMS difference of the logits
-relative to their spread. `openvino, own precision` is the fp32 folder without the hint that the program sets. The figures
-are in docs/export.md.
+PyTorch eager, answer in this one process by the `load` of their programs, with one number of threads, and take turns. Speed
+is the median of eager's seconds over the median of the format's, for one picture and for sixteen: seconds of the CPU,
+which others on the machine lengthen least. Differences are those of the proof: the largest of a logit or a probability,
+and for rounded files, in brackets, the RMS difference of the logits relative to their spread. `openvino, own precision`
+is the fp32 folder without the hint that the program sets. The figures are in docs/export.md.
 """
 
 from __future__ import annotations
