@@ -28,12 +28,13 @@ from deitctl.cli import (
     verify,
 )
 from deitctl.cli.console import error_line
+from deitctl.cli.overview import Overview
 from deitctl.errors import ConfigError, DeitctlError, Interrupted, Signalled
 
 app = typer.Typer(
     name="deitctl",
+    cls=Overview,
     help="Train, distil, evaluate, use and ship DeiT image classifiers.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

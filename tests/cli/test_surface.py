@@ -40,6 +40,23 @@ def test_help_answers_without_importing_torch(arguments: list[str]) -> None:
     assert done.stdout
 
 
+def test_the_overview_needs_no_rich_and_cuts_no_sentence_off() -> None:
+    code = (
+        "import sys; from deitctl.cli.app import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "assert not [m for m in sys.modules if m.partition('.')[0] == 'rich']"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "..." not in done.stdout.partition("Commands:")[2]
+    assert all(f"\n  {command} " in done.stdout for command in COMMANDS)
+
+
+def test_nothing_asked_for_shows_the_overview_and_is_a_wrong_command_line() -> None:
+    result = CliRunner().invoke(app, [])
+    assert (result.exit_code, "Commands:" in result.output) == (2, True)
+
+
 def test_every_command_shows_an_example() -> None:
     runner = CliRunner()
     for command in COMMANDS:
