@@ -64,6 +64,9 @@ class Format:
     extra: str = ""
     """The extra of `pip install 'deitctl[EXTRA]'` that has `packages`."""
     packages: tuple[str, ...] = ()
+    """What runs it."""
+    writers: tuple[str, ...] = ()
+    """What else writes it."""
     read_metadata: Callable[[Path], dict[str, str]]
     """Gives back the strings that `write` was given."""
     runs_on: str = ""
@@ -91,23 +94,25 @@ class Format:
     def runs_here(self) -> bool:
         return self.runs_on != "macOS" or sys.platform == "darwin"
 
-    def require(self) -> None:
+    def require(self, *, writing: bool = True) -> None:
         """Raise `ExportError` if a package or what else it needs is missing, before any work."""
-        for package in self.packages:
+        for package in (*self.packages, *(self.writers if writing else ())):
             try:
                 with quietly():
                     import_module(package)
             except ImportError as error:
-                raise ExportError(f"This export needs {package}.", f"pip install 'deitctl[{self.extra}]'") from error
-        if self.check is not None:
+                raise ExportError(
+                    f"This export needs {package.partition('.')[0]}.", f"pip install 'deitctl[{self.extra}]'"
+                ) from error
+        if writing and self.check is not None:
             self.check()
 
 
-ONNX = ("onnx", "onnxscript", "onnxruntime")
+ONNX = ("onnx", "onnxruntime")
 FORMATS = {
     "onnx": Format(
         suffix=".onnx", write=onnx.export_onnx, read_metadata=onnx.read_metadata,
-        program="run_onnx.py", tolerance=ONNX_TOLERANCE, extra="onnx", packages=ONNX, has_variants=True,
+        program="run_onnx.py", tolerance=ONNX_TOLERANCE, extra="onnx", packages=ONNX, writers=("onnxscript",), has_variants=True,
         precisions=tuple(PRECISIONS), quantize=quantize_onnx, speedup=speedup,
     ),
     "torch": Format(
@@ -132,7 +137,7 @@ FORMATS = {
     ),
     "web": Format(
         suffix="-web", write=web_folder.export_web, read_metadata=web_folder.read_metadata,
-        program="run_web.py", tolerance=ONNX_TOLERANCE, extra="onnx", packages=ONNX,
+        program="run_web.py", tolerance=ONNX_TOLERANCE, extra="onnx", packages=ONNX, writers=("onnxscript",),
         files=web_folder.FILES, model=web_folder.MODEL, provide=web_runtime.provide,
         precisions=tuple(PRECISIONS), quantize=quantize_onnx, speedup=speedup,
     ),
@@ -161,11 +166,16 @@ def recognise(path: Path) -> tuple[str, Format]:
         raise ExportError(f"There is no export {str(path)!r}.")
     for name, kind in sorted(FORMATS.items(), key=lambda entry: -len(entry[1].files)):
         if _looks_like(path, kind):
-            kind.require()
+            kind.require(writing=False)
             if kind.read_metadata(path).get(FORMAT) == name:
                 return name, kind
+    inside = (
+        sorted((path / "export").iterdir() if (path / "export").is_dir() else path.iterdir()) if path.is_dir() else []
+    )
+    named = [str(other) for other in inside if any(_looks_like(other, kind) for kind in FORMATS.values())]
     raise ExportError(
-        f"{path} is no export of deitctl's, or of an older one.", f"There are: {', '.join(FORMATS)}. Export it again."
+        f"{path} is no export of deitctl's, or one of an older version.",
+        f"Name one of these: {', '.join(named[:5])}." if named else f"`deitctl export` writes: {', '.join(FORMATS)}.",
     )
 
 

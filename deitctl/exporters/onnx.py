@@ -70,4 +70,4 @@ def read_metadata(path: Path) -> dict[str, str]:
     try:
         return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
     except Exception as error:  # protobuf's own kinds, which differ from version to version
-        raise ExportError(f"{path} is not a readable ONNX file: {error}") from error
+        raise ExportError(f"{path} is not a readable ONNX file: {error}", "Export it again.") from error

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deitctl.card import ModelCard
+from deitctl.card import HEADS, ModelCard
 from deitctl.catalog import find
 from deitctl.checkpoint import CONFIG, write_bytes
 from deitctl.config import read_toml
 from deitctl.data.eval_view import Pixels
 from deitctl.data.open import BUILT_IN, open_for_training
-from deitctl.errors import ConfigError, ExportError, did_you_mean
+from deitctl.errors import ConfigError, ExportError, ModelError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters import FORMATS, Format
 from deitctl.exporters.any_size import golden_view, require_resizable, take_any_size
@@ -40,6 +40,8 @@ class ExportResult:
 
     path: Path
     format: str
+    head: str
+    """The rule by which the heads are joined."""
     bytes: int
     verified_on: int
     """Pictures; 0 where the format's runtime is for another system."""
@@ -59,7 +61,7 @@ class ExportResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         return {
-            "path": str(self.path), "format": self.format, "bytes": self.bytes, "verified_on": self.verified_on,
+            "path": str(self.path), "format": self.format, "head": self.head, "bytes": self.bytes, "verified_on": self.verified_on,
             "max_abs_diff": self.max_abs_diff, "top1_agreement": self.top1_agreement, "quantize": self.quantize,
             "relative_diff": self.relative_diff, "speedup": self.speedup, "top1": self.top1, "model_top1": self.model_top1,
             "differing": list(self.differing),
@@ -101,7 +103,7 @@ def export(
         )
     if count < 1:
         raise ConfigError(f"count = {count}: verification needs 1 picture or more.")
-    kind = _variant(to, quantize, preprocess, any_size, runtime)
+    kind = _variant(to, quantize, preprocess, any_size, runtime, head)
     kind.require()
     path = output_path(ref, output, kind)
     if kind.provide is not None:
@@ -144,7 +146,7 @@ def export(
             write_bytes(draft / README, about.encode())
     note_ties(proof.found, reporter)
     return ExportResult(
-        path=path, format=to, bytes=size(path), verified_on=proof.found.images if proof.found else 0,
+        path=path, format=to, head=answered, bytes=size(path), verified_on=proof.found.images if proof.found else 0,
         max_abs_diff=proof.found.max_abs_diff if proof.found else None,
         top1_agreement=proof.found.top1_agreement if proof.found else None, quantize=quantize or None,
         relative_diff=proof.relative_diff, speedup=faster, top1=proof.top1, model_top1=proof.model_top1,
@@ -171,7 +173,7 @@ def _calibration(ref: str, named: str, quantize: str, card: ModelCard, reporter:
     return pictures(source, card.preprocessing, CALIBRATION).pixels
 
 
-def _variant(to: str, quantize: str, preprocess: bool, any_size: bool, runtime: str) -> Format:
+def _variant(to: str, quantize: str, preprocess: bool, any_size: bool, runtime: str, head: str) -> Format:
     """Return a format, its name ending in what is not as usual."""
     kind = FORMATS[to]
     if quantize and quantize not in PRECISIONS:
@@ -190,7 +192,14 @@ def _variant(to: str, quantize: str, preprocess: bool, any_size: bool, runtime: 
         raise ExportError("--any-size puts more preprocessing into the file, --no-preprocess none.", "Leave one out.")
     if runtime and kind.provide is None:
         raise ExportError(f"{to} holds no runtime: --runtime is for --to web.")
-    said = (not preprocess, "bare"), (any_size, "any"), (bool(quantize), quantize)
+    if head not in ("auto", *HEADS):
+        raise ModelError(f"There is no head rule {head!r}.", f"There are: auto, {', '.join(HEADS)}.")
+    said = (
+        (head != "auto" and not kind.head, head),
+        (not preprocess, "bare"),
+        (any_size, "any"),
+        (bool(quantize), quantize),
+    )
     return replace(kind, suffix="".join(f"-{name}" for so, name in said if so) + kind.suffix)
 
 

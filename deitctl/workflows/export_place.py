@@ -23,7 +23,7 @@ def output_path(ref: str, output: str, kind: Format) -> Path:
         ref: the model.
         output: what was asked for; a folder that exists gets a file of the default name. Empty: below `ref` if that is a
             folder, else here.
-        kind: the format.
+        kind: the format, whose packages are here.
 
     Raises:
         ExportError: something is there that is no earlier export, or a README.md that has been edited.
@@ -38,6 +38,8 @@ def output_path(ref: str, output: str, kind: Format) -> Path:
             path = path / name
     if not kind.is_folder and _is_folder(path, kind):
         raise ExportError(f"{path} exists and is no earlier export.", "Name a new --output.")
+    if path.is_file() and not kind.is_folder and not _is_earlier(path, kind):
+        raise ExportError(f"{path} exists and is no earlier export: it would be lost.", "Name a new --output.")
     if kind.is_folder and path.exists():
         ours = {*kind.files, README}
         inside = path.iterdir() if path.is_dir() else [path]
@@ -49,6 +51,14 @@ def output_path(ref: str, output: str, kind: Format) -> Path:
                 f"{path} exists and is no earlier export: it has {min(strangers)}.", "Name a new --output."
             )
     return path
+
+
+def _is_earlier(path: Path, kind: Format) -> bool:
+    """Say whether a file is an export of ours in this format, of whatever version."""
+    try:
+        return "deitctl_version" in kind.read_metadata(path)
+    except ExportError:
+        return False
 
 
 def _is_folder(path: Path, kind: Format) -> bool:

@@ -110,12 +110,9 @@ def verify_export(
 
 
 def _made_of(path: Path) -> str:
-    """Return the model folder that an export lies in (`RUN/export/FILE`), or the folder itself where it is one."""
+    """Return the model folder that an export lies in (`RUN/export/FILE`); never the export, which would be its own proof."""
     around = path.resolve().parent
-    for folder in (path, around.parent if around.name == "export" else path):
-        if (folder / CONFIG).is_file():
-            return str(folder)
-    return ""
+    return str(around.parent) if around.name == "export" and (around.parent / CONFIG).is_file() else ""
 
 
 def _img_size(said: Mapping[str, str], path: Path) -> int:

@@ -154,7 +154,7 @@ def test_an_openvino_folder_in_fp16_is_proven_and_keeps_head_and_temperature(mod
     config["deitctl"]["temperatures"] = {"dist": 1.5}
     (model / "config.json").write_text(json.dumps(config))
     result = export(str(model), to="openvino", head="dist", quantize="fp16", count=5, reporter=reporter)
-    assert result.path == model / "export" / "seven-fp16-openvino"
+    assert result.path == model / "export" / "seven-dist-fp16-openvino"
     assert [p.name for p in result.path.parent.iterdir()] == [result.path.name]
     assert sorted(p.name for p in result.path.iterdir()) == ["README.md", "model.bin", "model.xml"]
     assert (result.verified_on, result.top1_agreement, result.speedup) == (5, 100, None)
@@ -215,7 +215,12 @@ def test_a_file_that_disagrees_is_kept_as_rejected_and_an_earlier_good_one_stays
         FORMATS,
         "torch",
         replace(
-            FORMATS["torch"], write=write_wrong, program="run_timm.py", read_metadata=FORMATS["timm"].read_metadata
+            FORMATS["torch"],
+            write=write_wrong,
+            program="run_timm.py",
+            read_metadata=lambda path: (
+                {"deitctl_version": "0"} if path.is_file() else FORMATS["timm"].read_metadata(path)
+            ),
         ),
     )
     with pytest.raises(ExportError, match=r"golden sample is answered .*kept as .*seven.pt2.rejected"):
@@ -229,6 +234,23 @@ def test_a_file_that_does_not_run_is_rejected_with_the_reason(model, quick):
     with pytest.raises(ExportError, match=r"RuntimeError: no such operation.*seven.pt2.rejected"):
         export(str(model), to="torch", count=2)
     assert [p.name for p in (model / "export").iterdir()] == ["seven.pt2.rejected"]
+
+
+def test_a_file_that_is_no_export_is_never_overwritten(model):
+    weights = model / "model.safetensors"
+    before = weights.read_bytes()
+    for to in ("onnx", "torch"):
+        with pytest.raises(ExportError, match=r"is no earlier export: it would be lost.*new --output"):
+            export(str(model), to=to, output=str(weights), count=2)
+    assert weights.read_bytes() == before
+    result = export(str(model), to="torch", count=2)
+    assert export(str(model), to="torch", count=2).path == result.path
+
+
+def test_another_head_rule_is_another_file_and_said(model):
+    result = export(str(model), to="torch", head="dist", count=2)
+    assert (result.path.name, result.head, result.to_dict()["head"]) == ("seven-dist.pt2", "dist", "dist")
+    assert not (model / "export" / "seven.pt2").exists()
 
 
 def test_an_output_folder_gets_the_default_name(model, quick, tmp_path):

@@ -54,6 +54,17 @@ def test_elsewhere_the_golden_sample_is_looked_at_alone(run, tmp_path):
     assert record["golden"] < 1e-3
 
 
+def test_a_folder_that_was_moved_is_not_its_own_model(run, tmp_path):
+    moved = shutil.copytree(run / "export" / "seven-timm", tmp_path / "m")
+    record = verify_export(str(moved)).to_dict()
+    assert (record["model"], record["verified_on"]) == (None, 0)
+
+
+def test_a_run_is_told_which_of_its_exports_can_be_named(run):
+    with pytest.raises(ExportError, match=r"Name one of these: .*seven-int8.onnx"):
+        verify_export(str(run))
+
+
 def test_pictures_without_a_model_are_refused_not_ignored(run, tmp_path, image_folder):
     moved = shutil.copy(run / "export" / "seven.onnx", tmp_path / "m.onnx")
     with pytest.raises(ConfigError, match="no model to compare.*--model"):
@@ -67,7 +78,8 @@ def test_a_model_that_is_named_is_compared_on_the_pictures_that_are_named(run, t
     assert (record["model"], record["verified_on"]) == (str(run), 3)
 
 
-def test_a_model_that_was_trained_on_is_another_model(run):
+@pytest.mark.parametrize("name", ["seven.onnx", "seven-timm"])
+def test_a_model_that_was_trained_on_is_another_model(name, run):
     from deitctl.events import SilentReporter
     from deitctl.models.build import load_model
 
@@ -76,7 +88,7 @@ def test_a_model_that_was_trained_on_is_another_model(run):
         loaded.model.head.weight[0, 0] += 0.5
     save_model(run, loaded.model.state_dict(), shipping_card(loaded.model, loaded.card), layer_names(loaded.model))
     with pytest.raises(ExportError, match="disagrees with the model"):
-        verify_export(str(run / "export" / "seven.onnx"), count=4)
+        verify_export(str(run / "export" / name), count=4)
 
 
 @pytest.mark.parametrize(
