@@ -112,7 +112,9 @@ def test_the_command_line_pushes_and_another_machine_predicts(model: Path, image
         assert json.loads(done.stdout)["commit"] == hub.repositories["me/mine"].commit("main")
         there = deitctl("predict", picture, "--model", "hf-hub:me/mine", HF_HOME=str(tmp_path / "there"))
         assert there.returncode == 0, there.stderr
-        assert [g["score"] for g in json.loads(there.stdout)["predictions"]] == pytest.approx(scores(str(model), picture))
+        assert [g["score"] for g in json.loads(there.stdout)["predictions"]] == pytest.approx(
+            scores(str(model), picture)
+        )
         stranger = deitctl("predict", picture, "--model", "hf-hub:me/mine", HF_HOME=str(tmp_path / "else"), HF_TOKEN="")
         assert stranger.returncode == 1
         assert "hf-hub:me/mine cannot be loaded" in stranger.stderr
