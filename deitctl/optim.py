@@ -48,8 +48,8 @@ def parameter_groups(
 def build_optimizer(
     model: nn.Module, config: OptimConfig, layers: Mapping[str, int] | None = None
 ) -> torch.optim.AdamW:
-    """Build AdamW; its rate is set before each step by `set_learning_rate`."""
-    return torch.optim.AdamW(parameter_groups(model, config, layers), lr=config.warmup_lr, foreach=True)
+    """Build AdamW, fused, which is one pass over memory; its rate is set before each step by `set_learning_rate`."""
+    return torch.optim.AdamW(parameter_groups(model, config, layers), lr=config.warmup_lr, fused=True)
 
 
 def peak_learning_rate(config: OptimConfig, batch_size: int) -> float:

@@ -9,6 +9,7 @@ Letters: B pictures, N tokens, D width, A heads, K classes, P prefix tokens (cla
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deitctl.catalog import Architecture
+from deitctl.models.attention import attention
 
+WORTH_PICKING = 1 / 8
+"""Share of a batch from which on it pays to leave out what stochastic depth drops (deit_small, batches of 16 and 64)."""
 LAYER_NORM_EPS = 1e-6  # of the released weights; torch's default is 1e-5
 
 
@@ -50,7 +54,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, first: int | None = None) -> Tensor:
         """Mix tokens [B,N,D]; where `first` is given, only so many of the first ask, and only they are returned."""
         q, k, v = self.split(x)
-        return self.join(F.scaled_dot_product_attention(q if first is None else q[:, :, :first], k, v))
+        q = q if first is None else q[:, :, :first]
+        if self.training and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return self.join(attention(q, k, v))
+        return self.join(F.scaled_dot_product_attention(q, k, v))
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what tokens [B,N,D] ask, offer and hold: queries, keys and values, [B,A,N,D/A] each."""
@@ -100,14 +107,26 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, keep: Tensor | None = None, first: int | None = None) -> Tensor:
         """Return the tokens [B,N,D] that leave the block; where nobody reads the others, only the `first`, [B,first,D]."""
-        mixed = self.attn(self.norm1(x), first)
-        x = x if first is None else x[:, :first]
-        x = x + self._kept(self.ls1(mixed), None if keep is None else keep[0])
-        return x + self._kept(self.ls2(self.mlp(self.norm2(x))), None if keep is None else keep[1])
+        mix_keep, mlp_keep = (None, None) if keep is None else keep
+        x = _add(x if first is None else x[:, :first], lambda t: self.ls1(self.attn(self.norm1(t), first)), mix_keep, x)
+        return _add(x, lambda t: self.ls2(self.mlp(self.norm2(t))), mlp_keep, x)
 
-    @staticmethod
-    def _kept(branch: Tensor, keep: Tensor | None) -> Tensor:
-        return branch if keep is None else branch * keep[:, None, None].to(branch.dtype)
+
+def _add(x: Tensor, branch: Callable[[Tensor], Tensor], keep: Tensor | None, entering: Tensor) -> Tensor:
+    """Return `x` plus `keep` [B] times the branch of what enters the block.
+
+    Where enough pictures drop it, the branch is computed for the others alone; on the CPU only, because an accelerator
+    would have to be waited for.
+    """
+    if keep is None:
+        return x + branch(entering)
+    if keep.device.type == "cpu" and not torch.compiler.is_compiling():
+        kept = keep.nonzero()[:, 0]
+        if 0 < len(kept) <= len(keep) * (1 - WORTH_PICKING):  # with none left the weights would have no gradient
+            added = branch(entering[kept])
+            return x.index_add(0, kept, (added * keep[kept, None, None].to(added.dtype)).to(x.dtype))
+    added = branch(entering)
+    return x + added * keep[:, None, None].to(added.dtype)
 
 
 class VisionTransformer(nn.Module):

@@ -7,6 +7,7 @@ import timm
 import torch
 
 from deitctl.catalog import ARCHITECTURES, find
+from deitctl.models import vit
 from deitctl.models.vit import VisionTransformer
 
 CASES = [
@@ -77,8 +78,8 @@ def test_output_has_the_same_structure_in_training_and_evaluation(deit, noise):
     images = noise(2, 3, 32, 32)
     with torch.no_grad():
         trained, evaluated = model.train()(images), model.eval()(images)
-    assert torch.equal(trained.cls, evaluated.cls)
-    assert torch.equal(trained.dist, evaluated.dist)
+    torch.testing.assert_close(trained.cls, evaluated.cls)
+    torch.testing.assert_close(trained.dist, evaluated.dist)
 
 
 def test_initialisation_is_the_papers():
@@ -106,6 +107,24 @@ def test_keep_of_ones_changes_nothing(deit, noise):
     images = noise(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(model(images, torch.ones(12, 2, 2)).cls, model(images).cls)
+
+
+@pytest.mark.parametrize("dropped", [0, 1, 3, 4])
+def test_what_is_dropped_is_not_computed_and_learns_the_same(deit, noise, dropped, monkeypatch):
+    """Of no, some and all of four pictures: the answers and the gradients are those of multiplying by zero."""
+    images, keep, computed = noise(4, 3, 32, 32), torch.full((12, 2, 4), 1.25), []
+    keep[3, 1, :dropped] = 0
+    found = {}
+    for how, worth in (("picked", 1 / 8), ("multiplied", 2.0)):
+        monkeypatch.setattr(vit, "WORTH_PICKING", worth)
+        model = deit("deit_tiny_distilled").train()
+        model.blocks[3].mlp.fc1.register_forward_hook(lambda _, x, y: computed.append(len(y)))
+        answer = model(images, keep)
+        (answer.cls.square().sum() + answer.dist.sum()).backward()
+        found[how] = [answer.cls, answer.dist, *(p.grad for p in model.parameters())]
+    assert computed == [4 - dropped if dropped < 4 else 4, 4]
+    for a, b in zip(*found.values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_keep_belongs_to_each_picture(deit, noise):
