@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deitctl import rng
 from deitctl.cache import cache_root
 from deitctl.card import Preprocessing
 from deitctl.checkpoint import write_json
@@ -26,6 +27,7 @@ from deitctl.evaluation.evaluate import evaluate
 from deitctl.evaluation.scores import Evaluation
 from deitctl.events import Reporter
 from deitctl.files import read_json
+from deitctl.models.fold import fold_batch_norms
 from deitctl.models.heads import choose_head
 from deitctl.recipes import ADAPT_FULL_FROM, adaptation
 from deitctl.teacher.frozen import Teacher
@@ -132,7 +134,7 @@ class Tutor:
             "version of the views": VIEWS_VERSION,
             "version of the words": WORDS_VERSION,
             "teacher": teacher_identity(d, self.reporter),
-            "teacher's arithmetic": str(self.device.dtype).removeprefix("torch."),
+            "teacher's arithmetic": f"{self.device.precision}, batch norms folded",
             "teacher's input size": d.teacher_img_size or "its own",
             "adaptation": d.adapt,
             "recipes of the adaptation": "" if d.adapt == "none" else _adaptation_recipes(self.config.data == BUILT_IN),
@@ -242,6 +244,9 @@ class Tutor:
                 f"{self.distill.teacher} now has {weights}.", "Delete that folder, or name another --teacher-cache.",
             )  # fmt: skip
         self.device.place(found.loaded.model)
+        size = found.loaded.card.preprocessing.img_size
+        with rng.scope("fold"):
+            fold_batch_norms(found.loaded.model, torch.randn(1, 3, size, size).to(self.device.torch_device))
         teacher = Teacher(found.loaded.model, found.loaded.card, found.match.rows, self.seen)
         self._network = teacher.to(self.device.torch_device)
         return weights

@@ -273,7 +273,7 @@ def test_a_named_teacher_is_known_by_the_weights_that_its_name_finds(
 def test_words_said_in_another_precision_are_refused(distilled: Make, little: Pair, tmp_path: Path) -> None:
     config = _change(distilled("run"), cache=str(tmp_path / "words"))
     teach(config, little)
-    with pytest.raises(TeacherError, match='arithmetic was "float32", is "bfloat16"'):
+    with pytest.raises(TeacherError, match='arithmetic was "fp32, batch norms folded", is "bf16,'):
         teach(replace(config, precision="bf16"), little)
 
 
