@@ -82,6 +82,10 @@ class Recipe:
     """Whether training starts from published weights."""
     img_size: int
     """Side of the input in pixels; 0: the model's own."""
+    early_scale: float = 1.0
+    """Side of the input in the early epochs as a share of `img_size`; the position embeddings are resized to it."""
+    early_share: float = 0.0
+    """Share of the epochs that are early."""
     epochs: int
     batch_size: int
     """Pictures a step, over all processes and micro-batches."""
@@ -97,6 +101,11 @@ class Recipe:
     """Whether batch norms go on with the means and variances that came with the weights, instead of the batch's."""
     augment: AugmentConfig
     optim: OptimConfig
+
+    @property
+    def early_epochs(self) -> int:
+        """Epochs at the lower resolution; the last epoch is at the full one."""
+        return min(round(self.early_share * self.epochs), self.epochs - 1) if self.early_scale < 1 else 0
 
 
 @dataclass(frozen=True, kw_only=True)

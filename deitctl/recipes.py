@@ -130,7 +130,22 @@ DIGITS_CONVNET = replace(  # its teacher: a convnet divides its input by 32, so 
     optim=replace(DIGITS.optim, lr=2.4e-2, warmup_epochs=1),
 )
 
-RECIPES = {r.name: r for r in (PAPER, PAPER_384, FINETUNE, PROBE, SMALL, DIGITS, DIGITS_CONVNET)}
+
+def fast(recipe: Recipe) -> Recipe:
+    """Return a recipe whose first epochs see smaller pictures and whose last ones see the full ones.
+
+    FixRes (arXiv 1906.06423), as DeiT-III trains (arXiv 2204.07118 §4: lower resolution first, then 20 epochs at 224);
+    ours in one run, positions being resized on the way. The share is ours; docs/recipes.md has what it gives.
+    """
+    return replace(recipe, name=f"{recipe.name}-fast", early_scale=4 / 7, early_share=0.7)  # 128 of 224 pixels
+
+
+RECIPES = {
+    r.name: r
+    for r in (
+        PAPER, fast(PAPER), PAPER_384, FINETUNE, fast(FINETUNE), PROBE, SMALL, fast(SMALL), DIGITS, DIGITS_CONVNET,
+    )
+}  # fmt: skip
 
 DIGITS_TEACHER = "regnety_002"  # the smallest of the paper's teacher family
 DIGITS_STUDENT = "deit_tiny"
@@ -149,7 +164,7 @@ DISTILL_DEFAULTS = {
 }
 DISTILL_REDUCTION = "batchmean"  # DeiT Eq. 2
 DISTILL_TOPK = 100
-MIXED_RECIPES = ("paper", "paper-384")
+MIXED_RECIPES = ("paper", "paper-fast", "paper-384")
 """Recipes under which the teacher looks at the mixed pictures unless views are asked for, as in deit/losses.py."""
 DISTILL_VIEWS = 8
 """Views of a picture under every other recipe; docs/distillation.md has what fewer and more give."""

@@ -120,3 +120,12 @@ def test_a_precision_has_the_name_that_chooses_it(name):
 
 def test_forgetting_cached_memory_is_harmless():
     choose_device("cpu").forget_cached_memory()
+
+
+def test_micro_batches_keep_activations_in_blocks_that_the_allocator_keeps():
+    cpu = Device(torch.device("cpu"), torch.bfloat16, "")
+    assert cpu.pictures_at_a_time(198 * 1536) == 32  # deit_small: 608,256 bytes a picture
+    assert Device(torch.device("cpu"), torch.float32, "").pictures_at_a_time(198 * 1536) == 16
+    assert cpu.pictures_at_a_time(10**9) == 2
+    assert cpu.pictures_at_a_time(0) == 0
+    assert Device(torch.device("cuda"), torch.bfloat16, "").pictures_at_a_time(198 * 1536) == 0

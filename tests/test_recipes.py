@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from deitctl.errors import ConfigError
@@ -84,3 +86,15 @@ def test_recipes_are_described_flat():
     assert flat["optim.lr"] == 5e-4
     assert flat["augment.crop_scale"] == [0.08, 1.0]
     assert not any(isinstance(v, dict) for v in flat.values())
+
+
+def test_a_fast_recipe_changes_the_resolution_of_its_first_epochs_alone():
+    quick = RECIPES["finetune-fast"]
+    assert replace(quick, name="finetune", early_scale=1.0, early_share=0.0) == RECIPES["finetune"]
+    assert (quick.epochs, quick.early_epochs) == (10, 7)
+
+
+def test_the_last_epoch_is_never_an_early_one():
+    assert replace(RECIPES["finetune-fast"], epochs=1).early_epochs == 0
+    assert replace(RECIPES["finetune-fast"], epochs=4, early_share=1.0).early_epochs == 3
+    assert RECIPES["finetune"].early_epochs == 0

@@ -83,6 +83,10 @@ class ViewPlan:
     """Side of the teacher's input in pixels; 0: no teacher looks at views."""
     known: Callable[[int, int], bool] | None = None
     """Whether the teacher's word about (view, picture) is at hand already."""
+    early_epochs: int = 0
+    """Epochs that see the student's views smaller."""
+    early_size: int = 0
+    """Their side in pixels."""
 
 
 class TrainViews(Dataset[Sample]):
@@ -98,10 +102,11 @@ class TrainViews(Dataset[Sample]):
         except DataError as error:
             return Sample(None, label, key, str(error))
         view = view_of(key, views=plan.views, repeats=plan.repeats)
-        pixels = train_view(image, self.augment, self.img_size, plan.seed, view, key.index)
+        img_size = plan.early_size if key.epoch < plan.early_epochs else self.img_size
+        pixels = train_view(image, self.augment, img_size, plan.seed, view, key.index)
         if not plan.teacher_size or (plan.known is not None and plan.known(view, key.index)):
             return Sample(pixels, label, key, "")
-        if plan.teacher_size == self.img_size:
+        if plan.teacher_size == img_size:
             return Sample(pixels, label, key, "", pixels)
         shown = train_view(image, self.augment, plan.teacher_size, plan.seed, view, key.index)
         return Sample(pixels, label, key, "", shown)

@@ -26,7 +26,8 @@ def fold_batch_norms(model: nn.Module, images: Tensor) -> int:
     pairs, before = _pairs(model, images)
     kept = [(conv, conv.weight, conv.bias, name, norm) for conv, name, norm in pairs]
     for conv, name, norm in pairs:
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )

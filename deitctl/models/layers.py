@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 
 from deitctl.card import ModelCard
+from deitctl.config import Recipe
+from deitctl.errors import ConfigError
 from deitctl.models import timm_models
 from deitctl.models.vit import VisionTransformer
 
@@ -45,3 +47,30 @@ def shipping_card(model: nn.Module, card: ModelCard) -> ModelCard:
     if not isinstance(model, VisionTransformer):
         return card
     return replace(card, model_args={**card.model_args, "img_size": [model.img_size, model.img_size]})
+
+
+CONVNET_STEP = 32
+"""Pixels of the side of a convnet's input that become one of its last map."""
+
+
+def early_size(model: nn.Module, card: ModelCard, recipe: Recipe) -> int:
+    """Return the side of the early epochs' input in pixels: whole patches, at most the model's own side.
+
+    Raises:
+        ConfigError: the model takes no other size than its own.
+    """
+    size = card.preprocessing.img_size
+    if not isinstance(model, VisionTransformer) and layer_names(model)["fixed_input_size"]:
+        raise ConfigError(
+            "This model takes pictures of one size only, so no early epochs of smaller ones.",
+            "Leave out the recipe's early_scale: --set early_share=0",
+        )
+    step = model.arch.patch_size if isinstance(model, VisionTransformer) else CONVNET_STEP
+    return min(size, max(step, round(recipe.early_scale * size / step) * step))
+
+
+def widest_activation(model: nn.Module) -> int:
+    """Return the most numbers that a layer of a DeiT keeps of one picture, in the middle of its perceptron; 0 if unknown."""
+    if not isinstance(model, VisionTransformer):
+        return 0
+    return (model.num_prefix_tokens + model.num_patches) * 4 * model.arch.embed_dim

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from deitctl.catalog import Architecture
 from deitctl.models.attention import attention
+from deitctl.models.pos_embed import resize_pos_embed
 
 WORTH_PICKING = 1 / 8
 """Share of a batch from which on it pays to leave out what stochastic depth drops (deit_small, batches of 16 and 64)."""
@@ -136,7 +137,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.arch, self.num_classes, self.img_size = arch, num_classes, img_size
         dim, grid = arch.embed_dim, img_size // arch.patch_size
-        self.num_prefix_tokens = 2 if arch.distilled else 1
+        self.num_prefix_tokens, self.num_patches = 2 if arch.distilled else 1, grid * grid
         embedded_prefix = 0 if arch.no_embed_class else self.num_prefix_tokens
 
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -173,12 +174,16 @@ class VisionTransformer(nn.Module):
         return (draws < survival).float() / survival
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return the tokens that enter the first block, [B,P+N,D]."""
+        """Return the tokens that enter the first block, [B,P+N,D]; positions are resized to pictures of another size than the model's."""
         x = self.patch_embed(images)
+        pos_embed = self.pos_embed
+        if images.shape[-1] != self.img_size:  # early epochs at a lower resolution
+            grid, prefix = images.shape[-1] // self.arch.patch_size, pos_embed.shape[1] - self.num_patches
+            pos_embed = resize_pos_embed(pos_embed, grid, num_prefix_tokens=prefix)
         tokens = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.dist_token) if t is not None]
         if self.arch.no_embed_class:  # DeiT-III: patches alone have positions
-            return torch.cat([*tokens, x + self.pos_embed], dim=1)
-        return torch.cat([*tokens, x], dim=1) + self.pos_embed
+            return torch.cat([*tokens, x + pos_embed], dim=1)
+        return torch.cat([*tokens, x], dim=1) + pos_embed
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> HeadLogits:
         """Classify pictures [B,3,S,S]; `keep` [depth,2,B] is stochastic depth, from `draw_keep`, None outside training."""

@@ -212,6 +212,8 @@ def check(config: TrainConfig) -> None:
         "epochs": 1 <= recipe.epochs <= MOST,
         "batch_size": 2 <= recipe.batch_size <= MOST,
         "img_size": 0 <= recipe.img_size <= MAX_SIZE,
+        "early_scale": 0 < recipe.early_scale <= 1,
+        "early_share": 0 <= recipe.early_share <= 1,
         "smoothing": 0 <= recipe.smoothing < 1,
         "drop_path_rate": 0 <= recipe.drop_path_rate < 1,
         "ema_decay": 0 <= recipe.ema_decay < 1,

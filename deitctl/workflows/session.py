@@ -20,7 +20,14 @@ from deitctl.evaluation.evaluate import evaluate
 from deitctl.evaluation.scores import Evaluation
 from deitctl.events import Reporter
 from deitctl.models.build import LoadedModel
-from deitctl.models.layers import freeze_body, layer_ids, layer_names, shipping_card
+from deitctl.models.layers import (
+    early_size,
+    freeze_body,
+    layer_ids,
+    layer_names,
+    shipping_card,
+    widest_activation,
+)
 from deitctl.optim import build_optimizer
 from deitctl.report.figures import draw_curves
 from deitctl.stopping import Stop, held_signals
@@ -73,7 +80,8 @@ class Session:
         if recipe.ema_decay:
             ema = ExponentialMovingAverage(model, decay=recipe.ema_decay, total_steps=steps * recipe.epochs)
         optimizer = build_optimizer(model, recipe.optim, layer_ids(model) if recipe.optim.layer_decay != 1 else None)
-        progress = Progress(pictures=pictures, micro_batch=_even(config.micro_batch))
+        micro_batch = _even(config.micro_batch) or device.pictures_at_a_time(widest_activation(model))
+        progress = Progress(pictures=pictures, micro_batch=micro_batch)
         self.state = TrainState(model, optimizer, device.grad_scaler(), ema, progress)
         self.plan = Plan(
             recipe, self.card.preprocessing, len(train.class_names), steps, config.seed, device, config.distill,
@@ -83,6 +91,12 @@ class Session:
         )  # fmt: skip
         if tutor is not None:
             tutor.load_together()
+        self.early_size = early_size(model, self.card, recipe) if recipe.early_epochs else 0
+        if self.early_size:
+            reporter.note(
+                f"{recipe.early_epochs} of {recipe.epochs} epochs at {self.early_size} pixels, the others at "
+                f"{self.card.preprocessing.img_size}."
+            )
         self.clock = Stopwatch()
         self.watch = Watch(len(train.class_names), self.state.scaler.is_enabled(), config.loss_jump)
         self.saver = Saver(run.state, run.metrics_file, config.save_every)
@@ -261,12 +275,14 @@ class Session:
             len(self.train_source.labels), self.plan.recipe.batch_size, seed=seed, epochs=recipe.epochs,
             repeats=augment.repeats, first_step=self.state.progress.step,
         )  # fmt: skip
-        plan = ViewPlan(seed, repeats=augment.repeats)
+        plan = ViewPlan(
+            seed, repeats=augment.repeats, early_epochs=recipe.early_epochs, early_size=self.early_size
+        )  # fmt: skip
         distill, listener = self.config.distill, self.plan.listener
         if self.tutor is not None and distill is not None and listener is not None:
-            plan = ViewPlan(
-                distill.view_seed, distill.views, augment.repeats, self.tutor.preflight.preprocessing["img_size"],
-                listener.known,
+            plan = replace(
+                plan, seed=distill.view_seed, views=distill.views, known=listener.known,
+                teacher_size=self.tutor.preflight.preprocessing["img_size"],
             )  # fmt: skip
         return train_batches(
             self.train_source, augment, self.card.preprocessing.img_size, keys,

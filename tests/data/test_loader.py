@@ -85,6 +85,18 @@ def test_views_of_a_plan_come_again_and_have_its_seed(some):
     assert all(views <= {0, 1} for views in seen.values())
 
 
+def test_early_epochs_show_the_student_the_same_views_smaller_and_the_teacher_its_own_size(some):
+    plan = ViewPlan(0, repeats=3, teacher_size=48, early_epochs=1, early_size=16)
+    sizes = []
+    for batch in stream(some, 0, plan=plan):
+        sizes.append(batch.images.shape[-1])
+        assert batch.teacher_images.shape[-1] == 48
+        for image, key in zip(batch.images, batch.keys, strict=True):
+            assert torch.equal(image, shown(some, key.epoch * 3 + key.repeat, key.index, sizes[-1]))
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {16, 32}
+
+
 @pytest.mark.parametrize("size", [32, 48])
 def test_a_teacher_sees_the_same_view_in_its_own_size(size, some):
     for batch in stream(some, 0, plan=ViewPlan(1, views=4, repeats=3, teacher_size=size)):

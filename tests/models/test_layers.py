@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
 from torch import nn
 
-from deitctl.card import ModelCard
-from deitctl.errors import ModelError
+from deitctl.card import ModelCard, Preprocessing
+from deitctl.errors import ConfigError, ModelError
 from deitctl.models import timm_models
-from deitctl.models.layers import freeze_body, layer_ids, layer_names, shipping_card
+from deitctl.models.layers import early_size, freeze_body, layer_ids, layer_names, shipping_card, widest_activation
+from deitctl.recipes import FINETUNE
 from deitctl.training.loop import set_train_mode
 
 CONVNETS = ["regnety_002", "mobilenetv3_small_050", "resnet18"]
@@ -129,3 +131,23 @@ def test_a_shipped_card_says_a_deits_size_and_leaves_a_convnets_alone(deit):
     card = ModelCard(architecture="deit_tiny_patch16_224", num_classes=5, model_args={"x": 1})
     assert shipping_card(deit(img_size=48), card).model_args == {"x": 1, "img_size": [48, 48]}
     assert shipping_card(timm.create_model("resnet18"), card) is card
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "early"), [(224, 4 / 7, 128), (32, 4 / 7, 16), (224, 1.0, 224), (64, 0.01, 16)]
+)
+def test_early_pictures_are_whole_patches(deit, size, scale, early):
+    card = ModelCard(architecture="deit_tiny", num_classes=3, preprocessing=Preprocessing(img_size=size))
+    assert early_size(deit("deit_tiny", img_size=32), card, replace(FINETUNE, early_scale=scale)) == early
+
+
+def test_a_model_of_one_size_has_no_early_epochs():
+    model = timm.create_model("vit_tiny_patch16_224")
+    card = ModelCard(architecture="m", num_classes=3, preprocessing=Preprocessing(img_size=224))
+    with pytest.raises(ConfigError, match="one size only"):
+        early_size(model, card, replace(FINETUNE, early_scale=0.5))
+
+
+def test_the_widest_activation_is_the_perceptrons(deit):
+    assert widest_activation(deit("deit_tiny_distilled", img_size=224)) == 198 * 4 * 192
+    assert widest_activation(nn.Linear(2, 2)) == 0

@@ -8,6 +8,7 @@ import torch
 
 from deitctl.catalog import ARCHITECTURES, find
 from deitctl.models import vit
+from deitctl.models.pos_embed import resize_pos_embed
 from deitctl.models.vit import VisionTransformer
 
 CASES = [
@@ -186,3 +187,16 @@ def test_the_last_block_leaves_out_what_no_head_reads_and_nothing_else(alias, de
     assert read[0] == model.num_prefix_tokens < read[1]
     torch.testing.assert_close(answers[0], answers[1], **ROUNDING)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled", "deit3_small"])
+def test_smaller_pictures_see_the_positions_resized_and_teach_all_of_them(deit, noise, name):
+    """What a model built for the small size gives, whose position embeddings were resized beforehand."""
+    model, images = deit(name, img_size=64), noise(2, 3, 32, 32)
+    small, state = deit(name, img_size=32), model.state_dict()
+    prefix = 0 if name == "deit3_small" else 2
+    state["pos_embed"] = resize_pos_embed(state["pos_embed"], 2, num_prefix_tokens=prefix)
+    small.load_state_dict(state)
+    torch.testing.assert_close(model(images).cls, small(images).cls)
+    model(images).cls.sum().backward()
+    assert model.pos_embed.grad.abs().sum(-1).all()

@@ -52,7 +52,9 @@ def train(out: str, megabytes: int) -> dict[str, object]:
     """Take one step of 256 pictures and score 10; return the warnings and the losses."""
     train, val = digits()
     recipe = replace(DIGITS, img_size=48, epochs=1, batch_size=256)
-    config = TrainConfig(model="deit_tiny", data="digits", recipe=recipe, precision="fp32", workers=0, output=out)
+    config = TrainConfig(
+        model="deit_tiny", data="digits", recipe=recipe, precision="fp32", workers=0, output=out, micro_batch=256
+    )
     reporter = Limits(megabytes * 2**20)
     result = run_training(config, sources=(subset(train, range(256)), subset(val, range(10))), reporter=reporter)
     step = json.loads((result.run / "metrics.jsonl").read_text().splitlines()[0])

@@ -21,6 +21,7 @@ import torch
 
 from deitctl.checkpoint import WEIGHTS, file_metadata, load_tensors, save_tensors
 from deitctl.config import TrainConfig
+from deitctl.data.loader import Batch
 from deitctl.data.sources import Source
 from deitctl.errors import DataError, DeitctlError, Interrupted
 from deitctl.events import SilentReporter, Task
@@ -255,3 +256,31 @@ def test_a_run_that_is_warned_saves_and_ends_as_usual(tmp_path: Path) -> None:
     assert run.returncode == 0, err
     assert json.loads(out)["epochs"] == 1
     assert state_of(root)["step"] == 22
+
+
+def test_a_run_that_stops_among_its_small_pictures_goes_on_to_the_large_ones(
+    little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two epochs of 16 pixels and one of 32: a resume ends as if there had been no stop, at the full size."""
+
+    def early(name: str) -> TrainConfig:
+        config = little_config(name)
+        return replace(config, recipe=replace(config.recipe, epochs=3, early_scale=0.5, early_share=0.7))
+
+    config, sizes, loss_of = early("run"), [], loop.loss_of
+
+    def seen(plan: object, state: object, batch: Batch) -> object:
+        sizes.append(batch.images.shape[-1])
+        if len(sizes) == 5:
+            stop()
+        return loss_of(plan, state, batch)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "loss_of", seen)
+        with pytest.raises(Interrupted):
+            run_training(config, sources=little)
+        resume(Path(config.output), sources=little)
+    assert sizes == [16] * 6 + [32] * 3
+    whole = run_training(early("whole"), sources=little).run
+    for file in ("state/model.safetensors", WEIGHTS):
+        assert (Path(config.output) / file).read_bytes() == (whole / file).read_bytes(), file
