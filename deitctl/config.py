@@ -166,6 +166,8 @@ class TrainConfig:
     """What a picture that cannot be read does: it is left out and named, or stops the run."""
     device: str = "auto"
     precision: str = "auto"
+    compile: bool = False
+    """Whether torch compiles the student, block by block."""
     output: str = ""
     """The run's folder; empty: a new one under runs/."""
 
@@ -178,6 +180,7 @@ class TrainConfig:
 MACHINE_SETTINGS = (
     "device",
     "precision",
+    "compile",
     "workers",
     "micro_batch",
     "save_every",

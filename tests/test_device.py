@@ -129,3 +129,19 @@ def test_micro_batches_keep_activations_in_blocks_that_the_allocator_keeps():
     assert cpu.pictures_at_a_time(10**9) == 2
     assert cpu.pictures_at_a_time(0) == 0
     assert Device(torch.device("cuda"), torch.bfloat16, "").pictures_at_a_time(198 * 1536) == 0
+
+
+def test_each_block_is_compiled_and_the_names_of_the_weights_stay(deit):
+    model = deit("deit_tiny")
+    names = list(model.state_dict())
+    choose_device("cpu").compile(model)
+    assert all(block._compiled_call_impl is not None for block in model.blocks)
+    assert model._compiled_call_impl is None
+    assert list(model.state_dict()) == names
+
+
+def test_without_a_compiler_compiling_is_refused_in_a_line(deit, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler"):
+        choose_device("cpu").compile(deit("deit_tiny"))

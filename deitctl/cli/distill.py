@@ -46,6 +46,7 @@ def distill(
     workers: o.WorkersOpt = None,
     device: o.DeviceOfRunOpt = None,
     precision: o.PrecisionOfRunOpt = None,
+    compiled: o.CompileOpt = None,
     micro_batch: o.MicroBatchOpt = None,
     on_bad_image: o.OnBadImageOpt = None,
     save_every: o.SaveEveryOpt = None,
@@ -84,7 +85,7 @@ def distill(
         output_format=output_format, quiet=quiet,
         given=o.training_settings(
             epochs, batch_size, lr, img_size, seed, workers, device, precision, save_every,
-            micro_batch, on_bad_image,
+            micro_batch, on_bad_image, compiled,
         ),
         said_of_the_teacher=said,
     )  # fmt: skip

@@ -147,6 +147,13 @@ ViewsOpt = Annotated[
     ),
 ]  # fmt: skip
 ViewSeedOpt = Annotated[int | None, typer.Option("--view-seed", help="Seed of the views.", show_default="0")]
+CompileOpt = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile", help="Have torch compile the student's blocks (half a minute or so before the first step).",
+        show_default="no, or the resumed run's",
+    ),
+]  # fmt: skip
 TopkWordsOpt = Annotated[
     int | None,
     typer.Option("--words-topk", min=1, help="Classes of a soft answer kept one by one.", show_default="100"),
@@ -162,11 +169,11 @@ CacheOpt = Annotated[
 def training_settings(
     epochs: int | None, batch_size: int | None, lr: float | None, img_size: int | None, seed: int | None,
     workers: int | None, device: str | None, precision: str | None, save_every: str | None = None,
-    micro_batch: int | None = None, on_bad_image: str | None = None,
+    micro_batch: int | None = None, on_bad_image: str | None = None, compiled: bool | None = None,
 ) -> dict[str, object]:  # fmt: skip
     """Name the settings that the everyday options of `train` and `distill` stand for."""
     return {
         "recipe.epochs": epochs, "recipe.batch_size": batch_size, "recipe.optim.lr": lr, "recipe.img_size": img_size,
         "seed": seed, "workers": workers, "device": device, "precision": precision, "save_every": save_every,
-        "micro_batch": micro_batch, "on_bad_image": on_bad_image,
+        "micro_batch": micro_batch, "on_bad_image": on_bad_image, "compile": compiled,
     }  # fmt: skip

@@ -24,6 +24,7 @@ def train(
     workers: o.WorkersOpt = None,
     device: o.DeviceOfRunOpt = None,
     precision: o.PrecisionOfRunOpt = None,
+    compiled: o.CompileOpt = None,
     micro_batch: o.MicroBatchOpt = None,
     on_bad_image: o.OnBadImageOpt = None,
     save_every: o.SaveEveryOpt = None,
@@ -48,7 +49,18 @@ def train(
     from deitctl.cli.training import run, run_replay
 
     given = o.training_settings(
-        epochs, batch_size, lr, img_size, seed, workers, device, precision, save_every, micro_batch, on_bad_image
+        epochs,
+        batch_size,
+        lr,
+        img_size,
+        seed,
+        workers,
+        device,
+        precision,
+        save_every,
+        micro_batch,
+        on_bad_image,
+        compiled,
     )
     if replay is not None:
         named = {

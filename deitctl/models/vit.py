@@ -56,7 +56,7 @@ class Attention(nn.Module):
         """Mix tokens [B,N,D]; where `first` is given, only so many of the first ask, and only they are returned."""
         q, k, v = self.split(x)
         q = q if first is None else q[:, :, :first]
-        if self.training and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if self.training and x.device.type == "cpu":
             return self.join(attention(q, k, v))
         return self.join(F.scaled_dot_product_attention(q, k, v))
 
@@ -176,7 +176,7 @@ class VisionTransformer(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Return the tokens that enter the first block, [B,P+N,D]; positions are resized to pictures of another size than the model's."""
         x = self.patch_embed(images)
-        pos_embed = self.pos_embed
+        pos_embed: Tensor = self.pos_embed
         if images.shape[-1] != self.img_size:  # early epochs at a lower resolution
             grid, prefix = images.shape[-1] // self.arch.patch_size, pos_embed.shape[1] - self.num_patches
             pos_embed = resize_pos_embed(pos_embed, grid, num_prefix_tokens=prefix)

@@ -89,6 +89,8 @@ class Session:
             teacher=tutor.network() if tutor is not None and not tutor.looks_at_views else None,
             world=world, stop_on_bad_image=config.on_bad_image == "stop",
         )  # fmt: skip
+        if config.compile:
+            device.compile(model)
         if tutor is not None:
             tutor.load_together()
         self.early_size = early_size(model, self.card, recipe) if recipe.early_epochs else 0
