@@ -6,19 +6,16 @@ Normalisation happens on the device, for the whole batch; evaluation's view is i
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
 from deitctl import rng
-from deitctl.card import IMAGENET_MEAN
 from deitctl.config import AugmentConfig
 from deitctl.data.eval_view import Pixels, channels_first
-from deitctl.errors import ConfigError
+from deitctl.data.rand_augment import rand_augment
 
-VIEWS_VERSION = 1
+VIEWS_VERSION = 2
 """Goes up when `train_view` gives other pixels for the same arguments, so that no stored word of a teacher outlives them."""
 
 
@@ -36,8 +33,7 @@ def train_view(image: Image.Image, config: AugmentConfig, img_size: int, seed: i
     if any(config.affine):
         image = small_affine(image, config.affine, draw)
     if config.rand_augment:
-        with rng.scope(seed, "rand-augment", view, index):  # timm draws from Python's and NumPy's globals
-            image = _rand_augment(config.rand_augment, img_size)(image)
+        image = rand_augment(config.rand_augment)(image, draw)
     elif config.color_jitter:
         image = color_jitter(image, config.color_jitter, draw)
     return channels_first(image)
@@ -87,23 +83,3 @@ def color_jitter(image: Image.Image, strength: float, draw: np.random.Generator)
     for which in draw.permutation(3):
         image = kinds[which](image).enhance(float(draw.uniform(max(0.0, 1 - strength), 1 + strength)))
     return image
-
-
-def require_rand_augment(spec: str) -> None:
-    """Raise `ConfigError` if timm does not understand a RandAugment string."""
-    _rand_augment(spec, 224)
-
-
-@lru_cache(maxsize=4)
-def _rand_augment(spec: str, img_size: int) -> Any:
-    from timm.data.auto_augment import rand_augment_transform
-
-    fill = tuple(min(255, round(255 * m)) for m in IMAGENET_MEAN)
-    # as timm's transforms_imagenet_train sets it up, which is DeiT's
-    hparams = {
-        "translate_const": int(img_size * 0.45), "img_mean": fill, "interpolation": Image.Resampling.BICUBIC,
-    }  # fmt: skip
-    try:
-        return rand_augment_transform(spec, hparams)
-    except (AssertionError, ValueError, KeyError) as error:
-        raise ConfigError(f"rand_augment = {spec!r} is not understood.", "Example: rand-m9-mstd0.5-inc1.") from error
