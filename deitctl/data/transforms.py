@@ -74,7 +74,7 @@ def resized_crop(image: Image.Image, box: Box, size: int) -> Image.Image:
     cut = image.crop(box)
     if cut.width * cut.height > LARGE:  # copies would be large too
         return cut.resize((size, size), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(cut)[None]).permute(0, 3, 1, 2)  # channels last in memory
+    pixels = torch.from_numpy(np.array(cut)).unsqueeze(0).permute(0, 3, 1, 2)  # channels last in memory
     shown = functional.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
     return Image.fromarray(shown.permute(0, 2, 3, 1)[0].numpy())
 
