@@ -16,23 +16,26 @@ from deitctl import rng
 from deitctl.config import AugmentConfig
 from deitctl.data.decode import LARGE
 from deitctl.data.eval_view import Pixels, channels_first
+from deitctl.data.picture import Box, Picture
 from deitctl.data.rand_augment import rand_augment
 
-Box = tuple[int, int, int, int]
-"""Left, top, right, bottom in pixels."""
 VIEWS_VERSION = 2
 """Goes up when `train_view` gives other pixels for the same arguments, so that no stored word of a teacher outlives them."""
 
 
-def train_view(image: Image.Image, config: AugmentConfig, img_size: int, seed: int, view: int, index: int) -> Pixels:
-    """Return a view of picture `index`, a function of `(seed, view, index)`: crop, flip, affine map, colours.
+def train_view(
+    picture: Image.Image | Picture, config: AugmentConfig, img_size: int, seed: int, view: int, index: int
+) -> Pixels:
+    """Return a view of RGB picture `index`, a function of `(seed, view, index)`: crop, flip, affine map, colours.
 
     Another `img_size` gives the same view in another resolution. A change of what is drawn here, or in which order,
     raises `VIEWS_VERSION`.
+
+    Raises:
+        DataError: a `Picture` that is damaged.
     """
     draw = rng.generator(seed, "view", view, index)
-    box = crop_box(image.size, config, draw)
-    image = resized_crop(image, box, img_size)
+    image = resized_crop(picture, crop_box(picture.size, config, draw), img_size)
     if draw.random() < config.hflip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if any(config.affine):
@@ -66,15 +69,20 @@ def crop_box(size: tuple[int, int], config: AugmentConfig, draw: np.random.Gener
     return left, top, left + w, top + h
 
 
-def resized_crop(image: Image.Image, box: Box, size: int) -> Image.Image:
+def resized_crop(picture: Image.Image | Picture, box: Box, size: int) -> Image.Image:
     """Cut a box out of an RGB picture and resize it to a square by torch's bicubic, which is antialiased as Pillow's is.
 
-    It takes half of Pillow's time, with the copies; a value is beside Pillow's by 2 of 255 at most (docs/benchmarks.md).
+    It takes half of Pillow's time; a value is beside Pillow's by 2 of 255 at most. A JPEG's box of twice the size or
+    more is decoded at a half, a quarter or an eighth first (docs/benchmarks.md says how much that changes).
     """
-    cut = image.crop(box)
-    if cut.width * cut.height > LARGE:  # copies would be large too
-        return cut.resize((size, size), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(cut)).unsqueeze(0).permute(0, 3, 1, 2)  # channels last in memory
+    width, height = box[2] - box[0], box[3] - box[1]
+    if isinstance(picture, Picture) and (shrink := picture.shrink_for(width, height, size)) > 1:
+        left, top, right, bottom = (side / shrink for side in box)
+        return picture.shrunk(shrink).resize((size, size), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
+    if isinstance(picture, Image.Image) and width * height > LARGE:  # the copies would be large too
+        return picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    cut = picture.cut(box) if isinstance(picture, Picture) else np.asarray(picture.crop(box))
+    pixels = torch.from_numpy(cut.copy()).unsqueeze(0).permute(0, 3, 1, 2)  # channels last in memory
     shown = functional.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
     return Image.fromarray(shown.permute(0, 2, 3, 1)[0].numpy())
 
