@@ -163,3 +163,23 @@ def test_prediction_starts_without_torch():
         "sys.exit(bool({'torch', 'safetensors', 'onnxruntime', 'rich'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_deit_is_trained_without_timm_and_torchvision(tmp_path):
+    code = """
+import sys
+from dataclasses import replace
+from deitctl.config import TrainConfig
+from deitctl.data.sources import digits, subset
+from deitctl.recipes import DIGITS
+from deitctl.workflows.train import run_training
+
+augment = replace(DIGITS.augment, rand_augment="rand-m9-mstd0.5-inc1", mixup=0.8, cutmix=1.0, erase_prob=0.5)
+recipe = replace(DIGITS, img_size=32, epochs=1, batch_size=16, augment=augment)
+config = TrainConfig(model="deit_tiny", data="digits", recipe=recipe, precision="fp32", workers=0, output=sys.argv[1])
+train, val = digits()
+run_training(config, sources=(subset(train, range(32)), subset(val, range(16))))
+sys.exit(bool({"timm", "torchvision"} & set(sys.modules)))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "run")]
+    assert subprocess.run(command, check=False).returncode == 0

@@ -6,12 +6,12 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from deitctl.errors import DataError
 from deitctl.files import read_regular
@@ -36,28 +36,47 @@ STRIP = 2**20
 _one_large = threading.Lock()
 
 
-def decode(data: bytes, name: str) -> Image.Image:
+def decode(data: bytes, name: str, shrink: int = 1) -> Image.Image:
     """Decode a picture into RGB, upright.
 
     EXIF orientation is applied; transparency is laid over white; 16-bit and floating-point greys are scaled to
-    8 bits; an animation gives its first frame.
+    8 bits; an animation gives its first frame. With `shrink` 2, 4 or 8 a JPEG is decoded at that part of its sides,
+    rounded up, which is cheaper (fewer DCT coefficients); other formats are decoded whole.
 
     Raises:
         DataError: not a picture of `FORMATS`, damaged, cut short or too large; `name` is in the message.
     """
+    with _named_errors(data, name):
+        image = _open(data, name)
+        with _one_large if image.width * image.height > LARGE else nullcontext():
+            if shrink > 1:
+                image.draft(None, (max(1, image.width // shrink), max(1, image.height // shrink)))
+            image.load()
+            _require_size(image.size, name)  # a header may have lied
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
+
+
+def read_header(data: bytes, name: str) -> tuple[tuple[int, int], int] | None:
+    """Return width and height as stored, and the EXIF orientation (1 to 8), of an RGB JPEG; None: another picture.
+
+    Raises:
+        DataError: as `decode`, of what a header shows.
+    """
+    with _named_errors(data, name):
+        image = _open(data, name)
+        if image.format != "JPEG" or image.mode != "RGB":
+            return None
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return image.size, orientation if orientation in range(1, 9) else 1
+
+
+@contextmanager
+def _named_errors(data: bytes, name: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF, of palettes and of large pictures
-            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _require_size(image.size, name)
-            scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 0
-            if scans > MAX_SCANS:
-                raise DataError(f"{name} has {scans:,} scans, more than {MAX_SCANS}.")
-            with _one_large if image.width * image.height > LARGE else nullcontext():
-                image.load()
-                _require_size(image.size, name)  # a header may have lied
-                ImageOps.exif_transpose(image, in_place=True)
-                return _to_rgb(image)
+            yield
     except Image.DecompressionBombError as error:
         raise DataError(f"{name} has more than {max_pixels():,} pixels (${PIXELS_VARIABLE}).") from error
     except UnidentifiedImageError as error:
@@ -68,6 +87,16 @@ def decode(data: bytes, name: str) -> Image.Image:
     except Exception as error:  # damaged files raise a dozen kinds from Pillow's decoders: struct.error, TypeError, ...
         why = str(error).splitlines()[0][:200] if str(error) else "damaged"
         raise DataError(f"{name} cannot be decoded: {why}.") from error
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    """Read a header and hold it against the limits; nothing is decoded yet."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    _require_size(image.size, name)
+    scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 0
+    if scans > MAX_SCANS:
+        raise DataError(f"{name} has {scans:,} scans, more than {MAX_SCANS}.")
+    return image
 
 
 def max_pixels() -> int:
@@ -105,6 +134,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _scale_to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return _by_strips(image, _over_white)
+    if image.mode == "RGB" and image.format == "JPEG":  # it is what it should be, and has no second frame
+        return image
     return image.convert("RGB")
 
 

@@ -97,18 +97,17 @@ class TrainViews(Dataset[Sample]):
 
     def __getitem__(self, key: SampleKey) -> Sample:
         plan, label = self.plan, int(self.source.labels[key.index])
-        try:
-            image = self.source.read(key.index)
-        except DataError as error:
-            return Sample(None, label, key, str(error))
         view = view_of(key, views=plan.views, repeats=plan.repeats)
         img_size = plan.early_size if key.epoch < plan.early_epochs else self.img_size
-        pixels = train_view(image, self.augment, img_size, plan.seed, view, key.index)
-        if not plan.teacher_size or (plan.known is not None and plan.known(view, key.index)):
-            return Sample(pixels, label, key, "")
-        if plan.teacher_size == img_size:
-            return Sample(pixels, label, key, "", pixels)
-        shown = train_view(image, self.augment, plan.teacher_size, plan.seed, view, key.index)
+        unasked = not plan.teacher_size or (plan.known is not None and plan.known(view, key.index))
+        try:
+            picture = self.source.open(key.index)
+            pixels = train_view(picture, self.augment, img_size, plan.seed, view, key.index)
+            if unasked or plan.teacher_size == img_size:
+                return Sample(pixels, label, key, "", None if unasked else pixels)
+            shown = train_view(picture, self.augment, plan.teacher_size, plan.seed, view, key.index)
+        except DataError as error:
+            return Sample(None, label, key, str(error))
         return Sample(pixels, label, key, "", shown)
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from deitctl import rng
 from deitctl.data.decode import MAX_BYTES, decode, read_bytes
+from deitctl.data.picture import Picture, open_picture
 from deitctl.errors import DataError
 
 Labels = NDArray[np.int64]
@@ -34,6 +35,9 @@ class Source(Protocol):
 
     def read(self, index: int) -> Image.Image:
         """Decode picture `index` into RGB; raise `DataError` if it cannot be."""
+
+    def open(self, index: int) -> Picture | Image.Image:
+        """Return picture `index` for a training view, a JPEG undecoded; raise `DataError` if it cannot be."""
 
     def size(self, index: int) -> int:
         """Return how many bytes picture `index` is stored in, 0 if it is not there."""
@@ -56,6 +60,9 @@ class FileSource:
 
     def read(self, index: int) -> Image.Image:
         return decode(self.raw(index), self.name(index))
+
+    def open(self, index: int) -> Picture | Image.Image:
+        return open_picture(self.raw(index), self.name(index))
 
     def size(self, index: int) -> int:
         try:
@@ -84,6 +91,9 @@ class TarSource:
 
     def read(self, index: int) -> Image.Image:
         return decode(self.raw(index), self.name(index))
+
+    def open(self, index: int) -> Picture | Image.Image:
+        return open_picture(self.raw(index), self.name(index))
 
     def size(self, index: int) -> int:
         return int(self.spans[index, 1])
@@ -115,6 +125,8 @@ class ArraySource:
     def read(self, index: int) -> Image.Image:
         return Image.fromarray(self.images[index]).convert("RGB")
 
+    open = read
+
     def size(self, index: int) -> int:
         return int(self.images[index].nbytes)
 
@@ -136,6 +148,9 @@ class Subset:
 
     def read(self, index: int) -> Image.Image:
         return self.source.read(int(self.indices[index]))
+
+    def open(self, index: int) -> Picture | Image.Image:
+        return self.source.open(int(self.indices[index]))
 
     def size(self, index: int) -> int:
         return self.source.size(int(self.indices[index]))

@@ -17,6 +17,7 @@ from deitctl.errors import DataError, ModelError
 from deitctl.evaluation.scores import Evaluation
 from deitctl.evaluation.tally import MAX_KEPT, Contender, Tally
 from deitctl.events import Reporter
+from deitctl.models.layers import widest_activation
 from deitctl.models.vit import HeadLogits
 from deitctl.world import ALONE, World
 
@@ -113,15 +114,18 @@ def _pixels_of(preprocessing: Preprocessing) -> Preprocessing:
 
 
 def _answers(contender: Contender, pixels: Tensor, device: Device) -> HeadLogits:
-    """Return a contender's logits; where memory runs out, in two halves."""
-    try:
-        with device.autocast():
-            return contender.answer(pixels)
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out_of_memory(error) or len(pixels) == 1:
-            raise
-    device.forget_cached_memory()
-    half = len(pixels) // 2
-    first, second = _answers(contender, pixels[:half], device), _answers(contender, pixels[half:], device)
-    dist = None if first.dist is None or second.dist is None else torch.cat([first.dist, second.dist])
-    return HeadLogits(torch.cat([first.cls, second.cls]), dist)
+    """Return a contender's logits, so many pictures at a time as pay on the device; where memory runs out, in two halves."""
+    model = contender.model
+    most = device.pictures_at_a_time(widest_activation(model)) if isinstance(model, nn.Module) else 0
+    size = most or len(pixels)
+    if len(pixels) <= size:
+        try:
+            with device.autocast():
+                return contender.answer(pixels)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error) or len(pixels) == 1:
+                raise
+        device.forget_cached_memory()
+        size = len(pixels) // 2
+    cls, dist = zip(*(_answers(contender, part, device) for part in torch.split(pixels, size)), strict=True)
+    return HeadLogits(torch.cat(cls), None if dist[0] is None else torch.cat(dist))

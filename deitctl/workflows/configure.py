@@ -12,8 +12,8 @@ from deitctl.card import MAX_SIZE
 from deitctl.config import DistillConfig, Recipe, TrainConfig, override
 from deitctl.data.classes import is_imagenet
 from deitctl.data.open import BUILT_IN, open_for_training
+from deitctl.data.rand_augment import rand_augment
 from deitctl.data.sources import Source
-from deitctl.data.transforms import require_rand_augment
 from deitctl.errors import ConfigError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.models.build import HUB_PREFIX, architecture_of, is_model_folder, weight_files
@@ -260,4 +260,4 @@ def check(config: TrainConfig) -> None:
             raise ConfigError(f"{name} = {owner} is out of range.")
     parse_interval(config.save_every)
     if recipe.augment.rand_augment:
-        require_rand_augment(recipe.augment.rand_augment)
+        rand_augment(recipe.augment.rand_augment)  # or it raises

@@ -1,0 +1,156 @@
+"""RandAugment (Cubuk et al. 2020) as timm does it for DeiT: its strings, its operations, its pixels.
+
+timm draws from global generators; here all comes from the view's own. Source of the levels and of the sets of
+operations: `timm/data/auto_augment.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from deitctl.card import IMAGENET_MEAN
+from deitctl.data.shift import shear, translate
+from deitctl.errors import ConfigError
+
+FILL = (round(255 * IMAGENET_MEAN[0]), round(255 * IMAGENET_MEAN[1]), round(255 * IMAGENET_MEAN[2]))
+"""Colour of what a moved picture leaves bare."""
+STRONGEST = 10
+"""Magnitude of the strongest operations, unless `mmax` says otherwise."""
+MOST_LAYERS = 100
+PLAIN = (
+    "AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd", "Color", "Contrast",
+    "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel",
+)  # fmt: skip
+INCREASING = tuple(
+    f"{name}Increasing" if name in ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness") else name
+    for name in PLAIN
+)
+"""`inc1`: the operations that get stronger with the magnitude."""
+WEIGHTED = {
+    "Rotate": 3, "ShearX": 2, "ShearY": 2, "TranslateXRel": 1, "TranslateYRel": 1, "ColorIncreasing": 0.25,
+    "SharpnessIncreasing": 0.25, "AutoContrast": 0.25, "SolarizeIncreasing": 0.05, "SolarizeAdd": 0.05,
+    "ContrastIncreasing": 0.05, "BrightnessIncreasing": 0.05, "Equalize": 0.05, "PosterizeIncreasing": 0.05,
+    "Invert": 0.05,
+}  # fmt: skip
+"""`tweights`: how often each is drawn, without replacement."""
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """`layers` operations drawn from `names`, each applied with probability `prob` at about `magnitude`."""
+
+    names: tuple[str, ...]
+    weights: tuple[float, ...] | None = None
+    """Probability of each name; then no name comes twice in a picture."""
+    magnitude: float = STRONGEST
+    layers: int = 2
+    prob: float = 0.5
+    noise: float = 0.0
+    """Standard deviation of the magnitude; infinite: uniform from 0 to `magnitude`."""
+    highest: float = STRONGEST
+
+    def __call__(self, image: Image.Image, draw: np.random.Generator) -> Image.Image:
+        """Augment an RGB picture; what is drawn does not depend on the picture."""
+        chosen = draw.choice(len(self.names), self.layers, replace=self.weights is None, p=self.weights)
+        for which in chosen:
+            applied, side = draw.random() < self.prob, 1 if draw.random() < 0.5 else -1
+            magnitude = self.magnitude
+            if self.noise == float("inf"):
+                magnitude = draw.uniform(0, magnitude)
+            elif self.noise:
+                magnitude = draw.normal(magnitude, self.noise)
+            if applied:
+                image = apply(self.names[which], image, max(0.0, min(magnitude, self.highest)), side)
+        return image
+
+
+@lru_cache(maxsize=4)
+def rand_augment(spec: str) -> RandAugment:
+    """Read timm's string: `rand`, then any of mM, nLAYERS, pPROB, mstdS, mmaxM, inc0|1, tweights, joined by dashes.
+
+    Raises:
+        ConfigError: it is none, or has a part that is not one of these.
+    """
+    kind, *parts = spec.split("-")
+    found: dict[str, float] = {}
+    weighted = "tweights" in parts
+    try:
+        for part in parts:
+            if part != "tweights":
+                key, value = re.fullmatch(r"(mstd|mmax|inc|m|n|p)([0-9].*)", part).groups()  # type: ignore[union-attr]
+                found[key] = float(value) if key in ("mstd", "p") else int(value)
+        layers, noise = int(found.get("n", 2)), found.get("mstd", 0.0)
+        if kind != "rand" or layers > (len(WEIGHTED) if weighted else MOST_LAYERS):
+            raise ValueError
+    except (AttributeError, ValueError) as error:
+        raise ConfigError(f"rand_augment = {spec!r} is not understood.", "Example: rand-m9-mstd0.5-inc1.") from error
+    total = sum(WEIGHTED.values())
+    return RandAugment(
+        tuple(WEIGHTED) if weighted else INCREASING if found.get("inc") else PLAIN,
+        tuple(w / total for w in WEIGHTED.values()) if weighted else None,
+        found.get("m", STRONGEST), layers, found.get("p", 0.5), float("inf") if noise > 100 else noise,
+        found.get("mmax", 0) or STRONGEST,
+    )  # fmt: skip
+
+
+def apply(name: str, image: Image.Image, magnitude: float, side: int) -> Image.Image:
+    """Apply an operation to an RGB picture; `side`, 1 or -1, is where those go that can go two ways."""
+    argument = LEVELS[name](magnitude / 10, side)
+    return OPERATIONS[name.removesuffix("Increasing")](image, argument)
+
+
+def sharpness(image: Image.Image, factor: float) -> Image.Image:
+    """Do what `ImageEnhance.Sharpness` does, in integers: its smooth value is 13ths of the 3x3 about, 5 of the middle's."""
+    pixels = np.asarray(image)
+    smooth, rows = pixels.copy(), pixels.reshape(image.height, -1).astype(np.uint16)
+    lines = rows[:-2] + rows[1:-1] + rows[2:]
+    sums = lines[:, :-6] + lines[:, 3:-3] + lines[:, 6:] + 4 * rows[1:-1, 3:-3]
+    smooth.reshape(image.height, -1)[1:-1, 3:-3] = sums * np.float32(1 / 13) + np.float32(0.5)
+    return Image.blend(Image.fromarray(smooth), image, factor)
+
+
+def solarize_add(image: Image.Image, more: int) -> Image.Image:
+    """Add to the values below 128."""
+    return image.point([min(255, value + more) if value < 128 else value for value in range(256)] * 3)
+
+
+ENHANCED = ("Color", "Contrast", "Brightness", "Sharpness")
+OPERATIONS: dict[str, Callable[[Image.Image, Any], Image.Image]] = {
+    "AutoContrast": lambda image, _: ImageOps.autocontrast(image),
+    "Equalize": lambda image, _: ImageOps.equalize(image),
+    "Invert": lambda image, _: ImageOps.invert(image),
+    "Rotate": lambda image, degrees: image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=FILL),
+    "Posterize": lambda image, bits: image if bits >= 8 else ImageOps.posterize(image, bits),
+    "Solarize": ImageOps.solarize,
+    "SolarizeAdd": solarize_add,
+    "Color": lambda image, factor: ImageEnhance.Color(image).enhance(factor),
+    "Contrast": lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
+    "Brightness": lambda image, factor: ImageEnhance.Brightness(image).enhance(factor),
+    "Sharpness": sharpness,
+    "ShearX": lambda image, factor: shear(image, factor, FILL),
+    "ShearY": lambda image, factor: shear(image, factor, FILL, vertical=True),
+    "TranslateXRel": lambda image, share: translate(image, share * image.width, FILL),
+    "TranslateYRel": lambda image, share: translate(image, share * image.height, FILL, vertical=True),
+}
+"""What each does to an RGB picture, with an argument."""
+LEVELS: dict[str, Callable[[float, int], Any]] = {
+    **dict.fromkeys(("AutoContrast", "Equalize", "Invert"), lambda strength, side: None),
+    **dict.fromkeys(ENHANCED, lambda strength, side: strength * 1.8 + 0.1),
+    **{f"{name}Increasing": lambda strength, side: max(0.1, 1.0 + side * (strength * 0.9)) for name in ENHANCED},
+    "Rotate": lambda strength, side: side * (strength * 30.0),
+    "Posterize": lambda strength, side: int(strength * 4),
+    "PosterizeIncreasing": lambda strength, side: 4 - int(strength * 4),
+    "Solarize": lambda strength, side: min(256, int(strength * 256)),
+    "SolarizeIncreasing": lambda strength, side: 256 - min(256, int(strength * 256)),
+    "SolarizeAdd": lambda strength, side: min(128, int(strength * 110)),
+    **dict.fromkeys(("ShearX", "ShearY"), lambda strength, side: side * (strength * 0.3)),
+    **dict.fromkeys(("TranslateXRel", "TranslateYRel"), lambda strength, side: side * (strength * 0.45)),
+}
+"""That argument, of the strength (the magnitude in tenths) and the side."""
