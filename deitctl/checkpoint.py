@@ -10,9 +10,10 @@ import tempfile
 import threading
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,18 +26,35 @@ from deitctl.files import read_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+OUTPUT = "--output (or $DEITCTL_CACHE)"
+"""What a user names most of what is written with."""
 MAX_HEADER = 16 * 2**20
 """Bytes of a safetensors header; one of a model with a thousand tensors has a hundred thousand."""
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file through a sibling temporary one, flushed and then renamed, so that it is never seen half written."""
+    """Write a file whole or not at all; raise `DiskError` if it cannot be."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: Path, option: str = OUTPUT) -> Iterator[BinaryIO]:
+    """Open a file to write: a sibling temporary one, flushed and renamed at the end, so that it is never seen half written.
+
+    Args:
+        path: what the file is to be called; one that is there is replaced.
+        option: what the user names it with, for the message.
+
+    Raises:
+        DiskError: the disk is full, or the folder may not be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(name, 0o666 & ~_umask())
@@ -45,7 +63,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             Path(name).unlink(missing_ok=True)
             raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise cannot_write(path, error if isinstance(error, OSError) else OSError(str(error))) from error
+        raise cannot_write(path, error if isinstance(error, OSError) else OSError(str(error)), option) from error
 
 
 def require_writable(path: Path, option: str, *, folder: bool = False) -> None:
@@ -84,12 +102,12 @@ class DiskError(DeitctlError):
     """A disk is full, or a folder may not be written."""
 
 
-def cannot_write(path: Path, error: OSError) -> DiskError:
+def cannot_write(path: Path, error: OSError, option: str = OUTPUT) -> DiskError:
     """Return the one line for a disk that is full or a folder that may not be written."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space" in str(error)
     return DiskError(
         f"Cannot write {path}: {error.strerror or error}.",
-        f"{'Free some space, or name' if full else 'Name'} another --output (or $DEITCTL_CACHE).",
+        f"{'Free some space, or name' if full else 'Name'} another {option}.",
     )
 
 

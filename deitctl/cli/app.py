@@ -21,6 +21,7 @@ from deitctl.cli import (
     explain,
     export,
     models,
+    pack,
     predict,
     push,
     teach,
@@ -44,6 +45,7 @@ app.command("teach")(teach.teach)
 app.command("compare")(compare.compare)
 app.command("eval")(evaluate.evaluate)
 app.command("check")(check.check)
+app.command("pack")(pack.pack)
 app.command("predict")(predict.predict)
 app.command("explain")(explain.explain)
 app.command("export")(export.export)

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+DATA_HELP = (
+    "Folder with train/ and val/, folder of class folders, .tar or .pack of either, .csv or .parquet with path,label."
+)
 MODEL_HELP = "Alias, timm name, hf-hub:owner/name, run folder, or weights file. `deitctl models` lists the DeiTs."
 DEVICE_HELP = "auto, cuda, cuda:N, mps or cpu."
 PRECISION_HELP = "auto, fp32, bf16 or fp16; auto trains in the fastest and answers in fp32."
@@ -15,8 +18,7 @@ DataArg = Annotated[
     str | None,
     typer.Argument(
         metavar="[DATA]",
-        help="Folder with train/ and val/, folder of class folders, .tar of either, .csv or .parquet with path,label; "
-        "left out: the built-in 'digits'.",
+        help=f"{DATA_HELP} Left out: the built-in 'digits'.",
         show_default=False,
     ),
 ]

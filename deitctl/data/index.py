@@ -1,8 +1,8 @@
 """What a scan has found, kept so that the next start reads it instead, and known to be stale when anything has changed.
 
-An index is one file: a line that says what it is, a checksum of the rest, the length of a JSON header, the header, and
-arrays. It holds the state of every directory that was entered; adding, removing or renaming anything changes the state
-of the directory it is in. Nothing in it is believed before it is checked, and one that does not pass is made again.
+An index is one file: a line that says what it is, and a block of arrays (`columns.py`). It holds the state of every
+directory that was entered; adding, removing or renaming anything changes the state of the directory it is in. Nothing
+in it is believed before it is checked, and one that does not pass is made again.
 
 Letters: D directories, N pictures.
 """
@@ -10,10 +10,8 @@ Letters: D directories, N pictures.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +22,7 @@ from numpy.typing import NDArray
 
 from deitctl.cache import cache_root
 from deitctl.checkpoint import write_bytes
+from deitctl.data.columns import UNREADABLE, block, read_block
 from deitctl.data.mapped import MappedFile
 from deitctl.data.names import Names
 from deitctl.errors import DeitctlError
@@ -35,7 +34,6 @@ SETTLED = 2_000_000_000
 """Nanoseconds a directory must have been at rest before a scan: a change within the same tick of the file system's clock
 would leave no trace in its times. The coarsest clock, FAT's, ticks every two seconds."""
 MAGIC = b"deitctl index 1\n"
-ALIGN = 64
 STATE = 5  # numbers a directory's state
 COLUMNS = {"blob": "|u1", "ends": "<i8", "labels": "<i8", "spans": "<i8"}
 
@@ -103,27 +101,12 @@ def keep(parts: Mapping[str, Listing], watched: Watched, reporter: Reporter) -> 
     header = {
         "root": watched.root,
         "parts": {name: part.class_names for name, part in parts.items()},
-        "shapes": [list(values.shape) for _, values in columns],
     }
     path = index_path(Path(watched.root))
     try:
-        write_bytes(path, _packed(header, columns))
+        write_bytes(path, b"".join([MAGIC, *block(header, columns, len(MAGIC))]))
     except DeitctlError as error:
         reporter.note(f"The list of pictures is not kept, the next start lists them again. {error.message}")
-
-
-def _packed(header: Mapping[str, Any], columns: Sequence[tuple[str, NDArray[Any]]]) -> bytes:
-    text = json.dumps(header).encode()
-    pieces: list[bytes | memoryview] = [len(text).to_bytes(8, "little"), text]
-    length = len(MAGIC) + 4 + 8 + len(text)
-    for dtype, values in columns:
-        data = np.ascontiguousarray(values, dtype=dtype).reshape(-1).view(np.uint8).data
-        pieces += [bytes(-length % ALIGN), data]
-        length += len(pieces[-2]) + len(data)
-    checksum = 0
-    for piece in pieces:
-        checksum = zlib.crc32(piece, checksum)
-    return b"".join([MAGIC, checksum.to_bytes(4, "little"), *pieces])
 
 
 def find(root: Path) -> dict[str, Listing] | None:
@@ -133,31 +116,18 @@ def find(root: Path) -> dict[str, Listing] | None:
     """
     try:
         file = MappedFile(index_path(root))
-        header, columns = _unpacked(file)
+        if file.array(0, "|u1", (len(MAGIC),)).tobytes() != MAGIC:
+            return None
+        header, columns = read_block(file, len(MAGIC), _dtypes)
         if header["root"] != os.path.realpath(root) or not _fresh(header["root"], columns[:3]):
             return None
         return _parts(header["parts"], columns[3:])
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError):
+    except UNREADABLE:
         return None  # none, cut short, of another version, or not an index
 
 
-def _unpacked(file: MappedFile) -> tuple[dict[str, Any], list[NDArray[Any]]]:
-    """Return the header and the arrays; raise ValueError or TypeError if they are not as they were written."""
-    at = len(MAGIC) + 12
-    start = file.bytes[:at].tobytes()
-    stated = int.from_bytes(start[len(MAGIC) : -8], "little")
-    if not start.startswith(MAGIC) or zlib.crc32(file.bytes[at - 8 :].data) != stated:
-        raise ValueError("not an index, or a damaged one")
-    length = int.from_bytes(start[-8:], "little")
-    header = json.loads(file.bytes[at : at + length].tobytes())
-    at += length
-    columns = []
-    dtypes = ["|u1", "<i8", "<i8", *list(COLUMNS.values()) * len(header["parts"])]
-    for dtype, shape in zip(dtypes, header["shapes"], strict=True):
-        at += -at % ALIGN
-        columns.append(file.array(at, dtype, tuple(shape)))
-        at += columns[-1].nbytes
-    return header, columns
+def _dtypes(header: Mapping[str, Any]) -> list[str]:
+    return ["|u1", "<i8", "<i8", *list(COLUMNS.values()) * len(header["parts"])]
 
 
 def _fresh(root: str, columns: Sequence[NDArray[Any]]) -> bool:
@@ -171,18 +141,18 @@ def _fresh(root: str, columns: Sequence[NDArray[Any]]) -> bool:
     )
 
 
-def _parts(classes: Mapping[str, Sequence[str]], columns: Sequence[NDArray[Any]]) -> dict[str, Listing] | None:
-    """Put the arrays together; None if they do not fit each other."""
-    found = {}
-    for number, (name, class_names) in enumerate(classes.items()):
-        blob, ends, labels, spans = columns[4 * number : 4 * number + 4]
-        names = Names(blob, ends)
-        fits = names.sound and labels.shape == (len(names),) and spans.shape in ((0, 2), (len(names), 2))
-        if (
-            not fits
-            or min(labels.min(initial=0), spans.min(initial=0)) < 0
-            or labels.max(initial=-1) >= len(class_names)
-        ):
-            return None
-        found[name] = Listing(names, labels, tuple(map(str, class_names)), spans)
-    return found
+def _parts(classes: Mapping[str, Sequence[str]], columns: Sequence[NDArray[Any]]) -> dict[str, Listing]:
+    return {
+        name: listing(class_names, columns[4 * number : 4 * number + 4])
+        for number, (name, class_names) in enumerate(classes.items())
+    }
+
+
+def listing(class_names: Sequence[str], columns: Sequence[NDArray[Any]]) -> Listing:
+    """Put the arrays of `COLUMNS` together; raise ValueError if they do not fit each other."""
+    blob, ends, labels, spans = columns
+    names = Names(blob, ends)
+    fits = names.sound and labels.shape == (len(names),) and spans.shape in ((0, 2), (len(names), 2))
+    if not fits or min(labels.min(initial=0), spans.min(initial=0)) < 0 or labels.max(initial=-1) >= len(class_names):
+        raise ValueError("its arrays do not fit each other")
+    return Listing(names, labels, tuple(map(str, class_names)), spans)

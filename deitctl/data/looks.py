@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from deitctl.data.decode import decode
 from deitctl.data.loader import leave_signals_to_the_parent
+from deitctl.data.pack import PackSource
 from deitctl.data.sources import Source
 from deitctl.errors import DataError
 
@@ -72,6 +73,8 @@ def look(source: Source, index: int) -> Look:
     except DataError as error:
         return Look(_problem(data, str(error).replace(name, "")), str(error))
     stored = header or Look()
+    if isinstance(source, PackSource):  # the name is that of the file it was, whose format it need not have
+        stored = stored._replace(format="")
     return stored._replace(
         digest=pixel_digest(image),
         hash=difference_hash(image),
@@ -166,15 +169,20 @@ class Pictures(Dataset[Look]):
         return source.name(place)
 
 
+def processes(wanted: int, pictures: int) -> int:
+    """Return how many processes are to look at pictures: as many as wanted; -1: one a core, or 0, none but this, for few."""
+    if wanted >= 0:
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if pictures > ONE_PROCESS else 0
+
+
 def look_at_all(pictures: Pictures, workers: int) -> Iterator[list[Look]]:
-    """Yield the looks of all pictures in order, in lists, by `workers` processes (0: this one, -1: one a core)."""
-    if workers < 0:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = cores if len(pictures) > ONE_PROCESS else 0
+    """Yield the looks of all pictures in order, in lists, by `workers` processes (see `processes`)."""
     with warnings.catch_warnings():  # the number of processes is the user's to choose
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader = DataLoader(
-            pictures, batch_size=BATCH, num_workers=workers, collate_fn=list,
+            pictures, batch_size=BATCH, num_workers=processes(workers, len(pictures)), collate_fn=list,
             worker_init_fn=leave_signals_to_the_parent,
         )  # fmt: skip
         return iter(loader)

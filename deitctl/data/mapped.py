@@ -19,6 +19,8 @@ class Place(NamedTuple):
     path: str
     identity: tuple[int, int, int]
     """Of the file, so that another one of its name is not taken for it: inode, size, time of its last change."""
+    start: int
+    """Where the map begins that it is a part of."""
     offset: int
     dtype: str
     shape: tuple[int, ...]
@@ -35,14 +37,15 @@ class Mapped(np.ndarray[Any, Any]):
         return np.asarray(self).__reduce_ex__(protocol)
 
 
-def _identity(status: os.stat_result) -> tuple[int, int, int]:
+def identity_of(status: os.stat_result) -> tuple[int, int, int]:
+    """Return what another file of the same name has otherwise: inode, size, time of its last change."""
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _is_there(place: Place) -> bool:
     """Say whether the file has not been replaced, as another process does when the data has changed."""
     try:
-        return _identity(os.stat(place.path)) == place.identity
+        return identity_of(os.stat(place.path)) == place.identity
     except OSError:
         return False
 
@@ -50,25 +53,32 @@ def _is_there(place: Place) -> bool:
 class MappedFile:
     """A file in memory, page by page as it is looked at; writing to its arrays changes memory, never the file."""
 
-    def __init__(self, path: Path) -> None:
-        """Raise OSError or ValueError (empty) if it cannot be mapped."""
+    def __init__(self, path: Path, start: int = 0) -> None:
+        """Map what lies from byte `start` on; raise OSError, OverflowError or ValueError (nothing there) if it cannot be."""
         with path.open("rb") as file:
-            self.path, self.identity = os.path.abspath(path), _identity(os.fstat(file.fileno()))
-            self.bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=np.uint8)
+            self.path, self.identity = os.path.abspath(path), identity_of(os.fstat(file.fileno()))
+            self.start, self.size = start, self.identity[1]
+            if start >= self.size:
+                raise ValueError("it is cut short")
+            before = start % mmap.ALLOCATIONGRANULARITY
+            mapped = mmap.mmap(
+                file.fileno(), self.size - start + before, access=mmap.ACCESS_COPY, offset=start - before
+            )
+        self._bytes = memoryview(mapped)[before:]
 
     def array(self, offset: int, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Return the array that lies at an offset, in bytes; raise ValueError if the file is shorter."""
+        """Return the array that lies at an offset in the file, in bytes; raise ValueError if that is outside of the map."""
         count = int(np.prod(shape, dtype=np.int64))
-        values = np.frombuffer(self.bytes.data, dtype=dtype, count=count, offset=offset)
+        values = np.frombuffer(self._bytes, dtype=dtype, count=count, offset=offset - self.start)
         mapped = values.reshape(shape).view(Mapped)
-        mapped.place = Place(self.path, self.identity, offset, dtype, shape)
+        mapped.place = Place(self.path, self.identity, self.start, offset, dtype, shape)
         return mapped
 
 
 def map_place(place: Place) -> NDArray[Any]:
     """Map an array in another process; raise `DataError` if the file is gone or is another one."""
     try:
-        file = MappedFile(Path(place.path))
+        file = MappedFile(Path(place.path), place.start)
     except (OSError, ValueError) as error:
         raise DataError(f"{place.path} cannot be read any more: {error}.", "Run it again.") from error
     if file.identity != place.identity:

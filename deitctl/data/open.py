@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from deitctl.data.pack import SUFFIX, open_pack
 from deitctl.data.parts import TRAIN_NAMES, VAL_NAMES, name_parts
 from deitctl.data.scan import scan_classes
 from deitctl.data.sources import Source, digits, hold_out, is_hidden, relabel
@@ -16,6 +17,7 @@ from deitctl.events import Reporter
 
 BUILT_IN = "digits"
 HELD_OUT = 0.2
+KINDS = "DATA is a folder, a .tar, a .pack, a .csv or .parquet table, or 'digits'."
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def open_for_evaluation(ref: str, reporter: Reporter) -> Source:
 
 
 def open_data(ref: str, reporter: Reporter) -> DataSet:
-    """Open a folder, a tar, a table or `digits`; raise `DataError` if it is none of them or empty."""
+    """Open a folder, a tar, a pack, a table or `digits`; raise `DataError` if it is none of them or empty."""
     data = _open_any(ref or BUILT_IN, reporter)
     for part in (data.train, data.val, data.whole):
         if part is not None:
@@ -93,19 +95,19 @@ def _open_any(ref: str, reporter: Reporter) -> DataSet:
         return DataSet(BUILT_IN, train, val, None)
     path = Path(ref).expanduser()
     if not path.exists():
-        raise DataError(
-            f"There is no data set {ref!r}.", "DATA is a folder, a .tar, a .csv or .parquet table, or 'digits'."
-        )
+        raise DataError(f"There is no data set {ref!r}.", KINDS)
     if path.is_dir():
         parts = _open_folder(path, reporter)
     elif not path.is_file():  # a pipe would be waited for, a device read for ever
         raise DataError(f"{ref} is a pipe, a device or a socket, not a data set.", "Write it to a file first.")
     elif path.suffix == ".tar":
         parts = open_tar(path, reporter)
+    elif path.suffix == SUFFIX:
+        parts = {**open_pack(path)}
     elif path.suffix in (".csv", ".parquet"):
         parts = open_table(path)
     else:
-        raise DataError(f"{ref} is not a data set.", "DATA is a folder, a .tar, a .csv or .parquet table, or 'digits'.")
+        raise DataError(f"{ref} is not a data set.", KINDS)
     return DataSet(str(path), parts.get("train"), parts.get("val"), parts.get(""))
 
 
