@@ -30,6 +30,7 @@ from deitctl.data.decode import LARGE, MAX_BYTES, MAX_SIDE, decode, max_pixels
 from deitctl.data.index import COLUMNS, Listing, listing
 from deitctl.data.mapped import MappedFile, identity_of
 from deitctl.data.names import Names
+from deitctl.data.picture import Picture, open_picture
 from deitctl.data.sources import Labels
 from deitctl.errors import DataError
 
@@ -88,6 +89,10 @@ class PackSource:
     def read(self, index: int) -> Image.Image:
         data = self.raw(index)
         return _pixels(data) or decode(data, self.name(index))
+
+    def open(self, index: int) -> Picture | Image.Image:
+        data = self.raw(index)
+        return _pixels(data) or open_picture(data, self.name(index))
 
     def size(self, index: int) -> int:
         return int(self.spans[index, 1])
