@@ -13,6 +13,7 @@ import typer
 
 import deitctl
 from deitctl.cli import (
+    bench,
     check,
     compare,
     distill,
@@ -43,6 +44,7 @@ app.command("distill")(distill.distill)
 app.command("teach")(teach.teach)
 app.command("compare")(compare.compare)
 app.command("eval")(evaluate.evaluate)
+app.command("bench")(bench.bench)
 app.command("check")(check.check)
 app.command("predict")(predict.predict)
 app.command("explain")(explain.explain)

@@ -66,9 +66,9 @@ class Rehearsal:
         size = min(batch_size or recipe.batch_size, count)
         return TrainBatches(count, size, seed=self.plan.seed, epochs=10**9, repeats=recipe.augment.repeats)
 
-    def training_views(self) -> TrainViews:
-        """Return the views by key."""
-        return TrainViews(self.train, self.plan.recipe.augment, self.img_size, self.views)
+    def training_views(self, source: Source | None = None) -> TrainViews:
+        """Return the views of the training pictures, or of another source's, by key."""
+        return TrainViews(source or self.train, self.plan.recipe.augment, self.img_size, self.views)
 
     def batches(self) -> Iterator[Batch]:
         """Return the stream that the training would take its batches from."""

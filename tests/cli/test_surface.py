@@ -20,6 +20,7 @@ COMMANDS = (
     "verify",
     "teach",
     "compare",
+    "bench",
     "check",
     "explain",
     "models",
