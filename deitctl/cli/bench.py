@@ -74,12 +74,14 @@ def _print(result: BenchResult) -> None:
         size += f" (the recipe's {job['batch_size']} would take too long; --seconds)"
     print_table(
         f"{job['model']}{taught} on {job['data']}: {job['recipe']}, {job['img_size']} pixels, {size}, "
-        f"{job['precision']}, {job['device']}, {job['threads']} threads, {job['cores']} cores",
+        f"{job['precision']}, {job['device']}, {job['threads']} of {job['cores']} cores",
         ("stage", "per second", "±", "first s", "MiB", "ceiling"),
         [_row(stage) for stage in result.stages.values()],
     )
     ceilings = result.ceilings
     products = ", ".join(f"{name} {value / 1e9:,.3g} GFLOP/s" for name, value in ceilings.flops.items())
+    if ceilings.all_cores is not None:
+        products += f", {job['precision']} with {ceilings.cores} threads {ceilings.all_cores / 1e9:,.3g} GFLOP/s"
     print_line(f"ceilings: matrix product {products}; memory copy {ceilings.copy / 1e9:.3g} GB/s")
     if result.parts:
         whole = sum(result.parts.values())

@@ -154,7 +154,7 @@ def _bench(
         for stage, waits in _stages(job, clock, folder, flops, ceilings, guess, reporter):
             stages[stage.name] = stage
             waited = waits if stage.name == "loop" else waited
-    parts = parts_of(stages, waited)
+    parts = parts_of(job, stages, waited)
     return BenchResult(
         job=_describe(job, opened, why, ceilings) | {"load_before": load}, ceilings=ceilings, flops=flops, stages=stages, parts=parts,
         expected=expected_of(job, stages, parts), advice=tuple(advise(job, device, ceilings, stages, parts)),
@@ -189,9 +189,9 @@ def _stages(
         yield step_stage(double, double.batch(), clock, "double_step", f"step of {2 * size} pictures"), 0.0
     at = "loop_at_hand", "loop, pictures at hand"
     yield loop_stage(job, lambda: at_hand(batch), clock, *at, guess, reporter)
+    yield loop_stage(job, job.batches, clock, "loop", "loop, whole", guess, reporter)
     for stage in update_stages(job, clock, limits):
         yield stage, 0.0
-    yield loop_stage(job, job.batches, clock, "loop", "loop, whole", guess, reporter)
     yield save_stage(job, clock, folder), 0.0
     yield evaluation_stage(job, batch, clock, limits.forward), 0.0
 

@@ -23,11 +23,13 @@ FASTER = 1.2
 LARGER = 1.05
 """Times as many images/s as twice the batch must give."""
 OF_A_STEP = ("teacher", "forward", "backward", "optimizer", "average")
+ONCE = ("optimizer", "average")
 
 
-def parts_of(stages: Mapping[str, Stage], waited: float) -> dict[str, float]:
+def parts_of(job: Rehearsal, stages: Mapping[str, Stage], waited: float) -> dict[str, float]:
     """Return the seconds a picture of the training by where they go; empty where the loop was not measured.
 
+    What a step does once whatever its size (optimiser, average) is divided by the recipe's batch, not by the measured one.
     `loop` is what the loop takes with a batch at hand beyond the parts that were measured on their own: moving, mixing and
     erasing, the loss, the log. `slowed` is what the training takes with the loader at work beyond that and the waiting: the
     processes share the cores with it. Both may be a little below 0, which is noise.
@@ -41,13 +43,15 @@ def parts_of(stages: Mapping[str, Stage], waited: float) -> dict[str, float]:
     parts["loop"] = at_hand.seconds - sum(parts.values())
     parts["waiting"] = waited
     parts["slowed"] = whole.seconds - waited - at_hand.seconds
+    for name in ONCE:
+        if name in parts:
+            parts[name] *= job.plan.recipe.batch_size / min(job.config.recipe.batch_size, len(job.train.labels))
     return parts
 
 
 def expected_of(job: Rehearsal, stages: Mapping[str, Stage], parts: Mapping[str, float]) -> dict[str, float]:
     """Return images/s and the seconds of an epoch and of the recipe; empty where the training was not measured.
 
-    What a step does once whatever its size (optimiser, average) is divided by the recipe's batch, not by the measured one.
     An evaluation goes at the pace of its network or its views, whichever is slower, and is done twice where there is an
     average. Once the teacher has said all its words it is not asked any more, and the loader is the only limit.
     """
@@ -56,11 +60,8 @@ def expected_of(job: Rehearsal, stages: Mapping[str, Stage], parts: Mapping[str,
     recipe, pictures = job.config.recipe, len(job.train.labels)
     seconds = {name: s.timing.seconds for name, s in stages.items() if s.timing is not None}
     batch = min(recipe.batch_size, pictures)
-    once = sum(parts.get(name, 0.0) for name in ("optimizer", "average"))
-    loader = seconds["loader"]
-    training = max(
-        sum(parts.values()) - once * (1 - job.plan.recipe.batch_size / batch), loader if job.workers else 0.0
-    )
+    loader = seconds["loader"] if job.workers else 0.0
+    training = max(sum(parts.values()), loader)
     validation = max(seconds["evaluation"], seconds["eval_view"] / max(1, job.workers))
     if not job.workers:
         validation = seconds["evaluation"] + seconds["eval_view"]
@@ -69,7 +70,7 @@ def expected_of(job: Rehearsal, stages: Mapping[str, Stage], parts: Mapping[str,
     epoch = trained * training + validated
     found = {"images_per_second": 1 / training, "epoch_seconds": epoch, "recipe_seconds": recipe.epochs * epoch}
     if (taught := epochs_with_teacher(job)) is not None and taught < recipe.epochs:
-        later = trained * max(training - parts["teacher"], loader if job.workers else 0.0) + validated
+        later = trained * max(training - parts["teacher"], loader) + validated
         found |= {
             "epochs_with_teacher": taught, "later_epoch_seconds": later,
             "recipe_seconds": taught * epoch + (recipe.epochs - taught) * later,

@@ -94,7 +94,11 @@ class Rehearsal:
                 break
         if not samples:
             raise DataError(f"Not one of {len(errors)} pictures can be read; the first: {errors[0]}")
-        return collate([samples[n % len(samples)] for n in range(self.plan.recipe.batch_size)])
+        batch = collate([samples[n % len(samples)] for n in range(self.plan.recipe.batch_size)])
+        if not self.device.pins_memory:
+            return batch
+        pinned = {n: getattr(batch, n).pin_memory() for n in ("images", "labels", "teacher_images")}
+        return batch._replace(**pinned)
 
     def step(self, batch: Batch) -> bool:
         """Take a real step on a batch; return whether the memory was enough for all of it at once."""

@@ -34,7 +34,7 @@ def stages(**seconds: float | None) -> dict[str, Stage]:
 
 
 def given(job: Rehearsal, found: dict[str, Stage], waited: float = 0.0, ceilings: Ceilings = EVEN) -> list[Advice]:
-    return list(advise(job, CPU, ceilings, found, parts_of(found, waited)))
+    return list(advise(job, CPU, ceilings, found, parts_of(job, found, waited)))
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def taught(distilled: Make, little: Pair) -> Callable[..., Rehearsal]:
     return lambda **changes: replace(rehearse(distilled("x", **changes), little, CPU), workers=2)
 
 
-def test_parts_by_hand() -> None:
-    parts = parts_of(stages(), waited=0.006)
+def test_parts_by_hand(job) -> None:
+    parts = parts_of(job, stages(), waited=0.006)
     assert list(parts) == ["forward", "backward", "optimizer", "average", "loop", "waiting", "slowed"]
     assert parts["loop"] == pytest.approx(0.004)  # 0.04 less 0.01, 0.02, 0.004 and 0.002
     assert parts["slowed"] == pytest.approx(0.004)  # 0.05 less 0.006 and 0.04
@@ -60,14 +60,14 @@ def test_parts_by_hand() -> None:
 @pytest.mark.parametrize("failed", ["loop", "loop_at_hand", "forward", "average"])
 def test_where_a_part_could_not_be_measured_there_are_none(failed, job) -> None:
     found = stages(**{failed: None})
-    assert parts_of(found, 0.0) == {}
+    assert parts_of(job, found, 0.0) == {}
     assert expected_of(job, found, {}) == {}
     assert given(job, found) == []
 
 
 def test_an_epoch_by_hand(job) -> None:
     found = stages()
-    expected = expected_of(job, found, parts_of(found, 0.0))
+    expected = expected_of(job, found, parts_of(job, found, 0.0))
     # 3 steps of 16 pictures at 0.05 s; 30 pictures twice, whose views take 0.03 s in 2 processes
     assert expected["epoch_seconds"] == pytest.approx(48 * 0.05 + 2 * 30 * 0.015)
     assert expected["recipe_seconds"] == pytest.approx(3 * expected["epoch_seconds"])
@@ -76,24 +76,26 @@ def test_an_epoch_by_hand(job) -> None:
 
 def test_what_a_step_does_once_is_shared_by_the_recipes_batch(job) -> None:
     found = stages()
-    expected = expected_of(job.at(4), found, parts_of(found, 0.0))  # measured on 4 pictures, 16 wanted
+    parts = parts_of(job.at(4), found, 0.0)  # measured on 4 pictures, 16 wanted
+    assert (parts["optimizer"], parts["average"]) == (pytest.approx(0.001), pytest.approx(0.0005))
+    expected = expected_of(job.at(4), found, parts)
     assert expected["images_per_second"] == pytest.approx(1 / (0.05 - 0.006 * (1 - 4 / 16)))
 
 
 def test_without_processes_views_and_network_take_turns(job) -> None:
     found = stages()
-    expected = expected_of(replace(job, workers=0), found, parts_of(found, 0.0))
+    expected = expected_of(replace(job, workers=0), found, parts_of(job, found, 0.0))
     assert expected["epoch_seconds"] == pytest.approx(48 * 0.05 + 2 * 30 * 0.04)
 
 
 def test_a_teacher_that_has_said_all_takes_no_more_time(taught) -> None:
     job, found = taught(), stages(teacher=0.02, loop_at_hand=0.06, loop=0.07)
-    expected = expected_of(job, found, parts_of(found, 0.0))
+    expected = expected_of(job, found, parts_of(job, found, 0.0))
     assert epochs_with_teacher(job) == expected["epochs_with_teacher"] == 1
     assert expected["epoch_seconds"] - expected["later_epoch_seconds"] == pytest.approx(48 * 0.02)
     assert expected["recipe_seconds"] == pytest.approx(expected["epoch_seconds"] + 2 * expected["later_epoch_seconds"])
     slow = stages(teacher=0.02, loop_at_hand=0.06, loop=0.07, loader=0.065)
-    limited = expected_of(job, slow, parts_of(slow, 0.01))  # the loader gives no more without a teacher
+    limited = expected_of(job, slow, parts_of(job, slow, 0.01))  # the loader gives no more without a teacher
     assert limited["epoch_seconds"] - limited["later_epoch_seconds"] == pytest.approx(48 * 0.005)
 
 
