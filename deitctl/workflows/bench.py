@@ -15,6 +15,7 @@ import torch
 
 import deitctl
 from deitctl.config import TrainConfig
+from deitctl.data.loader import Batch
 from deitctl.data.open import BUILT_IN, open_for_training
 from deitctl.data.sources import Source
 from deitctl.device import Device, choose_device
@@ -42,12 +43,16 @@ from deitctl.workflows.bench_network import (
     update_stages,
 )
 from deitctl.workflows.bench_pictures import loader_stage, picture_stages
-from deitctl.workflows.bench_result import BenchResult, Limit, Stage, StageClock
+from deitctl.workflows.bench_result import BenchResult, Limit, Stage, StageClock, pooled
 from deitctl.workflows.configure import Request, Teaching, check, configure, distill_config
 from deitctl.workflows.rehearsal import Rehearsal, rehearse
 
 SECONDS = 2.0
 """Of a stage; the loops take twice as long."""
+ROUNDS = 3
+"""In which the parts of a step and the loops are measured."""
+NOISE = 0.1
+"""Share of the training's time by which parts and loops may disagree before it is said."""
 CEILING = 0.5
 """Share of a stage's time that each ceiling takes."""
 MOST_SECONDS = 600.0
@@ -148,13 +153,16 @@ def _bench(
     stages: dict[str, Stage] = {}
     if opened.timing is not None:
         stages["open"] = Stage(name="open", title="open the data", timing=opened.timing)
-    waited = 0.0
     with reporter.task("bench", None, "stages") as task:
         clock = StageClock(device, seconds, lambda title: task.advance(1, stage=title))
-        for stage, waits in _stages(job, clock, folder, flops, ceilings, guess, reporter):
-            stages[stage.name] = stage
-            waited = waits if stage.name == "loop" else waited
-    parts = parts_of(job, stages, waited)
+        stages |= {s.name: s for s in _stages(job, clock, folder, _limits(job, flops, ceilings), guess, reporter)}
+    parts = parts_of(job, stages)
+    noise = max(-parts["loop"], -parts["slowed"]) / sum(parts.values()) if parts else 0.0
+    if noise > NOISE:
+        reporter.warn(
+            f"The parts of a step and the loops around them disagree by {100 * noise:.0f} %, because they were measured at "
+            "different moments. Measure longer (--seconds), or when nothing else is at work."
+        )
     return BenchResult(
         job=_describe(job, opened, why, ceilings) | {"load_before": load}, ceilings=ceilings, flops=flops, stages=stages, parts=parts,
         expected=expected_of(job, stages, parts), advice=tuple(advise(job, device, ceilings, stages, parts)),
@@ -170,30 +178,38 @@ def _affordable(batch_size: int, guess: float, seconds: float) -> int:
 
 
 def _stages(
-    job: Rehearsal, clock: StageClock, folder: Path, flops: dict[str, int], ceilings: Ceilings, guess: float,
-    reporter: Reporter,
-) -> Iterator[tuple[Stage, float]]:  # fmt: skip
-    """Measure all stages in the order of the work; each comes with the seconds a picture that was waited in it."""
-    batch, limits = job.batch(), _limits(job, flops, ceilings)
-    for stage in picture_stages(job, clock, folder):
-        yield stage, 0.0
-    yield loader_stage(job, clock), 0.0
-    if job.teacher is not None:
-        yield teacher_stage(job, batch, clock, limits.teacher), 0.0
-    for stage in student_stages(job, batch, clock, limits):
-        yield stage, 0.0
+    job: Rehearsal, clock: StageClock, folder: Path, limits: Limits, guess: float, reporter: Reporter
+) -> Iterator[Stage]:
+    """Measure all stages in the order of the work; those of the training in rounds, so that they meet the same moments."""
+    batch = job.batch()
+    yield from picture_stages(job, clock, folder)
+    yield loader_stage(job, clock)
+    rounds: dict[str, list[Stage]] = {}
+    shorter = StageClock(clock.device, clock.seconds / ROUNDS, clock.step)
+    for _ in range(ROUNDS):
+        for stage in _training_stages(job, batch, shorter, limits, guess, reporter):
+            rounds.setdefault(stage.name, []).append(stage)
+    yield from map(pooled, rounds.values())
     size = len(batch.keys)
-    yield step_stage(job, batch, clock, "step", f"step of {size} pictures"), 0.0
     if 4 * size * guess <= clock.seconds and 2 * size <= len(job.train.labels):
         double = job.at(2 * size)
-        yield step_stage(double, double.batch(), clock, "double_step", f"step of {2 * size} pictures"), 0.0
+        yield step_stage(job, batch, clock, "step", f"step of {size} pictures")
+        yield step_stage(double, double.batch(), clock, "double_step", f"step of {2 * size} pictures")
+    yield save_stage(job, clock, folder)
+    yield evaluation_stage(job, batch, clock, limits.forward)
+
+
+def _training_stages(
+    job: Rehearsal, batch: Batch, clock: StageClock, limits: Limits, guess: float, reporter: Reporter
+) -> Iterator[Stage]:
+    """Measure the parts of a step, and the training loop with a batch at hand and as it is."""
+    if job.teacher is not None:
+        yield teacher_stage(job, batch, clock, limits.teacher)
+    yield from student_stages(job, batch, clock, limits)
     at = "loop_at_hand", "loop, pictures at hand"
     yield loop_stage(job, lambda: at_hand(batch), clock, *at, guess, reporter)
     yield loop_stage(job, job.batches, clock, "loop", "loop, whole", guess, reporter)
-    for stage in update_stages(job, clock, limits):
-        yield stage, 0.0
-    yield save_stage(job, clock, folder), 0.0
-    yield evaluation_stage(job, batch, clock, limits.forward), 0.0
+    yield from update_stages(job, clock, limits)
 
 
 def _limits(job: Rehearsal, flops: dict[str, int], ceilings: Ceilings) -> Limits:

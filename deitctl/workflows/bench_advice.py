@@ -26,15 +26,15 @@ OF_A_STEP = ("teacher", "forward", "backward", "optimizer", "average")
 ONCE = ("optimizer", "average")
 
 
-def parts_of(job: Rehearsal, stages: Mapping[str, Stage], waited: float) -> dict[str, float]:
+def parts_of(job: Rehearsal, stages: Mapping[str, Stage]) -> dict[str, float]:
     """Return the seconds a picture of the training by where they go; empty where the loop was not measured.
 
     What a step does once whatever its size (optimiser, average) is divided by the recipe's batch, not by the measured one.
     `loop` is what the loop takes with a batch at hand beyond the parts that were measured on their own: moving, mixing and
     erasing, the loss, the log. `slowed` is what the training takes with the loader at work beyond that and the waiting: the
-    processes share the cores with it. Both may be a little below 0, which is noise.
+    processes share the cores with it. Both may be below 0: parts and loops are measured at different moments.
     """
-    at_hand, whole = stages["loop_at_hand"].timing, stages["loop"].timing
+    at_hand, whole, waited = stages["loop_at_hand"].timing, stages["loop"].timing, stages["loop"].waited
     known = {name: stages[name] for name in OF_A_STEP if name in stages}
     timings = {name: stage.timing for name, stage in known.items()}
     if at_hand is None or whole is None or None in timings.values():

@@ -165,8 +165,8 @@ def step_stage(job: Rehearsal, batch: Batch, clock: StageClock, name: str, title
 def loop_stage(
     job: Rehearsal, batches: Callable[[], Iterator[Batch]], clock: StageClock, name: str, title: str, guess: float,
     reporter: Reporter,
-) -> tuple[Stage, float]:  # fmt: skip
-    """Measure the training loop itself; return the stage and the seconds a picture that it waited for batches.
+) -> Stage:  # fmt: skip
+    """Measure the training loop itself, and how long it waits for batches.
 
     Args:
         job: what is trained.
@@ -184,7 +184,7 @@ def loop_stage(
         timing, waited = _time_loop(job, batches, guess, clock.seconds, reporter)
         return timing
 
-    return clock.watch(name, title, timed), waited
+    return replace(clock.watch(name, title, timed), waited=waited)
 
 
 def _time_loop(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from deitctl.device import Device, ran_out_of_memory
@@ -28,6 +29,8 @@ class Stage:
     share: float | None = None
     """Of the ceiling that `ceiling` names, 0..1."""
     ceiling: str = ""
+    waited: float = 0.0
+    """Seconds a picture, of a loop, in which no batch was there."""
     problem: str = ""
     """Why there is no timing."""
 
@@ -40,6 +43,19 @@ class Stage:
             "first_seconds": t and t.first, "memory_bytes": self.memory, "share": self.share, "ceiling": self.ceiling,
             "problem": self.problem,
         }  # fmt: skip
+
+
+def pooled(rounds: Sequence[Stage]) -> Stage:
+    """Return one stage of several rounds of it: all their samples, the first start, the most memory; or the first problem."""
+    if (failed := next((s for s in rounds if s.timing is None), None)) is not None:
+        return failed
+    timings = [s.timing for s in rounds if s.timing is not None]
+    whole = Timing(timings[0].first, tuple(x for t in timings for x in t.samples))
+    first, memory = rounds[0], [s.memory for s in rounds if s.memory is not None]
+    return replace(
+        first, timing=whole, memory=max(memory, default=None), waited=statistics.fmean(s.waited for s in rounds),
+        share=None if first.share is None else first.share * whole.rate / timings[0].rate,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from deitctl.speed import ceiling
 from deitctl.speed.clock import Timing
 from deitctl.workflows.bench import _affordable, bench
 from deitctl.workflows.bench_pictures import each, smaller
-from deitctl.workflows.bench_result import BenchResult, Limit, Stage, StageClock
+from deitctl.workflows.bench_result import BenchResult, Limit, Stage, StageClock, pooled
 from deitctl.workflows.configure import Request
 
 CPU = choose_device("cpu", "fp32")
 STAGES = [
-    "open", "read", "decode", "augment", "view", "eval_view", "loader", "teacher", "forward", "backward", "step",
+    "open", "read", "decode", "augment", "view", "eval_view", "loader", "teacher", "forward", "backward",
     "loop_at_hand", "loop", "optimizer", "average", "save", "evaluation",
 ]  # fmt: skip
 
@@ -57,7 +57,7 @@ def taught() -> BenchResult:
 
 
 def test_every_stage_has_a_speed(taught: BenchResult) -> None:
-    assert [name for name in taught.stages if name != "double_step"] == STAGES  # which a slow machine leaves out
+    assert [name for name in taught.stages if "step" not in name] == STAGES  # a slow machine leaves the steps out
     for stage in taught.stages.values():
         assert stage.timing is not None, stage
         assert stage.timing.rate > 0
@@ -178,6 +178,15 @@ def test_a_stage_knows_its_memory_and_its_share() -> None:
     stage = StageClock(CPU, 0.05, lambda _: None).take("a", "A", work, limit=Limit(3.0, 60.0, "x"))
     assert stage.share == pytest.approx(stage.timing.rate / 20)
     assert stage.memory == pytest.approx(2**26, rel=0.1)
+
+
+def test_rounds_are_pooled() -> None:
+    one = Stage(name="a", title="A", timing=Timing(9.0, (0.1, 0.1)), memory=5, share=0.2, ceiling="x", waited=0.01)
+    two = Stage(name="a", title="A", timing=Timing(1.0, (0.2, 0.3, 0.2)), memory=7, share=0.1, ceiling="x", waited=0.03)
+    both = pooled([one, two])
+    assert both.timing == Timing(9.0, (0.1, 0.1, 0.2, 0.3, 0.2))
+    assert (both.memory, both.waited, both.share) == (7, pytest.approx(0.02), pytest.approx(0.1))  # half the speed
+    assert pooled([one, Stage(name="a", title="A", problem="memory runs out")]).problem == "memory runs out"
 
 
 def test_work_goes_round_the_keys_and_counts_what_could_be_read() -> None:

@@ -22,19 +22,22 @@ CPU = choose_device("cpu", "fp32")
 EVEN = Ceilings(flops={"fp32": 100.0}, copy=1.0, threads=4, cores=8, all_cores=None)
 
 
-def stages(**seconds: float | None) -> dict[str, Stage]:
+def stages(waited: float = 0.0, **seconds: float | None) -> dict[str, Stage]:
     """Stages that take so many seconds a picture; None for one that failed."""
     usual: dict[str, float | None] = {
         "view": 0.02, "eval_view": 0.03, "loader": 0.01, "forward": 0.01, "backward": 0.02, "optimizer": 0.004,
         "average": 0.002, "step": 0.036, "loop_at_hand": 0.04, "loop": 0.05, "evaluation": 0.01,
     }  # fmt: skip
     return {
-        n: Stage(name=n, title=n, timing=None if s is None else Timing(1.0, (s,))) for n, s in (usual | seconds).items()
+        n: Stage(
+            name=n, title=n, timing=None if s is None else Timing(1.0, (s,)), waited=waited if n == "loop" else 0.0
+        )
+        for n, s in (usual | seconds).items()
     }
 
 
-def given(job: Rehearsal, found: dict[str, Stage], waited: float = 0.0, ceilings: Ceilings = EVEN) -> list[Advice]:
-    return list(advise(job, CPU, ceilings, found, parts_of(job, found, waited)))
+def given(job: Rehearsal, found: dict[str, Stage], ceilings: Ceilings = EVEN) -> list[Advice]:
+    return list(advise(job, CPU, ceilings, found, parts_of(job, found)))
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def taught(distilled: Make, little: Pair) -> Callable[..., Rehearsal]:
 
 
 def test_parts_by_hand(job) -> None:
-    parts = parts_of(job, stages(), waited=0.006)
+    parts = parts_of(job, stages(waited=0.006))
     assert list(parts) == ["forward", "backward", "optimizer", "average", "loop", "waiting", "slowed"]
     assert parts["loop"] == pytest.approx(0.004)  # 0.04 less 0.01, 0.02, 0.004 and 0.002
     assert parts["slowed"] == pytest.approx(0.004)  # 0.05 less 0.006 and 0.04
@@ -60,14 +63,14 @@ def test_parts_by_hand(job) -> None:
 @pytest.mark.parametrize("failed", ["loop", "loop_at_hand", "forward", "average"])
 def test_where_a_part_could_not_be_measured_there_are_none(failed, job) -> None:
     found = stages(**{failed: None})
-    assert parts_of(job, found, 0.0) == {}
+    assert parts_of(job, found) == {}
     assert expected_of(job, found, {}) == {}
     assert given(job, found) == []
 
 
 def test_an_epoch_by_hand(job) -> None:
     found = stages()
-    expected = expected_of(job, found, parts_of(job, found, 0.0))
+    expected = expected_of(job, found, parts_of(job, found))
     # 3 steps of 16 pictures at 0.05 s; 30 pictures twice, whose views take 0.03 s in 2 processes
     assert expected["epoch_seconds"] == pytest.approx(48 * 0.05 + 2 * 30 * 0.015)
     assert expected["recipe_seconds"] == pytest.approx(3 * expected["epoch_seconds"])
@@ -76,7 +79,7 @@ def test_an_epoch_by_hand(job) -> None:
 
 def test_what_a_step_does_once_is_shared_by_the_recipes_batch(job) -> None:
     found = stages()
-    parts = parts_of(job.at(4), found, 0.0)  # measured on 4 pictures, 16 wanted
+    parts = parts_of(job.at(4), found)  # measured on 4 pictures, 16 wanted
     assert (parts["optimizer"], parts["average"]) == (pytest.approx(0.001), pytest.approx(0.0005))
     expected = expected_of(job.at(4), found, parts)
     assert expected["images_per_second"] == pytest.approx(1 / (0.05 - 0.006 * (1 - 4 / 16)))
@@ -84,18 +87,18 @@ def test_what_a_step_does_once_is_shared_by_the_recipes_batch(job) -> None:
 
 def test_without_processes_views_and_network_take_turns(job) -> None:
     found = stages()
-    expected = expected_of(replace(job, workers=0), found, parts_of(job, found, 0.0))
+    expected = expected_of(replace(job, workers=0), found, parts_of(job, found))
     assert expected["epoch_seconds"] == pytest.approx(48 * 0.05 + 2 * 30 * 0.04)
 
 
 def test_a_teacher_that_has_said_all_takes_no_more_time(taught) -> None:
     job, found = taught(), stages(teacher=0.02, loop_at_hand=0.06, loop=0.07)
-    expected = expected_of(job, found, parts_of(job, found, 0.0))
+    expected = expected_of(job, found, parts_of(job, found))
     assert epochs_with_teacher(job) == expected["epochs_with_teacher"] == 1
     assert expected["epoch_seconds"] - expected["later_epoch_seconds"] == pytest.approx(48 * 0.02)
     assert expected["recipe_seconds"] == pytest.approx(expected["epoch_seconds"] + 2 * expected["later_epoch_seconds"])
-    slow = stages(teacher=0.02, loop_at_hand=0.06, loop=0.07, loader=0.065)
-    limited = expected_of(job, slow, parts_of(job, slow, 0.01))  # the loader gives no more without a teacher
+    slow = stages(teacher=0.02, loop_at_hand=0.06, loop=0.07, loader=0.065, waited=0.01)
+    limited = expected_of(job, slow, parts_of(job, slow))  # the loader gives no more without a teacher
     assert limited["epoch_seconds"] - limited["later_epoch_seconds"] == pytest.approx(48 * 0.005)
 
 
@@ -108,27 +111,27 @@ def test_epochs_until_a_teacher_has_said_all(changes, epochs, taught) -> None:
 
 
 def test_nothing_is_said_where_nothing_is_wrong(job) -> None:
-    assert given(job, stages(), waited=0.004) == []
+    assert given(job, stages(waited=0.004)) == []
 
 
 def test_waiting_asks_for_as_many_processes_as_would_feed_it(job) -> None:
-    (advice,) = given(job, stages(view=0.13, loader=0.065), waited=0.006)
+    (advice,) = given(job, stages(waited=0.006, view=0.13, loader=0.065))
     assert advice.text.endswith("so 4 loader processes would feed it: --workers 4.")  # 0.13 / 0.04 = 3.25
     assert "12 % of its time" in advice.text
     assert advice.numbers["waiting"] == pytest.approx(0.12)
 
 
 def test_more_processes_than_cores_are_not_recommended(job) -> None:
-    (advice,) = given(job, stages(view=0.4), waited=0.02)
+    (advice,) = given(job, stages(waited=0.02, view=0.4))
     assert "--workers" not in advice.text
     assert advice.text.endswith("so 10 loader processes would feed it, on 8 cores.")
 
 
 def test_smaller_pictures_are_recommended_where_they_were_faster(job) -> None:
     slow = {"view": 0.13, "loader": 0.065}
-    texts = [a.text for a in given(job, stages(**slow, small_view=0.05), waited=0.02)]
+    texts = [a.text for a in given(job, stages(waited=0.02, **slow, small_view=0.05))]
     assert texts[1].startswith("Stored 37 pixels high the same pictures are rendered 2.6 times as fast: deitctl pack")
-    assert len(given(job, stages(**slow, small_view=0.12), waited=0.02)) == 1
+    assert len(given(job, stages(waited=0.02, **slow, small_view=0.12))) == 1
     assert given(job, stages(small_view=0.001)) == []
 
 
