@@ -15,6 +15,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "bench": "deitctl.workflows.bench",
     "check": "deitctl.workflows.check",
     "compare": "deitctl.workflows.compare",
     "teach": "deitctl.workflows.teach",

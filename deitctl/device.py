@@ -152,6 +152,23 @@ class Device:
             "stochastic depth": "skips what it drops" if kind == "cpu" else "multiplies by zero: to skip, it would wait",
         }  # fmt: skip
 
+    def restart_peak_memory(self) -> int | None:
+        """Begin to count the peak anew; return what tensors take now, where the backend counts it."""
+        if self.torch_device.type != "cuda":
+            return None
+        torch.cuda.reset_peak_memory_stats(self.torch_device)
+        return torch.cuda.memory_allocated(self.torch_device)
+
+    def free_memory_bytes(self) -> int | None:
+        """Return the memory of its own that tensors may still take; None for a CPU, whose memory is the system's."""
+        if self.torch_device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.torch_device)
+            kept = torch.cuda.memory_reserved(self.torch_device) - torch.cuda.memory_allocated(self.torch_device)
+            return int(free) + kept
+        if self.torch_device.type == "mps":
+            return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        return None
+
     def loader_workers(self, requested: int) -> int:
         """Return how many loader processes to start: `requested`, or with -1 what the machine can feed.
 

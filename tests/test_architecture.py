@@ -16,7 +16,7 @@ FLOORS = (
     ("errors", "config", "recipes", "catalog", "card", "events", "files", "cache", "stopping"),
     ("device", "world", "lock", "rng", "losses", "metrics", "optim", "ema"),
     ("models", "teacher", "data", "checkpoint"),
-    ("training", "evaluation", "inference", "exporters", "report"),
+    ("training", "evaluation", "inference", "exporters", "report", "speed"),
     ("workflows",),
     ("cli", "__main__"),
 )

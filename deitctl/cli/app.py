@@ -13,6 +13,7 @@ import typer
 
 import deitctl
 from deitctl.cli import (
+    bench,
     check,
     compare,
     distill,
@@ -44,6 +45,7 @@ app.command("distill")(distill.distill)
 app.command("teach")(teach.teach)
 app.command("compare")(compare.compare)
 app.command("eval")(evaluate.evaluate)
+app.command("bench")(bench.bench)
 app.command("check")(check.check)
 app.command("pack")(pack.pack)
 app.command("predict")(predict.predict)

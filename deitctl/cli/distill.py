@@ -39,7 +39,7 @@ def distill(
     pretrained: o.PretrainedOpt = None,
     weights: o.WeightsOpt = None,
     epochs: o.EpochsOpt = None,
-    batch_size: o.BatchSizeOpt = None,
+    batch_size: o.BatchSizeOrAutoOpt = None,
     lr: o.LrOpt = None,
     img_size: o.ImgSizeOpt = None,
     seed: o.SeedOpt = None,

@@ -42,6 +42,25 @@ PrecisionOfRunOpt = Annotated[
 BatchSizeOpt = Annotated[
     int | None, typer.Option("--batch-size", min=1, help="Pictures at a time.", show_default="from the recipe")
 ]
+CHOOSE = 0
+"""What `--batch-size auto` is to the program."""
+
+
+def _batch_size(text: str) -> int:
+    if text == "auto":
+        return CHOOSE
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is neither a number from 1 on nor auto.")
+    return int(text)
+
+
+BatchSizeOrAutoOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size", parser=_batch_size, metavar="N|auto", show_default="from the recipe",
+        help="Pictures a step; auto: as many as this device can take and gains by.",
+    ),
+]  # fmt: skip
 WorkersOpt = Annotated[
     int | None, typer.Option("--workers", min=0, help="Loader processes.", show_default="from the machine")
 ]

@@ -17,7 +17,7 @@ def train(
     pretrained: o.PretrainedOpt = None,
     weights: o.WeightsOpt = None,
     epochs: o.EpochsOpt = None,
-    batch_size: o.BatchSizeOpt = None,
+    batch_size: o.BatchSizeOrAutoOpt = None,
     lr: o.LrOpt = None,
     img_size: o.ImgSizeOpt = None,
     seed: o.SeedOpt = None,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deitctl.cli.console import choose_format, left_out_code, print_json, print_line, print_table
+from deitctl.cli.options import CHOOSE
 from deitctl.cli.progress import make_reporter
 from deitctl.config import TrainConfig, flat, from_dict, override, read_toml, to_dict
 from deitctl.errors import ConfigError
@@ -30,6 +31,7 @@ def run(
     """Configure and train, or resume; print the result. A run in which pictures had to be left out exits with 3."""
     import typer
 
+    from deitctl.workflows.batch_size import with_chosen_batch
     from deitctl.workflows.configure import Request, configure, parse_change
     from deitctl.workflows.train import resume as resume_run
     from deitctl.workflows.train import start_or_resume
@@ -37,6 +39,9 @@ def run(
 
     shape = choose_format(output_format, FORMATS, "json")
     reporter = make_reporter(quiet)
+    choose_batch = given.get("recipe.batch_size") == CHOOSE
+    if choose_batch:
+        given = {**given, "recipe.batch_size": None}
     if resume is not None and resume != AUTO:
         _require_unsaid({"config": config, "output": output, "dry run": dry_run or None}, Path(resume))
         named = {
@@ -69,10 +74,16 @@ def run(
             )  # fmt: skip
             resolved, *pair = configure(request, reporter)
             sources = (pair[0], pair[1])
+
+        def choose(config: TrainConfig) -> TrainConfig:
+            return with_chosen_batch(config, sources, reporter)
+
         if dry_run:
-            _print_plan(resolved, shape)
+            _print_plan(choose(resolved) if choose_batch else resolved, shape)
             return
-        result = start_or_resume(resolved, auto=resume == AUTO, sources=sources, reporter=reporter)
+        result = start_or_resume(
+            resolved, auto=resume == AUTO, sources=sources, reporter=reporter, choose=choose if choose_batch else None
+        )
     if main_process():
         _print_result(result, shape)
     raise typer.Exit(left_out_code(len(result.bad_images)))

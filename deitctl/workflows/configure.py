@@ -81,8 +81,10 @@ class Request:
     """`key=value` texts, keys of the recipe or of the whole configuration."""
 
 
-def configure(request: Request, reporter: Reporter) -> tuple[TrainConfig, Source, Source]:
-    """Resolve a request into a configuration, and open its data.
+def configure(
+    request: Request, reporter: Reporter, sources: tuple[Source, Source] | None = None
+) -> tuple[TrainConfig, Source, Source]:
+    """Resolve a request into a configuration, and open its data unless they are `sources`.
 
     Raises:
         ConfigError: a setting that does not exist or fit.
@@ -92,7 +94,7 @@ def configure(request: Request, reporter: Reporter) -> tuple[TrainConfig, Source
     if not request.data:
         reporter.note("No data named: using the built-in 'digits' (1,797 handwritten digits, 10 classes).")
     seed = int(request.given.get("seed") or 0)
-    train, val = open_for_training(request.data or BUILT_IN, seed=seed, reporter=reporter)
+    train, val = sources or open_for_training(request.data or BUILT_IN, seed=seed, reporter=reporter)
     model = _whole_path(request.model) or _default_model(built_in, request)
     recipe, weights = _choose_recipe(request, model, train, built_in, reporter)
     config = TrainConfig(
@@ -100,7 +102,7 @@ def configure(request: Request, reporter: Reporter) -> tuple[TrainConfig, Source
         data=BUILT_IN if built_in else str(Path(request.data).expanduser().resolve()),
         recipe=recipe,
         weights=weights,
-        distill=_distill_config(request.teaching, built_in, recipe) if request.teaching else None,
+        distill=distill_config(request.teaching, built_in, recipe) if request.teaching else None,
         output=request.output,
     )
     config = override(config, {k: v for k, v in request.given.items() if v is not None})
@@ -156,7 +158,8 @@ def _weights_within_reach(model: str, reporter: Reporter) -> bool:
     return True
 
 
-def _distill_config(said: Teaching, built_in: bool, recipe: Recipe) -> DistillConfig:
+def distill_config(said: Teaching, built_in: bool, recipe: Recipe) -> DistillConfig:
+    """Resolve what was said of a teacher; raise `ConfigError` for what does not exist or fit."""
     mode = said.mode or "hard"
     if mode not in DISTILL_DEFAULTS:
         raise ConfigError(

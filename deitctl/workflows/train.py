@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -82,13 +82,16 @@ def require_same(root: Path, config: TrainConfig, given: Mapping[str, Any]) -> N
         )
 
 
-def find_unfinished(config: TrainConfig, reporter: Reporter, *, launch: str = "") -> Path | None:
+def find_unfinished(
+    config: TrainConfig, reporter: Reporter, *, launch: str = "", any_batch: bool = False
+) -> Path | None:
     """Return the newest run of this configuration that is not finished, or the one in its `output`; None for none.
 
     Args:
         config: what is wanted; its `output`, if there is one, is the only place that is looked at, else runs/.
         reporter: is told of an unfinished run of the same model and data that differs.
         launch: only a run that this launch of several processes began.
+        any_batch: whether the batch size is open, so that a run's own is as good as any.
 
     Raises:
         ConfigError: the output folder holds a run of another configuration.
@@ -104,7 +107,9 @@ def find_unfinished(config: TrainConfig, reporter: Reporter, *, launch: str = ""
             _, theirs = Run.open(root)
         except ConfigError:
             continue
-        changed, finished = differences(theirs, config), run.result() is not None
+        batch_size = theirs.recipe.batch_size if any_batch else config.recipe.batch_size
+        wanted = replace(config, recipe=replace(config.recipe, batch_size=batch_size))
+        changed, finished = differences(theirs, wanted), run.result() is not None
         if changed and config.output:
             raise ConfigError(
                 f"{root} holds a run of another configuration: {'; '.join(changed)}.",
@@ -124,9 +129,12 @@ def _age(root: Path) -> float:
 
 
 def start_or_resume(
-    config: TrainConfig, *, auto: bool, sources: tuple[Source, Source] | None, reporter: Reporter
-) -> TrainResult:
+    config: TrainConfig, *, auto: bool, sources: tuple[Source, Source] | None, reporter: Reporter,
+    choose: Callable[[TrainConfig], TrainConfig] | None = None,
+) -> TrainResult:  # fmt: skip
     """Go on with the newest unfinished run of a configuration (`auto`), or begin one; raises as `find_unfinished`.
+
+    With `choose` the batch size is open: a run that is found has one, and a new one is given what `choose` returns.
 
     Processes that torchrun starts again go on with the run that they began, whether it was asked for or not.
     """
@@ -134,15 +142,17 @@ def start_or_resume(
     if auto or launch:
         device = choose_device(config.device, config.precision)
         with joined(device.torch_device) as world:  # all must come to the same folder
-            found = find_unfinished(config, reporter, launch="" if auto else launch) if world.is_main else None
+            found = None
+            if world.is_main:
+                found = find_unfinished(config, reporter, launch="" if auto else launch, any_batch=choose is not None)
             root = world.from_main(found)
             if root is not None:
                 machine = {name: getattr(config, name) for name in MACHINE_SETTINGS if name != "output"}
                 return resume(root, given=machine, sources=sources, reporter=reporter)
             if auto:
                 reporter.note("No unfinished run of this configuration: a new one begins.")
-            return run_training(config, sources=sources, reporter=reporter)
-    return run_training(config, sources=sources, reporter=reporter)
+            return run_training(choose(config) if choose else config, sources=sources, reporter=reporter)
+    return run_training(choose(config) if choose else config, sources=sources, reporter=reporter)
 
 
 def train_or_find(config: TrainConfig, sources: tuple[Source, Source], reporter: Reporter) -> None:

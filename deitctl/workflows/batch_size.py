@@ -1,0 +1,196 @@
+"""`--batch-size auto`: how many pictures a step can take on this device, found by taking some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from deitctl.config import TrainConfig
+from deitctl.data.open import open_for_training
+from deitctl.data.sources import Source
+from deitctl.device import Device, choose_device
+from deitctl.errors import ConfigError
+from deitctl.events import Reporter
+from deitctl.optim import peak_learning_rate
+from deitctl.speed.clock import measure
+from deitctl.speed.memory import MemoryMeter, free_bytes
+from deitctl.workflows.configure import check
+from deitctl.workflows.rehearsal import Rehearsal, rehearse
+from deitctl.world import launched
+
+SMALLEST = 8
+"""Pictures of the first try; the second has twice as many."""
+USED = 0.8
+"""Share of the free memory that a step may take: other things want some of it too."""
+LARGEST = 4
+"""Times the recipe's batch, which its accuracy is known for."""
+GAIN = 0.03
+"""By which images/s must rise with twice the pictures."""
+SECONDS = 1.0
+"""Of a try."""
+DEAR = 8.0
+"""Seconds of a try beyond which larger batches are no longer tried, but reckoned."""
+
+
+@dataclass(frozen=True)
+class Try:
+    """Real steps on batches of one size."""
+
+    size: int
+    rate: float
+    """Pictures a second."""
+    memory: int | None
+    """Bytes that a step takes beyond what stays: weights, moments, average, teacher."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A batch size, and what led to it."""
+
+    size: int
+    why: str
+    rate: float
+    """The learning rate at its highest."""
+    tries: tuple[Try, ...]
+
+    @property
+    def sentence(self) -> str:
+        """Say what was chosen, why, and what follows for the learning rate."""
+        return f"Batch size {self.size}, chosen here: {self.why}. The learning rate rises to {self.rate:.3g}."
+
+
+def with_chosen_batch(config: TrainConfig, sources: tuple[Source, Source] | None, reporter: Reporter) -> TrainConfig:
+    """Return a configuration with the batch size that suits this machine, and say which and why.
+
+    Nothing else of a run changes by it: the same number, named, gives the same run.
+
+    Args:
+        config: the run; its batch size is the usual one.
+        sources: the data, if it is open already.
+        reporter: told of progress and of the choice.
+
+    Raises:
+        ConfigError: several processes would have to choose together.
+        DataError: no picture can be read.
+    """
+    if launched():
+        raise ConfigError("--batch-size auto chooses for one process.", "Under torchrun name the number.")
+    check(config)
+    sources = sources or open_for_training(config.data, seed=config.data_seed, reporter=reporter)
+    choice = choose_batch_size(config, sources, choose_device(config.device, config.precision), reporter)
+    reporter.note(choice.sentence)
+    return replace(config, recipe=replace(config.recipe, batch_size=choice.size))
+
+
+def choose_batch_size(
+    config: TrainConfig, sources: tuple[Source, Source], device: Device, reporter: Reporter
+) -> Choice:
+    """Find the largest power of two whose step fits into `USED` of the free memory, and is worth its size.
+
+    Steps of 8 and 16 pictures, of the real recipe, model and teacher but of random weights, give the memory of a step by
+    a straight line. Twice as many are tried as long as that is cheap; where images/s rises by less than `GAIN`, larger
+    batches gain nothing, and the recipe's own size is taken, or the last one that gained, if it is larger. Never more than
+    `LARGEST` times the recipe's, nor than the data has.
+    """
+    recipe, pictures = config.recipe, len(sources[0].labels)
+    rehearsal = rehearse(config, sources, device)
+    size, why, tries = search(
+        lambda size: _try(rehearsal.at(size)), recipe.batch_size, pictures, _room(rehearsal), reporter
+    )
+    return Choice(size, why, peak_learning_rate(recipe.optim, size), tuple(tries))
+
+
+def _room(rehearsal: Rehearsal) -> int | None:
+    """Return the bytes that a step may take, once everything that stays is there."""
+    small = rehearsal.at(2)
+    small.step(small.batch())
+    rehearsal.device.forget_cached_memory()
+    free = free_bytes(rehearsal.device)
+    return None if free is None else int(USED * free)
+
+
+def _try(rehearsal: Rehearsal) -> Try | None:
+    """Take steps; None where memory runs out."""
+    size, batch, meter, enough = (
+        rehearsal.plan.recipe.batch_size,
+        rehearsal.batch(),
+        MemoryMeter(rehearsal.device),
+        True,
+    )
+
+    def work() -> int:
+        nonlocal enough
+        enough = enough and rehearsal.step(batch)
+        return size
+
+    meter.start()
+    timing = measure(work, seconds=SECONDS, wait=rehearsal.device.synchronize, most=5)
+    return Try(size, 1 / min(timing.samples), meter.growth()) if enough else None
+
+
+def search(
+    attempt: Callable[[int], Try | None], usual: int, pictures: int, room: int | None, reporter: Reporter
+) -> tuple[int, str, list[Try]]:
+    """Choose a size by trying some; return it, why it is the one, and the tries.
+
+    Args:
+        attempt: tries a size, None where memory runs out.
+        usual: the recipe's batch size.
+        pictures: of the data.
+        room: bytes that a step may take, None if nobody knows.
+        reporter: shows progress.
+    """
+    most = max(2, power_of_two(min(LARGEST * usual, pictures)))
+    why = f"the data has {pictures} training pictures" if pictures < LARGEST * usual else (
+        f"{LARGEST} times the recipe's {usual}, and no more is asked of a recipe"
+    )  # fmt: skip
+    size, tries = min(SMALLEST, most), list[Try]()
+    with reporter.task("choose the batch size", None, "steps") as task:
+        while size <= most:
+            if len(tries) > 1 and 2 * size / tries[-1].rate > DEAR:
+                break
+            found = attempt(size)
+            if found is None:
+                most, why = max(2, size // 2), f"memory runs out with {size}"
+                break
+            tries.append(found)
+            task.advance(1, size=size, speed=f"{found.rate:.0f} images/s")
+            most, why = _within(room, tries, most, why)
+            if len(tries) > 1 and found.rate < (1 + GAIN) * tries[-2].rate:
+                return *_flat(tries, usual, most, why), tries
+            size *= 2
+    return most, why, tries
+
+
+def _within(room: int | None, tries: list[Try], most: int, why: str) -> tuple[int, str]:
+    """Bring the largest size down to what fits into `room`, by the line through the last two tries."""
+    if room is None or len(tries) < 2 or tries[-1].memory is None or tries[-2].memory is None:
+        return most, why
+    a, b = tries[-2], tries[-1]
+    slope = max(0.0, (b.memory - a.memory) / (b.size - a.size))  # type: ignore[operator]
+
+    def takes(size: int) -> float:
+        return b.memory + slope * (size - b.size)  # type: ignore[operator]
+
+    while most > 2 and takes(most) > room:
+        why = (
+            f"a step of {most} pictures would take {takes(most) / 2**30:.2g} GiB, of the {room / 2**30:.2g} GiB it may"
+        )
+        most //= 2
+    return most, why
+
+
+def _flat(tries: list[Try], usual: int, most: int, why: str) -> tuple[int, str]:
+    """Choose where the last doubling gained little: what gained last, or the recipe's own size, which costs nothing."""
+    before, last = tries[-2], tries[-1]
+    size = max(before.size, power_of_two(usual))
+    if size >= most:
+        return most, why
+    gain = 100 * (last.rate / before.rate - 1)
+    rises = f"from {before.size} to {last.size} pictures images/s changes by {gain:+.0f} %"
+    return size, f"{rises}, so larger batches gain nothing" + ("; it is the recipe's" if size > before.size else "")
+
+
+def power_of_two(number: int) -> int:
+    """Return the largest power of two that is not above a number of 1 or more."""
+    return 1 << (number.bit_length() - 1)
