@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from deitctl.data.loader import EvalViews
+from deitctl.data.picture import Picture
 from deitctl.data.samplers import SampleKey, view_of
 from deitctl.data.sources import FileSource, Source
 from deitctl.data.transforms import train_view
@@ -36,7 +37,7 @@ def picture_stages(job: Rehearsal, clock: StageClock, folder: Path) -> Iterator[
     keys = next(iter(job.keys(TRIES)))
     source, views = job.train, job.training_views()
     yield clock.take("read", "read", each(keys, lambda key: source.raw(key.index)))
-    yield clock.take("decode", "read and decode", each(keys, lambda key: source.read(key.index)))
+    yield clock.take("decode", "read and decode", each(keys, lambda key: _decode(source, key.index)))
     yield clock.take("augment", "augment", _augmenting(job, keys))
     yield clock.take("view", "training view", each(keys, lambda key: _require_read(views[key].error)))
     side = small_side(job)
@@ -96,6 +97,13 @@ def _require_read(error: str) -> None:
     """Raise what a view says of a picture that could not be read."""
     if error:
         raise DataError(error)
+
+
+def _decode(source: Source, index: int) -> None:
+    """Decode all of a picture, as a training view of its whole would."""
+    picture = source.open(index)
+    if isinstance(picture, Picture):
+        picture.cut((0, 0, *picture.size))
 
 
 def _decoded(source: Source, keys: Sequence[SampleKey]) -> list[tuple[SampleKey, Image.Image]]:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deitctl import rng
 from deitctl.cache import cache_root
 from deitctl.card import Preprocessing
 from deitctl.checkpoint import write_json
@@ -27,7 +26,6 @@ from deitctl.evaluation.evaluate import evaluate
 from deitctl.evaluation.scores import Evaluation
 from deitctl.events import Reporter
 from deitctl.files import read_json
-from deitctl.models.fold import fold_batch_norms
 from deitctl.models.heads import choose_head
 from deitctl.recipes import ADAPT_FULL_FROM, adaptation
 from deitctl.teacher.frozen import Teacher
@@ -39,6 +37,7 @@ from deitctl.workflows.teacher import (
     FoundTeacher,
     TrainRun,
     find_teacher,
+    seat_teacher,
     teacher_identity,
 )
 from deitctl.world import ALONE, World
@@ -243,12 +242,7 @@ class Tutor:
                 f"The teacher's words in {self.cache.root} are stale: they are of weights {earlier.weights}, "
                 f"{self.distill.teacher} now has {weights}.", "Delete that folder, or name another --teacher-cache.",
             )  # fmt: skip
-        self.device.place(found.loaded.model)
-        size = found.loaded.card.preprocessing.img_size
-        with rng.scope("fold"):
-            fold_batch_norms(found.loaded.model, torch.randn(1, 3, size, size).to(self.device.torch_device))
-        teacher = Teacher(found.loaded.model, found.loaded.card, found.match.rows, self.seen)
-        self._network = teacher.to(self.device.torch_device)
+        self._network = seat_teacher(found.loaded, found.match.rows, self.seen, self.device)
         return weights
 
     def _check(self) -> Preflight:

@@ -26,6 +26,7 @@ from deitctl.training.loop import Plan, gradients, set_train_mode, update
 from deitctl.training.run import Run
 from deitctl.training.state import TrainState
 from deitctl.workflows.session import Session
+from deitctl.workflows.teacher import seat_teacher
 from deitctl.workflows.train import build_student
 
 RENDERED, TRIES = 8, 256
@@ -149,6 +150,4 @@ def untrained_teacher(config: TrainConfig, train: Source, seen: Preprocessing, d
             distill.teacher, class_names=train.class_names, img_size=size, drop_path_rate=0.0, pretrained=False,
             weights="", distilled=None, reporter=SilentReporter(),
         )  # fmt: skip
-    device.place(found.model)
-    teacher = Teacher(found.model, found.card, tuple(range(len(train.class_names))), seen)
-    return teacher.to(device.torch_device)
+    return seat_teacher(found, tuple(range(len(train.class_names))), seen, device)

@@ -9,18 +9,25 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
+from deitctl import rng
 from deitctl.cache import cache_root
+from deitctl.card import Preprocessing
 from deitctl.checkpoint import cannot_write
 from deitctl.config import DistillConfig, Recipe, TrainConfig, to_dict
 from deitctl.data.classes import ClassMatch, is_imagenet, match_classes
 from deitctl.data.fingerprint import LENGTH, file_fingerprint
 from deitctl.data.open import BUILT_IN
 from deitctl.data.sources import Source
+from deitctl.device import Device
 from deitctl.errors import TeacherError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.lock import locked
 from deitctl.models.build import LoadedModel, load_model, published_files, weight_files
+from deitctl.models.fold import fold_batch_norms
 from deitctl.recipes import ADAPT_FULL_FROM, DIGITS_CONVNET, adaptation
+from deitctl.teacher.frozen import Teacher
 
 TrainRun = Callable[[TrainConfig], object]
 WITHOUT_WEIGHTS = "without weights"
@@ -136,3 +143,12 @@ def _fit(
     if match is None:
         raise TeacherError(f"{root} does not know the data's classes.", "Delete that folder; it will be made again.")
     return FoundTeacher(loaded, match, how, str(root))
+
+
+def seat_teacher(loaded: LoadedModel, rows: tuple[int, ...], seen: Preprocessing, device: Device) -> Teacher:
+    """Bring a classifier to `device` to answer pictures preprocessed as `seen`, its batch norms folded; see `Teacher`."""
+    device.place(loaded.model)
+    size = loaded.card.preprocessing.img_size
+    with rng.scope("fold"):
+        fold_batch_norms(loaded.model, torch.randn(1, 3, size, size).to(device.torch_device))
+    return Teacher(loaded.model, loaded.card, rows, seen).to(device.torch_device)
