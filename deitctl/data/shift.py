@@ -22,6 +22,8 @@ CUBIC = np.array([[0, -1, 2, -1], [1, 0, -2, 1], [0, 1, 1, -1], [0, 0, -1, 1]])
 """Weights of the four neighbours as polynomials of the shift, by rising powers: Pillow's bicubic, a = -1 (Geometry.c)."""
 REACH = 2
 """Pixels beyond the picture that a cubic looks at; they repeat the edge."""
+BLOCK = 64
+"""Rows that are filtered at a time, so that their single-precision values stay in the cache."""
 ROUNDING = 1e-4
 """More than single precision is wrong by: added before values are cut to integers, so that even areas stay even."""
 
@@ -72,9 +74,12 @@ def _neighbours(pixels: Bytes, first: NDArray[np.int64]) -> Bytes:
 
 def _filter(values: Bytes, weights: Floats) -> Bytes:
     """Sum four neighbours, three values apart, [H,3(W+3)], with the weights of their row [H,4]; returns [H,3W]."""
-    count, single, factors = values.shape[1] - 9, torch.from_numpy(values).float(), torch.from_numpy(weights)
-    total = single[:, :count] * factors[:, :1]
-    for k in (1, 2, 3):
-        total.addcmul_(single[:, 3 * k : 3 * k + count], factors[:, k : k + 1])
-    cut: Bytes = total.add_(ROUNDING).clamp_(0, 255).to(torch.uint8).numpy()
-    return cut
+    count, taps, factors = values.shape[1] - 9, torch.from_numpy(values), torch.from_numpy(weights)
+    shown = torch.empty((len(values), count), dtype=torch.uint8)
+    for rows, weight, out in zip(taps.split(BLOCK), factors.split(BLOCK), shown.split(BLOCK), strict=True):
+        single = rows.float()
+        total = single[:, :count] * weight[:, :1]
+        for k in (1, 2, 3):
+            total.addcmul_(single[:, 3 * k : 3 * k + count], weight[:, k : k + 1])
+        out.copy_(total.add_(ROUNDING).clamp_(0, 255))
+    return shown.numpy()

@@ -195,3 +195,29 @@ def test_damage_gives_a_picture_or_a_data_error_and_nothing_else(kind, data):
         assert decode(bytes(whole), "x").mode == "RGB"
     except DataError as error:
         assert str(error).startswith("x ")
+
+
+@pytest.mark.parametrize("strip", [1, 7, 64, 2**20])
+def test_scans_are_counted_wherever_they_lie(strip, picture, monkeypatch):
+    monkeypatch.setattr("deitctl.data.decode.STRIP", strip)
+    monkeypatch.setattr("deitctl.data.decode.MAX_SCANS", 3)
+    data = encode(picture(40, 30), "JPEG", progressive=True)
+    with pytest.raises(DataError, match=rf"has {data.count(bytes([0xFF, 0xDA]))} scans, more than 3"):
+        decode(data, "x")
+
+
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+def test_a_jpeg_can_be_decoded_smaller_and_other_formats_stay_whole(shrink, picture):
+    """Each pixel is about the mean of those that it stands for; of a block of eight it is the mean."""
+    image = picture(96, 64)
+    small = np.asarray(decode(encode(image, "JPEG", quality=95, subsampling=0), "x", shrink))
+    blocks = np.asarray(image).reshape(64 // shrink, shrink, 96 // shrink, shrink, 3).mean(axis=(1, 3))
+    assert np.abs(small - blocks).mean() < (1 if shrink == 8 else 6)
+    assert decode(encode(picture(90, 61), "JPEG"), "x", shrink).size == (-(-90 // shrink), -(-61 // shrink))
+    assert decode(encode(image, "PNG"), "x", shrink).size == (96, 64)
+
+
+def test_a_picture_cut_short_is_an_error_decoded_smaller_too(picture):
+    data = encode(picture(400, 300), "JPEG")
+    with pytest.raises(DataError, match=r"x\.img"):
+        decode(data[: len(data) // 2], "x.img", 4)

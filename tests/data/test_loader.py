@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from deitctl.card import Preprocessing
 from deitctl.data.eval_view import eval_view
@@ -21,7 +23,7 @@ from deitctl.data.loader import (
 )
 from deitctl.data.open import scan_classes
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
-from deitctl.data.sources import subset
+from deitctl.data.sources import FileSource, subset
 from deitctl.data.transforms import train_view
 from deitctl.recipes import RECIPES
 
@@ -251,3 +253,44 @@ def test_parts_count_slots_not_readable_pictures():
     )
     assert [part.slots for part in batch.parts(4)] == [[0, 3], [4, 5], [9]]
     assert [part.slots for part in batch.parts(0)] == [part.slots for part in batch.parts(10)] == [slots]
+
+
+@pytest.fixture(scope="module")
+def jpegs(tmp_path_factory, picture):
+    """Four JPEGs so large that crops are decoded reduced, one of them turned, and one that ends in the middle."""
+    root, exif = tmp_path_factory.mktemp("jpegs"), Image.Exif()
+    exif[0x0112] = 6
+    for n in range(5):
+        picture(640, 480, seed=n).save(root / f"{n}.jpg", **({"exif": exif} if n == 1 else {}))
+    whole = (root / "4.jpg").read_bytes()
+    (root / "4.jpg").write_bytes(whole[: len(whole) // 2])
+    return FileSource(tuple(str(root / f"{n}.jpg") for n in range(5)), np.arange(5) % 2, ("a", "b"))
+
+
+@pytest.mark.parametrize("teacher_size", [0, 32, 96])
+def test_undecoded_jpegs_give_the_same_batches_on_any_number_of_workers(jpegs, teacher_size):
+    plan = ViewPlan(3, views=2, teacher_size=teacher_size)
+    batches = [
+        list(train_batches(jpegs, AUGMENT, 32, TrainBatches(5, 4, seed=0, epochs=2), workers=n, pin_memory=False, plan=plan))
+        for n in (0, 2)
+    ]  # fmt: skip
+    for one, other in zip(*batches, strict=True):
+        assert one.keys == other.keys
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.teacher_images, other.teacher_images)
+    assert all("4.jpg cannot be decoded" in why for b in batches[0] for _, why in b.unreadable)
+    assert {key.index for b in batches[0] for key, _ in b.unreadable} == {4}
+
+
+def test_what_a_student_sees_does_not_depend_on_its_teacher(jpegs):
+    """A reduced picture is reduced for the one that sees it."""
+    shown = [
+        [b.images for b in train_batches(
+            jpegs, AUGMENT, 32, TrainBatches(5, 4, seed=0, epochs=1), workers=0, pin_memory=False,
+            plan=ViewPlan(3, views=2, teacher_size=size),
+        )]
+        for size in (0, 64, 224)
+    ]  # fmt: skip
+    for alone, small, large in zip(*shown, strict=True):
+        assert torch.equal(alone, small)
+        assert torch.equal(alone, large)

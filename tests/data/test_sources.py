@@ -133,12 +133,13 @@ def test_parts_of_a_source_have_the_sizes_and_bytes_of_the_whole(image_folder, r
     part = relabel(subset(source, [4, 0]), ("b", "a"))
     assert [part.raw(i) for i in range(2)] == [source.raw(4), source.raw(0)]
     assert [part.size(i) for i in range(2)] == [source.size(4), source.size(0)]
+    assert np.array_equal(np.asarray(part.open(0)), np.asarray(source.read(4)))
 
 
 @pytest.mark.parametrize("path", ["no/such.png", "a\0b.png"])
 def test_a_file_that_is_not_there_has_no_bytes_and_says_so(path):
     source = FileSource((path,), np.array([0]), ("x",))
     assert source.size(0) == 0
-    for read in (source.raw, source.read):
+    for read in (source.raw, source.read, source.open):
         with pytest.raises(DataError, match="cannot be read"):
             read(0)

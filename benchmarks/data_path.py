@@ -1,0 +1,182 @@
+"""What does a training view cost beside timm's? Decoding and the whole DeiT recipe, of the same JPEGs, on one thread.
+
+    python benchmarks/data_path.py FOLDER [--short-side 400] [--rounds 20] [--shrinking]
+
+Rounds over the pictures are ours and timm's by turns, in CPU time; the ratio is of each pair of rounds. With
+`--short-side` the pictures are first encoded again that large, at quality 90, in memory. `--shrinking` measures how far
+crops that are decoded at a half to an eighth are from those decoded whole. Last figures: docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import timm.data
+import torch
+from PIL import Image
+
+from deitctl import rng
+from deitctl.data.decode import decode
+from deitctl.data.eval_view import channels_first
+from deitctl.data.picture import Picture, open_picture
+from deitctl.data.rand_augment import INCREASING, apply, rand_augment
+from deitctl.data.transforms import crop_box, resized_crop, train_view
+from deitctl.recipes import RECIPES
+
+T = TypeVar("T")
+AUGMENT = RECIPES["paper"].augment
+SIZE = 224
+BICUBIC = Image.Resampling.BICUBIC
+
+
+def jpegs(folder: Path, short_side: int) -> list[bytes]:
+    """Read the folder's JPEGs, made as large as asked."""
+    found = [p.read_bytes() for p in sorted(folder.rglob("*")) if p.suffix.lower() in (".jpg", ".jpeg")]
+    return [enlarged(data, short_side) for data in found] if short_side else found
+
+
+def enlarged(data: bytes, short_side: int) -> bytes:
+    """Encode a picture again with a short side of so many pixels."""
+    image, buffer = decode(data, "picture"), io.BytesIO()
+    scale = short_side / min(image.size)
+    size = round(image.width * scale), round(image.height * scale)
+    image.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+class Clock:
+    """CPU milliseconds, kept by name."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, list[float]] = defaultdict(list)
+
+    def __call__(self, name: str, work: Callable[..., T], *arguments: object) -> T:
+        start = time.process_time()
+        result = work(*arguments)
+        self.times[name].append(1e3 * (time.process_time() - start))
+        return result
+
+    def mean(self, name: str) -> float:
+        return statistics.fmean(self.times[name])
+
+
+def ours(data: bytes, turn: int, index: int) -> object:
+    """Decode and render one of our views."""
+    return train_view(open_picture(data, "picture"), AUGMENT, SIZE, 0, turn, index)
+
+
+def whole_views(pictures: list[bytes], rounds: int, recipe: Any) -> None:
+    """Time our views against timm's, round by round."""
+    clock = Clock()
+    for turn in range(rounds + 1):
+        clock("ours", lambda turn=turn: [ours(data, turn, n) for n, data in enumerate(pictures)])
+        clock("timm", lambda: [recipe(decoded(data)) for data in pictures])
+    pairs = np.array([clock.times["ours"], clock.times["timm"]])[:, 1:] / len(pictures)  # the first is to warm up
+    low, middle, high = np.percentile(pairs[1] / pairs[0], [10, 50, 90])
+    mine, theirs = np.median(pairs, axis=1)
+    print(f"{len(pictures)} pictures, {rounds} rounds\n\n| | ours, ms | timm, ms | ratio | of 80 % of the rounds |")
+    print(f"|---|---|---|---|---|\n| a view | {mine:.2f} | {theirs:.2f} | {middle:.2f} | {low:.2f} to {high:.2f} |\n")
+
+
+def decoded(data: bytes) -> Image.Image:
+    """Decode as timm's data sets do."""
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def stages(pictures: list[bytes], rounds: int, recipe: Any) -> None:
+    """Time each stage of both; timm's recipe is crop, flip, RandAugment, and the way to a tensor."""
+    mine, theirs, augment = Clock(), Clock(), rand_augment(AUGMENT.rand_augment)
+    crop, flip, their_augment, *to_tensor = recipe.transforms
+    names = ("header, limits", "draw a crop", "decode", "crop, resize", "RandAugment", "to channels first")
+    for turn in range(rounds):
+        for index, data in enumerate(pictures):
+            picture = mine(names[0], open_picture, data, "picture")
+            draw = rng.generator(0, "view", turn, index)
+            box = mine(names[1], crop_box, picture.size, AUGMENT, draw)
+            mine(names[2], picture.cut, (0, 0, 1, 1))  # all of it is decoded for one pixel
+            image = mine(names[3], resized_crop, picture, box, SIZE)
+            image = mine(names[4], augment, image, draw)
+            mine(names[5], channels_first, image)
+            image = theirs(names[3], crop, theirs(names[2], decoded, data))
+            tensor = theirs(names[4], their_augment, flip(image))
+            for step in to_tensor:
+                tensor = step(tensor)
+    print("| stage | ours, ms | timm, ms |\n|---|---|---|")
+    for name in names:
+        print(f"| {name} | {mine.mean(name):.2f} | {f'{theirs.mean(name):.2f}' if theirs.times[name] else ''} |")
+    print()
+
+
+def operations(pictures: list[bytes], rounds: int, recipe: Any) -> None:
+    """Time those operations of RandAugment that are not Pillow's, at magnitude 9."""
+    mine, theirs = Clock(), Clock()
+    names = [name for name in INCREASING if name.startswith(("Shear", "Translate"))]
+    timms = {op.name: op for op in recipe.transforms[2].ops}
+    for _ in range(rounds):
+        for data in pictures:
+            image = decoded(data).resize((SIZE, SIZE), BICUBIC)
+            for name in names:
+                timms[name].prob, timms[name].magnitude_std = 1.0, 0
+                mine(name, apply, name, image, 9, 1)
+                theirs(name, timms[name], image)
+    print("| operation | ours, ms | timm, ms |\n|---|---|---|")
+    print("".join(f"| {name} | {mine.mean(name):.2f} | {theirs.mean(name):.2f} |\n" for name in names))
+
+
+def shrinking(pictures: list[bytes], rounds: int) -> None:
+    """Compare crops that are decoded smaller with those decoded whole: levels of 255, and time."""
+    clock, beside = Clock(), defaultdict(list)
+    for turn in range(rounds):
+        for index, data in enumerate(pictures):
+            picture = open_picture(data, "picture")
+            box = crop_box(picture.size, AUGMENT, rng.generator(0, "view", turn, index))
+            if not isinstance(picture, Picture):
+                continue
+            shrink = picture.shrink_for(box[2] - box[0], box[3] - box[1], SIZE)
+            small = clock(f"{shrink}", resized_crop, picture, box, SIZE)
+            large = clock(
+                f"{shrink} whole", lambda data=data, box=box: resized_crop(decode(data, "picture"), box, SIZE)
+            )
+            beside[shrink].append(np.abs(np.asarray(small).astype(int) - np.asarray(large)))
+    print(
+        "| decoded at | crops | mean difference | 99 % below | largest | ms | ms, decoded whole |\n|---|---|---|---|---|---|---|"
+    )
+    for shrink, values in sorted(beside.items()):
+        levels = np.stack(values)
+        print(
+            f"| 1/{shrink} | {len(levels)} | {levels.mean():.2f} | {np.percentile(levels, 99):.0f} | {levels.max()} "
+            f"| {clock.mean(f'{shrink}'):.1f} | {clock.mean(f'{shrink} whole'):.1f} |"
+        )
+
+
+def main() -> None:
+    """Measure what is asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--short-side", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--shrinking", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    pictures = jpegs(options.folder, options.short_side)
+    if options.shrinking:
+        shrinking(pictures, options.rounds)
+        return
+    recipe = timm.data.create_transform(
+        input_size=SIZE, is_training=True, color_jitter=0.3, auto_augment=AUGMENT.rand_augment,
+        interpolation="bicubic", re_prob=0.25, re_mode="pixel", re_count=1,
+    )  # fmt: skip
+    for measure in (whole_views, stages, operations):
+        measure(pictures, options.rounds, recipe)
+
+
+if __name__ == "__main__":
+    main()
