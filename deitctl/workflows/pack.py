@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from deitctl.data.packing import Form, Kept, digest_of, keep_all
 from deitctl.data.sources import FileSource, Source, TarSource
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter, SilentReporter, track
-from deitctl.workflows.train import loaders_may_die
 
 EXAMPLES = 20
 """Differences that are told one by one."""
@@ -106,8 +106,8 @@ def pack(
     parts = {name: Listing(_names(s, home), s.labels, s.class_names) for name, s in sources.items()}
     tally = _Tally()
     count = sum(len(s.labels) for s in sources.values())
-    kept = keep_all([*sources.values()], Form(max_size, raw), workers)
-    with loaders_may_die("Pack with fewer: --workers 0"), whole_file(path, "OUT") as file:
+    pictures = keep_all([*sources.values()], Form(max_size, raw), workers)
+    with whole_file(path, "OUT") as file, closing(pictures) as kept:
         size = write_pack(file, parts, tally.passing(track(kept, reporter, "pack", count)))
     return PackResult(
         path=path, data=found.name,

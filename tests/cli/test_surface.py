@@ -111,7 +111,7 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["pack", "digits", "x.tar"], 1, "must end in .pack"),
         (["pack", "digits", "x.pack", "--check"], 1, "x.pack is not a pack"),
         (["pack", "digits", "x.pack", "--check", "--raw"], 1, "--check writes nothing"),
-        (["pack", "digits", "x.pack", "--max-size", "0"], 2, "0 is not in the range"),
+        (["pack", "digits", "x.pack", "--max-size", "0"], 2, "Invalid value for '--max-size'"),
         (["pack", "digits"], 2, "Missing argument"),
         (["train", "/nowhere"], 1, "There is no data set"),
         (["train", "--set", "epoch=3"], 1, "Did you mean"),

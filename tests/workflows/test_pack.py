@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -263,23 +266,28 @@ def test_a_pack_is_not_packed_into_itself(root, out):
     assert Path(out).read_bytes() == before
 
 
-class Stopping(SilentReporter):
-    """Sends itself a signal after some pictures."""
+class At(SilentReporter):
+    """Does something when some pictures are packed."""
+
+    def __init__(self, pictures: int, action: Callable[[], None]) -> None:
+        self.left, self.action = pictures, action
 
     @contextmanager
     def task(self, label: str, total: int | None, unit: str = "images") -> Iterator[Task]:
-        class Counting:
-            done = 0
+        self.label = label
+        yield self
 
-            def advance(self, amount: int = 1, **_: object) -> None:
-                self.done += amount
-                if self.done == 5:
-                    raise Signalled(15)
+    def advance(self, amount: int = 1, **_: object) -> None:
+        self.left -= amount if self.label == "pack" else 0
+        if self.label == "pack" and self.left == 0:
+            self.action()
 
-            def skip(self, amount: int) -> None:
-                pass
+    def skip(self, amount: int) -> None:
+        pass
 
-        yield Counting()
+
+def stop() -> None:
+    raise Signalled(signal.SIGTERM)
 
 
 def test_an_interrupted_pack_leaves_what_was_there(root, out, tmp_path):
@@ -287,8 +295,39 @@ def test_an_interrupted_pack_leaves_what_was_there(root, out, tmp_path):
     before = Path(out).read_bytes()
     for workers in (0, 2):
         with pytest.raises(Signalled):
-            pack(str(root), out, max_size=18, workers=workers, reporter=Stopping())
+            pack(str(root), out, max_size=18, workers=workers, reporter=At(5, stop))
     assert Path(out).read_bytes() == before
+    assert hidden(tmp_path) == []
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_whatever_ends_it_ends_its_processes_too(signum, picture, out, tmp_path):
+    """They have more to say than a pipe holds, and nobody listens any more."""
+    picture(300, 300).save(tmp_path / "large.png")
+    (tmp_path / "many.csv").write_text("path,label\n" + "large.png,a\nlarge.png,b\n" * 5000)
+    command = [sys.executable, "-m", "deitctl", "pack", str(tmp_path / "many.csv"), out, "--raw", "--workers", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not any((tmp_path / name).stat().st_size > 5_000_000 for name in hidden(tmp_path)):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signum)
+        said = process.communicate(timeout=30)  # until the last of them has closed its streams
+    assert (process.returncode, said) == {
+        signal.SIGTERM: (143, ("", "interrupted\n")), signal.SIGKILL: (-9, ("", "")),
+    }[signum]  # fmt: skip
+    assert len(hidden(tmp_path)) == (signum == signal.SIGKILL)
+    assert not Path(out).exists()
+
+
+def test_a_process_that_is_killed_is_one_line(picture, out, tmp_path):
+    picture(300, 300).save(tmp_path / "large.png")
+    (tmp_path / "many.csv").write_text("path,label\n" + "large.png,a\nlarge.png,b\n" * 5000)
+
+    killing = At(20, lambda: multiprocessing.active_children()[0].kill())
+    with pytest.raises(DataError, match="A process that decodes died, .* Pack with fewer processes: --workers 0"):
+        pack(str(tmp_path / "many.csv"), out, raw=True, workers=2, reporter=killing)
+    assert multiprocessing.active_children() == []
     assert hidden(tmp_path) == []
 
 

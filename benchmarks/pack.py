@@ -1,0 +1,214 @@
+"""What does a picture cost from a folder, a tar and packs; what does a smaller pack do to answers; how soon is it open?
+
+    python benchmarks/pack.py speed PHOTOS [--count 300] [--side 400] [--rounds 9]
+    python benchmarks/pack.py answers PHOTOS --weights FILE
+    python benchmarks/pack.py start [--pictures 1280000]
+
+PHOTOS is a folder of JPEGs. `speed` makes others of them by crops and flips, and reads all in a drawn order, one storage
+after the other in every round: from memory, and from the disk (Linux; the files' pages are given back before). Last
+figures: docs/data.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from deitctl.data.decode import decode, read_image
+from deitctl.data.open import open_data
+from deitctl.data.sources import Source
+from deitctl.events import SilentReporter
+from deitctl.workflows.pack import pack
+
+FORMS: dict[str, dict[str, object]] = {"pack": {}, "pack-256": {"max_size": 256}, "pack-raw": {"raw": True}}
+
+OPEN = """
+import sys, time
+from pathlib import Path
+from deitctl.data.pack import open_pack
+
+def own():
+    return int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0])
+
+before, begun = own(), time.perf_counter()
+source = open_pack(Path(sys.argv[1]))["train"]
+source.raw(7)
+print(f"{time.perf_counter() - begun:.3f} s, {(own() - before) / 1024:.1f} MiB that are not the file's")
+"""
+
+
+def make_pictures(photos: Path, folder: Path, count: int, side: int) -> None:
+    """Write pictures of a short side, ten classes of them."""
+    draw = np.random.default_rng(0)
+    for number, path in enumerate(islice(cycle(sorted(photos.iterdir())), count)):
+        image = read_image(path)
+        width, height = (int(length * draw.uniform(0.8, 1)) for length in image.size)
+        left, top = (int(draw.integers(0, a - b + 1)) for a, b in zip(image.size, (width, height), strict=True))
+        cut = image.crop((left, top, left + width, top + height))
+        scale = side / min(width, height)
+        cut = cut.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+        target = folder / f"class{number % 10}" / f"{number}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if number % 2 else cut).save(target, quality=92)
+
+
+def storages(photos: Path, root: Path, count: int, side: int) -> dict[str, Path]:
+    """Put the same pictures into a folder, a tar and packs."""
+    make_pictures(photos, root / "folder", count, side)
+    with tarfile.open(root / "x.tar", "w") as archive:
+        archive.add(root / "folder", ".")
+    found = {"folder": root / "folder", "tar": root / "x.tar"}
+    for name, options in FORMS.items():
+        pack(str(root / "folder"), str(root / f"{name}.pack"), **options)  # type: ignore[arg-type]
+        found[name] = root / f"{name}.pack"
+    return found
+
+
+def files_of(path: Path) -> list[Path]:
+    """List the files that a storage is made of."""
+    return [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+
+
+def forget(path: Path) -> None:
+    """Have the system give back the pages of a storage, so that it is read from the disk."""
+    for file in files_of(path):
+        handle = os.open(file, os.O_RDONLY)
+        os.fsync(handle)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
+
+
+def seconds_of(work: Callable[[int], object], order: list[int]) -> float:
+    """Return how long a piece of work takes for each picture."""
+    begun = time.perf_counter()
+    for index in order:
+        work(index)
+    return (time.perf_counter() - begun) / len(order)
+
+
+def speed(options: argparse.Namespace) -> None:
+    """Print milliseconds a picture, and what they are of the folder's."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = storages(options.photos, Path(folder), options.count, options.side)
+        sources: dict[str, Source] = {}
+        for name, path in paths.items():
+            whole = open_data(str(path), SilentReporter()).whole
+            assert whole is not None
+            sources[name] = whole
+        ways = ("bytes, cached", "pixels, cached", "bytes, from disk", "pixels, from disk")
+        times: dict[tuple[str, str], list[float]] = {(way, name): [] for way in ways for name in sources}
+        for turn in range(options.rounds + 1):
+            order = np.random.default_rng(turn).permutation(options.count).tolist()
+            for way in ways:
+                for name, source in sources.items():
+                    if way.endswith("disk"):
+                        forget(paths[name])
+                    seconds = seconds_of(source.raw if way.startswith("bytes") else source.read, order)
+                    times[way, name] += [seconds] * bool(turn)  # the first round warms up
+        sizes = {name: sum(f.stat().st_size for f in files_of(path)) for name, path in paths.items()}
+        print("| | MB | " + " | ".join(ways) + " |\n|---|---|" + "---|" * len(ways))
+        for name in sources:
+            cells = [_cell(times[way, name], times[way, "folder"]) for way in ways]
+            print(f"| {name} | {sizes[name] / 1e6:.1f} | " + " | ".join(cells) + " |")
+
+
+def _cell(seconds: list[float], others: list[float]) -> str:
+    ratio = statistics.median(a / b for a, b in zip(seconds, others, strict=True))
+    return f"{1e3 * statistics.median(seconds):.3f} ms ({ratio:.2f})"
+
+
+def answers(options: argparse.Namespace) -> None:
+    """Print how a model's answers about pictures change with the size, quality and subsampling of a pack."""
+    import torch
+
+    from deitctl.data import packing
+    from deitctl.data.eval_view import eval_view
+    from deitctl.models.build import load_model
+
+    loaded = load_model(options.model, weights=options.weights, reporter=SilentReporter())
+    pre = loaded.card.preprocessing
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (pre.mean, pre.std))
+    with tempfile.TemporaryDirectory() as folder:
+        make_pictures(options.photos, Path(folder), options.count, options.side)
+        images = [read_image(path) for path in sorted(Path(folder).rglob("*.jpg"))]
+
+    def logs(pictures: list[Image.Image]) -> torch.Tensor:
+        views = [(torch.from_numpy(eval_view(p, pre)) / 255 - mean) / std for p in pictures]
+        with torch.inference_mode():
+            return torch.cat(
+                [loaded.model(torch.stack(views[n : n + 32])).cls for n in range(0, len(views), 32)]
+            ).log_softmax(1)
+
+    expected = logs(images)
+    print("| short side | JPEG | kB a picture | KL divergence | other answers |\n|---|---|---|---|---|")
+    for side in (pre.resize_to, 256, 292):
+        for quality, subsampling in [(0, "none"), *((q, s) for q in (85, 90, 95) for s in ("4:2:0", "4:4:4"))]:
+            packing.QUALITY, packing.SUBSAMPLING = quality, subsampling
+            files = [packing._encode(i, packing.Form(side, raw=not quality)) for i in images]
+            found = logs([decode(f, "made") for f in files if f])
+            apart = float((expected.exp() * (expected - found)).sum(1).mean())
+            other = int((found.argmax(1) != expected.argmax(1)).sum())
+            kind = f"{quality}, {subsampling}" if quality else "pixels"
+            print(
+                f"| {side} | {kind} | {sum(len(f or b'') for f in files) / len(files) / 1e3:.1f} | {apart:.4f} | {other} |"
+            )
+
+
+def start(options: argparse.Namespace) -> None:
+    """Print how long a pack of many pictures takes to open, and the memory of it, in a fresh process each."""
+    from deitctl.data.index import Listing
+    from deitctl.data.names import Names
+    from deitctl.data.pack import write_pack
+
+    count, classes = options.pictures, 1000
+    labels = np.arange(count) * classes // count
+    with tempfile.TemporaryDirectory() as folder:
+        names = Names.of(f"n{label:08}/n{label:08}_{n}.JPEG" for n, label in enumerate(labels.tolist()))
+        part = Listing(names, labels, tuple(f"n{label:08}" for label in range(classes)))
+        path = Path(folder) / "x.pack"
+        with path.open("wb") as file:
+            begun = time.perf_counter()
+            size = write_pack(file, {"train": part}, ((b"%d" % n, n) for n in range(count)))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(
+            f"{count:,} pictures of a few bytes: {size / 1e6:.0f} MB written in {time.perf_counter() - begun:.1f} s, peak {peak:.0f} MiB"
+        )
+        for _ in range(options.rounds):
+            forget(path)
+            for what in ("from disk", "cached"):
+                done = subprocess.run(
+                    [sys.executable, "-c", OPEN, str(path)], capture_output=True, text=True, check=True
+                )
+                print(f"open, {what}: {done.stdout.strip()}")
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("speed", "answers", "start"))
+    parser.add_argument("photos", type=Path, nargs="?")
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--side", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--pictures", type=int, default=1_280_000)
+    parser.add_argument("--model", default="deit_tiny")
+    parser.add_argument("--weights", default="")
+    options = parser.parse_args()
+    {"speed": speed, "answers": answers, "start": start}[options.what](options)
+
+
+if __name__ == "__main__":
+    main()
