@@ -76,7 +76,7 @@ def _filter(values: Bytes, weights: Floats) -> Bytes:
     """Sum four neighbours, three values apart, [H,3(W+3)], with the weights of their row [H,4]; returns [H,3W]."""
     count, taps, factors = values.shape[1] - 9, torch.from_numpy(values), torch.from_numpy(weights)
     shown = torch.empty((len(values), count), dtype=torch.uint8)
-    for rows, weight, out in zip(taps.split(BLOCK), factors.split(BLOCK), shown.split(BLOCK), strict=True):
+    for rows, weight, out in zip(*(torch.split(t, BLOCK) for t in (taps, factors, shown)), strict=True):
         single = rows.float()
         total = single[:, :count] * weight[:, :1]
         for k in (1, 2, 3):
