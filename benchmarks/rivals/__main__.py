@@ -5,13 +5,13 @@
     pip install pandas                                    # inference.py wants it
     python -m benchmarks.rivals OUT --timm rivals/timm --deit rivals/deit --pictures imagenette --photos PHOTOS
         --weights deit_tiny_patch16_224.fb_in1k.safetensors [--explore] [--quick] [--only JOB ...] [--threads N]
-        [--also "--set KEY=VALUE ..."]
+        [--also "--set KEY=VALUE ..."] [--also-timm "--FLAG ..."]
 
 From the repository's root. PICTURES has `train` and `val` with ten class folders, PHOTOS files whose names begin with a
 WordNet id (`n01582220_magpie.JPEG`), WEIGHTS is DeiT-tiny in timm's layout. Both sides get the same pictures, weights,
 batches, epochs and threads, run from the shell to the end, and take turns; ratios are of the same round. A rival comes as
 it is, and with its best flags, which `--explore` finds and OUT/explored.json keeps. Rounds in OUT/JOB.json are not held
-again. `--also` adds a contestant of ours, with further flags, where accuracy is asked for. Standard output is the
+again. `--also` and `--also-timm` add a contestant with further flags where accuracy is asked for. Standard output is the
 Markdown of docs/benchmarks.md, and OUT/results.json has it all. `--smoke` shows in two minutes that everything runs.
 """
 
@@ -23,17 +23,23 @@ import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rivals import answers, training
 from benchmarks.rivals.deit_repository import try_main
-from benchmarks.rivals.jobs import JOBS, SIZES, Setup
+from benchmarks.rivals.jobs import SIZES, Setup
 from benchmarks.rivals.material import subset
 from benchmarks.rivals.rounds import Runner, explore, hold, keep, say
 from benchmarks.rivals.tables import markdown, summary
 
+JOBS = {
+    "distil": training.distil, "train": training.train, "eval": answers.evaluate, "predict": answers.predict,
+    "finetune": training.finetune, "scratch": training.scratch,
+}  # fmt: skip
 PACKAGES = ("deitctl", "torch", "torchvision", "timm", "pillow", "numpy")
 MATTERS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_tile", "bf16", "sve")
 BUSY = 0.5  # of load, before anything was started: somebody else is at work
@@ -75,6 +81,7 @@ def options() -> argparse.Namespace:
     sizes.add_argument("--quick", dest="size", action="store_const", const="quick", default="full")
     sizes.add_argument("--smoke", dest="size", action="store_const", const="smoke")
     parser.add_argument("--also", type=shlex.split, action="append", default=[], help="Flags of one more of ours.")
+    parser.add_argument("--also-timm", type=shlex.split, action="append", default=[], help="The same of train.py.")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="Of torch, on both sides.")
     parser.add_argument("--timeout", type=float, default=900, help="Seconds that one command may take.")
     return parser.parse_args()
@@ -83,6 +90,7 @@ def options() -> argparse.Namespace:
 def main() -> None:
     """Hold the rounds of the jobs; print their tables."""
     said = options()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what runs is ended too
     out = said.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     if (load := os.getloadavg()[0]) > BUSY:
@@ -90,6 +98,7 @@ def main() -> None:
     setup = Setup(
         out=out, timm=said.timm.resolve(), pictures=said.pictures.resolve(), photos=said.photos.resolve(),
         weights=said.weights.resolve(), size=SIZES[said.size], also=tuple(map(tuple, said.also)),
+        also_timm=tuple(map(tuple, said.also_timm)),
     )  # fmt: skip
     conditions = {"size": said.size, "threads": said.threads, "timm": state_of(setup.timm), "machine": machine()}
     runner = Runner(out, said.threads, said.timeout)
@@ -97,7 +106,7 @@ def main() -> None:
     found_file = out / "explored.json"
     explored = json.loads(found_file.read_text()) if found_file.exists() else {}
     if said.explore:
-        for job in (j for j in jobs if j.explored_by == j.name and j.name not in explored):
+        for job in (j for j in jobs if not j.explored_by and j.name not in explored):
             explored[job.name] = explore(job, runner)
             keep(found_file, explored)
     results: dict[str, Any] = {**conditions, "explored": explored, "jobs": {}}
@@ -110,7 +119,7 @@ def main() -> None:
         }
         print(f"facebookresearch/deit {json.dumps(results['deit'])}\n")
     for job in jobs:
-        best = explored.get(job.explored_by, {}).get("flags", job.best)
+        best = explored.get(job.explored_by or job.name, {}).get("flags", job.best)
         record = hold(job, best, conditions, runner)
         results["jobs"][job.name] = {**record, **summary(record)}
         keep(out / "results.json", results)
