@@ -5,7 +5,7 @@
     pip install pandas                                    # inference.py wants it
     python -m benchmarks.rivals OUT --timm rivals/timm --deit rivals/deit --pictures imagenette --photos PHOTOS
         --weights deit_tiny_patch16_224.fb_in1k.safetensors [--explore] [--quick] [--only JOB ...] [--threads N]
-        [--also "--set KEY=VALUE ..."] [--also-timm "--FLAG ..."]
+        [--also="--set KEY=VALUE ..."] [--also-timm="--FLAG ..."]
 
 From the repository's root. PICTURES has `train` and `val` with ten class folders, PHOTOS files whose names begin with a
 WordNet id (`n01582220_magpie.JPEG`), WEIGHTS is DeiT-tiny in timm's layout. Both sides get the same pictures, weights,
@@ -59,7 +59,9 @@ def machine() -> dict[str, Any]:
 
 def state_of(checkout: Path) -> str:
     """Name the commit of a checkout, and its version where it has one."""
-    said = subprocess.run(["git", "-C", checkout, "describe", "--always", "--tags"], capture_output=True, text=True)
+    said = subprocess.run(
+        ["git", "-C", checkout, "describe", "--always", "--tags", "--dirty"], capture_output=True, text=True
+    )
     version = checkout / "timm/version.py"
     number = version.read_text().split("'")[1] if version.exists() else ""
     return f"{number} {said.stdout.strip()}".strip()
@@ -100,7 +102,8 @@ def main() -> None:
         weights=said.weights.resolve(), size=SIZES[said.size], also=tuple(map(tuple, said.also)),
         also_timm=tuple(map(tuple, said.also_timm)),
     )  # fmt: skip
-    conditions = {"size": said.size, "threads": said.threads, "timm": state_of(setup.timm), "machine": machine()}
+    checkouts = {"deitctl": state_of(Path(__file__).parents[2]), "timm": state_of(setup.timm)}
+    conditions = {"size": said.size, "threads": said.threads, "checkouts": checkouts, "machine": machine()}
     runner = Runner(out, said.threads, said.timeout)
     jobs = [JOBS[name](setup) for name in said.only or JOBS]
     found_file = out / "explored.json"

@@ -2,7 +2,8 @@
 
 Images per second are of the steady state on both sides: of training, the seconds that epochs after the first spent on
 steps, by each program's own clock; of an evaluation, the whole loop over the pictures, loaders' start included, by its own
-clock; of a prediction, from the first batch's answers to the last's, by the clock of this benchmark.
+clock; of a prediction, from the first batch's answers to the last's, by the clock of this benchmark, so pictures that loaders
+have ready by then count for the side that has them.
 """
 
 from __future__ import annotations
