@@ -4,14 +4,15 @@
     git clone https://github.com/facebookresearch/deit rivals/deit
     pip install pandas                                    # inference.py wants it
     python -m benchmarks.rivals OUT --timm rivals/timm --deit rivals/deit --pictures imagenette --photos PHOTOS
-        --weights deit_tiny_patch16_224.fb_in1k.safetensors [--explore] [--quick] [--only JOB ...] [--threads N]
+        --weights deit_tiny_patch16_224.fb_in1k.safetensors [--explore] [--quick] [--only JOB ...] [--threads N] [--rounds N]
         [--also="--set KEY=VALUE ..."] [--also-timm="--FLAG ..."]
 
 From the repository's root. PICTURES has `train` and `val` with ten class folders, PHOTOS files whose names begin with a
 WordNet id (`n01582220_magpie.JPEG`), WEIGHTS is DeiT-tiny in timm's layout. Both sides get the same pictures, weights,
 batches, epochs and threads, run from the shell to the end, and take turns; ratios are of the same round. A rival comes as
 it is, and with its best flags, which `--explore` finds and OUT/explored.json keeps. Rounds in OUT/JOB.json are not held
-again. `--also` and `--also-timm` add a contestant with further flags where accuracy is asked for. Standard output is the
+again. `--also` adds a contestant of ours with further flags to the jobs that train, `--also-timm` one of train.py's to those of
+accuracy. Standard output is the
 Markdown of docs/benchmarks.md, and OUT/results.json has it all. `--smoke` shows in two minutes that everything runs.
 """
 
@@ -26,6 +27,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,7 @@ def options() -> argparse.Namespace:
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--quick", dest="size", action="store_const", const="quick", default="full")
     sizes.add_argument("--smoke", dest="size", action="store_const", const="smoke")
+    parser.add_argument("--rounds", type=int, help="Instead of the size's, of seeds too.")
     parser.add_argument("--also", type=shlex.split, action="append", default=[], help="Flags of one more of ours.")
     parser.add_argument("--also-timm", type=shlex.split, action="append", default=[], help="The same of train.py.")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="Of torch, on both sides.")
@@ -106,6 +109,8 @@ def main() -> None:
     conditions = {"size": said.size, "threads": said.threads, "checkouts": checkouts, "machine": machine()}
     runner = Runner(out, said.threads, said.timeout)
     jobs = [JOBS[name](setup) for name in said.only or JOBS]
+    if said.rounds:
+        jobs = [replace(job, rounds=said.rounds) for job in jobs]
     found_file = out / "explored.json"
     explored = json.loads(found_file.read_text()) if found_file.exists() else {}
     if said.explore:

@@ -25,6 +25,7 @@ class Size:
     """How much of everything; pictures are multiples of the batch and of ten classes."""
 
     rounds: int
+    """Of each job but those of accuracy, whose rounds are seeds."""
     teacher: str = "regnety_160"
     student: str = SMALL
     distil: tuple[int, int, int]
@@ -40,10 +41,10 @@ class Size:
 
 SIZES = {
     "full": Size(
-        rounds=3, distil=(80, 16, 2), train=(320, 64, 3), photos=1000, predict=400, finetune=(6, 3), scratch=(8, 3)
+        rounds=2, distil=(40, 20, 2), train=(320, 64, 2), photos=1000, predict=400, finetune=(4, 3), scratch=(6, 3)
     ),
     "quick": Size(
-        rounds=1, distil=(40, 20, 2), train=(160, 32, 2), photos=300, predict=200, finetune=(3, 1), scratch=(3, 1)
+        rounds=1, distil=(20, 10, 2), train=(160, 32, 2), photos=300, predict=200, finetune=(2, 1), scratch=(3, 1)
     ),
     "smoke": Size(  # does everything start, and is it read?
         rounds=1, teacher="regnety_002", student=TINY, distil=(20, 10, 2), train=(20, 10, 2), photos=48,
@@ -63,7 +64,7 @@ class Setup:
     weights: Path
     size: Size
     also: tuple[tuple[str, ...], ...] = ()
-    """Further flags of ours, each a contestant more where accuracy is asked for."""
+    """Further flags of ours, each a contestant more of the jobs that train."""
     also_timm: tuple[tuple[str, ...], ...] = ()
     """The same of train.py, on top of its best flags."""
 
@@ -81,6 +82,8 @@ class Job:
     """By flags, and by the round's number."""
     candidates: tuple[tuple[tuple[str, ...], ...], ...] = FASTER
     best: tuple[str, ...] = LIKELY
+    only_best: bool = False
+    """Whether the rival comes with its best flags alone."""
     explored_by: str = ""
     """The job of the same program whose exploration counts; empty: this one."""
     also: tuple[tuple[str, ...], ...] = ()
@@ -88,7 +91,9 @@ class Job:
 
     def contestants(self, number: int, best: Sequence[str]) -> list[Contestant]:
         """List who takes turns in round `number`."""
-        flags = dict.fromkeys([(), tuple(best), *((*best, *more) for more in self.also)])
+        flags = dict.fromkeys(
+            [*(() if self.only_best else ((),)), tuple(best), *((*best, *more) for more in self.also)]
+        )
         return self.ours(number) + [self.rival(some, number) for some in flags]
 
 

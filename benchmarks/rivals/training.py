@@ -42,6 +42,10 @@ def _train_py(
     return sides.script(name, setup.timm / "train.py", (*common, *words), sides.read_timm_training(batch))
 
 
+def _ours(command: str, words: Sequence[object], more: Sequence[str], read: sides.Reader) -> Contestant:
+    return sides.deitctl(" ".join((command, *more)), (*words, *more), read)
+
+
 def distil(setup: Setup) -> Job:
     """Learn from a teacher: one that looks at every step, one whose words are kept, train.py's."""
     pictures, batch, epochs = setup.size.distil
@@ -54,8 +58,8 @@ def distil(setup: Setup) -> Job:
         *(*OUR_PAPER, "--batch-size", batch, "--epochs", epochs, "--output", "{run}", "--format", "json"),
     )
     read = sides.speed_alone(sides.read_our_training)
-    live = sides.deitctl("deitctl distill --teacher-sees mixed", (*ours, "--teacher-sees", "mixed"), read)
-    kept = sides.deitctl("deitctl distill --views 1", (*ours, "--views", 1), read)
+    ways = [(*way, *more) for way in (("--teacher-sees", "mixed"), ("--views", "1")) for more in ((), *setup.also)]
+    contestants = [_ours("deitctl distill", ours, way, read) for way in ways]
 
     def rival(flags: Sequence[str], _: int) -> Contestant:
         words = (
@@ -69,7 +73,7 @@ def distil(setup: Setup) -> Job:
         f"{setup.size.student} learns from {setup.size.teacher} (random weights) at 224: {pictures} pictures, batch {batch}, "
         f"{epochs} epochs. With one view the teacher is asked in the first epoch alone; images/s are of the others."
     )
-    return Job(name="distil", question=question, rounds=setup.size.rounds, ours=lambda _: [live, kept], rival=rival)
+    return Job(name="distil", question=question, rounds=setup.size.rounds, ours=lambda _: contestants, rival=rival)
 
 
 def train(setup: Setup) -> Job:
@@ -80,14 +84,15 @@ def train(setup: Setup) -> Job:
         "train", data, "--model", TINY, *OUR_PAPER, "--batch-size", batch, "--epochs", epochs, "--output", "{run}",
         "--format", "json",
     )  # fmt: skip
-    ours = sides.deitctl("deitctl train", words, sides.speed_alone(sides.read_our_training))
+    read = sides.speed_alone(sides.read_our_training)
+    contestants = [_ours("deitctl train", words, more, read) for more in ((), *setup.also)]
 
     def rival(flags: Sequence[str], _: int) -> Contestant:
         lr, model = 5e-4 * batch / 512, f"{TINY}_patch16_224"
         return _train_py(setup, named("timm train.py", flags), data, model, batch, epochs, lr, (*PAPER, *flags))
 
     question = f"{TINY} at 224 with the paper's augmentation: {pictures} pictures, batch {batch}, {epochs} epochs."
-    return Job(name="train", question=question, rounds=setup.size.rounds, ours=lambda _: [ours], rival=rival)
+    return Job(name="train", question=question, rounds=setup.size.rounds, ours=lambda _: contestants, rival=rival)
 
 
 def finetune(setup: Setup) -> Job:
@@ -117,10 +122,7 @@ def _accuracy(
             *("train", data, "--model", TINY, "--img-size", img_size, *said, "--batch-size", batch, "--epochs", epochs),
             *("--seed", seed, "--output", "{run}", "--format", "json"),
         )
-        return [
-            sides.deitctl(" ".join(("deitctl train", *more)), (*words, *more), sides.read_our_training)
-            for more in ((), *setup.also)
-        ]
+        return [_ours("deitctl train", words, more, sides.read_our_training) for more in ((), *setup.also)]
 
     def rival(flags: Sequence[str], seed: int) -> Contestant:
         words = (*theirs, "--img-size", img_size, "--model-kwargs", f"img_size={img_size}", "--seed", seed, *flags)
@@ -130,5 +132,12 @@ def _accuracy(
 
     question = f"{TINY} {start} on 1,000 pictures of ten classes at {img_size}: {epochs} epochs, {seeds} seed(s)."
     return Job(
-        name=name, question=question, rounds=seeds, ours=ours, rival=rival, explored_by="train", also=setup.also_timm
+        name=name,
+        question=question,
+        rounds=seeds,
+        ours=ours,
+        rival=rival,
+        only_best=True,
+        explored_by="train",
+        also=setup.also_timm,
     )
