@@ -1,0 +1,78 @@
+"""What both sides are given: folders of pictures, and a teacher with random weights in timm's own layout."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+SHORT_SIDE, QUALITY = 400, 92  # of the photos, a little below ImageNet's 500 x 375 and as it is saved
+
+
+def subset(source: Path, folder: Path, counts: Mapping[str, int], name: str = "") -> Path:
+    """Link the first pictures of every class of `source`'s splits.
+
+    Args:
+        source: a folder with splits of class folders.
+        folder: where the links go.
+        counts: pictures of each split, over all classes; 0 for all there are.
+        name: what classes are called, with a number behind; empty: as in `source`.
+    """
+    for split, count in counts.items():
+        classes = sorted(p for p in (source / split).iterdir() if p.is_dir())
+        each = count // len(classes) or None
+        for number, pictures in enumerate(classes):
+            target = folder / split / (f"{name}{number}" if name else pictures.name)
+            target.mkdir(parents=True, exist_ok=True)
+            for picture in sorted(pictures.iterdir())[:each]:
+                if not (target / picture.name).is_symlink():
+                    (target / picture.name).symlink_to(picture.resolve())
+    return folder
+
+
+def photos(source: Path, folder: Path, count: int) -> Path:
+    """Write `count` pictures made from the photos of `source`, whose names begin with a WordNet id, into class folders.
+
+    Each is a random crop of three quarters of the sides or more, flipped or not, its short side 400 pixels.
+    """
+    from PIL import Image, ImageOps
+
+    originals = sorted(p for p in source.iterdir() if p.name.startswith("n") and "_" in p.name)
+    draw = random.Random(0)
+    for number in range(count):
+        original = originals[number % len(originals)]
+        share, x, y, flip = 0.75 + draw.random() / 4, draw.random(), draw.random(), draw.random() < 0.5
+        path = folder / original.name.partition("_")[0] / f"{number:05}.JPEG"
+        if path.exists():
+            continue
+        picture = Image.open(original).convert("RGB")
+        width, height = (round(side * share) for side in picture.size)
+        left, top = round((picture.width - width) * x), round((picture.height - height) * y)
+        scale = SHORT_SIDE / min(width, height)
+        picture = picture.resize(
+            (round(width * scale), round(height * scale)), Image.Resampling.LANCZOS,
+            (left, top, left + width, top + height),
+        )  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        (ImageOps.mirror(picture) if flip else picture).save(part, "JPEG", quality=QUALITY)
+        os.replace(part, path)
+    return folder
+
+
+def random_teacher(architecture: str, classes: list[str], folder: Path) -> Path:
+    """Save a classifier with random weights as a folder that `local-dir:` of timm and `--teacher` of deitctl read."""
+    if not (folder / "config.json").exists():
+        import timm
+        import torch
+
+        torch.manual_seed(0)
+        model = timm.create_model(architecture, num_classes=len(classes))
+        timm.models.save_for_hf(model, str(folder), model_config={"label_names": classes})
+    return folder
+
+
+def class_names(data: Path) -> list[str]:
+    """Name the classes of a folder with `train`."""
+    return sorted(p.name for p in (data / "train").iterdir() if p.is_dir())
