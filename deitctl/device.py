@@ -107,15 +107,15 @@ class Device:
         """Return the most memory that tensors took, where the backend counts it."""
         return torch.cuda.max_memory_allocated(self.torch_device) if self.torch_device.type == "cuda" else None
 
-    def pictures_at_a_time(self, numbers: int) -> int:
-        """Return the pictures of a micro-batch that pay here, 0 for any: `numbers` is the most that a layer keeps of one.
+    def pictures_at_a_time(self, largest: int) -> int:
+        """Return the pictures of a micro-batch that pay here, 0 for any: `largest` is the bytes of one's largest activation.
 
         glibc gives blocks above 32 MiB back to the system when they are freed, and the next step pays for every page
         again: a step of deit_small with 64 pictures takes two to three times as long as with 32, twice.
         """
-        if self.torch_device.type != "cpu" or not numbers:
+        if self.torch_device.type != "cpu" or not largest:
             return 0
-        most = LARGEST_KEPT_BLOCK // (numbers * self.dtype.itemsize)
+        most = LARGEST_KEPT_BLOCK // largest
         return max(2, 1 << max(1, most.bit_length() - 1))
 
     def compile(self, model: nn.Module) -> None:
@@ -124,7 +124,7 @@ class Device:
         Raises:
             ConfigError: nothing that compiles for this device is here.
         """
-        if self.torch_device.type == "cpu" and not (os.environ.get("CXX") or any(map(shutil.which, COMPILERS))):
+        if self.torch_device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))):
             raise ConfigError(
                 "--compile needs a C++ compiler.", f"Install one ({', '.join(COMPILERS)}), or leave it out."
             )

@@ -17,7 +17,7 @@ from deitctl.errors import DataError, ModelError
 from deitctl.evaluation.scores import Evaluation
 from deitctl.evaluation.tally import MAX_KEPT, Contender, Tally
 from deitctl.events import Reporter
-from deitctl.models.layers import widest_activation
+from deitctl.models.layers import largest_block
 from deitctl.models.vit import HeadLogits
 from deitctl.world import ALONE, World
 
@@ -116,7 +116,7 @@ def _pixels_of(preprocessing: Preprocessing) -> Preprocessing:
 def _answers(contender: Contender, pixels: Tensor, device: Device) -> HeadLogits:
     """Return a contender's logits, so many pictures at a time as pay on the device; where memory runs out, in two halves."""
     model = contender.model
-    most = device.pictures_at_a_time(widest_activation(model)) if isinstance(model, nn.Module) else 0
+    most = device.pictures_at_a_time(largest_block(model, device.dtype)) if isinstance(model, nn.Module) else 0
     size = most or len(pixels)
     if len(pixels) <= size:
         try:

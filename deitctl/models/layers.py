@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from deitctl.card import ModelCard
@@ -69,8 +70,12 @@ def early_size(model: nn.Module, card: ModelCard, recipe: Recipe) -> int:
     return min(size, max(step, round(recipe.early_scale * size / step) * step))
 
 
-def widest_activation(model: nn.Module) -> int:
-    """Return the most numbers that a layer of a DeiT keeps of one picture, in the middle of its perceptron; 0 if unknown."""
+def largest_block(model: nn.Module, dtype: torch.dtype) -> int:
+    """Return the bytes of the largest activation of one picture in a DeiT that computes in `dtype`; 0 if unknown.
+
+    It is in the middle of a perceptron, or with many tokens the scores of an attention, which are in fp32.
+    """
     if not isinstance(model, VisionTransformer):
         return 0
-    return (model.num_prefix_tokens + model.num_patches) * 4 * model.arch.embed_dim
+    tokens = model.num_prefix_tokens + model.num_patches
+    return max(4 * tokens * model.arch.embed_dim * dtype.itemsize, 4 * tokens * tokens * model.arch.num_heads)

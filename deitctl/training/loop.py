@@ -52,6 +52,8 @@ class Plan:
     """Looks at the mixed pictures themselves, as in the paper."""
     world: World = ALONE
     stop_on_bad_image: bool = False
+    pictures_at_a_time: int = 0
+    """Pictures of a micro-batch that pay on the device, 0 for any; see `Device.pictures_at_a_time`."""
 
     @property
     def objective(self) -> Objective:
@@ -201,7 +203,7 @@ def _try_gradients(plan: Plan, state: TrainState, batch: Batch) -> tuple[dict[st
     state.optimizer.zero_grad(set_to_none=True)
     whole = len(batch.keys) if plan.world.size == 1 else plan.recipe.batch_size
     try:
-        for part in batch.parts(state.progress.micro_batch):
+        for part in batch.parts(at_a_time(plan, state)):
             if not part.keys:
                 continue
             loss, weight = loss_of(plan, state, part), len(part.keys) / whole
@@ -216,11 +218,16 @@ def _try_gradients(plan: Plan, state: TrainState, batch: Batch) -> tuple[dict[st
     return sums, False
 
 
+def at_a_time(plan: Plan, state: TrainState) -> int:
+    """Return the pictures of a micro-batch: asked for, or forced by memory, or as pays on the device; 0 for all."""
+    return state.progress.micro_batch or plan.pictures_at_a_time
+
+
 def _halve(plan: Plan, state: TrainState, reporter: Reporter) -> None:
     """Make micro-batches half as large, an even number of pictures."""
     progress = state.progress
     pairs = -(-plan.recipe.batch_size // 2)
-    present = progress.micro_batch or 2 * -(-pairs // plan.world.size)  # the largest share of any process
+    present = at_a_time(plan, state) or 2 * -(-pairs // plan.world.size)  # the largest share of any process
     state.optimizer.zero_grad(set_to_none=True)
     plan.device.forget_cached_memory()
     if present <= SMALLEST:

@@ -52,7 +52,7 @@ class Progress:
     """Recent mean of the loss, over `steps_watched` steps (see health.py)."""
     steps_watched: int = 0
     micro_batch: int = 0
-    """Pictures that a process takes at a time, even; 0: its whole share of a batch."""
+    """Pictures that a process takes at a time, even, as asked for or as memory forced; 0: as pays on the device."""
     bad_images: dict[str, str] = field(default_factory=dict)
     """Pictures that could not be read, and why."""
     format: int = FORMAT
@@ -199,7 +199,7 @@ def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors:
         owner, _, key = name.rpartition(".")
         parameter = parameters[owner]
         value = value.clone()  # it is a map of the file, which the next save replaces
-        place = value if key == "step" else value.to(parameter.device, memory_format=torch.preserve_format)
+        place = value.to(parameter.device, memory_format=torch.preserve_format)  # `fused` wants the step there too
         if key != "step" and parameter.ndim == 4:
             place = place.contiguous(memory_format=_format(parameter))
         optimizer.state[parameter][key] = place

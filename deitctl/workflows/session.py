@@ -23,17 +23,17 @@ from deitctl.models.build import LoadedModel
 from deitctl.models.layers import (
     early_size,
     freeze_body,
+    largest_block,
     layer_ids,
     layer_names,
     shipping_card,
-    widest_activation,
 )
 from deitctl.optim import build_optimizer
 from deitctl.report.figures import draw_curves
 from deitctl.stopping import Stop, held_signals
 from deitctl.training.health import Watch
 from deitctl.training.incident import ways_on, write_incident
-from deitctl.training.loop import Gradients, Plan, Stopwatch, WentWrong, train_one_epoch
+from deitctl.training.loop import Gradients, Plan, Stopwatch, WentWrong, at_a_time, train_one_epoch
 from deitctl.training.run import Run
 from deitctl.training.saver import Saver
 from deitctl.training.state import Progress, TrainState
@@ -80,14 +80,14 @@ class Session:
         if recipe.ema_decay:
             ema = ExponentialMovingAverage(model, decay=recipe.ema_decay, total_steps=steps * recipe.epochs)
         optimizer = build_optimizer(model, recipe.optim, layer_ids(model) if recipe.optim.layer_decay != 1 else None)
-        micro_batch = _even(config.micro_batch) or device.pictures_at_a_time(widest_activation(model))
-        progress = Progress(pictures=pictures, micro_batch=micro_batch)
+        progress = Progress(pictures=pictures, micro_batch=_even(config.micro_batch))
         self.state = TrainState(model, optimizer, device.grad_scaler(), ema, progress)
         self.plan = Plan(
             recipe, self.card.preprocessing, len(train.class_names), steps, config.seed, device, config.distill,
             listener=tutor.listener() if tutor is not None and tutor.looks_at_views else None,
             teacher=tutor.network() if tutor is not None and not tutor.looks_at_views else None,
             world=world, stop_on_bad_image=config.on_bad_image == "stop",
+            pictures_at_a_time=device.pictures_at_a_time(largest_block(model, device.dtype)),
         )  # fmt: skip
         if config.compile:
             device.compile(model)
@@ -261,7 +261,7 @@ class Session:
             self.saver.finish()
             how = {
                 "precision": self.device.precision, "device": str(self.device.torch_device),
-                "processes": self.world.size, "micro_batch": self.state.progress.micro_batch,
+                "processes": self.world.size, "micro_batch": at_a_time(self.plan, self.state),
                 "state_step": max(self.saver.saved_step, self.loaded_step),
             }  # fmt: skip
             record = write_incident(self.run, incident, keys, [self.train_source.name(k.index) for k in keys], how)

@@ -62,3 +62,10 @@ def test_autocast_around_it_does_not_round_the_scores():
 
     for a, b in zip(alone, pass_through(inside, half, gradient.bfloat16()), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_second_derivative_is_refused_not_wrong():
+    q = torch.randn(1, 1, 3, 4, requires_grad=True)
+    (first,) = torch.autograd.grad(attention(q, q, q).sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        first.sum().backward()

@@ -13,7 +13,7 @@ from torch import nn
 from deitctl.card import ModelCard, Preprocessing
 from deitctl.errors import ConfigError, ModelError
 from deitctl.models import timm_models
-from deitctl.models.layers import early_size, freeze_body, layer_ids, layer_names, shipping_card, widest_activation
+from deitctl.models.layers import early_size, freeze_body, largest_block, layer_ids, layer_names, shipping_card
 from deitctl.recipes import FINETUNE
 from deitctl.training.loop import set_train_mode
 
@@ -148,6 +148,14 @@ def test_a_model_of_one_size_has_no_early_epochs():
         early_size(model, card, replace(FINETUNE, early_scale=0.5))
 
 
-def test_the_widest_activation_is_the_perceptrons(deit):
-    assert widest_activation(deit("deit_tiny_distilled", img_size=224)) == 198 * 4 * 192
-    assert widest_activation(nn.Linear(2, 2)) == 0
+@pytest.mark.parametrize(
+    ("dtype", "size", "expected"),
+    [
+        (torch.bfloat16, 224, 198 * 198 * 3 * 4),  # scores of three heads in fp32
+        (torch.float32, 224, 198 * 768 * 4),  # the middle of the perceptron
+        (torch.bfloat16, 384, 578 * 578 * 3 * 4),
+    ],
+)
+def test_the_largest_block_is_the_perceptrons_or_the_attentions(dtype, size, expected, deit):
+    assert largest_block(deit("deit_tiny_distilled", img_size=size), dtype) == expected
+    assert largest_block(nn.Linear(2, 2), dtype) == 0
