@@ -278,9 +278,10 @@ class At(SilentReporter):
         yield self
 
     def advance(self, amount: int = 1, **_: object) -> None:
-        self.left -= amount if self.label == "pack" else 0
-        if self.label == "pack" and self.left == 0:
-            self.action()
+        if self.label == "pack":
+            self.left -= amount
+            if self.left == 0:
+                self.action()
 
     def skip(self, amount: int) -> None:
         pass
