@@ -25,6 +25,7 @@ _PUBLIC = {
     "evaluate": "deitctl.workflows.evaluate:evaluate_model",
     "explain": "deitctl.workflows.explain",
     "export": "deitctl.workflows.export",
+    "pack": "deitctl.workflows.pack",
     "predict": "deitctl.workflows.predict",
     "push": "deitctl.workflows.push",
     "resume": "deitctl.workflows.train",

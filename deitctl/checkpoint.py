@@ -26,8 +26,7 @@ from deitctl.files import read_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-OUTPUT = "--output (or $DEITCTL_CACHE)"
-"""What a user names most of what is written with."""
+OUTPUT = "--output (or $DEITCTL_CACHE)"  # what names most of what is written
 MAX_HEADER = 16 * 2**20
 """Bytes of a safetensors header; one of a model with a thousand tensors has a hundred thousand."""
 

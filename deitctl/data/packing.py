@@ -133,9 +133,10 @@ def keep_all(sources: Sequence[Source], form: Form, workers: int) -> Generator[K
     with _working(pictures, form, count) as ends:
         for end, _ in zip(cycle(ends), range(0, len(pictures), CHUNK), strict=False):
             try:
-                yield from end.recv()
+                chunk: list[Kept] = end.recv()
             except (EOFError, OSError) as error:
                 raise DataError("A process that decodes died, most often for want of memory.", LESS) from error
+            yield from chunk
 
 
 @contextmanager

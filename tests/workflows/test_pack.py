@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import deitctl
 from deitctl.cli.app import app
 from deitctl.data.fingerprint import data_fingerprint
 from deitctl.data.open import open_for_training
@@ -54,7 +55,7 @@ def hidden(tmp_path: Path) -> list[str]:
 
 
 def test_the_record_counts_what_was_done(root, out):
-    result = pack(str(root), out)
+    result = deitctl.pack(str(root), out)
     before = sum(f.stat().st_size for f in root.rglob("*.jpg"))
     record = result.to_dict()
     assert record["parts"] == {"train": {"images": 11, "classes": 2}, "val": {"images": 3, "classes": 2}}
@@ -278,9 +279,10 @@ class At(SilentReporter):
         yield self
 
     def advance(self, amount: int = 1, **_: object) -> None:
-        self.left -= amount if self.label == "pack" else 0
-        if self.label == "pack" and self.left == 0:
-            self.action()
+        if self.label == "pack":
+            self.left -= amount
+            if self.left == 0:
+                self.action()
 
     def skip(self, amount: int) -> None:
         pass
