@@ -283,7 +283,7 @@ def test_words_of_another_version_of_the_views_are_refused(
     config = _change(distilled("run"), cache=str(tmp_path / "words"))
     teach(config, little)
     monkeypatch.setattr(preflight, "VIEWS_VERSION", preflight.VIEWS_VERSION + 1)
-    with pytest.raises(TeacherError, match="version of the views was 1, is 2"):
+    with pytest.raises(TeacherError, match="version of the views was 2, is 3"):
         tutor(config, little)
 
 
