@@ -27,14 +27,13 @@ from deitctl import rng
 from deitctl.data.decode import decode
 from deitctl.data.eval_view import channels_first
 from deitctl.data.picture import Picture, open_picture
-from deitctl.data.rand_augment import INCREASING, apply, rand_augment
+from deitctl.data.rand_augment import rand_augment
 from deitctl.data.transforms import crop_box, resized_crop, train_view
 from deitctl.recipes import RECIPES
 
 T = TypeVar("T")
 AUGMENT = RECIPES["paper"].augment
 SIZE = 224
-BICUBIC = Image.Resampling.BICUBIC
 
 
 def jpegs(folder: Path, short_side: int) -> list[bytes]:
@@ -115,22 +114,6 @@ def stages(pictures: list[bytes], rounds: int, recipe: Any) -> None:
     print()
 
 
-def operations(pictures: list[bytes], rounds: int, recipe: Any) -> None:
-    """Time those operations of RandAugment that are not Pillow's, at magnitude 9."""
-    mine, theirs = Clock(), Clock()
-    names = [name for name in INCREASING if name.startswith(("Shear", "Translate"))]
-    timms = {op.name: op for op in recipe.transforms[2].ops}
-    for _ in range(rounds):
-        for data in pictures:
-            image = decoded(data).resize((SIZE, SIZE), BICUBIC)
-            for name in names:
-                timms[name].prob, timms[name].magnitude_std = 1.0, 0
-                mine(name, apply, name, image, 9, 1)
-                theirs(name, timms[name], image)
-    print("| operation | ours, ms | timm, ms |\n|---|---|---|")
-    print("".join(f"| {name} | {mine.mean(name):.2f} | {theirs.mean(name):.2f} |\n" for name in names))
-
-
 def shrinking(pictures: list[bytes], rounds: int) -> None:
     """Compare crops that are decoded smaller with those decoded whole: levels of 255, and time."""
     clock, beside = Clock(), defaultdict(list)
@@ -174,7 +157,7 @@ def main() -> None:
         input_size=SIZE, is_training=True, color_jitter=0.3, auto_augment=AUGMENT.rand_augment,
         interpolation="bicubic", re_prob=0.25, re_mode="pixel", re_count=1,
     )  # fmt: skip
-    for measure in (whole_views, stages, operations):
+    for measure in (whole_views, stages):
         measure(pictures, options.rounds, recipe)
 
 

@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from deitctl.card import IMAGENET_MEAN
-from deitctl.data.shift import shear, translate
 from deitctl.errors import ConfigError
 
 FILL = (round(255 * IMAGENET_MEAN[0]), round(255 * IMAGENET_MEAN[1]), round(255 * IMAGENET_MEAN[2]))
@@ -111,6 +110,11 @@ def solarize_add(image: Image.Image, more: int) -> Image.Image:
     return image.point([min(255, value + more) if value < 128 else value for value in range(256)] * 3)
 
 
+def affine(image: Image.Image, *matrix: float) -> Image.Image:
+    """Show at (x, y) what lies at (ax + by + c, dx + ey + f) of `image`, or the fill colour."""
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=FILL)
+
+
 ENHANCED = ("Color", "Contrast", "Brightness", "Sharpness")
 OPERATIONS: dict[str, Callable[[Image.Image, Any], Image.Image]] = {
     "AutoContrast": lambda image, _: ImageOps.autocontrast(image),
@@ -124,10 +128,10 @@ OPERATIONS: dict[str, Callable[[Image.Image, Any], Image.Image]] = {
     "Contrast": lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
     "Brightness": lambda image, factor: ImageEnhance.Brightness(image).enhance(factor),
     "Sharpness": lambda image, factor: ImageEnhance.Sharpness(image).enhance(factor),
-    "ShearX": lambda image, factor: shear(image, factor, FILL),
-    "ShearY": lambda image, factor: shear(image, factor, FILL, vertical=True),
-    "TranslateXRel": lambda image, share: translate(image, share * image.width, FILL),
-    "TranslateYRel": lambda image, share: translate(image, share * image.height, FILL, vertical=True),
+    "ShearX": lambda image, factor: affine(image, 1, factor, 0, 0, 1, 0),
+    "ShearY": lambda image, factor: affine(image, 1, 0, 0, factor, 1, 0),
+    "TranslateXRel": lambda image, share: affine(image, 1, 0, share * image.width, 0, 1, 0),
+    "TranslateYRel": lambda image, share: affine(image, 1, 0, 0, 0, 1, share * image.height),
 }
 """What each does to an RGB picture, with an argument."""
 LEVELS: dict[str, Callable[[float, int], Any]] = {
