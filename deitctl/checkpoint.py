@@ -41,6 +41,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 def whole_file(path: Path, option: str = OUTPUT) -> Iterator[BinaryIO]:
     """Open a file to write: a sibling temporary one, flushed and renamed at the end, so that it is never seen half written.
 
+    What goes wrong in the block is raised as it is, unless it is the disk's.
+
     Args:
         path: what the file is to be called; one that is there is replaced.
         option: what the user names it with, for the message.
@@ -53,7 +55,10 @@ def whole_file(path: Path, option: str = OUTPUT) -> Iterator[BinaryIO]:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                yield file
+                try:
+                    yield file
+                except (OSError, ValueError) as error:
+                    raise error if _is_of_a_disk(error) else _NotTheDisk(error) from error
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(name, 0o666 & ~_umask())
@@ -61,8 +66,22 @@ def whole_file(path: Path, option: str = OUTPUT) -> Iterator[BinaryIO]:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+    except _NotTheDisk as stranger:
+        raise stranger.error from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise cannot_write(path, error if isinstance(error, OSError) else OSError(str(error)), option) from error
+
+
+class _NotTheDisk(Exception):
+    """Carries an error past those that are the disk's."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _is_of_a_disk(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def require_writable(path: Path, option: str, *, folder: bool = False) -> None:

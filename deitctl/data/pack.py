@@ -59,9 +59,18 @@ class OpenFile:
         return OpenFile, (self.path, self.identity)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return up to `size` bytes from an offset on; processes and threads do not disturb each other."""
+        """Return up to `size` bytes from an offset on; processes and threads do not disturb each other.
+
+        Raises:
+            DataError: the file was written to since it was opened, so that its index may be another's.
+        """
+        if identity_of(os.fstat(self.handle)) != self.identity:
+            raise DataError(f"{self.path} was changed while it was in use.", "Run it again.")
         if hasattr(os, "pread"):
-            return os.pread(self.handle, size, offset)
+            data = os.pread(self.handle, size, offset)
+            while len(data) < size and (more := os.pread(self.handle, size - len(data), offset + len(data))):
+                data += more  # a network's file system may give less than it was asked for
+            return data
         with open(self.path, "rb") as file:  # Windows
             file.seek(offset)
             return file.read(size)

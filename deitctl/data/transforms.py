@@ -19,6 +19,8 @@ from deitctl.data.eval_view import Pixels, channels_first
 from deitctl.data.picture import Box, Picture
 from deitctl.data.rand_augment import rand_augment
 
+NARROW = 8
+"""Pixels of a side below which a crop is Pillow's to resize."""
 VIEWS_VERSION = 2
 """Goes up when `train_view` gives other pixels for the same arguments, so that no stored word of a teacher outlives them."""
 
@@ -72,15 +74,19 @@ def crop_box(size: tuple[int, int], config: AugmentConfig, draw: np.random.Gener
 def resized_crop(picture: Image.Image | Picture, box: Box, size: int) -> Image.Image:
     """Cut a box out of an RGB picture and resize it to a square by torch's bicubic, which is antialiased as Pillow's is.
 
-    It takes half of Pillow's time; a value is beside Pillow's by 2 of 255 at most. A JPEG's box of twice the size or
-    more is decoded at a half, a quarter or an eighth first (docs/benchmarks.md says how much that changes).
+    It takes half of Pillow's time; a value is beside Pillow's by 2 of 255 at most. Pillow does what is very large, whose
+    copies would be too, and what is very narrow, where torch's rounding differs more. A JPEG's box of twice the size
+    or more is decoded at a half, a quarter or an eighth first (docs/benchmarks.md says how much that changes).
     """
     width, height = box[2] - box[0], box[3] - box[1]
     if isinstance(picture, Picture) and (shrink := picture.shrink_for(width, height, size)) > 1:
         left, top, right, bottom = (side / shrink for side in box)
         return picture.shrunk(shrink).resize((size, size), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
-    if isinstance(picture, Image.Image) and width * height > LARGE:  # the copies would be large too
-        return picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    if width * height > LARGE or min(width, height) < NARROW:
+        whole = picture.shrunk(1) if isinstance(picture, Picture) else picture
+        if width * height <= LARGE:
+            whole, box = whole.crop(box), (0, 0, width, height)
+        return whole.resize((size, size), Image.Resampling.BICUBIC, box=box)
     cut = picture.cut(box) if isinstance(picture, Picture) else np.asarray(picture.crop(box))
     pixels = torch.from_numpy(cut.copy()).unsqueeze(0).permute(0, 3, 1, 2)  # channels last in memory
     shown = functional.interpolate(pixels, (size, size), mode="bicubic", antialias=True)

@@ -53,6 +53,8 @@ class Progress:
     steps_watched: int = 0
     micro_batch: int = 0
     """Pictures that a process takes at a time, even, as asked for or as memory forced; 0: as pays on the device."""
+    views_version: int = 1
+    """Which way of making views the run began with, see `VIEWS_VERSION`; states of before have none."""
     bad_images: dict[str, str] = field(default_factory=dict)
     """Pictures that could not be read, and why."""
     format: int = FORMAT

@@ -183,7 +183,7 @@ def _within(room: int | None, tries: list[Try], most: int, why: str) -> tuple[in
 def _flat(tries: list[Try], usual: int, most: int, why: str) -> tuple[int, str]:
     """Choose where the last doubling gained little: what gained last, or the recipe's own size, which costs nothing."""
     before, last = tries[-2], tries[-1]
-    size = max(before.size, power_of_two(usual))
+    size = max(before.size, usual)
     if size >= most:
         return most, why
     gain = 100 * (last.rate / before.rate - 1)

@@ -26,6 +26,7 @@ from deitctl.optim import peak_learning_rate
 from deitctl.speed.ceiling import Ceilings, available_cores, measure_ceilings
 from deitctl.speed.clock import Timing, measure
 from deitctl.speed.pictures import FILES, HEIGHT, WIDTH, imagenet_like
+from deitctl.training.loop import at_a_time
 from deitctl.workflows.batch_size import choose_batch_size, power_of_two
 from deitctl.workflows.bench_advice import advise, expected_of, parts_of
 from deitctl.workflows.bench_network import (
@@ -196,16 +197,17 @@ def _stages(
         yield step_stage(job, batch, clock, "step", f"step of {size} pictures")
         yield step_stage(double, double.batch(), clock, "double_step", f"step of {2 * size} pictures")
     yield save_stage(job, clock, folder)
-    yield evaluation_stage(job, batch, clock, limits.forward)
+    yield evaluation_stage(job, next(batch.parts(at_a_time(job.plan, job.state))), clock, limits.forward)
 
 
 def _training_stages(
     job: Rehearsal, batch: Batch, clock: StageClock, limits: Limits, guess: float, reporter: Reporter
 ) -> Iterator[Stage]:
-    """Measure the parts of a step, and the training loop with a batch at hand and as it is."""
+    """Measure the parts of a step, pictures being taken as a step does, and the training loop with a batch at hand and as it is."""
+    part = next(batch.parts(at_a_time(job.plan, job.state)))
     if job.teacher is not None:
-        yield teacher_stage(job, batch, clock, limits.teacher)
-    yield from student_stages(job, batch, clock, limits)
+        yield teacher_stage(job, part, clock, limits.teacher)
+    yield from student_stages(job, part, clock, limits)
     at = "loop_at_hand", "loop, pictures at hand"
     yield loop_stage(job, lambda: at_hand(batch), clock, *at, guess, reporter)
     yield loop_stage(job, job.batches, clock, "loop", "loop, whole", guess, reporter)

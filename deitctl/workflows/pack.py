@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from deitctl.checkpoint import require_writable, whole_file
 from deitctl.data.index import Listing
@@ -25,6 +26,12 @@ from deitctl.events import Reporter, SilentReporter, track
 
 EXAMPLES = 20
 """Differences that are told one by one."""
+
+
+GLANCE = 8
+"""Side to which pictures are brought that are held against each other."""
+ALIKE = 4.0
+"""Levels that they may differ by in the mean; 84 photographs encoded at 160 pixels differed by 0.3, from others by 31."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,11 +241,27 @@ def _in_picture(packed: PackSource, here: int, source: Source, there: int) -> st
     if label != its:
         return f"{packed.name(here)} is of class {its!r}, and of {label!r} in the data."
     try:
-        packed.raw(here)
+        kept = packed.raw(here)
     except DataError as error:
         return error.message
     try:
-        digest = digest_of(source.raw(there))
+        data = source.raw(there)
     except DataError as error:
         return "" if not packed.digests[here] else error.message
-    return "" if digest == packed.digests[here] else f"{source.name(there)} is not what was packed."
+    if digest_of(data) != packed.digests[here]:
+        return f"{source.name(there)} is not what was packed."
+    if kept != data and not looks_the_same(packed, here, source, there):
+        return f"{packed.name(here)} is another picture than {source.name(there)}."
+    return ""
+
+
+def looks_the_same(packed: PackSource, here: int, source: Source, there: int) -> bool:
+    """Say whether a picture that was encoded anew is still the one of the data, but for what encoding loses."""
+    try:
+        one, other = (
+            np.asarray(read(index).resize((GLANCE, GLANCE), Image.Resampling.BICUBIC), np.float32)
+            for read, index in ((packed.read, here), (source.read, there))
+        )
+    except DataError:  # damaged, and packed so
+        return False
+    return float(np.abs(one - other).mean()) <= ALIKE

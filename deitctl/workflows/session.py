@@ -13,6 +13,7 @@ from deitctl.config import TrainConfig
 from deitctl.data.loader import Batch, ViewPlan, train_batches
 from deitctl.data.samplers import TrainBatches, steps_per_epoch
 from deitctl.data.sources import Source
+from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.device import Device, choose_device
 from deitctl.ema import ExponentialMovingAverage
 from deitctl.errors import ConfigError, DataError, DeitctlError, Signalled
@@ -80,7 +81,9 @@ class Session:
         if recipe.ema_decay:
             ema = ExponentialMovingAverage(model, decay=recipe.ema_decay, total_steps=steps * recipe.epochs)
         optimizer = build_optimizer(model, recipe.optim, layer_ids(model) if recipe.optim.layer_decay != 1 else None)
-        progress = Progress(pictures=pictures, micro_batch=_even(config.micro_batch))
+        progress = Progress(
+            pictures=pictures, micro_batch=_even(config.micro_batch), views_version=VIEWS_VERSION
+        )  # fmt: skip
         self.state = TrainState(model, optimizer, device.grad_scaler(), ema, progress)
         self.plan = Plan(
             recipe, self.card.preprocessing, len(train.class_names), steps, config.seed, device, config.distill,
@@ -121,6 +124,12 @@ class Session:
                 f"The processes see different states of {self.run.root}, of steps {sorted({s for s, _ in seen})}.",
                 "All machines of a run need its folder on a file system that they share.",
             )
+        if progress.views_version != VIEWS_VERSION:
+            self.reporter.warn(
+                f"{self.run.root} began with another version's training views: what is left of it sees crops and colours "
+                "drawn anew, so it ends otherwise than it would have."
+            )
+            progress.views_version = VIEWS_VERSION
         self.loaded_step = progress.step
         self.run.cut_log(progress.log_size)
         if self.config.micro_batch:
@@ -153,6 +162,13 @@ class Session:
         with held_signals() as stop:
             try:
                 self._epochs(stop)
+            except RuntimeError as error:
+                if self.config.compile and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+                    why = str(error).strip().splitlines()[0]
+                    raise ConfigError(
+                        f"torch cannot compile {self.config.model}: {why}", "Leave --compile out."
+                    ) from error
+                raise
             except WentWrong as wrong:
                 raise self._went_wrong(wrong) from None
             except (Signalled, KeyboardInterrupt) as signalled:

@@ -20,6 +20,7 @@ from deitctl.errors import ConfigError, DeitctlError, Interrupted, Signalled
 from deitctl.events import Reporter, SilentReporter
 from deitctl.lock import locked
 from deitctl.models.build import LoadedModel, build_model
+from deitctl.models.layers import early_size
 from deitctl.models.vit import VisionTransformer
 from deitctl.training.run import Run, new_run_folder
 from deitctl.workflows.configure import check
@@ -259,6 +260,8 @@ def build_student(config: TrainConfig, train: Source, reporter: Reporter) -> Loa
     if recipe.augment.crop_scale == (1.0, 1.0):  # trained on whole pictures, so evaluated on whole pictures
         whole = replace(student.card.preprocessing, crop_pct=1.0, crop_mode="squash")
         student = replace(student, card=replace(student.card, preprocessing=whole))
+    if recipe.early_epochs:
+        early_size(student.model, student.card, recipe)  # refused before anything is made or trained
     if distilled and not isinstance(student.model, VisionTransformer):
         reporter.note(f"{config.model} is no DeiT and has no distillation token: its one head listens to the teacher.")
     return student

@@ -25,7 +25,7 @@ from deitctl.recipes import RECIPES
 
 PLAIN = AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0)
 BICUBIC = Image.Resampling.BICUBIC
-SHAPES = [(96, 72), (72, 96), (64, 64), (200, 31), (31, 200), (5, 7), (1, 1), (300, 299)]
+SHAPES = [(96, 72), (72, 96), (64, 64), (200, 31), (31, 200), (5, 7), (1, 1), (300, 299), (6, 700), (400, 3)]
 
 
 def timm_eval(pre: Preprocessing, **changes):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from deitctl import device
 from deitctl.card import HEADS, Preprocessing
 from deitctl.data.open import scan_classes
 from deitctl.data.sources import ArraySource, subset
@@ -14,6 +15,7 @@ from deitctl.device import choose_device
 from deitctl.errors import DataError
 from deitctl.evaluation.evaluate import evaluate
 from deitctl.evaluation.tally import Contender, Tally
+from deitctl.models.layers import largest_block
 
 PRE = Preprocessing(img_size=32, crop_pct=1.0)
 CPU = choose_device("cpu", "fp32")
@@ -292,3 +294,15 @@ def test_of_equal_scores_the_first_class_is_the_answer_everywhere():
     assert found.correct.tolist() == [True] * 3 + [False] * 3
     assert found.best[0].tolist() == [7, 8, 9, 10, 11]
     assert found.agreement == 100.0
+
+
+def test_on_a_cpu_pictures_are_answered_by_the_block_that_the_allocator_keeps(
+    deit, digit_sources, reporter, monkeypatch
+):
+    source, model, sizes = subset(digit_sources[1], range(20)), deit("deit_tiny", classes=10), []
+    model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    whole = score(model, source, reporter, batch_size=16)
+    monkeypatch.setattr(device, "LARGEST_KEPT_BLOCK", 4 * largest_block(model, torch.float32))
+    parts = score(model, source, reporter, batch_size=16)
+    assert sizes == [16, 4] + [4] * 5
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-6)

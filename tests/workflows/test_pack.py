@@ -25,6 +25,7 @@ from deitctl.data.fingerprint import data_fingerprint
 from deitctl.data.open import open_for_training
 from deitctl.errors import ConfigError, DataError, Signalled
 from deitctl.events import SilentReporter, Task
+from deitctl.workflows import pack as workflow
 from deitctl.workflows.check import check
 from deitctl.workflows.configure import Request, configure
 from deitctl.workflows.pack import check_pack, pack
@@ -373,3 +374,29 @@ def test_the_table_ends_with_what_was_done(root, out):
     assert "0 copied, 14 encoded anew; " in done.stdout.splitlines()[-1]
     checked = CliRunner().invoke(app, ["pack", str(root), out, "--check", "--format", "table"])
     assert "14 pictures compared, 0 difference(s); " in checked.stdout
+
+
+@pytest.mark.parametrize("options", [{}, {"max_size": 30}, {"raw": True}], ids=["copy", "smaller", "raw"])
+def test_a_check_tells_other_pictures_with_the_right_digests(options, root, out, monkeypatch):
+    keep_all = workflow.keep_all
+
+    def the_first_every_time(*arguments):
+        kept = list(keep_all(*arguments))
+        yield from (k._replace(data=kept[0].data) for k in kept)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workflow, "keep_all", the_first_every_time)
+        pack(str(root), out, **options)
+    assert check_pack(str(root), out).different >= 12  # of fourteen, of which the first is right
+
+
+def test_a_pack_that_is_written_over_in_place_is_told_at_the_next_picture(root, out, tmp_path, reporter):
+    pack(str(root), out)
+    train, _ = open_for_training(out, seed=0, reporter=reporter)
+    train.read(0)
+    with open(out, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\0")
+    os.utime(out, ns=(1, 1))
+    with pytest.raises(DataError, match="changed while it was in use"):
+        train.read(1)

@@ -324,3 +324,8 @@ def test_the_runs_record_tells_of_its_teacher(distilled: Make, little: Pair) -> 
     epoch = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
     assert set(epoch["teacher_agreement"]) == {"cls", "dist", "avg-logits", "avg-probs"}
     assert 0 <= epoch["agreement"] <= 100
+
+
+def test_a_teacher_answers_without_batch_norms(distilled: Make, little: Pair) -> None:
+    modules = tutor(distilled("run"), little).network().modules()
+    assert not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in modules)

@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from deitctl import device
 from deitctl.checkpoint import WEIGHTS, file_metadata, load_tensors, save_tensors
 from deitctl.config import TrainConfig
 from deitctl.data.loader import Batch
@@ -29,6 +31,7 @@ from deitctl.training import loop
 from deitctl.training.run import Run
 from deitctl.training.saver import Saver
 from deitctl.training.state import Progress, TrainState
+from deitctl.workflows import session
 from deitctl.workflows.session import NOTE, Session
 from deitctl.workflows.train import resume, run_training
 
@@ -284,3 +287,36 @@ def test_a_run_that_stops_among_its_small_pictures_goes_on_to_the_large_ones(
     whole = run_training(early("whole"), sources=little).run
     for file in ("state/model.safetensors", WEIGHTS):
         assert (Path(config.output) / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+def test_on_a_cpu_a_step_takes_pictures_by_the_block_that_the_allocator_keeps(
+    little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model of six tokens 3,072 numbers a picture: eight pictures fit, and the sum is that of the whole batch."""
+    sizes, loss_of = [], loop.loss_of
+
+    def seen(plan: object, state: object, batch: Batch) -> object:
+        sizes.append(len(batch.keys))
+        return loss_of(plan, state, batch)  # type: ignore[arg-type]
+
+    whole = run_training(short(little_config("whole")), sources=little).run
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "loss_of", seen)
+        patch.setattr(device, "LARGEST_KEPT_BLOCK", 8 * 5 * 4 * 192 * 4)
+        parts = run_training(short(little_config("parts")), sources=little).run
+    assert set(sizes) == {8}
+    assert state_of(parts)["micro_batch"] == 0  # it is the device's, not the run's
+    a, b = (load_tensors(run / "state" / "model.safetensors") for run in (whole, parts))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_with_the_views_of_another_version_goes_on_and_says_so(
+    little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch, reporter: Any
+) -> None:
+    config = short(little_config("run"))
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "VIEWS_VERSION", 1)
+        run_training(config, sources=little)
+    resume(Path(config.output), sources=little, reporter=reporter)
+    assert any("another version's training views" in warning for warning in reporter.warnings)
