@@ -42,8 +42,8 @@ def _train_py(
     return sides.script(name, setup.timm / "train.py", (*common, *words), sides.read_timm_training(batch))
 
 
-def _ours(command: str, words: Sequence[object], more: Sequence[str], read: sides.Reader) -> Contestant:
-    return sides.deitctl(" ".join((command, *more)), (*words, *more), read)
+def _ours(command: str, words: Sequence[object], more: Sequence[str]) -> Contestant:
+    return sides.deitctl(" ".join((command, *more)), (*words, *more), sides.read_our_training)
 
 
 def distil(setup: Setup) -> Job:
@@ -57,9 +57,8 @@ def distil(setup: Setup) -> Job:
         *("distill", data, "--teacher", teacher, "--student", setup.size.student, "--adapt", "none", "--force-teacher"),
         *(*OUR_PAPER, "--batch-size", batch, "--epochs", epochs, "--output", "{run}", "--format", "json"),
     )
-    read = sides.speed_alone(sides.read_our_training)
     ways = [(*way, *more) for way in (("--teacher-sees", "mixed"), ("--views", "1")) for more in ((), *setup.also)]
-    contestants = [_ours("deitctl distill", ours, way, read) for way in ways]
+    contestants = [sides.speed_alone(_ours("deitctl distill", ours, way)) for way in ways]
 
     def rival(flags: Sequence[str], _: int) -> Contestant:
         words = (
@@ -67,7 +66,8 @@ def distil(setup: Setup) -> Job:
             *("--kd-token-distill-type", "hard", "--task-loss-weight", 0.5, *flags),
         )
         model = f"{setup.size.student}_distilled_patch16_224"
-        return _train_py(setup, named("timm train.py", flags), data, model, batch, epochs, 5e-4 * batch / 512, words)
+        lr, name = 5e-4 * batch / 512, named("timm train.py", flags)
+        return sides.speed_alone(_train_py(setup, name, data, model, batch, epochs, lr, words))
 
     question = (
         f"{setup.size.student} learns from {setup.size.teacher} (random weights) at 224: {pictures} pictures, batch {batch}, "
@@ -84,12 +84,11 @@ def train(setup: Setup) -> Job:
         "train", data, "--model", TINY, *OUR_PAPER, "--batch-size", batch, "--epochs", epochs, "--output", "{run}",
         "--format", "json",
     )  # fmt: skip
-    read = sides.speed_alone(sides.read_our_training)
-    contestants = [_ours("deitctl train", words, more, read) for more in ((), *setup.also)]
+    contestants = [sides.speed_alone(_ours("deitctl train", words, more)) for more in ((), *setup.also)]
 
     def rival(flags: Sequence[str], _: int) -> Contestant:
-        lr, model = 5e-4 * batch / 512, f"{TINY}_patch16_224"
-        return _train_py(setup, named("timm train.py", flags), data, model, batch, epochs, lr, (*PAPER, *flags))
+        lr, model, name = 5e-4 * batch / 512, f"{TINY}_patch16_224", named("timm train.py", flags)
+        return sides.speed_alone(_train_py(setup, name, data, model, batch, epochs, lr, (*PAPER, *flags)))
 
     question = f"{TINY} at 224 with the paper's augmentation: {pictures} pictures, batch {batch}, {epochs} epochs."
     return Job(name="train", question=question, rounds=setup.size.rounds, ours=lambda _: contestants, rival=rival)
@@ -122,7 +121,7 @@ def _accuracy(
             *("train", data, "--model", TINY, "--img-size", img_size, *said, "--batch-size", batch, "--epochs", epochs),
             *("--seed", seed, "--output", "{run}", "--format", "json"),
         )
-        return [_ours("deitctl train", words, more, sides.read_our_training) for more in ((), *setup.also)]
+        return [_ours("deitctl train", words, more) for more in ((), *setup.also)]
 
     def rival(flags: Sequence[str], seed: int) -> Contestant:
         words = (*theirs, "--img-size", img_size, "--model-kwargs", f"img_size={img_size}", "--seed", seed, *flags)
