@@ -199,6 +199,7 @@ def test_every_setting_is_the_machines_or_makes_a_difference():
     other = {
         "model": "m2", "data": "d2", "weights": "w", "seed": 3, "split_seed": 3, "workers": 3, "micro_batch": 4,
         "save_every": "7", "loss_jump": 0, "on_bad_image": "stop", "device": "cpu", "precision": "bf16", "output": "o",
+        "compile": True,
     }  # fmt: skip
     plain = {name for name in setting_names(TrainConfig) if "." not in name}
     assert plain == set(other)
