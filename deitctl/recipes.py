@@ -135,7 +135,7 @@ def fast(recipe: Recipe) -> Recipe:
     """Return a recipe whose first epochs see smaller pictures and whose last ones see the full ones.
 
     FixRes (arXiv 1906.06423), as DeiT-III trains (arXiv 2204.07118 §4: lower resolution first, then 20 epochs at 224);
-    ours in one run, positions being resized on the way. The share is ours; docs/recipes.md has what it gives.
+    ours in one run, positions being resized on the way. The share is ours; docs/recipes.md has what finetune-fast gives.
     """
     return replace(recipe, name=f"{recipe.name}-fast", early_scale=4 / 7, early_share=0.7)  # 128 of 224 pixels
 
