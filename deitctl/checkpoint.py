@@ -27,6 +27,7 @@ from deitctl.files import read_json
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 OUTPUT = "--output (or $DEITCTL_CACHE)"  # what names most of what is written
+OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 MAX_HEADER = 16 * 2**20
 """Bytes of a safetensors header; one of a model with a thousand tensors has a hundred thousand."""
 
@@ -50,15 +51,15 @@ def whole_file(path: Path, option: str = OUTPUT) -> Iterator[BinaryIO]:
     Raises:
         DiskError: the disk is full, or the folder may not be written.
     """
+    in_block = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                try:
-                    yield file
-                except (OSError, ValueError) as error:
-                    raise error if _is_of_a_disk(error) else _NotTheDisk(error) from error
+                in_block = True
+                yield file
+                in_block = False
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(name, 0o666 & ~_umask())
@@ -66,22 +67,10 @@ def whole_file(path: Path, option: str = OUTPUT) -> Iterator[BinaryIO]:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-    except _NotTheDisk as stranger:
-        raise stranger.error from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        if in_block and not (isinstance(error, OSError) and error.errno in OF_A_DISK):
+            raise
         raise cannot_write(path, error if isinstance(error, OSError) else OSError(str(error)), option) from error
-
-
-class _NotTheDisk(Exception):
-    """Carries an error past those that are the disk's."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-def _is_of_a_disk(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def require_writable(path: Path, option: str, *, folder: bool = False) -> None:

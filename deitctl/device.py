@@ -14,6 +14,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
+from deitctl.cores import available_cores
 from deitctl.errors import ConfigError
 from deitctl.world import launched, local_rank
 
@@ -61,7 +62,7 @@ class Device:
         return torch.amp.GradScaler(self.torch_device.type, enabled=self.dtype is torch.float16)
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Move a model here, convolutions channels-last (measured on CPU: a convnet is 1.3 times as fast so)."""
+        """Move a model here, convolutions channels-last, which oneDNN and tensor cores work in."""
         has_convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules()) > 1
         model = model.to(self.torch_device)
         return model.to(memory_format=torch.channels_last) if has_convolutions else model
@@ -111,7 +112,7 @@ class Device:
         """Return the pictures of a micro-batch that pay here, 0 for any: `largest` is the bytes of one's largest activation.
 
         glibc gives blocks above 32 MiB back to the system when they are freed, and the next step pays for every page
-        again: a step of deit_small with 64 pictures takes two to three times as long as with 32, twice.
+        again: a step of deit_small with 64 pictures at once took twice the CPU time a picture that one with 32 did.
         """
         if self.torch_device.type != "cpu" or not largest:
             return 0
@@ -137,11 +138,11 @@ class Device:
     def habits(self) -> dict[str, str]:
         """Say what is done on this kind of device besides its precision, and why."""
         kind = self.torch_device.type
-        convolutions = "channels-last: 1.1 to 3 times as fast on CPUs, and tensor cores want it"
+        convolutions = "channels-last, which oneDNN and tensor cores work in"
         if kind == "cpu":
-            attention = "own in training: a third of the time of torch's fused backward pass there; fused elsewhere"
+            attention = "in bf16 training with a backward pass of matrix products (benchmarks/attention.py), else torch's"
             pictures = "micro-batches whose activations stay below 32 MiB a layer, so that memory is used again"
-            compiling = "off: a DeiT's step gains under a tenth here; --compile"
+            compiling = "off: it takes a minute or more before the first step; --compile"
         else:
             attention, pictures = "torch's fused one", "the whole batch at once, halved where memory runs out"
             compiling = "off; --compile compiles each kind of block once"
@@ -176,7 +177,7 @@ class Device:
         """
         if requested >= 0:
             return requested
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = available_cores()
         return min(8, cores if self.torch_device.type == "cuda" else cores // 2)
 
 

@@ -13,7 +13,7 @@ import deitctl
 
 ROOT = Path(deitctl.__file__).parent
 FLOORS = (
-    ("errors", "config", "recipes", "catalog", "card", "events", "files", "cache", "stopping"),
+    ("errors", "config", "recipes", "catalog", "card", "events", "files", "cache", "stopping", "cores"),
     ("device", "world", "lock", "rng", "losses", "metrics", "optim", "ema"),
     ("models", "teacher", "data", "checkpoint"),
     ("training", "evaluation", "inference", "exporters", "report", "speed"),

@@ -23,7 +23,7 @@ def pack(
         ),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Keep pixels: nothing to decode, several times the bytes.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Write nothing: compare OUT with DATA, byte by byte.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing: compare OUT with DATA, every picture.")] = False,
     workers: Annotated[
         int | None,
         typer.Option("--workers", min=0, help="Processes that decode.", show_default="one a core, 0 to copy"),

@@ -49,19 +49,9 @@ def train(
     from deitctl.cli.training import run, run_replay
 
     given = o.training_settings(
-        epochs,
-        batch_size,
-        lr,
-        img_size,
-        seed,
-        workers,
-        device,
-        precision,
-        save_every,
-        micro_batch,
-        on_bad_image,
+        epochs, batch_size, lr, img_size, seed, workers, device, precision, save_every, micro_batch, on_bad_image,
         compiled,
-    )
+    )  # fmt: skip
     if replay is not None:
         named = {
             "data": data, "model": model, "recipe": recipe, "pretrained": pretrained, "weights": weights, "output": output,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from deitctl.cores import available_cores
 from deitctl.data.decode import decode
 from deitctl.data.loader import leave_signals_to_the_parent
 from deitctl.data.pack import PackSource
@@ -173,8 +173,7 @@ def processes(wanted: int, pictures: int) -> int:
     """Return how many processes are to look at pictures: as many as wanted; -1: one a core, or 0, none but this, for few."""
     if wanted >= 0:
         return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if pictures > ONE_PROCESS else 0
+    return available_cores() if pictures > ONE_PROCESS else 0
 
 
 def look_at_all(pictures: Pictures, workers: int) -> Iterator[list[Look]]:

@@ -82,13 +82,16 @@ def rand_augment(spec: str) -> RandAugment:
     weighted = "tweights" in parts
     try:
         for part in parts:
-            if part != "tweights":
-                key, value = re.fullmatch(r"(mstd|mmax|inc|m|n|p)([0-9].*)", part).groups()  # type: ignore[union-attr]
-                found[key] = float(value) if key in ("mstd", "p") else int(value)
+            if part == "tweights":
+                continue
+            if (match := re.fullmatch(r"(mstd|mmax|inc|m|n|p)([0-9].*)", part)) is None:
+                raise ValueError
+            key, value = match.groups()
+            found[key] = float(value) if key in ("mstd", "p") else int(value)
         layers, noise = int(found.get("n", 2)), found.get("mstd", 0.0)
         if kind != "rand" or layers > (len(WEIGHTED) if weighted else MOST_LAYERS):
             raise ValueError
-    except (AttributeError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError(f"rand_augment = {spec!r} is not understood.", "Example: rand-m9-mstd0.5-inc1.") from error
     total = sum(WEIGHTED.values())
     return RandAugment(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deitctl.card import HEADS, ModelCard, from_timm_config
+from deitctl.cores import available_cores
 from deitctl.data.eval_view import Pixels
 from deitctl.errors import ConfigError, ModelError
 from deitctl.inference.predict import Scores
@@ -136,7 +137,7 @@ def _open(path: Path) -> Any:
 
 def _threads() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     return min(int(asked), cores) if asked.isdecimal() and int(asked) else cores
 
 

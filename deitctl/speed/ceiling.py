@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from deitctl import rng
+from deitctl.cores import available_cores
 from deitctl.device import PRECISIONS, Device
 from deitctl.speed.clock import measure
 
@@ -69,11 +69,6 @@ def memory_copy(device: Device, *, seconds: float) -> float:
         return 1
 
     return 2 * COPIED / min(measure(work, seconds=seconds, wait=device.synchronize).samples)
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

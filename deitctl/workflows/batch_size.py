@@ -14,6 +14,7 @@ from deitctl.events import Reporter
 from deitctl.optim import peak_learning_rate
 from deitctl.speed.clock import measure
 from deitctl.speed.memory import MemoryMeter, free_bytes
+from deitctl.training.loop import at_a_time
 from deitctl.workflows.configure import check
 from deitctl.workflows.rehearsal import Rehearsal, rehearse
 from deitctl.world import launched
@@ -95,8 +96,9 @@ def choose_batch_size(
     recipe, pictures = config.recipe, len(sources[0].labels)
     rehearsal = rehearse(config, sources, device)
     size, why, tries = search(
-        lambda size: _try(rehearsal.at(size)), recipe.batch_size, pictures, _room(rehearsal), reporter
-    )
+        lambda size: _try(rehearsal.at(size)), recipe.batch_size, pictures, _room(rehearsal), reporter,
+        at_a_time(rehearsal.plan, rehearsal.state),
+    )  # fmt: skip
     return Choice(size, why, peak_learning_rate(recipe.optim, size), tuple(tries))
 
 
@@ -129,7 +131,12 @@ def _try(rehearsal: Rehearsal) -> Try | None:
 
 
 def search(
-    attempt: Callable[[int], Try | None], usual: int, pictures: int, room: int | None, reporter: Reporter
+    attempt: Callable[[int], Try | None],
+    usual: int,
+    pictures: int,
+    room: int | None,
+    reporter: Reporter,
+    at_a_time: int = 0,
 ) -> tuple[int, str, list[Try]]:
     """Choose a size by trying some; return it, why it is the one, and the tries.
 
@@ -139,6 +146,7 @@ def search(
         pictures: of the data.
         room: bytes that a step may take, None if nobody knows.
         reporter: shows progress.
+        at_a_time: pictures of a micro-batch, above which a step takes no more memory; 0: all of a step.
     """
     most = max(2, power_of_two(min(LARGEST * usual, pictures)))
     why = f"the data has {pictures} training pictures" if pictures < LARGEST * usual else (
@@ -155,22 +163,24 @@ def search(
                 break
             tries.append(found)
             task.advance(1, size=size, speed=f"{found.rate:.0f} images/s")
-            most, why = _within(room, tries, most, why)
+            most, why = _within(room, tries, most, why, at_a_time)
             if len(tries) > 1 and found.rate < (1 + GAIN) * tries[-2].rate:
                 return *_flat(tries, usual, most, why), tries
             size *= 2
     return most, why, tries
 
 
-def _within(room: int | None, tries: list[Try], most: int, why: str) -> tuple[int, str]:
+def _within(room: int | None, tries: list[Try], most: int, why: str, at_a_time: int) -> tuple[int, str]:
     """Bring the largest size down to what fits into `room`, by the line through the last two tries."""
-    if room is None or len(tries) < 2 or tries[-1].memory is None or tries[-2].memory is None:
+    if room is None or len(tries) < 2:
         return most, why
-    a, b = tries[-2], tries[-1]
-    slope = max(0.0, (b.memory - a.memory) / (b.size - a.size))  # type: ignore[operator]
+    (a, less), (b, more) = ((t.size, t.memory) for t in tries[-2:])
+    if less is None or more is None:
+        return most, why
+    slope = max(0.0, (more - less) / (b - a))
 
     def takes(size: int) -> float:
-        return b.memory + slope * (size - b.size)  # type: ignore[operator]
+        return more + slope * (min(size, max(b, at_a_time or size)) - b)  # no more than a micro-batch at a time
 
     while most > 2 and takes(most) > room:
         why = (

@@ -15,6 +15,7 @@ import torch
 
 import deitctl
 from deitctl.config import TrainConfig
+from deitctl.cores import available_cores
 from deitctl.data.loader import Batch
 from deitctl.data.open import BUILT_IN, open_for_training
 from deitctl.data.sources import Source
@@ -23,7 +24,7 @@ from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.models.flops import flops_of
 from deitctl.optim import peak_learning_rate
-from deitctl.speed.ceiling import Ceilings, available_cores, measure_ceilings
+from deitctl.speed.ceiling import Ceilings, measure_ceilings
 from deitctl.speed.clock import Timing, measure
 from deitctl.speed.pictures import FILES, HEIGHT, WIDTH, imagenet_like
 from deitctl.training.loop import at_a_time

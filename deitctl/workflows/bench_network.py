@@ -228,7 +228,10 @@ class _WarningsAlone(SilentReporter):
     """Passes on nothing but warnings: the epoch that is measured is no epoch to anybody."""
 
     def __init__(self, reporter: Reporter) -> None:
-        self.warn = reporter.warn  # type: ignore[method-assign]
+        self.reporter = reporter
+
+    def warn(self, message: str) -> None:
+        self.reporter.warn(message)
 
 
 def at_hand(batch: Batch) -> Iterator[Batch]:

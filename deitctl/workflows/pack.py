@@ -26,8 +26,6 @@ from deitctl.events import Reporter, SilentReporter, track
 
 EXAMPLES = 20
 """Differences that are told one by one."""
-
-
 GLANCE = 8
 """Side to which pictures are brought that are held against each other."""
 ALIKE = 4.0
@@ -174,8 +172,8 @@ class _Tally:
 def check_pack(data: str, out: str, *, reporter: Reporter | None = None) -> PackCheck:
     """Compare a pack with the data that it was made of: parts, classes, names, labels and every picture's bytes.
 
-    A picture that was stored in another form is the same if the bytes that it was made of are, and those that it is
-    stored in are as they were written.
+    A picture that was stored in another form is the same if the bytes that it was made of are, those that it is stored
+    in are as they were written, and it looks as its source does.
 
     Raises:
         DataError: no such data, or no readable pack.

@@ -147,8 +147,8 @@ def _fit(
 
 def seat_teacher(loaded: LoadedModel, rows: tuple[int, ...], seen: Preprocessing, device: Device) -> Teacher:
     """Bring a classifier to `device` to answer pictures preprocessed as `seen`, its batch norms folded; see `Teacher`."""
-    device.place(loaded.model)
     size = loaded.card.preprocessing.img_size
-    with rng.scope("fold"):
-        fold_batch_norms(loaded.model, torch.randn(1, 3, size, size).to(device.torch_device))
+    with rng.scope("fold"):  # before it is moved: convolutions of a GPU may round more than folding does
+        fold_batch_norms(loaded.model, torch.randn(1, 3, size, size))
+    device.place(loaded.model)
     return Teacher(loaded.model, loaded.card, rows, seen).to(device.torch_device)
