@@ -140,7 +140,9 @@ class Device:
         kind = self.torch_device.type
         convolutions = "channels-last, which oneDNN and tensor cores work in"
         if kind == "cpu":
-            attention = "in bf16 training with a backward pass of matrix products (benchmarks/attention.py), else torch's"
+            attention = (
+                "in bf16 training with a backward pass of matrix products (benchmarks/attention.py), else torch's"
+            )
             pictures = "micro-batches whose activations stay below 32 MiB a layer, so that memory is used again"
             compiling = "off: it takes a minute or more before the first step; --compile"
         else:

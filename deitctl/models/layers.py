@@ -73,9 +73,10 @@ def early_size(model: nn.Module, card: ModelCard, recipe: Recipe) -> int:
 def largest_block(model: nn.Module, dtype: torch.dtype) -> int:
     """Return the bytes of the largest activation of one picture in a DeiT that computes in `dtype`; 0 if unknown.
 
-    It is in the middle of a perceptron, or with many tokens the scores of an attention, which are in fp32.
+    It is in the middle of a perceptron, or with many tokens the shares that attention.py keeps; the fused one has none.
     """
     if not isinstance(model, VisionTransformer):
         return 0
     tokens = model.num_prefix_tokens + model.num_patches
-    return max(4 * tokens * model.arch.embed_dim * dtype.itemsize, 4 * tokens * tokens * model.arch.num_heads)
+    shares = tokens * tokens * model.arch.num_heads if dtype is torch.bfloat16 else 0
+    return max(4 * tokens * model.arch.embed_dim, shares) * dtype.itemsize

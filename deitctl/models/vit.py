@@ -56,7 +56,7 @@ class Attention(nn.Module):
         """Mix tokens [B,N,D]; where `first` is given, only so many of the first ask, and only they are returned."""
         q, k, v = self.split(x)
         q = q if first is None else q[:, :, :first]
-        if self.training and x.device.type == "cpu":
+        if self.training and x.device.type == "cpu" and q.dtype is torch.bfloat16:
             return self.join(attention(q, k, v))
         return self.join(F.scaled_dot_product_attention(q, k, v))
 

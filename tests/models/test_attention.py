@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from deitctl.models import attention as module
 from deitctl.models.attention import attention
 
 
@@ -69,3 +70,11 @@ def test_a_second_derivative_is_refused_not_wrong():
     (first,) = torch.autograd.grad(attention(q, q, q).sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="does not require grad"):
         first.sum().backward()
+
+
+def test_scores_that_are_computed_in_several_parts_are_those_of_one(monkeypatch):
+    tensors, gradient = draws()
+    whole = pass_through(attention, tensors, gradient)
+    monkeypatch.setattr(module, "IN_CACHE", 4 * 17 * 17 * 4)  # four of six at a time
+    for a, b in zip(whole, pass_through(attention, tensors, gradient), strict=True):
+        torch.testing.assert_close(a, b)

@@ -151,9 +151,10 @@ def test_a_model_of_one_size_has_no_early_epochs():
 @pytest.mark.parametrize(
     ("dtype", "size", "expected"),
     [
-        (torch.bfloat16, 224, 198 * 198 * 3 * 4),  # scores of three heads in fp32
+        (torch.bfloat16, 224, 198 * 768 * 2),
         (torch.float32, 224, 198 * 768 * 4),  # the middle of the perceptron
-        (torch.bfloat16, 384, 578 * 578 * 3 * 4),
+        (torch.bfloat16, 384, 578 * 578 * 3 * 2),  # shares of three heads
+        (torch.float32, 384, 578 * 768 * 4),
     ],
 )
 def test_the_largest_block_is_the_perceptrons_or_the_attentions(dtype, size, expected, deit):

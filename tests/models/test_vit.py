@@ -8,6 +8,7 @@ import torch
 
 from deitctl.catalog import ARCHITECTURES, find
 from deitctl.models import vit
+from deitctl.models.attention import attention
 from deitctl.models.pos_embed import resize_pos_embed
 from deitctl.models.vit import VisionTransformer
 
@@ -200,3 +201,14 @@ def test_smaller_pictures_see_the_positions_resized_and_teach_all_of_them(deit, 
     torch.testing.assert_close(model(images).cls, small(images).cls)
     model(images).cls.sum().backward()
     assert model.pos_embed.grad.abs().sum(-1).all()
+
+
+@pytest.mark.parametrize(("training", "bf16", "own"), [(True, True, True), (True, False, False), (False, True, False)])
+def test_the_attention_of_ours_is_for_training_in_bf16(training, bf16, own, deit, noise, monkeypatch):
+    called = []
+    monkeypatch.setattr(vit, "attention", lambda *qkv: called.append(1) or attention(*qkv))
+    model, images = deit("deit_tiny_distilled").train(training), noise(2, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        answer = model(images)
+    assert bool(called) is own
+    torch.testing.assert_close(answer.cls.float(), model.eval()(images).cls, rtol=0.1, atol=0.1)
