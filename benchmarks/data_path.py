@@ -2,8 +2,8 @@
 
     python benchmarks/data_path.py FOLDER [--short-side 400] [--rounds 20] [--shrinking]
 
-Rounds over the pictures are ours and timm's by turns, in CPU time; the ratio is of each pair of rounds. With
-`--short-side` the pictures are first encoded again that large, at quality 90, in memory. `--shrinking` measures how far
+Rounds over the pictures are ours, from files and from packs, and timm's by turns, in CPU time; the ratio is of the same
+round. With `--short-side` the pictures are first encoded again that large, at quality 90. `--shrinking` measures how far
 crops that are decoded at a half to an eighth are from those decoded whole. Last figures: docs/benchmarks.md.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import statistics
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -26,14 +27,23 @@ from PIL import Image
 from deitctl import rng
 from deitctl.data.decode import decode
 from deitctl.data.eval_view import channels_first
+from deitctl.data.open import open_data
 from deitctl.data.picture import Picture, open_picture
 from deitctl.data.rand_augment import rand_augment
+from deitctl.data.sources import Source
 from deitctl.data.transforms import crop_box, resized_crop, train_view
+from deitctl.events import SilentReporter
 from deitctl.recipes import RECIPES
+from deitctl.workflows.pack import pack
 
 T = TypeVar("T")
 AUGMENT = RECIPES["paper"].augment
 SIZE = 224
+PACKS: dict[str, dict[str, Any]] = {
+    "a pack": {},
+    "a pack of 256": {"max_size": 256},
+    "one of pixels": {"max_size": 256, "raw": True},
+}
 
 
 def jpegs(folder: Path, short_side: int) -> list[bytes]:
@@ -67,22 +77,36 @@ class Clock:
         return statistics.fmean(self.times[name])
 
 
-def ours(data: bytes, turn: int, index: int) -> object:
-    """Decode and render one of our views."""
-    return train_view(open_picture(data, "picture"), AUGMENT, SIZE, 0, turn, index)
+def ours(source: Source, turn: int, index: int) -> object:
+    """Read, decode and render one of our views."""
+    return train_view(source.open(index), AUGMENT, SIZE, 0, turn, index)
 
 
 def whole_views(pictures: list[bytes], rounds: int, recipe: Any) -> None:
-    """Time our views against timm's, round by round."""
+    """Time our views against timm's, round by round, from a folder and from packs of it."""
     clock = Clock()
-    for turn in range(rounds + 1):
-        clock("ours", lambda turn=turn: [ours(data, turn, n) for n, data in enumerate(pictures)])
-        clock("timm", lambda: [recipe(decoded(data)) for data in pictures])
-    pairs = np.array([clock.times["ours"], clock.times["timm"]])[:, 1:] / len(pictures)  # the first is to warm up
-    low, middle, high = np.percentile(pairs[1] / pairs[0], [10, 50, 90])
-    mine, theirs = np.median(pairs, axis=1)
-    print(f"{len(pictures)} pictures, {rounds} rounds\n\n| | ours, ms | timm, ms | ratio | of 80 % of the rounds |")
-    print(f"|---|---|---|---|---|\n| a view | {mine:.2f} | {theirs:.2f} | {middle:.2f} | {low:.2f} to {high:.2f} |\n")
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root, "folder")
+        for number, data in enumerate(pictures):
+            path = folder / f"class{number % 2}" / f"{number:04}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        paths = sorted(folder.rglob("*.jpg"))
+        sources = {"files": folder, **{name: Path(root, f"{name.replace(' ', '')}.pack") for name in PACKS}}
+        for name, options in PACKS.items():
+            pack(str(folder), str(sources[name]), workers=0, **options)
+        opened = {name: open_data(str(path), SilentReporter()).whole for name, path in sources.items()}
+        for turn in range(rounds + 1):
+            for name, source in opened.items():
+                clock(name, lambda turn=turn, source=source: [ours(source, turn, n) for n in range(len(paths))])
+            clock("timm", lambda: [recipe(Image.open(path).convert("RGB")) for path in paths])
+    times = {name: np.array(taken[1:]) / len(pictures) for name, taken in clock.times.items()}  # the first warms up
+    print(f"{len(pictures)} pictures, {rounds} rounds; timm, from files: {np.median(times['timm']):.2f} ms\n")
+    print("| a view from | ms | timm's time is | of 80 % of the rounds |\n|---|---|---|---|")
+    for name in opened:
+        low, middle, high = np.percentile(times["timm"] / times[name], [10, 50, 90])
+        print(f"| {name} | {np.median(times[name]):.2f} | {middle:.2f} times that | {low:.2f} to {high:.2f} |")
+    print()
 
 
 def decoded(data: bytes) -> Image.Image:

@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al. 2020) as timm does it for DeiT: its strings, its operations, its pixels.
+"""RandAugment (Cubuk et al. 2020) as timm does it for DeiT: its strings, its operations, its pixels (but see slide.py).
 
 timm draws from global generators; here all comes from the view's own. Source of the levels and of the sets of
 operations: `timm/data/auto_augment.py`.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from deitctl.card import IMAGENET_MEAN
+from deitctl.data.slide import slide
 from deitctl.errors import ConfigError
 
 FILL = (round(255 * IMAGENET_MEAN[0]), round(255 * IMAGENET_MEAN[1]), round(255 * IMAGENET_MEAN[2]))
@@ -113,9 +114,15 @@ def solarize_add(image: Image.Image, more: int) -> Image.Image:
     return image.point([min(255, value + more) if value < 128 else value for value in range(256)] * 3)
 
 
-def affine(image: Image.Image, *matrix: float) -> Image.Image:
-    """Show at (x, y) what lies at (ax + by + c, dx + ey + f) of `image`, or the fill colour."""
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=FILL)
+def shear(image: Image.Image, factor: float, *, rows: bool = False) -> Image.Image:
+    """Move columns, or rows, the further the more they are from the left, or the top."""
+    return slide(image, factor * np.arange(0.5, image.height if rows else image.width), FILL, rows=rows)
+
+
+def translate(image: Image.Image, share: float, *, rows: bool = False) -> Image.Image:
+    """Move a picture up, or to the left, by a share of its side."""
+    along, across = (image.width, image.height) if rows else (image.height, image.width)
+    return slide(image, np.full(across, share * along), FILL, rows=rows)
 
 
 ENHANCED = ("Color", "Contrast", "Brightness", "Sharpness")
@@ -131,10 +138,10 @@ OPERATIONS: dict[str, Callable[[Image.Image, Any], Image.Image]] = {
     "Contrast": lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
     "Brightness": lambda image, factor: ImageEnhance.Brightness(image).enhance(factor),
     "Sharpness": lambda image, factor: ImageEnhance.Sharpness(image).enhance(factor),
-    "ShearX": lambda image, factor: affine(image, 1, factor, 0, 0, 1, 0),
-    "ShearY": lambda image, factor: affine(image, 1, 0, 0, factor, 1, 0),
-    "TranslateXRel": lambda image, share: affine(image, 1, 0, share * image.width, 0, 1, 0),
-    "TranslateYRel": lambda image, share: affine(image, 1, 0, 0, 0, 1, share * image.height),
+    "ShearX": partial(shear, rows=True),
+    "ShearY": shear,
+    "TranslateXRel": partial(translate, rows=True),
+    "TranslateYRel": translate,
 }
 """What each does to an RGB picture, with an argument."""
 LEVELS: dict[str, Callable[[float, int], Any]] = {

@@ -21,7 +21,7 @@ from deitctl.data.rand_augment import rand_augment
 
 NARROW = 8
 """Pixels of a side below which a crop is Pillow's to resize."""
-VIEWS_VERSION = 2
+VIEWS_VERSION = 3
 """Goes up when `train_view` gives other pixels for the same arguments, so that no stored word of a teacher outlives them."""
 
 
