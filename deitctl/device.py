@@ -32,6 +32,7 @@ NO_MEMORY_FOR_ONEDNN = ("could not create a primitive", "could not create a memo
 COMPILERS = ("g++", "clang++", "c++")
 LARGEST_KEPT_BLOCK = 32 * 2**20
 """Bytes: glibc's DEFAULT_MMAP_THRESHOLD_MAX on 64-bit systems."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -196,6 +197,8 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
     device = _find(name)
     if device == torch.device("cuda") and launched():  # of several processes each takes the GPU of its number
         device = torch.device("cuda", local_rank() % torch.cuda.device_count())
+    if device.type == "cpu":
+        _keep_freed_memory()
     if precision != "auto":
         if precision not in PRECISIONS:
             raise ConfigError(f"There is no precision {precision!r}.", f"There are: auto, {', '.join(PRECISIONS)}.")
@@ -204,6 +207,20 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
         return Device(device, PRECISIONS[precision], "as asked")
     dtype, reason = _best_dtype(device)
     return Device(device, dtype, reason)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed, in this process and those forked from it, for the next batch.
+
+    By itself it gives the end of its heap back to the system, and the next step pays for every page of its activations
+    again: 50,000 page faults and a tenth of the CPU time of a step of deit_small with 16 pictures. `forget_cached_memory`
+    gives it back; blocks above 32 MiB still go at once. Where malloc is another's, nothing is changed.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            malloc = ctypes.CDLL(None)
+            malloc.mallopt(M_TRIM_THRESHOLD, -1)
+            malloc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT_BLOCK)
 
 
 def _find(name: str) -> torch.device:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -144,3 +148,29 @@ def test_without_a_compiler_compiling_is_refused_in_a_line(deit, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler"):
         choose_device("cpu").compile(deit("deit_tiny"))
+
+
+STEPS = """
+import resource, sys, torch
+from deitctl.device import choose_device
+if sys.argv[1] == "ours":
+    choose_device("cpu")
+def step():
+    layers = [torch.ones(20 * 2**18) for _ in range(8)]  # 20 MiB each, freed at the end
+for _ in range(2):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+def test_a_step_does_not_pay_again_for_the_pages_of_the_step_before():
+    faults = {
+        who: int(subprocess.run([sys.executable, "-c", STEPS, who], capture_output=True, text=True, check=True).stdout)
+        for who in ("ours", "torchs")
+    }
+    assert faults["ours"] < 1000
+    assert faults["torchs"] > 10 * faults["ours"] + 10_000  # 160 MiB are 40,960 pages
