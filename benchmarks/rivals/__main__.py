@@ -41,6 +41,7 @@ from benchmarks.rivals.tables import markdown, summary
 JOBS = {
     "distil": training.distil, "train": training.train, "eval": answers.evaluate, "predict": answers.predict,
     "finetune": training.finetune, "scratch": training.scratch,
+    "learn": training.learn,
 }  # fmt: skip
 PACKAGES = ("deitctl", "torch", "torchvision", "timm", "pillow", "numpy")
 MATTERS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_tile", "bf16", "sve")

@@ -37,18 +37,20 @@ class Size:
     finetune: tuple[int, int]
     """Epochs, seeds."""
     scratch: tuple[int, int]
+    learn: tuple[int, int]
+    teacher_epochs: int = 8
 
 
 SIZES = {
     "full": Size(
-        rounds=2, distil=(80, 16, 3), train=(320, 64, 2), photos=1000, predict=400, finetune=(4, 3), scratch=(6, 3)
+        rounds=2, distil=(80, 16, 3), train=(320, 64, 2), photos=1000, predict=400, finetune=(4, 3), scratch=(6, 3), learn=(15, 3)
     ),
     "quick": Size(
-        rounds=1, distil=(20, 10, 2), train=(160, 32, 2), photos=300, predict=200, finetune=(2, 1), scratch=(3, 1)
+        rounds=1, distil=(20, 10, 2), train=(160, 32, 2), photos=300, predict=200, finetune=(2, 1), scratch=(3, 1), learn=(10, 1)
     ),
     "smoke": Size(  # does everything start, and is it read?
         rounds=1, teacher="regnety_002", student=TINY, distil=(20, 10, 2), train=(20, 10, 2), photos=48,
-        predict=48, img_size=32, finetune=(1, 1), scratch=(1, 1),
+        predict=48, img_size=32, finetune=(1, 1), scratch=(1, 1), learn=(1, 1), teacher_epochs=1,
     ),
 }  # fmt: skip
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -70,6 +72,34 @@ def random_teacher(architecture: str, classes: list[str], folder: Path) -> Path:
         torch.manual_seed(0)
         model = timm.create_model(architecture, num_classes=len(classes))
         timm.models.save_for_hf(model, str(folder), model_config={"label_names": classes})
+    return folder
+
+
+def digits(folder: Path) -> Path:
+    """Write the digits that deitctl comes with, 1,442 to learn from and 355 to be scored on, as PNGs in class folders."""
+    from deitctl.data.open import open_for_training
+    from deitctl.events import SilentReporter
+
+    if not folder.exists():
+        draft = folder.with_name(f"{folder.name}.part")
+        parts = zip(("train", "val"), open_for_training("digits", seed=0, reporter=SilentReporter()), strict=True)
+        for split, source in parts:
+            for index, label in enumerate(source.labels):
+                path = draft / split / source.class_names[label] / f"{index:04}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                source.read(index).save(path)
+        os.replace(draft, folder)
+    return folder
+
+
+def taught_teacher(architecture: str, data: Path, img_size: int, epochs: int, folder: Path) -> Path:
+    """Have deitctl train a teacher; its run is a folder that timm's `local-dir:` reads too."""
+    if not (folder / "model.safetensors").exists():
+        command = (
+            *(sys.executable, "-m", "deitctl", "train", data, "--model", architecture, "--recipe", "digits-convnet"),
+            *("--img-size", img_size, "--epochs", epochs, "--no-pretrained", "--output", folder, "--format", "json"),
+        )
+        subprocess.run([*map(str, command)], check=True, stdout=sys.stderr)
     return folder
 
 

@@ -30,6 +30,9 @@ SCRATCH = (  # deitctl's `small`, with a warm-up of two epochs
     *("--train-interpolation", "bicubic", "--sched-on-updates"),
     *("--model-ema", "--model-ema-decay", "0.998", "--model-ema-warmup"),
 )
+OUR_DIGITS = (
+    *("--set", "optim.warmup_epochs=2", "--set", "augment.hflip=0", "--set", "augment.crop_scale=[0.7, 1.0]"),
+)
 
 
 def _train_py(
@@ -92,6 +95,61 @@ def train(setup: Setup) -> Job:
 
     question = f"{TINY} at 224 with the paper's augmentation: {pictures} pictures, batch {batch}, {epochs} epochs."
     return Job(name="train", question=question, rounds=setup.size.rounds, ours=lambda _: contestants, rival=rival)
+
+
+def learn(setup: Setup) -> Job:
+    """Learn a real data set to the end from a teacher that knows it; each round is a seed."""
+    epochs, seeds = setup.size.learn
+    img_size, batch = setup.size.img_size, 64
+    data = material.digits(setup.out / "data/digits")
+    teacher = material.taught_teacher(
+        setup.size.teacher, data, img_size, setup.size.teacher_epochs, setup.out / f"data/digits-{setup.size.teacher}"
+    )
+
+    def ours(seed: int) -> list[Contestant]:
+        words = (
+            *("distill", data, "--teacher", teacher, "--student", setup.size.student, "--img-size", img_size),
+            *("--recipe", "small", "--no-pretrained", "--adapt", "none", *OUR_DIGITS, "--batch-size", batch),
+            *("--epochs", epochs, "--seed", seed, "--output", "{run}", "--format", "json"),
+        )
+        ways = (("--teacher-sees", "mixed"), ("--views", "2"), *setup.also)
+        return [_ours("deitctl distill", words, way) for way in ways]
+
+    def rival(flags: Sequence[str], seed: int) -> Contestant:
+        words = (
+            *(
+                *SCRATCH,
+                "--hflip",
+                0,
+                "--scale",
+                0.7,
+                1,
+                "--model-kwargs",
+                f"img_size={img_size}",
+                "--img-size",
+                img_size,
+            ),
+            *(
+                "--kd-model-name",
+                f"local-dir:{teacher}",
+                "--kd-distill-type",
+                "token",
+                "--kd-token-distill-type",
+                "hard",
+            ),
+            *("--task-loss-weight", 0.5, "--seed", seed, *flags),
+        )
+        model = f"{setup.size.student}_distilled_patch16_224"
+        return _train_py(setup, named("timm train.py", flags), data, model, batch, epochs, 4e-3 * batch / 512, words)
+
+    question = (
+        f"{setup.size.student} from scratch learns from a {setup.size.teacher} that knows them: 1,442 digits at {img_size}, "
+        f"{epochs} epochs, {seeds} seed(s), scored on 355."
+    )
+    return Job(
+        name="learn", question=question, rounds=seeds, ours=ours, rival=rival, only_best=True, explored_by="distil",
+        also=setup.also_timm,
+    )  # fmt: skip
 
 
 def finetune(setup: Setup) -> Job:
