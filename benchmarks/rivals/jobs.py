@@ -43,7 +43,7 @@ class Size:
 
 SIZES = {
     "full": Size(
-        rounds=2, distil=(80, 16, 3), train=(320, 64, 2), photos=1000, predict=400, finetune=(4, 3), scratch=(6, 3), learn=(15, 3)
+        rounds=2, distil=(80, 16, 3), train=(320, 64, 2), photos=1000, predict=400, finetune=(4, 3), scratch=(6, 3), learn=(30, 3)
     ),
     "quick": Size(
         rounds=1, distil=(20, 10, 2), train=(160, 32, 2), photos=300, predict=200, finetune=(2, 1), scratch=(3, 1), learn=(10, 1)
