@@ -144,7 +144,7 @@ def learn(setup: Setup) -> Job:
 
     question = (
         f"{TINY} from scratch learns from a {setup.size.teacher} that knows them: 1,442 digits at {img_size}, "
-        f"{epochs} epochs, {seeds} seed(s), scored on 355."
+        f"{epochs} epochs, scored on 355; each round is a seed."
     )
     return Job(
         name="learn", question=question, rounds=seeds, ours=ours, rival=rival, only_best=True, explored_by="distil",
@@ -187,7 +187,7 @@ def _accuracy(
             setup, named("timm train.py", flags), data, f"{TINY}_patch16_224", batch, epochs, lr * batch / 512, words
         )
 
-    question = f"{TINY} {start} on 1,000 pictures of ten classes at {img_size}: {epochs} epochs, {seeds} seed(s)."
+    question = f"{TINY} {start} on 1,000 pictures of ten classes at {img_size}: {epochs} epochs; each round is a seed."
     return Job(
         name=name,
         question=question,
