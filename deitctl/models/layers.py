@@ -50,6 +50,8 @@ def shipping_card(model: nn.Module, card: ModelCard) -> ModelCard:
     return replace(card, model_args={**card.model_args, "img_size": [model.img_size, model.img_size]})
 
 
+FEW_PATCHES = 4
+"""A side."""
 CONVNET_STEP = 32
 """Pixels of the side of a convnet's input that become one of its last map."""
 
@@ -68,6 +70,15 @@ def early_size(model: nn.Module, card: ModelCard, recipe: Recipe) -> int:
         )
     step = model.arch.patch_size if isinstance(model, VisionTransformer) else CONVNET_STEP
     return min(size, max(step, round(recipe.early_scale * size / step) * step))
+
+
+def has_few_patches(model: nn.Module, size: int) -> bool:
+    """Say whether pictures of a side of `size` pixels are so few patches of a DeiT that little is learnt from them.
+
+    At 32 pixels, 2 x 2 patches, the early epochs of `small-fast` cost ten points that the late ones did not win back
+    (docs/recipes.md).
+    """
+    return isinstance(model, VisionTransformer) and size < FEW_PATCHES * model.arch.patch_size
 
 
 def largest_block(model: nn.Module, dtype: torch.dtype) -> int:

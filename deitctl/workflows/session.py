@@ -24,6 +24,7 @@ from deitctl.models.build import LoadedModel
 from deitctl.models.layers import (
     early_size,
     freeze_body,
+    has_few_patches,
     largest_block,
     layer_ids,
     layer_names,
@@ -102,6 +103,11 @@ class Session:
                 f"{recipe.early_epochs} of {recipe.epochs} epochs at {self.early_size} pixels, the others at "
                 f"{self.card.preprocessing.img_size}."
             )
+            if has_few_patches(model, self.early_size):
+                reporter.warn(
+                    f"Little is learnt from pictures of {self.early_size} pixels, which are so few patches: a recipe without "
+                    "-fast, or a larger --img-size, will do better."
+                )
         self.clock = Stopwatch()
         self.watch = Watch(len(train.class_names), self.state.scaler.is_enabled(), config.loss_jump)
         self.saver = Saver(run.state, run.metrics_file, config.save_every)

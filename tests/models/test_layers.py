@@ -13,7 +13,15 @@ from torch import nn
 from deitctl.card import ModelCard, Preprocessing
 from deitctl.errors import ConfigError, ModelError
 from deitctl.models import timm_models
-from deitctl.models.layers import early_size, freeze_body, largest_block, layer_ids, layer_names, shipping_card
+from deitctl.models.layers import (
+    early_size,
+    freeze_body,
+    has_few_patches,
+    largest_block,
+    layer_ids,
+    layer_names,
+    shipping_card,
+)
 from deitctl.recipes import FINETUNE
 from deitctl.training.loop import set_train_mode
 
@@ -139,6 +147,12 @@ def test_a_shipped_card_says_a_deits_size_and_leaves_a_convnets_alone(deit):
 def test_early_pictures_are_whole_patches(deit, size, scale, early):
     card = ModelCard(architecture="deit_tiny", num_classes=3, preprocessing=Preprocessing(img_size=size))
     assert early_size(deit("deit_tiny", img_size=32), card, replace(FINETUNE, early_scale=scale)) == early
+
+
+def test_four_patches_a_side_are_enough_and_a_convnet_has_none(deit):
+    small = deit("deit_tiny", img_size=32)
+    assert [size for size in (16, 32, 48, 63, 64, 128) if has_few_patches(small, size)] == [16, 32, 48, 63]
+    assert not has_few_patches(timm.create_model("resnet18"), 32)
 
 
 def test_a_model_of_one_size_has_no_early_epochs():

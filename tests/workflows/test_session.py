@@ -262,7 +262,7 @@ def test_a_run_that_is_warned_saves_and_ends_as_usual(tmp_path: Path) -> None:
 
 
 def test_a_run_that_stops_among_its_small_pictures_goes_on_to_the_large_ones(
-    little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
+    little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch, reporter: Any
 ) -> None:
     """Two epochs of 16 pixels and one of 32: a resume ends as if there had been no stop, at the full size."""
 
@@ -281,7 +281,8 @@ def test_a_run_that_stops_among_its_small_pictures_goes_on_to_the_large_ones(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "loss_of", seen)
         with pytest.raises(Interrupted):
-            run_training(config, sources=little)
+            run_training(config, sources=little, reporter=reporter)
+        assert any("so few patches" in said for said in reporter.warnings)
         resume(Path(config.output), sources=little)
     assert sizes == [16] * 6 + [32] * 3
     whole = run_training(early("whole"), sources=little).run
