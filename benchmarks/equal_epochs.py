@@ -32,7 +32,9 @@ def deitctl(checkout: Path, out: Path, words: list[str]) -> dict[str, float]:
         said = json.loads(done.stdout)
         log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         epochs = [r for r in log if r["kind"] == "epoch"]
-        kept.write_text(json.dumps({"top1": max(r["top1"] for r in epochs), "loss": epochs[-1]["loss"], "said": said}))
+        kept.write_text(
+            json.dumps({"top1": max(r["top1"] for r in epochs), "loss": epochs[-1]["train"]["loss"], "said": said})
+        )
     found: dict[str, float] = json.loads(kept.read_text())
     return found
 

@@ -68,14 +68,16 @@ def evaluate(
     """
     from deitctl.cli.console import choose_format, left_out_code, print_json
     from deitctl.cli.progress import make_reporter
+    from deitctl.cli.startup import without_garbage
     from deitctl.cli.training import FORMATS
 
     shape = choose_format(output_format, FORMATS, "json")
     reporter = make_reporter(quiet)
     if not data:
         reporter.note("No data named: using the built-in 'digits'.")
-    from deitctl.workflows.evaluate import evaluate_models
-    from deitctl.world import main_process
+    with without_garbage():
+        from deitctl.workflows.evaluate import evaluate_models
+        from deitctl.world import main_process
 
     protocols = [name.strip() for part in protocol or ["native"] for name in part.split(",") if name.strip()]
     found = evaluate_models(

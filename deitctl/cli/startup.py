@@ -1,4 +1,4 @@
-"""A command that answers in a second or two should not spend half of one on looking for garbage."""
+"""A command should not spend half a second on looking for garbage among what it imports."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from deitctl.cli.console import choose_format, left_out_code, print_json, print_line, print_table
 from deitctl.cli.options import CHOOSE
 from deitctl.cli.progress import make_reporter
+from deitctl.cli.startup import without_garbage
 from deitctl.config import TrainConfig, flat, from_dict, override, read_toml, to_dict
 from deitctl.errors import ConfigError
 from deitctl.recipes import get_recipe
@@ -31,11 +32,12 @@ def run(
     """Configure and train, or resume; print the result. A run in which pictures had to be left out exits with 3."""
     import typer
 
-    from deitctl.workflows.batch_size import with_chosen_batch
-    from deitctl.workflows.configure import Request, configure, parse_change
-    from deitctl.workflows.train import resume as resume_run
-    from deitctl.workflows.train import start_or_resume
-    from deitctl.world import main_process
+    with without_garbage():
+        from deitctl.workflows.batch_size import with_chosen_batch
+        from deitctl.workflows.configure import Request, configure, parse_change
+        from deitctl.workflows.train import resume as resume_run
+        from deitctl.workflows.train import start_or_resume
+        from deitctl.world import main_process
 
     shape = choose_format(output_format, FORMATS, "json")
     reporter = make_reporter(quiet)
