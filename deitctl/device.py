@@ -145,7 +145,7 @@ class Device:
                 "in bf16 training with a backward pass of matrix products (benchmarks/attention.py), else torch's"
             )
             pictures = "micro-batches whose activations stay below 32 MiB a layer, so that memory is used again"
-            compiling = "off: it takes a minute or more before the first step; --compile"
+            compiling = "off: it takes a minute or more before the first step, and little is gained; --compile"
         else:
             attention, pictures = "torch's fused one", "the whole batch at once, halved where memory runs out"
             compiling = "off; --compile compiles each kind of block once"

@@ -47,7 +47,7 @@ CHOOSE = 0
 
 
 def _batch_size(text: str) -> int:
-    if text == "auto":
+    if text.lower() == "auto":
         return CHOOSE
     if not text.isdecimal() or int(text) < 1:
         raise typer.BadParameter(f"{text!r} is neither a number from 1 on nor auto.")
@@ -171,7 +171,8 @@ ViewSeedOpt = Annotated[int | None, typer.Option("--view-seed", help="Seed of th
 CompileOpt = Annotated[
     bool | None,
     typer.Option(
-        "--compile/--no-compile", help="Have torch compile the student's blocks (half a minute or so before the first step).",
+        "--compile/--no-compile",
+        help="Have torch compile the student's blocks: a minute or so more before the first step. Little is gained on a CPU.",
         show_default="no, or the resumed run's",
     ),
 ]  # fmt: skip

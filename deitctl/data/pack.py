@@ -137,6 +137,8 @@ def open_pack(path: Path) -> dict[str, PackSource]:
     Raises:
         DataError: it is no pack, of another version, cut short or damaged.
     """
+    if not path.exists():
+        raise DataError(f"There is no {path}.", "`deitctl pack` writes one.")
     if not is_pack(path):
         raise DataError(f"{path} is not a pack.", "`deitctl pack` writes one.")
     try:

@@ -25,6 +25,8 @@ USED = 0.8
 """Share of the free memory that a step may take: other things want some of it too."""
 LARGEST = 4
 """Times the recipe's batch, which its accuracy is known for."""
+FEWEST_STEPS = 50
+"""Of an epoch, below which a batch is not made larger than the recipe's: a short run would learn less in fewer steps."""
 GAIN = 0.03
 """By which images/s must rise with twice the pictures."""
 SECONDS = 1.0
@@ -57,7 +59,7 @@ class Choice:
     @property
     def sentence(self) -> str:
         """Say what was chosen, why, and what follows for the learning rate."""
-        return f"Batch size {self.size}, chosen here: {self.why}. The learning rate rises to {self.rate:.3g}."
+        return f"Batch size {self.size}, chosen here: {self.why}. The learning rate is {self.rate:.3g} at its highest."
 
 
 def with_chosen_batch(config: TrainConfig, sources: tuple[Source, Source] | None, reporter: Reporter) -> TrainConfig:
@@ -86,12 +88,12 @@ def with_chosen_batch(config: TrainConfig, sources: tuple[Source, Source] | None
 def choose_batch_size(
     config: TrainConfig, sources: tuple[Source, Source], device: Device, reporter: Reporter
 ) -> Choice:
-    """Find the largest power of two whose step fits into `USED` of the free memory, and is worth its size.
+    """Find the largest batch whose step fits into `USED` of the free memory, and is worth its size.
 
     Steps of 8 and 16 pictures, of the real recipe, model and teacher but of random weights, give the memory of a step by
     a straight line. Twice as many are tried as long as that is cheap; where images/s rises by less than `GAIN`, larger
     batches gain nothing, and the recipe's own size is taken, or the last one that gained, if it is larger. Never more than
-    `LARGEST` times the recipe's, nor than the data has.
+    `LARGEST` times the recipe's, nor so many that an epoch has fewer than `FEWEST_STEPS`.
     """
     recipe, pictures = config.recipe, len(sources[0].labels)
     rehearsal = rehearse(config, sources, device)
@@ -148,10 +150,8 @@ def search(
         reporter: shows progress.
         at_a_time: pictures of a micro-batch, above which a step takes no more memory; 0: all of a step.
     """
-    most = max(2, power_of_two(min(LARGEST * usual, pictures)))
-    why = f"the data has {pictures} training pictures" if pictures < LARGEST * usual else (
-        f"{LARGEST} times the recipe's {usual}, and no more is asked of a recipe"
-    )  # fmt: skip
+    most, why = _largest(usual, pictures)
+    usual = min(usual, pictures)
     size, tries = min(SMALLEST, most), list[Try]()
     with reporter.task("choose the batch size", None, "steps") as task:
         while size <= most:
@@ -170,6 +170,16 @@ def search(
     return most, why, tries
 
 
+def _largest(usual: int, pictures: int) -> tuple[int, str]:
+    """Return the largest batch that recipe and data allow: the recipe's own, or a power of two above it; and why no more."""
+    if pictures <= usual:
+        return pictures, f"the data has {pictures} training pictures"
+    most = max(usual, power_of_two(max(1, min(LARGEST * usual, pictures // FEWEST_STEPS))))
+    if pictures // FEWEST_STEPS < 2 * most and most < power_of_two(LARGEST * usual):
+        return most, f"of {pictures} pictures, larger batches would make less than {FEWEST_STEPS} steps an epoch"
+    return most, f"{LARGEST} times the recipe's {usual}, and no more is asked of a recipe"
+
+
 def _within(room: int | None, tries: list[Try], most: int, why: str, at_a_time: int) -> tuple[int, str]:
     """Bring the largest size down to what fits into `room`, by the line through the last two tries."""
     if room is None or len(tries) < 2:
@@ -186,7 +196,7 @@ def _within(room: int | None, tries: list[Try], most: int, why: str, at_a_time: 
         why = (
             f"a step of {most} pictures would take {takes(most) / 2**30:.2g} GiB, of the {room / 2**30:.2g} GiB it may"
         )
-        most //= 2
+        most = max(2, most // 2)
     return most, why
 
 

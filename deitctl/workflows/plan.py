@@ -8,6 +8,7 @@ from deitctl.data.samplers import steps_per_epoch
 from deitctl.device import choose_device
 from deitctl.events import SilentReporter
 from deitctl.models.build import build_model
+from deitctl.models.layers import early_size
 from deitctl.optim import peak_learning_rate
 from deitctl.teacher.words import WordFormat
 
@@ -38,7 +39,7 @@ def plan_training(config: TrainConfig) -> dict[str, object]:
         "steps per epoch": steps,
         "steps": steps * recipe.epochs,
         "batch size": min(recipe.batch_size, len(train.labels)),
-        "peak learning rate": peak_learning_rate(recipe.optim, recipe.batch_size),
+        "peak learning rate": peak_learning_rate(recipe.optim, min(recipe.batch_size, len(train.labels))),
         "weights, gradients, moments and average, MiB": round(
             parameters * 4 * (5 if recipe.ema_decay else 4) / 2**20, 1
         ),
@@ -46,6 +47,8 @@ def plan_training(config: TrainConfig) -> dict[str, object]:
         "precision": str(device.dtype).removeprefix("torch."),
         "loader processes": device.loader_workers(config.workers),
     }
+    if recipe.early_epochs:
+        plan["early epochs"] = f"{recipe.early_epochs} at {early_size(student.model, student.card, recipe)} pixels"
     if config.distill is not None:
         d = config.distill
         weight = d.alpha * d.tau**2 if d.mode == "soft" else d.alpha

@@ -109,7 +109,7 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["check", "digits", "--ground-truth", "labels.txt"], 1, "cannot be read: No such file"),
         (["pack", "/nowhere", "x.pack"], 1, "There is no data set '/nowhere'"),
         (["pack", "digits", "x.tar"], 1, "must end in .pack"),
-        (["pack", "digits", "x.pack", "--check"], 1, "x.pack is not a pack"),
+        (["pack", "digits", "x.pack", "--check"], 1, "There is no x.pack"),
         (["pack", "digits", "x.pack", "--check", "--raw"], 1, "--check writes nothing"),
         (["pack", "digits", "x.pack", "--max-size", "0"], 2, "Invalid value for '--max-size'"),
         (["pack", "digits"], 2, "Missing argument"),
