@@ -103,7 +103,7 @@ class Session:
             )
         self.early_size = early_size(model, self.card, recipe) if recipe.early_epochs else 0
         if recipe.early_share and recipe.early_scale < 1 and not recipe.early_epochs:
-            reporter.note(f"{recipe.epochs} epochs are too few for early ones of smaller pictures.")
+            reporter.note("The run is too short for early epochs of smaller pictures.")
         if self.early_size:
             reporter.note(
                 f"{recipe.early_epochs} of {recipe.epochs} epochs at {self.early_size} pixels, the others at "
