@@ -172,5 +172,5 @@ def test_a_step_does_not_pay_again_for_the_pages_of_the_step_before():
         who: int(subprocess.run([sys.executable, "-c", STEPS, who], capture_output=True, text=True, check=True).stdout)
         for who in ("ours", "torchs")
     }
-    assert faults["ours"] < 1000
-    assert faults["torchs"] > 10 * faults["ours"] + 10_000  # 160 MiB are 40,960 pages
+    assert faults["ours"] < 100
+    assert faults["torchs"] > 1000  # 20 MiB are 5,120 pages
