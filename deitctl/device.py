@@ -98,6 +98,22 @@ class Device:
             with suppress(OSError, AttributeError):
                 ctypes.CDLL(None).malloc_trim(0)
 
+    def keep_freed_memory(self) -> None:
+        """Have glibc keep what is freed, in this process and those forked from it, for the next batch.
+
+        By itself it gives the end of its heap back to the system, and the next step pays for every page of its activations
+        again, up to a tenth of its CPU time. `forget_cached_memory` gives it back; blocks above 32 MiB still go at once.
+        What the user says of malloc in the environment goes before; on accelerators nothing is changed.
+        """
+        said = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get(
+            "GLIBC_TUNABLES", ""
+        )
+        if self.torch_device.type == "cpu" and sys.platform == "linux" and not said:
+            with suppress(OSError, AttributeError):  # another malloc
+                malloc = ctypes.CDLL(None)
+                malloc.mallopt(M_TRIM_THRESHOLD, -1)
+                malloc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT_BLOCK)
+
     def synchronize(self) -> None:
         """Wait for the work that was queued, where there is a queue."""
         if self.torch_device.type == "cuda":
@@ -153,6 +169,7 @@ class Device:
         return {
             "convolutions": convolutions, "attention": attention, "a step takes": pictures, "optimiser": "AdamW, fused",
             "compiling": compiling, "pictures travel": transfer,
+            "freed memory": "kept for the next step" if kind == "cpu" and sys.platform == "linux" else "torch's to keep",
             "stochastic depth": "skips what it drops" if kind == "cpu" else "multiplies by zero: to skip, it would wait",
         }  # fmt: skip
 
@@ -197,8 +214,6 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
     device = _find(name)
     if device == torch.device("cuda") and launched():  # of several processes each takes the GPU of its number
         device = torch.device("cuda", local_rank() % torch.cuda.device_count())
-    if device.type == "cpu":
-        _keep_freed_memory()
     if precision != "auto":
         if precision not in PRECISIONS:
             raise ConfigError(f"There is no precision {precision!r}.", f"There are: auto, {', '.join(PRECISIONS)}.")
@@ -207,20 +222,6 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
         return Device(device, PRECISIONS[precision], "as asked")
     dtype, reason = _best_dtype(device)
     return Device(device, dtype, reason)
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep what is freed, in this process and those forked from it, for the next batch.
-
-    By itself it gives the end of its heap back to the system, and the next step pays for every page of its activations
-    again: 50,000 page faults and a tenth of the CPU time of a step of deit_small with 16 pictures. `forget_cached_memory`
-    gives it back; blocks above 32 MiB still go at once. Where malloc is another's, nothing is changed.
-    """
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):
-            malloc = ctypes.CDLL(None)
-            malloc.mallopt(M_TRIM_THRESHOLD, -1)
-            malloc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT_BLOCK)
 
 
 def _find(name: str) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 
@@ -154,7 +155,7 @@ HEAP = """
 import ctypes, sys
 from deitctl.device import choose_device
 if sys.argv[1] == "ours":
-    choose_device("cpu")
+    choose_device("cpu").keep_freed_memory()
 c = ctypes.CDLL(None)
 c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 c.mallinfo2.restype = type("Info", (ctypes.Structure,), {"_fields_": [(n, ctypes.c_size_t) for n in "abcdefghij"]})
@@ -166,11 +167,17 @@ print(c.mallinfo2().a)  # bytes of the heap, blocks of their own left out
 
 
 @pytest.mark.skipif(
-    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="another malloc, or an older glibc"
+    sys.platform != "linux" or "LD_PRELOAD" in os.environ or not hasattr(ctypes.CDLL(None), "mallinfo2"),
+    reason="another malloc, or an older glibc",
 )
-def test_what_a_step_frees_is_kept_for_the_next():
+def test_what_a_step_frees_is_kept_for_the_next(monkeypatch):
+    for name in [n for n in os.environ if n.startswith("MALLOC_") or n == "GLIBC_TUNABLES"]:
+        monkeypatch.delenv(name)
     kept = {
         who: int(subprocess.run([sys.executable, "-c", HEAP, who], capture_output=True, text=True, check=True).stdout)
         for who in ("ours", "glibc")
     }
     assert kept["ours"] > kept["glibc"] + 150 * 2**20
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")  # who says so wants memory back
+    done = subprocess.run([sys.executable, "-c", HEAP, "ours"], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < kept["ours"] - 100 * 2**20

@@ -11,15 +11,16 @@ from PIL import Image
 
 BAND = 32
 """Lines that are weighed at a time, so that what is in between stays in the processor's cache."""
-BELOW_ROUNDING = np.float32(1e-4)
-"""Values are cut off, as Pillow's are: weights that sum to 0.9999999 must not make a plain area darker by a level."""
+BELOW_ROUNDING = np.float32(6e-5)
+"""Values are cut off, as Pillow's are: weights that sum to 0.9999999 must not make a plain area darker by a level, which is 5e-5
+at most. What it lifts besides, values just below a level, is most of what is beside Pillow's."""
 Floats = NDArray[np.float64]
 
 
 def slide(image: Image.Image, offsets: Floats, fill: tuple[int, int, int], *, rows: bool = False) -> Image.Image:
     """Show at y of column x of an RGB picture what lies at y + offsets[x], by Pillow's bicubic, and `fill` where nothing does.
 
-    `offsets` are pixels, one for each column, or for each row where those are to slide. Weights are fp32 here and fp64
+    `offsets` are pixels, one for each column, or for each row where those are to slide. Sums are fp32 here and fp64
     in Pillow, so of random offsets one value in ten thousand is beside Pillow's, by a level of 255.
     """
     pixels = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint32).reshape(image.height, image.width)
@@ -33,9 +34,17 @@ def slide(image: Image.Image, offsets: Floats, fill: tuple[int, int, int], *, ro
     where += np.arange(width, dtype=np.int32)
     shown = weighed(pixels.ravel()[where].view(np.uint8), bicubic_weights(offsets - whole)).view(np.uint32)
     y = np.arange(height, dtype=np.int32)[:, None]
-    first, end = (np.ceil(edge - 0.5 - offsets).astype(np.int32) for edge in (0, height))  # centres within the picture
+    first, end = (_centres_from(edge, offsets) for edge in (0, height))
     np.copyto(shown, np.frombuffer(bytes((*fill, 0)), np.uint32), where=(y < first) | (y >= end))
     return Image.frombytes("RGB", image.size, np.ascontiguousarray(shown.T) if rows else shown, "raw", "RGBX")
+
+
+def _centres_from(edge: int, offsets: Floats) -> NDArray[np.int32]:
+    """Return the first line whose centre, moved, lies at `edge` or behind, rounded in the order of Pillow's sums."""
+    found = np.ceil(edge - 0.5 - offsets)
+    found = np.where((found - 0.5) + offsets >= edge, found - 1, found)
+    found = np.where((found + 0.5) + offsets < edge, found + 1, found)
+    return found.astype(np.int32)
 
 
 def weighed(taps: NDArray[np.uint8], weights: Floats) -> NDArray[np.uint8]:
@@ -43,7 +52,8 @@ def weighed(taps: NDArray[np.uint8], weights: Floats) -> NDArray[np.uint8]:
     factors = np.repeat(weights.astype(np.float32), 4, axis=1)  # red, green, blue and a byte that means nothing
     height, width = len(taps) - 3, taps.shape[1]
     shown = np.empty((height, width), np.uint8)
-    values, total, part = (np.empty((BAND + more, width), np.float32) for more in (3, 0, 0))
+    values = np.empty((BAND + 3, width), np.float32)
+    total, part = np.empty((BAND, width), np.float32), np.empty((BAND, width), np.float32)
     for top in range(0, height, BAND):
         count = min(BAND, height - top)
         values[: count + 3] = taps[top : top + count + 3]

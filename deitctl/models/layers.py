@@ -73,7 +73,7 @@ def early_size(model: nn.Module, card: ModelCard, recipe: Recipe) -> int:
 
 
 def has_few_patches(model: nn.Module, size: int) -> bool:
-    """Say whether pictures of a side of `size` pixels are so few patches of a DeiT that little is learnt from them.
+    """Say whether pictures of a side of `size` pixels are so few patches of a DeiT that learning from them first may cost accuracy.
 
     At 32 pixels, 2 x 2 patches, the early epochs of `small-fast` cost ten points that the late ones did not win back
     (docs/recipes.md).

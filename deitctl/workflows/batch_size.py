@@ -32,7 +32,7 @@ GAIN = 0.03
 SECONDS = 1.0
 """Of a try."""
 DEAR = 8.0
-"""Seconds of a try beyond which larger batches are no longer tried, but reckoned."""
+"""Seconds of a try beyond which larger batches are not tried, nor taken if they are larger than the recipe's."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def search(
     with reporter.task("choose the batch size", None, "steps") as task:
         while size <= most:
             if len(tries) > 1 and 2 * size / tries[-1].rate > DEAR:
-                break
+                return *((usual, "steps of more pictures take too long to try") if usual < most else (most, why)), tries
             found = attempt(size)
             if found is None:
                 most, why = max(2, size // 2), f"memory runs out with {size}"
@@ -177,7 +177,10 @@ def _largest(usual: int, pictures: int) -> tuple[int, str]:
     most = max(usual, power_of_two(max(1, min(LARGEST * usual, pictures // FEWEST_STEPS))))
     if pictures // FEWEST_STEPS < 2 * most and most < power_of_two(LARGEST * usual):
         return most, f"of {pictures} pictures, larger batches would make less than {FEWEST_STEPS} steps an epoch"
-    return most, f"{LARGEST} times the recipe's {usual}, and no more is asked of a recipe"
+    return (
+        most,
+        f"no power of two above it is within {LARGEST} times the recipe's {usual}, and no more is asked of a recipe",
+    )
 
 
 def _within(room: int | None, tries: list[Try], most: int, why: str, at_a_time: int) -> tuple[int, str]:

@@ -84,6 +84,7 @@ def evaluate_models(
     where = choose_device(
         "cpu" if only_files and device == "auto" else device, INFERENCE_PRECISION if precision == "auto" else precision
     )
+    where.keep_freed_memory()
     judged = []
     for name in names:
         if name.lower().endswith(SUFFIX):

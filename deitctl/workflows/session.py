@@ -65,6 +65,7 @@ class Session:
         self.train_source, self.val_source, self.tutor = train, val, tutor
         self.card: ModelCard = shipping_card(student.model, student.card)
         self.workers = device.loader_workers(config.workers)
+        device.keep_freed_memory()
         model = device.place(student.model)
         world.equalise(model)
         pictures = len(train.labels)
@@ -97,28 +98,33 @@ class Session:
             device.compile(model)
         if tutor is not None:
             tutor.load_together()
-        if config.recipe.batch_size > pictures:
-            reporter.note(
-                f"A batch is all {pictures} training pictures, which are fewer than {config.recipe.batch_size}."
-            )
         self.early_size = early_size(model, self.card, recipe) if recipe.early_epochs else 0
-        if recipe.early_share and recipe.early_scale < 1 and not recipe.early_epochs:
-            reporter.note("The run is too short for early epochs of smaller pictures.")
-        if self.early_size:
-            reporter.note(
-                f"{recipe.early_epochs} of {recipe.epochs} epochs at {self.early_size} pixels, the others at "
-                f"{self.card.preprocessing.img_size}."
-            )
-            if has_few_patches(model, self.early_size):
-                reporter.warn(
-                    f"Little is learnt from pictures of {self.early_size} pixels, which are so few patches: a recipe without "
-                    "-fast, or a larger --img-size, will do better."
-                )
+        self._say_sizes()
         self.clock = Stopwatch()
         self.watch = Watch(len(train.class_names), self.state.scaler.is_enabled(), config.loss_jump)
         self.saver = Saver(run.state, run.metrics_file, config.save_every)
         self.loaded_step = 0
         """Steps of the state that this session began with."""
+
+    def _say_sizes(self) -> None:
+        """Say where batch and resolution are not what the recipe's name promises."""
+        asked, recipe, size = self.config.recipe, self.plan.recipe, self.card.preprocessing.img_size
+        if asked.batch_size > recipe.batch_size:
+            self.reporter.note(
+                f"A batch is all {recipe.batch_size} training pictures, which are fewer than {asked.batch_size}."
+            )
+        if recipe.early_share and recipe.early_scale < 1 and self.early_size in (0, size):
+            why = "pictures are too small" if self.early_size else "the run is too short"
+            self.reporter.note(f"No early epochs of smaller pictures: {why}.")
+        elif self.early_size:
+            self.reporter.note(
+                f"{recipe.early_epochs} of {recipe.epochs} epochs at {self.early_size} pixels, the others at {size}."
+            )
+            if has_few_patches(self.state.model, self.early_size):
+                self.reporter.warn(
+                    f"Pictures of {self.early_size} pixels are so few patches that early epochs of them may cost accuracy "
+                    "(ten points at 2 x 2 patches, docs/recipes.md). A recipe without -fast, or a larger --img-size, does not."
+                )
 
     def load(self) -> None:
         """Take up the saved state; a run stopped before its first one was saved starts again."""

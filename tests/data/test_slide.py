@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -49,6 +49,10 @@ def test_weights_sum_to_one_and_leave_plain_areas_alone():
 
 @pytest.mark.parametrize("rows", [False, True])
 @settings(max_examples=60)
+@example(size=(50, 33), amount=0.57, shears=False, seed=0)
+@example(size=(33, 50), amount=0.57, shears=False, seed=0)
+@example(size=(50, 33), amount=1.4, shears=True, seed=0)
+@example(size=(64, 63), amount=1.4, shears=True, seed=0)
 @given(
     size=st.tuples(st.integers(1, 90), st.integers(1, 90)), amount=st.floats(-1.5, 1.5), shears=st.booleans(),
     seed=st.integers(0, 1000),
