@@ -25,12 +25,22 @@ PLAIN = ("--recipe", "small", "--no-pretrained", "--img-size", "64")
 def deitctl(checkout: Path, out: Path, words: list[str]) -> dict[str, float]:
     """Run a checkout's deitctl, unless `out` has its result; return its best top-1 and its last loss."""
     if not (out / "result.json").exists():
-        env = {**os.environ, "PYTHONPATH": str(checkout), "DEITCTL_CACHE": str(out.parent / f"cache-{checkout.name}")}
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(checkout),
+            "DEITCTL_CACHE": str(out.parent / f"cache-{commit_of(checkout)}"),
+        }
         command = [sys.executable, "-m", "deitctl", *words, "--output", str(out), "--format", "json"]
         subprocess.run(command, env=env, cwd=checkout, check=True, stdout=subprocess.DEVNULL)
     log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     epochs = [r for r in log if r["kind"] == "epoch"]
     return {"top1": max(r["top1"] for r in epochs), "loss": epochs[-1]["train"]["loss"]}
+
+
+def commit_of(checkout: Path) -> str:
+    """Name the commit of a checkout, and whether it has changes."""
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def main() -> None:
@@ -56,7 +66,7 @@ def main() -> None:
         for name, checkout, more in sides:
             results = [
                 deitctl(
-                    checkout, out / f"{job}-{name.replace(', ', '-')}-{seed}",
+                    checkout, out / f"{job}-{commit_of(checkout)}{''.join(more)}-{said.epochs}-{seed}",
                     [*words, *more, "--epochs", str(said.epochs), "--seed", str(seed)],
                 )
                 for seed in range(said.seeds)

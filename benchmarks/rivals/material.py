@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -94,7 +95,8 @@ def digits(folder: Path) -> Path:
 
 def taught_teacher(architecture: str, data: Path, img_size: int, epochs: int, folder: Path) -> Path:
     """Have deitctl train a teacher; its run is a folder that timm's `local-dir:` reads too."""
-    if not (folder / "model.safetensors").exists():
+    if not (folder / "result.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)  # of a training that was broken off
         command = (
             *(sys.executable, "-m", "deitctl", "train", data, "--model", architecture, "--recipe", "digits-convnet"),
             *("--img-size", img_size, "--epochs", epochs, "--no-pretrained", "--output", folder, "--format", "json"),

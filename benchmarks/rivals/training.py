@@ -103,7 +103,11 @@ def learn(setup: Setup) -> Job:
     img_size, batch = setup.size.img_size, 64
     data = material.digits(setup.out / "data/digits")
     teacher = material.taught_teacher(
-        setup.size.teacher, data, img_size, setup.size.teacher_epochs, setup.out / f"data/digits-{setup.size.teacher}"
+        setup.size.teacher,
+        data,
+        img_size,
+        setup.size.teacher_epochs,
+        setup.out / f"data/digits-{setup.size.teacher}-{img_size}-{setup.size.teacher_epochs}",
     )
 
     def ours(seed: int) -> list[Contestant]:
@@ -112,7 +116,7 @@ def learn(setup: Setup) -> Job:
             *("--recipe", "small", "--no-pretrained", "--adapt", "none", *OUR_DIGITS, "--batch-size", batch),
             *("--epochs", epochs, "--seed", seed, "--output", "{run}", "--format", "json"),
         )
-        ways = (("--views", "1"), *setup.also)
+        ways = (("--teacher-sees", "mixed"), ("--views", "1"), *setup.also)
         return [_ours("deitctl distill", words, way) for way in ways]
 
     def rival(flags: Sequence[str], seed: int) -> Contestant:

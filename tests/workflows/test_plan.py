@@ -25,7 +25,7 @@ def test_the_rate_is_that_of_the_batch_which_the_data_fills(
 ) -> None:
     """The run's largest rate, as its log has it, is the plan's; both say that a batch is all pictures."""
     config = little_config("x")
-    optim = replace(config.recipe.optim, warmup_epochs=1)
+    optim = replace(config.recipe.optim, warmup_epochs=0)
     config = replace(config, recipe=replace(config.recipe, batch_size=1000, epochs=4, optim=optim))
     monkeypatch.setattr(plan, "open_for_training", lambda *_, **__: little)
     said = plan_training(config)
