@@ -30,6 +30,7 @@ SCRATCH = (  # deitctl's `small`, with a warm-up of two epochs
     *("--train-interpolation", "bicubic", "--sched-on-updates"),
     *("--model-ema", "--model-ema-decay", "0.998", "--model-ema-warmup"),
 )
+DIGITS = ("--hflip", 0, "--scale", 0.7, 1)  # on top of SCRATCH: digits are not mirrored
 OUR_DIGITS = (
     *("--set", "optim.warmup_epochs=2", "--set", "augment.hflip=0", "--set", "augment.crop_scale=[0.7, 1.0]"),
 )
@@ -102,13 +103,9 @@ def learn(setup: Setup) -> Job:
     epochs, seeds = setup.size.learn
     img_size, batch = setup.size.img_size, 64
     data = material.digits(setup.out / "data/digits")
-    teacher = material.taught_teacher(
-        setup.size.teacher,
-        data,
-        img_size,
-        setup.size.teacher_epochs,
-        setup.out / f"data/digits-{setup.size.teacher}-{img_size}-{setup.size.teacher_epochs}",
-    )
+    size = setup.size
+    folder = setup.out / f"data/digits-{size.teacher}-{img_size}-{size.teacher_epochs}"
+    teacher = material.taught_teacher(size.teacher, data, img_size, size.teacher_epochs, folder)
 
     def ours(seed: int) -> list[Contestant]:
         words = (
@@ -120,29 +117,9 @@ def learn(setup: Setup) -> Job:
         return [_ours("deitctl distill", words, way) for way in ways]
 
     def rival(flags: Sequence[str], seed: int) -> Contestant:
-        words = (
-            *(
-                *SCRATCH,
-                "--hflip",
-                0,
-                "--scale",
-                0.7,
-                1,
-                "--model-kwargs",
-                f"img_size={img_size}",
-                "--img-size",
-                img_size,
-            ),
-            *(
-                "--kd-model-name",
-                f"local-dir:{teacher}",
-                "--kd-distill-type",
-                "token",
-                "--kd-token-distill-type",
-                "hard",
-            ),
-            *("--task-loss-weight", 0.5, "--seed", seed, *flags),
-        )
+        sized = ("--img-size", img_size, "--model-kwargs", f"img_size={img_size}")
+        teaching = ("--kd-model-name", f"local-dir:{teacher}", "--kd-distill-type", "token", "--task-loss-weight", 0.5)
+        words = (*SCRATCH, *DIGITS, *sized, *teaching, "--kd-token-distill-type", "hard", "--seed", seed, *flags)
         model = f"{TINY}_distilled_patch16_224"
         return _train_py(setup, named("timm train.py", flags), data, model, batch, epochs, 4e-3 * batch / 512, words)
 
