@@ -110,8 +110,8 @@ def learn(setup: Setup) -> Job:
     def ours(seed: int) -> list[Contestant]:
         words = (
             *("distill", data, "--teacher", teacher, "--student", TINY, "--img-size", img_size),
-            *("--recipe", "small", "--no-pretrained", "--adapt", "none", *OUR_DIGITS, "--batch-size", batch),
-            *("--epochs", epochs, "--seed", seed, "--output", "{run}", "--format", "json"),
+            *("--recipe", "small", "--no-pretrained", "--adapt", "none", "--force-teacher", *OUR_DIGITS),
+            *("--batch-size", batch, "--epochs", epochs, "--seed", seed, "--output", "{run}", "--format", "json"),
         )
         ways = (("--teacher-sees", "mixed"), ("--views", "1"), *setup.also)
         return [_ours("deitctl distill", words, way) for way in ways]
