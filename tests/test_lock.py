@@ -90,9 +90,9 @@ from deitctl.lock import locked
 with locked(Path(sys.argv[1]), what="it"):
     child = os.fork()
     if not child:
+        os.write(1, b"%d\\n" % os.getpid())  # it has run, so what is closed in children is closed
         time.sleep(60)
         os._exit(0)
-    print(child, flush=True)
     sys.stdin.read()
 """
 
