@@ -98,17 +98,19 @@ class Device:
             with suppress(OSError, AttributeError):
                 ctypes.CDLL(None).malloc_trim(0)
 
+    @property
+    def keeps_freed_memory(self) -> bool:
+        """Whether glibc is told to keep memory: not for accelerators, and not where the environment says how malloc is to be."""
+        said = "malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(n.startswith("MALLOC_") for n in os.environ)
+        return self.torch_device.type == "cpu" and sys.platform == "linux" and not said
+
     def keep_freed_memory(self) -> None:
         """Have glibc keep what is freed, in this process and those forked from it, for the next batch.
 
         By itself it gives the end of its heap back to the system, and the next step pays for every page of its activations
         again, up to a tenth of its CPU time. `forget_cached_memory` gives it back; blocks above 32 MiB still go at once.
-        What the user says of malloc in the environment goes before; on accelerators nothing is changed.
         """
-        said = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get(
-            "GLIBC_TUNABLES", ""
-        )
-        if self.torch_device.type == "cpu" and sys.platform == "linux" and not said:
+        if self.keeps_freed_memory:
             with suppress(OSError, AttributeError):  # another malloc
                 malloc = ctypes.CDLL(None)
                 malloc.mallopt(M_TRIM_THRESHOLD, -1)
@@ -169,7 +171,7 @@ class Device:
         return {
             "convolutions": convolutions, "attention": attention, "a step takes": pictures, "optimiser": "AdamW, fused",
             "compiling": compiling, "pictures travel": transfer,
-            "freed memory": "kept for the next step" if kind == "cpu" and sys.platform == "linux" else "torch's to keep",
+            "freed memory": "kept for the next step" if self.keeps_freed_memory else "as the allocator has it",
             "stochastic depth": "skips what it drops" if kind == "cpu" else "multiplies by zero: to skip, it would wait",
         }  # fmt: skip
 

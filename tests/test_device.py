@@ -181,3 +181,18 @@ def test_what_a_step_frees_is_kept_for_the_next(monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")  # who says so wants memory back
     done = subprocess.run([sys.executable, "-c", HEAP, "ours"], capture_output=True, text=True, check=True)
     assert int(done.stdout) < kept["ours"] - 100 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "keeps"),
+    [("MALLOC_ARENA_MAX", "1", False), ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1", False), ("LANG", "C", True)],
+)
+def test_what_the_environment_says_of_malloc_goes_before(monkeypatch, name, value, keeps):
+    for other in [n for n in os.environ if n.startswith("MALLOC_") or n == "GLIBC_TUNABLES"]:
+        monkeypatch.delenv(other)
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.platform", "linux")
+    device = choose_device("cpu")
+    assert device.keeps_freed_memory is keeps
+    assert ("kept" in device.habits()["freed memory"]) is keeps
+    assert not Device(torch.device("mps"), torch.float32, "").keeps_freed_memory

@@ -31,9 +31,7 @@ SCRATCH = (  # deitctl's `small`, with a warm-up of two epochs
     *("--model-ema", "--model-ema-decay", "0.998", "--model-ema-warmup"),
 )
 DIGITS = ("--hflip", 0, "--scale", 0.7, 1)  # on top of SCRATCH: digits are not mirrored
-OUR_DIGITS = (
-    *("--set", "optim.warmup_epochs=2", "--set", "augment.hflip=0", "--set", "augment.crop_scale=[0.7, 1.0]"),
-)
+OUR_DIGITS = ("--set", "optim.warmup_epochs=2", "--set", "augment.hflip=0", "--set", "augment.crop_scale=[0.7, 1.0]")
 
 
 def _train_py(
@@ -100,10 +98,10 @@ def train(setup: Setup) -> Job:
 
 def learn(setup: Setup) -> Job:
     """Learn a real data set to the end from a teacher that knows it; each round is a seed."""
-    epochs, seeds = setup.size.learn
-    img_size, batch = setup.size.img_size, 64
-    data = material.digits(setup.out / "data/digits")
     size = setup.size
+    epochs, seeds = size.learn
+    img_size, batch = size.img_size, 64
+    data = material.digits(setup.out / "data/digits")
     folder = setup.out / f"data/digits-{size.teacher}-{img_size}-{size.teacher_epochs}"
     teacher = material.taught_teacher(size.teacher, data, img_size, size.teacher_epochs, folder)
 
