@@ -13,6 +13,7 @@ from deitctl.cli.progress import make_reporter
 from deitctl.cli.startup import without_garbage
 from deitctl.config import TrainConfig, flat, from_dict, override, read_toml, to_dict
 from deitctl.errors import ConfigError
+from deitctl.events import Reporter
 from deitctl.recipes import get_recipe
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def run(
             return with_chosen_batch(config, sources, reporter)
 
         if dry_run:
-            _print_plan(choose(resolved) if choose_batch else resolved, shape)
+            _print_plan(choose(resolved) if choose_batch else resolved, shape, reporter)
             return
         result = start_or_resume(
             resolved, auto=resume == AUTO, sources=sources, reporter=reporter, choose=choose if choose_batch else None
@@ -141,10 +142,10 @@ def _require_unsaid(named: Mapping[str, Any], config: Path) -> None:
         )
 
 
-def _print_plan(config: TrainConfig, shape: str) -> None:
+def _print_plan(config: TrainConfig, shape: str, reporter: Reporter) -> None:
     from deitctl.workflows.plan import plan_training
 
-    plan = plan_training(config)
+    plan = plan_training(config, reporter=reporter)
     if shape == "json":
         print_json({"config": to_dict(config), "plan": plan})
         return

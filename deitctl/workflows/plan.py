@@ -6,23 +6,27 @@ from deitctl.config import TrainConfig
 from deitctl.data.open import open_for_training
 from deitctl.data.samplers import steps_per_epoch
 from deitctl.device import choose_device
-from deitctl.events import SilentReporter
+from deitctl.events import Reporter, SilentReporter
 from deitctl.models.build import build_model
 from deitctl.models.layers import early_size
 from deitctl.optim import peak_learning_rate
 from deitctl.teacher.words import WordFormat
+from deitctl.workflows.sizes import say_sizes
 
 
-def plan_training(config: TrainConfig) -> dict[str, object]:
-    """Return the numbers that a configuration comes to: pictures, steps, rates, parameters, device."""
-    reporter = SilentReporter()
-    train, val = open_for_training(config.data, seed=config.data_seed, reporter=reporter)
+def plan_training(config: TrainConfig, *, reporter: Reporter | None = None) -> dict[str, object]:
+    """Return the numbers that a configuration comes to: pictures, steps, rates, parameters, device.
+
+    `reporter` hears what the run would say of its sizes.
+    """
+    silent = SilentReporter()
+    train, val = open_for_training(config.data, seed=config.data_seed, reporter=silent)
     device = choose_device(config.device, config.precision)
     recipe = config.recipe
     distilled = None if config.distill is None else config.distill.token
     student = build_model(
         config.model, class_names=train.class_names, img_size=recipe.img_size, drop_path_rate=recipe.drop_path_rate,
-        pretrained=False, weights="", distilled=distilled, reporter=reporter,
+        pretrained=False, weights="", distilled=distilled, reporter=silent,
     )  # fmt: skip
     steps = steps_per_epoch(len(train.labels), recipe.batch_size)
     parameters = sum(p.numel() for p in student.model.parameters())
@@ -47,8 +51,10 @@ def plan_training(config: TrainConfig) -> dict[str, object]:
         "precision": str(device.dtype).removeprefix("torch."),
         "loader processes": device.loader_workers(config.workers),
     }
-    if recipe.early_epochs:
-        plan["early epochs"] = f"{recipe.early_epochs} at {early_size(student.model, student.card, recipe)} pixels"
+    early = early_size(student.model, student.card, recipe) if recipe.early_epochs else 0
+    if early:
+        plan["early epochs"] = f"{recipe.early_epochs} at {early} pixels"
+    say_sizes(recipe, len(train.labels), student.model, student.card.preprocessing.img_size, early, reporter or silent)
     if config.distill is not None:
         d = config.distill
         weight = d.alpha * d.tau**2 if d.mode == "soft" else d.alpha

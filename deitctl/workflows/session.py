@@ -24,7 +24,6 @@ from deitctl.models.build import LoadedModel
 from deitctl.models.layers import (
     early_size,
     freeze_body,
-    has_few_patches,
     largest_block,
     layer_ids,
     layer_names,
@@ -41,6 +40,7 @@ from deitctl.training.saver import Saver
 from deitctl.training.state import Progress, TrainState
 from deitctl.workflows.preflight import Tutor
 from deitctl.workflows.result import TrainResult
+from deitctl.workflows.sizes import say_sizes
 from deitctl.world import ALONE, ProcessLost, World
 
 EVAL_BATCH = 64
@@ -99,32 +99,12 @@ class Session:
         if tutor is not None:
             tutor.load_together()
         self.early_size = early_size(model, self.card, recipe) if recipe.early_epochs else 0
-        self._say_sizes()
+        say_sizes(config.recipe, pictures, model, self.card.preprocessing.img_size, self.early_size, reporter)
         self.clock = Stopwatch()
         self.watch = Watch(len(train.class_names), self.state.scaler.is_enabled(), config.loss_jump)
         self.saver = Saver(run.state, run.metrics_file, config.save_every)
         self.loaded_step = 0
         """Steps of the state that this session began with."""
-
-    def _say_sizes(self) -> None:
-        """Say where batch and resolution are not what the recipe's name promises."""
-        asked, recipe, size = self.config.recipe, self.plan.recipe, self.card.preprocessing.img_size
-        if asked.batch_size > recipe.batch_size:
-            self.reporter.note(
-                f"A batch is all {recipe.batch_size} training pictures, which are fewer than {asked.batch_size}."
-            )
-        if recipe.early_share and recipe.early_scale < 1 and self.early_size in (0, size):
-            why = "pictures are too small" if self.early_size else "the run is too short"
-            self.reporter.note(f"No early epochs of smaller pictures: {why}.")
-        elif self.early_size:
-            self.reporter.note(
-                f"{recipe.early_epochs} of {recipe.epochs} epochs at {self.early_size} pixels, the others at {size}."
-            )
-            if has_few_patches(self.state.model, self.early_size):
-                self.reporter.warn(
-                    f"Pictures of {self.early_size} pixels are so few patches that early epochs of them may cost accuracy "
-                    "(ten points at 2 x 2 patches, docs/recipes.md). A recipe without -fast, or a larger --img-size, does not."
-                )
 
     def load(self) -> None:
         """Take up the saved state; a run stopped before its first one was saved starts again."""

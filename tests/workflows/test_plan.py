@@ -38,10 +38,11 @@ def test_the_rate_is_that_of_the_batch_which_the_data_fills(
     assert f"A batch is all {count} training pictures, which are fewer than 1000." in reporter.notes
 
 
-def test_early_epochs_are_planned_at_their_size(little_config: Make) -> None:
+def test_early_epochs_are_planned_at_their_size_and_warned_of(little_config: Make, reporter) -> None:
     config = little_config("x")
     config = replace(config, recipe=replace(config.recipe, epochs=3, early_scale=0.5, early_share=0.7))
-    assert plan_training(config)["early epochs"] == "2 at 16 pixels"
+    assert plan_training(config, reporter=reporter)["early epochs"] == "2 at 16 pixels"
+    assert ["so few patches" in said for said in reporter.warnings] == [True]
     assert "early epochs" not in plan_training(little_config("y"))
 
 
