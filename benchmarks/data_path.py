@@ -25,16 +25,16 @@ import torch
 from PIL import Image
 
 from deitctl import rng
+from deitctl.data.dataset import Source
 from deitctl.data.decode import decode
-from deitctl.data.eval_view import channels_first
+from deitctl.data.eval_transform import channels_first
+from deitctl.data.lazy_jpeg import Picture, open_picture
 from deitctl.data.open import open_data
-from deitctl.data.picture import Picture, open_picture
 from deitctl.data.rand_augment import rand_augment
-from deitctl.data.sources import Source
 from deitctl.data.transforms import crop_box, resized_crop, train_view
 from deitctl.events import SilentReporter
+from deitctl.packing.pack import pack
 from deitctl.recipes import RECIPES
-from deitctl.workflows.pack import pack
 
 T = TypeVar("T")
 AUGMENT = RECIPES["paper"].augment

@@ -24,9 +24,9 @@ from timm.data import create_dataset, create_loader, resolve_data_config
 from torch import Tensor, nn
 
 import deitctl
-from deitctl.card import IMAGENET_MEAN, IMAGENET_STD
-from deitctl.catalog import find, imagenet_classes
-from deitctl.checkpoint import load_tensors
+from deitctl.models.catalog import find, imagenet_classes
+from deitctl.models.checkpoint_io import load_tensors
+from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 BATCH = 50

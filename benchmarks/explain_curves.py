@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from deitctl.data.loader import eval_batches
-from deitctl.data.mixing import normalise
+from deitctl.data.mixup import normalise
 from deitctl.data.open import open_for_evaluation
 from deitctl.device import choose_device
-from deitctl.evaluation.faithfulness import STEPS, area, deletion, insertion, random_maps
 from deitctl.events import SilentReporter
-from deitctl.inference.explain import METHODS, token_maps
-from deitctl.models.build import load_model
+from deitctl.explanation.attention_maps import METHODS, token_maps
+from deitctl.explanation.faithfulness import STEPS, area, deletion, insertion, random_maps
+from deitctl.models.factory import load_model
 from deitctl.models.vit import VisionTransformer
 
 FLOORS = ("random", "centre")

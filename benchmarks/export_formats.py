@@ -31,15 +31,15 @@ import torch
 from deitctl.errors import ExportError
 from deitctl.events import SilentReporter
 from deitctl.exporters import FORMATS, Format
+from deitctl.exporters.compare_outputs import Pictures, Verification, measure, pictures, reference, verify
+from deitctl.exporters.destination import size
 from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.network import ExportedClassifier, quietly
 from deitctl.exporters.quantize import PRECISIONS
-from deitctl.exporters.verify import Pictures, Verification, measure, pictures, reference, verify
+from deitctl.exporters.verification import open_pictures
 from deitctl.exporters.verify_rounded import verify_rounded
-from deitctl.models.build import LoadedModel, load_model
+from deitctl.models.factory import LoadedModel, load_model
 from deitctl.models.heads import choose_head
-from deitctl.workflows.export_place import size
-from deitctl.workflows.proof import open_pictures
 
 Answer = Callable[[Any], Any]
 RUNTIMES = ("torch", "onnxruntime", "openvino", "timm", "transformers", "coremltools", "executorch")

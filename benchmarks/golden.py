@@ -81,10 +81,14 @@ def compute(images: Path) -> dict[str, object]:
         folder = Path(name)
         for key, arguments in RUNS.items():
             arguments = [str(images.resolve()) if a == "IMAGES" else a for a in arguments]
-            run([*arguments, "--output", f"runs/{key}", "--quiet"], folder, processes=2 if key == "two-processes" else 1)
+            run(
+                [*arguments, "--output", f"runs/{key}", "--quiet"], folder, processes=2 if key == "two-processes" else 1
+            )
             golden[key] = hash_tensors(folder / "runs" / key / "model.safetensors")
             print(f"{key:14s} {golden[key]}", flush=True)
-        scores = json.loads(run(["eval", "runs/hard-cached", "--precision", "fp32", "--format", "json", "--quiet"], folder))
+        scores = json.loads(
+            run(["eval", "digits", "--model", "runs/hard-cached", "--precision", "fp32", "--format", "json", "--quiet"], folder)
+        )
         scores = scores.get("results", [scores])[0]
         golden["eval"] = {k: scores[k] for k in EVAL_KEYS}
         print("eval          ", golden["eval"], flush=True)

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from deitctl.checkpoint import save_model
 from deitctl.cli import app
 from deitctl.config import TrainConfig, write_toml
 from deitctl.events import SilentReporter
-from deitctl.models.build import build_model
+from deitctl.models.checkpoint_io import save_model
+from deitctl.models.factory import build_model
 from deitctl.models.layers import layer_names, shipping_card
 from deitctl.recipes import DIGITS
 

@@ -58,8 +58,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Open the data, run some batches of every epoch, return seconds and MiB."""
     from deitctl.config import AugmentConfig
     from deitctl.data.loader import view_batches
+    from deitctl.data.readers.folder import scan_classes
     from deitctl.data.samplers import SampleKey, TrainBatches
-    from deitctl.data.scan import scan_classes
     from deitctl.events import SilentReporter
 
     before, start = memory("self"), time.perf_counter()

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from deitctl.data.duplicates import NEAR
-from deitctl.data.looks import difference_hash
+from deitctl.checks.duplicates import NEAR
+from deitctl.checks.image_info import difference_hash
 from deitctl.data.open import open_data
 from deitctl.events import SilentReporter
 

@@ -47,17 +47,17 @@ import onnx
 import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-from deitctl.card import ModelCard
 from deitctl.data.classes import find_class, match_classes
-from deitctl.data.sources import Source
+from deitctl.data.dataset import Source
 from deitctl.events import SilentReporter
+from deitctl.exporters.compare_outputs import Pictures, pictures
 from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.network import ExportedClassifier, quietly
 from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.quantize import quantize_onnx
-from deitctl.exporters.verify import Pictures, pictures
-from deitctl.models.build import load_model
-from deitctl.workflows.proof import open_pictures
+from deitctl.exporters.verification import open_pictures
+from deitctl.models.factory import load_model
+from deitctl.models.model_config import ModelCard
 
 LINEAR = ["MatMul", "Gemm"]
 

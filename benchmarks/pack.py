@@ -27,18 +27,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from deitctl.data.dataset import Source
 from deitctl.data.decode import decode, read_image
 from deitctl.data.open import open_data
-from deitctl.data.sources import Source
 from deitctl.events import SilentReporter
-from deitctl.workflows.pack import pack
+from deitctl.packing.pack import pack
 
 FORMS: dict[str, dict[str, object]] = {"pack": {}, "pack-256": {"max_size": 256}, "pack-raw": {"raw": True}}
 
 OPEN = """
 import sys, time
 from pathlib import Path
-from deitctl.data.pack import open_pack
+from deitctl.data.readers.pack import open_pack
 
 def own():
     return int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0])
@@ -134,9 +134,9 @@ def answers(options: argparse.Namespace) -> None:
     """Print how a model's answers about pictures change with the size, quality and subsampling of a pack."""
     import torch
 
-    from deitctl.data import packing
-    from deitctl.data.eval_view import eval_view
-    from deitctl.models.build import load_model
+    from deitctl.data.eval_transform import eval_view
+    from deitctl.models.factory import load_model
+    from deitctl.packing import encode as packing
 
     loaded = load_model(options.model, weights=options.weights, reporter=SilentReporter())
     pre = loaded.card.preprocessing
@@ -170,8 +170,8 @@ def answers(options: argparse.Namespace) -> None:
 def start(options: argparse.Namespace) -> None:
     """Print how long a pack of many pictures takes to open, and the memory of it, in a fresh process each."""
     from deitctl.data.index import Listing
-    from deitctl.data.names import Names
-    from deitctl.data.pack import write_pack
+    from deitctl.data.readers.pack import write_pack
+    from deitctl.data.string_array import Names
 
     count, classes = options.pictures, 1000
     labels = np.arange(count) * classes // count

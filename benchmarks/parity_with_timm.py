@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
-from deitctl.catalog import find, imagenet_classes
-from deitctl.checkpoint import load_tensors
 from deitctl.data.decode import read_image
-from deitctl.data.eval_view import eval_view
-from deitctl.data.mixing import normalise
+from deitctl.data.eval_transform import eval_view
+from deitctl.data.mixup import normalise
 from deitctl.data.open import open_for_evaluation
 from deitctl.events import SilentReporter
-from deitctl.models.build import load_model
+from deitctl.models.catalog import find, imagenet_classes
+from deitctl.models.checkpoint_io import load_tensors
+from deitctl.models.factory import load_model
 from deitctl.models.heads import choose_head, forward_heads, fuse_heads
 
 

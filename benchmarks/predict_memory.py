@@ -40,9 +40,9 @@ def make_pictures(folder: Path) -> list[Path]:
 
 def make_model(folder: Path) -> None:
     """Save a DeiT-tiny for ten classes at 32 pixels."""
-    from deitctl.checkpoint import save_model
     from deitctl.events import SilentReporter
-    from deitctl.models.build import build_model
+    from deitctl.models.checkpoint_io import save_model
+    from deitctl.models.factory import build_model
     from deitctl.models.layers import layer_names, shipping_card
 
     built = build_model(

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 
 from deitctl.device import choose_device
-from deitctl.ema import ExponentialMovingAverage
 from deitctl.events import SilentReporter
-from deitctl.models.build import build_model
-from deitctl.optim import build_optimizer
+from deitctl.models.factory import build_model
 from deitctl.recipes import PAPER
-from deitctl.training.saver import Saver
+from deitctl.training.checkpointer import Saver
+from deitctl.training.ema import ExponentialMovingAverage
+from deitctl.training.optim import build_optimizer
 from deitctl.training.state import Progress, TrainState
 
 INTERVAL = 300.0

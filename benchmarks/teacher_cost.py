@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 
-from deitctl.checkpoint import save_model
 from deitctl.device import choose_device
+from deitctl.distillation.teacher import Teacher
 from deitctl.events import SilentReporter
 from deitctl.models import timm_models
+from deitctl.models.checkpoint_io import save_model
 from deitctl.models.layers import layer_names
-from deitctl.teacher.frozen import Teacher
-from deitctl.workflows.configure import Request, Teaching, configure
-from deitctl.workflows.train import run_training
+from deitctl.training.configure import Request, Teaching, configure
+from deitctl.training.launch import run_training
 
 
 def random_teacher(name: str, folder: Path) -> Path:

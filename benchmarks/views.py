@@ -40,8 +40,8 @@ def run(job: tuple[argparse.Namespace, tuple[str, int, bool], int]) -> dict[str,
     import torch
 
     from deitctl.events import SilentReporter
-    from deitctl.workflows.configure import Request, Teaching, configure
-    from deitctl.workflows.train import run_training
+    from deitctl.training.configure import Request, Teaching, configure
+    from deitctl.training.launch import run_training
 
     torch.set_num_threads(1)
     options, (mix, views, on_top), seed = job

@@ -39,17 +39,17 @@ import numpy as np
 import torch
 
 from deitctl.data.decode import read_image
-from deitctl.data.eval_view import eval_view
-from deitctl.data.mixing import normalise
+from deitctl.data.eval_transform import eval_view
+from deitctl.data.mixup import normalise
 from deitctl.events import SilentReporter
-from deitctl.exporters.verify import reference
-from deitctl.inference.attention import attend
+from deitctl.explanation.attention import attend
+from deitctl.exporters.compare_outputs import reference
+from deitctl.exporters.export import export
 from deitctl.inference.inputs import expand
 from deitctl.inference.onnx_classifier import load_onnx_classifier
-from deitctl.models.build import load_model
+from deitctl.models.factory import load_model
 from deitctl.models.heads import choose_head
 from deitctl.models.vit import VisionTransformer
-from deitctl.workflows.export import export
 
 LISTEN = """
 window.heard = [];

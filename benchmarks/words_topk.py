@@ -12,13 +12,13 @@ import argparse
 import torch
 
 from deitctl.data.loader import eval_batches
-from deitctl.data.mixing import normalise
+from deitctl.data.mixup import normalise
 from deitctl.data.open import open_for_evaluation
+from deitctl.distillation.target_cache import WordFormat
 from deitctl.events import SilentReporter
-from deitctl.losses import teacher_word
-from deitctl.models.build import load_model
+from deitctl.models.factory import load_model
 from deitctl.models.heads import forward_heads
-from deitctl.teacher.words import WordFormat
+from deitctl.training.losses import teacher_word
 
 
 @torch.inference_mode()

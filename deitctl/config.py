@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from deitctl.errors import ConfigError, did_you_mean
-from deitctl.files import read_text
+from deitctl.paths import read_text
 
 C = TypeVar("C")
 MAX_TOML = 2**18
@@ -94,7 +94,7 @@ class Recipe:
     drop_path_rate: float
     """Stochastic depth of the last block; it grows linearly from 0 at the first."""
     ema_decay: float
-    """Decay of the weights' moving average, 0 for none; shortened for short runs (see ema.py)."""
+    """Decay of the weights' moving average, 0 for none; shortened for short runs (see training/ema.py)."""
     trainable: Literal["all", "head"] = "all"
     """`head` leaves everything but the classifier as it is: a linear probe."""
     keep_batch_stats: bool = False

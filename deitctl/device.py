@@ -1,4 +1,4 @@
-"""The one place that knows CUDA, MPS and CPU apart; beside it world.py names a process's GPU, and rng.py seeds it."""
+"""The one place that knows CUDA, MPS and CPU apart; beside it distributed.py names a process's GPU, and rng.py seeds it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from deitctl.cores import available_cores
+from deitctl.distributed import launched, local_rank
 from deitctl.errors import ConfigError
-from deitctl.world import launched, local_rank
 
 OUT_OF_MEMORY = (
     "ALLOC_FAILED",

@@ -165,7 +165,7 @@ DISTILL_DEFAULTS = {
 DISTILL_REDUCTION = "batchmean"  # DeiT Eq. 2
 DISTILL_TOPK = 100
 MIXED_RECIPES = ("paper", "paper-fast", "paper-384")
-"""Recipes under which the teacher looks at the mixed pictures unless views are asked for, as in deit/losses.py."""
+"""Recipes under which the teacher looks at the mixed pictures unless views are asked for, as in deit/training/losses.py."""
 DISTILL_VIEWS = 8
 """Views of a picture under every other recipe; docs/distillation.md has what fewer and more give."""
 

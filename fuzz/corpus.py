@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import save
 from targets import FORMS, PICTURES, SEPARATOR, STAMP
 
-from deitctl.card import ModelCard, to_timm_config
 from deitctl.config import DistillConfig, TrainConfig, write_toml
+from deitctl.models.model_config import ModelCard, to_timm_config
 from deitctl.recipes import DIGITS
 
 KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from deitctl.card import Preprocessing
-from deitctl.checkpoint import load_card, load_tensors, require_finite, tensor_shapes
 from deitctl.config import TrainConfig, from_dict, override, read_toml, write_toml
 from deitctl.data.decode import decode
-from deitctl.data.eval_view import eval_view
+from deitctl.data.eval_transform import eval_view
 from deitctl.data.open import open_data
+from deitctl.distillation.target_cache import WordFormat, open_cache
 from deitctl.errors import DeitctlError
 from deitctl.events import SilentReporter
+from deitctl.models.checkpoint_io import load_card, load_tensors, require_finite, tensor_shapes
 from deitctl.models.convert import img_size_of, infer_architecture, num_classes_of
+from deitctl.models.model_config import Preprocessing
 from deitctl.recipes import DIGITS
-from deitctl.teacher.words import WordFormat, open_cache
-from deitctl.workflows.configure import check, parse_change
+from deitctl.training.configure import check, parse_change
 
 SEPARATOR = b"\n---8<---\n"
 FORMS = (WordFormat("hard", 5), WordFormat("soft", 5, 5), WordFormat("soft", 9, 3))

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deitctl import world as module
-from deitctl.world import ProcessLost, World, joined
+from deitctl import distributed as module
+from deitctl.distributed import ProcessLost, World, joined
 
 CPU = torch.device("cpu")
 BUCKET = 10

@@ -12,15 +12,23 @@ import pytest
 import deitctl
 
 ROOT = Path(deitctl.__file__).parent
-FLOORS = (
-    ("errors", "config", "recipes", "catalog", "card", "events", "files", "cache", "stopping", "cores"),
-    ("device", "world", "lock", "rng", "losses", "metrics", "optim", "ema"),
-    ("models", "teacher", "data", "checkpoint"),
-    ("training", "evaluation", "inference", "exporters", "report", "speed"),
-    ("workflows",),
+PACKAGES = (
+    ("errors", "config", "recipes", "events", "paths", "cache", "cores"),
+    ("device", "distributed", "lock", "rng"),
+    ("models",),
+    ("data",),
+    ("inference",),
+    ("evaluation", "explanation"),
+    ("distillation",),
+    ("training",),
+    ("checks", "exporters", "report"),
+    ("profiling", "packing", "hub"),
+    ("api",),
     ("cli", "__main__"),
 )
-FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+"""From the bottom to the top: a package imports its own, its neighbors and what is below."""
+RANK = {name: number for number, names in enumerate(PACKAGES) for name in names}
+TOP = len(PACKAGES) - 1
 NO_TORCH = ("torch", "torchvision", "timm", "numpy")
 FILES = {
     ".".join(("deitctl", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
@@ -31,9 +39,9 @@ CHILD_PROGRAMS = {
 }  # run on their own, talk by stdout
 
 
-def floor_of(module: str) -> int | None:
+def rank_of(module: str) -> int | None:
     """The floor of a module by its top name; the package itself has none and may name everything."""
-    return FLOOR[module.split(".")[1]] if "." in module else None
+    return RANK[module.split(".")[1]] if "." in module else None
 
 
 def imports(module: str, *, at_module_level: bool = False) -> set[str]:
@@ -67,12 +75,12 @@ def ours(names: set[str]) -> set[str]:
 
 @pytest.mark.parametrize("module", FILES)
 def test_every_file_has_a_floor(module):
-    assert module == "deitctl" or module.split(".")[1] in FLOOR
+    assert module == "deitctl" or module.split(".")[1] in RANK
 
 
 @pytest.mark.parametrize("module", [m for m in FILES if m != "deitctl"])
 def test_imports_never_go_up(module):
-    above = {n for n in ours(imports(module)) if n != "deitctl" and floor_of(n) > floor_of(module)}
+    above = {n for n in ours(imports(module)) if n != "deitctl" and rank_of(n) > rank_of(module)}
     assert not above
 
 
@@ -91,17 +99,17 @@ def test_no_two_modules_need_each_other():
         visit(module, ())
 
 
-@pytest.mark.parametrize("module", [m for m in FILES if floor_of(m) == 0])
+@pytest.mark.parametrize("module", [m for m in FILES if rank_of(m) == 0])
 def test_the_lowest_floor_knows_no_torch(module):
     assert not {n for n in imports(module) if n.split(".")[0] in NO_TORCH}
 
 
-@pytest.mark.parametrize("module", [m for m in FILES if floor_of(m) != 5])
+@pytest.mark.parametrize("module", [m for m in FILES if rank_of(m) != TOP])
 def test_rich_and_typer_live_in_the_command_line_alone(module):
     assert not {n for n in imports(module) if n.split(".")[0] in ("rich", "typer", "click")}
 
 
-@pytest.mark.parametrize("module", [m for m in FILES if floor_of(m) != 5 and m not in CHILD_PROGRAMS])
+@pytest.mark.parametrize("module", [m for m in FILES if rank_of(m) != TOP and m not in CHILD_PROGRAMS])
 def test_the_library_neither_prints_nor_exits(module):
     tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
     calls = {ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
@@ -144,14 +152,14 @@ def _is_short_protocol(node: ast.stmt) -> bool:
 def test_our_models_start_without_timm_and_torchvision():
     """design.md, decision 1: half of the start-up of predict, eval and export."""
     code = (
-        "import sys, deitctl.models.build, deitctl.evaluation.evaluate, deitctl.data.open, deitctl.training.state;"
+        "import sys, deitctl.models.factory, deitctl.evaluation.evaluate, deitctl.data.open, deitctl.training.state;"
         "sys.exit(bool({'timm', 'torchvision', 'sklearn', 'matplotlib', 'onnx', 'pyarrow'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_lowest_floor_starts_without_torch():
-    modules = ", ".join(m for m in FILES if floor_of(m) == 0)
+    modules = ", ".join(m for m in FILES if rank_of(m) == 0)
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -159,7 +167,7 @@ def test_the_lowest_floor_starts_without_torch():
 def test_prediction_starts_without_torch():
     """Only `inference.torch_classifier` imports it, when a model needs it: an ONNX file does not."""
     code = (
-        "import sys, deitctl.workflows.predict, deitctl.inference.onnx_classifier, deitctl.inference.predict, deitctl.data.eval_view;"
+        "import sys, deitctl.inference.classify, deitctl.inference.onnx_classifier, deitctl.inference.predict, deitctl.data.eval_transform;"
         "sys.exit(bool({'torch', 'safetensors', 'onnxruntime', 'rich'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -170,9 +178,9 @@ def test_a_deit_is_trained_without_timm_and_torchvision(tmp_path):
 import sys
 from dataclasses import replace
 from deitctl.config import TrainConfig
-from deitctl.data.sources import digits, subset
+from deitctl.data.dataset import digits, subset
 from deitctl.recipes import DIGITS
-from deitctl.workflows.train import run_training
+from deitctl.training.launch import run_training
 
 augment = replace(DIGITS.augment, rand_augment="rand-m9-mstd0.5-inc1", mixup=0.8, cutmix=1.0, erase_prob=0.5)
 recipe = replace(DIGITS, img_size=32, epochs=1, batch_size=16, augment=augment)

@@ -9,7 +9,7 @@ import typer
 from deitctl.cli import options as o
 
 if TYPE_CHECKING:
-    from deitctl.workflows.bench_result import BenchResult, Stage
+    from deitctl.profiling.bench_result import BenchResult, Stage
 
 PARTS = {
     "teacher": "teacher",
@@ -51,9 +51,9 @@ def bench(
     """
     from deitctl.cli.console import choose_format, print_json
     from deitctl.cli.progress import make_reporter
-    from deitctl.cli.training import FORMATS
-    from deitctl.workflows.bench import bench as run
-    from deitctl.workflows.configure import Request
+    from deitctl.cli.run_training import FORMATS
+    from deitctl.profiling.bench import bench as run
+    from deitctl.training.configure import Request
 
     shape = choose_format(output_format, FORMATS, "json")
     choose = batch_size == o.CHOOSE
@@ -99,7 +99,7 @@ def _print(result: BenchResult) -> None:
 
 
 def _row(stage: Stage) -> tuple[str, ...]:
-    from deitctl.speed.clock import stable
+    from deitctl.profiling.clock import stable
 
     timing = stage.timing
     if timing is None:

@@ -10,8 +10,8 @@ import typer
 from deitctl.cli import options as o
 
 if TYPE_CHECKING:
-    from deitctl.data.findings import Finding
-    from deitctl.workflows.check import CheckResult
+    from deitctl.checks.check import CheckResult
+    from deitctl.checks.findings import Finding
 
 SHOWN = 3  # examples in a table's cell
 
@@ -49,13 +49,13 @@ def check(
     """
     from deitctl.cli.console import choose_format, print_json
     from deitctl.cli.progress import make_reporter
-    from deitctl.cli.training import FORMATS
+    from deitctl.cli.run_training import FORMATS
 
     shape = choose_format(output_format, FORMATS, "json")
     reporter = make_reporter(quiet)
     if not data:
         reporter.note("No data named: using the built-in 'digits'.")
-    from deitctl.workflows.check import check as run
+    from deitctl.checks.check import check as run
 
     result = run(
         data or "", ground_truth=str(ground_truth or ""), fix_list=str(fix_list or ""),
@@ -79,7 +79,7 @@ def _print(result: CheckResult) -> None:
 
 
 def _words(finding: Finding, data: str) -> str:
-    from deitctl.data.fix_list import safe
+    from deitctl.checks.fix_list import safe
 
     shown = [safe(e.replace(f"{data}/", "")) for e in finding.examples[:SHOWN]]
     more = ["..."] if finding.count > len(shown) else []

@@ -10,7 +10,7 @@ import typer
 from deitctl.cli import options as o
 
 if TYPE_CHECKING:
-    from deitctl.workflows.compare import Comparison, Spread
+    from deitctl.distillation.compare import Comparison, Spread
 
 
 def compare(
@@ -57,9 +57,9 @@ def compare(
     """
     from deitctl.cli.console import choose_format, print_json, rerun_on_interruption
     from deitctl.cli.progress import make_reporter
-    from deitctl.cli.training import FORMATS
-    from deitctl.workflows.compare import compare as run
-    from deitctl.workflows.configure import Request, Teaching
+    from deitctl.cli.run_training import FORMATS
+    from deitctl.distillation.compare import compare as run
+    from deitctl.training.configure import Request, Teaching
 
     shape = choose_format(output_format, FORMATS, "json")
     folder = output or Path("runs") / f"compare-{Path(data or 'digits').name}"
@@ -85,7 +85,7 @@ def compare(
 
 def _print(done: Comparison) -> None:
     from deitctl.cli.console import print_line, print_table
-    from deitctl.workflows.compare import HEADS
+    from deitctl.distillation.compare import HEADS
 
     def cell(value: Spread | None) -> str:
         return "" if value is None else str(value)

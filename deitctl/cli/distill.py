@@ -62,8 +62,8 @@ def distill(
 
     Example: deitctl distill photos/ --teacher regnety_160 --student deit_small
     """
-    from deitctl.cli.training import run
-    from deitctl.workflows.configure import Teaching
+    from deitctl.cli.run_training import run
+    from deitctl.training.configure import Teaching
 
     said = {
         "teacher": teacher, "teacher_weights": teacher_weights, "teacher_img_size": teacher_img_size, "adapt": adapt,

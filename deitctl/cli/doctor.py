@@ -11,8 +11,8 @@ def doctor(device: o.DeviceOpt = "auto", precision: o.PrecisionOpt = "auto", out
     Example: deitctl doctor
     """
     from deitctl.cli.console import choose_format, print_json, print_table
-    from deitctl.cli.training import FORMATS
-    from deitctl.workflows.doctor import examine
+    from deitctl.cli.run_training import FORMATS
+    from deitctl.profiling.environment import examine
 
     shape = choose_format(output_format, FORMATS, "json")
     findings = examine(device, precision)

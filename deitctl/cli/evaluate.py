@@ -12,7 +12,7 @@ import typer
 from deitctl.cli import options as o
 
 if TYPE_CHECKING:
-    from deitctl.workflows.eval_result import EvalResult, EvalResults
+    from deitctl.evaluation.records import EvalResult, EvalResults
 
 
 def evaluate(
@@ -68,16 +68,16 @@ def evaluate(
     """
     from deitctl.cli.console import choose_format, left_out_code, print_json
     from deitctl.cli.progress import make_reporter
+    from deitctl.cli.run_training import FORMATS
     from deitctl.cli.startup import without_garbage
-    from deitctl.cli.training import FORMATS
 
     shape = choose_format(output_format, FORMATS, "json")
     reporter = make_reporter(quiet)
     if not data:
         reporter.note("No data named: using the built-in 'digits'.")
     with without_garbage():
-        from deitctl.workflows.evaluate import evaluate_models
-        from deitctl.world import main_process
+        from deitctl.distributed import main_process
+        from deitctl.evaluation.score_models import evaluate_models
 
     protocols = [name.strip() for part in protocol or ["native"] for name in part.split(",") if name.strip()]
     found = evaluate_models(

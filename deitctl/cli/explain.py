@@ -12,7 +12,7 @@ import typer
 from deitctl.cli import options as o
 
 if TYPE_CHECKING:
-    from deitctl.workflows.explain import Explanation
+    from deitctl.explanation.explain import Explanation
 
 FORMATS = ("table", "jsonl")
 
@@ -54,7 +54,7 @@ def explain(
     from deitctl.cli.progress import make_reporter
 
     shape = choose_format(output_format, FORMATS, "jsonl")
-    from deitctl.workflows.explain import explain as run
+    from deitctl.explanation.explain import explain as run
 
     stream = run(
         inputs, model=model or "", weights=str(weights) if weights else "", method=method, token=token,

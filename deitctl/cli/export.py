@@ -64,10 +64,10 @@ def export(
     """
     from deitctl.cli.console import choose_format, print_json
     from deitctl.cli.progress import make_reporter
-    from deitctl.cli.training import FORMATS
+    from deitctl.cli.run_training import FORMATS
 
     shape = choose_format(output_format, FORMATS, "json")
-    from deitctl.workflows.export import export as run
+    from deitctl.exporters.export import export as run
 
     result = run(
         model, to=to, output=output or "", weights=str(weights) if weights else "", head=head,

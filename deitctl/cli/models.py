@@ -17,9 +17,9 @@ def models(
 
     Example: deitctl models distilled
     """
-    from deitctl.catalog import ARCHITECTURES, OFFICIAL_URL
     from deitctl.cli.console import choose_format, print_json, print_table
-    from deitctl.cli.training import FORMATS
+    from deitctl.cli.run_training import FORMATS
+    from deitctl.models.catalog import ARCHITECTURES, OFFICIAL_URL
     from deitctl.models.weights import local_weights
 
     shape = choose_format(output_format, FORMATS, "json")

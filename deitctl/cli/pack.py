@@ -9,7 +9,7 @@ import typer
 from deitctl.cli import options as o
 
 if TYPE_CHECKING:
-    from deitctl.workflows.pack import PackCheck, PackResult
+    from deitctl.packing.pack import PackCheck, PackResult
 
 
 def pack(
@@ -39,14 +39,14 @@ def pack(
     """
     from deitctl.cli.console import choose_format, left_out_code, print_json
     from deitctl.cli.progress import make_reporter
-    from deitctl.cli.training import FORMATS
+    from deitctl.cli.run_training import FORMATS
     from deitctl.errors import ConfigError, DataError
 
     shape = choose_format(output_format, FORMATS, "json")
     if check and (max_size or raw or workers is not None):
         raise ConfigError("--check writes nothing.", "Leave --max-size, --raw and --workers out.")
     reporter = make_reporter(quiet)
-    from deitctl.workflows import pack as workflow
+    from deitctl.packing import pack as workflow
 
     if check:
         found = workflow.check_pack(data, out, reporter=reporter)

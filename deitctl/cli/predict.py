@@ -60,7 +60,7 @@ def predict(
     reporter = make_reporter(quiet)
     shown = shape == "table" and _show_pictures(picture, inputs, reporter)
     with without_garbage():
-        from deitctl.workflows.predict import predict as run
+        from deitctl.inference.classify import predict as run
 
         stream = run(
             inputs, model=model or "", weights=str(weights) if weights else "", topk=topk, head=head,
@@ -74,8 +74,8 @@ def predict(
 
 def _show_pictures(asked: bool | None, inputs: list[str], reporter: Reporter) -> bool:
     """Decide whether the table has pictures: as asked, else for a single one, and only where a terminal has colours."""
-    from deitctl.cli.picture import can_show
-    from deitctl.cli.table import terminal
+    from deitctl.cli.prediction_table import terminal
+    from deitctl.cli.terminal_image import can_show
     from deitctl.inference.inputs import STDIN, is_folder
 
     single = len(inputs) == 1 and inputs[0] != STDIN and not is_folder(inputs[0])
@@ -129,7 +129,7 @@ def cell(text: str) -> str:
 
 
 def _table(stream: Iterable[Prediction]) -> int:
-    from deitctl.cli.table import print_prediction, terminal
+    from deitctl.cli.prediction_table import print_prediction, terminal
 
     failed, console = 0, terminal()
     for prediction in stream:

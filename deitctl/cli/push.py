@@ -31,10 +31,10 @@ def push(
     """
     from deitctl.cli.console import choose_format, print_json, print_table
     from deitctl.cli.progress import make_reporter
-    from deitctl.cli.training import FORMATS
+    from deitctl.cli.run_training import FORMATS
 
     shape = choose_format(output_format, FORMATS, "json")
-    from deitctl.workflows.push import push as run
+    from deitctl.hub.push import push as run
 
     result = run(
         path, repository, private=private, revision=revision or "", message=message or "", dry_run=dry_run,

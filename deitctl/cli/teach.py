@@ -51,12 +51,12 @@ def teach(
         rerun_on_interruption,
     )
     from deitctl.cli.progress import make_reporter
-    from deitctl.cli.training import FORMATS
+    from deitctl.cli.run_training import FORMATS
+    from deitctl.distillation.precompute import teach as run
+    from deitctl.distillation.precompute import verify as run_verify
+    from deitctl.distributed import launched, main_process
     from deitctl.errors import ConfigError
-    from deitctl.workflows.configure import Request, Teaching, configure
-    from deitctl.workflows.teach import teach as run
-    from deitctl.workflows.teach import verify as run_verify
-    from deitctl.world import launched, main_process
+    from deitctl.training.configure import Request, Teaching, configure
 
     shape = choose_format(output_format, FORMATS, "json")
     if mode == "none":

@@ -46,7 +46,7 @@ def train(
 
     Example: deitctl train photos/ --model deit_tiny --epochs 10
     """
-    from deitctl.cli.training import run, run_replay
+    from deitctl.cli.run_training import run, run_replay
 
     given = o.training_settings(
         epochs, batch_size, lr, img_size, seed, workers, device, precision, save_every, micro_batch, on_bad_image,

@@ -33,10 +33,10 @@ def verify(
     from deitctl.cli.console import choose_format, print_json
     from deitctl.cli.export import print_export
     from deitctl.cli.progress import make_reporter
-    from deitctl.cli.training import FORMATS
+    from deitctl.cli.run_training import FORMATS
 
     shape = choose_format(output_format, FORMATS, "json")
-    from deitctl.workflows.verify import verify_export
+    from deitctl.exporters.verify_again import verify_export
 
     result = verify_export(
         path, pictures_from=pictures or "", model=model or "", weights=str(weights) if weights else "", count=count,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deitctl.card import ModelCard
-from deitctl.catalog import imagenet_classes
 from deitctl.errors import ConfigError, did_you_mean
+from deitctl.models.catalog import imagenet_classes
+from deitctl.models.model_config import ModelCard
 
 MOST_NAMED = 4
 NUMBERS = frozenset(map(str, range(1000)))

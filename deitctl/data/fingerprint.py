@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from deitctl.checkpoint import CONFIG
-from deitctl.data.sources import Source
+from deitctl.data.dataset import Source
 from deitctl.errors import DataError, ModelError
 from deitctl.events import Reporter, track
-from deitctl.files import read_json
+from deitctl.models.checkpoint_io import CONFIG
+from deitctl.paths import read_json
 
 READ_WHOLE = 1 << 30
 """Bytes of pictures up to which every one is read; of more data, every size and the content of `SAMPLED` pictures."""

@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.cache import cache_root
-from deitctl.checkpoint import write_bytes
-from deitctl.data.columns import UNREADABLE, block, read_block
-from deitctl.data.mapped import MappedFile
-from deitctl.data.names import Names
+from deitctl.data.array_block import UNREADABLE, block, read_block
+from deitctl.data.mmap_array import MappedFile
+from deitctl.data.string_array import Names
 from deitctl.errors import DeitctlError
 from deitctl.events import Reporter
+from deitctl.models.checkpoint_io import write_bytes
 
 FROM = 10_000
 """Pictures from which an index is worth its file: listing fewer takes a tenth of a second."""

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from deitctl.card import Preprocessing
 from deitctl.config import AugmentConfig
-from deitctl.data.eval_view import Pixels, eval_view
+from deitctl.data.dataset import Source
+from deitctl.data.eval_transform import Pixels, eval_view
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
-from deitctl.data.sources import Source
 from deitctl.data.transforms import train_view
 from deitctl.errors import DataError
+from deitctl.models.model_config import Preprocessing
 
 
 class Sample(NamedTuple):

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deitctl.data.pack import SUFFIX, open_pack
-from deitctl.data.parts import TRAIN_NAMES, VAL_NAMES, name_parts
-from deitctl.data.scan import scan_classes
-from deitctl.data.sources import Source, digits, hold_out, is_hidden, relabel
-from deitctl.data.tables import open_table
-from deitctl.data.tars import open_tar
+from deitctl.data.dataset import Source, digits, hold_out, is_hidden, relabel
+from deitctl.data.readers.folder import scan_classes
+from deitctl.data.readers.pack import SUFFIX, open_pack
+from deitctl.data.readers.table import open_table
+from deitctl.data.readers.tar import open_tar
+from deitctl.data.splits import TRAIN_NAMES, VAL_NAMES, name_parts
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 

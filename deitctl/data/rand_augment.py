@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from deitctl.card import IMAGENET_MEAN
-from deitctl.data.slide import slide
+from deitctl.data.shear import slide
 from deitctl.errors import ConfigError
+from deitctl.models.model_config import IMAGENET_MEAN
 
 FILL = (round(255 * IMAGENET_MEAN[0]), round(255 * IMAGENET_MEAN[1]), round(255 * IMAGENET_MEAN[2]))
 """Colour of what a moved picture leaves bare."""

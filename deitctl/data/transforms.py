@@ -15,8 +15,8 @@ from torch.nn import functional
 from deitctl import rng
 from deitctl.config import AugmentConfig
 from deitctl.data.decode import LARGE
-from deitctl.data.eval_view import Pixels, channels_first
-from deitctl.data.picture import Box, Picture
+from deitctl.data.eval_transform import Pixels, channels_first
+from deitctl.data.lazy_jpeg import Box, Picture
 from deitctl.data.rand_augment import rand_augment
 
 NARROW = 8

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deitctl.card import HEADS, MAX_TEMPERATURE, MIN_TEMPERATURE
-from deitctl.evaluation.scores import Evaluation
-from deitctl.metrics import Reliability, expected_calibration_error, reliability
+from deitctl.evaluation.metrics import Reliability, expected_calibration_error, reliability
+from deitctl.evaluation.result import Evaluation
 from deitctl.models.heads import fuse_heads
+from deitctl.models.model_config import HEADS, MAX_TEMPERATURE, MIN_TEMPERATURE
 
 FOLDS = 5
 STEPS = 50

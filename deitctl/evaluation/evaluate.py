@@ -9,17 +9,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from deitctl.card import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from deitctl.data.dataset import Source
 from deitctl.data.loader import eval_batches
-from deitctl.data.sources import Source
 from deitctl.device import Device, ran_out_of_memory
+from deitctl.distributed import ALONE, World
 from deitctl.errors import DataError, ModelError
-from deitctl.evaluation.scores import Evaluation
-from deitctl.evaluation.tally import MAX_KEPT, Contender, Tally
+from deitctl.evaluation.accumulator import MAX_KEPT, Contender, Tally
+from deitctl.evaluation.result import Evaluation
 from deitctl.events import Reporter
 from deitctl.models.layers import largest_block
+from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deitctl.models.vit import HeadLogits
-from deitctl.world import ALONE, World
 
 
 def evaluate(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deitctl import catalog
-from deitctl.card import ModelCard, Preprocessing
 from deitctl.errors import ConfigError
+from deitctl.models import catalog
+from deitctl.models.model_config import ModelCard, Preprocessing
 
 PROTOCOLS = ("native", "deit", "timm", "hf")
 RELEASED_CROP = 224 / 256  # deit/datasets.py: resize to 256/224 of the input size, then crop

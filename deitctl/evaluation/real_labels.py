@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deitctl.catalog import imagenet_classes
-from deitctl.data.sources import Source
+from deitctl.data.dataset import Source
 from deitctl.errors import DataError
-from deitctl.evaluation.scores import Evaluation
-from deitctl.files import read_json
-from deitctl.metrics import percent
+from deitctl.evaluation.metrics import percent
+from deitctl.evaluation.result import Evaluation
+from deitctl.models.catalog import imagenet_classes
+from deitctl.paths import read_json
 
 NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
 MOST_BYTES = 64 * 2**20

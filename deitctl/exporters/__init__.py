@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from deitctl.card import ModelCard
-from deitctl.data.eval_view import Pixels
+from deitctl.data.eval_transform import Pixels
 from deitctl.errors import ExportError
 from deitctl.events import Reporter
 from deitctl.exporters import (
@@ -24,11 +23,7 @@ from deitctl.exporters import (
     web_folder,
     web_runtime,
 )
-from deitctl.exporters.metadata import FORMAT, read_metadata
-from deitctl.exporters.network import ExportedClassifier, quietly
-from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
-from deitctl.exporters.speed import speedup
-from deitctl.exporters.verify import (
+from deitctl.exporters.compare_outputs import (
     COREML_TOLERANCE,
     EXECUTORCH_TOLERANCE,
     ONNX_TOLERANCE,
@@ -37,6 +32,11 @@ from deitctl.exporters.verify import (
     TORCH_TOLERANCE,
     TRANSFORMERS_TOLERANCE,
 )
+from deitctl.exporters.metadata import FORMAT, read_metadata
+from deitctl.exporters.network import ExportedClassifier, quietly
+from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
+from deitctl.exporters.speed import speedup
+from deitctl.models.model_config import ModelCard
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deitctl.card import Preprocessing
-from deitctl.checkpoint import write_bytes
-from deitctl.data.eval_view import INTERPOLATION, Pixels, eval_view
+from deitctl.data.eval_transform import INTERPOLATION, Pixels, eval_view
 from deitctl.errors import ExportError
 from deitctl.exporters.golden import GOLDEN, enlarge, golden_tile
+from deitctl.models.checkpoint_io import write_bytes
+from deitctl.models.model_config import Preprocessing
 
 INSIDE = "inside the file"
 """Where the metadata of an any-size file says that pictures are resized; others leave it to the reader."""

@@ -14,10 +14,10 @@ from unittest.mock import patch
 
 import torch
 
-from deitctl.card import ModelCard
-from deitctl.checkpoint import write_bytes
 from deitctl.errors import ExportError
 from deitctl.exporters.network import ExportedClassifier, quietly, trace
+from deitctl.models.checkpoint_io import write_bytes
+from deitctl.models.model_config import ModelCard
 
 PINNED = "AOTI_"
 """What names begin with by which the compiler says for which machine it has compiled."""

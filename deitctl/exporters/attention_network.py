@@ -8,9 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from deitctl.card import ModelCard
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.models.heads import fuse_heads
+from deitctl.models.model_config import ModelCard
 from deitctl.models.vit import Block, HeadLogits, VisionTransformer
 
 TOKENS = ("class token", "distillation token")

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deitctl.card import ModelCard
-from deitctl.checkpoint import write_bytes
 from deitctl.errors import ExportError
 from deitctl.exporters.network import ExportedClassifier, quietly
 from deitctl.exporters.transformers_folder import labels
+from deitctl.models.checkpoint_io import write_bytes
+from deitctl.models.model_config import ModelCard
 
 MANIFEST = "Manifest.json"
 PARTS = ("Data/com.apple.CoreML/weights/weight.bin", "Data/com.apple.CoreML/model.mlmodel", MANIFEST)

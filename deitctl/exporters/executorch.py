@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from deitctl.card import ModelCard
-from deitctl.checkpoint import write_bytes
 from deitctl.errors import ExportError
 from deitctl.exporters.network import ExportedClassifier, quietly, trace
+from deitctl.models.checkpoint_io import write_bytes
+from deitctl.models.model_config import ModelCard
 
 MOST = 16
 """Pictures of a batch at most: memory is planned beforehand, for the largest."""

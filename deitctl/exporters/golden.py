@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deitctl.data.eval_view import Pixels
+from deitctl.data.eval_transform import Pixels
 from deitctl.errors import ExportError
 
 GOLDEN = "golden_sample"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from deitctl.card import ModelCard
-from deitctl.checkpoint import write_json
 from deitctl.errors import ExportError
+from deitctl.exporters.compare_outputs import reference
 from deitctl.exporters.golden import GOLDEN, golden_input, golden_sample
 from deitctl.exporters.network import BareClassifier, ExportedClassifier, describe
-from deitctl.exporters.verify import reference
-from deitctl.files import read_json
+from deitctl.models.checkpoint_io import write_json
+from deitctl.models.model_config import ModelCard
+from deitctl.paths import read_json
 
 METADATA = "deitctl.json"
 FORMAT = "format"

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from deitctl import __version__
-from deitctl.card import ModelCard
-from deitctl.data.mixing import normalise
+from deitctl.data.mixup import normalise
 from deitctl.errors import ExportError
 from deitctl.models.heads import forward_heads, fuse_heads
+from deitctl.models.model_config import ModelCard
 
 BARE_LAYOUT = "NCHW float32"  # what metadata says of a `BareClassifier`'s input
 

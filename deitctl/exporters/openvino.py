@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from deitctl.card import ModelCard
-from deitctl.checkpoint import write_bytes
-from deitctl.data.eval_view import Pixels
+from deitctl.data.eval_transform import Pixels
 from deitctl.errors import ExportError
 from deitctl.exporters.golden import GOLDEN
 from deitctl.exporters.network import ExportedClassifier, quietly, trace
 from deitctl.exporters.quantize import PRECISIONS
+from deitctl.models.checkpoint_io import write_bytes
+from deitctl.models.model_config import ModelCard
 
 GRAPH, WEIGHTS = "model.xml", "model.bin"
 FILES = (GRAPH, WEIGHTS)

@@ -10,10 +10,10 @@ from pathlib import PurePath
 from typing import Any
 
 from deitctl import __version__
-from deitctl.card import ModelCard
-from deitctl.catalog import Architecture
-from deitctl.checkpoint import CONFIG
-from deitctl.exporters.verify import Verification
+from deitctl.exporters.compare_outputs import Verification
+from deitctl.models.catalog import Architecture
+from deitctl.models.checkpoint_io import CONFIG
+from deitctl.models.model_config import ModelCard
 
 README = "README.md"
 UNKNOWN = "Not known: what was exported does not say. Add it before you publish this."

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from deitctl.card import ModelCard
-from deitctl.checkpoint import CONFIG, WEIGHTS, save_model
 from deitctl.exporters.metadata import METADATA, write_metadata
 from deitctl.exporters.network import ExportedClassifier
+from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, save_model
 from deitctl.models.layers import layer_names, shipping_card
+from deitctl.models.model_config import ModelCard
 
 HEAD = "avg-logits"  # what timm's distilled models answer with in eval mode, whatever was asked of ours
 FILES = (CONFIG, WEIGHTS, METADATA)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from deitctl.card import ModelCard
-from deitctl.checkpoint import write_bytes
 from deitctl.errors import ExportError
 from deitctl.exporters.metadata import METADATA
 from deitctl.exporters.network import ExportedClassifier, quietly, trace
+from deitctl.models.checkpoint_io import write_bytes
+from deitctl.models.model_config import ModelCard
 
 
 def export_torch(network: ExportedClassifier, card: ModelCard, metadata: Mapping[str, str], path: Path) -> None:

@@ -16,12 +16,12 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
-from deitctl.card import ModelCard, Preprocessing
-from deitctl.checkpoint import CONFIG, WEIGHTS, save_tensors, write_json
-from deitctl.data.eval_view import INTERPOLATION, centre
+from deitctl.data.eval_transform import INTERPOLATION, centre
 from deitctl.errors import ExportError
 from deitctl.exporters.metadata import METADATA, write_metadata
 from deitctl.exporters.network import ExportedClassifier
+from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, save_tensors, write_json
+from deitctl.models.model_config import ModelCard, Preprocessing
 from deitctl.models.vit import LAYER_NORM_EPS, VisionTransformer
 
 HEAD = "avg-logits"  # what DeiTForImageClassificationWithTeacher answers with

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from deitctl.card import Preprocessing
-from deitctl.data.eval_view import Pixels, is_ribbon
-from deitctl.data.sources import Source
+from deitctl.data.dataset import Source
+from deitctl.data.eval_transform import Pixels, is_ribbon
 from deitctl.errors import ExportError
 from deitctl.exporters.any_size import golden_view
+from deitctl.exporters.compare_outputs import Answers, Pictures, Verification, compare, run
 from deitctl.exporters.golden import Golden
-from deitctl.exporters.verify import Answers, Pictures, Verification, compare, run
 from deitctl.exporters.verify_rounded import compare_rounded
+from deitctl.models.model_config import Preprocessing
 
 PROGRAM = Path(__file__).with_name("run_onnx_any.py")
 LEVELS = 2

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from deitctl.card import Preprocessing
-from deitctl.data.eval_view import MOST_RESIZED, centre, resized
-from deitctl.data.sources import Source
+from deitctl.data.dataset import Source
+from deitctl.data.eval_transform import MOST_RESIZED, centre, resized
 from deitctl.errors import ExportError
-from deitctl.exporters.verify import Answers, Pictures, Verification, compare, measure, run
+from deitctl.exporters.compare_outputs import Answers, Pictures, Verification, compare, measure, run
+from deitctl.models.model_config import Preprocessing
 
 # Torchvision's resizing differs from Pillow's by a level or two of 255: 0.06 measured on DeiT-tiny, wrong means give 3.
 TORCHVISION_TOLERANCE = 0.5

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from deitctl.errors import ExportError
+from deitctl.exporters.compare_outputs import Answers, Pictures, Verification, checked_answers, measure
 from deitctl.exporters.golden import Golden
-from deitctl.exporters.verify import Answers, Pictures, Verification, checked_answers, measure
 
 CLEAR = 6.0
 """RMS differences between the two best logits of a clear picture. Of DeiT-tiny's pictures 85 % are. Those whose first class

@@ -8,12 +8,12 @@ from importlib.resources import files
 from pathlib import Path
 
 from deitctl import __version__
-from deitctl.card import ModelCard, Preprocessing
-from deitctl.checkpoint import write_bytes
 from deitctl.exporters import onnx
 from deitctl.exporters.attention_network import TOKENS, AttendingClassifier
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.exporters.web_runtime import BINARY, SCRIPT, VERSION, runtime_files
+from deitctl.models.checkpoint_io import write_bytes
+from deitctl.models.model_config import ModelCard, Preprocessing
 from deitctl.models.vit import VisionTransformer
 
 MODEL, ABOUT = "model.onnx", "model.json"

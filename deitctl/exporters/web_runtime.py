@@ -10,11 +10,11 @@ import tarfile
 from pathlib import Path
 
 from deitctl.cache import cache_root
-from deitctl.checkpoint import write_bytes
 from deitctl.errors import DataError, ExportError
 from deitctl.events import Reporter
-from deitctl.files import read_regular
-from deitctl.inference.fetch import fetch
+from deitctl.inference.download import fetch
+from deitctl.models.checkpoint_io import write_bytes
+from deitctl.paths import read_regular
 
 VERSION = "1.30.0"
 ARCHIVE = f"onnxruntime-web-{VERSION}.tgz"

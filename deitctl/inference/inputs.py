@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from deitctl.card import Preprocessing
 from deitctl.data.decode import EXTENSIONS, decode, read_image
-from deitctl.data.eval_view import Pixels, eval_view, is_ribbon
+from deitctl.data.eval_transform import Pixels, eval_view, is_ribbon
 from deitctl.errors import DataError
-from deitctl.files import walk
+from deitctl.models.model_config import Preprocessing
+from deitctl.paths import walk
 
 STDIN = "-"
 
@@ -115,7 +115,7 @@ def batches(
 
 
 def _from_web(url: str) -> Image.Image:
-    from deitctl.inference.fetch import fetch  # the web's protocols take longer to import than a picture to decode
+    from deitctl.inference.download import fetch  # the web's protocols take longer to import than a picture to decode
 
     return decode(fetch(url), url)
 

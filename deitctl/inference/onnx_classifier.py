@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deitctl.card import HEADS, ModelCard, from_timm_config
 from deitctl.cores import available_cores
-from deitctl.data.eval_view import Pixels
+from deitctl.data.eval_transform import Pixels
 from deitctl.errors import ConfigError, ModelError
 from deitctl.inference.predict import Scores
+from deitctl.models.model_config import HEADS, ModelCard, from_timm_config
 
 SUFFIX = ".onnx"
 MAX_BYTES = 2**31

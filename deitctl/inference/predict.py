@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deitctl.card import ModelCard, Preprocessing
-from deitctl.data.eval_view import Pixels, eval_view
+from deitctl.data.eval_transform import Pixels, eval_view
 from deitctl.inference.inputs import batches, whole_picture
+from deitctl.models.model_config import ModelCard, Preprocessing
 
 Scores = NDArray[np.float32]
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from deitctl.card import ModelCard
-from deitctl.data.eval_view import Pixels
-from deitctl.data.mixing import normalise
+from deitctl.data.eval_transform import Pixels
+from deitctl.data.mixup import normalise
 from deitctl.device import INFERENCE_PRECISION, Device, choose_device
 from deitctl.events import Reporter
 from deitctl.inference.predict import Scores
-from deitctl.models.build import load_model
+from deitctl.models.factory import load_model
 from deitctl.models.heads import choose_head, forward_heads, fuse_heads
+from deitctl.models.model_config import ModelCard
 
 
 @dataclass(frozen=True)

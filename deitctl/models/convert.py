@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from deitctl.catalog import ARCHITECTURES, Architecture
 from deitctl.errors import ModelError
+from deitctl.models.catalog import ARCHITECTURES, Architecture
 from deitctl.models.pos_embed import resize_pos_embed
 from deitctl.models.vit import VisionTransformer
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deitctl.card import HEADS
 from deitctl.errors import ModelError
+from deitctl.models.model_config import HEADS
 from deitctl.models.vit import HeadLogits, VisionTransformer
 
 

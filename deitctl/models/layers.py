@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from deitctl.card import ModelCard
 from deitctl.config import Recipe
 from deitctl.errors import ConfigError
 from deitctl.models import timm_models
+from deitctl.models.model_config import ModelCard
 from deitctl.models.vit import VisionTransformer
 
 

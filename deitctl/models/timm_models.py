@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deitctl.card import IMAGENET_MEAN, IMAGENET_STD, ModelCard, Preprocessing
-from deitctl.catalog import ARCHITECTURES, imagenet_classes
-from deitctl.checkpoint import WEIGHTS, load_card, load_tensors, require_finite
 from deitctl.errors import ModelError, WeightsNotFound, did_you_mean
 from deitctl.events import Reporter
+from deitctl.models.catalog import ARCHITECTURES, imagenet_classes
+from deitctl.models.checkpoint_io import WEIGHTS, load_card, load_tensors, require_finite
+from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD, ModelCard, Preprocessing
 from deitctl.models.weights import download, require_hub
 
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deitctl.catalog import Architecture
 from deitctl.models.attention import attention
+from deitctl.models.catalog import Architecture
 from deitctl.models.pos_embed import resize_pos_embed
 
 WORTH_PICKING = 1 / 8

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from deitctl.catalog import OFFICIAL_URL, Architecture
 from deitctl.errors import WeightsNotFound
 from deitctl.events import Reporter
-from deitctl.files import read_text
+from deitctl.models.catalog import OFFICIAL_URL, Architecture
+from deitctl.paths import read_text
 
 WEIGHTS_VARIABLE = "DEITCTL_WEIGHTS"
 FILE = "model.safetensors"

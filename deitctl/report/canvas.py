@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from deitctl.checkpoint import cannot_write
+from deitctl.models.checkpoint_io import cannot_write
 
 
 def new_figure(width: float, height: float, title: str) -> Any:

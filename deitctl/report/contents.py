@@ -180,7 +180,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """The log of a run: `Run.records("step")` and `Run.records("epoch")` of `training/run.py`.
+    """The log of a run: `Run.records("step")` and `Run.records("epoch")` of `training/run_dir.py`.
 
     Args:
         run: the run's name.

@@ -10,12 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deitctl.checkpoint import write_json
 from deitctl.data.samplers import SampleKey
 from deitctl.errors import ConfigError
-from deitctl.files import read_json
-from deitctl.training.health import Incident
-from deitctl.training.run import Run
+from deitctl.models.checkpoint_io import write_json
+from deitctl.paths import read_json
+from deitctl.training.monitor import Incident
+from deitctl.training.run_dir import Run
 
 RECORD = "record.json"
 FORMAT = 1

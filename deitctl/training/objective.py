@@ -1,4 +1,4 @@
-"""What a step minimises: true labels alone, or true labels and a teacher. The formulas are in losses.py."""
+"""What a step minimises: true labels alone, or true labels and a teacher. The formulas are in training/losses.py."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from deitctl import losses
 from deitctl.config import DistillConfig
 from deitctl.models.heads import forward_heads
+from deitctl.training import losses
 
 
 class Loss(NamedTuple):

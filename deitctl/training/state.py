@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deitctl.checkpoint import cannot_write, load_tensors, save_tensors, sync_folder, write_json
-from deitctl.ema import ExponentialMovingAverage
 from deitctl.errors import ModelError
-from deitctl.files import read_json
+from deitctl.models.checkpoint_io import cannot_write, load_tensors, save_tensors, sync_folder, write_json
+from deitctl.paths import read_json
+from deitctl.training.ema import ExponentialMovingAverage
 
 LARGEST_RECORD = 1 << 30
 """Bytes of state.json, which names every picture that could not be read."""

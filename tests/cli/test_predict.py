@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from deitctl.checkpoint import save_model
 from deitctl.cli.app import app
 from deitctl.cli.startup import without_garbage
 from deitctl.events import SilentReporter
-from deitctl.models.build import build_model
+from deitctl.models.checkpoint_io import save_model
+from deitctl.models.factory import build_model
 from deitctl.models.layers import layer_names, shipping_card
 
 
@@ -104,7 +104,7 @@ def test_on_a_terminal_one_picture_is_shown_or_all_that_are_asked_for(
 ):
     from rich.console import Console
 
-    from deitctl.cli import table
+    from deitctl.cli import prediction_table as table
 
     where = {"TERM": "xterm-256color", "COLORTERM": "truecolor", **environment}
     console = Console(force_terminal=True, width=100, _environ=where)
@@ -122,7 +122,7 @@ def test_our_models_answer_without_what_they_do_not_need(model, inputs):
         f"try: app(['predict', {inputs[0]!r}, '--model', {model!r}, '--format', 'jsonl'])\n"
         "except SystemExit as stop: assert not stop.code\n"
         "needless = {'timm', 'torchvision', 'matplotlib', 'sklearn', 'scipy', 'onnx', 'onnxruntime', 'pyarrow', 'tomli_w',"
-        " 'huggingface_hub', 'rich.console', 'deitctl.config', 'deitctl.data.loader', 'deitctl.inference.fetch'}\n"
+        " 'huggingface_hub', 'rich.console', 'deitctl.config', 'deitctl.data.loader', 'deitctl.inference.download'}\n"
         "assert not needless & set(sys.modules), needless & set(sys.modules)\n"
         "more = {m for m in sys.modules if m.startswith('torch')} - plain; assert len(more) < 5, more"
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from deitctl.card import ModelCard
-from deitctl.catalog import find, imagenet_classes
 from deitctl.data.classes import describe_classes, find_class, is_imagenet, match_classes
 from deitctl.errors import ConfigError
+from deitctl.models.catalog import find, imagenet_classes
+from deitctl.models.model_config import ModelCard
 
 IDS, NAMES = imagenet_classes()
 IMAGENET = find("deit_tiny").card()

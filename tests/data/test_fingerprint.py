@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deitctl.data import fingerprint
+from deitctl.data.dataset import ArraySource, Subset, relabel, subset
 from deitctl.data.fingerprint import LENGTH, data_fingerprint, file_fingerprint, model_fingerprint
 from deitctl.data.open import open_for_evaluation, scan_classes
-from deitctl.data.sources import ArraySource, Subset, relabel, subset
 from deitctl.device import choose_device
 from deitctl.errors import ModelError
 from deitctl.events import SilentReporter

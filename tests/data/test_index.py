@@ -19,10 +19,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deitctl.data import index, scan, tars
+from deitctl.data import index
 from deitctl.data.fingerprint import data_fingerprint
-from deitctl.data.mapped import Mapped
+from deitctl.data.mmap_array import Mapped
 from deitctl.data.open import open_data, open_for_training, scan_classes
+from deitctl.data.readers import folder as scan
+from deitctl.data.readers import tar as tars
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter
 

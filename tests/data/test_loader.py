@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from deitctl.card import Preprocessing
-from deitctl.data.eval_view import eval_view
+from deitctl.data.dataset import FileSource, subset
+from deitctl.data.eval_transform import eval_view
 from deitctl.data.loader import (
     Batch,
     EvalViews,
@@ -23,8 +23,8 @@ from deitctl.data.loader import (
 )
 from deitctl.data.open import scan_classes
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
-from deitctl.data.sources import FileSource, subset
 from deitctl.data.transforms import train_view
+from deitctl.models.model_config import Preprocessing
 from deitctl.recipes import RECIPES
 
 AUGMENT = RECIPES["small"].augment

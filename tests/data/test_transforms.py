@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from deitctl import rng
-from deitctl.card import Preprocessing
 from deitctl.config import AugmentConfig
-from deitctl.data.eval_view import eval_view
-from deitctl.data.mixing import normalise
+from deitctl.data.eval_transform import eval_view
+from deitctl.data.mixup import normalise
 from deitctl.data.rand_augment import rand_augment
 from deitctl.data.transforms import VIEWS_VERSION, color_jitter, crop_box, resized_crop, small_affine, train_view
 from deitctl.errors import ConfigError
+from deitctl.models.model_config import Preprocessing
 from deitctl.recipes import RECIPES
 
 PLAIN = AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0)

@@ -10,13 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deitctl.data.sources import ArraySource
+from deitctl.data.dataset import ArraySource
 from deitctl.device import choose_device
 from deitctl.evaluation import evaluate as module
+from deitctl.evaluation.accumulator import Contender
 from deitctl.evaluation.calibration import calibrate, fit_temperature
 from deitctl.evaluation.evaluate import evaluate_all
-from deitctl.evaluation.tally import Contender
-from deitctl.metrics import expected_calibration_error, reliability
+from deitctl.evaluation.metrics import expected_calibration_error, reliability
 from deitctl.models.heads import fuse_heads
 from deitctl.models.vit import HeadLogits
 
@@ -100,8 +100,8 @@ class Oracle(torch.nn.Module):
 def evaluated(logits, labels, dist=None, temperature=1.0, head="cls", **options):
     images = np.stack([np.full((8, 8), n, np.uint8) for n in range(len(labels))])
     source = ArraySource(images, np.asarray(labels), tuple("abcdef"), "rows")
-    from deitctl.card import Preprocessing
     from deitctl.events import SilentReporter
+    from deitctl.models.model_config import Preprocessing
 
     contender = Contender(
         model=Oracle(logits, dist), preprocessing=Preprocessing(img_size=8, crop_pct=1.0), rows=tuple(range(6)),

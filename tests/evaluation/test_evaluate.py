@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from deitctl import device
-from deitctl.card import HEADS, Preprocessing
+from deitctl.data.dataset import ArraySource, subset
 from deitctl.data.open import scan_classes
-from deitctl.data.sources import ArraySource, subset
 from deitctl.device import choose_device
 from deitctl.errors import DataError
+from deitctl.evaluation.accumulator import Contender, Tally
 from deitctl.evaluation.evaluate import evaluate
-from deitctl.evaluation.tally import Contender, Tally
 from deitctl.models.layers import largest_block
+from deitctl.models.model_config import HEADS, Preprocessing
 
 PRE = Preprocessing(img_size=32, crop_pct=1.0)
 CPU = choose_device("cpu", "fp32")

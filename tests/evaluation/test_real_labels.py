@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from deitctl.catalog import imagenet_classes
 from deitctl.errors import DataError
 from deitctl.evaluation.real_labels import imagenet_numbers, read_real_labels, score_real
+from deitctl.models.catalog import imagenet_classes
 
 NAMES = [f"val/n01440764/ILSVRC2012_val_{n:08d}.JPEG" for n in (3, 1, 2)]
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from deitctl.catalog import Architecture
-from deitctl.data.sources import Source
+from deitctl.data.dataset import Source
 from deitctl.events import SilentReporter
+from deitctl.exporters.compare_outputs import Pictures, pictures
 from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.exporters.onnx import export_onnx
-from deitctl.exporters.verify import Pictures, pictures
-from deitctl.models.build import LoadedModel, build_model
+from deitctl.models.catalog import Architecture
+from deitctl.models.factory import LoadedModel, build_model
 from deitctl.models.vit import VisionTransformer
 
 DIGITS = tuple(str(d) for d in range(10))

@@ -17,19 +17,19 @@ from hypothesis import strategies as st
 from onnx import helper
 from PIL import Image
 
-from deitctl.card import Preprocessing
-from deitctl.data.eval_view import TALL, eval_view, is_ribbon
-from deitctl.data.sources import FileSource
+from deitctl.data.dataset import FileSource
+from deitctl.data.eval_transform import TALL, eval_view, is_ribbon
 from deitctl.errors import ExportError
 from deitctl.exporters import any_size
 from deitctl.exporters.any_size import front_text, golden_view, require_resizable, take_any_size
+from deitctl.exporters.compare_outputs import pictures, reference
 from deitctl.exporters.golden import read_golden
 from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.onnx import IR_VERSION, OPSET, export_onnx
 from deitctl.exporters.quantize import quantize_onnx
 from deitctl.exporters.run_onnx_any import load
-from deitctl.exporters.verify import pictures, reference
 from deitctl.exporters.verify_any_size import LEVELS, PROGRAM, verify_any_size
+from deitctl.models.model_config import Preprocessing
 
 SIZES = ((200, 133), (90, 140), (47, 64), (32, 32), (150, 20), (33, 70))
 

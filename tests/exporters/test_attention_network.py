@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from deitctl.data.mixing import normalise
+from deitctl.data.mixup import normalise
+from deitctl.explanation.attention import attend
 from deitctl.exporters.attention_network import TOKENS, AttendingClassifier
 from deitctl.exporters.onnx import export_onnx
-from deitctl.inference.attention import attend
 
 
 @pytest.mark.parametrize(("alias", "tokens"), [("deit_tiny", 1), ("deit_tiny_distilled", 2), ("deit3_small", 1)])

@@ -10,10 +10,10 @@ import pytest
 
 from deitctl.errors import ExportError
 from deitctl.exporters import FORMATS
+from deitctl.exporters.compare_outputs import ONNX_TOLERANCE, answers_to, reference, verify
 from deitctl.exporters.golden import Golden, golden_input, read_golden
 from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.network import ExportedClassifier
-from deitctl.exporters.verify import ONNX_TOLERANCE, answers_to, reference, verify
 
 PROGRAM = FORMATS["onnx"].program_file
 

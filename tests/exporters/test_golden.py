@@ -11,9 +11,9 @@ import pytest
 
 from deitctl.errors import ExportError
 from deitctl.exporters import FORMATS
+from deitctl.exporters.compare_outputs import ONNX_TOLERANCE, reference, verify
 from deitctl.exporters.golden import GOLDEN, TILE, Golden, enlarge, golden_input, golden_tile, read_golden
 from deitctl.exporters.metadata import metadata_of
-from deitctl.exporters.verify import ONNX_TOLERANCE, reference, verify
 
 
 def test_a_tile_is_enlarged_to_its_nearest_colours():

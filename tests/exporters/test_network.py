@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from deitctl import __version__
-from deitctl.card import HEADS, Preprocessing
+from deitctl.exporters.compare_outputs import reference
 from deitctl.exporters.network import describe, quietly, trace
-from deitctl.exporters.verify import reference
+from deitctl.models.model_config import HEADS, Preprocessing
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -10,12 +10,12 @@ import onnxruntime
 import pytest
 import torch
 
-from deitctl.card import HEADS
 from deitctl.errors import ExportError
 from deitctl.exporters import FORMATS
 from deitctl.exporters import onnx as onnx_export
 from deitctl.exporters.network import BareClassifier, describe
 from deitctl.exporters.onnx import IR_VERSION, OPSET, export_onnx, read_metadata
+from deitctl.models.model_config import HEADS
 
 
 def run(path, pixels):

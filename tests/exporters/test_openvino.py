@@ -10,10 +10,10 @@ import pytest
 
 from deitctl.errors import ExportError
 from deitctl.exporters import FORMATS
+from deitctl.exporters.compare_outputs import reference, verify
 from deitctl.exporters.golden import GOLDEN
 from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.openvino import FILES, export_openvino, quantize_openvino, read_metadata
-from deitctl.exporters.verify import reference, verify
 from deitctl.exporters.verify_rounded import verify_rounded
 
 openvino = pytest.importorskip("openvino", reason="openvino is not installed: pip install 'deitctl[openvino]'")

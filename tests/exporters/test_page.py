@@ -18,16 +18,16 @@ from PIL import Image
 
 from deitctl.cache import CACHE_VARIABLE, cache_root
 from deitctl.data.decode import read_image
-from deitctl.data.eval_view import eval_view
-from deitctl.data.mixing import normalise
+from deitctl.data.eval_transform import eval_view
+from deitctl.data.mixup import normalise
 from deitctl.errors import DeitctlError
 from deitctl.events import SilentReporter
+from deitctl.explanation.attention import attend
 from deitctl.exporters import web_runtime
+from deitctl.exporters.compare_outputs import reference
 from deitctl.exporters.network import ExportedClassifier, describe
-from deitctl.exporters.verify import reference
 from deitctl.exporters.web_folder import FILES, export_web
-from deitctl.inference.attention import attend
-from deitctl.models.build import LoadedModel
+from deitctl.models.factory import LoadedModel
 
 _spec = importlib.util.spec_from_file_location("chromium", Path(__file__).parents[1] / "chromium.py")
 assert _spec is not None

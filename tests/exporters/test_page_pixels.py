@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deitctl.card import Preprocessing
 from deitctl.data.decode import decode
-from deitctl.data.eval_view import INTERPOLATION, eval_view
+from deitctl.data.eval_transform import INTERPOLATION, eval_view
 from deitctl.exporters.web_folder import describe_preprocessing
+from deitctl.models.model_config import Preprocessing
 
 _spec = importlib.util.spec_from_file_location("chromium", Path(__file__).parents[1] / "chromium.py")
 assert _spec is not None

@@ -12,11 +12,11 @@ from onnx import numpy_helper
 
 from deitctl.errors import ExportError
 from deitctl.exporters import FORMATS, quantize
+from deitctl.exporters.compare_outputs import reference
 from deitctl.exporters.golden import GOLDEN
 from deitctl.exporters.onnx import OPSET
 from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
 from deitctl.exporters.speed import speedup
-from deitctl.exporters.verify import reference
 from deitctl.exporters.verify_rounded import verify_rounded
 
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from deitctl.card import ModelCard, Preprocessing
-from deitctl.catalog import find
 from deitctl.exporters import FORMATS
+from deitctl.exporters.compare_outputs import Verification
 from deitctl.exporters.readme import UNKNOWN, History, is_untouched, readme
-from deitctl.exporters.verify import Verification
+from deitctl.models.catalog import find
+from deitctl.models.model_config import ModelCard, Preprocessing
 
 CARD = ModelCard(architecture="deit_tiny_patch16_224", num_classes=2, class_names=("cat", "dog"))
 RUN = {

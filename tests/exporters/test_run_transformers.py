@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from deitctl.card import Preprocessing
-from deitctl.data.eval_view import eval_view
-from deitctl.data.mixing import normalise
-from deitctl.data.sources import FileSource
+from deitctl.data.dataset import FileSource
+from deitctl.data.eval_transform import eval_view
+from deitctl.data.mixup import normalise
 from deitctl.errors import ExportError
 from deitctl.exporters import FORMATS
+from deitctl.exporters.compare_outputs import TRANSFORMERS_TOLERANCE, pictures, reference, verify
 from deitctl.exporters.timm_folder import export_timm_folder
 from deitctl.exporters.transformers_folder import PROCESSOR, USAGE, export_transformers, labels
-from deitctl.exporters.verify import TRANSFORMERS_TOLERANCE, pictures, reference, verify
 from deitctl.exporters.verify_files import cut_alike, verify_files
 from deitctl.models.heads import forward_heads, fuse_heads
+from deitctl.models.model_config import Preprocessing
 
 pytest.importorskip("transformers")
 

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from deitctl.data.mixing import normalise
+from deitctl.data.mixup import normalise
 from deitctl.exporters.timm_folder import HEAD, export_timm_folder
 from deitctl.models.heads import choose_head, forward_heads, fuse_heads
 

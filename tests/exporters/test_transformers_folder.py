@@ -9,8 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deitctl.card import Preprocessing
-from deitctl.catalog import find
 from deitctl.errors import ExportError
 from deitctl.exporters.transformers_folder import (
     convert,
@@ -19,6 +17,8 @@ from deitctl.exporters.transformers_folder import (
     model_config,
     processor_config,
 )
+from deitctl.models.catalog import find
+from deitctl.models.model_config import Preprocessing
 
 IN_A_BLOCK = (
     "attention.attention.query", "attention.attention.key", "attention.attention.value", "attention.output.dense",

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deitctl.card import Preprocessing
-from deitctl.data.sources import FileSource
+from deitctl.data.dataset import FileSource
 from deitctl.errors import ExportError
-from deitctl.exporters.verify import Pictures
+from deitctl.exporters.compare_outputs import Pictures
 from deitctl.exporters.verify_files import cut_alike, verify_files
+from deitctl.models.model_config import Preprocessing
 
 SQUASH = Preprocessing(img_size=32, crop_pct=1.0, crop_mode="squash")
 WANTED = np.zeros((2, 3, 4), dtype=np.float32)

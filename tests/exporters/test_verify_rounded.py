@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deitctl.errors import ExportError
-from deitctl.exporters.verify import Pictures
+from deitctl.exporters.compare_outputs import Pictures
 from deitctl.exporters.verify_rounded import CLEAR, verify_rounded
 
 

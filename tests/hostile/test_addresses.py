@@ -14,8 +14,8 @@ from PIL import Image
 
 from deitctl.data.decode import decode
 from deitctl.errors import DataError
-from deitctl.inference import fetch as fetching
-from deitctl.inference.fetch import fetch
+from deitctl.inference import download as fetching
+from deitctl.inference.download import fetch
 
 
 def png() -> bytes:

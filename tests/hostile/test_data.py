@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deitctl.card import Preprocessing
 from deitctl.data.decode import read_bytes, read_image
 from deitctl.data.open import open_data, open_for_evaluation, open_for_training
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter
 from deitctl.inference.inputs import batches, expand
-from deitctl.training.run import new_run_folder
+from deitctl.models.model_config import Preprocessing
+from deitctl.training.run_dir import new_run_folder
 
 
 def png(shade: int = 0) -> bytes:

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from deitctl.card import ModelCard, to_timm_config
-from deitctl.checkpoint import load_card, load_tensors, save_model, save_tensors, tensor_shapes
 from deitctl.errors import ModelError
 from deitctl.events import SilentReporter
+from deitctl.inference.classify import predict
 from deitctl.models import timm_models
-from deitctl.models.build import load_model
+from deitctl.models.checkpoint_io import load_card, load_tensors, save_model, save_tensors, tensor_shapes
+from deitctl.models.factory import load_model
 from deitctl.models.layers import layer_names, shipping_card
-from deitctl.workflows.predict import predict
+from deitctl.models.model_config import ModelCard, to_timm_config
 
 LAYERS = {"classifier": ("head",), "first_conv": "patch_embed.proj", "fixed_input_size": True}
 

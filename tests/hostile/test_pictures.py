@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deitctl.card import Preprocessing
 from deitctl.data import decode as decoding
 from deitctl.data.decode import decode
-from deitctl.data.eval_view import eval_view
+from deitctl.data.eval_transform import eval_view
 from deitctl.errors import DataError
+from deitctl.models.model_config import Preprocessing
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:

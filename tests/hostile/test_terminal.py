@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deitctl.checkpoint import write_json
 from deitctl.cli import console, predict
 from deitctl.cli.console import error_line, json_text, print_line, print_table, printable
 from deitctl.cli.progress import LineReporter, make_reporter
 from deitctl.errors import DeitctlError
 from deitctl.inference.predict import Guess, Prediction
+from deitctl.models.checkpoint_io import write_json
 
 EVIL = "a\x1b]0;pwned\x07\x1b[2J\x9b31m\r\nerror: \u202egnp.exe\u2066\u200f[red]b[/red]\udcff\x00\x7f"
 ORDERS = {chr(c) for c in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))} - {"\n"}

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from deitctl.config import TrainConfig, from_dict, override, read_toml, to_dict, write_toml
+from deitctl.distillation import target_cache as words
+from deitctl.distillation.target_cache import UNREADABLE, WordFormat, open_cache
 from deitctl.errors import ConfigError, DeitctlError, TeacherError
-from deitctl.files import read_json, read_regular
+from deitctl.paths import read_json, read_regular
 from deitctl.recipes import DIGITS
-from deitctl.teacher import words
-from deitctl.teacher.words import UNREADABLE, WordFormat, open_cache
-from deitctl.workflows.configure import check
+from deitctl.training.configure import check
 
 RUN = TrainConfig(model="deit_tiny", data="digits", recipe=DIGITS)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from deitctl.card import Preprocessing
 from deitctl.inference.inputs import Input, batches, expand, is_url, local_path, read_ahead
+from deitctl.models.model_config import Preprocessing
 
 
 def loaded(name: str) -> Input:

@@ -18,16 +18,16 @@ from PIL import Image
 from deitctl.device import choose_device
 from deitctl.errors import DeitctlError, ModelError
 from deitctl.exporters.any_size import golden_view, take_any_size
+from deitctl.exporters.compare_outputs import reference
 from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.network import BareClassifier, ExportedClassifier, describe
 from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
-from deitctl.exporters.verify import reference
 from deitctl.inference import onnx_classifier
+from deitctl.inference.classify import predict
 from deitctl.inference.onnx_classifier import load_onnx_classifier
 from deitctl.inference.torch_classifier import TorchClassifier
 from deitctl.models.vit import VisionTransformer
-from deitctl.workflows.predict import predict
 
 AS_IT_IS = {"weights": "", "head": "auto", "img_size": 0, "device": "auto", "precision": "auto"}
 CLASSES = ("ant", "bee", "cow", "dog")
@@ -281,7 +281,7 @@ def test_a_file_for_weights_and_a_file_for_another_command_are_told_where_they_b
     with pytest.raises(ModelError, match=r"Use --model .*model\.onnx alone"):
         predict(["x.png"], model="deit_tiny", weights=str(file))
     from deitctl.events import SilentReporter
-    from deitctl.models.build import load_model
+    from deitctl.models.factory import load_model
 
     with pytest.raises(ModelError, match="deitctl predict"):
         load_model(str(file), reporter=SilentReporter())

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deitctl.card import ModelCard, Preprocessing
-from deitctl.data.eval_view import Pixels
+from deitctl.data.eval_transform import Pixels
 from deitctl.inference.predict import Prediction, Scores, predict_stream
+from deitctl.models.model_config import ModelCard, Preprocessing
 
 
 class Colours:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from deitctl.card import HEADS, ModelCard
 from deitctl.device import choose_device
-from deitctl.exporters.verify import reference
+from deitctl.exporters.compare_outputs import reference
 from deitctl.inference.torch_classifier import TorchClassifier
+from deitctl.models.model_config import HEADS, ModelCard
 
 
 class Fixed(nn.Module):

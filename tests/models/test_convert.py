@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deitctl.catalog import ARCHITECTURES, find
 from deitctl.errors import ModelError
 from deitctl.models import convert
+from deitctl.models.catalog import ARCHITECTURES, find
 from deitctl.models.pos_embed import resize_pos_embed
 from deitctl.models.vit import VisionTransformer
 

@@ -9,9 +9,9 @@ import timm
 import torch
 from torch import nn
 
-from deitctl.card import HEADS
 from deitctl.errors import ModelError
 from deitctl.models.heads import forward_heads, fuse_heads
+from deitctl.models.model_config import HEADS
 from deitctl.models.vit import HeadLogits
 
 CLS, DIST = torch.tensor([[math.log(3.0), 0.0]]), torch.tensor([[0.0, 0.0]])  # softmaxes (3/4, 1/4) and (1/2, 1/2)

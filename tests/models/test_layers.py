@@ -10,7 +10,6 @@ import timm
 import torch
 from torch import nn
 
-from deitctl.card import ModelCard, Preprocessing
 from deitctl.errors import ConfigError, ModelError
 from deitctl.models import timm_models
 from deitctl.models.layers import (
@@ -22,8 +21,9 @@ from deitctl.models.layers import (
     layer_names,
     shipping_card,
 )
+from deitctl.models.model_config import ModelCard, Preprocessing
 from deitctl.recipes import FINETUNE
-from deitctl.training.loop import set_train_mode
+from deitctl.training.step import set_train_mode
 
 CONVNETS = ["regnety_002", "mobilenetv3_small_050", "resnet18"]
 

@@ -7,11 +7,11 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from deitctl.card import ModelCard
-from deitctl.checkpoint import save_model
 from deitctl.errors import ModelError, WeightsNotFound
 from deitctl.models import timm_models
-from deitctl.models.build import load_model
+from deitctl.models.checkpoint_io import save_model
+from deitctl.models.factory import load_model
+from deitctl.models.model_config import ModelCard
 
 SMALL = "regnety_002"
 

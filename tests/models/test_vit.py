@@ -6,9 +6,9 @@ import pytest
 import timm
 import torch
 
-from deitctl.catalog import ARCHITECTURES, find
 from deitctl.models import vit
 from deitctl.models.attention import attention
+from deitctl.models.catalog import ARCHITECTURES, find
 from deitctl.models.pos_embed import resize_pos_embed
 from deitctl.models.vit import VisionTransformer
 

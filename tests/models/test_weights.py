@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from deitctl.catalog import find
 from deitctl.errors import WeightsNotFound
+from deitctl.models.catalog import find
 from deitctl.models.weights import download, find_weights, local_weights, require_hub
 
 ARCH = find("deit_tiny")
@@ -79,7 +79,7 @@ def test_the_hubs_cache_is_used(tmp_path, monkeypatch, reporter, cached):
 def test_the_hubs_cache_is_found_without_its_library_and_as_by_it(variable, below, tmp_path, cached):
     cached(tmp_path / below)
     code = (
-        "import sys; from deitctl.catalog import find; from deitctl.models.weights import local_weights\n"
+        "import sys; from deitctl.models.catalog import find; from deitctl.models.weights import local_weights\n"
         "ours = local_weights(find('deit_tiny')); assert 'huggingface_hub' not in sys.modules\n"
         "from huggingface_hub import try_to_load_from_cache\n"
         "assert str(ours) == try_to_load_from_cache(find('deit_tiny').hub_id, 'model.safetensors'), ours"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from deitctl.data.sources import Source
+from deitctl.data.dataset import Source
 from deitctl.report.contents import (
     OUTSIDE,
     Bin,

@@ -13,9 +13,9 @@ from torch import nn
 from deitctl.data.samplers import SampleKey
 from deitctl.errors import ConfigError
 from deitctl.training import incident as module
-from deitctl.training.health import Incident
 from deitctl.training.incident import read_incident, write_incident
-from deitctl.training.run import Run
+from deitctl.training.monitor import Incident
+from deitctl.training.run_dir import Run
 from deitctl.training.state import Progress, TrainState
 
 KEYS = [SampleKey(1, 5, 0), SampleKey(1, 2, 1)]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from deitctl.config import DistillConfig
-from deitctl.losses import smooth_labels, teacher_word
+from deitctl.training.losses import smooth_labels, teacher_word
 from deitctl.training.objective import Distillation, Supervised
 
 TAU = {"hard": 1.0, "soft": 3.0}

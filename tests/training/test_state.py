@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from deitctl.device import choose_device
-from deitctl.ema import ExponentialMovingAverage
 from deitctl.errors import DeitctlError, ModelError
 from deitctl.models.layers import freeze_body
-from deitctl.optim import build_optimizer, set_learning_rate
 from deitctl.recipes import RECIPES
+from deitctl.training.ema import ExponentialMovingAverage
+from deitctl.training.optim import build_optimizer, set_learning_rate
 from deitctl.training.state import Progress, TrainState
 
 OPTIM = RECIPES["small"].optim

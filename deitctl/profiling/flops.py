@@ -1,0 +1,75 @@
+"""How many floating-point operations a picture takes: by formula for a DeiT, counted for other models.
+
+An addition and a multiplication are two operations. Only matrix products and convolutions count, as is the field's habit:
+the rest is a hundredth of them. Letters as in vit.py, N with the prefix tokens P; K classes, p the side of a patch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from deitctl.models.catalog import Architecture
+from deitctl.models.heads import forward_heads
+from deitctl.models.vit import VisionTransformer
+
+
+class Flops(NamedTuple):
+    """Floating-point operations of one picture."""
+
+    forward: int
+    step: int
+    """Forward and backward."""
+
+
+def flops_of(model: nn.Module, img_size: int) -> Flops:
+    """Return the operations of a model that learns, for a picture of `img_size` pixels a side."""
+    if not isinstance(model, VisionTransformer):
+        return count_flops(model, img_size)
+    learns = any(p.requires_grad for p in model.blocks.parameters())
+    return deit_flops(model.arch, num_classes=model.num_classes, img_size=img_size, body_learns=learns)
+
+
+def deit_flops(arch: Architecture, *, num_classes: int, img_size: int, body_learns: bool = True) -> Flops:
+    """Return the operations of a DeiT.
+
+        patches           2 (N - P) · 3p² · D
+        a block           6 N D² (queries, keys, values) + 4 N² D (attention) + 2 N D² (projection) + 16 N D² (perceptron)
+        the last block    6 N D² + 4 P N D + 2 P D² + 16 P D²: only the P prefix tokens ask and leave it
+        heads             2 P D K, a distilled model's two and a plain model's one
+
+    The backward pass has two products for every one of the forward pass, one for the weights and one for what came in, but
+    for the patches, whose pictures need no gradient. Where the body does not learn, the heads' weights are all of it.
+    """
+    dim, prefix = arch.embed_dim, 2 if arch.distilled else 1
+    patches = (img_size // arch.patch_size) ** 2
+    n = patches + prefix
+    embed = 2 * patches * 3 * arch.patch_size**2 * dim
+    block = 24 * n * dim**2 + 4 * n**2 * dim
+    last = 6 * n * dim**2 + 4 * prefix * n * dim + 18 * prefix * dim**2
+    heads = 2 * prefix * dim * num_classes
+    forward = embed + (arch.depth - 1) * block + last + heads
+    return Flops(forward, 3 * forward - embed if body_learns else forward + heads)
+
+
+def count_flops(model: nn.Module, img_size: int) -> Flops:
+    """Count the operations of one black picture, forward and, where anything learns, backward; gradients are dropped."""
+    device = next(model.parameters()).device
+    picture, training = torch.zeros((1, 3, img_size, img_size), device=device), model.training
+    model.eval()  # batch norms refuse one picture otherwise
+    try:
+        # torch counts the attention of some backends only, so the one that is made of products is asked for
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            heads = forward_heads(model, picture)
+            forward = counter.get_total_flops()
+            loss = heads.cls.sum() + (heads.dist.sum() if heads.dist is not None else 0)
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+    finally:
+        model.train(training)
+        model.zero_grad(set_to_none=True)
+    return Flops(forward, counter.get_total_flops())

@@ -1,0 +1,72 @@
+"""A fix list can be carried out as it stands, and read by a spreadsheet without harm."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deitctl.checks.findings import Remedy, found
+from deitctl.checks.fix_list import one_for_a_file, safe, write_fix_list
+
+
+def remedies(*rows: Remedy):
+    return [f for row in rows for f in found(row.problem, 1, [row.file], remedies=lambda row=row: [row])]
+
+
+@given(st.text(max_size=20))
+def test_a_field_stays_on_its_line_and_is_no_formula(name):
+    field = safe(name)
+    assert field.isprintable()
+    assert not field.startswith(("=", "+", "-", "@"))
+    assert field == name or not name.isprintable() or "\\" in name or name[0] in "=+-@"
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("train/a b,c.jpg", "train/a b,c.jpg"),
+        ("=cmd|'/c calc'!A1.jpg", "./=cmd|'/c calc'!A1.jpg"),
+        ("a\nb\x1b.jpg", "a\\nb\\x1b.jpg"),
+        ("a\\nb.jpg", "a\\\\nb.jpg"),
+        ("caf\udce9.jpg", "caf\\udce9.jpg"),
+        ("犬/é.jpg", "犬/é.jpg"),
+    ],
+)
+def test_names_are_written_to_be_read_back(name, field, tmp_path):
+    assert safe(name) == field
+    assert write_fix_list(tmp_path / "out" / "fixes.csv", remedies(Remedy(name, "truncated", "delete"))) == 1
+    with (tmp_path / "out" / "fixes.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [list(Remedy._fields), [field, "truncated", "delete", ""]]
+
+
+def test_a_deleted_file_is_not_renamed_or_moved_as_well():
+    rows = (
+        Remedy("a.jpg", "flat_part", "move", "cat/a.jpg"),
+        Remedy("a.jpg", "truncated", "delete"),
+        Remedy("b.jpg", "wrong_extension", "rename", "b.png"),
+        Remedy("b.jpg", "duplicate_in_class", "delete"),
+        Remedy("b.jpg", "duplicate_across_parts", "delete"),
+    )
+    assert [(r.file, r.action) for r in one_for_a_file(remedies(*rows))] == [("a.jpg", "delete"), ("b.jpg", "delete")]
+
+
+def test_nothing_is_moved_onto_another_file(tmp_path):
+    (tmp_path / "a.png").touch()
+    rows = (
+        Remedy(str(tmp_path / "a.jpg"), "wrong_extension", "rename", str(tmp_path / "a.png")),
+        Remedy("b.jpg", "wrong_extension", "rename", "b.png"),
+        Remedy("b.jpeg", "wrong_extension", "rename", "b.png"),
+    )
+    assert [r.action for r in one_for_a_file(remedies(*rows))] == ["review", "rename", "review"]
+
+
+def test_folders_are_renamed_after_their_files_and_inner_ones_first():
+    rows = (
+        Remedy("Train", "misnamed_part", "rename", "train"),
+        Remedy("Train/big dog", "similar_class_names", "rename", "Train/big_dog"),
+        Remedy("Train/big dog/a.jpg", "truncated", "delete"),
+    )
+    assert [r.file for r in one_for_a_file(remedies(*rows))] == ["Train/big dog/a.jpg", "Train/big dog", "Train"]

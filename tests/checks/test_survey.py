@@ -1,0 +1,125 @@
+"""Whatever lies in a data set is found and named, also where training refuses it."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+
+import pytest
+
+from deitctl.checks.survey import survey
+from deitctl.errors import DataError
+
+BOTH = {"train/cat": 2, "train/dog": 2, "val/cat": 1, "val/dog": 1}
+
+
+def found_in(data, reporter) -> tuple[dict[str, int], dict[str, tuple[int, tuple[str, ...]]]]:
+    """Pictures by part, and count and examples by check."""
+    result = survey(str(data), reporter)
+    parts = {part.name: len(part.source.labels) for part in result.parts}
+    return parts, {f.check: (f.count, f.examples) for f in result.findings}
+
+
+@pytest.mark.parametrize(
+    ("counts", "parts"),
+    [
+        (BOTH, {"train": 4, "val": 2}),
+        ({"cat": 3, "dog": 2}, {"all": 5}),
+        ({"val/cat": 1, "val/dog": 1}, {"val": 2}),
+        ({"train": 2, "cat": 1}, {"all": 3}),  # a class called train
+        ({"training/cat": 1, "training/dog": 2, "validation/cat": 1}, {"train": 3, "val": 1}),
+    ],
+)
+def test_a_sound_layout_has_nothing_to_report(counts, parts, image_folder, reporter):
+    assert found_in(image_folder(counts), reporter) == (parts, {})
+
+
+@pytest.mark.parametrize(
+    ("counts", "parts", "check", "where"),
+    [
+        ({**BOTH, "test": 3}, {"train": 4, "val": 2}, "unused_folder", "test"),
+        ({"train/cat": 1, "train/dog": 1, "val": 3}, {"train": 2, "val": 3}, "flat_part", None),
+        ({"train": 1, "val": 2}, {"train": 1, "val": 2}, "flat_part", None),
+        ({"": 3}, {"all": 3}, "flat_part", None),
+        ({"inner/train/cat": 1, "inner/val/cat": 2}, {"train": 1, "val": 2}, "nested_part", "inner"),
+        ({"train/train/cat": 1, "val/cat": 2}, {"train": 1, "val": 2}, "nested_part", "train/train"),
+        ({"Train/cat": 1, "val/cat": 2}, {"train": 1, "val": 2}, "misnamed_part", "Train"),
+        ({**BOTH, "train": 2}, {"train": 4, "val": 2}, "loose_pictures", "train/0.png"),
+        ({**BOTH, "train/cat/old": 2}, {"train": 6, "val": 2}, "subfolders", "train/cat/old"),
+    ],
+)
+def test_an_odd_layout_is_reported_and_read_all_the_same(counts, parts, check, where, image_folder, reporter):
+    root = image_folder(counts)
+    read, found = found_in(root, reporter)
+    assert read == parts
+    if check == "flat_part":  # reported with the labels that it may get
+        assert not found
+    else:
+        assert found.keys() == {check}
+        assert found[check][1][0] == str(root / where)
+
+
+def test_empty_classes_and_empty_folders(image_folder, tmp_path, reporter):
+    root = image_folder(BOTH)
+    (root / "val" / "cow").mkdir()
+    assert [part.empty for part in survey(str(root), reporter).parts] == [(), ("cow",)]
+    assert reporter.warnings == []
+    shutil.rmtree(root / "val")
+    (root / "val" / "cat").mkdir(parents=True)
+    assert found_in(root, reporter) == ({"train": 4}, {"no_pictures": (1, (str(root / "val"),))})
+    (tmp_path / "void").mkdir()
+    assert found_in(tmp_path / "void", reporter)[1].keys() == {"no_pictures"}
+
+
+def test_files_that_are_no_pictures_are_counted_and_pictures_by_other_names_are_errors(image_folder, reporter):
+    root = image_folder({"cat": 2, "dog": 2})
+    for name in ("a.txt", "b.TXT", "c.xml", ".hidden", "phone.HEIC"):
+        (root / "cat" / name).write_text("x")
+    shutil.copy(root / "dog" / "0.png", root / "dog" / "noextension")
+    findings = {f.check: f for f in survey(str(root), reporter).findings}
+    assert findings.keys() == {"ignored_files", "unread_pictures"}
+    assert findings["ignored_files"].message.endswith("(.txt: 2, .xml: 1)")
+    assert set(findings["unread_pictures"].examples) == {
+        str(root / "cat" / "phone.HEIC"), str(root / "dog" / "noextension"),
+    }  # fmt: skip
+
+
+def test_a_link_up_is_entered_once(image_folder, reporter):
+    root = image_folder({"cat": 1, "dog": 1})
+    (root / "cat" / "up").symlink_to(root, target_is_directory=True)
+    (root / "cat" / "note.txt").touch()
+    assert found_in(root, reporter)[1].keys() == {"ignored_files"}
+
+
+@pytest.mark.parametrize(
+    ("counts", "parts", "checks"),
+    [
+        (BOTH, {"train": 4, "val": 2}, {}),
+        ({"train/cat": 1, "train/dog": 1, "val": 3}, {"train": 2}, {"flat_part": 3}),
+        ({**BOTH, "val": 2}, {"train": 4, "val": 2}, {"loose_pictures": 2}),
+        ({"": 3}, {}, {"flat_part": 3}),
+    ],
+)
+def test_a_tar_is_surveyed_too(counts, parts, checks, image_folder, tmp_path, reporter):
+    root = image_folder(counts)
+    for arcname in ("", "around"):
+        with tarfile.open(tmp_path / "data.tar", "w") as archive:
+            for entry in sorted(root.iterdir()):
+                archive.add(entry, f"{arcname}/{entry.name}" if arcname and counts != {"": 3} else entry.name)
+        read, found = found_in(tmp_path / "data.tar", reporter)
+        assert (read, {check: count for check, (count, _) in found.items()}) == (parts, checks)
+
+
+def test_what_cannot_be_opened_is_an_error(tmp_path, reporter):
+    (tmp_path / "cut.tar").write_bytes(b"no tar")
+    (tmp_path / "table.csv").write_text("file,class\na,b\n")
+    for name in ("nowhere", "cut.tar", "table.csv"):
+        with pytest.raises(DataError, match=name):
+            survey(str(tmp_path / name), reporter)
+
+
+def test_the_built_in_digits_and_tables_are_surveyed(image_folder, reporter):
+    assert found_in("", reporter) == ({"train": 1442, "val": 355}, {})
+    root = image_folder({"cat": 1})
+    (root / "table.csv").write_text("path,label,split\ncat/0.png,cat,train\ngone.png,dog,val\n")
+    assert found_in(root / "table.csv", reporter) == ({"train": 1, "val": 1}, {})

@@ -1,0 +1,159 @@
+"""What a person sees: bars in eighths, names folded where they end, the picture where the terminal has colours."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from deitctl.cli.prediction_table import BAR, PICTURE, bar, print_prediction
+from deitctl.cli.terminal_image import HALF, can_show, half_blocks
+from deitctl.data.eval_transform import Pixels
+from deitctl.inference.predict import Guess, Prediction
+
+LONG = "black and gold garden spider, Argiope aurantia, of the family of the orb-weaving spiders"
+
+
+def terminal(width: int = 80, colours: str = "truecolor", **options: object) -> Console:
+    return Console(
+        file=io.StringIO(), force_terminal=True, width=width, color_system=colours, highlight=False,
+        legacy_windows=False, **options,
+    )  # fmt: skip
+
+
+def printed(console: Console, prediction: Prediction) -> list[str]:
+    print_prediction(prediction, console)
+    text = console.file.getvalue()
+    return re.sub("\x1b\\[[0-9;]*m", "", text).splitlines()
+
+
+@pytest.fixture
+def quarters() -> Pixels:
+    """Red, green, blue and white quarters, 64 x 64."""
+    pixels = np.zeros((3, 64, 64), np.uint8)
+    pixels[0, :32, :32] = pixels[1, :32, 32:] = pixels[2, 32:, :32] = 255
+    pixels[:, 32:, 32:] = 255
+    return pixels
+
+
+def guesses(*scores: float, label: str = "cat") -> tuple[Guess, ...]:
+    return tuple(Guess(n, label, score) for n, score in enumerate(scores))
+
+
+@pytest.mark.parametrize(
+    ("score", "drawn"),
+    [(0.0, ""), (1.0, "█" * 10), (0.5, "█████"), (0.55, "█████▌"), (1 / 80, "▏"), (0.0001, ""), (0.9999, "█" * 10)],
+)
+def test_a_bar_has_steps_of_an_eighth(score, drawn):
+    assert bar(score, 10, terminal()) == drawn.ljust(10)
+
+
+def test_bars_are_in_proportion_and_never_longer_than_their_room():
+    bars = [bar(s / 100, 20, terminal()) for s in range(101)]
+    lengths = [8 * b.count("█") + " ▏▎▍▌▋▊▉".index((b.replace("█", "") + " ")[0]) for b in bars]
+    assert {len(b) for b in bars} == {20}
+    assert lengths == [round(s / 100 * 160) for s in range(101)]
+
+
+def test_a_terminal_that_knows_no_blocks_gets_signs_that_it_knows():
+    console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), force_terminal=True, width=80)
+    assert bar(0.5, 10, console) == "#####     "
+    assert not can_show(console)
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 200])
+def test_no_line_is_wider_than_the_terminal_and_no_letter_is_lost(width, quarters):
+    prediction = Prediction("p.jpg", guesses(1.0, 0.001, label=LONG), None, quarters)
+    lines = printed(terminal(width), prediction)
+    assert all(len(line) <= width for line in lines)
+    letters = re.sub("[^a-zA-Z,-]", "", "".join(lines))
+    assert letters.count(re.sub("[^a-zA-Z,-]", "", LONG)) == 2
+
+
+def test_what_is_no_terminal_gets_one_line_a_class():
+    console = Console(file=io.StringIO(), width=40)
+    lines = printed(console, Prediction("p.jpg", guesses(0.5, 0.25, label=LONG), None))
+    assert len(lines) == 3
+    assert all(line.endswith(LONG) for line in lines[1:])
+
+
+def test_the_picture_is_beside_the_classes_or_above_them_where_it_is_narrow(quarters):
+    prediction = Prediction("p.jpg", guesses(0.9, 0.1), None, quarters)
+    wide, narrow = printed(terminal(80), prediction), printed(terminal(40), prediction)
+    assert len(wide) == 1 + PICTURE // 2
+    assert wide[1].startswith("  " + HALF * PICTURE + "   90.0 % " + "█" * 17 + "▏")
+    assert wide[1].rstrip().endswith("cat")
+    assert len(narrow) == 1 + PICTURE // 2 + 2
+    assert narrow[1].strip() == HALF * PICTURE
+    assert "90.0 %" in narrow[-2]
+
+
+def test_more_classes_than_the_picture_is_high_go_on_below_it(quarters):
+    lines = printed(terminal(80), Prediction("p.jpg", guesses(*[0.05] * 20), None, quarters))
+    assert len(lines) == 21
+    assert lines[-1].startswith(" " * (PICTURE + 2))
+    assert all("5.0 %" in line for line in lines[1:])
+
+
+def test_two_pixels_a_character_with_the_colours_of_the_picture(quarters):
+    lines = half_blocks(quarters, 4)
+    assert [line.plain for line in lines] == [HALF * 4] * 2
+    first, last = ([span.style for span in line.spans] for line in lines)
+    red, green, blue, white = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+    def colours(styles: list[object]) -> list[tuple[int, ...]]:
+        return [tuple(c.triplet) for s in styles for c in (s.color, s.bgcolor)]
+
+    def near(found: list[tuple[int, ...]], wanted: list[tuple[int, ...]]) -> bool:
+        return bool(np.abs(np.array(found) - np.array(wanted)).max() <= 40)  # resizing rings at the edges
+
+    assert near(colours(first), [red] * 4 + [green] * 4)
+    assert near(colours(last), [blue] * 4 + [white] * 4)
+
+
+@pytest.mark.parametrize(
+    ("colours", "red", "said"),
+    [("truecolor", 251, "\x1b[38;2;251;0;0;48;2;251;0;0m"), ("256", 252, "\x1b[38;5;196;48;5;196m")],
+)
+def test_colours_reach_the_terminal_as_they_are_or_as_the_nearest_of_256(colours, red, said):
+    console = terminal(80, colours)
+    pixels = np.zeros((3, 8, 8), np.uint8)
+    pixels[0] = red  # two reds, because Rich remembers how it wrote a style
+    print_prediction(Prediction("p.jpg", guesses(0.9), None, pixels), console)
+    assert said in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("console", "able"),
+    [
+        (terminal(), True),
+        (terminal(colours="256"), True),
+        (terminal(colours="standard"), False),
+        (terminal(no_color=True), False),
+        (terminal(_environ={"TERM": "dumb"}), False),
+        (terminal(_environ={"NO_COLOR": "1"}), False),
+        (Console(file=io.StringIO()), False),
+    ],
+    ids=["truecolor", "256", "16", "no colour", "dumb", "NO_COLOR", "pipe"],
+)
+def test_only_a_terminal_with_colours_shows_a_picture(console, able, quarters):
+    assert can_show(console) is able
+    lines = printed(console, Prediction("p.jpg", guesses(0.9), None, quarters))
+    assert any(HALF in line for line in lines) is able
+
+
+def test_a_name_is_said_once_where_it_cannot_be_read():
+    lines = printed(terminal(), Prediction("/a/b.jpg", (), "/a/b.jpg cannot be read: No such file or directory."))
+    assert [line.strip() for line in lines] == ["/a/b.jpg", "cannot be read: No such file or directory."]
+    lines = printed(terminal(), Prediction("x.jpg", (), "x.jpg: the model answers with values that are not numbers."))
+    assert lines[1].strip() == "the model answers with values that are not numbers."
+
+
+def test_markup_in_a_label_is_text():
+    lines = printed(terminal(), Prediction("[b]x[/b]", guesses(0.5, label="[red]cat[/red]"), None))
+    assert lines[0] == "[b]x[/b]"
+    assert lines[1].endswith("[red]cat[/red]")
+    assert BAR == 20

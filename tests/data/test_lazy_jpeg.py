@@ -1,0 +1,173 @@
+"""A training JPEG has Pillow's pixels, whichever decoder made them, and is no less safe for being decoded late."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from deitctl.config import AugmentConfig
+from deitctl.data import lazy_jpeg as module
+from deitctl.data.decode import decode
+from deitctl.data.lazy_jpeg import Picture, open_picture
+from deitctl.data.transforms import resized_crop, train_view
+from deitctl.errors import DataError
+
+KINDS = {
+    "plain": {"quality": 90}, "4:4:4": {"subsampling": 0}, "4:2:2": {"subsampling": 1}, "progressive": {"progressive": True},
+    "restarts": {"restart_marker_blocks": 4}, "stored as RGB": {"keep_rgb": True}, "coarse": {"quality": 5},
+}  # fmt: skip
+TURN = 0x0112
+
+
+def jpeg(image, orientation=1, **options):
+    exif = Image.Exif()
+    exif[TURN] = orientation
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **options, **({} if orientation == 1 else {"exif": exif}))
+    return buffer.getvalue()
+
+
+def whole(picture):
+    return picture.cut((0, 0, *picture.size))
+
+
+@pytest.fixture(params=["torchvision", "Pillow"])
+def decoder(request, monkeypatch):
+    """Both ways to the pixels: torchvision's operator, and what is done where it is missing."""
+    if request.param == "Pillow":
+        monkeypatch.setattr(module, "_torchvision_decoder", lambda: None)
+    else:
+        assert module._torchvision_decoder() is not None
+    return request.param
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(96, 72), (61, 33), (1, 1), (8, 200)], ids=str)
+def test_pixels_are_pillows(kind, size, decoder, picture):
+    data = jpeg(picture(*size), **KINDS[kind])
+    opened = open_picture(data, "x")
+    assert isinstance(opened, Picture)
+    assert opened.size == size
+    assert np.array_equal(whole(opened), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_a_box_is_cut_where_it_is(decoder, picture):
+    data = jpeg(picture())
+    assert np.array_equal(open_picture(data, "x").cut((5, 7, 50, 60)), np.asarray(decode(data, "x"))[7:60, 5:50])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_pictures_are_upright(orientation, decoder, picture):
+    data = jpeg(picture(64, 40), orientation)
+    opened = open_picture(data, "x")
+    assert opened.size == ((40, 64) if orientation > 4 else (64, 40)) == decode(data, "x").size
+    assert np.array_equal(whole(opened), np.asarray(decode(data, "x")))
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("RGBA", "PNG"), ("P", "GIF")]
+)
+def test_other_pictures_are_decoded_at_once(mode, kind, picture):
+    buffer = io.BytesIO()
+    picture().convert(mode).save(buffer, kind)
+    opened = open_picture(buffer.getvalue(), "x")
+    assert isinstance(opened, Image.Image)
+    assert np.array_equal(np.asarray(opened), np.asarray(decode(buffer.getvalue(), "x")))
+
+
+def outcome(read):
+    try:
+        return read().tobytes()
+    except DataError as error:
+        return str(error)
+
+
+@given(cut=st.integers(0, 3000), changes=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), max_size=3))
+def test_damage_is_judged_as_pillow_judges_it(cut, changes, picture):
+    """The same pixels, or the same error in the same words, whichever bytes are changed or missing."""
+    damaged = bytearray(jpeg(picture(64, 48), quality=80))
+    for place, value in changes:
+        damaged[place % len(damaged)] = value
+    data = bytes(damaged[: max(1, len(damaged) - cut // 3)])
+
+    def ours():
+        opened = open_picture(data, "x.jpg")
+        return np.asarray(opened) if isinstance(opened, Image.Image) else whole(opened)
+
+    assert outcome(ours) == outcome(lambda: np.asarray(decode(data, "x.jpg")))
+
+
+def test_limits_are_checked_before_anything_is_decoded(monkeypatch, picture):
+    monkeypatch.setattr(module, "_torchvision_decoder", lambda: pytest.fail("decoded"))
+    data = jpeg(picture(96, 72))
+    monkeypatch.setenv("DEITCTL_MAX_PIXELS", "6000")
+    with pytest.raises(DataError, match="x has 96 x 72 pixels, more than 6,000"):
+        open_picture(data, "x")
+    monkeypatch.delenv("DEITCTL_MAX_PIXELS")
+    with pytest.raises(DataError, match="201 scans, more than 200"):
+        open_picture(data[:-2] + b"\xff\xda" * 200 + data[-2:], "x")
+
+
+def test_very_large_pictures_are_left_to_pillow_and_its_lock(monkeypatch, picture):
+    monkeypatch.setattr(module, "LARGE", 1000)
+    monkeypatch.setattr(module, "_torchvision_decoder", lambda: pytest.fail("not by Pillow"))
+    data = jpeg(picture())
+    assert np.array_equal(whole(open_picture(data, "x")), np.asarray(decode(data, "x")))
+
+
+@pytest.mark.parametrize(
+    ("size", "box", "target", "orientation", "shrink"),
+    [
+        ((800, 640), (400, 400), 200, 1, 2), ((800, 640), (400, 399), 200, 1, 1), ((800, 640), (800, 640), 80, 1, 8),
+        ((800, 640), (639, 640), 80, 1, 4), ((801, 640), (400, 400), 200, 1, 2), ((801, 640), (400, 400), 200, 6, 1),
+        ((800, 640), (400, 400), 200, 6, 2),
+    ],
+)  # fmt: skip
+def test_a_box_keeps_as_many_pixels_as_are_shown(size, box, target, orientation, shrink):
+    assert Picture(b"", "x", size, orientation).shrink_for(*box, target) == shrink
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("size", [(640, 480), (643, 485)], ids=str)
+def test_a_shrunk_crop_is_the_same_crop(orientation, size, picture):
+    """Decoded at a quarter, it is where it was: moved by two pixels of the picture, it differs more."""
+    smooth = picture(40, 30).resize(size, Image.Resampling.BICUBIC)
+    data = jpeg(smooth, orientation, quality=95)
+    opened, full = open_picture(data, "x"), decode(data, "x")
+    box = (21, 13, 21 + 400, 13 + 420)
+    shown = np.asarray(resized_crop(opened, box, 96)).astype(float)
+    errors = {
+        by: np.abs(shown - np.asarray(resized_crop(full, tuple(np.add(box, (by, by, by, by)).tolist()), 96))).mean()
+        for by in (-2, 0, 2)
+    }
+    assert errors[0] < 1
+    assert errors[0] < 0.6 * min(errors[-2], errors[2])
+
+
+def test_a_view_of_a_picture_is_the_view_of_its_pixels(picture):
+    """Where nothing is shrunk; and so whatever the source keeps its pictures in."""
+    augment = AugmentConfig(crop_scale=(0.1, 1.0), hflip=0.5, rand_augment="rand-m9-mstd0.5-inc1")
+    data = jpeg(picture(300, 200))
+    for index in range(10):
+        views = [train_view(p, augment, 224, 0, 0, index) for p in (open_picture(data, "x"), decode(data, "x"))]
+        assert np.array_equal(*views)
+
+
+def test_torchvision_is_not_imported_and_can_be_afterwards():
+    code = """
+import sys, torch
+from deitctl.data.lazy_jpeg import _torchvision_decoder
+decode = _torchvision_decoder()
+assert "torchvision" not in sys.modules
+from torchvision.io import decode_jpeg, encode_jpeg
+data = encode_jpeg(torch.arange(3 * 16 * 16).reshape(3, 16, 16).to(torch.uint8))
+assert torch.equal(decode(data.numpy().tobytes()), decode_jpeg(data))
+"""
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0

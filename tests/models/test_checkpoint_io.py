@@ -1,0 +1,264 @@
+"""Weights are written whole or not at all, and never read as code."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import pickle
+import threading
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from deitctl.errors import DeitctlError, ModelError
+from deitctl.models import timm_models
+from deitctl.models.checkpoint_io import (
+    file_metadata,
+    load_card,
+    load_tensors,
+    require_finite,
+    save_model,
+    save_tensors,
+    tensor_shapes,
+    write_bytes,
+    write_json,
+)
+from deitctl.models.layers import layer_names
+from deitctl.models.model_config import ModelCard
+
+
+@pytest.fixture
+def tensors(noise):
+    return {
+        "a.weight": noise(3, 4),
+        "b": torch.arange(5),
+        "half": noise(2).to(torch.bfloat16),
+        "scalar": torch.tensor(2.5),
+    }
+
+
+def test_tensors_survive_bit_by_bit(tmp_path, tensors):
+    save_tensors(tmp_path / "deep" / "x.safetensors", tensors)
+    loaded = load_tensors(tmp_path / "deep" / "x.safetensors")
+    assert set(loaded) == set(tensors)
+    assert all(torch.equal(loaded[k], v) and loaded[k].dtype is v.dtype for k, v in tensors.items())
+    assert tensor_shapes(tmp_path / "deep" / "x.safetensors")["a.weight"] == (3, 4)
+
+
+def test_channels_last_and_sliced_tensors_are_saved_by_value(tmp_path, noise):
+    values = {"c": noise(2, 3, 4, 4).to(memory_format=torch.channels_last), "s": noise(4, 4)[:, 1:3]}
+    save_tensors(tmp_path / "x.safetensors", values)
+    loaded = load_tensors(tmp_path / "x.safetensors")
+    assert all(torch.equal(loaded[k], v) for k, v in values.items())
+
+
+def test_writing_leaves_nothing_beside_the_file(tmp_path, tensors):
+    for _ in range(2):
+        save_tensors(tmp_path / "x.safetensors", tensors)
+        write_bytes(tmp_path / "y", b"abc")
+        write_json(tmp_path / "z.json", {"ä": 1})
+    assert sorted(os.listdir(tmp_path)) == ["x.safetensors", "y", "z.json"]
+    assert json.loads((tmp_path / "z.json").read_text(encoding="utf-8")) == {"ä": 1}
+
+
+def test_files_have_the_mode_that_the_umask_leaves(tmp_path, tensors):
+    old = os.umask(0o027)
+    try:
+        save_tensors(tmp_path / "x.safetensors", tensors)
+        write_bytes(tmp_path / "y", b"")
+    finally:
+        os.umask(old)
+    assert [(tmp_path / n).stat().st_mode & 0o777 for n in ("x.safetensors", "y")] == [0o640, 0o640]
+
+
+@pytest.mark.parametrize("writer", [lambda p: write_bytes(p, b"new"), lambda p: save_tensors(p, {"x": torch.ones(2)})])
+def test_a_failed_write_leaves_the_old_file_and_no_other(writer, tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DeitctlError, match=r"Cannot write .*x\.safetensors: No space left on device\. Free some space"):
+        writer(path)
+    assert os.listdir(tmp_path) == ["x.safetensors"]
+    assert path.read_bytes() == b"old"
+
+
+def test_a_folder_that_is_a_file_is_said(tmp_path, tensors):
+    (tmp_path / "file").write_text("")
+    for write in (lambda p: write_bytes(p, b""), lambda p: save_tensors(p, tensors)):
+        with pytest.raises(DeitctlError, match="Cannot write"):
+            write(tmp_path / "file" / "x")
+
+
+def test_readers_never_see_half_a_file(tmp_path):
+    path, seen = tmp_path / "x", set()
+    write_bytes(path, b"a" * 100_000)
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            data = path.read_bytes()
+            seen.add((len(data), len(set(data))))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for letter in (b"b", b"c", b"d") * 5:
+        write_bytes(path, letter * 100_000)
+    stop.set()
+    reader.join()
+    assert seen == {(100_000, 1)}
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/deitctl-was-here",)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
+    marker = "/tmp/deitctl-was-here"
+    for name, save in (("new.pth", torch.save), ("old.pth", lambda v, p: p.write_bytes(pickle.dumps(v)))):
+        save({"model": Malicious()}, tmp_path / name)
+        with pytest.raises(ModelError, match=f"{name} (holds more than weights|is not a readable)"):
+            load_tensors(tmp_path / name)
+    assert not os.path.exists(marker)
+
+
+def test_a_training_checkpoint_with_other_objects_is_refused(tmp_path, tensors):
+    torch.save({"model": tensors, "args": argparse.Namespace(lr=1)}, tmp_path / "c.pth")
+    with pytest.raises(ModelError, match="holds more than weights"):
+        load_tensors(tmp_path / "c.pth")
+
+
+@pytest.mark.parametrize("key", [None, "model", "state_dict", "model_state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_wrapping_of_training_checkpoints_is_taken_off(key, prefix, tmp_path, tensors):
+    state = {prefix + k: v for k, v in tensors.items()}
+    torch.save(state if key is None else {key: state, "epoch": 3}, tmp_path / "c.pth")
+    assert set(load_tensors(tmp_path / "c.pth")) == set(tensors)
+
+
+def test_prefixes_are_taken_off_safetensors_too(tmp_path, tensors):
+    save_tensors(tmp_path / "x.safetensors", {f"module.{k}": v for k, v in tensors.items()})
+    assert set(load_tensors(tmp_path / "x.safetensors")) == set(tensors)
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pth", "x.bin"])
+@pytest.mark.parametrize("data", [b"", b"not weights at all", b"\x80\x04]\x94.", b"\xff" * 64], ids=str)
+def test_what_is_no_checkpoint_is_said(name, data, tmp_path):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ModelError, match=name):
+        load_tensors(tmp_path / name)
+
+
+def test_truncated_weights_are_said(tmp_path, tensors):
+    save_tensors(tmp_path / "x.safetensors", tensors)
+    torch.save(tensors, tmp_path / "x.pth")
+    for name in ("x.safetensors", "x.pth"):
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data[: len(data) // 2])
+        with pytest.raises(ModelError, match="not a readable checkpoint"):
+            load_tensors(tmp_path / name)
+    with pytest.raises(ModelError, match="not a readable checkpoint"):
+        tensor_shapes(tmp_path / "x.safetensors")
+
+
+def test_missing_weights_are_said(tmp_path):
+    with pytest.raises(ModelError, match="There is no weights file"):
+        load_tensors(tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match="There is no weights file"):
+        load_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("value", [[1, 2], {"a": 3}, torch.ones(2), {}])
+def test_what_is_no_state_dict_is_said(value, tmp_path):
+    torch.save(value, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="is not a dictionary of tensors"):
+        load_tensors(tmp_path / "x.pth")
+
+
+LAYERS = {"classifier": ("head",), "first_conv": "patch_embed.proj", "fixed_input_size": True}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_one_number_that_is_none_is_found(bad):
+    tensors = {"first": torch.ones(3), "second": torch.zeros(40, 50), "counts": torch.tensor([1, 2])}
+    require_finite(tensors, "here")
+    tensors["second"][39, 49] = bad
+    with pytest.raises(ModelError, match=r"here is of no use: 'second'"):
+        require_finite(tensors, "here")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_numbers_whose_sum_is_too_large_are_numbers(dtype):
+    largest = torch.full((1000,), torch.finfo(dtype).max, dtype=dtype)
+    assert not largest.sum().isfinite()
+    require_finite({"small": torch.ones(4).to(torch.float8_e4m3fn)}, "here")  # has neither sums nor isfinite of its own
+    with pytest.raises(ModelError, match="not numbers"):
+        require_finite({"small": torch.tensor([float("nan")]).to(torch.float8_e4m3fn)}, "here")
+    require_finite({"large": largest}, "here")
+
+
+def test_model_folder_is_two_files(tmp_path, tensors):
+    card = ModelCard(architecture="x", num_classes=2, class_names=("a", "b"))
+    save_model(tmp_path / "m", tensors, card, LAYERS)
+    assert sorted(os.listdir(tmp_path / "m")) == ["config.json", "model.safetensors"]
+    assert load_card(tmp_path / "m") == card
+
+
+@pytest.mark.parametrize(
+    ("text", "what"), [("{", "not valid JSON"), ("[]", "is not a model's config"), ("{}", "is not")]
+)
+def test_broken_cards_are_said(text, what, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=what):
+        load_card(tmp_path)
+
+
+def test_missing_card_is_said(tmp_path):
+    with pytest.raises(ModelError, match=r"no readable config\.json"):
+        load_card(tmp_path)
+
+
+def test_card_that_is_no_text_is_said(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ModelError, match="not valid JSON"):
+        load_card(tmp_path)
+
+
+WORDS = {"deitctl": '{"epoch": 3, "top1": 91.5}', "a": 'ä → 字 " \\ \n\t\u2028', "z": "", "format": "pt"}
+
+
+def test_the_same_words_in_any_order_are_the_same_bytes(tmp_path, tensors):
+    """The library itself writes them in an order of its own, another in every process or even call."""
+    seen = set()
+    for number, names in enumerate(itertools.permutations(WORDS)):
+        path = tmp_path / f"{number}.safetensors"
+        save_tensors(path, tensors, {name: WORDS[name] for name in names})
+        seen.add(path.read_bytes())
+    assert len(seen) == 1
+    assert file_metadata(path) == WORDS
+    loaded = load_file(path)
+    assert all(torch.equal(loaded[k], v) for k, v in tensors.items())
+    header = path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")]
+    assert list(json.loads(header)["__metadata__"]) == sorted(WORDS)
+
+
+def test_a_model_folder_with_words_still_loads_in_timm(tmp_path):
+    model = timm.create_model("test_vit", num_classes=3).eval()
+    card = timm_models.card_of(model, "test_vit", 3)
+    save_model(tmp_path / "m", model.state_dict(), card, layer_names(model), WORDS)
+    again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+    assert file_metadata(tmp_path / "m" / "model.safetensors") == WORDS
+
+
+def test_a_file_that_is_not_there_or_broken_carries_no_words(tmp_path):
+    (tmp_path / "x").write_bytes(b"nothing")
+    assert file_metadata(tmp_path / "x") == file_metadata(tmp_path / "absent") == {}

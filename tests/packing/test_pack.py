@@ -1,0 +1,402 @@
+"""`deitctl pack`: the same data in one file, written whole or not at all, and checked against its source."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import deitctl
+from deitctl.checks.check import check
+from deitctl.cli.app import app
+from deitctl.data.fingerprint import data_fingerprint
+from deitctl.data.open import open_for_training
+from deitctl.errors import ConfigError, DataError, Signalled
+from deitctl.events import SilentReporter, Task
+from deitctl.packing import pack as workflow
+from deitctl.packing.pack import check_pack, pack
+from deitctl.training.configure import Request, configure
+from deitctl.training.launch import run_training
+
+COUNTS = {"train/ant": 6, "train/bee": 5, "val/ant": 2, "val/bee": 1}
+
+
+@pytest.fixture
+def root(tmp_path, picture) -> Path:
+    """Photographs of 48 x 36 pixels, as JPEG."""
+    seed = 0
+    for folder, count in COUNTS.items():
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+        for number in range(count):
+            seed += 1
+            picture(48, 36, seed % 20).save(tmp_path / "photos" / folder / f"{number}.jpg", quality=98)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def out(tmp_path) -> str:
+    return str(tmp_path / "x.pack")
+
+
+def hidden(tmp_path: Path) -> list[str]:
+    return [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_the_record_counts_what_was_done(root, out):
+    result = deitctl.pack(str(root), out)
+    before = sum(f.stat().st_size for f in root.rglob("*.jpg"))
+    record = result.to_dict()
+    assert record["parts"] == {"train": {"images": 11, "classes": 2}, "val": {"images": 3, "classes": 2}}
+    assert (record["images"], record["copied"], record["encoded"], record["unreadable"]) == (14, 14, 0, [])
+    assert (record["bytes_before"], record["bytes_after"]) == (before, os.path.getsize(out))
+    small = pack(str(root), out, max_size=18)
+    assert (small.copied, small.encoded, small.bytes_before) == (0, 14, before)
+    assert small.bytes_after == os.path.getsize(out) < before
+
+
+@pytest.mark.parametrize("options", [{}, {"max_size": 18}, {"raw": True}], ids=["copy", "smaller", "raw"])
+def test_the_same_input_gives_the_same_bytes_whatever_the_processes(options, root, tmp_path):
+    written = set()
+    for number, workers in enumerate((0, 0, 2)):
+        path = tmp_path / f"{number}.pack"
+        pack(str(root), str(path), workers=workers, **options)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+
+
+def table_of(root: Path) -> str:
+    path = root.parent / "table.csv"
+    rows = [(f.relative_to(root.parent), f.parent.name, f.parent.parent.name) for f in sorted(root.rglob("*.jpg"))]
+    path.write_text("path,label,split\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
+    return str(path)
+
+
+def tar_of(root: Path) -> str:
+    with tarfile.open(root.with_suffix(".tar"), "w") as archive:
+        archive.add(root, arcname="around")
+    return str(root.with_suffix(".tar"))
+
+
+def pack_of(root: Path) -> str:
+    pack(str(root), str(root.parent / "first.pack"))
+    return str(root.parent / "first.pack")
+
+
+@pytest.mark.parametrize("make", [str, tar_of, pack_of, table_of])
+def test_all_kinds_of_data_can_be_packed_and_checked(make, root, out, reporter):
+    data = make(root)
+    pack(data, out)
+    assert check_pack(data, out).different == 0
+    for ours, theirs in zip(*(open_for_training(d, seed=0, reporter=reporter) for d in (out, data)), strict=True):
+        assert data_fingerprint(ours, reporter) == data_fingerprint(theirs, reporter)
+
+
+def test_folder_tar_and_pack_give_the_same_pack(root, out, tmp_path):
+    written = set()
+    for data in (str(root), tar_of(root), pack_of(root)):
+        pack(data, out)
+        written.add(Path(out).read_bytes())
+    assert len(written) == 1
+
+
+def test_a_folder_is_called_what_it_is_called_from(root, out, monkeypatch):
+    pack(str(root), out)
+    expected = Path(out).read_bytes()
+    for home, name in ((root, "."), (root.parent, "photos"), (root.parent, "./photos/")):
+        monkeypatch.chdir(home)
+        pack(name, out)
+        assert Path(out).read_bytes() == expected
+    pack("photos/train", "train.pack")
+    assert check_pack(str(root / "train"), "train.pack").different == 0
+
+
+def test_the_built_in_digits_can_be_packed(out, reporter, digit_sources):
+    assert pack("digits", out).encoded == 1797
+    assert check_pack("digits", out).different == 0
+    train, _ = open_for_training(out, seed=0, reporter=reporter)
+    assert all(train.read(i).tobytes() == digit_sources[0].read(i).tobytes() for i in range(0, 1442, 100))
+
+
+def test_smaller_pictures_and_pixels_are_other_data(root, tmp_path, reporter):
+    """So that a teacher's words about them are kept apart."""
+    prints = set()
+    for name, options in (("a", {}), ("b", {"max_size": 18}), ("c", {"raw": True}), ("d", {"max_size": 1000})):
+        pack(str(root), str(tmp_path / f"{name}.pack"), **options)
+        train, _ = open_for_training(str(tmp_path / f"{name}.pack"), seed=0, reporter=reporter)
+        prints.add(data_fingerprint(train, reporter))
+    assert len(prints) == 3  # of 1000 pixels none was more
+
+
+def other_bytes(root: Path, out: Path) -> None:
+    (root / "train" / "ant" / "1.jpg").write_bytes((root / "train" / "ant" / "2.jpg").read_bytes())
+
+
+def flipped(root: Path, out: Path) -> None:
+    data = bytearray(out.read_bytes())
+    data[1000] ^= 1
+    out.write_bytes(data)
+
+
+CHANGES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
+    "other bytes": (other_bytes, r"train/ant/1\.jpg is not what was packed"),
+    "removed": (lambda root, _: (root / "val/bee/0.jpg").unlink(), "The val part has other classes"),
+    "added": (
+        lambda root, _: shutil.copy(root / "val/bee/0.jpg", root / "val/ant/9.jpg"),
+        r"val/ant/9\.jpg is only in the data",
+    ),
+    "renamed": (
+        lambda root, _: (root / "train/ant/0.jpg").rename(root / "train/ant/9.jpg"),
+        r"x\.pack:train/ant/0\.jpg is only in the pack",
+    ),
+    "renamed class": (
+        lambda root, _: (root / "train/ant").rename(root / "train/ape"),
+        "The train part has other classes",
+    ),
+    "without a part": (lambda root, _: shutil.rmtree(root / "val"), "The val part is only in the pack"),
+    "link to nowhere": (
+        lambda root, _: ((root / "val/bee/0.jpg").unlink(), (root / "val/bee/0.jpg").symlink_to("none")),
+        r"val/bee/0\.jpg cannot be read",
+    ),
+    "damaged pack": (flipped, r"x\.pack:train/ant/0\.jpg is damaged: its bytes do not match their checksum"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("options", [{}, {"max_size": 30}, {"raw": True}], ids=["copy", "smaller", "raw"])
+def test_a_check_says_what_is_different(name, options, root, out):
+    change, what = CHANGES[name]
+    pack(str(root), out, **options)
+    assert (check_pack(str(root), out).different, check_pack(str(root), out).images) == (0, 14)
+    change(root, Path(out))
+    found = check_pack(str(root), out)
+    assert found.different >= 1
+    assert any(re.search(what, example) for example in found.examples), found.examples
+
+
+def test_a_label_that_is_another_is_told(root, out):
+    data = table_of(root)
+    pack(data, out)
+    text = Path(data).read_text()
+    Path(data).write_text(text.replace("photos/train/ant/3.jpg,ant", "photos/train/ant/3.jpg,bee"))
+    found = check_pack(data, out)
+    assert found.examples == (f"{out}:train/photos/train/ant/3.jpg is of class 'ant', and of 'bee' in the data.",)
+
+
+def test_another_order_is_told(root, out):
+    data = table_of(root)
+    pack(data, out)
+    first, *rows = Path(data).read_text().splitlines(keepends=True)
+    Path(data).write_text(first + "".join(reversed(rows)))
+    assert check_pack(data, out).examples == ("The train part has another order.", "The val part has another order.")
+
+
+def test_unreadable_pictures_keep_their_numbers_and_are_named(root, out, reporter):
+    (root / "train/ant/2.jpg").unlink()
+    (root / "train/ant/2.jpg").symlink_to("nowhere")
+    (root / "train/bee/1.jpg").write_bytes((root / "train/bee/1.jpg").read_bytes()[:300])
+    result = pack(str(root), out)
+    assert len(result.unreadable) == 1  # copying looks into no picture
+    result = pack(str(root), out, max_size=18)
+    assert ["ant/2.jpg" in result.unreadable[0], "bee/1.jpg" in result.unreadable[1]] == [True, True]
+    assert (result.copied, result.encoded) == (2, 12)
+    assert check_pack(str(root), out).different == 0
+    train, _ = open_for_training(out, seed=0, reporter=reporter)
+    for index, what in ((2, r"2\.jpg is empty"), (7, r"1\.jpg cannot be decoded")):
+        with pytest.raises(DataError, match=what):
+            train.read(index)
+    assert train.read(8).size == (24, 18)
+
+
+def test_check_looks_at_a_pack_as_at_its_folder(root, out):
+    """But for the formats that names promise: a pack is free to store another."""
+    (root / "train/bee/1.jpg").write_bytes((root / "train/bee/1.jpg").read_bytes()[:300])
+    (root / "train/bee/0.jpg").rename(root / "train/bee/0.png")
+    pack(str(root), out)
+    folder, packed = ({f.check: f.count for f in check(d).findings} for d in (str(root), out))
+    assert folder.pop("wrong_extension") == 1
+    assert packed == folder
+    data = bytearray(Path(out).read_bytes())
+    data[1000] ^= 1
+    Path(out).write_bytes(data)
+    assert {f.check: f.count for f in check(out).findings}["unreadable"] == 1
+
+
+def test_a_training_on_a_pack_is_that_on_its_folder(root, out, tmp_path, reporter):
+    pack(str(root), out)
+    weights = set()
+    for name, data in (("a", str(root)), ("b", out)):
+        request = Request(
+            data=data, model="test_vit", recipe="small", pretrained=False, output=str(tmp_path / name),
+            given={"seed": 1, "recipe.epochs": 1, "recipe.batch_size": 4, "recipe.img_size": 160, "workers": 0, "precision": "fp32"},
+        )  # fmt: skip
+        config, train, val = configure(request, reporter)
+        run_training(config, sources=(train, val))
+        weights.add((tmp_path / name / "model.safetensors").read_bytes())
+    assert len(weights) == 1
+
+
+def test_what_is_no_pack_is_not_written_over(root, tmp_path):
+    (tmp_path / "notes.pack").write_text("dear diary")
+    (tmp_path / "folder.pack").mkdir()
+    (tmp_path / "link.pack").symlink_to("nowhere")
+    for name in ("notes", "folder", "link"):
+        with pytest.raises(DataError, match="is there and is not a pack"):
+            pack(str(root), str(tmp_path / f"{name}.pack"))
+    assert (tmp_path / "notes.pack").read_text() == "dear diary"
+    with pytest.raises(ConfigError, match=r"must end in \.pack"):
+        pack(str(root), str(tmp_path / "x.tar"))
+
+
+def test_a_pack_is_not_packed_into_itself(root, out):
+    pack(str(root), out)
+    before = Path(out).read_bytes()
+    with pytest.raises(DataError, match="cannot be packed into itself"):
+        pack(out, out, max_size=18)
+    assert Path(out).read_bytes() == before
+
+
+class At(SilentReporter):
+    """Does something when some pictures are packed."""
+
+    def __init__(self, pictures: int, action: Callable[[], None]) -> None:
+        self.left, self.action = pictures, action
+
+    @contextmanager
+    def task(self, label: str, total: int | None, unit: str = "images") -> Iterator[Task]:
+        self.label = label
+        yield self
+
+    def advance(self, amount: int = 1, **_: object) -> None:
+        if self.label == "pack":
+            self.left -= amount
+            if self.left == 0:
+                self.action()
+
+    def skip(self, amount: int) -> None:
+        pass
+
+
+def stop() -> None:
+    raise Signalled(signal.SIGTERM)
+
+
+def test_an_interrupted_pack_leaves_what_was_there(root, out, tmp_path):
+    pack(str(root), out)
+    before = Path(out).read_bytes()
+    for workers in (0, 2):
+        with pytest.raises(Signalled):
+            pack(str(root), out, max_size=18, workers=workers, reporter=At(5, stop))
+    assert Path(out).read_bytes() == before
+    assert hidden(tmp_path) == []
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_whatever_ends_it_ends_its_processes_too(signum, picture, out, tmp_path):
+    """They have more to say than a pipe holds, and nobody listens any more."""
+    picture(300, 300).save(tmp_path / "large.png")
+    (tmp_path / "many.csv").write_text("path,label\n" + "large.png,a\nlarge.png,b\n" * 5000)
+    command = [sys.executable, "-m", "deitctl", "pack", str(tmp_path / "many.csv"), out, "--raw", "--workers", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not any((tmp_path / name).stat().st_size > 5_000_000 for name in hidden(tmp_path)):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signum)
+        said = process.communicate(timeout=30)  # until the last of them has closed its streams
+    assert (process.returncode, said) == {
+        signal.SIGTERM: (143, ("", "interrupted\n")), signal.SIGKILL: (-9, ("", "")),
+    }[signum]  # fmt: skip
+    assert len(hidden(tmp_path)) == (signum == signal.SIGKILL)
+    assert not Path(out).exists()
+
+
+def test_a_process_that_is_killed_is_one_line(picture, out, tmp_path):
+    picture(300, 300).save(tmp_path / "large.png")
+    (tmp_path / "many.csv").write_text("path,label\n" + "large.png,a\nlarge.png,b\n" * 5000)
+
+    killing = At(20, lambda: multiprocessing.active_children()[0].kill())
+    with pytest.raises(DataError, match="A process that decodes died, .* Pack with fewer processes: --workers 0"):
+        pack(str(tmp_path / "many.csv"), out, raw=True, workers=2, reporter=killing)
+    assert multiprocessing.active_children() == []
+    assert hidden(tmp_path) == []
+
+
+def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    code = f"import sys, resource; {before}; from deitctl.cli.app import main; sys.argv = ['deitctl', *sys.argv[1:]]; main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_a_disk_without_room_is_one_line_and_leaves_nothing(root, out, tmp_path):
+    done = run("pack", str(root), out, before="resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == [
+        f"error: Cannot write {out}: File too large. Name another OUT."
+    ]
+    assert "Traceback" not in done.stderr
+    assert not Path(out).exists()
+    assert hidden(tmp_path) == []
+
+
+def test_the_command_line_prints_the_record_and_its_exit_codes(root, out):
+    def call(*arguments: str):
+        return CliRunner().invoke(app, ["pack", str(root), out, *arguments, "--format", "json"])
+
+    done = call()
+    assert (done.exit_code, json.loads(done.stdout)["images"]) == (0, 14)
+    good = call("--check")
+    assert (good.exit_code, json.loads(good.stdout)["different"]) == (0, 0)
+    (root / "train/ant/2.jpg").write_bytes(b"no picture")
+    bad = call("--check")
+    assert json.loads(bad.stdout)["examples"] == [f"{root}/train/ant/2.jpg is not what was packed."]
+    assert str(bad.exception) == (
+        f"{out} is not what {root} is: 1 difference(s), the first: {root}/train/ant/2.jpg is not what was packed. Pack it again."
+    )
+    some = call("--max-size", "18")
+    assert (some.exit_code, json.loads(some.stdout)["unreadable"]) == (3, [f"{root}/train/ant/2.jpg is not a picture."])
+
+
+def test_the_table_ends_with_what_was_done(root, out):
+    done = CliRunner().invoke(app, ["pack", str(root), out, "--max-size", "18", "--format", "table"])
+    assert "0 copied, 14 encoded anew; " in done.stdout.splitlines()[-1]
+    checked = CliRunner().invoke(app, ["pack", str(root), out, "--check", "--format", "table"])
+    assert "14 pictures compared, 0 difference(s); " in checked.stdout
+
+
+@pytest.mark.parametrize("options", [{}, {"max_size": 30}, {"raw": True}], ids=["copy", "smaller", "raw"])
+def test_a_check_tells_other_pictures_with_the_right_digests(options, root, out, monkeypatch):
+    keep_all = workflow.keep_all
+
+    def the_first_every_time(*arguments):
+        kept = list(keep_all(*arguments))
+        yield from (k._replace(data=kept[0].data) for k in kept)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workflow, "keep_all", the_first_every_time)
+        pack(str(root), out, **options)
+    assert check_pack(str(root), out).different >= 12  # of fourteen, of which the first is right
+
+
+def test_a_pack_that_is_written_over_in_place_is_told_at_the_next_picture(root, out, tmp_path, reporter):
+    pack(str(root), out)
+    train, _ = open_for_training(out, seed=0, reporter=reporter)
+    train.read(0)
+    with open(out, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\0")
+    os.utime(out, ns=(1, 1))
+    with pytest.raises(DataError, match="changed while it was in use"):
+        train.read(1)

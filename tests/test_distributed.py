@@ -1,0 +1,213 @@
+"""Two processes say, sum and keep the same; one alone needs nobody; one that is left says so in a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deitctl import distributed as module
+from deitctl.distributed import ALONE, World, joined, launch_id, launched, local_rank, main_process
+from deitctl.errors import ConfigError
+
+CPU = torch.device("cpu")
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@given(size=st.integers(1, 20), count=st.integers(0, 300))
+def test_shares_are_all_of_a_batch_in_order_with_neighbours_together_and_even(size: int, count: int) -> None:
+    shares = [World(rank, size).share(count) for rank in range(size)]
+    assert [place for share in shares for place in range(count)[share]] == list(range(count))
+    assert all(s.start % 2 == 0 or s.start == count for s in shares)
+    assert all(a.stop == b.start for a, b in pairwise(shares))
+    lengths = [s.stop - s.start for s in shares]
+    assert max(lengths) - min(lengths) <= (2 if count % 2 == 0 else 3)
+
+
+def test_one_alone_needs_nobody() -> None:
+    values, model = [torch.ones(2)], torch.nn.Linear(2, 2)
+    before = model.weight.clone()
+    assert ALONE.is_main
+    assert ALONE.exchange([3, 4]) == [[3, 4]]
+    marker = object()
+    assert ALONE.gather(marker) == [marker]
+    assert ALONE.from_main(marker) is marker
+    ALONE.add_up(values)
+    ALONE.equalise(model)
+    ALONE.wait()
+    assert torch.equal(values[0], torch.ones(2))
+    assert torch.equal(model.weight, before)
+    with joined(CPU) as world, joined(torch.device("mps")) as other:  # whatever the device
+        assert world is other is ALONE
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, (False, True, 0, "")),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, (False, True, 0, "")),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, (True, True, 0, "")),
+        ({"WORLD_SIZE": "16", "RANK": "9", "LOCAL_RANK": "1"}, (True, False, 1, "")),
+        ({"WORLD_SIZE": "2", "RANK": "1", "TORCHELASTIC_RUN_ID": "job-7"}, (True, False, 0, "job-7")),
+    ],
+)
+def test_the_environment_says_who_a_process_is(
+    values: dict[str, str], expected: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    assert (launched(), main_process(), local_rank(), launch_id()) == expected
+
+
+def test_a_launch_without_a_name_is_known_by_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert launch_id() == launch_id()
+    assert str(os.getppid()) in launch_id()
+
+
+def test_several_processes_on_a_device_that_cannot_talk_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="Several processes cannot share mps"):
+        joined(torch.device("mps")).__enter__()
+
+
+def test_buckets_are_of_one_kind_and_size_and_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BUCKET", 10)
+    tensors = [torch.zeros(n) for n in (4, 6, 1, 10, 11, 0, 3)] + [torch.zeros(2, dtype=torch.float64)]
+    groups = list(module._buckets(tensors))
+    assert [[t.numel() for t in g] for g in groups] == [[4, 6], [1], [10], [11], [0, 3], [2]]
+    assert [id(t) for g in groups for t in g] == [id(t) for t in tensors]
+    assert list(module._buckets([])) == []
+
+
+def both_meet(store: dist.Store) -> list[dist.Store]:
+    corners: list[dist.Store | None] = [None, None]
+
+    def come(rank: int) -> None:
+        corners[rank] = module._clean_corner(store, rank, 2)
+
+    threads = [threading.Thread(target=come, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    return [corner for corner in corners if corner is not None]
+
+
+def test_each_start_meets_in_a_corner_of_its_own_whatever_the_dead_left_in_the_store() -> None:
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=20))
+    store.set("hello/1", "of a process that died before it was answered")
+    first, first_too = both_meet(store)
+    first.set("address", "old")
+    assert first_too.get("address") == b"old"
+    second, second_too = both_meet(store)
+    assert not second.check(["address"])
+    second_too.set("address", "new")
+    assert second.get("address") == b"new"
+    assert first.get("address") == b"old"
+
+
+def test_one_that_never_comes_is_waited_for_so_long_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ARRIVAL", 0.1)
+    for rank, missing in ((0, 1), (1, 0)):
+        with pytest.raises(RuntimeError, match=f"process {missing} did not come"):
+            module._clean_corner(dist.HashStore(), rank, 2)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
+    """What each of two processes saw (see pair.py)."""
+    out = tmp_path_factory.mktemp("pair")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    inherited = {k: v for k, v in os.environ.items() if k not in NAMES}
+    common = {
+        **inherited,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    program = Path(__file__).with_name("pair.py")
+    pair = [
+        subprocess.Popen(
+            [sys.executable, str(program), str(out)],
+            env={**common, "RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    said = [process.communicate(timeout=100)[1] for process in pair]
+    assert [process.returncode for process in pair] == [0, 3], said
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def plan() -> object:
+    """The helper's own tensors and networks."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("pair", Path(__file__).with_name("pair.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    pair = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pair)
+    return pair
+
+
+def test_processes_know_their_places_and_hear_each_other(two: list[dict[str, object]]) -> None:
+    for rank, seen in enumerate(two):
+        assert seen["place"] == [rank, 2, rank == 0]
+        assert seen["exchange"] == [[0, 10, -(2**40)], [1, 11, -(2**40)]]
+        assert seen["gather"] == [{"rank": 0, "text": ""}, {"rank": 1, "text": "x" * 100}]
+        assert seen["from_main"] == "said by 0"
+
+
+def test_sums_are_those_of_all_and_land_where_the_tensors_are(two: list[dict[str, object]]) -> None:
+    first, second = (plan().tensors_of(rank) for rank in (0, 1))
+    expected = [(a.double() + b.double()).tolist() for a, b in zip(first, second, strict=True)]
+    for seen in two:
+        assert seen["sums"] == expected
+        assert seen["in_place"]
+
+
+def test_all_get_the_main_processs_parameters_and_statistics(two: list[dict[str, object]]) -> None:
+    expected = {k: v.double().tolist() for k, v in plan().network(0).state_dict().items()}
+    assert plan().network(1).state_dict()["1.num_batches_tracked"] == 2
+    for seen in two:
+        assert seen["model"] == expected
+
+
+def test_processes_that_have_met_find_themselves_met_and_can_part_and_meet_again(two: list[dict[str, object]]) -> None:
+    for rank, seen in enumerate(two):
+        assert seen["nested"] == [rank, 2, [[0], [1]]]
+        assert seen["after nested"] == [[0], [1]]
+        assert seen["met again"] == [[0], [1]]
+
+
+def test_one_that_is_left_says_so_in_a_line(two: list[dict[str, object]]) -> None:
+    message, hint = two[0]["lost"]
+    assert message == "Another process of this run is gone, or cannot be reached."
+    assert "\n" not in message
+    assert len(message) < 220
+    assert "--max-restarts" in hint

@@ -1,0 +1,60 @@
+"""A plan says what the run will do: its rates, its batches, its resolutions; and refuses what the run would refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deitctl.config import TrainConfig
+from deitctl.data.dataset import Source, subset
+from deitctl.errors import ConfigError
+from deitctl.training import plan
+from deitctl.training.launch import run_training
+from deitctl.training.plan import plan_training
+
+Make = Callable[..., TrainConfig]
+Pair = tuple[Source, Source]
+
+
+def test_the_rate_is_that_of_the_batch_which_the_data_fills(
+    little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch, reporter
+) -> None:
+    """The run's largest rate, as its log has it, is the plan's; both say that a batch is all pictures."""
+    config = little_config("x")
+    optim = replace(config.recipe.optim, warmup_epochs=0)
+    config = replace(config, recipe=replace(config.recipe, batch_size=1000, epochs=4, optim=optim))
+    monkeypatch.setattr(plan, "open_for_training", lambda *_, **__: little)
+    said = plan_training(config)
+    count = len(little[0].labels)
+    assert said["batch size"] == count
+    assert said["peak learning rate"] == config.recipe.optim.lr * count / config.recipe.optim.lr_batch
+    run = run_training(config, sources=little, reporter=reporter).run
+    log = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    assert max(r["lr"] for r in log if r["kind"] == "step") == pytest.approx(said["peak learning rate"])
+    assert f"A batch is all {count} training pictures, which are fewer than 1000." in reporter.notes
+
+
+def test_early_epochs_are_planned_at_their_size_and_warned_of(little_config: Make, reporter) -> None:
+    config = little_config("x")
+    config = replace(config, recipe=replace(config.recipe, epochs=3, early_scale=0.5, early_share=0.7))
+    assert plan_training(config, reporter=reporter)["early epochs"] == "2 at 16 pixels"
+    assert ["so few patches" in said for said in reporter.warnings] == [True]
+    assert "early epochs" not in plan_training(little_config("y"))
+
+
+def test_a_model_of_one_size_is_refused_before_it_is_run(little_config: Make) -> None:
+    config = replace(little_config("x"), model="vit_tiny_patch16_224")
+    recipe = replace(config.recipe, img_size=224, epochs=3, early_scale=0.5, early_share=0.7)
+    with pytest.raises(ConfigError, match="one size only"):
+        plan_training(replace(config, recipe=recipe))
+
+
+def test_one_epoch_has_no_early_one_and_says_so(little_config: Make, little: Pair, reporter) -> None:
+    config = little_config("x")
+    config = replace(config, recipe=replace(config.recipe, epochs=1, early_scale=0.5, early_share=0.7))
+    run_training(config, sources=(subset(little[0], range(16)), little[1]), reporter=reporter)
+    assert "No early epochs of smaller pictures: the run is too short." in reporter.notes

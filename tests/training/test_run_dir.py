@@ -1,0 +1,103 @@
+"""A run is a folder with a configuration and a log without gaps or doubles."""
+
+from __future__ import annotations
+
+import pytest
+
+from deitctl.config import TrainConfig
+from deitctl.errors import ConfigError, DeitctlError
+from deitctl.recipes import RECIPES
+from deitctl.training.run_dir import Run, new_run_folder
+
+CONFIG = TrainConfig(model="deit_tiny", data="digits", recipe=RECIPES["digits"], output="somewhere")
+
+
+def test_a_run_opens_with_the_configuration_it_was_made_with(tmp_path):
+    Run.create(tmp_path / "run", CONFIG)
+    run, config = Run.open(tmp_path / "run")
+    assert config == CONFIG
+    assert run.root == tmp_path / "run"
+    assert not run.has_model
+    assert run.result() is None
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    run = Run.create(tmp_path / "run", CONFIG)
+    Run.create(tmp_path / "run", CONFIG)  # nothing was done in it yet: a refused teacher leaves it so
+    run.state.mkdir()
+    with pytest.raises(DeitctlError, match=r"already holds a run.*--resume"):
+        Run.create(tmp_path / "run", CONFIG)
+
+
+def test_a_model_folder_is_not_overwritten(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(DeitctlError, match="already holds a run"):
+        Run.create(tmp_path, CONFIG)
+
+
+def test_lines_of_the_log_that_nobody_wrote_are_passed_over(tmp_path):
+    run = Run.create(tmp_path / "run", CONFIG)
+    run.log({"kind": "step", "step": 1})
+    with run.metrics_file.open("a") as file:
+        file.write('{"kind": "st\n[1]\n7\n{"step": 3}\n' + "[" * 5000 + "\n")
+    run.log({"kind": "step", "step": 2})
+    assert [record["step"] for record in run.records("step")] == [1, 2]
+
+
+def test_what_is_no_run_is_said(tmp_path):
+    with pytest.raises(ConfigError, match=r"is not a run: it has no run\.toml"):
+        Run.open(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DeitctlError, match="Cannot write"):
+        Run.create(tmp_path / "file" / "run", CONFIG)
+
+
+def test_log_keeps_records_by_kind(tmp_path):
+    run = Run.create(tmp_path / "run", CONFIG)
+    assert list(run.records("step")) == []
+    assert run.log_size() == 0
+    for number in range(3):
+        run.log({"kind": "step", "step": number})
+    run.log({"kind": "epoch", "epoch": 1, "text": "größer"})
+    assert [r["step"] for r in run.records("step")] == [0, 1, 2]
+    assert [r["text"] for r in run.records("epoch")] == ["größer"]
+
+
+def test_cutting_the_log_drops_what_came_after_the_state(tmp_path):
+    run = Run.create(tmp_path / "run", CONFIG)
+    run.log({"kind": "step", "step": 0})
+    size = run.log_size()
+    run.log({"kind": "step", "step": 1})
+    with run.metrics_file.open("a") as file:
+        file.write('{"kind": "st')  # killed in the middle of a line
+    run.cut_log(size)
+    run.log({"kind": "step", "step": 1})
+    assert [r["step"] for r in run.records("step")] == [0, 1]
+
+
+def test_cutting_a_log_that_is_shorter_adds_nothing(tmp_path):
+    run = Run.create(tmp_path / "run", CONFIG)
+    run.cut_log(100)
+    run.log({"kind": "step", "step": 0})
+    run.cut_log(1000)
+    assert [r["step"] for r in run.records("step")] == [0]
+
+
+def test_new_folders_do_not_meet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(new_run_folder("deit_tiny-digits")) == "runs/deit_tiny-digits"
+    (tmp_path / "runs" / "deit_tiny-digits").mkdir(parents=True)
+    assert str(new_run_folder("deit_tiny-digits")) == "runs/deit_tiny-digits-2"
+    (tmp_path / "runs" / "deit_tiny-digits-2").mkdir()
+    assert str(new_run_folder("deit_tiny-digits")) == "runs/deit_tiny-digits-3"
+
+
+@pytest.mark.parametrize("stem", ["a/b c", "../up", "x:y", "...", ""])
+def test_odd_names_stay_inside_runs(stem, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = new_run_folder(stem)
+    assert folder.parent.name == "runs"
+    assert folder.name

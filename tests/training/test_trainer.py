@@ -1,0 +1,323 @@
+"""A run goes on through signals, a disk that fills, memory that runs out, and weights that are newer than its state."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from deitctl import device
+from deitctl.config import TrainConfig
+from deitctl.data.dataset import Source
+from deitctl.data.loader import Batch
+from deitctl.errors import DataError, DeitctlError, Interrupted
+from deitctl.events import SilentReporter, Task
+from deitctl.models.checkpoint_io import WEIGHTS, file_metadata, load_tensors, save_tensors
+from deitctl.training import step as loop
+from deitctl.training import trainer as session
+from deitctl.training.checkpointer import Saver
+from deitctl.training.launch import resume, run_training
+from deitctl.training.run_dir import Run
+from deitctl.training.state import Progress, TrainState
+from deitctl.training.trainer import NOTE, Session
+
+Make = Callable[..., TrainConfig]
+Pair = tuple[Source, Source]
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="limits the address space, looks into /proc")
+
+
+class Does(SilentReporter):
+    """Calls something when a task of the given name begins."""
+
+    def __init__(self, label: str, action: Callable[[], None]) -> None:
+        self.label, self.action = label, action
+
+    @contextmanager
+    def task(self, label: str, total: int | None, unit: str = "images") -> Iterator[Task]:
+        with super().task(label, total, unit) as task:
+            if label == self.label:
+                self.action()
+            yield task
+
+
+def stop() -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def stopped_after(config: TrainConfig, epochs: int, little: Pair) -> Path:
+    with pytest.raises(Interrupted):
+        run_training(config, sources=little, reporter=Does(f"epoch {epochs + 1}/3", stop))
+    return Path(config.output)
+
+
+def state_of(run: Path) -> dict[str, object]:
+    return json.loads((run / "state" / "state.json").read_text())
+
+
+def test_weights_carry_the_epoch_that_they_were_kept_for(little_config: Make, little: Pair) -> None:
+    result = run_training(short(little_config("run")), sources=little)
+    note = json.loads(file_metadata(result.run / WEIGHTS)[NOTE])
+    state = state_of(result.run)
+    assert note == {"epoch": state["best_epoch"], "top1": state["best_top1"], "weights": state["best_weights"]}
+    assert (note["epoch"], note["weights"]) == (result.best_epoch, result.best_weights)
+
+
+def keep_weights_of(run: Path, note: object) -> None:
+    """Write the run's weights again as those that were kept for another epoch, without telling the state."""
+    text = note if isinstance(note, str) else json.dumps(note)
+    save_tensors(run / WEIGHTS, load_tensors(run / WEIGHTS), {NOTE: text})
+
+
+def test_weights_kept_after_the_state_was_saved_are_the_best_so_far(little_config: Make, little: Pair) -> None:
+    """Killed between the two: the note of a later epoch is believed, and nothing worse takes its place."""
+    run = stopped_after(little_config("run"), 1, little)
+    keep_weights_of(run, {"epoch": 2, "top1": 101.0, "weights": "average"})
+    before = (run / WEIGHTS).read_bytes()
+    result = resume(run, sources=little)
+    assert (result.best_epoch, result.best_weights) == (2, "average")
+    assert state_of(run)["best_top1"] == 101.0
+    assert (run / WEIGHTS).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("note", "epoch"),
+    [
+        ({"epoch": 5, "top1": 50.0, "weights": "raw"}, 5),  # later, whatever it scored
+        ({"epoch": 4, "top1": 99.0, "weights": "raw"}, 4),  # the state's own
+        ({"epoch": 3, "top1": 99.0, "weights": "raw"}, 4), ({"epoch": 9}, 4), ({"epoch": "x"}, 4), ("{", 4), ("[]", 4),
+        ("3", 4), ("null", 4), ("", 4), ({"epoch": None, "top1": 1, "weights": "raw"}, 4),
+    ],
+)  # fmt: skip
+def test_only_a_whole_note_of_a_later_epoch_is_taken_up(note: object, epoch: int, tmp_path: Path) -> None:
+    save_tensors(tmp_path / WEIGHTS, {"x": torch.ones(1)})
+    keep_weights_of(tmp_path, note)
+    progress = Progress(best_epoch=4, best_top1=80.0, best_weights="average")
+    session = SimpleNamespace(run=Run(tmp_path), state=SimpleNamespace(progress=progress))
+    Session._take_up_best(session)  # type: ignore[arg-type]
+    kept = (4, 80.0, "average") if epoch == 4 else (5, 50.0, "raw")
+    assert (progress.best_epoch, progress.best_top1, progress.best_weights) == kept
+
+
+def test_a_run_without_weights_has_nothing_to_take_up(tmp_path: Path) -> None:
+    progress = Progress()
+    session = SimpleNamespace(run=Run(tmp_path), state=SimpleNamespace(progress=progress))
+    Session._take_up_best(session)  # type: ignore[arg-type]
+    assert progress == Progress()
+
+
+def test_a_signal_within_a_step_saves_when_the_step_is_done(
+    little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes between the forward passes of two micro-batches of the second step."""
+    config, calls, loss_of = replace(short(little_config("run")), micro_batch=8), [], loop.loss_of
+
+    def interrupted(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 4:
+            stop()
+        return loss_of(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "loss_of", interrupted)
+        with pytest.raises(Interrupted) as error:
+            run_training(config, sources=little)
+    assert error.value.exit_code == 143
+    run = Path(config.output)
+    assert state_of(run)["step"] == 2
+    whole = run_training(replace(short(little_config("whole")), micro_batch=8), sources=little).run
+    resume(run, sources=little)
+    for file in ("state/model.safetensors", "state/optimizer.safetensors", WEIGHTS):
+        assert (run / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+def short(config: TrainConfig) -> TrainConfig:
+    """One epoch, of three steps."""
+    return replace(config, recipe=replace(config.recipe, epochs=1))
+
+
+def test_a_disk_that_fills_ends_the_run_in_a_line_and_a_resume_ends_as_if_it_had_not(
+    little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_training(short(little_config("whole")), sources=little).run
+    config, sync = short(little_config("run", save_every="1")), os.fsync
+    full, copy = [False], Saver.copy
+
+    def fsync(handle: int) -> None:
+        if full[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    def fill_before(saver: Saver, state: TrainState) -> None:
+        saver.finish()  # what was under way is on the disk
+        full[0] = state.progress.step >= 2
+        copy(saver, state)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Saver, "copy", fill_before)
+    with pytest.raises(DeitctlError, match="No space left on device") as error:
+        run_training(config, sources=little)
+    run = Path(config.output)
+    assert f"deitctl train --resume {run}" in error.value.hint
+    assert not [p for p in run.rglob("*") if ".new" in p.name or p.name.startswith(".")]
+    assert state_of(run)["step"] == 1
+    monkeypatch.undo()
+    resume(run, sources=little)
+    for file in ("state/model.safetensors", "state/optimizer.safetensors", WEIGHTS):
+        assert (run / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+def test_a_run_may_be_told_to_stop_at_a_picture_that_cannot_be_read(
+    little_config: Make, image_folder: Callable[..., Path]
+) -> None:
+    root = image_folder({"train/a": 8, "train/b": 8, "val/a": 2, "val/b": 2})
+    damaged = root / "train" / "b" / "3.png"
+    damaged.write_text("not a picture")
+    config = little_config("run", data=str(root), on_bad_image="stop")
+    recipe = replace(config.recipe, batch_size=16, augment=replace(config.recipe.augment, repeats=1))
+    with pytest.raises(DataError, match=rf"{damaged} is not a picture.*--on-bad-image stop"):
+        run_training(replace(config, recipe=recipe))
+
+
+@pytest.mark.slow
+@LINUX
+def test_a_training_goes_on_where_memory_really_runs_out(tmp_path: Path) -> None:
+    program = Path(__file__).with_name("short_of_memory.py")
+    spec = importlib.util.spec_from_file_location("short_of_memory", program)
+    assert spec is not None
+    assert spec.loader is not None
+    here = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(here)
+    roomy = here.train(str(tmp_path / "roomy"), 0)
+    for room in ("300", "450", "600"):  # how much address space the allocator breaks up differs from time to time
+        command = [sys.executable, str(program), str(tmp_path / room), room]
+        done = subprocess.run(
+            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
+        )
+        if done.returncode == 0:
+            break
+        assert "Memory runs out even with 2 pictures" in done.stderr, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-2000:]
+    short = json.loads(done.stdout)
+    assert roomy["warnings"] == []
+    assert (
+        short["warnings"][0]
+        == "Out of memory with 256 pictures at a time: going on with 128, and a batch is still 256."
+    )
+    for name, tolerance in (("train", 1e-5), ("norm", 1e-4), ("loss", 1e-4)):
+        assert short[name] == pytest.approx(roomy[name], rel=tolerance)
+    assert state_of(tmp_path / room)["micro_batch"] <= 128
+
+
+def started(root: Path) -> subprocess.Popen[str]:
+    """Start a real training of 22 short steps, and return when it is among them."""
+    command = [
+        sys.executable, "-m", "deitctl", "train", "digits", "--model", "deit_tiny", "--img-size", "16", "--epochs", "1",
+        "--batch-size", "64", "--workers", "0", "--save-every", "1h", "--precision", "fp32", "--output", str(root),
+        "--format", "json",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (root / "metrics.jsonl").exists(), run)
+    return run
+
+
+def wait_for(there: Callable[[], bool], run: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not there():
+        assert run.poll() is None, run.communicate()[1][-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="there is no SIGUSR1 here")
+def test_a_run_that_is_warned_saves_and_ends_as_usual(tmp_path: Path) -> None:
+    """On the real command line, which would save by itself in an hour only."""
+    root = tmp_path / "run"
+    with started(root) as run:
+        try:
+            assert not (root / "state").exists()
+            run.send_signal(signal.SIGUSR1)
+            wait_for((root / "state" / "state.json").exists, run)
+            assert state_of(root)["step"] < 22
+            out, err = run.communicate(timeout=60)
+        finally:
+            run.kill()
+    assert run.returncode == 0, err
+    assert json.loads(out)["epochs"] == 1
+    assert state_of(root)["step"] == 22
+
+
+def test_a_run_that_stops_among_its_small_pictures_goes_on_to_the_large_ones(
+    little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch, reporter: Any
+) -> None:
+    """Two epochs of 16 pixels and one of 32: a resume ends as if there had been no stop, at the full size."""
+
+    def early(name: str) -> TrainConfig:
+        config = little_config(name)
+        return replace(config, recipe=replace(config.recipe, epochs=3, early_scale=0.5, early_share=0.7))
+
+    config, sizes, loss_of = early("run"), [], loop.loss_of
+
+    def seen(plan: object, state: object, batch: Batch) -> object:
+        sizes.append(batch.images.shape[-1])
+        if len(sizes) == 5:
+            stop()
+        return loss_of(plan, state, batch)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "loss_of", seen)
+        with pytest.raises(Interrupted):
+            run_training(config, sources=little, reporter=reporter)
+        assert any("so few patches" in said for said in reporter.warnings)
+        resume(Path(config.output), sources=little)
+    assert sizes == [16] * 6 + [32] * 3
+    whole = run_training(early("whole"), sources=little).run
+    for file in ("state/model.safetensors", WEIGHTS):
+        assert (Path(config.output) / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+def test_on_a_cpu_a_step_takes_pictures_by_the_block_that_the_allocator_keeps(
+    little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model of six tokens 3,072 numbers a picture: eight pictures fit, and the sum is that of the whole batch."""
+    sizes, loss_of = [], loop.loss_of
+
+    def seen(plan: object, state: object, batch: Batch) -> object:
+        sizes.append(len(batch.keys))
+        return loss_of(plan, state, batch)  # type: ignore[arg-type]
+
+    whole = run_training(short(little_config("whole")), sources=little).run
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "loss_of", seen)
+        patch.setattr(device, "LARGEST_KEPT_BLOCK", 8 * 5 * 4 * 192 * 4)
+        parts = run_training(short(little_config("parts")), sources=little).run
+    assert set(sizes) == {8}
+    assert state_of(parts)["micro_batch"] == 0  # it is the device's, not the run's
+    a, b = (load_tensors(run / "state" / "model.safetensors") for run in (whole, parts))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_with_the_views_of_another_version_goes_on_and_says_so(
+    little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch, reporter: Any
+) -> None:
+    config = short(little_config("run"))
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "VIEWS_VERSION", 1)
+        run_training(config, sources=little)
+    resume(Path(config.output), sources=little, reporter=reporter)
+    assert any("another version's training views" in warning for warning in reporter.warnings)

@@ -1,0 +1,52 @@
+"""What two processes do together, for test_several.py: python -m torch.distributed.run ... together.py OUT CONFIG..."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from deitctl.config import TrainConfig, from_dict, read_toml
+from deitctl.data.dataset import digits, subset
+from deitctl.device import choose_device
+from deitctl.distillation.precompute import teach
+from deitctl.distributed import joined
+from deitctl.evaluation.evaluate import evaluate
+from deitctl.events import SilentReporter
+from deitctl.models.factory import load_model
+from deitctl.models.model_config import Preprocessing
+from deitctl.training.launch import run_training
+
+
+def little() -> list[object]:
+    """The 60 and 30 digits of conftest.py."""
+    pairs = zip(digits(), (6, 3), strict=True)
+    return [subset(s, np.concatenate([np.flatnonzero(s.labels == d)[:n] for d in range(10)])) for s, n in pairs]
+
+
+def main(out: Path, *files: str) -> None:
+    """Train each configuration, fill the words of the last, evaluate the first run on 7 pictures."""
+    configs = [from_dict(TrainConfig, read_toml(Path(f)), f) for f in files]
+    sources = little()
+    device = choose_device("cpu", "fp32")
+    with joined(device.torch_device) as world:
+        runs = [run_training(config, sources=tuple(sources)) for config in configs]
+        again = teach(configs[-1], tuple(sources), batch_size=8)
+        loaded = load_model(str(runs[0].run), reporter=SilentReporter())
+        scores = evaluate(
+            loaded.model, subset(sources[1], range(7)), loaded.card.preprocessing, rows=tuple(range(10)), head="cls",
+            device=device, batch_size=2, workers=0, reporter=SilentReporter(), world=world,
+        )  # fmt: skip
+        assert isinstance(loaded.card.preprocessing, Preprocessing)
+        record = {
+            "rank": world.rank, "size": world.size, "shipped": [r.shipped.top1 for r in runs], "asked": again.asked,
+            "indices": scores.indices.tolist(), "predictions": scores.predictions.tolist(), "loss": scores.loss,
+            "top1": scores.top1,
+        }  # fmt: skip
+        (out / f"rank-{world.rank}.json").write_text(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
