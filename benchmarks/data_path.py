@@ -2,8 +2,8 @@
 
     python benchmarks/data_path.py FOLDER [--short-side 400] [--rounds 20] [--shrinking]
 
-Rounds over the pictures are ours, from files and from packs, and timm's by turns, in CPU time; the ratio is of the same
-round. With `--short-side` the pictures are first encoded again that large, at quality 90. `--shrinking` measures how far
+Rounds over the images are ours, from files and from packs, and timm's by turns, in CPU time; the ratio is of the same
+round. With `--short-side` the images are first encoded again that large, at quality 90. `--shrinking` measures how far
 crops that are decoded at a half to an eighth are from those decoded whole. Last figures: docs/benchmarks.md.
 """
 
@@ -28,7 +28,7 @@ from deitctl import rng
 from deitctl.data.dataset import Source
 from deitctl.data.decode import decode
 from deitctl.data.eval_transform import channels_first
-from deitctl.data.lazy_jpeg import Picture, open_picture
+from deitctl.data.lazy_jpeg import LazyJpeg, open_image
 from deitctl.data.open import open_data
 from deitctl.data.rand_augment import rand_augment
 from deitctl.data.transforms import crop_box, resized_crop, train_view
@@ -53,8 +53,8 @@ def jpegs(folder: Path, short_side: int) -> list[bytes]:
 
 
 def enlarged(data: bytes, short_side: int) -> bytes:
-    """Encode a picture again with a short side of so many pixels."""
-    image, buffer = decode(data, "picture"), io.BytesIO()
+    """Encode an image again with a short side of so many pixels."""
+    image, buffer = decode(data, "image"), io.BytesIO()
     scale = short_side / min(image.size)
     size = round(image.width * scale), round(image.height * scale)
     image.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=90)
@@ -82,12 +82,12 @@ def ours(source: Source, turn: int, index: int) -> object:
     return train_view(source.open(index), AUGMENT, SIZE, 0, turn, index)
 
 
-def whole_views(pictures: list[bytes], rounds: int, recipe: Any) -> None:
+def whole_views(images: list[bytes], rounds: int, recipe: Any) -> None:
     """Time our views against timm's, round by round, from a folder and from packs of it."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root, "folder")
-        for number, data in enumerate(pictures):
+        for number, data in enumerate(images):
             path = folder / f"class{number % 2}" / f"{number:04}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
@@ -100,8 +100,8 @@ def whole_views(pictures: list[bytes], rounds: int, recipe: Any) -> None:
             for name, source in opened.items():
                 clock(name, lambda turn=turn, source=source: [ours(source, turn, n) for n in range(len(paths))])
             clock("timm", lambda: [recipe(Image.open(path).convert("RGB")) for path in paths])
-    times = {name: np.array(taken[1:]) / len(pictures) for name, taken in clock.times.items()}  # the first warms up
-    print(f"{len(pictures)} pictures, {rounds} rounds; timm, from files: {np.median(times['timm']):.2f} ms\n")
+    times = {name: np.array(taken[1:]) / len(images) for name, taken in clock.times.items()}  # the first warms up
+    print(f"{len(images)} images, {rounds} rounds; timm, from files: {np.median(times['timm']):.2f} ms\n")
     print("| a view from | ms | timm's time is | of 80 % of the rounds |\n|---|---|---|---|")
     for name in opened:
         low, middle, high = np.percentile(times["timm"] / times[name], [10, 50, 90])
@@ -114,18 +114,18 @@ def decoded(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def stages(pictures: list[bytes], rounds: int, recipe: Any) -> None:
+def stages(images: list[bytes], rounds: int, recipe: Any) -> None:
     """Time each stage of both; timm's recipe is crop, flip, RandAugment, and the way to a tensor."""
     mine, theirs, augment = Clock(), Clock(), rand_augment(AUGMENT.rand_augment)
     crop, flip, their_augment, *to_tensor = recipe.transforms
     names = ("header, limits", "draw a crop", "decode", "crop, resize", "RandAugment", "to channels first")
     for turn in range(rounds):
-        for index, data in enumerate(pictures):
-            picture = mine(names[0], open_picture, data, "picture")
+        for index, data in enumerate(images):
+            img = mine(names[0], open_image, data, "image")
             draw = rng.generator(0, "view", turn, index)
-            box = mine(names[1], crop_box, picture.size, AUGMENT, draw)
-            mine(names[2], picture.cut, (0, 0, 1, 1))  # all of it is decoded for one pixel
-            image = mine(names[3], resized_crop, picture, box, SIZE)
+            box = mine(names[1], crop_box, img.size, AUGMENT, draw)
+            mine(names[2], img.cut, (0, 0, 1, 1))  # all of it is decoded for one pixel
+            image = mine(names[3], resized_crop, img, box, SIZE)
             image = mine(names[4], augment, image, draw)
             mine(names[5], channels_first, image)
             image = theirs(names[3], crop, theirs(names[2], decoded, data))
@@ -138,20 +138,18 @@ def stages(pictures: list[bytes], rounds: int, recipe: Any) -> None:
     print()
 
 
-def shrinking(pictures: list[bytes], rounds: int) -> None:
+def shrinking(images: list[bytes], rounds: int) -> None:
     """Compare crops that are decoded smaller with those decoded whole: levels of 255, and time."""
     clock, beside = Clock(), defaultdict(list)
     for turn in range(rounds):
-        for index, data in enumerate(pictures):
-            picture = open_picture(data, "picture")
-            box = crop_box(picture.size, AUGMENT, rng.generator(0, "view", turn, index))
-            if not isinstance(picture, Picture):
+        for index, data in enumerate(images):
+            image = open_image(data, "image")
+            box = crop_box(image.size, AUGMENT, rng.generator(0, "view", turn, index))
+            if not isinstance(image, LazyJpeg):
                 continue
-            shrink = picture.shrink_for(box[2] - box[0], box[3] - box[1], SIZE)
-            small = clock(f"{shrink}", resized_crop, picture, box, SIZE)
-            large = clock(
-                f"{shrink} whole", lambda data=data, box=box: resized_crop(decode(data, "picture"), box, SIZE)
-            )
+            shrink = image.shrink_for(box[2] - box[0], box[3] - box[1], SIZE)
+            small = clock(f"{shrink}", resized_crop, image, box, SIZE)
+            large = clock(f"{shrink} whole", lambda data=data, box=box: resized_crop(decode(data, "image"), box, SIZE))
             beside[shrink].append(np.abs(np.asarray(small).astype(int) - np.asarray(large)))
     print(
         "| decoded at | crops | mean difference | 99 % below | largest | ms | ms, decoded whole |\n|---|---|---|---|---|---|---|"
@@ -173,16 +171,16 @@ def main() -> None:
     parser.add_argument("--shrinking", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    pictures = jpegs(options.folder, options.short_side)
+    images = jpegs(options.folder, options.short_side)
     if options.shrinking:
-        shrinking(pictures, options.rounds)
+        shrinking(images, options.rounds)
         return
     recipe = timm.data.create_transform(
         input_size=SIZE, is_training=True, color_jitter=0.3, auto_augment=AUGMENT.rand_augment,
         interpolation="bicubic", re_prob=0.25, re_mode="pixel", re_count=1,
     )  # fmt: skip
     for measure in (whole_views, stages):
-        measure(pictures, options.rounds, recipe)
+        measure(images, options.rounds, recipe)
 
 
 if __name__ == "__main__":

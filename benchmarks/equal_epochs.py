@@ -1,9 +1,9 @@
 """Does making it faster cost accuracy? The same epochs by this checkout, in several precisions, and by an older one.
 
     git worktree add OLD COMMIT
-    python benchmarks/equal_epochs.py OUT --old OLD --pictures PICTURES [--seeds 3] [--epochs 20]
+    python benchmarks/equal_epochs.py OUT --old OLD --images IMAGES [--seeds 3] [--epochs 20]
 
-PICTURES (`train` and `val` with class folders) are learnt from scratch at 64 pixels, and the digits that deitctl comes with
+IMAGES (`train` and `val` with class folders) are learnt from scratch at 64 pixels, and the digits that deitctl comes with
 from a teacher. Each is done with every seed; runs that are in OUT are not done again. Last
 figures: docs/benchmarks.md.
 """
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--old", type=Path, required=True)
-    parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=20)
     said = parser.parse_args()
@@ -58,11 +58,11 @@ def main() -> None:
     deitctl(
         HERE, teacher, ["train", "digits", "--model", "regnety_002", "--recipe", "digits-convnet", "--no-pretrained"]
     )
-    pictures = ["train", str(said.pictures.resolve()), "--model", "deit_tiny", *PLAIN]
+    images = ["train", str(said.images.resolve()), "--model", "deit_tiny", *PLAIN]
     digits = ["distill", "digits", "--teacher", str(teacher), "--student", "deit_tiny", "--no-pretrained"]
     sides = (("older", old, ()), ("now", HERE, ()), ("now, fp32", HERE, ("--precision", "fp32")))
     print("| | of | top-1 of each seed, % | mean | deviation | last loss |\n|---|---|---|---|---|---|")
-    for job, words in (("pictures", pictures), ("digits", digits)):
+    for job, words in (("images", images), ("digits", digits)):
         for name, checkout, more in sides:
             results = [
                 deitctl(

@@ -1,9 +1,9 @@
-"""Is `deitctl eval` what timm's validation and Hugging Face's preprocessing say, to the last picture?
+"""Is `deitctl eval` what timm's validation and Hugging Face's preprocessing say, to the last image?
 
     python benchmarks/eval_parity.py imagenet/val --weights deit_tiny.safetensors
 
 timm's side is its own data set, loader, transform and model with the steps of its validate.py (batches, cross-entropy
-averaged over pictures); labels are given by WordNet id, because that script numbers the folders it finds. Hugging
+averaged over images); labels are given by WordNet id, because that script numbers the folders it finds. Hugging
 Face's side is DeiTImageProcessor with the values of facebook/deit-*-patch16-224 (256 x 256, crop 224, ImageNet's mean
 and deviation) before the same model; it needs `pip install transformers`.
 
@@ -63,7 +63,7 @@ def hf_batches(data: str) -> Batches:
 
 @torch.inference_mode()
 def validate(model: nn.Module, batches: Batches) -> tuple[int, int, int, float]:
-    """Return pictures, top-1 hits, top-5 hits and the loss, as timm's validate.py counts them."""
+    """Return images, top-1 hits, top-5 hits and the loss, as timm's validate.py counts them."""
     count, first, five, loss = 0, 0, 0, 0.0
     for images, labels in batches:
         logits = model(images)
@@ -89,14 +89,14 @@ def main() -> None:
         "deit": lambda: timm_batches(model, given.data, 0.875),
         "hf": lambda: hf_batches(given.data),
     }
-    print("| protocol | pictures | top-1 hits | theirs | top-5 hits | theirs | loss | theirs | difference |")
+    print("| protocol | images | top-1 hits | theirs | top-5 hits | theirs | loss | theirs | difference |")
     print("|---|---|---|---|---|---|---|---|---|")
     for protocol, batches in rivals.items():
         ours = deitctl.evaluate(given.data, model=given.model, weights=given.weights, protocol=protocol).scores
         count, first, five, loss = validate(model, batches())
         hits, hits5 = round(ours.top1 * count / 100), round(ours.top5 * count / 100)
         print(
-            f"| {protocol} | {ours.images} | {hits} | {first} | {hits5} | {five} | {ours.loss:.6f} | {loss:.6f} | "
+            f"| {protocol} | {ours.num_images} | {hits} | {first} | {hits5} | {five} | {ours.loss:.6f} | {loss:.6f} | "
             f"{abs(ours.loss - loss):.1e} |"
         )
 

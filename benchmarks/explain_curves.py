@@ -2,9 +2,9 @@
 
     python benchmarks/explain_curves.py DATA --model deit_tiny [--weights FILE] [--steps 14] [--img-size N]
 
-For each token of the model and each picture: the class that the token's head puts first, the map of each method, of
+For each token of the model and each image: the class that the token's head puts first, the map of each method, of
 chance (`random`), and of a photographer (`centre`: the nearer the middle, the more important). Prints mean area and its
-standard error, the share of pictures on which a map does better than chance's, and how far the maps of two tokens are
+standard error, the share of images on which a map does better than chance's, and how far the maps of two tokens are
 apart. Last figures: docs/explain.md.
 """
 
@@ -67,8 +67,8 @@ def main() -> None:
         looks = [token_maps(model, images, method=m) for m in METHODS]
         for token in tokens:
 
-            def answer(pictures: Tensor, token: str = token) -> Tensor:
-                return getattr(model(pictures), token).softmax(dim=1)
+            def answer(imgs: Tensor, token: str = token) -> Tensor:
+                return getattr(model(imgs), token).softmax(dim=1)
 
             maps = [getattr(look, token) for look in looks]
             maps = torch.stack([*maps, random_maps(maps[0], seed=number), centred(maps[0])])
@@ -94,8 +94,8 @@ def moved(cls: Tensor, dist: Tensor) -> Tensor:
 def show_areas(token: str, removed: Tensor, restored: Tensor) -> None:
     """Print the areas under deletion and insertion curves [M,B,T+1]."""
     count = removed.shape[1]
-    print(f"\n{token} token, {count} pictures: its class has {removed[0, :, 0].mean():.3f},", end=" ")
-    print(f"of a grey picture {removed[0, :, -1].mean():.3f}, of a blurred one {restored[0, :, 0].mean():.3f}")
+    print(f"\n{token} token, {count} images: its class has {removed[0, :, 0].mean():.3f},", end=" ")
+    print(f"of a grey image {removed[0, :, -1].mean():.3f}, of a blurred one {restored[0, :, 0].mean():.3f}")
     print(f"{'map':<12} {'deletion (lower)':>18} {'beats':>7} {'insertion (higher)':>20} {'beats':>7}")
     for n, name in enumerate((*METHODS, *FLOORS)):
         row = f"{name:<12}"
@@ -112,7 +112,7 @@ def show_apart(apart: Tensor) -> None:
     for name, chosen in (("heads agree", apart[0] == 1), ("disagree", apart[0] == 0)):
         kinds = (*METHODS, "gradient of the class token's class")
         means = ", ".join(f"{kind} {100 * apart[n + 1, chosen].mean():.1f} %" for n, kind in enumerate(kinds))
-        print(f"{name:<12} {int(chosen.sum()):>5} pictures: {means}")
+        print(f"{name:<12} {int(chosen.sum()):>5} images: {means}")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/export_formats.py MODEL DATA [--weights FILE] [--img-size S]
         [--calibrate DATA] [--count 200] [--rounds 9] [--formats NAME...]
 
-Every format whose packages are installed is written and proved on the pictures as `export` does it. Then all of them, and
+Every format whose packages are installed is written and proved on the images as `export` does it. Then all of them, and
 PyTorch eager, answer in this one process by the `load` of their programs, with one number of threads, and take turns. Speed
-is the median of eager's seconds over the median of the format's, for one picture and for sixteen: seconds of the CPU,
+is the median of eager's seconds over the median of the format's, for one image and for sixteen: seconds of the CPU,
 which others on the machine lengthen least. Differences are those of the proof: the largest of a logit or a probability,
 and for rounded files, in brackets, the RMS difference of the logits relative to their spread. `openvino, own precision`
 is the fp32 folder without the hint that the program sets. The figures are in docs/export.md.
@@ -31,12 +31,12 @@ import torch
 from deitctl.errors import ExportError
 from deitctl.events import SilentReporter
 from deitctl.exporters import FORMATS, Format
-from deitctl.exporters.compare_outputs import Pictures, Verification, measure, pictures, reference, verify
+from deitctl.exporters.compare_outputs import Images, Verification, images, measure, reference, verify
 from deitctl.exporters.destination import size
 from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.network import ExportedClassifier, quietly
 from deitctl.exporters.quantize import PRECISIONS
-from deitctl.exporters.verification import open_pictures
+from deitctl.exporters.verification import open_images
 from deitctl.exporters.verify_rounded import verify_rounded
 from deitctl.models.factory import LoadedModel, load_model
 from deitctl.models.heads import choose_head
@@ -57,7 +57,7 @@ class Row:
 
 
 def export_all(
-    loaded: LoadedModel, sample: Pictures, calibration: Any, folder: Path, formats: list[str]
+    loaded: LoadedModel, sample: Images, calibration: Any, folder: Path, formats: list[str]
 ) -> dict[str, Row]:
     """Write and prove all that is installed, by name; what is not, or does not pass, is a line."""
     rows: dict[str, Row] = {}
@@ -69,7 +69,7 @@ def export_all(
     return rows
 
 
-def export_one(name: str, loaded: LoadedModel, sample: Pictures, calibration: Any, folder: Path) -> dict[str, Row]:
+def export_one(name: str, loaded: LoadedModel, sample: Images, calibration: Any, folder: Path) -> dict[str, Row]:
     """Write a format in all its precisions."""
     kind, card = FORMATS[name], loaded.card
     kind.require()
@@ -140,7 +140,7 @@ def seconds(answers: dict[str, Answer], batch: Any, rounds: int) -> dict[str, fl
     return {title: statistics.median(times[1:]) for title, times in took.items()}  # the first answers allocate
 
 
-def unproved(answer: Answer, loaded: LoadedModel, sample: Pictures) -> Verification:
+def unproved(answer: Answer, loaded: LoadedModel, sample: Images) -> Verification:
     """Say how far answers that no proof has seen are from the model's."""
     head = choose_head("auto", loaded.card.head, loaded.model)
     wanted = reference(loaded.model, loaded.card, head, sample.pixels)
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("data")
     parser.add_argument("--weights", default="")
-    parser.add_argument("--calibrate", default="", help="Pictures of no DATA, for int8-static.")
+    parser.add_argument("--calibrate", default="", help="Images of no DATA, for int8-static.")
     parser.add_argument("--img-size", type=int, default=0)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=9)
@@ -162,9 +162,9 @@ def main() -> None:
     options = parser.parse_args()
     quiet = SilentReporter()
     loaded = load_model(options.model, weights=options.weights, img_size=options.img_size, reporter=quiet)
-    source, pre = open_pictures(options.model, options.data, quiet), loaded.card.preprocessing
-    sample = pictures(source, pre, options.count)
-    calibration = pictures(open_pictures("", options.calibrate, quiet), pre, 128).pixels if options.calibrate else None
+    source, pre = open_images(options.model, options.data, quiet), loaded.card.preprocessing
+    sample = images(source, pre, options.count)
+    calibration = images(open_images("", options.calibrate, quiet), pre, 128).pixels if options.calibrate else None
     with tempfile.TemporaryDirectory() as folder:
         rows = export_all(loaded, sample, calibration, Path(folder), options.formats)
         answers = {"PyTorch eager": eager(loaded), **openers(rows)}
@@ -181,14 +181,12 @@ def print_table(rows: dict[str, Row], sizes: dict[str, str], speed: dict[int, di
     print(", ".join(f"{name} {installed[name]}" for name in RUNTIMES if name in installed))
     base = {n: times["PyTorch eager"] for n, times in speed.items()}
     print(f"PyTorch eager: {', '.join(f'{1000 * t:.1f} ms for {n}' for n, t in base.items())}\n")
-    print(
-        "| | bytes | largest difference | same first class | speed, 1 picture | speed, 16 |\n|---|---|---|---|---|---|"
-    )
+    print("| | bytes | largest difference | same first class | speed, 1 image | speed, 16 |\n|---|---|---|---|---|---|")
     for title, row in rows.items():
         off, same = "not proved here", ""
         if row.found is not None:
             off = f"{row.found.max_abs_diff:.1e}" + (f" ({row.relative:.1g})" if row.relative else "")
-            same = f"{round(row.found.top1_agreement * row.found.images / 100)} of {row.found.images}"
+            same = f"{round(row.found.top1_agreement * row.found.num_images / 100)} of {row.found.num_images}"
         fast = " | ".join(f"{base[n] / speed[n][title]:.2f}" if title in speed[n] else "" for n in SIZES)
         print(f"| {title} | {sizes.get(title, '')} | {off} | {same} | {fast} |")
 

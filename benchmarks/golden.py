@@ -87,7 +87,10 @@ def compute(images: Path) -> dict[str, object]:
             golden[key] = hash_tensors(folder / "runs" / key / "model.safetensors")
             print(f"{key:14s} {golden[key]}", flush=True)
         scores = json.loads(
-            run(["eval", "digits", "--model", "runs/hard-cached", "--precision", "fp32", "--format", "json", "--quiet"], folder)
+            run(
+                ["eval", "digits", "--model", "runs/hard-cached", "--precision", "fp32", "--format", "json", "--quiet"],
+                folder,
+            )
         )
         scores = scores.get("results", [scores])[0]
         golden["eval"] = {k: scores[k] for k in EVAL_KEYS}

@@ -1,4 +1,4 @@
-"""What `hostile_inputs.py` runs: pictures, models, data sets and configurations that are damaged, odd or hostile."""
+"""What `hostile_inputs.py` runs: images, models, data sets and configurations that are damaged, odd or hostile."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Case:
 
 
 def drawn(rng: np.random.Generator, kind: str = "PNG", size: tuple[int, int] = (24, 18)) -> bytes:
-    """A picture of a few coloured squares."""
+    """An image of a few coloured squares."""
     pixels = np.kron(rng.integers(0, 255, (3, 4, 3), dtype=np.uint8), np.ones((6, 6, 1), np.uint8))
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize(size).save(buffer, kind)
@@ -124,7 +124,7 @@ def bomb(width: int, height: int, body: int = 10**6) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * body, 9)) + chunk(b"IEND", b"")
 
 
-def pictures(root: Path, count: int, rng: np.random.Generator) -> tuple[list[str], list[str]]:
+def images(root: Path, count: int, rng: np.random.Generator) -> tuple[list[str], list[str]]:
     """Write `count` inputs, every eighth good; return all names in order, and the good ones."""
     root.mkdir()
     names: list[str] = []
@@ -144,7 +144,7 @@ def pictures(root: Path, count: int, rng: np.random.Generator) -> tuple[list[str
 
 
 def _special(root: Path, rng: np.random.Generator) -> Iterator[str]:
-    """Yield the names of what is no damaged picture: bombs, pipes, devices, links, addresses, nothing."""
+    """Yield the names of what is no damaged image: bombs, pipes, devices, links, addresses, nothing."""
     files = {
         "bomb.png": bomb(60_000, 60_000),
         "long.png": bomb(1, 99_999_999),
@@ -207,7 +207,7 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
-def models(root: Path, sound: Path, picture: str, count: int, rng: np.random.Generator) -> Iterator[Case]:
+def models(root: Path, sound: Path, image: str, count: int, rng: np.random.Generator) -> Iterator[Case]:
     """Yield predictions by models whose card or weights are damaged or absurd."""
     config = (sound / "config.json").read_bytes()
     weights = (sound / "model.safetensors").read_bytes()
@@ -244,7 +244,7 @@ def models(root: Path, sound: Path, picture: str, count: int, rng: np.random.Gen
                     bytes(start if number % 2 else start[: int(rng.integers(0, 9000))])
                 )
         yield Case(
-            "model", folder.name, ["predict", picture, "--model", str(folder), "--format", "jsonl", "--device", "cpu"]
+            "model", folder.name, ["predict", image, "--model", str(folder), "--format", "jsonl", "--device", "cpu"]
         )
 
 
@@ -255,9 +255,9 @@ def data_sets(root: Path, sound: Path, count: int, rng: np.random.Generator) -> 
         folder = root / f"data-{number}"
         for name in CLASSES:
             (folder / name).mkdir(parents=True)
-            for picture in range(4):
+            for image in range(4):
                 data = drawn(rng)
-                (folder / name / f"{picture}.png").write_bytes(data if picture < 3 else damaged(rng, data))
+                (folder / name / f"{image}.png").write_bytes(data if image < 3 else damaged(rng, data))
         path = folder
         if number % 3 == 1:
             path = root / f"data-{number}.tar"

@@ -1,8 +1,8 @@
 """Damaged, odd and hostile inputs through predict, eval, train and check: `python benchmarks/hostile_inputs.py --count 300`.
 
-Everything is made here, from a seed. Each case runs in a forked process of its own, all pictures of predict in one.
+Everything is made here, from a seed. Each case runs in a forked process of its own, all images of predict in one.
 The rules: exit code 0, 1, 2 or 3; no traceback; one line for each failure; a stated peak of memory; every row of predict
-belongs to its own input, and the good pictures among the bad have exactly the scores that they have alone.
+belongs to its own input, and the good images among the bad have exactly the scores that they have alone.
 It exits with 1 if a rule is broken.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hostile_cases import Case, configurations, data_sets, make_model, models, pictures
+from hostile_cases import Case, configurations, data_sets, images, make_model, models
 
 from deitctl.cli import app
 
@@ -84,7 +84,7 @@ def judge(case: Case) -> Case:
 
 
 def judge_rows(case: Case, names: list[str], alone: dict[str, object]) -> Case:
-    """Hold predict's rows against their inputs, and the scores of good pictures against those they have alone."""
+    """Hold predict's rows against their inputs, and the scores of good images against those they have alone."""
     rows = [json.loads(line) for line in case.out.splitlines()]
     if [row["input"] for row in rows] != names:
         case.broken.append("rows are not those of the inputs, in order")
@@ -101,17 +101,17 @@ def judge_rows(case: Case, names: list[str], alone: dict[str, object]) -> Case:
 
 
 def run_all(root: Path, count: int, seed: int) -> list[Case]:
-    """Make `count` inputs and run them; three quarters are pictures."""
+    """Make `count` inputs and run them; three quarters are images."""
     rng = np.random.default_rng(seed)
     sound = make_model(root / "sound")
     third = max(1, count // 12)
-    names, good = pictures(root / "pictures", count - 3 * third, rng)
+    names, good = images(root / "images", count - 3 * third, rng)
     common = ["--model", str(sound), "--format", "jsonl", "--batch-size", "1", "--device", "cpu"]
-    alone_case = execute(Case("predict", f"{len(good)} good pictures alone", ["predict", *common, "--", *good]), root)
+    alone_case = execute(Case("predict", f"{len(good)} good images alone", ["predict", *common, "--", *good]), root)
     alone = {row["input"]: row["predictions"] for row in map(json.loads, alone_case.out.splitlines())}
     assert len(alone) == len(good)
     assert all(alone.values())
-    among = execute(Case("predict", f"{len(names)} pictures", ["predict", *common, "--", *names]), root)
+    among = execute(Case("predict", f"{len(names)} images", ["predict", *common, "--", *names]), root)
     judge_rows(among, _expanded(names), alone)
     done = [alone_case, among]
     for cases in (
@@ -124,7 +124,7 @@ def run_all(root: Path, count: int, seed: int) -> list[Case]:
 
 
 def _expanded(names: list[str]) -> list[str]:
-    """What predict makes of folders: the pictures in them, or the folder itself."""
+    """What predict makes of folders: the images in them, or the folder itself."""
     found: list[str] = []
     for name in names:
         inside = (

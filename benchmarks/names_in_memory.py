@@ -1,10 +1,10 @@
 """What do a million file names cost? Time to list them, to start with the index, and memory with loader processes.
 
-    python benchmarks/names_in_memory.py [--classes 1000] [--pictures 1300] [--workers 8] [--start fork|spawn]
+    python benchmarks/names_in_memory.py [--classes 1000] [--images 1300] [--workers 8] [--start fork|spawn]
 
-Makes that many hard links to one small picture a class in a temporary folder, and removes them. Memory is the
+Makes that many hard links to one small image a class in a temporary folder, and removes them. Memory is the
 proportional set size (Linux: /proc/PID/smaps_rollup) of the parent and all its loaders together, after each epoch's
-first batches through the real loader; what the same run takes on a hundred pictures is subtracted, so that the
+first batches through the real loader; what the same run takes on a hundred images is subtracted, so that the
 difference is names, labels, index and order. Last figures: docs/data.md.
 """
 
@@ -27,7 +27,7 @@ from typing import Any
 MIB = 1 << 20
 
 
-def make(root: Path, classes: int, pictures: int) -> None:
+def make(root: Path, classes: int, num_images: int) -> None:
     """Make class folders named like ImageNet's, each of hard links to one file, of which a file system allows 65,000."""
     from PIL import Image
 
@@ -36,7 +36,7 @@ def make(root: Path, classes: int, pictures: int) -> None:
         folder.mkdir(parents=True)
         first = folder / f"{folder.name}_0.JPEG"
         Image.new("RGB", (16, 16), (number % 256, 80, 120)).save(first)
-        for other in range(1, pictures):
+        for other in range(1, num_images):
             os.link(first, folder / f"{folder.name}_{other}.JPEG")
 
 
@@ -105,9 +105,9 @@ def report(options: argparse.Namespace, temporary: Path) -> None:
     """Make the data, measure, print a table."""
     large, tiny, cache = temporary / "large", temporary / "tiny", temporary / "cache"
     begun = time.perf_counter()
-    make(large, options.classes, options.pictures)
+    make(large, options.classes, options.images)
     make(tiny, 10, 10)
-    count = options.classes * options.pictures
+    count = options.classes * options.images
     print(f"{count:,} names in {options.classes:,} folders, made in {time.perf_counter() - begun:.0f} s")
     time.sleep(2.5)  # an index is not made of what has changed a moment ago
     base = child(tiny, cache, options)
@@ -121,14 +121,14 @@ def report(options: argparse.Namespace, temporary: Path) -> None:
         costs = ", ".join(f"{a - b:.0f}" for a, b in zip(run["together"], base["together"], strict=True))
         parent = [f"{run[k] - base[k]:.0f}" for k in ("parent", "peak")]
         print(f"| {name} | {run['start']:.2f} | {parent[0]} | {parent[1]} | {costs} |")
-    print(f"\nsubtracted, of 100 pictures: {', '.join(f'{v:.0f}' for v in base['together'])} MiB")
+    print(f"\nsubtracted, of 100 images: {', '.join(f'{v:.0f}' for v in base['together'])} MiB")
 
 
 def main() -> None:
     """Measure as a child, or have children measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--pictures", type=int, default=1300, help="of each class")
+    parser.add_argument("--images", type=int, default=1300, help="of each class")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--start", choices=("fork", "spawn"), default="fork", help="how loaders are started")
     parser.add_argument("--epochs", type=int, default=4)

@@ -1,9 +1,9 @@
-"""Which copies of a picture does `deitctl check` know again, and how far apart are different pictures?
+"""Which copies of an image does `deitctl check` know again, and how far apart are different images?
 
     python benchmarks/near_duplicates.py PHOTOS
 
 PHOTOS is any data set without near copies. Prints the share of copies within each distance for each way to change a
-picture, then the number of pairs of different pictures within each. Last figures: docs/check.md.
+image, then the number of pairs of different images within each. Last figures: docs/check.md.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
-def bits(pictures: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the hashes as bits [N,128], and which pictures have one [N]."""
-    hashes = [difference_hash(p) for p in pictures]
+def bits(images: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the hashes as bits [N,128], and which images have one [N]."""
+    hashes = [difference_hash(p) for p in images]
     rows = [np.unpackbits(np.frombuffer(h or bytes(16), np.uint8)) for h in hashes]
     return np.stack(rows), np.array([bool(h) for h in hashes])
 
@@ -70,12 +70,12 @@ def main() -> None:
     parser.add_argument("photos")
     data = open_data(parser.parse_args().photos, SilentReporter())
     sources = [s for s in (data.train, data.val, data.whole) if s is not None]
-    pictures = [s.read(i) for s in sources for i in range(len(s.labels))]
-    own, known = bits(pictures)
-    print(f"{len(pictures)} pictures, {len(pictures) - known.sum()} too plain or small for a hash")
+    images = [s.read(i) for s in sources for i in range(len(s.labels))]
+    own, known = bits(images)
+    print(f"{len(images)} images, {len(images) - known.sum()} too plain or small for a hash")
     print("within".ljust(36), *(f"{d:>8}" for d in DISTANCES))
     for name, change in COPIES.items():
-        copies, found = bits([change(p) for p in pictures])
+        copies, found = bits([change(p) for p in images])
         apart = np.where(known & found, (own ^ copies).sum(axis=1), 999)
         print(name.ljust(36), *(f"{100 * (apart <= d).mean():7.1f}%" for d in DISTANCES))
     sure = own[known].astype(np.float32)

@@ -4,14 +4,14 @@
 
 The model is exported once in fp32; every other file is made from that one. `deitctl export --quantize` makes those that
 are called fp16 and int8; the others are what it could make: arithmetic in fp16, one scale for a whole matrix, the patch
-embedding too, heads or layers left in fp32, and static quantisation (QDQ) whose ranges come from pictures of
-`--calibrate`. Each file answers all pictures, sixteen at a time. Accuracy is of all the classes that the model has;
+embedding too, heads or layers left in fp32, and static quantisation (QDQ) whose ranges come from images of
+`--calibrate`. Each file answers all images, sixteen at a time. Accuracy is of all the classes that the model has;
 agreement is with fp32; `off` is the RMS difference of the logits relative to their spread, as in
-`exporters/verify_rounded.py`; `company` is that difference between a picture alone and among fifteen others; `gap` is how
-far apart, in RMS differences, the two best classes of those pictures were whose first class changed, at most. Speed is
-that of fp32 over that of the file, the median over rounds in which all files take turns, for 1 and for 16 pictures.
+`exporters/verify_rounded.py`; `company` is that difference between an image alone and among fifteen others; `gap` is how
+far apart, in RMS differences, the two best classes of those images were whose first class changed, at most. Speed is
+that of fp32 over that of the file, the median over rounds in which all files take turns, for 1 and for 16 images.
 
-Last figures (2 shared cores with AVX-512 VNNI, one thread, onnxruntime 1.32): 200 pictures of ten ImageNet classes with
+Last figures (2 shared cores with AVX-512 VNNI, one thread, onnxruntime 1.32): 200 images of ten ImageNet classes with
 DeiT-tiny's published weights, and 355 of `digits` with a distilled DeiT-tiny of 32 pixels.
 
                                 MB     x1   x16 | top-1  agree     off  company   gap | digits: x16  top-1     off
@@ -50,12 +50,12 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from deitctl.data.classes import find_class, match_classes
 from deitctl.data.dataset import Source
 from deitctl.events import SilentReporter
-from deitctl.exporters.compare_outputs import Pictures, pictures
+from deitctl.exporters.compare_outputs import Images, images
 from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.network import ExportedClassifier, quietly
 from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.quantize import quantize_onnx
-from deitctl.exporters.verification import open_pictures
+from deitctl.exporters.verification import open_images
 from deitctl.models.factory import load_model
 from deitctl.models.model_config import ModelCard
 
@@ -75,7 +75,7 @@ def layers(path: Path) -> dict[str, str]:
 
 
 class Reader(CalibrationDataReader):
-    """Pictures, eight at a time."""
+    """Images, eight at a time."""
 
     def __init__(self, pixels: Any) -> None:
         self.batches: Iterator[Any] = iter(np.array_split(pixels, max(1, len(pixels) // 8)))
@@ -124,8 +124,8 @@ def variants(plain: Path, calibration: Any) -> dict[str, Callable[[Path], Any]]:
     }
 
 
-def truth(card: ModelCard, source: Source, sample: Pictures) -> Any:
-    """Return the classes of the pictures: of their folders, or of their names where these begin with a WordNet id."""
+def truth(card: ModelCard, source: Source, sample: Images) -> Any:
+    """Return the classes of the images: of their folders, or of their names where these begin with a WordNet id."""
     match = match_classes(card, source.class_names)
     if match is None:
         return np.array([find_class(card, Path(name).name.partition("_")[0]) for name in sample.names])
@@ -141,7 +141,7 @@ def open_session(path: Path) -> Any:
 
 
 def answer(session: Any, pixels: Any, size: int = 16) -> Any:
-    """Return the logits of pictures, [N,K]."""
+    """Return the logits of images, [N,K]."""
     batches = np.array_split(pixels, range(size, len(pixels), size))
     return np.concatenate([session.run(["logits"], {"pixels": batch})[0] for batch in batches])
 
@@ -172,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("data", nargs="+")
-    parser.add_argument("--calibrate", required=True, help="Pictures of no DATA.")
+    parser.add_argument("--calibrate", required=True, help="Images of no DATA.")
     parser.add_argument("--weights", default="")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=9)
@@ -180,7 +180,7 @@ def main() -> None:
     quiet = SilentReporter()
     loaded = load_model(options.model, weights=options.weights, reporter=quiet)
     card, head = loaded.card, loaded.card.head or "cls"
-    calibration = pictures(open_pictures("", options.calibrate, quiet), card.preprocessing, 64).pixels
+    calibration = images(open_images("", options.calibrate, quiet), card.preprocessing, 64).pixels
     with tempfile.TemporaryDirectory() as folder:
         files = {"fp32": Path(folder) / "fp32.onnx"}
         network = ExportedClassifier(loaded.model, card, head)
@@ -195,15 +195,15 @@ def main() -> None:
         for name, path in files.items():
             print(f"{name:24}{path.stat().st_size / 1e6:6.2f}  {one[name]:5.2f} {many[name]:5.2f}", flush=True)
         for data in options.data:
-            source = open_pictures("", data, quiet)
-            sample = pictures(source, card.preprocessing, options.count)
+            source = open_images("", data, quiet)
+            sample = images(source, card.preprocessing, options.count)
             compare(sessions, sample, truth(card, source, sample), data)
 
 
-def compare(sessions: dict[str, Any], sample: Pictures, classes: Any, data: str) -> None:
+def compare(sessions: dict[str, Any], sample: Images, classes: Any, data: str) -> None:
     """Print a row a file."""
     print(
-        f"\n{len(classes)} pictures of {Path(data).name:12}{'top-1':>8} {'agree':>6} {'off':>7} {'company':>8} {'gap':>5}"
+        f"\n{len(classes)} images of {Path(data).name:12}{'top-1':>8} {'agree':>6} {'off':>7} {'company':>8} {'gap':>5}"
     )
     wanted = answer(sessions["fp32"], sample.pixels)
     best_two = np.sort(wanted, axis=1)[:, -2:]

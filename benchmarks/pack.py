@@ -1,8 +1,8 @@
-"""What does a picture cost from a folder, a tar and packs; what does a smaller pack do to answers; how soon is it open?
+"""What does an image cost from a folder, a tar and packs; what does a smaller pack do to answers; how soon is it open?
 
     python benchmarks/pack.py speed PHOTOS [--count 300] [--side 400] [--rounds 9]
     python benchmarks/pack.py answers PHOTOS --weights FILE
-    python benchmarks/pack.py start [--pictures 1280000]
+    python benchmarks/pack.py start [--images 1280000]
 
 PHOTOS is a folder of JPEGs. `speed` makes others of them by crops and flips, and reads all in a drawn order, one storage
 after the other in every round: from memory, and from the disk (Linux; the files' pages are given back before). Last
@@ -50,8 +50,8 @@ print(f"{time.perf_counter() - begun:.3f} s, {(own() - before) / 1024:.1f} MiB t
 """
 
 
-def make_pictures(photos: Path, folder: Path, count: int, side: int) -> None:
-    """Write pictures of a short side, ten classes of them."""
+def make_images(photos: Path, folder: Path, count: int, side: int) -> None:
+    """Write images of a short side, ten classes of them."""
     draw = np.random.default_rng(0)
     for number, path in enumerate(islice(cycle(sorted(photos.iterdir())), count)):
         image = read_image(path)
@@ -66,8 +66,8 @@ def make_pictures(photos: Path, folder: Path, count: int, side: int) -> None:
 
 
 def storages(photos: Path, root: Path, count: int, side: int) -> dict[str, Path]:
-    """Put the same pictures into a folder, a tar and packs."""
-    make_pictures(photos, root / "folder", count, side)
+    """Put the same images into a folder, a tar and packs."""
+    make_images(photos, root / "folder", count, side)
     with tarfile.open(root / "x.tar", "w") as archive:
         archive.add(root / "folder", ".")
     found = {"folder": root / "folder", "tar": root / "x.tar"}
@@ -92,7 +92,7 @@ def forget(path: Path) -> None:
 
 
 def seconds_of(work: Callable[[int], object], order: list[int]) -> float:
-    """Return how long a piece of work takes for each picture."""
+    """Return how long a piece of work takes for each image."""
     begun = time.perf_counter()
     for index in order:
         work(index)
@@ -100,7 +100,7 @@ def seconds_of(work: Callable[[int], object], order: list[int]) -> float:
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Print milliseconds a picture, and what they are of the folder's."""
+    """Print milliseconds an image, and what they are of the folder's."""
     with tempfile.TemporaryDirectory() as folder:
         paths = storages(options.photos, Path(folder), options.count, options.side)
         sources: dict[str, Source] = {}
@@ -131,7 +131,7 @@ def _cell(seconds: list[float], others: list[float]) -> str:
 
 
 def answers(options: argparse.Namespace) -> None:
-    """Print how a model's answers about pictures change with the size, quality and subsampling of a pack."""
+    """Print how a model's answers about images change with the size, quality and subsampling of a pack."""
     import torch
 
     from deitctl.data.eval_transform import eval_view
@@ -142,18 +142,18 @@ def answers(options: argparse.Namespace) -> None:
     pre = loaded.card.preprocessing
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (pre.mean, pre.std))
     with tempfile.TemporaryDirectory() as folder:
-        make_pictures(options.photos, Path(folder), options.count, options.side)
+        make_images(options.photos, Path(folder), options.count, options.side)
         images = [read_image(path) for path in sorted(Path(folder).rglob("*.jpg"))]
 
-    def logs(pictures: list[Image.Image]) -> torch.Tensor:
-        views = [(torch.from_numpy(eval_view(p, pre)) / 255 - mean) / std for p in pictures]
+    def logs(imgs: list[Image.Image]) -> torch.Tensor:
+        views = [(torch.from_numpy(eval_view(p, pre)) / 255 - mean) / std for p in imgs]
         with torch.inference_mode():
             return torch.cat(
                 [loaded.model(torch.stack(views[n : n + 32])).cls for n in range(0, len(views), 32)]
             ).log_softmax(1)
 
     expected = logs(images)
-    print("| short side | JPEG | kB a picture | KL divergence | other answers |\n|---|---|---|---|---|")
+    print("| short side | JPEG | kB an image | KL divergence | other answers |\n|---|---|---|---|---|")
     for side in (pre.resize_to, 256, 292):
         for quality, subsampling in [(0, "none"), *((q, s) for q in (85, 90, 95) for s in ("4:2:0", "4:4:4"))]:
             packing.QUALITY, packing.SUBSAMPLING = quality, subsampling
@@ -168,12 +168,12 @@ def answers(options: argparse.Namespace) -> None:
 
 
 def start(options: argparse.Namespace) -> None:
-    """Print how long a pack of many pictures takes to open, and the memory of it, in a fresh process each."""
+    """Print how long a pack of many images takes to open, and the memory of it, in a fresh process each."""
     from deitctl.data.index import Listing
     from deitctl.data.readers.pack import write_pack
     from deitctl.data.string_array import Names
 
-    count, classes = options.pictures, 1000
+    count, classes = options.images, 1000
     labels = np.arange(count) * classes // count
     with tempfile.TemporaryDirectory() as folder:
         names = Names.of(f"n{label:08}/n{label:08}_{n}.JPEG" for n, label in enumerate(labels.tolist()))
@@ -184,7 +184,7 @@ def start(options: argparse.Namespace) -> None:
             size = write_pack(file, {"train": part}, ((b"%d" % n, n) for n in range(count)))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(
-            f"{count:,} pictures of a few bytes: {size / 1e6:.0f} MB written in {time.perf_counter() - begun:.1f} s, peak {peak:.0f} MiB"
+            f"{count:,} images of a few bytes: {size / 1e6:.0f} MB written in {time.perf_counter() - begun:.1f} s, peak {peak:.0f} MiB"
         )
         for _ in range(options.rounds):
             forget(path)
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--side", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--pictures", type=int, default=1_280_000)
+    parser.add_argument("--images", type=int, default=1_280_000)
     parser.add_argument("--model", default="deit_tiny")
     parser.add_argument("--weights", default="")
     options = parser.parse_args()

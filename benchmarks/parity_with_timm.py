@@ -1,8 +1,8 @@
-"""Compare deitctl with a direct timm forward on the same weights and files: logits and top-1, on labelled pictures.
+"""Compare deitctl with a direct timm forward on the same weights and files: logits and top-1, on labelled images.
 
     python benchmarks/parity_with_timm.py imagenet/val deit_tiny --weights deit_tiny.safetensors
 
-Last figures (200 pictures of ten ImageNet classes, deit_tiny, torch 2.15, timm 1.0.31, CPU): see docs/benchmarks.md.
+Last figures (200 images of ten ImageNet classes, deit_tiny, torch 2.15, timm 1.0.31, CPU): see docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def main() -> None:
         right[0] += int(ours.argmax()) == target
         right[1] += int(reference.argmax()) == target
     count = len(source.labels)
-    print(f"{count} pictures; largest difference of logits {worst:.3g}")
+    print(f"{count} images; largest difference of logits {worst:.3g}")
     print(
-        f"top-1: deitctl {right[0]}, timm {right[1]}; time of a picture, deitctl / timm: {seconds[0] / seconds[1]:.2f}"
+        f"top-1: deitctl {right[0]}, timm {right[1]}; time of an image, deitctl / timm: {seconds[0] / seconds[1]:.2f}"
     )
 
 

@@ -1,6 +1,6 @@
 """What keeps a perceptron's training step from the ceiling of one large matrix product? Its passes in bf16, operation by operation.
 
-    python benchmarks/perceptron.py [--pictures 8] [--layers 12] [--dim 384] [--tokens 198]
+    python benchmarks/perceptron.py [--images 8] [--layers 12] [--dim 384] [--tokens 198]
 
 Layers of layer norm, two linear layers and a GELU between, as in a DeiT, forward and backward by hand, one tensor a layer, so that
 operands come from memory as in a training. Then the same in parts of some rows that stay in the cache. Figures: docs/benchmarks.md.
@@ -104,11 +104,11 @@ def seconds_of(work: Callable[[], None]) -> float:
 def main() -> None:
     """Print the share of each operation, that of the ceiling, and the parts against the whole."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("pictures", 8), ("layers", 12), ("dim", 384), ("tokens", 198)):
+    for name, value in (("images", 8), ("layers", 12), ("dim", 384), ("tokens", 198)):
         parser.add_argument(f"--{name}", type=int, default=value)
     said = parser.parse_args()
     choose_device("cpu").keep_freed_memory()
-    rows = said.pictures * said.tokens
+    rows = said.images * said.tokens
     layers = Layers(rows, said.dim, said.layers)
     square = torch.randn(2048, 2048).bfloat16()
     ceiling = 2 * 2048**3 / min(seconds_of(lambda: multiply(square)) for _ in range(3))

@@ -3,7 +3,7 @@
     python benchmarks/predict_memory.py [--paths 100000] [--batch-size 16]
 
 A DeiT-tiny at 32 pixels with random weights answers: by torch to a list of paths on stdin, to one folder with that many
-hard links (removed afterwards), and, exported, by onnxruntime to the list. The list is of 2,000 pictures again and again.
+hard links (removed afterwards), and, exported, by onnxruntime to the list. The list is of 2,000 images again and again.
 While records come out, the resident memory of the process is read (Linux: /proc/PID/status, VmRSS) after every
 hundredth of them; the table has it at some of these, and how fast it went. Last figures: docs/predict.md.
 """
@@ -25,14 +25,14 @@ SHOWN = (1, 5, 10, 25, 50, 75, 100)
 """Percent of the records."""
 
 
-def make_pictures(folder: Path) -> list[Path]:
-    """Write small pictures, all different."""
+def make_images(folder: Path) -> list[Path]:
+    """Write small images, all different."""
     import numpy as np
     from PIL import Image
 
     folder.mkdir()
     draw = np.random.default_rng(0)
-    paths = [folder / f"picture_{n:05d}.png" for n in range(DISTINCT)]
+    paths = [folder / f"image_{n:05d}.png" for n in range(DISTINCT)]
     for path in paths:
         Image.fromarray(draw.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(path)
     return paths
@@ -96,14 +96,14 @@ def main() -> None:
     count = options.paths // 100 * 100
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        pictures = make_pictures(root / "pictures")
+        images = make_images(root / "images")
         make_model(root / "model")
         export = ["export", str(root / "model"), "--to", "onnx", "--output", str(root / "model.onnx"), "--quiet"]
         subprocess.run([sys.executable, "-m", "deitctl", *export], check=True, stdout=subprocess.DEVNULL)
         (root / "links").mkdir()
         for n in range(count):
-            os.link(pictures[n % DISTINCT], root / "links" / f"photograph_{n:07d}.png")
-        names = [str(pictures[n % DISTINCT]) for n in range(count)]
+            os.link(images[n % DISTINCT], root / "links" / f"photograph_{n:07d}.png")
+        names = [str(images[n % DISTINCT]) for n in range(count)]
         print(f"{count} paths; MiB after ... % of the records, largest difference from 10 % on, records a second")
         print(" " * 22 + "".join(f"{p:7} %" for p in SHOWN) + "      +-  records/s")
         size = ["--batch-size", options.batch_size]

@@ -1,6 +1,6 @@
 """How long does a person wait for `deitctl predict one.jpg`, next to the shortest scripts that give the same answer?
 
-    python benchmarks/predict_speed.py PICTURE --weights deit_tiny_patch16_224.fb_in1k.safetensors [--rounds 15]
+    python benchmarks/predict_speed.py IMAGE --weights deit_tiny_patch16_224.fb_in1k.safetensors [--rounds 15]
 
 Five programs, each a fresh process from the shell to the last line of its answer, take turns, so that whatever else the
 machine does meets all of them: the shortest script with timm (import, build, load, transform, forward, print), the
@@ -101,17 +101,17 @@ def first_answer(said: str) -> tuple[int, float]:
 def main() -> None:
     """Take turns, compare answers, print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("picture")
+    parser.add_argument("image")
     parser.add_argument("--weights", required=True, help="deit_tiny_patch16_224, safetensors.")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "model.onnx"
-        predict = [sys.executable, "-m", "deitctl", "predict", options.picture, "--format", "jsonl", "--model"]
+        predict = [sys.executable, "-m", "deitctl", "predict", options.image, "--format", "jsonl", "--model"]
         run([sys.executable, "-m", "deitctl", "export", options.weights, "--to", "onnx", "--output", str(exported)])
         programs = {
-            "script with timm": [sys.executable, "-c", WITH_TIMM, options.picture, options.weights],
-            "script with torch alone": [sys.executable, "-c", WITH_TORCH_ALONE, options.picture, options.weights],
+            "script with timm": [sys.executable, "-c", WITH_TIMM, options.image, options.weights],
+            "script with torch alone": [sys.executable, "-c", WITH_TORCH_ALONE, options.image, options.weights],
             "import torch": [sys.executable, "-c", "import torch"],
             "deitctl predict": [*predict, options.weights],
             "deitctl predict, ONNX": [*predict, str(exported)],

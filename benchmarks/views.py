@@ -1,10 +1,10 @@
-"""How few views of a picture lose nothing? Accuracy against the number of views, with and without what goes on top.
+"""How few views of an image lose nothing? Accuracy against the number of views, with and without what goes on top.
 
     python benchmarks/views.py OUT.jsonl [DATA] [--teacher T] [--epochs N] [--img-size N] [--seeds 3] [--grid full|short]
     python benchmarks/views.py OUT.jsonl --table
 
 One run a line of OUT.jsonl; runs that are there are not done again. Two processes with one thread each share the work
-on two cores. `live` is the paper's way: a teacher that looks at the mixed pictures of every step. Last figures:
+on two cores. `live` is the paper's way: a teacher that looks at the mixed images of every step. Last figures:
 docs/distillation.md.
 """
 
@@ -23,7 +23,7 @@ VIEWS = (1, 2, 4, 8, 16, 0)
 
 
 def grid(which: str) -> list[tuple[str, int, bool]]:
-    """List (mix, views, on top): views 0 are new ones every epoch, -1 the live teacher on mixed pictures."""
+    """List (mix, views, on top): views 0 are new ones every epoch, -1 the live teacher on mixed images."""
     rows: list[tuple[str, int, bool]] = []
     if which == "short":  # the recipe's own mixing, and no more views than a short run has epochs
         return [("recipe", v, v > 0) for v in (1, 2, 4, 8, 0)] + [("recipe", 4, False), ("recipe", -1, False)]

@@ -1,11 +1,11 @@
-"""Does the page of `deitctl export --to web` answer as deitctl does, in a real browser on real pictures, and how fast?
+"""Does the page of `deitctl export --to web` answer as deitctl does, in a real browser on real images, and how fast?
 
-    python benchmarks/web_page.py MODEL PICTURES [PICTURES...] [--weights FILE] [--count 50] [--quantize int8] [--shots FOLDER]
+    python benchmarks/web_page.py MODEL IMAGES [IMAGES...] [--weights FILE] [--count 50] [--quantize int8] [--shots FOLDER]
 
-The page is exported, served and opened in Chromium. Pictures, files or folders of which `--count` are taken evenly, are
+The page is exported, served and opened in Chromium. Images, files or folders of which `--count` are taken evenly, are
 chosen in its dialogue. What its worker says is compared with PyTorch: the pixels of the view, the first class, all
 probabilities, the attention of the last block. A rounded page is compared with `deitctl predict --model model.onnx` too.
-Milliseconds are the least of `TURNS` answers to the first picture (the others met what else the machine did), of one thread,
+Milliseconds are the least of `TURNS` answers to the first image (the others met what else the machine did), of one thread,
 as the page shows them; a rounded page and one in fp32 take turns, and its speed is the median of their ratios.
 
 Last figures (2 shared and busy cores with AVX-512 VNNI, Chromium 150, onnxruntime-web 1.30.0): DeiT-tiny's published weights on
@@ -82,7 +82,7 @@ def chromium() -> Any:
 
 TURNS = 25
 TAKE_TURNS = """(async () => {
-  const blob = await (await fetch("/picture")).blob();
+  const blob = await (await fetch("/image")).blob();
   const open = (folder) => new Promise((resolve, reject) => {
     const worker = new Worker(`/${folder}/worker.js`, { type: "module" });
     worker.onmessage = ({ data }) => data.kind === "ready" ? resolve(worker) : data.kind === "broken" && reject(data.why);
@@ -102,11 +102,11 @@ TAKE_TURNS = """(async () => {
 })()"""
 
 
-def take_turns(root: Path, pages: list[str], picture: Path) -> list[list[dict[str, float]]]:
-    """Let pages below a folder answer one picture in turns: milliseconds for the view and for the network, [TURNS][pages]."""
+def take_turns(root: Path, pages: list[str], image: Path) -> list[list[dict[str, float]]]:
+    """Let pages below a folder answer one image in turns: milliseconds for the view and for the network, [TURNS][pages]."""
     driver = chromium()
     (root / "index.html").write_text("<!doctype html><title>in turns</title>")
-    (root / "picture").write_bytes(picture.read_bytes())
+    (root / "image").write_bytes(image.read_bytes())
     with (
         tempfile.TemporaryDirectory() as folder,
         driver.serve(root) as (url, _),
@@ -116,8 +116,8 @@ def take_turns(root: Path, pages: list[str], picture: Path) -> list[list[dict[st
         return tab.js(TAKE_TURNS % (json.dumps(pages), TURNS))[2:]
 
 
-def ask(page: Path, pictures: list[Path], shots: str) -> tuple[list[dict[str, Any]], float]:
-    """Choose pictures on the page, and return what its worker says of each, and the seconds until it was ready."""
+def ask(page: Path, images: list[Path], shots: str) -> tuple[list[dict[str, Any]], float]:
+    """Choose images on the page, and return what its worker says of each, and the seconds until it was ready."""
     driver = chromium()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -129,7 +129,7 @@ def ask(page: Path, pictures: list[Path], shots: str) -> tuple[list[dict[str, An
         tab.open(url)
         tab.wait("document.body.dataset.state !== 'loading'")
         ready = time.perf_counter() - start
-        tab.choose("#files", pictures)
+        tab.choose("#files", images)
         while tab.js("document.querySelectorAll('#results [data-state=waiting]').length"):
             time.sleep(0.2)
         said = tab.js("heard")
@@ -151,20 +151,20 @@ def take_shots(tab: Any, folder: Path) -> None:
             tab.send(
                 "Emulation.setEmulatedMedia", media="", features=[{"name": "prefers-color-scheme", "value": scheme}]
             )
-            tab.picture(folder / f"{width}-{scheme}.png")
+            tab.image(folder / f"{width}-{scheme}.png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("pictures", nargs="+")
+    parser.add_argument("images", nargs="+")
     parser.add_argument("--weights", default="")
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--quantize", default="")
     parser.add_argument("--shots", default="")
     args = parser.parse_args()
 
-    names = list(expand(args.pictures, ()))
+    names = list(expand(args.images, ()))
     count = min(args.count, len(names))
     paths = [Path(names[i * len(names) // count]) for i in range(count)]
     loaded = load_model(args.model, weights=args.weights, reporter=SilentReporter())
@@ -181,7 +181,7 @@ def main() -> None:
                 to="web",
                 weights=args.weights,
                 output=str(Path(folder) / "fp32"),
-                verify_with=args.pictures[0],
+                verify_with=args.images[0],
                 count=2,
             )
         export(
@@ -189,7 +189,7 @@ def main() -> None:
             to="web",
             weights=args.weights,
             output=str(page),
-            verify_with=args.pictures[0],
+            verify_with=args.images[0],
             count=8,
             quantize=args.quantize,
         )
@@ -206,10 +206,10 @@ def main() -> None:
     seen = np.stack([np.frombuffer(base64.b64decode(s["view"]), np.uint8) for s in said])
     pixels = seen.reshape(count, pre.img_size, pre.img_size, 3).transpose(0, 3, 1, 2)
     result = {
-        "pictures": count,
+        "images": count,
         "model bytes": size["model.onnx"],
         "folder bytes": sum(size.values()),
-        "pictures with a pixel that differs": int((pixels != views).any(axis=(1, 2, 3)).sum()),
+        "images with a pixel that differs": int((pixels != views).any(axis=(1, 2, 3)).sum()),
         "same first class as PyTorch": int((given.argmax(1) == wanted.argmax(1)).sum()),
         "largest difference of a probability": float(np.abs(given - wanted).max()),
         "same first class as predict --model model.onnx": int((given.argmax(1) == alone.argmax(1)).sum()),

@@ -1,6 +1,6 @@
 """How much of a soft word over a thousand classes is lost when k of them are kept? KL(whole || stored), in nats.
 
-    python benchmarks/words_topk.py PICTURES [--model deit_tiny] [--weights FILE]
+    python benchmarks/words_topk.py IMAGES [--model deit_tiny] [--weights FILE]
 
 Last figures: docs/distillation.md.
 """
@@ -25,16 +25,16 @@ from deitctl.training.losses import teacher_word
 def main() -> None:
     """Print a line for every temperature and k."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures")
+    parser.add_argument("images")
     parser.add_argument("--model", default="deit_tiny")
     parser.add_argument("--weights", default="")
     options = parser.parse_args()
     loaded = load_model(options.model, weights=options.weights, reporter=SilentReporter())
-    source, pre = open_for_evaluation(options.pictures, SilentReporter()), loaded.card.preprocessing
+    source, pre = open_for_evaluation(options.images, SilentReporter()), loaded.card.preprocessing
     batches = eval_batches(source, [pre], batch_size=50, workers=0, pin_memory=False)
     logits = torch.cat([forward_heads(loaded.model, normalise(b.images[0], pre)).cls for b in batches])
     print(
-        f"{len(logits)} pictures, {logits.shape[1]} classes\n| tau | k | bytes a word | mass kept | KL, nats |\n|---|---|---|---|---|"
+        f"{len(logits)} images, {logits.shape[1]} classes\n| tau | k | bytes a word | mass kept | KL, nats |\n|---|---|---|---|---|"
     )
     for tau in (1.0, 3.0):
         word = teacher_word(logits, "soft", tau)

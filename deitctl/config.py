@@ -24,10 +24,10 @@ MOST_DOTS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """What is done to a training picture; every draw is a function of (seed, sample key)."""
+    """What is done to a training image; every draw is a function of (seed, sample key)."""
 
     crop_scale: tuple[float, float]
-    """Area of the random resized crop, as a share of the picture. (1, 1): no crop, the whole picture is resized."""
+    """Area of the random resized crop, as a share of the image. (1, 1): no crop, the whole image is resized."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Aspect ratios of the crop (torchvision's default)."""
     hflip: float
@@ -49,7 +49,7 @@ class AugmentConfig:
     switch_prob: float = 0.5
     """Probability of cutmix where both are on."""
     repeats: int = 1
-    """Repeated augmentation: views of a picture per epoch; an epoch then sees 1/repeats of the pictures."""
+    """Repeated augmentation: views of an image per epoch; an epoch then sees 1/repeats of the images."""
     on_top: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """What a student sees on top of a view that comes again: largest rotation (degrees), scaling, shift (shares)."""
 
@@ -59,7 +59,7 @@ class OptimConfig:
     """AdamW with warm-up and a cosine."""
 
     lr: float
-    """Learning rate for `lr_batch` pictures a step; the rate used is lr * batch_size / lr_batch."""
+    """Learning rate for `lr_batch` images a step; the rate used is lr * batch_size / lr_batch."""
     lr_batch: int = 512
     min_lr: float
     """Learning rate at the end of the cosine, not scaled."""
@@ -88,7 +88,7 @@ class Recipe:
     """Share of the epochs that are early."""
     epochs: int
     batch_size: int
-    """Pictures a step, over all processes and micro-batches."""
+    """Images a step, over all processes and micro-batches."""
     smoothing: float
     """Label smoothing, of true labels only."""
     drop_path_rate: float
@@ -120,7 +120,7 @@ class DistillConfig:
     tau: float
     """Temperature of the soft targets; unused by hard distillation."""
     reduction: Literal["batchmean", "elementmean"]
-    """How the KL divergence is averaged: over pictures (the paper's Eq. 2) or over pictures and classes (its code)."""
+    """How the KL divergence is averaged: over images (the paper's Eq. 2) or over images and classes (its code)."""
     token: bool
     """Whether the student has a distillation token of its own."""
     adapt: Literal["auto", "head", "full", "none"] = "auto"
@@ -128,9 +128,9 @@ class DistillConfig:
     teacher_img_size: int = 0
     """Side of the teacher's input in pixels, 0 for its own."""
     teacher_sees: Literal["mixed", "view"]
-    """`mixed`: the student's mixed pictures, as in the paper; `view`: the views before mixing, whose words are mixed."""
+    """`mixed`: the student's mixed images, as in the paper; `view`: the views before mixing, whose words are mixed."""
     views: int
-    """Views of a picture that come again and again, 0 for new ones every epoch."""
+    """Views of an image that come again and again, 0 for new ones every epoch."""
     view_seed: int = 0
     """Seed of the views, apart from the run's, so that runs of every seed share the teacher's words."""
     topk: int
@@ -153,17 +153,17 @@ class TrainConfig:
     distill: DistillConfig | None = None
     seed: int = 0
     split_seed: int = -1
-    """Seed by which validation pictures are held out of data that has none; -1: the run's."""
+    """Seed by which validation images are held out of data that has none; -1: the run's."""
     workers: int = -1
     """Processes that decode and augment; -1: chosen from the machine."""
     micro_batch: int = 0
-    """Pictures that a process takes at a time, their gradients being added up; 0: its whole share of a batch."""
+    """Images that a process takes at a time, their gradients being added up; 0: its whole share of a batch."""
     save_every: str = "5m"
     """Between two saves of the state: `500` steps, `90s`, `10m`, `1h`."""
     loss_jump: float = 3.0
     """A loss this many times both its recent mean and that of guessing stops the run; 0: none does."""
     on_bad_image: Literal["skip", "stop"] = "skip"
-    """What a picture that cannot be read does: it is left out and named, or stops the run."""
+    """What an image that cannot be read does: it is left out and named, or stops the run."""
     device: str = "auto"
     precision: str = "auto"
     compile: bool = False

@@ -127,11 +127,11 @@ class Device:
         """Return the most memory that tensors took, where the backend counts it."""
         return torch.cuda.max_memory_allocated(self.torch_device) if self.torch_device.type == "cuda" else None
 
-    def pictures_at_a_time(self, largest: int) -> int:
-        """Return the pictures of a micro-batch that pay here, 0 for any: `largest` is the bytes of one's largest activation.
+    def images_at_a_time(self, largest: int) -> int:
+        """Return the images of a micro-batch that pay here, 0 for any: `largest` is the bytes of one's largest activation.
 
         glibc gives blocks above 32 MiB back to the system when they are freed, and the next step pays for every page
-        again: a step of deit_small with 64 pictures at once took twice the CPU time a picture that one with 32 did.
+        again: a step of deit_small with 64 images at once took twice the CPU time an image that one with 32 did.
         """
         if self.torch_device.type != "cpu" or not largest:
             return 0
@@ -162,15 +162,15 @@ class Device:
             attention = (
                 "in bf16 training with a backward pass of matrix products (benchmarks/attention.py), else torch's"
             )
-            pictures = "micro-batches whose activations stay below 32 MiB a layer, so that memory is used again"
+            images = "micro-batches whose activations stay below 32 MiB a layer, so that memory is used again"
             compiling = "off: it takes a minute or more before the first step, and little is gained; --compile"
         else:
-            attention, pictures = "torch's fused one", "the whole batch at once, halved where memory runs out"
+            attention, images = "torch's fused one", "the whole batch at once, halved where memory runs out"
             compiling = "off; --compile compiles each kind of block once"
         transfer = "pinned, uint8, without waiting" if kind == "cuda" else "uint8"
         return {
-            "convolutions": convolutions, "attention": attention, "a step takes": pictures, "optimiser": "AdamW, fused",
-            "compiling": compiling, "pictures travel": transfer,
+            "convolutions": convolutions, "attention": attention, "a step takes": images, "optimiser": "AdamW, fused",
+            "compiling": compiling, "images travel": transfer,
             "freed memory": "kept for the next step" if self.keeps_freed_memory else "as the allocator has it",
             "stochastic depth": "skips what it drops" if kind == "cpu" else "multiplies by zero: to skip, it would wait",
         }  # fmt: skip

@@ -57,7 +57,7 @@ PAPER_384 = replace(  # from weights trained at 224: deit/README_deit.md, the co
     ),
 )
 
-FINETUNE = Recipe(  # one's own pictures, from published weights; own values, see docs/recipes.md for what they give
+FINETUNE = Recipe(  # one's own images, from published weights; own values, see docs/recipes.md for what they give
     name="finetune",
     pretrained=True,
     img_size=0,
@@ -132,7 +132,7 @@ DIGITS_CONVNET = replace(  # its teacher: a convnet divides its input by 32, so 
 
 
 def fast(recipe: Recipe) -> Recipe:
-    """Return a recipe whose first epochs see smaller pictures and whose last ones see the full ones.
+    """Return a recipe whose first epochs see smaller images and whose last ones see the full ones.
 
     FixRes (arXiv 1906.06423), as DeiT-III trains (arXiv 2204.07118 §4: lower resolution first, then 20 epochs at 224);
     ours in one run, positions being resized on the way. The share is ours; docs/recipes.md has what finetune-fast gives.
@@ -165,12 +165,12 @@ DISTILL_DEFAULTS = {
 DISTILL_REDUCTION = "batchmean"  # DeiT Eq. 2
 DISTILL_TOPK = 100
 MIXED_RECIPES = ("paper", "paper-fast", "paper-384")
-"""Recipes under which the teacher looks at the mixed pictures unless views are asked for, as in deit/training/losses.py."""
+"""Recipes under which the teacher looks at the mixed images unless views are asked for, as in deit/training/losses.py."""
 DISTILL_VIEWS = 8
-"""Views of a picture under every other recipe; docs/distillation.md has what fewer and more give."""
+"""Views of an image under every other recipe; docs/distillation.md has what fewer and more give."""
 
 ADAPT_FULL_FROM = 50
-"""Training pictures a class from which `--adapt auto` fine-tunes all of a teacher instead of its head."""
+"""Training images a class from which `--adapt auto` fine-tunes all of a teacher instead of its head."""
 
 
 def adaptation(how: str, *, built_in: bool) -> Recipe:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors.torch import save
-from targets import FORMS, PICTURES, SEPARATOR, STAMP
+from targets import FORMS, IMAGES, SEPARATOR, STAMP
 
 from deitctl.config import DistillConfig, TrainConfig, write_toml
 from deitctl.models.model_config import ModelCard, to_timm_config
@@ -21,7 +21,7 @@ from deitctl.recipes import DIGITS
 KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 
-def pictures() -> list[bytes]:
+def images() -> list[bytes]:
     """Every format that is read, in several modes, some of them turned, several frames, compressed tiffs."""
     grey = Image.linear_gradient("L").resize((20, 14))
     exif = Image.Exif()
@@ -87,7 +87,7 @@ def caches() -> list[bytes]:
     """A whole cache of each form, and one cut short."""
     made = []
     for number, form in enumerate(FORMS):
-        records = form.encode(torch.rand(PICTURES, form.classes).softmax(dim=1)).tobytes()
+        records = form.encode(torch.rand(IMAGES, form.classes).softmax(dim=1)).tobytes()
         head = b"x" * number + b"\n" + json.dumps(STAMP).encode() + SEPARATOR
         made += [head + records, head + records[:-3]]
     return made
@@ -112,7 +112,7 @@ def data_sets() -> list[bytes]:
 
 def main(root: Path) -> None:
     """Write a folder of files a target."""
-    made = {"picture": pictures, "config": configs, "checkpoint": checkpoints, "words": caches, "data": data_sets}
+    made = {"image": images, "config": configs, "checkpoint": checkpoints, "words": caches, "data": data_sets}
     for name, make in made.items():
         (root / name).mkdir(parents=True, exist_ok=True)
         for number, case in enumerate(make()):

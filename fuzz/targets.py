@@ -26,7 +26,7 @@ from deitctl.training.configure import check, parse_change
 
 SEPARATOR = b"\n---8<---\n"
 FORMS = (WordFormat("hard", 5), WordFormat("soft", 5, 5), WordFormat("soft", 9, 3))
-PICTURES = 6
+IMAGES = 6
 STAMP = {"teacher": "t", "classes": 5, "view augmentation": {"hflip": 0.5}}
 
 
@@ -41,8 +41,8 @@ def folder() -> Iterator[Path]:
         shutil.rmtree(root)
 
 
-def picture(data: bytes) -> None:
-    """Decode a picture and cut its evaluation view."""
+def image(data: bytes) -> None:
+    """Decode an image and cut its evaluation view."""
     with suppress(DeitctlError):
         image = decode(data, "x")
         assert image.mode == "RGB"
@@ -93,11 +93,11 @@ def words(data: bytes) -> None:
     with folder() as root, suppress(DeitctlError):
         (root / "cache.json").write_bytes(stamp or json.dumps(STAMP).encode())
         (root / "view-00000.words").write_bytes(view)
-        cache = open_cache(root, STAMP, form, PICTURES)
-        records, valid = cache.read([(0, i) for i in range(PICTURES)])
+        cache = open_cache(root, STAMP, form, IMAGES)
+        records, valid = cache.read([(0, i) for i in range(IMAGES)])
         answers = form.decode(np.ascontiguousarray(records[valid])) if valid.any() else None
         assert answers is None or bool(((answers.sum(dim=1) - 1).abs() < 1e-3).all() and (answers >= 0).all())
-        assert cache.count_missing(1) + len(cache.unreadable(1)) + int(valid.sum()) >= PICTURES
+        assert cache.count_missing(1) + len(cache.unreadable(1)) + int(valid.sum()) >= IMAGES
         cache.mark_unreadable([(0, 0)])
 
 
@@ -127,7 +127,7 @@ def data(data: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    "picture": picture,
+    "image": image,
     "config": config,
     "checkpoint": checkpoint,
     "words": words,

@@ -132,7 +132,7 @@ class Browser:
         self.send("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code, **text)
         self.send("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code)
 
-    def picture(self, path: Path, *, whole: bool = True) -> None:
+    def image(self, path: Path, *, whole: bool = True) -> None:
         """Save what is seen, or the whole page, as PNG."""
         shot = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(shot["data"]))

@@ -1,4 +1,4 @@
-"""Shared pictures, models and reporters: small, real and offline."""
+"""Shared images, models and reporters: small, real and offline."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def reporter() -> Recorder:
 
 @pytest.fixture(scope="session")
 def digit_sources() -> tuple[Source, Source]:
-    """The built-in set: training and validation pictures."""
+    """The built-in set: training and validation images."""
     return digits()
 
 
 @pytest.fixture(scope="session")
-def picture(digit_sources: tuple[Source, Source]) -> Callable[..., Image.Image]:
-    """Make an RGB picture of any size: a coloured gradient with handwritten digits on it."""
+def make_image(digit_sources: tuple[Source, Source]) -> Callable[..., Image.Image]:
+    """Make an RGB image of any size: a coloured gradient with handwritten digits on it."""
     train, _ = digit_sources
 
     def make(width: int = 96, height: int = 72, seed: int = 0) -> Image.Image:
@@ -87,15 +87,15 @@ def picture(digit_sources: tuple[Source, Source]) -> Callable[..., Image.Image]:
 
 
 @pytest.fixture
-def image_folder(tmp_path: Path, picture: Callable[..., Image.Image]) -> Callable[..., Path]:
-    """Write pictures into folders: `{"train/cat": 3}` makes train/cat/0.png .. 2.png below a new root."""
+def image_folder(tmp_path: Path, make_image: Callable[..., Image.Image]) -> Callable[..., Path]:
+    """Write images into folders: `{"train/cat": 3}` makes train/cat/0.png .. 2.png below a new root."""
 
-    def make(counts: Mapping[str, int], root: str = "pictures") -> Path:
+    def make(counts: Mapping[str, int], root: str = "images") -> Path:
         seed = 0
         for folder, count in counts.items():
             (tmp_path / root / folder).mkdir(parents=True, exist_ok=True)
             for number in range(count):
-                picture(24, 18, seed % 20).save(tmp_path / root / folder / f"{number}.png")
+                make_image(24, 18, seed % 20).save(tmp_path / root / folder / f"{number}.png")
                 seed += 1
         return tmp_path / root
 

@@ -129,10 +129,10 @@ def test_forgetting_cached_memory_is_harmless():
 
 def test_micro_batches_keep_activations_in_blocks_that_the_allocator_keeps():
     cpu = Device(torch.device("cpu"), torch.bfloat16, "")
-    assert cpu.pictures_at_a_time(608_256) == 32  # deit_small in bf16: 55 pictures of 198 x 1,536 numbers
-    assert cpu.pictures_at_a_time(10**9) == 2
-    assert cpu.pictures_at_a_time(0) == 0
-    assert Device(torch.device("cuda"), torch.bfloat16, "").pictures_at_a_time(608_256) == 0
+    assert cpu.images_at_a_time(608_256) == 32  # deit_small in bf16: 55 images of 198 x 1,536 numbers
+    assert cpu.images_at_a_time(10**9) == 2
+    assert cpu.images_at_a_time(0) == 0
+    assert Device(torch.device("cuda"), torch.bfloat16, "").images_at_a_time(608_256) == 0
 
 
 def test_each_block_is_compiled_and_the_names_of_the_weights_stay(deit):

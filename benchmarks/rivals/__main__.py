@@ -3,12 +3,12 @@
     git clone https://github.com/huggingface/pytorch-image-models rivals/timm
     git clone https://github.com/facebookresearch/deit rivals/deit
     pip install pandas                                    # inference.py wants it
-    python -m benchmarks.rivals OUT --timm rivals/timm --deit rivals/deit --pictures imagenette --photos PHOTOS
+    python -m benchmarks.rivals OUT --timm rivals/timm --deit rivals/deit --images imagenette --photos PHOTOS
         --weights deit_tiny_patch16_224.fb_in1k.safetensors [--explore] [--quick] [--only JOB ...] [--threads N] [--rounds N]
         [--also="--set KEY=VALUE ..."] [--also-timm="--FLAG ..."]
 
-From the repository's root. PICTURES has `train` and `val` with ten class folders, PHOTOS files whose names begin with a
-WordNet id (`n01582220_magpie.JPEG`), WEIGHTS is DeiT-tiny in timm's layout. Both sides get the same pictures, weights,
+From the repository's root. IMAGES has `train` and `val` with ten class folders, PHOTOS files whose names begin with a
+WordNet id (`n01582220_magpie.JPEG`), WEIGHTS is DeiT-tiny in timm's layout. Both sides get the same images, weights,
 batches, epochs and threads, run from the shell to the end, and take turns; ratios are of the same round. A rival comes as
 it is, and with its best flags, which `--explore` finds and OUT/explored.json keeps. Rounds in OUT/JOB.json are not held
 again. `--also` adds a contestant of ours with further flags to the jobs that train, `--also-timm` one of train.py's to those of
@@ -77,7 +77,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--timm", type=Path, required=True, help="Checkout of huggingface/pytorch-image-models.")
     parser.add_argument("--deit", type=Path, help="Checkout of facebookresearch/deit.")
     parser.add_argument("--deit-python", default=sys.executable, help="Python for it, with the packages it asks for.")
-    parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--only", choices=JOBS, action="append", help="May be repeated.")
@@ -102,7 +102,7 @@ def main() -> None:
     if (load := os.getloadavg()[0]) > BUSY:
         say(f"warning: the machine has a load of {load:.1f} before anything was started; figures will not be steady")
     setup = Setup(
-        out=out, timm=said.timm.resolve(), pictures=said.pictures.resolve(), photos=said.photos.resolve(),
+        out=out, timm=said.timm.resolve(), images=said.images.resolve(), photos=said.photos.resolve(),
         weights=said.weights.resolve(), size=SIZES[said.size], also=tuple(map(tuple, said.also)),
         also_timm=tuple(map(tuple, said.also_timm)),
     )  # fmt: skip
@@ -121,7 +121,7 @@ def main() -> None:
     results: dict[str, Any] = {**conditions, "explored": explored, "jobs": {}}
     print(f"{json.dumps(conditions)}\n")
     if said.deit:
-        data = subset(setup.pictures, out / "data/20", {"train": 20, "val": 20})
+        data = subset(setup.images, out / "data/20", {"train": 20, "val": 20})
         results["deit"] = {
             "checkout": state_of(said.deit),
             **try_main(said.deit.resolve(), said.deit_python, data, out / "run"),

@@ -22,14 +22,14 @@ LIKELY = (*BF16, *ONE_LOADER)
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much of everything; pictures are multiples of the batch and of ten classes."""
+    """How much of everything; images are multiples of the batch and of ten classes."""
 
     rounds: int
     """Of each job but those of accuracy, whose rounds are seeds."""
     teacher: str = "regnety_160"
     student: str = SMALL
     distil: tuple[int, int, int]
-    """Pictures an epoch, batch, epochs."""
+    """Images an epoch, batch, epochs."""
     train: tuple[int, int, int]
     photos: int
     predict: int
@@ -61,7 +61,7 @@ class Setup:
 
     out: Path
     timm: Path
-    pictures: Path
+    images: Path
     photos: Path
     weights: Path
     size: Size

@@ -1,4 +1,4 @@
-"""What both sides are given: folders of pictures, and a teacher with random weights in timm's own layout."""
+"""What both sides are given: folders of images, and a teacher with random weights in timm's own layout."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ SHORT_SIDE, QUALITY = 400, 92  # of the photos, a little below ImageNet's 500 x 
 
 
 def subset(source: Path, folder: Path, counts: Mapping[str, int], name: str = "") -> Path:
-    """Link the first pictures of every class of `source`'s splits.
+    """Link the first images of every class of `source`'s splits.
 
     Args:
         source: a folder with splits of class folders.
         folder: where the links go.
-        counts: pictures of each split, over all classes; 0 for all there are.
+        counts: images of each split, over all classes; 0 for all there are.
         name: what classes are called, with a number behind; empty: as in `source`.
     """
     for split, count in counts.items():
         classes = sorted(p for p in (source / split).iterdir() if p.is_dir())
         each = count // len(classes) or None
-        for number, pictures in enumerate(classes):
-            target = folder / split / (f"{name}{number}" if name else pictures.name)
+        for number, images in enumerate(classes):
+            target = folder / split / (f"{name}{number}" if name else images.name)
             target.mkdir(parents=True, exist_ok=True)
-            for picture in sorted(pictures.iterdir())[:each]:
-                if not (target / picture.name).is_symlink():
-                    (target / picture.name).symlink_to(picture.resolve())
+            for image in sorted(images.iterdir())[:each]:
+                if not (target / image.name).is_symlink():
+                    (target / image.name).symlink_to(image.resolve())
     return folder
 
 
 def photos(source: Path, folder: Path, count: int) -> Path:
-    """Write `count` pictures made from the photos of `source`, whose names begin with a WordNet id, into class folders.
+    """Write `count` images made from the photos of `source`, whose names begin with a WordNet id, into class folders.
 
     Each is a random crop of three quarters of the sides or more, flipped or not, its short side 400 pixels.
     """
@@ -49,17 +49,17 @@ def photos(source: Path, folder: Path, count: int) -> Path:
         path = folder / original.name.partition("_")[0] / f"{number:05}.JPEG"
         if path.exists():
             continue
-        picture = Image.open(original).convert("RGB")
-        width, height = (round(side * share) for side in picture.size)
-        left, top = round((picture.width - width) * x), round((picture.height - height) * y)
+        image = Image.open(original).convert("RGB")
+        width, height = (round(side * share) for side in image.size)
+        left, top = round((image.width - width) * x), round((image.height - height) * y)
         scale = SHORT_SIDE / min(width, height)
-        picture = picture.resize(
+        image = image.resize(
             (round(width * scale), round(height * scale)), Image.Resampling.LANCZOS,
             (left, top, left + width, top + height),
         )  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        (ImageOps.mirror(picture) if flip else picture).save(part, "JPEG", quality=QUALITY)
+        (ImageOps.mirror(image) if flip else image).save(part, "JPEG", quality=QUALITY)
         os.replace(part, path)
     return folder
 

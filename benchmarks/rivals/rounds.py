@@ -81,13 +81,13 @@ def hold(job: Job, best: Sequence[str], conditions: dict[str, Any], runner: Runn
 
 
 def _compared(runs: dict[str, Figures]) -> dict[str, Figures]:
-    """Count for each contestant the pictures whose first class is not the first contestant's."""
+    """Count for each contestant the images whose first class is not the first contestant's."""
     answers = {name: figures.pop("answers") for name, figures in runs.items() if "answers" in figures}
     if answers:
         first = next(iter(answers.values()))
         for name, theirs in answers.items():
             runs[name]["other first class"] = sum(first.get(k) != v for k, v in theirs.items())
-            runs[name]["pictures"] = len(theirs)
+            runs[name]["images"] = len(theirs)
     return runs
 
 

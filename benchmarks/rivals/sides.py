@@ -2,8 +2,8 @@
 
 Images per second are of the steady state on both sides, by each program's own clock. Of training: epochs after the first, ours
 whole; of train.py without each one's first step, which waits for new loaders and would weigh much in epochs this short. Of an
-evaluation: the whole loop over the pictures, loaders' start included. Of a prediction: from the first batch's answers to the
-last's, by the clock of this benchmark, so pictures that loaders have ready by then count for the side that has them.
+evaluation: the whole loop over the images, loaders' start included. Of a prediction: from the first batch's answers to the
+last's, by the clock of this benchmark, so images that loaders have ready by then count for the side that has them.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def read_our_training(done: Finished, folder: Path) -> Figures:
 
 
 def speed_alone(contestant: Contestant) -> Contestant:
-    """Leave out an accuracy that is of too few pictures to mean anything."""
+    """Leave out an accuracy that is of too few images to mean anything."""
 
     def read(done: Finished, folder: Path) -> Figures:
         return {k: v for k, v in contestant.read(done, folder).items() if k not in ("top1", "curve")}
@@ -94,7 +94,7 @@ def _accuracy(curve: list[tuple[float, float]]) -> Figures:
 VALIDATED = re.compile(r"Test: \[ *(\d+)/(\d+)\]\s+Time: [\d.]+s \(([\d.]+)s,")
 
 
-def read_validate(pictures: int) -> Reader:
+def read_validate(num_images: int) -> Reader:
     """Read validate.py's log, written at every batch, and its result."""
 
     def read(done: Finished, _: Path) -> Figures:
@@ -102,7 +102,7 @@ def read_validate(pictures: int) -> Reader:
         result = json.loads("\n".join(text for _, text in done.out).partition("--result")[2])
         mean, number = float(batches[-1][3]), int(batches[-1][2])
         assert int(batches[-1][1]) == number - 1, "validate.py did not log its last batch"
-        return {"images_per_second": pictures / (mean * number), "top1": result["top1"]}
+        return {"images_per_second": num_images / (mean * number), "top1": result["top1"]}
 
     return read
 
@@ -116,30 +116,30 @@ def read_eval(done: Finished, _: Path) -> Figures:
 INFERRED = re.compile(r"Predict: \[(\d+)/(\d+)\]")
 
 
-def read_inference(pictures: int, batch: int) -> Reader:
-    """Read when inference.py ended its first and last batch, and the first class of each picture from its table."""
+def read_inference(num_images: int, batch: int) -> Reader:
+    """Read when inference.py ended its first and last batch, and the first class of each image from its table."""
 
     def read(done: Finished, folder: Path) -> Figures:
         times = [seconds for seconds, text in done.err if INFERRED.match(text)]
         with (folder / "answers.csv").open() as file:
             rows = list(csv.DictReader(file))
         answers = {Path(row["filename"]).name: int(re.findall(r"\d+", row["index"])[0]) for row in rows}
-        return {"images_per_second": _rate(pictures, batch, times[0], times[-1]), "answers": answers}
+        return {"images_per_second": _rate(num_images, batch, times[0], times[-1]), "answers": answers}
 
     return read
 
 
-def read_predict(pictures: int, batch: int) -> Reader:
+def read_predict(num_images: int, batch: int) -> Reader:
     """Read when `deitctl predict --format jsonl` gave its first answer and its last, and what they were."""
 
     def read(done: Finished, _: Path) -> Figures:
         records = [json.loads(text) for _, text in done.out]
         answers = {Path(r["input"]).name: r["predictions"][0]["index"] for r in records}
-        return {"images_per_second": _rate(pictures, batch, done.out[0][0], done.out[-1][0]), "answers": answers}
+        return {"images_per_second": _rate(num_images, batch, done.out[0][0], done.out[-1][0]), "answers": answers}
 
     return read
 
 
-def _rate(pictures: int, batch: int, first: float, last: float) -> float | None:
-    """Pictures after the first batch by the seconds after it."""
-    return (pictures - batch) / (last - first) if pictures > batch and last > first else None
+def _rate(num_images: int, batch: int, first: float, last: float) -> float | None:
+    """Images after the first batch by the seconds after it."""
+    return (num_images - batch) / (last - first) if num_images > batch and last > first else None

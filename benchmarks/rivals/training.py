@@ -9,9 +9,9 @@ from benchmarks.rivals import material, sides
 from benchmarks.rivals.jobs import TINY, Job, Setup, named
 from benchmarks.rivals.sides import Contestant
 
-VAL_OF_SPEED = 20  # pictures that are validated after an epoch where speed is asked for
+VAL_OF_SPEED = 20  # images that are validated after an epoch where speed is asked for
 
-PAPER = (  # of deit/main.py, in train.py's words; what it repeats of a picture is for distributed training alone there
+PAPER = (  # of deit/main.py, in train.py's words; what it repeats of an image is for distributed training alone there
     *("--opt", "adamw", "--weight-decay", "0.05", "--warmup-epochs", "1", "--warmup-lr", "1e-6", "--min-lr", "1e-5"),
     *("--aa", "rand-m9-mstd0.5-inc1", "--mixup", "0.8", "--cutmix", "1.0", "--reprob", "0.25", "--smoothing", "0.1"),
     *("--drop-path", "0.1", "--train-interpolation", "bicubic", "--model-ema", "--model-ema-decay", "0.99996"),
@@ -50,8 +50,8 @@ def _ours(command: str, words: Sequence[object], more: Sequence[str]) -> Contest
 
 def distil(setup: Setup) -> Job:
     """Learn from a teacher: one that looks at every step, one whose words are kept, train.py's."""
-    pictures, batch, epochs = setup.size.distil
-    data = material.subset(setup.pictures, setup.out / f"data/{pictures}", {"train": pictures, "val": VAL_OF_SPEED})
+    images, batch, epochs = setup.size.distil
+    data = material.subset(setup.images, setup.out / f"data/{images}", {"train": images, "val": VAL_OF_SPEED})
     teacher = material.random_teacher(
         setup.size.teacher, material.class_names(data), setup.out / f"data/{setup.size.teacher}"
     )
@@ -72,7 +72,7 @@ def distil(setup: Setup) -> Job:
         return sides.speed_alone(_train_py(setup, name, data, model, batch, epochs, lr, words))
 
     question = (
-        f"{setup.size.student} learns from {setup.size.teacher} (random weights) at 224: {pictures} pictures, batch {batch}, "
+        f"{setup.size.student} learns from {setup.size.teacher} (random weights) at 224: {images} images, batch {batch}, "
         f"{epochs} epochs. With one view the teacher is asked in the first epoch alone; images/s are of the others."
     )
     return Job(name="distil", question=question, rounds=setup.size.rounds, ours=lambda _: contestants, rival=rival)
@@ -80,8 +80,8 @@ def distil(setup: Setup) -> Job:
 
 def train(setup: Setup) -> Job:
     """Train without a teacher, with the paper's augmentation."""
-    pictures, batch, epochs = setup.size.train
-    data = material.subset(setup.pictures, setup.out / f"data/{pictures}", {"train": pictures, "val": VAL_OF_SPEED})
+    images, batch, epochs = setup.size.train
+    data = material.subset(setup.images, setup.out / f"data/{images}", {"train": images, "val": VAL_OF_SPEED})
     words = (
         "train", data, "--model", TINY, *OUR_PAPER, "--batch-size", batch, "--epochs", epochs, "--output", "{run}",
         "--format", "json",
@@ -92,7 +92,7 @@ def train(setup: Setup) -> Job:
         lr, model, name = 5e-4 * batch / 512, f"{TINY}_patch16_224", named("timm train.py", flags)
         return sides.speed_alone(_train_py(setup, name, data, model, batch, epochs, lr, (*PAPER, *flags)))
 
-    question = f"{TINY} at 224 with the paper's augmentation: {pictures} pictures, batch {batch}, {epochs} epochs."
+    question = f"{TINY} at 224 with the paper's augmentation: {images} images, batch {batch}, {epochs} epochs."
     return Job(name="train", question=question, rounds=setup.size.rounds, ours=lambda _: contestants, rival=rival)
 
 
@@ -149,9 +149,9 @@ def scratch(setup: Setup) -> Job:
 def _accuracy(
     setup: Setup, name: str, start: str, epochs: int, seeds: int, lr: float, said: Sequence[object], theirs: Sequence[object]
 ) -> Job:  # fmt: skip
-    """Equal epochs of the same pictures on both sides; each round is a seed."""
+    """Equal epochs of the same images on both sides; each round is a seed."""
     img_size, batch = setup.size.img_size, 64
-    data = material.subset(setup.pictures, setup.out / "data/unnamed", {"train": 0, "val": 0}, "class-")
+    data = material.subset(setup.images, setup.out / "data/unnamed", {"train": 0, "val": 0}, "class-")
 
     def ours(seed: int) -> list[Contestant]:
         words = (
@@ -166,7 +166,7 @@ def _accuracy(
             setup, named("timm train.py", flags), data, f"{TINY}_patch16_224", batch, epochs, lr * batch / 512, words
         )
 
-    question = f"{TINY} {start} on 1,000 pictures of ten classes at {img_size}: {epochs} epochs; each round is a seed."
+    question = f"{TINY} {start} on 1,000 images of ten classes at {img_size}: {epochs} epochs; each round is a seed."
     return Job(
         name=name,
         question=question,

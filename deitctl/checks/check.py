@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from deitctl.checks.classes import check_classes, pictures_by_class
+from deitctl.checks.classes import check_classes, images_by_class
 from deitctl.checks.findings import ERROR, Finding, Remedy, found, in_order, listed
 from deitctl.checks.fix_list import write_fix_list
 from deitctl.checks.ground_truth import label_of, read_ground_truth
-from deitctl.checks.images import check_pictures
+from deitctl.checks.images import check_images
 from deitctl.checks.survey import WHOLE, Part, survey
 from deitctl.data.dataset import FileSource
 from deitctl.errors import ConfigError, DataError
@@ -54,11 +54,11 @@ def check(
     data: str = "", *, ground_truth: str = "", fix_list: str = "", write_table: str = "", workers: int = -1,
     reporter: Reporter | None = None,
 ) -> CheckResult:  # fmt: skip
-    """Look at every picture of a data set and report what is wrong with it; nothing in it is changed.
+    """Look at every image of a data set and report what is wrong with it; nothing in it is changed.
 
     Args:
         data: a folder, tar, table or `digits`, also one that training refuses.
-        ground_truth: labels of pictures that lie in no class folders, see `read_ground_truth`.
+        ground_truth: labels of images that lie in no class folders, see `read_ground_truth`.
         fix_list: CSV file to write the remedies to.
         write_table: CSV file to write a `path,label,split` table of the data set to, which training accepts.
         workers: decoding processes, 0 for none, -1 for one a core.
@@ -78,12 +78,12 @@ def check(
     findings = laid_out.findings
     if ground_truth and not any(part.flat for part in laid_out.parts):
         in_a_tar = any(f.check == "flat_part" for f in findings)
-        why = "not used inside a tar: unpack it" if in_a_tar else "not needed: no pictures lie without class folders"
+        why = "not used inside a tar: unpack it" if in_a_tar else "not needed: no images lie without class folders"
         reporter.warn(f"The ground truth is {why}.")
     parts = _label_flat_parts(laid_out.parts, truth, findings)
     table = _table(parts, Path(write_table)) if write_table else b""
     with loaders_may_die("Go on with fewer: --workers 0"):
-        findings += [*check_classes(parts), *check_pictures(parts, workers, reporter)]
+        findings += [*check_classes(parts), *check_images(parts, workers, reporter)]
     result = CheckResult(
         data=laid_out.name,
         parts={p.name: {"images": len(p.source.labels), "classes": _classes(p)} for p in parts},
@@ -100,18 +100,18 @@ def check(
 
 
 def _require_writable(path: Path) -> None:
-    """Raise before the pictures are looked at, not after."""
+    """Raise before the images are looked at, not after."""
     home = next(p for p in path.absolute().parents if p.exists())
     if path.is_dir() or not home.is_dir() or not os.access(home, os.W_OK):
         raise DataError(f"Cannot write {path}.", "Name a file in a folder that may be written.")
 
 
 def _classes(part: Part) -> int:
-    return sum(n > 0 for n in pictures_by_class(part).values()) if part.labelled else 0
+    return sum(n > 0 for n in images_by_class(part).values()) if part.labelled else 0
 
 
 def _label_flat_parts(parts: Sequence[Part], truth: Mapping[str, str], findings: list[Finding]) -> list[Part]:
-    """Give pictures without class folders their classes, and report how they would be sorted."""
+    """Give images without class folders their classes, and report how they would be sorted."""
     known = {name for part in parts for name in part.source.class_names}
     labelled = []
     for part in parts:
@@ -125,7 +125,7 @@ def _label_flat(part: Part, truth: Mapping[str, str], known: set[str], findings:
     paths = [part.source.name(i) for i in range(len(part.source.labels))]
     labels = {path: label for path in paths if (label := label_of(path, truth))}
     if truth and not labels:
-        raise DataError(f"The ground truth names none of the pictures in {part.root}, such as {Path(paths[0]).name}.")
+        raise DataError(f"The ground truth names none of the images in {part.root}, such as {Path(paths[0]).name}.")
     if labels and known and all(n.isdecimal() for n in labels.values()) and not known.issuperset(labels.values()):
         raise DataError(
             f"The ground truth's labels are numbers such as {min(labels.values())}, and the classes are not.",
@@ -147,9 +147,9 @@ def _label_flat(part: Part, truth: Mapping[str, str], known: set[str], findings:
 
 
 def _table(parts: Sequence[Part], path: Path) -> bytes:
-    """Write every picture's path, relative to the table where it lies below it, label and split."""
+    """Write every image's path, relative to the table where it lies below it, label and split."""
     if not parts:
-        raise DataError("There are no pictures to write into a table.")
+        raise DataError("There are no images to write into a table.")
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("path", "label", "split"))
@@ -160,7 +160,7 @@ def _table(parts: Sequence[Part], path: Path) -> bytes:
         for index, label in enumerate(part.source.labels.tolist()):
             file = Path(os.path.abspath(part.source.name(index)))
             if not index and not part.root and not file.is_file():
-                raise DataError("A table lists files, and these pictures are in none of their own.")
+                raise DataError("A table lists files, and these images are in none of their own.")
             shown = file.relative_to(home) if file.is_relative_to(home) else file
             rows.writerow((shown, part.source.class_names[label], "" if part.name == WHOLE else part.name))
     try:

@@ -1,4 +1,4 @@
-"""What is wrong with the classes of a data set: names that do not match, orders that differ, too few pictures."""
+"""What is wrong with the classes of a data set: names that do not match, orders that differ, too few images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deitctl.checks.survey import WHOLE, Part
 from deitctl.recipes import RECIPES
 
 FEW = 5
-"""Pictures that a class needs in each part."""
+"""Images that a class needs in each part."""
 IMBALANCE = 20
 IMAGENET_CLASSES = 1000
 
@@ -32,12 +32,12 @@ def check_classes(parts: Sequence[Part]) -> Iterator[Finding]:
     if learnt is not None:
         yield from _enough(learnt)
     yield from _spellings(list(labelled.values()))
-    small = [f"{p.name}/{name}: {n}" for p in labelled.values() for name, n in pictures_by_class(p).items() if n < FEW]
-    yield from found("few_pictures", len(small), small)
+    small = [f"{p.name}/{name}: {n}" for p in labelled.values() for name, n in images_by_class(p).items() if n < FEW]
+    yield from found("few_images", len(small), small)
 
 
-def pictures_by_class(part: Part) -> dict[str, int]:
-    """Count the pictures of every class that has any."""
+def images_by_class(part: Part) -> dict[str, int]:
+    """Count the images of every class that has any."""
     counts = np.bincount(part.source.labels, minlength=len(part.source.class_names))
     return dict(zip(part.source.class_names, counts.tolist(), strict=True))
 
@@ -78,7 +78,7 @@ def _within(part: Part) -> Iterator[Finding]:
 
 
 def _enough(part: Part) -> Iterator[Finding]:
-    counts = pictures_by_class(part)
+    counts = images_by_class(part)
     yield from found("too_few_classes", len(counts) < 2, [f"{part.root or part.name}: {', '.join(counts)}"])
     least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     example = f"{most}: {counts[most]}, {least}: {counts[least]}"

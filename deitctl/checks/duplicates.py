@@ -1,4 +1,4 @@
-"""Copies of pictures: the same pixels, and nearly the same by hashes that differ in a few bits."""
+"""Copies of images: the same pixels, and nearly the same by hashes that differ in a few bits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Index = NDArray[np.int64]
 BITS = 128
 NEAR = 9
 """Bits of 128 in which copies differ at most. docs/check.md has the measurements: recompressed, shrunk and 2 % cropped
-copies of real pictures lie within it (98 % of them or more), the two most alike of different pictures 21 apart."""
+copies of real images lie within it (98 % of them or more), the two most alike of different images 21 apart."""
 
 
 FARTHEST = 4096
@@ -22,21 +22,21 @@ FARTHEST = 4096
 
 @dataclass(frozen=True)
 class Twins:
-    """Pictures that have a twin, and one twin of each, by how the two are related; by picture number."""
+    """Images that have a twin, and one twin of each, by how the two are related; by image number."""
 
     across_parts: tuple[Index, Index]
-    """Validation pictures, and for each a training picture."""
+    """Validation images, and for each a training image."""
     across_classes: tuple[Index, Index]
     in_class: tuple[Index, Index]
 
 
 def exact_twins(digests: NDArray[np.uint8], parts: NDArray[np.integer], labels: NDArray[np.integer]) -> Twins:
-    """Find pictures with equal digests.
+    """Find images with equal digests.
 
     Args:
         digests: bytes [N,16].
-        parts: of each picture its part, [N], in ascending order; training is 0.
-        labels: of each picture its class, [N], the same numbers in all parts.
+        parts: of each image its part, [N], in ascending order; training is 0.
+        labels: of each image its class, [N], the same numbers in all parts.
     """
     same = group(digests)
     first = _first_of(same)
@@ -54,7 +54,7 @@ def exact_twins(digests: NDArray[np.uint8], parts: NDArray[np.integer], labels: 
 def near_twins(
     hashes: NDArray[np.uint8], digests: NDArray[np.uint8], parts: NDArray[np.integer], labels: NDArray[np.integer]
 ) -> Twins:
-    """Find pictures whose hashes, bytes [N,16], differ in `NEAR` bits or fewer while their pixels differ.
+    """Find images whose hashes, bytes [N,16], differ in `NEAR` bits or fewer while their pixels differ.
 
     The other arguments are those of `exact_twins`.
     """

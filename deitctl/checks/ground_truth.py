@@ -1,4 +1,4 @@
-"""Labels that come in a file of their own, as those of ImageNet's validation pictures do."""
+"""Labels that come in a file of their own, as those of ImageNet's validation images do."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path, PurePath
 from deitctl.errors import DataError
 
 DEVKIT_FILE = "ILSVRC2012_validation_ground_truth.txt"
-DEVKIT_PICTURE = "ILSVRC2012_val_{:08d}"
+DEVKIT_IMAGE = "ILSVRC2012_val_{:08d}"
 WORDNET_ID = re.compile(r"n\d{8}")
 
 
 def read_ground_truth(path: Path) -> dict[str, str]:
-    """Read the label of every picture, by file name, or by file name without its extension.
+    """Read the label of every image, by file name, or by file name without its extension.
 
     Args:
         path: the devkit's folder or its ground truth (meta.mat must lie beside it), Kaggle's LOC_val_solution.csv, or
@@ -36,7 +36,7 @@ def read_ground_truth(path: Path) -> dict[str, str]:
         raise DataError(f"The ground truth {path} is empty.")
     if all(line.strip().isdecimal() for line in lines):
         meaning = _devkit_classes(path.parent / "meta.mat")
-        return {DEVKIT_PICTURE.format(i): _meaning(meaning, int(n), path) for i, n in enumerate(lines, start=1)}
+        return {DEVKIT_IMAGE.format(i): _meaning(meaning, int(n), path) for i, n in enumerate(lines, start=1)}
     if lines[0].replace(" ", "").lower() == "imageid,predictionstring":
         return _checked(((r[0], r[1].split()[0]) for r in csv.reader(lines[1:]) if len(r) > 1 and r[1].strip()), path)
     return _checked(
@@ -44,9 +44,9 @@ def read_ground_truth(path: Path) -> dict[str, str]:
     )
 
 
-def label_of(picture: str, truth: Mapping[str, str]) -> str | None:
-    """Look a picture up by its file name, then without its extension."""
-    name = PurePath(picture)
+def label_of(image: str, truth: Mapping[str, str]) -> str | None:
+    """Look an image up by its file name, then without its extension."""
+    name = PurePath(image)
     return truth.get(name.name) or truth.get(name.stem)
 
 

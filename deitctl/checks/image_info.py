@@ -1,4 +1,4 @@
-"""One look at every picture: what it is, whether it can be read, and a few bytes by which copies are found."""
+"""One look at every image: what it is, whether it can be read, and a few bytes by which copies are found."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ HASH = 16  # bytes: 64 differences across and 64 down
 LEAST_EDGES = 48
 """Of a hash's 128 differences those that must be 2 grey levels or more, else it describes noise on a plain ground."""
 LEAST_SIDE = 32
-"""Pictures smaller than this, in pixels, are too much alike for a hash to tell apart."""
-BATCH, ONE_PROCESS = 32, 256  # fewer pictures than that are not worth starting processes for
+"""Images smaller than this, in pixels, are too much alike for a hash to tell apart."""
+BATCH, ONE_PROCESS = 32, 256  # fewer images than that are not worth starting processes for
 ORIENTATION = 0x0112  # EXIF tag
 
 EXTENSION_OF = {
@@ -39,10 +39,10 @@ FORMAT_OF |= {extension: name for name, extension in EXTENSION_OF.items()}
 
 
 class Look(NamedTuple):
-    """What one look at a picture tells; of an unreadable one `problem` and `why` alone."""
+    """What one look at an image tells; of an unreadable one `problem` and `why` alone."""
 
     problem: str = ""
-    """The check that it fails: unreadable, empty_file, not_a_picture, truncated or damaged."""
+    """The check that it fails: unreadable, empty_file, not_an_image, truncated or damaged."""
     why: str = ""
     digest: bytes = bytes(DIGEST)
     """Of the upright RGB pixels."""
@@ -53,7 +53,7 @@ class Look(NamedTuple):
     mode: str = "RGB"
     """As stored, in Pillow's words."""
     format: str = ""
-    """As stored: a key of `EXTENSION_OF`, another of Pillow's, or empty for pictures without a file."""
+    """As stored: a key of `EXTENSION_OF`, another of Pillow's, or empty for images without a file."""
     animated: bool = False
     rotated: bool = False
     blank: bool = False
@@ -61,7 +61,7 @@ class Look(NamedTuple):
 
 
 def look(source: Source, index: int) -> Look:
-    """Read and decode one picture once, and describe it; never raises for what is wrong with it."""
+    """Read and decode one image once, and describe it; never raises for what is wrong with it."""
     name = source.name(index)
     try:
         data = source.raw(index)
@@ -84,14 +84,14 @@ def look(source: Source, index: int) -> Look:
 
 
 def pixel_digest(image: Image.Image) -> bytes:
-    """Hash an RGB picture's size and pixels: the same for every lossless way to store it."""
+    """Hash an RGB image's size and pixels: the same for every lossless way to store it."""
     return hashlib.blake2b(image.tobytes(), digest_size=DIGEST, person=b"%dx%d" % image.size).digest()
 
 
 def difference_hash(image: Image.Image) -> bytes:
-    """Return 128 bits that copies of a picture share but for a few: which of two neighbouring regions is lighter.
+    """Return 128 bits that copies of an image share but for a few: which of two neighbouring regions is lighter.
 
-    64 bits compare neighbours across an 8x9 grid, 64 down a 9x8 grid. Empty for pictures that are too small or too
+    64 bits compare neighbours across an 8x9 grid, 64 down a 9x8 grid. Empty for images that are too small or too
     plain to be told apart by it.
     """
     if min(image.size) < LEAST_SIDE:
@@ -110,8 +110,8 @@ def promised_format(name: str) -> str:
     return FORMAT_OF.get(PurePath(name).suffix.lower(), "")
 
 
-def is_picture(path: str) -> bool:
-    """Say whether Pillow knows the file for a picture by its first bytes."""
+def is_image(path: str) -> bool:
+    """Say whether Pillow knows the file for an image by its first bytes."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -122,7 +122,7 @@ def is_picture(path: str) -> bool:
 
 
 def _header(data: bytes) -> Look | None:
-    """Describe a picture as stored, without decoding it; None if it does not even begin like one."""
+    """Describe an image as stored, without decoding it; None if it does not even begin like one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -139,13 +139,13 @@ def _header(data: bytes) -> Look | None:
 def _problem(data: bytes, why: str) -> str:
     if not data:
         return "empty_file"
-    if "is not a picture" in why:
-        return "not_a_picture"
+    if "is not an image" in why:
+        return "not_an_image"
     return "truncated" if "truncated" in why.lower() else "damaged"
 
 
-class Pictures(Dataset[Look]):
-    """The pictures of several sources under one numbering, each shown as its `Look`."""
+class Images(Dataset[Look]):
+    """The images of several sources under one numbering, each shown as its `Look`."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = sources
@@ -159,29 +159,29 @@ class Pictures(Dataset[Look]):
         return look(*self.locate(index))
 
     def locate(self, index: int) -> tuple[Source, int]:
-        """Return the source that holds a picture, and its number there."""
+        """Return the source that holds an image, and its number there."""
         which = int(np.searchsorted(self.ends, index, side="right"))
         return self.sources[which], int(index - self.ends[which] + self.counts[which])
 
     def name(self, index: int) -> str:
-        """Name a picture."""
+        """Name an image."""
         source, place = self.locate(index)
         return source.name(place)
 
 
-def processes(wanted: int, pictures: int) -> int:
-    """Return how many processes are to look at pictures: as many as wanted; -1: one a core, or 0, none but this, for few."""
+def processes(wanted: int, num_images: int) -> int:
+    """Return how many processes are to look at images: as many as wanted; -1: one a core, or 0, none but this, for few."""
     if wanted >= 0:
         return wanted
-    return available_cores() if pictures > ONE_PROCESS else 0
+    return available_cores() if num_images > ONE_PROCESS else 0
 
 
-def look_at_all(pictures: Pictures, workers: int) -> Iterator[list[Look]]:
-    """Yield the looks of all pictures in order, in lists, by `workers` processes (see `processes`)."""
+def look_at_all(images: Images, workers: int) -> Iterator[list[Look]]:
+    """Yield the looks of all images in order, in lists, by `workers` processes (see `processes`)."""
     with warnings.catch_warnings():  # the number of processes is the user's to choose
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader = DataLoader(
-            pictures, batch_size=BATCH, num_workers=processes(workers, len(pictures)), collate_fn=list,
+            images, batch_size=BATCH, num_workers=processes(workers, len(images)), collate_fn=list,
             worker_init_fn=leave_signals_to_the_parent,
         )  # fmt: skip
         return iter(loader)

@@ -1,4 +1,4 @@
-"""What is wrong with the pictures of a data set: unreadable, mislabelled, repeated, of extreme shapes."""
+"""What is wrong with the images of a data set: unreadable, mislabelled, repeated, of extreme shapes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from deitctl.checks.image_info import (
     EXTENSION_OF,
     HASH,
     LEAST_SIDE,
+    Images,
     Look,
-    Pictures,
     look_at_all,
     promised_format,
 )  # fmt: skip
@@ -27,43 +27,43 @@ from deitctl.events import Reporter
 
 MANY_PIXELS = 20_000_000
 LONG = 4  # times as long as wide
-DELETED = ("unreadable", "empty_file", "not_a_picture", "truncated", "damaged")
+DELETED = ("unreadable", "empty_file", "not_an_image", "truncated", "damaged")
 
 
-def check_pictures(parts: Sequence[Part], workers: int, reporter: Reporter) -> Iterator[Finding]:
-    """Look at every picture once, then for copies among them.
+def check_images(parts: Sequence[Part], workers: int, reporter: Reporter) -> Iterator[Finding]:
+    """Look at every image once, then for copies among them.
 
-    Of each picture 40 bytes are kept, and its number under each check that it fails.
+    Of each image 40 bytes are kept, and its number under each check that it fails.
     """
-    pictures = Pictures([part.source for part in parts])
-    ledger = _Ledger(pictures)
-    with reporter.task("look at the pictures", len(pictures)) as task:
-        for looks in look_at_all(pictures, workers):
+    images = Images([part.source for part in parts])
+    ledger = _Ledger(images)
+    with reporter.task("look at the images", len(images)) as task:
+        for looks in look_at_all(images, workers):
             for one in looks:
                 ledger.add(one)
             task.advance(len(looks))
     yield from ledger.findings()
     with reporter.task("look for copies", None, "steps") as task:
-        yield from _copies(parts, pictures, ledger)
+        yield from _copies(parts, images, ledger)
 
 
 class _Ledger:
-    """What the looks at the pictures amount to."""
+    """What the looks at the images amount to."""
 
-    def __init__(self, pictures: Pictures) -> None:
-        self.pictures = pictures
-        self.digests = np.zeros((len(pictures), DIGEST), dtype=np.uint8)
-        self.hashes = np.zeros((len(pictures), HASH), dtype=np.uint8)
-        self.readable = np.zeros(len(pictures), dtype=bool)
-        self.hashed = np.zeros(len(pictures), dtype=bool)
+    def __init__(self, images: Images) -> None:
+        self.images = images
+        self.digests = np.zeros((len(images), DIGEST), dtype=np.uint8)
+        self.hashes = np.zeros((len(images), HASH), dtype=np.uint8)
+        self.readable = np.zeros(len(images), dtype=bool)
+        self.hashed = np.zeros(len(images), dtype=bool)
         self.failed: dict[str, dict[str, array[int]]] = {}
-        """Numbers of pictures by check, and within it by detail."""
+        """Numbers of images by check, and within it by detail."""
         self.reasons: dict[int, str] = {}
         """Why the first of them could not be read."""
         self.done = 0
 
     def add(self, seen: Look) -> None:
-        """Enter the look at the next picture."""
+        """Enter the look at the next image."""
         index, self.done = self.done, self.done + 1
         if seen.problem:
             if self._enter(seen.problem, "", index) <= EXAMPLES:
@@ -74,7 +74,7 @@ class _Ledger:
         if seen.hash:
             self.hashed[index] = True
             self.hashes[index] = np.frombuffer(seen.hash, np.uint8)
-        for check, detail in _odd(seen, self.pictures.name(index)):
+        for check, detail in _odd(seen, self.images.name(index)):
             self._enter(check, detail, index)
 
     def _enter(self, check: str, detail: str, index: int) -> int:
@@ -83,7 +83,7 @@ class _Ledger:
         return len(numbers)
 
     def findings(self) -> Iterator[Finding]:
-        """Yield a finding for every check that pictures failed."""
+        """Yield a finding for every check that images failed."""
         for check, by_detail in self.failed.items():
             details = [f"{detail}: {len(numbers)}" for detail, numbers in by_detail.items() if detail]
             each = max(1, EXAMPLES // len(by_detail))
@@ -94,12 +94,12 @@ class _Ledger:
             )  # fmt: skip
 
     def _example(self, index: int) -> str:
-        return self.reasons.get(index) or self.pictures.name(index)
+        return self.reasons.get(index) or self.images.name(index)
 
     def _remedies(self, check: str) -> Remedies:
         def make() -> Iterator[Remedy]:
             for detail, numbers in self.failed[check].items():
-                for name in map(self.pictures.name, numbers):
+                for name in map(self.images.name, numbers):
                     if check in DELETED:
                         yield Remedy(name, check, "delete")
                     elif check == "wrong_extension" and detail in EXTENSION_OF:
@@ -111,7 +111,7 @@ class _Ledger:
 
 
 def _odd(seen: Look, name: str) -> Iterator[tuple[str, str]]:
-    """Name the checks that a readable picture fails, each with a detail to count by."""
+    """Name the checks that a readable image fails, each with a detail to count by."""
     short, long = sorted(seen.size)
     if seen.format and promised_format(name) not in ("", seen.format):
         yield "wrong_extension", seen.format
@@ -128,19 +128,19 @@ def _odd(seen: Look, name: str) -> Iterator[tuple[str, str]]:
             yield check, ""
 
 
-def _copies(parts: Sequence[Part], pictures: Pictures, ledger: _Ledger) -> Iterator[Finding]:
-    part_of = np.repeat(np.arange(len(parts)), pictures.counts)
+def _copies(parts: Sequence[Part], images: Images, ledger: _Ledger) -> Iterator[Finding]:
+    part_of = np.repeat(np.arange(len(parts)), images.counts)
     labels = _common_labels(parts)
     readable = np.flatnonzero(ledger.readable)
     exact = exact_twins(ledger.digests[readable], part_of[readable], labels[readable])
-    yield from _twins("duplicate", exact, pictures, readable, " = ")
+    yield from _twins("duplicate", exact, images, readable, " = ")
     hashed = np.flatnonzero(ledger.hashed)
     near = near_twins(ledger.hashes[hashed], ledger.digests[hashed], part_of[hashed], labels[hashed])
-    yield from _twins("near_duplicate", near, pictures, hashed, " ~ ")
+    yield from _twins("near_duplicate", near, images, hashed, " ~ ")
 
 
 def _common_labels(parts: Sequence[Part]) -> Index:
-    """Number the classes of all parts by name; pictures without classes are of one class."""
+    """Number the classes of all parts by name; images without classes are of one class."""
     names = sorted({name for part in parts for name in part.source.class_names})
     number = {name: i for i, name in enumerate(names)}
     own = [np.array([number[n] for n in p.source.class_names] or [-1], dtype=np.int64)[p.source.labels] for p in parts]
@@ -149,25 +149,25 @@ def _common_labels(parts: Sequence[Part]) -> Index:
 
 @dataclass(frozen=True)
 class _Copies:
-    """Pictures, and a twin of each, by number."""
+    """Images, and a twin of each, by number."""
 
     check: str
     some: Index
     others: Index
-    pictures: Pictures
+    images: Images
 
     def pairs(self) -> Iterator[tuple[str, str]]:
         for a, b in zip(self.some.tolist(), self.others.tolist(), strict=True):
-            yield self.pictures.name(a), self.pictures.name(b)
+            yield self.images.name(a), self.images.name(b)
 
     def remedies(self) -> Iterator[Remedy]:
-        for picture, twin in self.pairs():
+        for image, twin in self.pairs():
             if self.check == "duplicate_across_parts":
-                yield self._delete(twin, picture)  # from training: validation stays what others validate on
+                yield self._delete(twin, image)  # from training: validation stays what others validate on
             elif self.check == "duplicate_in_class":
-                yield self._delete(picture, twin)
+                yield self._delete(image, twin)
             else:
-                yield Remedy(picture, self.check, "review", twin)
+                yield Remedy(image, self.check, "review", twin)
 
     def _delete(self, extra: str, kept: str) -> Remedy:
         """Delete one of two, unless they are one file, listed twice or behind a link."""
@@ -175,10 +175,10 @@ class _Copies:
         return Remedy(extra, self.check, "review", kept) if one else Remedy(extra, self.check, "delete")
 
     def finding(self, sign: str) -> Iterator[Finding]:
-        examples = (f"{picture}{sign}{twin}" for picture, twin in self.pairs())
+        examples = (f"{image}{sign}{twin}" for image, twin in self.pairs())
         return found(self.check, len(self.some), examples, remedies=self.remedies)
 
 
-def _twins(kind: str, twins: Twins, pictures: Pictures, numbers: Index, sign: str) -> Iterator[Finding]:
+def _twins(kind: str, twins: Twins, images: Images, numbers: Index, sign: str) -> Iterator[Finding]:
     for relation, (some, others) in asdict(twins).items():
-        yield from _Copies(f"{kind}_{relation}", numbers[some], numbers[others], pictures).finding(sign)
+        yield from _Copies(f"{kind}_{relation}", numbers[some], numbers[others], images).finding(sign)

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from deitctl.checks.findings import EXAMPLES, Finding, Remedy, found, listed
-from deitctl.checks.image_info import is_picture
+from deitctl.checks.image_info import is_image
 from deitctl.data.dataset import FileSource, Source, is_hidden
 from deitctl.data.decode import EXTENSIONS
 from deitctl.data.open import BUILT_IN, open_data
@@ -23,7 +23,7 @@ from deitctl.events import Reporter, SilentReporter, Task
 
 WHOLE = "all"
 UNREAD = frozenset([".heic", ".heif", ".jxl", ".tga", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf"])
-"""Pictures that deitctl does not read, by extension."""
+"""Images that deitctl does not read, by extension."""
 SNIFFED = 3  # files of an unknown extension whose first bytes are looked at
 
 
@@ -35,15 +35,15 @@ class Part:
     """train, val or all."""
     source: Source
     empty: tuple[str, ...] = ()
-    """Class folders without a picture."""
+    """Class folders without an image."""
     root: str = ""
     """Its folder, where it is one."""
     flat: bool = False
-    """No class folders; the pictures of `source` have no class, or that of a ground truth."""
+    """No class folders; the images of `source` have no class, or that of a ground truth."""
 
     @property
     def labelled(self) -> bool:
-        """Whether its pictures have classes."""
+        """Whether its images have classes."""
         return bool(self.source.class_names)
 
 
@@ -118,13 +118,13 @@ def _survey_folder(path: Path, reporter: Reporter) -> Survey:
 
 
 def _part_folders(path: Path) -> dict[str, Path]:
-    """Find the folders that are parts: they hold folders, or pictures where everything beside them is a part too.
+    """Find the folders that are parts: they hold folders, or images where everything beside them is a part too.
 
     Folders with class folders come before flat ones, and names spelt as deitctl reads them before others.
     """
     known = {f: f.casefold() for f in _folders(path) if f.casefold() in (*TRAIN_NAMES, *VAL_NAMES)}
     deep = [f for f in known if _folders(path / f)]
-    flat = [f for f in known if f not in deep and _pictures(path / f)]
+    flat = [f for f in known if f not in deep and _images(path / f)]
     chosen = [*deep, *flat] if deep or len(known) == len(_folders(path)) else []
     parts: dict[str, Path] = {}
     for folder in sorted(chosen, key=lambda f: (f in flat, f != known[f])):
@@ -141,7 +141,7 @@ def _rival(name: str, parts: Iterable[str]) -> bool:
 
 def _only_folder_around_parts(path: Path) -> Path | None:
     folders = _folders(path)
-    alone = len(folders) == 1 and not _pictures(path) and not _part_folders(path)
+    alone = len(folders) == 1 and not _images(path) and not _part_folders(path)
     return path / folders[0] if alone and _part_folders(path / folders[0]) else None
 
 
@@ -151,16 +151,16 @@ def _add_part(result: Survey, name: str, root: Path, reporter: Reporter) -> None
         root = inner
     folders = _folders(root)
     if not folders:
-        paths = tuple(sorted(str(root / f) for f in _pictures(root)))
+        paths = tuple(sorted(str(root / f) for f in _images(root)))
         if paths:
             result.parts.append(Part(name, FileSource(paths, np.zeros(len(paths), np.int64), ()), (), str(root), True))
-        result.findings += found("no_pictures", not paths, [str(root)])
+        result.findings += found("no_images", not paths, [str(root)])
         return
     result.findings += _strays(root, folders)
     try:
         source = scan_classes(root, reporter)
-    except DataError:  # class folders without a single picture
-        result.findings += found("no_pictures", 1, [str(root)])
+    except DataError:  # class folders without a single image
+        result.findings += found("no_images", 1, [str(root)])
         return
     empty = tuple(sorted(set(folders) - set(source.class_names)))
     result.parts.append(Part(name, source, empty, str(root)))
@@ -178,12 +178,12 @@ def _folders(path: Path) -> list[str]:
         return sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
 
 
-def _pictures(path: Path) -> list[str]:
+def _images(path: Path) -> list[str]:
     with os.scandir(path) as entries:
-        return [e.name for e in entries if e.is_file() and _is_named_like_a_picture(e.name) and not is_hidden(e.name)]
+        return [e.name for e in entries if e.is_file() and _is_named_like_an_image(e.name) and not is_hidden(e.name)]
 
 
-def _is_named_like_a_picture(name: str) -> bool:
+def _is_named_like_an_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
@@ -201,18 +201,18 @@ class _Tally:
 
 
 def _strays(root: Path, folders: Iterable[str]) -> Iterator[Finding]:
-    """Find what a part holds besides pictures in class folders."""
+    """Find what a part holds besides images in class folders."""
     others: dict[str, _Tally] = {}
     subfolders, closed = _Tally(), _Tally()
     for folder in folders:
         for current, files in _walk(root / folder, closed):
-            if current != str(root / folder) and any(map(_is_named_like_a_picture, files)):
+            if current != str(root / folder) and any(map(_is_named_like_an_image, files)):
                 subfolders.add(current)
             for file in files:
-                if not _is_named_like_a_picture(file):
+                if not _is_named_like_an_image(file):
                     others.setdefault(os.path.splitext(file)[1].lower(), _Tally()).add(os.path.join(current, file))
-    loose = sorted(_pictures(root))
-    yield from found("loose_pictures", len(loose), (str(root / f) for f in loose))
+    loose = sorted(_images(root))
+    yield from found("loose_images", len(loose), (str(root / f) for f in loose))
     yield from found("subfolders", subfolders.count, subfolders.examples)
     yield from found("unreadable_folder", closed.count, closed.examples)
     yield from _others(others)
@@ -233,9 +233,9 @@ def _walk(folder: Path, closed: _Tally) -> Iterator[tuple[str, list[str]]]:
 
 
 def _others(by_extension: dict[str, _Tally]) -> Iterator[Finding]:
-    """Tell ignored files from pictures that are not read, by extension, or by the first bytes of the first files."""
-    unread = {e for e, t in by_extension.items() if e in UNREAD or any(map(is_picture, t.examples[:SNIFFED]))}
-    for check, chosen in (("unread_pictures", unread), ("ignored_files", by_extension.keys() - unread)):
+    """Tell ignored files from images that are not read, by extension, or by the first bytes of the first files."""
+    unread = {e for e, t in by_extension.items() if e in UNREAD or any(map(is_image, t.examples[:SNIFFED]))}
+    for check, chosen in (("unread_images", unread), ("ignored_files", by_extension.keys() - unread)):
         tallies = {e or "no extension": by_extension[e] for e in sorted(chosen, key=lambda e: -by_extension[e].count)}
         detail = ", ".join(f"{e}: {t.count}" for e, t in list(tallies.items())[:EXAMPLES])
         examples = (name for t in tallies.values() for name in t.examples)
@@ -243,26 +243,26 @@ def _others(by_extension: dict[str, _Tally]) -> Iterator[Finding]:
 
 
 def _strays_of_tar(path: Path) -> Iterator[Finding]:
-    """Find what opening a tar leaves out: files of other kinds, and pictures outside class folders."""
+    """Find what opening a tar leaves out: files of other kinds, and images outside class folders."""
     others: dict[str, _Tally] = {}
-    pictures: dict[tuple[str, ...], _Tally] = {}
+    images: dict[tuple[str, ...], _Tally] = {}
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 name = PurePosixPath(member.name.removeprefix("./"))
                 if not member.isfile() or any(map(is_hidden, name.parts)):
                     continue
-                if _is_named_like_a_picture(name.name):
-                    pictures.setdefault(name.parts[:-1], _Tally()).add(f"{path}:{name}")
+                if _is_named_like_an_image(name.name):
+                    images.setdefault(name.parts[:-1], _Tally()).add(f"{path}:{name}")
                 else:
                     others.setdefault(name.suffix.lower(), _Tally()).add(f"{path}:{name}")
     except tarfile.TarError as error:
         raise DataError(f"{path} is not a readable, uncompressed tar: {error}.", "Unpack a .tar.gz first.") from error
-    while pictures and len({f[:1] for f in pictures}) == 1 and min(map(len, pictures)) > 1:
-        pictures = {folder[1:]: tally for folder, tally in pictures.items()}  # one folder around everything
-    parted = {folder[0] for folder in pictures if folder} & {*TRAIN_NAMES, *VAL_NAMES}
+    while images and len({f[:1] for f in images}) == 1 and min(map(len, images)) > 1:
+        images = {folder[1:]: tally for folder, tally in images.items()}  # one folder around everything
+    parted = {folder[0] for folder in images if folder} & {*TRAIN_NAMES, *VAL_NAMES}
     for part in parted or {""}:
-        below = {f[1:] if parted else f: t for f, t in pictures.items() if not parted or f[:1] == (part,)}
+        below = {f[1:] if parted else f: t for f, t in images.items() if not parted or f[:1] == (part,)}
         loose = below.get((), _Tally())
-        yield from found("flat_part" if len(below) == 1 else "loose_pictures", loose.count, loose.examples)
+        yield from found("flat_part" if len(below) == 1 else "loose_images", loose.count, loose.examples)
     yield from _others(others)

@@ -18,7 +18,7 @@ PARTS = {
     "optimizer": "optimiser",
     "average": "average of the weights",
     "loop": "the loop around them",
-    "waiting": "waiting for pictures",
+    "waiting": "waiting for images",
     "slowed": "slowed down by the loader",
 }
 
@@ -26,7 +26,7 @@ PARTS = {
 def bench(
     data: Annotated[
         str | None,
-        typer.Argument(metavar="[DATA]", help="As for train; left out: pictures like ImageNet's.", show_default=False),
+        typer.Argument(metavar="[DATA]", help="As for train; left out: images like ImageNet's.", show_default=False),
     ] = None,
     model: o.ModelOpt = None,
     teacher: Annotated[
@@ -88,7 +88,7 @@ def _print(result: BenchResult) -> None:
     if result.parts:
         whole = sum(result.parts.values())
         rows = [(PARTS[name], f"{1e3 * s:.3g}", percent(s / whole)) for name, s in result.parts.items()]
-        print_table("where the time goes", ("part", "ms a picture", "share"), rows)
+        print_table("where the time goes", ("part", "ms an image", "share"), rows)
     if expected:
         print_line(f"expected: {expected['images_per_second']:.3g} images/s; {_times(result)}")
     for advice in result.advice:
@@ -114,7 +114,7 @@ def _row(stage: Stage) -> tuple[str, ...]:
 
 def _times(result: BenchResult) -> str:
     expected, epochs = result.expected, result.job["epochs"]
-    said = f"an epoch of {result.job['train_pictures']:,} pictures and its validation {duration(expected['epoch_seconds'])}"
+    said = f"an epoch of {result.job['train_images']:,} images and its validation {duration(expected['epoch_seconds'])}"
     if "later_epoch_seconds" in expected:
         said += f", {duration(expected['later_epoch_seconds'])} from epoch {expected['epochs_with_teacher'] + 1:.0f} on"
     return f"{said}, the recipe's {epochs} epochs {duration(expected['recipe_seconds'])}"

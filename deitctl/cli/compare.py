@@ -92,7 +92,7 @@ def _print(done: Comparison) -> None:
 
     several = len({row.teacher for row in done.rows if row.teacher}) > 1
     titles = [f"{row.title}, {Path(row.teacher).name}" if several and row.teacher else row.title for row in done.rows]
-    runs = f"{done.seeds} seed{'s' if done.seeds > 1 else ''}, {done.epochs} epochs, {done.images} validation pictures"
+    runs = f"{done.seeds} seed{'s' if done.seeds > 1 else ''}, {done.epochs} epochs, {done.num_images} validation images"
     print_table(
         f"{done.student} on {done.data}: top-1, % ({runs})",
         ("distillation", "class head", "distil head", "both", "seconds"),

@@ -118,7 +118,7 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]
 
 
 def left_out_code(count: int) -> int:
-    """Return the exit code of work in which `count` pictures could not be read.
+    """Return the exit code of work in which `count` images could not be read.
 
     Under torchrun it is 0, because any other makes it stop the processes, and start them again if it may.
     """

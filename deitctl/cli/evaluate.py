@@ -42,7 +42,7 @@ def evaluate(
     save_temperature: Annotated[
         bool, typer.Option("--save-temperature", help="Keep the temperature that mends the confidences with the model.")
     ] = False,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures at a time.")] = 64,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 64,
     img_size: o.ImgSizeOpt = None,
     on_bad_image: o.OnBadImageOpt = None,
     workers: o.WorkersOpt = None,
@@ -50,7 +50,7 @@ def evaluate(
     precision: o.PrecisionOpt = "auto",
     predictions: Annotated[
         Path | None,
-        typer.Option("--predictions", help="Write a record a picture here, as JSON lines.", show_default=False),
+        typer.Option("--predictions", help="Write a record an image here, as JSON lines.", show_default=False),
     ] = None,
     report: Annotated[
         Path | None,
@@ -62,7 +62,7 @@ def evaluate(
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
 ) -> None:  # fmt: skip
-    """Score models on labelled pictures; labels are matched by class name or WordNet id.
+    """Score models on labelled images; labels are matched by class name or WordNet id.
 
     Example: deitctl eval imagenet/val --model deit_small_distilled
     """
@@ -115,7 +115,7 @@ def _print_scores(found: EvalResults) -> None:
     first = found.results[0]
     columns = [dict(_rows(result)) for result in found.results]
     names = list(dict.fromkeys(name for column in columns for name in column))
-    title = f"{first.scores.images} pictures of {first.data}"
+    title = f"{first.scores.num_images} images of {first.data}"
     if len(columns) == 1:
         print_table(f"{first.name} on {title}", ("", "value"), [(n, columns[0][n]) for n in names])
     else:
@@ -138,7 +138,7 @@ def _rows(result: EvalResult) -> list[tuple[str, str]]:
     if s.top1_among is not None:
         rows.append((f"top-1 among the data's {len(result.match.rows)} classes, %", f"{s.top1_among:.2f}"))
     if result.real is not None:
-        of = f"of {result.real.images} pictures, %"
+        of = f"of {result.real.num_images} images, %"
         rows += [(f"ReaL top-1 {of}", f"{result.real.top1:.2f}"), (f"ReaL top-5 {of}", f"{result.real.top5:.2f}")]
     if s.heads is not None:
         rows += [(f"top-1 by {name}, %", f"{top1:.2f}") for name, top1 in s.heads.items()]
@@ -158,7 +158,7 @@ def _print_differences(found: EvalResults) -> None:
         ]  # fmt: skip
         first = found.differences[0]
         among = " among the data's classes" if first.among_classes else ""
-        title = f"{first.a}, top-1{among} in points more than (+) or less than (-) another on the same pictures"
+        title = f"{first.a}, top-1{among} in points more than (+) or less than (-) another on the same images"
         print_table(title, ("than", "points", "95 % interval", "it alone", "other alone", "p"), rows)
 
 
@@ -169,5 +169,5 @@ def _print_classes(result: EvalResult, *, several: bool) -> None:
     of = f" ({result.name})" if several else ""
     print_table(
         f"the classes it knows least{of}", ("class", "images", "top-1, %", "precision, %"),
-        [(result.class_title(c.label), str(c.images), f"{c.recall:.1f}", f"{c.precision:.1f}") for c in worst],
+        [(result.class_title(c.label), str(c.num_images), f"{c.recall:.1f}", f"{c.precision:.1f}") for c in worst],
     )  # fmt: skip

@@ -31,13 +31,13 @@ def explain(
     ] = None,
     token: Annotated[str, typer.Option("--token", help="cls, dist, or both that the model has.")] = "both",
     only_disagreements: Annotated[
-        bool, typer.Option("--only-disagreements", help="Leave out pictures on which the two heads agree.")
+        bool, typer.Option("--only-disagreements", help="Leave out images on which the two heads agree.")
     ] = False,
     output: Annotated[Path, typer.Option("--output", help="Folder of the drawings; no file in it is replaced.")] = Path(
         "explained"
     ),
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Pictures at a time.", show_default="8, from stdin 1")
+        int | None, typer.Option("--batch-size", min=1, help="Images at a time.", show_default="8, from stdin 1")
     ] = None,
     img_size: o.ImgSizeOpt = None,
     device: o.DeviceOpt = "auto",
@@ -85,5 +85,5 @@ def _table(stream: Iterable[Explanation]) -> int:
             console.print(f"  {token:<4} {said}", soft_wrap=True)
         if explanation.disagree:
             console.print("  [yellow]the two heads disagree[/]")
-        console.print(f"  [dim]{shown(str(explanation.picture))}[/]", soft_wrap=True)
+        console.print(f"  [dim]{shown(str(explanation.image))}[/]", soft_wrap=True)
     return failed

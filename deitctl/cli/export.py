@@ -27,7 +27,7 @@ def export(
     head: o.HeadOpt = "auto",
     verify_with: Annotated[
         str | None,
-        typer.Option("--verify-with", help="Pictures to prove the file on.", show_default="the run's data, or digits"),
+        typer.Option("--verify-with", help="Images to prove the file on.", show_default="the run's data, or digits"),
     ] = None,
     count: o.CountOpt = 64,
     quantize: Annotated[
@@ -40,7 +40,7 @@ def export(
     ] = None,
     calibrate_with: Annotated[
         str | None,
-        typer.Option("--calibrate-with", help="Pictures for int8-static.", show_default="what the run was trained on"),
+        typer.Option("--calibrate-with", help="Images for int8-static.", show_default="what the run was trained on"),
     ] = None,
     preprocess: Annotated[
         bool,
@@ -49,7 +49,7 @@ def export(
         ),
     ] = True,
     any_size: Annotated[
-        bool, typer.Option("--any-size", help="Whole pictures of any size in, resized inside the file; ONNX.")
+        bool, typer.Option("--any-size", help="Whole images of any size in, resized inside the file; ONNX.")
     ] = False,
     runtime: Annotated[
         Path | None,
@@ -58,7 +58,7 @@ def export(
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
 ) -> None:
-    """Write a model for other programs, and prove on real pictures that it answers the same.
+    """Write a model for other programs, and prove on real images that it answers the same.
 
     Example: deitctl export runs/deit_tiny-digits --to onnx --quantize int8
     """

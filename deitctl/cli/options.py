@@ -40,7 +40,7 @@ PrecisionOfRunOpt = Annotated[
     str | None, typer.Option("--precision", help=PRECISION_HELP, show_default="auto, or the resumed run's")
 ]
 BatchSizeOpt = Annotated[
-    int | None, typer.Option("--batch-size", min=1, help="Pictures at a time.", show_default="from the recipe")
+    int | None, typer.Option("--batch-size", min=1, help="Images at a time.", show_default="from the recipe")
 ]
 CHOOSE = 0
 """What `--batch-size auto` is to the program."""
@@ -58,7 +58,7 @@ BatchSizeOrAutoOpt = Annotated[
     int | None,
     typer.Option(
         "--batch-size", parser=_batch_size, metavar="N|auto", show_default="from the recipe",
-        help="Pictures a step; auto: as many as this device can take and gains by.",
+        help="Images a step; auto: as many as this device can take and gains by.",
     ),
 ]  # fmt: skip
 WorkersOpt = Annotated[
@@ -68,7 +68,7 @@ ImgSizeOpt = Annotated[
     int | None,
     typer.Option("--img-size", min=1, help="Side of the input in pixels.", show_default="from the recipe or model"),
 ]
-CountOpt = Annotated[int, typer.Option("--count", min=1, help="How many pictures to prove it on.")]
+CountOpt = Annotated[int, typer.Option("--count", min=1, help="How many images to prove it on.")]
 QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")]
 FormatOpt = Annotated[
     str | None, typer.Option("--format", help="table or json.", show_default="table on a terminal, else json")
@@ -85,7 +85,7 @@ EpochsOpt = Annotated[int | None, typer.Option("--epochs", min=1, show_default="
 LrOpt = Annotated[
     float | None,
     typer.Option(
-        "--lr", help="Learning rate for 512 pictures a step; scaled with the batch.", show_default="from the recipe"
+        "--lr", help="Learning rate for 512 images a step; scaled with the batch.", show_default="from the recipe"
     ),
 ]
 SeedOpt = Annotated[int | None, typer.Option("--seed", help="The same seed, the same run.", show_default="0")]
@@ -106,14 +106,14 @@ SaveEveryOpt = Annotated[
 MicroBatchOpt = Annotated[
     int | None,
     typer.Option(
-        "--micro-batch", min=0, help="Pictures a process takes at a time; gradients add up to the batch's.",
+        "--micro-batch", min=0, help="Images a process takes at a time; gradients add up to the batch's.",
         show_default="as many as fit",
     ),
 ]  # fmt: skip
 OnBadImageOpt = Annotated[
     str | None,
     typer.Option(
-        "--on-bad-image", help="A picture that cannot be read: skip (and name) it, or stop.", show_default="skip"
+        "--on-bad-image", help="An image that cannot be read: skip (and name) it, or stop.", show_default="skip"
     ),
 ]
 ConfigOpt = Annotated[Path | None, typer.Option("--config", help="Run a run.toml again.", show_default=False)]
@@ -156,14 +156,14 @@ TauOpt = Annotated[float | None, typer.Option("--tau", help="Temperature of soft
 TeacherSeesOpt = Annotated[
     str | None,
     typer.Option(
-        "--teacher-sees", help="mixed (the paper's: the student's mixed pictures) or view (before mixing).",
+        "--teacher-sees", help="mixed (the paper's: the student's mixed images) or view (before mixing).",
         show_default="by the recipe",
     ),
 ]  # fmt: skip
 ViewsOpt = Annotated[
     int | None,
     typer.Option(
-        "--views", min=0, help="Views of a picture, used in turn, that the teacher is asked about once; 0: new ones every epoch.",
+        "--views", min=0, help="Views of an image, used in turn, that the teacher is asked about once; 0: new ones every epoch.",
         show_default="by the recipe",
     ),
 ]  # fmt: skip

@@ -18,12 +18,12 @@ def pack(
     max_size: Annotated[
         int | None,
         typer.Option(
-            "--max-size", min=1, help="Make pictures smaller, as JPEG, whose short side has more pixels.",
+            "--max-size", min=1, help="Make images smaller, as JPEG, whose short side has more pixels.",
             show_default="bytes as they are",
         ),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Keep pixels: nothing to decode, several times the bytes.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Write nothing: compare OUT with DATA, every picture.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing: compare OUT with DATA, every image.")] = False,
     workers: Annotated[
         int | None,
         typer.Option("--workers", min=0, help="Processes that decode.", show_default="one a core, 0 to copy"),
@@ -33,7 +33,7 @@ def pack(
 ) -> None:  # fmt: skip
     """Put a data set into one file, which every command reads as DATA without a cost for each file.
 
-    Exits with 3 if some pictures could not be read: they keep their place, and the bytes that they have.
+    Exits with 3 if some images could not be read: they keep their place, and the bytes that they have.
 
     Example: deitctl pack imagenet/ imagenet.pack --max-size 256
     """
@@ -83,4 +83,4 @@ def _print_check(found: PackCheck) -> None:
 
     for example in found.examples:
         print_line(example)
-    print_line(f"{found.images:,} pictures compared, {found.different:,} difference(s); {found.seconds:.1f} s")
+    print_line(f"{found.num_images:,} images compared, {found.different:,} difference(s); {found.seconds:.1f} s")

@@ -27,7 +27,7 @@ def predict(
     topk: Annotated[int, typer.Option("--topk", "-k", min=1, help="How many classes to name.")] = 5,
     head: o.HeadOpt = "auto",
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Pictures at a time.", show_default="16, from stdin 1")
+        int | None, typer.Option("--batch-size", min=1, help="Images at a time.", show_default="16, from stdin 1")
     ] = None,
     img_size: o.ImgSizeOpt = None,
     device: o.DeviceOpt = "auto",
@@ -36,16 +36,16 @@ def predict(
         str | None,
         typer.Option("--format", help="table, json, jsonl or csv.", show_default="table on a terminal, else jsonl"),
     ] = None,
-    picture: Annotated[
+    image: Annotated[
         bool | None,
         typer.Option(
-            "--picture/--no-picture", help="Show pictures in the terminal, as the model sees them.",
+            "--image/--no-image", help="Show images in the terminal, as the model sees them.",
             show_default="for one file or address",
         ),
     ] = None,
     quiet: o.QuietOpt = False,
 ) -> None:  # fmt: skip
-    """Say what is in pictures.
+    """Say what is in images.
 
     Example: deitctl predict cat.jpg --topk 5
     """
@@ -55,10 +55,10 @@ def predict(
     from deitctl.errors import ConfigError
 
     shape = choose_format(output_format, FORMATS, "jsonl")
-    if picture and shape != "table":
-        raise ConfigError(f"--picture goes with a table, not with {shape}.")
+    if image and shape != "table":
+        raise ConfigError(f"--image goes with a table, not with {shape}.")
     reporter = make_reporter(quiet)
-    shown = shape == "table" and _show_pictures(picture, inputs, reporter)
+    shown = shape == "table" and _show_images(image, inputs, reporter)
     with without_garbage():
         from deitctl.inference.classify import predict as run
 
@@ -72,8 +72,8 @@ def predict(
         raise typer.Exit(3)
 
 
-def _show_pictures(asked: bool | None, inputs: list[str], reporter: Reporter) -> bool:
-    """Decide whether the table has pictures: as asked, else for a single one, and only where a terminal has colours."""
+def _show_images(asked: bool | None, inputs: list[str], reporter: Reporter) -> bool:
+    """Decide whether the table has images: as asked, else for a single one, and only where a terminal has colours."""
     from deitctl.cli.prediction_table import terminal
     from deitctl.cli.terminal_image import can_show
     from deitctl.inference.inputs import STDIN, is_folder
@@ -83,7 +83,7 @@ def _show_pictures(asked: bool | None, inputs: list[str], reporter: Reporter) ->
         return False
     able = can_show(terminal())
     if asked and not able:
-        reporter.warn("Pictures need a terminal with 256 colours or more, which this is not.")
+        reporter.warn("Images need a terminal with 256 colours or more, which this is not.")
     return able
 
 

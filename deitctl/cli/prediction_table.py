@@ -1,4 +1,4 @@
-"""A prediction for a person: the picture where the terminal can show it, scores as bars, names of any length."""
+"""A prediction for a person: the image where the terminal can show it, scores as bars, names of any length."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from deitctl.inference.predict import Guess, Prediction
 BAR = 20
 """Characters of a score of 1, where there is room."""
 EIGHTHS = " ▏▎▍▌▋▊▉█"
-PICTURE = 32
-"""Characters of a picture's width."""
+IMAGE = 32
+"""Characters of an image's width."""
 NUMBER = 10
 """Characters of `   86.4 % `."""
 LABEL = 16
@@ -26,25 +26,25 @@ def terminal() -> Console:
 
 
 def print_prediction(prediction: Prediction, console: Console) -> None:
-    """Print one input: its name, its picture if the prediction has one, and its classes or why there are none.
+    """Print one input: its name, its image if the prediction has one, and its classes or why there are none.
 
-    The picture is beside the classes where the terminal has the width for both, else above them.
+    The image is beside the classes where the terminal has the width for both, else above them.
     """
     console.print(Text(printable(prediction.input), style="bold"), soft_wrap=True)
-    picture = []
+    image = []
     if prediction.pixels is not None and can_show(console):
-        picture = half_blocks(prediction.pixels, min(PICTURE, console.width - 2))
-    beside = bool(picture) and console.width >= PICTURE + 2 + NUMBER + BAR // 2 + LABEL
-    width = console.width - (PICTURE + 2 if beside else 0)
+        image = half_blocks(prediction.pixels, min(IMAGE, console.width - 2))
+    beside = bool(image) and console.width >= IMAGE + 2 + NUMBER + BAR // 2 + LABEL
+    width = console.width - (IMAGE + 2 if beside else 0)
     lines = [line for guess in prediction.guesses for line in _guess(guess, width, console)]
     if prediction.error is not None:
         why = prediction.error.removeprefix(prediction.input).lstrip(": ")  # the name stands above
         lines = [Text.assemble("  ", (printable(why), "red"))]
     if not beside:
-        lines = [Text.assemble("  ", row) for row in picture] + lines
-        picture = []
-    for n in range(max(len(lines), len(picture))):
-        left = Text.assemble("  ", picture[n] if n < len(picture) else " " * PICTURE) if beside else Text()
+        lines = [Text.assemble("  ", row) for row in image] + lines
+        image = []
+    for n in range(max(len(lines), len(image))):
+        left = Text.assemble("  ", image[n] if n < len(image) else " " * IMAGE) if beside else Text()
         console.print(Text.assemble(left, lines[n] if n < len(lines) else ""), soft_wrap=True)
 
 

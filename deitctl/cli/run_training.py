@@ -30,7 +30,7 @@ def run(
     given: Mapping[str, Any], changes: Sequence[str], dry_run: bool, output_format: str | None, quiet: bool,
     said_of_the_teacher: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Configure and train, or resume; print the result. A run in which pictures had to be left out exits with 3."""
+    """Configure and train, or resume; print the result. A run in which images had to be left out exits with 3."""
     import typer
 
     with without_garbage():
@@ -130,7 +130,7 @@ def run_replay(record: Path, said: Mapping[str, Any], *, output_format: str | No
     print_table(
         "largest gradients of the step", ("parameter", "norm"), [(k, f"{v:.4g}") for k, v in result.gradients[:10]]
     )
-    print_table("its pictures, worst first", ("picture", "loss"), [(k, f"{v:.4g}") for k, v in result.pictures[:10]])
+    print_table("its images, worst first", ("image", "loss"), [(k, f"{v:.4g}") for k, v in result.images[:10]])
     print_line("It went wrong again." if result.again else "This time it did not go wrong.")
 
 
@@ -165,7 +165,7 @@ def _print_result(result: TrainResult, shape: str) -> None:
     names |= {"avg-logits": "student, both (mean of logits)", "avg-probs": "student, both (mean of probabilities)"}
     heads = scores.heads or {"student": scores.top1}
     rows += [(names.get(head, head), f"{top1:.2f}") for head, top1 in heads.items()]
-    print_table(f"top-1 on {scores.images} validation pictures, %", ("", "top-1"), rows)
+    print_table(f"top-1 on {scores.num_images} validation images, %", ("", "top-1"), rows)
     run = result.run
     print_table(
         "run", ("what", "where"),
@@ -175,4 +175,4 @@ def _print_result(result: TrainResult, shape: str) -> None:
         ],
         2,
     )  # fmt: skip
-    print_line(f"deitctl predict PICTURE --model {run}")
+    print_line(f"deitctl predict IMAGE --model {run}")

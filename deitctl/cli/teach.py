@@ -38,7 +38,7 @@ def teach(
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
 ) -> None:
-    """Ask a teacher ahead of time about every view of your pictures, so that `distill` never needs it.
+    """Ask a teacher ahead of time about every view of your images, so that `distill` never needs it.
 
     Example: deitctl teach photos/ --teacher regnety_160 --views 8
     """

@@ -1,4 +1,4 @@
-"""A picture in the terminal: two pixels a character, the upper half block's colour and the colour behind it."""
+"""An image in the terminal: two pixels a character, the upper half block's colour and the colour behind it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ HALF = "▀"
 
 
 def can_show(console: Console) -> bool:
-    """Say whether a console is a terminal with colours enough for a picture, and has not been asked for none."""
+    """Say whether a console is a terminal with colours enough for an image, and has not been asked for none."""
     plain = console.no_color or console.is_dumb_terminal or console.options.ascii_only
     return console.is_terminal and not plain and console.color_system in ("256", "truecolor")
 
 
 def half_blocks(pixels: Pixels, width: int) -> list[Text]:
-    """Return a square picture, uint8 [3,S,S], as lines of `width` characters, half as many as they are long."""
+    """Return a square image, uint8 [3,S,S], as lines of `width` characters, half as many as they are long."""
     width -= width % 2
     small = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).resize((width, width))
     rows = np.asarray(small).reshape(width // 2, 2, width, 3).tolist()

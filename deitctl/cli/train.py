@@ -42,7 +42,7 @@ def train(
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
 ) -> None:
-    """Train a classifier on your pictures.
+    """Train a classifier on your images.
 
     Example: deitctl train photos/ --model deit_tiny --epochs 10
     """

@@ -11,9 +11,9 @@ from deitctl.cli import options as o
 
 def verify(
     path: Annotated[str, typer.Argument(metavar="PATH", help="File or folder that `deitctl export` wrote.")],
-    pictures: Annotated[
+    images: Annotated[
         str | None,
-        typer.Option("--with", help="Pictures to prove it on.", show_default="the run's data, or digits"),
+        typer.Option("--with", help="Images to prove it on.", show_default="the run's data, or digits"),
     ] = None,
     model: Annotated[
         str | None,
@@ -28,7 +28,7 @@ def verify(
 
     Without a model the golden sample inside the file is looked at alone.
 
-    Example: deitctl verify runs/deit_tiny-digits/export/deit_tiny-digits.onnx --with pictures/
+    Example: deitctl verify runs/deit_tiny-digits/export/deit_tiny-digits.onnx --with images/
     """
     from deitctl.cli.console import choose_format, print_json
     from deitctl.cli.export import print_export
@@ -39,7 +39,7 @@ def verify(
     from deitctl.exporters.verify_again import verify_export
 
     result = verify_export(
-        path, pictures_from=pictures or "", model=model or "", weights=str(weights) if weights else "", count=count,
+        path, images_from=images or "", model=model or "", weights=str(weights) if weights else "", count=count,
         reporter=make_reporter(quiet),
     )  # fmt: skip
     if shape == "json":

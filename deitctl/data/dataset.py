@@ -1,4 +1,4 @@
-"""Where pictures and labels come from: class folders, tars of them, tables, the built-in digits."""
+"""Where images and labels come from: class folders, tars of them, tables, the built-in digits."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from PIL import Image
 
 from deitctl import rng
 from deitctl.data.decode import MAX_BYTES, decode, read_bytes
-from deitctl.data.lazy_jpeg import Picture, open_picture
+from deitctl.data.lazy_jpeg import LazyJpeg, open_image
 from deitctl.errors import DataError
 
 Labels = NDArray[np.int64]
 
 
 class Source(Protocol):
-    """Pictures with labels: `labels[i]` indexes `class_names`."""
+    """Images with labels: `labels[i]` indexes `class_names`."""
 
     @property
     def class_names(self) -> tuple[str, ...]: ...
@@ -31,16 +31,16 @@ class Source(Protocol):
     def labels(self) -> Labels: ...
 
     def name(self, index: int) -> str:
-        """Name picture `index` for messages and records."""
+        """Name image `index` for messages and records."""
 
     def read(self, index: int) -> Image.Image:
-        """Decode picture `index` into RGB; raise `DataError` if it cannot be."""
+        """Decode image `index` into RGB; raise `DataError` if it cannot be."""
 
-    def open(self, index: int) -> Picture | Image.Image:
-        """Return picture `index` for a training view, a JPEG undecoded; raise `DataError` if it cannot be."""
+    def open(self, index: int) -> LazyJpeg | Image.Image:
+        """Return image `index` for a training view, a JPEG undecoded; raise `DataError` if it cannot be."""
 
     def size(self, index: int) -> int:
-        """Return how many bytes picture `index` is stored in, 0 if it is not there."""
+        """Return how many bytes image `index` is stored in, 0 if it is not there."""
 
     def raw(self, index: int) -> bytes:
         """Return those bytes; raise `DataError` if they cannot be read."""
@@ -48,7 +48,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class FileSource:
-    """Pictures in files of their own."""
+    """Images in files of their own."""
 
     paths: Sequence[str]
     """`Names` where there may be many."""
@@ -61,8 +61,8 @@ class FileSource:
     def read(self, index: int) -> Image.Image:
         return decode(self.raw(index), self.name(index))
 
-    def open(self, index: int) -> Picture | Image.Image:
-        return open_picture(self.raw(index), self.name(index))
+    def open(self, index: int) -> LazyJpeg | Image.Image:
+        return open_image(self.raw(index), self.name(index))
 
     def size(self, index: int) -> int:
         try:
@@ -76,7 +76,7 @@ class FileSource:
 
 @dataclass(frozen=True)
 class TarSource:
-    """Pictures inside an uncompressed tar, read in place by offset."""
+    """Images inside an uncompressed tar, read in place by offset."""
 
     path: str
     members: Sequence[str]
@@ -92,8 +92,8 @@ class TarSource:
     def read(self, index: int) -> Image.Image:
         return decode(self.raw(index), self.name(index))
 
-    def open(self, index: int) -> Picture | Image.Image:
-        return open_picture(self.raw(index), self.name(index))
+    def open(self, index: int) -> LazyJpeg | Image.Image:
+        return open_image(self.raw(index), self.name(index))
 
     def size(self, index: int) -> int:
         return int(self.spans[index, 1])
@@ -112,7 +112,7 @@ class TarSource:
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Pictures held in memory, [N,H,W] uint8 greys."""
+    """Images held in memory, [N,H,W] uint8 greys."""
 
     images: NDArray[np.uint8]
     labels: Labels
@@ -136,7 +136,7 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class Subset:
-    """Some pictures of a source, possibly under other labels."""
+    """Some images of a source, possibly under other labels."""
 
     source: Source
     indices: NDArray[np.int64]
@@ -149,7 +149,7 @@ class Subset:
     def read(self, index: int) -> Image.Image:
         return self.source.read(int(self.indices[index]))
 
-    def open(self, index: int) -> Picture | Image.Image:
+    def open(self, index: int) -> LazyJpeg | Image.Image:
         return self.source.open(int(self.indices[index]))
 
     def size(self, index: int) -> int:
@@ -160,16 +160,16 @@ class Subset:
 
 
 def subset(source: Source, indices: Sequence[int] | NDArray[np.int64]) -> Subset:
-    """Take some pictures of a source."""
+    """Take some images of a source."""
     index = np.asarray(indices, dtype=np.int64)
     return Subset(source, index, source.labels[index], source.class_names)
 
 
 def relabel(source: Source, class_names: tuple[str, ...]) -> Subset:
-    """Number a source's labels by other class names, which must include every class that has a picture.
+    """Number a source's labels by other class names, which must include every class that has an image.
 
     Raises:
-        DataError: a class with pictures is not among `class_names`.
+        DataError: a class with images is not among `class_names`.
     """
     index = {name: i for i, name in enumerate(class_names)}
     used = sorted(source.class_names[label] for label in np.unique(source.labels))
@@ -186,7 +186,7 @@ def relabel(source: Source, class_names: tuple[str, ...]) -> Subset:
 def hold_out(source: Source, share: float, seed: int) -> tuple[Subset, Subset]:
     """Split a source into training and validation, `share` of every class held out, the same for the same seed.
 
-    A class of one picture stays in training; classes of two or more give at least one.
+    A class of one image stays in training; classes of two or more give at least one.
     """
     held = np.zeros(len(source.labels), dtype=bool)
     counts = np.bincount(source.labels, minlength=len(source.class_names))
@@ -218,7 +218,7 @@ def digits() -> tuple[Source, Source]:
 
 
 def drop_empty_classes(source: FileSource) -> tuple[FileSource, list[str]]:
-    """Leave out classes without a picture, so that every logit stands for something; return their names too."""
+    """Leave out classes without an image, so that every logit stands for something; return their names too."""
     counts = np.bincount(source.labels, minlength=len(source.class_names))
     if counts.all():
         return source, []

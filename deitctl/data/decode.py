@@ -1,4 +1,4 @@
-"""From the bytes of any picture to RGB: orientation, alpha, CMYK, 16 bits, palettes, the first frame of many."""
+"""From the bytes of any image to RGB: orientation, alpha, CMYK, 16 bits, palettes, the first frame of many."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ EXTENSIONS = frozenset(
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Whatever a file is called: Pillow's other readers run programs (EPS), or are little used and little tried."""
 MAX_PIXELS = 100_000_000
-"""Decoding holds 17 bytes a pixel at most (WebP), so the largest picture takes 1.7 GB."""
+"""Decoding holds 17 bytes a pixel at most (WebP), so the largest image takes 1.7 GB."""
 PIXELS_VARIABLE = "DEITCTL_MAX_PIXELS"
 MAX_SIDE = 65_535  # JPEG's own limit; Pillow keeps a pointer for every row
 MAX_BYTES = 512 * 2**20
-"""Bytes of a picture's file."""
+"""Bytes of an image's file."""
 MAX_SCANS = 200
-"""Passes over a progressive JPEG, each as slow as a picture; encoders make ten or so."""
+"""Passes over a progressive JPEG, each as slow as an image; encoders make ten or so."""
 LARGE = 16_000_000
-"""Pixels from which a process decodes one picture at a time, so that threads do not multiply the memory."""
+"""Pixels from which a process decodes one image at a time, so that threads do not multiply the memory."""
 STRIP = 2**20
 """Pixels that are converted, or bytes that are looked at, at a time where that needs several copies."""
 _one_large = threading.Lock()
 
 
 def decode(data: bytes, name: str, shrink: int = 1) -> Image.Image:
-    """Decode a picture into RGB, upright.
+    """Decode an image into RGB, upright.
 
     EXIF orientation is applied; transparency is laid over white; 16-bit and floating-point greys are scaled to
     8 bits; an animation gives its first frame. With `shrink` 2, 4 or 8 a JPEG is decoded at that part of its sides,
     rounded up, which is cheaper (fewer DCT coefficients); other formats are decoded whole.
 
     Raises:
-        DataError: not a picture of `FORMATS`, damaged, cut short or too large; `name` is in the message.
+        DataError: not an image of `FORMATS`, damaged, cut short or too large; `name` is in the message.
     """
     with _named_errors(data, name):
         image = _open(data, name)
@@ -58,7 +58,7 @@ def decode(data: bytes, name: str, shrink: int = 1) -> Image.Image:
 
 
 def read_header(data: bytes, name: str) -> tuple[tuple[int, int], int] | None:
-    """Return width and height as stored, and the EXIF orientation (1 to 8), of an RGB JPEG; None: another picture.
+    """Return width and height as stored, and the EXIF orientation (1 to 8), of an RGB JPEG; None: another image.
 
     Raises:
         DataError: as `decode`, of what a header shows.
@@ -75,12 +75,12 @@ def read_header(data: bytes, name: str) -> tuple[tuple[int, int], int] | None:
 def _named_errors(data: bytes, name: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF, of palettes and of large pictures
+            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF, of palettes and of large images
             yield
     except Image.DecompressionBombError as error:
         raise DataError(f"{name} has more than {max_pixels():,} pixels (${PIXELS_VARIABLE}).") from error
     except UnidentifiedImageError as error:
-        what = "is empty" if not data else "is not a picture"
+        what = "is empty" if not data else "is not an image"
         raise DataError(f"{name} {what}.") from error
     except DataError:
         raise
@@ -107,7 +107,7 @@ def _count_scans(data: bytes) -> int:
 
 
 def max_pixels() -> int:
-    """Return the most pixels a picture may have: `$DEITCTL_MAX_PIXELS`, at most what Pillow allows, or `MAX_PIXELS`."""
+    """Return the most pixels an image may have: `$DEITCTL_MAX_PIXELS`, at most what Pillow allows, or `MAX_PIXELS`."""
     said = os.environ.get(PIXELS_VARIABLE, "")
     return int(said) if said.isdecimal() else MAX_PIXELS
 
@@ -147,7 +147,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Convert a picture some rows at a time, pixel by pixel what the whole would give, in the memory of the result."""
+    """Convert an image some rows at a time, pixel by pixel what the whole would give, in the memory of the result."""
     rows = max(1, STRIP // image.width)
     if image.height <= rows:
         return convert(image)

@@ -1,4 +1,4 @@
-"""The one view of a picture that evaluation, prediction and proofs use. No torch here: an ONNX file needs none."""
+"""The one view of an image that evaluation, prediction and proofs use. No torch here: an ONNX file needs none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deitctl.models.model_config import Preprocessing
 
 Pixels = NDArray[np.uint8]
 MOST_RESIZED = 2**24
-"""Pixels of a resized picture above which only what the crop keeps of it is computed."""
+"""Pixels of a resized image above which only what the crop keeps of it is computed."""
 TALL = 100
 """Times as tall as wide from which on Pillow 12.3 resizes the columns first, and rounds otherwise."""
 INTERPOLATION = {
@@ -40,16 +40,16 @@ def eval_view(image: Image.Image, pre: Preprocessing) -> Pixels:
     left, top = centre(image.width, size), centre(image.height, size)
     return channels_first(
         image.crop((left, top, left + size, top + size))
-    )  # outside the picture: black, as torchvision pads
+    )  # outside the image: black, as torchvision pads
 
 
 def resized(width: int, height: int, target: int) -> tuple[int, int]:
-    """Return width and height of a picture whose short side becomes `target` pixels (timm and transformers round down)."""
+    """Return width and height of an image whose short side becomes `target` pixels (timm and transformers round down)."""
     return (target, int(target * height / width)) if width <= height else (int(target * width / height), target)
 
 
 def is_ribbon(width: int, height: int, pre: Preprocessing) -> bool:
-    """Say whether a picture is so long that it is resized in a way of its own: other programs would take gigabytes."""
+    """Say whether an image is so long that it is resized in a way of its own: other programs would take gigabytes."""
     if height > TALL * width or width > TALL * height:
         return True
     across, down = resized(width, height, pre.resize_to)
@@ -64,7 +64,7 @@ def _resize_centre(image: Image.Image, scaled: tuple[int, int], size: int, resam
     for length, whole in zip(lengths, scaled, strict=True):
         kept, step = min(size, whole), length / whole
         start, end = centre(whole, kept) * step, (centre(whole, kept) + kept) * step
-        margin = 4 * max(1.0, step)  # no filter looks further than three pixels of the smaller picture
+        margin = 4 * max(1.0, step)  # no filter looks further than three pixels of the smaller image
         first, last = max(0, math.floor(start - margin)), min(length, math.ceil(end + margin))
         cut.append((first, last))
         box.append((start - first, end - first))
@@ -76,10 +76,10 @@ def _resize_centre(image: Image.Image, scaled: tuple[int, int], size: int, resam
 
 
 def centre(length: int, size: int) -> int:
-    """Return where a centred cut of `size` pixels begins; negative where the picture is smaller (torchvision's rounding)."""
+    """Return where a centred cut of `size` pixels begins; negative where the image is smaller (torchvision's rounding)."""
     return round((length - size) / 2) if length >= size else -((size - length) // 2)
 
 
 def channels_first(image: Image.Image) -> Pixels:
-    """Return an RGB picture as uint8 [3,H,W]."""
+    """Return an RGB image as uint8 [3,H,W]."""
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))

@@ -18,16 +18,16 @@ from deitctl.models.checkpoint_io import CONFIG
 from deitctl.paths import read_json
 
 READ_WHOLE = 1 << 30
-"""Bytes of pictures up to which every one is read; of more data, every size and the content of `SAMPLED` pictures."""
+"""Bytes of images up to which every one is read; of more data, every size and the content of `SAMPLED` images."""
 SAMPLED = 4096
 LENGTH = 16  # hexadecimal digits: 64 bits
 
 
 def data_fingerprint(source: Source, reporter: Reporter) -> str:
-    """Hash the class names, and of each picture its name, label, size and content, in order.
+    """Hash the class names, and of each image its name, label, size and content, in order.
 
-    Of more than 1 GiB the content of 4,096 pictures, evenly spread, stands for all: ImageNet in seconds, and still a
-    picture that is added, left out, moved, renamed or stored again is noticed by its name or size.
+    Of more than 1 GiB the content of 4,096 images, evenly spread, stands for all: ImageNet in seconds, and still a
+    image that is added, left out, moved, renamed or stored again is noticed by its name or size.
     """
     count = len(source.labels)
     sizes = np.fromiter((source.size(i) for i in range(count)), np.dtype("<i8"), count)

@@ -4,7 +4,7 @@ An index is one file: a line that says what it is, and a block of arrays (`colum
 directory that was entered; adding, removing or renaming anything changes the state of the directory it is in. Nothing
 in it is believed before it is checked, and one that does not pass is made again.
 
-Letters: D directories, N pictures.
+Letters: D directories, N images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from deitctl.events import Reporter
 from deitctl.models.checkpoint_io import write_bytes
 
 FROM = 10_000
-"""Pictures from which an index is worth its file: listing fewer takes a tenth of a second."""
+"""Images from which an index is worth its file: listing fewer takes a tenth of a second."""
 SETTLED = 2_000_000_000
 """Nanoseconds a directory must have been at rest before a scan: a change within the same tick of the file system's clock
 would leave no trace in its times. The coarsest clock, FAT's, ticks every two seconds."""
@@ -40,15 +40,15 @@ COLUMNS = {"blob": "|u1", "ends": "<i8", "labels": "<i8", "spans": "<i8"}
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures of one part of a data set, by name relative to its root."""
+    """The images of one part of a data set, by name relative to its root."""
 
     names: Names
     labels: NDArray[np.int64]
     """[N], index of `class_names`."""
     class_names: tuple[str, ...]
-    """Also of classes without a picture."""
+    """Also of classes without an image."""
     spans: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
-    """Offset and length in bytes of each picture in the tar it lies in, [N,2]; [0,2] for pictures in files."""
+    """Offset and length in bytes of each image in the tar it lies in, [N,2]; [0,2] for images in files."""
 
 
 class Watched:
@@ -106,7 +106,7 @@ def keep(parts: Mapping[str, Listing], watched: Watched, reporter: Reporter) -> 
     try:
         write_bytes(path, b"".join([MAGIC, *block(header, columns, len(MAGIC))]))
     except DeitctlError as error:
-        reporter.note(f"The list of pictures is not kept, the next start lists them again. {error.message}")
+        reporter.note(f"The list of images is not kept, the next start lists them again. {error.message}")
 
 
 def find(root: Path) -> dict[str, Listing] | None:

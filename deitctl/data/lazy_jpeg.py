@@ -1,4 +1,4 @@
-"""A training picture: a JPEG is decoded when it is known which part of it is shown, and no larger than that needs."""
+"""A training image: a JPEG is decoded when it is known which part of it is shown, and no larger than that needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TURNED = range(5, 9)
 """Orientations in which width and height change places."""
 
 
-class Picture:
+class LazyJpeg:
     """An RGB JPEG that is not decoded yet.
 
     Raises:
@@ -68,14 +68,14 @@ class Picture:
         return decode(self._data, self._name)
 
 
-def open_picture(data: bytes, name: str) -> Picture | Image.Image:
-    """Open a picture for training: an RGB JPEG stays undecoded, any other is decoded.
+def open_image(data: bytes, name: str) -> LazyJpeg | Image.Image:
+    """Open an image for training: an RGB JPEG stays undecoded, any other is decoded.
 
     Raises:
         DataError: as `decode`.
     """
     header = read_header(data, name)
-    return decode(data, name) if header is None else Picture(data, name, *header)
+    return decode(data, name) if header is None else LazyJpeg(data, name, *header)
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""Batches of uint8 pictures, decoded and augmented by worker processes, the same whatever their number."""
+"""Batches of uint8 images, decoded and augmented by worker processes, the same whatever their number."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deitctl.models.model_config import Preprocessing
 
 
 class Sample(NamedTuple):
-    """One picture as a worker returns it; `pixels` is None where it could not be read, and `error` says why."""
+    """One image as a worker returns it; `pixels` is None where it could not be read, and `error` says why."""
 
     pixels: Pixels | None
     label: int
@@ -34,7 +34,7 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The readable pictures of a batch, uint8 [B,3,S,S], labels [B], their keys, and what could not be read."""
+    """The readable images of a batch, uint8 [B,3,S,S], labels [B], their keys, and what could not be read."""
 
     images: Tensor
     labels: Tensor
@@ -46,15 +46,15 @@ class Batch(NamedTuple):
     teacher_images: Tensor
     """Views for a teacher to be asked about, uint8 [M,3,T,T]; M is 0 without a teacher."""
     teacher_rows: list[int]
-    """Which pictures of the batch they are."""
+    """Which images of the batch they are."""
 
     @property
     def errors(self) -> list[tuple[int, str]]:
-        """Index in the source of each picture that could not be read, and why."""
+        """Index in the source of each image that could not be read, and why."""
         return [(key.index, why) for key, why in self.unreadable]
 
     def parts(self, size: int) -> Iterator[Batch]:
-        """Yield the readable pictures in batches of `size` slots, which is even, so that neighbours stay together."""
+        """Yield the readable images in batches of `size` slots, which is even, so that neighbours stay together."""
         if not size or size >= max(self.slots, default=0) + 1:
             yield self
             return
@@ -82,7 +82,7 @@ class ViewPlan:
     teacher_size: int = 0
     """Side of the teacher's input in pixels; 0: no teacher looks at views."""
     known: Callable[[int, int], bool] | None = None
-    """Whether the teacher's word about (view, picture) is at hand already."""
+    """Whether the teacher's word about (view, image) is at hand already."""
     early_epochs: int = 0
     """Epochs that see the student's views smaller."""
     early_size: int = 0
@@ -101,18 +101,18 @@ class TrainViews(Dataset[Sample]):
         img_size = plan.early_size if key.epoch < plan.early_epochs else self.img_size
         unasked = not plan.teacher_size or (plan.known is not None and plan.known(view, key.index))
         try:
-            picture = self.source.open(key.index)
-            pixels = train_view(picture, self.augment, img_size, plan.seed, view, key.index)
+            image = self.source.open(key.index)
+            pixels = train_view(image, self.augment, img_size, plan.seed, view, key.index)
             if unasked or plan.teacher_size == img_size:
                 return Sample(pixels, label, key, "", None if unasked else pixels)
-            shown = train_view(picture, self.augment, plan.teacher_size, plan.seed, view, key.index)
+            shown = train_view(image, self.augment, plan.teacher_size, plan.seed, view, key.index)
         except DataError as error:
             return Sample(None, label, key, str(error))
         return Sample(pixels, label, key, "", shown)
 
 
 class EvalSample(NamedTuple):
-    """One picture for evaluation, once a preprocessing; no `views` where it could not be read, and `error` says why."""
+    """One image for evaluation, once a preprocessing; no `views` where it could not be read, and `error` says why."""
 
     views: tuple[Pixels, ...]
     label: int
@@ -121,17 +121,17 @@ class EvalSample(NamedTuple):
 
 
 class EvalBatch(NamedTuple):
-    """The readable pictures of a batch: uint8 [B,3,S,S] for each preprocessing, labels [B], positions in the source [B]."""
+    """The readable images of a batch: uint8 [B,3,S,S] for each preprocessing, labels [B], positions in the source [B]."""
 
     images: list[Tensor]
     labels: Tensor
     indices: Tensor
     errors: list[tuple[int, str]]
-    """Position of each picture that could not be read, and why."""
+    """Position of each image that could not be read, and why."""
 
 
 class EvalViews(Dataset[EvalSample]):
-    """The views of each picture that evaluation uses, by position; a picture is read once for all of them."""
+    """The views of each image that evaluation uses, by position; an image is read once for all of them."""
 
     def __init__(self, source: Source, preprocessings: Sequence[Preprocessing]) -> None:
         self.source, self.preprocessings = source, preprocessings
@@ -159,7 +159,7 @@ class EvalViews(Dataset[EvalSample]):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack the readable samples; the others are named, never replaced by another picture."""
+    """Stack the readable samples; the others are named, never replaced by another image."""
     slots = [slot for slot, s in enumerate(samples) if s.pixels is not None]
     good = [samples[slot] for slot in slots]
     return Batch(
@@ -173,8 +173,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def _stack(pictures: Sequence[Pixels]) -> Tensor:
-    return torch.from_numpy(np.stack(pictures) if pictures else np.empty((0, 3, 0, 0), np.uint8))
+def _stack(images: Sequence[Pixels]) -> Tensor:
+    return torch.from_numpy(np.stack(images) if images else np.empty((0, 3, 0, 0), np.uint8))
 
 
 def train_batches(
@@ -212,7 +212,7 @@ def eval_batches(
     source: Source, preprocessings: Sequence[Preprocessing], *, batch_size: int, workers: int, pin_memory: bool,
     share: slice = slice(None),
 ) -> Iterator[EvalBatch]:  # fmt: skip
-    """Yield every picture of a source once, in order; of several processes each takes its `share` of the positions."""
+    """Yield every image of a source once, in order; of several processes each takes its `share` of the positions."""
     mine, views = range(len(source.labels))[share], EvalViews(source, preprocessings)
     return _stream(
         views,

@@ -1,6 +1,6 @@
 """What happens to a batch on the device: normalise, erase, mix. All of it a function of keys and steps.
 
-Letters: B pictures, H and W pixels, K classes.
+Letters: B images, H and W pixels, K classes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _channels(values: Sequence[float], like: Tensor) -> Tensor:
 def random_erase(images: Tensor, keys: Sequence[SampleKey], probability: float, seed: int) -> Tensor:
     """Fill one random rectangle of some normalised images [B,3,H,W] with normal noise, in place (random erasing).
 
-    The rectangle and its noise belong to `(seed, key)` of the picture, not to the batch.
+    The rectangle and its noise belong to `(seed, key)` of the image, not to the batch.
     """
     if not probability:
         return images
@@ -70,7 +70,7 @@ def random_erase(images: Tensor, keys: Sequence[SampleKey], probability: float, 
 
 @dataclass(frozen=True)
 class Mix:
-    """How a batch is mixed: `share` of each picture is its own, the rest its partner's."""
+    """How a batch is mixed: `share` of each image is its own, the rest its partner's."""
 
     share: float
     box: tuple[int, int, int, int] | None
@@ -89,7 +89,7 @@ def draw_mix(config: AugmentConfig, img_size: int, seed: int, step: int) -> Mix 
 
 
 def cut_box(img_size: int, share: float, draw: np.random.Generator) -> Mix:
-    """Draw a rectangle of about 1 - share of the picture (Yun et al. 2019, §3.1); `share` becomes what is really left."""
+    """Draw a rectangle of about 1 - share of the image (Yun et al. 2019, §3.1); `share` becomes what is really left."""
     side = int(img_size * math.sqrt(1 - share))
     y, x = draw.integers(0, img_size, 2).tolist()
     top, bottom = max(0, y - side // 2), min(img_size, y + (side + 1) // 2)
@@ -98,17 +98,17 @@ def cut_box(img_size: int, share: float, draw: np.random.Generator) -> Mix:
 
 
 def partners(slots: Sequence[int]) -> Tensor:
-    """Pair neighbours, slot 0 with 1, 2 with 3: for each picture [B] the index of its partner, its own where there is none.
+    """Pair neighbours, slot 0 with 1, 2 with 3: for each image [B] the index of its partner, its own where there is none.
 
     Slots are places in the epoch's order, so that who meets whom depends neither on the batch size nor on the processes
-    nor on a picture elsewhere that cannot be read.
+    nor on an image elsewhere that cannot be read.
     """
     at = {slot: index for index, slot in enumerate(slots)}
     return torch.tensor([at.get(slot ^ 1, index) for index, slot in enumerate(slots)], dtype=torch.int64)
 
 
 def mix_words(words: Tensor, mix: Mix | None, other: Tensor) -> Tensor:
-    """Mix distributions [B,K], true or a teacher's, as the pictures they are about are mixed, with partners `other` [B]."""
+    """Mix distributions [B,K], true or a teacher's, as the images they are about are mixed, with partners `other` [B]."""
     return words if mix is None else words * mix.share + words[other] * (1 - mix.share)
 
 

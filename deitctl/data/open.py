@@ -1,4 +1,4 @@
-"""From what a user calls a data set to its training and validation pictures."""
+"""From what a user calls a data set to its training and validation images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class DataSet:
 
 
 def open_for_training(ref: str, *, seed: int, reporter: Reporter) -> tuple[Source, Source]:
-    """Return training and validation pictures with the same classes; without a validation set a fifth is held out.
+    """Return training and validation images with the same classes; without a validation set a fifth is held out.
 
     Raises:
         DataError: nothing there, nothing to learn from, or classes that do not match.
@@ -40,7 +40,7 @@ def open_for_training(ref: str, *, seed: int, reporter: Reporter) -> tuple[Sourc
     if data.whole is not None:
         train, val = hold_out(data.whole, HELD_OUT, seed)
         reporter.note(
-            f"{data.name} has no validation set: {len(val.labels)} of {len(data.whole.labels)} pictures are held out."
+            f"{data.name} has no validation set: {len(val.labels)} of {len(data.whole.labels)} images are held out."
         )
         pair: tuple[Source, Source] = (train, val)
     elif data.train is not None and data.val is not None:
@@ -55,19 +55,19 @@ def open_for_training(ref: str, *, seed: int, reporter: Reporter) -> tuple[Sourc
     classes = len(pair[0].class_names)
     if classes < 2 or len(pair[1].labels) == 0:
         raise DataError(
-            f"{data.name} has {len(pair[0].labels)} training and {len(pair[1].labels)} validation pictures in {classes} "
+            f"{data.name} has {len(pair[0].labels)} training and {len(pair[1].labels)} validation images in {classes} "
             f"class{'es' if classes != 1 else ''}.",
-            "Training needs two classes or more, with two pictures or more.",
+            "Training needs two classes or more, with two images or more.",
         )
     return pair
 
 
 def open_for_evaluation(ref: str, reporter: Reporter) -> Source:
-    """Return the pictures to evaluate on: the validation part where there are parts, else everything."""
+    """Return the images to evaluate on: the validation part where there are parts, else everything."""
     data = open_data(ref, reporter)
     source = data.whole or data.val or data.train
     if source is None or len(source.labels) == 0:
-        raise DataError(f"{data.name} has no pictures to evaluate on.")
+        raise DataError(f"{data.name} has no images to evaluate on.")
     return source
 
 

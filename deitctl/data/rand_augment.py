@@ -20,7 +20,7 @@ from deitctl.errors import ConfigError
 from deitctl.models.model_config import IMAGENET_MEAN
 
 FILL = (round(255 * IMAGENET_MEAN[0]), round(255 * IMAGENET_MEAN[1]), round(255 * IMAGENET_MEAN[2]))
-"""Colour of what a moved picture leaves bare."""
+"""Colour of what a moved image leaves bare."""
 STRONGEST = 10
 """Magnitude of the strongest operations, unless `mmax` says otherwise."""
 MOST_LAYERS = 100
@@ -48,7 +48,7 @@ class RandAugment:
 
     names: tuple[str, ...]
     weights: tuple[float, ...] | None = None
-    """Probability of each name; then no name comes twice in a picture."""
+    """Probability of each name; then no name comes twice in an image."""
     magnitude: float = STRONGEST
     layers: int = 2
     prob: float = 0.5
@@ -57,7 +57,7 @@ class RandAugment:
     highest: float = STRONGEST
 
     def __call__(self, image: Image.Image, draw: np.random.Generator) -> Image.Image:
-        """Augment an RGB picture; what is drawn does not depend on the picture."""
+        """Augment an RGB image; what is drawn does not depend on the image."""
         chosen = draw.choice(len(self.names), self.layers, replace=self.weights is None, p=self.weights)
         for which in chosen:
             applied, side = draw.random() < self.prob, 1 if draw.random() < 0.5 else -1
@@ -104,7 +104,7 @@ def rand_augment(spec: str) -> RandAugment:
 
 
 def apply(name: str, image: Image.Image, magnitude: float, side: int) -> Image.Image:
-    """Apply an operation to an RGB picture; `side`, 1 or -1, is where those go that can go two ways."""
+    """Apply an operation to an RGB image; `side`, 1 or -1, is where those go that can go two ways."""
     argument = LEVELS[name](magnitude / 10, side)
     return OPERATIONS[name.removesuffix("Increasing")](image, argument)
 
@@ -120,7 +120,7 @@ def shear(image: Image.Image, factor: float, *, rows: bool = False) -> Image.Ima
 
 
 def translate(image: Image.Image, share: float, *, rows: bool = False) -> Image.Image:
-    """Move a picture up, or to the left, by a share of its side."""
+    """Move an image up, or to the left, by a share of its side."""
     along, across = (image.width, image.height) if rows else (image.height, image.width)
     return slide(image, np.full(across, share * along), FILL, rows=rows)
 
@@ -143,7 +143,7 @@ OPERATIONS: dict[str, Callable[[Image.Image, Any], Image.Image]] = {
     "TranslateXRel": partial(translate, rows=True),
     "TranslateYRel": translate,
 }
-"""What each does to an RGB picture, with an argument."""
+"""What each does to an RGB image, with an argument."""
 LEVELS: dict[str, Callable[[float, int], Any]] = {
     **dict.fromkeys(("AutoContrast", "Equalize", "Invert"), lambda strength, side: None),
     **dict.fromkeys(ENHANCED, lambda strength, side: strength * 1.8 + 0.1),

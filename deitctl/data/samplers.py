@@ -1,4 +1,4 @@
-"""In which order pictures come: a function of seed and epoch, with repeated augmentation on data of any size."""
+"""In which order images come: a function of seed and epoch, with repeated augmentation on data of any size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from deitctl import rng
 
-REPEAT_BLOCK = 8  # pictures whose repeats are shuffled together
+REPEAT_BLOCK = 8  # images whose repeats are shuffled together
 
 
 class SampleKey(NamedTuple):
@@ -27,11 +27,11 @@ def view_of(key: SampleKey, *, views: int, repeats: int) -> int:
 
 
 class EpochOrder:
-    """The `count` keys of an epoch over `count` pictures; kept is an array of the pictures, the keys are made when asked for.
+    """The `count` keys of an epoch over `count` images; kept is an array of the images, the keys are made when asked for.
 
     With repeated augmentation (Hoffer et al. 2020; DeiT §6) each of the first 1/repeats of a shuffle comes `repeats`
     times, in views of their own, close together so that they meet in a batch, but never as neighbours, which mixing
-    pairs. Unlike the released sampler this needs no processes, seeds by `seed`, and leaves no picture out for the sake
+    pairs. Unlike the released sampler this needs no processes, seeds by `seed`, and leaves no image out for the sake
     of a multiple of 256.
     """
 
@@ -54,7 +54,7 @@ class EpochOrder:
         return keys[start - first * width : stop - first * width]
 
     def _block(self, start: int) -> list[SampleKey]:
-        """Return all repeats of the pictures from a place of the shuffle on; blocks share none, so each is on its own."""
+        """Return all repeats of the images from a place of the shuffle on; blocks share none, so each is on its own."""
         block = self._chosen[start : start + REPEAT_BLOCK]
         keys: list[SampleKey] = []
         for repeat in range(self.repeats):
@@ -71,7 +71,7 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 
 
 class TrainBatches:
-    """Batches of keys from a step on, for all epochs to come; the pictures left over by an epoch are dropped."""
+    """Batches of keys from a step on, for all epochs to come; the images left over by an epoch are dropped."""
 
     def __init__(
         self, count: int, batch_size: int, *, seed: int, epochs: int, repeats: int = 1, first_step: int = 0

@@ -1,4 +1,4 @@
-"""Columns of a picture moved up and down by parts of a pixel, or rows sideways: what shearing and translating are.
+"""Columns of an image moved up and down by parts of a pixel, or rows sideways: what shearing and translating are.
 
 Pillow's affine map weighs 16 pixels for each one; where lines only slide, 12 of their weights are zero.
 """
@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 
 
 def slide(image: Image.Image, offsets: Floats, fill: tuple[int, int, int], *, rows: bool = False) -> Image.Image:
-    """Show at y of column x of an RGB picture what lies at y + offsets[x], by Pillow's bicubic, and `fill` where nothing does.
+    """Show at y of column x of an RGB image what lies at y + offsets[x], by Pillow's bicubic, and `fill` where nothing does.
 
     `offsets` are pixels, one for each column, or for each row where those are to slide. Sums are fp32 here and fp64
     in Pillow, so of random offsets one value in ten thousand is beside Pillow's, by a level of 255.

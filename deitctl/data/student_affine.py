@@ -1,6 +1,6 @@
 """What a student sees on top of a view that comes again: a small movement that leaves the teacher's word standing.
 
-Letters: B pictures, S pixels of a side.
+Letters: B images, S pixels of a side.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from deitctl.data.samplers import SampleKey
 
 
 def move_a_little(images: Tensor, keys: Sequence[SampleKey], config: AugmentConfig, seed: int) -> Tensor:
-    """Rotate, scale, shift, and where the recipe flips, flip each normalised picture of [B,3,S,S].
+    """Rotate, scale, shift, and where the recipe flips, flip each normalised image of [B,3,S,S].
 
     The movement is a function of `(seed, key)`, so it is new in every epoch though the view is not. What comes in from
-    outside the picture repeats its edge.
+    outside the image repeats its edge.
     """
     degrees, scaling, shift = config.on_top
     if not any(config.on_top):

@@ -1,4 +1,4 @@
-"""What happens to one picture in training: a view, uint8 [3,S,S], that is a function of its key.
+"""What happens to one image in training: a view, uint8 [3,S,S], that is a function of its key.
 
 Normalisation happens on the device, for the whole batch; evaluation's view is in eval_view.py.
 """
@@ -16,7 +16,7 @@ from deitctl import rng
 from deitctl.config import AugmentConfig
 from deitctl.data.decode import LARGE
 from deitctl.data.eval_transform import Pixels, channels_first
-from deitctl.data.lazy_jpeg import Box, Picture
+from deitctl.data.lazy_jpeg import Box, LazyJpeg
 from deitctl.data.rand_augment import rand_augment
 
 NARROW = 8
@@ -26,18 +26,18 @@ VIEWS_VERSION = 3
 
 
 def train_view(
-    picture: Image.Image | Picture, config: AugmentConfig, img_size: int, seed: int, view: int, index: int
+    img: Image.Image | LazyJpeg, config: AugmentConfig, img_size: int, seed: int, view: int, index: int
 ) -> Pixels:
-    """Return a view of RGB picture `index`, a function of `(seed, view, index)`: crop, flip, affine map, colours.
+    """Return a view of RGB image `index`, a function of `(seed, view, index)`: crop, flip, affine map, colours.
 
     Another `img_size` gives the same view in another resolution. A change of what is drawn here, or in which order,
     raises `VIEWS_VERSION`.
 
     Raises:
-        DataError: a `Picture` that is damaged.
+        DataError: a `LazyJpeg` that is damaged.
     """
     draw = rng.generator(seed, "view", view, index)
-    image = resized_crop(picture, crop_box(picture.size, config, draw), img_size)
+    image = resized_crop(img, crop_box(img.size, config, draw), img_size)
     if draw.random() < config.hflip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if any(config.affine):
@@ -52,7 +52,7 @@ def train_view(
 def crop_box(size: tuple[int, int], config: AugmentConfig, draw: np.random.Generator) -> Box:
     """Draw a random resized crop (Szegedy et al. 2015) in pixels; ten tries, then the largest central crop.
 
-    A scale of (1, 1) is the whole picture, whatever its aspect ratio.
+    A scale of (1, 1) is the whole image, whatever its aspect ratio.
     """
     width, height = size
     if config.crop_scale == (1.0, 1.0):
@@ -71,23 +71,23 @@ def crop_box(size: tuple[int, int], config: AugmentConfig, draw: np.random.Gener
     return left, top, left + w, top + h
 
 
-def resized_crop(picture: Image.Image | Picture, box: Box, size: int) -> Image.Image:
-    """Cut a box out of an RGB picture and resize it to a square by torch's bicubic, which is antialiased as Pillow's is.
+def resized_crop(image: Image.Image | LazyJpeg, box: Box, size: int) -> Image.Image:
+    """Cut a box out of an RGB image and resize it to a square by torch's bicubic, which is antialiased as Pillow's is.
 
     It takes half of Pillow's time; a value is beside Pillow's by 2 of 255 at most. Pillow does what is very large, whose
     copies would be too, and what is very narrow, where torch's rounding differs more. A JPEG's box of twice the size
     or more is decoded at a half, a quarter or an eighth first (docs/benchmarks.md says how much that changes).
     """
     width, height = box[2] - box[0], box[3] - box[1]
-    if isinstance(picture, Picture) and (shrink := picture.shrink_for(width, height, size)) > 1:
+    if isinstance(image, LazyJpeg) and (shrink := image.shrink_for(width, height, size)) > 1:
         left, top, right, bottom = (side / shrink for side in box)
-        return picture.shrunk(shrink).resize((size, size), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
+        return image.shrunk(shrink).resize((size, size), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
     if width * height > LARGE or min(width, height) < NARROW:
-        whole = picture.shrunk(1) if isinstance(picture, Picture) else picture
+        whole = image.shrunk(1) if isinstance(image, LazyJpeg) else image
         if width * height <= LARGE:
             whole, box = whole.crop(box), (0, 0, width, height)
         return whole.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    cut = picture.cut(box) if isinstance(picture, Picture) else np.asarray(picture.crop(box))
+    cut = image.cut(box) if isinstance(image, LazyJpeg) else np.asarray(image.crop(box))
     pixels = torch.from_numpy(cut.copy()).unsqueeze(0).permute(0, 3, 1, 2)  # channels last in memory
     shown = functional.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
     return Image.fromarray(shown.permute(0, 2, 3, 1)[0].numpy())

@@ -40,7 +40,7 @@ class Listener:
 
     @property
     def known(self) -> Callable[[int, int], bool] | None:
-        """Say by (view, picture) whether a word is at hand, so that a loader need not render it; None: none ever is.
+        """Say by (view, image) whether a word is at hand, so that a loader need not render it; None: none ever is.
 
         It is the cache's own method, which travels to a loader process without the network.
         """
@@ -106,9 +106,9 @@ class Listener:
 
 
 def _still_missing(cache: WordCache, views: int, batch_size: int, world: World) -> Iterator[list[SampleKey]]:
-    """Yield batches of (view, picture) that have no word yet, in an order that differs from process to process.
+    """Yield batches of (view, image) that have no word yet, in an order that differs from process to process.
 
-    Which of a `world` asks about a picture depends on its number alone, so that none is left out or asked twice.
+    Which of a `world` asks about an image depends on its number alone, so that none is left out or asked twice.
     """
     draw = rng.generator("teach", os.getpid())
     for view in draw.permutation(views).tolist():
@@ -125,7 +125,7 @@ def _still_missing(cache: WordCache, views: int, batch_size: int, world: World) 
 def _in_places(images: Tensor, rows: Sequence[int], size: int) -> Tensor:
     """Put views [M,3,T,T] into `rows` of a batch of `size`, black where there is none.
 
-    An answer's last digit can depend on how many pictures are asked about together. So a batch that is half known, after
+    An answer's last digit can depend on how many images are asked about together. So a batch that is half known, after
     a kill for example, is asked about as a whole one was.
     """
     if len(images) == size:

@@ -100,14 +100,14 @@ class Comparison:
     student: str
     epochs: int
     seeds: int
-    images: int
+    num_images: int
     rows: Sequence[Row]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         return {
             "output": str(self.output), "data": self.data, "student": self.student, "epochs": self.epochs,
-            "seeds": self.seeds, "images": self.images, "rows": [row.to_dict() for row in self.rows],
+            "seeds": self.seeds, "num_images": self.num_images, "rows": [row.to_dict() for row in self.rows],
         }  # fmt: skip
 
 
@@ -163,12 +163,12 @@ def compare(
             label = variant if config.distill is None else f"{variant}-{Path(config.distill.teacher).name}"
             root = output / f"{label}-seed{seed}"
             reporter.note(f"Distillation {VARIANTS[variant].title}, seed {seed}: {root}")
-            run = replace(config, output=str(root), seed=seed, split_seed=first)  # the same pictures for every seed
+            run = replace(config, output=str(root), seed=seed, split_seed=first)  # the same images for every seed
             results[variant, teacher].append(_run(run, sources, reporter))
     config = configs[wanted[0]]
     done = Comparison(
         output=output, data=config.data, student=config.model, epochs=config.recipe.epochs, seeds=seeds,
-        images=len(sources[1].labels), rows=[_row(v, t, results[v, t]) for v, t in wanted],
+        num_images=len(sources[1].labels), rows=[_row(v, t, results[v, t]) for v, t in wanted],
     )  # fmt: skip
     write_json(output / "comparison.json", done.to_dict())
     return done

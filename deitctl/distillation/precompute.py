@@ -37,18 +37,18 @@ class TeachResult:
     cache: Path
     teacher: Preflight
     views: int
-    pictures: int
+    num_images: int
     asked: int
     """Words that were not there before."""
     unreadable: tuple[str, ...]
-    """Pictures that could not be read and have no words."""
+    """Images that could not be read and have no words."""
     bytes: int
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         return {
-            "cache": str(self.cache), "teacher": self.teacher.to_dict(), "views": self.views, "pictures": self.pictures,
+            "cache": str(self.cache), "teacher": self.teacher.to_dict(), "views": self.views, "num_images": self.num_images,
             "asked": self.asked, "unreadable": list(self.unreadable), "bytes": self.bytes, "seconds": round(self.seconds, 2),
         }  # fmt: skip
 
@@ -75,11 +75,11 @@ class VerifyResult:
 def teach(
     config: TrainConfig, sources: tuple[Source, Source], *, batch_size: int = 64, reporter: Reporter | None = None
 ) -> TeachResult:
-    """Ask the teacher about every view of every training picture that its cache lacks.
+    """Ask the teacher about every view of every training image that its cache lacks.
 
     Args:
         config: a student's run, as `configure` makes it; its `distill` says which teacher and how many views.
-        sources: the training and validation pictures.
+        sources: the training and validation images.
         batch_size: views at a time.
         reporter: told of progress.
 
@@ -99,11 +99,11 @@ def teach(
                 )  # fmt: skip
         except (KeyboardInterrupt, Signalled) as stop:
             raise Interrupted(signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum) from stop
-    pictures = len(sources[0].labels)
+    num_images = len(sources[0].labels)
     unreadable = tuple(sources[0].name(i) for i in sorted(cache.unreadable(tutor.total_views)))
     return TeachResult(
-        cache=cache.root, teacher=tutor.preflight, views=tutor.total_views, pictures=pictures, asked=asked, unreadable=unreadable,
-        bytes=2 * cache.form.width * pictures * tutor.total_views, seconds=time.monotonic() - start,
+        cache=cache.root, teacher=tutor.preflight, views=tutor.total_views, num_images=num_images, asked=asked, unreadable=unreadable,
+        bytes=2 * cache.form.width * num_images * tutor.total_views, seconds=time.monotonic() - start,
     )  # fmt: skip
 
 

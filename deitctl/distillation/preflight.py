@@ -58,7 +58,7 @@ class Preflight:
     top5: float
     mean_recall: float
     """Mean over the classes of the share that is recognised: chance is 100 / classes, however uneven they are."""
-    images: int
+    num_images: int
     matched: str
     """`same`, `permuted` or `subset` of the teacher's classes."""
     rows: tuple[int, ...]
@@ -70,9 +70,9 @@ class Preflight:
     weights: str
     """Fingerprint of the weights that answer."""
     validation: str
-    """Fingerprint of the validation pictures."""
+    """Fingerprint of the validation images."""
     answers: tuple[int, ...]
-    """The teacher's class of each validation picture, -1 for one that cannot be read."""
+    """The teacher's class of each validation image, -1 for one that cannot be read."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a run's record and log say of its teacher."""
@@ -90,8 +90,8 @@ class Tutor:
 
         Args:
             config: the student's run; its `distill` is not None.
-            train: the training pictures.
-            val: the validation pictures, on which the teacher is scored in its own preprocessing.
+            train: the training images.
+            val: the validation images, on which the teacher is scored in its own preprocessing.
             seen: the student's preprocessing.
             device: where the teacher will run.
             train_run: see `find_teacher`.
@@ -123,7 +123,7 @@ class Tutor:
 
     @property
     def looks_at_views(self) -> bool:
-        """Whether the teacher is asked about views, not about mixed pictures."""
+        """Whether the teacher is asked about views, not about mixed images."""
         return self.distill.teacher_sees == "view"
 
     def stamp(self) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class Tutor:
         return open_cache(root, stamp, self.form, len(self.train.labels))
 
     def _remembered(self) -> Preflight | None:
-        """Return what the cache knows of the teacher, if it was checked on the same validation pictures."""
+        """Return what the cache knows of the teacher, if it was checked on the same validation images."""
         record = self._record()
         return record if record is not None and record.validation == self.validation else None
 
@@ -183,7 +183,7 @@ class Tutor:
             record.validation,
         )
         figures = (record.top1, record.top5, record.mean_recall)
-        classes, whole = len(self.train.class_names), (*record.rows, *record.answers, record.images)
+        classes, whole = len(self.train.class_names), (*record.rows, *record.answers, record.num_images)
         return (
             all(isinstance(t, str) for t in texts) and all(isinstance(f, int | float) and 0 <= f <= 100 for f in figures)
             and all(isinstance(n, int) for n in whole) and len(record.rows) == classes
@@ -224,7 +224,7 @@ class Tutor:
         return Listener(self.form, self.distill.tau, self.cache, self.network, self.device, self.distill.views, repeats)
 
     def answers(self) -> Tensor:
-        """Return the teacher's class of each validation picture, [N], -1 for one that it could not see."""
+        """Return the teacher's class of each validation image, [N], -1 for one that it could not see."""
         return torch.tensor(self.preflight.answers)
 
     def _find(self) -> FoundTeacher:
@@ -246,7 +246,7 @@ class Tutor:
         return weights
 
     def _check(self) -> Preflight:
-        """Score the teacher on the validation pictures, in its own preprocessing, and write down what was found."""
+        """Score the teacher on the validation images, in its own preprocessing, and write down what was found."""
         found = self._find()
         weights = self._take(found)
         card = found.loaded.card
@@ -261,7 +261,7 @@ class Tutor:
         record = Preflight(
             name=self.distill.teacher, top1=score.top1 if score.top1_among is None else score.top1_among,
             top5=score.top5 if score.top5_among is None else score.top5_among,
-            mean_recall=mean_recall(score), images=score.images, matched=found.match.kind,
+            mean_recall=mean_recall(score), num_images=score.num_images, matched=found.match.kind,
             rows=found.match.rows, adapted=found.adapted, folder=found.folder,
             preprocessing=asdict(card.preprocessing), head=head, weights=weights, validation=self.validation,
             answers=tuple(answers.tolist()),
@@ -291,7 +291,7 @@ def words_name(distill: DistillConfig, stamp: dict[str, Any]) -> str:
 
 
 def mean_recall(score: Evaluation) -> float:
-    """Return the mean over classes of the percentage of their pictures that are recognised among the data's classes."""
+    """Return the mean over classes of the percentage of their images that are recognised among the data's classes."""
     right = (score.among == score.labels).double()
     return 100 * float(torch.stack([right[score.labels == c].mean() for c in set(score.labels.tolist())]).mean())
 
@@ -300,7 +300,7 @@ def _require_knowledge(distill: DistillConfig, record: Preflight, val: Source) -
     """Refuse a teacher whose mean recall is not clearly above chance: by as much again or a tenth, and two errors."""
     classes = len(set(val.labels.tolist()))
     chance = 1 / classes
-    error = math.sqrt(chance * (1 - chance) / max(1, record.images))
+    error = math.sqrt(chance * (1 - chance) / max(1, record.num_images))
     bar = chance + max(min(chance, 0.1), 2 * error)
     if record.mean_recall / 100 < min(bar, 1.0) and not distill.force:
         raise TeacherError(
@@ -313,6 +313,6 @@ def _require_knowledge(distill: DistillConfig, record: Preflight, val: Source) -
 def _sentence(record: Preflight, how: str) -> str:
     fitted = {"no": "", "scratch": "trained here, "}.get(record.adapted, f"fitted to the data ({record.adapted}), ")
     return (
-        f"Teacher {record.name}: top-1 {record.top1:.2f} %, top-5 {record.top5:.2f} % on {record.images} validation "
-        f"pictures, {fitted}{how}, at {record.preprocessing['img_size']} pixels with its own preprocessing."
+        f"Teacher {record.name}: top-1 {record.top1:.2f} %, top-5 {record.top5:.2f} % on {record.num_images} validation "
+        f"images, {fitted}{how}, at {record.preprocessing['img_size']} pixels with its own preprocessing."
     )

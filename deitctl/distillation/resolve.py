@@ -63,7 +63,7 @@ def find_teacher(
     Args:
         distill: which teacher, and whether it may be adapted.
         config: the student's run: data, seed, device.
-        train: the training pictures.
+        train: the training images.
         data: their fingerprint.
         train_run: trains a model into the folder its configuration names, or finishes or finds it there.
         reporter: is told what is done.
@@ -146,7 +146,7 @@ def _fit(
 
 
 def seat_teacher(loaded: LoadedModel, rows: tuple[int, ...], seen: Preprocessing, device: Device) -> Teacher:
-    """Bring a classifier to `device` to answer pictures preprocessed as `seen`, its batch norms folded; see `Teacher`."""
+    """Bring a classifier to `device` to answer images preprocessed as `seen`, its batch norms folded; see `Teacher`."""
     size = loaded.card.preprocessing.img_size
     with rng.scope("fold"):  # before it is moved: convolutions of a GPU may round more than folding does
         fold_batch_norms(loaded.model, torch.randn(1, 3, size, size))

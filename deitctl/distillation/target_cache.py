@@ -1,11 +1,11 @@
-"""What a teacher says, kept on disk: one small record a view and picture, mapped into memory.
+"""What a teacher says, kept on disk: one small record a view and image, mapped into memory.
 
 A cache is a folder of its stamp (`cache.json`: everything the words depend on) and a file a view. A record of zeros
 is a word not yet heard. A hard record is two bytes, written at once or not at all; a soft one carries a checksum. So
 several processes may write together, a kill at any moment loses at most the word being written, and a file that was
 cut short or is missing is filled up again.
 
-Letters: B pictures, K classes, N pictures of the data, W numbers a record.
+Letters: B images, K classes, N images of the data, W numbers a record.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from deitctl.paths import read_json
 
 Records = NDArray[np.uint16]
 UNREADABLE = 65535
-"""First number of the record of a picture that could not be read when its word was asked for."""
+"""First number of the record of an image that could not be read when its word was asked for."""
 MOST_CLASSES = 65_000
 STAMP = "cache.json"
 WORDS_VERSION = 1
@@ -127,11 +127,11 @@ def _checksum(body: Records) -> Records:
 
 
 class WordCache:
-    """The words of a teacher about the views of a data set, by view and picture."""
+    """The words of a teacher about the views of a data set, by view and image."""
 
-    def __init__(self, root: Path, form: WordFormat, pictures: int) -> None:
-        """Map the folder `root`, which `open_cache` has made or found fitting, for `pictures` pictures."""
-        self.root, self.form, self.pictures = root, form, pictures
+    def __init__(self, root: Path, form: WordFormat, num_images: int) -> None:
+        """Map the folder `root`, which `open_cache` has made or found fitting, for `images` images."""
+        self.root, self.form, self.num_images = root, form, num_images
         self._views: dict[int, Records] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class WordCache:
         """Return the records of a view, [N,W], making its file if there is none."""
         if view not in self._views:
             record = self.form.width * 2
-            path, size = self._path(view), self.pictures * record
+            path, size = self._path(view), self.num_images * record
             try:
                 mapped = _map(path, size, record)
             except OSError as error:
@@ -151,7 +151,7 @@ class WordCache:
                 ) from error
             if len(self._views) >= OPEN_VIEWS:
                 del self._views[next(iter(self._views))]  # closed when nobody holds its array any more
-            self._views[view] = np.frombuffer(mapped, dtype=np.uint16).reshape(self.pictures, self.form.width)
+            self._views[view] = np.frombuffer(mapped, dtype=np.uint16).reshape(self.num_images, self.form.width)
         return self._views[view]
 
     def _path(self, view: int) -> Path:
@@ -161,21 +161,21 @@ class WordCache:
         return view in self._views or self._path(view).exists()
 
     def holds(self, view: int, index: int) -> bool:
-        """Say whether the word about a view of a picture is here."""
+        """Say whether the word about a view of an image is here."""
         return self._begun(view) and bool(self.form.valid(self._view(view)[index : index + 1])[0])
 
     def read(self, places: Sequence[tuple[int, int]]) -> tuple[Records, NDArray[np.bool_]]:
-        """Return the records [B,W] of (view, picture) pairs and which of them are words."""
+        """Return the records [B,W] of (view, image) pairs and which of them are words."""
         records = np.stack([self._view(view)[index] for view, index in places])
         return records, self.form.valid(records)
 
     def write(self, places: Sequence[tuple[int, int]], records: Records) -> None:
-        """Keep records [B,W] for (view, picture) pairs."""
+        """Keep records [B,W] for (view, image) pairs."""
         for (view, index), record in zip(places, records, strict=True):
             self._writable(view)[index] = record
 
     def mark_unreadable(self, places: Sequence[tuple[int, int]]) -> None:
-        """Note that pictures could not be read, so that nobody waits for their words."""
+        """Note that images could not be read, so that nobody waits for their words."""
         for view, index in places:
             self._writable(view)[index, 0] = UNREADABLE
 
@@ -186,20 +186,20 @@ class WordCache:
         return records
 
     def unreadable(self, views: int) -> set[int]:
-        """Return the pictures that could not be read in one of the first `views` views."""
+        """Return the images that could not be read in one of the first `views` views."""
         return {
             int(i) for v in range(views) if self._begun(v) for i in np.flatnonzero(self._view(v)[:, 0] == UNREADABLE)
         }
 
     def missing(self, view: int, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
-        """Return which pictures in start..stop of a view have no word here and could have."""
+        """Return which images in start..stop of a view have no word here and could have."""
         if not self._begun(view):
-            return np.arange(self.pictures)[start:stop]
+            return np.arange(self.num_images)[start:stop]
         records = self._view(view)[start:stop]
         return start + np.flatnonzero(~self.form.valid(records) & (records[:, 0] != UNREADABLE))
 
     def known(self, view: int) -> NDArray[np.int64]:
-        """Return the pictures of a view whose word is here."""
+        """Return the images of a view whose word is here."""
         return np.flatnonzero(self.form.valid(self._view(view))) if self._begun(view) else np.arange(0)
 
     def count_missing(self, views: int) -> int:
@@ -244,14 +244,14 @@ def _reserve(file: int, size: int, record: int) -> None:
             os.ftruncate(file, size)
 
 
-def open_cache(root: Path, stamp: Mapping[str, Any], form: WordFormat, pictures: int) -> WordCache:
+def open_cache(root: Path, stamp: Mapping[str, Any], form: WordFormat, num_images: int) -> WordCache:
     """Open the cache in a folder, or begin one.
 
     Args:
         root: the folder.
         stamp: everything that the words depend on, by names that a person understands.
         form: how words are kept.
-        pictures: how many pictures the data has.
+        images: how many images the data has.
 
     Raises:
         TeacherError: a cache of something else is there; the message names what differs. Or it cannot be read.
@@ -268,7 +268,7 @@ def open_cache(root: Path, stamp: Mapping[str, Any], form: WordFormat, pictures:
             f"The teacher's words in {root} are stale: {reason}.",
             "Name another --teacher-cache, or leave it out, or delete that folder.",
         )
-    return WordCache(root, form, pictures)
+    return WordCache(root, form, num_images)
 
 
 def _listing(root: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Collects an evaluation batch by batch: some sixty bytes a picture, and on request so many logits as memory has room for."""
+"""Collects an evaluation batch by batch: some sixty bytes an image, and on request so many logits as memory has room for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deitctl.models.model_config import HEADS, Preprocessing
 from deitctl.models.vit import HeadLogits
 
 MAX_KEPT = 2**24
-"""Logits that are kept at most, 64 MiB, of 16,777 pictures with 1,000 classes: one temperature does not need more."""
+"""Logits that are kept at most, 64 MiB, of 16,777 images with 1,000 classes: one temperature does not need more."""
 BEST = 5
 
 
@@ -29,7 +29,7 @@ class ExportedNetwork(Protocol):
     """A network that an exported file holds, with its normalisation and its head rule."""
 
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
-        """Answer pictures, uint8 [B,3,S,S]: joined logits [B,K], before the temperature."""
+        """Answer images, uint8 [B,3,S,S]: joined logits [B,K], before the temperature."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Contender:
     temperature: float = 1.0
     """What the rule's logits are divided by."""
     teacher: Tensor | None = None
-    """A teacher's class of each picture of the source, [N], in the source's classes; -1 where it has none."""
+    """A teacher's class of each image of the source, [N], in the source's classes; -1 where it has none."""
 
     @property
     def is_joined(self) -> bool:
@@ -54,7 +54,7 @@ class Contender:
         return not isinstance(self.model, nn.Module)
 
     def answer(self, pixels: Tensor) -> HeadLogits:
-        """Return the logits of pictures, uint8 [B,3,S,S] on the device; joined ones as those of the class head."""
+        """Return the logits of images, uint8 [B,3,S,S] on the device; joined ones as those of the class head."""
         if isinstance(self.model, nn.Module):
             return forward_heads(self.model, normalise(pixels, self.preprocessing))
         return HeadLogits(torch.from_numpy(self.model.logits(pixels.cpu().numpy())), None)
@@ -63,9 +63,9 @@ class Contender:
 class Tally:
     """What one contender answered so far."""
 
-    def __init__(self, contender: Contender, pictures: int, *, room: int = 0) -> None:
-        """Begin; of `pictures` pictures so many keep their logits that there are at most `room` numbers."""
-        self.contender, self.pictures, self.room = contender, pictures, room
+    def __init__(self, contender: Contender, num_images: int, *, room: int = 0) -> None:
+        """Begin; of `images` images so many keep their logits that there are at most `room` numbers."""
+        self.contender, self.num_images, self.room = contender, num_images, room
         self.rows = torch.tensor(contender.rows)
         self.columns: dict[str, list[Tensor]] = {}
         self.unreadable: list[tuple[int, str]] = []
@@ -112,11 +112,11 @@ class Tally:
         return self.contender.head if self.heads == 2 or self.contender.is_joined else "cls"
 
     def _keeps(self) -> Tensor:
-        """Say of each picture of the source whether its logits are kept: drawn, whatever the order of the data."""
+        """Say of each image of the source whether its logits are kept: drawn, whatever the order of the data."""
         if self._kept is None:
             most = max(1, self.room // (self.classes * self.heads))
             draw = torch.Generator().manual_seed(0)  # the same in every process
-            self._kept = torch.randperm(self.pictures, generator=draw) < most
+            self._kept = torch.randperm(self.num_images, generator=draw) < most
         return self._kept
 
     @property
@@ -136,7 +136,7 @@ class Tally:
         self.heads, self.classes = max(o[2] for o in others), max(o[3] for o in others)
 
     def result(self, seconds: float) -> Evaluation:
-        """Return the averages, the pictures in the order in which one process has them."""
+        """Return the averages, the images in the order in which one process has them."""
         logits = [torch.cat(self.columns.pop(n)) for n in ("logits 0", "logits 1") if n in self.columns]
         column = {name: torch.cat(values) for name, values in self.columns.items()}
         seen = column["index"]  # the order in which logits were kept
@@ -150,7 +150,7 @@ class Tally:
         targets = self.rows[column["label"]]
         spoke = column.get("teacher spoke", torch.zeros(0, dtype=torch.bool))
         return Evaluation(
-            images=len(order),
+            num_images=len(order),
             top1=percent(correct),
             top5=percent((column["best"] == targets[:, None]).any(1)),
             loss=float(column["loss"].double().mean()),

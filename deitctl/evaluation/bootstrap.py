@@ -1,4 +1,4 @@
-"""How far a figure could be another on other pictures: bootstrap intervals (Efron 1979), and a paired test of two models."""
+"""How far a figure could be another on other images: bootstrap intervals (Efron 1979), and a paired test of two models."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Interval = tuple[float, float]
 
 
 def bootstrap(columns: Mapping[str, NDArray[Any]], seed: int = 0) -> dict[str, Interval]:
-    """Return the interval that holds the mean of each column in 95 of 100 resamples of the pictures.
+    """Return the interval that holds the mean of each column in 95 of 100 resamples of the images.
 
-    All columns are of the same pictures and are resampled together. Where all are right, or all wrong, a resample knows
+    All columns are of the same images and are resampled together. Where all are right, or all wrong, a resample knows
     nothing else, and the exact binomial bound (Clopper and Pearson 1934) takes its place.
 
     Args:
-        columns: for each figure its value of every picture, [N]; bool for hits.
+        columns: for each figure its value of every image, [N]; bool for hits.
         seed: the same seed, the same interval.
     """
     values = np.stack([np.asarray(c, dtype=np.float64) for c in columns.values()], axis=1)
@@ -51,16 +51,16 @@ def _binomial(hits: int, count: int) -> Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Two models on the same pictures; `difference` is A minus B in points of top-1."""
+    """Two models on the same images; `difference` is A minus B in points of top-1."""
 
     a: str
     b: str
-    images: int
+    num_images: int
     difference: float
     interval: Interval
-    """95 %, by resampling pictures, so that what both find hard counts for neither."""
+    """95 %, by resampling images, so that what both find hard counts for neither."""
     only_a: int
-    """Pictures that A alone has right."""
+    """Images that A alone has right."""
     only_b: int
     p_value: float
     """Of McNemar's exact test (1947): how likely so uneven a split of `only_a` and `only_b` is between equal models."""
@@ -71,7 +71,7 @@ class Difference:
 def compare(
     a: str, b: str, right_a: NDArray[np.bool_], right_b: NDArray[np.bool_], *, among_classes: bool = False, seed: int = 0
 ) -> Difference:  # fmt: skip
-    """Compare two models by which pictures each has right, [N] each, in the same order."""
+    """Compare two models by which images each has right, [N] each, in the same order."""
     from scipy.stats import binomtest
 
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
@@ -81,7 +81,7 @@ def compare(
         rare = _binomial(0, len(gain))[1]
         low, high = max(-1.0, gain[0] - rare), min(1.0, gain[0] + rare)
     return Difference(
-        a=a, b=b, images=len(gain), difference=100 * float(gain.mean()), interval=(100 * low, 100 * high),
+        a=a, b=b, num_images=len(gain), difference=100 * float(gain.mean()), interval=(100 * low, 100 * high),
         only_a=only_a, only_b=only_b,
         p_value=float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0,
         among_classes=among_classes,

@@ -16,33 +16,33 @@ from deitctl.models.model_config import HEADS, MAX_TEMPERATURE, MIN_TEMPERATURE
 FOLDS = 5
 STEPS = 50
 ROWS = 2048
-"""Pictures at a time, so that a step does not need the memory of all logits again."""
+"""Images at a time, so that a step does not need the memory of all logits again."""
 CLOSE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Calibration:
-    """What temperatures would do to a model; each is measured on pictures that it was not fitted to."""
+    """What temperatures would do to a model; each is measured on images that it was not fitted to."""
 
     temperatures: dict[str, float]
-    """Of each head rule, fitted to all pictures: what the raw logits should be divided by."""
+    """Of each head rule, fitted to all images: what the raw logits should be divided by."""
     temperature: float
     """That of the model's rule."""
     loss: float
-    """Of the model's rule after cross-fitting: each fifth of the pictures by the temperature of the other four."""
+    """Of the model's rule after cross-fitting: each fifth of the images by the temperature of the other four."""
     ece: float
     """Likewise."""
     reliability: Reliability
     """Likewise."""
-    images: int
-    """Pictures it was fitted to."""
+    num_images: int
+    """Images it was fitted to."""
 
 
 def calibrate(scores: Evaluation) -> Calibration | None:
     """Fit a temperature to each head rule of an evaluation with logits.
 
     Returns:
-        None where there is no such temperature: without a mistake among the pictures, or with almost nothing right.
+        None where there is no such temperature: without a mistake among the images, or with almost nothing right.
     """
     if scores.logits is None:
         raise ValueError("this evaluation has no logits")
@@ -69,7 +69,7 @@ def calibrate(scores: Evaluation) -> Calibration | None:
         loss=losses / len(targets),
         ece=expected_calibration_error(confidence, right),
         reliability=reliability(confidence, right),
-        images=len(targets),
+        num_images=len(targets),
     )
 
 

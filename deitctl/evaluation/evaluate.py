@@ -1,4 +1,4 @@
-"""One pass over the pictures for one or several contenders: each picture is read once and shown to all."""
+"""One pass over the images for one or several contenders: each image is read once and shown to all."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ def evaluate_all(
     reporter: Reporter, label: str = "evaluate", world: World = ALONE, pause: Callable[[], None] = lambda: None,
     stop_on_bad_image: bool = False, keep_logits: bool = False, only_numbers: bool = False,
 ) -> list[Evaluation]:  # fmt: skip
-    """Score models on every readable picture of a source, each once; of several processes all get the whole result.
+    """Score models on every readable image of a source, each once; of several processes all get the whole result.
 
     Args:
         contenders: the models, already on `device`; put into eval mode.
-        source: the pictures.
+        source: the images.
         device: where, and in which precision.
-        batch_size: pictures at a time; the result does not depend on it.
+        batch_size: images at a time; the result does not depend on it.
         workers: loader processes.
         reporter: shows progress.
         label: what the progress is called.
-        world: the processes that share the pictures.
+        world: the processes that share the images.
         pause: called between two batches, where it may stop the work.
-        stop_on_bad_image: whether a picture that cannot be read ends it.
+        stop_on_bad_image: whether an image that cannot be read ends it.
         keep_logits: whether the results carry logits, see `Evaluation`; contenders share the room.
         only_numbers: whether an answer that is infinite or not a number ends it; else it is as wrong as any.
 
     Raises:
         ModelError: an answer is not a number, with `only_numbers`.
-        DataError: not one picture can be read; or one cannot, with `stop_on_bad_image`.
+        DataError: not one image can be read; or one cannot, with `stop_on_bad_image`.
     """
     for contender in contenders:
         if isinstance(contender.model, nn.Module):
@@ -95,7 +95,7 @@ def evaluate_all(
         tally.join(world)
     if tallies[0].empty:
         bad = tallies[0].unreadable
-        raise DataError(f"Not one of {len(bad)} pictures can be read; the first: {bad[0][1]}")
+        raise DataError(f"Not one of {len(bad)} images can be read; the first: {bad[0][1]}")
     return [tally.result(time.monotonic() - start) for tally in tallies]
 
 
@@ -114,9 +114,9 @@ def _pixels_of(preprocessing: Preprocessing) -> Preprocessing:
 
 
 def _answers(contender: Contender, pixels: Tensor, device: Device) -> HeadLogits:
-    """Return a contender's logits, so many pictures at a time as pay on the device; where memory runs out, in two halves."""
+    """Return a contender's logits, so many images at a time as pay on the device; where memory runs out, in two halves."""
     model = contender.model
-    most = device.pictures_at_a_time(largest_block(model, device.dtype)) if isinstance(model, nn.Module) else 0
+    most = device.images_at_a_time(largest_block(model, device.dtype)) if isinstance(model, nn.Module) else 0
     size = most or len(pixels)
     if len(pixels) <= size:
         try:

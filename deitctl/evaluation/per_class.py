@@ -11,28 +11,28 @@ Counts = NDArray[np.int64]
 
 
 class ClassScore(NamedTuple):
-    """Of one class: its pictures, and recall, precision and F1 in percent."""
+    """Of one class: its images, and recall, precision and F1 in percent."""
 
     label: int
-    images: int
+    num_images: int
     recall: float
     precision: float
     f1: float
 
 
 class Confusion(NamedTuple):
-    """Pictures of class `label` that were called `answer`, another one."""
+    """Images of class `label` that were called `answer`, another one."""
 
     label: int
     answer: int
-    images: int
+    num_images: int
 
 
 def score_classes(labels: Counts, answers: Counts, classes: int) -> list[ClassScore]:
-    """Score every class that has pictures; a class that is never named has a precision of 0.
+    """Score every class that has images; a class that is never named has a precision of 0.
 
     Args:
-        labels: class of each picture, [N], in 0..classes-1.
+        labels: class of each image, [N], in 0..classes-1.
         answers: what the model says, [N]; `classes` where it is none of them.
         classes: how many the data has.
     """

@@ -1,4 +1,4 @@
-"""ImageNet's validation pictures with all the labels that are right (ReaL, Beyer et al. 2020)."""
+"""ImageNet's validation images with all the labels that are right (ReaL, Beyer et al. 2020)."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ NO_CLASS = -1
 
 
 class RealScore(NamedTuple):
-    """Percent of the pictures that have labels whose answer, or one of five, is among them."""
+    """Percent of the images that have labels whose answer, or one of five, is among them."""
 
-    images: int
+    num_images: int
     top1: float
     top5: float
 
 
 def read_real_labels(path: Path) -> list[list[int]]:
-    """Read real.json: for ImageNet's validation pictures, in order of their numbers, the classes that each shows.
+    """Read real.json: for ImageNet's validation images, in order of their numbers, the classes that each shows.
 
     Raises:
         DataError: it cannot be read, or is not that.
@@ -46,14 +46,14 @@ def read_real_labels(path: Path) -> list[list[int]]:
     )
     if not fine:
         raise DataError(
-            f"{path} is not a file of ReaL labels: a list with the class numbers of each picture.",
+            f"{path} is not a file of ReaL labels: a list with the class numbers of each image.",
             "It is real.json of google-research/reassessed-imagenet.",
         )
     return labels
 
 
 def require_known(source: Source, labels: list[list[int]]) -> None:
-    """Raise `DataError` unless every picture has a place among the labels: to be asked before the work."""
+    """Raise `DataError` unless every image has a place among the labels: to be asked before the work."""
     for index in range(len(source.labels)):
         _number(source.name(index), len(labels))
 
@@ -68,16 +68,16 @@ def imagenet_numbers(class_names: Sequence[str]) -> Tensor:
 
 
 def score_real(scores: Evaluation, source: Source, numbers: Tensor, labels: list[list[int]]) -> RealScore:
-    """Score answers by them; pictures without a label are left out, as in the paper.
+    """Score answers by them; images without a label are left out, as in the paper.
 
     Args:
         scores: the answers, in the model's numbering.
-        source: the pictures.
+        source: the images.
         numbers: of the model's classes, from `imagenet_numbers`.
         labels: from `read_real_labels`, in ImageNet's numbering.
 
     Raises:
-        DataError: a picture is not one of ImageNet's validation set, or none has labels.
+        DataError: an image is not one of ImageNet's validation set, or none has labels.
     """
     first, five = [], []
     for index, best in zip(scores.indices.tolist(), numbers[scores.best.long()].tolist(), strict=True):
@@ -86,7 +86,7 @@ def score_real(scores: Evaluation, source: Source, numbers: Tensor, labels: list
             first.append(best[0] in real)
             five.append(bool(real.intersection(best)))
     if not first:
-        raise DataError("None of the pictures has a ReaL label.")
+        raise DataError("None of the images has a ReaL label.")
     return RealScore(len(first), percent(torch.tensor(first)), percent(torch.tensor(five)))
 
 
@@ -96,6 +96,6 @@ def _number(name: str, count: int) -> int:
     if not 1 <= number <= count:
         raise DataError(
             f"{name} has no ReaL labels: they are for ILSVRC2012_val_00000001 to {count:08d}.",
-            "Leave --real-labels out, or evaluate ImageNet's own validation pictures.",
+            "Leave --real-labels out, or evaluate ImageNet's own validation images.",
         )
     return number - 1

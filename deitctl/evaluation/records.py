@@ -56,15 +56,15 @@ class EvalResult:
 
     @cached_property
     def classes(self) -> list[ClassScore]:
-        """Recall, precision and F1 of every class that has pictures."""
+        """Recall, precision and F1 of every class that has images."""
         s = self.scores
         return score_classes(s.labels.numpy(), s.answers.numpy(), len(self.source.class_names))
 
     def per_class(self) -> dict[str, dict[str, float]]:
-        """Return pictures, top-1, precision and F1 of every class that has pictures, in percent."""
+        """Return images, top-1, precision and F1 of every class that has images, in percent."""
         return {
             self.source.class_names[c.label]: {
-                "images": c.images, "top1": c.recall, "precision": c.precision, "f1": c.f1
+                "num_images": c.num_images, "top1": c.recall, "precision": c.precision, "f1": c.f1
             }
             for c in self.classes
         }  # fmt: skip
@@ -74,7 +74,7 @@ class EvalResult:
         s, by_class, kept = self.scores, self.classes, self.calibration
         found = reliability(s.confidences, s.correct)
         return {
-            "model": self.model, "data": self.data, "protocol": self.protocol, "images": s.images,
+            "model": self.model, "data": self.data, "protocol": self.protocol, "num_images": s.num_images,
             "unreadable": [self.source.name(i) for i, _ in s.unreadable],
             "top1": s.top1, "top5": s.top5, "loss": s.loss, "ece": s.ece,
             "intervals": {name: list(interval) for name, interval in self.intervals.items()},
@@ -85,7 +85,7 @@ class EvalResult:
             "head": s.head, "heads": s.heads, "agreement": s.agreement, "temperature": self.contender.temperature,
             "calibration": None if kept is None else {
                 "temperature": kept.temperature, "temperatures": kept.temperatures, "loss": kept.loss, "ece": kept.ece,
-                "images": kept.images,
+                "num_images": kept.num_images,
             },
             "reliability": [
                 {"from": n / BINS, "to": (n + 1) / BINS, "images": images, "confidence": confidence, "accuracy": accuracy}
@@ -93,7 +93,7 @@ class EvalResult:
                 if images
             ],
             "confusions": [
-                {"label": self.class_name(c.label), "answer": self.class_name(c.answer), "images": c.images}
+                {"label": self.class_name(c.label), "answer": self.class_name(c.answer), "num_images": c.num_images}
                 for c in confusions(s.labels.numpy(), s.answers.numpy(), MOST_CONFUSIONS)
             ],
             "per_class": self.per_class(),
@@ -101,7 +101,7 @@ class EvalResult:
         }  # fmt: skip
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Yield one record a picture: its name, its label, the model's answer, in the order of the data."""
+        """Yield one record an image: its name, its label, the model's answer, in the order of the data."""
         s = self.scores
         rows = zip(
             s.indices.tolist(), s.labels.tolist(), s.predictions.tolist(), s.confidences.tolist(), s.losses.tolist(),
@@ -126,7 +126,7 @@ class EvalResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalResults:
-    """One or several evaluations of the same pictures, and how they differ."""
+    """One or several evaluations of the same images, and how they differ."""
 
     results: tuple[EvalResult, ...]
     differences: tuple[Difference, ...]
@@ -140,7 +140,7 @@ class EvalResults:
             "data": self.results[0].data,
             "evaluations": [r.to_dict() for r in self.results],
             "differences": [
-                {"a": d.a, "b": d.b, "images": d.images, "top1_difference": d.difference,
+                {"a": d.a, "b": d.b, "num_images": d.num_images, "top1_difference": d.difference,
                  "interval": list(d.interval), "only_a": d.only_a, "only_b": d.only_b, "p_value": d.p_value,
                  "among_classes": d.among_classes}
                 for d in self.differences

@@ -1,4 +1,4 @@
-"""What an evaluation measures: a few numbers of every picture, and their averages over pictures, never over batches."""
+"""What an evaluation measures: a few numbers of every image, and their averages over images, never over batches."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from deitctl.models.vit import HeadLogits
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """What was measured of one model; accuracies in percent, pictures in the order of the source."""
+    """What was measured of one model; accuracies in percent, images in the order of the source."""
 
-    images: int
+    num_images: int
     top1: float
     top5: float
     loss: float
@@ -24,12 +24,12 @@ class Evaluation:
     """Top-1 among the data's classes alone, where the model knows more."""
     top5_among: float | None
     agreement: float | None
-    """Percent of pictures on which the two heads agree (100 - DeiT Table 4's disagreement)."""
+    """Percent of images on which the two heads agree (100 - DeiT Table 4's disagreement)."""
     teacher_agreement: dict[str, float] | None
-    """Percent of pictures on which each head rule agrees with the teacher, None without one (DeiT Table 4)."""
+    """Percent of images on which each head rule agrees with the teacher, None without one (DeiT Table 4)."""
     images_per_second: float
     indices: Tensor = field(repr=False)
-    """Position of each readable picture in the source, [N], ascending."""
+    """Position of each readable image in the source, [N], ascending."""
     labels: Tensor = field(repr=False)
     """Its class, [N], in the data's numbering."""
     targets: Tensor = field(repr=False)
@@ -43,7 +43,7 @@ class Evaluation:
     confidences: Tensor = field(repr=False)
     """The probability of the model's class, [N], after the temperature it was evaluated with."""
     losses: Tensor = field(repr=False)
-    """Cross-entropy of each picture, [N], after that temperature."""
+    """Cross-entropy of each image, [N], after that temperature."""
     correct_by: dict[str, Tensor] = field(repr=False)
     """Whether each head rule is right, [N] each."""
     head: str
@@ -51,15 +51,15 @@ class Evaluation:
     disagree: Tensor | None = field(repr=False)
     """Whether the two heads answer differently, [N]."""
     logits: HeadLogits | None = field(repr=False)
-    """Both heads' logits, float32 [M,K] each, of the pictures at `kept`; None unless they were asked for."""
+    """Both heads' logits, float32 [M,K] each, of the images at `kept`; None unless they were asked for."""
     kept: Tensor = field(repr=False)
-    """Which of the N pictures have their logits here, [M]: all, or some that are drawn where that is too much memory."""
+    """Which of the N images have their logits here, [M]: all, or some that are drawn where that is too much memory."""
     unreadable: list[tuple[int, str]] = field(repr=False)
-    """Position and reason of the pictures left out."""
+    """Position and reason of the images left out."""
 
     @property
     def predictions(self) -> Tensor:
-        """The model's class of each picture, [N], in the model's numbering."""
+        """The model's class of each image, [N], in the model's numbering."""
         return self.best[:, 0].long()
 
     @property

@@ -1,4 +1,4 @@
-"""Score models on labelled pictures."""
+"""Score models on labelled images."""
 
 from __future__ import annotations
 
@@ -52,23 +52,23 @@ def evaluate_models(
         protocols: whose preprocessing, see `preprocessing_for`.
         weights: see `load_model`; for one model.
         head: which head answers.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
         img_size: another input size, pixels; 0 for the model's own.
         workers: loader processes, -1 chosen from the machine.
         device: see `choose_device`.
         precision: `auto` is fp32.
-        predictions: file to write a record a picture to, as JSON lines.
+        predictions: file to write a record an image to, as JSON lines.
         report: HTML file to write what can be looked at to.
         figures: folder to write the same to as PNG.
         command: what the report says it was made by.
-        real_labels: file with all the right labels of ImageNet's validation pictures, see `read_real_labels`.
+        real_labels: file with all the right labels of ImageNet's validation images, see `read_real_labels`.
         save_temperature: whether the fitted temperatures are kept in the model's folder, which must be the only model.
-        on_bad_image: `skip` leaves a picture that cannot be read out and names it, `stop` ends there.
+        on_bad_image: `skip` leaves an image that cannot be read out and names it, `stop` ends there.
         reporter: told of progress.
 
     Raises:
         ConfigError: no such device, protocol or way with bad images; weights or a temperature for several models.
-        DataError: no such data, classes that a model does not know, or with `stop` a picture that cannot be read.
+        DataError: no such data, classes that a model does not know, or with `stop` an image that cannot be read.
         ModelError: no such model.
     """
     reporter = reporter or SilentReporter()
@@ -134,7 +134,7 @@ def _require_sense(
     """Raise `ConfigError` for options that do not exist or do not go together."""
     if on_bad_image not in ("skip", "stop"):
         raise ConfigError(
-            f"There is no way {on_bad_image!r} with pictures that cannot be read.", "There are: skip, stop."
+            f"There is no way {on_bad_image!r} with images that cannot be read.", "There are: skip, stop."
         )
     if weights and len(models) > 1:
         raise ConfigError(
@@ -213,7 +213,7 @@ def _strangers(card: ModelCard, source: Source, data: str) -> str:
     example = f", for example {unknown[0]!r}" if unknown else ""
     known = "without names" if card.class_names is None else f"such as {card.label(0)!r}"
     if unknown and set(source.class_names) <= NUMBERS and max(map(int, source.class_names)) > 99:  # more than digits
-        known += "; folders called by number are taken for ImageNetV2's only where all of 0 to 999 have pictures"
+        known += "; folders called by number are taken for ImageNetV2's only where all of 0 to 999 have images"
     return (
         f"The model does not know {len(unknown)} of the {len(source.class_names)} classes of {data}{example}; "
         f"its {card.num_classes} classes are {known}."
@@ -261,7 +261,7 @@ def _keep_temperatures(result: EvalResult, reporter: Reporter) -> None:
     if result.calibration is None:
         reporter.warn(
             f"No temperature fits {result.model} on {result.data}, and none is kept: it has {result.scores.top1:.1f} % "
-            "right. Use more pictures, among them some that it gets wrong."
+            "right. Use more images, among them some that it gets wrong."
         )
         return
     path = Path(result.model).expanduser() / CONFIG

@@ -22,7 +22,7 @@ def attend(
     model: VisionTransformer, images: Tensor, *, keep: Callable[[Tensor], Tensor] = lambda a: a,
     differentiable: bool = False,
 ) -> Attended:  # fmt: skip
-    """Classify pictures as `model(images)` does, to rounding, and keep the attention softmax(q kᵀ / √d) of every block.
+    """Classify images as `model(images)` does, to rounding, and keep the attention softmax(q kᵀ / √d) of every block.
 
     Args:
         model: the classifier, in eval mode.

@@ -1,4 +1,4 @@
-"""Where a DeiT looks, token by token: the class token's map of the picture and the distillation token's.
+"""Where a DeiT looks, token by token: the class token's map of the image and the distillation token's.
 
 A method gives each of the two tokens a weight for every patch. All of them read the attention of the blocks; what they
 do with it, and what that is worth, is in docs/explain.md.
@@ -18,7 +18,7 @@ from deitctl.models.vit import VisionTransformer
 TOKENS = {"cls": "class token", "dist": "distillation token"}
 METHODS = ("rollout", "gradient", "last-layer")
 GRAPH_BYTES = 2**29
-"""Memory for the attention of the pictures whose gradients are taken at once; the rest of a batch waits."""
+"""Memory for the attention of the images whose gradients are taken at once; the rest of a batch waits."""
 COPIES = 6
 """Times that the graph and its gradients hold the size of the attention: scores, softmax, their gradients, products."""
 
@@ -49,7 +49,7 @@ def token_maps(
     if method == "rollout":
         return _maps(deit, _rollout(deit, images))
     if method == "gradient":
-        size = _pictures_at_once(deit)
+        size = _images_at_once(deit)
         parts = [
             _gradient(deit, images[i : i + size], None if classes is None else classes[i : i + size])
             for i in range(0, max(len(images), 1), size)
@@ -106,7 +106,7 @@ def _rollout(model: VisionTransformer, images: Tensor) -> list[Tensor]:
     return rows
 
 
-def _pictures_at_once(model: VisionTransformer) -> int:
+def _images_at_once(model: VisionTransformer) -> int:
     tokens = (model.img_size // model.arch.patch_size) ** 2 + model.num_prefix_tokens
     return max(1, GRAPH_BYTES // (4 * COPIES * model.arch.depth * model.arch.num_heads * tokens**2))
 
@@ -121,7 +121,7 @@ def _gradient(model: VisionTransformer, images: Tensor, classes: Tensor | None) 
     for token, logits in enumerate(h for h in heads if h is not None):
         wanted = logits.argmax(dim=1) if classes is None else classes.to(logits.device)
         with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has forbidden
-            score = logits.gather(1, wanted.clone()[:, None]).sum()  # a sum: no picture of a batch sees another
+            score = logits.gather(1, wanted.clone()[:, None]).sum()  # a sum: no image of a batch sees another
         gradients = torch.autograd.grad(score, attention, retain_graph=token + 1 < model.num_prefix_tokens)
         row = _one_hot(token, like=attention[-1][:, 0])
         for a, gradient in zip(reversed(attention), reversed(gradients), strict=True):
@@ -131,14 +131,14 @@ def _gradient(model: VisionTransformer, images: Tensor, classes: Tensor | None) 
 
 
 def _one_hot(token: int, *, like: Tensor) -> Tensor:
-    """A row of the identity for each picture, [B,1,N], for attention like [B,N,N]."""
+    """A row of the identity for each image, [B,1,N], for attention like [B,N,N]."""
     row = torch.zeros_like(like[:, :1])
     row[:, :, token] = 1
     return row
 
 
 def _maps(model: VisionTransformer, rows: list[Tensor]) -> TokenMaps:
-    """Drop the prefix tokens of rows [...,P+G²] and lay the patches out as they lie in the picture, [...,G,G]."""
+    """Drop the prefix tokens of rows [...,P+G²] and lay the patches out as they lie in the image, [...,G,G]."""
     grid = model.img_size // model.arch.patch_size
     maps = [row[..., model.num_prefix_tokens :].reshape(*row.shape[:-1], grid, grid) for row in rows]
     return TokenMaps(maps[0], maps[1] if len(maps) > 1 else None)

@@ -1,4 +1,4 @@
-"""Draw where a DeiT looks in pictures, and say what each of its tokens answers."""
+"""Draw where a DeiT looks in images, and say what each of its tokens answers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Explanation:
     """Where the explanation of one input lies and what its tokens say, or why there is none."""
 
     input: str
-    picture: Path | None
+    image: Path | None
     method: str
     asked: str | None
     """The label of the class asked about."""
@@ -71,7 +71,7 @@ class Explanation:
             for token, a in self.tokens.items()
         }
         return {
-            "input": self.input, "picture": None if self.picture is None else str(self.picture), "method": self.method,
+            "input": self.input, "image": None if self.image is None else str(self.image), "method": self.method,
             "class": self.asked, "tokens": tokens, "disagree": self.disagree, "error": self.error,
         }  # fmt: skip
 
@@ -90,8 +90,8 @@ def explain(
         method: one of `deitctl.explanation.attention_maps.METHODS`.
         token: `cls`, `dist`, or `both` that the model has.
         class_name: the class that `gradient` explains, however spelled; each head's own first one unless told.
-        output: folder for the pictures.
-        batch_size: pictures at a time.
+        output: folder for the images.
+        batch_size: images at a time.
         img_size: another input size, pixels.
         device: where; always in fp32.
         only_disagreements: leave out inputs whose two heads put the same class first.
@@ -106,7 +106,7 @@ def explain(
         if given not in known:
             raise ConfigError(f"There is no {what} {given!r}.", f"There are: {', '.join(known)}.")
     if batch_size < 1:
-        raise ConfigError(f"batch_size = {batch_size}: a batch has 1 picture or more.")
+        raise ConfigError(f"batch_size = {batch_size}: a batch has 1 image or more.")
     if class_name is not None and method != "gradient":
         raise ConfigError(f"{method} looks the same whatever class is asked about.", "--class needs --method gradient.")
     loaded = load_model(
@@ -160,7 +160,7 @@ def _stream(
             else:
                 agreed += 1
     if only_disagreements:
-        reporter.note(f"The heads disagree on {drawn} of {drawn + agreed} pictures; the others are left out.")
+        reporter.note(f"The heads disagree on {drawn} of {drawn + agreed} images; the others are left out.")
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class _Explainer:
         return Explanation(name, None, self.method, self.asked_label, {}, None, why)
 
     def explain(self, items: list[Input]) -> Iterator[tuple[Explanation, list[TokenView]]]:
-        """Yield a record without its picture, and what is to be drawn, for each readable input."""
+        """Yield a record without its image, and what is to be drawn, for each readable input."""
         if not items:
             return
         pixels = np.stack([item.pixels for item in items if item.pixels is not None])
@@ -242,7 +242,7 @@ class Sheets:
         self.folder, self.taken = folder, Counter[str]()
 
     def draw(self, item: Input, record: Explanation, views: list[TokenView]) -> Explanation:
-        """Write an input's picture and return its record with where it lies; raise `DeitctlError` if it cannot be."""
+        """Write an input's image and return its record with where it lies; raise `DeitctlError` if it cannot be."""
         assert item.pixels is not None
         note = record.method if record.asked is None else f"why {record.asked}? ({record.method})"
         if record.disagree:
@@ -251,7 +251,7 @@ class Sheets:
         panels(item.pixels, views, name=os.path.basename(item.name), note=note).save(file, "PNG")
         stem = f"{_stem(item.name)}.{record.method}"
         path = self._write_new(stem, file.getbuffer())
-        return replace(record, picture=path)
+        return replace(record, image=path)
 
     def _write_new(self, stem: str, content: memoryview) -> Path:
         while True:
@@ -263,7 +263,7 @@ class Sheets:
                 with path.open("xb") as file:
                     try:
                         file.write(content)
-                    except BaseException:  # a signal too: half a picture would stay for good
+                    except BaseException:  # a signal too: half an image would stay for good
                         path.unlink()
                         raise
                 return path
@@ -278,4 +278,4 @@ def _stem(name: str) -> str:
     """Return a file name's stem that every file system takes, for a path or an address."""
     last = re.split(r"[?#]", name, maxsplit=1)[0].rstrip("/") if is_url(name) else local_path(name)
     stem = os.path.splitext(os.path.basename(last))[0]
-    return re.sub(r"[^\w.-]+", "_", stem).strip(".-_")[:80] or "picture"
+    return re.sub(r"[^\w.-]+", "_", stem).strip(".-_")[:80] or "image"

@@ -1,10 +1,10 @@
 """Is what a map calls important so? Deletion and insertion curves (Petsiuk et al. 2018, RISE, §4.3), patch by patch.
 
 Deletion paints the patches over with the mean colour, the most important first; the sooner the class is lost, the
-better the map. Insertion begins with a blurred picture and brings the patches back; the sooner the class is found, the
+better the map. Insertion begins with a blurred image and brings the patches back; the sooner the class is found, the
 better. A random map is the floor: whatever does no better has found nothing.
 
-Letters: M maps, B pictures, G patches along a side, S pixels along one, K classes, T steps.
+Letters: M maps, B images, G patches along a side, S pixels along one, K classes, T steps.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 STEPS = 14
 """Of a curve unless told: at 224 pixels a row's worth of patches each."""
 Answer = Callable[[Tensor], Tensor]
-"""From pictures [M,3,S,S] to probabilities [M,K]."""
+"""From images [M,3,S,S] to probabilities [M,K]."""
 
 
 def deletion(answer: Answer, images: Tensor, maps: Tensor, classes: Tensor, steps: int = STEPS) -> Tensor:
-    """Return the probability of each picture's class while its patches go, [M,B,T+1]; see `exchange` for the arguments.
+    """Return the probability of each image's class while its patches go, [M,B,T+1]; see `exchange` for the arguments.
 
     `images` are normalised, so that the mean colour is 0.
     """
@@ -31,18 +31,18 @@ def deletion(answer: Answer, images: Tensor, maps: Tensor, classes: Tensor, step
 
 
 def insertion(answer: Answer, images: Tensor, maps: Tensor, classes: Tensor, steps: int = STEPS) -> Tensor:
-    """Return the probability of each picture's class while its patches come back, [M,B,T+1]; see `exchange`."""
+    """Return the probability of each image's class while its patches come back, [M,B,T+1]; see `exchange`."""
     patch = images.shape[-1] // maps.shape[-1]  # the deviation: what a patch shows is gone from where it was
     return exchange(answer, blurred(images, patch), images, maps, classes, steps)
 
 
 @torch.inference_mode()
 def exchange(answer: Answer, start: Tensor, end: Tensor, maps: Tensor, classes: Tensor, steps: int) -> Tensor:
-    """Exchange one picture for another, patch by patch, in the order of each of several maps; return the curves [M,B,T+1].
+    """Exchange one image for another, patch by patch, in the order of each of several maps; return the curves [M,B,T+1].
 
     Args:
         answer: the classifier.
-        start, end: the picture to begin and to end with, [B,3,S,S]; asked about once for all maps.
+        start, end: the image to begin and to end with, [B,3,S,S]; asked about once for all maps.
         maps: importance of each patch, [M,B,G,G]; the highest is exchanged first.
         classes: the class whose probability is followed, [B].
         steps: T, in which as nearly equally many patches are exchanged as can be, at most one for each patch.
@@ -68,7 +68,7 @@ def area(curves: Tensor) -> Tensor:
 
 
 def blurred(images: Tensor, sigma: float) -> Tensor:
-    """Blur pictures [B,3,S,S] by a Gaussian of deviation `sigma` pixels; edges are mirrored."""
+    """Blur images [B,3,S,S] by a Gaussian of deviation `sigma` pixels; edges are mirrored."""
     reach = min(math.ceil(3 * sigma), images.shape[-1] - 1)
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=images.device) / sigma) ** 2)
     kernel = (kernel / kernel.sum()).to(images.dtype)

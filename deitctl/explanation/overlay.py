@@ -1,4 +1,4 @@
-"""Maps of a picture's patches, drawn over the picture: a heat map a token, and panels side by side with captions.
+"""Maps of an image's patches, drawn over the image: a heat map a token, and panels side by side with captions.
 
 Letters: S pixels along the input's side, G patches along it, A attention heads.
 """
@@ -43,12 +43,12 @@ class _Panel(NamedTuple):
 
 
 def heat(pixels: NDArray[np.uint8], importance: Map, side: int = 0) -> Image.Image:
-    """Draw a map [G,G] over a picture [3,S,S], from its own lowest value (dark) to its highest (bright).
+    """Draw a map [G,G] over an image [3,S,S], from its own lowest value (dark) to its highest (bright).
 
     What all patches have alike says nothing; in rollouts of deit_tiny it was 16 to 43 % of the highest (eight photos).
 
     Args:
-        pixels: the picture as the model saw it.
+        pixels: the image as the model saw it.
         importance: weights of the patches, 0 or more; smoothed between the middles of the patches (bilinear).
         side: of what is drawn, pixels; the input's, enlarged where it is small, unless told.
     """
@@ -77,16 +77,16 @@ def _gap(cls: Map, dist: Map) -> Map:
 
 
 def panels(pixels: NDArray[np.uint8], tokens: Sequence[TokenView], *, name: str, note: str) -> Image.Image:
-    """Draw one picture: what the model saw, then a panel a token, then how two differ, and below them their heads.
+    """Draw one image: what the model saw, then a panel a token, then how two differ, and below them their heads.
 
     Args:
-        pixels: the picture as the model saw it, uint8 [3,S,S].
+        pixels: the image as the model saw it, uint8 [3,S,S].
         tokens: one or two of them; where there are two, the second is the distillation token.
-        name: what the picture is called.
+        name: what the image is called.
         note: a line above it all.
     """
     side = panel_side(pixels.shape[-1])
-    row = [_Panel(_resized(pixels, side), ("picture", name))]
+    row = [_Panel(_resized(pixels, side), ("image", name))]
     row += [_Panel(heat(pixels, t.importance, side), (t.title, t.says)) for t in tokens]
     if len(tokens) == 2:
         cls, dist = (t.importance for t in tokens)
@@ -99,7 +99,7 @@ def panels(pixels: NDArray[np.uint8], tokens: Sequence[TokenView], *, name: str,
 
 
 def panel_side(input_side: int) -> int:
-    """Return how many pixels a picture's side is drawn with."""
+    """Return how many pixels an image's side is drawn with."""
     if input_side >= SMALLEST:
         return min(input_side, LARGEST)
     return input_side * -(-SMALLEST // input_side)
@@ -119,7 +119,7 @@ def _heads(pixels: NDArray[np.uint8], token: TokenView, width: int) -> list[Imag
 
 
 def _tinted(pixels: NDArray[np.uint8], share: Map, colours: str, side: int) -> Image.Image:
-    """Blend the picture, in grey, with the colours of a map [G,G] of 0..1."""
+    """Blend the image, in grey, with the colours of a map [G,G] of 0..1."""
     from matplotlib import colormaps
 
     smooth = Image.fromarray(share.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)

@@ -58,7 +58,7 @@ class Format:
     provide: Callable[[str, Reporter], None] | None = None
     """Makes sure of a runtime that is written too: takes the user's own copy, or an empty text."""
     labels: Callable[[ModelCard], list[str]] | None = None
-    """What the classes are called by a reader that preprocesses pictures itself, which is then proven too."""
+    """What the classes are called by a reader that preprocesses images itself, which is then proven too."""
     head: str = ""
     """The rule by which the format's own reader joins two heads, where the file does not hold ours."""
     extra: str = ""
@@ -74,11 +74,11 @@ class Format:
     check: Callable[[], None] | None = None
     """Raises `ExportError` where something is missing that is no package."""
     has_variants: bool = False
-    """Whether it can be written without preprocessing, and for pictures of any size."""
+    """Whether it can be written without preprocessing, and for images of any size."""
     precisions: tuple[str, ...] = ()
     """What it can be rounded to, names of `PRECISIONS`."""
     quantize: Callable[[Path, str, Path, Pixels | None], None] | None = None
-    """Writes what `write` has written anew: from where, in which precision, to where, by which pictures."""
+    """Writes what `write` has written anew: from where, in which precision, to where, by which images."""
     speedup: Callable[[Path, Path], float] | None = None
     """How many times as fast as a first file a second answers; None where rounding changes the size alone."""
 

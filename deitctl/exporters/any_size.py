@@ -1,4 +1,4 @@
-"""ONNX files that take whole pictures: what `eval_view` does, as operations in front of a network of one size.
+"""ONNX files that take whole images: what `eval_view` does, as operations in front of a network of one size.
 
 onnxruntime's Resize with antialiasing is a port of Pillow's. It comes closest with pixels as they are in memory, uint8
 [B,H,W,3]: in fixed point, and rounded between the two passes as Pillow does. Its coordinates are floats where Pillow has
@@ -23,7 +23,7 @@ from deitctl.models.checkpoint_io import write_bytes
 from deitctl.models.model_config import Preprocessing
 
 INSIDE = "inside the file"
-"""Where the metadata of an any-size file says that pictures are resized; others leave it to the reader."""
+"""Where the metadata of an any-size file says that images are resized; others leave it to the reader."""
 KERNELS = {"bicubic": 'mode = "cubic", cubic_coeff_a = -0.5', "bilinear": 'mode = "linear"'}
 """The interpolations that ONNX has with antialiasing, as Pillow has them."""
 
@@ -71,18 +71,18 @@ def require_resizable(pre: Preprocessing) -> None:
     if _interpolation(pre) not in KERNELS:
         raise ExportError(
             f"ONNX resizes as Pillow does with {' and '.join(KERNELS)}, not with {pre.interpolation}.",
-            "Leave --any-size out: the file then takes pictures that have been resized.",
+            "Leave --any-size out: the file then takes images that have been resized.",
         )
 
 
 def golden_view(pre: Preprocessing) -> Pixels:
-    """Return what the network inside an any-size file sees of the golden picture of S x S pixels, uint8 [1,S,S,3]."""
-    (picture,) = enlarge(golden_tile(), pre.img_size)
-    return eval_view(Image.fromarray(picture), pre).transpose(1, 2, 0)[None]
+    """Return what the network inside an any-size file sees of the golden image of S x S pixels, uint8 [1,S,S,3]."""
+    (image,) = enlarge(golden_tile(), pre.img_size)
+    return eval_view(Image.fromarray(image), pre).transpose(1, 2, 0)[None]
 
 
 def take_any_size(source: Path, pre: Preprocessing, golden: NDArray[np.float32], target: Path) -> None:
-    """Write an ONNX file of one size, rounded or not, so that it takes whole pictures.
+    """Write an ONNX file of one size, rounded or not, so that it takes whole images.
 
     `pixels` becomes uint8 [batch,height,width,3]; `seen`, uint8 [batch,S,S,3], is what the network looks at, as an
     output of its own.
@@ -123,7 +123,7 @@ def front_text(pre: Preprocessing) -> str:
 
 
 def takes_any_size(metadata: Mapping[str, str]) -> bool:
-    """Say whether a file that says this of itself resizes pictures."""
+    """Say whether a file that says this of itself resizes images."""
     return INSIDE in metadata.get("preprocessing", "")
 
 
@@ -137,7 +137,7 @@ def _metadata(said: dict[str, str], pre: Preprocessing, golden: NDArray[np.float
     sample: dict[str, Any] = json.loads(said[GOLDEN])
     preprocessing |= {"resize": INSIDE, "layout": "NHWC uint8, any height and width"}
     sample |= {
-        "pixels": f"{sample['pixels']}; S = {pre.img_size}, which the file resizes and crops as any picture",
+        "pixels": f"{sample['pixels']}; S = {pre.img_size}, which the file resizes and crops as any image",
         "logits": [float(f"{x:.6g}") for x in golden],
     }
     return {"preprocessing": json.dumps(preprocessing), GOLDEN: json.dumps(sample)}

@@ -29,7 +29,7 @@ class AttendingClassifier(ExportedClassifier):
         self.tokens, self.grid = model.num_prefix_tokens, model.img_size // model.arch.patch_size
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Classify uint8 RGB pictures [B,S,S,3]: logits [B,K], probabilities [B,K], attention [B,T,G,G].
+        """Classify uint8 RGB images [B,S,S,3]: logits [B,K], probabilities [B,K], attention [B,T,G,G].
 
         T is 1, the class token, or 2, the distillation token too; G patches lie along a side. A token's weights and those
         that it gives to the tokens sum to 1.

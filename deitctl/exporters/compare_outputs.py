@@ -1,4 +1,4 @@
-"""The proof that an exported file answers as the model does: real pictures, a fresh process, no code of ours in it."""
+"""The proof that an exported file answers as the model does: real images, a fresh process, no code of ours in it."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ TIMM_TOLERANCE = 1e-4  # timm's code for the same steps: 2e-6 measured
 TRANSFORMERS_TOLERANCE = 1e-4  # the same steps again: 3e-6 measured
 
 
-class Pictures(NamedTuple):
-    """Pictures as the exported network takes them, uint8 [N,S,S,3], their names and their places in the source."""
+class Images(NamedTuple):
+    """Images as the exported network takes them, uint8 [N,S,S,3], their names and their places in the source."""
 
     pixels: Pixels
     names: tuple[str, ...]
@@ -51,19 +51,19 @@ class Pictures(NamedTuple):
 class Verification:
     """How far an exported file is from the model."""
 
-    images: int
+    num_images: int
     max_abs_diff: float
     """Over all logits and probabilities."""
     top1_agreement: float
-    """Percent of the pictures."""
+    """Percent of the images."""
     differing: list[str]
-    """Names of the pictures with another first class."""
+    """Names of the images with another first class."""
     first: tuple[int, ...] = ()
-    """The file's first class of each picture."""
+    """The file's first class of each image."""
 
 
-def pictures(source: Source, preprocessing: Preprocessing, count: int) -> Pictures:
-    """Read `count` pictures spread evenly over a source, or all there are; unreadable ones are replaced by others.
+def images(source: Source, preprocessing: Preprocessing, count: int) -> Images:
+    """Read `count` images spread evenly over a source, or all there are; unreadable ones are replaced by others.
 
     Raises:
         ExportError: none can be read.
@@ -73,10 +73,10 @@ def pictures(source: Source, preprocessing: Preprocessing, count: int) -> Pictur
     rest = sorted(set(range(total)).difference(spread))
     read = list(islice(_readable(source, [*spread, *rest], preprocessing), count))
     if not read:
-        raise ExportError(f"None of {total} pictures to verify on can be read.", "Name others with --verify-with.")
+        raise ExportError(f"None of {total} images to verify on can be read.", "Name others with --verify-with.")
     places, views = zip(*read, strict=True)
     pixels = np.ascontiguousarray(np.stack(views).transpose(0, 2, 3, 1))
-    return Pictures(pixels, tuple(source.name(index) for index in places), places)
+    return Images(pixels, tuple(source.name(index) for index in places), places)
 
 
 def _readable(source: Source, indices: list[int], preprocessing: Preprocessing) -> Iterator[tuple[int, Pixels]]:
@@ -89,7 +89,7 @@ def _readable(source: Source, indices: list[int], preprocessing: Preprocessing) 
 
 @torch.inference_mode()
 def reference(model: nn.Module, card: ModelCard, head: str, pixels: Pixels) -> Answers:
-    """Return what the model in eval mode on the CPU answers to pictures [N,S,S,3]: logits and probabilities, [2,N,K].
+    """Return what the model in eval mode on the CPU answers to images [N,S,S,3]: logits and probabilities, [2,N,K].
 
     The way of `predict`, not of the exported network, so that a mistake in the latter shows.
     """
@@ -101,7 +101,7 @@ def reference(model: nn.Module, card: ModelCard, head: str, pixels: Pixels) -> A
 
 
 def verify(
-    path: Path, program: Path, wanted: Answers, sample: Pictures, *, tolerance: float, golden: Golden | None = None
+    path: Path, program: Path, wanted: Answers, sample: Images, *, tolerance: float, golden: Golden | None = None
 ) -> Verification:
     """Run an exported file in a fresh process and compare.
 
@@ -109,19 +109,19 @@ def verify(
         path: the file or folder.
         program: the script that runs it, with the arguments PATH IN.npy OUT.npy.
         wanted: the model's answers, from `reference`.
-        sample: the pictures.
+        sample: the images.
         tolerance: the largest difference that passes.
         golden: its golden sample, which is looked at first.
 
     Raises:
         ExportError: it does not run, or disagrees: on the golden sample, by more than `tolerance`, or in the first class
-            of a picture whose two best classes are further apart than the difference.
+            of an image whose two best classes are further apart than the difference.
     """
     return compare(checked_answers(sample.pixels, path, program, golden), wanted, sample.names, tolerance)
 
 
 def checked_answers(pixels: Pixels, path: Path, program: Path, golden: Golden | None) -> Answers:
-    """Return what an exported file answers to pictures [N,S,S,3], once its golden sample, seen alone, is as it should be."""
+    """Return what an exported file answers to images [N,S,S,3], once its golden sample, seen alone, is as it should be."""
     if golden is None:
         return answers_to(pixels, path, program)
     answers = answers_to(np.concatenate([golden.pixels, pixels]), path, program)
@@ -130,7 +130,7 @@ def checked_answers(pixels: Pixels, path: Path, program: Path, golden: Golden | 
 
 
 def answers_to(pixels: Pixels, path: Path, program: Path) -> Answers:
-    """Return what an exported file answers to pictures [N,S,S,3] in a fresh process, [1 or 2,N,K]."""
+    """Return what an exported file answers to images [N,S,S,3] in a fresh process, [1 or 2,N,K]."""
     with tempfile.TemporaryDirectory(prefix="deitctl-verify-") as folder:
         np.save(Path(folder) / "in.npy", pixels)
         return run(path, program, Path(folder) / "in.npy")
@@ -145,7 +145,7 @@ def compare(given: Answers, wanted: Answers, names: Sequence[str], tolerance: fl
     if not found.max_abs_diff <= tolerance or (differs & apart).any():  # a difference that is no number fails too
         example = f" (not on {found.differing[0]})" if found.differing else ""
         raise ExportError(
-            f"The exported file disagrees with the model on {found.images} pictures: answers differ by up to "
+            f"The exported file disagrees with the model on {found.num_images} images: answers differ by up to "
             f"{found.max_abs_diff:.3g} where {tolerance:g} is allowed, top-1 agrees on {found.top1_agreement:.1f} %{example}."
         )
     return found

@@ -1,4 +1,4 @@
-"""Core ML: an `.mlpackage` for apps on Apple's systems, picture in, label out. It is written anywhere and runs on macOS."""
+"""Core ML: an `.mlpackage` for apps on Apple's systems, image in, label out. It is written anywhere and runs on macOS."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ LABELS = "labels"
 
 
 class _ImageClassifier(nn.Module):
-    """An exported network that takes what Core ML makes of a picture."""
+    """An exported network that takes what Core ML makes of an image."""
 
     def __init__(self, network: ExportedClassifier) -> None:
         super().__init__()
         self.network = network.eval()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Classify one RGB picture [1,3,S,S], levels of 0 to 255 in fp32."""
+        """Classify one RGB image [1,3,S,S], levels of 0 to 255 in fp32."""
         answers: tuple[Tensor, ...] = self.network(image.permute(0, 2, 3, 1))
         return answers
 
 
 def export_coreml(network: ExportedClassifier, card: ModelCard, metadata: Mapping[str, str], path: Path) -> None:
-    """Write a classifier that takes a picture and gives `label`, `probabilities` (by label) and `logits`, in fp32.
+    """Write a classifier that takes an image and gives `label`, `probabilities` (by label) and `logits`, in fp32.
 
     Args:
         network: what to write.

@@ -12,7 +12,7 @@ from deitctl.models.checkpoint_io import write_bytes
 from deitctl.models.model_config import ModelCard
 
 MOST = 16
-"""Pictures of a batch at most: memory is planned beforehand, for the largest."""
+"""Images of a batch at most: memory is planned beforehand, for the largest."""
 METADATA = "metadata"
 """The method of the file that answers with the metadata, as JSON."""
 

@@ -1,4 +1,4 @@
-"""Ship a model to other programs, proven on real pictures before it gets its name."""
+"""Ship a model to other programs, proven on real images before it gets its name."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from deitctl.errors import ConfigError, ExportError, ModelError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters import FORMATS, Format
 from deitctl.exporters.any_size import golden_view, require_resizable, take_any_size
-from deitctl.exporters.compare_outputs import pictures, reference
+from deitctl.exporters.compare_outputs import images, reference
 from deitctl.exporters.destination import draft_of, output_path, remove, size, stem
 from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.network import BareClassifier, ExportedClassifier
 from deitctl.exporters.quantize import PRECISIONS
 from deitctl.exporters.readme import README, History, readme
-from deitctl.exporters.verification import Proof, note_ties, open_pictures, prove
+from deitctl.exporters.verification import Proof, note_ties, open_images, prove
 from deitctl.models.catalog import find
 from deitctl.models.checkpoint_io import CONFIG, write_bytes
 from deitctl.models.factory import load_model
@@ -31,7 +31,7 @@ from deitctl.models.model_config import HEADS, ModelCard
 from deitctl.training.run_dir import Run
 
 CALIBRATION = 128
-"""Pictures that int8-static is calibrated on."""
+"""Images that int8-static is calibrated on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class ExportResult:
     """The rule by which the heads are joined."""
     bytes: int
     verified_on: int
-    """Pictures; 0 where the format's runtime is for another system."""
+    """Images; 0 where the format's runtime is for another system."""
     max_abs_diff: float | None
     top1_agreement: float | None
     quantize: str | None = None
@@ -53,10 +53,10 @@ class ExportResult:
     speedup: float | None = None
     """Of a rounded file that computes otherwise: how many times as fast as fp32 it answers here."""
     top1: float | None = None
-    """Accuracy of the file on the pictures, where the model knows their labels."""
+    """Accuracy of the file on the images, where the model knows their labels."""
     model_top1: float | None = None
     differing: tuple[str, ...] = ()
-    """Pictures with another first class, their two best being as close as answers differ."""
+    """Images with another first class, their two best being as close as answers differ."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
@@ -82,19 +82,19 @@ def export(
             is a folder, else here.
         weights: see `load_model`.
         head: which head answers.
-        verify_with: data, a folder of pictures or a picture; empty: the data that a run was trained on, else `digits`.
-        count: how many pictures to verify on.
+        verify_with: data, a folder of images or an image; empty: the data that a run was trained on, else `digits`.
+        count: how many images to verify on.
         quantize: a name of `PRECISIONS`; empty: fp32.
-        calibrate_with: pictures for int8-static, as in `verify_with`; empty: those that a run was trained on.
-        preprocess: False leaves normalisation and softmax to the reader: normalised pictures in, logits out.
-        any_size: the file takes whole pictures of any size, and resizes them itself.
+        calibrate_with: images for int8-static, as in `verify_with`; empty: those that a run was trained on.
+        preprocess: False leaves normalisation and softmax to the reader: normalised images in, logits out.
+        any_size: the file takes whole images of any size, and resizes them itself.
         runtime: a downloaded archive of the runtime that the format holds; empty: fetched, see `web_runtime.provide`.
         reporter: told of progress.
 
     Raises:
         ExportError: no such format or precision, a missing package or runtime, or a file that disagrees, which is kept as `*.rejected`.
         ModelError: no such model, or weights that do not fit.
-        DataError: no such pictures.
+        DataError: no such images.
     """
     reporter = reporter or SilentReporter()
     if to not in FORMATS:
@@ -102,13 +102,13 @@ def export(
             f"There is no format {to!r}.", f"{did_you_mean(to, FORMATS)} There are: {', '.join(FORMATS)}.".strip()
         )
     if count < 1:
-        raise ConfigError(f"count = {count}: verification needs 1 picture or more.")
+        raise ConfigError(f"count = {count}: verification needs 1 image or more.")
     kind = _variant(to, quantize, preprocess, any_size, runtime, head)
     kind.require()
     path = output_path(ref, output, kind)
     if kind.provide is not None:
         kind.provide(runtime, reporter)
-    source = open_pictures(ref, verify_with, reporter)
+    source = open_images(ref, verify_with, reporter)
     loaded = load_model(ref, weights=weights, reporter=reporter)
     how = choose_head(head, loaded.card.head, loaded.model)
     answered = choose_head(kind.head, "", loaded.model) if kind.head else how
@@ -124,7 +124,7 @@ def export(
     if any_size:
         require_resizable(card.preprocessing)
     network = (ExportedClassifier if preprocess else BareClassifier)(loaded.model, card, answered)
-    sample = pictures(source, card.preprocessing, count)
+    sample = images(source, card.preprocessing, count)
     calibration = _calibration(ref, calibrate_with, quantize, card, reporter)
     wanted = reference(network.model, card, answered, sample.pixels)
     with draft_of(path) as draft:
@@ -146,7 +146,7 @@ def export(
             write_bytes(draft / README, about.encode())
     note_ties(proof.found, reporter)
     return ExportResult(
-        path=path, format=to, head=answered, bytes=size(path), verified_on=proof.found.images if proof.found else 0,
+        path=path, format=to, head=answered, bytes=size(path), verified_on=proof.found.num_images if proof.found else 0,
         max_abs_diff=proof.found.max_abs_diff if proof.found else None,
         top1_agreement=proof.found.top1_agreement if proof.found else None, quantize=quantize or None,
         relative_diff=proof.relative_diff, speedup=faster, top1=proof.top1, model_top1=proof.model_top1,
@@ -155,22 +155,22 @@ def export(
 
 
 def _calibration(ref: str, named: str, quantize: str, card: ModelCard, reporter: Reporter) -> Pixels | None:
-    """Return pictures to calibrate with, where the precision needs them."""
+    """Return images to calibrate with, where the precision needs them."""
     if not quantize or not PRECISIONS[quantize].calibrated:
         if named:
             raise ConfigError("--calibrate-with is for --quantize int8-static.")
         return None
     run_file = Path(ref).expanduser() / "run.toml"
     if named:
-        source = open_pictures("", named, reporter)
+        source = open_images("", named, reporter)
     elif run_file.is_file():
         source, _ = open_for_training(str(read_toml(run_file).get("data", BUILT_IN)), seed=0, reporter=reporter)
     else:
         raise ConfigError(
-            "int8-static is calibrated on pictures like those that it will see.",
+            "int8-static is calibrated on images like those that it will see.",
             "Name some that it is not proved on: --calibrate-with IMAGES.",
         )
-    return pictures(source, card.preprocessing, CALIBRATION).pixels
+    return images(source, card.preprocessing, CALIBRATION).pixels
 
 
 def _variant(to: str, quantize: str, preprocess: bool, any_size: bool, runtime: str, head: str) -> Format:
@@ -187,7 +187,7 @@ def _variant(to: str, quantize: str, preprocess: bool, any_size: bool, runtime: 
     if not preprocess and not kind.has_variants:
         raise ExportError(f"{to} has no bare variant: --no-preprocess is for --to onnx.")
     if any_size and not kind.has_variants:
-        raise ExportError(f"{to} takes pictures of one size: --any-size is for --to onnx.")
+        raise ExportError(f"{to} takes images of one size: --any-size is for --to onnx.")
     if any_size and not preprocess:
         raise ExportError("--any-size puts more preprocessing into the file, --no-preprocess none.", "Leave one out.")
     if runtime and kind.provide is None:

@@ -1,6 +1,6 @@
 """The golden sample: one input with its answer inside the file, so that whoever runs it anywhere can tell that all is well.
 
-The input is eight by eight random colours, blown up to the network's size: 256 characters of metadata, and no picture
+The input is eight by eight random colours, blown up to the network's size: 256 characters of metadata, and no image
 of anybody's. Every channel, row and column is another, so swapped channels and transposed axes change the answer.
 """
 

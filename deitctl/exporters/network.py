@@ -33,7 +33,7 @@ class ExportedClassifier(nn.Module):
         self.eval()
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Classify uint8 RGB pictures [B,S,S,3] of the model's input size: logits [B,K] and probabilities [B,K].
+        """Classify uint8 RGB images [B,S,S,3] of the model's input size: logits [B,K] and probabilities [B,K].
 
         The probabilities are calibrated, softmax(logits / temperature); the logits are the model's own.
         """
@@ -41,11 +41,11 @@ class ExportedClassifier(nn.Module):
         return logits, (logits / self.temperature).softmax(dim=1)
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """Return uint8 pictures [B,S,S,3] as the model takes them, [B,3,S,S]."""
+        """Return uint8 images [B,S,S,3] as the model takes them, [B,3,S,S]."""
         return normalise(pixels.permute(0, 3, 1, 2), self.preprocessing)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Join the heads' answers to normalised pictures [B,3,S,S]: [B,K]."""
+        """Join the heads' answers to normalised images [B,3,S,S]: [B,K]."""
         return fuse_heads(forward_heads(self.model, images), self.head).float()
 
     def example(self) -> Tensor:
@@ -61,7 +61,7 @@ class BareClassifier(ExportedClassifier):
     gives = ("logits",)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Classify normalised pictures [B,3,S,S] in fp32: logits [B,K]."""
+        """Classify normalised images [B,3,S,S] in fp32: logits [B,K]."""
         return (self.logits(images),)
 
     def example(self) -> Tensor:
@@ -70,12 +70,12 @@ class BareClassifier(ExportedClassifier):
 
 
 def trace(network: ExportedClassifier, *, most: int | None = None) -> torch.export.ExportedProgram:
-    """Return the network as a graph of its operations, for batches of any size, or of `most` pictures at most.
+    """Return the network as a graph of its operations, for batches of any size, or of `most` images at most.
 
     Raises:
         ExportError: the model does something that a graph cannot hold.
     """
-    # the example input is stored with the program, whole storage and all: zeros made for it, never anybody's picture
+    # the example input is stored with the program, whole storage and all: zeros made for it, never anybody's image
     example = network.example()
     batch = torch.export.Dim("batch", min=1, max=most)
     try:

@@ -31,7 +31,7 @@ model = core.read_model(f"{folder}/model.xml")
 said = lambda key: json.loads(model.get_rt_info(["deitctl", key]).value)
 size = said("preprocessing")["img_size"]
 network = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})  # left out: bf16 on CPUs that have it
-image = Image.open("picture.jpg").convert("RGB").resize((size, size))  # better: as under Preprocessing
+image = Image.open("image.jpg").convert("RGB").resize((size, size))  # better: as under Preprocessing
 probabilities = network(numpy.asarray(image)[None])["probabilities"][0]
 print(said("class_names")[probabilities.argmax()], probabilities.max())
 """

@@ -4,7 +4,7 @@ fp16 stores weights in half precision and computes in fp32: runtimes widen them 
 that is as fast as fp32; computing in fp16 is slower there and no closer.
 
 int8 rounds the weights of linear layers per output channel, and what enters them while it runs (dynamic): nothing
-has to be calibrated. int8-static rounds by the ranges that some pictures had: slower and further off, but an answer
+has to be calibrated. int8-static rounds by the ranges that some images had: slower and further off, but an answer
 does not depend on the others of its batch. The patch embedding stays in fp32, because it is slower and worse in int8;
 so do the products of attention, norms, softmax and GELU, which hold no weights. Heads are rounded: keeping them
 changes next to nothing.
@@ -34,7 +34,7 @@ LEAST_GAIN = 0.75
 
 
 FEED = 8
-"""Pictures at a time that calibration looks at; it keeps the range of every layer's input."""
+"""Images at a time that calibration looks at; it keeps the range of every layer's input."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Precision:
     """One way to round a network."""
 
     round: Callable[[Path, Pixels | None], Any]
-    """Read an fp32 file and return the rounded network, an onnx.ModelProto; pictures are those to calibrate with."""
+    """Read an fp32 file and return the rounded network, an onnx.ModelProto; images are those to calibrate with."""
     tolerance: float
     """The largest difference that passes, relative to the spread of the logits; see `verify`."""
     calibrated: bool = False
-    """Whether it needs pictures."""
+    """Whether it needs images."""
 
 
 def quantize_onnx(source: Path, precision: str, target: Path, calibration: Pixels | None = None) -> None:
@@ -56,7 +56,7 @@ def quantize_onnx(source: Path, precision: str, target: Path, calibration: Pixel
         source: what `export_onnx` wrote.
         precision: a name of `PRECISIONS`.
         target: the new file.
-        calibration: pictures as the network sees them, uint8 [N,S,S,3], for a precision that is calibrated.
+        calibration: images as the network sees them, uint8 [N,S,S,3], for a precision that is calibrated.
 
     Raises:
         ExportError: the network would hardly become smaller, or has something that cannot be rounded.
@@ -121,7 +121,7 @@ def _int8(source: Path, _: Pixels | None = None) -> Any:
 
 
 def _int8_static(source: Path, calibration: Pixels | None) -> Any:
-    """Compute linear layers in 8 bits, weights signed and by channel, activations by the range that pictures gave them."""
+    """Compute linear layers in 8 bits, weights signed and by channel, activations by the range that images gave them."""
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
@@ -139,7 +139,7 @@ def _int8_static(source: Path, calibration: Pixels | None) -> Any:
 
 
 class _Feed:
-    """Gives onnxruntime's calibration the pictures, a few at a time, as the network takes them."""
+    """Gives onnxruntime's calibration the images, a few at a time, as the network takes them."""
 
     def __init__(self, model: Path, pixels: Pixels) -> None:
         import onnx

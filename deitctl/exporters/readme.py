@@ -49,7 +49,7 @@ def readme(
         found: the proof of the export.
         remark: what more there is to say of it.
         names_in: the file of the folder that has the names of all classes.
-        normalises: whether the network takes the picture's bytes and gives probabilities.
+        normalises: whether the network takes the image's bytes and gives probabilities.
     """
     pre = card.preprocessing
     resize = (
@@ -64,7 +64,7 @@ tags:
 ---
 # {_plain(title)}
 
-`{card.architecture}`, {card.num_classes:,} classes, pictures of {pre.img_size} x {pre.img_size} pixels.
+`{card.architecture}`, {card.num_classes:,} classes, images of {pre.img_size} x {pre.img_size} pixels.
 
 ## Use
 
@@ -94,8 +94,8 @@ Resize ({pre.interpolation}) {resize}, cut the centre of {pre.img_size} x {pre.i
 
 ## Export
 
-Written by deitctl {__version__} and compared in a fresh process with the model that it was written from, on {found.images:,}
-pictures: logits differ by up to {found.max_abs_diff:.2g}, the first class is the same on {found.top1_agreement:.1f} %.
+Written by deitctl {__version__} and compared in a fresh process with the model that it was written from, on {found.num_images:,}
+images: logits differ by up to {found.max_abs_diff:.2g}, the first class is the same on {found.top1_agreement:.1f} %.
 {remark}"""
     text = f"{text.rstrip()}\n"
     return f"{text}\n{_seal(text)}\n"
@@ -128,7 +128,7 @@ def _data(history: History) -> str:
     if not isinstance(data, str):
         return UNKNOWN
     seen = history.result.get("images_seen")
-    return f"Trained on {_code(_name(data))}" + (f", {seen:,} pictures seen in all." if isinstance(seen, int) else ".")
+    return f"Trained on {_code(_name(data))}" + (f", {seen:,} images seen in all." if isinstance(seen, int) else ".")
 
 
 def _recipe(history: History) -> str:
@@ -156,7 +156,7 @@ def _figures(history: History, head: str) -> str:
     if not best:
         return "None: the run has not ended." if history.run else UNKNOWN
     lines = [
-        "On the run's validation pictures, fp32, the weights that are here:", "",
+        "On the run's validation images, fp32, the weights that are here:", "",
         "| | top-1 | top-5 |", "|---|---|---|",
         f"| epoch {best.get('epoch')} of {history.result.get('epochs')} | {_percent(best.get('top1'))} | {_percent(best.get('top5'))} |",
     ]  # fmt: skip
@@ -168,7 +168,7 @@ def _figures(history: History, head: str) -> str:
             "",
             f"Its teacher, {_code(_name(str(teacher.get('name'))))}, has {_percent(teacher.get('top1'))} top-1 there.",
         ]
-    return "\n".join([*lines, "", "The epoch was chosen by these pictures: no figure is of pictures that had no say."])
+    return "\n".join([*lines, "", "The epoch was chosen by these images: no figure is of images that had no say."])
 
 
 def _table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:

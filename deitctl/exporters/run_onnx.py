@@ -1,4 +1,4 @@
-"""Run an ONNX file on pictures in a process of its own, with NumPy and onnxruntime alone.
+"""Run an ONNX file on images in a process of its own, with NumPy and onnxruntime alone.
 
     python -I run_onnx.py MODEL.onnx IN.npy OUT.npy
 
@@ -15,13 +15,13 @@ import onnxruntime
 
 
 def load(model: str) -> Callable[[Any], Any]:
-    """Open a file: what is returned answers pictures, uint8 [B,S,S,3], as OUT has it, float32 [2 or 1,B,K]."""
+    """Open a file: what is returned answers images, uint8 [B,S,S,3], as OUT has it, float32 [2 or 1,B,K]."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     return lambda pixels: np.stack(answer(session, pixels))
 
 
 def answer(session: Any, pixels: Any) -> Any:
-    """Return the network's outputs for pictures [B,S,S,3], normalised by its metadata where it leaves that to us."""
+    """Return the network's outputs for images [B,S,S,3], normalised by its metadata where it leaves that to us."""
     (given,) = session.get_inputs()
     if given.type == "tensor(float)":
         said = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])["normalisation"]
@@ -31,9 +31,9 @@ def answer(session: Any, pixels: Any) -> Any:
     return session.run(outputs, {given.name: pixels})
 
 
-def main(model: str, pictures: str, answers: str) -> None:
-    """Answer the first picture alone, the others sixteen at a time."""
-    images, network = np.load(pictures), load(model)
+def main(model: str, inputs: str, answers: str) -> None:
+    """Answer the first image alone, the others sixteen at a time."""
+    images, network = np.load(inputs), load(model)
     batches = [images[:1], *(images[i : i + 16] for i in range(1, len(images), 16))]
     np.save(answers, np.concatenate([network(batch) for batch in batches], axis=1))
 

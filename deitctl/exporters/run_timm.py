@@ -1,4 +1,4 @@
-"""Run a timm folder on pictures in a process of its own, with timm and without deitctl.
+"""Run a timm folder on images in a process of its own, with timm and without deitctl.
 
     python -I run_timm.py FOLDER IN.npy OUT.npy
 
@@ -15,9 +15,9 @@ import torch
 
 
 def load(folder: str) -> Callable[[Any], Any]:
-    """Open a folder: what is returned answers pictures, uint8 [B,S,S,3], with logits, float32 [1,B,K].
+    """Open a folder: what is returned answers images, uint8 [B,S,S,3], with logits, float32 [1,B,K].
 
-    Pictures are normalised as config.json says.
+    Images are normalised as config.json says.
     """
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     config: dict[str, Any] = dict(getattr(model, "pretrained_cfg"))  # noqa: B009
@@ -31,9 +31,9 @@ def load(folder: str) -> Callable[[Any], Any]:
     return answer
 
 
-def main(folder: str, pictures: str, answers: str) -> None:
-    """Answer the first picture alone, the others sixteen at a time."""
-    images, network = np.load(pictures), load(folder)
+def main(folder: str, inputs: str, answers: str) -> None:
+    """Answer the first image alone, the others sixteen at a time."""
+    images, network = np.load(inputs), load(folder)
     batches = [images[:1], *(images[i : i + 16] for i in range(1, len(images), 16))]
     np.save(answers, np.concatenate([network(batch) for batch in batches], axis=1))
 

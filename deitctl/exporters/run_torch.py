@@ -1,4 +1,4 @@
-"""Run a `.pt2` file on pictures in a process of its own, with NumPy and torch alone.
+"""Run a `.pt2` file on images in a process of its own, with NumPy and torch alone.
 
     python -I run_torch.py MODEL.pt2 IN.npy OUT.npy
 
@@ -14,7 +14,7 @@ import torch
 
 
 def load(model: str) -> Callable[[Any], Any]:
-    """Open a file: what is returned answers pictures, uint8 [B,S,S,3], as OUT has it, float32 [2,B,K]."""
+    """Open a file: what is returned answers images, uint8 [B,S,S,3], as OUT has it, float32 [2,B,K]."""
     network = torch.export.load(model).module()
 
     @torch.no_grad()
@@ -24,9 +24,9 @@ def load(model: str) -> Callable[[Any], Any]:
     return answer
 
 
-def main(model: str, pictures: str, answers: str) -> None:
-    """Answer the first picture alone, the others sixteen at a time."""
-    images, network = np.load(pictures), load(model)
+def main(model: str, inputs: str, answers: str) -> None:
+    """Answer the first image alone, the others sixteen at a time."""
+    images, network = np.load(inputs), load(model)
     batches = [images[:1], *(images[i : i + 16] for i in range(1, len(images), 16))]
     np.save(answers, np.concatenate([network(batch) for batch in batches], axis=1))
 

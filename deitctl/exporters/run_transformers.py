@@ -1,8 +1,8 @@
-"""Run a transformers folder on pictures in a process of its own, with transformers and without deitctl.
+"""Run a transformers folder on images in a process of its own, with transformers and without deitctl.
 
     python -I run_transformers.py FOLDER IN OUT.npy
 
-Where IN is a file, uint8 [N,S,S,3], OUT becomes float32 [1,N,K], logits. Where IN is a folder of N pictures, the image
+Where IN is a file, uint8 [N,S,S,3], OUT becomes float32 [1,N,K], logits. Where IN is a folder of N images, the image
 processor looks at them as files: OUT becomes float32 [2,N,K], first with Pillow, then as `AutoImageProcessor` chooses,
 and labels.json beside it the names of the K classes.
 """
@@ -23,7 +23,7 @@ from transformers.image_utils import load_image
 
 
 def load(folder: str) -> Callable[[Any], Any]:
-    """Open a folder: what is returned answers pictures, uint8 [B,S,S,3], with logits, float32 [1,B,K]."""
+    """Open a folder: what is returned answers images, uint8 [B,S,S,3], with logits, float32 [1,B,K]."""
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
 
@@ -49,7 +49,7 @@ def load_files(folder: str) -> tuple[Callable[[Any], Any], list[str]]:
 
 
 def main(folder: str, given: str, answers: str) -> None:
-    """Answer the first picture alone, the others sixteen at a time."""
+    """Answer the first image alone, the others sixteen at a time."""
     images: Any
     if Path(given).is_dir():
         images = sorted(str(file) for file in Path(given).iterdir())

@@ -1,4 +1,4 @@
-"""Run the network of a web page on pictures in a process of its own, with NumPy and onnxruntime alone.
+"""Run the network of a web page on images in a process of its own, with NumPy and onnxruntime alone.
 
     python -I run_web.py FOLDER IN.npy OUT.npy
 
@@ -15,7 +15,7 @@ import onnxruntime
 
 
 def load(folder: str) -> Callable[[Any], Any]:
-    """Open a folder: what is returned answers pictures, uint8 [B,S,S,3], as OUT has it, float32 [2,B,K]."""
+    """Open a folder: what is returned answers images, uint8 [B,S,S,3], as OUT has it, float32 [2,B,K]."""
     session = onnxruntime.InferenceSession(Path(folder) / "model.onnx", providers=["CPUExecutionProvider"])
 
     def answer(pixels: Any) -> Any:
@@ -34,9 +34,9 @@ def require_weights(attention: Any) -> None:
         sys.exit(f"the attention of its tokens sums to {sums.min():.3g} .. {sums.max():.3g}, which are no weights.")
 
 
-def main(folder: str, pictures: str, answers: str) -> None:
-    """Answer the first picture alone, the others sixteen at a time."""
-    images, network = np.load(pictures), load(folder)
+def main(folder: str, inputs: str, answers: str) -> None:
+    """Answer the first image alone, the others sixteen at a time."""
+    images, network = np.load(inputs), load(folder)
     batches = [images[:1], *(images[start : start + 16] for start in range(1, len(images), 16))]
     np.save(answers, np.concatenate([network(batch) for batch in batches], axis=1))
 

@@ -16,7 +16,7 @@ ENOUGH = 4.0
 
 
 def speedup(base: Path, other: Path) -> float:
-    """Return how many times as fast as `base` onnxruntime answers one picture with `other`, on this CPU.
+    """Return how many times as fast as `base` onnxruntime answers one image with `other`, on this CPU.
 
     The two take turns, so that whatever else the machine does meets both; the median of the ratios of the rounds.
     """
@@ -32,7 +32,7 @@ def speedup(base: Path, other: Path) -> float:
 
 
 def _open(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Return a session with as many threads as torch has, and a picture of noise for it."""
+    """Return a session with as many threads as torch has, and an image of noise for it."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -20,7 +20,7 @@ from PIL import Image
 model = timm.create_model("local-dir:PATH", pretrained=True).eval()  # from the hub: "hf-hub:OWNER/NAME"
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 with torch.no_grad():
-    logits = model(transform(Image.open("picture.jpg").convert("RGB"))[None])
+    logits = model(transform(Image.open("image.jpg").convert("RGB"))[None])
 print(model.pretrained_cfg.get("label_names", range(model.num_classes))[int(logits.argmax())])
 """
 

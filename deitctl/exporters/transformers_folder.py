@@ -36,7 +36,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 model = AutoModelForImageClassification.from_pretrained("PATH").eval()  # from the hub: "OWNER/NAME"
 processor = AutoImageProcessor.from_pretrained("PATH", backend="pil")  # resizes with Pillow, as deitctl does
 with torch.no_grad():
-    logits = model(**processor(Image.open("picture.jpg").convert("RGB"), return_tensors="pt")).logits
+    logits = model(**processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")).logits
 print(model.config.id2label[int(logits.argmax())])
 """
 
@@ -66,7 +66,7 @@ def export_transformers(network: ExportedClassifier, card: ModelCard, metadata: 
         path: the folder.
 
     Raises:
-        ExportError: transformers has no class for the model, or cannot look at pictures as it does.
+        ExportError: transformers has no class for the model, or cannot look at images as it does.
     """
     model = _require_expressible(network.model, card)
     processor = processor_config(card.preprocessing)
@@ -150,7 +150,7 @@ def labels(card: ModelCard) -> list[str]:
 
 
 def processor_config(pre: Preprocessing) -> dict[str, Any]:
-    """Return preprocessor_config.json: how `DeiTImageProcessor` makes of a picture what `eval_view` makes of it.
+    """Return preprocessor_config.json: how `DeiTImageProcessor` makes of an image what `eval_view` makes of it.
 
     Raises:
         ExportError: it cannot.

@@ -16,7 +16,7 @@ from deitctl.errors import DataError, ExportError
 from deitctl.events import Reporter
 from deitctl.exporters import Format
 from deitctl.exporters.any_size import takes_any_size
-from deitctl.exporters.compare_outputs import Answers, Pictures, Verification, verify
+from deitctl.exporters.compare_outputs import Answers, Images, Verification, verify
 from deitctl.exporters.golden import read_golden
 from deitctl.exporters.quantize import PRECISIONS
 from deitctl.exporters.verify_any_size import LEVELS, verify_any_size
@@ -37,22 +37,22 @@ class Proof:
     remark: str = ""
     """What else was seen, in a sentence."""
     top1: float | None = None
-    """Percent of the pictures whose label the file answers first, where the model knows the labels."""
+    """Percent of the images whose label the file answers first, where the model knows the labels."""
     model_top1: float | None = None
     """The same of the model."""
 
 
 def prove(
-    path: Path, kind: Format, wanted: Answers, source: Source, sample: Pictures, card: ModelCard, reporter: Reporter
+    path: Path, kind: Format, wanted: Answers, source: Source, sample: Images, card: ModelCard, reporter: Reporter
 ) -> Proof:
-    """Run an export in a fresh process on its golden sample and on pictures, and compare it with its model.
+    """Run an export in a fresh process on its golden sample and on images, and compare it with its model.
 
     Args:
         path: the file or folder.
         kind: its format.
         wanted: the model's answers to `sample`, from `reference`.
-        source: where the pictures of `sample` are from.
-        sample: the pictures.
+        source: where the images of `sample` are from.
+        sample: the images.
         card: the model's.
         reporter: told of progress.
 
@@ -66,18 +66,18 @@ def prove(
         return Proof(None)
     with reporter.task("verify in a fresh process", len(sample.names)) as task:
         found, relative, remark = _look(path, kind, wanted, source, sample, card)
-        task.advance(found.images)
+        task.advance(found.num_images)
     if remark:
         reporter.note(remark)
     proof = Proof(found, relative, remark)
-    if found.images < len(sample.names):
+    if found.num_images < len(sample.names):
         return proof
     top1, model_top1 = _accuracy(found, wanted, source, sample, card)
     return replace(proof, top1=top1, model_top1=model_top1)
 
 
 def _look(
-    path: Path, kind: Format, wanted: Answers, source: Source, sample: Pictures, card: ModelCard
+    path: Path, kind: Format, wanted: Answers, source: Source, sample: Images, card: ModelCard
 ) -> tuple[Verification, float | None, str]:
     """Compare in the way that the file asks for; return what `Proof` begins with."""
     said = kind.read_metadata(path)
@@ -92,7 +92,7 @@ def _look(
         pre = card.preprocessing
         found, relative, share = verify_any_size(path, golden, wanted, source, sample, pre, rounded=rounded)
         remark = f"{100 * share:.2g} % of the values that the network sees are other than deitctl's, by {LEVELS} of 255 at most."
-        return found, relative, f"Whole pictures: {remark}"
+        return found, relative, f"Whole images: {remark}"
     if rounded is not None:
         return *verify_rounded(path, kind.program_file, wanted, sample, tolerance=rounded, golden=golden), ""
     found = verify(path, kind.program_file, wanted, sample, tolerance=kind.tolerance, golden=golden)
@@ -105,9 +105,9 @@ def _look(
 
 
 def _accuracy(
-    found: Verification, wanted: Answers, source: Source, sample: Pictures, card: ModelCard
+    found: Verification, wanted: Answers, source: Source, sample: Images, card: ModelCard
 ) -> tuple[float | None, float | None]:
-    """Return the top-1 accuracies of the file and of the model; None where the pictures have no labels that it knows."""
+    """Return the top-1 accuracies of the file and of the model; None where the images have no labels that it knows."""
     match = match_classes(card, source.class_names)
     if match is None:
         return None, None
@@ -116,16 +116,16 @@ def _accuracy(
     return theirs, ours
 
 
-def open_pictures(ref: str, named: str, reporter: Reporter) -> Source:
-    """Open the pictures to prove an export on.
+def open_images(ref: str, named: str, reporter: Reporter) -> Source:
+    """Open the images to prove an export on.
 
     Args:
-        ref: the model; where it is a run, its own validation pictures are taken unless others are named.
-        named: data, a folder of pictures or a picture; empty: the run's, else `digits`.
-        reporter: told where the run's pictures are gone.
+        ref: the model; where it is a run, its own validation images are taken unless others are named.
+        named: data, a folder of images or an image; empty: the run's, else `digits`.
+        reporter: told where the run's images are gone.
 
     Raises:
-        DataError: no such pictures.
+        DataError: no such images.
     """
     if named:
         path = Path(named).expanduser()
@@ -145,10 +145,10 @@ def open_pictures(ref: str, named: str, reporter: Reporter) -> Source:
 
 
 def note_ties(found: Verification | None, reporter: Reporter) -> None:
-    """Say which pictures have another first class although the proof holds."""
+    """Say which images have another first class although the proof holds."""
     if found is not None and found.differing:
         reporter.note(
-            f"{len(found.differing)} of {found.images} pictures have another first class, their two best being as close "
+            f"{len(found.differing)} of {found.num_images} images have another first class, their two best being as close "
             f"as answers differ (by up to {found.max_abs_diff:.2g}): {', '.join(found.differing[:5])}"
             + (" and others." if len(found.differing) > 5 else ".")
         )

@@ -11,10 +11,10 @@ from typing import Any
 from deitctl.errors import ConfigError, ExportError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters import recognise
-from deitctl.exporters.compare_outputs import checked_answers, pictures, reference
+from deitctl.exporters.compare_outputs import checked_answers, images, reference
 from deitctl.exporters.golden import read_golden
 from deitctl.exporters.network import describe
-from deitctl.exporters.verification import Proof, note_ties, open_pictures, prove
+from deitctl.exporters.verification import Proof, note_ties, open_images, prove
 from deitctl.models.checkpoint_io import CONFIG
 from deitctl.models.factory import load_model
 from deitctl.models.model_config import HEADS
@@ -42,7 +42,7 @@ class VerifyResult:
         return {
             "path": str(self.path), "format": self.format, "quantize": self.quantize, "golden": self.golden,
             "golden_tolerance": self.golden_tolerance, "model": self.model,
-            "verified_on": found.images if found else 0,
+            "verified_on": found.num_images if found else 0,
             "max_abs_diff": found.max_abs_diff if found else None,
             "top1_agreement": found.top1_agreement if found else None,
             "top1": self.proof.top1 if self.proof else None,
@@ -53,29 +53,29 @@ class VerifyResult:
 
 
 def verify_export(
-    path: str, *, pictures_from: str = "", model: str = "", weights: str = "", count: int = 64,
+    path: str, *, images_from: str = "", model: str = "", weights: str = "", count: int = 64,
     reporter: Reporter | None = None,
 ) -> VerifyResult:  # fmt: skip
-    """Run an export in a fresh process: on its golden sample, and on pictures beside the model that it was made of.
+    """Run an export in a fresh process: on its golden sample, and on images beside the model that it was made of.
 
     Args:
         path: a file or folder that `export` wrote.
-        pictures_from: data, a folder of pictures or a picture; empty: those that a run was validated on, else `digits`.
+        images_from: data, a folder of images or an image; empty: those that a run was validated on, else `digits`.
         model: what to compare with, see `load_model`; empty: the run in whose folder the export lies, if it does.
         weights: see `load_model`.
-        count: how many pictures.
+        count: how many images.
         reporter: told of progress.
 
     Raises:
         ExportError: no export of ours, one that does not run, or disagrees with its golden sample or its model.
-        ConfigError: pictures, and no model whose answers could be compared.
+        ConfigError: images, and no model whose answers could be compared.
         ModelError: no such model.
-        DataError: no such pictures.
+        DataError: no such images.
     """
     reporter = reporter or SilentReporter()
     where = Path(path).expanduser()
     if count < 1:
-        raise ConfigError(f"count = {count}: verification needs 1 picture or more.")
+        raise ConfigError(f"count = {count}: verification needs 1 image or more.")
     name, kind = recognise(where)
     if not kind.runs_here:
         raise ExportError(f"What runs {where} is for {kind.runs_on} alone.", "Verify it there.")
@@ -83,23 +83,23 @@ def verify_export(
     size = _img_size(said, where)
     golden = read_golden(said, size)
     ref = model or _made_of(where)
-    if not ref and (pictures_from or weights):
+    if not ref and (images_from or weights):
         raise ConfigError(
             f"There is no model to compare {where} with.",
-            "Name the one that it was exported from: --model MODEL. Without pictures the golden sample alone is looked at.",
+            "Name the one that it was exported from: --model MODEL. Without images the golden sample alone is looked at.",
         )
     with reporter.task("look at the golden sample", None, "bytes"):
         difference = golden.difference(checked_answers(golden.pixels, where, kind.program_file, golden)[0, 0])
     proof = None
     if not ref:
-        reporter.note("The golden sample alone was looked at; --model MODEL compares pictures with the model, too.")
+        reporter.note("The golden sample alone was looked at; --model MODEL compares images with the model, too.")
     else:
-        source = open_pictures(ref, pictures_from, reporter)
+        source = open_images(ref, images_from, reporter)
         loaded = load_model(ref, weights=weights, reporter=reporter)
         if (head := said.get("head", "")) not in HEADS:
             raise ExportError(f"{where} does not say how its heads are joined.", "Export it again.")
         _require_same(describe(loaded.card, head), said, where, ref)
-        sample = pictures(source, loaded.card.preprocessing, count)
+        sample = images(source, loaded.card.preprocessing, count)
         wanted = reference(loaded.model, loaded.card, head, sample.pixels)
         proof = prove(where, kind, wanted, source, sample, loaded.card, reporter)
         note_ties(proof.found, reporter)

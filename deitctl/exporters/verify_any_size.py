@@ -1,6 +1,6 @@
-"""The proof of a file that takes whole pictures: it sees of them what the model sees, and answers the same.
+"""The proof of a file that takes whole images: it sees of them what the model sees, and answers the same.
 
-The network inside was proven before, to the tolerance of its format. What is new is the way from the whole picture to
+The network inside was proven before, to the tolerance of its format. What is new is the way from the whole image to
 that network, and that is compared in grey levels. A file that cuts one pixel beside, or resizes without antialiasing,
 is tens of levels off; by the logits alone it would hardly be known, and not at all once they are rounded to int8.
 """
@@ -18,7 +18,7 @@ from deitctl.data.dataset import Source
 from deitctl.data.eval_transform import Pixels, is_ribbon
 from deitctl.errors import ExportError
 from deitctl.exporters.any_size import golden_view
-from deitctl.exporters.compare_outputs import Answers, Pictures, Verification, compare, run
+from deitctl.exporters.compare_outputs import Answers, Images, Verification, compare, run
 from deitctl.exporters.golden import Golden
 from deitctl.exporters.verify_rounded import compare_rounded
 from deitctl.models.model_config import Preprocessing
@@ -27,25 +27,25 @@ PROGRAM = Path(__file__).with_name("run_onnx_any.py")
 LEVELS = 2
 """The largest difference of a value, of 255, that passes: either pass of a resize may round one value the other way."""
 SHARE = 0.1
-"""Of the values that may differ: 0.003 measured on photographs, 0.08 on pictures of some pixels, resized bilinearly."""
+"""Of the values that may differ: 0.003 measured on photographs, 0.08 on images of some pixels, resized bilinearly."""
 TOLERANCE = 0.2
 """The largest difference of a logit: 0.04 measured on DeiT-tiny; a wrong cubic gives 0.4, a cut one pixel beside 2."""
 AT_ONCE = 16
-"""Pictures that wait on the disk for a process, of any size."""
+"""Images that wait on the disk for a process, of any size."""
 
 
 def verify_any_size(
-    path: Path, golden: Golden, wanted: Answers, source: Source, sample: Pictures, pre: Preprocessing, *,
+    path: Path, golden: Golden, wanted: Answers, source: Source, sample: Images, pre: Preprocessing, *,
     rounded: float | None,
 ) -> tuple[Verification, float | None, float]:  # fmt: skip
-    """Show the golden sample and whole pictures to an ONNX file in fresh processes, and compare.
+    """Show the golden sample and whole images to an ONNX file in fresh processes, and compare.
 
     Args:
         path: what `take_any_size` wrote.
         golden: its golden sample.
         wanted: the model's answers to `sample`, [2,N,K].
-        source: where the pictures of `sample` are from.
-        sample: the pictures as the model sees them.
+        source: where the images of `sample` are from.
+        sample: the images as the model sees them.
         pre: the model's preprocessing.
         rounded: the tolerance of a rounded file, see `verify_rounded`; None: fp32.
 
@@ -54,7 +54,7 @@ def verify_any_size(
         the share of the values of the pixels that differ, by `LEVELS` at most.
 
     Raises:
-        ExportError: it does not run, sees something else, answers something else, or no picture is for it.
+        ExportError: it does not run, sees something else, answers something else, or no image is for it.
     """
     shown: list[int] = []
 
@@ -68,7 +68,7 @@ def verify_any_size(
     given, seen = look(chain(golden.pixels, whole()), path)
     if not shown:
         raise ExportError(
-            "All pictures to verify on are too long for a file that resizes.", "Name others with --verify-with."
+            "All images to verify on are too long for a file that resizes.", "Name others with --verify-with."
         )
     compare_seen(seen[:1], golden_view(pre), ["the golden sample"])
     golden.check(given[0, 0])
@@ -79,15 +79,15 @@ def verify_any_size(
     return *compare_rounded(given, wanted, names, rounded), share
 
 
-def look(pictures: Iterator[Pixels], path: Path) -> tuple[Answers, Pixels]:
-    """Return what a file answers to pictures [H,W,3], [2,N,K], and what its network saw of them, uint8 [N,S,S,3]."""
+def look(images: Iterator[Pixels], path: Path) -> tuple[Answers, Pixels]:
+    """Return what a file answers to images [H,W,3], [2,N,K], and what its network saw of them, uint8 [N,S,S,3]."""
     parts = []
-    while some := list(islice(pictures, AT_ONCE)):
+    while some := list(islice(images, AT_ONCE)):
         with tempfile.TemporaryDirectory(prefix="deitctl-verify-") as folder:
-            given = Path(folder) / "pictures"
+            given = Path(folder) / "images"
             given.mkdir()
-            for number, picture in enumerate(some):
-                np.save(given / f"{number:06d}.npy", picture)
+            for number, image in enumerate(some):
+                np.save(given / f"{number:06d}.npy", image)
             parts.append((run(path, PROGRAM, given), np.load(Path(folder) / "seen.npy")))
     answers, seen = zip(*parts, strict=True)
     return np.concatenate(answers, axis=1), np.concatenate(seen)
@@ -101,14 +101,14 @@ def compare_seen(seen: Pixels, wanted: Pixels, names: Sequence[str]) -> float:
     """
     if seen.shape != wanted.shape:
         raise ExportError(
-            f"The exported file looks at pictures of shape {seen.shape[1:]}, the model of {wanted.shape[1:]}."
+            f"The exported file looks at images of shape {seen.shape[1:]}, the model of {wanted.shape[1:]}."
         )
     off = np.abs(seen.astype(np.int16) - wanted)
     worst, share = int(off.max()), float((off > 0).mean())
     if worst > LEVELS or share > SHARE:
         first = names[int(off.reshape(len(off), -1).max(axis=1).argmax())]
         raise ExportError(
-            f"The exported file sees pictures otherwise than the model: values differ by up to {worst} of 255 where "
+            f"The exported file sees images otherwise than the model: values differ by up to {worst} of 255 where "
             f"{LEVELS} are allowed ({first}), {100 * share:.2g} % of them differ at all."
         )
     return share

@@ -1,4 +1,4 @@
-"""The proof that another library's preprocessing is ours: from the file of a picture to the name of its class."""
+"""The proof that another library's preprocessing is ours: from the file of an image to the name of its class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from deitctl.data.dataset import Source
 from deitctl.data.eval_transform import MOST_RESIZED, centre, resized
 from deitctl.errors import ExportError
-from deitctl.exporters.compare_outputs import Answers, Pictures, Verification, compare, measure, run
+from deitctl.exporters.compare_outputs import Answers, Images, Verification, compare, measure, run
 from deitctl.models.model_config import Preprocessing
 
 # Torchvision's resizing differs from Pillow's by a level or two of 255: 0.06 measured on DeiT-tiny, wrong means give 3.
@@ -22,50 +22,50 @@ TORCHVISION_TOLERANCE = 0.5
 
 @dataclass(frozen=True)
 class FromFiles:
-    """How far the answers to picture files are from the model's."""
+    """How far the answers to image files are from the model's."""
 
     chosen: Verification
-    """As the library preprocesses when nobody tells it how, all pictures."""
+    """As the library preprocesses when nobody tells it how, all images."""
     pillow: float
-    """Largest difference with Pillow, over the pictures that are cut alike."""
+    """Largest difference with Pillow, over the images that are cut alike."""
     shifted: int
-    """Pictures whose centre begins one pixel earlier."""
+    """Images whose centre begins one pixel earlier."""
 
     @property
     def summary(self) -> str:
         """Say it in a sentence or two."""
-        cut = f" Of {self.chosen.images} pictures {self.shifted} are cut one pixel beside deitctl's cut." * bool(
+        cut = f" Of {self.chosen.num_images} images {self.shifted} are cut one pixel beside deitctl's cut." * bool(
             self.shifted
         )
         return (
-            f'From picture file to label: with backend="pil" logits differ by up to {self.pillow:.2g} where both cut the '
+            f'From image file to label: with backend="pil" logits differ by up to {self.pillow:.2g} where both cut the '
             f"same, as its own choice (torchvision, where it is installed) by {self.chosen.max_abs_diff:.2g} in all.{cut}"
         )
 
 
 def verify_files(
-    path: Path, program: Path, wanted: Answers, source: Source, sample: Pictures, preprocessing: Preprocessing,
+    path: Path, program: Path, wanted: Answers, source: Source, sample: Images, preprocessing: Preprocessing,
     labels: Sequence[str], *, tolerance: float,
 ) -> FromFiles:  # fmt: skip
-    """Have an exported folder look at whole pictures in a fresh process, and compare.
+    """Have an exported folder look at whole images in a fresh process, and compare.
 
-    The pictures are written as PNG, decoded: what is proven begins after the JPEG decoder, which is Pillow's in both.
+    The images are written as PNG, decoded: what is proven begins after the JPEG decoder, which is Pillow's in both.
 
     Args:
         path: the folder.
-        program: the script that runs it, with the arguments PATH PICTURES OUT.npy; it leaves labels.json beside OUT.
+        program: the script that runs it, with the arguments PATH IMAGES OUT.npy; it leaves labels.json beside OUT.
         wanted: the model's answers, [2,N,K].
-        source: where the pictures of `sample` are from.
-        sample: the pictures.
+        source: where the images of `sample` are from.
+        sample: the images.
         preprocessing: the model's.
         labels: what the folder is to call the classes.
-        tolerance: the largest difference with Pillow of a picture that is cut alike.
+        tolerance: the largest difference with Pillow of an image that is cut alike.
 
     Raises:
-        ExportError: it does not run, disagrees, names the classes otherwise, or cuts none of the pictures alike.
+        ExportError: it does not run, disagrees, names the classes otherwise, or cuts none of the images alike.
     """
     with tempfile.TemporaryDirectory(prefix="deitctl-verify-") as folder:
-        files = Path(folder) / "pictures"
+        files = Path(folder) / "images"
         files.mkdir()
         alike = []
         for number, index in enumerate(sample.indices):
@@ -79,7 +79,7 @@ def verify_files(
     same = np.flatnonzero(alike)
     if not len(same):
         raise ExportError(
-            f"None of {len(alike)} pictures is cut alike here and there, so nothing is proven.",
+            f"None of {len(alike)} images is cut alike here and there, so nothing is proven.",
             "Name others with --verify-with: a quarter of all sizes are cut one pixel apart.",
         )
     names = [sample.names[i] for i in same]
@@ -87,14 +87,14 @@ def verify_files(
     near = measure(chosen[None, same], wanted[:1, same], names)
     if not near.max_abs_diff <= TORCHVISION_TOLERANCE:
         raise ExportError(
-            f"The exported folder looks at pictures otherwise than the model: logits differ by up to "
+            f"The exported folder looks at images otherwise than the model: logits differ by up to "
             f"{near.max_abs_diff:.3g} where {TORCHVISION_TOLERANCE:g} is allowed."
         )
     return FromFiles(measure(chosen[None], wanted[:1], sample.names), exact.max_abs_diff, len(alike) - len(same))
 
 
 def cut_alike(width: int, height: int, pre: Preprocessing) -> bool:
-    """Say whether transformers cuts the same square out of a picture of that size.
+    """Say whether transformers cuts the same square out of an image of that size.
 
     Where the middle lies between two pixels, transformers rounds down, torchvision (and timm, and we) to the even one:
     a cut of 224 from 331 begins at 53 there and at 54 here.

@@ -1,7 +1,7 @@
 """The proof of a file whose numbers are rounded on purpose.
 
 How far the logits may move cannot be said in logits: int8 moves DeiT-tiny's by 0.07 in the mean and 0.7 at most, a model
-of digits' by 0.004. What is bounded is the RMS difference relative to the spread of the model's logits. A picture whose two
+of digits' by 0.004. What is bounded is the RMS difference relative to the spread of the model's logits. An image whose two
 best classes are close may change its first class; one that is clear may not. What this cannot see, a mean that is a
 little wrong, was excluded before: the same network in fp32 has passed `verify`.
 """
@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from deitctl.errors import ExportError
-from deitctl.exporters.compare_outputs import Answers, Pictures, Verification, checked_answers, measure
+from deitctl.exporters.compare_outputs import Answers, Images, Verification, checked_answers, measure
 from deitctl.exporters.golden import Golden
 
 CLEAR = 6.0
-"""RMS differences between the two best logits of a clear picture. Of DeiT-tiny's pictures 85 % are. Those whose first class
+"""RMS differences between the two best logits of a clear image. Of DeiT-tiny's images 85 % are. Those whose first class
 int8 changed were up to 1.3 apart, 3.4 with other ways to round. A model of digits that int8 of everything had hurt
 failed by this alone: 12 apart, the RMS 0.07 of the spread."""
 
@@ -27,7 +27,7 @@ def verify_rounded(
     path: Path,
     program: Path,
     wanted: Answers,
-    sample: Pictures,
+    sample: Images,
     *,
     tolerance: float,
     golden: Golden | None = None,
@@ -36,10 +36,10 @@ def verify_rounded(
 
     Returns:
         How far it is from the model, and the RMS difference of the logits relative to their spread: the RMS of the
-        model's logits around the mean of each picture.
+        model's logits around the mean of each image.
 
     Raises:
-        ExportError: it does not run, is further away than `tolerance`, or has another first class for a clear picture.
+        ExportError: it does not run, is further away than `tolerance`, or has another first class for a clear image.
     """
     return compare_rounded(checked_answers(sample.pixels, path, program, golden), wanted, sample.names, tolerance)
 
@@ -56,9 +56,9 @@ def compare_rounded(
     clear = best_two[:, -1] - best_two[:, 0] > CLEAR * rms
     wrong = [name for name, bad in zip(names, differs & clear, strict=True) if bad]
     if not relative <= tolerance or wrong:  # a difference that is no number fails too
-        example = f", and {wrong[0]} is a clear picture" if wrong else ""
+        example = f", and {wrong[0]} is a clear image" if wrong else ""
         raise ExportError(
-            f"The rounded file disagrees with the model on {found.images} pictures: logits differ by {relative:.3g} of "
+            f"The rounded file disagrees with the model on {found.num_images} images: logits differ by {relative:.3g} of "
             f"their spread where {tolerance:g} is allowed, top-1 agrees on {found.top1_agreement:.1f} %{example}."
         )
     return found, relative

@@ -1,4 +1,4 @@
-"""A folder that any file server serves: a page that classifies pictures in the browser, and all that it needs."""
+"""A folder that any file server serves: a page that classifies images in the browser, and all that it needs."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def describe_for_page(network: ExportedClassifier, card: ModelCard) -> dict[str,
 
 
 def describe_preprocessing(pre: Preprocessing) -> dict[str, object]:
-    """Return how view.js makes of a picture what `eval_view` makes of it."""
+    """Return how view.js makes of an image what `eval_view` makes of it."""
     return {
         "imgSize": pre.img_size,
         "resizeTo": pre.resize_to,

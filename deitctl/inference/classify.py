@@ -1,4 +1,4 @@
-"""Classify pictures with any model."""
+"""Classify images with any model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def predict(
     """Yield one prediction an input, in order: files, folders (recursive), web addresses, `-` for the lines of `stdin`.
 
     The model is loaded before this returns, so that a wrong name raises at once. A `model` that is an `.onnx` file
-    answers without torch. With `keep_pixels` each prediction carries the picture as the model saw it.
+    answers without torch. With `keep_pixels` each prediction carries the image as the model saw it.
 
     Raises:
         ModelError: no such model, or weights that do not fit.

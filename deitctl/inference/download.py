@@ -1,4 +1,4 @@
-"""Pictures from web addresses: so much time, so many bytes, so many detours, and no other protocol."""
+"""Images from web addresses: so much time, so many bytes, so many detours, and no other protocol."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def expand(arguments: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
         if argument == STDIN:
             yield from (line.rstrip("\r\n") for line in stdin if line.strip())
         elif is_folder(argument):
-            yield from _pictures_below(local_path(argument))
+            yield from _images_below(local_path(argument))
         else:
             yield argument
 
@@ -64,7 +64,7 @@ def local_path(name: str) -> str:
     return url2pathname(parts.path) if parts.netloc in ("", "localhost") else name  # of another host: nothing is there
 
 
-def _pictures_below(folder: str) -> Iterator[str]:
+def _images_below(folder: str) -> Iterator[str]:
     found = False
     for current, folders, files in walk(folder, follow=False):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
@@ -77,11 +77,11 @@ def _pictures_below(folder: str) -> Iterator[str]:
         yield folder  # becomes a record that says so
 
 
-def whole_picture(image: Image.Image, pre: Preprocessing) -> Pixels:
-    """Return a picture as it is, uint8 [3,H,W], for a file that resizes it; raise `DataError` if it is too long for one."""
+def whole_image(image: Image.Image, pre: Preprocessing) -> Pixels:
+    """Return an image as it is, uint8 [3,H,W], for a file that resizes it; raise `DataError` if it is too long for one."""
     if is_ribbon(image.width, image.height, pre):
         raise DataError(
-            f"A picture of {image.width} x {image.height} pixels is too long for a file that resizes whole pictures.",
+            f"An image of {image.width} x {image.height} pixels is too long for a file that resizes whole images.",
             "A file without --any-size takes it.",
         )
     return np.asarray(image).transpose(2, 0, 1)
@@ -97,13 +97,13 @@ def batches(
         names: see `expand`.
         preprocessing: the model's.
         batch_size: how many at a time.
-        view: what of a picture the model is given.
+        view: what of an image the model is given.
     """
 
     def load(name: str) -> Input:
         try:
             if is_folder(name):
-                raise DataError(f"{name} is a folder without pictures (in a list of names only files are read).")
+                raise DataError(f"{name} is a folder without images (in a list of names only files are read).")
             if "://" in name and not is_url(name) and local_path(name) == name and not os.path.exists(name):
                 raise DataError(f"{name} is not read: addresses are http, https or file.")
             image = _from_web(name) if is_url(name) else read_image(Path(local_path(name)))
@@ -115,7 +115,7 @@ def batches(
 
 
 def _from_web(url: str) -> Image.Image:
-    from deitctl.inference.download import fetch  # the web's protocols take longer to import than a picture to decode
+    from deitctl.inference.download import fetch  # the web's protocols take longer to import than an image to decode
 
     return decode(fetch(url), url)
 

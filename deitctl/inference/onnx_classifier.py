@@ -37,7 +37,7 @@ class OnnxClassifier:
     """Whether the resize is in the file, too."""
 
     def scores(self, pixels: Pixels) -> Scores:
-        """Classify pictures, uint8 [B,3,S,S], or [B,3,H,W] where it takes them whole: probabilities [B,K].
+        """Classify images, uint8 [B,3,S,S], or [B,3,H,W] where it takes them whole: probabilities [B,K].
 
         Raises:
             ModelError: the file's network cannot be computed, or answers with something else.
@@ -50,7 +50,7 @@ class OnnxClassifier:
         return scores
 
     def logits(self, pixels: Pixels) -> Scores:
-        """Answer pictures, uint8 [B,3,S,S]: logits [B,K], the heads joined, before the temperature.
+        """Answer images, uint8 [B,3,S,S]: logits [B,K], the heads joined, before the temperature.
 
         Raises:
             ModelError: as `scores`.
@@ -65,7 +65,7 @@ class OnnxClassifier:
                 f"{self.path} cannot be run: {_said(error)[:200]}.", f"Export it again: {EXPORT}."
             ) from error
         if values.shape != (len(pixels), self.card.num_classes):
-            raise ModelError(f"{self.path} answers with shape {values.shape} to {len(pixels)} pictures.")
+            raise ModelError(f"{self.path} answers with shape {values.shape} to {len(pixels)} images.")
         return values
 
 
@@ -81,7 +81,7 @@ def load_onnx_classifier(
         img_size: 0, or the size of the file's input in pixels.
         device: `auto` or `cpu`.
         precision: `auto` or `fp32`.
-        whole: whether a file may be one that takes whole pictures and resizes them.
+        whole: whether a file may be one that takes whole images and resizes them.
 
     Raises:
         ModelError: no such file, damaged, not one of ours, or of another rule or size; or onnxruntime is missing.
@@ -96,14 +96,14 @@ def load_onnx_classifier(
     card, takes_whole = _card(session, path), _takes_whole(session)
     if takes_whole and not whole:
         raise ModelError(
-            f"{path} resizes pictures itself, and here they are resized before.",
+            f"{path} resizes images itself, and here they are resized before.",
             f"Use a file without --any-size: {EXPORT}.",
         )
     if head not in ("auto", card.head):
         hint = f"Export it so: {EXPORT} --head {head}." if head in HEADS else f"There are: auto, {', '.join(HEADS)}."
         raise ModelError(f"{path} answers with its head rule {card.head}, not {head}.", hint)
     if img_size not in (0, card.preprocessing.img_size):
-        raise ModelError(f"{path} takes pictures of {card.preprocessing.img_size} pixels, not {img_size}.")
+        raise ModelError(f"{path} takes images of {card.preprocessing.img_size} pixels, not {img_size}.")
     return OnnxClassifier(session, card, path, takes_whole)
 
 

@@ -1,4 +1,4 @@
-"""From pictures to named scores, one record an input, in input order, as it is computed. No torch here."""
+"""From images to named scores, one record an input, in input order, as it is computed. No torch here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deitctl.data.eval_transform import Pixels, eval_view
-from deitctl.inference.inputs import batches, whole_picture
+from deitctl.inference.inputs import batches, whole_image
 from deitctl.models.model_config import ModelCard, Preprocessing
 
 Scores = NDArray[np.float32]
@@ -22,10 +22,10 @@ class Classifier(Protocol):
 
     @property
     def card(self) -> ModelCard:
-        """What pictures it takes and what its classes are called."""
+        """What images it takes and what its classes are called."""
 
     def scores(self, pixels: Pixels) -> Scores:
-        """Classify pictures, uint8 [B,3,S,S], or one whole [1,3,H,W]: probabilities [B,K].
+        """Classify images, uint8 [B,3,S,S], or one whole [1,3,H,W]: probabilities [B,K].
 
         They are calibrated where the card has a temperature.
         """
@@ -48,7 +48,7 @@ class Prediction:
     guesses: tuple[Guess, ...]
     error: str | None
     pixels: Pixels | None = field(default=None, repr=False, compare=False)
-    """The picture as the model saw it, uint8 [3,S,S], where it was asked for; no part of the record."""
+    """The image as the model saw it, uint8 [3,S,S], where it was asked for; no part of the record."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record of the command line's json and jsonl."""
@@ -66,12 +66,12 @@ def predict_stream(
         classifier: what answers.
         names: files or addresses, see `expand`.
         topk: how many classes a record names; more than there are means all.
-        batch_size: pictures at a time.
-        keep_pixels: let each prediction carry its picture.
-        whole: hand pictures over as they are, one by one, to a classifier that resizes them.
+        batch_size: images at a time.
+        keep_pixels: let each prediction carry its image.
+        whole: hand images over as they are, one by one, to a classifier that resizes them.
     """
     card = classifier.card
-    view, batch_size = (whole_picture, 1) if whole else (eval_view, batch_size)
+    view, batch_size = (whole_image, 1) if whole else (eval_view, batch_size)
     for batch in batches(names, card.preprocessing, batch_size, view):
         readable = [item.pixels for item in batch if item.pixels is not None]
         answers: Iterator[Scores] = iter(classifier.scores(np.stack(readable))) if readable else iter(())
@@ -89,6 +89,6 @@ def predict_stream(
             yield Prediction(item.name, guesses, None, seen if keep_pixels else None)
 
 
-def _view(picture: Pixels, pre: Preprocessing) -> Pixels:
-    """Return what a file that resizes sees of a picture [3,H,W], but for a level or two of 255: uint8 [3,S,S]."""
-    return eval_view(Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0))), pre)
+def _view(image: Pixels, pre: Preprocessing) -> Pixels:
+    """Return what a file that resizes sees of an image [3,H,W], but for a level or two of 255: uint8 [3,S,S]."""
+    return eval_view(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))), pre)

@@ -27,7 +27,7 @@ class TorchClassifier:
 
     @torch.inference_mode()
     def scores(self, pixels: Pixels) -> Scores:
-        """Classify pictures, uint8 [B,3,S,S]: probabilities [B,K], softmax(logits / temperature of the rule)."""
+        """Classify images, uint8 [B,3,S,S]: probabilities [B,K], softmax(logits / temperature of the rule)."""
         images = normalise(self.device.move(torch.from_numpy(pixels)), self.card.preprocessing)
         with self.device.autocast():
             heads = forward_heads(self.model, images)

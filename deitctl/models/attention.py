@@ -4,7 +4,7 @@ torch's fused attention for CPUs spends three times as long in its backward pass
 times as long, and in fp32 less (benchmarks/attention.py). Scores are computed and normalised in fp32, as the fused one
 does, and kept in the dtype of the values; so gradients are as near to exact ones, also where scores are large.
 
-Letters: B pictures, A heads, N tokens that ask, M tokens that answer, D width of a head.
+Letters: B images, A heads, N tokens that ask, M tokens that answer, D width of a head.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def with_size(arch: Architecture, img_size: int) -> Architecture:
     if img_size < arch.patch_size or img_size % arch.patch_size:
         near = max(1, round(img_size / arch.patch_size)) * arch.patch_size
         raise ModelError(
-            f"{arch.alias} cuts pictures into patches of {arch.patch_size} pixels, which do not fill {img_size}.",
+            f"{arch.alias} cuts images into patches of {arch.patch_size} pixels, which do not fill {img_size}.",
             f"Use --img-size {near}.",
         )
     return replace(arch, img_size=img_size)

@@ -65,7 +65,7 @@ def early_size(model: nn.Module, card: ModelCard, recipe: Recipe) -> int:
     size = card.preprocessing.img_size
     if not isinstance(model, VisionTransformer) and layer_names(model)["fixed_input_size"]:
         raise ConfigError(
-            "This model takes pictures of one size only, so no early epochs of smaller ones.",
+            "This model takes images of one size only, so no early epochs of smaller ones.",
             "Leave out the recipe's early_scale: --set early_share=0",
         )
     step = model.arch.patch_size if isinstance(model, VisionTransformer) else CONVNET_STEP
@@ -73,7 +73,7 @@ def early_size(model: nn.Module, card: ModelCard, recipe: Recipe) -> int:
 
 
 def has_few_patches(model: nn.Module, size: int) -> bool:
-    """Say whether pictures of a side of `size` pixels are so few patches of a DeiT that learning from them first may cost accuracy.
+    """Say whether images of a side of `size` pixels are so few patches of a DeiT that learning from them first may cost accuracy.
 
     At 32 pixels, 2 x 2 patches, the early epochs of `small-fast` cost ten points that the late ones did not win back
     (docs/recipes.md).
@@ -82,7 +82,7 @@ def has_few_patches(model: nn.Module, size: int) -> bool:
 
 
 def largest_block(model: nn.Module, dtype: torch.dtype) -> int:
-    """Return the bytes of the largest activation of one picture in a DeiT that computes in `dtype`; 0 if unknown.
+    """Return the bytes of the largest activation of one image in a DeiT that computes in `dtype`; 0 if unknown.
 
     It is in the middle of a perceptron, or with many tokens the shares that attention.py keeps; the fused one has none.
     """

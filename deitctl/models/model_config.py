@@ -26,7 +26,7 @@ NOT_OF_A_MODEL = ("model_name", "checkpoint_path", "cache_dir", "scriptable", "e
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How a picture becomes the model's input.
+    """How an image becomes the model's input.
 
     The short side is resized to `img_size / crop_pct` pixels, then the centre `img_size` square is cut out
     (`crop_mode="squash"` resizes both sides to that size instead, whatever the aspect ratio), then values in 0..1

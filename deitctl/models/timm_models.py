@@ -54,7 +54,7 @@ def create(
 ) -> nn.Module:  # fmt: skip
     """Build a timm classifier; what is zero or None is left to timm.
 
-    `img_size` and `drop_path_rate` reach the models that take them: a convnet takes pictures of any size. With
+    `img_size` and `drop_path_rate` reach the models that take them: a convnet takes images of any size. With
     `pretrained`, timm resizes position embeddings and makes a new head where the class count differs.
     """
     import timm

@@ -1,10 +1,10 @@
 """The data-efficient image transformer (DeiT, arXiv 2012.12877), with what DeiT-III (arXiv 2204.07118) adds.
 
-A picture is cut into patches, each becomes a token; a class token and, in the distilled model, a distillation token go
+An image is cut into patches, each becomes a token; a class token and, in the distilled model, a distillation token go
 before them; blocks of self-attention and perceptrons mix them; each of the two tokens ends in a linear head of its own.
 Parameters carry timm's names, so that published weights load here and ours load there.
 
-Letters: B pictures, N tokens, D width, A heads, K classes, P prefix tokens (class, distillation).
+Letters: B images, N tokens, D width, A heads, K classes, P prefix tokens (class, distillation).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class HeadLogits(NamedTuple):
 
 
 class PatchEmbed(nn.Module):
-    """Cut pictures [B,3,H,W] into patches and embed each: [B,N,D]."""
+    """Cut images [B,3,H,W] into patches and embed each: [B,N,D]."""
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; `keep` [2,B] scales its two branches for each picture (stochastic depth)."""
+    """Pre-norm transformer block; `keep` [2,B] scales its two branches for each image (stochastic depth)."""
 
     def __init__(self, dim: int, num_heads: int, layer_scale: bool) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Block(nn.Module):
 def _add(x: Tensor, branch: Callable[[Tensor], Tensor], keep: Tensor | None, entering: Tensor) -> Tensor:
     """Return `x` plus `keep` [B] times the branch of what enters the block.
 
-    Where enough pictures drop it, the branch is computed for the others alone; on the CPU only, because an accelerator
+    Where enough images drop it, the branch is computed for the others alone; on the CPU only, because an accelerator
     would have to be waited for.
     """
     if keep is None:
@@ -131,7 +131,7 @@ def _add(x: Tensor, branch: Callable[[Tensor], Tensor], keep: Tensor | None, ent
 
 
 class VisionTransformer(nn.Module):
-    """A DeiT classifier; pictures [B,3,S,S] in, `HeadLogits` out, in training and in evaluation alike."""
+    """A DeiT classifier; images [B,3,S,S] in, `HeadLogits` out, in training and in evaluation alike."""
 
     def __init__(self, arch: Architecture, *, num_classes: int, img_size: int, drop_path_rate: float = 0.0) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class VisionTransformer(nn.Module):
         return (draws < survival).float() / survival
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return the tokens that enter the first block, [B,P+N,D]; positions are resized to pictures of another size than the model's."""
+        """Return the tokens that enter the first block, [B,P+N,D]; positions are resized to images of another size than the model's."""
         x = self.patch_embed(images)
         pos_embed: Tensor = self.pos_embed
         if images.shape[-1] != self.img_size:  # early epochs at a lower resolution
@@ -186,7 +186,7 @@ class VisionTransformer(nn.Module):
         return torch.cat([*tokens, x], dim=1) + pos_embed
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> HeadLogits:
-        """Classify pictures [B,3,S,S]; `keep` [depth,2,B] is stochastic depth, from `draw_keep`, None outside training."""
+        """Classify images [B,3,S,S]; `keep` [depth,2,B] is stochastic depth, from `draw_keep`, None outside training."""
         x = self.embed(images)
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):

@@ -1,4 +1,4 @@
-"""What of each picture goes into a pack: its bytes as they are, a smaller JPEG, or bare pixels."""
+"""What of each image goes into a pack: its bytes as they are, a smaller JPEG, or bare pixels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from deitctl.checks.image_info import Pictures, processes
+from deitctl.checks.image_info import Images, processes
 from deitctl.data.dataset import ArraySource, Source, Subset
 from deitctl.data.decode import MAX_BYTES, decode
 from deitctl.data.eval_transform import resized
@@ -30,27 +30,27 @@ FILTER = Image.Resampling.BICUBIC
 """As in evaluation, so that evaluating at the size of the pack resizes once, and in the same way."""
 
 CHUNK = 8
-"""Pictures that a process takes at a time."""
+"""Images that a process takes at a time."""
 LESS = "Pack with fewer processes: --workers 0"
 
 
 @dataclass(frozen=True)
 class Form:
-    """In which form pictures are kept; as they are, if nothing is said."""
+    """In which form images are kept; as they are, if nothing is said."""
 
     max_size: int = 0
-    """Pixels of the short side above which a picture is made smaller; 0: none is."""
+    """Pixels of the short side above which an image is made smaller; 0: none is."""
     raw: bool = False
     """Whether pixels are kept and no JPEG, so that nothing is to be decoded."""
 
     @property
     def as_it_is(self) -> bool:
-        """Whether no picture needs to be decoded."""
+        """Whether no image needs to be decoded."""
         return not self.max_size and not self.raw
 
 
 class Kept(NamedTuple):
-    """A picture on its way into a pack."""
+    """An image on its way into a pack."""
 
     data: bytes
     digest: int
@@ -69,9 +69,9 @@ def digest_of(data: bytes) -> int:
 
 
 def keep(source: Source, index: int, form: Form) -> Kept:
-    """Read a picture, and bring it into the form; never raises for what is wrong with it.
+    """Read an image, and bring it into the form; never raises for what is wrong with it.
 
-    What cannot be read has no bytes, and what is damaged keeps its own, so that a pack has every picture of its source
+    What cannot be read has no bytes, and what is damaged keeps its own, so that a pack has every image of its source
     under its number.
     """
     try:
@@ -91,14 +91,14 @@ def keep(source: Source, index: int, form: Form) -> Kept:
 
 
 def _in_memory(source: Source) -> bool:
-    """Say whether the pictures are in no files, so that their bytes say nothing without their shape."""
+    """Say whether the images are in no files, so that their bytes say nothing without their shape."""
     while isinstance(source, Subset):
         source = source.source
     return isinstance(source, ArraySource)
 
 
 def _encode(image: Image.Image, form: Form) -> bytes | None:
-    """Return an upright RGB picture in a form; None where it is small enough as it is."""
+    """Return an upright RGB image in a form; None where it is small enough as it is."""
     large = 0 < form.max_size < min(image.size)
     if large:
         image = image.resize(resized(*image.size, form.max_size), FILTER)
@@ -112,26 +112,26 @@ def _encode(image: Image.Image, form: Form) -> bytes | None:
 
 
 def _ppm(image: Image.Image) -> bytes:
-    """Return an RGB picture as the plainest file there is: its size, and its pixels."""
+    """Return an RGB image as the plainest file there is: its size, and its pixels."""
     return b"P6\n%d %d\n255\n" % image.size + image.tobytes()
 
 
 def keep_all(sources: Sequence[Source], form: Form, workers: int) -> Generator[Kept]:
-    """Yield all pictures of several sources in a form, in order, the same whatever the number of processes.
+    """Yield all images of several sources in a form, in order, the same whatever the number of processes.
 
     `workers` is as in `processes`; copying needs none, as the disk is what it waits for. Close it to end the processes
-    before the last picture.
+    before the last image.
 
     Raises:
         DataError: a process died.
     """
-    pictures = Pictures(sources)
-    count = 0 if workers < 0 and form.as_it_is else processes(workers, len(pictures))
+    images = Images(sources)
+    count = 0 if workers < 0 and form.as_it_is else processes(workers, len(images))
     if not count:
-        yield from (keep(*pictures.locate(index), form) for index in range(len(pictures)))
+        yield from (keep(*images.locate(index), form) for index in range(len(images)))
         return
-    with _working(pictures, form, count) as ends:
-        for end, _ in zip(cycle(ends), range(0, len(pictures), CHUNK), strict=False):
+    with _working(images, form, count) as ends:
+        for end, _ in zip(cycle(ends), range(0, len(images), CHUNK), strict=False):
             try:
                 chunk: list[Kept] = end.recv()
             except (EOFError, OSError) as error:
@@ -140,13 +140,13 @@ def keep_all(sources: Sequence[Source], form: Form, workers: int) -> Generator[K
 
 
 @contextmanager
-def _working(pictures: Pictures, form: Form, count: int) -> Iterator[list[Connection]]:
-    """Have processes take chunks of pictures in turn, each with a pipe of its own, and end them at the end."""
+def _working(images: Images, form: Form, count: int) -> Iterator[list[Connection]]:
+    """Have processes take chunks of images in turn, each with a pipe of its own, and end them at the end."""
     started, ends = [], []
     try:
         for number in range(count):
             ours, theirs = Pipe(duplex=False)
-            process = Process(target=_work, args=(ours, theirs, pictures, form, number, count), daemon=True)
+            process = Process(target=_work, args=(ours, theirs, images, form, number, count), daemon=True)
             process.start()
             theirs.close()
             started.append(process)
@@ -158,13 +158,13 @@ def _working(pictures: Pictures, form: Form, count: int) -> Iterator[list[Connec
             process.join()
 
 
-def _work(parents: Connection, end: Connection, pictures: Pictures, form: Form, number: int, count: int) -> None:
+def _work(parents: Connection, end: Connection, images: Images, form: Form, number: int, count: int) -> None:
     """Send every `count`-th chunk from `number` on, as fast as they are taken; end when nobody takes them any more."""
     leave_signals_to_the_parent(number)
     parents.close()  # a copy of it, with which this process would wait for itself when the parent is gone
-    for first in range(number * CHUNK, len(pictures), count * CHUNK):
-        chunk = range(first, min(first + CHUNK, len(pictures)))
+    for first in range(number * CHUNK, len(images), count * CHUNK):
+        chunk = range(first, min(first + CHUNK, len(images)))
         try:
-            end.send([keep(*pictures.locate(index), form) for index in chunk])
+            end.send([keep(*images.locate(index), form) for index in chunk])
         except OSError:
             return

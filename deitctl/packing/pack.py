@@ -27,7 +27,7 @@ from deitctl.packing.encode import Form, Kept, digest_of, keep_all
 EXAMPLES = 20
 """Differences that are told one by one."""
 GLANCE = 8
-"""Side to which pictures are brought that are held against each other."""
+"""Side to which images are brought that are held against each other."""
 ALIKE = 4.0
 """Levels that they may differ by in the mean; 84 photographs encoded at 160 pixels differed by 0.3, from others by 31."""
 
@@ -41,13 +41,13 @@ class PackResult:
     parts: Mapping[str, Mapping[str, int]]
     """Images and classes of each part: train, val or all."""
     copied: int
-    """Pictures whose bytes are as they were, the unreadable ones among them."""
+    """Images whose bytes are as they were, the unreadable ones among them."""
     encoded: int
-    """Pictures that are stored in another form."""
+    """Images that are stored in another form."""
     unreadable: tuple[str, ...]
-    """What is wrong with each picture that could not be read, or had to be decoded and could not be."""
+    """What is wrong with each image that could not be read, or had to be decoded and could not be."""
     bytes_before: int
-    """Of all pictures where they come from."""
+    """Of all images where they come from."""
     bytes_after: int
     """Of the pack."""
     seconds: float
@@ -68,9 +68,9 @@ class PackCheck:
 
     path: Path
     data: str
-    images: int
+    num_images: int
     different: int
-    """Pictures, and whatever else is not the same."""
+    """Images, and whatever else is not the same."""
     examples: tuple[str, ...]
     """The first of them, in words."""
     seconds: float
@@ -78,7 +78,7 @@ class PackCheck:
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         return {
-            "path": str(self.path), "data": self.data, "images": self.images, "different": self.different,
+            "path": str(self.path), "data": self.data, "num_images": self.num_images, "different": self.different,
             "examples": list(self.examples), "seconds": round(self.seconds, 2),
         }  # fmt: skip
 
@@ -86,12 +86,12 @@ class PackCheck:
 def pack(
     data: str, out: str, *, max_size: int = 0, raw: bool = False, workers: int = -1, reporter: Reporter | None = None
 ) -> PackResult:
-    """Write the pictures of a data set, with their names, labels and parts, into one file.
+    """Write the images of a data set, with their names, labels and parts, into one file.
 
     Args:
         data: anything that `open_data` opens.
         out: the file, which must end in .pack; another pack there is replaced, nothing else is.
-        max_size: short side in pixels above which a picture is made smaller and becomes a JPEG; 0: none is.
+        max_size: short side in pixels above which an image is made smaller and becomes a JPEG; 0: none is.
         raw: keep pixels, which need no decoding.
         workers: processes that decode and encode, 0 for none, -1 for one a core; they change nothing in the result.
         reporter: told of progress.
@@ -103,7 +103,7 @@ def pack(
     """
     reporter, start, path = reporter or SilentReporter(), time.perf_counter(), Path(out).expanduser()
     if max_size < 0:
-        raise ConfigError(f"max_size = {max_size}: a picture has 1 pixel or more a side.")
+        raise ConfigError(f"max_size = {max_size}: an image has 1 pixel or more a side.")
     _require_place(path, data)
     found = open_data(data, reporter)
     sources = parts_of(found)
@@ -111,8 +111,8 @@ def pack(
     parts = {name: Listing(_names(s, home), s.labels, s.class_names) for name, s in sources.items()}
     tally = _Tally()
     count = sum(len(s.labels) for s in sources.values())
-    pictures = keep_all([*sources.values()], Form(max_size, raw), workers)
-    with whole_file(path, "OUT") as file, closing(pictures) as kept:
+    images = keep_all([*sources.values()], Form(max_size, raw), workers)
+    with whole_file(path, "OUT") as file, closing(images) as kept:
         size = write_pack(file, parts, tally.passing(track(kept, reporter, "pack", count)))
     return PackResult(
         path=path, data=found.name,
@@ -133,16 +133,16 @@ def _require_place(path: Path, data: str) -> None:
 
 
 def parts_of(data: DataSet) -> dict[str, Source]:
-    """Return the parts of a data set that have pictures by name; one without parts has the empty name."""
+    """Return the parts of a data set that have images by name; one without parts has the empty name."""
     parts = {"train": data.train, "val": data.val, "": data.whole}
     sources = {name: source for name, source in parts.items() if source is not None and len(source.labels)}
     if not sources:
-        raise DataError(f"{data.name} has no pictures to pack.")
+        raise DataError(f"{data.name} has no images to pack.")
     return sources
 
 
 def _names(source: Source, home: str) -> Names:
-    """Return what pictures are called below their part, or below `home`, the folder that a table lies in."""
+    """Return what images are called below their part, or below `home`, the folder that a table lies in."""
     if isinstance(source, PackSource):
         return source.names.below("")
     if isinstance(source, TarSource):
@@ -154,14 +154,14 @@ def _names(source: Source, home: str) -> Names:
 
 
 class _Tally:
-    """What became of the pictures."""
+    """What became of the images."""
 
     def __init__(self) -> None:
         self.before = self.encoded = 0
         self.unreadable: list[str] = []
 
-    def passing(self, pictures: Iterator[Kept]) -> Iterator[tuple[bytes, int]]:
-        for kept in pictures:
+    def passing(self, images: Iterator[Kept]) -> Iterator[tuple[bytes, int]]:
+        for kept in images:
             self.before += kept.before
             self.encoded += kept.encoded
             if kept.why:
@@ -170,9 +170,9 @@ class _Tally:
 
 
 def check_pack(data: str, out: str, *, reporter: Reporter | None = None) -> PackCheck:
-    """Compare a pack with the data that it was made of: parts, classes, names, labels and every picture's bytes.
+    """Compare a pack with the data that it was made of: parts, classes, names, labels and every image's bytes.
 
-    A picture that was stored in another form is the same if the bytes that it was made of are, those that it is stored
+    An image that was stored in another form is the same if the bytes that it was made of are, those that it is stored
     in are as they were written, and it looks as its source does.
 
     Raises:
@@ -189,7 +189,7 @@ def check_pack(data: str, out: str, *, reporter: Reporter | None = None) -> Pack
         if len(examples) < EXAMPLES:
             examples.append(what)
     return PackCheck(
-        path=path, data=found.name, images=sum(len(s.labels) for s in ours.values()), different=different,
+        path=path, data=found.name, num_images=sum(len(s.labels) for s in ours.values()), different=different,
         examples=tuple(examples), seconds=time.perf_counter() - start,
     )  # fmt: skip
 
@@ -221,7 +221,7 @@ def _in_part(source: Source, packed: PackSource, home: str, said: str, reporter:
         if (np.diff(there) < 0).any():
             yield f"{said} has another order."
     for pair in track(zip(here.tolist(), there.tolist(), strict=True), reporter, "compare", len(here)):
-        if what := _in_picture(packed, pair[0], source, pair[1]):
+        if what := _in_image(packed, pair[0], source, pair[1]):
             yield what
 
 
@@ -233,8 +233,8 @@ def _matched(known: Names, names: Names) -> tuple[NDArray[np.int64], NDArray[np.
     return here, there
 
 
-def _in_picture(packed: PackSource, here: int, source: Source, there: int) -> str:
-    """Say what is different in a picture; empty if nothing is."""
+def _in_image(packed: PackSource, here: int, source: Source, there: int) -> str:
+    """Say what is different in an image; empty if nothing is."""
     label, its = source.class_names[source.labels[there]], packed.class_names[packed.labels[here]]
     if label != its:
         return f"{packed.name(here)} is of class {its!r}, and of {label!r} in the data."
@@ -249,12 +249,12 @@ def _in_picture(packed: PackSource, here: int, source: Source, there: int) -> st
     if digest_of(data) != packed.digests[here]:
         return f"{source.name(there)} is not what was packed."
     if kept != data and not looks_the_same(packed, here, source, there):
-        return f"{packed.name(here)} is another picture than {source.name(there)}."
+        return f"{packed.name(here)} is another image than {source.name(there)}."
     return ""
 
 
 def looks_the_same(packed: PackSource, here: int, source: Source, there: int) -> bool:
-    """Say whether a picture that was encoded anew is still the one of the data, but for what encoding loses."""
+    """Say whether an image that was encoded anew is still the one of the data, but for what encoding loses."""
     try:
         one, other = (
             np.asarray(read(index).resize((GLANCE, GLANCE), Image.Resampling.BICUBIC), np.float32)

@@ -1,4 +1,4 @@
-"""`--batch-size auto`: how many pictures a step can take on this device, found by taking some."""
+"""`--batch-size auto`: how many images a step can take on this device, found by taking some."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deitctl.training.optim import peak_learning_rate
 from deitctl.training.step import at_a_time
 
 SMALLEST = 8
-"""Pictures of the first try; the second has twice as many."""
+"""Images of the first try; the second has twice as many."""
 USED = 0.8
 """Share of the free memory that a step may take: other things want some of it too."""
 LARGEST = 4
@@ -28,7 +28,7 @@ LARGEST = 4
 FEWEST_STEPS = 50
 """Of an epoch, below which a batch is not made larger than the recipe's: a short run would learn less in fewer steps."""
 GAIN = 0.03
-"""By which images/s must rise with twice the pictures."""
+"""By which images/s must rise with twice the images."""
 SECONDS = 1.0
 """Of a try."""
 DEAR = 8.0
@@ -41,7 +41,7 @@ class Try:
 
     size: int
     rate: float
-    """Pictures a second."""
+    """Images a second."""
     memory: int | None
     """Bytes that a step takes beyond what stays: weights, moments, average, teacher."""
 
@@ -74,7 +74,7 @@ def with_chosen_batch(config: TrainConfig, sources: tuple[Source, Source] | None
 
     Raises:
         ConfigError: several processes would have to choose together.
-        DataError: no picture can be read.
+        DataError: no image can be read.
     """
     if launched():
         raise ConfigError("--batch-size auto chooses for one process.", "Under torchrun name the number.")
@@ -90,15 +90,15 @@ def choose_batch_size(
 ) -> Choice:
     """Find the largest batch whose step fits into `USED` of the free memory, and is worth its size.
 
-    Steps of 8 and 16 pictures, of the real recipe, model and teacher but of random weights, give the memory of a step by
+    Steps of 8 and 16 images, of the real recipe, model and teacher but of random weights, give the memory of a step by
     a straight line. Twice as many are tried as long as that is cheap; where images/s rises by less than `GAIN`, larger
     batches gain nothing, and the recipe's own size is taken, or the last one that gained, if it is larger. Never more than
     `LARGEST` times the recipe's, nor so many that an epoch has fewer than `FEWEST_STEPS`.
     """
-    recipe, pictures = config.recipe, len(sources[0].labels)
+    recipe, images = config.recipe, len(sources[0].labels)
     rehearsal = rehearse(config, sources, device)
     size, why, tries = search(
-        lambda size: _try(rehearsal.at(size)), recipe.batch_size, pictures, _room(rehearsal), reporter,
+        lambda size: _try(rehearsal.at(size)), recipe.batch_size, images, _room(rehearsal), reporter,
         at_a_time(rehearsal.plan, rehearsal.state),
     )  # fmt: skip
     return Choice(size, why, peak_learning_rate(recipe.optim, size), tuple(tries))
@@ -135,7 +135,7 @@ def _try(rehearsal: Rehearsal) -> Try | None:
 def search(
     attempt: Callable[[int], Try | None],
     usual: int,
-    pictures: int,
+    num_images: int,
     room: int | None,
     reporter: Reporter,
     at_a_time: int = 0,
@@ -145,18 +145,18 @@ def search(
     Args:
         attempt: tries a size, None where memory runs out.
         usual: the recipe's batch size.
-        pictures: of the data.
+        images: of the data.
         room: bytes that a step may take, None if nobody knows.
         reporter: shows progress.
-        at_a_time: pictures of a micro-batch, above which a step takes no more memory; 0: all of a step.
+        at_a_time: images of a micro-batch, above which a step takes no more memory; 0: all of a step.
     """
-    most, why = _largest(usual, pictures)
-    usual = min(usual, pictures)
+    most, why = _largest(usual, num_images)
+    usual = min(usual, num_images)
     size, tries = min(SMALLEST, most), list[Try]()
     with reporter.task("choose the batch size", None, "steps") as task:
         while size <= most:
             if len(tries) > 1 and 2 * size / tries[-1].rate > DEAR:
-                return *((usual, "steps of more pictures take too long to try") if usual < most else (most, why)), tries
+                return *((usual, "steps of more images take too long to try") if usual < most else (most, why)), tries
             found = attempt(size)
             if found is None:
                 most, why = max(2, size // 2), f"memory runs out with {size}"
@@ -170,13 +170,13 @@ def search(
     return most, why, tries
 
 
-def _largest(usual: int, pictures: int) -> tuple[int, str]:
+def _largest(usual: int, num_images: int) -> tuple[int, str]:
     """Return the largest batch that recipe and data allow: the recipe's own, or a power of two above it; and why no more."""
-    if pictures <= usual:
-        return pictures, f"the data has {pictures} training pictures"
-    most = max(usual, power_of_two(max(1, min(LARGEST * usual, pictures // FEWEST_STEPS))))
-    if pictures // FEWEST_STEPS < 2 * most and most < power_of_two(LARGEST * usual):
-        return most, f"of {pictures} pictures, larger batches would make less than {FEWEST_STEPS} steps an epoch"
+    if num_images <= usual:
+        return num_images, f"the data has {num_images} training images"
+    most = max(usual, power_of_two(max(1, min(LARGEST * usual, num_images // FEWEST_STEPS))))
+    if num_images // FEWEST_STEPS < 2 * most and most < power_of_two(LARGEST * usual):
+        return most, f"of {num_images} images, larger batches would make less than {FEWEST_STEPS} steps an epoch"
     return (
         most,
         f"no power of two above it is within {LARGEST} times the recipe's {usual}, and no more is asked of a recipe",
@@ -196,9 +196,7 @@ def _within(room: int | None, tries: list[Try], most: int, why: str, at_a_time: 
         return more + slope * (min(size, max(b, at_a_time or size)) - b)  # no more than a micro-batch at a time
 
     while most > 2 and takes(most) > room:
-        why = (
-            f"a step of {most} pictures would take {takes(most) / 2**30:.2g} GiB, of the {room / 2**30:.2g} GiB it may"
-        )
+        why = f"a step of {most} images would take {takes(most) / 2**30:.2g} GiB, of the {room / 2**30:.2g} GiB it may"
         most = max(2, most // 2)
     return most, why
 
@@ -210,7 +208,7 @@ def _flat(tries: list[Try], usual: int, most: int, why: str) -> tuple[int, str]:
     if size >= most:
         return most, why
     gain = 100 * (last.rate / before.rate - 1)
-    rises = f"from {before.size} to {last.size} pictures images/s changes by {gain:+.0f} %"
+    rises = f"from {before.size} to {last.size} images images/s changes by {gain:+.0f} %"
     return size, f"{rises}, so larger batches gain nothing" + ("; it is the recipe's" if size > before.size else "")
 
 

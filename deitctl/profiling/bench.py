@@ -24,7 +24,7 @@ from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.profiling.batch_size import choose_batch_size, power_of_two
 from deitctl.profiling.bench_advice import advise, expected_of, parts_of
-from deitctl.profiling.bench_data import loader_stage, picture_stages
+from deitctl.profiling.bench_data import image_stages, loader_stage
 from deitctl.profiling.bench_network import (
     ADAMW_BYTES,
     AVERAGE_BYTES,
@@ -33,7 +33,7 @@ from deitctl.profiling.bench_network import (
     evaluation_stage,
     loop_stage,
     save_stage,
-    seconds_a_picture,
+    seconds_an_image,
     step_stage,
     student_stages,
     teacher_stage,
@@ -78,7 +78,7 @@ def bench(
     """Measure every stage of a training on this machine, and the training itself. Nothing is downloaded or kept.
 
     Args:
-        request: the training, as for `configure`, without its teacher; no data: pictures as large as ImageNet's are made up.
+        request: the training, as for `configure`, without its teacher; no data: images as large as ImageNet's are made up.
         teacher: a model that teaches, empty for none; both have random weights, which are as fast as any.
         choose_batch: whether the batch size is chosen as by `--batch-size auto`.
         seconds: of a stage, about.
@@ -86,7 +86,7 @@ def bench(
 
     Raises:
         ConfigError: a setting that does not exist or fit.
-        DataError: no data, or not one picture of it can be read.
+        DataError: no data, or not one image of it can be read.
     """
     if not 0 < seconds <= MOST_SECONDS:
         raise ConfigError(f"seconds = {seconds:g}: a stage takes more than 0 and at most {MOST_SECONDS:g} seconds.")
@@ -114,9 +114,9 @@ def _load() -> float | None:
 
 
 def _open(request: Request, folder: Path, seconds: float, reporter: Reporter) -> Opened:
-    """Open the data and time it, or make pictures up."""
+    """Open the data and time it, or make images up."""
     if not request.data:
-        reporter.note(f"No data named: {FILES} pictures of {WIDTH} x {HEIGHT} pixels are made up, as ImageNet's are.")
+        reporter.note(f"No data named: {FILES} images of {WIDTH} x {HEIGHT} pixels are made up, as ImageNet's are.")
         return Opened(imagenet_like(folder), None, made_up=True)
     start = time.perf_counter()
     sources = open_for_training(request.data, seed=0, reporter=reporter)
@@ -148,7 +148,7 @@ def _bench(
         flops: dict[str, int] = flops_of(whole.state.model, whole.img_size)._asdict()
         if whole.teacher is not None:
             flops["teacher"] = flops_of(whole.teacher.model, whole.teacher.card.preprocessing.img_size).forward
-        guess = seconds_a_picture(whole)
+        guess = seconds_an_image(whole)
         precisions = list(dict.fromkeys(["fp32", device.precision, choose_device(config.device).precision]))
         ceilings = measure_ceilings(device, precisions, seconds=CEILING * seconds)
     job = whole.at(_affordable(whole.plan.recipe.batch_size, guess, seconds))
@@ -184,7 +184,7 @@ def _stages(
 ) -> Iterator[Stage]:
     """Measure all stages in the order of the work; those of the training in rounds, so that they meet the same moments."""
     batch = job.batch()
-    yield from picture_stages(job, clock, folder)
+    yield from image_stages(job, clock, folder)
     yield loader_stage(job, clock)
     rounds: dict[str, list[Stage]] = {}
     shorter = StageClock(clock.device, clock.seconds / ROUNDS, clock.step)
@@ -195,8 +195,8 @@ def _stages(
     size = len(batch.keys)
     if 4 * size * guess <= clock.seconds and 2 * size <= len(job.train.labels):
         double = job.at(2 * size)
-        yield step_stage(job, batch, clock, "step", f"step of {size} pictures")
-        yield step_stage(double, double.batch(), clock, "double_step", f"step of {2 * size} pictures")
+        yield step_stage(job, batch, clock, "step", f"step of {size} images")
+        yield step_stage(double, double.batch(), clock, "double_step", f"step of {2 * size} images")
     yield save_stage(job, clock, folder)
     yield evaluation_stage(job, next(batch.parts(at_a_time(job.plan, job.state))), clock, limits.forward)
 
@@ -204,12 +204,12 @@ def _stages(
 def _training_stages(
     job: Rehearsal, batch: Batch, clock: StageClock, limits: Limits, guess: float, reporter: Reporter
 ) -> Iterator[Stage]:
-    """Measure the parts of a step, pictures being taken as a step does, and the training loop with a batch at hand and as it is."""
+    """Measure the parts of a step, images being taken as a step does, and the training loop with a batch at hand and as it is."""
     part = next(batch.parts(at_a_time(job.plan, job.state)))
     if job.teacher is not None:
         yield teacher_stage(job, part, clock, limits.teacher)
     yield from student_stages(job, part, clock, limits)
-    at = "loop_at_hand", "loop, pictures at hand"
+    at = "loop_at_hand", "loop, images at hand"
     yield loop_stage(job, lambda: at_hand(batch), clock, *at, guess, reporter)
     yield loop_stage(job, job.batches, clock, "loop", "loop, whole", guess, reporter)
     yield from update_stages(job, clock, limits)
@@ -243,6 +243,6 @@ def _describe(job: Rehearsal, opened: Opened, why: str, ceilings: Ceilings) -> d
         "recipe": config.recipe.name, "epochs": config.recipe.epochs, "img_size": job.img_size,
         "batch_size": batch_size, "measured_batch_size": job.plan.recipe.batch_size, "batch_size_why": why,
         "peak_learning_rate": peak_learning_rate(config.recipe.optim, batch_size),
-        "data": "made up" if opened.made_up else config.data, "train_pictures": len(job.train.labels),
-        "val_pictures": len(job.val.labels), "classes": len(job.train.class_names),
+        "data": "made up" if opened.made_up else config.data, "train_images": len(job.train.labels),
+        "val_images": len(job.val.labels), "classes": len(job.train.class_names),
     }  # fmt: skip

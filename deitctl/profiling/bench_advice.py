@@ -15,7 +15,7 @@ from deitctl.profiling.peak import Ceilings
 from deitctl.profiling.trial_run import Rehearsal
 
 WAITING = 0.1
-"""Share of the training's time in waiting for pictures from which it is worth mending."""
+"""Share of the training's time in waiting for images from which it is worth mending."""
 TEACHING = 0.15
 """Share of a step that the teacher takes, likewise."""
 FASTER = 1.2
@@ -27,7 +27,7 @@ ONCE = ("optimizer", "average")
 
 
 def parts_of(job: Rehearsal, stages: Mapping[str, Stage]) -> dict[str, float]:
-    """Return the seconds a picture of the training by where they go; empty where the loop was not measured.
+    """Return the seconds an image of the training by where they go; empty where the loop was not measured.
 
     What a step does once whatever its size (optimiser, average) is divided by the recipe's batch, not by the measured one.
     `loop` is what the loop takes with a batch at hand beyond the parts that were measured on their own: moving, mixing and
@@ -57,16 +57,16 @@ def expected_of(job: Rehearsal, stages: Mapping[str, Stage], parts: Mapping[str,
     """
     if not parts or any(stages[name].timing is None for name in ("loader", "evaluation", "eval_view")):
         return {}
-    recipe, pictures = job.config.recipe, len(job.train.labels)
+    recipe, images = job.config.recipe, len(job.train.labels)
     seconds = {name: s.timing.seconds for name, s in stages.items() if s.timing is not None}
-    batch = min(recipe.batch_size, pictures)
+    batch = min(recipe.batch_size, images)
     loader = seconds["loader"] if job.workers else 0.0
     training = max(sum(parts.values()), loader)
     validation = max(seconds["evaluation"], seconds["eval_view"] / max(1, job.workers))
     if not job.workers:
         validation = seconds["evaluation"] + seconds["eval_view"]
     validated = len(job.val.labels) * validation * (2 if recipe.ema_decay else 1)
-    trained = steps_per_epoch(pictures, batch) * batch
+    trained = steps_per_epoch(images, batch) * batch
     epoch = trained * training + validated
     found = {"images_per_second": 1 / training, "epoch_seconds": epoch, "recipe_seconds": recipe.epochs * epoch}
     if (taught := epochs_with_teacher(job)) is not None and taught < recipe.epochs:
@@ -109,7 +109,7 @@ def _feeding(job: Rehearsal, ceilings: Ceilings, stages: Mapping[str, Stage], sh
         "processes_needed": needed, "cores": ceilings.cores,
     }  # fmt: skip
     text = (
-        f"Training waits for pictures {100 * share:.0f} % of its time: the loader gives {loader.rate:.3g} images/s, a step could take "
+        f"Training waits for images {100 * share:.0f} % of its time: the loader gives {loader.rate:.3g} images/s, a step could take "
         f"{at_hand.rate:.3g}. A core renders {view.rate:.3g}, so {needed} loader process{'es' if needed != 1 else ''} would feed it"
     )
     if job.workers < needed <= ceilings.cores:
@@ -120,7 +120,7 @@ def _feeding(job: Rehearsal, ceilings: Ceilings, stages: Mapping[str, Stage], sh
     if small is not None and small.rate >= FASTER * view.rate:
         times, side = small.rate / view.rate, small_side(job)
         yield Advice(
-            f"Stored {side} pixels high the same pictures are rendered {times:.2g} times as fast: "
+            f"Stored {side} pixels high the same images are rendered {times:.2g} times as fast: "
             f"deitctl pack DATA OUT --max-size {side}.", {"times_as_fast": times, "side": side},
         )  # fmt: skip
 
@@ -131,9 +131,7 @@ def _teaching(job: Rehearsal, parts: Mapping[str, float], whole: float) -> Itera
         return
     taught, numbers = epochs_with_teacher(job), {"teacher": share}
     if taught is None:
-        ways = (
-            "with --teacher-sees view --views 8 its words are kept, and it is asked about each picture 8 times in all"
-        )
+        ways = "with --teacher-sees view --views 8 its words are kept, and it is asked about each image 8 times in all"
     elif taught < job.config.recipe.epochs:
         ways = f"after {taught} epochs it has said all and goes; deitctl teach hears it out before"
         numbers["epochs"] = taught
@@ -173,6 +171,6 @@ def _batch(job: Rehearsal, stages: Mapping[str, Stage]) -> Iterator[Advice]:
     if once is not None and twice is not None and twice.rate >= LARGER * once.rate:
         gain, size = twice.rate / once.rate - 1, job.plan.recipe.batch_size
         yield Advice(
-            f"Steps of {2 * size} pictures do {100 * gain:.0f} % more images/s than of {size}: --batch-size {2 * size}, or auto; "
+            f"Steps of {2 * size} images do {100 * gain:.0f} % more images/s than of {size}: --batch-size {2 * size}, or auto; "
             "the learning rate follows.", {"gain": gain, "batch_size": 2 * size},
         )  # fmt: skip

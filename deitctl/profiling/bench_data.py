@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from deitctl.data.dataset import FileSource, Source
-from deitctl.data.lazy_jpeg import Picture
+from deitctl.data.lazy_jpeg import LazyJpeg
 from deitctl.data.loader import EvalViews
 from deitctl.data.samplers import SampleKey, view_of
 from deitctl.data.transforms import train_view
@@ -21,19 +21,19 @@ from deitctl.profiling.bench_result import Stage, StageClock
 from deitctl.profiling.trial_run import TRIES, Rehearsal
 
 CHUNK = 8
-"""Pictures of a sample."""
+"""Images of a sample."""
 SMALL_SIDE = 8 / 7
-"""Short side of a picture that is stored small, over the input's: 256 for 224."""
+"""Short side of an image that is stored small, over the input's: 256 for 224."""
 SMALL_QUALITY = 90
 WORTH = 1.2
-"""Times as large as that pictures must be for it to be tried."""
+"""Times as large as that images must be for it to be tried."""
 KEPT = 16
-"""Decoded pictures that are held."""
+"""Decoded images that are held."""
 T = TypeVar("T")
 
 
-def picture_stages(job: Rehearsal, clock: StageClock, folder: Path) -> Iterator[Stage]:
-    """Measure reading, decoding and rendering, each on one core; `folder` is for pictures that are tried smaller."""
+def image_stages(job: Rehearsal, clock: StageClock, folder: Path) -> Iterator[Stage]:
+    """Measure reading, decoding and rendering, each on one core; `folder` is for images that are tried smaller."""
     keys = next(iter(job.keys(TRIES)))
     source, views = job.train, job.training_views()
     yield clock.take("read", "read", each(keys, lambda key: source.raw(key.index)))
@@ -52,7 +52,7 @@ def picture_stages(job: Rehearsal, clock: StageClock, folder: Path) -> Iterator[
 
 
 def small_side(job: Rehearsal) -> int:
-    """Return the short side, in pixels, at which pictures are tried smaller."""
+    """Return the short side, in pixels, at which images are tried smaller."""
     return round(SMALL_SIDE * job.img_size)
 
 
@@ -94,20 +94,20 @@ def each(keys: Sequence[T], do: Callable[[T], object]) -> Callable[[], int]:
 
 
 def _require_read(error: str) -> None:
-    """Raise what a view says of a picture that could not be read."""
+    """Raise what a view says of an image that could not be read."""
     if error:
         raise DataError(error)
 
 
 def _decode(source: Source, index: int) -> None:
-    """Decode all of a picture, as a training view of its whole would."""
-    picture = source.open(index)
-    if isinstance(picture, Picture):
-        picture.cut((0, 0, *picture.size))
+    """Decode all of an image, as a training view of its whole would."""
+    image = source.open(index)
+    if isinstance(image, LazyJpeg):
+        image.cut((0, 0, *image.size))
 
 
 def _decoded(source: Source, keys: Sequence[SampleKey]) -> list[tuple[SampleKey, Image.Image]]:
-    """Return the first `KEPT` of the pictures that can be read."""
+    """Return the first `KEPT` of the images that can be read."""
     found: list[tuple[SampleKey, Image.Image]] = []
     for key in keys:
         with suppress(DataError):
@@ -129,12 +129,12 @@ def _augmenting(job: Rehearsal, keys: Sequence[SampleKey]) -> Callable[[], int]:
 
 
 def smaller(source: Source, keys: Sequence[SampleKey], side: int, folder: Path) -> FileSource | None:
-    """Store some pictures again with a short side of `side` pixels; None where they are not much larger than that."""
-    pictures = [image for _, image in _decoded(source, keys)]
-    if not pictures or np.median([min(image.size) for image in pictures]) < WORTH * side:
+    """Store some images again with a short side of `side` pixels; None where they are not much larger than that."""
+    images = [image for _, image in _decoded(source, keys)]
+    if not images or np.median([min(image.size) for image in images]) < WORTH * side:
         return None
     paths = []
-    for number, image in enumerate(pictures):
+    for number, image in enumerate(images):
         scale = min(1.0, side / min(image.size))
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         paths.append(str(folder / f"small-{number}.jpg"))

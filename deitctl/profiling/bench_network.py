@@ -104,7 +104,7 @@ def student_stages(job: Rehearsal, batch: Batch, clock: StageClock, limits: Limi
 
 
 def update_stages(job: Rehearsal, clock: StageClock, limits: Limits) -> Iterator[Stage]:
-    """Measure the optimiser and the average of the weights, by the pictures of a step; gradients are there already."""
+    """Measure the optimiser and the average of the weights, by the images of a step; gradients are there already."""
     plan, state, size = job.plan, job.state, job.plan.recipe.batch_size
     alone = replace(state, ema=None)
     norm = torch.ones((), device=job.device.torch_device)
@@ -134,7 +134,7 @@ def save_stage(job: Rehearsal, clock: StageClock, folder: Path) -> Stage:
 
 
 def evaluation_stage(job: Rehearsal, batch: Batch, clock: StageClock, limit: Limit) -> Stage:
-    """Measure the answers about validation pictures that are on the device, in the training's precision."""
+    """Measure the answers about validation images that are on the device, in the training's precision."""
     model, size = job.state.model, min(EVAL_BATCH, len(batch.keys))
     images = normalise(job.device.move(batch.images[:size]), job.plan.preprocessing)
 
@@ -174,7 +174,7 @@ def loop_stage(
         clock: takes the stage.
         name: of the stage.
         title: of the stage.
-        guess: seconds that a picture takes, from which the number of steps follows.
+        guess: seconds that an image takes, from which the number of steps follows.
         reporter: is told of memory that runs out.
     """
     waited = 0.0
@@ -239,8 +239,8 @@ def at_hand(batch: Batch) -> Iterator[Batch]:
     return repeat(batch)
 
 
-def seconds_a_picture(job: Rehearsal) -> float:
-    """Return about how long a picture takes in a step, from a small one."""
+def seconds_an_image(job: Rehearsal) -> float:
+    """Return about how long an image takes in a step, from a small one."""
     small = job.at(min(8, job.plan.recipe.batch_size))
     batch = small.batch()
 

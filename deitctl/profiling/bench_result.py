@@ -22,7 +22,7 @@ class Stage:
     name: str
     title: str
     unit: str = "images"
-    """What is counted: `images`, or where the work is not by the picture, `times`."""
+    """What is counted: `images`, or where the work is not by the image, `times`."""
     timing: Timing | None = None
     memory: int | None = None
     """Bytes at the worst moment above what was in use before."""
@@ -30,7 +30,7 @@ class Stage:
     """Of the ceiling that `ceiling` names, 0..1."""
     ceiling: str = ""
     waited: float = 0.0
-    """Seconds a picture, of a loop, in which no batch was there."""
+    """Seconds an image, of a loop, in which no batch was there."""
     problem: str = ""
     """Why there is no timing."""
 
@@ -124,10 +124,10 @@ class BenchResult:
     """What was measured: model, data, recipe, sizes, device."""
     ceilings: Ceilings
     flops: Mapping[str, int]
-    """Operations a picture: `forward`, `step`, and the teacher's `teacher`."""
+    """Operations an image: `forward`, `step`, and the teacher's `teacher`."""
     stages: Mapping[str, Stage]
     parts: Mapping[str, float]
-    """Seconds a picture of the training, by where they go; they add up to its time. Empty where it could not be measured."""
+    """Seconds an image of the training, by where they go; they add up to its time. Empty where it could not be measured."""
     expected: Mapping[str, float]
     """Seconds of an epoch and of the recipe, and images/s; empty likewise."""
     advice: tuple[Advice, ...]

@@ -15,26 +15,26 @@ MOST = 200
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that a piece of work took, by the picture (or whatever it counts)."""
+    """Seconds that a piece of work took, by the image (or whatever it counts)."""
 
     first: float
     """Seconds from the start to the first result, which has what is done once in it."""
     samples: tuple[float, ...]
-    """Seconds a picture, of each time after the first."""
+    """Seconds an image, of each time after the first."""
 
     @property
     def seconds(self) -> float:
-        """The median, seconds a picture."""
+        """The median, seconds an image."""
         return statistics.median(self.samples)
 
     @property
     def rate(self) -> float:
-        """Pictures a second, the median."""
+        """Images a second, the median."""
         return 1 / self.seconds
 
     @property
     def spread(self) -> float:
-        """Half the distance between the quartiles of the rate, pictures a second; infinite for a single sample."""
+        """Half the distance between the quartiles of the rate, images a second; infinite for a single sample."""
         if len(self.samples) < 2:
             return math.inf
         low, _, high = statistics.quantiles((1 / s for s in self.samples), n=4, method="inclusive")
@@ -47,7 +47,7 @@ def measure(
     """Do `work` once to warm up, then again and again for about `seconds`.
 
     Args:
-        work: returns how many pictures it did, 1 or more.
+        work: returns how many images it did, 1 or more.
         seconds: how long; less is taken where `most` samples are had before, and up to twice as much for `LEAST`.
         wait: returns when a device has done what was queued.
         most: samples, at most.

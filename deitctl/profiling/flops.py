@@ -1,4 +1,4 @@
-"""How many floating-point operations a picture takes: by formula for a DeiT, counted for other models.
+"""How many floating-point operations an image takes: by formula for a DeiT, counted for other models.
 
 An addition and a multiplication are two operations. Only matrix products and convolutions count, as is the field's habit:
 the rest is a hundredth of them. Letters as in vit.py, N with the prefix tokens P; K classes, p the side of a patch.
@@ -19,7 +19,7 @@ from deitctl.models.vit import VisionTransformer
 
 
 class Flops(NamedTuple):
-    """Floating-point operations of one picture."""
+    """Floating-point operations of one image."""
 
     forward: int
     step: int
@@ -27,7 +27,7 @@ class Flops(NamedTuple):
 
 
 def flops_of(model: nn.Module, img_size: int) -> Flops:
-    """Return the operations of a model that learns, for a picture of `img_size` pixels a side."""
+    """Return the operations of a model that learns, for an image of `img_size` pixels a side."""
     if not isinstance(model, VisionTransformer):
         return count_flops(model, img_size)
     learns = any(p.requires_grad for p in model.blocks.parameters())
@@ -43,7 +43,7 @@ def deit_flops(arch: Architecture, *, num_classes: int, img_size: int, body_lear
         heads             2 P D K, a distilled model's two and a plain model's one
 
     The backward pass has two products for every one of the forward pass, one for the weights and one for what came in, but
-    for the patches, whose pictures need no gradient. Where the body does not learn, the heads' weights are all of it.
+    for the patches, whose images need no gradient. Where the body does not learn, the heads' weights are all of it.
     """
     dim, prefix = arch.embed_dim, 2 if arch.distilled else 1
     patches = (img_size // arch.patch_size) ** 2
@@ -57,14 +57,14 @@ def deit_flops(arch: Architecture, *, num_classes: int, img_size: int, body_lear
 
 
 def count_flops(model: nn.Module, img_size: int) -> Flops:
-    """Count the operations of one black picture, forward and, where anything learns, backward; gradients are dropped."""
+    """Count the operations of one black image, forward and, where anything learns, backward; gradients are dropped."""
     device = next(model.parameters()).device
-    picture, training = torch.zeros((1, 3, img_size, img_size), device=device), model.training
-    model.eval()  # batch norms refuse one picture otherwise
+    image, training = torch.zeros((1, 3, img_size, img_size), device=device), model.training
+    model.eval()  # batch norms refuse one image otherwise
     try:
         # torch counts the attention of some backends only, so the one that is made of products is asked for
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            heads = forward_heads(model, picture)
+            heads = forward_heads(model, image)
             forward = counter.get_total_flops()
             loss = heads.cls.sum() + (heads.dist.sum() if heads.dist is not None else 0)
             if loss.requires_grad:

@@ -1,4 +1,4 @@
-"""Pictures as large as ImageNet's, made up, for a speed that does not depend on which data is at hand."""
+"""Images as large as ImageNet's, made up, for a speed that does not depend on which data is at hand."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from deitctl.data.dataset import FileSource, Source, Subset
 from deitctl.models.catalog import imagenet_classes
 
 WIDTH, HEIGHT = 500, 375
-"""Pixels: the commonest size of ImageNet's pictures."""
+"""Pixels: the commonest size of ImageNet's images."""
 BYTES = 115_000
-"""About as many as ImageNet's training pictures have in the mean: their tar has 147.9 GB."""
+"""About as many as ImageNet's training images have in the mean: their tar has 147.9 GB."""
 GRAIN, QUALITY = 34.0, 90
 """Grey levels of the grain's deviation, and the JPEG quality: together they give `BYTES`."""
 FILES = 64
 TRAIN, VALIDATION = 1_281_167, 50_000
-"""ImageNet's pictures; each file stands for many of them."""
+"""ImageNet's images; each file stands for many of them."""
 
 
 def imagenet_like(folder: Path) -> tuple[Source, Source]:
-    """Write `FILES` JPEGs into a folder and return training and validation pictures, as many as ImageNet's.
+    """Write `FILES` JPEGs into a folder and return training and validation images, as many as ImageNet's.
 
     The same bytes every time. What is read again and again comes from the system's cache of files, as does a data set
     that fits into memory.
@@ -41,7 +41,7 @@ def imagenet_like(folder: Path) -> tuple[Source, Source]:
 
 def made_up(number: int) -> bytes:
     """Return a JPEG of a coloured gradient with grain, which makes it as long as a photograph, and as slow to decode."""
-    draw = rng.generator("made-up picture", number)
+    draw = rng.generator("made-up image", number)
     x, y = np.linspace(0, 1, WIDTH), np.linspace(0, 1, HEIGHT)[:, None]
     phases, waves = draw.uniform(0, 2 * np.pi, 3), draw.uniform(1, 6, (3, 2))
     slow = np.stack([np.sin(phases[c] + waves[c, 0] * x + waves[c, 1] * y) for c in range(3)], -1)
@@ -53,6 +53,6 @@ def made_up(number: int) -> bytes:
 
 
 def _many(source: FileSource, count: int) -> Subset:
-    """Repeat a source's pictures, under labels that go through all classes."""
+    """Repeat a source's images, under labels that go through all classes."""
     labels = np.arange(count, dtype=np.int64) % len(source.class_names)
     return Subset(source, np.arange(count, dtype=np.int64) % FILES, labels, source.class_names)

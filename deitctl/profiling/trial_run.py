@@ -30,12 +30,12 @@ from deitctl.training.step import Plan, gradients, set_train_mode, update
 from deitctl.training.trainer import Session
 
 RENDERED, TRIES = 8, 256
-"""Views that a batch is made of, and pictures among which as many readable ones are looked for."""
+"""Views that a batch is made of, and images among which as many readable ones are looked for."""
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What steps of a training take, with a teacher that is asked about every picture."""
+    """What steps of a training take, with a teacher that is asked about every image."""
 
     config: TrainConfig
     train: Source
@@ -62,13 +62,13 @@ class Rehearsal:
         return replace(self, plan=replace(self.plan, recipe=recipe))
 
     def keys(self, batch_size: int = 0) -> TrainBatches:
-        """Return the order of the pictures, without an end, in batches of the plan's or another size."""
+        """Return the order of the images, without an end, in batches of the plan's or another size."""
         recipe, count = self.plan.recipe, len(self.train.labels)
         size = min(batch_size or recipe.batch_size, count)
         return TrainBatches(count, size, seed=self.plan.seed, epochs=10**9, repeats=recipe.augment.repeats)
 
     def training_views(self, source: Source | None = None) -> TrainViews:
-        """Return the views of the training pictures, or of another source's, by key."""
+        """Return the views of the training images, or of another source's, by key."""
         return TrainViews(source or self.train, self.plan.recipe.augment, self.img_size, self.views)
 
     def batches(self) -> Iterator[Batch]:
@@ -82,7 +82,7 @@ class Rehearsal:
         """Return a batch of the plan's size, of `RENDERED` real views or fewer, each as often as it takes.
 
         Raises:
-            DataError: none of the first pictures can be read.
+            DataError: none of the first images can be read.
         """
         views, samples, errors = self.training_views(), list[Sample](), list[str]()
         for key in next(iter(self.keys(TRIES))):
@@ -94,7 +94,7 @@ class Rehearsal:
             if len(samples) == RENDERED:
                 break
         if not samples:
-            raise DataError(f"Not one of {len(errors)} pictures can be read; the first: {errors[0]}")
+            raise DataError(f"Not one of {len(errors)} images can be read; the first: {errors[0]}")
         batch = collate([samples[n % len(samples)] for n in range(self.plan.recipe.batch_size)])
         if not self.device.pins_memory:
             return batch

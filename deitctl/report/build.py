@@ -1,4 +1,4 @@
-"""From evaluations to what a report shows: the pictures worth a look, their maps, the curves of the run."""
+"""From evaluations to what a report shows: the images worth a look, their maps, the curves of the run."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from deitctl.report.examples import QUALITY, SIDE, confident_mistakes, thumbnail
 from deitctl.training.run_dir import Run
 
 EXAMPLES = 24
-"""Pictures in a gallery; of several evaluations each shows its share."""
+"""Images in a gallery; of several evaluations each shows its share."""
 AT_ONCE = 8
 MAPS = "gradient"
 """Whose deletion and insertion curves are the best, see docs/explain.md."""
 
 
 def contents_of(found: EvalResults, device: Device, command: str, reporter: Reporter) -> Contents:
-    """Gather what a report shows; the pictures of the galleries are read and answered once more."""
+    """Gather what a report shows; the images of the galleries are read and answered once more."""
     results = found.results
     first = results[0]
     data = Data(
@@ -47,7 +47,7 @@ def contents_of(found: EvalResults, device: Device, command: str, reporter: Repo
         labels=first.scores.labels.numpy(),
         unreadable=[(first.source.name(i), why) for i, why in first.scores.unreadable],
     )
-    facts = [("data", first.data), ("pictures", f"{first.scores.images:,}"), ("classes", f"{len(data.classes):,}")]
+    facts = [("data", first.data), ("images", f"{first.scores.num_images:,}"), ("classes", f"{len(data.classes):,}")]
     facts += [("device", f"{device.torch_device}, {device.precision}")]
     facts += [("speed", f"{first.scores.images_per_second:.1f} images/s")]
     return Contents(
@@ -90,15 +90,15 @@ def _evaluated(result: EvalResult, data: Data, device: Device, most: int, report
         facts.append(
             (
                 "ReaL labels",
-                f"top-1 {result.real.top1:.2f} %, top-5 {result.real.top5:.2f} %, of {result.real.images:,} pictures",
+                f"top-1 {result.real.top1:.2f} %, top-5 {result.real.top5:.2f} %, of {result.real.num_images:,} images",
             )
         )
     two = [] if s.disagree is None else confident_mistakes(~s.disagree.numpy(), sure, most)
-    pictures = {
+    images = {
         "mistakes": confident_mistakes(correct, sure, most), "unsure": unsure_hits(correct, sure, most),
         "disagreements": two,
     }  # fmt: skip
-    wanted = sorted({n for places in pictures.values() for n in places})
+    wanted = sorted({n for places in images.values() for n in places})
     shown = dict(zip(wanted, _examples(result, wanted, data, device, reporter), strict=True))
     return Evaluated(
         name=result.name, data=data, facts=tuple(facts), predicted=predicted,
@@ -107,10 +107,10 @@ def _evaluated(result: EvalResult, data: Data, device: Device, most: int, report
         reliability=_bins(reliability(s.confidences, s.correct)),
         calibrated=None if kept is None else Calibrated(
             temperature=kept.temperature, ece=kept.ece, reliability=_bins(kept.reliability),
-            note=f"fitted to {kept.images:,} pictures, judged on fifths that it was not fitted to",
+            note=f"fitted to {kept.num_images:,} images, judged on fifths that it was not fitted to",
         ),
         top1_among=s.top1_among, heads=s.heads, agreement=s.agreement, intervals=result.intervals,
-        **{name: [shown[n] for n in places] for name, places in pictures.items()},
+        **{name: [shown[n] for n in places] for name, places in images.items()},
     )  # fmt: skip
 
 
@@ -122,10 +122,10 @@ def _bins(found: Reliability) -> list[Bin]:
 def _examples(
     result: EvalResult, places: Sequence[int], data: Data, device: Device, reporter: Reporter
 ) -> list[Example]:
-    """Look at pictures again, a few at a time: what was seen, what each head says, where it looks."""
+    """Look at images again, a few at a time: what was seen, what each head says, where it looks."""
     made: list[Example] = []
     starts = range(0, len(places), AT_ONCE)
-    for start in track(starts, reporter, f"look again at pictures ({result.name})", len(starts), "batches"):
+    for start in track(starts, reporter, f"look again at images ({result.name})", len(starts), "batches"):
         part = places[start : start + AT_ONCE]
         positions = result.scores.indices[list(part)].tolist()
         pre = result.contender.preprocessing
@@ -164,15 +164,15 @@ def _name(result: EvalResult, index: int, data: Data) -> str:
 
 
 def _maps(result: EvalResult, pixels: NDArray[np.uint8], shown: Tensor) -> list[dict[str, bytes]]:
-    """Return each picture under each token's map; none for a model that is no DeiT of ours, or an exported file."""
+    """Return each image under each token's map; none for a model that is no DeiT of ours, or an exported file."""
     if not isinstance(result.contender.model, VisionTransformer):
         return [{} for _ in pixels]
     images = normalise(shown, result.contender.preprocessing)
     found = token_maps(result.contender.model, images, method=MAPS)
     tokens = {TOKENS[name]: maps for name, maps in found._asdict().items() if maps is not None}
     return [
-        {name: _jpeg(heat(picture, maps[n].cpu().numpy())) for name, maps in tokens.items()}
-        for n, picture in enumerate(pixels)
+        {name: _jpeg(heat(image, maps[n].cpu().numpy())) for name, maps in tokens.items()}
+        for n, image in enumerate(pixels)
     ]
 
 

@@ -28,14 +28,14 @@ OUTSIDE = -1
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """The pictures that were evaluated; one object may serve several `Evaluated`.
+    """The images that were evaluated; one object may serve several `Evaluated`.
 
     Args:
         name: what was evaluated on, for people.
         classes: names of its K classes, for people.
-        names: of the N pictures that could be read, in the order of every other array.
+        names: of the N images that could be read, in the order of every other array.
         labels: the class of each, [N] in 0..K-1.
-        unreadable: name and reason of each picture left out.
+        unreadable: name and reason of each image left out.
     """
 
     name: str
@@ -47,14 +47,14 @@ class Data:
 
 @dataclass(frozen=True)
 class Bin:
-    """Pictures whose confidence is in (lower, upper], their mean confidence and their accuracy, all in 0..1.
+    """Images whose confidence is in (lower, upper], their mean confidence and their accuracy, all in 0..1.
 
-    In a bin of no pictures the last two mean nothing.
+    In a bin of no images the last two mean nothing.
     """
 
     lower: float
     upper: float
-    images: int
+    num_images: int
     confidence: float
     accuracy: float
 
@@ -78,10 +78,10 @@ class Calibrated:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A picture to be looked at.
+    """An image to be looked at.
 
     Args:
-        index: its place among the N pictures of the data.
+        index: its place among the N images of the data.
         guesses: the likeliest classes and their scores, best first; a class of the data by its name in `Data.classes`.
         thumbnail: JPEG, PNG or WebP, as `examples.thumbnail` makes it.
         maps: attention maps by what attends ("class token", "distillation token"): images of the thumbnail's shape that
@@ -98,14 +98,14 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """One model, in one preprocessing, on one set of pictures.
+    """One model, in one preprocessing, on one set of images.
 
     Args:
         name: tells it from the others, for people: "deit_tiny", "deit_tiny, protocol hf".
-        data: the pictures.
+        data: the images.
         facts: what there is to know of it alone: model, preprocessing, head rule, precision.
         predicted: the answers in the data's classes, [N], `OUTSIDE` for any other class.
-        outside: by picture, the name of the class of each answer that is `OUTSIDE`.
+        outside: by image, the name of the class of each answer that is `OUTSIDE`.
         confidences: the probability of each answer, [N] in 0..1.
         top1: percent.
         top5: percent.
@@ -115,11 +115,11 @@ class Evaluated:
         calibrated: what a temperature makes of it, if one is known.
         top1_among: percent right among the data's classes alone, None where the model knows no other.
         heads: percent right by each head rule, None for a model with one head.
-        agreement: percent of pictures on which the two heads agree.
+        agreement: percent of images on which the two heads agree.
         intervals: bootstrap intervals by the field's name (`top1`, `ece`, ...) and by the head rule's.
         mistakes: the most confident mistakes, worst first.
         unsure: the least sure hits, least sure first.
-        disagreements: pictures on which the two heads disagree.
+        disagreements: images on which the two heads disagree.
     """
 
     name: str
@@ -144,7 +144,7 @@ class Evaluated:
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """Say for each picture whether it was answered right, [N]."""
+        """Say for each image whether it was answered right, [N]."""
         return np.equal(self.predicted, self.data.labels)
 
     @property
@@ -155,15 +155,15 @@ class Evaluated:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two evaluations of the same pictures, picture by picture.
+    """Two evaluations of the same images, image by image.
 
     Args:
         a: the name of one `Evaluated`.
         b: the name of the other.
         difference: top-1 of `a` minus that of `b`, points.
-        interval: its interval, from resampling pictures.
-        only_a: pictures that `a` alone has right.
-        only_b: pictures that `b` alone has right.
+        interval: its interval, from resampling images.
+        only_a: images that `a` alone has right.
+        only_b: images that `b` alone has right.
         p_value: of McNemar's exact test: how often chance alone would part them as far.
         among_classes: whether answers were taken among the data's classes alone.
     """
@@ -233,7 +233,7 @@ class Contents:
 
 
 def confusion(evaluated: Evaluated) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Count the pairs of label and answer that occur: labels [P], answers [P] (`OUTSIDE` last), pictures [P]."""
+    """Count the pairs of label and answer that occur: labels [P], answers [P] (`OUTSIDE` last), images [P]."""
     classes = len(evaluated.data.classes)
     column = np.where(evaluated.predicted == OUTSIDE, classes, evaluated.predicted)
     pairs, images = np.unique(evaluated.data.labels * (classes + 1) + column, return_counts=True)
@@ -242,7 +242,7 @@ def confusion(evaluated: Evaluated) -> tuple[NDArray[np.int64], NDArray[np.int64
 
 
 def most_confused(evaluated: Evaluated, most: int) -> list[tuple[int, int, str, int]]:
-    """Return what is most often taken for what: label, answer, the answer's name if it is `OUTSIDE`, pictures."""
+    """Return what is most often taken for what: label, answer, the answer's name if it is `OUTSIDE`, images."""
     wrong = np.flatnonzero(~evaluated.correct).tolist()
     labels, answers = evaluated.data.labels, evaluated.predicted
     pairs = Counter((int(labels[n]), int(answers[n]), evaluated.outside.get(n, "")) for n in wrong)
@@ -250,12 +250,12 @@ def most_confused(evaluated: Evaluated, most: int) -> list[tuple[int, int, str, 
 
 
 def per_class(evaluated: Evaluated) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Count for each class its pictures, those answered right, and the answers that name it, each [K].
+    """Count for each class its images, those answered right, and the answers that name it, each [K].
 
-    Recall is right / pictures, precision right / answers, F1 twice right / (pictures + answers).
+    Recall is right / images, precision right / answers, F1 twice right / (images + answers).
     """
     classes, labels = len(evaluated.data.classes), evaluated.data.labels
-    pictures = np.bincount(labels, minlength=classes)
+    images = np.bincount(labels, minlength=classes)
     right = np.bincount(labels[evaluated.correct], minlength=classes)
     answers = np.bincount(evaluated.predicted[evaluated.predicted != OUTSIDE], minlength=classes)
-    return pictures, right, answers
+    return images, right, answers

@@ -15,11 +15,11 @@ from deitctl.report.contents import HEAD_NAMES, OUTSIDE, Bin, Evaluated, confusi
 RIGHT, WRONG, BETTER, GREY = "#2a6fb0", "#c04a0a", "#8dbbe6", "#5d636b"
 """Right answers, mistakes, right more often than said, counts: told apart without red or green."""
 MOST_CELLS = 25
-"""Classes up to which the matrix has names and numbers; above, it is a picture of dots."""
+"""Classes up to which the matrix has names and numbers; above, it is an image of dots."""
 MOST_BARS = 40
 """Classes that have a bar; of more, those that are known least."""
 MOST_EXAMPLES = 12
-"""Pictures of a gallery that are drawn."""
+"""Images of a gallery that are drawn."""
 
 
 def confusion_matrix(e: Evaluated) -> Any:
@@ -93,11 +93,11 @@ def _dots(e: Evaluated, labels: Any, answers: Any, share: Any) -> Any:
 
 def class_bars(e: Evaluated) -> Any:
     """Draw recall as a bar and precision as a mark on it, the class known least on top."""
-    pictures, right, answers = per_class(e)
+    images, right, answers = per_class(e)
     with np.errstate(invalid="ignore"):
-        recall, precision = 100 * right / pictures, 100 * right / answers
-    order = np.argsort(np.where(pictures > 0, recall, np.inf), kind="stable")[:MOST_BARS]
-    some = "" if len(order) == len(pictures) else f", the {len(order)} of {len(pictures):,} that it knows least"
+        recall, precision = 100 * right / images, 100 * right / answers
+    order = np.argsort(np.where(images > 0, recall, np.inf), kind="stable")[:MOST_BARS]
+    some = "" if len(order) == len(images) else f", the {len(order)} of {len(images):,} that it knows least"
     figure = new_figure(9, 1.6 + 0.26 * len(order), f"{e.name} on {e.data.name}: classes{some}")
     axes = figure.subplots()
     at = np.arange(len(order))
@@ -105,11 +105,11 @@ def class_bars(e: Evaluated) -> Any:
     axes.plot(
         precision[order], at, "|", color="black", markersize=11, markeredgewidth=2, label="precision", clip_on=False
     )
-    axes.set_yticks(at, [f"{text(e.data.classes[n])} ({pictures[n]:,})" for n in order], fontsize=8)
+    axes.set_yticks(at, [f"{text(e.data.classes[n])} ({images[n]:,})" for n in order], fontsize=8)
     axes.set(
         ylim=(len(order) - 0.5, -0.5),
         xlim=(0, 101),
-        xlabel="%, of the pictures of a class (recall) or of the answers naming it",
+        xlabel="%, of the images of a class (recall) or of the answers naming it",
     )
     figure.legend(loc="outside lower right", ncols=2, fontsize=8, frameon=False)
     axes.grid(axis="x", alpha=0.3)
@@ -129,13 +129,13 @@ def reliability_diagram(e: Evaluated) -> Any:
         _bars(rows[0][column], rows[1][column], bins)
         rows[0][column].set_title(title, fontsize=10)
     rows[0][0].set_ylabel("right, %")
-    rows[1][0].set_ylabel("pictures")
+    rows[1][0].set_ylabel("images")
     rows[0][0].legend(fontsize=8, loc="upper left")
     return figure
 
 
 def _bars(axes: Any, counts: Any, bins: Sequence[Bin]) -> None:
-    full = [b for b in bins if b.images]
+    full = [b for b in bins if b.num_images]
     left, width = [100 * b.lower for b in full], [100 * (b.upper - b.lower) * 0.94 for b in full]
     accuracy, confidence = 100 * np.array([b.accuracy for b in full]), 100 * np.array([b.confidence for b in full])
     both = np.minimum(accuracy, confidence)
@@ -148,14 +148,14 @@ def _bars(axes: Any, counts: Any, bins: Sequence[Bin]) -> None:
     axes.plot([0, 100], [0, 100], "k--", linewidth=1)
     axes.set(xlim=(0, 100), ylim=(0, 100))
     axes.grid(alpha=0.3)
-    bars = counts.bar(left, [b.images for b in full], width, align="edge", color=GREY)
+    bars = counts.bar(left, [b.num_images for b in full], width, align="edge", color=GREY)
     counts.bar_label(bars, fontsize=6)
     counts.set(xlabel="confidence, %")
     counts.margins(y=0.25)
 
 
 def gallery(e: Evaluated, kind: str) -> Any:
-    """Draw the first pictures of a gallery, each above its attention maps."""
+    """Draw the first images of a gallery, each above its attention maps."""
     titles = {"mistakes": "most confident mistakes", "unsure": "least sure hits", "disagreements": "the heads disagree"}
     examples = e.examples[kind][:MOST_EXAMPLES]
     maps = list(dict.fromkeys(name for x in examples for name in x.maps or ()))

@@ -1,4 +1,4 @@
-"""Which pictures are worth a look, and their thumbnails."""
+"""Which images are worth a look, and their thumbnails."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 SIDE = 160
 """Longest side of a thumbnail, pixels."""
 QUALITY = 78
-"""Of JPEG: 3 x 24 pictures with two maps each then stay near a megabyte."""
+"""Of JPEG: 3 x 24 images with two maps each then stay near a megabyte."""
 
 
 def confident_mistakes(correct: NDArray[np.bool_], confidences: NDArray[np.floating], most: int = 24) -> list[int]:
@@ -33,7 +33,7 @@ def unsure_hits(correct: NDArray[np.bool_], confidences: NDArray[np.floating], m
 
 
 def thumbnail(pixels: NDArray[np.uint8], side: int = SIDE) -> bytes:
-    """Return a picture as JPEG, made smaller where its longest side is above `side`.
+    """Return an image as JPEG, made smaller where its longest side is above `side`.
 
     Args:
         pixels: what the model saw, before normalising, [3,H,W].

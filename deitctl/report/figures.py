@@ -1,4 +1,4 @@
-"""Pictures of a run and of an evaluation, as PNG."""
+"""Images of a run and of an evaluation, as PNG."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def draw_figures(contents: Contents, folder: Path) -> list[Path]:
 
     They are confusion, per_class, reliability and a gallery each (mistakes, unsure, disagreements); with several models
     or preprocessings these carry their numbers (`confusion-2.png`), and comparison.png sets them side by side. A run
-    adds curves.png. A gallery without pictures is left out.
+    adds curves.png. A gallery without images is left out.
 
     Args:
         contents: what is drawn.

@@ -33,11 +33,11 @@ from deitctl.report.contents import (
 from deitctl.report.summary import summary
 
 SCRIPTS = (
-    "dom.js", "pictures.js", "matrix.js", "table.js", "confusion.js", "classes.js", "chart.js", "reliability.js",
+    "dom.js", "images.js", "matrix.js", "table.js", "confusion.js", "classes.js", "chart.js", "reliability.js",
     "curves.js", "page.js",
 )  # fmt: skip
 ALL_NAMES = 5_000
-"""Pictures up to which all of them are listed by name; of more, the mistakes alone."""
+"""Images up to which all of them are listed by name; of more, the mistakes alone."""
 MOST_NAMES = 20_000
 """Mistakes that are listed by name, the most confident first."""
 MOST_POINTS = 1_000
@@ -135,7 +135,7 @@ def _evaluated(e: Evaluated, data: Sequence[Data], images: dict[bytes, int]) -> 
 
 
 def _listed(e: Evaluated) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Choose the pictures that are listed by name: all of a few, of many the mistakes; the most confident first."""
+    """Choose the images that are listed by name: all of a few, of many the mistakes; the most confident first."""
     order = np.argsort(-e.confidences, kind="stable")
     return order if len(order) <= ALL_NAMES else order[~e.correct[order]][:MOST_NAMES]
 
@@ -165,7 +165,7 @@ def _example(e: Evaluated, example: Example, images: dict[bytes, int]) -> dict[s
 
 
 def _bins(bins: Iterable[Bin]) -> list[list[float]]:
-    return [[b.lower, b.upper, b.images, b.confidence if b.images else 0, b.accuracy if b.images else 0] for b in bins]
+    return [[b.lower, b.upper, b.num_images, b.confidence if b.num_images else 0, b.accuracy if b.num_images else 0] for b in bins]
 
 
 def _curves(curves: Curves) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from html import escape
 from deitctl.report.contents import HEAD_NAMES, Comparison, Contents, Data, Evaluated, Facts, Interval
 
 MOST_UNREADABLE = 200
-"""Pictures that could not be read of which the names are shown."""
+"""Images that could not be read of which the names are shown."""
 
 
 def summary(contents: Contents) -> str:
@@ -17,7 +17,7 @@ def summary(contents: Contents) -> str:
     body = _one(contents.evaluated[0]) if one else _several(contents.evaluated)
     comparisons = "".join(f"<li>{_compared(c)}</li>" for c in contents.comparisons)
     if comparisons:
-        body += f'<h3>Picture by picture</h3><ul class="sentences">{comparisons}</ul>'
+        body += f'<h3>Image by image</h3><ul class="sentences">{comparisons}</ul>'
     facts = [("", (*contents.facts, *contents.evaluated[0].facts))] if one else [("", contents.facts)]
     facts += [] if one else [(e.name, e.facts) for e in contents.evaluated]
     about = "".join(_facts(name, rows) for name, rows in facts if rows)
@@ -48,11 +48,11 @@ def _one(e: Evaluated) -> str:
         among = f"top-1 among the data's {len(e.data.classes):,} classes alone"
         tiles.append((percent(e.top1_among), among, _between(e, "top1_among", ".1f")))
     if e.agreement is not None:
-        tiles.append((percent(e.agreement), "of pictures on which the heads agree", _between(e, "agreement", ".1f")))
+        tiles.append((percent(e.agreement), "of images on which the heads agree", _between(e, "agreement", ".1f")))
     shown = "".join(f"<div><dt>{escape(what)}</dt><dd>{value}</dd>{note}</div>" for value, what, note in tiles)
     lead = (
         f'<p class="lead"><strong>{percent(e.top1)}</strong> <span>top-1{_interval(e, "top1", ".1f")}, '
-        f"{images:,} picture{'' if images == 1 else 's'}</span></p>"
+        f"{images:,} image{'' if images == 1 else 's'}</span></p>"
     )
     return f'<p class="quiet" dir="auto">{escape(e.name)} on {escape(e.data.name)}</p>{lead}<dl class="tiles">{shown}</dl>{_heads(e)}'
 
@@ -78,7 +78,7 @@ def _several(evaluated: Sequence[Evaluated]) -> str:
     heads = list(dict.fromkeys(rule for e in evaluated for rule in e.heads or ()))
     one_data = len({e.data.name for e in evaluated}) == 1
     columns = ["top-1", "95 % interval", "", "top-5", "loss", "calibration error"]
-    columns += [HEAD_NAMES.get(rule, rule) for rule in heads] + ["pictures"]
+    columns += [HEAD_NAMES.get(rule, rule) for rule in heads] + ["images"]
     rows = ""
     for e in evaluated:
         cells = [
@@ -142,9 +142,9 @@ def _unreadable(data: Data) -> str:
         f"<li><bdi>{escape(name)}</bdi>: {escape(why)}</li>" for name, why in data.unreadable[:MOST_UNREADABLE]
     )
     rest = f"<p>and {count - MOST_UNREADABLE:,} more</p>" if count > MOST_UNREADABLE else ""
-    pictures = "picture" if count == 1 else "pictures"
+    images = "image" if count == 1 else "images"
     return (
-        f'<details class="warning"><summary>{count:,} {pictures} of {escape(data.name)} could not be read and '
+        f'<details class="warning"><summary>{count:,} {images} of {escape(data.name)} could not be read and '
         f'{"is" if count == 1 else "are"} left out</summary><ul class="names">{lines}</ul>{rest}</details>'
     )
 

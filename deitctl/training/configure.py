@@ -37,9 +37,9 @@ from deitctl.training.checkpointer import parse_interval
 DEFAULT_TRAIN_MODEL = "deit_small"
 DEFAULT_TEACHER = "regnety_160"  # DeiT §5.2
 MOST = 1_000_000
-"""Epochs, pictures a step and views beyond which a number is a slip or an attack."""
+"""Epochs, images a step and views beyond which a number is a slip or an attack."""
 LITTLE_DATA = 50_000
-"""Training pictures below which training from scratch takes the small-data recipe."""
+"""Training images below which training from scratch takes the small-data recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def _default_model(built_in: bool, request: Request) -> str:
 def _choose_recipe(
     request: Request, model: str, train: Source, built_in: bool, reporter: Reporter
 ) -> tuple[Recipe, str]:
-    """Choose by the data: digits, ImageNet and one's own pictures each have a recipe; say which and why."""
+    """Choose by the data: digits, ImageNet and one's own images each have a recipe; say which and why."""
     starts = bool(request.weights) or Path(model).is_file() or is_model_folder(model) or model.startswith(HUB_PREFIX)
     if request.recipe:
         recipe = get_recipe(request.recipe)
@@ -252,7 +252,7 @@ def check(config: TrainConfig) -> None:
         }
         if distill.teacher_sees == "mixed" and (distill.views or distill.cache not in ("", "off")):
             raise ConfigError(
-                "A teacher that sees mixed pictures never sees one twice: --views and --teacher-cache are not for it.",
+                "A teacher that sees mixed images never sees one twice: --views and --teacher-cache are not for it.",
                 "Leave them out, or use --teacher-sees view.",
             )
     for name, fine in rules.items():

@@ -21,16 +21,14 @@ RECORD = "record.json"
 FORMAT = 1
 
 
-def write_incident(
-    run: Run, incident: Incident, keys: list[SampleKey], pictures: list[str], how: dict[str, Any]
-) -> Path:
+def write_incident(run: Run, incident: Incident, keys: list[SampleKey], images: list[str], how: dict[str, Any]) -> Path:
     """Write incidents/step-N of a run: the record, and the last good state, which later saves do not touch.
 
     Args:
         run: the run.
         incident: what happened.
-        keys: of the step's pictures, of all processes.
-        pictures: their names.
+        keys: of the step's images, of all processes.
+        images: their names.
         how: the machine's part: precision, device, processes, micro-batch.
 
     Returns:
@@ -40,7 +38,7 @@ def write_incident(
     shutil.rmtree(folder, ignore_errors=True)
     record = {
         "format": FORMAT, "run": str(run.root.resolve()), **asdict(incident), **how,
-        "keys": [list(key) for key in keys], "pictures": pictures,
+        "keys": [list(key) for key in keys], "images": images,
     }  # fmt: skip
     write_json(folder / RECORD, speakable(record))
     if run.state.exists():

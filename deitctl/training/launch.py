@@ -257,7 +257,7 @@ def build_student(config: TrainConfig, train: Source, reporter: Reporter) -> Loa
             img_size=recipe.img_size, drop_path_rate=recipe.drop_path_rate, pretrained=recipe.pretrained,
             weights=config.weights, distilled=distilled, reporter=reporter,
         )  # fmt: skip
-    if recipe.augment.crop_scale == (1.0, 1.0):  # trained on whole pictures, so evaluated on whole pictures
+    if recipe.augment.crop_scale == (1.0, 1.0):  # trained on whole images, so evaluated on whole images
         whole = replace(student.card.preprocessing, crop_pct=1.0, crop_mode="squash")
         student = replace(student, card=replace(student.card, preprocessing=whole))
     if recipe.early_epochs:

@@ -1,4 +1,4 @@
-"""The objectives of the paper as pure functions. Letters: B pictures, K classes. Every loss is a mean over pictures.
+"""The objectives of the paper as pure functions. Letters: B images, K classes. Every loss is a mean over images.
 
 Logits may be of any float type; the arithmetic is in float32.
 """
@@ -34,7 +34,7 @@ def teacher_word(logits: Tensor, mode: str, tau: float) -> Tensor:
 def hard_distillation(student: Tensor, word: Tensor) -> Tensor:
     """Cross-entropy of the student's logits [B,K] with the teacher's decisions [B,K] (DeiT Eq. 3, second term).
 
-    A row of `word` is a decision, or two of them weighed as two pictures are mixed.
+    A row of `word` is a decision, or two of them weighed as two images are mixed.
     """
     return F.cross_entropy(student.float(), word)
 
@@ -46,7 +46,7 @@ def soft_distillation(student: Tensor, word: Tensor, *, tau: float, reduction: s
         student: logits.
         word: the teacher's probabilities, already at temperature tau (see `teacher_word`).
         tau: temperature, above 0.
-        reduction: `batchmean` sums over classes and averages over pictures, as Eq. 2 has it; `elementmean` divides by
+        reduction: `batchmean` sums over classes and averages over images, as Eq. 2 has it; `elementmean` divides by
             B * K, as the released code does (training/losses.py, `/ outputs_kd.numel()`), which is K times weaker.
     """
     if reduction not in ("batchmean", "elementmean"):

@@ -26,7 +26,7 @@ class Observation:
     norm: Tensor
     """Of the whole gradient, before clipping."""
     keys: list[SampleKey]
-    """Of this process's pictures."""
+    """Of this process's images."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from deitctl.training.sizes import say_sizes
 
 
 def plan_training(config: TrainConfig, *, reporter: Reporter | None = None) -> dict[str, object]:
-    """Return the numbers that a configuration comes to: pictures, steps, rates, parameters, device.
+    """Return the numbers that a configuration comes to: images, steps, rates, parameters, device.
 
     `reporter` hears what the run would say of its sizes.
     """
@@ -35,8 +35,8 @@ def plan_training(config: TrainConfig, *, reporter: Reporter | None = None) -> d
         "parameters": parameters,
         "input": student.card.preprocessing.img_size,
         "classes": len(train.class_names),
-        "training pictures": len(train.labels),
-        "validation pictures": len(val.labels),
+        "training images": len(train.labels),
+        "validation images": len(val.labels),
         "recipe": recipe.name,
         "starts from": config.weights or ("published weights" if recipe.pretrained else "random weights"),
         "epochs": recipe.epochs,
@@ -65,18 +65,18 @@ def plan_training(config: TrainConfig, *, reporter: Reporter | None = None) -> d
     return plan
 
 
-def _cost_of_the_teacher(config: TrainConfig, pictures: int, classes: int, steps: int) -> dict[str, object]:
-    """Say how often the teacher looks at a picture, with and without its words being kept, and what they take on disk."""
+def _cost_of_the_teacher(config: TrainConfig, num_images: int, classes: int, steps: int) -> dict[str, object]:
+    """Say how often the teacher looks at an image, with and without its words being kept, and what they take on disk."""
     distill, recipe = config.distill, config.recipe
     assert distill is not None
-    every_step = steps * recipe.epochs * min(recipe.batch_size, pictures)
+    every_step = steps * recipe.epochs * min(recipe.batch_size, num_images)
     if distill.teacher_sees == "mixed":
-        return {"the teacher looks at": "mixed pictures, every step", "pictures it looks at": every_step}
+        return {"the teacher looks at": "mixed images, every step", "images it looks at": every_step}
     views = distill.views or recipe.epochs * recipe.augment.repeats
     form = WordFormat(distill.mode, classes, distill.topk)
     return {
-        "the teacher looks at": f"{distill.views} views of each picture, once" if distill.views else "every new view, once",
-        "pictures it looks at": min(pictures * views, every_step) if distill.cache != "off" else every_step,
+        "the teacher looks at": f"{distill.views} views of each image, once" if distill.views else "every new view, once",
+        "images it looks at": min(num_images * views, every_step) if distill.cache != "off" else every_step,
         "without its words being kept": every_step,
-        "words on disk, MiB": round(2 * form.width * pictures * views / 2**20, 2),
+        "words on disk, MiB": round(2 * form.width * num_images * views / 2**20, 2),
     }  # fmt: skip

@@ -38,15 +38,15 @@ class Replay:
     """Step, rate, loss, parts of the loss and gradient norm of each, that of the incident the last."""
     gradients: list[tuple[str, float]]
     """Gradient norm of each parameter at that step, largest first; what is no number goes before all."""
-    pictures: list[tuple[str, float]]
-    """Loss of each pair of pictures of that step, worst first, under the first one's name; one that comes
+    images: list[tuple[str, float]]
+    """Loss of each pair of images of that step, worst first, under the first one's name; one that comes
     again in other views has a line for each."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         record = {
             "kind": self.kind, "step": self.step, "precision": self.precision, "again": self.again, "steps": self.steps,
-            "gradients": dict(self.gradients), "pictures": [{"picture": name, "loss": loss} for name, loss in self.pictures],
+            "gradients": dict(self.gradients), "images": [{"image": name, "loss": loss} for name, loss in self.images],
         }  # fmt: skip
         return dict(speakable(record))
 
@@ -116,12 +116,12 @@ def _replay(session: Session, record: Mapping[str, Any], reporter: Reporter) -> 
     return Replay(
         kind=str(record["kind"]), step=state.progress.step, precision=plan.device.precision,
         again=incident is not None, steps=steps, gradients=_worst_first(norms.items()),
-        pictures=_worst_first(_losses(session, batch)),
+        images=_worst_first(_losses(session, batch)),
     )  # fmt: skip
 
 
 def _losses(session: Session, batch: Batch) -> Iterator[tuple[str, float]]:
-    """Yield the loss of each pair of pictures of a batch, which mixing may have made one of the other."""
+    """Yield the loss of each pair of images of a batch, which mixing may have made one of the other."""
     with torch.no_grad():
         for pair in batch.parts(2):
             if pair.keys:

@@ -63,7 +63,7 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """Return what the finished run ended with, None if it is not finished."""
         try:
-            value = read_json(self.result_file, 1 << 30)  # it names every picture that could not be read
+            value = read_json(self.result_file, 1 << 30)  # it names every image that could not be read
         except (OSError, ValueError):
             return None
         return value if isinstance(value, dict) else None

@@ -23,7 +23,7 @@ from deitctl.paths import read_json
 from deitctl.training.ema import ExponentialMovingAverage
 
 LARGEST_RECORD = 1 << 30
-"""Bytes of state.json, which names every picture that could not be read."""
+"""Bytes of state.json, which names every image that could not be read."""
 FORMAT = 2
 """1 was of whole epochs; its fields are all here."""
 
@@ -37,8 +37,8 @@ class Progress:
     epoch: int = 0
     """Epochs done."""
     images_seen: int = 0
-    pictures: int = 0
-    """Training pictures of the data: a resume on other data would not be one."""
+    num_images: int = 0
+    """Training images of the data: a resume on other data would not be one."""
     seconds: float = 0.0
     """Time spent in earlier sessions of the run."""
     best_top1: float = -1.0
@@ -52,11 +52,11 @@ class Progress:
     """Recent mean of the loss, over `steps_watched` steps (see health.py)."""
     steps_watched: int = 0
     micro_batch: int = 0
-    """Pictures that a process takes at a time, even, as asked for or as memory forced; 0: as pays on the device."""
+    """Images that a process takes at a time, even, as asked for or as memory forced; 0: as pays on the device."""
     views_version: int = 1
     """Which way of making views the run began with, see `VIEWS_VERSION`; states of before have none."""
     bad_images: dict[str, str] = field(default_factory=dict)
-    """Pictures that could not be read, and why."""
+    """Images that could not be read, and why."""
     format: int = FORMAT
 
 

@@ -32,7 +32,7 @@ from deitctl.training.signals import Stop
 from deitctl.training.state import TrainState
 
 LOG_EVERY = 10  # steps; reading the loss makes an accelerator wait
-SMALLEST = 2  # pictures of a micro-batch: mixing needs pairs
+SMALLEST = 2  # images of a micro-batch: mixing needs pairs
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Plan:
     device: Device
     distill: DistillConfig | None = None
     listener: Listener | None = None
-    """Gives the teacher's words about views, which are mixed as the pictures are."""
+    """Gives the teacher's words about views, which are mixed as the images are."""
     teacher: Teacher | None = None
-    """Looks at the mixed pictures themselves, as in the paper."""
+    """Looks at the mixed images themselves, as in the paper."""
     world: World = ALONE
     stop_on_bad_image: bool = False
-    pictures_at_a_time: int = 0
-    """Pictures of a micro-batch that pay on the device, 0 for any; see `Device.pictures_at_a_time`."""
+    images_at_a_time: int = 0
+    """Images of a micro-batch that pay on the device, 0 for any; see `Device.images_at_a_time`."""
 
     @property
     def objective(self) -> Objective:
@@ -85,9 +85,9 @@ class Gradients(NamedTuple):
     """What `gradients` found, besides the gradients themselves; the same in every process."""
 
     parts: dict[str, Tensor]
-    """Means of the loss and its parts over the pictures."""
+    """Means of the loss and its parts over the images."""
     norm: Tensor
-    pictures: int
+    num_images: int
     """That could be read."""
     signum: int
     """The signal that asked any process to stop, 0 for none."""
@@ -107,7 +107,7 @@ def train_one_epoch(
         state: the model and what moves with it; changed in place.
         batches: the stream that goes on from epoch to epoch.
         log: takes a record every `LOG_EVERY` steps.
-        name_of: names a picture by its index, for those that cannot be read.
+        name_of: names an image by its index, for those that cannot be read.
         reporter: shows progress.
         watch: notices a loss that goes wrong.
         stop: what signals have asked for.
@@ -115,7 +115,7 @@ def train_one_epoch(
 
     Raises:
         WentWrong: a loss that is no number, or that jumps.
-        DataError: a picture that cannot be read where that is to stop the run, or a batch of such pictures alone.
+        DataError: an image that cannot be read where that is to stop the run, or a batch of such images alone.
     """
     set_train_mode(state.model, plan.recipe.trainable, plan.recipe.keep_batch_stats)
     watch = watch or Watch(plan.num_classes, scaled=state.scaler.is_enabled())
@@ -149,9 +149,9 @@ def train_one_epoch(
                 })  # fmt: skip
                 fields["loss"] = f"{values['loss']:.3f}"
             progress.step += 1
-            progress.images_seen += found.pictures
+            progress.images_seen += found.num_images
             state.sums, state.whole = sums, True
-            task.advance(found.pictures, **fields)
+            task.advance(found.num_images, **fields)
             after_step(found)
     return {k: float(v) / plan.steps_per_epoch for k, v in sums.items()}
 
@@ -169,7 +169,7 @@ def gradients(
     """Leave the gradient of the mean loss over the whole batch, of all processes, in the parameters.
 
     Where memory runs out in any process, all halve their micro-batches and begin the batch again; every draw is a
-    function of the step and the pictures, so nothing else changes.
+    function of the step and the images, so nothing else changes.
     """
     world, progress = plan.world, state.progress
     while True:
@@ -185,20 +185,20 @@ def gradients(
         bad = {name_of(index): why for errors in world.gather(batch.errors) for index, why in errors}
         progress.bad_images.update(bad)
         if plan.stop_on_bad_image:
-            raise DataError(next(iter(bad.values())), "The run stops at such a picture (--on-bad-image stop).")
+            raise DataError(next(iter(bad.values())), "The run stops at such an image (--on-bad-image stop).")
         if not any(t[1] for t in told):
-            raise DataError(f"No picture of a whole batch can be read, {next(iter(bad.values()))}")
-    pictures = sum(t[1] for t in told)
+            raise DataError(f"No image of a whole batch can be read, {next(iter(bad.values()))}")
+    num_images = sum(t[1] for t in told)
     if world.size > 1:
-        _sum_over_processes(plan, state.model, parts, pictures, alone=any(t[1] == 0 for t in told))
+        _sum_over_processes(plan, state.model, parts, num_images, alone=any(t[1] == 0 for t in told))
     if plan.device.dtype is torch.float16:
         state.scaler.unscale_(state.optimizer)
     norm = torch.nn.utils.get_total_norm([p.grad for p in state.model.parameters() if p.grad is not None])
-    return Gradients(parts, norm, pictures, max(t[3] for t in told), any(t[4] for t in told))
+    return Gradients(parts, norm, num_images, max(t[3] for t in told), any(t[4] for t in told))
 
 
 def _try_gradients(plan: Plan, state: TrainState, batch: Batch) -> tuple[dict[str, Tensor], bool]:
-    """Run this process's pictures forward and backward in micro-batches; return the loss's parts, or that memory ran out."""
+    """Run this process's images forward and backward in micro-batches; return the loss's parts, or that memory ran out."""
     sums: dict[str, Tensor] = {}
     state.optimizer.zero_grad(set_to_none=True)
     whole = len(batch.keys) if plan.world.size == 1 else plan.recipe.batch_size
@@ -219,12 +219,12 @@ def _try_gradients(plan: Plan, state: TrainState, batch: Batch) -> tuple[dict[st
 
 
 def at_a_time(plan: Plan, state: TrainState) -> int:
-    """Return the pictures of a micro-batch: asked for, or forced by memory, or as pays on the device; 0 for all."""
-    return state.progress.micro_batch or plan.pictures_at_a_time
+    """Return the images of a micro-batch: asked for, or forced by memory, or as pays on the device; 0 for all."""
+    return state.progress.micro_batch or plan.images_at_a_time
 
 
 def _halve(plan: Plan, state: TrainState, reporter: Reporter) -> None:
-    """Make micro-batches half as large, an even number of pictures."""
+    """Make micro-batches half as large, an even number of images."""
     progress = state.progress
     pairs = -(-plan.recipe.batch_size // 2)
     present = at_a_time(plan, state) or 2 * -(-pairs // plan.world.size)  # the largest share of any process
@@ -232,17 +232,19 @@ def _halve(plan: Plan, state: TrainState, reporter: Reporter) -> None:
     plan.device.forget_cached_memory()
     if present <= SMALLEST:
         raise DeitctlError(
-            f"Memory runs out even with {SMALLEST} pictures at a time.", "Use a smaller --img-size or a smaller model."
+            f"Memory runs out even with {SMALLEST} images at a time.", "Use a smaller --img-size or a smaller model."
         )
     progress.micro_batch = max(SMALLEST, present // 4 * 2)
     reporter.warn(
-        f"Out of memory with {present} pictures at a time: going on with {progress.micro_batch}, "
+        f"Out of memory with {present} images at a time: going on with {progress.micro_batch}, "
         f"and a batch is still {plan.recipe.batch_size}."
     )
 
 
-def _sum_over_processes(plan: Plan, model: nn.Module, parts: dict[str, Tensor], pictures: int, *, alone: bool) -> None:
-    """Add up gradients and loss parts over the processes; one that had no picture adds nothing.
+def _sum_over_processes(
+    plan: Plan, model: nn.Module, parts: dict[str, Tensor], num_images: int, *, alone: bool
+) -> None:
+    """Add up gradients and loss parts over the processes; one that had no image adds nothing.
 
     Our own sum after the backward pass instead of DistributedDataParallel's during it: memory that runs out in one
     process then cannot leave the others waiting inside a collective, micro-batches need no special case, and heads
@@ -261,8 +263,8 @@ def _sum_over_processes(plan: Plan, model: nn.Module, parts: dict[str, Tensor], 
     order = sorted(parts)
     values = torch.stack([parts[name].float() for name in order])
     plan.world.add_up([*tensors, values])
-    missing = plan.recipe.batch_size / pictures
-    if missing != 1:  # pictures that could not be read: the mean is over the others
+    missing = plan.recipe.batch_size / num_images
+    if missing != 1:  # images that could not be read: the mean is over the others
         torch._foreach_mul_(tensors, missing)
         values *= missing
     parts.update(zip(order, values, strict=True))
@@ -273,7 +275,7 @@ def _sum_over_processes(plan: Plan, model: nn.Module, parts: dict[str, Tensor], 
 
 
 def loss_of(plan: Plan, state: TrainState, batch: Batch) -> Loss:
-    """Return the mean loss of pictures; all randomness is a function of (seed, step), (seed, key) or a picture's slot."""
+    """Return the mean loss of images; all randomness is a function of (seed, step), (seed, key) or an image's slot."""
     recipe, device, step = plan.recipe, plan.device, state.progress.step
     words = None if plan.listener is None else device.move(plan.listener(batch))
     images = normalise(device.move(batch.images), plan.preprocessing)

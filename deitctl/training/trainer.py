@@ -58,7 +58,7 @@ class Session:
         """Build optimiser, average and plan for `student`, which is moved to `device`.
 
         Raises:
-            ConfigError: more processes than pairs of pictures in a batch.
+            ConfigError: more processes than pairs of images in a batch.
         """
         self.run, self.config, self.device, self.reporter = run, config, device, reporter
         self.world = world
@@ -68,15 +68,15 @@ class Session:
         device.keep_freed_memory()
         model = device.place(student.model)
         world.equalise(model)
-        pictures = len(train.labels)
+        num_images = len(train.labels)
         # a set smaller than a batch is one batch, and its size is what the learning rate is for
-        recipe = replace(config.recipe, batch_size=min(config.recipe.batch_size, pictures))
+        recipe = replace(config.recipe, batch_size=min(config.recipe.batch_size, num_images))
         if world.size > 1 and recipe.batch_size < 2 * world.size:
             raise ConfigError(
-                f"A batch of {recipe.batch_size} is too small for {world.size} processes, which take two pictures or more.",
+                f"A batch of {recipe.batch_size} is too small for {world.size} processes, which take two images or more.",
                 "Raise --batch-size, or start fewer.",
             )
-        steps = steps_per_epoch(pictures, recipe.batch_size)
+        steps = steps_per_epoch(num_images, recipe.batch_size)
         if recipe.trainable == "head":
             freeze_body(model)
         ema = None
@@ -84,7 +84,7 @@ class Session:
             ema = ExponentialMovingAverage(model, decay=recipe.ema_decay, total_steps=steps * recipe.epochs)
         optimizer = build_optimizer(model, recipe.optim, layer_ids(model) if recipe.optim.layer_decay != 1 else None)
         progress = Progress(
-            pictures=pictures, micro_batch=_even(config.micro_batch), views_version=VIEWS_VERSION
+            num_images=num_images, micro_batch=_even(config.micro_batch), views_version=VIEWS_VERSION
         )  # fmt: skip
         self.state = TrainState(model, optimizer, device.grad_scaler(), ema, progress)
         self.plan = Plan(
@@ -92,14 +92,14 @@ class Session:
             listener=tutor.listener() if tutor is not None and tutor.looks_at_views else None,
             teacher=tutor.network() if tutor is not None and not tutor.looks_at_views else None,
             world=world, stop_on_bad_image=config.on_bad_image == "stop",
-            pictures_at_a_time=device.pictures_at_a_time(largest_block(model, device.dtype)),
+            images_at_a_time=device.images_at_a_time(largest_block(model, device.dtype)),
         )  # fmt: skip
         if config.compile:
             device.compile(model)
         if tutor is not None:
             tutor.load_together()
         self.early_size = early_size(model, self.card, recipe) if recipe.early_epochs else 0
-        say_sizes(config.recipe, pictures, model, self.card.preprocessing.img_size, self.early_size, reporter)
+        say_sizes(config.recipe, num_images, model, self.card.preprocessing.img_size, self.early_size, reporter)
         self.clock = Stopwatch()
         self.watch = Watch(len(train.class_names), self.state.scaler.is_enabled(), config.loss_jump)
         self.saver = Saver(run.state, run.metrics_file, config.save_every)
@@ -110,10 +110,10 @@ class Session:
         """Take up the saved state; a run stopped before its first one was saved starts again."""
         if self.run.state.exists() or self.run.state.with_name("state.old").exists():
             self.state.load(self.run.state)
-            if self.state.progress.pictures != len(self.train_source.labels):
+            if self.state.progress.num_images != len(self.train_source.labels):
                 raise DataError(
-                    f"{self.config.data} has {len(self.train_source.labels)} training pictures, it had "
-                    f"{self.state.progress.pictures} when {self.run.root} began.", "Start a new run on the new data.",
+                    f"{self.config.data} has {len(self.train_source.labels)} training images, it had "
+                    f"{self.state.progress.num_images} when {self.run.root} began.", "Start a new run on the new data.",
                 )  # fmt: skip
         progress = self.state.progress
         seen = self.world.gather((progress.step, progress.epoch))
@@ -375,7 +375,7 @@ class Session:
         bad = progress.bad_images | {self.val_source.name(index): why for index, why in shipped.unreadable}
         if bad:
             first = next(iter(bad.values()))
-            self.reporter.warn(f"{len(bad)} picture(s) could not be read and were left out, the first: {first}")
+            self.reporter.warn(f"{len(bad)} image(s) could not be read and were left out, the first: {first}")
         result = TrainResult(
             run=self.run.root, epochs=progress.epoch, images_seen=progress.images_seen,
             best_epoch=progress.best_epoch, best_weights=progress.best_weights, shipped=shipped, last=epochs[-1],

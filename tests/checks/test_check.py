@@ -25,14 +25,14 @@ DOCUMENT = Path(deitctl.__file__).parent.parent / "docs" / "check.md"
 
 
 def texture(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
-    """A picture unlike those of other seeds: soft spots of colour."""
+    """An image unlike those of other seeds: soft spots of colour."""
     spots = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(spots).resize(size, Image.Resampling.BICUBIC)
 
 
 @pytest.fixture
 def sound(tmp_path) -> Path:
-    """Two classes of 35 training and 5 validation pictures with nothing to say about them."""
+    """Two classes of 35 training and 5 validation images with nothing to say about them."""
     seed = 0
     for folder, count in (("train/cat", 35), ("train/dog", 35), ("val/cat", 5), ("val/dog", 5)):
         (tmp_path / "photos" / folder).mkdir(parents=True)
@@ -48,7 +48,7 @@ def broken(sound) -> Path:
     (cat / "zero.png").touch()
     (cat / "=page.jpg").write_text("<html>404</html>")
     (cat / "cut.png").write_bytes((cat / "1.png").read_bytes()[:900])
-    (cat / "line\nbreak.png").write_bytes(b"no picture")
+    (cat / "line\nbreak.png").write_bytes(b"no image")
     texture(1000).save(cat / "really.jpg", "PNG")
     shutil.copy(dog / "0.png", dog / "again.png")
     shutil.copy(dog / "1.png", val / "dog" / "leak.png")
@@ -79,7 +79,7 @@ def test_every_kind_of_damage_is_found_by_any_number_of_processes(broken):
     assert [f.to_dict() for f in alone.findings] == [f.to_dict() for f in together.findings]
     assert not alone.sound
     assert counts(alone) == {
-        "class_only_in_val": 1, "similar_class_names": 1, "empty_file": 1, "not_a_picture": 2, "truncated": 1,
+        "class_only_in_val": 1, "similar_class_names": 1, "empty_file": 1, "not_an_image": 2, "truncated": 1,
         "duplicate_across_parts": 1, "class_only_in_train": 1, "empty_class": 1, "duplicate_in_class": 1,
         "wrong_extension": 1,
     }  # fmt: skip
@@ -118,7 +118,7 @@ def test_a_fix_list_that_is_carried_out_leaves_a_sound_data_set(broken, tmp_path
     assert counts(check(str(broken))) == {}
 
 
-def test_the_only_copy_of_a_picture_is_never_to_be_deleted(sound, tmp_path):
+def test_the_only_copy_of_an_image_is_never_to_be_deleted(sound, tmp_path):
     """A file behind two names, or listed twice, looks like two copies."""
     (sound / "val" / "cat" / "link.png").symlink_to(sound / "train" / "cat" / "0.png")
     (sound / "train" / "dog" / "link.png").symlink_to(sound / "train" / "dog" / "0.png")
@@ -142,14 +142,14 @@ def test_near_copies_are_warned_of_and_are_no_error(sound):
     assert result.findings[0].examples == (f"{sound}/val/cat/small.jpg ~ {sound}/train/cat/0.png",)
 
 
-def test_one_picture_under_two_labels_is_an_error(sound):
+def test_one_image_under_two_labels_is_an_error(sound):
     shutil.copy(sound / "train" / "dog" / "3.png", sound / "train" / "cat" / "clash.png")
     result = check(str(sound))
     assert not result.sound
     assert counts(result) == {"duplicate_across_classes": 1}
 
 
-def test_odd_pictures_are_counted(sound):
+def test_odd_images_are_counted(sound):
     cat = sound / "train" / "cat"
     texture(500, (400, 60)).save(cat / "long.png")
     texture(501, (5000, 4100)).save(cat / "many.jpg", quality=50)
@@ -164,11 +164,11 @@ def test_odd_pictures_are_counted(sound):
 
 
 def flatten(val: Path, truth: Path) -> dict[str, str]:
-    """Move the pictures of class folders side by side; write their labels as rows, and return them."""
+    """Move the images of class folders side by side; write their labels as rows, and return them."""
     labels = {}
-    for number, picture in enumerate(sorted(val.glob("*/*"))):
-        labels[f"ILSVRC2012_val_{number + 1:08d}.png"] = picture.parent.name
-        picture.rename(val / f"ILSVRC2012_val_{number + 1:08d}.png")
+    for number, image in enumerate(sorted(val.glob("*/*"))):
+        labels[f"ILSVRC2012_val_{number + 1:08d}.png"] = image.parent.name
+        image.rename(val / f"ILSVRC2012_val_{number + 1:08d}.png")
     for folder in [p for p in val.iterdir() if p.is_dir()]:
         folder.rmdir()
     truth.write_text("".join(f"{name} {label}\n" for name, label in labels.items()))
@@ -192,7 +192,7 @@ def test_a_flat_validation_part_becomes_a_table_that_trains_and_a_list_of_moves(
     assert counts(check(str(sound))) == {}
 
 
-def test_pictures_that_the_ground_truth_does_not_name_are_named(sound, tmp_path):
+def test_images_that_the_ground_truth_does_not_name_are_named(sound, tmp_path):
     truth = tmp_path / "truth.txt"
     flatten(sound / "val", truth)
     truth.write_text("".join(truth.read_text().splitlines(keepends=True)[:-2]))
@@ -202,7 +202,7 @@ def test_pictures_that_the_ground_truth_does_not_name_are_named(sound, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("rows", "says"), [("other.png cat\n", "names none of the pictures"), ("{} 65\n", "labels are numbers such as 65")]
+    ("rows", "says"), [("other.png cat\n", "names none of the images"), ("{} 65\n", "labels are numbers such as 65")]
 )
 def test_a_ground_truth_of_something_else_is_refused(rows, says, sound, tmp_path):
     labels = flatten(sound / "val", tmp_path / "truth.txt")
@@ -213,7 +213,7 @@ def test_a_ground_truth_of_something_else_is_refused(rows, says, sound, tmp_path
         check(str(sound), ground_truth=str(tmp_path / "truth.txt"))
 
 
-def test_a_ground_truth_without_flat_pictures_is_said_to_be_needless(sound, tmp_path, reporter):
+def test_a_ground_truth_without_flat_images_is_said_to_be_needless(sound, tmp_path, reporter):
     (tmp_path / "truth.txt").write_text("a.png cat\n")
     check(str(sound), ground_truth=str(tmp_path / "truth.txt"), reporter=reporter)
     assert "not needed" in reporter.warnings[0]
@@ -232,7 +232,7 @@ def test_a_table_is_refused_where_it_could_not_be_right(sound, tmp_path):
     with pytest.raises(ConfigError, match=r"must end in \.csv"):
         check(str(sound), write_table=str(tmp_path / "table.txt"))
     (tmp_path / "void").mkdir()
-    with pytest.raises(DataError, match="no pictures to write"):
+    with pytest.raises(DataError, match="no images to write"):
         check(str(tmp_path / "void"), write_table=str(tmp_path / "table.csv"))
     with pytest.raises(DataError, match="in none of their own"):
         check("digits", write_table=str(tmp_path / "table.csv"))

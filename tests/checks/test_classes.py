@@ -11,7 +11,7 @@ from deitctl.data.dataset import ArraySource
 
 
 def part(name: str, counts: dict[str, int], empty: tuple[str, ...] = ()) -> Part:
-    """Tiny pictures of classes; nothing is decoded here."""
+    """Tiny images of classes; nothing is decoded here."""
     labels = np.repeat(np.arange(len(counts)), list(counts.values()))
     return Part(name, ArraySource(np.zeros((len(labels), 1, 1), np.uint8), labels, tuple(counts), name), empty)
 
@@ -24,7 +24,7 @@ def even(*names: str, each: int = 40) -> dict[str, int]:
     return dict.fromkeys(sorted(names), each)
 
 
-def test_equal_classes_with_pictures_enough_are_sound():
+def test_equal_classes_with_images_enough_are_sound():
     assert checks(part("train", even("cat", "dog")), part("val", even("cat", "dog", each=5))) == {}
     assert checks(part("all", even("cat", "dog"))) == {}
 
@@ -69,7 +69,7 @@ def test_a_thousand_numbers_in_place_of_wordnet_ids(write):
 
 def test_too_little_of_anything():
     found = checks(part("train", {"cat": 90, "dog": 4}), part("val", {"cat": 5, "dog": 5}))
-    assert found["few_pictures"] == ("warning", 1, ("train/dog: 4",))
+    assert found["few_images"] == ("warning", 1, ("train/dog: 4",))
     assert found["imbalance"] == ("note", 1, ("cat: 90, dog: 4",))
     assert "imbalance" not in checks(part("all", {"cat": 100, "dog": 5}))
     assert checks(part("all", {"cat": 70})).keys() == {"too_few_classes"}

@@ -53,7 +53,7 @@ def as_pairs(relation) -> list[tuple[int, int]]:
     return list(zip(*(side.tolist() for side in relation), strict=True))
 
 
-def test_a_validation_picture_names_the_training_picture_that_it_is():
+def test_a_validation_image_names_the_training_image_that_it_is():
     """Also where one twin of three would be enough to hide another."""
     found = exact_twins(digests(1, 2, 1, 1), np.array([0, 0, 1, 1]), np.array([0, 0, 0, 0]))
     assert as_pairs(found.across_parts) == [(2, 0), (3, 0)]
@@ -61,7 +61,7 @@ def test_a_validation_picture_names_the_training_picture_that_it_is():
     assert as_pairs(found.across_classes) == []
 
 
-def test_one_picture_under_two_labels_is_told_from_a_copy_within_a_class():
+def test_one_image_under_two_labels_is_told_from_a_copy_within_a_class():
     found = exact_twins(digests(1, 1, 1, 2), np.array([0, 0, 0, 0]), np.array([5, 6, 5, 5]))
     assert as_pairs(found.across_classes) == [(1, 0)]
     assert as_pairs(found.in_class) == [(2, 0)]

@@ -17,7 +17,7 @@ IDS = ("n00000030", "n00000010", "n00000020")  # the devkit's 1, 2, 3: not in th
 
 @pytest.fixture
 def devkit(tmp_path) -> Path:
-    """A devkit of three classes and four validation pictures."""
+    """A devkit of three classes and four validation images."""
     data = tmp_path / "ILSVRC2012_devkit_t12" / "data"
     data.mkdir(parents=True)
     rows = [(number, wnid, "words") for number, wnid in enumerate(IDS, start=1)]

@@ -1,4 +1,4 @@
-"""One look at a picture tells what it is, why it cannot be read, and what its copies share."""
+"""One look at an image tells what it is, why it cannot be read, and what its copies share."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deitctl.checks.image_info import Look, Pictures, difference_hash, look, look_at_all, pixel_digest
+from deitctl.checks.image_info import Images, Look, difference_hash, look, look_at_all, pixel_digest
 from deitctl.data.dataset import subset
 from deitctl.data.open import scan_classes
 
 
 def texture(seed: int = 0, size: tuple[int, int] = (96, 72)) -> Image.Image:
-    """A picture unlike those of other seeds: soft spots of colour."""
+    """An image unlike those of other seeds: soft spots of colour."""
     spots = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(spots).resize(size, Image.Resampling.BICUBIC)
 
@@ -42,7 +42,7 @@ def seen(tmp_path, reporter):
     ("change", "problem"),
     [
         (lambda data: b"", "empty_file"),
-        (lambda data: b"<html>404</html>", "not_a_picture"),
+        (lambda data: b"<html>404</html>", "not_an_image"),
         (lambda data: data[: len(data) // 2], "truncated"),
         (lambda data: data[:200] + bytes(50) + data[250:], "damaged"),
     ],
@@ -64,7 +64,7 @@ def test_a_file_that_is_gone_is_unreadable(image_folder, reporter):
     ("mode", "kind"),
     [("L", "PNG"), ("RGBA", "PNG"), ("P", "GIF"), ("CMYK", "JPEG"), ("I;16", "PNG"), ("1", "PNG"), ("RGB", "WEBP")],
 )
-def test_a_picture_is_described_as_it_is_stored(mode, kind, seen):
+def test_an_image_is_described_as_it_is_stored(mode, kind, seen):
     image = texture().convert("L" if mode == "I;16" else mode)
     if mode == "I;16":
         image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
@@ -96,7 +96,7 @@ def apart(one: Image.Image, other: Image.Image) -> int:
     return int(np.unpackbits(hashes[0] ^ hashes[1]).sum())
 
 
-def test_a_copy_keeps_the_hash_and_another_picture_does_not():
+def test_a_copy_keeps_the_hash_and_another_image_does_not():
     original = texture()
     assert apart(original, Image.open(io.BytesIO(encoded(original, "JPEG", quality=50)))) <= 9
     assert apart(original, original.resize((48, 36))) <= 9
@@ -108,14 +108,14 @@ def test_what_says_nothing_has_no_hash(image):
     assert difference_hash(image) == b""
 
 
-def test_pictures_without_a_file_are_looked_at_too(digit_sources):
+def test_images_without_a_file_are_looked_at_too(digit_sources):
     found = look(digit_sources[0], 0)
     assert (found.problem, found.format, found.size) == ("", "", (8, 8))
 
 
 def test_looks_come_in_order_whatever_the_number_of_processes(digit_sources):
-    pictures = Pictures([subset(digit_sources[0], range(40)), subset(digit_sources[1], range(30))])
-    alone, together = ([one for some in look_at_all(pictures, workers) for one in some] for workers in (0, 2))
+    images = Images([subset(digit_sources[0], range(40)), subset(digit_sources[1], range(30))])
+    alone, together = ([one for some in look_at_all(images, workers) for one in some] for workers in (0, 2))
     assert alone == together
-    assert len(alone) == len(pictures) == 70
-    assert [pictures.name(i) for i in (39, 40)] == [digit_sources[0].name(39), digit_sources[1].name(0)]
+    assert len(alone) == len(images) == 70
+    assert [images.name(i) for i in (39, 40)] == [digit_sources[0].name(39), digit_sources[1].name(0)]

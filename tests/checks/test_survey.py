@@ -14,7 +14,7 @@ BOTH = {"train/cat": 2, "train/dog": 2, "val/cat": 1, "val/dog": 1}
 
 
 def found_in(data, reporter) -> tuple[dict[str, int], dict[str, tuple[int, tuple[str, ...]]]]:
-    """Pictures by part, and count and examples by check."""
+    """Images by part, and count and examples by check."""
     result = survey(str(data), reporter)
     parts = {part.name: len(part.source.labels) for part in result.parts}
     return parts, {f.check: (f.count, f.examples) for f in result.findings}
@@ -44,7 +44,7 @@ def test_a_sound_layout_has_nothing_to_report(counts, parts, image_folder, repor
         ({"inner/train/cat": 1, "inner/val/cat": 2}, {"train": 1, "val": 2}, "nested_part", "inner"),
         ({"train/train/cat": 1, "val/cat": 2}, {"train": 1, "val": 2}, "nested_part", "train/train"),
         ({"Train/cat": 1, "val/cat": 2}, {"train": 1, "val": 2}, "misnamed_part", "Train"),
-        ({**BOTH, "train": 2}, {"train": 4, "val": 2}, "loose_pictures", "train/0.png"),
+        ({**BOTH, "train": 2}, {"train": 4, "val": 2}, "loose_images", "train/0.png"),
         ({**BOTH, "train/cat/old": 2}, {"train": 6, "val": 2}, "subfolders", "train/cat/old"),
     ],
 )
@@ -66,20 +66,20 @@ def test_empty_classes_and_empty_folders(image_folder, tmp_path, reporter):
     assert reporter.warnings == []
     shutil.rmtree(root / "val")
     (root / "val" / "cat").mkdir(parents=True)
-    assert found_in(root, reporter) == ({"train": 4}, {"no_pictures": (1, (str(root / "val"),))})
+    assert found_in(root, reporter) == ({"train": 4}, {"no_images": (1, (str(root / "val"),))})
     (tmp_path / "void").mkdir()
-    assert found_in(tmp_path / "void", reporter)[1].keys() == {"no_pictures"}
+    assert found_in(tmp_path / "void", reporter)[1].keys() == {"no_images"}
 
 
-def test_files_that_are_no_pictures_are_counted_and_pictures_by_other_names_are_errors(image_folder, reporter):
+def test_files_that_are_no_images_are_counted_and_images_by_other_names_are_errors(image_folder, reporter):
     root = image_folder({"cat": 2, "dog": 2})
     for name in ("a.txt", "b.TXT", "c.xml", ".hidden", "phone.HEIC"):
         (root / "cat" / name).write_text("x")
     shutil.copy(root / "dog" / "0.png", root / "dog" / "noextension")
     findings = {f.check: f for f in survey(str(root), reporter).findings}
-    assert findings.keys() == {"ignored_files", "unread_pictures"}
+    assert findings.keys() == {"ignored_files", "unread_images"}
     assert findings["ignored_files"].message.endswith("(.txt: 2, .xml: 1)")
-    assert set(findings["unread_pictures"].examples) == {
+    assert set(findings["unread_images"].examples) == {
         str(root / "cat" / "phone.HEIC"), str(root / "dog" / "noextension"),
     }  # fmt: skip
 
@@ -96,7 +96,7 @@ def test_a_link_up_is_entered_once(image_folder, reporter):
     [
         (BOTH, {"train": 4, "val": 2}, {}),
         ({"train/cat": 1, "train/dog": 1, "val": 3}, {"train": 2}, {"flat_part": 3}),
-        ({**BOTH, "val": 2}, {"train": 4, "val": 2}, {"loose_pictures": 2}),
+        ({**BOTH, "val": 2}, {"train": 4, "val": 2}, {"loose_images": 2}),
         ({"": 3}, {}, {"flat_part": 3}),
     ],
 )

@@ -1,4 +1,4 @@
-"""The command: formats as they are computed, codes, pictures, and nothing imported that is not needed."""
+"""The command: formats as they are computed, codes, images, and nothing imported that is not needed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def model(tmp_path_factory) -> str:
 @pytest.fixture
 def inputs(image_folder) -> list[str]:
     root = image_folder({"in": 3})
-    (root / "in" / "1.png").write_bytes(b"no picture")
+    (root / "in" / "1.png").write_bytes(b"no image")
     return [str(root / "in" / f"{n}.png") for n in range(3)]
 
 
@@ -77,10 +77,10 @@ def test_an_answer_on_stdin_comes_before_the_next_name_is_known(model, inputs):
         assert child.wait() == 3
 
 
-def test_a_picture_belongs_to_a_table_on_a_terminal(model, inputs):
-    refused = CliRunner().invoke(app, ["predict", inputs[0], "--model", model, "--format", "jsonl", "--picture"])
+def test_an_image_belongs_to_a_table_on_a_terminal(model, inputs):
+    refused = CliRunner().invoke(app, ["predict", inputs[0], "--model", model, "--format", "jsonl", "--image"])
     assert "goes with a table" in str(refused.exception)
-    unable = CliRunner().invoke(app, ["predict", inputs[0], "--model", model, "--format", "table", "--picture"])
+    unable = CliRunner().invoke(app, ["predict", inputs[0], "--model", model, "--format", "table", "--image"])
     assert unable.exit_code == 0
     assert "▀" not in unable.stdout
     assert "need a terminal with 256 colours" in unable.stderr
@@ -88,19 +88,19 @@ def test_a_picture_belongs_to_a_table_on_a_terminal(model, inputs):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal of our own is POSIX")
 @pytest.mark.parametrize(
-    ("arguments", "environment", "pictures"),
+    ("arguments", "environment", "images"),
     [
         ([], {}, 1),
-        (["--no-picture"], {}, 0),
+        (["--no-image"], {}, 0),
         ([], {"NO_COLOR": "1"}, 0),
         ([], {"TERM": "dumb"}, 0),
         (["second"], {}, 0),
-        (["second", "--picture"], {}, 2),
+        (["second", "--image"], {}, 2),
     ],
     ids=str,
 )
-def test_on_a_terminal_one_picture_is_shown_or_all_that_are_asked_for(
-    arguments, environment, pictures, model, inputs, monkeypatch, capsys
+def test_on_a_terminal_one_image_is_shown_or_all_that_are_asked_for(
+    arguments, environment, images, model, inputs, monkeypatch, capsys
 ):
     from rich.console import Console
 
@@ -112,7 +112,7 @@ def test_on_a_terminal_one_picture_is_shown_or_all_that_are_asked_for(
     names = [inputs[2] if a == "second" else a for a in arguments]
     result = CliRunner().invoke(app, ["predict", inputs[0], *names, "--model", model, "--format", "table"])
     assert result.exit_code == 0, result.exception
-    assert result.stdout.count("▀") == pictures * 32 * 16
+    assert result.stdout.count("▀") == images * 32 * 16
 
 
 def test_our_models_answer_without_what_they_do_not_need(model, inputs):

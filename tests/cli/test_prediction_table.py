@@ -1,4 +1,4 @@
-"""What a person sees: bars in eighths, names folded where they end, the picture where the terminal has colours."""
+"""What a person sees: bars in eighths, names folded where they end, the image where the terminal has colours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from deitctl.cli.prediction_table import BAR, PICTURE, bar, print_prediction
+from deitctl.cli.prediction_table import BAR, IMAGE, bar, print_prediction
 from deitctl.cli.terminal_image import HALF, can_show, half_blocks
 from deitctl.data.eval_transform import Pixels
 from deitctl.inference.predict import Guess, Prediction
@@ -80,25 +80,25 @@ def test_what_is_no_terminal_gets_one_line_a_class():
     assert all(line.endswith(LONG) for line in lines[1:])
 
 
-def test_the_picture_is_beside_the_classes_or_above_them_where_it_is_narrow(quarters):
+def test_the_image_is_beside_the_classes_or_above_them_where_it_is_narrow(quarters):
     prediction = Prediction("p.jpg", guesses(0.9, 0.1), None, quarters)
     wide, narrow = printed(terminal(80), prediction), printed(terminal(40), prediction)
-    assert len(wide) == 1 + PICTURE // 2
-    assert wide[1].startswith("  " + HALF * PICTURE + "   90.0 % " + "█" * 17 + "▏")
+    assert len(wide) == 1 + IMAGE // 2
+    assert wide[1].startswith("  " + HALF * IMAGE + "   90.0 % " + "█" * 17 + "▏")
     assert wide[1].rstrip().endswith("cat")
-    assert len(narrow) == 1 + PICTURE // 2 + 2
-    assert narrow[1].strip() == HALF * PICTURE
+    assert len(narrow) == 1 + IMAGE // 2 + 2
+    assert narrow[1].strip() == HALF * IMAGE
     assert "90.0 %" in narrow[-2]
 
 
-def test_more_classes_than_the_picture_is_high_go_on_below_it(quarters):
+def test_more_classes_than_the_image_is_high_go_on_below_it(quarters):
     lines = printed(terminal(80), Prediction("p.jpg", guesses(*[0.05] * 20), None, quarters))
     assert len(lines) == 21
-    assert lines[-1].startswith(" " * (PICTURE + 2))
+    assert lines[-1].startswith(" " * (IMAGE + 2))
     assert all("5.0 %" in line for line in lines[1:])
 
 
-def test_two_pixels_a_character_with_the_colours_of_the_picture(quarters):
+def test_two_pixels_a_character_with_the_colours_of_the_image(quarters):
     lines = half_blocks(quarters, 4)
     assert [line.plain for line in lines] == [HALF * 4] * 2
     first, last = ([span.style for span in line.spans] for line in lines)
@@ -139,7 +139,7 @@ def test_colours_reach_the_terminal_as_they_are_or_as_the_nearest_of_256(colours
     ],
     ids=["truecolor", "256", "16", "no colour", "dumb", "NO_COLOR", "pipe"],
 )
-def test_only_a_terminal_with_colours_shows_a_picture(console, able, quarters):
+def test_only_a_terminal_with_colours_shows_an_image(console, able, quarters):
     assert can_show(console) is able
     lines = printed(console, Prediction("p.jpg", guesses(0.9), None, quarters))
     assert any(HALF in line for line in lines) is able

@@ -95,7 +95,7 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["predict"], 2, "Missing argument"),
         (["predict", "x.jpg", "--model", "deit_tiny", "--img-size", "100000"], 1, "1 to 2048 pixels a side"),
         (["predict", "x.jpg", "--model", "gone.onnx"], 1, "There is no ONNX file 'gone.onnx'"),
-        (["predict", "x.jpg", "--format", "csv", "--picture"], 1, "--picture goes with a table, not with csv"),
+        (["predict", "x.jpg", "--format", "csv", "--image"], 1, "--image goes with a table, not with csv"),
         (["eval", "--model", "deit_tiny", "--img-size", "100000"], 1, "1 to 2048 pixels a side"),
         (["eval", "/nowhere"], 1, "There is no data set '/nowhere'"),
         (["eval", "--model", "deit_tiny"], 1, "--weights FILE"),

@@ -1,4 +1,4 @@
-"""Sources name, label and read their pictures; splits are stratified and repeatable."""
+"""Sources name, label and read their images; splits are stratified and repeatable."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_hold_out_of_one_class_does_not_move_with_another():
     assert held[0].indices[held[0].labels == 0].tolist() == held[1].indices[held[1].labels == 0].tolist()
 
 
-def test_subset_of_a_subset_reads_the_right_picture(digit_sources):
+def test_subset_of_a_subset_reads_the_right_image(digit_sources):
     train, _ = digit_sources
     inner = subset(subset(train, [5, 6, 7, 8]), [3, 0])
     assert inner.labels.tolist() == [train.labels[8], train.labels[5]]
@@ -83,7 +83,7 @@ def test_relabel_goes_by_name():
     assert moved.class_names == ("c1", "x", "c0")
 
 
-def test_relabel_minds_only_classes_with_pictures():
+def test_relabel_minds_only_classes_with_images():
     assert relabel(labelled([0, 0], 3), ("c0",)).labels.tolist() == [0, 0]
 
 

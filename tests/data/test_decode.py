@@ -1,4 +1,4 @@
-"""Any picture becomes upright RGB or one clear error."""
+"""Any image becomes upright RGB or one clear error."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def values(data: bytes) -> np.ndarray:
-    image = decode(data, "picture")
+    image = decode(data, "image")
     assert image.mode == "RGB"
     return np.asarray(image)
 
 
-def test_png_is_exact(picture):
-    assert np.array_equal(values(encode(picture(), "PNG")), np.asarray(picture()))
+def test_png_is_exact(make_image):
+    assert np.array_equal(values(encode(make_image(), "PNG")), np.asarray(make_image()))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF"])
-def test_every_common_format_is_read(kind, picture):
-    image = picture(64, 48)
+def test_every_common_format_is_read(kind, make_image):
+    image = make_image(64, 48)
     assert np.abs(values(encode(image, kind)).astype(int) - np.asarray(image)).mean() < 20
     assert all(e.startswith(".") for e in EXTENSIONS)
 
 
-def test_text_named_jpg_is_no_picture():
-    with pytest.raises(DataError, match=r"^a/b\.jpg is not a picture\.$"):
+def test_text_named_jpg_is_no_image():
+    with pytest.raises(DataError, match=r"^a/b\.jpg is not an image\.$"):
         decode(b"hello, this is text\n" * 20, "a/b.jpg")
 
 
@@ -50,8 +50,8 @@ def test_empty_file_is_called_empty():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_picture_cut_short_is_an_error(kind, picture):
-    data = encode(picture(), kind)
+def test_image_cut_short_is_an_error(kind, make_image):
+    data = encode(make_image(), kind)
     with pytest.raises(DataError, match="x.img"):
         decode(data[: len(data) // 2], "x.img")
 
@@ -66,7 +66,7 @@ def test_sixteen_bits_are_scaled_not_clipped():
     assert values(encode(Image.fromarray(ramp), "PNG"))[0, :, 0].tolist() == [0, 1, 100, 255]
 
 
-def test_a_dark_sixteen_bit_picture_stays_dark():
+def test_a_dark_sixteen_bit_image_stays_dark():
     ramp = np.array([[0, 100, 200]], dtype=np.uint16)
     assert values(encode(Image.fromarray(ramp), "PNG")).max() == 1
 
@@ -108,7 +108,7 @@ def test_a_transparent_colour_of_rgb_is_laid_over_white():
     assert values(encode(image, "PNG", transparency=(1, 2, 3)))[0].tolist() == [[255, 255, 255], [9, 9, 9]]
 
 
-def test_one_bit_pictures_become_black_and_white():
+def test_one_bit_images_become_black_and_white():
     image = Image.new("1", (2, 1))
     image.putpixel((1, 0), 1)
     assert values(encode(image, "PNG"))[0, :, 0].tolist() == [0, 255]
@@ -116,7 +116,7 @@ def test_one_bit_pictures_become_black_and_white():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation):
-    """The stored picture is turned so that the upright one has its red corner at the top left."""
+    """The stored image is turned so that the upright one has its red corner at the top left."""
     upright = Image.new("RGB", (40, 24), "white")
     upright.paste((255, 0, 0), (0, 0, 16, 8))
     turn = {
@@ -132,10 +132,10 @@ def test_exif_orientation_is_applied(orientation):
     assert np.abs(rgb.astype(int) - np.asarray(upright)).mean() < 6
 
 
-def test_orientation_that_does_not_exist_is_ignored(picture):
+def test_orientation_that_does_not_exist_is_ignored(make_image):
     exif = Image.Exif()
     exif[0x0112] = 77
-    assert values(encode(picture(40, 24), "JPEG", exif=exif)).shape == (24, 40, 3)
+    assert values(encode(make_image(40, 24), "JPEG", exif=exif)).shape == (24, 40, 3)
 
 
 def test_animation_gives_its_first_frame():
@@ -144,7 +144,7 @@ def test_animation_gives_its_first_frame():
     assert values(data)[0, 0].tolist() == [255, 0, 0]
 
 
-def test_one_pixel_is_a_picture():
+def test_one_pixel_is_an_image():
     assert values(encode(Image.new("L", (1, 1), 7), "PNG")).tolist() == [[[7, 7, 7]]]
 
 
@@ -172,10 +172,10 @@ def test_missing_file_and_folder_are_errors(read, tmp_path):
         read(tmp_path / "a\0.png")
 
 
-def test_a_file_is_read_as_it_is_and_decoded_under_its_own_name(tmp_path, picture):
-    picture().save(tmp_path / "a.png")
+def test_a_file_is_read_as_it_is_and_decoded_under_its_own_name(tmp_path, make_image):
+    make_image().save(tmp_path / "a.png")
     assert read_bytes(tmp_path / "a.png") == (tmp_path / "a.png").read_bytes()
-    assert np.array_equal(np.asarray(read_image(tmp_path / "a.png")), np.asarray(picture()))
+    assert np.array_equal(np.asarray(read_image(tmp_path / "a.png")), np.asarray(make_image()))
     (tmp_path / "b.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"b\.png is empty"):
         read_image(tmp_path / "b.png")
@@ -184,7 +184,7 @@ def test_a_file_is_read_as_it_is_and_decoded_under_its_own_name(tmp_path, pictur
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000"])
 @settings(max_examples=40)
 @given(data=st.data())
-def test_damage_gives_a_picture_or_a_data_error_and_nothing_else(kind, data):
+def test_damage_gives_an_image_or_a_data_error_and_nothing_else(kind, data):
     exif = Image.Exif()
     exif[0x0112] = 6
     options = {"exif": exif} if kind in ("JPEG", "PNG", "WEBP", "TIFF") else {}
@@ -198,26 +198,26 @@ def test_damage_gives_a_picture_or_a_data_error_and_nothing_else(kind, data):
 
 
 @pytest.mark.parametrize("strip", [1, 7, 64, 2**20])
-def test_scans_are_counted_wherever_they_lie(strip, picture, monkeypatch):
+def test_scans_are_counted_wherever_they_lie(strip, make_image, monkeypatch):
     monkeypatch.setattr("deitctl.data.decode.STRIP", strip)
     monkeypatch.setattr("deitctl.data.decode.MAX_SCANS", 3)
-    data = encode(picture(40, 30), "JPEG", progressive=True)
+    data = encode(make_image(40, 30), "JPEG", progressive=True)
     with pytest.raises(DataError, match=rf"has {data.count(bytes([0xFF, 0xDA]))} scans, more than 3"):
         decode(data, "x")
 
 
 @pytest.mark.parametrize("shrink", [2, 4, 8])
-def test_a_jpeg_can_be_decoded_smaller_and_other_formats_stay_whole(shrink, picture):
+def test_a_jpeg_can_be_decoded_smaller_and_other_formats_stay_whole(shrink, make_image):
     """Each pixel is about the mean of those that it stands for; of a block of eight it is the mean."""
-    image = picture(96, 64)
+    image = make_image(96, 64)
     small = np.asarray(decode(encode(image, "JPEG", quality=95, subsampling=0), "x", shrink))
     blocks = np.asarray(image).reshape(64 // shrink, shrink, 96 // shrink, shrink, 3).mean(axis=(1, 3))
     assert np.abs(small - blocks).mean() < (1 if shrink == 8 else 6)
-    assert decode(encode(picture(90, 61), "JPEG"), "x", shrink).size == (-(-90 // shrink), -(-61 // shrink))
+    assert decode(encode(make_image(90, 61), "JPEG"), "x", shrink).size == (-(-90 // shrink), -(-61 // shrink))
     assert decode(encode(image, "PNG"), "x", shrink).size == (96, 64)
 
 
-def test_a_picture_cut_short_is_an_error_decoded_smaller_too(picture):
-    data = encode(picture(400, 300), "JPEG")
+def test_an_image_cut_short_is_an_error_decoded_smaller_too(make_image):
+    data = encode(make_image(400, 300), "JPEG")
     with pytest.raises(DataError, match=r"x\.img"):
         decode(data[: len(data) // 2], "x.img", 4)

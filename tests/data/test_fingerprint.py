@@ -44,7 +44,7 @@ def test_a_fingerprint_is_short_and_repeatable(root, of):
     int(of(root), 16)
 
 
-def test_the_same_pictures_elsewhere_and_later_are_the_same(root, of, tmp_path):
+def test_the_same_images_elsewhere_and_later_are_the_same(root, of, tmp_path):
     shutil.copytree(root, tmp_path / "else" / "where", copy_function=shutil.copyfile)
     os.utime(tmp_path / "else" / "where" / "ant" / "0.png", (1, 1))
     assert of(tmp_path / "else" / "where") == of(root)
@@ -150,7 +150,7 @@ def test_a_fingerprint_stays_what_it_was(digit_sources, tmp_path, of, reporter):
     assert [data_fingerprint(s, reporter) for s in digit_sources] == ["25430da69d282a62", "af60cb61d2feff64"]
 
 
-def test_a_picture_that_cannot_be_read_is_part_of_the_data(root, of):
+def test_an_image_that_cannot_be_read_is_part_of_the_data(root, of):
     before = of(root)
     (root / "ant" / "0.png").unlink()
     (root / "ant" / "0.png").symlink_to(root / "nowhere")

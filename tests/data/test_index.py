@@ -34,7 +34,7 @@ COUNTS = {"ant": 3, "bee/2020/june": 2, "cow": 0, "dog": 1}
 
 @pytest.fixture(autouse=True)
 def _few_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An index for any number of pictures, after a rest of less than two seconds."""
+    """An index for any number of images, after a rest of less than two seconds."""
     monkeypatch.setattr(index, "FROM", 1)
     monkeypatch.setattr(index, "SETTLED", int(REST * 1e9 * 2 / 3))
 
@@ -93,7 +93,7 @@ def test_the_second_start_lists_nothing_and_gives_the_same(root, reporter, scans
 
 def test_names_are_those_that_the_folder_is_called_by(root, reporter, monkeypatch, scans):
     monkeypatch.chdir(root.parent)
-    before = {ref: fresh(Path(ref), SilentReporter()) for ref in ("pictures", str(root))}
+    before = {ref: fresh(Path(ref), SilentReporter()) for ref in ("images", str(root))}
     scan_classes(root, reporter), scans()
     for ref, expected in before.items():
         assert content(scan_classes(Path(ref), reporter)) == expected
@@ -110,7 +110,7 @@ def test_little_data_has_no_index(root, reporter, monkeypatch):
     assert not index.index_path(root).exists()
 
 
-def new_picture(root: Path, place: str) -> None:
+def new_image(root: Path, place: str) -> None:
     shutil.copyfile(root / "ant" / "0.png", root / place)
 
 
@@ -121,17 +121,17 @@ def swap_link(root: Path) -> None:
 
 def restore_mtime(root: Path) -> None:
     status = os.stat(root / "ant")
-    new_picture(root, "ant/9.png")
+    new_image(root, "ant/9.png")
     os.utime(root / "ant", ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def mount(root: Path) -> None:
     (root.parent / "disk").mkdir()
-    new_picture(root, "../disk/1.png")
+    new_image(root, "../disk/1.png")
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
-    "added": lambda root: new_picture(root, "ant/9.png"),
+    "added": lambda root: new_image(root, "ant/9.png"),
     "removed": lambda root: (root / "ant" / "1.png").unlink(),
     "renamed": lambda root: (root / "ant" / "1.png").rename(root / "ant" / "9.png"),
     "moved": lambda root: (root / "ant" / "1.png").rename(root / "dog" / "1.png"),
@@ -139,13 +139,13 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "removed class": lambda root: shutil.rmtree(root / "ant"),
     "renamed class": lambda root: (root / "ant").rename(root / "yak"),
     "emptied class": lambda root: (root / "dog" / "0.png").unlink(),
-    "filled class": lambda root: new_picture(root, "cow/0.png"),
-    "added in a subfolder": lambda root: new_picture(root, "bee/2020/june/9.png"),
-    "added between": lambda root: new_picture(root, "bee/2020/9.png"),
+    "filled class": lambda root: new_image(root, "cow/0.png"),
+    "added in a subfolder": lambda root: new_image(root, "bee/2020/june/9.png"),
+    "added between": lambda root: new_image(root, "bee/2020/9.png"),
     "added subfolder": lambda root: shutil.copytree(root / "ant", root / "bee" / "more"),
     "linked folder": lambda root: (root / "ant" / "more").symlink_to(root / "dog"),
     "other target of a link": swap_link,
-    "added where a link leads": lambda root: new_picture(root, "../first/9.png"),
+    "added where a link leads": lambda root: new_image(root, "../first/9.png"),
     "mounted where a link led nowhere": mount,
     "added and the time put back": restore_mtime,
 }
@@ -170,12 +170,12 @@ def test_whatever_changes_is_listed_again(change, image_folder, root, reporter, 
     assert scans() == 0
 
 
-def test_a_changed_picture_changes_no_list(root, reporter, scans):
+def test_a_changed_image_changes_no_list(root, reporter, scans):
     scan_classes(root, reporter)
-    (root / "ant" / "0.png").write_bytes(b"not a picture any more")
+    (root / "ant" / "0.png").write_bytes(b"not an image any more")
     source = scan_classes(root, reporter)
     assert scans() == 1
-    with pytest.raises(DataError, match="is not a picture"):
+    with pytest.raises(DataError, match="is not an image"):
         source.read(0)
 
 
@@ -198,16 +198,16 @@ def test_directories_without_a_time_of_change_are_not_relied_on(root, reporter):
 
 
 def test_a_change_during_the_scan_is_noticed(root, reporter, scans, monkeypatch):
-    real = scan._pictures
+    real = scan._images
 
     def meanwhile(where, folder, *args):
         yield from real(where, folder, *args)
         if folder == "dog":
-            new_picture(root, "ant/9.png")
+            new_image(root, "ant/9.png")
 
-    monkeypatch.setattr(scan, "_pictures", meanwhile)
+    monkeypatch.setattr(scan, "_images", meanwhile)
     scan_classes(root, reporter)
-    monkeypatch.setattr(scan, "_pictures", real)
+    monkeypatch.setattr(scan, "_images", real)
     assert "ant/9.png" in str(content(scan_classes(root, reporter)))
     assert scans() == 2
 
@@ -260,7 +260,7 @@ def test_a_damaged_index_is_made_again_without_a_word(damage, root, reporter, sc
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=5), cut=st.floats(0.2, 1))
-def test_no_damage_gives_other_pictures(damage, cut, root):
+def test_no_damage_gives_other_images(damage, cut, root):
     expected = content(scan_classes(root, SilentReporter()))
     path = index.index_path(root)
     data = bytearray(path.read_bytes())
@@ -391,7 +391,7 @@ def test_a_source_travels_by_content_when_its_index_is_no_more(what, full, repor
     before = pickle.dumps(full)
     path.unlink()
     if what == "replaced":
-        path.write_bytes(b"of other pictures")
+        path.write_bytes(b"of other images")
     assert content(full) == expected
     assert content(pickle.loads(pickle.dumps(full))) == expected
     with pytest.raises(DataError, match="replaced|any more"):

@@ -15,7 +15,7 @@ from PIL import Image
 from deitctl.config import AugmentConfig
 from deitctl.data import lazy_jpeg as module
 from deitctl.data.decode import decode
-from deitctl.data.lazy_jpeg import Picture, open_picture
+from deitctl.data.lazy_jpeg import LazyJpeg, open_image
 from deitctl.data.transforms import resized_crop, train_view
 from deitctl.errors import DataError
 
@@ -34,8 +34,8 @@ def jpeg(image, orientation=1, **options):
     return buffer.getvalue()
 
 
-def whole(picture):
-    return picture.cut((0, 0, *picture.size))
+def whole(make_image):
+    return make_image.cut((0, 0, *make_image.size))
 
 
 @pytest.fixture(params=["torchvision", "Pillow"])
@@ -50,23 +50,23 @@ def decoder(request, monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(96, 72), (61, 33), (1, 1), (8, 200)], ids=str)
-def test_pixels_are_pillows(kind, size, decoder, picture):
-    data = jpeg(picture(*size), **KINDS[kind])
-    opened = open_picture(data, "x")
-    assert isinstance(opened, Picture)
+def test_pixels_are_pillows(kind, size, decoder, make_image):
+    data = jpeg(make_image(*size), **KINDS[kind])
+    opened = open_image(data, "x")
+    assert isinstance(opened, LazyJpeg)
     assert opened.size == size
     assert np.array_equal(whole(opened), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
-def test_a_box_is_cut_where_it_is(decoder, picture):
-    data = jpeg(picture())
-    assert np.array_equal(open_picture(data, "x").cut((5, 7, 50, 60)), np.asarray(decode(data, "x"))[7:60, 5:50])
+def test_a_box_is_cut_where_it_is(decoder, make_image):
+    data = jpeg(make_image())
+    assert np.array_equal(open_image(data, "x").cut((5, 7, 50, 60)), np.asarray(decode(data, "x"))[7:60, 5:50])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turned_pictures_are_upright(orientation, decoder, picture):
-    data = jpeg(picture(64, 40), orientation)
-    opened = open_picture(data, "x")
+def test_turned_images_are_upright(orientation, decoder, make_image):
+    data = jpeg(make_image(64, 40), orientation)
+    opened = open_image(data, "x")
     assert opened.size == ((40, 64) if orientation > 4 else (64, 40)) == decode(data, "x").size
     assert np.array_equal(whole(opened), np.asarray(decode(data, "x")))
 
@@ -74,10 +74,10 @@ def test_turned_pictures_are_upright(orientation, decoder, picture):
 @pytest.mark.parametrize(
     ("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("RGBA", "PNG"), ("P", "GIF")]
 )
-def test_other_pictures_are_decoded_at_once(mode, kind, picture):
+def test_other_images_are_decoded_at_once(mode, kind, make_image):
     buffer = io.BytesIO()
-    picture().convert(mode).save(buffer, kind)
-    opened = open_picture(buffer.getvalue(), "x")
+    make_image().convert(mode).save(buffer, kind)
+    opened = open_image(buffer.getvalue(), "x")
     assert isinstance(opened, Image.Image)
     assert np.array_equal(np.asarray(opened), np.asarray(decode(buffer.getvalue(), "x")))
 
@@ -90,36 +90,36 @@ def outcome(read):
 
 
 @given(cut=st.integers(0, 3000), changes=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), max_size=3))
-def test_damage_is_judged_as_pillow_judges_it(cut, changes, picture):
+def test_damage_is_judged_as_pillow_judges_it(cut, changes, make_image):
     """The same pixels, or the same error in the same words, whichever bytes are changed or missing."""
-    damaged = bytearray(jpeg(picture(64, 48), quality=80))
+    damaged = bytearray(jpeg(make_image(64, 48), quality=80))
     for place, value in changes:
         damaged[place % len(damaged)] = value
     data = bytes(damaged[: max(1, len(damaged) - cut // 3)])
 
     def ours():
-        opened = open_picture(data, "x.jpg")
+        opened = open_image(data, "x.jpg")
         return np.asarray(opened) if isinstance(opened, Image.Image) else whole(opened)
 
     assert outcome(ours) == outcome(lambda: np.asarray(decode(data, "x.jpg")))
 
 
-def test_limits_are_checked_before_anything_is_decoded(monkeypatch, picture):
+def test_limits_are_checked_before_anything_is_decoded(monkeypatch, make_image):
     monkeypatch.setattr(module, "_torchvision_decoder", lambda: pytest.fail("decoded"))
-    data = jpeg(picture(96, 72))
+    data = jpeg(make_image(96, 72))
     monkeypatch.setenv("DEITCTL_MAX_PIXELS", "6000")
     with pytest.raises(DataError, match="x has 96 x 72 pixels, more than 6,000"):
-        open_picture(data, "x")
+        open_image(data, "x")
     monkeypatch.delenv("DEITCTL_MAX_PIXELS")
     with pytest.raises(DataError, match="201 scans, more than 200"):
-        open_picture(data[:-2] + b"\xff\xda" * 200 + data[-2:], "x")
+        open_image(data[:-2] + b"\xff\xda" * 200 + data[-2:], "x")
 
 
-def test_very_large_pictures_are_left_to_pillow_and_its_lock(monkeypatch, picture):
+def test_very_large_images_are_left_to_pillow_and_its_lock(monkeypatch, make_image):
     monkeypatch.setattr(module, "LARGE", 1000)
     monkeypatch.setattr(module, "_torchvision_decoder", lambda: pytest.fail("not by Pillow"))
-    data = jpeg(picture())
-    assert np.array_equal(whole(open_picture(data, "x")), np.asarray(decode(data, "x")))
+    data = jpeg(make_image())
+    assert np.array_equal(whole(open_image(data, "x")), np.asarray(decode(data, "x")))
 
 
 @pytest.mark.parametrize(
@@ -131,16 +131,16 @@ def test_very_large_pictures_are_left_to_pillow_and_its_lock(monkeypatch, pictur
     ],
 )  # fmt: skip
 def test_a_box_keeps_as_many_pixels_as_are_shown(size, box, target, orientation, shrink):
-    assert Picture(b"", "x", size, orientation).shrink_for(*box, target) == shrink
+    assert LazyJpeg(b"", "x", size, orientation).shrink_for(*box, target) == shrink
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 @pytest.mark.parametrize("size", [(640, 480), (643, 485)], ids=str)
-def test_a_shrunk_crop_is_the_same_crop(orientation, size, picture):
-    """Decoded at a quarter, it is where it was: moved by two pixels of the picture, it differs more."""
-    smooth = picture(40, 30).resize(size, Image.Resampling.BICUBIC)
+def test_a_shrunk_crop_is_the_same_crop(orientation, size, make_image):
+    """Decoded at a quarter, it is where it was: moved by two pixels of the image, it differs more."""
+    smooth = make_image(40, 30).resize(size, Image.Resampling.BICUBIC)
     data = jpeg(smooth, orientation, quality=95)
-    opened, full = open_picture(data, "x"), decode(data, "x")
+    opened, full = open_image(data, "x"), decode(data, "x")
     box = (21, 13, 21 + 400, 13 + 420)
     shown = np.asarray(resized_crop(opened, box, 96)).astype(float)
     errors = {
@@ -151,12 +151,12 @@ def test_a_shrunk_crop_is_the_same_crop(orientation, size, picture):
     assert errors[0] < 0.6 * min(errors[-2], errors[2])
 
 
-def test_a_view_of_a_picture_is_the_view_of_its_pixels(picture):
-    """Where nothing is shrunk; and so whatever the source keeps its pictures in."""
+def test_a_view_of_an_image_is_the_view_of_its_pixels(make_image):
+    """Where nothing is shrunk; and so whatever the source keeps its images in."""
     augment = AugmentConfig(crop_scale=(0.1, 1.0), hflip=0.5, rand_augment="rand-m9-mstd0.5-inc1")
-    data = jpeg(picture(300, 200))
+    data = jpeg(make_image(300, 200))
     for index in range(10):
-        views = [train_view(p, augment, 224, 0, 0, index) for p in (open_picture(data, "x"), decode(data, "x"))]
+        views = [train_view(p, augment, 224, 0, 0, index) for p in (open_image(data, "x"), decode(data, "x"))]
         assert np.array_equal(*views)
 
 

@@ -1,4 +1,4 @@
-"""The same batches whatever the number of workers; unreadable pictures are named and left out."""
+"""The same batches whatever the number of workers; unreadable images are named and left out."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_no_wanted_view_is_no_batch(some):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_yields_every_picture_once_and_in_order(workers, some):
+def test_evaluation_yields_every_image_once_and_in_order(workers, some):
     pre = Preprocessing(img_size=16)
     batches = list(eval_batches(some, [pre], batch_size=6, workers=workers, pin_memory=False))
     assert [len(b.images[0]) for b in batches] == [6, 6, 6, 2]
@@ -150,7 +150,7 @@ def test_evaluation_yields_every_picture_once_and_in_order(workers, some):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_shows_each_picture_in_every_preprocessing_and_reads_it_once(workers, some, monkeypatch):
+def test_evaluation_shows_each_image_in_every_preprocessing_and_reads_it_once(workers, some, monkeypatch):
     read, pres = [], [Preprocessing(img_size=16), Preprocessing(img_size=24, crop_mode="squash")]
     inner = type(some).read
     if not workers:  # what a worker counts stays with it
@@ -162,19 +162,19 @@ def test_evaluation_shows_each_picture_in_every_preprocessing_and_reads_it_once(
         assert torch.equal(shown[7], torch.from_numpy(eval_view(inner(some, 7), pre)))
 
 
-def test_unreadable_pictures_are_named_and_never_replaced(image_folder, reporter):
+def test_unreadable_images_are_named_and_never_replaced(image_folder, reporter):
     root = image_folder({"a": 3, "b": 3})
-    (root / "a" / "1.png").write_text("not a picture")
+    (root / "a" / "1.png").write_text("not an image")
     source = scan_classes(root, reporter)
     (batch,) = eval_batches(source, [Preprocessing(img_size=16)], batch_size=6, workers=0, pin_memory=False)
     assert batch.indices.tolist() == [0, 2, 3, 4, 5]
     assert batch.labels.tolist() == [0, 0, 1, 1, 1]
     ((index, why),) = batch.errors
     assert index == 1
-    assert "1.png is not a picture" in why
+    assert "1.png is not an image" in why
 
 
-def test_unreadable_pictures_are_named_in_training_too(image_folder, reporter):
+def test_unreadable_images_are_named_in_training_too(image_folder, reporter):
     root = image_folder({"a": 3, "b": 3})
     (root / "b" / "0.png").write_bytes(b"")
     keys = TrainBatches(6, 6, seed=0, epochs=1)
@@ -186,7 +186,7 @@ def test_unreadable_pictures_are_named_in_training_too(image_folder, reporter):
     assert "0.png is empty" in why
 
 
-def test_rows_for_a_teacher_skip_unreadable_pictures(image_folder, reporter):
+def test_rows_for_a_teacher_skip_unreadable_images(image_folder, reporter):
     root = image_folder({"a": 3, "b": 3})
     (root / "a" / "1.png").write_bytes(b"")
     plan = ViewPlan(0, views=1, teacher_size=20, known=lambda view, index: index == 4)
@@ -198,7 +198,7 @@ def test_rows_for_a_teacher_skip_unreadable_pictures(image_folder, reporter):
     assert [k.index for k, _ in batch.unreadable] == [1]
 
 
-def test_a_batch_without_a_readable_picture_is_empty(image_folder, reporter):
+def test_a_batch_without_a_readable_image_is_empty(image_folder, reporter):
     root = image_folder({"a": 1, "b": 1})
     for name in "ab":
         (root / name / "0.png").write_bytes(b"")
@@ -215,15 +215,15 @@ def test_views_have_the_length_and_labels_of_their_source(some):
 
 @st.composite
 def batches_with_gaps(draw):
-    """A batch of which some pictures could not be read and a teacher is asked about some; each picture shows its slot."""
+    """A batch of which some images could not be read and a teacher is asked about some; each image shows its slot."""
     count = draw(st.integers(0, 24))
     slots = [slot for slot in range(count) if draw(st.booleans())]
     asked = [row for row in range(len(slots)) if draw(st.booleans())]
-    pictures = torch.tensor(slots, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    images = torch.tensor(slots, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 3, 2, 2)
     bad = [(SampleKey(0, 100 + slot, 0), "bad") for slot in range(count) if slot not in slots]
     return Batch(
-        pictures, torch.tensor(slots, dtype=torch.int64), [SampleKey(0, 100 + slot, 0) for slot in slots], slots, bad,
-        pictures[asked], asked,
+        images, torch.tensor(slots, dtype=torch.int64), [SampleKey(0, 100 + slot, 0) for slot in slots], slots, bad,
+        images[asked], asked,
     )  # fmt: skip
 
 
@@ -245,8 +245,8 @@ def test_parts_are_the_batch_with_neighbours_together_and_the_teacher_asked_abou
             assert batch.slots.index(part.slots[row]) in batch.teacher_rows
 
 
-def test_parts_count_slots_not_readable_pictures():
-    """With 4 slots a part, the pictures of slots 4 and 5 meet, however many before them are missing."""
+def test_parts_count_slots_not_readable_images():
+    """With 4 slots a part, the images of slots 4 and 5 meet, however many before them are missing."""
     slots = [0, 3, 4, 5, 9]
     batch = Batch(
         torch.zeros(5, 3, 2, 2), torch.zeros(5), [SampleKey(0, s, 0) for s in slots], slots, [], torch.empty(0), []
@@ -256,12 +256,12 @@ def test_parts_count_slots_not_readable_pictures():
 
 
 @pytest.fixture(scope="module")
-def jpegs(tmp_path_factory, picture):
+def jpegs(tmp_path_factory, make_image):
     """Four JPEGs so large that crops are decoded reduced, one of them turned, and one that ends in the middle."""
     root, exif = tmp_path_factory.mktemp("jpegs"), Image.Exif()
     exif[0x0112] = 6
     for n in range(5):
-        picture(640, 480, seed=n).save(root / f"{n}.jpg", **({"exif": exif} if n == 1 else {}))
+        make_image(640, 480, seed=n).save(root / f"{n}.jpg", **({"exif": exif} if n == 1 else {}))
     whole = (root / "4.jpg").read_bytes()
     (root / "4.jpg").write_bytes(whole[: len(whole) // 2])
     return FileSource(tuple(str(root / f"{n}.jpg") for n in range(5)), np.arange(5) % 2, ("a", "b"))
@@ -283,7 +283,7 @@ def test_undecoded_jpegs_give_the_same_batches_on_any_number_of_workers(jpegs, t
 
 
 def test_what_a_student_sees_does_not_depend_on_its_teacher(jpegs):
-    """A reduced picture is reduced for the one that sees it."""
+    """A reduced image is reduced for the one that sees it."""
     shown = [
         [b.images for b in train_batches(
             jpegs, AUGMENT, 32, TrainBatches(5, 4, seed=0, epochs=1), workers=0, pin_memory=False,

@@ -110,7 +110,7 @@ def test_partners_are_neighbours(count):
     assert partners(range(count)).tolist() == expected
 
 
-def test_a_picture_that_cannot_be_read_leaves_its_partner_alone_and_the_others_as_they_are():
+def test_an_image_that_cannot_be_read_leaves_its_partner_alone_and_the_others_as_they_are():
     assert partners([0, 2, 3, 4, 5]).tolist() == [0, 2, 1, 4, 3]  # slot 1 is missing
 
 
@@ -128,7 +128,7 @@ def test_who_meets_whom_does_not_depend_on_how_a_batch_is_cut(present, size):
 def test_mixup_by_hand():
     images = torch.tensor([1.0, 3.0, 10.0]).view(3, 1, 1, 1)
     mixed, shares = mix_images(images, Mix(0.75, None), OF_3), mix_words(torch.eye(3), Mix(0.75, None), OF_3)
-    assert mixed.flatten().tolist() == pytest.approx([1.5, 2.5, 10.0])  # an odd last picture stays alone
+    assert mixed.flatten().tolist() == pytest.approx([1.5, 2.5, 10.0])  # an odd last image stays alone
     torch.testing.assert_close(shares, torch.tensor([[0.75, 0.25, 0.0], [0.25, 0.75, 0.0], [0.0, 0.0, 1.0]]))
 
 
@@ -142,8 +142,8 @@ def test_cutmix_by_hand():
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0)])
-def test_mixing_two_pictures_equals_timms(mixup, cutmix, noise, monkeypatch):
-    """timm flips the batch, we swap neighbours: the same for two pictures."""
+def test_mixing_two_images_equals_timms(mixup, cutmix, noise, monkeypatch):
+    """timm flips the batch, we swap neighbours: the same for two images."""
     images, labels = noise(2, 3, 16, 16), torch.tensor([1, 3])
     import timm.data.mixup as module
 
@@ -180,14 +180,14 @@ def test_mixed_words_stay_distributions(count, share, seed):
 
 
 def test_a_teachers_words_are_mixed_as_the_targets_are(noise):
-    """Mixing what is said of two pictures is linear, so of words that are the targets it gives the mixed targets."""
+    """Mixing what is said of two images is linear, so of words that are the targets it gives the mixed targets."""
     targets, words, mix = noise(4, 3).softmax(1), noise(4, 3, seed=1).softmax(1), Mix(0.3, (0, 4, 0, 4))
     other = partners(range(4))
     both = mix_words((targets + words) / 2, mix, other)
     torch.testing.assert_close(both, (mix_words(targets, mix, other) + mix_words(words, mix, other)) / 2)
 
 
-def test_one_picture_and_no_mix_are_left_alone(noise):
+def test_one_image_and_no_mix_are_left_alone(noise):
     one, two, alone = noise(1, 3, 4, 4), noise(2, 3, 4, 4), partners([7])
     torch.testing.assert_close(mix_images(one, Mix(0.5, None), alone), one)
     torch.testing.assert_close(mix_words(one, Mix(0.5, None), alone), one)

@@ -17,7 +17,7 @@ WHOLE = {"cat": 10, "dog": 5, "eel": 2}
 
 
 def names_of(source) -> list[tuple[str, str]]:
-    """(class by folder, class by label) of every picture."""
+    """(class by folder, class by label) of every image."""
     return [(re.split("[/:]", source.name(i))[-2], source.class_names[label]) for i, label in enumerate(source.labels)]
 
 
@@ -51,7 +51,7 @@ def test_a_whole_folder_gives_a_fifth_of_every_class(image_folder, reporter):
     assert np.bincount(val.labels).tolist() == [2, 1, 1]
     assert not {train.name(i) for i in range(13)} & {val.name(i) for i in range(4)}
     assert labels_are_right(train, val)
-    assert any("4 of 17 pictures are held out" in note for note in reporter.notes)
+    assert any("4 of 17 images are held out" in note for note in reporter.notes)
     again = open_for_training(root, seed=0, reporter=reporter)[1]
     assert [again.name(i) for i in range(4)] == [val.name(i) for i in range(4)]
 
@@ -87,7 +87,7 @@ def test_a_stranger_in_val_is_an_error(image_folder, reporter):
         open_for_training(str(root), seed=0, reporter=reporter)
 
 
-def test_pictures_are_found_at_any_depth_and_by_any_ending(image_folder, reporter):
+def test_images_are_found_at_any_depth_and_by_any_ending(image_folder, reporter):
     root = image_folder({"cat/2020/june": 2, "dog": 1})
     (root / "dog" / "0.png").rename(root / "dog" / "0.PNG")
     (root / "dog" / "notes.txt").write_text("not data")
@@ -121,18 +121,18 @@ def test_a_linked_class_folder_is_followed(image_folder, tmp_path, reporter):
     ("counts", "what"),
     [
         ({}, "no class folders"),
-        ({".": 3}, "pictures but no class folders"),
-        ({"cat": 0, "dog": 0}, "no pictures in them"),
-        ({"cat": 1}, "1 training and 0 validation pictures in 1 class"),
+        ({".": 3}, "images but no class folders"),
+        ({"cat": 0, "dog": 0}, "no images in them"),
+        ({"cat": 1}, "1 training and 0 validation images in 1 class"),
         ({"cat": 9}, "in 1 class"),
-        ({"cat": 1, "dog": 1}, "0 validation pictures"),
+        ({"cat": 1, "dog": 1}, "0 validation images"),
         ({"train/cat": 2, "train/dog": 2}, "train part alone"),
         ({"val/cat": 2, "val/dog": 2}, "val part alone"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_what_cannot_be_trained_on_is_said(counts, what, image_folder, tmp_path, reporter):
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     with pytest.raises(DataError, match=what):
         open_for_training(str(image_folder(counts)), seed=0, reporter=reporter)
 
@@ -176,7 +176,7 @@ def make_tar(root, inside: str = "") -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("inside", ["", "pictures", "deep/er"])
+@pytest.mark.parametrize("inside", ["", "images", "deep/er"])
 def test_tar_with_parts_reads_like_the_folder(inside, image_folder, reporter):
     root = image_folder({**SPLIT, "train/.hidden": 2, "test/cat": 4})
     (root / "train" / "dog" / "notes.txt").write_text("not data")

@@ -29,11 +29,11 @@ def timms(name, image, magnitude, side, monkeypatch):
 
 
 @pytest.mark.parametrize("name", LEVELS)
-def test_every_operation_gives_timms_pixels(name, picture, monkeypatch):
+def test_every_operation_gives_timms_pixels(name, make_image, monkeypatch):
     """But for the few values of those that slide which are beside by a level, see test_slide.py."""
     noise = np.random.default_rng(0).integers(0, 256, (33, 50, 3), dtype=np.uint8)
     dark = Image.fromarray(noise // 3 + 20)
-    for image in (picture(), Image.fromarray(noise), dark, picture(3, 2), picture(1, 1), picture(2, 7)):
+    for image in (make_image(), Image.fromarray(noise), dark, make_image(3, 2), make_image(1, 1), make_image(2, 7)):
         for magnitude in MAGNITUDES:
             for side in (1, -1):
                 ours = apply(name, image, magnitude, side)
@@ -151,9 +151,9 @@ def test_an_infinite_deviation_is_uniform(monkeypatch):
     assert strengths.mean() == pytest.approx(0.4, abs=0.04)
 
 
-def test_what_is_drawn_does_not_depend_on_the_picture(picture):
+def test_what_is_drawn_does_not_depend_on_the_image(make_image):
     augment, after = rand_augment("rand-m9-mstd0.5-inc1-n4"), []
-    for image in (picture(8, 8), picture(40, 30)):
+    for image in (make_image(8, 8), make_image(40, 30)):
         draw = np.random.default_rng(5)
         augment(image, draw)
         after.append(draw.random())

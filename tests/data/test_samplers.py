@@ -1,4 +1,4 @@
-"""The order of the pictures: complete, shuffled, repeatable, resumable."""
+"""The order of the images: complete, shuffled, repeatable, resumable."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def epoch_order(count: int, *, seed: int, epoch: int, repeats: int = 1) -> list[
 
 
 @given(count=COUNTS, seed=st.integers(0, 100), epoch=st.integers(0, 100))
-def test_every_picture_comes_once_without_repeats(count, seed, epoch):
+def test_every_image_comes_once_without_repeats(count, seed, epoch):
     order = epoch_order(count, seed=seed, epoch=epoch)
     assert sorted(order) == [SampleKey(epoch, i, 0) for i in range(count)]
 
 
 @given(count=COUNTS, repeats=st.integers(2, 5), epoch=st.integers(0, 5))
-def test_an_epoch_with_repeats_has_as_many_keys_as_pictures(count, repeats, epoch):
+def test_an_epoch_with_repeats_has_as_many_keys_as_images(count, repeats, epoch):
     order = epoch_order(count, seed=1, epoch=epoch, repeats=repeats)
     assert len(order) == len(set(order)) == count
     seen = Counter(key.index for key in order)
     chosen = -(-count // repeats)
     assert len(seen) <= chosen
-    missing = chosen * repeats - count  # cut off at the end, fewer than one picture's repeats
+    missing = chosen * repeats - count  # cut off at the end, fewer than one image's repeats
     assert sum(repeats - n for n in seen.values()) + repeats * (chosen - len(seen)) == missing < repeats
     assert all(0 <= key.repeat < repeats for key in order)
 
@@ -42,11 +42,11 @@ def test_an_epoch_with_repeats_has_as_many_keys_as_pictures(count, repeats, epoc
 @given(count=COUNTS, repeats=st.integers(2, 5), seed=st.integers(0, 50))
 def test_repeats_are_never_neighbours(count, repeats, seed):
     order = [k.index for k in epoch_order(count, seed=seed, epoch=0, repeats=repeats)]
-    alone = order[-1] if -(-count // repeats) % REPEAT_BLOCK == 1 else None  # a last block of one picture has no choice
+    alone = order[-1] if -(-count // repeats) % REPEAT_BLOCK == 1 else None  # a last block of one image has no choice
     assert all(a != b or a == alone for a, b in itertools.pairwise(order))
 
 
-def test_repeats_of_a_picture_are_close_together():
+def test_repeats_of_an_image_are_close_together():
     order = [k.index for k in epoch_order(600, seed=0, epoch=0, repeats=3)]
     first, last = {}, {}
     for position, index in enumerate(order):
@@ -67,9 +67,9 @@ def test_orders_differ_by_seed_and_epoch():
     assert epoch_order(50, seed=0, epoch=0) == orders[0]
 
 
-def test_over_the_epochs_every_picture_comes_up_with_repeats():
+def test_over_the_epochs_every_image_comes_up_with_repeats():
     seen = {k.index for e in range(30) for k in epoch_order(90, seed=0, epoch=e, repeats=3)}
-    assert seen == set(range(90))  # a picture is missed with probability (2/3)^30 = 5e-6
+    assert seen == set(range(90))  # an image is missed with probability (2/3)^30 = 5e-6
 
 
 @given(
@@ -99,7 +99,7 @@ def test_steps_by_hand(count, batch, steps):
     assert steps_per_epoch(count, batch) == steps
 
 
-def test_pictures_do_not_change_place_with_the_batch_size():
+def test_images_do_not_change_place_with_the_batch_size():
     small = [k for b in TrainBatches(64, 8, seed=0, epochs=1) for k in b]
     large = [k for b in TrainBatches(64, 32, seed=0, epochs=1) for k in b]
     assert small == large
@@ -155,4 +155,4 @@ def test_an_epoch_of_a_million_begins_without_a_million_keys(repeats):
     finally:
         tracemalloc.stop()
     assert len(first) == 1024
-    assert kept < 6 << 20  # four bytes a picture, and the batch
+    assert kept < 6 << 20  # four bytes an image, and the batch

@@ -32,8 +32,8 @@ def test_half_a_pixel_is_weighed_by_hand():
     assert shown[3, 0].tolist() == [1, 2, 3]
 
 
-def test_whole_pixels_move_as_they_are(picture):
-    image = picture(40, 30)
+def test_whole_pixels_move_as_they_are(make_image):
+    image = make_image(40, 30)
     moved = np.asarray(slide(image, np.full(40, 4.0), FILL))
     assert np.array_equal(moved[:26], np.asarray(image)[4:])
     assert (moved[26:] == FILL).all()

@@ -44,7 +44,7 @@ def test_no_movement_is_the_same_tensor(noise):
 
 
 def test_a_shift_by_hand():
-    """Of a ramp in x and y, a shifted picture is the ramp plus what the shift crosses; at the edge, what is there last."""
+    """Of a ramp in x and y, a shifted image is the ramp plus what the shift crosses; at the edge, what is there last."""
     config, size = moving(shift=0.2), 20
     for key in KEYS:
         _, _, dx, dy, _ = draws(key, config, 3)
@@ -57,7 +57,7 @@ def test_a_shift_by_hand():
 
 
 def test_a_turn_and_a_scaling_by_hand():
-    """The middle of the picture, where no edge comes in, is the ramp at the turned and scaled coordinates."""
+    """The middle of the image, where no edge comes in, is the ramp at the turned and scaled coordinates."""
     config, size = moving(degrees=20.0, scaling=0.3), 24
     for key in KEYS:
         angle, scale, _, _, _ = draws(key, config, 0)
@@ -70,7 +70,7 @@ def test_a_turn_and_a_scaling_by_hand():
         torch.testing.assert_close(moved, (cos * x + sin * y) + 10 * (-sin * x + cos * y), rtol=1e-4, atol=1e-4)
 
 
-def test_a_picture_flips_where_the_recipe_flips_and_only_there(noise):
+def test_an_image_flips_where_the_recipe_flips_and_only_there(noise):
     """With a shift too small to see, what is left is the flip."""
     images = noise(len(KEYS), 3, 8, 8)
     for hflip in (0.0, 0.5, 1.0):
@@ -83,7 +83,7 @@ def test_a_picture_flips_where_the_recipe_flips_and_only_there(noise):
     assert 0 < sum(draws(key, moving(hflip=0.5), 5)[4] for key in KEYS) < len(KEYS)
 
 
-def test_a_flipped_picture_is_turned_and_moved_as_others_are(noise):
+def test_a_flipped_image_is_turned_and_moved_as_others_are(noise):
     """The flip is of what comes out."""
     plain, flipped = moving(10.0, 0.1, 0.1), moving(10.0, 0.1, 0.1, hflip=1.0)
     images = noise(4, 3, 12, 12)
@@ -92,7 +92,7 @@ def test_a_flipped_picture_is_turned_and_moved_as_others_are(noise):
 
 
 def test_what_comes_in_repeats_the_edge():
-    """A one-coloured picture stays what it is; zeros from outside would darken it."""
+    """A one-coloured image stays what it is; zeros from outside would darken it."""
     white = torch.full((len(KEYS), 3, 16, 16), 2.5)
     torch.testing.assert_close(move_a_little(white, KEYS, moving(45.0, 0.5, 0.5), 0), white)
 
@@ -119,7 +119,7 @@ def test_every_part_of_the_key_and_the_seed_matters(noise):
         assert all(not torch.allclose(one, other, atol=1e-3) for other in moved[number + 1 :])
 
 
-def test_the_picture_that_comes_in_is_untouched(noise):
+def test_the_image_that_comes_in_is_untouched(noise):
     images = noise(2, 3, 8, 8)
     move_a_little(images, KEYS[:2], moving(5.0, 0.1, 0.05, 1.0), 0)
     assert torch.equal(images, noise(2, 3, 8, 8))
@@ -127,7 +127,7 @@ def test_the_picture_that_comes_in_is_untouched(noise):
 
 @pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if any(r.augment.on_top)])
 def test_every_recipe_that_moves_moves_a_little(name, noise):
-    """Of a smooth picture most stays: what a teacher said of the view still fits."""
+    """Of a smooth image most stays: what a teacher said of the view still fits."""
     augment = RECIPES[name].augment
     image = torch.nn.functional.interpolate(noise(1, 3, 4, 4), 32, mode="bicubic").expand(len(KEYS), -1, -1, -1)
     moved = move_a_little(image, KEYS, AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, on_top=augment.on_top), 0)

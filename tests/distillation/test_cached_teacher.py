@@ -30,7 +30,7 @@ from deitctl.training.losses import teacher_word
 AUGMENT = RECIPES["finetune"].augment  # has no RandAugment, for which every process would import timm
 SIZE = 32  # of the teacher's input; the student's is half of it
 CPU = choose_device("cpu", "fp32")
-VIEWS, REPEATS, PICTURES = 3, 2, 12
+VIEWS, REPEATS, IMAGES = 3, 2, 12
 FORMS = pytest.mark.parametrize(
     "form",
     [WordFormat("hard", 10), WordFormat("soft", 10, 4), WordFormat("soft", 10, 10)],
@@ -40,12 +40,12 @@ HARD = WordFormat("hard", 10)
 
 
 def lacking(cache: WordCache, view: int) -> list[int]:
-    """The pictures of a view without a word, unreadable ones among them."""
-    return sorted(set(range(cache.pictures)) - set(cache.known(view).tolist()))
+    """The images of a view without a word, unreadable ones among them."""
+    return sorted(set(range(cache.num_images)) - set(cache.known(view).tolist()))
 
 
 class Asked(Teacher):
-    """Remembers how many pictures it was asked about, call by call; places of a batch that are left black are none."""
+    """Remembers how many images it was asked about, call by call; places of a batch that are left black are none."""
 
     def look(self, pixels: torch.Tensor) -> torch.Tensor:
         self.__dict__.setdefault("asked", []).append(int(pixels.flatten(1).any(1).sum()))
@@ -54,15 +54,15 @@ class Asked(Teacher):
 
 @pytest.fixture(scope="module")
 def some(digit_sources):
-    return subset(digit_sources[0], range(PICTURES))
+    return subset(digit_sources[0], range(IMAGES))
 
 
 @pytest.fixture
 def teacher(deit, some) -> Asked:
     model, pre = deit(classes=10, img_size=SIZE, seed=4), Preprocessing(img_size=SIZE)
-    with torch.no_grad():  # noise says the same of every picture until what it says of all is taken off
+    with torch.no_grad():  # noise says the same of every image until what it says of all is taken off
         model.head.weight.mul_(10)
-        views = np.stack([train_view(some.read(i), AUGMENT, SIZE, 0, 0, i) for i in range(PICTURES)])
+        views = np.stack([train_view(some.read(i), AUGMENT, SIZE, 0, 0, i) for i in range(IMAGES)])
         model.head.bias.sub_(model(normalise(torch.from_numpy(views), pre)).cls.mean(0))
     card = ModelCard(architecture="deit_tiny_patch16_224", num_classes=10, preprocessing=pre)
     teacher = Asked(model, card, tuple(range(10)), pre)
@@ -70,8 +70,8 @@ def teacher(deit, some) -> Asked:
     return teacher
 
 
-def listening(teacher, form, folder: Path | None, pictures: int = PICTURES, views: int = VIEWS) -> Listener:
-    cache = open_cache(folder, {"of": form.mode}, form, pictures) if folder is not None else None
+def listening(teacher, form, folder: Path | None, num_images: int = IMAGES, views: int = VIEWS) -> Listener:
+    cache = open_cache(folder, {"of": form.mode}, form, num_images) if folder is not None else None
     return Listener(form, 3.0, cache, lambda: teacher, CPU, views, REPEATS)
 
 
@@ -83,7 +83,7 @@ def stream(source, listener: Listener, epochs: int = 4, workers: int = 0) -> Ite
 
 
 def expected(teacher, source, form, view: int, index: int) -> torch.Tensor:
-    """The word about one view of one picture, asked for on its own."""
+    """The word about one view of one image, asked for on its own."""
     pixels = torch.from_numpy(train_view(source.read(index), AUGMENT, SIZE, 7, view, index))[None]
     return teacher_word(Teacher.look(teacher, pixels), form.mode, 3.0)
 
@@ -170,7 +170,7 @@ def test_without_a_cache_nothing_is_known_and_everything_asked(teacher, some):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_training_asks_about_each_view_of_a_picture_once(workers, teacher, some, tmp_path):
+def test_a_training_asks_about_each_view_of_an_image_once(workers, teacher, some, tmp_path):
     """Loaders that run ahead render a view before its word is there; it is asked about when its turn comes, once."""
     listener = listening(teacher, HARD, tmp_path / "w")
     shown = set()
@@ -178,7 +178,7 @@ def test_a_training_asks_about_each_view_of_a_picture_once(workers, teacher, som
         listener(batch)
         shown |= {place_of(key) for key in batch.keys}
     assert sum(teacher.asked) == len(shown)
-    assert VIEWS * PICTURES - listener.cache.count_missing(VIEWS) == len(shown)
+    assert VIEWS * IMAGES - listener.cache.count_missing(VIEWS) == len(shown)
 
 
 def test_a_lost_word_is_said(teacher, some, tmp_path):
@@ -199,8 +199,8 @@ def test_filling_completes_what_is_missing(workers, form, teacher, some, tmp_pat
     before = sum(teacher.asked)
     mark = form.encode(torch.eye(10)[[9]])
     listener.cache.write([(2, 11)], mark)
-    assert fill(listener, some, reporter, workers=workers) == VIEWS * PICTURES - before - 1
-    assert sum(teacher.asked) == VIEWS * PICTURES - 1
+    assert fill(listener, some, reporter, workers=workers) == VIEWS * IMAGES - before - 1
+    assert sum(teacher.asked) == VIEWS * IMAGES - 1
     assert listener.cache.count_missing(VIEWS) == 0
     assert np.array_equal(listener.cache.read([(2, 11)])[0], mark)
     for view, index in ((0, 0), (1, 5), (2, 10)):
@@ -211,15 +211,15 @@ def test_filling_completes_what_is_missing(workers, form, teacher, some, tmp_pat
 
 def test_a_full_cache_is_filled_without_the_teacher(teacher, some, tmp_path, reporter):
     listener = listening(teacher, HARD, tmp_path / "w")
-    assert fill(listener, some, reporter) == VIEWS * PICTURES
+    assert fill(listener, some, reporter) == VIEWS * IMAGES
     assert fill(Listener(HARD, 3.0, listener.cache, nobody, CPU, VIEWS, REPEATS), some, reporter) == 0
 
 
 def test_more_views_are_asked_for_on_top_of_those_there_are(teacher, some, tmp_path, reporter):
     listener = listening(teacher, HARD, tmp_path / "w")
-    assert fill(listener, some, reporter, views=1) == PICTURES
-    assert [listener.cache.count_missing(n) for n in (1, 3)] == [0, 2 * PICTURES]
-    assert fill(listener, some, reporter, views=3) == 2 * PICTURES
+    assert fill(listener, some, reporter, views=1) == IMAGES
+    assert [listener.cache.count_missing(n) for n in (1, 3)] == [0, 2 * IMAGES]
+    assert fill(listener, some, reporter, views=3) == 2 * IMAGES
 
 
 def test_a_filling_that_was_stopped_is_taken_up_where_it_was(teacher, some, tmp_path, reporter, monkeypatch):
@@ -235,11 +235,11 @@ def test_a_filling_that_was_stopped_is_taken_up_where_it_was(teacher, some, tmp_
     with pytest.raises(KeyboardInterrupt):
         fill(listener, some, reporter)
     done = sum(teacher.asked)
-    assert listener.cache.count_missing(VIEWS) == VIEWS * PICTURES - done
+    assert listener.cache.count_missing(VIEWS) == VIEWS * IMAGES - done
     monkeypatch.setattr(Asked, "look", look)
     fresh = listening(teacher, HARD, tmp_path / "w")
-    assert fill(fresh, some, reporter) == VIEWS * PICTURES - done
-    assert sum(teacher.asked) == VIEWS * PICTURES  # nothing twice
+    assert fill(fresh, some, reporter) == VIEWS * IMAGES - done
+    assert sum(teacher.asked) == VIEWS * IMAGES  # nothing twice
 
 
 def test_words_do_not_depend_on_who_asked_for_them(teacher, some, tmp_path, reporter):
@@ -251,12 +251,12 @@ def test_words_do_not_depend_on_who_asked_for_them(teacher, some, tmp_path, repo
         assert torch.equal(filled(batch), word)
 
 
-def test_an_unreadable_picture_is_marked_and_not_waited_for(image_folder, teacher, tmp_path, reporter):
+def test_an_unreadable_image_is_marked_and_not_waited_for(image_folder, teacher, tmp_path, reporter):
     root = image_folder({"a": 3, "b": 3})
     good = (root / "a" / "1.png").read_bytes()
-    (root / "a" / "1.png").write_text("no picture")
+    (root / "a" / "1.png").write_text("no image")
     source = scan_classes(root, reporter)
-    listener = listening(teacher, HARD, tmp_path / "w", pictures=6)
+    listener = listening(teacher, HARD, tmp_path / "w", images=6)
     assert fill(listener, source, reporter) == VIEWS * 5
     assert listener.cache.count_missing(VIEWS) == 0
     assert [lacking(listener.cache, view) for view in range(VIEWS)] == [[1]] * VIEWS
@@ -272,11 +272,11 @@ def test_an_unreadable_picture_is_marked_and_not_waited_for(image_folder, teache
     assert lacking(listener.cache, 0) == []
 
 
-def test_a_batch_of_unreadable_pictures_asks_nothing(image_folder, teacher, tmp_path, reporter):
+def test_a_batch_of_unreadable_images_asks_nothing(image_folder, teacher, tmp_path, reporter):
     root = image_folder({"a": 2, "b": 2})
     for file in root.rglob("*.png"):
         file.write_bytes(b"")
-    listener = listening(teacher, HARD, tmp_path / "w", pictures=4)
+    listener = listening(teacher, HARD, tmp_path / "w", images=4)
     assert fill(listener, scan_classes(root, reporter), reporter) == 0
     assert teacher.asked == []
     assert listener.cache.count_missing(VIEWS) == 0
@@ -308,7 +308,7 @@ print(listener.fill(source, augment, 7, 3, batch_size=5, workers=0, reporter=Sil
 
 def test_two_who_fill_a_cache_at_once_end_with_a_whole_one(digit_sources, teacher, tmp_path, reporter):
     source, form = subset(digit_sources[0], range(30)), WordFormat("soft", 10, 4)
-    ours = listening(teacher, form, tmp_path / "w", pictures=30)
+    ours = listening(teacher, form, tmp_path / "w", images=30)
     other = Teacher(teacher.model, teacher.card, tuple(range(10)), teacher.seen)
     (tmp_path / "other").write_bytes(pickle.dumps((other, ours.cache, source, AUGMENT)))
     command = [sys.executable, "-c", FILLER, str(tmp_path / "other")]

@@ -28,7 +28,7 @@ Pair = tuple[Source, Source]
 
 
 WITH_BLACK = 2 * 64
-"""Places of whole batches that 60 pictures in two views take at the most: eight of a half batch are left black."""
+"""Places of whole batches that 60 images in two views take at the most: eight of a half batch are left black."""
 
 
 def last_weights(run: Path) -> bytes:
@@ -67,7 +67,7 @@ def test_training_from_the_cache_equals_training_with_the_live_teacher(
 
 def test_the_second_student_never_asks(distilled: Make, little: Pair, looks: list[int]) -> None:
     taught = teach(distilled("a"), little)
-    assert (taught.asked, taught.pictures, taught.views, taught.bytes) == (120, 60, 2, 240)
+    assert (taught.asked, taught.num_images, taught.views, taught.bytes) == (120, 60, 2, 240)
     assert 120 <= sum(looks) <= WITH_BLACK
     looks.clear()
     config = distilled("b", token=False)
@@ -80,7 +80,7 @@ def test_the_second_student_never_asks(distilled: Make, little: Pair, looks: lis
 def test_a_run_asks_about_each_view_once_and_lets_the_teacher_go(
     distilled: Make, little: Pair, looks: list[int], reporter: SilentReporter
 ) -> None:
-    """Epochs of 48 of 60 pictures leave words over, which are asked for before the teacher goes."""
+    """Epochs of 48 of 60 images leave words over, which are asked for before the teacher goes."""
     config = distilled("run")
     config = with_recipe(config, epochs=5, augment=replace(config.recipe.augment, repeats=1))
     run_training(config, sources=little, reporter=reporter)
@@ -93,7 +93,7 @@ def test_without_a_cache_the_teacher_is_asked_every_time(distilled: Make, little
     assert sum(looks) == 3 * 48
 
 
-def test_a_mixed_teacher_looks_at_mixed_pictures_every_step(distilled: Make, little: Pair, looks: list[int]) -> None:
+def test_a_mixed_teacher_looks_at_mixed_images_every_step(distilled: Make, little: Pair, looks: list[int]) -> None:
     config = distilled("run", teacher_sees="mixed", views=0)
     result = run_training(config, sources=little)
     assert looks == []  # it looks at the student's tensor, not at views
@@ -169,13 +169,13 @@ def test_a_map_that_may_only_be_read_is_read(distilled: Make, little: Pair, monk
         teach(distilled("c"), little)
 
 
-def test_unreadable_pictures_are_named(
+def test_unreadable_images_are_named(
     distilled: Make, image_folder: Callable[..., Path], imagenet_teacher: Callable[..., Path]
 ) -> None:
     from deitctl.data.open import open_for_training
 
     root = image_folder({"train/tench": 3, "train/goldfish": 3, "val/tench": 1, "val/goldfish": 1})
-    (root / "train" / "tench" / "1.png").write_text("not a picture")
+    (root / "train" / "tench" / "1.png").write_text("not an image")
     pair = open_for_training(str(root), seed=0, reporter=SilentReporter())
     result = teach(replace(distilled("a", teacher=str(imagenet_teacher())), data=str(root)), pair)
     assert [Path(name).name for name in result.unreadable] == ["1.png"]

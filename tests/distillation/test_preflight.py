@@ -51,14 +51,14 @@ def test_the_record_says_what_evaluation_says(distilled: Make, little: Pair, dig
         loaded.model, little[1], loaded.card.preprocessing, rows=tuple(range(10)), head="cls",
         device=choose_device("cpu", "fp32"), batch_size=64, workers=0, reporter=SILENT,
     )  # fmt: skip
-    assert (record.top1, record.top5, record.images, record.matched) == (score.top1, score.top5, 30, "same")
+    assert (record.top1, record.top5, record.num_images, record.matched) == (score.top1, score.top5, 30, "same")
     assert record.answers == tuple(score.predictions.tolist())
-    assert record.mean_recall == pytest.approx(score.top1)  # as many pictures of every digit
+    assert record.mean_recall == pytest.approx(score.top1)  # as many images of every digit
     assert record.preprocessing["img_size"] == 32
 
 
 def test_mean_recall_is_a_mean_over_classes_by_hand(little: Pair, digits_teacher: Path) -> None:
-    """A class of three pictures, one right, counts as much as one of a single picture, right: (1/3 + 1) / 2."""
+    """A class of three images, one right, counts as much as one of a single image, right: (1/3 + 1) / 2."""
     loaded = load_model(str(digits_teacher), reporter=SILENT)
     source = subset(little[1], [0, 1, 2, 3])
     score = evaluate(
@@ -103,13 +103,13 @@ def test_a_teacher_of_more_classes_is_sliced(distilled: Make, little: Pair) -> N
     ],
 )  # fmt: skip
 def test_the_bar_is_clearly_above_chance(
-    classes: int, images: int, recall: float, accepted: bool, little: Pair, distilled: Make
+    classes: int, num_images: int, recall: float, accepted: bool, little: Pair, distilled: Make
 ) -> None:
     labels = np.arange(max(classes, 1000)) % classes
     source = Subset(little[1], np.zeros(len(labels), dtype=np.int64), labels, tuple(map(str, range(classes))))
     config = distilled("run", force=False).distill
     record = Preflight(
-        name="t", top1=recall, top5=recall, mean_recall=recall, images=images, matched="same", rows=(), adapted="no",
+        name="t", top1=recall, top5=recall, mean_recall=recall, num_images=num_images, matched="same", rows=(), adapted="no",
         folder="", preprocessing={}, head="cls", weights="", validation="", answers=(),
     )  # fmt: skip
     if accepted:
@@ -158,13 +158,13 @@ def test_a_record_that_nobody_wrote_is_made_anew(
     assert tutor(config, little).is_loaded is False
 
 
-def test_other_validation_pictures_are_checked_on_again(distilled: Make, little: Pair) -> None:
+def test_other_validation_images_are_checked_on_again(distilled: Make, little: Pair) -> None:
     teach(distilled("a"), little)
     other = tutor(distilled("b"), (little[0], subset(little[1], range(20))))
     assert other.is_loaded
-    assert other.preflight.images == 20
+    assert other.preflight.num_images == 20
     assert other.cache is not None
-    assert other.cache.count_missing(2) == 0  # the words are about training pictures, and stay
+    assert other.cache.count_missing(2) == 0  # the words are about training images, and stay
 
 
 def test_a_remembered_teacher_near_chance_is_still_refused(
@@ -241,11 +241,11 @@ def test_words_of_other_weights_are_refused(
         tutor(config, little)
 
 
-def test_words_about_other_pictures_are_refused(distilled: Make, little: Pair, tmp_path: Path) -> None:
+def test_words_about_other_images_are_refused(distilled: Make, little: Pair, tmp_path: Path) -> None:
     config = _change(distilled("run"), cache=str(tmp_path / "words"))
     teach(config, little)
     order = np.arange(len(little[0].labels))
-    order[:2] = 1, 0  # the same pictures in another order
+    order[:2] = 1, 0  # the same images in another order
     with pytest.raises(TeacherError, match="stale: training data was"):
         tutor(config, (subset(little[0], order), little[1]))
 

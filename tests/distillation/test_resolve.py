@@ -70,11 +70,11 @@ def test_all_of_a_teacher_is_fitted_with_full(
 
 
 @pytest.mark.parametrize(("enough", "how"), [(6, "full"), (7, "head")])
-def test_auto_fits_all_where_there_are_pictures_enough(
+def test_auto_fits_all_where_there_are_images_enough(
     enough: int, how: str, distilled: Make, little: Pair, imagenet_teacher: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch, reporter: SilentReporter,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(module, "ADAPT_FULL_FROM", enough)  # six pictures of every digit
+    monkeypatch.setattr(module, "ADAPT_FULL_FROM", enough)  # six images of every digit
     found = find(distilled("run", teacher=str(imagenet_teacher())), little, reporter)
     assert found.adapted == how
     assert "knows 1000 classes" in reporter.warnings[0]  # type: ignore[attr-defined]

@@ -43,8 +43,8 @@ STAMP_OF = {
 
 
 def lacking(cache: WordCache, view: int) -> list[int]:
-    """The pictures of a view without a word, unreadable ones among them."""
-    return sorted(set(range(cache.pictures)) - set(cache.known(view).tolist()))
+    """The images of a view without a word, unreadable ones among them."""
+    return sorted(set(range(cache.num_images)) - set(cache.known(view).tolist()))
 
 
 def said(form: WordFormat, count: int = 1, seed: int = 0, sharpness: float = 2.0) -> torch.Tensor:
@@ -147,7 +147,7 @@ def test_zeros_are_a_word_not_yet_heard(form):
 
 @FORMS
 @given(body=st.binary(min_size=2 * 7, max_size=2 * 7))
-def test_the_mark_of_an_unreadable_picture_is_never_a_word(form, body):
+def test_the_mark_of_an_unreadable_image_is_never_a_word(form, body):
     record = np.frombuffer(body, np.uint16)[None, : form.width].copy()
     record[0, 0] = UNREADABLE
     assert not form.valid(record).any()
@@ -186,8 +186,8 @@ def folder(tmp_path) -> Path:
     return tmp_path / "words"
 
 
-def opened(folder: Path, form: WordFormat = SOFT, pictures: int = 5) -> WordCache:
-    return open_cache(folder, STAMP_OF, form, pictures)
+def opened(folder: Path, form: WordFormat = SOFT, num_images: int = 5) -> WordCache:
+    return open_cache(folder, STAMP_OF, form, num_images)
 
 
 @FORMS
@@ -227,7 +227,7 @@ def test_what_was_read_does_not_move_when_it_is_written_over(form, folder):
 
 
 @FORMS
-def test_an_unreadable_picture_is_not_waited_for_until_it_is_heard(form, folder):
+def test_an_unreadable_image_is_not_waited_for_until_it_is_heard(form, folder):
     cache = opened(folder, form)
     cache.mark_unreadable([(0, 1), (0, 4)])
     assert cache.missing(0).tolist() == [0, 2, 3]
@@ -241,7 +241,7 @@ def test_an_unreadable_picture_is_not_waited_for_until_it_is_heard(form, folder)
 
 @FORMS
 def test_a_cache_travels_to_a_loader_process(form, folder):
-    cache = opened(folder, form, pictures=5000)
+    cache = opened(folder, form, images=5000)
     cache.write([(0, 1)], form.encode(said(form)))
     packed = pickle.dumps(cache)
     assert len(packed) < 1000  # without the words
@@ -252,11 +252,11 @@ def test_a_cache_travels_to_a_loader_process(form, folder):
 
 
 def test_a_view_is_a_file_of_its_own_and_many_do_not_meet(folder):
-    cache = opened(folder, HARD, pictures=3)
+    cache = opened(folder, HARD, images=3)
     places = [(view, index) for view in range(60) for index in range(3)]
     labels = [(2 * view + index) % 7 for view, index in places]
     cache.write(places, HARD.encode(torch.eye(7)[labels]))
-    again = opened(folder, HARD, pictures=3)
+    again = opened(folder, HARD, images=3)
     assert again.count_missing(60) == 0
     assert HARD.decode(again.read(places)[0]).argmax(1).tolist() == labels
     assert {f.stat().st_size for f in folder.glob("view-*.words")} == {3 * 2}

@@ -67,7 +67,7 @@ def test_looking_at_pixels_equals_seeing_them_normalised(rows, noise):
 
 
 def test_looking_resizes_nothing():
-    """A view comes in the teacher's own size, drawn at it from the picture."""
+    """A view comes in the teacher's own size, drawn at it from the image."""
     teacher = echo(own=Preprocessing(img_size=10, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
     pixels = torch.full((1, 3, 10, 10), 255, dtype=torch.uint8)
     teacher.look(pixels)

@@ -1,4 +1,4 @@
-"""Intervals hold what they say, and two models are compared picture by picture."""
+"""Intervals hold what they say, and two models are compared image by image."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def test_memory_is_bounded_and_pieces_give_the_same_kind_of_interval():
 
 
 def test_a_difference_by_hand():
-    """Eight pictures: both right on three, A alone on four, B alone on one."""
+    """Eight images: both right on three, A alone on four, B alone on one."""
     a = np.array([1, 1, 1, 1, 1, 1, 1, 0], bool)
     b = np.array([1, 1, 1, 0, 0, 0, 0, 1], bool)
     found = compare("A", "B", a, b)
-    assert (found.only_a, found.only_b, found.images) == (4, 1, 8)
+    assert (found.only_a, found.only_b, found.num_images) == (4, 1, 8)
     assert found.difference == pytest.approx(100 * 3 / 8)
     # McNemar, exact: P(at least 4 or at most 1 of 5 coins) = 2 (1 + 5) / 32
     assert found.p_value == pytest.approx(12 / 32)
@@ -76,8 +76,8 @@ def test_a_difference_by_hand():
 
 
 @pytest.mark.parametrize(("a", "b", "sign"), [(1, 1, 0), (0, 0, 0), (1, 0, 1), (0, 1, -1)])
-def test_alike_on_ten_pictures_is_no_certainty(a, b, sign):
-    """None of ten pictures is of another kind: at 95 % up to 30.85 % of all could be (Clopper and Pearson)."""
+def test_alike_on_ten_images_is_no_certainty(a, b, sign):
+    """None of ten images is of another kind: at 95 % up to 30.85 % of all could be (Clopper and Pearson)."""
     found = compare("A", "B", np.full(10, bool(a)), np.full(10, bool(b)))
     rare = 100 * stats.binomtest(0, 10).proportion_ci(0.95, method="exact").high
     assert found.difference == 100 * sign
@@ -86,7 +86,7 @@ def test_alike_on_ten_pictures_is_no_certainty(a, b, sign):
 
 
 def test_pairing_sees_what_two_intervals_do_not():
-    """Two models that fail on the same hard pictures, one of them on ten more of a thousand."""
+    """Two models that fail on the same hard images, one of them on ten more of a thousand."""
     hard = np.arange(1000) % 3 == 0
     a, b = ~hard, ~hard & (np.arange(1000) % 100 != 1)
     found = compare("A", "B", a, b)

@@ -1,4 +1,4 @@
-"""The temperature is the one that minimises the loss, is judged on other pictures, and does not exist where it cannot."""
+"""The temperature is the one that minimises the loss, is judged on other images, and does not exist where it cannot."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_without_a_mistake_or_with_nothing_right_there_is_no_temperature(wrong):
 
 def test_reliability_by_hand():
     found = reliability(torch.tensor([0.1, 0.5, 0.9, 1.0]), torch.tensor([False, True, True, False]), bins=2)
-    assert found.images.tolist() == [2, 2]
+    assert found.num_images.tolist() == [2, 2]
     assert found.confidence.tolist() == pytest.approx([0.3, 0.95])
     assert found.accuracy.tolist() == [0.5, 0.5]
     empty = reliability(torch.tensor([0.9]), torch.tensor([True]), bins=2)
@@ -85,7 +85,7 @@ def test_reliability_by_hand():
 
 
 class Oracle(torch.nn.Module):
-    """Answers a picture of brightness n with the n-th row of logits."""
+    """Answers an image of brightness n with the n-th row of logits."""
 
     def __init__(self, logits, dist=None):
         super().__init__()
@@ -125,17 +125,17 @@ def test_calibration_lowers_the_error_of_a_model_that_is_too_sure_and_keeps_its_
     raw = evaluated(logits, labels)
     found = calibrate(raw)
     assert found.temperature == pytest.approx(fit_temperature(logits, labels), rel=1e-5)
-    assert (found.images, found.temperatures) == (250, {"cls": found.temperature})
+    assert (found.num_images, found.temperatures) == (250, {"cls": found.temperature})
     assert found.ece < raw.ece / 2
     assert found.loss < raw.loss
-    assert int(found.reliability.images.sum()) == 250
+    assert int(found.reliability.num_images.sum()) == 250
     again = evaluated(logits, labels, temperature=found.temperature)
     assert torch.equal(again.predictions, raw.predictions)
     assert again.loss == pytest.approx(found.loss, rel=0.05)
     assert calibrate(again).temperature == pytest.approx(found.temperature)  # of the raw logits, not on top
 
 
-def test_the_error_is_measured_on_pictures_that_the_temperature_was_not_fitted_to():
+def test_the_error_is_measured_on_images_that_the_temperature_was_not_fitted_to():
     logits, labels = answers(250, sharpness=4.0)
     order = torch.randperm(250, generator=torch.Generator().manual_seed(0))
     cooled = torch.empty_like(logits)
@@ -183,11 +183,11 @@ def test_every_head_rule_has_a_temperature_of_its_own():
 
 
 @pytest.mark.parametrize("room", [6 * 250, 6 * 100, 6])
-def test_logits_are_kept_of_so_many_pictures_as_there_is_room_for(room, monkeypatch):
+def test_logits_are_kept_of_so_many_images_as_there_is_room_for(room, monkeypatch):
     monkeypatch.setattr(module, "MAX_KEPT", room)
     logits, labels = answers(250, sharpness=4.0)
     scores = evaluated(logits, labels)
     assert len(scores.kept) == room // 6
     assert torch.equal(scores.logits.cls, logits[scores.kept])
-    assert scores.images == 250
+    assert scores.num_images == 250
     assert (calibrate(scores) is None) == (room == 6)

@@ -56,16 +56,16 @@ def file(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures(image_folder: Callable[..., Path]) -> Path:
+def images(image_folder: Callable[..., Path]) -> Path:
     root = image_folder(dict.fromkeys("abcdef", 5))
     (root / "b" / "4.png").write_text("no")
     return root
 
 
 @pytest.mark.parametrize("protocol", ["native", "hf"])
-def test_a_file_has_the_figures_of_its_model(protocol: str, model: str, file: Path, pictures: Path) -> None:
+def test_a_file_has_the_figures_of_its_model(protocol: str, model: str, file: Path, images: Path) -> None:
     ours, theirs = (
-        evaluate_model(str(pictures), model=m, protocol=protocol, workers=0, batch_size=7) for m in (model, str(file))
+        evaluate_model(str(images), model=m, protocol=protocol, workers=0, batch_size=7) for m in (model, str(file))
     )
     mine, its = ours.to_dict(), theirs.to_dict()
     assert len({r["top1"] for r in mine["per_class"].values()}) > 1  # classes can be told apart
@@ -88,13 +88,13 @@ def test_the_temperature_that_fits_is_one_of_the_files_logits(model: str, file: 
     assert theirs.ece == pytest.approx(ours.ece, abs=1e-4)
 
 
-def test_model_file_and_rounded_file_are_compared_picture_by_picture(
-    model: str, file: Path, pictures: Path, tmp_path: Path
+def test_model_file_and_rounded_file_are_compared_image_by_image(
+    model: str, file: Path, images: Path, tmp_path: Path
 ) -> None:
     small = tmp_path / "m-int8.onnx"
     quantize_onnx(file, "int8", small)
     found = evaluate_models(
-        str(pictures), models=[model, str(file), str(small)], workers=0,
+        str(images), models=[model, str(file), str(small)], workers=0,
         predictions=str(tmp_path / "p.jsonl"), report=str(tmp_path / "r.html"),
     )  # fmt: skip
     assert [r.name for r in found.results] == ["m", "m.onnx", "m-int8.onnx"]
@@ -121,25 +121,25 @@ def test_model_file_and_rounded_file_are_compared_picture_by_picture(
     ("options", "says"),
     [
         ({"head": "cls"}, "m.onnx answers with its head rule dist, not cls.*--head cls"),
-        ({"img_size": 48}, "m.onnx takes pictures of 32 pixels, not 48"),
+        ({"img_size": 48}, "m.onnx takes images of 32 pixels, not 48"),
         ({"precision": "bf16"}, "answers on the CPU, in the precision"),
         ({"weights": "w.safetensors"}, "m.onnx holds its own weights"),
         ({"save_temperature": True}, "m.onnx has its temperature inside.*export it again"),
     ],
     ids=str,
 )  # fmt: skip
-def test_what_a_file_cannot_do_is_one_line(options: dict[str, object], says: str, file: Path, pictures: Path) -> None:
+def test_what_a_file_cannot_do_is_one_line(options: dict[str, object], says: str, file: Path, images: Path) -> None:
     with pytest.raises(DeitctlError, match=says) as refused:
-        evaluate_model(str(pictures), model=str(file), **options)
+        evaluate_model(str(images), model=str(file), **options)
     assert "\n" not in str(refused.value)
 
 
-def test_a_device_that_a_file_does_not_run_on_is_refused(file: Path, pictures: Path, monkeypatch) -> None:
+def test_a_device_that_a_file_does_not_run_on_is_refused(file: Path, images: Path, monkeypatch) -> None:
     monkeypatch.setattr(
         "deitctl.evaluation.score_models.choose_device", lambda *_: choose_device("cpu", "fp32")
     )  # had cuda
     with pytest.raises(DeitctlError, match="An ONNX file answers on the CPU"):
-        evaluate_model(str(pictures), model=str(file), device="cuda")
+        evaluate_model(str(images), model=str(file), device="cuda")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_device_that_a_file_does_not_run_on_is_refused(file: Path, pictures: P
         ({"layout": "NCHW float32"}, "bare network"),
     ],
 )  # fmt: skip
-def test_a_file_whose_metadata_does_not_serve_is_one_line(changed, says, file, pictures, tmp_path) -> None:
+def test_a_file_whose_metadata_does_not_serve_is_one_line(changed, says, file, images, tmp_path) -> None:
     proto = onnx.load(file)
     said = {p.key: p.value for p in proto.metadata_props}
     said["preprocessing"] = said["preprocessing"].replace("NHWC uint8", changed.pop("layout", "NHWC uint8"))
@@ -158,10 +158,10 @@ def test_a_file_whose_metadata_does_not_serve_is_one_line(changed, says, file, p
     helper.set_model_props(proto, {k: v for k, v in (said | changed).items() if v is not None})
     onnx.save(proto, tmp_path / "other.onnx")
     with pytest.raises(DeitctlError, match=rf"other\.onnx.*{says}"):
-        evaluate_model(str(pictures), model=str(tmp_path / "other.onnx"))
+        evaluate_model(str(images), model=str(tmp_path / "other.onnx"))
 
 
-def test_a_program_of_torchs_is_not_opened(pictures: Path, tmp_path: Path) -> None:
+def test_a_program_of_torchs_is_not_opened(images: Path, tmp_path: Path) -> None:
     (tmp_path / "m.pt2").write_bytes(b"PK")
     with pytest.raises(DeitctlError, match="could do anything when torch loads it"):
-        evaluate_model(str(pictures), model=str(tmp_path / "m.pt2"))
+        evaluate_model(str(images), model=str(tmp_path / "m.pt2"))

@@ -1,4 +1,4 @@
-"""Scores are per picture, whatever the batches, for each head and each way to join them."""
+"""Scores are per image, whatever the batches, for each head and each way to join them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def greys(values, labels, classes=4) -> ArraySource:
 def test_accuracies_by_hand(reporter):
     source = greys([0, 85, 170, 255, 0], [0, 1, 2, 3, 3])  # the last is black and labelled white
     result = score(ByBrightness(), source, reporter)
-    assert result.images == 5
+    assert result.num_images == 5
     assert result.top1 == pytest.approx(80.0)
     assert result.top5 == 100.0  # of four classes
     assert result.correct.tolist() == [True, True, True, True, False]
@@ -64,7 +64,7 @@ def test_loss_and_calibration_by_hand(reporter):
     source = greys([0, 0, 0, 0], [0, 0, 0, 1])
     result = score(ByBrightness(), source, reporter, batch_size=3)
     confidence = result.confidences
-    assert torch.equal(confidence, confidence[:1].expand(4))  # four equal pictures
+    assert torch.equal(confidence, confidence[:1].expand(4))  # four equal images
     p0 = float(confidence[0])
     logits = ByBrightness()(torch.full((1, 3, 4, 4), -0.449 / 0.226))
     assert p0 == pytest.approx(float(logits.softmax(1).max()), abs=0.05)
@@ -130,13 +130,13 @@ def test_top_five_among_the_datas_classes_by_hand(reporter):
 
 
 def test_agreement_with_a_teacher_by_hand(reporter):
-    """Four pictures, of which the teacher could not see the third; the model answers 0, 1, 2, 3."""
+    """Four images, of which the teacher could not see the third; the model answers 0, 1, 2, 3."""
     source = greys([0, 85, 170, 255], [3, 3, 3, 3])
     for said, expected in (([0, 1, -1, 3], 100.0), ([0, 2, -1, 0], 100 / 3), ([1, 0, -1, 2], 0.0)):
         for batch_size in (1, 7):
             result = score(ByBrightness(), source, reporter, teacher=torch.tensor(said), batch_size=batch_size)
             assert result.teacher_agreement == {"cls": pytest.approx(expected)}
-    assert result.images == 4  # the picture that the teacher could not see is scored all the same
+    assert result.num_images == 4  # the image that the teacher could not see is scored all the same
 
 
 def test_agreement_with_a_teacher_is_in_the_datas_classes(reporter):
@@ -160,7 +160,7 @@ def test_agreement_with_a_teacher_is_by_head_rule(deit, digit_sources, reporter)
 
 
 def test_agreement_with_a_teacher_goes_by_position_in_the_source(image_folder, deit, reporter):
-    """An unreadable picture shifts nothing."""
+    """An unreadable image shifts nothing."""
     root = image_folder({"a": 3, "b": 3})
     (root / "a" / "0.png").write_text("no")
     source, model = scan_classes(root, reporter), deit(classes=2)
@@ -171,11 +171,11 @@ def test_agreement_with_a_teacher_goes_by_position_in_the_source(image_folder, d
     assert score(model, source, reporter, teacher=1 - said).teacher_agreement == {"cls": 0.0}
 
 
-def test_unreadable_pictures_are_left_out_and_named(image_folder, deit, reporter):
+def test_unreadable_images_are_left_out_and_named(image_folder, deit, reporter):
     root = image_folder({"a": 3, "b": 3})
     (root / "a" / "0.png").write_text("no")
     result = score(deit(classes=2), scan_classes(root, reporter), reporter)
-    assert result.images == 5
+    assert result.num_images == 5
     assert result.indices.tolist() == [1, 2, 3, 4, 5]
     assert [index for index, _ in result.unreadable] == [0]
 
@@ -184,7 +184,7 @@ def test_nothing_readable_is_an_error(image_folder, deit, reporter):
     root = image_folder({"a": 1, "b": 1})
     for name in "ab":
         (root / name / "0.png").write_text("no")
-    with pytest.raises(DataError, match=r"Not one of 2 pictures can be read; the first: .*0\.png is not a picture"):
+    with pytest.raises(DataError, match=r"Not one of 2 images can be read; the first: .*0\.png is not an image"):
         score(deit(classes=2), scan_classes(root, reporter), reporter)
 
 
@@ -197,14 +197,14 @@ def test_evaluation_is_in_eval_mode_and_without_gradients(deit, digit_sources, r
     assert not first.confidences.requires_grad
 
 
-def test_one_picture_is_enough(deit, digit_sources, reporter):
+def test_one_image_is_enough(deit, digit_sources, reporter):
     result = score(deit(classes=10), subset(digit_sources[1], [0]), reporter)
-    assert result.images == 1
+    assert result.num_images == 1
     assert result.top1 in (0.0, 100.0)
 
 
 class Cramped(nn.Module):
-    """A model that has no room for more than so many pictures at a time."""
+    """A model that has no room for more than so many images at a time."""
 
     def __init__(self, model, room, words="DefaultCPUAllocator: not enough memory") -> None:
         super().__init__()
@@ -228,7 +228,7 @@ def test_where_memory_runs_out_batches_are_halved_and_the_result_is_the_same(
     cramped = Cramped(model, room)
     halved = score(cramped, source, reporter, batch_size=9, head=head)
     assert max(cramped.sizes) == 9
-    assert sum(n for n in cramped.sizes if n <= room) == 11  # each picture once
+    assert sum(n for n in cramped.sizes if n <= room) == 11  # each image once
     assert torch.equal(halved.predictions, whole.predictions)
     torch.testing.assert_close(halved.confidences, whole.confidences, rtol=0, atol=1e-6)
     assert (halved.top1, halved.top5, halved.heads) == (whole.top1, whole.top5, whole.heads)
@@ -245,7 +245,7 @@ def test_what_halving_cannot_help_is_not_hidden(room, words, deit, digit_sources
 
 
 class Gathered:
-    """Two processes that have answered every other picture, as the first sees them."""
+    """Two processes that have answered every other image, as the first sees them."""
 
     size, rank = 2, 0
 
@@ -296,9 +296,7 @@ def test_of_equal_scores_the_first_class_is_the_answer_everywhere():
     assert found.agreement == 100.0
 
 
-def test_on_a_cpu_pictures_are_answered_by_the_block_that_the_allocator_keeps(
-    deit, digit_sources, reporter, monkeypatch
-):
+def test_on_a_cpu_images_are_answered_by_the_block_that_the_allocator_keeps(deit, digit_sources, reporter, monkeypatch):
     source, model, sizes = subset(digit_sources[1], range(20)), deit("deit_tiny", classes=10), []
     model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
     whole = score(model, source, reporter, batch_size=16)

@@ -23,7 +23,7 @@ def test_topk_beyond_the_classes_is_always_right():
 def test_calibration_error_by_hand():
     """Two bins: (0, .5] holds .4 (right), (.5, 1] holds .6 (right), .8 (wrong), 1.0 (right).
 
-    Gaps: |1 - .4| = .6 over one picture, |2/3 - .8| = .1333 over three: (.6 + .4) / 4 = .25.
+    Gaps: |1 - .4| = .6 over one image, |2/3 - .8| = .1333 over three: (.6 + .4) / 4 = .25.
     """
     confidence = torch.tensor([0.4, 0.6, 0.8, 1.0])
     correct = torch.tensor([True, True, False, True])

@@ -1,4 +1,4 @@
-"""ReaL labels: any of the labels is right, pictures without one do not count, other pictures are refused."""
+"""ReaL labels: any of the labels is right, images without one do not count, other images are refused."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ IDS = imagenet_classes()[0]
 
 
 def test_by_hand():
-    labels = [[5, 7], [], [2]]  # of pictures 1, 2 and 3
+    labels = [[5, 7], [], [2]]  # of images 1, 2 and 3
     found = score_real(*scored([[1, 2], [7, 0], [9, 9]]), imagenet_numbers(IDS), labels)
-    assert found == (2, 50.0, 100.0)  # picture 3: second guess; picture 1: first; picture 2 has no label
+    assert found == (2, 50.0, 100.0)  # image 3: second guess; image 1: first; image 2 has no label
 
 
 def test_labels_are_imagenets_whatever_the_order_of_the_models_classes():
@@ -37,12 +37,12 @@ def test_labels_are_imagenets_whatever_the_order_of_the_models_classes():
         imagenet_numbers(("my cat", "my dog"))
 
 
-def test_pictures_that_are_not_imagenets_are_refused():
+def test_images_that_are_not_imagenets_are_refused():
     with pytest.raises(DataError, match=r"cat\.jpg has no ReaL labels"):
         score_real(*scored([[1]], ["cat.jpg"]), imagenet_numbers(IDS), [[1]])
     with pytest.raises(DataError, match="val_00000003"):
         score_real(*scored([[1]]), imagenet_numbers(IDS), [[1]])
-    with pytest.raises(DataError, match="None of the pictures"):
+    with pytest.raises(DataError, match="None of the images"):
         score_real(*scored([[1]]), imagenet_numbers(IDS), [[], [], []])
 
 

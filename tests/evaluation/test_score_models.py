@@ -43,12 +43,12 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def pictures(image_folder: Callable[..., Path]) -> Path:
+def images(image_folder: Callable[..., Path]) -> Path:
     return image_folder({"a": 12, "b": 12})
 
 
-def test_the_record_has_what_the_contract_names(folder, pictures) -> None:
-    record = evaluate_model(str(pictures), model=str(folder("m")), workers=0).to_dict()
+def test_the_record_has_what_the_contract_names(folder, images) -> None:
+    record = evaluate_model(str(images), model=str(folder("m")), workers=0).to_dict()
     assert {"model", "data", "images", "unreadable", "top1", "top5", "loss", "ece", "per_class", "heads",
             "images_per_second"} <= set(record)  # fmt: skip
     json.dumps(record, allow_nan=False)
@@ -61,12 +61,12 @@ def test_the_record_has_what_the_contract_names(folder, pictures) -> None:
     assert sum(c["images"] for c in record["confusions"]) == wrong
 
 
-def test_several_models_and_protocols_in_one_pass_are_what_each_is_alone(folder, pictures, reporter) -> None:
+def test_several_models_and_protocols_in_one_pass_are_what_each_is_alone(folder, images, reporter) -> None:
     models = [str(folder("one")), str(folder("two", seed=1))]
-    found = evaluate_models(str(pictures), models=models, protocols=["native", "hf"], workers=0, batch_size=5)
+    found = evaluate_models(str(images), models=models, protocols=["native", "hf"], workers=0, batch_size=5)
     assert [r.name for r in found.results] == ["one, native", "one, hf", "two, native", "two, hf"]
     for result in found.results:
-        alone = evaluate_model(str(pictures), model=result.model, protocol=result.protocol, workers=0)
+        alone = evaluate_model(str(images), model=result.model, protocol=result.protocol, workers=0)
         assert torch.equal(alone.scores.predictions, result.scores.predictions)
         assert alone.scores.loss == pytest.approx(result.scores.loss, rel=1e-6)
     assert [(d.a, d.b) for d in found.differences] == [
@@ -78,9 +78,9 @@ def test_several_models_and_protocols_in_one_pass_are_what_each_is_alone(folder,
     assert record["differences"][1]["only_a"] == int((first & ~third).sum())
 
 
-def test_models_that_know_different_classes_are_compared_among_the_datas(folder, pictures) -> None:
+def test_models_that_know_different_classes_are_compared_among_the_datas(folder, images) -> None:
     models = [str(folder("few")), str(folder("many", ("c", "b", "a", "d"), seed=1))]
-    found = evaluate_models(str(pictures), models=models, workers=0)
+    found = evaluate_models(str(images), models=models, workers=0)
     (difference,) = found.differences
     few, many = (r.scores for r in found.results)
     assert difference.among_classes
@@ -88,29 +88,29 @@ def test_models_that_know_different_classes_are_compared_among_the_datas(folder,
     assert difference.difference == pytest.approx(few.top1 - many.top1_among)
 
 
-def test_names_say_what_differs(folder, pictures) -> None:
+def test_names_say_what_differs(folder, images) -> None:
     model = str(folder("m"))
-    by_protocol = evaluate_models(str(pictures), models=[model, model], protocols=["deit", "hf", "deit"], workers=0)
+    by_protocol = evaluate_models(str(images), models=[model, model], protocols=["deit", "hf", "deit"], workers=0)
     assert [r.name for r in by_protocol.results] == ["deit", "hf"]  # said twice is said once
-    (only,) = evaluate_models(str(pictures), models=[model], workers=0).results
+    (only,) = evaluate_models(str(images), models=[model], workers=0).results
     assert only.name == Path(model).name
 
 
 @pytest.fixture
-def mostly_right(folder, pictures) -> Path:
-    """Pictures that are called what a distilled model says, except every fourth."""
-    said = evaluate_model(str(pictures), model=str(folder("m", alias="deit_tiny_distilled")), workers=0)
+def mostly_right(folder, images) -> Path:
+    """Images that are called what a distilled model says, except every fourth."""
+    said = evaluate_model(str(images), model=str(folder("m", alias="deit_tiny_distilled")), workers=0)
     for n, record in enumerate(list(said.records())):
         right = record["prediction"]["label"]
         label = right if n % 4 else "ab".replace(right, "")
         source = Path(record["input"])
-        source.rename(pictures / label / f"{record['label']}-{source.name}")
-    return pictures
+        source.rename(images / label / f"{record['label']}-{source.name}")
+    return images
 
 
 def test_a_temperature_is_kept_with_the_model_and_used_again(folder, mostly_right, reporter) -> None:
-    model, pictures = folder("m", alias="deit_tiny_distilled"), mostly_right
-    before = evaluate_model(str(pictures), model=str(model), workers=0, save_temperature=True, reporter=reporter)
+    model, images = folder("m", alias="deit_tiny_distilled"), mostly_right
+    before = evaluate_model(str(images), model=str(model), workers=0, save_temperature=True, reporter=reporter)
     assert before.calibration is not None
     card = load_card(model)
     assert card.temperatures == pytest.approx(before.calibration.temperatures)
@@ -118,24 +118,24 @@ def test_a_temperature_is_kept_with_the_model_and_used_again(folder, mostly_righ
     assert set(before.intervals) == {"top1", "top5", "loss", "cls", "dist", "avg-logits", "avg-probs"}
     assert set(card.temperatures) == {"cls", "dist", "avg-logits", "avg-probs"}
     assert "Kept with the model: temperature" in reporter.notes[-1]
-    after = evaluate_model(str(pictures), model=str(model), workers=0)
+    after = evaluate_model(str(images), model=str(model), workers=0)
     assert after.contender.temperature == before.calibration.temperature != 1.0
     assert torch.equal(after.scores.predictions, before.scores.predictions)
     assert after.scores.loss < before.scores.loss
     assert after.calibration is not None
     assert after.calibration.temperature == pytest.approx(before.calibration.temperature, rel=1e-4)
-    by_head = evaluate_model(str(pictures), model=str(model), head="dist", workers=0)
+    by_head = evaluate_model(str(images), model=str(model), head="dist", workers=0)
     assert by_head.contender.temperature == card.temperatures["dist"]
 
 
-def test_a_temperature_needs_one_model_in_a_folder(folder, pictures, tmp_path) -> None:
+def test_a_temperature_needs_one_model_in_a_folder(folder, images, tmp_path) -> None:
     model = folder("m")
     with pytest.raises(ConfigError, match="one model under its own protocol"):
-        evaluate_models(str(pictures), models=[str(model), "x"], save_temperature=True)
+        evaluate_models(str(images), models=[str(model), "x"], save_temperature=True)
     with pytest.raises(ConfigError, match="one model under its own protocol"):
-        evaluate_models(str(pictures), models=[str(model)], protocols=["deit", "hf"], save_temperature=True)
+        evaluate_models(str(images), models=[str(model)], protocols=["deit", "hf"], save_temperature=True)
     with pytest.raises(ConfigError, match="deitctl export .*model.pth --to timm"):
-        evaluate_models(str(pictures), models=[str(model / "model.pth")], save_temperature=True)
+        evaluate_models(str(images), models=[str(model / "model.pth")], save_temperature=True)
 
 
 def test_where_no_temperature_fits_nothing_is_written_and_nothing_is_lost(folder, image_folder, reporter) -> None:
@@ -143,61 +143,61 @@ def test_where_no_temperature_fits_nothing_is_written_and_nothing_is_lost(folder
     before = (model / "config.json").read_text()
     one = image_folder({"a": 1, "b": 0}, "one")
     found = evaluate_model(str(one), model=str(model), workers=0, save_temperature=True, reporter=reporter)
-    assert found.scores.images == 1
+    assert found.scores.num_images == 1
     assert "No temperature fits" in reporter.warnings[-1]
     assert (model / "config.json").read_text() == before
 
 
-def test_a_temperature_is_of_the_models_own_input_size_and_protocol(folder, pictures) -> None:
+def test_a_temperature_is_of_the_models_own_input_size_and_protocol(folder, images) -> None:
     model = str(folder("m"))
     with pytest.raises(ConfigError, match="not for 48 pixels"):
-        evaluate_models(str(pictures), models=[model], img_size=48, save_temperature=True)
+        evaluate_models(str(images), models=[model], img_size=48, save_temperature=True)
     with pytest.raises(ConfigError, match="its own protocol"):
-        evaluate_models(str(pictures), models=[model], protocols=["hf"], save_temperature=True)
+        evaluate_models(str(images), models=[model], protocols=["hf"], save_temperature=True)
 
 
-def test_a_model_that_answers_no_numbers_is_refused_by_name_of_the_picture(folder, pictures) -> None:
+def test_a_model_that_answers_no_numbers_is_refused_by_name_of_the_image(folder, images) -> None:
     model = folder("m")
     state = load_tensors(model / "model.safetensors")
     save_tensors(model / "model.safetensors", state | {"head.weight": 3e38 * state["head.weight"].sign()})
     with pytest.raises(ModelError, match=r"0\.png with values that are not numbers"):
-        evaluate_model(str(pictures), model=str(model), workers=0)
+        evaluate_model(str(images), model=str(model), workers=0)
 
 
-def test_equally_many_other_classes_are_other_classes(folder, pictures) -> None:
+def test_equally_many_other_classes_are_other_classes(folder, images) -> None:
     models = [str(folder("one", ("a", "b", "c"))), str(folder("two", ("a", "b", "d")))]
-    (difference,) = evaluate_models(str(pictures), models=models, workers=0).differences
+    (difference,) = evaluate_models(str(images), models=models, workers=0).differences
     assert difference.among_classes
     same = [str(folder("abc", ("a", "b", "c"))), str(folder("cba", ("c", "b", "a")))]
-    (difference,) = evaluate_models(str(pictures), models=same, workers=0).differences
+    (difference,) = evaluate_models(str(images), models=same, workers=0).differences
     assert not difference.among_classes
 
 
-def test_weights_are_for_one_model(folder, pictures) -> None:
+def test_weights_are_for_one_model(folder, images) -> None:
     with pytest.raises(ConfigError, match="--weights is for one model"):
-        evaluate_models(str(pictures), models=["deit_tiny", "deit_small"], weights="x.safetensors")
+        evaluate_models(str(images), models=["deit_tiny", "deit_small"], weights="x.safetensors")
 
 
-def test_what_cannot_be_written_or_named_is_said_before_the_work(folder, pictures, tmp_path) -> None:
+def test_what_cannot_be_written_or_named_is_said_before_the_work(folder, images, tmp_path) -> None:
     (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file" / "out.jsonl", pictures):
+    for path in (tmp_path / "file" / "out.jsonl", images):
         with pytest.raises(DeitctlError, match="Cannot write .* with --predictions"):
-            evaluate_models(str(pictures), models=["no such model"], predictions=str(path))
+            evaluate_models(str(images), models=["no such model"], predictions=str(path))
     with pytest.raises(DeitctlError, match="Name another folder with --figures"):
-        evaluate_models(str(pictures), models=["no such model"], figures=str(tmp_path / "file"))
+        evaluate_models(str(images), models=["no such model"], figures=str(tmp_path / "file"))
     for report in ("cat.jpg", "page", "rep.pdf"):
         with pytest.raises(ConfigError, match="Name it FILE.html"):
-            evaluate_models(str(pictures), models=["no such model"], report=report)
+            evaluate_models(str(images), models=["no such model"], report=report)
     with pytest.raises(ConfigError, match="Name two files"):
-        evaluate_models(str(pictures), models=["x"], report="a.html", predictions="./a.html")
+        evaluate_models(str(images), models=["x"], report="a.html", predictions="./a.html")
     with pytest.raises(ConfigError, match="No protocol is named"):
-        evaluate_models(str(pictures), models=["no such model"], protocols=[])
+        evaluate_models(str(images), models=["no such model"], protocols=[])
 
 
-def test_predictions_are_one_line_a_picture_and_model(folder, pictures, tmp_path) -> None:
-    (pictures / "a" / "0.png").write_text("no")
+def test_predictions_are_one_line_an_image_and_model(folder, images, tmp_path) -> None:
+    (images / "a" / "0.png").write_text("no")
     models = [str(folder("one")), str(folder("two", seed=1))]
-    evaluate_models(str(pictures), models=models, workers=0, predictions=str(tmp_path / "out.jsonl"))
+    evaluate_models(str(images), models=models, workers=0, predictions=str(tmp_path / "out.jsonl"))
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * 24
     assert [r["model"] for r in rows] == [models[0]] * 24 + [models[1]] * 24
@@ -227,7 +227,7 @@ def test_folders_called_0_to_999_are_imagenets_numbers(imagenet_model, image_fol
 
 
 def test_a_part_of_imagenetv2_is_told_why_it_is_not_taken_for_it(imagenet_model, image_folder) -> None:
-    with pytest.raises(DataError, match="only where all of 0 to 999 have pictures"):
+    with pytest.raises(DataError, match="only where all of 0 to 999 have images"):
         evaluate_model(str(image_folder({"7": 1, "999": 1}, "v2")), model=str(imagenet_model), workers=0)
     with pytest.raises(DataError) as digits:
         evaluate_model("digits", model=str(imagenet_model), workers=0)

@@ -57,20 +57,20 @@ def test_gradient_relevance_is_the_papers_rule_on_whole_matrices(deit, noise, al
     model, images, asked = deit(alias, img_size=size), noise(2, 3, size, size), torch.tensor([3, 1])
     maps = token_maps(model, images, method="gradient", classes=asked)
     prefix = model.num_prefix_tokens
-    for picture in range(2):
+    for image in range(2):
         for token, (head, got) in enumerate(
             (h, m) for h, m in zip(("cls", "dist"), maps, strict=True) if m is not None
         ):
-            logits, attention = attend(model, images[picture : picture + 1], differentiable=True)
+            logits, attention = attend(model, images[image : image + 1], differentiable=True)
             for a in attention:
                 a.retain_grad()
-            getattr(logits, head)[0, asked[picture]].backward()
+            getattr(logits, head)[0, asked[image]].backward()
             relevance = torch.eye(attention[0].shape[-1])
             for a in attention:
                 heads = [(a.grad[0, h] * a.detach()[0, h]).relu() for h in range(model.arch.num_heads)]
                 relevance = relevance + sum(heads) / len(heads) @ relevance
             expected = relevance[token, prefix:].reshape(size // 16, size // 16)
-            torch.testing.assert_close(got[picture], expected, atol=1e-6, rtol=1e-3)
+            torch.testing.assert_close(got[image], expected, atol=1e-6, rtol=1e-3)
 
 
 @pytest.mark.parametrize("alias", ["deit_tiny", "deit_tiny_distilled"])
@@ -99,7 +99,7 @@ def test_the_class_asked_about_matters_to_the_gradient_and_to_nothing_else(deit,
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_picture_has_the_same_maps_alone_and_in_a_batch(deit, noise, method):
+def test_an_image_has_the_same_maps_alone_and_in_a_batch(deit, noise, method):
     model, images = deit("deit_tiny_distilled", img_size=48), noise(3, 3, 48, 48)
     together = token_maps(model, images, method=method)
     for i in range(3):
@@ -151,7 +151,7 @@ def test_last_layer_is_the_mean_of_its_heads_and_its_heads_are_the_last_blocks_r
     torch.testing.assert_close(maps.dist, heads.dist.mean(dim=1))
 
 
-def test_patches_lie_as_in_the_picture(deit):
+def test_patches_lie_as_in_the_image(deit):
     """A model that ignores everything but one bright patch must look at that patch, not at its mirror image."""
     model = deit()
     images = torch.zeros(1, 3, 32, 32)

@@ -30,9 +30,11 @@ NAMES = ("ant", "bee", "cow")
 
 @pytest.fixture(scope="module")
 def make_folder(
-    tmp_path_factory: pytest.TempPathFactory, randomise: Callable[..., nn.Module], picture: Callable[..., Image.Image]
+    tmp_path_factory: pytest.TempPathFactory,
+    randomise: Callable[..., nn.Module],
+    make_image: Callable[..., Image.Image],
 ) -> Callable[..., str]:
-    """Write a random model of three named classes at 32 pixels, whose answers depend on the picture."""
+    """Write a random model of three named classes at 32 pixels, whose answers depend on the image."""
 
     def make(alias: str = "deit_tiny_distilled") -> str:
         built = build_model(
@@ -40,10 +42,10 @@ def make_folder(
             reporter=SilentReporter(),
         )  # fmt: skip
         model, pre = randomise(built.model).eval(), built.card.preprocessing
-        pixels = np.stack([eval_view(picture(24, 18, seed), pre) for seed in range(6)])
+        pixels = np.stack([eval_view(make_image(24, 18, seed), pre) for seed in range(6)])
         with torch.no_grad():
             for name, logits in model(normalise(torch.from_numpy(pixels), pre))._asdict().items():
-                if logits is not None:  # else one class would be the first of all pictures
+                if logits is not None:  # else one class would be the first of all images
                     layer = {"cls": "head", "dist": "head_dist"}[name]
                     getattr(model, layer).bias.sub_(logits.mean(dim=0))
                     for parameter in getattr(model, layer).parameters():
@@ -85,9 +87,9 @@ def test_a_record_says_what_each_token_answers_and_names_a_drawing(
             assert first.score == pytest.approx(guess.score, abs=1e-5)
     for record in records:
         assert record.disagree == (record.tokens["cls"].first.index != record.tokens["dist"].first.index)
-        assert record.picture is not None
-        with Image.open(record.picture) as drawing:
-            assert drawing.size[0] == 4 * 232 + 8  # picture, two tokens, their difference
+        assert record.image is not None
+        with Image.open(record.image) as drawing:
+            assert drawing.size[0] == 4 * 232 + 8  # image, two tokens, their difference
 
 
 @pytest.mark.parametrize("alias", ["deit_tiny", "deit3_small"])
@@ -128,10 +130,10 @@ def test_the_class_asked_about_is_scored_and_drawn(distilled: str, photos: list[
         wanted = next(g.score for g in prediction.guesses if g.label == "cow")
         assert record.asked == "cow"
         assert record.tokens["dist"].asked == pytest.approx(wanted, abs=1e-5)
-        drawings.append(record.picture.read_bytes())
+        drawings.append(record.image.read_bytes())
     assert drawings[0] == drawings[1] == drawings[2]
     [other] = explain(photos[:1], model=distilled, output=tmp_path / "out", class_name="ant")
-    assert other.picture.read_bytes() != drawings[0]
+    assert other.image.read_bytes() != drawings[0]
 
 
 def test_scores_have_the_temperature_of_their_head(distilled: str, photos: list[str], tmp_path: Path) -> None:
@@ -144,7 +146,7 @@ def test_scores_have_the_temperature_of_their_head(distilled: str, photos: list[
     assert soft.tokens["dist"].first.score < hard.tokens["dist"].first.score
 
 
-def test_pictures_of_one_name_get_drawings_of_their_own_and_no_file_is_replaced(
+def test_images_of_one_name_get_drawings_of_their_own_and_no_file_is_replaced(
     distilled: str, image_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     root, out = image_folder({"a": 1, "b": 1}), tmp_path / "out"
@@ -152,7 +154,7 @@ def test_pictures_of_one_name_get_drawings_of_their_own_and_no_file_is_replaced(
     (out / "0.gradient-2.png").write_text("mine")
     records = list(explain([str(root)], model=distilled, output=out))
     again = list(explain([str(root)], model=distilled, output=out))
-    drawn = [r.picture.name for r in records + again]
+    drawn = [r.image.name for r in records + again]
     assert drawn == ["0.gradient.png", "0.gradient-3.png", "0.gradient-4.png", "0.gradient-5.png"]
     assert (out / "0.gradient-2.png").read_text() == "mine"
 
@@ -177,35 +179,33 @@ def test_a_folder_that_is_walked_does_not_give_earlier_drawings(
 
 
 @pytest.mark.parametrize(
-    ("name", "stem"), [("sp ace é.png", "sp_ace_é"), ("-.png", "picture"), ("..x.png", "x"), ("n" * 200 + ".png", "n" * 80)]
+    ("name", "stem"), [("sp ace é.png", "sp_ace_é"), ("-.png", "image"), ("..x.png", "x"), ("n" * 200 + ".png", "n" * 80)]
 )  # fmt: skip
 def test_any_name_makes_a_file_name(
     distilled: str, photos: list[str], tmp_path: Path, name: str, stem: str
 ) -> None:  # fmt: skip
-    picture = tmp_path / name
-    picture.write_bytes(Path(photos[0]).read_bytes())
-    [record] = explain([str(picture)], model=distilled, output=tmp_path / "out")
-    assert record.picture == tmp_path / "out" / f"{stem}.gradient.png"
+    image = tmp_path / name
+    image.write_bytes(Path(photos[0]).read_bytes())
+    [record] = explain([str(image)], model=distilled, output=tmp_path / "out")
+    assert record.image == tmp_path / "out" / f"{stem}.gradient.png"
 
 
 def test_what_cannot_be_read_is_a_record_in_its_place(distilled: str, photos: list[str], tmp_path: Path) -> None:
-    Path(photos[1]).write_bytes(b"no picture")
+    Path(photos[1]).write_bytes(b"no image")
     records = list(explain([*photos[:3], "gone.png"], model=distilled, output=tmp_path / "out", batch_size=2))
     assert [r.error is None for r in records] == [True, False, True, False]
-    assert "is not a picture" in str(records[1].error)
+    assert "is not an image" in str(records[1].error)
     assert records[1].to_dict() == {
-        "input": photos[1], "picture": None, "method": "gradient", "class": None, "tokens": {}, "disagree": None,
+        "input": photos[1], "image": None, "method": "gradient", "class": None, "tokens": {}, "disagree": None,
         "error": records[1].error,
     }  # fmt: skip
 
 
-def test_a_picture_is_explained_the_same_alone_and_in_a_batch(
-    distilled: str, photos: list[str], tmp_path: Path
-) -> None:
+def test_an_image_is_explained_the_same_alone_and_in_a_batch(distilled: str, photos: list[str], tmp_path: Path) -> None:
     together = list(explain(photos, model=distilled, output=tmp_path / "together", batch_size=6))
     alone = list(explain(photos, model=distilled, output=tmp_path / "alone", batch_size=1))
     for one, other in zip(together, alone, strict=True):
-        with Image.open(one.picture) as a, Image.open(other.picture) as b:
+        with Image.open(one.image) as a, Image.open(other.image) as b:
             gap = torch.frombuffer(bytearray(a.tobytes()), dtype=torch.uint8).int()
             gap = gap - torch.frombuffer(bytearray(b.tobytes()), dtype=torch.uint8).int()
             assert gap.abs().max() <= 2
@@ -215,7 +215,7 @@ def test_a_caller_in_inference_mode_gets_the_same(distilled: str, photos: list[s
     [outside] = explain(photos[:1], model=distilled, output=tmp_path / "a")
     with torch.inference_mode():
         [inside] = explain(photos[:1], model=distilled, output=tmp_path / "b")
-    assert Path(str(inside.picture)).read_bytes() == Path(str(outside.picture)).read_bytes()
+    assert Path(str(inside.image)).read_bytes() == Path(str(outside.image)).read_bytes()
 
 
 def test_weights_that_answer_nan_are_said(plain: str, photos: list[str], tmp_path: Path) -> None:
@@ -262,11 +262,11 @@ def test_the_command_prints_records_and_ends_with_3_where_some_could_not_be_read
     result = CliRunner().invoke(app, [*command, "--class", "bee"])
     assert result.exit_code == 3
     good, bad = map(json.loads, result.stdout.splitlines())
-    assert list(good) == ["input", "picture", "method", "class", "tokens", "disagree", "error"]
+    assert list(good) == ["input", "image", "method", "class", "tokens", "disagree", "error"]
     assert list(good["tokens"]["dist"]) == ["index", "label", "score", "class_score"]
     assert (good["class"], good["error"]) == ("bee", None)
-    assert Path(good["picture"]).is_file()
-    assert bad["picture"] is None
+    assert Path(good["image"]).is_file()
+    assert bad["image"] is None
     assert "No such file" in bad["error"]
     table = CliRunner().invoke(app, [*command, "--class", "bee", "--format", "table"])
     assert table.exit_code == 3
@@ -274,7 +274,7 @@ def test_the_command_prints_records_and_ends_with_3_where_some_could_not_be_read
     assert "bee:" in table.stdout
 
 
-def test_a_picture_that_is_broken_off_leaves_no_half_of_it(tmp_path: Path) -> None:
+def test_an_image_that_is_broken_off_leaves_no_half_of_it(tmp_path: Path) -> None:
     sheets = Sheets(tmp_path / "out")
     with pytest.raises(TypeError):
         sheets._write_new("cat.gradient", "no bytes")  # whatever ends it in the middle

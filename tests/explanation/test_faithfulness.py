@@ -39,11 +39,11 @@ def test_insertion_by_hand() -> None:
     assert area(dark_to_bright).item() == pytest.approx((1 / 2 + 5 / 6 + 1 + 1 / 2) / 4)
 
 
-def test_insertion_begins_with_the_blurred_picture_and_ends_with_the_picture() -> None:
-    picture = torch.zeros(1, 3, 4, 4)
-    picture[:, :, :2, :2] = 1
-    curve = insertion(answer, picture, BEST[None, None], CLASS, steps=4)[0, 0]
-    assert curve[0].item() == pytest.approx(answer(blurred(picture, 2))[0, 0].item())
+def test_insertion_begins_with_the_blurred_image_and_ends_with_the_image() -> None:
+    image = torch.zeros(1, 3, 4, 4)
+    image[:, :, :2, :2] = 1
+    curve = insertion(answer, image, BEST[None, None], CLASS, steps=4)[0, 0]
+    assert curve[0].item() == pytest.approx(answer(blurred(image, 2))[0, 0].item())
     assert curve[-1].item() == pytest.approx(1 / 2)
     assert curve[1] > curve[0]
 
@@ -54,19 +54,19 @@ def test_fewer_steps_take_several_patches_each_and_more_than_patches_are_not_mad
     assert deletion(answer, BRIGHT, BEST[None, None], CLASS, steps=99).shape == (1, 1, 5)
 
 
-def test_every_picture_of_a_batch_has_its_own_order_and_its_own_class() -> None:
-    pictures, classes = BRIGHT.expand(2, -1, -1, -1), torch.tensor([0, 1])
-    curves = deletion(answer, pictures, torch.stack([BEST, WORST])[None], classes, steps=4)[0]
+def test_every_image_of_a_batch_has_its_own_order_and_its_own_class() -> None:
+    images, classes = BRIGHT.expand(2, -1, -1, -1), torch.tensor([0, 1])
+    curves = deletion(answer, images, torch.stack([BEST, WORST])[None], classes, steps=4)[0]
     torch.testing.assert_close(curves[0], torch.tensor([1, 1 / 2, 1 / 6, 0, 0]))
     torch.testing.assert_close(curves[1], 1 - torch.tensor([1, 1, 5 / 6, 1 / 2, 0]))
 
 
-def test_a_blur_keeps_a_plain_picture_and_the_mean_of_any_and_flattens_it(noise) -> None:
+def test_a_blur_keeps_a_plain_image_and_the_mean_of_any_and_flattens_it(noise) -> None:
     torch.testing.assert_close(blurred(BRIGHT, 2), BRIGHT)
-    picture = noise(1, 3, 32, 32)
-    soft = blurred(picture, 4)
-    assert soft.std() < 0.2 * picture.std()
-    assert blurred(picture, 1).std() > 2 * soft.std()
+    image = noise(1, 3, 32, 32)
+    soft = blurred(image, 4)
+    assert soft.std() < 0.2 * image.std()
+    assert blurred(image, 1).std() > 2 * soft.std()
 
 
 def test_a_blur_is_the_gaussian_of_its_deviation() -> None:

@@ -1,4 +1,4 @@
-"""Maps over pictures: bright where they are high, in the right place, and readable at any size."""
+"""Maps over images: bright where they are high, in the right place, and readable at any size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_scale_does_not_matter() -> None:
 
 
 def test_what_all_patches_have_alike_does_not_matter() -> None:
-    """A rollout gives something to every patch, which would tint the whole picture."""
+    """A rollout gives something to every patch, which would tint the whole image."""
     assert heat(GREY, TOP_RIGHT) == heat(GREY, TOP_RIGHT + 3)
     assert heat(GREY, np.full((2, 2), 0.5)) == heat(GREY, np.zeros((2, 2)))
 

@@ -1,4 +1,4 @@
-"""Small models with cards, and pictures for them."""
+"""Small models with cards, and images for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from deitctl.data.dataset import Source
 from deitctl.events import SilentReporter
-from deitctl.exporters.compare_outputs import Pictures, pictures
+from deitctl.exporters.compare_outputs import Images, images
 from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.exporters.onnx import export_onnx
@@ -67,9 +67,9 @@ def network() -> Callable[[LoadedModel, str], ExportedClassifier]:
 
 
 @pytest.fixture(scope="session")
-def sample(digit_sources: tuple[Source, Source]) -> Callable[..., Pictures]:
-    def make(loaded: LoadedModel, count: int = 18) -> Pictures:
-        return pictures(digit_sources[1], loaded.card.preprocessing, count)
+def sample(digit_sources: tuple[Source, Source]) -> Callable[..., Images]:
+    def make(loaded: LoadedModel, count: int = 18) -> Images:
+        return images(digit_sources[1], loaded.card.preprocessing, count)
 
     return make
 

@@ -22,7 +22,7 @@ from deitctl.data.eval_transform import TALL, eval_view, is_ribbon
 from deitctl.errors import ExportError
 from deitctl.exporters import any_size
 from deitctl.exporters.any_size import front_text, golden_view, require_resizable, take_any_size
-from deitctl.exporters.compare_outputs import pictures, reference
+from deitctl.exporters.compare_outputs import images, reference
 from deitctl.exporters.golden import read_golden
 from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.onnx import IR_VERSION, OPSET, export_onnx
@@ -72,9 +72,9 @@ PREPROCESSING = st.builds(
 @example(width=64, height=64, pre=Preprocessing(img_size=64, crop_pct=1.0), seed=0)  # nothing to do
 @example(width=200, height=90, pre=Preprocessing(img_size=64, crop_pct=1.2), seed=0)  # 53 high: black above and below
 @example(width=1, height=1, pre=Preprocessing(img_size=64, crop_pct=0.9), seed=0)
-def test_the_network_sees_what_it_sees_with_pillow(width, height, pre, seed, picture):
+def test_the_network_sees_what_it_sees_with_pillow(width, height, pre, seed, make_image):
     assume(not is_ribbon(width, height, pre))
-    off = levels(picture(width, height, seed), pre)
+    off = levels(make_image(width, height, seed), pre)
     assert off.max() <= LEVELS
     assert (off > 0).mean() < 0.1
 
@@ -90,24 +90,24 @@ def test_the_centre_is_the_same_pixel_for_every_margin(over, turned):
     assert np.array_equal(seen([image], pre)[0], wanted(image, pre))
 
 
-def test_what_is_too_small_gets_a_black_edge_as_here(picture):
+def test_what_is_too_small_gets_a_black_edge_as_here(make_image):
     pre = Preprocessing(img_size=32, crop_pct=1.3)
     assert pre.resize_to == 24
-    view = seen([picture(48, 24)], pre)[0]
+    view = seen([make_image(48, 24)], pre)[0]
     assert not view[:4].any()
     assert not view[28:].any()
     assert view[4:28].any(axis=(1, 2)).all()
-    assert np.array_equal(view, wanted(picture(48, 24), pre))
+    assert np.array_equal(view, wanted(make_image(48, 24), pre))
 
 
-def test_two_pictures_of_one_size_are_seen_as_each_alone(picture):
+def test_two_images_of_one_size_are_seen_as_each_alone(make_image):
     pre = Preprocessing(img_size=32)
-    both = [picture(90, 61, seed) for seed in (1, 2)]
+    both = [make_image(90, 61, seed) for seed in (1, 2)]
     assert np.array_equal(seen(both, pre), np.concatenate([seen([image], pre) for image in both]))
 
 
-def test_an_interpolation_that_nobody_knows_is_bicubic_in_both(picture):
-    assert levels(picture(90, 61), Preprocessing(img_size=32, interpolation="random")).max() <= LEVELS
+def test_an_interpolation_that_nobody_knows_is_bicubic_in_both(make_image):
+    assert levels(make_image(90, 61), Preprocessing(img_size=32, interpolation="random")).max() <= LEVELS
 
 
 @pytest.mark.parametrize("interpolation", ["lanczos", "nearest", "box"])
@@ -116,7 +116,7 @@ def test_what_onnx_does_not_do_as_pillow_is_refused(interpolation):
         require_resizable(Preprocessing(interpolation=interpolation))
 
 
-def test_pictures_much_longer_than_wide_are_for_other_files():
+def test_images_much_longer_than_wide_are_for_other_files():
     pre = Preprocessing()
     assert is_ribbon(9, 9 * TALL + 1, pre)
     assert is_ribbon(9 * TALL + 1, 9, pre)
@@ -148,17 +148,17 @@ def make(onnx_file, loaded, tmp_path):
 
 
 @pytest.fixture
-def prove(loaded, tmp_path, picture):
-    """Prove a file on pictures of many shapes."""
+def prove(loaded, tmp_path, make_image):
+    """Prove a file on images of many shapes."""
 
     def run(path, rounded=None, sizes=SIZES, golden_off=0.0):
         files = []
         for number, size in enumerate(sizes):
             files.append(str(tmp_path / f"{number}.png"))
-            picture(*size, seed=number).save(files[-1])
+            make_image(*size, seed=number).save(files[-1])
         source = FileSource(files, np.zeros(len(files), dtype=np.int64), ("",))
         pre = loaded.card.preprocessing
-        sample = pictures(source, pre, len(files))
+        sample = images(source, pre, len(files))
         answers = reference(loaded.model, loaded.card, "avg-probs", sample.pixels)
         golden = read_golden({p.key: p.value for p in onnx.load(path).metadata_props}, pre.img_size)
         golden = golden._replace(logits=golden.logits + golden_off)
@@ -167,9 +167,9 @@ def prove(loaded, tmp_path, picture):
     return run
 
 
-def test_whole_pictures_of_many_shapes_are_answered_as_by_the_model(make, prove):
+def test_whole_images_of_many_shapes_are_answered_as_by_the_model(make, prove):
     found, relative, share = prove(make())
-    assert (found.images, found.top1_agreement, relative) == (len(SIZES), 100, None)
+    assert (found.num_images, found.top1_agreement, relative) == (len(SIZES), 100, None)
     assert found.max_abs_diff < 0.01
     assert share < 0.01
 
@@ -187,7 +187,7 @@ def test_whole_pictures_of_many_shapes_are_answered_as_by_the_model(make, prove)
 )
 def test_a_file_that_resizes_or_cuts_otherwise_is_caught(change, make, prove, monkeypatch):
     path = make(change, monkeypatch=monkeypatch)
-    with pytest.raises(ExportError, match=r"sees pictures otherwise than the model: values differ by up to \d+"):
+    with pytest.raises(ExportError, match=r"sees images otherwise than the model: values differ by up to \d+"):
         prove(path)
 
 
@@ -206,16 +206,16 @@ def test_a_network_that_looks_at_something_else_than_it_shows_is_caught(make, pr
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 0.01), ("int8", 0.15)])
-def test_a_rounded_file_takes_whole_pictures_too(precision, tolerance, make, prove, onnx_file, tmp_path):
+def test_a_rounded_file_takes_whole_images_too(precision, tolerance, make, prove, onnx_file, tmp_path):
     quantize_onnx(onnx_file, precision, tmp_path / "rounded.onnx")
     found, relative, _ = prove(make(source=tmp_path / "rounded.onnx"), rounded=tolerance)
-    assert (found.images, found.top1_agreement) == (len(SIZES), 100)
+    assert (found.num_images, found.top1_agreement) == (len(SIZES), 100)
     assert 0 < relative < tolerance
 
 
 def test_ribbons_are_not_proven_and_nothing_else_is_no_proof(make, prove):
     path = make()
-    assert prove(path, sizes=((40, 30), (2, 300)))[0].images == 1
+    assert prove(path, sizes=((40, 30), (2, 300)))[0].num_images == 1
     with pytest.raises(ExportError, match="too long"):
         prove(path, sizes=((2, 300),))
 
@@ -237,7 +237,7 @@ def test_the_file_says_that_it_resizes_and_has_free_sides(make, onnx_file):
     assert said["class_names"] == before["class_names"]
 
 
-def test_the_golden_sample_is_a_picture_that_the_file_resizes(make, onnx_file):
+def test_the_golden_sample_is_an_image_that_the_file_resizes(make, onnx_file):
     """S x S pixels become S / 0.9 and are cut to S again, so the answer is another than that of the file inside."""
     path = make()
     said, before = ({p.key: p.value for p in onnx.load(f).metadata_props} for f in (path, onnx_file))
@@ -255,10 +255,10 @@ def test_a_golden_sample_that_is_answered_otherwise_is_caught(make, prove):
         prove(make(), golden_off=off)
 
 
-def test_the_file_runs_where_torch_pillow_and_deitctl_cannot_be_imported(make, tmp_path, picture):
+def test_the_file_runs_where_torch_pillow_and_deitctl_cannot_be_imported(make, tmp_path, make_image):
     (tmp_path / "in").mkdir()
     for number, size in enumerate(SIZES):
-        np.save(tmp_path / "in" / f"{number:06d}.npy", np.asarray(picture(*size)))
+        np.save(tmp_path / "in" / f"{number:06d}.npy", np.asarray(make_image(*size)))
     program = (
         "import runpy, sys\n"
         "sys.modules.update(dict.fromkeys(['torch', 'deitctl', 'timm', 'PIL']))\n"
@@ -271,13 +271,13 @@ def test_the_file_runs_where_torch_pillow_and_deitctl_cannot_be_imported(make, t
 
 
 @pytest.mark.parametrize("changed", [{"crop_mode": "squash"}, {"crop_pct": 1.2}], ids=str)
-def test_a_squashed_and_a_padded_picture_reach_the_network_too(changed, loaded, network, picture, tmp_path):
+def test_a_squashed_and_a_padded_image_reach_the_network_too(changed, loaded, network, make_image, tmp_path):
     card = replace(loaded.card, preprocessing=replace(loaded.card.preprocessing, **changed))
     inside = network(replace(loaded, card=card), "cls")
     export_onnx(inside, card, metadata_of(inside, card, "onnx"), tmp_path / "m.onnx")
     golden = reference(loaded.model, card, "cls", golden_view(card.preprocessing))[0, 0]
     take_any_size(tmp_path / "m.onnx", card.preprocessing, golden, tmp_path / "any.onnx")
-    image = picture(90, 47)
+    image = make_image(90, 47)
     answer = load(str(tmp_path / "any.onnx"))(np.asarray(image)[None])
     expected = reference(loaded.model, card, "cls", wanted(image, card.preprocessing)[None])
     np.testing.assert_allclose(answer[0], expected[0], atol=0.01)

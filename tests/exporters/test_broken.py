@@ -1,4 +1,4 @@
-"""Exports that are broken as exports break: each is caught by the pictures, and each by the golden sample alone."""
+"""Exports that are broken as exports break: each is caught by the images, and each by the golden sample alone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SwappedHeads(ExportedClassifier):
 
 
 class SwappedChannels(ExportedClassifier):
-    """BGR where RGB belongs, as OpenCV reads pictures."""
+    """BGR where RGB belongs, as OpenCV reads images."""
 
     def forward(self, pixels):
         return super().forward(pixels.flip(-1))
@@ -52,7 +52,7 @@ BROKEN = (WrongMean, SwappedHeads, SwappedChannels, TransposedAxes)
 
 @pytest.fixture(scope="module")
 def broken(shallow, sample, tmp_path_factory):
-    """A broken file whose metadata are the right model's, that model's answers to some pictures, and the pictures."""
+    """A broken file whose metadata are the right model's, that model's answers to some images, and the images."""
 
     @cache
     def make(kind):
@@ -78,10 +78,10 @@ def test_the_golden_sample_catches_it(kind, broken):
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_pictures_catch_it_where_the_golden_sample_is_as_broken(kind, broken):
+def test_images_catch_it_where_the_golden_sample_is_as_broken(kind, broken):
     path, _, wanted, some = broken(kind)
     as_broken = Golden(golden_input(32), answers_to(golden_input(32), path, PROGRAM)[0, 0], 1e-3)
-    with pytest.raises(ExportError, match=r"disagrees with the model on 18 pictures: answers differ by up to"):
+    with pytest.raises(ExportError, match=r"disagrees with the model on 18 images: answers differ by up to"):
         verify(path, PROGRAM, wanted, some, tolerance=ONNX_TOLERANCE, golden=as_broken)
 
 

@@ -9,7 +9,7 @@ import torch
 from deitctl.data.dataset import FileSource, subset
 from deitctl.errors import ExportError
 from deitctl.exporters import FORMATS
-from deitctl.exporters.compare_outputs import ONNX_TOLERANCE, TORCH_TOLERANCE, Pictures, pictures, reference, verify
+from deitctl.exporters.compare_outputs import ONNX_TOLERANCE, TORCH_TOLERANCE, Images, images, reference, verify
 from deitctl.exporters.torch_export import export_torch
 from deitctl.models.model_config import Preprocessing
 
@@ -22,45 +22,45 @@ def files(*paths):
 
 @pytest.fixture
 def reply(tmp_path):
-    """Verify against a process that gives `given` whatever the pictures are."""
+    """Verify against a process that gives `given` whatever the images are."""
 
     def run(wanted, given, tolerance=1e-3):
         np.save(tmp_path / "given.npy", given)
         program = tmp_path / "reply.py"
         program.write_text("import shutil, sys; shutil.copy(sys.argv[1], sys.argv[3])")
         count = wanted.shape[1]
-        sample = Pictures(np.zeros((count, 2, 2, 3), dtype=np.uint8), tuple(f"{i}.png" for i in range(count)))
+        sample = Images(np.zeros((count, 2, 2, 3), dtype=np.uint8), tuple(f"{i}.png" for i in range(count)))
         return verify(tmp_path / "given.npy", program, wanted, sample, tolerance=tolerance)
 
     return run
 
 
-def test_pictures_are_spread_over_the_classes_in_the_order_of_the_data(digit_sources):
+def test_images_are_spread_over_the_classes_in_the_order_of_the_data(digit_sources):
     by_class = subset(digit_sources[1], np.argsort(digit_sources[1].labels, kind="stable"))
-    sample = pictures(by_class, PRE, 20)
+    sample = images(by_class, PRE, 20)
     assert sample.pixels.shape == (20, 32, 32, 3)
     assert sample.pixels.dtype == np.uint8
     index = {by_class.name(i): int(by_class.labels[i]) for i in range(len(by_class.labels))}
     assert len({index[name] for name in sample.names}) == 10
 
 
-def test_unreadable_pictures_are_replaced_by_others(image_folder):
+def test_unreadable_images_are_replaced_by_others(image_folder):
     root = image_folder({"a": 6})
     paths = sorted((root / "a").iterdir())
-    paths[0].write_bytes(b"no picture")
-    sample = pictures(files(*paths), PRE, 3)
+    paths[0].write_bytes(b"no image")
+    sample = images(files(*paths), PRE, 3)
     assert len(sample.names) == 3
     assert str(paths[0]) not in sample.names
 
 
-def test_more_pictures_than_there_are_means_all(image_folder):
+def test_more_images_than_there_are_means_all(image_folder):
     root = image_folder({"a": 3})
-    assert len(pictures(files(*(root / "a").iterdir()), PRE, 64).names) == 3
+    assert len(images(files(*(root / "a").iterdir()), PRE, 64).names) == 3
 
 
-def test_no_readable_picture_is_an_error(tmp_path):
-    with pytest.raises(ExportError, match="None of 1 pictures"):
-        pictures(files(tmp_path / "absent.png"), PRE, 4)
+def test_no_readable_image_is_an_error(tmp_path):
+    with pytest.raises(ExportError, match="None of 1 images"):
+        images(files(tmp_path / "absent.png"), PRE, 4)
 
 
 @pytest.mark.parametrize("count", [1, 2, 18])
@@ -69,7 +69,7 @@ def test_an_exported_file_passes(count, shallow, onnx_file, sample):
     some = sample(loaded, count)
     wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
     found = verify(onnx_file, FORMATS["onnx"].program_file, wanted, some, tolerance=ONNX_TOLERANCE)
-    assert (found.images, found.top1_agreement, found.differing) == (count, 100, [])
+    assert (found.num_images, found.top1_agreement, found.differing) == (count, 100, [])
     assert found.max_abs_diff < 1e-4
 
 
@@ -79,7 +79,7 @@ def test_a_file_with_other_weights_fails(shallow, onnx_file, sample):
         loaded.model.head.weight[0, 0] += 0.1
     some = sample(loaded)
     wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
-    with pytest.raises(ExportError, match="disagrees with the model on 18 pictures: answers differ by up to"):
+    with pytest.raises(ExportError, match="disagrees with the model on 18 images: answers differ by up to"):
         verify(onnx_file, FORMATS["onnx"].program_file, wanted, some, tolerance=ONNX_TOLERANCE)
 
 
@@ -97,7 +97,7 @@ def test_a_torch_file_passes(shallow, network, sample, tmp_path):
     export_torch(network(loaded, "dist"), loaded.card, {}, path)
     some = sample(loaded, 18)
     wanted = reference(loaded.model, loaded.card, "dist", some.pixels)
-    assert verify(path, FORMATS["torch"].program_file, wanted, some, tolerance=TORCH_TOLERANCE).images == 18
+    assert verify(path, FORMATS["torch"].program_file, wanted, some, tolerance=TORCH_TOLERANCE).num_images == 18
 
 
 def test_a_damaged_file_is_an_error_with_the_reason(shallow, sample, tmp_path):

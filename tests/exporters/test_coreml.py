@@ -44,7 +44,7 @@ OPERATIONS = {
 
 
 def compute(package, pixels):
-    """Return the logits [K] that the graph in a package has for a picture [S,S,3], weights and all from the files."""
+    """Return the logits [K] that the graph in a package has for an image [S,S,3], weights and all from the files."""
     from coremltools.converters.mil.frontend.milproto.load import load
 
     with quietly():
@@ -97,11 +97,11 @@ def package(loaded, network, tmp_path_factory):
 def test_the_graph_that_is_written_answers_as_the_model(package, loaded, network, sample, answer):
     pixels = sample(loaded, 3).pixels
     wanted = answer(network(loaded, "avg-probs"), pixels)[0]
-    for picture, logits in zip(pixels, wanted, strict=True):
-        np.testing.assert_allclose(compute(package, picture), logits, atol=1e-5)
+    for image, logits in zip(pixels, wanted, strict=True):
+        np.testing.assert_allclose(compute(package, image), logits, atol=1e-5)
 
 
-def test_a_picture_goes_in_and_label_probabilities_and_logits_come_out(package):
+def test_an_image_goes_in_and_label_probabilities_and_logits_come_out(package):
     said = coremltools.models.utils.load_spec(str(package)).description
     (image,) = said.input
     assert (image.name, image.type.imageType.width, image.type.imageType.height) == ("image", 32, 32)

@@ -71,7 +71,7 @@ def test_a_bare_rounded_file_is_proven_timed_and_named_after_what_it_is(model, r
     assert record["speedup"] > 0
 
 
-def test_a_file_for_any_size_is_proven_on_whole_pictures_and_named_so(model, reporter, image_folder):
+def test_a_file_for_any_size_is_proven_on_whole_images_and_named_so(model, reporter, image_folder):
     result = export(
         str(model),
         to="onnx",
@@ -84,7 +84,7 @@ def test_a_file_for_any_size_is_proven_on_whole_pictures_and_named_so(model, rep
     assert [p.name for p in result.path.parent.iterdir()] == [result.path.name]
     assert (result.verified_on, result.top1_agreement) == (5, 100)
     assert 0 < result.to_dict()["relative_diff"] < 0.15
-    assert [n for n in reporter.notes if "Whole pictures: " in n and "by 2 of 255 at most" in n]
+    assert [n for n in reporter.notes if "Whole images: " in n and "by 2 of 255 at most" in n]
 
 
 def test_an_interpolation_that_onnx_has_not_is_refused_before_anything_is_written(model):
@@ -199,7 +199,7 @@ def test_a_transformers_folder_is_proven_from_file_to_label(model, reporter):
     ]  # fmt: skip
     assert (result.verified_on, result.top1_agreement) == (5, 100)
     assert [n for n in reporter.notes if "transformers answers with avg-logits" in n]
-    assert [n for n in reporter.notes if "From picture file to label" in n]
+    assert [n for n in reporter.notes if "From image file to label" in n]
     assert "library_name: transformers" in (result.path / "README.md").read_text()
 
 
@@ -280,7 +280,7 @@ def test_a_timm_folder_is_ready_for_a_hub(model, reporter, tmp_path):
     assert "Trained on `digits`." in text
     assert "secret" not in text
     assert "| epoch 6 of 7 | 91.23 % | 99.50 % |" in text
-    assert "on 2\npictures" in text
+    assert "on 2\nimages" in text
     assert [n for n in reporter.notes if "no place for a temperature" in n and "1.5" in n]
     (result.path / "README.md").write_text(text.replace("## Data", "## Our data"))
     with pytest.raises(ExportError, match=r"README.md has been edited"):
@@ -300,12 +300,12 @@ def test_a_missing_package_is_found_before_the_model_is_loaded(monkeypatch):
         export("no_such_model", to="onnx")
 
 
-def test_no_picture_to_verify_on_is_refused(model):
+def test_no_image_to_verify_on_is_refused(model):
     with pytest.raises(ConfigError, match="count = 0"):
         export(str(model), to="torch", count=0)
 
 
-def test_wrong_models_and_pictures_are_errors_of_their_kind(model, tmp_path):
+def test_wrong_models_and_images_are_errors_of_their_kind(model, tmp_path):
     with pytest.raises(ModelError):
         export("no_such_model", to="torch")
     with pytest.raises(DataError):
@@ -329,12 +329,12 @@ ECHO = "import sys; raise SystemExit(__import__('numpy').load(sys.argv[2]).shape
 
 
 def count_of(error):
-    """Read how many pictures the stand-in was given, the golden sample among them."""
+    """Read how many images the stand-in was given, the golden sample among them."""
     return int(str(error.value).split("exit code ")[1].split(".")[0].split()[0]) - 1
 
 
 @pytest.mark.parametrize("kind", ["classes", "loose", "one"])
-def test_pictures_to_verify_on_may_be_data_a_plain_folder_or_a_file(kind, model, quick, image_folder):
+def test_images_to_verify_on_may_be_data_a_plain_folder_or_a_file(kind, model, quick, image_folder):
     quick(ECHO)
     root = image_folder({"a": 3, "b": 3})
     given, expected = {"classes": (root, 6), "loose": (root / "a", 3), "one": (root / "a" / "0.png", 1)}[kind]
@@ -343,7 +343,7 @@ def test_pictures_to_verify_on_may_be_data_a_plain_folder_or_a_file(kind, model,
     assert count_of(error) == expected
 
 
-def test_a_run_is_verified_on_its_own_validation_pictures(model, quick, image_folder):
+def test_a_run_is_verified_on_its_own_validation_images(model, quick, image_folder):
     quick(ECHO)
     root = image_folder({"train/a": 4, "train/b": 4, "val/a": 2, "val/b": 1})
     (model / "run.toml").write_text(f'data = "{root.as_posix()}"\n')

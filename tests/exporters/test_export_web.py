@@ -70,7 +70,7 @@ def runtime(tmp_path, monkeypatch) -> str:
     return str(tmp_path / "runtime.tgz")
 
 
-def test_the_folder_is_proven_and_takes_the_place_of_an_earlier_one(model, runtime, reporter, picture, tmp_path):
+def test_the_folder_is_proven_and_takes_the_place_of_an_earlier_one(model, runtime, reporter, make_image, tmp_path):
     (model / "export" / "seven-web").mkdir(parents=True)
     (model / "export" / "seven-web" / "model.json").write_text("of an earlier export")
     result = export(str(model), to="web", count=5, runtime=runtime, reporter=reporter)
@@ -88,9 +88,9 @@ def test_the_folder_is_proven_and_takes_the_place_of_an_earlier_one(model, runti
     assert (said["architecture"], said["temperature"]) == (about["architecture"], "1.7")
     assert "golden_sample" in said
     proved = verify_export(str(result.path), count=3)
-    assert (proved.format, proved.model, proved.proof.found.images) == ("web", str(model), 3)
+    assert (proved.format, proved.model, proved.proof.found.num_images) == ("web", str(model), 3)
 
-    picture().save(tmp_path / "p.png")
+    make_image().save(tmp_path / "p.png")
     (ours,) = predict([str(tmp_path / "p.png")], model=str(model))
     (theirs,) = predict([str(tmp_path / "p.png")], model=str(result.path / "model.onnx"))
     assert [g.index for g in theirs.guesses] == [g.index for g in ours.guesses]
@@ -120,7 +120,7 @@ def sample_pixels() -> np.ndarray:
     ("options", "says"),
     [
         ({"preprocess": False}, "web has no bare variant.*--to onnx"),
-        ({"any_size": True}, "web takes pictures of one size.*--to onnx"),
+        ({"any_size": True}, "web takes images of one size.*--to onnx"),
         ({"to": "onnx", "runtime": "x.tgz"}, "onnx holds no runtime: --runtime is for --to web"),
         ({"quantize": "int4"}, "Did you mean 'int8'"),
     ],

@@ -69,7 +69,7 @@ def test_the_file_is_one_of_the_pinned_opset_with_a_free_batch(file):
     assert [p.name for p in file.parent.iterdir()] == ["deit_tiny.onnx"]
 
 
-def test_a_bare_network_takes_normalised_pictures_and_gives_logits(deit_tiny, sample, answer, network, tmp_path):
+def test_a_bare_network_takes_normalised_images_and_gives_logits(deit_tiny, sample, answer, network, tmp_path):
     card, path = deit_tiny.card, tmp_path / "bare.onnx"
     export_onnx(BareClassifier(deit_tiny.model, card, "cls"), card, describe(card, "cls", bare=True), path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

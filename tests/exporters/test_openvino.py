@@ -91,7 +91,7 @@ def test_weights_in_fp16_are_half_and_pass_their_proof(folder, loaded, sample, s
     wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
     found, relative = verify_rounded(tmp_path / "half", KIND.program_file, wanted, some, tolerance=0.01)
     assert 0 < relative < 0.01
-    assert found.images == 18
+    assert found.num_images == 18
     golden = json.loads(said[GOLDEN]) | {"tolerance": 0.01}
     assert read_metadata(tmp_path / "half") == said | {"quantize": "fp16", GOLDEN: json.dumps(golden)}
 
@@ -129,8 +129,8 @@ def test_nothing_of_the_converter_reaches_the_terminal(loaded, network, tmp_path
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_usage_in_the_readme_runs(folder, picture, tmp_path):
-    picture(40, 40).save(tmp_path / "picture.jpg")
+def test_the_usage_in_the_readme_runs(folder, make_image, tmp_path):
+    make_image(40, 40).save(tmp_path / "image.jpg")
     code = KIND.usage.replace("PATH", str(folder))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.split()[0] in "0123456789"

@@ -100,17 +100,17 @@ def opened(tab, folder) -> Iterator[tuple[chromium.Browser, str, list[str]]]:
 
 
 @pytest.fixture
-def pictures(picture, digit_sources, tmp_path) -> list[Path]:
+def images(make_image, digit_sources, tmp_path) -> list[Path]:
     """PNG of odd shapes, transparent, upright only by EXIF, of digits; and a JPEG."""
     turned = Image.Exif()
     turned[0x112] = 6
-    transparent = picture(50, 70, 4).convert("RGBA")
+    transparent = make_image(50, 70, 4).convert("RGBA")
     transparent.putalpha(Image.linear_gradient("L").resize((50, 70)))
     digit_sources[1].read(3).save(tmp_path / "digit.png")
-    picture(300, 7).save(tmp_path / "long.png")
-    picture(61, 90, 2).save(tmp_path / "turned.png", exif=turned)
+    make_image(300, 7).save(tmp_path / "long.png")
+    make_image(61, 90, 2).save(tmp_path / "turned.png", exif=turned)
     transparent.save(tmp_path / "transparent.png")
-    picture(200, 160, 3).save(tmp_path / "photo.jpg", exif=turned)
+    make_image(200, 160, 3).save(tmp_path / "photo.jpg", exif=turned)
     return [tmp_path / n for n in ("digit.png", "long.png", "turned.png", "transparent.png", "photo.jpg")]
 
 
@@ -128,23 +128,23 @@ def scores(model: LoadedModel, path: Path) -> np.ndarray:
     return reference(model.model, model.card, model.card.head, view[None].copy())[1, 0]
 
 
-def test_the_five_likeliest_classes_of_files_of_many_kinds_are_pythons(opened, model, pictures):
+def test_the_five_likeliest_classes_of_files_of_many_kinds_are_pythons(opened, model, images):
     tab, url, asked = opened
-    tab.choose("#files", pictures)
+    tab.choose("#files", images)
     cards = answered(tab)
-    assert [c["name"] for c in cards] == [p.name for p in pictures]
-    for path, card in zip(pictures, cards, strict=True):
+    assert [c["name"] for c in cards] == [p.name for p in images]
+    for path, card in zip(images, cards, strict=True):
         wanted = scores(model, path)
         assert [index for index, _ in card["best"]] == np.argsort(-wanted, kind="stable")[:5].tolist()
         np.testing.assert_allclose([p for _, p in card["best"]], np.sort(wanted)[::-1][:5], atol=1e-4)
     assert tab.complaints == []
-    assert set(asked) <= {"/", *(f"/{name}" for name in FILES)}, "one server, these files, no picture"
+    assert set(asked) <= {"/", *(f"/{name}" for name in FILES)}, "one server, these files, no image"
     assert all(r.startswith((url, "blob:", "data:")) for r in tab.requests)
 
 
-def test_attention_of_both_tokens_is_that_of_the_last_block(opened, model, pictures):
+def test_attention_of_both_tokens_is_that_of_the_last_block(opened, model, imgs):
     tab, _, _ = opened
-    data = base64.b64encode(pictures[0].read_bytes()).decode()
+    data = base64.b64encode(imgs[0].read_bytes()).decode()
     given = tab.js(
         f"""new Promise((resolve) => {{
           const worker = new Worker("worker.js", {{ type: "module" }});
@@ -156,27 +156,27 @@ def test_attention_of_both_tokens_is_that_of_the_last_block(opened, model, pictu
           worker.onmessage = ({{ data }}) => hear[data.kind]?.(data);
         }})"""
     )
-    view = eval_view(read_image(pictures[0]), model.card.preprocessing)[None]
+    view = eval_view(read_image(imgs[0]), model.card.preprocessing)[None]
     images = normalise(torch.from_numpy(view), model.card.preprocessing)
     wanted = attend(model.model, images).kept[-1].mean(dim=1)[0, :2, 2:]
     assert given[0] == 2
     np.testing.assert_allclose(given[1], wanted.flatten(), atol=1e-5)
 
 
-def test_names_are_texts_whatever_they_hold_and_do_not_widen_the_page(opened, pictures):
+def test_names_are_texts_whatever_they_hold_and_do_not_widen_the_page(opened, images):
     tab, _, _ = opened
     for width in (390, 1440):
         tab.send("Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 600)
-        tab.choose("#files", pictures)
+        tab.choose("#files", images)
         assert HOSTILE in " ".join(c["text"] for c in answered(tab))
         assert tab.js("document.documentElement.scrollWidth") <= width
     assert tab.js("window.harmed === undefined && !document.querySelector('.card img')")
 
 
 @pytest.mark.parametrize("way", ["paste", "drop"])
-def test_pictures_can_be_pasted_and_dropped(way, opened, pictures):
+def test_images_can_be_pasted_and_dropped(way, opened, images):
     tab, _, _ = opened
-    data = base64.b64encode(pictures[0].read_bytes()).decode()
+    data = base64.b64encode(images[0].read_bytes()).decode()
     event = (
         "ClipboardEvent('paste', { clipboardData: data" if way == "paste" else "DragEvent('drop', { dataTransfer: data"
     )
@@ -193,29 +193,29 @@ def test_pictures_can_be_pasted_and_dropped(way, opened, pictures):
     assert tab.js("document.getElementById('state').textContent").startswith("given.png: ")
 
 
-def test_what_is_no_picture_or_too_large_is_said_in_words_and_the_others_are_answered(opened, pictures, tmp_path):
+def test_what_is_no_image_or_too_large_is_said_in_words_and_the_others_are_answered(opened, images, tmp_path):
     tab, _, _ = opened
-    (tmp_path / "text.png").write_text("no picture")
-    (tmp_path / "cut.png").write_bytes(pictures[1].read_bytes()[:200])
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "cut.png").write_bytes(images[1].read_bytes()[:200])
     Image.new("1", (12_000, 9_000)).save(tmp_path / "huge.png")
-    tab.choose("#files", [*(tmp_path / n for n in ("text.png", "cut.png", "huge.png")), pictures[0]])
+    tab.choose("#files", [*(tmp_path / n for n in ("text.png", "cut.png", "huge.png")), images[0]])
     text, cut, huge, digit = answered(tab)
-    assert "not a picture that the browser can read" in text["text"]
+    assert "not an image that the browser can read" in text["text"]
     assert (text["state"], cut["state"], huge["state"]) == ("failed",) * 3
     assert "It has 12000 × 9000 pixels, more than 100,000,000." in huge["text"]
     assert digit["state"] == "answered"
-    assert tab.js("document.getElementById('state').textContent") == "4 pictures are done."
+    assert tab.js("document.getElementById('state').textContent") == "4 images are done."
     assert tab.js("document.getElementById('results').getAttribute('aria-busy')") == "false"
 
 
-def test_pictures_chosen_while_the_model_loads_wait_for_it(tab, folder, pictures):
+def test_images_chosen_while_the_model_loads_wait_for_it(tab, folder, images):
     with chromium.serve(folder) as (url, _):
         tab.open(url)
-        tab.choose("#files", pictures[:2])
+        tab.choose("#files", images[:2])
         assert [c["state"] for c in answered(tab)] == ["answered"] * 2
 
 
-def test_the_keyboard_chooses_and_clears(opened, pictures):
+def test_the_keyboard_chooses_and_clears(opened, images):
     tab, _, _ = opened
     tab.js(
         "document.getElementById('files').addEventListener('click', (e) => { window.asked = 1; e.preventDefault(); })"
@@ -224,7 +224,7 @@ def test_the_keyboard_chooses_and_clears(opened, pictures):
     assert tab.js("document.activeElement.id") == "choose"
     tab.press("Enter")
     tab.wait("window.asked === 1")
-    tab.choose("#files", pictures[:1])
+    tab.choose("#files", images[:1])
     answered(tab)
     tab.press("Tab")
     assert tab.js("document.activeElement.id") == "clear"
@@ -233,13 +233,13 @@ def test_the_keyboard_chooses_and_clears(opened, pictures):
     assert tab.js("document.activeElement.id") == "choose"
 
 
-def test_for_those_who_do_not_see_it_answers_are_said_and_maps_described(opened, pictures):
+def test_for_those_who_do_not_see_it_answers_are_said_and_maps_described(opened, imgs):
     tab, _, _ = opened
-    tab.choose("#files", pictures[:1])
+    tab.choose("#files", imgs[:1])
     answered(tab)
     nodes = tab.send("Accessibility.getFullAXTree")["nodes"]
     roles = [(n["role"]["value"], n.get("name", {}).get("value", "")) for n in nodes if not n["ignored"]]
-    assert ("button", "Choose pictures") in roles
+    assert ("button", "Choose images") in roles
     assert ("region", "Answers") in roles
     assert ("list", "The likeliest classes") in roles
     images = [name for role, name in roles if role in ("image", "img")]
@@ -269,15 +269,15 @@ def test_not_even_the_worker_may_connect_elsewhere(tab, folder, tmp_path):
         assert asked == ["/"], "without the page's policy it gets there, so that the test above says something"
 
 
-def test_threads_are_used_where_the_server_allows_them(tab, folder, model, pictures):
+def test_threads_are_used_where_the_server_allows_them(tab, folder, model, images):
     headers = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
     with chromium.serve(folder, headers) as (url, _):
         tab.open(url)
         tab.wait("document.body.dataset.state !== 'loading'")
         assert tab.js("[crossOriginIsolated, document.body.dataset.state]") == [True, "ready"]
-        tab.choose("#files", pictures[:1])
+        tab.choose("#files", images[:1])
         (card,) = answered(tab)
-        wanted = np.sort(scores(model, pictures[0]))[::-1][:5]
+        wanted = np.sort(scores(model, images[0]))[::-1][:5]
         np.testing.assert_allclose([p for _, p in card["best"]], wanted, atol=1e-4)
         assert tab.complaints == []
 
@@ -307,39 +307,39 @@ def test_scripts_that_are_not_there_are_said_too(tab, folder, tmp_path):
         assert "the server does not send its scripts" in tab.js("document.getElementById('state').textContent")
 
 
-def test_more_pictures_than_are_shown_are_counted(tab, folder, pictures, tmp_path):
+def test_more_images_than_are_shown_are_counted(tab, folder, images, tmp_path):
     page = shutil.copytree(folder, tmp_path / "page")
     script = (page / "page.js").read_text()
-    assert "MOST_PICTURES = 200;" in script
-    (page / "page.js").write_text(script.replace("MOST_PICTURES = 200;", "MOST_PICTURES = 3;"))
+    assert "MOST_IMAGES = 200;" in script
+    (page / "page.js").write_text(script.replace("MOST_IMAGES = 200;", "MOST_IMAGES = 3;"))
     with chromium.serve(page) as (url, _):
         tab.open(url)
-        tab.choose("#files", pictures[:2])
+        tab.choose("#files", images[:2])
         assert len(answered(tab)) == 2
-        tab.choose("#files", pictures)
-        assert [c["name"] for c in answered(tab)] == [p.name for p in pictures[:3]], "the newest"
+        tab.choose("#files", images)
+        assert [c["name"] for c in answered(tab)] == [p.name for p in images[:3]], "the newest"
         said = tab.js("document.getElementById('state').textContent")
-        assert said == "3 pictures are done. 2 were left out: 3 are taken at a time."
+        assert said == "3 images are done. 2 were left out: 3 are taken at a time."
 
 
-def test_a_convnet_has_a_page_without_maps(tab, convnet, convnet_folder, pictures):
+def test_a_convnet_has_a_page_without_maps(tab, convnet, convnet_folder, images):
     assert json.loads((convnet_folder / "model.json").read_text())["tokens"] == []
     with chromium.serve(convnet_folder) as (url, _):
         tab.open(url)
-        tab.choose("#files", pictures[:1])
+        tab.choose("#files", images[:1])
         (card,) = answered(tab)
         np.testing.assert_allclose(
-            [p for _, p in card["best"]], np.sort(scores(convnet, pictures[0]))[::-1][:5], atol=1e-4
+            [p for _, p in card["best"]], np.sort(scores(convnet, images[0]))[::-1][:5], atol=1e-4
         )
         assert tab.js("document.querySelectorAll('.card canvas').length") == 1
         assert tab.js("document.getElementById('maps').hidden")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_text_is_readable_in_light_and_dark(dark, tab, folder, pictures):
+def test_text_is_readable_in_light_and_dark(dark, tab, folder, images):
     with chromium.serve(folder) as (url, _):
         tab.open(url, dark=dark)
-        tab.choose("#files", pictures[:1])
+        tab.choose("#files", images[:1])
         answered(tab)
         background, ink, faint = tab.js(
             "['.card backgroundColor', '.card color', '.card .quiet color'].map(s => { const p = s.split(' ');"

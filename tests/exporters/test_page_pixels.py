@@ -30,8 +30,8 @@ PAGE = Path(__file__).parents[2] / "deitctl" / "exporters" / "page"
 VIEW = """(async () => {
   const { decode } = await import("/decode.js"), { evalView } = await import("/view.js");
   const bytes = Uint8Array.from(atob(%s), (c) => c.charCodeAt(0));
-  const picture = await decode(new Blob([bytes]));
-  const view = evalView(picture, %s);
+  const image = await decode(new Blob([bytes]));
+  const view = evalView(image, %s);
   return btoa(Array.from(view, (v) => String.fromCharCode(v)).join(""));
 })()"""
 
@@ -60,7 +60,7 @@ def differs(tab) -> Callable[..., np.ndarray]:
 
     def compare(data: bytes, preprocessing: Preprocessing | None = None) -> np.ndarray:
         pre = preprocessing or Preprocessing()
-        wanted = eval_view(decode(data, "picture"), pre).transpose(1, 2, 0)
+        wanted = eval_view(decode(data, "image"), pre).transpose(1, 2, 0)
         said = json.dumps(describe_preprocessing(pre))
         given = base64.b64decode(tab.js(VIEW % (json.dumps(base64.b64encode(data).decode()), said)))
         return np.abs(np.frombuffer(given, np.uint8).reshape(wanted.shape).astype(int) - wanted)
@@ -69,7 +69,7 @@ def differs(tab) -> Callable[..., np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def noise_picture() -> Callable[..., Image.Image]:
+def noise_image() -> Callable[..., Image.Image]:
     """Noise: no pixel is like its neighbours, so that a wrong one shows."""
     generator = np.random.Generator(np.random.PCG64(0))
 
@@ -94,27 +94,27 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_shape_becomes_pythons_pixels(shape, differs, noise_picture):
-    assert not differs(encoded(noise_picture(*shape)), Preprocessing(img_size=96)).any()
-    assert not differs(encoded(noise_picture(*shape))).any()
+def test_every_shape_becomes_pythons_pixels(shape, differs, noise_image):
+    assert not differs(encoded(noise_image(*shape)), Preprocessing(img_size=96)).any()
+    assert not differs(encoded(noise_image(*shape))).any()
 
 
 @pytest.mark.parametrize("interpolation", [*INTERPOLATION, "random"])
 @pytest.mark.parametrize("shape", [(333, 217), (60, 90)], ids=str)
-def test_every_interpolation_becomes_pythons_pixels(interpolation, shape, differs, noise_picture):
-    assert not differs(encoded(noise_picture(*shape)), Preprocessing(interpolation=interpolation)).any()
+def test_every_interpolation_becomes_pythons_pixels(interpolation, shape, differs, noise_image):
+    assert not differs(encoded(noise_image(*shape)), Preprocessing(interpolation=interpolation)).any()
 
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0, 1.3])
-def test_every_cut_becomes_pythons_pixels(crop_mode, crop_pct, differs, noise_picture):
+def test_every_cut_becomes_pythons_pixels(crop_mode, crop_pct, differs, noise_image):
     pre = Preprocessing(img_size=33, crop_mode=crop_mode, crop_pct=crop_pct)
-    assert not differs(encoded(noise_picture(101, 64)), pre).any()
-    assert not differs(encoded(noise_picture(64, 101)), pre).any()
+    assert not differs(encoded(noise_image(101, 64)), pre).any()
+    assert not differs(encoded(noise_image(64, 101)), pre).any()
 
 
-def test_a_ribbon_is_a_level_beside_at_most_because_python_resizes_its_middle_alone(differs, noise_picture):
-    found = differs(encoded(noise_picture(7000, 20)))
+def test_a_ribbon_is_a_level_beside_at_most_because_python_resizes_its_middle_alone(differs, noise_image):
+    found = differs(encoded(noise_image(7000, 20)))
     assert found.max() <= 1
     assert 0 < (found > 0).mean() < 0.01, "no difference: the docs say that there is one"
 
@@ -128,24 +128,24 @@ def test_transparency_lies_over_white_for_every_colour_at_every_alpha(kind, diff
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA"])
-def test_every_kind_of_png_becomes_pythons_pixels(mode, differs, noise_picture):
-    picture = noise_picture(120, 90, mode) if mode in ("LA", "RGBA") else noise_picture(120, 90).convert(mode)
-    assert not differs(encoded(picture)).any()
+def test_every_kind_of_png_becomes_pythons_pixels(mode, differs, noise_image):
+    image = noise_image(120, 90, mode) if mode in ("LA", "RGBA") else noise_image(120, 90).convert(mode)
+    assert not differs(encoded(image)).any()
     if mode == "P":
-        assert not differs(encoded(picture, transparency=3)).any()
+        assert not differs(encoded(image, transparency=3)).any()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_upright(kind, orientation, differs, picture):
+def test_images_are_turned_upright(kind, orientation, differs, make_image):
     exif = Image.Exif()
     exif[0x112] = orientation
-    assert not differs(encoded(picture(120, 90), kind, exif=exif)).any()
+    assert not differs(encoded(make_image(120, 90), kind, exif=exif)).any()
 
 
 @pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}], ids=str)
-def test_this_browser_decodes_jpeg_as_pillow_does(options, differs, picture):
-    assert not differs(encoded(picture(300, 200), "JPEG", quality=75, **options)).any()
+def test_this_browser_decodes_jpeg_as_pillow_does(options, differs, make_image):
+    assert not differs(encoded(make_image(300, 200), "JPEG", quality=75, **options)).any()
 
 
 def test_a_colour_profile_is_not_applied(tab, differs):

@@ -38,7 +38,7 @@ def test_a_rounded_file_passes_its_proof(precision, rounded, shallow, sample):
         rounded / f"{precision}.onnx", FORMATS["onnx"].program_file, wanted, some,
         tolerance=PRECISIONS[precision].tolerance,
     )  # fmt: skip
-    assert found.images == 18
+    assert found.num_images == 18
     assert 0 < relative < PRECISIONS[precision].tolerance
 
 
@@ -94,7 +94,7 @@ def test_static_int8_rounds_the_same_layers_and_their_inputs_by_known_ranges(rou
         assert made[made[node.input[0]].input[0]].input[1] in weights  # the scale is a constant
 
 
-def test_static_int8_answers_a_picture_as_it_does_in_company_and_int8_does_not(rounded, shallow, sample):
+def test_static_int8_answers_an_image_as_it_does_in_company_and_int8_does_not(rounded, shallow, sample):
     pixels = sample(shallow(), 18).pixels
     off = {}
     for precision in ("int8", "int8-static"):

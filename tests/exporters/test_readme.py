@@ -36,12 +36,12 @@ def section(text: str, name: str) -> str:
 
 def test_a_run_states_its_data_recipe_and_figures():
     text = card_of(History(run=RUN, result=RESULT))
-    assert section(text, "Data") == "Trained on `pets`, 11,520 pictures seen in all."
+    assert section(text, "Data") == "Trained on `pets`, 11,520 images seen in all."
     assert "epochs = 8\nmean = [0.5, 1.0]" in section(text, "Recipe")
     assert "| epoch 7 of 8 | 96.34 % | 99.70 % |" in section(text, "Figures")
     assert "| `avg-logits` (as this folder does) | 96.34 % |" in section(text, "Figures")
     assert "Its teacher, `teacher`, has 98.59 % top-1 there." in section(text, "Figures")
-    assert "on 50\npictures: logits differ by up to 1.2e-06" in section(text, "Export")
+    assert "on 50\nimages: logits differ by up to 1.2e-06" in section(text, "Export")
 
 
 def test_nobodys_folders_are_published():

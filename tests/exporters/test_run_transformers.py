@@ -17,7 +17,7 @@ from deitctl.data.eval_transform import eval_view
 from deitctl.data.mixup import normalise
 from deitctl.errors import ExportError
 from deitctl.exporters import FORMATS
-from deitctl.exporters.compare_outputs import TRANSFORMERS_TOLERANCE, pictures, reference, verify
+from deitctl.exporters.compare_outputs import TRANSFORMERS_TOLERANCE, images, reference, verify
 from deitctl.exporters.timm_folder import export_timm_folder
 from deitctl.exporters.transformers_folder import PROCESSOR, USAGE, export_transformers, labels
 from deitctl.exporters.verify_files import cut_alike, verify_files
@@ -49,12 +49,12 @@ def made(shallow, network, tmp_path_factory):
 
 
 @pytest.fixture
-def source(tmp_path, picture):
-    """Pictures of several shapes, three of which both cut alike."""
+def source(tmp_path, make_image):
+    """Images of several shapes, three of which both cut alike."""
     files = []
     for number, size in enumerate(((96, 72), (72, 99), (60, 60), (101, 72))):
         files.append(str(tmp_path / f"{number}.png"))
-        picture(*size, seed=number).save(files[-1])
+        make_image(*size, seed=number).save(files[-1])
     return FileSource(files, np.zeros(len(files), dtype=np.int64), ("",))
 
 
@@ -84,31 +84,31 @@ def test_the_auto_class_finds_the_class_and_answers_with_our_logits(alias, kind,
 
 
 @pytest.mark.parametrize("pre", [CENTRE, SQUASH])
-def test_the_image_processor_gives_our_view_with_pillow_and_nearly_with_torchvision(pre, made, picture):
+def test_the_image_processor_gives_our_view_with_pillow_and_nearly_with_torchvision(pre, made, make_image):
     _, folder = made("deit_tiny", pre)
     for size in ((96, 72), (40, 98), (60, 60), (25, 20)):
         assert cut_alike(*size, pre)
-        wanted = normalise(torch.from_numpy(eval_view(picture(*size), pre))[None], pre)
-        exact = load("AutoImageProcessor", folder, backend="pil")(images=picture(*size), return_tensors="pt")
+        wanted = normalise(torch.from_numpy(eval_view(make_image(*size), pre))[None], pre)
+        exact = load("AutoImageProcessor", folder, backend="pil")(images=make_image(*size), return_tensors="pt")
         torch.testing.assert_close(exact["pixel_values"], wanted, atol=1e-5, rtol=0)
-        near = load("AutoImageProcessor", folder)(images=picture(*size), return_tensors="pt")
+        near = load("AutoImageProcessor", folder)(images=make_image(*size), return_tensors="pt")
         assert (near["pixel_values"] - wanted).abs().max() < 5 / 255 / min(pre.std)
 
 
-def test_transformers_cuts_one_pixel_beside_where_we_say_so(made, picture):
+def test_transformers_cuts_one_pixel_beside_where_we_say_so(made, make_image):
     pre = Preprocessing(img_size=32, crop_pct=1.0)
     _, folder = made("deit_tiny", pre)
     processor = load("AutoImageProcessor", folder, backend="pil")
     for width in range(32, 44):
-        seen = processor(images=picture(width, 32), return_tensors="pt")["pixel_values"]
-        ours = normalise(torch.from_numpy(eval_view(picture(width, 32), pre))[None], pre)
+        seen = processor(images=make_image(width, 32), return_tensors="pt")["pixel_values"]
+        ours = normalise(torch.from_numpy(eval_view(make_image(width, 32), pre))[None], pre)
         assert torch.allclose(seen, ours, atol=1e-5) == cut_alike(width, 32, pre), width
 
 
 @pytest.mark.parametrize(("alias", "pre"), [("deit_tiny", SQUASH), ("deit_tiny_distilled", CENTRE)])
 def test_a_fresh_process_proves_the_network_and_the_way_from_file_to_label(alias, pre, made, source):
     loaded, folder = made(alias, pre)
-    sample = pictures(source, pre, 4)
+    sample = images(source, pre, 4)
     wanted = reference(loaded.model, loaded.card, "avg-logits", sample.pixels)
     found = verify(folder, PROGRAM, wanted[:1], sample, tolerance=TRANSFORMERS_TOLERANCE)
     seen = verify_files(
@@ -116,7 +116,7 @@ def test_a_fresh_process_proves_the_network_and_the_way_from_file_to_label(alias
     )
     assert found.max_abs_diff < TRANSFORMERS_TOLERANCE
     assert seen.pillow < TRANSFORMERS_TOLERANCE
-    assert seen.chosen.images == 4
+    assert seen.chosen.num_images == 4
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_broken_folder_is_caught(file, key, value, reason, made, source, tmp_p
     folder = shutil.copytree(good, tmp_path / "broken")
     config = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps({**config, key: value}))
-    sample = pictures(source, CENTRE, 4)
+    sample = images(source, CENTRE, 4)
     wanted = reference(loaded.model, loaded.card, "avg-logits", sample.pixels)
     with pytest.raises(ExportError, match=reason):
         verify_files(
@@ -142,9 +142,9 @@ def test_a_broken_folder_is_caught(file, key, value, reason, made, source, tmp_p
         )
 
 
-def test_the_code_of_the_readme_runs(made, tmp_path, picture):
+def test_the_code_of_the_readme_runs(made, tmp_path, make_image):
     _, folder = made("deit_tiny")
-    picture().save(tmp_path / "picture.jpg")
+    make_image().save(tmp_path / "image.jpg")
     code = USAGE.replace("PATH", str(folder))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() in set("0123456789")

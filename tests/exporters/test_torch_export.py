@@ -54,7 +54,7 @@ def test_metadata_is_read_without_torch(file, loaded, tmp_path):
     assert read_metadata(tmp_path / "other") == {}
 
 
-def test_the_file_holds_the_weights_a_graph_and_no_picture(file, loaded):
+def test_the_file_holds_the_weights_a_graph_and_no_image(file, loaded):
     weights = sum(t.numel() * t.element_size() for t in loaded.model.state_dict().values())
     assert weights < file.stat().st_size < weights + 300_000
     (example,) = load(file).example_inputs[0]

@@ -65,16 +65,16 @@ def test_a_run_is_told_which_of_its_exports_can_be_named(run):
         verify_export(str(run))
 
 
-def test_pictures_without_a_model_are_refused_not_ignored(run, tmp_path, image_folder):
+def test_images_without_a_model_are_refused_not_ignored(run, tmp_path, image_folder):
     moved = shutil.copy(run / "export" / "seven.onnx", tmp_path / "m.onnx")
     with pytest.raises(ConfigError, match="no model to compare.*--model"):
-        verify_export(str(moved), pictures_from=str(image_folder({"a": 2})))
+        verify_export(str(moved), images_from=str(image_folder({"a": 2})))
 
 
-def test_a_model_that_is_named_is_compared_on_the_pictures_that_are_named(run, tmp_path, image_folder):
+def test_a_model_that_is_named_is_compared_on_the_images_that_are_named(run, tmp_path, image_folder):
     moved = shutil.copy(run / "export" / "seven.onnx", tmp_path / "m.onnx")
     root = image_folder({"a": 3}) / "a"
-    record = verify_export(str(moved), pictures_from=str(root), model=str(run)).to_dict()
+    record = verify_export(str(moved), images_from=str(root), model=str(run)).to_dict()
     assert (record["model"], record["verified_on"]) == (str(run), 3)
 
 
@@ -143,10 +143,10 @@ def test_what_is_no_export_is_one_line(run, tmp_path):
 
 
 def test_accuracy_is_that_of_labels_that_the_model_knows(run, image_folder):
-    """Of four black pictures one has the label that the model gives to black."""
+    """Of four black images one has the label that the model gives to black."""
     file = str(run / "export" / "seven.onnx")
     root = image_folder({"a": 2})
-    assert verify_export(file, pictures_from=str(root)).to_dict()["top1"] is None
+    assert verify_export(file, images_from=str(root)).to_dict()["top1"] is None
     from PIL import Image
 
     from deitctl.inference.classify import predict
@@ -158,5 +158,5 @@ def test_accuracy_is_that_of_labels_that_the_model_knows(run, image_folder):
     for number, label in enumerate(labels):
         (root / "of" / label).mkdir(parents=True)
         shutil.copy(root / "black.png", root / "of" / label / f"{number}.png")
-    record = verify_export(file, pictures_from=str(root / "of")).to_dict()
+    record = verify_export(file, images_from=str(root / "of")).to_dict()
     assert (record["top1"], record["model_top1"]) == (25, 25)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from deitctl.data.dataset import FileSource
 from deitctl.errors import ExportError
-from deitctl.exporters.compare_outputs import Pictures
+from deitctl.exporters.compare_outputs import Images
 from deitctl.exporters.verify_files import cut_alike, verify_files
 from deitctl.models.model_config import Preprocessing
 
@@ -20,14 +20,14 @@ WANTED[:, :, 1] = 5
 
 
 @pytest.fixture
-def check(tmp_path, picture):
-    """Verify three pictures, the last of another shape, against a process that adds `pillow` and `chosen`, [3] each."""
+def check(tmp_path, make_image):
+    """Verify three images, the last of another shape, against a process that adds `pillow` and `chosen`, [3] each."""
 
     def run(pillow=(0, 0, 0), chosen=(0, 0, 0), said=("a", "b", "c", "d"), pre=SQUASH, sizes=((40, 30),) * 3):
         files = []
         for number, size in enumerate(sizes):
             files.append(str(tmp_path / f"{number}.png"))
-            picture(*size, seed=number).save(files[-1])
+            make_image(*size, seed=number).save(files[-1])
         given = np.stack(
             [WANTED[0] + np.float32(d)[:, None] * [1, 0, 0, 0] for d in (np.array(pillow), np.array(chosen))]
         )
@@ -39,17 +39,17 @@ def check(tmp_path, picture):
             f"pathlib.Path(sys.argv[3]).with_name('labels.json').write_text({json.dumps(list(said))!r})\n"
             f"shutil.copytree(sys.argv[2], {str(tmp_path / 'seen')!r}, dirs_exist_ok=True)\n"
         )
-        sample = Pictures(np.zeros((3, 32, 32, 3), np.uint8), ("0.png", "1.png", "2.png"), (0, 1, 2))
+        sample = Images(np.zeros((3, 32, 32, 3), np.uint8), ("0.png", "1.png", "2.png"), (0, 1, 2))
         source = FileSource(files, np.zeros(3, dtype=np.int64), ("",))
         return verify_files(tmp_path, program, WANTED, source, sample, pre, "abcd", tolerance=1e-4)
 
     return run
 
 
-def test_the_process_sees_the_pictures_whole(check, tmp_path, picture):
+def test_the_process_sees_the_images_whole(check, tmp_path, make_image):
     assert check().chosen.max_abs_diff == 0
     with Image.open(tmp_path / "seen" / "000001.png") as seen:
-        assert np.array_equal(np.asarray(seen), np.asarray(picture(40, 30, seed=1)))
+        assert np.array_equal(np.asarray(seen), np.asarray(make_image(40, 30, seed=1)))
 
 
 def test_a_difference_with_pillow_is_a_failure(check):
@@ -60,7 +60,7 @@ def test_a_difference_with_pillow_is_a_failure(check):
 def test_torchvisions_resizing_may_differ_a_little_and_the_difference_is_told(check):
     found = check(chosen=(0, 0.05, 0))
     assert (found.pillow, found.chosen.max_abs_diff) == (0, pytest.approx(0.05))
-    with pytest.raises(ExportError, match="looks at pictures otherwise"):
+    with pytest.raises(ExportError, match="looks at images otherwise"):
         check(chosen=(0, 0.6, 0))
 
 
@@ -69,7 +69,7 @@ def test_another_name_of_a_class_is_a_failure(check):
         check(said="acbd")
 
 
-def test_a_picture_that_is_cut_one_pixel_beside_may_differ_and_is_counted(check):
+def test_an_image_that_is_cut_one_pixel_beside_may_differ_and_is_counted(check):
     pre = Preprocessing(img_size=32, crop_pct=1.0)
     found = check(pillow=(0, 0, 0.9), chosen=(0, 0, 0.9), pre=pre, sizes=((32, 32), (64, 32), (35, 32)))
     assert (found.shifted, found.pillow, found.chosen.max_abs_diff) == (1, 0, pytest.approx(0.9))
@@ -77,8 +77,8 @@ def test_a_picture_that_is_cut_one_pixel_beside_may_differ_and_is_counted(check)
         check(pillow=(0, 0.9, 0), pre=pre, sizes=((32, 32), (64, 32), (35, 32)))
 
 
-def test_pictures_that_are_all_cut_beside_prove_nothing(check):
-    with pytest.raises(ExportError, match="None of 3 pictures is cut alike"):
+def test_images_that_are_all_cut_beside_prove_nothing(check):
+    with pytest.raises(ExportError, match="None of 3 images is cut alike"):
         check(pre=Preprocessing(img_size=32, crop_pct=1.0), sizes=((35, 32),) * 3)
 
 

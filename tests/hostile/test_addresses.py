@@ -126,7 +126,7 @@ def _directly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("path", ["good", "once"])
-def test_a_picture_and_a_redirect_to_one_are_fetched(server, path):
+def test_an_image_and_a_redirect_to_one_are_fetched(server, path):
     assert fetch(f"{server}/{path}") == png()
 
 
@@ -161,7 +161,7 @@ def test_a_body_without_end_is_left_at_the_limit(server, monkeypatch):
 def test_a_compressed_body_is_not_unpacked(server):
     data = fetch(f"{server}/gzipped")
     assert len(data) < 20_000
-    with pytest.raises(DataError, match="is not a picture"):
+    with pytest.raises(DataError, match="is not an image"):
         decode(data, "x")
 
 

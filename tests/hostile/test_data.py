@@ -59,14 +59,14 @@ def test_what_is_no_file_is_neither_waited_for_nor_read(kind, tmp_path, monkeypa
 
 @pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="Linux has /proc")
 @pytest.mark.parametrize("name", ["/proc/self/environ", "/proc/kcore", "/proc/self/mem", "/proc/kmsg"])
-def test_a_file_of_the_kernel_is_no_picture(name):
+def test_a_file_of_the_kernel_is_no_image(name):
     if not Path(name).exists():
         pytest.skip("not on this machine")
     with pytest.raises(DataError):
         read_image(Path(name))
 
 
-def test_a_file_larger_than_any_picture_is_not_read(tmp_path):
+def test_a_file_larger_than_any_image_is_not_read(tmp_path):
     with (tmp_path / "x.png").open("wb") as file:
         file.truncate(2**34)
     with pytest.raises(DataError, match="it has 17,179,869,184 bytes, more than 536,870,912"):
@@ -99,7 +99,7 @@ def members(count: int = 2) -> list[tuple[tarfile.TarInfo, bytes]]:
     return [(tarfile.TarInfo(f"{c}/{n}.png"), png(n)) for c in ("ant", "bee") for n in range(count)]
 
 
-def test_names_that_lead_out_of_a_tar_write_nothing_and_links_are_no_pictures(tmp_path):
+def test_names_that_lead_out_of_a_tar_write_nothing_and_links_are_no_images(tmp_path):
     hostile = [
         (tarfile.TarInfo("../../evil/x.png"), png()),
         (tarfile.TarInfo("/etc/ant/y.png"), png()),
@@ -179,7 +179,7 @@ def test_a_tar_cut_short_is_one_line_or_its_whole_part(cut, tmp_path):
         assert opened(path).whole.read(0).size == (6, 5)
 
 
-def test_links_that_loop_are_left_and_pictures_found(tmp_path):
+def test_links_that_loop_are_left_and_images_found(tmp_path):
     for name in ("ant", "bee"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.png").write_bytes(png())
@@ -248,7 +248,7 @@ def test_a_million_columns_take_no_memory(tmp_path):
     assert time.monotonic() - begun < 5
 
 
-def test_paths_of_a_table_are_followed_as_written_and_a_nul_is_an_unreadable_picture(tmp_path):
+def test_paths_of_a_table_are_followed_as_written_and_a_nul_is_an_unreadable_image(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "out.png").write_bytes(png())
     path = table(

@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOUND = sorted((Path(__file__).parent / "found").glob("*/*"))
-TARGETS = ("picture", "config", "checkpoint", "words", "data")
-TRIES = {"picture": 400, "config": 40, "checkpoint": 300, "words": 300, "data": 200}
+TARGETS = ("image", "config", "checkpoint", "words", "data")
+TRIES = {"image": 400, "config": 40, "checkpoint": 300, "words": 300, "data": 200}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def mutated(rng: np.random.Generator, data: bytes) -> bytes:
 def test_mutants_of_sound_inputs_raise_nothing_else(name, fuzz, monkeypatch):
     monkeypatch.setenv("DEITCTL_MAX_PIXELS", "1000000")
     makers = {
-        "picture": "pictures",
+        "image": "images",
         "config": "configs",
         "checkpoint": "checkpoints",
         "words": "caches",

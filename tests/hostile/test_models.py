@@ -195,11 +195,11 @@ def test_weights_that_are_not_numbers_are_refused(value, folder):
         load_model(str(folder), reporter=SilentReporter())
 
 
-def test_an_answer_that_is_no_number_is_an_error_and_no_row(folder, tmp_path, picture):
+def test_an_answer_that_is_no_number_is_an_error_and_no_row(folder, tmp_path, make_image):
     state = load_tensors(folder / "model.safetensors")
     state["head.weight"] = torch.full_like(state["head.weight"], 3e38)
     save_tensors(folder / "model.safetensors", state)
-    picture().save(tmp_path / "x.png")
+    make_image().save(tmp_path / "x.png")
     [record] = predict([str(tmp_path / "x.png")], model=str(folder))
     assert record.guesses == ()
     assert "values that are not numbers" in str(record.error)

@@ -61,8 +61,8 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "m"
 
 
-def scores(ref: str, picture: str) -> list[float]:
-    (record,) = predict([picture], model=ref)
+def scores(ref: str, make_image: str) -> list[float]:
+    (record,) = predict([make_image], model=ref)
     assert record.error is None
     return [g.score for g in record.guesses]
 
@@ -85,13 +85,13 @@ def test_what_is_pushed_answers_from_the_hub_as_it_did(
     assert set(sent) == set(result.files) == {"config.json", "model.safetensors"}
     assert all(data == (model / name).read_bytes() for name, data in sent.items())
     assert list(hub.stored.values()) == [sent["model.safetensors"]]  # the one large file went through LFS
-    picture = str(image_folder({"in": 1}) / "in" / "0.png")
-    assert scores("hf-hub:me/mine", picture) == scores(str(model), picture)
+    image = str(image_folder({"in": 1}) / "in" / "0.png")
+    assert scores("hf-hub:me/mine", image) == scores(str(model), image)
     assert Path(constants.HF_HUB_CACHE, "models--me--mine").is_dir()
 
 
 def test_the_command_line_pushes_and_another_machine_predicts(model: Path, image_folder, tmp_path: Path) -> None:
-    picture = str(image_folder({"in": 1}) / "in" / "0.png")
+    image = str(image_folder({"in": 1}) / "in" / "0.png")
     with serve() as hub:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
         clean |= {
@@ -110,12 +110,10 @@ def test_the_command_line_pushes_and_another_machine_predicts(model: Path, image
         done = deitctl("push", str(model), "me/mine", "--private", "--format", "json")
         assert (done.returncode, WRITES in done.stdout + done.stderr) == (0, False), done.stderr
         assert json.loads(done.stdout)["commit"] == hub.repositories["me/mine"].commit("main")
-        there = deitctl("predict", picture, "--model", "hf-hub:me/mine", HF_HOME=str(tmp_path / "there"))
+        there = deitctl("predict", image, "--model", "hf-hub:me/mine", HF_HOME=str(tmp_path / "there"))
         assert there.returncode == 0, there.stderr
-        assert [g["score"] for g in json.loads(there.stdout)["predictions"]] == pytest.approx(
-            scores(str(model), picture)
-        )
-        stranger = deitctl("predict", picture, "--model", "hf-hub:me/mine", HF_HOME=str(tmp_path / "else"), HF_TOKEN="")
+        assert [g["score"] for g in json.loads(there.stdout)["predictions"]] == pytest.approx(scores(str(model), image))
+        stranger = deitctl("predict", image, "--model", "hf-hub:me/mine", HF_HOME=str(tmp_path / "else"), HF_TOKEN="")
         assert stranger.returncode == 1
         assert "hf-hub:me/mine cannot be loaded" in stranger.stderr
         assert "Traceback" not in stranger.stderr

@@ -33,13 +33,13 @@ def test_one_record_an_input_in_order_whatever_the_batch_size(
     model_folder: Path, image_folder: Callable[..., Path]
 ) -> None:
     root = image_folder({"in": 5})
-    (root / "in" / "2.png").write_bytes(b"no picture")
+    (root / "in" / "2.png").write_bytes(b"no image")
     paths = [str(root / "in" / f"{i}.png") for i in (4, 2, 0, 1, 3)] + [str(root / "gone.jpg")]
     for batch_size in (1, 2, 16):
         records = list(predict(paths, model=str(model_folder), batch_size=batch_size, topk=9))
         assert [r.input for r in records] == paths
         assert [r.error is None for r in records] == [True, False, True, True, True, False]
-        assert "is not a picture" in str(records[1].error)
+        assert "is not an image" in str(records[1].error)
         assert all(len(r.guesses) == 3 for r in records if r.error is None)
         assert all(abs(sum(g.score for g in r.guesses) - 1) < 1e-5 for r in records if r.error is None)
         assert {g.label for g in records[0].guesses} == {"ant", "bee", "cow"}
@@ -59,10 +59,10 @@ def test_folders_are_walked_and_dashes_read_from_stdin(model_folder: Path, image
 
 
 def test_each_head_answers(model_folder: Path, image_folder: Callable[..., Path]) -> None:
-    picture = str(image_folder({"in": 1}) / "in" / "0.png")
+    image = str(image_folder({"in": 1}) / "in" / "0.png")
     scores = {}
     for head in ("cls", "dist", "avg-probs"):
-        [record] = predict([picture], model=str(model_folder), head=head)
+        [record] = predict([image], model=str(model_folder), head=head)
         scores[head] = {g.label: g.score for g in record.guesses}
     for label, score in scores["avg-probs"].items():
         assert score == pytest.approx((scores["cls"][label] + scores["dist"][label]) / 2, abs=1e-6)
@@ -76,10 +76,10 @@ def test_a_wrong_name_fails_before_the_first_record() -> None:
 
 
 def test_an_empty_folder_is_a_record_and_not_the_end(model_folder: Path, image_folder: Callable[..., Path]) -> None:
-    picture = image_folder({"in": 1}) / "in" / "0.png"
-    (picture.parent.parent / "empty").mkdir()
+    image = image_folder({"in": 1}) / "in" / "0.png"
+    (image.parent.parent / "empty").mkdir()
     records = list(
-        predict([str(picture), str(picture.parent.parent / "empty"), "a\0b.png", str(picture)], model=str(model_folder))
+        predict([str(image), str(image.parent.parent / "empty"), "a\0b.png", str(image)], model=str(model_folder))
     )
     assert [r.error is None for r in records] == [True, False, False, True]
 
@@ -102,10 +102,10 @@ def test_scores_are_calibrated_when_the_folder_has_a_temperature(
     for folder, temperatures in (("plain", {}), ("warm", {rule: 4.0})):
         warmed = replace(card, head=rule, temperatures=temperatures)
         save_model(tmp_path / folder, built.model.state_dict(), warmed, layer_names(built.model))
-    picture = str(image_folder({"in": 1}) / "in" / "0.png")
+    image = str(image_folder({"in": 1}) / "in" / "0.png")
 
     def odds(folder: str, head: str) -> float:
-        [record] = predict([picture], model=str(tmp_path / folder), head=head)
+        [record] = predict([image], model=str(tmp_path / folder), head=head)
         scores = {g.label: g.score for g in record.guesses}
         return scores["ant"] / scores["bee"]
 

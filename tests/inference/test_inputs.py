@@ -80,12 +80,12 @@ def test_batches_keep_the_order_and_the_last_may_be_smaller():
     assert [[i.name for i in batch] for batch in found] == [["a", "b", "c"], ["d", "e", "f"], ["g"]]
 
 
-def test_a_folder_without_pictures_and_addresses_of_other_kinds_are_said_to_be_that(tmp_path):
+def test_a_folder_without_images_and_addresses_of_other_kinds_are_said_to_be_that(tmp_path):
     (tmp_path / "empty").mkdir()
     names = [str(tmp_path / "empty"), "ftp://somewhere/y.jpg", "gone.jpg"]
     (batch,) = batches(expand(names, ()), Preprocessing(img_size=8), 3)
     assert [item.name for item in batch] == names
     folder, address, gone = (str(item.error) for item in batch)
-    assert "is a folder without pictures" in folder
+    assert "is a folder without images" in folder
     assert "ftp://somewhere/y.jpg is not read: addresses are http, https or file" in address
     assert "No such file" in gone

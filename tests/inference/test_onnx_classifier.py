@@ -112,10 +112,10 @@ def any_file(file, model) -> Path:
     return file.with_name("any.onnx")
 
 
-def test_a_file_that_resizes_is_given_whole_pictures_and_answers_for_itself(any_file, file, picture, tmp_path):
+def test_a_file_that_resizes_is_given_whole_images_and_answers_for_itself(any_file, file, make_image, tmp_path):
     names = [str(tmp_path / f"{n}.png") for n in range(3)]
     for n, size in enumerate(((90, 61), (32, 32), (20, 47))):
-        picture(*size, seed=n).save(names[n])
+        make_image(*size, seed=n).save(names[n])
     session = onnxruntime.InferenceSession(any_file)
     ours = list(predict(names, model=str(any_file), batch_size=2, keep_pixels=True))
     for name, record, resized in zip(names, ours, predict(names, model=str(file)), strict=True):
@@ -130,11 +130,11 @@ def test_a_file_that_resizes_is_given_whole_pictures_and_answers_for_itself(any_
 
 def test_a_file_that_resizes_knows_its_size_and_is_not_given_what_is_resized(any_file, model):
     assert load_onnx_classifier(str(any_file), **AS_IT_IS, whole=True).card.preprocessing == model[1].preprocessing
-    with pytest.raises(ModelError, match=r"any\.onnx resizes pictures itself.*without --any-size"):
+    with pytest.raises(ModelError, match=r"any\.onnx resizes images itself.*without --any-size"):
         load_onnx_classifier(str(any_file), **AS_IT_IS)
 
 
-def test_a_picture_too_long_for_a_file_that_resizes_is_a_record_that_says_so(any_file, file, tmp_path):
+def test_an_image_too_long_for_a_file_that_resizes_is_a_record_that_says_so(any_file, file, tmp_path):
     Image.new("RGB", (3, 301)).save(tmp_path / "long.png")
     [record] = predict([str(tmp_path / "long.png")], model=str(any_file))
     assert "3 x 301 pixels is too long" in record.error
@@ -164,10 +164,10 @@ def test_names_that_the_file_does_not_have_are_numbers(changed, image_folder):
 
 
 def test_neither_torch_nor_what_needs_it_is_imported_for_a_file(file, image_folder):
-    picture = image_folder({"in": 1}) / "in" / "0.png"
+    image = image_folder({"in": 1}) / "in" / "0.png"
     code = (
         "import sys; from deitctl.cli.app import app\n"
-        f"try: app(['predict', {str(picture)!r}, '--model', {str(file)!r}, '--format', 'jsonl'])\n"
+        f"try: app(['predict', {str(image)!r}, '--model', {str(file)!r}, '--format', 'jsonl'])\n"
         "except SystemExit as stop: assert not stop.code\n"
         "heavy = {'torch', 'timm', 'torchvision', 'safetensors', 'matplotlib', 'scipy', 'onnx', 'huggingface_hub',"
         " 'urllib.request', 'rich.console'} & set(sys.modules); assert not heavy, heavy"
@@ -258,11 +258,11 @@ def test_metadata_that_is_none_is_one_line(metadata, changed):
     [
         ({"head": "cls"}, "answers with its head rule avg-probs, not cls"),
         ({"head": "both"}, "There are: auto, cls"),
-        ({"img_size": 224}, "takes pictures of 32 pixels, not 224"),
+        ({"img_size": 224}, "takes images of 32 pixels, not 224"),
         ({"weights": "w.safetensors"}, "holds its own weights"),
         ({"device": "cuda"}, "answers on the CPU"),
         ({"precision": "bf16"}, "answers on the CPU"),
-        ({"img_size": 100_000}, "takes pictures of 32 pixels"),
+        ({"img_size": 100_000}, "takes images of 32 pixels"),
     ],
     ids=str,
 )
@@ -272,8 +272,8 @@ def test_what_the_file_cannot_do_is_refused(options, says, file):
 
 
 def test_what_the_file_does_anyway_may_be_asked(file, image_folder):
-    picture = str(image_folder({"in": 1}) / "in" / "0.png")
-    [record] = predict([picture], model=str(file), head=RULE, img_size=32, device="cpu", precision="fp32")
+    image = str(image_folder({"in": 1}) / "in" / "0.png")
+    [record] = predict([image], model=str(file), head=RULE, img_size=32, device="cpu", precision="fp32")
     assert record.error is None
 
 
@@ -300,7 +300,7 @@ def test_a_file_larger_than_protobuf_allows_is_not_read(file, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [TensorProto.STRING, TensorProto.BOOL, TensorProto.INT64])
-def test_probabilities_that_are_no_floats_are_refused_before_a_picture_is_read(kind, tmp_path, file):
+def test_probabilities_that_are_no_floats_are_refused_before_an_image_is_read(kind, tmp_path, file):
     proto = onnx.load(file)
     proto.graph.node.append(helper.make_node("Cast", ["probabilities"], ["cast"], to=kind))
     out = next(o for o in proto.graph.output if o.name == "probabilities")

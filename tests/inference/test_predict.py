@@ -71,14 +71,14 @@ def test_an_answer_that_is_no_number_is_an_error_in_its_place(painted):
     assert [r.guesses[0].label for r in records if r.guesses] == ["blue", "red"]
 
 
-def test_pictures_of_several_inputs_are_asked_about_together(painted):
+def test_images_of_several_inputs_are_asked_about_together(painted):
     names = [painted(str(n), (n + 1, 0, 0)) for n in range(5)]
     classifier = Colours()
     list(predict_stream(classifier, [*names[:2], "/nowhere.png", *names[2:]], topk=1, batch_size=3))
     assert classifier.asked == [2, 3]
 
 
-def test_a_prediction_carries_its_picture_only_where_it_was_asked_for(painted):
+def test_a_prediction_carries_its_image_only_where_it_was_asked_for(painted):
     name = painted("a", (7, 8, 9))
     assert ask([name])[0].pixels is None
     [record] = ask([name], keep_pixels=True)

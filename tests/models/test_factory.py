@@ -242,7 +242,7 @@ def test_timms_models_are_built_and_started_from_folders(tmp_path, reporter, noi
 
 @pytest.mark.parametrize("model", ["test_resnet", "deit_tiny"])
 def test_weights_keep_their_normalisation_when_they_get_new_classes(model, tmp_path, reporter):
-    """A teacher of mean and deviation 0.5 that is fitted to other classes sees its own pictures still."""
+    """A teacher of mean and deviation 0.5 that is fitted to other classes sees its own images still."""
     first = build_model(
         model, class_names=["a", "b"], img_size=32, drop_path_rate=0.0, pretrained=False, weights="", distilled=None,
         reporter=reporter,

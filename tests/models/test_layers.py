@@ -144,7 +144,7 @@ def test_a_shipped_card_says_a_deits_size_and_leaves_a_convnets_alone(deit):
 @pytest.mark.parametrize(
     ("size", "scale", "early"), [(224, 4 / 7, 128), (32, 4 / 7, 16), (224, 1.0, 224), (64, 0.01, 16)]
 )
-def test_early_pictures_are_whole_patches(deit, size, scale, early):
+def test_early_images_are_whole_patches(deit, size, scale, early):
     card = ModelCard(architecture="deit_tiny", num_classes=3, preprocessing=Preprocessing(img_size=size))
     assert early_size(deit("deit_tiny", img_size=32), card, replace(FINETUNE, early_scale=scale)) == early
 

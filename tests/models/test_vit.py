@@ -113,7 +113,7 @@ def test_keep_of_ones_changes_nothing(deit, noise):
 
 @pytest.mark.parametrize("dropped", [0, 1, 3, 4])
 def test_what_is_dropped_is_not_computed_and_learns_the_same(deit, noise, dropped, monkeypatch):
-    """Of no, some and all of four pictures: the answers and the gradients are those of multiplying by zero."""
+    """Of no, some and all of four images: the answers and the gradients are those of multiplying by zero."""
     images, keep, computed = noise(4, 3, 32, 32), torch.full((12, 2, 4), 1.25), []
     keep[3, 1, :dropped] = 0
     found = {}
@@ -129,7 +129,7 @@ def test_what_is_dropped_is_not_computed_and_learns_the_same(deit, noise, droppe
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_keep_belongs_to_each_picture(deit, noise):
+def test_keep_belongs_to_each_image(deit, noise):
     model = deit()
     images = noise(2, 3, 32, 32)
     keep = torch.ones(12, 2, 2)
@@ -191,7 +191,7 @@ def test_the_last_block_leaves_out_what_no_head_reads_and_nothing_else(alias, de
 
 
 @pytest.mark.parametrize("name", ["deit_tiny_distilled", "deit3_small"])
-def test_smaller_pictures_see_the_positions_resized_and_teach_all_of_them(deit, noise, name):
+def test_smaller_images_see_the_positions_resized_and_teach_all_of_them(deit, noise, name):
     """What a model built for the small size gives, whose position embeddings were resized beforehand."""
     model, images = deit(name, img_size=64), noise(2, 3, 32, 32)
     small, state = deit(name, img_size=32), model.state_dict()

@@ -1,4 +1,4 @@
-"""What becomes of a picture on its way into a pack."""
+"""What becomes of an image on its way into a pack."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def stored(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def test_nothing_said_keeps_the_bytes_and_looks_at_no_picture(source_of):
-    data = [b"no picture", b"", b"\xff\xd8 cut"]
+def test_nothing_said_keeps_the_bytes_and_looks_at_no_image(source_of):
+    data = [b"no image", b"", b"\xff\xd8 cut"]
     for index, expected in enumerate(data):
         assert keep(source_of(*data), index, Form()) == (expected, digest_of(expected), len(expected), False, "")
 
 
-def test_a_large_picture_gets_the_short_side_asked_for(source_of, picture):
-    data = stored(picture(101, 60), quality=100, subsampling="4:4:4")
+def test_a_large_image_gets_the_short_side_asked_for(source_of, make_image):
+    data = stored(make_image(101, 60), quality=100, subsampling="4:4:4")
     kept = keep(source_of(data), 0, Form(max_size=40))
     assert kept.encoded
     assert decode(kept.data, "x").size == (67, 40)  # 40 * 101 / 60 = 67.3, rounded down as evaluation does
@@ -52,17 +52,17 @@ def test_a_large_picture_gets_the_short_side_asked_for(source_of, picture):
     assert kept.digest == digest_of(data)
 
 
-def test_it_is_made_smaller_as_evaluation_makes_it(source_of, picture):
+def test_it_is_made_smaller_as_evaluation_makes_it(source_of, make_image):
     """Without the JPEG in between, the view of an evaluation that resizes to the same size is the same to the pixel."""
-    data = stored(picture(101, 60), quality=100, subsampling="4:4:4")
+    data = stored(make_image(101, 60), quality=100, subsampling="4:4:4")
     pre = Preprocessing(img_size=32, crop_pct=0.8)  # resizes to 40
     kept = keep(source_of(data), 0, Form(max_size=40, raw=True))
     assert np.array_equal(eval_view(decode(kept.data, "x"), pre), eval_view(decode(data, "x"), pre))
 
 
-def test_colours_keep_their_full_size(source_of, picture):
+def test_colours_keep_their_full_size(source_of, make_image):
     """Of columns in turn red and blue, 4:2:0 would make purple."""
-    stripes = np.array(picture(640, 640))
+    stripes = np.array(make_image(640, 640))
     stripes[100:-100, :, 1] = 0
     stripes[100:-100, :, 0] = np.where(np.arange(640) // 10 % 2, 0, 200)
     stripes[100:-100, :, 2] = 200 - stripes[100:-100, :, 0]
@@ -75,8 +75,8 @@ def test_colours_keep_their_full_size(source_of, picture):
 @pytest.mark.parametrize(
     ("size", "max_size", "smaller"), [((40, 60), 40, False), ((40, 60), 41, False), ((41, 60), 40, True), ((60, 41), 40, True)]
 )  # fmt: skip
-def test_only_a_short_side_above_is_made_smaller(size, max_size, smaller, source_of, picture):
-    data = stored(picture(*size), quality=100)
+def test_only_a_short_side_above_is_made_smaller(size, max_size, smaller, source_of, make_image):
+    data = stored(make_image(*size), quality=100)
     kept = keep(source_of(data), 0, Form(max_size=max_size))
     assert kept.encoded is smaller
     assert (kept.data == data) is not smaller
@@ -88,35 +88,35 @@ def test_what_would_grow_is_kept(source_of):
     assert (kept.data, kept.encoded, kept.why) == (data, False, "")
 
 
-def test_orientation_is_applied_and_not_said_again(source_of, picture):
+def test_orientation_is_applied_and_not_said_again(source_of, make_image):
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = stored(picture(90, 60), exif=exif, quality=100)
+    data = stored(make_image(90, 60), exif=exif, quality=100)
     for form in (Form(max_size=30), Form(raw=True), Form(max_size=30, raw=True)):
         image = Image.open(io.BytesIO(keep(source_of(data), 0, form).data))
         assert image.height > image.width
         assert image.getexif().get(0x0112, 1) == 1
 
 
-def test_bare_pixels_are_those_of_the_decoder(source_of, picture):
-    clear = picture(20, 30).copy()
+def test_bare_pixels_are_those_of_the_decoder(source_of, make_image):
+    clear = make_image(20, 30).copy()
     clear.putalpha(100)
-    pictures = [stored(picture(20, 30)), stored(clear, "PNG"), stored(picture(20, 30).convert("L"), "PNG")]
-    for data in pictures:
+    images = [stored(make_image(20, 30)), stored(clear, "PNG"), stored(make_image(20, 30).convert("L"), "PNG")]
+    for data in images:
         kept = keep(source_of(data), 0, Form(raw=True))
         assert kept.data == b"P6\n20 30\n255\n" + decode(data, "x").tobytes()
         assert decode(kept.data, "x").tobytes() == decode(data, "x").tobytes()
 
 
-def test_pixels_that_are_more_than_a_picture_may_have_are_kept_as_they_were(source_of, picture, monkeypatch):
+def test_pixels_that_are_more_than_an_image_may_have_are_kept_as_they_were(source_of, make_image, monkeypatch):
     monkeypatch.setattr(packing, "MAX_BYTES", 1000)
-    data = stored(picture(40, 40))
+    data = stored(make_image(40, 40))
     assert keep(source_of(data), 0, Form(raw=True)).data == data
 
 
 @pytest.mark.parametrize("form", [Form(max_size=8), Form(raw=True)])
-def test_what_is_damaged_keeps_its_bytes_and_is_named(form, source_of, picture):
-    data = stored(picture(60, 60))[:-200]
+def test_what_is_damaged_keeps_its_bytes_and_is_named(form, source_of, make_image):
+    data = stored(make_image(60, 60))[:-200]
     kept = keep(source_of(data), 0, form)
     assert (kept.data, kept.encoded) == (data, False)
     assert "0.jpg cannot be decoded" in kept.why
@@ -129,7 +129,7 @@ def test_what_cannot_be_read_keeps_its_place_without_bytes(form, source_of):
     assert "cannot be read: No such file" in kept.why
 
 
-def test_pictures_in_no_file_are_kept_as_pixels(digit_sources):
+def test_images_in_no_file_are_kept_as_pixels(digit_sources):
     _, val = digit_sources
     kept = keep(val, 3, Form())
     assert kept.data == b"P6\n8 8\n255\n" + val.read(3).tobytes()
@@ -141,8 +141,8 @@ def test_a_digest_is_64_bits_of_blake2b():
 
 
 @pytest.mark.parametrize("form", [Form(), Form(max_size=16), Form(raw=True)])
-def test_any_number_of_processes_keeps_the_same_in_the_same_order(form, source_of, picture):
-    first = source_of(*(stored(picture(24, 18 + n, n)) for n in range(7)), None)
+def test_any_number_of_processes_keeps_the_same_in_the_same_order(form, source_of, make_image):
+    first = source_of(*(stored(make_image(24, 18 + n, n)) for n in range(7)), None)
     alone, together = (list(keep_all([first, first], form, workers)) for workers in (0, 2))
     assert alone == together
     assert len(alone) == 16

@@ -35,14 +35,14 @@ COUNTS = {"train/ant": 6, "train/bee": 5, "val/ant": 2, "val/bee": 1}
 
 
 @pytest.fixture
-def root(tmp_path, picture) -> Path:
+def root(tmp_path, make_image) -> Path:
     """Photographs of 48 x 36 pixels, as JPEG."""
     seed = 0
     for folder, count in COUNTS.items():
         (tmp_path / "photos" / folder).mkdir(parents=True)
         for number in range(count):
             seed += 1
-            picture(48, 36, seed % 20).save(tmp_path / "photos" / folder / f"{number}.jpg", quality=98)
+            make_image(48, 36, seed % 20).save(tmp_path / "photos" / folder / f"{number}.jpg", quality=98)
     return tmp_path / "photos"
 
 
@@ -130,7 +130,7 @@ def test_the_built_in_digits_can_be_packed(out, reporter, digit_sources):
     assert all(train.read(i).tobytes() == digit_sources[0].read(i).tobytes() for i in range(0, 1442, 100))
 
 
-def test_smaller_pictures_and_pixels_are_other_data(root, tmp_path, reporter):
+def test_smaller_images_and_pixels_are_other_data(root, tmp_path, reporter):
     """So that a teacher's words about them are kept apart."""
     prints = set()
     for name, options in (("a", {}), ("b", {"max_size": 18}), ("c", {"raw": True}), ("d", {"max_size": 1000})):
@@ -179,7 +179,7 @@ CHANGES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
 def test_a_check_says_what_is_different(name, options, root, out):
     change, what = CHANGES[name]
     pack(str(root), out, **options)
-    assert (check_pack(str(root), out).different, check_pack(str(root), out).images) == (0, 14)
+    assert (check_pack(str(root), out).different, check_pack(str(root), out).num_images) == (0, 14)
     change(root, Path(out))
     found = check_pack(str(root), out)
     assert found.different >= 1
@@ -203,12 +203,12 @@ def test_another_order_is_told(root, out):
     assert check_pack(data, out).examples == ("The train part has another order.", "The val part has another order.")
 
 
-def test_unreadable_pictures_keep_their_numbers_and_are_named(root, out, reporter):
+def test_unreadable_images_keep_their_numbers_and_are_named(root, out, reporter):
     (root / "train/ant/2.jpg").unlink()
     (root / "train/ant/2.jpg").symlink_to("nowhere")
     (root / "train/bee/1.jpg").write_bytes((root / "train/bee/1.jpg").read_bytes()[:300])
     result = pack(str(root), out)
-    assert len(result.unreadable) == 1  # copying looks into no picture
+    assert len(result.unreadable) == 1  # copying looks into no image
     result = pack(str(root), out, max_size=18)
     assert ["ant/2.jpg" in result.unreadable[0], "bee/1.jpg" in result.unreadable[1]] == [True, True]
     assert (result.copied, result.encoded) == (2, 12)
@@ -269,10 +269,10 @@ def test_a_pack_is_not_packed_into_itself(root, out):
 
 
 class At(SilentReporter):
-    """Does something when some pictures are packed."""
+    """Does something when some images are packed."""
 
-    def __init__(self, pictures: int, action: Callable[[], None]) -> None:
-        self.left, self.action = pictures, action
+    def __init__(self, num_images: int, action: Callable[[], None]) -> None:
+        self.left, self.action = num_images, action
 
     @contextmanager
     def task(self, label: str, total: int | None, unit: str = "images") -> Iterator[Task]:
@@ -305,9 +305,9 @@ def test_an_interrupted_pack_leaves_what_was_there(root, out, tmp_path):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-def test_whatever_ends_it_ends_its_processes_too(signum, picture, out, tmp_path):
+def test_whatever_ends_it_ends_its_processes_too(signum, make_image, out, tmp_path):
     """They have more to say than a pipe holds, and nobody listens any more."""
-    picture(300, 300).save(tmp_path / "large.png")
+    make_image(300, 300).save(tmp_path / "large.png")
     (tmp_path / "many.csv").write_text("path,label\n" + "large.png,a\nlarge.png,b\n" * 5000)
     command = [sys.executable, "-m", "deitctl", "pack", str(tmp_path / "many.csv"), out, "--raw", "--workers", "2"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -323,8 +323,8 @@ def test_whatever_ends_it_ends_its_processes_too(signum, picture, out, tmp_path)
     assert not Path(out).exists()
 
 
-def test_a_process_that_is_killed_is_one_line(picture, out, tmp_path):
-    picture(300, 300).save(tmp_path / "large.png")
+def test_a_process_that_is_killed_is_one_line(make_image, out, tmp_path):
+    make_image(300, 300).save(tmp_path / "large.png")
     (tmp_path / "many.csv").write_text("path,label\n" + "large.png,a\nlarge.png,b\n" * 5000)
 
     killing = At(20, lambda: multiprocessing.active_children()[0].kill())
@@ -359,25 +359,25 @@ def test_the_command_line_prints_the_record_and_its_exit_codes(root, out):
     assert (done.exit_code, json.loads(done.stdout)["images"]) == (0, 14)
     good = call("--check")
     assert (good.exit_code, json.loads(good.stdout)["different"]) == (0, 0)
-    (root / "train/ant/2.jpg").write_bytes(b"no picture")
+    (root / "train/ant/2.jpg").write_bytes(b"no image")
     bad = call("--check")
     assert json.loads(bad.stdout)["examples"] == [f"{root}/train/ant/2.jpg is not what was packed."]
     assert str(bad.exception) == (
         f"{out} is not what {root} is: 1 difference(s), the first: {root}/train/ant/2.jpg is not what was packed. Pack it again."
     )
     some = call("--max-size", "18")
-    assert (some.exit_code, json.loads(some.stdout)["unreadable"]) == (3, [f"{root}/train/ant/2.jpg is not a picture."])
+    assert (some.exit_code, json.loads(some.stdout)["unreadable"]) == (3, [f"{root}/train/ant/2.jpg is not an image."])
 
 
 def test_the_table_ends_with_what_was_done(root, out):
     done = CliRunner().invoke(app, ["pack", str(root), out, "--max-size", "18", "--format", "table"])
     assert "0 copied, 14 encoded anew; " in done.stdout.splitlines()[-1]
     checked = CliRunner().invoke(app, ["pack", str(root), out, "--check", "--format", "table"])
-    assert "14 pictures compared, 0 difference(s); " in checked.stdout
+    assert "14 images compared, 0 difference(s); " in checked.stdout
 
 
 @pytest.mark.parametrize("options", [{}, {"max_size": 30}, {"raw": True}], ids=["copy", "smaller", "raw"])
-def test_a_check_tells_other_pictures_with_the_right_digests(options, root, out, monkeypatch):
+def test_a_check_tells_other_images_with_the_right_digests(options, root, out, monkeypatch):
     keep_all = workflow.keep_all
 
     def the_first_every_time(*arguments):
@@ -390,7 +390,7 @@ def test_a_check_tells_other_pictures_with_the_right_digests(options, root, out,
     assert check_pack(str(root), out).different >= 12  # of fourteen, of which the first is right
 
 
-def test_a_pack_that_is_written_over_in_place_is_told_at_the_next_picture(root, out, tmp_path, reporter):
+def test_a_pack_that_is_written_over_in_place_is_told_at_the_next_image(root, out, tmp_path, reporter):
     pack(str(root), out)
     train, _ = open_for_training(out, seed=0, reporter=reporter)
     train.read(0)

@@ -31,19 +31,19 @@ Pair = tuple[Source, Source]
 CPU = choose_device("cpu", "fp32")
 
 
-def machine(gain: float = 2.0, a_picture: int = 10, fixed: int = 100, breaks: int = 10**9, start: float = 1e4):
+def machine(gain: float = 2.0, a_image: int = 10, fixed: int = 100, breaks: int = 10**9, start: float = 1e4):
     """A device whose images/s rises by a factor with each doubling, and whose steps take memory by a straight line."""
 
     def attempt(size: int) -> Try | None:
         if size >= breaks:
             return None
-        return Try(size, start * gain ** (power_of_two(size).bit_length() - 4), fixed + a_picture * size)
+        return Try(size, start * gain ** (power_of_two(size).bit_length() - 4), fixed + a_image * size)
 
     return attempt
 
 
-def choose(attempt, usual: int = 64, pictures: int = 10**6, room: int | None = 10**9) -> tuple[int, str, list[int]]:
-    size, why, tries = search(attempt, usual, pictures, room, SilentReporter())
+def choose(attempt, usual: int = 64, num_images: int = 10**6, room: int | None = 10**9) -> tuple[int, str, list[int]]:
+    size, why, tries = search(attempt, usual, num_images, room, SilentReporter())
     return size, why, [t.size for t in tries]
 
 
@@ -58,18 +58,18 @@ def test_at_most_four_times_the_recipes() -> None:
 
 
 def test_at_most_the_data() -> None:
-    size, why, tries = choose(machine(), pictures=60)
+    size, why, tries = choose(machine(), images=60)
     assert (size, tries) == (60, [8, 16, 32])  # as without auto: not 32 of the 60
-    assert "60 training pictures" in why
-    assert choose(machine(), pictures=5)[0] == 5
-    assert choose(machine(), pictures=2)[0] == 2
+    assert "60 training images" in why
+    assert choose(machine(), images=5)[0] == 5
+    assert choose(machine(), images=2)[0] == 2
 
 
 @pytest.mark.parametrize(
-    ("pictures", "size"), [(65, 64), (1000, 64), (6399, 64), (6400, 128), (12_799, 128), (12_800, 256), (10**6, 256)]
+    ("images", "size"), [(65, 64), (1000, 64), (6399, 64), (6400, 128), (12_799, 128), (12_800, 256), (10**6, 256)]
 )
-def test_above_the_recipes_size_an_epoch_keeps_fifty_steps(pictures: int, size: int) -> None:
-    found, why, _ = choose(machine(), pictures=pictures)
+def test_above_the_recipes_size_an_epoch_keeps_fifty_steps(num_images: int, size: int) -> None:
+    found, why, _ = choose(machine(), num_images=num_images)
     assert found == size
     assert ("less than 50 steps an epoch" in why) == (size < 256)
 
@@ -77,7 +77,7 @@ def test_above_the_recipes_size_an_epoch_keeps_fifty_steps(pictures: int, size: 
 def test_what_memory_allows_is_reckoned_before_it_is_tried() -> None:
     size, why, tries = choose(machine(), room=100 + 10 * 100)
     assert (size, tries) == (64, [8, 16, 32, 64])
-    assert "a step of 128 pictures would take" in why
+    assert "a step of 128 images would take" in why
 
 
 def test_a_step_that_fits_to_the_byte_fits() -> None:
@@ -94,10 +94,10 @@ def test_memory_that_runs_out_all_the_same_halves() -> None:
     assert (size, why) == (32, "memory runs out with 64")
 
 
-def test_where_twice_the_pictures_gain_nothing_the_recipes_size_is_kept() -> None:
+def test_where_twice_the_images_gain_nothing_the_recipes_size_is_kept() -> None:
     size, why, tries = choose(machine(gain=1.02))
     assert (size, tries) == (64, [8, 16])
-    assert "from 8 to 16 pictures images/s changes by +2 %" in why
+    assert "from 8 to 16 images images/s changes by +2 %" in why
     assert choose(machine(gain=1.04))[0] == 256
 
 
@@ -112,7 +112,7 @@ def test_memory_goes_before_the_recipes_size() -> None:
 
 def test_dear_steps_are_reckoned_not_taken() -> None:
     size, _, tries = choose(machine(start=4.0, gain=1.5), usual=1024)
-    assert tries == [8, 16]  # 16 run at 6 pictures a second, so that a try of 32 would take more than 8 seconds
+    assert tries == [8, 16]  # 16 run at 6 images a second, so that a try of 32 would take more than 8 seconds
     assert size == 1024  # whose memory is reckoned; more than the recipe's is not taken untried
 
 
@@ -120,19 +120,19 @@ def test_dear_steps_are_reckoned_not_taken() -> None:
     st.integers(2, 5000), st.integers(2, 10**6), st.integers(0, 10**5), st.integers(0, 10**4), st.integers(0, 10**7),
     st.floats(0.5, 2.1),
 )  # fmt: skip
-def test_whatever_the_machine_the_size_keeps_its_promises(usual, pictures, a_picture, fixed, room, gain) -> None:
-    size, _, tries = choose(machine(gain, a_picture, fixed), usual, pictures, room)
-    assert 2 <= size <= max(2, min(4 * usual, pictures))
-    assert size <= min(usual, pictures) or (size == power_of_two(size) and pictures // size >= 50)
+def test_whatever_the_machine_the_size_keeps_its_promises(usual, images, a_image, fixed, room, gain) -> None:
+    size, _, tries = choose(machine(gain, a_image, fixed), usual, images, room)
+    assert 2 <= size <= max(2, min(4 * usual, images))
+    assert size <= min(usual, images) or (size == power_of_two(size) and images // size >= 50)
     if len(tries) > 1:
-        assert size == 2 or fixed + a_picture * size <= room
+        assert size == 2 or fixed + a_image * size <= room
 
 
 def test_a_real_choice_leaves_everything_but_the_batch_size(little_config: Make, little: Pair, reporter) -> None:
     config = little_config("x")
     chosen = with_chosen_batch(config, little, reporter)
     size = chosen.recipe.batch_size
-    assert size == 16  # larger ones would make less than 50 steps of the 60 pictures
+    assert size == 16  # larger ones would make less than 50 steps of the 60 images
     assert chosen == replace(config, recipe=replace(config.recipe, batch_size=size))
     assert [n for n in reporter.notes if n.startswith(f"Batch size {size}, chosen here: ")]
     assert f"is {8e-3 * size / 512:.3g} at its highest" in reporter.notes[-1]
@@ -140,7 +140,7 @@ def test_a_real_choice_leaves_everything_but_the_batch_size(little_config: Make,
     assert not Path(config.output).exists()
 
 
-def test_a_step_of_more_pictures_takes_more_memory(little_config: Make, little: Pair) -> None:
+def test_a_step_of_more_images_takes_more_memory(little_config: Make, little: Pair) -> None:
     rehearsal = rehearse(little_config("x"), little, CPU)
     batch_size._room(rehearsal)
     tries = [batch_size._try(rehearsal.at(size)) for size in (64, 256)]
@@ -191,10 +191,10 @@ def test_an_unfinished_run_goes_on_with_the_size_that_was_chosen(little_config: 
     assert new.run != begun
 
 
-def test_pictures_that_cannot_be_read_are_not_in_the_batch(little_config: Make, little: Pair, image_folder) -> None:
+def test_images_that_cannot_be_read_are_not_in_the_batch(little_config: Make, little: Pair, image_folder) -> None:
     files = sorted(image_folder({"a": 10, "b": 10}).rglob("*.png"))
     for file in files[3:]:
-        file.write_bytes(b"no picture")
+        file.write_bytes(b"no image")
     train = FileSource([str(f) for f in files], np.arange(20) // 10, ("a", "b"))
     some = rehearse(little_config("x"), (train, little[1]), CPU)
     batch = some.batch()
@@ -203,7 +203,7 @@ def test_pictures_that_cannot_be_read_are_not_in_the_batch(little_config: Make, 
     files[0].write_bytes(b"")
     files[1].write_bytes(b"")
     files[2].write_bytes(b"")
-    with pytest.raises(DataError, match="Not one of 20 pictures can be read; the first: "):
+    with pytest.raises(DataError, match="Not one of 20 images can be read; the first: "):
         some.batch()
 
 

@@ -65,7 +65,7 @@ def test_every_stage_has_a_speed(taught: BenchResult) -> None:
     shares = {name for name, stage in taught.stages.items() if stage.share is not None}
     assert shares == {"teacher", "forward", "backward", "optimizer", "average", "evaluation"}
     assert 2 <= taught.job["measured_batch_size"] <= taught.job["batch_size"] == 4
-    assert taught.job["train_pictures"] == 1442
+    assert taught.job["train_images"] == 1442
 
 
 def test_the_parts_add_up_to_the_loop(taught: BenchResult) -> None:
@@ -105,14 +105,14 @@ def test_the_record_is_json_with_all_of_it(taught: BenchResult) -> None:
     assert record["expected"]["recipe_seconds"] > record["expected"]["epoch_seconds"] > 0
 
 
-def test_without_data_pictures_are_made_up_for_the_papers_recipe(reporter) -> None:
+def test_without_data_images_are_made_up_for_the_papers_recipe(reporter) -> None:
     settings = Request(model="deit_tiny", given={"recipe.img_size": 32, "workers": 0, "precision": "fp32"})
     result = bench(settings, seconds=0.05, reporter=reporter)
     assert (result.job["data"], result.job["recipe"], result.job["classes"]) == ("made up", "paper", 1000)
     assert result.job["batch_size"] == 1024 > result.job["measured_batch_size"]
     assert "open" not in result.stages
     assert result.stages["small_view"].timing.rate > result.stages["view"].timing.rate  # 37 pixels high, not 375
-    assert "64 pictures of 500 x 375 pixels are made up" in reporter.notes[0]
+    assert "64 images of 500 x 375 pixels are made up" in reporter.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -132,14 +132,14 @@ def test_times_that_are_none_are_refused(seconds) -> None:
 def test_data_of_which_nothing_can_be_read_is_an_error(image_folder) -> None:
     root = image_folder({"a": 4, "b": 4})
     for file in root.rglob("*.png"):
-        file.write_bytes(b"no picture")
+        file.write_bytes(b"no image")
     with pytest.raises(DataError, match="Not one of"):
         bench(request(str(root), **{"recipe.img_size": 32}), seconds=0.05)
 
 
-def test_pictures_that_cannot_be_read_are_left_out_of_the_speed(image_folder) -> None:
+def test_images_that_cannot_be_read_are_left_out_of_the_speed(image_folder) -> None:
     root = image_folder({"a": 12, "b": 12})
-    (root / "a" / "0.png").write_bytes(b"no picture")
+    (root / "a" / "0.png").write_bytes(b"no image")
     result = bench(request(str(root), **{"recipe.img_size": 32}), seconds=0.05)
     assert all(stage.timing is not None for stage in result.stages.values())
 
@@ -206,7 +206,7 @@ def test_work_goes_round_the_keys_and_counts_what_could_be_read() -> None:
 
 
 @pytest.mark.parametrize(("size", "stored"), [((300, 200), (75, 50)), ((200, 400), (50, 100)), ((59, 80), None)])
-def test_large_pictures_are_stored_again_with_a_short_side(size, stored, tmp_path) -> None:
+def test_large_images_are_stored_again_with_a_short_side(size, stored, tmp_path) -> None:
     from deitctl.data.samplers import SampleKey
 
     paths = []

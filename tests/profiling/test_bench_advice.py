@@ -23,7 +23,7 @@ EVEN = Ceilings(flops={"fp32": 100.0}, copy=1.0, threads=4, cores=8, all_cores=N
 
 
 def stages(waited: float = 0.0, **seconds: float | None) -> dict[str, Stage]:
-    """Stages that take so many seconds a picture; None for one that failed."""
+    """Stages that take so many seconds an image; None for one that failed."""
     usual: dict[str, float | None] = {
         "view": 0.02, "eval_view": 0.03, "loader": 0.01, "forward": 0.01, "backward": 0.02, "optimizer": 0.004,
         "average": 0.002, "step": 0.036, "loop_at_hand": 0.04, "loop": 0.05, "evaluation": 0.01,
@@ -42,7 +42,7 @@ def given(job: Rehearsal, found: dict[str, Stage], ceilings: Ceilings = EVEN) ->
 
 @pytest.fixture
 def job(little_config: Make, little: Pair) -> Rehearsal:
-    """Batches of 16 of 60 pictures, 30 for validation, 3 epochs, 2 loader processes."""
+    """Batches of 16 of 60 images, 30 for validation, 3 epochs, 2 loader processes."""
     return replace(rehearse(little_config("x"), little, CPU), workers=2)
 
 
@@ -71,7 +71,7 @@ def test_where_a_part_could_not_be_measured_there_are_none(failed, job) -> None:
 def test_an_epoch_by_hand(job) -> None:
     found = stages()
     expected = expected_of(job, found, parts_of(job, found))
-    # 3 steps of 16 pictures at 0.05 s; 30 pictures twice, whose views take 0.03 s in 2 processes
+    # 3 steps of 16 images at 0.05 s; 30 images twice, whose views take 0.03 s in 2 processes
     assert expected["epoch_seconds"] == pytest.approx(48 * 0.05 + 2 * 30 * 0.015)
     assert expected["recipe_seconds"] == pytest.approx(3 * expected["epoch_seconds"])
     assert expected["images_per_second"] == pytest.approx(20)
@@ -79,7 +79,7 @@ def test_an_epoch_by_hand(job) -> None:
 
 def test_what_a_step_does_once_is_shared_by_the_recipes_batch(job) -> None:
     found = stages()
-    parts = parts_of(job.at(4), found)  # measured on 4 pictures, 16 wanted
+    parts = parts_of(job.at(4), found)  # measured on 4 images, 16 wanted
     assert (parts["optimizer"], parts["average"]) == (pytest.approx(0.001), pytest.approx(0.0005))
     expected = expected_of(job.at(4), found, parts)
     assert expected["images_per_second"] == pytest.approx(1 / (0.05 - 0.006 * (1 - 4 / 16)))
@@ -127,10 +127,10 @@ def test_more_processes_than_cores_are_not_recommended(job) -> None:
     assert advice.text.endswith("so 10 loader processes would feed it, on 8 cores.")
 
 
-def test_smaller_pictures_are_recommended_where_they_were_faster(job) -> None:
+def test_smaller_images_are_recommended_where_they_were_faster(job) -> None:
     slow = {"view": 0.13, "loader": 0.065}
     texts = [a.text for a in given(job, stages(waited=0.02, **slow, small_view=0.05))]
-    assert texts[1].startswith("Stored 37 pixels high the same pictures are rendered 2.6 times as fast: deitctl pack")
+    assert texts[1].startswith("Stored 37 pixels high the same images are rendered 2.6 times as fast: deitctl pack")
     assert len(given(job, stages(waited=0.02, **slow, small_view=0.12))) == 1
     assert given(job, stages(small_view=0.001)) == []
 
@@ -162,6 +162,6 @@ def test_idle_cores_are_said_with_the_variable_that_keeps_them_idle(job, monkeyp
 
 def test_larger_batches_that_gain_are_said(job) -> None:
     (advice,) = given(job, stages(double_step=0.03))
-    assert advice.text.startswith("Steps of 32 pictures do 20 % more images/s than of 16: --batch-size 32")
+    assert advice.text.startswith("Steps of 32 images do 20 % more images/s than of 16: --batch-size 32")
     assert given(job, stages(double_step=0.035)) == []
     assert given(job.at(4), stages(double_step=0.03)) == []  # measured below the recipe's size

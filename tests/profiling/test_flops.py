@@ -63,7 +63,7 @@ def test_other_models_are_counted_with_batch_norms_in_training():
     model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model.train().append(nn.Linear(4, 5))
     conv, head = 2 * 30 * 30 * 4 * 27, 2 * 4 * 5
-    assert flops_of(model, 32) == (conv + head, 2 * conv + 3 * head)  # no gradient for the picture
+    assert flops_of(model, 32) == (conv + head, 2 * conv + 3 * head)  # no gradient for the image
 
 
 def test_a_frozen_model_has_no_backward_pass():

@@ -1,4 +1,4 @@
-"""Made-up pictures are as large as ImageNet's, in pixels and in bytes, and the same every time."""
+"""Made-up images are as large as ImageNet's, in pixels and in bytes, and the same every time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_they_are_the_same_every_time_and_all_different():
     assert len({made_up(n) for n in range(4)}) == 4
 
 
-def test_few_files_stand_for_as_many_pictures_as_imagenet_has(tmp_path):
+def test_few_files_stand_for_as_many_images_as_imagenet_has(tmp_path):
     train, val = imagenet_like(tmp_path)
     assert (len(train.labels), len(val.labels), len(train.class_names)) == (TRAIN, VALIDATION, 1000)
     assert len(list(tmp_path.iterdir())) == FILES

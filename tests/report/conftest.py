@@ -30,7 +30,7 @@ CONFIDENCES = [0.9, 0.6, 0.8, 0.55, 0.7, 0.95, 0.99, 0.5]
 
 @pytest.fixture(scope="session")
 def pixels(digit_sources: tuple[Source, Source]) -> Callable[[int], np.ndarray]:
-    """Return the nth validation picture as a model sees it, [3,32,32]."""
+    """Return the nth validation image as a model sees it, [3,32,32]."""
 
     def read(n: int) -> np.ndarray:
         return np.asarray(digit_sources[1].read(n).resize((32, 32)).convert("RGB")).transpose(2, 0, 1)
@@ -40,7 +40,7 @@ def pixels(digit_sources: tuple[Source, Source]) -> Callable[[int], np.ndarray]:
 
 @pytest.fixture(scope="session")
 def animals() -> Data:
-    """Eight pictures of three classes."""
+    """Eight images of three classes."""
     names = [f"/data/val/{ANIMALS[label]}/{n}.jpg" for n, label in enumerate(LABELS)]
     return Data(name="animals", classes=ANIMALS, names=names, labels=np.array(LABELS))
 

@@ -53,7 +53,7 @@ def everything(written, contents, evaluated, distilled, curves, better) -> Path:
 
 @pytest.fixture
 def forty(written, contents, evaluated) -> Path:
-    """Forty classes of two pictures each; one picture of 5 is taken for 33, and both of 20 for 21."""
+    """Forty classes of two images each; one image of 5 is taken for 33, and both of 20 for 21."""
     labels = np.repeat(np.arange(40), 2)
     answers = labels.copy()
     answers[[10, 40, 41]] = 33, 21, 21
@@ -169,10 +169,10 @@ def test_every_link_of_the_page_leads_to_what_is_there(tab, everything):
     assert all(target.startswith("#") and tab.js(f"Boolean(document.querySelector('{target}'))") for target in targets)
 
 
-def test_a_click_on_a_number_lists_exactly_its_pictures(tab, everything):
+def test_a_click_on_a_number_lists_exactly_its_images(tab, everything):
     tab.open(everything)
     tab.click('.matrix [data-key="0/1"]')  # the cat that is taken for a dog
-    assert shown(tab, "#cell h3") == ["1 picture: cat taken for dog"]
+    assert shown(tab, "#cell h3") == ["1 image: cat taken for dog"]
     assert shown(tab, "#cell code") == ["cat/2.jpg"]
     tab.click('.matrix [data-key="0/0"]')
     assert shown(tab, "#cell code") == ["cat/0.jpg", "cat/1.jpg"]
@@ -191,7 +191,7 @@ def test_a_click_on_a_class_lists_its_mistakes_or_what_is_wrongly_taken_for_it(t
     assert shown(tab, "#cell code") == ["cat/2.jpg"]
 
 
-def test_the_list_of_confusions_leads_to_their_pictures(tab, everything):
+def test_the_list_of_confusions_leads_to_their_images(tab, everything):
     tab.open(everything)
     assert shown(tab, ".confused a") == ["cat taken for dog", "dog taken for fox", "dog taken for cat"]
     tab.click(".confused a", 1)
@@ -204,7 +204,7 @@ def test_answers_outside_the_data_are_told_apart_by_their_names(tab, written, co
     tab.open(written(contents(e)))
     number = shown(tab, ".confused a").index("dog taken for wolf")
     tab.click(".confused a", number)
-    assert shown(tab, "#cell h3") == ["1 picture: dog taken for wolf"]
+    assert shown(tab, "#cell h3") == ["1 image: dog taken for wolf"]
     assert shown(tab, "#cell code") == ["dog/5.jpg"]
     tab.click('.matrix [data-key="1/-1"]')  # the same cell, all of it
     assert shown(tab, "#cell code") == ["dog/5.jpg", "dog/3.jpg"]
@@ -263,7 +263,7 @@ def test_the_overview_and_the_classes_lead_to_a_matrix_around_them(tab, forty):
     assert shown(tab, ".matrix tbody th") == ["class 20", "class 21"]
     assert shown(tab, "#cell code") == ["40.png", "41.png"]
     tab.click(".overview canvas")  # its middle, nearest to 20, 21
-    assert shown(tab, "#cell h3") == ["2 pictures: class 20 taken for class 21"]
+    assert shown(tab, "#cell h3") == ["2 images: class 20 taken for class 21"]
     drawn = "document.querySelector('canvas').getContext('2d').getImageData({0} * 16 + 8, {1} * 16 + 8, 1, 1).data[0]"
     tab.click('#confusion button[value="data"]')
     assert tab.js(drawn.format(21, 20)) > 100  # orange
@@ -272,7 +272,7 @@ def test_the_overview_and_the_classes_lead_to_a_matrix_around_them(tab, forty):
 
 def test_the_classes_are_sorted_by_each_column_and_back(tab, everything):
     tab.open(everything)
-    heads = ["class", "recall", "precision", "F1", "pictures"]
+    heads = ["class", "recall", "precision", "F1", "images"]
     assert shown(tab, "#classes thead button") == heads
     assert shown(tab, "#classes tbody tr")[:2] == ["dog33.3 %50.0 %40.0 %3", "cat66.7 %66.7 %66.7 %3"]  # by recall
     worst, named = ["dog", "cat", "owl"], ["cat", "dog", "owl"]
@@ -331,24 +331,24 @@ def test_the_curves_say_their_values_under_the_pointer_and_by_the_arrow_keys(tab
     assert shown(tab, "#curves output")[2].startswith("epoch 1: learning rate 7.0e-4")
 
 
-def test_the_attention_maps_are_laid_over_all_pictures_or_one(tab, everything):
+def test_the_attention_maps_are_laid_over_all_images_or_one(tab, everything):
     tab.open(everything)
     overlays = "[...document.querySelectorAll('#mistakes .map')].map(i => i.hidden ? '' : i.alt)"
     assert tab.js(overlays) == ["", "", ""]
     tab.click('#mistakes button[value="distillation token"]')
     assert tab.js(overlays) == ["attention of the distillation token"] * 3
     tab.wait("document.querySelector('#mistakes .map').naturalWidth === 32")
-    tab.click("#mistakes .picture", 1)
+    tab.click("#mistakes .image", 1)
     assert tab.js(overlays)[1] == ""
-    tab.click("#mistakes .picture", 1)
+    tab.click("#mistakes .image", 1)
     assert tab.js(overlays)[1] == "attention of the class token"
     one, other = tab.js("[0, 1].map(n => document.querySelectorAll('#mistakes .map')[n].src)")
     assert one != other
 
 
-def test_every_picture_has_a_text_of_its_own(tab, everything):
+def test_every_image_has_a_text_of_its_own(tab, everything):
     tab.open(everything)
-    texts = tab.js("[...document.querySelectorAll('.gallery .picture > img:first-child')].map(i => i.alt)")
+    texts = tab.js("[...document.querySelectorAll('.gallery .image > img:first-child')].map(i => i.alt)")
     assert texts[0] == "dog/5.jpg, labelled dog"
     assert all(texts)
 

@@ -1,4 +1,4 @@
-"""A report shows the evaluation's own figures, the right pictures, and where each token looks."""
+"""A report shows the evaluation's own figures, the right images, and where each token looks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def model_folder(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def pictures(image_folder: Callable[..., Path]) -> Path:
+def images(image_folder: Callable[..., Path]) -> Path:
     root = image_folder({"a": 6, "b": 6})
     (root / "b" / "5.png").write_text("no")
     return root
@@ -53,10 +53,8 @@ def gathered(found, command="deitctl eval"):
     return contents_of(found, CPU, command, SilentReporter())
 
 
-def test_a_distilled_model_is_shown_with_both_heads_and_both_tokens(model_folder, pictures) -> None:
-    found = evaluate_models(
-        str(pictures), models=[str(model_folder("deit_tiny_distilled", ("a", "b", "c")))], workers=0
-    )
+def test_a_distilled_model_is_shown_with_both_heads_and_both_tokens(model_folder, images) -> None:
+    found = evaluate_models(str(images), models=[str(model_folder("deit_tiny_distilled", ("a", "b", "c")))], workers=0)
     scores, (shown,) = found.results[0].scores, gathered(found).evaluated
     assert (shown.top1, shown.loss, shown.ece, shown.heads) == (scores.top1, scores.loss, scores.ece, scores.heads)
     assert shown.intervals == found.results[0].intervals
@@ -79,18 +77,18 @@ def test_a_distilled_model_is_shown_with_both_heads_and_both_tokens(model_folder
         assert len({w / h for w, h in sizes}) == 1
         says = {name: said for name, (said, _) in example.heads.items()}
         assert (says["class head"] != says["distillation head"]) == bool(scores.disagree[example.index])
-    assert [bin_.images for bin_ in shown.reliability if bin_.images] == [
+    assert [bin_.num_images for bin_ in shown.reliability if bin_.num_images] == [
         row["images"] for row in found.results[0].to_dict()["reliability"]
     ]
-    assert [name for name, _ in shown.data.unreadable] == [str(pictures / "b" / "5.png")]
+    assert [name for name, _ in shown.data.unreadable] == [str(images / "b" / "5.png")]
 
 
-def test_scores_of_examples_are_those_of_the_models_temperature(model_folder, pictures) -> None:
+def test_scores_of_examples_are_those_of_the_models_temperature(model_folder, images) -> None:
     model = model_folder("deit_tiny", ("a", "b"))
     config = json.loads((model / "config.json").read_text())
     config["deitctl"]["temperatures"] = {"cls": 0.05}
     (model / "config.json").write_text(json.dumps(config))
-    found = evaluate_models(str(pictures), models=[str(model)], workers=0)
+    found = evaluate_models(str(images), models=[str(model)], workers=0)
     (shown,) = gathered(found).evaluated
     for example in (*shown.mistakes, *shown.unsure):
         assert example.guesses[0][1] == pytest.approx(
@@ -99,21 +97,21 @@ def test_scores_of_examples_are_those_of_the_models_temperature(model_folder, pi
     assert ("temperature", "0.050, the model's own") in shown.facts
 
 
-def test_a_model_of_another_kind_is_shown_without_maps(pictures, tmp_path) -> None:
+def test_a_model_of_another_kind_is_shown_without_maps(images, tmp_path) -> None:
     torch.manual_seed(0)
     model = timm_models.create("regnety_002", num_classes=2, img_size=32)
     card = timm_models.card_of(model, "regnety_002", 2)
     from dataclasses import replace
 
     save_model(tmp_path / "net", model.state_dict(), replace(card, class_names=("a", "b")), layer_names(model))
-    (shown,) = gathered(evaluate_models(str(pictures), models=[str(tmp_path / "net")], workers=0)).evaluated
+    (shown,) = gathered(evaluate_models(str(images), models=[str(tmp_path / "net")], workers=0)).evaluated
     assert all(e.maps is None and e.heads is None for e in (*shown.mistakes, *shown.unsure))
     assert shown.disagreements == []
 
 
-def test_several_are_told_apart_and_compared(model_folder, pictures) -> None:
+def test_several_are_told_apart_and_compared(model_folder, images) -> None:
     model = str(model_folder("deit_tiny", ("a", "b")))
-    found = evaluate_models(str(pictures), models=[model], protocols=["native", "hf"], workers=0)
+    found = evaluate_models(str(images), models=[model], protocols=["native", "hf"], workers=0)
     contents = gathered(found)
     assert [e.name for e in contents.evaluated] == ["native", "hf"]
     assert contents.evaluated[0].data is contents.evaluated[1].data
@@ -122,19 +120,19 @@ def test_several_are_told_apart_and_compared(model_folder, pictures) -> None:
     assert contents.curves is None
 
 
-def test_the_curves_are_those_of_the_run_that_the_model_is(model_folder, pictures) -> None:
+def test_the_curves_are_those_of_the_run_that_the_model_is(model_folder, images) -> None:
     model = model_folder("deit_tiny", ("a", "b"))
     epoch = {"kind": "epoch", "epoch": 1, "step": 2, "val_loss": 0.5, "top1": 50.0, "heads": None}
     step = {"kind": "step", "step": 1, "epoch": 0, "lr": 0.1, "loss": 1.0}
     (model / "metrics.jsonl").write_text(json.dumps(step) + "\n" + json.dumps(epoch) + "\n")
     (model / "result.json").write_text(json.dumps({"teacher": {"top1": 90.0}}))
-    curves = gathered(evaluate_models(str(pictures), models=[str(model)], workers=0)).curves
+    curves = gathered(evaluate_models(str(images), models=[str(model)], workers=0)).curves
     assert (curves.steps, curves.epochs, curves.teacher_top1, curves.run) == ([step], [epoch], 90.0, "deit_tiny")
 
 
-def test_files_are_written_where_they_are_wanted(model_folder, pictures, tmp_path, reporter) -> None:
+def test_files_are_written_where_they_are_wanted(model_folder, images, tmp_path, reporter) -> None:
     found = evaluate_models(
-        str(pictures), models=[str(model_folder("deit_tiny_distilled", ("a", "b")))], workers=0, reporter=reporter,
+        str(images), models=[str(model_folder("deit_tiny_distilled", ("a", "b")))], workers=0, reporter=reporter,
         report=str(tmp_path / "new" / "r.html"), figures=str(tmp_path / "figures"), command="deitctl eval 'my data'",
     )  # fmt: skip
     page = (tmp_path / "new" / "r.html").read_text()

@@ -6,14 +6,14 @@ from deitctl.report.contents import OUTSIDE, confusion, most_confused, per_class
 
 
 def test_the_matrix_holds_every_pair_that_occurs_and_no_other(evaluated):
-    labels, answers, pictures = confusion(evaluated())
-    found = {(int(a), int(b)): int(n) for a, b, n in zip(labels, answers, pictures, strict=True)}
+    labels, answers, images = confusion(evaluated())
+    found = {(int(a), int(b)): int(n) for a, b, n in zip(labels, answers, images, strict=True)}
     assert found == {(0, 0): 2, (0, 1): 1, (1, 0): 1, (1, 1): 1, (1, OUTSIDE): 1, (2, 2): 2}
 
 
-def test_recall_and_precision_come_from_pictures_right_ones_and_answers(evaluated):
-    pictures, right, answers = per_class(evaluated())
-    assert pictures.tolist() == [3, 3, 2]
+def test_recall_and_precision_come_from_images_right_ones_and_answers(evaluated):
+    images, right, answers = per_class(evaluated())
+    assert images.tolist() == [3, 3, 2]
     assert right.tolist() == [2, 1, 2]
     assert answers.tolist() == [3, 2, 2]  # one dog is taken for a cat, one cat for a dog; the fox is nobody's
 

@@ -1,4 +1,4 @@
-"""Which pictures are chosen, and what a thumbnail is."""
+"""Which images are chosen, and what a thumbnail is."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_hits_are_ordered_from_the_least_sure():
     assert unsure_hits(CORRECT, SURE) == [2, 0]
 
 
-def test_no_mistakes_and_no_hits_are_no_pictures():
+def test_no_mistakes_and_no_hits_are_no_images():
     assert confident_mistakes(np.ones(3, bool), SURE[:3]) == []
     assert unsure_hits(np.zeros(3, bool), SURE[:3]) == []
 
@@ -35,13 +35,13 @@ def test_a_thumbnail_is_a_small_jpeg_of_the_same_shape_and_colours():
     assert np.abs(np.asarray(image).reshape(-1, 3).mean(0) - [200, 0, 0]).max() < 3
 
 
-def test_a_small_picture_is_not_enlarged(pixels):
+def test_a_small_image_is_not_enlarged(pixels):
     assert Image.open(io.BytesIO(thumbnail(pixels(0)))).size == (32, 32)
 
 
-def test_seventy_two_pictures_with_two_maps_each_stay_below_three_megabytes(picture):
+def test_seventy_two_images_with_two_maps_each_stay_below_three_megabytes(make_image):
     def one(seed: int) -> bytes:
-        return thumbnail(np.asarray(picture(224, 224, seed)).transpose(2, 0, 1))
+        return thumbnail(np.asarray(make_image(224, 224, seed)).transpose(2, 0, 1))
 
     largest = max(len(one(seed)) for seed in range(4))
     assert 72 * 3 * largest * 4 / 3 < 3e6  # base64 makes four bytes of three

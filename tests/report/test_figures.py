@@ -33,7 +33,7 @@ def test_several_are_numbered_and_set_side_by_side(contents, evaluated, distille
     assert [p.stem for p in paths] == ["comparison", *(f"{kind}-{n}" for n in (1, 2) for kind in kinds)]
 
 
-def test_a_gallery_without_pictures_is_not_drawn(contents, evaluated, animals, tmp_path):
+def test_a_gallery_without_images_is_not_drawn(contents, evaluated, animals, tmp_path):
     perfect = evaluated(predicted=animals.labels, mistakes=(), unsure=())
     assert [p.stem for p in draw_figures(contents(perfect), tmp_path)] == ["confusion", "per_class", "reliability"]
 
@@ -63,7 +63,7 @@ def test_the_bars_are_the_recalls_the_worst_on_top(evaluated):
     assert list(axes.lines[0].get_xdata()) == pytest.approx([50, 200 / 3, 100])
 
 
-def test_a_class_without_pictures_and_without_answers_is_drawn_without_a_warning(evaluated, animals):
+def test_a_class_without_images_and_without_answers_is_drawn_without_a_warning(evaluated, animals):
     data = Data(name="more", classes=(*animals.classes, "yak"), names=animals.names, labels=animals.labels)
     (axes,) = class_bars(evaluated(data=data, mistakes=(), unsure=())).axes
     assert axes.get_yticklabels()[-1].get_text() == "yak (0)"
@@ -77,15 +77,15 @@ def test_the_reliability_diagram_leaves_empty_bins_out_and_shows_after_beside_be
     assert after.get_title() == "0.062 at temperature 1.5"
 
 
-def test_the_gallery_shows_each_picture_above_its_maps(evaluated):
+def test_the_gallery_shows_each_image_above_its_maps(evaluated):
     axes = gallery(evaluated(), "mistakes").axes
-    shown = [a for a in axes if a.images]
+    shown = [a for a in axes if a.num_images]
     assert len(shown) == 9  # three mistakes, two maps each
     assert axes[0].get_title() == "labelled dog\ncat, 95 %\ndog, 10 %"
     assert axes[3].get_title() == "class token"
 
 
-def test_a_map_that_is_not_opaque_lies_on_its_picture(evaluated):
+def test_a_map_that_is_not_opaque_lies_on_its_image(evaluated):
     def png(mode, colour):
         file = io.BytesIO()
         Image.new(mode, (8, 8), colour).save(file, "PNG")

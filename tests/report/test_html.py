@@ -127,16 +127,14 @@ def test_an_image_that_two_galleries_show_is_in_the_file_once(contents, evaluate
     assert len(payload(contents(twice))["images"]) == len(payload(contents(evaluated(unsure=())))["images"])
 
 
-def test_evaluations_of_the_same_pictures_share_their_names(contents, evaluated):
+def test_evaluations_of_the_same_images_share_their_names(contents, evaluated):
     data = payload(contents(evaluated(), evaluated(name="another")))["data"]
     assert len(data) == 1
     assert data[0]["root"] == "/data/val/"
     assert data[0]["names"][0] == "cat/0.jpg"
 
 
-def test_of_a_few_pictures_all_are_listed_of_many_the_mistakes_the_most_confident_first(
-    contents, evaluated, monkeypatch
-):
+def test_of_a_few_images_all_are_listed_of_many_the_mistakes_the_most_confident_first(contents, evaluated, monkeypatch):
     few = payload(contents(evaluated()))["evaluated"][0]["listed"]
     assert sorted(few["at"]) == list(range(8))
     assert not few["mistakesOnly"]
@@ -149,7 +147,7 @@ def test_of_a_few_pictures_all_are_listed_of_many_the_mistakes_the_most_confiden
     assert (capped["at"], capped["mistakes"]) == ([5, 2], 3)
 
 
-def test_a_thousand_classes_and_fifty_thousand_pictures_are_a_few_megabytes(contents, evaluated):
+def test_a_thousand_classes_and_fifty_thousand_images_are_a_few_megabytes(contents, evaluated):
     draw = np.random.default_rng(0)
     labels = np.repeat(np.arange(1000), 50)
     answers = np.where(draw.random(50_000) < 0.8, labels, draw.integers(0, 1000, 50_000))

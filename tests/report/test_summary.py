@@ -17,12 +17,12 @@ def words(html: str) -> str:
 
 
 def test_one_model_is_said_in_a_sentence_with_its_interval(contents, evaluated):
-    assert "62.5 % top-1, 95 % interval 25.0 to 87.5, 8 pictures" in words(summary(contents(evaluated())))
+    assert "62.5 % top-1, 95 % interval 25.0 to 87.5, 8 images" in words(summary(contents(evaluated())))
 
 
 def test_a_figure_without_an_interval_has_none(contents, evaluated):
     said = words(summary(contents(evaluated(intervals={}))))
-    assert "62.5 % top-1, 8 pictures" in said
+    assert "62.5 % top-1, 8 images" in said
     assert "interval" not in said
 
 
@@ -68,17 +68,17 @@ def test_a_difference_that_may_be_none_is_said_to_be_none(contents, evaluated, d
     assert "No difference is shown" in words(summary(contents(evaluated(), distilled, comparisons=[unclear])))
 
 
-def test_pictures_that_could_not_be_read_are_named_and_none_are_not_mentioned(contents, evaluated, animals):
+def test_images_that_could_not_be_read_are_named_and_none_are_not_mentioned(contents, evaluated, animals):
     broken = replace(animals, unreadable=[("val/dog/x.jpg", "it is cut off")])
     said = words(summary(contents(evaluated(data=broken))))
-    assert "1 picture of animals could not be read and is left out val/dog/x.jpg : it is cut off" in said
+    assert "1 image of animals could not be read and is left out val/dog/x.jpg : it is cut off" in said
     assert "could not be read" not in words(summary(contents(evaluated())))
 
 
 def test_of_thousands_that_could_not_be_read_a_part_is_named_and_the_rest_counted(contents, evaluated, animals):
     broken = replace(animals, unreadable=[(f"{n}.jpg", "empty") for n in range(1200)])
     said = words(summary(contents(evaluated(data=broken))))
-    assert "1,200 pictures" in said
+    assert "1,200 images" in said
     assert "and 1,000 more" in said
 
 

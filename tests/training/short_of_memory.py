@@ -49,7 +49,7 @@ class Limits(SilentReporter):
 
 
 def train(out: str, megabytes: int) -> dict[str, object]:
-    """Take one step of 256 pictures and score 10; return the warnings and the losses."""
+    """Take one step of 256 images and score 10; return the warnings and the losses."""
     train, val = digits()
     recipe = replace(DIGITS, img_size=48, epochs=1, batch_size=256)
     config = TrainConfig(

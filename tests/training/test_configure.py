@@ -17,15 +17,15 @@ SILENT = SilentReporter()
 
 @pytest.fixture
 def imagenet(tmp_path: Path, image_folder: Callable[..., Path]) -> Path:
-    """A table with ImageNet's thousand classes, two pictures each."""
-    root = image_folder({"pictures": 2})
+    """A table with ImageNet's thousand classes, two images each."""
+    root = image_folder({"images": 2})
     table = tmp_path / "imagenet.csv"
     with table.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["path", "label", "split"])
         for name in imagenet_classes()[0]:
-            rows.writerow([root / "pictures" / "0.png", name, "train"])
-            rows.writerow([root / "pictures" / "1.png", name, "val"])
+            rows.writerow([root / "images" / "0.png", name, "train"])
+            rows.writerow([root / "images" / "1.png", name, "val"])
     return table
 
 
@@ -58,7 +58,7 @@ def test_imagenet_without_the_teachers_weights_names_the_file_and_the_option(
         run_training(config, sources=(train, val))
 
 
-def test_own_pictures_are_fine_tuned(image_folder: Callable[..., Path]) -> None:
+def test_own_images_are_fine_tuned(image_folder: Callable[..., Path]) -> None:
     root = image_folder({"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1})
     config, _, _ = configure(Request(data=str(root)), SILENT)
     assert (config.recipe.name, config.recipe.pretrained) == ("finetune", True)

@@ -46,13 +46,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def test_a_record_says_what_happened_to_which_pictures_and_on_what(run: Run) -> None:
+def test_a_record_says_what_happened_to_which_images_and_on_what(run: Run) -> None:
     path = write_incident(run, NAN, KEYS, ["b.jpg", "a.jpg"], HOW)
     assert path == run.root / "incidents" / "step-0000005" / "record.json"
     record = json.loads(path.read_text())
     assert (record["step"], record["kind"], record["rate"], record["usual"]) == (5, "not a number", 0.1, 2.0)
     assert record["keys"] == [[1, 5, 0], [1, 2, 1]]  # of all processes
-    assert record["pictures"] == ["b.jpg", "a.jpg"]
+    assert record["images"] == ["b.jpg", "a.jpg"]
     assert record["run"] == str(run.root.resolve())
     assert {name: record[name] for name in HOW} == HOW
     assert [r["norm"] for r in record["recent"]] == [1.0, "inf"]
@@ -89,7 +89,7 @@ def test_the_same_step_going_wrong_again_is_written_anew(run: Run) -> None:
     write_incident(run, NAN, KEYS, ["old"], HOW)
     state_of(9).save(run.state)
     path = write_incident(run, NAN, KEYS, ["new"], HOW)
-    assert read_incident(path)["pictures"] == ["new"]
+    assert read_incident(path)["images"] == ["new"]
     assert contents(path.parent / "state") == contents(run.state)
 
 

@@ -195,16 +195,16 @@ def test_a_loss_that_is_no_number_stops_the_run(little_config: Make, little: Pai
         run_training(replace(config, recipe=wild), sources=little)
 
 
-def test_unreadable_pictures_are_left_out_and_named(little_config: Make, image_folder: Callable[..., Path]) -> None:
+def test_unreadable_images_are_left_out_and_named(little_config: Make, image_folder: Callable[..., Path]) -> None:
     root = image_folder({"train/a": 8, "train/b": 8, "val/a": 2, "val/b": 2})
     damaged, unseen = root / "train" / "a" / "0.png", root / "val" / "b" / "1.png"
     for file in (damaged, unseen):
-        file.write_text("not a picture")
+        file.write_text("not an image")
     config = little_config("run", data=str(root))
     recipe = replace(config.recipe, epochs=1, batch_size=16, augment=replace(config.recipe.augment, repeats=1))
     result = run_training(replace(config, recipe=recipe))
     assert list(result.bad_images) == [str(damaged), str(unseen)]
-    assert (result.images_seen, result.shipped.images) == (15, 3)
+    assert (result.images_seen, result.shipped.num_images) == (15, 3)
 
 
 def test_a_resume_on_other_data_is_refused(little_config: Make, little: Pair) -> None:
@@ -212,7 +212,7 @@ def test_a_resume_on_other_data_is_refused(little_config: Make, little: Pair) ->
     with pytest.raises(Interrupted):
         run_training(config, sources=little, reporter=StopsAt("epoch 2/3"))
     fewer = subset(little[0], range(40))
-    with pytest.raises(DataError, match="40 training pictures, it had 60"):
+    with pytest.raises(DataError, match="40 training images, it had 60"):
         resume(Path(config.output), sources=(fewer, little[1]))
 
 

@@ -87,7 +87,7 @@ def test_hard_distillation_by_hand():
 
 
 def test_hard_distillation_of_a_mixed_word_by_hand():
-    """Two decisions weighed 3 : 1, as their pictures were."""
+    """Two decisions weighed 3 : 1, as their images were."""
     student, word = torch.tensor([[math.log(3.0), 0.0]]), torch.tensor([[0.75, 0.25]])
     assert hard_distillation(student, word).item() == pytest.approx(0.75 * math.log(4 / 3) + 0.25 * math.log(4))
 
@@ -104,7 +104,7 @@ def test_hard_distillation_does_not_smooth():
 
 
 def test_soft_distillation_by_hand():
-    """One picture, two classes, tau 2: teacher (3/4, 1/4), student (1/2, 1/2) after the division by tau."""
+    """One image, two classes, tau 2: teacher (3/4, 1/4), student (1/2, 1/2) after the division by tau."""
     word, student = torch.tensor([[0.75, 0.25]]), torch.tensor([[0.0, 0.0]])
     divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     batchmean = soft_distillation(student, word, tau=2.0, reduction="batchmean")

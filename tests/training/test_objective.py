@@ -20,7 +20,7 @@ def batch(noise):
 
 @pytest.fixture
 def teacher(noise):
-    """Its logits on the four pictures."""
+    """Its logits on the four images."""
     return 3 * noise(4, 5, seed=9)
 
 

@@ -23,7 +23,7 @@ Pair = tuple[Source, Source]
 def test_the_rate_is_that_of_the_batch_which_the_data_fills(
     little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch, reporter
 ) -> None:
-    """The run's largest rate, as its log has it, is the plan's; both say that a batch is all pictures."""
+    """The run's largest rate, as its log has it, is the plan's; both say that a batch is all images."""
     config = little_config("x")
     optim = replace(config.recipe.optim, warmup_epochs=0)
     config = replace(config, recipe=replace(config.recipe, batch_size=1000, epochs=4, optim=optim))
@@ -35,7 +35,7 @@ def test_the_rate_is_that_of_the_batch_which_the_data_fills(
     run = run_training(config, sources=little, reporter=reporter).run
     log = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
     assert max(r["lr"] for r in log if r["kind"] == "step") == pytest.approx(said["peak learning rate"])
-    assert f"A batch is all {count} training pictures, which are fewer than 1000." in reporter.notes
+    assert f"A batch is all {count} training images, which are fewer than 1000." in reporter.notes
 
 
 def test_early_epochs_are_planned_at_their_size_and_warned_of(little_config: Make, reporter) -> None:
@@ -57,4 +57,4 @@ def test_one_epoch_has_no_early_one_and_says_so(little_config: Make, little: Pai
     config = little_config("x")
     config = replace(config, recipe=replace(config.recipe, epochs=1, early_scale=0.5, early_share=0.7))
     run_training(config, sources=(subset(little[0], range(16)), little[1]), reporter=reporter)
-    assert "No early epochs of smaller pictures: the run is too short." in reporter.notes
+    assert "No early epochs of smaller images: the run is too short." in reporter.notes

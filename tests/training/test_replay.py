@@ -70,7 +70,7 @@ def test_the_error_names_the_step_the_state_and_the_ways_on(broken: Broken, kept
     assert "--precision fp32" not in error.hint  # it is that already
 
 
-def test_the_record_has_the_step_its_pictures_and_the_steps_before_it(broken: Broken, digit_sources: Pair) -> None:
+def test_the_record_has_the_step_its_images_and_the_steps_before_it(broken: Broken, digit_sources: Pair) -> None:
     run, _ = broken
     record = json.loads((run / "incidents" / "step-0000005" / "record.json").read_text())
     assert (record["step"], record["kind"], record["state_step"]) == (5, "not a number", 4)
@@ -78,7 +78,7 @@ def test_the_record_has_the_step_its_pictures_and_the_steps_before_it(broken: Br
     order = EpochOrder(len(digit_sources[0].labels), seed=0, epoch=0, repeats=2)
     expected = order[5 * 16 : 6 * 16]
     assert record["keys"] == [list(key) for key in expected]
-    assert record["pictures"] == [digit_sources[0].name(key.index) for key in expected]
+    assert record["images"] == [digit_sources[0].name(key.index) for key in expected]
     assert [r["step"] for r in record["recent"]] == list(range(6))
     assert all(math.isfinite(r["norm"]) and 0 < r["loss"] < 10 for r in record["recent"][:5])
     assert record["recent"][5]["norm"] == "nan"
@@ -107,9 +107,9 @@ def test_a_replay_goes_wrong_at_the_same_step_with_the_same_losses_and_leaves_th
     assert math.isnan(found.steps[1]["loss"])
     assert found.steps[1]["rate"] == record["rate"]
     assert math.isnan(found.gradients[0][1])  # first what is no number
-    assert {name for name, _ in found.pictures} <= set(record["pictures"])
-    assert len(found.pictures) == 8  # pairs
-    assert len(json.loads(json.dumps(found.to_dict()))["pictures"]) == 8
+    assert {name for name, _ in found.num_images} <= set(record["images"])
+    assert len(found.num_images) == 8  # pairs
+    assert len(json.loads(json.dumps(found.to_dict()))["images"]) == 8
 
 
 def test_a_run_that_was_moved_is_replayed_where_it_is_now(
@@ -173,7 +173,7 @@ def test_a_loss_that_jumps_is_found_and_jumps_again(
     assert found.again
     assert found.kind == "jump"
     assert (found.steps[-1]["loss"], found.steps[-1]["norm"]) == (record["loss"], record["norm"])
-    losses = [loss for _, loss in found.pictures]
+    losses = [loss for _, loss in found.num_images]
     assert len(losses) == 8
     assert losses == sorted(losses, reverse=True)
     assert sum(losses) / len(losses) == pytest.approx(record["loss"], rel=1e-4)  # equal parts of the batch

@@ -1,4 +1,4 @@
-"""Two processes are one: the same training to rounding, each picture scored once, one writer, one word of failure."""
+"""Two processes are one: the same training to rounding, each image scored once, one writer, one word of failure."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def config_of(root: Path, teacher: Path | None) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory, taught_once: Path) -> Path:
-    """Where two processes have trained `plain` and `taught`, filled the words of `taught` and scored seven pictures."""
+    """Where two processes have trained `plain` and `taught`, filled the words of `taught` and scored seven images."""
     out = tmp_path_factory.mktemp("together")
     configs = [config_of(out / "plain", None), config_of(out / "taught", taught_once)]
     for config in configs:
@@ -94,7 +94,7 @@ def test_gradients_that_add_up_train_what_whole_batches_train(size: int, little:
     assert_close(parts, whole)
 
 
-def test_both_processes_know_the_whole_result_and_each_picture_is_scored_once(together: Path, little: Pair) -> None:
+def test_both_processes_know_the_whole_result_and_each_image_is_scored_once(together: Path, little: Pair) -> None:
     first, second = (json.loads((together / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert {**first, "rank": 1} == second
     assert first["size"] == 2
@@ -178,7 +178,7 @@ def test_commands_that_cannot_share_their_work_say_so() -> None:
     ]
 
 
-def test_a_batch_needs_a_pair_of_pictures_for_each_process(tmp_path: Path) -> None:
+def test_a_batch_needs_a_pair_of_images_for_each_process(tmp_path: Path) -> None:
     options = ["train", "digits", "--model", "deit_tiny", "--img-size", "16", "--epochs", "1", "--batch-size", "2"]
     done = start([*options, "--output", str(tmp_path / "run")])
     _, err = done.communicate(timeout=200)

@@ -349,7 +349,7 @@ def test_a_state_of_the_first_format_still_loads(tmp_path, deit):
     state.save(tmp_path / "state")
     file = tmp_path / "state" / "state.json"
     first = (
-        "step", "epoch", "images_seen", "pictures", "seconds", "best_top1", "best_epoch", "best_weights", "log_size",
+        "step", "epoch", "images_seen", "images", "seconds", "best_top1", "best_epoch", "best_weights", "log_size",
         "bad_images", "scaler",
     )  # fmt: skip
     record = json.loads(file.read_text())

@@ -161,7 +161,7 @@ def test_without_a_teacher_the_labels_alone_are_learnt(deit, some, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["hard", "soft"])
-def test_a_teacher_of_mixed_pictures_sees_what_the_student_sees(mode, deit, teacher, some, monkeypatch):
+def test_a_teacher_of_mixed_images_sees_what_the_student_sees(mode, deit, teacher, some, monkeypatch):
     seen = Watching(monkeypatch, Distillation)
     plan = plan_of(distill=distilling("mixed", mode, views=0), teacher=teacher)
     parts = take_step(plan, state_of(deit("deit_tiny_distilled", classes=10)), next(stream(some)))
@@ -173,8 +173,8 @@ def test_a_teacher_of_mixed_pictures_sees_what_the_student_sees(mode, deit, teac
 
 @pytest.mark.parametrize("views", [0, 2])
 @pytest.mark.parametrize("cached", [True, False])
-def test_words_about_views_are_mixed_as_the_pictures_are(views, cached, deit, teacher, some, monkeypatch, tmp_path):
-    """And only the student's picture is moved on top, where a view comes again."""
+def test_words_about_views_are_mixed_as_the_images_are(views, cached, deit, teacher, some, monkeypatch, tmp_path):
+    """And only the student's image is moved on top, where a view comes again."""
     seen, form = Watching(monkeypatch, Distillation), WordFormat("soft", 10, 10)
     cache = open_cache(tmp_path / "w", {"a": 1}, form, 8) if cached else None
     listener = Listener(form, 2.0, cache, lambda: teacher, CPU, views, 1)
@@ -184,9 +184,9 @@ def test_words_about_views_are_mixed_as_the_pictures_are(views, cached, deit, te
     ((images, targets, words, _),) = seen.calls
     mix = draw_mix(RECIPE.augment, 32, 0, 0)
     assert mix is not None
-    pictures = normalise(batch.images, PRE)
+    imgs = normalise(batch.images, PRE)
     assert plan.moves_on_top == (views > 0)
-    shown = move_a_little(pictures, batch.keys, RECIPE.augment, 0) if views else pictures
+    shown = move_a_little(imgs, batch.keys, RECIPE.augment, 0) if views else imgs
     other = partners(batch.slots)
     assert torch.equal(images, mix_images(shown, mix, other))
     expected = mix_words(teacher_word(teacher.look(batch.teacher_images), "soft", 2.0), mix, other)
@@ -262,7 +262,7 @@ EVERYTHING = replace(
 
 
 def gradients_of(deit, batch, micro_batch=0, *, step=0, room=None, reporter=None):
-    """Return loss, norm and gradients of a batch with everything random on; `room`: pictures that memory holds."""
+    """Return loss, norm and gradients of a batch with everything random on; `room`: images that memory holds."""
     model = deit("deit_tiny_distilled", classes=10, drop_path_rate=0.3).train()
     state = state_of(model, EVERYTHING)
     state.progress.step, state.progress.micro_batch = step, micro_batch
@@ -303,15 +303,15 @@ def test_gradients_of_micro_batches_are_those_of_the_whole_batch(kind, deit, som
 
 @settings(max_examples=8)
 @given(missing=st.sets(st.integers(0, 7), max_size=7), half=st.integers(1, 4))
-def test_pictures_that_cannot_be_read_leave_micro_batches_what_the_whole_is(missing, half, deit, some):
+def test_images_that_cannot_be_read_leave_micro_batches_what_the_whole_is(missing, half, deit, some):
     batch = without(next(stream(some, recipe=EVERYTHING)), missing)
     whole, parts = gradients_of(deit, batch), gradients_of(deit, batch, 2 * half)
-    assert whole[0].pictures == 8 - len(missing)
+    assert whole[0].num_images == 8 - len(missing)
     assert_same_gradients(parts, whole)
 
 
 def without(batch: Batch, missing: set[int]) -> Batch:
-    """The batch as if the pictures in these slots could not be read."""
+    """The batch as if the images in these slots could not be read."""
     rows = [row for row, slot in enumerate(batch.slots) if slot not in missing]
     bad = [(batch.keys[slot], f"{batch.keys[slot].index}.png is empty.") for slot in sorted(missing)]
     keys, slots = [batch.keys[r] for r in rows], [batch.slots[r] for r in rows]
@@ -326,8 +326,8 @@ def test_where_memory_runs_out_the_batch_is_taken_in_halves_with_the_same_gradie
     assert_same_gradients(cramped, whole)
     assert cramped[3].progress.micro_batch == 2  # from now on
     assert reporter.warnings == [
-        "Out of memory with 8 pictures at a time: going on with 4, and a batch is still 8.",
-        "Out of memory with 4 pictures at a time: going on with 2, and a batch is still 8.",
+        "Out of memory with 8 images at a time: going on with 4, and a batch is still 8.",
+        "Out of memory with 4 images at a time: going on with 2, and a batch is still 8.",
     ]
 
 
@@ -349,8 +349,8 @@ def test_memory_that_runs_out_within_a_batch_begins_it_again(deit, some):
     assert_same_gradients((found, {n: p.grad for n, p in model.named_parameters()}), gradients_of(deit, batch))
 
 
-def test_memory_too_small_for_two_pictures_is_said(deit, some):
-    with pytest.raises(DeitctlError, match="Memory runs out even with 2 pictures at a time"):
+def test_memory_too_small_for_two_images_is_said(deit, some):
+    with pytest.raises(DeitctlError, match="Memory runs out even with 2 images at a time"):
         gradients_of(deit, next(stream(some, recipe=EVERYTHING)), room=1)
 
 
@@ -361,7 +361,7 @@ def test_another_failure_is_not_taken_for_want_of_memory(deit, some):
         gradients(plan_of(), state_of(model), next(stream(some)), str, SilentReporter())
 
 
-def test_a_picture_that_cannot_be_read_leaves_the_others_as_they_were(deit, some, monkeypatch):
+def test_an_image_that_cannot_be_read_leaves_the_others_as_they_were(deit, some, monkeypatch):
     """The pairs of the others, what they see and what they drop; the one left alone is mixed with itself."""
     seen = Watching(monkeypatch, Supervised)
     batch = next(stream(some, recipe=EVERYTHING))
@@ -379,24 +379,24 @@ def test_a_picture_that_cannot_be_read_leaves_the_others_as_they_were(deit, some
     torch.testing.assert_close(words[2:3], alone)
 
 
-def test_unreadable_pictures_are_named_and_left_out_of_the_count(deit, some):
+def test_unreadable_images_are_named_and_left_out_of_the_count(deit, some):
     found, _, _, state = gradients_of(deit, without(next(stream(some, recipe=EVERYTHING)), {0, 5}))
-    assert found.pictures == 6
+    assert found.num_images == 6
     assert len(state.progress.bad_images) == 2
     assert all(why == f"{name}.png is empty." for name, why in state.progress.bad_images.items())
 
 
-def test_a_run_that_is_to_stop_at_a_bad_picture_stops(deit, some):
+def test_a_run_that_is_to_stop_at_a_bad_image_stops(deit, some):
     batch = without(next(stream(some, recipe=EVERYTHING)), {3})
     plan = plan_of(EVERYTHING, stop_on_bad_image=True)
     with pytest.raises(DataError, match=r"\d+\.png is empty\. The run stops at such"):
         gradients(plan, state_of(deit(classes=10), EVERYTHING), batch, str, SilentReporter())
 
 
-def test_a_batch_of_bad_pictures_alone_is_said(deit):
+def test_a_batch_of_bad_images_alone_is_said(deit):
     keys = [SampleKey(0, i, 0) for i in range(8)]
     nothing = torch.empty(0, 3, 32, 32, dtype=torch.uint8)
     bad = [(key, f"{key.index}.png is empty.") for key in keys]
     batch = Batch(nothing, torch.empty(0, dtype=torch.int64), [], [], bad, nothing, [])
-    with pytest.raises(DataError, match=r"No picture of a whole batch can be read, 0\.png is empty"):
+    with pytest.raises(DataError, match=r"No image of a whole batch can be read, 0\.png is empty"):
         gradients(plan_of(EVERYTHING), state_of(deit(classes=10), EVERYTHING), batch, str, SilentReporter())

@@ -180,15 +180,15 @@ def test_a_disk_that_fills_ends_the_run_in_a_line_and_a_resume_ends_as_if_it_had
         assert (run / file).read_bytes() == (whole / file).read_bytes(), file
 
 
-def test_a_run_may_be_told_to_stop_at_a_picture_that_cannot_be_read(
+def test_a_run_may_be_told_to_stop_at_an_image_that_cannot_be_read(
     little_config: Make, image_folder: Callable[..., Path]
 ) -> None:
     root = image_folder({"train/a": 8, "train/b": 8, "val/a": 2, "val/b": 2})
     damaged = root / "train" / "b" / "3.png"
-    damaged.write_text("not a picture")
+    damaged.write_text("not an image")
     config = little_config("run", data=str(root), on_bad_image="stop")
     recipe = replace(config.recipe, batch_size=16, augment=replace(config.recipe.augment, repeats=1))
-    with pytest.raises(DataError, match=rf"{damaged} is not a picture.*--on-bad-image stop"):
+    with pytest.raises(DataError, match=rf"{damaged} is not an image.*--on-bad-image stop"):
         run_training(replace(config, recipe=recipe))
 
 
@@ -209,13 +209,12 @@ def test_a_training_goes_on_where_memory_really_runs_out(tmp_path: Path) -> None
         )
         if done.returncode == 0:
             break
-        assert "Memory runs out even with 2 pictures" in done.stderr, done.stderr[-2000:]
+        assert "Memory runs out even with 2 images" in done.stderr, done.stderr[-2000:]
     assert done.returncode == 0, done.stderr[-2000:]
     short = json.loads(done.stdout)
     assert roomy["warnings"] == []
     assert (
-        short["warnings"][0]
-        == "Out of memory with 256 pictures at a time: going on with 128, and a batch is still 256."
+        short["warnings"][0] == "Out of memory with 256 images at a time: going on with 128, and a batch is still 256."
     )
     for name, tolerance in (("train", 1e-5), ("norm", 1e-4), ("loss", 1e-4)):
         assert short[name] == pytest.approx(roomy[name], rel=tolerance)
@@ -261,7 +260,7 @@ def test_a_run_that_is_warned_saves_and_ends_as_usual(tmp_path: Path) -> None:
     assert state_of(root)["step"] == 22
 
 
-def test_a_run_that_stops_among_its_small_pictures_goes_on_to_the_large_ones(
+def test_a_run_that_stops_among_its_small_images_goes_on_to_the_large_ones(
     little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch, reporter: Any
 ) -> None:
     """Two epochs of 16 pixels and one of 32: a resume ends as if there had been no stop, at the full size."""
@@ -290,10 +289,10 @@ def test_a_run_that_stops_among_its_small_pictures_goes_on_to_the_large_ones(
         assert (Path(config.output) / file).read_bytes() == (whole / file).read_bytes(), file
 
 
-def test_on_a_cpu_a_step_takes_pictures_by_the_block_that_the_allocator_keeps(
+def test_on_a_cpu_a_step_takes_images_by_the_block_that_the_allocator_keeps(
     little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a model of six tokens 3,072 numbers a picture: eight pictures fit, and the sum is that of the whole batch."""
+    """Of a model of six tokens 3,072 numbers an image: eight images fit, and the sum is that of the whole batch."""
     sizes, loss_of = [], loop.loss_of
 
     def seen(plan: object, state: object, batch: Batch) -> object:

@@ -27,7 +27,7 @@ def little() -> list[object]:
 
 
 def main(out: Path, *files: str) -> None:
-    """Train each configuration, fill the words of the last, evaluate the first run on 7 pictures."""
+    """Train each configuration, fill the words of the last, evaluate the first run on 7 images."""
     configs = [from_dict(TrainConfig, read_toml(Path(f)), f) for f in files]
     sources = little()
     device = choose_device("cpu", "fp32")

@@ -18,10 +18,10 @@ from deitctl.events import Reporter, Task
 
 
 def scan_classes(root: Path, reporter: Reporter) -> Source:
-    """Take a folder of class folders, classes in lexicographic order, pictures at any depth below them.
+    """Take a folder of class folders, classes in lexicographic order, images at any depth below them.
 
     Raises:
-        DataError: it cannot be read, or holds no class folders or no pictures.
+        DataError: it cannot be read, or holds no class folders or no images.
     """
     parts = index.find(root)
     if parts is None or "" not in parts:
@@ -34,7 +34,7 @@ def scan_classes(root: Path, reporter: Reporter) -> Source:
     source, empty = drop_empty_classes(FileSource(found.names.below(prefix), found.labels, found.class_names))
     if empty:
         names = ", ".join(repr(n) for n in empty[:5]) + (", ..." if len(empty) > 5 else "")
-        reporter.warn(f"{root}: {len(empty)} class folder(s) without a picture are left out: {names}.")
+        reporter.warn(f"{root}: {len(empty)} class folder(s) without an image are left out: {names}.")
     return source
 
 
@@ -44,7 +44,7 @@ def _list(root: Path, watched: Watched, reporter: Reporter) -> Listing:
 
     def names(task: Task) -> Iterator[str]:
         for folder in folders:
-            found = sorted(_pictures(root, folder, watched, task))
+            found = sorted(_images(root, folder, watched, task))
             counts.append(len(found))
             yield from found
 
@@ -52,7 +52,7 @@ def _list(root: Path, watched: Watched, reporter: Reporter) -> Listing:
         listed = Names.of(names(task))
     if not len(listed):
         known = " ".join(sorted(EXTENSIONS))
-        raise DataError(f"{root} has {len(folders)} class folders and no pictures in them.", f"Looked for {known}.")
+        raise DataError(f"{root} has {len(folders)} class folders and no images in them.", f"Looked for {known}.")
     return Listing(listed, np.repeat(np.arange(len(folders), dtype=np.int64), counts), tuple(folders))
 
 
@@ -68,15 +68,15 @@ def _class_folders(root: Path, watched: Watched) -> list[str]:
     except OSError as error:
         raise DataError(f"{root} cannot be read: {error.strerror}.") from error
     if not folders:
-        what = "pictures but no class folders" if loose else "no class folders"
-        raise DataError(f"{root} has {what}.", "Put each class's pictures into a folder of its name.")
+        what = "images but no class folders" if loose else "no class folders"
+        raise DataError(f"{root} has {what}.", "Put each class's images into a folder of its name.")
     return folders
 
 
-def _pictures(root: Path, folder: str, watched: Watched, task: Task) -> Iterator[str]:
-    """Yield the pictures below a folder, relative to the root; links are followed, but no folder is entered twice."""
+def _images(root: Path, folder: str, watched: Watched, task: Task) -> Iterator[str]:
+    """Yield the images below a folder, relative to the root; links are followed, but no folder is entered twice."""
     above = os.stat(root)
-    seen = {(above.st_dev, above.st_ino)}  # a link up would give this class the pictures of all others
+    seen = {(above.st_dev, above.st_ino)}  # a link up would give this class the images of all others
     waiting = [folder]
     while waiting:
         current = waiting.pop()

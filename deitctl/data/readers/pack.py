@@ -1,11 +1,11 @@
-"""A data set in one file: its pictures, one behind the other, and an index that says where each lies.
+"""A data set in one file: its images, one behind the other, and an index that says where each lies.
 
-A pack is a line that says what it is, eight bytes that say where the index begins, the pictures' bytes in the order of
-their numbers, and the index: a block of arrays (`columns.py`) with the names, the labels, and of every picture its
-place and two checksums. A pass in order reads the file from end to end; a picture anywhere costs one `pread` and no
+A pack is a line that says what it is, eight bytes that say where the index begins, the images' bytes in the order of
+their numbers, and the index: a block of arrays (`columns.py`) with the names, the labels, and of every image its
+place and two checksums. A pass in order reads the file from end to end; an image anywhere costs one `pread` and no
 `open`. Nothing in a pack is believed before it is checked.
 
-Letters: N pictures.
+Letters: N images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from deitctl.data.array_block import ALIGN, UNREADABLE, block, read_block
 from deitctl.data.dataset import Labels
 from deitctl.data.decode import LARGE, MAX_BYTES, MAX_SIDE, decode, max_pixels
 from deitctl.data.index import COLUMNS, Listing, listing
-from deitctl.data.lazy_jpeg import Picture, open_picture
+from deitctl.data.lazy_jpeg import LazyJpeg, open_image
 from deitctl.data.mmap_array import MappedFile, identity_of
 from deitctl.data.string_array import Names
 from deitctl.errors import DataError
@@ -38,7 +38,7 @@ SUFFIX = ".pack"
 FAMILY = b"deitctl pack "
 MAGIC = FAMILY + b"1\n"
 START = ALIGN
-"""Bytes before the first picture: the line, the index's place, and nothing."""
+"""Bytes before the first image: the line, the index's place, and nothing."""
 CHECKS = {"checksums": "<u4", "digests": "<u8"}
 PARTS = ({"train"}, {"val"}, {"train", "val"}, {""})
 PPM = re.compile(rb"P6\n([1-9]\d{0,4}) ([1-9]\d{0,4})\n255\n")
@@ -78,7 +78,7 @@ class OpenFile:
 
 @dataclass(frozen=True)
 class PackSource:
-    """Pictures in a pack."""
+    """Images in a pack."""
 
     file: OpenFile
     names: Names
@@ -99,9 +99,9 @@ class PackSource:
         data = self.raw(index)
         return _pixels(data) or decode(data, self.name(index))
 
-    def open(self, index: int) -> Picture | Image.Image:
+    def open(self, index: int) -> LazyJpeg | Image.Image:
         data = self.raw(index)
-        return _pixels(data) or open_picture(data, self.name(index))
+        return _pixels(data) or open_image(data, self.name(index))
 
     def size(self, index: int) -> int:
         return int(self.spans[index, 1])
@@ -120,7 +120,7 @@ class PackSource:
 
 
 def _pixels(data: bytes) -> Image.Image | None:
-    """Return the picture that a plain PPM holds, in a fifth of the time that decoding takes; None for all others."""
+    """Return the image that a plain PPM holds, in a fifth of the time that decoding takes; None for all others."""
     header = PPM.match(data)
     if header is None:
         return None
@@ -175,7 +175,7 @@ def _source(file: OpenFile, prefix: str, classes: list[str], columns: list[NDArr
     if len(set(found.class_names)) != len(found.class_names):
         raise ValueError("it has two classes of one name")
     if spans[:, 0].min() < START or (spans[:, 1] > end - spans[:, 0]).any():
-        raise ValueError("a picture lies outside of it")
+        raise ValueError("an image lies outside of it")
     return PackSource(file, found.names.below(prefix), spans, checksums, digests, found.labels, found.class_names)
 
 
@@ -190,17 +190,17 @@ def is_pack(path: Path) -> bool:
         return False
 
 
-def write_pack(file: BinaryIO, parts: Mapping[str, Listing], pictures: Iterable[tuple[bytes, int]]) -> int:
+def write_pack(file: BinaryIO, parts: Mapping[str, Listing], images: Iterable[tuple[bytes, int]]) -> int:
     """Write a pack, and return how many bytes it has.
 
     Args:
         file: empty, open to write.
         parts: names, labels and classes of each; they may have no spans.
-        pictures: bytes and digest (see `PackSource.digests`) of every picture, part by part; taken one by one.
+        images: bytes and digest (see `PackSource.digests`) of every image, part by part; taken one by one.
     """
     ends, checksums, digests = array("q", [START]), array("I"), array("Q")
     file.write(bytes(START))
-    for data, digest in pictures:
+    for data, digest in images:
         file.write(data)
         ends.append(ends[-1] + len(data))
         checksums.append(zlib.crc32(data))

@@ -25,7 +25,7 @@ def open_tar(path: Path, reporter: Reporter) -> dict[str, Source]:
     """Return the `train` and `val` part of a tar, or its whole under the empty name.
 
     Raises:
-        DataError: it is no readable tar, or holds no class folders with pictures.
+        DataError: it is no readable tar, or holds no class folders with images.
     """
     parts = index.find(path)
     if parts is None:
@@ -41,7 +41,7 @@ def _list(path: Path, reporter: Reporter) -> dict[str, Listing]:
     spans = array("q")
     keys = [name.replace("/", "\0") for name in Names.of(_members(path, spans, reporter))]  # sort folder by folder
     if not keys or min(key.count("\0") for key in keys) < 1:
-        raise DataError(f"{path} has no class folders with pictures in it.")
+        raise DataError(f"{path} has no class folders with images in it.")
     order = sorted(range(len(keys)), key=keys.__getitem__)
     first, last = (keys[at].split("\0") for at in (order[0], order[-1]))
     depth = min(key.count("\0") for key in keys) + 1
@@ -55,7 +55,7 @@ def _list(path: Path, reporter: Reporter) -> dict[str, Listing]:
 
 
 def _members(path: Path, spans: array[int], reporter: Reporter) -> Iterator[str]:
-    """Yield the names of the pictures in a tar and append to `spans` where each begins and how long it is, in bytes."""
+    """Yield the names of the images in a tar and append to `spans` where each begins and how long it is, in bytes."""
     try:
         with reporter.task(f"scan {path.name}", None, "files") as task, tarfile.open(path, "r:") as archive:
             last = -1
@@ -76,7 +76,7 @@ def _members(path: Path, spans: array[int], reporter: Reporter) -> Iterator[str]
 
 
 def _part(keys: Sequence[str], order: Sequence[int], places: NDArray[np.int64], skip: int, part: str = "") -> Listing:
-    """List the pictures of a part without its first `skip` folders; a picture beside the class folders has no class."""
+    """List the images of a part without its first `skip` folders; an image beside the class folders has no class."""
     chosen, labels = array("q"), array("q")
     classes: dict[str, int] = {}
 

@@ -1,4 +1,4 @@
-// Pictures and maps on canvases, as deitctl/report/overlay.py draws them.
+// Images and maps on canvases, as deitctl/report/overlay.py draws them.
 
 const SMALLEST = 224; // of a side that is drawn: a small input is enlarged by a whole number, so that its pixels stay pixels
 const OPACITY = 0.6;

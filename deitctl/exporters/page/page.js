@@ -1,18 +1,18 @@
-// What a person does with the page: pictures are dropped, chosen or pasted, and answered in their order.
+// What a person does with the page: images are dropped, chosen or pasted, and answered in their order.
 
 import { answered, failed, waiting } from "./result.js";
 
 const MOST_PIXELS = 100_000_000; // as deitctl's decoder has it
-const MOST_PICTURES = 200; // shown at a time: each takes a megabyte
+const MOST_IMAGES = 200; // shown at a time: each takes a megabyte
 const LOADING = "Loading the model …";
 const at = (id) => document.getElementById(id);
 
 let about = null;
 let ready = false;
-let number = 0; // of the next picture
+let number = 0; // of the next image
 let since = 0; // and of the first since nothing was waiting
-let leftOut = 0; // pictures that were too many
-const open = new Map(); // pictures that are not answered yet: number -> { card, name, url }
+let leftOut = 0; // images that were too many
+const open = new Map(); // images that are not answered yet: number -> { card, name, url }
 
 // A worker from the server has no policy but its own; one from a blob has this page's, which forbids other servers.
 const script = `import ${JSON.stringify(new URL("worker.js", import.meta.url).href)};`;
@@ -54,19 +54,19 @@ const hear = {
 };
 
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
-const busy = () => `Looking at ${open.size} ${open.size === 1 ? "picture" : "pictures"} …`;
+const busy = () => `Looking at ${open.size} ${open.size === 1 ? "image" : "images"} …`;
 
 function tell(text) {
   at("state").textContent = text;
   at("results").setAttribute("aria-busy", String(open.size > 0));
 }
 
-/** Say what became of the last picture, or of how many there were. */
+/** Say what became of the last image, or of how many there were. */
 function done(last) {
   if (open.size) tell(ready ? busy() : LOADING);
   else {
-    const more = leftOut ? ` ${leftOut} were left out: ${MOST_PICTURES} are taken at a time.` : "";
-    tell(number - since === 1 ? last : `${number - since} pictures are done.${more}`);
+    const more = leftOut ? ` ${leftOut} were left out: ${MOST_IMAGES} are taken at a time.` : "";
+    tell(number - since === 1 ? last : `${number - since} images are done.${more}`);
   }
 }
 
@@ -95,15 +95,15 @@ function fail(id, why) {
 /** Put a card for each file at the top, in their order, and ask about each. */
 async function add(files) {
   if (document.body.dataset.state === "broken" || !files.length) return;
-  const taken = [...files].slice(0, MOST_PICTURES);
-  const cards = taken.map((file) => waiting(file.name || "pasted picture"));
+  const taken = [...files].slice(0, MOST_IMAGES);
+  const cards = taken.map((file) => waiting(file.name || "pasted image"));
   at("results").prepend(...cards);
-  for (const old of [...at("results").children].slice(MOST_PICTURES)) if (!isOpen(old)) old.remove();
+  for (const old of [...at("results").children].slice(MOST_IMAGES)) if (!isOpen(old)) old.remove();
   const first = number;
   if (!open.size) since = number;
   number += taken.length;
   taken.forEach((file, n) => {
-    open.set(first + n, { card: cards[n], name: file.name || "pasted picture", url: URL.createObjectURL(file) });
+    open.set(first + n, { card: cards[n], name: file.name || "pasted image", url: URL.createObjectURL(file) });
   });
   at("clear").hidden = false;
   tell(ready ? busy() : LOADING);
@@ -118,7 +118,7 @@ async function add(files) {
 
 const isOpen = (card) => [...open.values()].some((o) => o.card === card);
 
-/** Say why a picture is not decoded, from its head alone; empty for one that may be. */
+/** Say why an image is not decoded, from its head alone; empty for one that may be. */
 function unfit(url) {
   return new Promise((resolve) => {
     const image = new Image();
@@ -127,7 +127,7 @@ function unfit(url) {
       const large = width * height > MOST_PIXELS;
       resolve(large ? `It has ${width} × ${height} pixels, more than ${MOST_PIXELS.toLocaleString("en")}.` : "");
     };
-    image.onerror = () => resolve("This is not a picture that the browser can read.");
+    image.onerror = () => resolve("This is not an image that the browser can read.");
     image.src = url;
   });
 }
@@ -135,7 +135,7 @@ function unfit(url) {
 at("choose").onclick = () => at("files").click();
 at("files").onchange = () => {
   add(at("files").files);
-  at("files").value = ""; // so that the same picture can be chosen again
+  at("files").value = ""; // so that the same image can be chosen again
 };
 at("clear").onclick = () => {
   for (const card of [...at("results").children]) if (!isOpen(card)) card.remove();
@@ -144,7 +144,7 @@ at("clear").onclick = () => {
 };
 document.addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) add(event.clipboardData.files);
-  else tell("What was pasted is no picture.");
+  else tell("What was pasted is no image.");
 });
 let inside = 0; // a drag enters every element below the pointer
 document.addEventListener("dragenter", () => document.body.classList.toggle("dragging", ++inside > 0));
@@ -155,5 +155,5 @@ document.addEventListener("drop", (event) => {
   inside = 0;
   document.body.classList.remove("dragging");
   if (event.dataTransfer.files.length) add(event.dataTransfer.files);
-  else tell("What was dropped is no file: save the picture first, or paste it.");
+  else tell("What was dropped is no file: save the image first, or paste it.");
 });

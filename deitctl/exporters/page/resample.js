@@ -3,7 +3,7 @@
 const BITS = 22; // of a weight behind the point: 32 without 8 of a level and 2 for what sums above white
 const ONE = 2 ** BITS;
 const HALF = ONE / 2;
-const STRIP = 2 ** 20; // pixels of the picture that are read at a time
+const STRIP = 2 ** 20; // pixels of the image that are read at a time
 
 const sinc = (x) => (x === 0 ? 1 : Math.sin(x * Math.PI) / (x * Math.PI));
 
@@ -28,10 +28,10 @@ const FILTERS = {
 };
 
 /**
- * Resize a picture and cut a window out of the result, whose rest is never computed.
+ * Resize an image and cut a window out of the result, whose rest is never computed.
  *
  * source: { width, height, rows(top, count) }, whose rows are RGBA bytes; alpha is not looked at.
- * size: { width, height } to resize to; window: { left, top, width, height } in the resized picture.
+ * size: { width, height } to resize to; window: { left, top, width, height } in the resized image.
  * Returns RGB bytes, window.height * window.width * 3. First across, then down, with bytes between, as Pillow does.
  */
 export function resample(source, size, window, interpolation) {
@@ -58,7 +58,7 @@ function taps(length, target, interpolation, from, count) {
   if (interpolation === "nearest") return nearest(length, target, from, count);
   const { support, weight } = FILTERS[interpolation] ?? FILTERS.bicubic;
   const scale = length / target;
-  const stretch = Math.max(scale, 1); // a smaller picture is filtered by a wider curve: antialiasing
+  const stretch = Math.max(scale, 1); // a smaller image is filtered by a wider curve: antialiasing
   const reach = support * stretch;
   const found = [];
   for (let i = from; i < from + count; i++) {

@@ -1,4 +1,4 @@
-// One picture's card: what the model saw, where its tokens look, and the five likeliest classes. Names are set as text.
+// One image's card: what the model saw, where its tokens look, and the five likeliest classes. Names are set as text.
 
 import { drawMap, drawView } from "./heat.js";
 
@@ -12,7 +12,7 @@ function make(tag, attributes = {}, ...contents) {
   return element;
 }
 
-/** A card for a picture that has not been looked at. */
+/** A card for an image that has not been looked at. */
 export function waiting(name) {
   return make("article", { class: "card", "data-state": "waiting" },
     make("h2", {}, make("bdi", {}, name)),

@@ -1,4 +1,4 @@
-// The view of a picture that the model is asked about: resized and cut as deitctl/data/eval_view.py does.
+// The view of an image that the model is asked about: resized and cut as deitctl/data/eval_view.py does.
 
 import { resample } from "./resample.js";
 
@@ -15,7 +15,7 @@ export function evalView(source, preprocessing) {
   const down = cut(size.height, side);
   const window = { left: across.from, top: down.from, width: across.count, height: down.count };
   const cropped = resample(source, size, window, interpolation);
-  const view = new Uint8Array(side * side * 3); // outside the picture: black
+  const view = new Uint8Array(side * side * 3); // outside the image: black
   for (let y = 0; y < down.count; y++) {
     const row = cropped.subarray(y * across.count * 3, (y + 1) * across.count * 3);
     view.set(row, ((y + down.to) * side + across.to) * 3);
@@ -23,7 +23,7 @@ export function evalView(source, preprocessing) {
   return view;
 }
 
-/** Width and height of a picture whose short side becomes `target` pixels. */
+/** Width and height of an image whose short side becomes `target` pixels. */
 function resized(width, height, target) {
   return width <= height
     ? { width: target, height: Math.trunc((target * height) / width) }

@@ -1,4 +1,4 @@
-// Beside the page, so that it stays awake: loads the model and answers pictures one after the other.
+// Beside the page, so that it stays awake: loads the model and answers images one after the other.
 
 import * as ort from "./onnxruntime.js";
 import { decode } from "./decode.js";
@@ -54,18 +54,18 @@ function ask(view) {
 
 async function classify(blob) {
   const start = performance.now();
-  const picture = await decode(blob);
+  const image = await decode(blob);
   let view;
   try {
-    view = evalView(picture, about.preprocessing);
+    view = evalView(image, about.preprocessing);
   } finally {
-    picture.close();
+    image.close();
   }
   const seen = performance.now();
   const { probabilities, attention } = await ask(view.slice()); // its own copy: the page gets this one
   const maps = attention ? { data: attention.data, grid: attention.dims[2] } : null;
   const milliseconds = { view: seen - start, network: performance.now() - seen };
-  return { view, probabilities: probabilities.data, attention: maps, milliseconds, width: picture.width, height: picture.height };
+  return { view, probabilities: probabilities.data, attention: maps, milliseconds, width: image.width, height: image.height };
 }
 
 const loaded = load();

@@ -33,21 +33,21 @@ function chart({ title, xName, lines, unit = "", zero = false }) {
   [y0, y1] = [zero ? 0 : y0 - room, y1 + room];
   const px = (x) => left + ((x - x0) / (x1 - x0 || 1)) * (width - left - rightEdge);
   const py = (y) => height - bottom - ((y - y0) / (y1 - y0)) * (height - bottom - top);
-  const picture = svg("svg", {
+  const image = svg("svg", {
     viewBox: `0 0 ${width} ${height}`,
     tabindex: 0,
     role: "img",
     "aria-label": `${title} over ${xName}; the arrow keys read its values`,
   });
   for (const y of ticks(y0, y1)) {
-    picture.append(
+    image.append(
       svg("path", { class: "gridline", d: `M${left} ${py(y)}H${width - rightEdge}` }),
       svg("text", { x: left - 6, y: py(y) + 4, "text-anchor": "end" }, short(y)),
     );
   }
   for (const x of ticks(x0, x1))
-    picture.append(svg("text", { x: px(x), y: height - bottom + 16, "text-anchor": "middle" }, short(x)));
-  picture.append(svg("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, xName));
+    image.append(svg("text", { x: px(x), y: height - bottom + 16, "text-anchor": "middle" }, short(x)));
+  image.append(svg("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, xName));
   lines.forEach((line, n) => {
     let path = "";
     let pen = "M";
@@ -59,9 +59,9 @@ function chart({ title, xName, lines, unit = "", zero = false }) {
       path += `${pen}${px(line.x[at]).toFixed(1)} ${py(y).toFixed(1)}`;
       pen = "L";
       if (line.dots && line.y.length <= 60)
-        picture.append(svg("circle", { class: `line${n}`, cx: px(line.x[at]), cy: py(y), r: 3 }));
+        image.append(svg("circle", { class: `line${n}`, cx: px(line.x[at]), cy: py(y), r: 3 }));
     });
-    picture.append(svg("path", { class: `line line${n}`, d: path, "stroke-dasharray": STROKES[n % STROKES.length] }));
+    image.append(svg("path", { class: `line line${n}`, d: path, "stroke-dasharray": STROKES[n % STROKES.length] }));
   });
   const legend = el(
     "ul",
@@ -80,19 +80,19 @@ function chart({ title, xName, lines, unit = "", zero = false }) {
     ),
   );
   node.append(
-    picture,
+    image,
     legend,
-    readout(picture, { lines, points, px, xName, unit, width, span: [top, height - bottom] }),
+    readout(image, { lines, points, px, xName, unit, width, span: [top, height - bottom] }),
   );
   return node;
 }
 
 /** A line that follows the pointer or the arrow keys, and the values there in words. */
-function readout(picture, { lines, points, px, xName, unit, width, span }) {
+function readout(image, { lines, points, px, xName, unit, width, span }) {
   const values = [...new Set(points.map(([x]) => x))].sort((a, b) => a - b);
   const cursor = svg("path", { class: "cursor" });
   const said = el("output", { className: "quiet" }, "Point at the chart to read its values.");
-  picture.append(cursor);
+  image.append(cursor);
   let at = -1;
   const show = (n) => {
     at = Math.max(0, Math.min(n, values.length - 1));
@@ -107,12 +107,12 @@ function readout(picture, { lines, points, px, xName, unit, width, span }) {
     });
     said.textContent = `${xName} ${short(x)}: ${parts.filter(Boolean).join(", ")}`;
   };
-  picture.addEventListener("pointermove", (event) => {
-    const box = picture.getBoundingClientRect();
+  image.addEventListener("pointermove", (event) => {
+    const box = image.getBoundingClientRect();
     const x = ((event.clientX - box.left) / box.width) * width;
     show(values.reduce((best, v, n) => (Math.abs(px(v) - x) < Math.abs(px(values[best]) - x) ? n : best), 0));
   });
-  picture.addEventListener("keydown", (event) => {
+  image.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (step) {
       event.preventDefault();

@@ -11,7 +11,7 @@ function drawClasses(section, model, data, showClass) {
     precision: ratio(right[n], said[n]),
     f1: ratio(2 * right[n], images[n] + said[n]),
   }));
-  const columns = { name: "class", recall: "recall", precision: "precision", f1: "F1", images: "pictures" };
+  const columns = { name: "class", recall: "recall", precision: "precision", f1: "F1", images: "images" };
   const body = el("tbody");
   const more = el("button", { type: "button", className: "more" });
   const count = el("span", { className: "quiet", role: "status" });
@@ -100,7 +100,7 @@ function drawClasses(section, model, data, showClass) {
     el(
       "p",
       { className: "quiet" },
-      "Recall: the share of a class's pictures that are answered right. Precision: the share of the answers naming it that are right. F1: their harmonic mean.",
+      "Recall: the share of a class's images that are answered right. Precision: the share of the answers naming it that are right. F1: their harmonic mean.",
     ),
     el("div", { className: "controls" }, el("label", {}, quiet("Filter "), filter), count),
     el(

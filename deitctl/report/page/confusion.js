@@ -1,8 +1,8 @@
-// The confusion matrix: rows are what the pictures are, columns what they are taken for.
+// The confusion matrix: rows are what the images are, columns what they are taken for.
 
 function drawConfusion(section, model, data) {
   const matrix = matrixOf(model, data);
-  const found = listedPictures(model, data);
+  const found = listedImages(model, data);
   const holder = el("div", { className: "scroll" });
   const detail = el("div", { id: "cell", className: "card", tabIndex: -1, "aria-live": "polite" });
   const position = el("span", { className: "quiet" });
@@ -25,8 +25,8 @@ function drawConfusion(section, model, data) {
     detail.replaceChildren(
       el("h3", {}, title),
       ...(count
-        ? pictureList(model, data, found.filter(has), count)
-        : [el("p", { className: "empty" }, "No picture.")]),
+        ? imageList(model, data, found.filter(has), count)
+        : [el("p", { className: "empty" }, "No image.")]),
     );
     for (const cell of holder.querySelectorAll("[data-key]"))
       cell.classList.toggle("selected", cell.dataset.key === keyOf(choice));
@@ -87,7 +87,7 @@ function drawConfusion(section, model, data) {
     el(
       "p",
       { className: "quiet" },
-      "A click on a number, a class or a pair lists its pictures here. In the matrix, the arrow keys move and Enter chooses.",
+      "A click on a number, a class or a pair lists its images here. In the matrix, the arrow keys move and Enter chooses.",
       data.root ? [" Names of files are below ", el("code", {}, name(data.root)), "."] : "",
     ),
   );
@@ -95,7 +95,7 @@ function drawConfusion(section, model, data) {
     el(
       "p",
       { className: "quiet" },
-      "Rows: what the pictures are. Columns: what they are taken for. Blue: right; orange: mistaken; the stronger the colour, the larger the share of the row.",
+      "Rows: what the images are. Columns: what they are taken for. Blue: right; orange: mistaken; the stronger the colour, the larger the share of the row.",
     ),
     controls,
     el(

@@ -13,7 +13,7 @@ function drawCurves(section, curves) {
       { className: "quiet" },
       "The run ",
       name(curves.run),
-      `. The training loss is of mixed and augmented pictures, so it may stay above that of validation.${thinned}`,
+      `. The training loss is of mixed and augmented images, so it may stay above that of validation.${thinned}`,
     ),
     el(
       "div",

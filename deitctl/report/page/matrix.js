@@ -52,11 +52,11 @@ function around(matrix, classes) {
 
 const keyOf = ({ label, answer }) => `${label ?? ""}/${answer ?? ""}`;
 
-/** What a choice means: its heading, how many pictures it has, and which of the listed pictures belong to it. */
+/** What a choice means: its heading, how many images it has, and which of the listed images belong to it. */
 function describe({ label, answer, foreign }, matrix, data, model, visible) {
   const hidden = (a) => a !== OUTSIDE && !visible.includes(a);
   const row = label === undefined ? null : matrix.rows[label];
-  const title = (count, ...words) => [`${pictures(count)}: `, ...words];
+  const title = (count, ...words) => [`${images(count)}: `, ...words];
   if (row === null) {
     const count = matrix.said[answer] - matrix.right[answer];
     return {

@@ -19,7 +19,7 @@ function drawReliability(section, model) {
   section.append(
     holder,
     help(
-      "Pictures are sorted into bins by the confidence of the answer. A blue bar, dark and light together, is the share of a bin's answers that are right; the line is where it would end if the model were right as often as it says. Orange up to the line: too sure. Light blue above it: not sure enough. The small bars count the pictures: a bin of few says little. The expected calibration error is the mean gap, weighted by the pictures.",
+      "Images are sorted into bins by the confidence of the answer. A blue bar, dark and light together, is the share of a bin's answers that are right; the line is where it would end if the model were right as often as it says. Orange up to the line: too sure. Light blue above it: not sure enough. The small bars count the images: a bin of few says little. The expected calibration error is the mean gap, weighted by the images.",
     ),
   );
   draw("before");
@@ -27,7 +27,7 @@ function drawReliability(section, model) {
 
 function inWords(bins) {
   const images = sum(bins.map((bin) => bin[2]));
-  if (!images) return "No picture.";
+  if (!images) return "No image.";
   const mean = (at) => sum(bins.map((bin) => bin[2] * bin[at])) / images;
   const [confidence, accuracy] = [mean(3), mean(4)];
   const verdict =
@@ -44,13 +44,13 @@ function reliabilityDiagram(bins) {
   const [width, height] = [left + size + 10, 10 + size + gap + histogram + 36];
   const px = (value) => left + value * size;
   const py = (value) => 10 + (1 - value) * size;
-  const picture = svg("svg", {
+  const image = svg("svg", {
     viewBox: `0 0 ${width} ${height}`,
     role: "img",
     "aria-label": "Accuracy over confidence, by bin; the same numbers are in the table",
   });
   for (const value of [0, 0.2, 0.4, 0.6, 0.8, 1]) {
-    picture.append(
+    image.append(
       svg("path", { class: "gridline", d: `M${left} ${py(value)}H${px(1)}` }),
       svg("text", { x: left - 6, y: py(value) + 4, "text-anchor": "end" }, `${Math.round(100 * value)}`),
       svg("text", { x: px(value), y: height - 20, "text-anchor": "middle" }, `${Math.round(100 * value)}`),
@@ -67,7 +67,7 @@ function reliabilityDiagram(bins) {
       svg(
         "title",
         {},
-        `confidence ${percent(lower)} to ${percent(upper)}: ${pictures(images)}, ${percent(accuracy)} right, mean confidence ${percent(confidence)}`,
+        `confidence ${percent(lower)} to ${percent(upper)}: ${images(images)}, ${percent(accuracy)} right, mean confidence ${percent(confidence)}`,
       ),
     );
     const both = Math.min(accuracy, confidence);
@@ -98,12 +98,12 @@ function reliabilityDiagram(bins) {
           images >= 1000 ? `${(images / 1000).toFixed(images < 10000 ? 1 : 0)}k` : images,
         ),
       );
-    picture.append(bar);
+    image.append(bar);
   }
-  picture.append(
+  image.append(
     svg("path", { class: "ideal", d: `M${px(0)} ${py(0)}L${px(1)} ${py(1)}` }),
     svg("text", { x: left + size / 2, y: height - 4, "text-anchor": "middle" }, "confidence, %"),
-    svg("text", { x: left, y: 10 + size + gap + 2, class: "tiny" }, "pictures"),
+    svg("text", { x: left, y: 10 + size + gap + 2, class: "tiny" }, "images"),
     svg(
       "text",
       { x: 12, y: 10 + size / 2, "text-anchor": "middle", transform: `rotate(-90 12 ${10 + size / 2})` },
@@ -120,7 +120,7 @@ function reliabilityDiagram(bins) {
   return el(
     "figure",
     { className: "reliability" },
-    picture,
+    image,
     el(
       "ul",
       { className: "legend" },
@@ -155,7 +155,7 @@ function reliabilityTable(bins) {
           "tr",
           {},
           el("th", { scope: "col" }, "confidence"),
-          ["pictures", "mean", "right"].map((text) => el("th", { scope: "col", className: "number" }, text)),
+          ["images", "mean", "right"].map((text) => el("th", { scope: "col", className: "number" }, text)),
         ),
       ),
       el("tbody", {}, rows),

@@ -1,4 +1,4 @@
-// The confusion matrix as a table of buttons, and as one small picture of all its classes.
+// The confusion matrix as a table of buttons, and as one small image of all its classes.
 
 function matrixTable(matrix, data, classes, selected, select) {
   const others = classes.length < matrix.size;
@@ -31,7 +31,7 @@ function matrixTable(matrix, data, classes, selected, select) {
             ),
       ),
     ),
-    el("th", { scope: "col" }, el("span", { className: "column quiet" }, "pictures")),
+    el("th", { scope: "col" }, el("span", { className: "column quiet" }, "images")),
   );
   const body = classes.map((label) => {
     const row = matrix.rows[label];
@@ -92,7 +92,7 @@ function withArrowKeys(table) {
   });
 }
 
-/** All classes as one small picture; a click goes to the nearest mistake. */
+/** All classes as one small image; a click goes to the nearest mistake. */
 function matrixOverview(matrix, open) {
   const side = 320;
   const canvas = el("canvas", {

@@ -41,15 +41,15 @@ def root(image_folder) -> Path:
     return image_folder(COUNTS)
 
 
-def write(path: Path, parts: dict[str, Listing], pictures: list[bytes]) -> Path:
+def write(path: Path, parts: dict[str, Listing], images: list[bytes]) -> Path:
     with path.open("wb") as file:
-        assert write_pack(file, parts, ((data, digest_of(data)) for data in pictures)) == file.seek(0, 2)
+        assert write_pack(file, parts, ((data, digest_of(data)) for data in images)) == file.seek(0, 2)
     return path
 
 
 @pytest.fixture
 def packed(root, tmp_path, reporter) -> Path:
-    """The folder, picture by picture."""
+    """The folder, image by image."""
     data = open_data(str(root), reporter)
     sources = {"train": data.train, "val": data.val}
     parts = {name: Listing(s.paths.below(""), s.labels, s.class_names) for name, s in sources.items()}
@@ -69,16 +69,16 @@ def everything(source) -> list[tuple[str, bytes]]:
 
 
 def test_a_pack_is_laid_out_as_its_first_lines_say(tmp_path):
-    """By hand: a line, where the index begins, pictures from byte 64 on, the index at the next multiple of 64."""
+    """By hand: a line, where the index begins, images from byte 64 on, the index at the next multiple of 64."""
     parts = {"": Listing(Names.of(["a/0", "b/1"]), np.array([0, 1]), ("a", "b"))}
-    data = write(tmp_path / "x.pack", parts, [b"first", b"second picture"]).read_bytes()
+    data = write(tmp_path / "x.pack", parts, [b"first", b"second image"]).read_bytes()
     assert data[:15] == b"deitctl pack 1\n"
     assert int.from_bytes(data[15:23], "little") == 128  # 64 + 5 + 14 bytes, rounded up
-    assert data[64:83] == b"firstsecond picture"
+    assert data[64:83] == b"firstsecond image"
     assert int.from_bytes(data[128:132], "little") == zlib.crc32(data[132:])
     source = open_pack(tmp_path / "x.pack")[""]
     assert source.spans.tolist() == [[64, 5], [69, 14]]
-    assert source.checksums.tolist() == [zlib.crc32(b"first"), zlib.crc32(b"second picture")]
+    assert source.checksums.tolist() == [zlib.crc32(b"first"), zlib.crc32(b"second image")]
     assert [source.name(i) for i in range(2)] == [f"{tmp_path}/x.pack:a/0", f"{tmp_path}/x.pack:b/1"]
 
 
@@ -159,7 +159,7 @@ def test_who_reads_goes_on_when_a_pack_is_replaced_and_others_are_told(packed):
         pickle.loads(sent)
 
 
-def test_a_picture_that_a_disk_damages_while_it_is_read_is_unreadable_and_no_other(packed):
+def test_an_image_that_a_disk_damages_while_it_is_read_is_unreadable_and_no_other(packed):
     source, times = open_pack(packed)["train"], packed.stat()
     before = everything(source)
     with packed.open("r+b") as file:
@@ -210,7 +210,7 @@ def test_what_is_no_whole_pack_is_one_line(damage, packed, reporter):
 @given(
     damage=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=4), cut=st.sampled_from([1, 1, 0.9, 0.3])
 )
-def test_no_damage_gives_another_picture(damage, cut, packed):
+def test_no_damage_gives_another_image(damage, cut, packed):
     whole = packed.read_bytes()
     expected = {name: everything(source) for name, source in open_pack(packed).items()}
     data = bytearray(whole)
@@ -219,10 +219,10 @@ def test_no_damage_gives_another_picture(damage, cut, packed):
     packed.write_bytes(data[: int(cut * len(data))])
     try:
         for name, source in open_pack(packed).items():
-            for index, (label, picture) in enumerate(expected[name]):
+            for index, (label, image) in enumerate(expected[name]):
                 assert source.class_names[source.labels[index]] == label
                 try:
-                    assert source.raw(index) == picture
+                    assert source.raw(index) == image
                 except DataError as error:
                     assert "is damaged" in str(error)
     except DataError as error:
@@ -261,10 +261,10 @@ HOSTILE: dict[str, tuple[str, object]] = {
     "names in no order": ("ends", [0, 3, 2]),
     "label outside": ("labels", [0, 2]),
     "label below": ("labels", [0, -1]),
-    "picture before the first": ("spans", [[0, 64], [69, 1]]),
-    "picture behind the last": ("spans", [[64, 5], [69, 500]]),
-    "picture that goes round": ("spans", [[64, 5], [2**62, 2**62]]),
-    "picture of less than nothing": ("spans", [[64, 5], [69, -1]]),
+    "image before the first": ("spans", [[0, 64], [69, 1]]),
+    "image behind the last": ("spans", [[64, 5], [69, 500]]),
+    "image that goes round": ("spans", [[64, 5], [2**62, 2**62]]),
+    "image of less than nothing": ("spans", [[64, 5], [69, -1]]),
 }
 
 
@@ -280,7 +280,7 @@ def test_numbers_that_lie_are_refused(name, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pack, "block", lying)
     parts = {"": Listing(Names.of(["a/0", "b/1"]), np.array([0, 1]), ("a", "b"))}
-    with pytest.raises(DataError, match="damaged pack: (its arrays do not fit|a picture lies outside)"):
+    with pytest.raises(DataError, match="damaged pack: (its arrays do not fit|an image lies outside)"):
         open_pack(write(tmp_path / "x.pack", parts, [b"first", b"second"]))
 
 
@@ -295,12 +295,12 @@ def test_parts_and_classes_that_no_data_has_are_refused(parts, classes, tmp_path
         open_pack(write(tmp_path / "x.pack", dict.fromkeys(parts, listing), [b"1", b"2"] * len(parts)))
 
 
-def test_a_part_without_pictures_is_refused(tmp_path):
+def test_a_part_without_images_is_refused(tmp_path):
     with pytest.raises(DataError, match="damaged pack"):
         open_pack(write(tmp_path / "x.pack", {"": Listing(Names.of([]), np.empty(0, np.int64), ("a",))}, []))
 
 
-def test_a_picture_larger_than_any_is_not_read(packed, monkeypatch):
+def test_an_image_larger_than_any_is_not_read(packed, monkeypatch):
     monkeypatch.setattr(pack, "MAX_BYTES", 10)
     with pytest.raises(DataError, match="bytes, more than 10"):
         open_pack(packed)["train"].raw(0)
@@ -328,7 +328,7 @@ def test_whatever_is_not_as_plain_is_left_to_the_decoder(data):
     assert pack._pixels(data) is None
 
 
-def test_bare_pixels_have_the_limits_of_all_pictures(monkeypatch, tmp_path):
+def test_bare_pixels_have_the_limits_of_all_images(monkeypatch, tmp_path):
     data = b"P6\n20 20\n255\n" + bytes(1200)
     parts = {"": Listing(Names.of(["a/0"]), np.array([0]), ("a",))}
     source = open_pack(write(tmp_path / "x.pack", parts, [data]))[""]
@@ -347,11 +347,11 @@ def test_a_pack_is_known_by_its_first_bytes_and_pipes_are_not_waited_for(packed,
         open_data(str(tmp_path / "pipe.pack"), SilentReporter())
 
 
-def test_pictures_are_taken_one_by_one(tmp_path):
-    """Nothing but numbers is kept of a picture that was written."""
+def test_images_are_taken_one_by_one(tmp_path):
+    """Nothing but numbers is kept of an image that was written."""
     alive: list[int] = []
 
-    def pictures():
+    def images():
         for number in range(50):
             alive.append(number)
             yield bytes([number]) * 1000, 1
@@ -367,15 +367,15 @@ def test_pictures_are_taken_one_by_one(tmp_path):
                 Watching.written += 1
             return super().write(data)
 
-    write_pack(Watching(), parts, pictures())
+    write_pack(Watching(), parts, images())
     assert Watching.written == 50
 
 
-def test_grey_and_rotated_pictures_come_out_as_from_their_files(tmp_path, picture):
+def test_grey_and_rotated_images_come_out_as_from_their_files(tmp_path, make_image):
     buffer = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(30, 20).save(buffer, "JPEG", exif=exif)
+    make_image(30, 20).save(buffer, "JPEG", exif=exif)
     parts = {"": Listing(Names.of(["a/0.jpg"]), np.array([0]), ("a",))}
     source = open_pack(write(tmp_path / "x.pack", parts, [buffer.getvalue()]))[""]
     assert source.read(0).size == (20, 30)

@@ -1,4 +1,4 @@
-"""Pictures that are bombs, lie about themselves, or are something else: docs/security.md, "Pictures"."""
+"""Images that are bombs, lie about themselves, or are something else: docs/security.md, "Images"."""
 
 from __future__ import annotations
 
@@ -119,11 +119,11 @@ def test_exif_that_is_garbage_is_no_end():
     ids=["eps", "svg", "wmf", "ico", "pcx", "pdf", "tga"],
 )
 def test_formats_that_are_not_named_are_not_opened(data):
-    refused(data, "^x is not a picture")
+    refused(data, "^x is not an image")
 
 
 def test_a_jpeg_of_ten_thousand_scans_is_refused():
-    """Each is a pass over the whole picture: a file of 100 kB that would take minutes."""
+    """Each is a pass over the whole image: a file of 100 kB that would take minutes."""
     data = encode(Image.new("RGB", (600, 600), "red"), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     assert decode(data, "x").size == (600, 600)
@@ -145,9 +145,9 @@ def test_a_ribbon_is_cut_before_it_is_resized():
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "F", "I"])
-def test_strips_give_what_the_whole_picture_gives(mode, monkeypatch, picture):
-    grey = picture(50, 40).convert("L")
-    image = grey.point(lambda v: v * 257, "I") if mode in ("I;16", "I") else picture(50, 40)
+def test_strips_give_what_the_whole_image_gives(mode, monkeypatch, make_image):
+    grey = make_image(50, 40).convert("L")
+    image = grey.point(lambda v: v * 257, "I") if mode in ("I;16", "I") else make_image(50, 40)
     if mode in ("RGBA", "LA"):
         image.putalpha(grey)
     image = image if mode == "I" else image.convert(mode)
@@ -158,7 +158,7 @@ def test_strips_give_what_the_whole_picture_gives(mode, monkeypatch, picture):
     assert np.array_equal(np.asarray(decode(data, "x")), whole)
 
 
-def test_the_largest_pictures_stay_below_the_stated_memory():
+def test_the_largest_images_stay_below_the_stated_memory():
     """Seventeen bytes a pixel, here of 9 million of 16 bits with all that is done to them."""
     code = (
         "import io, resource, numpy as np; from PIL import Image\n"

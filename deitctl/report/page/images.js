@@ -1,9 +1,9 @@
-// Pictures: the galleries, and the lists of those behind a cell of the confusion matrix.
+// Images: the galleries, and the lists of those behind a cell of the confusion matrix.
 
 const OUTSIDE = -1;
 
-/** What is known of the pictures that are listed by name, by their place in the data. */
-function listedPictures(model, data) {
+/** What is known of the images that are listed by name, by their place in the data. */
+function listedImages(model, data) {
   const { at, label, answer, outside, confidence } = model.listed;
   const examples = new Map(
     Object.values(model.galleries)
@@ -22,7 +22,7 @@ function listedPictures(model, data) {
   }));
 }
 
-function pictureList(model, data, found, total) {
+function imageList(model, data, found, total) {
   const nodes = [];
   if (found.length < total) {
     const kept = model.listed.mistakesOnly ? "the most confident mistakes alone" : "those";
@@ -30,40 +30,40 @@ function pictureList(model, data, found, total) {
       el(
         "p",
         { className: "quiet" },
-        `${whole(found.length)} of ${pictures(total)} are named here: the report keeps the names of ${kept}.`,
+        `${whole(found.length)} of ${images(total)} are named here: the report keeps the names of ${kept}.`,
       ),
     );
   }
-  const seen = found.some((picture) => picture.example);
+  const seen = found.some((image) => image.example);
   nodes.push(
     ...shortened(
       "ul",
       found,
       24,
-      (picture) =>
+      (image) =>
         el(
           "li",
           {},
-          picture.example
-            ? el("img", { src: report.images[picture.example.image], alt: "", width: 56, height: 56 })
+          image.example
+            ? el("img", { src: report.images[image.example.image], alt: "", width: 56, height: 56 })
             : seen
               ? el("span", { className: "nothumb" })
               : null,
           el(
             "span",
             {},
-            el("code", {}, name(picture.name)),
+            el("code", {}, name(image.name)),
             el("br"),
             quiet(
-              data.classes[picture.label],
-              picture.label === picture.answer ? ", answered right, " : " taken for ",
-              picture.label === picture.answer ? "" : name(picture.said),
-              picture.label === picture.answer ? "" : ", ",
-              percent(picture.confidence),
+              data.classes[image.label],
+              image.label === image.answer ? ", answered right, " : " taken for ",
+              image.label === image.answer ? "" : name(image.said),
+              image.label === image.answer ? "" : ", ",
+              percent(image.confidence),
             ),
           ),
         ),
-      "pictures",
+      "images",
     ),
   );
   return nodes;
@@ -71,13 +71,13 @@ function pictureList(model, data, found, total) {
 
 const GALLERIES = {
   mistakes: [
-    "Wrong, and sure of it: a wrong label, two things in one picture, or something to learn from.",
+    "Wrong, and sure of it: a wrong label, two things in one image, or something to learn from.",
     "No mistake was made.",
   ],
-  unsure: ["Right, but only just: where the model would fail first.", "No picture was answered right."],
+  unsure: ["Right, but only just: where the model would fail first.", "No image was answered right."],
   disagreements: [
     "The class head and the distillation head name different classes.",
-    "There is nothing to show: one head, or two that agree on every picture.",
+    "There is nothing to show: one head, or two that agree on every image.",
   ],
 };
 
@@ -92,34 +92,34 @@ function drawGallery(section, model, data, kind) {
   const maps = [...new Set(examples.flatMap((example) => Object.keys(example.maps)))];
   const cards = new Set();
   const make = (example) => {
-    const card = pictureCard(example, model, data, maps);
+    const card = imageCard(example, model, data, maps);
     card.show(chosen);
     cards.add(card);
     return card.node;
   };
   let chosen = "";
   if (maps.length) {
-    const choices = { "": "picture alone", ...Object.fromEntries(maps.map((map) => [map, `attention of the ${map}`])) };
+    const choices = { "": "image alone", ...Object.fromEntries(maps.map((map) => [map, `attention of the ${map}`])) };
     section.append(
       choice("Show", choices, "", (map) => {
         chosen = map;
         for (const card of cards) card.show(map);
       }),
     );
-    section.append(el("p", { className: "quiet" }, "A click on one picture changes that picture."));
+    section.append(el("p", { className: "quiet" }, "A click on one image changes that image."));
   }
   section.append(...shortened("div", examples, 12, make, "gallery"));
 }
 
-/** One picture with its guesses; `show(map)` lays an attention map over it, "" none. */
-function pictureCard(example, model, data, maps) {
+/** One image with its guesses; `show(map)` lays an attention map over it, "" none. */
+function imageCard(example, model, data, maps) {
   const label = data.classes[example.label];
   const image = el("img", { src: report.images[example.image], alt: `${data.names[example.at]}, labelled ${label}` });
   const overlay = el("img", { alt: "", className: "map", hidden: true });
   const caption = el("span", { className: "mapname", hidden: true });
   const button = el(
     "button",
-    { type: "button", className: "picture", disabled: !maps.length },
+    { type: "button", className: "image", disabled: !maps.length },
     image,
     overlay,
     caption,
