@@ -31,7 +31,7 @@ from deitctl.data.eval_transform import channels_first
 from deitctl.data.lazy_jpeg import LazyJpeg, open_image
 from deitctl.data.open import open_data
 from deitctl.data.rand_augment import rand_augment
-from deitctl.data.transforms import crop_box, resized_crop, train_view
+from deitctl.data.transforms import crop_box, resized_crop, train_transform
 from deitctl.events import SilentReporter
 from deitctl.packing.pack import pack
 from deitctl.recipes import RECIPES
@@ -79,7 +79,7 @@ class Clock:
 
 def ours(source: Source, turn: int, index: int) -> object:
     """Read, decode and render one of our views."""
-    return train_view(source.open(index), AUGMENT, SIZE, 0, turn, index)
+    return train_transform(source.open(index), AUGMENT, SIZE, 0, turn, index)
 
 
 def whole_views(images: list[bytes], rounds: int, recipe: Any) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from deitctl.data.loader import eval_batches
-from deitctl.data.mixup import normalise
+from deitctl.data.mixup import normalize
 from deitctl.data.open import open_for_evaluation
 from deitctl.device import choose_device
 from deitctl.events import SilentReporter
@@ -61,7 +61,7 @@ def main() -> None:
     curves: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     apart: list[Tensor] = []
     for number, batch in enumerate(stream):
-        images = normalise(device.move(batch.images[0]), pre)
+        images = normalize(device.move(batch.images[0]), pre)
         with torch.inference_mode():
             first = {t: getattr(model(images), t).argmax(dim=1) for t in tokens}
         looks = [token_maps(model, images, method=m) for m in METHODS]

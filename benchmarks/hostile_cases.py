@@ -21,7 +21,7 @@ from deitctl.config import TrainConfig, write_toml
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model
-from deitctl.models.layers import layer_names, shipping_card
+from deitctl.models.layers import layer_names, shipping_config
 from deitctl.recipes import DIGITS
 
 KINDS = {
@@ -203,7 +203,7 @@ def make_model(folder: Path) -> Path:
     with torch.no_grad():
         for parameter in built.model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    save_model(folder, built.model.state_dict(), shipping_card(built.model, built.card), layer_names(built.model))
+    save_model(folder, built.model.state_dict(), shipping_config(built.model, built.card), layer_names(built.model))
     return folder
 
 

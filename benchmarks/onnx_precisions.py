@@ -57,7 +57,7 @@ from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.quantize import quantize_onnx
 from deitctl.exporters.verification import open_images
 from deitctl.models.factory import load_model
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 
 LINEAR = ["MatMul", "Gemm"]
 
@@ -124,7 +124,7 @@ def variants(plain: Path, calibration: Any) -> dict[str, Callable[[Path], Any]]:
     }
 
 
-def truth(card: ModelCard, source: Source, sample: Images) -> Any:
+def truth(card: ModelConfig, source: Source, sample: Images) -> Any:
     """Return the classes of the images: of their folders, or of their names where these begin with a WordNet id."""
     match = match_classes(card, source.class_names)
     if match is None:

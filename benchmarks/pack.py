@@ -134,7 +134,7 @@ def answers(options: argparse.Namespace) -> None:
     """Print how a model's answers about images change with the size, quality and subsampling of a pack."""
     import torch
 
-    from deitctl.data.eval_transform import eval_view
+    from deitctl.data.eval_transform import eval_transform
     from deitctl.models.factory import load_model
     from deitctl.packing import encode as packing
 
@@ -146,7 +146,7 @@ def answers(options: argparse.Namespace) -> None:
         images = [read_image(path) for path in sorted(Path(folder).rglob("*.jpg"))]
 
     def logs(imgs: list[Image.Image]) -> torch.Tensor:
-        views = [(torch.from_numpy(eval_view(p, pre)) / 255 - mean) / std for p in imgs]
+        views = [(torch.from_numpy(eval_transform(p, pre)) / 255 - mean) / std for p in imgs]
         with torch.inference_mode():
             return torch.cat(
                 [loaded.model(torch.stack(views[n : n + 32])).cls for n in range(0, len(views), 32)]
@@ -171,12 +171,12 @@ def start(options: argparse.Namespace) -> None:
     """Print how long a pack of many images takes to open, and the memory of it, in a fresh process each."""
     from deitctl.data.index import Listing
     from deitctl.data.readers.pack import write_pack
-    from deitctl.data.string_array import Names
+    from deitctl.data.string_array import StringArray
 
     count, classes = options.images, 1000
     labels = np.arange(count) * classes // count
     with tempfile.TemporaryDirectory() as folder:
-        names = Names.of(f"n{label:08}/n{label:08}_{n}.JPEG" for n, label in enumerate(labels.tolist()))
+        names = StringArray.of(f"n{label:08}/n{label:08}_{n}.JPEG" for n, label in enumerate(labels.tolist()))
         part = Listing(names, labels, tuple(f"n{label:08}" for label in range(classes)))
         path = Path(folder) / "x.pack"
         with path.open("wb") as file:

@@ -17,8 +17,8 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 from deitctl.data.decode import read_image
-from deitctl.data.eval_transform import eval_view
-from deitctl.data.mixup import normalise
+from deitctl.data.eval_transform import eval_transform
+from deitctl.data.mixup import normalize
 from deitctl.data.open import open_for_evaluation
 from deitctl.events import SilentReporter
 from deitctl.models.catalog import find, imagenet_classes
@@ -47,8 +47,8 @@ def main() -> None:
     worst, right, seconds = 0.0, [0, 0], [0.0, 0.0]
     for index, label in enumerate(source.labels.tolist()):
         start = time.perf_counter()
-        view = eval_view(read_image(Path(source.name(index))), loaded.card.preprocessing)
-        images = normalise(torch.from_numpy(view)[None], loaded.card.preprocessing)
+        view = eval_transform(read_image(Path(source.name(index))), loaded.card.preprocessing)
+        images = normalize(torch.from_numpy(view)[None], loaded.card.preprocessing)
         ours = fuse_heads(forward_heads(loaded.model, images), how)
         middle = time.perf_counter()
         reference = theirs(transform(Image.open(source.name(index)).convert("RGB"))[None])

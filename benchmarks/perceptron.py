@@ -107,7 +107,7 @@ def main() -> None:
     for name, value in (("images", 8), ("layers", 12), ("dim", 384), ("tokens", 198)):
         parser.add_argument(f"--{name}", type=int, default=value)
     said = parser.parse_args()
-    choose_device("cpu").keep_freed_memory()
+    choose_device("cpu").tune_malloc()
     rows = said.images * said.tokens
     layers = Layers(rows, said.dim, said.layers)
     square = torch.randn(2048, 2048).bfloat16()

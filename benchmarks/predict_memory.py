@@ -43,13 +43,13 @@ def make_model(folder: Path) -> None:
     from deitctl.events import SilentReporter
     from deitctl.models.checkpoint_io import save_model
     from deitctl.models.factory import build_model
-    from deitctl.models.layers import layer_names, shipping_card
+    from deitctl.models.layers import layer_names, shipping_config
 
     built = build_model(
         "deit_tiny", class_names=[f"class_{n}" for n in range(10)], img_size=32, drop_path_rate=0.0, pretrained=False,
         weights="", distilled=None, reporter=SilentReporter(),
     )  # fmt: skip
-    save_model(folder, built.model.state_dict(), shipping_card(built.model, built.card), layer_names(built.model))
+    save_model(folder, built.model.state_dict(), shipping_config(built.model, built.card), layer_names(built.model))
 
 
 def rss(pid: int) -> float:

@@ -20,7 +20,7 @@ from deitctl.device import choose_device
 from deitctl.events import SilentReporter
 from deitctl.models.factory import build_model
 from deitctl.recipes import PAPER
-from deitctl.training.checkpointer import Saver
+from deitctl.training.checkpointer import AsyncCheckpointer
 from deitctl.training.ema import ExponentialMovingAverage
 from deitctl.training.optim import build_optimizer
 from deitctl.training.state import Progress, TrainState
@@ -46,7 +46,7 @@ def main() -> None:
     for name in ("deit_tiny", "deit_small", "deit_base"):
         state = state_of(name)
         with tempfile.TemporaryDirectory() as folder:
-            saver, copies, writes = Saver(Path(folder) / "state", Path(folder) / "metrics.jsonl", "5m"), [], []
+            saver, copies, writes = AsyncCheckpointer(Path(folder) / "state", Path(folder) / "metrics.jsonl", "5m"), [], []
             for _ in range(5):
                 start = time.monotonic()
                 saver.copy(state)

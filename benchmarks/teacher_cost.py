@@ -30,7 +30,7 @@ from deitctl.training.launch import run_training
 def random_teacher(name: str, folder: Path) -> Path:
     """Write a timm folder of an untrained classifier of ImageNet's classes."""
     model = timm_models.create(name, num_classes=1000)
-    save_model(folder, model.state_dict(), timm_models.card_of(model, name, 1000), layer_names(model))
+    save_model(folder, model.state_dict(), timm_models.config_of(model, name, 1000), layer_names(model))
     return folder
 
 

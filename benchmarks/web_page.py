@@ -39,8 +39,8 @@ import numpy as np
 import torch
 
 from deitctl.data.decode import read_image
-from deitctl.data.eval_transform import eval_view
-from deitctl.data.mixup import normalise
+from deitctl.data.eval_transform import eval_transform
+from deitctl.data.mixup import normalize
 from deitctl.events import SilentReporter
 from deitctl.explanation.attention import attend
 from deitctl.exporters.compare_outputs import reference
@@ -169,7 +169,7 @@ def main() -> None:
     paths = [Path(names[i * len(names) // count]) for i in range(count)]
     loaded = load_model(args.model, weights=args.weights, reporter=SilentReporter())
     head, pre = choose_head("auto", loaded.card.head, loaded.model), loaded.card.preprocessing
-    views = np.stack([eval_view(read_image(path), pre) for path in paths])
+    views = np.stack([eval_transform(read_image(path), pre) for path in paths])
     wanted = reference(loaded.model, loaded.card, head, np.ascontiguousarray(views.transpose(0, 2, 3, 1)))[1]
 
     with tempfile.TemporaryDirectory() as folder:
@@ -223,7 +223,7 @@ def main() -> None:
     if isinstance(loaded.model, VisionTransformer):
         tokens = loaded.model.num_prefix_tokens
         kept = [
-            attend(loaded.model, normalise(torch.from_numpy(view[None]), pre))
+            attend(loaded.model, normalize(torch.from_numpy(view[None]), pre))
             .kept[-1]
             .mean(1)[0, :tokens, tokens:]
             .flatten()

@@ -12,13 +12,13 @@ import argparse
 import torch
 
 from deitctl.data.loader import eval_batches
-from deitctl.data.mixup import normalise
+from deitctl.data.mixup import normalize
 from deitctl.data.open import open_for_evaluation
-from deitctl.distillation.target_cache import WordFormat
+from deitctl.distillation.target_cache import TargetCodec
 from deitctl.events import SilentReporter
 from deitctl.models.factory import load_model
 from deitctl.models.heads import forward_heads
-from deitctl.training.losses import teacher_word
+from deitctl.training.losses import teacher_targets
 
 
 @torch.inference_mode()
@@ -32,14 +32,14 @@ def main() -> None:
     loaded = load_model(options.model, weights=options.weights, reporter=SilentReporter())
     source, pre = open_for_evaluation(options.images, SilentReporter()), loaded.card.preprocessing
     batches = eval_batches(source, [pre], batch_size=50, workers=0, pin_memory=False)
-    logits = torch.cat([forward_heads(loaded.model, normalise(b.images[0], pre)).cls for b in batches])
+    logits = torch.cat([forward_heads(loaded.model, normalize(b.images[0], pre)).cls for b in batches])
     print(
         f"{len(logits)} images, {logits.shape[1]} classes\n| tau | k | bytes a word | mass kept | KL, nats |\n|---|---|---|---|---|"
     )
     for tau in (1.0, 3.0):
-        word = teacher_word(logits, "soft", tau)
+        word = teacher_targets(logits, "soft", tau)
         for k in (5, 20, 100, 300, 1000):
-            form = WordFormat("soft", word.shape[1], k)
+            form = TargetCodec("soft", word.shape[1], k)
             stored = form.decode(form.encode(word))
             kl = (word * (word.log() - stored.clamp(min=1e-12).log())).sum(1).mean()
             mass = word.topk(k, dim=1).values.sum(1).mean()

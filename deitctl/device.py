@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deitctl.cores import available_cores
-from deitctl.distributed import launched, local_rank
+from deitctl.distributed import is_distributed, local_rank
 from deitctl.errors import ConfigError
 
 OUT_OF_MEMORY = (
@@ -83,11 +83,11 @@ class Device:
         return next(name for name, dtype in PRECISIONS.items() if dtype is self.dtype)
 
     @property
-    def waits_for_nothing(self) -> bool:
+    def is_synchronous(self) -> bool:
         """Whether reading a number costs nothing, because there is no queue of work to wait for."""
         return self.torch_device.type == "cpu"
 
-    def forget_cached_memory(self) -> None:
+    def empty_cache(self) -> None:
         """Give back what the backend keeps for later, so that smaller pieces can be cut from it."""
         gc.collect()
         if self.torch_device.type == "cuda":
@@ -104,11 +104,11 @@ class Device:
         said = "malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(n.startswith("MALLOC_") for n in os.environ)
         return self.torch_device.type == "cpu" and sys.platform == "linux" and not said
 
-    def keep_freed_memory(self) -> None:
+    def tune_malloc(self) -> None:
         """Have glibc keep what is freed, in this process and those forked from it, for the next batch.
 
         By itself it gives the end of its heap back to the system, and the next step pays for every page of its activations
-        again, up to a tenth of its CPU time. `forget_cached_memory` gives it back; blocks above 32 MiB still go at once.
+        again, up to a tenth of its CPU time. `empty_cache` gives it back; blocks above 32 MiB still go at once.
         """
         if self.keeps_freed_memory:
             with suppress(OSError, AttributeError):  # another malloc
@@ -214,7 +214,7 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
         ConfigError: an unknown name, or a device that is not here.
     """
     device = _find(name)
-    if device == torch.device("cuda") and launched():  # of several processes each takes the GPU of its number
+    if device == torch.device("cuda") and is_distributed():  # of several processes each takes the GPU of its number
         device = torch.device("cuda", local_rank() % torch.cuda.device_count())
     if precision != "auto":
         if precision not in PRECISIONS:

@@ -28,7 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 from deitctl.errors import ConfigError, DeitctlError
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=2)
+COLLECTIVE_TIMEOUT = timedelta(days=2)
 """How long a process waits for another: fitting a teacher or scanning a slow disk takes one of them hours. A process that
 dies is noticed at once, by its closed connection."""
 ARRIVAL = 1800
@@ -59,7 +59,7 @@ class World:
         start, stop = (2 * (pairs * r // self.size) for r in (self.rank, self.rank + 1))
         return slice(min(start, count), min(stop, count))
 
-    def exchange(self, numbers: Sequence[int]) -> list[list[int]]:
+    def all_gather_ints(self, numbers: Sequence[int]) -> list[list[int]]:
         """Return the numbers of every process, in the order of their ranks; all must pass as many."""
         if self.size == 1:
             return [list(numbers)]
@@ -78,16 +78,16 @@ class World:
             dist.all_gather_object(values, value)
         return values
 
-    def from_main(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """Return the main process's value, whatever the others pass."""
         return self.gather(value if self.is_main else None)[0]  # type: ignore[return-value]
 
     def wait(self) -> None:
         """Wait until every process is here."""
-        self.exchange([0])
+        self.all_gather_ints([0])
 
     @torch.no_grad()
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by their sums over the processes, the same to the bit in all of them."""
         if self.size == 1:
             return
@@ -99,7 +99,7 @@ class World:
             torch._foreach_copy_(list(bucket), [p.view_as(t) for p, t in zip(parts, bucket, strict=True)])
 
     @torch.no_grad()
-    def equalise(self, model: nn.Module) -> None:
+    def broadcast_module_(self, model: nn.Module) -> None:
         """Give every process the main one's parameters and buffers."""
         if self.size == 1:
             return
@@ -108,10 +108,10 @@ class World:
                 dist.broadcast(value, src=0)
 
 
-ALONE = World()
+SINGLE_PROCESS = World()
 
 
-def launched() -> bool:
+def is_distributed() -> bool:
     """Say whether torchrun, or another launcher of its kind, started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
@@ -147,8 +147,8 @@ def joined(device: torch.device) -> Iterator[World]:
         ConfigError: several processes on a device that cannot talk.
         ProcessLost: they do not come.
     """
-    if not launched():
-        yield ALONE
+    if not is_distributed():
+        yield SINGLE_PROCESS
         return
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"Several processes cannot share {device.type}.", "Run without torchrun, or --device cpu.")
@@ -160,8 +160,8 @@ def joined(device: torch.device) -> Iterator[World]:
     with _noticing_losses():
         store, rank, size = _meeting_place()
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=_clean_corner(store, rank, size), rank=rank,
-            world_size=size, timeout=PATIENCE,
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=_fresh_prefix_store(store, rank, size), rank=rank,
+            world_size=size, timeout=COLLECTIVE_TIMEOUT,
         )  # fmt: skip
     try:
         yield World(dist.get_rank(), dist.get_world_size())
@@ -180,7 +180,7 @@ def _meeting_place() -> tuple[Store, int, int]:
     return store, rank, size
 
 
-def _clean_corner(store: Store, rank: int, size: int) -> Store:
+def _fresh_prefix_store(store: Store, rank: int, size: int) -> Store:
     """Return a part of torchrun's store that only these starts of the processes use.
 
     The store outlives a restart (seen with torch 2.15), and the dead processes' addresses in it would be dialled. So

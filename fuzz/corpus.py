@@ -15,7 +15,7 @@ from safetensors.torch import save
 from targets import FORMS, IMAGES, SEPARATOR, STAMP
 
 from deitctl.config import DistillConfig, TrainConfig, write_toml
-from deitctl.models.model_config import ModelCard, to_timm_config
+from deitctl.models.model_config import ModelConfig, to_timm_config
 from deitctl.recipes import DIGITS
 
 KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -75,7 +75,7 @@ def checkpoints() -> list[bytes]:
         buffer = io.BytesIO()
         torch.save(value, buffer, _use_new_zipfile_serialization=new)
         made.append(b"p" + buffer.getvalue())
-    card = ModelCard(
+    card = ModelConfig(
         architecture="deit_tiny_patch16_224", num_classes=2, class_names=("a", "b"), descriptions=("c", "d")
     )
     layers = {"classifier": ("head",), "first_conv": "patch_embed.proj", "fixed_input_size": True}

@@ -13,9 +13,9 @@ import numpy as np
 
 from deitctl.config import TrainConfig, from_dict, override, read_toml, write_toml
 from deitctl.data.decode import decode
-from deitctl.data.eval_transform import eval_view
+from deitctl.data.eval_transform import eval_transform
 from deitctl.data.open import open_data
-from deitctl.distillation.target_cache import WordFormat, open_cache
+from deitctl.distillation.target_cache import TargetCodec, open_cache
 from deitctl.errors import DeitctlError
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import load_card, load_tensors, require_finite, tensor_shapes
@@ -25,7 +25,7 @@ from deitctl.recipes import DIGITS
 from deitctl.training.configure import check, parse_change
 
 SEPARATOR = b"\n---8<---\n"
-FORMS = (WordFormat("hard", 5), WordFormat("soft", 5, 5), WordFormat("soft", 9, 3))
+FORMS = (TargetCodec("hard", 5), TargetCodec("soft", 5, 5), TargetCodec("soft", 9, 3))
 IMAGES = 6
 STAMP = {"teacher": "t", "classes": 5, "view augmentation": {"hflip": 0.5}}
 
@@ -46,7 +46,7 @@ def image(data: bytes) -> None:
     with suppress(DeitctlError):
         image = decode(data, "x")
         assert image.mode == "RGB"
-        assert eval_view(image, Preprocessing(img_size=32)).shape == (3, 32, 32)
+        assert eval_transform(image, Preprocessing(img_size=32)).shape == (3, 32, 32)
 
 
 def config(data: bytes) -> None:

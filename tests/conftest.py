@@ -27,7 +27,7 @@ from deitctl.models.catalog import Architecture, find
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.convert import with_size
 from deitctl.models.factory import build_model
-from deitctl.models.layers import layer_names, shipping_card
+from deitctl.models.layers import layer_names, shipping_config
 from deitctl.models.vit import VisionTransformer
 from deitctl.recipes import DIGITS
 from deitctl.training.launch import run_training
@@ -215,7 +215,7 @@ def imagenet_teacher(tmp_path: Path) -> Callable[..., Path]:
     def make(architecture: str = "test_resnet", seed: int = 0) -> Path:
         torch.manual_seed(seed)
         model = timm_models.create(architecture, num_classes=1000, img_size=32)
-        card = timm_models.card_of(model, architecture, 1000).at_size(32)
+        card = timm_models.config_of(model, architecture, 1000).at_size(32)
         folder = tmp_path / f"imagenet-{architecture}-{seed}"
         save_model(folder, model.state_dict(), card, layer_names(model))
         return folder
@@ -246,6 +246,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         weights="", distilled=True, reporter=SilentReporter(),
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("model") / "seven"
-    card = shipping_card(loaded.model, loaded.card)
+    card = shipping_config(loaded.model, loaded.card)
     save_model(folder, loaded.model.state_dict(), card, layer_names(loaded.model))
     return folder

@@ -48,19 +48,19 @@ def work(world: World) -> dict[str, object]:
     tensors, model = tensors_of(rank), network(rank)
     places = [t.data_ptr() for t in tensors]
     seen: dict[str, object] = {"place": [rank, world.size, world.is_main]}
-    seen["exchange"] = world.exchange([rank, 10 + rank, -(2**40)])
+    seen["all_gather_ints"] = world.all_gather_ints([rank, 10 + rank, -(2**40)])
     seen["gather"] = world.gather({"rank": rank, "text": "x" * 100 * rank})
-    seen["from_main"] = world.from_main(f"said by {rank}")
+    seen["broadcast_object"] = world.broadcast_object(f"said by {rank}")
     world.wait()
-    world.add_up(tensors)
-    world.add_up([])
+    world.all_reduce_(tensors)
+    world.all_reduce_([])
     seen["sums"] = [t.double().tolist() for t in tensors]
     seen["in_place"] = places == [t.data_ptr() for t in tensors]
-    world.equalise(model)
+    world.broadcast_module_(model)
     seen["model"] = {name: value.double().tolist() for name, value in model.state_dict().items()}
     with joined(CPU) as again:
-        seen["nested"] = [again.rank, again.size, again.exchange([rank])]
-    seen["after nested"] = world.exchange([rank])
+        seen["nested"] = [again.rank, again.size, again.all_gather_ints([rank])]
+    seen["after nested"] = world.all_gather_ints([rank])
     return seen
 
 
@@ -70,12 +70,12 @@ def main(out: Path) -> None:
     with joined(CPU) as world:
         seen = work(world)
     with joined(CPU) as world:
-        seen["met again"] = world.exchange([world.rank])
+        seen["met again"] = world.all_gather_ints([world.rank])
         if world.rank == 1:
             (out / "1.json").write_text(json.dumps(seen))
             os._exit(3)
         try:
-            world.exchange([0])
+            world.all_gather_ints([0])
         except ProcessLost as lost:
             seen["lost"] = [lost.message, lost.hint]
     (out / "0.json").write_text(json.dumps(seen))

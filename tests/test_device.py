@@ -124,7 +124,7 @@ def test_a_precision_has_the_name_that_chooses_it(name):
 
 
 def test_forgetting_cached_memory_is_harmless():
-    choose_device("cpu").forget_cached_memory()
+    choose_device("cpu").empty_cache()
 
 
 def test_micro_batches_keep_activations_in_blocks_that_the_allocator_keeps():

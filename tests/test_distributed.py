@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deitctl import distributed as module
-from deitctl.distributed import ALONE, World, joined, launch_id, launched, local_rank, main_process
+from deitctl.distributed import SINGLE_PROCESS, World, is_distributed, joined, launch_id, local_rank, main_process
 from deitctl.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -45,18 +45,18 @@ def test_shares_are_all_of_a_batch_in_order_with_neighbours_together_and_even(si
 def test_one_alone_needs_nobody() -> None:
     values, model = [torch.ones(2)], torch.nn.Linear(2, 2)
     before = model.weight.clone()
-    assert ALONE.is_main
-    assert ALONE.exchange([3, 4]) == [[3, 4]]
+    assert SINGLE_PROCESS.is_main
+    assert SINGLE_PROCESS.all_gather_ints([3, 4]) == [[3, 4]]
     marker = object()
-    assert ALONE.gather(marker) == [marker]
-    assert ALONE.from_main(marker) is marker
-    ALONE.add_up(values)
-    ALONE.equalise(model)
-    ALONE.wait()
+    assert SINGLE_PROCESS.gather(marker) == [marker]
+    assert SINGLE_PROCESS.broadcast_object(marker) is marker
+    SINGLE_PROCESS.all_reduce_(values)
+    SINGLE_PROCESS.broadcast_module_(model)
+    SINGLE_PROCESS.wait()
     assert torch.equal(values[0], torch.ones(2))
     assert torch.equal(model.weight, before)
     with joined(CPU) as world, joined(torch.device("mps")) as other:  # whatever the device
-        assert world is other is ALONE
+        assert world is other is SINGLE_PROCESS
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_environment_says_who_a_process_is(
 ) -> None:
     for name, value in values.items():
         monkeypatch.setenv(name, value)
-    assert (launched(), main_process(), local_rank(), launch_id()) == expected
+    assert (is_distributed(), main_process(), local_rank(), launch_id()) == expected
 
 
 def test_a_launch_without_a_name_is_known_by_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def both_meet(store: dist.Store) -> list[dist.Store]:
     corners: list[dist.Store | None] = [None, None]
 
     def come(rank: int) -> None:
-        corners[rank] = module._clean_corner(store, rank, 2)
+        corners[rank] = module._fresh_prefix_store(store, rank, 2)
 
     threads = [threading.Thread(target=come, args=(rank,)) for rank in (0, 1)]
     for thread in threads:
@@ -130,7 +130,7 @@ def test_one_that_never_comes_is_waited_for_so_long_only(monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "ARRIVAL", 0.1)
     for rank, missing in ((0, 1), (1, 0)):
         with pytest.raises(RuntimeError, match=f"process {missing} did not come"):
-            module._clean_corner(dist.HashStore(), rank, 2)
+            module._fresh_prefix_store(dist.HashStore(), rank, 2)
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +178,9 @@ def plan() -> object:
 def test_processes_know_their_places_and_hear_each_other(two: list[dict[str, object]]) -> None:
     for rank, seen in enumerate(two):
         assert seen["place"] == [rank, 2, rank == 0]
-        assert seen["exchange"] == [[0, 10, -(2**40)], [1, 11, -(2**40)]]
+        assert seen["all_gather_ints"] == [[0, 10, -(2**40)], [1, 11, -(2**40)]]
         assert seen["gather"] == [{"rank": 0, "text": ""}, {"rank": 1, "text": "x" * 100}]
-        assert seen["from_main"] == "said by 0"
+        assert seen["broadcast_object"] == "said by 0"
 
 
 def test_sums_are_those_of_all_and_land_where_the_tensors_are(two: list[dict[str, object]]) -> None:

@@ -18,7 +18,7 @@ from deitctl.checks.findings import ERROR, Finding, Remedy, found, in_order, lis
 from deitctl.checks.fix_list import write_fix_list
 from deitctl.checks.ground_truth import label_of, read_ground_truth
 from deitctl.checks.images import check_images
-from deitctl.checks.survey import WHOLE, Part, survey
+from deitctl.checks.survey import WHOLE, Split, survey
 from deitctl.data.dataset import FileSource
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter, SilentReporter
@@ -106,11 +106,11 @@ def _require_writable(path: Path) -> None:
         raise DataError(f"Cannot write {path}.", "Name a file in a folder that may be written.")
 
 
-def _classes(part: Part) -> int:
+def _classes(part: Split) -> int:
     return sum(n > 0 for n in images_by_class(part).values()) if part.labelled else 0
 
 
-def _label_flat_parts(parts: Sequence[Part], truth: Mapping[str, str], findings: list[Finding]) -> list[Part]:
+def _label_flat_parts(parts: Sequence[Split], truth: Mapping[str, str], findings: list[Finding]) -> list[Split]:
     """Give images without class folders their classes, and report how they would be sorted."""
     known = {name for part in parts for name in part.source.class_names}
     labelled = []
@@ -121,7 +121,7 @@ def _label_flat_parts(parts: Sequence[Part], truth: Mapping[str, str], findings:
     return labelled
 
 
-def _label_flat(part: Part, truth: Mapping[str, str], known: set[str], findings: list[Finding]) -> Part:
+def _label_flat(part: Split, truth: Mapping[str, str], known: set[str], findings: list[Finding]) -> Split:
     paths = [part.source.name(i) for i in range(len(part.source.labels))]
     labels = {path: label for path in paths if (label := label_of(path, truth))}
     if truth and not labels:
@@ -146,7 +146,7 @@ def _label_flat(part: Part, truth: Mapping[str, str], known: set[str], findings:
     return replace(part, source=source)
 
 
-def _table(parts: Sequence[Part], path: Path) -> bytes:
+def _table(parts: Sequence[Split], path: Path) -> bytes:
     """Write every image's path, relative to the table where it lies below it, label and split."""
     if not parts:
         raise DataError("There are no images to write into a table.")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from deitctl.checks.findings import ERROR, WARNING, Finding, Remedy, found, listed
-from deitctl.checks.survey import WHOLE, Part
+from deitctl.checks.survey import WHOLE, Split
 from deitctl.recipes import RECIPES
 
 FEW = 5
@@ -19,7 +19,7 @@ IMBALANCE = 20
 IMAGENET_CLASSES = 1000
 
 
-def check_classes(parts: Sequence[Part]) -> Iterator[Finding]:
+def check_classes(parts: Sequence[Split]) -> Iterator[Finding]:
     """Compare the classes within and between the parts of a data set."""
     labelled = {part.name: part for part in parts if part.labelled}
     yield from found("part_missing", len(parts) == 1 and parts[0].name != WHOLE, [p.name for p in parts])
@@ -36,7 +36,7 @@ def check_classes(parts: Sequence[Part]) -> Iterator[Finding]:
     yield from found("few_images", len(small), small)
 
 
-def images_by_class(part: Part) -> dict[str, int]:
+def images_by_class(part: Split) -> dict[str, int]:
     """Count the images of every class that has any."""
     counts = np.bincount(part.source.labels, minlength=len(part.source.class_names))
     return dict(zip(part.source.class_names, counts.tolist(), strict=True))
@@ -59,7 +59,7 @@ def _between(train: Sequence[str], val: Sequence[str]) -> Iterator[Finding]:
     yield from found("class_only_in_train", len(untested), untested)
 
 
-def _within(part: Part) -> Iterator[Finding]:
+def _within(part: Split) -> Iterator[Finding]:
     names = sorted({*part.source.class_names, *part.empty})
     empty = [str(Path(part.root) / name) for name in part.empty]
     yield from found(
@@ -77,7 +77,7 @@ def _within(part: Part) -> Iterator[Finding]:
     yield from found("numbered_imagenet", numbered, [f"{part.name}: {names[0]} to {names[-1]}"])
 
 
-def _enough(part: Part) -> Iterator[Finding]:
+def _enough(part: Split) -> Iterator[Finding]:
     counts = images_by_class(part)
     yield from found("too_few_classes", len(counts) < 2, [f"{part.root or part.name}: {', '.join(counts)}"])
     least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
@@ -87,9 +87,9 @@ def _enough(part: Part) -> Iterator[Finding]:
     yield from found("small_part", total < batch, [f"{part.name}: {total}, a batch: {batch}"])
 
 
-def _spellings(parts: Sequence[Part]) -> Iterator[Finding]:
+def _spellings(parts: Sequence[Split]) -> Iterator[Finding]:
     """Find names that are one name in several spellings; between parts that keeps their classes apart."""
-    where: dict[str, dict[str, list[Part]]] = {}
+    where: dict[str, dict[str, list[Split]]] = {}
     for part in parts:
         for name in (*part.source.class_names, *part.empty):
             where.setdefault(plain_name(name), {}).setdefault(name, []).append(part)
@@ -100,7 +100,7 @@ def _spellings(parts: Sequence[Part]) -> Iterator[Finding]:
     yield from found("similar_class_names", len(alike), examples, severity=severity, remedies=lambda: _renames(alike))
 
 
-def _renames(alike: Iterable[dict[str, list[Part]]]) -> Iterator[Remedy]:
+def _renames(alike: Iterable[dict[str, list[Split]]]) -> Iterator[Remedy]:
     """Give every folder the spelling that comes first, which is training's."""
     for spellings in alike:
         first, *others = spellings

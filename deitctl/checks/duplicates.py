@@ -21,7 +21,7 @@ FARTHEST = 4096
 
 
 @dataclass(frozen=True)
-class Twins:
+class DuplicateGroups:
     """Images that have a twin, and one twin of each, by how the two are related; by image number."""
 
     across_parts: tuple[Index, Index]
@@ -30,7 +30,7 @@ class Twins:
     in_class: tuple[Index, Index]
 
 
-def exact_twins(digests: NDArray[np.uint8], parts: NDArray[np.integer], labels: NDArray[np.integer]) -> Twins:
+def exact_twins(digests: NDArray[np.uint8], parts: NDArray[np.integer], labels: NDArray[np.integer]) -> DuplicateGroups:
     """Find images with equal digests.
 
     Args:
@@ -46,14 +46,14 @@ def exact_twins(digests: NDArray[np.uint8], parts: NDArray[np.integer], labels: 
     repeats = first_in_part != here
     clash = repeats & (labels[first_in_part] != labels)
     copies = repeats & ~clash
-    return Twins(
+    return DuplicateGroups(
         (here[leaks], first[leaks]), (here[clash], first_in_part[clash]), (here[copies], first_in_part[copies])
     )
 
 
 def near_twins(
     hashes: NDArray[np.uint8], digests: NDArray[np.uint8], parts: NDArray[np.integer], labels: NDArray[np.integer]
-) -> Twins:
+) -> DuplicateGroups:
     """Find images whose hashes, bytes [N,16], differ in `NEAR` bits or fewer while their pixels differ.
 
     The other arguments are those of `exact_twins`.
@@ -64,7 +64,7 @@ def near_twins(
         a, b = originals[low], originals[high]
         relation = np.where(parts[a] != parts[b], 0, np.where(labels[a] != labels[b], 1, 2))
         twin[relation, b] = a
-    return Twins(*((np.flatnonzero(row >= 0), row[row >= 0]) for row in twin))
+    return DuplicateGroups(*((np.flatnonzero(row >= 0), row[row >= 0]) for row in twin))
 
 
 def near_pairs(hashes: NDArray[np.uint8], distance: int) -> Iterator[tuple[Index, Index]]:

@@ -38,7 +38,7 @@ FORMAT_OF = {".jpeg": "JPEG", ".jfif": "JPEG", ".tiff": "TIFF", ".pgm": "PPM", "
 FORMAT_OF |= {extension: name for name, extension in EXTENSION_OF.items()}
 
 
-class Look(NamedTuple):
+class ImageInfo(NamedTuple):
     """What one look at an image tells; of an unreadable one `problem` and `why` alone."""
 
     problem: str = ""
@@ -60,19 +60,19 @@ class Look(NamedTuple):
     """One colour all over."""
 
 
-def look(source: Source, index: int) -> Look:
+def look(source: Source, index: int) -> ImageInfo:
     """Read and decode one image once, and describe it; never raises for what is wrong with it."""
     name = source.name(index)
     try:
         data = source.raw(index)
     except DataError as error:
-        return Look("unreadable", str(error))
+        return ImageInfo("unreadable", str(error))
     header = _header(data)
     try:  # what is held in memory has no header
         image = source.read(index) if header is None else decode(data, name)
     except DataError as error:
-        return Look(_problem(data, str(error).replace(name, "")), str(error))
-    stored = header or Look()
+        return ImageInfo(_problem(data, str(error).replace(name, "")), str(error))
+    stored = header or ImageInfo()
     if isinstance(source, PackSource):  # the name is that of the file it was, whose format it need not have
         stored = stored._replace(format="")
     return stored._replace(
@@ -121,7 +121,7 @@ def is_image(path: str) -> bool:
         return False
 
 
-def _header(data: bytes) -> Look | None:
+def _header(data: bytes) -> ImageInfo | None:
     """Describe an image as stored, without decoding it; None if it does not even begin like one."""
     try:
         with warnings.catch_warnings():
@@ -129,7 +129,7 @@ def _header(data: bytes) -> Look | None:
             image = Image.open(io.BytesIO(data))
             kind = "JPEG" if image.format == "MPO" else image.format or ""  # a camera's JPEG with a preview behind it
             animated = kind != "JPEG" and bool(getattr(image, "is_animated", False))
-            return Look(
+            return ImageInfo(
                 mode=image.mode, format=kind, animated=animated, rotated=image.getexif().get(ORIENTATION, 1) != 1
             )
     except Exception:  # damaged headers raise a dozen kinds; decoding says what is wrong
@@ -144,8 +144,8 @@ def _problem(data: bytes, why: str) -> str:
     return "truncated" if "truncated" in why.lower() else "damaged"
 
 
-class Images(Dataset[Look]):
-    """The images of several sources under one numbering, each shown as its `Look`."""
+class Images(Dataset[ImageInfo]):
+    """The images of several sources under one numbering, each shown as its `ImageInfo`."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = sources
@@ -155,7 +155,7 @@ class Images(Dataset[Look]):
     def __len__(self) -> int:
         return int(self.counts.sum())
 
-    def __getitem__(self, index: int) -> Look:
+    def __getitem__(self, index: int) -> ImageInfo:
         return look(*self.locate(index))
 
     def locate(self, index: int) -> tuple[Source, int]:
@@ -176,7 +176,7 @@ def processes(wanted: int, num_images: int) -> int:
     return available_cores() if num_images > ONE_PROCESS else 0
 
 
-def look_at_all(images: Images, workers: int) -> Iterator[list[Look]]:
+def look_at_all(images: Images, workers: int) -> Iterator[list[ImageInfo]]:
     """Yield the looks of all images in order, in lists, by `workers` processes (see `processes`)."""
     with warnings.catch_warnings():  # the number of processes is the user's to choose
         warnings.filterwarnings("ignore", message="This DataLoader will create")

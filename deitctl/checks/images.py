@@ -10,19 +10,19 @@ from pathlib import PurePath
 
 import numpy as np
 
-from deitctl.checks.duplicates import Index, Twins, exact_twins, near_twins
+from deitctl.checks.duplicates import DuplicateGroups, Index, exact_twins, near_twins
 from deitctl.checks.findings import EXAMPLES, Finding, Remedies, Remedy, found
 from deitctl.checks.image_info import (
     DIGEST,
     EXTENSION_OF,
     HASH,
     LEAST_SIDE,
+    ImageInfo,
     Images,
-    Look,
     look_at_all,
     promised_format,
 )  # fmt: skip
-from deitctl.checks.survey import Part
+from deitctl.checks.survey import Split
 from deitctl.events import Reporter
 
 MANY_PIXELS = 20_000_000
@@ -30,7 +30,7 @@ LONG = 4  # times as long as wide
 DELETED = ("unreadable", "empty_file", "not_an_image", "truncated", "damaged")
 
 
-def check_images(parts: Sequence[Part], workers: int, reporter: Reporter) -> Iterator[Finding]:
+def check_images(parts: Sequence[Split], workers: int, reporter: Reporter) -> Iterator[Finding]:
     """Look at every image once, then for copies among them.
 
     Of each image 40 bytes are kept, and its number under each check that it fails.
@@ -62,7 +62,7 @@ class _Ledger:
         """Why the first of them could not be read."""
         self.done = 0
 
-    def add(self, seen: Look) -> None:
+    def add(self, seen: ImageInfo) -> None:
         """Enter the look at the next image."""
         index, self.done = self.done, self.done + 1
         if seen.problem:
@@ -110,7 +110,7 @@ class _Ledger:
         return make
 
 
-def _odd(seen: Look, name: str) -> Iterator[tuple[str, str]]:
+def _odd(seen: ImageInfo, name: str) -> Iterator[tuple[str, str]]:
     """Name the checks that a readable image fails, each with a detail to count by."""
     short, long = sorted(seen.size)
     if seen.format and promised_format(name) not in ("", seen.format):
@@ -128,7 +128,7 @@ def _odd(seen: Look, name: str) -> Iterator[tuple[str, str]]:
             yield check, ""
 
 
-def _copies(parts: Sequence[Part], images: Images, ledger: _Ledger) -> Iterator[Finding]:
+def _copies(parts: Sequence[Split], images: Images, ledger: _Ledger) -> Iterator[Finding]:
     part_of = np.repeat(np.arange(len(parts)), images.counts)
     labels = _common_labels(parts)
     readable = np.flatnonzero(ledger.readable)
@@ -139,7 +139,7 @@ def _copies(parts: Sequence[Part], images: Images, ledger: _Ledger) -> Iterator[
     yield from _twins("near_duplicate", near, images, hashed, " ~ ")
 
 
-def _common_labels(parts: Sequence[Part]) -> Index:
+def _common_labels(parts: Sequence[Split]) -> Index:
     """Number the classes of all parts by name; images without classes are of one class."""
     names = sorted({name for part in parts for name in part.source.class_names})
     number = {name: i for i, name in enumerate(names)}
@@ -179,6 +179,6 @@ class _Copies:
         return found(self.check, len(self.some), examples, remedies=self.remedies)
 
 
-def _twins(kind: str, twins: Twins, images: Images, numbers: Index, sign: str) -> Iterator[Finding]:
+def _twins(kind: str, twins: DuplicateGroups, images: Images, numbers: Index, sign: str) -> Iterator[Finding]:
     for relation, (some, others) in asdict(twins).items():
         yield from _Copies(f"{kind}_{relation}", numbers[some], numbers[others], images).finding(sign)

@@ -28,7 +28,7 @@ SNIFFED = 3  # files of an unknown extension whose first bytes are looked at
 
 
 @dataclass(frozen=True)
-class Part:
+class Split:
     """Training, validation, or a data set without parts."""
 
     name: str
@@ -52,7 +52,7 @@ class Survey:
     """The parts of a data set, and what was found on the way to them."""
 
     name: str
-    parts: list[Part] = field(default_factory=list)
+    parts: list[Split] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -77,7 +77,7 @@ def survey(ref: str, reporter: Reporter) -> Survey:
             return Survey(ref, [], findings)
         raise
     named = (("train", data.train), ("val", data.val), (WHOLE, data.whole))
-    parts = [Part(name, source) for name, source in named if source is not None and len(source.labels)]
+    parts = [Split(name, source) for name, source in named if source is not None and len(source.labels)]
     return Survey(data.name, parts, findings)
 
 
@@ -153,7 +153,7 @@ def _add_part(result: Survey, name: str, root: Path, reporter: Reporter) -> None
     if not folders:
         paths = tuple(sorted(str(root / f) for f in _images(root)))
         if paths:
-            result.parts.append(Part(name, FileSource(paths, np.zeros(len(paths), np.int64), ()), (), str(root), True))
+            result.parts.append(Split(name, FileSource(paths, np.zeros(len(paths), np.int64), ()), (), str(root), True))
         result.findings += found("no_images", not paths, [str(root)])
         return
     result.findings += _strays(root, folders)
@@ -163,7 +163,7 @@ def _add_part(result: Survey, name: str, root: Path, reporter: Reporter) -> None
         result.findings += found("no_images", 1, [str(root)])
         return
     empty = tuple(sorted(set(folders) - set(source.class_names)))
-    result.parts.append(Part(name, source, empty, str(root)))
+    result.parts.append(Split(name, source, empty, str(root)))
 
 
 def _same_part_again(root: Path) -> Path | None:

@@ -12,10 +12,10 @@ def doctor(device: o.DeviceOpt = "auto", precision: o.PrecisionOpt = "auto", out
     """
     from deitctl.cli.console import choose_format, print_json, print_table
     from deitctl.cli.run_training import FORMATS
-    from deitctl.profiling.environment import examine
+    from deitctl.profiling.environment import collect_env
 
     shape = choose_format(output_format, FORMATS, "json")
-    findings = examine(device, precision)
+    findings = collect_env(device, precision)
     if shape == "json":
         print_json(findings)
     else:

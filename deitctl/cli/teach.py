@@ -54,7 +54,7 @@ def teach(
     from deitctl.cli.run_training import FORMATS
     from deitctl.distillation.precompute import teach as run
     from deitctl.distillation.precompute import verify as run_verify
-    from deitctl.distributed import launched, main_process
+    from deitctl.distributed import is_distributed, main_process
     from deitctl.errors import ConfigError
     from deitctl.training.configure import Request, Teaching, configure
 
@@ -77,7 +77,7 @@ def teach(
     with rerun_on_interruption():
         config, *sources = configure(request, reporter)
         pair = (sources[0], sources[1])
-        if verify and launched():
+        if verify and is_distributed():
             raise ConfigError("--verify is for one process.", "Run it without torchrun.")
         if verify:
             checked = run_verify(config, pair, count=count, batch_size=batch_size, reporter=reporter)

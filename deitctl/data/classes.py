@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deitctl.errors import ConfigError, did_you_mean
 from deitctl.models.catalog import imagenet_classes
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 
 MOST_NAMED = 4
 NUMBERS = frozenset(map(str, range(1000)))
@@ -31,7 +31,7 @@ class ClassMatch:
         }[self.kind]
 
 
-def match_classes(card: ModelCard, data_names: Sequence[str]) -> ClassMatch | None:
+def match_classes(card: ModelConfig, data_names: Sequence[str]) -> ClassMatch | None:
     """Find each of the data's classes in a model's by WordNet id or name; None unless all are found.
 
     Names are compared without case, underscores and hyphens; each synonym of an ImageNet class counts, unless two
@@ -53,7 +53,7 @@ def match_classes(card: ModelCard, data_names: Sequence[str]) -> ClassMatch | No
     return ClassMatch(found, "same" if found == tuple(range(card.num_classes)) else "permuted")
 
 
-def find_class(card: ModelCard, name: str) -> int:
+def find_class(card: ModelConfig, name: str) -> int:
     """Return the logit of a class that a person names: by its name, label, a synonym, WordNet id or number.
 
     Spelled as `match_classes` has it; a class that is called `7` comes before the one numbered 7.
@@ -77,7 +77,7 @@ def find_class(card: ModelCard, name: str) -> int:
     raise ConfigError(f"The model has no class {name!r}.", hint)
 
 
-def _spellings(card: ModelCard) -> dict[str, int]:
+def _spellings(card: ModelConfig) -> dict[str, int]:
     """Map spellings to logits: class names before whole descriptions before their synonyms, unless two classes share it."""
     names, described = card.class_names or (), card.descriptions or ()
     synonyms = [(row, part) for row, name in enumerate(described) for part in name.split(",")]

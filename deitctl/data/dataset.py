@@ -51,7 +51,7 @@ class FileSource:
     """Images in files of their own."""
 
     paths: Sequence[str]
-    """`Names` where there may be many."""
+    """`StringArray` where there may be many."""
     labels: Labels
     class_names: tuple[str, ...]
 
@@ -80,7 +80,7 @@ class TarSource:
 
     path: str
     members: Sequence[str]
-    """`Names` where there may be many."""
+    """`StringArray` where there may be many."""
     spans: NDArray[np.int64]
     """Offset and size of each in the tar, in bytes, [N,2]."""
     labels: Labels

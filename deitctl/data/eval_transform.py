@@ -25,7 +25,7 @@ INTERPOLATION = {
 }
 
 
-def eval_view(image: Image.Image, pre: Preprocessing) -> Pixels:
+def eval_transform(image: Image.Image, pre: Preprocessing) -> Pixels:
     """Resize, crop the centre: uint8 [3,S,S], to the pixel what timm's `transforms_imagenet_eval` does."""
     size, target = pre.img_size, pre.resize_to
     resample = INTERPOLATION.get(pre.interpolation, Image.Resampling.BICUBIC)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from deitctl.cache import cache_root
 from deitctl.data.array_block import UNREADABLE, block, read_block
 from deitctl.data.mmap_array import MappedFile
-from deitctl.data.string_array import Names
+from deitctl.data.string_array import StringArray
 from deitctl.errors import DeitctlError
 from deitctl.events import Reporter
 from deitctl.models.checkpoint_io import write_bytes
@@ -42,7 +42,7 @@ COLUMNS = {"blob": "|u1", "ends": "<i8", "labels": "<i8", "spans": "<i8"}
 class Listing:
     """The images of one part of a data set, by name relative to its root."""
 
-    names: Names
+    names: StringArray
     labels: NDArray[np.int64]
     """[N], index of `class_names`."""
     class_names: tuple[str, ...]
@@ -91,7 +91,7 @@ def keep(parts: Mapping[str, Listing], watched: Watched, reporter: Reporter) -> 
     """Write the index of a scan, if it is worth it and can be relied on; a cache that cannot be written is no error."""
     if sum(len(part.labels) for part in parts.values()) < FROM or not watched.settled:
         return
-    directories = Names.of(watched.states)
+    directories = StringArray.of(watched.states)
     columns: list[tuple[str, NDArray[Any]]] = [
         ("|u1", directories.blob), ("<i8", directories.ends), ("<i8", np.array([*watched.states.values()], np.int64)),
     ]  # fmt: skip
@@ -132,7 +132,7 @@ def _dtypes(header: Mapping[str, Any]) -> list[str]:
 
 def _fresh(root: str, columns: Sequence[NDArray[Any]]) -> bool:
     """Say whether every directory is in the state that it was in."""
-    paths, states = Names(columns[0], columns[1]), columns[2]
+    paths, states = StringArray(columns[0], columns[1]), columns[2]
     if not paths.sound or states.shape != (len(paths), STATE):
         return False
     return len(paths) > 0 and all(
@@ -151,7 +151,7 @@ def _parts(classes: Mapping[str, Sequence[str]], columns: Sequence[NDArray[Any]]
 def listing(class_names: Sequence[str], columns: Sequence[NDArray[Any]]) -> Listing:
     """Put the arrays of `COLUMNS` together; raise ValueError if they do not fit each other."""
     blob, ends, labels, spans = columns
-    names = Names(blob, ends)
+    names = StringArray(blob, ends)
     fits = names.sound and labels.shape == (len(names),) and spans.shape in ((0, 2), (len(names), 2))
     if not fits or min(labels.min(initial=0), spans.min(initial=0)) < 0 or labels.max(initial=-1) >= len(class_names):
         raise ValueError("its arrays do not fit each other")

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from deitctl.config import AugmentConfig
 from deitctl.data.dataset import Source
-from deitctl.data.eval_transform import Pixels, eval_view
+from deitctl.data.eval_transform import Pixels, eval_transform
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
-from deitctl.data.transforms import train_view
+from deitctl.data.transforms import train_transform
 from deitctl.errors import DataError
 from deitctl.models.model_config import Preprocessing
 
@@ -102,10 +102,10 @@ class TrainViews(Dataset[Sample]):
         unasked = not plan.teacher_size or (plan.known is not None and plan.known(view, key.index))
         try:
             image = self.source.open(key.index)
-            pixels = train_view(image, self.augment, img_size, plan.seed, view, key.index)
+            pixels = train_transform(image, self.augment, img_size, plan.seed, view, key.index)
             if unasked or plan.teacher_size == img_size:
                 return Sample(pixels, label, key, "", None if unasked else pixels)
-            shown = train_view(image, self.augment, plan.teacher_size, plan.seed, view, key.index)
+            shown = train_transform(image, self.augment, plan.teacher_size, plan.seed, view, key.index)
         except DataError as error:
             return Sample(None, label, key, str(error))
         return Sample(pixels, label, key, "", shown)
@@ -145,7 +145,7 @@ class EvalViews(Dataset[EvalSample]):
             image = self.source.read(index)
         except DataError as error:
             return EvalSample((), label, index, str(error))
-        return EvalSample(tuple(eval_view(image, p) for p in self.preprocessings), label, index, "")
+        return EvalSample(tuple(eval_transform(image, p) for p in self.preprocessings), label, index, "")
 
     def collate(self, samples: Sequence[EvalSample]) -> EvalBatch:
         """Stack the readable samples."""

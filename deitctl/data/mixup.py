@@ -25,13 +25,13 @@ ERASE_AREA = (0.02, 1 / 3)  # timm's RandomErasing, which DeiT uses (Zhong et al
 ERASE_RATIO = (0.3, 1 / 0.3)
 
 
-def normalise(pixels: Tensor, pre: Preprocessing) -> Tensor:
+def normalize(pixels: Tensor, pre: Preprocessing) -> Tensor:
     """Turn uint8 [B,3,H,W] into the floats a model wants: (x / 255 - mean) / std per channel."""
     mean, std = _channels(pre.mean, pixels), _channels(pre.std, pixels)
     return pixels.float().div(255).sub(mean).div(std)
 
 
-def renormalise(images: Tensor, old: Preprocessing, new: Preprocessing) -> Tensor:
+def renormalize(images: Tensor, old: Preprocessing, new: Preprocessing) -> Tensor:
     """Turn images normalised for one model into what another wants."""
     if (old.mean, old.std) == (new.mean, new.std):
         return images
@@ -77,7 +77,7 @@ class Mix:
     """For cutmix, the partner's rectangle: top, bottom, left, right in pixels; None for mixup."""
 
 
-def draw_mix(config: AugmentConfig, img_size: int, seed: int, step: int) -> Mix | None:
+def sample_mixup(config: AugmentConfig, img_size: int, seed: int, step: int) -> Mix | None:
     """Draw how the whole batch of a step is mixed (timm's and DeiT's `batch` mode), None for not at all."""
     draw = rng.generator(seed, "mix", step)
     if not (config.mixup or config.cutmix) or draw.random() >= config.mix_prob:
@@ -85,10 +85,10 @@ def draw_mix(config: AugmentConfig, img_size: int, seed: int, step: int) -> Mix 
     cut = bool(config.cutmix) and (not config.mixup or draw.random() < config.switch_prob)
     strength = config.cutmix if cut else config.mixup
     share = float(draw.beta(strength, strength))
-    return cut_box(img_size, share, draw) if cut else Mix(share, None)
+    return rand_bbox(img_size, share, draw) if cut else Mix(share, None)
 
 
-def cut_box(img_size: int, share: float, draw: np.random.Generator) -> Mix:
+def rand_bbox(img_size: int, share: float, draw: np.random.Generator) -> Mix:
     """Draw a rectangle of about 1 - share of the image (Yun et al. 2019, §3.1); `share` becomes what is really left."""
     side = int(img_size * math.sqrt(1 - share))
     y, x = draw.integers(0, img_size, 2).tolist()
@@ -97,7 +97,7 @@ def cut_box(img_size: int, share: float, draw: np.random.Generator) -> Mix:
     return Mix(1 - (bottom - top) * (right - left) / img_size**2, (top, bottom, left, right))
 
 
-def partners(slots: Sequence[int]) -> Tensor:
+def pair_indices(slots: Sequence[int]) -> Tensor:
     """Pair neighbours, slot 0 with 1, 2 with 3: for each image [B] the index of its partner, its own where there is none.
 
     Slots are places in the epoch's order, so that who meets whom depends neither on the batch size nor on the processes
@@ -107,7 +107,7 @@ def partners(slots: Sequence[int]) -> Tensor:
     return torch.tensor([at.get(slot ^ 1, index) for index, slot in enumerate(slots)], dtype=torch.int64)
 
 
-def mix_words(words: Tensor, mix: Mix | None, other: Tensor) -> Tensor:
+def mix_targets(words: Tensor, mix: Mix | None, other: Tensor) -> Tensor:
     """Mix distributions [B,K], true or a teacher's, as the images they are about are mixed, with partners `other` [B]."""
     return words if mix is None else words * mix.share + words[other] * (1 - mix.share)
 

@@ -17,7 +17,7 @@ CHUNK = 4096
 
 
 @dataclass(frozen=True, eq=False)
-class Names(Sequence[str]):
+class StringArray(Sequence[str]):
     """Names that do not change, kept end to end as bytes; each becomes a string when it is asked for.
 
     A tuple of strings costs thrice as much, and a forked worker that looks at one counts a reference in its page, which
@@ -32,7 +32,7 @@ class Names(Sequence[str]):
     """What stands before every name, once for all."""
 
     @classmethod
-    def of(cls, names: Iterable[str]) -> Names:
+    def of(cls, names: Iterable[str]) -> StringArray:
         """Take names one by one, so that they need never be in memory together."""
         blob, ends = bytearray(), array("q", [0])
         for name in names:
@@ -61,13 +61,13 @@ class Names(Sequence[str]):
             for begin, end in pairwise([first, *ends]):
                 yield self.prefix + os.fsdecode(text[begin - first : end - first])
 
-    def below(self, prefix: str) -> Names:
+    def below(self, prefix: str) -> StringArray:
         """Return the same names, and the same memory, with another prefix."""
-        return Names(self.blob, self.ends, prefix)
+        return StringArray(self.blob, self.ends, prefix)
 
-    def take(self, places: Iterable[int]) -> Names:
+    def take(self, places: Iterable[int]) -> StringArray:
         """Return some of the names, in the order of `places`, as their own; the prefix is part of them."""
-        return Names.of(self[i] for i in places)
+        return StringArray.of(self[i] for i in places)
 
     @property
     def sound(self) -> bool:

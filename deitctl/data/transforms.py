@@ -22,10 +22,10 @@ from deitctl.data.rand_augment import rand_augment
 NARROW = 8
 """Pixels of a side below which a crop is Pillow's to resize."""
 VIEWS_VERSION = 3
-"""Goes up when `train_view` gives other pixels for the same arguments, so that no stored word of a teacher outlives them."""
+"""Goes up when `train_transform` gives other pixels for the same arguments, so that no stored word of a teacher outlives them."""
 
 
-def train_view(
+def train_transform(
     img: Image.Image | LazyJpeg, config: AugmentConfig, img_size: int, seed: int, view: int, index: int
 ) -> Pixels:
     """Return a view of RGB image `index`, a function of `(seed, view, index)`: crop, flip, affine map, colours.

@@ -16,21 +16,21 @@ from deitctl.data.dataset import Source
 from deitctl.data.loader import Batch, view_batches
 from deitctl.data.samplers import SampleKey, view_of
 from deitctl.device import Device
-from deitctl.distillation.target_cache import Records, WordCache, WordFormat
+from deitctl.distillation.target_cache import Records, TargetCache, TargetCodec
 from deitctl.distillation.teacher import Teacher
-from deitctl.distributed import ALONE, World
+from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import TeacherError
 from deitctl.events import Reporter
-from deitctl.training.losses import teacher_word
+from deitctl.training.losses import teacher_targets
 
 
 @dataclass(frozen=True)
-class Listener:
+class CachedTeacher:
     """Answers with the teacher's words [B,K] about the views of a batch, and remembers them."""
 
-    form: WordFormat
+    form: TargetCodec
     tau: float
-    cache: WordCache | None
+    cache: TargetCache | None
     """None: nothing is remembered, the teacher is asked every time."""
     teacher: Callable[[], Teacher]
     """Loads the network; called when a word is not in the cache, so perhaps never."""
@@ -70,11 +70,11 @@ class Listener:
             logits = self.teacher().look(self.device.move(pixels))
         if not logits.isfinite().all():
             raise TeacherError("The teacher answers with what is no number.", "Check its weights; or --precision fp32.")
-        return self.form.encode(teacher_word(logits.float(), self.form.mode, self.tau))
+        return self.form.encode(teacher_targets(logits.float(), self.form.mode, self.tau))
 
     def fill(
         self, source: Source, augment: AugmentConfig, view_seed: int, views: int, *,
-        batch_size: int, workers: int, reporter: Reporter, world: World = ALONE,
+        batch_size: int, workers: int, reporter: Reporter, world: World = SINGLE_PROCESS,
         pause: Callable[[], None] = lambda: None,
     ) -> int:  # fmt: skip
         """Ask for every word that the first `views` views lack; return how many that were, in all processes together.
@@ -105,7 +105,7 @@ class Listener:
         return sum(world.gather(asked))
 
 
-def _still_missing(cache: WordCache, views: int, batch_size: int, world: World) -> Iterator[list[SampleKey]]:
+def _still_missing(cache: TargetCache, views: int, batch_size: int, world: World) -> Iterator[list[SampleKey]]:
     """Yield batches of (view, image) that have no word yet, in an order that differs from process to process.
 
     Which of a `world` asks about an image depends on its number alone, so that none is left out or asked twice.

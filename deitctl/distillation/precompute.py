@@ -15,9 +15,9 @@ from deitctl.data.dataset import Source
 from deitctl.data.loader import view_batches
 from deitctl.data.samplers import SampleKey
 from deitctl.device import choose_device
-from deitctl.distillation.preflight import NO_CACHE, Preflight, Tutor
-from deitctl.distillation.target_cache import WordCache
-from deitctl.distributed import ALONE, World, joined
+from deitctl.distillation.preflight import NO_CACHE, DistillationTeacher, Preflight
+from deitctl.distillation.target_cache import TargetCache
+from deitctl.distributed import SINGLE_PROCESS, World, joined
 from deitctl.errors import ConfigError, Interrupted, Signalled, TeacherError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.models.model_config import Preprocessing
@@ -118,7 +118,7 @@ def verify(
     """
     reporter = reporter or SilentReporter()
     check(config)
-    tutor, cache = _open(config, sources, reporter, ALONE)
+    tutor, cache = _open(config, sources, reporter, SINGLE_PROCESS)
     keys = _some(cache, tutor.total_views, count)
     if not keys:
         raise TeacherError(f"{cache.root} holds no words yet.", "Fill it first: leave --verify out.")
@@ -146,7 +146,7 @@ def verify(
     return VerifyResult(cache=cache.root, checked=checked, different=different, largest_difference=farthest)
 
 
-def _some(cache: WordCache, views: int, count: int) -> list[SampleKey]:
+def _some(cache: TargetCache, views: int, count: int) -> list[SampleKey]:
     """Choose about `count` words that are known, as many of each view, others every time."""
     draw = np.random.default_rng()
     share = -(-count // views)
@@ -158,10 +158,10 @@ def _some(cache: WordCache, views: int, count: int) -> list[SampleKey]:
 
 def _open(
     config: TrainConfig, sources: tuple[Source, Source], reporter: Reporter, world: World
-) -> tuple[Tutor, WordCache]:
+) -> tuple[DistillationTeacher, TargetCache]:
     if config.distill is None or config.distill.teacher_sees != "view" or config.distill.cache == NO_CACHE:
         raise ConfigError("Without a cache there is nothing to teach.", "Leave --teacher-cache off out.")
-    tutor = Tutor(
+    tutor = DistillationTeacher(
         config, *sources, Preprocessing(), device=choose_device(config.device, config.precision), reporter=reporter,
         world=world,
         train_run=lambda run: train_or_find(run, sources, reporter),

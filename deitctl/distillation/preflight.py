@@ -19,18 +19,18 @@ from deitctl.data.fingerprint import LENGTH, data_fingerprint, model_fingerprint
 from deitctl.data.open import BUILT_IN
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.device import Device
-from deitctl.distillation.cached_teacher import Listener
+from deitctl.distillation.cached_teacher import CachedTeacher
 from deitctl.distillation.resolve import (
     WITHOUT_WEIGHTS,
-    FoundTeacher,
+    ResolvedTeacher,
     TrainRun,
-    find_teacher,
-    seat_teacher,
+    freeze_teacher,
+    resolve_teacher,
     teacher_identity,
 )
-from deitctl.distillation.target_cache import STAMP, WORDS_VERSION, WordCache, WordFormat, open_cache, read_stamp
+from deitctl.distillation.target_cache import STAMP, TARGETS_VERSION, TargetCache, TargetCodec, open_cache, read_stamp
 from deitctl.distillation.teacher import Teacher
-from deitctl.distributed import ALONE, World
+from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import TeacherError
 from deitctl.evaluation.evaluate import evaluate
 from deitctl.evaluation.result import Evaluation
@@ -79,12 +79,12 @@ class Preflight:
         return {k: v for k, v in asdict(self).items() if k != "answers" and (k != "rows" or self.matched != "same")}
 
 
-class Tutor:
+class DistillationTeacher:
     """A run's teacher: what is known of it, its words, and its network when it is needed."""
 
     def __init__(
         self, config: TrainConfig, train: Source, val: Source, seen: Preprocessing, *, device: Device,
-        train_run: TrainRun, reporter: Reporter, world: World = ALONE,
+        train_run: TrainRun, reporter: Reporter, world: World = SINGLE_PROCESS,
     ) -> None:  # fmt: skip
         """Open the teacher's cache, and check the teacher unless the cache remembers that it was.
 
@@ -94,7 +94,7 @@ class Tutor:
             val: the validation images, on which the teacher is scored in its own preprocessing.
             seen: the student's preprocessing.
             device: where the teacher will run.
-            train_run: see `find_teacher`.
+            train_run: see `resolve_teacher`.
             reporter: is told the teacher's accuracy and what was matched.
             world: the processes that train together; all of them ask the teacher.
 
@@ -110,7 +110,7 @@ class Tutor:
         self.data = data_fingerprint(train, reporter)
         self.validation = data_fingerprint(val, reporter)
         d = self.distill
-        self.form = WordFormat(d.mode, len(train.class_names), d.topk if d.mode == "soft" else 0)
+        self.form = TargetCodec(d.mode, len(train.class_names), d.topk if d.mode == "soft" else 0)
         self.cache = self._open_cache()
         self.total_views = d.views or config.recipe.epochs * config.recipe.augment.repeats
         remembered = self._remembered()
@@ -131,7 +131,7 @@ class Tutor:
         d, augment = self.distill, self.config.recipe.augment
         stamp = {
             "version of the views": VIEWS_VERSION,
-            "version of the words": WORDS_VERSION,
+            "version of the words": TARGETS_VERSION,
             "teacher": teacher_identity(d, self.reporter),
             "teacher's arithmetic": f"{self.device.precision}, batch norms folded",
             "teacher's input size": d.teacher_img_size or "its own",
@@ -145,12 +145,12 @@ class Tutor:
         }
         return stamp | ({"tau": d.tau, "topk": self.form.kept} if d.mode == "soft" else {})
 
-    def _open_cache(self) -> WordCache | None:
+    def _open_cache(self) -> TargetCache | None:
         d = self.distill
         if not self.looks_at_views or d.cache == NO_CACHE:
             return None
         stamp = self.stamp()
-        root = Path(d.cache).expanduser() if d.cache else cache_root() / "words" / words_name(d, stamp)
+        root = Path(d.cache).expanduser() if d.cache else cache_root() / "words" / cache_folder_name(d, stamp)
         if d.cache and stamp["teacher"].endswith(WITHOUT_WEIGHTS) and (root / STAMP).exists():
             stamp["teacher"] = read_stamp(root).get("teacher")
             self.reporter.warn(f"The weights of {d.teacher} are not here: its words in {root} are taken on trust.")
@@ -218,22 +218,22 @@ class Tutor:
         """Let the network go; it is loaded again should anybody ask."""
         self._network = None
 
-    def listener(self) -> Listener:
+    def listener(self) -> CachedTeacher:
         """Return who answers about views."""
         repeats = self.config.recipe.augment.repeats
-        return Listener(self.form, self.distill.tau, self.cache, self.network, self.device, self.distill.views, repeats)
+        return CachedTeacher(self.form, self.distill.tau, self.cache, self.network, self.device, self.distill.views, repeats)
 
     def answers(self) -> Tensor:
         """Return the teacher's class of each validation image, [N], -1 for one that it could not see."""
         return torch.tensor(self.preflight.answers)
 
-    def _find(self) -> FoundTeacher:
+    def _find(self) -> ResolvedTeacher:
         train_run = self.train_run if self._together else _found
-        return find_teacher(
+        return resolve_teacher(
             self.distill, self.config, self.train, self.data, train_run, self.reporter, main=self.world.is_main
         )
 
-    def _take(self, found: FoundTeacher) -> str:
+    def _take(self, found: ResolvedTeacher) -> str:
         """Keep a found teacher's network; return the fingerprint of its weights."""
         weights = model_fingerprint(found.loaded.model)
         earlier = self._record()
@@ -242,7 +242,7 @@ class Tutor:
                 f"The teacher's words in {self.cache.root} are stale: they are of weights {earlier.weights}, "
                 f"{self.distill.teacher} now has {weights}.", "Delete that folder, or name another --teacher-cache.",
             )  # fmt: skip
-        self._network = seat_teacher(found.loaded, found.match.rows, self.seen, self.device)
+        self._network = freeze_teacher(found.loaded, found.match.rows, self.seen, self.device)
         return weights
 
     def _check(self) -> Preflight:
@@ -284,7 +284,7 @@ def _adaptation_recipes(built_in: bool) -> str:
     return hashlib.sha256(json.dumps([recipes, ADAPT_FULL_FROM], sort_keys=True).encode()).hexdigest()[:LENGTH]
 
 
-def words_name(distill: DistillConfig, stamp: dict[str, Any]) -> str:
+def cache_folder_name(distill: DistillConfig, stamp: dict[str, Any]) -> str:
     """Name the folder of a cache by the teacher and by everything the words depend on."""
     digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:LENGTH]
     return f"{Path(distill.teacher).name}-{distill.mode}-{digest}"

@@ -25,7 +25,7 @@ from deitctl.events import Reporter
 from deitctl.lock import locked
 from deitctl.models.checkpoint_io import cannot_write
 from deitctl.models.factory import LoadedModel, load_model, published_files, weight_files
-from deitctl.models.fuse import fold_batch_norms
+from deitctl.models.fuse import fuse_conv_bn
 from deitctl.models.model_config import Preprocessing
 from deitctl.recipes import ADAPT_FULL_FROM, DIGITS_CONVNET, adaptation
 
@@ -34,7 +34,7 @@ WITHOUT_WEIGHTS = "without weights"
 
 
 @dataclass(frozen=True)
-class FoundTeacher:
+class ResolvedTeacher:
     """A classifier that knows the data's classes."""
 
     loaded: LoadedModel
@@ -54,10 +54,10 @@ def teacher_identity(distill: DistillConfig, reporter: Reporter) -> str:
     return content if by_content else f"{distill.teacher} {content}"
 
 
-def find_teacher(
+def resolve_teacher(
     distill: DistillConfig, config: TrainConfig, train: Source, data: str, train_run: TrainRun, reporter: Reporter, *,
     main: bool = True,
-) -> FoundTeacher:  # fmt: skip
+) -> ResolvedTeacher:  # fmt: skip
     """Load a teacher and match its classes to the data's, by WordNet id or name; fit it to the data if need be.
 
     Args:
@@ -85,7 +85,7 @@ def find_teacher(
         return _fit("scratch", distill, recipe, config, train, data, train_run, reporter, main)
     match = match_classes(loaded.card, train.class_names)
     if match is not None and distill.adapt in ("auto", "none"):
-        return FoundTeacher(loaded, match, "no", "")
+        return ResolvedTeacher(loaded, match, "no", "")
     if distill.adapt == "none":
         raise TeacherError(
             f"{distill.teacher} does not know all of the data's {len(train.class_names)} classes.",
@@ -118,7 +118,7 @@ def _no_weights(error: WeightsNotFound, train: Source) -> TeacherError:
 def _fit(
     how: str, distill: DistillConfig, recipe: Recipe, config: TrainConfig, train: Source, data: str,
     train_run: TrainRun, reporter: Reporter, main: bool,
-) -> FoundTeacher:  # fmt: skip
+) -> ResolvedTeacher:  # fmt: skip
     """Train a teacher on the data as any model is trained, in a folder named by what it depends on."""
     weights = distill.teacher_weights if how != "scratch" else ""
     teacher = TrainConfig(  # of seed 0, whatever the student's: the next student finds the same teacher
@@ -142,13 +142,13 @@ def _fit(
     match = match_classes(loaded.card, train.class_names)
     if match is None:
         raise TeacherError(f"{root} does not know the data's classes.", "Delete that folder; it will be made again.")
-    return FoundTeacher(loaded, match, how, str(root))
+    return ResolvedTeacher(loaded, match, how, str(root))
 
 
-def seat_teacher(loaded: LoadedModel, rows: tuple[int, ...], seen: Preprocessing, device: Device) -> Teacher:
+def freeze_teacher(loaded: LoadedModel, rows: tuple[int, ...], seen: Preprocessing, device: Device) -> Teacher:
     """Bring a classifier to `device` to answer images preprocessed as `seen`, its batch norms folded; see `Teacher`."""
     size = loaded.card.preprocessing.img_size
     with rng.scope("fold"):  # before it is moved: convolutions of a GPU may round more than folding does
-        fold_batch_norms(loaded.model, torch.randn(1, 3, size, size))
+        fuse_conv_bn(loaded.model, torch.randn(1, 3, size, size))
     device.place(loaded.model)
     return Teacher(loaded.model, loaded.card, rows, seen).to(device.torch_device)

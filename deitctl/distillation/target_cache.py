@@ -35,7 +35,7 @@ UNREADABLE = 65535
 """First number of the record of an image that could not be read when its word was asked for."""
 MOST_CLASSES = 65_000
 STAMP = "cache.json"
-WORDS_VERSION = 1
+TARGETS_VERSION = 1
 """Goes up when records mean something else."""
 OPEN_VIEWS = 64
 """Files mapped at a time: each holds a file descriptor, of which a process has a thousand or so."""
@@ -46,7 +46,7 @@ CHUNK = 4096
 
 
 @dataclass(frozen=True)
-class WordFormat:
+class TargetCodec:
     """How a word, a distribution over K classes, becomes W unsigned 16-bit numbers.
 
     Hard: the class plus one, 2 bytes. Soft: a checksum, then for every class its probability, or with fewer than K
@@ -126,10 +126,10 @@ def _checksum(body: Records) -> Records:
     return np.asarray((body.astype(np.uint64) * weights).sum(axis=1) % 65521 + 1, dtype=np.uint16)
 
 
-class WordCache:
+class TargetCache:
     """The words of a teacher about the views of a data set, by view and image."""
 
-    def __init__(self, root: Path, form: WordFormat, num_images: int) -> None:
+    def __init__(self, root: Path, form: TargetCodec, num_images: int) -> None:
         """Map the folder `root`, which `open_cache` has made or found fitting, for `images` images."""
         self.root, self.form, self.num_images = root, form, num_images
         self._views: dict[int, Records] = {}
@@ -244,7 +244,7 @@ def _reserve(file: int, size: int, record: int) -> None:
             os.ftruncate(file, size)
 
 
-def open_cache(root: Path, stamp: Mapping[str, Any], form: WordFormat, num_images: int) -> WordCache:
+def open_cache(root: Path, stamp: Mapping[str, Any], form: TargetCodec, num_images: int) -> TargetCache:
     """Open the cache in a folder, or begin one.
 
     Args:
@@ -268,7 +268,7 @@ def open_cache(root: Path, stamp: Mapping[str, Any], form: WordFormat, num_image
             f"The teacher's words in {root} are stale: {reason}.",
             "Name another --teacher-cache, or leave it out, or delete that folder.",
         )
-    return WordCache(root, form, num_images)
+    return TargetCache(root, form, num_images)
 
 
 def _listing(root: Path) -> list[str]:

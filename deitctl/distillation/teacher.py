@@ -6,15 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deitctl.data.mixup import normalise, renormalise
+from deitctl.data.mixup import normalize, renormalize
 from deitctl.models.heads import forward_heads, fuse_heads
-from deitctl.models.model_config import ModelCard, Preprocessing
+from deitctl.models.model_config import ModelConfig, Preprocessing
 
 
 class Teacher(nn.Module):
     """Wraps a classifier so that it answers in the data's classes, whatever its own."""
 
-    def __init__(self, model: nn.Module, card: ModelCard, rows: tuple[int, ...], seen: Preprocessing) -> None:
+    def __init__(self, model: nn.Module, card: ModelConfig, rows: tuple[int, ...], seen: Preprocessing) -> None:
         """Freeze `model`.
 
         Args:
@@ -38,7 +38,7 @@ class Teacher(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the teacher's logits [B,K] on the student's images [B,3,S,S], in the data's classes."""
         own = self.card.preprocessing
-        images = renormalise(images, self.seen, own)
+        images = renormalize(images, self.seen, own)
         if images.shape[-1] != own.img_size:
             size = (own.img_size, own.img_size)
             images = F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
@@ -47,7 +47,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def look(self, pixels: Tensor) -> Tensor:
         """Return the teacher's logits [B,K] on views rendered at its own size, uint8 [B,3,T,T]."""
-        return self._answer(normalise(pixels, self.card.preprocessing))
+        return self._answer(normalize(pixels, self.card.preprocessing))
 
     def _answer(self, images: Tensor) -> Tensor:
         heads = forward_heads(self.model, images)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deitctl.data.eval_transform import Pixels
-from deitctl.data.mixup import normalise
+from deitctl.data.mixup import normalize
 from deitctl.distributed import World
 from deitctl.evaluation.metrics import expected_calibration_error, percent, topk_correct
 from deitctl.evaluation.result import Evaluation
@@ -33,7 +33,7 @@ class ExportedNetwork(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
+class EvalModel:
     """A model, and the way its answers are taken."""
 
     model: nn.Module | ExportedNetwork
@@ -56,14 +56,14 @@ class Contender:
     def answer(self, pixels: Tensor) -> HeadLogits:
         """Return the logits of images, uint8 [B,3,S,S] on the device; joined ones as those of the class head."""
         if isinstance(self.model, nn.Module):
-            return forward_heads(self.model, normalise(pixels, self.preprocessing))
+            return forward_heads(self.model, normalize(pixels, self.preprocessing))
         return HeadLogits(torch.from_numpy(self.model.logits(pixels.cpu().numpy())), None)
 
 
-class Tally:
+class EvalAccumulator:
     """What one contender answered so far."""
 
-    def __init__(self, contender: Contender, num_images: int, *, room: int = 0) -> None:
+    def __init__(self, contender: EvalModel, num_images: int, *, room: int = 0) -> None:
         """Begin; of `images` images so many keep their logits that there are at most `room` numbers."""
         self.contender, self.num_images, self.room = contender, num_images, room
         self.rows = torch.tensor(contender.rows)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from deitctl.data.dataset import Source
 from deitctl.data.loader import eval_batches
 from deitctl.device import Device, ran_out_of_memory
-from deitctl.distributed import ALONE, World
+from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import DataError, ModelError
-from deitctl.evaluation.accumulator import MAX_KEPT, Contender, Tally
+from deitctl.evaluation.accumulator import MAX_KEPT, EvalAccumulator, EvalModel
 from deitctl.evaluation.result import Evaluation
 from deitctl.events import Reporter
 from deitctl.models.layers import largest_block
@@ -25,11 +25,11 @@ from deitctl.models.vit import HeadLogits
 def evaluate(
     model: nn.Module, source: Source, preprocessing: Preprocessing, *, rows: tuple[int, ...], head: str,
     device: Device, batch_size: int, workers: int, reporter: Reporter, label: str = "evaluate",
-    teacher: Tensor | None = None, world: World = ALONE, pause: Callable[[], None] = lambda: None,
+    teacher: Tensor | None = None, world: World = SINGLE_PROCESS, pause: Callable[[], None] = lambda: None,
     stop_on_bad_image: bool = False,
 ) -> Evaluation:  # fmt: skip
-    """Score one model; the arguments are those of `Contender` and of `evaluate_all`."""
-    contender = Contender(model=model, preprocessing=preprocessing, rows=rows, head=head, teacher=teacher)
+    """Score one model; the arguments are those of `EvalModel` and of `evaluate_all`."""
+    contender = EvalModel(model=model, preprocessing=preprocessing, rows=rows, head=head, teacher=teacher)
     (result,) = evaluate_all(
         [contender], source, device=device, batch_size=batch_size, workers=workers, reporter=reporter, label=label,
         world=world, pause=pause, stop_on_bad_image=stop_on_bad_image,
@@ -39,8 +39,8 @@ def evaluate(
 
 @torch.no_grad()
 def evaluate_all(
-    contenders: Sequence[Contender], source: Source, *, device: Device, batch_size: int, workers: int,
-    reporter: Reporter, label: str = "evaluate", world: World = ALONE, pause: Callable[[], None] = lambda: None,
+    contenders: Sequence[EvalModel], source: Source, *, device: Device, batch_size: int, workers: int,
+    reporter: Reporter, label: str = "evaluate", world: World = SINGLE_PROCESS, pause: Callable[[], None] = lambda: None,
     stop_on_bad_image: bool = False, keep_logits: bool = False, only_numbers: bool = False,
 ) -> list[Evaluation]:  # fmt: skip
     """Score models on every readable image of a source, each once; of several processes all get the whole result.
@@ -69,7 +69,7 @@ def evaluate_all(
     shown = [_pixels_of(c.preprocessing) for c in contenders]
     views = list(dict.fromkeys(shown))
     room = MAX_KEPT // len(contenders) if keep_logits else 0
-    tallies = [Tally(c, len(source.labels), room=room) for c in contenders]
+    tallies = [EvalAccumulator(c, len(source.labels), room=room) for c in contenders]
     start = time.monotonic()
     batches = eval_batches(
         source, views, batch_size=batch_size, workers=workers, pin_memory=device.pins_memory,
@@ -113,7 +113,7 @@ def _pixels_of(preprocessing: Preprocessing) -> Preprocessing:
     return replace(preprocessing, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
-def _answers(contender: Contender, pixels: Tensor, device: Device) -> HeadLogits:
+def _answers(contender: EvalModel, pixels: Tensor, device: Device) -> HeadLogits:
     """Return a contender's logits, so many images at a time as pay on the device; where memory runs out, in two halves."""
     model = contender.model
     most = device.images_at_a_time(largest_block(model, device.dtype)) if isinstance(model, nn.Module) else 0
@@ -125,7 +125,7 @@ def _answers(contender: Contender, pixels: Tensor, device: Device) -> HeadLogits
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error) or len(pixels) == 1:
                 raise
-        device.forget_cached_memory()
+        device.empty_cache()
         size = len(pixels) // 2
     cls, dist = zip(*(_answers(contender, part, device) for part in torch.split(pixels, size)), strict=True)
     return HeadLogits(torch.cat(cls), None if dist[0] is None else torch.cat(dist))

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from deitctl.errors import ConfigError
 from deitctl.models import catalog
-from deitctl.models.model_config import ModelCard, Preprocessing
+from deitctl.models.model_config import ModelConfig, Preprocessing
 
 PROTOCOLS = ("native", "deit", "timm", "hf")
 RELEASED_CROP = 224 / 256  # deit/datasets.py: resize to 256/224 of the input size, then crop
 
 
-def preprocessing_for(card: ModelCard, protocol: str) -> Preprocessing:
+def preprocessing_for(card: ModelConfig, protocol: str) -> Preprocessing:
     """Return the preprocessing of a protocol for a model.
 
     `native` is the model card's own; `deit` the released code's (crop 0.875); `timm` the one of timm's table;

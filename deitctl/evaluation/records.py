@@ -9,14 +9,14 @@ from typing import Any
 
 from deitctl.data.classes import ClassMatch
 from deitctl.data.dataset import Source
-from deitctl.evaluation.accumulator import Contender
+from deitctl.evaluation.accumulator import EvalModel
 from deitctl.evaluation.bootstrap import Difference, Interval
 from deitctl.evaluation.calibration import Calibration
 from deitctl.evaluation.metrics import BINS, reliability
 from deitctl.evaluation.per_class import ClassScore, confusions, score_classes
 from deitctl.evaluation.real_labels import RealScore
 from deitctl.evaluation.result import Evaluation
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 
 MOST_CONFUSIONS = 10
 OTHER = "a class that the data does not have"
@@ -31,10 +31,10 @@ class EvalResult:
     model: str
     protocol: str
     data: str
-    card: ModelCard
+    card: ModelConfig
     source: Source
     match: ClassMatch
-    contender: Contender
+    contender: EvalModel
     """The model on its device, and how its answers were taken."""
     scores: Evaluation
     intervals: dict[str, Interval]

@@ -15,7 +15,7 @@ from deitctl.data.open import BUILT_IN, open_for_evaluation
 from deitctl.device import INFERENCE_PRECISION, Device, choose_device
 from deitctl.distributed import joined
 from deitctl.errors import ConfigError, DataError
-from deitctl.evaluation.accumulator import Contender, ExportedNetwork
+from deitctl.evaluation.accumulator import EvalModel, ExportedNetwork
 from deitctl.evaluation.bootstrap import Difference, bootstrap, compare
 from deitctl.evaluation.calibration import calibrate
 from deitctl.evaluation.evaluate import evaluate_all
@@ -29,7 +29,7 @@ from deitctl.models.catalog import DEFAULT_MODEL
 from deitctl.models.checkpoint_io import CONFIG, load_card, require_writable, write_bytes, write_json
 from deitctl.models.factory import WEIGHT_SUFFIXES, is_model_folder, load_model
 from deitctl.models.heads import choose_head
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 from deitctl.paths import read_json
 
 
@@ -84,7 +84,7 @@ def evaluate_models(
     where = choose_device(
         "cpu" if only_files and device == "auto" else device, INFERENCE_PRECISION if precision == "auto" else precision
     )
-    where.keep_freed_memory()
+    where.tune_malloc()
     judged = []
     for name in names:
         if name.lower().endswith(SUFFIX):
@@ -96,7 +96,7 @@ def evaluate_models(
             raise ConfigError(f"A temperature is kept for a model's own input size, not for {img_size} pixels.")
         match = _match(card, source, data or BUILT_IN, reporter)
         for protocol in protocols:
-            contender = Contender(
+            contender = EvalModel(
                 model=network, preprocessing=preprocessing_for(card, protocol), rows=match.rows, head=how,
                 temperature=card.temperature(how),
             )  # fmt: skip
@@ -146,7 +146,7 @@ def _require_sense(
         _require_folder(models, protocols)
 
 
-Loaded = tuple[nn.Module | ExportedNetwork, ModelCard, str]
+Loaded = tuple[nn.Module | ExportedNetwork, ModelConfig, str]
 """A network, its card and the head rule that answers."""
 
 
@@ -199,7 +199,7 @@ def _name(model: str, protocol: str, models: Sequence[str], protocols: Sequence[
     return short if len(protocols) == 1 else f"{short}, {protocol}"
 
 
-def _match(card: ModelCard, source: Source, data: str, reporter: Reporter) -> ClassMatch:
+def _match(card: ModelConfig, source: Source, data: str, reporter: Reporter) -> ClassMatch:
     match = match_classes(card, source.class_names)
     if match is None:
         raise DataError(_strangers(card, source, data), "Evaluate a model that was trained on these classes.")
@@ -208,7 +208,7 @@ def _match(card: ModelCard, source: Source, data: str, reporter: Reporter) -> Cl
     return match
 
 
-def _strangers(card: ModelCard, source: Source, data: str) -> str:
+def _strangers(card: ModelConfig, source: Source, data: str) -> str:
     unknown = [n for n in source.class_names if match_classes(card, [n]) is None]
     example = f", for example {unknown[0]!r}" if unknown else ""
     known = "without names" if card.class_names is None else f"such as {card.label(0)!r}"

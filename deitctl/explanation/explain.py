@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from deitctl.data.classes import find_class
-from deitctl.data.mixup import normalise
+from deitctl.data.mixup import normalize
 from deitctl.device import Device, choose_device
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter
@@ -35,7 +35,7 @@ from deitctl.inference.predict import Guess
 from deitctl.models.catalog import DEFAULT_MODEL
 from deitctl.models.checkpoint_io import cannot_write
 from deitctl.models.factory import load_model
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 from deitctl.models.vit import VisionTransformer
 
 CHOICES = ("both", *TOKENS)
@@ -168,7 +168,7 @@ class _Explainer:
     """A model and what is asked of it."""
 
     model: VisionTransformer
-    card: ModelCard
+    card: ModelConfig
     device: Device
     method: str
     tokens: tuple[str, ...]
@@ -186,7 +186,7 @@ class _Explainer:
         if not items:
             return
         pixels = np.stack([item.pixels for item in items if item.pixels is not None])
-        images = normalise(self.device.move(torch.from_numpy(pixels)), self.card.preprocessing)
+        images = normalize(self.device.move(torch.from_numpy(pixels)), self.card.preprocessing)
         scores = self._scores(images)
         maps, heads = self._maps(images)
         for n, item in enumerate(items):

@@ -23,21 +23,21 @@ Answer = Callable[[Tensor], Tensor]
 
 
 def deletion(answer: Answer, images: Tensor, maps: Tensor, classes: Tensor, steps: int = STEPS) -> Tensor:
-    """Return the probability of each image's class while its patches go, [M,B,T+1]; see `exchange` for the arguments.
+    """Return the probability of each image's class while its patches go, [M,B,T+1]; see `all_gather_ints` for the arguments.
 
     `images` are normalised, so that the mean colour is 0.
     """
-    return exchange(answer, images, torch.zeros_like(images), maps, classes, steps)
+    return all_gather_ints(answer, images, torch.zeros_like(images), maps, classes, steps)
 
 
 def insertion(answer: Answer, images: Tensor, maps: Tensor, classes: Tensor, steps: int = STEPS) -> Tensor:
-    """Return the probability of each image's class while its patches come back, [M,B,T+1]; see `exchange`."""
+    """Return the probability of each image's class while its patches come back, [M,B,T+1]; see `all_gather_ints`."""
     patch = images.shape[-1] // maps.shape[-1]  # the deviation: what a patch shows is gone from where it was
-    return exchange(answer, blurred(images, patch), images, maps, classes, steps)
+    return all_gather_ints(answer, blurred(images, patch), images, maps, classes, steps)
 
 
 @torch.inference_mode()
-def exchange(answer: Answer, start: Tensor, end: Tensor, maps: Tensor, classes: Tensor, steps: int) -> Tensor:
+def all_gather_ints(answer: Answer, start: Tensor, end: Tensor, maps: Tensor, classes: Tensor, steps: int) -> Tensor:
     """Exchange one image for another, patch by patch, in the order of each of several maps; return the curves [M,B,T+1].
 
     Args:

@@ -36,7 +36,7 @@ from deitctl.exporters.metadata import FORMAT, read_metadata
 from deitctl.exporters.network import ExportedClassifier, quietly
 from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
 from deitctl.exporters.speed import speedup
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Format:
 
     suffix: str
     """Ending of the default name."""
-    write: Callable[[ExportedClassifier, ModelCard, Mapping[str, str], Path], None]
+    write: Callable[[ExportedClassifier, ModelConfig, Mapping[str, str], Path], None]
     program: str
     """The script beside this file that runs the export in a fresh process."""
     tolerance: float
@@ -57,7 +57,7 @@ class Format:
     """The ONNX file of a folder, which can be rounded; empty where it is all that is written."""
     provide: Callable[[str, Reporter], None] | None = None
     """Makes sure of a runtime that is written too: takes the user's own copy, or an empty text."""
-    labels: Callable[[ModelCard], list[str]] | None = None
+    labels: Callable[[ModelConfig], list[str]] | None = None
     """What the classes are called by a reader that preprocesses images itself, which is then proven too."""
     head: str = ""
     """The rule by which the format's own reader joins two heads, where the file does not hold ours."""

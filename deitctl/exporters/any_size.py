@@ -1,4 +1,4 @@
-"""ONNX files that take whole images: what `eval_view` does, as operations in front of a network of one size.
+"""ONNX files that take whole images: what `eval_transform` does, as operations in front of a network of one size.
 
 onnxruntime's Resize with antialiasing is a port of Pillow's. It comes closest with pixels as they are in memory, uint8
 [B,H,W,3]: in fixed point, and rounded between the two passes as Pillow does. Its coordinates are floats where Pillow has
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deitctl.data.eval_transform import INTERPOLATION, Pixels, eval_view
+from deitctl.data.eval_transform import INTERPOLATION, Pixels, eval_transform
 from deitctl.errors import ExportError
 from deitctl.exporters.golden import GOLDEN, enlarge, golden_tile
 from deitctl.models.checkpoint_io import write_bytes
@@ -78,7 +78,7 @@ def require_resizable(pre: Preprocessing) -> None:
 def golden_view(pre: Preprocessing) -> Pixels:
     """Return what the network inside an any-size file sees of the golden image of S x S pixels, uint8 [1,S,S,3]."""
     (image,) = enlarge(golden_tile(), pre.img_size)
-    return eval_view(Image.fromarray(image), pre).transpose(1, 2, 0)[None]
+    return eval_transform(Image.fromarray(image), pre).transpose(1, 2, 0)[None]
 
 
 def take_any_size(source: Path, pre: Preprocessing, golden: NDArray[np.float32], target: Path) -> None:
@@ -128,7 +128,7 @@ def takes_any_size(metadata: Mapping[str, str]) -> bool:
 
 
 def _interpolation(pre: Preprocessing) -> str:
-    return pre.interpolation if pre.interpolation in INTERPOLATION else "bicubic"  # as in `eval_view`
+    return pre.interpolation if pre.interpolation in INTERPOLATION else "bicubic"  # as in `eval_transform`
 
 
 def _metadata(said: dict[str, str], pre: Preprocessing, golden: NDArray[np.float32]) -> dict[str, str]:

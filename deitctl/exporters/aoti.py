@@ -17,7 +17,7 @@ import torch
 from deitctl.errors import ExportError
 from deitctl.exporters.network import ExportedClassifier, quietly, trace
 from deitctl.models.checkpoint_io import write_bytes
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 
 PINNED = "AOTI_"
 """What names begin with by which the compiler says for which machine it has compiled."""
@@ -33,7 +33,7 @@ def require_compiler() -> None:
         )
 
 
-def export_aoti(network: ExportedClassifier, card: ModelCard, metadata: Mapping[str, str], path: Path) -> None:
+def export_aoti(network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path) -> None:
     """Write a network for `torch._inductor.aoti_load_package`, whole or not at all.
 
     The metadata gets `torch_version` and, by the compiler, `AOTI_CPU_ISA` and the like: where the file runs.

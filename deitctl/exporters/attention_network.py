@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.models.heads import fuse_heads
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 from deitctl.models.vit import Block, HeadLogits, VisionTransformer
 
 TOKENS = ("class token", "distillation token")
@@ -24,7 +24,7 @@ class AttendingClassifier(ExportedClassifier):
 
     gives = ("logits", "probabilities", "attention")
 
-    def __init__(self, model: VisionTransformer, card: ModelCard, head: str) -> None:
+    def __init__(self, model: VisionTransformer, card: ModelConfig, head: str) -> None:
         super().__init__(model, card, head)
         self.tokens, self.grid = model.num_prefix_tokens, model.img_size // model.arch.patch_size
 
@@ -34,7 +34,7 @@ class AttendingClassifier(ExportedClassifier):
         T is 1, the class token, or 2, the distillation token too; G patches lie along a side. A token's weights and those
         that it gives to the tokens sum to 1.
         """
-        heads, attention = self._attend(self.normalised(pixels))
+        heads, attention = self._attend(self.normalized(pixels))
         logits = fuse_heads(heads, self.head).float()
         return logits, (logits / self.temperature).softmax(dim=1), attention
 

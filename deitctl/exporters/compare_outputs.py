@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from deitctl.data.dataset import Source
-from deitctl.data.eval_transform import Pixels, eval_view
-from deitctl.data.mixup import normalise
+from deitctl.data.eval_transform import Pixels, eval_transform
+from deitctl.data.mixup import normalize
 from deitctl.errors import DataError, ExportError
 from deitctl.exporters.golden import Golden
 from deitctl.models.heads import forward_heads, fuse_heads
-from deitctl.models.model_config import ModelCard, Preprocessing
+from deitctl.models.model_config import ModelConfig, Preprocessing
 
 Answers = NDArray[np.float32]
 BATCH = 16
@@ -82,20 +82,20 @@ def images(source: Source, preprocessing: Preprocessing, count: int) -> Images:
 def _readable(source: Source, indices: list[int], preprocessing: Preprocessing) -> Iterator[tuple[int, Pixels]]:
     for index in indices:
         try:
-            yield index, eval_view(source.read(index), preprocessing)
+            yield index, eval_transform(source.read(index), preprocessing)
         except DataError:
             continue
 
 
 @torch.inference_mode()
-def reference(model: nn.Module, card: ModelCard, head: str, pixels: Pixels) -> Answers:
+def reference(model: nn.Module, card: ModelConfig, head: str, pixels: Pixels) -> Answers:
     """Return what the model in eval mode on the CPU answers to images [N,S,S,3]: logits and probabilities, [2,N,K].
 
     The way of `predict`, not of the exported network, so that a mistake in the latter shows.
     """
     parts = []
     for batch in torch.split(torch.from_numpy(pixels).permute(0, 3, 1, 2), BATCH):
-        logits = fuse_heads(forward_heads(model, normalise(batch, card.preprocessing)), head).float()
+        logits = fuse_heads(forward_heads(model, normalize(batch, card.preprocessing)), head).float()
         parts.append(torch.stack([logits, (logits / card.temperature(head)).softmax(dim=1)]))
     return torch.cat(parts, dim=1).numpy()
 

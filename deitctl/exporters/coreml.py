@@ -17,7 +17,7 @@ from deitctl.errors import ExportError
 from deitctl.exporters.network import ExportedClassifier, quietly
 from deitctl.exporters.transformers_folder import labels
 from deitctl.models.checkpoint_io import write_bytes
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 
 MANIFEST = "Manifest.json"
 PARTS = ("Data/com.apple.CoreML/weights/weight.bin", "Data/com.apple.CoreML/model.mlmodel", MANIFEST)
@@ -38,7 +38,7 @@ class _ImageClassifier(nn.Module):
         return answers
 
 
-def export_coreml(network: ExportedClassifier, card: ModelCard, metadata: Mapping[str, str], path: Path) -> None:
+def export_coreml(network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path) -> None:
     """Write a classifier that takes an image and gives `label`, `probabilities` (by label) and `logits`, in fp32.
 
     Args:

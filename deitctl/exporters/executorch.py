@@ -9,7 +9,7 @@ from pathlib import Path
 from deitctl.errors import ExportError
 from deitctl.exporters.network import ExportedClassifier, quietly, trace
 from deitctl.models.checkpoint_io import write_bytes
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 
 MOST = 16
 """Images of a batch at most: memory is planned beforehand, for the largest."""
@@ -17,7 +17,7 @@ METADATA = "metadata"
 """The method of the file that answers with the metadata, as JSON."""
 
 
-def export_executorch(network: ExportedClassifier, card: ModelCard, metadata: Mapping[str, str], path: Path) -> None:
+def export_executorch(network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path) -> None:
     """Write a network for `executorch.runtime.Runtime.get().load_program(PATH)`, whole or not at all.
 
     Args:

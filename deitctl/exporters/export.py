@@ -27,7 +27,7 @@ from deitctl.models.catalog import find
 from deitctl.models.checkpoint_io import CONFIG, write_bytes
 from deitctl.models.factory import load_model
 from deitctl.models.heads import choose_head
-from deitctl.models.model_config import HEADS, ModelCard
+from deitctl.models.model_config import HEADS, ModelConfig
 from deitctl.training.run_dir import Run
 
 CALIBRATION = 128
@@ -154,7 +154,7 @@ def export(
     )  # fmt: skip
 
 
-def _calibration(ref: str, named: str, quantize: str, card: ModelCard, reporter: Reporter) -> Pixels | None:
+def _calibration(ref: str, named: str, quantize: str, card: ModelConfig, reporter: Reporter) -> Pixels | None:
     """Return images to calibrate with, where the precision needs them."""
     if not quantize or not PRECISIONS[quantize].calibrated:
         if named:

@@ -10,14 +10,14 @@ from deitctl.exporters.compare_outputs import reference
 from deitctl.exporters.golden import GOLDEN, golden_input, golden_sample
 from deitctl.exporters.network import BareClassifier, ExportedClassifier, describe
 from deitctl.models.checkpoint_io import write_json
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 from deitctl.paths import read_json
 
 METADATA = "deitctl.json"
 FORMAT = "format"
 
 
-def metadata_of(network: ExportedClassifier, card: ModelCard, to: str) -> dict[str, str]:
+def metadata_of(network: ExportedClassifier, card: ModelConfig, to: str) -> dict[str, str]:
     """Return what travels with an export: `describe`'s, the format's name, and the golden sample."""
     pixels = golden_input(card.preprocessing.img_size)
     logits = reference(network.model, card, network.head, pixels)[0, 0]

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from deitctl import __version__
-from deitctl.data.mixup import normalise
+from deitctl.data.mixup import normalize
 from deitctl.errors import ExportError
 from deitctl.models.heads import forward_heads, fuse_heads
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 
 BARE_LAYOUT = "NCHW float32"  # what metadata says of a `BareClassifier`'s input
 
@@ -26,7 +26,7 @@ class ExportedClassifier(nn.Module):
     takes = "pixels"
     gives: tuple[str, ...] = ("logits", "probabilities")
 
-    def __init__(self, model: nn.Module, card: ModelCard, head: str) -> None:
+    def __init__(self, model: nn.Module, card: ModelConfig, head: str) -> None:
         super().__init__()
         self.model, self.preprocessing, self.head = model, card.preprocessing, head
         self.temperature = card.temperature(head)
@@ -37,12 +37,12 @@ class ExportedClassifier(nn.Module):
 
         The probabilities are calibrated, softmax(logits / temperature); the logits are the model's own.
         """
-        logits = self.logits(self.normalised(pixels))
+        logits = self.logits(self.normalized(pixels))
         return logits, (logits / self.temperature).softmax(dim=1)
 
-    def normalised(self, pixels: Tensor) -> Tensor:
+    def normalized(self, pixels: Tensor) -> Tensor:
         """Return uint8 images [B,S,S,3] as the model takes them, [B,3,S,S]."""
-        return normalise(pixels.permute(0, 3, 1, 2), self.preprocessing)
+        return normalize(pixels.permute(0, 3, 1, 2), self.preprocessing)
 
     def logits(self, images: Tensor) -> Tensor:
         """Join the heads' answers to normalised images [B,3,S,S]: [B,K]."""
@@ -105,7 +105,7 @@ def quietly() -> Iterator[None]:
             logging.disable(level)
 
 
-def describe(card: ModelCard, head: str, *, bare: bool = False) -> dict[str, str]:
+def describe(card: ModelConfig, head: str, *, bare: bool = False) -> dict[str, str]:
     """Return what travels with an exported file: where it is from, its classes, the preprocessing left to the reader.
 
     Args:

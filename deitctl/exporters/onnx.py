@@ -11,14 +11,14 @@ import torch
 from deitctl.errors import ExportError
 from deitctl.exporters.network import ExportedClassifier, quietly, trace
 from deitctl.models.checkpoint_io import write_bytes
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 
 OPSET = 20  # the first with Gelu as one operation
 IR_VERSION = 9  # of opset 20; the exporter writes 10, for which onnxruntime 1.17, the first with opset 20, is too old
 MAX_BYTES = 2**31 - 2**24  # protobuf ends at 2 GiB; 16 MiB are left to the graph
 
 
-def export_onnx(network: ExportedClassifier, card: ModelCard, metadata: Mapping[str, str], path: Path) -> None:
+def export_onnx(network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path) -> None:
     """Write a network as one ONNX file, whole or not at all.
 
     Args:

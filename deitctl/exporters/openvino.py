@@ -15,7 +15,7 @@ from deitctl.exporters.golden import GOLDEN
 from deitctl.exporters.network import ExportedClassifier, quietly, trace
 from deitctl.exporters.quantize import PRECISIONS
 from deitctl.models.checkpoint_io import write_bytes
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 
 GRAPH, WEIGHTS = "model.xml", "model.bin"
 FILES = (GRAPH, WEIGHTS)
@@ -37,7 +37,7 @@ print(said("class_names")[probabilities.argmax()], probabilities.max())
 """
 
 
-def export_openvino(network: ExportedClassifier, card: ModelCard, metadata: Mapping[str, str], path: Path) -> None:
+def export_openvino(network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path) -> None:
     """Write a network for `openvino.Core().read_model("PATH/model.xml")`, weights in fp32.
 
     Args:

@@ -13,7 +13,7 @@ from deitctl import __version__
 from deitctl.exporters.compare_outputs import Verification
 from deitctl.models.catalog import Architecture
 from deitctl.models.checkpoint_io import CONFIG
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 
 README = "README.md"
 UNKNOWN = "Not known: what was exported does not say. Add it before you publish this."
@@ -34,7 +34,7 @@ class History:
 
 
 def readme(
-    card: ModelCard, history: History, *, title: str, library: str, usage: str, head: str, found: Verification,
+    card: ModelConfig, history: History, *, title: str, library: str, usage: str, head: str, found: Verification,
     remark: str = "", names_in: str = CONFIG, normalises: bool = False,
 ) -> str:  # fmt: skip
     """Return the model card as Markdown.
@@ -111,7 +111,7 @@ def _seal(text: str) -> str:
     return f"{_OURS}{hashlib.sha256(text.encode()).hexdigest()[:16]} -->"
 
 
-def _classes(card: ModelCard, names_in: str) -> str:
+def _classes(card: ModelConfig, names_in: str) -> str:
     if card.class_names is None:
         return f"{card.num_classes:,}, whose names are not known."
     named = ", ".join(_code(card.label(i)) for i in range(min(card.num_classes, MOST_NAMED)))

@@ -8,8 +8,8 @@ from pathlib import Path
 from deitctl.exporters.metadata import METADATA, write_metadata
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, save_model
-from deitctl.models.layers import layer_names, shipping_card
-from deitctl.models.model_config import ModelCard
+from deitctl.models.layers import layer_names, shipping_config
+from deitctl.models.model_config import ModelConfig
 
 HEAD = "avg-logits"  # what timm's distilled models answer with in eval mode, whatever was asked of ours
 FILES = (CONFIG, WEIGHTS, METADATA)
@@ -25,7 +25,7 @@ print(model.pretrained_cfg.get("label_names", range(model.num_classes))[int(logi
 """
 
 
-def export_timm_folder(network: ExportedClassifier, card: ModelCard, metadata: Mapping[str, str], path: Path) -> None:
+def export_timm_folder(network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path) -> None:
     """Write a model for `timm.create_model("local-dir:PATH", pretrained=True)`.
 
     Args:
@@ -35,5 +35,5 @@ def export_timm_folder(network: ExportedClassifier, card: ModelCard, metadata: M
         path: the folder.
     """
     model = network.model
-    save_model(path, model.state_dict(), shipping_card(model, card), layer_names(model))
+    save_model(path, model.state_dict(), shipping_config(model, card), layer_names(model))
     write_metadata(path, metadata)

@@ -14,10 +14,10 @@ from deitctl.errors import ExportError
 from deitctl.exporters.metadata import METADATA
 from deitctl.exporters.network import ExportedClassifier, quietly, trace
 from deitctl.models.checkpoint_io import write_bytes
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 
 
-def export_torch(network: ExportedClassifier, card: ModelCard, metadata: Mapping[str, str], path: Path) -> None:
+def export_torch(network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path) -> None:
     """Write a network for `torch.export.load`, whole or not at all.
 
     Args:

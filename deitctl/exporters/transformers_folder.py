@@ -21,7 +21,7 @@ from deitctl.errors import ExportError
 from deitctl.exporters.metadata import METADATA, write_metadata
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, save_tensors, write_json
-from deitctl.models.model_config import ModelCard, Preprocessing
+from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.models.vit import LAYER_NORM_EPS, VisionTransformer
 
 HEAD = "avg-logits"  # what DeiTForImageClassificationWithTeacher answers with
@@ -56,7 +56,7 @@ _IN_BLOCK = {
 }
 
 
-def export_transformers(network: ExportedClassifier, card: ModelCard, metadata: Mapping[str, str], path: Path) -> None:
+def export_transformers(network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path) -> None:
     """Write a model for `AutoModelForImageClassification.from_pretrained(PATH)` and `AutoImageProcessor`.
 
     Args:
@@ -76,7 +76,7 @@ def export_transformers(network: ExportedClassifier, card: ModelCard, metadata: 
     write_metadata(path, metadata)
 
 
-def _require_expressible(model: nn.Module, card: ModelCard) -> VisionTransformer:
+def _require_expressible(model: nn.Module, card: ModelConfig) -> VisionTransformer:
     if not isinstance(model, VisionTransformer):
         raise ExportError(f"{card.architecture} is no DeiT, and --to transformers writes nothing else.", TIMM)
     if model.arch.layer_scale or model.arch.no_embed_class:
@@ -111,7 +111,7 @@ def convert(model: VisionTransformer) -> dict[str, Tensor]:
     return converted
 
 
-def model_config(model: VisionTransformer, card: ModelCard) -> dict[str, Any]:
+def model_config(model: VisionTransformer, card: ModelConfig) -> dict[str, Any]:
     """Return config.json: the shape of the network and, for people, the names of the classes."""
     arch, names = model.arch, labels(card)
     distilled = arch.distilled
@@ -138,7 +138,7 @@ def model_config(model: VisionTransformer, card: ModelCard) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def labels(card: ModelCard) -> list[str]:
+def labels(card: ModelConfig) -> list[str]:
     """Return the classes' names for people, each once: of those that are the same, every one has its own name added.
 
     ImageNet has two cranes, a bird and a machine: "crane (n02012849)" and "crane (n03126707)".
@@ -150,7 +150,7 @@ def labels(card: ModelCard) -> list[str]:
 
 
 def processor_config(pre: Preprocessing) -> dict[str, Any]:
-    """Return preprocessor_config.json: how `DeiTImageProcessor` makes of an image what `eval_view` makes of it.
+    """Return preprocessor_config.json: how `DeiTImageProcessor` makes of an image what `eval_transform` makes of it.
 
     Raises:
         ExportError: it cannot.

@@ -23,7 +23,7 @@ from deitctl.exporters.verify_any_size import LEVELS, verify_any_size
 from deitctl.exporters.verify_files import verify_files
 from deitctl.exporters.verify_rounded import verify_rounded
 from deitctl.inference.inputs import expand
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Proof:
 
 
 def prove(
-    path: Path, kind: Format, wanted: Answers, source: Source, sample: Images, card: ModelCard, reporter: Reporter
+    path: Path, kind: Format, wanted: Answers, source: Source, sample: Images, card: ModelConfig, reporter: Reporter
 ) -> Proof:
     """Run an export in a fresh process on its golden sample and on images, and compare it with its model.
 
@@ -77,7 +77,7 @@ def prove(
 
 
 def _look(
-    path: Path, kind: Format, wanted: Answers, source: Source, sample: Images, card: ModelCard
+    path: Path, kind: Format, wanted: Answers, source: Source, sample: Images, card: ModelConfig
 ) -> tuple[Verification, float | None, str]:
     """Compare in the way that the file asks for; return what `Proof` begins with."""
     said = kind.read_metadata(path)
@@ -105,7 +105,7 @@ def _look(
 
 
 def _accuracy(
-    found: Verification, wanted: Answers, source: Source, sample: Images, card: ModelCard
+    found: Verification, wanted: Answers, source: Source, sample: Images, card: ModelConfig
 ) -> tuple[float | None, float | None]:
     """Return the top-1 accuracies of the file and of the model; None where the images have no labels that it knows."""
     match = match_classes(card, source.class_names)

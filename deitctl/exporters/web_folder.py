@@ -13,7 +13,7 @@ from deitctl.exporters.attention_network import TOKENS, AttendingClassifier
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.exporters.web_runtime import BINARY, SCRIPT, VERSION, runtime_files
 from deitctl.models.checkpoint_io import write_bytes
-from deitctl.models.model_config import ModelCard, Preprocessing
+from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.models.vit import VisionTransformer
 
 MODEL, ABOUT = "model.onnx", "model.json"
@@ -24,7 +24,7 @@ PAGE = (
 FILES = (*PAGE, MODEL, ABOUT, SCRIPT, BINARY)
 
 
-def export_web(network: ExportedClassifier, card: ModelCard, metadata: Mapping[str, str], path: Path) -> None:
+def export_web(network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path) -> None:
     """Write the folder of a page.
 
     Args:
@@ -48,7 +48,7 @@ def export_web(network: ExportedClassifier, card: ModelCard, metadata: Mapping[s
         write_bytes(path / name, files("deitctl.exporters").joinpath("page", name).read_bytes())
 
 
-def describe_for_page(network: ExportedClassifier, card: ModelCard) -> dict[str, object]:
+def describe_for_page(network: ExportedClassifier, card: ModelConfig) -> dict[str, object]:
     """Return model.json: what the page's scripts, which cannot read the metadata of model.onnx, have to know."""
     tokens = network.tokens if isinstance(network, AttendingClassifier) else 0
     return {
@@ -65,7 +65,7 @@ def describe_for_page(network: ExportedClassifier, card: ModelCard) -> dict[str,
 
 
 def describe_preprocessing(pre: Preprocessing) -> dict[str, object]:
-    """Return how view.js makes of an image what `eval_view` makes of it."""
+    """Return how view.js makes of an image what `eval_transform` makes of it."""
     return {
         "imgSize": pre.img_size,
         "resizeTo": pre.resize_to,

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from deitctl.data.decode import EXTENSIONS, decode, read_image
-from deitctl.data.eval_transform import Pixels, eval_view, is_ribbon
+from deitctl.data.eval_transform import Pixels, eval_transform, is_ribbon
 from deitctl.errors import DataError
 from deitctl.models.model_config import Preprocessing
 from deitctl.paths import walk
@@ -89,7 +89,7 @@ def whole_image(image: Image.Image, pre: Preprocessing) -> Pixels:
 
 def batches(
     names: Iterable[str], preprocessing: Preprocessing, batch_size: int,
-    view: Callable[[Image.Image, Preprocessing], Pixels] = eval_view,
+    view: Callable[[Image.Image, Preprocessing], Pixels] = eval_transform,
 ) -> Iterator[list[Input]]:  # fmt: skip
     """Yield inputs in order, `batch_size` at a time, the next batch being decoded by threads meanwhile.
 

@@ -13,7 +13,7 @@ from deitctl.cores import available_cores
 from deitctl.data.eval_transform import Pixels
 from deitctl.errors import ConfigError, ModelError
 from deitctl.inference.predict import Scores
-from deitctl.models.model_config import HEADS, ModelCard, from_timm_config
+from deitctl.models.model_config import HEADS, ModelConfig, from_timm_config
 
 SUFFIX = ".onnx"
 MAX_BYTES = 2**31
@@ -31,7 +31,7 @@ class OnnxClassifier:
     """A session of onnxruntime on the CPU; normalisation, head rule, temperature and softmax are in the file."""
 
     session: Any
-    card: ModelCard
+    card: ModelConfig
     path: Path
     takes_whole: bool = False
     """Whether the resize is in the file, too."""
@@ -141,7 +141,7 @@ def _threads() -> int:
     return min(int(asked), cores) if asked.isdecimal() and int(asked) else cores
 
 
-def _card(session: Any, path: Path) -> ModelCard:
+def _card(session: Any, path: Path) -> ModelConfig:
     """Read what the file says of itself, with the checks that a model folder's config.json gets."""
     inputs = {i.name: (i.type, i.shape[1:]) for i in session.get_inputs()}
     outputs = {o.name: o.shape[1:] for o in session.get_outputs() if o.type == "tensor(float)"}

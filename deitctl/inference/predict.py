@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deitctl.data.eval_transform import Pixels, eval_view
+from deitctl.data.eval_transform import Pixels, eval_transform
 from deitctl.inference.inputs import batches, whole_image
-from deitctl.models.model_config import ModelCard, Preprocessing
+from deitctl.models.model_config import ModelConfig, Preprocessing
 
 Scores = NDArray[np.float32]
 
@@ -21,7 +21,7 @@ class Classifier(Protocol):
     """A network that answers, whatever runs it, with its card."""
 
     @property
-    def card(self) -> ModelCard:
+    def card(self) -> ModelConfig:
         """What images it takes and what its classes are called."""
 
     def scores(self, pixels: Pixels) -> Scores:
@@ -71,7 +71,7 @@ def predict_stream(
         whole: hand images over as they are, one by one, to a classifier that resizes them.
     """
     card = classifier.card
-    view, batch_size = (whole_image, 1) if whole else (eval_view, batch_size)
+    view, batch_size = (whole_image, 1) if whole else (eval_transform, batch_size)
     for batch in batches(names, card.preprocessing, batch_size, view):
         readable = [item.pixels for item in batch if item.pixels is not None]
         answers: Iterator[Scores] = iter(classifier.scores(np.stack(readable))) if readable else iter(())
@@ -91,4 +91,4 @@ def predict_stream(
 
 def _view(image: Pixels, pre: Preprocessing) -> Pixels:
     """Return what a file that resizes sees of an image [3,H,W], but for a level or two of 255: uint8 [3,S,S]."""
-    return eval_view(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))), pre)
+    return eval_transform(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))), pre)

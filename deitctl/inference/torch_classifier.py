@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from deitctl.data.eval_transform import Pixels
-from deitctl.data.mixup import normalise
+from deitctl.data.mixup import normalize
 from deitctl.device import INFERENCE_PRECISION, Device, choose_device
 from deitctl.events import Reporter
 from deitctl.inference.predict import Scores
 from deitctl.models.factory import load_model
 from deitctl.models.heads import choose_head, forward_heads, fuse_heads
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class TorchClassifier:
     """A model in eval mode on a device; `card.head` is the rule that joins its heads."""
 
     model: nn.Module
-    card: ModelCard
+    card: ModelConfig
     device: Device
 
     @torch.inference_mode()
     def scores(self, pixels: Pixels) -> Scores:
         """Classify images, uint8 [B,3,S,S]: probabilities [B,K], softmax(logits / temperature of the rule)."""
-        images = normalise(self.device.move(torch.from_numpy(pixels)), self.card.preprocessing)
+        images = normalize(self.device.move(torch.from_numpy(pixels)), self.card.preprocessing)
         with self.device.autocast():
             heads = forward_heads(self.model, images)
         logits = fuse_heads(heads, self.card.head).float()

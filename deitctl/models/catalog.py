@@ -7,7 +7,7 @@ from functools import lru_cache
 from importlib import resources
 
 from deitctl.errors import did_you_mean
-from deitctl.models.model_config import ModelCard, Preprocessing
+from deitctl.models.model_config import ModelConfig, Preprocessing
 
 OFFICIAL_URL = "https://dl.fbaipublicfiles.com/deit/"
 
@@ -45,10 +45,10 @@ class Architecture:
         """File name that is looked for in `$DEITCTL_WEIGHTS`."""
         return f"{self.name}.{self.tag}.safetensors"
 
-    def card(self) -> ModelCard:
+    def card(self) -> ModelConfig:
         """The card of the published ImageNet weights."""
         ids, descriptions = imagenet_classes()
-        return ModelCard(
+        return ModelConfig(
             architecture=self.name,
             num_classes=1000,
             class_names=ids,

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deitctl.errors import DeitctlError, ModelError
-from deitctl.models.model_config import ModelCard, from_timm_config, to_timm_config
+from deitctl.models.model_config import ModelConfig, from_timm_config, to_timm_config
 from deitctl.paths import read_json
 
 WEIGHTS = "model.safetensors"
@@ -284,7 +284,7 @@ def file_metadata(path: Path) -> dict[str, str]:
 
 
 def save_model(
-    folder: Path, tensors: Mapping[str, Tensor], card: ModelCard, layers: Mapping[str, Any],
+    folder: Path, tensors: Mapping[str, Tensor], card: ModelConfig, layers: Mapping[str, Any],
     metadata: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
     """Write a model folder that deitctl and `timm.create_model("local-dir:...")` both load.
@@ -295,7 +295,7 @@ def save_model(
     write_json(folder / CONFIG, to_timm_config(card, **layers))
 
 
-def load_card(folder: Path) -> ModelCard:
+def load_card(folder: Path) -> ModelConfig:
     """Read the card of a model folder; raise `ModelError` if there is none or it is broken."""
     path = folder / CONFIG
     try:

@@ -15,7 +15,7 @@ from deitctl.events import Reporter
 from deitctl.models import catalog, convert, timm_models
 from deitctl.models.catalog import Architecture, imagenet_classes
 from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, load_card, load_tensors, require_finite
-from deitctl.models.model_config import MAX_SIZE, ModelCard
+from deitctl.models.model_config import MAX_SIZE, ModelConfig
 from deitctl.models.vit import VisionTransformer
 from deitctl.models.weights import download, find_weights
 
@@ -28,7 +28,7 @@ class LoadedModel:
     """A classifier in eval mode, its card, and what was done to the weights on the way."""
 
     model: nn.Module
-    card: ModelCard
+    card: ModelConfig
     changes: tuple[str, ...] = ()
 
 
@@ -180,7 +180,7 @@ def _load_timm_file(name: str, path: Path, img_size: int) -> LoadedModel:
     state = load_tensors(path)
     classes = timm_models.classes_in(state, name)
     model = timm_models.create(name, num_classes=classes, img_size=img_size)
-    card = timm_models.card_of(model, name, classes)
+    card = timm_models.config_of(model, name, classes)
     timm_models.load_weights(model, state, str(path), new_head=False)
     return LoadedModel(model.eval(), card.at_size(img_size) if img_size else card)
 
@@ -296,14 +296,14 @@ def _build_timm(
         file = folder / WEIGHTS if folder else Path(start)
         timm_models.load_weights(model, load_tensors(file), str(file), new_head=True)
     card = replace(
-        _normalised_as(timm_models.card_of(model, name, classes), folder or own_folder),
+        _normalised_as(timm_models.config_of(model, name, classes), folder or own_folder),
         class_names=tuple(class_names), model_args=args,
         descriptions=tuple(descriptions) if descriptions is not None else None,
     )  # fmt: skip
     return LoadedModel(model, card.at_size(size))
 
 
-def _normalised_as(card: ModelCard, folder: Path | None) -> ModelCard:
+def _normalised_as(card: ModelConfig, folder: Path | None) -> ModelConfig:
     """Return the card with the normalisation of a folder's weights: features mean nothing under another one."""
     if folder is None:
         return card

@@ -16,7 +16,7 @@ TOLERANCE = 1e-3
 
 
 @torch.no_grad()
-def fold_batch_norms(model: nn.Module, images: Tensor) -> int:
+def fuse_conv_bn(model: nn.Module, images: Tensor) -> int:
     """Put batch norms into the convolutions before them, in place, and return how many.
 
     Which follows which is seen in a pass of `images`, [B,3,S,S] on the model's device. A model whose logits change by

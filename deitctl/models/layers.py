@@ -11,7 +11,7 @@ from torch import nn
 from deitctl.config import Recipe
 from deitctl.errors import ConfigError
 from deitctl.models import timm_models
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 from deitctl.models.vit import VisionTransformer
 
 
@@ -43,7 +43,7 @@ def layer_ids(model: nn.Module) -> dict[str, int]:
     return ids
 
 
-def shipping_card(model: nn.Module, card: ModelCard) -> ModelCard:
+def shipping_config(model: nn.Module, card: ModelConfig) -> ModelConfig:
     """Return the card with the model arguments that timm needs to build the same input size."""
     if not isinstance(model, VisionTransformer):
         return card
@@ -56,7 +56,7 @@ CONVNET_STEP = 32
 """Pixels of the side of a convnet's input that become one of its last map."""
 
 
-def early_size(model: nn.Module, card: ModelCard, recipe: Recipe) -> int:
+def early_size(model: nn.Module, card: ModelConfig, recipe: Recipe) -> int:
     """Return the side of the early epochs' input in pixels: whole patches, at most the model's own side.
 
     Raises:

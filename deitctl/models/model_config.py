@@ -47,7 +47,7 @@ class Preprocessing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelCard:
+class ModelConfig:
     """An architecture, its classes, its preprocessing and how its heads are joined.
 
     `class_names` are the names that data is matched by (WordNet ids for ImageNet), in the order of the logits;
@@ -75,13 +75,13 @@ class ModelCard:
         """Return the temperature of a head rule."""
         return self.temperatures.get(head, 1.0)
 
-    def at_size(self, img_size: int) -> ModelCard:
+    def at_size(self, img_size: int) -> ModelConfig:
         """Return the card for another input size."""
         return replace(self, preprocessing=replace(self.preprocessing, img_size=img_size))
 
 
 def to_timm_config(
-    card: ModelCard, *, classifier: tuple[str, ...], first_conv: str, fixed_input_size: bool
+    card: ModelConfig, *, classifier: tuple[str, ...], first_conv: str, fixed_input_size: bool
 ) -> dict[str, Any]:
     """Return `card` as the config.json that `timm.create_model("local-dir:...")` reads.
 
@@ -116,7 +116,7 @@ def to_timm_config(
     return config
 
 
-def from_timm_config(config: Mapping[str, Any], where: str) -> ModelCard:
+def from_timm_config(config: Mapping[str, Any], where: str) -> ModelConfig:
     """Read a timm config.json, ours or anybody's.
 
     Raises:
@@ -139,7 +139,7 @@ def from_timm_config(config: Mapping[str, Any], where: str) -> ModelCard:
             mean=_triple(pretrained.get("mean", IMAGENET_MEAN)),
             std=_triple(pretrained.get("std", IMAGENET_STD)),
         )
-        card = ModelCard(
+        card = ModelConfig(
             architecture=str(config["architecture"]),
             num_classes=num_classes,
             class_names=names,
@@ -171,7 +171,7 @@ def _texts(values: Any) -> tuple[str, ...] | None:
     return tuple(values)
 
 
-def _absurd(card: ModelCard) -> str:
+def _absurd(card: ModelConfig) -> str:
     """Say what of a card no model has, or would take the memory or the time of the machine; empty for nothing."""
     pre = card.preprocessing
     rules = {

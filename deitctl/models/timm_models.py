@@ -14,7 +14,7 @@ from deitctl.errors import ModelError, WeightsNotFound, did_you_mean
 from deitctl.events import Reporter
 from deitctl.models.catalog import ARCHITECTURES, imagenet_classes
 from deitctl.models.checkpoint_io import WEIGHTS, load_card, load_tensors, require_finite
-from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD, ModelCard, Preprocessing
+from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Preprocessing
 from deitctl.models.weights import download, require_hub
 
 
@@ -79,13 +79,13 @@ def create(
             raise ModelError(f"timm cannot build {name}: {' '.join(str(error).split())[:160]}.") from error
 
 
-def card_of(model: nn.Module, name: str, num_classes: int) -> ModelCard:
+def config_of(model: nn.Module, name: str, num_classes: int) -> ModelConfig:
     """Return the card of a timm model from its `pretrained_cfg`."""
     cfg = dict(getattr(model, "pretrained_cfg", {}) or {})
     names = descriptions = None
     if num_classes == 1000 and int(cfg.get("num_classes") or 0) == 1000:
         names, descriptions = imagenet_classes()
-    return ModelCard(
+    return ModelConfig(
         architecture=str(cfg.get("architecture") or name.partition(".")[0]),
         num_classes=num_classes,
         class_names=names,
@@ -160,7 +160,7 @@ def _mismatch(error: RuntimeError) -> str:
 
 def load_published(
     name: str, *, num_classes: int | None = None, img_size: int = 0, drop_path_rate: float = 0.0
-) -> tuple[nn.Module, ModelCard]:
+) -> tuple[nn.Module, ModelConfig]:
     """Build a timm model with its published weights; raise `WeightsNotFound` if they are neither here nor to be had."""
     try:
         if not _cached(name):
@@ -176,7 +176,7 @@ def load_published(
         raise _not_found(name) from error
     if not model.num_classes:
         raise ModelError(f"{name} has no classifier head.", "Fine-tune it first: deitctl train DATA --model " + name)
-    card = card_of(model, name, int(model.num_classes))  # type: ignore[arg-type]
+    card = config_of(model, name, int(model.num_classes))  # type: ignore[arg-type]
     return model, card.at_size(img_size) if img_size else card
 
 
@@ -226,7 +226,7 @@ def _cached(name: str) -> bool:
     return bool(hub_id) and isinstance(try_to_load_from_cache(hub_id, WEIGHTS), str)
 
 
-def load_folder(folder: Path, img_size: int = 0) -> tuple[nn.Module, ModelCard]:
+def load_folder(folder: Path, img_size: int = 0) -> tuple[nn.Module, ModelConfig]:
     """Load a timm local-dir folder of an architecture that is no DeiT, for another input size if one is named."""
     card = load_card(folder)
     card = card.at_size(img_size) if img_size else card

@@ -20,7 +20,7 @@ from deitctl.models.attention import attention
 from deitctl.models.catalog import Architecture
 from deitctl.models.pos_embed import resize_pos_embed
 
-WORTH_PICKING = 1 / 8
+MIN_DROP_FRACTION = 1 / 8
 """Share of a batch from which on it pays to leave out what stochastic depth drops (deit_small, batches of 16 and 64)."""
 LAYER_NORM_EPS = 1e-6  # of the released weights; torch's default is 1e-5
 
@@ -123,7 +123,7 @@ def _add(x: Tensor, branch: Callable[[Tensor], Tensor], keep: Tensor | None, ent
         return x + branch(entering)
     if keep.device.type == "cpu" and not torch.compiler.is_compiling():
         kept = keep.nonzero()[:, 0]
-        if 0 < len(kept) <= len(keep) * (1 - WORTH_PICKING):  # with none left the weights would have no gradient
+        if 0 < len(kept) <= len(keep) * (1 - MIN_DROP_FRACTION):  # with none left the weights would have no gradient
             added = branch(entering[kept])
             return x.index_add(0, kept, (added * keep[kept, None, None].to(added.dtype)).to(x.dtype))
     added = branch(entering)
@@ -162,7 +162,7 @@ class VisionTransformer(nn.Module):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02)
 
-    def draw_keep(self, batch_size: int, generator: torch.Generator) -> Tensor | None:
+    def sample_drop_path(self, batch_size: int, generator: torch.Generator) -> Tensor | None:
         """Draw stochastic depth for a batch: [depth,2,B], 0 where a branch is dropped, 1 / survival where it is not.
 
         The rate grows linearly from 0 at the first block to `drop_path_rate` at the last (Huang et al. 2016, Eq. 4).
@@ -186,7 +186,7 @@ class VisionTransformer(nn.Module):
         return torch.cat([*tokens, x], dim=1) + pos_embed
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> HeadLogits:
-        """Classify images [B,3,S,S]; `keep` [depth,2,B] is stochastic depth, from `draw_keep`, None outside training."""
+        """Classify images [B,3,S,S]; `keep` [depth,2,B] is stochastic depth, from `sample_drop_path`, None outside training."""
         x = self.embed(images)
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):

@@ -18,7 +18,7 @@ from deitctl.data.dataset import FileSource, Source, TarSource
 from deitctl.data.index import Listing
 from deitctl.data.open import DataSet, open_data
 from deitctl.data.readers.pack import SUFFIX, PackSource, is_pack, open_pack, write_pack
-from deitctl.data.string_array import Names
+from deitctl.data.string_array import StringArray
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter, SilentReporter, track
 from deitctl.models.checkpoint_io import require_writable, whole_file
@@ -141,16 +141,16 @@ def parts_of(data: DataSet) -> dict[str, Source]:
     return sources
 
 
-def _names(source: Source, home: str) -> Names:
+def _names(source: Source, home: str) -> StringArray:
     """Return what images are called below their part, or below `home`, the folder that a table lies in."""
     if isinstance(source, PackSource):
         return source.names.below("")
     if isinstance(source, TarSource):
-        return Names.of(source.members)
-    if isinstance(source, FileSource) and isinstance(source.paths, Names) and source.paths.prefix:
+        return StringArray.of(source.members)
+    if isinstance(source, FileSource) and isinstance(source.paths, StringArray) and source.paths.prefix:
         return source.paths.below("")
     names = map(source.name, range(len(source.labels)))
-    return Names.of(name.removeprefix(home) if isinstance(source, FileSource) else name for name in names)
+    return StringArray.of(name.removeprefix(home) if isinstance(source, FileSource) else name for name in names)
 
 
 class _Tally:
@@ -225,7 +225,7 @@ def _in_part(source: Source, packed: PackSource, home: str, said: str, reporter:
             yield what
 
 
-def _matched(known: Names, names: Names) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _matched(known: StringArray, names: StringArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the places of the names that are in both, in the order of the first."""
     place = {name: index for index, name in enumerate(names)}
     pairs = [(index, place.pop(name)) for index, name in enumerate(known) if name in place]

@@ -9,12 +9,12 @@ from deitctl.config import TrainConfig
 from deitctl.data.dataset import Source
 from deitctl.data.open import open_for_training
 from deitctl.device import Device, choose_device
-from deitctl.distributed import launched
+from deitctl.distributed import is_distributed
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter
 from deitctl.profiling.clock import measure
 from deitctl.profiling.memory import MemoryMeter, free_bytes
-from deitctl.profiling.trial_run import Rehearsal, rehearse
+from deitctl.profiling.trial_run import TrialRun, rehearse
 from deitctl.training.configure import check
 from deitctl.training.optim import peak_learning_rate
 from deitctl.training.step import at_a_time
@@ -36,7 +36,7 @@ DEAR = 8.0
 
 
 @dataclass(frozen=True)
-class Try:
+class Trial:
     """Real steps on batches of one size."""
 
     size: int
@@ -47,14 +47,14 @@ class Try:
 
 
 @dataclass(frozen=True)
-class Choice:
+class BatchSizeChoice:
     """A batch size, and what led to it."""
 
     size: int
     why: str
     rate: float
     """The learning rate at its highest."""
-    tries: tuple[Try, ...]
+    tries: tuple[Trial, ...]
 
     @property
     def sentence(self) -> str:
@@ -76,7 +76,7 @@ def with_chosen_batch(config: TrainConfig, sources: tuple[Source, Source] | None
         ConfigError: several processes would have to choose together.
         DataError: no image can be read.
     """
-    if launched():
+    if is_distributed():
         raise ConfigError("--batch-size auto chooses for one process.", "Under torchrun name the number.")
     check(config)
     sources = sources or open_for_training(config.data, seed=config.data_seed, reporter=reporter)
@@ -87,7 +87,7 @@ def with_chosen_batch(config: TrainConfig, sources: tuple[Source, Source] | None
 
 def choose_batch_size(
     config: TrainConfig, sources: tuple[Source, Source], device: Device, reporter: Reporter
-) -> Choice:
+) -> BatchSizeChoice:
     """Find the largest batch whose step fits into `USED` of the free memory, and is worth its size.
 
     Steps of 8 and 16 images, of the real recipe, model and teacher but of random weights, give the memory of a step by
@@ -101,19 +101,19 @@ def choose_batch_size(
         lambda size: _try(rehearsal.at(size)), recipe.batch_size, images, _room(rehearsal), reporter,
         at_a_time(rehearsal.plan, rehearsal.state),
     )  # fmt: skip
-    return Choice(size, why, peak_learning_rate(recipe.optim, size), tuple(tries))
+    return BatchSizeChoice(size, why, peak_learning_rate(recipe.optim, size), tuple(tries))
 
 
-def _room(rehearsal: Rehearsal) -> int | None:
+def _room(rehearsal: TrialRun) -> int | None:
     """Return the bytes that a step may take, once everything that stays is there."""
     small = rehearsal.at(2)
     small.step(small.batch())
-    rehearsal.device.forget_cached_memory()
+    rehearsal.device.empty_cache()
     free = free_bytes(rehearsal.device)
     return None if free is None else int(USED * free)
 
 
-def _try(rehearsal: Rehearsal) -> Try | None:
+def _try(rehearsal: TrialRun) -> Trial | None:
     """Take steps; None where memory runs out."""
     size, batch, meter, enough = (
         rehearsal.plan.recipe.batch_size,
@@ -129,17 +129,17 @@ def _try(rehearsal: Rehearsal) -> Try | None:
 
     meter.start()
     timing = measure(work, seconds=SECONDS, wait=rehearsal.device.synchronize, most=5)
-    return Try(size, 1 / min(timing.samples), meter.growth()) if enough else None
+    return Trial(size, 1 / min(timing.samples), meter.growth()) if enough else None
 
 
 def search(
-    attempt: Callable[[int], Try | None],
+    attempt: Callable[[int], Trial | None],
     usual: int,
     num_images: int,
     room: int | None,
     reporter: Reporter,
     at_a_time: int = 0,
-) -> tuple[int, str, list[Try]]:
+) -> tuple[int, str, list[Trial]]:
     """Choose a size by trying some; return it, why it is the one, and the tries.
 
     Args:
@@ -152,7 +152,7 @@ def search(
     """
     most, why = _largest(usual, num_images)
     usual = min(usual, num_images)
-    size, tries = min(SMALLEST, most), list[Try]()
+    size, tries = min(SMALLEST, most), list[Trial]()
     with reporter.task("choose the batch size", None, "steps") as task:
         while size <= most:
             if len(tries) > 1 and 2 * size / tries[-1].rate > DEAR:
@@ -183,7 +183,7 @@ def _largest(usual: int, num_images: int) -> tuple[int, str]:
     )
 
 
-def _within(room: int | None, tries: list[Try], most: int, why: str, at_a_time: int) -> tuple[int, str]:
+def _within(room: int | None, tries: list[Trial], most: int, why: str, at_a_time: int) -> tuple[int, str]:
     """Bring the largest size down to what fits into `room`, by the line through the last two tries."""
     if room is None or len(tries) < 2:
         return most, why
@@ -201,7 +201,7 @@ def _within(room: int | None, tries: list[Try], most: int, why: str, at_a_time: 
     return most, why
 
 
-def _flat(tries: list[Try], usual: int, most: int, why: str) -> tuple[int, str]:
+def _flat(tries: list[Trial], usual: int, most: int, why: str) -> tuple[int, str]:
     """Choose where the last doubling gained little: what gained last, or the recipe's own size, which costs nothing."""
     before, last = tries[-2], tries[-1]
     size = max(before.size, usual)

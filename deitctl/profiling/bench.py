@@ -42,9 +42,9 @@ from deitctl.profiling.bench_network import (
 from deitctl.profiling.bench_result import BenchResult, Limit, Stage, StageClock, pooled
 from deitctl.profiling.clock import Timing, measure
 from deitctl.profiling.flops import flops_of
-from deitctl.profiling.peak import Ceilings, measure_ceilings
+from deitctl.profiling.peak import PeakThroughput, measure_ceilings
 from deitctl.profiling.synthetic_images import FILES, HEIGHT, WIDTH, imagenet_like
-from deitctl.profiling.trial_run import Rehearsal, rehearse
+from deitctl.profiling.trial_run import TrialRun, rehearse
 from deitctl.training.configure import Request, Teaching, check, configure, distill_config
 from deitctl.training.optim import peak_learning_rate
 from deitctl.training.step import at_a_time
@@ -68,7 +68,7 @@ class Opened:
 
     sources: tuple[Source, Source]
     timing: Timing | None
-    made_up: bool
+    synthetic_images: bool
 
 
 def bench(
@@ -117,7 +117,7 @@ def _open(request: Request, folder: Path, seconds: float, reporter: Reporter) ->
     """Open the data and time it, or make images up."""
     if not request.data:
         reporter.note(f"No data named: {FILES} images of {WIDTH} x {HEIGHT} pixels are made up, as ImageNet's are.")
-        return Opened(imagenet_like(folder), None, made_up=True)
+        return Opened(imagenet_like(folder), None, synthetic_images=True)
     start = time.perf_counter()
     sources = open_for_training(request.data, seed=0, reporter=reporter)
     first = time.perf_counter() - start
@@ -125,7 +125,7 @@ def _open(request: Request, folder: Path, seconds: float, reporter: Reporter) ->
     def work() -> int:
         return sum(len(s.labels) for s in open_for_training(request.data, seed=0, reporter=SilentReporter()))
 
-    return Opened(sources, replace(measure(work, seconds=seconds / 4, most=20), first=first), made_up=False)
+    return Opened(sources, replace(measure(work, seconds=seconds / 4, most=20), first=first), synthetic_images=False)
 
 
 def _configure(request: Request, teacher: str, opened: Opened, folder: Path, reporter: Reporter) -> TrainConfig:
@@ -180,7 +180,7 @@ def _affordable(batch_size: int, guess: float, seconds: float) -> int:
 
 
 def _stages(
-    job: Rehearsal, clock: StageClock, folder: Path, limits: Limits, guess: float, reporter: Reporter
+    job: TrialRun, clock: StageClock, folder: Path, limits: Limits, guess: float, reporter: Reporter
 ) -> Iterator[Stage]:
     """Measure all stages in the order of the work; those of the training in rounds, so that they meet the same moments."""
     batch = job.batch()
@@ -202,7 +202,7 @@ def _stages(
 
 
 def _training_stages(
-    job: Rehearsal, batch: Batch, clock: StageClock, limits: Limits, guess: float, reporter: Reporter
+    job: TrialRun, batch: Batch, clock: StageClock, limits: Limits, guess: float, reporter: Reporter
 ) -> Iterator[Stage]:
     """Measure the parts of a step, images being taken as a step does, and the training loop with a batch at hand and as it is."""
     part = next(batch.parts(at_a_time(job.plan, job.state)))
@@ -215,7 +215,7 @@ def _training_stages(
     yield from update_stages(job, clock, limits)
 
 
-def _limits(job: Rehearsal, flops: dict[str, int], ceilings: Ceilings) -> Limits:
+def _limits(job: TrialRun, flops: dict[str, int], ceilings: PeakThroughput) -> Limits:
     precision = job.device.precision
     products, name = ceilings.flops[precision], precision
     learn = sum(p.numel() for p in job.state.model.parameters() if p.requires_grad)
@@ -230,7 +230,7 @@ def _limits(job: Rehearsal, flops: dict[str, int], ceilings: Ceilings) -> Limits
     )
 
 
-def _describe(job: Rehearsal, opened: Opened, why: str, ceilings: Ceilings) -> dict[str, Any]:
+def _describe(job: TrialRun, opened: Opened, why: str, ceilings: PeakThroughput) -> dict[str, Any]:
     config, device = job.config, job.device
     cuda = device.torch_device.type == "cuda"
     batch_size = min(config.recipe.batch_size, len(job.train.labels))
@@ -243,6 +243,6 @@ def _describe(job: Rehearsal, opened: Opened, why: str, ceilings: Ceilings) -> d
         "recipe": config.recipe.name, "epochs": config.recipe.epochs, "img_size": job.img_size,
         "batch_size": batch_size, "measured_batch_size": job.plan.recipe.batch_size, "batch_size_why": why,
         "peak_learning_rate": peak_learning_rate(config.recipe.optim, batch_size),
-        "data": "made up" if opened.made_up else config.data, "train_images": len(job.train.labels),
+        "data": "made up" if opened.synthetic_images else config.data, "train_images": len(job.train.labels),
         "val_images": len(job.val.labels), "classes": len(job.train.class_names),
     }  # fmt: skip

@@ -11,8 +11,8 @@ from deitctl.device import Device
 from deitctl.distillation.preflight import NO_CACHE
 from deitctl.profiling.bench_data import small_side
 from deitctl.profiling.bench_result import Advice, Stage
-from deitctl.profiling.peak import Ceilings
-from deitctl.profiling.trial_run import Rehearsal
+from deitctl.profiling.peak import PeakThroughput
+from deitctl.profiling.trial_run import TrialRun
 
 WAITING = 0.1
 """Share of the training's time in waiting for images from which it is worth mending."""
@@ -26,7 +26,7 @@ OF_A_STEP = ("teacher", "forward", "backward", "optimizer", "average")
 ONCE = ("optimizer", "average")
 
 
-def parts_of(job: Rehearsal, stages: Mapping[str, Stage]) -> dict[str, float]:
+def parts_of(job: TrialRun, stages: Mapping[str, Stage]) -> dict[str, float]:
     """Return the seconds an image of the training by where they go; empty where the loop was not measured.
 
     What a step does once whatever its size (optimiser, average) is divided by the recipe's batch, not by the measured one.
@@ -49,22 +49,22 @@ def parts_of(job: Rehearsal, stages: Mapping[str, Stage]) -> dict[str, float]:
     return parts
 
 
-def expected_of(job: Rehearsal, stages: Mapping[str, Stage], parts: Mapping[str, float]) -> dict[str, float]:
+def expected_of(job: TrialRun, stages: Mapping[str, Stage], parts: Mapping[str, float]) -> dict[str, float]:
     """Return images/s and the seconds of an epoch and of the recipe; empty where the training was not measured.
 
     An evaluation goes at the pace of its network or its views, whichever is slower, and is done twice where there is an
     average. Once the teacher has said all its words it is not asked any more, and the loader is the only limit.
     """
-    if not parts or any(stages[name].timing is None for name in ("loader", "evaluation", "eval_view")):
+    if not parts or any(stages[name].timing is None for name in ("loader", "evaluation", "eval_transform")):
         return {}
     recipe, images = job.config.recipe, len(job.train.labels)
     seconds = {name: s.timing.seconds for name, s in stages.items() if s.timing is not None}
     batch = min(recipe.batch_size, images)
     loader = seconds["loader"] if job.workers else 0.0
     training = max(sum(parts.values()), loader)
-    validation = max(seconds["evaluation"], seconds["eval_view"] / max(1, job.workers))
+    validation = max(seconds["evaluation"], seconds["eval_transform"] / max(1, job.workers))
     if not job.workers:
-        validation = seconds["evaluation"] + seconds["eval_view"]
+        validation = seconds["evaluation"] + seconds["eval_transform"]
     validated = len(job.val.labels) * validation * (2 if recipe.ema_decay else 1)
     trained = steps_per_epoch(images, batch) * batch
     epoch = trained * training + validated
@@ -78,7 +78,7 @@ def expected_of(job: Rehearsal, stages: Mapping[str, Stage], parts: Mapping[str,
     return found
 
 
-def epochs_with_teacher(job: Rehearsal) -> int | None:
+def epochs_with_teacher(job: TrialRun) -> int | None:
     """Return after how many epochs a teacher has seen all its views, None where there is no end to them, or no teacher."""
     distill, repeats = job.config.distill, job.config.recipe.augment.repeats
     if distill is None or distill.teacher_sees != "view" or not distill.views or distill.cache == NO_CACHE:
@@ -87,7 +87,7 @@ def epochs_with_teacher(job: Rehearsal) -> int | None:
 
 
 def advise(
-    job: Rehearsal, device: Device, ceilings: Ceilings, stages: Mapping[str, Stage], parts: Mapping[str, float]
+    job: TrialRun, device: Device, ceilings: PeakThroughput, stages: Mapping[str, Stage], parts: Mapping[str, float]
 ) -> Iterator[Advice]:
     """Yield what is worth changing, each with the numbers that were measured and say so."""
     whole = sum(parts.values())
@@ -99,7 +99,7 @@ def advise(
     yield from _batch(job, stages)
 
 
-def _feeding(job: Rehearsal, ceilings: Ceilings, stages: Mapping[str, Stage], share: float) -> Iterator[Advice]:
+def _feeding(job: TrialRun, ceilings: PeakThroughput, stages: Mapping[str, Stage], share: float) -> Iterator[Advice]:
     view, loader, at_hand = (stages[n].timing for n in ("view", "loader", "loop_at_hand"))
     if share < WAITING or view is None or loader is None or at_hand is None:
         return
@@ -125,7 +125,7 @@ def _feeding(job: Rehearsal, ceilings: Ceilings, stages: Mapping[str, Stage], sh
         )  # fmt: skip
 
 
-def _teaching(job: Rehearsal, parts: Mapping[str, float], whole: float) -> Iterator[Advice]:
+def _teaching(job: TrialRun, parts: Mapping[str, float], whole: float) -> Iterator[Advice]:
     share = parts.get("teacher", 0.0) / whole
     if share < TEACHING or job.config.distill is None:
         return
@@ -140,7 +140,7 @@ def _teaching(job: Rehearsal, parts: Mapping[str, float], whole: float) -> Itera
     yield Advice(f"The teacher takes {100 * share:.0f} % of the training's time: {ways}.", numbers)
 
 
-def _precision(device: Device, ceilings: Ceilings) -> Iterator[Advice]:
+def _precision(device: Device, ceilings: PeakThroughput) -> Iterator[Advice]:
     ours = ceilings.flops[device.precision]
     best = max(ceilings.flops, key=lambda name: ceilings.flops[name])
     times = ceilings.flops[best] / ours
@@ -151,7 +151,7 @@ def _precision(device: Device, ceilings: Ceilings) -> Iterator[Advice]:
         )
 
 
-def _threads(device: Device, ceilings: Ceilings) -> Iterator[Advice]:
+def _threads(device: Device, ceilings: PeakThroughput) -> Iterator[Advice]:
     if ceilings.all_cores is None:
         return
     times = ceilings.all_cores / ceilings.flops[device.precision]
@@ -164,7 +164,7 @@ def _threads(device: Device, ceilings: Ceilings) -> Iterator[Advice]:
         )  # fmt: skip
 
 
-def _batch(job: Rehearsal, stages: Mapping[str, Stage]) -> Iterator[Advice]:
+def _batch(job: TrialRun, stages: Mapping[str, Stage]) -> Iterator[Advice]:
     if "double_step" not in stages or job.plan.recipe.batch_size < job.config.recipe.batch_size:
         return
     once, twice = stages["step"].timing, stages["double_step"].timing

@@ -15,10 +15,10 @@ from deitctl.data.dataset import FileSource, Source
 from deitctl.data.lazy_jpeg import LazyJpeg
 from deitctl.data.loader import EvalViews
 from deitctl.data.samplers import SampleKey, view_of
-from deitctl.data.transforms import train_view
+from deitctl.data.transforms import train_transform
 from deitctl.errors import DataError
 from deitctl.profiling.bench_result import Stage, StageClock
-from deitctl.profiling.trial_run import TRIES, Rehearsal
+from deitctl.profiling.trial_run import TRIES, TrialRun
 
 CHUNK = 8
 """Images of a sample."""
@@ -32,7 +32,7 @@ KEPT = 16
 T = TypeVar("T")
 
 
-def image_stages(job: Rehearsal, clock: StageClock, folder: Path) -> Iterator[Stage]:
+def image_stages(job: TrialRun, clock: StageClock, folder: Path) -> Iterator[Stage]:
     """Measure reading, decoding and rendering, each on one core; `folder` is for images that are tried smaller."""
     keys = next(iter(job.keys(TRIES)))
     source, views = job.train, job.training_views()
@@ -48,15 +48,15 @@ def image_stages(job: Rehearsal, clock: StageClock, folder: Path) -> Iterator[St
         yield clock.take("small_view", title, each(few, lambda key: _require_read(stored[key].error)))
     shown = EvalViews(job.val, [job.plan.preprocessing])
     positions = range(min(TRIES, len(job.val.labels)))
-    yield clock.take("eval_view", "evaluation view", each(positions, lambda n: _require_read(shown[n].error)))
+    yield clock.take("eval_transform", "evaluation view", each(positions, lambda n: _require_read(shown[n].error)))
 
 
-def small_side(job: Rehearsal) -> int:
+def small_side(job: TrialRun) -> int:
     """Return the short side, in pixels, at which images are tried smaller."""
     return round(SMALL_SIDE * job.img_size)
 
 
-def loader_stage(job: Rehearsal, clock: StageClock) -> Stage:
+def loader_stage(job: TrialRun, clock: StageClock) -> Stage:
     """Measure the stream that training takes its batches from, as fast as it comes; processes are started and ended."""
     stream: list[Iterator[object]] = []
     size, turn = job.plan.recipe.batch_size, max(1, job.workers)  # processes take turns, so a sample is a whole turn
@@ -117,13 +117,13 @@ def _decoded(source: Source, keys: Sequence[SampleKey]) -> list[tuple[SampleKey,
     return found
 
 
-def _augmenting(job: Rehearsal, keys: Sequence[SampleKey]) -> Callable[[], int]:
+def _augmenting(job: TrialRun, keys: Sequence[SampleKey]) -> Callable[[], int]:
     augment, seed, repeats = job.plan.recipe.augment, job.views.seed, job.views.repeats
 
     def do(item: tuple[SampleKey, Image.Image]) -> None:
         key, image = item
         view = view_of(key, views=job.views.views, repeats=repeats)
-        train_view(image, augment, job.img_size, seed, view, key.index)
+        train_transform(image, augment, job.img_size, seed, view, key.index)
 
     return each(_decoded(job.train, keys), do)
 

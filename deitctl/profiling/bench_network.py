@@ -14,16 +14,16 @@ from torch import Tensor
 
 from deitctl import rng
 from deitctl.data.loader import Batch
-from deitctl.data.mixup import normalise
+from deitctl.data.mixup import normalize
 from deitctl.errors import DeitctlError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.models.heads import forward_heads
 from deitctl.models.vit import VisionTransformer
 from deitctl.profiling.bench_result import Limit, Stage, StageClock
 from deitctl.profiling.clock import Timing, measure
-from deitctl.profiling.trial_run import Rehearsal
-from deitctl.training.losses import smooth_labels, teacher_word
-from deitctl.training.step import LOG_EVERY, Gradients, WentWrong, set_train_mode, train_one_epoch, update
+from deitctl.profiling.trial_run import TrialRun
+from deitctl.training.losses import smooth_labels, teacher_targets
+from deitctl.training.step import LOG_EVERY, StepStats, TrainingDiverged, set_train_mode, train_one_epoch, update
 from deitctl.training.trainer import EVAL_BATCH
 
 ADAMW_BYTES, AVERAGE_BYTES = 28, 12
@@ -44,7 +44,7 @@ class Limits:
     average: Limit
 
 
-def teacher_stage(job: Rehearsal, batch: Batch, clock: StageClock, limit: Limit | None) -> Stage:
+def teacher_stage(job: TrialRun, batch: Batch, clock: StageClock, limit: Limit | None) -> Stage:
     """Measure the teacher's answers as a step asks for them."""
 
     def work() -> int:
@@ -55,7 +55,7 @@ def teacher_stage(job: Rehearsal, batch: Batch, clock: StageClock, limit: Limit 
 
 
 @torch.no_grad()
-def teacher_words(job: Rehearsal, batch: Batch) -> Tensor | None:
+def teacher_words(job: TrialRun, batch: Batch) -> Tensor | None:
     """Return the teacher's words about a batch, [B,K] on the device; None without a teacher."""
     plan, device = job.plan, job.device
     if plan.listener is not None:
@@ -63,18 +63,18 @@ def teacher_words(job: Rehearsal, batch: Batch) -> Tensor | None:
     if plan.teacher is None or plan.distill is None:
         return None
     with device.autocast():
-        images = normalise(device.move(batch.images), plan.preprocessing)
-        return teacher_word(plan.teacher(images), plan.distill.mode, plan.distill.tau)
+        images = normalize(device.move(batch.images), plan.preprocessing)
+        return teacher_targets(plan.teacher(images), plan.distill.mode, plan.distill.tau)
 
 
-def student_stages(job: Rehearsal, batch: Batch, clock: StageClock, limits: Limits) -> Iterator[Stage]:
+def student_stages(job: TrialRun, batch: Batch, clock: StageClock, limits: Limits) -> Iterator[Stage]:
     """Measure the forward and the backward pass on a batch that is on the device, its teacher's words too."""
     plan, state, device, size = job.plan, job.state, job.device, len(batch.keys)
-    images = normalise(device.move(batch.images), plan.preprocessing)
+    images = normalize(device.move(batch.images), plan.preprocessing)
     targets = smooth_labels(device.move(batch.labels), plan.num_classes, plan.recipe.smoothing)
     words, keep = teacher_words(job, batch), None
     if isinstance(state.model, VisionTransformer) and state.model.training:
-        keep = state.model.draw_keep(size, rng.torch_generator(plan.seed, "drop-path", 0))
+        keep = state.model.sample_drop_path(size, rng.torch_generator(plan.seed, "drop-path", 0))
         keep = device.move(keep) if keep is not None else None
     forward: list[float] = []
 
@@ -103,7 +103,7 @@ def student_stages(job: Rehearsal, batch: Batch, clock: StageClock, limits: Limi
         )  # fmt: skip
 
 
-def update_stages(job: Rehearsal, clock: StageClock, limits: Limits) -> Iterator[Stage]:
+def update_stages(job: TrialRun, clock: StageClock, limits: Limits) -> Iterator[Stage]:
     """Measure the optimiser and the average of the weights, by the images of a step; gradients are there already."""
     plan, state, size = job.plan, job.state, job.plan.recipe.batch_size
     alone = replace(state, ema=None)
@@ -123,7 +123,7 @@ def update_stages(job: Rehearsal, clock: StageClock, limits: Limits) -> Iterator
         yield clock.take("average", "average", follow, limit=limits.average)
 
 
-def save_stage(job: Rehearsal, clock: StageClock, folder: Path) -> Stage:
+def save_stage(job: TrialRun, clock: StageClock, folder: Path) -> Stage:
     """Measure writing the whole state, into a folder that is thrown away."""
 
     def work() -> int:
@@ -133,10 +133,10 @@ def save_stage(job: Rehearsal, clock: StageClock, folder: Path) -> Stage:
     return clock.take("save", "save the state", work, unit="times", most=5)
 
 
-def evaluation_stage(job: Rehearsal, batch: Batch, clock: StageClock, limit: Limit) -> Stage:
+def evaluation_stage(job: TrialRun, batch: Batch, clock: StageClock, limit: Limit) -> Stage:
     """Measure the answers about validation images that are on the device, in the training's precision."""
     model, size = job.state.model, min(EVAL_BATCH, len(batch.keys))
-    images = normalise(job.device.move(batch.images[:size]), job.plan.preprocessing)
+    images = normalize(job.device.move(batch.images[:size]), job.plan.preprocessing)
 
     @torch.no_grad()
     def work() -> int:
@@ -151,7 +151,7 @@ def evaluation_stage(job: Rehearsal, batch: Batch, clock: StageClock, limit: Lim
         set_train_mode(model, job.plan.recipe.trainable, job.plan.recipe.keep_batch_stats)
 
 
-def step_stage(job: Rehearsal, batch: Batch, clock: StageClock, name: str, title: str) -> Stage:
+def step_stage(job: TrialRun, batch: Batch, clock: StageClock, name: str, title: str) -> Stage:
     """Measure whole steps on a batch that is at hand."""
 
     def work() -> int:
@@ -163,7 +163,7 @@ def step_stage(job: Rehearsal, batch: Batch, clock: StageClock, name: str, title
 
 
 def loop_stage(
-    job: Rehearsal, batches: Callable[[], Iterator[Batch]], clock: StageClock, name: str, title: str, guess: float,
+    job: TrialRun, batches: Callable[[], Iterator[Batch]], clock: StageClock, name: str, title: str, guess: float,
     reporter: Reporter,
 ) -> Stage:  # fmt: skip
     """Measure the training loop itself, and how long it waits for batches.
@@ -188,11 +188,11 @@ def loop_stage(
 
 
 def _time_loop(
-    job: Rehearsal, batches: Callable[[], Iterator[Batch]], guess: float, seconds: float, reporter: Reporter
+    job: TrialRun, batches: Callable[[], Iterator[Batch]], guess: float, seconds: float, reporter: Reporter
 ) -> tuple[Timing, float]:
     """Run `train_one_epoch` for about twice `seconds`; the first step is kept apart, as is its wait."""
     size, state, device = job.plan.recipe.batch_size, job.state, job.device
-    window = 1 if device.waits_for_nothing else LOG_EVERY  # an accelerator is waited for as seldom as training does
+    window = 1 if device.is_synchronous else LOG_EVERY  # an accelerator is waited for as seldom as training does
     windows = max(2, min(LONGEST // window, math.ceil(2 * seconds / (guess * size * window))))
     waits, marks = list[float](), list[float]()
     begun, quiet = time.perf_counter(), _WarningsAlone(reporter)
@@ -205,7 +205,7 @@ def _time_loop(
             waits.append(time.perf_counter() - start)
             yield batch
 
-    def after_step(_: Gradients) -> None:
+    def after_step(_: StepStats) -> None:
         if (len(waits) - 1) % window == 0:
             device.synchronize()
             marks.append(time.perf_counter())
@@ -218,7 +218,7 @@ def _time_loop(
         train_one_epoch(
             plan, state, waiting(), log=lambda _: None, name_of=job.train.name, reporter=quiet, after_step=after_step
         )  # fmt: skip
-    except WentWrong as wrong:
+    except TrainingDiverged as wrong:
         raise DeitctlError(f"Random weights did not learn: {wrong.incident.sentence}") from None
     samples = tuple((b - a) / (size * window) for a, b in pairwise(marks))
     return Timing(marks[0] - begun, samples), sum(waits[1:]) / (size * window * windows)
@@ -239,7 +239,7 @@ def at_hand(batch: Batch) -> Iterator[Batch]:
     return repeat(batch)
 
 
-def seconds_an_image(job: Rehearsal) -> float:
+def seconds_an_image(job: TrialRun) -> float:
     """Return about how long an image takes in a step, from a small one."""
     small = job.at(min(8, job.plan.recipe.batch_size))
     batch = small.batch()

@@ -12,7 +12,7 @@ from deitctl.device import Device, ran_out_of_memory
 from deitctl.errors import DeitctlError
 from deitctl.profiling.clock import MOST, Timing, measure
 from deitctl.profiling.memory import MemoryMeter
-from deitctl.profiling.peak import Ceilings
+from deitctl.profiling.peak import PeakThroughput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class BenchResult:
 
     job: Mapping[str, Any]
     """What was measured: model, data, recipe, sizes, device."""
-    ceilings: Ceilings
+    ceilings: PeakThroughput
     flops: Mapping[str, int]
     """Operations an image: `forward`, `step`, and the teacher's `teacher`."""
     stages: Mapping[str, Stage]

@@ -20,7 +20,7 @@ PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy", "safetensors", "h
 EXTRAS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "parquet": ("pyarrow",)}
 
 
-def examine(device: str, precision: str) -> dict[str, str]:
+def collect_env(device: str, precision: str) -> dict[str, str]:
     """Return findings by name: versions, device, precision and its reason, threads, weights, disk.
 
     Raises:

@@ -62,7 +62,7 @@ class MemoryMeter:
 
     def start(self) -> None:
         """Begin to count; what backends keep for later is given back first."""
-        self.device.forget_cached_memory()
+        self.device.empty_cache()
         self._before = self.device.restart_peak_memory()
         if self._before is None:
             with suppress(OSError):  # no Linux, or not allowed

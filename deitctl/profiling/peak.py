@@ -20,7 +20,7 @@ MATRIX = {"cpu": 2048, "mps": 4096, "cuda": 8192}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ceilings:
+class PeakThroughput:
     """The best of several tries of each."""
 
     flops: dict[str, float]
@@ -33,14 +33,14 @@ class Ceilings:
     """Operations a second in the run's precision with a thread a core, where torch has fewer."""
 
 
-def measure_ceilings(device: Device, precisions: list[str], *, seconds: float) -> Ceilings:
+def measure_ceilings(device: Device, precisions: list[str], *, seconds: float) -> PeakThroughput:
     """Measure a matrix product in each precision, and a copy, each for about `seconds`."""
     flops = {name: matrix_product(device, name, seconds=seconds) for name in precisions}
     cores, threads, every = available_cores(), torch.get_num_threads(), None
     if device.torch_device.type == "cpu" and threads < cores:
         with _threads(cores):
             every = matrix_product(device, device.precision, seconds=seconds)
-    return Ceilings(
+    return PeakThroughput(
         flops=flops, copy=memory_copy(device, seconds=seconds), threads=threads, cores=cores, all_cores=every
     )
 

@@ -32,14 +32,14 @@ def imagenet_like(folder: Path) -> tuple[Source, Source]:
     paths = []
     for number in range(FILES):
         path = folder / f"{number}.jpg"
-        path.write_bytes(made_up(number))
+        path.write_bytes(synthetic_images(number))
         paths.append(str(path))
     names, _ = imagenet_classes()
     whole = FileSource(paths, np.arange(FILES, dtype=np.int64), names)
     return _many(whole, TRAIN), _many(whole, VALIDATION)
 
 
-def made_up(number: int) -> bytes:
+def synthetic_images(number: int) -> bytes:
     """Return a JPEG of a coloured gradient with grain, which makes it as long as a photograph, and as slow to decode."""
     draw = rng.generator("made-up image", number)
     x, y = np.linspace(0, 1, WIDTH), np.linspace(0, 1, HEIGHT)[:, None]

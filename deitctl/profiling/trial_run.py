@@ -14,9 +14,9 @@ from deitctl.data.loader import Batch, Sample, TrainViews, ViewPlan, collate, tr
 from deitctl.data.open import BUILT_IN
 from deitctl.data.samplers import TrainBatches
 from deitctl.device import Device
-from deitctl.distillation.cached_teacher import Listener
-from deitctl.distillation.resolve import seat_teacher
-from deitctl.distillation.target_cache import WordFormat
+from deitctl.distillation.cached_teacher import CachedTeacher
+from deitctl.distillation.resolve import freeze_teacher
+from deitctl.distillation.target_cache import TargetCodec
 from deitctl.distillation.teacher import Teacher
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter
@@ -27,14 +27,14 @@ from deitctl.training.launch import build_student
 from deitctl.training.run_dir import Run
 from deitctl.training.state import TrainState
 from deitctl.training.step import Plan, gradients, set_train_mode, update
-from deitctl.training.trainer import Session
+from deitctl.training.trainer import Trainer
 
 RENDERED, TRIES = 8, 256
 """Views that a batch is made of, and images among which as many readable ones are looked for."""
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class TrialRun:
     """What steps of a training take, with a teacher that is asked about every image."""
 
     config: TrainConfig
@@ -56,7 +56,7 @@ class Rehearsal:
         """The network that is asked, None without a teacher."""
         return self.plan.teacher or (self.plan.listener.teacher() if self.plan.listener is not None else None)
 
-    def at(self, batch_size: int) -> Rehearsal:
+    def at(self, batch_size: int) -> TrialRun:
         """Return the same with batches of another size; model and state are shared."""
         recipe = replace(self.plan.recipe, batch_size=batch_size)
         return replace(self, plan=replace(self.plan, recipe=recipe))
@@ -112,7 +112,7 @@ class Rehearsal:
         return enough
 
 
-def rehearse(config: TrainConfig, sources: tuple[Source, Source], device: Device) -> Rehearsal:
+def rehearse(config: TrainConfig, sources: tuple[Source, Source], device: Device) -> TrialRun:
     """Build what a run of `config` would train, without its weights: nothing is downloaded and nothing is written.
 
     Only a model of the hub (`hf-hub:`) is fetched, because no other place says what it is.
@@ -121,7 +121,7 @@ def rehearse(config: TrainConfig, sources: tuple[Source, Source], device: Device
     recipe = replace(config.recipe, pretrained=False)
     student = build_student(replace(config, recipe=recipe, weights=""), train, SilentReporter())
     alone = replace(config, recipe=recipe, weights="", distill=None)
-    session = Session(Run(Path(), writes=False), alone, device, student, train, val, None, SilentReporter())
+    session = Trainer(Run(Path(), writes=False), alone, device, student, train, val, None, SilentReporter())
     plan, views = session.plan, ViewPlan(config.seed, repeats=recipe.augment.repeats)
     if (distill := config.distill) is not None:
         teacher = untrained_teacher(config, train, plan.preprocessing, device)
@@ -129,13 +129,13 @@ def rehearse(config: TrainConfig, sources: tuple[Source, Source], device: Device
         if distill.teacher_sees == "mixed":
             plan = replace(plan, teacher=teacher)
         else:
-            form = WordFormat(distill.mode, plan.num_classes, distill.topk if distill.mode == "soft" else 0)
+            form = TargetCodec(distill.mode, plan.num_classes, distill.topk if distill.mode == "soft" else 0)
             repeats, size = recipe.augment.repeats, teacher.card.preprocessing.img_size
-            listener = Listener(form, distill.tau, None, lambda: teacher, device, distill.views, repeats)
+            listener = CachedTeacher(form, distill.tau, None, lambda: teacher, device, distill.views, repeats)
             plan = replace(plan, listener=listener)
             views = ViewPlan(distill.view_seed, distill.views, repeats, size)
     set_train_mode(session.state.model, recipe.trainable, recipe.keep_batch_stats)
-    return Rehearsal(config, train, val, device, session.workers, plan, session.state, views)
+    return TrialRun(config, train, val, device, session.workers, plan, session.state, views)
 
 
 def untrained_teacher(config: TrainConfig, train: Source, seen: Preprocessing, device: Device) -> Teacher:
@@ -150,4 +150,4 @@ def untrained_teacher(config: TrainConfig, train: Source, seen: Preprocessing, d
             distill.teacher, class_names=train.class_names, img_size=size, drop_path_rate=0.0, pretrained=False,
             weights="", distilled=None, reporter=SilentReporter(),
         )  # fmt: skip
-    return seat_teacher(found, tuple(range(len(train.class_names))), seen, device)
+    return freeze_teacher(found, tuple(range(len(train.class_names))), seen, device)

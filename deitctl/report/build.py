@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deitctl import __version__
-from deitctl.data.eval_transform import eval_view
-from deitctl.data.mixup import normalise
+from deitctl.data.eval_transform import eval_transform
+from deitctl.data.mixup import normalize
 from deitctl.device import Device
 from deitctl.evaluation.metrics import BINS, Reliability, reliability
 from deitctl.evaluation.records import EvalResult, EvalResults
@@ -129,7 +129,7 @@ def _examples(
         part = places[start : start + AT_ONCE]
         positions = result.scores.indices[list(part)].tolist()
         pre = result.contender.preprocessing
-        pixels = np.stack([eval_view(result.source.read(i), pre) for i in positions])
+        pixels = np.stack([eval_transform(result.source.read(i), pre) for i in positions])
         shown = device.move(torch.from_numpy(pixels))
         with torch.no_grad(), device.autocast():
             cls, dist = result.contender.answer(shown)
@@ -167,7 +167,7 @@ def _maps(result: EvalResult, pixels: NDArray[np.uint8], shown: Tensor) -> list[
     """Return each image under each token's map; none for a model that is no DeiT of ours, or an exported file."""
     if not isinstance(result.contender.model, VisionTransformer):
         return [{} for _ in pixels]
-    images = normalise(shown, result.contender.preprocessing)
+    images = normalize(shown, result.contender.preprocessing)
     found = token_maps(result.contender.model, images, method=MAPS)
     tokens = {TOKENS[name]: maps for name, maps in found._asdict().items() if maps is not None}
     return [

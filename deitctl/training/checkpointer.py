@@ -18,7 +18,7 @@ LARGEST_SHARE = 0.01
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-class Saver:
+class AsyncCheckpointer:
     """Saves a run's state every so many steps or minutes."""
 
     def __init__(self, folder: Path, log: Path, every: str) -> None:

@@ -15,8 +15,8 @@ from deitctl.data.classes import describe_classes
 from deitctl.data.dataset import Source
 from deitctl.data.open import open_for_training
 from deitctl.device import Device, choose_device
-from deitctl.distillation.preflight import Tutor
-from deitctl.distributed import World, joined, launch_id, launched
+from deitctl.distillation.preflight import DistillationTeacher
+from deitctl.distributed import World, is_distributed, joined, launch_id
 from deitctl.errors import ConfigError, DeitctlError, Interrupted, Signalled
 from deitctl.events import Reporter, SilentReporter
 from deitctl.lock import locked
@@ -27,7 +27,7 @@ from deitctl.models.vit import VisionTransformer
 from deitctl.training.configure import check
 from deitctl.training.result import TrainResult
 from deitctl.training.run_dir import Run, new_run_folder
-from deitctl.training.trainer import Session
+from deitctl.training.trainer import Trainer
 
 
 def run_training(
@@ -47,7 +47,7 @@ def run_training(
     check(config)
     device = choose_device(config.device, config.precision)
     with joined(device.torch_device) as world:
-        root = Path(world.from_main(config.output or str(new_run_folder(_stem(config)))))
+        root = Path(world.broadcast_object(config.output or str(new_run_folder(_stem(config)))))
         config = replace(config, output=str(root))
         return _train(root, config, sources, reporter or SilentReporter(), device, world, fresh=True)
 
@@ -139,14 +139,14 @@ def start_or_resume(
 
     Processes that torchrun starts again go on with the run that they began, whether it was asked for or not.
     """
-    launch = launch_id() if launched() else ""
+    launch = launch_id() if is_distributed() else ""
     if auto or launch:
         device = choose_device(config.device, config.precision)
         with joined(device.torch_device) as world:  # all must come to the same folder
             found = None
             if world.is_main:
                 found = find_unfinished(config, reporter, launch="" if auto else launch, any_batch=choose is not None)
-            root = world.from_main(found)
+            root = world.broadcast_object(found)
             if root is not None:
                 machine = {name: getattr(config, name) for name in MACHINE_SETTINGS if name != "output"}
                 return resume(root, given=machine, sources=sources, reporter=reporter)
@@ -161,7 +161,7 @@ def train_or_find(config: TrainConfig, sources: tuple[Source, Source], reporter:
     root = Path(config.output)
     device = choose_device(config.device, config.precision)
     with joined(device.torch_device) as world:
-        begun, finished = world.from_main((Run(root).config_file.is_file(), Run(root).result() is not None))
+        begun, finished = world.broadcast_object((Run(root).config_file.is_file(), Run(root).result() is not None))
         if not begun:
             run_training(config, sources=sources, reporter=reporter)
         elif not finished:
@@ -192,7 +192,7 @@ def _train(
             if fresh and world.is_main:  # before the teacher is trained: the folder may be one that cannot be written
                 Run.create(root, config)
                 run.cut_log(0)  # of a run that was killed before it saved anything
-                write_bytes(run.launch_file, (launch_id() if launched() else "").encode())
+                write_bytes(run.launch_file, (launch_id() if is_distributed() else "").encode())
             elif not fresh:
                 reporter.note(f"Resuming {root}.")
             session = open_session(run, config, (train, val), student, device, reporter, world)
@@ -220,15 +220,15 @@ def _only_writer(run: Run) -> Iterator[None]:
 def open_session(
     run: Run, config: TrainConfig, sources: tuple[Source, Source], student: LoadedModel, device: Device,
     reporter: Reporter, world: World,
-) -> Session:  # fmt: skip
+) -> Trainer:  # fmt: skip
     """Find the teacher, if there is to be one, and put everything at hand for a run's first step."""
     tutor = None
     if config.distill is not None:
-        tutor = Tutor(
+        tutor = DistillationTeacher(
             config, *sources, student.card.preprocessing, device=device, reporter=reporter, world=world,
             train_run=lambda teacher: train_or_find(teacher, sources, reporter),
         )  # fmt: skip
-    return Session(run, config, device, student, *sources, tutor, reporter, world)
+    return Trainer(run, config, device, student, *sources, tutor, reporter, world)
 
 
 @contextmanager

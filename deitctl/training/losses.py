@@ -21,7 +21,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), targets)
 
 
-def teacher_word(logits: Tensor, mode: str, tau: float) -> Tensor:
+def teacher_targets(logits: Tensor, mode: str, tau: float) -> Tensor:
     """Turn a teacher's logits [B,K] into what it says, a distribution [B,K]: all on its decision, or softened by tau.
 
     The decision of `hard` is not smoothed (DeiT §3: "smoothing of true labels only").
@@ -44,7 +44,7 @@ def soft_distillation(student: Tensor, word: Tensor, *, tau: float, reduction: s
 
     Args:
         student: logits.
-        word: the teacher's probabilities, already at temperature tau (see `teacher_word`).
+        word: the teacher's probabilities, already at temperature tau (see `teacher_targets`).
         tau: temperature, above 0.
         reduction: `batchmean` sums over classes and averages over images, as Eq. 2 has it; `elementmean` divides by
             B * K, as the released code does (training/losses.py, `/ outputs_kd.numel()`), which is K times weaker.

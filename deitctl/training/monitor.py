@@ -56,7 +56,7 @@ class Incident:
 
 
 @dataclass
-class Watch:
+class LossMonitor:
     """Looks at every step, as many together as have come since it last looked."""
 
     num_classes: int

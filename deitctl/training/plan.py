@@ -6,12 +6,12 @@ from deitctl.config import TrainConfig
 from deitctl.data.open import open_for_training
 from deitctl.data.samplers import steps_per_epoch
 from deitctl.device import choose_device
-from deitctl.distillation.target_cache import WordFormat
+from deitctl.distillation.target_cache import TargetCodec
 from deitctl.events import Reporter, SilentReporter
 from deitctl.models.factory import build_model
 from deitctl.models.layers import early_size
 from deitctl.training.optim import peak_learning_rate
-from deitctl.training.sizes import say_sizes
+from deitctl.training.sizes import warn_about_sizes
 
 
 def plan_training(config: TrainConfig, *, reporter: Reporter | None = None) -> dict[str, object]:
@@ -54,7 +54,7 @@ def plan_training(config: TrainConfig, *, reporter: Reporter | None = None) -> d
     early = early_size(student.model, student.card, recipe) if recipe.early_epochs else 0
     if early:
         plan["early epochs"] = f"{recipe.early_epochs} at {early} pixels"
-    say_sizes(recipe, len(train.labels), student.model, student.card.preprocessing.img_size, early, reporter or silent)
+    warn_about_sizes(recipe, len(train.labels), student.model, student.card.preprocessing.img_size, early, reporter or silent)
     if config.distill is not None:
         d = config.distill
         weight = d.alpha * d.tau**2 if d.mode == "soft" else d.alpha
@@ -73,7 +73,7 @@ def _cost_of_the_teacher(config: TrainConfig, num_images: int, classes: int, ste
     if distill.teacher_sees == "mixed":
         return {"the teacher looks at": "mixed images, every step", "images it looks at": every_step}
     views = distill.views or recipe.epochs * recipe.augment.repeats
-    form = WordFormat(distill.mode, classes, distill.topk)
+    form = TargetCodec(distill.mode, classes, distill.topk)
     return {
         "the teacher looks at": f"{distill.views} views of each image, once" if distill.views else "every new view, once",
         "images it looks at": min(num_images * views, every_step) if distill.cache != "off" else every_step,

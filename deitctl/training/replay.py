@@ -13,15 +13,15 @@ from deitctl.config import MACHINE_SETTINGS, override
 from deitctl.data.loader import Batch
 from deitctl.data.open import open_for_training
 from deitctl.device import choose_device
-from deitctl.distributed import ALONE, launched
+from deitctl.distributed import SINGLE_PROCESS, is_distributed
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter, track
 from deitctl.training.incident import read_incident, speakable
 from deitctl.training.launch import build_student, open_session
-from deitctl.training.monitor import Observation, Watch
+from deitctl.training.monitor import LossMonitor, Observation
 from deitctl.training.run_dir import Run
-from deitctl.training.step import gradients, loss_of, set_train_mode, update
-from deitctl.training.trainer import Session
+from deitctl.training.step import compute_loss, gradients, set_train_mode, update
+from deitctl.training.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def replay(path: Path, *, given: Mapping[str, Any] | None = None, reporter: Repo
         ConfigError: it is no such record, or its run is not there any more.
     """
     reporter = reporter or SilentReporter()
-    if launched():
+    if is_distributed():
         raise ConfigError("A replay is for one process.", "Run it without torchrun.")
     record = read_incident(path)
     folder = (path if path.is_dir() else path.parent).resolve()
@@ -82,20 +82,20 @@ def replay(path: Path, *, given: Mapping[str, Any] | None = None, reporter: Repo
         build_student(config, sources[0], reporter),
         device,
         reporter,
-        ALONE,
+        SINGLE_PROCESS,
     )
     session.load()
     return _replay(session, record, reporter)
 
 
-def _replay(session: Session, record: Mapping[str, Any], reporter: Reporter) -> Replay:
+def _replay(session: Trainer, record: Mapping[str, Any], reporter: Reporter) -> Replay:
     plan, state, last = session.plan, session.state, int(record["step"])
     if not state.progress.step <= last < plan.recipe.epochs * plan.steps_per_epoch:
         raise ConfigError(
             f"Step {last} cannot be taken again: the state there is of step {state.progress.step}, and the run has "
             f"{plan.recipe.epochs * plan.steps_per_epoch} steps."
         )
-    watch = Watch(plan.num_classes, state.scaler.is_enabled(), session.config.loss_jump)
+    watch = LossMonitor(plan.num_classes, state.scaler.is_enabled(), session.config.loss_jump)
     watch.usual, watch.seen = state.progress.usual_loss, state.progress.steps_watched
     set_train_mode(state.model, plan.recipe.trainable, plan.recipe.keep_batch_stats)
     batches, steps, incident = session.batches(), [], None
@@ -120,12 +120,12 @@ def _replay(session: Session, record: Mapping[str, Any], reporter: Reporter) -> 
     )  # fmt: skip
 
 
-def _losses(session: Session, batch: Batch) -> Iterator[tuple[str, float]]:
+def _losses(session: Trainer, batch: Batch) -> Iterator[tuple[str, float]]:
     """Yield the loss of each pair of images of a batch, which mixing may have made one of the other."""
     with torch.no_grad():
         for pair in batch.parts(2):
             if pair.keys:
-                loss = loss_of(session.plan, session.state, pair).total
+                loss = compute_loss(session.plan, session.state, pair).total
                 yield session.train_source.name(pair.keys[0].index), float(loss)
 
 

@@ -9,7 +9,7 @@ from deitctl.events import Reporter
 from deitctl.models.layers import has_few_patches
 
 
-def say_sizes(
+def warn_about_sizes(
     recipe: Recipe, num_images: int, model: nn.Module, img_size: int, early_size: int, reporter: Reporter
 ) -> None:
     """Say where batch and early epochs are not what the recipe asks for, or may cost accuracy.

@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from deitctl import rng
 from deitctl.config import DistillConfig, Recipe
 from deitctl.data.loader import Batch
-from deitctl.data.mixup import draw_mix, mix_images, mix_words, normalise, partners, random_erase
-from deitctl.data.student_affine import move_a_little
+from deitctl.data.mixup import mix_images, mix_targets, normalize, pair_indices, random_erase, sample_mixup
+from deitctl.data.student_affine import student_affine
 from deitctl.device import Device, ran_out_of_memory
-from deitctl.distillation.cached_teacher import Listener
+from deitctl.distillation.cached_teacher import CachedTeacher
 from deitctl.distillation.teacher import Teacher
-from deitctl.distributed import ALONE, World
+from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import DataError, DeitctlError
 from deitctl.events import Reporter
 from deitctl.models.layers import layer_names
 from deitctl.models.model_config import Preprocessing
 from deitctl.models.vit import VisionTransformer
-from deitctl.training.losses import smooth_labels, teacher_word
-from deitctl.training.monitor import Incident, Observation, Watch
+from deitctl.training.losses import smooth_labels, teacher_targets
+from deitctl.training.monitor import Incident, LossMonitor, Observation
 from deitctl.training.objective import Distillation, Loss, Objective, Supervised
 from deitctl.training.optim import learning_rate, set_learning_rate
 from deitctl.training.signals import Stop
@@ -46,11 +46,11 @@ class Plan:
     seed: int
     device: Device
     distill: DistillConfig | None = None
-    listener: Listener | None = None
+    listener: CachedTeacher | None = None
     """Gives the teacher's words about views, which are mixed as the images are."""
     teacher: Teacher | None = None
     """Looks at the mixed images themselves, as in the paper."""
-    world: World = ALONE
+    world: World = SINGLE_PROCESS
     stop_on_bad_image: bool = False
     images_at_a_time: int = 0
     """Images of a micro-batch that pay on the device, 0 for any; see `Device.images_at_a_time`."""
@@ -73,7 +73,7 @@ class Plan:
         )  # fmt: skip
 
 
-class WentWrong(Exception):
+class TrainingDiverged(Exception):
     """A step that must not be taken, or should not have been."""
 
     def __init__(self, incident: Incident) -> None:
@@ -81,7 +81,7 @@ class WentWrong(Exception):
         self.incident = incident
 
 
-class Gradients(NamedTuple):
+class StepStats(NamedTuple):
     """What `gradients` found, besides the gradients themselves; the same in every process."""
 
     parts: dict[str, Tensor]
@@ -97,8 +97,8 @@ class Gradients(NamedTuple):
 
 def train_one_epoch(
     plan: Plan, state: TrainState, batches: Iterator[Batch], *, log: Callable[[dict[str, Any]], None],
-    name_of: Callable[[int], str], reporter: Reporter, watch: Watch | None = None, stop: Stop | None = None,
-    after_step: Callable[[Gradients], None] = lambda _: None,
+    name_of: Callable[[int], str], reporter: Reporter, watch: LossMonitor | None = None, stop: Stop | None = None,
+    after_step: Callable[[StepStats], None] = lambda _: None,
 ) -> dict[str, float]:  # fmt: skip
     """Take the steps that are left of an epoch from `batches` and return the means of the loss and its parts over it.
 
@@ -118,7 +118,7 @@ def train_one_epoch(
         DataError: an image that cannot be read where that is to stop the run, or a batch of such images alone.
     """
     set_train_mode(state.model, plan.recipe.trainable, plan.recipe.keep_batch_stats)
-    watch = watch or Watch(plan.num_classes, scaled=state.scaler.is_enabled())
+    watch = watch or LossMonitor(plan.num_classes, scaled=state.scaler.is_enabled())
     progress, done = state.progress, state.progress.step % plan.steps_per_epoch
     if progress.step // plan.steps_per_epoch > progress.epoch:
         done = plan.steps_per_epoch  # stopped between the last step of the epoch and its end
@@ -132,8 +132,8 @@ def train_one_epoch(
             rate = plan.rate(progress.step)
             found = gradients(plan, state, batch, name_of, reporter, stop)
             watch.add(Observation(progress.step, rate, found.parts["loss"], found.norm, batch.keys))
-            if plan.device.waits_for_nothing:  # before the weights are touched
-                require_health(watch)
+            if plan.device.is_synchronous:  # before the weights are touched
+                raise_if_diverged(watch)
             state.whole = False
             update(plan, state, rate, found.norm)
             for name, value in found.parts.items():
@@ -141,7 +141,7 @@ def train_one_epoch(
             fields: dict[str, object] = {}
             last = number + 1 == plan.steps_per_epoch
             if number % LOG_EVERY == 0 or last:
-                require_health(watch)
+                raise_if_diverged(watch)
                 values = {k: float(v) for k, v in found.parts.items()}
                 log({
                     "kind": "step", "step": progress.step, "epoch": progress.epoch + 1, "lr": rate, **values,
@@ -156,16 +156,16 @@ def train_one_epoch(
     return {k: float(v) / plan.steps_per_epoch for k, v in sums.items()}
 
 
-def require_health(watch: Watch) -> None:
-    """Raise `WentWrong` if a step so far has."""
+def raise_if_diverged(watch: LossMonitor) -> None:
+    """Raise `TrainingDiverged` if a step so far has."""
     if incident := watch.look():
-        raise WentWrong(incident)
+        raise TrainingDiverged(incident)
 
 
 def gradients(
     plan: Plan, state: TrainState, batch: Batch, name_of: Callable[[int], str], reporter: Reporter,
     stop: Stop | None = None,
-) -> Gradients:  # fmt: skip
+) -> StepStats:  # fmt: skip
     """Leave the gradient of the mean loss over the whole batch, of all processes, in the parameters.
 
     Where memory runs out in any process, all halve their micro-batches and begin the batch again; every draw is a
@@ -174,13 +174,13 @@ def gradients(
     world, progress = plan.world, state.progress
     while True:
         parts, no_memory = _try_gradients(plan, state, batch)
-        told = world.exchange([
+        told = world.all_gather_ints([
             int(no_memory), len(batch.keys), len(batch.unreadable), stop.signum if stop else 0,
             int(stop.save) if stop else 0,
         ])  # fmt: skip
         if not any(t[0] for t in told):
             break
-        _halve(plan, state, reporter)
+        _halve_micro_batch(plan, state, reporter)
     if any(t[2] for t in told):
         bad = {name_of(index): why for errors in world.gather(batch.errors) for index, why in errors}
         progress.bad_images.update(bad)
@@ -194,7 +194,7 @@ def gradients(
     if plan.device.dtype is torch.float16:
         state.scaler.unscale_(state.optimizer)
     norm = torch.nn.utils.get_total_norm([p.grad for p in state.model.parameters() if p.grad is not None])
-    return Gradients(parts, norm, num_images, max(t[3] for t in told), any(t[4] for t in told))
+    return StepStats(parts, norm, num_images, max(t[3] for t in told), any(t[4] for t in told))
 
 
 def _try_gradients(plan: Plan, state: TrainState, batch: Batch) -> tuple[dict[str, Tensor], bool]:
@@ -206,7 +206,7 @@ def _try_gradients(plan: Plan, state: TrainState, batch: Batch) -> tuple[dict[st
         for part in batch.parts(at_a_time(plan, state)):
             if not part.keys:
                 continue
-            loss, weight = loss_of(plan, state, part), len(part.keys) / whole
+            loss, weight = compute_loss(plan, state, part), len(part.keys) / whole
             state.scaler.scale(loss.total * weight).backward()  # type: ignore[no-untyped-call]
             for name, value in {"loss": loss.total, **loss.parts}.items():
                 value = value.detach() * weight
@@ -223,13 +223,13 @@ def at_a_time(plan: Plan, state: TrainState) -> int:
     return state.progress.micro_batch or plan.images_at_a_time
 
 
-def _halve(plan: Plan, state: TrainState, reporter: Reporter) -> None:
+def _halve_micro_batch(plan: Plan, state: TrainState, reporter: Reporter) -> None:
     """Make micro-batches half as large, an even number of images."""
     progress = state.progress
     pairs = -(-plan.recipe.batch_size // 2)
     present = at_a_time(plan, state) or 2 * -(-pairs // plan.world.size)  # the largest share of any process
     state.optimizer.zero_grad(set_to_none=True)
-    plan.device.forget_cached_memory()
+    plan.device.empty_cache()
     if present <= SMALLEST:
         raise DeitctlError(
             f"Memory runs out even with {SMALLEST} images at a time.", "Use a smaller --img-size or a smaller model."
@@ -262,7 +262,7 @@ def _sum_over_processes(
     tensors = [p.grad for _, p in named if p.grad is not None]
     order = sorted(parts)
     values = torch.stack([parts[name].float() for name in order])
-    plan.world.add_up([*tensors, values])
+    plan.world.all_reduce_([*tensors, values])
     missing = plan.recipe.batch_size / num_images
     if missing != 1:  # images that could not be read: the mean is over the others
         torch._foreach_mul_(tensors, missing)
@@ -270,34 +270,34 @@ def _sum_over_processes(
     parts.update(zip(order, values, strict=True))
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     if statistics := [b for m in norms for b in m.buffers() if b.is_floating_point()]:
-        plan.world.add_up(statistics)
+        plan.world.all_reduce_(statistics)
         torch._foreach_div_(statistics, plan.world.size)
 
 
-def loss_of(plan: Plan, state: TrainState, batch: Batch) -> Loss:
+def compute_loss(plan: Plan, state: TrainState, batch: Batch) -> Loss:
     """Return the mean loss of images; all randomness is a function of (seed, step), (seed, key) or an image's slot."""
     recipe, device, step = plan.recipe, plan.device, state.progress.step
     words = None if plan.listener is None else device.move(plan.listener(batch))
-    images = normalise(device.move(batch.images), plan.preprocessing)
+    images = normalize(device.move(batch.images), plan.preprocessing)
     if plan.moves_on_top:
-        images = move_a_little(images, batch.keys, recipe.augment, plan.seed)
+        images = student_affine(images, batch.keys, recipe.augment, plan.seed)
     images = random_erase(images, batch.keys, recipe.augment.erase_prob, plan.seed)
     targets = smooth_labels(device.move(batch.labels), plan.num_classes, recipe.smoothing)
-    mix, other = draw_mix(recipe.augment, images.shape[-1], plan.seed, step), device.move(partners(batch.slots))
-    images, targets = mix_images(images, mix, other), mix_words(targets, mix, other)
+    mix, other = sample_mixup(recipe.augment, images.shape[-1], plan.seed, step), device.move(pair_indices(batch.slots))
+    images, targets = mix_images(images, mix, other), mix_targets(targets, mix, other)
     first = plan.world.share(recipe.batch_size).start
     slots = [first + slot for slot in batch.slots]
     keep = None
     if isinstance(state.model, VisionTransformer) and state.model.training:  # a probed body drops nothing
-        keep = state.model.draw_keep(recipe.batch_size, rng.torch_generator(plan.seed, "drop-path", step))
+        keep = state.model.sample_drop_path(recipe.batch_size, rng.torch_generator(plan.seed, "drop-path", step))
         keep = device.move(keep[..., slots]) if keep is not None else None
 
     seed = (plan.seed, "step", step) if slots[0] < 2 else (plan.seed, "step", step, slots[0])
     with rng.scope(*seed), device.autocast():  # timm's models draw from the global generator
         if words is not None:
-            words = mix_words(words, mix, other)
+            words = mix_targets(words, mix, other)
         elif plan.teacher is not None and plan.distill is not None:
-            words = teacher_word(plan.teacher(images), plan.distill.mode, plan.distill.tau)
+            words = teacher_targets(plan.teacher(images), plan.distill.mode, plan.distill.tau)
         return plan.objective(state.model, images, targets, words, keep)
 
 

@@ -13,8 +13,8 @@ from deitctl.data.loader import Batch, ViewPlan, train_batches
 from deitctl.data.samplers import TrainBatches, steps_per_epoch
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.device import Device, choose_device
-from deitctl.distillation.preflight import Tutor
-from deitctl.distributed import ALONE, ProcessLost, World
+from deitctl.distillation.preflight import DistillationTeacher
+from deitctl.distributed import SINGLE_PROCESS, ProcessLost, World
 from deitctl.errors import ConfigError, DataError, DeitctlError, Signalled
 from deitctl.evaluation.evaluate import evaluate
 from deitctl.evaluation.result import Evaluation
@@ -27,33 +27,33 @@ from deitctl.models.layers import (
     largest_block,
     layer_ids,
     layer_names,
-    shipping_card,
+    shipping_config,
 )
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 from deitctl.report.figures import draw_curves
-from deitctl.training.checkpointer import Saver
+from deitctl.training.checkpointer import AsyncCheckpointer
 from deitctl.training.ema import ExponentialMovingAverage
 from deitctl.training.incident import ways_on, write_incident
-from deitctl.training.monitor import Watch
+from deitctl.training.monitor import LossMonitor
 from deitctl.training.optim import build_optimizer
 from deitctl.training.result import TrainResult
 from deitctl.training.run_dir import Run
 from deitctl.training.signals import Stop, held_signals
-from deitctl.training.sizes import say_sizes
+from deitctl.training.sizes import warn_about_sizes
 from deitctl.training.state import Progress, TrainState
-from deitctl.training.step import Gradients, Plan, Stopwatch, WentWrong, at_a_time, train_one_epoch
+from deitctl.training.step import Plan, StepStats, Stopwatch, TrainingDiverged, at_a_time, train_one_epoch
 
 EVAL_BATCH = 64
 NOTE = "deitctl"
 """Under which the saved weights carry the score they were kept for."""
 
 
-class Session:
+class Trainer:
     """What `train` needs at hand, from the first step or from the last saved one."""
 
     def __init__(
         self, run: Run, config: TrainConfig, device: Device, student: LoadedModel, train: Source, val: Source,
-        tutor: Tutor | None, reporter: Reporter, world: World = ALONE,
+        tutor: DistillationTeacher | None, reporter: Reporter, world: World = SINGLE_PROCESS,
     ) -> None:  # fmt: skip
         """Build optimiser, average and plan for `student`, which is moved to `device`.
 
@@ -63,11 +63,11 @@ class Session:
         self.run, self.config, self.device, self.reporter = run, config, device, reporter
         self.world = world
         self.train_source, self.val_source, self.tutor = train, val, tutor
-        self.card: ModelCard = shipping_card(student.model, student.card)
+        self.card: ModelConfig = shipping_config(student.model, student.card)
         self.workers = device.loader_workers(config.workers)
-        device.keep_freed_memory()
+        device.tune_malloc()
         model = device.place(student.model)
-        world.equalise(model)
+        world.broadcast_module_(model)
         num_images = len(train.labels)
         # a set smaller than a batch is one batch, and its size is what the learning rate is for
         recipe = replace(config.recipe, batch_size=min(config.recipe.batch_size, num_images))
@@ -99,10 +99,10 @@ class Session:
         if tutor is not None:
             tutor.load_together()
         self.early_size = early_size(model, self.card, recipe) if recipe.early_epochs else 0
-        say_sizes(config.recipe, num_images, model, self.card.preprocessing.img_size, self.early_size, reporter)
+        warn_about_sizes(config.recipe, num_images, model, self.card.preprocessing.img_size, self.early_size, reporter)
         self.clock = Stopwatch()
-        self.watch = Watch(len(train.class_names), self.state.scaler.is_enabled(), config.loss_jump)
-        self.saver = Saver(run.state, run.metrics_file, config.save_every)
+        self.watch = LossMonitor(len(train.class_names), self.state.scaler.is_enabled(), config.loss_jump)
+        self.saver = AsyncCheckpointer(run.state, run.metrics_file, config.save_every)
         self.loaded_step = 0
         """Steps of the state that this session began with."""
 
@@ -167,7 +167,7 @@ class Session:
                         f"torch cannot compile {self.config.model}: {why}", "Leave --compile out."
                     ) from error
                 raise
-            except WentWrong as wrong:
+            except TrainingDiverged as wrong:
                 raise self._went_wrong(wrong) from None
             except (Signalled, KeyboardInterrupt) as signalled:
                 if not getattr(signalled, "insists", False):
@@ -195,7 +195,7 @@ class Session:
 
         wanted = asked = False
 
-        def after_step(found: Gradients) -> None:
+        def after_step(found: StepStats) -> None:
             nonlocal wanted, asked
             if signum := found.signum or (stop.signum if self.world.size == 1 else 0):  # several must stop together
                 raise Signalled(signum)
@@ -265,7 +265,7 @@ class Session:
             self.saver.write_copy()
             self.saver.copy(self.state)
 
-    def _went_wrong(self, wrong: WentWrong) -> DeitctlError:
+    def _went_wrong(self, wrong: TrainingDiverged) -> DeitctlError:
         """Write the record of a step that went wrong; the state on the disk is the last good one."""
         incident, run = wrong.incident, self.run.root
         keys = [key for keys in self.world.gather(incident.keys) for key in keys]

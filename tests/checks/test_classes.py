@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from deitctl.checks.classes import check_classes, natural_key, plain_name
-from deitctl.checks.survey import Part
+from deitctl.checks.survey import Split
 from deitctl.data.dataset import ArraySource
 
 
-def part(name: str, counts: dict[str, int], empty: tuple[str, ...] = ()) -> Part:
+def part(name: str, counts: dict[str, int], empty: tuple[str, ...] = ()) -> Split:
     """Tiny images of classes; nothing is decoded here."""
     labels = np.repeat(np.arange(len(counts)), list(counts.values()))
-    return Part(name, ArraySource(np.zeros((len(labels), 1, 1), np.uint8), labels, tuple(counts), name), empty)
+    return Split(name, ArraySource(np.zeros((len(labels), 1, 1), np.uint8), labels, tuple(counts), name), empty)
 
 
-def checks(*parts: Part) -> dict[str, tuple[str, int, tuple[str, ...]]]:
+def checks(*parts: Split) -> dict[str, tuple[str, int, tuple[str, ...]]]:
     return {f.check: (f.severity, f.count, f.examples) for f in check_classes(parts)}
 
 

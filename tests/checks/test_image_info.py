@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deitctl.checks.image_info import Images, Look, difference_hash, look, look_at_all, pixel_digest
+from deitctl.checks.image_info import ImageInfo, Images, difference_hash, look, look_at_all, pixel_digest
 from deitctl.data.dataset import subset
 from deitctl.data.open import scan_classes
 
@@ -29,7 +29,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 def seen(tmp_path, reporter):
     """Look at a file of some bytes."""
 
-    def make(data: bytes, name: str = "a.jpg") -> Look:
+    def make(data: bytes, name: str = "a.jpg") -> ImageInfo:
         path = tmp_path / "class" / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)

@@ -18,7 +18,7 @@ from deitctl.cli.startup import without_garbage
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model
-from deitctl.models.layers import layer_names, shipping_card
+from deitctl.models.layers import layer_names, shipping_config
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def model(tmp_path_factory) -> str:
         weights="", distilled=None, reporter=SilentReporter(),
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("model") / "model"
-    save_model(folder, built.model.state_dict(), shipping_card(built.model, built.card), layer_names(built.model))
+    save_model(folder, built.model.state_dict(), shipping_config(built.model, built.card), layer_names(built.model))
     return str(folder)
 
 

@@ -7,14 +7,14 @@ import pytest
 from deitctl.data.classes import describe_classes, find_class, is_imagenet, match_classes
 from deitctl.errors import ConfigError
 from deitctl.models.catalog import find, imagenet_classes
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 
 IDS, NAMES = imagenet_classes()
 IMAGENET = find("deit_tiny").card()
 
 
-def card(*names: str) -> ModelCard:
-    return ModelCard(architecture="x", num_classes=len(names), class_names=names)
+def card(*names: str) -> ModelConfig:
+    return ModelConfig(architecture="x", num_classes=len(names), class_names=names)
 
 
 def test_same_classes_in_the_same_order():
@@ -38,7 +38,7 @@ def test_some_of_the_models_classes():
 
 def test_one_unknown_class_is_no_match():
     assert match_classes(card("a", "b"), ["a", "z"]) is None
-    assert match_classes(ModelCard(architecture="x", num_classes=2), ["a", "b"]) is None
+    assert match_classes(ModelConfig(architecture="x", num_classes=2), ["a", "b"]) is None
 
 
 def test_imagenet_by_wordnet_id_by_name_and_by_synonym():
@@ -104,7 +104,7 @@ def test_a_class_that_is_called_a_number_comes_before_the_one_that_has_it():
 
 
 def test_a_class_of_a_model_without_names_has_its_number():
-    assert find_class(ModelCard(architecture="x", num_classes=4), "3") == 3
+    assert find_class(ModelConfig(architecture="x", num_classes=4), "3") == 3
 
 
 def test_a_name_that_two_classes_share_is_refused_with_their_numbers():

@@ -16,7 +16,7 @@ from deitctl.config import AugmentConfig
 from deitctl.data import lazy_jpeg as module
 from deitctl.data.decode import decode
 from deitctl.data.lazy_jpeg import LazyJpeg, open_image
-from deitctl.data.transforms import resized_crop, train_view
+from deitctl.data.transforms import resized_crop, train_transform
 from deitctl.errors import DataError
 
 KINDS = {
@@ -156,7 +156,7 @@ def test_a_view_of_an_image_is_the_view_of_its_pixels(make_image):
     augment = AugmentConfig(crop_scale=(0.1, 1.0), hflip=0.5, rand_augment="rand-m9-mstd0.5-inc1")
     data = jpeg(make_image(300, 200))
     for index in range(10):
-        views = [train_view(p, augment, 224, 0, 0, index) for p in (open_image(data, "x"), decode(data, "x"))]
+        views = [train_transform(p, augment, 224, 0, 0, index) for p in (open_image(data, "x"), decode(data, "x"))]
         assert np.array_equal(*views)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deitctl.data.dataset import FileSource, subset
-from deitctl.data.eval_transform import eval_view
+from deitctl.data.eval_transform import eval_transform
 from deitctl.data.loader import (
     Batch,
     EvalViews,
@@ -23,7 +23,7 @@ from deitctl.data.loader import (
 )
 from deitctl.data.open import scan_classes
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
-from deitctl.data.transforms import train_view
+from deitctl.data.transforms import train_transform
 from deitctl.models.model_config import Preprocessing
 from deitctl.recipes import RECIPES
 
@@ -36,7 +36,7 @@ def stream(source, workers, first_step=0, plan=None):
 
 
 def shown(source, view, index, size=32, seed=0):
-    return torch.from_numpy(train_view(source.read(index), AUGMENT, size, seed, view, index))
+    return torch.from_numpy(train_transform(source.read(index), AUGMENT, size, seed, view, index))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_evaluation_yields_every_image_once_and_in_order(workers, some):
     batches = list(eval_batches(some, [pre], batch_size=6, workers=workers, pin_memory=False))
     assert [len(b.images[0]) for b in batches] == [6, 6, 6, 2]
     assert torch.cat([b.indices for b in batches]).tolist() == list(range(20))
-    assert torch.equal(batches[1].images[0][0], torch.from_numpy(eval_view(some.read(6), pre)))
+    assert torch.equal(batches[1].images[0][0], torch.from_numpy(eval_transform(some.read(6), pre)))
     assert torch.cat([b.labels for b in batches]).tolist() == some.labels.tolist()
 
 
@@ -159,7 +159,7 @@ def test_evaluation_shows_each_image_in_every_preprocessing_and_reads_it_once(wo
     assert read in ([], list(range(20)))
     for n, pre in enumerate(pres):
         shown = torch.cat([b.images[n] for b in batches])
-        assert torch.equal(shown[7], torch.from_numpy(eval_view(inner(some, 7), pre)))
+        assert torch.equal(shown[7], torch.from_numpy(eval_transform(inner(some, 7), pre)))
 
 
 def test_unreadable_images_are_named_and_never_replaced(image_folder, reporter):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deitctl.data import string_array as module
-from deitctl.data.string_array import Names
+from deitctl.data.string_array import StringArray
 
 ODD = st.binary(max_size=12).map(os.fsdecode)  # bytes that are no UTF-8 become surrogates
 LISTS = st.lists(ODD | st.text(max_size=12), max_size=40)
@@ -22,7 +22,7 @@ PREFIXES = st.sampled_from(["", "photos/", "/d/ü/"])
 
 @given(names=LISTS, prefix=PREFIXES)
 def test_names_are_the_strings_they_were_made_of(names, prefix):
-    kept, expected = Names.of(names).below(prefix), [prefix + name for name in names]
+    kept, expected = StringArray.of(names).below(prefix), [prefix + name for name in names]
     assert list(kept) == expected
     assert [kept[i] for i in range(len(kept))] == expected
     assert len(kept) == len(names)
@@ -31,7 +31,7 @@ def test_names_are_the_strings_they_were_made_of(names, prefix):
 
 @given(names=LISTS, place=st.integers(-50, 50), other=st.integers(-50, 50), step=st.sampled_from([-2, -1, 1, 3]))
 def test_places_and_ranges_are_those_of_a_list(names, place, other, step):
-    kept = Names.of(names)
+    kept = StringArray.of(names)
     assert list(kept[place:other:step]) == names[place:other:step]
     if -len(names) <= place < len(names):
         assert kept[place] == names[place]
@@ -42,7 +42,7 @@ def test_places_and_ranges_are_those_of_a_list(names, place, other, step):
 
 @given(names=LISTS.filter(bool), data=st.data())
 def test_search_and_reversal_come_with_a_sequence(names, data):
-    kept, one = Names.of(names), data.draw(st.sampled_from(names))
+    kept, one = StringArray.of(names), data.draw(st.sampled_from(names))
     assert one in kept
     assert kept.index(one) == names.index(one)
     assert kept.count(one) == names.count(one)
@@ -52,12 +52,12 @@ def test_search_and_reversal_come_with_a_sequence(names, data):
 @given(names=LISTS, prefix=PREFIXES, data=st.data())
 def test_some_of_the_names_are_names_of_their_own(names, prefix, data):
     places = data.draw(st.lists(st.integers(0, len(names) - 1), max_size=10)) if names else []
-    assert list(Names.of(names).below(prefix).take(places)) == [prefix + names[i] for i in places]
+    assert list(StringArray.of(names).below(prefix).take(places)) == [prefix + names[i] for i in places]
 
 
 @given(names=LISTS, prefix=PREFIXES)
 def test_names_travel_to_worker_processes(names, prefix):
-    kept = Names.of(names).below(prefix)
+    kept = StringArray.of(names).below(prefix)
     assert list(pickle.loads(pickle.dumps(kept))) == list(kept)
 
 
@@ -65,17 +65,17 @@ def test_going_through_many_names_is_done_piece_by_piece(monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 3)
     for count in range(10):
         names = [f"{i}" * i for i in range(count)]
-        assert list(Names.of(names)) == names
+        assert list(StringArray.of(names)) == names
 
 
 def test_names_of_numpy_places():
-    assert Names.of(["a", "b"])[np.int64(1)] == "b"
+    assert StringArray.of(["a", "b"])[np.int64(1)] == "b"
 
 
 def test_a_hundred_thousand_names_cost_their_bytes_and_no_object_each():
     tracemalloc.start()
     try:
-        names = Names.of(f"n{i // 1300:08d}/n{i // 1300:08d}_{i}.JPEG" for i in range(100_000))
+        names = StringArray.of(f"n{i // 1300:08d}/n{i // 1300:08d}_{i}.JPEG" for i in range(100_000))
         gc.collect()
         kept, _ = tracemalloc.get_traced_memory()
         for _ in names:
@@ -90,4 +90,4 @@ def test_a_hundred_thousand_names_cost_their_bytes_and_no_object_each():
 
 @pytest.mark.parametrize("ends", [[], [0, 2, 1], [0, 9], [-1, 2]])
 def test_ends_that_lead_out_of_the_blob_are_not_sound(ends):
-    assert not Names(np.zeros(3, np.uint8), np.array(ends, np.int64)).sound
+    assert not StringArray(np.zeros(3, np.uint8), np.array(ends, np.int64)).sound

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from deitctl import rng
 from deitctl.config import AugmentConfig
 from deitctl.data.samplers import SampleKey
-from deitctl.data.student_affine import move_a_little
+from deitctl.data.student_affine import student_affine
 from deitctl.recipes import RECIPES
 
 KEYS = [SampleKey(epoch, index, 0) for epoch in range(3) for index in range(4)]
@@ -39,8 +39,8 @@ def ramp(size: int, x: float, y: float) -> torch.Tensor:
 
 def test_no_movement_is_the_same_tensor(noise):
     images = noise(4, 3, 8, 8)
-    assert move_a_little(images, KEYS[:4], moving(), 0) is images
-    assert move_a_little(images, KEYS[:4], moving(hflip=1.0), 0) is images  # views flip, nothing is on top of them
+    assert student_affine(images, KEYS[:4], moving(), 0) is images
+    assert student_affine(images, KEYS[:4], moving(hflip=1.0), 0) is images  # views flip, nothing is on top of them
 
 
 def test_a_shift_by_hand():
@@ -48,7 +48,7 @@ def test_a_shift_by_hand():
     config, size = moving(shift=0.2), 20
     for key in KEYS:
         _, _, dx, dy, _ = draws(key, config, 3)
-        moved = move_a_little(ramp(size, 1.0, 10.0), [key], config, 3)
+        moved = student_affine(ramp(size, 1.0, 10.0), [key], config, 3)
         line = ((torch.arange(size) + 0.5) * 2 / size - 1)[None]
         edge = 1 - 1 / size  # the middle of the last pixel
         x, y = ((line + 2 * d).clamp(-edge, edge) for d in (dx, dy))
@@ -63,7 +63,7 @@ def test_a_turn_and_a_scaling_by_hand():
         angle, scale, _, _, _ = draws(key, config, 0)
         assert abs(angle) <= math.radians(20)
         assert 1 / 1.3 <= scale <= 1 / 0.7
-        moved = move_a_little(ramp(size, 1.0, 10.0), [key], config, 0)[0, 0, 8:16, 8:16]
+        moved = student_affine(ramp(size, 1.0, 10.0), [key], config, 0)[0, 0, 8:16, 8:16]
         line = ((torch.arange(size) + 0.5) * 2 / size - 1)[8:16]
         x, y = line[None, :], line[:, None]
         cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
@@ -75,7 +75,7 @@ def test_an_image_flips_where_the_recipe_flips_and_only_there(noise):
     images = noise(len(KEYS), 3, 8, 8)
     for hflip in (0.0, 0.5, 1.0):
         config = moving(shift=1e-6, hflip=hflip)
-        moved = move_a_little(images, KEYS, config, 5)
+        moved = student_affine(images, KEYS, config, 5)
         flips = [draws(key, config, 5)[4] for key in KEYS]
         expected = torch.stack([i.flip(-1) if f else i for i, f in zip(images, flips, strict=True)])
         torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-3)
@@ -87,14 +87,14 @@ def test_a_flipped_image_is_turned_and_moved_as_others_are(noise):
     """The flip is of what comes out."""
     plain, flipped = moving(10.0, 0.1, 0.1), moving(10.0, 0.1, 0.1, hflip=1.0)
     images = noise(4, 3, 12, 12)
-    straight = move_a_little(images, KEYS[:4], plain, 0)
-    torch.testing.assert_close(move_a_little(images, KEYS[:4], flipped, 0), straight.flip(-1), rtol=1e-4, atol=1e-4)
+    straight = student_affine(images, KEYS[:4], plain, 0)
+    torch.testing.assert_close(student_affine(images, KEYS[:4], flipped, 0), straight.flip(-1), rtol=1e-4, atol=1e-4)
 
 
 def test_what_comes_in_repeats_the_edge():
     """A one-coloured image stays what it is; zeros from outside would darken it."""
     white = torch.full((len(KEYS), 3, 16, 16), 2.5)
-    torch.testing.assert_close(move_a_little(white, KEYS, moving(45.0, 0.5, 0.5), 0), white)
+    torch.testing.assert_close(student_affine(white, KEYS, moving(45.0, 0.5, 0.5), 0), white)
 
 
 @given(
@@ -105,8 +105,8 @@ def test_what_comes_in_repeats_the_edge():
 def test_a_movement_belongs_to_seed_and_key_and_not_to_the_batch(chosen, seed, hflip):
     config = moving(8.0, 0.1, 0.1, hflip)
     images = torch.randn(len(KEYS), 3, 6, 6, generator=torch.Generator().manual_seed(1))
-    whole = move_a_little(images, KEYS, config, seed)
-    some = move_a_little(images[chosen], [KEYS[i] for i in chosen], config, seed)
+    whole = student_affine(images, KEYS, config, seed)
+    some = student_affine(images[chosen], [KEYS[i] for i in chosen], config, seed)
     torch.testing.assert_close(some, whole[chosen], rtol=0, atol=1e-6)
 
 
@@ -114,14 +114,14 @@ def test_every_part_of_the_key_and_the_seed_matters(noise):
     image, config = noise(1, 3, 8, 8), moving(5.0, 0.1, 0.05)
     keys = [(0, SampleKey(0, 0, 0)), (1, SampleKey(0, 0, 0))]
     keys += [(0, SampleKey(1, 0, 0)), (0, SampleKey(0, 1, 0)), (0, SampleKey(0, 0, 1))]
-    moved = [move_a_little(image, [key], config, seed) for seed, key in keys]
+    moved = [student_affine(image, [key], config, seed) for seed, key in keys]
     for number, one in enumerate(moved):
         assert all(not torch.allclose(one, other, atol=1e-3) for other in moved[number + 1 :])
 
 
 def test_the_image_that_comes_in_is_untouched(noise):
     images = noise(2, 3, 8, 8)
-    move_a_little(images, KEYS[:2], moving(5.0, 0.1, 0.05, 1.0), 0)
+    student_affine(images, KEYS[:2], moving(5.0, 0.1, 0.05, 1.0), 0)
     assert torch.equal(images, noise(2, 3, 8, 8))
 
 
@@ -130,7 +130,7 @@ def test_every_recipe_that_moves_moves_a_little(name, noise):
     """Of a smooth image most stays: what a teacher said of the view still fits."""
     augment = RECIPES[name].augment
     image = torch.nn.functional.interpolate(noise(1, 3, 4, 4), 32, mode="bicubic").expand(len(KEYS), -1, -1, -1)
-    moved = move_a_little(image, KEYS, AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, on_top=augment.on_top), 0)
+    moved = student_affine(image, KEYS, AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, on_top=augment.on_top), 0)
     near = [float(torch.corrcoef(torch.stack([m.ravel(), i.ravel()]))[0, 1]) for m, i in zip(moved, image, strict=True)]
     assert min(near) > 0.6
     assert max(near) < 1.0

@@ -15,10 +15,10 @@ from PIL import Image, ImageOps
 
 from deitctl import rng
 from deitctl.config import AugmentConfig
-from deitctl.data.eval_transform import eval_view
-from deitctl.data.mixup import normalise
+from deitctl.data.eval_transform import eval_transform
+from deitctl.data.mixup import normalize
 from deitctl.data.rand_augment import rand_augment
-from deitctl.data.transforms import VIEWS_VERSION, color_jitter, crop_box, resized_crop, small_affine, train_view
+from deitctl.data.transforms import VIEWS_VERSION, color_jitter, crop_box, resized_crop, small_affine, train_transform
 from deitctl.errors import ConfigError
 from deitctl.models.model_config import Preprocessing
 from deitctl.recipes import RECIPES
@@ -44,14 +44,14 @@ def timm_eval(pre: Preprocessing, **changes):
 def test_eval_view_equals_timms_to_the_pixel(shape, interpolation, img_size, crop_pct, make_image):
     pre, image = Preprocessing(img_size=img_size, crop_pct=crop_pct, interpolation=interpolation), make_image(*shape)
     expected = timm_eval(pre, normalize=False)(image)
-    assert np.array_equal(eval_view(image, pre), expected.numpy())
+    assert np.array_equal(eval_transform(image, pre), expected.numpy())
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("crop_pct", [0.9, 1.0])
 def test_squashing_equals_timms_to_the_pixel(shape, crop_pct, make_image):
     pre, image = Preprocessing(img_size=64, crop_pct=crop_pct, crop_mode="squash"), make_image(*shape)
-    assert np.array_equal(eval_view(image, pre), timm_eval(pre, normalize=False)(image).numpy())
+    assert np.array_equal(eval_transform(image, pre), timm_eval(pre, normalize=False)(image).numpy())
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_squashing_equals_timms_to_the_pixel(shape, crop_pct, make_image):
 )
 def test_normalised_view_equals_timms(mean, std, make_image):
     pre, image = Preprocessing(img_size=64, mean=mean, std=std), make_image()
-    ours = normalise(torch.from_numpy(eval_view(image, pre))[None], pre)[0]
+    ours = normalize(torch.from_numpy(eval_transform(image, pre))[None], pre)[0]
     torch.testing.assert_close(ours, timm_eval(pre)(image), rtol=1e-6, atol=1e-6)
 
 
@@ -91,7 +91,7 @@ def test_a_very_large_crop_is_left_to_pillow(make_image, monkeypatch):
 
 def test_a_view_without_chance_is_the_resized_image(make_image):
     image = make_image(40, 30)
-    view = train_view(image, PLAIN, 32, 0, 0, 0)
+    view = train_transform(image, PLAIN, 32, 0, 0, 0)
     assert beside(view, image.resize((32, 32), Image.Resampling.BICUBIC)) <= 2
 
 
@@ -99,14 +99,14 @@ def test_flip_is_certain_at_one(make_image):
     image = make_image(40, 40)
     flipped = AugmentConfig(crop_scale=(1.0, 1.0), hflip=1.0)
     assert np.array_equal(
-        train_view(image, flipped, 40, 0, 0, 0), np.asarray(ImageOps.mirror(image)).transpose(2, 0, 1)
+        train_transform(image, flipped, 40, 0, 0, 0), np.asarray(ImageOps.mirror(image)).transpose(2, 0, 1)
     )
 
 
 def test_flips_happen_half_of_the_time(make_image):
     image, config = make_image(8, 8), AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.5)
-    plain = train_view(image, PLAIN, 8, 0, 0, 0)
-    flips = sum(not np.array_equal(train_view(image, config, 8, 0, 0, i), plain) for i in range(400))
+    plain = train_transform(image, PLAIN, 8, 0, 0, 0)
+    flips = sum(not np.array_equal(train_transform(image, config, 8, 0, 0, i), plain) for i in range(400))
     assert 150 < flips < 250  # 5 deviations
 
 
@@ -114,9 +114,9 @@ def test_flips_happen_half_of_the_time(make_image):
 def test_views_are_functions_of_their_key(recipe, make_image):
     image, keys = make_image(), [(i % 2, i // 2) for i in range(6)]
     size = 48
-    forwards = {k: train_view(image, recipe.augment, size, 3, *k) for k in keys}
+    forwards = {k: train_transform(image, recipe.augment, size, 3, *k) for k in keys}
     random.seed(99), np.random.seed(99)  # the globals must not matter
-    backwards = {k: train_view(image, recipe.augment, size, 3, *k) for k in reversed(keys)}
+    backwards = {k: train_transform(image, recipe.augment, size, 3, *k) for k in reversed(keys)}
     assert all(np.array_equal(forwards[k], backwards[k]) for k in keys)
     assert all(v.shape == (3, size, size) and v.dtype == np.uint8 for v in forwards.values())
     assert len({v.tobytes() for v in forwards.values()}) == len(keys)
@@ -125,7 +125,7 @@ def test_views_are_functions_of_their_key(recipe, make_image):
 @pytest.mark.parametrize("change", [(4, 0, 0), (3, 1, 0), (3, 0, 1)], ids=["seed", "view", "index"])
 def test_every_part_of_the_key_matters(change, make_image):
     augment = RECIPES["paper"].augment
-    view, other = train_view(make_image(), augment, 48, 3, 0, 0), train_view(make_image(), augment, 48, *change)
+    view, other = train_transform(make_image(), augment, 48, 3, 0, 0), train_transform(make_image(), augment, 48, *change)
     assert not np.array_equal(view, other)
 
 
@@ -135,10 +135,10 @@ def test_a_view_in_another_size_is_the_same_view(make_image):
     for augment in (RECIPES["finetune"].augment, digits):
         for index in range(8):
             image = make_image(300, 200, seed=index)
-            small, large = (train_view(image, augment, size, 3, 0, index) for size in (48, 96))
+            small, large = (train_transform(image, augment, size, 3, 0, index) for size in (48, 96))
             shrunk = large.reshape(3, 48, 2, 48, 2).mean(axis=(2, 4))
             same = np.corrcoef(small.ravel(), shrunk.ravel())[0, 1]
-            other = train_view(image, augment, 48, 3, 1, index)
+            other = train_transform(image, augment, 48, 3, 1, index)
             assert same > 0.97
             assert same > np.corrcoef(other.ravel(), shrunk.ravel())[0, 1] + 0.01
 
@@ -154,14 +154,14 @@ def test_views_are_what_their_version_says():
         draws.append((*box, bool(flip)))
         expected = grey.crop(box).resize((32, 32), Image.Resampling.BICUBIC)
         expected = ImageOps.mirror(expected) if flip else expected
-        assert beside(train_view(grey, geometry, 32, 7, view, index), expected) <= 2
+        assert beside(train_transform(grey, geometry, 32, 7, view, index), expected) <= 2
     assert VIEWS_VERSION == 3
     assert draws == [(0, 3, 45, 42, True), (18, 4, 58, 46, False), (8, 7, 39, 45, True)]
 
 
 def test_views_leave_the_global_generators_alone(make_image):
     random.seed(1), np.random.seed(1)
-    train_view(make_image(), RECIPES["paper"].augment, 48, 0, 0, 0)
+    train_transform(make_image(), RECIPES["paper"].augment, 48, 0, 0, 0)
     after = random.random(), np.random.random()
     random.seed(1), np.random.seed(1)
     assert after == (random.random(), np.random.random())
@@ -175,21 +175,21 @@ def test_the_papers_view_is_rand_augment_of_the_crop(make_image):
         draw = rng.generator(0, "view", 2, index)
         draw.random()  # the flip
         expected = rand_augment("rand-m9-mstd0.5-inc1")(image, draw)
-        assert np.array_equal(train_view(image, config, 48, 0, 2, index), np.asarray(expected).transpose(2, 0, 1))
+        assert np.array_equal(train_transform(image, config, 48, 0, 2, index), np.asarray(expected).transpose(2, 0, 1))
 
 
 def test_posterising_to_no_bits_does_not_crash(make_image):
     """`inc` RandAugment at its strongest asks for 0 bits, which some versions of Pillow refuse."""
     config = AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, rand_augment="rand-m10-n15-inc1")
     for index in range(20):
-        assert train_view(make_image(32, 32), config, 32, 0, 0, index).shape == (3, 32, 32)
+        assert train_transform(make_image(32, 32), config, 32, 0, 0, index).shape == (3, 32, 32)
     assert not np.asarray(ImageOps.posterize(make_image(8, 8), 0)).any()
 
 
 def test_a_rand_augment_that_is_none_is_refused(make_image):
     config = AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, rand_augment="augment-me")
     with pytest.raises(ConfigError, match="rand-m9"):
-        train_view(make_image(), config, 32, 0, 0, 0)
+        train_transform(make_image(), config, 32, 0, 0, 0)
 
 
 @given(
@@ -248,4 +248,4 @@ def test_colours_stay_where_the_strength_is_nothing_and_move_where_it_is_not(mak
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (3, 2)], ids=str)
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda r: r.name)
 def test_the_smallest_images_have_views(size, recipe, make_image):
-    assert train_view(make_image(*size), recipe.augment, 32, 0, 0, 0).shape == (3, 32, 32)
+    assert train_transform(make_image(*size), recipe.augment, 32, 0, 0, 0).shape == (3, 32, 32)

@@ -14,18 +14,18 @@ import torch
 
 from deitctl.data.dataset import subset
 from deitctl.data.loader import Batch, ViewPlan, train_batches
-from deitctl.data.mixup import normalise
+from deitctl.data.mixup import normalize
 from deitctl.data.open import scan_classes
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
-from deitctl.data.transforms import train_view
+from deitctl.data.transforms import train_transform
 from deitctl.device import choose_device
-from deitctl.distillation.cached_teacher import Listener
-from deitctl.distillation.target_cache import WordCache, WordFormat, open_cache
+from deitctl.distillation.cached_teacher import CachedTeacher
+from deitctl.distillation.target_cache import TargetCache, TargetCodec, open_cache
 from deitctl.distillation.teacher import Teacher
 from deitctl.errors import TeacherError
-from deitctl.models.model_config import ModelCard, Preprocessing
+from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.recipes import RECIPES
-from deitctl.training.losses import teacher_word
+from deitctl.training.losses import teacher_targets
 
 AUGMENT = RECIPES["finetune"].augment  # has no RandAugment, for which every process would import timm
 SIZE = 32  # of the teacher's input; the student's is half of it
@@ -33,13 +33,13 @@ CPU = choose_device("cpu", "fp32")
 VIEWS, REPEATS, IMAGES = 3, 2, 12
 FORMS = pytest.mark.parametrize(
     "form",
-    [WordFormat("hard", 10), WordFormat("soft", 10, 4), WordFormat("soft", 10, 10)],
+    [TargetCodec("hard", 10), TargetCodec("soft", 10, 4), TargetCodec("soft", 10, 10)],
     ids=["hard", "soft", "whole"],
 )
-HARD = WordFormat("hard", 10)
+HARD = TargetCodec("hard", 10)
 
 
-def lacking(cache: WordCache, view: int) -> list[int]:
+def lacking(cache: TargetCache, view: int) -> list[int]:
     """The images of a view without a word, unreadable ones among them."""
     return sorted(set(range(cache.num_images)) - set(cache.known(view).tolist()))
 
@@ -62,20 +62,20 @@ def teacher(deit, some) -> Asked:
     model, pre = deit(classes=10, img_size=SIZE, seed=4), Preprocessing(img_size=SIZE)
     with torch.no_grad():  # noise says the same of every image until what it says of all is taken off
         model.head.weight.mul_(10)
-        views = np.stack([train_view(some.read(i), AUGMENT, SIZE, 0, 0, i) for i in range(IMAGES)])
-        model.head.bias.sub_(model(normalise(torch.from_numpy(views), pre)).cls.mean(0))
-    card = ModelCard(architecture="deit_tiny_patch16_224", num_classes=10, preprocessing=pre)
+        views = np.stack([train_transform(some.read(i), AUGMENT, SIZE, 0, 0, i) for i in range(IMAGES)])
+        model.head.bias.sub_(model(normalize(torch.from_numpy(views), pre)).cls.mean(0))
+    card = ModelConfig(architecture="deit_tiny_patch16_224", num_classes=10, preprocessing=pre)
     teacher = Asked(model, card, tuple(range(10)), pre)
     teacher.asked = []
     return teacher
 
 
-def listening(teacher, form, folder: Path | None, num_images: int = IMAGES, views: int = VIEWS) -> Listener:
+def listening(teacher, form, folder: Path | None, num_images: int = IMAGES, views: int = VIEWS) -> CachedTeacher:
     cache = open_cache(folder, {"of": form.mode}, form, num_images) if folder is not None else None
-    return Listener(form, 3.0, cache, lambda: teacher, CPU, views, REPEATS)
+    return CachedTeacher(form, 3.0, cache, lambda: teacher, CPU, views, REPEATS)
 
 
-def stream(source, listener: Listener, epochs: int = 4, workers: int = 0) -> Iterator[Batch]:
+def stream(source, listener: CachedTeacher, epochs: int = 4, workers: int = 0) -> Iterator[Batch]:
     """Batches of 4 as a training would see them, with what the listener wants of them."""
     keys = TrainBatches(len(source.labels), 4, seed=0, epochs=epochs, repeats=REPEATS)
     plan = ViewPlan(7, listener.views, REPEATS, SIZE, listener.known)
@@ -84,8 +84,8 @@ def stream(source, listener: Listener, epochs: int = 4, workers: int = 0) -> Ite
 
 def expected(teacher, source, form, view: int, index: int) -> torch.Tensor:
     """The word about one view of one image, asked for on its own."""
-    pixels = torch.from_numpy(train_view(source.read(index), AUGMENT, SIZE, 7, view, index))[None]
-    return teacher_word(Teacher.look(teacher, pixels), form.mode, 3.0)
+    pixels = torch.from_numpy(train_transform(source.read(index), AUGMENT, SIZE, 7, view, index))[None]
+    return teacher_targets(Teacher.look(teacher, pixels), form.mode, 3.0)
 
 
 def place_of(key: SampleKey) -> tuple[int, int]:
@@ -96,7 +96,7 @@ def nobody() -> Teacher:
     raise AssertionError("the teacher was called")
 
 
-def fill(listener: Listener, source, reporter, **changes: int) -> int:
+def fill(listener: CachedTeacher, source, reporter, **changes: int) -> int:
     options = {"views": VIEWS, "batch_size": 5, "workers": 0, **changes}
     return listener.fill(source, AUGMENT, 7, reporter=reporter, **options)
 
@@ -108,7 +108,7 @@ def test_words_through_a_cache_equal_words_without(form, teacher, some, tmp_path
         assert ours.keys == theirs.keys
         torch.testing.assert_close(kept(ours), asked(theirs), atol=2e-3, rtol=0)
     first = [kept(batch) for batch in stream(some, kept)]
-    silent = Listener(form, 3.0, kept.cache, nobody, CPU, VIEWS, REPEATS)
+    silent = CachedTeacher(form, 3.0, kept.cache, nobody, CPU, VIEWS, REPEATS)
     for batch, word in zip(stream(some, silent), first, strict=True):
         assert (len(batch.teacher_images), batch.teacher_rows) == (0, [])
         assert torch.equal(silent(batch), word)
@@ -212,7 +212,7 @@ def test_filling_completes_what_is_missing(workers, form, teacher, some, tmp_pat
 def test_a_full_cache_is_filled_without_the_teacher(teacher, some, tmp_path, reporter):
     listener = listening(teacher, HARD, tmp_path / "w")
     assert fill(listener, some, reporter) == VIEWS * IMAGES
-    assert fill(Listener(HARD, 3.0, listener.cache, nobody, CPU, VIEWS, REPEATS), some, reporter) == 0
+    assert fill(CachedTeacher(HARD, 3.0, listener.cache, nobody, CPU, VIEWS, REPEATS), some, reporter) == 0
 
 
 def test_more_views_are_asked_for_on_top_of_those_there_are(teacher, some, tmp_path, reporter):
@@ -260,7 +260,7 @@ def test_an_unreadable_image_is_marked_and_not_waited_for(image_folder, teacher,
     assert fill(listener, source, reporter) == VIEWS * 5
     assert listener.cache.count_missing(VIEWS) == 0
     assert [lacking(listener.cache, view) for view in range(VIEWS)] == [[1]] * VIEWS
-    silent = Listener(HARD, 3.0, listener.cache, nobody, CPU, VIEWS, REPEATS)
+    silent = CachedTeacher(HARD, 3.0, listener.cache, nobody, CPU, VIEWS, REPEATS)
     assert fill(silent, source, reporter) == 0
     for batch in stream(source, silent, epochs=3):
         assert len(silent(batch)) == len(batch.keys) == 4 - len(batch.errors)
@@ -283,8 +283,8 @@ def test_a_batch_of_unreadable_images_asks_nothing(image_folder, teacher, tmp_pa
 
 
 def test_the_temperature_is_the_listeners(teacher, some):
-    form = WordFormat("soft", 10, 10)
-    flat, sharp = (Listener(form, tau, None, lambda: teacher, CPU, VIEWS, REPEATS) for tau in (50.0, 0.5))
+    form = TargetCodec("soft", 10, 10)
+    flat, sharp = (CachedTeacher(form, tau, None, lambda: teacher, CPU, VIEWS, REPEATS) for tau in (50.0, 0.5))
     batch = next(stream(some, flat))
     assert float(flat(batch).max()) < float(sharp(batch).max())
     logits = teacher.look(batch.teacher_images)
@@ -307,7 +307,7 @@ print(listener.fill(source, augment, 7, 3, batch_size=5, workers=0, reporter=Sil
 
 
 def test_two_who_fill_a_cache_at_once_end_with_a_whole_one(digit_sources, teacher, tmp_path, reporter):
-    source, form = subset(digit_sources[0], range(30)), WordFormat("soft", 10, 4)
+    source, form = subset(digit_sources[0], range(30)), TargetCodec("soft", 10, 4)
     ours = listening(teacher, form, tmp_path / "w", images=30)
     other = Teacher(teacher.model, teacher.card, tuple(range(10)), teacher.seen)
     (tmp_path / "other").write_bytes(pickle.dumps((other, ours.cache, source, AUGMENT)))
@@ -323,6 +323,6 @@ def test_two_who_fill_a_cache_at_once_end_with_a_whole_one(digit_sources, teache
     assert VIEWS * 30 <= asked <= 2 * VIEWS * 30
     for view in range(VIEWS):
         word = form.decode(ours.cache.read([(view, index) for index in range(30)])[0])
-        views = np.stack([train_view(source.read(i), AUGMENT, SIZE, 7, view, i) for i in range(30)])
-        asked_now = teacher_word(teacher.look(torch.from_numpy(views)), "soft", 3.0)
+        views = np.stack([train_transform(source.read(i), AUGMENT, SIZE, 7, view, i) for i in range(30)])
+        asked_now = teacher_targets(teacher.look(torch.from_numpy(views)), "soft", 3.0)
         torch.testing.assert_close(word, form.decode(form.encode(asked_now)), atol=2e-3, rtol=0)

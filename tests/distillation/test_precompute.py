@@ -17,7 +17,7 @@ from torch import Tensor
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import Source
 from deitctl.distillation.precompute import teach, verify
-from deitctl.distillation.target_cache import WordCache
+from deitctl.distillation.target_cache import TargetCache
 from deitctl.distillation.teacher import Teacher
 from deitctl.errors import ConfigError, TeacherError
 from deitctl.events import SilentReporter
@@ -231,7 +231,7 @@ def _random_teacher(folder: Path) -> Path:
 
     model = timm_models.create("test_resnet", num_classes=10)
     card = changed(
-        timm_models.card_of(model, "test_resnet", 10).at_size(32), class_names=tuple(str(d) for d in range(10))
+        timm_models.config_of(model, "test_resnet", 10).at_size(32), class_names=tuple(str(d) for d in range(10))
     )
     save_model(folder / "random", model.state_dict(), card, layer_names(model))
     return folder / "random"
@@ -242,9 +242,9 @@ def test_words_are_read_through_pickled_caches(distilled: Make, little: Pair) ->
     import pickle
 
     result = teach(distilled("a"), little)
-    from deitctl.distillation.target_cache import WordFormat
+    from deitctl.distillation.target_cache import TargetCodec
 
-    cache = WordCache(result.cache, WordFormat("hard", 10), 60)
+    cache = TargetCache(result.cache, TargetCodec("hard", 10), 60)
     assert cache.holds(0, 0)
     again = pickle.loads(pickle.dumps(cache))
     assert again._views == {}

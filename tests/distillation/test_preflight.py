@@ -17,7 +17,7 @@ from deitctl.data.dataset import Source, Subset, subset
 from deitctl.device import choose_device
 from deitctl.distillation import preflight
 from deitctl.distillation.precompute import teach
-from deitctl.distillation.preflight import Preflight, Tutor, mean_recall
+from deitctl.distillation.preflight import DistillationTeacher, Preflight, mean_recall
 from deitctl.errors import TeacherError
 from deitctl.evaluation.evaluate import evaluate
 from deitctl.events import SilentReporter
@@ -33,8 +33,8 @@ Pair = tuple[Source, Source]
 SILENT = SilentReporter()
 
 
-def tutor(config: TrainConfig, pair: Pair, reporter: SilentReporter = SILENT) -> Tutor:
-    return Tutor(
+def tutor(config: TrainConfig, pair: Pair, reporter: SilentReporter = SILENT) -> DistillationTeacher:
+    return DistillationTeacher(
         config, *pair, Preprocessing(img_size=32), device=choose_device("cpu", "fp32"), reporter=reporter,
         train_run=lambda run: train_or_find(run, pair, reporter),
     )  # fmt: skip

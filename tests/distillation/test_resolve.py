@@ -15,7 +15,7 @@ from deitctl.config import TrainConfig
 from deitctl.data.dataset import Source
 from deitctl.data.fingerprint import data_fingerprint
 from deitctl.distillation import resolve as module
-from deitctl.distillation.resolve import FoundTeacher, find_teacher
+from deitctl.distillation.resolve import ResolvedTeacher, resolve_teacher
 from deitctl.errors import TeacherError
 from deitctl.events import SilentReporter
 from deitctl.lock import locked
@@ -38,14 +38,14 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def find(
     config: TrainConfig, pair: Pair, reporter: SilentReporter = SILENT, trained: list[str] | None = None
-) -> FoundTeacher:
+) -> ResolvedTeacher:
     def train(run: TrainConfig) -> None:
         if trained is not None:
             trained.append(run.output)
         train_or_find(run, pair, reporter)
 
     assert config.distill is not None
-    return find_teacher(config.distill, config, pair[0], data_fingerprint(pair[0], SILENT), train, reporter)
+    return resolve_teacher(config.distill, config, pair[0], data_fingerprint(pair[0], SILENT), train, reporter)
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)

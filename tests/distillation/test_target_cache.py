@@ -22,16 +22,16 @@ from deitctl.distillation.target_cache import (
     MOST_CLASSES,
     STAMP,
     UNREADABLE,
-    WordCache,
-    WordFormat,
+    TargetCache,
+    TargetCodec,
     open_cache,
     read_stamp,
 )
 from deitctl.errors import DeitctlError, TeacherError
 
-HARD = WordFormat("hard", 7)
-SOFT = WordFormat("soft", 7, 3)
-WHOLE = WordFormat("soft", 7, 7)
+HARD = TargetCodec("hard", 7)
+SOFT = TargetCodec("soft", 7, 3)
+WHOLE = TargetCodec("soft", 7, 7)
 FORMS = pytest.mark.parametrize("form", [HARD, SOFT, WHOLE], ids=["hard", "soft", "whole"])
 STAMP_OF = {
     "teacher": "regnety_160 0123",
@@ -42,12 +42,12 @@ STAMP_OF = {
 }
 
 
-def lacking(cache: WordCache, view: int) -> list[int]:
+def lacking(cache: TargetCache, view: int) -> list[int]:
     """The images of a view without a word, unreadable ones among them."""
     return sorted(set(range(cache.num_images)) - set(cache.known(view).tolist()))
 
 
-def said(form: WordFormat, count: int = 1, seed: int = 0, sharpness: float = 2.0) -> torch.Tensor:
+def said(form: TargetCodec, count: int = 1, seed: int = 0, sharpness: float = 2.0) -> torch.Tensor:
     """What a teacher might say: distributions [B,K], decisions where the form is hard."""
     logits = sharpness * torch.randn(count, form.classes, generator=torch.Generator().manual_seed(seed))
     if form.mode == "hard":
@@ -55,14 +55,14 @@ def said(form: WordFormat, count: int = 1, seed: int = 0, sharpness: float = 2.0
     return logits.softmax(1)
 
 
-def zeros(form: WordFormat) -> np.ndarray:
+def zeros(form: TargetCodec) -> np.ndarray:
     return np.zeros((1, form.width), np.uint16)
 
 
 soft_words = st.builds(
     lambda classes, topk, seed, sharpness: (
-        WordFormat("soft", classes, topk),
-        said(WordFormat("soft", classes, topk), 3, seed, sharpness),
+        TargetCodec("soft", classes, topk),
+        said(TargetCodec("soft", classes, topk), 3, seed, sharpness),
     ),
     st.integers(2, 40),
     st.integers(1, 60),
@@ -73,7 +73,7 @@ soft_words = st.builds(
 
 def test_records_are_as_wide_as_they_say():
     assert (HARD.width, SOFT.width, WHOLE.width) == (1, 1 + 3 + 3, 1 + 7)
-    assert WordFormat("soft", 7, 100).width == WHOLE.width  # more than all is all
+    assert TargetCodec("soft", 7, 100).width == WHOLE.width  # more than all is all
     for form in (HARD, SOFT, WHOLE):
         records = form.encode(said(form, 5))
         assert records.shape == (5, form.width)
@@ -88,7 +88,7 @@ def test_a_hard_record_is_the_class_plus_one():
 
 def test_a_soft_record_by_hand():
     """1/2 and 1/4 of four classes are kept; the last quarter is spread over the other two."""
-    form, word = WordFormat("soft", 4, 2), torch.tensor([[0.05, 0.5, 0.2, 0.25]])
+    form, word = TargetCodec("soft", 4, 2), torch.tensor([[0.05, 0.5, 0.2, 0.25]])
     record = form.encode(word)[0]
     assert record[1:].tolist() == [1, 3, 0x3800, 0x3400]  # classes, then float16
     assert record[0] == (1 * 1 + 2 * 3 + 3 * 0x3800 + 4 * 0x3400) % 65521 + 1
@@ -97,7 +97,7 @@ def test_a_soft_record_by_hand():
 
 @given(classes=st.integers(1, MOST_CLASSES), labels=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=5))
 def test_decisions_come_back_as_they_were(classes, labels):
-    form = WordFormat("hard", classes)
+    form = TargetCodec("hard", classes)
     chosen = [int(x * classes) for x in labels]
     word = torch.nn.functional.one_hot(torch.tensor(chosen), classes).float()
     records = form.encode(word)
@@ -186,7 +186,7 @@ def folder(tmp_path) -> Path:
     return tmp_path / "words"
 
 
-def opened(folder: Path, form: WordFormat = SOFT, num_images: int = 5) -> WordCache:
+def opened(folder: Path, form: TargetCodec = SOFT, num_images: int = 5) -> TargetCache:
     return open_cache(folder, STAMP_OF, form, num_images)
 
 
@@ -342,7 +342,7 @@ for turn in itertools.count():
 def test_a_kill_in_the_middle_of_writing_leaves_whole_words(folder):
     """At most the word that was being written is lost, and none is another than was said."""
     classes = 2000
-    form = WordFormat("soft", classes, classes)
+    form = TargetCodec("soft", classes, classes)
     cache = open_cache(folder, STAMP_OF, form, 50)
     with subprocess.Popen(
         [sys.executable, "-c", KILLED, str(folder), str(classes)], stdout=subprocess.PIPE, text=True
@@ -439,6 +439,6 @@ def test_a_full_disk_is_said_before_a_word_is_lost(folder, monkeypatch):
 
 def test_more_classes_than_a_record_can_name_are_refused(folder):
     with pytest.raises(TeacherError, match=r"at most 65,000 classes, these are 65,001"):
-        opened(folder, WordFormat("hard", MOST_CLASSES + 1))
+        opened(folder, TargetCodec("hard", MOST_CLASSES + 1))
     assert not folder.exists()
-    assert opened(folder, WordFormat("hard", MOST_CLASSES)).count_missing(1) == 5
+    assert opened(folder, TargetCodec("hard", MOST_CLASSES)).count_missing(1) == 5

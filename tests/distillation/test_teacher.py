@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from deitctl.data.mixup import normalise
+from deitctl.data.mixup import normalize
 from deitctl.distillation.teacher import Teacher
-from deitctl.models.model_config import ModelCard, Preprocessing
+from deitctl.models.model_config import ModelConfig, Preprocessing
 
 OWN = Preprocessing(img_size=4, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 SEEN = Preprocessing(img_size=4)
@@ -29,7 +29,7 @@ class Echo(nn.Module):
 
 
 def echo(rows=(0, 1, 2), own=OWN, head="cls") -> Teacher:
-    card = ModelCard(architecture="x", num_classes=3, preprocessing=own, head=head)
+    card = ModelConfig(architecture="x", num_classes=3, preprocessing=own, head=head)
     return Teacher(Echo(), card, tuple(rows), SEEN)
 
 
@@ -37,7 +37,7 @@ def test_images_arrive_in_the_teachers_normalisation():
     """White is (1 - 0.5) / 0.5 = 1 for the teacher, black -1, whatever they were for the student."""
     for value, expected in ((255, 1.0), (0, -1.0)):
         teacher = echo()
-        teacher(normalise(torch.full((1, 3, 4, 4), value, dtype=torch.uint8), SEEN))
+        teacher(normalize(torch.full((1, 3, 4, 4), value, dtype=torch.uint8), SEEN))
         torch.testing.assert_close(teacher.model.seen, torch.full((1, 3, 4, 4), expected), rtol=1e-5, atol=1e-5)
 
 
@@ -61,9 +61,9 @@ def test_images_arrive_in_the_teachers_size(noise):
 def test_looking_at_pixels_equals_seeing_them_normalised(rows, noise):
     pixels = (noise(2, 3, 4, 4) * 60 + 128).clamp(0, 255).to(torch.uint8)
     teacher = echo(rows=rows)
-    torch.testing.assert_close(teacher.look(pixels), teacher(normalise(pixels, SEEN)))
+    torch.testing.assert_close(teacher.look(pixels), teacher(normalize(pixels, SEEN)))
     teacher.look(pixels)
-    assert torch.equal(teacher.model.seen, normalise(pixels, OWN))
+    assert torch.equal(teacher.model.seen, normalize(pixels, OWN))
 
 
 def test_looking_resizes_nothing():
@@ -104,7 +104,7 @@ def test_teacher_stays_in_eval_mode_inside_a_training_module(noise):
 def test_a_teacher_with_two_heads_answers_by_its_cards_rule(head, how, deit, noise):
     model = deit("deit_tiny_distilled")
     pre = Preprocessing(img_size=32)
-    card = ModelCard(architecture="deit_tiny_distilled_patch16_224", num_classes=5, preprocessing=pre, head=head)
+    card = ModelConfig(architecture="deit_tiny_distilled_patch16_224", num_classes=5, preprocessing=pre, head=head)
     images = noise(2, 3, 32, 32)
     with torch.no_grad():
         cls, dist = model(images)
@@ -112,12 +112,12 @@ def test_a_teacher_with_two_heads_answers_by_its_cards_rule(head, how, deit, noi
     teacher = Teacher(model, card, tuple(range(5)), pre)
     assert torch.equal(teacher(images), expected)
     pixels = (noise(2, 3, 32, 32, seed=1) * 60 + 128).clamp(0, 255).to(torch.uint8)
-    torch.testing.assert_close(teacher.look(pixels), teacher(normalise(pixels, pre)))
+    torch.testing.assert_close(teacher.look(pixels), teacher(normalize(pixels, pre)))
 
 
 def test_a_teacher_with_one_head_answers_whatever_its_card_says(deit, noise):
     pre = Preprocessing(img_size=32)
-    card = ModelCard(architecture="deit_tiny_patch16_224", num_classes=5, preprocessing=pre, head="auto")
+    card = ModelConfig(architecture="deit_tiny_patch16_224", num_classes=5, preprocessing=pre, head="auto")
     assert Teacher(deit(), card, tuple(range(5)), pre)(noise(1, 3, 32, 32)).shape == (1, 5)
 
 

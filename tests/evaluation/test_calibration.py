@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from deitctl.data.dataset import ArraySource
 from deitctl.device import choose_device
 from deitctl.evaluation import evaluate as module
-from deitctl.evaluation.accumulator import Contender
+from deitctl.evaluation.accumulator import EvalModel
 from deitctl.evaluation.calibration import calibrate, fit_temperature
 from deitctl.evaluation.evaluate import evaluate_all
 from deitctl.evaluation.metrics import expected_calibration_error, reliability
@@ -103,7 +103,7 @@ def evaluated(logits, labels, dist=None, temperature=1.0, head="cls", **options)
     from deitctl.events import SilentReporter
     from deitctl.models.model_config import Preprocessing
 
-    contender = Contender(
+    contender = EvalModel(
         model=Oracle(logits, dist), preprocessing=Preprocessing(img_size=8, crop_pct=1.0), rows=tuple(range(6)),
         head=head, temperature=temperature,
     )  # fmt: skip

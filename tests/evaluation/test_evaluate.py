@@ -12,7 +12,7 @@ from deitctl.data.dataset import ArraySource, subset
 from deitctl.data.open import scan_classes
 from deitctl.device import choose_device
 from deitctl.errors import DataError
-from deitctl.evaluation.accumulator import Contender, Tally
+from deitctl.evaluation.accumulator import EvalAccumulator, EvalModel
 from deitctl.evaluation.evaluate import evaluate
 from deitctl.models.layers import largest_block
 from deitctl.models.model_config import HEADS, Preprocessing
@@ -259,13 +259,13 @@ class Gathered:
 @pytest.mark.parametrize("room", [10 * 2 * 23, 10 * 2 * 9])
 def test_what_several_processes_collect_is_put_in_order_logits_too(room, deit, digit_sources):
     model, source = deit("deit_tiny_distilled", classes=10), subset(digit_sources[1], range(23))
-    contender = Contender(model=model, preprocessing=PRE, rows=tuple(range(10)), head="avg-logits")
+    contender = EvalModel(model=model, preprocessing=PRE, rows=tuple(range(10)), head="avg-logits")
     draw = torch.Generator().manual_seed(0)
     cls, dist = torch.randn(2, 23, 10, generator=draw)
     labels = torch.from_numpy(source.labels)
 
     def tally(places):
-        made = Tally(contender, 23, room=room)
+        made = EvalAccumulator(contender, 23, room=room)
         for part in places.split(4):
             made.add(cls[part], dist[part], labels[part], part)
         return made
@@ -286,8 +286,8 @@ def test_what_several_processes_collect_is_put_in_order_logits_too(room, deit, d
 def test_of_equal_scores_the_first_class_is_the_answer_everywhere():
     tied = torch.zeros(6, 40)
     tied[:, 7:] = 1.0  # 33 classes alike: 7 is the first
-    contender = Contender(model=nn.Identity(), preprocessing=PRE, rows=tuple(range(40)), head="cls")
-    tally = Tally(contender, 6)
+    contender = EvalModel(model=nn.Identity(), preprocessing=PRE, rows=tuple(range(40)), head="cls")
+    tally = EvalAccumulator(contender, 6)
     tally.add(tied, tied.clone(), torch.tensor([7, 7, 7, 8, 9, 39]), torch.arange(6))
     found = tally.result(1.0)
     assert found.predictions.tolist() == found.answers.tolist() == found.among.tolist() == [7] * 6

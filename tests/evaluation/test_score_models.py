@@ -17,7 +17,7 @@ from deitctl.events import SilentReporter
 from deitctl.models.catalog import find, imagenet_classes
 from deitctl.models.checkpoint_io import load_card, load_tensors, save_model, save_tensors
 from deitctl.models.factory import build_model
-from deitctl.models.layers import layer_names, shipping_card
+from deitctl.models.layers import layer_names, shipping_config
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
             for k, v in state.items()
             if alias.endswith("distilled") and k.startswith("head.")
         }
-        save_model(tmp_path / name, state, shipping_card(built.model, built.card), layer_names(built.model))
+        save_model(tmp_path / name, state, shipping_config(built.model, built.card), layer_names(built.model))
         return tmp_path / name
 
     return make

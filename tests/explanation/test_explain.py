@@ -14,8 +14,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from deitctl.cli.app import app
-from deitctl.data.eval_transform import eval_view
-from deitctl.data.mixup import normalise
+from deitctl.data.eval_transform import eval_transform
+from deitctl.data.mixup import normalize
 from deitctl.errors import ConfigError, DeitctlError, ModelError
 from deitctl.events import SilentReporter
 from deitctl.explanation.explain import Sheets, explain
@@ -23,7 +23,7 @@ from deitctl.inference.classify import predict
 from deitctl.models.checkpoint_io import load_card, save_model
 from deitctl.models.factory import build_model, load_model
 from deitctl.models.heads import forward_heads
-from deitctl.models.layers import layer_names, shipping_card
+from deitctl.models.layers import layer_names, shipping_config
 
 NAMES = ("ant", "bee", "cow")
 
@@ -42,16 +42,16 @@ def make_folder(
             reporter=SilentReporter(),
         )  # fmt: skip
         model, pre = randomise(built.model).eval(), built.card.preprocessing
-        pixels = np.stack([eval_view(make_image(24, 18, seed), pre) for seed in range(6)])
+        pixels = np.stack([eval_transform(make_image(24, 18, seed), pre) for seed in range(6)])
         with torch.no_grad():
-            for name, logits in model(normalise(torch.from_numpy(pixels), pre))._asdict().items():
+            for name, logits in model(normalize(torch.from_numpy(pixels), pre))._asdict().items():
                 if logits is not None:  # else one class would be the first of all images
                     layer = {"cls": "head", "dist": "head_dist"}[name]
                     getattr(model, layer).bias.sub_(logits.mean(dim=0))
                     for parameter in getattr(model, layer).parameters():
                         parameter.mul_(20)
         folder = tmp_path_factory.mktemp("model")
-        save_model(folder, model.state_dict(), shipping_card(model, built.card), layer_names(model))
+        save_model(folder, model.state_dict(), shipping_config(model, built.card), layer_names(model))
         return str(folder)
 
     return make

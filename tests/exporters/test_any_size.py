@@ -1,4 +1,4 @@
-"""A file that resizes sees what `eval_view` sees, to a level or two of 255, and one that does not is caught."""
+"""A file that resizes sees what `eval_transform` sees, to a level or two of 255, and one that does not is caught."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from onnx import helper
 from PIL import Image
 
 from deitctl.data.dataset import FileSource
-from deitctl.data.eval_transform import TALL, eval_view, is_ribbon
+from deitctl.data.eval_transform import TALL, eval_transform, is_ribbon
 from deitctl.errors import ExportError
 from deitctl.exporters import any_size
 from deitctl.exporters.any_size import front_text, golden_view, require_resizable, take_any_size
@@ -50,7 +50,7 @@ def seen(images, pre):
 
 
 def wanted(image, pre):
-    return eval_view(image, pre).transpose(1, 2, 0)
+    return eval_transform(image, pre).transpose(1, 2, 0)
 
 
 def levels(image, pre):

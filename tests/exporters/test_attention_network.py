@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from deitctl.data.mixup import normalise
+from deitctl.data.mixup import normalize
 from deitctl.explanation.attention import attend
 from deitctl.exporters.attention_network import TOKENS, AttendingClassifier
 from deitctl.exporters.onnx import export_onnx
@@ -20,7 +20,7 @@ def test_it_answers_as_the_model_and_its_attention_is_that_of_the_last_block(
     with torch.no_grad():
         *answers, attention = AttendingClassifier(loaded.model, loaded.card, head)(pixels)
     np.testing.assert_allclose(torch.stack(answers), answer(network(loaded, head), pixels.numpy()), atol=1e-5)
-    images = normalise(pixels.permute(0, 3, 1, 2), loaded.card.preprocessing)
+    images = normalize(pixels.permute(0, 3, 1, 2), loaded.card.preprocessing)
     wanted = attend(loaded.model, images).kept[-1].mean(dim=1)[:, :tokens, tokens:].reshape(3, tokens, 2, 2)
     torch.testing.assert_close(attention, wanted)
     assert attention.sum((2, 3)).lt(1).all()

@@ -24,7 +24,7 @@ from deitctl.exporters.web_folder import FILES, read_metadata
 from deitctl.inference.classify import predict
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model
-from deitctl.models.layers import layer_names, shipping_card
+from deitctl.models.layers import layer_names, shipping_config
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, randomise) -> Path:
     )  # fmt: skip
     randomise(loaded.model)
     folder = tmp_path_factory.mktemp("model") / "seven"
-    save_model(folder, loaded.model.state_dict(), shipping_card(loaded.model, loaded.card), layer_names(loaded.model))
+    save_model(folder, loaded.model.state_dict(), shipping_config(loaded.model, loaded.card), layer_names(loaded.model))
     config = json.loads((folder / "config.json").read_text())
     config["deitctl"]["temperatures"] = {config["deitctl"]["head"]: 1.7}
     (folder / "config.json").write_text(json.dumps(config))

@@ -18,8 +18,8 @@ from PIL import Image
 
 from deitctl.cache import CACHE_VARIABLE, cache_root
 from deitctl.data.decode import read_image
-from deitctl.data.eval_transform import eval_view
-from deitctl.data.mixup import normalise
+from deitctl.data.eval_transform import eval_transform
+from deitctl.data.mixup import normalize
 from deitctl.errors import DeitctlError
 from deitctl.events import SilentReporter
 from deitctl.explanation.attention import attend
@@ -124,7 +124,7 @@ def answered(tab) -> list[dict[str, object]]:
 
 
 def scores(model: LoadedModel, path: Path) -> np.ndarray:
-    view = eval_view(read_image(path), model.card.preprocessing).transpose(1, 2, 0)
+    view = eval_transform(read_image(path), model.card.preprocessing).transpose(1, 2, 0)
     return reference(model.model, model.card, model.card.head, view[None].copy())[1, 0]
 
 
@@ -156,8 +156,8 @@ def test_attention_of_both_tokens_is_that_of_the_last_block(opened, model, imgs)
           worker.onmessage = ({{ data }}) => hear[data.kind]?.(data);
         }})"""
     )
-    view = eval_view(read_image(imgs[0]), model.card.preprocessing)[None]
-    images = normalise(torch.from_numpy(view), model.card.preprocessing)
+    view = eval_transform(read_image(imgs[0]), model.card.preprocessing)[None]
+    images = normalize(torch.from_numpy(view), model.card.preprocessing)
     wanted = attend(model.model, images).kept[-1].mean(dim=1)[0, :2, 2:]
     assert given[0] == 2
     np.testing.assert_allclose(given[1], wanted.flatten(), atol=1e-5)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from deitctl.data.decode import decode
-from deitctl.data.eval_transform import INTERPOLATION, eval_view
+from deitctl.data.eval_transform import INTERPOLATION, eval_transform
 from deitctl.exporters.web_folder import describe_preprocessing
 from deitctl.models.model_config import Preprocessing
 
@@ -60,7 +60,7 @@ def differs(tab) -> Callable[..., np.ndarray]:
 
     def compare(data: bytes, preprocessing: Preprocessing | None = None) -> np.ndarray:
         pre = preprocessing or Preprocessing()
-        wanted = eval_view(decode(data, "image"), pre).transpose(1, 2, 0)
+        wanted = eval_transform(decode(data, "image"), pre).transpose(1, 2, 0)
         said = json.dumps(describe_preprocessing(pre))
         given = base64.b64decode(tab.js(VIEW % (json.dumps(base64.b64encode(data).decode()), said)))
         return np.abs(np.frombuffer(given, np.uint8).reshape(wanted.shape).astype(int) - wanted)

@@ -10,9 +10,9 @@ from deitctl.exporters import FORMATS
 from deitctl.exporters.compare_outputs import Verification
 from deitctl.exporters.readme import UNKNOWN, History, is_untouched, readme
 from deitctl.models.catalog import find
-from deitctl.models.model_config import ModelCard, Preprocessing
+from deitctl.models.model_config import ModelConfig, Preprocessing
 
-CARD = ModelCard(architecture="deit_tiny_patch16_224", num_classes=2, class_names=("cat", "dog"))
+CARD = ModelConfig(architecture="deit_tiny_patch16_224", num_classes=2, class_names=("cat", "dog"))
 RUN = {
     "model": "deit_tiny", "data": "pets", "seed": 3, "output": "/home/me/runs/x", "recipe": {"epochs": 8, "mean": [0.5, 1.0]},
     "distill": {"teacher": "/home/me/runs/teacher", "mode": "hard", "cache": "/home/me/cache"},
@@ -23,7 +23,7 @@ RESULT = {
 }  # fmt: skip
 
 
-def card_of(history: History, card: ModelCard = CARD) -> str:
+def config_of(history: History, card: ModelConfig = CARD) -> str:
     return readme(
         card, history, title="pets", library="timm", usage="import timm\n", head="avg-logits",
         found=Verification(50, 1.2e-6, 100.0, []),
@@ -35,7 +35,7 @@ def section(text: str, name: str) -> str:
 
 
 def test_a_run_states_its_data_recipe_and_figures():
-    text = card_of(History(run=RUN, result=RESULT))
+    text = config_of(History(run=RUN, result=RESULT))
     assert section(text, "Data") == "Trained on `pets`, 11,520 images seen in all."
     assert "epochs = 8\nmean = [0.5, 1.0]" in section(text, "Recipe")
     assert "| epoch 7 of 8 | 96.34 % | 99.70 % |" in section(text, "Figures")
@@ -45,43 +45,43 @@ def test_a_run_states_its_data_recipe_and_figures():
 
 
 def test_nobodys_folders_are_published():
-    assert "/home/me" not in card_of(History(run={**RUN, "data": "/home/me/pets"}, result=RESULT))
+    assert "/home/me" not in config_of(History(run={**RUN, "data": "/home/me/pets"}, result=RESULT))
 
 
 def test_what_is_not_known_is_called_so():
-    text = card_of(History())
+    text = config_of(History())
     assert [section(text, name) for name in ("Data", "Recipe", "Figures")] == [UNKNOWN] * 3
 
 
 def test_a_run_that_has_not_ended_has_no_figures():
-    assert section(card_of(History(run=RUN)), "Figures") == "None: the run has not ended."
+    assert section(config_of(History(run=RUN)), "Figures") == "None: the run has not ended."
 
 
 def test_published_weights_are_named_with_their_published_figure():
-    text = card_of(History(published=find("deit_tiny")))
+    text = config_of(History(published=find("deit_tiny")))
     assert "`timm/deit_tiny_patch16_224.fb_in1k`" in section(text, "Data")
     assert section(text, "Figures") == "Published top-1 on ImageNet: 72.19 %. It was not measured for this export."
 
 
 def test_the_preprocessing_is_that_of_the_card():
-    assert "the short side to 248, cut the centre of 224 x 224" in card_of(History())
+    assert "the short side to 248, cut the centre of 224 x 224" in config_of(History())
     squash = replace(CARD, preprocessing=Preprocessing(img_size=32, crop_pct=1.0, crop_mode="squash"))
-    assert "Resize (bicubic) to 32 x 32" in card_of(History(), squash)
+    assert "Resize (bicubic) to 32 x 32" in config_of(History(), squash)
 
 
 def test_many_classes_are_counted_and_names_are_no_markup():
-    text = card_of(History(), replace(CARD, num_classes=30, class_names=("<b>`x`\n# y</b>", *map(str, range(29)))))
+    text = config_of(History(), replace(CARD, num_classes=30, class_names=("<b>`x`\n# y</b>", *map(str, range(29)))))
     assert section(text, "Classes").startswith("`<b>'x' # y</b>`, `0`")
     assert section(text, "Classes").endswith("and 10 more; all are in config.json.")
 
 
 @pytest.mark.parametrize("result", [{"best": 3, "heads": [1]}, {"best": {"top1": "high"}, "teacher": {"name": None}}])
 def test_a_result_file_of_somebody_else_is_no_traceback(result):
-    assert "## Figures" in card_of(History(run=RUN, result=result))
+    assert "## Figures" in config_of(History(run=RUN, result=result))
 
 
 def test_an_edited_text_is_known_from_an_untouched_one():
-    text = card_of(History(run=RUN, result=RESULT))
+    text = config_of(History(run=RUN, result=RESULT))
     assert is_untouched(text)
     assert not is_untouched(text.replace("pets", "cats"))
     assert not is_untouched(text + "More.\n")

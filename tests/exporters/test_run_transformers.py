@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from deitctl.data.dataset import FileSource
-from deitctl.data.eval_transform import eval_view
-from deitctl.data.mixup import normalise
+from deitctl.data.eval_transform import eval_transform
+from deitctl.data.mixup import normalize
 from deitctl.errors import ExportError
 from deitctl.exporters import FORMATS
 from deitctl.exporters.compare_outputs import TRANSFORMERS_TOLERANCE, images, reference, verify
@@ -88,7 +88,7 @@ def test_the_image_processor_gives_our_view_with_pillow_and_nearly_with_torchvis
     _, folder = made("deit_tiny", pre)
     for size in ((96, 72), (40, 98), (60, 60), (25, 20)):
         assert cut_alike(*size, pre)
-        wanted = normalise(torch.from_numpy(eval_view(make_image(*size), pre))[None], pre)
+        wanted = normalize(torch.from_numpy(eval_transform(make_image(*size), pre))[None], pre)
         exact = load("AutoImageProcessor", folder, backend="pil")(images=make_image(*size), return_tensors="pt")
         torch.testing.assert_close(exact["pixel_values"], wanted, atol=1e-5, rtol=0)
         near = load("AutoImageProcessor", folder)(images=make_image(*size), return_tensors="pt")
@@ -101,7 +101,7 @@ def test_transformers_cuts_one_pixel_beside_where_we_say_so(made, make_image):
     processor = load("AutoImageProcessor", folder, backend="pil")
     for width in range(32, 44):
         seen = processor(images=make_image(width, 32), return_tensors="pt")["pixel_values"]
-        ours = normalise(torch.from_numpy(eval_view(make_image(width, 32), pre))[None], pre)
+        ours = normalize(torch.from_numpy(eval_transform(make_image(width, 32), pre))[None], pre)
         assert torch.allclose(seen, ours, atol=1e-5) == cut_alike(width, 32, pre), width
 
 

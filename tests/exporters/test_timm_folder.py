@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from deitctl.data.mixup import normalise
+from deitctl.data.mixup import normalize
 from deitctl.exporters.timm_folder import HEAD, export_timm_folder
 from deitctl.models.heads import choose_head, forward_heads, fuse_heads
 
@@ -20,7 +20,7 @@ def test_timm_loads_the_folder_with_the_same_logits(ref, img_size, distilled, cl
     export_timm_folder(network(loaded, "cls"), loaded.card, {}, tmp_path / "m")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
     pixels = torch.from_numpy(sample(loaded, 5).pixels).permute(0, 3, 1, 2)
-    images = normalise(pixels, loaded.card.preprocessing)
+    images = normalize(pixels, loaded.card.preprocessing)
     with torch.no_grad():
         wanted = fuse_heads(forward_heads(loaded.model, images), choose_head(HEAD, "", loaded.model))
         torch.testing.assert_close(theirs(images), wanted, atol=1e-5, rtol=0)

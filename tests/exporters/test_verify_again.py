@@ -14,7 +14,7 @@ from deitctl.exporters.export import export
 from deitctl.exporters.golden import GOLDEN
 from deitctl.exporters.verify_again import verify_export
 from deitctl.models.checkpoint_io import save_model
-from deitctl.models.layers import layer_names, shipping_card
+from deitctl.models.layers import layer_names, shipping_config
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_a_model_that_was_trained_on_is_another_model(name, run):
     loaded = load_model(str(run), reporter=SilentReporter())
     with torch.no_grad():
         loaded.model.head.weight[0, 0] += 0.5
-    save_model(run, loaded.model.state_dict(), shipping_card(loaded.model, loaded.card), layer_names(loaded.model))
+    save_model(run, loaded.model.state_dict(), shipping_config(loaded.model, loaded.card), layer_names(loaded.model))
     with pytest.raises(ExportError, match="disagrees with the model"):
         verify_export(str(run / "export" / name), count=4)
 

@@ -18,7 +18,7 @@ def sha512(data: bytes) -> str:
 
 
 @pytest.fixture(scope="module")
-def made_up() -> bytes:
+def synthetic_images() -> bytes:
     """An archive laid out as npm's, with a text for each part."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w:gz") as archive:
@@ -30,16 +30,16 @@ def made_up() -> bytes:
 
 
 @pytest.fixture
-def pinned(made_up, monkeypatch):
+def pinned(synthetic_images, monkeypatch):
     """The made-up archive is the one that is asked for; the registry is not there."""
     monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setattr(web_runtime, "INTEGRITY", sha512(made_up))
+    monkeypatch.setattr(web_runtime, "INTEGRITY", sha512(synthetic_images))
 
     def unreachable(url, **_):
         raise DataError(f"{url} cannot be fetched: no network.")
 
     monkeypatch.setattr(web_runtime, "fetch", unreachable)
-    return made_up
+    return synthetic_images
 
 
 WANTED = {SCRIPT: PARTS[SCRIPT].encode(), BINARY: PARTS[BINARY].encode()}

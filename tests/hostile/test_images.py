@@ -16,7 +16,7 @@ from PIL import Image
 
 from deitctl.data import decode as decoding
 from deitctl.data.decode import decode
-from deitctl.data.eval_transform import eval_view
+from deitctl.data.eval_transform import eval_transform
 from deitctl.errors import DataError
 from deitctl.models.model_config import Preprocessing
 
@@ -136,12 +136,12 @@ def test_a_ribbon_is_cut_before_it_is_resized():
     """One of 2 x 20,000 would become 248 x 2,480,000; what the crop keeps is what the whole would give, but for rounding."""
     ribbon = Image.fromarray(np.random.default_rng(0).integers(0, 255, (3000, 3, 3), dtype=np.uint8))
     pre = Preprocessing()
-    cut = eval_view(ribbon, pre).astype(int)
+    cut = eval_transform(ribbon, pre).astype(int)
     whole = ribbon.resize((248, 248 * 1000), Image.Resampling.BICUBIC)
     top, left = round((whole.height - 224) / 2), 12
     wanted = np.asarray(whole.crop((left, top, left + 224, top + 224))).transpose(2, 0, 1)
     assert np.abs(cut - wanted).max() <= 1
-    assert eval_view(ribbon.transpose(Image.Transpose.TRANSPOSE), pre).shape == (3, 224, 224)
+    assert eval_transform(ribbon.transpose(Image.Transpose.TRANSPOSE), pre).shape == (3, 224, 224)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "F", "I"])

@@ -22,8 +22,8 @@ from deitctl.inference.classify import predict
 from deitctl.models import timm_models
 from deitctl.models.checkpoint_io import load_card, load_tensors, save_model, save_tensors, tensor_shapes
 from deitctl.models.factory import load_model
-from deitctl.models.layers import layer_names, shipping_card
-from deitctl.models.model_config import ModelCard, to_timm_config
+from deitctl.models.layers import layer_names, shipping_config
+from deitctl.models.model_config import ModelConfig, to_timm_config
 
 LAYERS = {"classifier": ("head",), "first_conv": "patch_embed.proj", "fixed_input_size": True}
 
@@ -164,8 +164,8 @@ def test_names_that_are_no_names_are_refused(value, tmp_path):
 def sound(tmp_path_factory, deit):
     """A sound model folder that no test may change."""
     model, tmp_path = deit(classes=3), tmp_path_factory.mktemp("sound")
-    card = shipping_card(
-        model, ModelCard(architecture="deit_tiny_patch16_224", num_classes=3, class_names=("a", "b", "c"))
+    card = shipping_config(
+        model, ModelConfig(architecture="deit_tiny_patch16_224", num_classes=3, class_names=("a", "b", "c"))
     )
     save_model(tmp_path / "m", model.state_dict(), card.at_size(32), layer_names(model))
     return tmp_path / "m"
@@ -230,7 +230,7 @@ def test_shapes_that_do_not_go_together_are_refused(name, shape, folder):
         load_model(str(folder), reporter=SilentReporter())
 
 
-CARD = to_timm_config(ModelCard(architecture="deit_tiny_patch16_224", num_classes=2, class_names=("a", "b")), **LAYERS)
+CARD = to_timm_config(ModelConfig(architecture="deit_tiny_patch16_224", num_classes=2, class_names=("a", "b")), **LAYERS)
 ABSURD: list[tuple[str, object]] = [
     ("num_classes", 10**9),
     ("num_classes", -1),
@@ -316,7 +316,7 @@ def test_a_card_that_is_a_pipe_is_not_waited_for(tmp_path):
 
 def timm_folder(tmp_path: Path, **changes: Any) -> Path:
     model = timm_models.create("test_resnet", num_classes=4)
-    card = timm_models.card_of(model, "test_resnet", 4)
+    card = timm_models.config_of(model, "test_resnet", 4)
     save_model(tmp_path / "t", model.state_dict(), card, layer_names(model))
     config = json.loads((tmp_path / "t" / "config.json").read_text())
     (tmp_path / "t" / "config.json").write_text(json.dumps({**config, **changes}))

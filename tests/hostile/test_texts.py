@@ -13,7 +13,7 @@ import torch
 
 from deitctl.config import TrainConfig, from_dict, override, read_toml, to_dict, write_toml
 from deitctl.distillation import target_cache as words
-from deitctl.distillation.target_cache import UNREADABLE, WordFormat, open_cache
+from deitctl.distillation.target_cache import UNREADABLE, TargetCodec, open_cache
 from deitctl.errors import ConfigError, DeitctlError, TeacherError
 from deitctl.paths import read_json, read_regular
 from deitctl.recipes import DIGITS
@@ -141,13 +141,13 @@ def test_json_of_another_shape_is_refused_by_depth_and_size(tmp_path):
         read_regular(path, 9)
 
 
-HARD, SOFT, WHOLE = WordFormat("hard", 5), WordFormat("soft", 9, 3), WordFormat("soft", 5, 5)
+HARD, SOFT, WHOLE = TargetCodec("hard", 5), TargetCodec("soft", 9, 3), TargetCodec("soft", 5, 5)
 STAMP = {"teacher": "t", "classes": 5}
 
 
 @pytest.fixture
 def cache(tmp_path):
-    def make(form: WordFormat = HARD, data: bytes | None = None, stamp: object = STAMP):
+    def make(form: TargetCodec = HARD, data: bytes | None = None, stamp: object = STAMP):
         root = tmp_path / "words"
         root.mkdir(exist_ok=True)
         (root / "cache.json").write_text(json.dumps(stamp))

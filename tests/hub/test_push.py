@@ -25,7 +25,7 @@ from deitctl.hub.push import push
 from deitctl.inference.classify import predict
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model, load_model
-from deitctl.models.layers import layer_names, shipping_card
+from deitctl.models.layers import layer_names, shipping_config
 from deitctl.recipes import DIGITS
 from tests.fake_hub import READS, WRITES, Hub, serve
 
@@ -56,7 +56,7 @@ def model(tmp_path: Path) -> Path:
         pretrained=False, weights="", distilled=None, reporter=SilentReporter(),
     )  # fmt: skip
     save_model(
-        tmp_path / "m", built.model.state_dict(), shipping_card(built.model, built.card), layer_names(built.model)
+        tmp_path / "m", built.model.state_dict(), shipping_config(built.model, built.card), layer_names(built.model)
     )
     return tmp_path / "m"
 

@@ -12,8 +12,8 @@ from deitctl.events import SilentReporter
 from deitctl.inference.classify import predict
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model
-from deitctl.models.layers import layer_names, shipping_card
-from deitctl.models.model_config import ModelCard
+from deitctl.models.layers import layer_names, shipping_config
+from deitctl.models.model_config import ModelConfig
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def model_folder(tmp_path: Path) -> Path:
         "deit_tiny_distilled", class_names=("ant", "bee", "cow"), img_size=32, drop_path_rate=0.0, pretrained=False,
         weights="", distilled=None, reporter=SilentReporter(),
     )  # fmt: skip
-    card: ModelCard = shipping_card(built.model, built.card)
+    card: ModelConfig = shipping_config(built.model, built.card)
     save_model(tmp_path / "model", built.model.state_dict(), card, layer_names(built.model))
     return tmp_path / "model"
 
@@ -97,7 +97,7 @@ def test_scores_are_calibrated_when_the_folder_has_a_temperature(
     with torch.no_grad():
         for parameter in built.model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    card = replace(shipping_card(built.model, built.card), temperatures={})
+    card = replace(shipping_config(built.model, built.card), temperatures={})
     rule = "dist" if "deit" in name else "cls"
     for folder, temperatures in (("plain", {}), ("warm", {rule: 4.0})):
         warmed = replace(card, head=rule, temperatures=temperatures)

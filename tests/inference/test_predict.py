@@ -10,13 +10,13 @@ import pytest
 
 from deitctl.data.eval_transform import Pixels
 from deitctl.inference.predict import Prediction, Scores, predict_stream
-from deitctl.models.model_config import ModelCard, Preprocessing
+from deitctl.models.model_config import ModelConfig, Preprocessing
 
 
 class Colours:
     """Three classes, scored by the mean of the red, green and blue values."""
 
-    card = ModelCard(
+    card = ModelConfig(
         architecture="colours", num_classes=3, class_names=("r", "g", "b"), descriptions=("red", "green", "blue"),
         preprocessing=Preprocessing(img_size=8, crop_pct=1.0),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from torch import nn
 from deitctl.device import choose_device
 from deitctl.exporters.compare_outputs import reference
 from deitctl.inference.torch_classifier import TorchClassifier
-from deitctl.models.model_config import HEADS, ModelCard
+from deitctl.models.model_config import HEADS, ModelConfig
 
 
 class Fixed(nn.Module):
@@ -26,7 +26,7 @@ class Fixed(nn.Module):
 @pytest.mark.parametrize(("temperature", "second"), [(1.0, 0.75), (2.0, math.sqrt(3) / (1 + math.sqrt(3)))])
 def test_logits_are_divided_by_the_temperature(temperature, second):
     """softmax(0, ln 3) = (1/4, 3/4); at temperature 2 the odds of 3 become their root."""
-    card = ModelCard(architecture="fixed", num_classes=2, head="cls", temperatures={"cls": temperature, "dist": 50.0})
+    card = ModelConfig(architecture="fixed", num_classes=2, head="cls", temperatures={"cls": temperature, "dist": 50.0})
     scores = TorchClassifier(Fixed(), card, choose_device("cpu", "fp32")).scores(np.zeros((3, 3, 4, 4), np.uint8))
     assert scores.shape == (3, 2)
     assert scores.dtype == np.float32

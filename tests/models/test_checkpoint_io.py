@@ -28,7 +28,7 @@ from deitctl.models.checkpoint_io import (
     write_json,
 )
 from deitctl.models.layers import layer_names
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_numbers_whose_sum_is_too_large_are_numbers(dtype):
 
 
 def test_model_folder_is_two_files(tmp_path, tensors):
-    card = ModelCard(architecture="x", num_classes=2, class_names=("a", "b"))
+    card = ModelConfig(architecture="x", num_classes=2, class_names=("a", "b"))
     save_model(tmp_path / "m", tensors, card, LAYERS)
     assert sorted(os.listdir(tmp_path / "m")) == ["config.json", "model.safetensors"]
     assert load_card(tmp_path / "m") == card
@@ -252,7 +252,7 @@ def test_the_same_words_in_any_order_are_the_same_bytes(tmp_path, tensors):
 
 def test_a_model_folder_with_words_still_loads_in_timm(tmp_path):
     model = timm.create_model("test_vit", num_classes=3).eval()
-    card = timm_models.card_of(model, "test_vit", 3)
+    card = timm_models.config_of(model, "test_vit", 3)
     save_model(tmp_path / "m", model.state_dict(), card, layer_names(model), WORDS)
     again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())

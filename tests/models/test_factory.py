@@ -13,7 +13,7 @@ from deitctl.errors import ModelError, WeightsNotFound
 from deitctl.models.catalog import imagenet_classes
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model, load_model
-from deitctl.models.layers import layer_names, shipping_card
+from deitctl.models.layers import layer_names, shipping_config
 from deitctl.models.vit import VisionTransformer
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -26,7 +26,7 @@ def folder(tmp_path, deit):
     def make(alias="deit_tiny", classes=5, names=NAMES, name="run", seed=1):
         model = deit(alias, classes=classes, seed=seed)
         card = replace(model.arch.card(), num_classes=classes, class_names=names, descriptions=None).at_size(32)
-        save_model(tmp_path / name, model.state_dict(), shipping_card(model, card), layer_names(model))
+        save_model(tmp_path / name, model.state_dict(), shipping_config(model, card), layer_names(model))
         return tmp_path / name, model
 
     return make
@@ -229,7 +229,7 @@ def test_timms_models_are_built_and_started_from_folders(tmp_path, reporter, noi
     built = build("regnety_002", reporter)
     assert built.card.class_names == NAMES
     save_model(
-        tmp_path / "net", built.model.state_dict(), shipping_card(built.model, built.card), layer_names(built.model)
+        tmp_path / "net", built.model.state_dict(), shipping_config(built.model, built.card), layer_names(built.model)
     )
     loaded = load_model(str(tmp_path / "net"), reporter=reporter)
     images = noise(1, 3, 32, 32)

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from deitctl.models.fuse import fold_batch_norms
+from deitctl.models.fuse import fuse_conv_bn
 
 
 def with_statistics(model):
@@ -30,7 +30,7 @@ def test_no_batch_norm_is_left_and_the_logits_are_the_same(name, noise):
     with torch.no_grad():
         nn.init.normal_(model.get_classifier().weight)
         before, count = model(images), norms(model)
-        assert fold_batch_norms(model, images[:1]) == count
+        assert fuse_conv_bn(model, images[:1]) == count
         assert norms(model) == 0
         torch.testing.assert_close(model(images), before, rtol=1e-3, atol=1e-3 * float(before.std()))
 
@@ -44,7 +44,7 @@ def test_one_channel_by_hand():
         norm.running_var.fill_(4)
         norm.weight.fill_(6)
         norm.bias.fill_(7)
-        assert fold_batch_norms(model, torch.arange(12.0).view(1, 3, 2, 2)) == 1
+        assert fuse_conv_bn(model, torch.arange(12.0).view(1, 3, 2, 2)) == 1
     assert conv.weight.flatten().tolist() == [3, 6, 9]  # times 6 / sqrt(4)
     assert conv.bias.tolist() == [7 - 5 * 3]
 
@@ -76,7 +76,7 @@ class UsedTwice(nn.Module):
 def test_a_network_that_folding_would_change_is_left_as_it_was(kind, noise):
     model, images = with_statistics(kind()), noise(2, 3, 16, 16)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    assert fold_batch_norms(model, images) == 0
+    assert fuse_conv_bn(model, images) == 0
     after = model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[k], before[k]) for k in before)
@@ -84,4 +84,4 @@ def test_a_network_that_folding_would_change_is_left_as_it_was(kind, noise):
 
 def test_a_transformer_has_nothing_to_fold(deit, noise):
     model = deit("deit_tiny")
-    assert fold_batch_norms(model, noise(1, 3, 32, 32)) == 0
+    assert fuse_conv_bn(model, noise(1, 3, 32, 32)) == 0

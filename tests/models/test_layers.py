@@ -19,9 +19,9 @@ from deitctl.models.layers import (
     largest_block,
     layer_ids,
     layer_names,
-    shipping_card,
+    shipping_config,
 )
-from deitctl.models.model_config import ModelCard, Preprocessing
+from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.recipes import FINETUNE
 from deitctl.training.step import set_train_mode
 
@@ -136,16 +136,16 @@ def test_a_model_without_layers_is_said():
 
 
 def test_a_shipped_card_says_a_deits_size_and_leaves_a_convnets_alone(deit):
-    card = ModelCard(architecture="deit_tiny_patch16_224", num_classes=5, model_args={"x": 1})
-    assert shipping_card(deit(img_size=48), card).model_args == {"x": 1, "img_size": [48, 48]}
-    assert shipping_card(timm.create_model("resnet18"), card) is card
+    card = ModelConfig(architecture="deit_tiny_patch16_224", num_classes=5, model_args={"x": 1})
+    assert shipping_config(deit(img_size=48), card).model_args == {"x": 1, "img_size": [48, 48]}
+    assert shipping_config(timm.create_model("resnet18"), card) is card
 
 
 @pytest.mark.parametrize(
     ("size", "scale", "early"), [(224, 4 / 7, 128), (32, 4 / 7, 16), (224, 1.0, 224), (64, 0.01, 16)]
 )
 def test_early_images_are_whole_patches(deit, size, scale, early):
-    card = ModelCard(architecture="deit_tiny", num_classes=3, preprocessing=Preprocessing(img_size=size))
+    card = ModelConfig(architecture="deit_tiny", num_classes=3, preprocessing=Preprocessing(img_size=size))
     assert early_size(deit("deit_tiny", img_size=32), card, replace(FINETUNE, early_scale=scale)) == early
 
 
@@ -157,7 +157,7 @@ def test_four_patches_a_side_are_enough_and_a_convnet_has_none(deit):
 
 def test_a_model_of_one_size_has_no_early_epochs():
     model = timm.create_model("vit_tiny_patch16_224")
-    card = ModelCard(architecture="m", num_classes=3, preprocessing=Preprocessing(img_size=224))
+    card = ModelConfig(architecture="m", num_classes=3, preprocessing=Preprocessing(img_size=224))
     with pytest.raises(ConfigError, match="one size only"):
         early_size(model, card, replace(FINETUNE, early_scale=0.5))
 

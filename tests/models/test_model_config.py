@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deitctl.errors import ModelError
-from deitctl.models.model_config import HEADS, ModelCard, Preprocessing, from_timm_config, to_timm_config
+from deitctl.models.model_config import HEADS, ModelConfig, Preprocessing, from_timm_config, to_timm_config
 
 LAYERS = {"classifier": ("head", "head_dist"), "first_conv": "patch_embed.proj", "fixed_input_size": True}
 
 
-def there_and_back(card: ModelCard) -> ModelCard:
+def there_and_back(card: ModelConfig) -> ModelConfig:
     return from_timm_config(json.loads(json.dumps(to_timm_config(card, **LAYERS))), "config.json")
 
 
@@ -30,7 +30,7 @@ def test_resize_is_rounded_down_as_timm_does(size, crop, pixels):
     size=st.integers(16, 512), crop=st.floats(0.5, 1.2),
 )  # fmt: skip
 def test_cards_survive_config_json(names, described, head, size, crop):
-    card = ModelCard(
+    card = ModelConfig(
         architecture="deit_tiny_patch16_224", num_classes=len(names) or 3, class_names=tuple(names) or None,
         descriptions=tuple(f"a {n}" for n in names) if described and names else None, head=head,
         preprocessing=Preprocessing(
@@ -87,20 +87,20 @@ def test_names_that_do_not_fit_the_classes_are_said():
 
 
 def test_labels_for_people():
-    card = ModelCard(architecture="x", num_classes=2)
+    card = ModelConfig(architecture="x", num_classes=2)
     assert card.label(1) == "class 1"
-    assert ModelCard(architecture="x", num_classes=2, class_names=("a", "b")).label(1) == "b"
-    named = ModelCard(architecture="x", num_classes=2, class_names=("n1", "n2"), descriptions=("cat", "dog"))
+    assert ModelConfig(architecture="x", num_classes=2, class_names=("a", "b")).label(1) == "b"
+    named = ModelConfig(architecture="x", num_classes=2, class_names=("n1", "n2"), descriptions=("cat", "dog"))
     assert named.label(1) == "dog"
 
 
 def test_another_size_changes_the_size_alone():
-    card = ModelCard(architecture="x", num_classes=2).at_size(64)
+    card = ModelConfig(architecture="x", num_classes=2).at_size(64)
     assert card.preprocessing == Preprocessing(img_size=64)
 
 
 def test_temperatures_travel_with_the_card():
-    card = ModelCard(architecture="deit_tiny_patch16_224", num_classes=2, temperatures={"cls": 1.25})
+    card = ModelConfig(architecture="deit_tiny_patch16_224", num_classes=2, temperatures={"cls": 1.25})
     config = to_timm_config(card, classifier=("head",), first_conv="patch_embed.proj", fixed_input_size=True)
     assert from_timm_config(config, "here").temperatures == {"cls": 1.25}
     assert (card.temperature("cls"), card.temperature("dist")) == (1.25, 1.0)
@@ -108,7 +108,7 @@ def test_temperatures_travel_with_the_card():
 
 @pytest.mark.parametrize("temperatures", [{"cls": 0.0}, {"cls": float("nan")}, {"all": 1.0}, {"cls": 1e9}, [1], "x"])
 def test_temperatures_that_no_model_has_are_refused(temperatures):
-    card = ModelCard(architecture="deit_tiny_patch16_224", num_classes=2)
+    card = ModelConfig(architecture="deit_tiny_patch16_224", num_classes=2)
     config = to_timm_config(card, classifier=("head",), first_conv="patch_embed.proj", fixed_input_size=True)
     config["deitctl"]["temperatures"] = temperatures
     with pytest.raises(ModelError):

@@ -11,7 +11,7 @@ from deitctl.errors import ModelError, WeightsNotFound
 from deitctl.models import timm_models
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import load_model
-from deitctl.models.model_config import ModelCard
+from deitctl.models.model_config import ModelConfig
 
 SMALL = "regnety_002"
 
@@ -43,13 +43,13 @@ def test_arguments_that_a_model_does_not_take_are_said():
 
 def test_card_is_timms_config():
     model = timm.create_model(SMALL)
-    card = timm_models.card_of(model, SMALL, 1000)
+    card = timm_models.config_of(model, SMALL, 1000)
     cfg = model.pretrained_cfg
     assert card.architecture == SMALL
     assert card.preprocessing.crop_pct == cfg["crop_pct"]
     assert card.preprocessing.mean == tuple(cfg["mean"])
     assert card.class_names[0] == "n01440764"
-    assert timm_models.card_of(model, SMALL, 7).class_names is None
+    assert timm_models.config_of(model, SMALL, 7).class_names is None
 
 
 def test_weights_of_another_architecture_are_refused():
@@ -70,7 +70,7 @@ def test_a_new_head_keeps_the_body_and_starts_at_zero(randomise):
 
 def test_folder_of_a_convnet_answers_as_before_and_in_timm(tmp_path, noise):
     model = timm.create_model(SMALL, num_classes=3).eval()
-    card = ModelCard(architecture=SMALL, num_classes=3, class_names=("a", "b", "c")).at_size(64)
+    card = ModelConfig(architecture=SMALL, num_classes=3, class_names=("a", "b", "c")).at_size(64)
     save_model(tmp_path / "net", model.state_dict(), card, timm_models.layers(model))
     ours, read = timm_models.load_folder(tmp_path / "net")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).eval()
@@ -83,7 +83,7 @@ def test_folder_of_a_convnet_answers_as_before_and_in_timm(tmp_path, noise):
 
 
 def test_folder_of_what_timm_does_not_have_is_said(tmp_path):
-    card = ModelCard(architecture="regnety_003", num_classes=3)
+    card = ModelConfig(architecture="regnety_003", num_classes=3)
     save_model(
         tmp_path, {"x": torch.zeros(1)}, card, {"classifier": ("head",), "first_conv": "c", "fixed_input_size": False}
     )

@@ -118,7 +118,7 @@ def test_what_is_dropped_is_not_computed_and_learns_the_same(deit, noise, droppe
     keep[3, 1, :dropped] = 0
     found = {}
     for how, worth in (("picked", 1 / 8), ("multiplied", 2.0)):
-        monkeypatch.setattr(vit, "WORTH_PICKING", worth)
+        monkeypatch.setattr(vit, "MIN_DROP_FRACTION", worth)
         model = deit("deit_tiny_distilled").train()
         model.blocks[3].mlp.fc1.register_forward_hook(lambda _, x, y: computed.append(len(y)))
         answer = model(images, keep)
@@ -142,7 +142,7 @@ def test_keep_belongs_to_each_image(deit, noise):
 
 def test_stochastic_depth_grows_linearly_and_keeps_the_expectation(deit):
     model = deit(drop_path_rate=0.5)
-    keep = model.draw_keep(20_000, torch.Generator().manual_seed(0))
+    keep = model.sample_drop_path(20_000, torch.Generator().manual_seed(0))
     assert keep.shape == (12, 2, 20_000)
     dropped = (keep == 0).float().mean(dim=(1, 2))
     expected = torch.tensor([0.5 * i / 11 for i in range(12)])
@@ -152,7 +152,7 @@ def test_stochastic_depth_grows_linearly_and_keeps_the_expectation(deit):
 
 
 def test_no_stochastic_depth_draws_nothing(deit):
-    assert deit().draw_keep(4, torch.Generator()) is None
+    assert deit().sample_drop_path(4, torch.Generator()) is None
 
 
 def test_large_models_are_four_times_as_wide_inside():
@@ -168,7 +168,7 @@ def test_the_last_block_leaves_out_what_no_head_reads_and_nothing_else(alias, de
     model = deit(alias, img_size=32, classes=3)
     images = noise(4, 3, 32, 32)
     model.drop_path_rate = 0.5
-    keep = model.draw_keep(4, torch.Generator().manual_seed(1))
+    keep = model.sample_drop_path(4, torch.Generator().manual_seed(1))
     read = []
     model.blocks[-1].register_forward_hook(lambda *args: read.append(args[-1].shape[1]))
 

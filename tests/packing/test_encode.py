@@ -11,7 +11,7 @@ from PIL import Image
 
 from deitctl.data.dataset import FileSource
 from deitctl.data.decode import decode
-from deitctl.data.eval_transform import eval_view
+from deitctl.data.eval_transform import eval_transform
 from deitctl.models.model_config import Preprocessing
 from deitctl.packing import encode as packing
 from deitctl.packing.encode import Form, digest_of, keep, keep_all
@@ -57,7 +57,7 @@ def test_it_is_made_smaller_as_evaluation_makes_it(source_of, make_image):
     data = stored(make_image(101, 60), quality=100, subsampling="4:4:4")
     pre = Preprocessing(img_size=32, crop_pct=0.8)  # resizes to 40
     kept = keep(source_of(data), 0, Form(max_size=40, raw=True))
-    assert np.array_equal(eval_view(decode(kept.data, "x"), pre), eval_view(decode(data, "x"), pre))
+    assert np.array_equal(eval_transform(decode(kept.data, "x"), pre), eval_transform(decode(data, "x"), pre))
 
 
 def test_colours_keep_their_full_size(source_of, make_image):

@@ -22,7 +22,7 @@ from deitctl.errors import ConfigError, DataError
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import load_tensors
 from deitctl.profiling import batch_size
-from deitctl.profiling.batch_size import Try, choose_batch_size, power_of_two, search, with_chosen_batch
+from deitctl.profiling.batch_size import Trial, choose_batch_size, power_of_two, search, with_chosen_batch
 from deitctl.profiling.trial_run import rehearse
 from deitctl.training.launch import run_training, start_or_resume
 
@@ -34,10 +34,10 @@ CPU = choose_device("cpu", "fp32")
 def machine(gain: float = 2.0, a_image: int = 10, fixed: int = 100, breaks: int = 10**9, start: float = 1e4):
     """A device whose images/s rises by a factor with each doubling, and whose steps take memory by a straight line."""
 
-    def attempt(size: int) -> Try | None:
+    def attempt(size: int) -> Trial | None:
         if size >= breaks:
             return None
-        return Try(size, start * gain ** (power_of_two(size).bit_length() - 4), fixed + a_image * size)
+        return Trial(size, start * gain ** (power_of_two(size).bit_length() - 4), fixed + a_image * size)
 
     return attempt
 
@@ -103,7 +103,7 @@ def test_where_twice_the_images_gain_nothing_the_recipes_size_is_kept() -> None:
 
 def test_above_the_recipes_size_the_last_that_gained_is_taken() -> None:
     rises = {8: 100.0, 16: 190.0, 32: 300.0, 64: 400.0, 128: 450.0, 256: 455.0}
-    assert choose(lambda size: Try(size, rises[size] * 100, size))[0] == 128
+    assert choose(lambda size: Trial(size, rises[size] * 100, size))[0] == 128
 
 
 def test_memory_goes_before_the_recipes_size() -> None:

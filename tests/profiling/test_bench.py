@@ -25,7 +25,7 @@ from deitctl.training.configure import Request
 
 CPU = choose_device("cpu", "fp32")
 STAGES = [
-    "open", "read", "decode", "augment", "view", "eval_view", "loader", "teacher", "forward", "backward",
+    "open", "read", "decode", "augment", "view", "eval_transform", "loader", "teacher", "forward", "backward",
     "loop_at_hand", "loop", "optimizer", "average", "save", "evaluation",
 ]  # fmt: skip
 

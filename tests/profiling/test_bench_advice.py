@@ -13,19 +13,19 @@ from deitctl.device import choose_device
 from deitctl.profiling.bench_advice import advise, epochs_with_teacher, expected_of, parts_of
 from deitctl.profiling.bench_result import Advice, Stage
 from deitctl.profiling.clock import Timing
-from deitctl.profiling.peak import Ceilings
-from deitctl.profiling.trial_run import Rehearsal, rehearse
+from deitctl.profiling.peak import PeakThroughput
+from deitctl.profiling.trial_run import TrialRun, rehearse
 
 Make = Callable[..., TrainConfig]
 Pair = tuple[Source, Source]
 CPU = choose_device("cpu", "fp32")
-EVEN = Ceilings(flops={"fp32": 100.0}, copy=1.0, threads=4, cores=8, all_cores=None)
+EVEN = PeakThroughput(flops={"fp32": 100.0}, copy=1.0, threads=4, cores=8, all_cores=None)
 
 
 def stages(waited: float = 0.0, **seconds: float | None) -> dict[str, Stage]:
     """Stages that take so many seconds an image; None for one that failed."""
     usual: dict[str, float | None] = {
-        "view": 0.02, "eval_view": 0.03, "loader": 0.01, "forward": 0.01, "backward": 0.02, "optimizer": 0.004,
+        "view": 0.02, "eval_transform": 0.03, "loader": 0.01, "forward": 0.01, "backward": 0.02, "optimizer": 0.004,
         "average": 0.002, "step": 0.036, "loop_at_hand": 0.04, "loop": 0.05, "evaluation": 0.01,
     }  # fmt: skip
     return {
@@ -36,18 +36,18 @@ def stages(waited: float = 0.0, **seconds: float | None) -> dict[str, Stage]:
     }
 
 
-def given(job: Rehearsal, found: dict[str, Stage], ceilings: Ceilings = EVEN) -> list[Advice]:
+def given(job: TrialRun, found: dict[str, Stage], ceilings: PeakThroughput = EVEN) -> list[Advice]:
     return list(advise(job, CPU, ceilings, found, parts_of(job, found)))
 
 
 @pytest.fixture
-def job(little_config: Make, little: Pair) -> Rehearsal:
+def job(little_config: Make, little: Pair) -> TrialRun:
     """Batches of 16 of 60 images, 30 for validation, 3 epochs, 2 loader processes."""
     return replace(rehearse(little_config("x"), little, CPU), workers=2)
 
 
 @pytest.fixture
-def taught(distilled: Make, little: Pair) -> Callable[..., Rehearsal]:
+def taught(distilled: Make, little: Pair) -> Callable[..., TrialRun]:
     """The same with a teacher of 2 views, in 2 repeats."""
     return lambda **changes: replace(rehearse(distilled("x", **changes), little, CPU), workers=2)
 

@@ -6,18 +6,27 @@ import numpy as np
 import pytest
 
 from deitctl.data.decode import decode
-from deitctl.profiling.synthetic_images import BYTES, FILES, HEIGHT, TRAIN, VALIDATION, WIDTH, imagenet_like, made_up
+from deitctl.profiling.synthetic_images import (
+    BYTES,
+    FILES,
+    HEIGHT,
+    TRAIN,
+    VALIDATION,
+    WIDTH,
+    imagenet_like,
+    synthetic_images,
+)
 
 
 def test_they_are_jpegs_of_imagenets_size_in_pixels_and_bytes():
-    files = [made_up(n) for n in range(0, FILES, 8)]
+    files = [synthetic_images(n) for n in range(0, FILES, 8)]
     assert {decode(data, "made up").size for data in files} == {(WIDTH, HEIGHT)}
     assert np.mean([len(data) for data in files]) == pytest.approx(BYTES, rel=0.03)
 
 
 def test_they_are_the_same_every_time_and_all_different():
-    assert made_up(3) == made_up(3)
-    assert len({made_up(n) for n in range(4)}) == 4
+    assert synthetic_images(3) == synthetic_images(3)
+    assert len({synthetic_images(n) for n in range(4)}) == 4
 
 
 def test_few_files_stand_for_as_many_images_as_imagenet_has(tmp_path):

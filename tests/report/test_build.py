@@ -19,7 +19,7 @@ from deitctl.models import timm_models
 from deitctl.models.catalog import imagenet_classes
 from deitctl.models.checkpoint_io import save_model, save_tensors
 from deitctl.models.factory import build_model
-from deitctl.models.layers import layer_names, shipping_card
+from deitctl.models.layers import layer_names, shipping_config
 from deitctl.report.build import _name, contents_of
 from deitctl.report.contents import OUTSIDE
 
@@ -35,7 +35,7 @@ def model_folder(tmp_path: Path) -> Callable[..., Path]:
             reporter=SilentReporter(),
         )  # fmt: skip
         save_model(
-            tmp_path / alias, built.model.state_dict(), shipping_card(built.model, built.card), layer_names(built.model)
+            tmp_path / alias, built.model.state_dict(), shipping_config(built.model, built.card), layer_names(built.model)
         )
         return tmp_path / alias
 
@@ -100,7 +100,7 @@ def test_scores_of_examples_are_those_of_the_models_temperature(model_folder, im
 def test_a_model_of_another_kind_is_shown_without_maps(images, tmp_path) -> None:
     torch.manual_seed(0)
     model = timm_models.create("regnety_002", num_classes=2, img_size=32)
-    card = timm_models.card_of(model, "regnety_002", 2)
+    card = timm_models.config_of(model, "regnety_002", 2)
     from dataclasses import replace
 
     save_model(tmp_path / "net", model.state_dict(), replace(card, class_names=("a", "b")), layer_names(model))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from deitctl.errors import ConfigError, DeitctlError
-from deitctl.training.checkpointer import Saver, parse_interval
+from deitctl.training.checkpointer import AsyncCheckpointer, parse_interval
 from deitctl.training.state import Progress, Snapshot, TrainState
 
 
@@ -23,9 +23,9 @@ def state_of(value: float = 0.0) -> TrainState:
     return TrainState(model, torch.optim.AdamW(model.parameters()), scaler, None, Progress())
 
 
-def saver_in(root: Path, every: str = "5m") -> Saver:
+def saver_in(root: Path, every: str = "5m") -> AsyncCheckpointer:
     root.mkdir(exist_ok=True)
-    return Saver(root / "state", root / "metrics.jsonl", every)
+    return AsyncCheckpointer(root / "state", root / "metrics.jsonl", every)
 
 
 def loaded(root: Path) -> TrainState:

@@ -16,7 +16,7 @@ from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import load_tensors
 from deitctl.models.factory import load_model
 from deitctl.training.launch import run_training
-from deitctl.training.trainer import Session
+from deitctl.training.trainer import Trainer
 
 Make = Callable[..., TrainConfig]
 Pair = tuple[Source, Source]
@@ -76,13 +76,13 @@ def test_validation_chooses_between_raw_and_averaged_weights(
     better: str, little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever validates better is evaluated, shipped and recorded."""
-    evaluate = Session._evaluate
+    evaluate = Trainer._evaluate
 
-    def biased(self: Session, kind: str, *rest: object) -> Evaluation:
+    def biased(self: Trainer, kind: str, *rest: object) -> Evaluation:
         score = evaluate(self, kind, *rest)  # type: ignore[arg-type]
         return replace(score, top1=90.0 if kind == better else 10.0)
 
-    monkeypatch.setattr(Session, "_evaluate", biased)
+    monkeypatch.setattr(Trainer, "_evaluate", biased)
     config = with_recipe(little_config("run"), epochs=1, batch_size=4)  # 15 steps: an average of more than one
     run = run_training(config, sources=little).run
     shipped = load_tensors(run / "model.safetensors")

@@ -14,7 +14,7 @@ import torch
 from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.dataset import Source, subset
 from deitctl.data.loader import eval_batches
-from deitctl.data.mixup import normalise
+from deitctl.data.mixup import normalize
 from deitctl.errors import ConfigError, DataError, DeitctlError, Interrupted, TeacherError
 from deitctl.evaluation.score_models import evaluate_model
 from deitctl.events import SilentReporter, Task
@@ -134,7 +134,7 @@ def test_a_run_loads_in_timm_with_the_same_logits(little_config: Make, little: P
     loaded = load_model(str(result.run), reporter=SilentReporter())
     theirs = timm.create_model(f"local-dir:{result.run}", pretrained=True).eval()
     batch = next(eval_batches(little[1], [loaded.card.preprocessing], batch_size=8, workers=0, pin_memory=False))
-    images = normalise(batch.images[0], loaded.card.preprocessing)
+    images = normalize(batch.images[0], loaded.card.preprocessing)
     with torch.no_grad():
         cls, dist = loaded.model(images)
         torch.testing.assert_close(theirs(images), (cls + dist) / 2, rtol=0, atol=1e-6)

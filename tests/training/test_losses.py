@@ -16,7 +16,7 @@ from deitctl.training.losses import (
     hard_distillation,
     smooth_labels,
     soft_distillation,
-    teacher_word,
+    teacher_targets,
 )
 
 
@@ -57,24 +57,24 @@ def test_cross_entropy_gradient_is_softmax_minus_target(noise):
 
 def test_a_hard_word_is_the_decision_and_nothing_else():
     logits = torch.tensor([[0.1, 5.0, -2.0], [2.0, 1.9, 1.8]])
-    assert torch.equal(teacher_word(logits, "hard", 1.0), torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]))
+    assert torch.equal(teacher_targets(logits, "hard", 1.0), torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]))
 
 
 def test_temperature_does_not_change_a_decision(noise):
-    assert torch.equal(teacher_word(noise(6, 9), "hard", 1.0), teacher_word(noise(6, 9), "hard", 50.0))
+    assert torch.equal(teacher_targets(noise(6, 9), "hard", 1.0), teacher_targets(noise(6, 9), "hard", 50.0))
 
 
 def test_a_soft_word_by_hand():
     """Logits 2 ln 3 and 0 are probabilities 9/10 and 1/10 at temperature 1, 3/4 and 1/4 at temperature 2."""
     logits = torch.tensor([[2 * math.log(3.0), 0.0]])
-    torch.testing.assert_close(teacher_word(logits, "soft", 1.0), torch.tensor([[0.9, 0.1]]))
-    torch.testing.assert_close(teacher_word(logits, "soft", 2.0), torch.tensor([[0.75, 0.25]]))
+    torch.testing.assert_close(teacher_targets(logits, "soft", 1.0), torch.tensor([[0.9, 0.1]]))
+    torch.testing.assert_close(teacher_targets(logits, "soft", 2.0), torch.tensor([[0.75, 0.25]]))
 
 
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_word_is_a_distribution_in_float32_whatever_the_teacher_computes_in(mode, dtype, noise):
-    word = teacher_word((30 * noise(5, 7)).to(dtype), mode, 3.0)
+    word = teacher_targets((30 * noise(5, 7)).to(dtype), mode, 3.0)
     assert word.dtype is torch.float32
     assert float(word.min()) >= 0
     torch.testing.assert_close(word.sum(1), torch.ones(5))
@@ -95,12 +95,12 @@ def test_hard_distillation_of_a_mixed_word_by_hand():
 def test_hard_distillation_equals_the_released_codes(noise):
     student, teacher = noise(6, 11), noise(6, 11, seed=1)
     released = F.cross_entropy(student, teacher.argmax(dim=1))  # deit/training/losses.py
-    torch.testing.assert_close(hard_distillation(student, teacher_word(teacher, "hard", 1.0)), released)
+    torch.testing.assert_close(hard_distillation(student, teacher_targets(teacher, "hard", 1.0)), released)
 
 
 def test_hard_distillation_does_not_smooth():
     sure = torch.tensor([[50.0, 0.0]])
-    assert hard_distillation(sure, teacher_word(sure, "hard", 1.0)).item() == pytest.approx(0.0, abs=1e-6)
+    assert hard_distillation(sure, teacher_targets(sure, "hard", 1.0)).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_soft_distillation_by_hand():
@@ -125,7 +125,7 @@ def test_soft_distillation_minds_no_class_that_the_teacher_rules_out():
 @pytest.mark.parametrize("tau", [1.0, 3.0])
 def test_soft_distillation_equals_the_released_code_and_timm(tau, noise):
     student, teacher = noise(6, 11), noise(6, 11, seed=1)
-    word = teacher_word(teacher, "soft", tau)
+    word = teacher_targets(teacher, "soft", tau)
     released = F.kl_div(  # deit/training/losses.py
         F.log_softmax(student / tau, dim=1), F.log_softmax(teacher / tau, dim=1), reduction="sum", log_target=True
     ) * (tau * tau) / student.numel()  # fmt: skip
@@ -146,13 +146,13 @@ def test_timm_has_no_other_soft_distillation_to_compare_with():
 
 
 def test_soft_distillation_gradient_is_tau_times_the_difference(noise):
-    student, word = noise(3, 4).requires_grad_(), teacher_word(noise(3, 4, seed=1), "soft", 3.0)
+    student, word = noise(3, 4).requires_grad_(), teacher_targets(noise(3, 4, seed=1), "soft", 3.0)
     soft_distillation(student, word, tau=3.0, reduction="batchmean").backward()
     torch.testing.assert_close(student.grad, 3.0 * ((student.detach() / 3).softmax(1) - word) / 3)
 
 
 def test_soft_distillation_of_equals_is_zero(noise):
-    word = teacher_word(noise(3, 4), "soft", 3.0)
+    word = teacher_targets(noise(3, 4), "soft", 3.0)
     assert soft_distillation(noise(3, 4), word, tau=3.0, reduction="batchmean").item() == pytest.approx(0, abs=1e-6)
 
 
@@ -174,8 +174,8 @@ def test_half_precision_logits_are_computed_in_float32(dtype):
     student = torch.full((2, 4), 100.0, dtype=dtype)  # the sum of exponentials would overflow
     for loss in (
         cross_entropy(student, torch.tensor([0, 1])),
-        hard_distillation(student, teacher_word(student, "hard", 1.0)),
-        soft_distillation(student, teacher_word(student, "soft", 1.0), tau=1.0, reduction="batchmean"),
+        hard_distillation(student, teacher_targets(student, "hard", 1.0)),
+        soft_distillation(student, teacher_targets(student, "soft", 1.0), tau=1.0, reduction="batchmean"),
     ):
         assert loss.dtype is torch.float32
         assert loss.isfinite()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deitctl.data.samplers import SampleKey
-from deitctl.training.monitor import SETTLED, Incident, Observation, Watch
+from deitctl.training.monitor import SETTLED, Incident, LossMonitor, Observation
 
 NAN, INF = float("nan"), float("inf")
 
@@ -19,15 +19,15 @@ def seen(step: int, loss: float, norm: float = 1.0) -> Observation:
     return Observation(step, 0.1, torch.tensor(loss), torch.tensor(norm), [SampleKey(0, step, 0)])
 
 
-def watch_after(losses: list[float], *, classes: int = 10, scaled: bool = False) -> Watch:
-    watch = Watch(classes, scaled, JUMP)
+def watch_after(losses: list[float], *, classes: int = 10, scaled: bool = False) -> LossMonitor:
+    watch = LossMonitor(classes, scaled, JUMP)
     for step, loss in enumerate(losses):
         watch.add(seen(step, loss))
     assert watch.look() is None
     return watch
 
 
-def verdict(watch: Watch, loss: float, norm: float = 1.0) -> str:
+def verdict(watch: LossMonitor, loss: float, norm: float = 1.0) -> str:
     watch.add(seen(watch.seen, loss, norm))
     incident = watch.look()
     return incident.kind if incident else ""
@@ -57,13 +57,13 @@ def test_no_jump_is_looked_for_in_the_first_steps() -> None:
 @pytest.mark.parametrize("loss", [NAN, INF, -INF])
 @pytest.mark.parametrize("scaled", [True, False])
 def test_a_loss_that_is_no_number_is_found_at_the_first_step_already(loss: float, scaled: bool) -> None:
-    assert verdict(Watch(10, scaled, JUMP), loss) == "not a number"
+    assert verdict(LossMonitor(10, scaled, JUMP), loss) == "not a number"
 
 
 @pytest.mark.parametrize("norm", [NAN, INF])
 def test_a_gradient_that_is_no_number_is_the_loss_scales_affair_where_there_is_one(norm: float) -> None:
-    assert verdict(Watch(10, False, JUMP), 1.0, norm) == "not a number"
-    assert verdict(Watch(10, True, JUMP), 1.0, norm) == ""
+    assert verdict(LossMonitor(10, False, JUMP), 1.0, norm) == "not a number"
+    assert verdict(LossMonitor(10, True, JUMP), 1.0, norm) == ""
 
 
 def test_the_usual_loss_is_a_recent_mean() -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from deitctl.config import DistillConfig
-from deitctl.training.losses import smooth_labels, teacher_word
+from deitctl.training.losses import smooth_labels, teacher_targets
 from deitctl.training.objective import Distillation, Supervised
 
 TAU = {"hard": 1.0, "soft": 3.0}
@@ -55,7 +55,7 @@ def test_hard_distillation_is_equation_3(deit, batch, teacher):
     images, targets = batch
     student = deit("deit_tiny_distilled")
     cls, dist = student(images)
-    loss = Distillation(config("hard"))(student, images, targets, teacher_word(teacher, "hard", 1.0), None)
+    loss = Distillation(config("hard"))(student, images, targets, teacher_targets(teacher, "hard", 1.0), None)
     expected = F.cross_entropy(cls, targets) / 2 + F.cross_entropy(dist, teacher.argmax(1)) / 2
     torch.testing.assert_close(loss.total, expected)
 
@@ -64,7 +64,7 @@ def test_soft_distillation_is_equation_2(deit, batch, teacher):
     images, targets = batch
     student = deit("deit_tiny_distilled")
     cls, dist = student(images)
-    loss = Distillation(config("soft"))(student, images, targets, teacher_word(teacher, "soft", 3.0), None)
+    loss = Distillation(config("soft"))(student, images, targets, teacher_targets(teacher, "soft", 3.0), None)
     log_s, log_t = (dist / 3).log_softmax(1), (teacher / 3).log_softmax(1)
     divergence = (log_t.exp() * (log_t - log_s)).sum(1).mean()
     torch.testing.assert_close(loss.total, 0.9 * F.cross_entropy(cls, targets) + 0.1 * 9 * divergence)
@@ -72,7 +72,7 @@ def test_soft_distillation_is_equation_2(deit, batch, teacher):
 
 
 def test_reduction_of_the_released_code_is_k_times_weaker(deit, batch, teacher):
-    student, words = deit("deit_tiny_distilled"), teacher_word(teacher, "soft", 3.0)
+    student, words = deit("deit_tiny_distilled"), teacher_targets(teacher, "soft", 3.0)
     parts = [
         Distillation(config("soft", reduction=r))(student, *batch, words, None).parts["teacher"]
         for r in ("batchmean", "elementmean")
@@ -82,7 +82,7 @@ def test_reduction_of_the_released_code_is_k_times_weaker(deit, batch, teacher):
 
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 def test_heads_learn_from_their_own_source_alone(mode, deit, batch, teacher):
-    student, words = deit("deit_tiny_distilled"), teacher_word(teacher, mode, TAU[mode])
+    student, words = deit("deit_tiny_distilled"), teacher_targets(teacher, mode, TAU[mode])
     Distillation(config(mode, alpha=0.0))(student, *batch, words, None).total.backward()
     assert student.head.weight.grad.abs().sum() > 0
     assert student.head_dist.weight.grad.abs().sum() == 0
@@ -94,7 +94,7 @@ def test_heads_learn_from_their_own_source_alone(mode, deit, batch, teacher):
 
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 def test_a_student_without_a_token_listens_with_its_one_head(mode, deit, batch, teacher):
-    student, words = deit(), teacher_word(teacher, mode, TAU[mode])
+    student, words = deit(), teacher_targets(teacher, mode, TAU[mode])
     loss = Distillation(config(mode, alpha=1.0))(student, *batch, words, None)
     loss.total.backward()
     assert student.head.weight.grad.abs().sum() > 0
@@ -103,7 +103,7 @@ def test_a_student_without_a_token_listens_with_its_one_head(mode, deit, batch, 
 
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 def test_stochastic_depth_reaches_the_student(mode, deit, batch, teacher):
-    student, keep, words = deit("deit_tiny_distilled"), torch.zeros(12, 2, 4), teacher_word(teacher, mode, TAU[mode])
+    student, keep, words = deit("deit_tiny_distilled"), torch.zeros(12, 2, 4), teacher_targets(teacher, mode, TAU[mode])
     objective = Distillation(config(mode))
     assert not torch.equal(objective(student, *batch, words, keep).total, objective(student, *batch, words, None).total)
     log_s = (student(batch[0], keep).dist / TAU[mode]).log_softmax(1)

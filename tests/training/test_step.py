@@ -14,24 +14,24 @@ from torch import nn
 from deitctl.config import DistillConfig
 from deitctl.data.dataset import subset
 from deitctl.data.loader import Batch, ViewPlan, train_batches
-from deitctl.data.mixup import draw_mix, mix_images, mix_words, normalise, partners
+from deitctl.data.mixup import mix_images, mix_targets, normalize, pair_indices, sample_mixup
 from deitctl.data.samplers import SampleKey, TrainBatches, steps_per_epoch
-from deitctl.data.student_affine import move_a_little
+from deitctl.data.student_affine import student_affine
 from deitctl.device import choose_device
-from deitctl.distillation.cached_teacher import Listener
-from deitctl.distillation.target_cache import WordFormat, open_cache
+from deitctl.distillation.cached_teacher import CachedTeacher
+from deitctl.distillation.target_cache import TargetCodec, open_cache
 from deitctl.distillation.teacher import Teacher
 from deitctl.errors import DataError, DeitctlError
 from deitctl.events import SilentReporter
 from deitctl.models.layers import freeze_body
-from deitctl.models.model_config import ModelCard, Preprocessing
+from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.recipes import RECIPES
 from deitctl.training import step as loop
-from deitctl.training.losses import smooth_labels, teacher_word
+from deitctl.training.losses import smooth_labels, teacher_targets
 from deitctl.training.objective import Distillation, Supervised
 from deitctl.training.optim import build_optimizer
 from deitctl.training.state import Progress, TrainState
-from deitctl.training.step import Plan, WentWrong, gradients, set_train_mode, train_one_epoch, update
+from deitctl.training.step import Plan, TrainingDiverged, gradients, set_train_mode, train_one_epoch, update
 
 CPU = choose_device("cpu", "fp32")
 PRE = Preprocessing(img_size=32)
@@ -55,7 +55,7 @@ def some(digit_sources):
 
 @pytest.fixture
 def teacher(deit) -> Teacher:
-    card = ModelCard(architecture="deit_tiny_patch16_224", num_classes=10, preprocessing=PRE)
+    card = ModelConfig(architecture="deit_tiny_patch16_224", num_classes=10, preprocessing=PRE)
     return Teacher(deit(classes=10, seed=9), card, tuple(range(10)), PRE)
 
 
@@ -152,11 +152,11 @@ def test_without_a_teacher_the_labels_alone_are_learnt(deit, some, monkeypatch):
     batch, state = next(stream(some)), state_of(deit(classes=10))
     parts = take_step(plan_of(), state, batch)
     ((images, targets, words, keep),) = seen.calls
-    mix = draw_mix(RECIPE.augment, 32, 0, 0)
+    mix = sample_mixup(RECIPE.augment, 32, 0, 0)
     assert (words, keep) == (None, None)
-    other = partners(batch.slots)
-    assert torch.equal(images, mix_images(normalise(batch.images, PRE), mix, other))
-    assert torch.equal(targets, mix_words(smooth_labels(batch.labels, 10, RECIPE.smoothing), mix, other))
+    other = pair_indices(batch.slots)
+    assert torch.equal(images, mix_images(normalize(batch.images, PRE), mix, other))
+    assert torch.equal(targets, mix_targets(smooth_labels(batch.labels, 10, RECIPE.smoothing), mix, other))
     assert parts.keys() == {"loss", "labels"}
 
 
@@ -166,7 +166,7 @@ def test_a_teacher_of_mixed_images_sees_what_the_student_sees(mode, deit, teache
     plan = plan_of(distill=distilling("mixed", mode, views=0), teacher=teacher)
     parts = take_step(plan, state_of(deit("deit_tiny_distilled", classes=10)), next(stream(some)))
     ((images, _, words, _),) = seen.calls
-    torch.testing.assert_close(words, teacher_word(teacher(images), mode, 2.0))
+    torch.testing.assert_close(words, teacher_targets(teacher(images), mode, 2.0))
     assert parts.keys() == {"loss", "labels", "teacher"}
     torch.testing.assert_close(parts["loss"], 0.7 * parts["labels"] + 0.3 * parts["teacher"])
 
@@ -175,21 +175,21 @@ def test_a_teacher_of_mixed_images_sees_what_the_student_sees(mode, deit, teache
 @pytest.mark.parametrize("cached", [True, False])
 def test_words_about_views_are_mixed_as_the_images_are(views, cached, deit, teacher, some, monkeypatch, tmp_path):
     """And only the student's image is moved on top, where a view comes again."""
-    seen, form = Watching(monkeypatch, Distillation), WordFormat("soft", 10, 10)
+    seen, form = Watching(monkeypatch, Distillation), TargetCodec("soft", 10, 10)
     cache = open_cache(tmp_path / "w", {"a": 1}, form, 8) if cached else None
-    listener = Listener(form, 2.0, cache, lambda: teacher, CPU, views, 1)
+    listener = CachedTeacher(form, 2.0, cache, lambda: teacher, CPU, views, 1)
     plan = plan_of(distill=distilling("view", views=views), listener=listener)
     batch = next(stream(some, ViewPlan(5, views, 1, 32, listener.known)))
     take_step(plan, state_of(deit("deit_tiny_distilled", classes=10)), batch)
     ((images, targets, words, _),) = seen.calls
-    mix = draw_mix(RECIPE.augment, 32, 0, 0)
+    mix = sample_mixup(RECIPE.augment, 32, 0, 0)
     assert mix is not None
-    imgs = normalise(batch.images, PRE)
+    imgs = normalize(batch.images, PRE)
     assert plan.moves_on_top == (views > 0)
-    shown = move_a_little(imgs, batch.keys, RECIPE.augment, 0) if views else imgs
-    other = partners(batch.slots)
+    shown = student_affine(imgs, batch.keys, RECIPE.augment, 0) if views else imgs
+    other = pair_indices(batch.slots)
     assert torch.equal(images, mix_images(shown, mix, other))
-    expected = mix_words(teacher_word(teacher.look(batch.teacher_images), "soft", 2.0), mix, other)
+    expected = mix_targets(teacher_targets(teacher.look(batch.teacher_images), "soft", 2.0), mix, other)
     torch.testing.assert_close(words, expected, atol=2e-3, rtol=0)
     torch.testing.assert_close(words.sum(1), torch.ones(4))
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
@@ -212,14 +212,14 @@ def test_a_plan_knows_its_objective_and_whether_views_come_again(distill, kind, 
 
 def test_a_cached_teacher_trains_the_same_student(deit, teacher, some, reporter, tmp_path):
     """Asked every time, asked and remembered, or only remembered: the same weights to the last bit."""
-    form, trained = WordFormat("soft", 10, 10), []
+    form, trained = TargetCodec("soft", 10, 10), []
     cache = open_cache(tmp_path / "w", {"a": 1}, form, 8)
 
     def nobody() -> Teacher:
         raise AssertionError("the teacher was called")
 
     for words, ask in ((None, lambda: teacher), (cache, lambda: teacher), (cache, nobody)):
-        listener = Listener(form, 2.0, words, ask, CPU, 1, 1)
+        listener = CachedTeacher(form, 2.0, words, ask, CPU, 1, 1)
         state = state_of(deit("deit_tiny_distilled", classes=10))
         batches = stream(some, ViewPlan(5, 1, 1, 32, listener.known), replace(RECIPE, epochs=1))
         train_one_epoch(
@@ -245,7 +245,7 @@ def test_a_loss_that_is_no_number_ends_the_run(deit, some, reporter):
     model = deit(classes=10)
     with torch.no_grad():
         model.head.bias.fill_(float("nan"))
-    with pytest.raises(WentWrong, match=r"The loss is nan and the gradient's norm nan at step 0"):
+    with pytest.raises(TrainingDiverged, match=r"The loss is nan and the gradient's norm nan at step 0"):
         train_one_epoch(
             plan_of(), state_of(model), stream(some), log=lambda _: None, name_of=some.name, reporter=reporter
         )
@@ -291,7 +291,7 @@ def assert_same_gradients(ours, theirs):
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_gradients_of_micro_batches_are_those_of_the_whole_batch(kind, deit, some):
-    cuts = {s: draw_mix(EVERYTHING.augment, 32, 0, s).box is not None for s in range(20)}
+    cuts = {s: sample_mixup(EVERYTHING.augment, 32, 0, s).box is not None for s in range(20)}
     step = next(s for s, cut in cuts.items() if cut == (kind == "cutmix"))
     batch = next(stream(some, recipe=EVERYTHING))
     whole = gradients_of(deit, batch, step=step)

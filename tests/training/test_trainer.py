@@ -29,11 +29,11 @@ from deitctl.events import SilentReporter, Task
 from deitctl.models.checkpoint_io import WEIGHTS, file_metadata, load_tensors, save_tensors
 from deitctl.training import step as loop
 from deitctl.training import trainer as session
-from deitctl.training.checkpointer import Saver
+from deitctl.training.checkpointer import AsyncCheckpointer
 from deitctl.training.launch import resume, run_training
 from deitctl.training.run_dir import Run
 from deitctl.training.state import Progress, TrainState
-from deitctl.training.trainer import NOTE, Session
+from deitctl.training.trainer import NOTE, Trainer
 
 Make = Callable[..., TrainConfig]
 Pair = tuple[Source, Source]
@@ -107,7 +107,7 @@ def test_only_a_whole_note_of_a_later_epoch_is_taken_up(note: object, epoch: int
     keep_weights_of(tmp_path, note)
     progress = Progress(best_epoch=4, best_top1=80.0, best_weights="average")
     session = SimpleNamespace(run=Run(tmp_path), state=SimpleNamespace(progress=progress))
-    Session._take_up_best(session)  # type: ignore[arg-type]
+    Trainer._take_up_best(session)  # type: ignore[arg-type]
     kept = (4, 80.0, "average") if epoch == 4 else (5, 50.0, "raw")
     assert (progress.best_epoch, progress.best_top1, progress.best_weights) == kept
 
@@ -115,7 +115,7 @@ def test_only_a_whole_note_of_a_later_epoch_is_taken_up(note: object, epoch: int
 def test_a_run_without_weights_has_nothing_to_take_up(tmp_path: Path) -> None:
     progress = Progress()
     session = SimpleNamespace(run=Run(tmp_path), state=SimpleNamespace(progress=progress))
-    Session._take_up_best(session)  # type: ignore[arg-type]
+    Trainer._take_up_best(session)  # type: ignore[arg-type]
     assert progress == Progress()
 
 
@@ -123,16 +123,16 @@ def test_a_signal_within_a_step_saves_when_the_step_is_done(
     little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes between the forward passes of two micro-batches of the second step."""
-    config, calls, loss_of = replace(short(little_config("run")), micro_batch=8), [], loop.loss_of
+    config, calls, compute_loss = replace(short(little_config("run")), micro_batch=8), [], loop.compute_loss
 
     def interrupted(*arguments: object) -> object:
         calls.append(1)
         if len(calls) == 4:
             stop()
-        return loss_of(*arguments)
+        return compute_loss(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "loss_of", interrupted)
+        patch.setattr(loop, "compute_loss", interrupted)
         with pytest.raises(Interrupted) as error:
             run_training(config, sources=little)
     assert error.value.exit_code == 143
@@ -154,20 +154,20 @@ def test_a_disk_that_fills_ends_the_run_in_a_line_and_a_resume_ends_as_if_it_had
 ) -> None:
     whole = run_training(short(little_config("whole")), sources=little).run
     config, sync = short(little_config("run", save_every="1")), os.fsync
-    full, copy = [False], Saver.copy
+    full, copy = [False], AsyncCheckpointer.copy
 
     def fsync(handle: int) -> None:
         if full[0]:
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(handle)
 
-    def fill_before(saver: Saver, state: TrainState) -> None:
+    def fill_before(saver: AsyncCheckpointer, state: TrainState) -> None:
         saver.finish()  # what was under way is on the disk
         full[0] = state.progress.step >= 2
         copy(saver, state)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(Saver, "copy", fill_before)
+    monkeypatch.setattr(AsyncCheckpointer, "copy", fill_before)
     with pytest.raises(DeitctlError, match="No space left on device") as error:
         run_training(config, sources=little)
     run = Path(config.output)
@@ -269,16 +269,16 @@ def test_a_run_that_stops_among_its_small_images_goes_on_to_the_large_ones(
         config = little_config(name)
         return replace(config, recipe=replace(config.recipe, epochs=3, early_scale=0.5, early_share=0.7))
 
-    config, sizes, loss_of = early("run"), [], loop.loss_of
+    config, sizes, compute_loss = early("run"), [], loop.compute_loss
 
     def seen(plan: object, state: object, batch: Batch) -> object:
         sizes.append(batch.images.shape[-1])
         if len(sizes) == 5:
             stop()
-        return loss_of(plan, state, batch)  # type: ignore[arg-type]
+        return compute_loss(plan, state, batch)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "loss_of", seen)
+        patch.setattr(loop, "compute_loss", seen)
         with pytest.raises(Interrupted):
             run_training(config, sources=little, reporter=reporter)
         assert any("so few patches" in said for said in reporter.warnings)
@@ -293,15 +293,15 @@ def test_on_a_cpu_a_step_takes_images_by_the_block_that_the_allocator_keeps(
     little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a model of six tokens 3,072 numbers an image: eight images fit, and the sum is that of the whole batch."""
-    sizes, loss_of = [], loop.loss_of
+    sizes, compute_loss = [], loop.compute_loss
 
     def seen(plan: object, state: object, batch: Batch) -> object:
         sizes.append(len(batch.keys))
-        return loss_of(plan, state, batch)  # type: ignore[arg-type]
+        return compute_loss(plan, state, batch)  # type: ignore[arg-type]
 
     whole = run_training(short(little_config("whole")), sources=little).run
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "loss_of", seen)
+        patch.setattr(loop, "compute_loss", seen)
         patch.setattr(device, "LARGEST_KEPT_BLOCK", 8 * 5 * 4 * 192 * 4)
         parts = run_training(short(little_config("parts")), sources=little).run
     assert set(sizes) == {8}

@@ -12,7 +12,7 @@ from deitctl.data import index
 from deitctl.data.dataset import FileSource, Source, drop_empty_classes, is_hidden
 from deitctl.data.decode import EXTENSIONS
 from deitctl.data.index import Listing, Watched
-from deitctl.data.string_array import Names
+from deitctl.data.string_array import StringArray
 from deitctl.errors import DataError
 from deitctl.events import Reporter, Task
 
@@ -49,7 +49,7 @@ def _list(root: Path, watched: Watched, reporter: Reporter) -> Listing:
             yield from found
 
     with reporter.task(f"scan {root.name}", None, "files") as task:
-        listed = Names.of(names(task))
+        listed = StringArray.of(names(task))
     if not len(listed):
         known = " ".join(sorted(EXTENSIONS))
         raise DataError(f"{root} has {len(folders)} class folders and no images in them.", f"Looked for {known}.")

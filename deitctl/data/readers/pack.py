@@ -31,7 +31,7 @@ from deitctl.data.decode import LARGE, MAX_BYTES, MAX_SIDE, decode, max_pixels
 from deitctl.data.index import COLUMNS, Listing, listing
 from deitctl.data.lazy_jpeg import LazyJpeg, open_image
 from deitctl.data.mmap_array import MappedFile, identity_of
-from deitctl.data.string_array import Names
+from deitctl.data.string_array import StringArray
 from deitctl.errors import DataError
 
 SUFFIX = ".pack"
@@ -81,7 +81,7 @@ class PackSource:
     """Images in a pack."""
 
     file: OpenFile
-    names: Names
+    names: StringArray
     """What each was called where it was packed, below the name of the pack and of the part."""
     spans: NDArray[np.int64]
     """Offset and size of each in the pack, in bytes, [N,2]."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deitctl.data.dataset import FileSource, Source
 from deitctl.data.splits import TRAIN_NAMES, VAL_NAMES, name_parts
-from deitctl.data.string_array import Names
+from deitctl.data.string_array import StringArray
 from deitctl.errors import DataError
 
 COLUMNS = ("path", "label", "split")
@@ -35,7 +35,7 @@ def open_table(path: Path) -> dict[str, Source]:
             splits.append(known.setdefault(split, len(known)))
             yield os.path.join(path.parent, file)
 
-    names = Names.of(files())
+    names = StringArray.of(files())
     if not known:
         raise DataError(f"{path} has no rows.")
     labels, split_of = np.frombuffer(codes, np.int64), np.frombuffer(splits, np.int64)
@@ -50,7 +50,7 @@ def open_table(path: Path) -> dict[str, Source]:
     return {part: _part(names.take(at.tolist()), labels[at], tuple(classes)) for part, at in rows.items()}
 
 
-def _part(names: Names, codes: NDArray[np.int64], classes: tuple[str, ...]) -> FileSource:
+def _part(names: StringArray, codes: NDArray[np.int64], classes: tuple[str, ...]) -> FileSource:
     """Number the classes that have a row here in lexicographic order."""
     class_names = tuple(sorted(classes[code] for code in np.unique(codes)))
     number = {name: i for i, name in enumerate(class_names)}

@@ -16,7 +16,7 @@ from deitctl.data.dataset import Source, TarSource, is_hidden
 from deitctl.data.decode import EXTENSIONS
 from deitctl.data.index import Listing, Watched
 from deitctl.data.splits import name_parts
-from deitctl.data.string_array import Names
+from deitctl.data.string_array import StringArray
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 
@@ -39,7 +39,7 @@ def open_tar(path: Path, reporter: Reporter) -> dict[str, Source]:
 
 def _list(path: Path, reporter: Reporter) -> dict[str, Listing]:
     spans = array("q")
-    keys = [name.replace("/", "\0") for name in Names.of(_members(path, spans, reporter))]  # sort folder by folder
+    keys = [name.replace("/", "\0") for name in StringArray.of(_members(path, spans, reporter))]  # sort folder by folder
     if not keys or min(key.count("\0") for key in keys) < 1:
         raise DataError(f"{path} has no class folders with images in it.")
     order = sorted(range(len(keys)), key=keys.__getitem__)
@@ -88,5 +88,5 @@ def _part(keys: Sequence[str], order: Sequence[int], places: NDArray[np.int64], 
                 labels.append(classes.setdefault(folders[skip], len(classes)))
                 yield "/".join(folders[skip:])
 
-    listed = Names.of(names())
+    listed = StringArray.of(names())
     return Listing(listed, np.array(labels, np.int64), tuple(classes), places[np.array(chosen, np.int64)])

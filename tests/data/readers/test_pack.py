@@ -27,7 +27,7 @@ from deitctl.data.open import open_data, open_for_training
 from deitctl.data.readers import pack
 from deitctl.data.readers.pack import MAGIC, START, open_pack, write_pack
 from deitctl.data.samplers import TrainBatches
-from deitctl.data.string_array import Names
+from deitctl.data.string_array import StringArray
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter
 from deitctl.packing.encode import Form, digest_of, keep_all
@@ -70,7 +70,7 @@ def everything(source) -> list[tuple[str, bytes]]:
 
 def test_a_pack_is_laid_out_as_its_first_lines_say(tmp_path):
     """By hand: a line, where the index begins, images from byte 64 on, the index at the next multiple of 64."""
-    parts = {"": Listing(Names.of(["a/0", "b/1"]), np.array([0, 1]), ("a", "b"))}
+    parts = {"": Listing(StringArray.of(["a/0", "b/1"]), np.array([0, 1]), ("a", "b"))}
     data = write(tmp_path / "x.pack", parts, [b"first", b"second image"]).read_bytes()
     assert data[:15] == b"deitctl pack 1\n"
     assert int.from_bytes(data[15:23], "little") == 128  # 64 + 5 + 14 bytes, rounded up
@@ -125,14 +125,14 @@ def test_a_whole_pack_is_split_as_its_folder_is(image_folder, tmp_path, reporter
 
 def test_names_that_are_no_text_and_classes_that_are_odd_are_kept(tmp_path):
     names = [os.fsdecode(b"\xff/\xfe.png"), "ü/a\nb.png", "ü/../../etc/passwd"]
-    parts = {"train": Listing(Names.of(names), np.array([0, 1, 1]), ("", "ü\x1b[2J"))}
+    parts = {"train": Listing(StringArray.of(names), np.array([0, 1, 1]), ("", "ü\x1b[2J"))}
     source = open_pack(write(tmp_path / "x.pack", parts, [b"1", b"2", b"3"]))["train"]
     assert [source.name(i).removeprefix(f"{tmp_path}/x.pack:train/") for i in range(3)] == names
     assert source.class_names == ("", "ü\x1b[2J")
 
 
 def test_a_class_that_is_no_text_is_refused(tmp_path, reporter):
-    parts = {"": Listing(Names.of(["a/1"]), np.array([0]), ("\ud800",))}
+    parts = {"": Listing(StringArray.of(["a/1"]), np.array([0]), ("\ud800",))}
     with pytest.raises(DataError, match="not UTF-8"):
         open_data(str(write(tmp_path / "x.pack", parts, [b"1"])), reporter)
 
@@ -153,7 +153,7 @@ def test_who_reads_goes_on_when_a_pack_is_replaced_and_others_are_told(packed):
     source = open_pack(packed)["train"]
     before, sent = everything(source), pickle.dumps(source)
     packed.unlink()
-    write(packed, {"": Listing(Names.of(["a/1"]), np.array([0]), ("a",))}, [b"other"])
+    write(packed, {"": Listing(StringArray.of(["a/1"]), np.array([0]), ("a",))}, [b"other"])
     assert everything(source) == before
     with pytest.raises(DataError, match="was replaced"):
         pickle.loads(sent)
@@ -279,7 +279,7 @@ def test_numbers_that_lie_are_refused(name, tmp_path, monkeypatch):
         return real(header, [*lies.values()], at)
 
     monkeypatch.setattr(pack, "block", lying)
-    parts = {"": Listing(Names.of(["a/0", "b/1"]), np.array([0, 1]), ("a", "b"))}
+    parts = {"": Listing(StringArray.of(["a/0", "b/1"]), np.array([0, 1]), ("a", "b"))}
     with pytest.raises(DataError, match="damaged pack: (its arrays do not fit|an image lies outside)"):
         open_pack(write(tmp_path / "x.pack", parts, [b"first", b"second"]))
 
@@ -290,14 +290,14 @@ def test_numbers_that_lie_are_refused(name, tmp_path, monkeypatch):
     ids=["doubled class", "whole and part", "unknown part", "no part"],
 )
 def test_parts_and_classes_that_no_data_has_are_refused(parts, classes, tmp_path):
-    listing = Listing(Names.of(["a/0", "b/1"]), np.array([0, 1]), classes)
+    listing = Listing(StringArray.of(["a/0", "b/1"]), np.array([0, 1]), classes)
     with pytest.raises(DataError, match="damaged pack: it has"):
         open_pack(write(tmp_path / "x.pack", dict.fromkeys(parts, listing), [b"1", b"2"] * len(parts)))
 
 
 def test_a_part_without_images_is_refused(tmp_path):
     with pytest.raises(DataError, match="damaged pack"):
-        open_pack(write(tmp_path / "x.pack", {"": Listing(Names.of([]), np.empty(0, np.int64), ("a",))}, []))
+        open_pack(write(tmp_path / "x.pack", {"": Listing(StringArray.of([]), np.empty(0, np.int64), ("a",))}, []))
 
 
 def test_an_image_larger_than_any_is_not_read(packed, monkeypatch):
@@ -330,7 +330,7 @@ def test_whatever_is_not_as_plain_is_left_to_the_decoder(data):
 
 def test_bare_pixels_have_the_limits_of_all_images(monkeypatch, tmp_path):
     data = b"P6\n20 20\n255\n" + bytes(1200)
-    parts = {"": Listing(Names.of(["a/0"]), np.array([0]), ("a",))}
+    parts = {"": Listing(StringArray.of(["a/0"]), np.array([0]), ("a",))}
     source = open_pack(write(tmp_path / "x.pack", parts, [data]))[""]
     assert source.read(0).size == (20, 20)
     monkeypatch.setenv("DEITCTL_MAX_PIXELS", "399")
@@ -356,7 +356,7 @@ def test_images_are_taken_one_by_one(tmp_path):
             alive.append(number)
             yield bytes([number]) * 1000, 1
 
-    parts = {"": Listing(Names.of(f"a/{n}" for n in range(50)), np.zeros(50, np.int64), ("a",))}
+    parts = {"": Listing(StringArray.of(f"a/{n}" for n in range(50)), np.zeros(50, np.int64), ("a",))}
 
     class Watching(io.BytesIO):
         written = 0
@@ -376,6 +376,6 @@ def test_grey_and_rotated_images_come_out_as_from_their_files(tmp_path, make_ima
     exif = Image.Exif()
     exif[0x0112] = 6
     make_image(30, 20).save(buffer, "JPEG", exif=exif)
-    parts = {"": Listing(Names.of(["a/0.jpg"]), np.array([0]), ("a",))}
+    parts = {"": Listing(StringArray.of(["a/0.jpg"]), np.array([0]), ("a",))}
     source = open_pack(write(tmp_path / "x.pack", parts, [buffer.getvalue()]))[""]
     assert source.read(0).size == (20, 30)
