@@ -25,12 +25,22 @@ def passes(side: str, tensors: list[Tensor], gradient: Tensor) -> tuple[float, f
     answer = SIDES[side](*leaves)
     middle = time.perf_counter()
     answer.backward(gradient)
-    return middle - start, time.perf_counter() - middle, [t.grad for t in leaves if t.grad is not None]
+    return (
+        middle - start,
+        time.perf_counter() - middle,
+        [t.grad for t in leaves if t.grad is not None],
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, value in (("batch", 16), ("heads", 6), ("tokens", 198), ("width", 64), ("rounds", 15)):
+    for name, value in (
+        ("batch", 16),
+        ("heads", 6),
+        ("tokens", 198),
+        ("width", 64),
+        ("rounds", 15),
+    ):
         parser.add_argument(f"--{name}", type=int, default=value)
     said = parser.parse_args()
     shape = (said.batch, said.heads, said.tokens, said.width)
@@ -46,14 +56,21 @@ def main() -> None:
                 for side in SIDES:
                     times[side].append(passes(side, tensors, gradient)[:2])
             for side in SIDES:
-                forward, backward = (1000 * statistics.median(t) for t in zip(*times[side], strict=True))
+                forward, backward = (
+                    1000 * statistics.median(t) for t in zip(*times[side], strict=True)
+                )
                 found = passes(side, tensors, gradient)[2]
-                far = [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
+                far = [
+                    float((a.double() - b).norm() / b.norm())
+                    for a, b in zip(found, exact, strict=True)
+                ]
                 distances = " ".join(f"{d:.1e}" for d in far)
                 print(
                     f"{dtype} scores x{scale**2:g} {side}: {forward:.1f} + {backward:.1f} ms; gradients off by {distances}"
                 )
-            ratio = statistics.median(sum(a) / sum(b) for a, b in zip(times["fused"], times["ours"], strict=True))
+            ratio = statistics.median(
+                sum(a) / sum(b) for a, b in zip(times["fused"], times["ours"], strict=True)
+            )
             print(f"  fused / ours: {ratio:.2f}")
 
 

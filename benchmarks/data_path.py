@@ -48,7 +48,9 @@ PACKS: dict[str, dict[str, Any]] = {
 
 def jpegs(folder: Path, short_side: int) -> list[bytes]:
     """Read the folder's JPEGs, made as large as asked."""
-    found = [p.read_bytes() for p in sorted(folder.rglob("*")) if p.suffix.lower() in (".jpg", ".jpeg")]
+    found = [
+        p.read_bytes() for p in sorted(folder.rglob("*")) if p.suffix.lower() in (".jpg", ".jpeg")
+    ]
     return [enlarged(data, short_side) for data in found] if short_side else found
 
 
@@ -92,20 +94,36 @@ def whole_views(images: list[bytes], rounds: int, recipe: Any) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         paths = sorted(folder.rglob("*.jpg"))
-        sources = {"files": folder, **{name: Path(root, f"{name.replace(' ', '')}.pack") for name in PACKS}}
+        sources = {
+            "files": folder,
+            **{name: Path(root, f"{name.replace(' ', '')}.pack") for name in PACKS},
+        }
         for name, options in PACKS.items():
             pack(str(folder), str(sources[name]), workers=0, **options)
-        opened = {name: open_data(str(path), SilentReporter()).whole for name, path in sources.items()}
+        opened = {
+            name: open_data(str(path), SilentReporter()).whole for name, path in sources.items()
+        }
         for turn in range(rounds + 1):
             for name, source in opened.items():
-                clock(name, lambda turn=turn, source=source: [ours(source, turn, n) for n in range(len(paths))])
+                clock(
+                    name,
+                    lambda turn=turn, source=source: [
+                        ours(source, turn, n) for n in range(len(paths))
+                    ],
+                )
             clock("timm", lambda: [recipe(Image.open(path).convert("RGB")) for path in paths])
-    times = {name: np.array(taken[1:]) / len(images) for name, taken in clock.times.items()}  # the first warms up
-    print(f"{len(images)} images, {rounds} rounds; timm, from files: {np.median(times['timm']):.2f} ms\n")
+    times = {
+        name: np.array(taken[1:]) / len(images) for name, taken in clock.times.items()
+    }  # the first warms up
+    print(
+        f"{len(images)} images, {rounds} rounds; timm, from files: {np.median(times['timm']):.2f} ms\n"
+    )
     print("| a view from | ms | timm's time is | of 80 % of the rounds |\n|---|---|---|---|")
     for name in opened:
         low, middle, high = np.percentile(times["timm"] / times[name], [10, 50, 90])
-        print(f"| {name} | {np.median(times[name]):.2f} | {middle:.2f} times that | {low:.2f} to {high:.2f} |")
+        print(
+            f"| {name} | {np.median(times[name]):.2f} | {middle:.2f} times that | {low:.2f} to {high:.2f} |"
+        )
     print()
 
 
@@ -118,7 +136,14 @@ def stages(images: list[bytes], rounds: int, recipe: Any) -> None:
     """Time each stage of both; timm's recipe is crop, flip, RandAugment, and the way to a tensor."""
     mine, theirs, augment = Clock(), Clock(), rand_augment(AUGMENT.rand_augment)
     crop, flip, their_augment, *to_tensor = recipe.transforms
-    names = ("header, limits", "draw a crop", "decode", "crop, resize", "RandAugment", "to channels first")
+    names = (
+        "header, limits",
+        "draw a crop",
+        "decode",
+        "crop, resize",
+        "RandAugment",
+        "to channels first",
+    )
     for turn in range(rounds):
         for index, data in enumerate(images):
             img = mine(names[0], open_image, data, "image")
@@ -134,7 +159,9 @@ def stages(images: list[bytes], rounds: int, recipe: Any) -> None:
                 tensor = step(tensor)
     print("| stage | ours, ms | timm, ms |\n|---|---|---|")
     for name in names:
-        print(f"| {name} | {mine.mean(name):.2f} | {f'{theirs.mean(name):.2f}' if theirs.times[name] else ''} |")
+        print(
+            f"| {name} | {mine.mean(name):.2f} | {f'{theirs.mean(name):.2f}' if theirs.times[name] else ''} |"
+        )
     print()
 
 
@@ -149,7 +176,10 @@ def shrinking(images: list[bytes], rounds: int) -> None:
                 continue
             shrink = image.shrink_for(box[2] - box[0], box[3] - box[1], SIZE)
             small = clock(f"{shrink}", resized_crop, image, box, SIZE)
-            large = clock(f"{shrink} whole", lambda data=data, box=box: resized_crop(decode(data, "image"), box, SIZE))
+            large = clock(
+                f"{shrink} whole",
+                lambda data=data, box=box: resized_crop(decode(data, "image"), box, SIZE),
+            )
             beside[shrink].append(np.abs(np.asarray(small).astype(int) - np.asarray(large)))
     print(
         "| decoded at | crops | mean difference | 99 % below | largest | ms | ms, decoded whole |\n|---|---|---|---|---|---|---|"
@@ -164,7 +194,9 @@ def shrinking(images: list[bytes], rounds: int) -> None:
 
 def main() -> None:
     """Measure what is asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--short-side", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=20)
@@ -176,9 +208,15 @@ def main() -> None:
         shrinking(images, options.rounds)
         return
     recipe = timm.data.create_transform(
-        input_size=SIZE, is_training=True, color_jitter=0.3, auto_augment=AUGMENT.rand_augment,
-        interpolation="bicubic", re_prob=0.25, re_mode="pixel", re_count=1,
-    )  # fmt: skip
+        input_size=SIZE,
+        is_training=True,
+        color_jitter=0.3,
+        auto_augment=AUGMENT.rand_augment,
+        interpolation="bicubic",
+        re_prob=0.25,
+        re_mode="pixel",
+        re_count=1,
+    )
     for measure in (whole_views, stages):
         measure(images, options.rounds, recipe)
 

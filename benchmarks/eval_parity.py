@@ -38,10 +38,17 @@ def timm_batches(model: nn.Module, data: str, crop_pct: float) -> Batches:
     here = sorted(p.name for p in Path(data).iterdir() if p.is_dir())
     config = resolve_data_config({"crop_pct": crop_pct}, model=model)
     loader = create_loader(
-        create_dataset("", data, class_map={n: classes[n] for n in here}), config["input_size"], BATCH,
-        is_training=False, use_prefetcher=False, interpolation=config["interpolation"], mean=config["mean"],
-        std=config["std"], crop_pct=config["crop_pct"], num_workers=0,
-    )  # fmt: skip
+        create_dataset("", data, class_map={n: classes[n] for n in here}),
+        config["input_size"],
+        BATCH,
+        is_training=False,
+        use_prefetcher=False,
+        interpolation=config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+        crop_pct=config["crop_pct"],
+        num_workers=0,
+    )
     yield from loader
 
 
@@ -50,14 +57,19 @@ def hf_batches(data: str) -> Batches:
     from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 
     processor = DeiTImageProcessorPil(
-        size={"height": 256, "width": 256}, crop_size={"height": 224, "width": 224}, resample=3,
-        image_mean=list(IMAGENET_MEAN), image_std=list(IMAGENET_STD),
-    )  # fmt: skip
+        size={"height": 256, "width": 256},
+        crop_size={"height": 224, "width": 224},
+        resample=3,
+        image_mean=list(IMAGENET_MEAN),
+        image_std=list(IMAGENET_STD),
+    )
     classes = {name: row for row, name in enumerate(imagenet_classes()[0])}
     files = sorted(p for p in Path(data).rglob("*") if p.is_file())
     for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]
-        pixels = processor([Image.open(p).convert("RGB") for p in part], return_tensors="pt")["pixel_values"]
+        pixels = processor([Image.open(p).convert("RGB") for p in part], return_tensors="pt")[
+            "pixel_values"
+        ]
         yield pixels, torch.tensor([classes[p.parent.name] for p in part])
 
 
@@ -68,14 +80,20 @@ def validate(model: nn.Module, batches: Batches) -> tuple[int, int, int, float]:
     for images, labels in batches:
         logits = model(images)
         best = logits.topk(5, dim=1).indices == labels[:, None]
-        count, first, five = count + len(labels), first + int(best[:, :1].sum()), five + int(best.sum())
+        count, first, five = (
+            count + len(labels),
+            first + int(best[:, :1].sum()),
+            five + int(best.sum()),
+        )
         loss += float(F.cross_entropy(logits, labels)) * len(labels)
     return count, first, five, loss / count
 
 
 def main() -> None:
     """Print a line for each protocol."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", help="folder of class folders called by WordNet id")
     parser.add_argument("--model", default="deit_tiny")
     parser.add_argument("--weights", required=True)
@@ -89,10 +107,14 @@ def main() -> None:
         "deit": lambda: timm_batches(model, given.data, 0.875),
         "hf": lambda: hf_batches(given.data),
     }
-    print("| protocol | images | top-1 hits | theirs | top-5 hits | theirs | loss | theirs | difference |")
+    print(
+        "| protocol | images | top-1 hits | theirs | top-5 hits | theirs | loss | theirs | difference |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for protocol, batches in rivals.items():
-        ours = deitctl.evaluate(given.data, model=given.model, weights=given.weights, protocol=protocol).scores
+        ours = deitctl.evaluate(
+            given.data, model=given.model, weights=given.weights, protocol=protocol
+        ).scores
         count, first, five, loss = validate(model, batches())
         hits, hits5 = round(ours.top1 * count / 100), round(ours.top5 * count / 100)
         print(

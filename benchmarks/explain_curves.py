@@ -3,7 +3,7 @@
     python benchmarks/explain_curves.py DATA --model deit_tiny [--weights FILE] [--steps 14] [--img-size N]
 
 For each token of the model and each image: the class that the token's head puts first, the map of each method, of
-chance (`random`), and of a photographer (`centre`: the nearer the middle, the more important). Prints mean area and its
+chance (`random`), and of a photographer (`center`: the nearer the middle, the more important). Prints mean area and its
 standard error, the share of images on which a map does better than chance's, and how far the maps of two tokens are
 apart. Last figures: docs/explain.md.
 """
@@ -28,10 +28,10 @@ from deitctl.explanation.faithfulness import STEPS, area, deletion, insertion, r
 from deitctl.models.factory import load_model
 from deitctl.models.vit import VisionTransformer
 
-FLOORS = ("random", "centre")
+FLOORS = ("random", "center")
 
 
-def centred(like: Tensor) -> Tensor:
+def centerd(like: Tensor) -> Tensor:
     """Return maps [B,G,G] that fall off from the middle."""
     away = torch.arange(like.shape[-1], device=like.device) - (like.shape[-1] - 1) / 2
     return -(away[:, None] ** 2 + away**2).expand_as(like)
@@ -39,7 +39,9 @@ def centred(like: Tensor) -> Tensor:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data")
     parser.add_argument("--model", default="deit_tiny")
     parser.add_argument("--weights", default="")
@@ -50,13 +52,18 @@ def main() -> None:
     arguments = parser.parse_args()
 
     loaded = load_model(
-        arguments.model, weights=arguments.weights, img_size=arguments.img_size, reporter=SilentReporter()
+        arguments.model,
+        weights=arguments.weights,
+        img_size=arguments.img_size,
+        reporter=SilentReporter(),
     )
     device = choose_device(arguments.device, "fp32")
     model, pre = device.place(loaded.model).requires_grad_(False), loaded.card.preprocessing
     assert isinstance(model, VisionTransformer)
     source = open_for_evaluation(arguments.data, SilentReporter())
-    stream = eval_batches(source, [pre], batch_size=arguments.batch_size, workers=0, pin_memory=device.pins_memory)
+    stream = eval_batches(
+        source, [pre], batch_size=arguments.batch_size, workers=0, pin_memory=device.pins_memory
+    )
     start, tokens = time.monotonic(), ("cls", "dist")[: model.num_prefix_tokens]
     curves: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     apart: list[Tensor] = []
@@ -71,16 +78,23 @@ def main() -> None:
                 return getattr(model(imgs), token).softmax(dim=1)
 
             maps = [getattr(look, token) for look in looks]
-            maps = torch.stack([*maps, random_maps(maps[0], seed=number), centred(maps[0])])
+            maps = torch.stack([*maps, random_maps(maps[0], seed=number), centerd(maps[0])])
             for kind, draw in (("deletion", deletion), ("insertion", insertion)):
-                curves[token, kind].append(draw(answer, images, maps, first[token], arguments.steps).cpu())
+                curves[token, kind].append(
+                    draw(answer, images, maps, first[token], arguments.steps).cpu()
+                )
         if len(tokens) == 2:
             agree = (first["cls"] == first["dist"]).float()
             one_class = token_maps(model, images, method="gradient", classes=first["cls"])
-            apart.append(torch.stack([agree, *(moved(*look) for look in (*looks, one_class))]).cpu())
+            apart.append(
+                torch.stack([agree, *(moved(*look) for look in (*looks, one_class))]).cpu()
+            )
         print(f"{number + 1} batches, {time.monotonic() - start:.0f} s", file=sys.stderr)
     for token in tokens:
-        show_areas(token, *(torch.cat(curves[token, kind], dim=1).double() for kind in ("deletion", "insertion")))
+        show_areas(
+            token,
+            *(torch.cat(curves[token, kind], dim=1).double() for kind in ("deletion", "insertion")),
+        )
     if apart:
         show_apart(torch.cat(apart, dim=1))
 
@@ -95,8 +109,12 @@ def show_areas(token: str, removed: Tensor, restored: Tensor) -> None:
     """Print the areas under deletion and insertion curves [M,B,T+1]."""
     count = removed.shape[1]
     print(f"\n{token} token, {count} images: its class has {removed[0, :, 0].mean():.3f},", end=" ")
-    print(f"of a grey image {removed[0, :, -1].mean():.3f}, of a blurred one {restored[0, :, 0].mean():.3f}")
-    print(f"{'map':<12} {'deletion (lower)':>18} {'beats':>7} {'insertion (higher)':>20} {'beats':>7}")
+    print(
+        f"of a gray image {removed[0, :, -1].mean():.3f}, of a blurred one {restored[0, :, 0].mean():.3f}"
+    )
+    print(
+        f"{'map':<12} {'deletion (lower)':>18} {'beats':>7} {'insertion (higher)':>20} {'beats':>7}"
+    )
     for n, name in enumerate((*METHODS, *FLOORS)):
         row = f"{name:<12}"
         for sign, kind, width in ((-1, removed, 19), (1, restored, 21)):
@@ -111,7 +129,9 @@ def show_apart(apart: Tensor) -> None:
     print("\nweight that lies elsewhere for the other token")
     for name, chosen in (("heads agree", apart[0] == 1), ("disagree", apart[0] == 0)):
         kinds = (*METHODS, "gradient of the class token's class")
-        means = ", ".join(f"{kind} {100 * apart[n + 1, chosen].mean():.1f} %" for n, kind in enumerate(kinds))
+        means = ", ".join(
+            f"{kind} {100 * apart[n + 1, chosen].mean():.1f} %" for n, kind in enumerate(kinds)
+        )
         print(f"{name:<12} {int(chosen.sum()):>5} images: {means}")
 
 

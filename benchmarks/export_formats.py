@@ -31,7 +31,14 @@ import torch
 from deitctl.errors import ExportError
 from deitctl.events import SilentReporter
 from deitctl.exporters import FORMATS, Format
-from deitctl.exporters.compare_outputs import Images, Verification, images, measure, reference, verify
+from deitctl.exporters.compare_outputs import (
+    Images,
+    Verification,
+    images,
+    measure,
+    reference,
+    verify,
+)
 from deitctl.exporters.destination import size
 from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.network import ExportedClassifier, quietly
@@ -69,7 +76,9 @@ def export_all(
     return rows
 
 
-def export_one(name: str, loaded: LoadedModel, sample: Images, calibration: Any, folder: Path) -> dict[str, Row]:
+def export_one(
+    name: str, loaded: LoadedModel, sample: Images, calibration: Any, folder: Path
+) -> dict[str, Row]:
     """Write a format in all its precisions."""
     kind, card = FORMATS[name], loaded.card
     kind.require()
@@ -84,7 +93,9 @@ def export_one(name: str, loaded: LoadedModel, sample: Images, calibration: Any,
     wanted = reference(loaded.model, card, head, sample.pixels)
     found = verify(path, kind.program_file, wanted, sample, tolerance=kind.tolerance)
     rows = {f"{name} fp32" if kind.precisions else name: Row(kind, path, found)}
-    for precision in () if kind.model else kind.precisions:  # a page's network is ONNX's, and rounded like it
+    for precision in (
+        () if kind.model else kind.precisions
+    ):  # a page's network is ONNX's, and rounded like it
         assert kind.quantize is not None
         if PRECISIONS[precision].calibrated and calibration is None:
             continue
@@ -97,7 +108,9 @@ def export_one(name: str, loaded: LoadedModel, sample: Images, calibration: Any,
 
 def eager(loaded: LoadedModel) -> Answer:
     """Return the model as PyTorch runs it."""
-    network = ExportedClassifier(loaded.model, loaded.card, choose_head("auto", loaded.card.head, loaded.model))
+    network = ExportedClassifier(
+        loaded.model, loaded.card, choose_head("auto", loaded.card.head, loaded.model)
+    )
 
     @torch.inference_mode()
     def answer(pixels: Any) -> Any:
@@ -112,7 +125,9 @@ def as_many_threads_as_torch() -> None:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    onnxruntime.InferenceSession = functools.partial(onnxruntime.InferenceSession, sess_options=options)
+    onnxruntime.InferenceSession = functools.partial(
+        onnxruntime.InferenceSession, sess_options=options
+    )
 
 
 def openers(rows: dict[str, Row]) -> dict[str, Answer]:
@@ -137,7 +152,9 @@ def seconds(answers: dict[str, Answer], batch: Any, rounds: int) -> dict[str, fl
             start = time.process_time()
             answer(batch)
             took[title].append(time.process_time() - start)
-    return {title: statistics.median(times[1:]) for title, times in took.items()}  # the first answers allocate
+    return {
+        title: statistics.median(times[1:]) for title, times in took.items()
+    }  # the first answers allocate
 
 
 def unproved(answer: Answer, loaded: LoadedModel, sample: Images) -> Verification:
@@ -145,7 +162,9 @@ def unproved(answer: Answer, loaded: LoadedModel, sample: Images) -> Verificatio
     head = choose_head("auto", loaded.card.head, loaded.model)
     wanted = reference(loaded.model, loaded.card, head, sample.pixels)
     batches = np.array_split(sample.pixels, range(16, len(sample.pixels), 16))
-    return measure(np.concatenate([answer(batch) for batch in batches], axis=1), wanted, sample.names)
+    return measure(
+        np.concatenate([answer(batch) for batch in batches], axis=1), wanted, sample.names
+    )
 
 
 def main() -> None:
@@ -161,33 +180,52 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     options = parser.parse_args()
     quiet = SilentReporter()
-    loaded = load_model(options.model, weights=options.weights, img_size=options.img_size, reporter=quiet)
+    loaded = load_model(
+        options.model, weights=options.weights, img_size=options.img_size, reporter=quiet
+    )
     source, pre = open_images(options.model, options.data, quiet), loaded.card.preprocessing
     sample = images(source, pre, options.count)
-    calibration = images(open_images("", options.calibrate, quiet), pre, 128).pixels if options.calibrate else None
+    calibration = (
+        images(open_images("", options.calibrate, quiet), pre, 128).pixels
+        if options.calibrate
+        else None
+    )
     with tempfile.TemporaryDirectory() as folder:
         rows = export_all(loaded, sample, calibration, Path(folder), options.formats)
         answers = {"PyTorch eager": eager(loaded), **openers(rows)}
-        speed = {n: seconds(answers, sample.pixels[:n], options.rounds * (3 if n == 1 else 1)) for n in SIZES}
+        speed = {
+            n: seconds(answers, sample.pixels[:n], options.rounds * (3 if n == 1 else 1))
+            for n in SIZES
+        }
         sizes = {title: f"{size(row.path):,}" for title, row in rows.items()}
         for title in answers.keys() & {"openvino, own precision"}:
-            rows[title] = Row(FORMATS["openvino"], Path(folder), unproved(answers[title], loaded, sample))
+            rows[title] = Row(
+                FORMATS["openvino"], Path(folder), unproved(answers[title], loaded, sample)
+            )
     print_table(rows, sizes, speed)
 
 
-def print_table(rows: dict[str, Row], sizes: dict[str, str], speed: dict[int, dict[str, float]]) -> None:
+def print_table(
+    rows: dict[str, Row], sizes: dict[str, str], speed: dict[int, dict[str, float]]
+) -> None:
     """Print versions and rows."""
     installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
     print(", ".join(f"{name} {installed[name]}" for name in RUNTIMES if name in installed))
     base = {n: times["PyTorch eager"] for n, times in speed.items()}
     print(f"PyTorch eager: {', '.join(f'{1000 * t:.1f} ms for {n}' for n, t in base.items())}\n")
-    print("| | bytes | largest difference | same first class | speed, 1 image | speed, 16 |\n|---|---|---|---|---|---|")
+    print(
+        "| | bytes | largest difference | same first class | speed, 1 image | speed, 16 |\n|---|---|---|---|---|---|"
+    )
     for title, row in rows.items():
         off, same = "not proved here", ""
         if row.found is not None:
-            off = f"{row.found.max_abs_diff:.1e}" + (f" ({row.relative:.1g})" if row.relative else "")
+            off = f"{row.found.max_abs_diff:.1e}" + (
+                f" ({row.relative:.1g})" if row.relative else ""
+            )
             same = f"{round(row.found.top1_agreement * row.found.num_images / 100)} of {row.found.num_images}"
-        fast = " | ".join(f"{base[n] / speed[n][title]:.2f}" if title in speed[n] else "" for n in SIZES)
+        fast = " | ".join(
+            f"{base[n] / speed[n][title]:.2f}" if title in speed[n] else "" for n in SIZES
+        )
         print(f"| {title} | {sizes.get(title, '')} | {off} | {same} | {fast} |")
 
 

@@ -17,15 +17,37 @@ from pathlib import Path
 
 MEGABYTE = 2**20
 TRAIN = (
-    "train", "digits", "--model", "test_vit", "--img-size", "160", "--epochs", "2", "--batch-size", "64", "--workers", "0",
-    "--save-every", "5", "--quiet", "--precision", "fp32", "--format", "json", "--recipe", "digits", "--no-pretrained",
-)  # fmt: skip
+    "train",
+    "digits",
+    "--model",
+    "test_vit",
+    "--img-size",
+    "160",
+    "--epochs",
+    "2",
+    "--batch-size",
+    "64",
+    "--workers",
+    "0",
+    "--save-every",
+    "5",
+    "--quiet",
+    "--precision",
+    "fp32",
+    "--format",
+    "json",
+    "--recipe",
+    "digits",
+    "--no-pretrained",
+)
 
 
 def deitctl(*options: str) -> subprocess.CompletedProcess[str]:
     """Run the command line."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "deitctl", *options], capture_output=True, text=True, env=environment)
+    return subprocess.run(
+        [sys.executable, "-m", "deitctl", *options], capture_output=True, text=True, env=environment
+    )
 
 
 def main() -> None:
@@ -42,7 +64,9 @@ def main() -> None:
             size = sum(f.stat().st_size for f in (root / "whole" / "state").iterdir())
             print(f"a state takes {size / MEGABYTE:.1f} MB")
             room = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-            (disk / "ballast").write_bytes(b"x" * (room - int(1.8 * size)))  # room for the model, one state, no second
+            (disk / "ballast").write_bytes(
+                b"x" * (room - int(1.8 * size))
+            )  # room for the model, one state, no second
             full = deitctl(*TRAIN, "--output", str(disk / "run"))
             print(f"exit {full.returncode}: {full.stderr.strip()}")
             step = json.loads((disk / "run" / "state" / "state.json").read_text())["step"]
@@ -57,7 +81,9 @@ def main() -> None:
                 "state/optimizer.safetensors",
                 "state/ema.safetensors",
             )
-            same = [(disk / "run" / f).read_bytes() == (root / "whole" / f).read_bytes() for f in files]
+            same = [
+                (disk / "run" / f).read_bytes() == (root / "whole" / f).read_bytes() for f in files
+            ]
             print(f"equal to the unbroken run: {dict(zip(files, same, strict=True))}")
             sys.exit(full.returncode != 1 or not all(same))
         finally:

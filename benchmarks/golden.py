@@ -23,13 +23,44 @@ STUDENT = ["--student", "deit_tiny", "--epochs", "2", "--batch-size", "128", "--
 FINETUNE = ["--recipe", "finetune", "--no-pretrained", "--img-size", "64", "--precision", "bf16"]
 RUNS = {
     "digits": ["train", "digits", *TINY],
-    "hard-cached": ["distill", "digits", "--teacher", "regnety_002", "--mode", "hard", "--views", "2", *STUDENT],
-    "soft-cached": ["distill", "digits", "--teacher", "regnety_002", "--mode", "soft", "--views", "2", *STUDENT],
-    "mixed": ["distill", "digits", "--teacher", "regnety_002", "--teacher-sees", "mixed", "--views", "0",
-              "--set", "recipe.augment.mixup=0.8", *STUDENT],
+    "hard-cached": [
+        "distill",
+        "digits",
+        "--teacher",
+        "regnety_002",
+        "--mode",
+        "hard",
+        "--views",
+        "2",
+        *STUDENT,
+    ],
+    "soft-cached": [
+        "distill",
+        "digits",
+        "--teacher",
+        "regnety_002",
+        "--mode",
+        "soft",
+        "--views",
+        "2",
+        *STUDENT,
+    ],
+    "mixed": [
+        "distill",
+        "digits",
+        "--teacher",
+        "regnety_002",
+        "--teacher-sees",
+        "mixed",
+        "--views",
+        "0",
+        "--set",
+        "recipe.augment.mixup=0.8",
+        *STUDENT,
+    ],
     "finetune-bf16": ["train", "IMAGES", *TINY, *FINETUNE],
     "two-processes": ["train", "digits", *TINY],
-}  # fmt: skip
+}
 EVAL_KEYS = ("top1", "top5", "loss", "ece", "heads")
 
 
@@ -37,14 +68,33 @@ def run(arguments: list[str], folder: Path, processes: int = 1) -> str:
     """Run deitctl in `folder` with a cache of its own; return what it prints on stdout."""
     launcher = [sys.executable, "-m", "deitctl"]
     if processes > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m", "deitctl"]
+        launcher = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            str(processes),
+            "-m",
+            "deitctl",
+        ]
     tree = str(Path(__file__).parents[1])
-    environment = os.environ | {"DEITCTL_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": tree}
+    environment = os.environ | {
+        "DEITCTL_CACHE": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": tree,
+    }
     done = subprocess.run(
-        [*launcher, *arguments], cwd=folder, env=environment, check=False, capture_output=True, text=True
+        [*launcher, *arguments],
+        cwd=folder,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
-        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        raise SystemExit(
+            f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-3000:]}"
+        )
     return done.stdout
 
 
@@ -55,7 +105,9 @@ def hash_tensors(path: Path) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(load_file(path).items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.contiguous().flatten().view(dtype=__import__("torch").uint8).numpy().tobytes())
+        digest.update(
+            tensor.contiguous().flatten().view(dtype=__import__("torch").uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
@@ -70,7 +122,9 @@ def hash_logits(onnx_file: Path) -> str:
     entry = session.get_inputs()[0]
     shape = [size if isinstance(size, int) else 2 for size in entry.shape]
     values = np.random.default_rng(0).integers(0, 256, shape)
-    answers = session.run(None, {entry.name: values.astype(np.uint8 if "uint8" in entry.type else np.float32)})
+    answers = session.run(
+        None, {entry.name: values.astype(np.uint8 if "uint8" in entry.type else np.float32)}
+    )
     return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in answers)).hexdigest()
 
 
@@ -82,20 +136,35 @@ def compute(images: Path) -> dict[str, object]:
         for key, arguments in RUNS.items():
             arguments = [str(images.resolve()) if a == "IMAGES" else a for a in arguments]
             run(
-                [*arguments, "--output", f"runs/{key}", "--quiet"], folder, processes=2 if key == "two-processes" else 1
+                [*arguments, "--output", f"runs/{key}", "--quiet"],
+                folder,
+                processes=2 if key == "two-processes" else 1,
             )
             golden[key] = hash_tensors(folder / "runs" / key / "model.safetensors")
             print(f"{key:14s} {golden[key]}", flush=True)
         scores = json.loads(
             run(
-                ["eval", "digits", "--model", "runs/hard-cached", "--precision", "fp32", "--format", "json", "--quiet"],
+                [
+                    "eval",
+                    "digits",
+                    "--model",
+                    "runs/hard-cached",
+                    "--precision",
+                    "fp32",
+                    "--format",
+                    "json",
+                    "--quiet",
+                ],
                 folder,
             )
         )
         scores = scores.get("results", [scores])[0]
         golden["eval"] = {k: scores[k] for k in EVAL_KEYS}
         print("eval          ", golden["eval"], flush=True)
-        run(["export", "runs/hard-cached", "--to", "onnx", "--output", "model.onnx", "--quiet"], folder)
+        run(
+            ["export", "runs/hard-cached", "--to", "onnx", "--output", "model.onnx", "--quiet"],
+            folder,
+        )
         golden["onnx logits"] = hash_logits(folder / "model.onnx")
         print("onnx logits   ", golden["onnx logits"], flush=True)
     return golden
@@ -103,8 +172,12 @@ def compute(images: Path) -> dict[str, object]:
 
 def main() -> None:
     """Write the golden values, or compare them with written ones."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with train/ and val/ of class folders")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--images", type=Path, required=True, help="folder with train/ and val/ of class folders"
+    )
     parser.add_argument("--write", type=Path)
     parser.add_argument("--compare", type=Path)
     options = parser.parse_args()

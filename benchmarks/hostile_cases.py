@@ -83,7 +83,7 @@ class Case:
 
 
 def drawn(rng: np.random.Generator, kind: str = "PNG", size: tuple[int, int] = (24, 18)) -> bytes:
-    """An image of a few coloured squares."""
+    """An image of a few colored squares."""
     pixels = np.kron(rng.integers(0, 255, (3, 4, 3), dtype=np.uint8), np.ones((6, 6, 1), np.uint8))
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize(size).save(buffer, kind)
@@ -121,7 +121,12 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 def bomb(width: int, height: int, body: int = 10**6) -> bytes:
     """A PNG whose header promises more than there is, or more than is wanted."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * body, 9)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + chunk(b"IDAT", zlib.compress(b"\0" * body, 9))
+        + chunk(b"IEND", b"")
+    )
 
 
 def images(root: Path, count: int, rng: np.random.Generator) -> tuple[list[str], list[str]]:
@@ -175,7 +180,16 @@ def _special(root: Path, rng: np.random.Generator) -> Iterator[str]:
         (root / name).symlink_to(to)
     with (root / "huge.png").open("wb") as file:
         file.truncate(2**40)
-    for name in ("pipe.png", "folder.png", "deep.png", "zero.png", "loop.png", "memory.png", "gone.png", "huge.png"):
+    for name in (
+        "pipe.png",
+        "folder.png",
+        "deep.png",
+        "zero.png",
+        "loop.png",
+        "memory.png",
+        "gone.png",
+        "huge.png",
+    ):
         yield str(root / name)
     yield from (
         "http://127.0.0.1:1/x.png",
@@ -203,11 +217,18 @@ def make_model(folder: Path) -> Path:
     with torch.no_grad():
         for parameter in built.model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    save_model(folder, built.model.state_dict(), shipping_config(built.model, built.card), layer_names(built.model))
+    save_model(
+        folder,
+        built.model.state_dict(),
+        shipping_config(built.model, built.card),
+        layer_names(built.model),
+    )
     return folder
 
 
-def models(root: Path, sound: Path, image: str, count: int, rng: np.random.Generator) -> Iterator[Case]:
+def models(
+    root: Path, sound: Path, image: str, count: int, rng: np.random.Generator
+) -> Iterator[Case]:
     """Yield predictions by models whose card or weights are damaged or absurd."""
     config = (sound / "config.json").read_bytes()
     weights = (sound / "model.safetensors").read_bytes()
@@ -244,20 +265,26 @@ def models(root: Path, sound: Path, image: str, count: int, rng: np.random.Gener
                     bytes(start if number % 2 else start[: int(rng.integers(0, 9000))])
                 )
         yield Case(
-            "model", folder.name, ["predict", image, "--model", str(folder), "--format", "jsonl", "--device", "cpu"]
+            "model",
+            folder.name,
+            ["predict", image, "--model", str(folder), "--format", "jsonl", "--device", "cpu"],
         )
 
 
 def data_sets(root: Path, sound: Path, count: int, rng: np.random.Generator) -> Iterator[Case]:
     """Yield evaluations and trainings on folders, tars and tables that are damaged."""
-    verbs = ["eval", "train"] + (["check"] if "check" in {c.name for c in app.app.registered_commands} else [])
+    verbs = ["eval", "train"] + (
+        ["check"] if "check" in {c.name for c in app.app.registered_commands} else []
+    )
     for number in range(count):
         folder = root / f"data-{number}"
         for name in CLASSES:
             (folder / name).mkdir(parents=True)
             for image in range(4):
                 data = drawn(rng)
-                (folder / name / f"{image}.png").write_bytes(data if image < 3 else damaged(rng, data))
+                (folder / name / f"{image}.png").write_bytes(
+                    data if image < 3 else damaged(rng, data)
+                )
         path = folder
         if number % 3 == 1:
             path = root / f"data-{number}.tar"
@@ -303,4 +330,6 @@ def configurations(root: Path, count: int, rng: np.random.Generator) -> Iterator
     for number in range(count):
         path = root / f"run-{number}.toml"
         path.write_bytes(whole[number % len(whole)]())
-        yield Case("config", path.name, ["train", "--config", str(path), "--dry-run", "--device", "cpu"])
+        yield Case(
+            "config", path.name, ["train", "--config", str(path), "--dry-run", "--device", "cpu"]
+        )

@@ -38,7 +38,9 @@ def execute(case: Case, scratch: Path) -> Case:
     if child == 0:
         for number, path in ((1, out), (2, err)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(n, "wb", closefd=False), "utf-8") for n in (1, 2))
+        sys.stdout, sys.stderr = (
+            io.TextIOWrapper(io.FileIO(n, "wb", closefd=False), "utf-8") for n in (1, 2)
+        )
         code = 1
         try:
             sys.argv = ["deitctl", *case.arguments]
@@ -62,7 +64,9 @@ def execute(case: Case, scratch: Path) -> Case:
         time.sleep(0.01)
     case.code, case.peak = os.waitstatus_to_exitcode(status), usage.ru_maxrss // 1024
     case.seconds = time.monotonic() - begun
-    case.out, case.err = (p.read_text(encoding="utf-8", errors="surrogateescape") for p in (out, err))
+    case.out, case.err = (
+        p.read_text(encoding="utf-8", errors="surrogateescape") for p in (out, err)
+    )
     return judge(case)
 
 
@@ -77,7 +81,9 @@ def judge(case: Case) -> Case:
         f"the last line is {lines[-1][:60] if lines else 'none'!r}": case.code != 1
         or (bool(lines) and lines[-1].startswith("error:")),
         f"{case.peak} MiB": case.peak < PEAK,
-        "a control character": not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in "".join(case.err.split("\n"))),
+        "a control character": not any(
+            ord(c) < 32 or 127 <= ord(c) < 160 for c in "".join(case.err.split("\n"))
+        ),
     }
     case.broken += [what for what, fine in rules.items() if not fine]
     return case
@@ -91,7 +97,9 @@ def judge_rows(case: Case, names: list[str], alone: dict[str, object]) -> Case:
     for row in rows:
         if row["input"] in alone and row["predictions"] != alone[row["input"]]:
             case.broken.append(f"another score than alone: {row['input']!r}")
-        if (row["error"] is None) != bool(row["predictions"]) or len((row["error"] or "x").splitlines()) != 1:
+        if (row["error"] is None) != bool(row["predictions"]) or len(
+            (row["error"] or "x").splitlines()
+        ) != 1:
             case.broken.append(f"neither a prediction nor one line: {row['input']!r}")
     failed = sum(row["error"] is not None for row in rows)
     if case.code != (3 if failed else 0):
@@ -107,11 +115,17 @@ def run_all(root: Path, count: int, seed: int) -> list[Case]:
     third = max(1, count // 12)
     names, good = images(root / "images", count - 3 * third, rng)
     common = ["--model", str(sound), "--format", "jsonl", "--batch-size", "1", "--device", "cpu"]
-    alone_case = execute(Case("predict", f"{len(good)} good images alone", ["predict", *common, "--", *good]), root)
-    alone = {row["input"]: row["predictions"] for row in map(json.loads, alone_case.out.splitlines())}
+    alone_case = execute(
+        Case("predict", f"{len(good)} good images alone", ["predict", *common, "--", *good]), root
+    )
+    alone = {
+        row["input"]: row["predictions"] for row in map(json.loads, alone_case.out.splitlines())
+    }
     assert len(alone) == len(good)
     assert all(alone.values())
-    among = execute(Case("predict", f"{len(names)} images", ["predict", *common, "--", *names]), root)
+    among = execute(
+        Case("predict", f"{len(names)} images", ["predict", *common, "--", *names]), root
+    )
     judge_rows(among, _expanded(names), alone)
     done = [alone_case, among]
     for cases in (
@@ -128,7 +142,11 @@ def _expanded(names: list[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         inside = (
-            sorted(os.path.join(name, f) for f in os.listdir(name) if not os.path.isdir(os.path.join(name, f)))
+            sorted(
+                os.path.join(name, f)
+                for f in os.listdir(name)
+                if not os.path.isdir(os.path.join(name, f))
+            )
             if os.path.isdir(name)
             else []
         )
@@ -138,11 +156,16 @@ def _expanded(names: list[str]) -> list[str]:
 
 def report(done: list[Case]) -> bool:
     """Print a table by group (`lines`: the most that one wrote to stderr) and what broke a rule; return whether nothing did."""
-    print(f"{'group':8} {'processes':>9} {'exit codes':24} {'lines':>5} {'peak MiB':>8} {'slowest s':>9} {'broken':>6}")
+    print(
+        f"{'group':8} {'processes':>9} {'exit codes':24} {'lines':>5} {'peak MiB':>8} {'slowest s':>9} {'broken':>6}"
+    )
     for group in dict.fromkeys(case.group for case in done):
         cases = [case for case in done if case.group == group]
         lines = max(len(c.err.splitlines()) for c in cases)
-        codes = " ".join(f"{code}:{sum(c.code == code for c in cases)}" for code in sorted({c.code for c in cases}))
+        codes = " ".join(
+            f"{code}:{sum(c.code == code for c in cases)}"
+            for code in sorted({c.code for c in cases})
+        )
         print(
             f"{group:8} {len(cases):9} {codes:24} {lines:5} {max(c.peak for c in cases):8} {max(c.seconds for c in cases):9.1f} "
             f"{sum(bool(c.broken) for c in cases):6}"

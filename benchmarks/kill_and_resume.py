@@ -28,10 +28,30 @@ from pathlib import Path
 STEPS = 66
 TIMES = ("seconds", "images_per_second")
 COMMON = (
-    "--epochs", "3", "--batch-size", "64", "--img-size", "16", "--save-every", "4", "--format", "json", "--quiet",
-    "--set", "augment.rand_augment=rand-m9-mstd0.5-inc1", "--set", "augment.mixup=0.8", "--set", "augment.cutmix=1.0",
-    "--set", "drop_path_rate=0.1", "--set", "augment.repeats=2", "--set", "augment.erase_prob=0.25",
-)  # fmt: skip
+    "--epochs",
+    "3",
+    "--batch-size",
+    "64",
+    "--img-size",
+    "16",
+    "--save-every",
+    "4",
+    "--format",
+    "json",
+    "--quiet",
+    "--set",
+    "augment.rand_augment=rand-m9-mstd0.5-inc1",
+    "--set",
+    "augment.mixup=0.8",
+    "--set",
+    "augment.cutmix=1.0",
+    "--set",
+    "drop_path_rate=0.1",
+    "--set",
+    "augment.repeats=2",
+    "--set",
+    "augment.erase_prob=0.25",
+)
 CACHED = ("--views", "2")
 LIVE = ("--teacher-cache", "off", "--views", "0")
 
@@ -39,12 +59,29 @@ LIVE = ("--teacher-cache", "off", "--views", "0")
 class Setting:
     """One way to train: its command without an output folder."""
 
-    def __init__(self, teacher: Path, *, cached: bool, workers: int, processes: int, precision: str) -> None:
-        self.cached, self.workers, self.processes, self.precision = cached, workers, processes, precision
+    def __init__(
+        self, teacher: Path, *, cached: bool, workers: int, processes: int, precision: str
+    ) -> None:
+        self.cached, self.workers, self.processes, self.precision = (
+            cached,
+            workers,
+            processes,
+            precision,
+        )
         self.options = [
-            "distill", "digits", "--teacher", str(teacher), "--student", "deit_tiny", *COMMON,
-            *(CACHED if cached else LIVE), "--workers", str(workers), "--precision", precision,
-        ]  # fmt: skip
+            "distill",
+            "digits",
+            "--teacher",
+            str(teacher),
+            "--student",
+            "deit_tiny",
+            *COMMON,
+            *(CACHED if cached else LIVE),
+            "--workers",
+            str(workers),
+            "--precision",
+            precision,
+        ]
 
     def __str__(self) -> str:
         teacher = "cached" if self.cached else "live"
@@ -69,7 +106,11 @@ def start(command: list[str], cache: Path) -> subprocess.Popen[bytes]:
     """Start a program in a process group of its own, with its own teacher's cache."""
     environment = {**os.environ, "DEITCTL_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
 
 
@@ -106,7 +147,9 @@ def family(pid: int) -> list[int]:
     parents: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            parents.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
+            parents.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(
+                int(stat.parent.name)
+            )
     found = [pid]
     for one in found:
         found += parents.get(one, [])
@@ -121,7 +164,9 @@ def step_of(run: Path) -> int:
         return 0
 
 
-def stop_at(setting: Setting, run: Path, cache: Path, step: int, delay: float, how: signal.Signals) -> int | None:
+def stop_at(
+    setting: Setting, run: Path, cache: Path, step: int, delay: float, how: signal.Signals
+) -> int | None:
     """Start or resume a run and send it a signal some seconds after a step was saved; None if it ended before."""
     process = begin(setting, run, cache)
     while process.poll() is None and (step_of(run) < step or not (run / "run.toml").exists()):

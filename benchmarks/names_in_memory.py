@@ -51,7 +51,10 @@ def memory(pid: int | str, field: str = "Pss") -> float:
 
 def everyone() -> float:
     """Return the MiB of this process and its loaders."""
-    return sum(memory(pid) for pid in (os.getpid(), *(child.pid or 0 for child in multiprocessing.active_children())))
+    return sum(
+        memory(pid)
+        for pid in (os.getpid(), *(child.pid or 0 for child in multiprocessing.active_children()))
+    )
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -64,7 +67,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     before, start = memory("self"), time.perf_counter()
     source = scan_classes(Path(options.measure), SilentReporter())
-    record: dict[str, Any] = {"start": time.perf_counter() - start, "parent": memory("self") - before}
+    record: dict[str, Any] = {
+        "start": time.perf_counter() - start,
+        "parent": memory("self") - before,
+    }
     record["peak"] = memory("self", "VmHWM") - before
     if options.tuple:
         source = replace(source, paths=tuple(source.paths))  # type: ignore[type-var]
@@ -74,13 +80,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     def some() -> Iterator[list[SampleKey]]:
         for epoch in range(options.epochs):
             keys = TrainBatches(
-                len(source.labels), 64, seed=0, epochs=1 << 20, first_step=epoch * batches.steps_per_epoch
+                len(source.labels),
+                64,
+                seed=0,
+                epochs=1 << 20,
+                first_step=epoch * batches.steps_per_epoch,
             )
             yield from islice(keys, steps)
 
     workers = options.workers
     stream = view_batches(
-        source, AugmentConfig(crop_scale=(0.2, 1.0), hflip=0.5), 16, 0, some(), workers=workers, pin_memory=False
+        source,
+        AugmentConfig(crop_scale=(0.2, 1.0), hflip=0.5),
+        16,
+        0,
+        some(),
+        workers=workers,
+        pin_memory=False,
     )
     for number, _ in enumerate(stream, start=1):
         if number % steps == steps - 1:  # the loaders end with the last batch
@@ -91,9 +107,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def child(folder: Path, cache: Path, options: argparse.Namespace, *more: str) -> dict[str, Any]:
     """Measure in a process of its own."""
     command = [
-        sys.executable, __file__, "--measure", str(folder), "--workers", str(options.workers), "--start", options.start,
-        "--epochs", str(options.epochs), "--steps", str(options.steps), *more,
-    ]  # fmt: skip
+        sys.executable,
+        __file__,
+        "--measure",
+        str(folder),
+        "--workers",
+        str(options.workers),
+        "--start",
+        options.start,
+        "--epochs",
+        str(options.epochs),
+        "--steps",
+        str(options.steps),
+        *more,
+    ]
     environment = {**os.environ, "DEITCTL_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -108,17 +135,26 @@ def report(options: argparse.Namespace, temporary: Path) -> None:
     make(large, options.classes, options.images)
     make(tiny, 10, 10)
     count = options.classes * options.images
-    print(f"{count:,} names in {options.classes:,} folders, made in {time.perf_counter() - begun:.0f} s")
+    print(
+        f"{count:,} names in {options.classes:,} folders, made in {time.perf_counter() - begun:.0f} s"
+    )
     time.sleep(2.5)  # an index is not made of what has changed a moment ago
     base = child(tiny, cache, options)
-    runs = {"listed, index written": child(large, cache, options), "index read": child(large, cache, options)}
+    runs = {
+        "listed, index written": child(large, cache, options),
+        "index read": child(large, cache, options),
+    }
     size = sum(f.stat().st_size for f in cache.rglob("*.index"))
     if not options.short:
         runs["a tuple of strings"] = child(large, cache, options, "--tuple")
     print(f"index: {size / MIB:.0f} MiB; {options.workers} loaders ({options.start})\n")
-    print("| | start, s | parent, MiB | at its peak | parent and loaders over the epochs, MiB |\n|---|---|---|---|---|")
+    print(
+        "| | start, s | parent, MiB | at its peak | parent and loaders over the epochs, MiB |\n|---|---|---|---|---|"
+    )
     for name, run in runs.items():
-        costs = ", ".join(f"{a - b:.0f}" for a, b in zip(run["together"], base["together"], strict=True))
+        costs = ", ".join(
+            f"{a - b:.0f}" for a, b in zip(run["together"], base["together"], strict=True)
+        )
         parent = [f"{run[k] - base[k]:.0f}" for k in ("parent", "peak")]
         print(f"| {name} | {run['start']:.2f} | {parent[0]} | {parent[1]} | {costs} |")
     print(f"\nsubtracted, of 100 images: {', '.join(f'{v:.0f}' for v in base['together'])} MiB")
@@ -126,11 +162,15 @@ def report(options: argparse.Namespace, temporary: Path) -> None:
 
 def main() -> None:
     """Measure as a child, or have children measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--images", type=int, default=1300, help="of each class")
     parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--start", choices=("fork", "spawn"), default="fork", help="how loaders are started")
+    parser.add_argument(
+        "--start", choices=("fork", "spawn"), default="fork", help="how loaders are started"
+    )
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--steps", type=int, default=200, help="batches of 64 of each epoch")
     parser.add_argument("--short", action="store_true", help="without the tuple of strings")

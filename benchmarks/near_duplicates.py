@@ -32,7 +32,9 @@ def jpeg(image: Image.Image, quality: int) -> Image.Image:
 
 def shrunk(image: Image.Image, share: float) -> Image.Image:
     """Resize both sides to a share."""
-    return image.resize((round(image.width * share), round(image.height * share)), Image.Resampling.BICUBIC)
+    return image.resize(
+        (round(image.width * share), round(image.height * share)), Image.Resampling.BICUBIC
+    )
 
 
 def cropped(image: Image.Image, share: float) -> Image.Image:

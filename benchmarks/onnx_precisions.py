@@ -4,7 +4,7 @@
 
 The model is exported once in fp32; every other file is made from that one. `deitctl export --quantize` makes those that
 are called fp16 and int8; the others are what it could make: arithmetic in fp16, one scale for a whole matrix, the patch
-embedding too, heads or layers left in fp32, and static quantisation (QDQ) whose ranges come from images of
+embedding too, heads or layers left in fp32, and static quantization (QDQ) whose ranges come from images of
 `--calibrate`. Each file answers all images, sixteen at a time. Accuracy is of all the classes that the model has;
 agreement is with fp32; `off` is the RMS difference of the logits relative to their spread, as in
 `exporters/verify_rounded.py`; `company` is that difference between an image alone and among fifteen others; `gap` is how
@@ -45,7 +45,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 
 from deitctl.data.classes import find_class, match_classes
 from deitctl.data.dataset import Source
@@ -66,7 +72,9 @@ def layers(path: Path) -> dict[str, str]:
     """Return the linear layers by the name of their node: what is added to their product is called as they are."""
     graph = onnx.load(path, load_external_data=False).graph
     weights = {w.name for w in graph.initializer}
-    found = {n.name: n.input[1] for n in graph.node if n.op_type == "Gemm" and n.input[1] in weights}
+    found = {
+        n.name: n.input[1] for n in graph.node if n.op_type == "Gemm" and n.input[1] in weights
+    }
     takers = {i: n for n in graph.node if n.op_type == "Add" for i in n.input}
     for node in graph.node:
         if node.op_type == "MatMul" and node.input[1] in weights:
@@ -89,19 +97,36 @@ def variants(plain: Path, calibration: Any) -> dict[str, Callable[[Path], Any]]:
     """Return every way to write the network of `plain` anew, by name."""
     named = layers(plain)
 
-    def dynamic(target: Path, *, kept: str = "", ops: list[str] = LINEAR, channels: bool = True) -> None:
+    def dynamic(
+        target: Path, *, kept: str = "", ops: list[str] = LINEAR, channels: bool = True
+    ) -> None:
         # heads are Gemm nodes, which onnxruntime splits, the product under a new name
-        left = [name for node, layer in named.items() if kept and kept in layer for name in (node, f"{node}_MatMul")]
+        left = [
+            name
+            for node, layer in named.items()
+            if kept and kept in layer
+            for name in (node, f"{node}_MatMul")
+        ]
         quantize_dynamic(
-            plain, target, op_types_to_quantize=ops, per_channel=channels, weight_type=QuantType.QInt8,
+            plain,
+            target,
+            op_types_to_quantize=ops,
+            per_channel=channels,
+            weight_type=QuantType.QInt8,
             nodes_to_exclude=left,
-        )  # fmt: skip
+        )
 
     def static(target: Path, **which: Any) -> None:
         quantize_static(
-            plain, target, Reader(calibration), quant_format=QuantFormat.QDQ, per_channel=True,
-            weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8, **which,
-        )  # fmt: skip
+            plain,
+            target,
+            Reader(calibration),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
+            **which,
+        )
 
     def half_arithmetic(target: Path) -> None:
         from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -128,7 +153,9 @@ def truth(card: ModelConfig, source: Source, sample: Images) -> Any:
     """Return the classes of the images: of their folders, or of their names where these begin with a WordNet id."""
     match = match_classes(card, source.class_names)
     if match is None:
-        return np.array([find_class(card, Path(name).name.partition("_")[0]) for name in sample.names])
+        return np.array(
+            [find_class(card, Path(name).name.partition("_")[0]) for name in sample.names]
+        )
     labels = {source.name(i): match.rows[label] for i, label in enumerate(source.labels)}
     return np.array([labels[name] for name in sample.names])
 
@@ -164,7 +191,10 @@ def speeds(sessions: dict[str, Any], pixels: Any, rounds: int) -> dict[str, floa
             start = time.perf_counter()
             session.run(["logits"], {"pixels": pixels})
             took[name].append(time.perf_counter() - start)
-    return {n: statistics.median(a / b for a, b in zip(took["fp32"], t, strict=True)) for n, t in took.items()}
+    return {
+        n: statistics.median(a / b for a, b in zip(took["fp32"], t, strict=True))
+        for n, t in took.items()
+    }
 
 
 def main() -> None:
@@ -191,9 +221,14 @@ def main() -> None:
                 write(files[name])
         sessions = {name: open_session(path) for name, path in files.items()}
         print(f"{'':24}{'MB':>6}  {'x1':>5} {'x16':>5}")
-        one, many = (speeds(sessions, calibration[:n], options.rounds * k) for n, k in ((1, 3), (16, 1)))
+        one, many = (
+            speeds(sessions, calibration[:n], options.rounds * k) for n, k in ((1, 3), (16, 1))
+        )
         for name, path in files.items():
-            print(f"{name:24}{path.stat().st_size / 1e6:6.2f}  {one[name]:5.2f} {many[name]:5.2f}", flush=True)
+            print(
+                f"{name:24}{path.stat().st_size / 1e6:6.2f}  {one[name]:5.2f} {many[name]:5.2f}",
+                flush=True,
+            )
         for data in options.data:
             source = open_images("", data, quiet)
             sample = images(source, card.preprocessing, options.count)

@@ -33,7 +33,11 @@ from deitctl.data.open import open_data
 from deitctl.events import SilentReporter
 from deitctl.packing.pack import pack
 
-FORMS: dict[str, dict[str, object]] = {"pack": {}, "pack-256": {"max_size": 256}, "pack-raw": {"raw": True}}
+FORMS: dict[str, dict[str, object]] = {
+    "pack": {},
+    "pack-256": {"max_size": 256},
+    "pack-raw": {"raw": True},
+}
 
 OPEN = """
 import sys, time
@@ -56,13 +60,18 @@ def make_images(photos: Path, folder: Path, count: int, side: int) -> None:
     for number, path in enumerate(islice(cycle(sorted(photos.iterdir())), count)):
         image = read_image(path)
         width, height = (int(length * draw.uniform(0.8, 1)) for length in image.size)
-        left, top = (int(draw.integers(0, a - b + 1)) for a, b in zip(image.size, (width, height), strict=True))
+        left, top = (
+            int(draw.integers(0, a - b + 1))
+            for a, b in zip(image.size, (width, height), strict=True)
+        )
         cut = image.crop((left, top, left + width, top + height))
         scale = side / min(width, height)
         cut = cut.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
         target = folder / f"class{number % 10}" / f"{number}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
-        (cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if number % 2 else cut).save(target, quality=92)
+        (cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if number % 2 else cut).save(
+            target, quality=92
+        )
 
 
 def storages(photos: Path, root: Path, count: int, side: int) -> dict[str, Path]:
@@ -109,16 +118,22 @@ def speed(options: argparse.Namespace) -> None:
             assert whole is not None
             sources[name] = whole
         ways = ("bytes, cached", "pixels, cached", "bytes, from disk", "pixels, from disk")
-        times: dict[tuple[str, str], list[float]] = {(way, name): [] for way in ways for name in sources}
+        times: dict[tuple[str, str], list[float]] = {
+            (way, name): [] for way in ways for name in sources
+        }
         for turn in range(options.rounds + 1):
             order = np.random.default_rng(turn).permutation(options.count).tolist()
             for way in ways:
                 for name, source in sources.items():
                     if way.endswith("disk"):
                         forget(paths[name])
-                    seconds = seconds_of(source.raw if way.startswith("bytes") else source.read, order)
+                    seconds = seconds_of(
+                        source.raw if way.startswith("bytes") else source.read, order
+                    )
                     times[way, name] += [seconds] * bool(turn)  # the first round warms up
-        sizes = {name: sum(f.stat().st_size for f in files_of(path)) for name, path in paths.items()}
+        sizes = {
+            name: sum(f.stat().st_size for f in files_of(path)) for name, path in paths.items()
+        }
         print("| | MB | " + " | ".join(ways) + " |\n|---|---|" + "---|" * len(ways))
         for name in sources:
             cells = [_cell(times[way, name], times[way, "folder"]) for way in ways]
@@ -153,9 +168,14 @@ def answers(options: argparse.Namespace) -> None:
             ).log_softmax(1)
 
     expected = logs(images)
-    print("| short side | JPEG | kB an image | KL divergence | other answers |\n|---|---|---|---|---|")
+    print(
+        "| short side | JPEG | kB an image | KL divergence | other answers |\n|---|---|---|---|---|"
+    )
     for side in (pre.resize_to, 256, 292):
-        for quality, subsampling in [(0, "none"), *((q, s) for q in (85, 90, 95) for s in ("4:2:0", "4:4:4"))]:
+        for quality, subsampling in [
+            (0, "none"),
+            *((q, s) for q in (85, 90, 95) for s in ("4:2:0", "4:4:4")),
+        ]:
             packing.QUALITY, packing.SUBSAMPLING = quality, subsampling
             files = [packing._encode(i, packing.Form(side, raw=not quality)) for i in images]
             found = logs([decode(f, "made") for f in files if f])
@@ -176,7 +196,9 @@ def start(options: argparse.Namespace) -> None:
     count, classes = options.images, 1000
     labels = np.arange(count) * classes // count
     with tempfile.TemporaryDirectory() as folder:
-        names = StringArray.of(f"n{label:08}/n{label:08}_{n}.JPEG" for n, label in enumerate(labels.tolist()))
+        names = StringArray.of(
+            f"n{label:08}/n{label:08}_{n}.JPEG" for n, label in enumerate(labels.tolist())
+        )
         part = Listing(names, labels, tuple(f"n{label:08}" for label in range(classes)))
         path = Path(folder) / "x.pack"
         with path.open("wb") as file:
@@ -190,14 +212,19 @@ def start(options: argparse.Namespace) -> None:
             forget(path)
             for what in ("from disk", "cached"):
                 done = subprocess.run(
-                    [sys.executable, "-c", OPEN, str(path)], capture_output=True, text=True, check=True
+                    [sys.executable, "-c", OPEN, str(path)],
+                    capture_output=True,
+                    text=True,
+                    check=True,
                 )
                 print(f"open, {what}: {done.stdout.strip()}")
 
 
 def main() -> None:
     """Measure what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("speed", "answers", "start"))
     parser.add_argument("photos", type=Path, nargs="?")
     parser.add_argument("--count", type=int, default=300)

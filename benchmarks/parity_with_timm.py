@@ -1,4 +1,4 @@
-"""Compare deitctl with a direct timm forward on the same weights and files: logits and top-1, on labelled images.
+"""Compare deitctl with a direct timm forward on the same weights and files: logits and top-1, on labeled images.
 
     python benchmarks/parity_with_timm.py imagenet/val deit_tiny --weights deit_tiny.safetensors
 

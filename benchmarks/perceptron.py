@@ -55,10 +55,15 @@ class Layers:
             given = t("casts", gradient.bfloat16)
             t("fc2 weights", torch.mm, given.t(), active)
             of_hidden = t(
-                "gelu backward", torch.ops.aten.gelu_backward, t("fc2 input", torch.mm, given, second), hidden
+                "gelu backward",
+                torch.ops.aten.gelu_backward,
+                t("fc2 input", torch.mm, given, second),
+                hidden,
             )
             t("fc1 weights", torch.mm, of_hidden.t(), normed)
-            gradient = t("residual", torch.add, gradient, t("fc1 input", torch.mm, of_hidden, first).float())
+            gradient = t(
+                "residual", torch.add, gradient, t("fc1 input", torch.mm, of_hidden, first).float()
+            )
 
     def in_parts(self, rows: int) -> None:
         """The same, some rows at a time; gradients of weights are summed in fp32, and GELU is computed again."""
@@ -75,8 +80,14 @@ class Layers:
             kept.append((normed, hidden, first, second))
         gradient = torch.randn(self.rows, self.dim)
         for normed, hidden, first, second in reversed(kept):
-            given, below = gradient.bfloat16(), torch.empty(self.rows, self.dim, dtype=torch.bfloat16)
-            of_first, of_second = torch.zeros(self.hidden, self.dim), torch.zeros(self.dim, self.hidden)
+            given, below = (
+                gradient.bfloat16(),
+                torch.empty(self.rows, self.dim, dtype=torch.bfloat16),
+            )
+            of_first, of_second = (
+                torch.zeros(self.hidden, self.dim),
+                torch.zeros(self.dim, self.hidden),
+            )
             for part in parts:
                 of_second += given[part].t() @ F.gelu(hidden[part])
                 of_hidden = torch.ops.aten.gelu_backward(given[part] @ second, hidden[part])
@@ -103,7 +114,9 @@ def seconds_of(work: Callable[[], None]) -> float:
 @torch.no_grad()
 def main() -> None:
     """Print the share of each operation, that of the ceiling, and the parts against the whole."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, value in (("images", 8), ("layers", 12), ("dim", 384), ("tokens", 198)):
         parser.add_argument(f"--{name}", type=int, default=value)
     said = parser.parse_args()
@@ -115,10 +128,14 @@ def main() -> None:
     layers.whole()
     layers.seconds.clear()
     whole = seconds_of(layers.whole)
-    print(f"{rows} rows, {1e3 * whole / said.layers:.1f} ms a layer; ceiling {ceiling / 1e12:.2f} TFLOP/s")
+    print(
+        f"{rows} rows, {1e3 * whole / said.layers:.1f} ms a layer; ceiling {ceiling / 1e12:.2f} TFLOP/s"
+    )
     total = sum(layers.seconds.values())
     for name, seconds in layers.seconds.most_common():
-        print(f"  {name:14} {100 * seconds / total:4.0f} %  {1e3 * seconds / ROUNDS / said.layers:.2f} ms")
+        print(
+            f"  {name:14} {100 * seconds / total:4.0f} %  {1e3 * seconds / ROUNDS / said.layers:.2f} ms"
+        )
     products = sum(layers.seconds[name] for name in PRODUCTS) / ROUNDS
     flops = 6 * 2 * rows * said.dim * 4 * said.dim * said.layers
     print(

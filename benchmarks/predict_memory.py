@@ -46,10 +46,21 @@ def make_model(folder: Path) -> None:
     from deitctl.models.layers import layer_names, shipping_config
 
     built = build_model(
-        "deit_tiny", class_names=[f"class_{n}" for n in range(10)], img_size=32, drop_path_rate=0.0, pretrained=False,
-        weights="", distilled=None, reporter=SilentReporter(),
-    )  # fmt: skip
-    save_model(folder, built.model.state_dict(), shipping_config(built.model, built.card), layer_names(built.model))
+        "deit_tiny",
+        class_names=[f"class_{n}" for n in range(10)],
+        img_size=32,
+        drop_path_rate=0.0,
+        pretrained=False,
+        weights="",
+        distilled=None,
+        reporter=SilentReporter(),
+    )
+    save_model(
+        folder,
+        built.model.state_dict(),
+        shipping_config(built.model, built.card),
+        layer_names(built.model),
+    )
 
 
 def rss(pid: int) -> float:
@@ -77,14 +88,18 @@ def watch(name: str, arguments: list[str], lines: Iterable[str], count: int) -> 
         if seen == 1:
             start = time.perf_counter()
         if seen % (count // 100) == 0:
-            held[100 * seen // count] = rss(child.pid) if seen < count else held[100 * seen // count - 1]
+            held[100 * seen // count] = (
+                rss(child.pid) if seen < count else held[100 * seen // count - 1]
+            )
     assert child.wait() == 0
     assert seen == count, seen
     after_warming = [held[p] for p in held if p >= 10]
     print(
-        f"{name:22}" + "".join(f"{held[p]:8.1f}" for p in SHOWN) + f"{max(after_warming) - min(after_warming):10.1f}"
+        f"{name:22}"
+        + "".join(f"{held[p]:8.1f}" for p in SHOWN)
+        + f"{max(after_warming) - min(after_warming):10.1f}"
         f"{count / (time.perf_counter() - start):10.0f}"
-    )  # fmt: skip
+    )
 
 
 def main() -> None:
@@ -98,17 +113,31 @@ def main() -> None:
         root = Path(temporary)
         images = make_images(root / "images")
         make_model(root / "model")
-        export = ["export", str(root / "model"), "--to", "onnx", "--output", str(root / "model.onnx"), "--quiet"]
-        subprocess.run([sys.executable, "-m", "deitctl", *export], check=True, stdout=subprocess.DEVNULL)
+        export = [
+            "export",
+            str(root / "model"),
+            "--to",
+            "onnx",
+            "--output",
+            str(root / "model.onnx"),
+            "--quiet",
+        ]
+        subprocess.run(
+            [sys.executable, "-m", "deitctl", *export], check=True, stdout=subprocess.DEVNULL
+        )
         (root / "links").mkdir()
         for n in range(count):
             os.link(images[n % DISTINCT], root / "links" / f"photograph_{n:07d}.png")
         names = [str(images[n % DISTINCT]) for n in range(count)]
-        print(f"{count} paths; MiB after ... % of the records, largest difference from 10 % on, records a second")
+        print(
+            f"{count} paths; MiB after ... % of the records, largest difference from 10 % on, records a second"
+        )
         print(" " * 22 + "".join(f"{p:7} %" for p in SHOWN) + "      +-  records/s")
         size = ["--batch-size", options.batch_size]
         watch("list, torch", ["-", "--model", str(root / "model"), *size], names, count)
-        watch("folder, torch", [str(root / "links"), "--model", str(root / "model"), *size], (), count)
+        watch(
+            "folder, torch", [str(root / "links"), "--model", str(root / "model"), *size], (), count
+        )
         watch("list, onnxruntime", ["-", "--model", str(root / "model.onnx"), *size], names, count)
 
 

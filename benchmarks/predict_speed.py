@@ -93,7 +93,9 @@ def cpu_of_children() -> float:
 
 def first_answer(said: str) -> tuple[int, float]:
     """Return the first class and its score, from a script's line or from a record."""
-    index = re.search(r'"index": (\d+).*?"score": ([\d.e-]+)', said) or re.search(r"(\d+) ([\d.]+)", said)
+    index = re.search(r'"index": (\d+).*?"score": ([\d.e-]+)', said) or re.search(
+        r"(\d+) ([\d.]+)", said
+    )
     assert index, said
     return int(index[1]), float(index[2])
 
@@ -107,27 +109,67 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "model.onnx"
-        predict = [sys.executable, "-m", "deitctl", "predict", options.image, "--format", "jsonl", "--model"]
-        run([sys.executable, "-m", "deitctl", "export", options.weights, "--to", "onnx", "--output", str(exported)])
+        predict = [
+            sys.executable,
+            "-m",
+            "deitctl",
+            "predict",
+            options.image,
+            "--format",
+            "jsonl",
+            "--model",
+        ]
+        run(
+            [
+                sys.executable,
+                "-m",
+                "deitctl",
+                "export",
+                options.weights,
+                "--to",
+                "onnx",
+                "--output",
+                str(exported),
+            ]
+        )
         programs = {
             "script with timm": [sys.executable, "-c", WITH_TIMM, options.image, options.weights],
-            "script with torch alone": [sys.executable, "-c", WITH_TORCH_ALONE, options.image, options.weights],
+            "script with torch alone": [
+                sys.executable,
+                "-c",
+                WITH_TORCH_ALONE,
+                options.image,
+                options.weights,
+            ],
             "import torch": [sys.executable, "-c", "import torch"],
             "deitctl predict": [*predict, options.weights],
             "deitctl predict, ONNX": [*predict, str(exported)],
         }
-        answers = {name: first_answer(run(c).said) for name, c in programs.items() if name != "import torch"}
+        answers = {
+            name: first_answer(run(c).said)
+            for name, c in programs.items()
+            if name != "import torch"
+        }
         rounds = [{name: run(c) for name, c in programs.items()} for _ in range(options.rounds)]
     (index, score), *others = answers.values()
     assert all(i == index and abs(s - score) < 1e-3 for i, s in others), answers
     print(
         f"class {index} at {score:.4f} from all; {options.rounds} rounds, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}"
     )
-    print(f"{'':26}  seconds   x timm  x torch alone  x import torch   CPU seconds   x timm  x torch alone")
+    print(
+        f"{'':26}  seconds   x timm  x torch alone  x import torch   CPU seconds   x timm  x torch alone"
+    )
     for name in programs:
-        wall = [statistics.median(r[name].seconds / r[o].seconds for r in rounds) for o in list(programs)[:3]]
-        cpu = [statistics.median(r[name].cpu / r[o].cpu for r in rounds) for o in list(programs)[:2]]
-        took, busy = (statistics.median(getattr(r[name], k) for r in rounds) for k in ("seconds", "cpu"))
+        wall = [
+            statistics.median(r[name].seconds / r[o].seconds for r in rounds)
+            for o in list(programs)[:3]
+        ]
+        cpu = [
+            statistics.median(r[name].cpu / r[o].cpu for r in rounds) for o in list(programs)[:2]
+        ]
+        took, busy = (
+            statistics.median(getattr(r[name], k) for r in rounds) for k in ("seconds", "cpu")
+        )
         print(
             f"{name:26} {took:8.2f} {wall[0]:8.2f} {wall[1]:14.2f} {wall[2]:15.2f} {busy:13.2f} {cpu[0]:8.2f} {cpu[1]:14.2f}"
         )

@@ -30,7 +30,9 @@ from deitctl.training.launch import run_training
 def random_teacher(name: str, folder: Path) -> Path:
     """Write a timm folder of an untrained classifier of ImageNet's classes."""
     model = timm_models.create(name, num_classes=1000)
-    save_model(folder, model.state_dict(), timm_models.config_of(model, name, 1000), layer_names(model))
+    save_model(
+        folder, model.state_dict(), timm_models.config_of(model, name, 1000), layer_names(model)
+    )
     return folder
 
 
@@ -51,7 +53,9 @@ def speed_of(folder: Path, batch_size: int) -> float:
 
 def main() -> None:
     """Train twice and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data")
     parser.add_argument("--teacher", default="regnety_160")
     parser.add_argument("--student", default="deit_small")
@@ -75,17 +79,27 @@ def main() -> None:
                 adapt="none",
             )
             request = Request(
-                data=options.data, model=options.student, recipe="finetune", pretrained=False, teaching=said,
+                data=options.data,
+                model=options.student,
+                recipe="finetune",
+                pretrained=False,
+                teaching=said,
                 given={"recipe.epochs": options.epochs, "recipe.batch_size": options.batch_size},
-            )  # fmt: skip
+            )
             config, *sources = configure(request, SilentReporter())
             looked[:] = [0]
             start = time.monotonic()
-            result = run_training(replace(config, output=f"{folder}/{turn[:5]}"), sources=(sources[0], sources[1]))
-            log = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
+            result = run_training(
+                replace(config, output=f"{folder}/{turn[:5]}"), sources=(sources[0], sources[1])
+            )
+            log = [
+                json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()
+            ]
             speeds = [r["images_per_second"] for r in log if r["kind"] == "epoch"]
             print(
-                f"{turn}: " + ", ".join(f"epoch {n} {s:.2f}" for n, s in enumerate(speeds, 1)) + " images/s; "
+                f"{turn}: "
+                + ", ".join(f"epoch {n} {s:.2f}" for n, s in enumerate(speeds, 1))
+                + " images/s; "
                 f"the teacher looked at {sum(looked)} views; {time.monotonic() - start:.0f} s in all"
             )
             if turn.startswith("first"):

@@ -21,10 +21,34 @@ from pathlib import Path
 
 HOSTS = (("deitctl-a", "cable-a", "10.77.0.1"), ("deitctl-b", "cable-b", "10.77.0.2"))
 TRAIN = (
-    "train", "digits", "--model", "deit_tiny", "--img-size", "16", "--epochs", "3", "--batch-size", "64", "--workers", "0",
-    "--save-every", "4", "--precision", "fp32", "--set", "augment.mixup=0.8", "--set", "augment.repeats=2", "--quiet",
-)  # fmt: skip
-FILES = ("model.safetensors", "state/model.safetensors", "state/ema.safetensors", "state/optimizer.safetensors")
+    "train",
+    "digits",
+    "--model",
+    "deit_tiny",
+    "--img-size",
+    "16",
+    "--epochs",
+    "3",
+    "--batch-size",
+    "64",
+    "--workers",
+    "0",
+    "--save-every",
+    "4",
+    "--precision",
+    "fp32",
+    "--set",
+    "augment.mixup=0.8",
+    "--set",
+    "augment.repeats=2",
+    "--quiet",
+)
+FILES = (
+    "model.safetensors",
+    "state/model.safetensors",
+    "state/ema.safetensors",
+    "state/optimizer.safetensors",
+)
 
 
 def ip(*arguments: str) -> None:
@@ -60,14 +84,42 @@ def start(host: int, job: str, run: Path) -> subprocess.Popen[str]:
     """Start torchrun on a host; the first one keeps the rendezvous."""
     name, cable, address = HOSTS[host]
     command = [
-        "ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{HOSTS[0][2]}:29400", "--rdzv-id", job, "--local-addr", address,
-        "--rdzv-conf", f"is_host={int(host == 0)}",
-        "--max-restarts", "3", "-m", "deitctl", *TRAIN, "--output", str(run),
-    ]  # fmt: skip
+        "ip",
+        "netns",
+        "exec",
+        name,
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        "2",
+        "--nproc-per-node",
+        "1",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        f"{HOSTS[0][2]}:29400",
+        "--rdzv-id",
+        job,
+        "--local-addr",
+        address,
+        "--rdzv-conf",
+        f"is_host={int(host == 0)}",
+        "--max-restarts",
+        "3",
+        "-m",
+        "deitctl",
+        *TRAIN,
+        "--output",
+        str(run),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": cable}
-    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # torch 2.15: else a new host waits for an address in vain
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = (
+        "1"  # torch 2.15: else a new host waits for an address in vain
+    )
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def step_of(run: Path) -> int:
@@ -80,7 +132,9 @@ def step_of(run: Path) -> int:
 
 def power_off(host: int) -> int:
     """Kill every process of a host; return how many there were."""
-    pids = subprocess.run(["ip", "netns", "pids", HOSTS[host][0]], capture_output=True, text=True, check=True)
+    pids = subprocess.run(
+        ["ip", "netns", "pids", HOSTS[host][0]], capture_output=True, text=True, check=True
+    )
     for pid in pids.stdout.split():
         os.kill(int(pid), signal.SIGKILL)
     return len(pids.stdout.split())
@@ -108,7 +162,10 @@ def main() -> None:
             while step_of(broken) < 24:
                 assert jobs[0].poll() is None, jobs[0].communicate()[1][-3000:]
                 time.sleep(0.05)
-            print(f"host b dies at a saved step {step_of(broken)}: {power_off(1)} processes killed", flush=True)
+            print(
+                f"host b dies at a saved step {step_of(broken)}: {power_off(1)} processes killed",
+                flush=True,
+            )
             jobs[1].communicate()
             time.sleep(3)
             jobs[1] = start(1, "two", broken)

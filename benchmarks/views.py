@@ -26,7 +26,10 @@ def grid(which: str) -> list[tuple[str, int, bool]]:
     """List (mix, views, on top): views 0 are new ones every epoch, -1 the live teacher on mixed images."""
     rows: list[tuple[str, int, bool]] = []
     if which == "short":  # the recipe's own mixing, and no more views than a short run has epochs
-        return [("recipe", v, v > 0) for v in (1, 2, 4, 8, 0)] + [("recipe", 4, False), ("recipe", -1, False)]
+        return [("recipe", v, v > 0) for v in (1, 2, 4, 8, 0)] + [
+            ("recipe", 4, False),
+            ("recipe", -1, False),
+        ]
     for mix in MIXES:
         mixed = mix != "none"
         rows += [(mix, views, views > 0) for views in ((4, 0) if mixed else VIEWS)]
@@ -48,26 +51,49 @@ def run(job: tuple[argparse.Namespace, tuple[str, int, bool], int]) -> dict[str,
     live = views < 0
     changes = [f"augment.on_top={options.on_top if on_top else '0,0,0'}"]
     if mix in MIXES:
-        changes += [f"augment.mixup={MIXES[mix][0]}", f"augment.cutmix={MIXES[mix][1]}", "augment.mix_prob=1"]
+        changes += [
+            f"augment.mixup={MIXES[mix][0]}",
+            f"augment.cutmix={MIXES[mix][1]}",
+            "augment.mix_prob=1",
+        ]
     request = Request(
-        data=options.data, model=options.student, recipe=options.recipe,
-        pretrained=False, teaching=Teaching(
-            teacher=options.teacher, img_size=options.teacher_img_size, sees="mixed" if live else "view",
+        data=options.data,
+        model=options.student,
+        recipe=options.recipe,
+        pretrained=False,
+        teaching=Teaching(
+            teacher=options.teacher,
+            img_size=options.teacher_img_size,
+            sees="mixed" if live else "view",
             views=0 if live else views,
         ),
-        given={"seed": seed, "recipe.epochs": options.epochs, "recipe.img_size": options.img_size, "workers": 0},
+        given={
+            "seed": seed,
+            "recipe.epochs": options.epochs,
+            "recipe.img_size": options.img_size,
+            "workers": 0,
+        },
         changes=changes,
-    )  # fmt: skip
+    )
     config, *sources = configure(request, SilentReporter())
     with tempfile.TemporaryDirectory() as folder:
-        result = run_training(replace(config, output=f"{folder}/run"), sources=(sources[0], sources[1]))
+        result = run_training(
+            replace(config, output=f"{folder}/run"), sources=(sources[0], sources[1])
+        )
     last = result.last
     return {
-        "mix": mix, "views": "live" if live else views or "all", "on_top": on_top, "seed": seed,
-        "epochs": options.epochs, "top1": result.shipped.top1, "last_top1": last["top1"], "val_loss": last["val_loss"],
-        "heads": result.shipped.heads, "teacher": result.teacher.top1 if result.teacher else None,
+        "mix": mix,
+        "views": "live" if live else views or "all",
+        "on_top": on_top,
+        "seed": seed,
+        "epochs": options.epochs,
+        "top1": result.shipped.top1,
+        "last_top1": last["top1"],
+        "val_loss": last["val_loss"],
+        "heads": result.shipped.heads,
+        "teacher": result.teacher.top1 if result.teacher else None,
         "seconds": round(result.seconds, 1),
-    }  # fmt: skip
+    }
 
 
 def table(path: Path) -> None:
@@ -76,7 +102,9 @@ def table(path: Path) -> None:
     for line in path.read_text().splitlines():
         record = json.loads(line)
         rows.setdefault((record["mix"], str(record["views"]), record["on_top"]), []).append(record)
-    print("| mixing | views | on top | best top-1, % | last epoch's loss | runs |\n|---|---|---|---|---|---|")
+    print(
+        "| mixing | views | on top | best top-1, % | last epoch's loss | runs |\n|---|---|---|---|---|---|"
+    )
     for (mix, views, on_top), records in rows.items():
         top1, loss = [r["top1"] for r in records], [r["val_loss"] for r in records]
         spread = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
@@ -88,7 +116,9 @@ def table(path: Path) -> None:
 
 def main() -> None:
     """Do what is not in the file yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("data", nargs="?", default="")
     parser.add_argument("--teacher", default="")
@@ -97,7 +127,9 @@ def main() -> None:
     parser.add_argument("--recipe", default="digits")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--img-size", type=int)
-    parser.add_argument("--on-top", default="6,0.06,0.05", help="what goes on top where it does; photos: 5,0.1,0.05")
+    parser.add_argument(
+        "--on-top", default="6,0.06,0.05", help="what goes on top where it does; photos: 5,0.1,0.05"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--grid", choices=("full", "short"), default="full")
     parser.add_argument("--processes", type=int, default=2)
@@ -108,10 +140,15 @@ def main() -> None:
         done = {(r["mix"], str(r["views"]), r["on_top"], r["seed"]) for r in map(json.loads, lines)}
         names = {-1: "live", 0: "all"}
         jobs = [
-            (options, row, seed) for seed in range(options.seeds) for row in grid(options.grid)
+            (options, row, seed)
+            for seed in range(options.seeds)
+            for row in grid(options.grid)
             if (row[0], names.get(row[1], str(row[1])), row[2], seed) not in done
-        ]  # fmt: skip
-        with multiprocessing.get_context("spawn").Pool(options.processes) as pool, options.out.open("a") as file:
+        ]
+        with (
+            multiprocessing.get_context("spawn").Pool(options.processes) as pool,
+            options.out.open("a") as file,
+        ):
             for record in pool.imap_unordered(run, jobs):
                 file.write(json.dumps(record) + "\n")
                 file.flush()

@@ -136,7 +136,11 @@ def ask(page: Path, images: list[Path], shots: str) -> tuple[list[dict[str, Any]
         if shots:
             take_shots(tab, Path(shots))
         assert tab.complaints == [], tab.complaints
-        assert not {path for path in asked if path.lstrip("/") not in ("", *(p.name for p in page.iterdir()))}
+        assert not {
+            path
+            for path in asked
+            if path.lstrip("/") not in ("", *(p.name for p in page.iterdir()))
+        }
     return said, ready
 
 
@@ -146,16 +150,24 @@ def take_shots(tab: Any, folder: Path) -> None:
     for width in (390, 1440):
         for scheme in ("light", "dark"):
             tab.send(
-                "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+                "Emulation.setDeviceMetricsOverride",
+                width=width,
+                height=900,
+                deviceScaleFactor=1,
+                mobile=width < 600,
             )
             tab.send(
-                "Emulation.setEmulatedMedia", media="", features=[{"name": "prefers-color-scheme", "value": scheme}]
+                "Emulation.setEmulatedMedia",
+                media="",
+                features=[{"name": "prefers-color-scheme", "value": scheme}],
             )
             tab.image(folder / f"{width}-{scheme}.png")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("images", nargs="+")
     parser.add_argument("--weights", default="")
@@ -170,7 +182,9 @@ def main() -> None:
     loaded = load_model(args.model, weights=args.weights, reporter=SilentReporter())
     head, pre = choose_head("auto", loaded.card.head, loaded.model), loaded.card.preprocessing
     views = np.stack([eval_transform(read_image(path), pre) for path in paths])
-    wanted = reference(loaded.model, loaded.card, head, np.ascontiguousarray(views.transpose(0, 2, 3, 1)))[1]
+    wanted = reference(
+        loaded.model, loaded.card, head, np.ascontiguousarray(views.transpose(0, 2, 3, 1))
+    )[1]
 
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "page"
@@ -212,14 +226,18 @@ def main() -> None:
         "images with a pixel that differs": int((pixels != views).any(axis=(1, 2, 3)).sum()),
         "same first class as PyTorch": int((given.argmax(1) == wanted.argmax(1)).sum()),
         "largest difference of a probability": float(np.abs(given - wanted).max()),
-        "same first class as predict --model model.onnx": int((given.argmax(1) == alone.argmax(1)).sum()),
+        "same first class as predict --model model.onnx": int(
+            (given.argmax(1) == alone.argmax(1)).sum()
+        ),
         "largest difference from predict --model model.onnx": float(np.abs(given - alone).max()),
         "ms for the view": min(turn[0]["view"] for turn in rounds),
         "ms for the network": min(turn[0]["network"] for turn in rounds),
         "seconds until ready": ready,
     }
     if args.quantize:
-        result["times as fast as fp32"] = statistics.median(turn[1]["network"] / turn[0]["network"] for turn in rounds)
+        result["times as fast as fp32"] = statistics.median(
+            turn[1]["network"] / turn[0]["network"] for turn in rounds
+        )
     if isinstance(loaded.model, VisionTransformer):
         tokens = loaded.model.num_prefix_tokens
         kept = [

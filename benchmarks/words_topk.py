@@ -24,7 +24,9 @@ from deitctl.training.losses import teacher_targets
 @torch.inference_mode()
 def main() -> None:
     """Print a line for every temperature and k."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("images")
     parser.add_argument("--model", default="deit_tiny")
     parser.add_argument("--weights", default="")
@@ -32,7 +34,9 @@ def main() -> None:
     loaded = load_model(options.model, weights=options.weights, reporter=SilentReporter())
     source, pre = open_for_evaluation(options.images, SilentReporter()), loaded.card.preprocessing
     batches = eval_batches(source, [pre], batch_size=50, workers=0, pin_memory=False)
-    logits = torch.cat([forward_heads(loaded.model, normalize(b.images[0], pre)).cls for b in batches])
+    logits = torch.cat(
+        [forward_heads(loaded.model, normalize(b.images[0], pre)).cls for b in batches]
+    )
     print(
         f"{len(logits)} images, {logits.shape[1]} classes\n| tau | k | bytes a word | mass kept | KL, nats |\n|---|---|---|---|---|"
     )

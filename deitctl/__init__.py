@@ -1,4 +1,4 @@
-"""deitctl: train, distil, evaluate, use and ship DeiT image classifiers.
+"""deitctl: train, distill, evaluate, use and ship DeiT image classifiers.
 
 The library is the workflows of the command line, without printing:
 

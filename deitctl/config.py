@@ -105,7 +105,11 @@ class Recipe:
     @property
     def early_epochs(self) -> int:
         """Epochs at the lower resolution; the last epoch is at the full one."""
-        return min(round(self.early_share * self.epochs), self.epochs - 1) if self.early_scale < 1 else 0
+        return (
+            min(round(self.early_share * self.epochs), self.epochs - 1)
+            if self.early_scale < 1
+            else 0
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,9 +197,13 @@ MACHINE_SETTINGS = (
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """Say in which settings two runs differ, but for the machine's."""
-    was, now = (flat({k: v for k, v in to_dict(c).items() if k not in MACHINE_SETTINGS}) for c in (old, new))
+    was, now = (
+        flat({k: v for k, v in to_dict(c).items() if k not in MACHINE_SETTINGS}) for c in (old, new)
+    )
     return [
-        f"{k} is {was.get(k, 'not set')}, not {now.get(k, 'set')}" for k in {**was, **now} if was.get(k) != now.get(k)
+        f"{k} is {was.get(k, 'not set')}, not {now.get(k, 'set')}"
+        for k in {**was, **now}
+        if was.get(k) != now.get(k)
     ]
 
 
@@ -203,7 +211,9 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings under their dotted names."""
     result: dict[str, Any] = {}
     for key, value in values.items():
-        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        result |= (
+            flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        )
     return result
 
 
@@ -227,7 +237,9 @@ def _replace(config: C, path: list[str], value: Any, whole: str) -> C:
     current = getattr(config, path[0])
     if len(path) > 1:
         if not dataclasses.is_dataclass(type(current)):
-            raise ConfigError(f"{whole!r} cannot be set: {path[0]!r} holds no settings of its own here.")
+            raise ConfigError(
+                f"{whole!r} cannot be set: {path[0]!r} holds no settings of its own here."
+            )
         new: Any = _replace(current, path[1:], value, whole)
     else:
         new = convert(value, hints[path[0]], whole)
@@ -298,13 +310,18 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str) -> C:
     """Build a config from nested mappings; raise `ConfigError` on a missing, unknown or unfit entry."""
     hints = get_type_hints(kind)
     if unknown := [k for k in values if k not in hints]:
-        raise ConfigError(f"{where} has no setting {unknown[0]!r}.", did_you_mean(unknown[0], hints))
+        raise ConfigError(
+            f"{where} has no setting {unknown[0]!r}.", did_you_mean(unknown[0], hints)
+        )
     given = {k: convert(v, hints[k], f"{where}.{k}") for k, v in values.items()}
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     absent = [
-        n for n, f in fields.items()
-        if n not in given and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]  # fmt: skip
+        n
+        for n, f in fields.items()
+        if n not in given
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
     if absent:
         raise ConfigError(f"{where} lacks the setting {absent[0]!r}.")
     return kind(**given)
@@ -326,7 +343,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         text = read_text(path, MAX_TOML)
         if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
-            raise ValueError("it is nested too deeply")  # tomllib takes minutes for a key of ten thousand parts
+            raise ValueError(
+                "it is nested too deeply"
+            )  # tomllib takes minutes for a key of ten thousand parts
         return tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"Cannot read {path}: {error.strerror}.") from error

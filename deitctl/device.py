@@ -94,14 +94,18 @@ class Device:
             torch.cuda.empty_cache()
         elif self.torch_device.type == "mps":
             torch.mps.empty_cache()
-        elif sys.platform == "linux":  # else glibc keeps what was freed, and oneDNN finds no room for its code
+        elif (
+            sys.platform == "linux"
+        ):  # else glibc keeps what was freed, and oneDNN finds no room for its code
             with suppress(OSError, AttributeError):
                 ctypes.CDLL(None).malloc_trim(0)
 
     @property
     def keeps_freed_memory(self) -> bool:
         """Whether glibc is told to keep memory: not for accelerators, and not where the environment says how malloc is to be."""
-        said = "malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(n.startswith("MALLOC_") for n in os.environ)
+        said = "malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
+            n.startswith("MALLOC_") for n in os.environ
+        )
         return self.torch_device.type == "cpu" and sys.platform == "linux" and not said
 
     def tune_malloc(self) -> None:
@@ -125,7 +129,11 @@ class Device:
 
     def peak_memory_bytes(self) -> int | None:
         """Return the most memory that tensors took, where the backend counts it."""
-        return torch.cuda.max_memory_allocated(self.torch_device) if self.torch_device.type == "cuda" else None
+        return (
+            torch.cuda.max_memory_allocated(self.torch_device)
+            if self.torch_device.type == "cuda"
+            else None
+        )
 
     def images_at_a_time(self, largest: int) -> int:
         """Return the images of a micro-batch that pay here, 0 for any: `largest` is the bytes of one's largest activation.
@@ -144,12 +152,17 @@ class Device:
         Raises:
             ConfigError: nothing that compiles for this device is here.
         """
-        if self.torch_device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))):
+        if self.torch_device.type == "cpu" and not any(
+            map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))
+        ):
             raise ConfigError(
-                "--compile needs a C++ compiler.", f"Install one ({', '.join(COMPILERS)}), or leave it out."
+                "--compile needs a C++ compiler.",
+                f"Install one ({', '.join(COMPILERS)}), or leave it out.",
             )
         if self.torch_device.type == "cuda" and find_spec("triton") is None:
-            raise ConfigError("--compile needs triton, which is not here.", "pip install triton, or leave it out.")
+            raise ConfigError(
+                "--compile needs triton, which is not here.", "pip install triton, or leave it out."
+            )
         blocks = getattr(model, "blocks", None)
         for part in blocks if isinstance(blocks, nn.ModuleList | nn.Sequential) else [model]:
             part.compile()
@@ -159,21 +172,30 @@ class Device:
         kind = self.torch_device.type
         convolutions = "channels-last, which oneDNN and tensor cores work in"
         if kind == "cpu":
-            attention = (
-                "in bf16 training with a backward pass of matrix products (benchmarks/attention.py), else torch's"
-            )
+            attention = "in bf16 training with a backward pass of matrix products (benchmarks/attention.py), else torch's"
             images = "micro-batches whose activations stay below 32 MiB a layer, so that memory is used again"
             compiling = "off: it takes a minute or more before the first step, and little is gained; --compile"
         else:
-            attention, images = "torch's fused one", "the whole batch at once, halved where memory runs out"
+            attention, images = (
+                "torch's fused one",
+                "the whole batch at once, halved where memory runs out",
+            )
             compiling = "off; --compile compiles each kind of block once"
         transfer = "pinned, uint8, without waiting" if kind == "cuda" else "uint8"
         return {
-            "convolutions": convolutions, "attention": attention, "a step takes": images, "optimiser": "AdamW, fused",
-            "compiling": compiling, "images travel": transfer,
-            "freed memory": "kept for the next step" if self.keeps_freed_memory else "as the allocator has it",
-            "stochastic depth": "skips what it drops" if kind == "cpu" else "multiplies by zero: to skip, it would wait",
-        }  # fmt: skip
+            "convolutions": convolutions,
+            "attention": attention,
+            "a step takes": images,
+            "optimizer": "AdamW, fused",
+            "compiling": compiling,
+            "images travel": transfer,
+            "freed memory": "kept for the next step"
+            if self.keeps_freed_memory
+            else "as the allocator has it",
+            "stochastic depth": "skips what it drops"
+            if kind == "cpu"
+            else "multiplies by zero: to skip, it would wait",
+        }
 
     def restart_peak_memory(self) -> int | None:
         """Begin to count the peak anew; return what tensors take now, where the backend counts it."""
@@ -186,7 +208,9 @@ class Device:
         """Return the memory of its own that tensors may still take; None for a CPU, whose memory is the system's."""
         if self.torch_device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.torch_device)
-            kept = torch.cuda.memory_reserved(self.torch_device) - torch.cuda.memory_allocated(self.torch_device)
+            kept = torch.cuda.memory_reserved(self.torch_device) - torch.cuda.memory_allocated(
+                self.torch_device
+            )
             return int(free) + kept
         if self.torch_device.type == "mps":
             return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
@@ -214,13 +238,20 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
         ConfigError: an unknown name, or a device that is not here.
     """
     device = _find(name)
-    if device == torch.device("cuda") and is_distributed():  # of several processes each takes the GPU of its number
+    if (
+        device == torch.device("cuda") and is_distributed()
+    ):  # of several processes each takes the GPU of its number
         device = torch.device("cuda", local_rank() % torch.cuda.device_count())
     if precision != "auto":
         if precision not in PRECISIONS:
-            raise ConfigError(f"There is no precision {precision!r}.", f"There are: auto, {', '.join(PRECISIONS)}.")
+            raise ConfigError(
+                f"There is no precision {precision!r}.",
+                f"There are: auto, {', '.join(PRECISIONS)}.",
+            )
         if precision == "fp16" and device.type == "cpu":
-            raise ConfigError("fp16 is not for CPUs: nothing there computes in it.", "Use bf16 or fp32.")
+            raise ConfigError(
+                "fp16 is not for CPUs: nothing there computes in it.", "Use bf16 or fp32."
+            )
         return Device(device, PRECISIONS[precision], "as asked")
     dtype, reason = _best_dtype(device)
     return Device(device, dtype, reason)
@@ -229,17 +260,30 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
 def _find(name: str) -> torch.device:
     kind, _, index = name.partition(":")
     if kind == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        kind = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     if kind not in ("cpu", "mps", "cuda") or (index and (kind != "cuda" or not index.isdigit())):
-        raise ConfigError(f"There is no device {name!r}.", "There are: auto, cpu, mps, cuda, cuda:N.")
+        raise ConfigError(
+            f"There is no device {name!r}.", "There are: auto, cpu, mps, cuda, cuda:N."
+        )
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "No CUDA device is available to this torch.", "`deitctl doctor` says what is; or --device cpu."
+            "No CUDA device is available to this torch.",
+            "`deitctl doctor` says what is; or --device cpu.",
         )
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("MPS is not available here.", "`deitctl doctor` says what is; or --device cpu.")
+        raise ConfigError(
+            "MPS is not available here.", "`deitctl doctor` says what is; or --device cpu."
+        )
     if index and int(index) >= torch.cuda.device_count():
-        raise ConfigError(f"There is no {name}: {torch.cuda.device_count()} CUDA device(s) are here.")
+        raise ConfigError(
+            f"There is no {name}: {torch.cuda.device_count()} CUDA device(s) are here."
+        )
     return torch.device(f"{kind}:{index}" if index else kind)
 
 
@@ -248,7 +292,10 @@ def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
         major, minor = torch.cuda.get_device_capability(device)
         if major >= 8:
             return torch.bfloat16, f"compute capability {major}.{minor} has bf16 tensor cores"
-        return torch.float16, f"compute capability {major}.{minor} is older than bf16 (8.0): fp16 with loss scaling"
+        return (
+            torch.float16,
+            f"compute capability {major}.{minor} is older than bf16 (8.0): fp16 with loss scaling",
+        )
     if device.type == "mps":
         return torch.float32, "MPS autocast is not relied on"
     if cpu_has_bf16():
@@ -259,7 +306,11 @@ def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
 def cpu_has_bf16() -> bool:
     """Say whether this CPU multiplies bf16 in hardware, so that autocast gains instead of losing."""
     found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(found.get(k, False) for k in ("avx512_bf16", "amx_bf16", "sve_bf16", "arm_bf16", "bf16"))
+    return any(
+        found.get(k, False) for k in ("avx512_bf16", "amx_bf16", "sve_bf16", "arm_bf16", "bf16")
+    )
 
 
-INFERENCE_PRECISION = "fp32"  # answers are compared to the last digit; speed there is asked for with --precision
+INFERENCE_PRECISION = (
+    "fp32"  # answers are compared to the last digit; speed there is asked for with --precision
+)

@@ -54,7 +54,7 @@ class World:
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """Return this process's part of a batch of `count`, as even as pairs of neighbours allow: they stay together."""
+        """Return this process's part of a batch of `count`, as even as pairs of neighbors allow: they stay together."""
         pairs = -(-count // 2)
         start, stop = (2 * (pairs * r // self.size) for r in (self.rank, self.rank + 1))
         return slice(min(start, count), min(stop, count))
@@ -96,7 +96,9 @@ class World:
             with _noticing_losses():
                 dist.all_reduce(flat)
             parts = torch.split(flat, [t.numel() for t in bucket])
-            torch._foreach_copy_(list(bucket), [p.view_as(t) for p, t in zip(parts, bucket, strict=True)])
+            torch._foreach_copy_(
+                list(bucket), [p.view_as(t) for p, t in zip(parts, bucket, strict=True)]
+            )
 
     @torch.no_grad()
     def broadcast_module_(self, model: nn.Module) -> None:
@@ -151,7 +153,10 @@ def joined(device: torch.device) -> Iterator[World]:
         yield SINGLE_PROCESS
         return
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"Several processes cannot share {device.type}.", "Run without torchrun, or --device cpu.")
+        raise ConfigError(
+            f"Several processes cannot share {device.type}.",
+            "Run without torchrun, or --device cpu.",
+        )
     if dist.is_initialized():
         yield World(dist.get_rank(), dist.get_world_size())
         return
@@ -160,9 +165,12 @@ def joined(device: torch.device) -> Iterator[World]:
     with _noticing_losses():
         store, rank, size = _meeting_place()
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=_fresh_prefix_store(store, rank, size), rank=rank,
-            world_size=size, timeout=COLLECTIVE_TIMEOUT,
-        )  # fmt: skip
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=_fresh_prefix_store(store, rank, size),
+            rank=rank,
+            world_size=size,
+            timeout=COLLECTIVE_TIMEOUT,
+        )
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     finally:
@@ -234,7 +242,10 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Yield tensors of one type in groups of about `BUCKET` numbers."""
     group: list[Tensor] = []
     for tensor in tensors:
-        if group and (group[0].dtype != tensor.dtype or sum(t.numel() for t in group) + tensor.numel() > BUCKET):
+        if group and (
+            group[0].dtype != tensor.dtype
+            or sum(t.numel() for t in group) + tensor.numel() > BUCKET
+        ):
             yield group
             group = []
         group.append(tensor)

@@ -28,7 +28,9 @@ class Reporter(Protocol):
     def warn(self, message: str) -> None:
         """Say something the user should act on or know before trusting the result."""
 
-    def task(self, label: str, total: int | None, unit: str = "images") -> AbstractContextManager[Task]:
+    def task(
+        self, label: str, total: int | None, unit: str = "images"
+    ) -> AbstractContextManager[Task]:
         """Open a step of `total` units (None: unknown)."""
 
 
@@ -54,7 +56,9 @@ class SilentReporter:
         yield _SilentTask()
 
 
-def track(items: Iterable[T], reporter: Reporter, label: str, total: int | None, unit: str = "images") -> Iterator[T]:
+def track(
+    items: Iterable[T], reporter: Reporter, label: str, total: int | None, unit: str = "images"
+) -> Iterator[T]:
     """Yield `items`, counting each one in a task of `reporter`."""
     with reporter.task(label, total, unit) as task:
         for item in items:

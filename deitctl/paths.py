@@ -29,7 +29,9 @@ def read_regular(path: str | Path, limit: int) -> bytes:
         status = os.fstat(handle)
         _require_regular(status, path)  # it may have been replaced meanwhile
         if status.st_size > limit:
-            raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, more than {limit:,}", str(path))
+            raise OSError(
+                errno.EFBIG, f"it has {status.st_size:,} bytes, more than {limit:,}", str(path)
+            )
         return file.read(status.st_size)
 
 
@@ -61,7 +63,10 @@ def _deeper_than(value: Any, levels: int) -> bool:
     layer = [value]
     for _ in range(levels):
         layer = [
-            inner for v in layer if isinstance(v, dict | list) for inner in (v.values() if isinstance(v, dict) else v)
+            inner
+            for v in layer
+            if isinstance(v, dict | list)
+            for inner in (v.values() if isinstance(v, dict) else v)
         ]
         if not layer:
             return False

@@ -6,7 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from deitctl.config import AugmentConfig, OptimConfig, Recipe, from_dict, override, read_toml, to_dict
+from deitctl.config import (
+    AugmentConfig,
+    OptimConfig,
+    Recipe,
+    from_dict,
+    override,
+    read_toml,
+    to_dict,
+)
 from deitctl.errors import ConfigError, did_you_mean
 
 PAPER = Recipe(
@@ -21,7 +29,7 @@ PAPER = Recipe(
     augment=AugmentConfig(
         crop_scale=(0.08, 1.0),  # torchvision's RandomResizedCrop, as in deit/datasets.py
         hflip=0.5,
-        rand_augment="rand-m9-mstd0.5-inc1",  # DeiT Table 9 (9/0.5), spelt as in deit/main.py --aa
+        rand_augment="rand-m9-mstd0.5-inc1",  # DeiT Table 9 (9/0.5), spelled as in deit/main.py --aa
         color_jitter=0.3,  # deit/main.py --color-jitter; unused with RandAugment
         erase_prob=0.25,  # DeiT Table 9
         mixup=0.8,  # DeiT Table 9
@@ -68,12 +76,17 @@ FINETUNE = Recipe(  # one's own images, from published weights; own values, see 
     keep_batch_stats=True,  # convnets whose batch norms were folded into their weights know nothing under a batch's own
     ema_decay=0.999,
     augment=AugmentConfig(
-        crop_scale=(0.35, 1.0),  # milder than for ImageNet: little data, and the weights know the world already
+        crop_scale=(
+            0.35,
+            1.0,
+        ),  # milder than for ImageNet: little data, and the weights know the world already
         hflip=0.5,
         color_jitter=0.3,
         on_top=(5.0, 0.1, 0.05),
     ),
-    optim=OptimConfig(lr=4e-4, lr_batch=512, min_lr=1e-6, warmup_lr=1e-6, warmup_epochs=1, weight_decay=0.05),
+    optim=OptimConfig(
+        lr=4e-4, lr_batch=512, min_lr=1e-6, warmup_lr=1e-6, warmup_epochs=1, weight_decay=0.05
+    ),
 )
 
 PROBE = replace(  # a linear probe: the classifier alone learns, on features as they are
@@ -81,7 +94,9 @@ PROBE = replace(  # a linear probe: the classifier alone learns, on features as 
     name="probe",
     ema_decay=0.0,
     trainable="head",
-    optim=OptimConfig(lr=3e-2, lr_batch=512, min_lr=0.0, warmup_lr=1e-6, warmup_epochs=1, weight_decay=0.0),
+    optim=OptimConfig(
+        lr=3e-2, lr_batch=512, min_lr=0.0, warmup_lr=1e-6, warmup_epochs=1, weight_decay=0.0
+    ),
 )
 
 SMALL = Recipe(  # from scratch on little data; own values
@@ -104,7 +119,13 @@ SMALL = Recipe(  # from scratch on little data; own values
         on_top=(5.0, 0.1, 0.05),
     ),
     optim=OptimConfig(
-        lr=4e-3, lr_batch=512, min_lr=1e-5, warmup_lr=1e-6, warmup_epochs=5, weight_decay=0.05, clip_grad=1.0
+        lr=4e-3,
+        lr_batch=512,
+        min_lr=1e-5,
+        warmup_lr=1e-6,
+        warmup_epochs=5,
+        weight_decay=0.05,
+        clip_grad=1.0,
     ),
 )
 
@@ -137,15 +158,26 @@ def fast(recipe: Recipe) -> Recipe:
     FixRes (arXiv 1906.06423), as DeiT-III trains (arXiv 2204.07118 §4: lower resolution first, then 20 epochs at 224);
     ours in one run, positions being resized on the way. The share is ours; docs/recipes.md has what finetune-fast gives.
     """
-    return replace(recipe, name=f"{recipe.name}-fast", early_scale=4 / 7, early_share=0.7)  # 128 of 224 pixels
+    return replace(
+        recipe, name=f"{recipe.name}-fast", early_scale=4 / 7, early_share=0.7
+    )  # 128 of 224 pixels
 
 
 RECIPES = {
     r.name: r
     for r in (
-        PAPER, fast(PAPER), PAPER_384, FINETUNE, fast(FINETUNE), PROBE, SMALL, fast(SMALL), DIGITS, DIGITS_CONVNET,
+        PAPER,
+        fast(PAPER),
+        PAPER_384,
+        FINETUNE,
+        fast(FINETUNE),
+        PROBE,
+        SMALL,
+        fast(SMALL),
+        DIGITS,
+        DIGITS_CONVNET,
     )
-}  # fmt: skip
+}
 
 DIGITS_TEACHER = "regnety_002"  # the smallest of the paper's teacher family
 DIGITS_STUDENT = "deit_tiny"
@@ -189,20 +221,26 @@ def get_recipe(name: str) -> Recipe:
         return RECIPES[name]
     if not name.endswith(".toml"):
         known = ", ".join(RECIPES)
-        raise ConfigError(f"There is no recipe {name!r}.", did_you_mean(name, RECIPES) or f"There are: {known}.")
+        raise ConfigError(
+            f"There is no recipe {name!r}.", did_you_mean(name, RECIPES) or f"There are: {known}."
+        )
     values = read_toml(Path(name))
     base = values.pop("base", None)
     if base is None:
         return from_dict(Recipe, {"name": Path(name).stem, **values}, name)
     if base not in RECIPES:
-        raise ConfigError(f"{name}: there is no base {base!r}.", f"There are: {', '.join(RECIPES)}.")
+        raise ConfigError(
+            f"{name}: there is no base {base!r}.", f"There are: {', '.join(RECIPES)}."
+        )
     return override(RECIPES[base], {"name": Path(name).stem, **_dotted(values)})
 
 
 def _dotted(values: dict[str, object], prefix: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
     for key, value in values.items():
-        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= (
+            _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
     return flat
 
 

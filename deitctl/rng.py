@@ -17,7 +17,9 @@ import torch
 
 def derive_seed(*parts: int | str) -> int:
     """Return 63 well-mixed bits for a tuple of integers and words; any change of any part changes all of them."""
-    text = "\x1f".join(f"{'str' if isinstance(p, str) else 'int'}:{p}" for p in parts)  # NumPy's integers are integers
+    text = "\x1f".join(
+        f"{'str' if isinstance(p, str) else 'int'}:{p}" for p in parts
+    )  # NumPy's integers are integers
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
@@ -43,7 +45,11 @@ def scope(*parts: int | str) -> Iterator[None]:
     seeded too, where CUDA is in use.
     """
     seed = derive_seed(*parts)
-    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python_state, numpy_state, torch_state = (
+        random.getstate(),
+        np.random.get_state(),
+        torch.get_rng_state(),
+    )
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)

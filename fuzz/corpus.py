@@ -23,7 +23,7 @@ KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 def images() -> list[bytes]:
     """Every format that is read, in several modes, some of them turned, several frames, compressed tiffs."""
-    grey = Image.linear_gradient("L").resize((20, 14))
+    gray = Image.linear_gradient("L").resize((20, 14))
     exif = Image.Exif()
     exif[0x0112] = 6
     made = []
@@ -32,17 +32,23 @@ def images() -> list[bytes]:
             for options in ({}, {"exif": exif}):
                 buffer = io.BytesIO()
                 try:
-                    (grey if mode != "I;16" else grey.convert("I")).convert(mode).save(buffer, kind, **options)
+                    (gray if mode != "I;16" else gray.convert("I")).convert(mode).save(
+                        buffer, kind, **options
+                    )
                 except (OSError, ValueError, KeyError, TypeError):
                     continue
                 made.append(buffer.getvalue())
     for compression in ("tiff_lzw", "jpeg", "packbits", "tiff_deflate", "group4"):
         buffer = io.BytesIO()
-        grey.convert("1" if compression == "group4" else "RGB").save(buffer, "TIFF", compression=compression)
+        gray.convert("1" if compression == "group4" else "RGB").save(
+            buffer, "TIFF", compression=compression
+        )
         made.append(buffer.getvalue())
     for kind in ("GIF", "PNG", "WEBP", "TIFF"):
         buffer = io.BytesIO()
-        grey.convert("RGB").save(buffer, kind, save_all=True, append_images=[grey.convert("RGB").rotate(90)])
+        gray.convert("RGB").save(
+            buffer, kind, save_all=True, append_images=[gray.convert("RGB").rotate(90)]
+        )
         made.append(buffer.getvalue())
     return list(dict.fromkeys(made))
 
@@ -51,19 +57,32 @@ def configs() -> list[bytes]:
     """A plain and a distilling run, and lines of --set."""
     plain = TrainConfig(model="deit_tiny", data="digits", recipe=DIGITS)
     distill = DistillConfig(
-        teacher="regnety_160", mode="soft", alpha=0.5, tau=3.0, reduction="batchmean", token=True, teacher_sees="view",
-        views=2, topk=4,
-    )  # fmt: skip
+        teacher="regnety_160",
+        mode="soft",
+        alpha=0.5,
+        tau=3.0,
+        reduction="batchmean",
+        token=True,
+        teacher_sees="view",
+        views=2,
+        topk=4,
+    )
     lines = b"epochs=3\noptim.lr=1e-3\naugment.crop_scale=(0.5, 1)\ndistill.tau=2\npretrained=no\ntrainable=head"
-    return [write_toml(plain).encode() + SEPARATOR + lines, write_toml(replace(plain, distill=distill)).encode()]
+    return [
+        write_toml(plain).encode() + SEPARATOR + lines,
+        write_toml(replace(plain, distill=distill)).encode(),
+    ]
 
 
 def checkpoints() -> list[bytes]:
     """A little state dict as safetensors, as a new and an old pickle, wrapped; config.json with and without names."""
     state = {
-        "patch_embed.proj.weight": torch.ones(192, 1, 16, 1), "blocks.11.x": torch.ones(1, dtype=torch.bfloat16),
-        "pos_embed": torch.ones(1, 5, 192), "cls_token": torch.ones(1, 1, 192), "head.weight": torch.ones(2, 192),
-    }  # fmt: skip
+        "patch_embed.proj.weight": torch.ones(192, 1, 16, 1),
+        "blocks.11.x": torch.ones(1, dtype=torch.bfloat16),
+        "pos_embed": torch.ones(1, 5, 192),
+        "cls_token": torch.ones(1, 1, 192),
+        "head.weight": torch.ones(2, 192),
+    }
     small = {"a.weight": torch.ones(2, 3), "b": torch.arange(4), "c": torch.ones(2).half()}
     made = [b"s" + save(state), b"s" + save(small)]
     for value, new in (
@@ -76,7 +95,10 @@ def checkpoints() -> list[bytes]:
         torch.save(value, buffer, _use_new_zipfile_serialization=new)
         made.append(b"p" + buffer.getvalue())
     card = ModelConfig(
-        architecture="deit_tiny_patch16_224", num_classes=2, class_names=("a", "b"), descriptions=("c", "d")
+        architecture="deit_tiny_patch16_224",
+        num_classes=2,
+        class_names=("a", "b"),
+        descriptions=("c", "d"),
     )
     layers = {"classifier": ("head",), "first_conv": "patch_embed.proj", "fixed_input_size": True}
     cards = (card, replace(card, class_names=None, descriptions=None, model_args={"depth": 3}))
@@ -99,7 +121,10 @@ def data_sets() -> list[bytes]:
     Image.new("L", (2, 2)).save(buffer, "PPM")
     made = []
     for dialect in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
-        for names in (("a/0.ppm", "b/1.ppm"), ("train/a/0.ppm", "val/ä/1.ppm", "x" * 120 + "/y/2.ppm")):
+        for names in (
+            ("a/0.ppm", "b/1.ppm"),
+            ("train/a/0.ppm", "val/ä/1.ppm", "x" * 120 + "/y/2.ppm"),
+        ):
             whole = io.BytesIO()
             with tarfile.open(fileobj=whole, mode="w", format=dialect) as archive:
                 for name in names:
@@ -107,12 +132,22 @@ def data_sets() -> list[bytes]:
                     member.size = len(buffer.getvalue())
                     archive.addfile(member, io.BytesIO(buffer.getvalue()))
             made.append(b"t" + whole.getvalue()[: whole.tell()].rstrip(b"\0") + b"\0" * 1024)
-    return [*made, b"cpath,label\na.png,x\nb.png,y\n", b'cpath,label,split\n"a\n.png",x,train\n../b.png,y,val\n']
+    return [
+        *made,
+        b"cpath,label\na.png,x\nb.png,y\n",
+        b'cpath,label,split\n"a\n.png",x,train\n../b.png,y,val\n',
+    ]
 
 
 def main(root: Path) -> None:
     """Write a folder of files a target."""
-    made = {"image": images, "config": configs, "checkpoint": checkpoints, "words": caches, "data": data_sets}
+    made = {
+        "image": images,
+        "config": configs,
+        "checkpoint": checkpoints,
+        "words": caches,
+        "data": data_sets,
+    }
     for name, make in made.items():
         (root / name).mkdir(parents=True, exist_ok=True)
         for number, case in enumerate(make()):

@@ -8,7 +8,17 @@ import warnings
 import atheris
 
 with atheris.instrument_imports(
-    include=["deitctl", "PIL", "tomllib", "json", "safetensors", "zipfile", "tarfile", "csv", "targets"]
+    include=[
+        "deitctl",
+        "PIL",
+        "tomllib",
+        "json",
+        "safetensors",
+        "zipfile",
+        "tarfile",
+        "csv",
+        "targets",
+    ]
 ):
     import targets
 

@@ -96,7 +96,9 @@ def words(data: bytes) -> None:
         cache = open_cache(root, STAMP, form, IMAGES)
         records, valid = cache.read([(0, i) for i in range(IMAGES)])
         answers = form.decode(np.ascontiguousarray(records[valid])) if valid.any() else None
-        assert answers is None or bool(((answers.sum(dim=1) - 1).abs() < 1e-3).all() and (answers >= 0).all())
+        assert answers is None or bool(
+            ((answers.sum(dim=1) - 1).abs() < 1e-3).all() and (answers >= 0).all()
+        )
         assert cache.count_missing(1) + len(cache.unreadable(1)) + int(valid.sum()) >= IMAGES
         cache.mark_unreadable([(0, 0)])
 

@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+CHROMIUM = next(
+    (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None
+)
 PATIENCE = 60.0
 """Seconds within which anything is done, on a slow and busy machine."""
 
@@ -31,7 +33,9 @@ class Browser:
         self.refused: list[str] = []
         self.complaints: list[str] = []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.send(f"{domain}.enable")
 
@@ -72,7 +76,9 @@ class Browser:
         elif event == "Log.entryAdded" and what["entry"]["level"] in ("error", "warning"):
             self.complaints.append(json.dumps(what["entry"]))
 
-    def open(self, page: Path | str, *, width: int = 1440, dark: bool = False, scripts: bool = True) -> None:
+    def open(
+        self, page: Path | str, *, width: int = 1440, dark: bool = False, scripts: bool = True
+    ) -> None:
         """Open a file or an address in a window of `width` pixels, waiting until it is drawn."""
         self.requests.clear()
         self.refused.clear()
@@ -90,11 +96,15 @@ class Browser:
         self.send("Emulation.setEmulatedMedia", media="", features=[scheme])
         url = page.absolute().as_uri() if isinstance(page, Path) else page
         self.send("Page.navigate", url=url)
-        self.wait(f"document.readyState === 'complete' && location.protocol === '{url.partition(':')[0]}:'")
+        self.wait(
+            f"document.readyState === 'complete' && location.protocol === '{url.partition(':')[0]}:'"
+        )
 
     def js(self, expression: str) -> Any:
         """Return the value of an expression in the page, or what it promises."""
-        result = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        result = self.send(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in result, f"{expression}: {result['exceptionDetails']}"
         return result["result"].get("value")
 
@@ -109,7 +119,9 @@ class Browser:
         """Click with the mouse on the middle of the element, scrolled into view, as a person would."""
         element = f"document.querySelectorAll({json.dumps(selector)})[{number}]"
         assert self.js(f"Boolean({element})"), f"there is no {selector} number {number}"
-        self.js(f"{element}.scrollIntoView({{block: 'center', inline: 'center', behavior: 'instant'}})")
+        self.js(
+            f"{element}.scrollIntoView({{block: 'center', inline: 'center', behavior: 'instant'}})"
+        )
         x, y, hit = self.js(
             f"(() => {{ const e = {element}, b = e.getClientRects()[0]; const x = b.x + b.width / 2, y = b.y + b.height / 2;"
             "const top = document.elementFromPoint(x, y); return [x, y, e === top || e.contains(top)]; })()"
@@ -121,16 +133,34 @@ class Browser:
 
     def choose(self, selector: str, paths: Iterable[Path]) -> None:
         """Choose files in a file input, as its dialogue does."""
-        found = self.send("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
+        found = self.send(
+            "Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})"
+        )
         names = [str(path.absolute()) for path in paths]
         self.send("DOM.setFileInputFiles", files=names, objectId=found["result"]["objectId"])
 
     def press(self, key: str) -> None:
         """Press and release a key: `Tab`, `Enter`, `ArrowRight`."""
-        code = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}[key]
+        code = {
+            "Tab": 9,
+            "Enter": 13,
+            "ArrowLeft": 37,
+            "ArrowUp": 38,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+        }[key]
         text = {"text": "\r"} if key == "Enter" else {}
-        self.send("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code, **text)
-        self.send("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code)
+        self.send(
+            "Input.dispatchKeyEvent",
+            type="keyDown",
+            key=key,
+            code=key,
+            windowsVirtualKeyCode=code,
+            **text,
+        )
+        self.send(
+            "Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code
+        )
 
     def image(self, path: Path, *, whole: bool = True) -> None:
         """Save what is seen, or the whole page, as PNG."""
@@ -149,7 +179,10 @@ def browser(profile: Path) -> Iterator[Browser]:
     )
     with (profile.parent / "chromium.log").open("wb") as log:
         process = subprocess.Popen(
-            ["bash", "-c", command, CHROMIUM, str(profile)], pass_fds=(their_in, their_out), stdout=log, stderr=log
+            ["bash", "-c", command, CHROMIUM, str(profile)],
+            pass_fds=(their_in, their_out),
+            stdout=log,
+            stderr=log,
         )
     os.close(their_in)
     os.close(their_out)
@@ -163,7 +196,9 @@ def browser(profile: Path) -> Iterator[Browser]:
 
 
 @contextmanager
-def serve(folder: Path, headers: Mapping[str, str] | None = None) -> Iterator[tuple[str, list[str]]]:
+def serve(
+    folder: Path, headers: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, list[str]]]:
     """Serve a folder as `python -m http.server` does: its address, and the paths that were asked for so far."""
     asked: list[str] = []
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
-os.environ["HF_HOME"] = "/nonexistent/deitctl-tests"  # no cached weights: the same result on every machine
+os.environ["HF_HOME"] = (
+    "/nonexistent/deitctl-tests"  # no cached weights: the same result on every machine
+)
 
 import shutil
 from dataclasses import replace
@@ -33,7 +35,9 @@ from deitctl.recipes import DIGITS
 from deitctl.training.launch import run_training
 
 torch.set_num_threads(1)  # models this small only wait for each other's threads
-settings.register_profile("deitctl", deadline=None, max_examples=30, derandomize=True, database=None)
+settings.register_profile(
+    "deitctl", deadline=None, max_examples=30, derandomize=True, database=None
+)
 settings.load_profile("deitctl")
 
 
@@ -71,12 +75,15 @@ def digit_sources() -> tuple[Source, Source]:
 
 @pytest.fixture(scope="session")
 def make_image(digit_sources: tuple[Source, Source]) -> Callable[..., Image.Image]:
-    """Make an RGB image of any size: a coloured gradient with handwritten digits on it."""
+    """Make an RGB image of any size: a colored gradient with handwritten digits on it."""
     train, _ = digit_sources
 
     def make(width: int = 96, height: int = 72, seed: int = 0) -> Image.Image:
         x, y = np.linspace(0, 255, width), np.linspace(0, 255, height)[:, None]
-        rows = [np.broadcast_to(c, (height, width)) for c in (x + 0 * y, y + 0 * x, (x + 2 * y + 37 * seed) % 256)]
+        rows = [
+            np.broadcast_to(c, (height, width))
+            for c in (x + 0 * y, y + 0 * x, (x + 2 * y + 37 * seed) % 256)
+        ]
         image = Image.fromarray(np.stack(rows, axis=-1).astype(np.uint8), "RGB")
         for turn in range(3):
             digit = train.read(7 * seed + turn).resize((max(1, width // 3), max(1, height // 2)))
@@ -103,7 +110,7 @@ def image_folder(tmp_path: Path, make_image: Callable[..., Image.Image]) -> Call
 
 
 @pytest.fixture(scope="session")
-def randomise() -> Callable[..., nn.Module]:
+def randomize() -> Callable[..., nn.Module]:
     """Fill every parameter with small normal noise, so that zeros and ones hide no mistake."""
 
     def fill(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -111,7 +118,9 @@ def randomise() -> Callable[..., nn.Module]:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(1 + 0.1 * noise if parameter.ndim == 1 and "norm" in name else 0.05 * noise)
+                parameter.copy_(
+                    1 + 0.1 * noise if parameter.ndim == 1 and "norm" in name else 0.05 * noise
+                )
         return model
 
     return fill
@@ -119,7 +128,7 @@ def randomise() -> Callable[..., nn.Module]:
 
 @pytest.fixture(scope="session")
 def tiny_arch() -> Callable[..., Architecture]:
-    """A DeiT of the catalogue at another input size."""
+    """A DeiT of the catalog at another input size."""
 
     def make(alias: str = "deit_tiny", img_size: int = 32) -> Architecture:
         arch = find(alias)
@@ -131,16 +140,23 @@ def tiny_arch() -> Callable[..., Architecture]:
 
 @pytest.fixture(scope="session")
 def deit(
-    tiny_arch: Callable[..., Architecture], randomise: Callable[..., nn.Module]
+    tiny_arch: Callable[..., Architecture], randomize: Callable[..., nn.Module]
 ) -> Callable[..., VisionTransformer]:
-    """A randomised DeiT with few classes and a small input."""
+    """A randomized DeiT with few classes and a small input."""
 
     def make(
-        alias: str = "deit_tiny", *, classes: int = 5, img_size: int = 32, seed: int = 0, drop_path_rate: float = 0.0
+        alias: str = "deit_tiny",
+        *,
+        classes: int = 5,
+        img_size: int = 32,
+        seed: int = 0,
+        drop_path_rate: float = 0.0,
     ) -> VisionTransformer:
         arch = tiny_arch(alias, img_size)
-        model = VisionTransformer(arch, num_classes=classes, img_size=img_size, drop_path_rate=drop_path_rate)
-        randomise(model, seed)
+        model = VisionTransformer(
+            arch, num_classes=classes, img_size=img_size, drop_path_rate=drop_path_rate
+        )
+        randomize(model, seed)
         return model.eval()
 
     return make
@@ -160,7 +176,10 @@ def noise() -> Callable[..., torch.Tensor]:
 def little(digit_sources: tuple[Source, Source]) -> tuple[Source, Source]:
     """60 training and 30 validation digits of all ten classes."""
     train, val = digit_sources
-    pick = [np.concatenate([np.flatnonzero(s.labels == d)[:n] for d in range(10)]) for s, n in ((train, 6), (val, 3))]
+    pick = [
+        np.concatenate([np.flatnonzero(s.labels == d)[:n] for d in range(10)])
+        for s, n in ((train, 6), (val, 3))
+    ]
     return subset(train, pick[0]), subset(val, pick[1])
 
 
@@ -179,9 +198,16 @@ def little_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
             repeats=2,
             on_top=(6.0, 0.06, 0.05),
         )
-        recipe = replace(DIGITS, img_size=32, epochs=3, batch_size=16, drop_path_rate=0.2, augment=augment)
+        recipe = replace(
+            DIGITS, img_size=32, epochs=3, batch_size=16, drop_path_rate=0.2, augment=augment
+        )
         config = TrainConfig(
-            model="deit_tiny", data="digits", recipe=recipe, precision="fp32", workers=0, output=str(tmp_path / output)
+            model="deit_tiny",
+            data="digits",
+            recipe=recipe,
+            precision="fp32",
+            workers=0,
+            output=str(tmp_path / output),
         )
         return replace(config, **changes)  # type: ignore[arg-type]
 
@@ -190,11 +216,16 @@ def little_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 
 @pytest.fixture(scope="session")
 def taught_once(tmp_path_factory: pytest.TempPathFactory, little: tuple[Source, Source]) -> Path:
-    """A convnet that has learnt a little of the digits: a run folder that no test may change."""
+    """A convnet that has learned a little of the digits: a run folder that no test may change."""
     root = tmp_path_factory.mktemp("teacher") / "teacher"
     recipe = replace(DIGITS, img_size=32, epochs=8, batch_size=16)
     config = TrainConfig(
-        model="test_resnet", data="digits", recipe=recipe, precision="fp32", workers=0, output=str(root)
+        model="test_resnet",
+        data="digits",
+        recipe=recipe,
+        precision="fp32",
+        workers=0,
+        output=str(root),
     )
     return run_training(config, sources=little).run
 
@@ -224,14 +255,24 @@ def imagenet_teacher(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def distilled(little_config: Callable[..., TrainConfig], digits_teacher: Path) -> Callable[..., TrainConfig]:
+def distilled(
+    little_config: Callable[..., TrainConfig], digits_teacher: Path
+) -> Callable[..., TrainConfig]:
     """Make a configuration of a student that listens to `digits_teacher` about 2 views; `distill` settings by name."""
 
     def make(output: str, **changes: object) -> TrainConfig:
         values: dict[str, object] = {
-            "teacher": str(digits_teacher), "mode": "hard", "alpha": 0.5, "tau": 3.0, "reduction": "batchmean",
-            "token": True, "teacher_sees": "view", "views": 2, "topk": 4, "force": True,
-        }  # fmt: skip
+            "teacher": str(digits_teacher),
+            "mode": "hard",
+            "alpha": 0.5,
+            "tau": 3.0,
+            "reduction": "batchmean",
+            "token": True,
+            "teacher_sees": "view",
+            "views": 2,
+            "topk": 4,
+            "force": True,
+        }
         return little_config(output, distill=DistillConfig(**{**values, **changes}))  # type: ignore[arg-type]
 
     return make
@@ -242,9 +283,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small distilled digits classifier in a folder, which no test may change."""
     torch.manual_seed(0)
     loaded = build_model(
-        "deit_tiny", class_names=[str(d) for d in range(10)], img_size=32, drop_path_rate=0.0, pretrained=False,
-        weights="", distilled=True, reporter=SilentReporter(),
-    )  # fmt: skip
+        "deit_tiny",
+        class_names=[str(d) for d in range(10)],
+        img_size=32,
+        drop_path_rate=0.0,
+        pretrained=False,
+        weights="",
+        distilled=True,
+        reporter=SilentReporter(),
+    )
     folder = tmp_path_factory.mktemp("model") / "seven"
     card = shipping_config(loaded.model, loaded.card)
     save_model(folder, loaded.model.state_dict(), card, layer_names(loaded.model))

@@ -30,7 +30,9 @@ class Repository:
 
     def commit(self, branch: str) -> str:
         """Return forty digits that stand for what a branch holds."""
-        content = sorted((path, hashlib.sha1(data).hexdigest()) for path, data in self.branches[branch].items())
+        content = sorted(
+            (path, hashlib.sha1(data).hexdigest()) for path, data in self.branches[branch].items()
+        )
         return hashlib.sha1(repr(content).encode()).hexdigest()
 
 
@@ -78,12 +80,16 @@ class _Handler(BaseHTTPRequestHandler):
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token not in ("", WRITES, READS):
             return self._answer(
-                401, {"error": "Invalid credentials"}, X_Error_Message="Invalid credentials in Authorization header"
+                401,
+                {"error": "Invalid credentials"},
+                X_Error_Message="Invalid credentials in Authorization header",
             )
         if self.command in ("GET", "HEAD"):
             return self._read(path, token)
         if token != WRITES and path != "/api/validate-yaml":
-            return self._answer(403, {"error": "no write access"}, X_Error_Message="no write access")
+            return self._answer(
+                403, {"error": "no write access"}, X_Error_Message="no write access"
+            )
         return self._write(path, body)
 
     do_GET = do_HEAD = do_POST = do_PUT = _handle  # noqa: N815
@@ -96,7 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None or (found.private and not token):
             return self._answer(404, X_Error_Code="RepoNotFound")
         if path.startswith("/api/models/"):
-            return self._answer(200, {"id": name, "private": found.private, "sha": found.commit("main")})
+            return self._answer(
+                200, {"id": name, "private": found.private, "sha": found.commit("main")}
+            )
         branch, _, file = rest.partition("/")
         if branch not in found.branches:
             branch = next((b for b in found.branches if found.commit(b) == branch), "")
@@ -114,16 +122,25 @@ class _Handler(BaseHTTPRequestHandler):
             name = f"{said['organization'] or 'me'}/{said['name']}"
             if name in self.hub.repositories:
                 return self._answer(
-                    409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"}
+                    409,
+                    {
+                        "error": "You already created this model repo",
+                        "url": f"{self.hub.url}/{name}",
+                    },
                 )
             private = said.get("private") or said.get("visibility") == "private"
             self.hub.repositories[name] = Repository(bool(private))
             return self._answer(200, {"url": f"{self.hub.url}/{name}"})
         if path.endswith(".git/info/lfs/objects/batch"):
             objects = [
-                {**o, "actions": None if o["oid"] in self.hub.stored else {"upload": {"href": f"{self.hub.url}/lfs/{o['oid']}"}}}
+                {
+                    **o,
+                    "actions": None
+                    if o["oid"] in self.hub.stored
+                    else {"upload": {"href": f"{self.hub.url}/lfs/{o['oid']}"}},
+                }
                 for o in json.loads(body)["objects"]
-            ]  # fmt: skip
+            ]
             objects = [{k: v for k, v in o.items() if v is not None} for o in objects]
             return self._answer(200, {"transfer": "basic", "objects": objects})
         owner, name, verb, branch = path.removeprefix("/api/models/").split("/", 3)
@@ -135,7 +152,13 @@ class _Handler(BaseHTTPRequestHandler):
             files = [f["path"] for f in json.loads(body)["files"]]
             modes = {f: "lfs" if f.endswith(LARGE) else "regular" for f in files}
             return self._answer(
-                200, {"files": [{"path": f, "uploadMode": m, "shouldIgnore": False} for f, m in modes.items()]}
+                200,
+                {
+                    "files": [
+                        {"path": f, "uploadMode": m, "shouldIgnore": False}
+                        for f, m in modes.items()
+                    ]
+                },
             )
         assert verb == "commit", path
         for line in map(json.loads, body.splitlines()):
@@ -147,7 +170,9 @@ class _Handler(BaseHTTPRequestHandler):
                 data = base64.b64decode(value["content"]) if sent else self.hub.stored[value["oid"]]
                 repository.branches[branch][value["path"]] = data
         oid = repository.commit(branch)
-        return self._answer(200, {"commitUrl": f"{self.hub.url}/{owner}/{name}/commit/{oid}", "commitOid": oid})
+        return self._answer(
+            200, {"commitUrl": f"{self.hub.url}/{owner}/{name}/commit/{oid}", "commitOid": oid}
+        )
 
 
 @contextmanager

@@ -35,7 +35,9 @@ def tensors_of(rank: int) -> list[torch.Tensor]:
 def network(seed: int) -> nn.Module:
     """Parameters, statistics and a counter, laid out as `Device.place` does it."""
     torch.manual_seed(seed)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3)).to(memory_format=torch.channels_last)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3)).to(
+        memory_format=torch.channels_last
+    )
     net.train()(torch.randn(2, 3, 8, 8))
     if seed:
         net(torch.randn(2, 3, 8, 8))

@@ -13,7 +13,7 @@ import deitctl
 
 ROOT = Path(deitctl.__file__).parent
 PACKAGES = (
-    ("errors", "config", "recipes", "events", "paths", "cache", "cores"),
+    ("errors", "records", "config", "recipes", "events", "paths", "cache", "cores"),
     ("device", "distributed", "lock", "rng"),
     ("models",),
     ("data",),
@@ -31,7 +31,9 @@ RANK = {name: number for number, names in enumerate(PACKAGES) for name in names}
 TOP = len(PACKAGES) - 1
 NO_TORCH = ("torch", "torchvision", "timm", "numpy")
 FILES = {
-    ".".join(("deitctl", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    ".".join(("deitctl", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): path
     for path in sorted(ROOT.rglob("*.py"))
 }
 CHILD_PROGRAMS = {
@@ -55,7 +57,10 @@ def imports(module: str, *, at_module_level: bool = False) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} imports relatively"
             source = node.module or ""
-            found |= {f"{source}.{a.name}" if f"{source}.{a.name}" in FILES else source for a in node.names}
+            found |= {
+                f"{source}.{a.name}" if f"{source}.{a.name}" in FILES else source
+                for a in node.names
+            }
     return found
 
 
@@ -109,12 +114,24 @@ def test_rich_and_typer_live_in_the_command_line_alone(module):
     assert not {n for n in imports(module) if n.split(".")[0] in ("rich", "typer", "click")}
 
 
-@pytest.mark.parametrize("module", [m for m in FILES if rank_of(m) != TOP and m not in CHILD_PROGRAMS])
+@pytest.mark.parametrize(
+    "module", [m for m in FILES if rank_of(m) != TOP and m not in CHILD_PROGRAMS]
+)
 def test_the_library_neither_prints_nor_exits(module):
     tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
     calls = {ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
-    raised = {ast.unparse(n.exc) for n in ast.walk(tree) if isinstance(n, ast.Raise) and n.exc is not None}
-    assert not calls & {"print", "sys.exit", "exit", "quit", "os._exit", "sys.stdout.write", "sys.stderr.write"}
+    raised = {
+        ast.unparse(n.exc) for n in ast.walk(tree) if isinstance(n, ast.Raise) and n.exc is not None
+    }
+    assert not calls & {
+        "print",
+        "sys.exit",
+        "exit",
+        "quit",
+        "os._exit",
+        "sys.stdout.write",
+        "sys.stderr.write",
+    }
     assert not any(r.startswith("SystemExit") for r in raised)
 
 
@@ -130,8 +147,15 @@ def test_pickles_are_read_as_weights_alone(module):
     tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
     for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
         if ast.unparse(call.func) == "torch.load":
-            assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords)
-        assert ast.unparse(call.func) not in ("torch.save", "pickle.load", "pickle.loads", "pickle.dump")
+            assert any(
+                k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords
+            )
+        assert ast.unparse(call.func) not in (
+            "torch.save",
+            "pickle.load",
+            "pickle.loads",
+            "pickle.dump",
+        )
 
 
 @pytest.mark.parametrize("module", FILES)

@@ -27,9 +27,16 @@ from deitctl.errors import ConfigError
 from deitctl.recipes import RECIPES
 
 TEACHER = DistillConfig(
-    teacher="regnety_160", mode="hard", alpha=0.5, tau=1.0, reduction="batchmean", token=True, teacher_sees="view",
-    views=8, topk=100,
-)  # fmt: skip
+    teacher="regnety_160",
+    mode="hard",
+    alpha=0.5,
+    tau=1.0,
+    reduction="batchmean",
+    token=True,
+    teacher_sees="view",
+    views=8,
+    topk=100,
+)
 CONFIG = TrainConfig(model="deit_tiny", data="digits", recipe=RECIPES["paper"], distill=TEACHER)
 FINITE = st.floats(-1e6, 1e6)
 
@@ -95,13 +102,23 @@ def test_texts_become_the_fields_type(key, text, value):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("recipe.epochs", "many"), ("recipe.epochs", 1.5), ("recipe.epochs", "1.5"), ("recipe.pretrained", "maybe"),
-        ("recipe.augment.crop_scale", "0.5"), ("recipe.augment.crop_scale", "a,b"), ("recipe.optim.lr", "fast"),
-        ("distill.mode", "medium"), ("recipe.augment.crop_scale", 3), ("recipe.optim.lr", None),
-        ("recipe.trainable", "body"), ("recipe.augment.on_top", "5"), ("distill.adapt", "some"),
-        ("distill.teacher_sees", "all"), ("distill.views", "few"),
+        ("recipe.epochs", "many"),
+        ("recipe.epochs", 1.5),
+        ("recipe.epochs", "1.5"),
+        ("recipe.pretrained", "maybe"),
+        ("recipe.augment.crop_scale", "0.5"),
+        ("recipe.augment.crop_scale", "a,b"),
+        ("recipe.optim.lr", "fast"),
+        ("distill.mode", "medium"),
+        ("recipe.augment.crop_scale", 3),
+        ("recipe.optim.lr", None),
+        ("recipe.trainable", "body"),
+        ("recipe.augment.on_top", "5"),
+        ("distill.adapt", "some"),
+        ("distill.teacher_sees", "all"),
+        ("distill.views", "few"),
     ],
-)  # fmt: skip
+)
 def test_values_that_do_not_fit_are_said_with_their_key(key, value):
     with pytest.raises(ConfigError, match=key):
         override(CONFIG, {key: value})
@@ -141,7 +158,13 @@ def test_overriding_leaves_the_original_alone():
 
 def test_every_setting_has_a_dotted_name():
     names = setting_names(TrainConfig)
-    some = {"seed", "recipe.epochs", "recipe.optim.layer_decay", "recipe.augment.mixup", "distill.alpha"}
+    some = {
+        "seed",
+        "recipe.epochs",
+        "recipe.optim.layer_decay",
+        "recipe.augment.mixup",
+        "distill.alpha",
+    }
     assert some <= set(names)
     assert len(names) == len(set(names))
 
@@ -150,9 +173,15 @@ def test_every_setting_has_a_dotted_name():
     ("values", "what"),
     [
         ({"model": "m", "data": "d"}, "lacks the setting 'recipe'"),
-        ({"model": "m", "data": "d", "recipe": {"name": "x"}}, r"run\.toml\.recipe lacks the setting 'pretrained'"),
+        (
+            {"model": "m", "data": "d", "recipe": {"name": "x"}},
+            r"run\.toml\.recipe lacks the setting 'pretrained'",
+        ),
         ({"modle": "m"}, "no setting 'modle'.*'model'"),
-        ({"distill": {"teacher": "t", "mode": "hard"}}, r"run\.toml\.distill lacks the setting 'alpha'"),
+        (
+            {"distill": {"teacher": "t", "mode": "hard"}},
+            r"run\.toml\.distill lacks the setting 'alpha'",
+        ),
     ],
 )
 def test_missing_and_unknown_entries_are_said(values, what):
@@ -174,17 +203,28 @@ def test_none_is_left_out_of_toml():
 
 
 def test_settings_are_flattened_to_their_dotted_names():
-    assert flat({"a": 1, "b": {"c": 2, "d": {"e": [3]}}, "f": {}}) == {"a": 1, "b.c": 2, "b.d.e": [3]}
+    assert flat({"a": 1, "b": {"c": 2, "d": {"e": [3]}}, "f": {}}) == {
+        "a": 1,
+        "b.c": 2,
+        "b.d.e": [3],
+    }
     assert set(flat(to_dict(CONFIG))) == set(setting_names(TrainConfig))
 
 
 def test_a_configuration_read_again_does_not_differ():
     for config in (CONFIG, replace(CONFIG, distill=None, recipe=RECIPES["digits"])):
-        assert differences(from_dict(TrainConfig, tomllib.loads(write_toml(config)), "run.toml"), config) == []
+        assert (
+            differences(
+                from_dict(TrainConfig, tomllib.loads(write_toml(config)), "run.toml"), config
+            )
+            == []
+        )
 
 
 def test_differences_are_named_with_both_values():
-    changed = override(CONFIG, {"seed": 7, "recipe.optim.lr": 1.0, "recipe.augment.crop_scale": "0.5,1"})
+    changed = override(
+        CONFIG, {"seed": 7, "recipe.optim.lr": 1.0, "recipe.augment.crop_scale": "0.5,1"}
+    )
     assert differences(CONFIG, changed) == [
         "recipe.augment.crop_scale is [0.08, 1.0], not [0.5, 1.0]",
         "recipe.optim.lr is 0.0005, not 1.0",
@@ -197,11 +237,24 @@ def test_differences_are_named_with_both_values():
 
 def test_every_setting_is_the_machines_or_makes_a_difference():
     other = {
-        "model": "m2", "data": "d2", "weights": "w", "seed": 3, "split_seed": 3, "workers": 3, "micro_batch": 4,
-        "save_every": "7", "loss_jump": 0, "on_bad_image": "stop", "device": "cpu", "precision": "bf16", "output": "o",
+        "model": "m2",
+        "data": "d2",
+        "weights": "w",
+        "seed": 3,
+        "split_seed": 3,
+        "workers": 3,
+        "micro_batch": 4,
+        "save_every": "7",
+        "loss_jump": 0,
+        "on_bad_image": "stop",
+        "device": "cpu",
+        "precision": "bf16",
+        "output": "o",
         "compile": True,
-    }  # fmt: skip
+    }
     plain = {name for name in setting_names(TrainConfig) if "." not in name}
     assert plain == set(other)
     for name, value in other.items():
-        assert bool(differences(CONFIG, override(CONFIG, {name: value}))) == (name not in MACHINE_SETTINGS), name
+        assert bool(differences(CONFIG, override(CONFIG, {name: value}))) == (
+            name not in MACHINE_SETTINGS
+        ), name

@@ -32,11 +32,14 @@ def test_auto_precision_has_a_reason():
 @pytest.mark.parametrize(
     ("name", "precision", "what"),
     [
-        ("gpu", "auto", "There is no device 'gpu'"), ("cpu:1", "auto", "There is no device 'cpu:1'"),
-        ("cuda:x", "auto", "There is no device 'cuda:x'"), ("", "auto", "There is no device"),
-        ("cpu", "fp8", "There is no precision 'fp8'"), ("cpu", "fp16", "not for CPUs"),
+        ("gpu", "auto", "There is no device 'gpu'"),
+        ("cpu:1", "auto", "There is no device 'cpu:1'"),
+        ("cuda:x", "auto", "There is no device 'cuda:x'"),
+        ("", "auto", "There is no device"),
+        ("cpu", "fp8", "There is no precision 'fp8'"),
+        ("cpu", "fp16", "not for CPUs"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_device_or_precision_is_said(name, precision, what):
     with pytest.raises(ConfigError, match=what):
         choose_device(name, precision)
@@ -97,8 +100,16 @@ def test_what_only_cuda_has_is_harmless_on_the_cpu():
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
         (MemoryError(), True),
         (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), True),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), True),
-        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."), True),
+        (
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+            ),
+            True,
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+            True,
+        ),
         (RuntimeError("std::bad_alloc"), True),
         (RuntimeError("could not create a primitive"), True),
         (RuntimeError("could not create a primitive descriptor for a matmul"), False),
@@ -107,7 +118,7 @@ def test_what_only_cuda_has_is_harmless_on_the_cpu():
         (ValueError("out of memory"), False),
         (KeyboardInterrupt("out of memory"), False),
     ],
-)  # fmt: skip
+)
 def test_memory_that_ran_out_is_told_from_other_failures(error, expected):
     assert ran_out_of_memory(error) == expected
 
@@ -129,7 +140,9 @@ def test_forgetting_cached_memory_is_harmless():
 
 def test_micro_batches_keep_activations_in_blocks_that_the_allocator_keeps():
     cpu = Device(torch.device("cpu"), torch.bfloat16, "")
-    assert cpu.images_at_a_time(608_256) == 32  # deit_small in bf16: 55 images of 198 x 1,536 numbers
+    assert (
+        cpu.images_at_a_time(608_256) == 32
+    )  # deit_small in bf16: 55 images of 198 x 1,536 numbers
     assert cpu.images_at_a_time(10**9) == 2
     assert cpu.images_at_a_time(0) == 0
     assert Device(torch.device("cuda"), torch.bfloat16, "").images_at_a_time(608_256) == 0
@@ -167,25 +180,37 @@ print(c.mallinfo2().a)  # bytes of the heap, blocks of their own left out
 
 
 @pytest.mark.skipif(
-    sys.platform != "linux" or "LD_PRELOAD" in os.environ or not hasattr(ctypes.CDLL(None), "mallinfo2"),
+    sys.platform != "linux"
+    or "LD_PRELOAD" in os.environ
+    or not hasattr(ctypes.CDLL(None), "mallinfo2"),
     reason="another malloc, or an older glibc",
 )
 def test_what_a_step_frees_is_kept_for_the_next(monkeypatch):
     for name in [n for n in os.environ if n.startswith("MALLOC_") or n == "GLIBC_TUNABLES"]:
         monkeypatch.delenv(name)
     kept = {
-        who: int(subprocess.run([sys.executable, "-c", HEAP, who], capture_output=True, text=True, check=True).stdout)
+        who: int(
+            subprocess.run(
+                [sys.executable, "-c", HEAP, who], capture_output=True, text=True, check=True
+            ).stdout
+        )
         for who in ("ours", "glibc")
     }
     assert kept["ours"] > kept["glibc"] + 150 * 2**20
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")  # who says so wants memory back
-    done = subprocess.run([sys.executable, "-c", HEAP, "ours"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HEAP, "ours"], capture_output=True, text=True, check=True
+    )
     assert int(done.stdout) < kept["ours"] - 100 * 2**20
 
 
 @pytest.mark.parametrize(
     ("name", "value", "keeps"),
-    [("MALLOC_ARENA_MAX", "1", False), ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1", False), ("LANG", "C", True)],
+    [
+        ("MALLOC_ARENA_MAX", "1", False),
+        ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1", False),
+        ("LANG", "C", True),
+    ],
 )
 def test_what_the_environment_says_of_malloc_goes_before(monkeypatch, name, value, keeps):
     for other in [n for n in os.environ if n.startswith("MALLOC_") or n == "GLIBC_TUNABLES"]:

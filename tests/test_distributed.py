@@ -19,7 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deitctl import distributed as module
-from deitctl.distributed import SINGLE_PROCESS, World, is_distributed, joined, launch_id, local_rank, main_process
+from deitctl.distributed import (
+    SINGLE_PROCESS,
+    World,
+    is_distributed,
+    joined,
+    launch_id,
+    local_rank,
+    main_process,
+)
 from deitctl.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -33,7 +41,9 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(size=st.integers(1, 20), count=st.integers(0, 300))
-def test_shares_are_all_of_a_batch_in_order_with_neighbours_together_and_even(size: int, count: int) -> None:
+def test_shares_are_all_of_a_batch_in_order_with_neighbors_together_and_even(
+    size: int, count: int
+) -> None:
     shares = [World(rank, size).share(count) for rank in range(size)]
     assert [place for share in shares for place in range(count)[share]] == list(range(count))
     assert all(s.start % 2 == 0 or s.start == count for s in shares)
@@ -66,7 +76,10 @@ def test_one_alone_needs_nobody() -> None:
         ({"WORLD_SIZE": "1", "RANK": "0"}, (False, True, 0, "")),
         ({"WORLD_SIZE": "2", "RANK": "0"}, (True, True, 0, "")),
         ({"WORLD_SIZE": "16", "RANK": "9", "LOCAL_RANK": "1"}, (True, False, 1, "")),
-        ({"WORLD_SIZE": "2", "RANK": "1", "TORCHELASTIC_RUN_ID": "job-7"}, (True, False, 0, "job-7")),
+        (
+            {"WORLD_SIZE": "2", "RANK": "1", "TORCHELASTIC_RUN_ID": "job-7"},
+            (True, False, 0, "job-7"),
+        ),
     ],
 )
 def test_the_environment_says_who_a_process_is(
@@ -83,15 +96,21 @@ def test_a_launch_without_a_name_is_known_by_its_launcher(monkeypatch: pytest.Mo
     assert str(os.getppid()) in launch_id()
 
 
-def test_several_processes_on_a_device_that_cannot_talk_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_on_a_device_that_cannot_talk_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="Several processes cannot share mps"):
         joined(torch.device("mps")).__enter__()
 
 
-def test_buckets_are_of_one_kind_and_size_and_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buckets_are_of_one_kind_and_size_and_keep_the_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "BUCKET", 10)
-    tensors = [torch.zeros(n) for n in (4, 6, 1, 10, 11, 0, 3)] + [torch.zeros(2, dtype=torch.float64)]
+    tensors = [torch.zeros(n) for n in (4, 6, 1, 10, 11, 0, 3)] + [
+        torch.zeros(2, dtype=torch.float64)
+    ]
     groups = list(module._buckets(tensors))
     assert [[t.numel() for t in g] for g in groups] == [[4, 6], [1], [10], [11], [0, 3], [2]]
     assert [id(t) for g in groups for t in g] == [id(t) for t in tensors]
@@ -198,7 +217,9 @@ def test_all_get_the_main_processs_parameters_and_statistics(two: list[dict[str,
         assert seen["model"] == expected
 
 
-def test_processes_that_have_met_find_themselves_met_and_can_part_and_meet_again(two: list[dict[str, object]]) -> None:
+def test_processes_that_have_met_find_themselves_met_and_can_part_and_meet_again(
+    two: list[dict[str, object]],
+) -> None:
     for rank, seen in enumerate(two):
         assert seen["nested"] == [rank, 2, [[0], [1]]]
         assert seen["after nested"] == [[0], [1]]

@@ -71,7 +71,9 @@ def test_one_that_need_not_wait_does_not_say_so(tmp_path: Path) -> None:
 def test_a_killed_process_lets_its_lock_go(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     command = [sys.executable, "-c", HOLDER, str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         try:
             assert holder.stdout.readline() == "held\n"

@@ -7,13 +7,26 @@ from dataclasses import replace
 import pytest
 
 from deitctl.errors import ConfigError
-from deitctl.recipes import DISTILL_DEFAULTS, DISTILL_REDUCTION, PAPER, PAPER_384, RECIPES, describe, get_recipe
+from deitctl.recipes import (
+    DISTILL_DEFAULTS,
+    DISTILL_REDUCTION,
+    PAPER,
+    PAPER_384,
+    RECIPES,
+    describe,
+    get_recipe,
+)
 
 
 def test_paper_is_table_9():
     """DeiT Table 9, column DeiT-B; sides that the table leaves open are the released code's."""
     augment, optim = PAPER.augment, PAPER.optim
-    assert (PAPER.epochs, PAPER.batch_size, PAPER.smoothing, PAPER.drop_path_rate) == (300, 1024, 0.1, 0.1)
+    assert (PAPER.epochs, PAPER.batch_size, PAPER.smoothing, PAPER.drop_path_rate) == (
+        300,
+        1024,
+        0.1,
+        0.1,
+    )
     assert (optim.lr, optim.lr_batch, optim.weight_decay, optim.warmup_epochs, optim.clip_grad) == (
         5e-4,
         512,
@@ -22,14 +35,32 @@ def test_paper_is_table_9():
         0.0,
     )
     assert (optim.min_lr, optim.warmup_lr, PAPER.ema_decay) == (1e-5, 1e-6, 0.99996)
-    assert (augment.rand_augment, augment.mixup, augment.cutmix) == ("rand-m9-mstd0.5-inc1", 0.8, 1.0)
-    assert (augment.erase_prob, augment.repeats, augment.mix_prob, augment.switch_prob) == (0.25, 3, 1.0, 0.5)
+    assert (augment.rand_augment, augment.mixup, augment.cutmix) == (
+        "rand-m9-mstd0.5-inc1",
+        0.8,
+        1.0,
+    )
+    assert (augment.erase_prob, augment.repeats, augment.mix_prob, augment.switch_prob) == (
+        0.25,
+        3,
+        1.0,
+        0.5,
+    )
     assert not PAPER.pretrained
 
 
 def test_paper_384_is_the_readmes():
-    assert (PAPER_384.epochs, PAPER_384.batch_size, PAPER_384.img_size, PAPER_384.pretrained) == (30, 512, 384, True)
-    assert (PAPER_384.optim.lr, PAPER_384.optim.min_lr, PAPER_384.optim.weight_decay) == (5e-6, 5e-6, 1e-8)
+    assert (PAPER_384.epochs, PAPER_384.batch_size, PAPER_384.img_size, PAPER_384.pretrained) == (
+        30,
+        512,
+        384,
+        True,
+    )
+    assert (PAPER_384.optim.lr, PAPER_384.optim.min_lr, PAPER_384.optim.weight_decay) == (
+        5e-6,
+        5e-6,
+        1e-8,
+    )
     assert PAPER_384.augment == PAPER.augment  # "train aug kept"
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from deitctl import rng
 
 PARTS = st.lists(
-    st.integers(-(2**40), 2**40) | st.text(st.characters(exclude_characters="\x1f", codec="utf-8"), max_size=8),
+    st.integers(-(2**40), 2**40)
+    | st.text(st.characters(exclude_characters="\x1f", codec="utf-8"), max_size=8),
     max_size=5,
 ).map(tuple)
 
@@ -23,7 +24,7 @@ def test_seeds_differ_exactly_where_their_parts_do(a, b):
     assert (rng.derive_seed(*a) == rng.derive_seed(*b)) == (a == b)
 
 
-def test_neighbouring_parts_do_not_run_together():
+def test_neighboring_parts_do_not_run_together():
     assert rng.derive_seed(1, 23) != rng.derive_seed(12, 3)
     assert rng.derive_seed(1) != rng.derive_seed("1")
     assert rng.derive_seed("a", "b") != rng.derive_seed("ab")
@@ -49,7 +50,10 @@ def test_seed_bits_are_even():
 def test_generators_repeat():
     assert rng.generator(1, "a").random() == rng.generator(1, "a").random()
     assert rng.generator(1, "a").random() != rng.generator(2, "a").random()
-    assert torch.equal(torch.rand(3, generator=rng.torch_generator(1)), torch.rand(3, generator=rng.torch_generator(1)))
+    assert torch.equal(
+        torch.rand(3, generator=rng.torch_generator(1)),
+        torch.rand(3, generator=rng.torch_generator(1)),
+    )
 
 
 def draws() -> tuple[float, float, float]:

@@ -39,12 +39,26 @@ from benchmarks.rivals.rounds import Runner, explore, hold, keep, say
 from benchmarks.rivals.tables import markdown, summary
 
 JOBS = {
-    "distil": training.distil, "train": training.train, "eval": answers.evaluate, "predict": answers.predict,
-    "finetune": training.finetune, "scratch": training.scratch,
+    "distill": training.distill,
+    "train": training.train,
+    "eval": answers.evaluate,
+    "predict": answers.predict,
+    "finetune": training.finetune,
+    "scratch": training.scratch,
     "learn": training.learn,
-}  # fmt: skip
+}
 PACKAGES = ("deitctl", "torch", "torchvision", "timm", "pillow", "numpy")
-MATTERS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_tile", "bf16", "sve")
+MATTERS = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "amx_tile",
+    "bf16",
+    "sve",
+)
 BUSY = 0.5  # of load, before anything was started: somebody else is at work
 
 
@@ -54,16 +68,20 @@ def machine() -> dict[str, Any]:
     about = {key.strip(): value.strip() for key, _, value in lines}
     flags = set(about.get("flags", about.get("Features", "")).split())
     return {
-        "cpu": about.get("model name", platform.machine()), "cores": len(os.sched_getaffinity(0)),
-        "flags": [f for f in MATTERS if f in flags], "python": platform.python_version(),
+        "cpu": about.get("model name", platform.machine()),
+        "cores": len(os.sched_getaffinity(0)),
+        "flags": [f for f in MATTERS if f in flags],
+        "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-    }  # fmt: skip
+    }
 
 
 def state_of(checkout: Path) -> str:
     """Name the commit of a checkout, and its version where it has one."""
     said = subprocess.run(
-        ["git", "-C", checkout, "describe", "--always", "--tags", "--dirty"], capture_output=True, text=True
+        ["git", "-C", checkout, "describe", "--always", "--tags", "--dirty"],
+        capture_output=True,
+        text=True,
     )
     version = checkout / "timm/version.py"
     number = version.read_text().split("'")[1] if version.exists() else ""
@@ -74,9 +92,15 @@ def options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--timm", type=Path, required=True, help="Checkout of huggingface/pytorch-image-models.")
+    parser.add_argument(
+        "--timm", type=Path, required=True, help="Checkout of huggingface/pytorch-image-models."
+    )
     parser.add_argument("--deit", type=Path, help="Checkout of facebookresearch/deit.")
-    parser.add_argument("--deit-python", default=sys.executable, help="Python for it, with the packages it asks for.")
+    parser.add_argument(
+        "--deit-python",
+        default=sys.executable,
+        help="Python for it, with the packages it asks for.",
+    )
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
@@ -86,28 +110,50 @@ def options() -> argparse.Namespace:
     sizes.add_argument("--quick", dest="size", action="store_const", const="quick", default="full")
     sizes.add_argument("--smoke", dest="size", action="store_const", const="smoke")
     parser.add_argument("--rounds", type=int, help="Instead of the size's, of seeds too.")
-    parser.add_argument("--also", type=shlex.split, action="append", default=[], help="Flags of one more of ours.")
-    parser.add_argument("--also-timm", type=shlex.split, action="append", default=[], help="The same of train.py.")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="Of torch, on both sides.")
-    parser.add_argument("--timeout", type=float, default=900, help="Seconds that one command may take.")
+    parser.add_argument(
+        "--also", type=shlex.split, action="append", default=[], help="Flags of one more of ours."
+    )
+    parser.add_argument(
+        "--also-timm", type=shlex.split, action="append", default=[], help="The same of train.py."
+    )
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="Of torch, on both sides."
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=900, help="Seconds that one command may take."
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     """Hold the rounds of the jobs; print their tables."""
     said = options()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what runs is ended too
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
+    )  # so that what runs is ended too
     out = said.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     if (load := os.getloadavg()[0]) > BUSY:
-        say(f"warning: the machine has a load of {load:.1f} before anything was started; figures will not be steady")
+        say(
+            f"warning: the machine has a load of {load:.1f} before anything was started; figures will not be steady"
+        )
     setup = Setup(
-        out=out, timm=said.timm.resolve(), images=said.images.resolve(), photos=said.photos.resolve(),
-        weights=said.weights.resolve(), size=SIZES[said.size], also=tuple(map(tuple, said.also)),
+        out=out,
+        timm=said.timm.resolve(),
+        images=said.images.resolve(),
+        photos=said.photos.resolve(),
+        weights=said.weights.resolve(),
+        size=SIZES[said.size],
+        also=tuple(map(tuple, said.also)),
         also_timm=tuple(map(tuple, said.also_timm)),
-    )  # fmt: skip
+    )
     checkouts = {"deitctl": state_of(Path(__file__).parents[2]), "timm": state_of(setup.timm)}
-    conditions = {"size": said.size, "threads": said.threads, "checkouts": checkouts, "machine": machine()}
+    conditions = {
+        "size": said.size,
+        "threads": said.threads,
+        "checkouts": checkouts,
+        "machine": machine(),
+    }
     runner = Runner(out, said.threads, said.timeout)
     jobs = [JOBS[name](setup) for name in said.only or JOBS]
     if said.rounds:

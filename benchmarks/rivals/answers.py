@@ -9,7 +9,10 @@ from benchmarks.rivals.jobs import BF16, FASTER, LIKELY, TINY, Job, Setup, named
 from benchmarks.rivals.sides import Contestant
 
 PREDICT_BATCH = 16  # deitctl predict's own
-SMALL_BATCH = ("-b", "64")  # deitctl eval's own; validate.py's is 256, and one such batch is its warm-up
+SMALL_BATCH = (
+    "-b",
+    "64",
+)  # deitctl eval's own; validate.py's is 256, and one such batch is its warm-up
 FASTER_ANSWERS = ((BF16, ("--model-dtype", "bfloat16")), *FASTER[1:])
 
 
@@ -20,7 +23,18 @@ def evaluate(setup: Setup) -> Job:
     ours = [
         sides.deitctl(
             f"deitctl eval --precision {precision}",
-            ("eval", data, "--model", TINY, "--weights", setup.weights, "--precision", precision, "--format", "json"),
+            (
+                "eval",
+                data,
+                "--model",
+                TINY,
+                "--weights",
+                setup.weights,
+                "--precision",
+                precision,
+                "--format",
+                "json",
+            ),
             sides.read_eval,
         )
         for precision in ("fp32", "bf16")
@@ -29,17 +43,33 @@ def evaluate(setup: Setup) -> Job:
 
     def rival(flags: Sequence[str], _: int) -> Contestant:
         words = (
-            *("--data-dir", data, "--model", f"{TINY}_patch16_224", "--checkpoint", setup.weights, "--device", "cpu"),
+            *(
+                "--data-dir",
+                data,
+                "--model",
+                f"{TINY}_patch16_224",
+                "--checkpoint",
+                setup.weights,
+                "--device",
+                "cpu",
+            ),
             *("--class-map", classes, "--log-freq", 1, *flags),
         )
         name = named("timm validate.py", flags)
         return sides.script(name, setup.timm / "validate.py", words, sides.read_validate(count))
 
-    question = f"{TINY} scored on {count} photos of short side {material.SHORT_SIDE}, in class folders."
+    question = (
+        f"{TINY} scored on {count} photos of short side {material.SHORT_SIDE}, in class folders."
+    )
     return Job(
-        name="eval", question=question, rounds=setup.size.rounds, ours=lambda _: ours, rival=rival,
-        candidates=(*FASTER_ANSWERS, (SMALL_BATCH,)), best=(*LIKELY, *SMALL_BATCH),
-    )  # fmt: skip
+        name="eval",
+        question=question,
+        rounds=setup.size.rounds,
+        ours=lambda _: ours,
+        rival=rival,
+        candidates=(*FASTER_ANSWERS, (SMALL_BATCH,)),
+        best=(*LIKELY, *SMALL_BATCH),
+    )
 
 
 def predict(setup: Setup) -> Job:
@@ -49,24 +79,60 @@ def predict(setup: Setup) -> Job:
     ours = [
         sides.deitctl(
             f"deitctl predict --precision {precision}",
-            ("predict", data, "--model", TINY, "--weights", setup.weights, "--precision", precision, "--format", "jsonl",
-             "--batch-size", PREDICT_BATCH),
+            (
+                "predict",
+                data,
+                "--model",
+                TINY,
+                "--weights",
+                setup.weights,
+                "--precision",
+                precision,
+                "--format",
+                "jsonl",
+                "--batch-size",
+                PREDICT_BATCH,
+            ),
             sides.read_predict(count, PREDICT_BATCH),
         )
         for precision in ("fp32", "bf16")
-    ]  # fmt: skip
+    ]
 
     def rival(flags: Sequence[str], _: int) -> Contestant:
         words = (
-            *("--data-dir", data, "--model", f"{TINY}_patch16_224", "--checkpoint", setup.weights, "--device", "cpu"),
-            *("-b", PREDICT_BATCH, "--topk", 5, "--include-index", "--log-freq", 1, "--no-console-results"),
+            *(
+                "--data-dir",
+                data,
+                "--model",
+                f"{TINY}_patch16_224",
+                "--checkpoint",
+                setup.weights,
+                "--device",
+                "cpu",
+            ),
+            *(
+                "-b",
+                PREDICT_BATCH,
+                "--topk",
+                5,
+                "--include-index",
+                "--log-freq",
+                1,
+                "--no-console-results",
+            ),
             *("--results-dir", "{run}", "--results-file", "answers.csv", *flags),
         )
         name = named("timm inference.py", flags)
-        return sides.script(name, setup.timm / "inference.py", words, sides.read_inference(count, PREDICT_BATCH))
+        return sides.script(
+            name, setup.timm / "inference.py", words, sides.read_inference(count, PREDICT_BATCH)
+        )
 
     question = f"The five best classes of {count} photos, batch {PREDICT_BATCH}."
     return Job(
-        name="predict", question=question, rounds=setup.size.rounds, ours=lambda _: ours, rival=rival,
+        name="predict",
+        question=question,
+        rounds=setup.size.rounds,
+        ours=lambda _: ours,
+        rival=rival,
         candidates=FASTER_ANSWERS,
-    )  # fmt: skip
+    )

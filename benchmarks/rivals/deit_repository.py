@@ -12,13 +12,32 @@ def try_main(repository: Path, python: str, data: Path, out: Path) -> dict[str, 
     out.mkdir(parents=True, exist_ok=True)
     main = [python, "main.py"]
     training = [
-        *main, "--model", "deit_tiny_patch16_224", "--data-path", str(data), "--device", "cpu", "--batch-size", "32",
-        "--epochs", "1", "--num_workers", "1", "--output_dir", str(out),
-    ]  # fmt: skip
+        *main,
+        "--model",
+        "deit_tiny_patch16_224",
+        "--data-path",
+        str(data),
+        "--device",
+        "cpu",
+        "--batch-size",
+        "32",
+        "--epochs",
+        "1",
+        "--num_workers",
+        "1",
+        "--output_dir",
+        str(out),
+    ]
     said = "trains on this machine"
-    for what, command in (("does not start", [*main, "--help"]), ("starts, and does not train here", training)):
+    for what, command in (
+        ("does not start", [*main, "--help"]),
+        ("starts, and does not train here", training),
+    ):
         done = run(command, {"HF_HUB_OFFLINE": "1"}, repository, 300)
         if done.code:
             said = f"{what}: {done.last_words}"
             break
-    return {"main.py": said, "asks for": ", ".join((repository / "requirements.txt").read_text().split())}
+    return {
+        "main.py": said,
+        "asks for": ", ".join((repository / "requirements.txt").read_text().split()),
+    }

@@ -28,7 +28,7 @@ class Size:
     """Of each job but those of accuracy, whose rounds are seeds."""
     teacher: str = "regnety_160"
     student: str = SMALL
-    distil: tuple[int, int, int]
+    distill: tuple[int, int, int]
     """Images an epoch, batch, epochs."""
     train: tuple[int, int, int]
     photos: int
@@ -43,16 +43,40 @@ class Size:
 
 SIZES = {
     "full": Size(
-        rounds=2, distil=(80, 16, 3), train=(320, 64, 2), photos=1000, predict=400, finetune=(4, 3), scratch=(6, 3), learn=(30, 3)
+        rounds=2,
+        distill=(80, 16, 3),
+        train=(320, 64, 2),
+        photos=1000,
+        predict=400,
+        finetune=(4, 3),
+        scratch=(6, 3),
+        learn=(30, 3),
     ),
     "quick": Size(
-        rounds=1, distil=(20, 10, 2), train=(160, 32, 2), photos=300, predict=200, finetune=(2, 1), scratch=(3, 1), learn=(10, 1)
+        rounds=1,
+        distill=(20, 10, 2),
+        train=(160, 32, 2),
+        photos=300,
+        predict=200,
+        finetune=(2, 1),
+        scratch=(3, 1),
+        learn=(10, 1),
     ),
     "smoke": Size(  # does everything start, and is it read?
-        rounds=1, teacher="regnety_002", student=TINY, distil=(20, 10, 2), train=(20, 10, 2), photos=48,
-        predict=48, img_size=32, finetune=(1, 1), scratch=(1, 1), learn=(1, 1), teacher_epochs=1,
+        rounds=1,
+        teacher="regnety_002",
+        student=TINY,
+        distill=(20, 10, 2),
+        train=(20, 10, 2),
+        photos=48,
+        predict=48,
+        img_size=32,
+        finetune=(1, 1),
+        scratch=(1, 1),
+        learn=(1, 1),
+        teacher_epochs=1,
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +118,11 @@ class Job:
     def contestants(self, number: int, best: Sequence[str]) -> list[Contestant]:
         """List who takes turns in round `number`."""
         flags = dict.fromkeys(
-            [*(() if self.only_best else ((),)), tuple(best), *((*best, *more) for more in self.also)]
+            [
+                *(() if self.only_best else ((),)),
+                tuple(best),
+                *((*best, *more) for more in self.also),
+            ]
         )
         return self.ours(number) + [self.rival(some, number) for some in flags]
 

@@ -10,7 +10,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-SHORT_SIDE, QUALITY = 400, 92  # of the photos, a little below ImageNet's 500 x 375 and as it is saved
+SHORT_SIDE, QUALITY = (
+    400,
+    92,
+)  # of the photos, a little below ImageNet's 500 x 375 and as it is saved
 
 
 def subset(source: Path, folder: Path, counts: Mapping[str, int], name: str = "") -> Path:
@@ -45,7 +48,12 @@ def photos(source: Path, folder: Path, count: int) -> Path:
     draw = random.Random(0)
     for number in range(count):
         original = originals[number % len(originals)]
-        share, x, y, flip = 0.75 + draw.random() / 4, draw.random(), draw.random(), draw.random() < 0.5
+        share, x, y, flip = (
+            0.75 + draw.random() / 4,
+            draw.random(),
+            draw.random(),
+            draw.random() < 0.5,
+        )
         path = folder / original.name.partition("_")[0] / f"{number:05}.JPEG"
         if path.exists():
             continue
@@ -54,9 +62,10 @@ def photos(source: Path, folder: Path, count: int) -> Path:
         left, top = round((image.width - width) * x), round((image.height - height) * y)
         scale = SHORT_SIDE / min(width, height)
         image = image.resize(
-            (round(width * scale), round(height * scale)), Image.Resampling.LANCZOS,
+            (round(width * scale), round(height * scale)),
+            Image.Resampling.LANCZOS,
             (left, top, left + width, top + height),
-        )  # fmt: skip
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         (ImageOps.mirror(image) if flip else image).save(part, "JPEG", quality=QUALITY)
@@ -83,7 +92,11 @@ def digits(folder: Path) -> Path:
 
     if not folder.exists():
         draft = folder.with_name(f"{folder.name}.part")
-        parts = zip(("train", "val"), open_for_training("digits", seed=0, reporter=SilentReporter()), strict=True)
+        parts = zip(
+            ("train", "val"),
+            open_for_training("digits", seed=0, reporter=SilentReporter()),
+            strict=True,
+        )
         for split, source in parts:
             for index, label in enumerate(source.labels):
                 path = draft / split / source.class_names[label] / f"{index:04}.png"
@@ -98,8 +111,28 @@ def taught_teacher(architecture: str, data: Path, img_size: int, epochs: int, fo
     if not (folder / "result.json").exists():
         shutil.rmtree(folder, ignore_errors=True)  # of a training that was broken off
         command = (
-            *(sys.executable, "-m", "deitctl", "train", data, "--model", architecture, "--recipe", "digits-convnet"),
-            *("--img-size", img_size, "--epochs", epochs, "--no-pretrained", "--output", folder, "--format", "json"),
+            *(
+                sys.executable,
+                "-m",
+                "deitctl",
+                "train",
+                data,
+                "--model",
+                architecture,
+                "--recipe",
+                "digits-convnet",
+            ),
+            *(
+                "--img-size",
+                img_size,
+                "--epochs",
+                epochs,
+                "--no-pretrained",
+                "--output",
+                folder,
+                "--format",
+                "json",
+            ),
         )
         subprocess.run([*map(str, command)], check=True, stdout=sys.stderr)
     return folder

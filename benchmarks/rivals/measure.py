@@ -42,9 +42,16 @@ def run(command: Sequence[str], env: Mapping[str, str], cwd: Path, timeout: floa
     """Run `command` to its end, or until `timeout` seconds are over (code -9)."""
     start = time.monotonic()
     process = subprocess.Popen(
-        command, env={**os.environ, **env}, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
-    )  # fmt: skip
+        command,
+        env={**os.environ, **env},
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
     ended, peak = threading.Event(), [0.0]
     out: list[tuple[float, str]] = []
     err: list[tuple[float, str]] = []

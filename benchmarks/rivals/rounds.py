@@ -27,14 +27,21 @@ class Runner:
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "cwd").mkdir(parents=True)
         env = {
-            "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1",
-            "DEITCTL_CACHE": str(folder / "cache"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
-        }  # fmt: skip
+            "OMP_NUM_THREADS": str(self.threads),
+            "PYTHONUNBUFFERED": "1",
+            "HF_HUB_OFFLINE": "1",
+            "DEITCTL_CACHE": str(folder / "cache"),
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        }
         command = [word.replace("{run}", str(folder / "run")) for word in contestant.command]
         say(f"{log}: {contestant.name}")
         done = run(command, env, folder / "cwd", self.timeout)
         self._log(log, command, done)
-        figures: Figures = {"seconds": round(done.seconds, 2), "cpu": round(done.cpu, 2), "memory": round(done.memory)}
+        figures: Figures = {
+            "seconds": round(done.seconds, 2),
+            "cpu": round(done.cpu, 2),
+            "memory": round(done.memory),
+        }
         try:
             if done.code:
                 raise ValueError(done.last_words)
@@ -44,7 +51,10 @@ class Runner:
             figures["error"] = late + (str(error) or repr(error))
             say(f"  failed: {figures['error']}")
         shutil.rmtree(folder, ignore_errors=True)
-        say("  " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items() if isinstance(v, int | float)))
+        say(
+            "  "
+            + ", ".join(f"{k} {v:.4g}" for k, v in figures.items() if isinstance(v, int | float))
+        )
         return figures
 
     def _log(self, name: str, command: Sequence[str], done: Finished) -> None:
@@ -55,7 +65,9 @@ class Runner:
         path.write_text(f"{shown(command)}\n{text}")
 
 
-def hold(job: Job, best: Sequence[str], conditions: dict[str, Any], runner: Runner) -> dict[str, Any]:
+def hold(
+    job: Job, best: Sequence[str], conditions: dict[str, Any], runner: Runner
+) -> dict[str, Any]:
     """Hold the rounds of a job that were not held yet under the same conditions; return and keep its record."""
     path = runner.out / f"{job.name}.json"
     commands = {c.name: shown(c.command) for c in job.contestants(0, best)}
@@ -82,7 +94,9 @@ def hold(job: Job, best: Sequence[str], conditions: dict[str, Any], runner: Runn
 
 def _compared(runs: dict[str, Figures]) -> dict[str, Figures]:
     """Count for each contestant the images whose first class is not the first contestant's."""
-    answers = {name: figures.pop("answers") for name, figures in runs.items() if "answers" in figures}
+    answers = {
+        name: figures.pop("answers") for name, figures in runs.items() if "answers" in figures
+    }
     if answers:
         first = next(iter(answers.values()))
         for name, theirs in answers.items():
@@ -98,7 +112,12 @@ def explore(job: Job, runner: Runner) -> dict[str, Any]:
 
     def speed(some: tuple[str, ...]) -> float:
         figures = runner(job.rival(some, 0), f"explore {job.name} {len(tried) + 1}")
-        tried.append({"flags": list(some), **{k: v for k, v in figures.items() if k not in ("answers", "curve")}})
+        tried.append(
+            {
+                "flags": list(some),
+                **{k: v for k, v in figures.items() if k not in ("answers", "curve")},
+            }
+        )
         return figures.get("images_per_second") or 0.0
 
     fastest = speed(flags)

@@ -61,28 +61,42 @@ def read_timm_training(batch: int) -> Reader:
                     steps.append(float(found[3]))
             elif (found := TIMM_TEST.match(text)) and found[2] == found[3]:
                 top1 = float(found[4])
-                if found[1] and curve:  # the average of the weights, right after the weights themselves
+                if (
+                    found[1] and curve
+                ):  # the average of the weights, right after the weights themselves
                     top1 = max(top1, curve.pop()[1])
                 curve.append((round(seconds, 2), top1))
-        return {"images_per_second": batch / statistics.mean(steps) if steps else None, **_accuracy(curve)}
+        return {
+            "images_per_second": batch / statistics.mean(steps) if steps else None,
+            **_accuracy(curve),
+        }
 
     return read
 
 
 def read_our_training(done: Finished, folder: Path) -> Figures:
     """Read metrics.jsonl of the run, and when the line of each epoch was said."""
-    epochs = [r for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if r["kind"] == "epoch"]
+    epochs = [
+        r
+        for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        if r["kind"] == "epoch"
+    ]
     said = {int(m[1]): seconds for seconds, text in done.err if (m := OUR_EPOCH.match(text))}
     curve = [(round(said[r["epoch"]], 2), r["top1"]) for r in epochs if r["epoch"] in said]
     steady = [1 / r["images_per_second"] for r in epochs[1:]]
-    return {"images_per_second": 1 / statistics.mean(steady) if steady else None, **_accuracy(curve)}
+    return {
+        "images_per_second": 1 / statistics.mean(steady) if steady else None,
+        **_accuracy(curve),
+    }
 
 
 def speed_alone(contestant: Contestant) -> Contestant:
     """Leave out an accuracy that is of too few images to mean anything."""
 
     def read(done: Finished, folder: Path) -> Figures:
-        return {k: v for k, v in contestant.read(done, folder).items() if k not in ("top1", "curve")}
+        return {
+            k: v for k, v in contestant.read(done, folder).items() if k not in ("top1", "curve")
+        }
 
     return replace(contestant, read=read)
 
@@ -123,8 +137,13 @@ def read_inference(num_images: int, batch: int) -> Reader:
         times = [seconds for seconds, text in done.err if INFERRED.match(text)]
         with (folder / "answers.csv").open() as file:
             rows = list(csv.DictReader(file))
-        answers = {Path(row["filename"]).name: int(re.findall(r"\d+", row["index"])[0]) for row in rows}
-        return {"images_per_second": _rate(num_images, batch, times[0], times[-1]), "answers": answers}
+        answers = {
+            Path(row["filename"]).name: int(re.findall(r"\d+", row["index"])[0]) for row in rows
+        }
+        return {
+            "images_per_second": _rate(num_images, batch, times[0], times[-1]),
+            "answers": answers,
+        }
 
     return read
 
@@ -135,7 +154,10 @@ def read_predict(num_images: int, batch: int) -> Reader:
     def read(done: Finished, _: Path) -> Figures:
         records = [json.loads(text) for _, text in done.out]
         answers = {Path(r["input"]).name: r["predictions"][0]["index"] for r in records}
-        return {"images_per_second": _rate(num_images, batch, done.out[0][0], done.out[-1][0]), "answers": answers}
+        return {
+            "images_per_second": _rate(num_images, batch, done.out[0][0], done.out[-1][0]),
+            "answers": answers,
+        }
 
     return read
 

@@ -27,9 +27,15 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
     ours = [n for n in names if n.startswith("deitctl")]
     medians = {name: _medians([r[name] for r in rounds]) for name in names}
     pairs = {
-        f"{a} / {b}": {what: spread for what in RATIOS if (spread := _spread(what, [(r[a], r[b]) for r in rounds]))}
-        for a in ours for b in names if b not in ours
-    }  # fmt: skip
+        f"{a} / {b}": {
+            what: spread
+            for what in RATIOS
+            if (spread := _spread(what, [(r[a], r[b]) for r in rounds]))
+        }
+        for a in ours
+        for b in names
+        if b not in ours
+    }
     return {"medians": medians, "ratios": pairs}
 
 
@@ -41,14 +47,21 @@ def _medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {k: statistics.median(r[k] for r in runs if r.get(k) is not None) for k in sorted(names)}
 
 
-def _spread(what: str, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[float, float, float] | None:
+def _spread(
+    what: str, pairs: list[tuple[dict[str, Any], dict[str, Any]]]
+) -> tuple[float, float, float] | None:
     found = []
     for a, b in pairs:
         if "error" in a or "error" in b:
             continue
         try:
             found.append(RATIOS[what](a, b))
-        except (KeyError, TypeError, ZeroDivisionError, StopIteration):  # the job has no such figure
+        except (
+            KeyError,
+            TypeError,
+            ZeroDivisionError,
+            StopIteration,
+        ):  # the job has no such figure
             continue
     return (statistics.median(found), min(found), max(found)) if found else None
 
@@ -57,19 +70,27 @@ def markdown(record: dict[str, Any]) -> Iterator[str]:
     """Yield the two tables of a job: who took what, and ratios."""
     found, rounds = summary(record), len(record["rounds"])
     shown = {
-        "images/s": ("images_per_second", "{:.2f}"), "whole command, s": ("seconds", "{:.1f}"), "CPU, s": ("cpu", "{:.1f}"),
-        "peak memory, MiB": ("memory", "{:.0f}"), "top-1, %": ("top1", "{:.2f}"),
+        "images/s": ("images_per_second", "{:.2f}"),
+        "whole command, s": ("seconds", "{:.1f}"),
+        "CPU, s": ("cpu", "{:.1f}"),
+        "peak memory, MiB": ("memory", "{:.0f}"),
+        "top-1, %": ("top1", "{:.2f}"),
         "other first class than the first row's": ("other first class", "{:.0f}"),
-    }  # fmt: skip
+    }
     columns = {t: c for t, c in shown.items() if any(c[0] in m for m in found["medians"].values())}
     yield f"### {record['job']}\n\n{record['question']} {rounds} round(s).\n"
     yield f"| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}"
     for name, medians in found["medians"].items():
-        cells = [form.format(medians[key]) if medians.get(key) is not None else "" for key, form in columns.values()]
+        cells = [
+            form.format(medians[key]) if medians.get(key) is not None else ""
+            for key, form in columns.values()
+        ]
         yield f"| `{name}` | {medians['error'] if 'error' in medians else ' | '.join(cells)} |"
     kinds = [k for k in RATIOS if any(k in ratios for ratios in found["ratios"].values())]
     yield f"\n| times as fast (lowest to highest of the rounds) | {' | '.join(kinds)} |\n|---|{'---|' * len(kinds)}"
     for pair, ratios in found["ratios"].items():
-        cells = ["{:.2f} ({:.2f} to {:.2f})".format(*ratios[k]) if k in ratios else "" for k in kinds]
+        cells = [
+            "{:.2f} ({:.2f} to {:.2f})".format(*ratios[k]) if k in ratios else "" for k in kinds
+        ]
         yield f"| {pair} | {' | '.join(cells)} |"
     yield ""

@@ -45,15 +45,23 @@ class CheckResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         return {
-            "data": self.data, "parts": {name: dict(counts) for name, counts in self.parts.items()},
-            "findings": [f.to_dict() for f in self.findings], "sound": self.sound, "seconds": round(self.seconds, 2),
-        }  # fmt: skip
+            "data": self.data,
+            "parts": {name: dict(counts) for name, counts in self.parts.items()},
+            "findings": [f.to_dict() for f in self.findings],
+            "sound": self.sound,
+            "seconds": round(self.seconds, 2),
+        }
 
 
 def check(
-    data: str = "", *, ground_truth: str = "", fix_list: str = "", write_table: str = "", workers: int = -1,
+    data: str = "",
+    *,
+    ground_truth: str = "",
+    fix_list: str = "",
+    write_table: str = "",
+    workers: int = -1,
     reporter: Reporter | None = None,
-) -> CheckResult:  # fmt: skip
+) -> CheckResult:
     """Look at every image of a data set and report what is wrong with it; nothing in it is changed.
 
     Args:
@@ -70,7 +78,9 @@ def check(
     """
     reporter, start = reporter or SilentReporter(), time.perf_counter()
     if write_table and Path(write_table).suffix != ".csv":
-        raise ConfigError(f"The table {write_table!r} must end in .csv.", "That is how it is known for one.")
+        raise ConfigError(
+            f"The table {write_table!r} must end in .csv.", "That is how it is known for one."
+        )
     for output in filter(None, (fix_list, write_table)):
         _require_writable(Path(output))
     truth = read_ground_truth(Path(ground_truth).expanduser()) if ground_truth else {}
@@ -78,7 +88,11 @@ def check(
     findings = laid_out.findings
     if ground_truth and not any(part.flat for part in laid_out.parts):
         in_a_tar = any(f.check == "flat_part" for f in findings)
-        why = "not used inside a tar: unpack it" if in_a_tar else "not needed: no images lie without class folders"
+        why = (
+            "not used inside a tar: unpack it"
+            if in_a_tar
+            else "not needed: no images lie without class folders"
+        )
         reporter.warn(f"The ground truth is {why}.")
     parts = _label_flat_parts(laid_out.parts, truth, findings)
     table = _table(parts, Path(write_table)) if write_table else b""
@@ -95,7 +109,9 @@ def check(
         reporter.note(f"{fix_list}: {count} row(s) of what to do.")
     if write_table:
         write_bytes(Path(write_table), table)
-        reporter.note(f"{write_table}: a table that `deitctl train` and `deitctl eval` accept as DATA.")
+        reporter.note(
+            f"{write_table}: a table that `deitctl train` and `deitctl eval` accept as DATA."
+        )
     return result
 
 
@@ -107,33 +123,45 @@ def _require_writable(path: Path) -> None:
 
 
 def _classes(part: Split) -> int:
-    return sum(n > 0 for n in images_by_class(part).values()) if part.labelled else 0
+    return sum(n > 0 for n in images_by_class(part).values()) if part.labeled else 0
 
 
-def _label_flat_parts(parts: Sequence[Split], truth: Mapping[str, str], findings: list[Finding]) -> list[Split]:
+def _label_flat_parts(
+    parts: Sequence[Split], truth: Mapping[str, str], findings: list[Finding]
+) -> list[Split]:
     """Give images without class folders their classes, and report how they would be sorted."""
     known = {name for part in parts for name in part.source.class_names}
-    labelled = []
+    labeled = []
     for part in parts:
         if part.flat:
             part = _label_flat(part, truth, known, findings)
-        labelled.append(part)
-    return labelled
+        labeled.append(part)
+    return labeled
 
 
-def _label_flat(part: Split, truth: Mapping[str, str], known: set[str], findings: list[Finding]) -> Split:
+def _label_flat(
+    part: Split, truth: Mapping[str, str], known: set[str], findings: list[Finding]
+) -> Split:
     paths = [part.source.name(i) for i in range(len(part.source.labels))]
     labels = {path: label for path in paths if (label := label_of(path, truth))}
     if truth and not labels:
-        raise DataError(f"The ground truth names none of the images in {part.root}, such as {Path(paths[0]).name}.")
-    if labels and known and all(n.isdecimal() for n in labels.values()) and not known.issuperset(labels.values()):
+        raise DataError(
+            f"The ground truth names none of the images in {part.root}, such as {Path(paths[0]).name}."
+        )
+    if (
+        labels
+        and known
+        and all(n.isdecimal() for n in labels.values())
+        and not known.issuperset(labels.values())
+    ):
         raise DataError(
             f"The ground truth's labels are numbers such as {min(labels.values())}, and the classes are not.",
             "Name a ground truth with class names or WordNet ids.",
         )
     moves = listed(
-        labels, lambda p: Remedy(p, "flat_part", "move", str(Path(part.root) / labels[p] / Path(p).name))
-    )  # fmt: skip
+        labels,
+        lambda p: Remedy(p, "flat_part", "move", str(Path(part.root) / labels[p] / Path(p).name)),
+    )
     detail = f"(The ground truth names {len(labels)} of them.)" if truth else ""
     findings += found("flat_part", len(paths), paths, detail=detail, remedies=moves)
     if not labels:
@@ -142,7 +170,9 @@ def _label_flat(part: Split, truth: Mapping[str, str], known: set[str], findings
     findings += found("not_in_ground_truth", len(unnamed), unnamed)
     names = tuple(sorted(set(labels.values())))
     number = {name: i for i, name in enumerate(names)}
-    source = FileSource(tuple(labels), np.array([number[n] for n in labels.values()], dtype=np.int64), names)
+    source = FileSource(
+        tuple(labels), np.array([number[n] for n in labels.values()], dtype=np.int64), names
+    )
     return replace(part, source=source)
 
 
@@ -155,15 +185,21 @@ def _table(parts: Sequence[Split], path: Path) -> bytes:
     rows.writerow(("path", "label", "split"))
     home = path.absolute().parent
     for part in parts:
-        if not part.labelled:
-            raise DataError(f"{part.root} has no classes to write into a table.", "Name a --ground-truth.")
+        if not part.labeled:
+            raise DataError(
+                f"{part.root} has no classes to write into a table.", "Name a --ground-truth."
+            )
         for index, label in enumerate(part.source.labels.tolist()):
             file = Path(os.path.abspath(part.source.name(index)))
             if not index and not part.root and not file.is_file():
                 raise DataError("A table lists files, and these images are in none of their own.")
             shown = file.relative_to(home) if file.is_relative_to(home) else file
-            rows.writerow((shown, part.source.class_names[label], "" if part.name == WHOLE else part.name))
+            rows.writerow(
+                (shown, part.source.class_names[label], "" if part.name == WHOLE else part.name)
+            )
     try:
         return text.getvalue().encode()
     except UnicodeEncodeError as error:
-        raise DataError("A file's name is not UTF-8, so that no table can list it.", "Rename it.") from error
+        raise DataError(
+            "A file's name is not UTF-8, so that no table can list it.", "Rename it."
+        ) from error

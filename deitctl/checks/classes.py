@@ -21,18 +21,25 @@ IMAGENET_CLASSES = 1000
 
 def check_classes(parts: Sequence[Split]) -> Iterator[Finding]:
     """Compare the classes within and between the parts of a data set."""
-    labelled = {part.name: part for part in parts if part.labelled}
-    yield from found("part_missing", len(parts) == 1 and parts[0].name != WHOLE, [p.name for p in parts])
-    train, val = labelled.get("train"), labelled.get("val")
+    labeled = {part.name: part for part in parts if part.labeled}
+    yield from found(
+        "part_missing", len(parts) == 1 and parts[0].name != WHOLE, [p.name for p in parts]
+    )
+    train, val = labeled.get("train"), labeled.get("val")
     if train is not None and val is not None:
         yield from _between(train.source.class_names, val.source.class_names)
-    for part in labelled.values():
+    for part in labeled.values():
         yield from _within(part)
-    learnt = train or labelled.get(WHOLE)
-    if learnt is not None:
-        yield from _enough(learnt)
-    yield from _spellings(list(labelled.values()))
-    small = [f"{p.name}/{name}: {n}" for p in labelled.values() for name, n in images_by_class(p).items() if n < FEW]
+    learned = train or labeled.get(WHOLE)
+    if learned is not None:
+        yield from _enough(learned)
+    yield from _spellings(list(labeled.values()))
+    small = [
+        f"{p.name}/{name}: {n}"
+        for p in labeled.values()
+        for name, n in images_by_class(p).items()
+        if n < FEW
+    ]
     yield from found("few_images", len(small), small)
 
 
@@ -63,11 +70,18 @@ def _within(part: Split) -> Iterator[Finding]:
     names = sorted({*part.source.class_names, *part.empty})
     empty = [str(Path(part.root) / name) for name in part.empty]
     yield from found(
-        "empty_class", len(empty), empty, remedies=listed(empty, lambda f: Remedy(f, "empty_class", "delete"))
+        "empty_class",
+        len(empty),
+        empty,
+        remedies=listed(empty, lambda f: Remedy(f, "empty_class", "delete")),
     )
     natural = sorted(names, key=natural_key)
     moved = [(a, b) for a, b in zip(names, natural, strict=True) if a != b]
-    where = f"{part.name}: number {names.index(moved[0][0])} is {moved[0][0]!r} or {moved[0][1]!r}" if moved else ""
+    where = (
+        f"{part.name}: number {names.index(moved[0][0])} is {moved[0][0]!r} or {moved[0][1]!r}"
+        if moved
+        else ""
+    )
     yield from found("folder_order", len(moved), [where])
     numbers = {int(name) for name in names if name.isdecimal()}
     numbered = len(names) == IMAGENET_CLASSES and numbers in (
@@ -79,7 +93,9 @@ def _within(part: Split) -> Iterator[Finding]:
 
 def _enough(part: Split) -> Iterator[Finding]:
     counts = images_by_class(part)
-    yield from found("too_few_classes", len(counts) < 2, [f"{part.root or part.name}: {', '.join(counts)}"])
+    yield from found(
+        "too_few_classes", len(counts) < 2, [f"{part.root or part.name}: {', '.join(counts)}"]
+    )
     least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     example = f"{most}: {counts[most]}, {least}: {counts[least]}"
     yield from found("imbalance", counts[most] > IMBALANCE * counts[least], [example])
@@ -94,10 +110,18 @@ def _spellings(parts: Sequence[Split]) -> Iterator[Finding]:
         for name in (*part.source.class_names, *part.empty):
             where.setdefault(plain_name(name), {}).setdefault(name, []).append(part)
     alike = [spellings for spellings in where.values() if len(spellings) > 1]
-    examples = (" / ".join(f"{p[0].name}/{name!r}" for name, p in spellings.items()) for spellings in alike)
+    examples = (
+        " / ".join(f"{p[0].name}/{name!r}" for name, p in spellings.items()) for spellings in alike
+    )
     lacking = any(len(p) < len(parts) for spellings in alike for p in spellings.values())
     severity = ERROR if len(parts) > 1 and lacking else WARNING
-    yield from found("similar_class_names", len(alike), examples, severity=severity, remedies=lambda: _renames(alike))
+    yield from found(
+        "similar_class_names",
+        len(alike),
+        examples,
+        severity=severity,
+        remedies=lambda: _renames(alike),
+    )
 
 
 def _renames(alike: Iterable[dict[str, list[Split]]]) -> Iterator[Remedy]:
@@ -107,5 +131,8 @@ def _renames(alike: Iterable[dict[str, list[Split]]]) -> Iterator[Remedy]:
         for name in others:
             for part in spellings[name]:
                 if part.root:
-                    root, action = Path(part.root), "merge" if part in spellings[first] else "rename"
+                    root, action = (
+                        Path(part.root),
+                        "merge" if part in spellings[first] else "rename",
+                    )
                     yield Remedy(str(root / name), "similar_class_names", action, str(root / first))

@@ -17,7 +17,7 @@ copies of real images lie within it (98 % of them or more), the two most alike o
 
 
 FARTHEST = 4096
-"""Neighbours that a hash is compared with; of a set of more near copies, some pairs are left out."""
+"""Neighbors that a hash is compared with; of a set of more near copies, some pairs are left out."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class DuplicateGroups:
     in_class: tuple[Index, Index]
 
 
-def exact_twins(digests: NDArray[np.uint8], parts: NDArray[np.integer], labels: NDArray[np.integer]) -> DuplicateGroups:
+def exact_twins(
+    digests: NDArray[np.uint8], parts: NDArray[np.integer], labels: NDArray[np.integer]
+) -> DuplicateGroups:
     """Find images with equal digests.
 
     Args:
@@ -47,18 +49,25 @@ def exact_twins(digests: NDArray[np.uint8], parts: NDArray[np.integer], labels: 
     clash = repeats & (labels[first_in_part] != labels)
     copies = repeats & ~clash
     return DuplicateGroups(
-        (here[leaks], first[leaks]), (here[clash], first_in_part[clash]), (here[copies], first_in_part[copies])
+        (here[leaks], first[leaks]),
+        (here[clash], first_in_part[clash]),
+        (here[copies], first_in_part[copies]),
     )
 
 
 def near_twins(
-    hashes: NDArray[np.uint8], digests: NDArray[np.uint8], parts: NDArray[np.integer], labels: NDArray[np.integer]
+    hashes: NDArray[np.uint8],
+    digests: NDArray[np.uint8],
+    parts: NDArray[np.integer],
+    labels: NDArray[np.integer],
 ) -> DuplicateGroups:
     """Find images whose hashes, bytes [N,16], differ in `NEAR` bits or fewer while their pixels differ.
 
     The other arguments are those of `exact_twins`.
     """
-    originals = np.flatnonzero(_first_of(group(digests)) == np.arange(len(digests)))  # copies are reported as such
+    originals = np.flatnonzero(
+        _first_of(group(digests)) == np.arange(len(digests))
+    )  # copies are reported as such
     twin = np.full((3, len(hashes)), -1, dtype=np.int64)
     for low, high in near_pairs(hashes[originals], NEAR):
         a, b = originals[low], originals[high]
@@ -71,14 +80,14 @@ def near_pairs(hashes: NDArray[np.uint8], distance: int) -> Iterator[tuple[Index
     """Yield all pairs of hashes, bytes [N,16], that differ in `distance` bits or fewer; a pair may come again.
 
     Of distance + 2 blocks of bits, at least two are equal in such a pair. So hashes are sorted by every two blocks,
-    and only neighbours that agree in both are compared: 55 sorts for a distance of 9 instead of N^2 comparisons.
+    and only neighbors that agree in both are compared: 55 sorts for a distance of 9 instead of N^2 comparisons.
     """
     words = np.ascontiguousarray(hashes).view(np.uint64).reshape(len(hashes), 2)
     bits = np.unpackbits(hashes, axis=1)
     count = distance + 2
     keys = [
         _pack(bits[:, start::count]) for start in range(count)
-    ]  # neighbouring bits resemble each other: spread them
+    ]  # neighboring bits resemble each other: spread them
     width = np.uint64(-(-BITS // count))
     for one, other in combinations(keys, 2):
         key = one << width | other
@@ -97,7 +106,11 @@ def near_pairs(hashes: NDArray[np.uint8], distance: int) -> Iterator[tuple[Index
 
 def group(rows: NDArray[np.generic]) -> Index:
     """Number the distinct rows of a matrix [N,K]; equal rows get equal numbers, [N]."""
-    flat = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
+    flat = (
+        np.ascontiguousarray(rows)
+        .view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))
+        .ravel()
+    )
     return np.unique(flat, return_inverse=True)[1].astype(np.int64)
 
 

@@ -35,7 +35,9 @@ def one_for_a_file(findings: Iterable[Finding]) -> Iterator[Remedy]:
 
     A file that is deleted is not renamed too, and nothing is moved onto another file: a person has to look at that.
     """
-    ordered = sorted(findings, key=lambda f: OF_FOLDERS.index(f.check) if f.check in OF_FOLDERS else -1)
+    ordered = sorted(
+        findings, key=lambda f: OF_FOLDERS.index(f.check) if f.check in OF_FOLDERS else -1
+    )
     deleted = {r.file for f in ordered for r in f.remedies() if r.action == "delete"}
     treated: set[str] = set()
     taken: set[str] = set()
@@ -69,4 +71,12 @@ def safe(field: str) -> str:
 
 
 def _visible(character: str) -> bool:
-    return character != "\\" and unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    return character != "\\" and unicodedata.category(character) not in (
+        "Cc",
+        "Cf",
+        "Cs",
+        "Co",
+        "Cn",
+        "Zl",
+        "Zp",
+    )

@@ -30,17 +30,29 @@ def read_ground_truth(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The ground truth {path} cannot be read: {getattr(error, 'strerror', error)}.") from error
+        raise DataError(
+            f"The ground truth {path} cannot be read: {getattr(error, 'strerror', error)}."
+        ) from error
     lines = [line for line in lines if line.strip()]
     if not lines:
         raise DataError(f"The ground truth {path} is empty.")
     if all(line.strip().isdecimal() for line in lines):
         meaning = _devkit_classes(path.parent / "meta.mat")
-        return {DEVKIT_IMAGE.format(i): _meaning(meaning, int(n), path) for i, n in enumerate(lines, start=1)}
+        return {
+            DEVKIT_IMAGE.format(i): _meaning(meaning, int(n), path)
+            for i, n in enumerate(lines, start=1)
+        }
     if lines[0].replace(" ", "").lower() == "imageid,predictionstring":
-        return _checked(((r[0], r[1].split()[0]) for r in csv.reader(lines[1:]) if len(r) > 1 and r[1].strip()), path)
+        return _checked(
+            ((r[0], r[1].split()[0]) for r in csv.reader(lines[1:]) if len(r) > 1 and r[1].strip()),
+            path,
+        )
     return _checked(
-        map(_file_and_label, csv.reader(lines) if "," in lines[0] else (s.split(None, 1) for s in lines)), path
+        map(
+            _file_and_label,
+            csv.reader(lines) if "," in lines[0] else (s.split(None, 1) for s in lines),
+        ),
+        path,
     )
 
 
@@ -54,7 +66,9 @@ def _in_devkit(folder: Path) -> Path:
     for path in (folder / DEVKIT_FILE, folder / "data" / DEVKIT_FILE):
         if path.is_file():
             return path
-    raise DataError(f"{folder} has no {DEVKIT_FILE}.", "Name ImageNet's devkit folder, or a file of labels.")
+    raise DataError(
+        f"{folder} has no {DEVKIT_FILE}.", "Name ImageNet's devkit folder, or a file of labels."
+    )
 
 
 def _devkit_classes(path: Path) -> dict[int, str]:
@@ -67,10 +81,14 @@ def _devkit_classes(path: Path) -> dict[int, str]:
     try:
         from scipy.io import loadmat
     except ImportError as error:
-        raise DataError("meta.mat needs scipy.", "pip install scipy; or use Kaggle's LOC_val_solution.csv.") from error
+        raise DataError(
+            "meta.mat needs scipy.", "pip install scipy; or use Kaggle's LOC_val_solution.csv."
+        ) from error
     try:
         synsets = loadmat(path, squeeze_me=True)["synsets"]
-        classes = {int(n): str(w) for n, w in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
+        classes = {
+            int(n): str(w) for n, w in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
+        }
     except Exception as error:  # whatever a damaged or foreign .mat file makes scipy raise
         raise DataError(f"{path} is not the devkit's meta.mat: {error}.") from error
     if not all(WORDNET_ID.fullmatch(w) for w in classes.values()):
@@ -94,7 +112,9 @@ def _checked(rows: Iterable[tuple[str, str]], path: Path) -> dict[str, str]:
     for file, label in rows:
         name = PurePath(file.strip()).name
         if not name or not label or label in (".", "..") or "/" in label or "\\" in label:
-            raise DataError(f"{path} has a row without a file name and a label: {file!r}, {label!r}.")
+            raise DataError(
+                f"{path} has a row without a file name and a label: {file!r}, {label!r}."
+            )
         if truth.setdefault(name, label) != label:
             raise DataError(f"{path} gives {name} two labels, {truth[name]!r} and {label!r}.")
     return truth

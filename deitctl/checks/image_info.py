@@ -24,16 +24,23 @@ from deitctl.errors import DataError
 DIGEST = 16  # bytes: 128 bits of BLAKE2 over the decoded pixels
 HASH = 16  # bytes: 64 differences across and 64 down
 LEAST_EDGES = 48
-"""Of a hash's 128 differences those that must be 2 grey levels or more, else it describes noise on a plain ground."""
+"""Of a hash's 128 differences those that must be 2 gray levels or more, else it describes noise on a plain ground."""
 LEAST_SIDE = 32
 """Images smaller than this, in pixels, are too much alike for a hash to tell apart."""
 BATCH, ONE_PROCESS = 32, 256  # fewer images than that are not worth starting processes for
 ORIENTATION = 0x0112  # EXIF tag
 
 EXTENSION_OF = {
-    "JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif", "TIFF": ".tif", "PPM": ".ppm",
-    "JPEG2000": ".jp2", "AVIF": ".avif",
-}  # fmt: skip
+    "JPEG": ".jpg",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "BMP": ".bmp",
+    "GIF": ".gif",
+    "TIFF": ".tif",
+    "PPM": ".ppm",
+    "JPEG2000": ".jp2",
+    "AVIF": ".avif",
+}
 FORMAT_OF = {".jpeg": "JPEG", ".jfif": "JPEG", ".tiff": "TIFF", ".pgm": "PPM", ".pbm": "PPM"}
 FORMAT_OF |= {extension: name for name, extension in EXTENSION_OF.items()}
 
@@ -57,7 +64,7 @@ class ImageInfo(NamedTuple):
     animated: bool = False
     rotated: bool = False
     blank: bool = False
-    """One colour all over."""
+    """One color all over."""
 
 
 def look(source: Source, index: int) -> ImageInfo:
@@ -73,7 +80,9 @@ def look(source: Source, index: int) -> ImageInfo:
     except DataError as error:
         return ImageInfo(_problem(data, str(error).replace(name, "")), str(error))
     stored = header or ImageInfo()
-    if isinstance(source, PackSource):  # the name is that of the file it was, whose format it need not have
+    if isinstance(
+        source, PackSource
+    ):  # the name is that of the file it was, whose format it need not have
         stored = stored._replace(format="")
     return stored._replace(
         digest=pixel_digest(image),
@@ -85,20 +94,24 @@ def look(source: Source, index: int) -> ImageInfo:
 
 def pixel_digest(image: Image.Image) -> bytes:
     """Hash an RGB image's size and pixels: the same for every lossless way to store it."""
-    return hashlib.blake2b(image.tobytes(), digest_size=DIGEST, person=b"%dx%d" % image.size).digest()
+    return hashlib.blake2b(
+        image.tobytes(), digest_size=DIGEST, person=b"%dx%d" % image.size
+    ).digest()
 
 
 def difference_hash(image: Image.Image) -> bytes:
-    """Return 128 bits that copies of an image share but for a few: which of two neighbouring regions is lighter.
+    """Return 128 bits that copies of an image share but for a few: which of two neighboring regions is lighter.
 
-    64 bits compare neighbours across an 8x9 grid, 64 down a 9x8 grid. Empty for images that are too small or too
+    64 bits compare neighbors across an 8x9 grid, 64 down a 9x8 grid. Empty for images that are too small or too
     plain to be told apart by it.
     """
     if min(image.size) < LEAST_SIDE:
         return b""
-    grey = image.convert("L")
+    gray = image.convert("L")
     across, down = (
-        np.diff(np.asarray(grey.resize(size, Image.Resampling.BOX), dtype=np.int16), axis=axis).ravel()
+        np.diff(
+            np.asarray(gray.resize(size, Image.Resampling.BOX), dtype=np.int16), axis=axis
+        ).ravel()
         for size, axis in (((9, 8), 1), ((8, 9), 0))
     )
     steps = np.concatenate([across, down])
@@ -127,10 +140,15 @@ def _header(data: bytes) -> ImageInfo | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data))
-            kind = "JPEG" if image.format == "MPO" else image.format or ""  # a camera's JPEG with a preview behind it
+            kind = (
+                "JPEG" if image.format == "MPO" else image.format or ""
+            )  # a camera's JPEG with a preview behind it
             animated = kind != "JPEG" and bool(getattr(image, "is_animated", False))
             return ImageInfo(
-                mode=image.mode, format=kind, animated=animated, rotated=image.getexif().get(ORIENTATION, 1) != 1
+                mode=image.mode,
+                format=kind,
+                animated=animated,
+                rotated=image.getexif().get(ORIENTATION, 1) != 1,
             )
     except Exception:  # damaged headers raise a dozen kinds; decoding says what is wrong
         return None
@@ -181,7 +199,10 @@ def look_at_all(images: Images, workers: int) -> Iterator[list[ImageInfo]]:
     with warnings.catch_warnings():  # the number of processes is the user's to choose
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader = DataLoader(
-            images, batch_size=BATCH, num_workers=processes(workers, len(images)), collate_fn=list,
+            images,
+            batch_size=BATCH,
+            num_workers=processes(workers, len(images)),
+            collate_fn=list,
             worker_init_fn=leave_signals_to_the_parent,
-        )  # fmt: skip
+        )
         return iter(loader)

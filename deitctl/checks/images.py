@@ -1,4 +1,4 @@
-"""What is wrong with the images of a data set: unreadable, mislabelled, repeated, of extreme shapes."""
+"""What is wrong with the images of a data set: unreadable, mislabeled, repeated, of extreme shapes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deitctl.checks.image_info import (
     Images,
     look_at_all,
     promised_format,
-)  # fmt: skip
+)
 from deitctl.checks.survey import Split
 from deitctl.events import Reporter
 
@@ -85,13 +85,18 @@ class _Ledger:
     def findings(self) -> Iterator[Finding]:
         """Yield a finding for every check that images failed."""
         for check, by_detail in self.failed.items():
-            details = [f"{detail}: {len(numbers)}" for detail, numbers in by_detail.items() if detail]
+            details = [
+                f"{detail}: {len(numbers)}" for detail, numbers in by_detail.items() if detail
+            ]
             each = max(1, EXAMPLES // len(by_detail))
             numbers = [i for some in by_detail.values() for i in some[:each]]
             yield from found(
-                check, sum(map(len, by_detail.values())), map(self._example, numbers),
-                detail=f"({', '.join(details)})" if details else "", remedies=self._remedies(check),
-            )  # fmt: skip
+                check,
+                sum(map(len, by_detail.values())),
+                map(self._example, numbers),
+                detail=f"({', '.join(details)})" if details else "",
+                remedies=self._remedies(check),
+            )
 
     def _example(self, index: int) -> str:
         return self.reasons.get(index) or self.images.name(index)
@@ -103,7 +108,12 @@ class _Ledger:
                     if check in DELETED:
                         yield Remedy(name, check, "delete")
                     elif check == "wrong_extension" and detail in EXTENSION_OF:
-                        yield Remedy(name, check, "rename", str(PurePath(name).with_suffix(EXTENSION_OF[detail])))
+                        yield Remedy(
+                            name,
+                            check,
+                            "rename",
+                            str(PurePath(name).with_suffix(EXTENSION_OF[detail])),
+                        )
                     elif check == "blank":
                         yield Remedy(name, check, "review")
 
@@ -122,8 +132,12 @@ def _odd(seen: ImageInfo, name: str) -> Iterator[tuple[str, str]]:
     if long > LONG * short:
         yield "long_shape", ""
     if seen.mode != "RGB":
-        yield "colour_modes", seen.mode
-    for check, odd in (("animated", seen.animated), ("rotated", seen.rotated), ("blank", seen.blank)):
+        yield "color_modes", seen.mode
+    for check, odd in (
+        ("animated", seen.animated),
+        ("rotated", seen.rotated),
+        ("blank", seen.blank),
+    ):
         if odd:
             yield check, ""
 
@@ -135,7 +149,9 @@ def _copies(parts: Sequence[Split], images: Images, ledger: _Ledger) -> Iterator
     exact = exact_twins(ledger.digests[readable], part_of[readable], labels[readable])
     yield from _twins("duplicate", exact, images, readable, " = ")
     hashed = np.flatnonzero(ledger.hashed)
-    near = near_twins(ledger.hashes[hashed], ledger.digests[hashed], part_of[hashed], labels[hashed])
+    near = near_twins(
+        ledger.hashes[hashed], ledger.digests[hashed], part_of[hashed], labels[hashed]
+    )
     yield from _twins("near_duplicate", near, images, hashed, " ~ ")
 
 
@@ -143,7 +159,10 @@ def _common_labels(parts: Sequence[Split]) -> Index:
     """Number the classes of all parts by name; images without classes are of one class."""
     names = sorted({name for part in parts for name in part.source.class_names})
     number = {name: i for i, name in enumerate(names)}
-    own = [np.array([number[n] for n in p.source.class_names] or [-1], dtype=np.int64)[p.source.labels] for p in parts]
+    own = [
+        np.array([number[n] for n in p.source.class_names] or [-1], dtype=np.int64)[p.source.labels]
+        for p in parts
+    ]
     return np.concatenate(own) if own else np.zeros(0, dtype=np.int64)
 
 
@@ -163,7 +182,9 @@ class _Copies:
     def remedies(self) -> Iterator[Remedy]:
         for image, twin in self.pairs():
             if self.check == "duplicate_across_parts":
-                yield self._delete(twin, image)  # from training: validation stays what others validate on
+                yield self._delete(
+                    twin, image
+                )  # from training: validation stays what others validate on
             elif self.check == "duplicate_in_class":
                 yield self._delete(image, twin)
             else:
@@ -171,14 +192,24 @@ class _Copies:
 
     def _delete(self, extra: str, kept: str) -> Remedy:
         """Delete one of two, unless they are one file, listed twice or behind a link."""
-        one = extra == kept or (os.path.realpath(extra) == os.path.realpath(kept) and not os.path.islink(extra))
-        return Remedy(extra, self.check, "review", kept) if one else Remedy(extra, self.check, "delete")
+        one = extra == kept or (
+            os.path.realpath(extra) == os.path.realpath(kept) and not os.path.islink(extra)
+        )
+        return (
+            Remedy(extra, self.check, "review", kept)
+            if one
+            else Remedy(extra, self.check, "delete")
+        )
 
     def finding(self, sign: str) -> Iterator[Finding]:
         examples = (f"{image}{sign}{twin}" for image, twin in self.pairs())
         return found(self.check, len(self.some), examples, remedies=self.remedies)
 
 
-def _twins(kind: str, twins: DuplicateGroups, images: Images, numbers: Index, sign: str) -> Iterator[Finding]:
+def _twins(
+    kind: str, twins: DuplicateGroups, images: Images, numbers: Index, sign: str
+) -> Iterator[Finding]:
     for relation, (some, others) in asdict(twins).items():
-        yield from _Copies(f"{kind}_{relation}", numbers[some], numbers[others], images).finding(sign)
+        yield from _Copies(f"{kind}_{relation}", numbers[some], numbers[others], images).finding(
+            sign
+        )

@@ -22,7 +22,22 @@ from deitctl.errors import DataError
 from deitctl.events import Reporter, SilentReporter, Task
 
 WHOLE = "all"
-UNREAD = frozenset([".heic", ".heif", ".jxl", ".tga", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf"])
+UNREAD = frozenset(
+    [
+        ".heic",
+        ".heif",
+        ".jxl",
+        ".tga",
+        ".psd",
+        ".svg",
+        ".dng",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".orf",
+    ]
+)
 """Images that deitctl does not read, by extension."""
 SNIFFED = 3  # files of an unknown extension whose first bytes are looked at
 
@@ -42,7 +57,7 @@ class Split:
     """No class folders; the images of `source` have no class, or that of a ground truth."""
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         """Whether its images have classes."""
         return bool(self.source.class_names)
 
@@ -77,7 +92,9 @@ def survey(ref: str, reporter: Reporter) -> Survey:
             return Survey(ref, [], findings)
         raise
     named = (("train", data.train), ("val", data.val), (WHOLE, data.whole))
-    parts = [Split(name, source) for name, source in named if source is not None and len(source.labels)]
+    parts = [
+        Split(name, source) for name, source in named if source is not None and len(source.labels)
+    ]
     return Survey(data.name, parts, findings)
 
 
@@ -99,13 +116,18 @@ def _survey_folder(path: Path, reporter: Reporter) -> Survey:
         result.findings += found("nested_part", 1, [str(inner)])
         path = inner
     parts = _part_folders(path)
-    train, val = (next((n for n in names if n in parts), None) for names in (TRAIN_NAMES, VAL_NAMES))
+    train, val = (
+        next((n for n in names if n in parts), None) for names in (TRAIN_NAMES, VAL_NAMES)
+    )
     if not parts:
         _add_part(result, WHOLE, path, reporter)
         return result
     odd = sorted(str(parts[n]) for n in parts if parts[n].name != n)
     rename = listed(
-        odd, lambda f: Remedy(f, "misnamed_part", "rename", str(Path(f).with_name(Path(f).name.casefold())))
+        odd,
+        lambda f: Remedy(
+            f, "misnamed_part", "rename", str(Path(f).with_name(Path(f).name.casefold()))
+        ),
     )
     result.findings += found("misnamed_part", len(odd), odd, remedies=rename)
     used = [parts[n] for n in (train, val) if n]
@@ -120,7 +142,7 @@ def _survey_folder(path: Path, reporter: Reporter) -> Survey:
 def _part_folders(path: Path) -> dict[str, Path]:
     """Find the folders that are parts: they hold folders, or images where everything beside them is a part too.
 
-    Folders with class folders come before flat ones, and names spelt as deitctl reads them before others.
+    Folders with class folders come before flat ones, and names spelled as deitctl reads them before others.
     """
     known = {f: f.casefold() for f in _folders(path) if f.casefold() in (*TRAIN_NAMES, *VAL_NAMES)}
     deep = [f for f in known if _folders(path / f)]
@@ -153,7 +175,11 @@ def _add_part(result: Survey, name: str, root: Path, reporter: Reporter) -> None
     if not folders:
         paths = tuple(sorted(str(root / f) for f in _images(root)))
         if paths:
-            result.parts.append(Split(name, FileSource(paths, np.zeros(len(paths), np.int64), ()), (), str(root), True))
+            result.parts.append(
+                Split(
+                    name, FileSource(paths, np.zeros(len(paths), np.int64), ()), (), str(root), True
+                )
+            )
         result.findings += found("no_images", not paths, [str(root)])
         return
     result.findings += _strays(root, folders)
@@ -180,7 +206,11 @@ def _folders(path: Path) -> list[str]:
 
 def _images(path: Path) -> list[str]:
     with os.scandir(path) as entries:
-        return [e.name for e in entries if e.is_file() and _is_named_like_an_image(e.name) and not is_hidden(e.name)]
+        return [
+            e.name
+            for e in entries
+            if e.is_file() and _is_named_like_an_image(e.name) and not is_hidden(e.name)
+        ]
 
 
 def _is_named_like_an_image(name: str) -> bool:
@@ -210,7 +240,9 @@ def _strays(root: Path, folders: Iterable[str]) -> Iterator[Finding]:
                 subfolders.add(current)
             for file in files:
                 if not _is_named_like_an_image(file):
-                    others.setdefault(os.path.splitext(file)[1].lower(), _Tally()).add(os.path.join(current, file))
+                    others.setdefault(os.path.splitext(file)[1].lower(), _Tally()).add(
+                        os.path.join(current, file)
+                    )
     loose = sorted(_images(root))
     yield from found("loose_images", len(loose), (str(root / f) for f in loose))
     yield from found("subfolders", subfolders.count, subfolders.examples)
@@ -222,7 +254,9 @@ def _walk(folder: Path, closed: _Tally) -> Iterator[tuple[str, list[str]]]:
     """Yield every folder below and its visible files; links are followed, but no folder is entered twice."""
     above = os.stat(folder.parent)
     seen = {(above.st_dev, above.st_ino)}
-    for current, folders, files in os.walk(folder, onerror=lambda e: closed.add(str(e.filename)), followlinks=True):
+    for current, folders, files in os.walk(
+        folder, onerror=lambda e: closed.add(str(e.filename)), followlinks=True
+    ):
         status = os.stat(current)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
@@ -234,12 +268,24 @@ def _walk(folder: Path, closed: _Tally) -> Iterator[tuple[str, list[str]]]:
 
 def _others(by_extension: dict[str, _Tally]) -> Iterator[Finding]:
     """Tell ignored files from images that are not read, by extension, or by the first bytes of the first files."""
-    unread = {e for e, t in by_extension.items() if e in UNREAD or any(map(is_image, t.examples[:SNIFFED]))}
-    for check, chosen in (("unread_images", unread), ("ignored_files", by_extension.keys() - unread)):
-        tallies = {e or "no extension": by_extension[e] for e in sorted(chosen, key=lambda e: -by_extension[e].count)}
+    unread = {
+        e
+        for e, t in by_extension.items()
+        if e in UNREAD or any(map(is_image, t.examples[:SNIFFED]))
+    }
+    for check, chosen in (
+        ("unread_images", unread),
+        ("ignored_files", by_extension.keys() - unread),
+    ):
+        tallies = {
+            e or "no extension": by_extension[e]
+            for e in sorted(chosen, key=lambda e: -by_extension[e].count)
+        }
         detail = ", ".join(f"{e}: {t.count}" for e, t in list(tallies.items())[:EXAMPLES])
         examples = (name for t in tallies.values() for name in t.examples)
-        yield from found(check, sum(t.count for t in tallies.values()), examples, detail=f"({detail})")
+        yield from found(
+            check, sum(t.count for t in tallies.values()), examples, detail=f"({detail})"
+        )
 
 
 def _strays_of_tar(path: Path) -> Iterator[Finding]:
@@ -257,12 +303,20 @@ def _strays_of_tar(path: Path) -> Iterator[Finding]:
                 else:
                     others.setdefault(name.suffix.lower(), _Tally()).add(f"{path}:{name}")
     except tarfile.TarError as error:
-        raise DataError(f"{path} is not a readable, uncompressed tar: {error}.", "Unpack a .tar.gz first.") from error
+        raise DataError(
+            f"{path} is not a readable, uncompressed tar: {error}.", "Unpack a .tar.gz first."
+        ) from error
     while images and len({f[:1] for f in images}) == 1 and min(map(len, images)) > 1:
-        images = {folder[1:]: tally for folder, tally in images.items()}  # one folder around everything
+        images = {
+            folder[1:]: tally for folder, tally in images.items()
+        }  # one folder around everything
     parted = {folder[0] for folder in images if folder} & {*TRAIN_NAMES, *VAL_NAMES}
     for part in parted or {""}:
-        below = {f[1:] if parted else f: t for f, t in images.items() if not parted or f[:1] == (part,)}
+        below = {
+            f[1:] if parted else f: t for f, t in images.items() if not parted or f[:1] == (part,)
+        }
         loose = below.get((), _Tally())
-        yield from found("flat_part" if len(below) == 1 else "loose_images", loose.count, loose.examples)
+        yield from found(
+            "flat_part" if len(below) == 1 else "loose_images", loose.count, loose.examples
+        )
     yield from _others(others)

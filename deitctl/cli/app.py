@@ -36,7 +36,7 @@ from deitctl.errors import ConfigError, DeitctlError, Interrupted, Signalled
 app = typer.Typer(
     name="deitctl",
     cls=Overview,
-    help="Train, distil, evaluate, use and ship DeiT image classifiers.",
+    help="Train, distill, evaluate, use and ship DeiT image classifiers.",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -66,7 +66,10 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _global_options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     pass
@@ -87,7 +90,9 @@ def _require_one_process(arguments: list[str]) -> None:
     shared = ("train", "distill", "teach", "eval")
     command = next((a for a in arguments if not a.startswith("-")), "")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and command not in shared:
-        raise ConfigError(f"{command or 'This'} works in one process.", f"torchrun is for {', '.join(shared)}.")
+        raise ConfigError(
+            f"{command or 'This'} works in one process.", f"torchrun is for {', '.join(shared)}."
+        )
 
 
 def main() -> None:
@@ -99,7 +104,9 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
-    if hasattr(signal, "SIGUSR1"):  # Slurm's warning of the end, which would end what has nothing to save yet
+    if hasattr(
+        signal, "SIGUSR1"
+    ):  # Slurm's warning of the end, which would end what has nothing to save yet
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
         _require_one_process(arguments)
@@ -123,5 +130,10 @@ def main() -> None:
         _let_signals_end_it()
         deep = isinstance(error, RecursionError)
         what = "an end to how deep this is nested" if deep else "enough memory for this"
-        error_line(DeitctlError(f"There is not {what}.", "Use smaller batches, inputs or models; --debug shows where."))
+        error_line(
+            DeitctlError(
+                f"There is not {what}.",
+                "Use smaller batches, inputs or models; --debug shows where.",
+            )
+        )
         sys.exit(1)

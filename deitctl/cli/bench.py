@@ -15,7 +15,7 @@ PARTS = {
     "teacher": "teacher",
     "forward": "forward pass",
     "backward": "backward pass",
-    "optimizer": "optimiser",
+    "optimizer": "optimizer",
     "average": "average of the weights",
     "loop": "the loop around them",
     "waiting": "waiting for images",
@@ -26,11 +26,16 @@ PARTS = {
 def bench(
     data: Annotated[
         str | None,
-        typer.Argument(metavar="[DATA]", help="As for train; left out: images like ImageNet's.", show_default=False),
+        typer.Argument(
+            metavar="[DATA]",
+            help="As for train; left out: images like ImageNet's.",
+            show_default=False,
+        ),
     ] = None,
     model: o.ModelOpt = None,
     teacher: Annotated[
-        str | None, typer.Option("--teacher", help=f"Distil from it. {o.MODEL_HELP}", show_default="none")
+        str | None,
+        typer.Option("--teacher", help=f"Distill from it. {o.MODEL_HELP}", show_default="none"),
     ] = None,
     recipe: o.RecipeOpt = None,
     batch_size: o.BatchSizeOrAutoOpt = None,
@@ -39,7 +44,10 @@ def bench(
     device: o.DeviceOpt = "auto",
     precision: o.PrecisionOpt = "auto",
     seconds: Annotated[
-        float, typer.Option("--seconds", help="Of each stage, about; the whole takes 15 to 30 times that.")
+        float,
+        typer.Option(
+            "--seconds", help="Of each stage, about; the whole takes 15 to 30 times that."
+        ),
     ] = 2.0,
     changes: o.SetOpt = None,
     output_format: o.FormatOpt = None,
@@ -57,9 +65,19 @@ def bench(
 
     shape = choose_format(output_format, FORMATS, "json")
     choose = batch_size == o.CHOOSE
-    given = o.training_settings(None, None if choose else batch_size, None, img_size, None, workers, device, precision)
-    request = Request(data=data or "", model=model or "", recipe=recipe or "", given=given, changes=changes or ())
-    result = run(request, teacher=teacher or "", choose_batch=choose, seconds=seconds, reporter=make_reporter(quiet))
+    given = o.training_settings(
+        None, None if choose else batch_size, None, img_size, None, workers, device, precision
+    )
+    request = Request(
+        data=data or "", model=model or "", recipe=recipe or "", given=given, changes=changes or ()
+    )
+    result = run(
+        request,
+        teacher=teacher or "",
+        choose_batch=choose,
+        seconds=seconds,
+        reporter=make_reporter(quiet),
+    )
     if shape == "json":
         print_json(result.to_dict())
     else:
@@ -81,20 +99,28 @@ def _print(result: BenchResult) -> None:
         [_row(stage) for stage in result.stages.values()],
     )
     ceilings = result.ceilings
-    products = ", ".join(f"{name} {value / 1e9:,.3g} GFLOP/s" for name, value in ceilings.flops.items())
+    products = ", ".join(
+        f"{name} {value / 1e9:,.3g} GFLOP/s" for name, value in ceilings.flops.items()
+    )
     if ceilings.all_cores is not None:
         products += f", {job['precision']} with {ceilings.cores} threads {ceilings.all_cores / 1e9:,.3g} GFLOP/s"
     print_line(f"ceilings: matrix product {products}; memory copy {ceilings.copy / 1e9:.3g} GB/s")
     if result.parts:
         whole = sum(result.parts.values())
-        rows = [(PARTS[name], f"{1e3 * s:.3g}", percent(s / whole)) for name, s in result.parts.items()]
+        rows = [
+            (PARTS[name], f"{1e3 * s:.3g}", percent(s / whole)) for name, s in result.parts.items()
+        ]
         print_table("where the time goes", ("part", "ms an image", "share"), rows)
     if expected:
         print_line(f"expected: {expected['images_per_second']:.3g} images/s; {_times(result)}")
     for advice in result.advice:
         print_line(f"- {advice.text}")
     if not result.advice:
-        left_out = "" if "double_step" in result.stages else " (Twice the batch was not: it takes too long; --seconds.)"
+        left_out = (
+            ""
+            if "double_step" in result.stages
+            else " (Twice the batch was not: it takes too long; --seconds.)"
+        )
         print_line(f"Nothing that was measured asks to be changed.{left_out}")
 
 
@@ -106,10 +132,13 @@ def _row(stage: Stage) -> tuple[str, ...]:
         return stage.title, stage.problem, "", "", "", ""
     spread = "" if timing.spread == float("inf") else stable(timing.spread, float("inf"))
     return (
-        stage.title, stable(timing.rate, timing.spread), spread, f"{timing.first:.2g}",
+        stage.title,
+        stable(timing.rate, timing.spread),
+        spread,
+        f"{timing.first:.2g}",
         "" if stage.memory is None else f"{stage.memory / 2**20:,.0f}",
         "" if stage.share is None else f"{percent(stage.share)} of {stage.ceiling}",
-    )  # fmt: skip
+    )
 
 
 def _times(result: BenchResult) -> str:
@@ -129,5 +158,9 @@ def duration(seconds: float) -> str:
     """Say a time in two digits and the unit that suits it."""
     for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * size:
-            return f"{seconds / size:,.2g} {unit}" if seconds < 100 * size else f"{seconds / size:,.0f} {unit}"
+            return (
+                f"{seconds / size:,.2g} {unit}"
+                if seconds < 100 * size
+                else f"{seconds / size:,.0f} {unit}"
+            )
     return f"{seconds:.2g} s" if seconds < 100 else f"{seconds:.0f} s"

@@ -21,27 +21,35 @@ def check(
     ground_truth: Annotated[
         Path | None,
         typer.Option(
-            "--ground-truth", show_default=False,
+            "--ground-truth",
+            show_default=False,
             help="Labels of a val without class folders: ImageNet's devkit, LOC_val_solution.csv, or rows of file,label.",
         ),
     ] = None,
     fix_list: Annotated[
         Path | None,
-        typer.Option("--fix-list", help="Write what to delete, move and rename here, as CSV.", show_default=False),
+        typer.Option(
+            "--fix-list",
+            help="Write what to delete, move and rename here, as CSV.",
+            show_default=False,
+        ),
     ] = None,
     write_table: Annotated[
         Path | None,
         typer.Option(
-            "--write-table", help="Write a path,label,split table of it here, to train on as DATA.", show_default=False
+            "--write-table",
+            help="Write a path,label,split table of it here, to train on as DATA.",
+            show_default=False,
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=0, help="Decoding processes.", show_default="one a core")
+        int | None,
+        typer.Option("--workers", min=0, help="Decoding processes.", show_default="one a core"),
     ] = None,
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
-) -> None:  # fmt: skip
-    """Say whether a data set is sound: what would go unread, leak or be mislabelled. Changes nothing in it.
+) -> None:
+    """Say whether a data set is sound: what would go unread, leak or be mislabeled. Changes nothing in it.
 
     Exits with 3 if there is an error among the findings.
 
@@ -58,9 +66,13 @@ def check(
     from deitctl.checks.check import check as run
 
     result = run(
-        data or "", ground_truth=str(ground_truth or ""), fix_list=str(fix_list or ""),
-        write_table=str(write_table or ""), workers=-1 if workers is None else workers, reporter=reporter,
-    )  # fmt: skip
+        data or "",
+        ground_truth=str(ground_truth or ""),
+        fix_list=str(fix_list or ""),
+        write_table=str(write_table or ""),
+        workers=-1 if workers is None else workers,
+        reporter=reporter,
+    )
     if shape == "json":
         print_json(result.to_dict())
     else:
@@ -71,10 +83,18 @@ def check(
 def _print(result: CheckResult) -> None:
     from deitctl.cli.console import print_table
 
-    counts = [(name, str(part["images"]), str(part["classes"])) for name, part in result.parts.items()]
-    print_table(f"{result.data} is {'sound' if result.sound else 'not sound'}", ("part", "images", "classes"), counts)
+    counts = [
+        (name, str(part["images"]), str(part["classes"])) for name, part in result.parts.items()
+    ]
+    print_table(
+        f"{result.data} is {'sound' if result.sound else 'not sound'}",
+        ("part", "images", "classes"),
+        counts,
+    )
     if result.findings:
-        rows = [(f.severity, f.check, _words(f, result.data), str(f.count)) for f in result.findings]
+        rows = [
+            (f.severity, f.check, _words(f, result.data), str(f.count)) for f in result.findings
+        ]
         print_table("findings", ("", "check", "what, where, what to do", "count"), rows, 3)
 
 

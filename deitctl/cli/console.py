@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from deitctl.errors import ConfigError, Interrupted, Signalled, did_you_mean
 
-if TYPE_CHECKING:  # Rich is imported where something is shown: an answer in half a second has no time for it
+if (
+    TYPE_CHECKING
+):  # Rich is imported where something is shown: an answer in half a second has no time for it
     from rich.console import Console
 
-HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+HIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
 """What a terminal obeys or reorders instead of showing: control characters, directions of writing, half characters."""
 LONGEST = 4000
 """Characters of a text that is shown to people."""
@@ -45,7 +49,7 @@ def shown(text: str) -> str:
 
 
 def talk() -> Console:
-    """Return the console for people: stderr, honouring NO_COLOR."""
+    """Return the console for people: stderr, honoring NO_COLOR."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True)
@@ -58,7 +62,10 @@ def error_line(error: Exception) -> None:
     if isinstance(error, Interrupted):
         if rank != "0":
             return
-        console.print("[yellow]interrupted[/]" + (", what was finished is saved" if error.resume_command else ""))
+        console.print(
+            "[yellow]interrupted[/]"
+            + (", what was finished is saved" if error.resume_command else "")
+        )
         if error.resume_command:
             console.print(shown(error.resume_command))
         return
@@ -102,18 +109,26 @@ def print_line(text: str) -> None:
     sys.stdout.write(printable(text) + "\n")
 
 
-def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], numeric: int = 1) -> None:
+def print_table(
+    title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], numeric: int = 1
+) -> None:
     """Print a table on stdout; columns from `numeric` on are right-aligned."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table()
     for position, column in enumerate(columns):
-        table.add_column(column, justify="right" if position >= numeric else "left", overflow="fold")
+        table.add_column(
+            column, justify="right" if position >= numeric else "left", overflow="fold"
+        )
     for row in rows:
-        table.add_row(*("\n".join(map(shown, cell.split("\n"))) for cell in row))  # lines are made by ourselves
+        table.add_row(
+            *("\n".join(map(shown, cell.split("\n"))) for cell in row)
+        )  # lines are made by ourselves
     console = Console(highlight=False)
-    console.print(f"[bold]{shown(title)}[/]", soft_wrap=True)  # a table's own title would wrap at the table's width
+    console.print(
+        f"[bold]{shown(title)}[/]", soft_wrap=True
+    )  # a table's own title would wrap at the table's width
     console.print(table)
 
 

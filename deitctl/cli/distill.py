@@ -18,13 +18,19 @@ def distill(
     adapt: o.AdaptOpt = None,
     mode: o.ModeOpt = None,
     alpha: Annotated[
-        float | None, typer.Option("--alpha", help="Weight of the teacher's term.", show_default="hard 0.5, soft 0.1")
+        float | None,
+        typer.Option(
+            "--alpha", help="Weight of the teacher's term.", show_default="hard 0.5, soft 0.1"
+        ),
     ] = None,
     tau: o.TauOpt = None,
     reduction: Annotated[
         str | None,
-        typer.Option("--reduction", help="batchmean (the paper's) or elementmean (its code's, K times weaker).",
-                     show_default="batchmean"),
+        typer.Option(
+            "--reduction",
+            help="batchmean (the paper's) or elementmean (its code's, K times weaker).",
+            show_default="batchmean",
+        ),
     ] = None,
     no_token: Annotated[
         bool, typer.Option("--no-token", help="Teach the class head itself; no distillation token.")
@@ -57,7 +63,7 @@ def distill(
     dry_run: o.DryRunOpt = False,
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
-) -> None:  # fmt: skip
+) -> None:
     """Train a DeiT that also learns from a teacher's answers, through its distillation token.
 
     Example: deitctl distill photos/ --teacher regnety_160 --student deit_small
@@ -66,26 +72,68 @@ def distill(
     from deitctl.training.configure import Teaching
 
     said = {
-        "teacher": teacher, "teacher_weights": teacher_weights, "teacher_img_size": teacher_img_size, "adapt": adapt,
-        "mode": mode, "alpha": alpha, "tau": tau, "reduction": reduction, "no_token": no_token or None,
-        "teacher_sees": teacher_sees, "views": views, "view_seed": view_seed, "words_topk": words_topk,
-        "teacher_cache": teacher_cache, "force_teacher": force_teacher or None,
-    }  # fmt: skip
+        "teacher": teacher,
+        "teacher_weights": teacher_weights,
+        "teacher_img_size": teacher_img_size,
+        "adapt": adapt,
+        "mode": mode,
+        "alpha": alpha,
+        "tau": tau,
+        "reduction": reduction,
+        "no_token": no_token or None,
+        "teacher_sees": teacher_sees,
+        "views": views,
+        "view_seed": view_seed,
+        "words_topk": words_topk,
+        "teacher_cache": teacher_cache,
+        "force_teacher": force_teacher or None,
+    }
     teaching = None
     if mode != "none":
         teaching = Teaching(
-            teacher=teacher or "", weights=str(teacher_weights) if teacher_weights else "", mode=mode or "",
-            alpha=alpha, tau=tau, reduction=reduction or "", token=not no_token, adapt=adapt or "",
-            img_size=teacher_img_size, sees=teacher_sees or "", views=views, view_seed=view_seed, topk=words_topk,
-            cache=teacher_cache or "", force=force_teacher,
-        )  # fmt: skip
+            teacher=teacher or "",
+            weights=str(teacher_weights) if teacher_weights else "",
+            mode=mode or "",
+            alpha=alpha,
+            tau=tau,
+            reduction=reduction or "",
+            token=not no_token,
+            adapt=adapt or "",
+            img_size=teacher_img_size,
+            sees=teacher_sees or "",
+            views=views,
+            view_seed=view_seed,
+            topk=words_topk,
+            cache=teacher_cache or "",
+            force=force_teacher,
+        )
     run(
-        data=data, model=student, weights=weights, recipe=recipe, pretrained=pretrained, teaching=teaching,
-        output=output, resume=resume, config=config, changes=changes or (), dry_run=dry_run,
-        output_format=output_format, quiet=quiet,
+        data=data,
+        model=student,
+        weights=weights,
+        recipe=recipe,
+        pretrained=pretrained,
+        teaching=teaching,
+        output=output,
+        resume=resume,
+        config=config,
+        changes=changes or (),
+        dry_run=dry_run,
+        output_format=output_format,
+        quiet=quiet,
         given=o.training_settings(
-            epochs, batch_size, lr, img_size, seed, workers, device, precision, save_every,
-            micro_batch, on_bad_image, compiled,
+            epochs,
+            batch_size,
+            lr,
+            img_size,
+            seed,
+            workers,
+            device,
+            precision,
+            save_every,
+            micro_batch,
+            on_bad_image,
+            compiled,
         ),
         said_of_the_teacher=said,
-    )  # fmt: skip
+    )

@@ -5,7 +5,11 @@ from __future__ import annotations
 from deitctl.cli import options as o
 
 
-def doctor(device: o.DeviceOpt = "auto", precision: o.PrecisionOpt = "auto", output_format: o.FormatOpt = None) -> None:
+def doctor(
+    device: o.DeviceOpt = "auto",
+    precision: o.PrecisionOpt = "auto",
+    output_format: o.FormatOpt = None,
+) -> None:
     """Say what deitctl found on this machine, what it will use, and why.
 
     Example: deitctl doctor
@@ -19,4 +23,6 @@ def doctor(device: o.DeviceOpt = "auto", precision: o.PrecisionOpt = "auto", out
     if shape == "json":
         print_json(findings)
     else:
-        print_table("deitctl doctor", ("what", "found"), [(k, str(v)) for k, v in findings.items()], 2)
+        print_table(
+            "deitctl doctor", ("what", "found"), [(k, str(v)) for k, v in findings.items()], 2
+        )

@@ -21,31 +21,43 @@ def explain(
     inputs: o.InputsArg,
     model: o.ModelOpt = None,
     weights: o.WeightsOpt = None,
-    method: Annotated[str, typer.Option("--method", help="gradient, rollout or last-layer.")] = "gradient",
+    method: Annotated[
+        str, typer.Option("--method", help="gradient, rollout or last-layer.")
+    ] = "gradient",
     class_name: Annotated[
         str | None,
         typer.Option(
-            "--class", help="Ask why (not) this class: a label, synonym, WordNet id or number; for gradient.",
+            "--class",
+            help="Ask why (not) this class: a label, synonym, WordNet id or number; for gradient.",
             show_default="each head's own first class",
         ),
     ] = None,
-    token: Annotated[str, typer.Option("--token", help="cls, dist, or both that the model has.")] = "both",
+    token: Annotated[
+        str, typer.Option("--token", help="cls, dist, or both that the model has.")
+    ] = "both",
     only_disagreements: Annotated[
-        bool, typer.Option("--only-disagreements", help="Leave out images on which the two heads agree.")
+        bool,
+        typer.Option("--only-disagreements", help="Leave out images on which the two heads agree."),
     ] = False,
-    output: Annotated[Path, typer.Option("--output", help="Folder of the drawings; no file in it is replaced.")] = Path(
-        "explained"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", help="Folder of the drawings; no file in it is replaced.")
+    ] = Path("explained"),
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Images at a time.", show_default="8, from stdin 1")
+        int | None,
+        typer.Option(
+            "--batch-size", min=1, help="Images at a time.", show_default="8, from stdin 1"
+        ),
     ] = None,
     img_size: o.ImgSizeOpt = None,
     device: o.DeviceOpt = "auto",
     output_format: Annotated[
-        str | None, typer.Option("--format", help="table or jsonl.", show_default="table on a terminal, else jsonl")
+        str | None,
+        typer.Option(
+            "--format", help="table or jsonl.", show_default="table on a terminal, else jsonl"
+        ),
     ] = None,
     quiet: o.QuietOpt = False,
-) -> None:  # fmt: skip
+) -> None:
     """Draw where a DeiT looks, for its class token and its distillation token.
 
     Example: deitctl explain cat.jpg --class lynx
@@ -57,11 +69,20 @@ def explain(
     from deitctl.explanation.explain import explain as run
 
     stream = run(
-        inputs, model=model or "", weights=str(weights) if weights else "", method=method, token=token,
-        class_name=class_name, output=output, batch_size=batch_size or (1 if "-" in inputs else 8),
-        img_size=img_size or 0, device=device, only_disagreements=only_disagreements, stdin=sys.stdin,
+        inputs,
+        model=model or "",
+        weights=str(weights) if weights else "",
+        method=method,
+        token=token,
+        class_name=class_name,
+        output=output,
+        batch_size=batch_size or (1 if "-" in inputs else 8),
+        img_size=img_size or 0,
+        device=device,
+        only_disagreements=only_disagreements,
+        stdin=sys.stdin,
         reporter=make_reporter(quiet),
-    )  # fmt: skip
+    )
     failed = {"table": _table, "jsonl": print_records}[shape](stream)
     if failed:
         raise typer.Exit(3)
@@ -80,7 +101,11 @@ def _table(stream: Iterable[Explanation]) -> int:
             console.print(f"  [red]{shown(explanation.error)}[/]", soft_wrap=True)
             continue
         for token, answer in explanation.tokens.items():
-            asked = "" if answer.asked is None else f"  ({shown(str(explanation.asked))}: {100 * answer.asked:.1f} %)"
+            asked = (
+                ""
+                if answer.asked is None
+                else f"  ({shown(str(explanation.asked))}: {100 * answer.asked:.1f} %)"
+            )
             said = f"{100 * answer.first.score:5.1f} % {shown(answer.first.label)}{asked}"
             console.print(f"  {token:<4} {said}", soft_wrap=True)
         if explanation.disagree:

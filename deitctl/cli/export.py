@@ -22,12 +22,19 @@ def export(
     ],
     weights: o.WeightsOpt = None,
     output: Annotated[
-        str | None, typer.Option("--output", help="File or folder to write.", show_default="RUN/export/ or here")
+        str | None,
+        typer.Option(
+            "--output", help="File or folder to write.", show_default="RUN/export/ or here"
+        ),
     ] = None,
     head: o.HeadOpt = "auto",
     verify_with: Annotated[
         str | None,
-        typer.Option("--verify-with", help="Images to prove the file on.", show_default="the run's data, or digits"),
+        typer.Option(
+            "--verify-with",
+            help="Images to prove the file on.",
+            show_default="the run's data, or digits",
+        ),
     ] = None,
     count: o.CountOpt = 64,
     quantize: Annotated[
@@ -40,20 +47,32 @@ def export(
     ] = None,
     calibrate_with: Annotated[
         str | None,
-        typer.Option("--calibrate-with", help="Images for int8-static.", show_default="what the run was trained on"),
+        typer.Option(
+            "--calibrate-with",
+            help="Images for int8-static.",
+            show_default="what the run was trained on",
+        ),
     ] = None,
     preprocess: Annotated[
         bool,
         typer.Option(
-            "--preprocess/--no-preprocess", help="Normalisation and softmax inside, or the bare network; ONNX."
+            "--preprocess/--no-preprocess",
+            help="Normalization and softmax inside, or the bare network; ONNX.",
         ),
     ] = True,
     any_size: Annotated[
-        bool, typer.Option("--any-size", help="Whole images of any size in, resized inside the file; ONNX.")
+        bool,
+        typer.Option(
+            "--any-size", help="Whole images of any size in, resized inside the file; ONNX."
+        ),
     ] = False,
     runtime: Annotated[
         Path | None,
-        typer.Option("--runtime", help="Of web: a downloaded onnxruntime-web archive.", show_default="fetched once"),
+        typer.Option(
+            "--runtime",
+            help="Of web: a downloaded onnxruntime-web archive.",
+            show_default="fetched once",
+        ),
     ] = None,
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
@@ -70,10 +89,20 @@ def export(
     from deitctl.exporters.export import export as run
 
     result = run(
-        model, to=to, output=output or "", weights=str(weights) if weights else "", head=head,
-        verify_with=verify_with or "", count=count, quantize=quantize or "", calibrate_with=calibrate_with or "", preprocess=preprocess,
-        any_size=any_size, runtime=str(runtime) if runtime else "", reporter=make_reporter(quiet),
-    )  # fmt: skip
+        model,
+        to=to,
+        output=output or "",
+        weights=str(weights) if weights else "",
+        head=head,
+        verify_with=verify_with or "",
+        count=count,
+        quantize=quantize or "",
+        calibrate_with=calibrate_with or "",
+        preprocess=preprocess,
+        any_size=any_size,
+        runtime=str(runtime) if runtime else "",
+        reporter=make_reporter(quiet),
+    )
     if shape == "json":
         print_json(result.to_dict())
     else:
@@ -84,7 +113,11 @@ def print_export(title: str, record: Mapping[str, Any]) -> None:
     """Print what is known of an export as a table."""
     from deitctl.cli.console import print_table
 
-    rows = [(name.replace("_", " "), _shown(value)) for name, value in record.items() if value not in (None, [])]
+    rows = [
+        (name.replace("_", " "), _shown(value))
+        for name, value in record.items()
+        if value not in (None, [])
+    ]
     print_table(title, ("what", "value"), rows, 2)
 
 

@@ -10,7 +10,9 @@ from deitctl.cli import options as o
 
 
 def models(
-    pattern: Annotated[str, typer.Argument(metavar="[TEXT]", help="Show those whose name has this in it.")] = "",
+    pattern: Annotated[
+        str, typer.Argument(metavar="[TEXT]", help="Show those whose name has this in it.")
+    ] = "",
     output_format: o.FormatOpt = None,
 ) -> None:
     """List the DeiT family: names, input sizes, published accuracy, where the weights are.
@@ -25,20 +27,33 @@ def models(
     shape = choose_format(output_format, FORMATS, "json")
     records = [
         {
-            "alias": a.alias, "timm": f"{a.name}.{a.tag}", "img_size": a.img_size, "width": a.embed_dim,
-            "depth": a.depth, "distilled": a.distilled, "imagenet_top1": a.top1, "url": OFFICIAL_URL + a.url,
+            "alias": a.alias,
+            "timm": f"{a.name}.{a.tag}",
+            "img_size": a.img_size,
+            "width": a.embed_dim,
+            "depth": a.depth,
+            "distilled": a.distilled,
+            "imagenet_top1": a.top1,
+            "url": OFFICIAL_URL + a.url,
             "weights": str(local_weights(a) or "") or None,
         }
         for a in ARCHITECTURES
         if pattern in a.alias or pattern in a.name
-    ]  # fmt: skip
+    ]
     if shape == "json":
         print_json(records)
         return
     rows = [
-        (str(r["alias"]), str(r["timm"]), "here" if r["weights"] else "to download", str(r["img_size"]),
-         str(r["width"]), str(r["depth"]), "" if r["imagenet_top1"] is None else f"{r['imagenet_top1']:.1f}")
+        (
+            str(r["alias"]),
+            str(r["timm"]),
+            "here" if r["weights"] else "to download",
+            str(r["img_size"]),
+            str(r["width"]),
+            str(r["depth"]),
+            "" if r["imagenet_top1"] is None else f"{r['imagenet_top1']:.1f}",
+        )
         for r in records
-    ]  # fmt: skip
+    ]
     columns = ("alias", "timm name", "weights", "input", "width", "depth", "ImageNet top-1, %")
     print_table("models (any timm classifier works by its name too)", columns, rows, 3)

@@ -26,7 +26,7 @@ class Overview(TyperGroup):
         super(TyperGroup, self).format_help(ctx, formatter)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write a row a command, its name in colour where a terminal shows one."""
+        """Write a row a command, its name in color where a terminal shows one."""
         commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
         rows = [
             (typer.style(name, fg="cyan", bold=True), command.get_short_help_str(SENTENCE))

@@ -14,23 +14,34 @@ if TYPE_CHECKING:
 
 def pack(
     data: Annotated[str, typer.Argument(metavar="DATA", help=o.DATA_HELP)],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="The file, NAME.pack; another pack there is replaced.")],
+    out: Annotated[
+        str,
+        typer.Argument(metavar="OUT", help="The file, NAME.pack; another pack there is replaced."),
+    ],
     max_size: Annotated[
         int | None,
         typer.Option(
-            "--max-size", min=1, help="Make images smaller, as JPEG, whose short side has more pixels.",
+            "--max-size",
+            min=1,
+            help="Make images smaller, as JPEG, whose short side has more pixels.",
             show_default="bytes as they are",
         ),
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Keep pixels: nothing to decode, several times the bytes.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Write nothing: compare OUT with DATA, every image.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Keep pixels: nothing to decode, several times the bytes.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing: compare OUT with DATA, every image.")
+    ] = False,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=0, help="Processes that decode.", show_default="one a core, 0 to copy"),
+        typer.Option(
+            "--workers", min=0, help="Processes that decode.", show_default="one a core, 0 to copy"
+        ),
     ] = None,
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
-) -> None:  # fmt: skip
+) -> None:
     """Put a data set into one file, which every command reads as DATA without a cost for each file.
 
     Exits with 3 if some images could not be read: they keep their place, and the bytes that they have.
@@ -58,7 +69,12 @@ def pack(
             )
         return
     done = workflow.pack(
-        data, out, max_size=max_size or 0, raw=raw, workers=-1 if workers is None else workers, reporter=reporter
+        data,
+        out,
+        max_size=max_size or 0,
+        raw=raw,
+        workers=-1 if workers is None else workers,
+        reporter=reporter,
     )
     for why in done.unreadable:
         reporter.warn(f"kept as it is: {why}")
@@ -83,4 +99,6 @@ def _print_check(found: PackCheck) -> None:
 
     for example in found.examples:
         print_line(example)
-    print_line(f"{found.num_images:,} images compared, {found.different:,} difference(s); {found.seconds:.1f} s")
+    print_line(
+        f"{found.num_images:,} images compared, {found.different:,} difference(s); {found.seconds:.1f} s"
+    )

@@ -21,30 +21,41 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 def predict(
     inputs: o.InputsArg,
     model: Annotated[
-        str | None, typer.Option("--model", help=f"{o.MODEL_HELP} Or an exported .onnx file.", show_default=False)
+        str | None,
+        typer.Option(
+            "--model", help=f"{o.MODEL_HELP} Or an exported .onnx file.", show_default=False
+        ),
     ] = None,
     weights: o.WeightsOpt = None,
     topk: Annotated[int, typer.Option("--topk", "-k", min=1, help="How many classes to name.")] = 5,
     head: o.HeadOpt = "auto",
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Images at a time.", show_default="16, from stdin 1")
+        int | None,
+        typer.Option(
+            "--batch-size", min=1, help="Images at a time.", show_default="16, from stdin 1"
+        ),
     ] = None,
     img_size: o.ImgSizeOpt = None,
     device: o.DeviceOpt = "auto",
     precision: o.PrecisionOpt = "auto",
     output_format: Annotated[
         str | None,
-        typer.Option("--format", help="table, json, jsonl or csv.", show_default="table on a terminal, else jsonl"),
+        typer.Option(
+            "--format",
+            help="table, json, jsonl or csv.",
+            show_default="table on a terminal, else jsonl",
+        ),
     ] = None,
     image: Annotated[
         bool | None,
         typer.Option(
-            "--image/--no-image", help="Show images in the terminal, as the model sees them.",
+            "--image/--no-image",
+            help="Show images in the terminal, as the model sees them.",
             show_default="for one file or address",
         ),
     ] = None,
     quiet: o.QuietOpt = False,
-) -> None:  # fmt: skip
+) -> None:
     """Say what is in images.
 
     Example: deitctl predict cat.jpg --topk 5
@@ -63,17 +74,26 @@ def predict(
         from deitctl.inference.classify import predict as run
 
         stream = run(
-            inputs, model=model or "", weights=str(weights) if weights else "", topk=topk, head=head,
-            batch_size=batch_size or (1 if "-" in inputs else 16), img_size=img_size or 0, device=device,
-            precision=precision, stdin=sys.stdin, keep_pixels=shown, reporter=reporter,
-        )  # fmt: skip
+            inputs,
+            model=model or "",
+            weights=str(weights) if weights else "",
+            topk=topk,
+            head=head,
+            batch_size=batch_size or (1 if "-" in inputs else 16),
+            img_size=img_size or 0,
+            device=device,
+            precision=precision,
+            stdin=sys.stdin,
+            keep_pixels=shown,
+            reporter=reporter,
+        )
     failed = {"table": _table, "json": _json, "jsonl": print_records, "csv": _csv}[shape](stream)
     if failed:
         raise typer.Exit(3)
 
 
 def _show_images(asked: bool | None, inputs: list[str], reporter: Reporter) -> bool:
-    """Decide whether the table has images: as asked, else for a single one, and only where a terminal has colours."""
+    """Decide whether the table has images: as asked, else for a single one, and only where a terminal has colors."""
     from deitctl.cli.prediction_table import terminal
     from deitctl.cli.terminal_image import can_show
     from deitctl.inference.inputs import STDIN, is_folder
@@ -83,7 +103,7 @@ def _show_images(asked: bool | None, inputs: list[str], reporter: Reporter) -> b
         return False
     able = can_show(terminal())
     if asked and not able:
-        reporter.warn("Images need a terminal with 256 colours or more, which this is not.")
+        reporter.warn("Images need a terminal with 256 colors or more, which this is not.")
     return able
 
 
@@ -110,7 +130,9 @@ def _csv(stream: Iterable[Prediction]) -> int:
         failed += prediction.error is not None
         name = cell(said(prediction.input))
         for rank, guess in enumerate(prediction.guesses, start=1):
-            sys.stdout.write(f"{name},{rank},{guess.index},{cell(said(guess.label))},{guess.score:.6f},\n")
+            sys.stdout.write(
+                f"{name},{rank},{guess.index},{cell(said(guess.label))},{guess.score:.6f},\n"
+            )
         if prediction.error is not None:
             sys.stdout.write(f"{name},,,,,{cell(said(prediction.error))}\n")
         sys.stdout.flush()

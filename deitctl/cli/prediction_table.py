@@ -21,7 +21,7 @@ LABEL = 16
 
 
 def terminal() -> Console:
-    """Return the console for the answer: stdout, honouring NO_COLOR."""
+    """Return the console for the answer: stdout, honoring NO_COLOR."""
     return Console(highlight=False)
 
 
@@ -44,7 +44,9 @@ def print_prediction(prediction: Prediction, console: Console) -> None:
         lines = [Text.assemble("  ", row) for row in image] + lines
         image = []
     for n in range(max(len(lines), len(image))):
-        left = Text.assemble("  ", image[n] if n < len(image) else " " * IMAGE) if beside else Text()
+        left = (
+            Text.assemble("  ", image[n] if n < len(image) else " " * IMAGE) if beside else Text()
+        )
         console.print(Text.assemble(left, lines[n] if n < len(lines) else ""), soft_wrap=True)
 
 
@@ -54,8 +56,12 @@ def _guess(guess: Guess, width: int, console: Console) -> list[Text]:
     label = Text(printable(guess.label))
     parts = [label]
     if console.is_terminal:
-        parts = list(label.wrap(console, max(LABEL // 2, width - NUMBER - room - 1), overflow="fold"))
-    first = Text.assemble(f"  {100 * guess.score:5.1f} % ", (bar(guess.score, room, console), "cyan"), " ", parts[0])
+        parts = list(
+            label.wrap(console, max(LABEL // 2, width - NUMBER - room - 1), overflow="fold")
+        )
+    first = Text.assemble(
+        f"  {100 * guess.score:5.1f} % ", (bar(guess.score, room, console), "cyan"), " ", parts[0]
+    )
     return [first, *(Text.assemble(" " * (NUMBER + room + 1), part) for part in parts[1:])]
 
 

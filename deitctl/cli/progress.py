@@ -73,7 +73,9 @@ class _LineTask:
         left = f", {(self.total - self.done) / speed:.0f} s left" if self.total and speed else ""
         extra = "".join(f", {k} {v}" for k, v in fields.items())
         of = f"/{self.total}" if self.total else ""
-        self.console.print(shown(f"{self.label}: {self.done}{of} {self.unit}, {speed:.1f}/s{left}{extra}"))
+        self.console.print(
+            shown(f"{self.label}: {self.done}{of} {self.unit}, {speed:.1f}/s{left}{extra}")
+        )
 
 
 class BarReporter(_Quiet):
@@ -86,10 +88,17 @@ class BarReporter(_Quiet):
         from rich import progress as p
 
         return p.Progress(
-            p.SpinnerColumn(), p.TextColumn("{task.description}"), p.BarColumn(), p.MofNCompleteColumn(),
-            p.TextColumn("{task.fields[speed]}"), p.TimeElapsedColumn(), p.TimeRemainingColumn(),
-            p.TextColumn("{task.fields[extra]}"), console=self.console, transient=True,
-        )  # fmt: skip
+            p.SpinnerColumn(),
+            p.TextColumn("{task.description}"),
+            p.BarColumn(),
+            p.MofNCompleteColumn(),
+            p.TextColumn("{task.fields[speed]}"),
+            p.TimeElapsedColumn(),
+            p.TimeRemainingColumn(),
+            p.TextColumn("{task.fields[extra]}"),
+            console=self.console,
+            transient=True,
+        )
 
     def note(self, message: str) -> None:
         self.console.print(shown(message))  # the bars' console too, which keeps them below
@@ -122,4 +131,6 @@ class _Bar:
         if fields:
             self.extra = " ".join(f"{k} {v}" for k, v in fields.items())
         speed = self.done / max(time.monotonic() - self.start, 1e-6)
-        self.progress.update(self.task, advance=amount, speed=f"{speed:.1f} {self.unit}/s", extra=self.extra)
+        self.progress.update(
+            self.task, advance=amount, speed=f"{speed:.1f} {self.unit}/s", extra=self.extra
+        )

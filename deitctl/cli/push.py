@@ -11,17 +11,30 @@ from deitctl.cli import options as o
 
 def push(
     path: Annotated[
-        str, typer.Argument(metavar="PATH", help="Run, model folder, or file or folder of export.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="PATH",
+            help="Run, model folder, or file or folder of export.",
+            show_default=False,
+        ),
     ],
-    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="On the hub; made if it is not there.")],
-    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    repository: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="On the hub; made if it is not there.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the repository private.")
+    ] = False,
     revision: Annotated[
-        str | None, typer.Option("--revision", help="Branch; made if it is not there.", show_default="main")
+        str | None,
+        typer.Option("--revision", help="Branch; made if it is not there.", show_default="main"),
     ] = None,
     message: Annotated[
-        str | None, typer.Option("--message", help="Of the commit.", show_default="what was uploaded")
+        str | None,
+        typer.Option("--message", help="Of the commit.", show_default="what was uploaded"),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say which files would go, without a network.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say which files would go, without a network.")
+    ] = False,
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
 ) -> None:
@@ -37,9 +50,14 @@ def push(
     from deitctl.hub.push import push as run
 
     result = run(
-        path, repository, private=private, revision=revision or "", message=message or "", dry_run=dry_run,
+        path,
+        repository,
+        private=private,
+        revision=revision or "",
+        message=message or "",
+        dry_run=dry_run,
         reporter=make_reporter(quiet),
-    )  # fmt: skip
+    )
     if shape == "json":
         print_json(result.to_dict())
         return

@@ -25,11 +25,23 @@ AUTO = "auto"
 
 
 def run(
-    *, data: str | None, model: str | None, weights: Path | None, recipe: str | None, pretrained: bool | None,
-    teaching: Teaching | None, output: Path | None, resume: str | None, config: Path | None,
-    given: Mapping[str, Any], changes: Sequence[str], dry_run: bool, output_format: str | None, quiet: bool,
+    *,
+    data: str | None,
+    model: str | None,
+    weights: Path | None,
+    recipe: str | None,
+    pretrained: bool | None,
+    teaching: Teaching | None,
+    output: Path | None,
+    resume: str | None,
+    config: Path | None,
+    given: Mapping[str, Any],
+    changes: Sequence[str],
+    dry_run: bool,
+    output_format: str | None,
+    quiet: bool,
     said_of_the_teacher: Mapping[str, Any] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Configure and train, or resume; print the result. A run in which images had to be left out exits with 3."""
     import typer
 
@@ -46,13 +58,18 @@ def run(
     if choose_batch:
         given = {**given, "recipe.batch_size": None}
     if resume is not None and resume != AUTO:
-        _require_unsaid({"config": config, "output": output, "dry run": dry_run or None}, Path(resume))
+        _require_unsaid(
+            {"config": config, "output": output, "dry run": dry_run or None}, Path(resume)
+        )
         named = {
-            "data": _as_kept(data), "model": _as_kept(model), "weights": _as_kept(weights),
+            "data": _as_kept(data),
+            "model": _as_kept(model),
+            "weights": _as_kept(weights),
             "recipe.name": get_recipe(recipe).name if recipe else None,
-            "recipe.pretrained": pretrained, **dict(parse_change(c) for c in changes),
+            "recipe.pretrained": pretrained,
+            **dict(parse_change(c) for c in changes),
             **_of_the_teacher(said_of_the_teacher or {}),
-        }  # fmt: skip
+        }
         result = resume_run(Path(resume), given={**given, **named}, reporter=reporter)
     else:
         sources = None
@@ -71,10 +88,16 @@ def run(
             resolved = override(resolved, dict(parse_change(c) for c in changes))
         else:
             request = Request(
-                data=data or "", model=model or "", recipe=recipe or "", pretrained=pretrained,
-                weights=str(weights) if weights else "", teaching=teaching, output=str(output) if output else "",
-                given=given, changes=changes,
-            )  # fmt: skip
+                data=data or "",
+                model=model or "",
+                recipe=recipe or "",
+                pretrained=pretrained,
+                weights=str(weights) if weights else "",
+                teaching=teaching,
+                output=str(output) if output else "",
+                given=given,
+                changes=changes,
+            )
             resolved, *pair = configure(request, reporter)
             sources = (pair[0], pair[1])
 
@@ -85,7 +108,11 @@ def run(
             _print_plan(choose(resolved) if choose_batch else resolved, shape, reporter)
             return
         result = start_or_resume(
-            resolved, auto=resume == AUTO, sources=sources, reporter=reporter, choose=choose if choose_batch else None
+            resolved,
+            auto=resume == AUTO,
+            sources=sources,
+            reporter=reporter,
+            choose=choose if choose_batch else None,
         )
     if main_process():
         _print_result(result, shape)
@@ -102,7 +129,12 @@ def _as_kept(name: str | Path | None) -> str | None:
 
 def _of_the_teacher(said: Mapping[str, Any]) -> dict[str, Any]:
     """Return what was said of a teacher under the names that a run's configuration has for it."""
-    names = {"no_token": "token", "teacher_cache": "cache", "words_topk": "topk", "force_teacher": "force"}
+    names = {
+        "no_token": "token",
+        "teacher_cache": "cache",
+        "words_topk": "topk",
+        "force_teacher": "force",
+    }
     values = {names.get(k, k): v for k, v in said.items() if v is not None}
     if "token" in values:
         values["token"] = not values["token"]
@@ -112,7 +144,9 @@ def _of_the_teacher(said: Mapping[str, Any]) -> dict[str, Any]:
     return {f"distill.{k}": v for k, v in values.items()}
 
 
-def run_replay(record: Path, said: Mapping[str, Any], *, output_format: str | None, quiet: bool) -> None:
+def run_replay(
+    record: Path, said: Mapping[str, Any], *, output_format: str | None, quiet: bool
+) -> None:
     """Take the step of a record again, on any device and in any precision, and print what happens in it."""
     from deitctl.training.replay import replay
 
@@ -124,13 +158,23 @@ def run_replay(record: Path, said: Mapping[str, Any], *, output_format: str | No
         print_json(result.to_dict())
         return
     print_table(
-        f"{result.kind} at step {result.step}, in {result.precision}", ("step", "loss", "gradient norm", "rate"),
-        [(str(s["step"]), f"{s['loss']:.4g}", f"{s['norm']:.4g}", f"{s['rate']:.2g}") for s in result.steps[-12:]],
-    )  # fmt: skip
-    print_table(
-        "largest gradients of the step", ("parameter", "norm"), [(k, f"{v:.4g}") for k, v in result.gradients[:10]]
+        f"{result.kind} at step {result.step}, in {result.precision}",
+        ("step", "loss", "gradient norm", "rate"),
+        [
+            (str(s["step"]), f"{s['loss']:.4g}", f"{s['norm']:.4g}", f"{s['rate']:.2g}")
+            for s in result.steps[-12:]
+        ],
     )
-    print_table("its images, worst first", ("image", "loss"), [(k, f"{v:.4g}") for k, v in result.images[:10]])
+    print_table(
+        "largest gradients of the step",
+        ("parameter", "norm"),
+        [(k, f"{v:.4g}") for k, v in result.gradients[:10]],
+    )
+    print_table(
+        "its images, worst first",
+        ("image", "loss"),
+        [(k, f"{v:.4g}") for k, v in result.images[:10]],
+    )
     print_line("It went wrong again." if result.again else "This time it did not go wrong.")
 
 
@@ -138,7 +182,8 @@ def _require_unsaid(named: Mapping[str, Any], config: Path) -> None:
     """Refuse what a whole configuration has said already; single settings of it are changed with --set."""
     if again := [name for name, value in named.items() if value is not None]:
         raise ConfigError(
-            f"{config} has its own {again[0].replace('_', ' ')}.", "Leave yours out, or change a setting with --set."
+            f"{config} has its own {again[0].replace('_', ' ')}.",
+            "Leave yours out, or change a setting with --set.",
         )
 
 
@@ -149,8 +194,15 @@ def _print_plan(config: TrainConfig, shape: str, reporter: Reporter) -> None:
     if shape == "json":
         print_json({"config": to_dict(config), "plan": plan})
         return
-    print_table(f"plan: {config.model} on {config.data}", ("what", "value"), [(k, str(v)) for k, v in plan.items()], 2)
-    print_table("recipe", ("setting", "value"), [(k, str(v)) for k, v in flat(to_dict(config)).items()], 2)
+    print_table(
+        f"plan: {config.model} on {config.data}",
+        ("what", "value"),
+        [(k, str(v)) for k, v in plan.items()],
+        2,
+    )
+    print_table(
+        "recipe", ("setting", "value"), [(k, str(v)) for k, v in flat(to_dict(config)).items()], 2
+    )
 
 
 def _print_result(result: TrainResult, shape: str) -> None:
@@ -162,17 +214,27 @@ def _print_result(result: TrainResult, shape: str) -> None:
     if result.teacher is not None:
         rows.append((f"teacher {result.teacher.name}", f"{result.teacher.top1:.2f}"))
     names = {"cls": "student, class head", "dist": "student, distillation head"}
-    names |= {"avg-logits": "student, both (mean of logits)", "avg-probs": "student, both (mean of probabilities)"}
+    names |= {
+        "avg-logits": "student, both (mean of logits)",
+        "avg-probs": "student, both (mean of probabilities)",
+    }
     heads = scores.heads or {"student": scores.top1}
     rows += [(names.get(head, head), f"{top1:.2f}") for head, top1 in heads.items()]
     print_table(f"top-1 on {scores.num_images} validation images, %", ("", "top-1"), rows)
     run = result.run
     print_table(
-        "run", ("what", "where"),
+        "run",
+        ("what", "where"),
         [
-            ("model", str(run)), ("curves", str(run / "figures" / "curves.png")), ("log", str(run / "metrics.jsonl")),
-            ("best epoch", f"{result.best_epoch} of {result.epochs}, {result.best_weights} weights"), ("time", f"{result.seconds:.0f} s"),
+            ("model", str(run)),
+            ("curves", str(run / "figures" / "curves.png")),
+            ("log", str(run / "metrics.jsonl")),
+            (
+                "best epoch",
+                f"{result.best_epoch} of {result.epochs}, {result.best_weights} weights",
+            ),
+            ("time", f"{result.seconds:.0f} s"),
         ],
         2,
-    )  # fmt: skip
+    )
     print_line(f"deitctl predict IMAGE --model {run}")

@@ -33,8 +33,12 @@ def teach(
     workers: o.WorkersOpt = None,
     device: o.DeviceOpt = "auto",
     precision: o.PrecisionOpt = "auto",
-    verify: Annotated[bool, typer.Option("--verify", help="Ask again about some of the views, and compare.")] = False,
-    count: Annotated[int, typer.Option("--count", min=1, help="How many views --verify asks about.")] = 256,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Ask again about some of the views, and compare.")
+    ] = False,
+    count: Annotated[
+        int, typer.Option("--count", min=1, help="How many views --verify asks about.")
+    ] = 256,
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
 ) -> None:
@@ -63,16 +67,30 @@ def teach(
         raise ConfigError("--mode none has no teacher.", "Use hard or soft.")
     reporter = make_reporter(quiet)
     teaching = Teaching(
-        teacher=teacher or "", weights=str(teacher_weights or ""), mode=mode or "", tau=tau, adapt=adapt or "",
-        img_size=teacher_img_size, sees="view", views=views, view_seed=view_seed, topk=words_topk,
-        cache=teacher_cache or "", force=force_teacher,
-    )  # fmt: skip
+        teacher=teacher or "",
+        weights=str(teacher_weights or ""),
+        mode=mode or "",
+        tau=tau,
+        adapt=adapt or "",
+        img_size=teacher_img_size,
+        sees="view",
+        views=views,
+        view_seed=view_seed,
+        topk=words_topk,
+        cache=teacher_cache or "",
+        force=force_teacher,
+    )
     given = o.training_settings(epochs, None, None, None, seed, workers, device, precision)
     request = Request(
-        data=data or "", model=student or "", recipe=recipe or "", pretrained=pretrained, teaching=teaching,
+        data=data or "",
+        model=student or "",
+        recipe=recipe or "",
+        pretrained=pretrained,
+        teaching=teaching,
         weights=str(weights or ""),
-        given=given, changes=changes or (),
-    )  # fmt: skip
+        given=given,
+        changes=changes or (),
+    )
     unreadable: tuple[str, ...] = ()
     with rerun_on_interruption():
         config, *sources = configure(request, reporter)
@@ -80,11 +98,17 @@ def teach(
         if verify and is_distributed():
             raise ConfigError("--verify is for one process.", "Run it without torchrun.")
         if verify:
-            checked = run_verify(config, pair, count=count, batch_size=batch_size, reporter=reporter)
+            checked = run_verify(
+                config, pair, count=count, batch_size=batch_size, reporter=reporter
+            )
             record, title = checked.to_dict(), "the teacher still says what its cache has"
         else:
             done = run(config, pair, batch_size=batch_size, reporter=reporter)
-            record, title, unreadable = done.to_dict(), f"the words of {done.teacher.name}", done.unreadable
+            record, title, unreadable = (
+                done.to_dict(),
+                f"the words of {done.teacher.name}",
+                done.unreadable,
+            )
     exit_code = left_out_code(len(unreadable))
     if not main_process():
         raise typer.Exit(exit_code)

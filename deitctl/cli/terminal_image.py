@@ -1,4 +1,4 @@
-"""An image in the terminal: two pixels a character, the upper half block's colour and the colour behind it."""
+"""An image in the terminal: two pixels a character, the upper half block's color and the color behind it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HALF = "▀"
 
 
 def can_show(console: Console) -> bool:
-    """Say whether a console is a terminal with colours enough for an image, and has not been asked for none."""
+    """Say whether a console is a terminal with colors enough for an image, and has not been asked for none."""
     plain = console.no_color or console.is_dumb_terminal or console.options.ascii_only
     return console.is_terminal and not plain and console.color_system in ("256", "truecolor")
 

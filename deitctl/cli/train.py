@@ -34,7 +34,9 @@ def train(
     replay: Annotated[
         Path | None,
         typer.Option(
-            "--replay", help="Take the step of RUN/incidents/STEP again and say what happens in it.", show_default=False
+            "--replay",
+            help="Take the step of RUN/incidents/STEP again and say what happens in it.",
+            show_default=False,
         ),
     ] = None,
     changes: o.SetOpt = None,
@@ -49,18 +51,47 @@ def train(
     from deitctl.cli.run_training import run, run_replay
 
     given = o.training_settings(
-        epochs, batch_size, lr, img_size, seed, workers, device, precision, save_every, micro_batch, on_bad_image,
+        epochs,
+        batch_size,
+        lr,
+        img_size,
+        seed,
+        workers,
+        device,
+        precision,
+        save_every,
+        micro_batch,
+        on_bad_image,
         compiled,
-    )  # fmt: skip
+    )
     if replay is not None:
         named = {
-            "data": data, "model": model, "recipe": recipe, "pretrained": pretrained, "weights": weights, "output": output,
-            "resume": resume, "config": config, "set": changes, "dry_run": dry_run or None,
-        }  # fmt: skip
+            "data": data,
+            "model": model,
+            "recipe": recipe,
+            "pretrained": pretrained,
+            "weights": weights,
+            "output": output,
+            "resume": resume,
+            "config": config,
+            "set": changes,
+            "dry_run": dry_run or None,
+        }
         run_replay(replay, {**given, **named}, output_format=output_format, quiet=quiet)
         return
     run(
-        data=data, model=model, weights=weights, recipe=recipe, pretrained=pretrained, teaching=None, output=output,
-        resume=resume, config=config, changes=changes or (), dry_run=dry_run, output_format=output_format, quiet=quiet,
+        data=data,
+        model=model,
+        weights=weights,
+        recipe=recipe,
+        pretrained=pretrained,
+        teaching=None,
+        output=output,
+        resume=resume,
+        config=config,
+        changes=changes or (),
+        dry_run=dry_run,
+        output_format=output_format,
+        quiet=quiet,
         given=given,
-    )  # fmt: skip
+    )

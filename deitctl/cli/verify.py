@@ -10,14 +10,22 @@ from deitctl.cli import options as o
 
 
 def verify(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="File or folder that `deitctl export` wrote.")],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="File or folder that `deitctl export` wrote.")
+    ],
     images: Annotated[
         str | None,
-        typer.Option("--with", help="Images to prove it on.", show_default="the run's data, or digits"),
+        typer.Option(
+            "--with", help="Images to prove it on.", show_default="the run's data, or digits"
+        ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", help=f"What to compare with. {o.MODEL_HELP}", show_default="the run that PATH lies in"),
+        typer.Option(
+            "--model",
+            help=f"What to compare with. {o.MODEL_HELP}",
+            show_default="the run that PATH lies in",
+        ),
     ] = None,
     weights: o.WeightsOpt = None,
     count: o.CountOpt = 64,
@@ -39,9 +47,13 @@ def verify(
     from deitctl.exporters.verify_again import verify_export
 
     result = verify_export(
-        path, images_from=images or "", model=model or "", weights=str(weights) if weights else "", count=count,
+        path,
+        images_from=images or "",
+        model=model or "",
+        weights=str(weights) if weights else "",
+        count=count,
         reporter=make_reporter(quiet),
-    )  # fmt: skip
+    )
     if shape == "json":
         print_json(result.to_dict())
     else:

@@ -17,11 +17,22 @@ from numpy.typing import NDArray
 from deitctl.data.mmap_array import MappedFile
 
 ALIGN = 64
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 """What reading a block raises that is cut short, damaged, or none."""
 
 
-def block(header: Mapping[str, Any], columns: Sequence[tuple[str, NDArray[Any]]], at: int) -> list[bytes | memoryview]:
+def block(
+    header: Mapping[str, Any], columns: Sequence[tuple[str, NDArray[Any]]], at: int
+) -> list[bytes | memoryview]:
     """Return the pieces of a block that is to lie at byte `at` of its file.
 
     Args:

@@ -44,7 +44,9 @@ def match_classes(card: ModelConfig, data_names: Sequence[str]) -> ClassMatch | 
         index = _spellings(card)
         rows = [index.get(_plain(name)) for name in data_names]
     if set(data_names) == NUMBERS and is_imagenet(card.class_names or ()):
-        return ClassMatch(tuple(exact[imagenet_classes()[0][int(name)]] for name in data_names), "numbers")
+        return ClassMatch(
+            tuple(exact[imagenet_classes()[0][int(name)]] for name in data_names), "numbers"
+        )
     if any(row is None for row in rows) or len(set(rows)) != len(rows):
         return None
     found = tuple(row for row in rows if row is not None)
@@ -61,19 +63,43 @@ def find_class(card: ModelConfig, name: str) -> int:
     Raises:
         ConfigError: no class is called so, or more than one.
     """
-    exact, spelled = {known: row for row, known in enumerate(card.class_names or ())}, _spellings(card)
+    exact, spelled = (
+        {known: row for row, known in enumerate(card.class_names or ())},
+        _spellings(card),
+    )
     row = exact.get(name, spelled.get(_plain(name)))
-    if row is None and name.isascii() and name.isdecimal() and len(name) < 8 and int(name) < card.num_classes:
+    if (
+        row is None
+        and name.isascii()
+        and name.isdecimal()
+        and len(name) < 8
+        and int(name) < card.num_classes
+    ):
         row = int(name)
     if row is not None:
         return row
-    same = [n for n, label in enumerate(card.descriptions or ()) if _plain(name) in map(_plain, label.split(","))]
+    same = [
+        n
+        for n, label in enumerate(card.descriptions or ())
+        if _plain(name) in map(_plain, label.split(","))
+    ]
     if same:
-        raise ConfigError(f"{name!r} is {len(same)} classes.", f"Say which by number: {', '.join(map(str, same))}.")
+        raise ConfigError(
+            f"{name!r} is {len(same)} classes.",
+            f"Say which by number: {', '.join(map(str, same))}.",
+        )
     word = f" {_plain(name)} "
-    named = [known for known in spelled if word in f" {known} "][:MOST_NAMED]  # of a cat there are several kinds
-    hint = f"Did you mean {' or '.join(map(repr, named))}?" if named else did_you_mean(_plain(name), spelled)
-    hint = (not name.lstrip("-").isdecimal() and hint) or f"Numbers from 0 to {card.num_classes - 1} name classes too."
+    named = [known for known in spelled if word in f" {known} "][
+        :MOST_NAMED
+    ]  # of a cat there are several kinds
+    hint = (
+        f"Did you mean {' or '.join(map(repr, named))}?"
+        if named
+        else did_you_mean(_plain(name), spelled)
+    )
+    hint = (
+        not name.lstrip("-").isdecimal() and hint
+    ) or f"Numbers from 0 to {card.num_classes - 1} name classes too."
     raise ConfigError(f"The model has no class {name!r}.", hint)
 
 

@@ -17,8 +17,23 @@ from deitctl.errors import DataError
 from deitctl.paths import read_regular
 
 EXTENSIONS = frozenset(
-    [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif", ".jfif"]
-)  # fmt: skip
+    [
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".jp2",
+        ".avif",
+        ".jfif",
+    ]
+)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Whatever a file is called: Pillow's other readers run programs (EPS), or are little used and little tried."""
 MAX_PIXELS = 100_000_000
@@ -75,10 +90,14 @@ def read_header(data: bytes, name: str) -> tuple[tuple[int, int], int] | None:
 def _named_errors(data: bytes, name: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF, of palettes and of large images
+            warnings.simplefilter(
+                "ignore"
+            )  # Pillow warns of odd EXIF, of palettes and of large images
             yield
     except Image.DecompressionBombError as error:
-        raise DataError(f"{name} has more than {max_pixels():,} pixels (${PIXELS_VARIABLE}).") from error
+        raise DataError(
+            f"{name} has more than {max_pixels():,} pixels (${PIXELS_VARIABLE})."
+        ) from error
     except UnidentifiedImageError as error:
         what = "is empty" if not data else "is not an image"
         raise DataError(f"{name} {what}.") from error
@@ -102,8 +121,12 @@ def _open(data: bytes, name: str) -> Image.Image:
 def _count_scans(data: bytes) -> int:
     """Count FF DA, the beginning of a scan: by NumPy, which takes a sixth of the time of `data.count`."""
     values = np.frombuffer(data, np.uint8)
-    strips = (values[start : start + STRIP + 1] for start in range(0, len(values), STRIP))  # a pair may lie across two
-    return sum(int(np.count_nonzero((strip[:-1] == 0xFF) & (strip[1:] == 0xDA))) for strip in strips)
+    strips = (
+        values[start : start + STRIP + 1] for start in range(0, len(values), STRIP)
+    )  # a pair may lie across two
+    return sum(
+        int(np.count_nonzero((strip[:-1] == 0xFF) & (strip[1:] == 0xDA))) for strip in strips
+    )
 
 
 def max_pixels() -> int:
@@ -120,7 +143,9 @@ def _require_size(size: tuple[int, int], name: str) -> None:
             f"${PIXELS_VARIABLE} raises the limit.",
         )
     if max(size) > MAX_SIDE:
-        raise DataError(f"{name} has {width} x {height} pixels; a side of more than {MAX_SIDE:,} is not read.")
+        raise DataError(
+            f"{name} has {width} x {height} pixels; a side of more than {MAX_SIDE:,} is not read."
+        )
 
 
 def read_bytes(path: Path) -> bytes:
@@ -141,7 +166,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _scale_to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return _by_strips(image, _over_white)
-    if image.mode == "RGB" and image.format == "JPEG":  # it is what it should be, and has no second frame
+    if (
+        image.mode == "RGB" and image.format == "JPEG"
+    ):  # it is what it should be, and has no second frame
         return image
     return image.convert("RGB")
 
@@ -171,12 +198,17 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
 
     def scale(strip: Image.Image) -> Image.Image:
         values = np.nan_to_num(np.asarray(strip, dtype=np.float64))
-        return Image.fromarray(np.rint(np.clip(values / highest, 0, 1) * 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(
+            np.rint(np.clip(values / highest, 0, 1) * 255).astype(np.uint8)
+        ).convert("RGB")
 
     return _by_strips(image, scale)
 
 
 def _largest(image: Image.Image) -> float:
     rows = max(1, STRIP // image.width)
-    strips = (image.crop((0, t, image.width, min(t + rows, image.height))) for t in range(0, image.height, rows))
+    strips = (
+        image.crop((0, t, image.width, min(t + rows, image.height)))
+        for t in range(0, image.height, rows)
+    )
     return max((float(np.nan_to_num(np.asarray(s)).max(initial=0)) for s in strips), default=0.0)

@@ -26,7 +26,7 @@ INTERPOLATION = {
 
 
 def eval_transform(image: Image.Image, pre: Preprocessing) -> Pixels:
-    """Resize, crop the centre: uint8 [3,S,S], to the pixel what timm's `transforms_imagenet_eval` does."""
+    """Resize, crop the center: uint8 [3,S,S], to the pixel what timm's `transforms_imagenet_eval` does."""
     size, target = pre.img_size, pre.resize_to
     resample = INTERPOLATION.get(pre.interpolation, Image.Resampling.BICUBIC)
     if pre.crop_mode == "squash":
@@ -34,10 +34,10 @@ def eval_transform(image: Image.Image, pre: Preprocessing) -> Pixels:
     else:
         scaled = resized(image.width, image.height, target)
         if scaled[0] * scaled[1] > MOST_RESIZED:
-            image = _resize_centre(image, scaled, size, resample)
+            image = _resize_center(image, scaled, size, resample)
         elif scaled != image.size:
             image = image.resize(scaled, resample)
-    left, top = centre(image.width, size), centre(image.height, size)
+    left, top = center(image.width, size), center(image.height, size)
     return channels_first(
         image.crop((left, top, left + size, top + size))
     )  # outside the image: black, as torchvision pads
@@ -45,7 +45,11 @@ def eval_transform(image: Image.Image, pre: Preprocessing) -> Pixels:
 
 def resized(width: int, height: int, target: int) -> tuple[int, int]:
     """Return width and height of an image whose short side becomes `target` pixels (timm and transformers round down)."""
-    return (target, int(target * height / width)) if width <= height else (int(target * width / height), target)
+    return (
+        (target, int(target * height / width))
+        if width <= height
+        else (int(target * width / height), target)
+    )
 
 
 def is_ribbon(width: int, height: int, pre: Preprocessing) -> bool:
@@ -56,15 +60,19 @@ def is_ribbon(width: int, height: int, pre: Preprocessing) -> bool:
     return pre.crop_mode != "squash" and across * down > MOST_RESIZED
 
 
-def _resize_centre(image: Image.Image, scaled: tuple[int, int], size: int, resample: Image.Resampling) -> Image.Image:
+def _resize_center(
+    image: Image.Image, scaled: tuple[int, int], size: int, resample: Image.Resampling
+) -> Image.Image:
     """Return the middle of `image` resized to `scaled`, at most `size` a side: a ribbon 20,000 times as long as wide
     would take gigabytes. A value may differ by one from that of the whole, resized: Pillow's coordinates are floats.
     """
     lengths, cut, box = (image.width, image.height), [], []
     for length, whole in zip(lengths, scaled, strict=True):
         kept, step = min(size, whole), length / whole
-        start, end = centre(whole, kept) * step, (centre(whole, kept) + kept) * step
-        margin = 4 * max(1.0, step)  # no filter looks further than three pixels of the smaller image
+        start, end = center(whole, kept) * step, (center(whole, kept) + kept) * step
+        margin = 4 * max(
+            1.0, step
+        )  # no filter looks further than three pixels of the smaller image
         first, last = max(0, math.floor(start - margin)), min(length, math.ceil(end + margin))
         cut.append((first, last))
         box.append((start - first, end - first))
@@ -75,8 +83,8 @@ def _resize_centre(image: Image.Image, scaled: tuple[int, int], size: int, resam
     )
 
 
-def centre(length: int, size: int) -> int:
-    """Return where a centred cut of `size` pixels begins; negative where the image is smaller (torchvision's rounding)."""
+def center(length: int, size: int) -> int:
+    """Return where a centerd cut of `size` pixels begins; negative where the image is smaller (torchvision's rounding)."""
     return round((length - size) / 2) if length >= size else -((size - length) // 2)
 
 

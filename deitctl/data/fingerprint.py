@@ -36,7 +36,9 @@ def data_fingerprint(source: Source, reporter: Reporter) -> str:
     digest.update(sizes.tobytes())
     for index in range(count):
         separator = "\x1f" if index else ""
-        digest.update((separator + PurePath(source.name(index)).name).encode("utf-8", "surrogateescape"))
+        digest.update(
+            (separator + PurePath(source.name(index)).name).encode("utf-8", "surrogateescape")
+        )
     whole = sizes.sum() <= READ_WHOLE or count <= SAMPLED
     chosen = range(count) if whole else np.linspace(0, count - 1, SAMPLED).astype(int).tolist()
     for index in track(chosen, reporter, "look at the data", len(chosen)):
@@ -84,5 +86,7 @@ def model_fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()[:LENGTH]

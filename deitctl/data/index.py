@@ -93,8 +93,10 @@ def keep(parts: Mapping[str, Listing], watched: Watched, reporter: Reporter) -> 
         return
     directories = StringArray.of(watched.states)
     columns: list[tuple[str, NDArray[Any]]] = [
-        ("|u1", directories.blob), ("<i8", directories.ends), ("<i8", np.array([*watched.states.values()], np.int64)),
-    ]  # fmt: skip
+        ("|u1", directories.blob),
+        ("<i8", directories.ends),
+        ("<i8", np.array([*watched.states.values()], np.int64)),
+    ]
     for part in parts.values():
         values = part.names.blob, part.names.ends, part.labels, part.spans
         columns += zip(COLUMNS.values(), values, strict=True)
@@ -106,7 +108,9 @@ def keep(parts: Mapping[str, Listing], watched: Watched, reporter: Reporter) -> 
     try:
         write_bytes(path, b"".join([MAGIC, *block(header, columns, len(MAGIC))]))
     except DeitctlError as error:
-        reporter.note(f"The list of images is not kept, the next start lists them again. {error.message}")
+        reporter.note(
+            f"The list of images is not kept, the next start lists them again. {error.message}"
+        )
 
 
 def find(root: Path) -> dict[str, Listing] | None:
@@ -141,7 +145,9 @@ def _fresh(root: str, columns: Sequence[NDArray[Any]]) -> bool:
     )
 
 
-def _parts(classes: Mapping[str, Sequence[str]], columns: Sequence[NDArray[Any]]) -> dict[str, Listing]:
+def _parts(
+    classes: Mapping[str, Sequence[str]], columns: Sequence[NDArray[Any]]
+) -> dict[str, Listing]:
     return {
         name: listing(class_names, columns[4 * number : 4 * number + 4])
         for number, (name, class_names) in enumerate(classes.items())
@@ -152,7 +158,13 @@ def listing(class_names: Sequence[str], columns: Sequence[NDArray[Any]]) -> List
     """Put the arrays of `COLUMNS` together; raise ValueError if they do not fit each other."""
     blob, ends, labels, spans = columns
     names = StringArray(blob, ends)
-    fits = names.sound and labels.shape == (len(names),) and spans.shape in ((0, 2), (len(names), 2))
-    if not fits or min(labels.min(initial=0), spans.min(initial=0)) < 0 or labels.max(initial=-1) >= len(class_names):
+    fits = (
+        names.sound and labels.shape == (len(names),) and spans.shape in ((0, 2), (len(names), 2))
+    )
+    if (
+        not fits
+        or min(labels.min(initial=0), spans.min(initial=0)) < 0
+        or labels.max(initial=-1) >= len(class_names)
+    ):
         raise ValueError("its arrays do not fit each other")
     return Listing(names, labels, tuple(map(str, class_names)), spans)

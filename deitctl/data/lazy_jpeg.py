@@ -38,7 +38,9 @@ class LazyJpeg:
     def shrink_for(self, width: int, height: int, size: int) -> int:
         """Say how many times smaller a box of `width` by `height` may be decoded and have `size` pixels each way."""
         for shrink in SHRINKS:
-            even = all(side % shrink == 0 for side in self._stored)  # else turning would move it by a part of a pixel
+            even = all(
+                side % shrink == 0 for side in self._stored
+            )  # else turning would move it by a part of a pixel
             if min(width, height) >= shrink * size and (even or self._orientation == 1):
                 return shrink
         return 1
@@ -58,7 +60,11 @@ class LazyJpeg:
     def _whole(self) -> Image.Image | Bytes:
         """All of it by torchvision's decoder, which has Pillow's pixels sooner, as an array; by Pillow what that refuses."""
         width, height = self._stored
-        if self._orientation == 1 and width * height <= LARGE and (decode_jpeg := _torchvision_decoder()) is not None:
+        if (
+            self._orientation == 1
+            and width * height <= LARGE
+            and (decode_jpeg := _torchvision_decoder()) is not None
+        ):
             try:
                 channels_last: Bytes = decode_jpeg(self._data).permute(1, 2, 0).numpy()
                 if channels_last.shape == (height, width, 3):

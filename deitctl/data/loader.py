@@ -54,7 +54,7 @@ class Batch(NamedTuple):
         return [(key.index, why) for key, why in self.unreadable]
 
     def parts(self, size: int) -> Iterator[Batch]:
-        """Yield the readable images in batches of `size` slots, which is even, so that neighbours stay together."""
+        """Yield the readable images in batches of `size` slots, which is even, so that neighbors stay together."""
         if not size or size >= max(self.slots, default=0) + 1:
             yield self
             return
@@ -65,9 +65,14 @@ class Batch(NamedTuple):
             place = {row: n for n, row in enumerate(rows)}
             asked = [n for n, row in enumerate(self.teacher_rows) if row in place]
             yield Batch(
-                self.images[rows], self.labels[rows], [self.keys[r] for r in rows], [self.slots[r] for r in rows], [],
-                self.teacher_images[asked], [place[self.teacher_rows[n]] for n in asked],
-            )  # fmt: skip
+                self.images[rows],
+                self.labels[rows],
+                [self.keys[r] for r in rows],
+                [self.slots[r] for r in rows],
+                [],
+                self.teacher_images[asked],
+                [place[self.teacher_rows[n]] for n in asked],
+            )
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,9 @@ class ViewPlan:
 class TrainViews(Dataset[Sample]):
     """Augmented views by key, in the student's size, and in the teacher's where it must be asked."""
 
-    def __init__(self, source: Source, augment: AugmentConfig, img_size: int, plan: ViewPlan) -> None:
+    def __init__(
+        self, source: Source, augment: AugmentConfig, img_size: int, plan: ViewPlan
+    ) -> None:
         self.source, self.augment, self.img_size, self.plan = source, augment, img_size, plan
 
     def __getitem__(self, key: SampleKey) -> Sample:
@@ -105,7 +112,9 @@ class TrainViews(Dataset[Sample]):
             pixels = train_transform(image, self.augment, img_size, plan.seed, view, key.index)
             if unasked or plan.teacher_size == img_size:
                 return Sample(pixels, label, key, "", None if unasked else pixels)
-            shown = train_transform(image, self.augment, plan.teacher_size, plan.seed, view, key.index)
+            shown = train_transform(
+                image, self.augment, plan.teacher_size, plan.seed, view, key.index
+            )
         except DataError as error:
             return Sample(None, label, key, str(error))
         return Sample(pixels, label, key, "", shown)
@@ -145,7 +154,9 @@ class EvalViews(Dataset[EvalSample]):
             image = self.source.read(index)
         except DataError as error:
             return EvalSample((), label, index, str(error))
-        return EvalSample(tuple(eval_transform(image, p) for p in self.preprocessings), label, index, "")
+        return EvalSample(
+            tuple(eval_transform(image, p) for p in self.preprocessings), label, index, ""
+        )
 
     def collate(self, samples: Sequence[EvalSample]) -> EvalBatch:
         """Stack the readable samples."""
@@ -178,9 +189,16 @@ def _stack(images: Sequence[Pixels]) -> Tensor:
 
 
 def train_batches(
-    source: Source, augment: AugmentConfig, img_size: int, batches: TrainBatches, *, workers: int, pin_memory: bool,
-    plan: ViewPlan | None = None, share: slice = slice(None),
-) -> Iterator[Batch]:  # fmt: skip
+    source: Source,
+    augment: AugmentConfig,
+    img_size: int,
+    batches: TrainBatches,
+    *,
+    workers: int,
+    pin_memory: bool,
+    plan: ViewPlan | None = None,
+    share: slice = slice(None),
+) -> Iterator[Batch]:
     """Yield every training batch from `batches.first_step` to the end of the last epoch, in one stream.
 
     Without a `plan` every epoch shows new views of the batches' seed. Of several processes each takes its `share`.
@@ -191,11 +209,19 @@ def train_batches(
 
 
 def view_batches(
-    source: Source, augment: AugmentConfig, img_size: int, view_seed: int, wanted: Iterable[list[SampleKey]], *,
-    workers: int, pin_memory: bool,
-) -> Iterator[Batch]:  # fmt: skip
+    source: Source,
+    augment: AugmentConfig,
+    img_size: int,
+    view_seed: int,
+    wanted: Iterable[list[SampleKey]],
+    *,
+    workers: int,
+    pin_memory: bool,
+) -> Iterator[Batch]:
     """Yield the views that batches of keys ask for, each key's `epoch` being the number of a view."""
-    return _training_stream(TrainViews(source, augment, img_size, ViewPlan(view_seed)), wanted, workers, pin_memory)
+    return _training_stream(
+        TrainViews(source, augment, img_size, ViewPlan(view_seed)), wanted, workers, pin_memory
+    )
 
 
 def _training_stream(
@@ -203,15 +229,24 @@ def _training_stream(
 ) -> Iterator[Batch]:
     ahead = 4 if workers else None
     return _stream(
-        views, collate_fn=collate, batch_sampler=keys, num_workers=workers, pin_memory=pin_memory,
+        views,
+        collate_fn=collate,
+        batch_sampler=keys,
+        num_workers=workers,
+        pin_memory=pin_memory,
         prefetch_factor=ahead,
-    )  # fmt: skip
+    )
 
 
 def eval_batches(
-    source: Source, preprocessings: Sequence[Preprocessing], *, batch_size: int, workers: int, pin_memory: bool,
+    source: Source,
+    preprocessings: Sequence[Preprocessing],
+    *,
+    batch_size: int,
+    workers: int,
+    pin_memory: bool,
     share: slice = slice(None),
-) -> Iterator[EvalBatch]:  # fmt: skip
+) -> Iterator[EvalBatch]:
     """Yield every image of a source once, in order; of several processes each takes its `share` of the positions."""
     mine, views = range(len(source.labels))[share], EvalViews(source, preprocessings)
     return _stream(

@@ -1,4 +1,4 @@
-"""What happens to a batch on the device: normalise, erase, mix. All of it a function of keys and steps.
+"""What happens to a batch on the device: normalize, erase, mix. All of it a function of keys and steps.
 
 Letters: B images, H and W pixels, K classes.
 """
@@ -21,7 +21,10 @@ from deitctl.models.model_config import Preprocessing
 if TYPE_CHECKING:
     from deitctl.config import AugmentConfig
 
-ERASE_AREA = (0.02, 1 / 3)  # timm's RandomErasing, which DeiT uses (Zhong et al. 2017 have 0.02..0.4)
+ERASE_AREA = (
+    0.02,
+    1 / 3,
+)  # timm's RandomErasing, which DeiT uses (Zhong et al. 2017 have 0.02..0.4)
 ERASE_RATIO = (0.3, 1 / 0.3)
 
 
@@ -32,7 +35,7 @@ def normalize(pixels: Tensor, pre: Preprocessing) -> Tensor:
 
 
 def renormalize(images: Tensor, old: Preprocessing, new: Preprocessing) -> Tensor:
-    """Turn images normalised for one model into what another wants."""
+    """Turn images normalized for one model into what another wants."""
     if (old.mean, old.std) == (new.mean, new.std):
         return images
     scale = _channels(old.std, images) / _channels(new.std, images)
@@ -44,8 +47,10 @@ def _channels(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, device=like.device, dtype=torch.float32).view(1, 3, 1, 1)
 
 
-def random_erase(images: Tensor, keys: Sequence[SampleKey], probability: float, seed: int) -> Tensor:
-    """Fill one random rectangle of some normalised images [B,3,H,W] with normal noise, in place (random erasing).
+def random_erase(
+    images: Tensor, keys: Sequence[SampleKey], probability: float, seed: int
+) -> Tensor:
+    """Fill one random rectangle of some normalized images [B,3,H,W] with normal noise, in place (random erasing).
 
     The rectangle and its noise belong to `(seed, key)` of the image, not to the batch.
     """
@@ -61,7 +66,10 @@ def random_erase(images: Tensor, keys: Sequence[SampleKey], probability: float, 
             ratio = math.exp(draw.uniform(math.log(ERASE_RATIO[0]), math.log(ERASE_RATIO[1])))
             h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if h < height and w < width:
-                top, left = int(draw.integers(0, height - h + 1)), int(draw.integers(0, width - w + 1))
+                top, left = (
+                    int(draw.integers(0, height - h + 1)),
+                    int(draw.integers(0, width - w + 1)),
+                )
                 noise = torch.from_numpy(draw.standard_normal((3, h, w), dtype=np.float32))
                 image[:, top : top + h, left : left + w] = noise.to(images.device)
                 break
@@ -98,13 +106,15 @@ def rand_bbox(img_size: int, share: float, draw: np.random.Generator) -> Mix:
 
 
 def pair_indices(slots: Sequence[int]) -> Tensor:
-    """Pair neighbours, slot 0 with 1, 2 with 3: for each image [B] the index of its partner, its own where there is none.
+    """Pair neighbors, slot 0 with 1, 2 with 3: for each image [B] the index of its partner, its own where there is none.
 
     Slots are places in the epoch's order, so that who meets whom depends neither on the batch size nor on the processes
     nor on an image elsewhere that cannot be read.
     """
     at = {slot: index for index, slot in enumerate(slots)}
-    return torch.tensor([at.get(slot ^ 1, index) for index, slot in enumerate(slots)], dtype=torch.int64)
+    return torch.tensor(
+        [at.get(slot ^ 1, index) for index, slot in enumerate(slots)], dtype=torch.int64
+    )
 
 
 def mix_targets(words: Tensor, mix: Mix | None, other: Tensor) -> Tensor:

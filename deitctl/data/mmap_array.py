@@ -62,7 +62,10 @@ class MappedFile:
                 raise ValueError("it is cut short")
             before = start % mmap.ALLOCATIONGRANULARITY
             mapped = mmap.mmap(
-                file.fileno(), self.size - start + before, access=mmap.ACCESS_COPY, offset=start - before
+                file.fileno(),
+                self.size - start + before,
+                access=mmap.ACCESS_COPY,
+                offset=start - before,
             )
         self._bytes = memoryview(mapped)[before:]
 
@@ -80,7 +83,9 @@ def map_place(place: Place) -> NDArray[Any]:
     try:
         file = MappedFile(Path(place.path), place.start)
     except (OSError, ValueError) as error:
-        raise DataError(f"{place.path} cannot be read any more: {error}.", "Run it again.") from error
+        raise DataError(
+            f"{place.path} cannot be read any more: {error}.", "Run it again."
+        ) from error
     if file.identity != place.identity:
         raise DataError(f"{place.path} was replaced while it was in use.", "Run it again.")
     return file.array(place.offset, place.dtype, place.shape)

@@ -86,7 +86,9 @@ def _require_text(names: Iterable[str], where: str) -> None:
         try:
             name.encode()
         except UnicodeEncodeError as error:
-            raise DataError(f"{where} has the class {name!r}, which is not UTF-8.", "Rename it.") from error
+            raise DataError(
+                f"{where} has the class {name!r}, which is not UTF-8.", "Rename it."
+            ) from error
 
 
 def _open_any(ref: str, reporter: Reporter) -> DataSet:
@@ -99,7 +101,9 @@ def _open_any(ref: str, reporter: Reporter) -> DataSet:
     if path.is_dir():
         parts = _open_folder(path, reporter)
     elif not path.is_file():  # a pipe would be waited for, a device read for ever
-        raise DataError(f"{ref} is a pipe, a device or a socket, not a data set.", "Write it to a file first.")
+        raise DataError(
+            f"{ref} is a pipe, a device or a socket, not a data set.", "Write it to a file first."
+        )
     elif path.suffix == ".tar":
         parts = open_tar(path, reporter)
     elif path.suffix == SUFFIX:
@@ -120,4 +124,6 @@ def _open_folder(path: Path, reporter: Reporter) -> dict[str, Source]:
 
 def _holds_folders(path: Path) -> bool:
     """Say whether a folder is a part of a data set, and not a class that happens to be called `train`."""
-    return path.is_dir() and any(entry.is_dir() and not is_hidden(entry.name) for entry in path.iterdir())
+    return path.is_dir() and any(
+        entry.is_dir() and not is_hidden(entry.name) for entry in path.iterdir()
+    )

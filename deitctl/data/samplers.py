@@ -30,7 +30,7 @@ class EpochOrder:
     """The `count` keys of an epoch over `count` images; kept is an array of the images, the keys are made when asked for.
 
     With repeated augmentation (Hoffer et al. 2020; DeiT §6) each of the first 1/repeats of a shuffle comes `repeats`
-    times, in views of their own, close together so that they meet in a batch, but never as neighbours, which mixing
+    times, in views of their own, close together so that they meet in a batch, but never as neighbors, which mixing
     pairs. Unlike the released sampler this needs no processes, seeds by `seed`, and leaves no image out for the sake
     of a multiple of 256.
     """
@@ -50,7 +50,11 @@ class EpochOrder:
             return [SampleKey(self.epoch, index, 0) for index in self._chosen[start:stop].tolist()]
         width = REPEAT_BLOCK * self.repeats
         first = start // width
-        keys = [key for block in range(first, -(-stop // width)) for key in self._block(block * REPEAT_BLOCK)]
+        keys = [
+            key
+            for block in range(first, -(-stop // width))
+            for key in self._block(block * REPEAT_BLOCK)
+        ]
         return keys[start - first * width : stop - first * width]
 
     def _block(self, start: int) -> list[SampleKey]:
@@ -74,9 +78,22 @@ class TrainBatches:
     """Batches of keys from a step on, for all epochs to come; the images left over by an epoch are dropped."""
 
     def __init__(
-        self, count: int, batch_size: int, *, seed: int, epochs: int, repeats: int = 1, first_step: int = 0
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        seed: int,
+        epochs: int,
+        repeats: int = 1,
+        first_step: int = 0,
     ) -> None:
-        self.count, self.batch_size, self.seed, self.epochs, self.repeats = count, batch_size, seed, epochs, repeats
+        self.count, self.batch_size, self.seed, self.epochs, self.repeats = (
+            count,
+            batch_size,
+            seed,
+            epochs,
+            repeats,
+        )
         self.first_step = first_step
         self.steps_per_epoch = steps_per_epoch(count, batch_size)
 

@@ -17,13 +17,17 @@ at most. What it lifts besides, values just below a level, is most of what is be
 Floats = NDArray[np.float64]
 
 
-def slide(image: Image.Image, offsets: Floats, fill: tuple[int, int, int], *, rows: bool = False) -> Image.Image:
+def slide(
+    image: Image.Image, offsets: Floats, fill: tuple[int, int, int], *, rows: bool = False
+) -> Image.Image:
     """Show at y of column x of an RGB image what lies at y + offsets[x], by Pillow's bicubic, and `fill` where nothing does.
 
     `offsets` are pixels, one for each column, or for each row where those are to slide. Sums are fp32 here and fp64
     in Pillow, so of random offsets one value in ten thousand is beside Pillow's, by a level of 255.
     """
-    pixels = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint32).reshape(image.height, image.width)
+    pixels = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint32).reshape(
+        image.height, image.width
+    )
     if rows:
         pixels = np.ascontiguousarray(pixels.T)
     height, width = pixels.shape
@@ -32,15 +36,19 @@ def slide(image: Image.Image, offsets: Floats, fill: tuple[int, int, int], *, ro
     np.clip(where, 0, height - 1, out=where)  # the border goes on
     where *= np.int32(width)
     where += np.arange(width, dtype=np.int32)
-    shown = weighed(pixels.ravel()[where].view(np.uint8), bicubic_weights(offsets - whole)).view(np.uint32)
+    shown = weighed(pixels.ravel()[where].view(np.uint8), bicubic_weights(offsets - whole)).view(
+        np.uint32
+    )
     y = np.arange(height, dtype=np.int32)[:, None]
     first, end = (_centres_from(edge, offsets) for edge in (0, height))
     np.copyto(shown, np.frombuffer(bytes((*fill, 0)), np.uint32), where=(y < first) | (y >= end))
-    return Image.frombytes("RGB", image.size, np.ascontiguousarray(shown.T) if rows else shown, "raw", "RGBX")
+    return Image.frombytes(
+        "RGB", image.size, np.ascontiguousarray(shown.T) if rows else shown, "raw", "RGBX"
+    )
 
 
 def _centres_from(edge: int, offsets: Floats) -> NDArray[np.int32]:
-    """Return the first line whose centre, moved, lies at `edge` or behind, rounded in the order of Pillow's sums."""
+    """Return the first line whose center, moved, lies at `edge` or behind, rounded in the order of Pillow's sums."""
     found = np.ceil(edge - 0.5 - offsets)
     found = np.where((found - 0.5) + offsets >= edge, found - 1, found)
     found = np.where((found + 0.5) + offsets < edge, found + 1, found)
@@ -49,7 +57,9 @@ def _centres_from(edge: int, offsets: Floats) -> NDArray[np.int32]:
 
 def weighed(taps: NDArray[np.uint8], weights: Floats) -> NDArray[np.uint8]:
     """Sum four lines after each other of [H+3,4W], by the weights [4,W] of each pixel; [H,4W]."""
-    factors = np.repeat(weights.astype(np.float32), 4, axis=1)  # red, green, blue and a byte that means nothing
+    factors = np.repeat(
+        weights.astype(np.float32), 4, axis=1
+    )  # red, green, blue and a byte that means nothing
     height, width = len(taps) - 3, taps.shape[1]
     shown = np.empty((height, width), np.uint8)
     values = np.empty((BAND + 3, width), np.float32)
@@ -68,7 +78,7 @@ def weighed(taps: NDArray[np.uint8], weights: Floats) -> NDArray[np.uint8]:
 
 
 def bicubic_weights(d: Floats) -> Floats:
-    """Return the weights [4,N] of four neighbours for points that lie `d` behind the second (Keys 1981, a = -1).
+    """Return the weights [4,N] of four neighbors for points that lie `d` behind the second (Keys 1981, a = -1).
 
     `BICUBIC` of Pillow's Geometry.c, multiplied out.
     """

@@ -73,4 +73,9 @@ class StringArray(Sequence[str]):
     def sound(self) -> bool:
         """Whether the ends lie in order within the blob, which those of a damaged file need not."""
         ends = self.ends
-        return len(ends) > 0 and ends[0] >= 0 and ends[-1] <= len(self.blob) and bool((ends[1:] >= ends[:-1]).all())
+        return (
+            len(ends) > 0
+            and ends[0] >= 0
+            and ends[-1] <= len(self.blob)
+            and bool((ends[1:] >= ends[:-1]).all())
+        )

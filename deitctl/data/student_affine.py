@@ -17,8 +17,10 @@ from deitctl.config import AugmentConfig
 from deitctl.data.samplers import SampleKey
 
 
-def student_affine(images: Tensor, keys: Sequence[SampleKey], config: AugmentConfig, seed: int) -> Tensor:
-    """Rotate, scale, shift, and where the recipe flips, flip each normalised image of [B,3,S,S].
+def student_affine(
+    images: Tensor, keys: Sequence[SampleKey], config: AugmentConfig, seed: int
+) -> Tensor:
+    """Rotate, scale, shift, and where the recipe flips, flip each normalized image of [B,3,S,S].
 
     The movement is a function of `(seed, key)`, so it is new in every epoch though the view is not. What comes in from
     outside the image repeats its edge.

@@ -1,6 +1,6 @@
 """What happens to one image in training: a view, uint8 [3,S,S], that is a function of its key.
 
-Normalisation happens on the device, for the whole batch; evaluation's view is in eval_view.py.
+Normalization happens on the device, for the whole batch; evaluation's view is in eval_view.py.
 """
 
 from __future__ import annotations
@@ -26,9 +26,14 @@ VIEWS_VERSION = 3
 
 
 def train_transform(
-    img: Image.Image | LazyJpeg, config: AugmentConfig, img_size: int, seed: int, view: int, index: int
+    img: Image.Image | LazyJpeg,
+    config: AugmentConfig,
+    img_size: int,
+    seed: int,
+    view: int,
+    index: int,
 ) -> Pixels:
-    """Return a view of RGB image `index`, a function of `(seed, view, index)`: crop, flip, affine map, colours.
+    """Return a view of RGB image `index`, a function of `(seed, view, index)`: crop, flip, affine map, colors.
 
     Another `img_size` gives the same view in another resolution. A change of what is drawn here, or in which order,
     raises `VIEWS_VERSION`.
@@ -81,29 +86,39 @@ def resized_crop(image: Image.Image | LazyJpeg, box: Box, size: int) -> Image.Im
     width, height = box[2] - box[0], box[3] - box[1]
     if isinstance(image, LazyJpeg) and (shrink := image.shrink_for(width, height, size)) > 1:
         left, top, right, bottom = (side / shrink for side in box)
-        return image.shrunk(shrink).resize((size, size), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
+        return image.shrunk(shrink).resize(
+            (size, size), Image.Resampling.BICUBIC, box=(left, top, right, bottom)
+        )
     if width * height > LARGE or min(width, height) < NARROW:
         whole = image.shrunk(1) if isinstance(image, LazyJpeg) else image
         if width * height <= LARGE:
             whole, box = whole.crop(box), (0, 0, width, height)
         return whole.resize((size, size), Image.Resampling.BICUBIC, box=box)
     cut = image.cut(box) if isinstance(image, LazyJpeg) else np.asarray(image.crop(box))
-    pixels = torch.from_numpy(cut.copy()).unsqueeze(0).permute(0, 3, 1, 2)  # channels last in memory
+    pixels = (
+        torch.from_numpy(cut.copy()).unsqueeze(0).permute(0, 3, 1, 2)
+    )  # channels last in memory
     shown = functional.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
     return Image.fromarray(shown.permute(0, 2, 3, 1)[0].numpy())
 
 
-def small_affine(image: Image.Image, strength: tuple[float, float, float], draw: np.random.Generator) -> Image.Image:
+def small_affine(
+    image: Image.Image, strength: tuple[float, float, float], draw: np.random.Generator
+) -> Image.Image:
     """Rotate by up to `strength[0]` degrees, scale by up to a share `[1]`, shift by up to a share `[2]` of the side."""
     degrees, scaling, shift = strength
     angle = math.radians(draw.uniform(-degrees, degrees))
     scale = 1 / (1 + draw.uniform(-scaling, scaling))
     dx, dy = draw.uniform(-shift, shift, 2) * image.width
-    cos, sin, centre = math.cos(angle) * scale, math.sin(angle) * scale, (image.width - 1) / 2
+    cos, sin, center = math.cos(angle) * scale, math.sin(angle) * scale, (image.width - 1) / 2
     matrix = (
-        cos, sin, centre - cos * (centre + dx) - sin * (centre + dy),
-        -sin, cos, centre + sin * (centre + dx) - cos * (centre + dy),
-    )  # fmt: skip
+        cos,
+        sin,
+        center - cos * (center + dx) - sin * (center + dy),
+        -sin,
+        cos,
+        center + sin * (center + dx) - cos * (center + dy),
+    )
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
 
@@ -111,5 +126,7 @@ def color_jitter(image: Image.Image, strength: float, draw: np.random.Generator)
     """Change brightness, contrast and saturation, in random order, by factors in 1 ± strength (torchvision's jitter)."""
     kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     for which in draw.permutation(3):
-        image = kinds[which](image).enhance(float(draw.uniform(max(0.0, 1 - strength), 1 + strength)))
+        image = kinds[which](image).enhance(
+            float(draw.uniform(max(0.0, 1 - strength), 1 + strength))
+        )
     return image

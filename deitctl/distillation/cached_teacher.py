@@ -51,15 +51,21 @@ class CachedTeacher:
 
         Cached or not, a word passes through its stored form, so that training is the same either way.
         """
-        places = [(view_of(key, views=self.views, repeats=self.repeats), key.index) for key in batch.keys]
+        places = [
+            (view_of(key, views=self.views, repeats=self.repeats), key.index) for key in batch.keys
+        ]
         if self.cache is None:
             return self.form.decode(self.ask(batch.teacher_images))
         records, found = self.cache.read(places)
         if not found.all():
             rows = [row for row in batch.teacher_rows if not found[row]]
             if len(rows) < len(found) - found.sum():
-                raise TeacherError(f"{self.cache.root} lost words while they were being read.", "Run it again.")
-            images = batch.teacher_images[[i for i, row in enumerate(batch.teacher_rows) if not found[row]]]
+                raise TeacherError(
+                    f"{self.cache.root} lost words while they were being read.", "Run it again."
+                )
+            images = batch.teacher_images[
+                [i for i, row in enumerate(batch.teacher_rows) if not found[row]]
+            ]
             records[rows] = self.ask(_in_places(images, rows, len(found)))[rows]
             self.cache.write([places[row] for row in rows], records[rows])
         return self.form.decode(records)
@@ -69,14 +75,25 @@ class CachedTeacher:
         with torch.no_grad(), self.device.autocast():
             logits = self.teacher().look(self.device.move(pixels))
         if not logits.isfinite().all():
-            raise TeacherError("The teacher answers with what is no number.", "Check its weights; or --precision fp32.")
+            raise TeacherError(
+                "The teacher answers with what is no number.",
+                "Check its weights; or --precision fp32.",
+            )
         return self.form.encode(teacher_targets(logits.float(), self.form.mode, self.tau))
 
     def fill(
-        self, source: Source, augment: AugmentConfig, view_seed: int, views: int, *,
-        batch_size: int, workers: int, reporter: Reporter, world: World = SINGLE_PROCESS,
+        self,
+        source: Source,
+        augment: AugmentConfig,
+        view_seed: int,
+        views: int,
+        *,
+        batch_size: int,
+        workers: int,
+        reporter: Reporter,
+        world: World = SINGLE_PROCESS,
         pause: Callable[[], None] = lambda: None,
-    ) -> int:  # fmt: skip
+    ) -> int:
         """Ask for every word that the first `views` views lack; return how many that were, in all processes together.
 
         The processes of a `world` share the views out. Others may do it at once: each goes through the views in an
@@ -90,22 +107,31 @@ class CachedTeacher:
             return 0
         asked = 0
         batches = view_batches(
-            source, augment, self.teacher().card.preprocessing.img_size, view_seed,
-            _still_missing(cache, views, batch_size, world), workers=workers, pin_memory=self.device.pins_memory,
-        )  # fmt: skip
+            source,
+            augment,
+            self.teacher().card.preprocessing.img_size,
+            view_seed,
+            _still_missing(cache, views, batch_size, world),
+            workers=workers,
+            pin_memory=self.device.pins_memory,
+        )
         with reporter.task("ask the teacher", missing) as task:
             for batch in batches:
                 pause()
                 cache.mark_unreadable([(key.epoch, key.index) for key, _ in batch.unreadable])
                 if batch.keys:
                     heard = self.ask(_in_places(batch.images, range(len(batch.keys)), batch_size))
-                    cache.write([(key.epoch, key.index) for key in batch.keys], heard[: len(batch.keys)])
+                    cache.write(
+                        [(key.epoch, key.index) for key in batch.keys], heard[: len(batch.keys)]
+                    )
                 asked += len(batch.keys)
                 task.advance(world.size * (len(batch.keys) + len(batch.unreadable)))
         return sum(world.gather(asked))
 
 
-def _still_missing(cache: TargetCache, views: int, batch_size: int, world: World) -> Iterator[list[SampleKey]]:
+def _still_missing(
+    cache: TargetCache, views: int, batch_size: int, world: World
+) -> Iterator[list[SampleKey]]:
     """Yield batches of (view, image) that have no word yet, in an order that differs from process to process.
 
     Which of a `world` asks about an image depends on its number alone, so that none is left out or asked twice.
@@ -118,7 +144,9 @@ def _still_missing(cache: TargetCache, views: int, batch_size: int, world: World
         for turn in draw.permutation(len(starts)).tolist():
             wanted = missing[starts[turn] : starts[turn] + batch_size]
             first, last = int(wanted[0]), int(wanted[-1]) + 1
-            if left := np.intersect1d(wanted, cache.missing(view, first, last), assume_unique=True).tolist():
+            if left := np.intersect1d(
+                wanted, cache.missing(view, first, last), assume_unique=True
+            ).tolist():
                 yield [SampleKey(view, index, 0) for index in left]
 
 

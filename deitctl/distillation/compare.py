@@ -1,4 +1,4 @@
-"""The paper's Table 3 (and with several teachers its Table 2) on any data: every way to distil, on equal terms."""
+"""The paper's Table 3 (and with several teachers its Table 2) on any data: every way to distill, on equal terms."""
 
 from __future__ import annotations
 
@@ -53,11 +53,13 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Summarise at least one value."""
+        """Summarize at least one value."""
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f}" + (f" ± {self.deviation:.2f}" if self.deviation is not None else "")
+        return f"{self.mean:.2f}" + (
+            f" ± {self.deviation:.2f}" if self.deviation is not None else ""
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +86,15 @@ class Row:
             return None if value is None else {"mean": value.mean, "deviation": value.deviation}
 
         return {
-            "variant": self.variant, "teacher": self.teacher or None, "teacher_top1": plain(self.teacher_top1),
+            "variant": self.variant,
+            "teacher": self.teacher or None,
+            "teacher_top1": plain(self.teacher_top1),
             "top1": {k: plain(v) for k, v in self.top1.items()},
             "agreement_with_teacher": {k: plain(v) for k, v in self.with_teacher.items()},
-            "agreement_of_heads": plain(self.between_heads), "seconds": plain(self.seconds), "runs": list(self.runs),
-        }  # fmt: skip
+            "agreement_of_heads": plain(self.between_heads),
+            "seconds": plain(self.seconds),
+            "runs": list(self.runs),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,15 +112,24 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         return {
-            "output": str(self.output), "data": self.data, "student": self.student, "epochs": self.epochs,
-            "seeds": self.seeds, "num_images": self.num_images, "rows": [row.to_dict() for row in self.rows],
-        }  # fmt: skip
+            "output": str(self.output),
+            "data": self.data,
+            "student": self.student,
+            "epochs": self.epochs,
+            "seeds": self.seeds,
+            "num_images": self.num_images,
+            "rows": [row.to_dict() for row in self.rows],
+        }
 
 
 def compare(
-    request: Request, *, teachers: Sequence[str] = (), variants: Sequence[str] = (), seeds: int = 1,
+    request: Request,
+    *,
+    teachers: Sequence[str] = (),
+    variants: Sequence[str] = (),
+    seeds: int = 1,
     reporter: Reporter | None = None,
-) -> Comparison:  # fmt: skip
+) -> Comparison:
     """Train a student in every way of `variants`, with every teacher, from `seeds` seeds, and set the results side by side.
 
     Every run has the same recipe, epochs and views, and the runs of a mode share the teacher's words. The one without
@@ -136,21 +151,34 @@ def compare(
     for name in variants:
         if name not in VARIANTS:
             raise ConfigError(
-                f"There is no variant {name!r}.", did_you_mean(name, VARIANTS) or f"There are: {', '.join(VARIANTS)}."
+                f"There is no variant {name!r}.",
+                did_you_mean(name, VARIANTS) or f"There are: {', '.join(VARIANTS)}.",
             )
     teaching = request.teaching or Teaching()
     if len(teachers) > 1 and teaching.weights:
-        raise ConfigError("--teacher-weights cannot be those of several teachers.", "Name teachers by their folders.")
+        raise ConfigError(
+            "--teacher-weights cannot be those of several teachers.",
+            "Name teachers by their folders.",
+        )
     for change in request.changes:
         if change.partition("=")[0].strip() in OF_THE_VARIANT:
-            raise ConfigError(f"--set {change} is what is compared.", "Choose with --variants and --teacher.")
+            raise ConfigError(
+                f"--set {change} is what is compared.", "Choose with --variants and --teacher."
+            )
     names = list(dict.fromkeys(teachers)) or [teaching.teacher]
     for name in filter(None, names):
-        architecture_of(name, reporter)  # a name that means nothing is said before hours of training with the others
+        architecture_of(
+            name, reporter
+        )  # a name that means nothing is said before hours of training with the others
     if len({Path(name).name for name in names}) < len(names):
-        raise ConfigError("Two of the teachers have the same last name.", "Their runs would be in the same folders.")
+        raise ConfigError(
+            "Two of the teachers have the same last name.",
+            "Their runs would be in the same folders.",
+        )
     first = int(request.given.get("seed") or 0)
-    wanted = [(v, t) for v in variants for t in (names if VARIANTS[v].mode != "none" else names[:1])]
+    wanted = [
+        (v, t) for v in variants for t in (names if VARIANTS[v].mode != "none" else names[:1])
+    ]
     results: dict[tuple[str, str], list[dict[str, Any]]] = {pair: [] for pair in wanted}
     configs = {}
     for variant, teacher in wanted:
@@ -160,21 +188,34 @@ def compare(
     for seed in range(first, first + seeds):
         for variant, teacher in wanted:
             config = configs[variant, teacher]
-            label = variant if config.distill is None else f"{variant}-{Path(config.distill.teacher).name}"
+            label = (
+                variant
+                if config.distill is None
+                else f"{variant}-{Path(config.distill.teacher).name}"
+            )
             root = output / f"{label}-seed{seed}"
             reporter.note(f"Distillation {VARIANTS[variant].title}, seed {seed}: {root}")
-            run = replace(config, output=str(root), seed=seed, split_seed=first)  # the same images for every seed
+            run = replace(
+                config, output=str(root), seed=seed, split_seed=first
+            )  # the same images for every seed
             results[variant, teacher].append(_run(run, sources, reporter))
     config = configs[wanted[0]]
     done = Comparison(
-        output=output, data=config.data, student=config.model, epochs=config.recipe.epochs, seeds=seeds,
-        num_images=len(sources[1].labels), rows=[_row(v, t, results[v, t]) for v, t in wanted],
-    )  # fmt: skip
+        output=output,
+        data=config.data,
+        student=config.model,
+        epochs=config.recipe.epochs,
+        seeds=seeds,
+        num_images=len(sources[1].labels),
+        rows=[_row(v, t, results[v, t]) for v, t in wanted],
+    )
     write_json(output / "comparison.json", done.to_dict())
     return done
 
 
-def _configure(request: Request, variant: Variant, reporter: Reporter) -> tuple[TrainConfig, tuple[Source, Source]]:
+def _configure(
+    request: Request, variant: Variant, reporter: Reporter
+) -> tuple[TrainConfig, tuple[Source, Source]]:
     """Resolve the configuration of a variant; all of them take the recipe that distillation takes."""
     assert request.teaching is not None
     mode = variant.mode if variant.mode != "none" else "hard"
@@ -182,7 +223,9 @@ def _configure(request: Request, variant: Variant, reporter: Reporter) -> tuple[
     config, *sources = configure(replace(request, teaching=teaching), reporter)
     if variant.mode == "none":
         arch = architecture_of(config.model, reporter)
-        if arch is not None:  # without the token, whatever the student was called; a file's weights are its start still
+        if (
+            arch is not None
+        ):  # without the token, whatever the student was called; a file's weights are its start still
             start = config.weights or (config.model if weight_files(config.model) else "")
             config = replace(config, model=catalog.plain(arch).alias, weights=start)
         config = replace(config, distill=None)
@@ -195,10 +238,13 @@ def _run(config: TrainConfig, sources: tuple[Source, Source], reporter: Reporter
     if Run(root).config_file.is_file():
         _, there = Run.open(root)
         mine, theirs = to_dict(config), to_dict(there)
-        if differing := [k for k in mine.keys() | theirs if k not in OF_THE_RUN and mine.get(k) != theirs.get(k)]:
+        if differing := [
+            k for k in mine.keys() | theirs if k not in OF_THE_RUN and mine.get(k) != theirs.get(k)
+        ]:
             raise ConfigError(
-                f"{root} is a run with another {' and '.join(sorted(differing))}.", "Name another --output for this comparison."
-            )  # fmt: skip
+                f"{root} is a run with another {' and '.join(sorted(differing))}.",
+                "Name another --output for this comparison.",
+            )
     train_or_find(config, sources, reporter)
     result = Run(root).result()
     if result is None:
@@ -214,10 +260,13 @@ def _row(variant: str, teacher: str, results: Sequence[Mapping[str, Any]]) -> Ro
     taught = [r["teacher"] for r in results if r["teacher"] is not None]
     agreements = [r["agreement"] for r in results if r["agreement"] is not None]
     return Row(
-        variant=variant, title=VARIANTS[variant].title, teacher=taught[0]["name"] if taught else "",
+        variant=variant,
+        title=VARIANTS[variant].title,
+        teacher=taught[0]["name"] if taught else "",
         teacher_top1=Spread.of([t["top1"] for t in taught]) if taught else None,
         top1=by_head([r["heads"] or {"cls": r["best"]["top1"]} for r in results]),
         with_teacher=by_head([r["teacher_agreement"] for r in results]),
         between_heads=Spread.of(agreements) if agreements else None,
-        seconds=Spread.of([r["seconds"] for r in results]), runs=[r["run"] for r in results],
-    )  # fmt: skip
+        seconds=Spread.of([r["seconds"] for r in results]),
+        runs=[r["run"] for r in results],
+    )

@@ -48,9 +48,15 @@ class TeachResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         return {
-            "cache": str(self.cache), "teacher": self.teacher.to_dict(), "views": self.views, "num_images": self.num_images,
-            "asked": self.asked, "unreadable": list(self.unreadable), "bytes": self.bytes, "seconds": round(self.seconds, 2),
-        }  # fmt: skip
+            "cache": str(self.cache),
+            "teacher": self.teacher.to_dict(),
+            "views": self.views,
+            "num_images": self.num_images,
+            "asked": self.asked,
+            "unreadable": list(self.unreadable),
+            "bytes": self.bytes,
+            "seconds": round(self.seconds, 2),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +73,19 @@ class VerifyResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         return {
-            "cache": str(self.cache), "checked": self.checked, "different": self.different,
+            "cache": str(self.cache),
+            "checked": self.checked,
+            "different": self.different,
             "largest_difference": self.largest_difference,
-        }  # fmt: skip
+        }
 
 
 def teach(
-    config: TrainConfig, sources: tuple[Source, Source], *, batch_size: int = 64, reporter: Reporter | None = None
+    config: TrainConfig,
+    sources: tuple[Source, Source],
+    *,
+    batch_size: int = 64,
+    reporter: Reporter | None = None,
 ) -> TeachResult:
     """Ask the teacher about every view of every training image that its cache lacks.
 
@@ -94,23 +106,41 @@ def teach(
         try:
             with loaders_may_die("Teach again with fewer: --workers 0"):
                 asked = tutor.listener().fill(
-                    sources[0], config.recipe.augment, tutor.distill.view_seed, tutor.total_views, batch_size=batch_size,
-                    workers=tutor.device.loader_workers(config.workers), reporter=reporter, world=world,
-                )  # fmt: skip
+                    sources[0],
+                    config.recipe.augment,
+                    tutor.distill.view_seed,
+                    tutor.total_views,
+                    batch_size=batch_size,
+                    workers=tutor.device.loader_workers(config.workers),
+                    reporter=reporter,
+                    world=world,
+                )
         except (KeyboardInterrupt, Signalled) as stop:
-            raise Interrupted(signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum) from stop
+            raise Interrupted(
+                signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum
+            ) from stop
     num_images = len(sources[0].labels)
     unreadable = tuple(sources[0].name(i) for i in sorted(cache.unreadable(tutor.total_views)))
     return TeachResult(
-        cache=cache.root, teacher=tutor.preflight, views=tutor.total_views, num_images=num_images, asked=asked, unreadable=unreadable,
-        bytes=2 * cache.form.width * num_images * tutor.total_views, seconds=time.monotonic() - start,
-    )  # fmt: skip
+        cache=cache.root,
+        teacher=tutor.preflight,
+        views=tutor.total_views,
+        num_images=num_images,
+        asked=asked,
+        unreadable=unreadable,
+        bytes=2 * cache.form.width * num_images * tutor.total_views,
+        seconds=time.monotonic() - start,
+    )
 
 
 def verify(
-    config: TrainConfig, sources: tuple[Source, Source], *, count: int = 256, batch_size: int = 64,
+    config: TrainConfig,
+    sources: tuple[Source, Source],
+    *,
+    count: int = 256,
+    batch_size: int = 64,
     reporter: Reporter | None = None,
-) -> VerifyResult:  # fmt: skip
+) -> VerifyResult:
     """Ask the teacher again about up to `count` views that its cache knows, and compare.
 
     Raises:
@@ -121,14 +151,23 @@ def verify(
     tutor, cache = _open(config, sources, reporter, SINGLE_PROCESS)
     keys = _some(cache, tutor.total_views, count)
     if not keys:
-        raise TeacherError(f"{cache.root} holds no words yet.", "Fill it first: leave --verify out.")
+        raise TeacherError(
+            f"{cache.root} holds no words yet.", "Fill it first: leave --verify out."
+        )
     batches = view_batches(
-        sources[0], config.recipe.augment, tutor.network().card.preprocessing.img_size, tutor.distill.view_seed,
+        sources[0],
+        config.recipe.augment,
+        tutor.network().card.preprocessing.img_size,
+        tutor.distill.view_seed,
         [keys[n : n + batch_size] for n in range(0, len(keys), batch_size)],
-        workers=tutor.device.loader_workers(config.workers), pin_memory=tutor.device.pins_memory,
-    )  # fmt: skip
+        workers=tutor.device.loader_workers(config.workers),
+        pin_memory=tutor.device.pins_memory,
+    )
     listener, different, farthest, checked = tutor.listener(), 0, 0.0, 0
-    with loaders_may_die("Verify again with fewer: --workers 0"), reporter.task("ask again", len(keys)) as task:
+    with (
+        loaders_may_die("Verify again with fewer: --workers 0"),
+        reporter.task("ask again", len(keys)) as task,
+    ):
         for batch in batches:
             if not batch.keys:
                 continue
@@ -141,9 +180,12 @@ def verify(
     if different > MOST_DIFFERENT * checked or (cache.form.mode == "soft" and farthest > FARTHEST):
         raise TeacherError(
             f"The teacher contradicts its words in {cache.root}: {different} of {checked} decisions differ, a "
-            f"probability by up to {farthest:.3f}.", "Delete that folder and teach again.",
-        )  # fmt: skip
-    return VerifyResult(cache=cache.root, checked=checked, different=different, largest_difference=farthest)
+            f"probability by up to {farthest:.3f}.",
+            "Delete that folder and teach again.",
+        )
+    return VerifyResult(
+        cache=cache.root, checked=checked, different=different, largest_difference=farthest
+    )
 
 
 def _some(cache: TargetCache, views: int, count: int) -> list[SampleKey]:
@@ -151,21 +193,37 @@ def _some(cache: TargetCache, views: int, count: int) -> list[SampleKey]:
     draw = np.random.default_rng()
     share = -(-count // views)
     keys = [
-        SampleKey(view, int(index), 0) for view in range(views) for index in draw.permutation(cache.known(view))[:share]
+        SampleKey(view, int(index), 0)
+        for view in range(views)
+        for index in draw.permutation(cache.known(view))[:share]
     ]
-    return keys if len(keys) <= count else [keys[n] for n in sorted(draw.permutation(len(keys))[:count].tolist())]
+    return (
+        keys
+        if len(keys) <= count
+        else [keys[n] for n in sorted(draw.permutation(len(keys))[:count].tolist())]
+    )
 
 
 def _open(
     config: TrainConfig, sources: tuple[Source, Source], reporter: Reporter, world: World
 ) -> tuple[DistillationTeacher, TargetCache]:
-    if config.distill is None or config.distill.teacher_sees != "view" or config.distill.cache == NO_CACHE:
-        raise ConfigError("Without a cache there is nothing to teach.", "Leave --teacher-cache off out.")
+    if (
+        config.distill is None
+        or config.distill.teacher_sees != "view"
+        or config.distill.cache == NO_CACHE
+    ):
+        raise ConfigError(
+            "Without a cache there is nothing to teach.", "Leave --teacher-cache off out."
+        )
     tutor = DistillationTeacher(
-        config, *sources, Preprocessing(), device=choose_device(config.device, config.precision), reporter=reporter,
+        config,
+        *sources,
+        Preprocessing(),
+        device=choose_device(config.device, config.precision),
+        reporter=reporter,
         world=world,
         train_run=lambda run: train_or_find(run, sources, reporter),
-    )  # fmt: skip
+    )
     tutor.load_together()
     assert tutor.cache is not None
     return tutor, tutor.cache

@@ -28,7 +28,14 @@ from deitctl.distillation.resolve import (
     resolve_teacher,
     teacher_identity,
 )
-from deitctl.distillation.target_cache import STAMP, TARGETS_VERSION, TargetCache, TargetCodec, open_cache, read_stamp
+from deitctl.distillation.target_cache import (
+    STAMP,
+    TARGETS_VERSION,
+    TargetCache,
+    TargetCodec,
+    open_cache,
+    read_stamp,
+)
 from deitctl.distillation.teacher import Teacher
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import TeacherError
@@ -57,7 +64,7 @@ class Preflight:
     top1: float
     top5: float
     mean_recall: float
-    """Mean over the classes of the share that is recognised: chance is 100 / classes, however uneven they are."""
+    """Mean over the classes of the share that is recognized: chance is 100 / classes, however uneven they are."""
     num_images: int
     matched: str
     """`same`, `permuted` or `subset` of the teacher's classes."""
@@ -76,16 +83,28 @@ class Preflight:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a run's record and log say of its teacher."""
-        return {k: v for k, v in asdict(self).items() if k != "answers" and (k != "rows" or self.matched != "same")}
+        return {
+            k: v
+            for k, v in asdict(self).items()
+            if k != "answers" and (k != "rows" or self.matched != "same")
+        }
 
 
 class DistillationTeacher:
     """A run's teacher: what is known of it, its words, and its network when it is needed."""
 
     def __init__(
-        self, config: TrainConfig, train: Source, val: Source, seen: Preprocessing, *, device: Device,
-        train_run: TrainRun, reporter: Reporter, world: World = SINGLE_PROCESS,
-    ) -> None:  # fmt: skip
+        self,
+        config: TrainConfig,
+        train: Source,
+        val: Source,
+        seen: Preprocessing,
+        *,
+        device: Device,
+        train_run: TrainRun,
+        reporter: Reporter,
+        world: World = SINGLE_PROCESS,
+    ) -> None:
         """Open the teacher's cache, and check the teacher unless the cache remembers that it was.
 
         Args:
@@ -102,7 +121,13 @@ class DistillationTeacher:
             TeacherError: a teacher that cannot be had, that is near chance without `force`, or a stale cache.
         """
         assert config.distill is not None
-        self.config, self.distill, self.train, self.val, self.seen = config, config.distill, train, val, seen
+        self.config, self.distill, self.train, self.val, self.seen = (
+            config,
+            config.distill,
+            train,
+            val,
+            seen,
+        )
         self.device, self.train_run, self.reporter, self.world = device, train_run, reporter, world
         self._network: Teacher | None = None
         self._together = True
@@ -136,7 +161,9 @@ class DistillationTeacher:
             "teacher's arithmetic": f"{self.device.precision}, batch norms folded",
             "teacher's input size": d.teacher_img_size or "its own",
             "adaptation": d.adapt,
-            "recipes of the adaptation": "" if d.adapt == "none" else _adaptation_recipes(self.config.data == BUILT_IN),
+            "recipes of the adaptation": ""
+            if d.adapt == "none"
+            else _adaptation_recipes(self.config.data == BUILT_IN),
             "training data": self.data,
             "classes": len(self.train.class_names),
             "view seed": d.view_seed,
@@ -150,10 +177,16 @@ class DistillationTeacher:
         if not self.looks_at_views or d.cache == NO_CACHE:
             return None
         stamp = self.stamp()
-        root = Path(d.cache).expanduser() if d.cache else cache_root() / "words" / cache_folder_name(d, stamp)
+        root = (
+            Path(d.cache).expanduser()
+            if d.cache
+            else cache_root() / "words" / cache_folder_name(d, stamp)
+        )
         if d.cache and stamp["teacher"].endswith(WITHOUT_WEIGHTS) and (root / STAMP).exists():
             stamp["teacher"] = read_stamp(root).get("teacher")
-            self.reporter.warn(f"The weights of {d.teacher} are not here: its words in {root} are taken on trust.")
+            self.reporter.warn(
+                f"The weights of {d.teacher} are not here: its words in {root} are taken on trust."
+            )
         return open_cache(root, stamp, self.form, len(self.train.labels))
 
     def _remembered(self) -> Preflight | None:
@@ -166,7 +199,9 @@ class DistillationTeacher:
             return None
         try:
             values = read_json(self.cache.root / RECORD)
-            record = Preflight(**{**values, "rows": tuple(values["rows"]), "answers": tuple(values["answers"])})
+            record = Preflight(
+                **{**values, "rows": tuple(values["rows"]), "answers": tuple(values["answers"])}
+            )
             return record if self._is_sound(record) else None
         except (OSError, ValueError, TypeError, KeyError):
             return None
@@ -183,13 +218,20 @@ class DistillationTeacher:
             record.validation,
         )
         figures = (record.top1, record.top5, record.mean_recall)
-        classes, whole = len(self.train.class_names), (*record.rows, *record.answers, record.num_images)
+        classes, whole = (
+            len(self.train.class_names),
+            (*record.rows, *record.answers, record.num_images),
+        )
         return (
-            all(isinstance(t, str) for t in texts) and all(isinstance(f, int | float) and 0 <= f <= 100 for f in figures)
-            and all(isinstance(n, int) for n in whole) and len(record.rows) == classes
-            and len(record.answers) == len(self.val.labels) and all(-1 <= a < classes for a in record.answers)
-            and isinstance(record.preprocessing, dict) and isinstance(record.preprocessing.get("img_size"), int)
-        )  # fmt: skip
+            all(isinstance(t, str) for t in texts)
+            and all(isinstance(f, int | float) and 0 <= f <= 100 for f in figures)
+            and all(isinstance(n, int) for n in whole)
+            and len(record.rows) == classes
+            and len(record.answers) == len(self.val.labels)
+            and all(-1 <= a < classes for a in record.answers)
+            and isinstance(record.preprocessing, dict)
+            and isinstance(record.preprocessing.get("img_size"), int)
+        )
 
     def network(self) -> Teacher:
         """Return the teacher itself, loading it when it is first asked for; refuse one that is not the cache's."""
@@ -221,7 +263,15 @@ class DistillationTeacher:
     def listener(self) -> CachedTeacher:
         """Return who answers about views."""
         repeats = self.config.recipe.augment.repeats
-        return CachedTeacher(self.form, self.distill.tau, self.cache, self.network, self.device, self.distill.views, repeats)
+        return CachedTeacher(
+            self.form,
+            self.distill.tau,
+            self.cache,
+            self.network,
+            self.device,
+            self.distill.views,
+            repeats,
+        )
 
     def answers(self) -> Tensor:
         """Return the teacher's class of each validation image, [N], -1 for one that it could not see."""
@@ -230,7 +280,13 @@ class DistillationTeacher:
     def _find(self) -> ResolvedTeacher:
         train_run = self.train_run if self._together else _found
         return resolve_teacher(
-            self.distill, self.config, self.train, self.data, train_run, self.reporter, main=self.world.is_main
+            self.distill,
+            self.config,
+            self.train,
+            self.data,
+            train_run,
+            self.reporter,
+            main=self.world.is_main,
         )
 
     def _take(self, found: ResolvedTeacher) -> str:
@@ -240,8 +296,9 @@ class DistillationTeacher:
         if earlier is not None and earlier.weights != weights and self.cache is not None:
             raise TeacherError(
                 f"The teacher's words in {self.cache.root} are stale: they are of weights {earlier.weights}, "
-                f"{self.distill.teacher} now has {weights}.", "Delete that folder, or name another --teacher-cache.",
-            )  # fmt: skip
+                f"{self.distill.teacher} now has {weights}.",
+                "Delete that folder, or name another --teacher-cache.",
+            )
         self._network = freeze_teacher(found.loaded, found.match.rows, self.seen, self.device)
         return weights
 
@@ -252,20 +309,36 @@ class DistillationTeacher:
         card = found.loaded.card
         head = choose_head("auto", card.head, found.loaded.model)
         score = evaluate(
-            found.loaded.model, self.val, card.preprocessing, rows=found.match.rows, head=head, device=self.device,
-            batch_size=EVAL_BATCH, workers=self.device.loader_workers(self.config.workers), reporter=self.reporter,
-            label=f"check teacher {self.distill.teacher}", world=self.world,
-        )  # fmt: skip
+            found.loaded.model,
+            self.val,
+            card.preprocessing,
+            rows=found.match.rows,
+            head=head,
+            device=self.device,
+            batch_size=EVAL_BATCH,
+            workers=self.device.loader_workers(self.config.workers),
+            reporter=self.reporter,
+            label=f"check teacher {self.distill.teacher}",
+            world=self.world,
+        )
         answers = torch.full((len(self.val.labels),), -1)
         answers[score.indices] = score.among
         record = Preflight(
-            name=self.distill.teacher, top1=score.top1 if score.top1_among is None else score.top1_among,
+            name=self.distill.teacher,
+            top1=score.top1 if score.top1_among is None else score.top1_among,
             top5=score.top5 if score.top5_among is None else score.top5_among,
-            mean_recall=mean_recall(score), num_images=score.num_images, matched=found.match.kind,
-            rows=found.match.rows, adapted=found.adapted, folder=found.folder,
-            preprocessing=asdict(card.preprocessing), head=head, weights=weights, validation=self.validation,
+            mean_recall=mean_recall(score),
+            num_images=score.num_images,
+            matched=found.match.kind,
+            rows=found.match.rows,
+            adapted=found.adapted,
+            folder=found.folder,
+            preprocessing=asdict(card.preprocessing),
+            head=head,
+            weights=weights,
+            validation=self.validation,
             answers=tuple(answers.tolist()),
-        )  # fmt: skip
+        )
         self.reporter.note(_sentence(record, str(found.match)))
         _require_knowledge(self.distill, record, self.val)
         if self.cache is not None and self.world.is_main:
@@ -276,12 +349,16 @@ class DistillationTeacher:
 def _found(config: TrainConfig) -> None:
     """Stand in for training a teacher where it must have been trained already."""
     if Run(Path(config.output)).result() is None:
-        raise TeacherError(f"The fitted teacher {config.output} is gone.", "Run it again: it will be fitted again.")
+        raise TeacherError(
+            f"The fitted teacher {config.output} is gone.", "Run it again: it will be fitted again."
+        )
 
 
 def _adaptation_recipes(built_in: bool) -> str:
     recipes = [to_dict(adaptation(how, built_in=built_in)) for how in ("head", "full")]
-    return hashlib.sha256(json.dumps([recipes, ADAPT_FULL_FROM], sort_keys=True).encode()).hexdigest()[:LENGTH]
+    return hashlib.sha256(
+        json.dumps([recipes, ADAPT_FULL_FROM], sort_keys=True).encode()
+    ).hexdigest()[:LENGTH]
 
 
 def cache_folder_name(distill: DistillConfig, stamp: dict[str, Any]) -> str:
@@ -291,9 +368,11 @@ def cache_folder_name(distill: DistillConfig, stamp: dict[str, Any]) -> str:
 
 
 def mean_recall(score: Evaluation) -> float:
-    """Return the mean over classes of the percentage of their images that are recognised among the data's classes."""
+    """Return the mean over classes of the percentage of their images that are recognized among the data's classes."""
     right = (score.among == score.labels).double()
-    return 100 * float(torch.stack([right[score.labels == c].mean() for c in set(score.labels.tolist())]).mean())
+    return 100 * float(
+        torch.stack([right[score.labels == c].mean() for c in set(score.labels.tolist())]).mean()
+    )
 
 
 def _require_knowledge(distill: DistillConfig, record: Preflight, val: Source) -> None:
@@ -311,7 +390,9 @@ def _require_knowledge(distill: DistillConfig, record: Preflight, val: Source) -
 
 
 def _sentence(record: Preflight, how: str) -> str:
-    fitted = {"no": "", "scratch": "trained here, "}.get(record.adapted, f"fitted to the data ({record.adapted}), ")
+    fitted = {"no": "", "scratch": "trained here, "}.get(
+        record.adapted, f"fitted to the data ({record.adapted}), "
+    )
     return (
         f"Teacher {record.name}: top-1 {record.top1:.2f} %, top-5 {record.top5:.2f} % on {record.num_images} validation "
         f"images, {fitted}{how}, at {record.preprocessing['img_size']} pixels with its own preprocessing."

@@ -55,9 +55,15 @@ def teacher_identity(distill: DistillConfig, reporter: Reporter) -> str:
 
 
 def resolve_teacher(
-    distill: DistillConfig, config: TrainConfig, train: Source, data: str, train_run: TrainRun, reporter: Reporter, *,
+    distill: DistillConfig,
+    config: TrainConfig,
+    train: Source,
+    data: str,
+    train_run: TrainRun,
+    reporter: Reporter,
+    *,
     main: bool = True,
-) -> ResolvedTeacher:  # fmt: skip
+) -> ResolvedTeacher:
     """Load a teacher and match its classes to the data's, by WordNet id or name; fit it to the data if need be.
 
     Args:
@@ -75,13 +81,18 @@ def resolve_teacher(
     built_in = config.data == BUILT_IN
     try:
         loaded = load_model(
-            distill.teacher, weights=distill.teacher_weights, img_size=distill.teacher_img_size, reporter=reporter
+            distill.teacher,
+            weights=distill.teacher_weights,
+            img_size=distill.teacher_img_size,
+            reporter=reporter,
         )
     except WeightsNotFound as error:
         if not built_in:
             raise _no_weights(error, train) from error
         reporter.warn(f"{error.message} It is trained from scratch on 'digits' first.")
-        recipe = replace(DIGITS_CONVNET, img_size=distill.teacher_img_size or DIGITS_CONVNET.img_size)
+        recipe = replace(
+            DIGITS_CONVNET, img_size=distill.teacher_img_size or DIGITS_CONVNET.img_size
+        )
         return _fit("scratch", distill, recipe, config, train, data, train_run, reporter, main)
     match = match_classes(loaded.card, train.class_names)
     if match is not None and distill.adapt in ("auto", "none"):
@@ -116,23 +127,43 @@ def _no_weights(error: WeightsNotFound, train: Source) -> TeacherError:
 
 
 def _fit(
-    how: str, distill: DistillConfig, recipe: Recipe, config: TrainConfig, train: Source, data: str,
-    train_run: TrainRun, reporter: Reporter, main: bool,
-) -> ResolvedTeacher:  # fmt: skip
+    how: str,
+    distill: DistillConfig,
+    recipe: Recipe,
+    config: TrainConfig,
+    train: Source,
+    data: str,
+    train_run: TrainRun,
+    reporter: Reporter,
+    main: bool,
+) -> ResolvedTeacher:
     """Train a teacher on the data as any model is trained, in a folder named by what it depends on."""
     weights = distill.teacher_weights if how != "scratch" else ""
-    teacher = TrainConfig(  # of seed 0, whatever the student's: the next student finds the same teacher
-        model=distill.teacher, data=config.data, recipe=recipe, weights=weights,
-        workers=config.workers, device=config.device, precision=config.precision,
-    )  # fmt: skip
+    teacher = (
+        TrainConfig(  # of seed 0, whatever the student's: the next student finds the same teacher
+            model=distill.teacher,
+            data=config.data,
+            recipe=recipe,
+            weights=weights,
+            workers=config.workers,
+            device=config.device,
+            precision=config.precision,
+        )
+    )
     depends = [to_dict(recipe), teacher_identity(distill, reporter), data]
     name = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:LENGTH]
     root = cache_root() / "teachers" / f"{Path(distill.teacher).name}-{how}-{name}"
-    reporter.note(f"Fitting the teacher {distill.teacher} to the data ({how}, {recipe.epochs} epochs): {root}")
+    reporter.note(
+        f"Fitting the teacher {distill.teacher} to the data ({how}, {recipe.epochs} epochs): {root}"
+    )
     lock = root.with_name(f"{root.name}.lock")
     alone = locked(
-        lock, what=str(root), when_busy=lambda: reporter.note(f"Another process is training this teacher; waiting for it ({lock})."),
-    )  # fmt: skip
+        lock,
+        what=str(root),
+        when_busy=lambda: reporter.note(
+            f"Another process is training this teacher; waiting for it ({lock})."
+        ),
+    )
     try:
         with alone if main else nullcontext():
             train_run(replace(teacher, output=str(root)))
@@ -141,14 +172,21 @@ def _fit(
     loaded = load_model(str(root), reporter=reporter)
     match = match_classes(loaded.card, train.class_names)
     if match is None:
-        raise TeacherError(f"{root} does not know the data's classes.", "Delete that folder; it will be made again.")
+        raise TeacherError(
+            f"{root} does not know the data's classes.",
+            "Delete that folder; it will be made again.",
+        )
     return ResolvedTeacher(loaded, match, how, str(root))
 
 
-def freeze_teacher(loaded: LoadedModel, rows: tuple[int, ...], seen: Preprocessing, device: Device) -> Teacher:
+def freeze_teacher(
+    loaded: LoadedModel, rows: tuple[int, ...], seen: Preprocessing, device: Device
+) -> Teacher:
     """Bring a classifier to `device` to answer images preprocessed as `seen`, its batch norms folded; see `Teacher`."""
     size = loaded.card.preprocessing.img_size
-    with rng.scope("fold"):  # before it is moved: convolutions of a GPU may round more than folding does
+    with rng.scope(
+        "fold"
+    ):  # before it is moved: convolutions of a GPU may round more than folding does
         fuse_conv_bn(loaded.model, torch.randn(1, 3, size, size))
     device.place(loaded.model)
     return Teacher(loaded.model, loaded.card, rows, seen).to(device.torch_device)

@@ -60,7 +60,9 @@ class TargetCodec:
 
     def __post_init__(self) -> None:
         if self.classes > MOST_CLASSES:
-            raise TeacherError(f"Words are kept over at most {MOST_CLASSES:,} classes, these are {self.classes:,}.")
+            raise TeacherError(
+                f"Words are kept over at most {MOST_CLASSES:,} classes, these are {self.classes:,}."
+            )
 
     @property
     def kept(self) -> int:
@@ -84,7 +86,11 @@ class TargetCodec:
         else:
             best = word.topk(self.kept, dim=1)
             body = np.concatenate(
-                [best.indices.numpy().astype(np.uint16), best.values.half().numpy().view(np.uint16)], axis=1
+                [
+                    best.indices.numpy().astype(np.uint16),
+                    best.values.half().numpy().view(np.uint16),
+                ],
+                axis=1,
             )
         return np.concatenate([_checksum(body)[:, None], body], axis=1)
 
@@ -98,7 +104,9 @@ class TargetCodec:
             word = torch.from_numpy(body.view(np.float16).astype(np.float32))
             return word / word.sum(dim=1, keepdim=True)
         index = torch.from_numpy(body[:, : self.kept].astype(np.int64))
-        value = torch.from_numpy(np.ascontiguousarray(body[:, self.kept :]).view(np.float16).astype(np.float32))
+        value = torch.from_numpy(
+            np.ascontiguousarray(body[:, self.kept :]).view(np.float16).astype(np.float32)
+        )
         rest = (1 - value.sum(dim=1, keepdim=True)).clamp(min=0) / (self.classes - self.kept)
         word = rest.expand(-1, self.classes).clone().scatter_(1, index, value)
         return word / word.sum(dim=1, keepdim=True)
@@ -147,11 +155,16 @@ class TargetCache:
                 mapped = _map(path, size, record)
             except OSError as error:
                 raise TeacherError(
-                    f"Cannot write {path}: {error.strerror}.", "Free some space, or name another --teacher-cache."
+                    f"Cannot write {path}: {error.strerror}.",
+                    "Free some space, or name another --teacher-cache.",
                 ) from error
             if len(self._views) >= OPEN_VIEWS:
-                del self._views[next(iter(self._views))]  # closed when nobody holds its array any more
-            self._views[view] = np.frombuffer(mapped, dtype=np.uint16).reshape(self.num_images, self.form.width)
+                del self._views[
+                    next(iter(self._views))
+                ]  # closed when nobody holds its array any more
+            self._views[view] = np.frombuffer(mapped, dtype=np.uint16).reshape(
+                self.num_images, self.form.width
+            )
         return self._views[view]
 
     def _path(self, view: int) -> Path:
@@ -182,13 +195,18 @@ class TargetCache:
     def _writable(self, view: int) -> Records:
         records = self._view(view)
         if not records.flags.writeable:
-            raise TeacherError(f"{self.root} lacks words and may not be written.", "Name another --teacher-cache.")
+            raise TeacherError(
+                f"{self.root} lacks words and may not be written.", "Name another --teacher-cache."
+            )
         return records
 
     def unreadable(self, views: int) -> set[int]:
         """Return the images that could not be read in one of the first `views` views."""
         return {
-            int(i) for v in range(views) if self._begun(v) for i in np.flatnonzero(self._view(v)[:, 0] == UNREADABLE)
+            int(i)
+            for v in range(views)
+            if self._begun(v)
+            for i in np.flatnonzero(self._view(v)[:, 0] == UNREADABLE)
         }
 
     def missing(self, view: int, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
@@ -200,7 +218,9 @@ class TargetCache:
 
     def known(self, view: int) -> NDArray[np.int64]:
         """Return the images of a view whose word is here."""
-        return np.flatnonzero(self.form.valid(self._view(view))) if self._begun(view) else np.arange(0)
+        return (
+            np.flatnonzero(self.form.valid(self._view(view))) if self._begun(view) else np.arange(0)
+        )
 
     def count_missing(self, views: int) -> int:
         """Return how many words the first `views` views lack."""
@@ -244,7 +264,9 @@ def _reserve(file: int, size: int, record: int) -> None:
             os.ftruncate(file, size)
 
 
-def open_cache(root: Path, stamp: Mapping[str, Any], form: TargetCodec, num_images: int) -> TargetCache:
+def open_cache(
+    root: Path, stamp: Mapping[str, Any], form: TargetCodec, num_images: int
+) -> TargetCache:
     """Open the cache in a folder, or begin one.
 
     Args:
@@ -259,7 +281,9 @@ def open_cache(root: Path, stamp: Mapping[str, Any], form: TargetCodec, num_imag
     path = root / STAMP
     if not os.path.lexists(path):
         if any(not name.startswith(".") and name != STAMP for name in _listing(root)):
-            raise TeacherError(f"{root} holds other files and no teacher's words.", "Name another --teacher-cache.")
+            raise TeacherError(
+                f"{root} holds other files and no teacher's words.", "Name another --teacher-cache."
+            )
         write_json(path, dict(stamp))
     kept = read_stamp(root)
     wanted = json.loads(json.dumps(dict(stamp)))
@@ -275,7 +299,9 @@ def _listing(root: Path) -> list[str]:
     try:
         return os.listdir(root) if root.is_dir() else []
     except (OSError, ValueError) as error:
-        raise TeacherError(f"{root} cannot be read: {error}.", "Name another --teacher-cache.") from error
+        raise TeacherError(
+            f"{root} cannot be read: {error}.", "Name another --teacher-cache."
+        ) from error
 
 
 def read_stamp(root: Path) -> dict[str, Any]:
@@ -285,7 +311,9 @@ def read_stamp(root: Path) -> dict[str, Any]:
         if not isinstance(stamp, dict):
             raise ValueError("not an object")
     except (OSError, ValueError) as error:
-        raise TeacherError(f"{root / STAMP} cannot be read: {error}.", "Delete that folder.") from error
+        raise TeacherError(
+            f"{root / STAMP} cannot be read: {error}.", "Delete that folder."
+        ) from error
     return stamp
 
 
@@ -302,4 +330,10 @@ def _differences(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    return "not said" if value is None else reprlib.repr(value) if len(str(value)) > 200 else json.dumps(value)
+    return (
+        "not said"
+        if value is None
+        else reprlib.repr(value)
+        if len(str(value)) > 200
+        else json.dumps(value)
+    )

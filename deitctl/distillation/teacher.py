@@ -1,4 +1,4 @@
-"""A teacher that only answers: no gradients, eval mode for ever, its own normalisation, its own input size."""
+"""A teacher that only answers: no gradients, eval mode for ever, its own normalization, its own input size."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from deitctl.models.model_config import ModelConfig, Preprocessing
 class Teacher(nn.Module):
     """Wraps a classifier so that it answers in the data's classes, whatever its own."""
 
-    def __init__(self, model: nn.Module, card: ModelConfig, rows: tuple[int, ...], seen: Preprocessing) -> None:
+    def __init__(
+        self, model: nn.Module, card: ModelConfig, rows: tuple[int, ...], seen: Preprocessing
+    ) -> None:
         """Freeze `model`.
 
         Args:
             model: the classifier.
-            card: its card; the images are brought to its normalisation and input size.
+            card: its card; the images are brought to its normalization and input size.
             rows: for each class of the data, the teacher's logit.
             seen: the preprocessing of the images that `forward` gets, the student's.
         """
@@ -41,7 +43,9 @@ class Teacher(nn.Module):
         images = renormalize(images, self.seen, own)
         if images.shape[-1] != own.img_size:
             size = (own.img_size, own.img_size)
-            images = F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
+            images = F.interpolate(
+                images, size=size, mode="bicubic", antialias=True, align_corners=False
+            )
         return self._answer(images)
 
     @torch.no_grad()

@@ -26,7 +26,7 @@ BEST = 5
 
 
 class ExportedNetwork(Protocol):
-    """A network that an exported file holds, with its normalisation and its head rule."""
+    """A network that an exported file holds, with its normalization and its head rule."""
 
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
         """Answer images, uint8 [B,3,S,S]: joined logits [B,K], before the temperature."""
@@ -77,10 +77,18 @@ class EvalAccumulator:
         logits = HeadLogits(cls, dist)
         self.heads, self.classes = (1 if dist is None else 2), cls.shape[1]
         targets = self.rows[labels]
-        fused = {self._head(): cls} if dist is None else {rule: fuse_heads(logits, rule) for rule in HEADS}
+        fused = (
+            {self._head(): cls}
+            if dist is None
+            else {rule: fuse_heads(logits, rule) for rule in HEADS}
+        )
         main = fused[self._head()] / self.contender.temperature
-        first = {rule: scores.argmax(1) for rule, scores in fused.items()}  # of equal scores the first, everywhere
-        inverse = torch.full((self.classes,), len(self.rows)).scatter(0, self.rows, torch.arange(len(self.rows)))
+        first = {
+            rule: scores.argmax(1) for rule, scores in fused.items()
+        }  # of equal scores the first, everywhere
+        inverse = torch.full((self.classes,), len(self.rows)).scatter(
+            0, self.rows, torch.arange(len(self.rows))
+        )
         best = fused[self._head()].sort(dim=1, descending=True, stable=True).indices[:, :BEST]
         columns = {
             "index": indices,
@@ -98,7 +106,10 @@ class EvalAccumulator:
         if (teacher := self.contender.teacher) is not None:
             said = teacher[indices]
             columns["teacher spoke"] = said >= 0
-            columns |= {f"as teacher by {rule}": s[:, self.rows].argmax(1) == said for rule, s in fused.items()}
+            columns |= {
+                f"as teacher by {rule}": s[:, self.rows].argmax(1) == said
+                for rule, s in fused.items()
+            }
         if self.room:
             kept = self._keeps()[indices]
             columns |= {f"logits {n}": x[kept] for n, x in enumerate(logits) if x is not None}
@@ -137,7 +148,9 @@ class EvalAccumulator:
 
     def result(self, seconds: float) -> Evaluation:
         """Return the averages, the images in the order in which one process has them."""
-        logits = [torch.cat(self.columns.pop(n)) for n in ("logits 0", "logits 1") if n in self.columns]
+        logits = [
+            torch.cat(self.columns.pop(n)) for n in ("logits 0", "logits 1") if n in self.columns
+        ]
         column = {name: torch.cat(values) for name, values in self.columns.items()}
         seen = column["index"]  # the order in which logits were kept
         order = seen.argsort()
@@ -155,17 +168,34 @@ class EvalAccumulator:
             top5=percent((column["best"] == targets[:, None]).any(1)),
             loss=float(column["loss"].double().mean()),
             ece=expected_calibration_error(column["confidence"], correct),
-            heads={rule: percent(values) for rule, values in correct_by.items()} if self.heads == 2 else None,
+            heads={rule: percent(values) for rule, values in correct_by.items()}
+            if self.heads == 2
+            else None,
             top1_among=percent(column["among"] == column["label"]) if subset else None,
             top5_among=percent(column["top5 among"]) if subset else None,
             agreement=100 - percent(column["disagree"]) if self.heads == 2 else None,
-            teacher_agreement={rule: percent(column[f"as teacher by {rule}"][spoke]) for rule in self._rules()}
-            if spoke.any() else None,
+            teacher_agreement={
+                rule: percent(column[f"as teacher by {rule}"][spoke]) for rule in self._rules()
+            }
+            if spoke.any()
+            else None,
             images_per_second=len(order) / max(seconds, 1e-9),
-            indices=column["index"], labels=column["label"], targets=targets, best=column["best"], answers=column["answer"],
-            among=column["among"], confidences=column["confidence"], losses=column["loss"], correct_by=correct_by,
-            head=self._head(), disagree=column.get("disagree"),
-            logits=HeadLogits(logits[0], logits[1] if len(logits) > 1 else None) if logits else None,
-            kept=torch.nonzero(self._keeps()[column["index"]])[:, 0] if logits else torch.zeros(0).long(),
+            indices=column["index"],
+            labels=column["label"],
+            targets=targets,
+            best=column["best"],
+            answers=column["answer"],
+            among=column["among"],
+            confidences=column["confidence"],
+            losses=column["loss"],
+            correct_by=correct_by,
+            head=self._head(),
+            disagree=column.get("disagree"),
+            logits=HeadLogits(logits[0], logits[1] if len(logits) > 1 else None)
+            if logits
+            else None,
+            kept=torch.nonzero(self._keeps()[column["index"]])[:, 0]
+            if logits
+            else torch.zeros(0).long(),
             unreadable=self.unreadable,
-        )  # fmt: skip
+        )

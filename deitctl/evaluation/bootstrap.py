@@ -31,7 +31,9 @@ def bootstrap(columns: Mapping[str, NDArray[Any]], seed: int = 0) -> dict[str, I
     means, rows = [], max(1, AT_ONCE // count)
     for start in range(0, RESAMPLES, rows):
         drawn = min(rows, RESAMPLES - start)
-        weights = np.stack([np.bincount(draw.integers(count, size=count), minlength=count) for _ in range(drawn)])
+        weights = np.stack(
+            [np.bincount(draw.integers(count, size=count), minlength=count) for _ in range(drawn)]
+        )
         means.append(weights @ values / count)
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
@@ -69,20 +71,33 @@ class Difference:
 
 
 def compare(
-    a: str, b: str, right_a: NDArray[np.bool_], right_b: NDArray[np.bool_], *, among_classes: bool = False, seed: int = 0
-) -> Difference:  # fmt: skip
+    a: str,
+    b: str,
+    right_a: NDArray[np.bool_],
+    right_b: NDArray[np.bool_],
+    *,
+    among_classes: bool = False,
+    seed: int = 0,
+) -> Difference:
     """Compare two models by which images each has right, [N] each, in the same order."""
     from scipy.stats import binomtest
 
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     gain = right_a.astype(np.float64) - right_b
     low, high = bootstrap({"gain": gain}, seed)["gain"]
-    if gain.min() == gain.max():  # resamples know no other: how rare could the other kinds be, as far as is known?
+    if (
+        gain.min() == gain.max()
+    ):  # resamples know no other: how rare could the other kinds be, as far as is known?
         rare = _binomial(0, len(gain))[1]
         low, high = max(-1.0, gain[0] - rare), min(1.0, gain[0] + rare)
     return Difference(
-        a=a, b=b, num_images=len(gain), difference=100 * float(gain.mean()), interval=(100 * low, 100 * high),
-        only_a=only_a, only_b=only_b,
+        a=a,
+        b=b,
+        num_images=len(gain),
+        difference=100 * float(gain.mean()),
+        interval=(100 * low, 100 * high),
+        only_a=only_a,
+        only_b=only_b,
         p_value=float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0,
         among_classes=among_classes,
-    )  # fmt: skip
+    )

@@ -49,14 +49,24 @@ def calibrate(scores: Evaluation) -> Calibration | None:
     targets, (cls, dist) = scores.targets[scores.kept], scores.logits
     if len(targets) < FOLDS:
         return None
-    joined = {scores.head: cls} if dist is None else {rule: fuse_heads(scores.logits, rule) for rule in HEADS}
+    joined = (
+        {scores.head: cls}
+        if dist is None
+        else {rule: fuse_heads(scores.logits, rule) for rule in HEADS}
+    )
     fitted = {rule: fit_temperature(logits, targets) for rule, logits in joined.items()}
     temperature = fitted[scores.head]
     if temperature is None:
         return None
     logits = joined[scores.head]
-    confidence, right, losses = torch.empty(len(targets)), torch.empty(len(targets), dtype=torch.bool), 0.0
-    fold = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0)) % FOLDS  # whatever the data's order
+    confidence, right, losses = (
+        torch.empty(len(targets)),
+        torch.empty(len(targets), dtype=torch.bool),
+        0.0,
+    )
+    fold = (
+        torch.randperm(len(targets), generator=torch.Generator().manual_seed(0)) % FOLDS
+    )  # whatever the data's order
     for n in range(FOLDS):
         held = fold == n
         cooled = logits[held] / (fit_temperature(logits[~held], targets[~held]) or temperature)
@@ -74,7 +84,7 @@ def calibrate(scores: Evaluation) -> Calibration | None:
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
-    """Return the temperature T that minimises the cross-entropy of softmax(logits / T) (Guo et al. 2017, §4.2).
+    """Return the temperature T that minimizes the cross-entropy of softmax(logits / T) (Guo et al. 2017, §4.2).
 
     The loss is convex in b = 1/T, with the first derivative mean(E_p[z] - z_y) and the second mean(Var_p[z]); Newton's
     steps, kept between the ends of what a card may carry.
@@ -88,7 +98,9 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
     """
     picked = logits.gather(1, targets[:, None])[:, 0].double()
     low, high, b = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE, 1.0
-    if not _slope(logits, picked, low)[0] < 0 < _slope(logits, picked, high)[0]:  # nor where one is no number
+    if (
+        not _slope(logits, picked, low)[0] < 0 < _slope(logits, picked, high)[0]
+    ):  # nor where one is no number
         return None
     for _ in range(STEPS):
         first, second = _slope(logits, picked, b)

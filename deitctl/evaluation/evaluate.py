@@ -23,26 +23,57 @@ from deitctl.models.vit import HeadLogits
 
 
 def evaluate(
-    model: nn.Module, source: Source, preprocessing: Preprocessing, *, rows: tuple[int, ...], head: str,
-    device: Device, batch_size: int, workers: int, reporter: Reporter, label: str = "evaluate",
-    teacher: Tensor | None = None, world: World = SINGLE_PROCESS, pause: Callable[[], None] = lambda: None,
+    model: nn.Module,
+    source: Source,
+    preprocessing: Preprocessing,
+    *,
+    rows: tuple[int, ...],
+    head: str,
+    device: Device,
+    batch_size: int,
+    workers: int,
+    reporter: Reporter,
+    label: str = "evaluate",
+    teacher: Tensor | None = None,
+    world: World = SINGLE_PROCESS,
+    pause: Callable[[], None] = lambda: None,
     stop_on_bad_image: bool = False,
-) -> Evaluation:  # fmt: skip
+) -> Evaluation:
     """Score one model; the arguments are those of `EvalModel` and of `evaluate_all`."""
-    contender = EvalModel(model=model, preprocessing=preprocessing, rows=rows, head=head, teacher=teacher)
+    contender = EvalModel(
+        model=model, preprocessing=preprocessing, rows=rows, head=head, teacher=teacher
+    )
     (result,) = evaluate_all(
-        [contender], source, device=device, batch_size=batch_size, workers=workers, reporter=reporter, label=label,
-        world=world, pause=pause, stop_on_bad_image=stop_on_bad_image,
-    )  # fmt: skip
+        [contender],
+        source,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        reporter=reporter,
+        label=label,
+        world=world,
+        pause=pause,
+        stop_on_bad_image=stop_on_bad_image,
+    )
     return result
 
 
 @torch.no_grad()
 def evaluate_all(
-    contenders: Sequence[EvalModel], source: Source, *, device: Device, batch_size: int, workers: int,
-    reporter: Reporter, label: str = "evaluate", world: World = SINGLE_PROCESS, pause: Callable[[], None] = lambda: None,
-    stop_on_bad_image: bool = False, keep_logits: bool = False, only_numbers: bool = False,
-) -> list[Evaluation]:  # fmt: skip
+    contenders: Sequence[EvalModel],
+    source: Source,
+    *,
+    device: Device,
+    batch_size: int,
+    workers: int,
+    reporter: Reporter,
+    label: str = "evaluate",
+    world: World = SINGLE_PROCESS,
+    pause: Callable[[], None] = lambda: None,
+    stop_on_bad_image: bool = False,
+    keep_logits: bool = False,
+    only_numbers: bool = False,
+) -> list[Evaluation]:
     """Score models on every readable image of a source, each once; of several processes all get the whole result.
 
     Args:
@@ -72,15 +103,21 @@ def evaluate_all(
     tallies = [EvalAccumulator(c, len(source.labels), room=room) for c in contenders]
     start = time.monotonic()
     batches = eval_batches(
-        source, views, batch_size=batch_size, workers=workers, pin_memory=device.pins_memory,
+        source,
+        views,
+        batch_size=batch_size,
+        workers=workers,
+        pin_memory=device.pins_memory,
         share=slice(world.rank, None, world.size),
-    )  # fmt: skip
+    )
     with reporter.task(label, len(source.labels)) as task:
         for batch in batches:
             pause()
             if batch.errors and stop_on_bad_image:
                 raise DataError(batch.errors[0][1], "It was to stop there (--on-bad-image stop).")
-            pixels = {view: device.move(images) for view, images in zip(views, batch.images, strict=True)}
+            pixels = {
+                view: device.move(images) for view, images in zip(views, batch.images, strict=True)
+            }
             for contender, view, tally in zip(contenders, shown, tallies, strict=True):
                 tally.unreadable += batch.errors
                 if len(batch.indices):
@@ -104,7 +141,8 @@ def _require_numbers(logits: Tensor, indices: Tensor, source: Source) -> None:
     if bad.any():
         name = source.name(int(indices[bad][0]))
         raise ModelError(
-            f"The model answers {name} with values that are not numbers.", "Try --precision fp32, or other weights."
+            f"The model answers {name} with values that are not numbers.",
+            "Try --precision fp32, or other weights.",
         )
 
 
@@ -116,7 +154,11 @@ def _pixels_of(preprocessing: Preprocessing) -> Preprocessing:
 def _answers(contender: EvalModel, pixels: Tensor, device: Device) -> HeadLogits:
     """Return a contender's logits, so many images at a time as pay on the device; where memory runs out, in two halves."""
     model = contender.model
-    most = device.images_at_a_time(largest_block(model, device.dtype)) if isinstance(model, nn.Module) else 0
+    most = (
+        device.images_at_a_time(largest_block(model, device.dtype))
+        if isinstance(model, nn.Module)
+        else 0
+    )
     size = most or len(pixels)
     if len(pixels) <= size:
         try:
@@ -127,5 +169,7 @@ def _answers(contender: EvalModel, pixels: Tensor, device: Device) -> HeadLogits
                 raise
         device.empty_cache()
         size = len(pixels) // 2
-    cls, dist = zip(*(_answers(contender, part, device) for part in torch.split(pixels, size)), strict=True)
+    cls, dist = zip(
+        *(_answers(contender, part, device) for part in torch.split(pixels, size)), strict=True
+    )
     return HeadLogits(torch.cat(cls), None if dist[0] is None else torch.cat(dist))

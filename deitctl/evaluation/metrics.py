@@ -42,7 +42,9 @@ def reliability(confidence: Tensor, correct: Tensor, bins: int = BINS) -> Reliab
     sums = torch.zeros(3, bins, dtype=torch.float64)
     for row, values in enumerate((torch.ones_like(confidence), confidence, correct)):
         sums[row].index_add_(0, index, values.double())
-    return Reliability(sums[0].long(), sums[1] / sums[0].clamp(min=1), sums[2] / sums[0].clamp(min=1))
+    return Reliability(
+        sums[0].long(), sums[1] / sums[0].clamp(min=1), sums[2] / sums[0].clamp(min=1)
+    )
 
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:
@@ -54,7 +56,10 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 
         bins: how many bins; 15 in that paper.
     """
     found = reliability(confidence, correct, bins)
-    return float((found.num_images * (found.accuracy - found.confidence).abs()).sum() / max(1, len(confidence)))
+    return float(
+        (found.num_images * (found.accuracy - found.confidence).abs()).sum()
+        / max(1, len(confidence))
+    )
 
 
 def agreement(a: Tensor, b: Tensor) -> float:

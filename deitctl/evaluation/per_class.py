@@ -42,9 +42,12 @@ def score_classes(labels: Counts, answers: Counts, classes: int) -> list[ClassSc
         labels, answers, labels=np.arange(classes), zero_division=0
     )
     return [
-        ClassScore(c, int(images[c]), 100 * float(recall[c]), 100 * float(precision[c]), 100 * float(f1[c]))
-        for c in range(classes) if images[c]
-    ]  # fmt: skip
+        ClassScore(
+            c, int(images[c]), 100 * float(recall[c]), 100 * float(precision[c]), 100 * float(f1[c])
+        )
+        for c in range(classes)
+        if images[c]
+    ]
 
 
 def confusions(labels: Counts, answers: Counts, most: int = 0) -> list[Confusion]:

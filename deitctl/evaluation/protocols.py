@@ -31,6 +31,9 @@ def preprocessing_for(card: ModelConfig, protocol: str) -> Preprocessing:
     if protocol == "timm":
         arch = catalog.find(card.architecture)
         if arch is None:
-            raise ConfigError(f"deitctl has no timm protocol for {card.architecture}.", "Its own is --protocol native.")
+            raise ConfigError(
+                f"deitctl has no timm protocol for {card.architecture}.",
+                "Its own is --protocol native.",
+            )
         return replace(own, crop_pct=arch.crop_pct, crop_mode="center", interpolation="bicubic")
     raise ConfigError(f"There is no protocol {protocol!r}.", f"There are: {', '.join(PROTOCOLS)}.")

@@ -40,9 +40,12 @@ def read_real_labels(path: Path) -> list[list[int]]:
     try:
         labels: list[list[int]] = read_json(path, MOST_BYTES)
     except (OSError, ValueError) as error:
-        raise DataError(f"The labels {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        raise DataError(
+            f"The labels {path} cannot be read: {getattr(error, 'strerror', None) or error}."
+        ) from error
     fine = isinstance(labels, list) and all(
-        isinstance(row, list) and all(type(c) is int and 0 <= c < CLASSES for c in row) for row in labels
+        isinstance(row, list) and all(type(c) is int and 0 <= c < CLASSES for c in row)
+        for row in labels
     )
     if not fine:
         raise DataError(
@@ -63,11 +66,16 @@ def imagenet_numbers(class_names: Sequence[str]) -> Tensor:
     number = {name: n for n, name in enumerate(imagenet_classes()[0])}
     known = torch.tensor([number.get(name, NO_CLASS) for name in class_names])
     if (known == NO_CLASS).all():
-        raise DataError("The model's classes are not ImageNet's, so ReaL labels say nothing of it.", "Leave them out.")
+        raise DataError(
+            "The model's classes are not ImageNet's, so ReaL labels say nothing of it.",
+            "Leave them out.",
+        )
     return known
 
 
-def score_real(scores: Evaluation, source: Source, numbers: Tensor, labels: list[list[int]]) -> RealScore:
+def score_real(
+    scores: Evaluation, source: Source, numbers: Tensor, labels: list[list[int]]
+) -> RealScore:
     """Score answers by them; images without a label are left out, as in the paper.
 
     Args:
@@ -80,7 +88,9 @@ def score_real(scores: Evaluation, source: Source, numbers: Tensor, labels: list
         DataError: an image is not one of ImageNet's validation set, or none has labels.
     """
     first, five = [], []
-    for index, best in zip(scores.indices.tolist(), numbers[scores.best.long()].tolist(), strict=True):
+    for index, best in zip(
+        scores.indices.tolist(), numbers[scores.best.long()].tolist(), strict=True
+    ):
         real = set(labels[_number(source.name(index), len(labels))])
         if real:
             first.append(best[0] in real)

@@ -52,7 +52,11 @@ class EvalResult:
         if name == OTHER:
             return name
         said = self.card.label(self.match.rows[label])
-        return name if said == name or self.card.descriptions is None else f"{name} {said.split(',')[0]}"
+        return (
+            name
+            if said == name or self.card.descriptions is None
+            else f"{name} {said.split(',')[0]}"
+        )
 
     @cached_property
     def classes(self) -> list[ClassScore]:
@@ -64,64 +68,108 @@ class EvalResult:
         """Return images, top-1, precision and F1 of every class that has images, in percent."""
         return {
             self.source.class_names[c.label]: {
-                "num_images": c.num_images, "top1": c.recall, "precision": c.precision, "f1": c.f1
+                "num_images": c.num_images,
+                "top1": c.recall,
+                "precision": c.precision,
+                "f1": c.f1,
             }
             for c in self.classes
-        }  # fmt: skip
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         s, by_class, kept = self.scores, self.classes, self.calibration
         found = reliability(s.confidences, s.correct)
         return {
-            "model": self.model, "data": self.data, "protocol": self.protocol, "num_images": s.num_images,
+            "model": self.model,
+            "data": self.data,
+            "protocol": self.protocol,
+            "num_images": s.num_images,
             "unreadable": [self.source.name(i) for i, _ in s.unreadable],
-            "top1": s.top1, "top5": s.top5, "loss": s.loss, "ece": s.ece,
+            "top1": s.top1,
+            "top5": s.top5,
+            "loss": s.loss,
+            "ece": s.ece,
             "intervals": {name: list(interval) for name, interval in self.intervals.items()},
             "mean_class_top1": sum(c.recall for c in by_class) / len(by_class),
             "macro_f1": sum(c.f1 for c in by_class) / len(by_class),
-            "classes": len(self.match.rows), "top1_among_classes": s.top1_among, "top5_among_classes": s.top5_among,
+            "classes": len(self.match.rows),
+            "top1_among_classes": s.top1_among,
+            "top5_among_classes": s.top5_among,
             "real_labels": None if self.real is None else self.real._asdict(),
-            "head": s.head, "heads": s.heads, "agreement": s.agreement, "temperature": self.contender.temperature,
-            "calibration": None if kept is None else {
-                "temperature": kept.temperature, "temperatures": kept.temperatures, "loss": kept.loss, "ece": kept.ece,
+            "head": s.head,
+            "heads": s.heads,
+            "agreement": s.agreement,
+            "temperature": self.contender.temperature,
+            "calibration": None
+            if kept is None
+            else {
+                "temperature": kept.temperature,
+                "temperatures": kept.temperatures,
+                "loss": kept.loss,
+                "ece": kept.ece,
                 "num_images": kept.num_images,
             },
             "reliability": [
-                {"from": n / BINS, "to": (n + 1) / BINS, "images": images, "confidence": confidence, "accuracy": accuracy}
-                for n, (images, confidence, accuracy) in enumerate(zip(*(x.tolist() for x in found), strict=True))
+                {
+                    "from": n / BINS,
+                    "to": (n + 1) / BINS,
+                    "images": images,
+                    "confidence": confidence,
+                    "accuracy": accuracy,
+                }
+                for n, (images, confidence, accuracy) in enumerate(
+                    zip(*(x.tolist() for x in found), strict=True)
+                )
                 if images
             ],
             "confusions": [
-                {"label": self.class_name(c.label), "answer": self.class_name(c.answer), "num_images": c.num_images}
+                {
+                    "label": self.class_name(c.label),
+                    "answer": self.class_name(c.answer),
+                    "num_images": c.num_images,
+                }
                 for c in confusions(s.labels.numpy(), s.answers.numpy(), MOST_CONFUSIONS)
             ],
             "per_class": self.per_class(),
             "images_per_second": round(s.images_per_second, 2),
-        }  # fmt: skip
+        }
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield one record an image: its name, its label, the model's answer, in the order of the data."""
         s = self.scores
         rows = zip(
-            s.indices.tolist(), s.labels.tolist(), s.predictions.tolist(), s.confidences.tolist(), s.losses.tolist(),
-            s.correct.tolist(), strict=True,
-        )  # fmt: skip
+            s.indices.tolist(),
+            s.labels.tolist(),
+            s.predictions.tolist(),
+            s.confidences.tolist(),
+            s.losses.tolist(),
+            s.correct.tolist(),
+            strict=True,
+        )
         who = {"model": self.model, "protocol": self.protocol}
         for index, label, prediction, confidence, loss, correct in rows:
             yield who | {
                 "input": self.source.name(index),
                 "label": self.source.class_names[label],
-                "prediction": {"index": prediction, "label": self.card.label(prediction), "score": confidence},
+                "prediction": {
+                    "index": prediction,
+                    "label": self.card.label(prediction),
+                    "score": confidence,
+                },
                 "correct": correct,
                 "loss": loss,
                 "error": None,
             }
         for index, why in s.unreadable:
             yield who | {
-                "input": self.source.name(index), "label": None, "prediction": None, "correct": None, "loss": None,
+                "input": self.source.name(index),
+                "label": None,
+                "prediction": None,
+                "correct": None,
+                "loss": None,
                 "error": why,
-            }  # fmt: skip
+            }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +188,17 @@ class EvalResults:
             "data": self.results[0].data,
             "evaluations": [r.to_dict() for r in self.results],
             "differences": [
-                {"a": d.a, "b": d.b, "num_images": d.num_images, "top1_difference": d.difference,
-                 "interval": list(d.interval), "only_a": d.only_a, "only_b": d.only_b, "p_value": d.p_value,
-                 "among_classes": d.among_classes}
+                {
+                    "a": d.a,
+                    "b": d.b,
+                    "num_images": d.num_images,
+                    "top1_difference": d.difference,
+                    "interval": list(d.interval),
+                    "only_a": d.only_a,
+                    "only_b": d.only_b,
+                    "p_value": d.p_value,
+                    "among_classes": d.among_classes,
+                }
                 for d in self.differences
             ],
-        }  # fmt: skip
+        }

@@ -1,4 +1,4 @@
-"""Score models on labelled images."""
+"""Score models on labeled images."""
 
 from __future__ import annotations
 
@@ -20,30 +20,58 @@ from deitctl.evaluation.bootstrap import Difference, bootstrap, compare
 from deitctl.evaluation.calibration import calibrate
 from deitctl.evaluation.evaluate import evaluate_all
 from deitctl.evaluation.protocols import PROTOCOLS, preprocessing_for
-from deitctl.evaluation.real_labels import imagenet_numbers, read_real_labels, require_known, score_real
+from deitctl.evaluation.real_labels import (
+    imagenet_numbers,
+    read_real_labels,
+    require_known,
+    score_real,
+)
 from deitctl.evaluation.records import EvalResult, EvalResults
 from deitctl.evaluation.result import Evaluation
 from deitctl.events import Reporter, SilentReporter
 from deitctl.inference.onnx_classifier import SUFFIX, load_onnx_classifier
 from deitctl.models.catalog import DEFAULT_MODEL
-from deitctl.models.checkpoint_io import CONFIG, load_card, require_writable, write_bytes, write_json
+from deitctl.models.checkpoint_io import (
+    CONFIG,
+    load_card,
+    require_writable,
+    write_bytes,
+    write_json,
+)
 from deitctl.models.factory import WEIGHT_SUFFIXES, is_model_folder, load_model
 from deitctl.models.heads import choose_head
 from deitctl.models.model_config import ModelConfig
 from deitctl.paths import read_json
 
 
-def evaluate_model(data: str = "", *, model: str = "", protocol: str = "native", **options: Any) -> EvalResult:
+def evaluate_model(
+    data: str = "", *, model: str = "", protocol: str = "native", **options: Any
+) -> EvalResult:
     """Score one model under one protocol; everything else is as `evaluate_models` has it."""
     return evaluate_models(data, models=[model], protocols=[protocol], **options).results[0]
 
 
 def evaluate_models(
-    data: str = "", *, models: Sequence[str] = ("",), protocols: Sequence[str] = ("native",), weights: str = "",
-    head: str = "auto", batch_size: int = 64, img_size: int = 0, workers: int = -1, device: str = "auto",
-    precision: str = "auto", predictions: str = "", report: str = "", figures: str = "", command: str = "",
-    real_labels: str = "", save_temperature: bool = False, on_bad_image: str = "skip", reporter: Reporter | None = None,
-) -> EvalResults:  # fmt: skip
+    data: str = "",
+    *,
+    models: Sequence[str] = ("",),
+    protocols: Sequence[str] = ("native",),
+    weights: str = "",
+    head: str = "auto",
+    batch_size: int = 64,
+    img_size: int = 0,
+    workers: int = -1,
+    device: str = "auto",
+    precision: str = "auto",
+    predictions: str = "",
+    report: str = "",
+    figures: str = "",
+    command: str = "",
+    real_labels: str = "",
+    save_temperature: bool = False,
+    on_bad_image: str = "skip",
+    reporter: Reporter | None = None,
+) -> EvalResults:
     """Score every model under every protocol in one pass over `data`, labels matched by class name or WordNet id.
 
     Args:
@@ -82,7 +110,8 @@ def evaluate_models(
         require_known(source, real)
     only_files = all(name.lower().endswith(SUFFIX) for name in names)
     where = choose_device(
-        "cpu" if only_files and device == "auto" else device, INFERENCE_PRECISION if precision == "auto" else precision
+        "cpu" if only_files and device == "auto" else device,
+        INFERENCE_PRECISION if precision == "auto" else precision,
     )
     where.tune_malloc()
     judged = []
@@ -92,35 +121,65 @@ def evaluate_models(
         else:
             network, card, how = _load(name, head, weights, img_size, where, reporter)
         numbers = imagenet_numbers(card.class_names or ()) if real is not None else None
-        if save_temperature and img_size not in (0, load_card(Path(name).expanduser()).preprocessing.img_size):
-            raise ConfigError(f"A temperature is kept for a model's own input size, not for {img_size} pixels.")
+        if save_temperature and img_size not in (
+            0,
+            load_card(Path(name).expanduser()).preprocessing.img_size,
+        ):
+            raise ConfigError(
+                f"A temperature is kept for a model's own input size, not for {img_size} pixels."
+            )
         match = _match(card, source, data or BUILT_IN, reporter)
         for protocol in protocols:
             contender = EvalModel(
-                model=network, preprocessing=preprocessing_for(card, protocol), rows=match.rows, head=how,
+                model=network,
+                preprocessing=preprocessing_for(card, protocol),
+                rows=match.rows,
+                head=how,
                 temperature=card.temperature(how),
-            )  # fmt: skip
+            )
             judged.append((name, protocol, card, match, numbers, contender))
     with joined(where.torch_device) as world:
         scored = evaluate_all(
-            [contender for *_, contender in judged], source, device=where, batch_size=batch_size,
-            workers=where.loader_workers(workers), reporter=reporter, world=world,
-            stop_on_bad_image=on_bad_image == "stop", keep_logits=True, only_numbers=True,
-        )  # fmt: skip
+            [contender for *_, contender in judged],
+            source,
+            device=where,
+            batch_size=batch_size,
+            workers=where.loader_workers(workers),
+            reporter=reporter,
+            world=world,
+            stop_on_bad_image=on_bad_image == "stop",
+            keep_logits=True,
+            only_numbers=True,
+        )
     results = tuple(
         EvalResult(
-            name=_name(name, protocol, names, protocols), model=name, protocol=protocol, data=data or BUILT_IN,
-            card=card, source=source, match=match, contender=contender, scores=scores, intervals=_intervals(scores),
+            name=_name(name, protocol, names, protocols),
+            model=name,
+            protocol=protocol,
+            data=data or BUILT_IN,
+            card=card,
+            source=source,
+            match=match,
+            contender=contender,
+            scores=scores,
+            intervals=_intervals(scores),
             calibration=calibrate(scores) if world.is_main else None,
-            real=None if real is None or numbers is None else score_real(scores, source, numbers, real),
+            real=None
+            if real is None or numbers is None
+            else score_real(scores, source, numbers, real),
         )
-        for (name, protocol, card, match, numbers, contender), scores in zip(judged, scored, strict=True)
-    )  # fmt: skip
+        for (name, protocol, card, match, numbers, contender), scores in zip(
+            judged, scored, strict=True
+        )
+    )
     found = EvalResults(results=results, differences=_differences(results))
     if world.is_main:
         if predictions:
             records = (r for result in results for r in result.records())
-            write_bytes(Path(predictions).expanduser(), "".join(json.dumps(r) + "\n" for r in records).encode())
+            write_bytes(
+                Path(predictions).expanduser(),
+                "".join(json.dumps(r) + "\n" for r in records).encode(),
+            )
         if report or figures:
             _draw(found, where, command, report, figures, reporter)
         if save_temperature:
@@ -129,16 +188,22 @@ def evaluate_models(
 
 
 def _require_sense(
-    models: Sequence[str], protocols: Sequence[str], weights: str, on_bad_image: str, save_temperature: bool
+    models: Sequence[str],
+    protocols: Sequence[str],
+    weights: str,
+    on_bad_image: str,
+    save_temperature: bool,
 ) -> None:
     """Raise `ConfigError` for options that do not exist or do not go together."""
     if on_bad_image not in ("skip", "stop"):
         raise ConfigError(
-            f"There is no way {on_bad_image!r} with images that cannot be read.", "There are: skip, stop."
+            f"There is no way {on_bad_image!r} with images that cannot be read.",
+            "There are: skip, stop.",
         )
     if weights and len(models) > 1:
         raise ConfigError(
-            f"--weights is for one model, and there are {len(models)}.", "Name files or folders as models."
+            f"--weights is for one model, and there are {len(models)}.",
+            "Name files or folders as models.",
         )
     if not protocols:
         raise ConfigError("No protocol is named.", f"There are: {', '.join(PROTOCOLS)}.")
@@ -150,19 +215,27 @@ Loaded = tuple[nn.Module | ExportedNetwork, ModelConfig, str]
 """A network, its card and the head rule that answers."""
 
 
-def _load(name: str, head: str, weights: str, img_size: int, where: Device, reporter: Reporter) -> Loaded:
+def _load(
+    name: str, head: str, weights: str, img_size: int, where: Device, reporter: Reporter
+) -> Loaded:
     """Load a model onto its device."""
     loaded = load_model(name, weights=weights, img_size=img_size, reporter=reporter)
     return where.place(loaded.model), loaded.card, choose_head(head, loaded.card.head, loaded.model)
 
 
-def _load_file(name: str, head: str, weights: str, img_size: int, device: str, precision: str) -> Loaded:
+def _load_file(
+    name: str, head: str, weights: str, img_size: int, device: str, precision: str
+) -> Loaded:
     """Load an exported file, which runs on the CPU whatever the others do, and does what it was exported for alone."""
-    file = load_onnx_classifier(name, weights=weights, head=head, img_size=img_size, device=device, precision=precision)
+    file = load_onnx_classifier(
+        name, weights=weights, head=head, img_size=img_size, device=device, precision=precision
+    )
     return file, file.card, file.card.head
 
 
-def _draw(found: EvalResults, device: Device, command: str, report: str, figures: str, reporter: Reporter) -> None:
+def _draw(
+    found: EvalResults, device: Device, command: str, report: str, figures: str, reporter: Reporter
+) -> None:
     from deitctl.report.build import contents_of
     from deitctl.report.figures import draw_figures
     from deitctl.report.html import write_report
@@ -179,7 +252,9 @@ def _draw(found: EvalResults, device: Device, command: str, report: str, figures
 def _require_room(predictions: str, report: str, figures: str, card: str) -> None:
     """Raise `DeitctlError` unless everything can be written where it is wanted, before anything is computed."""
     if report and Path(report).suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"--report writes a page, and {report} is not called so.", "Name it FILE.html.")
+        raise ConfigError(
+            f"--report writes a page, and {report} is not called so.", "Name it FILE.html."
+        )
     if report and predictions and Path(report).resolve() == Path(predictions).resolve():
         raise ConfigError(f"--report and --predictions are both {report}.", "Name two files.")
     files = {"--predictions": predictions, "--report": report, "--model": card}
@@ -192,7 +267,10 @@ def _require_room(predictions: str, report: str, figures: str, card: str) -> Non
 
 def _name(model: str, protocol: str, models: Sequence[str], protocols: Sequence[str]) -> str:
     """Name an evaluation by what differs: the end of the model's path, the protocol, or both."""
-    last = {name: Path(name).stem if Path(name).suffix in WEIGHT_SUFFIXES else Path(name).name for name in models}
+    last = {
+        name: Path(name).stem if Path(name).suffix in WEIGHT_SUFFIXES else Path(name).name
+        for name in models
+    }
     if len(models) == 1:
         return last[model] if len(protocols) == 1 else protocol
     short = last[model] if len(set(last.values())) == len(models) else model
@@ -202,9 +280,13 @@ def _name(model: str, protocol: str, models: Sequence[str], protocols: Sequence[
 def _match(card: ModelConfig, source: Source, data: str, reporter: Reporter) -> ClassMatch:
     match = match_classes(card, source.class_names)
     if match is None:
-        raise DataError(_strangers(card, source, data), "Evaluate a model that was trained on these classes.")
+        raise DataError(
+            _strangers(card, source, data), "Evaluate a model that was trained on these classes."
+        )
     if match.kind == "numbers":
-        reporter.note(f"The folders of {data} are called 0 to 999: taken for ImageNet's classes, as in ImageNetV2.")
+        reporter.note(
+            f"The folders of {data} are called 0 to 999: taken for ImageNet's classes, as in ImageNetV2."
+        )
     return match
 
 
@@ -212,7 +294,9 @@ def _strangers(card: ModelConfig, source: Source, data: str) -> str:
     unknown = [n for n in source.class_names if match_classes(card, [n]) is None]
     example = f", for example {unknown[0]!r}" if unknown else ""
     known = "without names" if card.class_names is None else f"such as {card.label(0)!r}"
-    if unknown and set(source.class_names) <= NUMBERS and max(map(int, source.class_names)) > 99:  # more than digits
+    if (
+        unknown and set(source.class_names) <= NUMBERS and max(map(int, source.class_names)) > 99
+    ):  # more than digits
         known += "; folders called by number are taken for ImageNetV2's only where all of 0 to 999 have images"
     return (
         f"The model does not know {len(unknown)} of the {len(source.class_names)} classes of {data}{example}; "
@@ -223,15 +307,29 @@ def _strangers(card: ModelConfig, source: Source, data: str) -> str:
 def _intervals(scores: Evaluation) -> dict[str, tuple[float, float]]:
     """Return bootstrap intervals. There is none of the calibration error: resampling adds to it, and would miss it."""
     hits5 = (scores.best == scores.targets[:, None]).any(1)
-    rules = {rule: right.numpy() for rule, right in scores.correct_by.items()} if scores.heads else {}
-    found = bootstrap({"top1": scores.correct.numpy(), "top5": hits5.numpy(), "loss": scores.losses.numpy(), **rules})
-    return {k: (low, high) if k == "loss" else (100 * low, 100 * high) for k, (low, high) in found.items()}
+    rules = (
+        {rule: right.numpy() for rule, right in scores.correct_by.items()} if scores.heads else {}
+    )
+    found = bootstrap(
+        {
+            "top1": scores.correct.numpy(),
+            "top5": hits5.numpy(),
+            "loss": scores.losses.numpy(),
+            **rules,
+        }
+    )
+    return {
+        k: (low, high) if k == "loss" else (100 * low, 100 * high)
+        for k, (low, high) in found.items()
+    }
 
 
 def _differences(results: Sequence[EvalResult]) -> tuple[Difference, ...]:
     """Compare the first with each of the others; models that know different classes among the data's alone."""
     among = len({frozenset(r.card.class_names or ()) or r.card.num_classes for r in results}) > 1
-    right = [(r.scores.among == r.scores.labels if among else r.scores.correct).numpy() for r in results]
+    right = [
+        (r.scores.among == r.scores.labels if among else r.scores.correct).numpy() for r in results
+    ]
     return tuple(
         compare(results[0].name, other.name, right[0], theirs, among_classes=among)
         for other, theirs in zip(results[1:], right[1:], strict=True)
@@ -242,7 +340,8 @@ def _require_folder(models: Sequence[str], protocols: Sequence[str]) -> None:
     """Raise `ConfigError` unless a temperature has one place to be kept in, before anything is computed."""
     if len(models) > 1 or list(protocols) != ["native"]:
         raise ConfigError(
-            "A temperature is kept for one model under its own protocol.", "Evaluate it alone, as native."
+            "A temperature is kept for one model under its own protocol.",
+            "Evaluate it alone, as native.",
         )
     if models[0].lower().endswith(SUFFIX):
         raise ConfigError(
@@ -266,7 +365,10 @@ def _keep_temperatures(result: EvalResult, reporter: Reporter) -> None:
         return
     path = Path(result.model).expanduser() / CONFIG
     config = read_json(path)
-    config["deitctl"] = {**(config.get("deitctl") or {}), "temperatures": result.calibration.temperatures}
+    config["deitctl"] = {
+        **(config.get("deitctl") or {}),
+        "temperatures": result.calibration.temperatures,
+    }
     write_json(path, config)
     reporter.note(
         f"Kept with the model: temperature {result.calibration.temperature:.3f} ({result.scores.head}); "

@@ -19,14 +19,17 @@ class Attended(NamedTuple):
 
 
 def attend(
-    model: VisionTransformer, images: Tensor, *, keep: Callable[[Tensor], Tensor] = lambda a: a,
+    model: VisionTransformer,
+    images: Tensor,
+    *,
+    keep: Callable[[Tensor], Tensor] = lambda a: a,
     differentiable: bool = False,
-) -> Attended:  # fmt: skip
+) -> Attended:
     """Classify images as `model(images)` does, to rounding, and keep the attention softmax(q kᵀ / √d) of every block.
 
     Args:
         model: the classifier, in eval mode.
-        images: normalised, [B,3,S,S].
+        images: normalized, [B,3,S,S].
         keep: what to keep of an attention [B,A,N,N], whose rows sum to 1; all of it unless told.
         differentiable: whether the logits can be differentiated by the attention, which must be kept whole for that.
             The graph begins behind the embedding; without it an attention is freed once `keep` has seen it.

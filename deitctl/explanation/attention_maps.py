@@ -37,7 +37,7 @@ def token_maps(
 
     Args:
         model: a DeiT in eval mode; G is the number of patches along a side.
-        images: normalised, [B,3,S,S], on the model's device.
+        images: normalized, [B,3,S,S], on the model's device.
         method: one of `METHODS`; `rollout` and `last-layer` know nothing of classes.
         classes: [B], the class whose logit `gradient` explains, for both heads; each head's own first one unless told.
 
@@ -51,7 +51,9 @@ def token_maps(
     if method == "gradient":
         size = _images_at_once(deit)
         parts = [
-            _gradient(deit, images[i : i + size], None if classes is None else classes[i : i + size])
+            _gradient(
+                deit, images[i : i + size], None if classes is None else classes[i : i + size]
+            )
             for i in range(0, max(len(images), 1), size)
         ]
         return _maps(deit, [torch.cat(rows) for rows in zip(*parts, strict=True)])
@@ -121,8 +123,12 @@ def _gradient(model: VisionTransformer, images: Tensor, classes: Tensor | None) 
     for token, logits in enumerate(h for h in heads if h is not None):
         wanted = logits.argmax(dim=1) if classes is None else classes.to(logits.device)
         with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has forbidden
-            score = logits.gather(1, wanted.clone()[:, None]).sum()  # a sum: no image of a batch sees another
-        gradients = torch.autograd.grad(score, attention, retain_graph=token + 1 < model.num_prefix_tokens)
+            score = logits.gather(
+                1, wanted.clone()[:, None]
+            ).sum()  # a sum: no image of a batch sees another
+        gradients = torch.autograd.grad(
+            score, attention, retain_graph=token + 1 < model.num_prefix_tokens
+        )
         row = _one_hot(token, like=attention[-1][:, 0])
         for a, gradient in zip(reversed(attention), reversed(gradients), strict=True):
             row = row + row @ (gradient * a.detach()).clamp(min=0).mean(dim=1)
@@ -140,5 +146,7 @@ def _one_hot(token: int, *, like: Tensor) -> Tensor:
 def _maps(model: VisionTransformer, rows: list[Tensor]) -> TokenMaps:
     """Drop the prefix tokens of rows [...,P+G²] and lay the patches out as they lie in the image, [...,G,G]."""
     grid = model.img_size // model.arch.patch_size
-    maps = [row[..., model.num_prefix_tokens :].reshape(*row.shape[:-1], grid, grid) for row in rows]
+    maps = [
+        row[..., model.num_prefix_tokens :].reshape(*row.shape[:-1], grid, grid) for row in rows
+    ]
     return TokenMaps(maps[0], maps[1] if len(maps) > 1 else None)

@@ -67,20 +67,41 @@ class Explanation:
     def to_dict(self) -> dict[str, Any]:
         """Return the record of the command line's json and jsonl."""
         tokens = {
-            token: {"index": a.first.index, "label": a.first.label, "score": a.first.score, "class_score": a.asked}
+            token: {
+                "index": a.first.index,
+                "label": a.first.label,
+                "score": a.first.score,
+                "class_score": a.asked,
+            }
             for token, a in self.tokens.items()
         }
         return {
-            "input": self.input, "image": None if self.image is None else str(self.image), "method": self.method,
-            "class": self.asked, "tokens": tokens, "disagree": self.disagree, "error": self.error,
-        }  # fmt: skip
+            "input": self.input,
+            "image": None if self.image is None else str(self.image),
+            "method": self.method,
+            "class": self.asked,
+            "tokens": tokens,
+            "disagree": self.disagree,
+            "error": self.error,
+        }
 
 
 def explain(
-    inputs: Iterable[str], *, model: str = "", weights: str = "", method: str = "gradient", token: str = "both",
-    class_name: str | None = None, output: str | os.PathLike[str] = OUTPUT, batch_size: int = 8, img_size: int = 0,
-    device: str = "auto", only_disagreements: bool = False, stdin: Iterable[str] = (), reporter: Reporter | None = None,
-) -> Iterator[Explanation]:  # fmt: skip
+    inputs: Iterable[str],
+    *,
+    model: str = "",
+    weights: str = "",
+    method: str = "gradient",
+    token: str = "both",
+    class_name: str | None = None,
+    output: str | os.PathLike[str] = OUTPUT,
+    batch_size: int = 8,
+    img_size: int = 0,
+    device: str = "auto",
+    only_disagreements: bool = False,
+    stdin: Iterable[str] = (),
+    reporter: Reporter | None = None,
+) -> Iterator[Explanation]:
     """Yield one explanation an input, in order, each drawn into a PNG of its own in `output`; no file is ever replaced.
 
     Args:
@@ -108,9 +129,15 @@ def explain(
     if batch_size < 1:
         raise ConfigError(f"batch_size = {batch_size}: a batch has 1 image or more.")
     if class_name is not None and method != "gradient":
-        raise ConfigError(f"{method} looks the same whatever class is asked about.", "--class needs --method gradient.")
+        raise ConfigError(
+            f"{method} looks the same whatever class is asked about.",
+            "--class needs --method gradient.",
+        )
     loaded = load_model(
-        model or DEFAULT_MODEL, weights=weights, img_size=img_size, reporter=reporter or SilentReporter()
+        model or DEFAULT_MODEL,
+        weights=weights,
+        img_size=img_size,
+        reporter=reporter or SilentReporter(),
     )
     deit = require_deit(loaded.model)
     if deit.head_dist is None and (token == "dist" or only_disagreements):
@@ -119,18 +146,31 @@ def explain(
             "Its class token can be explained: leave --token and --only-disagreements out.",
         )
     where, folder = choose_device(device, "fp32"), Path(output).expanduser()
-    where.place(deit).requires_grad_(False)  # gradients of the attention are wanted, none of the weights
+    where.place(deit).requires_grad_(
+        False
+    )  # gradients of the attention are wanted, none of the weights
     asked = None if class_name is None else find_class(loaded.card, class_name)
-    explainer = _Explainer(deit, loaded.card, where, method, ("cls", "dist") if token == "both" else (token,), asked)
+    explainer = _Explainer(
+        deit, loaded.card, where, method, ("cls", "dist") if token == "both" else (token,), asked
+    )
     names = _not_below(folder, inputs, stdin)
-    return _stream(explainer, names, batch_size, Sheets(folder), only_disagreements, reporter or SilentReporter())
+    return _stream(
+        explainer,
+        names,
+        batch_size,
+        Sheets(folder),
+        only_disagreements,
+        reporter or SilentReporter(),
+    )
 
 
 def _not_below(folder: Path, inputs: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
     """Yield every input's name, without what earlier explanations left in a folder that is walked."""
     ours = folder.resolve()
     for argument in inputs:
-        walked = is_folder(argument) and not Path(local_path(argument)).resolve().is_relative_to(ours)
+        walked = is_folder(argument) and not Path(local_path(argument)).resolve().is_relative_to(
+            ours
+        )
         for name in expand([argument], stdin):
             if not (walked and Path(name).resolve().is_relative_to(ours)):
                 yield name
@@ -160,7 +200,9 @@ def _stream(
             else:
                 agreed += 1
     if only_disagreements:
-        reporter.note(f"The heads disagree on {drawn} of {drawn + agreed} images; the others are left out.")
+        reporter.note(
+            f"The heads disagree on {drawn} of {drawn + agreed} images; the others are left out."
+        )
 
 
 @dataclass(frozen=True)
@@ -201,16 +243,31 @@ class _Explainer:
                     Guess(first[t], self.card.label(first[t]), float(scores[t][n, first[t]])),
                     None if self.asked is None else float(scores[t][n, self.asked]),
                 )
-                for t in self.tokens if t in scores
-            }  # fmt: skip
+                for t in self.tokens
+                if t in scores
+            }
             views = [
-                TokenView(TOKENS[t], self._says(a), _array(maps, t, n), None if heads is None else _array(heads, t, n))
+                TokenView(
+                    TOKENS[t],
+                    self._says(a),
+                    _array(maps, t, n),
+                    None if heads is None else _array(heads, t, n),
+                )
                 for t, a in answers.items()
             ]
-            yield Explanation(item.name, None, self.method, self.asked_label, answers, disagree, None), views
+            yield (
+                Explanation(
+                    item.name, None, self.method, self.asked_label, answers, disagree, None
+                ),
+                views,
+            )
 
     def _says(self, answer: TokenAnswer) -> str:
-        label = answer.first.label if self.card.descriptions is None else answer.first.label.split(",")[0]
+        label = (
+            answer.first.label
+            if self.card.descriptions is None
+            else answer.first.label.split(",")[0]
+        )
         said = f"{label} ({100 * answer.first.score:.1f} %)"
         return said if answer.asked is None else f"{100 * answer.asked:.1f} %; first: {said}"
 
@@ -220,14 +277,19 @@ class _Explainer:
         heads = self.model(images)._asdict()
         return {
             token: (logits / self.card.temperature(token)).softmax(dim=1).cpu()
-            for token, logits in heads.items() if logits is not None
-        }  # fmt: skip
+            for token, logits in heads.items()
+            if logits is not None
+        }
 
     def _maps(self, images: Tensor) -> tuple[TokenMaps, TokenMaps | None]:
         if self.method == "last-layer":
             heads = head_maps(self.model, images)
             return mean_of_heads(heads), heads
-        classes = None if self.asked is None else torch.full((len(images),), self.asked, device=images.device)
+        classes = (
+            None
+            if self.asked is None
+            else torch.full((len(images),), self.asked, device=images.device)
+        )
         return token_maps(self.model, images, method=self.method, classes=classes), None
 
 

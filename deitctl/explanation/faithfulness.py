@@ -1,6 +1,6 @@
 """Is what a map calls important so? Deletion and insertion curves (Petsiuk et al. 2018, RISE, §4.3), patch by patch.
 
-Deletion paints the patches over with the mean colour, the most important first; the sooner the class is lost, the
+Deletion paints the patches over with the mean color, the most important first; the sooner the class is lost, the
 better the map. Insertion begins with a blurred image and brings the patches back; the sooner the class is found, the
 better. A random map is the floor: whatever does no better has found nothing.
 
@@ -22,22 +22,30 @@ Answer = Callable[[Tensor], Tensor]
 """From images [M,3,S,S] to probabilities [M,K]."""
 
 
-def deletion(answer: Answer, images: Tensor, maps: Tensor, classes: Tensor, steps: int = STEPS) -> Tensor:
+def deletion(
+    answer: Answer, images: Tensor, maps: Tensor, classes: Tensor, steps: int = STEPS
+) -> Tensor:
     """Return the probability of each image's class while its patches go, [M,B,T+1]; see `all_gather_ints` for the arguments.
 
-    `images` are normalised, so that the mean colour is 0.
+    `images` are normalized, so that the mean color is 0.
     """
     return all_gather_ints(answer, images, torch.zeros_like(images), maps, classes, steps)
 
 
-def insertion(answer: Answer, images: Tensor, maps: Tensor, classes: Tensor, steps: int = STEPS) -> Tensor:
+def insertion(
+    answer: Answer, images: Tensor, maps: Tensor, classes: Tensor, steps: int = STEPS
+) -> Tensor:
     """Return the probability of each image's class while its patches come back, [M,B,T+1]; see `all_gather_ints`."""
-    patch = images.shape[-1] // maps.shape[-1]  # the deviation: what a patch shows is gone from where it was
+    patch = (
+        images.shape[-1] // maps.shape[-1]
+    )  # the deviation: what a patch shows is gone from where it was
     return all_gather_ints(answer, blurred(images, patch), images, maps, classes, steps)
 
 
 @torch.inference_mode()
-def all_gather_ints(answer: Answer, start: Tensor, end: Tensor, maps: Tensor, classes: Tensor, steps: int) -> Tensor:
+def all_gather_ints(
+    answer: Answer, start: Tensor, end: Tensor, maps: Tensor, classes: Tensor, steps: int
+) -> Tensor:
     """Exchange one image for another, patch by patch, in the order of each of several maps; return the curves [M,B,T+1].
 
     Args:
@@ -73,7 +81,10 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=images.device) / sigma) ** 2)
     kernel = (kernel / kernel.sum()).to(images.dtype)
     channels = images.shape[1]
-    for shape, pad in (((1, 1, -1, 1), (0, 0, reach, reach)), ((1, 1, 1, -1), (reach, reach, 0, 0))):
+    for shape, pad in (
+        ((1, 1, -1, 1), (0, 0, reach, reach)),
+        ((1, 1, 1, -1), (reach, reach, 0, 0)),
+    ):
         weight = kernel.view(shape).expand(channels, -1, -1, -1)
         images = F.conv2d(F.pad(images, pad, mode="reflect"), weight, groups=channels)
     return images

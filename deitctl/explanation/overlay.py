@@ -60,7 +60,7 @@ def heat(pixels: NDArray[np.uint8], importance: Map, side: int = 0) -> Image.Ima
 def difference(pixels: NDArray[np.uint8], cls: Map, dist: Map, side: int = 0) -> Image.Image:
     """Draw where the distillation token looks more (red) or less (blue) than the class token, each map's sum being 1.
 
-    The strongest colour is the highest weight of the two maps, so that maps that are alike have no colour.
+    The strongest color is the highest weight of the two maps, so that maps that are alike have no color.
     """
     gap, side = _gap(cls, dist), side or panel_side(pixels.shape[-1])
     most = max(float(m.max() / (m.sum() or 1.0)) for m in (cls, dist))
@@ -76,7 +76,9 @@ def _gap(cls: Map, dist: Map) -> Map:
     return dist / (dist.sum() or 1.0) - cls / (cls.sum() or 1.0)
 
 
-def panels(pixels: NDArray[np.uint8], tokens: Sequence[TokenView], *, name: str, note: str) -> Image.Image:
+def panels(
+    pixels: NDArray[np.uint8], tokens: Sequence[TokenView], *, name: str, note: str
+) -> Image.Image:
     """Draw one image: what the model saw, then a panel a token, then how two differ, and below them their heads.
 
     Args:
@@ -90,7 +92,10 @@ def panels(pixels: NDArray[np.uint8], tokens: Sequence[TokenView], *, name: str,
     row += [_Panel(heat(pixels, t.importance, side), (t.title, t.says)) for t in tokens]
     if len(tokens) == 2:
         cls, dist = (t.importance for t in tokens)
-        lines = ("distillation minus class token", f"red more, blue less: {100 * moved(cls, dist):.0f} % elsewhere")
+        lines = (
+            "distillation minus class token",
+            f"red more, blue less: {100 * moved(cls, dist):.0f} % elsewhere",
+        )
         row.append(_Panel(difference(pixels, cls, dist, side), lines))
     strips = [_side_by_side(row)]
     for token in tokens:
@@ -118,19 +123,25 @@ def _heads(pixels: NDArray[np.uint8], token: TokenView, width: int) -> list[Imag
     return [_text_line(f"{token.title}, head by head", width), *rows]
 
 
-def _tinted(pixels: NDArray[np.uint8], share: Map, colours: str, side: int) -> Image.Image:
-    """Blend the image, in grey, with the colours of a map [G,G] of 0..1."""
+def _tinted(pixels: NDArray[np.uint8], share: Map, colors: str, side: int) -> Image.Image:
+    """Blend the image, in gray, with the colors of a map [G,G] of 0..1."""
     from matplotlib import colormaps
 
-    smooth = Image.fromarray(share.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
-    tint = Image.fromarray(colormaps[colours](np.asarray(smooth).clip(0, 1), bytes=True)[..., :3].copy())
+    smooth = Image.fromarray(share.astype(np.float32)).resize(
+        (side, side), Image.Resampling.BILINEAR
+    )
+    tint = Image.fromarray(
+        colormaps[colors](np.asarray(smooth).clip(0, 1), bytes=True)[..., :3].copy()
+    )
     return Image.blend(_resized(pixels, side).convert("L").convert("RGB"), tint, OPACITY)
 
 
 def _resized(pixels: NDArray[np.uint8], side: int) -> Image.Image:
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     exact = side % image.width == 0
-    return image.resize((side, side), Image.Resampling.NEAREST if exact else Image.Resampling.LANCZOS)
+    return image.resize(
+        (side, side), Image.Resampling.NEAREST if exact else Image.Resampling.LANCZOS
+    )
 
 
 def _side_by_side(row: Sequence[_Panel]) -> Image.Image:
@@ -141,14 +152,21 @@ def _side_by_side(row: Sequence[_Panel]) -> Image.Image:
     for n, panel in enumerate(row):
         left = GAP + n * (side + GAP)
         for line, text in enumerate(panel.lines):
-            draw.text((left, line * LINE), cut(text, side), fill="black" if line == 0 else "dimgrey", font=_font())
+            draw.text(
+                (left, line * LINE),
+                cut(text, side),
+                fill="black" if line == 0 else "dimgrey",
+                font=_font(),
+            )
         strip.paste(panel.image, (left, lines * LINE))
     return strip
 
 
 def _text_line(text: str, width: int) -> Image.Image:
     line = Image.new("RGB", (width, LINE + GAP), "white")
-    ImageDraw.Draw(line).text((GAP, GAP // 2), cut(text, width - 2 * GAP), fill="black", font=_font())
+    ImageDraw.Draw(line).text(
+        (GAP, GAP // 2), cut(text, width - 2 * GAP), fill="black", font=_font()
+    )
     return line
 
 
@@ -176,4 +194,6 @@ def _font() -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib and has Latin, Greek and Cyrillic."""
     import matplotlib
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", FONT_SIZE)
+    return ImageFont.truetype(
+        Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", FONT_SIZE
+    )

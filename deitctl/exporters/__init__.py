@@ -102,7 +102,8 @@ class Format:
                     import_module(package)
             except ImportError as error:
                 raise ExportError(
-                    f"This export needs {package.partition('.')[0]}.", f"pip install 'deitctl[{self.extra}]'"
+                    f"This export needs {package.partition('.')[0]}.",
+                    f"pip install 'deitctl[{self.extra}]'",
                 ) from error
         if writing and self.check is not None:
             self.check()
@@ -111,52 +112,109 @@ class Format:
 ONNX = ("onnx", "onnxruntime")
 FORMATS = {
     "onnx": Format(
-        suffix=".onnx", write=onnx.export_onnx, read_metadata=onnx.read_metadata,
-        program="run_onnx.py", tolerance=ONNX_TOLERANCE, extra="onnx", packages=ONNX, writers=("onnxscript",), has_variants=True,
-        precisions=tuple(PRECISIONS), quantize=quantize_onnx, speedup=speedup,
+        suffix=".onnx",
+        write=onnx.export_onnx,
+        read_metadata=onnx.read_metadata,
+        program="run_onnx.py",
+        tolerance=ONNX_TOLERANCE,
+        extra="onnx",
+        packages=ONNX,
+        writers=("onnxscript",),
+        has_variants=True,
+        precisions=tuple(PRECISIONS),
+        quantize=quantize_onnx,
+        speedup=speedup,
     ),
     "torch": Format(
-        suffix=".pt2", write=torch_export.export_torch, read_metadata=torch_export.read_metadata,
-        program="run_torch.py", tolerance=TORCH_TOLERANCE,
+        suffix=".pt2",
+        write=torch_export.export_torch,
+        read_metadata=torch_export.read_metadata,
+        program="run_torch.py",
+        tolerance=TORCH_TOLERANCE,
     ),
     "timm": Format(
-        suffix="-timm", write=timm_folder.export_timm_folder, read_metadata=read_metadata,
-        program="run_timm.py", tolerance=TIMM_TOLERANCE,
-        files=timm_folder.FILES, usage=timm_folder.USAGE, head=timm_folder.HEAD,
+        suffix="-timm",
+        write=timm_folder.export_timm_folder,
+        read_metadata=read_metadata,
+        program="run_timm.py",
+        tolerance=TIMM_TOLERANCE,
+        files=timm_folder.FILES,
+        usage=timm_folder.USAGE,
+        head=timm_folder.HEAD,
     ),
     "transformers": Format(
-        suffix="-transformers", write=transformers_folder.export_transformers, read_metadata=read_metadata,
-        program="run_transformers.py", tolerance=TRANSFORMERS_TOLERANCE, extra="transformers", packages=("transformers",),
-        files=transformers_folder.FILES, usage=transformers_folder.USAGE, head=transformers_folder.HEAD,
+        suffix="-transformers",
+        write=transformers_folder.export_transformers,
+        read_metadata=read_metadata,
+        program="run_transformers.py",
+        tolerance=TRANSFORMERS_TOLERANCE,
+        extra="transformers",
+        packages=("transformers",),
+        files=transformers_folder.FILES,
+        usage=transformers_folder.USAGE,
+        head=transformers_folder.HEAD,
         labels=transformers_folder.labels,
     ),
     "openvino": Format(
-        suffix="-openvino", write=openvino.export_openvino, read_metadata=openvino.read_metadata,
-        program="run_openvino.py", tolerance=OPENVINO_TOLERANCE, extra="openvino", packages=("openvino",),
-        files=openvino.FILES, usage=openvino.USAGE, precisions=("fp16",), quantize=openvino.quantize_openvino,
+        suffix="-openvino",
+        write=openvino.export_openvino,
+        read_metadata=openvino.read_metadata,
+        program="run_openvino.py",
+        tolerance=OPENVINO_TOLERANCE,
+        extra="openvino",
+        packages=("openvino",),
+        files=openvino.FILES,
+        usage=openvino.USAGE,
+        precisions=("fp16",),
+        quantize=openvino.quantize_openvino,
     ),
     "web": Format(
-        suffix="-web", write=web_folder.export_web, read_metadata=web_folder.read_metadata,
-        program="run_web.py", tolerance=ONNX_TOLERANCE, extra="onnx", packages=ONNX, writers=("onnxscript",),
-        files=web_folder.FILES, model=web_folder.MODEL, provide=web_runtime.provide,
-        precisions=tuple(PRECISIONS), quantize=quantize_onnx, speedup=speedup,
+        suffix="-web",
+        write=web_folder.export_web,
+        read_metadata=web_folder.read_metadata,
+        program="run_web.py",
+        tolerance=ONNX_TOLERANCE,
+        extra="onnx",
+        packages=ONNX,
+        writers=("onnxscript",),
+        files=web_folder.FILES,
+        model=web_folder.MODEL,
+        provide=web_runtime.provide,
+        precisions=tuple(PRECISIONS),
+        quantize=quantize_onnx,
+        speedup=speedup,
     ),
     "coreml": Format(
-        suffix=".mlpackage", write=coreml.export_coreml, read_metadata=coreml.read_metadata,
-        program="run_coreml.py", tolerance=COREML_TOLERANCE, extra="coreml", packages=("coremltools",), runs_on="macOS",
+        suffix=".mlpackage",
+        write=coreml.export_coreml,
+        read_metadata=coreml.read_metadata,
+        program="run_coreml.py",
+        tolerance=COREML_TOLERANCE,
+        extra="coreml",
+        packages=("coremltools",),
+        runs_on="macOS",
     ),
     "executorch": Format(
-        suffix=".pte", write=executorch.export_executorch, read_metadata=executorch.read_metadata,
-        program="run_executorch.py", tolerance=EXECUTORCH_TOLERANCE, extra="executorch", packages=("executorch.exir",),
+        suffix=".pte",
+        write=executorch.export_executorch,
+        read_metadata=executorch.read_metadata,
+        program="run_executorch.py",
+        tolerance=EXECUTORCH_TOLERANCE,
+        extra="executorch",
+        packages=("executorch.exir",),
     ),
     "aoti": Format(
-        suffix="-aoti.pt2", write=aoti.export_aoti, read_metadata=aoti.read_metadata,
-        program="run_aoti.py", tolerance=TORCH_TOLERANCE, check=aoti.require_compiler,
+        suffix="-aoti.pt2",
+        write=aoti.export_aoti,
+        read_metadata=aoti.read_metadata,
+        program="run_aoti.py",
+        tolerance=TORCH_TOLERANCE,
+        check=aoti.require_compiler,
     ),
-}  # fmt: skip
+}
 
 
-def recognise(path: Path) -> tuple[str, Format]:
+def recognize(path: Path) -> tuple[str, Format]:
     """Return the name and the format of what `export` wrote.
 
     Raises:
@@ -170,12 +228,18 @@ def recognise(path: Path) -> tuple[str, Format]:
             if kind.read_metadata(path).get(FORMAT) == name:
                 return name, kind
     inside = (
-        sorted((path / "export").iterdir() if (path / "export").is_dir() else path.iterdir()) if path.is_dir() else []
+        sorted((path / "export").iterdir() if (path / "export").is_dir() else path.iterdir())
+        if path.is_dir()
+        else []
     )
-    named = [str(other) for other in inside if any(_looks_like(other, kind) for kind in FORMATS.values())]
+    named = [
+        str(other) for other in inside if any(_looks_like(other, kind) for kind in FORMATS.values())
+    ]
     raise ExportError(
         f"{path} is no export of deitctl's, or one of an older version.",
-        f"Name one of these: {', '.join(named[:5])}." if named else f"`deitctl export` writes: {', '.join(FORMATS)}.",
+        f"Name one of these: {', '.join(named[:5])}."
+        if named
+        else f"`deitctl export` writes: {', '.join(FORMATS)}.",
     )
 
 

@@ -63,7 +63,7 @@ front (uint8[batch,height,width,3] pixels) => (uint8[batch,%(size)d,%(size)d,3] 
  float half = {0.5}, int64[2] axes = {1, 2}>
 {%(steps)s}
 """
-"""In ONNX's own notation. Round is to the even number, as in `centre`; 1 is float and 7 is int64."""
+"""In ONNX's own notation. Round is to the even number, as in `center`; 1 is float and 7 is int64."""
 
 
 def require_resizable(pre: Preprocessing) -> None:
@@ -81,7 +81,9 @@ def golden_view(pre: Preprocessing) -> Pixels:
     return eval_transform(Image.fromarray(image), pre).transpose(1, 2, 0)[None]
 
 
-def take_any_size(source: Path, pre: Preprocessing, golden: NDArray[np.float32], target: Path) -> None:
+def take_any_size(
+    source: Path, pre: Preprocessing, golden: NDArray[np.float32], target: Path
+) -> None:
     """Write an ONNX file of one size, rounded or not, so that it takes whole images.
 
     `pixels` becomes uint8 [batch,height,width,3]; `seen`, uint8 [batch,S,S,3], is what the network looks at, as an
@@ -128,10 +130,14 @@ def takes_any_size(metadata: Mapping[str, str]) -> bool:
 
 
 def _interpolation(pre: Preprocessing) -> str:
-    return pre.interpolation if pre.interpolation in INTERPOLATION else "bicubic"  # as in `eval_transform`
+    return (
+        pre.interpolation if pre.interpolation in INTERPOLATION else "bicubic"
+    )  # as in `eval_transform`
 
 
-def _metadata(said: dict[str, str], pre: Preprocessing, golden: NDArray[np.float32]) -> dict[str, str]:
+def _metadata(
+    said: dict[str, str], pre: Preprocessing, golden: NDArray[np.float32]
+) -> dict[str, str]:
     """Return what an any-size file says otherwise than the file that it was made of."""
     preprocessing: dict[str, Any] = json.loads(said["preprocessing"])
     sample: dict[str, Any] = json.loads(said[GOLDEN])

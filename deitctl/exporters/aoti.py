@@ -25,7 +25,9 @@ PINNED = "AOTI_"
 
 def require_compiler() -> None:
     """Raise `ExportError` if there is no C++ compiler."""
-    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")  # torch's choice
+    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(
+        sys.platform, "g++"
+    )  # torch's choice
     if shutil.which(compiler) is None:
         raise ExportError(
             f"This export compiles the network, and there is no C++ compiler {compiler!r} here.",
@@ -33,7 +35,9 @@ def require_compiler() -> None:
         )
 
 
-def export_aoti(network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path) -> None:
+def export_aoti(
+    network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path
+) -> None:
     """Write a network for `torch._inductor.aoti_load_package`, whole or not at all.
 
     The metadata gets `torch_version` and, by the compiler, `AOTI_CPU_ISA` and the like: where the file runs.
@@ -58,11 +62,19 @@ def export_aoti(network: ExportedClassifier, card: ModelConfig, metadata: Mappin
         package = Path(folder) / "network.pt2"
         try:
             # what the compiler leaves behind is kept out of the user's cache: another machine's must never be found in it
-            with quietly(), torch.no_grad(), patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache"}):
+            with (
+                quietly(),
+                torch.no_grad(),
+                patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache"}),
+            ):
                 aoti_compile_and_package(program, package_path=str(package), inductor_configs=how)
-        except Exception as error:  # whatever the compiler's code raises, and the C++ compiler's own words
+        except (
+            Exception
+        ) as error:  # whatever the compiler's code raises, and the C++ compiler's own words
             first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise ExportError(f"The model cannot be compiled: {first}", "Use --to torch, which is not.") from error
+            raise ExportError(
+                f"The model cannot be compiled: {first}", "Use --to torch, which is not."
+            ) from error
         write_bytes(path, package.read_bytes())
 
 
@@ -75,6 +87,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     try:
         with zipfile.ZipFile(path) as archive:
             found = [name for name in archive.namelist() if name.endswith(".wrapper_metadata.json")]
-            return {k: str(v) for k, v in json.loads(archive.read(found[0])).items()} if found else {}
+            return (
+                {k: str(v) for k, v in json.loads(archive.read(found[0])).items()} if found else {}
+            )
     except Exception as error:  # zipfile has a dozen ways to say that an archive is damaged
         raise ExportError(f"{path} is not a readable .pt2 file: {error}") from error

@@ -28,9 +28,7 @@ Answers = NDArray[np.float32]
 BATCH = 16
 
 # The largest difference of a logit or a probability that passes. Logits are a few units apart and more.
-ONNX_TOLERANCE = (
-    1e-3  # other kernels, other order of summing: 3e-5 measured on DeiT-tiny; a wrong weight or pixel gives > 1e-2
-)
+ONNX_TOLERANCE = 1e-3  # other kernels, other order of summing: 3e-5 measured on DeiT-tiny; a wrong weight or pixel gives > 1e-2
 OPENVINO_TOLERANCE = 1e-3  # the same: 3e-5 measured
 EXECUTORCH_TOLERANCE = 1e-3  # the same
 COREML_TOLERANCE = 1e-3  # the same kind of difference; never measured
@@ -73,13 +71,17 @@ def images(source: Source, preprocessing: Preprocessing, count: int) -> Images:
     rest = sorted(set(range(total)).difference(spread))
     read = list(islice(_readable(source, [*spread, *rest], preprocessing), count))
     if not read:
-        raise ExportError(f"None of {total} images to verify on can be read.", "Name others with --verify-with.")
+        raise ExportError(
+            f"None of {total} images to verify on can be read.", "Name others with --verify-with."
+        )
     places, views = zip(*read, strict=True)
     pixels = np.ascontiguousarray(np.stack(views).transpose(0, 2, 3, 1))
     return Images(pixels, tuple(source.name(index) for index in places), places)
 
 
-def _readable(source: Source, indices: list[int], preprocessing: Preprocessing) -> Iterator[tuple[int, Pixels]]:
+def _readable(
+    source: Source, indices: list[int], preprocessing: Preprocessing
+) -> Iterator[tuple[int, Pixels]]:
     for index in indices:
         try:
             yield index, eval_transform(source.read(index), preprocessing)
@@ -95,13 +97,21 @@ def reference(model: nn.Module, card: ModelConfig, head: str, pixels: Pixels) ->
     """
     parts = []
     for batch in torch.split(torch.from_numpy(pixels).permute(0, 3, 1, 2), BATCH):
-        logits = fuse_heads(forward_heads(model, normalize(batch, card.preprocessing)), head).float()
+        logits = fuse_heads(
+            forward_heads(model, normalize(batch, card.preprocessing)), head
+        ).float()
         parts.append(torch.stack([logits, (logits / card.temperature(head)).softmax(dim=1)]))
     return torch.cat(parts, dim=1).numpy()
 
 
 def verify(
-    path: Path, program: Path, wanted: Answers, sample: Images, *, tolerance: float, golden: Golden | None = None
+    path: Path,
+    program: Path,
+    wanted: Answers,
+    sample: Images,
+    *,
+    tolerance: float,
+    golden: Golden | None = None,
 ) -> Verification:
     """Run an exported file in a fresh process and compare.
 
@@ -117,7 +127,9 @@ def verify(
         ExportError: it does not run, or disagrees: on the golden sample, by more than `tolerance`, or in the first class
             of an image whose two best classes are further apart than the difference.
     """
-    return compare(checked_answers(sample.pixels, path, program, golden), wanted, sample.names, tolerance)
+    return compare(
+        checked_answers(sample.pixels, path, program, golden), wanted, sample.names, tolerance
+    )
 
 
 def checked_answers(pixels: Pixels, path: Path, program: Path, golden: Golden | None) -> Answers:
@@ -136,13 +148,17 @@ def answers_to(pixels: Pixels, path: Path, program: Path) -> Answers:
         return run(path, program, Path(folder) / "in.npy")
 
 
-def compare(given: Answers, wanted: Answers, names: Sequence[str], tolerance: float) -> Verification:
+def compare(
+    given: Answers, wanted: Answers, names: Sequence[str], tolerance: float
+) -> Verification:
     """Compare the answers of a file, [1 or 2,N,K], with the model's; raise `ExportError` as `verify` does."""
     found = measure(given, wanted, names)
     best_two = np.sort(wanted[0], axis=1)[:, -2:]
     apart = best_two[:, -1] - best_two[:, 0] > found.max_abs_diff
     differs = wanted[0].argmax(axis=1) != given[0].argmax(axis=1)
-    if not found.max_abs_diff <= tolerance or (differs & apart).any():  # a difference that is no number fails too
+    if (
+        not found.max_abs_diff <= tolerance or (differs & apart).any()
+    ):  # a difference that is no number fails too
         example = f" (not on {found.differing[0]})" if found.differing else ""
         raise ExportError(
             f"The exported file disagrees with the model on {found.num_images} images: answers differ by up to "
@@ -154,7 +170,9 @@ def compare(given: Answers, wanted: Answers, names: Sequence[str], tolerance: fl
 def measure(given: Answers, wanted: Answers, names: Sequence[str]) -> Verification:
     """Say how far the answers of a file, [1 or 2,N,K], are from the model's; raise `ExportError` if their shapes differ."""
     if given.shape[1:] != wanted.shape[1:]:
-        raise ExportError(f"The exported file answers with shape {given.shape[1:]}, the model with {wanted.shape[1:]}.")
+        raise ExportError(
+            f"The exported file answers with shape {given.shape[1:]}, the model with {wanted.shape[1:]}."
+        )
     difference = float(np.abs(given - wanted[: len(given)]).max())
     differs = wanted[0].argmax(axis=1) != given[0].argmax(axis=1)
     differing = [name for name, other in zip(names, differs, strict=True) if other]

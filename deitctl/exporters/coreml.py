@@ -20,7 +20,11 @@ from deitctl.models.checkpoint_io import write_bytes
 from deitctl.models.model_config import ModelConfig
 
 MANIFEST = "Manifest.json"
-PARTS = ("Data/com.apple.CoreML/weights/weight.bin", "Data/com.apple.CoreML/model.mlmodel", MANIFEST)
+PARTS = (
+    "Data/com.apple.CoreML/weights/weight.bin",
+    "Data/com.apple.CoreML/model.mlmodel",
+    MANIFEST,
+)
 LABELS = "labels"
 """What the metadata calls the labels in the order of the logits: the answer itself is a dictionary."""
 
@@ -38,7 +42,9 @@ class _ImageClassifier(nn.Module):
         return answers
 
 
-def export_coreml(network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path) -> None:
+def export_coreml(
+    network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path
+) -> None:
     """Write a classifier that takes an image and gives `label`, `probabilities` (by label) and `logits`, in fp32.
 
     Args:
@@ -60,8 +66,12 @@ def export_coreml(network: ExportedClassifier, card: ModelConfig, metadata: Mapp
         raise ExportError(
             f"The model cannot be written for Core ML: {first}", "Use --to onnx or --to torch."
         ) from error
-    model.short_description = f"{card.architecture}, {card.num_classes} classes, heads joined by {network.head}"
-    model.input_description["image"] = f"RGB, {size} x {size}, resized and cut as `preprocessing` in the metadata says"
+    model.short_description = (
+        f"{card.architecture}, {card.num_classes} classes, heads joined by {network.head}"
+    )
+    model.input_description["image"] = (
+        f"RGB, {size} x {size}, resized and cut as `preprocessing` in the metadata says"
+    )
     model.user_defined_metadata.update({**metadata, LABELS: json.dumps(names, ensure_ascii=False)})
     with tempfile.TemporaryDirectory(prefix="deitctl-coreml-") as folder, quietly():
         written = Path(folder) / "model.mlpackage"
@@ -74,14 +84,25 @@ def export_coreml(network: ExportedClassifier, card: ModelConfig, metadata: Mapp
 def _convert(network: nn.Module, names: list[str], size: int) -> Any:
     import coremltools as ct
 
-    program = torch.export.export(network, (torch.zeros(1, 3, size, size),), strict=True).run_decompositions({})
+    program = torch.export.export(
+        network, (torch.zeros(1, 3, size, size),), strict=True
+    ).run_decompositions({})
     model = ct.convert(
-        program, inputs=[ct.ImageType(name="image", shape=(1, 3, size, size), color_layout=ct.colorlayout.RGB)],
+        program,
+        inputs=[
+            ct.ImageType(name="image", shape=(1, 3, size, size), color_layout=ct.colorlayout.RGB)
+        ],
         classifier_config=ct.ClassifierConfig(names, predicted_feature_name="label"),
-        minimum_deployment_target=ct.target.iOS16, compute_precision=ct.precision.FLOAT32, skip_model_load=True,
-    )  # fmt: skip
-    spec = model.get_spec()  # names of outputs that are given beforehand and a list of labels do not go together
-    (logits,) = (o.name for o in spec.description.output if o.type.WhichOneof("Type") == "multiArrayType")
+        minimum_deployment_target=ct.target.iOS16,
+        compute_precision=ct.precision.FLOAT32,
+        skip_model_load=True,
+    )
+    spec = (
+        model.get_spec()
+    )  # names of outputs that are given beforehand and a list of labels do not go together
+    (logits,) = (
+        o.name for o in spec.description.output if o.type.WhichOneof("Type") == "multiArrayType"
+    )
     ct.utils.rename_feature(spec, logits, "logits")
     ct.utils.rename_feature(spec, spec.description.predictedProbabilitiesName, "probabilities")
     return ct.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True)

@@ -39,16 +39,26 @@ def output_path(ref: str, output: str, kind: Format) -> Path:
     if not kind.is_folder and _is_folder(path, kind):
         raise ExportError(f"{path} exists and is no earlier export.", "Name a new --output.")
     if path.is_file() and not kind.is_folder and not _is_earlier(path, kind):
-        raise ExportError(f"{path} exists and is no earlier export: it would be lost.", "Name a new --output.")
+        raise ExportError(
+            f"{path} exists and is no earlier export: it would be lost.", "Name a new --output."
+        )
     if kind.is_folder and path.exists():
         ours = {*kind.files, README}
         inside = path.iterdir() if path.is_dir() else [path]
         strangers = {p.name for p in inside if p.name not in ours or not p.is_file()}
-        if not strangers and (path / README).exists() and not is_untouched((path / README).read_text(errors="replace")):
-            raise ExportError(f"{path / README} has been edited and would be lost.", "Name a new --output, or move it.")
+        if (
+            not strangers
+            and (path / README).exists()
+            and not is_untouched((path / README).read_text(errors="replace"))
+        ):
+            raise ExportError(
+                f"{path / README} has been edited and would be lost.",
+                "Name a new --output, or move it.",
+            )
         if strangers:
             raise ExportError(
-                f"{path} exists and is no earlier export: it has {min(strangers)}.", "Name a new --output."
+                f"{path} exists and is no earlier export: it has {min(strangers)}.",
+                "Name a new --output.",
             )
     return path
 
@@ -84,7 +94,9 @@ def draft_of(path: Path) -> Iterator[Path]:
                 raise
             rejected = path.with_name(f"{path.name}.rejected")
             _move(draft, rejected)
-            raise ExportError(error.message, f"{error.hint} What was written is kept as {rejected}.".strip()) from error
+            raise ExportError(
+                error.message, f"{error.hint} What was written is kept as {rejected}.".strip()
+            ) from error
         _move(draft, path)
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -109,4 +121,8 @@ def remove(path: Path) -> None:
 
 def size(path: Path) -> int:
     """Return the bytes of a file, or of the files in a folder."""
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+    return (
+        sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+        if path.is_dir()
+        else path.stat().st_size
+    )

@@ -17,7 +17,9 @@ METADATA = "metadata"
 """The method of the file that answers with the metadata, as JSON."""
 
 
-def export_executorch(network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path) -> None:
+def export_executorch(
+    network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path
+) -> None:
     """Write a network for `executorch.runtime.Runtime.get().load_program(PATH)`, whole or not at all.
 
     Args:
@@ -36,7 +38,9 @@ def export_executorch(network: ExportedClassifier, card: ModelConfig, metadata: 
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.exir import to_edge_transform_and_lower
 
-            lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], constant_methods=said)
+            lowered = to_edge_transform_and_lower(
+                program, partitioner=[XnnpackPartitioner()], constant_methods=said
+            )
             data = bytes(lowered.to_executorch().buffer)
     except Exception as error:  # the compiler raises whatever its passes raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
@@ -60,5 +64,7 @@ def read_metadata(path: Path) -> dict[str, str]:
             return {}
         (said,) = program.load_method(METADATA).execute(())
         return {key: str(value) for key, value in json.loads(said).items()}
-    except Exception as error:  # the runtime has one class for all its codes, the file system has others
+    except (
+        Exception
+    ) as error:  # the runtime has one class for all its codes, the file system has others
         raise ExportError(f"{path} is not a readable .pte file: {error}") from error

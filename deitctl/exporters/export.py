@@ -61,18 +61,38 @@ class ExportResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         return {
-            "path": str(self.path), "format": self.format, "head": self.head, "bytes": self.bytes, "verified_on": self.verified_on,
-            "max_abs_diff": self.max_abs_diff, "top1_agreement": self.top1_agreement, "quantize": self.quantize,
-            "relative_diff": self.relative_diff, "speedup": self.speedup, "top1": self.top1, "model_top1": self.model_top1,
+            "path": str(self.path),
+            "format": self.format,
+            "head": self.head,
+            "bytes": self.bytes,
+            "verified_on": self.verified_on,
+            "max_abs_diff": self.max_abs_diff,
+            "top1_agreement": self.top1_agreement,
+            "quantize": self.quantize,
+            "relative_diff": self.relative_diff,
+            "speedup": self.speedup,
+            "top1": self.top1,
+            "model_top1": self.model_top1,
             "differing": list(self.differing),
-        }  # fmt: skip
+        }
 
 
 def export(
-    ref: str, *, to: str, output: str = "", weights: str = "", head: str = "auto", verify_with: str = "",
-    count: int = 64, quantize: str = "", calibrate_with: str = "", preprocess: bool = True, any_size: bool = False,
-    runtime: str = "", reporter: Reporter | None = None,
-) -> ExportResult:  # fmt: skip
+    ref: str,
+    *,
+    to: str,
+    output: str = "",
+    weights: str = "",
+    head: str = "auto",
+    verify_with: str = "",
+    count: int = 64,
+    quantize: str = "",
+    calibrate_with: str = "",
+    preprocess: bool = True,
+    any_size: bool = False,
+    runtime: str = "",
+    reporter: Reporter | None = None,
+) -> ExportResult:
     """Write a model in another format and prove in a fresh process that it answers as before.
 
     Args:
@@ -86,7 +106,7 @@ def export(
         count: how many images to verify on.
         quantize: a name of `PRECISIONS`; empty: fp32.
         calibrate_with: images for int8-static, as in `verify_with`; empty: those that a run was trained on.
-        preprocess: False leaves normalisation and softmax to the reader: normalised images in, logits out.
+        preprocess: False leaves normalization and softmax to the reader: normalized images in, logits out.
         any_size: the file takes whole images of any size, and resizes them itself.
         runtime: a downloaded archive of the runtime that the format holds; empty: fetched, see `web_runtime.provide`.
         reporter: told of progress.
@@ -99,7 +119,8 @@ def export(
     reporter = reporter or SilentReporter()
     if to not in FORMATS:
         raise ExportError(
-            f"There is no format {to!r}.", f"{did_you_mean(to, FORMATS)} There are: {', '.join(FORMATS)}.".strip()
+            f"There is no format {to!r}.",
+            f"{did_you_mean(to, FORMATS)} There are: {', '.join(FORMATS)}.".strip(),
         )
     if count < 1:
         raise ConfigError(f"count = {count}: verification needs 1 image or more.")
@@ -113,7 +134,9 @@ def export(
     how = choose_head(head, loaded.card.head, loaded.model)
     answered = choose_head(kind.head, "", loaded.model) if kind.head else how
     if answered != how:
-        reporter.note(f"{to} answers with {answered}, whatever the head rule; {how} is written down in {CONFIG}.")
+        reporter.note(
+            f"{to} answers with {answered}, whatever the head rule; {how} is written down in {CONFIG}."
+        )
     temperature = loaded.card.temperature(answered)
     if kind.head and temperature != 1:
         reporter.note(
@@ -136,25 +159,45 @@ def export(
             proof, faster = _rounded(draft / kind.model, kind, quantize, calibration, again)
         if any_size:
             pre = card.preprocessing
-            take_any_size(draft, pre, reference(network.model, card, answered, golden_view(pre))[0, 0], draft)
+            take_any_size(
+                draft, pre, reference(network.model, card, answered, golden_view(pre))[0, 0], draft
+            )
             proof = again()
         if kind.usage and proof.found is not None:
             about = readme(
-                card, _history(ref, weights), title=stem(ref), library=to, usage=kind.usage, head=answered,
-                found=proof.found, remark=proof.remark, names_in=kind.files[0], normalises=not kind.head,
-            )  # fmt: skip
+                card,
+                _history(ref, weights),
+                title=stem(ref),
+                library=to,
+                usage=kind.usage,
+                head=answered,
+                found=proof.found,
+                remark=proof.remark,
+                names_in=kind.files[0],
+                normalizes=not kind.head,
+            )
             write_bytes(draft / README, about.encode())
     note_ties(proof.found, reporter)
     return ExportResult(
-        path=path, format=to, head=answered, bytes=size(path), verified_on=proof.found.num_images if proof.found else 0,
+        path=path,
+        format=to,
+        head=answered,
+        bytes=size(path),
+        verified_on=proof.found.num_images if proof.found else 0,
         max_abs_diff=proof.found.max_abs_diff if proof.found else None,
-        top1_agreement=proof.found.top1_agreement if proof.found else None, quantize=quantize or None,
-        relative_diff=proof.relative_diff, speedup=faster, top1=proof.top1, model_top1=proof.model_top1,
+        top1_agreement=proof.found.top1_agreement if proof.found else None,
+        quantize=quantize or None,
+        relative_diff=proof.relative_diff,
+        speedup=faster,
+        top1=proof.top1,
+        model_top1=proof.model_top1,
         differing=tuple(proof.found.differing) if proof.found else (),
-    )  # fmt: skip
+    )
 
 
-def _calibration(ref: str, named: str, quantize: str, card: ModelConfig, reporter: Reporter) -> Pixels | None:
+def _calibration(
+    ref: str, named: str, quantize: str, card: ModelConfig, reporter: Reporter
+) -> Pixels | None:
     """Return images to calibrate with, where the precision needs them."""
     if not quantize or not PRECISIONS[quantize].calibrated:
         if named:
@@ -164,7 +207,9 @@ def _calibration(ref: str, named: str, quantize: str, card: ModelConfig, reporte
     if named:
         source = open_images("", named, reporter)
     elif run_file.is_file():
-        source, _ = open_for_training(str(read_toml(run_file).get("data", BUILT_IN)), seed=0, reporter=reporter)
+        source, _ = open_for_training(
+            str(read_toml(run_file).get("data", BUILT_IN)), seed=0, reporter=reporter
+        )
     else:
         raise ConfigError(
             "int8-static is calibrated on images like those that it will see.",
@@ -173,7 +218,9 @@ def _calibration(ref: str, named: str, quantize: str, card: ModelConfig, reporte
     return images(source, card.preprocessing, CALIBRATION).pixels
 
 
-def _variant(to: str, quantize: str, preprocess: bool, any_size: bool, runtime: str, head: str) -> Format:
+def _variant(
+    to: str, quantize: str, preprocess: bool, any_size: bool, runtime: str, head: str
+) -> Format:
     """Return a format, its name ending in what is not as usual."""
     kind = FORMATS[to]
     if quantize and quantize not in PRECISIONS:
@@ -182,18 +229,27 @@ def _variant(to: str, quantize: str, preprocess: bool, any_size: bool, runtime: 
             f"{did_you_mean(quantize, PRECISIONS)} There are: {', '.join(PRECISIONS)}.".strip(),
         )
     if quantize and quantize not in kind.precisions:
-        able = " or ".join(f"--to {name}" for name, other in FORMATS.items() if quantize in other.precisions)
-        raise ExportError(f"{to} is not rounded to {quantize}: --quantize {quantize} is for {able}.")
+        able = " or ".join(
+            f"--to {name}" for name, other in FORMATS.items() if quantize in other.precisions
+        )
+        raise ExportError(
+            f"{to} is not rounded to {quantize}: --quantize {quantize} is for {able}."
+        )
     if not preprocess and not kind.has_variants:
         raise ExportError(f"{to} has no bare variant: --no-preprocess is for --to onnx.")
     if any_size and not kind.has_variants:
         raise ExportError(f"{to} takes images of one size: --any-size is for --to onnx.")
     if any_size and not preprocess:
-        raise ExportError("--any-size puts more preprocessing into the file, --no-preprocess none.", "Leave one out.")
+        raise ExportError(
+            "--any-size puts more preprocessing into the file, --no-preprocess none.",
+            "Leave one out.",
+        )
     if runtime and kind.provide is None:
         raise ExportError(f"{to} holds no runtime: --runtime is for --to web.")
     if head not in ("auto", *HEADS):
-        raise ModelError(f"There is no head rule {head!r}.", f"There are: auto, {', '.join(HEADS)}.")
+        raise ModelError(
+            f"There is no head rule {head!r}.", f"There are: auto, {', '.join(HEADS)}."
+        )
     said = (
         (head != "auto" and not kind.head, head),
         (not preprocess, "bare"),

@@ -1,6 +1,6 @@
 """The golden sample: one input with its answer inside the file, so that whoever runs it anywhere can tell that all is well.
 
-The input is eight by eight random colours, blown up to the network's size: 256 characters of metadata, and no image
+The input is eight by eight random colors, blown up to the network's size: 256 characters of metadata, and no image
 of anybody's. Every channel, row and column is another, so swapped channels and transposed axes change the answer.
 """
 
@@ -52,7 +52,7 @@ class Golden(NamedTuple):
 
 
 def golden_tile() -> Pixels:
-    """Return the colours, uint8 [8,8,3]."""
+    """Return the colors, uint8 [8,8,3]."""
     return np.random.Generator(np.random.PCG64(0)).integers(0, 256, (TILE, TILE, 3), dtype=np.uint8)
 
 
@@ -68,7 +68,7 @@ def golden_input(size: int) -> Pixels:
 
 
 def golden_sample(logits: Logits) -> str:
-    """Return as JSON the colours in base64, the model's answer [K] to them, and the tolerance of that."""
+    """Return as JSON the colors in base64, the model's answer [K] to them, and the tolerance of that."""
     sample = {
         "tile": base64.b64encode(golden_tile().tobytes()).decode(),
         "pixels": f"pixels[y][x] = tile[{TILE} * y // S][{TILE} * x // S], RGB, uint8",
@@ -81,10 +81,14 @@ def golden_sample(logits: Logits) -> str:
 def read_golden(metadata: Mapping[str, str], size: int) -> Golden:
     """Read what `golden_sample` wrote, for a network of `size` pixels; raise `ExportError` where there is none."""
     if GOLDEN not in metadata:
-        raise ExportError("The file has no golden sample: it was written by an older deitctl.", "Export it again.")
+        raise ExportError(
+            "The file has no golden sample: it was written by an older deitctl.", "Export it again."
+        )
     try:
         sample = json.loads(metadata[GOLDEN])
-        tile = np.frombuffer(base64.b64decode(sample["tile"]), dtype=np.uint8).reshape(TILE, TILE, 3)
+        tile = np.frombuffer(base64.b64decode(sample["tile"]), dtype=np.uint8).reshape(
+            TILE, TILE, 3
+        )
         logits = np.array(sample["logits"], dtype=np.float32).reshape(len(sample["logits"]))
         return Golden(enlarge(tile, size), logits, float(sample["tolerance"]))
     except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -38,7 +38,9 @@ def read_metadata(folder: Path) -> dict[str, str]:
     """
     path = folder / METADATA
     if not path.is_file():
-        raise ExportError(f"{folder} has no {METADATA}: it was not exported by deitctl, or by an older one.")
+        raise ExportError(
+            f"{folder} has no {METADATA}: it was not exported by deitctl, or by an older one."
+        )
     try:
         return texts(read_json(path), path)
     except (OSError, ValueError) as error:
@@ -47,6 +49,8 @@ def read_metadata(folder: Path) -> dict[str, str]:
 
 def texts(found: object, where: Path) -> dict[str, str]:
     """Return metadata as it was written, a name and a text each; raise `ExportError` for anything else."""
-    if not isinstance(found, dict) or not all(isinstance(x, str) for pair in found.items() for x in pair):
+    if not isinstance(found, dict) or not all(
+        isinstance(x, str) for pair in found.items() for x in pair
+    ):
         raise ExportError(f"{where} has metadata that cannot be read.", "Export it again.")
     return found

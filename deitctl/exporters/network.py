@@ -21,7 +21,7 @@ BARE_LAYOUT = "NCHW float32"  # what metadata says of a `BareClassifier`'s input
 
 
 class ExportedClassifier(nn.Module):
-    """A classifier with its normalisation, its head rule, its temperature and its softmax inside."""
+    """A classifier with its normalization, its head rule, its temperature and its softmax inside."""
 
     takes = "pixels"
     gives: tuple[str, ...] = ("logits", "probabilities")
@@ -45,7 +45,7 @@ class ExportedClassifier(nn.Module):
         return normalize(pixels.permute(0, 3, 1, 2), self.preprocessing)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Join the heads' answers to normalised images [B,3,S,S]: [B,K]."""
+        """Join the heads' answers to normalized images [B,3,S,S]: [B,K]."""
         return fuse_heads(forward_heads(self.model, images), self.head).float()
 
     def example(self) -> Tensor:
@@ -61,7 +61,7 @@ class BareClassifier(ExportedClassifier):
     gives = ("logits",)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Classify normalised images [B,3,S,S] in fp32: logits [B,K]."""
+        """Classify normalized images [B,3,S,S] in fp32: logits [B,K]."""
         return (self.logits(images),)
 
     def example(self) -> Tensor:
@@ -81,7 +81,9 @@ def trace(network: ExportedClassifier, *, most: int | None = None) -> torch.expo
     try:
         with quietly(), torch.no_grad():
             # strict, because otherwise the `len` of a traced batch is a constant
-            program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},), strict=True)
+            program = torch.export.export(
+                network, (example,), dynamic_shapes=({0: batch},), strict=True
+            )
     except Exception as error:  # torch.export raises whatever the model's code raises under tracing
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ExportError(
@@ -122,7 +124,7 @@ def describe(card: ModelConfig, head: str, *, bare: bool = False) -> dict[str, s
         "interpolation": pre.interpolation,
         "channels": "RGB",
         "layout": BARE_LAYOUT if bare else "NHWC uint8",
-        "normalisation": {
+        "normalization": {
             "where": "left to the reader" if bare else "inside the network",
             "mean": pre.mean,
             "std": pre.std,

@@ -18,7 +18,9 @@ IR_VERSION = 9  # of opset 20; the exporter writes 10, for which onnxruntime 1.1
 MAX_BYTES = 2**31 - 2**24  # protobuf ends at 2 GiB; 16 MiB are left to the graph
 
 
-def export_onnx(network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path) -> None:
+def export_onnx(
+    network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path
+) -> None:
     """Write a network as one ONNX file, whole or not at all.
 
     Args:
@@ -44,12 +46,20 @@ def _to_proto(network: ExportedClassifier, metadata: Mapping[str, str]) -> Any:
     try:
         with quietly():
             converted = torch.onnx.export(
-                program, dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
-                dynamic_shapes=({0: "batch"},), input_names=[network.takes], output_names=list(network.gives),
-            )  # fmt: skip
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
+                dynamic_shapes=({0: "batch"},),
+                input_names=[network.takes],
+                output_names=list(network.gives),
+            )
     except Exception as error:  # the exporter wraps what its hundred translations raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ExportError(f"The model cannot be written as ONNX: {first}", "Use --to torch or --to timm.") from error
+        raise ExportError(
+            f"The model cannot be written as ONNX: {first}", "Use --to torch or --to timm."
+        ) from error
     assert converted is not None
     for node in converted.model.graph.all_nodes():
         node.metadata_props.clear()  # the exporter's notes to itself, a tenth of the graph and more
@@ -68,6 +78,11 @@ def read_metadata(path: Path) -> dict[str, str]:
     import onnx
 
     try:
-        return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+        return {
+            entry.key: entry.value
+            for entry in onnx.load(path, load_external_data=False).metadata_props
+        }
     except Exception as error:  # protobuf's own kinds, which differ from version to version
-        raise ExportError(f"{path} is not a readable ONNX file: {error}", "Export it again.") from error
+        raise ExportError(
+            f"{path} is not a readable ONNX file: {error}", "Export it again."
+        ) from error

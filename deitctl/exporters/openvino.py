@@ -37,7 +37,9 @@ print(said("class_names")[probabilities.argmax()], probabilities.max())
 """
 
 
-def export_openvino(network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path) -> None:
+def export_openvino(
+    network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path
+) -> None:
     """Write a network for `openvino.Core().read_model("PATH/model.xml")`, weights in fp32.
 
     Args:
@@ -60,9 +62,13 @@ def export_openvino(network: ExportedClassifier, card: ModelConfig, metadata: Ma
         raise ExportError(
             f"The model cannot be written for OpenVINO: {first}", "Use --to onnx or --to torch."
         ) from error
-    for port, name in zip([*model.inputs, *model.outputs], [network.takes, *network.gives], strict=True):
+    for port, name in zip(
+        [*model.inputs, *model.outputs], [network.takes, *network.gives], strict=True
+    ):
         port.get_tensor().set_names({name})  # the converter has numbers
-    model.reshape([-1, *network.example().shape[1:]])  # the converter forgets all sizes where one is free
+    model.reshape(
+        [-1, *network.example().shape[1:]]
+    )  # the converter forgets all sizes where one is free
     _save(model, metadata, path, half=False)
 
 

@@ -28,7 +28,7 @@ from deitctl.exporters.network import quietly
 from deitctl.models.checkpoint_io import write_bytes
 
 LARGE = 4096
-"""Numbers in a tensor from which fp16 is worth it: below are norms, biases, and the mean and deviation of colours."""
+"""Numbers in a tensor from which fp16 is worth it: below are norms, biases, and the mean and deviation of colors."""
 LEAST_GAIN = 0.75
 """Of the bytes that int8 may leave: where more is left, the network has hardly a linear layer."""
 
@@ -49,7 +49,9 @@ class Precision:
     """Whether it needs images."""
 
 
-def quantize_onnx(source: Path, precision: str, target: Path, calibration: Pixels | None = None) -> None:
+def quantize_onnx(
+    source: Path, precision: str, target: Path, calibration: Pixels | None = None
+) -> None:
     """Write an fp32 ONNX file in another precision.
 
     Args:
@@ -69,9 +71,11 @@ def quantize_onnx(source: Path, precision: str, target: Path, calibration: Pixel
             model = kind.round(source, calibration)
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # onnxruntime's quantiser raises what its hundred rules raise
+    except Exception as error:  # onnxruntime's quantizer raises what its hundred rules raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ExportError(f"The network cannot be rounded to {precision}: {first}", "Leave --quantize out.") from error
+        raise ExportError(
+            f"The network cannot be rounded to {precision}: {first}", "Leave --quantize out."
+        ) from error
     said = {entry.key: entry.value for entry in model.metadata_props}
     said.pop("onnx.infer", None)  # onnxruntime's note to itself
     said[GOLDEN] = json.dumps(json.loads(said[GOLDEN]) | {"tolerance": kind.tolerance})
@@ -115,7 +119,11 @@ def _int8(source: Path, _: Pixels | None = None) -> Any:
     with tempfile.TemporaryDirectory(prefix="deitctl-int8-") as folder:
         rounded = Path(folder) / "model.onnx"
         quantize_dynamic(
-            source, rounded, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8
+            source,
+            rounded,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
         )
         return onnx.load(rounded)
 
@@ -128,13 +136,21 @@ def _int8_static(source: Path, calibration: Pixels | None) -> Any:
     assert calibration is not None
     graph = onnx.load(source).graph
     weights = {w.name for w in graph.initializer}
-    linear = [n.name for n in graph.node if n.op_type in ("MatMul", "Gemm") and n.input[1] in weights]
+    linear = [
+        n.name for n in graph.node if n.op_type in ("MatMul", "Gemm") and n.input[1] in weights
+    ]
     with tempfile.TemporaryDirectory(prefix="deitctl-int8-") as folder:
         rounded = Path(folder) / "model.onnx"
         quantize_static(
-            source, rounded, _Feed(source, calibration), quant_format=QuantFormat.QDQ, per_channel=True,
-            weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8, nodes_to_quantize=linear,
-        )  # fmt: skip
+            source,
+            rounded,
+            _Feed(source, calibration),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
+            nodes_to_quantize=linear,
+        )
         return onnx.load(rounded)
 
 
@@ -147,8 +163,10 @@ class _Feed:
         said = onnx.load(model, load_external_data=False)
         self.name, kind = said.graph.input[0].name, said.graph.input[0].type.tensor_type.elem_type
         if kind == onnx.TensorProto.FLOAT:
-            colours = json.loads({e.key: e.value for e in said.metadata_props}["preprocessing"])["normalisation"]
-            mean, std = (np.array(colours[key], dtype=np.float32) for key in ("mean", "std"))
+            colors = json.loads({e.key: e.value for e in said.metadata_props}["preprocessing"])[
+                "normalization"
+            ]
+            mean, std = (np.array(colors[key], dtype=np.float32) for key in ("mean", "std"))
             taken: Any = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)
         else:
             taken = pixels

@@ -24,7 +24,7 @@ _OURS = "<!-- deitctl "
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What is known of where weights are from: a run's own files, or the catalogue's line about published ones."""
+    """What is known of where weights are from: a run's own files, or the catalog's line about published ones."""
 
     run: Mapping[str, Any] = field(default_factory=dict)
     """run.toml"""
@@ -34,9 +34,18 @@ class History:
 
 
 def readme(
-    card: ModelConfig, history: History, *, title: str, library: str, usage: str, head: str, found: Verification,
-    remark: str = "", names_in: str = CONFIG, normalises: bool = False,
-) -> str:  # fmt: skip
+    card: ModelConfig,
+    history: History,
+    *,
+    title: str,
+    library: str,
+    usage: str,
+    head: str,
+    found: Verification,
+    remark: str = "",
+    names_in: str = CONFIG,
+    normalizes: bool = False,
+) -> str:
     """Return the model card as Markdown.
 
     Args:
@@ -49,13 +58,15 @@ def readme(
         found: the proof of the export.
         remark: what more there is to say of it.
         names_in: the file of the folder that has the names of all classes.
-        normalises: whether the network takes the image's bytes and gives probabilities.
+        normalizes: whether the network takes the image's bytes and gives probabilities.
     """
     pre = card.preprocessing
     resize = (
-        f"to {pre.resize_to} x {pre.resize_to}" if pre.crop_mode == "squash" else f"the short side to {pre.resize_to}"
+        f"to {pre.resize_to} x {pre.resize_to}"
+        if pre.crop_mode == "squash"
+        else f"the short side to {pre.resize_to}"
     )
-    then = ". The network takes that as uint8 and does the rest itself:" if normalises else ","
+    then = ". The network takes that as uint8 and does the rest itself:" if normalizes else ","
     text = f"""---
 library_name: {library}
 pipeline_tag: image-classification
@@ -89,7 +100,7 @@ tags:
 
 ## Preprocessing
 
-Resize ({pre.interpolation}) {resize}, cut the centre of {pre.img_size} x {pre.img_size}{then} divide by 255, subtract the mean
+Resize ({pre.interpolation}) {resize}, cut the center of {pre.img_size} x {pre.img_size}{then} divide by 255, subtract the mean
 {list(pre.mean)}, divide by {list(pre.std)}; channels are RGB.
 
 ## Export
@@ -121,20 +132,24 @@ def _classes(card: ModelConfig, names_in: str) -> str:
 
 def _data(history: History) -> str:
     if history.published is not None:
-        return (
-            f"These are the published weights {_code(history.published.hub_id)}; their page says what they learnt from."
-        )
+        return f"These are the published weights {_code(history.published.hub_id)}; their page says what they learned from."
     data = history.run.get("data")
     if not isinstance(data, str):
         return UNKNOWN
     seen = history.result.get("images_seen")
-    return f"Trained on {_code(_name(data))}" + (f", {seen:,} images seen in all." if isinstance(seen, int) else ".")
+    return f"Trained on {_code(_name(data))}" + (
+        f", {seen:,} images seen in all." if isinstance(seen, int) else "."
+    )
 
 
 def _recipe(history: History) -> str:
     recipe = _table(history.run, "recipe")
     if not recipe:
-        return f"That of {_code(history.published.hub_id)}." if history.published is not None else UNKNOWN
+        return (
+            f"That of {_code(history.published.hub_id)}."
+            if history.published is not None
+            else UNKNOWN
+        )
     import tomli_w
 
     distill = _table(history.run, "distill")
@@ -142,10 +157,14 @@ def _recipe(history: History) -> str:
     shown["seed"] = history.run.get("seed", 0)
     shown["recipe"] = recipe
     if distill:  # a path says where something was on one machine, and who has it
-        places = {k: _name(str(v)) for k, v in distill.items() if k in ("teacher", "teacher_weights")}
+        places = {
+            k: _name(str(v)) for k, v in distill.items() if k in ("teacher", "teacher_weights")
+        }
         shown["distill"] = {k: v for k, v in {**distill, **places}.items() if k != "cache"}
     lists = re.compile(r"\[\n\s+([^\[\]]*?),\n\]")  # tomli-w gives each number a line
-    toml = lists.sub(lambda found: f"[{' '.join(found[1].split())}]", tomli_w.dumps(shown).replace("```", ""))
+    toml = lists.sub(
+        lambda found: f"[{' '.join(found[1].split())}]", tomli_w.dumps(shown).replace("```", "")
+    )
     return f"As in deitctl's `run.toml`:\n\n```toml\n{toml}```"
 
 
@@ -156,19 +175,30 @@ def _figures(history: History, head: str) -> str:
     if not best:
         return "None: the run has not ended." if history.run else UNKNOWN
     lines = [
-        "On the run's validation images, fp32, the weights that are here:", "",
-        "| | top-1 | top-5 |", "|---|---|---|",
+        "On the run's validation images, fp32, the weights that are here:",
+        "",
+        "| | top-1 | top-5 |",
+        "|---|---|---|",
         f"| epoch {best.get('epoch')} of {history.result.get('epochs')} | {_percent(best.get('top1'))} | {_percent(best.get('top5'))} |",
-    ]  # fmt: skip
+    ]
     if heads := _table(history.result, "heads"):
         lines += ["", "| answered by | top-1 |", "|---|---|"]
-        lines += [f"| {_code(k)}{' (as this folder does)' * (k == head)} | {_percent(v)} |" for k, v in heads.items()]
+        lines += [
+            f"| {_code(k)}{' (as this folder does)' * (k == head)} | {_percent(v)} |"
+            for k, v in heads.items()
+        ]
     if teacher := _table(history.result, "teacher"):
         lines += [
             "",
             f"Its teacher, {_code(_name(str(teacher.get('name'))))}, has {_percent(teacher.get('top1'))} top-1 there.",
         ]
-    return "\n".join([*lines, "", "The epoch was chosen by these images: no figure is of images that had no say."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "The epoch was chosen by these images: no figure is of images that had no say.",
+        ]
+    )
 
 
 def _table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -22,7 +22,9 @@ def load(package: str) -> Callable[[Any], Any]:
 
     def one(pixels: Any) -> Any:
         given = model.predict({"image": Image.fromarray(pixels)})
-        return np.stack([given["logits"].reshape(-1), [given["probabilities"][label] for label in labels]])
+        return np.stack(
+            [given["logits"].reshape(-1), [given["probabilities"][label] for label in labels]]
+        )
 
     return lambda pixels: np.stack([one(image) for image in pixels], axis=1).astype(np.float32)
 

@@ -21,13 +21,17 @@ def load(model: str) -> Callable[[Any], Any]:
 
 
 def answer(session: Any, pixels: Any) -> Any:
-    """Return the network's outputs for images [B,S,S,3], normalised by its metadata where it leaves that to us."""
+    """Return the network's outputs for images [B,S,S,3], normalized by its metadata where it leaves that to us."""
     (given,) = session.get_inputs()
     if given.type == "tensor(float)":
-        said = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])["normalisation"]
+        said = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])[
+            "normalization"
+        ]
         mean, std = (np.array(said[k], dtype=np.float32) for k in ("mean", "std"))
         pixels = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)
-    outputs = [o.name for o in session.get_outputs() if o.name != "seen"]  # pixels, of a file that resizes
+    outputs = [
+        o.name for o in session.get_outputs() if o.name != "seen"
+    ]  # pixels, of a file that resizes
     return session.run(outputs, {given.name: pixels})
 
 

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import openvino
 
-FP32 = {"INFERENCE_PRECISION_HINT": "f32"}  # left out, a CPU that has bf16 computes in it, and answers otherwise
+FP32 = {
+    "INFERENCE_PRECISION_HINT": "f32"
+}  # left out, a CPU that has bf16 computes in it, and answers otherwise
 
 
 def load(folder: str, how: dict[str, str] = FP32) -> Callable[[Any], Any]:

@@ -17,7 +17,7 @@ import torch
 def load(folder: str) -> Callable[[Any], Any]:
     """Open a folder: what is returned answers images, uint8 [B,S,S,3], with logits, float32 [1,B,K].
 
-    Images are normalised as config.json says.
+    Images are normalized as config.json says.
     """
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     config: dict[str, Any] = dict(getattr(model, "pretrained_cfg"))  # noqa: B009

@@ -29,7 +29,9 @@ def load(folder: str) -> Callable[[Any], Any]:
 
     @torch.no_grad()
     def answer(pixels: Any) -> Any:
-        view = processor(images=list(pixels), return_tensors="pt", do_resize=False, do_center_crop=False)
+        view = processor(
+            images=list(pixels), return_tensors="pt", do_resize=False, do_center_crop=False
+        )
         return model(**view).logits[None].numpy()
 
     return answer
@@ -38,12 +40,17 @@ def load(folder: str) -> Callable[[Any], Any]:
 def load_files(folder: str) -> tuple[Callable[[Any], Any], list[str]]:
     """Open a folder: what is returned answers the names of B files, with logits, float32 [2,B,K], and the classes' names."""
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
-    processors = AutoImageProcessor.from_pretrained(folder, backend="pil"), AutoImageProcessor.from_pretrained(folder)
+    processors = (
+        AutoImageProcessor.from_pretrained(folder, backend="pil"),
+        AutoImageProcessor.from_pretrained(folder),
+    )
 
     @torch.no_grad()
     def answer(files: Any) -> Any:
         images = [load_image(file) for file in files]
-        return torch.stack([model(**see(images=images, return_tensors="pt")).logits for see in processors]).numpy()
+        return torch.stack(
+            [model(**see(images=images, return_tensors="pt")).logits for see in processors]
+        ).numpy()
 
     return answer, [model.config.id2label[i] for i in range(model.config.num_labels)]
 

@@ -16,7 +16,9 @@ import onnxruntime
 
 def load(folder: str) -> Callable[[Any], Any]:
     """Open a folder: what is returned answers images, uint8 [B,S,S,3], as OUT has it, float32 [2,B,K]."""
-    session = onnxruntime.InferenceSession(Path(folder) / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        Path(folder) / "model.onnx", providers=["CPUExecutionProvider"]
+    )
 
     def answer(pixels: Any) -> Any:
         logits, probabilities, *attention = session.run(None, {"pixels": pixels})
@@ -30,8 +32,12 @@ def load(folder: str) -> Callable[[Any], Any]:
 def require_weights(attention: Any) -> None:
     """Exit with a line if attention [B,T,G,G] is not part of what sums to 1."""
     sums = attention.sum(axis=(2, 3))
-    if not ((attention >= 0).all() and (sums > 0).all() and (sums <= 1 + 1e-3).all()):  # what is no number fails too
-        sys.exit(f"the attention of its tokens sums to {sums.min():.3g} .. {sums.max():.3g}, which are no weights.")
+    if not (
+        (attention >= 0).all() and (sums > 0).all() and (sums <= 1 + 1e-3).all()
+    ):  # what is no number fails too
+        sys.exit(
+            f"the attention of its tokens sums to {sums.min():.3g} .. {sums.max():.3g}, which are no weights."
+        )
 
 
 def main(folder: str, inputs: str, answers: str) -> None:

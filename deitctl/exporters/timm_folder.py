@@ -25,11 +25,13 @@ print(model.pretrained_cfg.get("label_names", range(model.num_classes))[int(logi
 """
 
 
-def export_timm_folder(network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path) -> None:
+def export_timm_folder(
+    network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path
+) -> None:
     """Write a model for `timm.create_model("local-dir:PATH", pretrained=True)`.
 
     Args:
-        network: whose model to write; its normalisation and head rule stay behind, config.json tells them.
+        network: whose model to write; its normalization and head rule stay behind, config.json tells them.
         card: its card.
         metadata: what the folder says of itself to `verify`; timm reads config.json.
         path: the folder.

@@ -17,7 +17,9 @@ from deitctl.models.checkpoint_io import write_bytes
 from deitctl.models.model_config import ModelConfig
 
 
-def export_torch(network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path) -> None:
+def export_torch(
+    network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path
+) -> None:
     """Write a network for `torch.export.load`, whole or not at all.
 
     Args:
@@ -32,7 +34,9 @@ def export_torch(network: ExportedClassifier, card: ModelConfig, metadata: Mappi
     program = trace(network)
     buffer = io.BytesIO()
     with quietly():
-        torch.export.save(program, buffer, extra_files={METADATA: json.dumps(dict(metadata), ensure_ascii=False)})
+        torch.export.save(
+            program, buffer, extra_files={METADATA: json.dumps(dict(metadata), ensure_ascii=False)}
+        )
     write_bytes(path, buffer.getvalue())
 
 
@@ -45,6 +49,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     try:
         with zipfile.ZipFile(path) as archive:
             found = [name for name in archive.namelist() if name.endswith(f"/extra/{METADATA}")]
-            return {k: str(v) for k, v in json.loads(archive.read(found[0])).items()} if found else {}
+            return (
+                {k: str(v) for k, v in json.loads(archive.read(found[0])).items()} if found else {}
+            )
     except Exception as error:  # zipfile has a dozen ways to say that an archive is damaged
         raise ExportError(f"{path} is not a readable .pt2 file: {error}") from error

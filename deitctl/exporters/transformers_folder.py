@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
-from deitctl.data.eval_transform import INTERPOLATION, centre
+from deitctl.data.eval_transform import INTERPOLATION, center
 from deitctl.errors import ExportError
 from deitctl.exporters.metadata import METADATA, write_metadata
 from deitctl.exporters.network import ExportedClassifier
@@ -56,11 +56,13 @@ _IN_BLOCK = {
 }
 
 
-def export_transformers(network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path) -> None:
+def export_transformers(
+    network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path
+) -> None:
     """Write a model for `AutoModelForImageClassification.from_pretrained(PATH)` and `AutoImageProcessor`.
 
     Args:
-        network: whose model to write; its normalisation goes to preprocessor_config.json.
+        network: whose model to write; its normalization goes to preprocessor_config.json.
         card: its card.
         metadata: what the folder says of itself to `verify`; transformers reads the other two.
         path: the folder.
@@ -78,12 +80,15 @@ def export_transformers(network: ExportedClassifier, card: ModelConfig, metadata
 
 def _require_expressible(model: nn.Module, card: ModelConfig) -> VisionTransformer:
     if not isinstance(model, VisionTransformer):
-        raise ExportError(f"{card.architecture} is no DeiT, and --to transformers writes nothing else.", TIMM)
+        raise ExportError(
+            f"{card.architecture} is no DeiT, and --to transformers writes nothing else.", TIMM
+        )
     if model.arch.layer_scale or model.arch.no_embed_class:
         raise ExportError(
             f"transformers has no class for {card.architecture}: DeiT-III scales its layers and gives the class token "
-            "no position.", TIMM,
-        )  # fmt: skip
+            "no position.",
+            TIMM,
+        )
     return model
 
 
@@ -91,10 +96,15 @@ def convert(model: VisionTransformer) -> dict[str, Tensor]:
     """Return the weights under transformers' names, as its files have them; `attn.qkv` [3D,D] becomes three of [D,D]."""
     distilled = model.arch.distilled
     body = "deit." if distilled else "vit."
-    heads = {"head": "cls_classifier" if distilled else "classifier", "head_dist": "distillation_classifier"}
+    heads = {
+        "head": "cls_classifier" if distilled else "classifier",
+        "head_dist": "distillation_classifier",
+    }
     converted: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
-        layer, _, kind = name.rpartition(".") if name.endswith((".weight", ".bias")) else (name, "", "")
+        layer, _, kind = (
+            name.rpartition(".") if name.endswith((".weight", ".bias")) else (name, "", "")
+        )
         end = f".{kind}" if kind else ""
         if layer in heads:
             converted[heads[layer] + end] = value
@@ -116,7 +126,9 @@ def model_config(model: VisionTransformer, card: ModelConfig) -> dict[str, Any]:
     arch, names = model.arch, labels(card)
     distilled = arch.distilled
     return {
-        "architectures": ["DeiTForImageClassificationWithTeacher" if distilled else "ViTForImageClassification"],
+        "architectures": [
+            "DeiTForImageClassificationWithTeacher" if distilled else "ViTForImageClassification"
+        ],
         "model_type": "deit" if distilled else "vit",
         "dtype": "float32",
         "hidden_size": arch.embed_dim,
@@ -133,9 +145,13 @@ def model_config(model: VisionTransformer, card: ModelConfig) -> dict[str, Any]:
         "attention_probs_dropout_prob": 0.0,
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
-        "deitctl": {"architecture": card.architecture, "head": card.head, "temperatures": dict(card.temperatures)}
+        "deitctl": {
+            "architecture": card.architecture,
+            "head": card.head,
+            "temperatures": dict(card.temperatures),
+        }
         | ({"class_names": list(card.class_names)} if card.class_names is not None else {}),
-    }  # fmt: skip
+    }
 
 
 def labels(card: ModelConfig) -> list[str]:
@@ -146,7 +162,10 @@ def labels(card: ModelConfig) -> list[str]:
     names = [card.label(i) for i in range(card.num_classes)]
     counts = Counter(names)
     ids = card.class_names or tuple(str(i) for i in range(card.num_classes))
-    return [f"{name} ({own})" if counts[name] > 1 else name for name, own in zip(names, ids, strict=True)]
+    return [
+        f"{name} ({own})" if counts[name] > 1 else name
+        for name, own in zip(names, ids, strict=True)
+    ]
 
 
 def processor_config(pre: Preprocessing) -> dict[str, Any]:
@@ -157,10 +176,20 @@ def processor_config(pre: Preprocessing) -> dict[str, Any]:
     """
     size, target = pre.img_size, pre.resize_to
     if pre.crop_mode not in ("center", "squash"):
-        raise ExportError(f"transformers cannot crop as {pre.crop_mode!r} says: it crops the centre or squashes.", TIMM)
-    if centre(target, size) != (target - size) // 2:
-        raise ExportError(f"transformers cuts {size} pixels out of {target} one pixel beside this model's cut.", TIMM)
-    edges = {"height": target, "width": target} if pre.crop_mode == "squash" else {"shortest_edge": target}
+        raise ExportError(
+            f"transformers cannot crop as {pre.crop_mode!r} says: it crops the center or squashes.",
+            TIMM,
+        )
+    if center(target, size) != (target - size) // 2:
+        raise ExportError(
+            f"transformers cuts {size} pixels out of {target} one pixel beside this model's cut.",
+            TIMM,
+        )
+    edges = (
+        {"height": target, "width": target}
+        if pre.crop_mode == "squash"
+        else {"shortest_edge": target}
+    )
     return {
         "image_processor_type": "DeiTImageProcessor",
         "do_convert_rgb": True,

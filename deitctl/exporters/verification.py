@@ -43,7 +43,13 @@ class Proof:
 
 
 def prove(
-    path: Path, kind: Format, wanted: Answers, source: Source, sample: Images, card: ModelConfig, reporter: Reporter
+    path: Path,
+    kind: Format,
+    wanted: Answers,
+    source: Source,
+    sample: Images,
+    card: ModelConfig,
+    reporter: Reporter,
 ) -> Proof:
     """Run an export in a fresh process on its golden sample and on images, and compare it with its model.
 
@@ -84,22 +90,34 @@ def _look(
     quantize = said.get("quantize")
     if quantize and quantize not in PRECISIONS:
         raise ExportError(
-            f"{path} says that it is {quantize[:40]!r}, which deitctl does not write.", "Export it again."
+            f"{path} says that it is {quantize[:40]!r}, which deitctl does not write.",
+            "Export it again.",
         )
     golden = read_golden(said, card.preprocessing.img_size)
     rounded = PRECISIONS[quantize].tolerance if quantize else None
     if takes_any_size(said):
         pre = card.preprocessing
-        found, relative, share = verify_any_size(path, golden, wanted, source, sample, pre, rounded=rounded)
+        found, relative, share = verify_any_size(
+            path, golden, wanted, source, sample, pre, rounded=rounded
+        )
         remark = f"{100 * share:.2g} % of the values that the network sees are other than deitctl's, by {LEVELS} of 255 at most."
         return found, relative, f"Whole images: {remark}"
     if rounded is not None:
-        return *verify_rounded(path, kind.program_file, wanted, sample, tolerance=rounded, golden=golden), ""
+        return *verify_rounded(
+            path, kind.program_file, wanted, sample, tolerance=rounded, golden=golden
+        ), ""
     found = verify(path, kind.program_file, wanted, sample, tolerance=kind.tolerance, golden=golden)
     if kind.labels is None:
         return found, None, ""
     seen = verify_files(
-        path, kind.program_file, wanted, source, sample, card.preprocessing, kind.labels(card), tolerance=kind.tolerance
+        path,
+        kind.program_file,
+        wanted,
+        source,
+        sample,
+        card.preprocessing,
+        kind.labels(card),
+        tolerance=kind.tolerance,
     )
     return seen.chosen, None, seen.summary
 
@@ -112,7 +130,10 @@ def _accuracy(
     if match is None:
         return None, None
     targets = np.array(match.rows)[source.labels[list(sample.indices)]]
-    theirs, ours = (100 * float((c == targets).mean()) for c in (np.array(found.first), wanted[0].argmax(axis=1)))
+    theirs, ours = (
+        100 * float((c == targets).mean())
+        for c in (np.array(found.first), wanted[0].argmax(axis=1))
+    )
     return theirs, ours
 
 
@@ -129,7 +150,9 @@ def open_images(ref: str, named: str, reporter: Reporter) -> Source:
     """
     if named:
         path = Path(named).expanduser()
-        loose = path.is_dir() and not any(p.is_dir() and not is_hidden(p.name) for p in path.iterdir())
+        loose = path.is_dir() and not any(
+            p.is_dir() and not is_hidden(p.name) for p in path.iterdir()
+        )
         if loose or path.suffix.lower() in EXTENSIONS:
             names = tuple(expand([str(path)], ()))
             return FileSource(names, np.zeros(len(names), dtype=np.int64), ("",))
@@ -140,7 +163,9 @@ def open_images(ref: str, named: str, reporter: Reporter) -> Source:
         try:
             return open_for_evaluation(data, reporter)
         except DataError as error:
-            reporter.note(f"Verifying on {BUILT_IN}, because the run's own data cannot be opened: {error.message}")
+            reporter.note(
+                f"Verifying on {BUILT_IN}, because the run's own data cannot be opened: {error.message}"
+            )
     return open_for_evaluation(BUILT_IN, reporter)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from deitctl.errors import ConfigError, ExportError
 from deitctl.events import Reporter, SilentReporter
-from deitctl.exporters import recognise
+from deitctl.exporters import recognize
 from deitctl.exporters.compare_outputs import checked_answers, images, reference
 from deitctl.exporters.golden import read_golden
 from deitctl.exporters.network import describe
@@ -40,8 +40,12 @@ class VerifyResult:
         """Return the record that `--format json` prints."""
         found = self.proof.found if self.proof else None
         return {
-            "path": str(self.path), "format": self.format, "quantize": self.quantize, "golden": self.golden,
-            "golden_tolerance": self.golden_tolerance, "model": self.model,
+            "path": str(self.path),
+            "format": self.format,
+            "quantize": self.quantize,
+            "golden": self.golden,
+            "golden_tolerance": self.golden_tolerance,
+            "model": self.model,
             "verified_on": found.num_images if found else 0,
             "max_abs_diff": found.max_abs_diff if found else None,
             "top1_agreement": found.top1_agreement if found else None,
@@ -49,13 +53,18 @@ class VerifyResult:
             "model_top1": self.proof.model_top1 if self.proof else None,
             "relative_diff": self.proof.relative_diff if self.proof else None,
             "differing": list(found.differing) if found else [],
-        }  # fmt: skip
+        }
 
 
 def verify_export(
-    path: str, *, images_from: str = "", model: str = "", weights: str = "", count: int = 64,
+    path: str,
+    *,
+    images_from: str = "",
+    model: str = "",
+    weights: str = "",
+    count: int = 64,
     reporter: Reporter | None = None,
-) -> VerifyResult:  # fmt: skip
+) -> VerifyResult:
     """Run an export in a fresh process: on its golden sample, and on images beside the model that it was made of.
 
     Args:
@@ -76,7 +85,7 @@ def verify_export(
     where = Path(path).expanduser()
     if count < 1:
         raise ConfigError(f"count = {count}: verification needs 1 image or more.")
-    name, kind = recognise(where)
+    name, kind = recognize(where)
     if not kind.runs_here:
         raise ExportError(f"What runs {where} is for {kind.runs_on} alone.", "Verify it there.")
     said = kind.read_metadata(where)
@@ -89,10 +98,14 @@ def verify_export(
             "Name the one that it was exported from: --model MODEL. Without images the golden sample alone is looked at.",
         )
     with reporter.task("look at the golden sample", None, "bytes"):
-        difference = golden.difference(checked_answers(golden.pixels, where, kind.program_file, golden)[0, 0])
+        difference = golden.difference(
+            checked_answers(golden.pixels, where, kind.program_file, golden)[0, 0]
+        )
     proof = None
     if not ref:
-        reporter.note("The golden sample alone was looked at; --model MODEL compares images with the model, too.")
+        reporter.note(
+            "The golden sample alone was looked at; --model MODEL compares images with the model, too."
+        )
     else:
         source = open_images(ref, images_from, reporter)
         loaded = load_model(ref, weights=weights, reporter=reporter)
@@ -104,29 +117,42 @@ def verify_export(
         proof = prove(where, kind, wanted, source, sample, loaded.card, reporter)
         note_ties(proof.found, reporter)
     return VerifyResult(
-        path=where, format=name, quantize=said.get("quantize"), golden=difference, golden_tolerance=golden.tolerance,
-        model=ref or None, proof=proof,
-    )  # fmt: skip
+        path=where,
+        format=name,
+        quantize=said.get("quantize"),
+        golden=difference,
+        golden_tolerance=golden.tolerance,
+        model=ref or None,
+        proof=proof,
+    )
 
 
 def _made_of(path: Path) -> str:
     """Return the model folder that an export lies in (`RUN/export/FILE`); never the export, which would be its own proof."""
     around = path.resolve().parent
-    return str(around.parent) if around.name == "export" and (around.parent / CONFIG).is_file() else ""
+    return (
+        str(around.parent) if around.name == "export" and (around.parent / CONFIG).is_file() else ""
+    )
 
 
 def _img_size(said: Mapping[str, str], path: Path) -> int:
     try:
         return int(json.loads(said["preprocessing"])["img_size"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ExportError(f"{path} has metadata that cannot be read.", "Export it again.") from error
+        raise ExportError(
+            f"{path} has metadata that cannot be read.", "Export it again."
+        ) from error
 
 
 def _require_same(model: Mapping[str, str], said: Mapping[str, str], path: Path, ref: str) -> None:
     """Raise `ExportError` where the file is of other classes, another preprocessing or another temperature."""
     ours, theirs = (_compared(x) for x in (model, said))
     differs = [key for key in ours if ours[key] != theirs[key]]
-    differs += [key for key in ("architecture", "temperature", "class_names") if model.get(key) != said.get(key)]
+    differs += [
+        key
+        for key in ("architecture", "temperature", "class_names")
+        if model.get(key) != said.get(key)
+    ]
     if differs:
         raise ExportError(
             f"{path} was not made of {ref} as it is now: {', '.join(differs)} differ.",
@@ -136,5 +162,7 @@ def _require_same(model: Mapping[str, str], said: Mapping[str, str], path: Path,
 
 def _compared(said: Mapping[str, str]) -> dict[str, Any]:
     pre = json.loads(said["preprocessing"])
-    colours = pre["normalisation"]
-    return {key: pre.get(key) for key in COMPARED} | {key: colours.get(key) for key in ("mean", "std")}
+    colors = pre["normalization"]
+    return {key: pre.get(key) for key in COMPARED} | {
+        key: colors.get(key) for key in ("mean", "std")
+    }

@@ -1,7 +1,7 @@
 """The proof of a file that takes whole images: it sees of them what the model sees, and answers the same.
 
 The network inside was proven before, to the tolerance of its format. What is new is the way from the whole image to
-that network, and that is compared in grey levels. A file that cuts one pixel beside, or resizes without antialiasing,
+that network, and that is compared in gray levels. A file that cuts one pixel beside, or resizes without antialiasing,
 is tens of levels off; by the logits alone it would hardly be known, and not at all once they are rounded to int8.
 """
 
@@ -35,9 +35,15 @@ AT_ONCE = 16
 
 
 def verify_any_size(
-    path: Path, golden: Golden, wanted: Answers, source: Source, sample: Images, pre: Preprocessing, *,
+    path: Path,
+    golden: Golden,
+    wanted: Answers,
+    source: Source,
+    sample: Images,
+    pre: Preprocessing,
+    *,
     rounded: float | None,
-) -> tuple[Verification, float | None, float]:  # fmt: skip
+) -> tuple[Verification, float | None, float]:
     """Show the golden sample and whole images to an ONNX file in fresh processes, and compare.
 
     Args:
@@ -68,7 +74,8 @@ def verify_any_size(
     given, seen = look(chain(golden.pixels, whole()), path)
     if not shown:
         raise ExportError(
-            "All images to verify on are too long for a file that resizes.", "Name others with --verify-with."
+            "All images to verify on are too long for a file that resizes.",
+            "Name others with --verify-with.",
         )
     compare_seen(seen[:1], golden_view(pre), ["the golden sample"])
     golden.check(given[0, 0])

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from deitctl.data.dataset import Source
-from deitctl.data.eval_transform import MOST_RESIZED, centre, resized
+from deitctl.data.eval_transform import MOST_RESIZED, center, resized
 from deitctl.errors import ExportError
 from deitctl.exporters.compare_outputs import Answers, Images, Verification, compare, measure, run
 from deitctl.models.model_config import Preprocessing
@@ -29,13 +29,14 @@ class FromFiles:
     pillow: float
     """Largest difference with Pillow, over the images that are cut alike."""
     shifted: int
-    """Images whose centre begins one pixel earlier."""
+    """Images whose center begins one pixel earlier."""
 
     @property
     def summary(self) -> str:
         """Say it in a sentence or two."""
-        cut = f" Of {self.chosen.num_images} images {self.shifted} are cut one pixel beside deitctl's cut." * bool(
-            self.shifted
+        cut = (
+            f" Of {self.chosen.num_images} images {self.shifted} are cut one pixel beside deitctl's cut."
+            * bool(self.shifted)
         )
         return (
             f'From image file to label: with backend="pil" logits differ by up to {self.pillow:.2g} where both cut the '
@@ -44,9 +45,16 @@ class FromFiles:
 
 
 def verify_files(
-    path: Path, program: Path, wanted: Answers, source: Source, sample: Images, preprocessing: Preprocessing,
-    labels: Sequence[str], *, tolerance: float,
-) -> FromFiles:  # fmt: skip
+    path: Path,
+    program: Path,
+    wanted: Answers,
+    source: Source,
+    sample: Images,
+    preprocessing: Preprocessing,
+    labels: Sequence[str],
+    *,
+    tolerance: float,
+) -> FromFiles:
     """Have an exported folder look at whole images in a fresh process, and compare.
 
     The images are written as PNG, decoded: what is proven begins after the JPEG decoder, which is Pillow's in both.
@@ -74,7 +82,9 @@ def verify_files(
             image.save(files / f"{number:06d}.png", compress_level=1)
         pillow, chosen = run(path, program, files)
         given = json.loads((Path(folder) / "labels.json").read_text(encoding="utf-8"))
-    if wrong := [(ours, theirs) for ours, theirs in zip(labels, given, strict=True) if ours != theirs]:
+    if wrong := [
+        (ours, theirs) for ours, theirs in zip(labels, given, strict=True) if ours != theirs
+    ]:
         raise ExportError(f"The exported folder calls the class {wrong[0][0]!r} {wrong[0][1]!r}.")
     same = np.flatnonzero(alike)
     if not len(same):
@@ -90,7 +100,9 @@ def verify_files(
             f"The exported folder looks at images otherwise than the model: logits differ by up to "
             f"{near.max_abs_diff:.3g} where {TORCHVISION_TOLERANCE:g} is allowed."
         )
-    return FromFiles(measure(chosen[None], wanted[:1], sample.names), exact.max_abs_diff, len(alike) - len(same))
+    return FromFiles(
+        measure(chosen[None], wanted[:1], sample.names), exact.max_abs_diff, len(alike) - len(same)
+    )
 
 
 def cut_alike(width: int, height: int, pre: Preprocessing) -> bool:
@@ -103,4 +115,4 @@ def cut_alike(width: int, height: int, pre: Preprocessing) -> bool:
     scaled = (target, target) if pre.crop_mode == "squash" else resized(width, height, target)
     if scaled[0] * scaled[1] > MOST_RESIZED:
         return False
-    return all(centre(length, pre.img_size) == (length - pre.img_size) // 2 for length in scaled)
+    return all(center(length, pre.img_size) == (length - pre.img_size) // 2 for length in scaled)

@@ -14,7 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from deitctl.errors import ExportError
-from deitctl.exporters.compare_outputs import Answers, Images, Verification, checked_answers, measure
+from deitctl.exporters.compare_outputs import (
+    Answers,
+    Images,
+    Verification,
+    checked_answers,
+    measure,
+)
 from deitctl.exporters.golden import Golden
 
 CLEAR = 6.0
@@ -41,7 +47,9 @@ def verify_rounded(
     Raises:
         ExportError: it does not run, is further away than `tolerance`, or has another first class for a clear image.
     """
-    return compare_rounded(checked_answers(sample.pixels, path, program, golden), wanted, sample.names, tolerance)
+    return compare_rounded(
+        checked_answers(sample.pixels, path, program, golden), wanted, sample.names, tolerance
+    )
 
 
 def compare_rounded(
@@ -50,7 +58,9 @@ def compare_rounded(
     """Compare the answers of a rounded file, [1 or 2,N,K], with the model's, as `verify_rounded` does."""
     found, logits = measure(given, wanted, names), wanted[0]
     rms = _rms(given[0] - logits)
-    relative = rms / (_rms(logits - logits.mean(axis=1, keepdims=True)) or 1.0)  # one class alone has no spread
+    relative = rms / (
+        _rms(logits - logits.mean(axis=1, keepdims=True)) or 1.0
+    )  # one class alone has no spread
     differs = logits.argmax(axis=1) != given[0].argmax(axis=1)
     best_two = np.sort(logits, axis=1)[:, -2:]
     clear = best_two[:, -1] - best_two[:, 0] > CLEAR * rms

@@ -18,13 +18,24 @@ from deitctl.models.vit import VisionTransformer
 
 MODEL, ABOUT = "model.onnx", "model.json"
 PAGE = (
-    "index.html", "style.css", "served.js", "page.js", "result.js", "heat.js", "worker.js", "decode.js", "view.js",
-    "resample.js", "LICENSE-onnxruntime.txt",
-)  # fmt: skip
+    "index.html",
+    "style.css",
+    "served.js",
+    "page.js",
+    "result.js",
+    "heat.js",
+    "worker.js",
+    "decode.js",
+    "view.js",
+    "resample.js",
+    "LICENSE-onnxruntime.txt",
+)
 FILES = (*PAGE, MODEL, ABOUT, SCRIPT, BINARY)
 
 
-def export_web(network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path) -> None:
+def export_web(
+    network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path
+) -> None:
     """Write the folder of a page.
 
     Args:

@@ -74,7 +74,9 @@ def _read(path: Path) -> bytes:
     try:
         return read_regular(path, MAX_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise ExportError(f"{path} cannot be read: {getattr(error, 'strerror', error)}.", _how()) from error
+        raise ExportError(
+            f"{path} cannot be read: {getattr(error, 'strerror', error)}.", _how()
+        ) from error
 
 
 def _fetch() -> bytes:
@@ -82,7 +84,9 @@ def _fetch() -> bytes:
         data = fetch(ADDRESS, seconds=60 * MINUTES)
     except DataError as error:
         why = error.message.removeprefix(f"{ADDRESS} ")
-        raise ExportError(f"The page needs onnxruntime-web {VERSION}, which {why}", _how()) from error
+        raise ExportError(
+            f"The page needs onnxruntime-web {VERSION}, which {why}", _how()
+        ) from error
     _require_pinned(data, ADDRESS)
     return data
 
@@ -91,7 +95,8 @@ def _require_pinned(data: bytes, where: str) -> None:
     found = "sha512-" + base64.b64encode(hashlib.sha512(data).digest()).decode()
     if found != INTEGRITY:
         raise ExportError(
-            f"{where} is not the onnxruntime-web {VERSION} that was tried: its sha512 is another.", _how()
+            f"{where} is not the onnxruntime-web {VERSION} that was tried: its sha512 is another.",
+            _how(),
         )
 
 

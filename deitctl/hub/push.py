@@ -13,7 +13,7 @@ from typing import Any
 from deitctl import __version__
 from deitctl.errors import ConfigError, DeitctlError, ExportError, ModelError, WeightsNotFound
 from deitctl.events import Reporter, SilentReporter
-from deitctl.exporters import recognise
+from deitctl.exporters import recognize
 from deitctl.exporters.export import export
 from deitctl.exporters.metadata import METADATA
 from deitctl.exporters.readme import README, is_untouched
@@ -41,16 +41,25 @@ class PushResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         return {
-            "repository": self.repository, "revision": self.revision, "url": self.url or None,
-            "commit": self.commit or None, "files": [{"path": p, "bytes": n} for p, n in self.files.items()],
+            "repository": self.repository,
+            "revision": self.revision,
+            "url": self.url or None,
+            "commit": self.commit or None,
+            "files": [{"path": p, "bytes": n} for p, n in self.files.items()],
             "bytes": sum(self.files.values()),
-        }  # fmt: skip
+        }
 
 
 def push(
-    path: str, repository: str, *, private: bool = False, revision: str = "", message: str = "", dry_run: bool = False,
+    path: str,
+    repository: str,
+    *,
+    private: bool = False,
+    revision: str = "",
+    message: str = "",
+    dry_run: bool = False,
     reporter: Reporter | None = None,
-) -> PushResult:  # fmt: skip
+) -> PushResult:
     """Upload a model or an export in one commit; the repository is made if it is not there.
 
     Args:
@@ -76,7 +85,9 @@ def push(
         result = PushResult(repository=repository, revision=revision or MAIN, files=sizes)
         if dry_run:
             return result
-        said = message or f"Upload {Path(path).expanduser().resolve().name} with deitctl {__version__}"
+        said = (
+            message or f"Upload {Path(path).expanduser().resolve().name} with deitctl {__version__}"
+        )
         with reporter.task(f"push to {repository}", None, "bytes"):
             return _send(result, files, private, said, reporter)
 
@@ -99,12 +110,15 @@ def _require_access() -> None:
     from huggingface_hub import get_token
 
     if not get_token():
-        raise ConfigError("There is no token of the hub here.", "Log in: hf auth login; or set HF_TOKEN.")
+        raise ConfigError(
+            "There is no token of the hub here.", "Log in: hf auth login; or set HF_TOKEN."
+        )
     try:
         require_hub()
     except WeightsNotFound as error:
         raise DeitctlError(
-            f"Nothing can be pushed: {error.message}.", "--dry-run says what would be, without a network."
+            f"Nothing can be pushed: {error.message}.",
+            "--dry-run says what would be, without a network.",
         ) from error
 
 
@@ -114,7 +128,9 @@ def _files_of(path: Path, reporter: Reporter) -> Iterator[dict[str, Path]]:
     run = Run(path, writes=False)
     if run.config_file.is_file():
         if not run.has_model:
-            raise ExportError(f"{path} is a run without weights yet.", "Let it save some: deitctl train --resume.")
+            raise ExportError(
+                f"{path} is a run without weights yet.", "Let it save some: deitctl train --resume."
+            )
         with tempfile.TemporaryDirectory(prefix="deitctl-push-") as folder:
             made = Path(folder) / path.resolve().name
             export(str(path), to="timm", output=str(made), reporter=reporter)
@@ -128,7 +144,7 @@ def _files_of(path: Path, reporter: Reporter) -> Iterator[dict[str, Path]]:
 
 
 def _file(path: Path) -> dict[str, Path]:
-    recognise(path)
+    recognize(path)
     return {path.name: path}
 
 
@@ -136,16 +152,22 @@ def _folder_files(folder: Path) -> dict[str, Path]:
     """Return the files of an export or a model folder, and no others that lie there."""
     names: tuple[str, ...] = (CONFIG, WEIGHTS)
     if (folder / METADATA).is_file() or not (folder / CONFIG).is_file():
-        kind = recognise(folder)[1]
+        kind = recognize(folder)[1]
         if not kind.is_folder:  # a Core ML package, which its users take for a file
-            return {f"{folder.name}/{p.relative_to(folder)}": p for p in sorted(folder.rglob("*")) if p.is_file()}
+            return {
+                f"{folder.name}/{p.relative_to(folder)}": p
+                for p in sorted(folder.rglob("*"))
+                if p.is_file()
+            }
         names = kind.files
     elif not _is_model_of_ours(folder):
         raise ExportError(
             f"{folder} was not written by deitctl: its {CONFIG} says nothing of it.",
             f"Write it anew: deitctl export {folder} --to timm --output FOLDER.",
         )
-    inside = (below for name in (*names, README) for below in (folder / name, *(folder / name).rglob("*")))
+    inside = (
+        below for name in (*names, README) for below in (folder / name, *(folder / name).rglob("*"))
+    )
     return {file.relative_to(folder).as_posix(): file for file in inside if file.is_file()}
 
 
@@ -154,11 +176,15 @@ def _is_model_of_ours(folder: Path) -> bool:
         config = read_json(folder / CONFIG)
         tensor_shapes(folder / WEIGHTS)
     except (OSError, ValueError, ModelError) as error:
-        raise ExportError(f"{folder} is no model folder that can be read: {error}", MAKE_ONE) from error
+        raise ExportError(
+            f"{folder} is no model folder that can be read: {error}", MAKE_ONE
+        ) from error
     return isinstance(config, dict) and "deitctl" in config
 
 
-def _send(result: PushResult, files: Mapping[str, Path], private: bool, message: str, reporter: Reporter) -> PushResult:
+def _send(
+    result: PushResult, files: Mapping[str, Path], private: bool, message: str, reporter: Reporter
+) -> PushResult:
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -177,25 +203,36 @@ def _send(result: PushResult, files: Mapping[str, Path], private: bool, message:
             reporter.note(f"{README} was edited on the hub and stays as it is there.")
             files = {name: file for name, file in files.items() if name != README}
         commit = api.create_commit(
-            repository, [CommitOperationAdd(name, str(file)) for name, file in files.items()],
-            commit_message=message, revision=result.revision,
-        )  # fmt: skip
+            repository,
+            [CommitOperationAdd(name, str(file)) for name, file in files.items()],
+            commit_message=message,
+            revision=result.revision,
+        )
     except DeitctlError:
         raise
-    except Exception as error:  # the client's errors are those of its transport, which changes with its versions
+    except (
+        Exception
+    ) as error:  # the client's errors are those of its transport, which changes with its versions
         raise _refused(error, repository) from error
     return PushResult(
-        repository=repository, revision=result.revision, files={name: result.files[name] for name in files},
-        url=f"{api.endpoint}/{repository}", commit=str(commit.oid),
-    )  # fmt: skip
+        repository=repository,
+        revision=result.revision,
+        files={name: result.files[name] for name in files},
+        url=f"{api.endpoint}/{repository}",
+        commit=str(commit.oid),
+    )
 
 
 def _has_edited_readme(api: Any, result: PushResult, ours: Path) -> bool:
     """Say whether the hub's README.md was edited there, and would be lost for one that nobody has edited."""
-    if not is_untouched(read_text(ours)) or not api.file_exists(result.repository, README, revision=result.revision):
+    if not is_untouched(read_text(ours)) or not api.file_exists(
+        result.repository, README, revision=result.revision
+    ):
         return False
     with tempfile.TemporaryDirectory(prefix="deitctl-push-") as folder:
-        theirs = api.hf_hub_download(result.repository, README, revision=result.revision, local_dir=folder)
+        theirs = api.hf_hub_download(
+            result.repository, README, revision=result.revision, local_dir=folder
+        )
         return not is_untouched(Path(theirs).read_text(errors="replace"))
 
 
@@ -206,15 +243,20 @@ def _refused(error: BaseException, repository: str) -> DeitctlError:
         cause = cause.__cause__
     status = getattr(getattr(cause, "response", None), "status_code", 0)
     if status == 401:
-        return DeitctlError("The hub does not know the token that is here.", "Log in again: hf auth login.")
+        return DeitctlError(
+            "The hub does not know the token that is here.", "Log in again: hf auth login."
+        )
     if status == 403:
         return DeitctlError(
-            f"The token that is here may not write to {repository}.", "Use one with write access: hf auth login."
+            f"The token that is here may not write to {repository}.",
+            "Use one with write access: hf auth login.",
         )
     if status:
         said = getattr(cause, "server_message", None) or f"HTTP {status}"
         return DeitctlError(f"The hub refuses {repository}: {_one_line(said)}.")
-    return DeitctlError(f"The hub did not answer: {_one_line(cause)}.", "Nothing was committed, as far as is known.")
+    return DeitctlError(
+        f"The hub did not answer: {_one_line(cause)}.", "Nothing was committed, as far as is known."
+    )
 
 
 def _one_line(said: object) -> str:

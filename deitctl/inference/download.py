@@ -36,7 +36,9 @@ def fetch(url: str, *, seconds: float = DEADLINE) -> bytes:
             if isinstance(error, urllib.error.HTTPError):
                 error.close()  # it holds the connection
             why = " ".join(str(getattr(error, "reason", error)).split())[:200]
-            raise DataError(_too_slow(url, seconds) if cutoff.over else f"{url} cannot be fetched: {why}.") from error
+            raise DataError(
+                _too_slow(url, seconds) if cutoff.over else f"{url} cannot be fetched: {why}."
+            ) from error
     if cutoff.over:  # a shut connection looks like the end of the body
         raise DataError(_too_slow(url, seconds))
     if len(data) > MAX_DOWNLOAD:
@@ -71,7 +73,9 @@ class _Cutoff:
         if self.over:
             raise TimeoutError("the time is over")
         opened = socket.create_connection(*args, **options)
-        self._sockets.append(opened.dup())  # TLS takes the first one away; to shut the twin shuts both
+        self._sockets.append(
+            opened.dup()
+        )  # TLS takes the first one away; to shut the twin shuts both
         return opened
 
     def _shut(self) -> None:
@@ -102,9 +106,14 @@ def _opener(cutoff: _Cutoff) -> urllib.request.OpenerDirector:
 
     opener = urllib.request.OpenerDirector()
     for handler in (
-        urllib.request.ProxyHandler(), Http(), Https(), urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor(), urllib.request.UnknownHandler(),
-    ):  # fmt: skip
+        urllib.request.ProxyHandler(),
+        Http(),
+        Https(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+    ):
         opener.add_handler(handler)
     return opener
 

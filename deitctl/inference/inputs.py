@@ -61,7 +61,9 @@ def local_path(name: str) -> str:
         parts = urlsplit(name)
     except ValueError:  # half of an IPv6 address
         return name
-    return url2pathname(parts.path) if parts.netloc in ("", "localhost") else name  # of another host: nothing is there
+    return (
+        url2pathname(parts.path) if parts.netloc in ("", "localhost") else name
+    )  # of another host: nothing is there
 
 
 def _images_below(folder: str) -> Iterator[str]:
@@ -88,9 +90,11 @@ def whole_image(image: Image.Image, pre: Preprocessing) -> Pixels:
 
 
 def batches(
-    names: Iterable[str], preprocessing: Preprocessing, batch_size: int,
+    names: Iterable[str],
+    preprocessing: Preprocessing,
+    batch_size: int,
     view: Callable[[Image.Image, Preprocessing], Pixels] = eval_transform,
-) -> Iterator[list[Input]]:  # fmt: skip
+) -> Iterator[list[Input]]:
     """Yield inputs in order, `batch_size` at a time, the next batch being decoded by threads meanwhile.
 
     Args:
@@ -103,8 +107,15 @@ def batches(
     def load(name: str) -> Input:
         try:
             if is_folder(name):
-                raise DataError(f"{name} is a folder without images (in a list of names only files are read).")
-            if "://" in name and not is_url(name) and local_path(name) == name and not os.path.exists(name):
+                raise DataError(
+                    f"{name} is a folder without images (in a list of names only files are read)."
+                )
+            if (
+                "://" in name
+                and not is_url(name)
+                and local_path(name) == name
+                and not os.path.exists(name)
+            ):
                 raise DataError(f"{name} is not read: addresses are http, https or file.")
             image = _from_web(name) if is_url(name) else read_image(Path(local_path(name)))
             return Input(name, view(image, preprocessing), None)
@@ -115,17 +126,25 @@ def batches(
 
 
 def _from_web(url: str) -> Image.Image:
-    from deitctl.inference.download import fetch  # the web's protocols take longer to import than an image to decode
+    from deitctl.inference.download import (
+        fetch,
+    )  # the web's protocols take longer to import than an image to decode
 
     return decode(fetch(url), url)
 
 
-def read_ahead(names: Iterator[str], load: Callable[[str], Input], batch_size: int) -> Iterator[list[Input]]:
+def read_ahead(
+    names: Iterator[str], load: Callable[[str], Input], batch_size: int
+) -> Iterator[list[Input]]:
     """Apply `load` in threads, one batch ahead of the one that is yielded; memory holds two batches at most."""
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         pending = [pool.submit(load, name) for name in islice(names, batch_size)]
         while pending:
-            following = [] if batch_size == 1 else [pool.submit(load, name) for name in islice(names, batch_size)]
+            following = (
+                []
+                if batch_size == 1
+                else [pool.submit(load, name) for name in islice(names, batch_size)]
+            )
             yield [future.result() for future in pending]
             # one at a time means that each answer is wanted before the next name may be known
             pending = following or [pool.submit(load, name) for name in islice(names, batch_size)]

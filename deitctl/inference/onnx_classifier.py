@@ -28,7 +28,7 @@ SILENT = 4  # onnxruntime's severity of what ends the process; the rest arrives 
 
 @dataclass(frozen=True)
 class OnnxClassifier:
-    """A session of onnxruntime on the CPU; normalisation, head rule, temperature and softmax are in the file."""
+    """A session of onnxruntime on the CPU; normalization, head rule, temperature and softmax are in the file."""
 
     session: Any
     card: ModelConfig
@@ -43,7 +43,9 @@ class OnnxClassifier:
             ModelError: the file's network cannot be computed, or answers with something else.
         """
         scores = self._answer(PROBABILITIES, pixels)
-        if (scores < -ROUNDING).any() or (scores > 1 + ROUNDING).any():  # what is no number becomes a record's error
+        if (scores < -ROUNDING).any() or (
+            scores > 1 + ROUNDING
+        ).any():  # what is no number becomes a record's error
             raise ModelError(
                 f"{self.path} answers with {scores.min():.3g} to {scores.max():.3g}, which are no probabilities."
             )
@@ -60,17 +62,28 @@ class OnnxClassifier:
     def _answer(self, output: str, pixels: Pixels) -> Scores:
         try:
             values: Scores = self.session.run([output], {INPUT: pixels.transpose(0, 2, 3, 1)})[0]
-        except Exception as error:  # onnxruntime has a class for each of its codes, and no base of them
+        except (
+            Exception
+        ) as error:  # onnxruntime has a class for each of its codes, and no base of them
             raise ModelError(
                 f"{self.path} cannot be run: {_said(error)[:200]}.", f"Export it again: {EXPORT}."
             ) from error
         if values.shape != (len(pixels), self.card.num_classes):
-            raise ModelError(f"{self.path} answers with shape {values.shape} to {len(pixels)} images.")
+            raise ModelError(
+                f"{self.path} answers with shape {values.shape} to {len(pixels)} images."
+            )
         return values
 
 
 def load_onnx_classifier(
-    ref: str, *, weights: str, head: str, img_size: int, device: str, precision: str, whole: bool = False
+    ref: str,
+    *,
+    weights: str,
+    head: str,
+    img_size: int,
+    device: str,
+    precision: str,
+    whole: bool = False,
 ) -> OnnxClassifier:
     """Load an ONNX file that `deitctl export` wrote.
 
@@ -88,7 +101,9 @@ def load_onnx_classifier(
         ConfigError: a device or precision that the file is not run with.
     """
     if device not in ("auto", "cpu") or precision not in ("auto", "fp32"):
-        raise ConfigError("An ONNX file answers on the CPU, in the precision that it was exported in.")
+        raise ConfigError(
+            "An ONNX file answers on the CPU, in the precision that it was exported in."
+        )
     if weights:
         raise ModelError(f"{ref} holds its own weights.", "Leave --weights out.")
     path = Path(os.path.expanduser(ref))
@@ -100,10 +115,16 @@ def load_onnx_classifier(
             f"Use a file without --any-size: {EXPORT}.",
         )
     if head not in ("auto", card.head):
-        hint = f"Export it so: {EXPORT} --head {head}." if head in HEADS else f"There are: auto, {', '.join(HEADS)}."
+        hint = (
+            f"Export it so: {EXPORT} --head {head}."
+            if head in HEADS
+            else f"There are: auto, {', '.join(HEADS)}."
+        )
         raise ModelError(f"{path} answers with its head rule {card.head}, not {head}.", hint)
     if img_size not in (0, card.preprocessing.img_size):
-        raise ModelError(f"{path} takes images of {card.preprocessing.img_size} pixels, not {img_size}.")
+        raise ModelError(
+            f"{path} takes images of {card.preprocessing.img_size} pixels, not {img_size}."
+        )
     return OnnxClassifier(session, card, path, takes_whole)
 
 
@@ -117,21 +138,28 @@ def _open(path: Path) -> Any:
     if not path.is_file():
         raise ModelError(f"There is no ONNX file {str(path)!r}.")
     if path.stat().st_size > MAX_BYTES:
-        raise ModelError(f"{path} is larger than an ONNX file can be: {path.stat().st_size:,} bytes.")
+        raise ModelError(
+            f"{path} is larger than an ONNX file can be: {path.stat().st_size:,} bytes."
+        )
     try:
         import onnxruntime
     except ImportError as error:
-        raise ModelError("An ONNX file needs onnxruntime.", "pip install 'deitctl[onnx]'") from error
+        raise ModelError(
+            "An ONNX file needs onnxruntime.", "pip install 'deitctl[onnx]'"
+        ) from error
     onnxruntime.set_default_logger_severity(SILENT)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = SILENT
     options.intra_op_num_threads = _threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads leave decoding the cores
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # waiting threads leave decoding the cores
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # as in `scores`
         raise ModelError(
-            f"{path} is not a readable ONNX file: {_said(error)[:200]}.", f"Export it again: {EXPORT}."
+            f"{path} is not a readable ONNX file: {_said(error)[:200]}.",
+            f"Export it again: {EXPORT}.",
         ) from error
 
 
@@ -147,13 +175,23 @@ def _card(session: Any, path: Path) -> ModelConfig:
     outputs = {o.name: o.shape[1:] for o in session.get_outputs() if o.type == "tensor(float)"}
     said = session.get_modelmeta().custom_metadata_map
     kind, shape = inputs.get(INPUT, ("", []))
-    if _takes_whole(session) and len(shape) == 3 and not any(isinstance(side, int) for side in shape[:2]):
+    if (
+        _takes_whole(session)
+        and len(shape) == 3
+        and not any(isinstance(side, int) for side in shape[:2])
+    ):
         shape = next(o.shape[1:] for o in session.get_outputs() if o.name == SEEN)
-    fits = len(inputs) == 1 and kind == "tensor(uint8)" and len(shape) == 3 and shape[0] == shape[1] and shape[2] == 3
+    fits = (
+        len(inputs) == 1
+        and kind == "tensor(uint8)"
+        and len(shape) == 3
+        and shape[0] == shape[1]
+        and shape[2] == 3
+    )
     classes = outputs.get(PROBABILITIES, [])
     if BARE_LAYOUT in said.get("preprocessing", ""):
         raise ModelError(
-            f"{path} is a bare network: it leaves normalisation and softmax to its user.",
+            f"{path} is a bare network: it leaves normalization and softmax to its user.",
             "Export it again without --no-preprocess.",
         )
     answers = len(classes) == 1 and isinstance(classes[0], int) and outputs.get(LOGITS) == classes
@@ -165,11 +203,14 @@ def _card(session: Any, path: Path) -> ModelConfig:
         )
     if (head := said.get("head", "")) not in HEADS:
         raise ModelError(
-            f"{path}'s metadata says that heads are joined by {head[:40]!r}.", f"Export it again: {EXPORT}."
+            f"{path}'s metadata says that heads are joined by {head[:40]!r}.",
+            f"Export it again: {EXPORT}.",
         )
     card = from_timm_config(_config(said, classes[0], str(path)), f"{path}'s metadata")
     if card.preprocessing.img_size != shape[0]:
-        raise ModelError(f"{path} takes {shape[0]} pixels a side, its metadata says {card.preprocessing.img_size}.")
+        raise ModelError(
+            f"{path} takes {shape[0]} pixels a side, its metadata says {card.preprocessing.img_size}."
+        )
     return card
 
 
@@ -184,13 +225,18 @@ def _config(said: Mapping[str, str], num_classes: int, where: str) -> dict[str, 
             "label_descriptions": json.loads(said.get("descriptions", "null")),
             "pretrained_cfg": {
                 **{k: pre[k] for k in ("crop_pct", "crop_mode", "interpolation")},
-                **{k: pre["normalisation"][k] for k in ("mean", "std")},
+                **{k: pre["normalization"][k] for k in ("mean", "std")},
                 "input_size": [3, pre["img_size"], pre["img_size"]],
             },
-            "deitctl": {"head": said["head"], "temperatures": {said["head"]: float(said["temperature"])}},
+            "deitctl": {
+                "head": said["head"],
+                "temperatures": {said["head"]: float(said["temperature"])},
+            },
         }
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ModelError(f"{where} has metadata that cannot be read.", f"Export it again: {EXPORT}.") from error
+        raise ModelError(
+            f"{where} has metadata that cannot be read.", f"Export it again: {EXPORT}."
+        ) from error
 
 
 def _said(error: Exception) -> str:

@@ -57,9 +57,14 @@ class Prediction:
 
 
 def predict_stream(
-    classifier: Classifier, names: Iterable[str], *, topk: int, batch_size: int, keep_pixels: bool = False,
+    classifier: Classifier,
+    names: Iterable[str],
+    *,
+    topk: int,
+    batch_size: int,
+    keep_pixels: bool = False,
     whole: bool = False,
-) -> Iterator[Prediction]:  # fmt: skip
+) -> Iterator[Prediction]:
     """Classify inputs one after another in constant memory.
 
     Args:
@@ -74,16 +79,24 @@ def predict_stream(
     view, batch_size = (whole_image, 1) if whole else (eval_transform, batch_size)
     for batch in batches(names, card.preprocessing, batch_size, view):
         readable = [item.pixels for item in batch if item.pixels is not None]
-        answers: Iterator[Scores] = iter(classifier.scores(np.stack(readable))) if readable else iter(())
+        answers: Iterator[Scores] = (
+            iter(classifier.scores(np.stack(readable))) if readable else iter(())
+        )
         for item in batch:
             if item.pixels is None:
                 yield Prediction(item.name, (), item.error)
                 continue
             scores = next(answers)
             if not np.isfinite(scores).all():
-                yield Prediction(item.name, (), f"{item.name}: the model answers with values that are not numbers.")
+                yield Prediction(
+                    item.name,
+                    (),
+                    f"{item.name}: the model answers with values that are not numbers.",
+                )
                 continue
-            best = np.argsort(-scores, kind="stable")[:topk].tolist()  # of equal scores the first class is first
+            best = np.argsort(-scores, kind="stable")[
+                :topk
+            ].tolist()  # of equal scores the first class is first
             guesses = tuple(Guess(i, card.label(i), float(scores[i])) for i in best)
             seen = _view(item.pixels, card.preprocessing) if whole and keep_pixels else item.pixels
             yield Prediction(item.name, guesses, None, seen if keep_pixels else None)

@@ -32,12 +32,21 @@ class TorchClassifier:
         with self.device.autocast():
             heads = forward_heads(self.model, images)
         logits = fuse_heads(heads, self.card.head).float()
-        scores: Scores = (logits / self.card.temperature(self.card.head)).softmax(dim=1).cpu().numpy()
+        scores: Scores = (
+            (logits / self.card.temperature(self.card.head)).softmax(dim=1).cpu().numpy()
+        )
         return scores
 
 
 def load_torch_classifier(
-    ref: str, *, weights: str, head: str, img_size: int, device: str, precision: str, reporter: Reporter
+    ref: str,
+    *,
+    weights: str,
+    head: str,
+    img_size: int,
+    device: str,
+    precision: str,
+    reporter: Reporter,
 ) -> TorchClassifier:
     """Load a model to answer with.
 

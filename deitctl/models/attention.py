@@ -1,7 +1,7 @@
 """Attention for training in bf16 on a CPU: its backward pass is four matrix products, which the fused one's there is not.
 
 torch's fused attention for CPUs spends three times as long in its backward pass; both passes together take 1.6 to 1.8
-times as long, and in fp32 less (benchmarks/attention.py). Scores are computed and normalised in fp32, as the fused one
+times as long, and in fp32 less (benchmarks/attention.py). Scores are computed and normalized in fp32, as the fused one
 does, and kept in the dtype of the values; so gradients are as near to exact ones, also where scores are large.
 
 Letters: B images, A heads, N tokens that ask, M tokens that answer, D width of a head.
@@ -23,14 +23,18 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         heads = q.shape[:2]
-        q, k, v = (t.flatten(0, 1) for t in (q, k, v))  # [BA,N,D], so that every product is of one batch
+        q, k, v = (
+            t.flatten(0, 1) for t in (q, k, v)
+        )  # [BA,N,D], so that every product is of one batch
         ctx.scale = q.shape[-1] ** -0.5
         shares, nothing = v.new_empty(len(q), q.shape[1], k.shape[1]), torch.empty(1, 1, 1)
         few = max(1, IN_CACHE // (4 * q.shape[1] * k.shape[1]))
         with torch.autocast("cpu", enabled=False):
             for part in map(slice, range(0, len(q), few), range(few, len(q) + few, few)):
                 queries, keys = q[part].float(), k[part].float().transpose(1, 2)
-                shares[part] = torch.baddbmm(nothing, queries, keys, beta=0, alpha=ctx.scale).softmax(-1)
+                shares[part] = torch.baddbmm(
+                    nothing, queries, keys, beta=0, alpha=ctx.scale
+                ).softmax(-1)
         ctx.save_for_backward(q, k, v, shares)
         return torch.bmm(shares, v).view(*heads, *q.shape[1:])
 
@@ -40,7 +44,9 @@ class _Attention(torch.autograd.Function):
         grad, heads = gradients[0].flatten(0, 1), gradients[0].shape[:2]
         q, k, v, shares = ctx.saved_tensors
         of_shares = torch.bmm(grad, v.transpose(1, 2))
-        of_scores = torch.ops.aten._softmax_backward_data(of_shares, shares, -1, shares.dtype).mul_(ctx.scale)
+        of_scores = torch.ops.aten._softmax_backward_data(of_shares, shares, -1, shares.dtype).mul_(
+            ctx.scale
+        )
         found = (
             torch.bmm(of_scores, k),
             torch.bmm(of_scores.transpose(1, 2), q),

@@ -58,23 +58,42 @@ class Architecture:
         )
 
 
-def _deit(size: str, dim: int, heads: int, res: int, distilled: bool, code: str, top1: float) -> Architecture:
+def _deit(
+    size: str, dim: int, heads: int, res: int, distilled: bool, code: str, top1: float
+) -> Architecture:
     token = "_distilled" if distilled else ""
     name = f"deit_{size}{token}_patch16_{res}"
     return Architecture(
         alias=f"deit_{size}" + ("_384" if res == 384 else "") + token,
-        name=name, tag="fb_in1k", url=f"{name}-{code}.pth", embed_dim=dim, num_heads=heads, img_size=res,
-        distilled=distilled, crop_pct=1.0 if res == 384 else 0.9, top1=top1,
-    )  # fmt: skip
+        name=name,
+        tag="fb_in1k",
+        url=f"{name}-{code}.pth",
+        embed_dim=dim,
+        num_heads=heads,
+        img_size=res,
+        distilled=distilled,
+        crop_pct=1.0 if res == 384 else 0.9,
+        top1=top1,
+    )
 
 
-def _deit3(size: str, dim: int, heads: int, depth: int, patch: int, res: int, in22k: bool, file: str) -> Architecture:
+def _deit3(
+    size: str, dim: int, heads: int, depth: int, patch: int, res: int, in22k: bool, file: str
+) -> Architecture:
     return Architecture(
         alias=f"deit3_{size}" + ("_384" if res == 384 else "") + ("_in22k" if in22k else ""),
-        name=f"deit3_{size}_patch{patch}_{res}", tag="fb_in22k_ft_in1k" if in22k else "fb_in1k", url=file,
-        embed_dim=dim, num_heads=heads, depth=depth, patch_size=patch, img_size=res, layer_scale=True,
-        no_embed_class=True, crop_pct=0.9 if res == 224 and not in22k else 1.0,
-    )  # fmt: skip
+        name=f"deit3_{size}_patch{patch}_{res}",
+        tag="fb_in22k_ft_in1k" if in22k else "fb_in1k",
+        url=file,
+        embed_dim=dim,
+        num_heads=heads,
+        depth=depth,
+        patch_size=patch,
+        img_size=res,
+        layer_scale=True,
+        no_embed_class=True,
+        crop_pct=0.9 if res == 224 and not in22k else 1.0,
+    )
 
 
 ARCHITECTURES = (
@@ -87,7 +106,16 @@ ARCHITECTURES = (
     _deit("base", 768, 12, 384, False, "8de9b5d1", 83.108),
     _deit("base", 768, 12, 384, True, "d0272ac0", 85.438),
     *(
-        _deit3(size, dim, heads, depth, patch, res, in22k, f"deit_3_{size}_{res}_{'21k' if in22k else '1k'}{v}.pth")
+        _deit3(
+            size,
+            dim,
+            heads,
+            depth,
+            patch,
+            res,
+            in22k,
+            f"deit_3_{size}_{res}_{'21k' if in22k else '1k'}{v}.pth",
+        )
         for size, dim, heads, depth, patch, resolutions, v21 in (
             ("small", 384, 6, 12, 16, (224, 384), ""),
             ("medium", 512, 8, 12, 16, (224,), ""),

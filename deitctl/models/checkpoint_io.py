@@ -70,7 +70,9 @@ def whole_file(path: Path, option: str = OUTPUT) -> Iterator[BinaryIO]:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if in_block and not (isinstance(error, OSError) and error.errno in OF_A_DISK):
             raise
-        raise cannot_write(path, error if isinstance(error, OSError) else OSError(str(error)), option) from error
+        raise cannot_write(
+            path, error if isinstance(error, OSError) else OSError(str(error)), option
+        ) from error
 
 
 def require_writable(path: Path, option: str, *, folder: bool = False) -> None:
@@ -90,7 +92,8 @@ def require_writable(path: Path, option: str, *, folder: bool = False) -> None:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise DiskError(
-            f"Cannot write {path}: {why}.", f"Name another {'folder' if folder else 'file'} with {option}."
+            f"Cannot write {path}: {why}.",
+            f"Name another {'folder' if folder else 'file'} with {option}.",
         ) from error
 
 
@@ -122,7 +125,9 @@ _asking = threading.Lock()
 
 
 def _umask() -> int:
-    with _asking:  # asking sets it for a moment, which another thread that saves would take for the truth
+    with (
+        _asking
+    ):  # asking sets it for a moment, which another thread that saves would take for the truth
         mask = os.umask(0)
         os.umask(mask)
     return mask
@@ -137,7 +142,9 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, text + b"\n")
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write tensors as safetensors, whole or not at all; anything on an accelerator is copied first."""
     plain = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -155,7 +162,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
             temporary.unlink(missing_ok=True)
             raise
     except (OSError, SafetensorError) as error:
-        raise cannot_write(path, error if isinstance(error, OSError) else OSError(str(error))) from error
+        raise cannot_write(
+            path, error if isinstance(error, OSError) else OSError(str(error))
+        ) from error
 
 
 def _sort_metadata(path: Path) -> None:
@@ -189,9 +198,19 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what torch has to say of a pickle is said below
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, MemoryError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        MemoryError,
+    ) as error:
         raise ModelError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
-    except Exception as error:  # torch.load raises pickle's own errors for what weights_only refuses
+    except (
+        Exception
+    ) as error:  # torch.load raises pickle's own errors for what weights_only refuses
         raise ModelError(
             f"{path} holds more than weights and is not opened: reading it would run what it says.",
             "Ask for a .safetensors file, or convert it where you trust it.",
@@ -199,7 +218,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()
+    ):
         raise ModelError(f"{path} is not a dictionary of tensors.")
     if not loaded and path.suffix != ".safetensors":
         raise ModelError(f"{path} is not a dictionary of tensors.")
@@ -231,12 +252,19 @@ def _require_stored(path: Path) -> None:
 
 
 def _require_plain(state: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse tensors that are not simply numbers in the file: sparse, quantised, on no device, or larger than it."""
+    """Refuse tensors that are not simply numbers in the file: sparse, quantized, on no device, or larger than it."""
     room = path.stat().st_size
     for name, value in state.items():
-        odd = value.layout is not torch.strided or value.is_quantized or value.is_nested or value.is_complex()
+        odd = (
+            value.layout is not torch.strided
+            or value.is_quantized
+            or value.is_nested
+            or value.is_complex()
+        )
         if odd or value.device.type != "cpu":
-            raise ModelError(f"{path} is not a readable checkpoint: {name[:80]!r} is no plain tensor.")
+            raise ModelError(
+                f"{path} is not a readable checkpoint: {name[:80]!r} is no plain tensor."
+            )
         if value.numel() * value.element_size() > room or (0 in value.shape and value.ndim > 1):
             raise ModelError(
                 f"{path} is not a readable checkpoint: {name[:80]!r} is said to be {tuple(value.shape)}, which is not there."
@@ -249,10 +277,14 @@ def require_finite(state: Mapping[str, Tensor], where: str) -> None:
         value = (
             value.float() if value.element_size() == 1 and value.is_floating_point() else value
         )  # float8 has no sums
-        if not value.is_floating_point() or bool(value.sum().isfinite()):  # one pass, where asking each takes four
+        if not value.is_floating_point() or bool(
+            value.sum().isfinite()
+        ):  # one pass, where asking each takes four
             continue
         if not bool(value.isfinite().all()):  # a sum may be infinite where nothing in it is
-            raise ModelError(f"{where} is of no use: {name[:80]!r} holds values that are infinite or not numbers.")
+            raise ModelError(
+                f"{where} is of no use: {name[:80]!r} holds values that are infinite or not numbers."
+            )
 
 
 def _unprefixed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -284,9 +316,12 @@ def file_metadata(path: Path) -> dict[str, str]:
 
 
 def save_model(
-    folder: Path, tensors: Mapping[str, Tensor], card: ModelConfig, layers: Mapping[str, Any],
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    card: ModelConfig,
+    layers: Mapping[str, Any],
     metadata: Mapping[str, str] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Write a model folder that deitctl and `timm.create_model("local-dir:...")` both load.
 
     `layers` is what `to_timm_config` wants to know of the layers (see models/layers.py).

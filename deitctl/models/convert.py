@@ -17,9 +17,12 @@ from deitctl.models.vit import VisionTransformer
 HEADS = ("head", "head_dist")
 
 
-def normalise_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def normalize_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the layer scales of the authors' DeiT-III files (`gamma_1`) to timm's (`ls1.gamma`)."""
-    return {k.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma"): v for k, v in state.items()}
+    return {
+        k.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma"): v
+        for k, v in state.items()
+    }
 
 
 def infer_architecture(shapes: Mapping[str, Sequence[int]], where: str) -> Architecture:
@@ -36,10 +39,11 @@ def infer_architecture(shapes: Mapping[str, Sequence[int]], where: str) -> Archi
     layer_scale = "blocks.0.ls1.gamma" in shapes
     grid = math.isqrt(tokens)  # one or two prefix tokens never make the next square
     fitting = [
-        a for a in ARCHITECTURES
+        a
+        for a in ARCHITECTURES
         if (a.embed_dim, a.depth, a.patch_size, a.distilled, a.layer_scale)
         == (dim, depth, patch, distilled, layer_scale)
-    ]  # fmt: skip
+    ]
     if not fitting:
         raise ModelError(
             f"{where} is no DeiT that deitctl knows: width {dim}, depth {depth}, patches of {patch}.",
@@ -52,11 +56,18 @@ def infer_architecture(shapes: Mapping[str, Sequence[int]], where: str) -> Archi
 def _require_usable(shapes: Mapping[str, Sequence[int]], dim: int, prefix: int, where: str) -> None:
     """Refuse shapes that the surgery below would trip over: patches in no square, no token, a head of other features."""
     head = tuple(shapes.get("head.weight", (1, dim)))
-    fine = tuple(shapes.get("cls_token", ())) == (1, 1, dim) and len(head) == 2 and head[0] > 0 and head[1] == dim
+    fine = (
+        tuple(shapes.get("cls_token", ())) == (1, 1, dim)
+        and len(head) == 2
+        and head[0] > 0
+        and head[1] == dim
+    )
     patches = shapes["pos_embed"][1] - prefix
     fine = fine and tuple(shapes["pos_embed"]) == (1, patches + prefix, dim)
     if not fine or patches < 1 or math.isqrt(patches) ** 2 != patches:
-        raise ModelError(f"{where} does not hold a whole DeiT: its tokens, positions and head do not go together.")
+        raise ModelError(
+            f"{where} does not hold a whole DeiT: its tokens, positions and head do not go together."
+        )
 
 
 def num_classes_of(state: Mapping[str, Tensor]) -> int | None:
@@ -85,7 +96,7 @@ def without_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_into(model: VisionTransformer, state: Mapping[str, Tensor], where: str) -> list[str]:
     """Load a state dict into a DeiT of another input size, class count or with another set of tokens.
 
-    Heads of another class count are left as initialised. A distillation token that the weights lack starts as a copy
+    Heads of another class count are left as initialized. A distillation token that the weights lack starts as a copy
     of the class token, with its position and head, so that the first step already gets two sensible answers
     (a choice of ours: the paper trains it from scratch).
 
@@ -98,15 +109,21 @@ def load_into(model: VisionTransformer, state: Mapping[str, Tensor], where: str)
     state, changes = dict(state), []
     found = infer_architecture({k: tuple(v.shape) for k, v in state.items()}, where)
     if body_shape(found) != body_shape(model.arch):
-        raise ModelError(f"{where} holds {found.alias}, not {model.arch.alias}.", f"Use --model {found.alias}.")
+        raise ModelError(
+            f"{where} holds {found.alias}, not {model.arch.alias}.", f"Use --model {found.alias}."
+        )
     if model.arch.distilled and not found.distilled:
         state |= {"dist_token": state["cls_token"]}
         state["pos_embed"] = torch.cat([state["pos_embed"][:, :1], state["pos_embed"]], dim=1)
-        state |= {f"head_dist.{k}": state[f"head.{k}"] for k in ("weight", "bias") if f"head.{k}" in state}
+        state |= {
+            f"head_dist.{k}": state[f"head.{k}"] for k in ("weight", "bias") if f"head.{k}" in state
+        }
         changes.append("the distillation token starts as a copy of the class token")
     elif found.distilled and not model.arch.distilled:
         state = {k: v for k, v in state.items() if not k.startswith(("dist_token", "head_dist"))}
-        state["pos_embed"] = torch.cat([state["pos_embed"][:, :1], state["pos_embed"][:, 2:]], dim=1)
+        state["pos_embed"] = torch.cat(
+            [state["pos_embed"][:, :1], state["pos_embed"][:, 2:]], dim=1
+        )
         changes.append("the distillation token is left out")
 
     prefix = 0 if model.arch.no_embed_class else model.num_prefix_tokens
@@ -115,11 +132,15 @@ def load_into(model: VisionTransformer, state: Mapping[str, Tensor], where: str)
         changes.append(f"position embeddings are resized to {grid}x{grid} patches")
         state["pos_embed"] = resize_pos_embed(state["pos_embed"], grid, num_prefix_tokens=prefix)
     if (classes := num_classes_of(state)) != model.num_classes:
-        changes.append(f"the head is new: {model.num_classes} classes, the weights have {classes or 'none of them'}")
+        changes.append(
+            f"the head is new: {model.num_classes} classes, the weights have {classes or 'none of them'}"
+        )
         state = without_head(state)
         state |= {k: v for k, v in model.state_dict().items() if k.rpartition(".")[0] in HEADS}
     try:
-        if model.pos_embed.is_meta:  # nothing to copy into; its own tensors, because the file may change under its map
+        if (
+            model.pos_embed.is_meta
+        ):  # nothing to copy into; its own tensors, because the file may change under its map
             own = {k: v.to(torch.float32, copy=True) for k, v in state.items()}
             model.load_state_dict(own, strict=True, assign=True)
         else:

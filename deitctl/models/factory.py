@@ -33,7 +33,9 @@ class LoadedModel:
 
 
 @torch.inference_mode(False)  # weights made in the caller's inference mode could not be explained
-def load_model(ref: str, *, weights: str = "", img_size: int = 0, reporter: Reporter) -> LoadedModel:
+def load_model(
+    ref: str, *, weights: str = "", img_size: int = 0, reporter: Reporter
+) -> LoadedModel:
     """Load a trained classifier for evaluation, prediction, export or teaching.
 
     Args:
@@ -47,7 +49,9 @@ def load_model(ref: str, *, weights: str = "", img_size: int = 0, reporter: Repo
         WeightsNotFound: published weights that are neither here nor to be had.
     """
     if not 0 <= img_size <= MAX_SIZE:
-        raise ModelError(f"img_size = {img_size}: a model's input has 1 to {MAX_SIZE} pixels a side.")
+        raise ModelError(
+            f"img_size = {img_size}: a model's input has 1 to {MAX_SIZE} pixels a side."
+        )
     ref, weights = os.path.expanduser(ref), os.path.expanduser(weights)
     folder = _folder(ref, reporter)
     if folder is not None:
@@ -58,7 +62,9 @@ def load_model(ref: str, *, weights: str = "", img_size: int = 0, reporter: Repo
     if arch is not None:
         if weights and Path(weights).is_dir():
             return _checked(_load_folder(Path(weights), img_size), arch)
-        return _load_file(Path(weights) if weights else find_weights(arch, reporter), arch, img_size)
+        return _load_file(
+            Path(weights) if weights else find_weights(arch, reporter), arch, img_size
+        )
     _require_timm(ref)
     if not weights:
         with reporter.task(f"load {ref}", None, "bytes"):
@@ -104,7 +110,9 @@ def weight_files(ref: str, weights: str = "") -> list[Path]:
     """Return the files that a model named by a file or folder consists of; none for a published name."""
     start = Path(os.path.expanduser(weights or ref))
     if start.is_dir() and (weights or is_model_folder(ref)):
-        return [file for n in (CONFIG, WEIGHTS, "pytorch_model.bin") if (file := start / n).is_file()]
+        return [
+            file for n in (CONFIG, WEIGHTS, "pytorch_model.bin") if (file := start / n).is_file()
+        ]
     return [start] if start.is_file() else []
 
 
@@ -114,7 +122,11 @@ def published_files(ref: str, reporter: Reporter) -> list[Path]:
         if (folder := _folder(ref, reporter)) is not None:
             return weight_files(str(folder), str(folder))
         arch = catalog.find(ref)
-        return [find_weights(arch, reporter)] if arch is not None else [timm_models.fetch(ref, reporter)]
+        return (
+            [find_weights(arch, reporter)]
+            if arch is not None
+            else [timm_models.fetch(ref, reporter)]
+        )
     except ModelError:  # said when it is loaded, should it have to be
         return []
 
@@ -122,18 +134,27 @@ def published_files(ref: str, reporter: Reporter) -> list[Path]:
 def _require_timm(name: str) -> None:
     if name.lower().endswith(".onnx"):
         raise ModelError(
-            f"{name} is an ONNX file, with which `deitctl predict` and `eval` alone can answer.", "Name its weights."
+            f"{name} is an ONNX file, with which `deitctl predict` and `eval` alone can answer.",
+            "Name its weights.",
         )
-    if name.lower().endswith(".pt2"):  # torch.export.load falls back to unpickling anything, and evaluates expressions
+    if name.lower().endswith(
+        ".pt2"
+    ):  # torch.export.load falls back to unpickling anything, and evaluates expressions
         raise ModelError(
             f"{name} is a program that could do anything when torch loads it.",
             "Name its weights, or an ONNX file: deitctl export MODEL --to onnx.",
         )
     if Path(name).is_file():
         kinds = ", ".join(WEIGHT_SUFFIXES)
-        raise ModelError(f"{name} is a file and no model.", f"Weights end in {kinds}; a model can be a folder too.")
+        raise ModelError(
+            f"{name} is a file and no model.",
+            f"Weights end in {kinds}; a model can be a folder too.",
+        )
     if not timm_models.is_timm_model(name):
-        hint = timm_models.suggest_model(name) or "`deitctl models` lists the DeiT family; timm's names work too."
+        hint = (
+            timm_models.suggest_model(name)
+            or "`deitctl models` lists the DeiT family; timm's names work too."
+        )
         raise ModelError(f"There is no model {name!r}.", hint)
 
 
@@ -143,32 +164,53 @@ def _load_folder(folder: Path, img_size: int) -> LoadedModel:
     if arch is None:
         model, card = timm_models.load_folder(folder, img_size)
         return LoadedModel(model.eval(), card)
-    file = next((folder / n for n in (WEIGHTS, "pytorch_model.bin") if (folder / n).is_file()), folder / WEIGHTS)
+    file = next(
+        (folder / n for n in (WEIGHTS, "pytorch_model.bin") if (folder / n).is_file()),
+        folder / WEIGHTS,
+    )
     loaded = _load_file(file, arch, img_size or card.preprocessing.img_size)
-    known = card if card.class_names is not None else replace(
-        card, class_names=loaded.card.class_names, descriptions=loaded.card.descriptions
-    )  # fmt: skip
+    known = (
+        card
+        if card.class_names is not None
+        else replace(
+            card, class_names=loaded.card.class_names, descriptions=loaded.card.descriptions
+        )
+    )
     if len(known.class_names or ()) not in (0, loaded.card.num_classes):
-        raise ModelError(f"{folder} names {card.num_classes} classes, its weights have {loaded.card.num_classes}.")
+        raise ModelError(
+            f"{folder} names {card.num_classes} classes, its weights have {loaded.card.num_classes}."
+        )
     head = loaded.card.head if known.head == "auto" else known.head
     known = replace(known, head=head, num_classes=loaded.card.num_classes)
     return replace(loaded, card=known.at_size(loaded.card.preprocessing.img_size))
 
 
 def _load_file(path: Path, arch: Architecture | None, img_size: int) -> LoadedModel:
-    state = convert.normalise_names(load_tensors(path))
+    state = convert.normalize_names(load_tensors(path))
     require_finite(state, str(path))
     shapes = {k: tuple(v.shape) for k, v in state.items()}
     found = convert.infer_architecture(shapes, str(path))
-    if arch is not None and (convert.body_shape(found), found.distilled) != (convert.body_shape(arch), arch.distilled):
-        raise ModelError(f"{path} holds {found.alias}, not {arch.alias}.", f"Use --model {found.alias}.")
+    if arch is not None and (convert.body_shape(found), found.distilled) != (
+        convert.body_shape(arch),
+        arch.distilled,
+    ):
+        raise ModelError(
+            f"{path} holds {found.alias}, not {arch.alias}.", f"Use --model {found.alias}."
+        )
     arch = arch or found
     num_classes = convert.num_classes_of(state)
     if num_classes is None:
-        raise ModelError(f"{path} has no classifier head.", "Fine-tune it first: deitctl train DATA --weights FILE.")
+        raise ModelError(
+            f"{path} has no classifier head.",
+            "Fine-tune it first: deitctl train DATA --weights FILE.",
+        )
     size = img_size or convert.img_size_of(state, arch)
-    with torch.device("meta"):  # to draw weights that are replaced at once takes longer than to read them
-        model = VisionTransformer(convert.with_size(arch, size), num_classes=num_classes, img_size=size)
+    with torch.device(
+        "meta"
+    ):  # to draw weights that are replaced at once takes longer than to read them
+        model = VisionTransformer(
+            convert.with_size(arch, size), num_classes=num_classes, img_size=size
+        )
     changes = convert.load_into(model, state, str(path))
     card = arch.card().at_size(size)
     if num_classes != 1000:
@@ -187,15 +229,26 @@ def _load_timm_file(name: str, path: Path, img_size: int) -> LoadedModel:
 
 def _checked(loaded: LoadedModel, arch: Architecture) -> LoadedModel:
     found = catalog.find(loaded.card.architecture)
-    if found is None or (convert.body_shape(found), found.distilled) != (convert.body_shape(arch), arch.distilled):
+    if found is None or (convert.body_shape(found), found.distilled) != (
+        convert.body_shape(arch),
+        arch.distilled,
+    ):
         raise ModelError(f"The folder holds {loaded.card.architecture}, not {arch.alias}.")
     return loaded
 
 
 def build_model(
-    ref: str, *, class_names: Sequence[str], descriptions: Sequence[str] | None = None, img_size: int,
-    drop_path_rate: float, pretrained: bool, weights: str, distilled: bool | None, reporter: Reporter,
-) -> LoadedModel:  # fmt: skip
+    ref: str,
+    *,
+    class_names: Sequence[str],
+    descriptions: Sequence[str] | None = None,
+    img_size: int,
+    drop_path_rate: float,
+    pretrained: bool,
+    weights: str,
+    distilled: bool | None,
+    reporter: Reporter,
+) -> LoadedModel:
     """Build a classifier to train: `ref` and `weights` as in `load_model`.
 
     Args:
@@ -213,12 +266,17 @@ def build_model(
     ref, weights = os.path.expanduser(ref), os.path.expanduser(weights)
     start = weights or (ref if _folder(ref, reporter) or Path(ref).is_file() else "")
     if arch is None:
-        return _build_timm(ref, start, class_names, descriptions, img_size, drop_path_rate, pretrained, reporter)
+        return _build_timm(
+            ref, start, class_names, descriptions, img_size, drop_path_rate, pretrained, reporter
+        )
     if distilled is not None:
         arch = catalog.distilled(arch) if distilled else catalog.plain(arch)
     size = img_size or arch.img_size
     model = VisionTransformer(
-        convert.with_size(arch, size), num_classes=len(class_names), img_size=size, drop_path_rate=drop_path_rate
+        convert.with_size(arch, size),
+        num_classes=len(class_names),
+        img_size=size,
+        drop_path_rate=drop_path_rate,
     )
     changes: list[str] = []
     if start or pretrained:
@@ -227,15 +285,18 @@ def build_model(
         if rows is not None:
             state = convert.take_head_rows(state, rows)
             if len(rows) != len(known or ()):
-                changes.append(f"the head keeps the weights' rows of the data's {len(rows)} classes")
+                changes.append(
+                    f"the head keeps the weights' rows of the data's {len(rows)} classes"
+                )
         elif known is not None:
             state = convert.without_head(state)
         changes += convert.load_into(model, state, start or arch.hub_id)
     card = replace(
-        _normalised_as(arch.card(), _folder(start, reporter) if start else None),
-        num_classes=len(class_names), class_names=tuple(class_names),
+        _normalized_as(arch.card(), _folder(start, reporter) if start else None),
+        num_classes=len(class_names),
+        class_names=tuple(class_names),
         descriptions=tuple(descriptions) if descriptions is not None else None,
-    )  # fmt: skip
+    )
     return LoadedModel(model, card.at_size(size), tuple(changes))
 
 
@@ -245,7 +306,7 @@ def architecture_of(ref: str, reporter: Reporter) -> Architecture | None:
     if folder is not None:
         return catalog.find(load_card(folder).architecture)
     if Path(ref).suffix in WEIGHT_SUFFIXES:
-        state = convert.normalise_names(load_tensors(Path(ref)))
+        state = convert.normalize_names(load_tensors(Path(ref)))
         return convert.infer_architecture({k: tuple(v.shape) for k, v in state.items()}, ref)
     arch = catalog.find(ref)
     if arch is None:
@@ -259,7 +320,7 @@ def _starting_weights(
     """Return a state dict to start from and the names of its classes, if known."""
     folder = _folder(start, reporter) if start else None
     path = folder / WEIGHTS if folder else Path(start) if start else find_weights(arch, reporter)
-    state = convert.normalise_names(load_tensors(path))
+    state = convert.normalize_names(load_tensors(path))
     require_finite(state, str(path))
     names = load_card(folder).class_names if folder else None
     if names is None and convert.num_classes_of(state) == 1000:
@@ -274,14 +335,28 @@ def matching_rows(wanted: Sequence[str], known: Sequence[str] | None) -> list[in
 
 
 def _build_timm(
-    ref: str, start: str, class_names: Sequence[str], descriptions: Sequence[str] | None, img_size: int,
-    drop_path_rate: float, pretrained: bool, reporter: Reporter,
-) -> LoadedModel:  # fmt: skip
+    ref: str,
+    start: str,
+    class_names: Sequence[str],
+    descriptions: Sequence[str] | None,
+    img_size: int,
+    drop_path_rate: float,
+    pretrained: bool,
+    reporter: Reporter,
+) -> LoadedModel:
     folder = _folder(start, reporter) if start else None
     own_folder = _folder(ref, reporter)
     name = load_card(own_folder).architecture if own_folder else ref
-    args = {k: v for k, v in load_card(own_folder).model_args.items() if k != "img_size"} if own_folder else {}
-    size = img_size or (load_card(own_folder).preprocessing.img_size if own_folder else timm_models.native_size(name))
+    args = (
+        {k: v for k, v in load_card(own_folder).model_args.items() if k != "img_size"}
+        if own_folder
+        else {}
+    )
+    size = img_size or (
+        load_card(own_folder).preprocessing.img_size
+        if own_folder
+        else timm_models.native_size(name)
+    )
     classes = len(class_names)
     if pretrained and not start:
         with reporter.task(f"load {name}", None, "bytes"):
@@ -296,18 +371,22 @@ def _build_timm(
         file = folder / WEIGHTS if folder else Path(start)
         timm_models.load_weights(model, load_tensors(file), str(file), new_head=True)
     card = replace(
-        _normalised_as(timm_models.config_of(model, name, classes), folder or own_folder),
-        class_names=tuple(class_names), model_args=args,
+        _normalized_as(timm_models.config_of(model, name, classes), folder or own_folder),
+        class_names=tuple(class_names),
+        model_args=args,
         descriptions=tuple(descriptions) if descriptions is not None else None,
-    )  # fmt: skip
+    )
     return LoadedModel(model, card.at_size(size))
 
 
-def _normalised_as(card: ModelConfig, folder: Path | None) -> ModelConfig:
-    """Return the card with the normalisation of a folder's weights: features mean nothing under another one."""
+def _normalized_as(card: ModelConfig, folder: Path | None) -> ModelConfig:
+    """Return the card with the normalization of a folder's weights: features mean nothing under another one."""
     if folder is None:
         return card
     own = load_card(folder).preprocessing
     return replace(
-        card, preprocessing=replace(card.preprocessing, mean=own.mean, std=own.std, interpolation=own.interpolation)
+        card,
+        preprocessing=replace(
+            card.preprocessing, mean=own.mean, std=own.std, interpolation=own.interpolation
+        ),
     )

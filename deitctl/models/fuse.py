@@ -29,7 +29,13 @@ def fuse_conv_bn(model: nn.Module, images: Tensor) -> int:
         assert norm.running_mean is not None
         assert norm.running_var is not None
         conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            conv.weight,
+            conv.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
         )
         _put(model, name, _what_follows(norm))
     after = forward_heads(model, images).cls.float()
@@ -41,9 +47,13 @@ def fuse_conv_bn(model: nn.Module, images: Tensor) -> int:
     return len(kept)
 
 
-def _pairs(model: nn.Module, images: Tensor) -> tuple[list[tuple[nn.Conv2d, str, _BatchNorm]], Tensor]:
+def _pairs(
+    model: nn.Module, images: Tensor
+) -> tuple[list[tuple[nn.Conv2d, str, _BatchNorm]], Tensor]:
     """Return each convolution whose output a batch norm reads, that norm's name and itself, and the logits [B,K]."""
-    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensor is held, so that its id stays its own
+    outputs: dict[
+        int, tuple[nn.Conv2d, Tensor]
+    ] = {}  # the tensor is held, so that its id stays its own
     found: dict[nn.Conv2d, tuple[str, _BatchNorm]] = {}
     handles, times = [], dict.fromkeys(model.modules(), 0)
 
@@ -68,7 +78,11 @@ def _pairs(model: nn.Module, images: Tensor) -> tuple[list[tuple[nn.Conv2d, str,
     logits = forward_heads(model, images).cls.float()
     for handle in handles:
         handle.remove()
-    pairs = [(conv, name, norm) for conv, (name, norm) in found.items() if times[conv] == times[norm] == 1]
+    pairs = [
+        (conv, name, norm)
+        for conv, (name, norm) in found.items()
+        if times[conv] == times[norm] == 1
+    ]
     return pairs, logits
 
 

@@ -33,7 +33,9 @@ def fuse_heads(heads: HeadLogits, how: str) -> Tensor:
         raise ModelError(f"There is no head rule {how!r}.", f"There are: {', '.join(HEADS)}.")
     if dist is None:
         if how == "dist":
-            raise ModelError("This model has no distillation head.", "Use --head cls, or leave it out.")
+            raise ModelError(
+                "This model has no distillation head.", "Use --head cls, or leave it out."
+            )
         return cls
     if how == "cls":
         return cls

@@ -39,7 +39,13 @@ def layer_ids(model: nn.Module) -> dict[str, int]:
     ids = {}
     for name, _ in model.named_parameters():
         first, _, rest = name.partition(".")
-        ids[name] = 0 if first in embeddings else 1 + int(rest.partition(".")[0]) if first == "blocks" else top
+        ids[name] = (
+            0
+            if first in embeddings
+            else 1 + int(rest.partition(".")[0])
+            if first == "blocks"
+            else top
+        )
     return ids
 
 
@@ -47,7 +53,9 @@ def shipping_config(model: nn.Module, card: ModelConfig) -> ModelConfig:
     """Return the card with the model arguments that timm needs to build the same input size."""
     if not isinstance(model, VisionTransformer):
         return card
-    return replace(card, model_args={**card.model_args, "img_size": [model.img_size, model.img_size]})
+    return replace(
+        card, model_args={**card.model_args, "img_size": [model.img_size, model.img_size]}
+    )
 
 
 FEW_PATCHES = 4

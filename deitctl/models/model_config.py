@@ -10,7 +10,11 @@ from typing import Any
 
 from deitctl.errors import ModelError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images; DeiT's datasets.py and timm's constants.py
+IMAGENET_MEAN = (
+    0.485,
+    0.456,
+    0.406,
+)  # of ImageNet's training images; DeiT's datasets.py and timm's constants.py
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HEADS = ("cls", "dist", "avg-logits", "avg-probs")
 MAX_SIZE = 2048
@@ -20,7 +24,15 @@ MAX_CROP = 4096
 """Pixels that a side is resized to before the crop, at most."""
 LARGEST_ARGUMENT = 16_384
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
-NOT_OF_A_MODEL = ("model_name", "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only")
+NOT_OF_A_MODEL = (
+    "model_name",
+    "checkpoint_path",
+    "cache_dir",
+    "scriptable",
+    "exportable",
+    "no_jit",
+    "features_only",
+)
 """What timm's `create_model` takes for itself: one of them is a path that it would unpickle."""
 
 
@@ -28,9 +40,9 @@ NOT_OF_A_MODEL = ("model_name", "checkpoint_path", "cache_dir", "scriptable", "e
 class Preprocessing:
     """How an image becomes the model's input.
 
-    The short side is resized to `img_size / crop_pct` pixels, then the centre `img_size` square is cut out
+    The short side is resized to `img_size / crop_pct` pixels, then the center `img_size` square is cut out
     (`crop_mode="squash"` resizes both sides to that size instead, whatever the aspect ratio), then values in 0..1
-    are normalised by `mean` and `std`, per RGB channel.
+    are normalized by `mean` and `std`, per RGB channel.
     """
 
     img_size: int = 224
@@ -107,7 +119,8 @@ def to_timm_config(
             "first_conv": first_conv,
             "classifier": list(classifier) if len(classifier) > 1 else classifier[0],
         },
-        "deitctl": {"head": card.head} | ({"temperatures": dict(card.temperatures)} if card.temperatures else {}),
+        "deitctl": {"head": card.head}
+        | ({"temperatures": dict(card.temperatures)} if card.temperatures else {}),
     }
     if card.class_names is not None:
         config["label_names"] = list(card.class_names)
@@ -133,7 +146,9 @@ def from_timm_config(config: Mapping[str, Any], where: str) -> ModelConfig:
         num_classes = int(model_args.pop("num_classes", num_classes))
         pre = Preprocessing(
             img_size=int(pretrained.get("input_size", (3, 224, 224))[-1]),
-            crop_pct=float(pretrained.get("crop_pct") or 0.875),  # timm's default where the config says nothing
+            crop_pct=float(
+                pretrained.get("crop_pct") or 0.875
+            ),  # timm's default where the config says nothing
             interpolation=str(pretrained.get("interpolation", "bicubic")),
             crop_mode=str(pretrained.get("crop_mode") or "center"),
             mean=_triple(pretrained.get("mean", IMAGENET_MEAN)),
@@ -146,17 +161,22 @@ def from_timm_config(config: Mapping[str, Any], where: str) -> ModelConfig:
             descriptions=_descriptions(names, described),
             preprocessing=pre,
             head=str(own.get("head", "auto")),
-            temperatures={str(rule): float(t) for rule, t in dict(own.get("temperatures") or {}).items()},
+            temperatures={
+                str(rule): float(t) for rule, t in dict(own.get("temperatures") or {}).items()
+            },
             model_args=model_args,
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise ModelError(
-            f"{where} is not a model's config.json: {repr(error)[:200]}.", "Expected timm's layout with 'architecture'."
+            f"{where} is not a model's config.json: {repr(error)[:200]}.",
+            "Expected timm's layout with 'architecture'.",
         ) from error
     if absurd := _absurd(card):
         raise ModelError(f"{where} is not used: {absurd}.", "Read it before you trust its weights.")
     if card.class_names is not None and len(card.class_names) != num_classes:
-        raise ModelError(f"{where} names {len(card.class_names)} classes but num_classes is {num_classes}.")
+        raise ModelError(
+            f"{where} names {len(card.class_names)} classes but num_classes is {num_classes}."
+        )
     return card
 
 
@@ -175,14 +195,18 @@ def _absurd(card: ModelConfig) -> str:
     """Say what of a card no model has, or would take the memory or the time of the machine; empty for nothing."""
     pre = card.preprocessing
     rules = {
-        f"architecture is {card.architecture[:80]!r}": re.fullmatch(r"[A-Za-z0-9_.\-]{1,120}", card.architecture),
+        f"architecture is {card.architecture[:80]!r}": re.fullmatch(
+            r"[A-Za-z0-9_.\-]{1,120}", card.architecture
+        ),
         f"num_classes is {card.num_classes}": 1 <= card.num_classes <= MAX_CLASSES,
         f"the input has {pre.img_size} pixels": 1 <= pre.img_size <= MAX_SIZE,
-        f"crop_pct is {pre.crop_pct}": 0 < pre.crop_pct <= 8 and 1 <= pre.img_size / pre.crop_pct <= MAX_CROP,
+        f"crop_pct is {pre.crop_pct}": 0 < pre.crop_pct <= 8
+        and 1 <= pre.img_size / pre.crop_pct <= MAX_CROP,
         f"mean is {pre.mean}": all(math.isfinite(m) for m in pre.mean),
         f"model_args has {_unfit(card.model_args)}": not _unfit(card.model_args),
         f"temperatures are {str(card.temperatures)[:80]}": all(
-            rule in HEADS and MIN_TEMPERATURE <= t <= MAX_TEMPERATURE for rule, t in card.temperatures.items()
+            rule in HEADS and MIN_TEMPERATURE <= t <= MAX_TEMPERATURE
+            for rule, t in card.temperatures.items()
         ),
         f"std is {pre.std}": all(math.isfinite(s) and s > 0 for s in pre.std),
     }
@@ -195,7 +219,10 @@ def _unfit(model_args: Mapping[str, Any]) -> str:
         numbers = value if isinstance(value, list) else [value]
         if name.startswith("pretrained") or name in NOT_OF_A_MODEL or len(numbers) > 64:
             return repr(name[:80])
-        if any(isinstance(n, int | float) and not -LARGEST_ARGUMENT <= n <= LARGEST_ARGUMENT for n in numbers):
+        if any(
+            isinstance(n, int | float) and not -LARGEST_ARGUMENT <= n <= LARGEST_ARGUMENT
+            for n in numbers
+        ):
             return repr(name[:80])
     return ""
 

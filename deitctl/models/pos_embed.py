@@ -19,6 +19,8 @@ def resize_pos_embed(pos_embed: Tensor, grid: int, *, num_prefix_tokens: int) ->
     if side == grid:
         return pos_embed
     square = patches.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    square = F.interpolate(square, size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)
+    square = F.interpolate(
+        square, size=(grid, grid), mode="bicubic", antialias=True, align_corners=False
+    )
     patches = square.permute(0, 2, 3, 1).reshape(1, grid * grid, -1).to(pos_embed.dtype)
     return torch.cat([prefix, patches], dim=1)

@@ -39,7 +39,9 @@ def _published_config(name: str) -> Any:
     try:
         return timm.get_pretrained_cfg(name)
     except RuntimeError as error:
-        raise ModelError(f"timm has no weights {name!r}.", f"Leave out {name.partition('.')[2]!r}.") from error
+        raise ModelError(
+            f"timm has no weights {name!r}.", f"Leave out {name.partition('.')[2]!r}."
+        ) from error
 
 
 def native_size(name: str) -> int:
@@ -49,9 +51,14 @@ def native_size(name: str) -> int:
 
 
 def create(
-    name: str, *, num_classes: int | None, img_size: int = 0, drop_path_rate: float = 0.0,
-    model_args: Mapping[str, Any] | None = None, pretrained: bool = False,
-) -> nn.Module:  # fmt: skip
+    name: str,
+    *,
+    num_classes: int | None,
+    img_size: int = 0,
+    drop_path_rate: float = 0.0,
+    model_args: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+) -> nn.Module:
     """Build a timm classifier; what is zero or None is left to timm.
 
     `img_size` and `drop_path_rate` reach the models that take them: a convnet takes images of any size. With
@@ -73,10 +80,19 @@ def create(
             del kwargs[refused]
         except AssertionError as error:
             raise ModelError(f"timm cannot build {name} at {img_size} pixels: {error}.") from error
-        except (RuntimeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+        except (
+            RuntimeError,
+            ValueError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            ArithmeticError,
+        ) as error:
             if pretrained:
                 raise  # of the hub and its weights
-            raise ModelError(f"timm cannot build {name}: {' '.join(str(error).split())[:160]}.") from error
+            raise ModelError(
+                f"timm cannot build {name}: {' '.join(str(error).split())[:160]}."
+            ) from error
 
 
 def config_of(model: nn.Module, name: str, num_classes: int) -> ModelConfig:
@@ -118,15 +134,19 @@ def layer_ids(model: nn.Module) -> dict[str, int]:
 
     matcher: Any = getattr(model, "group_matcher", None)
     if matcher is None:
-        raise ModelError("timm does not say which layers this model has.", "Leave optim.layer_decay at 1.")
+        raise ModelError(
+            "timm does not say which layers this model has.", "Leave optim.layer_decay at 1."
+        )
     ids = group_parameters(model, matcher(coarse=False), reverse=True)
     return {name: int(layer) for name, layer in ids.items()}
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Tensor], where: str, *, new_head: bool) -> None:
+def load_weights(
+    model: nn.Module, state: Mapping[str, Tensor], where: str, *, new_head: bool
+) -> None:
     """Load a state dict strictly, except for the classifier where `new_head`, which then starts at zero.
 
-    Zero makes every class equally likely. timm's own initialisation is for many classes: with few it makes some
+    Zero makes every class equally likely. timm's own initialization is for many classes: with few it makes some
     families' first losses ten times those of a guess, and a linear probe takes epochs to come down from there.
 
     Raises:
@@ -136,12 +156,16 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], where: str, *, n
     if new_head:
         heads = tuple(f"{name}." for name in layers(model)["classifier"])
         state = {k: v for k, v in state.items() if not k.startswith(heads)}
-        state |= {k: torch.zeros_like(v) for k, v in model.state_dict().items() if k.startswith(heads)}
+        state |= {
+            k: torch.zeros_like(v) for k, v in model.state_dict().items() if k.startswith(heads)
+        }
     require_finite(state, where)
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise ModelError(f"{where} holds weights of another architecture: {_mismatch(error)}") from error
+        raise ModelError(
+            f"{where} holds weights of another architecture: {_mismatch(error)}"
+        ) from error
 
 
 def _require_same_shapes(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -165,17 +189,28 @@ def load_published(
     try:
         if not _cached(name):
             require_hub()
-        model = create(name, num_classes=num_classes, img_size=img_size, drop_path_rate=drop_path_rate, pretrained=True)
+        model = create(
+            name,
+            num_classes=num_classes,
+            img_size=img_size,
+            drop_path_rate=drop_path_rate,
+            pretrained=True,
+        )
         if num_classes not in (None, _published_classes(name)):
             load_weights(model, model.state_dict(), name, new_head=True)
     except ModelError as error:
         if not isinstance(error, WeightsNotFound):
             raise
         raise _not_found(name) from error
-    except Exception as error:  # timm and the hub raise dozens of kinds: connection, HTTP, missing weights, hash
+    except (
+        Exception
+    ) as error:  # timm and the hub raise dozens of kinds: connection, HTTP, missing weights, hash
         raise _not_found(name) from error
     if not model.num_classes:
-        raise ModelError(f"{name} has no classifier head.", "Fine-tune it first: deitctl train DATA --model " + name)
+        raise ModelError(
+            f"{name} has no classifier head.",
+            "Fine-tune it first: deitctl train DATA --model " + name,
+        )
     card = config_of(model, name, int(model.num_classes))  # type: ignore[arg-type]
     return model, card.at_size(img_size) if img_size else card
 
@@ -232,19 +267,27 @@ def load_folder(folder: Path, img_size: int = 0) -> tuple[nn.Module, ModelConfig
     card = card.at_size(img_size) if img_size else card
     if not is_timm_model(card.architecture):
         raise ModelError(
-            f"{folder} holds {card.architecture!r}, which timm does not have.", suggest_model(card.architecture)
+            f"{folder} holds {card.architecture!r}, which timm does not have.",
+            suggest_model(card.architecture),
         )
     model_args = {k: v for k, v in card.model_args.items() if k != "img_size"}
-    file = next((f for f in (folder / WEIGHTS, folder / "pytorch_model.bin") if f.is_file()), folder / WEIGHTS)
+    file = next(
+        (f for f in (folder / WEIGHTS, folder / "pytorch_model.bin") if f.is_file()),
+        folder / WEIGHTS,
+    )
     state = load_tensors(file)
 
     def build() -> nn.Module:
         return create(
-            card.architecture, num_classes=card.num_classes, img_size=card.preprocessing.img_size,
+            card.architecture,
+            num_classes=card.num_classes,
+            img_size=card.preprocessing.img_size,
             model_args=model_args,
-        )  # fmt: skip
+        )
 
-    with torch.device("meta"):  # config.json decides how large it is: nothing is allocated that the weights do not have
+    with torch.device(
+        "meta"
+    ):  # config.json decides how large it is: nothing is allocated that the weights do not have
         _require_same_shapes(build(), state, str(file))
     model = build()
     load_weights(model, state, str(file), new_head=False)

@@ -63,7 +63,12 @@ class Attention(nn.Module):
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what tokens [B,N,D] ask, offer and hold: queries, keys and values, [B,A,N,D/A] each."""
         b, n, d = x.shape
-        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(x)
+            .reshape(b, n, 3, self.num_heads, d // self.num_heads)
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
         return q, k, v
 
     def join(self, x: Tensor) -> Tensor:
@@ -84,7 +89,7 @@ class Mlp(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learnt weight per channel of a residual branch (CaiT; DeiT-III §3)."""
+    """A learned weight per channel of a residual branch (CaiT; DeiT-III §3)."""
 
     def __init__(self, dim: int, init: float = 1e-6) -> None:
         super().__init__()
@@ -109,11 +114,18 @@ class Block(nn.Module):
     def forward(self, x: Tensor, keep: Tensor | None = None, first: int | None = None) -> Tensor:
         """Return the tokens [B,N,D] that leave the block; where nobody reads the others, only the `first`, [B,first,D]."""
         mix_keep, mlp_keep = (None, None) if keep is None else keep
-        x = _add(x if first is None else x[:, :first], lambda t: self.ls1(self.attn(self.norm1(t), first)), mix_keep, x)
+        x = _add(
+            x if first is None else x[:, :first],
+            lambda t: self.ls1(self.attn(self.norm1(t), first)),
+            mix_keep,
+            x,
+        )
         return _add(x, lambda t: self.ls2(self.mlp(self.norm2(t))), mlp_keep, x)
 
 
-def _add(x: Tensor, branch: Callable[[Tensor], Tensor], keep: Tensor | None, entering: Tensor) -> Tensor:
+def _add(
+    x: Tensor, branch: Callable[[Tensor], Tensor], keep: Tensor | None, entering: Tensor
+) -> Tensor:
     """Return `x` plus `keep` [B] times the branch of what enters the block.
 
     Where enough images drop it, the branch is computed for the others alone; on the CPU only, because an accelerator
@@ -123,9 +135,13 @@ def _add(x: Tensor, branch: Callable[[Tensor], Tensor], keep: Tensor | None, ent
         return x + branch(entering)
     if keep.device.type == "cpu" and not torch.compiler.is_compiling():
         kept = keep.nonzero()[:, 0]
-        if 0 < len(kept) <= len(keep) * (1 - MIN_DROP_FRACTION):  # with none left the weights would have no gradient
+        if (
+            0 < len(kept) <= len(keep) * (1 - MIN_DROP_FRACTION)
+        ):  # with none left the weights would have no gradient
             added = branch(entering[kept])
-            return x.index_add(0, kept, (added * keep[kept, None, None].to(added.dtype)).to(x.dtype))
+            return x.index_add(
+                0, kept, (added * keep[kept, None, None].to(added.dtype)).to(x.dtype)
+            )
     added = branch(entering)
     return x + added * keep[:, None, None].to(added.dtype)
 
@@ -133,7 +149,9 @@ def _add(x: Tensor, branch: Callable[[Tensor], Tensor], keep: Tensor | None, ent
 class VisionTransformer(nn.Module):
     """A DeiT classifier; images [B,3,S,S] in, `HeadLogits` out, in training and in evaluation alike."""
 
-    def __init__(self, arch: Architecture, *, num_classes: int, img_size: int, drop_path_rate: float = 0.0) -> None:
+    def __init__(
+        self, arch: Architecture, *, num_classes: int, img_size: int, drop_path_rate: float = 0.0
+    ) -> None:
         super().__init__()
         self.arch, self.num_classes, self.img_size = arch, num_classes, img_size
         dim, grid = arch.embed_dim, img_size // arch.patch_size
@@ -144,7 +162,9 @@ class VisionTransformer(nn.Module):
         self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if arch.distilled else None
         self.pos_embed = nn.Parameter(torch.zeros(1, grid * grid + embedded_prefix, dim))
         self.patch_embed = PatchEmbed(arch.patch_size, dim)
-        self.blocks = nn.ModuleList(Block(dim, arch.num_heads, arch.layer_scale) for _ in range(arch.depth))
+        self.blocks = nn.ModuleList(
+            Block(dim, arch.num_heads, arch.layer_scale) for _ in range(arch.depth)
+        )
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.head = nn.Linear(dim, num_classes)
         self.head_dist = nn.Linear(dim, num_classes) if arch.distilled else None
@@ -178,9 +198,14 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(images)
         pos_embed: Tensor = self.pos_embed
         if images.shape[-1] != self.img_size:  # early epochs at a lower resolution
-            grid, prefix = images.shape[-1] // self.arch.patch_size, pos_embed.shape[1] - self.num_patches
+            grid, prefix = (
+                images.shape[-1] // self.arch.patch_size,
+                pos_embed.shape[1] - self.num_patches,
+            )
             pos_embed = resize_pos_embed(pos_embed, grid, num_prefix_tokens=prefix)
-        tokens = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.dist_token) if t is not None]
+        tokens = [
+            t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.dist_token) if t is not None
+        ]
         if self.arch.no_embed_class:  # DeiT-III: patches alone have positions
             return torch.cat([*tokens, x + pos_embed], dim=1)
         return torch.cat([*tokens, x], dim=1) + pos_embed
@@ -197,4 +222,6 @@ class VisionTransformer(nn.Module):
     def answer(self, x: Tensor) -> HeadLogits:
         """Read the heads off the prefix tokens that leave the last block, [B,P,D]."""
         x = self.norm(x)
-        return HeadLogits(self.head(x[:, 0]), self.head_dist(x[:, 1]) if self.head_dist is not None else None)
+        return HeadLogits(
+            self.head(x[:, 0]), self.head_dist(x[:, 1]) if self.head_dist is not None else None
+        )

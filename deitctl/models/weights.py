@@ -39,9 +39,18 @@ def local_weights(arch: Architecture) -> Path | None:
 
 def _cached(repo_id: str, filename: str) -> Path | None:
     """Find a file where the hub's cache usually has it: its own library takes a third of a second to be imported."""
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
-    repo = Path(os.path.expanduser(os.path.expandvars(cache))) / f"models--{repo_id.replace('/', '--')}"
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
+    )
+    cache = (
+        os.environ.get("HF_HUB_CACHE")
+        or os.environ.get("HUGGINGFACE_HUB_CACHE")
+        or os.path.join(home, "hub")
+    )
+    repo = (
+        Path(os.path.expanduser(os.path.expandvars(cache)))
+        / f"models--{repo_id.replace('/', '--')}"
+    )
     try:
         path = repo / "snapshots" / read_text(repo / "refs" / "main", 200).strip() / filename
     except (OSError, ValueError):
@@ -76,7 +85,9 @@ def download(repo_id: str, filename: str, reporter: Reporter) -> Path:
     try:
         cached = try_to_load_from_cache(repo_id, filename)
     except ValueError as error:
-        raise WeightsNotFound(f"{repo_id!r} is no repository of the hub: its names are owner/name") from error
+        raise WeightsNotFound(
+            f"{repo_id!r} is no repository of the hub: its names are owner/name"
+        ) from error
     if isinstance(cached, str):
         return Path(cached)
     require_hub()

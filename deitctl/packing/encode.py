@@ -24,7 +24,7 @@ from deitctl.errors import DataError
 QUALITY = 90
 """Of a JPEG, in libjpeg's scale."""
 SUBSAMPLING = "4:4:4"
-"""Colour is kept at full size: a quarter of it saves a sixth of the bytes, and moves the answers of a network more than
+"""Color is kept at full size: a quarter of it saves a sixth of the bytes, and moves the answers of a network more than
 a quality of 85 does (docs/data.md)."""
 FILTER = Image.Resampling.BICUBIC
 """As in evaluation, so that evaluating at the size of the pack resizes once, and in the same way."""
@@ -135,7 +135,9 @@ def keep_all(sources: Sequence[Source], form: Form, workers: int) -> Generator[K
             try:
                 chunk: list[Kept] = end.recv()
             except (EOFError, OSError) as error:
-                raise DataError("A process that decodes died, most often for want of memory.", LESS) from error
+                raise DataError(
+                    "A process that decodes died, most often for want of memory.", LESS
+                ) from error
             yield from chunk
 
 
@@ -146,7 +148,9 @@ def _working(images: Images, form: Form, count: int) -> Iterator[list[Connection
     try:
         for number in range(count):
             ours, theirs = Pipe(duplex=False)
-            process = Process(target=_work, args=(ours, theirs, images, form, number, count), daemon=True)
+            process = Process(
+                target=_work, args=(ours, theirs, images, form, number, count), daemon=True
+            )
             process.start()
             theirs.close()
             started.append(process)
@@ -158,7 +162,9 @@ def _working(images: Images, form: Form, count: int) -> Iterator[list[Connection
             process.join()
 
 
-def _work(parents: Connection, end: Connection, images: Images, form: Form, number: int, count: int) -> None:
+def _work(
+    parents: Connection, end: Connection, images: Images, form: Form, number: int, count: int
+) -> None:
     """Send every `count`-th chunk from `number` on, as fast as they are taken; end when nobody takes them any more."""
     leave_signals_to_the_parent(number)
     parents.close()  # a copy of it, with which this process would wait for itself when the parent is gone

@@ -55,11 +55,17 @@ class PackResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         return {
-            "path": str(self.path), "data": self.data, "parts": {name: dict(p) for name, p in self.parts.items()},
-            "images": self.copied + self.encoded, "copied": self.copied, "encoded": self.encoded,
-            "unreadable": list(self.unreadable), "bytes_before": self.bytes_before, "bytes_after": self.bytes_after,
+            "path": str(self.path),
+            "data": self.data,
+            "parts": {name: dict(p) for name, p in self.parts.items()},
+            "images": self.copied + self.encoded,
+            "copied": self.copied,
+            "encoded": self.encoded,
+            "unreadable": list(self.unreadable),
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
             "seconds": round(self.seconds, 2),
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +84,23 @@ class PackCheck:
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         return {
-            "path": str(self.path), "data": self.data, "num_images": self.num_images, "different": self.different,
-            "examples": list(self.examples), "seconds": round(self.seconds, 2),
-        }  # fmt: skip
+            "path": str(self.path),
+            "data": self.data,
+            "num_images": self.num_images,
+            "different": self.different,
+            "examples": list(self.examples),
+            "seconds": round(self.seconds, 2),
+        }
 
 
 def pack(
-    data: str, out: str, *, max_size: int = 0, raw: bool = False, workers: int = -1, reporter: Reporter | None = None
+    data: str,
+    out: str,
+    *,
+    max_size: int = 0,
+    raw: bool = False,
+    workers: int = -1,
+    reporter: Reporter | None = None,
 ) -> PackResult:
     """Write the images of a data set, with their names, labels and parts, into one file.
 
@@ -101,7 +117,11 @@ def pack(
         ConfigError: `out` does not end in .pack, or a size below 0.
         DiskError: the file cannot be written.
     """
-    reporter, start, path = reporter or SilentReporter(), time.perf_counter(), Path(out).expanduser()
+    reporter, start, path = (
+        reporter or SilentReporter(),
+        time.perf_counter(),
+        Path(out).expanduser(),
+    )
     if max_size < 0:
         raise ConfigError(f"max_size = {max_size}: an image has 1 pixel or more a side.")
     _require_place(path, data)
@@ -115,19 +135,33 @@ def pack(
     with whole_file(path, "OUT") as file, closing(images) as kept:
         size = write_pack(file, parts, tally.passing(track(kept, reporter, "pack", count)))
     return PackResult(
-        path=path, data=found.name,
-        parts={n or "all": {"images": len(s.labels), "classes": len(s.class_names)} for n, s in sources.items()},
-        copied=count - tally.encoded, encoded=tally.encoded, unreadable=tuple(tally.unreadable),
-        bytes_before=tally.before, bytes_after=size, seconds=time.perf_counter() - start,
-    )  # fmt: skip
+        path=path,
+        data=found.name,
+        parts={
+            n or "all": {"images": len(s.labels), "classes": len(s.class_names)}
+            for n, s in sources.items()
+        },
+        copied=count - tally.encoded,
+        encoded=tally.encoded,
+        unreadable=tuple(tally.unreadable),
+        bytes_before=tally.before,
+        bytes_after=size,
+        seconds=time.perf_counter() - start,
+    )
 
 
 def _require_place(path: Path, data: str) -> None:
     if path.suffix != SUFFIX:
-        raise ConfigError(f"OUT {str(path)!r} must end in {SUFFIX}.", "That is how it is known for a pack.")
+        raise ConfigError(
+            f"OUT {str(path)!r} must end in {SUFFIX}.", "That is how it is known for a pack."
+        )
     if os.path.lexists(path) and not is_pack(path):
         raise DataError(f"{path} is there and is not a pack.", "Name another OUT.")
-    if path.exists() and Path(data).expanduser().exists() and path.samefile(Path(data).expanduser()):
+    if (
+        path.exists()
+        and Path(data).expanduser().exists()
+        and path.samefile(Path(data).expanduser())
+    ):
         raise DataError(f"{path} cannot be packed into itself.", "Name another OUT.")
     require_writable(path, "OUT")
 
@@ -135,7 +169,9 @@ def _require_place(path: Path, data: str) -> None:
 def parts_of(data: DataSet) -> dict[str, Source]:
     """Return the parts of a data set that have images by name; one without parts has the empty name."""
     parts = {"train": data.train, "val": data.val, "": data.whole}
-    sources = {name: source for name, source in parts.items() if source is not None and len(source.labels)}
+    sources = {
+        name: source for name, source in parts.items() if source is not None and len(source.labels)
+    }
     if not sources:
         raise DataError(f"{data.name} has no images to pack.")
     return sources
@@ -147,10 +183,16 @@ def _names(source: Source, home: str) -> StringArray:
         return source.names.below("")
     if isinstance(source, TarSource):
         return StringArray.of(source.members)
-    if isinstance(source, FileSource) and isinstance(source.paths, StringArray) and source.paths.prefix:
+    if (
+        isinstance(source, FileSource)
+        and isinstance(source.paths, StringArray)
+        and source.paths.prefix
+    ):
         return source.paths.below("")
     names = map(source.name, range(len(source.labels)))
-    return StringArray.of(name.removeprefix(home) if isinstance(source, FileSource) else name for name in names)
+    return StringArray.of(
+        name.removeprefix(home) if isinstance(source, FileSource) else name for name in names
+    )
 
 
 class _Tally:
@@ -178,7 +220,11 @@ def check_pack(data: str, out: str, *, reporter: Reporter | None = None) -> Pack
     Raises:
         DataError: no such data, or no readable pack.
     """
-    reporter, start, path = reporter or SilentReporter(), time.perf_counter(), Path(out).expanduser()
+    reporter, start, path = (
+        reporter or SilentReporter(),
+        time.perf_counter(),
+        Path(out).expanduser(),
+    )
     found = open_data(data, reporter)
     home = os.path.join(Path(found.name).parent, "")
     theirs, ours = parts_of(found), open_pack(path)
@@ -189,9 +235,13 @@ def check_pack(data: str, out: str, *, reporter: Reporter | None = None) -> Pack
         if len(examples) < EXAMPLES:
             examples.append(what)
     return PackCheck(
-        path=path, data=found.name, num_images=sum(len(s.labels) for s in ours.values()), different=different,
-        examples=tuple(examples), seconds=time.perf_counter() - start,
-    )  # fmt: skip
+        path=path,
+        data=found.name,
+        num_images=sum(len(s.labels) for s in ours.values()),
+        different=different,
+        examples=tuple(examples),
+        seconds=time.perf_counter() - start,
+    )
 
 
 def _differences(
@@ -205,7 +255,9 @@ def _differences(
         yield from _in_part(theirs[part], ours[part], home, said, reporter)
 
 
-def _in_part(source: Source, packed: PackSource, home: str, said: str, reporter: Reporter) -> Iterator[str]:
+def _in_part(
+    source: Source, packed: PackSource, home: str, said: str, reporter: Reporter
+) -> Iterator[str]:
     if source.class_names != packed.class_names:
         yield f"{said} has other classes."
     names, known = _names(source, home), packed.names.below("")
@@ -213,14 +265,18 @@ def _in_part(source: Source, packed: PackSource, home: str, said: str, reporter:
     if not np.array_equal(names.blob, known.blob) or not np.array_equal(names.ends, known.ends):
         here, there = _matched(known, names)
         yield from (
-            f"{packed.name(i)} is only in the pack." for i in np.setdiff1d(np.arange(len(known)), here).tolist()
+            f"{packed.name(i)} is only in the pack."
+            for i in np.setdiff1d(np.arange(len(known)), here).tolist()
         )
         yield from (
-            f"{source.name(i)} is only in the data." for i in np.setdiff1d(np.arange(len(names)), there).tolist()
+            f"{source.name(i)} is only in the data."
+            for i in np.setdiff1d(np.arange(len(names)), there).tolist()
         )
         if (np.diff(there) < 0).any():
             yield f"{said} has another order."
-    for pair in track(zip(here.tolist(), there.tolist(), strict=True), reporter, "compare", len(here)):
+    for pair in track(
+        zip(here.tolist(), there.tolist(), strict=True), reporter, "compare", len(here)
+    ):
         if what := _in_image(packed, pair[0], source, pair[1]):
             yield what
 

@@ -62,7 +62,9 @@ class BatchSizeChoice:
         return f"Batch size {self.size}, chosen here: {self.why}. The learning rate is {self.rate:.3g} at its highest."
 
 
-def with_chosen_batch(config: TrainConfig, sources: tuple[Source, Source] | None, reporter: Reporter) -> TrainConfig:
+def with_chosen_batch(
+    config: TrainConfig, sources: tuple[Source, Source] | None, reporter: Reporter
+) -> TrainConfig:
     """Return a configuration with the batch size that suits this machine, and say which and why.
 
     Nothing else of a run changes by it: the same number, named, gives the same run.
@@ -77,10 +79,14 @@ def with_chosen_batch(config: TrainConfig, sources: tuple[Source, Source] | None
         DataError: no image can be read.
     """
     if is_distributed():
-        raise ConfigError("--batch-size auto chooses for one process.", "Under torchrun name the number.")
+        raise ConfigError(
+            "--batch-size auto chooses for one process.", "Under torchrun name the number."
+        )
     check(config)
     sources = sources or open_for_training(config.data, seed=config.data_seed, reporter=reporter)
-    choice = choose_batch_size(config, sources, choose_device(config.device, config.precision), reporter)
+    choice = choose_batch_size(
+        config, sources, choose_device(config.device, config.precision), reporter
+    )
     reporter.note(choice.sentence)
     return replace(config, recipe=replace(config.recipe, batch_size=choice.size))
 
@@ -98,9 +104,13 @@ def choose_batch_size(
     recipe, images = config.recipe, len(sources[0].labels)
     rehearsal = rehearse(config, sources, device)
     size, why, tries = search(
-        lambda size: _try(rehearsal.at(size)), recipe.batch_size, images, _room(rehearsal), reporter,
+        lambda size: _try(rehearsal.at(size)),
+        recipe.batch_size,
+        images,
+        _room(rehearsal),
+        reporter,
         at_a_time(rehearsal.plan, rehearsal.state),
-    )  # fmt: skip
+    )
     return BatchSizeChoice(size, why, peak_learning_rate(recipe.optim, size), tuple(tries))
 
 
@@ -156,7 +166,11 @@ def search(
     with reporter.task("choose the batch size", None, "steps") as task:
         while size <= most:
             if len(tries) > 1 and 2 * size / tries[-1].rate > DEAR:
-                return *((usual, "steps of more images take too long to try") if usual < most else (most, why)), tries
+                return *(
+                    (usual, "steps of more images take too long to try")
+                    if usual < most
+                    else (most, why)
+                ), tries
             found = attempt(size)
             if found is None:
                 most, why = max(2, size // 2), f"memory runs out with {size}"
@@ -176,14 +190,19 @@ def _largest(usual: int, num_images: int) -> tuple[int, str]:
         return num_images, f"the data has {num_images} training images"
     most = max(usual, power_of_two(max(1, min(LARGEST * usual, num_images // FEWEST_STEPS))))
     if num_images // FEWEST_STEPS < 2 * most and most < power_of_two(LARGEST * usual):
-        return most, f"of {num_images} images, larger batches would make less than {FEWEST_STEPS} steps an epoch"
+        return (
+            most,
+            f"of {num_images} images, larger batches would make less than {FEWEST_STEPS} steps an epoch",
+        )
     return (
         most,
         f"no power of two above it is within {LARGEST} times the recipe's {usual}, and no more is asked of a recipe",
     )
 
 
-def _within(room: int | None, tries: list[Trial], most: int, why: str, at_a_time: int) -> tuple[int, str]:
+def _within(
+    room: int | None, tries: list[Trial], most: int, why: str, at_a_time: int
+) -> tuple[int, str]:
     """Bring the largest size down to what fits into `room`, by the line through the last two tries."""
     if room is None or len(tries) < 2:
         return most, why
@@ -193,7 +212,9 @@ def _within(room: int | None, tries: list[Trial], most: int, why: str, at_a_time
     slope = max(0.0, (more - less) / (b - a))
 
     def takes(size: int) -> float:
-        return more + slope * (min(size, max(b, at_a_time or size)) - b)  # no more than a micro-batch at a time
+        return more + slope * (
+            min(size, max(b, at_a_time or size)) - b
+        )  # no more than a micro-batch at a time
 
     while most > 2 and takes(most) > room:
         why = f"a step of {most} images would take {takes(most) / 2**30:.2g} GiB, of the {room / 2**30:.2g} GiB it may"
@@ -209,7 +230,9 @@ def _flat(tries: list[Trial], usual: int, most: int, why: str) -> tuple[int, str
         return most, why
     gain = 100 * (last.rate / before.rate - 1)
     rises = f"from {before.size} to {last.size} images images/s changes by {gain:+.0f} %"
-    return size, f"{rises}, so larger batches gain nothing" + ("; it is the recipe's" if size > before.size else "")
+    return size, f"{rises}, so larger batches gain nothing" + (
+        "; it is the recipe's" if size > before.size else ""
+    )
 
 
 def power_of_two(number: int) -> int:

@@ -72,9 +72,13 @@ class Opened:
 
 
 def bench(
-    request: Request, *, teacher: str = "", choose_batch: bool = False, seconds: float = SECONDS,
+    request: Request,
+    *,
+    teacher: str = "",
+    choose_batch: bool = False,
+    seconds: float = SECONDS,
     reporter: Reporter | None = None,
-) -> BenchResult:  # fmt: skip
+) -> BenchResult:
     """Measure every stage of a training on this machine, and the training itself. Nothing is downloaded or kept.
 
     Args:
@@ -89,7 +93,9 @@ def bench(
         DataError: no data, or not one image of it can be read.
     """
     if not 0 < seconds <= MOST_SECONDS:
-        raise ConfigError(f"seconds = {seconds:g}: a stage takes more than 0 and at most {MOST_SECONDS:g} seconds.")
+        raise ConfigError(
+            f"seconds = {seconds:g}: a stage takes more than 0 and at most {MOST_SECONDS:g} seconds."
+        )
     reporter, begun, load = reporter or SilentReporter(), time.perf_counter(), _load()
     if load is not None and load > BUSY * available_cores():
         reporter.warn(
@@ -103,7 +109,10 @@ def bench(
         why = ""
         if choose_batch:
             choice = choose_batch_size(config, opened.sources, device, reporter)
-            config, why = replace(config, recipe=replace(config.recipe, batch_size=choice.size)), choice.sentence
+            config, why = (
+                replace(config, recipe=replace(config.recipe, batch_size=choice.size)),
+                choice.sentence,
+            )
             reporter.note(why)
         return _bench(config, opened, device, folder, seconds, reporter, why, load, begun)
 
@@ -116,40 +125,64 @@ def _load() -> float | None:
 def _open(request: Request, folder: Path, seconds: float, reporter: Reporter) -> Opened:
     """Open the data and time it, or make images up."""
     if not request.data:
-        reporter.note(f"No data named: {FILES} images of {WIDTH} x {HEIGHT} pixels are made up, as ImageNet's are.")
+        reporter.note(
+            f"No data named: {FILES} images of {WIDTH} x {HEIGHT} pixels are made up, as ImageNet's are."
+        )
         return Opened(imagenet_like(folder), None, synthetic_images=True)
     start = time.perf_counter()
     sources = open_for_training(request.data, seed=0, reporter=reporter)
     first = time.perf_counter() - start
 
     def work() -> int:
-        return sum(len(s.labels) for s in open_for_training(request.data, seed=0, reporter=SilentReporter()))
+        return sum(
+            len(s.labels)
+            for s in open_for_training(request.data, seed=0, reporter=SilentReporter())
+        )
 
-    return Opened(sources, replace(measure(work, seconds=seconds / 4, most=20), first=first), synthetic_images=False)
+    return Opened(
+        sources,
+        replace(measure(work, seconds=seconds / 4, most=20), first=first),
+        synthetic_images=False,
+    )
 
 
-def _configure(request: Request, teacher: str, opened: Opened, folder: Path, reporter: Reporter) -> TrainConfig:
+def _configure(
+    request: Request, teacher: str, opened: Opened, folder: Path, reporter: Reporter
+) -> TrainConfig:
     """Resolve the request as `train` would, or with a teacher `distill`, but without looking for weights."""
     request = replace(request, data=request.data or str(folder), teaching=None)
     config, *_ = configure(request, reporter, opened.sources)
     if teacher:
         built_in = config.data == BUILT_IN
-        config = replace(config, distill=distill_config(Teaching(teacher=teacher), built_in, config.recipe))
+        config = replace(
+            config, distill=distill_config(Teaching(teacher=teacher), built_in, config.recipe)
+        )
         check(config)
     return config
 
 
 def _bench(
-    config: TrainConfig, opened: Opened, device: Device, folder: Path, seconds: float, reporter: Reporter, why: str,
-    load: float | None, begun: float,
-) -> BenchResult:  # fmt: skip
+    config: TrainConfig,
+    opened: Opened,
+    device: Device,
+    folder: Path,
+    seconds: float,
+    reporter: Reporter,
+    why: str,
+    load: float | None,
+    begun: float,
+) -> BenchResult:
     with reporter.task("prepare", None, "steps"):
         whole = rehearse(config, opened.sources, device)
         flops: dict[str, int] = flops_of(whole.state.model, whole.img_size)._asdict()
         if whole.teacher is not None:
-            flops["teacher"] = flops_of(whole.teacher.model, whole.teacher.card.preprocessing.img_size).forward
+            flops["teacher"] = flops_of(
+                whole.teacher.model, whole.teacher.card.preprocessing.img_size
+            ).forward
         guess = seconds_an_image(whole)
-        precisions = list(dict.fromkeys(["fp32", device.precision, choose_device(config.device).precision]))
+        precisions = list(
+            dict.fromkeys(["fp32", device.precision, choose_device(config.device).precision])
+        )
         ceilings = measure_ceilings(device, precisions, seconds=CEILING * seconds)
     job = whole.at(_affordable(whole.plan.recipe.batch_size, guess, seconds))
     stages: dict[str, Stage] = {}
@@ -157,7 +190,10 @@ def _bench(
         stages["open"] = Stage(name="open", title="open the data", timing=opened.timing)
     with reporter.task("bench", None, "stages") as task:
         clock = StageClock(device, seconds, lambda title: task.advance(1, stage=title))
-        stages |= {s.name: s for s in _stages(job, clock, folder, _limits(job, flops, ceilings), guess, reporter)}
+        stages |= {
+            s.name: s
+            for s in _stages(job, clock, folder, _limits(job, flops, ceilings), guess, reporter)
+        }
     parts = parts_of(job, stages)
     noise = max(-parts["loop"], -parts["slowed"]) / sum(parts.values()) if parts else 0.0
     if noise > NOISE:
@@ -166,10 +202,15 @@ def _bench(
             "different moments. Measure longer (--seconds), or when nothing else is at work."
         )
     return BenchResult(
-        job=_describe(job, opened, why, ceilings) | {"load_before": load}, ceilings=ceilings, flops=flops, stages=stages, parts=parts,
-        expected=expected_of(job, stages, parts), advice=tuple(advise(job, device, ceilings, stages, parts)),
+        job=_describe(job, opened, why, ceilings) | {"load_before": load},
+        ceilings=ceilings,
+        flops=flops,
+        stages=stages,
+        parts=parts,
+        expected=expected_of(job, stages, parts),
+        advice=tuple(advise(job, device, ceilings, stages, parts)),
         seconds=time.perf_counter() - begun,
-    )  # fmt: skip
+    )
 
 
 def _affordable(batch_size: int, guess: float, seconds: float) -> int:
@@ -198,7 +239,9 @@ def _stages(
         yield step_stage(job, batch, clock, "step", f"step of {size} images")
         yield step_stage(double, double.batch(), clock, "double_step", f"step of {2 * size} images")
     yield save_stage(job, clock, folder)
-    yield evaluation_stage(job, next(batch.parts(at_a_time(job.plan, job.state))), clock, limits.forward)
+    yield evaluation_stage(
+        job, next(batch.parts(at_a_time(job.plan, job.state))), clock, limits.forward
+    )
 
 
 def _training_stages(
@@ -235,14 +278,27 @@ def _describe(job: TrialRun, opened: Opened, why: str, ceilings: PeakThroughput)
     cuda = device.torch_device.type == "cuda"
     batch_size = min(config.recipe.batch_size, len(job.train.labels))
     return {
-        "deitctl": deitctl.__version__, "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device.torch_device) if cuda else f"{device.torch_device} ({platform.machine()})",
-        "precision": device.precision, "threads": ceilings.threads, "cores": ceilings.cores, "workers": job.workers,
-        "model": config.model, "teacher": config.distill.teacher if config.distill is not None else None,
+        "deitctl": deitctl.__version__,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device.torch_device)
+        if cuda
+        else f"{device.torch_device} ({platform.machine()})",
+        "precision": device.precision,
+        "threads": ceilings.threads,
+        "cores": ceilings.cores,
+        "workers": job.workers,
+        "model": config.model,
+        "teacher": config.distill.teacher if config.distill is not None else None,
         "teacher_sees": config.distill.teacher_sees if config.distill is not None else None,
-        "recipe": config.recipe.name, "epochs": config.recipe.epochs, "img_size": job.img_size,
-        "batch_size": batch_size, "measured_batch_size": job.plan.recipe.batch_size, "batch_size_why": why,
+        "recipe": config.recipe.name,
+        "epochs": config.recipe.epochs,
+        "img_size": job.img_size,
+        "batch_size": batch_size,
+        "measured_batch_size": job.plan.recipe.batch_size,
+        "batch_size_why": why,
         "peak_learning_rate": peak_learning_rate(config.recipe.optim, batch_size),
-        "data": "made up" if opened.synthetic_images else config.data, "train_images": len(job.train.labels),
-        "val_images": len(job.val.labels), "classes": len(job.train.class_names),
-    }  # fmt: skip
+        "data": "made up" if opened.synthetic_images else config.data,
+        "train_images": len(job.train.labels),
+        "val_images": len(job.val.labels),
+        "classes": len(job.train.class_names),
+    }

@@ -37,18 +37,30 @@ def image_stages(job: TrialRun, clock: StageClock, folder: Path) -> Iterator[Sta
     keys = next(iter(job.keys(TRIES)))
     source, views = job.train, job.training_views()
     yield clock.take("read", "read", each(keys, lambda key: source.raw(key.index)))
-    yield clock.take("decode", "read and decode", each(keys, lambda key: _decode(source, key.index)))
+    yield clock.take(
+        "decode", "read and decode", each(keys, lambda key: _decode(source, key.index))
+    )
     yield clock.take("augment", "augment", _augmenting(job, keys))
-    yield clock.take("view", "training view", each(keys, lambda key: _require_read(views[key].error)))
+    yield clock.take(
+        "view", "training view", each(keys, lambda key: _require_read(views[key].error))
+    )
     side = small_side(job)
     if (small := smaller(source, keys, side, folder)) is not None:
-        few = [SampleKey(key.epoch, n % len(small.labels), key.repeat) for n, key in enumerate(keys)]
+        few = [
+            SampleKey(key.epoch, n % len(small.labels), key.repeat) for n, key in enumerate(keys)
+        ]
         stored = job.training_views(small)
         title = f"the same, stored at {side}"
-        yield clock.take("small_view", title, each(few, lambda key: _require_read(stored[key].error)))
+        yield clock.take(
+            "small_view", title, each(few, lambda key: _require_read(stored[key].error))
+        )
     shown = EvalViews(job.val, [job.plan.preprocessing])
     positions = range(min(TRIES, len(job.val.labels)))
-    yield clock.take("eval_transform", "evaluation view", each(positions, lambda n: _require_read(shown[n].error)))
+    yield clock.take(
+        "eval_transform",
+        "evaluation view",
+        each(positions, lambda n: _require_read(shown[n].error)),
+    )
 
 
 def small_side(job: TrialRun) -> int:
@@ -59,7 +71,10 @@ def small_side(job: TrialRun) -> int:
 def loader_stage(job: TrialRun, clock: StageClock) -> Stage:
     """Measure the stream that training takes its batches from, as fast as it comes; processes are started and ended."""
     stream: list[Iterator[object]] = []
-    size, turn = job.plan.recipe.batch_size, max(1, job.workers)  # processes take turns, so a sample is a whole turn
+    size, turn = (
+        job.plan.recipe.batch_size,
+        max(1, job.workers),
+    )  # processes take turns, so a sample is a whole turn
 
     def work() -> int:
         if not stream:
@@ -128,7 +143,9 @@ def _augmenting(job: TrialRun, keys: Sequence[SampleKey]) -> Callable[[], int]:
     return each(_decoded(job.train, keys), do)
 
 
-def smaller(source: Source, keys: Sequence[SampleKey], side: int, folder: Path) -> FileSource | None:
+def smaller(
+    source: Source, keys: Sequence[SampleKey], side: int, folder: Path
+) -> FileSource | None:
     """Store some images again with a short side of `side` pixels; None where they are not much larger than that."""
     images = [image for _, image in _decoded(source, keys)]
     if not images or np.median([min(image.size) for image in images]) < WORTH * side:

@@ -1,4 +1,4 @@
-"""The stages of a step: teacher, forward, backward, optimiser, average; saving and evaluating; and the loop around them."""
+"""The stages of a step: teacher, forward, backward, optimizer, average; saving and evaluating; and the loop around them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ from deitctl.profiling.bench_result import Limit, Stage, StageClock
 from deitctl.profiling.clock import Timing, measure
 from deitctl.profiling.trial_run import TrialRun
 from deitctl.training.losses import smooth_labels, teacher_targets
-from deitctl.training.step import LOG_EVERY, StepStats, TrainingDiverged, set_train_mode, train_one_epoch, update
+from deitctl.training.step import (
+    LOG_EVERY,
+    StepStats,
+    TrainingDiverged,
+    set_train_mode,
+    train_one_epoch,
+    update,
+)
 from deitctl.training.trainer import EVAL_BATCH
 
 ADAMW_BYTES, AVERAGE_BYTES = 28, 12
@@ -67,7 +74,9 @@ def teacher_words(job: TrialRun, batch: Batch) -> Tensor | None:
         return teacher_targets(plan.teacher(images), plan.distill.mode, plan.distill.tau)
 
 
-def student_stages(job: TrialRun, batch: Batch, clock: StageClock, limits: Limits) -> Iterator[Stage]:
+def student_stages(
+    job: TrialRun, batch: Batch, clock: StageClock, limits: Limits
+) -> Iterator[Stage]:
     """Measure the forward and the backward pass on a batch that is on the device, its teacher's words too."""
     plan, state, device, size = job.plan, job.state, job.device, len(batch.keys)
     images = normalize(device.move(batch.images), plan.preprocessing)
@@ -95,16 +104,25 @@ def student_stages(job: TrialRun, batch: Batch, clock: StageClock, limits: Limit
         return
     there = Timing(forward[0] * size, tuple(forward[1:]))
     back = Timing(
-        both.timing.first - there.first, tuple(b - f for b, f in zip(both.timing.samples, there.samples, strict=True))
+        both.timing.first - there.first,
+        tuple(b - f for b, f in zip(both.timing.samples, there.samples, strict=True)),
     )
-    for name, timing, limit in (("forward", there, limits.forward), ("backward", back, limits.backward)):
+    for name, timing, limit in (
+        ("forward", there, limits.forward),
+        ("backward", back, limits.backward),
+    ):
         yield replace(
-            both, name=name, title=f"{name} pass", timing=timing, share=limit.cost * timing.rate / limit.most, ceiling=limit.name,
-        )  # fmt: skip
+            both,
+            name=name,
+            title=f"{name} pass",
+            timing=timing,
+            share=limit.cost * timing.rate / limit.most,
+            ceiling=limit.name,
+        )
 
 
 def update_stages(job: TrialRun, clock: StageClock, limits: Limits) -> Iterator[Stage]:
-    """Measure the optimiser and the average of the weights, by the images of a step; gradients are there already."""
+    """Measure the optimizer and the average of the weights, by the images of a step; gradients are there already."""
     plan, state, size = job.plan, job.state, job.plan.recipe.batch_size
     alone = replace(state, ema=None)
     norm = torch.ones((), device=job.device.torch_device)
@@ -113,7 +131,7 @@ def update_stages(job: TrialRun, clock: StageClock, limits: Limits) -> Iterator[
         update(plan, alone, plan.rate(0), norm)
         return size
 
-    yield clock.take("optimizer", "optimiser", work, limit=limits.optimizer)
+    yield clock.take("optimizer", "optimizer", work, limit=limits.optimizer)
     if (average := state.ema) is not None:
 
         def follow() -> int:
@@ -163,9 +181,14 @@ def step_stage(job: TrialRun, batch: Batch, clock: StageClock, name: str, title:
 
 
 def loop_stage(
-    job: TrialRun, batches: Callable[[], Iterator[Batch]], clock: StageClock, name: str, title: str, guess: float,
+    job: TrialRun,
+    batches: Callable[[], Iterator[Batch]],
+    clock: StageClock,
+    name: str,
+    title: str,
+    guess: float,
     reporter: Reporter,
-) -> Stage:  # fmt: skip
+) -> Stage:
     """Measure the training loop itself, and how long it waits for batches.
 
     Args:
@@ -188,11 +211,17 @@ def loop_stage(
 
 
 def _time_loop(
-    job: TrialRun, batches: Callable[[], Iterator[Batch]], guess: float, seconds: float, reporter: Reporter
+    job: TrialRun,
+    batches: Callable[[], Iterator[Batch]],
+    guess: float,
+    seconds: float,
+    reporter: Reporter,
 ) -> tuple[Timing, float]:
     """Run `train_one_epoch` for about twice `seconds`; the first step is kept apart, as is its wait."""
     size, state, device = job.plan.recipe.batch_size, job.state, job.device
-    window = 1 if device.is_synchronous else LOG_EVERY  # an accelerator is waited for as seldom as training does
+    window = (
+        1 if device.is_synchronous else LOG_EVERY
+    )  # an accelerator is waited for as seldom as training does
     windows = max(2, min(LONGEST // window, math.ceil(2 * seconds / (guess * size * window))))
     waits, marks = list[float](), list[float]()
     begun, quiet = time.perf_counter(), _WarningsAlone(reporter)
@@ -216,8 +245,14 @@ def _time_loop(
     progress.sums, state.sums = {}, {}
     try:
         train_one_epoch(
-            plan, state, waiting(), log=lambda _: None, name_of=job.train.name, reporter=quiet, after_step=after_step
-        )  # fmt: skip
+            plan,
+            state,
+            waiting(),
+            log=lambda _: None,
+            name_of=job.train.name,
+            reporter=quiet,
+            after_step=after_step,
+        )
     except TrainingDiverged as wrong:
         raise DeitctlError(f"Random weights did not learn: {wrong.incident.sentence}") from None
     samples = tuple((b - a) / (size * window) for a, b in pairwise(marks))

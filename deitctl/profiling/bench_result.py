@@ -38,11 +38,17 @@ class Stage:
         """Return the record that `--format json` has of it."""
         t = self.timing
         return {
-            "name": self.name, "unit": self.unit, "per_second": t and t.rate,
-            "spread": None if t is None or math.isinf(t.spread) else t.spread, "samples": len(t.samples) if t else 0,
-            "first_seconds": t and t.first, "memory_bytes": self.memory, "share": self.share, "ceiling": self.ceiling,
+            "name": self.name,
+            "unit": self.unit,
+            "per_second": t and t.rate,
+            "spread": None if t is None or math.isinf(t.spread) else t.spread,
+            "samples": len(t.samples) if t else 0,
+            "first_seconds": t and t.first,
+            "memory_bytes": self.memory,
+            "share": self.share,
+            "ceiling": self.ceiling,
             "problem": self.problem,
-        }  # fmt: skip
+        }
 
 
 def pooled(rounds: Sequence[Stage]) -> Stage:
@@ -53,9 +59,12 @@ def pooled(rounds: Sequence[Stage]) -> Stage:
     whole = Timing(timings[0].first, tuple(x for t in timings for x in t.samples))
     first, memory = rounds[0], [s.memory for s in rounds if s.memory is not None]
     return replace(
-        first, timing=whole, memory=max(memory, default=None), waited=statistics.fmean(s.waited for s in rounds),
+        first,
+        timing=whole,
+        memory=max(memory, default=None),
+        waited=statistics.fmean(s.waited for s in rounds),
         share=None if first.share is None else first.share * whole.rate / timings[0].rate,
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
@@ -77,17 +86,32 @@ class StageClock:
         self.device, self.seconds, self.step = device, seconds, step
 
     def take(
-        self, name: str, title: str, work: Callable[[], int], *, unit: str = "images", limit: Limit | None = None,
+        self,
+        name: str,
+        title: str,
+        work: Callable[[], int],
+        *,
+        unit: str = "images",
+        limit: Limit | None = None,
         most: int = MOST,
-    ) -> Stage:  # fmt: skip
+    ) -> Stage:
         """Measure `work`, which returns how many of `unit` it did."""
         return self.watch(
-            name, title, lambda: measure(work, seconds=self.seconds, wait=self.device.synchronize, most=most),
-            unit=unit, limit=limit,
-        )  # fmt: skip
+            name,
+            title,
+            lambda: measure(work, seconds=self.seconds, wait=self.device.synchronize, most=most),
+            unit=unit,
+            limit=limit,
+        )
 
     def watch(
-        self, name: str, title: str, timed: Callable[[], Timing], *, unit: str = "images", limit: Limit | None = None
+        self,
+        name: str,
+        title: str,
+        timed: Callable[[], Timing],
+        *,
+        unit: str = "images",
+        limit: Limit | None = None,
     ) -> Stage:
         """Have a stage timed by `timed`, and see to its memory and failures."""
         self.step(title)
@@ -103,9 +127,14 @@ class StageClock:
             return Stage(name=name, title=title, unit=unit, problem="memory runs out")
         share = None if limit is None else limit.cost * timing.rate / limit.most
         return Stage(
-            name=name, title=title, unit=unit, timing=timing, memory=meter.growth(), share=share,
+            name=name,
+            title=title,
+            unit=unit,
+            timing=timing,
+            memory=meter.growth(),
+            share=share,
             ceiling=limit.name if limit else "",
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
@@ -136,9 +165,12 @@ class BenchResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         return {
-            "job": dict(self.job), "ceilings": asdict(self.ceilings), "flops_per_image": dict(self.flops),
-            "stages": [stage.to_dict() for stage in self.stages.values()], "seconds_per_image": dict(self.parts),
+            "job": dict(self.job),
+            "ceilings": asdict(self.ceilings),
+            "flops_per_image": dict(self.flops),
+            "stages": [stage.to_dict() for stage in self.stages.values()],
+            "seconds_per_image": dict(self.parts),
             "expected": dict(self.expected),
             "advice": [{"text": a.text, "numbers": dict(a.numbers)} for a in self.advice],
             "seconds": round(self.seconds, 1),
-        }  # fmt: skip
+        }

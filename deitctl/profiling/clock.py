@@ -42,7 +42,11 @@ class Timing:
 
 
 def measure(
-    work: Callable[[], int], *, seconds: float, wait: Callable[[], None] = lambda: None, most: int = MOST
+    work: Callable[[], int],
+    *,
+    seconds: float,
+    wait: Callable[[], None] = lambda: None,
+    most: int = MOST,
 ) -> Timing:
     """Do `work` once to warm up, then again and again for about `seconds`.
 

@@ -31,10 +31,14 @@ def flops_of(model: nn.Module, img_size: int) -> Flops:
     if not isinstance(model, VisionTransformer):
         return count_flops(model, img_size)
     learns = any(p.requires_grad for p in model.blocks.parameters())
-    return deit_flops(model.arch, num_classes=model.num_classes, img_size=img_size, body_learns=learns)
+    return deit_flops(
+        model.arch, num_classes=model.num_classes, img_size=img_size, body_learns=learns
+    )
 
 
-def deit_flops(arch: Architecture, *, num_classes: int, img_size: int, body_learns: bool = True) -> Flops:
+def deit_flops(
+    arch: Architecture, *, num_classes: int, img_size: int, body_learns: bool = True
+) -> Flops:
     """Return the operations of a DeiT.
 
         patches           2 (N - P) · 3p² · D

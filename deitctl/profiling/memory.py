@@ -35,7 +35,9 @@ def _cgroup_rooms(root: Path) -> list[int]:
     for folder in [mount / path, *(mount / path).parents]:
         limit, used = _text(folder / "memory.max").strip(), _text(folder / "memory.current").strip()
         if limit.isdecimal() and used.isdecimal():
-            rooms.append(int(limit) - int(used) + _fields(folder / "memory.stat").get("inactive_file", 0))
+            rooms.append(
+                int(limit) - int(used) + _fields(folder / "memory.stat").get("inactive_file", 0)
+            )
         if folder == mount:
             break
     return rooms
@@ -66,7 +68,9 @@ class MemoryMeter:
         self._before = self.device.restart_peak_memory()
         if self._before is None:
             with suppress(OSError):  # no Linux, or not allowed
-                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the kernel's peak begins anew
+                Path("/proc/self/clear_refs").write_text(
+                    "5", encoding="ascii"
+                )  # the kernel's peak begins anew
                 self._before = _status("VmRSS:")
 
     def growth(self) -> int | None:

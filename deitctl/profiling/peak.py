@@ -41,14 +41,20 @@ def measure_ceilings(device: Device, precisions: list[str], *, seconds: float) -
         with _threads(cores):
             every = matrix_product(device, device.precision, seconds=seconds)
     return PeakThroughput(
-        flops=flops, copy=memory_copy(device, seconds=seconds), threads=threads, cores=cores, all_cores=every
+        flops=flops,
+        copy=memory_copy(device, seconds=seconds),
+        threads=threads,
+        cores=cores,
+        all_cores=every,
     )
 
 
 def matrix_product(device: Device, precision: str, *, seconds: float, size: int = 0) -> float:
     """Return the operations a second of the fastest product of two square matrices of `size` (0: as fits the device)."""
     n = size or MATRIX[device.torch_device.type]
-    draw = rng.torch_generator("matrix product")  # chips that multiply zeros or ones run cooler, and so faster
+    draw = rng.torch_generator(
+        "matrix product"
+    )  # chips that multiply zeros or ones run cooler, and so faster
     a = torch.randn((n, n), generator=draw).to(device.torch_device, PRECISIONS[precision])
     b = a.clone()
 

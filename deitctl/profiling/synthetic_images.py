@@ -17,7 +17,7 @@ WIDTH, HEIGHT = 500, 375
 BYTES = 115_000
 """About as many as ImageNet's training images have in the mean: their tar has 147.9 GB."""
 GRAIN, QUALITY = 34.0, 90
-"""Grey levels of the grain's deviation, and the JPEG quality: together they give `BYTES`."""
+"""Gray levels of the grain's deviation, and the JPEG quality: together they give `BYTES`."""
 FILES = 64
 TRAIN, VALIDATION = 1_281_167, 50_000
 """ImageNet's images; each file stands for many of them."""
@@ -40,7 +40,7 @@ def imagenet_like(folder: Path) -> tuple[Source, Source]:
 
 
 def synthetic_images(number: int) -> bytes:
-    """Return a JPEG of a coloured gradient with grain, which makes it as long as a photograph, and as slow to decode."""
+    """Return a JPEG of a colored gradient with grain, which makes it as long as a photograph, and as slow to decode."""
     draw = rng.generator("made-up image", number)
     x, y = np.linspace(0, 1, WIDTH), np.linspace(0, 1, HEIGHT)[:, None]
     phases, waves = draw.uniform(0, 2 * np.pi, 3), draw.uniform(1, 6, (3, 2))

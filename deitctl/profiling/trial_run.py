@@ -54,7 +54,9 @@ class TrialRun:
     @cached_property
     def teacher(self) -> Teacher | None:
         """The network that is asked, None without a teacher."""
-        return self.plan.teacher or (self.plan.listener.teacher() if self.plan.listener is not None else None)
+        return self.plan.teacher or (
+            self.plan.listener.teacher() if self.plan.listener is not None else None
+        )
 
     def at(self, batch_size: int) -> TrialRun:
         """Return the same with batches of another size; model and state are shared."""
@@ -65,7 +67,9 @@ class TrialRun:
         """Return the order of the images, without an end, in batches of the plan's or another size."""
         recipe, count = self.plan.recipe, len(self.train.labels)
         size = min(batch_size or recipe.batch_size, count)
-        return TrainBatches(count, size, seed=self.plan.seed, epochs=10**9, repeats=recipe.augment.repeats)
+        return TrainBatches(
+            count, size, seed=self.plan.seed, epochs=10**9, repeats=recipe.augment.repeats
+        )
 
     def training_views(self, source: Source | None = None) -> TrainViews:
         """Return the views of the training images, or of another source's, by key."""
@@ -74,9 +78,14 @@ class TrialRun:
     def batches(self) -> Iterator[Batch]:
         """Return the stream that the training would take its batches from."""
         return train_batches(
-            self.train, self.plan.recipe.augment, self.img_size, self.keys(), workers=self.workers,
-            pin_memory=self.device.pins_memory, plan=self.views,
-        )  # fmt: skip
+            self.train,
+            self.plan.recipe.augment,
+            self.img_size,
+            self.keys(),
+            workers=self.workers,
+            pin_memory=self.device.pins_memory,
+            plan=self.views,
+        )
 
     def batch(self) -> Batch:
         """Return a batch of the plan's size, of `RENDERED` real views or fewer, each as often as it takes.
@@ -121,7 +130,9 @@ def rehearse(config: TrainConfig, sources: tuple[Source, Source], device: Device
     recipe = replace(config.recipe, pretrained=False)
     student = build_student(replace(config, recipe=recipe, weights=""), train, SilentReporter())
     alone = replace(config, recipe=recipe, weights="", distill=None)
-    session = Trainer(Run(Path(), writes=False), alone, device, student, train, val, None, SilentReporter())
+    session = Trainer(
+        Run(Path(), writes=False), alone, device, student, train, val, None, SilentReporter()
+    )
     plan, views = session.plan, ViewPlan(config.seed, repeats=recipe.augment.repeats)
     if (distill := config.distill) is not None:
         teacher = untrained_teacher(config, train, plan.preprocessing, device)
@@ -129,25 +140,39 @@ def rehearse(config: TrainConfig, sources: tuple[Source, Source], device: Device
         if distill.teacher_sees == "mixed":
             plan = replace(plan, teacher=teacher)
         else:
-            form = TargetCodec(distill.mode, plan.num_classes, distill.topk if distill.mode == "soft" else 0)
+            form = TargetCodec(
+                distill.mode, plan.num_classes, distill.topk if distill.mode == "soft" else 0
+            )
             repeats, size = recipe.augment.repeats, teacher.card.preprocessing.img_size
-            listener = CachedTeacher(form, distill.tau, None, lambda: teacher, device, distill.views, repeats)
+            listener = CachedTeacher(
+                form, distill.tau, None, lambda: teacher, device, distill.views, repeats
+            )
             plan = replace(plan, listener=listener)
             views = ViewPlan(distill.view_seed, distill.views, repeats, size)
     set_train_mode(session.state.model, recipe.trainable, recipe.keep_batch_stats)
     return TrialRun(config, train, val, device, session.workers, plan, session.state, views)
 
 
-def untrained_teacher(config: TrainConfig, train: Source, seen: Preprocessing, device: Device) -> Teacher:
+def untrained_teacher(
+    config: TrainConfig, train: Source, seen: Preprocessing, device: Device
+) -> Teacher:
     """Build a run's teacher with random weights, which take as long to answer as any."""
     distill = config.distill
     assert distill is not None
     size = distill.teacher_img_size
     if config.data == BUILT_IN and not weight_files(distill.teacher, distill.teacher_weights):
-        size = size or DIGITS_CONVNET.img_size  # what it is trained at, should its weights not be there
+        size = (
+            size or DIGITS_CONVNET.img_size
+        )  # what it is trained at, should its weights not be there
     with rng.scope(config.seed, "teacher"):
         found = build_model(
-            distill.teacher, class_names=train.class_names, img_size=size, drop_path_rate=0.0, pretrained=False,
-            weights="", distilled=None, reporter=SilentReporter(),
-        )  # fmt: skip
+            distill.teacher,
+            class_names=train.class_names,
+            img_size=size,
+            drop_path_rate=0.0,
+            pretrained=False,
+            weights="",
+            distilled=None,
+            reporter=SilentReporter(),
+        )
     return freeze_teacher(found, tuple(range(len(train.class_names))), seen, device)

@@ -25,7 +25,17 @@ from deitctl.explanation.overlay import heat
 from deitctl.models.factory import is_model_folder
 from deitctl.models.heads import fuse_heads
 from deitctl.models.vit import HeadLogits, VisionTransformer
-from deitctl.report.contents import OUTSIDE, Bin, Calibrated, Comparison, Contents, Curves, Data, Evaluated, Example
+from deitctl.report.contents import (
+    OUTSIDE,
+    Bin,
+    Calibrated,
+    Comparison,
+    Contents,
+    Curves,
+    Data,
+    Evaluated,
+    Example,
+)
 from deitctl.report.examples import QUALITY, SIDE, confident_mistakes, thumbnail, unsure_hits
 from deitctl.training.run_dir import Run
 
@@ -47,22 +57,39 @@ def contents_of(found: EvalResults, device: Device, command: str, reporter: Repo
         labels=first.scores.labels.numpy(),
         unreadable=[(first.source.name(i), why) for i, why in first.scores.unreadable],
     )
-    facts = [("data", first.data), ("images", f"{first.scores.num_images:,}"), ("classes", f"{len(data.classes):,}")]
+    facts = [
+        ("data", first.data),
+        ("images", f"{first.scores.num_images:,}"),
+        ("classes", f"{len(data.classes):,}"),
+    ]
     facts += [("device", f"{device.torch_device}, {device.precision}")]
     facts += [("speed", f"{first.scores.images_per_second:.1f} images/s")]
     return Contents(
-        title=f"{first.name} on {first.data}" if len(results) == 1 else f"{len(results)} evaluations on {first.data}",
+        title=f"{first.name} on {first.data}"
+        if len(results) == 1
+        else f"{len(results)} evaluations on {first.data}",
         created=datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         version=__version__,
         command=command,
         facts=tuple(facts),
-        evaluated=[_evaluated(r, data, device, max(6, EXAMPLES // len(results)), reporter) for r in results],
+        evaluated=[
+            _evaluated(r, data, device, max(6, EXAMPLES // len(results)), reporter) for r in results
+        ],
         comparisons=[
-            Comparison(a=d.a, b=d.b, difference=d.difference, interval=d.interval, only_a=d.only_a, only_b=d.only_b,
-                       p_value=d.p_value, among_classes=d.among_classes) for d in found.differences
+            Comparison(
+                a=d.a,
+                b=d.b,
+                difference=d.difference,
+                interval=d.interval,
+                only_a=d.only_a,
+                only_b=d.only_b,
+                p_value=d.p_value,
+                among_classes=d.among_classes,
+            )
+            for d in found.differences
         ],
         curves=_curves({r.model for r in results}),
-    )  # fmt: skip
+    )
 
 
 def _class_names(result: EvalResult) -> list[str]:
@@ -74,16 +101,23 @@ def _class_names(result: EvalResult) -> list[str]:
     return [name if said.count(name) == 1 else f"{name} ({ids[c]})" for c, name in enumerate(said)]
 
 
-def _evaluated(result: EvalResult, data: Data, device: Device, most: int, reporter: Reporter) -> Evaluated:
+def _evaluated(
+    result: EvalResult, data: Data, device: Device, most: int, reporter: Reporter
+) -> Evaluated:
     s, kept = result.scores, result.calibration
     correct, sure = s.correct.numpy(), s.confidences.numpy()
     answers, classes = s.answers.numpy(), len(data.classes)
     predicted = np.where(answers == classes, OUTSIDE, answers)
     pre = result.contender.preprocessing
     facts = [
-        ("model", result.model), ("architecture", result.card.architecture), ("head rule", s.head),
-        ("preprocessing", f"{result.protocol}: {pre.resize_to} px {pre.crop_mode}, crop {pre.img_size} px, {pre.interpolation}"),
-    ]  # fmt: skip
+        ("model", result.model),
+        ("architecture", result.card.architecture),
+        ("head rule", s.head),
+        (
+            "preprocessing",
+            f"{result.protocol}: {pre.resize_to} px {pre.crop_mode}, crop {pre.img_size} px, {pre.interpolation}",
+        ),
+    ]
     if result.contender.temperature != 1:
         facts.append(("temperature", f"{result.contender.temperature:.3f}, the model's own"))
     if result.real is not None:
@@ -95,23 +129,41 @@ def _evaluated(result: EvalResult, data: Data, device: Device, most: int, report
         )
     two = [] if s.disagree is None else confident_mistakes(~s.disagree.numpy(), sure, most)
     images = {
-        "mistakes": confident_mistakes(correct, sure, most), "unsure": unsure_hits(correct, sure, most),
+        "mistakes": confident_mistakes(correct, sure, most),
+        "unsure": unsure_hits(correct, sure, most),
         "disagreements": two,
-    }  # fmt: skip
+    }
     wanted = sorted({n for places in images.values() for n in places})
     shown = dict(zip(wanted, _examples(result, wanted, data, device, reporter), strict=True))
     return Evaluated(
-        name=result.name, data=data, facts=tuple(facts), predicted=predicted,
-        outside={int(n): _name(result, int(s.predictions[n]), data) for n in np.flatnonzero(predicted == OUTSIDE)},
-        confidences=sure, top1=s.top1, top5=s.top5, loss=s.loss, ece=s.ece,
+        name=result.name,
+        data=data,
+        facts=tuple(facts),
+        predicted=predicted,
+        outside={
+            int(n): _name(result, int(s.predictions[n]), data)
+            for n in np.flatnonzero(predicted == OUTSIDE)
+        },
+        confidences=sure,
+        top1=s.top1,
+        top5=s.top5,
+        loss=s.loss,
+        ece=s.ece,
         reliability=_bins(reliability(s.confidences, s.correct)),
-        calibrated=None if kept is None else Calibrated(
-            temperature=kept.temperature, ece=kept.ece, reliability=_bins(kept.reliability),
+        calibrated=None
+        if kept is None
+        else Calibrated(
+            temperature=kept.temperature,
+            ece=kept.ece,
+            reliability=_bins(kept.reliability),
             note=f"fitted to {kept.num_images:,} images, judged on fifths that it was not fitted to",
         ),
-        top1_among=s.top1_among, heads=s.heads, agreement=s.agreement, intervals=result.intervals,
+        top1_among=s.top1_among,
+        heads=s.heads,
+        agreement=s.agreement,
+        intervals=result.intervals,
         **{name: [shown[n] for n in places] for name, places in images.items()},
-    )  # fmt: skip
+    )
 
 
 def _bins(found: Reliability) -> list[Bin]:
@@ -125,7 +177,9 @@ def _examples(
     """Look at images again, a few at a time: what was seen, what each head says, where it looks."""
     made: list[Example] = []
     starts = range(0, len(places), AT_ONCE)
-    for start in track(starts, reporter, f"look again at images ({result.name})", len(starts), "batches"):
+    for start in track(
+        starts, reporter, f"look again at images ({result.name})", len(starts), "batches"
+    ):
         part = places[start : start + AT_ONCE]
         positions = result.scores.indices[list(part)].tolist()
         pre = result.contender.preprocessing
@@ -138,21 +192,28 @@ def _examples(
         maps = _maps(result, pixels, shown)
         made += [
             Example(
-                index=n, guesses=_guesses(result, joined[row], result.scores.head, data),
-                thumbnail=thumbnail(pixels[row]), maps=maps[row] or None,
-                heads=None if heads.dist is None else {
+                index=n,
+                guesses=_guesses(result, joined[row], result.scores.head, data),
+                thumbnail=thumbnail(pixels[row]),
+                maps=maps[row] or None,
+                heads=None
+                if heads.dist is None
+                else {
                     "class head": _guesses(result, heads.cls[row], "cls", data)[0],
                     "distillation head": _guesses(result, heads.dist[row], "dist", data)[0],
                 },
             )
             for row, n in enumerate(part)
-        ]  # fmt: skip
+        ]
     return made
 
 
 def _guesses(result: EvalResult, logits: Tensor, head: str, data: Data) -> list[tuple[str, float]]:
     best = (logits / result.card.temperature(head)).softmax(0).topk(min(5, len(logits)))
-    return [(_name(result, i, data), p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    return [
+        (_name(result, i, data), p)
+        for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
 
 
 def _name(result: EvalResult, index: int, data: Data) -> str:
@@ -190,7 +251,13 @@ def _curves(models: set[str]) -> Curves | None:
     run = Run(Path(model).expanduser(), writes=False)
     epochs = list(run.records("epoch"))
     teacher = (run.result() or {}).get("teacher")
-    return Curves(
-        run=run.root.name, steps=list(run.records("step")), epochs=epochs,
-        teacher_top1=teacher.get("top1") if isinstance(teacher, dict) else None,
-    ) if epochs else None  # fmt: skip
+    return (
+        Curves(
+            run=run.root.name,
+            steps=list(run.records("step")),
+            epochs=epochs,
+            teacher_top1=teacher.get("top1") if isinstance(teacher, dict) else None,
+        )
+        if epochs
+        else None
+    )

@@ -12,7 +12,9 @@ from deitctl.models.checkpoint_io import cannot_write
 
 def new_figure(width: float, height: float, title: str) -> Any:
     """Return an empty figure of so many inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no window, and no global state of pyplot
+    from matplotlib.backends.backend_agg import (
+        FigureCanvasAgg,
+    )  # no window, and no global state of pyplot
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")

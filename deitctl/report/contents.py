@@ -18,9 +18,11 @@ Facts = tuple[tuple[str, str], ...]
 Interval = tuple[float, float]
 """The 95 % interval of a figure, in the figure's unit."""
 HEAD_NAMES = {
-    "cls": "class head", "dist": "distillation head", "avg-logits": "both, logits averaged",
+    "cls": "class head",
+    "dist": "distillation head",
+    "avg-logits": "both, logits averaged",
     "avg-probs": "both, probabilities averaged",
-}  # fmt: skip
+}
 """The head rules, for people."""
 OUTSIDE = -1
 """The place of an answer that is no class of the data."""
@@ -150,7 +152,11 @@ class Evaluated:
     @property
     def examples(self) -> dict[str, Sequence[Example]]:
         """Return the galleries by their names."""
-        return {"mistakes": self.mistakes, "unsure": self.unsure, "disagreements": self.disagreements}
+        return {
+            "mistakes": self.mistakes,
+            "unsure": self.unsure,
+            "disagreements": self.disagreements,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +238,9 @@ class Contents:
     curves: Curves | None = None
 
 
-def confusion(evaluated: Evaluated) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def confusion(
+    evaluated: Evaluated,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Count the pairs of label and answer that occur: labels [P], answers [P] (`OUTSIDE` last), images [P]."""
     classes = len(evaluated.data.classes)
     column = np.where(evaluated.predicted == OUTSIDE, classes, evaluated.predicted)
@@ -246,10 +254,15 @@ def most_confused(evaluated: Evaluated, most: int) -> list[tuple[int, int, str, 
     wrong = np.flatnonzero(~evaluated.correct).tolist()
     labels, answers = evaluated.data.labels, evaluated.predicted
     pairs = Counter((int(labels[n]), int(answers[n]), evaluated.outside.get(n, "")) for n in wrong)
-    return [(*pair, count) for pair, count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:most]]
+    return [
+        (*pair, count)
+        for pair, count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:most]
+    ]
 
 
-def per_class(evaluated: Evaluated) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def per_class(
+    evaluated: Evaluated,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Count for each class its images, those answered right, and the answers that name it, each [K].
 
     Recall is right / images, precision right / answers, F1 twice right / (images + answers).

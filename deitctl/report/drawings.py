@@ -10,9 +10,17 @@ import numpy as np
 from PIL import Image
 
 from deitctl.report.canvas import new_figure, text
-from deitctl.report.contents import HEAD_NAMES, OUTSIDE, Bin, Evaluated, confusion, most_confused, per_class
+from deitctl.report.contents import (
+    HEAD_NAMES,
+    OUTSIDE,
+    Bin,
+    Evaluated,
+    confusion,
+    most_confused,
+    per_class,
+)
 
-RIGHT, WRONG, BETTER, GREY = "#2a6fb0", "#c04a0a", "#8dbbe6", "#5d636b"
+RIGHT, WRONG, BETTER, GRAY = "#2a6fb0", "#c04a0a", "#8dbbe6", "#5d636b"
 """Right answers, mistakes, right more often than said, counts: told apart without red or green."""
 MOST_CELLS = 25
 """Classes up to which the matrix has names and numbers; above, it is an image of dots."""
@@ -31,18 +39,32 @@ def confusion_matrix(e: Evaluated) -> Any:
     share = counts / np.bincount(e.data.labels, minlength=classes)[labels]
     if classes > MOST_CELLS:
         return _dots(e, labels, answers, share)
-    figure = new_figure(3.4 + 0.42 * columns, 2.6 + 0.42 * classes, f"{e.name} on {e.data.name}: {e.top1:.1f} % top-1")
+    figure = new_figure(
+        3.4 + 0.42 * columns,
+        2.6 + 0.42 * classes,
+        f"{e.name} on {e.data.name}: {e.top1:.1f} % top-1",
+    )
     axes = figure.subplots()
     for label, answer, count, part in zip(labels, answers, counts, share, strict=True):
         x = classes if answer == OUTSIDE else answer
         alpha = 0.15 + 0.85 * (part if answer == label else part**0.5)
         axes.add_patch(_square(x, label, RIGHT if answer == label else WRONG, alpha))
         axes.text(
-            x, label, f"{count:,}", ha="center", va="center", fontsize=8, color="white" if alpha > 0.82 else "black"
+            x,
+            label,
+            f"{count:,}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if alpha > 0.82 else "black",
         )
     names = [text(name) for name in e.data.classes]
     axes.set(
-        xlim=(-0.5, columns - 0.5), ylim=(classes - 0.5, -0.5), aspect="equal", xlabel="taken for", ylabel="labelled"
+        xlim=(-0.5, columns - 0.5),
+        ylim=(classes - 0.5, -0.5),
+        aspect="equal",
+        xlabel="taken for",
+        ylabel="labeled",
     )
     axes.set_xticks(range(columns), names + ["not in the data"] * outside, rotation=90, fontsize=8)
     axes.set_yticks(range(classes), names, fontsize=8)
@@ -61,31 +83,59 @@ def _square(x: float, y: float, color: str, alpha: float) -> Any:
 
 def _dots(e: Evaluated, labels: Any, answers: Any, share: Any) -> Any:
     """Draw a matrix too large for numbers as dots, beside what is most often confused."""
-    figure = new_figure(13, 8.5, f"{e.name} on {e.data.name}: {e.top1:.1f} % top-1, {len(e.data.classes):,} classes")
+    figure = new_figure(
+        13, 8.5, f"{e.name} on {e.data.name}: {e.top1:.1f} % top-1, {len(e.data.classes):,} classes"
+    )
     axes, words = figure.subplots(1, 2, width_ratios=(3, 2))
     right, classes = labels == answers, len(e.data.classes)
-    wrong, answers = ~right, np.where(answers == OUTSIDE, classes + max(1, classes // 25), answers)  # a column apart
+    wrong, answers = (
+        ~right,
+        np.where(answers == OUTSIDE, classes + max(1, classes // 25), answers),
+    )  # a column apart
     size = max(1.0, 250 / len(e.data.classes)) ** 2
     axes.scatter(
-        answers[wrong], labels[wrong], s=size * (1 + 8 * share[wrong]), color=WRONG, linewidth=0, label="mistaken"
+        answers[wrong],
+        labels[wrong],
+        s=size * (1 + 8 * share[wrong]),
+        color=WRONG,
+        linewidth=0,
+        label="mistaken",
     )
     axes.scatter(
-        answers[right], labels[right], s=size * (1 + 2 * share[right]), color=RIGHT, linewidth=0, label="right"
+        answers[right],
+        labels[right],
+        s=size * (1 + 2 * share[right]),
+        color=RIGHT,
+        linewidth=0,
+        label="right",
     )
     last, others = classes - 0.5, int(answers.max(initial=0)) >= classes
     axes.set(
-        xlim=(-0.5, answers.max() + 0.5 if others else last), ylim=(last, -0.5), aspect="equal",
-        xlabel="taken for, place in the data's order" + (" (far right: a class that the data does not have)" if others else ""),
-        ylabel="labelled, place in the data's order",
-    )  # fmt: skip
-    legend = axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+        xlim=(-0.5, answers.max() + 0.5 if others else last),
+        ylim=(last, -0.5),
+        aspect="equal",
+        xlabel="taken for, place in the data's order"
+        + (" (far right: a class that the data does not have)" if others else ""),
+        ylabel="labeled, place in the data's order",
+    )
+    legend = axes.legend(
+        fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False
+    )
     for handle in legend.legend_handles:
         handle.set_sizes([40])
     words.axis("off")
     words.set_title("most often confused", loc="left", fontsize=10)
     for line, (label, answer, outside, count) in enumerate(most_confused(e, 24)):
         said = text(outside or e.data.classes[answer], 26)
-        words.text(0, 0.98 - line / 25, f"{count:,}", fontsize=9, va="top", color=WRONG, transform=words.transAxes)
+        words.text(
+            0,
+            0.98 - line / 25,
+            f"{count:,}",
+            fontsize=9,
+            va="top",
+            color=WRONG,
+            transform=words.transAxes,
+        )
         pair = f"{text(e.data.classes[label], 26)} taken for {said}"
         words.text(0.09, 0.98 - line / 25, pair, fontsize=9, va="top", transform=words.transAxes)
     return figure
@@ -97,13 +147,24 @@ def class_bars(e: Evaluated) -> Any:
     with np.errstate(invalid="ignore"):
         recall, precision = 100 * right / images, 100 * right / answers
     order = np.argsort(np.where(images > 0, recall, np.inf), kind="stable")[:MOST_BARS]
-    some = "" if len(order) == len(images) else f", the {len(order)} of {len(images):,} that it knows least"
+    some = (
+        ""
+        if len(order) == len(images)
+        else f", the {len(order)} of {len(images):,} that it knows least"
+    )
     figure = new_figure(9, 1.6 + 0.26 * len(order), f"{e.name} on {e.data.name}: classes{some}")
     axes = figure.subplots()
     at = np.arange(len(order))
     axes.barh(at, np.nan_to_num(recall[order]), color=RIGHT, height=0.7, label="recall")
     axes.plot(
-        precision[order], at, "|", color="black", markersize=11, markeredgewidth=2, label="precision", clip_on=False
+        precision[order],
+        at,
+        "|",
+        color="black",
+        markersize=11,
+        markeredgewidth=2,
+        label="precision",
+        clip_on=False,
     )
     axes.set_yticks(at, [f"{text(e.data.classes[n])} ({images[n]:,})" for n in order], fontsize=8)
     axes.set(
@@ -122,7 +183,9 @@ def reliability_diagram(e: Evaluated) -> Any:
     if after := e.calibrated:
         drawn.append((f"{after.ece:.3f} at temperature {after.temperature:.3g}", after.reliability))
     figure = new_figure(
-        0.8 + 4.6 * len(drawn), 5.8, f"{e.name} on {e.data.name}: how often it is right, by its confidence"
+        0.8 + 4.6 * len(drawn),
+        5.8,
+        f"{e.name} on {e.data.name}: how often it is right, by its confidence",
     )
     rows = figure.subplots(2, len(drawn), squeeze=False, height_ratios=(4, 1), sharex=True)
     for column, (title, bins) in enumerate(drawn):
@@ -137,18 +200,22 @@ def reliability_diagram(e: Evaluated) -> Any:
 def _bars(axes: Any, counts: Any, bins: Sequence[Bin]) -> None:
     full = [b for b in bins if b.num_images]
     left, width = [100 * b.lower for b in full], [100 * (b.upper - b.lower) * 0.94 for b in full]
-    accuracy, confidence = 100 * np.array([b.accuracy for b in full]), 100 * np.array([b.confidence for b in full])
+    accuracy, confidence = (
+        100 * np.array([b.accuracy for b in full]),
+        100 * np.array([b.confidence for b in full]),
+    )
     both = np.minimum(accuracy, confidence)
     above, below = np.maximum(accuracy - confidence, 0), np.maximum(confidence - accuracy, 0)
     for height, bottom, color, alpha, label in (
-        (both, 0, RIGHT, 1, "right"), (above, both, BETTER, 1, "right more often than said"),
+        (both, 0, RIGHT, 1, "right"),
+        (above, both, BETTER, 1, "right more often than said"),
         (below, both, WRONG, 0.45, "said, not right"),
-    ):  # fmt: skip
+    ):
         axes.bar(left, height, width, bottom, align="edge", color=color, alpha=alpha, label=label)
     axes.plot([0, 100], [0, 100], "k--", linewidth=1)
     axes.set(xlim=(0, 100), ylim=(0, 100))
     axes.grid(alpha=0.3)
-    bars = counts.bar(left, [b.num_images for b in full], width, align="edge", color=GREY)
+    bars = counts.bar(left, [b.num_images for b in full], width, align="edge", color=GRAY)
     counts.bar_label(bars, fontsize=6)
     counts.set(xlabel="confidence, %")
     counts.margins(y=0.25)
@@ -156,14 +223,20 @@ def _bars(axes: Any, counts: Any, bins: Sequence[Bin]) -> None:
 
 def gallery(e: Evaluated, kind: str) -> Any:
     """Draw the first images of a gallery, each above its attention maps."""
-    titles = {"mistakes": "most confident mistakes", "unsure": "least sure hits", "disagreements": "the heads disagree"}
+    titles = {
+        "mistakes": "most confident mistakes",
+        "unsure": "least sure hits",
+        "disagreements": "the heads disagree",
+    }
     examples = e.examples[kind][:MOST_EXAMPLES]
     maps = list(dict.fromkeys(name for x in examples for name in x.maps or ()))
     columns = min(6, len(examples))
     lines = -(-len(examples) // columns)
     rows = lines * (1 + len(maps))
     figure = new_figure(
-        max(4, 2.1 * columns), 0.5 + lines * (2.7 + 2 * len(maps)), f"{e.name} on {e.data.name}: {titles[kind]}"
+        max(4, 2.1 * columns),
+        0.5 + lines * (2.7 + 2 * len(maps)),
+        f"{e.name} on {e.data.name}: {titles[kind]}",
     )
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
@@ -171,11 +244,14 @@ def gallery(e: Evaluated, kind: str) -> Any:
     for n, example in enumerate(examples):
         line, column = divmod(n, columns)
         said = [f"{head}: {text(guess, 16)}" for head, (guess, _) in (example.heads or {}).items()]
-        said = said or [f"{text(guess, 20)}, {100 * score:.0f} %" for guess, score in example.guesses[:2]]
+        said = said or [
+            f"{text(guess, 20)}, {100 * score:.0f} %" for guess, score in example.guesses[:2]
+        ]
         top = grid[line * (1 + len(maps))][column]
         top.imshow(_pixels(example.thumbnail))
         top.set_title(
-            "\n".join([f"labelled {text(e.data.classes[e.data.labels[example.index]], 22)}", *said]), fontsize=7
+            "\n".join([f"labeled {text(e.data.classes[e.data.labels[example.index]], 22)}", *said]),
+            fontsize=7,
         )
         for below, name in enumerate(maps, 1):
             if example.maps and name in example.maps:
@@ -200,7 +276,9 @@ def side_by_side(evaluated: Sequence[Evaluated]) -> Any:
     axes = figure.subplots()
     for line, e in enumerate(evaluated):
         low, high = e.intervals.get("top1", (e.top1, e.top1))
-        axes.errorbar(e.top1, line, xerr=[[e.top1 - low], [high - e.top1]], fmt="o", color=RIGHT, capsize=4)
+        axes.errorbar(
+            e.top1, line, xerr=[[e.top1 - low], [high - e.top1]], fmt="o", color=RIGHT, capsize=4
+        )
         for mark, (rule, name) in zip("x+sd", HEAD_NAMES.items(), strict=True):
             if e.heads and rule in e.heads:
                 shown = None if name in axes.get_legend_handles_labels()[1] else name

@@ -14,7 +14,9 @@ QUALITY = 78
 """Of JPEG: 3 x 24 images with two maps each then stay near a megabyte."""
 
 
-def confident_mistakes(correct: NDArray[np.bool_], confidences: NDArray[np.floating], most: int = 24) -> list[int]:
+def confident_mistakes(
+    correct: NDArray[np.bool_], confidences: NDArray[np.floating], most: int = 24
+) -> list[int]:
     """Return the positions of at most `most` wrong answers, the most confident first.
 
     Args:
@@ -26,7 +28,9 @@ def confident_mistakes(correct: NDArray[np.bool_], confidences: NDArray[np.float
     return [int(n) for n in order[~correct[order]][:most]]
 
 
-def unsure_hits(correct: NDArray[np.bool_], confidences: NDArray[np.floating], most: int = 24) -> list[int]:
+def unsure_hits(
+    correct: NDArray[np.bool_], confidences: NDArray[np.floating], most: int = 24
+) -> list[int]:
     """Return the positions of at most `most` right answers, the least confident first; arguments as above."""
     order = np.argsort(confidences, kind="stable")
     return [int(n) for n in order[correct[order]][:most]]
@@ -36,7 +40,7 @@ def thumbnail(pixels: NDArray[np.uint8], side: int = SIDE) -> bytes:
     """Return an image as JPEG, made smaller where its longest side is above `side`.
 
     Args:
-        pixels: what the model saw, before normalising, [3,H,W].
+        pixels: what the model saw, before normalizing, [3,H,W].
         side: pixels.
     """
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)), "RGB")

@@ -8,7 +8,13 @@ from typing import Any
 
 from deitctl.report.canvas import new_figure, save
 from deitctl.report.contents import HEAD_NAMES, Contents, Curves
-from deitctl.report.drawings import class_bars, confusion_matrix, gallery, reliability_diagram, side_by_side
+from deitctl.report.drawings import (
+    class_bars,
+    confusion_matrix,
+    gallery,
+    reliability_diagram,
+    side_by_side,
+)
 
 
 def draw_figures(contents: Contents, folder: Path) -> list[Path]:
@@ -28,23 +34,39 @@ def draw_figures(contents: Contents, folder: Path) -> list[Path]:
     several = len(contents.evaluated) > 1
     drawn = {"comparison": side_by_side(contents.evaluated)} if several else {}
     for number, e in enumerate(contents.evaluated, 1):
-        figures = {"confusion": confusion_matrix(e), "per_class": class_bars(e), "reliability": reliability_diagram(e)}
+        figures = {
+            "confusion": confusion_matrix(e),
+            "per_class": class_bars(e),
+            "reliability": reliability_diagram(e),
+        }
         figures |= {name: gallery(e, name) for name, examples in e.examples.items() if examples}
-        drawn |= {f"{name}-{number}" if several else name: figure for name, figure in figures.items()}
+        drawn |= {
+            f"{name}-{number}" if several else name: figure for name, figure in figures.items()
+        }
     paths = []
     for name, figure in drawn.items():
         paths.append(folder / f"{name}.png")
         save(figure, paths[-1])
     if curves := contents.curves:
         paths.append(folder / "curves.png")
-        draw_curves(paths[-1], curves.steps, curves.epochs, teacher_top1=curves.teacher_top1, title=curves.run)
+        draw_curves(
+            paths[-1],
+            curves.steps,
+            curves.epochs,
+            teacher_top1=curves.teacher_top1,
+            title=curves.run,
+        )
     return paths
 
 
 def draw_curves(
-    path: Path, steps: Sequence[Mapping[str, Any]], epochs: Sequence[Mapping[str, Any]], *,
-    teacher_top1: float | None, title: str,
-) -> None:  # fmt: skip
+    path: Path,
+    steps: Sequence[Mapping[str, Any]],
+    epochs: Sequence[Mapping[str, Any]],
+    *,
+    teacher_top1: float | None,
+    title: str,
+) -> None:
     """Draw loss, accuracy and learning rate of a run into `path`.
 
     Args:
@@ -62,7 +84,9 @@ def draw_curves(
     at = [s["step"] / per_epoch for s in steps]
     for part in curves.losses:
         loss.plot(at, [s[part] for s in steps], label=part, linewidth=1, alpha=0.85)
-    loss.plot([e["epoch"] for e in epochs], [e["val_loss"] for e in epochs], "k.-", label="validation")
+    loss.plot(
+        [e["epoch"] for e in epochs], [e["val_loss"] for e in epochs], "k.-", label="validation"
+    )
     loss.set(xlabel="epoch", ylabel="loss")
 
     x = [e["epoch"] for e in epochs]
@@ -71,7 +95,7 @@ def draw_curves(
     if not curves.heads:
         accuracy.plot(x, [e["top1"] for e in epochs], ".-", label="top-1")
     if teacher_top1 is not None:
-        accuracy.axhline(teacher_top1, color="grey", linestyle="--", label="teacher")
+        accuracy.axhline(teacher_top1, color="gray", linestyle="--", label="teacher")
     accuracy.set(xlabel="epoch", ylabel="validation top-1, %")
 
     rate.plot(at, [s["lr"] for s in steps], color="tab:green")

@@ -33,9 +33,17 @@ from deitctl.report.contents import (
 from deitctl.report.summary import summary
 
 SCRIPTS = (
-    "dom.js", "images.js", "matrix.js", "table.js", "confusion.js", "classes.js", "chart.js", "reliability.js",
-    "curves.js", "page.js",
-)  # fmt: skip
+    "dom.js",
+    "images.js",
+    "matrix.js",
+    "table.js",
+    "confusion.js",
+    "classes.js",
+    "chart.js",
+    "reliability.js",
+    "curves.js",
+    "page.js",
+)
 ALL_NAMES = 5_000
 """Images up to which all of them are listed by name; of more, the mistakes alone."""
 MOST_NAMES = 20_000
@@ -56,7 +64,9 @@ def write_report(contents: Contents, path: Path) -> None:
     Raises:
         DeitctlError: it cannot be written.
     """
-    write_bytes(path, page(contents).encode("utf-8", "replace"))  # a name on disk need not be valid text
+    write_bytes(
+        path, page(contents).encode("utf-8", "replace")
+    )  # a name on disk need not be valid text
 
 
 def page(contents: Contents) -> str:
@@ -69,21 +79,39 @@ def page(contents: Contents) -> str:
     )
     sections = _sections(contents)
     return Template(_part("page.html")).substitute(
-        policy=policy, style=style, script=script, title=escape(contents.title), created=escape(contents.created),
-        version=escape(contents.version), command=escape(contents.command), summary=summary(contents),
-        links="".join(f'<a href="#{name}">{label}</a>' for name, label in {"summary": "Summary", **sections}.items()),
-        sections="".join(f'<section id="{name}" hidden><h2>{label}</h2></section>' for name, label in sections.items()),
+        policy=policy,
+        style=style,
+        script=script,
+        title=escape(contents.title),
+        created=escape(contents.created),
+        version=escape(contents.version),
+        command=escape(contents.command),
+        summary=summary(contents),
+        links="".join(
+            f'<a href="#{name}">{label}</a>'
+            for name, label in {"summary": "Summary", **sections}.items()
+        ),
+        sections="".join(
+            f'<section id="{name}" hidden><h2>{label}</h2></section>'
+            for name, label in sections.items()
+        ),
         contents=_json(payload(contents)),
-    )  # fmt: skip
+    )
 
 
 def _sections(contents: Contents) -> dict[str, str]:
     sections = {"confusion": "Confusion", "classes": "Classes", "reliability": "Reliability"}
     if contents.curves:
         sections["curves"] = "Curves"
-    names = {"mistakes": "Most confident mistakes", "unsure": "Least sure hits", "disagreements": "Heads that disagree"}
+    names = {
+        "mistakes": "Most confident mistakes",
+        "unsure": "Least sure hits",
+        "disagreements": "Heads that disagree",
+    }
     return sections | {
-        key: name for key, name in names.items() if key != "disagreements" or any(e.heads for e in contents.evaluated)
+        key: name
+        for key, name in names.items()
+        if key != "disagreements" or any(e.heads for e in contents.evaluated)
     }
 
 
@@ -94,7 +122,10 @@ def payload(contents: Contents) -> dict[str, Any]:
     evaluated = [_evaluated(e, data, images) for e in contents.evaluated]
     listed: dict[int, set[int]] = {n: set() for n in range(len(data))}
     for e in evaluated:
-        listed[e["data"]] |= {*e["listed"]["at"], *(x["at"] for g in e["galleries"].values() for x in g)}
+        listed[e["data"]] |= {
+            *e["listed"]["at"],
+            *(x["at"] for g in e["galleries"].values() for x in g),
+        }
     return {
         "evaluated": evaluated,
         "data": [_data(d, sorted(listed[n])) for n, d in enumerate(data)],
@@ -126,12 +157,17 @@ def _evaluated(e: Evaluated, data: Sequence[Data], images: dict[bytes, int]) -> 
         },
         "ece": e.ece,
         "reliability": _bins(e.reliability),
-        "calibrated": e.calibrated and {
-            "temperature": e.calibrated.temperature, "ece": e.calibrated.ece, "note": e.calibrated.note,
+        "calibrated": e.calibrated
+        and {
+            "temperature": e.calibrated.temperature,
+            "ece": e.calibrated.ece,
+            "note": e.calibrated.note,
             "reliability": _bins(e.calibrated.reliability),
         },
-        "galleries": {name: [_example(e, x, images) for x in gallery] for name, gallery in e.examples.items()},
-    }  # fmt: skip
+        "galleries": {
+            name: [_example(e, x, images) for x in gallery] for name, gallery in e.examples.items()
+        },
+    }
 
 
 def _listed(e: Evaluated) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -143,11 +179,16 @@ def _listed(e: Evaluated) -> np.ndarray[Any, np.dtype[np.int64]]:
 def _data(data: Data, listed: Sequence[int]) -> dict[str, Any]:
     names = [str(data.names[n]) for n in listed]
     levels = zip(*(name.split("/")[:-1] for name in names), strict=False)
-    root = "".join(f"{level[0]}/" for level in takewhile(lambda level: len(set(level)) == 1, levels))
+    root = "".join(
+        f"{level[0]}/" for level in takewhile(lambda level: len(set(level)) == 1, levels)
+    )
     return {
-        "name": data.name, "classes": [str(c) for c in data.classes], "images": len(data.labels), "root": root,
+        "name": data.name,
+        "classes": [str(c) for c in data.classes],
+        "images": len(data.labels),
+        "root": root,
         "names": {n: name.removeprefix(root) for n, name in zip(listed, names, strict=True)},
-    }  # fmt: skip
+    }
 
 
 def _example(e: Evaluated, example: Example, images: dict[bytes, int]) -> dict[str, Any]:
@@ -160,12 +201,23 @@ def _example(e: Evaluated, example: Example, images: dict[bytes, int]) -> dict[s
         "guesses": [[label, round(float(score), 4)] for label, score in example.guesses],
         "image": place(example.thumbnail),
         "maps": {name: place(image) for name, image in (example.maps or {}).items()},
-        "heads": {name: [label, round(float(s), 4)] for name, (label, s) in (example.heads or {}).items()},
+        "heads": {
+            name: [label, round(float(s), 4)] for name, (label, s) in (example.heads or {}).items()
+        },
     }
 
 
 def _bins(bins: Iterable[Bin]) -> list[list[float]]:
-    return [[b.lower, b.upper, b.num_images, b.confidence if b.num_images else 0, b.accuracy if b.num_images else 0] for b in bins]
+    return [
+        [
+            b.lower,
+            b.upper,
+            b.num_images,
+            b.confidence if b.num_images else 0,
+            b.accuracy if b.num_images else 0,
+        ]
+        for b in bins
+    ]
 
 
 def _curves(curves: Curves) -> dict[str, Any]:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from deitctl.report.contents import HEAD_NAMES, Comparison, Contents, Data, Evaluated, Facts, Interval
+from deitctl.report.contents import (
+    HEAD_NAMES,
+    Comparison,
+    Contents,
+    Data,
+    Evaluated,
+    Facts,
+    Interval,
+)
 
 MOST_UNREADABLE = 200
 """Images that could not be read of which the names are shown."""
@@ -18,10 +26,16 @@ def summary(contents: Contents) -> str:
     comparisons = "".join(f"<li>{_compared(c)}</li>" for c in contents.comparisons)
     if comparisons:
         body += f'<h3>Image by image</h3><ul class="sentences">{comparisons}</ul>'
-    facts = [("", (*contents.facts, *contents.evaluated[0].facts))] if one else [("", contents.facts)]
+    facts = (
+        [("", (*contents.facts, *contents.evaluated[0].facts))] if one else [("", contents.facts)]
+    )
     facts += [] if one else [(e.name, e.facts) for e in contents.evaluated]
     about = "".join(_facts(name, rows) for name, rows in facts if rows)
-    body += f"<details{' open' if one else ''}><summary>What was evaluated</summary>{about}</details>" if about else ""
+    body += (
+        f"<details{' open' if one else ''}><summary>What was evaluated</summary>{about}</details>"
+        if about
+        else ""
+    )
     unread = {id(e.data): e.data for e in contents.evaluated if e.data.unreadable}
     return f'<section id="summary"><h2>Summary</h2>{body}{"".join(_unreadable(data) for data in unread.values())}</section>'
 
@@ -42,14 +56,26 @@ def _one(e: Evaluated) -> str:
     ]
     if e.calibrated:
         tiles.append(
-            (f"{e.calibrated.ece:.3f}", f"calibration error at temperature {e.calibrated.temperature:.3g}", "")
+            (
+                f"{e.calibrated.ece:.3f}",
+                f"calibration error at temperature {e.calibrated.temperature:.3g}",
+                "",
+            )
         )
     if e.top1_among is not None:
         among = f"top-1 among the data's {len(e.data.classes):,} classes alone"
         tiles.append((percent(e.top1_among), among, _between(e, "top1_among", ".1f")))
     if e.agreement is not None:
-        tiles.append((percent(e.agreement), "of images on which the heads agree", _between(e, "agreement", ".1f")))
-    shown = "".join(f"<div><dt>{escape(what)}</dt><dd>{value}</dd>{note}</div>" for value, what, note in tiles)
+        tiles.append(
+            (
+                percent(e.agreement),
+                "of images on which the heads agree",
+                _between(e, "agreement", ".1f"),
+            )
+        )
+    shown = "".join(
+        f"<div><dt>{escape(what)}</dt><dd>{value}</dd>{note}</div>" for value, what, note in tiles
+    )
     lead = (
         f'<p class="lead"><strong>{percent(e.top1)}</strong> <span>top-1{_interval(e, "top1", ".1f")}, '
         f"{images:,} image{'' if images == 1 else 's'}</span></p>"
@@ -83,10 +109,14 @@ def _several(evaluated: Sequence[Evaluated]) -> str:
     for e in evaluated:
         cells = [
             f"<strong>{percent(e.top1)}</strong>" if e.top1 == best else percent(e.top1),
-            _range(e.intervals.get("top1"), ".1f"), _whisker(e, *scale), percent(e.top5), f"{e.loss:.3f}",
-            f"{e.ece:.3f}", *(percent(e.heads[h]) if e.heads and h in e.heads else "" for h in heads),
+            _range(e.intervals.get("top1"), ".1f"),
+            _whisker(e, *scale),
+            percent(e.top5),
+            f"{e.loss:.3f}",
+            f"{e.ece:.3f}",
+            *(percent(e.heads[h]) if e.heads and h in e.heads else "" for h in heads),
             f"{len(e.data.labels):,}",
-        ]  # fmt: skip
+        ]
         data = "" if one_data else f'<br><span class="quiet">{escape(e.data.name)}</span>'
         figures = "".join(f'<td class="number">{cell}</td>' for cell in cells)
         rows += f'<tr><th scope="row"><bdi>{escape(e.name)}</bdi>{data}</th>{figures}</tr>'
@@ -113,7 +143,10 @@ def _whisker(e: Evaluated, low: float, high: float) -> str:
 
 
 def _compared(c: Comparison) -> str:
-    a, b = f"<bdi><strong>{escape(c.a)}</strong></bdi>", f"<bdi><strong>{escape(c.b)}</strong></bdi>"
+    a, b = (
+        f"<bdi><strong>{escape(c.a)}</strong></bdi>",
+        f"<bdi><strong>{escape(c.b)}</strong></bdi>",
+    )
     low, high = c.interval
     alone = f"The first alone has {c.only_a:,} right, the second alone {c.only_b:,}"
     chance = "p < 0.001" if c.p_value < 0.001 else f"p = {c.p_value:.3f}".rstrip("0").rstrip(".")
@@ -131,7 +164,10 @@ def _signed(value: float) -> str:
 
 
 def _facts(name: str, rows: Facts) -> str:
-    lines = "".join(f'<div><dt>{escape(key)}</dt><dd dir="auto">{escape(value)}</dd></div>' for key, value in rows)
+    lines = "".join(
+        f'<div><dt>{escape(key)}</dt><dd dir="auto">{escape(value)}</dd></div>'
+        for key, value in rows
+    )
     heading = f"<h3><bdi>{escape(name)}</bdi></h3>" if name else ""
     return f'{heading}<dl class="facts">{lines}</dl>'
 
@@ -139,7 +175,8 @@ def _facts(name: str, rows: Facts) -> str:
 def _unreadable(data: Data) -> str:
     count = len(data.unreadable)
     lines = "".join(
-        f"<li><bdi>{escape(name)}</bdi>: {escape(why)}</li>" for name, why in data.unreadable[:MOST_UNREADABLE]
+        f"<li><bdi>{escape(name)}</bdi>: {escape(why)}</li>"
+        for name, why in data.unreadable[:MOST_UNREADABLE]
     )
     rest = f"<p>and {count - MOST_UNREADABLE:,} more</p>" if count > MOST_UNREADABLE else ""
     images = "image" if count == 1 else "images"

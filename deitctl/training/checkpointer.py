@@ -95,9 +95,14 @@ class AsyncCheckpointer:
             if not isinstance(error, DeitctlError):
                 raise error
             run = self.folder.parent
-            left = "The last good state is untouched" if self.folder.exists() else "Nothing was saved before"
+            left = (
+                "The last good state is untouched"
+                if self.folder.exists()
+                else "Nothing was saved before"
+            )
             raise DeitctlError(
-                f"{error.message} {left}.", f"{error.hint} Then: deitctl train --resume {shlex.quote(str(run))}"
+                f"{error.message} {left}.",
+                f"{error.hint} Then: deitctl train --resume {shlex.quote(str(run))}",
             ) from error
 
 
@@ -110,5 +115,7 @@ def parse_interval(text: str) -> tuple[int, float]:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
     number = float(found[1]) if found else 0.0
     if not found or not number or (not found[2] and not number.is_integer()):
-        raise ConfigError(f"save_every = {text!r} is no interval.", "Examples: 500 (steps), 90s, 10m, 1h.")
+        raise ConfigError(
+            f"save_every = {text!r} is no interval.", "Examples: 500 (steps), 90s, 10m, 1h."
+        )
     return (0, number * UNITS[found[2]]) if found[2] else (int(number), 0.0)

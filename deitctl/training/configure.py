@@ -31,7 +31,7 @@ from deitctl.recipes import (
     PAPER,
     SMALL,
     get_recipe,
-)  # fmt: skip
+)
 from deitctl.training.checkpointer import parse_interval
 
 DEFAULT_TRAIN_MODEL = "deit_small"
@@ -92,9 +92,13 @@ def configure(
     """
     built_in = request.data in ("", BUILT_IN)
     if not request.data:
-        reporter.note("No data named: using the built-in 'digits' (1,797 handwritten digits, 10 classes).")
+        reporter.note(
+            "No data named: using the built-in 'digits' (1,797 handwritten digits, 10 classes)."
+        )
     seed = int(request.given.get("seed") or 0)
-    train, val = sources or open_for_training(request.data or BUILT_IN, seed=seed, reporter=reporter)
+    train, val = sources or open_for_training(
+        request.data or BUILT_IN, seed=seed, reporter=reporter
+    )
     model = _whole_path(request.model) or _default_model(built_in, request)
     recipe, weights = _choose_recipe(request, model, train, built_in, reporter)
     config = TrainConfig(
@@ -121,7 +125,12 @@ def _choose_recipe(
     request: Request, model: str, train: Source, built_in: bool, reporter: Reporter
 ) -> tuple[Recipe, str]:
     """Choose by the data: digits, ImageNet and one's own images each have a recipe; say which and why."""
-    starts = bool(request.weights) or Path(model).is_file() or is_model_folder(model) or model.startswith(HUB_PREFIX)
+    starts = (
+        bool(request.weights)
+        or Path(model).is_file()
+        or is_model_folder(model)
+        or model.startswith(HUB_PREFIX)
+    )
     if request.recipe:
         recipe = get_recipe(request.recipe)
     elif built_in:
@@ -130,13 +139,17 @@ def _choose_recipe(
         recipe = FINETUNE
     elif is_imagenet(train.class_names):
         recipe = PAPER
-    elif request.pretrained is None and (request.teaching is None or _weights_within_reach(model, reporter)):
+    elif request.pretrained is None and (
+        request.teaching is None or _weights_within_reach(model, reporter)
+    ):
         recipe = FINETUNE
     else:
         recipe = SMALL if len(train.labels) < LITTLE_DATA else PAPER
     pretrained = recipe.pretrained if request.pretrained is None else request.pretrained
     if starts and request.pretrained is False:
-        raise ConfigError("--no-pretrained contradicts the weights that were named.", "Leave one of them out.")
+        raise ConfigError(
+            "--no-pretrained contradicts the weights that were named.", "Leave one of them out."
+        )
     return replace(recipe, pretrained=pretrained and not starts), _whole_path(request.weights)
 
 
@@ -153,7 +166,9 @@ def _weights_within_reach(model: str, reporter: Reporter) -> bool:
     try:
         find_weights(catalog.distilled(arch), reporter)
     except WeightsNotFound as error:
-        reporter.warn(f"{error.message} The student starts from scratch; with weights it would do better.")
+        reporter.warn(
+            f"{error.message} The student starts from scratch; with weights it would do better."
+        )
         return False
     return True
 
@@ -163,11 +178,14 @@ def distill_config(said: Teaching, built_in: bool, recipe: Recipe) -> DistillCon
     mode = said.mode or "hard"
     if mode not in DISTILL_DEFAULTS:
         raise ConfigError(
-            f"There is no distillation mode {mode!r}.", f"There are: {', '.join(DISTILL_DEFAULTS)}, none."
+            f"There is no distillation mode {mode!r}.",
+            f"There are: {', '.join(DISTILL_DEFAULTS)}, none.",
         )
     defaults = DISTILL_DEFAULTS[mode]
     if not said.teacher and not built_in and not said.weights:
-        raise ConfigError("No teacher named.", f"Pass --teacher, {DEFAULT_TEACHER} for example: the paper's.")
+        raise ConfigError(
+            "No teacher named.", f"Pass --teacher, {DEFAULT_TEACHER} for example: the paper's."
+        )
     if said.weights and weight_files(said.teacher):
         raise ConfigError(
             f"{said.teacher} has weights of its own.",
@@ -187,10 +205,16 @@ def distill_config(said: Teaching, built_in: bool, recipe: Recipe) -> DistillCon
         views=said.views if said.views is not None else DISTILL_VIEWS if sees == "view" else 0,
         view_seed=said.view_seed or 0,
         topk=DISTILL_TOPK if said.topk is None else said.topk,
-        cache=str(Path(said.cache).expanduser().resolve()) if said.cache not in ("", "off") else said.cache,
+        cache=str(Path(said.cache).expanduser().resolve())
+        if said.cache not in ("", "off")
+        else said.cache,
         force=said.force,
     )
-    words = {"mode": mode, "reduction": said.reduction or DISTILL_REDUCTION, "adapt": said.adapt or "auto"}
+    words = {
+        "mode": mode,
+        "reduction": said.reduction or DISTILL_REDUCTION,
+        "adapt": said.adapt or "auto",
+    }
     return override(config, {**words, "teacher_sees": sees})
 
 
@@ -198,12 +222,18 @@ def parse_change(text: str) -> tuple[str, str]:
     """Split a `key=value` of --set; keys of the recipe may be named without saying so."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set {text!r} is not key=value.", "Example: --set optim.weight_decay=0.1")
+        raise ConfigError(
+            f"--set {text!r} is not key=value.", "Example: --set optim.weight_decay=0.1"
+        )
     key = key.strip()
     top = key.partition(".")[0]
     if top in ("data", "seed", "model", "weights", "output"):
-        raise ConfigError(f"--set {key} is not for this.", f"Use the command's own argument or option for {top}.")
-    if top not in TrainConfig.__dataclass_fields__:  # the recipe's settings may be named without saying so
+        raise ConfigError(
+            f"--set {key} is not for this.", f"Use the command's own argument or option for {top}."
+        )
+    if (
+        top not in TrainConfig.__dataclass_fields__
+    ):  # the recipe's settings may be named without saying so
         key = f"recipe.{key}"
     return key, value.strip()
 
@@ -239,7 +269,10 @@ def check(config: TrainConfig) -> None:
             f"augment.{k}": 0 <= getattr(recipe.augment, k) <= 1
             for k in ("hflip", "erase_prob", "mix_prob", "switch_prob")
         },
-        **{f"augment.{k}": getattr(recipe.augment, k) >= 0 for k in ("mixup", "cutmix", "color_jitter")},
+        **{
+            f"augment.{k}": getattr(recipe.augment, k) >= 0
+            for k in ("mixup", "cutmix", "color_jitter")
+        },
     }
     if config.distill is not None:
         distill = config.distill

@@ -12,7 +12,7 @@ def decay_at(step: int, *, decay: float, total_steps: int) -> float:
     """Return the decay after `step` updates.
 
     With the paper's 0.99996 the average remembers 25,000 steps; a run of 1,000 would end with an average of its own
-    initialisation. So the memory 1 / (1 - decay) is at most a tenth of the run, and it grows with the first steps as
+    initialization. So the memory 1 / (1 - decay) is at most a tenth of the run, and it grows with the first steps as
     (1 + step) / (10 + step), TensorFlow's `num_updates` rule.
     """
     longest = max(1.0, LONGEST_MEMORY * total_steps)
@@ -25,7 +25,9 @@ class ExponentialMovingAverage:
     def __init__(self, model: nn.Module, *, decay: float, total_steps: int) -> None:
         self.decay = decay
         self.total_steps = total_steps
-        self.values: dict[str, Tensor] = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.values: dict[str, Tensor] = {
+            k: v.detach().clone() for k, v in model.state_dict().items()
+        }
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:

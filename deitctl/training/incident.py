@@ -21,7 +21,9 @@ RECORD = "record.json"
 FORMAT = 1
 
 
-def write_incident(run: Run, incident: Incident, keys: list[SampleKey], images: list[str], how: dict[str, Any]) -> Path:
+def write_incident(
+    run: Run, incident: Incident, keys: list[SampleKey], images: list[str], how: dict[str, Any]
+) -> Path:
     """Write incidents/step-N of a run: the record, and the last good state, which later saves do not touch.
 
     Args:
@@ -37,9 +39,13 @@ def write_incident(run: Run, incident: Incident, keys: list[SampleKey], images: 
     folder = run.root / "incidents" / f"step-{incident.step:07d}"
     shutil.rmtree(folder, ignore_errors=True)
     record = {
-        "format": FORMAT, "run": str(run.root.resolve()), **asdict(incident), **how,
-        "keys": [list(key) for key in keys], "images": images,
-    }  # fmt: skip
+        "format": FORMAT,
+        "run": str(run.root.resolve()),
+        **asdict(incident),
+        **how,
+        "keys": [list(key) for key in keys],
+        "images": images,
+    }
     write_json(folder / RECORD, speakable(record))
     if run.state.exists():
         shutil.copytree(run.state, folder / "state", copy_function=_link)
@@ -85,10 +91,16 @@ def read_incident(path: Path) -> dict[str, Any]:
 def ways_on(incident: Incident, run: Run, precision: str, lr: float) -> str:
     """Say how to go on after a step that went wrong, likeliest first, in commands to be copied."""
     config = shlex.quote(str(run.config_file))
-    again = f"deitctl train --config {config} --output NEW --lr {lr / 3:.2g} --set optim.clip_grad=1"
+    again = (
+        f"deitctl train --config {config} --output NEW --lr {lr / 3:.2g} --set optim.clip_grad=1"
+    )
     ways = [f"Most often the learning rate is too high: `{again}`."]
     if precision != "fp32":
-        ways.append(f"If it was the arithmetic: `deitctl train --resume {run.quoted} --precision fp32`.")
+        ways.append(
+            f"If it was the arithmetic: `deitctl train --resume {run.quoted} --precision fp32`."
+        )
     if incident.kind == "jump":
-        ways.append(f"If it is as it should be: `deitctl train --resume {run.quoted} --set loss_jump=0`.")
+        ways.append(
+            f"If it is as it should be: `deitctl train --resume {run.quoted} --set loss_jump=0`."
+        )
     return " ".join(ways)

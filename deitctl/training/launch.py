@@ -1,4 +1,4 @@
-"""Train or distil a classifier: data, teacher, student, epochs, run folder. `distill` is this with a teacher."""
+"""Train or distill a classifier: data, teacher, student, epochs, run folder. `distill` is this with a teacher."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ from deitctl.training.trainer import Trainer
 
 
 def run_training(
-    config: TrainConfig, *, sources: tuple[Source, Source] | None = None, reporter: Reporter | None = None
+    config: TrainConfig,
+    *,
+    sources: tuple[Source, Source] | None = None,
+    reporter: Reporter | None = None,
 ) -> TrainResult:
     """Train from the beginning, into a new run folder.
 
@@ -49,13 +52,18 @@ def run_training(
     with joined(device.torch_device) as world:
         root = Path(world.broadcast_object(config.output or str(new_run_folder(_stem(config)))))
         config = replace(config, output=str(root))
-        return _train(root, config, sources, reporter or SilentReporter(), device, world, fresh=True)
+        return _train(
+            root, config, sources, reporter or SilentReporter(), device, world, fresh=True
+        )
 
 
 def resume(
-    root: Path, *, given: Mapping[str, object] | None = None, sources: tuple[Source, Source] | None = None,
+    root: Path,
+    *,
+    given: Mapping[str, object] | None = None,
+    sources: tuple[Source, Source] | None = None,
     reporter: Reporter | None = None,
-) -> TrainResult:  # fmt: skip
+) -> TrainResult:
     """Go on with a run after its last saved step, ending as if it had never stopped; raises as `run_training`.
 
     `given` may say where and how the run goes on (`MACHINE_SETTINGS`); what it learns cannot change.
@@ -70,7 +78,9 @@ def resume(
     config = override(config, {k: v for k, v in changes.items() if k in MACHINE_SETTINGS})
     device = choose_device(config.device, config.precision)
     with joined(device.torch_device) as world:
-        return _train(root, replace(config, output=str(root)), sources, reporter, device, world, fresh=False)
+        return _train(
+            root, replace(config, output=str(root)), sources, reporter, device, world, fresh=False
+        )
 
 
 def require_same(root: Path, config: TrainConfig, given: Mapping[str, Any]) -> None:
@@ -102,7 +112,9 @@ def find_unfinished(
         run = Run(root)
         if not run.config_file.is_file():
             continue
-        if launch and (not run.launch_file.is_file() or run.launch_file.read_text(encoding="utf-8") != launch):
+        if launch and (
+            not run.launch_file.is_file() or run.launch_file.read_text(encoding="utf-8") != launch
+        ):
             continue
         try:
             _, theirs = Run.open(root)
@@ -119,20 +131,30 @@ def find_unfinished(
         if not changed and (not finished or (config.output and not launch)):
             return root  # a finished one is scored again, so that the same line of a job script ends well twice
         if not finished and (theirs.model, theirs.data) == (config.model, config.data):
-            reporter.note(f"{root} is unfinished, but of another configuration: {'; '.join(changed)}.")
+            reporter.note(
+                f"{root} is unfinished, but of another configuration: {'; '.join(changed)}."
+            )
     return None
 
 
 def _age(root: Path) -> float:
     """Return minus the time of a run's last change, so that the newest sorts first."""
-    times = [p.stat().st_mtime for p in (root / "run.toml", root / "metrics.jsonl", root / "state") if p.exists()]
+    times = [
+        p.stat().st_mtime
+        for p in (root / "run.toml", root / "metrics.jsonl", root / "state")
+        if p.exists()
+    ]
     return -max(times, default=0.0)
 
 
 def start_or_resume(
-    config: TrainConfig, *, auto: bool, sources: tuple[Source, Source] | None, reporter: Reporter,
+    config: TrainConfig,
+    *,
+    auto: bool,
+    sources: tuple[Source, Source] | None,
+    reporter: Reporter,
     choose: Callable[[TrainConfig], TrainConfig] | None = None,
-) -> TrainResult:  # fmt: skip
+) -> TrainResult:
     """Go on with the newest unfinished run of a configuration (`auto`), or begin one; raises as `find_unfinished`.
 
     With `choose` the batch size is open: a run that is found has one, and a new one is given what `choose` returns.
@@ -145,14 +167,20 @@ def start_or_resume(
         with joined(device.torch_device) as world:  # all must come to the same folder
             found = None
             if world.is_main:
-                found = find_unfinished(config, reporter, launch="" if auto else launch, any_batch=choose is not None)
+                found = find_unfinished(
+                    config, reporter, launch="" if auto else launch, any_batch=choose is not None
+                )
             root = world.broadcast_object(found)
             if root is not None:
-                machine = {name: getattr(config, name) for name in MACHINE_SETTINGS if name != "output"}
+                machine = {
+                    name: getattr(config, name) for name in MACHINE_SETTINGS if name != "output"
+                }
                 return resume(root, given=machine, sources=sources, reporter=reporter)
             if auto:
                 reporter.note("No unfinished run of this configuration: a new one begins.")
-            return run_training(choose(config) if choose else config, sources=sources, reporter=reporter)
+            return run_training(
+                choose(config) if choose else config, sources=sources, reporter=reporter
+            )
     return run_training(choose(config) if choose else config, sources=sources, reporter=reporter)
 
 
@@ -161,7 +189,9 @@ def train_or_find(config: TrainConfig, sources: tuple[Source, Source], reporter:
     root = Path(config.output)
     device = choose_device(config.device, config.precision)
     with joined(device.torch_device) as world:
-        begun, finished = world.broadcast_object((Run(root).config_file.is_file(), Run(root).result() is not None))
+        begun, finished = world.broadcast_object(
+            (Run(root).config_file.is_file(), Run(root).result() is not None)
+        )
         if not begun:
             run_training(config, sources=sources, reporter=reporter)
         elif not finished:
@@ -179,9 +209,15 @@ def _stem(config: TrainConfig) -> str:
 
 
 def _train(
-    root: Path, config: TrainConfig, sources: tuple[Source, Source] | None, reporter: Reporter, device: Device,
-    world: World, *, fresh: bool,
-) -> TrainResult:  # fmt: skip
+    root: Path,
+    config: TrainConfig,
+    sources: tuple[Source, Source] | None,
+    reporter: Reporter,
+    device: Device,
+    world: World,
+    *,
+    fresh: bool,
+) -> TrainResult:
     train, val = sources or open_for_training(config.data, seed=config.data_seed, reporter=reporter)
     student = build_student(config, train, reporter)
     for change in student.changes:
@@ -189,7 +225,9 @@ def _train(
     run = Run(root, writes=world.is_main)
     try:
         with _only_writer(run) if world.is_main else nullcontext():
-            if fresh and world.is_main:  # before the teacher is trained: the folder may be one that cannot be written
+            if (
+                fresh and world.is_main
+            ):  # before the teacher is trained: the folder may be one that cannot be written
                 Run.create(root, config)
                 run.cut_log(0)  # of a run that was killed before it saved anything
                 write_bytes(run.launch_file, (launch_id() if is_distributed() else "").encode())
@@ -198,7 +236,9 @@ def _train(
             session = open_session(run, config, (train, val), student, device, reporter, world)
             if not fresh:
                 session.load()
-            with loaders_may_die(f"Continue with fewer: deitctl train --resume {run.quoted} --workers 0"):
+            with loaders_may_die(
+                f"Continue with fewer: deitctl train --resume {run.quoted} --workers 0"
+            ):
                 session.train()
                 return session.finish()
     except (KeyboardInterrupt, Signalled, Interrupted) as stop:
@@ -218,16 +258,26 @@ def _only_writer(run: Run) -> Iterator[None]:
 
 
 def open_session(
-    run: Run, config: TrainConfig, sources: tuple[Source, Source], student: LoadedModel, device: Device,
-    reporter: Reporter, world: World,
-) -> Trainer:  # fmt: skip
+    run: Run,
+    config: TrainConfig,
+    sources: tuple[Source, Source],
+    student: LoadedModel,
+    device: Device,
+    reporter: Reporter,
+    world: World,
+) -> Trainer:
     """Find the teacher, if there is to be one, and put everything at hand for a run's first step."""
     tutor = None
     if config.distill is not None:
         tutor = DistillationTeacher(
-            config, *sources, student.card.preprocessing, device=device, reporter=reporter, world=world,
+            config,
+            *sources,
+            student.card.preprocessing,
+            device=device,
+            reporter=reporter,
+            world=world,
             train_run=lambda teacher: train_or_find(teacher, sources, reporter),
-        )  # fmt: skip
+        )
     return Trainer(run, config, device, student, *sources, tutor, reporter, world)
 
 
@@ -239,7 +289,9 @@ def loaders_may_die(hint: str) -> Iterator[None]:
     except DeitctlError as error:
         if not error.message.startswith("Caught "):
             raise
-        last = error.message.strip().splitlines()[-1]  # torch wraps what a loader process raised in its traceback
+        last = error.message.strip().splitlines()[
+            -1
+        ]  # torch wraps what a loader process raised in its traceback
         raise type(error)(last.partition(": ")[2] or last) from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
@@ -248,20 +300,33 @@ def loaders_may_die(hint: str) -> Iterator[None]:
 
 
 def build_student(config: TrainConfig, train: Source, reporter: Reporter) -> LoadedModel:
-    """Build the model that a configuration trains: initialised by its seed, or from the weights it names."""
+    """Build the model that a configuration trains: initialized by its seed, or from the weights it names."""
     recipe = config.recipe
     distilled = None if config.distill is None else config.distill.token
     with rng.scope(config.seed, "init"):
         student = build_model(
-            config.model, class_names=train.class_names, descriptions=describe_classes(train.class_names),
-            img_size=recipe.img_size, drop_path_rate=recipe.drop_path_rate, pretrained=recipe.pretrained,
-            weights=config.weights, distilled=distilled, reporter=reporter,
-        )  # fmt: skip
-    if recipe.augment.crop_scale == (1.0, 1.0):  # trained on whole images, so evaluated on whole images
+            config.model,
+            class_names=train.class_names,
+            descriptions=describe_classes(train.class_names),
+            img_size=recipe.img_size,
+            drop_path_rate=recipe.drop_path_rate,
+            pretrained=recipe.pretrained,
+            weights=config.weights,
+            distilled=distilled,
+            reporter=reporter,
+        )
+    if recipe.augment.crop_scale == (
+        1.0,
+        1.0,
+    ):  # trained on whole images, so evaluated on whole images
         whole = replace(student.card.preprocessing, crop_pct=1.0, crop_mode="squash")
         student = replace(student, card=replace(student.card, preprocessing=whole))
     if recipe.early_epochs:
-        early_size(student.model, student.card, recipe)  # refused before anything is made or trained
+        early_size(
+            student.model, student.card, recipe
+        )  # refused before anything is made or trained
     if distilled and not isinstance(student.model, VisionTransformer):
-        reporter.note(f"{config.model} is no DeiT and has no distillation token: its one head listens to the teacher.")
+        reporter.note(
+            f"{config.model} is no DeiT and has no distillation token: its one head listens to the teacher."
+        )
     return student

@@ -82,9 +82,15 @@ class LossMonitor:
             self.recent = [*self.recent[-19:], {"step": o.step, "loss": loss, "norm": norm}]
             if kind := self._wrong(loss, norm):
                 return Incident(
-                    kind=kind, step=o.step, rate=o.rate, loss=loss, norm=norm, usual=self.usual, keys=o.keys,
+                    kind=kind,
+                    step=o.step,
+                    rate=o.rate,
+                    loss=loss,
+                    norm=norm,
+                    usual=self.usual,
+                    keys=o.keys,
                     recent=self.recent,
-                )  # fmt: skip
+                )
             self.usual = loss if not self.seen else MEMORY * self.usual + (1 - MEMORY) * loss
             self.seen += 1
         return None
@@ -92,6 +98,10 @@ class LossMonitor:
     def _wrong(self, loss: float, norm: float) -> str:
         if not math.isfinite(loss) or (not math.isfinite(norm) and not self.scaled):
             return "not a number"
-        if self.seen >= SETTLED and self.jump and loss > self.jump * max(self.usual, math.log(self.num_classes)):
+        if (
+            self.seen >= SETTLED
+            and self.jump
+            and loss > self.jump * max(self.usual, math.log(self.num_classes))
+        ):
             return "jump"
         return ""

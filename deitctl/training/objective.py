@@ -1,4 +1,4 @@
-"""What a step minimises: true labels alone, or true labels and a teacher. The formulas are in training/losses.py."""
+"""What a step minimizes: true labels alone, or true labels and a teacher. The formulas are in training/losses.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deitctl.training import losses
 
 
 class Loss(NamedTuple):
-    """The scalar to minimise and its named parts, for the log."""
+    """The scalar to minimize and its named parts, for the log."""
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -23,7 +23,12 @@ class Objective(Protocol):
     """Images [B,3,S,S], target distributions [B,K] and a teacher's words [B,K] in, a loss out; `keep` is stochastic depth."""
 
     def __call__(
-        self, student: nn.Module, images: Tensor, targets: Tensor, words: Tensor | None, keep: Tensor | None
+        self,
+        student: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        words: Tensor | None,
+        keep: Tensor | None,
     ) -> Loss: ...
 
 
@@ -31,7 +36,12 @@ class Supervised:
     """Cross-entropy with the (smoothed, mixed) true labels; a second head learns the same."""
 
     def __call__(
-        self, student: nn.Module, images: Tensor, targets: Tensor, words: Tensor | None, keep: Tensor | None
+        self,
+        student: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        words: Tensor | None,
+        keep: Tensor | None,
     ) -> Loss:
         cls, dist = forward_heads(student, images, keep)
         loss = losses.cross_entropy(cls, targets)
@@ -51,7 +61,12 @@ class Distillation:
     config: DistillConfig
 
     def __call__(
-        self, student: nn.Module, images: Tensor, targets: Tensor, words: Tensor | None, keep: Tensor | None
+        self,
+        student: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        words: Tensor | None,
+        keep: Tensor | None,
     ) -> Loss:
         if words is None:
             raise ValueError("distillation needs the teacher's words")
@@ -61,5 +76,9 @@ class Distillation:
         if self.config.mode == "hard":
             taught = losses.hard_distillation(listening, words)
         else:
-            taught = losses.soft_distillation(listening, words, tau=self.config.tau, reduction=self.config.reduction)
-        return Loss(losses.combine(base, taught, self.config.alpha), {"labels": base, "teacher": taught})
+            taught = losses.soft_distillation(
+                listening, words, tau=self.config.tau, reduction=self.config.reduction
+            )
+        return Loss(
+            losses.combine(base, taught, self.config.alpha), {"labels": base, "teacher": taught}
+        )

@@ -49,7 +49,9 @@ def build_optimizer(
     model: nn.Module, config: OptimConfig, layers: Mapping[str, int] | None = None
 ) -> torch.optim.AdamW:
     """Build AdamW, fused, which is one pass over memory; its rate is set before each step by `set_learning_rate`."""
-    return torch.optim.AdamW(parameter_groups(model, config, layers), lr=config.warmup_lr, fused=True)
+    return torch.optim.AdamW(
+        parameter_groups(model, config, layers), lr=config.warmup_lr, fused=True
+    )
 
 
 def peak_learning_rate(config: OptimConfig, batch_size: int) -> float:
@@ -57,7 +59,9 @@ def peak_learning_rate(config: OptimConfig, batch_size: int) -> float:
     return config.lr * batch_size / config.lr_batch
 
 
-def learning_rate(config: OptimConfig, *, step: int, steps_per_epoch: int, epochs: int, batch_size: int) -> float:
+def learning_rate(
+    config: OptimConfig, *, step: int, steps_per_epoch: int, epochs: int, batch_size: int
+) -> float:
     """Return the rate of a step: linear from `warmup_lr`, then a cosine to `min_lr` at the end of the last epoch.
 
     The cosine counts from step 0, as timm's does, so that the warm-up cuts its beginning off. Deviation: it moves with

@@ -25,9 +25,15 @@ def plan_training(config: TrainConfig, *, reporter: Reporter | None = None) -> d
     recipe = config.recipe
     distilled = None if config.distill is None else config.distill.token
     student = build_model(
-        config.model, class_names=train.class_names, img_size=recipe.img_size, drop_path_rate=recipe.drop_path_rate,
-        pretrained=False, weights="", distilled=distilled, reporter=silent,
-    )  # fmt: skip
+        config.model,
+        class_names=train.class_names,
+        img_size=recipe.img_size,
+        drop_path_rate=recipe.drop_path_rate,
+        pretrained=False,
+        weights="",
+        distilled=distilled,
+        reporter=silent,
+    )
     steps = steps_per_epoch(len(train.labels), recipe.batch_size)
     parameters = sum(p.numel() for p in student.model.parameters())
     plan: dict[str, object] = {
@@ -38,12 +44,15 @@ def plan_training(config: TrainConfig, *, reporter: Reporter | None = None) -> d
         "training images": len(train.labels),
         "validation images": len(val.labels),
         "recipe": recipe.name,
-        "starts from": config.weights or ("published weights" if recipe.pretrained else "random weights"),
+        "starts from": config.weights
+        or ("published weights" if recipe.pretrained else "random weights"),
         "epochs": recipe.epochs,
         "steps per epoch": steps,
         "steps": steps * recipe.epochs,
         "batch size": min(recipe.batch_size, len(train.labels)),
-        "peak learning rate": peak_learning_rate(recipe.optim, min(recipe.batch_size, len(train.labels))),
+        "peak learning rate": peak_learning_rate(
+            recipe.optim, min(recipe.batch_size, len(train.labels))
+        ),
         "weights, gradients, moments and average, MiB": round(
             parameters * 4 * (5 if recipe.ema_decay else 4) / 2**20, 1
         ),
@@ -54,29 +63,49 @@ def plan_training(config: TrainConfig, *, reporter: Reporter | None = None) -> d
     early = early_size(student.model, student.card, recipe) if recipe.early_epochs else 0
     if early:
         plan["early epochs"] = f"{recipe.early_epochs} at {early} pixels"
-    warn_about_sizes(recipe, len(train.labels), student.model, student.card.preprocessing.img_size, early, reporter or silent)
+    warn_about_sizes(
+        recipe,
+        len(train.labels),
+        student.model,
+        student.card.preprocessing.img_size,
+        early,
+        reporter or silent,
+    )
     if config.distill is not None:
         d = config.distill
         weight = d.alpha * d.tau**2 if d.mode == "soft" else d.alpha
         if d.mode == "soft" and d.reduction == "elementmean":
             weight /= len(train.class_names)
-        plan |= {"teacher": d.teacher, "distillation": d.mode, "effective weight of the teacher's term": weight}
+        plan |= {
+            "teacher": d.teacher,
+            "distillation": d.mode,
+            "effective weight of the teacher's term": weight,
+        }
         plan |= _cost_of_the_teacher(config, len(train.labels), len(train.class_names), steps)
     return plan
 
 
-def _cost_of_the_teacher(config: TrainConfig, num_images: int, classes: int, steps: int) -> dict[str, object]:
+def _cost_of_the_teacher(
+    config: TrainConfig, num_images: int, classes: int, steps: int
+) -> dict[str, object]:
     """Say how often the teacher looks at an image, with and without its words being kept, and what they take on disk."""
     distill, recipe = config.distill, config.recipe
     assert distill is not None
     every_step = steps * recipe.epochs * min(recipe.batch_size, num_images)
     if distill.teacher_sees == "mixed":
-        return {"the teacher looks at": "mixed images, every step", "images it looks at": every_step}
+        return {
+            "the teacher looks at": "mixed images, every step",
+            "images it looks at": every_step,
+        }
     views = distill.views or recipe.epochs * recipe.augment.repeats
     form = TargetCodec(distill.mode, classes, distill.topk)
     return {
-        "the teacher looks at": f"{distill.views} views of each image, once" if distill.views else "every new view, once",
-        "images it looks at": min(num_images * views, every_step) if distill.cache != "off" else every_step,
+        "the teacher looks at": f"{distill.views} views of each image, once"
+        if distill.views
+        else "every new view, once",
+        "images it looks at": min(num_images * views, every_step)
+        if distill.cache != "off"
+        else every_step,
         "without its words being kept": every_step,
         "words on disk, MiB": round(2 * form.width * num_images * views / 2**20, 2),
-    }  # fmt: skip
+    }

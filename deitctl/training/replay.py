@@ -45,13 +45,20 @@ class Replay:
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `--format json` prints."""
         record = {
-            "kind": self.kind, "step": self.step, "precision": self.precision, "again": self.again, "steps": self.steps,
-            "gradients": dict(self.gradients), "images": [{"image": name, "loss": loss} for name, loss in self.images],
-        }  # fmt: skip
+            "kind": self.kind,
+            "step": self.step,
+            "precision": self.precision,
+            "again": self.again,
+            "steps": self.steps,
+            "gradients": dict(self.gradients),
+            "images": [{"image": name, "loss": loss} for name, loss in self.images],
+        }
         return dict(speakable(record))
 
 
-def replay(path: Path, *, given: Mapping[str, Any] | None = None, reporter: Reporter | None = None) -> Replay:
+def replay(
+    path: Path, *, given: Mapping[str, Any] | None = None, reporter: Reporter | None = None
+) -> Replay:
     """Train from the state before an incident up to it, without touching the run.
 
     Args:
@@ -67,10 +74,19 @@ def replay(path: Path, *, given: Mapping[str, Any] | None = None, reporter: Repo
         raise ConfigError("A replay is for one process.", "Run it without torchrun.")
     record = read_incident(path)
     folder = (path if path.is_dir() else path.parent).resolve()
-    root = folder.parent.parent if (folder.parent.parent / "run.toml").is_file() else Path(record["run"])
+    root = (
+        folder.parent.parent
+        if (folder.parent.parent / "run.toml").is_file()
+        else Path(record["run"])
+    )
     _, config = Run.open(root)
-    machine = {"precision": record.get("precision", "auto"), "micro_batch": record.get("micro_batch", 0)}
-    config = override(config, {k: v for k, v in (machine | dict(given or {})).items() if k in MACHINE_SETTINGS})
+    machine = {
+        "precision": record.get("precision", "auto"),
+        "micro_batch": record.get("micro_batch", 0),
+    }
+    config = override(
+        config, {k: v for k, v in (machine | dict(given or {})).items() if k in MACHINE_SETTINGS}
+    )
     device = choose_device(config.device, config.precision)
     sources = open_for_training(config.data, seed=config.data_seed, reporter=reporter)
     run = Run(root, writes=False)
@@ -100,7 +116,11 @@ def _replay(session: Trainer, record: Mapping[str, Any], reporter: Reporter) -> 
     set_train_mode(state.model, plan.recipe.trainable, plan.recipe.keep_batch_stats)
     batches, steps, incident = session.batches(), [], None
     for step in track(
-        range(state.progress.step, last + 1), reporter, "replay", last + 1 - state.progress.step, "steps"
+        range(state.progress.step, last + 1),
+        reporter,
+        "replay",
+        last + 1 - state.progress.step,
+        "steps",
     ):
         batch, rate = next(batches), plan.rate(step)
         found = gradients(plan, state, batch, session.train_source.name, reporter)
@@ -112,12 +132,18 @@ def _replay(session: Trainer, record: Mapping[str, Any], reporter: Reporter) -> 
             break
         update(plan, state, rate, found.norm)
         state.progress.step += 1
-    norms = {n: float(p.grad.norm()) for n, p in state.model.named_parameters() if p.grad is not None}
+    norms = {
+        n: float(p.grad.norm()) for n, p in state.model.named_parameters() if p.grad is not None
+    }
     return Replay(
-        kind=str(record["kind"]), step=state.progress.step, precision=plan.device.precision,
-        again=incident is not None, steps=steps, gradients=_worst_first(norms.items()),
+        kind=str(record["kind"]),
+        step=state.progress.step,
+        precision=plan.device.precision,
+        again=incident is not None,
+        steps=steps,
+        gradients=_worst_first(norms.items()),
         images=_worst_first(_losses(session, batch)),
-    )  # fmt: skip
+    )
 
 
 def _losses(session: Trainer, batch: Batch) -> Iterator[tuple[str, float]]:
@@ -131,4 +157,6 @@ def _losses(session: Trainer, batch: Batch) -> Iterator[tuple[str, float]]:
 
 def _worst_first(values: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
     """Sort by size, downwards; what is no number goes before all."""
-    return sorted(values, key=lambda item: (item[1] == item[1], -item[1] if item[1] == item[1] else 0))
+    return sorted(
+        values, key=lambda item: (item[1] == item[1], -item[1] if item[1] == item[1] else 0)
+    )

@@ -35,7 +35,9 @@ class TrainResult:
             "epochs": self.epochs,
             "images_seen": self.images_seen,
             "best": {**best, "top1": self.shipped.top1, "top5": self.shipped.top5},
-            "final": {k: self.last[k] for k in ("epoch", "top1", "top5", "val_loss") if k in self.last},
+            "final": {
+                k: self.last[k] for k in ("epoch", "top1", "top5", "val_loss") if k in self.last
+            },
             "heads": self.shipped.heads,
             "agreement": self.shipped.agreement,
             "teacher_agreement": self.shipped.teacher_agreement,

@@ -35,7 +35,8 @@ class Run:
         run = cls(root)
         if run.state.exists() or (root / WEIGHTS).exists():
             raise DeitctlError(
-                f"{root} already holds a run.", f"Name another --output, or continue it: deitctl train --resume {root}"
+                f"{root} already holds a run.",
+                f"Name another --output, or continue it: deitctl train --resume {root}",
             )
         write_bytes(run.config_file, write_toml(config).encode())
         return run
@@ -46,7 +47,8 @@ class Run:
         run = cls(root)
         if not run.config_file.is_file():
             raise ConfigError(
-                f"{root} is not a run: it has no run.toml.", "A run is a folder that `deitctl train` made."
+                f"{root} is not a run: it has no run.toml.",
+                "A run is a folder that `deitctl train` made.",
             )
         return run, from_dict(TrainConfig, read_toml(run.config_file), str(run.config_file))
 
@@ -63,7 +65,9 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """Return what the finished run ended with, None if it is not finished."""
         try:
-            value = read_json(self.result_file, 1 << 30)  # it names every image that could not be read
+            value = read_json(
+                self.result_file, 1 << 30
+            )  # it names every image that could not be read
         except (OSError, ValueError):
             return None
         return value if isinstance(value, dict) else None

@@ -50,7 +50,10 @@ def held_signals() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    wishes: dict[int, Callable[[int, FrameType | None], None]] = {signal.SIGINT: stop.ask, signal.SIGTERM: stop.ask}
+    wishes: dict[int, Callable[[int, FrameType | None], None]] = {
+        signal.SIGINT: stop.ask,
+        signal.SIGTERM: stop.ask,
+    }
     if hasattr(signal, "SIGUSR1"):
         wishes[signal.SIGUSR1] = stop.ask_to_save
     before = {signum: signal.signal(signum, wish) for signum, wish in wishes.items()}

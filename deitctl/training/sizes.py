@@ -10,7 +10,12 @@ from deitctl.models.layers import has_few_patches
 
 
 def warn_about_sizes(
-    recipe: Recipe, num_images: int, model: nn.Module, img_size: int, early_size: int, reporter: Reporter
+    recipe: Recipe,
+    num_images: int,
+    model: nn.Module,
+    img_size: int,
+    early_size: int,
+    reporter: Reporter,
 ) -> None:
     """Say where batch and early epochs are not what the recipe asks for, or may cost accuracy.
 
@@ -23,7 +28,9 @@ def warn_about_sizes(
         reporter: told.
     """
     if recipe.batch_size > num_images:
-        reporter.note(f"A batch is all {num_images} training images, which are fewer than {recipe.batch_size}.")
+        reporter.note(
+            f"A batch is all {num_images} training images, which are fewer than {recipe.batch_size}."
+        )
     if recipe.early_share and recipe.early_scale < 1 and early_size in (0, img_size):
         why = "images are too small" if early_size else "the run is too short"
         reporter.note(f"No early epochs of smaller images: {why}.")

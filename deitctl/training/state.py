@@ -1,6 +1,6 @@
 """What a run needs to go on as if it had never stopped, and how it is kept: four files, swapped in as one folder.
 
-Kept: weights, their average, the optimiser's moments, the step, the epoch's sums so far, the best score, the loss scale.
+Kept: weights, their average, the optimizer's moments, the step, the epoch's sums so far, the best score, the loss scale.
 Not kept: any random state or loader position, because every draw is a function of the seed and the step.
 """
 
@@ -18,7 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from deitctl.errors import ModelError
-from deitctl.models.checkpoint_io import cannot_write, load_tensors, save_tensors, sync_folder, write_json
+from deitctl.models.checkpoint_io import (
+    cannot_write,
+    load_tensors,
+    save_tensors,
+    sync_folder,
+    write_json,
+)
 from deitctl.paths import read_json
 from deitctl.training.ema import ExponentialMovingAverage
 
@@ -110,7 +116,11 @@ class TrainState:
 
     def weights(self, kind: str) -> dict[str, Tensor]:
         """Return the `raw` weights or their moving `average`."""
-        return self.ema.values if kind == "average" and self.ema is not None else self.model.state_dict()
+        return (
+            self.ema.values
+            if kind == "average" and self.ema is not None
+            else self.model.state_dict()
+        )
 
     @contextmanager
     def lent(self, kind: str) -> Iterator[nn.Module]:
@@ -149,23 +159,33 @@ class TrainState:
             folder = folder.with_name(f"{folder.name}.old")
         try:
             record = read_json(folder / "state.json", LARGEST_RECORD)
-            if scale := record.pop("scaler"):  # empty where it was saved in a precision that needs none
+            if scale := record.pop(
+                "scaler"
+            ):  # empty where it was saved in a precision that needs none
                 self.scaler.load_state_dict(scale)
             self.progress = Progress(**record)
             _require_types(self.progress)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{folder} holds no training state that can be read: {error}.") from error
+            raise ModelError(
+                f"{folder} holds no training state that can be read: {error}."
+            ) from error
         if self.progress.format not in (1, FORMAT):
-            raise ModelError(f"{folder} was written by another version of deitctl (format {self.progress.format}).")
+            raise ModelError(
+                f"{folder} was written by another version of deitctl (format {self.progress.format})."
+            )
         try:
             self.model.load_state_dict(load_tensors(folder / "model.safetensors"))
             if self.ema is not None:
                 average = load_tensors(folder / "ema.safetensors")
                 for name, value in self.ema.values.items():
                     value.copy_(average[name])
-            _load_optimizer(self.model, self.optimizer, load_tensors(folder / "optimizer.safetensors"))
+            _load_optimizer(
+                self.model, self.optimizer, load_tensors(folder / "optimizer.safetensors")
+            )
         except (RuntimeError, KeyError) as error:
-            raise ModelError(f"{folder} does not fit the run's model: {str(error).splitlines()[0]}") from error
+            raise ModelError(
+                f"{folder} does not fit the run's model: {str(error).splitlines()[0]}"
+            ) from error
 
 
 def _require_types(progress: Progress) -> None:
@@ -195,18 +215,24 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     }
 
 
-def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _load_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
     parameters = dict(model.named_parameters())
     for name, value in tensors.items():
         owner, _, key = name.rpartition(".")
         parameter = parameters[owner]
         value = value.clone()  # it is a map of the file, which the next save replaces
-        place = value.to(parameter.device, memory_format=torch.preserve_format)  # `fused` wants the step there too
+        place = value.to(
+            parameter.device, memory_format=torch.preserve_format
+        )  # `fused` wants the step there too
         if key != "step" and parameter.ndim == 4:
             place = place.contiguous(memory_format=_format(parameter))
         optimizer.state[parameter][key] = place
 
 
 def _format(parameter: Tensor) -> torch.memory_format:
-    channels_last = parameter.is_contiguous(memory_format=torch.channels_last) and not parameter.is_contiguous()
+    channels_last = (
+        parameter.is_contiguous(memory_format=torch.channels_last) and not parameter.is_contiguous()
+    )
     return torch.channels_last if channels_last else torch.contiguous_format

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from deitctl import rng
 from deitctl.config import DistillConfig, Recipe
 from deitctl.data.loader import Batch
-from deitctl.data.mixup import mix_images, mix_targets, normalize, pair_indices, random_erase, sample_mixup
+from deitctl.data.mixup import (
+    mix_images,
+    mix_targets,
+    normalize,
+    pair_indices,
+    random_erase,
+    sample_mixup,
+)
 from deitctl.data.student_affine import student_affine
 from deitctl.device import Device, ran_out_of_memory
 from deitctl.distillation.cached_teacher import CachedTeacher
@@ -57,20 +64,27 @@ class Plan:
 
     @property
     def objective(self) -> Objective:
-        """What a step minimises."""
+        """What a step minimizes."""
         return Supervised() if self.distill is None else Distillation(self.distill)
 
     @property
     def moves_on_top(self) -> bool:
         """Whether views come again, so that the student sees them moved a little each time."""
-        return self.distill is not None and self.distill.teacher_sees == "view" and self.distill.views > 0
+        return (
+            self.distill is not None
+            and self.distill.teacher_sees == "view"
+            and self.distill.views > 0
+        )
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step."""
         return learning_rate(
-            self.recipe.optim, step=step, steps_per_epoch=self.steps_per_epoch, epochs=self.recipe.epochs,
+            self.recipe.optim,
+            step=step,
+            steps_per_epoch=self.steps_per_epoch,
+            epochs=self.recipe.epochs,
             batch_size=self.recipe.batch_size,
-        )  # fmt: skip
+        )
 
 
 class TrainingDiverged(Exception):
@@ -96,10 +110,17 @@ class StepStats(NamedTuple):
 
 
 def train_one_epoch(
-    plan: Plan, state: TrainState, batches: Iterator[Batch], *, log: Callable[[dict[str, Any]], None],
-    name_of: Callable[[int], str], reporter: Reporter, watch: LossMonitor | None = None, stop: Stop | None = None,
+    plan: Plan,
+    state: TrainState,
+    batches: Iterator[Batch],
+    *,
+    log: Callable[[dict[str, Any]], None],
+    name_of: Callable[[int], str],
+    reporter: Reporter,
+    watch: LossMonitor | None = None,
+    stop: Stop | None = None,
     after_step: Callable[[StepStats], None] = lambda _: None,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Take the steps that are left of an epoch from `batches` and return the means of the loss and its parts over it.
 
     Args:
@@ -143,10 +164,16 @@ def train_one_epoch(
             if number % LOG_EVERY == 0 or last:
                 raise_if_diverged(watch)
                 values = {k: float(v) for k, v in found.parts.items()}
-                log({
-                    "kind": "step", "step": progress.step, "epoch": progress.epoch + 1, "lr": rate, **values,
-                    "grad_norm": float(found.norm),
-                })  # fmt: skip
+                log(
+                    {
+                        "kind": "step",
+                        "step": progress.step,
+                        "epoch": progress.epoch + 1,
+                        "lr": rate,
+                        **values,
+                        "grad_norm": float(found.norm),
+                    }
+                )
                 fields["loss"] = f"{values['loss']:.3f}"
             progress.step += 1
             progress.images_seen += found.num_images
@@ -163,9 +190,13 @@ def raise_if_diverged(watch: LossMonitor) -> None:
 
 
 def gradients(
-    plan: Plan, state: TrainState, batch: Batch, name_of: Callable[[int], str], reporter: Reporter,
+    plan: Plan,
+    state: TrainState,
+    batch: Batch,
+    name_of: Callable[[int], str],
+    reporter: Reporter,
     stop: Stop | None = None,
-) -> StepStats:  # fmt: skip
+) -> StepStats:
     """Leave the gradient of the mean loss over the whole batch, of all processes, in the parameters.
 
     Where memory runs out in any process, all halve their micro-batches and begin the batch again; every draw is a
@@ -174,26 +205,39 @@ def gradients(
     world, progress = plan.world, state.progress
     while True:
         parts, no_memory = _try_gradients(plan, state, batch)
-        told = world.all_gather_ints([
-            int(no_memory), len(batch.keys), len(batch.unreadable), stop.signum if stop else 0,
-            int(stop.save) if stop else 0,
-        ])  # fmt: skip
+        told = world.all_gather_ints(
+            [
+                int(no_memory),
+                len(batch.keys),
+                len(batch.unreadable),
+                stop.signum if stop else 0,
+                int(stop.save) if stop else 0,
+            ]
+        )
         if not any(t[0] for t in told):
             break
         _halve_micro_batch(plan, state, reporter)
     if any(t[2] for t in told):
-        bad = {name_of(index): why for errors in world.gather(batch.errors) for index, why in errors}
+        bad = {
+            name_of(index): why for errors in world.gather(batch.errors) for index, why in errors
+        }
         progress.bad_images.update(bad)
         if plan.stop_on_bad_image:
-            raise DataError(next(iter(bad.values())), "The run stops at such an image (--on-bad-image stop).")
+            raise DataError(
+                next(iter(bad.values())), "The run stops at such an image (--on-bad-image stop)."
+            )
         if not any(t[1] for t in told):
             raise DataError(f"No image of a whole batch can be read, {next(iter(bad.values()))}")
     num_images = sum(t[1] for t in told)
     if world.size > 1:
-        _sum_over_processes(plan, state.model, parts, num_images, alone=any(t[1] == 0 for t in told))
+        _sum_over_processes(
+            plan, state.model, parts, num_images, alone=any(t[1] == 0 for t in told)
+        )
     if plan.device.dtype is torch.float16:
         state.scaler.unscale_(state.optimizer)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in state.model.parameters() if p.grad is not None])
+    norm = torch.nn.utils.get_total_norm(
+        [p.grad for p in state.model.parameters() if p.grad is not None]
+    )
     return StepStats(parts, norm, num_images, max(t[3] for t in told), any(t[4] for t in told))
 
 
@@ -227,12 +271,15 @@ def _halve_micro_batch(plan: Plan, state: TrainState, reporter: Reporter) -> Non
     """Make micro-batches half as large, an even number of images."""
     progress = state.progress
     pairs = -(-plan.recipe.batch_size // 2)
-    present = at_a_time(plan, state) or 2 * -(-pairs // plan.world.size)  # the largest share of any process
+    present = at_a_time(plan, state) or 2 * -(
+        -pairs // plan.world.size
+    )  # the largest share of any process
     state.optimizer.zero_grad(set_to_none=True)
     plan.device.empty_cache()
     if present <= SMALLEST:
         raise DeitctlError(
-            f"Memory runs out even with {SMALLEST} images at a time.", "Use a smaller --img-size or a smaller model."
+            f"Memory runs out even with {SMALLEST} images at a time.",
+            "Use a smaller --img-size or a smaller model.",
         )
     progress.micro_batch = max(SMALLEST, present // 4 * 2)
     reporter.warn(
@@ -252,7 +299,11 @@ def _sum_over_processes(
     """
     named = list(model.named_parameters())
     if alone:
-        learn = {n for names in plan.world.gather([n for n, p in named if p.grad is not None]) for n in names}
+        learn = {
+            n
+            for names in plan.world.gather([n for n, p in named if p.grad is not None])
+            for n in names
+        }
         for name, parameter in named:
             if name in learn and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -268,7 +319,9 @@ def _sum_over_processes(
         torch._foreach_mul_(tensors, missing)
         values *= missing
     parts.update(zip(order, values, strict=True))
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    norms = [
+        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
+    ]
     if statistics := [b for m in norms for b in m.buffers() if b.is_floating_point()]:
         plan.world.all_reduce_(statistics)
         torch._foreach_div_(statistics, plan.world.size)
@@ -283,13 +336,20 @@ def compute_loss(plan: Plan, state: TrainState, batch: Batch) -> Loss:
         images = student_affine(images, batch.keys, recipe.augment, plan.seed)
     images = random_erase(images, batch.keys, recipe.augment.erase_prob, plan.seed)
     targets = smooth_labels(device.move(batch.labels), plan.num_classes, recipe.smoothing)
-    mix, other = sample_mixup(recipe.augment, images.shape[-1], plan.seed, step), device.move(pair_indices(batch.slots))
+    mix, other = (
+        sample_mixup(recipe.augment, images.shape[-1], plan.seed, step),
+        device.move(pair_indices(batch.slots)),
+    )
     images, targets = mix_images(images, mix, other), mix_targets(targets, mix, other)
     first = plan.world.share(recipe.batch_size).start
     slots = [first + slot for slot in batch.slots]
     keep = None
-    if isinstance(state.model, VisionTransformer) and state.model.training:  # a probed body drops nothing
-        keep = state.model.sample_drop_path(recipe.batch_size, rng.torch_generator(plan.seed, "drop-path", step))
+    if (
+        isinstance(state.model, VisionTransformer) and state.model.training
+    ):  # a probed body drops nothing
+        keep = state.model.sample_drop_path(
+            recipe.batch_size, rng.torch_generator(plan.seed, "drop-path", step)
+        )
         keep = device.move(keep[..., slots]) if keep is not None else None
 
     seed = (plan.seed, "step", step) if slots[0] < 2 else (plan.seed, "step", step, slots[0])

@@ -19,7 +19,14 @@ from deitctl.errors import ConfigError, DataError, DeitctlError, Signalled
 from deitctl.evaluation.evaluate import evaluate
 from deitctl.evaluation.result import Evaluation
 from deitctl.events import Reporter
-from deitctl.models.checkpoint_io import WEIGHTS, DiskError, file_metadata, load_tensors, save_model, write_json
+from deitctl.models.checkpoint_io import (
+    WEIGHTS,
+    DiskError,
+    file_metadata,
+    load_tensors,
+    save_model,
+    write_json,
+)
 from deitctl.models.factory import LoadedModel
 from deitctl.models.layers import (
     early_size,
@@ -41,7 +48,14 @@ from deitctl.training.run_dir import Run
 from deitctl.training.signals import Stop, held_signals
 from deitctl.training.sizes import warn_about_sizes
 from deitctl.training.state import Progress, TrainState
-from deitctl.training.step import Plan, StepStats, Stopwatch, TrainingDiverged, at_a_time, train_one_epoch
+from deitctl.training.step import (
+    Plan,
+    StepStats,
+    Stopwatch,
+    TrainingDiverged,
+    at_a_time,
+    train_one_epoch,
+)
 
 EVAL_BATCH = 64
 NOTE = "deitctl"
@@ -52,10 +66,18 @@ class Trainer:
     """What `train` needs at hand, from the first step or from the last saved one."""
 
     def __init__(
-        self, run: Run, config: TrainConfig, device: Device, student: LoadedModel, train: Source, val: Source,
-        tutor: DistillationTeacher | None, reporter: Reporter, world: World = SINGLE_PROCESS,
-    ) -> None:  # fmt: skip
-        """Build optimiser, average and plan for `student`, which is moved to `device`.
+        self,
+        run: Run,
+        config: TrainConfig,
+        device: Device,
+        student: LoadedModel,
+        train: Source,
+        val: Source,
+        tutor: DistillationTeacher | None,
+        reporter: Reporter,
+        world: World = SINGLE_PROCESS,
+    ) -> None:
+        """Build optimizer, average and plan for `student`, which is moved to `device`.
 
         Raises:
             ConfigError: more processes than pairs of images in a batch.
@@ -81,27 +103,49 @@ class Trainer:
             freeze_body(model)
         ema = None
         if recipe.ema_decay:
-            ema = ExponentialMovingAverage(model, decay=recipe.ema_decay, total_steps=steps * recipe.epochs)
-        optimizer = build_optimizer(model, recipe.optim, layer_ids(model) if recipe.optim.layer_decay != 1 else None)
+            ema = ExponentialMovingAverage(
+                model, decay=recipe.ema_decay, total_steps=steps * recipe.epochs
+            )
+        optimizer = build_optimizer(
+            model, recipe.optim, layer_ids(model) if recipe.optim.layer_decay != 1 else None
+        )
         progress = Progress(
-            num_images=num_images, micro_batch=_even(config.micro_batch), views_version=VIEWS_VERSION
-        )  # fmt: skip
+            num_images=num_images,
+            micro_batch=_even(config.micro_batch),
+            views_version=VIEWS_VERSION,
+        )
         self.state = TrainState(model, optimizer, device.grad_scaler(), ema, progress)
         self.plan = Plan(
-            recipe, self.card.preprocessing, len(train.class_names), steps, config.seed, device, config.distill,
+            recipe,
+            self.card.preprocessing,
+            len(train.class_names),
+            steps,
+            config.seed,
+            device,
+            config.distill,
             listener=tutor.listener() if tutor is not None and tutor.looks_at_views else None,
             teacher=tutor.network() if tutor is not None and not tutor.looks_at_views else None,
-            world=world, stop_on_bad_image=config.on_bad_image == "stop",
+            world=world,
+            stop_on_bad_image=config.on_bad_image == "stop",
             images_at_a_time=device.images_at_a_time(largest_block(model, device.dtype)),
-        )  # fmt: skip
+        )
         if config.compile:
             device.compile(model)
         if tutor is not None:
             tutor.load_together()
         self.early_size = early_size(model, self.card, recipe) if recipe.early_epochs else 0
-        warn_about_sizes(config.recipe, num_images, model, self.card.preprocessing.img_size, self.early_size, reporter)
+        warn_about_sizes(
+            config.recipe,
+            num_images,
+            model,
+            self.card.preprocessing.img_size,
+            self.early_size,
+            reporter,
+        )
         self.clock = Stopwatch()
-        self.watch = LossMonitor(len(train.class_names), self.state.scaler.is_enabled(), config.loss_jump)
+        self.watch = LossMonitor(
+            len(train.class_names), self.state.scaler.is_enabled(), config.loss_jump
+        )
         self.saver = AsyncCheckpointer(run.state, run.metrics_file, config.save_every)
         self.loaded_step = 0
         """Steps of the state that this session began with."""
@@ -113,8 +157,9 @@ class Trainer:
             if self.state.progress.num_images != len(self.train_source.labels):
                 raise DataError(
                     f"{self.config.data} has {len(self.train_source.labels)} training images, it had "
-                    f"{self.state.progress.num_images} when {self.run.root} began.", "Start a new run on the new data.",
-                )  # fmt: skip
+                    f"{self.state.progress.num_images} when {self.run.root} began.",
+                    "Start a new run on the new data.",
+                )
         progress = self.state.progress
         seen = self.world.gather((progress.step, progress.epoch))
         if len(set(seen)) > 1:
@@ -124,7 +169,7 @@ class Trainer:
             )
         if progress.views_version != VIEWS_VERSION:
             self.reporter.warn(
-                f"{self.run.root} began with another version's training views: what is left of it sees crops and colours "
+                f"{self.run.root} began with another version's training views: what is left of it sees crops and colors "
                 "drawn anew, so it ends otherwise than it would have."
             )
             progress.views_version = VIEWS_VERSION
@@ -161,7 +206,9 @@ class Trainer:
             try:
                 self._epochs(stop)
             except RuntimeError as error:
-                if self.config.compile and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+                if self.config.compile and type(error).__module__.startswith(
+                    ("torch._inductor", "torch._dynamo")
+                ):
                     why = str(error).strip().splitlines()[0]
                     raise ConfigError(
                         f"torch cannot compile {self.config.model}: {why}", "Leave --compile out."
@@ -173,14 +220,17 @@ class Trainer:
                 if not getattr(signalled, "insists", False):
                     self._save(now=True)
                 raise
-            except ProcessLost:  # of several that are stopped, one may leave before another has heard of it
+            except (
+                ProcessLost
+            ):  # of several that are stopped, one may leave before another has heard of it
                 self._save(now=True)
                 stop.here()
                 raise
             except DataError as error:
                 self._save(now=True)
                 raise DataError(
-                    error.message, f"{error.hint} Mend or remove it, then: deitctl train --resume {self.run.quoted}"
+                    error.message,
+                    f"{error.hint} Mend or remove it, then: deitctl train --resume {self.run.quoted}",
                 ) from error
             except DiskError as error:
                 raise DeitctlError(
@@ -197,11 +247,15 @@ class Trainer:
 
         def after_step(found: StepStats) -> None:
             nonlocal wanted, asked
-            if signum := found.signum or (stop.signum if self.world.size == 1 else 0):  # several must stop together
+            if signum := found.signum or (
+                stop.signum if self.world.size == 1 else 0
+            ):  # several must stop together
                 raise Signalled(signum)
             asked = asked or found.save
             wanted = wanted or asked or self.saver.due(progress.step)
-            if wanted and not self.watch.waiting:  # losses that nobody has read yet may not be saved as good
+            if (
+                wanted and not self.watch.waiting
+            ):  # losses that nobody has read yet may not be saved as good
                 if asked:
                     self.reporter.note(f"Saving after {progress.step} steps, as asked.")
                 wanted = asked = stop.save = False
@@ -212,9 +266,16 @@ class Trainer:
         while progress.epoch < recipe.epochs:
             watch, before = Stopwatch(), progress.step
             means = train_one_epoch(
-                self.plan, self.state, batches, log=self.run.log, name_of=self.train_source.name,
-                reporter=self.reporter, watch=self.watch, stop=stop, after_step=after_step,
-            )  # fmt: skip
+                self.plan,
+                self.state,
+                batches,
+                log=self.run.log,
+                name_of=self.train_source.name,
+                reporter=self.reporter,
+                watch=self.watch,
+                stop=stop,
+                after_step=after_step,
+            )
             speed = (progress.step - before) * self.plan.recipe.batch_size / watch()
             self._finish_epoch(means, speed, stop)
             self.saver.write_copy()  # it was evaluated
@@ -245,9 +306,12 @@ class Trainer:
             note = {"epoch": progress.epoch, "top1": progress.best_top1, "weights": kind}
             if self.world.is_main:
                 save_model(
-                    self.run.root, self.state.weights(kind), self.card, layer_names(self.state.model),
+                    self.run.root,
+                    self.state.weights(kind),
+                    self.card,
+                    layer_names(self.state.model),
                     {NOTE: json.dumps(note)},
-                )  # fmt: skip
+                )
 
     def _save(self, *, now: bool = False) -> None:
         """Save the state as it is, between two steps, unless it went wrong; of several processes the main one does.
@@ -274,11 +338,15 @@ class Trainer:
         if self.world.is_main:
             self.saver.finish()
             how = {
-                "precision": self.device.precision, "device": str(self.device.torch_device),
-                "processes": self.world.size, "micro_batch": at_a_time(self.plan, self.state),
+                "precision": self.device.precision,
+                "device": str(self.device.torch_device),
+                "processes": self.world.size,
+                "micro_batch": at_a_time(self.plan, self.state),
                 "state_step": max(self.saver.saved_step, self.loaded_step),
-            }  # fmt: skip
-            record = write_incident(self.run, incident, keys, [self.train_source.name(k.index) for k in keys], how)
+            }
+            record = write_incident(
+                self.run, incident, keys, [self.train_source.name(k.index) for k in keys], how
+            )
             if how["state_step"]:
                 back = f"The run is as it was after {how['state_step']} steps."
         hint = ways_on(incident, self.run, self.device.precision, self.config.recipe.optim.lr)
@@ -288,23 +356,38 @@ class Trainer:
     def batches(self) -> Iterator[Batch]:
         recipe, seed, augment = self.config.recipe, self.config.seed, self.config.recipe.augment
         keys = TrainBatches(
-            len(self.train_source.labels), self.plan.recipe.batch_size, seed=seed, epochs=recipe.epochs,
-            repeats=augment.repeats, first_step=self.state.progress.step,
-        )  # fmt: skip
+            len(self.train_source.labels),
+            self.plan.recipe.batch_size,
+            seed=seed,
+            epochs=recipe.epochs,
+            repeats=augment.repeats,
+            first_step=self.state.progress.step,
+        )
         plan = ViewPlan(
-            seed, repeats=augment.repeats, early_epochs=recipe.early_epochs, early_size=self.early_size
-        )  # fmt: skip
+            seed,
+            repeats=augment.repeats,
+            early_epochs=recipe.early_epochs,
+            early_size=self.early_size,
+        )
         distill, listener = self.config.distill, self.plan.listener
         if self.tutor is not None and distill is not None and listener is not None:
             plan = replace(
-                plan, seed=distill.view_seed, views=distill.views, known=listener.known,
+                plan,
+                seed=distill.view_seed,
+                views=distill.views,
+                known=listener.known,
                 teacher_size=self.tutor.preflight.preprocessing["img_size"],
-            )  # fmt: skip
+            )
         return train_batches(
-            self.train_source, augment, self.card.preprocessing.img_size, keys,
-            workers=self.workers, pin_memory=self.device.pins_memory, plan=plan,
+            self.train_source,
+            augment,
+            self.card.preprocessing.img_size,
+            keys,
+            workers=self.workers,
+            pin_memory=self.device.pins_memory,
+            plan=plan,
             share=self.world.share(self.plan.recipe.batch_size),
-        )  # fmt: skip
+        )
 
     def _dismiss_teacher(self, stop: Stop) -> None:
         """Once all but a batch a view has been said, ask for the rest and let the teacher go."""
@@ -317,12 +400,20 @@ class Trainer:
         if not any(self.world.gather(tutor.is_loaded)) or not all(self.world.gather(over)):
             return
         listener.fill(
-            self.train_source, self.config.recipe.augment, tutor.distill.view_seed, views,
-            batch_size=batch_size, workers=self.workers, reporter=self.reporter, world=self.world,
+            self.train_source,
+            self.config.recipe.augment,
+            tutor.distill.view_seed,
+            views,
+            batch_size=batch_size,
+            workers=self.workers,
+            reporter=self.reporter,
+            world=self.world,
             pause=lambda: self._pause(stop),
-        )  # fmt: skip
+        )
         tutor.release()
-        self.reporter.note(f"The teacher has said all: {listener.cache.root}. It is not needed any more.")
+        self.reporter.note(
+            f"The teacher has said all: {listener.cache.root}. It is not needed any more."
+        )
 
     def _score_epoch(self, stop: Stop) -> dict[str, Evaluation]:
         """Validate the weights as they are, and their average where there is one."""
@@ -332,27 +423,54 @@ class Trainer:
             scores["average"] = self._evaluate("average", self.device, f"{label} the average", stop)
         return scores
 
-    def _evaluate(self, kind: str, device: Device, label: str, stop: Stop | None = None) -> Evaluation:
+    def _evaluate(
+        self, kind: str, device: Device, label: str, stop: Stop | None = None
+    ) -> Evaluation:
         with self.state.lent(kind) as model:
             return evaluate(
-                model, self.val_source, self.card.preprocessing, rows=tuple(range(self.card.num_classes)),
-                head=self.card.head, device=device, batch_size=EVAL_BATCH, workers=self.workers,
-                reporter=self.reporter, label=label, teacher=self.tutor.answers() if self.tutor else None,
-                world=self.world, pause=(lambda: self._pause(stop)) if stop else lambda: None,
+                model,
+                self.val_source,
+                self.card.preprocessing,
+                rows=tuple(range(self.card.num_classes)),
+                head=self.card.head,
+                device=device,
+                batch_size=EVAL_BATCH,
+                workers=self.workers,
+                reporter=self.reporter,
+                label=label,
+                teacher=self.tutor.answers() if self.tutor else None,
+                world=self.world,
+                pause=(lambda: self._pause(stop)) if stop else lambda: None,
                 stop_on_bad_image=self.config.on_bad_image == "stop",
-            )  # fmt: skip
+            )
 
-    def _record(self, means: dict[str, float], scores: dict[str, Evaluation], kind: str, speed: float) -> None:
+    def _record(
+        self, means: dict[str, float], scores: dict[str, Evaluation], kind: str, speed: float
+    ) -> None:
         progress, score = self.state.progress, scores[kind]
         record = {
-            "kind": "epoch", "epoch": progress.epoch, "step": progress.step, "images_seen": progress.images_seen,
-            "train": means, "top1": score.top1, "top5": score.top5, "val_loss": score.loss, "heads": score.heads,
-            "agreement": score.agreement, "teacher_agreement": score.teacher_agreement, "weights": kind,
+            "kind": "epoch",
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "images_seen": progress.images_seen,
+            "train": means,
+            "top1": score.top1,
+            "top5": score.top5,
+            "val_loss": score.loss,
+            "heads": score.heads,
+            "agreement": score.agreement,
+            "teacher_agreement": score.teacher_agreement,
+            "weights": kind,
             "top1_by_weights": {k: s.top1 for k, s in scores.items()},
-            "images_per_second": round(speed, 2), "seconds": round(progress.seconds, 3),
-        }  # fmt: skip
+            "images_per_second": round(speed, 2),
+            "seconds": round(progress.seconds, 3),
+        }
         self.run.log(record)
-        heads = "" if score.heads is None else f" (cls {score.heads['cls']:.2f}, dist {score.heads['dist']:.2f})"
+        heads = (
+            ""
+            if score.heads is None
+            else f" (cls {score.heads['cls']:.2f}, dist {score.heads['dist']:.2f})"
+        )
         self.reporter.note(
             f"epoch {progress.epoch}/{self.config.recipe.epochs}: loss {means['loss']:.3f}, "
             f"top-1 {score.top1:.2f} %{heads}, {speed:.1f} images/s"
@@ -363,24 +481,40 @@ class Trainer:
         self.world.wait()  # until the main process has written them
         self.state.model.load_state_dict(load_tensors(self.run.root / "model.safetensors"))
         self.state.ema = None
-        shipped = self._evaluate("raw", choose_device(self.config.device, "fp32"), "score the saved weights")
+        shipped = self._evaluate(
+            "raw", choose_device(self.config.device, "fp32"), "score the saved weights"
+        )
         epochs = list(self.run.records("epoch"))
         preflight = self.tutor.preflight if self.tutor else None
         if self.world.is_main:
             draw_curves(
-                self.run.figures / "curves.png", list(self.run.records("step")), epochs,
-                teacher_top1=preflight.top1 if preflight else None, title=self.run.root.name,
-            )  # fmt: skip
+                self.run.figures / "curves.png",
+                list(self.run.records("step")),
+                epochs,
+                teacher_top1=preflight.top1 if preflight else None,
+                title=self.run.root.name,
+            )
         progress = self.state.progress
-        bad = progress.bad_images | {self.val_source.name(index): why for index, why in shipped.unreadable}
+        bad = progress.bad_images | {
+            self.val_source.name(index): why for index, why in shipped.unreadable
+        }
         if bad:
             first = next(iter(bad.values()))
-            self.reporter.warn(f"{len(bad)} image(s) could not be read and were left out, the first: {first}")
+            self.reporter.warn(
+                f"{len(bad)} image(s) could not be read and were left out, the first: {first}"
+            )
         result = TrainResult(
-            run=self.run.root, epochs=progress.epoch, images_seen=progress.images_seen,
-            best_epoch=progress.best_epoch, best_weights=progress.best_weights, shipped=shipped, last=epochs[-1],
-            teacher=preflight, seconds=self.clock(), bad_images=bad,
-        )  # fmt: skip
+            run=self.run.root,
+            epochs=progress.epoch,
+            images_seen=progress.images_seen,
+            best_epoch=progress.best_epoch,
+            best_weights=progress.best_weights,
+            shipped=shipped,
+            last=epochs[-1],
+            teacher=preflight,
+            seconds=self.clock(),
+            bad_images=bad,
+        )
         if self.world.is_main:
             write_json(self.run.result_file, result.to_dict())
         self.world.wait()

@@ -25,7 +25,7 @@ DOCUMENT = Path(deitctl.__file__).parent.parent / "docs" / "check.md"
 
 
 def texture(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
-    """An image unlike those of other seeds: soft spots of colour."""
+    """An image unlike those of other seeds: soft spots of color."""
     spots = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(spots).resize(size, Image.Resampling.BICUBIC)
 
@@ -65,7 +65,10 @@ def test_a_sound_data_set_has_no_findings(sound):
     result = check(str(sound))
     assert result.findings == ()
     assert result.sound
-    assert result.parts == {"train": {"images": 70, "classes": 2}, "val": {"images": 10, "classes": 2}}
+    assert result.parts == {
+        "train": {"images": 70, "classes": 2},
+        "val": {"images": 10, "classes": 2},
+    }
 
 
 def test_the_built_in_digits_are_sound():
@@ -79,10 +82,17 @@ def test_every_kind_of_damage_is_found_by_any_number_of_processes(broken):
     assert [f.to_dict() for f in alone.findings] == [f.to_dict() for f in together.findings]
     assert not alone.sound
     assert counts(alone) == {
-        "class_only_in_val": 1, "similar_class_names": 1, "empty_file": 1, "not_an_image": 2, "truncated": 1,
-        "duplicate_across_parts": 1, "class_only_in_train": 1, "empty_class": 1, "duplicate_in_class": 1,
+        "class_only_in_val": 1,
+        "similar_class_names": 1,
+        "empty_file": 1,
+        "not_an_image": 2,
+        "truncated": 1,
+        "duplicate_across_parts": 1,
+        "class_only_in_train": 1,
+        "empty_class": 1,
+        "duplicate_in_class": 1,
         "wrong_extension": 1,
-    }  # fmt: skip
+    }
     severities = [SEVERITIES.index(f.severity) for f in alone.findings]
     assert severities == sorted(severities)
 
@@ -101,7 +111,8 @@ def carry_out(fix_list: Path) -> None:
     with fix_list.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             name, target = (
-                Path(ast.literal_eval("'" + row[key].replace("'", "\\'") + "'")) for key in ("file", "target")
+                Path(ast.literal_eval("'" + row[key].replace("'", "\\'") + "'"))
+                for key in ("file", "target")
             )
             if row["action"] == "delete" and name.is_dir():
                 name.rmdir()
@@ -124,21 +135,28 @@ def test_the_only_copy_of_an_image_is_never_to_be_deleted(sound, tmp_path):
     (sound / "train" / "dog" / "link.png").symlink_to(sound / "train" / "dog" / "0.png")
     check(str(sound), fix_list=str(tmp_path / "fixes.csv"))
     with (tmp_path / "fixes.csv").open(newline="", encoding="utf-8") as file:
-        rows = [(Path(r["file"]).relative_to(sound).as_posix(), r["action"]) for r in csv.DictReader(file)]
+        rows = [
+            (Path(r["file"]).relative_to(sound).as_posix(), r["action"])
+            for r in csv.DictReader(file)
+        ]
     assert rows == [("train/cat/0.png", "review"), ("train/dog/link.png", "delete")]
-    (sound / "table.csv").write_text("path,label\n" + "train/cat/1.png,cat\n" * 2 + "train/dog/1.png,dog\n")
+    (sound / "table.csv").write_text(
+        "path,label\n" + "train/cat/1.png,cat\n" * 2 + "train/dog/1.png,dog\n"
+    )
     result = check(str(sound / "table.csv"))
     assert [r.action for f in result.findings for r in f.remedies()] == ["review"]
 
 
 def test_near_copies_are_warned_of_and_are_no_error(sound):
     texture(1).resize((48, 36)).save(sound / "val" / "cat" / "small.jpg", quality=60)
-    texture(2).convert("L").save(sound / "train" / "dog" / "grey.png")
+    texture(2).convert("L").save(sound / "train" / "dog" / "gray.png")
     result = check(str(sound))
     assert result.sound
     assert counts(result) == {
-        "near_duplicate_across_parts": 1, "near_duplicate_across_classes": 1, "colour_modes": 1,
-    }  # fmt: skip
+        "near_duplicate_across_parts": 1,
+        "near_duplicate_across_classes": 1,
+        "color_modes": 1,
+    }
     assert result.findings[0].examples == (f"{sound}/val/cat/small.jpg ~ {sound}/train/cat/0.png",)
 
 
@@ -156,11 +174,17 @@ def test_odd_images_are_counted(sound):
     texture(502, (40, 20)).save(cat / "small.png")
     Image.new("RGB", (64, 48), "white").save(cat / "blank.png")
     texture(503).convert("CMYK").save(cat / "print.jpg")
-    texture(504).convert("L").save(cat / "grey.jpg")
+    texture(504).convert("L").save(cat / "gray.jpg")
     result = check(str(sound))
     assert result.sound
-    assert counts(result) == {"blank": 1, "small_side": 1, "long_shape": 1, "many_pixels": 1, "colour_modes": 2}
-    assert {f.check: f.message for f in result.findings}["colour_modes"].endswith("(L: 1, CMYK: 1)")
+    assert counts(result) == {
+        "blank": 1,
+        "small_side": 1,
+        "long_shape": 1,
+        "many_pixels": 1,
+        "color_modes": 2,
+    }
+    assert {f.check: f.message for f in result.findings}["color_modes"].endswith("(L: 1, CMYK: 1)")
 
 
 def flatten(val: Path, truth: Path) -> dict[str, str]:
@@ -175,18 +199,24 @@ def flatten(val: Path, truth: Path) -> dict[str, str]:
     return labels
 
 
-def test_a_flat_validation_part_becomes_a_table_that_trains_and_a_list_of_moves(sound, tmp_path, reporter):
+def test_a_flat_validation_part_becomes_a_table_that_trains_and_a_list_of_moves(
+    sound, tmp_path, reporter
+):
     labels = flatten(sound / "val", tmp_path / "truth.txt")
     assert counts(check(str(sound))) == {"flat_part": 10}
     for table in (tmp_path / "table.csv", tmp_path / "elsewhere" / "table.csv"):
         result = check(
-            str(sound), ground_truth=str(tmp_path / "truth.txt"), write_table=str(table),
+            str(sound),
+            ground_truth=str(tmp_path / "truth.txt"),
+            write_table=str(table),
             fix_list=str(tmp_path / "fixes.csv"),
-        )  # fmt: skip
+        )
         assert counts(result) == {"flat_part": 10}
         train, val = open_for_training(str(table), seed=0, reporter=reporter)
         assert (len(train.labels), train.read(0).size, val.read(0).size) == (70, (64, 48), (64, 48))
-        assert {Path(val.name(i)).name: val.class_names[c] for i, c in enumerate(val.labels.tolist())} == labels
+        assert {
+            Path(val.name(i)).name: val.class_names[c] for i, c in enumerate(val.labels.tolist())
+        } == labels
         assert counts(check(str(table))) == {}
     carry_out(tmp_path / "fixes.csv")
     assert counts(check(str(sound))) == {}
@@ -202,7 +232,8 @@ def test_images_that_the_ground_truth_does_not_name_are_named(sound, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "says"), [("other.png cat\n", "names none of the images"), ("{} 65\n", "labels are numbers such as 65")]
+    ("rows", "says"),
+    [("other.png cat\n", "names none of the images"), ("{} 65\n", "labels are numbers such as 65")],
 )
 def test_a_ground_truth_of_something_else_is_refused(rows, says, sound, tmp_path):
     labels = flatten(sound / "val", tmp_path / "truth.txt")
@@ -223,7 +254,9 @@ def test_a_ground_truth_for_a_tar_says_to_unpack_it(sound, tmp_path, reporter):
     flatten(sound / "val", tmp_path / "truth.txt")
     with tarfile.open(tmp_path / "data.tar", "w") as archive:
         archive.add(sound, "photos")
-    result = check(str(tmp_path / "data.tar"), ground_truth=str(tmp_path / "truth.txt"), reporter=reporter)
+    result = check(
+        str(tmp_path / "data.tar"), ground_truth=str(tmp_path / "truth.txt"), reporter=reporter
+    )
     assert counts(result) == {"flat_part": 10, "part_missing": 1}
     assert "unpack it" in reporter.warnings[0]
 
@@ -253,13 +286,19 @@ def test_the_exit_code_says_whether_it_is_sound(data, code, request):
     assert record["sound"] is (code == 0)
     for finding in record["findings"]:
         assert finding.keys() == {"check", "severity", "count", "examples", "message", "fix"}
-    table = CliRunner().invoke(app, ["check", str(root), "--format", "table"], env={"COLUMNS": "200"})
+    table = CliRunner().invoke(
+        app, ["check", str(root), "--format", "table"], env={"COLUMNS": "200"}
+    )
     assert table.exit_code == code
     assert "\x1b" not in table.stdout
     assert all(f["check"] in table.stdout for f in record["findings"])
 
 
 def test_every_check_is_documented_with_its_severity():
-    rows = [line.split("|") for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    rows = [
+        line.split("|")
+        for line in DOCUMENT.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `")
+    ]
     documented = {row[1].strip(" `"): row[2].strip() for row in rows}
     assert documented == {name: known.severity for name, known in CHECKS.items()}

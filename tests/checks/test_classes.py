@@ -13,7 +13,11 @@ from deitctl.data.dataset import ArraySource
 def part(name: str, counts: dict[str, int], empty: tuple[str, ...] = ()) -> Split:
     """Tiny images of classes; nothing is decoded here."""
     labels = np.repeat(np.arange(len(counts)), list(counts.values()))
-    return Split(name, ArraySource(np.zeros((len(labels), 1, 1), np.uint8), labels, tuple(counts), name), empty)
+    return Split(
+        name,
+        ArraySource(np.zeros((len(labels), 1, 1), np.uint8), labels, tuple(counts), name),
+        empty,
+    )
 
 
 def checks(*parts: Split) -> dict[str, tuple[str, int, tuple[str, ...]]]:
@@ -48,7 +52,9 @@ def test_unicode_writes_one_name_in_two_ways():
 
 
 def test_a_class_that_is_there_and_empty_counts_as_missing():
-    found = checks(part("train", even("cat", "dog"), ("eel",)), part("val", even("cat", "dog", "eel")))
+    found = checks(
+        part("train", even("cat", "dog"), ("eel",)), part("val", even("cat", "dog", "eel"))
+    )
     assert found["class_only_in_val"][2] == ("eel",)
     assert found["empty_class"][:2] == ("warning", 1)
 
@@ -58,7 +64,12 @@ def test_natural_and_lexicographic_order_are_compared():
     assert found["folder_order"] == ("note", 2, ("all: number 1 is '10' or '2'",))
     assert "folder_order" not in checks(part("all", even("01", "02", "10")))
     assert "folder_order" in checks(part("all", even("Zebra", "ant")))
-    assert sorted(["class10", "m²", "class9", "Class1"], key=natural_key) == ["Class1", "class9", "class10", "m²"]
+    assert sorted(["class10", "m²", "class9", "Class1"], key=natural_key) == [
+        "Class1",
+        "class9",
+        "class10",
+        "m²",
+    ]
 
 
 @pytest.mark.parametrize("write", [str, "{:03d}".format, lambda n: str(n + 1)])

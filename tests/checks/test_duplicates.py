@@ -10,7 +10,11 @@ from deitctl.checks.duplicates import NEAR, exact_twins, group, near_pairs, near
 
 
 def pairs_by_search(hashes, distance) -> set[tuple[int, int]]:
-    return {(a, b) for x, y in near_pairs(hashes, distance) for a, b in zip(x.tolist(), y.tolist(), strict=True)}
+    return {
+        (a, b)
+        for x, y in near_pairs(hashes, distance)
+        for a, b in zip(x.tolist(), y.tolist(), strict=True)
+    }
 
 
 def pairs_by_force(hashes, distance) -> set[tuple[int, int]]:
@@ -19,7 +23,7 @@ def pairs_by_force(hashes, distance) -> set[tuple[int, int]]:
     return {(int(a), int(b)) for a, b in zip(*np.nonzero(apart <= distance), strict=True) if a < b}
 
 
-def hashes_with_neighbours(seed: int, originals: int, copies: int, farthest: int):
+def hashes_with_neighbors(seed: int, originals: int, copies: int, farthest: int):
     """Random hashes, and copies of them with up to `farthest` bits turned."""
     generator = np.random.default_rng(seed)
     bits = generator.integers(0, 2, (originals, 128), dtype=np.uint8)
@@ -29,9 +33,14 @@ def hashes_with_neighbours(seed: int, originals: int, copies: int, farthest: int
     return np.packbits(np.concatenate([bits, near]), axis=1)
 
 
-@given(seed=st.integers(0, 2**32), originals=st.integers(1, 20), copies=st.integers(0, 40), distance=st.integers(0, 12))
+@given(
+    seed=st.integers(0, 2**32),
+    originals=st.integers(1, 20),
+    copies=st.integers(0, 40),
+    distance=st.integers(0, 12),
+)
 def test_the_search_finds_the_pairs_that_brute_force_finds(seed, originals, copies, distance):
-    hashes = hashes_with_neighbours(seed, originals, copies, distance + 2)
+    hashes = hashes_with_neighbors(seed, originals, copies, distance + 2)
     assert pairs_by_search(hashes, distance) == pairs_by_force(hashes, distance)
 
 
@@ -72,7 +81,12 @@ def test_near_twins_are_told_apart_by_relation_and_leave_exact_copies_out():
     one[0] = 1
     far = np.full(16, 255, np.uint8)
     hashes = np.stack([zero, one, far, zero, one, zero])
-    found = near_twins(hashes, digests(1, 2, 3, 4, 5, 1), np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 0, 0]))
+    found = near_twins(
+        hashes,
+        digests(1, 2, 3, 4, 5, 1),
+        np.array([0, 0, 0, 0, 1, 1]),
+        np.array([0, 0, 0, 1, 0, 0]),
+    )
     assert dict(as_pairs(found.across_parts)).keys() == {4}
     assert dict(as_pairs(found.across_classes)).keys() == {3}
     assert as_pairs(found.in_class) == [(1, 0)]

@@ -13,7 +13,9 @@ from deitctl.checks.fix_list import one_for_a_file, safe, write_fix_list
 
 
 def remedies(*rows: Remedy):
-    return [f for row in rows for f in found(row.problem, 1, [row.file], remedies=lambda row=row: [row])]
+    return [
+        f for row in rows for f in found(row.problem, 1, [row.file], remedies=lambda row=row: [row])
+    ]
 
 
 @given(st.text(max_size=20))
@@ -37,7 +39,12 @@ def test_a_field_stays_on_its_line_and_is_no_formula(name):
 )
 def test_names_are_written_to_be_read_back(name, field, tmp_path):
     assert safe(name) == field
-    assert write_fix_list(tmp_path / "out" / "fixes.csv", remedies(Remedy(name, "truncated", "delete"))) == 1
+    assert (
+        write_fix_list(
+            tmp_path / "out" / "fixes.csv", remedies(Remedy(name, "truncated", "delete"))
+        )
+        == 1
+    )
     with (tmp_path / "out" / "fixes.csv").open(newline="", encoding="utf-8") as file:
         assert list(csv.reader(file)) == [list(Remedy._fields), [field, "truncated", "delete", ""]]
 
@@ -50,7 +57,10 @@ def test_a_deleted_file_is_not_renamed_or_moved_as_well():
         Remedy("b.jpg", "duplicate_in_class", "delete"),
         Remedy("b.jpg", "duplicate_across_parts", "delete"),
     )
-    assert [(r.file, r.action) for r in one_for_a_file(remedies(*rows))] == [("a.jpg", "delete"), ("b.jpg", "delete")]
+    assert [(r.file, r.action) for r in one_for_a_file(remedies(*rows))] == [
+        ("a.jpg", "delete"),
+        ("b.jpg", "delete"),
+    ]
 
 
 def test_nothing_is_moved_onto_another_file(tmp_path):
@@ -69,4 +79,8 @@ def test_folders_are_renamed_after_their_files_and_inner_ones_first():
         Remedy("Train/big dog", "similar_class_names", "rename", "Train/big_dog"),
         Remedy("Train/big dog/a.jpg", "truncated", "delete"),
     )
-    assert [r.file for r in one_for_a_file(remedies(*rows))] == ["Train/big dog/a.jpg", "Train/big dog", "Train"]
+    assert [r.file for r in one_for_a_file(remedies(*rows))] == [
+        "Train/big dog/a.jpg",
+        "Train/big dog",
+        "Train",
+    ]

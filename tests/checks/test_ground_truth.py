@@ -12,7 +12,11 @@ from scipy.io import savemat
 from deitctl.checks.ground_truth import label_of, read_ground_truth
 from deitctl.errors import DataError
 
-IDS = ("n00000030", "n00000010", "n00000020")  # the devkit's 1, 2, 3: not in the order of the WordNet ids
+IDS = (
+    "n00000030",
+    "n00000010",
+    "n00000020",
+)  # the devkit's 1, 2, 3: not in the order of the WordNet ids
 
 
 @pytest.fixture
@@ -29,10 +33,18 @@ def devkit(tmp_path) -> Path:
 
 def test_the_devkit_gives_wordnet_ids_by_its_own_numbers(devkit):
     truth = read_ground_truth(devkit.parent)
-    assert truth == read_ground_truth(devkit) == read_ground_truth(devkit / "ILSVRC2012_validation_ground_truth.txt")
+    assert (
+        truth
+        == read_ground_truth(devkit)
+        == read_ground_truth(devkit / "ILSVRC2012_validation_ground_truth.txt")
+    )
     assert [label_of(f"val/ILSVRC2012_val_0000000{i}.JPEG", truth) for i in (1, 2, 3, 4, 5)] == [
-        "n00000020", "n00000030", "n00000030", "n00000010", None,
-    ]  # fmt: skip
+        "n00000020",
+        "n00000030",
+        "n00000030",
+        "n00000010",
+        None,
+    ]
 
 
 def test_without_meta_mat_the_devkit_is_refused(devkit):
@@ -46,9 +58,15 @@ def test_without_meta_mat_the_devkit_is_refused(devkit):
     [
         (lambda d: (d / "meta.mat").write_bytes(b"no mat file"), "is not the devkit's meta.mat"),
         (lambda d: savemat(d / "meta.mat", {"other": 1}), "is not the devkit's meta.mat"),
-        (lambda d: (d / "ILSVRC2012_validation_ground_truth.txt").write_text("4\n"), "class 4, which meta.mat"),
+        (
+            lambda d: (d / "ILSVRC2012_validation_ground_truth.txt").write_text("4\n"),
+            "class 4, which meta.mat",
+        ),
         (lambda d: (d / "ILSVRC2012_validation_ground_truth.txt").write_text("\n"), "is empty"),
-        (lambda d: (d / "ILSVRC2012_validation_ground_truth.txt").unlink(), "has no ILSVRC2012_validation"),
+        (
+            lambda d: (d / "ILSVRC2012_validation_ground_truth.txt").unlink(),
+            "has no ILSVRC2012_validation",
+        ),
     ],
 )
 def test_a_broken_devkit_says_what_is_wrong(break_it, says, devkit):

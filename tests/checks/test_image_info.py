@@ -8,13 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deitctl.checks.image_info import ImageInfo, Images, difference_hash, look, look_at_all, pixel_digest
+from deitctl.checks.image_info import (
+    ImageInfo,
+    Images,
+    difference_hash,
+    look,
+    look_at_all,
+    pixel_digest,
+)
 from deitctl.data.dataset import subset
 from deitctl.data.open import scan_classes
 
 
 def texture(seed: int = 0, size: tuple[int, int] = (96, 72)) -> Image.Image:
-    """An image unlike those of other seeds: soft spots of colour."""
+    """An image unlike those of other seeds: soft spots of color."""
     spots = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(spots).resize(size, Image.Resampling.BICUBIC)
 
@@ -62,7 +69,15 @@ def test_a_file_that_is_gone_is_unreadable(image_folder, reporter):
 
 @pytest.mark.parametrize(
     ("mode", "kind"),
-    [("L", "PNG"), ("RGBA", "PNG"), ("P", "GIF"), ("CMYK", "JPEG"), ("I;16", "PNG"), ("1", "PNG"), ("RGB", "WEBP")],
+    [
+        ("L", "PNG"),
+        ("RGBA", "PNG"),
+        ("P", "GIF"),
+        ("CMYK", "JPEG"),
+        ("I;16", "PNG"),
+        ("1", "PNG"),
+        ("RGB", "WEBP"),
+    ],
 )
 def test_an_image_is_described_as_it_is_stored(mode, kind, seen):
     image = texture().convert("L" if mode == "I;16" else mode)
@@ -115,7 +130,12 @@ def test_images_without_a_file_are_looked_at_too(digit_sources):
 
 def test_looks_come_in_order_whatever_the_number_of_processes(digit_sources):
     images = Images([subset(digit_sources[0], range(40)), subset(digit_sources[1], range(30))])
-    alone, together = ([one for some in look_at_all(images, workers) for one in some] for workers in (0, 2))
+    alone, together = (
+        [one for some in look_at_all(images, workers) for one in some] for workers in (0, 2)
+    )
     assert alone == together
     assert len(alone) == len(images) == 70
-    assert [images.name(i) for i in (39, 40)] == [digit_sources[0].name(39), digit_sources[1].name(0)]
+    assert [images.name(i) for i in (39, 40)] == [
+        digit_sources[0].name(39),
+        digit_sources[1].name(0),
+    ]

@@ -41,14 +41,26 @@ def test_a_sound_layout_has_nothing_to_report(counts, parts, image_folder, repor
         ({"train/cat": 1, "train/dog": 1, "val": 3}, {"train": 2, "val": 3}, "flat_part", None),
         ({"train": 1, "val": 2}, {"train": 1, "val": 2}, "flat_part", None),
         ({"": 3}, {"all": 3}, "flat_part", None),
-        ({"inner/train/cat": 1, "inner/val/cat": 2}, {"train": 1, "val": 2}, "nested_part", "inner"),
-        ({"train/train/cat": 1, "val/cat": 2}, {"train": 1, "val": 2}, "nested_part", "train/train"),
+        (
+            {"inner/train/cat": 1, "inner/val/cat": 2},
+            {"train": 1, "val": 2},
+            "nested_part",
+            "inner",
+        ),
+        (
+            {"train/train/cat": 1, "val/cat": 2},
+            {"train": 1, "val": 2},
+            "nested_part",
+            "train/train",
+        ),
         ({"Train/cat": 1, "val/cat": 2}, {"train": 1, "val": 2}, "misnamed_part", "Train"),
         ({**BOTH, "train": 2}, {"train": 4, "val": 2}, "loose_images", "train/0.png"),
         ({**BOTH, "train/cat/old": 2}, {"train": 6, "val": 2}, "subfolders", "train/cat/old"),
     ],
 )
-def test_an_odd_layout_is_reported_and_read_all_the_same(counts, parts, check, where, image_folder, reporter):
+def test_an_odd_layout_is_reported_and_read_all_the_same(
+    counts, parts, check, where, image_folder, reporter
+):
     root = image_folder(counts)
     read, found = found_in(root, reporter)
     assert read == parts
@@ -71,7 +83,9 @@ def test_empty_classes_and_empty_folders(image_folder, tmp_path, reporter):
     assert found_in(tmp_path / "void", reporter)[1].keys() == {"no_images"}
 
 
-def test_files_that_are_no_images_are_counted_and_images_by_other_names_are_errors(image_folder, reporter):
+def test_files_that_are_no_images_are_counted_and_images_by_other_names_are_errors(
+    image_folder, reporter
+):
     root = image_folder({"cat": 2, "dog": 2})
     for name in ("a.txt", "b.TXT", "c.xml", ".hidden", "phone.HEIC"):
         (root / "cat" / name).write_text("x")
@@ -80,8 +94,9 @@ def test_files_that_are_no_images_are_counted_and_images_by_other_names_are_erro
     assert findings.keys() == {"ignored_files", "unread_images"}
     assert findings["ignored_files"].message.endswith("(.txt: 2, .xml: 1)")
     assert set(findings["unread_images"].examples) == {
-        str(root / "cat" / "phone.HEIC"), str(root / "dog" / "noextension"),
-    }  # fmt: skip
+        str(root / "cat" / "phone.HEIC"),
+        str(root / "dog" / "noextension"),
+    }
 
 
 def test_a_link_up_is_entered_once(image_folder, reporter):
@@ -105,7 +120,10 @@ def test_a_tar_is_surveyed_too(counts, parts, checks, image_folder, tmp_path, re
     for arcname in ("", "around"):
         with tarfile.open(tmp_path / "data.tar", "w") as archive:
             for entry in sorted(root.iterdir()):
-                archive.add(entry, f"{arcname}/{entry.name}" if arcname and counts != {"": 3} else entry.name)
+                archive.add(
+                    entry,
+                    f"{arcname}/{entry.name}" if arcname and counts != {"": 3} else entry.name,
+                )
         read, found = found_in(tmp_path / "data.tar", reporter)
         assert (read, {check: count for check, (count, _) in found.items()}) == (parts, checks)
 

@@ -25,11 +25,22 @@ from deitctl.models.layers import layer_names, shipping_config
 def model(tmp_path_factory) -> str:
     """A DeiT-tiny at 32 pixels with three named classes."""
     built = build_model(
-        "deit_tiny", class_names=("ant", "bee", "cow"), img_size=32, drop_path_rate=0.0, pretrained=False,
-        weights="", distilled=None, reporter=SilentReporter(),
-    )  # fmt: skip
+        "deit_tiny",
+        class_names=("ant", "bee", "cow"),
+        img_size=32,
+        drop_path_rate=0.0,
+        pretrained=False,
+        weights="",
+        distilled=None,
+        reporter=SilentReporter(),
+    )
     folder = tmp_path_factory.mktemp("model") / "model"
-    save_model(folder, built.model.state_dict(), shipping_config(built.model, built.card), layer_names(built.model))
+    save_model(
+        folder,
+        built.model.state_dict(),
+        shipping_config(built.model, built.card),
+        layer_names(built.model),
+    )
     return str(folder)
 
 
@@ -51,7 +62,9 @@ def test_every_format_says_the_same(model, inputs):
     assert [r["input"] for r in records] == inputs
     assert [r["error"] is None for r in records] == [True, False, True]
     rows = list(csv.DictReader(io.StringIO(run("csv"), newline="")))
-    flat = [(r["input"], g["label"], f"{g['score']:.6f}") for r in records for g in r["predictions"]]
+    flat = [
+        (r["input"], g["label"], f"{g['score']:.6f}") for r in records for g in r["predictions"]
+    ]
     assert [(r["input"], r["label"], r["score"]) for r in rows if not r["error"]] == flat
     assert [r["input"] for r in rows if r["error"]] == [inputs[1]]
     table = run("table")
@@ -60,13 +73,27 @@ def test_every_format_says_the_same(model, inputs):
 
 
 def test_nothing_to_say_is_valid_json(model, tmp_path):
-    result = CliRunner().invoke(app, ["predict", "-", "--model", model, "--format", "json"], input="\n\n")
+    result = CliRunner().invoke(
+        app, ["predict", "-", "--model", model, "--format", "json"], input="\n\n"
+    )
     assert (result.exit_code, json.loads(result.stdout)) == (0, [])
 
 
 def test_an_answer_on_stdin_comes_before_the_next_name_is_known(model, inputs):
-    command = [sys.executable, "-m", "deitctl", "predict", "-", "--model", model, "--format", "jsonl"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as child:
+    command = [
+        sys.executable,
+        "-m",
+        "deitctl",
+        "predict",
+        "-",
+        "--model",
+        model,
+        "--format",
+        "jsonl",
+    ]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         for name in inputs:
@@ -78,12 +105,16 @@ def test_an_answer_on_stdin_comes_before_the_next_name_is_known(model, inputs):
 
 
 def test_an_image_belongs_to_a_table_on_a_terminal(model, inputs):
-    refused = CliRunner().invoke(app, ["predict", inputs[0], "--model", model, "--format", "jsonl", "--image"])
+    refused = CliRunner().invoke(
+        app, ["predict", inputs[0], "--model", model, "--format", "jsonl", "--image"]
+    )
     assert "goes with a table" in str(refused.exception)
-    unable = CliRunner().invoke(app, ["predict", inputs[0], "--model", model, "--format", "table", "--image"])
+    unable = CliRunner().invoke(
+        app, ["predict", inputs[0], "--model", model, "--format", "table", "--image"]
+    )
     assert unable.exit_code == 0
     assert "▀" not in unable.stdout
-    assert "need a terminal with 256 colours" in unable.stderr
+    assert "need a terminal with 256 colors" in unable.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal of our own is POSIX")
@@ -110,7 +141,9 @@ def test_on_a_terminal_one_image_is_shown_or_all_that_are_asked_for(
     console = Console(force_terminal=True, width=100, _environ=where)
     monkeypatch.setattr(table, "terminal", lambda: console)
     names = [inputs[2] if a == "second" else a for a in arguments]
-    result = CliRunner().invoke(app, ["predict", inputs[0], *names, "--model", model, "--format", "table"])
+    result = CliRunner().invoke(
+        app, ["predict", inputs[0], *names, "--model", model, "--format", "table"]
+    )
     assert result.exit_code == 0, result.exception
     assert result.stdout.count("▀") == images * 32 * 16
 

@@ -1,4 +1,4 @@
-"""What a person sees: bars in eighths, names folded where they end, the image where the terminal has colours."""
+"""What a person sees: bars in eighths, names folded where they end, the image where the terminal has colors."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ from deitctl.inference.predict import Guess, Prediction
 LONG = "black and gold garden spider, Argiope aurantia, of the family of the orb-weaving spiders"
 
 
-def terminal(width: int = 80, colours: str = "truecolor", **options: object) -> Console:
+def terminal(width: int = 80, colors: str = "truecolor", **options: object) -> Console:
     return Console(
-        file=io.StringIO(), force_terminal=True, width=width, color_system=colours, highlight=False,
-        legacy_windows=False, **options,
-    )  # fmt: skip
+        file=io.StringIO(),
+        force_terminal=True,
+        width=width,
+        color_system=colors,
+        highlight=False,
+        legacy_windows=False,
+        **options,
+    )
 
 
 def printed(console: Console, prediction: Prediction) -> list[str]:
@@ -45,7 +50,15 @@ def guesses(*scores: float, label: str = "cat") -> tuple[Guess, ...]:
 
 @pytest.mark.parametrize(
     ("score", "drawn"),
-    [(0.0, ""), (1.0, "█" * 10), (0.5, "█████"), (0.55, "█████▌"), (1 / 80, "▏"), (0.0001, ""), (0.9999, "█" * 10)],
+    [
+        (0.0, ""),
+        (1.0, "█" * 10),
+        (0.5, "█████"),
+        (0.55, "█████▌"),
+        (1 / 80, "▏"),
+        (0.0001, ""),
+        (0.9999, "█" * 10),
+    ],
 )
 def test_a_bar_has_steps_of_an_eighth(score, drawn):
     assert bar(score, 10, terminal()) == drawn.ljust(10)
@@ -59,7 +72,9 @@ def test_bars_are_in_proportion_and_never_longer_than_their_room():
 
 
 def test_a_terminal_that_knows_no_blocks_gets_signs_that_it_knows():
-    console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), force_terminal=True, width=80)
+    console = Console(
+        file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), force_terminal=True, width=80
+    )
     assert bar(0.5, 10, console) == "#####     "
     assert not can_show(console)
 
@@ -98,28 +113,33 @@ def test_more_classes_than_the_image_is_high_go_on_below_it(quarters):
     assert all("5.0 %" in line for line in lines[1:])
 
 
-def test_two_pixels_a_character_with_the_colours_of_the_image(quarters):
+def test_two_pixels_a_character_with_the_colors_of_the_image(quarters):
     lines = half_blocks(quarters, 4)
     assert [line.plain for line in lines] == [HALF * 4] * 2
     first, last = ([span.style for span in line.spans] for line in lines)
     red, green, blue, white = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
-    def colours(styles: list[object]) -> list[tuple[int, ...]]:
+    def colors(styles: list[object]) -> list[tuple[int, ...]]:
         return [tuple(c.triplet) for s in styles for c in (s.color, s.bgcolor)]
 
     def near(found: list[tuple[int, ...]], wanted: list[tuple[int, ...]]) -> bool:
-        return bool(np.abs(np.array(found) - np.array(wanted)).max() <= 40)  # resizing rings at the edges
+        return bool(
+            np.abs(np.array(found) - np.array(wanted)).max() <= 40
+        )  # resizing rings at the edges
 
-    assert near(colours(first), [red] * 4 + [green] * 4)
-    assert near(colours(last), [blue] * 4 + [white] * 4)
+    assert near(colors(first), [red] * 4 + [green] * 4)
+    assert near(colors(last), [blue] * 4 + [white] * 4)
 
 
 @pytest.mark.parametrize(
-    ("colours", "red", "said"),
-    [("truecolor", 251, "\x1b[38;2;251;0;0;48;2;251;0;0m"), ("256", 252, "\x1b[38;5;196;48;5;196m")],
+    ("colors", "red", "said"),
+    [
+        ("truecolor", 251, "\x1b[38;2;251;0;0;48;2;251;0;0m"),
+        ("256", 252, "\x1b[38;5;196;48;5;196m"),
+    ],
 )
-def test_colours_reach_the_terminal_as_they_are_or_as_the_nearest_of_256(colours, red, said):
-    console = terminal(80, colours)
+def test_colors_reach_the_terminal_as_they_are_or_as_the_nearest_of_256(colors, red, said):
+    console = terminal(80, colors)
     pixels = np.zeros((3, 8, 8), np.uint8)
     pixels[0] = red  # two reds, because Rich remembers how it wrote a style
     print_prediction(Prediction("p.jpg", guesses(0.9), None, pixels), console)
@@ -130,25 +150,34 @@ def test_colours_reach_the_terminal_as_they_are_or_as_the_nearest_of_256(colours
     ("console", "able"),
     [
         (terminal(), True),
-        (terminal(colours="256"), True),
-        (terminal(colours="standard"), False),
+        (terminal(colors="256"), True),
+        (terminal(colors="standard"), False),
         (terminal(no_color=True), False),
         (terminal(_environ={"TERM": "dumb"}), False),
         (terminal(_environ={"NO_COLOR": "1"}), False),
         (Console(file=io.StringIO()), False),
     ],
-    ids=["truecolor", "256", "16", "no colour", "dumb", "NO_COLOR", "pipe"],
+    ids=["truecolor", "256", "16", "no color", "dumb", "NO_COLOR", "pipe"],
 )
-def test_only_a_terminal_with_colours_shows_an_image(console, able, quarters):
+def test_only_a_terminal_with_colors_shows_an_image(console, able, quarters):
     assert can_show(console) is able
     lines = printed(console, Prediction("p.jpg", guesses(0.9), None, quarters))
     assert any(HALF in line for line in lines) is able
 
 
 def test_a_name_is_said_once_where_it_cannot_be_read():
-    lines = printed(terminal(), Prediction("/a/b.jpg", (), "/a/b.jpg cannot be read: No such file or directory."))
-    assert [line.strip() for line in lines] == ["/a/b.jpg", "cannot be read: No such file or directory."]
-    lines = printed(terminal(), Prediction("x.jpg", (), "x.jpg: the model answers with values that are not numbers."))
+    lines = printed(
+        terminal(),
+        Prediction("/a/b.jpg", (), "/a/b.jpg cannot be read: No such file or directory."),
+    )
+    assert [line.strip() for line in lines] == [
+        "/a/b.jpg",
+        "cannot be read: No such file or directory.",
+    ]
+    lines = printed(
+        terminal(),
+        Prediction("x.jpg", (), "x.jpg: the model answers with values that are not numbers."),
+    )
     assert lines[1].strip() == "the model answers with values that are not numbers."
 
 

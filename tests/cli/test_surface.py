@@ -29,7 +29,9 @@ COMMANDS = (
 )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([c, "--help"] for c in COMMANDS)])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], *([c, "--help"] for c in COMMANDS)]
+)
 def test_help_answers_without_importing_torch(arguments: list[str]) -> None:
     code = (
         "import sys; from deitctl.cli.app import app\n"
@@ -71,9 +73,23 @@ def test_train_and_distill_share_their_options() -> None:
     names = {c: {p.name for p in commands[c].params} for c in ("train", "distill")}
     assert names["train"] - names["distill"] == {"model", "replay"}
     assert names["distill"] - names["train"] == {
-        "teacher", "student", "teacher_weights", "teacher_img_size", "teacher_sees", "teacher_cache", "adapt", "mode", "alpha",
-        "tau", "reduction", "no_token", "views", "view_seed", "words_topk", "force_teacher",
-    }  # fmt: skip
+        "teacher",
+        "student",
+        "teacher_weights",
+        "teacher_img_size",
+        "teacher_sees",
+        "teacher_cache",
+        "adapt",
+        "mode",
+        "alpha",
+        "tau",
+        "reduction",
+        "no_token",
+        "views",
+        "view_seed",
+        "words_topk",
+        "force_teacher",
+    }
 
 
 def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -93,9 +109,17 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["explain", "x.jpg", "--format", "csv"], 1, "There are: table, jsonl"),
         (["explain", "x.jpg", "--method", "lime"], 1, "There are: rollout, gradient, last-layer"),
         (["predict"], 2, "Missing argument"),
-        (["predict", "x.jpg", "--model", "deit_tiny", "--img-size", "100000"], 1, "1 to 2048 pixels a side"),
+        (
+            ["predict", "x.jpg", "--model", "deit_tiny", "--img-size", "100000"],
+            1,
+            "1 to 2048 pixels a side",
+        ),
         (["predict", "x.jpg", "--model", "gone.onnx"], 1, "There is no ONNX file 'gone.onnx'"),
-        (["predict", "x.jpg", "--format", "csv", "--image"], 1, "--image goes with a table, not with csv"),
+        (
+            ["predict", "x.jpg", "--format", "csv", "--image"],
+            1,
+            "--image goes with a table, not with csv",
+        ),
         (["eval", "--model", "deit_tiny", "--img-size", "100000"], 1, "1 to 2048 pixels a side"),
         (["eval", "/nowhere"], 1, "There is no data set '/nowhere'"),
         (["eval", "--model", "deit_tiny"], 1, "--weights FILE"),
@@ -121,13 +145,29 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["distill", "--teacher", "regnety_16"], 1, "regnety_160"),
         (["export", "deit_tiny", "--to", "onnxx"], 1, "Did you mean 'onnx'"),
         (["export", "deit_tiny", "--to", "onnx", "--quantize", "int4"], 1, "Did you mean 'int8'"),
-        (["export", "deit_tiny", "--to", "onnx", "--runtime", "x.tgz"], 1, "--runtime is for --to web"),
-        (["export", "deit_tiny", "--to", "web", "--runtime", "gone.tgz"], 1, "gone.tgz cannot be read"),
-        (["export", "deit_tiny", "--to", "torch", "--no-preprocess"], 1, "torch has no bare variant"),
+        (
+            ["export", "deit_tiny", "--to", "onnx", "--runtime", "x.tgz"],
+            1,
+            "--runtime is for --to web",
+        ),
+        (
+            ["export", "deit_tiny", "--to", "web", "--runtime", "gone.tgz"],
+            1,
+            "gone.tgz cannot be read",
+        ),
+        (
+            ["export", "deit_tiny", "--to", "torch", "--no-preprocess"],
+            1,
+            "torch has no bare variant",
+        ),
         (["export", "deit_tiny", "--to", "timm", "--any-size"], 1, "--any-size is for --to onnx"),
         (["eval", "--model", "gone.onnx"], 1, "There is no ONNX file 'gone.onnx'"),
         (["push", "/nowhere", "me/mine", "--dry-run"], 1, "There is nothing at /nowhere"),
-        (["push", "/nowhere", "mine", "--dry-run"], 1, "'mine' is no repository of the hub: its names are OWNER/NAME"),
+        (
+            ["push", "/nowhere", "mine", "--dry-run"],
+            1,
+            "'mine' is no repository of the hub: its names are OWNER/NAME",
+        ),
         (
             ["push", "/nowhere", "me/mine"],
             1,
@@ -136,9 +176,13 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     ],
 )
 def test_a_mistake_is_one_line_and_a_code(
-    arguments: list[str], code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     tmp_path: object,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(str(tmp_path))
     monkeypatch.setenv("COLUMNS", "400")
     assert run(arguments, monkeypatch) == code
@@ -151,9 +195,12 @@ def test_a_mistake_is_one_line_and_a_code(
 
 
 @pytest.mark.parametrize(
-    ("option", "what"), [("--views=3", "views"), ("--teacher=x", "teacher"), ("--no-token", "no token")]
+    ("option", "what"),
+    [("--views=3", "views"), ("--teacher=x", "teacher"), ("--no-token", "no token")],
 )
-def test_a_configuration_is_not_contradicted_in_silence(option: str, what: str, tmp_path: Path) -> None:
+def test_a_configuration_is_not_contradicted_in_silence(
+    option: str, what: str, tmp_path: Path
+) -> None:
     """An option that did nothing would be worse than one that is refused."""
     (tmp_path / "run.toml").write_text("")
     result = CliRunner().invoke(app, ["distill", "--config", str(tmp_path / "run.toml"), option])

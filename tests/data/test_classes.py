@@ -74,7 +74,10 @@ def test_imagenet_is_known_by_its_ids():
 
 
 def test_ids_are_described_for_people():
-    assert describe_classes([IDS[1], IDS[0]]) == ("goldfish, Carassius auratus", "tench, Tinca tinca")
+    assert describe_classes([IDS[1], IDS[0]]) == (
+        "goldfish, Carassius auratus",
+        "tench, Tinca tinca",
+    )
     assert describe_classes([IDS[1], "my cat"]) is None
 
 
@@ -90,7 +93,9 @@ def test_names_that_differ_only_in_case_or_signs_are_classes_of_their_own():
     assert match_classes(card("A", "a", "-1", "1"), ["A", "a", "-1", "1"]).kind == "same"
 
 
-@pytest.mark.parametrize("name", ["tench", "Tinca tinca", "TENCH", "tinca-tinca", "n01440764", "0", NAMES[0]])
+@pytest.mark.parametrize(
+    "name", ["tench", "Tinca tinca", "TENCH", "tinca-tinca", "n01440764", "0", NAMES[0]]
+)
 def test_a_class_is_found_by_label_synonym_wordnet_id_and_number(name):
     assert find_class(IMAGENET, name) == 0
 
@@ -113,7 +118,9 @@ def test_a_name_that_two_classes_share_is_refused_with_their_numbers():
 
 
 def test_a_word_of_several_classes_names_them():
-    with pytest.raises(ConfigError, match=r"no class 'cat'. Did you mean 'tabby cat' or 'tiger cat' or"):
+    with pytest.raises(
+        ConfigError, match=r"no class 'cat'. Did you mean 'tabby cat' or 'tiger cat' or"
+    ):
         find_class(IMAGENET, "cat")
 
 

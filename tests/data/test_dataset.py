@@ -12,15 +12,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from deitctl.data.dataset import ArraySource, FileSource, digits, drop_empty_classes, hold_out, relabel, subset
+from deitctl.data.dataset import (
+    ArraySource,
+    FileSource,
+    digits,
+    drop_empty_classes,
+    hold_out,
+    relabel,
+    subset,
+)
 from deitctl.data.decode import decode
 from deitctl.data.open import open_for_evaluation, scan_classes
 from deitctl.errors import DataError
 
 
-def labelled(labels: list[int], classes: int) -> ArraySource:
+def labeled(labels: list[int], classes: int) -> ArraySource:
     images = np.zeros((len(labels), 2, 2), np.uint8)
-    return ArraySource(images, np.array(labels, np.int64), tuple(f"c{i}" for i in range(classes)), "made")
+    return ArraySource(
+        images, np.array(labels, np.int64), tuple(f"c{i}" for i in range(classes)), "made"
+    )
 
 
 def test_digits_are_scikit_learns():
@@ -38,15 +48,20 @@ def test_digits_are_scikit_learns():
 def test_digits_have_ten_classes_a_fifth_of_each_for_validation():
     train, val = digits()
     assert train.class_names == val.class_names == tuple("0123456789")
-    both, held = Counter(train.labels.tolist()) + Counter(val.labels.tolist()), Counter(val.labels.tolist())
+    both, held = (
+        Counter(train.labels.tolist()) + Counter(val.labels.tolist()),
+        Counter(val.labels.tolist()),
+    )
     assert all(held[d] == both[d] // 5 for d in range(10))
     assert train.read(0).mode == "RGB"
     assert train.name(0).startswith("digits:")
 
 
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=80), st.floats(0.05, 0.9), st.integers(0, 9))
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=80), st.floats(0.05, 0.9), st.integers(0, 9)
+)
 def test_hold_out_takes_from_every_class_that_can_spare(labels, share, seed):
-    source = labelled(labels, 5)
+    source = labeled(labels, 5)
     train, val = hold_out(source, share, seed)
     assert sorted([*train.indices, *val.indices]) == list(range(len(labels)))
     for label, count in Counter(labels).items():
@@ -56,16 +71,19 @@ def test_hold_out_takes_from_every_class_that_can_spare(labels, share, seed):
 
 
 def test_hold_out_is_a_function_of_the_seed():
-    source = labelled([0] * 50 + [1] * 50, 2)
+    source = labeled([0] * 50 + [1] * 50, 2)
     first, again, other = (hold_out(source, 0.2, s)[1].indices.tolist() for s in (0, 0, 1))
     assert first == again
     assert first != other
 
 
 def test_hold_out_of_one_class_does_not_move_with_another():
-    few, many = labelled([0] * 10 + [1] * 4, 2), labelled([0] * 10 + [1] * 40, 2)
+    few, many = labeled([0] * 10 + [1] * 4, 2), labeled([0] * 10 + [1] * 40, 2)
     held = [hold_out(s, 0.2, 0)[1] for s in (few, many)]
-    assert held[0].indices[held[0].labels == 0].tolist() == held[1].indices[held[1].labels == 0].tolist()
+    assert (
+        held[0].indices[held[0].labels == 0].tolist()
+        == held[1].indices[held[1].labels == 0].tolist()
+    )
 
 
 def test_subset_of_a_subset_reads_the_right_image(digit_sources):
@@ -77,19 +95,21 @@ def test_subset_of_a_subset_reads_the_right_image(digit_sources):
 
 
 def test_relabel_goes_by_name():
-    source = labelled([0, 1, 1], 2)  # c0, c1
+    source = labeled([0, 1, 1], 2)  # c0, c1
     moved = relabel(source, ("c1", "x", "c0"))
     assert moved.labels.tolist() == [2, 0, 0]
     assert moved.class_names == ("c1", "x", "c0")
 
 
 def test_relabel_minds_only_classes_with_images():
-    assert relabel(labelled([0, 0], 3), ("c0",)).labels.tolist() == [0, 0]
+    assert relabel(labeled([0, 0], 3), ("c0",)).labels.tolist() == [0, 0]
 
 
 def test_relabel_refuses_a_stranger():
-    with pytest.raises(DataError, match="'c1' is in the validation set but not in the training set"):
-        relabel(labelled([0, 1], 2), ("c0",))
+    with pytest.raises(
+        DataError, match="'c1' is in the validation set but not in the training set"
+    ):
+        relabel(labeled([0, 1], 2), ("c0",))
 
 
 def test_empty_classes_are_dropped_and_labels_still_right():

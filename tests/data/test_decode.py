@@ -71,7 +71,9 @@ def test_a_dark_sixteen_bit_image_stays_dark():
     assert values(encode(Image.fromarray(ramp), "PNG")).max() == 1
 
 
-@pytest.mark.parametrize(("highest", "dtype"), [(1.0, np.float32), (255.0, np.float32), (65535, np.int32)])
+@pytest.mark.parametrize(
+    ("highest", "dtype"), [(1.0, np.float32), (255.0, np.float32), (65535, np.int32)]
+)
 def test_thirty_two_bit_tiff_is_scaled(highest, dtype):
     ramp = (np.array([[0, 0.2, 1.0]]) * highest).astype(dtype)
     assert values(encode(Image.fromarray(ramp), "TIFF"))[0, :, 0].tolist() == [0, 51, 255]
@@ -91,21 +93,30 @@ def test_transparency_of_a_palette_is_laid_over_white():
     image = Image.new("P", (2, 1))
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.putdata([0, 1])
-    assert values(encode(image, "PNG", transparency=0))[0].tolist() == [[255, 255, 255], [0, 0, 255]]
-    assert values(encode(image, "GIF", transparency=0))[0].tolist() == [[255, 255, 255], [0, 0, 255]]
+    assert values(encode(image, "PNG", transparency=0))[0].tolist() == [
+        [255, 255, 255],
+        [0, 0, 255],
+    ]
+    assert values(encode(image, "GIF", transparency=0))[0].tolist() == [
+        [255, 255, 255],
+        [0, 0, 255],
+    ]
 
 
-def test_half_transparent_colours_are_laid_over_white():
+def test_half_transparent_colors_are_laid_over_white():
     image = Image.new("RGBA", (1, 1), (255, 0, 0, 128))
     assert np.abs(values(encode(image, "PNG"))[0, 0].astype(int) - (255, 127, 127)).max() <= 1
-    grey = Image.new("LA", (1, 1), (0, 0))
-    assert values(encode(grey, "PNG"))[0, 0].tolist() == [255, 255, 255]
+    gray = Image.new("LA", (1, 1), (0, 0))
+    assert values(encode(gray, "PNG"))[0, 0].tolist() == [255, 255, 255]
 
 
-def test_a_transparent_colour_of_rgb_is_laid_over_white():
+def test_a_transparent_color_of_rgb_is_laid_over_white():
     image = Image.new("RGB", (2, 1), (1, 2, 3))
     image.putpixel((1, 0), (9, 9, 9))
-    assert values(encode(image, "PNG", transparency=(1, 2, 3)))[0].tolist() == [[255, 255, 255], [9, 9, 9]]
+    assert values(encode(image, "PNG", transparency=(1, 2, 3)))[0].tolist() == [
+        [255, 255, 255],
+        [9, 9, 9],
+    ]
 
 
 def test_one_bit_images_become_black_and_white():
@@ -120,10 +131,14 @@ def test_exif_orientation_is_applied(orientation):
     upright = Image.new("RGB", (40, 24), "white")
     upright.paste((255, 0, 0), (0, 0, 16, 8))
     turn = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_270,
-    }.get(orientation)  # fmt: skip
+    }.get(orientation)
     stored = upright if turn is None else upright.transpose(turn)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -150,10 +165,17 @@ def test_one_pixel_is_an_image():
 
 def png_header(width: int, height: int) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 99))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("side", [14_000, 60_000])
@@ -188,7 +210,9 @@ def test_damage_gives_an_image_or_a_data_error_and_nothing_else(kind, data):
     exif = Image.Exif()
     exif[0x0112] = 6
     options = {"exif": exif} if kind in ("JPEG", "PNG", "WEBP", "TIFF") else {}
-    whole = bytearray(encode(Image.linear_gradient("L").resize((20, 16)).convert("RGB"), kind, **options))
+    whole = bytearray(
+        encode(Image.linear_gradient("L").resize((20, 16)).convert("RGB"), kind, **options)
+    )
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(0, min(len(whole), 400) - 1))] = data.draw(st.integers(0, 255))
     try:
@@ -202,7 +226,9 @@ def test_scans_are_counted_wherever_they_lie(strip, make_image, monkeypatch):
     monkeypatch.setattr("deitctl.data.decode.STRIP", strip)
     monkeypatch.setattr("deitctl.data.decode.MAX_SCANS", 3)
     data = encode(make_image(40, 30), "JPEG", progressive=True)
-    with pytest.raises(DataError, match=rf"has {data.count(bytes([0xFF, 0xDA]))} scans, more than 3"):
+    with pytest.raises(
+        DataError, match=rf"has {data.count(bytes([0xFF, 0xDA]))} scans, more than 3"
+    ):
         decode(data, "x")
 
 
@@ -211,9 +237,14 @@ def test_a_jpeg_can_be_decoded_smaller_and_other_formats_stay_whole(shrink, make
     """Each pixel is about the mean of those that it stands for; of a block of eight it is the mean."""
     image = make_image(96, 64)
     small = np.asarray(decode(encode(image, "JPEG", quality=95, subsampling=0), "x", shrink))
-    blocks = np.asarray(image).reshape(64 // shrink, shrink, 96 // shrink, shrink, 3).mean(axis=(1, 3))
+    blocks = (
+        np.asarray(image).reshape(64 // shrink, shrink, 96 // shrink, shrink, 3).mean(axis=(1, 3))
+    )
     assert np.abs(small - blocks).mean() < (1 if shrink == 8 else 6)
-    assert decode(encode(make_image(90, 61), "JPEG"), "x", shrink).size == (-(-90 // shrink), -(-61 // shrink))
+    assert decode(encode(make_image(90, 61), "JPEG"), "x", shrink).size == (
+        -(-90 // shrink),
+        -(-61 // shrink),
+    )
     assert decode(encode(image, "PNG"), "x", shrink).size == (96, 64)
 
 

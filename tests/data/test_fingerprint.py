@@ -107,8 +107,8 @@ def test_order_and_labels_count(digit_sources, reporter):
     train, _ = digit_sources
     some = subset(train, [0, 1, 2, 3])
     turned, renamed = subset(train, [1, 0, 2, 3]), relabel(some, tuple(reversed(some.class_names)))
-    relabelled = Subset(train, some.indices, (some.labels + 1) % 10, some.class_names)
-    prints = {data_fingerprint(s, reporter) for s in (some, turned, renamed, relabelled)}
+    relabeled = Subset(train, some.indices, (some.labels + 1) % 10, some.class_names)
+    prints = {data_fingerprint(s, reporter) for s in (some, turned, renamed, relabeled)}
     assert len(prints) == 4
     assert data_fingerprint(subset(train, [0, 1, 2, 3]), reporter) in prints
 
@@ -117,7 +117,9 @@ def test_order_and_labels_count(digit_sources, reporter):
 def test_any_one_changed_pixel_or_label_is_noticed(labels, data):
     images = np.arange(len(labels) * 4, dtype=np.uint8).reshape(-1, 2, 2)
     source = ArraySource(images, np.array(labels, np.int64), ("a", "b", "c"), "made")
-    place = data.draw(st.tuples(st.integers(0, len(labels) - 1), st.integers(0, 1), st.integers(0, 1)))
+    place = data.draw(
+        st.tuples(st.integers(0, len(labels) - 1), st.integers(0, 1), st.integers(0, 1))
+    )
     other, moved = images.copy(), source.labels.copy()
     other[place] ^= data.draw(st.integers(1, 255))
     moved[place[0]] = (moved[place[0]] + data.draw(st.integers(1, 2))) % 3
@@ -147,7 +149,10 @@ def test_a_fingerprint_stays_what_it_was(digit_sources, tmp_path, of, reporter):
             (tmp_path / "d" / folder / f"{number}.png").write_bytes(f"{folder} {number}".encode())
     os.rename(tmp_path / "d" / "cow" / "1.png", os.fsencode(tmp_path / "d" / "cow") + b"/\xff.png")
     assert of(tmp_path / "d") == "7bf0f8e6c990ff8c"
-    assert [data_fingerprint(s, reporter) for s in digit_sources] == ["25430da69d282a62", "af60cb61d2feff64"]
+    assert [data_fingerprint(s, reporter) for s in digit_sources] == [
+        "25430da69d282a62",
+        "af60cb61d2feff64",
+    ]
 
 
 def test_an_image_that_cannot_be_read_is_part_of_the_data(root, of):
@@ -258,7 +263,12 @@ def test_names_and_shapes_and_types_of_tensors_count():
         module.register_buffer(name, value)
         return module
 
-    made = [holding("a", same), holding("b", same), holding("a", same.view(2, 2)), holding("a", same.view(torch.int32))]
+    made = [
+        holding("a", same),
+        holding("b", same),
+        holding("a", same.view(2, 2)),
+        holding("a", same.view(torch.int32)),
+    ]
     assert len({model_fingerprint(m) for m in made}) == 4
 
 

@@ -47,7 +47,11 @@ def root(image_folder) -> Path:
 
 
 def content(source) -> tuple[list[str], list[int], tuple[str, ...]]:
-    return [source.name(i) for i in range(len(source.labels))], source.labels.tolist(), source.class_names
+    return (
+        [source.name(i) for i in range(len(source.labels))],
+        source.labels.tolist(),
+        source.class_names,
+    )
 
 
 @pytest.fixture
@@ -240,7 +244,9 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "header": flip(0.1),
     "middle": flip(0.5),
     "last": flip(1.0),
-    "length": lambda data: data[: len(index.MAGIC) + 4] + b"\xff" * 8 + data[len(index.MAGIC) + 12 :],
+    "length": lambda data: (
+        data[: len(index.MAGIC) + 4] + b"\xff" * 8 + data[len(index.MAGIC) + 12 :]
+    ),
 }
 
 
@@ -259,7 +265,10 @@ def test_a_damaged_index_is_made_again_without_a_word(damage, root, reporter, sc
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(damage=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=5), cut=st.floats(0.2, 1))
+@given(
+    damage=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=5),
+    cut=st.floats(0.2, 1),
+)
 def test_no_damage_gives_other_images(damage, cut, root):
     expected = content(scan_classes(root, SilentReporter()))
     path = index.index_path(root)
@@ -279,7 +288,9 @@ def test_an_index_whose_checksum_was_made_to_fit_is_still_checked(data, root):
     content_of = bytearray(path.read_bytes())
     start = len(index.MAGIC) + 4
     for _ in range(data.draw(st.integers(1, 4))):
-        content_of[data.draw(st.integers(start, len(content_of) - 1))] = data.draw(st.integers(0, 255))
+        content_of[data.draw(st.integers(start, len(content_of) - 1))] = data.draw(
+            st.integers(0, 255)
+        )
     content_of[start - 4 : start] = zlib.crc32(content_of[start:]).to_bytes(4, "little")
     path.write_bytes(content_of)
     for listing in (index.find(root) or {}).values():
@@ -336,7 +347,9 @@ def test_a_tar_is_read_through_once(tar, reporter, scans, monkeypatch):
     for a, b in zip(first, second, strict=True):
         assert content(a) == content(b)
         assert all(np.array_equal(a.read(i), b.read(i)) for i in range(len(a.labels)))
-    assert content(second[0])[0] == [f"{tar}:{name}" for name in ("a/0.png", "a/1.png", "a/2.png", "b/0.png")]
+    assert content(second[0])[0] == [
+        f"{tar}:{name}" for name in ("a/0.png", "a/1.png", "a/2.png", "b/0.png")
+    ]
 
 
 def test_a_tar_of_class_folders_is_read_through_once(image_folder, tmp_path, reporter, scans):
@@ -426,4 +439,6 @@ def test_several_processes_that_start_at_once_agree(root, reporter, tmp_path):
         index.index_path(root).unlink(missing_ok=True)
         time.sleep(0.05 + 0.01 * number)
     assert [p.communicate()[0].split() for p in running] == [["True", "6"]] * 2
-    assert all(p.suffix == ".index" for p in (tmp_path / "cache" / "indexes").iterdir())  # and nothing half written
+    assert all(
+        p.suffix == ".index" for p in (tmp_path / "cache" / "indexes").iterdir()
+    )  # and nothing half written

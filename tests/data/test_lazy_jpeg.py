@@ -20,9 +20,14 @@ from deitctl.data.transforms import resized_crop, train_transform
 from deitctl.errors import DataError
 
 KINDS = {
-    "plain": {"quality": 90}, "4:4:4": {"subsampling": 0}, "4:2:2": {"subsampling": 1}, "progressive": {"progressive": True},
-    "restarts": {"restart_marker_blocks": 4}, "stored as RGB": {"keep_rgb": True}, "coarse": {"quality": 5},
-}  # fmt: skip
+    "plain": {"quality": 90},
+    "4:4:4": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_blocks": 4},
+    "stored as RGB": {"keep_rgb": True},
+    "coarse": {"quality": 5},
+}
 TURN = 0x0112
 
 
@@ -60,7 +65,9 @@ def test_pixels_are_pillows(kind, size, decoder, make_image):
 
 def test_a_box_is_cut_where_it_is(decoder, make_image):
     data = jpeg(make_image())
-    assert np.array_equal(open_image(data, "x").cut((5, 7, 50, 60)), np.asarray(decode(data, "x"))[7:60, 5:50])
+    assert np.array_equal(
+        open_image(data, "x").cut((5, 7, 50, 60)), np.asarray(decode(data, "x"))[7:60, 5:50]
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -72,7 +79,8 @@ def test_turned_images_are_upright(orientation, decoder, make_image):
 
 
 @pytest.mark.parametrize(
-    ("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("RGBA", "PNG"), ("P", "GIF")]
+    ("mode", "kind"),
+    [("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("RGBA", "PNG"), ("P", "GIF")],
 )
 def test_other_images_are_decoded_at_once(mode, kind, make_image):
     buffer = io.BytesIO()
@@ -89,7 +97,10 @@ def outcome(read):
         return str(error)
 
 
-@given(cut=st.integers(0, 3000), changes=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), max_size=3))
+@given(
+    cut=st.integers(0, 3000),
+    changes=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), max_size=3),
+)
 def test_damage_is_judged_as_pillow_judges_it(cut, changes, make_image):
     """The same pixels, or the same error in the same words, whichever bytes are changed or missing."""
     damaged = bytearray(jpeg(make_image(64, 48), quality=80))
@@ -125,11 +136,15 @@ def test_very_large_images_are_left_to_pillow_and_its_lock(monkeypatch, make_ima
 @pytest.mark.parametrize(
     ("size", "box", "target", "orientation", "shrink"),
     [
-        ((800, 640), (400, 400), 200, 1, 2), ((800, 640), (400, 399), 200, 1, 1), ((800, 640), (800, 640), 80, 1, 8),
-        ((800, 640), (639, 640), 80, 1, 4), ((801, 640), (400, 400), 200, 1, 2), ((801, 640), (400, 400), 200, 6, 1),
+        ((800, 640), (400, 400), 200, 1, 2),
+        ((800, 640), (400, 399), 200, 1, 1),
+        ((800, 640), (800, 640), 80, 1, 8),
+        ((800, 640), (639, 640), 80, 1, 4),
+        ((801, 640), (400, 400), 200, 1, 2),
+        ((801, 640), (400, 400), 200, 6, 1),
         ((800, 640), (400, 400), 200, 6, 2),
     ],
-)  # fmt: skip
+)
 def test_a_box_keeps_as_many_pixels_as_are_shown(size, box, target, orientation, shrink):
     assert LazyJpeg(b"", "x", size, orientation).shrink_for(*box, target) == shrink
 
@@ -144,7 +159,10 @@ def test_a_shrunk_crop_is_the_same_crop(orientation, size, make_image):
     box = (21, 13, 21 + 400, 13 + 420)
     shown = np.asarray(resized_crop(opened, box, 96)).astype(float)
     errors = {
-        by: np.abs(shown - np.asarray(resized_crop(full, tuple(np.add(box, (by, by, by, by)).tolist()), 96))).mean()
+        by: np.abs(
+            shown
+            - np.asarray(resized_crop(full, tuple(np.add(box, (by, by, by, by)).tolist()), 96))
+        ).mean()
         for by in (-2, 0, 2)
     }
     assert errors[0] < 1
@@ -156,7 +174,10 @@ def test_a_view_of_an_image_is_the_view_of_its_pixels(make_image):
     augment = AugmentConfig(crop_scale=(0.1, 1.0), hflip=0.5, rand_augment="rand-m9-mstd0.5-inc1")
     data = jpeg(make_image(300, 200))
     for index in range(10):
-        views = [train_transform(p, augment, 224, 0, 0, index) for p in (open_image(data, "x"), decode(data, "x"))]
+        views = [
+            train_transform(p, augment, 224, 0, 0, index)
+            for p in (open_image(data, "x"), decode(data, "x"))
+        ]
         assert np.array_equal(*views)
 
 

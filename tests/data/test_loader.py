@@ -32,7 +32,9 @@ AUGMENT = RECIPES["small"].augment
 
 def stream(source, workers, first_step=0, plan=None):
     keys = TrainBatches(len(source.labels), 8, seed=0, epochs=2, repeats=3, first_step=first_step)
-    return list(train_batches(source, AUGMENT, 32, keys, workers=workers, pin_memory=False, plan=plan))
+    return list(
+        train_batches(source, AUGMENT, 32, keys, workers=workers, pin_memory=False, plan=plan)
+    )
 
 
 def shown(source, view, index, size=32, seed=0):
@@ -106,7 +108,9 @@ def test_a_teacher_sees_the_same_view_in_its_own_size(size, some):
         assert batch.teacher_images.dtype is torch.uint8
         assert batch.teacher_images.shape == (8, 3, size, size)
         for image, key in zip(batch.teacher_images, batch.keys, strict=True):
-            assert torch.equal(image, shown(some, view_of(key, views=4, repeats=3), key.index, size, seed=1))
+            assert torch.equal(
+                image, shown(some, view_of(key, views=4, repeats=3), key.index, size, seed=1)
+            )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -115,7 +119,9 @@ def test_what_the_teacher_said_already_is_not_rendered_for_it(workers, some):
     plain = stream(some, 0, plan=ViewPlan(0, views=4, repeats=3))
     for batch, expected in zip(stream(some, workers, plan=plan), plain, strict=True):
         places = [(view_of(key, views=4, repeats=3), key.index) for key in batch.keys]
-        assert batch.teacher_rows == [row for row, place in enumerate(places) if not even_sum(*place)]
+        assert batch.teacher_rows == [
+            row for row, place in enumerate(places) if not even_sum(*place)
+        ]
         for image, row in zip(batch.teacher_images, batch.teacher_rows, strict=True):
             assert torch.equal(image, shown(some, *places[row], 40))
         assert torch.equal(batch.images, expected.images)  # the student sees all of them
@@ -150,11 +156,15 @@ def test_evaluation_yields_every_image_once_and_in_order(workers, some):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_shows_each_image_in_every_preprocessing_and_reads_it_once(workers, some, monkeypatch):
+def test_evaluation_shows_each_image_in_every_preprocessing_and_reads_it_once(
+    workers, some, monkeypatch
+):
     read, pres = [], [Preprocessing(img_size=16), Preprocessing(img_size=24, crop_mode="squash")]
     inner = type(some).read
     if not workers:  # what a worker counts stays with it
-        monkeypatch.setattr(type(some), "read", lambda s, i: (read.append(i) if s is some else None, inner(s, i))[1])
+        monkeypatch.setattr(
+            type(some), "read", lambda s, i: (read.append(i) if s is some else None, inner(s, i))[1]
+        )
     batches = list(eval_batches(some, pres, batch_size=20, workers=workers, pin_memory=False))
     assert read in ([], list(range(20)))
     for n, pre in enumerate(pres):
@@ -166,7 +176,9 @@ def test_unreadable_images_are_named_and_never_replaced(image_folder, reporter):
     root = image_folder({"a": 3, "b": 3})
     (root / "a" / "1.png").write_text("not an image")
     source = scan_classes(root, reporter)
-    (batch,) = eval_batches(source, [Preprocessing(img_size=16)], batch_size=6, workers=0, pin_memory=False)
+    (batch,) = eval_batches(
+        source, [Preprocessing(img_size=16)], batch_size=6, workers=0, pin_memory=False
+    )
     assert batch.indices.tolist() == [0, 2, 3, 4, 5]
     assert batch.labels.tolist() == [0, 0, 1, 1, 1]
     ((index, why),) = batch.errors
@@ -178,7 +190,9 @@ def test_unreadable_images_are_named_in_training_too(image_folder, reporter):
     root = image_folder({"a": 3, "b": 3})
     (root / "b" / "0.png").write_bytes(b"")
     keys = TrainBatches(6, 6, seed=0, epochs=1)
-    (batch,) = train_batches(scan_classes(root, reporter), AUGMENT, 16, keys, workers=0, pin_memory=False)
+    (batch,) = train_batches(
+        scan_classes(root, reporter), AUGMENT, 16, keys, workers=0, pin_memory=False
+    )
     assert len(batch.images) == len(batch.labels) == len(batch.keys) == 5
     assert [i for i, _ in batch.errors] == [3]
     ((key, why),) = batch.unreadable
@@ -202,7 +216,9 @@ def test_a_batch_without_a_readable_image_is_empty(image_folder, reporter):
     root = image_folder({"a": 1, "b": 1})
     for name in "ab":
         (root / name / "0.png").write_bytes(b"")
-    (batch,) = eval_batches(scan_classes(root, reporter), [Preprocessing()], batch_size=4, workers=0, pin_memory=False)
+    (batch,) = eval_batches(
+        scan_classes(root, reporter), [Preprocessing()], batch_size=4, workers=0, pin_memory=False
+    )
     assert len(batch.images[0]) == len(batch.indices) == 0
     assert [i for i, _ in batch.errors] == [0, 1]
 
@@ -222,13 +238,20 @@ def batches_with_gaps(draw):
     images = torch.tensor(slots, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 3, 2, 2)
     bad = [(SampleKey(0, 100 + slot, 0), "bad") for slot in range(count) if slot not in slots]
     return Batch(
-        images, torch.tensor(slots, dtype=torch.int64), [SampleKey(0, 100 + slot, 0) for slot in slots], slots, bad,
-        images[asked], asked,
-    )  # fmt: skip
+        images,
+        torch.tensor(slots, dtype=torch.int64),
+        [SampleKey(0, 100 + slot, 0) for slot in slots],
+        slots,
+        bad,
+        images[asked],
+        asked,
+    )
 
 
 @given(batch=batches_with_gaps(), half=st.integers(0, 13))
-def test_parts_are_the_batch_with_neighbours_together_and_the_teacher_asked_about_the_same(batch, half):
+def test_parts_are_the_batch_with_neighbors_together_and_the_teacher_asked_about_the_same(
+    batch, half
+):
     size = 2 * half
     parts = list(batch.parts(size))
     assert [slot for part in parts for slot in part.slots] == batch.slots
@@ -249,10 +272,20 @@ def test_parts_count_slots_not_readable_images():
     """With 4 slots a part, the images of slots 4 and 5 meet, however many before them are missing."""
     slots = [0, 3, 4, 5, 9]
     batch = Batch(
-        torch.zeros(5, 3, 2, 2), torch.zeros(5), [SampleKey(0, s, 0) for s in slots], slots, [], torch.empty(0), []
+        torch.zeros(5, 3, 2, 2),
+        torch.zeros(5),
+        [SampleKey(0, s, 0) for s in slots],
+        slots,
+        [],
+        torch.empty(0),
+        [],
     )
     assert [part.slots for part in batch.parts(4)] == [[0, 3], [4, 5], [9]]
-    assert [part.slots for part in batch.parts(0)] == [part.slots for part in batch.parts(10)] == [slots]
+    assert (
+        [part.slots for part in batch.parts(0)]
+        == [part.slots for part in batch.parts(10)]
+        == [slots]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -271,9 +304,19 @@ def jpegs(tmp_path_factory, make_image):
 def test_undecoded_jpegs_give_the_same_batches_on_any_number_of_workers(jpegs, teacher_size):
     plan = ViewPlan(3, views=2, teacher_size=teacher_size)
     batches = [
-        list(train_batches(jpegs, AUGMENT, 32, TrainBatches(5, 4, seed=0, epochs=2), workers=n, pin_memory=False, plan=plan))
+        list(
+            train_batches(
+                jpegs,
+                AUGMENT,
+                32,
+                TrainBatches(5, 4, seed=0, epochs=2),
+                workers=n,
+                pin_memory=False,
+                plan=plan,
+            )
+        )
         for n in (0, 2)
-    ]  # fmt: skip
+    ]
     for one, other in zip(*batches, strict=True):
         assert one.keys == other.keys
         assert torch.equal(one.images, other.images)
@@ -285,12 +328,20 @@ def test_undecoded_jpegs_give_the_same_batches_on_any_number_of_workers(jpegs, t
 def test_what_a_student_sees_does_not_depend_on_its_teacher(jpegs):
     """A reduced image is reduced for the one that sees it."""
     shown = [
-        [b.images for b in train_batches(
-            jpegs, AUGMENT, 32, TrainBatches(5, 4, seed=0, epochs=1), workers=0, pin_memory=False,
-            plan=ViewPlan(3, views=2, teacher_size=size),
-        )]
+        [
+            b.images
+            for b in train_batches(
+                jpegs,
+                AUGMENT,
+                32,
+                TrainBatches(5, 4, seed=0, epochs=1),
+                workers=0,
+                pin_memory=False,
+                plan=ViewPlan(3, views=2, teacher_size=size),
+            )
+        ]
         for size in (0, 64, 224)
-    ]  # fmt: skip
+    ]
     for alone, small, large in zip(*shown, strict=True):
         assert torch.equal(alone, small)
         assert torch.equal(alone, large)

@@ -1,4 +1,4 @@
-"""Normalising, erasing and mixing, by hand, by statistics and against timm."""
+"""Normalizing, erasing and mixing, by hand, by statistics and against timm."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ def mixing(**values: float) -> AugmentConfig:
     return AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, **values)
 
 
-def test_normalise_by_hand():
+def test_normalize_by_hand():
     pixels = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 1, 1, 3).expand(1, 3, 1, 3)
     torch.testing.assert_close(normalize(pixels, HALVES)[0, 0, 0], torch.tensor([-1.0, 1.0, -0.6]))
     first = normalize(pixels, Preprocessing())[0, :, 0, 0]
     torch.testing.assert_close(first, -torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD))
 
 
-def test_renormalise_equals_normalising_for_the_other(noise):
+def test_renormalize_equals_normalizing_for_the_other(noise):
     pixels = (noise(2, 3, 4, 4) * 60 + 128).clamp(0, 255).to(torch.uint8)
     ours = renormalize(normalize(pixels, Preprocessing()), Preprocessing(), HALVES)
     torch.testing.assert_close(ours, normalize(pixels, HALVES))
 
 
-def test_renormalise_by_hand():
+def test_renormalize_by_hand():
     """0.485 of full white is 0 for ImageNet's mean and (0.485 - 0.5) / 0.5 = -0.03 for halves."""
     out = renormalize(torch.zeros(1, 3, 1, 1), Preprocessing(), HALVES)
     torch.testing.assert_close(out.flatten(), torch.tensor([-0.03, -0.088, -0.188]))
 
 
-def test_renormalising_for_the_same_is_nothing(noise):
+def test_renormalizing_for_the_same_is_nothing(noise):
     images = noise(1, 3, 2, 2)
     assert renormalize(images, Preprocessing(), Preprocessing(img_size=384)) is images
 
@@ -89,7 +89,9 @@ def test_erased_rectangles_have_timms_shapes():
         ratios.append(float((ys.max() - ys.min() + 1) / (xs.max() - xs.min() + 1)))
     assert min(ratios) == pytest.approx(0.3, abs=0.06)
     assert max(ratios) == pytest.approx(1 / 0.3, abs=0.6)
-    assert np.log(ratios).mean() == pytest.approx(0.0, abs=0.15)  # 4.5 deviations of a uniform logarithm
+    assert np.log(ratios).mean() == pytest.approx(
+        0.0, abs=0.15
+    )  # 4.5 deviations of a uniform logarithm
 
 
 def test_erasing_belongs_to_the_key_and_not_to_the_batch():
@@ -105,7 +107,7 @@ def test_no_erasing_at_probability_zero(noise):
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 8])
-def test_partners_are_neighbours(count):
+def test_partners_are_neighbors(count):
     expected = {0: [], 1: [0], 2: [1, 0], 5: [1, 0, 3, 2, 4], 8: [1, 0, 3, 2, 5, 4, 7, 6]}[count]
     assert pair_indices(range(count)).tolist() == expected
 
@@ -127,9 +129,16 @@ def test_who_meets_whom_does_not_depend_on_how_a_batch_is_cut(present, size):
 
 def test_mixup_by_hand():
     images = torch.tensor([1.0, 3.0, 10.0]).view(3, 1, 1, 1)
-    mixed, shares = mix_images(images, Mix(0.75, None), OF_3), mix_targets(torch.eye(3), Mix(0.75, None), OF_3)
-    assert mixed.flatten().tolist() == pytest.approx([1.5, 2.5, 10.0])  # an odd last image stays alone
-    torch.testing.assert_close(shares, torch.tensor([[0.75, 0.25, 0.0], [0.25, 0.75, 0.0], [0.0, 0.0, 1.0]]))
+    mixed, shares = (
+        mix_images(images, Mix(0.75, None), OF_3),
+        mix_targets(torch.eye(3), Mix(0.75, None), OF_3),
+    )
+    assert mixed.flatten().tolist() == pytest.approx(
+        [1.5, 2.5, 10.0]
+    )  # an odd last image stays alone
+    torch.testing.assert_close(
+        shares, torch.tensor([[0.75, 0.25, 0.0], [0.25, 0.75, 0.0], [0.0, 0.0, 1.0]])
+    )
 
 
 def test_cutmix_by_hand():
@@ -143,7 +152,7 @@ def test_cutmix_by_hand():
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0)])
 def test_mixing_two_images_equals_timms(mixup, cutmix, noise, monkeypatch):
-    """timm flips the batch, we swap neighbours: the same for two images."""
+    """timm flips the batch, we swap neighbors: the same for two images."""
     images, labels = noise(2, 3, 16, 16), torch.tensor([1, 3])
     import timm.data.mixup as module
 
@@ -165,7 +174,10 @@ def test_mixing_two_images_equals_timms(mixup, cutmix, noise, monkeypatch):
         with rng.scope(3):
             np.random.rand()  # whether to mix
             mix = Mix(float(np.random.beta(mixup, mixup)), None)
-    ours, targets = mix_images(images, mix, OF_2), mix_targets(smooth_labels(labels, 5, 0.1), mix, OF_2)
+    ours, targets = (
+        mix_images(images, mix, OF_2),
+        mix_targets(smooth_labels(labels, 5, 0.1), mix, OF_2),
+    )
     assert 0.01 < mix.share < 0.99
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(targets, their_targets)
@@ -181,10 +193,16 @@ def test_mixed_words_stay_distributions(count, share, seed):
 
 def test_a_teachers_words_are_mixed_as_the_targets_are(noise):
     """Mixing what is said of two images is linear, so of words that are the targets it gives the mixed targets."""
-    targets, words, mix = noise(4, 3).softmax(1), noise(4, 3, seed=1).softmax(1), Mix(0.3, (0, 4, 0, 4))
+    targets, words, mix = (
+        noise(4, 3).softmax(1),
+        noise(4, 3, seed=1).softmax(1),
+        Mix(0.3, (0, 4, 0, 4)),
+    )
     other = pair_indices(range(4))
     both = mix_targets((targets + words) / 2, mix, other)
-    torch.testing.assert_close(both, (mix_targets(targets, mix, other) + mix_targets(words, mix, other)) / 2)
+    torch.testing.assert_close(
+        both, (mix_targets(targets, mix, other) + mix_targets(words, mix, other)) / 2
+    )
 
 
 def test_one_image_and_no_mix_are_left_alone(noise):

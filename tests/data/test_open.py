@@ -18,7 +18,10 @@ WHOLE = {"cat": 10, "dog": 5, "eel": 2}
 
 def names_of(source) -> list[tuple[str, str]]:
     """(class by folder, class by label) of every image."""
-    return [(re.split("[/:]", source.name(i))[-2], source.class_names[label]) for i, label in enumerate(source.labels)]
+    return [
+        (re.split("[/:]", source.name(i))[-2], source.class_names[label])
+        for i, label in enumerate(source.labels)
+    ]
 
 
 def labels_are_right(*sources) -> bool:
@@ -33,7 +36,9 @@ def test_folder_with_train_and_val(image_folder, reporter):
     assert train.read(0).size == (24, 18)
 
 
-@pytest.mark.parametrize(("first", "second"), [("training", "validation"), ("train", "valid"), ("train", "test")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("training", "validation"), ("train", "valid"), ("train", "test")]
+)
 def test_other_names_of_the_parts(first, second, image_folder, reporter):
     counts = {f"{part}/{c}": 2 for part in (first, second) for c in "ab"}
     train, val = open_for_training(str(image_folder(counts)), seed=0, reporter=reporter)
@@ -75,7 +80,9 @@ def test_empty_class_is_left_out_with_a_warning(image_folder, reporter):
 
 
 def test_val_without_one_of_the_classes_keeps_its_labels_by_name(image_folder, reporter):
-    root = image_folder({"train/ant": 2, "train/bee": 2, "train/cat": 2, "val/ant": 1, "val/cat": 2})
+    root = image_folder(
+        {"train/ant": 2, "train/bee": 2, "train/cat": 2, "val/ant": 1, "val/cat": 2}
+    )
     train, val = open_for_training(str(root), seed=0, reporter=reporter)
     assert val.class_names == train.class_names == ("ant", "bee", "cat")
     assert val.labels.tolist() == [0, 2, 2]
@@ -83,7 +90,9 @@ def test_val_without_one_of_the_classes_keeps_its_labels_by_name(image_folder, r
 
 def test_a_stranger_in_val_is_an_error(image_folder, reporter):
     root = image_folder({"train/ant": 2, "train/bee": 2, "val/ant": 1, "val/zebra": 2})
-    with pytest.raises(DataError, match="'zebra' is in the validation set but not in the training set"):
+    with pytest.raises(
+        DataError, match="'zebra' is in the validation set but not in the training set"
+    ):
         open_for_training(str(root), seed=0, reporter=reporter)
 
 
@@ -95,7 +104,9 @@ def test_images_are_found_at_any_depth_and_by_any_ending(image_folder, reporter)
 
 
 def test_hidden_folders_and_files_are_no_data(image_folder, reporter):
-    root = image_folder({"cat": 2, "dog": 1, ".git": 2, "__MACOSX": 1, "cat/.thumbs": 3, ".ipynb_checkpoints": 1})
+    root = image_folder(
+        {"cat": 2, "dog": 1, ".git": 2, "__MACOSX": 1, "cat/.thumbs": 3, ".ipynb_checkpoints": 1}
+    )
     (root / "dog" / "._0.png").write_bytes(b"resource fork")
     source = scan_classes(root, reporter)
     assert source.class_names == ("cat", "dog")
@@ -108,7 +119,9 @@ def test_links_that_go_round_end(target, image_folder, reporter):
     root = image_folder({"cat": 2, "dog": 1})
     (root / "cat" / "loop").symlink_to(target, target_is_directory=True)
     counts = np.bincount(scan_classes(root, reporter).labels).tolist()
-    assert counts == ([3, 1] if target == "../dog" else [2, 1])  # a link to another class is followed, as meant
+    assert counts == (
+        [3, 1] if target == "../dog" else [2, 1]
+    )  # a link to another class is followed, as meant
 
 
 def test_a_linked_class_folder_is_followed(image_folder, tmp_path, reporter):
@@ -166,7 +179,9 @@ def test_a_folder_named_digits_goes_before_the_built_in_set(image_folder, monkey
     root = image_folder({"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1}, root="digits")
     monkeypatch.chdir(root.parent)
     assert open_for_training("digits", seed=0, reporter=reporter)[0].class_names == ("a", "b")
-    assert len(open_for_training("", seed=0, reporter=reporter)[0].labels) == 4  # a name left out means the same
+    assert (
+        len(open_for_training("", seed=0, reporter=reporter)[0].labels) == 4
+    )  # a name left out means the same
 
 
 def make_tar(root, inside: str = "") -> str:
@@ -202,7 +217,11 @@ def test_compressed_broken_and_empty_tars_are_said(image_folder, tmp_path, repor
     (tmp_path / "b.tar").write_bytes(b"x" * 2000)
     with tarfile.open(tmp_path / "e.tar", "w"):
         pass
-    for name, what in (("z", "uncompressed tar"), ("b", "uncompressed tar"), ("e", "no class folders")):
+    for name, what in (
+        ("z", "uncompressed tar"),
+        ("b", "uncompressed tar"),
+        ("e", "no class folders"),
+    ):
         with pytest.raises(DataError, match=what):
             open_data(str(tmp_path / f"{name}.tar"), reporter)
 
@@ -214,14 +233,20 @@ def write_table(root, rows, kind, columns=("path", "label", "split")):
     else:
         import pyarrow.parquet
 
-        pyarrow.parquet.write_table(pyarrow.table(dict(zip(columns, zip(*rows, strict=True), strict=True))), path)
+        pyarrow.parquet.write_table(
+            pyarrow.table(dict(zip(columns, zip(*rows, strict=True), strict=True))), path
+        )
     return str(path)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_table_with_parts(kind, image_folder, reporter):
     root = image_folder({"cat": 4, "dog": 4})
-    rows = [(f"{c}/{i}.png", c, ("train", "train", "val", "test")[i]) for c in ("dog", "cat") for i in range(4)]
+    rows = [
+        (f"{c}/{i}.png", c, ("train", "train", "val", "test")[i])
+        for c in ("dog", "cat")
+        for i in range(4)
+    ]
     train, val = open_for_training(write_table(root, rows, kind), seed=0, reporter=reporter)
     assert train.class_names == val.class_names == ("cat", "dog")
     assert (len(train.labels), len(val.labels)) == (4, 2)  # val goes before test, as with folders
@@ -233,14 +258,20 @@ def test_table_with_parts(kind, image_folder, reporter):
 def test_table_without_parts_is_a_whole(kind, image_folder, reporter):
     root = image_folder({"cat": 5, "dog": 5})
     rows = [(str(root / c / f"{i}.png"), c) for c in ("cat", "dog") for i in range(5)]
-    train, val = open_for_training(write_table(root, rows, kind, ("path", "label")), seed=0, reporter=reporter)
+    train, val = open_for_training(
+        write_table(root, rows, kind, ("path", "label")), seed=0, reporter=reporter
+    )
     assert (len(train.labels), len(val.labels)) == (8, 2)
     assert labels_are_right(train, val)
 
 
 def test_a_stranger_in_the_val_rows_of_a_table_is_an_error(image_folder, reporter):
     root = image_folder({"cat": 1, "dog": 1, "zebra": 1})
-    rows = [("cat/0.png", "cat", "train"), ("dog/0.png", "dog", "train"), ("zebra/0.png", "zebra", "val")]
+    rows = [
+        ("cat/0.png", "cat", "train"),
+        ("dog/0.png", "dog", "train"),
+        ("zebra/0.png", "zebra", "val"),
+    ]
     with pytest.raises(DataError, match="'zebra' is in the validation set"):
         open_for_training(write_table(root, rows, "csv"), seed=0, reporter=reporter)
 
@@ -253,10 +284,15 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(image_folder, reporter
 
 @pytest.mark.parametrize(
     ("text", "what"),
-    [("path,label\n", "no rows"), ("path,label\na.png,\n", "row 2 has no"), ("file,class\na.png,x\n", "path,label"),
-     ("path,label,split\na.png,x,holdout\n", "'holdout'"), ("path,label,split\na.png,x,train\nb.png,x,\n", "the split ''")],
+    [
+        ("path,label\n", "no rows"),
+        ("path,label\na.png,\n", "row 2 has no"),
+        ("file,class\na.png,x\n", "path,label"),
+        ("path,label,split\na.png,x,holdout\n", "'holdout'"),
+        ("path,label,split\na.png,x,train\nb.png,x,\n", "the split ''"),
+    ],
     ids=["empty", "no-label", "other-columns", "unknown-split", "missing-split"],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_table_is_said(text, what, tmp_path, reporter):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(DataError, match=what):

@@ -33,7 +33,14 @@ def test_every_operation_gives_timms_pixels(name, make_image, monkeypatch):
     """But for the few values of those that slide which are beside by a level, see test_slide.py."""
     noise = np.random.default_rng(0).integers(0, 256, (33, 50, 3), dtype=np.uint8)
     dark = Image.fromarray(noise // 3 + 20)
-    for image in (make_image(), Image.fromarray(noise), dark, make_image(3, 2), make_image(1, 1), make_image(2, 7)):
+    for image in (
+        make_image(),
+        Image.fromarray(noise),
+        dark,
+        make_image(3, 2),
+        make_image(1, 1),
+        make_image(2, 7),
+    ):
         for magnitude in MAGNITUDES:
             for side in (1, -1):
                 ours = apply(name, image, magnitude, side)
@@ -59,13 +66,21 @@ def whole(high):
 
 
 @given(
-    m=whole(30), n=whole(5), p=numbers(0, 1), mstd=numbers(0, 200), mmax=whole(40), inc=st.sampled_from([None, 0, 1, 2]),
-    weighted=st.booleans(), order=st.randoms(use_true_random=False),
-)  # fmt: skip
+    m=whole(30),
+    n=whole(5),
+    p=numbers(0, 1),
+    mstd=numbers(0, 200),
+    mmax=whole(40),
+    inc=st.sampled_from([None, 0, 1, 2]),
+    weighted=st.booleans(),
+    order=st.randoms(use_true_random=False),
+)
 @example(m=9, n=None, p=None, mstd=0.5, mmax=None, inc=1, weighted=False, order=random.Random(0))
 def test_strings_mean_what_they_mean_to_timm(m, n, p, mstd, mmax, inc, weighted, order):
     values = {"m": m, "n": n, "p": p, "mstd": mstd, "mmax": mmax, "inc": inc}
-    parts = [f"{key}{value}" for key, value in values.items() if value is not None] + ["tweights"] * weighted
+    parts = [f"{key}{value}" for key, value in values.items() if value is not None] + [
+        "tweights"
+    ] * weighted
     order.shuffle(parts)
     spec = "-".join(["rand", *parts])
     ours, theirs = rand_augment(spec), auto_augment.rand_augment_transform(spec, dict(HPARAMS))
@@ -79,7 +94,9 @@ def test_strings_mean_what_they_mean_to_timm(m, n, p, mstd, mmax, inc, weighted,
 
 
 def test_deits_is_set_up_as_timm_sets_it_up():
-    theirs = timm.data.create_transform(224, is_training=True, auto_augment=DEIT, interpolation="bicubic", re_prob=0.25)
+    theirs = timm.data.create_transform(
+        224, is_training=True, auto_augment=DEIT, interpolation="bicubic", re_prob=0.25
+    )
     expected = next(t for t in theirs.transforms if type(t).__name__ == "RandAugment")
     ours = rand_augment(DEIT)
     assert ours.names == tuple(op.name for op in expected.ops)
@@ -89,9 +106,23 @@ def test_deits_is_set_up_as_timm_sets_it_up():
 
 @pytest.mark.parametrize(
     "spec",
-    ["", "augment-me", "rand-x3", "rand-foo", "rand-m", "rand-m9.5", "rand--m9", "rand-mstd", "rand-n16-tweights", "rand-n101",
-     "rand-t3a", "rand-p0.5x", "rand-m９", "augmix-m3"],
-)  # fmt: skip
+    [
+        "",
+        "augment-me",
+        "rand-x3",
+        "rand-foo",
+        "rand-m",
+        "rand-m9.5",
+        "rand--m9",
+        "rand-mstd",
+        "rand-n16-tweights",
+        "rand-n101",
+        "rand-t3a",
+        "rand-p0.5x",
+        "rand-m９",
+        "augmix-m3",
+    ],
+)
 def test_what_is_no_string_of_ours_is_refused_with_an_example(spec):
     with pytest.raises(ConfigError, match="rand-m9"):
         rand_augment(spec)
@@ -112,7 +143,10 @@ class Spy(dict):
 
     def __getitem__(self, name):
         level = super().__getitem__(name)
-        return lambda strength, side: (self.seen.append((name, strength, side)), level(strength, side))[1]
+        return lambda strength, side: (
+            self.seen.append((name, strength, side)),
+            level(strength, side),
+        )[1]
 
 
 def applied(spec, times, monkeypatch):
@@ -126,7 +160,9 @@ def applied(spec, times, monkeypatch):
 
 def test_operations_sides_and_strengths_have_timms_odds(monkeypatch):
     seen = applied(DEIT, 3000, monkeypatch)
-    assert len(seen) == pytest.approx(3000, abs=200)  # two layers, each half of the time: 5 deviations are 194
+    assert len(seen) == pytest.approx(
+        3000, abs=200
+    )  # two layers, each half of the time: 5 deviations are 194
     counts = {name: sum(n == name for n, _, _ in seen) for name in INCREASING}
     assert min(counts.values()) > 130  # of 200: 5 deviations
     assert max(counts.values()) < 270
@@ -145,7 +181,9 @@ def test_weights_draw_without_replacement(monkeypatch):
 
 
 def test_an_infinite_deviation_is_uniform(monkeypatch):
-    strengths = np.array([strength for _, strength, _ in applied("rand-m8-p1-mstd101", 500, monkeypatch)])
+    strengths = np.array(
+        [strength for _, strength, _ in applied("rand-m8-p1-mstd101", 500, monkeypatch)]
+    )
     assert 0 <= strengths.min() < 0.01
     assert 0.79 < strengths.max() <= 0.8
     assert strengths.mean() == pytest.approx(0.4, abs=0.04)

@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deitctl.data.samplers import REPEAT_BLOCK, EpochOrder, SampleKey, TrainBatches, steps_per_epoch, view_of
+from deitctl.data.samplers import (
+    REPEAT_BLOCK,
+    EpochOrder,
+    SampleKey,
+    TrainBatches,
+    steps_per_epoch,
+    view_of,
+)
 
 COUNTS = st.integers(1, 700)
 
@@ -35,14 +42,20 @@ def test_an_epoch_with_repeats_has_as_many_keys_as_images(count, repeats, epoch)
     chosen = -(-count // repeats)
     assert len(seen) <= chosen
     missing = chosen * repeats - count  # cut off at the end, fewer than one image's repeats
-    assert sum(repeats - n for n in seen.values()) + repeats * (chosen - len(seen)) == missing < repeats
+    assert (
+        sum(repeats - n for n in seen.values()) + repeats * (chosen - len(seen))
+        == missing
+        < repeats
+    )
     assert all(0 <= key.repeat < repeats for key in order)
 
 
 @given(count=COUNTS, repeats=st.integers(2, 5), seed=st.integers(0, 50))
-def test_repeats_are_never_neighbours(count, repeats, seed):
+def test_repeats_are_never_neighbors(count, repeats, seed):
     order = [k.index for k in epoch_order(count, seed=seed, epoch=0, repeats=repeats)]
-    alone = order[-1] if -(-count // repeats) % REPEAT_BLOCK == 1 else None  # a last block of one image has no choice
+    alone = (
+        order[-1] if -(-count // repeats) % REPEAT_BLOCK == 1 else None
+    )  # a last block of one image has no choice
     assert all(a != b or a == alone for a, b in itertools.pairwise(order))
 
 
@@ -73,9 +86,12 @@ def test_over_the_epochs_every_image_comes_up_with_repeats():
 
 
 @given(
-    count=COUNTS, batch=st.integers(1, 800), epochs=st.integers(1, 3), repeats=st.sampled_from([1, 3]),
+    count=COUNTS,
+    batch=st.integers(1, 800),
+    epochs=st.integers(1, 3),
+    repeats=st.sampled_from([1, 3]),
     data=st.data(),
-)  # fmt: skip
+)
 def test_resuming_yields_the_tail_of_the_whole_stream(count, batch, epochs, repeats, data):
     whole = list(TrainBatches(count, batch, seed=2, epochs=epochs, repeats=repeats))
     first = data.draw(st.integers(0, len(whole)))
@@ -94,7 +110,9 @@ def test_batches_are_full_and_belong_to_their_epoch(count, batch):
         assert {k.epoch for k in keys} == {number // batches.steps_per_epoch}
 
 
-@pytest.mark.parametrize(("count", "batch", "steps"), [(100, 32, 3), (96, 32, 3), (31, 32, 1), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("count", "batch", "steps"), [(100, 32, 3), (96, 32, 3), (31, 32, 1), (1, 1, 1)]
+)
 def test_steps_by_hand(count, batch, steps):
     assert steps_per_epoch(count, batch) == steps
 
@@ -112,9 +130,16 @@ def test_view_numbers_by_hand():
     assert view_of(SampleKey(5, 9, 0), views=1, repeats=1) == 0
 
 
-@given(count=st.integers(1, 60), repeats=st.integers(1, 4), epochs=st.integers(1, 4), seed=st.integers(0, 20))
+@given(
+    count=st.integers(1, 60),
+    repeats=st.integers(1, 4),
+    epochs=st.integers(1, 4),
+    seed=st.integers(0, 20),
+)
 def test_without_a_number_of_views_every_sample_shows_a_new_one(count, repeats, epochs, seed):
-    keys = [k for e in range(epochs) for k in epoch_order(count, seed=seed, epoch=e, repeats=repeats)]
+    keys = [
+        k for e in range(epochs) for k in epoch_order(count, seed=seed, epoch=e, repeats=repeats)
+    ]
     shown = {(view_of(k, views=0, repeats=repeats), k.index) for k in keys}
     assert len(shown) == len(keys)
     assert {view for view, _ in shown} <= set(range(epochs * repeats))
@@ -127,7 +152,8 @@ def test_as_many_samples_in_a_row_as_there_are_views_show_each_once(epoch, views
 
 
 @pytest.mark.parametrize(
-    ("repeats", "digest"), [(1, "0b5f42c6ed07049f"), (2, "fb3b83c4e83b6fb0"), (3, "0ba0c8c79b0c38db")]
+    ("repeats", "digest"),
+    [(1, "0b5f42c6ed07049f"), (2, "fb3b83c4e83b6fb0"), (3, "0ba0c8c79b0c38db")],
 )
 def test_the_order_stays_what_it_was_for_runs_that_are_resumed(repeats, digest):
     """Taken when an epoch's keys were still made all at once."""
@@ -139,7 +165,11 @@ def test_the_order_stays_what_it_was_for_runs_that_are_resumed(repeats, digest):
     assert found.hexdigest()[:16] == digest
 
 
-@given(count=COUNTS, repeats=st.integers(1, 4), ends=st.tuples(st.integers(0, 720), st.integers(0, 720)))
+@given(
+    count=COUNTS,
+    repeats=st.integers(1, 4),
+    ends=st.tuples(st.integers(0, 720), st.integers(0, 720)),
+)
 def test_any_range_of_an_order_is_that_range_of_the_whole(count, repeats, ends):
     order = EpochOrder(count, seed=4, epoch=2, repeats=repeats)
     assert order[slice(*ends)] == order[:][slice(*ends)]

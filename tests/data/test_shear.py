@@ -14,7 +14,9 @@ FILL = (124, 116, 104)
 
 
 def by_pillow(image, matrix):
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=FILL)
+    return image.transform(
+        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=FILL
+    )
 
 
 def column(*values):
@@ -22,7 +24,7 @@ def column(*values):
 
 
 def test_half_a_pixel_is_weighed_by_hand():
-    """At d = 1/2 Keys' weights are -1/8, 5/8, 5/8, -1/8; the last centre lies outside: 3 + 1/2 + 1/2 = 4."""
+    """At d = 1/2 Keys' weights are -1/8, 5/8, 5/8, -1/8; the last center lies outside: 3 + 1/2 + 1/2 = 4."""
     assert bicubic_weights(np.array([0.5])).ravel().tolist() == [-0.125, 0.625, 0.625, -0.125]
     shown = np.asarray(slide(column(10, 20, 60, 200), np.array([0.5]), (1, 2, 3)))
     first = (-10 + 5 * 10 + 5 * 20 - 60) / 8  # the border goes on: 10, 10, 20, 60
@@ -54,9 +56,11 @@ def test_weights_sum_to_one_and_leave_plain_areas_alone():
 @example(size=(50, 33), amount=1.4, shears=True, seed=0)
 @example(size=(64, 63), amount=1.4, shears=True, seed=0)
 @given(
-    size=st.tuples(st.integers(1, 90), st.integers(1, 90)), amount=st.floats(-1.5, 1.5), shears=st.booleans(),
+    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    amount=st.floats(-1.5, 1.5),
+    shears=st.booleans(),
     seed=st.integers(0, 1000),
-)  # fmt: skip
+)
 def test_shearing_and_translating_are_pillows_but_for_a_level(rows, size, amount, shears, seed):
     assert beside_pillow(rows, size, amount, shears, seed).max() <= 1
 
@@ -64,7 +68,9 @@ def test_shearing_and_translating_are_pillows_but_for_a_level(rows, size, amount
 def beside_pillow(rows, size, amount, shears, seed):
     """How many levels of noise of this size are beside Pillow's, sheared or translated by `amount` of its side."""
     width, height = size
-    image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    image = Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
     factor, shift = (amount, 0.0) if shears else (0.0, amount * (width if rows else height))
     offsets = factor * np.arange(0.5, height if rows else width) + shift
     matrix = (1, factor, shift, 0, 1, 0) if rows else (1, 0, 0, factor, 1, shift)

@@ -29,7 +29,12 @@ def test_names_are_the_strings_they_were_made_of(names, prefix):
     assert kept.sound
 
 
-@given(names=LISTS, place=st.integers(-50, 50), other=st.integers(-50, 50), step=st.sampled_from([-2, -1, 1, 3]))
+@given(
+    names=LISTS,
+    place=st.integers(-50, 50),
+    other=st.integers(-50, 50),
+    step=st.sampled_from([-2, -1, 1, 3]),
+)
 def test_places_and_ranges_are_those_of_a_list(names, place, other, step):
     kept = StringArray.of(names)
     assert list(kept[place:other:step]) == names[place:other:step]
@@ -52,7 +57,9 @@ def test_search_and_reversal_come_with_a_sequence(names, data):
 @given(names=LISTS, prefix=PREFIXES, data=st.data())
 def test_some_of_the_names_are_names_of_their_own(names, prefix, data):
     places = data.draw(st.lists(st.integers(0, len(names) - 1), max_size=10)) if names else []
-    assert list(StringArray.of(names).below(prefix).take(places)) == [prefix + names[i] for i in places]
+    assert list(StringArray.of(names).below(prefix).take(places)) == [
+        prefix + names[i] for i in places
+    ]
 
 
 @given(names=LISTS, prefix=PREFIXES)
@@ -75,7 +82,9 @@ def test_names_of_numpy_places():
 def test_a_hundred_thousand_names_cost_their_bytes_and_no_object_each():
     tracemalloc.start()
     try:
-        names = StringArray.of(f"n{i // 1300:08d}/n{i // 1300:08d}_{i}.JPEG" for i in range(100_000))
+        names = StringArray.of(
+            f"n{i // 1300:08d}/n{i // 1300:08d}_{i}.JPEG" for i in range(100_000)
+        )
         gc.collect()
         kept, _ = tracemalloc.get_traced_memory()
         for _ in names:

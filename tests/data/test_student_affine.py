@@ -18,11 +18,15 @@ from deitctl.recipes import RECIPES
 KEYS = [SampleKey(epoch, index, 0) for epoch in range(3) for index in range(4)]
 
 
-def moving(degrees: float = 0.0, scaling: float = 0.0, shift: float = 0.0, hflip: float = 0.0) -> AugmentConfig:
+def moving(
+    degrees: float = 0.0, scaling: float = 0.0, shift: float = 0.0, hflip: float = 0.0
+) -> AugmentConfig:
     return AugmentConfig(crop_scale=(1.0, 1.0), hflip=hflip, on_top=(degrees, scaling, shift))
 
 
-def draws(key: SampleKey, config: AugmentConfig, seed: int) -> tuple[float, float, float, float, bool]:
+def draws(
+    key: SampleKey, config: AugmentConfig, seed: int
+) -> tuple[float, float, float, float, bool]:
     """Angle in radians, scale, shift in shares of the side, flip: in the order in which they are drawn."""
     draw, (degrees, scaling, shift) = rng.generator(seed, "on top", *key), config.on_top
     angle = math.radians(draw.uniform(-degrees, degrees))
@@ -40,7 +44,9 @@ def ramp(size: int, x: float, y: float) -> torch.Tensor:
 def test_no_movement_is_the_same_tensor(noise):
     images = noise(4, 3, 8, 8)
     assert student_affine(images, KEYS[:4], moving(), 0) is images
-    assert student_affine(images, KEYS[:4], moving(hflip=1.0), 0) is images  # views flip, nothing is on top of them
+    assert (
+        student_affine(images, KEYS[:4], moving(hflip=1.0), 0) is images
+    )  # views flip, nothing is on top of them
 
 
 def test_a_shift_by_hand():
@@ -67,7 +73,9 @@ def test_a_turn_and_a_scaling_by_hand():
         line = ((torch.arange(size) + 0.5) * 2 / size - 1)[8:16]
         x, y = line[None, :], line[:, None]
         cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
-        torch.testing.assert_close(moved, (cos * x + sin * y) + 10 * (-sin * x + cos * y), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            moved, (cos * x + sin * y) + 10 * (-sin * x + cos * y), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_an_image_flips_where_the_recipe_flips_and_only_there(noise):
@@ -88,11 +96,13 @@ def test_a_flipped_image_is_turned_and_moved_as_others_are(noise):
     plain, flipped = moving(10.0, 0.1, 0.1), moving(10.0, 0.1, 0.1, hflip=1.0)
     images = noise(4, 3, 12, 12)
     straight = student_affine(images, KEYS[:4], plain, 0)
-    torch.testing.assert_close(student_affine(images, KEYS[:4], flipped, 0), straight.flip(-1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        student_affine(images, KEYS[:4], flipped, 0), straight.flip(-1), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_what_comes_in_repeats_the_edge():
-    """A one-coloured image stays what it is; zeros from outside would darken it."""
+    """A one-colored image stays what it is; zeros from outside would darken it."""
     white = torch.full((len(KEYS), 3, 16, 16), 2.5)
     torch.testing.assert_close(student_affine(white, KEYS, moving(45.0, 0.5, 0.5), 0), white)
 
@@ -129,8 +139,15 @@ def test_the_image_that_comes_in_is_untouched(noise):
 def test_every_recipe_that_moves_moves_a_little(name, noise):
     """Of a smooth image most stays: what a teacher said of the view still fits."""
     augment = RECIPES[name].augment
-    image = torch.nn.functional.interpolate(noise(1, 3, 4, 4), 32, mode="bicubic").expand(len(KEYS), -1, -1, -1)
-    moved = student_affine(image, KEYS, AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, on_top=augment.on_top), 0)
-    near = [float(torch.corrcoef(torch.stack([m.ravel(), i.ravel()]))[0, 1]) for m, i in zip(moved, image, strict=True)]
+    image = torch.nn.functional.interpolate(noise(1, 3, 4, 4), 32, mode="bicubic").expand(
+        len(KEYS), -1, -1, -1
+    )
+    moved = student_affine(
+        image, KEYS, AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, on_top=augment.on_top), 0
+    )
+    near = [
+        float(torch.corrcoef(torch.stack([m.ravel(), i.ravel()]))[0, 1])
+        for m, i in zip(moved, image, strict=True)
+    ]
     assert min(near) > 0.6
     assert max(near) < 1.0

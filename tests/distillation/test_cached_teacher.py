@@ -27,7 +27,9 @@ from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.recipes import RECIPES
 from deitctl.training.losses import teacher_targets
 
-AUGMENT = RECIPES["finetune"].augment  # has no RandAugment, for which every process would import timm
+AUGMENT = RECIPES[
+    "finetune"
+].augment  # has no RandAugment, for which every process would import timm
 SIZE = 32  # of the teacher's input; the student's is half of it
 CPU = choose_device("cpu", "fp32")
 VIEWS, REPEATS, IMAGES = 3, 2, 12
@@ -60,9 +62,13 @@ def some(digit_sources):
 @pytest.fixture
 def teacher(deit, some) -> Asked:
     model, pre = deit(classes=10, img_size=SIZE, seed=4), Preprocessing(img_size=SIZE)
-    with torch.no_grad():  # noise says the same of every image until what it says of all is taken off
+    with (
+        torch.no_grad()
+    ):  # noise says the same of every image until what it says of all is taken off
         model.head.weight.mul_(10)
-        views = np.stack([train_transform(some.read(i), AUGMENT, SIZE, 0, 0, i) for i in range(IMAGES)])
+        views = np.stack(
+            [train_transform(some.read(i), AUGMENT, SIZE, 0, 0, i) for i in range(IMAGES)]
+        )
         model.head.bias.sub_(model(normalize(torch.from_numpy(views), pre)).cls.mean(0))
     card = ModelConfig(architecture="deit_tiny_patch16_224", num_classes=10, preprocessing=pre)
     teacher = Asked(model, card, tuple(range(10)), pre)
@@ -70,7 +76,9 @@ def teacher(deit, some) -> Asked:
     return teacher
 
 
-def listening(teacher, form, folder: Path | None, num_images: int = IMAGES, views: int = VIEWS) -> CachedTeacher:
+def listening(
+    teacher, form, folder: Path | None, num_images: int = IMAGES, views: int = VIEWS
+) -> CachedTeacher:
     cache = open_cache(folder, {"of": form.mode}, form, num_images) if folder is not None else None
     return CachedTeacher(form, 3.0, cache, lambda: teacher, CPU, views, REPEATS)
 
@@ -79,12 +87,16 @@ def stream(source, listener: CachedTeacher, epochs: int = 4, workers: int = 0) -
     """Batches of 4 as a training would see them, with what the listener wants of them."""
     keys = TrainBatches(len(source.labels), 4, seed=0, epochs=epochs, repeats=REPEATS)
     plan = ViewPlan(7, listener.views, REPEATS, SIZE, listener.known)
-    return train_batches(source, AUGMENT, SIZE // 2, keys, workers=workers, pin_memory=False, plan=plan)
+    return train_batches(
+        source, AUGMENT, SIZE // 2, keys, workers=workers, pin_memory=False, plan=plan
+    )
 
 
 def expected(teacher, source, form, view: int, index: int) -> torch.Tensor:
     """The word about one view of one image, asked for on its own."""
-    pixels = torch.from_numpy(train_transform(source.read(index), AUGMENT, SIZE, 7, view, index))[None]
+    pixels = torch.from_numpy(train_transform(source.read(index), AUGMENT, SIZE, 7, view, index))[
+        None
+    ]
     return teacher_targets(Teacher.look(teacher, pixels), form.mode, 3.0)
 
 
@@ -138,7 +150,9 @@ def test_only_what_is_missing_is_asked(form, teacher, some, tmp_path):
     word = listener(batch)
     assert teacher.asked == [2]
     assert word[[3, 1]].argmax(1).tolist() == [9, 8]
-    torch.testing.assert_close(word[[0, 2]], form.decode(listener.ask(batch.teacher_images)), atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        word[[0, 2]], form.decode(listener.ask(batch.teacher_images)), atol=2e-3, rtol=0
+    )
     teacher.asked.clear()
     assert torch.equal(listener(plain), word)  # it brings views of all, which are all said by now
     assert teacher.asked == []
@@ -147,7 +161,9 @@ def test_only_what_is_missing_is_asked(form, teacher, some, tmp_path):
     assert np.array_equal(records[[3, 1]], mark)
 
 
-def test_what_another_process_said_since_the_view_was_rendered_is_not_asked(teacher, some, tmp_path):
+def test_what_another_process_said_since_the_view_was_rendered_is_not_asked(
+    teacher, some, tmp_path
+):
     listener = listening(teacher, HARD, tmp_path / "w")
     batch = next(stream(some, listener))
     assert batch.teacher_rows == [0, 1, 2, 3]
@@ -156,7 +172,9 @@ def test_what_another_process_said_since_the_view_was_rendered_is_not_asked(teac
     word = listener(batch)
     assert teacher.asked == [3]
     assert word[2].argmax() == 9
-    alone = [int(expected(teacher, some, HARD, *place_of(batch.keys[row])).argmax()) for row in (0, 1, 3)]
+    alone = [
+        int(expected(teacher, some, HARD, *place_of(batch.keys[row])).argmax()) for row in (0, 1, 3)
+    ]
     assert word[[0, 1, 3]].argmax(1).tolist() == alone
 
 
@@ -212,7 +230,10 @@ def test_filling_completes_what_is_missing(workers, form, teacher, some, tmp_pat
 def test_a_full_cache_is_filled_without_the_teacher(teacher, some, tmp_path, reporter):
     listener = listening(teacher, HARD, tmp_path / "w")
     assert fill(listener, some, reporter) == VIEWS * IMAGES
-    assert fill(CachedTeacher(HARD, 3.0, listener.cache, nobody, CPU, VIEWS, REPEATS), some, reporter) == 0
+    assert (
+        fill(CachedTeacher(HARD, 3.0, listener.cache, nobody, CPU, VIEWS, REPEATS), some, reporter)
+        == 0
+    )
 
 
 def test_more_views_are_asked_for_on_top_of_those_there_are(teacher, some, tmp_path, reporter):
@@ -222,7 +243,9 @@ def test_more_views_are_asked_for_on_top_of_those_there_are(teacher, some, tmp_p
     assert fill(listener, some, reporter, views=3) == 2 * IMAGES
 
 
-def test_a_filling_that_was_stopped_is_taken_up_where_it_was(teacher, some, tmp_path, reporter, monkeypatch):
+def test_a_filling_that_was_stopped_is_taken_up_where_it_was(
+    teacher, some, tmp_path, reporter, monkeypatch
+):
     listener = listening(teacher, HARD, tmp_path / "w")
     look = Asked.look
 
@@ -244,14 +267,19 @@ def test_a_filling_that_was_stopped_is_taken_up_where_it_was(teacher, some, tmp_
 
 def test_words_do_not_depend_on_who_asked_for_them(teacher, some, tmp_path, reporter):
     """Filled beforehand in other batches, or heard in training."""
-    heard, filled = listening(teacher, HARD, tmp_path / "a"), listening(teacher, HARD, tmp_path / "b")
+    heard, filled = (
+        listening(teacher, HARD, tmp_path / "a"),
+        listening(teacher, HARD, tmp_path / "b"),
+    )
     fill(filled, some, reporter)
     for batch in stream(some, heard):
         word = heard(batch)
         assert torch.equal(filled(batch), word)
 
 
-def test_an_unreadable_image_is_marked_and_not_waited_for(image_folder, teacher, tmp_path, reporter):
+def test_an_unreadable_image_is_marked_and_not_waited_for(
+    image_folder, teacher, tmp_path, reporter
+):
     root = image_folder({"a": 3, "b": 3})
     good = (root / "a" / "1.png").read_bytes()
     (root / "a" / "1.png").write_text("no image")
@@ -284,7 +312,9 @@ def test_a_batch_of_unreadable_images_asks_nothing(image_folder, teacher, tmp_pa
 
 def test_the_temperature_is_the_listeners(teacher, some):
     form = TargetCodec("soft", 10, 10)
-    flat, sharp = (CachedTeacher(form, tau, None, lambda: teacher, CPU, VIEWS, REPEATS) for tau in (50.0, 0.5))
+    flat, sharp = (
+        CachedTeacher(form, tau, None, lambda: teacher, CPU, VIEWS, REPEATS) for tau in (50.0, 0.5)
+    )
     batch = next(stream(some, flat))
     assert float(flat(batch).max()) < float(sharp(batch).max())
     logits = teacher.look(batch.teacher_images)
@@ -306,13 +336,17 @@ print(listener.fill(source, augment, 7, 3, batch_size=5, workers=0, reporter=Sil
 """
 
 
-def test_two_who_fill_a_cache_at_once_end_with_a_whole_one(digit_sources, teacher, tmp_path, reporter):
+def test_two_who_fill_a_cache_at_once_end_with_a_whole_one(
+    digit_sources, teacher, tmp_path, reporter
+):
     source, form = subset(digit_sources[0], range(30)), TargetCodec("soft", 10, 4)
     ours = listening(teacher, form, tmp_path / "w", images=30)
     other = Teacher(teacher.model, teacher.card, tuple(range(10)), teacher.seen)
     (tmp_path / "other").write_bytes(pickle.dumps((other, ours.cache, source, AUGMENT)))
     command = [sys.executable, "-c", FILLER, str(tmp_path / "other")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
         assert child.stdout.readline() == "ready\n"
         child.stdin.write("go\n")
         child.stdin.flush()
@@ -323,6 +357,8 @@ def test_two_who_fill_a_cache_at_once_end_with_a_whole_one(digit_sources, teache
     assert VIEWS * 30 <= asked <= 2 * VIEWS * 30
     for view in range(VIEWS):
         word = form.decode(ours.cache.read([(view, index) for index in range(30)])[0])
-        views = np.stack([train_transform(source.read(i), AUGMENT, SIZE, 7, view, i) for i in range(30)])
+        views = np.stack(
+            [train_transform(source.read(i), AUGMENT, SIZE, 7, view, i) for i in range(30)]
+        )
         asked_now = teacher_targets(teacher.look(torch.from_numpy(views)), "soft", 3.0)
         torch.testing.assert_close(word, form.decode(form.encode(asked_now)), atol=2e-3, rtol=0)

@@ -1,4 +1,4 @@
-"""Every way to distil, on equal terms."""
+"""Every way to distill, on equal terms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ Pair = tuple[Source, Source]
 
 
 @pytest.fixture
-def request_(little: Pair, digits_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
+def request_(
+    little: Pair, digits_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Request:
     """One epoch on 60 digits."""
 
     def small(request: Request, reporter: SilentReporter) -> tuple[TrainConfig, Source, Source]:
@@ -29,9 +31,11 @@ def request_(little: Pair, digits_teacher: Path, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(module, "configure", small)
     return Request(
-        model="deit_tiny", teaching=Teaching(teacher=str(digits_teacher), views=1, force=True), output=str(tmp_path / "out"),
+        model="deit_tiny",
+        teaching=Teaching(teacher=str(digits_teacher), views=1, force=True),
+        output=str(tmp_path / "out"),
         given={"recipe.epochs": 1, "recipe.batch_size": 16, "workers": 0, "precision": "fp32"},
-    )  # fmt: skip
+    )
 
 
 def test_all_rows_of_table_3_are_there_with_their_heads(request_: Request) -> None:
@@ -45,7 +49,9 @@ def test_all_rows_of_table_3_are_there_with_their_heads(request_: Request) -> No
         assert set(rows[name].with_teacher) == {"cls", "dist", "avg-logits"}
         assert rows[name].between_heads is not None
     assert (rows["none"].teacher, rows["none"].with_teacher) == ("", {})
-    assert json.loads((done.output / "comparison.json").read_text()) == json.loads(json.dumps(done.to_dict()))
+    assert json.loads((done.output / "comparison.json").read_text()) == json.loads(
+        json.dumps(done.to_dict())
+    )
 
 
 def test_runs_differ_in_nothing_but_the_way_and_the_seed(request_: Request) -> None:
@@ -76,7 +82,9 @@ def test_runs_of_another_comparison_are_refused(request_: Request) -> None:
         compare(other, variants=["none"])
 
 
-def test_several_teachers_are_table_2(request_: Request, digits_teacher: Path, tmp_path: Path) -> None:
+def test_several_teachers_are_table_2(
+    request_: Request, digits_teacher: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     other.mkdir()
     for name in ("config.json", "model.safetensors"):
@@ -112,9 +120,12 @@ def test_variants_configure_what_their_names_say(request_: Request) -> None:
         d = config.distill
         settings[name] = None if d is None else (d.mode, d.token, d.alpha, d.tau)
     assert settings == {
-        "none": None, "soft": ("soft", False, 0.1, 3.0), "hard": ("hard", False, 0.5, 1.0),
-        "token-soft": ("soft", True, 0.1, 3.0), "token-hard": ("hard", True, 0.5, 1.0),
-    }  # fmt: skip
+        "none": None,
+        "soft": ("soft", False, 0.1, 3.0),
+        "hard": ("hard", False, 0.5, 1.0),
+        "token-soft": ("soft", True, 0.1, 3.0),
+        "token-hard": ("hard", True, 0.5, 1.0),
+    }
 
 
 def test_what_is_compared_cannot_be_set(request_: Request) -> None:
@@ -125,12 +136,21 @@ def test_what_is_compared_cannot_be_set(request_: Request) -> None:
 def test_a_student_that_is_a_distilled_run_has_one_head_without_distillation(
     request_: Request, little: Pair, tmp_path: Path
 ) -> None:
-    first = compare(replace(request_, output=str(tmp_path / "first")), variants=["token-hard"]).rows[0].runs[0]
-    done = compare(replace(request_, model=first, output=str(tmp_path / "second")), variants=["none", "token-hard"])
+    first = (
+        compare(replace(request_, output=str(tmp_path / "first")), variants=["token-hard"])
+        .rows[0]
+        .runs[0]
+    )
+    done = compare(
+        replace(request_, model=first, output=str(tmp_path / "second")),
+        variants=["none", "token-hard"],
+    )
     assert [set(row.top1) for row in done.rows] == [{"cls"}, {"cls", "dist", "avg-logits"}]
 
 
-def test_teachers_of_the_same_name_are_refused_before_anything_is_trained(request_: Request, tmp_path: Path) -> None:
+def test_teachers_of_the_same_name_are_refused_before_anything_is_trained(
+    request_: Request, tmp_path: Path
+) -> None:
     names = []
     for folder in "ab":
         names.append(tmp_path / folder / "best")

@@ -71,7 +71,9 @@ def test_the_second_student_never_asks(distilled: Make, little: Pair, looks: lis
     assert 120 <= sum(looks) <= WITH_BLACK
     looks.clear()
     config = distilled("b", token=False)
-    other = with_recipe(config, batch_size=10, img_size=48, augment=replace(config.recipe.augment, repeats=1))
+    other = with_recipe(
+        config, batch_size=10, img_size=48, augment=replace(config.recipe.augment, repeats=1)
+    )
     run_training(replace(other, seed=5, workers=2), sources=little)
     assert looks == []
     assert teach(distilled("a"), little).asked == 0
@@ -88,12 +90,16 @@ def test_a_run_asks_about_each_view_once_and_lets_the_teacher_go(
     assert any("has said all" in note for note in reporter.notes)  # type: ignore[attr-defined]
 
 
-def test_without_a_cache_the_teacher_is_asked_every_time(distilled: Make, little: Pair, looks: list[int]) -> None:
+def test_without_a_cache_the_teacher_is_asked_every_time(
+    distilled: Make, little: Pair, looks: list[int]
+) -> None:
     run_training(distilled("run", cache="off"), sources=little)
     assert sum(looks) == 3 * 48
 
 
-def test_a_mixed_teacher_looks_at_mixed_images_every_step(distilled: Make, little: Pair, looks: list[int]) -> None:
+def test_a_mixed_teacher_looks_at_mixed_images_every_step(
+    distilled: Make, little: Pair, looks: list[int]
+) -> None:
     config = distilled("run", teacher_sees="mixed", views=0)
     result = run_training(config, sources=little)
     assert looks == []  # it looks at the student's tensor, not at views
@@ -101,17 +107,23 @@ def test_a_mixed_teacher_looks_at_mixed_images_every_step(distilled: Make, littl
     assert not (Path(config.output).parent / "cache" / "words").exists()
 
 
-def test_new_views_every_epoch_are_kept_too(distilled: Make, little: Pair, looks: list[int]) -> None:
+def test_new_views_every_epoch_are_kept_too(
+    distilled: Make, little: Pair, looks: list[int]
+) -> None:
     config = distilled("a", views=0)
     config = with_recipe(config, epochs=2, augment=replace(config.recipe.augment, repeats=1))
     run_training(config, sources=little)
     assert 120 <= sum(looks) <= WITH_BLACK
     looks.clear()
-    run_training(replace(config, output=str(Path(config.output).with_name("b")), seed=3), sources=little)
+    run_training(
+        replace(config, output=str(Path(config.output).with_name("b")), seed=3), sources=little
+    )
     assert looks == []
 
 
-def test_a_distilled_run_that_was_stopped_ends_as_if_it_had_not(distilled: Make, little: Pair) -> None:
+def test_a_distilled_run_that_was_stopped_ends_as_if_it_had_not(
+    distilled: Make, little: Pair
+) -> None:
     from tests.training.test_launch import StopsAt  # type: ignore[import-not-found]
 
     whole = run_training(distilled("whole"), sources=little).run
@@ -121,7 +133,9 @@ def test_a_distilled_run_that_was_stopped_ends_as_if_it_had_not(distilled: Make,
     assert last_weights(resume(Path(config.output), sources=little).run) == last_weights(whole)
 
 
-def test_more_views_keep_what_was_said_about_fewer(distilled: Make, little: Pair, tmp_path: Path) -> None:
+def test_more_views_keep_what_was_said_about_fewer(
+    distilled: Make, little: Pair, tmp_path: Path
+) -> None:
     words = str(tmp_path / "words")
     assert teach(distilled("a", views=1, cache=words), little).asked == 60
     assert teach(distilled("a", views=3, cache=words), little).asked == 120
@@ -151,7 +165,9 @@ def test_a_whole_cache_may_be_somebody_elses(distilled: Make, little: Pair) -> N
     run_training(distilled("b"), sources=little)
 
 
-def test_a_map_that_may_only_be_read_is_read(distilled: Make, little: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_map_that_may_only_be_read_is_read(
+    distilled: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same where the tests run as root: the system refuses to open for writing."""
     taught = teach(distilled("a"), little)
     really = os.open
@@ -190,16 +206,37 @@ def test_teaching_without_a_cache_is_refused(distilled: Make, little: Pair) -> N
 def test_teaching_survives_a_kill(tmp_path: Path) -> None:
     """SIGKILL after some words: what was said stays, the rest is added, and the whole is what one go would have said."""
     command = [
-        sys.executable, "-m", "deitctl", "teach", "--teacher", "test_resnet", "--teacher-weights",
-        str(_random_teacher(tmp_path)), "--adapt", "none", "--force-teacher", "--views", "2", "--workers", "0",
-        "--batch-size", "8", "--precision", "fp32", "--format", "json",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "deitctl",
+        "teach",
+        "--teacher",
+        "test_resnet",
+        "--teacher-weights",
+        str(_random_teacher(tmp_path)),
+        "--adapt",
+        "none",
+        "--force-teacher",
+        "--views",
+        "2",
+        "--workers",
+        "0",
+        "--batch-size",
+        "8",
+        "--precision",
+        "fp32",
+        "--format",
+        "json",
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     words = {name: tmp_path / name for name in ("killed", "whole")}
     child = subprocess.Popen(
-        [*command, "--teacher-cache", str(words["killed"])], env=environment, stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL, cwd=tmp_path,
-    )  # fmt: skip
+        [*command, "--teacher-cache", str(words["killed"])],
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        cwd=tmp_path,
+    )
     while child.poll() is None and not _some(words["killed"]):
         os.sched_yield()
     child.send_signal(signal.SIGKILL)
@@ -209,16 +246,21 @@ def test_teaching_survives_a_kill(tmp_path: Path) -> None:
     assert 0 < before < 2 * 1442
     for name in words:
         subprocess.run(
-            [*command, "--teacher-cache", str(words[name]), "-q"], env=environment, check=True, cwd=tmp_path,
+            [*command, "--teacher-cache", str(words[name]), "-q"],
+            env=environment,
+            check=True,
+            cwd=tmp_path,
             stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
     for view in range(2):
         file = f"view-{view:05d}.words"
         assert (words["killed"] / file).read_bytes() == (words["whole"] / file).read_bytes()
 
 
 def _some(folder: Path) -> int:
-    return sum(int((np.fromfile(f, dtype=np.uint16) > 0).sum()) for f in folder.glob("view-*.words"))
+    return sum(
+        int((np.fromfile(f, dtype=np.uint16) > 0).sum()) for f in folder.glob("view-*.words")
+    )
 
 
 def _random_teacher(folder: Path) -> Path:
@@ -231,7 +273,8 @@ def _random_teacher(folder: Path) -> Path:
 
     model = timm_models.create("test_resnet", num_classes=10)
     card = changed(
-        timm_models.config_of(model, "test_resnet", 10).at_size(32), class_names=tuple(str(d) for d in range(10))
+        timm_models.config_of(model, "test_resnet", 10).at_size(32),
+        class_names=tuple(str(d) for d in range(10)),
     )
     save_model(folder / "random", model.state_dict(), card, layer_names(model))
     return folder / "random"

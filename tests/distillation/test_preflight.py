@@ -33,25 +33,45 @@ Pair = tuple[Source, Source]
 SILENT = SilentReporter()
 
 
-def tutor(config: TrainConfig, pair: Pair, reporter: SilentReporter = SILENT) -> DistillationTeacher:
+def tutor(
+    config: TrainConfig, pair: Pair, reporter: SilentReporter = SILENT
+) -> DistillationTeacher:
     return DistillationTeacher(
-        config, *pair, Preprocessing(img_size=32), device=choose_device("cpu", "fp32"), reporter=reporter,
+        config,
+        *pair,
+        Preprocessing(img_size=32),
+        device=choose_device("cpu", "fp32"),
+        reporter=reporter,
         train_run=lambda run: train_or_find(run, pair, reporter),
-    )  # fmt: skip
+    )
 
 
 def renamed(source: Source, names: list[str]) -> Subset:
     return Subset(source, np.arange(len(source.labels)), source.labels, tuple(names))
 
 
-def test_the_record_says_what_evaluation_says(distilled: Make, little: Pair, digits_teacher: Path) -> None:
+def test_the_record_says_what_evaluation_says(
+    distilled: Make, little: Pair, digits_teacher: Path
+) -> None:
     record = tutor(distilled("run"), little).preflight
     loaded = load_model(str(digits_teacher), reporter=SILENT)
     score = evaluate(
-        loaded.model, little[1], loaded.card.preprocessing, rows=tuple(range(10)), head="cls",
-        device=choose_device("cpu", "fp32"), batch_size=64, workers=0, reporter=SILENT,
-    )  # fmt: skip
-    assert (record.top1, record.top5, record.num_images, record.matched) == (score.top1, score.top5, 30, "same")
+        loaded.model,
+        little[1],
+        loaded.card.preprocessing,
+        rows=tuple(range(10)),
+        head="cls",
+        device=choose_device("cpu", "fp32"),
+        batch_size=64,
+        workers=0,
+        reporter=SILENT,
+    )
+    assert (record.top1, record.top5, record.num_images, record.matched) == (
+        score.top1,
+        score.top5,
+        30,
+        "same",
+    )
     assert record.answers == tuple(score.predictions.tolist())
     assert record.mean_recall == pytest.approx(score.top1)  # as many images of every digit
     assert record.preprocessing["img_size"] == 32
@@ -62,9 +82,16 @@ def test_mean_recall_is_a_mean_over_classes_by_hand(little: Pair, digits_teacher
     loaded = load_model(str(digits_teacher), reporter=SILENT)
     source = subset(little[1], [0, 1, 2, 3])
     score = evaluate(
-        loaded.model, source, loaded.card.preprocessing, rows=tuple(range(10)), head="cls",
-        device=choose_device("cpu", "fp32"), batch_size=64, workers=0, reporter=SILENT,
-    )  # fmt: skip
+        loaded.model,
+        source,
+        loaded.card.preprocessing,
+        rows=tuple(range(10)),
+        head="cls",
+        device=choose_device("cpu", "fp32"),
+        batch_size=64,
+        workers=0,
+        reporter=SILENT,
+    )
     assert source.labels.tolist() == [0, 0, 0, 1]
     score = replace(score, among=torch.tensor([0, 5, 5, 1]))
     assert mean_recall(score) == pytest.approx(100 * 2 / 3)
@@ -83,7 +110,8 @@ def test_classes_in_another_order_are_permuted(distilled: Make, little: Pair) ->
 def test_a_teacher_of_more_classes_is_sliced(distilled: Make, little: Pair) -> None:
     keep = [np.flatnonzero(np.isin(s.labels, (3, 7))) for s in little]
     pair: Pair = tuple(  # type: ignore[assignment]
-        Subset(s, k, (s.labels[k] == 7).astype(np.int64), ("3", "7")) for s, k in zip(little, keep, strict=True)
+        Subset(s, k, (s.labels[k] == 7).astype(np.int64), ("3", "7"))
+        for s, k in zip(little, keep, strict=True)
     )
     checked = tutor(distilled("run"), pair)
     assert (checked.preflight.matched, checked.preflight.rows) == ("subset", (3, 7))
@@ -96,22 +124,43 @@ def test_a_teacher_of_more_classes_is_sliced(distilled: Make, little: Pair) -> N
 @pytest.mark.parametrize(
     ("classes", "images", "recall", "accepted"),
     [
-        (10, 1000, 10.0, False), (10, 1000, 18.0, False), (10, 1000, 25.0, True),
-        (2, 1000, 52.0, False), (2, 1000, 65.0, True), (2, 20, 65.0, False),  # 13 of 20 happens by chance
-        (2, 10, 90.0, True), (2, 8, 87.5, True), (3, 9, 77.8, True),  # and these do not
-        (1000, 50_000, 0.15, False), (1000, 50_000, 1.0, True),
+        (10, 1000, 10.0, False),
+        (10, 1000, 18.0, False),
+        (10, 1000, 25.0, True),
+        (2, 1000, 52.0, False),
+        (2, 1000, 65.0, True),
+        (2, 20, 65.0, False),  # 13 of 20 happens by chance
+        (2, 10, 90.0, True),
+        (2, 8, 87.5, True),
+        (3, 9, 77.8, True),  # and these do not
+        (1000, 50_000, 0.15, False),
+        (1000, 50_000, 1.0, True),
     ],
-)  # fmt: skip
+)
 def test_the_bar_is_clearly_above_chance(
     classes: int, num_images: int, recall: float, accepted: bool, little: Pair, distilled: Make
 ) -> None:
     labels = np.arange(max(classes, 1000)) % classes
-    source = Subset(little[1], np.zeros(len(labels), dtype=np.int64), labels, tuple(map(str, range(classes))))
+    source = Subset(
+        little[1], np.zeros(len(labels), dtype=np.int64), labels, tuple(map(str, range(classes)))
+    )
     config = distilled("run", force=False).distill
     record = Preflight(
-        name="t", top1=recall, top5=recall, mean_recall=recall, num_images=num_images, matched="same", rows=(), adapted="no",
-        folder="", preprocessing={}, head="cls", weights="", validation="", answers=(),
-    )  # fmt: skip
+        name="t",
+        top1=recall,
+        top5=recall,
+        mean_recall=recall,
+        num_images=num_images,
+        matched="same",
+        rows=(),
+        adapted="no",
+        folder="",
+        preprocessing={},
+        head="cls",
+        weights="",
+        validation="",
+        answers=(),
+    )
     if accepted:
         preflight._require_knowledge(config, record, source)
     else:
@@ -125,14 +174,28 @@ def test_always_naming_the_largest_class_is_chance(distilled: Make, little: Pair
     labels = np.array([0] * 90 + [1] * 10)
     source = Subset(little[1], np.zeros(100, dtype=np.int64), labels, ("a", "b"))
     record = Preflight(
-        name="t", top1=90.0, top5=100.0, mean_recall=50.0, images=100, matched="same", rows=(), adapted="no",
-        folder="", preprocessing={}, head="cls", weights="", validation="", answers=(),
-    )  # fmt: skip
+        name="t",
+        top1=90.0,
+        top5=100.0,
+        mean_recall=50.0,
+        images=100,
+        matched="same",
+        rows=(),
+        adapted="no",
+        folder="",
+        preprocessing={},
+        head="cls",
+        weights="",
+        validation="",
+        answers=(),
+    )
     with pytest.raises(TeacherError, match=r"mean over classes 50\.0 %"):
         preflight._require_knowledge(distilled("run", force=False).distill, record, source)
 
 
-def test_a_second_run_remembers_the_check_and_never_loads_the_teacher(distilled: Make, little: Pair) -> None:
+def test_a_second_run_remembers_the_check_and_never_loads_the_teacher(
+    distilled: Make, little: Pair
+) -> None:
     teach(distilled("a"), little)
     second = tutor(distilled("b"), little)
     assert not second.is_loaded
@@ -142,11 +205,20 @@ def test_a_second_run_remembers_the_check_and_never_loads_the_teacher(distilled:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"rows": ["a"] * 10}, {"rows": [0]}, {"answers": [1.5] * 30}, {"answers": [99] * 30}, {"top1": "x"}, {"top1": 1e999}, {"name": 3},
-        {"preprocessing": []}, {"preprocessing": {"img_size": "x"}}, {"images": None}, {"unknown": 1},
+        {"rows": ["a"] * 10},
+        {"rows": [0]},
+        {"answers": [1.5] * 30},
+        {"answers": [99] * 30},
+        {"top1": "x"},
+        {"top1": 1e999},
+        {"name": 3},
+        {"preprocessing": []},
+        {"preprocessing": {"img_size": "x"}},
+        {"images": None},
+        {"unknown": 1},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_record_that_nobody_wrote_is_made_anew(
     changes: dict[str, object], distilled: Make, little: Pair, tmp_path: Path
 ) -> None:
@@ -199,20 +271,28 @@ def _augment(config: TrainConfig, **changes: object) -> TrainConfig:
 
 
 STALE: dict[str, tuple[Callable[[TrainConfig], TrainConfig], str]] = {
-    "teacher's input size": (lambda c: _change(c, teacher_img_size=64), r'teacher\'s input size was "its own", is 64'),
+    "teacher's input size": (
+        lambda c: _change(c, teacher_img_size=64),
+        r'teacher\'s input size was "its own", is 64',
+    ),
     "adaptation": (lambda c: _change(c, adapt="head"), r'adaptation was "auto", is "head"'),
     "view seed": (lambda c: _change(c, view_seed=1), "view seed was 0, is 1"),
     "mode": (lambda c: _change(c, mode="soft"), 'mode was "hard", is "soft"'),
-    "crop": (lambda c: _augment(c, crop_scale=(0.5, 1.0)), r"view augmentation: crop_scale was \[1.0, 1.0\]"),
+    "crop": (
+        lambda c: _augment(c, crop_scale=(0.5, 1.0)),
+        r"view augmentation: crop_scale was \[1.0, 1.0\]",
+    ),
     "flip": (lambda c: _augment(c, hflip=0.5), "view augmentation: hflip was 0.0, is 0.5"),
     "affine": (lambda c: _augment(c, affine=(1.0, 0.0, 0.0)), "view augmentation: affine was"),
-    "colours": (lambda c: _augment(c, color_jitter=0.4), r"color_jitter was 0.0, is 0.4"),
+    "colors": (lambda c: _augment(c, color_jitter=0.4), r"color_jitter was 0.0, is 0.4"),
     "RandAugment": (lambda c: _augment(c, rand_augment=""), "rand_augment was"),
 }
 
 
 @pytest.mark.parametrize("what", STALE)
-def test_a_stale_cache_is_refused_with_the_reason(what: str, distilled: Make, little: Pair, tmp_path: Path) -> None:
+def test_a_stale_cache_is_refused_with_the_reason(
+    what: str, distilled: Make, little: Pair, tmp_path: Path
+) -> None:
     config = _change(distilled("run"), cache=str(tmp_path / "words"))
     teach(config, little)
     change, reason = STALE[what]
@@ -241,7 +321,9 @@ def test_words_of_other_weights_are_refused(
         tutor(config, little)
 
 
-def test_words_about_other_images_are_refused(distilled: Make, little: Pair, tmp_path: Path) -> None:
+def test_words_about_other_images_are_refused(
+    distilled: Make, little: Pair, tmp_path: Path
+) -> None:
     config = _change(distilled("run"), cache=str(tmp_path / "words"))
     teach(config, little)
     order = np.arange(len(little[0].labels))
@@ -251,7 +333,11 @@ def test_words_about_other_images_are_refused(distilled: Make, little: Pair, tmp
 
 
 def test_a_named_teacher_is_known_by_the_weights_that_its_name_finds(
-    distilled: Make, little: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deit: Callable[..., torch.nn.Module]
+    distilled: Make,
+    little: Pair,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    deit: Callable[..., torch.nn.Module],
 ) -> None:
     """`$DEITCTL_WEIGHTS` points somewhere else, and the same name is another teacher."""
     config = distilled("run", teacher="deit_tiny", adapt="none", cache=str(tmp_path / "words"))
@@ -260,7 +346,8 @@ def test_a_named_teacher_is_known_by_the_weights_that_its_name_finds(
     for seed in (0, 1):
         folder = tmp_path / f"weights{seed}"
         save_tensors(
-            folder / "deit_tiny.safetensors", deit("deit_tiny", classes=1000, img_size=32, seed=seed).state_dict()
+            folder / "deit_tiny.safetensors",
+            deit("deit_tiny", classes=1000, img_size=32, seed=seed).state_dict(),
         )
     monkeypatch.setenv("DEITCTL_WEIGHTS", str(tmp_path / "weights0"))
     assert teach(config, pair).asked == 120
@@ -270,7 +357,9 @@ def test_a_named_teacher_is_known_by_the_weights_that_its_name_finds(
         tutor(config, pair)
 
 
-def test_words_said_in_another_precision_are_refused(distilled: Make, little: Pair, tmp_path: Path) -> None:
+def test_words_said_in_another_precision_are_refused(
+    distilled: Make, little: Pair, tmp_path: Path
+) -> None:
     config = _change(distilled("run"), cache=str(tmp_path / "words"))
     teach(config, little)
     with pytest.raises(TeacherError, match='arithmetic was "fp32, batch norms folded", is "bf16,'):
@@ -292,12 +381,18 @@ def test_what_is_no_part_of_a_view_leaves_the_cache_fresh(distilled: Make, littl
     config = distilled("run")
     teach(config, little)
     recipe = config.recipe
-    augment = replace(recipe.augment, mixup=0.0, cutmix=0.0, erase_prob=0.0, on_top=(1.0, 0.0, 0.0), repeats=1)
-    other = replace(config, seed=7, recipe=replace(recipe, epochs=9, batch_size=8, img_size=48, augment=augment))
+    augment = replace(
+        recipe.augment, mixup=0.0, cutmix=0.0, erase_prob=0.0, on_top=(1.0, 0.0, 0.0), repeats=1
+    )
+    other = replace(
+        config, seed=7, recipe=replace(recipe, epochs=9, batch_size=8, img_size=48, augment=augment)
+    )
     assert not tutor(other, little).is_loaded
 
 
-def test_published_teachers_are_named_and_files_are_hashed(digits_teacher: Path, distilled: Make) -> None:
+def test_published_teachers_are_named_and_files_are_hashed(
+    digits_teacher: Path, distilled: Make
+) -> None:
     published = replace(distilled("run").distill or DistillConfig, teacher="regnety_160")  # type: ignore[type-var]
     assert preflight.teacher_identity(published, SILENT) == "regnety_160 without weights"
     by_folder = distilled("run").distill
@@ -307,7 +402,9 @@ def test_published_teachers_are_named_and_files_are_hashed(digits_teacher: Path,
     for name in ("config.json", "model.safetensors"):
         (copy / name).write_bytes((digits_teacher / name).read_bytes())
     moved = replace(by_folder, teacher=str(copy))
-    assert preflight.teacher_identity(by_folder, SILENT) == preflight.teacher_identity(moved, SILENT)
+    assert preflight.teacher_identity(by_folder, SILENT) == preflight.teacher_identity(
+        moved, SILENT
+    )
 
 
 def test_the_match_is_the_one_that_evaluation_makes(digits_teacher: Path) -> None:
@@ -321,7 +418,15 @@ def test_the_runs_record_tells_of_its_teacher(distilled: Make, little: Pair) -> 
     config = distilled("run")
     run = run_training(replace(config, recipe=replace(config.recipe, epochs=1)), sources=little).run
     record = json.loads((run / "teacher.json").read_text())
-    assert {"name", "top1", "top5", "matched", "adapted", "weights", "preprocessing"} <= record.keys()
+    assert {
+        "name",
+        "top1",
+        "top5",
+        "matched",
+        "adapted",
+        "weights",
+        "preprocessing",
+    } <= record.keys()
     epoch = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
     assert set(epoch["teacher_agreement"]) == {"cls", "dist", "avg-logits", "avg-probs"}
     assert 0 <= epoch["agreement"] <= 100

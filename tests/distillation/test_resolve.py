@@ -26,18 +26,30 @@ from deitctl.training.launch import train_or_find
 Make = Callable[..., TrainConfig]
 Pair = tuple[Source, Source]
 SILENT = SilentReporter()
-FAMILIES = ("test_resnet", "test_efficientnet", "test_convnext", "test_vit", "test_byobnet", "test_nfnet")
+FAMILIES = (
+    "test_resnet",
+    "test_efficientnet",
+    "test_convnext",
+    "test_vit",
+    "test_byobnet",
+    "test_nfnet",
+)
 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """One epoch at 32 pixels is enough to see what is trained."""
     whole = module.adaptation
-    monkeypatch.setattr(module, "adaptation", lambda how, **kw: replace(whole(how, **kw), epochs=1, batch_size=16))
+    monkeypatch.setattr(
+        module, "adaptation", lambda how, **kw: replace(whole(how, **kw), epochs=1, batch_size=16)
+    )
 
 
 def find(
-    config: TrainConfig, pair: Pair, reporter: SilentReporter = SILENT, trained: list[str] | None = None
+    config: TrainConfig,
+    pair: Pair,
+    reporter: SilentReporter = SILENT,
+    trained: list[str] | None = None,
 ) -> ResolvedTeacher:
     def train(run: TrainConfig) -> None:
         if trained is not None:
@@ -45,7 +57,9 @@ def find(
         train_or_find(run, pair, reporter)
 
     assert config.distill is not None
-    return resolve_teacher(config.distill, config, pair[0], data_fingerprint(pair[0], SILENT), train, reporter)
+    return resolve_teacher(
+        config.distill, config, pair[0], data_fingerprint(pair[0], SILENT), train, reporter
+    )
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
@@ -55,8 +69,13 @@ def test_the_head_of_any_family_is_fitted_and_nothing_else_moves(
     folder = imagenet_teacher(architecture)
     found = find(distilled("run", teacher=str(folder), adapt="head"), little)
     assert (found.adapted, found.match.kind, found.loaded.card.num_classes) == ("head", "same", 10)
-    before, after = load_tensors(folder / "model.safetensors"), load_tensors(Path(found.folder) / "model.safetensors")
-    moved = {name.rpartition(".")[0] for name in after if not torch.equal(after[name], before[name])}
+    before, after = (
+        load_tensors(folder / "model.safetensors"),
+        load_tensors(Path(found.folder) / "model.safetensors"),
+    )
+    moved = {
+        name.rpartition(".")[0] for name in after if not torch.equal(after[name], before[name])
+    }
     assert moved == {"head.fc"} or moved == {"fc"} or moved == {"classifier"} or moved == {"head"}
 
 
@@ -65,15 +84,23 @@ def test_all_of_a_teacher_is_fitted_with_full(
 ) -> None:
     folder = imagenet_teacher()
     found = find(distilled("run", teacher=str(folder), adapt="full"), little)
-    before, after = load_tensors(folder / "model.safetensors"), load_tensors(Path(found.folder) / "model.safetensors")
+    before, after = (
+        load_tensors(folder / "model.safetensors"),
+        load_tensors(Path(found.folder) / "model.safetensors"),
+    )
     assert all(not torch.equal(after[n], before[n]) for n in after if n.endswith("conv1.weight"))
 
 
 @pytest.mark.parametrize(("enough", "how"), [(6, "full"), (7, "head")])
 def test_auto_fits_all_where_there_are_images_enough(
-    enough: int, how: str, distilled: Make, little: Pair, imagenet_teacher: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch, reporter: SilentReporter,
-) -> None:  # fmt: skip
+    enough: int,
+    how: str,
+    distilled: Make,
+    little: Pair,
+    imagenet_teacher: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    reporter: SilentReporter,
+) -> None:
     monkeypatch.setattr(module, "ADAPT_FULL_FROM", enough)  # six images of every digit
     found = find(distilled("run", teacher=str(imagenet_teacher())), little, reporter)
     assert found.adapted == how
@@ -84,14 +111,18 @@ def test_auto_leaves_a_teacher_alone_that_knows_the_classes(distilled: Make, lit
     assert find(distilled("run"), little).adapted == "no"
 
 
-def test_adaptation_that_is_asked_for_is_done_though_the_classes_match(distilled: Make, little: Pair) -> None:
+def test_adaptation_that_is_asked_for_is_done_though_the_classes_match(
+    distilled: Make, little: Pair
+) -> None:
     assert find(distilled("run", adapt="head"), little).adapted == "head"
 
 
 def test_none_refuses_a_teacher_of_other_classes(
     distilled: Make, little: Pair, imagenet_teacher: Callable[..., Path]
 ) -> None:
-    with pytest.raises(TeacherError, match=r"does not know all of the data's 10 classes.*--adapt auto"):
+    with pytest.raises(
+        TeacherError, match=r"does not know all of the data's 10 classes.*--adapt auto"
+    ):
         find(distilled("run", teacher=str(imagenet_teacher()), adapt="none"), little)
 
 
@@ -110,11 +141,18 @@ def test_a_fitted_teacher_is_found_again_and_another_is_not(
     assert other.folder != first.folder
 
 
-def test_a_weights_file_that_is_not_there_is_said(distilled: Make, little: Pair, tmp_path: Path) -> None:
+def test_a_weights_file_that_is_not_there_is_said(
+    distilled: Make, little: Pair, tmp_path: Path
+) -> None:
     from deitctl.errors import ModelError
 
     with pytest.raises(ModelError, match="nowhere"):
-        find(distilled("run", teacher="resnet18", teacher_weights=str(tmp_path / "nowhere.safetensors")), little)
+        find(
+            distilled(
+                "run", teacher="resnet18", teacher_weights=str(tmp_path / "nowhere.safetensors")
+            ),
+            little,
+        )
 
 
 def _train_under_the_lock(folder: str, log: str) -> None:
@@ -129,7 +167,10 @@ def _train_under_the_lock(folder: str, log: str) -> None:
 def test_of_several_processes_one_trains_at_a_time(tmp_path: Path) -> None:
     log = tmp_path / "log"
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_train_under_the_lock, args=(str(tmp_path), str(log))) for _ in range(3)]
+    workers = [
+        context.Process(target=_train_under_the_lock, args=(str(tmp_path), str(log)))
+        for _ in range(3)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -138,6 +179,8 @@ def test_of_several_processes_one_trains_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [32, 64])
-def test_a_teacher_answers_at_the_size_it_is_given(size: int, imagenet_teacher: Callable[..., Path]) -> None:
+def test_a_teacher_answers_at_the_size_it_is_given(
+    size: int, imagenet_teacher: Callable[..., Path]
+) -> None:
     loaded = load_model(str(imagenet_teacher()), img_size=size, reporter=SILENT)
     assert loaded.card.preprocessing.img_size == size

@@ -49,7 +49,9 @@ def lacking(cache: TargetCache, view: int) -> list[int]:
 
 def said(form: TargetCodec, count: int = 1, seed: int = 0, sharpness: float = 2.0) -> torch.Tensor:
     """What a teacher might say: distributions [B,K], decisions where the form is hard."""
-    logits = sharpness * torch.randn(count, form.classes, generator=torch.Generator().manual_seed(seed))
+    logits = sharpness * torch.randn(
+        count, form.classes, generator=torch.Generator().manual_seed(seed)
+    )
     if form.mode == "hard":
         return torch.nn.functional.one_hot(logits.argmax(1), form.classes).float()
     return logits.softmax(1)
@@ -95,7 +97,10 @@ def test_a_soft_record_by_hand():
     torch.testing.assert_close(form.decode(record[None]), torch.tensor([[0.125, 0.5, 0.125, 0.25]]))
 
 
-@given(classes=st.integers(1, MOST_CLASSES), labels=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=5))
+@given(
+    classes=st.integers(1, MOST_CLASSES),
+    labels=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=5),
+)
 def test_decisions_come_back_as_they_were(classes, labels):
     form = TargetCodec("hard", classes)
     chosen = [int(x * classes) for x in labels]
@@ -130,7 +135,10 @@ def test_words_of_a_half_precision_teacher_are_kept():
     word = said(SOFT, 3)
     for dtype in (torch.float16, torch.bfloat16):
         torch.testing.assert_close(
-            SOFT.decode(SOFT.encode(word.to(dtype))), SOFT.decode(SOFT.encode(word)), atol=0.01, rtol=0
+            SOFT.decode(SOFT.encode(word.to(dtype))),
+            SOFT.decode(SOFT.encode(word)),
+            atol=0.01,
+            rtol=0,
         )
 
 
@@ -285,7 +293,12 @@ def test_a_missing_file_is_filled_up(folder):
 
 
 ACTIONS = st.lists(
-    st.tuples(st.sampled_from(["write", "mark", "cut"]), st.integers(0, 2), st.integers(0, 3), st.integers(0, 1)),
+    st.tuples(
+        st.sampled_from(["write", "mark", "cut"]),
+        st.integers(0, 2),
+        st.integers(0, 3),
+        st.integers(0, 1),
+    ),
     max_size=12,
 )
 
@@ -306,13 +319,19 @@ def test_any_company_sees_what_any_of_it_did_last(form, actions):
                 expected[view, index] = None
             else:
                 file = Path(name) / f"view-{view:05d}.words"
-                file.write_bytes(file.read_bytes()[: index * form.width * 2] if file.exists() else b"")
+                file.write_bytes(
+                    file.read_bytes()[: index * form.width * 2] if file.exists() else b""
+                )
                 expected = {(v, i): n for (v, i), n in expected.items() if v != view or i < index}
                 crowd = [open_cache(Path(name), STAMP_OF, form, 4) for _ in range(2)]
         for cache in (*crowd, pickle.loads(pickle.dumps(crowd[0]))):
             for view in range(3):
-                assert cache.missing(view).tolist() == [i for i in range(4) if (view, i) not in expected]
-                assert lacking(cache, view) == [i for i in range(4) if expected.get((view, i)) is None]
+                assert cache.missing(view).tolist() == [
+                    i for i in range(4) if (view, i) not in expected
+                ]
+                assert lacking(cache, view) == [
+                    i for i in range(4) if expected.get((view, i)) is None
+                ]
                 for index in range(4):
                     number = expected.get((view, index))
                     assert cache.holds(view, index) == (number is not None)
@@ -350,7 +369,9 @@ def test_a_kill_in_the_middle_of_writing_leaves_whole_words(folder):
         assert child.stdout.readline() == "going\n"
         child.kill()
     assert child.returncode == -signal.SIGKILL
-    whole = form.encode(torch.randn(2, classes, generator=torch.Generator().manual_seed(0)).softmax(1))
+    whole = form.encode(
+        torch.randn(2, classes, generator=torch.Generator().manual_seed(0)).softmax(1)
+    )
     for reader in (cache, open_cache(folder, STAMP_OF, form, 50)):
         records, known = reader.read([(0, i) for i in range(50)])
         assert known.sum() >= 49
@@ -360,7 +381,9 @@ def test_a_kill_in_the_middle_of_writing_leaves_whole_words(folder):
 def test_a_cache_of_the_same_is_opened_again(folder):
     opened(folder).write([(0, 0)], SOFT.encode(said(SOFT)))
     assert opened(folder).holds(0, 0)
-    assert read_stamp(folder) == json.loads(json.dumps(STAMP_OF))  # a tuple comes back as a list and is the same
+    assert read_stamp(folder) == json.loads(
+        json.dumps(STAMP_OF)
+    )  # a tuple comes back as a list and is the same
 
 
 @pytest.mark.parametrize(
@@ -380,7 +403,10 @@ def test_a_cache_of_the_same_is_opened_again(folder):
             {"view augmentation": {"hflip": 0.5, "crop_scale": (0.25, 1.0)}},
             "view augmentation: crop_scale was [0.35, 1.0], is [0.25, 1.0]",
         ),
-        ({"view augmentation": {"hflip": 0.5}}, "view augmentation: crop_scale was [0.35, 1.0], is not said"),
+        (
+            {"view augmentation": {"hflip": 0.5}},
+            "view augmentation: crop_scale was [0.35, 1.0], is not said",
+        ),
         (
             {"view augmentation": {"hflip": 0.0, "crop_scale": (0.25, 1.0)}, "view seed": 3},
             "view seed was 0, is 3; view augmentation: hflip was 0.5, is 0.0; crop_scale was [0.35, 1.0], "
@@ -392,7 +418,9 @@ def test_a_cache_of_the_same_is_opened_again(folder):
 def test_a_cache_of_something_else_is_refused_with_what_differs(changes, reason, folder):
     opened(folder).write([(0, 0)], SOFT.encode(said(SOFT)))
     with pytest.raises(TeacherError) as refused:
-        open_cache(folder, {k: v for k, v in {**STAMP_OF, **changes}.items() if v is not None}, SOFT, 5)
+        open_cache(
+            folder, {k: v for k, v in {**STAMP_OF, **changes}.items() if v is not None}, SOFT, 5
+        )
     assert refused.value.message == f"The teacher's words in {folder} are stale: {reason}."
     assert "--teacher-cache" in refused.value.hint
     assert opened(folder).holds(0, 0)  # nothing was touched

@@ -1,4 +1,4 @@
-"""A teacher only answers: frozen, in its own normalisation and size, in the data's classes."""
+"""A teacher only answers: frozen, in its own normalization and size, in the data's classes."""
 
 from __future__ import annotations
 
@@ -33,15 +33,17 @@ def echo(rows=(0, 1, 2), own=OWN, head="cls") -> Teacher:
     return Teacher(Echo(), card, tuple(rows), SEEN)
 
 
-def test_images_arrive_in_the_teachers_normalisation():
+def test_images_arrive_in_the_teachers_normalization():
     """White is (1 - 0.5) / 0.5 = 1 for the teacher, black -1, whatever they were for the student."""
     for value, expected in ((255, 1.0), (0, -1.0)):
         teacher = echo()
         teacher(normalize(torch.full((1, 3, 4, 4), value, dtype=torch.uint8), SEEN))
-        torch.testing.assert_close(teacher.model.seen, torch.full((1, 3, 4, 4), expected), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            teacher.model.seen, torch.full((1, 3, 4, 4), expected), rtol=1e-5, atol=1e-5
+        )
 
 
-def test_same_normalisation_and_size_pass_through(noise):
+def test_same_normalization_and_size_pass_through(noise):
     teacher, images = echo(own=SEEN), noise(1, 3, 4, 4)
     teacher(images)
     assert teacher.model.seen is images
@@ -58,7 +60,7 @@ def test_images_arrive_in_the_teachers_size(noise):
 
 
 @pytest.mark.parametrize("rows", [(0, 1, 2), (2, 0)])
-def test_looking_at_pixels_equals_seeing_them_normalised(rows, noise):
+def test_looking_at_pixels_equals_seeing_them_normalized(rows, noise):
     pixels = (noise(2, 3, 4, 4) * 60 + 128).clamp(0, 255).to(torch.uint8)
     teacher = echo(rows=rows)
     torch.testing.assert_close(teacher.look(pixels), teacher(normalize(pixels, SEEN)))
@@ -100,11 +102,15 @@ def test_teacher_stays_in_eval_mode_inside_a_training_module(noise):
     assert torch.equal(teacher.model.norm.running_mean, before)
 
 
-@pytest.mark.parametrize(("head", "how"), [("auto", "avg"), ("avg-logits", "avg"), ("dist", "dist"), ("cls", "cls")])
+@pytest.mark.parametrize(
+    ("head", "how"), [("auto", "avg"), ("avg-logits", "avg"), ("dist", "dist"), ("cls", "cls")]
+)
 def test_a_teacher_with_two_heads_answers_by_its_cards_rule(head, how, deit, noise):
     model = deit("deit_tiny_distilled")
     pre = Preprocessing(img_size=32)
-    card = ModelConfig(architecture="deit_tiny_distilled_patch16_224", num_classes=5, preprocessing=pre, head=head)
+    card = ModelConfig(
+        architecture="deit_tiny_distilled_patch16_224", num_classes=5, preprocessing=pre, head=head
+    )
     images = noise(2, 3, 32, 32)
     with torch.no_grad():
         cls, dist = model(images)
@@ -117,7 +123,9 @@ def test_a_teacher_with_two_heads_answers_by_its_cards_rule(head, how, deit, noi
 
 def test_a_teacher_with_one_head_answers_whatever_its_card_says(deit, noise):
     pre = Preprocessing(img_size=32)
-    card = ModelConfig(architecture="deit_tiny_patch16_224", num_classes=5, preprocessing=pre, head="auto")
+    card = ModelConfig(
+        architecture="deit_tiny_patch16_224", num_classes=5, preprocessing=pre, head="auto"
+    )
     assert Teacher(deit(), card, tuple(range(5)), pre)(noise(1, 3, 32, 32)).shape == (1, 5)
 
 

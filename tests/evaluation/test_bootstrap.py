@@ -11,7 +11,9 @@ from deitctl.evaluation.bootstrap import bootstrap, compare
 
 def test_the_interval_is_scipys_bootstrap():
     values = np.random.default_rng(1).gamma(2.0, size=400)
-    theirs = stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=1).confidence_interval
+    theirs = stats.bootstrap(
+        (values,), np.mean, n_resamples=4000, method="percentile", rng=1
+    ).confidence_interval
     low, high = bootstrap({"loss": values})["loss"]
     assert low == pytest.approx(theirs.low, rel=0.01)
     assert high == pytest.approx(theirs.high, rel=0.01)
@@ -21,7 +23,10 @@ def test_of_hits_it_is_near_the_binomial_interval():
     hits = np.arange(1000) < 700
     low, high = bootstrap({"top1": hits})["top1"]
     exact = stats.binomtest(700, 1000).proportion_ci(0.95)
-    assert (low, high) == (pytest.approx(exact.low, abs=0.004), pytest.approx(exact.high, abs=0.004))
+    assert (low, high) == (
+        pytest.approx(exact.low, abs=0.004),
+        pytest.approx(exact.high, abs=0.004),
+    )
 
 
 def test_it_covers_the_truth_as_often_as_it_says():
@@ -81,7 +86,9 @@ def test_alike_on_ten_images_is_no_certainty(a, b, sign):
     found = compare("A", "B", np.full(10, bool(a)), np.full(10, bool(b)))
     rare = 100 * stats.binomtest(0, 10).proportion_ci(0.95, method="exact").high
     assert found.difference == 100 * sign
-    assert found.interval == pytest.approx((max(-100, 100 * sign - rare), min(100, 100 * sign + rare)))
+    assert found.interval == pytest.approx(
+        (max(-100, 100 * sign - rare), min(100, 100 * sign + rare))
+    )
     assert (found.p_value == 1.0) == (sign == 0)
 
 

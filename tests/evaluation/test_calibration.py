@@ -1,4 +1,4 @@
-"""The temperature is the one that minimises the loss, is judged on other images, and does not exist where it cannot."""
+"""The temperature is the one that minimizes the loss, is judged on other images, and does not exist where it cannot."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def test_a_temperature_undoes_the_sharpness_of_true_logits(sharpness):
 def test_two_classes_by_hand():
     """Three of four right at a margin of 2: softmax(2 / T) is 3/4 at 2 / T = ln 3."""
     logits = torch.tensor([[2.0, 0.0]]).expand(4, 2)
-    assert fit_temperature(logits, torch.tensor([0, 0, 0, 1])) == pytest.approx(2 / np.log(3), rel=1e-5)
+    assert fit_temperature(logits, torch.tensor([0, 0, 0, 1])) == pytest.approx(
+        2 / np.log(3), rel=1e-5
+    )
 
 
 @given(st.integers(0, 1000), st.floats(0.2, 4.0), st.integers(2, 8))
@@ -50,7 +52,8 @@ def test_no_other_temperature_has_a_smaller_loss(seed, sharpness, classes):
     if best is None:  # too little to learn from: the loss falls up to an end
         return
     losses = [
-        float(torch.nn.functional.cross_entropy(logits.double() / t, labels)) for t in (best, best * 1.02, best / 1.02)
+        float(torch.nn.functional.cross_entropy(logits.double() / t, labels))
+        for t in (best, best * 1.02, best / 1.02)
     ]
     assert losses[0] <= min(losses[1:]) + 1e-9
 
@@ -64,7 +67,9 @@ def test_the_temperature_is_scikit_learns():
     model = LogisticRegression()  # whose decision function gives the logits back
     model.classes_, model.coef_, model.intercept_ = np.arange(6), np.eye(6), np.zeros(6)
     model.n_features_in_ = 6
-    theirs = CalibratedClassifierCV(FrozenEstimator(model), method="temperature").fit(logits.numpy(), labels.numpy())
+    theirs = CalibratedClassifierCV(FrozenEstimator(model), method="temperature").fit(
+        logits.numpy(), labels.numpy()
+    )
     ours = (logits / fit_temperature(logits, labels)).softmax(1)
     np.testing.assert_allclose(theirs.predict_proba(logits.numpy()), ours, atol=2e-3)
 
@@ -76,7 +81,9 @@ def test_without_a_mistake_or_with_nothing_right_there_is_no_temperature(wrong):
 
 
 def test_reliability_by_hand():
-    found = reliability(torch.tensor([0.1, 0.5, 0.9, 1.0]), torch.tensor([False, True, True, False]), bins=2)
+    found = reliability(
+        torch.tensor([0.1, 0.5, 0.9, 1.0]), torch.tensor([False, True, True, False]), bins=2
+    )
     assert found.num_images.tolist() == [2, 2]
     assert found.confidence.tolist() == pytest.approx([0.3, 0.95])
     assert found.accuracy.tolist() == [0.5, 0.5]
@@ -104,9 +111,12 @@ def evaluated(logits, labels, dist=None, temperature=1.0, head="cls", **options)
     from deitctl.models.model_config import Preprocessing
 
     contender = EvalModel(
-        model=Oracle(logits, dist), preprocessing=Preprocessing(img_size=8, crop_pct=1.0), rows=tuple(range(6)),
-        head=head, temperature=temperature,
-    )  # fmt: skip
+        model=Oracle(logits, dist),
+        preprocessing=Preprocessing(img_size=8, crop_pct=1.0),
+        rows=tuple(range(6)),
+        head=head,
+        temperature=temperature,
+    )
     (found,) = evaluate_all(
         [contender],
         source,
@@ -132,7 +142,9 @@ def test_calibration_lowers_the_error_of_a_model_that_is_too_sure_and_keeps_its_
     again = evaluated(logits, labels, temperature=found.temperature)
     assert torch.equal(again.predictions, raw.predictions)
     assert again.loss == pytest.approx(found.loss, rel=0.05)
-    assert calibrate(again).temperature == pytest.approx(found.temperature)  # of the raw logits, not on top
+    assert calibrate(again).temperature == pytest.approx(
+        found.temperature
+    )  # of the raw logits, not on top
 
 
 def test_the_error_is_measured_on_images_that_the_temperature_was_not_fitted_to():
@@ -153,10 +165,15 @@ def test_the_order_of_the_data_decides_nothing():
     logits, labels = answers(1000, 5, sharpness=3.0)
     logits[labels < 2] *= 0.4  # two classes of which it is less sure
     by_class, found = torch.sort(labels, stable=True).indices, []
-    cyclic = torch.argsort(torch.cat([torch.arange(int(n)) for n in labels.bincount()]), stable=True)
+    cyclic = torch.argsort(
+        torch.cat([torch.arange(int(n)) for n in labels.bincount()]), stable=True
+    )
     for order in (by_class, by_class[cyclic]):
         scores = SimpleNamespace(
-            logits=HeadLogits(logits[order], None), targets=labels[order], kept=torch.arange(1000), head="cls"
+            logits=HeadLogits(logits[order], None),
+            targets=labels[order],
+            kept=torch.arange(1000),
+            head="cls",
         )
         found.append(calibrate(scores))
     assert found[0].temperature == pytest.approx(found[1].temperature)

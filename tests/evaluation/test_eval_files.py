@@ -28,15 +28,19 @@ RULE = "dist"
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny_arch, randomise: Callable[..., torch.nn.Module]) -> LoadedModel:
+def loaded(tiny_arch, randomize: Callable[..., torch.nn.Module]) -> LoadedModel:
     """A distilled DeiT of one block: six classes, the answer of one head, another mean than ImageNet's, a temperature."""
     arch = replace(tiny_arch("deit_tiny_distilled"), depth=1)
     card = replace(
-        arch.card(), num_classes=6, class_names=tuple("fedcba"), descriptions=tuple(f"letter {c}" for c in "fedcba"),
-        head=RULE, temperatures={RULE: 1.7},
-    )  # fmt: skip
+        arch.card(),
+        num_classes=6,
+        class_names=tuple("fedcba"),
+        descriptions=tuple(f"letter {c}" for c in "fedcba"),
+        head=RULE,
+        temperatures={RULE: 1.7},
+    )
     pre = replace(card.preprocessing, mean=(0.3, 0.4, 0.5), std=(0.2, 0.3, 0.25), crop_pct=0.8)
-    model = randomise(VisionTransformer(arch, num_classes=6, img_size=32)).eval()
+    model = randomize(VisionTransformer(arch, num_classes=6, img_size=32)).eval()
     return LoadedModel(model, replace(card, preprocessing=pre))
 
 
@@ -63,13 +67,26 @@ def images(image_folder: Callable[..., Path]) -> Path:
 
 
 @pytest.mark.parametrize("protocol", ["native", "hf"])
-def test_a_file_has_the_figures_of_its_model(protocol: str, model: str, file: Path, images: Path) -> None:
+def test_a_file_has_the_figures_of_its_model(
+    protocol: str, model: str, file: Path, images: Path
+) -> None:
     ours, theirs = (
-        evaluate_model(str(images), model=m, protocol=protocol, workers=0, batch_size=7) for m in (model, str(file))
+        evaluate_model(str(images), model=m, protocol=protocol, workers=0, batch_size=7)
+        for m in (model, str(file))
     )
     mine, its = ours.to_dict(), theirs.to_dict()
     assert len({r["top1"] for r in mine["per_class"].values()}) > 1  # classes can be told apart
-    for same in ("top1", "top5", "per_class", "confusions", "images", "unreadable", "head", "temperature", "protocol"):
+    for same in (
+        "top1",
+        "top5",
+        "per_class",
+        "confusions",
+        "images",
+        "unreadable",
+        "head",
+        "temperature",
+        "protocol",
+    ):
         assert its[same] == mine[same], same
     for close in ("loss", "ece"):
         assert its[close] == pytest.approx(mine[close], abs=1e-5)
@@ -80,11 +97,19 @@ def test_a_file_has_the_figures_of_its_model(protocol: str, model: str, file: Pa
     assert theirs.class_title(0) == ours.class_title(0) == "a letter a"
 
 
-def test_the_temperature_that_fits_is_one_of_the_files_logits(model: str, file: Path, image_folder) -> None:
-    found = evaluate_models(str(image_folder(dict.fromkeys("abc", 12))), models=[model, str(file)], workers=0)
+def test_the_temperature_that_fits_is_one_of_the_files_logits(
+    model: str, file: Path, image_folder
+) -> None:
+    found = evaluate_models(
+        str(image_folder(dict.fromkeys("abc", 12))), models=[model, str(file)], workers=0
+    )
     ours, theirs = (r.calibration for r in found.results)
     assert set(theirs.temperatures) == {RULE}
-    assert theirs.temperature == theirs.temperatures[RULE] == pytest.approx(ours.temperatures[RULE], rel=1e-3)
+    assert (
+        theirs.temperature
+        == theirs.temperatures[RULE]
+        == pytest.approx(ours.temperatures[RULE], rel=1e-3)
+    )
     assert theirs.ece == pytest.approx(ours.ece, abs=1e-4)
 
 
@@ -94,9 +119,12 @@ def test_model_file_and_rounded_file_are_compared_image_by_image(
     small = tmp_path / "m-int8.onnx"
     quantize_onnx(file, "int8", small)
     found = evaluate_models(
-        str(images), models=[model, str(file), str(small)], workers=0,
-        predictions=str(tmp_path / "p.jsonl"), report=str(tmp_path / "r.html"),
-    )  # fmt: skip
+        str(images),
+        models=[model, str(file), str(small)],
+        workers=0,
+        predictions=str(tmp_path / "p.jsonl"),
+        report=str(tmp_path / "r.html"),
+    )
     assert [r.name for r in found.results] == ["m", "m.onnx", "m-int8.onnx"]
     same, rounded = found.differences
     assert (same.b, same.only_a, same.only_b, same.p_value) == ("m.onnx", 0, 0, 1.0)
@@ -105,16 +133,22 @@ def test_model_file_and_rounded_file_are_compared_image_by_image(
         int((answers[0] & ~answers[2]).sum()),
         int((answers[2] & ~answers[0]).sum()),
     )
-    assert 1e-5 < (found.results[2].scores.losses - found.results[0].scores.losses).abs().max() < 0.5
+    assert (
+        1e-5 < (found.results[2].scores.losses - found.results[0].scores.losses).abs().max() < 0.5
+    )
     records = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert [r["model"] for r in records].count(str(small)) == 30
-    shown = contents_of(found, choose_device("cpu", "fp32"), "deitctl eval", SilentReporter()).evaluated
+    shown = contents_of(
+        found, choose_device("cpu", "fp32"), "deitctl eval", SilentReporter()
+    ).evaluated
     first = [(e.mistakes + e.unsure)[0] for e in shown]
     assert first[0].maps is not None
     assert first[0].heads is not None
     assert (first[1].maps, first[1].heads) == (None, None)
     assert [name for name, _ in first[1].guesses] == [name for name, _ in first[0].guesses]
-    assert [p for _, p in first[1].guesses] == pytest.approx([p for _, p in first[0].guesses], abs=1e-4)
+    assert [p for _, p in first[1].guesses] == pytest.approx(
+        [p for _, p in first[0].guesses], abs=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,14 +161,18 @@ def test_model_file_and_rounded_file_are_compared_image_by_image(
         ({"save_temperature": True}, "m.onnx has its temperature inside.*export it again"),
     ],
     ids=str,
-)  # fmt: skip
-def test_what_a_file_cannot_do_is_one_line(options: dict[str, object], says: str, file: Path, images: Path) -> None:
+)
+def test_what_a_file_cannot_do_is_one_line(
+    options: dict[str, object], says: str, file: Path, images: Path
+) -> None:
     with pytest.raises(DeitctlError, match=says) as refused:
         evaluate_model(str(images), model=str(file), **options)
     assert "\n" not in str(refused.value)
 
 
-def test_a_device_that_a_file_does_not_run_on_is_refused(file: Path, images: Path, monkeypatch) -> None:
+def test_a_device_that_a_file_does_not_run_on_is_refused(
+    file: Path, images: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(
         "deitctl.evaluation.score_models.choose_device", lambda *_: choose_device("cpu", "fp32")
     )  # had cuda
@@ -145,15 +183,21 @@ def test_a_device_that_a_file_does_not_run_on_is_refused(file: Path, images: Pat
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"temperature": "nan"}, "temperatures are"), ({"temperature": "0"}, "temperatures are"),
-        ({"temperature": "warm"}, "metadata that cannot be read"), ({"temperature": None}, "metadata that cannot be read"),
+        ({"temperature": "nan"}, "temperatures are"),
+        ({"temperature": "0"}, "temperatures are"),
+        ({"temperature": "warm"}, "metadata that cannot be read"),
+        ({"temperature": None}, "metadata that cannot be read"),
         ({"layout": "NCHW float32"}, "bare network"),
     ],
-)  # fmt: skip
-def test_a_file_whose_metadata_does_not_serve_is_one_line(changed, says, file, images, tmp_path) -> None:
+)
+def test_a_file_whose_metadata_does_not_serve_is_one_line(
+    changed, says, file, images, tmp_path
+) -> None:
     proto = onnx.load(file)
     said = {p.key: p.value for p in proto.metadata_props}
-    said["preprocessing"] = said["preprocessing"].replace("NHWC uint8", changed.pop("layout", "NHWC uint8"))
+    said["preprocessing"] = said["preprocessing"].replace(
+        "NHWC uint8", changed.pop("layout", "NHWC uint8")
+    )
     del proto.metadata_props[:]
     helper.set_model_props(proto, {k: v for k, v in (said | changed).items() if v is not None})
     onnx.save(proto, tmp_path / "other.onnx")

@@ -23,9 +23,13 @@ CPU = choose_device("cpu", "fp32")
 
 def score(model, source, reporter, **changes):
     values = {
-        "rows": tuple(range(len(source.class_names))), "head": "cls", "device": CPU, "batch_size": 7, "workers": 0,
+        "rows": tuple(range(len(source.class_names))),
+        "head": "cls",
+        "device": CPU,
+        "batch_size": 7,
+        "workers": 0,
         "reporter": reporter,
-    }  # fmt: skip
+    }
     return evaluate(model, source, PRE, **{**values, **changes})
 
 
@@ -37,8 +41,10 @@ class ByBrightness(nn.Module):
         self.order, self.sharpness = order, sharpness
 
     def forward(self, images):
-        grey = images.mean(dim=(1, 2, 3), keepdim=True).flatten(1) * 0.226 + 0.449  # about 0..1
-        return (-self.sharpness * (grey - torch.tensor([[0, 1 / 3, 2 / 3, 1]])).abs())[:, list(self.order)]
+        gray = images.mean(dim=(1, 2, 3), keepdim=True).flatten(1) * 0.226 + 0.449  # about 0..1
+        return (-self.sharpness * (gray - torch.tensor([[0, 1 / 3, 2 / 3, 1]])).abs())[
+            :, list(self.order)
+        ]
 
 
 def greys(values, labels, classes=4) -> ArraySource:
@@ -47,7 +53,7 @@ def greys(values, labels, classes=4) -> ArraySource:
 
 
 def test_accuracies_by_hand(reporter):
-    source = greys([0, 85, 170, 255, 0], [0, 1, 2, 3, 3])  # the last is black and labelled white
+    source = greys([0, 85, 170, 255, 0], [0, 1, 2, 3, 3])  # the last is black and labeled white
     result = score(ByBrightness(), source, reporter)
     assert result.num_images == 5
     assert result.top1 == pytest.approx(80.0)
@@ -55,7 +61,12 @@ def test_accuracies_by_hand(reporter):
     assert result.correct.tolist() == [True, True, True, True, False]
     assert result.predictions.tolist() == [0, 1, 2, 3, 0]
     assert result.indices.tolist() == [0, 1, 2, 3, 4]
-    assert (result.heads, result.agreement, result.top1_among, result.top5_among) == (None, None, None, None)
+    assert (result.heads, result.agreement, result.top1_among, result.top5_among) == (
+        None,
+        None,
+        None,
+        None,
+    )
     assert result.among.tolist() == result.predictions.tolist()
     assert result.teacher_agreement is None
 
@@ -86,7 +97,10 @@ def test_the_result_does_not_depend_on_batches_or_workers(alias, deit, digit_sou
 
 def test_every_head_rule_is_scored(deit, digit_sources, reporter):
     model, source = deit("deit_tiny_distilled", classes=10), subset(digit_sources[1], range(20))
-    results = {h: score(model, source, reporter, head=h) for h in ("cls", "dist", "avg-logits", "avg-probs")}
+    results = {
+        h: score(model, source, reporter, head=h)
+        for h in ("cls", "dist", "avg-logits", "avg-probs")
+    }
     for head, result in results.items():
         assert result.heads == results["cls"].heads
         assert result.top1 == result.heads[head]
@@ -105,7 +119,7 @@ def test_rows_map_the_datas_classes_to_the_models(reporter):
 
 
 def test_among_the_datas_classes_alone_more_is_right(reporter):
-    """A mid-grey is class 1 or 2 to the model, which the data does not have."""
+    """A mid-gray is class 1 or 2 to the model, which the data does not have."""
     source = greys([100, 160], [0, 1], classes=2)
     result = score(ByBrightness(), source, reporter, rows=(0, 3))
     assert result.top1 == 0.0
@@ -117,8 +131,8 @@ class ByStep(nn.Module):
     """Knows 20 classes; the brightness, 0..1, says from where on they are likely, most likely first."""
 
     def forward(self, images):
-        grey = images.mean(dim=(1, 2, 3), keepdim=True).flatten(1) * 0.226 + 0.449
-        return -((torch.arange(20)[None] - grey * 20).round() % 20)
+        gray = images.mean(dim=(1, 2, 3), keepdim=True).flatten(1) * 0.226 + 0.449
+        return -((torch.arange(20)[None] - gray * 20).round() % 20)
 
 
 def test_top_five_among_the_datas_classes_by_hand(reporter):
@@ -126,7 +140,10 @@ def test_top_five_among_the_datas_classes_by_hand(reporter):
     source = greys([0, 0, 0], [0, 4, 5], classes=10)  # the model calls them 0, 8 and 10
     result = score(ByStep(), source, reporter, rows=tuple(range(0, 20, 2)))
     assert (result.top1, result.top5) == (pytest.approx(100 / 3), pytest.approx(100 / 3))
-    assert (result.top1_among, result.top5_among) == (pytest.approx(100 / 3), pytest.approx(200 / 3))
+    assert (result.top1_among, result.top5_among) == (
+        pytest.approx(100 / 3),
+        pytest.approx(200 / 3),
+    )
 
 
 def test_agreement_with_a_teacher_by_hand(reporter):
@@ -134,13 +151,15 @@ def test_agreement_with_a_teacher_by_hand(reporter):
     source = greys([0, 85, 170, 255], [3, 3, 3, 3])
     for said, expected in (([0, 1, -1, 3], 100.0), ([0, 2, -1, 0], 100 / 3), ([1, 0, -1, 2], 0.0)):
         for batch_size in (1, 7):
-            result = score(ByBrightness(), source, reporter, teacher=torch.tensor(said), batch_size=batch_size)
+            result = score(
+                ByBrightness(), source, reporter, teacher=torch.tensor(said), batch_size=batch_size
+            )
             assert result.teacher_agreement == {"cls": pytest.approx(expected)}
     assert result.num_images == 4  # the image that the teacher could not see is scored all the same
 
 
 def test_agreement_with_a_teacher_is_in_the_datas_classes(reporter):
-    """A mid-grey is class 1 or 2 to the model, which neither the data nor the teacher's answer has."""
+    """A mid-gray is class 1 or 2 to the model, which neither the data nor the teacher's answer has."""
     source = greys([100, 160], [0, 1], classes=2)
     result = score(ByBrightness(), source, reporter, rows=(0, 3), teacher=torch.tensor([0, 1]))
     assert result.teacher_agreement == {"cls": 100.0}
@@ -184,7 +203,9 @@ def test_nothing_readable_is_an_error(image_folder, deit, reporter):
     root = image_folder({"a": 1, "b": 1})
     for name in "ab":
         (root / name / "0.png").write_text("no")
-    with pytest.raises(DataError, match=r"Not one of 2 images can be read; the first: .*0\.png is not an image"):
+    with pytest.raises(
+        DataError, match=r"Not one of 2 images can be read; the first: .*0\.png is not an image"
+    ):
         score(deit(classes=2), scan_classes(root, reporter), reporter)
 
 
@@ -236,7 +257,9 @@ def test_where_memory_runs_out_batches_are_halved_and_the_result_is_the_same(
     assert halved.loss == pytest.approx(whole.loss, rel=1e-5)
 
 
-@pytest.mark.parametrize(("room", "words"), [(0, "out of memory"), (4, "shapes cannot be multiplied")])
+@pytest.mark.parametrize(
+    ("room", "words"), [(0, "out of memory"), (4, "shapes cannot be multiplied")]
+)
 def test_what_halving_cannot_help_is_not_hidden(room, words, deit, digit_sources, reporter):
     cramped = Cramped(deit(classes=10), room, words)
     with pytest.raises(RuntimeError, match=words):
@@ -296,7 +319,9 @@ def test_of_equal_scores_the_first_class_is_the_answer_everywhere():
     assert found.agreement == 100.0
 
 
-def test_on_a_cpu_images_are_answered_by_the_block_that_the_allocator_keeps(deit, digit_sources, reporter, monkeypatch):
+def test_on_a_cpu_images_are_answered_by_the_block_that_the_allocator_keeps(
+    deit, digit_sources, reporter, monkeypatch
+):
     source, model, sizes = subset(digit_sources[1], range(20)), deit("deit_tiny", classes=10), []
     model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
     whole = score(model, source, reporter, batch_size=16)

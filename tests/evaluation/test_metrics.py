@@ -32,7 +32,9 @@ def test_calibration_error_by_hand():
 
 def test_a_confidence_on_a_boundary_belongs_to_the_lower_bin():
     """0.5 is in (0, .5]: right there, its gap of .5 stands alone beside the other bin's gap of .4."""
-    error = expected_calibration_error(torch.tensor([0.5, 0.6]), torch.tensor([True, False]), bins=2)
+    error = expected_calibration_error(
+        torch.tensor([0.5, 0.6]), torch.tensor([True, False]), bins=2
+    )
     assert error == pytest.approx((0.5 + 0.6) / 2)
 
 

@@ -16,7 +16,13 @@ def test_recall_precision_and_f1_by_hand():
     assert (zero.label, zero.num_images) == (0, 3)
     assert (zero.recall, zero.precision, zero.f1) == pytest.approx((200 / 3, 200 / 3, 200 / 3))
     assert (one.label, one.num_images, one.recall, one.precision) == (1, 2, 50.0, 50.0)
-    assert (three.label, three.num_images, three.recall, three.precision, three.f1) == (3, 1, 0.0, 0.0, 0.0)
+    assert (three.label, three.num_images, three.recall, three.precision, three.f1) == (
+        3,
+        1,
+        0.0,
+        0.0,
+        0.0,
+    )
 
 
 def test_what_is_taken_for_what_most_often_first():

@@ -32,7 +32,11 @@ def test_by_hand():
 def test_labels_are_imagenets_whatever_the_order_of_the_models_classes():
     """A model that calls ImageNet's classes 2, 7 and 5 its 0, 1 and 2, and knows a fourth that is not ImageNet's."""
     names, labels = (IDS[2], IDS[7], IDS[5], "my cat"), [[5, 7], [], [2]]
-    assert score_real(*scored([[3, 0], [1, 0], [3, 3]]), imagenet_numbers(names), labels) == (2, 50.0, 100.0)
+    assert score_real(*scored([[3, 0], [1, 0], [3, 3]]), imagenet_numbers(names), labels) == (
+        2,
+        50.0,
+        100.0,
+    )
     with pytest.raises(DataError, match="not ImageNet's"):
         imagenet_numbers(("my cat", "my dog"))
 

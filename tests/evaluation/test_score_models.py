@@ -24,19 +24,34 @@ from deitctl.models.layers import layer_names, shipping_config
 def folder(tmp_path: Path) -> Callable[..., Path]:
     """Write a DeiT-tiny at 32 pixels with random weights that know the classes; large ones make it too sure."""
 
-    def make(name: str, classes: tuple[str, ...] = ("a", "b"), alias: str = "deit_tiny", seed: int = 0) -> Path:
+    def make(
+        name: str, classes: tuple[str, ...] = ("a", "b"), alias: str = "deit_tiny", seed: int = 0
+    ) -> Path:
         torch.manual_seed(seed)
         built = build_model(
-            alias, class_names=classes, img_size=32, drop_path_rate=0.0, pretrained=False, weights="", distilled=None,
+            alias,
+            class_names=classes,
+            img_size=32,
+            drop_path_rate=0.0,
+            pretrained=False,
+            weights="",
+            distilled=None,
             reporter=SilentReporter(),
-        )  # fmt: skip
-        state = {k: 20 * v if k.startswith("head") else v for k, v in built.model.state_dict().items()}
+        )
+        state = {
+            k: 20 * v if k.startswith("head") else v for k, v in built.model.state_dict().items()
+        }
         state |= {
             k.replace("head.", "head_dist."): v / 2
             for k, v in state.items()
             if alias.endswith("distilled") and k.startswith("head.")
         }
-        save_model(tmp_path / name, state, shipping_config(built.model, built.card), layer_names(built.model))
+        save_model(
+            tmp_path / name,
+            state,
+            shipping_config(built.model, built.card),
+            layer_names(built.model),
+        )
         return tmp_path / name
 
     return make
@@ -49,10 +64,26 @@ def images(image_folder: Callable[..., Path]) -> Path:
 
 def test_the_record_has_what_the_contract_names(folder, images) -> None:
     record = evaluate_model(str(images), model=str(folder("m")), workers=0).to_dict()
-    assert {"model", "data", "images", "unreadable", "top1", "top5", "loss", "ece", "per_class", "heads",
-            "images_per_second"} <= set(record)  # fmt: skip
+    assert {
+        "model",
+        "data",
+        "images",
+        "unreadable",
+        "top1",
+        "top5",
+        "loss",
+        "ece",
+        "per_class",
+        "heads",
+        "images_per_second",
+    } <= set(record)
     json.dumps(record, allow_nan=False)
-    assert (record["images"], record["heads"], record["top5"], record["temperature"]) == (24, None, 100.0, 1.0)
+    assert (record["images"], record["heads"], record["top5"], record["temperature"]) == (
+        24,
+        None,
+        100.0,
+        1.0,
+    )
     assert {k: v["images"] for k, v in record["per_class"].items()} == {"a": 12, "b": 12}
     assert record["top1"] == pytest.approx(sum(v["top1"] for v in record["per_class"].values()) / 2)
     assert record["intervals"]["top1"][0] <= record["top1"] <= record["intervals"]["top1"][1]
@@ -61,9 +92,13 @@ def test_the_record_has_what_the_contract_names(folder, images) -> None:
     assert sum(c["images"] for c in record["confusions"]) == wrong
 
 
-def test_several_models_and_protocols_in_one_pass_are_what_each_is_alone(folder, images, reporter) -> None:
+def test_several_models_and_protocols_in_one_pass_are_what_each_is_alone(
+    folder, images, reporter
+) -> None:
     models = [str(folder("one")), str(folder("two", seed=1))]
-    found = evaluate_models(str(images), models=models, protocols=["native", "hf"], workers=0, batch_size=5)
+    found = evaluate_models(
+        str(images), models=models, protocols=["native", "hf"], workers=0, batch_size=5
+    )
     assert [r.name for r in found.results] == ["one, native", "one, hf", "two, native", "two, hf"]
     for result in found.results:
         alone = evaluate_model(str(images), model=result.model, protocol=result.protocol, workers=0)
@@ -90,7 +125,9 @@ def test_models_that_know_different_classes_are_compared_among_the_datas(folder,
 
 def test_names_say_what_differs(folder, images) -> None:
     model = str(folder("m"))
-    by_protocol = evaluate_models(str(images), models=[model, model], protocols=["deit", "hf", "deit"], workers=0)
+    by_protocol = evaluate_models(
+        str(images), models=[model, model], protocols=["deit", "hf", "deit"], workers=0
+    )
     assert [r.name for r in by_protocol.results] == ["deit", "hf"]  # said twice is said once
     (only,) = evaluate_models(str(images), models=[model], workers=0).results
     assert only.name == Path(model).name
@@ -99,7 +136,9 @@ def test_names_say_what_differs(folder, images) -> None:
 @pytest.fixture
 def mostly_right(folder, images) -> Path:
     """Images that are called what a distilled model says, except every fourth."""
-    said = evaluate_model(str(images), model=str(folder("m", alias="deit_tiny_distilled")), workers=0)
+    said = evaluate_model(
+        str(images), model=str(folder("m", alias="deit_tiny_distilled")), workers=0
+    )
     for n, record in enumerate(list(said.records())):
         right = record["prediction"]["label"]
         label = right if n % 4 else "ab".replace(right, "")
@@ -108,14 +147,26 @@ def mostly_right(folder, images) -> Path:
     return images
 
 
-def test_a_temperature_is_kept_with_the_model_and_used_again(folder, mostly_right, reporter) -> None:
+def test_a_temperature_is_kept_with_the_model_and_used_again(
+    folder, mostly_right, reporter
+) -> None:
     model, images = folder("m", alias="deit_tiny_distilled"), mostly_right
-    before = evaluate_model(str(images), model=str(model), workers=0, save_temperature=True, reporter=reporter)
+    before = evaluate_model(
+        str(images), model=str(model), workers=0, save_temperature=True, reporter=reporter
+    )
     assert before.calibration is not None
     card = load_card(model)
     assert card.temperatures == pytest.approx(before.calibration.temperatures)
     assert before.intervals["avg-logits"] == before.intervals["top1"]
-    assert set(before.intervals) == {"top1", "top5", "loss", "cls", "dist", "avg-logits", "avg-probs"}
+    assert set(before.intervals) == {
+        "top1",
+        "top5",
+        "loss",
+        "cls",
+        "dist",
+        "avg-logits",
+        "avg-probs",
+    }
     assert set(card.temperatures) == {"cls", "dist", "avg-logits", "avg-probs"}
     assert "Kept with the model: temperature" in reporter.notes[-1]
     after = evaluate_model(str(images), model=str(model), workers=0)
@@ -133,16 +184,22 @@ def test_a_temperature_needs_one_model_in_a_folder(folder, images, tmp_path) -> 
     with pytest.raises(ConfigError, match="one model under its own protocol"):
         evaluate_models(str(images), models=[str(model), "x"], save_temperature=True)
     with pytest.raises(ConfigError, match="one model under its own protocol"):
-        evaluate_models(str(images), models=[str(model)], protocols=["deit", "hf"], save_temperature=True)
+        evaluate_models(
+            str(images), models=[str(model)], protocols=["deit", "hf"], save_temperature=True
+        )
     with pytest.raises(ConfigError, match="deitctl export .*model.pth --to timm"):
         evaluate_models(str(images), models=[str(model / "model.pth")], save_temperature=True)
 
 
-def test_where_no_temperature_fits_nothing_is_written_and_nothing_is_lost(folder, image_folder, reporter) -> None:
+def test_where_no_temperature_fits_nothing_is_written_and_nothing_is_lost(
+    folder, image_folder, reporter
+) -> None:
     model = folder("m")
     before = (model / "config.json").read_text()
     one = image_folder({"a": 1, "b": 0}, "one")
-    found = evaluate_model(str(one), model=str(model), workers=0, save_temperature=True, reporter=reporter)
+    found = evaluate_model(
+        str(one), model=str(model), workers=0, save_temperature=True, reporter=reporter
+    )
     assert found.scores.num_images == 1
     assert "No temperature fits" in reporter.warnings[-1]
     assert (model / "config.json").read_text() == before
@@ -159,7 +216,9 @@ def test_a_temperature_is_of_the_models_own_input_size_and_protocol(folder, imag
 def test_a_model_that_answers_no_numbers_is_refused_by_name_of_the_image(folder, images) -> None:
     model = folder("m")
     state = load_tensors(model / "model.safetensors")
-    save_tensors(model / "model.safetensors", state | {"head.weight": 3e38 * state["head.weight"].sign()})
+    save_tensors(
+        model / "model.safetensors", state | {"head.weight": 3e38 * state["head.weight"].sign()}
+    )
     with pytest.raises(ModelError, match=r"0\.png with values that are not numbers"):
         evaluate_model(str(images), model=str(model), workers=0)
 
@@ -202,33 +261,51 @@ def test_predictions_are_one_line_an_image_and_model(folder, images, tmp_path) -
     assert len(rows) == 2 * 24
     assert [r["model"] for r in rows] == [models[0]] * 24 + [models[1]] * 24
     assert [r["error"] is not None for r in rows[:24]] == [False] * 23 + [True]
-    assert all((r["prediction"]["label"] == r["label"]) == r["correct"] for r in rows if r["error"] is None)
+    assert all(
+        (r["prediction"]["label"] == r["label"]) == r["correct"] for r in rows if r["error"] is None
+    )
 
 
 @pytest.fixture
 def imagenet_model(tmp_path: Path, deit) -> Path:
     """Weights of a DeiT that knows ImageNet's thousand classes."""
-    save_tensors(tmp_path / "imagenet.safetensors", deit("deit_tiny", classes=1000, img_size=32).state_dict())
+    save_tensors(
+        tmp_path / "imagenet.safetensors", deit("deit_tiny", classes=1000, img_size=32).state_dict()
+    )
     return tmp_path / "imagenet.safetensors"
 
 
-def test_folders_called_0_to_999_are_imagenets_numbers(imagenet_model, image_folder, reporter) -> None:
+def test_folders_called_0_to_999_are_imagenets_numbers(
+    imagenet_model, image_folder, reporter
+) -> None:
     root = image_folder({str(n): 1 for n in range(1000)}, "v2")
     found = evaluate_model(str(root), model=str(imagenet_model), workers=0, reporter=reporter)
     assert found.match.kind == "numbers"
     assert sorted(found.scores.targets.tolist()) == list(range(1000))
-    assert all(found.source.name(i).split("/")[-2] == str(t) for i, t in enumerate(found.scores.targets.tolist()))
+    assert all(
+        found.source.name(i).split("/")[-2] == str(t)
+        for i, t in enumerate(found.scores.targets.tolist())
+    )
     assert any("ImageNetV2" in note for note in reporter.notes)
     card = find("deit_tiny").card()
     turned = replace(card, class_names=card.class_names[::-1], descriptions=card.descriptions[::-1])
-    assert match_classes(turned, [str(n) for n in range(1000)]).rows[:2] == (999, 998)  # numbers are ImageNet's
+    assert match_classes(turned, [str(n) for n in range(1000)]).rows[:2] == (
+        999,
+        998,
+    )  # numbers are ImageNet's
     assert match_classes(card, [str(n) for n in range(999)]) is None  # one is missing: not that set
-    assert match_classes(card, [f"{n:03d}" for n in range(1000)]) is None  # another numbering that went around
+    assert (
+        match_classes(card, [f"{n:03d}" for n in range(1000)]) is None
+    )  # another numbering that went around
 
 
-def test_a_part_of_imagenetv2_is_told_why_it_is_not_taken_for_it(imagenet_model, image_folder) -> None:
+def test_a_part_of_imagenetv2_is_told_why_it_is_not_taken_for_it(
+    imagenet_model, image_folder
+) -> None:
     with pytest.raises(DataError, match="only where all of 0 to 999 have images"):
-        evaluate_model(str(image_folder({"7": 1, "999": 1}, "v2")), model=str(imagenet_model), workers=0)
+        evaluate_model(
+            str(image_folder({"7": 1, "999": 1}, "v2")), model=str(imagenet_model), workers=0
+        )
     with pytest.raises(DataError) as digits:
         evaluate_model("digits", model=str(imagenet_model), workers=0)
     assert "ImageNetV2" not in str(digits.value)
@@ -243,7 +320,9 @@ def test_a_part_of_imagenet_is_scored_among_its_classes_too(imagenet_model, imag
     assert record["confusions"][0]["answer"] == "a class that the data does not have"
 
 
-def test_real_labels_are_scored_by_the_number_in_the_name(imagenet_model, image_folder, tmp_path) -> None:
+def test_real_labels_are_scored_by_the_number_in_the_name(
+    imagenet_model, image_folder, tmp_path
+) -> None:
     root = image_folder({imagenet_classes()[0][7]: 2}, "val")
     for n in (0, 1):
         (root / imagenet_classes()[0][7] / f"{n}.png").rename(
@@ -252,7 +331,9 @@ def test_real_labels_are_scored_by_the_number_in_the_name(imagenet_model, image_
     plain = evaluate_model(str(root), model=str(imagenet_model), workers=0)
     said = plain.scores.best.tolist()
     (tmp_path / "real.json").write_text(json.dumps([[said[0][0]], [said[1][4]]]))
-    real = evaluate_model(str(root), model=str(imagenet_model), workers=0, real_labels=str(tmp_path / "real.json")).real
+    real = evaluate_model(
+        str(root), model=str(imagenet_model), workers=0, real_labels=str(tmp_path / "real.json")
+    ).real
     assert real == (2, 50.0, 100.0)
     assert plain.real is None
     with pytest.raises(DataError, match="has no ReaL labels"):

@@ -7,7 +7,12 @@ import torch
 
 from deitctl.explanation.attention import attend
 
-KINDS = [("deit_tiny", 32), ("deit_tiny_distilled", 32), ("deit3_small", 32), ("deit_tiny_distilled", 80)]
+KINDS = [
+    ("deit_tiny", 32),
+    ("deit_tiny_distilled", 32),
+    ("deit3_small", 32),
+    ("deit_tiny_distilled", 80),
+]
 
 
 @pytest.mark.parametrize("differentiable", [False, True])
@@ -28,9 +33,13 @@ def test_every_block_is_kept_and_every_row_sums_to_1(deit, noise, alias, size):
     model = deit(alias, img_size=size)
     kept = attend(model, noise(2, 3, size, size)).kept
     tokens = model.num_prefix_tokens + (size // 16) ** 2
-    assert [tuple(a.shape) for a in kept] == [(2, model.arch.num_heads, tokens, tokens)] * model.arch.depth
+    assert [tuple(a.shape) for a in kept] == [
+        (2, model.arch.num_heads, tokens, tokens)
+    ] * model.arch.depth
     for attention in kept:
-        torch.testing.assert_close(attention.sum(dim=-1), torch.ones(2, model.arch.num_heads, tokens))
+        torch.testing.assert_close(
+            attention.sum(dim=-1), torch.ones(2, model.arch.num_heads, tokens)
+        )
 
 
 def test_the_logits_depend_on_every_attention_but_not_on_an_unread_row_of_the_last(deit, noise):

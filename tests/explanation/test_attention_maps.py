@@ -15,7 +15,9 @@ KINDS = [("deit_tiny", 32), ("deit_tiny_distilled", 48), ("deit3_small", 48)]
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("alias", "size"), KINDS)
-def test_a_map_is_a_weight_of_every_patch_for_every_token_of_the_model(deit, noise, alias, size, method):
+def test_a_map_is_a_weight_of_every_patch_for_every_token_of_the_model(
+    deit, noise, alias, size, method
+):
     maps = token_maps(deit(alias, img_size=size), noise(2, 3, size, size), method=method)
     assert maps.cls.shape == (2, size // 16, size // 16)
     assert (maps.dist is not None) == ("distilled" in alias)
@@ -27,8 +29,12 @@ def test_a_map_is_a_weight_of_every_patch_for_every_token_of_the_model(deit, noi
 
 def test_rollout_of_two_blocks_by_hand(deit, noise, monkeypatch):
     """One patch-to-be-found a row: N = 5 (class token, 2 x 2 patches), two blocks, two heads."""
-    first = torch.tensor([[0.0, 1, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]])
-    other = torch.tensor([[0.0, 0, 0, 0, 1], [0, 0, 1, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]])
+    first = torch.tensor(
+        [[0.0, 1, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
+    )
+    other = torch.tensor(
+        [[0.0, 0, 0, 0, 1], [0, 0, 1, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
+    )
     blocks = [torch.stack([first, other])[None], torch.stack([first, first])[None]]
     monkeypatch.setattr(
         "deitctl.explanation.attention_maps.attend",
@@ -67,7 +73,9 @@ def test_gradient_relevance_is_the_papers_rule_on_whole_matrices(deit, noise, al
             getattr(logits, head)[0, asked[image]].backward()
             relevance = torch.eye(attention[0].shape[-1])
             for a in attention:
-                heads = [(a.grad[0, h] * a.detach()[0, h]).relu() for h in range(model.arch.num_heads)]
+                heads = [
+                    (a.grad[0, h] * a.detach()[0, h]).relu() for h in range(model.arch.num_heads)
+                ]
                 relevance = relevance + sum(heads) / len(heads) @ relevance
             expected = relevance[token, prefix:].reshape(size // 16, size // 16)
             torch.testing.assert_close(got[image], expected, atol=1e-6, rtol=1e-3)
@@ -94,7 +102,9 @@ def test_what_was_made_in_inference_mode_is_explained_outside_it(deit, noise):
 def test_the_class_asked_about_matters_to_the_gradient_and_to_nothing_else(deit, noise):
     model, images = deit(), noise(1, 3, 32, 32)
     for method in METHODS:
-        one, other = (token_maps(model, images, method=method, classes=torch.tensor([c])).cls for c in (0, 1))
+        one, other = (
+            token_maps(model, images, method=method, classes=torch.tensor([c])).cls for c in (0, 1)
+        )
         assert torch.equal(one, other) == (method != "gradient")
 
 
@@ -114,7 +124,8 @@ def test_a_batch_is_cut_up_where_memory_is_short(deit, noise, monkeypatch):
     taken = []
     monkeypatch.setattr("deitctl.explanation.attention_maps.GRAPH_BYTES", 1)
     monkeypatch.setattr(
-        "deitctl.explanation.attention_maps.attend", lambda m, i, **how: taken.append(len(i)) or attend(m, i, **how)
+        "deitctl.explanation.attention_maps.attend",
+        lambda m, i, **how: taken.append(len(i)) or attend(m, i, **how),
     )
     one_by_one = token_maps(model, images, classes=asked)
     assert taken == [1, 1, 1]

@@ -31,17 +31,23 @@ NAMES = ("ant", "bee", "cow")
 @pytest.fixture(scope="module")
 def make_folder(
     tmp_path_factory: pytest.TempPathFactory,
-    randomise: Callable[..., nn.Module],
+    randomize: Callable[..., nn.Module],
     make_image: Callable[..., Image.Image],
 ) -> Callable[..., str]:
     """Write a random model of three named classes at 32 pixels, whose answers depend on the image."""
 
     def make(alias: str = "deit_tiny_distilled") -> str:
         built = build_model(
-            alias, class_names=NAMES, img_size=32, drop_path_rate=0.0, pretrained=False, weights="", distilled=None,
+            alias,
+            class_names=NAMES,
+            img_size=32,
+            drop_path_rate=0.0,
+            pretrained=False,
+            weights="",
+            distilled=None,
             reporter=SilentReporter(),
-        )  # fmt: skip
-        model, pre = randomise(built.model).eval(), built.card.preprocessing
+        )
+        model, pre = randomize(built.model).eval(), built.card.preprocessing
         pixels = np.stack([eval_transform(make_image(24, 18, seed), pre) for seed in range(6)])
         with torch.no_grad():
             for name, logits in model(normalize(torch.from_numpy(pixels), pre))._asdict().items():
@@ -51,7 +57,9 @@ def make_folder(
                     for parameter in getattr(model, layer).parameters():
                         parameter.mul_(20)
         folder = tmp_path_factory.mktemp("model")
-        save_model(folder, model.state_dict(), shipping_config(model, built.card), layer_names(model))
+        save_model(
+            folder, model.state_dict(), shipping_config(model, built.card), layer_names(model)
+        )
         return str(folder)
 
     return make
@@ -77,7 +85,9 @@ def photos(image_folder: Callable[..., Path]) -> list[str]:
 def test_a_record_says_what_each_token_answers_and_names_a_drawing(
     distilled: str, photos: list[str], tmp_path: Path, method: str
 ) -> None:
-    records = list(explain(photos[:3], model=distilled, method=method, output=tmp_path / "out", batch_size=2))
+    records = list(
+        explain(photos[:3], model=distilled, method=method, output=tmp_path / "out", batch_size=2)
+    )
     assert [r.input for r in records] == photos[:3]
     for head in ("cls", "dist"):
         expected = [p.guesses[0] for p in predict(photos[:3], model=distilled, head=head)]
@@ -86,7 +96,9 @@ def test_a_record_says_what_each_token_answers_and_names_a_drawing(
             assert (first.index, first.label) == (guess.index, guess.label)
             assert first.score == pytest.approx(guess.score, abs=1e-5)
     for record in records:
-        assert record.disagree == (record.tokens["cls"].first.index != record.tokens["dist"].first.index)
+        assert record.disagree == (
+            record.tokens["cls"].first.index != record.tokens["dist"].first.index
+        )
         assert record.image is not None
         with Image.open(record.image) as drawing:
             assert drawing.size[0] == 4 * 232 + 8  # image, two tokens, their difference
@@ -117,12 +129,16 @@ def test_only_disagreements_leaves_out_what_the_heads_agree_on_and_nothing_else(
     gone = str(tmp_path / "gone.png")
     everything = list(explain([*photos, gone], model=distilled, output=tmp_path / "all"))
     assert {r.disagree for r in everything} == {True, False, None}  # or this test shows nothing
-    some = list(explain([*photos, gone], model=distilled, output=tmp_path / "some", only_disagreements=True))
+    some = list(
+        explain([*photos, gone], model=distilled, output=tmp_path / "some", only_disagreements=True)
+    )
     assert [r.input for r in some] == [r.input for r in everything if r.disagree is not False]
     assert len(list((tmp_path / "some").iterdir())) == len(some) - 1
 
 
-def test_the_class_asked_about_is_scored_and_drawn(distilled: str, photos: list[str], tmp_path: Path) -> None:
+def test_the_class_asked_about_is_scored_and_drawn(
+    distilled: str, photos: list[str], tmp_path: Path
+) -> None:
     drawings = []
     for name in ("cow", "COW", "2"):
         [record] = explain(photos[:1], model=distilled, output=tmp_path / "out", class_name=name)
@@ -136,7 +152,9 @@ def test_the_class_asked_about_is_scored_and_drawn(distilled: str, photos: list[
     assert other.image.read_bytes() != drawings[0]
 
 
-def test_scores_have_the_temperature_of_their_head(distilled: str, photos: list[str], tmp_path: Path) -> None:
+def test_scores_have_the_temperature_of_their_head(
+    distilled: str, photos: list[str], tmp_path: Path
+) -> None:
     card = replace(load_card(Path(distilled)), temperatures={"dist": 2.0})
     loaded = load_model(distilled, reporter=SilentReporter())
     save_model(tmp_path / "soft", loaded.model.state_dict(), card, layer_names(loaded.model))
@@ -159,7 +177,9 @@ def test_images_of_one_name_get_drawings_of_their_own_and_no_file_is_replaced(
     assert (out / "0.gradient-2.png").read_text() == "mine"
 
 
-def test_an_input_in_the_output_folder_survives(distilled: str, photos: list[str], tmp_path: Path) -> None:
+def test_an_input_in_the_output_folder_survives(
+    distilled: str, photos: list[str], tmp_path: Path
+) -> None:
     there = tmp_path / "out" / "0.gradient.png"
     there.parent.mkdir()
     there.write_bytes(Path(photos[0]).read_bytes())
@@ -173,35 +193,57 @@ def test_a_folder_that_is_walked_does_not_give_earlier_drawings(
 ) -> None:
     root = image_folder({"in": 2})
     for _ in range(2):
-        records = list(explain([str(root)], model=distilled, output=root / "explained", batch_size=1))
+        records = list(
+            explain([str(root)], model=distilled, output=root / "explained", batch_size=1)
+        )
         assert [Path(r.input).parent.name for r in records] == ["in", "in"]
-    assert len(list(explain([str(root / "explained")], model=distilled, output=root / "explained"))) == 4
+    assert (
+        len(list(explain([str(root / "explained")], model=distilled, output=root / "explained")))
+        == 4
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "stem"), [("sp ace é.png", "sp_ace_é"), ("-.png", "image"), ("..x.png", "x"), ("n" * 200 + ".png", "n" * 80)]
-)  # fmt: skip
+    ("name", "stem"),
+    [
+        ("sp ace é.png", "sp_ace_é"),
+        ("-.png", "image"),
+        ("..x.png", "x"),
+        ("n" * 200 + ".png", "n" * 80),
+    ],
+)
 def test_any_name_makes_a_file_name(
     distilled: str, photos: list[str], tmp_path: Path, name: str, stem: str
-) -> None:  # fmt: skip
+) -> None:
     image = tmp_path / name
     image.write_bytes(Path(photos[0]).read_bytes())
     [record] = explain([str(image)], model=distilled, output=tmp_path / "out")
     assert record.image == tmp_path / "out" / f"{stem}.gradient.png"
 
 
-def test_what_cannot_be_read_is_a_record_in_its_place(distilled: str, photos: list[str], tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_a_record_in_its_place(
+    distilled: str, photos: list[str], tmp_path: Path
+) -> None:
     Path(photos[1]).write_bytes(b"no image")
-    records = list(explain([*photos[:3], "gone.png"], model=distilled, output=tmp_path / "out", batch_size=2))
+    records = list(
+        explain([*photos[:3], "gone.png"], model=distilled, output=tmp_path / "out", batch_size=2)
+    )
     assert [r.error is None for r in records] == [True, False, True, False]
     assert "is not an image" in str(records[1].error)
     assert records[1].to_dict() == {
-        "input": photos[1], "image": None, "method": "gradient", "class": None, "tokens": {}, "disagree": None,
+        "input": photos[1],
+        "image": None,
+        "method": "gradient",
+        "class": None,
+        "tokens": {},
+        "disagree": None,
         "error": records[1].error,
-    }  # fmt: skip
+    }
 
 
-def test_an_image_is_explained_the_same_alone_and_in_a_batch(distilled: str, photos: list[str], tmp_path: Path) -> None:
+def test_an_image_is_explained_the_same_alone_and_in_a_batch(
+    distilled: str, photos: list[str], tmp_path: Path
+) -> None:
     together = list(explain(photos, model=distilled, output=tmp_path / "together", batch_size=6))
     alone = list(explain(photos, model=distilled, output=tmp_path / "alone", batch_size=1))
     for one, other in zip(together, alone, strict=True):
@@ -211,7 +253,9 @@ def test_an_image_is_explained_the_same_alone_and_in_a_batch(distilled: str, pho
             assert gap.abs().max() <= 2
 
 
-def test_a_caller_in_inference_mode_gets_the_same(distilled: str, photos: list[str], tmp_path: Path) -> None:
+def test_a_caller_in_inference_mode_gets_the_same(
+    distilled: str, photos: list[str], tmp_path: Path
+) -> None:
     [outside] = explain(photos[:1], model=distilled, output=tmp_path / "a")
     with torch.inference_mode():
         [inside] = explain(photos[:1], model=distilled, output=tmp_path / "b")
@@ -249,7 +293,9 @@ def test_what_makes_no_sense_is_refused_before_the_first_record(
         explain(photos, model="deit_tinny")
 
 
-def test_an_output_that_cannot_be_written_is_one_line(distilled: str, photos: list[str], tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_one_line(
+    distilled: str, photos: list[str], tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DeitctlError, match="Cannot write"):
         list(explain(photos, model=distilled, output=tmp_path / "file"))
@@ -258,7 +304,16 @@ def test_an_output_that_cannot_be_written_is_one_line(distilled: str, photos: li
 def test_the_command_prints_records_and_ends_with_3_where_some_could_not_be_read(
     distilled: str, photos: list[str], tmp_path: Path
 ) -> None:
-    command = ["explain", photos[0], "gone.png", "--model", distilled, "--output", str(tmp_path / "out"), "--quiet"]
+    command = [
+        "explain",
+        photos[0],
+        "gone.png",
+        "--model",
+        distilled,
+        "--output",
+        str(tmp_path / "out"),
+        "--quiet",
+    ]
     result = CliRunner().invoke(app, [*command, "--class", "bee"])
     assert result.exit_code == 3
     good, bad = map(json.loads, result.stdout.splitlines())

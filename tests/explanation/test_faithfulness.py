@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from deitctl.explanation.faithfulness import all_gather_ints, area, blurred, deletion, insertion, random_maps
+from deitctl.explanation.faithfulness import (
+    all_gather_ints,
+    area,
+    blurred,
+    deletion,
+    insertion,
+    random_maps,
+)
 
 # 4 x 4 pixels, 2 x 2 patches of 2 x 2 pixels; class 0 has the share of the brightness that the top left patch weighs
 # half of and the bottom right one a third.
@@ -34,7 +41,9 @@ def test_deletion_by_hand() -> None:
 
 
 def test_insertion_by_hand() -> None:
-    dark_to_bright = all_gather_ints(answer, torch.zeros_like(BRIGHT), BRIGHT, BEST[None, None], CLASS, steps=4)
+    dark_to_bright = all_gather_ints(
+        answer, torch.zeros_like(BRIGHT), BRIGHT, BEST[None, None], CLASS, steps=4
+    )
     torch.testing.assert_close(dark_to_bright[0, 0], torch.tensor([0, 1 / 2, 5 / 6, 1, 1]))
     assert area(dark_to_bright).item() == pytest.approx((1 / 2 + 5 / 6 + 1 + 1 / 2) / 4)
 

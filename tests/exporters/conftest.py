@@ -26,16 +26,25 @@ DIGITS = tuple(str(d) for d in range(10))
 
 
 @pytest.fixture(scope="session")
-def classifier(randomise: Callable[..., torch.nn.Module]) -> Callable[..., LoadedModel]:
+def classifier(randomize: Callable[..., torch.nn.Module]) -> Callable[..., LoadedModel]:
     """Build a digits classifier of any name, every parameter random."""
 
     @cache
-    def make(ref: str = "deit_tiny", *, img_size: int = 32, distilled: bool | None = None) -> LoadedModel:
+    def make(
+        ref: str = "deit_tiny", *, img_size: int = 32, distilled: bool | None = None
+    ) -> LoadedModel:
         loaded = build_model(
-            ref, class_names=DIGITS, descriptions=[f"digit {d}" for d in DIGITS], img_size=img_size,
-            drop_path_rate=0.0, pretrained=False, weights="", distilled=distilled, reporter=SilentReporter(),
-        )  # fmt: skip
-        randomise(loaded.model)
+            ref,
+            class_names=DIGITS,
+            descriptions=[f"digit {d}" for d in DIGITS],
+            img_size=img_size,
+            drop_path_rate=0.0,
+            pretrained=False,
+            weights="",
+            distilled=distilled,
+            reporter=SilentReporter(),
+        )
+        randomize(loaded.model)
         loaded.model.eval()
         return loaded
 
@@ -44,7 +53,7 @@ def classifier(randomise: Callable[..., torch.nn.Module]) -> Callable[..., Loade
 
 @pytest.fixture(scope="session")
 def shallow(
-    tiny_arch: Callable[..., Architecture], randomise: Callable[..., torch.nn.Module]
+    tiny_arch: Callable[..., Architecture], randomize: Callable[..., torch.nn.Module]
 ) -> Callable[..., LoadedModel]:
     """Build a DeiT of one block, quick to export."""
 
@@ -52,7 +61,7 @@ def shallow(
         arch = replace(tiny_arch(alias), depth=1)
         card = replace(arch.card(), num_classes=10, class_names=DIGITS, descriptions=None)
         model = VisionTransformer(arch, num_classes=10, img_size=32)
-        randomise(model)
+        randomize(model)
         return LoadedModel(model.eval(), card)
 
     return make

@@ -38,11 +38,15 @@ SIZES = ((200, 133), (90, 140), (47, 64), (32, 32), (150, 20), (33, 70))
 def front(pre: Preprocessing) -> onnxruntime.InferenceSession:
     """What comes before the network, alone."""
     graph = onnx.parser.parse_graph(front_text(pre))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
     onnx.checker.check_model(model)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it says which constants this preprocessing does not need
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def seen(images, pre):
@@ -66,11 +70,19 @@ PREPROCESSING = st.builds(
 )
 
 
-@given(width=st.integers(1, 260), height=st.integers(1, 260), pre=PREPROCESSING, seed=st.integers(0, 9))
-@example(width=35, height=32, pre=Preprocessing(img_size=32, crop_pct=1.0), seed=0)  # 1.5 pixels over: begins at 2
-@example(width=32, height=33, pre=Preprocessing(img_size=32, crop_pct=1.0), seed=0)  # 0.5 pixels over: begins at 0
+@given(
+    width=st.integers(1, 260), height=st.integers(1, 260), pre=PREPROCESSING, seed=st.integers(0, 9)
+)
+@example(
+    width=35, height=32, pre=Preprocessing(img_size=32, crop_pct=1.0), seed=0
+)  # 1.5 pixels over: begins at 2
+@example(
+    width=32, height=33, pre=Preprocessing(img_size=32, crop_pct=1.0), seed=0
+)  # 0.5 pixels over: begins at 0
 @example(width=64, height=64, pre=Preprocessing(img_size=64, crop_pct=1.0), seed=0)  # nothing to do
-@example(width=200, height=90, pre=Preprocessing(img_size=64, crop_pct=1.2), seed=0)  # 53 high: black above and below
+@example(
+    width=200, height=90, pre=Preprocessing(img_size=64, crop_pct=1.2), seed=0
+)  # 53 high: black above and below
 @example(width=1, height=1, pre=Preprocessing(img_size=64, crop_pct=0.9), seed=0)
 def test_the_network_sees_what_it_sees_with_pillow(width, height, pre, seed, make_image):
     assume(not is_ribbon(width, height, pre))
@@ -84,7 +96,9 @@ def test_the_network_sees_what_it_sees_with_pillow(width, height, pre, seed, mak
 def test_the_centre_is_the_same_pixel_for_every_margin(over, turned):
     """No resize: 32 pixels out of 32 to 39. Every pixel has a value of its own, so equal means the same place."""
     pixels = np.arange(32 * (32 + over) * 3).reshape(32, -1, 3).astype(np.uint16)
-    pixels = np.stack([pixels[..., 0] % 251, pixels[..., 0] // 251, pixels[..., 2] % 7], axis=-1).astype(np.uint8)
+    pixels = np.stack(
+        [pixels[..., 0] % 251, pixels[..., 0] // 251, pixels[..., 2] % 7], axis=-1
+    ).astype(np.uint8)
     image = Image.fromarray(pixels.transpose(1, 0, 2).copy() if turned else pixels)
     pre = Preprocessing(img_size=32, crop_pct=1.0)
     assert np.array_equal(seen([image], pre)[0], wanted(image, pre))
@@ -107,7 +121,10 @@ def test_two_images_of_one_size_are_seen_as_each_alone(make_image):
 
 
 def test_an_interpolation_that_nobody_knows_is_bicubic_in_both(make_image):
-    assert levels(make_image(90, 61), Preprocessing(img_size=32, interpolation="random")).max() <= LEVELS
+    assert (
+        levels(make_image(90, 61), Preprocessing(img_size=32, interpolation="random")).max()
+        <= LEVELS
+    )
 
 
 @pytest.mark.parametrize("interpolation", ["lanczos", "nearest", "box"])
@@ -178,7 +195,10 @@ def test_whole_images_of_many_shapes_are_answered_as_by_the_model(make, prove):
     "change",
     [
         ("evened = Round (halves)", "evened = Floor (halves)"),
-        ('mode = "cubic", cubic_coeff_a = -0.5, antialias = 1, exclude_outside = 1', 'mode = "linear"'),
+        (
+            'mode = "cubic", cubic_coeff_a = -0.5, antialias = 1, exclude_outside = 1',
+            'mode = "linear"',
+        ),
         ("antialias = 1, exclude_outside = 1", "antialias = 1"),
         ("-0.5", "-0.75"),
         ('mode = "cubic", cubic_coeff_a = -0.5', 'mode = "linear"'),
@@ -187,7 +207,9 @@ def test_whole_images_of_many_shapes_are_answered_as_by_the_model(make, prove):
 )
 def test_a_file_that_resizes_or_cuts_otherwise_is_caught(change, make, prove, monkeypatch):
     path = make(change, monkeypatch=monkeypatch)
-    with pytest.raises(ExportError, match=r"sees images otherwise than the model: values differ by up to \d+"):
+    with pytest.raises(
+        ExportError, match=r"sees images otherwise than the model: values differ by up to \d+"
+    ):
         prove(path)
 
 
@@ -195,7 +217,9 @@ def test_a_network_that_looks_at_something_else_than_it_shows_is_caught(make, pr
     path = make()
     model = onnx.load(path)
     flip = helper.make_node("Gather", ["seen", "backwards"], ["swapped"], axis=3)
-    model.graph.initializer.append(helper.make_tensor("backwards", onnx.TensorProto.INT64, [3], [2, 1, 0]))
+    model.graph.initializer.append(
+        helper.make_tensor("backwards", onnx.TensorProto.INT64, [3], [2, 1, 0])
+    )
     for node in model.graph.node:
         node.input[:] = ["swapped" if name == "seen" else name for name in node.input]
     place = next(n for n, node in enumerate(model.graph.node) if "seen" in node.output)
@@ -206,7 +230,9 @@ def test_a_network_that_looks_at_something_else_than_it_shows_is_caught(make, pr
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 0.01), ("int8", 0.15)])
-def test_a_rounded_file_takes_whole_images_too(precision, tolerance, make, prove, onnx_file, tmp_path):
+def test_a_rounded_file_takes_whole_images_too(
+    precision, tolerance, make, prove, onnx_file, tmp_path
+):
     quantize_onnx(onnx_file, precision, tmp_path / "rounded.onnx")
     found, relative, _ = prove(make(source=tmp_path / "rounded.onnx"), rounded=tolerance)
     assert (found.num_images, found.top1_agreement) == (len(SIZES), 100)
@@ -229,33 +255,44 @@ def test_the_file_says_that_it_resizes_and_has_free_sides(make, onnx_file):
     assert [d.dim_param or d.dim_value for d in shapes["pixels"]] == ["batch", "height", "width", 3]
     assert [d.dim_param or d.dim_value for d in shapes["seen"]] == ["batch", 32, 32, 3]
     assert list(shapes) == ["pixels", "logits", "probabilities", "seen"]
-    said, before = ({p.key: p.value for p in m.metadata_props} for m in (model, onnx.load(onnx_file)))
+    said, before = (
+        {p.key: p.value for p in m.metadata_props} for m in (model, onnx.load(onnx_file))
+    )
     preprocessing = json.loads(said["preprocessing"])
     assert preprocessing == json.loads(before["preprocessing"]) | {
-        "resize": "inside the file", "layout": "NHWC uint8, any height and width",
-    }  # fmt: skip
+        "resize": "inside the file",
+        "layout": "NHWC uint8, any height and width",
+    }
     assert said["class_names"] == before["class_names"]
 
 
 def test_the_golden_sample_is_an_image_that_the_file_resizes(make, onnx_file):
     """S x S pixels become S / 0.9 and are cut to S again, so the answer is another than that of the file inside."""
     path = make()
-    said, before = ({p.key: p.value for p in onnx.load(f).metadata_props} for f in (path, onnx_file))
+    said, before = (
+        {p.key: p.value for p in onnx.load(f).metadata_props} for f in (path, onnx_file)
+    )
     sample = json.loads(said["golden_sample"])
     pixels = any_size.enlarge(any_size.golden_tile(), 32)
     logits = load(str(path))(pixels)[0][0]
-    assert np.sqrt(np.mean((logits - sample["logits"]) ** 2)) <= sample["tolerance"] * np.std(sample["logits"])
+    assert np.sqrt(np.mean((logits - sample["logits"]) ** 2)) <= sample["tolerance"] * np.std(
+        sample["logits"]
+    )
     inside = json.loads(before["golden_sample"])["logits"]
     assert np.sqrt(np.mean((logits - inside) ** 2)) > sample["tolerance"] * np.std(inside)
 
 
 def test_a_golden_sample_that_is_answered_otherwise_is_caught(make, prove):
     off = np.linspace(-0.01, 0.01, 10, dtype=np.float32)
-    with pytest.raises(ExportError, match=r"golden sample is answered 0\.\d+ off, where 0\.001 is allowed"):
+    with pytest.raises(
+        ExportError, match=r"golden sample is answered 0\.\d+ off, where 0\.001 is allowed"
+    ):
         prove(make(), golden_off=off)
 
 
-def test_the_file_runs_where_torch_pillow_and_deitctl_cannot_be_imported(make, tmp_path, make_image):
+def test_the_file_runs_where_torch_pillow_and_deitctl_cannot_be_imported(
+    make, tmp_path, make_image
+):
     (tmp_path / "in").mkdir()
     for number, size in enumerate(SIZES):
         np.save(tmp_path / "in" / f"{number:06d}.npy", np.asarray(make_image(*size)))
@@ -265,13 +302,19 @@ def test_the_file_runs_where_torch_pillow_and_deitctl_cannot_be_imported(make, t
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    subprocess.run([sys.executable, "-I", "-c", program, PROGRAM, make(), "in", "out.npy"], cwd=tmp_path, check=True)
+    subprocess.run(
+        [sys.executable, "-I", "-c", program, PROGRAM, make(), "in", "out.npy"],
+        cwd=tmp_path,
+        check=True,
+    )
     assert np.load(tmp_path / "out.npy").shape == (2, len(SIZES), 10)
     assert np.load(tmp_path / "seen.npy").shape == (len(SIZES), 32, 32, 3)
 
 
 @pytest.mark.parametrize("changed", [{"crop_mode": "squash"}, {"crop_pct": 1.2}], ids=str)
-def test_a_squashed_and_a_padded_image_reach_the_network_too(changed, loaded, network, make_image, tmp_path):
+def test_a_squashed_and_a_padded_image_reach_the_network_too(
+    changed, loaded, network, make_image, tmp_path
+):
     card = replace(loaded.card, preprocessing=replace(loaded.card.preprocessing, **changed))
     inside = network(replace(loaded, card=card), "cls")
     export_onnx(inside, card, metadata_of(inside, card, "onnx"), tmp_path / "m.onnx")

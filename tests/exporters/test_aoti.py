@@ -32,12 +32,16 @@ def file(loaded, network, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_package_answers_as_the_model_at_any_batch_size_and_says_what_it_is(file, loaded, network, sample, answer):
+def test_the_package_answers_as_the_model_at_any_batch_size_and_says_what_it_is(
+    file, loaded, network, sample, answer
+):
     load = runpy.run_path(str(KIND.program_file))["load"]
     ask = load(str(file))
     for count in (1, 5):
         pixels = sample(loaded, count).pixels
-        np.testing.assert_allclose(ask(pixels), answer(network(loaded, "avg-probs"), pixels), atol=1e-5)
+        np.testing.assert_allclose(
+            ask(pixels), answer(network(loaded, "avg-probs"), pixels), atol=1e-5
+        )
     assert [p.name for p in file.parent.iterdir()] == ["m-aoti.pt2"]
     said = read_metadata(file)
     assert describe(loaded.card, "avg-probs").items() <= said.items()
@@ -48,7 +52,9 @@ def test_the_package_answers_as_the_model_at_any_batch_size_and_says_what_it_is(
 
 def test_a_missing_compiler_is_one_line_before_any_work(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ExportError, match=r"no C\+\+ compiler 'no-such-compiler' here. Install it, or name"):
+    with pytest.raises(
+        ExportError, match=r"no C\+\+ compiler 'no-such-compiler' here. Install it, or name"
+    ):
         KIND.require()
 
 

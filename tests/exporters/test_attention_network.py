@@ -10,7 +10,9 @@ from deitctl.exporters.attention_network import TOKENS, AttendingClassifier
 from deitctl.exporters.onnx import export_onnx
 
 
-@pytest.mark.parametrize(("alias", "tokens"), [("deit_tiny", 1), ("deit_tiny_distilled", 2), ("deit3_small", 1)])
+@pytest.mark.parametrize(
+    ("alias", "tokens"), [("deit_tiny", 1), ("deit_tiny_distilled", 2), ("deit3_small", 1)]
+)
 def test_it_answers_as_the_model_and_its_attention_is_that_of_the_last_block(
     alias, tokens, classifier, network, sample, answer
 ):
@@ -19,9 +21,16 @@ def test_it_answers_as_the_model_and_its_attention_is_that_of_the_last_block(
     pixels = torch.from_numpy(sample(loaded, 3).pixels)
     with torch.no_grad():
         *answers, attention = AttendingClassifier(loaded.model, loaded.card, head)(pixels)
-    np.testing.assert_allclose(torch.stack(answers), answer(network(loaded, head), pixels.numpy()), atol=1e-5)
+    np.testing.assert_allclose(
+        torch.stack(answers), answer(network(loaded, head), pixels.numpy()), atol=1e-5
+    )
     images = normalize(pixels.permute(0, 3, 1, 2), loaded.card.preprocessing)
-    wanted = attend(loaded.model, images).kept[-1].mean(dim=1)[:, :tokens, tokens:].reshape(3, tokens, 2, 2)
+    wanted = (
+        attend(loaded.model, images)
+        .kept[-1]
+        .mean(dim=1)[:, :tokens, tokens:]
+        .reshape(3, tokens, 2, 2)
+    )
     torch.testing.assert_close(attention, wanted)
     assert attention.sum((2, 3)).lt(1).all()
     assert len(TOKENS[:tokens]) == tokens

@@ -58,14 +58,21 @@ def broken(shallow, sample, tmp_path_factory):
     def make(kind):
         loaded = shallow()
         path = tmp_path_factory.mktemp("broken") / "m.onnx"
-        said = metadata_of(ExportedClassifier(loaded.model, loaded.card, "cls"), loaded.card, "onnx")
+        said = metadata_of(
+            ExportedClassifier(loaded.model, loaded.card, "cls"), loaded.card, "onnx"
+        )
         FORMATS["onnx"].write(kind(loaded.model, loaded.card, "cls"), loaded.card, said, path)
         digits = sample(loaded)
         red, green, blue = np.moveaxis(
             digits.pixels, 3, 0
-        )  # digits are grey, and grey is no other with its channels swapped
+        )  # digits are gray, and gray is no other with its channels swapped
         some = digits._replace(pixels=np.stack([red // 2, 255 - green, blue], axis=3))
-        return path, read_golden(said, 32), reference(loaded.model, loaded.card, "cls", some.pixels), some
+        return (
+            path,
+            read_golden(said, 32),
+            reference(loaded.model, loaded.card, "cls", some.pixels),
+            some,
+        )
 
     return make
 
@@ -81,17 +88,25 @@ def test_the_golden_sample_catches_it(kind, broken):
 def test_images_catch_it_where_the_golden_sample_is_as_broken(kind, broken):
     path, _, wanted, some = broken(kind)
     as_broken = Golden(golden_input(32), answers_to(golden_input(32), path, PROGRAM)[0, 0], 1e-3)
-    with pytest.raises(ExportError, match=r"disagrees with the model on 18 images: answers differ by up to"):
+    with pytest.raises(
+        ExportError, match=r"disagrees with the model on 18 images: answers differ by up to"
+    ):
         verify(path, PROGRAM, wanted, some, tolerance=ONNX_TOLERANCE, golden=as_broken)
 
 
 def test_what_is_not_broken_passes(broken):
     path, golden, wanted, some = broken(ExportedClassifier)
-    assert verify(path, PROGRAM, wanted, some, tolerance=ONNX_TOLERANCE, golden=golden).top1_agreement == 100
+    assert (
+        verify(path, PROGRAM, wanted, some, tolerance=ONNX_TOLERANCE, golden=golden).top1_agreement
+        == 100
+    )
 
 
 def test_the_two_heads_of_these_tests_answer_otherwise(shallow):
     """Without which swapping them would be nothing to find."""
     loaded = shallow()
-    cls, dist = (reference(loaded.model, loaded.card, head, golden_input(32))[0, 0] for head in ("cls", "dist"))
+    cls, dist = (
+        reference(loaded.model, loaded.card, head, golden_input(32))[0, 0]
+        for head in ("cls", "dist")
+    )
     assert np.abs(cls - dist).max() > 0.1

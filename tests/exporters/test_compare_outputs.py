@@ -9,7 +9,14 @@ import torch
 from deitctl.data.dataset import FileSource, subset
 from deitctl.errors import ExportError
 from deitctl.exporters import FORMATS
-from deitctl.exporters.compare_outputs import ONNX_TOLERANCE, TORCH_TOLERANCE, Images, images, reference, verify
+from deitctl.exporters.compare_outputs import (
+    ONNX_TOLERANCE,
+    TORCH_TOLERANCE,
+    Images,
+    images,
+    reference,
+    verify,
+)
 from deitctl.exporters.torch_export import export_torch
 from deitctl.models.model_config import Preprocessing
 
@@ -29,7 +36,9 @@ def reply(tmp_path):
         program = tmp_path / "reply.py"
         program.write_text("import shutil, sys; shutil.copy(sys.argv[1], sys.argv[3])")
         count = wanted.shape[1]
-        sample = Images(np.zeros((count, 2, 2, 3), dtype=np.uint8), tuple(f"{i}.png" for i in range(count)))
+        sample = Images(
+            np.zeros((count, 2, 2, 3), dtype=np.uint8), tuple(f"{i}.png" for i in range(count))
+        )
         return verify(tmp_path / "given.npy", program, wanted, sample, tolerance=tolerance)
 
     return run
@@ -79,13 +88,17 @@ def test_a_file_with_other_weights_fails(shallow, onnx_file, sample):
         loaded.model.head.weight[0, 0] += 0.1
     some = sample(loaded)
     wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
-    with pytest.raises(ExportError, match="disagrees with the model on 18 images: answers differ by up to"):
+    with pytest.raises(
+        ExportError, match="disagrees with the model on 18 images: answers differ by up to"
+    ):
         verify(onnx_file, FORMATS["onnx"].program_file, wanted, some, tolerance=ONNX_TOLERANCE)
 
 
 def test_a_file_with_other_preprocessing_fails(shallow, onnx_file, sample):
     loaded = shallow()
-    card = replace(loaded.card, preprocessing=replace(loaded.card.preprocessing, mean=(0.5, 0.5, 0.5)))
+    card = replace(
+        loaded.card, preprocessing=replace(loaded.card.preprocessing, mean=(0.5, 0.5, 0.5))
+    )
     some = sample(loaded)
     wanted = reference(loaded.model, card, "avg-probs", some.pixels)
     with pytest.raises(ExportError, match="disagrees"):
@@ -97,14 +110,25 @@ def test_a_torch_file_passes(shallow, network, sample, tmp_path):
     export_torch(network(loaded, "dist"), loaded.card, {}, path)
     some = sample(loaded, 18)
     wanted = reference(loaded.model, loaded.card, "dist", some.pixels)
-    assert verify(path, FORMATS["torch"].program_file, wanted, some, tolerance=TORCH_TOLERANCE).num_images == 18
+    assert (
+        verify(
+            path, FORMATS["torch"].program_file, wanted, some, tolerance=TORCH_TOLERANCE
+        ).num_images
+        == 18
+    )
 
 
 def test_a_damaged_file_is_an_error_with_the_reason(shallow, sample, tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"no graph")
     some = sample(shallow(), 2)
     with pytest.raises(ExportError, match=r"does not run in a fresh process: .*m.onnx"):
-        verify(tmp_path / "m.onnx", FORMATS["onnx"].program_file, np.zeros((2, 2, 10)), some, tolerance=1e-3)
+        verify(
+            tmp_path / "m.onnx",
+            FORMATS["onnx"].program_file,
+            np.zeros((2, 2, 10)),
+            some,
+            tolerance=1e-3,
+        )
 
 
 def test_answers_that_are_no_numbers_fail(reply):

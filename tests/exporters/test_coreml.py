@@ -33,7 +33,9 @@ OPERATIONS = {
     "clip": lambda o: o.x.clamp(float(o.alpha), float(o.beta)),
     "real_div": lambda o: o.x / o.y,
     "stack": lambda o: torch.stack(o.values, int(o.axis)),
-    "reduce_log_sum_exp": lambda o: o.x.logsumexp(tuple(o.axes.tolist()), keepdim=bool(o.keep_dims)),
+    "reduce_log_sum_exp": lambda o: o.x.logsumexp(
+        tuple(o.axes.tolist()), keepdim=bool(o.keep_dims)
+    ),
     "reduce_mean": lambda o: o.x.mean(tuple(o.axes.tolist()), keepdim=bool(o.keep_dims)),
     "reshape": lambda o: o.x.reshape(o.shape.tolist()),
     "transpose": lambda o: o.x.permute(o.perm.tolist()),
@@ -60,7 +62,10 @@ def compute(package, pixels):
                 known[v.name] if v.val is None else v.val
                 for v in (given if isinstance(given, list | tuple) else [given])
             ]
-            values = [torch.from_numpy(np.asarray(v)) if isinstance(v, np.ndarray | np.generic) else v for v in values]
+            values = [
+                torch.from_numpy(np.asarray(v)) if isinstance(v, np.ndarray | np.generic) else v
+                for v in values
+            ]
             setattr(inputs, name, values if isinstance(given, list | tuple) else values[0])
         if operation.op_type == "slice_by_index":
             results = sliced(inputs)
@@ -76,7 +81,8 @@ def sliced(o):
     places = []
     for axis, (begin, end) in enumerate(zip(o.begin.tolist(), o.end.tolist(), strict=True)):
         whole, one = (
-            getattr(o, n, None) is not None and bool(getattr(o, n)[axis]) for n in ("end_mask", "squeeze_mask")
+            getattr(o, n, None) is not None and bool(getattr(o, n)[axis])
+            for n in ("end_mask", "squeeze_mask")
         )
         places.append(begin if one else slice(begin, None if whole else end))
     return o.x[tuple(places)]
@@ -90,7 +96,9 @@ def loaded(shallow):
 @pytest.fixture(scope="module")
 def package(loaded, network, tmp_path_factory):
     path = tmp_path_factory.mktemp("coreml") / "m.mlpackage"
-    export_coreml(network(loaded, "avg-probs"), loaded.card, describe(loaded.card, "avg-probs"), path)
+    export_coreml(
+        network(loaded, "avg-probs"), loaded.card, describe(loaded.card, "avg-probs"), path
+    )
     return path
 
 
@@ -104,11 +112,22 @@ def test_the_graph_that_is_written_answers_as_the_model(package, loaded, network
 def test_an_image_goes_in_and_label_probabilities_and_logits_come_out(package):
     said = coremltools.models.utils.load_spec(str(package)).description
     (image,) = said.input
-    assert (image.name, image.type.imageType.width, image.type.imageType.height) == ("image", 32, 32)
+    assert (image.name, image.type.imageType.width, image.type.imageType.height) == (
+        "image",
+        32,
+        32,
+    )
     assert image.type.imageType.ColorSpace.Name(image.type.imageType.colorSpace) == "RGB"
     kinds = {output.name: output.type.WhichOneof("Type") for output in said.output}
-    assert kinds == {"label": "stringType", "probabilities": "dictionaryType", "logits": "multiArrayType"}
-    assert (said.predictedFeatureName, said.predictedProbabilitiesName) == ("label", "probabilities")
+    assert kinds == {
+        "label": "stringType",
+        "probabilities": "dictionaryType",
+        "logits": "multiArrayType",
+    }
+    assert (said.predictedFeatureName, said.predictedProbabilitiesName) == (
+        "label",
+        "probabilities",
+    )
 
 
 def test_the_labels_are_those_of_the_classes_in_their_order(package):
@@ -118,7 +137,11 @@ def test_the_labels_are_those_of_the_classes_in_their_order(package):
         spec = coremltools.models.utils.load_spec(str(package))
         program = load(spec, spec.specificationVersion, str(package / PARTS[0].rpartition("/")[0]))
     (classify,) = program.functions["main"].find_ops(op_type="classify")
-    assert list(classify.classes.val) == list("0123456789") == json.loads(read_metadata(package)["labels"])
+    assert (
+        list(classify.classes.val)
+        == list("0123456789")
+        == json.loads(read_metadata(package)["labels"])
+    )
 
 
 def test_metadata_comes_back(package, loaded, tmp_path):
@@ -134,7 +157,9 @@ def test_the_package_is_three_files_and_names_none_of_this_machine(package):
 
 def test_what_cannot_be_converted_is_refused(loaded, network, tmp_path, monkeypatch, capfd):
     wrapped = network(loaded, "cls")
-    monkeypatch.setattr(wrapped, "forward", lambda pixels: (pixels.float().flatten(1).cholesky_inverse(),))
+    monkeypatch.setattr(
+        wrapped, "forward", lambda pixels: (pixels.float().flatten(1).cholesky_inverse(),)
+    )
     with pytest.raises(ExportError, match=r"cannot be written for Core ML: .*--to onnx"):
         export_coreml(wrapped, loaded.card, {}, tmp_path / "m.mlpackage")
     assert not (tmp_path / "m.mlpackage").exists()

@@ -11,7 +11,9 @@ from deitctl.exporters.executorch import MOST, export_executorch, read_metadata
 from deitctl.exporters.network import describe, quietly
 
 with quietly():
-    pytest.importorskip("executorch.exir", reason="executorch is not installed: pip install 'deitctl[executorch]'")
+    pytest.importorskip(
+        "executorch.exir", reason="executorch is not installed: pip install 'deitctl[executorch]'"
+    )
 
 pytestmark = pytest.mark.slow
 
@@ -29,12 +31,16 @@ def file(loaded, network, tmp_path_factory):
     return path
 
 
-def test_the_file_answers_as_the_model_at_any_batch_size_that_it_allows(file, loaded, network, sample, answer):
+def test_the_file_answers_as_the_model_at_any_batch_size_that_it_allows(
+    file, loaded, network, sample, answer
+):
     with quietly():  # ExecuTorch calls its runtime for Python experimental
         ask = runpy.run_path(str(FORMATS["executorch"].program_file))["load"](str(file))
     for count in (1, 5, MOST, 3):
         pixels = sample(loaded, count).pixels
-        np.testing.assert_allclose(ask(pixels), answer(network(loaded, "avg-probs"), pixels), atol=1e-5)
+        np.testing.assert_allclose(
+            ask(pixels), answer(network(loaded, "avg-probs"), pixels), atol=1e-5
+        )
     with pytest.raises(RuntimeError):
         ask(sample(loaded, MOST + 1).pixels)
 

@@ -36,7 +36,11 @@ def quick(monkeypatch, tmp_path):
         script.write_text(program)
         sample = golden_sample(np.zeros(10, dtype=np.float32))
         stand_in = StandIn(
-            suffix=".pt2", write=write, program=str(script), tolerance=1e-3, read_metadata=lambda path: {GOLDEN: sample}
+            suffix=".pt2",
+            write=write,
+            program=str(script),
+            tolerance=1e-3,
+            read_metadata=lambda path: {GOLDEN: sample},
         )
         monkeypatch.setitem(FORMATS, "torch", stand_in)
 
@@ -61,7 +65,9 @@ def test_onnx_is_written_beside_the_run_and_proven(model, reporter):
 
 
 def test_a_bare_rounded_file_is_proven_timed_and_named_after_what_it_is(model, reporter):
-    result = export(str(model), to="onnx", quantize="int8", preprocess=False, count=5, reporter=reporter)
+    result = export(
+        str(model), to="onnx", quantize="int8", preprocess=False, count=5, reporter=reporter
+    )
     assert result.path.name == "seven-bare-int8.onnx"
     assert [p.name for p in result.path.parent.iterdir()] == [result.path.name]
     assert result.bytes == result.path.stat().st_size < 8e6
@@ -96,7 +102,9 @@ def test_an_interpolation_that_onnx_has_not_is_refused_before_anything_is_writte
     assert not (model / "export").exists()
 
 
-def test_static_int8_is_calibrated_on_what_the_run_was_trained_on_or_on_what_is_named(model, image_folder):
+def test_static_int8_is_calibrated_on_what_the_run_was_trained_on_or_on_what_is_named(
+    model, image_folder
+):
     with pytest.raises(ConfigError, match="--calibrate-with IMAGES"):
         export(str(model), to="onnx", quantize="int8-static", count=2)
     with pytest.raises(ConfigError, match="is for --quantize int8-static"):
@@ -105,7 +113,9 @@ def test_static_int8_is_calibrated_on_what_the_run_was_trained_on_or_on_what_is_
     result = export(str(model), to="onnx", quantize="int8-static", count=2)
     assert result.path.name == "seven-int8-static.onnx"
     named = image_folder({"a": 9})
-    again = export(str(model), to="onnx", quantize="int8-static", calibrate_with=str(named), count=2)
+    again = export(
+        str(model), to="onnx", quantize="int8-static", calibrate_with=str(named), count=2
+    )
     assert again.relative_diff != result.relative_diff
 
 
@@ -120,10 +130,18 @@ def test_rounding_beyond_its_tolerance_is_rejected(model, monkeypatch):
     ("to", "options", "says"),
     [
         ("onnx", {"quantize": "int4"}, "Did you mean 'int8'.*There are: fp16, int8"),
-        ("torch", {"quantize": "int8"}, "torch is not rounded to int8: --quantize int8 is for --to onnx"),
+        (
+            "torch",
+            {"quantize": "int8"},
+            "torch is not rounded to int8: --quantize int8 is for --to onnx",
+        ),
         ("openvino", {"quantize": "int8"}, "openvino is not rounded to int8"),
         ("timm", {"quantize": "fp16"}, "fp16 is for --to onnx or --to openvino"),
-        ("timm", {"preprocess": False}, "timm has no bare variant: --no-preprocess is for --to onnx"),
+        (
+            "timm",
+            {"preprocess": False},
+            "timm has no bare variant: --no-preprocess is for --to onnx",
+        ),
         ("torch", {"any_size": True}, "--any-size is for --to onnx"),
         ("web", {"any_size": True}, "--any-size is for --to onnx"),
         ("onnx", {"any_size": True, "preprocess": False}, "--no-preprocess none.*Leave one out"),
@@ -136,7 +154,9 @@ def test_variants_that_there_are_not_are_refused_before_the_model_is_loaded(to, 
 
 
 def test_a_timm_folder_answers_with_the_mean_of_logits_and_says_so(model, reporter, tmp_path):
-    result = export(str(model), to="timm", head="dist", count=5, output=str(tmp_path / "out"), reporter=reporter)
+    result = export(
+        str(model), to="timm", head="dist", count=5, output=str(tmp_path / "out"), reporter=reporter
+    )
     assert sorted(p.name for p in result.path.iterdir()) == [
         "README.md",
         "config.json",
@@ -153,7 +173,9 @@ def test_an_openvino_folder_in_fp16_is_proven_and_keeps_head_and_temperature(mod
     config = json.loads((model / "config.json").read_text())
     config["deitctl"]["temperatures"] = {"dist": 1.5}
     (model / "config.json").write_text(json.dumps(config))
-    result = export(str(model), to="openvino", head="dist", quantize="fp16", count=5, reporter=reporter)
+    result = export(
+        str(model), to="openvino", head="dist", quantize="fp16", count=5, reporter=reporter
+    )
     assert result.path == model / "export" / "seven-dist-fp16-openvino"
     assert [p.name for p in result.path.parent.iterdir()] == [result.path.name]
     assert sorted(p.name for p in result.path.iterdir()) == ["README.md", "model.bin", "model.xml"]
@@ -166,7 +188,9 @@ def test_an_openvino_folder_in_fp16_is_proven_and_keeps_head_and_temperature(mod
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="proven there")
-def test_what_cannot_be_run_here_is_written_and_called_unproved(model, quick, reporter, monkeypatch):
+def test_what_cannot_be_run_here_is_written_and_called_unproved(
+    model, quick, reporter, monkeypatch
+):
     quick()
     monkeypatch.setitem(FORMATS, "torch", replace(FORMATS["torch"], runs_on="macOS"))
     result = export(str(model), to="torch", count=2, reporter=reporter)
@@ -180,7 +204,10 @@ def test_a_core_ml_package_is_replaced_and_no_other_folder_is(model, tmp_path):
     output = tmp_path / "m.mlpackage"
     for _ in range(2):
         result = export(str(model), to="coreml", count=2, output=str(output))
-        assert (result.path, result.bytes) == (output, sum(p.stat().st_size for p in output.rglob("*") if p.is_file()))
+        assert (result.path, result.bytes) == (
+            output,
+            sum(p.stat().st_size for p in output.rglob("*") if p.is_file()),
+        )
     (output / "Manifest.json").unlink()
     (output / "seven.mlpackage").mkdir()
     with pytest.raises(ExportError, match=r"exists and is no earlier export"):
@@ -190,20 +217,28 @@ def test_a_core_ml_package_is_replaced_and_no_other_folder_is(model, tmp_path):
 def test_a_transformers_folder_is_proven_from_file_to_label(model, reporter):
     pytest.importorskip("transformers")
     config = json.loads((model / "config.json").read_text())
-    config["pretrained_cfg"]["crop_pct"] = 1.0  # 32 out of 35, as it is otherwise, is one pixel beside in transformers
+    config["pretrained_cfg"]["crop_pct"] = (
+        1.0  # 32 out of 35, as it is otherwise, is one pixel beside in transformers
+    )
     (model / "config.json").write_text(json.dumps(config))
     result = export(str(model), to="transformers", head="dist", count=5, reporter=reporter)
     assert result.path == model / "export" / "seven-transformers"
     assert sorted(p.name for p in result.path.iterdir()) == [
-        "README.md", "config.json", "deitctl.json", "model.safetensors", "preprocessor_config.json",
-    ]  # fmt: skip
+        "README.md",
+        "config.json",
+        "deitctl.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
     assert (result.verified_on, result.top1_agreement) == (5, 100)
     assert [n for n in reporter.notes if "transformers answers with avg-logits" in n]
     assert [n for n in reporter.notes if "From image file to label" in n]
     assert "library_name: transformers" in (result.path / "README.md").read_text()
 
 
-def test_a_file_that_disagrees_is_kept_as_rejected_and_an_earlier_good_one_stays(model, monkeypatch):
+def test_a_file_that_disagrees_is_kept_as_rejected_and_an_earlier_good_one_stays(
+    model, monkeypatch
+):
     def write_wrong(network, card, metadata, path):
         with torch.no_grad():
             network.model.head.weight[0, 0] += 1
@@ -223,9 +258,14 @@ def test_a_file_that_disagrees_is_kept_as_rejected_and_an_earlier_good_one_stays
             ),
         ),
     )
-    with pytest.raises(ExportError, match=r"golden sample is answered .*kept as .*seven.pt2.rejected"):
+    with pytest.raises(
+        ExportError, match=r"golden sample is answered .*kept as .*seven.pt2.rejected"
+    ):
         export(str(model), to="torch", count=5)
-    assert sorted(p.name for p in (model / "export").iterdir()) == ["seven.pt2", "seven.pt2.rejected"]
+    assert sorted(p.name for p in (model / "export").iterdir()) == [
+        "seven.pt2",
+        "seven.pt2.rejected",
+    ]
     assert (model / "export" / "seven.pt2").read_bytes() == b"earlier"
 
 
@@ -240,7 +280,9 @@ def test_a_file_that_is_no_export_is_never_overwritten(model):
     weights = model / "model.safetensors"
     before = weights.read_bytes()
     for to in ("onnx", "torch"):
-        with pytest.raises(ExportError, match=r"is no earlier export: it would be lost.*new --output"):
+        with pytest.raises(
+            ExportError, match=r"is no earlier export: it would be lost.*new --output"
+        ):
             export(str(model), to=to, output=str(weights), count=2)
     assert weights.read_bytes() == before
     result = export(str(model), to="torch", count=2)
@@ -249,7 +291,11 @@ def test_a_file_that_is_no_export_is_never_overwritten(model):
 
 def test_another_head_rule_is_another_file_and_said(model):
     result = export(str(model), to="torch", head="dist", count=2)
-    assert (result.path.name, result.head, result.to_dict()["head"]) == ("seven-dist.pt2", "dist", "dist")
+    assert (result.path.name, result.head, result.to_dict()["head"]) == (
+        "seven-dist.pt2",
+        "dist",
+        "dist",
+    )
     assert not (model / "export" / "seven.pt2").exists()
 
 
@@ -273,8 +319,12 @@ def test_a_timm_folder_is_ready_for_a_hub(model, reporter, tmp_path):
     config = json.loads((model / "config.json").read_text())
     config["deitctl"]["temperatures"] = {"avg-logits": 1.5}
     (model / "config.json").write_text(json.dumps(config))
-    (model / "run.toml").write_text('data = "/home/me/secret/digits"\nmodel = "deit_tiny"\n[recipe]\nepochs = 7\n')
-    (model / "result.json").write_text('{"epochs": 7, "best": {"epoch": 6, "top1": 91.234, "top5": 99.5}}')
+    (model / "run.toml").write_text(
+        'data = "/home/me/secret/digits"\nmodel = "deit_tiny"\n[recipe]\nepochs = 7\n'
+    )
+    (model / "result.json").write_text(
+        '{"epochs": 7, "best": {"epoch": 6, "top1": 91.234, "top5": 99.5}}'
+    )
     result = export(str(model), to="timm", count=2, output=str(tmp_path / "m"), reporter=reporter)
     text = (result.path / "README.md").read_text()
     assert "Trained on `digits`." in text
@@ -288,7 +338,9 @@ def test_a_timm_folder_is_ready_for_a_hub(model, reporter, tmp_path):
     assert "## Our data" in (result.path / "README.md").read_text()
 
 
-@pytest.mark.parametrize(("name", "hint"), [("onx", "Did you mean 'onnx'"), ("tflite", "There are: onnx, torch, timm")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("onx", "Did you mean 'onnx'"), ("tflite", "There are: onnx, torch, timm")]
+)
 def test_an_unknown_format_gets_a_suggestion_and_the_list(name, hint):
     with pytest.raises(ExportError, match=hint):
         export("deit_tiny", to=name)
@@ -337,7 +389,11 @@ def count_of(error):
 def test_images_to_verify_on_may_be_data_a_plain_folder_or_a_file(kind, model, quick, image_folder):
     quick(ECHO)
     root = image_folder({"a": 3, "b": 3})
-    given, expected = {"classes": (root, 6), "loose": (root / "a", 3), "one": (root / "a" / "0.png", 1)}[kind]
+    given, expected = {
+        "classes": (root, 6),
+        "loose": (root / "a", 3),
+        "one": (root / "a" / "0.png", 1),
+    }[kind]
     with pytest.raises(ExportError) as error:
         export(str(model), to="torch", verify_with=str(given))
     assert count_of(error) == expected
@@ -352,7 +408,9 @@ def test_a_run_is_verified_on_its_own_validation_images(model, quick, image_fold
     assert count_of(error) == 3
 
 
-def test_a_run_whose_data_is_gone_is_verified_on_digits_and_says_so(model, quick, tmp_path, reporter):
+def test_a_run_whose_data_is_gone_is_verified_on_digits_and_says_so(
+    model, quick, tmp_path, reporter
+):
     quick(ECHO)
     (model / "run.toml").write_text(f'data = "{(tmp_path / "gone").as_posix()}"\n')
     with pytest.raises(ExportError) as error:

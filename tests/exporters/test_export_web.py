@@ -28,16 +28,27 @@ from deitctl.models.layers import layer_names, shipping_config
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory, randomise) -> Path:
+def saved(tmp_path_factory: pytest.TempPathFactory, randomize) -> Path:
     """A small distilled digits classifier in a folder, with a temperature."""
     torch.manual_seed(0)
     loaded = build_model(
-        "deit_tiny", class_names=[str(d) for d in range(10)], img_size=32, drop_path_rate=0.0, pretrained=False,
-        weights="", distilled=True, reporter=SilentReporter(),
-    )  # fmt: skip
-    randomise(loaded.model)
+        "deit_tiny",
+        class_names=[str(d) for d in range(10)],
+        img_size=32,
+        drop_path_rate=0.0,
+        pretrained=False,
+        weights="",
+        distilled=True,
+        reporter=SilentReporter(),
+    )
+    randomize(loaded.model)
     folder = tmp_path_factory.mktemp("model") / "seven"
-    save_model(folder, loaded.model.state_dict(), shipping_config(loaded.model, loaded.card), layer_names(loaded.model))
+    save_model(
+        folder,
+        loaded.model.state_dict(),
+        shipping_config(loaded.model, loaded.card),
+        layer_names(loaded.model),
+    )
     config = json.loads((folder / "config.json").read_text())
     config["deitctl"]["temperatures"] = {config["deitctl"]["head"]: 1.7}
     (folder / "config.json").write_text(json.dumps(config))
@@ -70,7 +81,9 @@ def runtime(tmp_path, monkeypatch) -> str:
     return str(tmp_path / "runtime.tgz")
 
 
-def test_the_folder_is_proven_and_takes_the_place_of_an_earlier_one(model, runtime, reporter, make_image, tmp_path):
+def test_the_folder_is_proven_and_takes_the_place_of_an_earlier_one(
+    model, runtime, reporter, make_image, tmp_path
+):
     (model / "export" / "seven-web").mkdir(parents=True)
     (model / "export" / "seven-web" / "model.json").write_text("of an earlier export")
     result = export(str(model), to="web", count=5, runtime=runtime, reporter=reporter)
@@ -94,10 +107,14 @@ def test_the_folder_is_proven_and_takes_the_place_of_an_earlier_one(model, runti
     (ours,) = predict([str(tmp_path / "p.png")], model=str(model))
     (theirs,) = predict([str(tmp_path / "p.png")], model=str(result.path / "model.onnx"))
     assert [g.index for g in theirs.guesses] == [g.index for g in ours.guesses]
-    np.testing.assert_allclose([g.score for g in theirs.guesses], [g.score for g in ours.guesses], atol=1e-4)
+    np.testing.assert_allclose(
+        [g.score for g in theirs.guesses], [g.score for g in ours.guesses], atol=1e-4
+    )
 
 
-def test_a_rounded_folder_has_a_smaller_network_that_still_gives_attention(model, runtime, sample_pixels):
+def test_a_rounded_folder_has_a_smaller_network_that_still_gives_attention(
+    model, runtime, sample_pixels
+):
     result = export(str(model), to="web", quantize="int8", count=5, runtime=runtime)
     assert result.path.name == "seven-int8-web"
     assert sorted(p.name for p in result.path.iterdir()) == sorted(FILES)
@@ -105,7 +122,9 @@ def test_a_rounded_folder_has_a_smaller_network_that_still_gives_attention(model
     assert 0 < result.relative_diff < 0.15
     assert result.speedup > 0
     assert read_metadata(result.path)["quantize"] == "int8"
-    session = onnxruntime.InferenceSession(result.path / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        result.path / "model.onnx", providers=["CPUExecutionProvider"]
+    )
     _, probabilities, attention = session.run(None, {"pixels": sample_pixels})
     assert attention.shape == (len(sample_pixels), 2, 2, 2)
     np.testing.assert_allclose(run_web.load(str(result.path))(sample_pixels)[1], probabilities)
@@ -133,7 +152,8 @@ def test_what_makes_no_page_is_refused_before_the_model_is_loaded(options, says,
 
 def test_without_the_runtime_nothing_is_loaded_or_written(runtime, tmp_path):
     with pytest.raises(
-        ExportError, match=r"no network.*Download https://registry.npmjs.org/.*--runtime or \$DEITCTL_ORT_WEB"
+        ExportError,
+        match=r"no network.*Download https://registry.npmjs.org/.*--runtime or \$DEITCTL_ORT_WEB",
     ):
         export("no_such_model", to="web", output=str(tmp_path / "page"))
     assert not (tmp_path / "page").exists()
@@ -158,8 +178,11 @@ def test_the_proof_refuses_attention_that_is_no_weights(wrong):
 def test_every_file_of_the_page_is_in_the_package_and_in_the_folder():
     page = Path(web_runtime.__file__).with_name("page")
     assert {p.name for p in page.iterdir()} == set(FORMATS["web"].files) - {
-        "model.onnx", "model.json", "onnxruntime.js", "onnxruntime.wasm",
-    }  # fmt: skip
+        "model.onnx",
+        "model.json",
+        "onnxruntime.js",
+        "onnxruntime.wasm",
+    }
 
 
 def test_the_policy_of_the_page_knows_no_other_server_and_no_inline_script():

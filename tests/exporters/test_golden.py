@@ -12,11 +12,19 @@ import pytest
 from deitctl.errors import ExportError
 from deitctl.exporters import FORMATS
 from deitctl.exporters.compare_outputs import ONNX_TOLERANCE, reference, verify
-from deitctl.exporters.golden import GOLDEN, TILE, Golden, enlarge, golden_input, golden_tile, read_golden
+from deitctl.exporters.golden import (
+    GOLDEN,
+    TILE,
+    Golden,
+    enlarge,
+    golden_input,
+    golden_tile,
+    read_golden,
+)
 from deitctl.exporters.metadata import metadata_of
 
 
-def test_a_tile_is_enlarged_to_its_nearest_colours():
+def test_a_tile_is_enlarged_to_its_nearest_colors():
     tile = golden_tile()
     pixels = enlarge(tile, 20)
     assert pixels.shape == (1, 20, 20, 3)
@@ -35,7 +43,9 @@ def test_the_sample_holds_the_input_and_the_models_answer(shallow, network):
     loaded = shallow()
     said = metadata_of(network(loaded, "dist"), loaded.card, "onnx")
     sample = json.loads(said[GOLDEN])
-    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(sample["tile"]), np.uint8), golden_tile().ravel())
+    np.testing.assert_array_equal(
+        np.frombuffer(base64.b64decode(sample["tile"]), np.uint8), golden_tile().ravel()
+    )
     wanted = reference(loaded.model, loaded.card, "dist", enlarge(golden_tile(), 32))[0, 0]
     np.testing.assert_allclose(sample["logits"], wanted, rtol=1e-5)
     golden = read_golden(said, 32)
@@ -52,14 +62,18 @@ def test_the_difference_is_relative_to_the_spread_of_the_logits():
             golden.check(np.array(wrong, dtype=np.float32))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"tile": "AA=="}', '{"tile": 1, "logits": [1], "tolerance": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"tile": "AA=="}', '{"tile": 1, "logits": [1], "tolerance": 1}']
+)
 def test_a_sample_that_cannot_be_read_is_one_error(text):
     with pytest.raises(ExportError, match="golden sample cannot be read"):
         read_golden({GOLDEN: text}, 32)
 
 
 @pytest.mark.parametrize("change", ["logits", "weights"])
-def test_a_file_that_does_not_answer_its_golden_sample_does_not_pass(change, onnx_file, shallow, sample, tmp_path):
+def test_a_file_that_does_not_answer_its_golden_sample_does_not_pass(
+    change, onnx_file, shallow, sample, tmp_path
+):
     proto = onnx.load(onnx_file)
     if change == "logits":
         (entry,) = (e for e in proto.metadata_props if e.key == GOLDEN)
@@ -68,11 +82,20 @@ def test_a_file_that_does_not_answer_its_golden_sample_does_not_pass(change, onn
         entry.value = json.dumps(said)
     else:
         (bias,) = (w for w in proto.graph.initializer if w.name == "model.head.bias")
-        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias)[::-1].copy(), bias.name))
+        bias.CopyFrom(
+            onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias)[::-1].copy(), bias.name)
+        )
     onnx.save(proto, tmp_path / "m.onnx")
     loaded = shallow()
     some = sample(loaded, 2)
     wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
     golden = read_golden(FORMATS["onnx"].read_metadata(tmp_path / "m.onnx"), 32)
     with pytest.raises(ExportError, match="golden sample is answered"):
-        verify(tmp_path / "m.onnx", FORMATS["onnx"].program_file, wanted, some, tolerance=ONNX_TOLERANCE, golden=golden)
+        verify(
+            tmp_path / "m.onnx",
+            FORMATS["onnx"].program_file,
+            wanted,
+            some,
+            tolerance=ONNX_TOLERANCE,
+            golden=golden,
+        )

@@ -16,7 +16,9 @@ from deitctl.models.model_config import HEADS, Preprocessing
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_the_network_answers_as_predict_does_with_every_head_rule(head, shallow, network, sample, answer):
+def test_the_network_answers_as_predict_does_with_every_head_rule(
+    head, shallow, network, sample, answer
+):
     loaded = shallow()
     pixels = sample(loaded).pixels
     wanted = reference(loaded.model, loaded.card, head, pixels)
@@ -25,7 +27,9 @@ def test_the_network_answers_as_predict_does_with_every_head_rule(head, shallow,
     np.testing.assert_allclose(got[1].sum(axis=1), 1, atol=1e-5)
 
 
-def test_probabilities_are_calibrated_and_logits_are_the_models_own(shallow, network, sample, answer):
+def test_probabilities_are_calibrated_and_logits_are_the_models_own(
+    shallow, network, sample, answer
+):
     """The temperature of the rule that the file has; another rule's changes nothing."""
     loaded = shallow()
     card = replace(loaded.card, temperatures={"cls": 2.5, "dist": 9.0})
@@ -37,7 +41,10 @@ def test_probabilities_are_calibrated_and_logits_are_the_models_own(shallow, net
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
     assert np.abs(probabilities - plain[1]).max() > 1e-3
     np.testing.assert_allclose(reference(loaded.model, card, "cls", pixels)[1], expected, atol=1e-6)
-    assert (describe(card, "cls")["temperature"], describe(card, "avg-probs")["temperature"]) == ("2.5", "1.0")
+    assert (describe(card, "cls")["temperature"], describe(card, "avg-probs")["temperature"]) == (
+        "2.5",
+        "1.0",
+    )
 
 
 def test_the_head_rules_give_different_answers(shallow, network, sample, answer):
@@ -60,13 +67,17 @@ def test_metadata_says_what_is_left_to_the_reader(shallow):
     assert json.loads(metadata["descriptions"])[3] == "digit 3"
     assert (metadata["deitctl_version"], metadata["head"]) == (__version__, "cls")
     assert metadata["architecture"] == "deit_tiny_distilled_patch16_224"
-    assert (pre["img_size"], pre["resize_to"], pre["crop_mode"]) == (32, Preprocessing(img_size=32).resize_to, "center")
-    assert (pre["layout"], pre["normalisation"]["where"]) == ("NHWC uint8", "inside the network")
+    assert (pre["img_size"], pre["resize_to"], pre["crop_mode"]) == (
+        32,
+        Preprocessing(img_size=32).resize_to,
+        "center",
+    )
+    assert (pre["layout"], pre["normalization"]["where"]) == ("NHWC uint8", "inside the network")
 
 
-def test_metadata_of_a_bare_network_leaves_normalisation_to_the_reader(shallow):
+def test_metadata_of_a_bare_network_leaves_normalization_to_the_reader(shallow):
     pre = json.loads(describe(shallow().card, "cls", bare=True)["preprocessing"])
-    assert (pre["layout"], pre["normalisation"]["where"]) == ("NCHW float32", "left to the reader")
+    assert (pre["layout"], pre["normalization"]["where"]) == ("NCHW float32", "left to the reader")
 
 
 def test_metadata_leaves_out_names_that_are_not_known(shallow):

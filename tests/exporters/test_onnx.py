@@ -36,9 +36,13 @@ def file(deit_tiny, network, tmp_path_factory):
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_the_file_answers_as_the_model_at_any_batch_size(count, file, deit_tiny, network, sample, answer):
+def test_the_file_answers_as_the_model_at_any_batch_size(
+    count, file, deit_tiny, network, sample, answer
+):
     pixels = sample(deit_tiny, count).pixels
-    np.testing.assert_allclose(run(file, pixels), answer(network(deit_tiny, "cls"), pixels), atol=1e-4)
+    np.testing.assert_allclose(
+        run(file, pixels), answer(network(deit_tiny, "cls"), pixels), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -60,7 +64,9 @@ def test_the_file_is_one_of_the_pinned_opset_with_a_free_batch(file):
     model = onnx.load(file)
     onnx.checker.check_model(model)
     assert [(o.domain, o.version) for o in model.opset_import] == [("", OPSET)]
-    assert model.ir_version == IR_VERSION == 9, "the newest that onnxruntime 1.17 reads, the first with opset 20"
+    assert model.ir_version == IR_VERSION == 9, (
+        "the newest that onnxruntime 1.17 reads, the first with opset 20"
+    )
     (pixels,) = model.graph.input
     shapes = {v.name: v.type.tensor_type.shape.dim for v in (pixels, *model.graph.output)}
     assert pixels.type.tensor_type.elem_type == onnx.TensorProto.UINT8
@@ -69,15 +75,23 @@ def test_the_file_is_one_of_the_pinned_opset_with_a_free_batch(file):
     assert [p.name for p in file.parent.iterdir()] == ["deit_tiny.onnx"]
 
 
-def test_a_bare_network_takes_normalised_images_and_gives_logits(deit_tiny, sample, answer, network, tmp_path):
+def test_a_bare_network_takes_normalized_images_and_gives_logits(
+    deit_tiny, sample, answer, network, tmp_path
+):
     card, path = deit_tiny.card, tmp_path / "bare.onnx"
-    export_onnx(BareClassifier(deit_tiny.model, card, "cls"), card, describe(card, "cls", bare=True), path)
+    export_onnx(
+        BareClassifier(deit_tiny.model, card, "cls"), card, describe(card, "cls", bare=True), path
+    )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (takes,), (gives,) = session.get_inputs(), session.get_outputs()
-    assert (takes.name, takes.type, takes.shape) == ("images", "tensor(float)", ["batch", 3, 32, 32])
+    assert (takes.name, takes.type, takes.shape) == (
+        "images",
+        "tensor(float)",
+        ["batch", 3, 32, 32],
+    )
     assert (gives.name, gives.shape) == ("logits", ["batch", 10])
     pixels = sample(deit_tiny, 3).pixels
-    said = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])["normalisation"]
+    said = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])["normalization"]
     images = ((pixels / 255 - said["mean"]) / said["std"]).transpose(0, 3, 1, 2).astype(np.float32)
     wanted = answer(network(deit_tiny, "cls"), pixels)[0]
     np.testing.assert_allclose(session.run(None, {"images": images})[0], wanted, atol=1e-4)
@@ -102,7 +116,9 @@ def test_the_file_names_no_file_of_this_machine(file):
     assert b".py" not in file.read_bytes()
 
 
-def test_the_file_runs_where_torch_deitctl_and_timm_cannot_be_imported(file, deit_tiny, sample, tmp_path):
+def test_the_file_runs_where_torch_deitctl_and_timm_cannot_be_imported(
+    file, deit_tiny, sample, tmp_path
+):
     np.save(tmp_path / "in.npy", sample(deit_tiny, 18).pixels)
     program = (
         "import runpy, sys\n"
@@ -111,7 +127,11 @@ def test_the_file_runs_where_torch_deitctl_and_timm_cannot_be_imported(file, dei
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     script = FORMATS["onnx"].program_file
-    subprocess.run([sys.executable, "-I", "-c", program, script, file, "in.npy", "out.npy"], cwd=tmp_path, check=True)
+    subprocess.run(
+        [sys.executable, "-I", "-c", program, script, file, "in.npy", "out.npy"],
+        cwd=tmp_path,
+        check=True,
+    )
     assert np.load(tmp_path / "out.npy").shape == (2, 18, 10)
 
 
@@ -121,7 +141,9 @@ def test_nothing_of_the_exporter_reaches_the_terminal(shallow, network, tmp_path
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_model_larger_than_one_file_is_refused_before_the_work(shallow, network, tmp_path, monkeypatch):
+def test_a_model_larger_than_one_file_is_refused_before_the_work(
+    shallow, network, tmp_path, monkeypatch
+):
     monkeypatch.setattr(onnx_export, "MAX_BYTES", 1000)
     loaded = shallow()
     with pytest.raises(ExportError, match=r"2 GiB.*--to torch"):

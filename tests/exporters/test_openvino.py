@@ -16,7 +16,9 @@ from deitctl.exporters.metadata import metadata_of
 from deitctl.exporters.openvino import FILES, export_openvino, quantize_openvino, read_metadata
 from deitctl.exporters.verify_rounded import verify_rounded
 
-openvino = pytest.importorskip("openvino", reason="openvino is not installed: pip install 'deitctl[openvino]'")
+openvino = pytest.importorskip(
+    "openvino", reason="openvino is not installed: pip install 'deitctl[openvino]'"
+)
 
 KIND = FORMATS["openvino"]
 
@@ -40,7 +42,9 @@ def folder(loaded, said, network, tmp_path_factory):
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_the_folder_answers_as_the_model_at_any_batch_size(count, folder, loaded, network, sample, answer):
+def test_the_folder_answers_as_the_model_at_any_batch_size(
+    count, folder, loaded, network, sample, answer
+):
     pixels = sample(loaded, count).pixels
     given = runpy.run_path(str(KIND.program_file))["load"](str(folder))(pixels)
     np.testing.assert_allclose(given, answer(network(loaded, "avg-probs"), pixels), atol=1e-4)
@@ -51,7 +55,12 @@ def test_a_convnet_of_timm_exports_too(classifier, network, sample, tmp_path):
     export_openvino(network(loaded, "cls"), loaded.card, {}, tmp_path / "m")
     some = sample(loaded, 3)
     wanted = reference(loaded.model, loaded.card, "cls", some.pixels)
-    assert verify(tmp_path / "m", KIND.program_file, wanted, some, tolerance=KIND.tolerance).top1_agreement == 100
+    assert (
+        verify(
+            tmp_path / "m", KIND.program_file, wanted, some, tolerance=KIND.tolerance
+        ).top1_agreement
+        == 100
+    )
 
 
 def test_inputs_and_outputs_have_names_types_and_sizes(folder):
@@ -61,8 +70,10 @@ def test_inputs_and_outputs_have_names_types_and_sizes(folder):
         for port in (*model.inputs, *model.outputs)
     }
     assert ports == {
-        "pixels": ("u8", "[?,32,32,3]"), "logits": ("f32", "[?,10]"), "probabilities": ("f32", "[?,10]"),
-    }  # fmt: skip
+        "pixels": ("u8", "[?,32,32,3]"),
+        "logits": ("f32", "[?,10]"),
+        "probabilities": ("f32", "[?,10]"),
+    }
     assert sorted(p.name for p in folder.iterdir()) == sorted(FILES)
 
 
@@ -89,11 +100,16 @@ def test_weights_in_fp16_are_half_and_pass_their_proof(folder, loaded, sample, s
     assert sizes[0] < 0.51 * sizes[1]
     some = sample(loaded, 18)
     wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
-    found, relative = verify_rounded(tmp_path / "half", KIND.program_file, wanted, some, tolerance=0.01)
+    found, relative = verify_rounded(
+        tmp_path / "half", KIND.program_file, wanted, some, tolerance=0.01
+    )
     assert 0 < relative < 0.01
     assert found.num_images == 18
     golden = json.loads(said[GOLDEN]) | {"tolerance": 0.01}
-    assert read_metadata(tmp_path / "half") == said | {"quantize": "fp16", GOLDEN: json.dumps(golden)}
+    assert read_metadata(tmp_path / "half") == said | {
+        "quantize": "fp16",
+        GOLDEN: json.dumps(golden),
+    }
 
 
 def test_other_weights_are_noticed(folder, loaded, sample, tmp_path):
@@ -111,7 +127,9 @@ def test_the_folder_names_no_file_of_this_machine(folder):
     assert b".py" not in (folder / "model.xml").read_bytes()
 
 
-def test_the_folder_runs_where_torch_deitctl_and_timm_cannot_be_imported(folder, loaded, sample, tmp_path):
+def test_the_folder_runs_where_torch_deitctl_and_timm_cannot_be_imported(
+    folder, loaded, sample, tmp_path
+):
     np.save(tmp_path / "in.npy", sample(loaded, 18).pixels)
     program = (
         "import runpy, sys\n"
@@ -132,5 +150,7 @@ def test_nothing_of_the_converter_reaches_the_terminal(loaded, network, tmp_path
 def test_the_usage_in_the_readme_runs(folder, make_image, tmp_path):
     make_image(40, 40).save(tmp_path / "image.jpg")
     code = KIND.usage.replace("PATH", str(folder))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split()[0] in "0123456789"

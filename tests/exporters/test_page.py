@@ -29,13 +29,18 @@ from deitctl.exporters.network import ExportedClassifier, describe
 from deitctl.exporters.web_folder import FILES, export_web
 from deitctl.models.factory import LoadedModel
 
-_spec = importlib.util.spec_from_file_location("chromium", Path(__file__).parents[1] / "chromium.py")
+_spec = importlib.util.spec_from_file_location(
+    "chromium", Path(__file__).parents[1] / "chromium.py"
+)
 assert _spec is not None
 assert _spec.loader is not None
 chromium = importlib.util.module_from_spec(_spec)  # tests are no package
 _spec.loader.exec_module(chromium)
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(chromium.CHROMIUM is None, reason="there is no Chromium")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(chromium.CHROMIUM is None, reason="there is no Chromium"),
+]
 USERS_CACHE = cache_root()  # before a fixture gives each test its own
 HOSTILE = "<img src=x onerror=window.harmed=1></script><script>window.harmed=1</script>"
 
@@ -58,7 +63,9 @@ def model(shallow: Callable[..., LoadedModel]) -> LoadedModel:
     """A distilled DeiT of one block that is sure of something, with a temperature and names that are not harmless."""
     loaded = shallow()
     names = tuple(f"{HOSTILE if n % 2 else 'a name that is long ' * 9} {n}" for n in range(10))
-    card = replace(loaded.card, head="avg-probs", descriptions=names, temperatures={"avg-probs": 0.7})
+    card = replace(
+        loaded.card, head="avg-probs", descriptions=names, temperatures={"avg-probs": 0.7}
+    )
     return LoadedModel(loaded.model, card)
 
 
@@ -80,7 +87,9 @@ def convnet(classifier: Callable[..., LoadedModel]) -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def convnet_folder(runtime: None, convnet: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def convnet_folder(
+    runtime: None, convnet: LoadedModel, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     return write(convnet, tmp_path_factory.mktemp("web") / "convnet")
 
 
@@ -111,7 +120,10 @@ def images(make_image, digit_sources, tmp_path) -> list[Path]:
     make_image(61, 90, 2).save(tmp_path / "turned.png", exif=turned)
     transparent.save(tmp_path / "transparent.png")
     make_image(200, 160, 3).save(tmp_path / "photo.jpg", exif=turned)
-    return [tmp_path / n for n in ("digit.png", "long.png", "turned.png", "transparent.png", "photo.jpg")]
+    return [
+        tmp_path / n
+        for n in ("digit.png", "long.png", "turned.png", "transparent.png", "photo.jpg")
+    ]
 
 
 def answered(tab) -> list[dict[str, object]]:
@@ -135,8 +147,12 @@ def test_the_five_likeliest_classes_of_files_of_many_kinds_are_pythons(opened, m
     assert [c["name"] for c in cards] == [p.name for p in images]
     for path, card in zip(images, cards, strict=True):
         wanted = scores(model, path)
-        assert [index for index, _ in card["best"]] == np.argsort(-wanted, kind="stable")[:5].tolist()
-        np.testing.assert_allclose([p for _, p in card["best"]], np.sort(wanted)[::-1][:5], atol=1e-4)
+        assert [index for index, _ in card["best"]] == np.argsort(-wanted, kind="stable")[
+            :5
+        ].tolist()
+        np.testing.assert_allclose(
+            [p for _, p in card["best"]], np.sort(wanted)[::-1][:5], atol=1e-4
+        )
     assert tab.complaints == []
     assert set(asked) <= {"/", *(f"/{name}" for name in FILES)}, "one server, these files, no image"
     assert all(r.startswith((url, "blob:", "data:")) for r in tab.requests)
@@ -166,7 +182,13 @@ def test_attention_of_both_tokens_is_that_of_the_last_block(opened, model, imgs)
 def test_names_are_texts_whatever_they_hold_and_do_not_widen_the_page(opened, images):
     tab, _, _ = opened
     for width in (390, 1440):
-        tab.send("Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 600)
+        tab.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=844,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         tab.choose("#files", images)
         assert HOSTILE in " ".join(c["text"] for c in answered(tab))
         assert tab.js("document.documentElement.scrollWidth") <= width
@@ -178,7 +200,9 @@ def test_images_can_be_pasted_and_dropped(way, opened, images):
     tab, _, _ = opened
     data = base64.b64encode(images[0].read_bytes()).decode()
     event = (
-        "ClipboardEvent('paste', { clipboardData: data" if way == "paste" else "DragEvent('drop', { dataTransfer: data"
+        "ClipboardEvent('paste', { clipboardData: data"
+        if way == "paste"
+        else "DragEvent('drop', { dataTransfer: data"
     )
     tab.js(
         f"""{{
@@ -193,7 +217,9 @@ def test_images_can_be_pasted_and_dropped(way, opened, images):
     assert tab.js("document.getElementById('state').textContent").startswith("given.png: ")
 
 
-def test_what_is_no_image_or_too_large_is_said_in_words_and_the_others_are_answered(opened, images, tmp_path):
+def test_what_is_no_image_or_too_large_is_said_in_words_and_the_others_are_answered(
+    opened, images, tmp_path
+):
     tab, _, _ = opened
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "cut.png").write_bytes(images[1].read_bytes()[:200])
@@ -238,7 +264,9 @@ def test_for_those_who_do_not_see_it_answers_are_said_and_maps_described(opened,
     tab.choose("#files", imgs[:1])
     answered(tab)
     nodes = tab.send("Accessibility.getFullAXTree")["nodes"]
-    roles = [(n["role"]["value"], n.get("name", {}).get("value", "")) for n in nodes if not n["ignored"]]
+    roles = [
+        (n["role"]["value"], n.get("name", {}).get("value", "")) for n in nodes if not n["ignored"]
+    ]
     assert ("button", "Choose images") in roles
     assert ("region", "Answers") in roles
     assert ("list", "The likeliest classes") in roles
@@ -266,11 +294,16 @@ def test_not_even_the_worker_may_connect_elsewhere(tab, folder, tmp_path):
               worker.onmessage = ({ data }) => data.kind === "tried" && resolve(0);
             })"""
         )
-        assert asked == ["/"], "without the page's policy it gets there, so that the test above says something"
+        assert asked == ["/"], (
+            "without the page's policy it gets there, so that the test above says something"
+        )
 
 
 def test_threads_are_used_where_the_server_allows_them(tab, folder, model, images):
-    headers = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
+    headers = {
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Embedder-Policy": "require-corp",
+    }
     with chromium.serve(folder, headers) as (url, _):
         tab.open(url)
         tab.wait("document.body.dataset.state !== 'loading'")
@@ -295,7 +328,9 @@ def test_a_part_that_is_not_there_is_named(name, tab, folder, tmp_path):
     with chromium.serve(page) as (url, _):
         tab.open(url)
         tab.wait("document.body.dataset.state === 'broken'")
-        assert f"The server has no {name} (404)." in tab.js("document.getElementById('state').textContent")
+        assert f"The server has no {name} (404)." in tab.js(
+            "document.getElementById('state').textContent"
+        )
 
 
 def test_scripts_that_are_not_there_are_said_too(tab, folder, tmp_path):
@@ -304,7 +339,9 @@ def test_scripts_that_are_not_there_are_said_too(tab, folder, tmp_path):
     with chromium.serve(page) as (url, _):
         tab.open(url)
         tab.wait("document.body.dataset.state === 'broken'")
-        assert "the server does not send its scripts" in tab.js("document.getElementById('state').textContent")
+        assert "the server does not send its scripts" in tab.js(
+            "document.getElementById('state').textContent"
+        )
 
 
 def test_more_images_than_are_shown_are_counted(tab, folder, images, tmp_path):
@@ -346,11 +383,13 @@ def test_text_is_readable_in_light_and_dark(dark, tab, folder, images):
             "return getComputedStyle(document.querySelector(p.slice(0, -1).join(' ')))[p.at(-1)]; })"
         )
         assert (_luminance(background) < 0.2) == dark
-        assert min(_contrast(background, ink), _contrast(background, faint)) >= 4.5  # WCAG 2.2, 1.4.3
+        assert (
+            min(_contrast(background, ink), _contrast(background, faint)) >= 4.5
+        )  # WCAG 2.2, 1.4.3
 
 
-def _luminance(colour: str) -> float:
-    parts = [int(v) / 255 for v in colour[4:-1].split(",")]
+def _luminance(color: str) -> float:
+    parts = [int(v) / 255 for v in color[4:-1].split(",")]
     linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 

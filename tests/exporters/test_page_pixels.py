@@ -19,13 +19,18 @@ from deitctl.data.eval_transform import INTERPOLATION, eval_transform
 from deitctl.exporters.web_folder import describe_preprocessing
 from deitctl.models.model_config import Preprocessing
 
-_spec = importlib.util.spec_from_file_location("chromium", Path(__file__).parents[1] / "chromium.py")
+_spec = importlib.util.spec_from_file_location(
+    "chromium", Path(__file__).parents[1] / "chromium.py"
+)
 assert _spec is not None
 assert _spec.loader is not None
 chromium = importlib.util.module_from_spec(_spec)  # tests are no package
 _spec.loader.exec_module(chromium)
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(chromium.CHROMIUM is None, reason="there is no Chromium")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(chromium.CHROMIUM is None, reason="there is no Chromium"),
+]
 PAGE = Path(__file__).parents[2] / "deitctl" / "exporters" / "page"
 VIEW = """(async () => {
   const { decode } = await import("/decode.js"), { evalView } = await import("/view.js");
@@ -70,11 +75,13 @@ def differs(tab) -> Callable[..., np.ndarray]:
 
 @pytest.fixture(scope="module")
 def noise_image() -> Callable[..., Image.Image]:
-    """Noise: no pixel is like its neighbours, so that a wrong one shows."""
+    """Noise: no pixel is like its neighbors, so that a wrong one shows."""
     generator = np.random.Generator(np.random.PCG64(0))
 
     def make(width: int, height: int, mode: str = "RGB") -> Image.Image:
-        return Image.fromarray(generator.integers(0, 256, (height, width, len(mode)), dtype=np.uint8), mode)
+        return Image.fromarray(
+            generator.integers(0, 256, (height, width, len(mode)), dtype=np.uint8), mode
+        )
 
     return make
 
@@ -102,7 +109,9 @@ def test_every_shape_becomes_pythons_pixels(shape, differs, noise_image):
 @pytest.mark.parametrize("interpolation", [*INTERPOLATION, "random"])
 @pytest.mark.parametrize("shape", [(333, 217), (60, 90)], ids=str)
 def test_every_interpolation_becomes_pythons_pixels(interpolation, shape, differs, noise_image):
-    assert not differs(encoded(noise_image(*shape)), Preprocessing(interpolation=interpolation)).any()
+    assert not differs(
+        encoded(noise_image(*shape)), Preprocessing(interpolation=interpolation)
+    ).any()
 
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
@@ -113,23 +122,29 @@ def test_every_cut_becomes_pythons_pixels(crop_mode, crop_pct, differs, noise_im
     assert not differs(encoded(noise_image(64, 101)), pre).any()
 
 
-def test_a_ribbon_is_a_level_beside_at_most_because_python_resizes_its_middle_alone(differs, noise_image):
+def test_a_ribbon_is_a_level_beside_at_most_because_python_resizes_its_middle_alone(
+    differs, noise_image
+):
     found = differs(encoded(noise_image(7000, 20)))
     assert found.max() <= 1
     assert 0 < (found > 0).mean() < 0.01, "no difference: the docs say that there is one"
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_transparency_lies_over_white_for_every_colour_at_every_alpha(kind, differs):
-    colour, alpha = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
-    every = Image.fromarray(np.stack([colour, 255 - colour, colour // 2, alpha], axis=-1), "RGBA")
+def test_transparency_lies_over_white_for_every_color_at_every_alpha(kind, differs):
+    color, alpha = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    every = Image.fromarray(np.stack([color, 255 - color, color // 2, alpha], axis=-1), "RGBA")
     options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
-    assert not differs(encoded(every, kind, **options), Preprocessing(img_size=256, crop_pct=1.0)).any()
+    assert not differs(
+        encoded(every, kind, **options), Preprocessing(img_size=256, crop_pct=1.0)
+    ).any()
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA"])
 def test_every_kind_of_png_becomes_pythons_pixels(mode, differs, noise_image):
-    image = noise_image(120, 90, mode) if mode in ("LA", "RGBA") else noise_image(120, 90).convert(mode)
+    image = (
+        noise_image(120, 90, mode) if mode in ("LA", "RGBA") else noise_image(120, 90).convert(mode)
+    )
     assert not differs(encoded(image)).any()
     if mode == "P":
         assert not differs(encoded(image, transparency=3)).any()
@@ -143,16 +158,20 @@ def test_images_are_turned_upright(kind, orientation, differs, make_image):
     assert not differs(encoded(make_image(120, 90), kind, exif=exif)).any()
 
 
-@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}], ids=str
+)
 def test_this_browser_decodes_jpeg_as_pillow_does(options, differs, make_image):
     assert not differs(encoded(make_image(300, 200), "JPEG", quality=75, **options)).any()
 
 
-def test_a_colour_profile_is_not_applied(tab, differs):
+def test_a_color_profile_is_not_applied(tab, differs):
     from PIL import ImageCms
 
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    swapped = profile.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")  # red is blue
+    swapped = (
+        profile.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
+    )  # red is blue
     data = encoded(Image.new("RGB", (40, 40), "red"), icc_profile=swapped)
     applied = tab.js(
         f"""(async () => {{
@@ -162,5 +181,7 @@ def test_a_colour_profile_is_not_applied(tab, differs):
           return [...context.getImageData(0, 0, 1, 1).data];
         }})()"""
     )
-    assert applied[:3] != [255, 0, 0], "the browser would apply this profile, unless it is told not to"
+    assert applied[:3] != [255, 0, 0], (
+        "the browser would apply this profile, unless it is told not to"
+    )
     assert not differs(data).any()

@@ -25,7 +25,9 @@ def rounded(onnx_file, shallow, sample, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rounded")
     some = sample(shallow(), 20).pixels
     for precision, kind in PRECISIONS.items():
-        quantize_onnx(onnx_file, precision, folder / f"{precision}.onnx", some if kind.calibrated else None)
+        quantize_onnx(
+            onnx_file, precision, folder / f"{precision}.onnx", some if kind.calibrated else None
+        )
     return folder
 
 
@@ -35,18 +37,27 @@ def test_a_rounded_file_passes_its_proof(precision, rounded, shallow, sample):
     some = sample(loaded, 18)
     wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
     found, relative = verify_rounded(
-        rounded / f"{precision}.onnx", FORMATS["onnx"].program_file, wanted, some,
+        rounded / f"{precision}.onnx",
+        FORMATS["onnx"].program_file,
+        wanted,
+        some,
         tolerance=PRECISIONS[precision].tolerance,
-    )  # fmt: skip
+    )
     assert found.num_images == 18
     assert 0 < relative < PRECISIONS[precision].tolerance
 
 
-@pytest.mark.parametrize(("precision", "most"), [("fp16", 0.55), ("int8", 0.50), ("int8-static", 0.50)])
-def test_a_rounded_file_is_smaller_keeps_its_metadata_and_says_what_it_is(precision, most, rounded, onnx_file):
+@pytest.mark.parametrize(
+    ("precision", "most"), [("fp16", 0.55), ("int8", 0.50), ("int8-static", 0.50)]
+)
+def test_a_rounded_file_is_smaller_keeps_its_metadata_and_says_what_it_is(
+    precision, most, rounded, onnx_file
+):
     path = rounded / f"{precision}.onnx"
     assert path.stat().st_size < most * onnx_file.stat().st_size
-    before, after = ({p.key: p.value for p in onnx.load(f).metadata_props} for f in (onnx_file, path))
+    before, after = (
+        {p.key: p.value for p in onnx.load(f).metadata_props} for f in (onnx_file, path)
+    )
     golden = json.loads(after.pop(GOLDEN))
     assert golden == json.loads(before.pop(GOLDEN)) | {"tolerance": PRECISIONS[precision].tolerance}
     assert after.pop("quantize") == precision
@@ -62,7 +73,9 @@ def test_a_rounded_file_has_operations_of_the_same_opset_alone(precision, rounde
 
 
 def test_fp16_stores_matrices_in_half_and_keeps_norms_and_biases(rounded):
-    weights = {w.name: numpy_helper.to_array(w) for w in onnx.load(rounded / "fp16.onnx").graph.initializer}
+    weights = {
+        w.name: numpy_helper.to_array(w) for w in onnx.load(rounded / "fp16.onnx").graph.initializer
+    }
     assert weights["model.patch_embed.proj.weight.fp16"].dtype == np.float16
     assert weights["model.blocks.0.norm1.weight"].dtype == np.float32
     large = {n for n, w in weights.items() if w.size >= quantize.LARGE and w.dtype == np.float32}
@@ -74,7 +87,11 @@ def test_int8_rounds_every_linear_layer_by_channel_and_nothing_else(rounded):
     model = onnx.load(rounded / "int8.onnx")
     operations = Counter(n.op_type for n in model.graph.node)
     assert (operations["MatMulInteger"], operations["MatMul"], operations["Gemm"]) == (6, 2, 0)
-    assert (operations["Conv"], operations["ConvInteger"], operations["LayerNormalization"]) == (1, 0, 3)
+    assert (operations["Conv"], operations["ConvInteger"], operations["LayerNormalization"]) == (
+        1,
+        0,
+        3,
+    )
     weights = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
     products = [n for n in model.graph.node if n.op_type == "MatMulInteger"]
     assert all(weights[n.input[1]].dtype == np.int8 for n in products)
@@ -87,19 +104,27 @@ def test_static_int8_rounds_the_same_layers_and_their_inputs_by_known_ranges(rou
     weights = {w.name for w in model.graph.initializer}
     made = {o: n for n in model.graph.node for o in n.output}
     products = [n for n in model.graph.node if n.op_type in ("MatMul", "Gemm")]
-    from_weights = [n for n in products if (source := made.get(n.input[1])) and source.input[0] in weights]
+    from_weights = [
+        n for n in products if (source := made.get(n.input[1])) and source.input[0] in weights
+    ]
     assert (len(from_weights), len(products)) == (6, 8)
     for node in from_weights:
         assert [made[i].op_type for i in node.input[:2]] == ["DequantizeLinear"] * 2
         assert made[made[node.input[0]].input[0]].input[1] in weights  # the scale is a constant
 
 
-def test_static_int8_answers_an_image_as_it_does_in_company_and_int8_does_not(rounded, shallow, sample):
+def test_static_int8_answers_an_image_as_it_does_in_company_and_int8_does_not(
+    rounded, shallow, sample
+):
     pixels = sample(shallow(), 18).pixels
     off = {}
     for precision in ("int8", "int8-static"):
-        session = onnxruntime.InferenceSession(rounded / f"{precision}.onnx", providers=["CPUExecutionProvider"])
-        alone, together = (session.run(["logits"], {"pixels": p})[0][0] for p in (pixels[:1], pixels))
+        session = onnxruntime.InferenceSession(
+            rounded / f"{precision}.onnx", providers=["CPUExecutionProvider"]
+        )
+        alone, together = (
+            session.run(["logits"], {"pixels": p})[0][0] for p in (pixels[:1], pixels)
+        )
         off[precision] = np.abs(alone - together).max()
     assert off["int8-static"] < 1e-5 < 1e-4 < off["int8"]
 
@@ -117,7 +142,7 @@ def test_a_file_that_cannot_be_rounded_is_one_line(tmp_path):
         quantize_onnx(tmp_path / "m.onnx", "int8", tmp_path / "rounded.onnx")
 
 
-def test_nothing_of_the_quantiser_reaches_the_terminal(onnx_file, tmp_path, capfd):
+def test_nothing_of_the_quantizer_reaches_the_terminal(onnx_file, tmp_path, capfd):
     quantize_onnx(onnx_file, "int8", tmp_path / "m.onnx")
     assert capfd.readouterr() == ("", "")
 
@@ -132,7 +157,9 @@ def test_weights_beyond_halfs_range_are_found_by_the_proof(onnx_file, shallow, s
     some = sample(loaded, 2)
     wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
     with pytest.raises(ExportError, match="nan"):
-        verify_rounded(tmp_path / "m.onnx", FORMATS["onnx"].program_file, wanted, some, tolerance=0.01)
+        verify_rounded(
+            tmp_path / "m.onnx", FORMATS["onnx"].program_file, wanted, some, tolerance=0.01
+        )
 
 
 def test_rounding_that_ruins_the_network_fails(onnx_file, shallow, sample, tmp_path, monkeypatch):
@@ -154,7 +181,9 @@ def test_rounding_that_ruins_the_network_fails(onnx_file, shallow, sample, tmp_p
     some = sample(loaded, 18)
     wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
     with pytest.raises(ExportError, match="disagrees"):
-        verify_rounded(tmp_path / "m.onnx", FORMATS["onnx"].program_file, wanted, some, tolerance=0.15)
+        verify_rounded(
+            tmp_path / "m.onnx", FORMATS["onnx"].program_file, wanted, some, tolerance=0.15
+        )
 
 
 def test_a_file_is_as_fast_as_itself(onnx_file):

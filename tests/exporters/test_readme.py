@@ -14,20 +14,32 @@ from deitctl.models.model_config import ModelConfig, Preprocessing
 
 CARD = ModelConfig(architecture="deit_tiny_patch16_224", num_classes=2, class_names=("cat", "dog"))
 RUN = {
-    "model": "deit_tiny", "data": "pets", "seed": 3, "output": "/home/me/runs/x", "recipe": {"epochs": 8, "mean": [0.5, 1.0]},
+    "model": "deit_tiny",
+    "data": "pets",
+    "seed": 3,
+    "output": "/home/me/runs/x",
+    "recipe": {"epochs": 8, "mean": [0.5, 1.0]},
     "distill": {"teacher": "/home/me/runs/teacher", "mode": "hard", "cache": "/home/me/cache"},
-}  # fmt: skip
+}
 RESULT = {
-    "epochs": 8, "images_seen": 11520, "best": {"epoch": 7, "top1": 96.338, "top5": 99.7},
-    "heads": {"cls": 95.0, "avg-logits": 96.338}, "teacher": {"name": "/home/me/runs/teacher", "top1": 98.59},
-}  # fmt: skip
+    "epochs": 8,
+    "images_seen": 11520,
+    "best": {"epoch": 7, "top1": 96.338, "top5": 99.7},
+    "heads": {"cls": 95.0, "avg-logits": 96.338},
+    "teacher": {"name": "/home/me/runs/teacher", "top1": 98.59},
+}
 
 
 def config_of(history: History, card: ModelConfig = CARD) -> str:
     return readme(
-        card, history, title="pets", library="timm", usage="import timm\n", head="avg-logits",
+        card,
+        history,
+        title="pets",
+        library="timm",
+        usage="import timm\n",
+        head="avg-logits",
         found=Verification(50, 1.2e-6, 100.0, []),
-    )  # fmt: skip
+    )
 
 
 def section(text: str, name: str) -> str:
@@ -60,22 +72,32 @@ def test_a_run_that_has_not_ended_has_no_figures():
 def test_published_weights_are_named_with_their_published_figure():
     text = config_of(History(published=find("deit_tiny")))
     assert "`timm/deit_tiny_patch16_224.fb_in1k`" in section(text, "Data")
-    assert section(text, "Figures") == "Published top-1 on ImageNet: 72.19 %. It was not measured for this export."
+    assert (
+        section(text, "Figures")
+        == "Published top-1 on ImageNet: 72.19 %. It was not measured for this export."
+    )
 
 
 def test_the_preprocessing_is_that_of_the_card():
-    assert "the short side to 248, cut the centre of 224 x 224" in config_of(History())
-    squash = replace(CARD, preprocessing=Preprocessing(img_size=32, crop_pct=1.0, crop_mode="squash"))
+    assert "the short side to 248, cut the center of 224 x 224" in config_of(History())
+    squash = replace(
+        CARD, preprocessing=Preprocessing(img_size=32, crop_pct=1.0, crop_mode="squash")
+    )
     assert "Resize (bicubic) to 32 x 32" in config_of(History(), squash)
 
 
 def test_many_classes_are_counted_and_names_are_no_markup():
-    text = config_of(History(), replace(CARD, num_classes=30, class_names=("<b>`x`\n# y</b>", *map(str, range(29)))))
+    text = config_of(
+        History(),
+        replace(CARD, num_classes=30, class_names=("<b>`x`\n# y</b>", *map(str, range(29)))),
+    )
     assert section(text, "Classes").startswith("`<b>'x' # y</b>`, `0`")
     assert section(text, "Classes").endswith("and 10 more; all are in config.json.")
 
 
-@pytest.mark.parametrize("result", [{"best": 3, "heads": [1]}, {"best": {"top1": "high"}, "teacher": {"name": None}}])
+@pytest.mark.parametrize(
+    "result", [{"best": 3, "heads": [1]}, {"best": {"top1": "high"}, "teacher": {"name": None}}]
+)
 def test_a_result_file_of_somebody_else_is_no_traceback(result):
     assert "## Figures" in config_of(History(run=RUN, result=result))
 

@@ -68,7 +68,10 @@ def load(kind, folder, **options):
 
 @pytest.mark.parametrize(
     ("alias", "kind"),
-    [("deit_tiny", "ViTForImageClassification"), ("deit_tiny_distilled", "DeiTForImageClassificationWithTeacher")],
+    [
+        ("deit_tiny", "ViTForImageClassification"),
+        ("deit_tiny_distilled", "DeiTForImageClassificationWithTeacher"),
+    ],
 )
 def test_the_auto_class_finds_the_class_and_answers_with_our_logits(alias, kind, made, noise):
     loaded, folder = made(alias)
@@ -84,12 +87,16 @@ def test_the_auto_class_finds_the_class_and_answers_with_our_logits(alias, kind,
 
 
 @pytest.mark.parametrize("pre", [CENTRE, SQUASH])
-def test_the_image_processor_gives_our_view_with_pillow_and_nearly_with_torchvision(pre, made, make_image):
+def test_the_image_processor_gives_our_view_with_pillow_and_nearly_with_torchvision(
+    pre, made, make_image
+):
     _, folder = made("deit_tiny", pre)
     for size in ((96, 72), (40, 98), (60, 60), (25, 20)):
         assert cut_alike(*size, pre)
         wanted = normalize(torch.from_numpy(eval_transform(make_image(*size), pre))[None], pre)
-        exact = load("AutoImageProcessor", folder, backend="pil")(images=make_image(*size), return_tensors="pt")
+        exact = load("AutoImageProcessor", folder, backend="pil")(
+            images=make_image(*size), return_tensors="pt"
+        )
         torch.testing.assert_close(exact["pixel_values"], wanted, atol=1e-5, rtol=0)
         near = load("AutoImageProcessor", folder)(images=make_image(*size), return_tensors="pt")
         assert (near["pixel_values"] - wanted).abs().max() < 5 / 255 / min(pre.std)
@@ -106,13 +113,22 @@ def test_transformers_cuts_one_pixel_beside_where_we_say_so(made, make_image):
 
 
 @pytest.mark.parametrize(("alias", "pre"), [("deit_tiny", SQUASH), ("deit_tiny_distilled", CENTRE)])
-def test_a_fresh_process_proves_the_network_and_the_way_from_file_to_label(alias, pre, made, source):
+def test_a_fresh_process_proves_the_network_and_the_way_from_file_to_label(
+    alias, pre, made, source
+):
     loaded, folder = made(alias, pre)
     sample = images(source, pre, 4)
     wanted = reference(loaded.model, loaded.card, "avg-logits", sample.pixels)
     found = verify(folder, PROGRAM, wanted[:1], sample, tolerance=TRANSFORMERS_TOLERANCE)
     seen = verify_files(
-        folder, PROGRAM, wanted, source, sample, pre, labels(loaded.card), tolerance=TRANSFORMERS_TOLERANCE
+        folder,
+        PROGRAM,
+        wanted,
+        source,
+        sample,
+        pre,
+        labels(loaded.card),
+        tolerance=TRANSFORMERS_TOLERANCE,
     )
     assert found.max_abs_diff < TRANSFORMERS_TOLERANCE
     assert seen.pillow < TRANSFORMERS_TOLERANCE
@@ -124,7 +140,12 @@ def test_a_fresh_process_proves_the_network_and_the_way_from_file_to_label(alias
     [
         (PROCESSOR, "image_mean", [0.5, 0.5, 0.5], "disagrees"),
         (PROCESSOR, "size", {"height": 40, "width": 40}, "disagrees"),
-        ("config.json", "id2label", {str(i): str(9 - i) for i in range(10)}, "calls the class '0' '9'"),
+        (
+            "config.json",
+            "id2label",
+            {str(i): str(9 - i) for i in range(10)},
+            "calls the class '0' '9'",
+        ),
     ],
 )
 def test_a_broken_folder_is_caught(file, key, value, reason, made, source, tmp_path):
@@ -138,7 +159,14 @@ def test_a_broken_folder_is_caught(file, key, value, reason, made, source, tmp_p
     wanted = reference(loaded.model, loaded.card, "avg-logits", sample.pixels)
     with pytest.raises(ExportError, match=reason):
         verify_files(
-            folder, PROGRAM, wanted, source, sample, CENTRE, labels(loaded.card), tolerance=TRANSFORMERS_TOLERANCE
+            folder,
+            PROGRAM,
+            wanted,
+            source,
+            sample,
+            CENTRE,
+            labels(loaded.card),
+            tolerance=TRANSFORMERS_TOLERANCE,
         )
 
 
@@ -146,14 +174,20 @@ def test_the_code_of_the_readme_runs(made, tmp_path, make_image):
     _, folder = made("deit_tiny")
     make_image().save(tmp_path / "image.jpg")
     code = USAGE.replace("PATH", str(folder))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() in set("0123456789")
 
 
-def test_transformers_opens_a_timm_folder_of_what_it_has_no_class_for(classifier, network, noise, tmp_path):
+def test_transformers_opens_a_timm_folder_of_what_it_has_no_class_for(
+    classifier, network, noise, tmp_path
+):
     loaded = classifier("deit3_small")
     export_timm_folder(network(loaded, "cls"), loaded.card, {}, tmp_path / "m")
     theirs = load("AutoModelForImageClassification", tmp_path / "m").eval()
     images = noise(2, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(theirs(images).logits, forward_heads(loaded.model, images).cls, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            theirs(images).logits, forward_heads(loaded.model, images).cls, atol=1e-5, rtol=0
+        )

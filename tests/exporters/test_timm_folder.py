@@ -15,14 +15,18 @@ from deitctl.models.heads import choose_head, forward_heads, fuse_heads
     ("ref", "img_size", "distilled"),
     [("deit_tiny", 32, False), ("deit_tiny", 48, True), ("test_byobnet", 64, None)],
 )
-def test_timm_loads_the_folder_with_the_same_logits(ref, img_size, distilled, classifier, network, sample, tmp_path):
+def test_timm_loads_the_folder_with_the_same_logits(
+    ref, img_size, distilled, classifier, network, sample, tmp_path
+):
     loaded = classifier(ref, img_size=img_size, distilled=distilled)
     export_timm_folder(network(loaded, "cls"), loaded.card, {}, tmp_path / "m")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
     pixels = torch.from_numpy(sample(loaded, 5).pixels).permute(0, 3, 1, 2)
     images = normalize(pixels, loaded.card.preprocessing)
     with torch.no_grad():
-        wanted = fuse_heads(forward_heads(loaded.model, images), choose_head(HEAD, "", loaded.model))
+        wanted = fuse_heads(
+            forward_heads(loaded.model, images), choose_head(HEAD, "", loaded.model)
+        )
         torch.testing.assert_close(theirs(images), wanted, atol=1e-5, rtol=0)
     assert theirs.pretrained_cfg["label_names"] == list("0123456789")
     assert tuple(theirs.pretrained_cfg["input_size"]) == (3, img_size, img_size)

@@ -20,7 +20,9 @@ def loaded(shallow):
 @pytest.fixture(scope="module")
 def file(loaded, network, tmp_path_factory):
     path = tmp_path_factory.mktemp("pt2") / "m.pt2"
-    export_torch(network(loaded, "avg-probs"), loaded.card, describe(loaded.card, "avg-probs"), path)
+    export_torch(
+        network(loaded, "avg-probs"), loaded.card, describe(loaded.card, "avg-probs"), path
+    )
     return path
 
 
@@ -31,10 +33,14 @@ def load(path, **extra):
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_the_file_answers_as_the_model_at_any_batch_size(count, file, loaded, network, sample, answer):
+def test_the_file_answers_as_the_model_at_any_batch_size(
+    count, file, loaded, network, sample, answer
+):
     pixels = sample(loaded, count).pixels
     got = torch.stack(load(file).module()(torch.from_numpy(pixels))).detach()
-    torch.testing.assert_close(got, torch.from_numpy(answer(network(loaded, "avg-probs"), pixels)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        got, torch.from_numpy(answer(network(loaded, "avg-probs"), pixels)), atol=1e-5, rtol=0
+    )
 
 
 def test_metadata_comes_back(file):

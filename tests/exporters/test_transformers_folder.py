@@ -21,15 +21,23 @@ from deitctl.models.catalog import find
 from deitctl.models.model_config import Preprocessing
 
 IN_A_BLOCK = (
-    "attention.attention.query", "attention.attention.key", "attention.attention.value", "attention.output.dense",
-    "layernorm_before", "layernorm_after", "intermediate.dense", "output.dense",
-)  # fmt: skip
+    "attention.attention.query",
+    "attention.attention.key",
+    "attention.attention.value",
+    "attention.output.dense",
+    "layernorm_before",
+    "layernorm_after",
+    "intermediate.dense",
+    "output.dense",
+)
 
 
 @pytest.fixture(scope="module")
 def plain(shallow):
     loaded = shallow("deit_tiny")
-    return replace(loaded, card=replace(loaded.card, preprocessing=Preprocessing(img_size=32, crop_pct=1.0)))
+    return replace(
+        loaded, card=replace(loaded.card, preprocessing=Preprocessing(img_size=32, crop_pct=1.0))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +46,18 @@ def distilled(shallow):
 
 
 def test_a_plain_deit_gets_the_names_of_a_ViT(plain):
-    layers = ["embeddings.patch_embeddings.projection", *(f"encoder.layer.0.{x}" for x in IN_A_BLOCK), "layernorm"]
+    layers = [
+        "embeddings.patch_embeddings.projection",
+        *(f"encoder.layer.0.{x}" for x in IN_A_BLOCK),
+        "layernorm",
+    ]
     wanted = {f"vit.{x}.{kind}" for x in layers for kind in ("weight", "bias")}
-    wanted |= {"vit.embeddings.cls_token", "vit.embeddings.position_embeddings", "classifier.weight", "classifier.bias"}
+    wanted |= {
+        "vit.embeddings.cls_token",
+        "vit.embeddings.position_embeddings",
+        "classifier.weight",
+        "classifier.bias",
+    }
     assert convert(plain.model).keys() == wanted
 
 
@@ -48,8 +65,12 @@ def test_a_distilled_deit_gets_the_names_of_a_DeiT_with_a_second_token_and_head(
     got = convert(distilled.model)
     assert {"deit.embeddings.distillation_token", "distillation_classifier.bias"} <= got.keys()
     assert {k.split(".")[0] for k in got} == {"deit", "cls_classifier", "distillation_classifier"}
-    torch.testing.assert_close(got["cls_classifier.weight"], distilled.model.head.weight, rtol=0, atol=0)
-    torch.testing.assert_close(got["distillation_classifier.bias"], distilled.model.head_dist.bias, rtol=0, atol=0)
+    torch.testing.assert_close(
+        got["cls_classifier.weight"], distilled.model.head.weight, rtol=0, atol=0
+    )
+    torch.testing.assert_close(
+        got["distillation_classifier.bias"], distilled.model.head_dist.bias, rtol=0, atol=0
+    )
 
 
 def test_nothing_is_lost_or_doubled(distilled):
@@ -73,10 +94,17 @@ def test_the_config_says_what_transformers_would_otherwise_guess_wrong(plain, di
     config = model_config(plain.model, plain.card)
     assert (config["model_type"], config["architectures"]) == ("vit", ["ViTForImageClassification"])
     assert config["layer_norm_eps"] == 1e-6  # 1e-12 unless said
-    assert (config["hidden_size"], config["num_attention_heads"], config["intermediate_size"]) == (192, 3, 768)
+    assert (config["hidden_size"], config["num_attention_heads"], config["intermediate_size"]) == (
+        192,
+        3,
+        768,
+    )
     assert (config["image_size"], config["patch_size"], config["num_hidden_layers"]) == (32, 16, 1)
     config = model_config(distilled.model, distilled.card)
-    assert (config["model_type"], config["architectures"]) == ("deit", ["DeiTForImageClassificationWithTeacher"])
+    assert (config["model_type"], config["architectures"]) == (
+        "deit",
+        ["DeiTForImageClassificationWithTeacher"],
+    )
 
 
 def test_labels_are_the_descriptions_for_people_and_no_two_are_the_same():
@@ -92,7 +120,9 @@ def test_labels_without_descriptions_are_the_names_and_without_names_the_numbers
 
 
 def test_the_config_keeps_the_ids_of_the_classes_in_the_order_of_the_logits(plain):
-    card = replace(plain.card, class_names=tuple(f"n{i}" for i in range(10)), descriptions=("a", *"abcdefghi"))
+    card = replace(
+        plain.card, class_names=tuple(f"n{i}" for i in range(10)), descriptions=("a", *"abcdefghi")
+    )
     config = model_config(plain.model, card)
     assert config["id2label"]["0"] == "a (n0)"
     assert config["label2id"] == {name: int(i) for i, name in config["id2label"].items()}
@@ -103,12 +133,24 @@ def test_the_config_keeps_the_ids_of_the_classes_in_the_order_of_the_logits(plai
     ("pre", "size", "resample"),
     [
         (Preprocessing(img_size=224, crop_pct=0.9), {"shortest_edge": 248}, 3),
-        (Preprocessing(img_size=384, crop_pct=1.0, interpolation="bilinear"), {"shortest_edge": 384}, 2),
-        (Preprocessing(img_size=32, crop_pct=1.0, crop_mode="squash"), {"height": 32, "width": 32}, 3),
-        (Preprocessing(img_size=96, crop_pct=0.5, crop_mode="squash"), {"height": 192, "width": 192}, 3),
+        (
+            Preprocessing(img_size=384, crop_pct=1.0, interpolation="bilinear"),
+            {"shortest_edge": 384},
+            2,
+        ),
+        (
+            Preprocessing(img_size=32, crop_pct=1.0, crop_mode="squash"),
+            {"height": 32, "width": 32},
+            3,
+        ),
+        (
+            Preprocessing(img_size=96, crop_pct=0.5, crop_mode="squash"),
+            {"height": 192, "width": 192},
+            3,
+        ),
     ],
 )
-def test_the_image_processor_resizes_cuts_and_normalises_as_the_card_says(pre, size, resample):
+def test_the_image_processor_resizes_cuts_and_normalizes_as_the_card_says(pre, size, resample):
     config = processor_config(replace(pre, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
     assert (config["size"], config["resample"]) == (size, resample)
     assert config["crop_size"] == {"height": pre.img_size, "width": pre.img_size}
@@ -143,9 +185,12 @@ def test_a_model_that_transformers_has_no_class_for_is_refused_before_anything_i
 def test_the_folder_has_weights_config_and_processor(plain, network, tmp_path):
     export_transformers(network(plain, "cls"), plain.card, {}, tmp_path / "m")
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
-        "config.json", "deitctl.json", "model.safetensors", "preprocessor_config.json",
-    ]  # fmt: skip
+        "config.json",
+        "deitctl.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
     assert load_file(tmp_path / "m" / "model.safetensors").keys() == convert(plain.model).keys()
-    assert json.loads((tmp_path / "m" / "preprocessor_config.json").read_text()) == processor_config(
-        plain.card.preprocessing
-    )
+    assert json.loads(
+        (tmp_path / "m" / "preprocessor_config.json").read_text()
+    ) == processor_config(plain.card.preprocessing)

@@ -21,7 +21,12 @@ from deitctl.models.layers import layer_names, shipping_config
 def exported(saved, tmp_path_factory):
     """A run folder with its exports inside."""
     run = shutil.copytree(saved, tmp_path_factory.mktemp("verify") / "seven")
-    for options in ({"to": "onnx"}, {"to": "onnx", "quantize": "int8"}, {"to": "torch"}, {"to": "timm"}):
+    for options in (
+        {"to": "onnx"},
+        {"to": "onnx", "quantize": "int8"},
+        {"to": "torch"},
+        {"to": "timm"},
+    ):
         export(str(run), count=2, **options)
     return run
 
@@ -34,10 +39,12 @@ def run(exported, tmp_path):
 @pytest.mark.parametrize(
     ("name", "kind", "quantize"),
     [
-        ("seven.onnx", "onnx", None), ("seven-int8.onnx", "onnx", "int8"), ("seven.pt2", "torch", None),
+        ("seven.onnx", "onnx", None),
+        ("seven-int8.onnx", "onnx", "int8"),
+        ("seven.pt2", "torch", None),
         ("seven-timm", "timm", None),
     ],
-)  # fmt: skip
+)
 def test_an_export_in_its_run_is_compared_with_the_run(name, kind, quantize, run):
     result = verify_export(str(run / "export" / name), count=4)
     record = json.loads(json.dumps(result.to_dict()))
@@ -71,7 +78,9 @@ def test_images_without_a_model_are_refused_not_ignored(run, tmp_path, image_fol
         verify_export(str(moved), images_from=str(image_folder({"a": 2})))
 
 
-def test_a_model_that_is_named_is_compared_on_the_images_that_are_named(run, tmp_path, image_folder):
+def test_a_model_that_is_named_is_compared_on_the_images_that_are_named(
+    run, tmp_path, image_folder
+):
     moved = shutil.copy(run / "export" / "seven.onnx", tmp_path / "m.onnx")
     root = image_folder({"a": 3}) / "a"
     record = verify_export(str(moved), images_from=str(root), model=str(run)).to_dict()
@@ -86,7 +95,12 @@ def test_a_model_that_was_trained_on_is_another_model(name, run):
     loaded = load_model(str(run), reporter=SilentReporter())
     with torch.no_grad():
         loaded.model.head.weight[0, 0] += 0.5
-    save_model(run, loaded.model.state_dict(), shipping_config(loaded.model, loaded.card), layer_names(loaded.model))
+    save_model(
+        run,
+        loaded.model.state_dict(),
+        shipping_config(loaded.model, loaded.card),
+        layer_names(loaded.model),
+    )
     with pytest.raises(ExportError, match="disagrees with the model"):
         verify_export(str(run / "export" / name), count=4)
 
@@ -111,7 +125,9 @@ def test_another_preprocessing_is_named(change, says, run):
 def test_weights_that_were_damaged_on_the_way_do_not_answer_the_golden_sample(run, tmp_path):
     proto = onnx.load(run / "export" / "seven.onnx")
     (weight,) = (w for w in proto.graph.initializer if w.name == "model.head.weight")
-    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight)[::-1].copy(), weight.name))
+    weight.CopyFrom(
+        onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight)[::-1].copy(), weight.name)
+    )
     onnx.save(proto, tmp_path / "m.onnx")
     with pytest.raises(ExportError, match="golden sample is answered"):
         verify_export(str(tmp_path / "m.onnx"))

@@ -23,13 +23,22 @@ WANTED[:, :, 1] = 5
 def check(tmp_path, make_image):
     """Verify three images, the last of another shape, against a process that adds `pillow` and `chosen`, [3] each."""
 
-    def run(pillow=(0, 0, 0), chosen=(0, 0, 0), said=("a", "b", "c", "d"), pre=SQUASH, sizes=((40, 30),) * 3):
+    def run(
+        pillow=(0, 0, 0),
+        chosen=(0, 0, 0),
+        said=("a", "b", "c", "d"),
+        pre=SQUASH,
+        sizes=((40, 30),) * 3,
+    ):
         files = []
         for number, size in enumerate(sizes):
             files.append(str(tmp_path / f"{number}.png"))
             make_image(*size, seed=number).save(files[-1])
         given = np.stack(
-            [WANTED[0] + np.float32(d)[:, None] * [1, 0, 0, 0] for d in (np.array(pillow), np.array(chosen))]
+            [
+                WANTED[0] + np.float32(d)[:, None] * [1, 0, 0, 0]
+                for d in (np.array(pillow), np.array(chosen))
+            ]
         )
         np.save(tmp_path / "given.npy", given.astype(np.float32))
         program = tmp_path / "program.py"
@@ -71,7 +80,9 @@ def test_another_name_of_a_class_is_a_failure(check):
 
 def test_an_image_that_is_cut_one_pixel_beside_may_differ_and_is_counted(check):
     pre = Preprocessing(img_size=32, crop_pct=1.0)
-    found = check(pillow=(0, 0, 0.9), chosen=(0, 0, 0.9), pre=pre, sizes=((32, 32), (64, 32), (35, 32)))
+    found = check(
+        pillow=(0, 0, 0.9), chosen=(0, 0, 0.9), pre=pre, sizes=((32, 32), (64, 32), (35, 32))
+    )
     assert (found.shifted, found.pillow, found.chosen.max_abs_diff) == (1, 0, pytest.approx(0.9))
     with pytest.raises(ExportError, match="disagrees"):
         check(pillow=(0, 0.9, 0), pre=pre, sizes=((32, 32), (64, 32), (35, 32)))

@@ -16,9 +16,16 @@ def reply(tmp_path):
         np.save(tmp_path / "given.npy", np.array([given], dtype=np.float32))
         program = tmp_path / "reply.py"
         program.write_text("import shutil, sys; shutil.copy(sys.argv[1], sys.argv[3])")
-        sample = Images(np.zeros((len(wanted), 2, 2, 3), np.uint8), tuple(f"{i}.png" for i in range(len(wanted))))
+        sample = Images(
+            np.zeros((len(wanted), 2, 2, 3), np.uint8),
+            tuple(f"{i}.png" for i in range(len(wanted))),
+        )
         return verify_rounded(
-            tmp_path / "given.npy", program, np.array([wanted], np.float32), sample, tolerance=tolerance
+            tmp_path / "given.npy",
+            program,
+            np.array([wanted], np.float32),
+            sample,
+            tolerance=tolerance,
         )
 
     return run
@@ -28,8 +35,15 @@ def test_the_difference_is_relative_to_the_spread_around_each_images_mean(reply)
     """Logits 10 +- 2 have an RMS of 2 around their mean; all of them half a unit off is a quarter of that."""
     found, relative = reply([[12.0, 8.0], [8.0, 12.0]], [[12.5, 8.5], [7.5, 11.5]], 0.26)
     assert relative == pytest.approx(0.25)
-    assert (found.num_images, found.max_abs_diff, found.top1_agreement, found.differing) == (2, 0.5, 100, [])
-    with pytest.raises(ExportError, match=r"logits differ by 0.25 of their spread where 0.24 is allowed"):
+    assert (found.num_images, found.max_abs_diff, found.top1_agreement, found.differing) == (
+        2,
+        0.5,
+        100,
+        [],
+    )
+    with pytest.raises(
+        ExportError, match=r"logits differ by 0.25 of their spread where 0.24 is allowed"
+    ):
         reply([[12.0, 8.0], [8.0, 12.0]], [[12.5, 8.5], [7.5, 11.5]], 0.24)
 
 

@@ -10,7 +10,15 @@ import pytest
 from deitctl.cache import cache_root
 from deitctl.errors import DataError, ExportError
 from deitctl.exporters import web_runtime
-from deitctl.exporters.web_runtime import ARCHIVE, BINARY, PARTS, SCRIPT, VARIABLE, provide, runtime_files
+from deitctl.exporters.web_runtime import (
+    ARCHIVE,
+    BINARY,
+    PARTS,
+    SCRIPT,
+    VARIABLE,
+    provide,
+    runtime_files,
+)
 
 
 def sha512(data: bytes) -> str:
@@ -46,13 +54,17 @@ WANTED = {SCRIPT: PARTS[SCRIPT].encode(), BINARY: PARTS[BINARY].encode()}
 
 
 @pytest.mark.parametrize("way", ["option", "variable", "registry", "by hand"])
-def test_the_archive_is_taken_from_wherever_it_is_and_kept(way, pinned, reporter, tmp_path, monkeypatch):
+def test_the_archive_is_taken_from_wherever_it_is_and_kept(
+    way, pinned, reporter, tmp_path, monkeypatch
+):
     downloaded = tmp_path / "downloaded.tgz"
     downloaded.write_bytes(pinned)
     if way == "variable":
         monkeypatch.setenv(VARIABLE, str(downloaded))
     elif way == "registry":
-        monkeypatch.setattr(web_runtime, "fetch", lambda url, **_: pinned if url == web_runtime.ADDRESS else b"")
+        monkeypatch.setattr(
+            web_runtime, "fetch", lambda url, **_: pinned if url == web_runtime.ADDRESS else b""
+        )
     elif way == "by hand":
         cache_root().mkdir()
         (cache_root() / ARCHIVE).write_bytes(pinned)
@@ -96,7 +108,9 @@ def test_an_archive_that_cannot_be_read_is_one_error(name, pinned, reporter, tmp
         provide(str(tmp_path / name), reporter)
 
 
-def test_a_cached_archive_that_was_changed_after_it_was_provided_is_not_unpacked(pinned, reporter, tmp_path):
+def test_a_cached_archive_that_was_changed_after_it_was_provided_is_not_unpacked(
+    pinned, reporter, tmp_path
+):
     (tmp_path / "given.tgz").write_bytes(pinned)
     provide(str(tmp_path / "given.tgz"), reporter)
     (cache_root() / ARCHIVE).write_bytes(pinned + b" ")

@@ -114,7 +114,9 @@ class Hostile(http.server.BaseHTTPRequestHandler):
 def server() -> Iterator[str]:
     served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hostile)
     served.daemon_threads = True
-    threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    threading.Thread(
+        target=served.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    ).start()
     yield f"http://127.0.0.1:{served.server_port}"
     served.shutdown()
     served.server_close()
@@ -133,11 +135,17 @@ def test_an_image_and_a_redirect_to_one_are_fetched(server, path):
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("loop", "infinite loop"), ("ever_further", "infinite loop"), ("to_file", "not allowed"), ("to_data", "not allowed"),
-        ("to_ftp", "unknown url type"), ("long_header", "got more than 65536 bytes"),
-        ("many_headers", "got more than 100 headers"), ("missing", "Not Found"), ("chatter", "cannot be fetched"),
+        ("loop", "infinite loop"),
+        ("ever_further", "infinite loop"),
+        ("to_file", "not allowed"),
+        ("to_data", "not allowed"),
+        ("to_ftp", "unknown url type"),
+        ("long_header", "got more than 65536 bytes"),
+        ("many_headers", "got more than 100 headers"),
+        ("missing", "Not Found"),
+        ("chatter", "cannot be fetched"),
     ],
-)  # fmt: skip
+)
 def test_what_a_server_may_not_do_is_one_line(server, path, says):
     with pytest.raises(DataError, match=says) as caught:
         fetch(f"{server}/{path}")
@@ -170,7 +178,15 @@ def test_a_length_that_lies_takes_neither_time_nor_memory(server):
 
 
 @pytest.mark.parametrize(
-    "url", ["http://", "http://[::1", "https://a b/", "http://x:99999/", "http://\ud800/", "http://a\r\nb/"]
+    "url",
+    [
+        "http://",
+        "http://[::1",
+        "https://a b/",
+        "http://x:99999/",
+        "http://\ud800/",
+        "http://a\r\nb/",
+    ],
 )
 def test_an_address_that_is_none_is_one_line(url):
     with pytest.raises(DataError, match="cannot be fetched"):

@@ -43,7 +43,11 @@ def make_odd(kind: str, path: Path) -> None:
     elif kind == "folder":
         path.mkdir()
     else:
-        path.symlink_to({"zero": "/dev/zero", "random": "/dev/urandom", "loop": path, "stdin": "/dev/stdin"}[kind])
+        path.symlink_to(
+            {"zero": "/dev/zero", "random": "/dev/urandom", "loop": path, "stdin": "/dev/stdin"}[
+                kind
+            ]
+        )
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "zero", "random", "loop"])
@@ -52,13 +56,17 @@ def test_what_is_no_file_is_neither_waited_for_nor_read(kind, tmp_path, monkeypa
     make_odd(kind, tmp_path / "x.png")
     begun = time.monotonic()
     for read in (read_bytes, read_image):
-        with pytest.raises(DataError, match=r"x\.png cannot be read: (it is a pipe|Is a directory|Too many levels)"):
+        with pytest.raises(
+            DataError, match=r"x\.png cannot be read: (it is a pipe|Is a directory|Too many levels)"
+        ):
             read(tmp_path / "x.png")
     assert time.monotonic() - begun < 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="Linux has /proc")
-@pytest.mark.parametrize("name", ["/proc/self/environ", "/proc/kcore", "/proc/self/mem", "/proc/kmsg"])
+@pytest.mark.parametrize(
+    "name", ["/proc/self/environ", "/proc/kcore", "/proc/self/mem", "/proc/kmsg"]
+)
 def test_a_file_of_the_kernel_is_no_image(name):
     if not Path(name).exists():
         pytest.skip("not on this machine")
@@ -136,7 +144,9 @@ def base_256(number: int) -> bytes:
 @pytest.mark.parametrize("kind", [b"0", b"x", b"L", b"S"])
 def test_a_size_that_lies_ends_in_one_line(size, kind, tmp_path):
     """Also round and round for ever, as tarfile itself goes with a negative one (CVE-2025-8194)."""
-    path = patched(tar_of(tmp_path / "x.tar", *members()), b"ant/1.png", size=base_256(size), type=kind)
+    path = patched(
+        tar_of(tmp_path / "x.tar", *members()), b"ant/1.png", size=base_256(size), type=kind
+    )
     done: list[object] = []
 
     def read() -> None:
@@ -189,7 +199,11 @@ def test_links_that_loop_are_left_and_images_found(tmp_path):
     (tmp_path / "bee" / "round.png").symlink_to("round.png")
     source = opened(tmp_path).whole
     assert source.class_names == ("ant", "bee")
-    assert sorted(Path(source.name(i)).name for i in range(len(source.labels))) == ["0.png", "0.png", "round.png"]
+    assert sorted(Path(source.name(i)).name for i in range(len(source.labels))) == [
+        "0.png",
+        "0.png",
+        "round.png",
+    ]
     assert len(list(expand([str(tmp_path)], ()))) == 3
 
 
@@ -204,7 +218,9 @@ def test_a_folder_deeper_than_recursion_is_walked(tmp_path, monkeypatch):
     os.makedirs("bee")
     Path("bee/x.png").write_bytes(png())
     assert opened(tmp_path).whole.class_names == ("bee", "d")
-    subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)  # Python's own removal would recurse
+    subprocess.run(
+        ["rm", "-rf", str(tmp_path / "d")], check=True
+    )  # Python's own removal would recurse
 
 
 def table(path: Path, text: str | bytes) -> Path:
@@ -252,7 +268,8 @@ def test_paths_of_a_table_are_followed_as_written_and_a_nul_is_an_unreadable_ima
     (tmp_path / "in").mkdir()
     (tmp_path / "out.png").write_bytes(png())
     path = table(
-        tmp_path / "in" / "x.csv", b"path,label\n../out.png,a\n" + os.fsencode(tmp_path) + b"/out.png,b\na\0b.png,c\n"
+        tmp_path / "in" / "x.csv",
+        b"path,label\n../out.png,a\n" + os.fsencode(tmp_path) + b"/out.png,b\na\0b.png,c\n",
     )
     source = opened(path).whole
     assert [source.read(i).size for i in (0, 1)] == [(6, 5), (6, 5)]
@@ -261,7 +278,9 @@ def test_paths_of_a_table_are_followed_as_written_and_a_nul_is_an_unreadable_ima
         source.read(2)
 
 
-@pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1" + b"\xff" * 100 + b"PAR1", b"PAR1\0\0\0\0" * 20], ids=range(4))
+@pytest.mark.parametrize(
+    "data", [b"", b"PAR1", b"PAR1" + b"\xff" * 100 + b"PAR1", b"PAR1\0\0\0\0" * 20], ids=range(4)
+)
 def test_a_parquet_that_is_none_is_one_line(data, tmp_path):
     pytest.importorskip("pyarrow")
     with pytest.raises(DataError) as caught:
@@ -291,20 +310,26 @@ def test_a_class_that_is_no_text_is_refused_where_it_is_opened(tmp_path):
 def test_a_row_belongs_to_its_own_input_among_hostile_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = []
-    for number, kind in enumerate(["good", "pipe", "good", "zero", "loop", "good", "folder", "socket", "good"]):
+    for number, kind in enumerate(
+        ["good", "pipe", "good", "zero", "loop", "good", "folder", "socket", "good"]
+    ):
         path = tmp_path / f"{number}.png"
         path.write_bytes(png(20 * number)) if kind == "good" else make_odd(kind, path)
         names.append(str(path))
     names[3:3] = ["a\0b", "", "\ud800.png", "x" * 5000, "http://[::1", "~root/x", "-"]
     for size in (1, 4, 32):
-        found = [item for batch in batches(names, Preprocessing(img_size=8), size) for item in batch]
+        found = [
+            item for batch in batches(names, Preprocessing(img_size=8), size) for item in batch
+        ]
         assert [item.name for item in found] == names
         shades = {item.name: int(np.max(item.pixels)) for item in found if item.pixels is not None}
         assert shades == {str(tmp_path / f"{n}.png"): 20 * n for n in (0, 2, 5, 8)}
 
 
 @pytest.mark.parametrize(
-    "stem", ["../../etc/passwd", "/etc", "..", "", "a/b\\c", "\x1b[2J\n", "con:aux|", "\ud800"], ids=ascii
+    "stem",
+    ["../../etc/passwd", "/etc", "..", "", "a/b\\c", "\x1b[2J\n", "con:aux|", "\ud800"],
+    ids=ascii,
 )
 def test_a_run_named_by_others_stays_in_runs(stem, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -12,6 +12,8 @@ HARNESS = Path(deitctl.__file__).parents[1] / "benchmarks" / "hostile_inputs.py"
 
 
 def test_forty_hostile_inputs_break_no_rule():
-    done = subprocess.run([sys.executable, str(HARNESS), "--count", "40"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(HARNESS), "--count", "40"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "BROKEN" not in done.stdout

@@ -33,13 +33,26 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 def png(width: int, height: int, *extra: bytes, body: bytes = b"\0" * 99) -> bytes:
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + b"".join(extra) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + b"".join(extra)
+        + chunk(b"IDAT", zlib.compress(body))
+        + chunk(b"IEND", b"")
+    )
 
 
 def tiff(entries: dict[int, tuple[int, int, int]], pixels: bytes = b"\0" * 64) -> bytes:
     """A little-endian TIFF of one directory: tag -> type, count, value."""
     table = b"".join(struct.pack("<HHII", tag, *entry) for tag, entry in sorted(entries.items()))
-    return b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + struct.pack("<H", len(entries)) + table + b"\0" * 4
+    return (
+        b"II*\0"
+        + struct.pack("<I", 8 + len(pixels))
+        + pixels
+        + struct.pack("<H", len(entries))
+        + table
+        + b"\0" * 4
+    )
 
 
 def refused(data: bytes, says: str = "x ") -> None:
@@ -88,20 +101,46 @@ def test_pixels_that_inflate_beyond_the_header_are_not_kept():
 @pytest.mark.parametrize(
     "entries",
     [
-        {256: (3, 1, 4), 257: (3, 1, 4), 258: (3, 1, 8), 262: (3, 1, 1), 273: (4, 1, 2**31), 278: (3, 1, 4), 279: (4, 1, 16)},
-        {256: (3, 1, 4), 257: (3, 1, 4), 258: (3, 1, 8), 262: (3, 1, 1), 273: (4, 2**28, 8), 278: (3, 1, 4), 279: (4, 1, 16)},
+        {
+            256: (3, 1, 4),
+            257: (3, 1, 4),
+            258: (3, 1, 8),
+            262: (3, 1, 1),
+            273: (4, 1, 2**31),
+            278: (3, 1, 4),
+            279: (4, 1, 16),
+        },
+        {
+            256: (3, 1, 4),
+            257: (3, 1, 4),
+            258: (3, 1, 8),
+            262: (3, 1, 1),
+            273: (4, 2**28, 8),
+            278: (3, 1, 4),
+            279: (4, 1, 16),
+        },
         {256: (4, 1, 2**32 - 1), 257: (4, 1, 2**32 - 1), 273: (4, 1, 8), 279: (4, 1, 16)},
         {256: (2, 2**31, 8), 257: (12, 2**31, 8), 65535: (7, 2**32 - 1, 8)},
         {},
     ],
-    ids=["strip outside", "a quarter of a billion strips", "four billion a side", "tags of gigabytes", "no tags"],
-)  # fmt: skip
+    ids=[
+        "strip outside",
+        "a quarter of a billion strips",
+        "four billion a side",
+        "tags of gigabytes",
+        "no tags",
+    ],
+)
 def test_a_tiff_of_absurd_tags_is_refused(entries):
     refused(tiff(entries))
 
 
 def test_exif_that_is_garbage_is_no_end():
-    for exif in (b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"):
+    for exif in (
+        b"Exif\0\0garbage",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\x08\xff\xff",
+    ):
         assert decode(encode(Image.new("RGB", (4, 3)), "JPEG", exif=exif), "x").size == (4, 3)
 
 
@@ -134,7 +173,9 @@ def test_a_jpeg_of_ten_thousand_scans_is_refused():
 
 def test_a_ribbon_is_cut_before_it_is_resized():
     """One of 2 x 20,000 would become 248 x 2,480,000; what the crop keeps is what the whole would give, but for rounding."""
-    ribbon = Image.fromarray(np.random.default_rng(0).integers(0, 255, (3000, 3, 3), dtype=np.uint8))
+    ribbon = Image.fromarray(
+        np.random.default_rng(0).integers(0, 255, (3000, 3, 3), dtype=np.uint8)
+    )
     pre = Preprocessing()
     cut = eval_transform(ribbon, pre).astype(int)
     whole = ribbon.resize((248, 248 * 1000), Image.Resampling.BICUBIC)
@@ -146,10 +187,10 @@ def test_a_ribbon_is_cut_before_it_is_resized():
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "F", "I"])
 def test_strips_give_what_the_whole_image_gives(mode, monkeypatch, make_image):
-    grey = make_image(50, 40).convert("L")
-    image = grey.point(lambda v: v * 257, "I") if mode in ("I;16", "I") else make_image(50, 40)
+    gray = make_image(50, 40).convert("L")
+    image = gray.point(lambda v: v * 257, "I") if mode in ("I;16", "I") else make_image(50, 40)
     if mode in ("RGBA", "LA"):
-        image.putalpha(grey)
+        image.putalpha(gray)
     image = image if mode == "I" else image.convert(mode)
     options = {"transparency": 7} if mode == "P" else {}
     data = encode(image, "TIFF" if mode in ("F", "I") else "PNG", **options)

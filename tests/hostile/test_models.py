@@ -20,7 +20,13 @@ from deitctl.errors import ModelError
 from deitctl.events import SilentReporter
 from deitctl.inference.classify import predict
 from deitctl.models import timm_models
-from deitctl.models.checkpoint_io import load_card, load_tensors, save_model, save_tensors, tensor_shapes
+from deitctl.models.checkpoint_io import (
+    load_card,
+    load_tensors,
+    save_model,
+    save_tensors,
+    tensor_shapes,
+)
 from deitctl.models.factory import load_model
 from deitctl.models.layers import layer_names, shipping_config
 from deitctl.models.model_config import ModelConfig, to_timm_config
@@ -28,7 +34,9 @@ from deitctl.models.model_config import ModelConfig, to_timm_config
 LAYERS = {"classifier": ("head",), "first_conv": "patch_embed.proj", "fixed_input_size": True}
 
 
-def header(text: bytes | dict[str, Any], data: bytes = b"\0" * 64, length: int | None = None) -> bytes:
+def header(
+    text: bytes | dict[str, Any], data: bytes = b"\0" * 64, length: int | None = None
+) -> bytes:
     body = text if isinstance(text, bytes) else json.dumps(text).encode()
     return struct.pack("<Q", len(body) if length is None else length) + body + data
 
@@ -43,7 +51,9 @@ LIES = {
     "a header of gigabytes": header(b" " * 99, length=2**34),
     "offsets beyond the file": header({"a": entry([4096], [0, 16384])}),
     "offsets backwards": header({"a": entry([4], [16, 0])}),
-    "tensors on each other": header({"a": entry([4], [0, 16]), "b": entry([4], [8, 24])}, b"\0" * 24),
+    "tensors on each other": header(
+        {"a": entry([4], [0, 16]), "b": entry([4], [8, 24])}, b"\0" * 24
+    ),
     "a hole": header({"a": entry([4], [0, 16]), "b": entry([4], [32, 48])}, b"\0" * 48),
     "a shape that overflows": header({"a": entry([2**33, 2**33], [0, 64])}),
     "a negative side": header({"a": entry([-4], [0, 16])}),
@@ -63,7 +73,9 @@ def test_a_safetensors_file_that_lies_is_refused(data, tmp_path):
     for read in (load_tensors, tensor_shapes):
         if read is tensor_shapes and b"head.weight" in data:
             continue  # shapes alone take nothing
-        with pytest.raises(ModelError, match=r"x\.safetensors is not a readable checkpoint") as caught:
+        with pytest.raises(
+            ModelError, match=r"x\.safetensors is not a readable checkpoint"
+        ) as caught:
             read(path)
         assert len(str(caught.value).splitlines()) == 1
 
@@ -116,7 +128,10 @@ def saved(value: Any) -> bytes:
 
 def test_a_compressed_pickle_is_refused_before_it_inflates(tmp_path):
     plain = io.BytesIO(saved({"a": torch.zeros(10**6)}))
-    with zipfile.ZipFile(plain) as whole, zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
+    with (
+        zipfile.ZipFile(plain) as whole,
+        zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
         for name in whole.namelist():
             bomb.writestr(name, whole.read(name))
     assert (tmp_path / "x.pth").stat().st_size < 20_000
@@ -139,7 +154,7 @@ ODD = {
     "csr": lambda: torch.eye(3).to_sparse_csr(),
     "meta": lambda: torch.ones(2, device="meta"),
     "complex": lambda: torch.ones(2, dtype=torch.complex64),
-    "quantised": lambda: torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8),
     "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
     "expanded": lambda: torch.ones(1).expand(10**9, 10**6),
 }
@@ -153,7 +168,9 @@ def test_tensors_that_are_not_numbers_in_the_file_are_refused(kind, tmp_path):
         load_tensors(tmp_path / "x.pth")
 
 
-@pytest.mark.parametrize("value", [{3: torch.ones(2)}, {"a": {"b": torch.ones(2)}}, {("a",): torch.ones(2)}])
+@pytest.mark.parametrize(
+    "value", [{3: torch.ones(2)}, {"a": {"b": torch.ones(2)}}, {("a",): torch.ones(2)}]
+)
 def test_names_that_are_no_names_are_refused(value, tmp_path):
     (tmp_path / "x.pth").write_bytes(saved(value))
     with pytest.raises(ModelError, match="is not a dictionary of tensors"):
@@ -165,7 +182,10 @@ def sound(tmp_path_factory, deit):
     """A sound model folder that no test may change."""
     model, tmp_path = deit(classes=3), tmp_path_factory.mktemp("sound")
     card = shipping_config(
-        model, ModelConfig(architecture="deit_tiny_patch16_224", num_classes=3, class_names=("a", "b", "c"))
+        model,
+        ModelConfig(
+            architecture="deit_tiny_patch16_224", num_classes=3, class_names=("a", "b", "c")
+        ),
     )
     save_model(tmp_path / "m", model.state_dict(), card.at_size(32), layer_names(model))
     return tmp_path / "m"
@@ -190,7 +210,8 @@ def test_weights_that_are_not_numbers_are_refused(value, folder):
     state["blocks.3.mlp.fc1.weight"][5, 7] = value
     save_tensors(folder / "model.safetensors", state)
     with pytest.raises(
-        ModelError, match=r"'blocks\.3\.mlp\.fc1\.weight' holds values that are infinite or not numbers"
+        ModelError,
+        match=r"'blocks\.3\.mlp\.fc1\.weight' holds values that are infinite or not numbers",
     ):
         load_model(str(folder), reporter=SilentReporter())
 
@@ -230,7 +251,10 @@ def test_shapes_that_do_not_go_together_are_refused(name, shape, folder):
         load_model(str(folder), reporter=SilentReporter())
 
 
-CARD = to_timm_config(ModelConfig(architecture="deit_tiny_patch16_224", num_classes=2, class_names=("a", "b")), **LAYERS)
+CARD = to_timm_config(
+    ModelConfig(architecture="deit_tiny_patch16_224", num_classes=2, class_names=("a", "b")),
+    **LAYERS,
+)
 ABSURD: list[tuple[str, object]] = [
     ("num_classes", 10**9),
     ("num_classes", -1),
@@ -278,7 +302,9 @@ ABSURD: list[tuple[str, object]] = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value"), ABSURD, ids=lambda v: str(v)[:40].encode("unicode_escape").decode())
+@pytest.mark.parametrize(
+    ("key", "value"), ABSURD, ids=lambda v: str(v)[:40].encode("unicode_escape").decode()
+)
 def test_a_card_that_is_absurd_is_refused_in_one_short_line(key, value, folder):
     config = json.loads(json.dumps(CARD))
     outer, _, inner = key.rpartition(".")
@@ -377,7 +403,16 @@ def test_a_hub_name_that_is_no_name_is_refused(ref):
 
 @pytest.mark.parametrize(
     "ref",
-    ["local-dir:/tmp", "timm/resnet18", "http://evil/x.pth", "resnet18.\x1b[2J", "a\0b", "", " ", "__import__('os')"],
+    [
+        "local-dir:/tmp",
+        "timm/resnet18",
+        "http://evil/x.pth",
+        "resnet18.\x1b[2J",
+        "a\0b",
+        "",
+        " ",
+        "__import__('os')",
+    ],
     ids=ascii,
 )
 def test_a_model_that_is_no_model_is_refused(ref):

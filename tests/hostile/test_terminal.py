@@ -18,8 +18,12 @@ from deitctl.errors import DeitctlError
 from deitctl.inference.predict import Guess, Prediction
 from deitctl.models.checkpoint_io import write_json
 
-EVIL = "a\x1b]0;pwned\x07\x1b[2J\x9b31m\r\nerror: \u202egnp.exe\u2066\u200f[red]b[/red]\udcff\x00\x7f"
-ORDERS = {chr(c) for c in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))} - {"\n"}
+EVIL = (
+    "a\x1b]0;pwned\x07\x1b[2J\x9b31m\r\nerror: \u202egnp.exe\u2066\u200f[red]b[/red]\udcff\x00\x7f"
+)
+ORDERS = {
+    chr(c) for c in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+} - {"\n"}
 ORDERS |= set("\u200e\u200f\u2028\u2029\u061c\ufeff")
 
 
@@ -53,7 +57,11 @@ def test_json_is_exact_and_harmless(write, capsys):
     write(stream())
     out = capsys.readouterr().out
     assert_harmless(out, out.count("\n"))
-    records = json.loads(out) if write is predict._json else [json.loads(line) for line in out.splitlines()]
+    records = (
+        json.loads(out)
+        if write is predict._json
+        else [json.loads(line) for line in out.splitlines()]
+    )
     assert records[0]["input"] == EVIL
     assert records[0]["predictions"][0]["label"] == EVIL
 
@@ -115,7 +123,10 @@ def test_a_message_without_end_has_one(capsys):
 
 def test_a_file_name_that_is_no_text_is_kept_in_a_record(tmp_path):
     write_json(tmp_path / "r.json", {"unreadable": [EVIL, "\ud800"], "ä": "ä"})
-    assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["unreadable"] == [EVIL, "\ud800"]
+    assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["unreadable"] == [
+        EVIL,
+        "\ud800",
+    ]
 
 
 def test_the_command_line_sends_no_command_of_a_name_to_the_terminal(monkeypatch, capsys, tmp_path):

@@ -53,7 +53,12 @@ def test_a_toml_that_is_a_pipe_a_folder_or_endless_is_one_line(tmp_path):
     os.mkfifo(tmp_path / "pipe.toml")
     (tmp_path / "zero.toml").symlink_to("/dev/zero")
     (tmp_path / "loop.toml").symlink_to("loop.toml")
-    for name, why in (("pipe", "a pipe"), ("zero", "a device"), ("loop", "Too many levels"), ("", "Is a directory")):
+    for name, why in (
+        ("pipe", "a pipe"),
+        ("zero", "a device"),
+        ("loop", "Too many levels"),
+        ("", "Is a directory"),
+    ):
         with pytest.raises(ConfigError, match=f"Cannot read .*{why}"):
             read_toml(tmp_path / f"{name}.toml" if name else tmp_path)
     with (tmp_path / "huge.toml").open("wb") as file:
@@ -111,7 +116,9 @@ def test_a_setting_of_another_kind_or_size_is_one_short_line(key, value):
         check(from_dict(TrainConfig, values, "run.toml"))
 
 
-@pytest.mark.parametrize("key", ["__class__", "__class__.__init__", "recipe.__dict__", "", ".", "recipe.", "a" * 10**6])
+@pytest.mark.parametrize(
+    "key", ["__class__", "__class__.__init__", "recipe.__dict__", "", ".", "recipe.", "a" * 10**6]
+)
 def test_a_setting_that_is_none_of_ours_is_not_set(key):
     with pytest.raises(ConfigError, match="There is no setting"):
         override(RUN, {key: "1"})
@@ -160,7 +167,16 @@ def cache(tmp_path):
 
 @pytest.mark.parametrize(
     "stamp",
-    [[], 3, None, "x", {}, {"teacher": {"a": {}}}, {"teacher": "x" * 10**6}, {"teacher": [[[1]]], "x": 1e999}],
+    [
+        [],
+        3,
+        None,
+        "x",
+        {},
+        {"teacher": {"a": {}}},
+        {"teacher": "x" * 10**6},
+        {"teacher": [[[1]]], "x": 1e999},
+    ],
     ids=lambda s: str(s)[:20],
 )
 def test_a_stamp_of_another_kind_is_one_short_line(stamp, cache):
@@ -194,11 +210,20 @@ def record(body: list[int]) -> bytes:
 
 def test_soft_words_that_are_made_to_fit_are_still_no_words(cache):
     half = int(np.float16(0.5).view(np.uint16))
-    bad = [[9, 1, 2, half, 0, 0], [0, 1, 2, 0x7E00, 0, 0], [0, 1, 2, 0x7C00, 0, 0], [0, 1, 2, half | 0x8000, 0, 0]]
+    bad = [
+        [9, 1, 2, half, 0, 0],
+        [0, 1, 2, 0x7E00, 0, 0],
+        [0, 1, 2, 0x7C00, 0, 0],
+        [0, 1, 2, half | 0x8000, 0, 0],
+    ]
     kept = cache(SOFT, b"".join(record(b) for b in bad))
     assert kept.missing(0).tolist() == [0, 1, 2, 3]
     kept = cache(
-        WHOLE, b"".join(record(b) for b in ([half, 0, 0, 0, 0x7C01], [half] * 5, [0xBC00] * 5, [half, 0, 0, 0, 0]))
+        WHOLE,
+        b"".join(
+            record(b)
+            for b in ([half, 0, 0, 0, 0x7C01], [half] * 5, [0xBC00] * 5, [half, 0, 0, 0, 0])
+        ),
     )
     records, valid = kept.read([(0, i) for i in range(4)])
     assert valid.tolist() == [False, True, False, True]

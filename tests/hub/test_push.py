@@ -37,9 +37,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationW
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A hub that this process's client takes for the hub, with an empty cache and a token that may write."""
     with serve() as served:
-        monkeypatch.setattr(constants, "ENDPOINT", served.url)  # the template of addresses is made of it at import
         monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{served.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+            constants, "ENDPOINT", served.url
+        )  # the template of addresses is made of it at import
+        monkeypatch.setattr(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            f"{served.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
         )
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -52,11 +56,21 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     built = build_model(
-        "deit_tiny", class_names=("a", "b"), descriptions=("ant", "bee"), img_size=32, drop_path_rate=0.0,
-        pretrained=False, weights="", distilled=None, reporter=SilentReporter(),
-    )  # fmt: skip
+        "deit_tiny",
+        class_names=("a", "b"),
+        descriptions=("ant", "bee"),
+        img_size=32,
+        drop_path_rate=0.0,
+        pretrained=False,
+        weights="",
+        distilled=None,
+        reporter=SilentReporter(),
+    )
     save_model(
-        tmp_path / "m", built.model.state_dict(), shipping_config(built.model, built.card), layer_names(built.model)
+        tmp_path / "m",
+        built.model.state_dict(),
+        shipping_config(built.model, built.card),
+        layer_names(built.model),
     )
     return tmp_path / "m"
 
@@ -80,17 +94,25 @@ def test_what_is_pushed_answers_from_the_hub_as_it_did(
     assert planned.files == result.files
     assert (result.url, result.revision) == (f"{hub.url}/me/mine", "main")
     there = hub.repositories["me/mine"]
-    assert (there.private, there.messages, result.commit) == (False, ["first"], there.commit("main"))
+    assert (there.private, there.messages, result.commit) == (
+        False,
+        ["first"],
+        there.commit("main"),
+    )
     sent = there.branches["main"]
     assert set(sent) == set(result.files) == {"config.json", "model.safetensors"}
     assert all(data == (model / name).read_bytes() for name, data in sent.items())
-    assert list(hub.stored.values()) == [sent["model.safetensors"]]  # the one large file went through LFS
+    assert list(hub.stored.values()) == [
+        sent["model.safetensors"]
+    ]  # the one large file went through LFS
     image = str(image_folder({"in": 1}) / "in" / "0.png")
     assert scores("hf-hub:me/mine", image) == scores(str(model), image)
     assert Path(constants.HF_HUB_CACHE, "models--me--mine").is_dir()
 
 
-def test_the_command_line_pushes_and_another_machine_predicts(model: Path, image_folder, tmp_path: Path) -> None:
+def test_the_command_line_pushes_and_another_machine_predicts(
+    model: Path, image_folder, tmp_path: Path
+) -> None:
     image = str(image_folder({"in": 1}) / "in" / "0.png")
     with serve() as hub:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
@@ -103,24 +125,42 @@ def test_the_command_line_pushes_and_another_machine_predicts(model: Path, image
 
         def deitctl(*arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
             return subprocess.run(
-                [sys.executable, "-m", "deitctl", *arguments], env=clean | changed, capture_output=True, text=True,
+                [sys.executable, "-m", "deitctl", *arguments],
+                env=clean | changed,
+                capture_output=True,
+                text=True,
                 check=False,
-            )  # fmt: skip
+            )
 
         done = deitctl("push", str(model), "me/mine", "--private", "--format", "json")
         assert (done.returncode, WRITES in done.stdout + done.stderr) == (0, False), done.stderr
         assert json.loads(done.stdout)["commit"] == hub.repositories["me/mine"].commit("main")
-        there = deitctl("predict", image, "--model", "hf-hub:me/mine", HF_HOME=str(tmp_path / "there"))
+        there = deitctl(
+            "predict", image, "--model", "hf-hub:me/mine", HF_HOME=str(tmp_path / "there")
+        )
         assert there.returncode == 0, there.stderr
-        assert [g["score"] for g in json.loads(there.stdout)["predictions"]] == pytest.approx(scores(str(model), image))
-        stranger = deitctl("predict", image, "--model", "hf-hub:me/mine", HF_HOME=str(tmp_path / "else"), HF_TOKEN="")
+        assert [g["score"] for g in json.loads(there.stdout)["predictions"]] == pytest.approx(
+            scores(str(model), image)
+        )
+        stranger = deitctl(
+            "predict",
+            image,
+            "--model",
+            "hf-hub:me/mine",
+            HF_HOME=str(tmp_path / "else"),
+            HF_TOKEN="",
+        )
         assert stranger.returncode == 1
         assert "hf-hub:me/mine cannot be loaded" in stranger.stderr
         assert "Traceback" not in stranger.stderr
 
 
-def test_a_run_goes_as_a_proved_folder_with_its_card_and_without_its_state(hub: Hub, model: Path) -> None:
-    (model / "run.toml").write_text(write_toml(TrainConfig(data="digits", model="deit_tiny", recipe=DIGITS)))
+def test_a_run_goes_as_a_proved_folder_with_its_card_and_without_its_state(
+    hub: Hub, model: Path
+) -> None:
+    (model / "run.toml").write_text(
+        write_toml(TrainConfig(data="digits", model="deit_tiny", recipe=DIGITS))
+    )
     (model / "metrics.jsonl").write_text("{}\n")
     result = push(str(model), "me/run")
     sent = hub.repositories["me/run"].branches["main"]
@@ -128,7 +168,9 @@ def test_a_run_goes_as_a_proved_folder_with_its_card_and_without_its_state(hub: 
     assert result.files == {name: len(data) for name, data in sent.items()}
     assert "Trained on `digits`" in sent["README.md"].decode()
     assert hub.repositories["me/run"].messages == [f"Upload m with deitctl {__version__}"]
-    loaded, ours = (load_model(ref, reporter=SilentReporter()) for ref in ("hf-hub:me/run", str(model)))
+    loaded, ours = (
+        load_model(ref, reporter=SilentReporter()) for ref in ("hf-hub:me/run", str(model))
+    )
     for name, value in ours.model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], value)
     assert loaded.card.class_names == ours.card.class_names
@@ -141,7 +183,9 @@ def with_readme(model: Path, text: str) -> str:
     return (model / README).read_text()
 
 
-def test_a_card_that_was_edited_on_the_hub_is_kept_and_one_that_was_edited_here_is_not(hub, model, reporter) -> None:
+def test_a_card_that_was_edited_on_the_hub_is_kept_and_one_that_was_edited_here_is_not(
+    hub, model, reporter
+) -> None:
     first = with_readme(model, "ours")
     push(str(model), "me/mine", reporter=reporter)
     sent = hub.repositories["me/mine"].branches["main"]
@@ -166,7 +210,9 @@ def test_what_is_to_be_private_never_goes_to_a_public_repository(hub: Hub, model
     push(str(model), "me/open")
     before = dict(hub.repositories["me/open"].branches["main"])
     (model / README).write_text("secret")
-    with pytest.raises(DeitctlError, match="me/open is there already and public; nothing was pushed"):
+    with pytest.raises(
+        DeitctlError, match="me/open is there already and public; nothing was pushed"
+    ):
         push(str(model), "me/open", private=True)
     assert hub.repositories["me/open"].branches["main"] == before
 
@@ -174,33 +220,47 @@ def test_what_is_to_be_private_never_goes_to_a_public_repository(hub: Hub, model
 def test_a_branch_is_made_and_main_is_left(hub: Hub, model: Path) -> None:
     result = push(str(model), "me/mine", revision="trial")
     branches = hub.repositories["me/mine"].branches
-    assert (result.revision, set(branches["trial"]), branches["main"]) == ("trial", set(result.files), {})
+    assert (result.revision, set(branches["trial"]), branches["main"]) == (
+        "trial",
+        set(result.files),
+        {},
+    )
 
 
 def onnx_file(path: Path, **metadata: str) -> Path:
     """Write a network that gives back what it is given, with such metadata."""
     ends = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "xy"]
-    proto = helper.make_model(helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", ends[:1], ends[1:]))
+    proto = helper.make_model(
+        helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", ends[:1], ends[1:])
+    )
     helper.set_model_props(proto, metadata)
     onnx.save(proto, path)
     return path
 
 
-def test_an_exported_file_goes_alone_and_a_repository_of_files_says_how_it_is_used(hub: Hub, tmp_path: Path) -> None:
+def test_an_exported_file_goes_alone_and_a_repository_of_files_says_how_it_is_used(
+    hub: Hub, tmp_path: Path
+) -> None:
     file = onnx_file(tmp_path / "m.onnx", format="onnx")
     (tmp_path / "other.onnx").write_bytes(b"")
     push(str(file), "me/files")
     assert hub.repositories["me/files"].branches["main"] == {"m.onnx": file.read_bytes()}
-    with pytest.raises(DeitctlError, match=r"takes a repository with config.json.*hf download me/files FILE.onnx"):
+    with pytest.raises(
+        DeitctlError, match=r"takes a repository with config.json.*hf download me/files FILE.onnx"
+    ):
         load_model("hf-hub:me/files", reporter=SilentReporter())
 
 
-def test_what_is_no_model_of_ours_is_refused_before_the_hub_is_asked(hub: Hub, model: Path, tmp_path: Path) -> None:
+def test_what_is_no_model_of_ours_is_refused_before_the_hub_is_asked(
+    hub: Hub, model: Path, tmp_path: Path
+) -> None:
     config = json.loads((model / "config.json").read_text())
     foreign, broken, young = tmp_path / "foreign", tmp_path / "broken", tmp_path / "young"
     for folder in (foreign, broken):
         shutil.copytree(model, folder)
-    (foreign / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "deitctl"}))
+    (foreign / "config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if k != "deitctl"})
+    )
     (broken / "model.safetensors").write_bytes(b"short")
     young.mkdir()
     (young / "run.toml").write_text("")
@@ -232,14 +292,20 @@ def test_a_name_that_no_repository_has_is_refused(name: str, model: Path) -> Non
     [
         ("", "", "There is no token of the hub here. Log in: hf auth login; or set HF_TOKEN."),
         (READS, "", "The token that is here may not write to me/mine."),
-        ("hf_thatNobodyKnows", "", "The hub does not know the token that is here. Log in again: hf auth login."),
+        (
+            "hf_thatNobodyKnows",
+            "",
+            "The hub does not know the token that is here. Log in again: hf auth login.",
+        ),
         (WRITES, "/commit/", "The hub refuses me/mine: the disk is full."),
         (WRITES, "/lfs/", "The hub refuses me/mine: the disk is full."),
         (WRITES, "/repos/create", "The hub refuses me/mine: the disk is full."),
     ],
     ids=str,
 )
-def test_a_refusal_is_one_line_without_the_token(token, broken, says, hub, model, monkeypatch) -> None:
+def test_a_refusal_is_one_line_without_the_token(
+    token, broken, says, hub, model, monkeypatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     hub.broken = broken
     with pytest.raises(DeitctlError) as refused:
@@ -252,7 +318,10 @@ def test_a_refusal_is_one_line_without_the_token(token, broken, says, hub, model
 
 def test_without_a_hub_it_says_so(hub: Hub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(DeitctlError, match=r"Nothing can be pushed: no connection to http://127.0.0.1:9\. --dry-run"):
+    with pytest.raises(
+        DeitctlError,
+        match=r"Nothing can be pushed: no connection to http://127.0.0.1:9\. --dry-run",
+    ):
         push(str(model), "me/mine")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(DeitctlError, match="HF_HUB_OFFLINE is set"):

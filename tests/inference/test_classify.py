@@ -21,9 +21,15 @@ def model_folder(tmp_path: Path) -> Path:
     """A distilled DeiT-tiny at 32 pixels with three named classes, random weights."""
     torch.manual_seed(0)
     built = build_model(
-        "deit_tiny_distilled", class_names=("ant", "bee", "cow"), img_size=32, drop_path_rate=0.0, pretrained=False,
-        weights="", distilled=None, reporter=SilentReporter(),
-    )  # fmt: skip
+        "deit_tiny_distilled",
+        class_names=("ant", "bee", "cow"),
+        img_size=32,
+        drop_path_rate=0.0,
+        pretrained=False,
+        weights="",
+        distilled=None,
+        reporter=SilentReporter(),
+    )
     card: ModelConfig = shipping_config(built.model, built.card)
     save_model(tmp_path / "model", built.model.state_dict(), card, layer_names(built.model))
     return tmp_path / "model"
@@ -41,11 +47,15 @@ def test_one_record_an_input_in_order_whatever_the_batch_size(
         assert [r.error is None for r in records] == [True, False, True, True, True, False]
         assert "is not an image" in str(records[1].error)
         assert all(len(r.guesses) == 3 for r in records if r.error is None)
-        assert all(abs(sum(g.score for g in r.guesses) - 1) < 1e-5 for r in records if r.error is None)
+        assert all(
+            abs(sum(g.score for g in r.guesses) - 1) < 1e-5 for r in records if r.error is None
+        )
         assert {g.label for g in records[0].guesses} == {"ant", "bee", "cow"}
 
 
-def test_folders_are_walked_and_dashes_read_from_stdin(model_folder: Path, image_folder: Callable[..., Path]) -> None:
+def test_folders_are_walked_and_dashes_read_from_stdin(
+    model_folder: Path, image_folder: Callable[..., Path]
+) -> None:
     root = image_folder({"in/deep": 2, "in": 1})
     walked = list(predict([str(root / "in")], model=str(model_folder)))
     assert [Path(r.input).relative_to(root).as_posix() for r in walked] == [
@@ -53,7 +63,9 @@ def test_folders_are_walked_and_dashes_read_from_stdin(model_folder: Path, image
         "in/deep/0.png",
         "in/deep/1.png",
     ]
-    listed = list(predict(["-"], model=str(model_folder), stdin=[f"{r.input}\n" for r in walked] + ["\n"]))
+    listed = list(
+        predict(["-"], model=str(model_folder), stdin=[f"{r.input}\n" for r in walked] + ["\n"])
+    )
     assert [r.input for r in listed] == [r.input for r in walked]
     assert listed[0].guesses[0].score == pytest.approx(walked[0].guesses[0].score)
 
@@ -75,11 +87,16 @@ def test_a_wrong_name_fails_before_the_first_record() -> None:
         predict(["x.jpg"], topk=0)
 
 
-def test_an_empty_folder_is_a_record_and_not_the_end(model_folder: Path, image_folder: Callable[..., Path]) -> None:
+def test_an_empty_folder_is_a_record_and_not_the_end(
+    model_folder: Path, image_folder: Callable[..., Path]
+) -> None:
     image = image_folder({"in": 1}) / "in" / "0.png"
     (image.parent.parent / "empty").mkdir()
     records = list(
-        predict([str(image), str(image.parent.parent / "empty"), "a\0b.png", str(image)], model=str(model_folder))
+        predict(
+            [str(image), str(image.parent.parent / "empty"), "a\0b.png", str(image)],
+            model=str(model_folder),
+        )
     )
     assert [r.error is None for r in records] == [True, False, False, True]
 
@@ -91,9 +108,15 @@ def test_scores_are_calibrated_when_the_folder_has_a_temperature(
     """Odds p/q become (p/q)^(1/T); another rule's temperature changes nothing."""
     torch.manual_seed(0)
     built = build_model(
-        name, class_names=("ant", "bee", "cow"), img_size=64, drop_path_rate=0.0, pretrained=False, weights="",
-        distilled=None, reporter=SilentReporter(),
-    )  # fmt: skip
+        name,
+        class_names=("ant", "bee", "cow"),
+        img_size=64,
+        drop_path_rate=0.0,
+        pretrained=False,
+        weights="",
+        distilled=None,
+        reporter=SilentReporter(),
+    )
     with torch.no_grad():
         for parameter in built.model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)

@@ -38,10 +38,12 @@ def test_addresses_of_a_file_and_of_a_folder_are_read_and_keep_their_name(image_
     [[item]] = list(batches([address], Preprocessing(img_size=8), 1))
     assert (item.name, item.error) == (address, None)
     assert item.pixels is not None
-    assert list(expand([(root / "a b").as_uri()], ())) == [str(root / "a b" / f"{n}.png") for n in range(2)]
+    assert list(expand([(root / "a b").as_uri()], ())) == [
+        str(root / "a b" / f"{n}.png") for n in range(2)
+    ]
 
 
-def test_the_web_is_recognised_in_any_case():
+def test_the_web_is_recognized_in_any_case():
     assert is_url("http://x/y.jpg")
     assert is_url("HTTPS://x/y.jpg")
     assert not is_url("file:///x")
@@ -53,8 +55,10 @@ def test_a_folder_is_in_the_order_of_its_names(tmp_path: Path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     assert [Path(n).relative_to(tmp_path).as_posix() for n in expand([str(tmp_path)], ())] == [
-        "a.JPG", "b.png", "sub/d.png",
-    ]  # fmt: skip
+        "a.JPG",
+        "b.png",
+        "sub/d.png",
+    ]
 
 
 @pytest.mark.parametrize(("size", "ahead"), [(1, 1), (4, 8)])

@@ -35,14 +35,18 @@ RULE = "avg-probs"
 
 
 @pytest.fixture(scope="module")
-def model(tiny_arch, randomise):
+def model(tiny_arch, randomize):
     """A distilled DeiT of one block for four classes, with a temperature."""
     arch = replace(tiny_arch("deit_tiny_distilled"), depth=1)
     card = replace(
-        arch.card(), num_classes=4, class_names=CLASSES, descriptions=tuple(f"a {c}" for c in CLASSES), head=RULE,
+        arch.card(),
+        num_classes=4,
+        class_names=CLASSES,
+        descriptions=tuple(f"a {c}" for c in CLASSES),
+        head=RULE,
         temperatures={RULE: 1.7},
-    )  # fmt: skip
-    return randomise(VisionTransformer(arch, num_classes=4, img_size=32)).eval(), card
+    )
+    return randomize(VisionTransformer(arch, num_classes=4, img_size=32)).eval(), card
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +73,19 @@ def changed(file, tmp_path):
     return write
 
 
-def foreign(path: Path, dtype: int = TensorProto.FLOAT, shape: tuple[object, ...] = ("b", 3, 32, 32)) -> Path:
+def foreign(
+    path: Path, dtype: int = TensorProto.FLOAT, shape: tuple[object, ...] = ("b", 3, 32, 32)
+) -> Path:
     """Write a network of somebody else's: pixels go out as they come in."""
-    pixels, out = (helper.make_tensor_value_info(n, dtype, shape) for n in ("pixels", "probabilities"))
-    graph = helper.make_graph([helper.make_node("Identity", ["pixels"], ["probabilities"])], "g", [pixels], [out])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    pixels, out = (
+        helper.make_tensor_value_info(n, dtype, shape) for n in ("pixels", "probabilities")
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["pixels"], ["probabilities"])], "g", [pixels], [out]
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path
+    )
     return path
 
 
@@ -87,17 +99,25 @@ def test_the_file_answers_as_the_model_calibrated_and_with_its_rule(file, model,
     wanted = predict_stream(theirs, names, topk=4, batch_size=3)
     for ours, his in zip(predict(names, model=str(file), batch_size=3), wanted, strict=True):
         assert [g.label for g in ours.guesses] == [g.label for g in his.guesses]
-        np.testing.assert_allclose([g.score for g in ours.guesses], [g.score for g in his.guesses], atol=1e-5)
+        np.testing.assert_allclose(
+            [g.score for g in ours.guesses], [g.score for g in his.guesses], atol=1e-5
+        )
 
 
-@pytest.mark.parametrize(("precision", "atol"), [("fp16", 1e-3), ("int8", 0.05), ("int8-static", 0.05)])
-def test_a_rounded_file_answers_with_the_same_scores_nearly(precision, atol, file, image_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("precision", "atol"), [("fp16", 1e-3), ("int8", 0.05), ("int8-static", 0.05)]
+)
+def test_a_rounded_file_answers_with_the_same_scores_nearly(
+    precision, atol, file, image_folder, tmp_path
+):
     """Calibrated as in fp32: without the temperature of 1.7 the scores would be further away than that."""
     assert set(PRECISIONS) == {"fp16", "int8", "int8-static"}
     seen = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
     quantize_onnx(file, precision, tmp_path / "rounded.onnx", seen)
     names = [str(image_folder({"in": 1}) / "in" / "0.png")]
-    [wanted], [ours] = (list(predict(names, model=str(path))) for path in (file, tmp_path / "rounded.onnx"))
+    [wanted], [ours] = (
+        list(predict(names, model=str(path))) for path in (file, tmp_path / "rounded.onnx")
+    )
     by_class = {g.label: g.score for g in wanted.guesses}
     assert ours.guesses[0].label == wanted.guesses[0].label
     assert all(abs(g.score - by_class[g.label]) < atol for g in ours.guesses)
@@ -112,7 +132,9 @@ def any_file(file, model) -> Path:
     return file.with_name("any.onnx")
 
 
-def test_a_file_that_resizes_is_given_whole_images_and_answers_for_itself(any_file, file, make_image, tmp_path):
+def test_a_file_that_resizes_is_given_whole_images_and_answers_for_itself(
+    any_file, file, make_image, tmp_path
+):
     names = [str(tmp_path / f"{n}.png") for n in range(3)]
     for n, size in enumerate(((90, 61), (32, 32), (20, 47))):
         make_image(*size, seed=n).save(names[n])
@@ -120,21 +142,30 @@ def test_a_file_that_resizes_is_given_whole_images_and_answers_for_itself(any_fi
     ours = list(predict(names, model=str(any_file), batch_size=2, keep_pixels=True))
     for name, record, resized in zip(names, ours, predict(names, model=str(file)), strict=True):
         with Image.open(name) as image:
-            scores, seen = session.run(["probabilities", "seen"], {"pixels": np.asarray(image)[None]})
+            scores, seen = session.run(
+                ["probabilities", "seen"], {"pixels": np.asarray(image)[None]}
+            )
         given = {g.index: g.score for g in record.guesses}
         assert [given[k] for k in range(4)] == scores[0].tolist()
         assert [g.index for g in record.guesses] == [g.index for g in resized.guesses]
-        np.testing.assert_allclose([g.score for g in record.guesses], [g.score for g in resized.guesses], atol=1e-3)
+        np.testing.assert_allclose(
+            [g.score for g in record.guesses], [g.score for g in resized.guesses], atol=1e-3
+        )
         assert np.abs(record.pixels.transpose(1, 2, 0).astype(int) - seen[0]).max() <= 2
 
 
 def test_a_file_that_resizes_knows_its_size_and_is_not_given_what_is_resized(any_file, model):
-    assert load_onnx_classifier(str(any_file), **AS_IT_IS, whole=True).card.preprocessing == model[1].preprocessing
+    assert (
+        load_onnx_classifier(str(any_file), **AS_IT_IS, whole=True).card.preprocessing
+        == model[1].preprocessing
+    )
     with pytest.raises(ModelError, match=r"any\.onnx resizes images itself.*without --any-size"):
         load_onnx_classifier(str(any_file), **AS_IT_IS)
 
 
-def test_an_image_too_long_for_a_file_that_resizes_is_a_record_that_says_so(any_file, file, tmp_path):
+def test_an_image_too_long_for_a_file_that_resizes_is_a_record_that_says_so(
+    any_file, file, tmp_path
+):
     Image.new("RGB", (3, 301)).save(tmp_path / "long.png")
     [record] = predict([str(tmp_path / "long.png")], model=str(any_file))
     assert "3 x 301 pixels is too long" in record.error
@@ -146,7 +177,9 @@ def test_a_bare_network_is_refused_in_one_line(model, tmp_path):
     network, card = model
     path = tmp_path / "bare.onnx"
     export_onnx(BareClassifier(network, card, RULE), card, describe(card, RULE, bare=True), path)
-    with pytest.raises(ModelError, match=r"bare network: it leaves normalisation.*without --no-preprocess"):
+    with pytest.raises(
+        ModelError, match=r"bare network: it leaves normalization.*without --no-preprocess"
+    ):
         predict(["x.png"], model=str(path))
 
 
@@ -180,7 +213,11 @@ def test_neither_torch_nor_what_needs_it_is_imported_for_a_file(file, image_fold
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(b"", "not a readable ONNX file"), (b"\xff" * 999, "not a readable ONNX file"), (None, "There is no ONNX file")],
+    [
+        (b"", "not a readable ONNX file"),
+        (b"\xff" * 999, "not a readable ONNX file"),
+        (None, "There is no ONNX file"),
+    ],
     ids=["empty", "garbage", "none"],
 )
 def test_a_damaged_file_is_one_line(content, says, tmp_path):
@@ -192,7 +229,9 @@ def test_a_damaged_file_is_one_line(content, says, tmp_path):
 
 def test_a_file_cut_short_is_one_line(file, tmp_path, capfd):
     (tmp_path / "m.onnx").write_bytes(file.read_bytes()[:-5000])
-    with pytest.raises(ModelError, match=r"not a readable ONNX file: .*Export it again: deitctl export"):
+    with pytest.raises(
+        ModelError, match=r"not a readable ONNX file: .*Export it again: deitctl export"
+    ):
         predict(["x.png"], model=str(tmp_path / "m.onnx"))
     assert capfd.readouterr() == ("", ""), "onnxruntime's own log"
 
@@ -209,7 +248,9 @@ def test_a_file_cut_short_is_one_line(file, tmp_path, capfd):
     ids=str,
 )
 def test_a_network_of_somebody_else_is_told_what_is_expected(dtype, shape, tmp_path):
-    with pytest.raises(ModelError, match=r"needs pixels \[B,S,S,3\] in uint8, .*deitctl export MODEL --to onnx"):
+    with pytest.raises(
+        ModelError, match=r"needs pixels \[B,S,S,3\] in uint8, .*deitctl export MODEL --to onnx"
+    ):
         predict(["x.png"], model=str(foreign(tmp_path / "m.onnx", dtype, shape)))
 
 
@@ -226,11 +267,16 @@ def test_operations_and_data_of_a_files_own_choice_are_not_had(tmp_path):
     other = helper.make_node("Identity", ["w"], ["probabilities"])
     unknown = helper.make_node("Nope", ["pixels"], ["probabilities"], domain="else")
     out = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, None)
-    for node, weights, says in ((other, [weight], "escapes model directory"), (unknown, [], "not a registered")):
+    for node, weights, says in (
+        (other, [weight], "escapes model directory"),
+        (unknown, [], "not a registered"),
+    ):
         graph = helper.make_graph([node], "g", [pixels], [out], weights)
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid("else", 1)]
         path = tmp_path / "model" / "m.onnx"
-        path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
+        path.write_bytes(
+            helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+        )
         with pytest.raises(ModelError, match=says):
             predict(["x.png"], model=str(path))
 
@@ -238,15 +284,28 @@ def test_operations_and_data_of_a_files_own_choice_are_not_had(tmp_path):
 @pytest.mark.parametrize(
     "metadata",
     [
-        {"preprocessing": None}, {"preprocessing": "{"}, {"preprocessing": "[]"}, {"preprocessing": "{}"},
-        {"preprocessing": "[" * 100_000}, {"head": None}, {"head": "nonsense"}, {"head": "auto"},
+        {"preprocessing": None},
+        {"preprocessing": "{"},
+        {"preprocessing": "[]"},
+        {"preprocessing": "{}"},
+        {"preprocessing": "[" * 100_000},
+        {"head": None},
+        {"head": "nonsense"},
+        {"head": "auto"},
         {"class_names": "[1]"},
-        {"class_names": '["a"]'}, {"descriptions": '"abcd"'}, {"architecture": None}, {"architecture": "../x"},
-        {"preprocessing": '{"img_size": 10000000, "crop_pct": 1, "crop_mode": "x", "interpolation": "y"}'},
-        {"preprocessing": '{"img_size": 64, "crop_pct": 1, "crop_mode": "center", "interpolation": "bicubic"}'},
+        {"class_names": '["a"]'},
+        {"descriptions": '"abcd"'},
+        {"architecture": None},
+        {"architecture": "../x"},
+        {
+            "preprocessing": '{"img_size": 10000000, "crop_pct": 1, "crop_mode": "x", "interpolation": "y"}'
+        },
+        {
+            "preprocessing": '{"img_size": 64, "crop_pct": 1, "crop_mode": "center", "interpolation": "bicubic"}'
+        },
     ],
     ids=lambda m: str(m)[:40],
-)  # fmt: skip
+)
 def test_metadata_that_is_none_is_one_line(metadata, changed):
     with pytest.raises(ModelError) as refused:
         predict(["x.png"], model=str(changed(**metadata)))
@@ -273,7 +332,9 @@ def test_what_the_file_cannot_do_is_refused(options, says, file):
 
 def test_what_the_file_does_anyway_may_be_asked(file, image_folder):
     image = str(image_folder({"in": 1}) / "in" / "0.png")
-    [record] = predict([image], model=str(file), head=RULE, img_size=32, device="cpu", precision="fp32")
+    [record] = predict(
+        [image], model=str(file), head=RULE, img_size=32, device="cpu", precision="fp32"
+    )
     assert record.error is None
 
 
@@ -331,7 +392,9 @@ def test_a_network_that_fails_on_the_way_is_one_line(file, image_folder):
 
 def test_threads_are_those_that_are_asked_for_or_the_cores_there_are(monkeypatch):
     cores = onnx_classifier._threads
-    monkeypatch.setattr(onnx_classifier.os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setattr(
+        onnx_classifier.os, "sched_getaffinity", lambda _: set(range(6)), raising=False
+    )
     for asked, threads in (("", 6), ("2", 2), ("99", 6), ("0", 6), ("two", 6)):
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
         assert cores() == threads

@@ -13,13 +13,16 @@ from deitctl.inference.predict import Prediction, Scores, predict_stream
 from deitctl.models.model_config import ModelConfig, Preprocessing
 
 
-class Colours:
+class Colors:
     """Three classes, scored by the mean of the red, green and blue values."""
 
     card = ModelConfig(
-        architecture="colours", num_classes=3, class_names=("r", "g", "b"), descriptions=("red", "green", "blue"),
+        architecture="colors",
+        num_classes=3,
+        class_names=("r", "g", "b"),
+        descriptions=("red", "green", "blue"),
         preprocessing=Preprocessing(img_size=8, crop_pct=1.0),
-    )  # fmt: skip
+    )
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -35,8 +38,8 @@ class Colours:
 def painted(tmp_path: Path) -> Callable[..., str]:
     from PIL import Image
 
-    def paint(name: str, colour: tuple[int, int, int]) -> str:
-        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{name}.png")
+    def paint(name: str, color: tuple[int, int, int]) -> str:
+        Image.new("RGB", (8, 8), color).save(tmp_path / f"{name}.png")
         return str(tmp_path / f"{name}.png")
 
     return paint
@@ -44,7 +47,7 @@ def painted(tmp_path: Path) -> Callable[..., str]:
 
 def ask(names: list[str], **options: object) -> list[Prediction]:
     settings = {"topk": 5, "batch_size": 2, **options}
-    return list(predict_stream(Colours(), names, **settings))
+    return list(predict_stream(Colors(), names, **settings))
 
 
 def test_scores_are_the_classifiers_best_first_and_of_equal_ones_the_first_class_is_first(painted):
@@ -63,7 +66,11 @@ def test_more_classes_than_there_are_means_all(topk, named, painted):
 
 
 def test_an_answer_that_is_no_number_is_an_error_in_its_place(painted):
-    names = [painted("a", (1, 2, 3)), painted("black", (0, 0, 0)), painted("c", (3, 2, 1))]  # black is 0 / 0
+    names = [
+        painted("a", (1, 2, 3)),
+        painted("black", (0, 0, 0)),
+        painted("c", (3, 2, 1)),
+    ]  # black is 0 / 0
     records = ask(names, batch_size=3)
     assert [r.input for r in records] == names
     assert [r.error is None for r in records] == [True, False, True]
@@ -73,7 +80,7 @@ def test_an_answer_that_is_no_number_is_an_error_in_its_place(painted):
 
 def test_images_of_several_inputs_are_asked_about_together(painted):
     names = [painted(str(n), (n + 1, 0, 0)) for n in range(5)]
-    classifier = Colours()
+    classifier = Colors()
     list(predict_stream(classifier, [*names[:2], "/nowhere.png", *names[2:]], topk=1, batch_size=3))
     assert classifier.asked == [2, 3]
 
@@ -93,8 +100,12 @@ def test_the_record_is_the_contracts(painted):
     name = painted("a", (0, 0, 5))
     [record, missing] = ask([name, "/nowhere.png"], topk=1)
     assert record.to_dict() == {
-        "input": name, "predictions": [{"index": 2, "label": "blue", "score": 1.0}], "error": None,
-    }  # fmt: skip
+        "input": name,
+        "predictions": [{"index": 2, "label": "blue", "score": 1.0}],
+        "error": None,
+    }
     assert missing.to_dict() == {
-        "input": "/nowhere.png", "predictions": [], "error": "/nowhere.png cannot be read: No such file or directory.",
-    }  # fmt: skip
+        "input": "/nowhere.png",
+        "predictions": [],
+        "error": "/nowhere.png cannot be read: No such file or directory.",
+    }

@@ -23,11 +23,20 @@ class Fixed(nn.Module):
         return torch.tensor([[0.0, math.log(3.0)]]).expand(len(images), 2)
 
 
-@pytest.mark.parametrize(("temperature", "second"), [(1.0, 0.75), (2.0, math.sqrt(3) / (1 + math.sqrt(3)))])
+@pytest.mark.parametrize(
+    ("temperature", "second"), [(1.0, 0.75), (2.0, math.sqrt(3) / (1 + math.sqrt(3)))]
+)
 def test_logits_are_divided_by_the_temperature(temperature, second):
     """softmax(0, ln 3) = (1/4, 3/4); at temperature 2 the odds of 3 become their root."""
-    card = ModelConfig(architecture="fixed", num_classes=2, head="cls", temperatures={"cls": temperature, "dist": 50.0})
-    scores = TorchClassifier(Fixed(), card, choose_device("cpu", "fp32")).scores(np.zeros((3, 3, 4, 4), np.uint8))
+    card = ModelConfig(
+        architecture="fixed",
+        num_classes=2,
+        head="cls",
+        temperatures={"cls": temperature, "dist": 50.0},
+    )
+    scores = TorchClassifier(Fixed(), card, choose_device("cpu", "fp32")).scores(
+        np.zeros((3, 3, 4, 4), np.uint8)
+    )
     assert scores.shape == (3, 2)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores[:, 1], second, rtol=1e-6)
@@ -43,7 +52,11 @@ def test_each_rule_has_its_own_temperature(deit, tiny_arch):
         warm = replace(card, head=head, temperatures={head: 3.0})
         logits = reference(model, card, head, pixels.transpose(0, 2, 3, 1))[0]
         expected = torch.from_numpy(logits).div(3).softmax(1).numpy()
-        np.testing.assert_allclose(TorchClassifier(model, warm, device).scores(pixels), expected, atol=1e-6)
+        np.testing.assert_allclose(
+            TorchClassifier(model, warm, device).scores(pixels), expected, atol=1e-6
+        )
         other = replace(card, head=head, temperatures={next(h for h in HEADS if h != head): 3.0})
         plain = torch.from_numpy(logits).softmax(1).numpy()
-        np.testing.assert_allclose(TorchClassifier(model, other, device).scores(pixels), plain, atol=1e-6)
+        np.testing.assert_allclose(
+            TorchClassifier(model, other, device).scores(pixels), plain, atol=1e-6
+        )

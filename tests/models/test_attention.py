@@ -26,7 +26,9 @@ def draws(queries=17, scale=1.0):
 def test_answers_and_gradients_are_those_of_torch(queries):
     tensors, gradient = draws(queries)
     ours = pass_through(attention, tensors, gradient)
-    for mine, theirs in zip(ours, pass_through(F.scaled_dot_product_attention, tensors, gradient), strict=True):
+    for mine, theirs in zip(
+        ours, pass_through(F.scaled_dot_product_attention, tensors, gradient), strict=True
+    ):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -42,13 +44,19 @@ def test_in_bf16_gradients_are_as_near_to_exact_ones_as_those_of_torch(scale):
     """Also where scores are large: rounding scores to bf16 would put them four to ten times as far away."""
     tensors, gradient = draws(scale=scale)
     half = [t.bfloat16() for t in tensors]
-    exact = pass_through(F.scaled_dot_product_attention, [t.double() for t in half], gradient.bfloat16().double())
+    exact = pass_through(
+        F.scaled_dot_product_attention, [t.double() for t in half], gradient.bfloat16().double()
+    )
 
     def distances(function):
         found = pass_through(function, half, gradient.bfloat16())
-        return [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
+        return [
+            float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)
+        ]
 
-    for ours, theirs in zip(distances(attention), distances(F.scaled_dot_product_attention), strict=True):
+    for ours, theirs in zip(
+        distances(attention), distances(F.scaled_dot_product_attention), strict=True
+    ):
         assert ours < max(1.5 * theirs, 0.004)
 
 

@@ -1,4 +1,4 @@
-"""The catalogue says what timm says, for every architecture."""
+"""The catalog says what timm says, for every architecture."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def test_aliases_and_timms_names_are_found():
     assert find("deit3_small_patch16_224").tag == "fb_in1k"
 
 
-@pytest.mark.parametrize("name", ["resnet50", "deit", "", "deit_tiny_patch16_224.augreg", "deit_tiny.fb_in1k"])
+@pytest.mark.parametrize(
+    "name", ["resnet50", "deit", "", "deit_tiny_patch16_224.augreg", "deit_tiny.fb_in1k"]
+)
 def test_other_names_are_not(name):
     assert find(name) is None
 

@@ -50,7 +50,10 @@ def test_tensors_survive_bit_by_bit(tmp_path, tensors):
 
 
 def test_channels_last_and_sliced_tensors_are_saved_by_value(tmp_path, noise):
-    values = {"c": noise(2, 3, 4, 4).to(memory_format=torch.channels_last), "s": noise(4, 4)[:, 1:3]}
+    values = {
+        "c": noise(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        "s": noise(4, 4)[:, 1:3],
+    }
     save_tensors(tmp_path / "x.safetensors", values)
     loaded = load_tensors(tmp_path / "x.safetensors")
     assert all(torch.equal(loaded[k], v) for k, v in values.items())
@@ -75,7 +78,9 @@ def test_files_have_the_mode_that_the_umask_leaves(tmp_path, tensors):
     assert [(tmp_path / n).stat().st_mode & 0o777 for n in ("x.safetensors", "y")] == [0o640, 0o640]
 
 
-@pytest.mark.parametrize("writer", [lambda p: write_bytes(p, b"new"), lambda p: save_tensors(p, {"x": torch.ones(2)})])
+@pytest.mark.parametrize(
+    "writer", [lambda p: write_bytes(p, b"new"), lambda p: save_tensors(p, {"x": torch.ones(2)})]
+)
 def test_a_failed_write_leaves_the_old_file_and_no_other(writer, tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"old")
@@ -84,7 +89,10 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(writer, tmp_path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DeitctlError, match=r"Cannot write .*x\.safetensors: No space left on device\. Free some space"):
+    with pytest.raises(
+        DeitctlError,
+        match=r"Cannot write .*x\.safetensors: No space left on device\. Free some space",
+    ):
         writer(path)
     assert os.listdir(tmp_path) == ["x.safetensors"]
     assert path.read_bytes() == b"old"
@@ -123,7 +131,10 @@ class Malicious:
 
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
     marker = "/tmp/deitctl-was-here"
-    for name, save in (("new.pth", torch.save), ("old.pth", lambda v, p: p.write_bytes(pickle.dumps(v)))):
+    for name, save in (
+        ("new.pth", torch.save),
+        ("old.pth", lambda v, p: p.write_bytes(pickle.dumps(v))),
+    ):
         save({"model": Malicious()}, tmp_path / name)
         with pytest.raises(ModelError, match=f"{name} (holds more than weights|is not a readable)"):
             load_tensors(tmp_path / name)
@@ -137,7 +148,9 @@ def test_a_training_checkpoint_with_other_objects_is_refused(tmp_path, tensors):
 
 
 @pytest.mark.parametrize("key", [None, "model", "state_dict", "model_state_dict"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
 def test_wrapping_of_training_checkpoints_is_taken_off(key, prefix, tmp_path, tensors):
     state = {prefix + k: v for k, v in tensors.items()}
     torch.save(state if key is None else {key: state, "epoch": 3}, tmp_path / "c.pth")
@@ -150,7 +163,9 @@ def test_prefixes_are_taken_off_safetensors_too(tmp_path, tensors):
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pth", "x.bin"])
-@pytest.mark.parametrize("data", [b"", b"not weights at all", b"\x80\x04]\x94.", b"\xff" * 64], ids=str)
+@pytest.mark.parametrize(
+    "data", [b"", b"not weights at all", b"\x80\x04]\x94.", b"\xff" * 64], ids=str
+)
 def test_what_is_no_checkpoint_is_said(name, data, tmp_path):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ModelError, match=name):
@@ -188,7 +203,11 @@ LAYERS = {"classifier": ("head",), "first_conv": "patch_embed.proj", "fixed_inpu
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_one_number_that_is_none_is_found(bad):
-    tensors = {"first": torch.ones(3), "second": torch.zeros(40, 50), "counts": torch.tensor([1, 2])}
+    tensors = {
+        "first": torch.ones(3),
+        "second": torch.zeros(40, 50),
+        "counts": torch.tensor([1, 2]),
+    }
     require_finite(tensors, "here")
     tensors["second"][39, 49] = bad
     with pytest.raises(ModelError, match=r"here is of no use: 'second'"):
@@ -199,7 +218,9 @@ def test_one_number_that_is_none_is_found(bad):
 def test_numbers_whose_sum_is_too_large_are_numbers(dtype):
     largest = torch.full((1000,), torch.finfo(dtype).max, dtype=dtype)
     assert not largest.sum().isfinite()
-    require_finite({"small": torch.ones(4).to(torch.float8_e4m3fn)}, "here")  # has neither sums nor isfinite of its own
+    require_finite(
+        {"small": torch.ones(4).to(torch.float8_e4m3fn)}, "here"
+    )  # has neither sums nor isfinite of its own
     with pytest.raises(ModelError, match="not numbers"):
         require_finite({"small": torch.tensor([float("nan")]).to(torch.float8_e4m3fn)}, "here")
     require_finite({"large": largest}, "here")
@@ -232,7 +253,12 @@ def test_card_that_is_no_text_is_said(tmp_path):
         load_card(tmp_path)
 
 
-WORDS = {"deitctl": '{"epoch": 3, "top1": 91.5}', "a": 'ä → 字 " \\ \n\t\u2028', "z": "", "format": "pt"}
+WORDS = {
+    "deitctl": '{"epoch": 3, "top1": 91.5}',
+    "a": 'ä → 字 " \\ \n\t\u2028',
+    "z": "",
+    "format": "pt",
+}
 
 
 def test_the_same_words_in_any_order_are_the_same_bytes(tmp_path, tensors):

@@ -16,7 +16,9 @@ def shapes(state) -> dict[str, tuple[int, ...]]:
     return {k: tuple(v.shape) for k, v in state.items()}
 
 
-@pytest.mark.parametrize("arch", [a for a in ARCHITECTURES if not a.alias.endswith("_in22k")], ids=lambda a: a.alias)
+@pytest.mark.parametrize(
+    "arch", [a for a in ARCHITECTURES if not a.alias.endswith("_in22k")], ids=lambda a: a.alias
+)
 def test_architecture_is_inferred_from_the_shapes(arch):
     with torch.device("meta"):
         state = VisionTransformer(arch, num_classes=3, img_size=arch.img_size).state_dict()
@@ -28,23 +30,35 @@ def test_architecture_is_inferred_from_the_shapes(arch):
 def test_what_is_no_deit_is_said():
     with pytest.raises(ModelError, match=r"x\.pth does not hold a DeiT"):
         convert.infer_architecture({"conv.weight": (3, 3)}, "x.pth")
-    with pytest.raises(ModelError, match=r"no DeiT that deitctl knows: width 999, depth 1, patches of 16"):
+    with pytest.raises(
+        ModelError, match=r"no DeiT that deitctl knows: width 999, depth 1, patches of 16"
+    ):
         convert.infer_architecture(
-            {"patch_embed.proj.weight": (999, 3, 16, 16), "blocks.0.x": (1,), "pos_embed": (1, 197, 999)}, "x"
+            {
+                "patch_embed.proj.weight": (999, 3, 16, 16),
+                "blocks.0.x": (1,),
+                "pos_embed": (1, 197, 999),
+            },
+            "x",
         )
 
 
 def test_names_of_the_authors_layer_scales_become_timms(deit):
     state = deit("deit3_small").state_dict()
-    theirs = {k.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): v for k, v in state.items()}
+    theirs = {
+        k.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): v
+        for k, v in state.items()
+    }
     assert "blocks.0.gamma_1" in theirs
-    assert set(convert.normalise_names(theirs)) == set(state)
+    assert set(convert.normalize_names(theirs)) == set(state)
 
 
 def test_same_shape_is_loaded_exactly_and_nothing_is_said(deit):
     source, model = deit(seed=1), deit(seed=2)
     assert convert.load_into(model, source.state_dict(), "f") == []
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), source.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), source.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("alias", ["deit_tiny", "deit_tiny_distilled", "deit3_small"])
@@ -53,7 +67,9 @@ def test_another_size_resizes_the_positions(alias, deit):
     (change,) = convert.load_into(model, source.state_dict(), "f")
     assert "6x6 patches" in change
     prefix = {"deit_tiny": 1, "deit_tiny_distilled": 2, "deit3_small": 0}[alias]
-    assert torch.equal(model.pos_embed, resize_pos_embed(source.pos_embed, 6, num_prefix_tokens=prefix))
+    assert torch.equal(
+        model.pos_embed, resize_pos_embed(source.pos_embed, 6, num_prefix_tokens=prefix)
+    )
     assert torch.equal(model.head.weight, source.head.weight)
 
 
@@ -73,7 +89,9 @@ def test_distilled_becomes_plain_by_leaving_the_token_out(deit):
     source, model = deit("deit_tiny_distilled", seed=1), deit(seed=2)
     (change,) = convert.load_into(model, source.state_dict(), "f")
     assert "left out" in change
-    assert torch.equal(model.pos_embed, torch.cat([source.pos_embed[:, :1], source.pos_embed[:, 2:]], dim=1))
+    assert torch.equal(
+        model.pos_embed, torch.cat([source.pos_embed[:, :1], source.pos_embed[:, 2:]], dim=1)
+    )
     assert torch.equal(model.head.weight, source.head.weight)
 
 
@@ -110,7 +128,9 @@ def test_rows_of_both_heads_are_taken_in_order(deit, noise):
 
 
 def test_another_width_is_refused_with_the_right_name(deit):
-    with pytest.raises(ModelError, match=r"f holds deit3_small, not deit_tiny\. Use --model deit3_small\."):
+    with pytest.raises(
+        ModelError, match=r"f holds deit3_small, not deit_tiny\. Use --model deit3_small\."
+    ):
         convert.load_into(deit(), deit("deit3_small").state_dict(), "f")
 
 

@@ -25,8 +25,12 @@ def folder(tmp_path, deit):
 
     def make(alias="deit_tiny", classes=5, names=NAMES, name="run", seed=1):
         model = deit(alias, classes=classes, seed=seed)
-        card = replace(model.arch.card(), num_classes=classes, class_names=names, descriptions=None).at_size(32)
-        save_model(tmp_path / name, model.state_dict(), shipping_config(model, card), layer_names(model))
+        card = replace(
+            model.arch.card(), num_classes=classes, class_names=names, descriptions=None
+        ).at_size(32)
+        save_model(
+            tmp_path / name, model.state_dict(), shipping_config(model, card), layer_names(model)
+        )
         return tmp_path / name, model
 
     return make
@@ -34,9 +38,14 @@ def folder(tmp_path, deit):
 
 def build(ref, reporter, **changes):
     values = {
-        "class_names": NAMES, "img_size": 32, "drop_path_rate": 0.0, "pretrained": False, "weights": "",
-        "distilled": None, "reporter": reporter,
-    }  # fmt: skip
+        "class_names": NAMES,
+        "img_size": 32,
+        "drop_path_rate": 0.0,
+        "pretrained": False,
+        "weights": "",
+        "distilled": None,
+        "reporter": reporter,
+    }
     return build_model(str(ref), **{**values, **changes})
 
 
@@ -74,11 +83,17 @@ def test_a_bare_file_is_loaded_by_its_shapes(folder, tmp_path, reporter):
 
 def test_a_file_with_imagenets_thousand_classes_has_their_names(tmp_path, deit, reporter):
     save_file(deit(classes=1000).state_dict(), tmp_path / "w.safetensors")
-    assert load_model(str(tmp_path / "w.safetensors"), reporter=reporter).card.class_names == imagenet_classes()[0]
+    assert (
+        load_model(str(tmp_path / "w.safetensors"), reporter=reporter).card.class_names
+        == imagenet_classes()[0]
+    )
 
 
 def test_published_weights_come_from_the_weights_folder(tmp_path, deit, monkeypatch, reporter):
-    save_file(deit(classes=1000, img_size=224).state_dict(), tmp_path / "deit_tiny_patch16_224.fb_in1k.safetensors")
+    save_file(
+        deit(classes=1000, img_size=224).state_dict(),
+        tmp_path / "deit_tiny_patch16_224.fb_in1k.safetensors",
+    )
     monkeypatch.setenv("DEITCTL_WEIGHTS", str(tmp_path))
     for ref in ("deit_tiny", "deit_tiny_patch16_224", "deit_tiny_patch16_224.fb_in1k"):
         loaded = load_model(ref, reporter=reporter)
@@ -88,7 +103,9 @@ def test_published_weights_come_from_the_weights_folder(tmp_path, deit, monkeypa
     assert smaller.changes == ("position embeddings are resized to 4x4 patches",)
 
 
-def test_weights_of_any_precision_become_a_model_of_its_own_in_single_precision(tmp_path, deit, noise, reporter):
+def test_weights_of_any_precision_become_a_model_of_its_own_in_single_precision(
+    tmp_path, deit, noise, reporter
+):
     """Loaded without numbers to be replaced first, so every one must come from the file, and none stay in it."""
     state = deit("deit_tiny_distilled", classes=7).state_dict()
     path = tmp_path / "half.safetensors"
@@ -106,7 +123,10 @@ def test_weights_of_any_precision_become_a_model_of_its_own_in_single_precision(
 def test_two_heads_of_different_sizes_are_refused(tmp_path, deit, reporter):
     state = deit("deit_tiny_distilled", classes=7).state_dict()
     other = deit("deit_tiny_distilled", classes=5).state_dict()
-    save_file({k: other[k] if k.startswith("head_dist") else v for k, v in state.items()}, tmp_path / "m.safetensors")
+    save_file(
+        {k: other[k] if k.startswith("head_dist") else v for k, v in state.items()},
+        tmp_path / "m.safetensors",
+    )
     with pytest.raises(ModelError, match="does not fit"):
         load_model(str(tmp_path / "m.safetensors"), reporter=reporter)
 
@@ -120,11 +140,17 @@ def test_an_input_that_no_model_has_is_refused_before_the_model_is_looked_for(si
 def test_a_named_architecture_must_be_the_files(folder, reporter):
     root, _ = folder("deit_tiny_distilled")
     file = str(root / "model.safetensors")
-    with pytest.raises(ModelError, match=r"holds deit_tiny_distilled, not deit_tiny\. Use --model deit_tiny_distilled"):
+    with pytest.raises(
+        ModelError,
+        match=r"holds deit_tiny_distilled, not deit_tiny\. Use --model deit_tiny_distilled",
+    ):
         load_model("deit_tiny", weights=file, reporter=reporter)
     with pytest.raises(ModelError, match="holds deit_tiny_distilled_patch16_224, not deit_small"):
         load_model("deit_small", weights=str(root), reporter=reporter)
-    assert load_model("deit_tiny_distilled", weights=str(root), reporter=reporter).card.class_names == NAMES
+    assert (
+        load_model("deit_tiny_distilled", weights=str(root), reporter=reporter).card.class_names
+        == NAMES
+    )
 
 
 def test_a_file_without_a_head_cannot_classify(tmp_path, deit, reporter):
@@ -137,10 +163,11 @@ def test_a_file_without_a_head_cannot_classify(tmp_path, deit, reporter):
 @pytest.mark.parametrize(
     ("ref", "what"),
     [
-        ("deit_tinny", "There is no model 'deit_tinny'. Did you mean 'deit_tiny'"), ("no/such", "There is no model file"),
+        ("deit_tinny", "There is no model 'deit_tinny'. Did you mean 'deit_tiny'"),
+        ("no/such", "There is no model file"),
         ("nothing.pth", "There is no model file"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_model_is_said(ref, what, reporter):
     with pytest.raises(ModelError, match=what):
         load_model(ref, reporter=reporter)
@@ -162,7 +189,9 @@ def test_a_timm_file_needs_its_name(tmp_path, reporter, noise):
 
 
 def test_a_new_model_has_the_datas_classes(reporter):
-    built = build("deit_tiny", reporter, descriptions=[n.upper() for n in NAMES], drop_path_rate=0.2)
+    built = build(
+        "deit_tiny", reporter, descriptions=[n.upper() for n in NAMES], drop_path_rate=0.2
+    )
     assert built.card.class_names == NAMES
     assert built.card.descriptions == ("A", "B", "C", "D", "E")
     assert built.card.preprocessing.img_size == 32
@@ -229,7 +258,10 @@ def test_timms_models_are_built_and_started_from_folders(tmp_path, reporter, noi
     built = build("regnety_002", reporter)
     assert built.card.class_names == NAMES
     save_model(
-        tmp_path / "net", built.model.state_dict(), shipping_config(built.model, built.card), layer_names(built.model)
+        tmp_path / "net",
+        built.model.state_dict(),
+        shipping_config(built.model, built.card),
+        layer_names(built.model),
     )
     loaded = load_model(str(tmp_path / "net"), reporter=reporter)
     images = noise(1, 3, 32, 32)
@@ -241,20 +273,32 @@ def test_timms_models_are_built_and_started_from_folders(tmp_path, reporter, noi
 
 
 @pytest.mark.parametrize("model", ["test_resnet", "deit_tiny"])
-def test_weights_keep_their_normalisation_when_they_get_new_classes(model, tmp_path, reporter):
+def test_weights_keep_their_normalization_when_they_get_new_classes(model, tmp_path, reporter):
     """A teacher of mean and deviation 0.5 that is fitted to other classes sees its own images still."""
     first = build_model(
-        model, class_names=["a", "b"], img_size=32, drop_path_rate=0.0, pretrained=False, weights="", distilled=None,
+        model,
+        class_names=["a", "b"],
+        img_size=32,
+        drop_path_rate=0.0,
+        pretrained=False,
+        weights="",
+        distilled=None,
         reporter=reporter,
-    )  # fmt: skip
+    )
     half = (0.5, 0.5, 0.5)
     card = replace(first.card, preprocessing=replace(first.card.preprocessing, mean=half, std=half))
     save_model(tmp_path / "half", first.model.state_dict(), card, layer_names(first.model))
     for ref, weights in ((str(tmp_path / "half"), ""), (model, str(tmp_path / "half"))):
         second = build_model(
-            ref, class_names=["x", "y", "z"], img_size=32, drop_path_rate=0.0, pretrained=False, weights=weights,
-            distilled=None, reporter=reporter,
-        )  # fmt: skip
+            ref,
+            class_names=["x", "y", "z"],
+            img_size=32,
+            drop_path_rate=0.0,
+            pretrained=False,
+            weights=weights,
+            distilled=None,
+            reporter=reporter,
+        )
         assert (second.card.preprocessing.mean, second.card.preprocessing.std) == (half, half)
 
 

@@ -32,11 +32,15 @@ def test_no_batch_norm_is_left_and_the_logits_are_the_same(name, noise):
         before, count = model(images), norms(model)
         assert fuse_conv_bn(model, images[:1]) == count
         assert norms(model) == 0
-        torch.testing.assert_close(model(images), before, rtol=1e-3, atol=1e-3 * float(before.std()))
+        torch.testing.assert_close(
+            model(images), before, rtol=1e-3, atol=1e-3 * float(before.std())
+        )
 
 
 def test_one_channel_by_hand():
-    model = nn.Sequential(nn.Conv2d(3, 1, 1, bias=False), nn.BatchNorm2d(1, eps=0), nn.Flatten()).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 1, 1, bias=False), nn.BatchNorm2d(1, eps=0), nn.Flatten()
+    ).eval()
     conv, norm = model[0], model[1]
     with torch.no_grad():
         conv.weight.copy_(torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1))

@@ -14,13 +14,18 @@ from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.model_config import HEADS
 from deitctl.models.vit import HeadLogits
 
-CLS, DIST = torch.tensor([[math.log(3.0), 0.0]]), torch.tensor([[0.0, 0.0]])  # softmaxes (3/4, 1/4) and (1/2, 1/2)
+CLS, DIST = (
+    torch.tensor([[math.log(3.0), 0.0]]),
+    torch.tensor([[0.0, 0.0]]),
+)  # softmaxes (3/4, 1/4) and (1/2, 1/2)
 
 
 def test_avg_probs_is_the_mean_of_the_softmaxes():
     fused = fuse_heads(HeadLogits(CLS, DIST), "avg-probs")
     torch.testing.assert_close(fused.softmax(1), torch.tensor([[5 / 8, 3 / 8]]))
-    torch.testing.assert_close(fused.exp().sum(), torch.tensor(1.0))  # logarithms of probabilities already
+    torch.testing.assert_close(
+        fused.exp().sum(), torch.tensor(1.0)
+    )  # logarithms of probabilities already
 
 
 def test_avg_logits_is_the_mean_of_the_logits():
@@ -35,7 +40,9 @@ def test_single_heads_are_returned_as_they_are():
 
 
 def test_avg_probs_survives_huge_logits():
-    fused = fuse_heads(HeadLogits(torch.tensor([[1e4, 0.0]]), torch.tensor([[0.0, 1e4]])), "avg-probs")
+    fused = fuse_heads(
+        HeadLogits(torch.tensor([[1e4, 0.0]]), torch.tensor([[0.0, 1e4]])), "avg-probs"
+    )
     torch.testing.assert_close(fused.softmax(1), torch.tensor([[0.5, 0.5]]))
 
 
@@ -73,6 +80,10 @@ def test_keep_reaches_a_deit_and_only_a_deit(deit, noise):
     model, images = deit(), noise(1, 3, 32, 32)
     with torch.no_grad():
         assert not torch.equal(
-            forward_heads(model, images, torch.zeros(12, 2, 1)).cls, forward_heads(model, images).cls
+            forward_heads(model, images, torch.zeros(12, 2, 1)).cls,
+            forward_heads(model, images).cls,
         )
-        assert forward_heads(nn.Flatten(), images, torch.zeros(12, 2, 1)).cls.shape == (1, 3 * 32 * 32)
+        assert forward_heads(nn.Flatten(), images, torch.zeros(12, 2, 1)).cls.shape == (
+            1,
+            3 * 32 * 32,
+        )

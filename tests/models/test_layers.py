@@ -32,14 +32,21 @@ def learning(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize(("alias", "heads"), [("deit_tiny", ("head",)), ("deit_tiny_distilled", ("head", "head_dist"))])
+@pytest.mark.parametrize(
+    ("alias", "heads"), [("deit_tiny", ("head",)), ("deit_tiny_distilled", ("head", "head_dist"))]
+)
 def test_a_deits_classifiers_are_its_heads(alias, heads, deit):
     names = layer_names(deit(alias))
-    assert names == {"classifier": heads, "first_conv": "patch_embed.proj", "fixed_input_size": True}
+    assert names == {
+        "classifier": heads,
+        "first_conv": "patch_embed.proj",
+        "fixed_input_size": True,
+    }
 
 
 @pytest.mark.parametrize(
-    ("name", "classifier"), [("regnety_002", "head.fc"), ("mobilenetv3_small_050", "classifier"), ("resnet18", "fc")]
+    ("name", "classifier"),
+    [("regnety_002", "head.fc"), ("mobilenetv3_small_050", "classifier"), ("resnet18", "fc")],
 )
 def test_a_convnets_classifier_is_timms(name, classifier):
     model = timm.create_model(name, num_classes=4)
@@ -91,15 +98,26 @@ def test_layers_of_a_distilled_deit_by_hand(deit):
     """Embeddings below, then twelve blocks, then the norm and the heads: 0..13."""
     ids = layer_ids(deit("deit_tiny_distilled"))
     assert {n for n, i in ids.items() if i == 0} == {
-        "cls_token", "dist_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias",
-    }  # fmt: skip
+        "cls_token",
+        "dist_token",
+        "pos_embed",
+        "patch_embed.proj.weight",
+        "patch_embed.proj.bias",
+    }
     assert {n for n, i in ids.items() if i == 13} == {
-        "norm.weight", "norm.bias", "head.weight", "head.bias", "head_dist.weight", "head_dist.bias",
-    }  # fmt: skip
+        "norm.weight",
+        "norm.bias",
+        "head.weight",
+        "head.bias",
+        "head_dist.weight",
+        "head_dist.bias",
+    }
     for block in range(12):
         members = {n for n, i in ids.items() if i == block + 1}
         assert all(n.startswith(f"blocks.{block}.") for n in members)
-        assert len(members) == 12  # two norms, qkv, projection, two of the MLP, each with weight and bias
+        assert (
+            len(members) == 12
+        )  # two norms, qkv, projection, two of the MLP, each with weight and bias
 
 
 @pytest.mark.parametrize("alias", ["deit_tiny", "deit_small_distilled", "deit3_small"])
@@ -124,7 +142,11 @@ def test_every_parameter_of_timms_models_has_a_layer(name):
 def test_layers_of_a_resnet_by_hand():
     """Stem, eight blocks, classifier."""
     ids = timm_models.layer_ids(timm.create_model("resnet18", num_classes=4))
-    firsts = {".".join(name.split(".")[:2]): layer for name, layer in ids.items() if name.startswith("layer")}
+    firsts = {
+        ".".join(name.split(".")[:2]): layer
+        for name, layer in ids.items()
+        if name.startswith("layer")
+    }
     assert firsts == {f"layer{1 + n // 2}.{n % 2}": 1 + n for n in range(8)}
     assert (ids["conv1.weight"], ids["bn1.weight"], ids["fc.weight"]) == (0, 0, 9)
     assert Counter(ids.values())[9] == 2
@@ -142,16 +164,27 @@ def test_a_shipped_card_says_a_deits_size_and_leaves_a_convnets_alone(deit):
 
 
 @pytest.mark.parametrize(
-    ("size", "scale", "early"), [(224, 4 / 7, 128), (32, 4 / 7, 16), (224, 1.0, 224), (64, 0.01, 16)]
+    ("size", "scale", "early"),
+    [(224, 4 / 7, 128), (32, 4 / 7, 16), (224, 1.0, 224), (64, 0.01, 16)],
 )
 def test_early_images_are_whole_patches(deit, size, scale, early):
-    card = ModelConfig(architecture="deit_tiny", num_classes=3, preprocessing=Preprocessing(img_size=size))
-    assert early_size(deit("deit_tiny", img_size=32), card, replace(FINETUNE, early_scale=scale)) == early
+    card = ModelConfig(
+        architecture="deit_tiny", num_classes=3, preprocessing=Preprocessing(img_size=size)
+    )
+    assert (
+        early_size(deit("deit_tiny", img_size=32), card, replace(FINETUNE, early_scale=scale))
+        == early
+    )
 
 
 def test_four_patches_a_side_are_enough_and_a_convnet_has_none(deit):
     small = deit("deit_tiny", img_size=32)
-    assert [size for size in (16, 32, 48, 63, 64, 128) if has_few_patches(small, size)] == [16, 32, 48, 63]
+    assert [size for size in (16, 32, 48, 63, 64, 128) if has_few_patches(small, size)] == [
+        16,
+        32,
+        48,
+        63,
+    ]
     assert not has_few_patches(timm.create_model("resnet18"), 32)
 
 

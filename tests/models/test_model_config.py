@@ -9,9 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deitctl.errors import ModelError
-from deitctl.models.model_config import HEADS, ModelConfig, Preprocessing, from_timm_config, to_timm_config
+from deitctl.models.model_config import (
+    HEADS,
+    ModelConfig,
+    Preprocessing,
+    from_timm_config,
+    to_timm_config,
+)
 
-LAYERS = {"classifier": ("head", "head_dist"), "first_conv": "patch_embed.proj", "fixed_input_size": True}
+LAYERS = {
+    "classifier": ("head", "head_dist"),
+    "first_conv": "patch_embed.proj",
+    "fixed_input_size": True,
+}
 
 
 def there_and_back(card: ModelConfig) -> ModelConfig:
@@ -26,33 +36,55 @@ def test_resize_is_rounded_down_as_timm_does(size, crop, pixels):
 
 
 @given(
-    names=st.lists(st.text(min_size=1), unique=True, max_size=5), described=st.booleans(), head=st.sampled_from(HEADS),
-    size=st.integers(16, 512), crop=st.floats(0.5, 1.2),
-)  # fmt: skip
+    names=st.lists(st.text(min_size=1), unique=True, max_size=5),
+    described=st.booleans(),
+    head=st.sampled_from(HEADS),
+    size=st.integers(16, 512),
+    crop=st.floats(0.5, 1.2),
+)
 def test_cards_survive_config_json(names, described, head, size, crop):
     card = ModelConfig(
-        architecture="deit_tiny_patch16_224", num_classes=len(names) or 3, class_names=tuple(names) or None,
-        descriptions=tuple(f"a {n}" for n in names) if described and names else None, head=head,
+        architecture="deit_tiny_patch16_224",
+        num_classes=len(names) or 3,
+        class_names=tuple(names) or None,
+        descriptions=tuple(f"a {n}" for n in names) if described and names else None,
+        head=head,
         preprocessing=Preprocessing(
-            img_size=size, crop_pct=crop, interpolation="bilinear", crop_mode="squash", mean=(0.5, 0.4, 0.3),
+            img_size=size,
+            crop_pct=crop,
+            interpolation="bilinear",
+            crop_mode="squash",
+            mean=(0.5, 0.4, 0.3),
             std=(0.1, 0.2, 0.3),
         ),
         model_args={"img_size": [size, size]},
-    )  # fmt: skip
+    )
     assert there_and_back(card) == card
 
 
 def test_timms_own_config_is_read():
     """The layout of https://huggingface.co/timm/deit_tiny_patch16_224.fb_in1k/blob/main/config.json."""
     config = {
-        "architecture": "deit_tiny_patch16_224", "num_classes": 1000, "num_features": 192, "global_pool": "token",
+        "architecture": "deit_tiny_patch16_224",
+        "num_classes": 1000,
+        "num_features": 192,
+        "global_pool": "token",
         "pretrained_cfg": {
-            "tag": "fb_in1k", "custom_load": False, "input_size": [3, 224, 224], "fixed_input_size": True,
-            "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "center", "mean": [0.485, 0.456, 0.406],
-            "std": [0.229, 0.224, 0.225], "num_classes": 1000, "pool_size": None, "first_conv": "patch_embed.proj",
+            "tag": "fb_in1k",
+            "custom_load": False,
+            "input_size": [3, 224, 224],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 0.9,
+            "crop_mode": "center",
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+            "num_classes": 1000,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
-    }  # fmt: skip
+    }
     card = from_timm_config(config, "config.json")
     assert card.preprocessing == Preprocessing()
     assert (card.num_classes, card.class_names, card.head) == (1000, None, "auto")
@@ -66,16 +98,28 @@ def test_what_a_config_leaves_out_is_timms_default():
 
 def test_descriptions_may_be_a_list_or_a_mapping():
     config = {"architecture": "x", "num_classes": 2, "label_names": ["a", "b"]}
-    assert from_timm_config({**config, "label_descriptions": ["A", "B"]}, "c").descriptions == ("A", "B")
-    assert from_timm_config({**config, "label_descriptions": {"b": "B"}}, "c").descriptions == ("a", "B")
+    assert from_timm_config({**config, "label_descriptions": ["A", "B"]}, "c").descriptions == (
+        "A",
+        "B",
+    )
+    assert from_timm_config({**config, "label_descriptions": {"b": "B"}}, "c").descriptions == (
+        "a",
+        "B",
+    )
 
 
 @pytest.mark.parametrize(
     "config",
-    [{}, {"architecture": "x", "num_classes": "many"}, {"architecture": "x", "pretrained_cfg": {"mean": [1, 2]}},
-     {"architecture": "x", "pretrained_cfg": {"input_size": []}}, {"architecture": "x", "deitctl": "no"},
-     {"architecture": "x", "pretrained_cfg": "no"}, {"architecture": "x", "model_args": 3}],
-)  # fmt: skip
+    [
+        {},
+        {"architecture": "x", "num_classes": "many"},
+        {"architecture": "x", "pretrained_cfg": {"mean": [1, 2]}},
+        {"architecture": "x", "pretrained_cfg": {"input_size": []}},
+        {"architecture": "x", "deitctl": "no"},
+        {"architecture": "x", "pretrained_cfg": "no"},
+        {"architecture": "x", "model_args": 3},
+    ],
+)
 def test_what_is_no_config_is_said(config):
     with pytest.raises(ModelError, match=r"dir/config\.json is not a model's"):
         from_timm_config(config, "dir/config.json")
@@ -90,7 +134,9 @@ def test_labels_for_people():
     card = ModelConfig(architecture="x", num_classes=2)
     assert card.label(1) == "class 1"
     assert ModelConfig(architecture="x", num_classes=2, class_names=("a", "b")).label(1) == "b"
-    named = ModelConfig(architecture="x", num_classes=2, class_names=("n1", "n2"), descriptions=("cat", "dog"))
+    named = ModelConfig(
+        architecture="x", num_classes=2, class_names=("n1", "n2"), descriptions=("cat", "dog")
+    )
     assert named.label(1) == "dog"
 
 
@@ -100,16 +146,24 @@ def test_another_size_changes_the_size_alone():
 
 
 def test_temperatures_travel_with_the_card():
-    card = ModelConfig(architecture="deit_tiny_patch16_224", num_classes=2, temperatures={"cls": 1.25})
-    config = to_timm_config(card, classifier=("head",), first_conv="patch_embed.proj", fixed_input_size=True)
+    card = ModelConfig(
+        architecture="deit_tiny_patch16_224", num_classes=2, temperatures={"cls": 1.25}
+    )
+    config = to_timm_config(
+        card, classifier=("head",), first_conv="patch_embed.proj", fixed_input_size=True
+    )
     assert from_timm_config(config, "here").temperatures == {"cls": 1.25}
     assert (card.temperature("cls"), card.temperature("dist")) == (1.25, 1.0)
 
 
-@pytest.mark.parametrize("temperatures", [{"cls": 0.0}, {"cls": float("nan")}, {"all": 1.0}, {"cls": 1e9}, [1], "x"])
+@pytest.mark.parametrize(
+    "temperatures", [{"cls": 0.0}, {"cls": float("nan")}, {"all": 1.0}, {"cls": 1e9}, [1], "x"]
+)
 def test_temperatures_that_no_model_has_are_refused(temperatures):
     card = ModelConfig(architecture="deit_tiny_patch16_224", num_classes=2)
-    config = to_timm_config(card, classifier=("head",), first_conv="patch_embed.proj", fixed_input_size=True)
+    config = to_timm_config(
+        card, classifier=("head",), first_conv="patch_embed.proj", fixed_input_size=True
+    )
     config["deitctl"]["temperatures"] = temperatures
     with pytest.raises(ModelError):
         from_timm_config(config, "here")

@@ -29,7 +29,9 @@ def test_prefix_is_left_as_it_is(noise):
 
 def test_constant_tables_stay_constant():
     table = torch.full((1, 1 + 49, 4), 0.25)
-    torch.testing.assert_close(resize_pos_embed(table, 12, num_prefix_tokens=1), torch.full((1, 145, 4), 0.25))
+    torch.testing.assert_close(
+        resize_pos_embed(table, 12, num_prefix_tokens=1), torch.full((1, 145, 4), 0.25)
+    )
 
 
 def test_half_precision_keeps_its_type(noise):

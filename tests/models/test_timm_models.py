@@ -38,7 +38,9 @@ def test_size_and_stochastic_depth_reach_the_models_that_take_them(name, noise):
 
 def test_arguments_that_a_model_does_not_take_are_said():
     with pytest.raises(ModelError, match="timm cannot build regnety_002"):
-        timm_models.create(SMALL, num_classes=4, img_size=32, drop_path_rate=0.0, model_args={"colour": "red"})
+        timm_models.create(
+            SMALL, num_classes=4, img_size=32, drop_path_rate=0.0, model_args={"color": "red"}
+        )
 
 
 def test_card_is_timms_config():
@@ -58,9 +60,9 @@ def test_weights_of_another_architecture_are_refused():
         timm_models.load_weights(model, {"x": torch.zeros(1)}, "f", new_head=False)
 
 
-def test_a_new_head_keeps_the_body_and_starts_at_zero(randomise):
+def test_a_new_head_keeps_the_body_and_starts_at_zero(randomize):
     """Every class is equally likely at first: timm's own start gives some families ten times that loss."""
-    source = randomise(timm.create_model(SMALL, num_classes=9))
+    source = randomize(timm.create_model(SMALL, num_classes=9))
     model = timm.create_model(SMALL, num_classes=3)
     timm_models.load_weights(model, source.state_dict(), "f", new_head=True)
     assert not model.head.fc.weight.any()
@@ -85,7 +87,10 @@ def test_folder_of_a_convnet_answers_as_before_and_in_timm(tmp_path, noise):
 def test_folder_of_what_timm_does_not_have_is_said(tmp_path):
     card = ModelConfig(architecture="regnety_003", num_classes=3)
     save_model(
-        tmp_path, {"x": torch.zeros(1)}, card, {"classifier": ("head",), "first_conv": "c", "fixed_input_size": False}
+        tmp_path,
+        {"x": torch.zeros(1)},
+        card,
+        {"classifier": ("head",), "first_conv": "c", "fixed_input_size": False},
     )
     with pytest.raises(ModelError, match="'regnety_003', which timm does not have"):
         timm_models.load_folder(tmp_path)
@@ -96,7 +101,9 @@ def test_weights_that_are_not_here_are_named(reporter):
         load_model("regnety_160.deit_in1k", reporter=reporter)
 
 
-def test_weights_in_the_hubs_cache_are_used_without_a_network(tmp_path, monkeypatch, noise, reporter):
+def test_weights_in_the_hubs_cache_are_used_without_a_network(
+    tmp_path, monkeypatch, noise, reporter
+):
     from huggingface_hub import constants
 
     model = timm.create_model(SMALL).eval()

@@ -26,7 +26,9 @@ ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
 
 def timm_twin(model: VisionTransformer) -> torch.nn.Module:
     """timm's model with the same weights."""
-    twin = timm.create_model(model.arch.name, num_classes=model.num_classes, img_size=model.img_size)
+    twin = timm.create_model(
+        model.arch.name, num_classes=model.num_classes, img_size=model.img_size
+    )
     twin.load_state_dict(model.state_dict(), strict=True)
     return twin.eval()
 
@@ -64,7 +66,9 @@ def test_gradients_equal_timms(deit, noise):
     twin(images).square().sum().backward()
     theirs = dict(twin.named_parameters())
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(
+            parameter.grad, theirs[name].grad, rtol=1e-3, atol=1e-4, msg=name
+        )
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda a: a.alias)
@@ -84,11 +88,16 @@ def test_output_has_the_same_structure_in_training_and_evaluation(deit, noise):
     torch.testing.assert_close(trained.dist, evaluated.dist)
 
 
-def test_initialisation_is_the_papers():
+def test_initialization_is_the_papers():
     torch.manual_seed(0)
     arch = find("deit_tiny_distilled")
     model = VisionTransformer(arch, num_classes=10, img_size=224)
-    for weight in (model.blocks[0].attn.qkv.weight, model.pos_embed, model.cls_token, model.dist_token):
+    for weight in (
+        model.blocks[0].attn.qkv.weight,
+        model.pos_embed,
+        model.cls_token,
+        model.dist_token,
+    ):
         assert float(weight.detach().std()) == pytest.approx(0.02, rel=0.2)
         assert abs(float(weight.detach().mean())) < 0.005
     assert not model.blocks[3].mlp.fc1.bias.any()
@@ -146,7 +155,9 @@ def test_stochastic_depth_grows_linearly_and_keeps_the_expectation(deit):
     assert keep.shape == (12, 2, 20_000)
     dropped = (keep == 0).float().mean(dim=(1, 2))
     expected = torch.tensor([0.5 * i / 11 for i in range(12)])
-    torch.testing.assert_close(dropped, expected, atol=0.01, rtol=0)  # 5 deviations of 40,000 draws: 0.0125
+    torch.testing.assert_close(
+        dropped, expected, atol=0.01, rtol=0
+    )  # 5 deviations of 40,000 draws: 0.0125
     torch.testing.assert_close(keep.mean(dim=(1, 2)), torch.ones(12), atol=0.03, rtol=0)
     assert keep[11].max() == 2.0  # 1 / survival
 
@@ -203,8 +214,12 @@ def test_smaller_images_see_the_positions_resized_and_teach_all_of_them(deit, no
     assert model.pos_embed.grad.abs().sum(-1).all()
 
 
-@pytest.mark.parametrize(("training", "bf16", "own"), [(True, True, True), (True, False, False), (False, True, False)])
-def test_the_attention_of_ours_is_for_training_in_bf16(training, bf16, own, deit, noise, monkeypatch):
+@pytest.mark.parametrize(
+    ("training", "bf16", "own"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_the_attention_of_ours_is_for_training_in_bf16(
+    training, bf16, own, deit, noise, monkeypatch
+):
     called = []
     monkeypatch.setattr(vit, "attention", lambda *qkv: called.append(1) or attention(*qkv))
     model, images = deit("deit_tiny_distilled").train(training), noise(2, 3, 32, 32)

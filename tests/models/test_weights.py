@@ -74,9 +74,16 @@ def test_the_hubs_cache_is_used(tmp_path, monkeypatch, reporter, cached):
 
 @pytest.mark.parametrize(
     ("variable", "below"),
-    [("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub"), ("XDG_CACHE_HOME", "huggingface/hub")],
+    [
+        ("HF_HUB_CACHE", ""),
+        ("HUGGINGFACE_HUB_CACHE", ""),
+        ("HF_HOME", "hub"),
+        ("XDG_CACHE_HOME", "huggingface/hub"),
+    ],
 )
-def test_the_hubs_cache_is_found_without_its_library_and_as_by_it(variable, below, tmp_path, cached):
+def test_the_hubs_cache_is_found_without_its_library_and_as_by_it(
+    variable, below, tmp_path, cached
+):
     cached(tmp_path / below)
     code = (
         "import sys; from deitctl.models.catalog import find; from deitctl.models.weights import local_weights\n"
@@ -84,7 +91,11 @@ def test_the_hubs_cache_is_found_without_its_library_and_as_by_it(variable, belo
         "from huggingface_hub import try_to_load_from_cache\n"
         "assert str(ours) == try_to_load_from_cache(find('deit_tiny').hub_id, 'model.safetensors'), ours"
     )
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_", "XDG_"))}
+    clean = {
+        k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_", "XDG_"))
+    }
     environment = {**clean, variable: str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

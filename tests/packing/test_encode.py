@@ -40,14 +40,23 @@ def stored(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
 def test_nothing_said_keeps_the_bytes_and_looks_at_no_image(source_of):
     data = [b"no image", b"", b"\xff\xd8 cut"]
     for index, expected in enumerate(data):
-        assert keep(source_of(*data), index, Form()) == (expected, digest_of(expected), len(expected), False, "")
+        assert keep(source_of(*data), index, Form()) == (
+            expected,
+            digest_of(expected),
+            len(expected),
+            False,
+            "",
+        )
 
 
 def test_a_large_image_gets_the_short_side_asked_for(source_of, make_image):
     data = stored(make_image(101, 60), quality=100, subsampling="4:4:4")
     kept = keep(source_of(data), 0, Form(max_size=40))
     assert kept.encoded
-    assert decode(kept.data, "x").size == (67, 40)  # 40 * 101 / 60 = 67.3, rounded down as evaluation does
+    assert decode(kept.data, "x").size == (
+        67,
+        40,
+    )  # 40 * 101 / 60 = 67.3, rounded down as evaluation does
     assert len(kept.data) < kept.before == len(data)
     assert kept.digest == digest_of(data)
 
@@ -57,24 +66,31 @@ def test_it_is_made_smaller_as_evaluation_makes_it(source_of, make_image):
     data = stored(make_image(101, 60), quality=100, subsampling="4:4:4")
     pre = Preprocessing(img_size=32, crop_pct=0.8)  # resizes to 40
     kept = keep(source_of(data), 0, Form(max_size=40, raw=True))
-    assert np.array_equal(eval_transform(decode(kept.data, "x"), pre), eval_transform(decode(data, "x"), pre))
+    assert np.array_equal(
+        eval_transform(decode(kept.data, "x"), pre), eval_transform(decode(data, "x"), pre)
+    )
 
 
-def test_colours_keep_their_full_size(source_of, make_image):
+def test_colors_keep_their_full_size(source_of, make_image):
     """Of columns in turn red and blue, 4:2:0 would make purple."""
     stripes = np.array(make_image(640, 640))
     stripes[100:-100, :, 1] = 0
     stripes[100:-100, :, 0] = np.where(np.arange(640) // 10 % 2, 0, 200)
     stripes[100:-100, :, 2] = 200 - stripes[100:-100, :, 0]
-    kept = keep(source_of(stored(Image.fromarray(stripes), quality=100, subsampling="4:4:4")), 0, Form(max_size=64))
+    kept = keep(
+        source_of(stored(Image.fromarray(stripes), quality=100, subsampling="4:4:4")),
+        0,
+        Form(max_size=64),
+    )
     assert kept.encoded
     red = np.asarray(decode(kept.data, "x"), np.int16)[24:40, 8:-8, 0]
     assert red[:, 0::2].mean() - red[:, 1::2].mean() > 100  # of 130 that are left by the filter
 
 
 @pytest.mark.parametrize(
-    ("size", "max_size", "smaller"), [((40, 60), 40, False), ((40, 60), 41, False), ((41, 60), 40, True), ((60, 41), 40, True)]
-)  # fmt: skip
+    ("size", "max_size", "smaller"),
+    [((40, 60), 40, False), ((40, 60), 41, False), ((41, 60), 40, True), ((60, 41), 40, True)],
+)
 def test_only_a_short_side_above_is_made_smaller(size, max_size, smaller, source_of, make_image):
     data = stored(make_image(*size), quality=100)
     kept = keep(source_of(data), 0, Form(max_size=max_size))
@@ -101,14 +117,20 @@ def test_orientation_is_applied_and_not_said_again(source_of, make_image):
 def test_bare_pixels_are_those_of_the_decoder(source_of, make_image):
     clear = make_image(20, 30).copy()
     clear.putalpha(100)
-    images = [stored(make_image(20, 30)), stored(clear, "PNG"), stored(make_image(20, 30).convert("L"), "PNG")]
+    images = [
+        stored(make_image(20, 30)),
+        stored(clear, "PNG"),
+        stored(make_image(20, 30).convert("L"), "PNG"),
+    ]
     for data in images:
         kept = keep(source_of(data), 0, Form(raw=True))
         assert kept.data == b"P6\n20 30\n255\n" + decode(data, "x").tobytes()
         assert decode(kept.data, "x").tobytes() == decode(data, "x").tobytes()
 
 
-def test_pixels_that_are_more_than_an_image_may_have_are_kept_as_they_were(source_of, make_image, monkeypatch):
+def test_pixels_that_are_more_than_an_image_may_have_are_kept_as_they_were(
+    source_of, make_image, monkeypatch
+):
     monkeypatch.setattr(packing, "MAX_BYTES", 1000)
     data = stored(make_image(40, 40))
     assert keep(source_of(data), 0, Form(raw=True)).data == data

@@ -42,7 +42,9 @@ def root(tmp_path, make_image) -> Path:
         (tmp_path / "photos" / folder).mkdir(parents=True)
         for number in range(count):
             seed += 1
-            make_image(48, 36, seed % 20).save(tmp_path / "photos" / folder / f"{number}.jpg", quality=98)
+            make_image(48, 36, seed % 20).save(
+                tmp_path / "photos" / folder / f"{number}.jpg", quality=98
+            )
     return tmp_path / "photos"
 
 
@@ -59,15 +61,25 @@ def test_the_record_counts_what_was_done(root, out):
     result = deitctl.pack(str(root), out)
     before = sum(f.stat().st_size for f in root.rglob("*.jpg"))
     record = result.to_dict()
-    assert record["parts"] == {"train": {"images": 11, "classes": 2}, "val": {"images": 3, "classes": 2}}
-    assert (record["images"], record["copied"], record["encoded"], record["unreadable"]) == (14, 14, 0, [])
+    assert record["parts"] == {
+        "train": {"images": 11, "classes": 2},
+        "val": {"images": 3, "classes": 2},
+    }
+    assert (record["images"], record["copied"], record["encoded"], record["unreadable"]) == (
+        14,
+        14,
+        0,
+        [],
+    )
     assert (record["bytes_before"], record["bytes_after"]) == (before, os.path.getsize(out))
     small = pack(str(root), out, max_size=18)
     assert (small.copied, small.encoded, small.bytes_before) == (0, 14, before)
     assert small.bytes_after == os.path.getsize(out) < before
 
 
-@pytest.mark.parametrize("options", [{}, {"max_size": 18}, {"raw": True}], ids=["copy", "smaller", "raw"])
+@pytest.mark.parametrize(
+    "options", [{}, {"max_size": 18}, {"raw": True}], ids=["copy", "smaller", "raw"]
+)
 def test_the_same_input_gives_the_same_bytes_whatever_the_processes(options, root, tmp_path):
     written = set()
     for number, workers in enumerate((0, 0, 2)):
@@ -79,7 +91,10 @@ def test_the_same_input_gives_the_same_bytes_whatever_the_processes(options, roo
 
 def table_of(root: Path) -> str:
     path = root.parent / "table.csv"
-    rows = [(f.relative_to(root.parent), f.parent.name, f.parent.parent.name) for f in sorted(root.rglob("*.jpg"))]
+    rows = [
+        (f.relative_to(root.parent), f.parent.name, f.parent.parent.name)
+        for f in sorted(root.rglob("*.jpg"))
+    ]
     path.write_text("path,label,split\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
     return str(path)
 
@@ -100,7 +115,9 @@ def test_all_kinds_of_data_can_be_packed_and_checked(make, root, out, reporter):
     data = make(root)
     pack(data, out)
     assert check_pack(data, out).different == 0
-    for ours, theirs in zip(*(open_for_training(d, seed=0, reporter=reporter) for d in (out, data)), strict=True):
+    for ours, theirs in zip(
+        *(open_for_training(d, seed=0, reporter=reporter) for d in (out, data)), strict=True
+    ):
         assert data_fingerprint(ours, reporter) == data_fingerprint(theirs, reporter)
 
 
@@ -127,13 +144,20 @@ def test_the_built_in_digits_can_be_packed(out, reporter, digit_sources):
     assert pack("digits", out).encoded == 1797
     assert check_pack("digits", out).different == 0
     train, _ = open_for_training(out, seed=0, reporter=reporter)
-    assert all(train.read(i).tobytes() == digit_sources[0].read(i).tobytes() for i in range(0, 1442, 100))
+    assert all(
+        train.read(i).tobytes() == digit_sources[0].read(i).tobytes() for i in range(0, 1442, 100)
+    )
 
 
 def test_smaller_images_and_pixels_are_other_data(root, tmp_path, reporter):
     """So that a teacher's words about them are kept apart."""
     prints = set()
-    for name, options in (("a", {}), ("b", {"max_size": 18}), ("c", {"raw": True}), ("d", {"max_size": 1000})):
+    for name, options in (
+        ("a", {}),
+        ("b", {"max_size": 18}),
+        ("c", {"raw": True}),
+        ("d", {"max_size": 1000}),
+    ):
         pack(str(root), str(tmp_path / f"{name}.pack"), **options)
         train, _ = open_for_training(str(tmp_path / f"{name}.pack"), seed=0, reporter=reporter)
         prints.add(data_fingerprint(train, reporter))
@@ -152,7 +176,10 @@ def flipped(root: Path, out: Path) -> None:
 
 CHANGES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "other bytes": (other_bytes, r"train/ant/1\.jpg is not what was packed"),
-    "removed": (lambda root, _: (root / "val/bee/0.jpg").unlink(), "The val part has other classes"),
+    "removed": (
+        lambda root, _: (root / "val/bee/0.jpg").unlink(),
+        "The val part has other classes",
+    ),
     "added": (
         lambda root, _: shutil.copy(root / "val/bee/0.jpg", root / "val/ant/9.jpg"),
         r"val/ant/9\.jpg is only in the data",
@@ -165,17 +192,28 @@ CHANGES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         lambda root, _: (root / "train/ant").rename(root / "train/ape"),
         "The train part has other classes",
     ),
-    "without a part": (lambda root, _: shutil.rmtree(root / "val"), "The val part is only in the pack"),
+    "without a part": (
+        lambda root, _: shutil.rmtree(root / "val"),
+        "The val part is only in the pack",
+    ),
     "link to nowhere": (
-        lambda root, _: ((root / "val/bee/0.jpg").unlink(), (root / "val/bee/0.jpg").symlink_to("none")),
+        lambda root, _: (
+            (root / "val/bee/0.jpg").unlink(),
+            (root / "val/bee/0.jpg").symlink_to("none"),
+        ),
         r"val/bee/0\.jpg cannot be read",
     ),
-    "damaged pack": (flipped, r"x\.pack:train/ant/0\.jpg is damaged: its bytes do not match their checksum"),
-}  # fmt: skip
+    "damaged pack": (
+        flipped,
+        r"x\.pack:train/ant/0\.jpg is damaged: its bytes do not match their checksum",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CHANGES)
-@pytest.mark.parametrize("options", [{}, {"max_size": 30}, {"raw": True}], ids=["copy", "smaller", "raw"])
+@pytest.mark.parametrize(
+    "options", [{}, {"max_size": 30}, {"raw": True}], ids=["copy", "smaller", "raw"]
+)
 def test_a_check_says_what_is_different(name, options, root, out):
     change, what = CHANGES[name]
     pack(str(root), out, **options)
@@ -192,7 +230,9 @@ def test_a_label_that_is_another_is_told(root, out):
     text = Path(data).read_text()
     Path(data).write_text(text.replace("photos/train/ant/3.jpg,ant", "photos/train/ant/3.jpg,bee"))
     found = check_pack(data, out)
-    assert found.examples == (f"{out}:train/photos/train/ant/3.jpg is of class 'ant', and of 'bee' in the data.",)
+    assert found.examples == (
+        f"{out}:train/photos/train/ant/3.jpg is of class 'ant', and of 'bee' in the data.",
+    )
 
 
 def test_another_order_is_told(root, out):
@@ -200,7 +240,10 @@ def test_another_order_is_told(root, out):
     pack(data, out)
     first, *rows = Path(data).read_text().splitlines(keepends=True)
     Path(data).write_text(first + "".join(reversed(rows)))
-    assert check_pack(data, out).examples == ("The train part has another order.", "The val part has another order.")
+    assert check_pack(data, out).examples == (
+        "The train part has another order.",
+        "The val part has another order.",
+    )
 
 
 def test_unreadable_images_keep_their_numbers_and_are_named(root, out, reporter):
@@ -210,7 +253,10 @@ def test_unreadable_images_keep_their_numbers_and_are_named(root, out, reporter)
     result = pack(str(root), out)
     assert len(result.unreadable) == 1  # copying looks into no image
     result = pack(str(root), out, max_size=18)
-    assert ["ant/2.jpg" in result.unreadable[0], "bee/1.jpg" in result.unreadable[1]] == [True, True]
+    assert ["ant/2.jpg" in result.unreadable[0], "bee/1.jpg" in result.unreadable[1]] == [
+        True,
+        True,
+    ]
     assert (result.copied, result.encoded) == (2, 12)
     assert check_pack(str(root), out).different == 0
     train, _ = open_for_training(out, seed=0, reporter=reporter)
@@ -239,9 +285,20 @@ def test_a_training_on_a_pack_is_that_on_its_folder(root, out, tmp_path, reporte
     weights = set()
     for name, data in (("a", str(root)), ("b", out)):
         request = Request(
-            data=data, model="test_vit", recipe="small", pretrained=False, output=str(tmp_path / name),
-            given={"seed": 1, "recipe.epochs": 1, "recipe.batch_size": 4, "recipe.img_size": 160, "workers": 0, "precision": "fp32"},
-        )  # fmt: skip
+            data=data,
+            model="test_vit",
+            recipe="small",
+            pretrained=False,
+            output=str(tmp_path / name),
+            given={
+                "seed": 1,
+                "recipe.epochs": 1,
+                "recipe.batch_size": 4,
+                "recipe.img_size": 160,
+                "workers": 0,
+                "precision": "fp32",
+            },
+        )
         config, train, val = configure(request, reporter)
         run_training(config, sources=(train, val))
         weights.add((tmp_path / name / "model.safetensors").read_bytes())
@@ -309,16 +366,29 @@ def test_whatever_ends_it_ends_its_processes_too(signum, make_image, out, tmp_pa
     """They have more to say than a pipe holds, and nobody listens any more."""
     make_image(300, 300).save(tmp_path / "large.png")
     (tmp_path / "many.csv").write_text("path,label\n" + "large.png,a\nlarge.png,b\n" * 5000)
-    command = [sys.executable, "-m", "deitctl", "pack", str(tmp_path / "many.csv"), out, "--raw", "--workers", "2"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "deitctl",
+        "pack",
+        str(tmp_path / "many.csv"),
+        out,
+        "--raw",
+        "--workers",
+        "2",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         while not any((tmp_path / name).stat().st_size > 5_000_000 for name in hidden(tmp_path)):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signum)
         said = process.communicate(timeout=30)  # until the last of them has closed its streams
     assert (process.returncode, said) == {
-        signal.SIGTERM: (143, ("", "interrupted\n")), signal.SIGKILL: (-9, ("", "")),
-    }[signum]  # fmt: skip
+        signal.SIGTERM: (143, ("", "interrupted\n")),
+        signal.SIGKILL: (-9, ("", "")),
+    }[signum]
     assert len(hidden(tmp_path)) == (signum == signal.SIGKILL)
     assert not Path(out).exists()
 
@@ -328,7 +398,9 @@ def test_a_process_that_is_killed_is_one_line(make_image, out, tmp_path):
     (tmp_path / "many.csv").write_text("path,label\n" + "large.png,a\nlarge.png,b\n" * 5000)
 
     killing = At(20, lambda: multiprocessing.active_children()[0].kill())
-    with pytest.raises(DataError, match="A process that decodes died, .* Pack with fewer processes: --workers 0"):
+    with pytest.raises(
+        DataError, match="A process that decodes died, .* Pack with fewer processes: --workers 0"
+    ):
         pack(str(tmp_path / "many.csv"), out, raw=True, workers=2, reporter=killing)
     assert multiprocessing.active_children() == []
     assert hidden(tmp_path) == []
@@ -336,11 +408,15 @@ def test_a_process_that_is_killed_is_one_line(make_image, out, tmp_path):
 
 def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
     code = f"import sys, resource; {before}; from deitctl.cli.app import main; sys.argv = ['deitctl', *sys.argv[1:]]; main()"
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
 
 
 def test_a_disk_without_room_is_one_line_and_leaves_nothing(root, out, tmp_path):
-    done = run("pack", str(root), out, before="resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))")
+    done = run(
+        "pack", str(root), out, before="resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))"
+    )
     assert done.returncode == 1
     assert done.stdout == ""
     assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == [
@@ -366,17 +442,24 @@ def test_the_command_line_prints_the_record_and_its_exit_codes(root, out):
         f"{out} is not what {root} is: 1 difference(s), the first: {root}/train/ant/2.jpg is not what was packed. Pack it again."
     )
     some = call("--max-size", "18")
-    assert (some.exit_code, json.loads(some.stdout)["unreadable"]) == (3, [f"{root}/train/ant/2.jpg is not an image."])
+    assert (some.exit_code, json.loads(some.stdout)["unreadable"]) == (
+        3,
+        [f"{root}/train/ant/2.jpg is not an image."],
+    )
 
 
 def test_the_table_ends_with_what_was_done(root, out):
-    done = CliRunner().invoke(app, ["pack", str(root), out, "--max-size", "18", "--format", "table"])
+    done = CliRunner().invoke(
+        app, ["pack", str(root), out, "--max-size", "18", "--format", "table"]
+    )
     assert "0 copied, 14 encoded anew; " in done.stdout.splitlines()[-1]
     checked = CliRunner().invoke(app, ["pack", str(root), out, "--check", "--format", "table"])
     assert "14 images compared, 0 difference(s); " in checked.stdout
 
 
-@pytest.mark.parametrize("options", [{}, {"max_size": 30}, {"raw": True}], ids=["copy", "smaller", "raw"])
+@pytest.mark.parametrize(
+    "options", [{}, {"max_size": 30}, {"raw": True}], ids=["copy", "smaller", "raw"]
+)
 def test_a_check_tells_other_images_with_the_right_digests(options, root, out, monkeypatch):
     keep_all = workflow.keep_all
 
@@ -390,7 +473,9 @@ def test_a_check_tells_other_images_with_the_right_digests(options, root, out, m
     assert check_pack(str(root), out).different >= 12  # of fourteen, of which the first is right
 
 
-def test_a_pack_that_is_written_over_in_place_is_told_at_the_next_image(root, out, tmp_path, reporter):
+def test_a_pack_that_is_written_over_in_place_is_told_at_the_next_image(
+    root, out, tmp_path, reporter
+):
     pack(str(root), out)
     train, _ = open_for_training(out, seed=0, reporter=reporter)
     train.read(0)

@@ -22,7 +22,13 @@ from deitctl.errors import ConfigError, DataError
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import load_tensors
 from deitctl.profiling import batch_size
-from deitctl.profiling.batch_size import Trial, choose_batch_size, power_of_two, search, with_chosen_batch
+from deitctl.profiling.batch_size import (
+    Trial,
+    choose_batch_size,
+    power_of_two,
+    search,
+    with_chosen_batch,
+)
 from deitctl.profiling.trial_run import rehearse
 from deitctl.training.launch import run_training, start_or_resume
 
@@ -31,18 +37,24 @@ Pair = tuple[Source, Source]
 CPU = choose_device("cpu", "fp32")
 
 
-def machine(gain: float = 2.0, a_image: int = 10, fixed: int = 100, breaks: int = 10**9, start: float = 1e4):
+def machine(
+    gain: float = 2.0, a_image: int = 10, fixed: int = 100, breaks: int = 10**9, start: float = 1e4
+):
     """A device whose images/s rises by a factor with each doubling, and whose steps take memory by a straight line."""
 
     def attempt(size: int) -> Trial | None:
         if size >= breaks:
             return None
-        return Trial(size, start * gain ** (power_of_two(size).bit_length() - 4), fixed + a_image * size)
+        return Trial(
+            size, start * gain ** (power_of_two(size).bit_length() - 4), fixed + a_image * size
+        )
 
     return attempt
 
 
-def choose(attempt, usual: int = 64, num_images: int = 10**6, room: int | None = 10**9) -> tuple[int, str, list[int]]:
+def choose(
+    attempt, usual: int = 64, num_images: int = 10**6, room: int | None = 10**9
+) -> tuple[int, str, list[int]]:
     size, why, tries = search(attempt, usual, num_images, room, SilentReporter())
     return size, why, [t.size for t in tries]
 
@@ -66,7 +78,8 @@ def test_at_most_the_data() -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "size"), [(65, 64), (1000, 64), (6399, 64), (6400, 128), (12_799, 128), (12_800, 256), (10**6, 256)]
+    ("images", "size"),
+    [(65, 64), (1000, 64), (6399, 64), (6400, 128), (12_799, 128), (12_800, 256), (10**6, 256)],
 )
 def test_above_the_recipes_size_an_epoch_keeps_fifty_steps(num_images: int, size: int) -> None:
     found, why, _ = choose(machine(), num_images=num_images)
@@ -112,15 +125,24 @@ def test_memory_goes_before_the_recipes_size() -> None:
 
 def test_dear_steps_are_reckoned_not_taken() -> None:
     size, _, tries = choose(machine(start=4.0, gain=1.5), usual=1024)
-    assert tries == [8, 16]  # 16 run at 6 images a second, so that a try of 32 would take more than 8 seconds
+    assert tries == [
+        8,
+        16,
+    ]  # 16 run at 6 images a second, so that a try of 32 would take more than 8 seconds
     assert size == 1024  # whose memory is reckoned; more than the recipe's is not taken untried
 
 
 @given(
-    st.integers(2, 5000), st.integers(2, 10**6), st.integers(0, 10**5), st.integers(0, 10**4), st.integers(0, 10**7),
+    st.integers(2, 5000),
+    st.integers(2, 10**6),
+    st.integers(0, 10**5),
+    st.integers(0, 10**4),
+    st.integers(0, 10**7),
     st.floats(0.5, 2.1),
-)  # fmt: skip
-def test_whatever_the_machine_the_size_keeps_its_promises(usual, images, a_image, fixed, room, gain) -> None:
+)
+def test_whatever_the_machine_the_size_keeps_its_promises(
+    usual, images, a_image, fixed, room, gain
+) -> None:
     size, _, tries = choose(machine(gain, a_image, fixed), usual, images, room)
     assert 2 <= size <= max(2, min(4 * usual, images))
     assert size <= min(usual, images) or (size == power_of_two(size) and images // size >= 50)
@@ -128,7 +150,9 @@ def test_whatever_the_machine_the_size_keeps_its_promises(usual, images, a_image
         assert size == 2 or fixed + a_image * size <= room
 
 
-def test_a_real_choice_leaves_everything_but_the_batch_size(little_config: Make, little: Pair, reporter) -> None:
+def test_a_real_choice_leaves_everything_but_the_batch_size(
+    little_config: Make, little: Pair, reporter
+) -> None:
     config = little_config("x")
     chosen = with_chosen_batch(config, little, reporter)
     size = chosen.recipe.batch_size
@@ -161,10 +185,18 @@ def test_the_run_is_that_of_the_number_named(little_config: Make, little: Pair) 
     config = little_config("chosen")
     config = replace(config, recipe=replace(config.recipe, epochs=1))
     chosen = start_or_resume(
-        config, auto=False, sources=little, reporter=SilentReporter(), choose=lambda c: with_chosen_batch(c, little, SilentReporter()),
-    )  # fmt: skip
+        config,
+        auto=False,
+        sources=little,
+        reporter=SilentReporter(),
+        choose=lambda c: with_chosen_batch(c, little, SilentReporter()),
+    )
     size = read_toml(chosen.run / "run.toml")["recipe"]["batch_size"]
-    named = replace(config, output=str(chosen.run.with_name("named")), recipe=replace(config.recipe, batch_size=size))
+    named = replace(
+        config,
+        output=str(chosen.run.with_name("named")),
+        recipe=replace(config.recipe, batch_size=size),
+    )
     torch.manual_seed(123)
     other = run_training(named, sources=little)
     ours, theirs = (load_tensors(r.run / "model.safetensors") for r in (chosen, other))
@@ -172,26 +204,37 @@ def test_the_run_is_that_of_the_number_named(little_config: Make, little: Pair) 
     assert chosen.last["train"] == other.last["train"]
 
 
-def test_an_unfinished_run_goes_on_with_the_size_that_was_chosen(little_config: Make, little: Pair) -> None:
+def test_an_unfinished_run_goes_on_with_the_size_that_was_chosen(
+    little_config: Make, little: Pair
+) -> None:
     config = replace(little_config("x"), output="")
     config = replace(config, recipe=replace(config.recipe, epochs=1))
     begun = start_or_resume(
-        config, auto=True, sources=little, reporter=SilentReporter(),
+        config,
+        auto=True,
+        sources=little,
+        reporter=SilentReporter(),
         choose=lambda c: replace(c, recipe=replace(c.recipe, batch_size=30)),
-    ).run  # fmt: skip
+    ).run
     (begun / "result.json").unlink()
 
     def again(_: TrainConfig) -> TrainConfig:
         raise AssertionError("a run that is found has a size")
 
-    found = start_or_resume(config, auto=True, sources=little, reporter=SilentReporter(), choose=again)
+    found = start_or_resume(
+        config, auto=True, sources=little, reporter=SilentReporter(), choose=again
+    )
     assert found.run == begun
     other = replace(config, seed=5)
-    new = start_or_resume(other, auto=True, sources=little, reporter=SilentReporter(), choose=lambda c: c)
+    new = start_or_resume(
+        other, auto=True, sources=little, reporter=SilentReporter(), choose=lambda c: c
+    )
     assert new.run != begun
 
 
-def test_images_that_cannot_be_read_are_not_in_the_batch(little_config: Make, little: Pair, image_folder) -> None:
+def test_images_that_cannot_be_read_are_not_in_the_batch(
+    little_config: Make, little: Pair, image_folder
+) -> None:
     files = sorted(image_folder({"a": 10, "b": 10}).rglob("*.png"))
     for file in files[3:]:
         file.write_bytes(b"no image")
@@ -220,7 +263,17 @@ def test_a_tiny_data_set_is_a_batch(little_config: Make, little: Pair) -> None:
 
 def test_the_command_line_plans_with_the_number(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    line = ["train", "digits", "--batch-size", "auto", "--dry-run", "--format", "json", "--set", "batch_size=8"]
+    line = [
+        "train",
+        "digits",
+        "--batch-size",
+        "auto",
+        "--dry-run",
+        "--format",
+        "json",
+        "--set",
+        "batch_size=8",
+    ]
     result = CliRunner().invoke(app, line)
     plan = json.loads(result.stdout)
     assert plan["config"]["recipe"]["batch_size"] in (8, 16, 32)

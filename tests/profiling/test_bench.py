@@ -25,9 +25,23 @@ from deitctl.training.configure import Request
 
 CPU = choose_device("cpu", "fp32")
 STAGES = [
-    "open", "read", "decode", "augment", "view", "eval_transform", "loader", "teacher", "forward", "backward",
-    "loop_at_hand", "loop", "optimizer", "average", "save", "evaluation",
-]  # fmt: skip
+    "open",
+    "read",
+    "decode",
+    "augment",
+    "view",
+    "eval_transform",
+    "loader",
+    "teacher",
+    "forward",
+    "backward",
+    "loop_at_hand",
+    "loop",
+    "optimizer",
+    "average",
+    "save",
+    "evaluation",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +71,9 @@ def taught() -> BenchResult:
 
 
 def test_every_stage_has_a_speed(taught: BenchResult) -> None:
-    assert [name for name in taught.stages if "step" not in name] == STAGES  # a slow machine leaves the steps out
+    assert [
+        name for name in taught.stages if "step" not in name
+    ] == STAGES  # a slow machine leaves the steps out
     for stage in taught.stages.values():
         assert stage.timing is not None, stage
         assert stage.timing.rate > 0
@@ -69,7 +85,16 @@ def test_every_stage_has_a_speed(taught: BenchResult) -> None:
 
 
 def test_the_parts_add_up_to_the_loop(taught: BenchResult) -> None:
-    assert list(taught.parts) == ["teacher", "forward", "backward", "optimizer", "average", "loop", "waiting", "slowed"]
+    assert list(taught.parts) == [
+        "teacher",
+        "forward",
+        "backward",
+        "optimizer",
+        "average",
+        "loop",
+        "waiting",
+        "slowed",
+    ]
     share = taught.job["measured_batch_size"] / taught.job["batch_size"]  # of what a step does once
     once = sum(taught.stages[name].timing.seconds for name in ("optimizer", "average"))
     whole = taught.stages["loop"].timing.seconds - once * (1 - share)
@@ -99,19 +124,34 @@ def test_shares_are_operations_times_speed_over_the_ceiling(taught: BenchResult)
 def test_the_record_is_json_with_all_of_it(taught: BenchResult) -> None:
     record = json.loads(json.dumps(taught.to_dict()))
     assert set(record) == {
-        "job", "ceilings", "flops_per_image", "stages", "seconds_per_image", "expected", "advice", "seconds",
-    }  # fmt: skip
+        "job",
+        "ceilings",
+        "flops_per_image",
+        "stages",
+        "seconds_per_image",
+        "expected",
+        "advice",
+        "seconds",
+    }
     assert [s["name"] for s in record["stages"]][:2] == ["open", "read"]
     assert record["expected"]["recipe_seconds"] > record["expected"]["epoch_seconds"] > 0
 
 
 def test_without_data_images_are_made_up_for_the_papers_recipe(reporter) -> None:
-    settings = Request(model="deit_tiny", given={"recipe.img_size": 32, "workers": 0, "precision": "fp32"})
+    settings = Request(
+        model="deit_tiny", given={"recipe.img_size": 32, "workers": 0, "precision": "fp32"}
+    )
     result = bench(settings, seconds=0.05, reporter=reporter)
-    assert (result.job["data"], result.job["recipe"], result.job["classes"]) == ("made up", "paper", 1000)
+    assert (result.job["data"], result.job["recipe"], result.job["classes"]) == (
+        "made up",
+        "paper",
+        1000,
+    )
     assert result.job["batch_size"] == 1024 > result.job["measured_batch_size"]
     assert "open" not in result.stages
-    assert result.stages["small_view"].timing.rate > result.stages["view"].timing.rate  # 37 pixels high, not 375
+    assert (
+        result.stages["small_view"].timing.rate > result.stages["view"].timing.rate
+    )  # 37 pixels high, not 375
     assert "64 images of 500 x 375 pixels are made up" in reporter.notes[0]
 
 
@@ -181,12 +221,35 @@ def test_a_stage_knows_its_memory_and_its_share() -> None:
 
 
 def test_rounds_are_pooled() -> None:
-    one = Stage(name="a", title="A", timing=Timing(9.0, (0.1, 0.1)), memory=5, share=0.2, ceiling="x", waited=0.01)
-    two = Stage(name="a", title="A", timing=Timing(1.0, (0.2, 0.3, 0.2)), memory=7, share=0.1, ceiling="x", waited=0.03)
+    one = Stage(
+        name="a",
+        title="A",
+        timing=Timing(9.0, (0.1, 0.1)),
+        memory=5,
+        share=0.2,
+        ceiling="x",
+        waited=0.01,
+    )
+    two = Stage(
+        name="a",
+        title="A",
+        timing=Timing(1.0, (0.2, 0.3, 0.2)),
+        memory=7,
+        share=0.1,
+        ceiling="x",
+        waited=0.03,
+    )
     both = pooled([one, two])
     assert both.timing == Timing(9.0, (0.1, 0.1, 0.2, 0.3, 0.2))
-    assert (both.memory, both.waited, both.share) == (7, pytest.approx(0.02), pytest.approx(0.1))  # half the speed
-    assert pooled([one, Stage(name="a", title="A", problem="memory runs out")]).problem == "memory runs out"
+    assert (both.memory, both.waited, both.share) == (
+        7,
+        pytest.approx(0.02),
+        pytest.approx(0.1),
+    )  # half the speed
+    assert (
+        pooled([one, Stage(name="a", title="A", problem="memory runs out")]).problem
+        == "memory runs out"
+    )
 
 
 def test_work_goes_round_the_keys_and_counts_what_could_be_read() -> None:
@@ -205,7 +268,9 @@ def test_work_goes_round_the_keys_and_counts_what_could_be_read() -> None:
         each([2], do)()
 
 
-@pytest.mark.parametrize(("size", "stored"), [((300, 200), (75, 50)), ((200, 400), (50, 100)), ((59, 80), None)])
+@pytest.mark.parametrize(
+    ("size", "stored"), [((300, 200), (75, 50)), ((200, 400), (50, 100)), ((59, 80), None)]
+)
 def test_large_images_are_stored_again_with_a_short_side(size, stored, tmp_path) -> None:
     from deitctl.data.samplers import SampleKey
 
@@ -219,8 +284,21 @@ def test_large_images_are_stored_again_with_a_short_side(size, stored, tmp_path)
 
 
 def test_the_command_line_prints_a_table_and_leaves_nothing(tmp_path: Path) -> None:
-    line = ["bench", "digits", "--model", "deit_tiny", "--workers", "0", "--seconds", "0.05", "--set", "batch_size=2"]
-    result = CliRunner().invoke(app, [*line, "--batch-size", "auto", "--format", "table"], env={"COLUMNS": "160"})
+    line = [
+        "bench",
+        "digits",
+        "--model",
+        "deit_tiny",
+        "--workers",
+        "0",
+        "--seconds",
+        "0.05",
+        "--set",
+        "batch_size=2",
+    ]
+    result = CliRunner().invoke(
+        app, [*line, "--batch-size", "auto", "--format", "table"], env={"COLUMNS": "160"}
+    )
     assert result.exit_code == 0, result.output
     for said in (
         "loop, whole",
@@ -238,14 +316,32 @@ def test_the_command_line_prints_a_table_and_leaves_nothing(tmp_path: Path) -> N
 def test_a_stage_without_a_speed_says_why_in_the_table() -> None:
     from deitctl.cli.bench import _row
 
-    assert _row(Stage(name="a", title="A", problem="memory runs out"))[:2] == ("A", "memory runs out")
-    row = _row(Stage(name="a", title="A", timing=Timing(1.0, (0.01,)), memory=3 * 2**20, share=0.071, ceiling="bf16"))
+    assert _row(Stage(name="a", title="A", problem="memory runs out"))[:2] == (
+        "A",
+        "memory runs out",
+    )
+    row = _row(
+        Stage(
+            name="a",
+            title="A",
+            timing=Timing(1.0, (0.01,)),
+            memory=3 * 2**20,
+            share=0.071,
+            ceiling="bf16",
+        )
+    )
     assert row == ("A", "100", "", "1", "3", "7.1 % of bf16")
 
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(1.234, "1.2 s"), (104.0, "104 s"), (600.0, "10 min"), (7.7 * 3600, "7.7 h"), (400 * 86400.0, "400 days")],
+    [
+        (1.234, "1.2 s"),
+        (104.0, "104 s"),
+        (600.0, "10 min"),
+        (7.7 * 3600, "7.7 h"),
+        (400 * 86400.0, "400 days"),
+    ],
 )
 def test_times_are_said_in_the_unit_that_suits_them(seconds, said) -> None:
     assert duration(seconds) == said

@@ -13,7 +13,9 @@ from deitctl.profiling.clock import LEAST, Timing, measure, stable
 
 
 def test_a_timing_is_the_median_by_the_image_and_half_the_distance_of_the_quartiles():
-    timing = Timing(1.0, (0.5, 0.25, 0.2, 0.1, 1.0))  # 2, 4, 5, 10 and 1 images a second: quartiles 2 and 5
+    timing = Timing(
+        1.0, (0.5, 0.25, 0.2, 0.1, 1.0)
+    )  # 2, 4, 5, 10 and 1 images a second: quartiles 2 and 5
     assert (timing.seconds, timing.rate, timing.spread) == (0.25, 4.0, 1.5)
 
 

@@ -14,7 +14,16 @@ from deitctl.models.layers import freeze_body
 from deitctl.profiling.flops import count_flops, deit_flops, flops_of
 
 SMALL = Architecture(
-    alias="x", name="x", tag="", url="", embed_dim=4, num_heads=2, depth=2, patch_size=2, img_size=4, distilled=True
+    alias="x",
+    name="x",
+    tag="",
+    url="",
+    embed_dim=4,
+    num_heads=2,
+    depth=2,
+    patch_size=2,
+    img_size=4,
+    distilled=True,
 )
 
 
@@ -49,7 +58,9 @@ def test_torch_counts_what_the_formula_says(alias, learns, deit):
 def test_deit_tiny_has_the_papers_operations():
     arch = timm.create_model("deit_tiny_patch16_224")
     found = count_flops(arch, 224)
-    assert found.forward / 2 == pytest.approx(1.25e9, rel=0.01)  # timm's and the paper's count of multiplications
+    assert found.forward / 2 == pytest.approx(
+        1.25e9, rel=0.01
+    )  # timm's and the paper's count of multiplications
 
 
 def test_counting_leaves_the_model_as_it_was(deit):
@@ -60,7 +71,9 @@ def test_counting_leaves_the_model_as_it_was(deit):
 
 
 def test_other_models_are_counted_with_batch_norms_in_training():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
     model.train().append(nn.Linear(4, 5))
     conv, head = 2 * 30 * 30 * 4 * 27, 2 * 4 * 5
     assert flops_of(model, 32) == (conv + head, 2 * conv + 3 * head)  # no gradient for the image

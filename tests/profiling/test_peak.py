@@ -23,7 +23,9 @@ def test_a_product_of_n_takes_two_n_cubed_operations():
         start = time.perf_counter()
         torch.mm(a, a)
         times.append(time.perf_counter() - start)
-    assert matrix_product(CPU, "fp32", seconds=0.1, size=n) == pytest.approx(2 * n**3 / min(times), rel=0.7)
+    assert matrix_product(CPU, "fp32", seconds=0.1, size=n) == pytest.approx(
+        2 * n**3 / min(times), rel=0.7
+    )
 
 
 def test_ceilings_are_of_the_precisions_that_were_asked_for(monkeypatch):

@@ -33,7 +33,9 @@ def pixels(digit_sources: tuple[Source, Source]) -> Callable[[int], np.ndarray]:
     """Return the nth validation image as a model sees it, [3,32,32]."""
 
     def read(n: int) -> np.ndarray:
-        return np.asarray(digit_sources[1].read(n).resize((32, 32)).convert("RGB")).transpose(2, 0, 1)
+        return np.asarray(digit_sources[1].read(n).resize((32, 32)).convert("RGB")).transpose(
+            2, 0, 1
+        )
 
     return read
 
@@ -55,54 +57,98 @@ def evaluated(animals: Data, pixels: Callable[[int], np.ndarray]) -> Callable[..
         correct = predicted == data.labels
         halves = [confidences <= 0.75, confidences > 0.75]
         bins = [
-            Bin(lower, lower + 0.25, int(k.sum()), float(confidences[k].mean()), float(correct[k].mean()))
+            Bin(
+                lower,
+                lower + 0.25,
+                int(k.sum()),
+                float(confidences[k].mean()),
+                float(correct[k].mean()),
+            )
             for lower, k in zip((0.5, 0.75), halves, strict=True)
             if k.any()
         ]
 
         def example(n: int) -> Example:
-            guesses = [(data.classes[max(0, predicted[n])], float(confidences[n])), (data.classes[data.labels[n]], 0.1)]
-            maps = {"class token": thumbnail(pixels(n + 20)), "distillation token": thumbnail(pixels(n + 40))}
+            guesses = [
+                (data.classes[max(0, predicted[n])], float(confidences[n])),
+                (data.classes[data.labels[n]], 0.1),
+            ]
+            maps = {
+                "class token": thumbnail(pixels(n + 20)),
+                "distillation token": thumbnail(pixels(n + 40)),
+            }
             return Example(index=n, guesses=guesses, thumbnail=thumbnail(pixels(n)), maps=maps)
 
         fields = {
-            "name": "deit_tiny", "data": data, "predicted": predicted, "confidences": confidences,
-            "outside": {int(n): "fox" for n in np.flatnonzero(predicted == OUTSIDE)}, "top1": 100 * float(correct.mean()),
-            "top5": 100.0, "loss": 0.75, "ece": 0.125, "reliability": [Bin(0.0, 0.5, 0, 0.0, 0.0), *bins],
+            "name": "deit_tiny",
+            "data": data,
+            "predicted": predicted,
+            "confidences": confidences,
+            "outside": {int(n): "fox" for n in np.flatnonzero(predicted == OUTSIDE)},
+            "top1": 100 * float(correct.mean()),
+            "top5": 100.0,
+            "loss": 0.75,
+            "ece": 0.125,
+            "reliability": [Bin(0.0, 0.5, 0, 0.0, 0.0), *bins],
             "intervals": {"top1": (25.0, 87.5)},
-        }  # fmt: skip
+        }
         if "mistakes" not in changes:
             fields["mistakes"] = [example(n) for n in confident_mistakes(correct, confidences)]
         if "unsure" not in changes:
             fields["unsure"] = [example(n) for n in unsure_hits(correct, confidences)]
-        return Evaluated(**(fields | changes | {"predicted": predicted, "confidences": confidences}))
+        return Evaluated(
+            **(fields | changes | {"predicted": predicted, "confidences": confidences})
+        )
 
     return make
 
 
 @pytest.fixture(scope="session")
-def distilled(evaluated: Callable[..., Evaluated], pixels: Callable[[int], np.ndarray]) -> Evaluated:
+def distilled(
+    evaluated: Callable[..., Evaluated], pixels: Callable[[int], np.ndarray]
+) -> Evaluated:
     """A model with two heads, better on the animals, that has been calibrated."""
     said = {"class head": ("cat", 0.6), "distillation head": ("dog", 0.7)}
     example = Example(index=2, guesses=[("dog", 0.5)], thumbnail=thumbnail(pixels(2)), heads=said)
     return evaluated(
-        name="distilled", predicted=[0, 0, 0, 1, 1, 0, 2, 2], heads={"cls": 75.0, "dist": 62.5}, agreement=87.5,
-        calibrated=Calibrated(temperature=1.5, ece=0.0625, reliability=[Bin(0.5, 1.0, 8, 0.8, 0.875)], note="on train"),
-        disagreements=[example], top1_among=100.0,
-    )  # fmt: skip
+        name="distilled",
+        predicted=[0, 0, 0, 1, 1, 0, 2, 2],
+        heads={"cls": 75.0, "dist": 62.5},
+        agreement=87.5,
+        calibrated=Calibrated(
+            temperature=1.5, ece=0.0625, reliability=[Bin(0.5, 1.0, 8, 0.8, 0.875)], note="on train"
+        ),
+        disagreements=[example],
+        top1_among=100.0,
+    )
 
 
 @pytest.fixture(scope="session")
 def curves() -> Curves:
     """Three epochs of ten steps each."""
     steps = [
-        {"kind": "step", "step": s, "epoch": 1 + s // 10, "lr": 1e-3 - 3e-5 * s, "loss": 2 - s / 20, "labels": 1.5, "grad_norm": 9.0}
+        {
+            "kind": "step",
+            "step": s,
+            "epoch": 1 + s // 10,
+            "lr": 1e-3 - 3e-5 * s,
+            "loss": 2 - s / 20,
+            "labels": 1.5,
+            "grad_norm": 9.0,
+        }
         for s in range(0, 30, 5)
-    ]  # fmt: skip
+    ]
     epochs = [
-        {"kind": "epoch", "epoch": n, "step": 10 * n, "val_loss": 2 / n, "top1": 30.0 * n, "heads": {"cls": 30.0 * n, "dist": 29.0 * n}}
+        {
+            "kind": "epoch",
+            "epoch": n,
+            "step": 10 * n,
+            "val_loss": 2 / n,
+            "top1": 30.0 * n,
+            "heads": {"cls": 30.0 * n, "dist": 29.0 * n},
+        }
         for n in (1, 2, 3)
-    ]  # fmt: skip
+    ]
     return Curves(run="runs/animals", steps=steps, epochs=epochs, teacher_top1=95.0)
 
 
@@ -112,9 +158,13 @@ def contents() -> Callable[..., Contents]:
 
     def make(*evaluated: Evaluated, **changes: object) -> Contents:
         fields = {
-            "title": "Animals", "created": "1 May 2026, 12:00", "version": "0.1.0", "command": "deitctl eval animals",
-            "facts": (("Device", "cpu, fp32"),), "evaluated": evaluated,
-        }  # fmt: skip
+            "title": "Animals",
+            "created": "1 May 2026, 12:00",
+            "version": "0.1.0",
+            "command": "deitctl eval animals",
+            "facts": (("Device", "cpu, fp32"),),
+            "evaluated": evaluated,
+        }
         return Contents(**(fields | changes))
 
     return make
@@ -124,5 +174,11 @@ def contents() -> Callable[..., Contents]:
 def better() -> Comparison:
     """The plain model against the distilled one."""
     return Comparison(
-        a="deit_tiny", b="distilled", difference=-25.0, interval=(-50.0, -5.0), only_a=0, only_b=2, p_value=0.5
+        a="deit_tiny",
+        b="distilled",
+        difference=-25.0,
+        interval=(-50.0, -5.0),
+        only_a=0,
+        only_b=2,
+        p_value=0.5,
     )

@@ -13,13 +13,18 @@ import pytest
 from deitctl.report.contents import Contents, Data
 from deitctl.report.html import write_report
 
-_spec = importlib.util.spec_from_file_location("chromium", Path(__file__).parents[1] / "chromium.py")
+_spec = importlib.util.spec_from_file_location(
+    "chromium", Path(__file__).parents[1] / "chromium.py"
+)
 assert _spec is not None
 assert _spec.loader is not None
 chromium = importlib.util.module_from_spec(_spec)  # tests are no package
 _spec.loader.exec_module(chromium)
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(chromium.CHROMIUM is None, reason="there is no Chromium")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(chromium.CHROMIUM is None, reason="there is no Chromium"),
+]
 LONG = "a class whose name is longer than the window of a phone is wide, " * 3
 HOSTILE = (
     "</script><script>window.harmed=1</script>",
@@ -58,10 +63,17 @@ def forty(written, contents, evaluated) -> Path:
     answers = labels.copy()
     answers[[10, 40, 41]] = 33, 21, 21
     data = Data(
-        name="forty", classes=[f"class {n}" for n in range(40)], names=[f"{n}.png" for n in range(80)], labels=labels
+        name="forty",
+        classes=[f"class {n}" for n in range(40)],
+        names=[f"{n}.png" for n in range(80)],
+        labels=labels,
     )
     return written(
-        contents(evaluated(data=data, predicted=answers, confidences=np.full(80, 0.8), mistakes=(), unsure=()))
+        contents(
+            evaluated(
+                data=data, predicted=answers, confidences=np.full(80, 0.8), mistakes=(), unsure=()
+            )
+        )
     )
 
 
@@ -80,13 +92,17 @@ def is_calm(tab, path: Path) -> None:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1440])
-def test_it_opens_offline_without_a_complaint_and_no_wider_than_the_window(tab, everything, width, dark):
+def test_it_opens_offline_without_a_complaint_and_no_wider_than_the_window(
+    tab, everything, width, dark
+):
     tab.open(everything, width=width, dark=dark)
     is_calm(tab, everything)
     assert tab.js("document.documentElement.scrollWidth") <= width
     assert tab.js("[...document.images].every(i => i.hidden || (i.complete && i.naturalWidth > 0))")
-    background, ink = tab.js("['backgroundColor', 'color'].map(k => getComputedStyle(document.documentElement)[k])")
-    light = [sum(int(v) for v in colour[4:-1].split(",")) > 384 for colour in (background, ink)]
+    background, ink = tab.js(
+        "['backgroundColor', 'color'].map(k => getComputedStyle(document.documentElement)[k])"
+    )
+    light = [sum(int(v) for v in color[4:-1].split(",")) > 384 for color in (background, ink)]
     assert light == [not dark, dark]
     sections = [
         "Confusion",
@@ -101,9 +117,18 @@ def test_it_opens_offline_without_a_complaint_and_no_wider_than_the_window(tab, 
 
 
 @pytest.mark.parametrize("width", [390, 1440])
-def test_hostile_and_endless_names_neither_run_nor_widen_the_page(tab, written, contents, evaluated, animals, width):
-    data = Data(name=HOSTILE[3], classes=HOSTILE, names=[HOSTILE[n % 5] * 2 for n in range(8)], labels=animals.labels)
-    e = evaluated(data=data, name=HOSTILE[1], predicted=[0, 1, 2, 3, 4, -1, 2, 0], outside={5: HOSTILE[0]})
+def test_hostile_and_endless_names_neither_run_nor_widen_the_page(
+    tab, written, contents, evaluated, animals, width
+):
+    data = Data(
+        name=HOSTILE[3],
+        classes=HOSTILE,
+        names=[HOSTILE[n % 5] * 2 for n in range(8)],
+        labels=animals.labels,
+    )
+    e = evaluated(
+        data=data, name=HOSTILE[1], predicted=[0, 1, 2, 3, 4, -1, 2, 0], outside={5: HOSTILE[0]}
+    )
     path = written(
         contents(
             e,
@@ -125,7 +150,9 @@ def test_hostile_and_endless_names_neither_run_nor_widen_the_page(tab, written, 
 @pytest.mark.parametrize("width", [390, 1440])
 def test_a_perfect_model_of_one_class_has_a_page_too(tab, written, contents, evaluated, width):
     data = Data(name="one", classes=["cat"], names=["1.png", "2.png"], labels=np.zeros(2, np.int64))
-    path = written(contents(evaluated(data=data, predicted=[0, 0], confidences=[0.9, 0.8], intervals={})))
+    path = written(
+        contents(evaluated(data=data, predicted=[0, 0], confidences=[0.9, 0.8], intervals={}))
+    )
     tab.open(path, width=width)
     is_calm(tab, path)
     assert "No mistake was made." in shown(tab, "#confusion .empty")
@@ -141,7 +168,9 @@ def test_without_javascript_the_summary_is_there(tab, everything):
 
 def test_the_policy_holds_a_script_that_is_smuggled_in_does_not_run(tab, everything):
     tab.open(everything)
-    tab.js("document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.harmed = 1'}))")
+    tab.js(
+        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.harmed = 1'}))"
+    )
     tab.js("document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/x.png'}))")
     tab.js("void fetch('http://127.0.0.1:9/').catch(() => { window.refused = true; })")
     tab.wait("window.refused")
@@ -159,14 +188,19 @@ def test_a_click_on_a_link_of_the_page_goes_to_its_section(tab, everything, widt
         heading = "document.querySelector(location.hash + ' h2')"
         assert tab.js(f"{heading}.textContent") == target
         box = f"{heading}.getBoundingClientRect()"
-        tab.wait(f"document.elementFromPoint({box}.x + 2, {box}.y + 4) === {heading}")  # seen, not below the bar
+        tab.wait(
+            f"document.elementFromPoint({box}.x + 2, {box}.y + 4) === {heading}"
+        )  # seen, not below the bar
 
 
 def test_every_link_of_the_page_leads_to_what_is_there(tab, everything):
     tab.open(everything)
     targets = tab.js("[...document.querySelectorAll('a')].map(a => a.getAttribute('href'))")
     assert len(targets) > 9
-    assert all(target.startswith("#") and tab.js(f"Boolean(document.querySelector('{target}'))") for target in targets)
+    assert all(
+        target.startswith("#") and tab.js(f"Boolean(document.querySelector('{target}'))")
+        for target in targets
+    )
 
 
 def test_a_click_on_a_number_lists_exactly_its_images(tab, everything):
@@ -193,7 +227,11 @@ def test_a_click_on_a_class_lists_its_mistakes_or_what_is_wrongly_taken_for_it(t
 
 def test_the_list_of_confusions_leads_to_their_images(tab, everything):
     tab.open(everything)
-    assert shown(tab, ".confused a") == ["cat taken for dog", "dog taken for fox", "dog taken for cat"]
+    assert shown(tab, ".confused a") == [
+        "cat taken for dog",
+        "dog taken for fox",
+        "dog taken for cat",
+    ]
     tab.click(".confused a", 1)
     assert shown(tab, "#cell code") == ["dog/5.jpg"]
     assert tab.js("location.hash") == "#cell"
@@ -226,8 +264,13 @@ def test_the_matrix_is_reached_and_walked_with_the_keyboard(tab, everything):
 
 
 @pytest.mark.parametrize(
-    ("order", "classes"), [("confused", ["cat", "dog", "owl"]), ("accuracy", ["dog", "cat", "owl"]), ("data", ["cat", "dog", "owl"])]
-)  # fmt: skip
+    ("order", "classes"),
+    [
+        ("confused", ["cat", "dog", "owl"]),
+        ("accuracy", ["dog", "cat", "owl"]),
+        ("data", ["cat", "dog", "owl"]),
+    ],
+)
 def test_the_matrix_is_sorted(tab, everything, order, classes):
     tab.open(everything)
     tab.click('#confusion button[value="name"]')
@@ -274,7 +317,10 @@ def test_the_classes_are_sorted_by_each_column_and_back(tab, everything):
     tab.open(everything)
     heads = ["class", "recall", "precision", "F1", "images"]
     assert shown(tab, "#classes thead button") == heads
-    assert shown(tab, "#classes tbody tr")[:2] == ["dog33.3 %50.0 %40.0 %3", "cat66.7 %66.7 %66.7 %3"]  # by recall
+    assert shown(tab, "#classes tbody tr")[:2] == [
+        "dog33.3 %50.0 %40.0 %3",
+        "cat66.7 %66.7 %66.7 %3",
+    ]  # by recall
     worst, named = ["dog", "cat", "owl"], ["cat", "dog", "owl"]
     for number, classes in enumerate((named, worst, worst, worst, named)):
         tab.click("#classes thead button", number)
@@ -310,7 +356,10 @@ def test_the_reliability_diagram_goes_from_before_to_after(tab, everything):
     tab.open(everything)
     tab.click("#models button", 1)
     assert "Expected calibration error 0.125" in shown(tab, "#reliability .verdict")[0]
-    assert shown(tab, "#reliability tbody tr") == ["50 to 75 %458.8 %100.0 %", "75 to 100 %491.0 %75.0 %"]
+    assert shown(tab, "#reliability tbody tr") == [
+        "50 to 75 %458.8 %100.0 %",
+        "75 to 100 %491.0 %75.0 %",
+    ]
     tab.click('#reliability button[value="after"]')
     assert shown(tab, "#reliability .verdict")[0].startswith(
         "Expected calibration error 0.063. The mean confidence is 80.0 %"
@@ -322,11 +371,18 @@ def test_the_reliability_diagram_goes_from_before_to_after(tab, everything):
 def test_the_curves_say_their_values_under_the_pointer_and_by_the_arrow_keys(tab, everything):
     tab.open(everything)
     assert shown(tab, "#curves h3") == ["Loss", "Validation top-1, %", "Learning rate"]
-    assert shown(tab, "#curves .chart:nth-child(2) .legend li") == ["class head", "distillation head", "teacher"]
+    assert shown(tab, "#curves .chart:nth-child(2) .legend li") == [
+        "class head",
+        "distillation head",
+        "teacher",
+    ]
     tab.js("document.querySelectorAll('#curves figure > svg')[1].focus()")
     tab.press("ArrowRight")
     tab.press("ArrowRight")
-    assert shown(tab, "#curves output")[1] == "epoch 2: class head 60 %, distillation head 58 %, teacher 95 %"
+    assert (
+        shown(tab, "#curves output")[1]
+        == "epoch 2: class head 60 %, distillation head 58 %, teacher 95 %"
+    )
     tab.click("#curves figure > svg", 2)
     assert shown(tab, "#curves output")[2].startswith("epoch 1: learning rate 7.0e-4")
 
@@ -348,8 +404,10 @@ def test_the_attention_maps_are_laid_over_all_images_or_one(tab, everything):
 
 def test_every_image_has_a_text_of_its_own(tab, everything):
     tab.open(everything)
-    texts = tab.js("[...document.querySelectorAll('.gallery .image > img:first-child')].map(i => i.alt)")
-    assert texts[0] == "dog/5.jpg, labelled dog"
+    texts = tab.js(
+        "[...document.querySelectorAll('.gallery .image > img:first-child')].map(i => i.alt)"
+    )
+    assert texts[0] == "dog/5.jpg, labeled dog"
     assert all(texts)
 
 

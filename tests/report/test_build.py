@@ -31,11 +31,20 @@ def model_folder(tmp_path: Path) -> Callable[..., Path]:
     def make(alias: str, classes: tuple[str, ...]) -> Path:
         torch.manual_seed(0)
         built = build_model(
-            alias, class_names=classes, img_size=32, drop_path_rate=0.0, pretrained=False, weights="", distilled=None,
+            alias,
+            class_names=classes,
+            img_size=32,
+            drop_path_rate=0.0,
+            pretrained=False,
+            weights="",
+            distilled=None,
             reporter=SilentReporter(),
-        )  # fmt: skip
+        )
         save_model(
-            tmp_path / alias, built.model.state_dict(), shipping_config(built.model, built.card), layer_names(built.model)
+            tmp_path / alias,
+            built.model.state_dict(),
+            shipping_config(built.model, built.card),
+            layer_names(built.model),
         )
         return tmp_path / alias
 
@@ -54,9 +63,16 @@ def gathered(found, command="deitctl eval"):
 
 
 def test_a_distilled_model_is_shown_with_both_heads_and_both_tokens(model_folder, images) -> None:
-    found = evaluate_models(str(images), models=[str(model_folder("deit_tiny_distilled", ("a", "b", "c")))], workers=0)
+    found = evaluate_models(
+        str(images), models=[str(model_folder("deit_tiny_distilled", ("a", "b", "c")))], workers=0
+    )
     scores, (shown,) = found.results[0].scores, gathered(found).evaluated
-    assert (shown.top1, shown.loss, shown.ece, shown.heads) == (scores.top1, scores.loss, scores.ece, scores.heads)
+    assert (shown.top1, shown.loss, shown.ece, shown.heads) == (
+        scores.top1,
+        scores.loss,
+        scores.ece,
+        scores.heads,
+    )
     assert shown.intervals == found.results[0].intervals
     assert np.array_equal(shown.correct, scores.correct.numpy())
     assert set(shown.outside.values()) <= {"c"}
@@ -67,16 +83,22 @@ def test_a_distilled_model_is_shown_with_both_heads_and_both_tokens(model_folder
     assert [e.index for e in shown.unsure] == sorted(
         np.flatnonzero(shown.correct).tolist(), key=lambda n: float(scores.confidences[n])
     )
-    assert {e.index for e in shown.disagreements} == set(torch.nonzero(scores.disagree)[:, 0].tolist())
+    assert {e.index for e in shown.disagreements} == set(
+        torch.nonzero(scores.disagree)[:, 0].tolist()
+    )
     for example in (*shown.mistakes, *shown.unsure):
         label, score = example.guesses[0]
         assert score == pytest.approx(float(scores.confidences[example.index]), rel=1e-4)
         assert label == found.results[0].card.label(int(scores.predictions[example.index]))
         assert set(example.maps) == {"class token", "distillation token"}
-        sizes = {Image.open(io.BytesIO(b)).size for b in (example.thumbnail, *example.maps.values())}
+        sizes = {
+            Image.open(io.BytesIO(b)).size for b in (example.thumbnail, *example.maps.values())
+        }
         assert len({w / h for w, h in sizes}) == 1
         says = {name: said for name, (said, _) in example.heads.items()}
-        assert (says["class head"] != says["distillation head"]) == bool(scores.disagree[example.index])
+        assert (says["class head"] != says["distillation head"]) == bool(
+            scores.disagree[example.index]
+        )
     assert [bin_.num_images for bin_ in shown.reliability if bin_.num_images] == [
         row["images"] for row in found.results[0].to_dict()["reliability"]
     ]
@@ -103,8 +125,15 @@ def test_a_model_of_another_kind_is_shown_without_maps(images, tmp_path) -> None
     card = timm_models.config_of(model, "regnety_002", 2)
     from dataclasses import replace
 
-    save_model(tmp_path / "net", model.state_dict(), replace(card, class_names=("a", "b")), layer_names(model))
-    (shown,) = gathered(evaluate_models(str(images), models=[str(tmp_path / "net")], workers=0)).evaluated
+    save_model(
+        tmp_path / "net",
+        model.state_dict(),
+        replace(card, class_names=("a", "b")),
+        layer_names(model),
+    )
+    (shown,) = gathered(
+        evaluate_models(str(images), models=[str(tmp_path / "net")], workers=0)
+    ).evaluated
     assert all(e.maps is None and e.heads is None for e in (*shown.mistakes, *shown.unsure))
     assert shown.disagreements == []
 
@@ -127,14 +156,24 @@ def test_the_curves_are_those_of_the_run_that_the_model_is(model_folder, images)
     (model / "metrics.jsonl").write_text(json.dumps(step) + "\n" + json.dumps(epoch) + "\n")
     (model / "result.json").write_text(json.dumps({"teacher": {"top1": 90.0}}))
     curves = gathered(evaluate_models(str(images), models=[str(model)], workers=0)).curves
-    assert (curves.steps, curves.epochs, curves.teacher_top1, curves.run) == ([step], [epoch], 90.0, "deit_tiny")
+    assert (curves.steps, curves.epochs, curves.teacher_top1, curves.run) == (
+        [step],
+        [epoch],
+        90.0,
+        "deit_tiny",
+    )
 
 
 def test_files_are_written_where_they_are_wanted(model_folder, images, tmp_path, reporter) -> None:
     found = evaluate_models(
-        str(images), models=[str(model_folder("deit_tiny_distilled", ("a", "b")))], workers=0, reporter=reporter,
-        report=str(tmp_path / "new" / "r.html"), figures=str(tmp_path / "figures"), command="deitctl eval 'my data'",
-    )  # fmt: skip
+        str(images),
+        models=[str(model_folder("deit_tiny_distilled", ("a", "b")))],
+        workers=0,
+        reporter=reporter,
+        report=str(tmp_path / "new" / "r.html"),
+        figures=str(tmp_path / "figures"),
+        command="deitctl eval 'my data'",
+    )
     page = (tmp_path / "new" / "r.html").read_text()
     assert page.startswith("<!doctype html>")
     assert "deitctl eval &#x27;my data&#x27;" in page
@@ -148,7 +187,9 @@ def test_a_guess_that_is_right_goes_by_the_datas_name(deit, image_folder, tmp_pa
     """Of ImageNet's classes 134 and 517 are both called crane; 207 is golden retriever."""
     ids = imagenet_classes()[0]
     root = image_folder({ids[n]: 2 for n in (134, 207, 517)})
-    save_tensors(tmp_path / "w.safetensors", deit("deit_tiny", classes=1000, img_size=32).state_dict())
+    save_tensors(
+        tmp_path / "w.safetensors", deit("deit_tiny", classes=1000, img_size=32).state_dict()
+    )
     found = evaluate_models(str(root), models=[str(tmp_path / "w.safetensors")], workers=0)
     (shown,) = gathered(found).evaluated
     assert shown.data.classes == [f"crane ({ids[134]})", "golden retriever", f"crane ({ids[517]})"]

@@ -15,7 +15,11 @@ def test_recall_and_precision_come_from_images_right_ones_and_answers(evaluated)
     images, right, answers = per_class(evaluated())
     assert images.tolist() == [3, 3, 2]
     assert right.tolist() == [2, 1, 2]
-    assert answers.tolist() == [3, 2, 2]  # one dog is taken for a cat, one cat for a dog; the fox is nobody's
+    assert answers.tolist() == [
+        3,
+        2,
+        2,
+    ]  # one dog is taken for a cat, one cat for a dog; the fox is nobody's
 
 
 def test_the_most_often_confused_come_first_and_an_answer_outside_has_its_name(evaluated):

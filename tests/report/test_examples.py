@@ -27,7 +27,7 @@ def test_no_mistakes_and_no_hits_are_no_images():
     assert unsure_hits(np.zeros(3, bool), SURE[:3]) == []
 
 
-def test_a_thumbnail_is_a_small_jpeg_of_the_same_shape_and_colours():
+def test_a_thumbnail_is_a_small_jpeg_of_the_same_shape_and_colors():
     pixels = np.zeros((3, 384, 192), np.uint8)
     pixels[0] = 200
     image = Image.open(io.BytesIO(thumbnail(pixels)))

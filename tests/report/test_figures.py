@@ -10,7 +10,13 @@ from PIL import Image
 
 from deitctl.report.canvas import text
 from deitctl.report.contents import OUTSIDE, Data, Example
-from deitctl.report.drawings import class_bars, confusion_matrix, gallery, reliability_diagram, side_by_side
+from deitctl.report.drawings import (
+    class_bars,
+    confusion_matrix,
+    gallery,
+    reliability_diagram,
+    side_by_side,
+)
 from deitctl.report.figures import draw_figures
 
 
@@ -20,7 +26,15 @@ def texts(axes) -> list[str]:
 
 def test_every_figure_of_a_distilled_run_is_written(contents, distilled, curves, tmp_path):
     paths = draw_figures(contents(distilled, curves=curves), tmp_path / "figures")
-    names = ["confusion", "per_class", "reliability", "mistakes", "unsure", "disagreements", "curves"]
+    names = [
+        "confusion",
+        "per_class",
+        "reliability",
+        "mistakes",
+        "unsure",
+        "disagreements",
+        "curves",
+    ]
     assert [p.name for p in paths] == [f"{name}.png" for name in names]
     for path in paths:
         assert np.asarray(Image.open(path).convert("L")).std() > 5, path  # something is drawn
@@ -30,26 +44,50 @@ def test_several_are_numbered_and_set_side_by_side(contents, evaluated, distille
     plain = {"mistakes": (), "unsure": (), "disagreements": ()}
     paths = draw_figures(contents(evaluated(**plain), evaluated(name="other", **plain)), tmp_path)
     kinds = ("confusion", "per_class", "reliability")
-    assert [p.stem for p in paths] == ["comparison", *(f"{kind}-{n}" for n in (1, 2) for kind in kinds)]
+    assert [p.stem for p in paths] == [
+        "comparison",
+        *(f"{kind}-{n}" for n in (1, 2) for kind in kinds),
+    ]
 
 
 def test_a_gallery_without_images_is_not_drawn(contents, evaluated, animals, tmp_path):
     perfect = evaluated(predicted=animals.labels, mistakes=(), unsure=())
-    assert [p.stem for p in draw_figures(contents(perfect), tmp_path)] == ["confusion", "per_class", "reliability"]
+    assert [p.stem for p in draw_figures(contents(perfect), tmp_path)] == [
+        "confusion",
+        "per_class",
+        "reliability",
+    ]
 
 
 def test_the_matrix_has_the_number_of_each_pair_in_its_place(evaluated):
     (axes,) = confusion_matrix(evaluated()).axes
     placed = {t.get_position(): t.get_text() for t in axes.texts}
     assert placed == {(0, 0): "2", (1, 0): "1", (0, 1): "1", (1, 1): "1", (3, 1): "1", (2, 2): "2"}
-    assert [t.get_text() for t in axes.get_xticklabels()] == ["cat", "dog", "owl", "not in the data"]
+    assert [t.get_text() for t in axes.get_xticklabels()] == [
+        "cat",
+        "dog",
+        "owl",
+        "not in the data",
+    ]
 
 
 def test_a_matrix_of_many_classes_is_dots_and_a_list_of_the_confusions(evaluated):
     labels = np.arange(1000)
-    data = Data(name="many", classes=[f"class {n}" for n in labels], names=[str(n) for n in labels], labels=labels)
+    data = Data(
+        name="many",
+        classes=[f"class {n}" for n in labels],
+        names=[str(n) for n in labels],
+        labels=labels,
+    )
     answers = np.where(labels == 7, 9, labels)
-    e = evaluated(data=data, predicted=answers, confidences=np.full(1000, 0.8), reliability=(), mistakes=(), unsure=())
+    e = evaluated(
+        data=data,
+        predicted=answers,
+        confidences=np.full(1000, 0.8),
+        reliability=(),
+        mistakes=(),
+        unsure=(),
+    )
     dots, words = confusion_matrix(e).axes
     assert dots.collections[0].get_offsets().tolist() == [[9, 7]]  # the one mistake
     assert len(dots.collections[1].get_offsets()) == 999
@@ -64,7 +102,9 @@ def test_the_bars_are_the_recalls_the_worst_on_top(evaluated):
 
 
 def test_a_class_without_images_and_without_answers_is_drawn_without_a_warning(evaluated, animals):
-    data = Data(name="more", classes=(*animals.classes, "yak"), names=animals.names, labels=animals.labels)
+    data = Data(
+        name="more", classes=(*animals.classes, "yak"), names=animals.names, labels=animals.labels
+    )
     (axes,) = class_bars(evaluated(data=data, mistakes=(), unsure=())).axes
     assert axes.get_yticklabels()[-1].get_text() == "yak (0)"
 
@@ -81,14 +121,14 @@ def test_the_gallery_shows_each_image_above_its_maps(evaluated):
     axes = gallery(evaluated(), "mistakes").axes
     shown = [a for a in axes if a.num_images]
     assert len(shown) == 9  # three mistakes, two maps each
-    assert axes[0].get_title() == "labelled dog\ncat, 95 %\ndog, 10 %"
+    assert axes[0].get_title() == "labeled dog\ncat, 95 %\ndog, 10 %"
     assert axes[3].get_title() == "class token"
 
 
 def test_a_map_that_is_not_opaque_lies_on_its_image(evaluated):
-    def png(mode, colour):
+    def png(mode, color):
         file = io.BytesIO()
-        Image.new(mode, (8, 8), colour).save(file, "PNG")
+        Image.new(mode, (8, 8), color).save(file, "PNG")
         return file.getvalue()
 
     example = Example(
@@ -108,7 +148,14 @@ def test_models_side_by_side_have_their_intervals_and_heads(evaluated, distilled
 
 
 def test_a_name_is_drawn_as_it_is_and_not_as_a_formula(evaluated, animals):
-    data = Data(name=r"$\frac{1", classes=("$x^2$", "a_b", "\n\x00"), names=animals.names, labels=animals.labels)
-    figure = confusion_matrix(evaluated(data=data, name="$", predicted=[OUTSIDE] * 8, mistakes=(), unsure=()))
+    data = Data(
+        name=r"$\frac{1",
+        classes=("$x^2$", "a_b", "\n\x00"),
+        names=animals.names,
+        labels=animals.labels,
+    )
+    figure = confusion_matrix(
+        evaluated(data=data, name="$", predicted=[OUTSIDE] * 8, mistakes=(), unsure=())
+    )
     figure.savefig(io.BytesIO())
     assert text("a" * 50) == "a" * 27 + "…"

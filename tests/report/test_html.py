@@ -18,8 +18,13 @@ from deitctl.report.contents import Contents, Data
 from deitctl.report.html import page, payload, write_report
 
 HOSTILE = (
-    "</script><script>alert(1)</script>", "<!--<script>", "<img src=x onerror=alert(1)>", "a\u2028b\u2029c", "\"'&amp;", "\udc80\x00",
-)  # fmt: skip
+    "</script><script>alert(1)</script>",
+    "<!--<script>",
+    "<img src=x onerror=alert(1)>",
+    "a\u2028b\u2029c",
+    "\"'&amp;",
+    "\udc80\x00",
+)
 
 
 class Elements(HTMLParser):
@@ -49,9 +54,16 @@ class Elements(HTMLParser):
 @pytest.fixture
 def hostile(contents, evaluated) -> Contents:
     labels = np.array([0, 0, 1, 2, 3, 4, 5, 5])
-    data = Data(name=HOSTILE[0], classes=HOSTILE, names=[HOSTILE[n % 6] for n in range(8)], labels=labels)
+    data = Data(
+        name=HOSTILE[0], classes=HOSTILE, names=[HOSTILE[n % 6] for n in range(8)], labels=labels
+    )
     e = evaluated(
-        data=data, name=HOSTILE[2], predicted=[0, 1, 2, -1, 3, 4, 5, 0], outside={3: HOSTILE[0]}, mistakes=(), unsure=()
+        data=data,
+        name=HOSTILE[2],
+        predicted=[0, 1, 2, -1, 3, 4, 5, 0],
+        outside={3: HOSTILE[0]},
+        mistakes=(),
+        unsure=(),
     )
     facts = tuple((name, name) for name in HOSTILE)
     return contents(e, title=HOSTILE[0], command=HOSTILE[0], created=HOSTILE[2], facts=facts)
@@ -73,22 +85,35 @@ def test_nothing_in_the_page_names_an_address_to_load_from(contents, distilled, 
 def test_the_policy_forbids_the_network_and_allows_this_script_and_style_alone(contents, evaluated):
     elements = Elements(page(contents(evaluated())))
     policy = next(
-        a["content"] for t, a in elements.found if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+        a["content"]
+        for t, a in elements.found
+        if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
     )
     style, script = elements.texts["style"][0], elements.texts["script"][1]
-    digest = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    digest = [
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for text in (style, script)
+    ]
     assert policy == (
         f"default-src 'none'; img-src data:; style-src 'sha256-{digest[0]}'; script-src 'sha256-{digest[1]}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    assert not any(name == "style" or name.startswith("on") for _, attributes in elements.found for name in attributes)
+    assert not any(
+        name == "style" or name.startswith("on")
+        for _, attributes in elements.found
+        for name in attributes
+    )
 
 
 def test_hostile_names_stay_text_wherever_they_stand(hostile):
-    calm = replace(hostile, title="a", command="b", created="c", facts=tuple((str(n), "d") for n in range(6)))
+    calm = replace(
+        hostile, title="a", command="b", created="c", facts=tuple((str(n), "d") for n in range(6))
+    )
     elements = Elements(page(hostile))
     assert [t for t, _ in elements.found].count("script") == 2
-    assert [t for t, _ in elements.found] == [t for t, _ in Elements(page(calm)).found]  # not one element more
+    assert [t for t, _ in elements.found] == [
+        t for t, _ in Elements(page(calm)).found
+    ]  # not one element more
     assert json.loads(elements.texts["script"][0])["data"][0]["classes"] == list(HOSTILE)
 
 
@@ -124,7 +149,9 @@ def test_a_plain_model_that_is_no_run_has_no_curves_and_no_disagreements(content
 def test_an_image_that_two_galleries_show_is_in_the_file_once(contents, evaluated):
     e = evaluated()
     twice = evaluated(name="twice", mistakes=e.mistakes, unsure=e.mistakes)
-    assert len(payload(contents(twice))["images"]) == len(payload(contents(evaluated(unsure=())))["images"])
+    assert len(payload(contents(twice))["images"]) == len(
+        payload(contents(evaluated(unsure=())))["images"]
+    )
 
 
 def test_evaluations_of_the_same_images_share_their_names(contents, evaluated):
@@ -134,7 +161,9 @@ def test_evaluations_of_the_same_images_share_their_names(contents, evaluated):
     assert data[0]["names"][0] == "cat/0.jpg"
 
 
-def test_of_a_few_images_all_are_listed_of_many_the_mistakes_the_most_confident_first(contents, evaluated, monkeypatch):
+def test_of_a_few_images_all_are_listed_of_many_the_mistakes_the_most_confident_first(
+    contents, evaluated, monkeypatch
+):
     few = payload(contents(evaluated()))["evaluated"][0]["listed"]
     assert sorted(few["at"]) == list(range(8))
     assert not few["mistakesOnly"]
@@ -151,10 +180,19 @@ def test_a_thousand_classes_and_fifty_thousand_images_are_a_few_megabytes(conten
     draw = np.random.default_rng(0)
     labels = np.repeat(np.arange(1000), 50)
     answers = np.where(draw.random(50_000) < 0.8, labels, draw.integers(0, 1000, 50_000))
-    names = [f"/imagenet/val/n{label:08}/ILSVRC2012_val_{n:08}.JPEG" for n, label in enumerate(labels)]
-    data = Data(name="imagenet", classes=[f"class {n}" for n in range(1000)], names=names, labels=labels)
+    names = [
+        f"/imagenet/val/n{label:08}/ILSVRC2012_val_{n:08}.JPEG" for n, label in enumerate(labels)
+    ]
+    data = Data(
+        name="imagenet", classes=[f"class {n}" for n in range(1000)], names=names, labels=labels
+    )
     big = evaluated(
-        data=data, predicted=answers, confidences=draw.random(50_000), reliability=(), mistakes=(), unsure=()
+        data=data,
+        predicted=answers,
+        confidences=draw.random(50_000),
+        reliability=(),
+        mistakes=(),
+        unsure=(),
     )
     assert len(page(contents(big))) < 3e6
 

@@ -41,7 +41,9 @@ class Limits(SilentReporter):
 
             before = resource.getrlimit(resource.RLIMIT_AS)
             pages = int(Path("/proc/self/statm").read_text().split()[0])
-            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + self.more, before[1]))
+            resource.setrlimit(
+                resource.RLIMIT_AS, (pages * resource.getpagesize() + self.more, before[1])
+            )
             try:
                 yield task
             finally:
@@ -53,10 +55,18 @@ def train(out: str, megabytes: int) -> dict[str, object]:
     train, val = digits()
     recipe = replace(DIGITS, img_size=48, epochs=1, batch_size=256)
     config = TrainConfig(
-        model="deit_tiny", data="digits", recipe=recipe, precision="fp32", workers=0, output=out, micro_batch=256
+        model="deit_tiny",
+        data="digits",
+        recipe=recipe,
+        precision="fp32",
+        workers=0,
+        output=out,
+        micro_batch=256,
     )
     reporter = Limits(megabytes * 2**20)
-    result = run_training(config, sources=(subset(train, range(256)), subset(val, range(10))), reporter=reporter)
+    result = run_training(
+        config, sources=(subset(train, range(256)), subset(val, range(10))), reporter=reporter
+    )
     step = json.loads((result.run / "metrics.jsonl").read_text().splitlines()[0])
     numbers = {"train": step["loss"], "norm": step["grad_norm"], "loss": result.shipped.loss}
     return {"warnings": reporter.warnings, **numbers}

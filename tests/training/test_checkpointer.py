@@ -37,15 +37,23 @@ def loaded(root: Path) -> TrainState:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("500", (500, 0.0)), ("1", (1, 0.0)), ("90s", (0, 90.0)), ("10m", (0, 600.0)), ("1h", (0, 3600.0)),
-        ("0.5h", (0, 1800.0)), (" 10 m ", (0, 600.0)), ("3.0", (3, 0.0)),
+        ("500", (500, 0.0)),
+        ("1", (1, 0.0)),
+        ("90s", (0, 90.0)),
+        ("10m", (0, 600.0)),
+        ("1h", (0, 3600.0)),
+        ("0.5h", (0, 1800.0)),
+        (" 10 m ", (0, 600.0)),
+        ("3.0", (3, 0.0)),
     ],
-)  # fmt: skip
+)
 def test_intervals_are_steps_or_seconds(text: str, expected: tuple[int, float]) -> None:
     assert parse_interval(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "0", "0s", "-5", "1.5", "5d", "m", "1h30m", "often", "inf", "1e3"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "0s", "-5", "1.5", "5d", "m", "1h30m", "often", "inf", "1e3"]
+)
 def test_what_is_no_interval_is_said(text: str) -> None:
     with pytest.raises(ConfigError, match="is no interval"):
         parse_interval(text)
@@ -74,7 +82,9 @@ def test_saving_by_the_clock_takes_one_hundredth_of_the_time_at_most(tmp_path: P
     assert saver.due(1)
 
 
-def test_what_is_saved_is_what_was_when_the_save_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_saved_is_what_was_when_the_save_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The training goes on while the thread writes: the write waits here until it has."""
     go, write = threading.Event(), Snapshot.write
 
@@ -99,7 +109,9 @@ def test_what_is_saved_is_what_was_when_the_save_began(tmp_path: Path, monkeypat
     assert torch.equal(found.model.weight, torch.ones(2, 3))
 
 
-def test_while_a_state_is_written_the_next_is_not_due_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_a_state_is_written_the_next_is_not_due_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Or every save by the clock would be made twice, the second waiting for the first."""
     go, write = threading.Event(), Snapshot.write
 
@@ -141,14 +153,18 @@ def test_a_new_save_waits_for_the_one_before(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["state"]
 
 
-def test_a_copy_is_written_when_the_step_after_it_went_well_and_never_if_it_did_not(tmp_path: Path) -> None:
+def test_a_copy_is_written_when_the_step_after_it_went_well_and_never_if_it_did_not(
+    tmp_path: Path,
+) -> None:
     saver, state = saver_in(tmp_path), state_of(1.0)
     saver.write_copy()  # there is none
     assert not (tmp_path / "state").exists()
     state.progress.step = 1
     saver.copy(state)
     saver.finish()
-    assert not (tmp_path / "state").exists()  # a step that went wrong now would find nothing on the disk
+    assert not (
+        tmp_path / "state"
+    ).exists()  # a step that went wrong now would find nothing on the disk
     with torch.no_grad():
         state.model.weight.fill_(float("nan"))
     state.progress.step = 2
@@ -196,7 +212,9 @@ def test_a_full_disk_keeps_the_last_state_names_the_way_on_and_leaves_room(
     assert loaded(tmp_path).progress.step == 3
 
 
-def test_a_save_that_failed_is_told_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_failed_is_told_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     saver, state = saver_in(tmp_path), state_of()
     with monkeypatch.context() as patch:
         fill_the_disk(patch)

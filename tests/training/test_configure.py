@@ -33,26 +33,40 @@ def test_nothing_named_distils_the_built_in_pair_on_digits() -> None:
     config, train, _ = configure(Request(teaching=Teaching()), SILENT)
     assert (config.model, config.data, config.recipe.name) == ("deit_tiny", "digits", "digits")
     assert config.distill is not None
-    assert (config.distill.teacher, config.distill.mode, config.distill.alpha) == ("regnety_002", "hard", 0.5)
+    assert (config.distill.teacher, config.distill.mode, config.distill.alpha) == (
+        "regnety_002",
+        "hard",
+        0.5,
+    )
     assert len(train.class_names) == 10
 
 
 def test_soft_distillation_takes_the_papers_alpha_tau_and_reduction() -> None:
     config, _, _ = configure(Request(teaching=Teaching(mode="soft")), SILENT)
     assert config.distill is not None
-    assert (config.distill.alpha, config.distill.tau, config.distill.reduction) == (0.1, 3.0, "batchmean")
+    assert (config.distill.alpha, config.distill.tau, config.distill.reduction) == (
+        0.1,
+        3.0,
+        "batchmean",
+    )
 
 
 def test_imagenet_takes_the_papers_recipe_when_it_starts_from_nothing(imagenet: Path) -> None:
     config, _, _ = configure(Request(data=str(imagenet), pretrained=False), SILENT)
-    assert (config.recipe.name, config.recipe.epochs, config.recipe.augment.repeats) == ("paper", 300, 3)
+    assert (config.recipe.name, config.recipe.epochs, config.recipe.augment.repeats) == (
+        "paper",
+        300,
+        3,
+    )
 
 
 def test_imagenet_without_the_teachers_weights_names_the_file_and_the_option(
     imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    request = Request(data=str(imagenet), pretrained=False, teaching=Teaching(teacher="regnety_160"))
+    request = Request(
+        data=str(imagenet), pretrained=False, teaching=Teaching(teacher="regnety_160")
+    )
     config, train, val = configure(request, SILENT)
     with pytest.raises(TeacherError, match=r"regnety_160.*--teacher-weights"):
         run_training(config, sources=(train, val))
@@ -68,10 +82,16 @@ def test_own_images_are_fine_tuned(image_folder: Callable[..., Path]) -> None:
 
 def test_given_settings_and_changes_override_the_recipe() -> None:
     request = Request(
-        given={"recipe.epochs": 7, "recipe.optim.lr": None, "seed": 3}, changes=["augment.mixup=0.3", "workers=2"]
+        given={"recipe.epochs": 7, "recipe.optim.lr": None, "seed": 3},
+        changes=["augment.mixup=0.3", "workers=2"],
     )
     config, _, _ = configure(request, SILENT)
-    assert (config.recipe.epochs, config.seed, config.recipe.augment.mixup, config.workers) == (7, 3, 0.3, 2)
+    assert (config.recipe.epochs, config.seed, config.recipe.augment.mixup, config.workers) == (
+        7,
+        3,
+        0.3,
+        2,
+    )
 
 
 @pytest.mark.parametrize(

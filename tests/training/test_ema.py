@@ -14,8 +14,12 @@ from deitctl.training.ema import ExponentialMovingAverage, decay_at
 def test_decay_by_hand():
     assert decay_at(0, decay=0.99996, total_steps=10**7) == pytest.approx(0.1)  # 1 / 10
     assert decay_at(90, decay=0.99996, total_steps=10**7) == pytest.approx(0.91)  # 91 / 100
-    assert decay_at(10**6, decay=0.99996, total_steps=10**7) == 0.99996  # a long run has the paper's
-    assert decay_at(10**6, decay=0.99996, total_steps=1000) == pytest.approx(0.99)  # 100 steps of 1,000
+    assert (
+        decay_at(10**6, decay=0.99996, total_steps=10**7) == 0.99996
+    )  # a long run has the paper's
+    assert decay_at(10**6, decay=0.99996, total_steps=1000) == pytest.approx(
+        0.99
+    )  # 100 steps of 1,000
 
 
 @given(step=st.integers(0, 10**6), decay=st.floats(0, 0.99999), total=st.integers(0, 10**6))
@@ -53,11 +57,13 @@ def test_buffers_are_averaged_and_counters_copied():
     assert ema.values["num_batches_tracked"].item() == 42
 
 
-def test_a_short_run_forgets_its_initialisation():
+def test_a_short_run_forgets_its_initialization():
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 1000.0)
     ema = ExponentialMovingAverage(model, decay=0.99996, total_steps=100)
     nn.init.ones_(model.weight)
     for step in range(100):
         ema.update(model, step)
-    assert ema.values["weight"].item() == pytest.approx(1.0, abs=0.1)  # with 0.99996 it would be 997
+    assert ema.values["weight"].item() == pytest.approx(
+        1.0, abs=0.1
+    )  # with 0.99996 it would be 997

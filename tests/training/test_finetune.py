@@ -31,7 +31,9 @@ def with_recipe(config: TrainConfig, **changes: object) -> TrainConfig:
 def test_distilled_fine_tuning_changes_resolution_with_the_teacher_at_its_own(
     start: str, size: int, little_config: Make, distilled: Make, little: Pair
 ) -> None:
-    first = run_training(with_recipe(little_config("first", model=start), epochs=1), sources=little).run
+    first = run_training(
+        with_recipe(little_config("first", model=start), epochs=1), sources=little
+    ).run
     config = with_recipe(distilled("second", views=1), epochs=1, img_size=size)
     result = run_training(replace(config, weights=str(first)), sources=little)
     loaded = load_model(str(result.run), reporter=SilentReporter())
@@ -45,7 +47,9 @@ def test_the_words_of_a_teacher_serve_students_of_every_resolution(
     distilled: Make, little: Pair, reporter: SilentReporter
 ) -> None:
     run_training(with_recipe(distilled("a"), img_size=32, epochs=4), sources=little)
-    run_training(with_recipe(distilled("b"), img_size=48, epochs=1), sources=little, reporter=reporter)
+    run_training(
+        with_recipe(distilled("b"), img_size=48, epochs=1), sources=little, reporter=reporter
+    )
     assert any("checked earlier" in note for note in reporter.notes)  # type: ignore[attr-defined]
 
 
@@ -53,20 +57,32 @@ def test_a_linear_probe_moves_the_head_alone(little_config: Make, little: Pair) 
     first = run_training(with_recipe(little_config("first"), epochs=1), sources=little).run
     config = with_recipe(little_config("probe"), epochs=2, trainable="head", ema_decay=0.0)
     second = run_training(replace(config, weights=str(first)), sources=little).run
-    before, after = load_tensors(first / "model.safetensors"), load_tensors(second / "model.safetensors")
-    assert {n for n in after if not torch.equal(before[n], after[n])} == {"head.weight", "head.bias"}
+    before, after = (
+        load_tensors(first / "model.safetensors"),
+        load_tensors(second / "model.safetensors"),
+    )
+    assert {n for n in after if not torch.equal(before[n], after[n])} == {
+        "head.weight",
+        "head.bias",
+    }
 
 
 def test_layer_decay_slows_the_lower_layers(little_config: Make, little: Pair) -> None:
     config = with_recipe(little_config("run"), epochs=1, ema_decay=0.0)
-    config = with_recipe(config, optim=replace(config.recipe.optim, layer_decay=0.5, weight_decay=0.0))
-    still = with_recipe(config, optim=replace(config.recipe.optim, lr=1e-12, min_lr=0.0, warmup_lr=0.0))
+    config = with_recipe(
+        config, optim=replace(config.recipe.optim, layer_decay=0.5, weight_decay=0.0)
+    )
+    still = with_recipe(
+        config, optim=replace(config.recipe.optim, lr=1e-12, min_lr=0.0, warmup_lr=0.0)
+    )
     start = load_tensors(
-        run_training(replace(still, output=f"{config.output}-start"), sources=little).run / "model.safetensors"
+        run_training(replace(still, output=f"{config.output}-start"), sources=little).run
+        / "model.safetensors"
     )
     end = load_tensors(run_training(config, sources=little).run / "model.safetensors")
     moved = [
-        float((end[f"blocks.{i}.mlp.fc1.weight"] - start[f"blocks.{i}.mlp.fc1.weight"]).norm()) for i in (0, 6, 11)
+        float((end[f"blocks.{i}.mlp.fc1.weight"] - start[f"blocks.{i}.mlp.fc1.weight"]).norm())
+        for i in (0, 6, 11)
     ]
     assert 8 * moved[0] < moved[1] < moved[2] / 8
 
@@ -83,12 +99,15 @@ def test_validation_chooses_between_raw_and_averaged_weights(
         return replace(score, top1=90.0 if kind == better else 10.0)
 
     monkeypatch.setattr(Trainer, "_evaluate", biased)
-    config = with_recipe(little_config("run"), epochs=1, batch_size=4)  # 15 steps: an average of more than one
+    config = with_recipe(
+        little_config("run"), epochs=1, batch_size=4
+    )  # 15 steps: an average of more than one
     run = run_training(config, sources=little).run
     shipped = load_tensors(run / "model.safetensors")
     name = "model" if better == "raw" else "ema"
     kept, other = (
-        load_tensors(run / "state" / f"{n}.safetensors") for n in (name, {"model": "ema", "ema": "model"}[name])
+        load_tensors(run / "state" / f"{n}.safetensors")
+        for n in (name, {"model": "ema", "ema": "model"}[name])
     )
     assert all(torch.equal(shipped[k], kept[k]) for k in kept)
     assert not all(torch.equal(shipped[k], other[k]) for k in kept)
@@ -102,5 +121,7 @@ def test_validation_chooses_between_raw_and_averaged_weights(
 
 
 def test_without_an_average_the_raw_weights_are_shipped(little_config: Make, little: Pair) -> None:
-    result = run_training(with_recipe(little_config("run"), epochs=1, ema_decay=0.0), sources=little)
+    result = run_training(
+        with_recipe(little_config("run"), epochs=1, ema_decay=0.0), sources=little
+    )
     assert result.best_weights == "raw"

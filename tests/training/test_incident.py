@@ -20,18 +20,29 @@ from deitctl.training.state import Progress, TrainState
 
 KEYS = [SampleKey(1, 5, 0), SampleKey(1, 2, 1)]
 HOW = {"precision": "bfloat16", "device": "cpu", "processes": 1, "micro_batch": 0, "state_step": 4}
-RECENT = [{"step": 4, "loss": 2.0, "norm": 1.0}, {"step": 5, "loss": float("nan"), "norm": float("inf")}]
+RECENT = [
+    {"step": 4, "loss": 2.0, "norm": 1.0},
+    {"step": 5, "loss": float("nan"), "norm": float("inf")},
+]
 NAN = Incident(
-    kind="not a number", step=5, rate=0.1, loss=float("nan"), norm=float("inf"), usual=2.0, keys=KEYS[:1],
+    kind="not a number",
+    step=5,
+    rate=0.1,
+    loss=float("nan"),
+    norm=float("inf"),
+    usual=2.0,
+    keys=KEYS[:1],
     recent=RECENT,
-)  # fmt: skip
+)
 
 
 def state_of(step: int) -> TrainState:
     torch.manual_seed(step)
     model = nn.Linear(3, 2)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return TrainState(model, torch.optim.AdamW(model.parameters()), scaler, None, Progress(step=step))
+    return TrainState(
+        model, torch.optim.AdamW(model.parameters()), scaler, None, Progress(step=step)
+    )
 
 
 @pytest.fixture
@@ -50,7 +61,12 @@ def test_a_record_says_what_happened_to_which_images_and_on_what(run: Run) -> No
     path = write_incident(run, NAN, KEYS, ["b.jpg", "a.jpg"], HOW)
     assert path == run.root / "incidents" / "step-0000005" / "record.json"
     record = json.loads(path.read_text())
-    assert (record["step"], record["kind"], record["rate"], record["usual"]) == (5, "not a number", 0.1, 2.0)
+    assert (record["step"], record["kind"], record["rate"], record["usual"]) == (
+        5,
+        "not a number",
+        0.1,
+        2.0,
+    )
     assert record["keys"] == [[1, 5, 0], [1, 2, 1]]  # of all processes
     assert record["images"] == ["b.jpg", "a.jpg"]
     assert record["run"] == str(run.root.resolve())
@@ -62,7 +78,9 @@ def test_a_record_says_what_happened_to_which_images_and_on_what(run: Run) -> No
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no-links"])
-def test_its_state_is_not_touched_by_later_saves(links: bool, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_state_is_not_touched_by_later_saves(
+    links: bool, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not links:
 
         def no_link(*_: object) -> None:
@@ -94,11 +112,22 @@ def test_the_same_step_going_wrong_again_is_written_anew(run: Run) -> None:
 
 
 RUBBISH = [
-    "", "{", "[]", "null", "3", '"text"', "{}", '{"format": 1}', '{"format": 1, "run": "r"}',
-    '{"format": 1, "run": "r", "step": 1}', '{"format": 2, "run": "r", "step": 1, "kind": "jump"}',
-    '{"format": 1, "run": 5, "step": 1, "kind": "jump"}', '{"format": 1, "run": "r", "step": "1", "kind": "jump"}',
-    '{"format": 1, "run": "r", "step": 1, "kind": null}', '{"format": 1, "run": "r", "step": 1, "kind": 3}',
-]  # fmt: skip
+    "",
+    "{",
+    "[]",
+    "null",
+    "3",
+    '"text"',
+    "{}",
+    '{"format": 1}',
+    '{"format": 1, "run": "r"}',
+    '{"format": 1, "run": "r", "step": 1}',
+    '{"format": 2, "run": "r", "step": 1, "kind": "jump"}',
+    '{"format": 1, "run": 5, "step": 1, "kind": "jump"}',
+    '{"format": 1, "run": "r", "step": "1", "kind": "jump"}',
+    '{"format": 1, "run": "r", "step": 1, "kind": null}',
+    '{"format": 1, "run": "r", "step": 1, "kind": 3}',
+]
 
 
 @pytest.mark.parametrize("text", RUBBISH)

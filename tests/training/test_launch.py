@@ -61,7 +61,9 @@ class _Counting:
         self.task.skip(amount)
 
 
-def test_same_seed_gives_the_same_weights_with_0_1_and_3_workers(little_config: Make, little: Pair) -> None:
+def test_same_seed_gives_the_same_weights_with_0_1_and_3_workers(
+    little_config: Make, little: Pair
+) -> None:
     runs = []
     for workers in (0, 1, 3):
         config = little_config(f"w{workers}", workers=workers)
@@ -86,7 +88,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory, little: Pair) -> Callable[[T
     def run(config: TrainConfig) -> Path:
         root = tmp_path_factory.mktemp("whole") / "run"
         if config.precision not in done:
-            done[config.precision] = run_training(replace(config, output=str(root)), sources=little).run
+            done[config.precision] = run_training(
+                replace(config, output=str(root)), sources=little
+            ).run
         return done[config.precision]
 
     return run
@@ -94,14 +98,25 @@ def whole(tmp_path_factory: pytest.TempPathFactory, little: Pair) -> Callable[[T
 
 @pytest.mark.parametrize(
     ("label", "batches", "step"),
-    [("epoch 1/3", 0, 1), ("epoch 1/3", 2, 2), ("epoch 2/3", 1, 4), ("epoch 2/3", 3, 6),
-     ("epoch 3/3, validate", 0, 9), ("epoch 3/3, validate the average", 0, 9)],
-)  # fmt: skip
+    [
+        ("epoch 1/3", 0, 1),
+        ("epoch 1/3", 2, 2),
+        ("epoch 2/3", 1, 4),
+        ("epoch 2/3", 3, 6),
+        ("epoch 3/3, validate", 0, 9),
+        ("epoch 3/3, validate the average", 0, 9),
+    ],
+)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_resumed_run_ends_as_if_it_had_never_stopped(
-    label: str, batches: int, step: int, precision: str, little_config: Make, little: Pair,
+    label: str,
+    batches: int,
+    step: int,
+    precision: str,
+    little_config: Make,
+    little: Pair,
     whole: Callable[[TrainConfig], Path],
-) -> None:  # fmt: skip
+) -> None:
     """Whether a signal comes at the beginning of an epoch, within it, after its last step, or while it is evaluated."""
     config = little_config("stopped", precision=precision)
     with pytest.raises(Interrupted) as stopped:
@@ -126,14 +141,20 @@ def assert_same_end(whole: Path, again: Path) -> None:
 
 def log_without_time(run: Path) -> list[dict[str, object]]:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in records]
+    return [
+        {k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in records
+    ]
 
 
 def test_a_run_loads_in_timm_with_the_same_logits(little_config: Make, little: Pair) -> None:
     result = run_training(little_config("run", model="deit_tiny_distilled"), sources=little)
     loaded = load_model(str(result.run), reporter=SilentReporter())
     theirs = timm.create_model(f"local-dir:{result.run}", pretrained=True).eval()
-    batch = next(eval_batches(little[1], [loaded.card.preprocessing], batch_size=8, workers=0, pin_memory=False))
+    batch = next(
+        eval_batches(
+            little[1], [loaded.card.preprocessing], batch_size=8, workers=0, pin_memory=False
+        )
+    )
     images = normalize(batch.images[0], loaded.card.preprocessing)
     with torch.no_grad():
         cls, dist = loaded.model(images)
@@ -151,31 +172,58 @@ def test_the_reported_accuracy_is_what_eval_gives(little_config: Make) -> None:
     assert not list(result.run.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize(("mode", "token"), [("hard", True), ("soft", True), ("hard", False), ("soft", False)])
-def test_distillation_runs_in_every_form(mode: str, token: bool, little_config: Make, little: Pair) -> None:
+@pytest.mark.parametrize(
+    ("mode", "token"), [("hard", True), ("soft", True), ("hard", False), ("soft", False)]
+)
+def test_distillation_runs_in_every_form(
+    mode: str, token: bool, little_config: Make, little: Pair
+) -> None:
     teacher = little_config("teacher", model="deit_tiny")
     teacher = replace(teacher, recipe=replace(teacher.recipe, epochs=1))
     run_training(teacher, sources=little)
     distill = DistillConfig(
-        teacher=teacher.output, mode=mode, alpha=0.5, tau=2.0, reduction="batchmean", token=token, force=True,
-        teacher_sees="view", views=2, topk=100,
-    )  # fmt: skip
+        teacher=teacher.output,
+        mode=mode,
+        alpha=0.5,
+        tau=2.0,
+        reduction="batchmean",
+        token=token,
+        force=True,
+        teacher_sees="view",
+        views=2,
+        topk=100,
+    )
     config = little_config("student", distill=distill)
     result = run_training(replace(config, recipe=replace(config.recipe, epochs=1)), sources=little)
     assert (result.shipped.heads is not None) == token
     assert result.teacher is not None
     record = json.loads((result.run / "metrics.jsonl").read_text().splitlines()[0])
-    assert record["loss"] == pytest.approx(0.5 * record["labels"] + 0.5 * record["teacher"], rel=1e-5)
+    assert record["loss"] == pytest.approx(
+        0.5 * record["labels"] + 0.5 * record["teacher"], rel=1e-5
+    )
 
 
-def test_a_teacher_near_chance_is_refused_before_the_first_step(little_config: Make, little: Pair) -> None:
+def test_a_teacher_near_chance_is_refused_before_the_first_step(
+    little_config: Make, little: Pair
+) -> None:
     teacher = little_config("teacher")
-    slow = replace(teacher.recipe, epochs=1, optim=replace(teacher.recipe.optim, lr=1e-9, min_lr=0, warmup_lr=0))
+    slow = replace(
+        teacher.recipe,
+        epochs=1,
+        optim=replace(teacher.recipe.optim, lr=1e-9, min_lr=0, warmup_lr=0),
+    )
     run_training(replace(teacher, recipe=slow), sources=little)
     distill = DistillConfig(
-        teacher=teacher.output, mode="hard", alpha=0.5, tau=1.0, reduction="batchmean", token=True,
-        teacher_sees="mixed", views=0, topk=100,
-    )  # fmt: skip
+        teacher=teacher.output,
+        mode="hard",
+        alpha=0.5,
+        tau=1.0,
+        reduction="batchmean",
+        token=True,
+        teacher_sees="mixed",
+        views=0,
+        topk=100,
+    )
     with pytest.raises(TeacherError, match="near chance"):
         run_training(little_config("student", distill=distill), sources=little)
 
@@ -190,18 +238,24 @@ def test_a_run_is_never_overwritten(little_config: Make, little: Pair) -> None:
 
 def test_a_loss_that_is_no_number_stops_the_run(little_config: Make, little: Pair) -> None:
     config = little_config("run")
-    wild = replace(config.recipe, optim=replace(config.recipe.optim, lr=1e30, clip_grad=0, warmup_epochs=0))
+    wild = replace(
+        config.recipe, optim=replace(config.recipe.optim, lr=1e30, clip_grad=0, warmup_epochs=0)
+    )
     with pytest.raises(DeitctlError, match="The loss is"):
         run_training(replace(config, recipe=wild), sources=little)
 
 
-def test_unreadable_images_are_left_out_and_named(little_config: Make, image_folder: Callable[..., Path]) -> None:
+def test_unreadable_images_are_left_out_and_named(
+    little_config: Make, image_folder: Callable[..., Path]
+) -> None:
     root = image_folder({"train/a": 8, "train/b": 8, "val/a": 2, "val/b": 2})
     damaged, unseen = root / "train" / "a" / "0.png", root / "val" / "b" / "1.png"
     for file in (damaged, unseen):
         file.write_text("not an image")
     config = little_config("run", data=str(root))
-    recipe = replace(config.recipe, epochs=1, batch_size=16, augment=replace(config.recipe.augment, repeats=1))
+    recipe = replace(
+        config.recipe, epochs=1, batch_size=16, augment=replace(config.recipe.augment, repeats=1)
+    )
     result = run_training(replace(config, recipe=recipe))
     assert list(result.bad_images) == [str(damaged), str(unseen)]
     assert (result.images_seen, result.shipped.num_images) == (15, 3)
@@ -216,11 +270,19 @@ def test_a_resume_on_other_data_is_refused(little_config: Make, little: Pair) ->
         resume(Path(config.output), sources=(fewer, little[1]))
 
 
-def test_a_resume_may_change_the_machine_but_not_the_recipe(little_config: Make, little: Pair) -> None:
+def test_a_resume_may_change_the_machine_but_not_the_recipe(
+    little_config: Make, little: Pair
+) -> None:
     config = little_config("run")
     with pytest.raises(Interrupted):
         run_training(config, sources=little, reporter=StopsAt("epoch 3/3"))
     with pytest.raises(ConfigError, match=r"other settings: recipe\.epochs is 3, not 9"):
         resume(Path(config.output), given={"recipe.epochs": 9}, sources=little)
-    same = {"workers": 1, "seed": None, "recipe.epochs": 3, "recipe.optim.clip_grad": "1", "save_every": "2"}
+    same = {
+        "workers": 1,
+        "seed": None,
+        "recipe.epochs": 3,
+        "recipe.optim.clip_grad": "1",
+        "save_every": "2",
+    }
     assert resume(Path(config.output), given=same, sources=little).epochs == 3

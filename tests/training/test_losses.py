@@ -22,7 +22,9 @@ from deitctl.training.losses import (
 
 def test_smoothing_by_hand():
     targets = smooth_labels(torch.tensor([2, 0]), 4, 0.1)
-    torch.testing.assert_close(targets, torch.tensor([[0.025, 0.025, 0.925, 0.025], [0.925, 0.025, 0.025, 0.025]]))
+    torch.testing.assert_close(
+        targets, torch.tensor([[0.025, 0.025, 0.925, 0.025], [0.925, 0.025, 0.025, 0.025]])
+    )
 
 
 def test_no_smoothing_is_one_hot():
@@ -33,7 +35,9 @@ def test_cross_entropy_by_hand():
     logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])  # probabilities 3/4, 1/4 and 1/2, 1/2
     expected = (math.log(4 / 3) + math.log(2)) / 2
     assert cross_entropy(logits, torch.tensor([0, 1])).item() == pytest.approx(expected)
-    assert cross_entropy(logits, torch.tensor([[1.0, 0.0], [0.0, 1.0]])).item() == pytest.approx(expected)
+    assert cross_entropy(logits, torch.tensor([[1.0, 0.0], [0.0, 1.0]])).item() == pytest.approx(
+        expected
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3])
@@ -46,7 +50,9 @@ def test_smoothed_cross_entropy_equals_torchs_and_timms(smoothing, noise):
 
 def test_cross_entropy_with_distributions_equals_timms(noise):
     logits, targets = noise(6, 9), noise(6, 9, seed=1).softmax(1)
-    torch.testing.assert_close(cross_entropy(logits, targets), SoftTargetCrossEntropy()(logits, targets))
+    torch.testing.assert_close(
+        cross_entropy(logits, targets), SoftTargetCrossEntropy()(logits, targets)
+    )
 
 
 def test_cross_entropy_gradient_is_softmax_minus_target(noise):
@@ -57,11 +63,15 @@ def test_cross_entropy_gradient_is_softmax_minus_target(noise):
 
 def test_a_hard_word_is_the_decision_and_nothing_else():
     logits = torch.tensor([[0.1, 5.0, -2.0], [2.0, 1.9, 1.8]])
-    assert torch.equal(teacher_targets(logits, "hard", 1.0), torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]))
+    assert torch.equal(
+        teacher_targets(logits, "hard", 1.0), torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    )
 
 
 def test_temperature_does_not_change_a_decision(noise):
-    assert torch.equal(teacher_targets(noise(6, 9), "hard", 1.0), teacher_targets(noise(6, 9), "hard", 50.0))
+    assert torch.equal(
+        teacher_targets(noise(6, 9), "hard", 1.0), teacher_targets(noise(6, 9), "hard", 50.0)
+    )
 
 
 def test_a_soft_word_by_hand():
@@ -83,24 +93,32 @@ def test_a_word_is_a_distribution_in_float32_whatever_the_teacher_computes_in(mo
 def test_hard_distillation_by_hand():
     student = torch.tensor([[math.log(3.0), 0.0], [math.log(3.0), 0.0]])
     word = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    assert hard_distillation(student, word).item() == pytest.approx((math.log(4) + math.log(4 / 3)) / 2)
+    assert hard_distillation(student, word).item() == pytest.approx(
+        (math.log(4) + math.log(4 / 3)) / 2
+    )
 
 
 def test_hard_distillation_of_a_mixed_word_by_hand():
     """Two decisions weighed 3 : 1, as their images were."""
     student, word = torch.tensor([[math.log(3.0), 0.0]]), torch.tensor([[0.75, 0.25]])
-    assert hard_distillation(student, word).item() == pytest.approx(0.75 * math.log(4 / 3) + 0.25 * math.log(4))
+    assert hard_distillation(student, word).item() == pytest.approx(
+        0.75 * math.log(4 / 3) + 0.25 * math.log(4)
+    )
 
 
 def test_hard_distillation_equals_the_released_codes(noise):
     student, teacher = noise(6, 11), noise(6, 11, seed=1)
     released = F.cross_entropy(student, teacher.argmax(dim=1))  # deit/training/losses.py
-    torch.testing.assert_close(hard_distillation(student, teacher_targets(teacher, "hard", 1.0)), released)
+    torch.testing.assert_close(
+        hard_distillation(student, teacher_targets(teacher, "hard", 1.0)), released
+    )
 
 
 def test_hard_distillation_does_not_smooth():
     sure = torch.tensor([[50.0, 0.0]])
-    assert hard_distillation(sure, teacher_targets(sure, "hard", 1.0)).item() == pytest.approx(0.0, abs=1e-6)
+    assert hard_distillation(sure, teacher_targets(sure, "hard", 1.0)).item() == pytest.approx(
+        0.0, abs=1e-6
+    )
 
 
 def test_soft_distillation_by_hand():
@@ -126,14 +144,30 @@ def test_soft_distillation_minds_no_class_that_the_teacher_rules_out():
 def test_soft_distillation_equals_the_released_code_and_timm(tau, noise):
     student, teacher = noise(6, 11), noise(6, 11, seed=1)
     word = teacher_targets(teacher, "soft", tau)
-    released = F.kl_div(  # deit/training/losses.py
-        F.log_softmax(student / tau, dim=1), F.log_softmax(teacher / tau, dim=1), reduction="sum", log_target=True
-    ) * (tau * tau) / student.numel()  # fmt: skip
-    torch.testing.assert_close(soft_distillation(student, word, tau=tau, reduction="elementmean"), released)
-    timms = F.kl_div(  # timm/task/token_distillation.py
-        F.log_softmax(student / tau, dim=-1), F.softmax(teacher / tau, dim=-1), reduction="batchmean"
-    ) * tau**2  # fmt: skip
-    torch.testing.assert_close(soft_distillation(student, word, tau=tau, reduction="batchmean"), timms)
+    released = (
+        F.kl_div(  # deit/training/losses.py
+            F.log_softmax(student / tau, dim=1),
+            F.log_softmax(teacher / tau, dim=1),
+            reduction="sum",
+            log_target=True,
+        )
+        * (tau * tau)
+        / student.numel()
+    )
+    torch.testing.assert_close(
+        soft_distillation(student, word, tau=tau, reduction="elementmean"), released
+    )
+    timms = (
+        F.kl_div(  # timm/task/token_distillation.py
+            F.log_softmax(student / tau, dim=-1),
+            F.softmax(teacher / tau, dim=-1),
+            reduction="batchmean",
+        )
+        * tau**2
+    )
+    torch.testing.assert_close(
+        soft_distillation(student, word, tau=tau, reduction="batchmean"), timms
+    )
 
 
 def test_timm_has_no_other_soft_distillation_to_compare_with():
@@ -153,7 +187,9 @@ def test_soft_distillation_gradient_is_tau_times_the_difference(noise):
 
 def test_soft_distillation_of_equals_is_zero(noise):
     word = teacher_targets(noise(3, 4), "soft", 3.0)
-    assert soft_distillation(noise(3, 4), word, tau=3.0, reduction="batchmean").item() == pytest.approx(0, abs=1e-6)
+    assert soft_distillation(
+        noise(3, 4), word, tau=3.0, reduction="batchmean"
+    ).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_unknown_reduction_is_refused(noise):
@@ -175,7 +211,9 @@ def test_half_precision_logits_are_computed_in_float32(dtype):
     for loss in (
         cross_entropy(student, torch.tensor([0, 1])),
         hard_distillation(student, teacher_targets(student, "hard", 1.0)),
-        soft_distillation(student, teacher_targets(student, "soft", 1.0), tau=1.0, reduction="batchmean"),
+        soft_distillation(
+            student, teacher_targets(student, "soft", 1.0), tau=1.0, reduction="batchmean"
+        ),
     ):
         assert loss.dtype is torch.float32
         assert loss.isfinite()

@@ -56,12 +56,16 @@ def test_no_jump_is_looked_for_in_the_first_steps() -> None:
 
 @pytest.mark.parametrize("loss", [NAN, INF, -INF])
 @pytest.mark.parametrize("scaled", [True, False])
-def test_a_loss_that_is_no_number_is_found_at_the_first_step_already(loss: float, scaled: bool) -> None:
+def test_a_loss_that_is_no_number_is_found_at_the_first_step_already(
+    loss: float, scaled: bool
+) -> None:
     assert verdict(LossMonitor(10, scaled, JUMP), loss) == "not a number"
 
 
 @pytest.mark.parametrize("norm", [NAN, INF])
-def test_a_gradient_that_is_no_number_is_the_loss_scales_affair_where_there_is_one(norm: float) -> None:
+def test_a_gradient_that_is_no_number_is_the_loss_scales_affair_where_there_is_one(
+    norm: float,
+) -> None:
     assert verdict(LossMonitor(10, False, JUMP), 1.0, norm) == "not a number"
     assert verdict(LossMonitor(10, True, JUMP), 1.0, norm) == ""
 
@@ -79,7 +83,13 @@ def test_of_steps_looked_at_together_the_first_that_went_wrong_is_told() -> None
         watch.add(seen(step, loss, norm=7.0))
     incident = watch.look()
     assert incident is not None
-    assert (incident.kind, incident.step, incident.rate, incident.loss, incident.norm) == ("jump", 41, 0.1, 50.0, 7.0)
+    assert (incident.kind, incident.step, incident.rate, incident.loss, incident.norm) == (
+        "jump",
+        41,
+        0.1,
+        50.0,
+        7.0,
+    )
     assert incident.usual == pytest.approx(1.0)  # without the jump
     assert incident.keys == [SampleKey(0, 41, 0)]
     assert [r["step"] for r in incident.recent] == list(range(22, 42))
@@ -96,7 +106,11 @@ def test_nothing_new_is_nothing_wrong() -> None:
 @pytest.mark.parametrize(
     ("kind", "loss", "sentence"),
     [
-        ("jump", 50.0, "The loss jumped from about 1.23 to 50 at step 7, counted from 0 (learning rate 0.001)."),
+        (
+            "jump",
+            50.0,
+            "The loss jumped from about 1.23 to 50 at step 7, counted from 0 (learning rate 0.001).",
+        ),
         (
             "not a number",
             NAN,
@@ -107,5 +121,5 @@ def test_nothing_new_is_nothing_wrong() -> None:
 def test_what_happened_is_one_sentence(kind: str, loss: float, sentence: str) -> None:
     incident = Incident(
         kind=kind, step=7, rate=0.001, loss=loss, norm=math.inf, usual=1.2345, keys=[], recent=[]
-    )  # fmt: skip
+    )
     assert incident.sentence == sentence

@@ -1,4 +1,4 @@
-"""What a step minimises, against the formulas of the paper written out."""
+"""What a step minimizes, against the formulas of the paper written out."""
 
 from __future__ import annotations
 
@@ -26,13 +26,20 @@ def teacher(noise):
 
 def config(mode: str, **changes: object) -> DistillConfig:
     values = {
-        "teacher": "t", "mode": mode, "alpha": {"hard": 0.5, "soft": 0.1}[mode], "tau": TAU[mode],
-        "reduction": "batchmean", "token": True, "teacher_sees": "view", "views": 8, "topk": 100,
-    }  # fmt: skip
+        "teacher": "t",
+        "mode": mode,
+        "alpha": {"hard": 0.5, "soft": 0.1}[mode],
+        "tau": TAU[mode],
+        "reduction": "batchmean",
+        "token": True,
+        "teacher_sees": "view",
+        "views": 8,
+        "topk": 100,
+    }
     return DistillConfig(**{**values, **changes})
 
 
-def test_one_head_minimises_cross_entropy(deit, batch):
+def test_one_head_minimizes_cross_entropy(deit, batch):
     images, targets = batch
     model = deit()
     loss = Supervised()(model, images, targets, None, None)
@@ -45,7 +52,9 @@ def test_two_heads_without_a_teacher_both_learn_the_labels(deit, batch):
     model = deit("deit_tiny_distilled")
     cls, dist = model(images)
     loss = Supervised()(model, images, targets, None, None)
-    torch.testing.assert_close(loss.total, (F.cross_entropy(cls, targets) + F.cross_entropy(dist, targets)) / 2)
+    torch.testing.assert_close(
+        loss.total, (F.cross_entropy(cls, targets) + F.cross_entropy(dist, targets)) / 2
+    )
     loss.total.backward()
     assert model.head.weight.grad.abs().sum() > 0
     assert model.head_dist.weight.grad.abs().sum() > 0
@@ -55,7 +64,9 @@ def test_hard_distillation_is_equation_3(deit, batch, teacher):
     images, targets = batch
     student = deit("deit_tiny_distilled")
     cls, dist = student(images)
-    loss = Distillation(config("hard"))(student, images, targets, teacher_targets(teacher, "hard", 1.0), None)
+    loss = Distillation(config("hard"))(
+        student, images, targets, teacher_targets(teacher, "hard", 1.0), None
+    )
     expected = F.cross_entropy(cls, targets) / 2 + F.cross_entropy(dist, teacher.argmax(1)) / 2
     torch.testing.assert_close(loss.total, expected)
 
@@ -64,10 +75,14 @@ def test_soft_distillation_is_equation_2(deit, batch, teacher):
     images, targets = batch
     student = deit("deit_tiny_distilled")
     cls, dist = student(images)
-    loss = Distillation(config("soft"))(student, images, targets, teacher_targets(teacher, "soft", 3.0), None)
+    loss = Distillation(config("soft"))(
+        student, images, targets, teacher_targets(teacher, "soft", 3.0), None
+    )
     log_s, log_t = (dist / 3).log_softmax(1), (teacher / 3).log_softmax(1)
     divergence = (log_t.exp() * (log_t - log_s)).sum(1).mean()
-    torch.testing.assert_close(loss.total, 0.9 * F.cross_entropy(cls, targets) + 0.1 * 9 * divergence)
+    torch.testing.assert_close(
+        loss.total, 0.9 * F.cross_entropy(cls, targets) + 0.1 * 9 * divergence
+    )
     torch.testing.assert_close(loss.parts["teacher"], 9 * divergence)
 
 
@@ -103,11 +118,19 @@ def test_a_student_without_a_token_listens_with_its_one_head(mode, deit, batch, 
 
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 def test_stochastic_depth_reaches_the_student(mode, deit, batch, teacher):
-    student, keep, words = deit("deit_tiny_distilled"), torch.zeros(12, 2, 4), teacher_targets(teacher, mode, TAU[mode])
+    student, keep, words = (
+        deit("deit_tiny_distilled"),
+        torch.zeros(12, 2, 4),
+        teacher_targets(teacher, mode, TAU[mode]),
+    )
     objective = Distillation(config(mode))
-    assert not torch.equal(objective(student, *batch, words, keep).total, objective(student, *batch, words, None).total)
+    assert not torch.equal(
+        objective(student, *batch, words, keep).total, objective(student, *batch, words, None).total
+    )
     log_s = (student(batch[0], keep).dist / TAU[mode]).log_softmax(1)
-    expected = TAU[mode] ** 2 * (words.xlogy(words) - words * log_s).sum(1).mean()  # of a decision: its cross-entropy
+    expected = (
+        TAU[mode] ** 2 * (words.xlogy(words) - words * log_s).sum(1).mean()
+    )  # of a decision: its cross-entropy
     torch.testing.assert_close(objective(student, *batch, words, keep).parts["teacher"], expected)
 
 

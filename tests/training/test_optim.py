@@ -26,7 +26,13 @@ from deitctl.training.optim import (
 
 
 def config(**changes: float) -> OptimConfig:
-    values = {"lr": 1e-3, "min_lr": 1e-5, "warmup_lr": 1e-6, "warmup_epochs": 2, "weight_decay": 0.05}
+    values = {
+        "lr": 1e-3,
+        "min_lr": 1e-5,
+        "warmup_lr": 1e-6,
+        "warmup_epochs": 2,
+        "weight_decay": 0.05,
+    }
     return OptimConfig(**{**values, **changes})
 
 
@@ -42,45 +48,64 @@ def test_schedule_by_hand():
 
     assert rate(0) == pytest.approx(1e-6)
     assert rate(10) == pytest.approx((1e-6 + 1e-3) / 2)  # half of the warm-up
-    assert rate(40) == pytest.approx((1e-3 + 1e-5) / 2)  # half of the cosine, which counts from step 0
+    assert rate(40) == pytest.approx(
+        (1e-3 + 1e-5) / 2
+    )  # half of the cosine, which counts from step 0
     assert rate(20) == pytest.approx(1e-5 + (1e-3 - 1e-5) * 0.5 * (1 + math.cos(math.pi / 4)))
     assert rate(80) == pytest.approx(1e-5)
     assert rate(1000) == pytest.approx(1e-5)  # and stays there
 
 
-@pytest.mark.parametrize("recipe", [PAPER, RECIPES["digits"], RECIPES["finetune"]], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "recipe", [PAPER, RECIPES["digits"], RECIPES["finetune"]], ids=lambda r: r.name
+)
 def test_schedule_equals_timms_at_every_epoch(recipe):
     peak = peak_learning_rate(recipe.optim, recipe.batch_size)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
     scheduler = CosineLRScheduler(
-        optimizer, t_initial=recipe.epochs, lr_min=recipe.optim.min_lr, warmup_t=int(recipe.optim.warmup_epochs),
+        optimizer,
+        t_initial=recipe.epochs,
+        lr_min=recipe.optim.min_lr,
+        warmup_t=int(recipe.optim.warmup_epochs),
         warmup_lr_init=recipe.optim.warmup_lr,
-    )  # fmt: skip
+    )
     for epoch in range(recipe.epochs):
         scheduler.step(epoch)
         ours = learning_rate(
-            recipe.optim, step=7 * epoch, steps_per_epoch=7, epochs=recipe.epochs, batch_size=recipe.batch_size
+            recipe.optim,
+            step=7 * epoch,
+            steps_per_epoch=7,
+            epochs=recipe.epochs,
+            batch_size=recipe.batch_size,
         )
         assert ours == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6), epoch
 
 
 def test_the_384_recipe_is_constant_after_the_warm_up():
     rates = {
-        learning_rate(PAPER_384.optim, step=s, steps_per_epoch=10, epochs=30, batch_size=512) for s in range(50, 300)
+        learning_rate(PAPER_384.optim, step=s, steps_per_epoch=10, epochs=30, batch_size=512)
+        for s in range(50, 300)
     }
     assert max(rates) == pytest.approx(5e-6)
     assert min(rates) == pytest.approx(5e-6)
 
 
 @given(
-    step=st.integers(0, 2000), steps=st.integers(1, 50), epochs=st.integers(1, 40), warmup=st.floats(0, 10),
+    step=st.integers(0, 2000),
+    steps=st.integers(1, 50),
+    epochs=st.integers(1, 40),
+    warmup=st.floats(0, 10),
     batch=st.integers(1, 4096),
-)  # fmt: skip
+)
 def test_rate_stays_between_its_bounds(step, steps, epochs, warmup, batch):
     optim = config(warmup_epochs=warmup)
     rate = learning_rate(optim, step=step, steps_per_epoch=steps, epochs=epochs, batch_size=batch)
     peak = peak_learning_rate(optim, batch)
-    assert min(peak, optim.min_lr, optim.warmup_lr) <= rate <= max(peak, optim.min_lr, optim.warmup_lr) * (1 + 1e-12)
+    assert (
+        min(peak, optim.min_lr, optim.warmup_lr)
+        <= rate
+        <= max(peak, optim.min_lr, optim.warmup_lr) * (1 + 1e-12)
+    )
 
 
 @given(steps=st.integers(1, 30), epochs=st.integers(1, 30))
@@ -96,7 +121,11 @@ def test_rate_never_rises_after_the_warm_up(steps, epochs):
 def by_name(model, groups):
     """Rate factor and weight decay of each parameter."""
     names = {id(p): n for n, p in model.named_parameters()}
-    return {names[id(p)]: (g.get("lr_scale", 1.0), g["weight_decay"]) for g in groups for p in g["params"]}
+    return {
+        names[id(p)]: (g.get("lr_scale", 1.0), g["weight_decay"])
+        for g in groups
+        for p in g["params"]
+    }
 
 
 @pytest.mark.parametrize("alias", ["deit_tiny_distilled", "deit3_small"])
@@ -112,13 +141,20 @@ def test_groups_equal_timms_with_the_tokens_named(alias, deit):
 @pytest.mark.parametrize("alias", ["deit_tiny_distilled", "deit_tiny"])
 def test_layer_decay_equals_timms_on_its_own_deit(alias, deit):
     """But for the last norm: it stands with the heads, as in BEiT's code (optim_factory.py), not with the last block."""
-    model, name = deit(alias), {"deit_tiny": "deit_tiny_patch16_224"}.get(alias, "deit_tiny_distilled_patch16_224")
+    model, name = (
+        deit(alias),
+        {"deit_tiny": "deit_tiny_patch16_224"}.get(alias, "deit_tiny_distilled_patch16_224"),
+    )
     theirs = timm.create_model(name, num_classes=5, img_size=32)
-    expected = by_name(theirs, param_groups_layer_decay(theirs, 0.05, theirs.no_weight_decay(), layer_decay=0.7))
+    expected = by_name(
+        theirs, param_groups_layer_decay(theirs, 0.05, theirs.no_weight_decay(), layer_decay=0.7)
+    )
     ours = by_name(model, parameter_groups(model, config(layer_decay=0.7), layer_ids(model)))
     assert ours.keys() == expected.keys()
     norm = {"norm.weight", "norm.bias"}
-    assert {k: v for k, v in ours.items() if k not in norm} == {k: v for k, v in expected.items() if k not in norm}
+    assert {k: v for k, v in ours.items() if k not in norm} == {
+        k: v for k, v in expected.items() if k not in norm
+    }
     assert {ours[k] for k in norm} == {(1.0, 0.0)}
 
 
@@ -144,7 +180,9 @@ def test_layer_decay_by_hand(deit):
 
 
 @given(decay=st.floats(0.3, 1.0), rate=st.floats(1e-8, 1.0), frozen=st.sets(st.integers(0, 6)))
-def test_each_learning_parameter_is_in_one_group_and_lower_layers_are_never_faster(decay, rate, frozen):
+def test_each_learning_parameter_is_in_one_group_and_lower_layers_are_never_faster(
+    decay, rate, frozen
+):
     model = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(7)))
     for number in frozen:
         model[number].requires_grad_(False)

@@ -31,16 +31,24 @@ def test_the_rate_is_that_of_the_batch_which_the_data_fills(
     said = plan_training(config)
     count = len(little[0].labels)
     assert said["batch size"] == count
-    assert said["peak learning rate"] == config.recipe.optim.lr * count / config.recipe.optim.lr_batch
+    assert (
+        said["peak learning rate"] == config.recipe.optim.lr * count / config.recipe.optim.lr_batch
+    )
     run = run_training(config, sources=little, reporter=reporter).run
     log = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
-    assert max(r["lr"] for r in log if r["kind"] == "step") == pytest.approx(said["peak learning rate"])
+    assert max(r["lr"] for r in log if r["kind"] == "step") == pytest.approx(
+        said["peak learning rate"]
+    )
     assert f"A batch is all {count} training images, which are fewer than 1000." in reporter.notes
 
 
-def test_early_epochs_are_planned_at_their_size_and_warned_of(little_config: Make, reporter) -> None:
+def test_early_epochs_are_planned_at_their_size_and_warned_of(
+    little_config: Make, reporter
+) -> None:
     config = little_config("x")
-    config = replace(config, recipe=replace(config.recipe, epochs=3, early_scale=0.5, early_share=0.7))
+    config = replace(
+        config, recipe=replace(config.recipe, epochs=3, early_scale=0.5, early_share=0.7)
+    )
     assert plan_training(config, reporter=reporter)["early epochs"] == "2 at 16 pixels"
     assert ["so few patches" in said for said in reporter.warnings] == [True]
     assert "early epochs" not in plan_training(little_config("y"))
@@ -53,8 +61,12 @@ def test_a_model_of_one_size_is_refused_before_it_is_run(little_config: Make) ->
         plan_training(replace(config, recipe=recipe))
 
 
-def test_one_epoch_has_no_early_one_and_says_so(little_config: Make, little: Pair, reporter) -> None:
+def test_one_epoch_has_no_early_one_and_says_so(
+    little_config: Make, little: Pair, reporter
+) -> None:
     config = little_config("x")
-    config = replace(config, recipe=replace(config.recipe, epochs=1, early_scale=0.5, early_share=0.7))
+    config = replace(
+        config, recipe=replace(config.recipe, epochs=1, early_scale=0.5, early_share=0.7)
+    )
     run_training(config, sources=(subset(little[0], range(16)), little[1]), reporter=reporter)
     assert "No early epochs of smaller images: the run is too short." in reporter.notes

@@ -28,8 +28,12 @@ STEPS = 90
 
 def breaking(config: TrainConfig, rate: float) -> TrainConfig:
     """Steps 0 to 3 warm up gently, the rate of step 4 is about `rate`, and a state is saved after step 1 and 3."""
-    share = 0.5 - 0.5 * math.cos(math.pi * 4 / STEPS / config.recipe.epochs)  # of `min_lr` at step 4
-    optim = replace(config.recipe.optim, lr=8e-3, warmup_epochs=3.5 / STEPS, min_lr=rate / share, clip_grad=0.0)
+    share = 0.5 - 0.5 * math.cos(
+        math.pi * 4 / STEPS / config.recipe.epochs
+    )  # of `min_lr` at step 4
+    optim = replace(
+        config.recipe.optim, lr=8e-3, warmup_epochs=3.5 / STEPS, min_lr=rate / share, clip_grad=0.0
+    )
     return replace(config, save_every="2", recipe=replace(config.recipe, optim=optim))
 
 
@@ -44,7 +48,10 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Broken]:
 
 @pytest.fixture
 def broken(
-    kept: dict[str, Broken], little_config: Make, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    kept: dict[str, Broken],
+    little_config: Make,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Broken:
     """A copy of a run on the built-in digits whose step 5 had a loss that is no number, and the error."""
     if not kept:
@@ -58,19 +65,27 @@ def broken(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
-def test_the_error_names_the_step_the_state_and_the_ways_on(broken: Broken, kept: dict[str, Broken]) -> None:
+def test_the_error_names_the_step_the_state_and_the_ways_on(
+    broken: Broken, kept: dict[str, Broken]
+) -> None:
     root, error = kept["it"]
-    assert error.message.startswith("The loss is nan and the gradient's norm nan at step 5, counted from 0")
+    assert error.message.startswith(
+        "The loss is nan and the gradient's norm nan at step 5, counted from 0"
+    )
     assert "The run is as it was after 4 steps." in error.message
     assert f"deitctl train --replay {root}/incidents/step-0000005/record.json" in error.message
     assert f"deitctl train --config {root}/run.toml --output NEW --lr 0.0027" in error.hint
     assert "--precision fp32" not in error.hint  # it is that already
 
 
-def test_the_record_has_the_step_its_images_and_the_steps_before_it(broken: Broken, digit_sources: Pair) -> None:
+def test_the_record_has_the_step_its_images_and_the_steps_before_it(
+    broken: Broken, digit_sources: Pair
+) -> None:
     run, _ = broken
     record = json.loads((run / "incidents" / "step-0000005" / "record.json").read_text())
     assert (record["step"], record["kind"], record["state_step"]) == (5, "not a number", 4)
@@ -91,7 +106,9 @@ def test_the_run_and_the_record_have_the_last_good_state(broken: Broken) -> None
     assert json.loads(good["state.json"])["step"] == 4
 
 
-def test_a_replay_goes_wrong_at_the_same_step_with_the_same_losses_and_leaves_the_run_alone(broken: Broken) -> None:
+def test_a_replay_goes_wrong_at_the_same_step_with_the_same_losses_and_leaves_the_run_alone(
+    broken: Broken,
+) -> None:
     run, _ = broken
     before = contents(run)
     record = json.loads(before["incidents/step-0000005/record.json"])
@@ -131,7 +148,9 @@ def test_a_resume_breaks_at_the_same_step_and_the_record_keeps_its_state(broken:
     assert contents(state) == good
 
 
-@pytest.mark.parametrize(("step", "what"), [(3, "of step 4"), (-1, "of step 4"), (3 * STEPS, "270 steps")])
+@pytest.mark.parametrize(
+    ("step", "what"), [(3, "of step 4"), (-1, "of step 4"), (3 * STEPS, "270 steps")]
+)
 def test_a_step_that_the_run_does_not_have_is_said(step: int, what: str, broken: Broken) -> None:
     run, _ = broken
     folder = run / "incidents" / "step-0000005"
@@ -144,12 +163,16 @@ def test_a_step_that_the_run_does_not_have_is_said(step: int, what: str, broken:
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"run": "/nonexistent"}, "is no record of an incident|is not a run"), ({"kind": None}, "is no record"),
-        ({"precision": "fp7"}, "no precision 'fp7'"), ({"micro_batch": "many"}, "micro_batch"),
+        ({"run": "/nonexistent"}, "is no record of an incident|is not a run"),
+        ({"kind": None}, "is no record"),
+        ({"precision": "fp7"}, "no precision 'fp7'"),
+        ({"micro_batch": "many"}, "micro_batch"),
         ({"format": 9}, "is no record of an incident that this deitctl reads"),
     ],
-)  # fmt: skip
-def test_a_rubbish_record_is_one_line(changes: dict[str, object], what: str, broken: Broken, tmp_path: Path) -> None:
+)
+def test_a_rubbish_record_is_one_line(
+    changes: dict[str, object], what: str, broken: Broken, tmp_path: Path
+) -> None:
     run, _ = broken
     source = run / "incidents" / "step-0000005" / "record.json"
     where = tmp_path / "elsewhere" / "record.json" if "run" in changes else source
@@ -176,13 +199,17 @@ def test_a_loss_that_jumps_is_found_and_jumps_again(
     losses = [loss for _, loss in found.num_images]
     assert len(losses) == 8
     assert losses == sorted(losses, reverse=True)
-    assert sum(losses) / len(losses) == pytest.approx(record["loss"], rel=1e-4)  # equal parts of the batch
+    assert sum(losses) / len(losses) == pytest.approx(
+        record["loss"], rel=1e-4
+    )  # equal parts of the batch
     norms = [norm for _, norm in found.gradients]
     assert norms == sorted(norms, reverse=True)
     assert math.sqrt(sum(n * n for n in norms)) == pytest.approx(record["norm"], rel=1e-4)
 
 
-def test_without_a_state_a_replay_begins_at_the_beginning(little_config: Make, tmp_path: Path) -> None:
+def test_without_a_state_a_replay_begins_at_the_beginning(
+    little_config: Make, tmp_path: Path
+) -> None:
     config = replace(breaking(little_config("run"), 1e25), save_every="1h")
     with pytest.raises(DeitctlError, match=r"at step 5, .*No state was saved before it"):
         run_training(config)

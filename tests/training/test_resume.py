@@ -15,14 +15,22 @@ from deitctl.config import TrainConfig, write_toml
 from deitctl.data.dataset import Source
 from deitctl.errors import ConfigError
 from deitctl.lock import Busy, locked
-from deitctl.training.launch import find_unfinished, require_same, resume, run_training, start_or_resume
+from deitctl.training.launch import (
+    find_unfinished,
+    require_same,
+    resume,
+    run_training,
+    start_or_resume,
+)
 from deitctl.training.run_dir import Run
 
 Make = Callable[..., TrainConfig]
 Pair = tuple[Source, Source]
 
 
-def begun(config: TrainConfig, root: Path | str, *, age: float = 0.0, finished: bool = False) -> Path:
+def begun(
+    config: TrainConfig, root: Path | str, *, age: float = 0.0, finished: bool = False
+) -> Path:
     """A run's folder with a configuration, so many seconds old."""
     run = Run(Path(root))
     run.root.mkdir(parents=True)
@@ -53,14 +61,18 @@ def test_where_nothing_was_begun_nothing_is_found(wanted: TrainConfig, reporter)
     assert find_unfinished(wanted, reporter) is None
 
 
-def test_the_newest_unfinished_run_of_the_same_configuration_is_found(wanted: TrainConfig, reporter) -> None:
+def test_the_newest_unfinished_run_of_the_same_configuration_is_found(
+    wanted: TrainConfig, reporter
+) -> None:
     begun(wanted, "runs/a", age=30)
     newest = begun(wanted, "runs/b", age=20)
     begun(wanted, "runs/c", age=40)
     begun(wanted, "runs/d", age=5, finished=True)
     begun(longer(wanted), "runs/e", age=1)
     assert find_unfinished(wanted, reporter) == newest
-    (Path("runs/c") / "metrics.jsonl").write_text("")  # the last to be worked on, not the last to be begun
+    (Path("runs/c") / "metrics.jsonl").write_text(
+        ""
+    )  # the last to be worked on, not the last to be begun
     assert find_unfinished(wanted, reporter) == Path("runs/c")
 
 
@@ -74,7 +86,9 @@ def test_a_broken_configuration_is_passed_over(text: str, wanted: TrainConfig, r
 
 def test_where_and_how_a_run_goes_on_makes_no_difference(wanted: TrainConfig, reporter) -> None:
     root = begun(wanted, "runs/a")
-    other = replace(wanted, workers=3, micro_batch=4, save_every="7", on_bad_image="stop", precision="bf16")
+    other = replace(
+        wanted, workers=3, micro_batch=4, save_every="7", on_bad_image="stop", precision="bf16"
+    )
     assert find_unfinished(other, reporter) == root
 
 
@@ -82,7 +96,9 @@ def test_an_unfinished_run_that_differs_is_told_of(wanted: TrainConfig, reporter
     begun(longer(wanted), "runs/a")
     begun(replace(wanted, model="deit_small"), "runs/b")  # somebody else's business
     assert find_unfinished(wanted, reporter) is None
-    assert reporter.notes == ["runs/a is unfinished, but of another configuration: recipe.epochs is 7, not 1."]
+    assert reporter.notes == [
+        "runs/a is unfinished, but of another configuration: recipe.epochs is 7, not 1."
+    ]
 
 
 def test_a_folder_that_is_named_is_the_only_place(wanted: TrainConfig, reporter) -> None:
@@ -92,9 +108,14 @@ def test_a_folder_that_is_named_is_the_only_place(wanted: TrainConfig, reporter)
     assert find_unfinished(replace(wanted, output="new"), reporter) is None
 
 
-def test_another_configuration_in_the_folder_that_is_named_is_refused(wanted: TrainConfig, reporter) -> None:
+def test_another_configuration_in_the_folder_that_is_named_is_refused(
+    wanted: TrainConfig, reporter
+) -> None:
     begun(longer(wanted), "mine")
-    with pytest.raises(ConfigError, match=r"mine holds a run of another configuration: recipe\.epochs is 7, not 1\."):
+    with pytest.raises(
+        ConfigError,
+        match=r"mine holds a run of another configuration: recipe\.epochs is 7, not 1\.",
+    ):
         find_unfinished(replace(wanted, output="mine"), reporter)
 
 
@@ -106,7 +127,9 @@ def test_a_finished_run_in_the_folder_that_is_named_is_found(wanted: TrainConfig
     assert find_unfinished(replace(wanted, output="mine"), reporter, launch="job-7") is None
 
 
-def test_a_restarted_launch_finds_the_run_that_it_began_and_no_other(wanted: TrainConfig, reporter) -> None:
+def test_a_restarted_launch_finds_the_run_that_it_began_and_no_other(
+    wanted: TrainConfig, reporter
+) -> None:
     begun(wanted, "runs/other")
     ours = begun(wanted, "runs/ours", age=100)
     assert find_unfinished(wanted, reporter, launch="job-7") is None
@@ -118,7 +141,9 @@ def test_a_restarted_launch_finds_the_run_that_it_began_and_no_other(wanted: Tra
 def test_settings_that_are_said_again_must_be_the_runs_own(wanted: TrainConfig) -> None:
     root = Path("r")
     require_same(root, wanted, {})
-    require_same(root, wanted, {"recipe.epochs": "1", "model": "deit_tiny", "workers": 9, "save_every": "3"})
+    require_same(
+        root, wanted, {"recipe.epochs": "1", "model": "deit_tiny", "workers": 9, "save_every": "3"}
+    )
     changes = {"recipe.epochs": 2, "seed": 5, "recipe.optim.lr": wanted.recipe.optim.lr}
     with pytest.raises(ConfigError) as error:
         require_same(root, wanted, changes)
@@ -148,35 +173,51 @@ def test_auto_begins_a_run_goes_on_with_it_and_leaves_it_when_it_is_finished(
     third = start_or_resume(wanted, auto=True, sources=little, reporter=reporter)
     assert third.run == Path("runs/deit_tiny-digits-2")  # the first is finished
     named = replace(wanted, output=str(first.run))
-    assert start_or_resume(named, auto=True, sources=little, reporter=reporter).shipped.loss == first.shipped.loss
+    assert (
+        start_or_resume(named, auto=True, sources=little, reporter=reporter).shipped.loss
+        == first.shipped.loss
+    )
 
 
-def test_without_auto_a_run_is_always_a_new_one(wanted: TrainConfig, little: Pair, reporter) -> None:
+def test_without_auto_a_run_is_always_a_new_one(
+    wanted: TrainConfig, little: Pair, reporter
+) -> None:
     root = begun(wanted, "runs/deit_tiny-digits")
     result = start_or_resume(wanted, auto=False, sources=little, reporter=reporter)
     assert result.run == Path("runs/deit_tiny-digits-2")
     assert os.listdir(root) == ["run.toml"]
 
 
-def test_a_run_that_stopped_before_its_first_save_starts_again(wanted: TrainConfig, little: Pair, reporter) -> None:
+def test_a_run_that_stopped_before_its_first_save_starts_again(
+    wanted: TrainConfig, little: Pair, reporter
+) -> None:
     root = begun(wanted, "mine")
     (root / "metrics.jsonl").write_text('{"kind": "step"}\n' * 5)
-    result = start_or_resume(replace(wanted, output="mine"), auto=True, sources=little, reporter=reporter)
+    result = start_or_resume(
+        replace(wanted, output="mine"), auto=True, sources=little, reporter=reporter
+    )
     assert (result.run, result.epochs) == (root, 1)
     steps = [json.loads(line)["step"] for line in (root / "metrics.jsonl").read_text().splitlines()]
     assert steps[0] == 0  # without what was logged before
 
 
-def test_a_second_writer_is_refused_while_the_first_is_at_work(wanted: TrainConfig, little: Pair) -> None:
+def test_a_second_writer_is_refused_while_the_first_is_at_work(
+    wanted: TrainConfig, little: Pair
+) -> None:
     root = begun(wanted, "mine")
     before = sorted(os.listdir(root))
-    with locked(Run(root).lock_file, what="it"), pytest.raises(Busy, match="mine is being written by another process"):
+    with (
+        locked(Run(root).lock_file, what="it"),
+        pytest.raises(Busy, match="mine is being written by another process"),
+    ):
         resume(root, sources=little)
     assert sorted(os.listdir(root)) == sorted([*before, "lock"])
     assert resume(root, sources=little).epochs == 1
 
 
-def test_a_second_beginning_in_the_same_folder_is_refused(wanted: TrainConfig, little: Pair) -> None:
+def test_a_second_beginning_in_the_same_folder_is_refused(
+    wanted: TrainConfig, little: Pair
+) -> None:
     config = replace(wanted, output="mine")
     with locked(Run(Path("mine")).lock_file, what="it"), pytest.raises(Busy):
         run_training(config, sources=little)

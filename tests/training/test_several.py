@@ -32,18 +32,39 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 def config_of(root: Path, teacher: Path | None) -> TrainConfig:
     """A configuration with every random part on, repeated augmentation and stochastic depth among them."""
     augment = replace(
-        DIGITS.augment, rand_augment="rand-m9-mstd0.5-inc1", erase_prob=0.5, mixup=0.8, cutmix=1.0, repeats=2,
+        DIGITS.augment,
+        rand_augment="rand-m9-mstd0.5-inc1",
+        erase_prob=0.5,
+        mixup=0.8,
+        cutmix=1.0,
+        repeats=2,
         on_top=(6.0, 0.06, 0.05),
-    )  # fmt: skip
-    recipe = replace(DIGITS, img_size=32, epochs=2, batch_size=14, drop_path_rate=0.2, augment=augment)
+    )
+    recipe = replace(
+        DIGITS, img_size=32, epochs=2, batch_size=14, drop_path_rate=0.2, augment=augment
+    )
     distill = DistillConfig(
-        teacher=str(teacher), mode="soft", alpha=0.5, tau=2.0, reduction="batchmean", token=True, force=True,
-        teacher_sees="view", views=2, topk=100, cache=str(root.with_name(f"{root.name}-words")),
-    )  # fmt: skip
+        teacher=str(teacher),
+        mode="soft",
+        alpha=0.5,
+        tau=2.0,
+        reduction="batchmean",
+        token=True,
+        force=True,
+        teacher_sees="view",
+        views=2,
+        topk=100,
+        cache=str(root.with_name(f"{root.name}-words")),
+    )
     return TrainConfig(
-        model="deit_tiny", data="digits", recipe=recipe, precision="fp32", workers=0, output=str(root),
+        model="deit_tiny",
+        data="digits",
+        recipe=recipe,
+        precision="fp32",
+        workers=0,
+        output=str(root),
         distill=distill if teacher else None,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +76,9 @@ def together(tmp_path_factory: pytest.TempPathFactory, taught_once: Path) -> Pat
         Path(f"{config.output}.toml").write_text(write_toml(config))
     program = Path(__file__).with_name("together.py")
     files = [f"{c.output}.toml" for c in configs]
-    done = subprocess.run([*LAUNCH, str(program), str(out), *files], env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(
+        [*LAUNCH, str(program), str(out), *files], env=ENVIRONMENT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 
@@ -69,7 +92,9 @@ def assert_close(ours: Path, theirs: Path) -> None:
     """Weights after all steps, and the loss of every step that was logged: equal but for rounding."""
     mine, other = (load_file(run / "state" / "model.safetensors") for run in (ours, theirs))
     for name, value in other.items():
-        torch.testing.assert_close(mine[name], value, rtol=0, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            mine[name], value, rtol=0, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}"
+        )
     for a, b in zip(log_of(ours, "step"), log_of(theirs, "step"), strict=True):
         assert a["step"] == b["step"]
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
@@ -88,21 +113,34 @@ def test_two_processes_train_what_one_trains(
 
 
 @pytest.mark.parametrize("size", [2, 6])
-def test_gradients_that_add_up_train_what_whole_batches_train(size: int, little: Pair, tmp_path: Path) -> None:
+def test_gradients_that_add_up_train_what_whole_batches_train(
+    size: int, little: Pair, tmp_path: Path
+) -> None:
     whole = run_training(config_of(tmp_path / "whole", None), sources=little).run
-    parts = run_training(replace(config_of(tmp_path / "parts", None), micro_batch=size), sources=little).run
+    parts = run_training(
+        replace(config_of(tmp_path / "parts", None), micro_batch=size), sources=little
+    ).run
     assert_close(parts, whole)
 
 
-def test_both_processes_know_the_whole_result_and_each_image_is_scored_once(together: Path, little: Pair) -> None:
+def test_both_processes_know_the_whole_result_and_each_image_is_scored_once(
+    together: Path, little: Pair
+) -> None:
     first, second = (json.loads((together / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert {**first, "rank": 1} == second
     assert first["size"] == 2
     loaded = load_model(str(together / "plain"), reporter=SilentReporter())
     alone = evaluate(
-        loaded.model, subset(little[1], range(7)), loaded.card.preprocessing, rows=tuple(range(10)), head="cls",
-        device=choose_device("cpu", "fp32"), batch_size=2, workers=0, reporter=SilentReporter(),
-    )  # fmt: skip
+        loaded.model,
+        subset(little[1], range(7)),
+        loaded.card.preprocessing,
+        rows=tuple(range(10)),
+        head="cls",
+        device=choose_device("cpu", "fp32"),
+        batch_size=2,
+        workers=0,
+        reporter=SilentReporter(),
+    )
     assert first["indices"] == alone.indices.tolist() == list(range(7))
     assert first["predictions"] == alone.predictions.tolist()
     assert first["loss"] == pytest.approx(alone.loss, rel=1e-5)
@@ -121,7 +159,11 @@ def test_processes_share_out_what_a_teacher_has_not_said(together: Path) -> None
 def start(arguments: list[str], *, restarts: int = 0) -> subprocess.Popen[str]:
     launch = [*LAUNCH, "--max-restarts", str(restarts), "-m", "deitctl"]
     return subprocess.Popen(
-        [*launch, *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*launch, *arguments],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -148,9 +190,25 @@ def test_a_process_that_dies_takes_the_job_down_and_a_restart_ends_as_if_it_had_
     """One of two is killed within an epoch; torchrun starts both again, and they go on with the run they began."""
     monkeypatch.chdir(tmp_path)
     options = [
-        "train", "digits", "--model", "deit_tiny", "--img-size", "16", "--epochs", "1", "--batch-size", "64", "--workers",
-        "0", "--save-every", "3", "--precision", "fp32", "--format", "json",
-    ]  # fmt: skip
+        "train",
+        "digits",
+        "--model",
+        "deit_tiny",
+        "--img-size",
+        "16",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "64",
+        "--workers",
+        "0",
+        "--save-every",
+        "3",
+        "--precision",
+        "fp32",
+        "--format",
+        "json",
+    ]
     whole = start([*options, "--output", "whole"])
     talk = whole.communicate(timeout=300)
     assert whole.returncode == 0, talk[1][-3000:]
@@ -179,7 +237,18 @@ def test_commands_that_cannot_share_their_work_say_so() -> None:
 
 
 def test_a_batch_needs_a_pair_of_images_for_each_process(tmp_path: Path) -> None:
-    options = ["train", "digits", "--model", "deit_tiny", "--img-size", "16", "--epochs", "1", "--batch-size", "2"]
+    options = [
+        "train",
+        "digits",
+        "--model",
+        "deit_tiny",
+        "--img-size",
+        "16",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "2",
+    ]
     done = start([*options, "--output", str(tmp_path / "run")])
     _, err = done.communicate(timeout=200)
     assert done.returncode == 1

@@ -24,7 +24,13 @@ OPTIM = RECIPES["small"].optim
 
 def new_state(model: nn.Module, *, average: bool = True) -> TrainState:
     ema = ExponentialMovingAverage(model, decay=0.9, total_steps=100) if average else None
-    return TrainState(model, build_optimizer(model, OPTIM), torch.amp.GradScaler("cpu", enabled=False), ema, Progress())
+    return TrainState(
+        model,
+        build_optimizer(model, OPTIM),
+        torch.amp.GradScaler("cpu", enabled=False),
+        ema,
+        Progress(),
+    )
 
 
 def step(state: TrainState, number: int, size: int = 32) -> None:
@@ -54,7 +60,9 @@ def build(kind: str, deit, seed: int) -> nn.Module:
     if kind == "deit":
         return deit(seed=seed)
     torch.manual_seed(seed)
-    return choose_device("cpu", "fp32").place(timm.create_model("regnety_002", num_classes=3))  # channels-last
+    return choose_device("cpu", "fp32").place(
+        timm.create_model("regnety_002", num_classes=3)
+    )  # channels-last
 
 
 @pytest.mark.parametrize("kind", ["deit", "convnet"])
@@ -92,7 +100,14 @@ def test_moments_keep_the_memory_format_of_their_parameters(tmp_path, deit):
 def test_progress_survives(tmp_path, deit):
     state = new_state(deit())
     state.progress = Progress(
-        step=7, epoch=2, images_seen=99, seconds=1.5, best_top1=88.5, best_epoch=1, best_weights="average", log_size=12
+        step=7,
+        epoch=2,
+        images_seen=99,
+        seconds=1.5,
+        best_top1=88.5,
+        best_epoch=1,
+        best_weights="average",
+        log_size=12,
     )
     state.progress.bad_images["a/b.jpg"] = "a/b.jpg is empty."
     state.save(tmp_path / "state")
@@ -256,7 +271,9 @@ def test_weights_are_named_by_their_kind(deit):
     for state, kind in ((averaged, "raw"), (plain, "raw"), (plain, "average")):
         expected = state.model.state_dict()
         assert all(torch.equal(v, expected[k]) for k, v in state.weights(kind).items())
-    assert not torch.equal(averaged.weights("raw")["head.weight"], averaged.weights("average")["head.weight"])
+    assert not torch.equal(
+        averaged.weights("raw")["head.weight"], averaged.weights("average")["head.weight"]
+    )
 
 
 @pytest.mark.parametrize("kind", ["deit", "convnet"])
@@ -272,7 +289,7 @@ def test_the_average_is_lent_for_a_block_only(kind, deit):
         assert all(torch.equal(v, average[k]) for k, v in model.state_dict().items())
     assert all(torch.equal(v, own[k]) for k, v in state.model.state_dict().items())
     assert all(torch.equal(v, average[k]) for k, v in state.ema.values.items())
-    step(state, 2)  # and the optimiser still moves the model's own
+    step(state, 2)  # and the optimizer still moves the model's own
     head = "head.weight" if kind == "deit" else "head.fc.weight"
     assert not torch.equal(state.model.state_dict()[head], own[head])
 
@@ -321,7 +338,9 @@ def test_a_snapshot_is_of_its_moment(tmp_path, deit):
     snapshot = state.snapshot()
     step(state, 1)
     state.progress.bad_images["b"] = "empty"
-    assert not any(torch.equal(a, b) for a, b in zip(everything(state), kept, strict=True) if a.ndim > 1)
+    assert not any(
+        torch.equal(a, b) for a, b in zip(everything(state), kept, strict=True) if a.ndim > 1
+    )
     snapshot.write(tmp_path / "state")
     fresh = new_state(deit(seed=3))
     fresh.load(tmp_path / "state")
@@ -332,7 +351,9 @@ def test_a_snapshot_is_of_its_moment(tmp_path, deit):
 def test_sums_and_the_micro_batch_survive(tmp_path, deit):
     """Sums are on the device while they grow, and go before those that an earlier session left."""
     state = new_state(deit())
-    state.progress = Progress(micro_batch=6, usual_loss=2.5, steps_watched=40, sums={"loss": 1.0, "labels": 0.25})
+    state.progress = Progress(
+        micro_batch=6, usual_loss=2.5, steps_watched=40, sums={"loss": 1.0, "labels": 0.25}
+    )
     state.sums = {"loss": torch.tensor(3.5)}
     state.save(tmp_path / "state")
     fresh = new_state(deit())
@@ -349,9 +370,18 @@ def test_a_state_of_the_first_format_still_loads(tmp_path, deit):
     state.save(tmp_path / "state")
     file = tmp_path / "state" / "state.json"
     first = (
-        "step", "epoch", "images_seen", "images", "seconds", "best_top1", "best_epoch", "best_weights", "log_size",
-        "bad_images", "scaler",
-    )  # fmt: skip
+        "step",
+        "epoch",
+        "images_seen",
+        "images",
+        "seconds",
+        "best_top1",
+        "best_epoch",
+        "best_weights",
+        "log_size",
+        "bad_images",
+        "scaler",
+    )
     record = json.loads(file.read_text())
     file.write_text(json.dumps({"format": 1} | {name: record[name] for name in first}))
     fresh = new_state(deit(seed=3))

@@ -31,21 +31,39 @@ from deitctl.training.losses import smooth_labels, teacher_targets
 from deitctl.training.objective import Distillation, Supervised
 from deitctl.training.optim import build_optimizer
 from deitctl.training.state import Progress, TrainState
-from deitctl.training.step import Plan, TrainingDiverged, gradients, set_train_mode, train_one_epoch, update
+from deitctl.training.step import (
+    Plan,
+    TrainingDiverged,
+    gradients,
+    set_train_mode,
+    train_one_epoch,
+    update,
+)
 
 CPU = choose_device("cpu", "fp32")
 PRE = Preprocessing(img_size=32)
 RECIPE = replace(
-    RECIPES["digits"], batch_size=4, epochs=2, drop_path_rate=0.0, ema_decay=0.0,
+    RECIPES["digits"],
+    batch_size=4,
+    epochs=2,
+    drop_path_rate=0.0,
+    ema_decay=0.0,
     augment=replace(RECIPES["digits"].augment, mixup=0.8, cutmix=1.0, mix_prob=1.0),
-)  # fmt: skip
+)
 
 
 def distilling(sees: str, mode: str = "soft", views: int = 2) -> DistillConfig:
     return DistillConfig(
-        teacher="t", mode=mode, alpha=0.3, tau=2.0, reduction="batchmean", token=True, teacher_sees=sees, views=views,
+        teacher="t",
+        mode=mode,
+        alpha=0.3,
+        tau=2.0,
+        reduction="batchmean",
+        token=True,
+        teacher_sees=sees,
+        views=views,
         topk=10,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +78,9 @@ def teacher(deit) -> Teacher:
 
 
 def state_of(model: nn.Module, recipe=RECIPE) -> TrainState:
-    return TrainState(model, build_optimizer(model, recipe.optim), CPU.grad_scaler(), None, Progress())
+    return TrainState(
+        model, build_optimizer(model, recipe.optim), CPU.grad_scaler(), None, Progress()
+    )
 
 
 def plan_of(recipe=RECIPE, **changes) -> Plan:
@@ -107,7 +127,9 @@ def test_a_probed_body_keeps_its_statistics_and_its_head_trains(name, noise):
     set_train_mode(model, "all")
     assert all(m.training for m in model.modules())
     model(noise(4, 3, 64, 64) + 3)
-    assert not any(torch.equal(v, before[k]) for k, v in model.named_buffers() if k.endswith("running_mean"))
+    assert not any(
+        torch.equal(v, before[k]) for k, v in model.named_buffers() if k.endswith("running_mean")
+    )
 
 
 def test_all_of_a_convnet_may_learn_under_the_statistics_that_came_with_it(noise):
@@ -141,13 +163,22 @@ def test_an_epoch_of_a_probe_moves_the_head_alone(kind, deit, some, reporter):
     recipe = replace(RECIPE, trainable="head")
     state = state_of(model, recipe)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    train_one_epoch(plan_of(recipe), state, stream(some), log=lambda _: None, name_of=some.name, reporter=reporter)
+    train_one_epoch(
+        plan_of(recipe),
+        state,
+        stream(some),
+        log=lambda _: None,
+        name_of=some.name,
+        reporter=reporter,
+    )
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
-    assert moved == ({"head.weight", "head.bias"} if kind == "deit" else {"head.fc.weight", "head.fc.bias"})
+    assert moved == (
+        {"head.weight", "head.bias"} if kind == "deit" else {"head.fc.weight", "head.fc.bias"}
+    )
     assert state.progress.step == 2
 
 
-def test_without_a_teacher_the_labels_alone_are_learnt(deit, some, monkeypatch):
+def test_without_a_teacher_the_labels_alone_are_learned(deit, some, monkeypatch):
     seen = Watching(monkeypatch, Supervised)
     batch, state = next(stream(some)), state_of(deit(classes=10))
     parts = take_step(plan_of(), state, batch)
@@ -156,12 +187,16 @@ def test_without_a_teacher_the_labels_alone_are_learnt(deit, some, monkeypatch):
     assert (words, keep) == (None, None)
     other = pair_indices(batch.slots)
     assert torch.equal(images, mix_images(normalize(batch.images, PRE), mix, other))
-    assert torch.equal(targets, mix_targets(smooth_labels(batch.labels, 10, RECIPE.smoothing), mix, other))
+    assert torch.equal(
+        targets, mix_targets(smooth_labels(batch.labels, 10, RECIPE.smoothing), mix, other)
+    )
     assert parts.keys() == {"loss", "labels"}
 
 
 @pytest.mark.parametrize("mode", ["hard", "soft"])
-def test_a_teacher_of_mixed_images_sees_what_the_student_sees(mode, deit, teacher, some, monkeypatch):
+def test_a_teacher_of_mixed_images_sees_what_the_student_sees(
+    mode, deit, teacher, some, monkeypatch
+):
     seen = Watching(monkeypatch, Distillation)
     plan = plan_of(distill=distilling("mixed", mode, views=0), teacher=teacher)
     parts = take_step(plan, state_of(deit("deit_tiny_distilled", classes=10)), next(stream(some)))
@@ -173,7 +208,9 @@ def test_a_teacher_of_mixed_images_sees_what_the_student_sees(mode, deit, teache
 
 @pytest.mark.parametrize("views", [0, 2])
 @pytest.mark.parametrize("cached", [True, False])
-def test_words_about_views_are_mixed_as_the_images_are(views, cached, deit, teacher, some, monkeypatch, tmp_path):
+def test_words_about_views_are_mixed_as_the_images_are(
+    views, cached, deit, teacher, some, monkeypatch, tmp_path
+):
     """And only the student's image is moved on top, where a view comes again."""
     seen, form = Watching(monkeypatch, Distillation), TargetCodec("soft", 10, 10)
     cache = open_cache(tmp_path / "w", {"a": 1}, form, 8) if cached else None
@@ -189,7 +226,9 @@ def test_words_about_views_are_mixed_as_the_images_are(views, cached, deit, teac
     shown = student_affine(imgs, batch.keys, RECIPE.augment, 0) if views else imgs
     other = pair_indices(batch.slots)
     assert torch.equal(images, mix_images(shown, mix, other))
-    expected = mix_targets(teacher_targets(teacher.look(batch.teacher_images), "soft", 2.0), mix, other)
+    expected = mix_targets(
+        teacher_targets(teacher.look(batch.teacher_images), "soft", 2.0), mix, other
+    )
     torch.testing.assert_close(words, expected, atol=2e-3, rtol=0)
     torch.testing.assert_close(words.sum(1), torch.ones(4))
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
@@ -223,9 +262,13 @@ def test_a_cached_teacher_trains_the_same_student(deit, teacher, some, reporter,
         state = state_of(deit("deit_tiny_distilled", classes=10))
         batches = stream(some, ViewPlan(5, 1, 1, 32, listener.known), replace(RECIPE, epochs=1))
         train_one_epoch(
-            plan_of(distill=distilling("view", views=1), listener=listener), state, batches,
-            log=lambda _: None, name_of=some.name, reporter=reporter,
-        )  # fmt: skip
+            plan_of(distill=distilling("view", views=1), listener=listener),
+            state,
+            batches,
+            log=lambda _: None,
+            name_of=some.name,
+            reporter=reporter,
+        )
         trained.append(state.model.state_dict())
     for name, value in trained[0].items():
         assert torch.equal(value, trained[1][name])
@@ -235,9 +278,14 @@ def test_a_cached_teacher_trains_the_same_student(deit, teacher, some, reporter,
 def test_an_epoch_counts_and_logs_what_it_did(deit, some, reporter):
     records, state = [], state_of(deit(classes=10))
     assert steps_per_epoch(8, 4) == 2
-    means = train_one_epoch(plan_of(), state, stream(some), log=records.append, name_of=some.name, reporter=reporter)
+    means = train_one_epoch(
+        plan_of(), state, stream(some), log=records.append, name_of=some.name, reporter=reporter
+    )
     assert (state.progress.step, state.progress.images_seen) == (2, 8)
-    assert [r["step"] for r in records] == [0, 1]  # the first and the last of an epoch, whatever its length
+    assert [r["step"] for r in records] == [
+        0,
+        1,
+    ]  # the first and the last of an epoch, whatever its length
     assert means["loss"] == pytest.approx(sum(r["loss"] for r in records) / 2)
 
 
@@ -245,9 +293,16 @@ def test_a_loss_that_is_no_number_ends_the_run(deit, some, reporter):
     model = deit(classes=10)
     with torch.no_grad():
         model.head.bias.fill_(float("nan"))
-    with pytest.raises(TrainingDiverged, match=r"The loss is nan and the gradient's norm nan at step 0"):
+    with pytest.raises(
+        TrainingDiverged, match=r"The loss is nan and the gradient's norm nan at step 0"
+    ):
         train_one_epoch(
-            plan_of(), state_of(model), stream(some), log=lambda _: None, name_of=some.name, reporter=reporter
+            plan_of(),
+            state_of(model),
+            stream(some),
+            log=lambda _: None,
+            name_of=some.name,
+            reporter=reporter,
         )
 
 
@@ -256,9 +311,11 @@ def test_reading_the_loss_is_rare_enough_to_keep_an_accelerator_busy():
 
 
 EVERYTHING = replace(
-    RECIPE, batch_size=8, drop_path_rate=0.3,
+    RECIPE,
+    batch_size=8,
+    drop_path_rate=0.3,
     augment=replace(RECIPE.augment, erase_prob=0.7, rand_augment="rand-m9-mstd0.5-inc1"),
-)  # fmt: skip
+)
 
 
 def gradients_of(deit, batch, micro_batch=0, *, step=0, room=None, reporter=None):
@@ -275,7 +332,12 @@ def gradients_of(deit, batch, micro_batch=0, *, step=0, room=None, reporter=None
 
     model.register_forward_pre_hook(look)
     found = gradients(plan_of(EVERYTHING), state, batch, str, reporter or SilentReporter())
-    return found, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, sizes, state
+    return (
+        found,
+        {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
+        sizes,
+        state,
+    )
 
 
 def assert_same_gradients(ours, theirs):
@@ -286,7 +348,9 @@ def assert_same_gradients(ours, theirs):
     torch.testing.assert_close(found.norm, expected.norm, rtol=1e-4, atol=0)
     assert grads.keys() == whole.keys()
     for name, value in whole.items():
-        torch.testing.assert_close(grads[name], value, rtol=1e-3, atol=1e-5 * float(expected.norm), msg=name)
+        torch.testing.assert_close(
+            grads[name], value, rtol=1e-3, atol=1e-5 * float(expected.norm), msg=name
+        )
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
@@ -303,7 +367,9 @@ def test_gradients_of_micro_batches_are_those_of_the_whole_batch(kind, deit, som
 
 @settings(max_examples=8)
 @given(missing=st.sets(st.integers(0, 7), max_size=7), half=st.integers(1, 4))
-def test_images_that_cannot_be_read_leave_micro_batches_what_the_whole_is(missing, half, deit, some):
+def test_images_that_cannot_be_read_leave_micro_batches_what_the_whole_is(
+    missing, half, deit, some
+):
     batch = without(next(stream(some, recipe=EVERYTHING)), missing)
     whole, parts = gradients_of(deit, batch), gradients_of(deit, batch, 2 * half)
     assert whole[0].num_images == 8 - len(missing)
@@ -313,12 +379,16 @@ def test_images_that_cannot_be_read_leave_micro_batches_what_the_whole_is(missin
 def without(batch: Batch, missing: set[int]) -> Batch:
     """The batch as if the images in these slots could not be read."""
     rows = [row for row, slot in enumerate(batch.slots) if slot not in missing]
-    bad = [(batch.keys[slot], f"{batch.keys[slot].index}.png is empty.") for slot in sorted(missing)]
+    bad = [
+        (batch.keys[slot], f"{batch.keys[slot].index}.png is empty.") for slot in sorted(missing)
+    ]
     keys, slots = [batch.keys[r] for r in rows], [batch.slots[r] for r in rows]
     return Batch(batch.images[rows], batch.labels[rows], keys, slots, bad, batch.teacher_images, [])
 
 
-def test_where_memory_runs_out_the_batch_is_taken_in_halves_with_the_same_gradients(deit, some, reporter):
+def test_where_memory_runs_out_the_batch_is_taken_in_halves_with_the_same_gradients(
+    deit, some, reporter
+):
     batch = next(stream(some, recipe=EVERYTHING))
     whole = gradients_of(deit, batch)
     cramped = gradients_of(deit, batch, room=3, reporter=reporter)
@@ -346,7 +416,9 @@ def test_memory_that_runs_out_within_a_batch_begins_it_again(deit, some):
     model.register_forward_pre_hook(look)
     found = gradients(plan_of(EVERYTHING), state, batch, str, SilentReporter())
     assert len(calls) == 6  # 4, out of memory, then four times 2
-    assert_same_gradients((found, {n: p.grad for n, p in model.named_parameters()}), gradients_of(deit, batch))
+    assert_same_gradients(
+        (found, {n: p.grad for n, p in model.named_parameters()}), gradients_of(deit, batch)
+    )
 
 
 def test_memory_too_small_for_two_images_is_said(deit, some):
@@ -399,4 +471,10 @@ def test_a_batch_of_bad_images_alone_is_said(deit):
     bad = [(key, f"{key.index}.png is empty.") for key in keys]
     batch = Batch(nothing, torch.empty(0, dtype=torch.int64), [], [], bad, nothing, [])
     with pytest.raises(DataError, match=r"No image of a whole batch can be read, 0\.png is empty"):
-        gradients(plan_of(EVERYTHING), state_of(deit(classes=10), EVERYTHING), batch, str, SilentReporter())
+        gradients(
+            plan_of(EVERYTHING),
+            state_of(deit(classes=10), EVERYTHING),
+            batch,
+            str,
+            SilentReporter(),
+        )

@@ -37,7 +37,9 @@ from deitctl.training.trainer import NOTE, Trainer
 
 Make = Callable[..., TrainConfig]
 Pair = tuple[Source, Source]
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="limits the address space, looks into /proc")
+LINUX = pytest.mark.skipif(
+    sys.platform != "linux", reason="limits the address space, looks into /proc"
+)
 
 
 class Does(SilentReporter):
@@ -72,7 +74,11 @@ def test_weights_carry_the_epoch_that_they_were_kept_for(little_config: Make, li
     result = run_training(short(little_config("run")), sources=little)
     note = json.loads(file_metadata(result.run / WEIGHTS)[NOTE])
     state = state_of(result.run)
-    assert note == {"epoch": state["best_epoch"], "top1": state["best_top1"], "weights": state["best_weights"]}
+    assert note == {
+        "epoch": state["best_epoch"],
+        "top1": state["best_top1"],
+        "weights": state["best_weights"],
+    }
     assert (note["epoch"], note["weights"]) == (result.best_epoch, result.best_weights)
 
 
@@ -82,7 +88,9 @@ def keep_weights_of(run: Path, note: object) -> None:
     save_tensors(run / WEIGHTS, load_tensors(run / WEIGHTS), {NOTE: text})
 
 
-def test_weights_kept_after_the_state_was_saved_are_the_best_so_far(little_config: Make, little: Pair) -> None:
+def test_weights_kept_after_the_state_was_saved_are_the_best_so_far(
+    little_config: Make, little: Pair
+) -> None:
     """Killed between the two: the note of a later epoch is believed, and nothing worse takes its place."""
     run = stopped_after(little_config("run"), 1, little)
     keep_weights_of(run, {"epoch": 2, "top1": 101.0, "weights": "average"})
@@ -98,11 +106,20 @@ def test_weights_kept_after_the_state_was_saved_are_the_best_so_far(little_confi
     [
         ({"epoch": 5, "top1": 50.0, "weights": "raw"}, 5),  # later, whatever it scored
         ({"epoch": 4, "top1": 99.0, "weights": "raw"}, 4),  # the state's own
-        ({"epoch": 3, "top1": 99.0, "weights": "raw"}, 4), ({"epoch": 9}, 4), ({"epoch": "x"}, 4), ("{", 4), ("[]", 4),
-        ("3", 4), ("null", 4), ("", 4), ({"epoch": None, "top1": 1, "weights": "raw"}, 4),
+        ({"epoch": 3, "top1": 99.0, "weights": "raw"}, 4),
+        ({"epoch": 9}, 4),
+        ({"epoch": "x"}, 4),
+        ("{", 4),
+        ("[]", 4),
+        ("3", 4),
+        ("null", 4),
+        ("", 4),
+        ({"epoch": None, "top1": 1, "weights": "raw"}, 4),
     ],
-)  # fmt: skip
-def test_only_a_whole_note_of_a_later_epoch_is_taken_up(note: object, epoch: int, tmp_path: Path) -> None:
+)
+def test_only_a_whole_note_of_a_later_epoch_is_taken_up(
+    note: object, epoch: int, tmp_path: Path
+) -> None:
     save_tensors(tmp_path / WEIGHTS, {"x": torch.ones(1)})
     keep_weights_of(tmp_path, note)
     progress = Progress(best_epoch=4, best_top1=80.0, best_weights="average")
@@ -123,7 +140,11 @@ def test_a_signal_within_a_step_saves_when_the_step_is_done(
     little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes between the forward passes of two micro-batches of the second step."""
-    config, calls, compute_loss = replace(short(little_config("run")), micro_batch=8), [], loop.compute_loss
+    config, calls, compute_loss = (
+        replace(short(little_config("run")), micro_batch=8),
+        [],
+        loop.compute_loss,
+    )
 
     def interrupted(*arguments: object) -> object:
         calls.append(1)
@@ -187,7 +208,9 @@ def test_a_run_may_be_told_to_stop_at_an_image_that_cannot_be_read(
     damaged = root / "train" / "b" / "3.png"
     damaged.write_text("not an image")
     config = little_config("run", data=str(root), on_bad_image="stop")
-    recipe = replace(config.recipe, batch_size=16, augment=replace(config.recipe.augment, repeats=1))
+    recipe = replace(
+        config.recipe, batch_size=16, augment=replace(config.recipe.augment, repeats=1)
+    )
     with pytest.raises(DataError, match=rf"{damaged} is not an image.*--on-bad-image stop"):
         run_training(replace(config, recipe=recipe))
 
@@ -202,10 +225,18 @@ def test_a_training_goes_on_where_memory_really_runs_out(tmp_path: Path) -> None
     here = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(here)
     roomy = here.train(str(tmp_path / "roomy"), 0)
-    for room in ("300", "450", "600"):  # how much address space the allocator breaks up differs from time to time
+    for room in (
+        "300",
+        "450",
+        "600",
+    ):  # how much address space the allocator breaks up differs from time to time
         command = [sys.executable, str(program), str(tmp_path / room), room]
         done = subprocess.run(
-            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
+            command,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         if done.returncode == 0:
             break
@@ -214,7 +245,8 @@ def test_a_training_goes_on_where_memory_really_runs_out(tmp_path: Path) -> None
     short = json.loads(done.stdout)
     assert roomy["warnings"] == []
     assert (
-        short["warnings"][0] == "Out of memory with 256 images at a time: going on with 128, and a batch is still 256."
+        short["warnings"][0]
+        == "Out of memory with 256 images at a time: going on with 128, and a batch is still 256."
     )
     for name, tolerance in (("train", 1e-5), ("norm", 1e-4), ("loss", 1e-4)):
         assert short[name] == pytest.approx(roomy[name], rel=tolerance)
@@ -224,12 +256,34 @@ def test_a_training_goes_on_where_memory_really_runs_out(tmp_path: Path) -> None
 def started(root: Path) -> subprocess.Popen[str]:
     """Start a real training of 22 short steps, and return when it is among them."""
     command = [
-        sys.executable, "-m", "deitctl", "train", "digits", "--model", "deit_tiny", "--img-size", "16", "--epochs", "1",
-        "--batch-size", "64", "--workers", "0", "--save-every", "1h", "--precision", "fp32", "--output", str(root),
-        "--format", "json",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "deitctl",
+        "train",
+        "digits",
+        "--model",
+        "deit_tiny",
+        "--img-size",
+        "16",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "64",
+        "--workers",
+        "0",
+        "--save-every",
+        "1h",
+        "--precision",
+        "fp32",
+        "--output",
+        str(root),
+        "--format",
+        "json",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     wait_for(lambda: (root / "metrics.jsonl").exists(), run)
     return run
 
@@ -267,7 +321,9 @@ def test_a_run_that_stops_among_its_small_images_goes_on_to_the_large_ones(
 
     def early(name: str) -> TrainConfig:
         config = little_config(name)
-        return replace(config, recipe=replace(config.recipe, epochs=3, early_scale=0.5, early_share=0.7))
+        return replace(
+            config, recipe=replace(config.recipe, epochs=3, early_scale=0.5, early_share=0.7)
+        )
 
     config, sizes, compute_loss = early("run"), [], loop.compute_loss
 

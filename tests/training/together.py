@@ -23,7 +23,10 @@ from deitctl.training.launch import run_training
 def little() -> list[object]:
     """The 60 and 30 digits of conftest.py."""
     pairs = zip(digits(), (6, 3), strict=True)
-    return [subset(s, np.concatenate([np.flatnonzero(s.labels == d)[:n] for d in range(10)])) for s, n in pairs]
+    return [
+        subset(s, np.concatenate([np.flatnonzero(s.labels == d)[:n] for d in range(10)]))
+        for s, n in pairs
+    ]
 
 
 def main(out: Path, *files: str) -> None:
@@ -36,15 +39,28 @@ def main(out: Path, *files: str) -> None:
         again = teach(configs[-1], tuple(sources), batch_size=8)
         loaded = load_model(str(runs[0].run), reporter=SilentReporter())
         scores = evaluate(
-            loaded.model, subset(sources[1], range(7)), loaded.card.preprocessing, rows=tuple(range(10)), head="cls",
-            device=device, batch_size=2, workers=0, reporter=SilentReporter(), world=world,
-        )  # fmt: skip
+            loaded.model,
+            subset(sources[1], range(7)),
+            loaded.card.preprocessing,
+            rows=tuple(range(10)),
+            head="cls",
+            device=device,
+            batch_size=2,
+            workers=0,
+            reporter=SilentReporter(),
+            world=world,
+        )
         assert isinstance(loaded.card.preprocessing, Preprocessing)
         record = {
-            "rank": world.rank, "size": world.size, "shipped": [r.shipped.top1 for r in runs], "asked": again.asked,
-            "indices": scores.indices.tolist(), "predictions": scores.predictions.tolist(), "loss": scores.loss,
+            "rank": world.rank,
+            "size": world.size,
+            "shipped": [r.shipped.top1 for r in runs],
+            "asked": again.asked,
+            "indices": scores.indices.tolist(),
+            "predictions": scores.predictions.tolist(),
+            "loss": scores.loss,
             "top1": scores.top1,
-        }  # fmt: skip
+        }
         (out / f"rank-{world.rank}.json").write_text(json.dumps(record))
 
 

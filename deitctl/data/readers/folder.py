@@ -31,10 +31,14 @@ def scan_classes(root: Path, reporter: Reporter) -> Source:
         parts = index.find(root) or parts  # in the file, where other processes have it too
     found = parts[""]
     prefix = "" if str(root) == os.curdir else os.path.join(root, "")
-    source, empty = drop_empty_classes(FileSource(found.names.below(prefix), found.labels, found.class_names))
+    source, empty = drop_empty_classes(
+        FileSource(found.names.below(prefix), found.labels, found.class_names)
+    )
     if empty:
         names = ", ".join(repr(n) for n in empty[:5]) + (", ..." if len(empty) > 5 else "")
-        reporter.warn(f"{root}: {len(empty)} class folder(s) without an image are left out: {names}.")
+        reporter.warn(
+            f"{root}: {len(empty)} class folder(s) without an image are left out: {names}."
+        )
     return source
 
 
@@ -52,8 +56,13 @@ def _list(root: Path, watched: Watched, reporter: Reporter) -> Listing:
         listed = StringArray.of(names(task))
     if not len(listed):
         known = " ".join(sorted(EXTENSIONS))
-        raise DataError(f"{root} has {len(folders)} class folders and no images in them.", f"Looked for {known}.")
-    return Listing(listed, np.repeat(np.arange(len(folders), dtype=np.int64), counts), tuple(folders))
+        raise DataError(
+            f"{root} has {len(folders)} class folders and no images in them.",
+            f"Looked for {known}.",
+        )
+    return Listing(
+        listed, np.repeat(np.arange(len(folders), dtype=np.int64), counts), tuple(folders)
+    )
 
 
 def _class_folders(root: Path, watched: Watched) -> list[str]:
@@ -64,7 +73,9 @@ def _class_folders(root: Path, watched: Watched) -> list[str]:
         folders = sorted(e.name for e in entries if _is_folder(e) and not is_hidden(e.name))
         for link in (e.name for e in entries if e.is_symlink() and not _is_folder(e)):
             watched.add(link)
-        loose = any(Path(e.name).suffix.lower() in EXTENSIONS for e in entries if os.path.isfile(e.path))
+        loose = any(
+            Path(e.name).suffix.lower() in EXTENSIONS for e in entries if os.path.isfile(e.path)
+        )
     except OSError as error:
         raise DataError(f"{root} cannot be read: {error.strerror}.") from error
     if not folders:
@@ -76,7 +87,9 @@ def _class_folders(root: Path, watched: Watched) -> list[str]:
 def _images(root: Path, folder: str, watched: Watched, task: Task) -> Iterator[str]:
     """Yield the images below a folder, relative to the root; links are followed, but no folder is entered twice."""
     above = os.stat(root)
-    seen = {(above.st_dev, above.st_ino)}  # a link up would give this class the images of all others
+    seen = {
+        (above.st_dev, above.st_ino)
+    }  # a link up would give this class the images of all others
     waiting = [folder]
     while waiting:
         current = waiting.pop()
@@ -98,7 +111,9 @@ def _images(root: Path, folder: str, watched: Watched, task: Task) -> Iterator[s
                 folders.append(name)
             elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
                 yield name
-            elif entry.is_symlink():  # a link to nowhere, perhaps to a folder that is mounted tomorrow
+            elif (
+                entry.is_symlink()
+            ):  # a link to nowhere, perhaps to a folder that is mounted tomorrow
                 watched.add(name)
         waiting += sorted(folders, reverse=True)
         task.advance(len(entries))

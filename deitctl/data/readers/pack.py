@@ -68,7 +68,9 @@ class OpenFile:
             raise DataError(f"{self.path} was changed while it was in use.", "Run it again.")
         if hasattr(os, "pread"):
             data = os.pread(self.handle, size, offset)
-            while len(data) < size and (more := os.pread(self.handle, size - len(data), offset + len(data))):
+            while len(data) < size and (
+                more := os.pread(self.handle, size - len(data), offset + len(data))
+            ):
                 data += more  # a network's file system may give less than it was asked for
             return data
         with open(self.path, "rb") as file:  # Windows
@@ -115,7 +117,10 @@ class PackSource:
         except OSError as error:
             raise DataError(f"{self.name(index)} cannot be read: {error.strerror}.") from error
         if zlib.crc32(data) != self.checksums[index]:
-            raise DataError(f"{self.name(index)} is damaged: its bytes do not match their checksum.", "Pack it again.")
+            raise DataError(
+                f"{self.name(index)} is damaged: its bytes do not match their checksum.",
+                "Pack it again.",
+            )
         return data
 
 
@@ -128,7 +133,9 @@ def _pixels(data: bytes) -> Image.Image | None:
     small = width * height <= min(LARGE, max_pixels()) and max(width, height) <= MAX_SIDE
     if not small or len(data) != header.end() + 3 * width * height:
         return None
-    return Image.fromarray(np.frombuffer(data, np.uint8, offset=header.end()).reshape(height, width, 3))
+    return Image.fromarray(
+        np.frombuffer(data, np.uint8, offset=header.end()).reshape(height, width, 3)
+    )
 
 
 def open_pack(path: Path) -> dict[str, PackSource]:
@@ -145,7 +152,9 @@ def open_pack(path: Path) -> dict[str, PackSource]:
         with path.open("rb") as file:
             start = file.read(START)
         if not start.startswith(MAGIC):
-            raise DataError(f"{path} is a pack of another version of deitctl.", "Pack the data again.")
+            raise DataError(
+                f"{path} is a pack of another version of deitctl.", "Pack the data again."
+            )
         at = int.from_bytes(start[len(MAGIC) : len(MAGIC) + 8], "little")
         mapped = MappedFile(path, at)
         header, columns = read_block(
@@ -157,7 +166,13 @@ def open_pack(path: Path) -> dict[str, PackSource]:
         opened = OpenFile(mapped.path, mapped.identity)
         width = len(COLUMNS) + len(CHECKS)
         return {
-            name: _source(opened, f"{path}:{name and name + '/'}", classes, columns[n * width : (n + 1) * width], at)
+            name: _source(
+                opened,
+                f"{path}:{name and name + '/'}",
+                classes,
+                columns[n * width : (n + 1) * width],
+                at,
+            )
             for n, (name, classes) in enumerate(parts.items())
         }
     except UNREADABLE as error:
@@ -165,18 +180,27 @@ def open_pack(path: Path) -> dict[str, PackSource]:
         raise DataError(f"{path} is a damaged pack: {why}.", "Pack the data again.") from error
 
 
-def _source(file: OpenFile, prefix: str, classes: list[str], columns: list[NDArray[Any]], end: int) -> PackSource:
+def _source(
+    file: OpenFile, prefix: str, classes: list[str], columns: list[NDArray[Any]], end: int
+) -> PackSource:
     """Check what an index says of a part against the file; raise ValueError if it cannot be."""
     found = listing(classes, columns[: len(COLUMNS)])
     checksums, digests = columns[len(COLUMNS) :]
     count, spans = len(found.names), found.spans
-    if not count or spans.shape != (count, 2) or checksums.shape != (count,) or digests.shape != (count,):
+    if (
+        not count
+        or spans.shape != (count, 2)
+        or checksums.shape != (count,)
+        or digests.shape != (count,)
+    ):
         raise ValueError("its arrays do not fit each other")
     if len(set(found.class_names)) != len(found.class_names):
         raise ValueError("it has two classes of one name")
     if spans[:, 0].min() < START or (spans[:, 1] > end - spans[:, 0]).any():
         raise ValueError("an image lies outside of it")
-    return PackSource(file, found.names.below(prefix), spans, checksums, digests, found.labels, found.class_names)
+    return PackSource(
+        file, found.names.below(prefix), spans, checksums, digests, found.labels, found.class_names
+    )
 
 
 def is_pack(path: Path) -> bool:
@@ -190,7 +214,9 @@ def is_pack(path: Path) -> bool:
         return False
 
 
-def write_pack(file: BinaryIO, parts: Mapping[str, Listing], images: Iterable[tuple[bytes, int]]) -> int:
+def write_pack(
+    file: BinaryIO, parts: Mapping[str, Listing], images: Iterable[tuple[bytes, int]]
+) -> int:
     """Write a pack, and return how many bytes it has.
 
     Args:
@@ -212,13 +238,19 @@ def write_pack(file: BinaryIO, parts: Mapping[str, Listing], images: Iterable[tu
     for part, (first, last) in zip(parts.values(), pairwise(bounds), strict=True):
         here = slice(first, last)
         values = (
-            part.names.blob, part.names.ends, part.labels, spans[here],
-            np.frombuffer(checksums, np.uint32)[here], np.frombuffer(digests, np.uint64)[here],
-        )  # fmt: skip
+            part.names.blob,
+            part.names.ends,
+            part.labels,
+            spans[here],
+            np.frombuffer(checksums, np.uint32)[here],
+            np.frombuffer(digests, np.uint64)[here],
+        )
         columns += zip((*COLUMNS.values(), *CHECKS.values()), values, strict=True)
     at = ends[-1] + -ends[-1] % ALIGN
     file.write(bytes(at - ends[-1]))
-    for piece in block({"parts": {name: part.class_names for name, part in parts.items()}}, columns, at):
+    for piece in block(
+        {"parts": {name: part.class_names for name, part in parts.items()}}, columns, at
+    ):
         file.write(piece)
     size = file.tell()
     file.seek(0)

@@ -44,10 +44,16 @@ def open_table(path: Path) -> dict[str, Source]:
     if unknown := sorted(set(known).difference(TRAIN_NAMES, VAL_NAMES)):
         choice = ", ".join((*TRAIN_NAMES, *VAL_NAMES))
         raise DataError(
-            f"{path} has the split {unknown[0]!r}.", f"A split is one of {choice}, in every row or in none."
+            f"{path} has the split {unknown[0]!r}.",
+            f"A split is one of {choice}, in every row or in none.",
         )
-    rows = {part: np.flatnonzero(split_of == known[name]) for part, name in name_parts(known).items()}
-    return {part: _part(names.take(at.tolist()), labels[at], tuple(classes)) for part, at in rows.items()}
+    rows = {
+        part: np.flatnonzero(split_of == known[name]) for part, name in name_parts(known).items()
+    }
+    return {
+        part: _part(names.take(at.tolist()), labels[at], tuple(classes))
+        for part, at in rows.items()
+    }
 
 
 def _part(names: StringArray, codes: NDArray[np.int64], classes: tuple[str, ...]) -> FileSource:
@@ -60,16 +66,23 @@ def _part(names: StringArray, codes: NDArray[np.int64], classes: tuple[str, ...]
 
 def _read_table(path: Path) -> Iterator[tuple[str, str, str]]:
     """Yield path, label and split (may be empty) of every row."""
-    for number, row in enumerate(_read_csv(path) if path.suffix == ".csv" else _read_parquet(path), start=2):
+    for number, row in enumerate(
+        _read_csv(path) if path.suffix == ".csv" else _read_parquet(path), start=2
+    ):
         if row.get("path") in (None, "") or row.get("label") in (None, ""):
-            raise DataError(f"{path}, row {number} has no 'path' or no 'label'.", "The columns are path,label[,split].")
+            raise DataError(
+                f"{path}, row {number} has no 'path' or no 'label'.",
+                "The columns are path,label[,split].",
+            )
         yield str(row["path"]), str(row["label"]), str(row.get("split") or "")
 
 
 def _read_csv(path: Path) -> Iterator[Mapping[str, object]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            table = csv.reader(file)  # a million empty columns in every row would take the memory of a million rows
+            table = csv.reader(
+                file
+            )  # a million empty columns in every row would take the memory of a million rows
             header = next(table, [])
             places = {name: header.index(name) for name in COLUMNS if name in header}
             for row in filter(None, table):
@@ -85,7 +98,9 @@ def _read_parquet(path: Path) -> Iterator[Mapping[str, object]]:
         raise DataError("Parquet tables need pyarrow.", "pip install 'deitctl[parquet]'") from error
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for rows in file.iter_batches(columns=[name for name in COLUMNS if name in file.schema_arrow.names]):
+            for rows in file.iter_batches(
+                columns=[name for name in COLUMNS if name in file.schema_arrow.names]
+            ):
                 yield from rows.to_pylist()
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         why = " ".join(str(error).split())[:120]

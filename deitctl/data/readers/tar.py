@@ -34,12 +34,17 @@ def open_tar(path: Path, reporter: Reporter) -> dict[str, Source]:
         parts = _list(path, reporter)
         index.keep(parts, watched, reporter)
         parts = index.find(path) or parts  # in the file, where other processes have it too
-    return {name: TarSource(str(path), p.names, p.spans, p.labels, p.class_names) for name, p in parts.items()}
+    return {
+        name: TarSource(str(path), p.names, p.spans, p.labels, p.class_names)
+        for name, p in parts.items()
+    }
 
 
 def _list(path: Path, reporter: Reporter) -> dict[str, Listing]:
     spans = array("q")
-    keys = [name.replace("/", "\0") for name in StringArray.of(_members(path, spans, reporter))]  # sort folder by folder
+    keys = [
+        name.replace("/", "\0") for name in StringArray.of(_members(path, spans, reporter))
+    ]  # sort folder by folder
     if not keys or min(key.count("\0") for key in keys) < 1:
         raise DataError(f"{path} has no class folders with images in it.")
     order = sorted(range(len(keys)), key=keys.__getitem__)
@@ -57,25 +62,38 @@ def _list(path: Path, reporter: Reporter) -> dict[str, Listing]:
 def _members(path: Path, spans: array[int], reporter: Reporter) -> Iterator[str]:
     """Yield the names of the images in a tar and append to `spans` where each begins and how long it is, in bytes."""
     try:
-        with reporter.task(f"scan {path.name}", None, "files") as task, tarfile.open(path, "r:") as archive:
+        with (
+            reporter.task(f"scan {path.name}", None, "files") as task,
+            tarfile.open(path, "r:") as archive,
+        ):
             last = -1
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep a kilobyte for each
-                if member.offset <= last or member.size < 0:  # a negative size leads back, and round for ever
+                if (
+                    member.offset <= last or member.size < 0
+                ):  # a negative size leads back, and round for ever
                     raise tarfile.ReadError("its members lie on each other")
                 last = member.offset
                 name = PurePosixPath(member.name.lstrip("/"))
                 plain = member.isreg() and not member.issparse()
-                if plain and name.suffix.lower() in EXTENSIONS and not any(map(is_hidden, name.parts)):
+                if (
+                    plain
+                    and name.suffix.lower() in EXTENSIONS
+                    and not any(map(is_hidden, name.parts))
+                ):
                     spans.extend((member.offset_data, member.size))
                     yield str(name)
                 task.advance()
     except Exception as error:  # tarfile raises whatever it trips over: RecursionError, MemoryError, ValueError, ...
         why = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{path} is not a readable, uncompressed tar: {why}.", "Unpack a .tar.gz first.") from error
+        raise DataError(
+            f"{path} is not a readable, uncompressed tar: {why}.", "Unpack a .tar.gz first."
+        ) from error
 
 
-def _part(keys: Sequence[str], order: Sequence[int], places: NDArray[np.int64], skip: int, part: str = "") -> Listing:
+def _part(
+    keys: Sequence[str], order: Sequence[int], places: NDArray[np.int64], skip: int, part: str = ""
+) -> Listing:
     """List the images of a part without its first `skip` folders; an image beside the class folders has no class."""
     chosen, labels = array("q"), array("q")
     classes: dict[str, int] = {}
@@ -89,4 +107,6 @@ def _part(keys: Sequence[str], order: Sequence[int], places: NDArray[np.int64], 
                 yield "/".join(folders[skip:])
 
     listed = StringArray.of(names())
-    return Listing(listed, np.array(labels, np.int64), tuple(classes), places[np.array(chosen, np.int64)])
+    return Listing(
+        listed, np.array(labels, np.int64), tuple(classes), places[np.array(chosen, np.int64)]
+    )

@@ -1,4 +1,4 @@
-// From a file to the pixels that deitctl's decoder gives: upright, as stored (no colour profile), transparency over white.
+// From a file to the pixels that deitctl's decoder gives: upright, as stored (no color profile), transparency over white.
 
 /** Decode a blob: { width, height, rows(top, count), close() }, whose rows are RGBA bytes, A being 255. */
 export async function decode(blob) {
@@ -21,9 +21,9 @@ export async function decode(blob) {
 }
 
 /**
- * Lay colours over white, rounded as Pillow's alpha_composite does.
+ * Lay colors over white, rounded as Pillow's alpha_composite does.
  *
- * A canvas holds c a / 255, rounded, and gives it back divided by a / 255: another colour where a is small. Multiplied
+ * A canvas holds c a / 255, rounded, and gives it back divided by a / 255: another color where a is small. Multiplied
  * again it is the same as before, and white's part is a whole number: nothing is lost.
  */
 function overWhite(rgba) {

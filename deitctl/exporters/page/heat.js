@@ -11,16 +11,16 @@ export function drawView(canvas, view, side) {
   paint(canvas, side, (x, y) => view.subarray((y * side + x) * 3, (y * side + x) * 3 + 3));
 }
 
-/** Draw a map [G,G] over the view in grey, from its own lowest value (dark) to its highest (bright). */
+/** Draw a map [G,G] over the view in gray, from its own lowest value (dark) to its highest (bright). */
 export function drawMap(canvas, view, side, map) {
   const grid = Math.round(Math.sqrt(map.length));
   const lowest = Math.min(...map);
   const span = Math.max(...map) - lowest || 1;
   paint(canvas, side, (x, y, u, v) => {
     const [r, g, b] = view.subarray((y * side + x) * 3, (y * side + x) * 3 + 3);
-    const grey = 0.299 * r + 0.587 * g + 0.114 * b;
-    const tint = colour((between(map, grid, u, v) - lowest) / span);
-    return tint.map((c) => OPACITY * c + (1 - OPACITY) * grey);
+    const gray = 0.299 * r + 0.587 * g + 0.114 * b;
+    const tint = color((between(map, grid, u, v) - lowest) / span);
+    return tint.map((c) => OPACITY * c + (1 - OPACITY) * gray);
   });
 }
 
@@ -52,7 +52,7 @@ function between(map, grid, u, v) {
   return row(top) * (1 - (y - top)) + row(bottom) * (y - top);
 }
 
-function colour(share) {
+function color(share) {
   const at = share * (INFERNO.length - 1);
   const low = Math.min(Math.floor(at), INFERNO.length - 2);
   return INFERNO[low].map((c, k) => c + (INFERNO[low + 1][k] - c) * (at - low));

@@ -62,11 +62,11 @@ function taps(length, target, interpolation, from, count) {
   const reach = support * stretch;
   const found = [];
   for (let i = from; i < from + count; i++) {
-    const centre = (i + 0.5) * scale;
-    const first = Math.max(0, Math.trunc(centre - reach + 0.5));
-    const end = Math.min(length, Math.trunc(centre + reach + 0.5));
+    const center = (i + 0.5) * scale;
+    const first = Math.max(0, Math.trunc(center - reach + 0.5));
+    const end = Math.min(length, Math.trunc(center + reach + 0.5));
     const exact = [];
-    for (let x = first; x < end; x++) exact.push(weight((x - centre + 0.5) * (1 / stretch)));
+    for (let x = first; x < end; x++) exact.push(weight((x - center + 0.5) * (1 / stretch)));
     const sum = exact.reduce((a, b) => a + b, 0);
     found.push({ first, weights: Int32Array.from(exact, (w) => rounded(sum ? w / sum : w)) });
   }

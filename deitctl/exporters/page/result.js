@@ -60,7 +60,7 @@ function figure(description, caption, draw) {
 function spot(map, grid, token) {
   const at = map.indexOf(Math.max(...map));
   const third = (n) => Math.min(2, Math.floor((3 * (n + 0.5)) / grid));
-  const place = [["top", "middle", "bottom"][third(Math.floor(at / grid))], ["left", "centre", "right"][third(at % grid)]];
+  const place = [["top", "middle", "bottom"][third(Math.floor(at / grid))], ["left", "center", "right"][third(at % grid)]];
   return `the ${token} looks most at the ${place.join(" ")}`;
 }
 

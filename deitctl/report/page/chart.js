@@ -1,6 +1,6 @@
 // Line charts as SVG, with the values under the pointer or, with the arrow keys, one after another.
 
-const STROKES = ["", "7 3", "2 3", "9 3 2 3", "12 4"]; // lines differ by more than their colour
+const STROKES = ["", "7 3", "2 3", "9 3 2 3", "12 4"]; // lines differ by more than their color
 
 function ticks(low, high, most = 6) {
   const rough = (high - low || 1) / most;

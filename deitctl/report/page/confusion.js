@@ -95,7 +95,7 @@ function drawConfusion(section, model, data) {
     el(
       "p",
       { className: "quiet" },
-      "Rows: what the images are. Columns: what they are taken for. Blue: right; orange: mistaken; the stronger the colour, the larger the share of the row.",
+      "Rows: what the images are. Columns: what they are taken for. Blue: right; orange: mistaken; the stronger the color, the larger the share of the row.",
     ),
     controls,
     el(

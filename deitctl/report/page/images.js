@@ -114,7 +114,7 @@ function drawGallery(section, model, data, kind) {
 /** One image with its guesses; `show(map)` lays an attention map over it, "" none. */
 function imageCard(example, model, data, maps) {
   const label = data.classes[example.label];
-  const image = el("img", { src: report.images[example.image], alt: `${data.names[example.at]}, labelled ${label}` });
+  const image = el("img", { src: report.images[example.image], alt: `${data.names[example.at]}, labeled ${label}` });
   const overlay = el("img", { alt: "", className: "map", hidden: true });
   const caption = el("span", { className: "mapname", hidden: true });
   const button = el(
@@ -157,7 +157,7 @@ function imageCard(example, model, data, maps) {
     el(
       "figcaption",
       {},
-      el("p", { className: "truth" }, quiet("labelled "), name(label)),
+      el("p", { className: "truth" }, quiet("labeled "), name(label)),
       el("ol", { className: "guesses" }, heads.length ? heads : bars(example.guesses)),
       el("p", { className: "file", title: data.names[example.at] }, name(data.names[example.at])),
     ),

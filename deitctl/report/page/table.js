@@ -107,7 +107,7 @@ function matrixOverview(matrix, open) {
     place = new Map(order.map((n, at) => [n, at]));
     const scale = canvas.width / matrix.size;
     const dot = Math.max(3, scale);
-    const colours = getComputedStyle(canvas);
+    const colors = getComputedStyle(canvas);
     const context = canvas.getContext("2d");
     context.clearRect(0, 0, canvas.width, canvas.height);
     dots.length = 0;
@@ -119,7 +119,7 @@ function matrixOverview(matrix, open) {
           answer === label
             ? 0.25 + 0.75 * (count / matrix.images[label])
             : 0.25 + 0.75 * Math.sqrt(count / matrix.images[label]);
-        context.fillStyle = colours.getPropertyValue(answer === label ? "--right" : "--wrong");
+        context.fillStyle = colors.getPropertyValue(answer === label ? "--right" : "--wrong");
         context.fillRect(x, y, dot, dot);
         if (answer !== label) dots.push([x, y, label, answer]);
       }),

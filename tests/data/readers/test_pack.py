@@ -43,7 +43,9 @@ def root(image_folder) -> Path:
 
 def write(path: Path, parts: dict[str, Listing], images: list[bytes]) -> Path:
     with path.open("wb") as file:
-        assert write_pack(file, parts, ((data, digest_of(data)) for data in images)) == file.seek(0, 2)
+        assert write_pack(file, parts, ((data, digest_of(data)) for data in images)) == file.seek(
+            0, 2
+        )
     return path
 
 
@@ -52,8 +54,12 @@ def packed(root, tmp_path, reporter) -> Path:
     """The folder, image by image."""
     data = open_data(str(root), reporter)
     sources = {"train": data.train, "val": data.val}
-    parts = {name: Listing(s.paths.below(""), s.labels, s.class_names) for name, s in sources.items()}
-    return write(tmp_path / "x.pack", parts, [k.data for k in keep_all([*sources.values()], Form(), 0)])
+    parts = {
+        name: Listing(s.paths.below(""), s.labels, s.class_names) for name, s in sources.items()
+    }
+    return write(
+        tmp_path / "x.pack", parts, [k.data for k in keep_all([*sources.values()], Form(), 0)]
+    )
 
 
 @pytest.fixture
@@ -65,7 +71,9 @@ def tar(root) -> Path:
 
 
 def everything(source) -> list[tuple[str, bytes]]:
-    return [(source.class_names[label], source.raw(i)) for i, label in enumerate(source.labels.tolist())]
+    return [
+        (source.class_names[label], source.raw(i)) for i, label in enumerate(source.labels.tolist())
+    ]
 
 
 def test_a_pack_is_laid_out_as_its_first_lines_say(tmp_path):
@@ -79,11 +87,16 @@ def test_a_pack_is_laid_out_as_its_first_lines_say(tmp_path):
     source = open_pack(tmp_path / "x.pack")[""]
     assert source.spans.tolist() == [[64, 5], [69, 14]]
     assert source.checksums.tolist() == [zlib.crc32(b"first"), zlib.crc32(b"second image")]
-    assert [source.name(i) for i in range(2)] == [f"{tmp_path}/x.pack:a/0", f"{tmp_path}/x.pack:b/1"]
+    assert [source.name(i) for i in range(2)] == [
+        f"{tmp_path}/x.pack:a/0",
+        f"{tmp_path}/x.pack:b/1",
+    ]
 
 
 def test_folder_tar_and_pack_are_the_same_data(root, tar, packed, reporter):
-    found = [open_for_training(str(path), seed=0, reporter=reporter) for path in (root, tar, packed)]
+    found = [
+        open_for_training(str(path), seed=0, reporter=reporter) for path in (root, tar, packed)
+    ]
     for part in range(2):
         folder, *others = (pair[part] for pair in found)
         for other in others:
@@ -94,7 +107,9 @@ def test_folder_tar_and_pack_are_the_same_data(root, tar, packed, reporter):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_same_seed_gives_the_same_views_of_folder_tar_and_pack(workers, root, tar, packed, reporter):
+def test_the_same_seed_gives_the_same_views_of_folder_tar_and_pack(
+    workers, root, tar, packed, reporter
+):
     def views(path: Path) -> list[tuple[torch.Tensor, torch.Tensor, list[object]]]:
         source, _ = open_for_training(str(path), seed=0, reporter=reporter)
         keys = TrainBatches(len(source.labels), 4, seed=3, epochs=2, repeats=2)
@@ -117,7 +132,10 @@ def test_a_whole_pack_is_split_as_its_folder_is(image_folder, tmp_path, reporter
     parts = {"": Listing(source.paths.below(""), source.labels, source.class_names)}
     write(tmp_path / "x.pack", parts, [k.data for k in keep_all([source], Form(), 0)])
     for seed in (0, 1):
-        pairs = [open_for_training(str(p), seed=seed, reporter=reporter) for p in (root, tmp_path / "x.pack")]
+        pairs = [
+            open_for_training(str(p), seed=seed, reporter=reporter)
+            for p in (root, tmp_path / "x.pack")
+        ]
         for ours, theirs in zip(*pairs, strict=True):
             assert ours.indices.tolist() == theirs.indices.tolist()
             assert theirs.name(0).partition(":")[2] == str(Path(ours.name(0)).relative_to(root))
@@ -165,7 +183,9 @@ def test_an_image_that_a_disk_damages_while_it_is_read_is_unreadable_and_no_othe
     with packed.open("r+b") as file:
         file.seek(int(source.spans[3].sum()) - 1)
         file.write(b"\xff")
-    os.utime(packed, ns=(times.st_atime_ns, times.st_mtime_ns))  # nobody wrote to it, as far as its times say
+    os.utime(
+        packed, ns=(times.st_atime_ns, times.st_mtime_ns)
+    )  # nobody wrote to it, as far as its times say
     with pytest.raises(DataError, match=r"3\.png is damaged: its bytes do not match"):
         source.read(3)
     assert [source.raw(i) for i in (2, 4)] == [before[i][1] for i in (2, 4)]
@@ -174,7 +194,10 @@ def test_an_image_that_a_disk_damages_while_it_is_read_is_unreadable_and_no_othe
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="Linux counts open files there")
 def test_a_pack_that_is_no_longer_used_is_closed(packed):
     def handles() -> int:
-        return sum(os.path.realpath(f"/proc/self/fd/{fd}") == str(packed) for fd in os.listdir("/proc/self/fd"))
+        return sum(
+            os.path.realpath(f"/proc/self/fd/{fd}") == str(packed)
+            for fd in os.listdir("/proc/self/fd")
+        )
 
     source = open_pack(packed)["train"]
     assert handles() > 0
@@ -191,9 +214,13 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "longer": lambda data: data + b"\0",
     "another version": lambda data: data.replace(b"pack 1", b"pack 2", 1),
     "another program": lambda data: b"PK\3\4" + data,
-    "index outside": lambda data: MAGIC + (len(data) + 1).to_bytes(8, "little") + data[len(MAGIC) + 8 :],
+    "index outside": lambda data: (
+        MAGIC + (len(data) + 1).to_bytes(8, "little") + data[len(MAGIC) + 8 :]
+    ),
     "index at the end of numbers": lambda data: MAGIC + b"\xff" * 8 + data[len(MAGIC) + 8 :],
-    "index at the end": lambda data: MAGIC + len(data).to_bytes(8, "little") + data[len(MAGIC) + 8 :],
+    "index at the end": lambda data: (
+        MAGIC + len(data).to_bytes(8, "little") + data[len(MAGIC) + 8 :]
+    ),
     "index of zeros": lambda data: data[:START] + bytes(len(data) - START),
 }
 
@@ -201,14 +228,17 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_no_whole_pack_is_one_line(damage, packed, reporter):
     packed.write_bytes(DAMAGES[damage](packed.read_bytes()))
-    with pytest.raises(DataError, match=r"is (not a pack|a damaged pack|a pack of another version)") as caught:
+    with pytest.raises(
+        DataError, match=r"is (not a pack|a damaged pack|a pack of another version)"
+    ) as caught:
         open_data(str(packed), reporter)
     assert len(str(caught.value).splitlines()) == 1
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 @given(
-    damage=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=4), cut=st.sampled_from([1, 1, 0.9, 0.3])
+    damage=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=4),
+    cut=st.sampled_from([1, 1, 0.9, 0.3]),
 )
 def test_no_damage_gives_another_image(damage, cut, packed):
     whole = packed.read_bytes()
@@ -280,7 +310,9 @@ def test_numbers_that_lie_are_refused(name, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pack, "block", lying)
     parts = {"": Listing(StringArray.of(["a/0", "b/1"]), np.array([0, 1]), ("a", "b"))}
-    with pytest.raises(DataError, match="damaged pack: (its arrays do not fit|an image lies outside)"):
+    with pytest.raises(
+        DataError, match="damaged pack: (its arrays do not fit|an image lies outside)"
+    ):
         open_pack(write(tmp_path / "x.pack", parts, [b"first", b"second"]))
 
 
@@ -292,12 +324,20 @@ def test_numbers_that_lie_are_refused(name, tmp_path, monkeypatch):
 def test_parts_and_classes_that_no_data_has_are_refused(parts, classes, tmp_path):
     listing = Listing(StringArray.of(["a/0", "b/1"]), np.array([0, 1]), classes)
     with pytest.raises(DataError, match="damaged pack: it has"):
-        open_pack(write(tmp_path / "x.pack", dict.fromkeys(parts, listing), [b"1", b"2"] * len(parts)))
+        open_pack(
+            write(tmp_path / "x.pack", dict.fromkeys(parts, listing), [b"1", b"2"] * len(parts))
+        )
 
 
 def test_a_part_without_images_is_refused(tmp_path):
     with pytest.raises(DataError, match="damaged pack"):
-        open_pack(write(tmp_path / "x.pack", {"": Listing(StringArray.of([]), np.empty(0, np.int64), ("a",))}, []))
+        open_pack(
+            write(
+                tmp_path / "x.pack",
+                {"": Listing(StringArray.of([]), np.empty(0, np.int64), ("a",))},
+                [],
+            )
+        )
 
 
 def test_an_image_larger_than_any_is_not_read(packed, monkeypatch):
@@ -318,12 +358,20 @@ def test_bare_pixels_are_read_as_decoding_reads_them(width, height, seed):
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"P6\n", b"P6\n0 1\n255\n", b"P6\n1 1\n255\nab", b"P6\n1 1\n255\nabcd", b"P6\n1 1\n65535\nabcdef",
-        b"P6\n1 1\n128\nabc", b"P6\n#x\n1 1\n255\nabc", b"P5\n1 1\n255\na", b"P6\n" + b"9" * 5000 + b" 1\n255\n",
+        b"",
+        b"P6\n",
+        b"P6\n0 1\n255\n",
+        b"P6\n1 1\n255\nab",
+        b"P6\n1 1\n255\nabcd",
+        b"P6\n1 1\n65535\nabcdef",
+        b"P6\n1 1\n128\nabc",
+        b"P6\n#x\n1 1\n255\nabc",
+        b"P5\n1 1\n255\na",
+        b"P6\n" + b"9" * 5000 + b" 1\n255\n",
         b"P6\n99999 1\n255\n" + bytes(3 * 99999),
     ],
     ids=range(11),
-)  # fmt: skip
+)
 def test_whatever_is_not_as_plain_is_left_to_the_decoder(data):
     assert pack._pixels(data) is None
 
@@ -356,7 +404,9 @@ def test_images_are_taken_one_by_one(tmp_path):
             alive.append(number)
             yield bytes([number]) * 1000, 1
 
-    parts = {"": Listing(StringArray.of(f"a/{n}" for n in range(50)), np.zeros(50, np.int64), ("a",))}
+    parts = {
+        "": Listing(StringArray.of(f"a/{n}" for n in range(50)), np.zeros(50, np.int64), ("a",))
+    }
 
     class Watching(io.BytesIO):
         written = 0
