@@ -119,7 +119,7 @@ def test_the_reliability_diagram_leaves_empty_bins_out_and_shows_after_beside_be
 
 def test_the_gallery_shows_each_image_above_its_maps(evaluated):
     axes = gallery(evaluated(), "mistakes").axes
-    shown = [a for a in axes if a.num_images]
+    shown = [a for a in axes if a.images]
     assert len(shown) == 9  # three mistakes, two maps each
     assert axes[0].get_title() == "labeled dog\ncat, 95 %\ndog, 10 %"
     assert axes[3].get_title() == "class token"

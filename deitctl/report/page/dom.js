@@ -25,7 +25,7 @@ const quiet = (...children) => el("span", { className: "quiet" }, ...children);
 const percent = (share) =>
   share >= 0.9995 && share < 1 ? `${Math.min(100 * share, 99.99).toFixed(2)} %` : `${(100 * share).toFixed(1)} %`;
 const whole = (number) => number.toLocaleString("en");
-const images = (count) => `${whole(count)} image${count === 1 ? "" : "s"}`;
+const countImages = (count) => `${whole(count)} image${count === 1 ? "" : "s"}`;
 const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
 
 /** A row of buttons of which one is pressed: `choices` maps values to labels. */

@@ -30,7 +30,7 @@ function imageList(model, data, found, total) {
       el(
         "p",
         { className: "quiet" },
-        `${whole(found.length)} of ${images(total)} are named here: the report keeps the names of ${kept}.`,
+        `${whole(found.length)} of ${countImages(total)} are named here: the report keeps the names of ${kept}.`,
       ),
     );
   }

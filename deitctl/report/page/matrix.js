@@ -56,7 +56,7 @@ const keyOf = ({ label, answer }) => `${label ?? ""}/${answer ?? ""}`;
 function describe({ label, answer, foreign }, matrix, data, model, visible) {
   const hidden = (a) => a !== OUTSIDE && !visible.includes(a);
   const row = label === undefined ? null : matrix.rows[label];
-  const title = (count, ...words) => [`${images(count)}: `, ...words];
+  const title = (count, ...words) => [`${countImages(count)}: `, ...words];
   if (row === null) {
     const count = matrix.said[answer] - matrix.right[answer];
     return {

@@ -67,7 +67,7 @@ function reliabilityDiagram(bins) {
       svg(
         "title",
         {},
-        `confidence ${percent(lower)} to ${percent(upper)}: ${images(images)}, ${percent(accuracy)} right, mean confidence ${percent(confidence)}`,
+        `confidence ${percent(lower)} to ${percent(upper)}: ${countImages(images)}, ${percent(accuracy)} right, mean confidence ${percent(confidence)}`,
       ),
     );
     const both = Math.min(accuracy, confidence);
