@@ -38,19 +38,19 @@ class AugmentConfig:
     """timm's RandAugment string, or empty for none."""
     color_jitter: float = 0.0
     """Strength of brightness, contrast and saturation jitter; unused with RandAugment, as in timm."""
-    erase_prob: float = 0.0
+    random_erase_prob: float = 0.0
     """Probability of random erasing with per-pixel noise."""
     mixup: float = 0.0
     """Beta parameter of mixup, 0 for none."""
     cutmix: float = 0.0
     """Beta parameter of cutmix, 0 for none."""
-    mix_prob: float = 1.0
+    mixup_prob: float = 1.0
     """Probability that a batch is mixed at all."""
-    switch_prob: float = 0.5
+    mixup_switch_prob: float = 0.5
     """Probability of cutmix where both are on."""
-    repeats: int = 1
-    """Repeated augmentation: views of an image per epoch; an epoch then sees 1/repeats of the images."""
-    on_top: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    repeated_aug: int = 1
+    """Repeated augmentation: views of an image per epoch; an epoch then sees 1/repeated_aug of the images."""
+    student_affine: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """What a student sees on top of a view that comes again: largest rotation (degrees), scaling, shift (shares)."""
 
 
@@ -59,8 +59,8 @@ class OptimConfig:
     """AdamW with warm-up and a cosine."""
 
     lr: float
-    """Learning rate for `lr_batch` images a step; the rate used is lr * batch_size / lr_batch."""
-    lr_batch: int = 512
+    """Learning rate for `lr_base_size` images a step; the rate used is lr * batch_size / lr_base_size."""
+    lr_base_size: int = 512
     min_lr: float
     """Learning rate at the end of the cosine, not scaled."""
     warmup_lr: float
@@ -74,6 +74,16 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProgressiveResize:
+    """Smaller images in the first epochs, full ones in the last (FixRes, arXiv 1906.06423)."""
+
+    scale: float = 1.0
+    """Side of the input in the early epochs relative to `img_size`; position embeddings are resized to it. 1: none."""
+    fraction: float = 0.0
+    """Fraction of the epochs that are early."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything about a training that the paper or experience decides, and nothing about the machine."""
 
@@ -82,10 +92,6 @@ class Recipe:
     """Whether training starts from published weights."""
     img_size: int
     """Side of the input in pixels; 0: the model's own."""
-    early_scale: float = 1.0
-    """Side of the input in the early epochs as a share of `img_size`; the position embeddings are resized to it."""
-    early_share: float = 0.0
-    """Share of the epochs that are early."""
     epochs: int
     batch_size: int
     """Images a step, over all processes and micro-batches."""
@@ -95,19 +101,20 @@ class Recipe:
     """Stochastic depth of the last block; it grows linearly from 0 at the first."""
     ema_decay: float
     """Decay of the weights' moving average, 0 for none; shortened for short runs (see training/ema.py)."""
-    trainable: Literal["all", "head"] = "all"
-    """`head` leaves everything but the classifier as it is: a linear probe."""
-    keep_batch_stats: bool = False
+    freeze: Literal["none", "backbone"] = "none"
+    """`backbone` trains the classifier alone: a linear probe."""
+    freeze_bn_stats: bool = False
     """Whether batch norms go on with the means and variances that came with the weights, instead of the batch's."""
     augment: AugmentConfig
     optim: OptimConfig
+    progressive_resize: ProgressiveResize = ProgressiveResize()
 
     @property
     def early_epochs(self) -> int:
         """Epochs at the lower resolution; the last epoch is at the full one."""
         return (
-            min(round(self.early_share * self.epochs), self.epochs - 1)
-            if self.early_scale < 1
+            min(round(self.progressive_resize.fraction * self.epochs), self.epochs - 1)
+            if self.progressive_resize.scale < 1
             else 0
         )
 
@@ -123,25 +130,25 @@ class DistillConfig:
     """Weight of the teacher's term; the true labels have 1 - alpha."""
     tau: float
     """Temperature of the soft targets; unused by hard distillation."""
-    reduction: Literal["batchmean", "elementmean"]
+    reduction: Literal["batchmean", "mean"]
     """How the KL divergence is averaged: over images (the paper's Eq. 2) or over images and classes (its code)."""
-    token: bool
+    dist_token: bool
     """Whether the student has a distillation token of its own."""
-    adapt: Literal["auto", "head", "full", "none"] = "auto"
+    finetune_teacher: Literal["auto", "head", "full", "none"] = "auto"
     """How a teacher is fine-tuned on the data: `auto` if it knows other classes only, `head` and `full` always."""
     teacher_img_size: int = 0
     """Side of the teacher's input in pixels, 0 for its own."""
-    teacher_sees: Literal["mixed", "view"]
-    """`mixed`: the student's mixed images, as in the paper; `view`: the views before mixing, whose words are mixed."""
+    teacher_input: Literal["mixed", "unmixed"]
+    """`mixed`: the student's mixed images, as in the paper; `unmixed`: the views before mixing, whose words are mixed."""
     views: int
     """Views of an image that come again and again, 0 for new ones every epoch."""
     view_seed: int = 0
     """Seed of the views, apart from the run's, so that runs of every seed share the teacher's words."""
-    topk: int
+    logits_topk: int
     """Classes of a soft word that are kept one by one; the rest of its mass is spread over the others."""
-    cache: str = ""
+    teacher_cache: str = ""
     """Folder of the teacher's words; empty: one named by what they depend on; `off`: none is kept."""
-    force: bool = False
+    allow_weak_teacher: bool = False
     """Go on with a teacher that scores near chance."""
 
 
@@ -160,11 +167,11 @@ class TrainConfig:
     """Seed by which validation images are held out of data that has none; -1: the run's."""
     workers: int = -1
     """Processes that decode and augment; -1: chosen from the machine."""
-    micro_batch: int = 0
+    micro_batch_size: int = 0
     """Images that a process takes at a time, their gradients being added up; 0: its whole share of a batch."""
     save_every: str = "5m"
     """Between two saves of the state: `500` steps, `90s`, `10m`, `1h`."""
-    loss_jump: float = 3.0
+    loss_spike_factor: float = 3.0
     """A loss this many times both its recent mean and that of guessing stops the run; 0: none does."""
     on_bad_image: Literal["skip", "stop"] = "skip"
     """What an image that cannot be read does: it is left out and named, or stops the run."""
@@ -172,7 +179,7 @@ class TrainConfig:
     precision: str = "auto"
     compile: bool = False
     """Whether torch compiles the student, block by block."""
-    output: str = ""
+    output_dir: str = ""
     """The run's folder; empty: a new one under runs/."""
 
     @property
@@ -186,11 +193,11 @@ MACHINE_SETTINGS = (
     "precision",
     "compile",
     "workers",
-    "micro_batch",
+    "micro_batch_size",
     "save_every",
-    "loss_jump",
+    "loss_spike_factor",
     "on_bad_image",
-    "output",
+    "output_dir",
 )
 """What of a `TrainConfig` a run may change when it is resumed: where and how it runs, not what it learns."""
 

@@ -1,4 +1,4 @@
-"""Reading what somebody else has written: regular files alone, of a bounded size, never waiting for a writer."""
+"""File access: bounded reads of regular files, atomic writes, a non-recursive walk, the cache folder. No torch here."""
 
 from __future__ import annotations
 
@@ -6,28 +6,57 @@ import errno
 import json
 import os
 import stat
+import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from deitctl.errors import DeitctlError
+
+CACHE_VARIABLE = "DEITCTL_CACHE"
 MAX_TEXT = 16 * 2**20
-"""Bytes of a configuration or record; those of a model with every class of ImageNet-21k take one or two million."""
+"""Bytes of a config or record; that of a model with all classes of ImageNet-21k has one or two million."""
+OUTPUT = "--output (or $DEITCTL_CACHE)"  # the option that names most of what is written
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class DiskError(DeitctlError):
+    """A disk is full, or a folder is not writable."""
+
+    @classmethod
+    def from_os_error(cls, path: Path, error: OSError, option: str = OUTPUT) -> DiskError:
+        """Return the error for a failed write of `path`; `option` is what the user names the path with."""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space" in str(error)
+        return cls(
+            f"Cannot write {path}: {error.strerror or error}.",
+            f"{'Free some space, or name' if full else 'Name'} another {option}.",
+        )
+
+
+def cache_root() -> Path:
+    """Return the folder of cached teachers, teacher targets and data indexes: `$DEITCTL_CACHE`, or the user's cache."""
+    override = os.environ.get(CACHE_VARIABLE)
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(override).expanduser() if override else Path(home) / "deitctl"
 
 
 def read_regular(path: str | Path, limit: int) -> bytes:
     """Return the content of a regular file of at most `limit` bytes.
 
-    A pipe, a device, a socket or a folder is refused and not waited for; links are followed to what they mean.
+    Pipes, devices, sockets and folders are refused without opening them; symbolic links are followed.
 
     Raises:
-        OSError: it is not there, no regular file, too large, or cannot be read; `strerror` says so in words.
+        OSError: missing, not a regular file, too large, or not readable; `strerror` says which.
         ValueError: a NUL in the name.
     """
-    _require_regular(os.stat(path), path)  # before it is opened: opening a device may do things
+    _require_regular(os.stat(path), path)  # opening a device can have side effects
+    # O_NONBLOCK: if the file was replaced by a pipe since, open() must not wait for a writer
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with os.fdopen(handle, "rb") as file:
         status = os.fstat(handle)
-        _require_regular(status, path)  # it may have been replaced meanwhile
+        _require_regular(status, path)  # again: it may have been replaced
         if status.st_size > limit:
             raise OSError(
                 errno.EFBIG, f"it has {status.st_size:,} bytes, more than {limit:,}", str(path)
@@ -43,23 +72,25 @@ def _require_regular(status: os.stat_result, path: str | Path) -> None:
 
 
 def read_text(path: str | Path, limit: int = MAX_TEXT) -> str:
-    """Return a UTF-8 file; raise as `read_regular`, or `ValueError` where it is no text."""
+    """Return the text of a UTF-8 file; raise as `read_regular`, and `ValueError` for other bytes."""
     return read_regular(path, limit).decode("utf-8").replace("\r\n", "\n")
 
 
 def read_json(path: str | Path, limit: int = MAX_TEXT) -> Any:
-    """Return what a JSON file says; raise as `read_regular`, or `ValueError` where it is no JSON or nested absurdly."""
+    """Parse a JSON file; raise as `read_text`, and `ValueError` for invalid or too deeply nested JSON."""
     try:
         value = json.loads(read_text(path, limit))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    if _deeper_than(value, 64):  # deep enough to be read, too deep to be shown or compared
+    if _is_deeper_than(
+        value, 64
+    ):  # parsed, but repr() or == of it could exceed the recursion limit
         raise ValueError("it is nested too deeply")
     return value
 
 
-def _deeper_than(value: Any, levels: int) -> bool:
-    """Say whether lists and objects stand more than `levels` deep in each other, without recursion."""
+def _is_deeper_than(value: Any, levels: int) -> bool:
+    """Return whether lists and objects are nested more than `levels` deep, without recursion."""
     layer = [value]
     for _ in range(levels):
         layer = [
@@ -74,10 +105,10 @@ def _deeper_than(value: Any, levels: int) -> bool:
 
 
 def walk(folder: str, *, follow: bool) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Yield as `os.walk` does, which recurses and so ends in the depths of a hostile folder; what cannot be read is left.
+    """Yield (folder, subfolder names, file names) as `os.walk` does; unreadable folders are skipped.
 
-    Each triple is a folder, the names of the folders in it, of which the reader may take some away, and of the rest.
-    With `follow`, links to folders are entered, and whoever reads must not go in circles.
+    A loop, because recursion fails on a hostile folder's depth. The caller may remove subfolder names to prune; with
+    `follow`, links to folders are entered, and the caller guards against cycles.
     """
     pending = [folder]
     while pending:
@@ -85,14 +116,14 @@ def walk(folder: str, *, follow: bool) -> Iterator[tuple[str, list[str], list[st
         folders: list[str] = []
         files: list[str] = []
         try:
-            with os.scandir(current) as listing:
-                for entry in listing:
+            with os.scandir(current) as entries:
+                for entry in entries:
                     (folders if _is_folder(entry) else files).append(entry.name)
         except (OSError, ValueError):
             continue
         yield current, folders, files
-        below = [os.path.join(current, name) for name in folders]
-        pending += [path for path in reversed(below) if follow or not os.path.islink(path)]
+        paths = [os.path.join(current, name) for name in folders]
+        pending += [path for path in reversed(paths) if follow or not os.path.islink(path)]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -100,3 +131,106 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+@contextmanager
+def atomic_path(path: Path, option: str = OUTPUT) -> Iterator[Path]:
+    """Yield a temporary sibling to write; it is flushed to disk and renamed to `path` at the end of the block.
+
+    Readers never see a partial file. Errors of the block are raised unchanged, unless the disk caused them.
+
+    Args:
+        path: the final name; an existing file is replaced.
+        option: the option that the user names it with, for the message.
+
+    Raises:
+        DiskError: the disk is full, or the folder is not writable.
+    """
+    in_block = False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            in_block = True
+            yield Path(name)
+            in_block = False
+            with open(name, "rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_read_umask())  # mkstemp's own mode is 0o600
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        if in_block and not (isinstance(error, OSError) and error.errno in DISK_ERRNOS):
+            raise
+        os_error = error if isinstance(error, OSError) else OSError(str(error))
+        raise DiskError.from_os_error(path, os_error, option) from error
+
+
+@contextmanager
+def open_atomic(path: Path, option: str = OUTPUT) -> Iterator[BinaryIO]:
+    """Open a file for binary writing that replaces `path` when the block ends, see `atomic_path`."""
+    with atomic_path(path, option) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+_umask_lock = threading.Lock()
+
+
+def _read_umask() -> int:
+    with (
+        _umask_lock
+    ):  # reading the umask sets it for a moment, which another saving thread would read
+        mask = os.umask(0)
+        os.umask(mask)
+    return mask
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically; raise `DiskError` if that fails."""
+    with open_atomic(path) as file:
+        file.write(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically; raise `DiskError` if that fails."""
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # a file name that is not valid text: written in escapes
+        text = json.dumps(value, indent=2).encode()
+    write_bytes(path, text + b"\n")
+
+
+def require_writable(path: Path, option: str, *, folder: bool = False) -> None:
+    """Raise `DiskError` unless a file, or with `folder` a folder's files, can be written; call it before long work.
+
+    Args:
+        path: what will be written.
+        option: the option that the user names it with.
+        folder: whether `path` is a folder; it is created.
+    """
+    try:
+        parent = path if folder else path.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        if not folder and path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        tempfile.TemporaryFile(dir=parent).close()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DiskError(
+            f"Cannot write {path}: {reason}.",
+            f"Name another {'folder' if folder else 'file'} with {option}.",
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, so that a power failure cannot undo a rename in it."""
+    if os.name == "nt":  # Windows cannot open folders
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -13,7 +13,7 @@ import deitctl
 
 ROOT = Path(deitctl.__file__).parent
 PACKAGES = (
-    ("errors", "records", "config", "recipes", "events", "paths", "cache", "cores"),
+    ("errors", "records", "config", "recipes", "events", "paths", "cores"),
     ("device", "distributed", "lock", "rng"),
     ("models",),
     ("data",),
@@ -206,7 +206,7 @@ from deitctl.data.dataset import digits, subset
 from deitctl.recipes import DIGITS
 from deitctl.training.launch import run_training
 
-augment = replace(DIGITS.augment, rand_augment="rand-m9-mstd0.5-inc1", mixup=0.8, cutmix=1.0, erase_prob=0.5)
+augment = replace(DIGITS.augment, rand_augment="rand-m9-mstd0.5-inc1", mixup=0.8, cutmix=1.0, random_erase_prob=0.5)
 recipe = replace(DIGITS, img_size=32, epochs=1, batch_size=16, augment=augment)
 config = TrainConfig(model="deit_tiny", data="digits", recipe=recipe, precision="fp32", workers=0, output=sys.argv[1])
 train, val = digits()

@@ -22,7 +22,7 @@ from deitctl.checks.survey import WHOLE, Split, survey
 from deitctl.data.dataset import FileSource
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter, SilentReporter
-from deitctl.models.checkpoint_io import write_bytes
+from deitctl.paths import write_bytes
 from deitctl.training.launch import loaders_may_die
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from deitctl.checks.findings import Finding, Remedy
-from deitctl.models.checkpoint_io import write_bytes
+from deitctl.paths import write_bytes
 
 OF_FOLDERS = ("empty_class", "similar_class_names", "misnamed_part")
 """Checks whose remedies rename folders, inner ones first; they come last, so that the paths of files stay right."""

@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deitctl.cache import cache_root
 from deitctl.data.array_block import UNREADABLE, block, read_block
 from deitctl.data.mmap_array import MappedFile
 from deitctl.data.string_array import StringArray
 from deitctl.errors import DeitctlError
 from deitctl.events import Reporter
-from deitctl.models.checkpoint_io import write_bytes
+from deitctl.paths import cache_root, write_bytes
 
 FROM = 10_000
 """Images from which an index is worth its file: listing fewer takes a tenth of a second."""

@@ -13,8 +13,8 @@ from deitctl.data.dataset import Source
 from deitctl.errors import ConfigError, DeitctlError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
 from deitctl.models import catalog
-from deitctl.models.checkpoint_io import write_json
 from deitctl.models.factory import architecture_of, weight_files
+from deitctl.paths import write_json
 from deitctl.training.configure import Request, Teaching, configure
 from deitctl.training.launch import train_or_find
 from deitctl.training.run_dir import Run
@@ -39,7 +39,7 @@ VARIANTS = {
 }
 """DeiT Table 3, in its order; its last three rows are the heads of `token-hard`."""
 HEADS = ("cls", "dist", "avg-logits")
-OF_THE_VARIANT = ("distill.mode", "distill.token", "distill.teacher")
+OF_THE_VARIANT = ("distill.mode", "distill.dist_token", "distill.teacher")
 OF_THE_RUN = MACHINE_SETTINGS
 """What may differ between a run that is found and the one that is wanted."""
 
@@ -196,7 +196,7 @@ def compare(
             root = output / f"{label}-seed{seed}"
             reporter.note(f"Distillation {VARIANTS[variant].title}, seed {seed}: {root}")
             run = replace(
-                config, output=str(root), seed=seed, split_seed=first
+                config, output_dir=str(root), seed=seed, split_seed=first
             )  # the same images for every seed
             results[variant, teacher].append(_run(run, sources, reporter))
     config = configs[wanted[0]]
@@ -234,7 +234,7 @@ def _configure(
 
 def _run(config: TrainConfig, sources: tuple[Source, Source], reporter: Reporter) -> dict[str, Any]:
     """Train into the run's folder, or find it there, and return its result."""
-    root = Path(config.output)
+    root = Path(config.output_dir)
     if Run(root).config_file.is_file():
         _, there = Run.open(root)
         mine, theirs = to_dict(config), to_dict(there)

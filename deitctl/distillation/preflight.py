@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deitctl.cache import cache_root
 from deitctl.config import DistillConfig, TrainConfig, to_dict
 from deitctl.data.dataset import Source
 from deitctl.data.fingerprint import LENGTH, data_fingerprint, model_fingerprint
@@ -42,10 +41,9 @@ from deitctl.errors import TeacherError
 from deitctl.evaluation.evaluate import evaluate
 from deitctl.evaluation.result import Evaluation
 from deitctl.events import Reporter
-from deitctl.models.checkpoint_io import write_json
 from deitctl.models.heads import choose_head
 from deitctl.models.model_config import Preprocessing
-from deitctl.paths import read_json
+from deitctl.paths import cache_root, read_json, write_json
 from deitctl.recipes import ADAPT_FULL_FROM, adaptation
 from deitctl.training.run_dir import Run
 
@@ -135,11 +133,11 @@ class DistillationTeacher:
         self.data = data_fingerprint(train, reporter)
         self.validation = data_fingerprint(val, reporter)
         d = self.distill
-        self.form = TargetCodec(d.mode, len(train.class_names), d.topk if d.mode == "soft" else 0)
+        self.form = TargetCodec(d.mode, len(train.class_names), d.logits_topk if d.mode == "soft" else 0)
         self.cache = self._open_cache()
-        self.total_views = d.views or config.recipe.epochs * config.recipe.augment.repeats
+        self.total_views = d.views or config.recipe.epochs * config.recipe.augment.repeated_aug
         remembered = self._remembered()
-        if not all(world.gather(remembered is not None)):  # all check, or none does
+        if not all(world.all_gather_object(remembered is not None)):  # all check, or none does
             remembered = None
         self.preflight = remembered or self._check()
         if remembered is not None:
@@ -149,7 +147,7 @@ class DistillationTeacher:
     @property
     def looks_at_views(self) -> bool:
         """Whether the teacher is asked about views, not about mixed images."""
-        return self.distill.teacher_sees == "view"
+        return self.distill.teacher_input == "unmixed"
 
     def stamp(self) -> dict[str, Any]:
         """Return everything that the teacher's words about views depend on."""
@@ -160,9 +158,9 @@ class DistillationTeacher:
             "teacher": teacher_identity(d, self.reporter),
             "teacher's arithmetic": f"{self.device.precision}, batch norms folded",
             "teacher's input size": d.teacher_img_size or "its own",
-            "adaptation": d.adapt,
+            "adaptation": d.finetune_teacher,
             "recipes of the adaptation": ""
-            if d.adapt == "none"
+            if d.finetune_teacher == "none"
             else _adaptation_recipes(self.config.data == BUILT_IN),
             "training data": self.data,
             "classes": len(self.train.class_names),
@@ -174,15 +172,15 @@ class DistillationTeacher:
 
     def _open_cache(self) -> TargetCache | None:
         d = self.distill
-        if not self.looks_at_views or d.cache == NO_CACHE:
+        if not self.looks_at_views or d.teacher_cache == NO_CACHE:
             return None
         stamp = self.stamp()
         root = (
-            Path(d.cache).expanduser()
-            if d.cache
+            Path(d.teacher_cache).expanduser()
+            if d.teacher_cache
             else cache_root() / "words" / cache_folder_name(d, stamp)
         )
-        if d.cache and stamp["teacher"].endswith(WITHOUT_WEIGHTS) and (root / STAMP).exists():
+        if d.teacher_cache and stamp["teacher"].endswith(WITHOUT_WEIGHTS) and (root / STAMP).exists():
             stamp["teacher"] = read_stamp(root).get("teacher")
             self.reporter.warn(
                 f"The weights of {d.teacher} are not here: its words in {root} are taken on trust."
@@ -247,7 +245,7 @@ class DistillationTeacher:
         """
         if self.world.size > 1:
             missing = self.cache is None or self.cache.count_missing(self.total_views) > 0
-            if self._network is None and any(self.world.gather(missing and self.looks_at_views)):
+            if self._network is None and any(self.world.all_gather_object(missing and self.looks_at_views)):
                 self.network()
             self._together = False
 
@@ -262,7 +260,7 @@ class DistillationTeacher:
 
     def listener(self) -> CachedTeacher:
         """Return who answers about views."""
-        repeats = self.config.recipe.augment.repeats
+        repeats = self.config.recipe.augment.repeated_aug
         return CachedTeacher(
             self.form,
             self.distill.tau,
@@ -348,9 +346,9 @@ class DistillationTeacher:
 
 def _found(config: TrainConfig) -> None:
     """Stand in for training a teacher where it must have been trained already."""
-    if Run(Path(config.output)).result() is None:
+    if Run(Path(config.output_dir)).result() is None:
         raise TeacherError(
-            f"The fitted teacher {config.output} is gone.", "Run it again: it will be fitted again."
+            f"The fitted teacher {config.output_dir} is gone.", "Run it again: it will be fitted again."
         )
 
 
@@ -381,7 +379,7 @@ def _require_knowledge(distill: DistillConfig, record: Preflight, val: Source) -
     chance = 1 / classes
     error = math.sqrt(chance * (1 - chance) / max(1, record.num_images))
     bar = chance + max(min(chance, 0.1), 2 * error)
-    if record.mean_recall / 100 < min(bar, 1.0) and not distill.force:
+    if record.mean_recall / 100 < min(bar, 1.0) and not distill.allow_weak_teacher:
         raise TeacherError(
             f"{distill.teacher} scores {record.top1:.1f} % on the validation set (mean over classes "
             f"{record.mean_recall:.1f} %), at or near chance ({100 * chance:.1f} %): it has nothing to teach.",

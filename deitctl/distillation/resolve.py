@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from deitctl import rng
-from deitctl.cache import cache_root
 from deitctl.config import DistillConfig, Recipe, TrainConfig, to_dict
 from deitctl.data.classes import ClassMatch, is_imagenet, match_classes
 from deitctl.data.dataset import Source
@@ -23,10 +22,10 @@ from deitctl.distillation.teacher import Teacher
 from deitctl.errors import TeacherError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.lock import locked
-from deitctl.models.checkpoint_io import cannot_write
 from deitctl.models.factory import LoadedModel, load_model, published_files, weight_files
 from deitctl.models.fuse import fuse_conv_bn
 from deitctl.models.model_config import Preprocessing
+from deitctl.paths import DiskError, cache_root
 from deitctl.recipes import ADAPT_FULL_FROM, DIGITS_CONVNET, adaptation
 
 TrainRun = Callable[[TrainConfig], object]
@@ -95,14 +94,14 @@ def resolve_teacher(
         )
         return _fit("scratch", distill, recipe, config, train, data, train_run, reporter, main)
     match = match_classes(loaded.card, train.class_names)
-    if match is not None and distill.adapt in ("auto", "none"):
+    if match is not None and distill.finetune_teacher in ("auto", "none"):
         return ResolvedTeacher(loaded, match, "no", "")
-    if distill.adapt == "none":
+    if distill.finetune_teacher == "none":
         raise TeacherError(
             f"{distill.teacher} does not know all of the data's {len(train.class_names)} classes.",
             "Let it be fitted to them (--adapt auto), or name another teacher.",
         )
-    how = distill.adapt
+    how = distill.finetune_teacher
     if how == "auto":
         how = "full" if len(train.labels) >= ADAPT_FULL_FROM * len(train.class_names) else "head"
         reporter.warn(
@@ -166,9 +165,9 @@ def _fit(
     )
     try:
         with alone if main else nullcontext():
-            train_run(replace(teacher, output=str(root)))
+            train_run(replace(teacher, output_dir=str(root)))
     except OSError as error:
-        raise cannot_write(lock, error) from error
+        raise DiskError.from_os_error(lock, error) from error
     loaded = load_model(str(root), reporter=reporter)
     match = match_classes(loaded.card, train.class_names)
     if match is None:
@@ -188,5 +187,5 @@ def freeze_teacher(
         "fold"
     ):  # before it is moved: convolutions of a GPU may round more than folding does
         fuse_conv_bn(loaded.model, torch.randn(1, 3, size, size))
-    device.place(loaded.model)
+    device.to_device(loaded.model)
     return Teacher(loaded.model, loaded.card, rows, seen).to(device.torch_device)

@@ -27,8 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deitctl.errors import TeacherError
-from deitctl.models.checkpoint_io import write_json
-from deitctl.paths import read_json
+from deitctl.paths import read_json, write_json
 
 Records = NDArray[np.uint16]
 UNREADABLE = 65535

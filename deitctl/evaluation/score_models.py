@@ -13,7 +13,7 @@ from deitctl.data.classes import NUMBERS, ClassMatch, match_classes
 from deitctl.data.dataset import Source
 from deitctl.data.open import BUILT_IN, open_for_evaluation
 from deitctl.device import INFERENCE_PRECISION, Device, choose_device
-from deitctl.distributed import joined
+from deitctl.distributed import process_group
 from deitctl.errors import ConfigError, DataError
 from deitctl.evaluation.accumulator import EvalModel, ExportedNetwork
 from deitctl.evaluation.bootstrap import Difference, bootstrap, compare
@@ -31,17 +31,11 @@ from deitctl.evaluation.result import Evaluation
 from deitctl.events import Reporter, SilentReporter
 from deitctl.inference.onnx_classifier import SUFFIX, load_onnx_classifier
 from deitctl.models.catalog import DEFAULT_MODEL
-from deitctl.models.checkpoint_io import (
-    CONFIG,
-    load_card,
-    require_writable,
-    write_bytes,
-    write_json,
-)
+from deitctl.models.checkpoint_io import CONFIG, load_card
 from deitctl.models.factory import WEIGHT_SUFFIXES, is_model_folder, load_model
 from deitctl.models.heads import choose_head
 from deitctl.models.model_config import ModelConfig
-from deitctl.paths import read_json
+from deitctl.paths import read_json, require_writable, write_bytes, write_json
 
 
 def evaluate_model(
@@ -138,7 +132,7 @@ def evaluate_models(
                 temperature=card.temperature(how),
             )
             judged.append((name, protocol, card, match, numbers, contender))
-    with joined(where.torch_device) as world:
+    with process_group(where.torch_device) as world:
         scored = evaluate_all(
             [contender for *_, contender in judged],
             source,
@@ -220,7 +214,7 @@ def _load(
 ) -> Loaded:
     """Load a model onto its device."""
     loaded = load_model(name, weights=weights, img_size=img_size, reporter=reporter)
-    return where.place(loaded.model), loaded.card, choose_head(head, loaded.card.head, loaded.model)
+    return where.to_device(loaded.model), loaded.card, choose_head(head, loaded.card.head, loaded.model)
 
 
 def _load_file(

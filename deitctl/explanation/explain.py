@@ -33,10 +33,10 @@ from deitctl.explanation.overlay import TokenView, panels
 from deitctl.inference.inputs import Input, batches, expand, is_folder, is_url, local_path
 from deitctl.inference.predict import Guess
 from deitctl.models.catalog import DEFAULT_MODEL
-from deitctl.models.checkpoint_io import cannot_write
 from deitctl.models.factory import load_model
 from deitctl.models.model_config import ModelConfig
 from deitctl.models.vit import VisionTransformer
+from deitctl.paths import DiskError
 
 CHOICES = ("both", *TOKENS)
 OUTPUT = Path("explained")
@@ -146,7 +146,7 @@ def explain(
             "Its class token can be explained: leave --token and --only-disagreements out.",
         )
     where, folder = choose_device(device, "fp32"), Path(output).expanduser()
-    where.place(deit).requires_grad_(
+    where.to_device(deit).requires_grad_(
         False
     )  # gradients of the attention are wanted, none of the weights
     asked = None if class_name is None else find_class(loaded.card, class_name)
@@ -228,7 +228,7 @@ class _Explainer:
         if not items:
             return
         pixels = np.stack([item.pixels for item in items if item.pixels is not None])
-        images = normalize(self.device.move(torch.from_numpy(pixels)), self.card.preprocessing)
+        images = normalize(self.device.to_device(torch.from_numpy(pixels)), self.card.preprocessing)
         scores = self._scores(images)
         maps, heads = self._maps(images)
         for n, item in enumerate(items):
@@ -331,9 +331,9 @@ class Sheets:
                 return path
             except FileExistsError:
                 if not self.folder.is_dir():
-                    raise cannot_write(self.folder, NotADirectoryError("it is a file")) from None
+                    raise DiskError.from_os_error(self.folder, NotADirectoryError("it is a file")) from None
             except OSError as error:
-                raise cannot_write(path, error) from error
+                raise DiskError.from_os_error(path, error) from error
 
 
 def _stem(name: str) -> str:

@@ -19,8 +19,8 @@ from PIL import Image
 from deitctl.data.eval_transform import INTERPOLATION, Pixels, eval_transform
 from deitctl.errors import ExportError
 from deitctl.exporters.golden import GOLDEN, enlarge, golden_tile
-from deitctl.models.checkpoint_io import write_bytes
 from deitctl.models.model_config import Preprocessing
+from deitctl.paths import write_bytes
 
 INSIDE = "inside the file"
 """Where the metadata of an any-size file says that images are resized; others leave it to the reader."""

@@ -16,8 +16,8 @@ import torch
 
 from deitctl.errors import ExportError
 from deitctl.exporters.network import ExportedClassifier, quietly, trace
-from deitctl.models.checkpoint_io import write_bytes
 from deitctl.models.model_config import ModelConfig
+from deitctl.paths import write_bytes
 
 PINNED = "AOTI_"
 """What names begin with by which the compiler says for which machine it has compiled."""

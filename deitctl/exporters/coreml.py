@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from deitctl.errors import ExportError
 from deitctl.exporters.network import ExportedClassifier, quietly
 from deitctl.exporters.transformers_folder import labels
-from deitctl.models.checkpoint_io import write_bytes
 from deitctl.models.model_config import ModelConfig
+from deitctl.paths import write_bytes
 
 MANIFEST = "Manifest.json"
 PARTS = (

@@ -12,8 +12,8 @@ from deitctl.errors import ExportError
 from deitctl.exporters import Format
 from deitctl.exporters.coreml import MANIFEST
 from deitctl.exporters.readme import README, is_untouched
-from deitctl.models.checkpoint_io import cannot_write
 from deitctl.models.factory import HUB_PREFIX, WEIGHT_SUFFIXES
+from deitctl.paths import DiskError
 
 
 def output_path(ref: str, output: str, kind: Format) -> Path:
@@ -99,7 +99,7 @@ def draft_of(path: Path) -> Iterator[Path]:
             ) from error
         _move(draft, path)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise DiskError.from_os_error(path, error) from error
     finally:
         remove(draft)
 

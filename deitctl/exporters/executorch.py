@@ -8,8 +8,8 @@ from pathlib import Path
 
 from deitctl.errors import ExportError
 from deitctl.exporters.network import ExportedClassifier, quietly, trace
-from deitctl.models.checkpoint_io import write_bytes
 from deitctl.models.model_config import ModelConfig
+from deitctl.paths import write_bytes
 
 MOST = 16
 """Images of a batch at most: memory is planned beforehand, for the largest."""

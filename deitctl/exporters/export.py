@@ -24,10 +24,11 @@ from deitctl.exporters.quantize import PRECISIONS
 from deitctl.exporters.readme import README, History, readme
 from deitctl.exporters.verification import Proof, note_ties, open_images, prove
 from deitctl.models.catalog import find
-from deitctl.models.checkpoint_io import CONFIG, write_bytes
+from deitctl.models.checkpoint_io import CONFIG
 from deitctl.models.factory import load_model
 from deitctl.models.heads import choose_head
 from deitctl.models.model_config import HEADS, ModelConfig
+from deitctl.paths import write_bytes
 from deitctl.training.run_dir import Run
 
 CALIBRATION = 128

@@ -9,9 +9,8 @@ from deitctl.errors import ExportError
 from deitctl.exporters.compare_outputs import reference
 from deitctl.exporters.golden import GOLDEN, golden_input, golden_sample
 from deitctl.exporters.network import BareClassifier, ExportedClassifier, describe
-from deitctl.models.checkpoint_io import write_json
 from deitctl.models.model_config import ModelConfig
-from deitctl.paths import read_json
+from deitctl.paths import read_json, write_json
 
 METADATA = "deitctl.json"
 FORMAT = "format"

@@ -10,8 +10,8 @@ import torch
 
 from deitctl.errors import ExportError
 from deitctl.exporters.network import ExportedClassifier, quietly, trace
-from deitctl.models.checkpoint_io import write_bytes
 from deitctl.models.model_config import ModelConfig
+from deitctl.paths import write_bytes
 
 OPSET = 20  # the first with Gelu as one operation
 IR_VERSION = 9  # of opset 20; the exporter writes 10, for which onnxruntime 1.17, the first with opset 20, is too old

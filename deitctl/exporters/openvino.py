@@ -14,8 +14,8 @@ from deitctl.errors import ExportError
 from deitctl.exporters.golden import GOLDEN
 from deitctl.exporters.network import ExportedClassifier, quietly, trace
 from deitctl.exporters.quantize import PRECISIONS
-from deitctl.models.checkpoint_io import write_bytes
 from deitctl.models.model_config import ModelConfig
+from deitctl.paths import write_bytes
 
 GRAPH, WEIGHTS = "model.xml", "model.bin"
 FILES = (GRAPH, WEIGHTS)

@@ -25,7 +25,7 @@ from deitctl.data.eval_transform import Pixels
 from deitctl.errors import ExportError
 from deitctl.exporters.golden import GOLDEN
 from deitctl.exporters.network import quietly
-from deitctl.models.checkpoint_io import write_bytes
+from deitctl.paths import write_bytes
 
 LARGE = 4096
 """Numbers in a tensor from which fp16 is worth it: below are norms, biases, and the mean and deviation of colors."""

@@ -13,8 +13,8 @@ import torch
 from deitctl.errors import ExportError
 from deitctl.exporters.metadata import METADATA
 from deitctl.exporters.network import ExportedClassifier, quietly, trace
-from deitctl.models.checkpoint_io import write_bytes
 from deitctl.models.model_config import ModelConfig
+from deitctl.paths import write_bytes
 
 
 def export_torch(

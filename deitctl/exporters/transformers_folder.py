@@ -20,9 +20,10 @@ from deitctl.data.eval_transform import INTERPOLATION, center
 from deitctl.errors import ExportError
 from deitctl.exporters.metadata import METADATA, write_metadata
 from deitctl.exporters.network import ExportedClassifier
-from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, save_tensors, write_json
+from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, save_tensors
 from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.models.vit import LAYER_NORM_EPS, VisionTransformer
+from deitctl.paths import write_json
 
 HEAD = "avg-logits"  # what DeiTForImageClassificationWithTeacher answers with
 PROCESSOR = "preprocessor_config.json"

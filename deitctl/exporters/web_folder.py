@@ -12,9 +12,9 @@ from deitctl.exporters import onnx
 from deitctl.exporters.attention_network import TOKENS, AttendingClassifier
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.exporters.web_runtime import BINARY, SCRIPT, VERSION, runtime_files
-from deitctl.models.checkpoint_io import write_bytes
 from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.models.vit import VisionTransformer
+from deitctl.paths import write_bytes
 
 MODEL, ABOUT = "model.onnx", "model.json"
 PAGE = (

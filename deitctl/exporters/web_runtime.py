@@ -9,12 +9,10 @@ import os
 import tarfile
 from pathlib import Path
 
-from deitctl.cache import cache_root
 from deitctl.errors import DataError, ExportError
 from deitctl.events import Reporter
 from deitctl.inference.download import fetch
-from deitctl.models.checkpoint_io import write_bytes
-from deitctl.paths import read_regular
+from deitctl.paths import cache_root, read_regular, write_bytes
 
 VERSION = "1.30.0"
 ARCHIVE = f"onnxruntime-web-{VERSION}.tgz"

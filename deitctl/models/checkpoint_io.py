@@ -2,173 +2,46 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
-import tempfile
-import threading
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deitctl.errors import DeitctlError, ModelError
+from deitctl.errors import ModelError
 from deitctl.models.model_config import ModelConfig, from_timm_config, to_timm_config
-from deitctl.paths import read_json
+from deitctl.paths import DiskError, atomic_path, read_json, write_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-OUTPUT = "--output (or $DEITCTL_CACHE)"  # what names most of what is written
-OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 MAX_HEADER = 16 * 2**20
 """Bytes of a safetensors header; one of a model with a thousand tensors has a hundred thousand."""
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; raise `DiskError` if it cannot be."""
-    with whole_file(path) as file:
-        file.write(data)
-
-
-@contextmanager
-def whole_file(path: Path, option: str = OUTPUT) -> Iterator[BinaryIO]:
-    """Open a file to write: a sibling temporary one, flushed and renamed at the end, so that it is never seen half written.
-
-    What goes wrong in the block is raised as it is, unless it is the disk's.
-
-    Args:
-        path: what the file is to be called; one that is there is replaced.
-        option: what the user names it with, for the message.
-
-    Raises:
-        DiskError: the disk is full, or the folder may not be written.
-    """
-    in_block = False
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                in_block = True
-                yield file
-                in_block = False
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        if in_block and not (isinstance(error, OSError) and error.errno in OF_A_DISK):
-            raise
-        raise cannot_write(
-            path, error if isinstance(error, OSError) else OSError(str(error)), option
-        ) from error
-
-
-def require_writable(path: Path, option: str, *, folder: bool = False) -> None:
-    """Raise `DiskError` unless a file, or with `folder` files in it, can be written: to be asked before the work.
-
-    Args:
-        path: what is to be written.
-        option: what the user names it with.
-        folder: whether it is a folder, which is made.
-    """
-    try:
-        below = path if folder else path.parent
-        below.mkdir(parents=True, exist_ok=True)
-        if not folder and path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        tempfile.TemporaryFile(dir=below).close()
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise DiskError(
-            f"Cannot write {path}: {why}.",
-            f"Name another {'folder' if folder else 'file'} with {option}.",
-        ) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the disk remember which files a folder holds, so that a power failure cannot undo a rename."""
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-class DiskError(DeitctlError):
-    """A disk is full, or a folder may not be written."""
-
-
-def cannot_write(path: Path, error: OSError, option: str = OUTPUT) -> DiskError:
-    """Return the one line for a disk that is full or a folder that may not be written."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space" in str(error)
-    return DiskError(
-        f"Cannot write {path}: {error.strerror or error}.",
-        f"{'Free some space, or name' if full else 'Name'} another {option}.",
-    )
-
-
-_asking = threading.Lock()
-
-
-def _umask() -> int:
-    with (
-        _asking
-    ):  # asking sets it for a moment, which another thread that saves would take for the truth
-        mask = os.umask(0)
-        os.umask(mask)
-    return mask
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON for people: indented, whole or not at all; a file name that is no text is written in escapes."""
-    try:
-        text = json.dumps(value, indent=2, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        text = json.dumps(value, indent=2).encode()
-    write_bytes(path, text + b"\n")
 
 
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors as safetensors, whole or not at all; anything on an accelerator is copied first."""
+    """Write tensors as safetensors, atomically; tensors on an accelerator are copied to the host first."""
     plain = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
         try:
             save_file(plain, temporary, metadata={"format": "pt", **(metadata or {})})
             if metadata:
                 _sort_metadata(temporary)
-            os.chmod(temporary, 0o666 & ~_umask())
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except (OSError, SafetensorError) as error:
-        raise cannot_write(
-            path, error if isinstance(error, OSError) else OSError(str(error))
-        ) from error
+        except (OSError, SafetensorError) as error:
+            os_error = error if isinstance(error, OSError) else OSError(str(error))
+            raise DiskError.from_os_error(path, os_error) from error
 
 
 def _sort_metadata(path: Path) -> None:
-    """Put the words of a safetensors file into order, which the library writes in any: the same content, the same bytes."""
+    """Sort a safetensors file's metadata, which the library writes in random order: equal content, equal bytes."""
     with path.open("rb+") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -267,7 +140,8 @@ def _require_plain(state: Mapping[str, Tensor], path: Path) -> None:
             )
         if value.numel() * value.element_size() > room or (0 in value.shape and value.ndim > 1):
             raise ModelError(
-                f"{path} is not a readable checkpoint: {name[:80]!r} is said to be {tuple(value.shape)}, which is not there."
+                f"{path} is not a readable checkpoint: "
+                f"{name[:80]!r} claims shape {tuple(value.shape)}, which the file does not hold."
             )
 
 

@@ -21,8 +21,8 @@ from deitctl.data.readers.pack import SUFFIX, PackSource, is_pack, open_pack, wr
 from deitctl.data.string_array import StringArray
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter, SilentReporter, track
-from deitctl.models.checkpoint_io import require_writable, whole_file
 from deitctl.packing.encode import Form, Kept, digest_of, keep_all
+from deitctl.paths import open_atomic, require_writable
 
 EXAMPLES = 20
 """Differences that are told one by one."""
@@ -132,7 +132,7 @@ def pack(
     tally = _Tally()
     count = sum(len(s.labels) for s in sources.values())
     images = keep_all([*sources.values()], Form(max_size, raw), workers)
-    with whole_file(path, "OUT") as file, closing(images) as kept:
+    with open_atomic(path, "OUT") as file, closing(images) as kept:
         size = write_pack(file, parts, tally.passing(track(kept, reporter, "pack", count)))
     return PackResult(
         path=path,

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from deitctl.models.checkpoint_io import cannot_write
+from deitctl.paths import DiskError
 
 
 def new_figure(width: float, height: float, title: str) -> Any:
@@ -39,4 +39,4 @@ def save(figure: Any, path: Path) -> None:
         os.chmod(name, 0o644)
         os.replace(name, path)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise DiskError.from_os_error(path, error) from error

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from deitctl.models.checkpoint_io import write_bytes
+from deitctl.paths import write_bytes
 from deitctl.report.contents import (
     HEAD_NAMES,
     OUTSIDE,

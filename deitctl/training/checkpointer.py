@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from deitctl.errors import ConfigError, DeitctlError
-from deitctl.models.checkpoint_io import cannot_write
+from deitctl.paths import DiskError
 from deitctl.training.state import Snapshot, TrainState
 
 LARGEST_SHARE = 0.01
@@ -83,7 +83,7 @@ class AsyncCheckpointer:
                 with self.log.open("rb+") as file:
                     os.fsync(file.fileno())
         except OSError as error:
-            raise cannot_write(self.log, error) from error
+            raise DiskError.from_os_error(self.log, error) from error
 
     def finish(self) -> None:
         """Wait for the write under way; raise what went wrong in it."""

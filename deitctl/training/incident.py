@@ -12,8 +12,7 @@ from typing import Any
 
 from deitctl.data.samplers import SampleKey
 from deitctl.errors import ConfigError
-from deitctl.models.checkpoint_io import write_json
-from deitctl.paths import read_json
+from deitctl.paths import read_json, write_json
 from deitctl.training.monitor import Incident
 from deitctl.training.run_dir import Run
 
@@ -101,6 +100,6 @@ def ways_on(incident: Incident, run: Run, precision: str, lr: float) -> str:
         )
     if incident.kind == "jump":
         ways.append(
-            f"If it is as it should be: `deitctl train --resume {run.quoted} --set loss_jump=0`."
+            f"If it is as it should be: `deitctl train --resume {run.quoted} --set loss_spike_factor=0`."
         )
     return " ".join(ways)

@@ -16,14 +16,14 @@ from deitctl.data.dataset import Source
 from deitctl.data.open import open_for_training
 from deitctl.device import Device, choose_device
 from deitctl.distillation.preflight import DistillationTeacher
-from deitctl.distributed import World, is_distributed, joined, launch_id
+from deitctl.distributed import World, is_distributed, launch_id, process_group
 from deitctl.errors import ConfigError, DeitctlError, Interrupted, Signalled
 from deitctl.events import Reporter, SilentReporter
 from deitctl.lock import locked
-from deitctl.models.checkpoint_io import cannot_write, write_bytes
 from deitctl.models.factory import LoadedModel, build_model
 from deitctl.models.layers import early_size
 from deitctl.models.vit import VisionTransformer
+from deitctl.paths import DiskError, write_bytes
 from deitctl.training.configure import check
 from deitctl.training.result import TrainResult
 from deitctl.training.run_dir import Run, new_run_folder
@@ -49,9 +49,9 @@ def run_training(
     """
     check(config)
     device = choose_device(config.device, config.precision)
-    with joined(device.torch_device) as world:
-        root = Path(world.broadcast_object(config.output or str(new_run_folder(_stem(config)))))
-        config = replace(config, output=str(root))
+    with process_group(device.torch_device) as world:
+        root = Path(world.broadcast_object(config.output_dir or str(new_run_folder(_stem(config)))))
+        config = replace(config, output_dir=str(root))
         return _train(
             root, config, sources, reporter or SilentReporter(), device, world, fresh=True
         )
@@ -77,9 +77,9 @@ def resume(
     require_same(root, config, changes)
     config = override(config, {k: v for k, v in changes.items() if k in MACHINE_SETTINGS})
     device = choose_device(config.device, config.precision)
-    with joined(device.torch_device) as world:
+    with process_group(device.torch_device) as world:
         return _train(
-            root, replace(config, output=str(root)), sources, reporter, device, world, fresh=False
+            root, replace(config, output_dir=str(root)), sources, reporter, device, world, fresh=False
         )
 
 
@@ -107,7 +107,7 @@ def find_unfinished(
     Raises:
         ConfigError: the output folder holds a run of another configuration.
     """
-    roots = [Path(config.output)] if config.output else sorted(Path("runs").glob("*"), key=_age)
+    roots = [Path(config.output_dir)] if config.output_dir else sorted(Path("runs").glob("*"), key=_age)
     for root in roots:
         run = Run(root)
         if not run.config_file.is_file():
@@ -123,12 +123,12 @@ def find_unfinished(
         batch_size = theirs.recipe.batch_size if any_batch else config.recipe.batch_size
         wanted = replace(config, recipe=replace(config.recipe, batch_size=batch_size))
         changed, finished = differences(theirs, wanted), run.result() is not None
-        if changed and config.output:
+        if changed and config.output_dir:
             raise ConfigError(
                 f"{root} holds a run of another configuration: {'; '.join(changed)}.",
                 "Name another --output, or leave out what differs.",
             )
-        if not changed and (not finished or (config.output and not launch)):
+        if not changed and (not finished or (config.output_dir and not launch)):
             return root  # a finished one is scored again, so that the same line of a job script ends well twice
         if not finished and (theirs.model, theirs.data) == (config.model, config.data):
             reporter.note(
@@ -164,7 +164,7 @@ def start_or_resume(
     launch = launch_id() if is_distributed() else ""
     if auto or launch:
         device = choose_device(config.device, config.precision)
-        with joined(device.torch_device) as world:  # all must come to the same folder
+        with process_group(device.torch_device) as world:  # all must come to the same folder
             found = None
             if world.is_main:
                 found = find_unfinished(
@@ -173,7 +173,7 @@ def start_or_resume(
             root = world.broadcast_object(found)
             if root is not None:
                 machine = {
-                    name: getattr(config, name) for name in MACHINE_SETTINGS if name != "output"
+                    name: getattr(config, name) for name in MACHINE_SETTINGS if name != "output_dir"
                 }
                 return resume(root, given=machine, sources=sources, reporter=reporter)
             if auto:
@@ -186,9 +186,9 @@ def start_or_resume(
 
 def train_or_find(config: TrainConfig, sources: tuple[Source, Source], reporter: Reporter) -> None:
     """Train a model into the folder its configuration names, or go on with it there, or leave it if it is finished."""
-    root = Path(config.output)
+    root = Path(config.output_dir)
     device = choose_device(config.device, config.precision)
-    with joined(device.torch_device) as world:
+    with process_group(device.torch_device) as world:
         begun, finished = world.broadcast_object(
             (Run(root).config_file.is_file(), Run(root).result() is not None)
         )
@@ -253,7 +253,7 @@ def _only_writer(run: Run) -> Iterator[None]:
         try:
             stack.enter_context(locked(run.lock_file, what=str(run.root)))
         except OSError as error:
-            raise cannot_write(run.root, error) from error
+            raise DiskError.from_os_error(run.root, error) from error
         yield
 
 
@@ -302,7 +302,7 @@ def loaders_may_die(hint: str) -> Iterator[None]:
 def build_student(config: TrainConfig, train: Source, reporter: Reporter) -> LoadedModel:
     """Build the model that a configuration trains: initialized by its seed, or from the weights it names."""
     recipe = config.recipe
-    distilled = None if config.distill is None else config.distill.token
+    distilled = None if config.distill is None else config.distill.dist_token
     with rng.scope(config.seed, "init"):
         student = build_model(
             config.model,

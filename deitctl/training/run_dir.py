@@ -11,8 +11,8 @@ from typing import Any
 
 from deitctl.config import TrainConfig, from_dict, read_toml, write_toml
 from deitctl.errors import ConfigError, DeitctlError
-from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, cannot_write, write_bytes
-from deitctl.paths import read_json
+from deitctl.models.checkpoint_io import CONFIG, WEIGHTS
+from deitctl.paths import DiskError, read_json, write_bytes
 
 
 class Run:
@@ -80,7 +80,7 @@ class Run:
             with self.metrics_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise cannot_write(self.metrics_file, error) from error
+            raise DiskError.from_os_error(self.metrics_file, error) from error
 
     def log_size(self) -> int:
         """Return the length of metrics.jsonl in bytes, to be kept with the state."""

@@ -18,14 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from deitctl.errors import ModelError
-from deitctl.models.checkpoint_io import (
-    cannot_write,
-    load_tensors,
-    save_tensors,
-    sync_folder,
-    write_json,
-)
-from deitctl.paths import read_json
+from deitctl.models.checkpoint_io import load_tensors, save_tensors
+from deitctl.paths import DiskError, read_json, sync_folder, write_json
 from deitctl.training.ema import ExponentialMovingAverage
 
 LARGEST_RECORD = 1 << 30
@@ -97,7 +91,7 @@ class Snapshot:
             sync_folder(folder.parent)
             shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
-            raise cannot_write(folder, error) from error
+            raise DiskError.from_os_error(folder, error) from error
 
 
 @dataclass

@@ -19,14 +19,7 @@ from deitctl.errors import ConfigError, DataError, DeitctlError, Signalled
 from deitctl.evaluation.evaluate import evaluate
 from deitctl.evaluation.result import Evaluation
 from deitctl.events import Reporter
-from deitctl.models.checkpoint_io import (
-    WEIGHTS,
-    DiskError,
-    file_metadata,
-    load_tensors,
-    save_model,
-    write_json,
-)
+from deitctl.models.checkpoint_io import WEIGHTS, file_metadata, load_tensors, save_model
 from deitctl.models.factory import LoadedModel
 from deitctl.models.layers import (
     early_size,
@@ -37,6 +30,7 @@ from deitctl.models.layers import (
     shipping_config,
 )
 from deitctl.models.model_config import ModelConfig
+from deitctl.paths import DiskError, write_json
 from deitctl.report.figures import draw_curves
 from deitctl.training.checkpointer import AsyncCheckpointer
 from deitctl.training.ema import ExponentialMovingAverage
@@ -88,7 +82,7 @@ class Trainer:
         self.card: ModelConfig = shipping_config(student.model, student.card)
         self.workers = device.loader_workers(config.workers)
         device.tune_malloc()
-        model = device.place(student.model)
+        model = device.to_device(student.model)
         world.broadcast_module_(model)
         num_images = len(train.labels)
         # a set smaller than a batch is one batch, and its size is what the learning rate is for
@@ -99,7 +93,7 @@ class Trainer:
                 "Raise --batch-size, or start fewer.",
             )
         steps = steps_per_epoch(num_images, recipe.batch_size)
-        if recipe.trainable == "head":
+        if recipe.freeze == "backbone":
             freeze_body(model)
         ema = None
         if recipe.ema_decay:
@@ -111,7 +105,7 @@ class Trainer:
         )
         progress = Progress(
             num_images=num_images,
-            micro_batch=_even(config.micro_batch),
+            micro_batch=_even(config.micro_batch_size),
             views_version=VIEWS_VERSION,
         )
         self.state = TrainState(model, optimizer, device.grad_scaler(), ema, progress)
@@ -127,7 +121,7 @@ class Trainer:
             teacher=tutor.network() if tutor is not None and not tutor.looks_at_views else None,
             world=world,
             stop_on_bad_image=config.on_bad_image == "stop",
-            images_at_a_time=device.images_at_a_time(largest_block(model, device.dtype)),
+            preferred_micro_batch_size=device.preferred_micro_batch_size(largest_block(model, device.dtype)),
         )
         if config.compile:
             device.compile(model)
@@ -144,7 +138,7 @@ class Trainer:
         )
         self.clock = Stopwatch()
         self.watch = LossMonitor(
-            len(train.class_names), self.state.scaler.is_enabled(), config.loss_jump
+            len(train.class_names), self.state.scaler.is_enabled(), config.loss_spike_factor
         )
         self.saver = AsyncCheckpointer(run.state, run.metrics_file, config.save_every)
         self.loaded_step = 0
@@ -161,7 +155,7 @@ class Trainer:
                     "Start a new run on the new data.",
                 )
         progress = self.state.progress
-        seen = self.world.gather((progress.step, progress.epoch))
+        seen = self.world.all_gather_object((progress.step, progress.epoch))
         if len(set(seen)) > 1:
             raise DeitctlError(
                 f"The processes see different states of {self.run.root}, of steps {sorted({s for s, _ in seen})}.",
@@ -175,12 +169,12 @@ class Trainer:
             progress.views_version = VIEWS_VERSION
         self.loaded_step = progress.step
         self.run.cut_log(progress.log_size)
-        if self.config.micro_batch:
-            progress.micro_batch = _even(self.config.micro_batch)
+        if self.config.micro_batch_size:
+            progress.micro_batch = _even(self.config.micro_batch_size)
         self._take_up_best()
         self.watch.usual, self.watch.seen = progress.usual_loss, progress.steps_watched
         self.clock = Stopwatch(progress.seconds)
-        self.world.wait()
+        self.world.barrier()
 
     def _take_up_best(self) -> None:
         """Go by the weights that are there, which may have been kept after the state was saved."""
@@ -332,7 +326,7 @@ class Trainer:
     def _went_wrong(self, wrong: TrainingDiverged) -> DeitctlError:
         """Write the record of a step that went wrong; the state on the disk is the last good one."""
         incident, run = wrong.incident, self.run.root
-        keys = [key for keys in self.world.gather(incident.keys) for key in keys]
+        keys = [key for keys in self.world.all_gather_object(incident.keys) for key in keys]
         back = "No state was saved before it."
         record = run / "incidents"
         if self.world.is_main:
@@ -360,12 +354,12 @@ class Trainer:
             self.plan.recipe.batch_size,
             seed=seed,
             epochs=recipe.epochs,
-            repeats=augment.repeats,
+            repeats=augment.repeated_aug,
             first_step=self.state.progress.step,
         )
         plan = ViewPlan(
             seed,
-            repeats=augment.repeats,
+            repeats=augment.repeated_aug,
             early_epochs=recipe.early_epochs,
             early_size=self.early_size,
         )
@@ -386,7 +380,7 @@ class Trainer:
             workers=self.workers,
             pin_memory=self.device.pins_memory,
             plan=plan,
-            share=self.world.share(self.plan.recipe.batch_size),
+            share=self.world.shard(self.plan.recipe.batch_size),
         )
 
     def _dismiss_teacher(self, stop: Stop) -> None:
@@ -395,9 +389,9 @@ class Trainer:
         if tutor is None or listener is None or listener.cache is None:
             return
         views, batch_size = tutor.total_views, self.plan.recipe.batch_size
-        shown = self.state.progress.epoch * self.config.recipe.augment.repeats
+        shown = self.state.progress.epoch * self.config.recipe.augment.repeated_aug
         over = shown >= views and listener.cache.count_missing(views) <= views * batch_size
-        if not any(self.world.gather(tutor.is_loaded)) or not all(self.world.gather(over)):
+        if not any(self.world.all_gather_object(tutor.is_loaded)) or not all(self.world.all_gather_object(over)):
             return
         listener.fill(
             self.train_source,
@@ -478,7 +472,7 @@ class Trainer:
 
     def finish(self) -> TrainResult:
         """Score the saved weights once more in fp32, draw the curves, report."""
-        self.world.wait()  # until the main process has written them
+        self.world.barrier()  # until the main process has written them
         self.state.model.load_state_dict(load_tensors(self.run.root / "model.safetensors"))
         self.state.ema = None
         shipped = self._evaluate(
@@ -517,7 +511,7 @@ class Trainer:
         )
         if self.world.is_main:
             write_json(self.run.result_file, result.to_dict())
-        self.world.wait()
+        self.world.barrier()
         return result
 
 

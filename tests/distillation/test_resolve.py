@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from deitctl.cache import cache_root
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import Source
 from deitctl.data.fingerprint import data_fingerprint
@@ -21,6 +20,7 @@ from deitctl.events import SilentReporter
 from deitctl.lock import locked
 from deitctl.models.checkpoint_io import load_tensors
 from deitctl.models.factory import load_model
+from deitctl.paths import cache_root
 from deitctl.training.launch import train_or_find
 
 Make = Callable[..., TrainConfig]
@@ -67,7 +67,7 @@ def test_the_head_of_any_family_is_fitted_and_nothing_else_moves(
     architecture: str, distilled: Make, little: Pair, imagenet_teacher: Callable[..., Path]
 ) -> None:
     folder = imagenet_teacher(architecture)
-    found = find(distilled("run", teacher=str(folder), adapt="head"), little)
+    found = find(distilled("run", teacher=str(folder), finetune_teacher="head"), little)
     assert (found.adapted, found.match.kind, found.loaded.card.num_classes) == ("head", "same", 10)
     before, after = (
         load_tensors(folder / "model.safetensors"),
@@ -83,7 +83,7 @@ def test_all_of_a_teacher_is_fitted_with_full(
     distilled: Make, little: Pair, imagenet_teacher: Callable[..., Path]
 ) -> None:
     folder = imagenet_teacher()
-    found = find(distilled("run", teacher=str(folder), adapt="full"), little)
+    found = find(distilled("run", teacher=str(folder), finetune_teacher="full"), little)
     before, after = (
         load_tensors(folder / "model.safetensors"),
         load_tensors(Path(found.folder) / "model.safetensors"),
@@ -114,7 +114,7 @@ def test_auto_leaves_a_teacher_alone_that_knows_the_classes(distilled: Make, lit
 def test_adaptation_that_is_asked_for_is_done_though_the_classes_match(
     distilled: Make, little: Pair
 ) -> None:
-    assert find(distilled("run", adapt="head"), little).adapted == "head"
+    assert find(distilled("run", finetune_teacher="head"), little).adapted == "head"
 
 
 def test_none_refuses_a_teacher_of_other_classes(
@@ -123,13 +123,13 @@ def test_none_refuses_a_teacher_of_other_classes(
     with pytest.raises(
         TeacherError, match=r"does not know all of the data's 10 classes.*--adapt auto"
     ):
-        find(distilled("run", teacher=str(imagenet_teacher()), adapt="none"), little)
+        find(distilled("run", teacher=str(imagenet_teacher()), finetune_teacher="none"), little)
 
 
 def test_a_fitted_teacher_is_found_again_and_another_is_not(
     distilled: Make, little: Pair, imagenet_teacher: Callable[..., Path], reporter: SilentReporter
 ) -> None:
-    config = distilled("run", teacher=str(imagenet_teacher()), adapt="head")
+    config = distilled("run", teacher=str(imagenet_teacher()), finetune_teacher="head")
     first = find(config, little)
     stamp = (Path(first.folder) / "model.safetensors").stat().st_mtime_ns
     again = find(config, little, reporter)
@@ -137,7 +137,7 @@ def test_a_fitted_teacher_is_found_again_and_another_is_not(
     assert Path(first.folder).is_relative_to(cache_root())
     assert (Path(again.folder) / "model.safetensors").stat().st_mtime_ns == stamp
     assert any("Found finished" in note for note in reporter.notes)  # type: ignore[attr-defined]
-    other = find(distilled("run2", teacher=str(imagenet_teacher(seed=1)), adapt="head"), little)
+    other = find(distilled("run2", teacher=str(imagenet_teacher(seed=1)), finetune_teacher="head"), little)
     assert other.folder != first.folder
 
 

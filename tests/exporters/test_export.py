@@ -16,7 +16,7 @@ from deitctl.exporters import FORMATS, Format
 from deitctl.exporters.export import export
 from deitctl.exporters.golden import GOLDEN, golden_sample
 from deitctl.exporters.quantize import PRECISIONS
-from deitctl.models.checkpoint_io import write_bytes
+from deitctl.paths import write_bytes
 
 
 @pytest.fixture
@@ -364,7 +364,7 @@ def test_wrong_models_and_images_are_errors_of_their_kind(model, tmp_path):
         export(str(model), to="torch", verify_with=str(tmp_path / "absent"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.unprivileged
 def test_a_folder_that_may_not_be_written_is_one_line(model, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(DeitctlError, match="Cannot write"):

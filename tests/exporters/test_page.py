@@ -16,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-from deitctl.cache import CACHE_VARIABLE, cache_root
 from deitctl.data.decode import read_image
 from deitctl.data.eval_transform import eval_transform
 from deitctl.data.mixup import normalize
@@ -28,6 +27,7 @@ from deitctl.exporters.compare_outputs import reference
 from deitctl.exporters.network import ExportedClassifier, describe
 from deitctl.exporters.web_folder import FILES, export_web
 from deitctl.models.factory import LoadedModel
+from deitctl.paths import CACHE_VARIABLE, cache_root
 
 _spec = importlib.util.spec_from_file_location(
     "chromium", Path(__file__).parents[1] / "chromium.py"

@@ -7,7 +7,6 @@ import tarfile
 
 import pytest
 
-from deitctl.cache import cache_root
 from deitctl.errors import DataError, ExportError
 from deitctl.exporters import web_runtime
 from deitctl.exporters.web_runtime import (
@@ -19,6 +18,7 @@ from deitctl.exporters.web_runtime import (
     provide,
     runtime_files,
 )
+from deitctl.paths import cache_root
 
 
 def sha512(data: bytes) -> str:

@@ -16,7 +16,7 @@ from deitctl.cli.console import error_line, json_text, print_line, print_table, 
 from deitctl.cli.progress import LineReporter, make_reporter
 from deitctl.errors import DeitctlError
 from deitctl.inference.predict import Guess, Prediction
-from deitctl.models.checkpoint_io import write_json
+from deitctl.paths import write_json
 
 EVIL = (
     "a\x1b]0;pwned\x07\x1b[2J\x9b31m\r\nerror: \u202egnp.exe\u2066\u200f[red]b[/red]\udcff\x00\x7f"

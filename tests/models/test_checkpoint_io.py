@@ -24,11 +24,10 @@ from deitctl.models.checkpoint_io import (
     save_model,
     save_tensors,
     tensor_shapes,
-    write_bytes,
-    write_json,
 )
 from deitctl.models.layers import layer_names
 from deitctl.models.model_config import ModelConfig
+from deitctl.paths import write_bytes, write_json
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from deitctl.models.checkpoint_io import DiskError
+from deitctl.paths import DiskError
 from deitctl.report import html
 from deitctl.report.contents import Contents, Data
 from deitctl.report.html import page, payload, write_report
