@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
@@ -39,6 +39,42 @@ settings.register_profile(
     "deitctl", deadline=None, max_examples=30, derandomize=True, database=None
 )
 settings.load_profile("deitctl")
+
+
+ELSEWHERE = ("CUDA", "MPS", "Windows", "macOS", "SIGUSR1")
+"""Words in the reasons of skips that no installation can do anything about."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """File permissions do not hold for root: CI runs these tests as another user, in a run of their own."""
+    if os.name == "posix" and os.geteuid() == 0:
+        dropped = [item for item in items if item.get_closest_marker("unprivileged")]
+        items[:] = [item for item in items if item not in dropped]
+        config.hook.pytest_deselected(items=dropped)
+
+
+def fail_if_incomplete(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip into a failure where the environment promises every optional part."""
+    reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+    if report.skipped and not any(word in reason for word in ELSEWHERE):
+        report.outcome = "failed"
+        report.longrepr = f"skipped although DEITCTL_TESTS_COMPLETE is set: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if os.environ.get("DEITCTL_TESTS_COMPLETE") and not hasattr(report, "wasxfail"):
+        fail_if_incomplete(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if os.environ.get("DEITCTL_TESTS_COMPLETE"):
+        fail_if_incomplete(report)
+    return report
 
 
 class Recorder(SilentReporter):
@@ -192,11 +228,11 @@ def little_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         augment = replace(
             DIGITS.augment,
             rand_augment="rand-m9-mstd0.5-inc1",
-            erase_prob=0.5,
+            random_erase_prob=0.5,
             mixup=0.8,
             cutmix=1.0,
-            repeats=2,
-            on_top=(6.0, 0.06, 0.05),
+            repeated_aug=2,
+            student_affine=(6.0, 0.06, 0.05),
         )
         recipe = replace(
             DIGITS, img_size=32, epochs=3, batch_size=16, drop_path_rate=0.2, augment=augment
@@ -207,7 +243,7 @@ def little_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
             recipe=recipe,
             precision="fp32",
             workers=0,
-            output=str(tmp_path / output),
+            output_dir=str(tmp_path / output),
         )
         return replace(config, **changes)  # type: ignore[arg-type]
 
@@ -225,7 +261,7 @@ def taught_once(tmp_path_factory: pytest.TempPathFactory, little: tuple[Source, 
         recipe=recipe,
         precision="fp32",
         workers=0,
-        output=str(root),
+        output_dir=str(root),
     )
     return run_training(config, sources=little).run
 
@@ -267,11 +303,11 @@ def distilled(
             "alpha": 0.5,
             "tau": 3.0,
             "reduction": "batchmean",
-            "token": True,
-            "teacher_sees": "view",
+            "dist_token": True,
+            "teacher_input": "unmixed",
             "views": 2,
-            "topk": 4,
-            "force": True,
+            "logits_topk": 4,
+            "allow_weak_teacher": True,
         }
         return little_config(output, distill=DistillConfig(**{**values, **changes}))  # type: ignore[arg-type]
 

@@ -216,7 +216,7 @@ def test_a_change_during_the_scan_is_noticed(root, reporter, scans, monkeypatch)
     assert scans() == 2
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root enters everything")
+@pytest.mark.unprivileged
 def test_a_folder_that_may_not_be_entered_makes_no_index(root, reporter):
     (root / "ant").chmod(0)
     time.sleep(REST)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tarfile
 
@@ -158,7 +157,7 @@ def test_missing_folder_and_other_files_are_said(tmp_path, reporter):
         open_data(str(tmp_path / "data.zip"), reporter)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.unprivileged
 def test_a_folder_that_may_not_be_read_is_said(image_folder, reporter):
     root = image_folder({"cat": 1})
     root.chmod(0)

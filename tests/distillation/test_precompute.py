@@ -59,7 +59,7 @@ def test_training_from_the_cache_equals_training_with_the_live_teacher(
     mode: str, teacher_img_size: int, distilled: Make, little: Pair
 ) -> None:
     said = {"mode": mode, "teacher_img_size": teacher_img_size}
-    live = run_training(distilled("live", cache="off", **said), sources=little).run
+    live = run_training(distilled("live", teacher_cache="off", **said), sources=little).run
     filling = run_training(distilled("filling", **said), sources=little).run
     reading = run_training(distilled("reading", **said), sources=little).run
     assert last_weights(live) == last_weights(filling) == last_weights(reading)
@@ -70,9 +70,9 @@ def test_the_second_student_never_asks(distilled: Make, little: Pair, looks: lis
     assert (taught.asked, taught.num_images, taught.views, taught.bytes) == (120, 60, 2, 240)
     assert 120 <= sum(looks) <= WITH_BLACK
     looks.clear()
-    config = distilled("b", token=False)
+    config = distilled("b", dist_token=False)
     other = with_recipe(
-        config, batch_size=10, img_size=48, augment=replace(config.recipe.augment, repeats=1)
+        config, batch_size=10, img_size=48, augment=replace(config.recipe.augment, repeated_aug=1)
     )
     run_training(replace(other, seed=5, workers=2), sources=little)
     assert looks == []
@@ -84,7 +84,7 @@ def test_a_run_asks_about_each_view_once_and_lets_the_teacher_go(
 ) -> None:
     """Epochs of 48 of 60 images leave words over, which are asked for before the teacher goes."""
     config = distilled("run")
-    config = with_recipe(config, epochs=5, augment=replace(config.recipe.augment, repeats=1))
+    config = with_recipe(config, epochs=5, augment=replace(config.recipe.augment, repeated_aug=1))
     run_training(config, sources=little, reporter=reporter)
     assert 120 <= sum(looks) <= WITH_BLACK
     assert any("has said all" in note for note in reporter.notes)  # type: ignore[attr-defined]
@@ -93,30 +93,30 @@ def test_a_run_asks_about_each_view_once_and_lets_the_teacher_go(
 def test_without_a_cache_the_teacher_is_asked_every_time(
     distilled: Make, little: Pair, looks: list[int]
 ) -> None:
-    run_training(distilled("run", cache="off"), sources=little)
+    run_training(distilled("run", teacher_cache="off"), sources=little)
     assert sum(looks) == 3 * 48
 
 
 def test_a_mixed_teacher_looks_at_mixed_images_every_step(
     distilled: Make, little: Pair, looks: list[int]
 ) -> None:
-    config = distilled("run", teacher_sees="mixed", views=0)
+    config = distilled("run", teacher_input="mixed", views=0)
     result = run_training(config, sources=little)
     assert looks == []  # it looks at the student's tensor, not at views
     assert result.teacher is not None
-    assert not (Path(config.output).parent / "cache" / "words").exists()
+    assert not (Path(config.output_dir).parent / "cache" / "words").exists()
 
 
 def test_new_views_every_epoch_are_kept_too(
     distilled: Make, little: Pair, looks: list[int]
 ) -> None:
     config = distilled("a", views=0)
-    config = with_recipe(config, epochs=2, augment=replace(config.recipe.augment, repeats=1))
+    config = with_recipe(config, epochs=2, augment=replace(config.recipe.augment, repeated_aug=1))
     run_training(config, sources=little)
     assert 120 <= sum(looks) <= WITH_BLACK
     looks.clear()
     run_training(
-        replace(config, output=str(Path(config.output).with_name("b")), seed=3), sources=little
+        replace(config, output_dir=str(Path(config.output_dir).with_name("b")), seed=3), sources=little
     )
     assert looks == []
 
@@ -127,23 +127,23 @@ def test_a_distilled_run_that_was_stopped_ends_as_if_it_had_not(
     from tests.training.test_launch import StopsAt  # type: ignore[import-not-found]
 
     whole = run_training(distilled("whole"), sources=little).run
-    config = distilled("stopped", cache=str(whole / "words"))
+    config = distilled("stopped", teacher_cache=str(whole / "words"))
     with pytest.raises(Exception, match="Interrupted"):
         run_training(config, sources=little, reporter=StopsAt("epoch 2/3"))
-    assert last_weights(resume(Path(config.output), sources=little).run) == last_weights(whole)
+    assert last_weights(resume(Path(config.output_dir), sources=little).run) == last_weights(whole)
 
 
 def test_more_views_keep_what_was_said_about_fewer(
     distilled: Make, little: Pair, tmp_path: Path
 ) -> None:
     words = str(tmp_path / "words")
-    assert teach(distilled("a", views=1, cache=words), little).asked == 60
-    assert teach(distilled("a", views=3, cache=words), little).asked == 120
-    assert teach(distilled("a", views=2, cache=words), little).asked == 0
+    assert teach(distilled("a", views=1, teacher_cache=words), little).asked == 60
+    assert teach(distilled("a", views=3, teacher_cache=words), little).asked == 120
+    assert teach(distilled("a", views=2, teacher_cache=words), little).asked == 0
 
 
 def test_verify_finds_what_was_changed(distilled: Make, little: Pair, tmp_path: Path) -> None:
-    config = distilled("a", cache=str(tmp_path / "words"))
+    config = distilled("a", teacher_cache=str(tmp_path / "words"))
     with pytest.raises(TeacherError, match="no words yet"):
         verify(config, little)
     result = teach(config, little)
@@ -156,7 +156,7 @@ def test_verify_finds_what_was_changed(distilled: Make, little: Pair, tmp_path: 
         verify(config, little)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+@pytest.mark.unprivileged
 def test_a_whole_cache_may_be_somebody_elses(distilled: Make, little: Pair) -> None:
     taught = teach(distilled("a"), little)
     for file in taught.cache.iterdir():
@@ -200,7 +200,7 @@ def test_unreadable_images_are_named(
 
 def test_teaching_without_a_cache_is_refused(distilled: Make, little: Pair) -> None:
     with pytest.raises(ConfigError, match="nothing to teach"):
-        teach(distilled("a", cache="off"), little)
+        teach(distilled("a", teacher_cache="off"), little)
 
 
 def test_teaching_survives_a_kill(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_whole_words_serve_where_the_teacher_is_not(
     distilled: Make, little: Pair, tmp_path: Path, digits_teacher: Path, reporter: SilentReporter
 ) -> None:
     """Words that were copied to another machine, or whose teacher is gone; what they lack needs it all the same."""
-    said = {"cache": str(tmp_path / "words")}
+    said = {"teacher_cache": str(tmp_path / "words")}
     teach(distilled("a", **said), little)
     digits_teacher.rename(tmp_path / "gone")
     run_training(with_recipe(distilled("b", **said), epochs=1), sources=little, reporter=reporter)
