@@ -48,9 +48,9 @@ COMMON = (
     "--set",
     "drop_path_rate=0.1",
     "--set",
-    "augment.repeats=2",
+    "augment.repeated_aug=2",
     "--set",
-    "augment.erase_prob=0.25",
+    "augment.random_erase_prob=0.25",
 )
 CACHED = ("--views", "2")
 LIVE = ("--teacher-cache", "off", "--views", "0")

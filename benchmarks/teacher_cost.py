@@ -40,7 +40,7 @@ def speed_of(folder: Path, batch_size: int) -> float:
     """Measure images a second of a teacher alone, as a training asks it."""
     device = choose_device("auto", "auto")
     model, card = timm_models.load_folder(folder)
-    teacher = Teacher(device.place(model), card, tuple(range(1000)), card.preprocessing)
+    teacher = Teacher(device.to_device(model), card, tuple(range(1000)), card.preprocessing)
     size = card.preprocessing.img_size
     pixels = torch.zeros(batch_size, 3, size, size, dtype=torch.uint8)
     with device.autocast():
@@ -73,7 +73,7 @@ def main() -> None:
             said = Teaching(
                 teacher=str(teacher),
                 views=options.views,
-                sees="view",
+                sees="unmixed",
                 cache=f"{folder}/words",
                 force=True,
                 adapt="none",
@@ -90,7 +90,7 @@ def main() -> None:
             looked[:] = [0]
             start = time.monotonic()
             result = run_training(
-                replace(config, output=f"{folder}/{turn[:5]}"), sources=(sources[0], sources[1])
+                replace(config, output_dir=f"{folder}/{turn[:5]}"), sources=(sources[0], sources[1])
             )
             log = [
                 json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()

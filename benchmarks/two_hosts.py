@@ -40,7 +40,7 @@ TRAIN = (
     "--set",
     "augment.mixup=0.8",
     "--set",
-    "augment.repeats=2",
+    "augment.repeated_aug=2",
     "--quiet",
 )
 FILES = (

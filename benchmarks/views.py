@@ -47,14 +47,14 @@ def run(job: tuple[argparse.Namespace, tuple[str, int, bool], int]) -> dict[str,
     from deitctl.training.launch import run_training
 
     torch.set_num_threads(1)
-    options, (mix, views, on_top), seed = job
+    options, (mix, views, student_affine), seed = job
     live = views < 0
-    changes = [f"augment.on_top={options.on_top if on_top else '0,0,0'}"]
+    changes = [f"augment.student_affine={options.student_affine if student_affine else '0,0,0'}"]
     if mix in MIXES:
         changes += [
             f"augment.mixup={MIXES[mix][0]}",
             f"augment.cutmix={MIXES[mix][1]}",
-            "augment.mix_prob=1",
+            "augment.mixup_prob=1",
         ]
     request = Request(
         data=options.data,
@@ -64,7 +64,7 @@ def run(job: tuple[argparse.Namespace, tuple[str, int, bool], int]) -> dict[str,
         teaching=Teaching(
             teacher=options.teacher,
             img_size=options.teacher_img_size,
-            sees="mixed" if live else "view",
+            sees="mixed" if live else "unmixed",
             views=0 if live else views,
         ),
         given={
@@ -78,13 +78,13 @@ def run(job: tuple[argparse.Namespace, tuple[str, int, bool], int]) -> dict[str,
     config, *sources = configure(request, SilentReporter())
     with tempfile.TemporaryDirectory() as folder:
         result = run_training(
-            replace(config, output=f"{folder}/run"), sources=(sources[0], sources[1])
+            replace(config, output_dir=f"{folder}/run"), sources=(sources[0], sources[1])
         )
     last = result.last
     return {
         "mix": mix,
         "views": "live" if live else views or "all",
-        "on_top": on_top,
+        "student_affine": student_affine,
         "seed": seed,
         "epochs": options.epochs,
         "top1": result.shipped.top1,
@@ -101,15 +101,15 @@ def table(path: Path) -> None:
     rows: dict[tuple[str, str, bool], list[dict[str, float]]] = {}
     for line in path.read_text().splitlines():
         record = json.loads(line)
-        rows.setdefault((record["mix"], str(record["views"]), record["on_top"]), []).append(record)
+        rows.setdefault((record["mix"], str(record["views"]), record["student_affine"]), []).append(record)
     print(
         "| mixing | views | on top | best top-1, % | last epoch's loss | runs |\n|---|---|---|---|---|---|"
     )
-    for (mix, views, on_top), records in rows.items():
+    for (mix, views, student_affine), records in rows.items():
         top1, loss = [r["top1"] for r in records], [r["val_loss"] for r in records]
         spread = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
         print(
-            f"| {mix} | {views} | {'yes' if on_top else 'no'} | {statistics.fmean(top1):.2f}{spread} "
+            f"| {mix} | {views} | {'yes' if student_affine else 'no'} | {statistics.fmean(top1):.2f}{spread} "
             f"| {statistics.fmean(loss):.3f} | {len(records)} |"
         )
 
@@ -137,7 +137,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.table:
         lines = options.out.read_text().splitlines() if options.out.exists() else []
-        done = {(r["mix"], str(r["views"]), r["on_top"], r["seed"]) for r in map(json.loads, lines)}
+        done = {(r["mix"], str(r["views"]), r["student_affine"], r["seed"]) for r in map(json.loads, lines)}
         names = {-1: "live", 0: "all"}
         jobs = [
             (options, row, seed)

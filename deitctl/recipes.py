@@ -9,6 +9,7 @@ from typing import NamedTuple
 from deitctl.config import (
     AugmentConfig,
     OptimConfig,
+    ProgressiveResize,
     Recipe,
     from_dict,
     override,
@@ -31,17 +32,17 @@ PAPER = Recipe(
         hflip=0.5,
         rand_augment="rand-m9-mstd0.5-inc1",  # DeiT Table 9 (9/0.5), spelled as in deit/main.py --aa
         color_jitter=0.3,  # deit/main.py --color-jitter; unused with RandAugment
-        erase_prob=0.25,  # DeiT Table 9
+        random_erase_prob=0.25,  # DeiT Table 9
         mixup=0.8,  # DeiT Table 9
         cutmix=1.0,  # DeiT Table 9
-        mix_prob=1.0,  # deit/main.py --mixup-prob
-        switch_prob=0.5,  # deit/main.py --mixup-switch-prob
-        repeats=3,  # DeiT Table 9 ("repeated aug"), 3 in deit/samplers.py
-        on_top=(5.0, 0.1, 0.05),  # ours, for --views; the paper has none
+        mixup_prob=1.0,  # deit/main.py --mixup-prob
+        mixup_switch_prob=0.5,  # deit/main.py --mixup-switch-prob
+        repeated_aug=3,  # DeiT Table 9 ("repeated aug"), 3 in deit/samplers.py
+        student_affine=(5.0, 0.1, 0.05),  # ours, for --views; the paper has none
     ),
     optim=OptimConfig(
         lr=5e-4,  # DeiT Table 9: 0.0005 x batch size / 512
-        lr_batch=512,
+        lr_base_size=512,
         min_lr=1e-5,  # deit/main.py --min-lr
         warmup_lr=1e-6,  # deit/main.py --warmup-lr
         warmup_epochs=5,  # DeiT Table 9
@@ -73,7 +74,7 @@ FINETUNE = Recipe(  # one's own images, from published weights; own values, see 
     batch_size=64,
     smoothing=0.1,
     drop_path_rate=0.0,  # DeiT's authors leave it out for transfer (issue 45 of their repository)
-    keep_batch_stats=True,  # convnets whose batch norms were folded into their weights know nothing under a batch's own
+    freeze_bn_stats=True,  # convnets whose batch norms were folded into their weights know nothing under a batch's own
     ema_decay=0.999,
     augment=AugmentConfig(
         crop_scale=(
@@ -82,10 +83,10 @@ FINETUNE = Recipe(  # one's own images, from published weights; own values, see 
         ),  # milder than for ImageNet: little data, and the weights know the world already
         hflip=0.5,
         color_jitter=0.3,
-        on_top=(5.0, 0.1, 0.05),
+        student_affine=(5.0, 0.1, 0.05),
     ),
     optim=OptimConfig(
-        lr=4e-4, lr_batch=512, min_lr=1e-6, warmup_lr=1e-6, warmup_epochs=1, weight_decay=0.05
+        lr=4e-4, lr_base_size=512, min_lr=1e-6, warmup_lr=1e-6, warmup_epochs=1, weight_decay=0.05
     ),
 )
 
@@ -93,9 +94,9 @@ PROBE = replace(  # a linear probe: the classifier alone learns, on features as 
     FINETUNE,
     name="probe",
     ema_decay=0.0,
-    trainable="head",
+    freeze="backbone",
     optim=OptimConfig(
-        lr=3e-2, lr_batch=512, min_lr=0.0, warmup_lr=1e-6, warmup_epochs=1, weight_decay=0.0
+        lr=3e-2, lr_base_size=512, min_lr=0.0, warmup_lr=1e-6, warmup_epochs=1, weight_decay=0.0
     ),
 )
 
@@ -112,15 +113,15 @@ SMALL = Recipe(  # from scratch on little data; own values
         crop_scale=(0.25, 1.0),
         hflip=0.5,
         rand_augment="rand-m7-mstd0.5-inc1",
-        erase_prob=0.1,
+        random_erase_prob=0.1,
         mixup=0.2,
         cutmix=0.5,
-        mix_prob=0.5,
-        on_top=(5.0, 0.1, 0.05),
+        mixup_prob=0.5,
+        student_affine=(5.0, 0.1, 0.05),
     ),
     optim=OptimConfig(
         lr=4e-3,
-        lr_batch=512,
+        lr_base_size=512,
         min_lr=1e-5,
         warmup_lr=1e-6,
         warmup_epochs=5,
@@ -159,7 +160,9 @@ def fast(recipe: Recipe) -> Recipe:
     ours in one run, positions being resized on the way. The share is ours; docs/recipes.md has what finetune-fast gives.
     """
     return replace(
-        recipe, name=f"{recipe.name}-fast", early_scale=4 / 7, early_share=0.7
+        recipe,
+        name=f"{recipe.name}-fast",
+        progressive_resize=ProgressiveResize(scale=4 / 7, fraction=0.7),
     )  # 128 of 224 pixels
 
 

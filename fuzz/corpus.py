@@ -62,10 +62,10 @@ def configs() -> list[bytes]:
         alpha=0.5,
         tau=3.0,
         reduction="batchmean",
-        token=True,
-        teacher_sees="view",
+        dist_token=True,
+        teacher_input="unmixed",
         views=2,
-        topk=4,
+        logits_topk=4,
     )
     lines = b"epochs=3\noptim.lr=1e-3\naugment.crop_scale=(0.5, 1)\ndistill.tau=2\npretrained=no\ntrainable=head"
     return [

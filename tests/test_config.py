@@ -32,10 +32,10 @@ TEACHER = DistillConfig(
     alpha=0.5,
     tau=1.0,
     reduction="batchmean",
-    token=True,
-    teacher_sees="view",
+    dist_token=True,
+    teacher_input="unmixed",
     views=8,
-    topk=100,
+    logits_topk=100,
 )
 CONFIG = TrainConfig(model="deit_tiny", data="digits", recipe=RECIPES["paper"], distill=TEACHER)
 FINITE = st.floats(-1e6, 1e6)
@@ -61,7 +61,7 @@ def test_any_values_survive_toml(name, lr, scale, seed, flag):
         "recipe.optim.lr": lr,
         "recipe.augment.crop_scale": scale,
         "seed": seed,
-        "distill.token": flag,
+        "distill.dist_token": flag,
     }
     config = override(CONFIG, changes)
     assert config.recipe.augment.crop_scale == scale
@@ -79,14 +79,14 @@ def test_any_values_survive_toml(name, lr, scale, seed, flag):
         ("recipe.augment.crop_scale", "(0.5, 1.0)", (0.5, 1.0)),
         ("recipe.augment.affine", "[1, 2, 3]", (1.0, 2.0, 3.0)),
         ("recipe.augment.rand_augment", "", ""),
-        ("recipe.trainable", "head", "head"),
-        ("recipe.augment.on_top", "5,0.1,0.05", (5.0, 0.1, 0.05)),
+        ("recipe.freeze", "backbone", "backbone"),
+        ("recipe.augment.student_affine", "5,0.1,0.05", (5.0, 0.1, 0.05)),
         ("distill.mode", "soft", "soft"),
-        ("distill.adapt", "full", "full"),
-        ("distill.teacher_sees", "mixed", "mixed"),
+        ("distill.finetune_teacher", "full", "full"),
+        ("distill.teacher_input", "mixed", "mixed"),
         ("distill.views", "0", 0),
-        ("distill.cache", "off", "off"),
-        ("distill.force", "true", True),
+        ("distill.teacher_cache", "off", "off"),
+        ("distill.allow_weak_teacher", "true", True),
         ("recipe.epochs", 3.0, 3),
     ],
 )
@@ -112,10 +112,10 @@ def test_texts_become_the_fields_type(key, text, value):
         ("distill.mode", "medium"),
         ("recipe.augment.crop_scale", 3),
         ("recipe.optim.lr", None),
-        ("recipe.trainable", "body"),
-        ("recipe.augment.on_top", "5"),
-        ("distill.adapt", "some"),
-        ("distill.teacher_sees", "all"),
+        ("recipe.freeze", "body"),
+        ("recipe.augment.student_affine", "5"),
+        ("distill.finetune_teacher", "some"),
+        ("distill.teacher_input", "all"),
         ("distill.views", "few"),
     ],
 )
@@ -243,13 +243,13 @@ def test_every_setting_is_the_machines_or_makes_a_difference():
         "seed": 3,
         "split_seed": 3,
         "workers": 3,
-        "micro_batch": 4,
+        "micro_batch_size": 4,
         "save_every": "7",
-        "loss_jump": 0,
+        "loss_spike_factor": 0,
         "on_bad_image": "stop",
         "device": "cpu",
         "precision": "bf16",
-        "output": "o",
+        "output_dir": "o",
         "compile": True,
     }
     plain = {name for name in setting_names(TrainConfig) if "." not in name}

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from deitctl.config import ProgressiveResize
 from deitctl.errors import ConfigError
 from deitctl.recipes import (
     DISTILL_DEFAULTS,
@@ -27,7 +28,13 @@ def test_paper_is_table_9():
         0.1,
         0.1,
     )
-    assert (optim.lr, optim.lr_batch, optim.weight_decay, optim.warmup_epochs, optim.clip_grad) == (
+    assert (
+        optim.lr,
+        optim.lr_base_size,
+        optim.weight_decay,
+        optim.warmup_epochs,
+        optim.clip_grad,
+    ) == (
         5e-4,
         512,
         0.05,
@@ -40,7 +47,12 @@ def test_paper_is_table_9():
         0.8,
         1.0,
     )
-    assert (augment.erase_prob, augment.repeats, augment.mix_prob, augment.switch_prob) == (
+    assert (
+        augment.random_erase_prob,
+        augment.repeated_aug,
+        augment.mixup_prob,
+        augment.mixup_switch_prob,
+    ) == (
         0.25,
         3,
         1.0,
@@ -121,11 +133,23 @@ def test_recipes_are_described_flat():
 
 def test_a_fast_recipe_changes_the_resolution_of_its_first_epochs_alone():
     quick = RECIPES["finetune-fast"]
-    assert replace(quick, name="finetune", early_scale=1.0, early_share=0.0) == RECIPES["finetune"]
+    assert (
+        replace(
+            quick, name="finetune", progressive_resize=ProgressiveResize(scale=1.0, fraction=0.0)
+        )
+        == RECIPES["finetune"]
+    )
     assert (quick.epochs, quick.early_epochs) == (10, 7)
 
 
 def test_the_last_epoch_is_never_an_early_one():
     assert replace(RECIPES["finetune-fast"], epochs=1).early_epochs == 0
-    assert replace(RECIPES["finetune-fast"], epochs=4, early_share=1.0).early_epochs == 3
+    assert (
+        replace(
+            RECIPES["finetune-fast"],
+            epochs=4,
+            progressive_resize=ProgressiveResize(scale=4 / 7, fraction=1.0),
+        ).early_epochs
+        == 3
+    )
     assert RECIPES["finetune"].early_epochs == 0

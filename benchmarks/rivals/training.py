@@ -46,7 +46,7 @@ PAPER = (  # of deit/main.py, in train.py's words; what it repeats of an image i
         "0.99996",
     ),
 )
-OUR_PAPER = ("--recipe", "paper", "--set", "augment.repeats=1", "--set", "optim.warmup_epochs=1")
+OUR_PAPER = ("--recipe", "paper", "--set", "augment.repeated_aug=1", "--set", "optim.warmup_epochs=1")
 
 FINETUNE = (  # deitctl's recipe of that name; by step and with a warmed-up average, where train.py gains by it
     *(

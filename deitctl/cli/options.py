@@ -286,7 +286,7 @@ def training_settings(
         "device": device,
         "precision": precision,
         "save_every": save_every,
-        "micro_batch": micro_batch,
+        "micro_batch_size": micro_batch,
         "on_bad_image": on_bad_image,
         "compile": compiled,
     }

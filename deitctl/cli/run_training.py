@@ -46,7 +46,7 @@ def run(
     import typer
 
     with without_garbage():
-        from deitctl.distributed import main_process
+        from deitctl.distributed import is_main_process
         from deitctl.profiling.batch_size import with_chosen_batch
         from deitctl.training.configure import Request, configure, parse_change
         from deitctl.training.launch import resume as resume_run
@@ -83,7 +83,7 @@ def run(
             }
             _require_unsaid({**contradicting, **(said_of_the_teacher or {})}, config)
             resolved = from_dict(TrainConfig, read_toml(config), str(config))
-            resolved = replace(resolved, output=str(output) if output else "")
+            resolved = replace(resolved, output_dir=str(output) if output else "")
             resolved = override(resolved, {k: v for k, v in given.items() if v is not None})
             resolved = override(resolved, dict(parse_change(c) for c in changes))
         else:
@@ -114,7 +114,7 @@ def run(
             reporter=reporter,
             choose=choose if choose_batch else None,
         )
-    if main_process():
+    if is_main_process():
         _print_result(result, shape)
     raise typer.Exit(left_out_code(len(result.bad_images)))
 

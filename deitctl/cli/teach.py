@@ -58,7 +58,7 @@ def teach(
     from deitctl.cli.run_training import FORMATS
     from deitctl.distillation.precompute import teach as run
     from deitctl.distillation.precompute import verify as run_verify
-    from deitctl.distributed import is_distributed, main_process
+    from deitctl.distributed import is_distributed, is_main_process
     from deitctl.errors import ConfigError
     from deitctl.training.configure import Request, Teaching, configure
 
@@ -73,7 +73,7 @@ def teach(
         tau=tau,
         adapt=adapt or "",
         img_size=teacher_img_size,
-        sees="view",
+        sees="unmixed",
         views=views,
         view_seed=view_seed,
         topk=words_topk,
@@ -110,7 +110,7 @@ def teach(
                 done.unreadable,
             )
     exit_code = left_out_code(len(unreadable))
-    if not main_process():
+    if not is_main_process():
         raise typer.Exit(exit_code)
     for name in unreadable:
         reporter.warn(f"no words: {name} cannot be read.")

@@ -88,9 +88,9 @@ class Mix:
 def sample_mixup(config: AugmentConfig, img_size: int, seed: int, step: int) -> Mix | None:
     """Draw how the whole batch of a step is mixed (timm's and DeiT's `batch` mode), None for not at all."""
     draw = rng.generator(seed, "mix", step)
-    if not (config.mixup or config.cutmix) or draw.random() >= config.mix_prob:
+    if not (config.mixup or config.cutmix) or draw.random() >= config.mixup_prob:
         return None
-    cut = bool(config.cutmix) and (not config.mixup or draw.random() < config.switch_prob)
+    cut = bool(config.cutmix) and (not config.mixup or draw.random() < config.mixup_switch_prob)
     strength = config.cutmix if cut else config.mixup
     share = float(draw.beta(strength, strength))
     return rand_bbox(img_size, share, draw) if cut else Mix(share, None)

@@ -25,8 +25,8 @@ def student_affine(
     The movement is a function of `(seed, key)`, so it is new in every epoch though the view is not. What comes in from
     outside the image repeats its edge.
     """
-    degrees, scaling, shift = config.on_top
-    if not any(config.on_top):
+    degrees, scaling, shift = config.student_affine
+    if not any(config.student_affine):
         return images
     rows = []
     for key in keys:

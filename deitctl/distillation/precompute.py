@@ -17,7 +17,7 @@ from deitctl.data.samplers import SampleKey
 from deitctl.device import choose_device
 from deitctl.distillation.preflight import NO_CACHE, DistillationTeacher, Preflight
 from deitctl.distillation.target_cache import TargetCache
-from deitctl.distributed import SINGLE_PROCESS, World, joined
+from deitctl.distributed import SINGLE_PROCESS, World, process_group
 from deitctl.errors import ConfigError, Interrupted, Signalled, TeacherError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.models.model_config import Preprocessing
@@ -101,7 +101,7 @@ def teach(
     """
     reporter, start = reporter or SilentReporter(), time.monotonic()
     check(config)
-    with joined(choose_device(config.device, config.precision).torch_device) as world:
+    with process_group(choose_device(config.device, config.precision).torch_device) as world:
         tutor, cache = _open(config, sources, reporter, world)
         try:
             with loaders_may_die("Teach again with fewer: --workers 0"):
@@ -209,8 +209,8 @@ def _open(
 ) -> tuple[DistillationTeacher, TargetCache]:
     if (
         config.distill is None
-        or config.distill.teacher_sees != "view"
-        or config.distill.cache == NO_CACHE
+        or config.distill.teacher_input != "unmixed"
+        or config.distill.teacher_cache == NO_CACHE
     ):
         raise ConfigError(
             "Without a cache there is nothing to teach.", "Leave --teacher-cache off out."

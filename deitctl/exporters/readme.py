@@ -160,7 +160,7 @@ def _recipe(history: History) -> str:
         places = {
             k: _name(str(v)) for k, v in distill.items() if k in ("teacher", "teacher_weights")
         }
-        shown["distill"] = {k: v for k, v in {**distill, **places}.items() if k != "cache"}
+        shown["distill"] = {k: v for k, v in {**distill, **places}.items() if k != "teacher_cache"}
     lists = re.compile(r"\[\n\s+([^\[\]]*?),\n\]")  # tomli-w gives each number a line
     toml = lists.sub(
         lambda found: f"[{' '.join(found[1].split())}]", tomli_w.dumps(shown).replace("```", "")

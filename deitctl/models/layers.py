@@ -74,10 +74,10 @@ def early_size(model: nn.Module, card: ModelConfig, recipe: Recipe) -> int:
     if not isinstance(model, VisionTransformer) and layer_names(model)["fixed_input_size"]:
         raise ConfigError(
             "This model takes images of one size only, so no early epochs of smaller ones.",
-            "Leave out the recipe's early_scale: --set early_share=0",
+            "Leave out the recipe's progressive_resize: --set progressive_resize.scale=1",
         )
     step = model.arch.patch_size if isinstance(model, VisionTransformer) else CONVNET_STEP
-    return min(size, max(step, round(recipe.early_scale * size / step) * step))
+    return min(size, max(step, round(recipe.progressive_resize.scale * size / step) * step))
 
 
 def has_few_patches(model: nn.Module, size: int) -> bool:

@@ -289,7 +289,7 @@ def _describe(job: TrialRun, opened: Opened, why: str, ceilings: PeakThroughput)
         "workers": job.workers,
         "model": config.model,
         "teacher": config.distill.teacher if config.distill is not None else None,
-        "teacher_sees": config.distill.teacher_sees if config.distill is not None else None,
+        "teacher_input": config.distill.teacher_input if config.distill is not None else None,
         "recipe": config.recipe.name,
         "epochs": config.recipe.epochs,
         "img_size": job.img_size,

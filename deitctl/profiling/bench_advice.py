@@ -95,12 +95,12 @@ def expected_of(
 
 def epochs_with_teacher(job: TrialRun) -> int | None:
     """Return after how many epochs a teacher has seen all its views, None where there is no end to them, or no teacher."""
-    distill, repeats = job.config.distill, job.config.recipe.augment.repeats
+    distill, repeats = job.config.distill, job.config.recipe.augment.repeated_aug
     if (
         distill is None
-        or distill.teacher_sees != "view"
+        or distill.teacher_input != "unmixed"
         or not distill.views
-        or distill.cache == NO_CACHE
+        or distill.teacher_cache == NO_CACHE
     ):
         return None
     return math.ceil(distill.views / repeats)

@@ -66,11 +66,11 @@ def teacher_words(job: TrialRun, batch: Batch) -> Tensor | None:
     """Return the teacher's words about a batch, [B,K] on the device; None without a teacher."""
     plan, device = job.plan, job.device
     if plan.listener is not None:
-        return device.move(plan.listener.form.decode(plan.listener.ask(batch.teacher_images)))
+        return device.to_device(plan.listener.form.decode(plan.listener.ask(batch.teacher_images)))
     if plan.teacher is None or plan.distill is None:
         return None
     with device.autocast():
-        images = normalize(device.move(batch.images), plan.preprocessing)
+        images = normalize(device.to_device(batch.images), plan.preprocessing)
         return teacher_targets(plan.teacher(images), plan.distill.mode, plan.distill.tau)
 
 
@@ -79,12 +79,12 @@ def student_stages(
 ) -> Iterator[Stage]:
     """Measure the forward and the backward pass on a batch that is on the device, its teacher's words too."""
     plan, state, device, size = job.plan, job.state, job.device, len(batch.keys)
-    images = normalize(device.move(batch.images), plan.preprocessing)
-    targets = smooth_labels(device.move(batch.labels), plan.num_classes, plan.recipe.smoothing)
+    images = normalize(device.to_device(batch.images), plan.preprocessing)
+    targets = smooth_labels(device.to_device(batch.labels), plan.num_classes, plan.recipe.smoothing)
     words, keep = teacher_words(job, batch), None
     if isinstance(state.model, VisionTransformer) and state.model.training:
         keep = state.model.sample_drop_path(size, rng.torch_generator(plan.seed, "drop-path", 0))
-        keep = device.move(keep) if keep is not None else None
+        keep = device.to_device(keep) if keep is not None else None
     forward: list[float] = []
 
     def work() -> int:
@@ -154,7 +154,7 @@ def save_stage(job: TrialRun, clock: StageClock, folder: Path) -> Stage:
 def evaluation_stage(job: TrialRun, batch: Batch, clock: StageClock, limit: Limit) -> Stage:
     """Measure the answers about validation images that are on the device, in the training's precision."""
     model, size = job.state.model, min(EVAL_BATCH, len(batch.keys))
-    images = normalize(job.device.move(batch.images[:size]), job.plan.preprocessing)
+    images = normalize(job.device.to_device(batch.images[:size]), job.plan.preprocessing)
 
     @torch.no_grad()
     def work() -> int:
@@ -166,7 +166,7 @@ def evaluation_stage(job: TrialRun, batch: Batch, clock: StageClock, limit: Limi
     try:
         return clock.take("evaluation", "evaluation", work, limit=limit)
     finally:
-        set_train_mode(model, job.plan.recipe.trainable, job.plan.recipe.keep_batch_stats)
+        set_train_mode(model, job.plan.recipe.freeze, job.plan.recipe.freeze_bn_stats)
 
 
 def step_stage(job: TrialRun, batch: Batch, clock: StageClock, name: str, title: str) -> Stage:

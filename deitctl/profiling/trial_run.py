@@ -68,7 +68,7 @@ class TrialRun:
         recipe, count = self.plan.recipe, len(self.train.labels)
         size = min(batch_size or recipe.batch_size, count)
         return TrainBatches(
-            count, size, seed=self.plan.seed, epochs=10**9, repeats=recipe.augment.repeats
+            count, size, seed=self.plan.seed, epochs=10**9, repeats=recipe.augment.repeated_aug
         )
 
     def training_views(self, source: Source | None = None) -> TrainViews:
@@ -133,23 +133,23 @@ def rehearse(config: TrainConfig, sources: tuple[Source, Source], device: Device
     session = Trainer(
         Run(Path(), writes=False), alone, device, student, train, val, None, SilentReporter()
     )
-    plan, views = session.plan, ViewPlan(config.seed, repeats=recipe.augment.repeats)
+    plan, views = session.plan, ViewPlan(config.seed, repeats=recipe.augment.repeated_aug)
     if (distill := config.distill) is not None:
         teacher = untrained_teacher(config, train, plan.preprocessing, device)
         plan = replace(plan, distill=distill)
-        if distill.teacher_sees == "mixed":
+        if distill.teacher_input == "mixed":
             plan = replace(plan, teacher=teacher)
         else:
             form = TargetCodec(
-                distill.mode, plan.num_classes, distill.topk if distill.mode == "soft" else 0
+                distill.mode, plan.num_classes, distill.logits_topk if distill.mode == "soft" else 0
             )
-            repeats, size = recipe.augment.repeats, teacher.card.preprocessing.img_size
+            repeats, size = recipe.augment.repeated_aug, teacher.card.preprocessing.img_size
             listener = CachedTeacher(
                 form, distill.tau, None, lambda: teacher, device, distill.views, repeats
             )
             plan = replace(plan, listener=listener)
             views = ViewPlan(distill.view_seed, distill.views, repeats, size)
-    set_train_mode(session.state.model, recipe.trainable, recipe.keep_batch_stats)
+    set_train_mode(session.state.model, recipe.freeze, recipe.freeze_bn_stats)
     return TrialRun(config, train, val, device, session.workers, plan, session.state, views)
 
 

@@ -107,7 +107,7 @@ def configure(
         recipe=recipe,
         weights=weights,
         distill=distill_config(request.teaching, built_in, recipe) if request.teaching else None,
-        output=request.output,
+        output_dir=request.output,
     )
     config = override(config, {k: v for k, v in request.given.items() if v is not None})
     config = override(config, dict(parse_change(c) for c in request.changes))
@@ -191,7 +191,9 @@ def distill_config(said: Teaching, built_in: bool, recipe: Recipe) -> DistillCon
             f"{said.teacher} has weights of its own.",
             "Leave --teacher-weights out, or name an architecture as --teacher.",
         )
-    sees = said.sees or ("mixed" if recipe.name in MIXED_RECIPES and said.views is None else "view")
+    sees = said.sees or (
+        "mixed" if recipe.name in MIXED_RECIPES and said.views is None else "unmixed"
+    )
     config = DistillConfig(
         teacher=_whole_path(said.teacher) or (DIGITS_TEACHER if built_in else DEFAULT_TEACHER),
         teacher_weights=_whole_path(said.weights),
@@ -199,23 +201,23 @@ def distill_config(said: Teaching, built_in: bool, recipe: Recipe) -> DistillCon
         alpha=defaults.alpha if said.alpha is None else said.alpha,
         tau=defaults.tau if said.tau is None else said.tau,
         reduction="batchmean",
-        token=said.token,
+        dist_token=said.token,
         teacher_img_size=said.img_size or 0,
-        teacher_sees="view",
-        views=said.views if said.views is not None else DISTILL_VIEWS if sees == "view" else 0,
+        teacher_input="unmixed",
+        views=said.views if said.views is not None else DISTILL_VIEWS if sees == "unmixed" else 0,
         view_seed=said.view_seed or 0,
-        topk=DISTILL_TOPK if said.topk is None else said.topk,
-        cache=str(Path(said.cache).expanduser().resolve())
+        logits_topk=DISTILL_TOPK if said.topk is None else said.topk,
+        teacher_cache=str(Path(said.cache).expanduser().resolve())
         if said.cache not in ("", "off")
         else said.cache,
-        force=said.force,
+        allow_weak_teacher=said.force,
     )
     words = {
         "mode": mode,
         "reduction": said.reduction or DISTILL_REDUCTION,
-        "adapt": said.adapt or "auto",
+        "finetune_teacher": said.adapt or "auto",
     }
-    return override(config, {**words, "teacher_sees": sees})
+    return override(config, {**words, "teacher_input": sees})
 
 
 def parse_change(text: str) -> tuple[str, str]:
@@ -227,7 +229,7 @@ def parse_change(text: str) -> tuple[str, str]:
         )
     key = key.strip()
     top = key.partition(".")[0]
-    if top in ("data", "seed", "model", "weights", "output"):
+    if top in ("data", "seed", "model", "weights", "output_dir"):
         raise ConfigError(
             f"--set {key} is not for this.", f"Use the command's own argument or option for {top}."
         )
@@ -245,8 +247,8 @@ def check(config: TrainConfig) -> None:
         "epochs": 1 <= recipe.epochs <= MOST,
         "batch_size": 2 <= recipe.batch_size <= MOST,
         "img_size": 0 <= recipe.img_size <= MAX_SIZE,
-        "early_scale": 0 < recipe.early_scale <= 1,
-        "early_share": 0 <= recipe.early_share <= 1,
+        "progressive_resize.scale": 0 < recipe.progressive_resize.scale <= 1,
+        "progressive_resize.fraction": 0 <= recipe.progressive_resize.fraction <= 1,
         "smoothing": 0 <= recipe.smoothing < 1,
         "drop_path_rate": 0 <= recipe.drop_path_rate < 1,
         "ema_decay": 0 <= recipe.ema_decay < 1,
@@ -257,17 +259,17 @@ def check(config: TrainConfig) -> None:
         "optim.clip_grad": recipe.optim.clip_grad >= 0,
         "augment.affine": min(recipe.augment.affine) >= 0,
         "augment.crop_ratio": 0 < recipe.augment.crop_ratio[0] <= recipe.augment.crop_ratio[1],
-        "optim.lr_batch": recipe.optim.lr_batch > 0,
+        "optim.lr_base_size": recipe.optim.lr_base_size > 0,
         "optim.layer_decay": 0 < recipe.optim.layer_decay <= 1,
-        "augment.on_top": min(recipe.augment.on_top) >= 0,
+        "augment.student_affine": min(recipe.augment.student_affine) >= 0,
         "optim.warmup_epochs": recipe.optim.warmup_epochs >= 0,
-        "micro_batch": config.micro_batch >= 0,
-        "loss_jump": config.loss_jump >= 0,
-        "augment.repeats": 1 <= recipe.augment.repeats <= MOST,
+        "micro_batch_size": config.micro_batch_size >= 0,
+        "loss_spike_factor": config.loss_spike_factor >= 0,
+        "augment.repeated_aug": 1 <= recipe.augment.repeated_aug <= MOST,
         "augment.crop_scale": 0 < recipe.augment.crop_scale[0] <= recipe.augment.crop_scale[1] <= 1,
         **{
             f"augment.{k}": 0 <= getattr(recipe.augment, k) <= 1
-            for k in ("hflip", "erase_prob", "mix_prob", "switch_prob")
+            for k in ("hflip", "random_erase_prob", "mixup_prob", "mixup_switch_prob")
         },
         **{
             f"augment.{k}": getattr(recipe.augment, k) >= 0
@@ -280,13 +282,15 @@ def check(config: TrainConfig) -> None:
             "distill.alpha": 0 <= distill.alpha <= 1,
             "distill.tau": distill.tau > 0,
             "distill.views": 0 <= distill.views <= MOST,
-            "distill.topk": distill.topk >= 1,
+            "distill.logits_topk": distill.logits_topk >= 1,
             "distill.teacher_img_size": 0 <= distill.teacher_img_size <= MAX_SIZE,
         }
-        if distill.teacher_sees == "mixed" and (distill.views or distill.cache not in ("", "off")):
+        if distill.teacher_input == "mixed" and (
+            distill.views or distill.teacher_cache not in ("", "off")
+        ):
             raise ConfigError(
                 "A teacher that sees mixed images never sees one twice: --views and --teacher-cache are not for it.",
-                "Leave them out, or use --teacher-sees view.",
+                "Leave them out, or use --teacher-sees unmixed.",
             )
     for name, fine in rules.items():
         if not fine:

@@ -46,11 +46,11 @@ def soft_distillation(student: Tensor, word: Tensor, *, tau: float, reduction: s
         student: logits.
         word: the teacher's probabilities, already at temperature tau (see `teacher_targets`).
         tau: temperature, above 0.
-        reduction: `batchmean` sums over classes and averages over images, as Eq. 2 has it; `elementmean` divides by
+        reduction: `batchmean` sums over classes and averages over images, as Eq. 2 has it; `mean` divides by
             B * K, as the released code does (training/losses.py, `/ outputs_kd.numel()`), which is K times weaker.
     """
-    if reduction not in ("batchmean", "elementmean"):
-        raise ValueError(f"reduction is 'batchmean' or 'elementmean', not {reduction!r}")
+    if reduction not in ("batchmean", "mean"):
+        raise ValueError(f"reduction is 'batchmean' or 'mean', not {reduction!r}")
     divergence = F.kl_div(
         F.log_softmax(student.float() / tau, dim=1),
         word,

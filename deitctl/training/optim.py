@@ -55,8 +55,8 @@ def build_optimizer(
 
 
 def peak_learning_rate(config: OptimConfig, batch_size: int) -> float:
-    """lr * batch_size / lr_batch (DeiT Table 9's linear scaling)."""
-    return config.lr * batch_size / config.lr_batch
+    """lr * batch_size / lr_base_size (DeiT Table 9's linear scaling)."""
+    return config.lr * batch_size / config.lr_base_size
 
 
 def learning_rate(

@@ -23,7 +23,7 @@ def plan_training(config: TrainConfig, *, reporter: Reporter | None = None) -> d
     train, val = open_for_training(config.data, seed=config.data_seed, reporter=silent)
     device = choose_device(config.device, config.precision)
     recipe = config.recipe
-    distilled = None if config.distill is None else config.distill.token
+    distilled = None if config.distill is None else config.distill.dist_token
     student = build_model(
         config.model,
         class_names=train.class_names,
@@ -74,7 +74,7 @@ def plan_training(config: TrainConfig, *, reporter: Reporter | None = None) -> d
     if config.distill is not None:
         d = config.distill
         weight = d.alpha * d.tau**2 if d.mode == "soft" else d.alpha
-        if d.mode == "soft" and d.reduction == "elementmean":
+        if d.mode == "soft" and d.reduction == "mean":
             weight /= len(train.class_names)
         plan |= {
             "teacher": d.teacher,
@@ -92,19 +92,19 @@ def _cost_of_the_teacher(
     distill, recipe = config.distill, config.recipe
     assert distill is not None
     every_step = steps * recipe.epochs * min(recipe.batch_size, num_images)
-    if distill.teacher_sees == "mixed":
+    if distill.teacher_input == "mixed":
         return {
             "the teacher looks at": "mixed images, every step",
             "images it looks at": every_step,
         }
-    views = distill.views or recipe.epochs * recipe.augment.repeats
-    form = TargetCodec(distill.mode, classes, distill.topk)
+    views = distill.views or recipe.epochs * recipe.augment.repeated_aug
+    form = TargetCodec(distill.mode, classes, distill.logits_topk)
     return {
         "the teacher looks at": f"{distill.views} views of each image, once"
         if distill.views
         else "every new view, once",
         "images it looks at": min(num_images * views, every_step)
-        if distill.cache != "off"
+        if distill.teacher_cache != "off"
         else every_step,
         "without its words being kept": every_step,
         "words on disk, MiB": round(2 * form.width * num_images * views / 2**20, 2),

@@ -82,7 +82,7 @@ def replay(
     _, config = Run.open(root)
     machine = {
         "precision": record.get("precision", "auto"),
-        "micro_batch": record.get("micro_batch", 0),
+        "micro_batch_size": record.get("micro_batch", 0),
     }
     config = override(
         config, {k: v for k, v in (machine | dict(given or {})).items() if k in MACHINE_SETTINGS}
@@ -93,7 +93,7 @@ def replay(
     run.state = folder / "state"
     session = open_session(
         run,
-        replace(config, output=str(root)),
+        replace(config, output_dir=str(root)),
         sources,
         build_student(config, sources[0], reporter),
         device,
@@ -111,9 +111,9 @@ def _replay(session: Trainer, record: Mapping[str, Any], reporter: Reporter) -> 
             f"Step {last} cannot be taken again: the state there is of step {state.progress.step}, and the run has "
             f"{plan.recipe.epochs * plan.steps_per_epoch} steps."
         )
-    watch = LossMonitor(plan.num_classes, state.scaler.is_enabled(), session.config.loss_jump)
+    watch = LossMonitor(plan.num_classes, state.scaler.is_enabled(), session.config.loss_spike_factor)
     watch.usual, watch.seen = state.progress.usual_loss, state.progress.steps_watched
-    set_train_mode(state.model, plan.recipe.trainable, plan.recipe.keep_batch_stats)
+    set_train_mode(state.model, plan.recipe.freeze, plan.recipe.freeze_bn_stats)
     batches, steps, incident = session.batches(), [], None
     for step in track(
         range(state.progress.step, last + 1),

@@ -31,7 +31,11 @@ def warn_about_sizes(
         reporter.note(
             f"A batch is all {num_images} training images, which are fewer than {recipe.batch_size}."
         )
-    if recipe.early_share and recipe.early_scale < 1 and early_size in (0, img_size):
+    if (
+        recipe.progressive_resize.fraction
+        and recipe.progressive_resize.scale < 1
+        and early_size in (0, img_size)
+    ):
         why = "images are too small" if early_size else "the run is too short"
         reporter.note(f"No early epochs of smaller images: {why}.")
     elif early_size:

@@ -59,7 +59,7 @@ class Plan:
     """Looks at the mixed images themselves, as in the paper."""
     world: World = SINGLE_PROCESS
     stop_on_bad_image: bool = False
-    images_at_a_time: int = 0
+    preferred_micro_batch_size: int = 0
     """Images of a micro-batch that pay on the device, 0 for any; see `Device.images_at_a_time`."""
 
     @property
@@ -72,7 +72,7 @@ class Plan:
         """Whether views come again, so that the student sees them moved a little each time."""
         return (
             self.distill is not None
-            and self.distill.teacher_sees == "view"
+            and self.distill.teacher_input == "unmixed"
             and self.distill.views > 0
         )
 
@@ -138,7 +138,7 @@ def train_one_epoch(
         WentWrong: a loss that is no number, or that jumps.
         DataError: an image that cannot be read where that is to stop the run, or a batch of such images alone.
     """
-    set_train_mode(state.model, plan.recipe.trainable, plan.recipe.keep_batch_stats)
+    set_train_mode(state.model, plan.recipe.freeze, plan.recipe.freeze_bn_stats)
     watch = watch or LossMonitor(plan.num_classes, scaled=state.scaler.is_enabled())
     progress, done = state.progress, state.progress.step % plan.steps_per_epoch
     if progress.step // plan.steps_per_epoch > progress.epoch:
@@ -219,7 +219,7 @@ def gradients(
         _halve_micro_batch(plan, state, reporter)
     if any(t[2] for t in told):
         bad = {
-            name_of(index): why for errors in world.gather(batch.errors) for index, why in errors
+            name_of(index): why for errors in world.all_gather_object(batch.errors) for index, why in errors
         }
         progress.bad_images.update(bad)
         if plan.stop_on_bad_image:
@@ -264,7 +264,7 @@ def _try_gradients(plan: Plan, state: TrainState, batch: Batch) -> tuple[dict[st
 
 def at_a_time(plan: Plan, state: TrainState) -> int:
     """Return the images of a micro-batch: asked for, or forced by memory, or as pays on the device; 0 for all."""
-    return state.progress.micro_batch or plan.images_at_a_time
+    return state.progress.micro_batch or plan.preferred_micro_batch_size
 
 
 def _halve_micro_batch(plan: Plan, state: TrainState, reporter: Reporter) -> None:
@@ -301,13 +301,13 @@ def _sum_over_processes(
     if alone:
         learn = {
             n
-            for names in plan.world.gather([n for n, p in named if p.grad is not None])
+            for names in plan.world.all_gather_object([n for n, p in named if p.grad is not None])
             for n in names
         }
         for name, parameter in named:
             if name in learn and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        names = max(plan.world.gather(list(parts)), key=len)
+        names = max(plan.world.all_gather_object(list(parts)), key=len)
         for name in names:
             parts.setdefault(name, torch.zeros((), device=plan.device.torch_device))
     tensors = [p.grad for _, p in named if p.grad is not None]
@@ -330,18 +330,18 @@ def _sum_over_processes(
 def compute_loss(plan: Plan, state: TrainState, batch: Batch) -> Loss:
     """Return the mean loss of images; all randomness is a function of (seed, step), (seed, key) or an image's slot."""
     recipe, device, step = plan.recipe, plan.device, state.progress.step
-    words = None if plan.listener is None else device.move(plan.listener(batch))
-    images = normalize(device.move(batch.images), plan.preprocessing)
+    words = None if plan.listener is None else device.to_device(plan.listener(batch))
+    images = normalize(device.to_device(batch.images), plan.preprocessing)
     if plan.moves_on_top:
         images = student_affine(images, batch.keys, recipe.augment, plan.seed)
-    images = random_erase(images, batch.keys, recipe.augment.erase_prob, plan.seed)
-    targets = smooth_labels(device.move(batch.labels), plan.num_classes, recipe.smoothing)
+    images = random_erase(images, batch.keys, recipe.augment.random_erase_prob, plan.seed)
+    targets = smooth_labels(device.to_device(batch.labels), plan.num_classes, recipe.smoothing)
     mix, other = (
         sample_mixup(recipe.augment, images.shape[-1], plan.seed, step),
-        device.move(pair_indices(batch.slots)),
+        device.to_device(pair_indices(batch.slots)),
     )
     images, targets = mix_images(images, mix, other), mix_targets(targets, mix, other)
-    first = plan.world.share(recipe.batch_size).start
+    first = plan.world.shard(recipe.batch_size).start
     slots = [first + slot for slot in batch.slots]
     keep = None
     if (
@@ -350,7 +350,7 @@ def compute_loss(plan: Plan, state: TrainState, batch: Batch) -> Loss:
         keep = state.model.sample_drop_path(
             recipe.batch_size, rng.torch_generator(plan.seed, "drop-path", step)
         )
-        keep = device.move(keep[..., slots]) if keep is not None else None
+        keep = device.to_device(keep[..., slots]) if keep is not None else None
 
     seed = (plan.seed, "step", step) if slots[0] < 2 else (plan.seed, "step", step, slots[0])
     with rng.scope(*seed), device.autocast():  # timm's models draw from the global generator
@@ -372,13 +372,13 @@ def update(plan: Plan, state: TrainState, rate: float, norm: Tensor) -> None:
         state.ema.update(state.model, state.progress.step)
 
 
-def set_train_mode(model: nn.Module, trainable: str, keep_batch_stats: bool = False) -> None:
+def set_train_mode(model: nn.Module, freeze: str, freeze_bn_stats: bool = False) -> None:
     """Put what learns into train mode; the rest of a probed model keeps its batch statistics and drops nothing."""
-    model.train(trainable == "all")
-    if trainable == "head":
+    model.train(freeze == "none")
+    if freeze == "backbone":
         for name in layer_names(model)["classifier"]:
             model.get_submodule(name).train()
-    if keep_batch_stats:
+    if freeze_bn_stats:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()

@@ -77,7 +77,7 @@ def test_train_and_distill_share_their_options() -> None:
         "student",
         "teacher_weights",
         "teacher_img_size",
-        "teacher_sees",
+        "teacher_input",
         "teacher_cache",
         "adapt",
         "mode",

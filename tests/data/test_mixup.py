@@ -234,7 +234,7 @@ def test_mixing_happens_as_often_as_the_paper_says():
 
 
 def test_mix_probability_and_kinds():
-    half = [sample_mixup(mixing(mixup=0.8, mix_prob=0.5), 32, 0, s) for s in range(1000)]
+    half = [sample_mixup(mixing(mixup=0.8, mixup_prob=0.5), 32, 0, s) for s in range(1000)]
     assert 420 < sum(m is not None for m in half) < 580
     assert all(m.box is None for m in half if m)
     assert all(sample_mixup(mixing(cutmix=1.0), 32, 0, s).box is not None for s in range(50))

@@ -21,14 +21,16 @@ KEYS = [SampleKey(epoch, index, 0) for epoch in range(3) for index in range(4)]
 def moving(
     degrees: float = 0.0, scaling: float = 0.0, shift: float = 0.0, hflip: float = 0.0
 ) -> AugmentConfig:
-    return AugmentConfig(crop_scale=(1.0, 1.0), hflip=hflip, on_top=(degrees, scaling, shift))
+    return AugmentConfig(
+        crop_scale=(1.0, 1.0), hflip=hflip, student_affine=(degrees, scaling, shift)
+    )
 
 
 def draws(
     key: SampleKey, config: AugmentConfig, seed: int
 ) -> tuple[float, float, float, float, bool]:
     """Angle in radians, scale, shift in shares of the side, flip: in the order in which they are drawn."""
-    draw, (degrees, scaling, shift) = rng.generator(seed, "on top", *key), config.on_top
+    draw, (degrees, scaling, shift) = rng.generator(seed, "on top", *key), config.student_affine
     angle = math.radians(draw.uniform(-degrees, degrees))
     scale = 1 / (1 + draw.uniform(-scaling, scaling))
     dx, dy = (draw.uniform(-2 * shift, 2 * shift, 2) / 2).tolist()
@@ -135,7 +137,7 @@ def test_the_image_that_comes_in_is_untouched(noise):
     assert torch.equal(images, noise(2, 3, 8, 8))
 
 
-@pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if any(r.augment.on_top)])
+@pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if any(r.augment.student_affine)])
 def test_every_recipe_that_moves_moves_a_little(name, noise):
     """Of a smooth image most stays: what a teacher said of the view still fits."""
     augment = RECIPES[name].augment
@@ -143,7 +145,10 @@ def test_every_recipe_that_moves_moves_a_little(name, noise):
         len(KEYS), -1, -1, -1
     )
     moved = student_affine(
-        image, KEYS, AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, on_top=augment.on_top), 0
+        image,
+        KEYS,
+        AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, student_affine=augment.student_affine),
+        0,
     )
     near = [
         float(torch.corrcoef(torch.stack([m.ravel(), i.ravel()]))[0, 1])

@@ -118,7 +118,7 @@ def test_variants_configure_what_their_names_say(request_: Request) -> None:
     for name, variant in VARIANTS.items():
         config, _ = module._configure(request_, variant, SilentReporter())
         d = config.distill
-        settings[name] = None if d is None else (d.mode, d.token, d.alpha, d.tau)
+        settings[name] = None if d is None else (d.mode, d.dist_token, d.alpha, d.tau)
     assert settings == {
         "none": None,
         "soft": ("soft", False, 0.1, 3.0),

@@ -144,7 +144,7 @@ def test_the_bar_is_clearly_above_chance(
     source = Subset(
         little[1], np.zeros(len(labels), dtype=np.int64), labels, tuple(map(str, range(classes)))
     )
-    config = distilled("run", force=False).distill
+    config = distilled("run", allow_weak_teacher=False).distill
     record = Preflight(
         name="t",
         top1=recall,
@@ -166,7 +166,7 @@ def test_the_bar_is_clearly_above_chance(
     else:
         with pytest.raises(TeacherError, match=r"near chance.*--force-teacher"):
             preflight._require_knowledge(config, record, source)
-        preflight._require_knowledge(replace(config, force=True), record, source)
+        preflight._require_knowledge(replace(config, allow_weak_teacher=True), record, source)
 
 
 def test_always_naming_the_largest_class_is_chance(distilled: Make, little: Pair) -> None:
@@ -190,7 +190,7 @@ def test_always_naming_the_largest_class_is_chance(distilled: Make, little: Pair
         answers=(),
     )
     with pytest.raises(TeacherError, match=r"mean over classes 50\.0 %"):
-        preflight._require_knowledge(distilled("run", force=False).distill, record, source)
+        preflight._require_knowledge(distilled("run", allow_weak_teacher=False).distill, record, source)
 
 
 def test_a_second_run_remembers_the_check_and_never_loads_the_teacher(
@@ -222,7 +222,7 @@ def test_a_second_run_remembers_the_check_and_never_loads_the_teacher(
 def test_a_record_that_nobody_wrote_is_made_anew(
     changes: dict[str, object], distilled: Make, little: Pair, tmp_path: Path
 ) -> None:
-    config = _change(distilled("run"), cache=str(tmp_path / "words"))
+    config = _change(distilled("run"), teacher_cache=str(tmp_path / "words"))
     known = tutor(config, little).preflight
     path = tmp_path / "words" / "teacher.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -247,9 +247,9 @@ def test_a_remembered_teacher_near_chance_is_still_refused(
     card = json.loads((folder / "config.json").read_text())
     names = card["label_names"][:10]
     pair = (renamed(little[0], names), renamed(little[1], names))
-    teach(distilled("a", teacher=str(folder), force=True), pair)
+    teach(distilled("a", teacher=str(folder), allow_weak_teacher=True), pair)
     with pytest.raises(TeacherError, match="near chance"):
-        tutor(distilled("b", teacher=str(folder), force=False), pair)
+        tutor(distilled("b", teacher=str(folder), allow_weak_teacher=False), pair)
 
 
 def _other_weights(teacher: str) -> None:
@@ -275,7 +275,7 @@ STALE: dict[str, tuple[Callable[[TrainConfig], TrainConfig], str]] = {
         lambda c: _change(c, teacher_img_size=64),
         r'teacher\'s input size was "its own", is 64',
     ),
-    "adaptation": (lambda c: _change(c, adapt="head"), r'adaptation was "auto", is "head"'),
+    "adaptation": (lambda c: _change(c, finetune_teacher="head"), r'adaptation was "auto", is "head"'),
     "view seed": (lambda c: _change(c, view_seed=1), "view seed was 0, is 1"),
     "mode": (lambda c: _change(c, mode="soft"), 'mode was "hard", is "soft"'),
     "crop": (
@@ -293,7 +293,7 @@ STALE: dict[str, tuple[Callable[[TrainConfig], TrainConfig], str]] = {
 def test_a_stale_cache_is_refused_with_the_reason(
     what: str, distilled: Make, little: Pair, tmp_path: Path
 ) -> None:
-    config = _change(distilled("run"), cache=str(tmp_path / "words"))
+    config = _change(distilled("run"), teacher_cache=str(tmp_path / "words"))
     teach(config, little)
     change, reason = STALE[what]
     with pytest.raises(TeacherError, match=rf"stale.*{reason}"):
@@ -301,11 +301,11 @@ def test_a_stale_cache_is_refused_with_the_reason(
     assert tutor(config, little).cache is not None  # and it is still good for what it is of
 
 
-@pytest.mark.parametrize("setting", ["tau", "topk"])
+@pytest.mark.parametrize("setting", ["tau", "logits_topk"])
 def test_a_stale_soft_cache_is_refused_with_the_reason(
     setting: str, distilled: Make, little: Pair, tmp_path: Path
 ) -> None:
-    config = _change(distilled("run", mode="soft"), cache=str(tmp_path / "words"))
+    config = _change(distilled("run", mode="soft"), teacher_cache=str(tmp_path / "words"))
     teach(config, little)
     with pytest.raises(TeacherError, match=f"{setting} was"):
         tutor(_change(config, **{setting: 2}), little)
@@ -314,7 +314,7 @@ def test_a_stale_soft_cache_is_refused_with_the_reason(
 def test_words_of_other_weights_are_refused(
     distilled: Make, little: Pair, tmp_path: Path, digits_teacher: Path
 ) -> None:
-    config = _change(distilled("run"), cache=str(tmp_path / "words"))
+    config = _change(distilled("run"), teacher_cache=str(tmp_path / "words"))
     teach(config, little)
     _other_weights(str(digits_teacher))
     with pytest.raises(TeacherError, match="stale: teacher was"):
@@ -324,7 +324,7 @@ def test_words_of_other_weights_are_refused(
 def test_words_about_other_images_are_refused(
     distilled: Make, little: Pair, tmp_path: Path
 ) -> None:
-    config = _change(distilled("run"), cache=str(tmp_path / "words"))
+    config = _change(distilled("run"), teacher_cache=str(tmp_path / "words"))
     teach(config, little)
     order = np.arange(len(little[0].labels))
     order[:2] = 1, 0  # the same images in another order
@@ -340,7 +340,7 @@ def test_a_named_teacher_is_known_by_the_weights_that_its_name_finds(
     deit: Callable[..., torch.nn.Module],
 ) -> None:
     """`$DEITCTL_WEIGHTS` points somewhere else, and the same name is another teacher."""
-    config = distilled("run", teacher="deit_tiny", adapt="none", cache=str(tmp_path / "words"))
+    config = distilled("run", teacher="deit_tiny", finetune_teacher="none", teacher_cache=str(tmp_path / "words"))
     names = imagenet_classes()[0][:10]
     pair = (renamed(little[0], list(names)), renamed(little[1], list(names)))
     for seed in (0, 1):
@@ -360,7 +360,7 @@ def test_a_named_teacher_is_known_by_the_weights_that_its_name_finds(
 def test_words_said_in_another_precision_are_refused(
     distilled: Make, little: Pair, tmp_path: Path
 ) -> None:
-    config = _change(distilled("run"), cache=str(tmp_path / "words"))
+    config = _change(distilled("run"), teacher_cache=str(tmp_path / "words"))
     teach(config, little)
     with pytest.raises(TeacherError, match='arithmetic was "fp32, batch norms folded", is "bf16,'):
         teach(replace(config, precision="bf16"), little)
@@ -369,7 +369,7 @@ def test_words_said_in_another_precision_are_refused(
 def test_words_of_another_version_of_the_views_are_refused(
     distilled: Make, little: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = _change(distilled("run"), cache=str(tmp_path / "words"))
+    config = _change(distilled("run"), teacher_cache=str(tmp_path / "words"))
     teach(config, little)
     now = preflight.VIEWS_VERSION
     monkeypatch.setattr(preflight, "VIEWS_VERSION", now + 1)
@@ -382,7 +382,7 @@ def test_what_is_no_part_of_a_view_leaves_the_cache_fresh(distilled: Make, littl
     teach(config, little)
     recipe = config.recipe
     augment = replace(
-        recipe.augment, mixup=0.0, cutmix=0.0, erase_prob=0.0, on_top=(1.0, 0.0, 0.0), repeats=1
+        recipe.augment, mixup=0.0, cutmix=0.0, random_erase_prob=0.0, student_affine=(1.0, 0.0, 0.0), repeated_aug=1
     )
     other = replace(
         config, seed=7, recipe=replace(recipe, epochs=9, batch_size=8, img_size=48, augment=augment)

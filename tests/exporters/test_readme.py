@@ -17,9 +17,9 @@ RUN = {
     "model": "deit_tiny",
     "data": "pets",
     "seed": 3,
-    "output": "/home/me/runs/x",
+    "output_dir": "/home/me/runs/x",
     "recipe": {"epochs": 8, "mean": [0.5, 1.0]},
-    "distill": {"teacher": "/home/me/runs/teacher", "mode": "hard", "cache": "/home/me/cache"},
+    "distill": {"teacher": "/home/me/runs/teacher", "mode": "hard", "teacher_cache": "/home/me/cache"},
 }
 RESULT = {
     "epochs": 8,

@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import nn
 
+from deitctl.config import ProgressiveResize
 from deitctl.errors import ConfigError, ModelError
 from deitctl.models import timm_models
 from deitctl.models.layers import (
@@ -172,7 +173,11 @@ def test_early_images_are_whole_patches(deit, size, scale, early):
         architecture="deit_tiny", num_classes=3, preprocessing=Preprocessing(img_size=size)
     )
     assert (
-        early_size(deit("deit_tiny", img_size=32), card, replace(FINETUNE, early_scale=scale))
+        early_size(
+            deit("deit_tiny", img_size=32),
+            card,
+            replace(FINETUNE, progressive_resize=ProgressiveResize(scale=scale, fraction=0.0)),
+        )
         == early
     )
 
@@ -192,7 +197,11 @@ def test_a_model_of_one_size_has_no_early_epochs():
     model = timm.create_model("vit_tiny_patch16_224")
     card = ModelConfig(architecture="m", num_classes=3, preprocessing=Preprocessing(img_size=224))
     with pytest.raises(ConfigError, match="one size only"):
-        early_size(model, card, replace(FINETUNE, early_scale=0.5))
+        early_size(
+            model,
+            card,
+            replace(FINETUNE, progressive_resize=ProgressiveResize(scale=0.5, fraction=0.0)),
+        )
 
 
 @pytest.mark.parametrize(

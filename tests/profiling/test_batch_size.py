@@ -161,7 +161,7 @@ def test_a_real_choice_leaves_everything_but_the_batch_size(
     assert [n for n in reporter.notes if n.startswith(f"Batch size {size}, chosen here: ")]
     assert f"is {8e-3 * size / 512:.3g} at its highest" in reporter.notes[-1]
     assert not Path("runs").exists()
-    assert not Path(config.output).exists()
+    assert not Path(config.output_dir).exists()
 
 
 def test_a_step_of_more_images_takes_more_memory(little_config: Make, little: Pair) -> None:
@@ -172,8 +172,8 @@ def test_a_step_of_more_images_takes_more_memory(little_config: Make, little: Pa
 
 
 def test_the_teacher_is_in_the_measured_steps(distilled: Make, little: Pair) -> None:
-    for sees, views in (("view", 2), ("mixed", 0)):
-        rehearsal = rehearse(distilled("x", teacher_sees=sees, views=views), little, CPU)
+    for sees, views in (("unmixed", 2), ("mixed", 0)):
+        rehearsal = rehearse(distilled("x", teacher_input=sees, views=views), little, CPU)
         asked: list[int] = []
         rehearsal.teacher.model.register_forward_hook(lambda *_, asked=asked: asked.append(1))
         assert rehearsal.step(rehearsal.batch())
@@ -194,7 +194,7 @@ def test_the_run_is_that_of_the_number_named(little_config: Make, little: Pair) 
     size = read_toml(chosen.run / "run.toml")["recipe"]["batch_size"]
     named = replace(
         config,
-        output=str(chosen.run.with_name("named")),
+        output_dir=str(chosen.run.with_name("named")),
         recipe=replace(config.recipe, batch_size=size),
     )
     torch.manual_seed(123)
@@ -207,7 +207,7 @@ def test_the_run_is_that_of_the_number_named(little_config: Make, little: Pair) 
 def test_an_unfinished_run_goes_on_with_the_size_that_was_chosen(
     little_config: Make, little: Pair
 ) -> None:
-    config = replace(little_config("x"), output="")
+    config = replace(little_config("x"), output_dir="")
     config = replace(config, recipe=replace(config.recipe, epochs=1))
     begun = start_or_resume(
         config,

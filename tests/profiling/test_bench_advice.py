@@ -131,8 +131,8 @@ def test_a_teacher_that_has_said_all_takes_no_more_time(taught) -> None:
     [
         ({"views": 3}, 2),
         ({"views": 0}, None),
-        ({"cache": "off"}, None),
-        ({"teacher_sees": "mixed", "views": 0}, None),
+        ({"teacher_cache": "off"}, None),
+        ({"teacher_input": "mixed", "views": 0}, None),
     ],
 )
 def test_epochs_until_a_teacher_has_said_all(changes, epochs, taught) -> None:
@@ -172,7 +172,7 @@ def test_a_teacher_that_takes_long_is_said(taught) -> None:
     found = stages(teacher=0.02, loop_at_hand=0.06, loop=0.07)
     (advice,) = given(taught(), found)
     assert advice.text.startswith("The teacher takes 29 % of the training's time: after 1 epochs")
-    (mixed,) = given(taught(teacher_sees="mixed", views=0), found)
+    (mixed,) = given(taught(teacher_input="mixed", views=0), found)
     assert "--teacher-sees view" in mixed.text
     assert given(taught(), stages(teacher=0.005, loop_at_hand=0.045, loop=0.055)) == []
 

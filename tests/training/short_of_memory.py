@@ -60,8 +60,8 @@ def train(out: str, megabytes: int) -> dict[str, object]:
         recipe=recipe,
         precision="fp32",
         workers=0,
-        output=out,
-        micro_batch=256,
+        output_dir=out,
+        micro_batch_size=256,
     )
     reporter = Limits(megabytes * 2**20)
     result = run_training(

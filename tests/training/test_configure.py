@@ -53,7 +53,7 @@ def test_soft_distillation_takes_the_papers_alpha_tau_and_reduction() -> None:
 
 def test_imagenet_takes_the_papers_recipe_when_it_starts_from_nothing(imagenet: Path) -> None:
     config, _, _ = configure(Request(data=str(imagenet), pretrained=False), SILENT)
-    assert (config.recipe.name, config.recipe.epochs, config.recipe.augment.repeats) == (
+    assert (config.recipe.name, config.recipe.epochs, config.recipe.augment.repeated_aug) == (
         "paper",
         300,
         3,

@@ -55,7 +55,7 @@ def test_the_words_of_a_teacher_serve_students_of_every_resolution(
 
 def test_a_linear_probe_moves_the_head_alone(little_config: Make, little: Pair) -> None:
     first = run_training(with_recipe(little_config("first"), epochs=1), sources=little).run
-    config = with_recipe(little_config("probe"), epochs=2, trainable="head", ema_decay=0.0)
+    config = with_recipe(little_config("probe"), epochs=2, freeze="backbone", ema_decay=0.0)
     second = run_training(replace(config, weights=str(first)), sources=little).run
     before, after = (
         load_tensors(first / "model.safetensors"),
@@ -76,7 +76,7 @@ def test_layer_decay_slows_the_lower_layers(little_config: Make, little: Pair) -
         config, optim=replace(config.recipe.optim, lr=1e-12, min_lr=0.0, warmup_lr=0.0)
     )
     start = load_tensors(
-        run_training(replace(still, output=f"{config.output}-start"), sources=little).run
+        run_training(replace(still, output_dir=f"{config.output_dir}-start"), sources=little).run
         / "model.safetensors"
     )
     end = load_tensors(run_training(config, sources=little).run / "model.safetensors")

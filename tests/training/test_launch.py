@@ -89,7 +89,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, little: Pair) -> Callable[[T
         root = tmp_path_factory.mktemp("whole") / "run"
         if config.precision not in done:
             done[config.precision] = run_training(
-                replace(config, output=str(root)), sources=little
+                replace(config, output_dir=str(root)), sources=little
             ).run
         return done[config.precision]
 
@@ -122,9 +122,9 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(
     with pytest.raises(Interrupted) as stopped:
         run_training(config, sources=little, reporter=StopsAt(label, batches))
     assert stopped.value.exit_code == 143
-    assert stopped.value.resume_command == f"deitctl train --resume {config.output}"
-    assert json.loads((Path(config.output) / "state" / "state.json").read_text())["step"] == step
-    again = resume(Path(config.output), sources=little).run
+    assert stopped.value.resume_command == f"deitctl train --resume {config.output_dir}"
+    assert json.loads((Path(config.output_dir) / "state" / "state.json").read_text())["step"] == step
+    again = resume(Path(config.output_dir), sources=little).run
     assert_same_end(whole(config), again)
 
 
@@ -187,11 +187,11 @@ def test_distillation_runs_in_every_form(
         alpha=0.5,
         tau=2.0,
         reduction="batchmean",
-        token=token,
-        force=True,
-        teacher_sees="view",
+        dist_token=token,
+        allow_weak_teacher=True,
+        teacher_input="unmixed",
         views=2,
-        topk=100,
+        logits_topk=100,
     )
     config = little_config("student", distill=distill)
     result = run_training(replace(config, recipe=replace(config.recipe, epochs=1)), sources=little)
@@ -219,10 +219,10 @@ def test_a_teacher_near_chance_is_refused_before_the_first_step(
         alpha=0.5,
         tau=1.0,
         reduction="batchmean",
-        token=True,
-        teacher_sees="mixed",
+        dist_token=True,
+        teacher_input="mixed",
         views=0,
-        topk=100,
+        logits_topk=100,
     )
     with pytest.raises(TeacherError, match="near chance"):
         run_training(little_config("student", distill=distill), sources=little)
@@ -254,7 +254,7 @@ def test_unreadable_images_are_left_out_and_named(
         file.write_text("not an image")
     config = little_config("run", data=str(root))
     recipe = replace(
-        config.recipe, epochs=1, batch_size=16, augment=replace(config.recipe.augment, repeats=1)
+        config.recipe, epochs=1, batch_size=16, augment=replace(config.recipe.augment, repeated_aug=1)
     )
     result = run_training(replace(config, recipe=recipe))
     assert list(result.bad_images) == [str(damaged), str(unseen)]
@@ -267,7 +267,7 @@ def test_a_resume_on_other_data_is_refused(little_config: Make, little: Pair) ->
         run_training(config, sources=little, reporter=StopsAt("epoch 2/3"))
     fewer = subset(little[0], range(40))
     with pytest.raises(DataError, match="40 training images, it had 60"):
-        resume(Path(config.output), sources=(fewer, little[1]))
+        resume(Path(config.output_dir), sources=(fewer, little[1]))
 
 
 def test_a_resume_may_change_the_machine_but_not_the_recipe(
@@ -277,7 +277,7 @@ def test_a_resume_may_change_the_machine_but_not_the_recipe(
     with pytest.raises(Interrupted):
         run_training(config, sources=little, reporter=StopsAt("epoch 3/3"))
     with pytest.raises(ConfigError, match=r"other settings: recipe\.epochs is 3, not 9"):
-        resume(Path(config.output), given={"recipe.epochs": 9}, sources=little)
+        resume(Path(config.output_dir), given={"recipe.epochs": 9}, sources=little)
     same = {
         "workers": 1,
         "seed": None,
@@ -285,4 +285,4 @@ def test_a_resume_may_change_the_machine_but_not_the_recipe(
         "recipe.optim.clip_grad": "1",
         "save_every": "2",
     }
-    assert resume(Path(config.output), given=same, sources=little).epochs == 3
+    assert resume(Path(config.output_dir), given=same, sources=little).epochs == 3

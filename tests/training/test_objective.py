@@ -31,10 +31,10 @@ def config(mode: str, **changes: object) -> DistillConfig:
         "alpha": {"hard": 0.5, "soft": 0.1}[mode],
         "tau": TAU[mode],
         "reduction": "batchmean",
-        "token": True,
-        "teacher_sees": "view",
+        "dist_token": True,
+        "teacher_input": "unmixed",
         "views": 8,
-        "topk": 100,
+        "logits_topk": 100,
     }
     return DistillConfig(**{**values, **changes})
 
@@ -90,7 +90,7 @@ def test_reduction_of_the_released_code_is_k_times_weaker(deit, batch, teacher):
     student, words = deit("deit_tiny_distilled"), teacher_targets(teacher, "soft", 3.0)
     parts = [
         Distillation(config("soft", reduction=r))(student, *batch, words, None).parts["teacher"]
-        for r in ("batchmean", "elementmean")
+        for r in ("batchmean", "mean")
     ]
     torch.testing.assert_close(parts[0], 5 * parts[1])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deitctl.config import TrainConfig
+from deitctl.config import ProgressiveResize, TrainConfig
 from deitctl.data.dataset import Source, subset
 from deitctl.errors import ConfigError
 from deitctl.training import plan
@@ -32,7 +32,8 @@ def test_the_rate_is_that_of_the_batch_which_the_data_fills(
     count = len(little[0].labels)
     assert said["batch size"] == count
     assert (
-        said["peak learning rate"] == config.recipe.optim.lr * count / config.recipe.optim.lr_batch
+        said["peak learning rate"]
+        == config.recipe.optim.lr * count / config.recipe.optim.lr_base_size
     )
     run = run_training(config, sources=little, reporter=reporter).run
     log = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
@@ -47,7 +48,10 @@ def test_early_epochs_are_planned_at_their_size_and_warned_of(
 ) -> None:
     config = little_config("x")
     config = replace(
-        config, recipe=replace(config.recipe, epochs=3, early_scale=0.5, early_share=0.7)
+        config,
+        recipe=replace(
+            config.recipe, epochs=3, progressive_resize=ProgressiveResize(scale=0.5, fraction=0.7)
+        ),
     )
     assert plan_training(config, reporter=reporter)["early epochs"] == "2 at 16 pixels"
     assert ["so few patches" in said for said in reporter.warnings] == [True]
@@ -56,7 +60,12 @@ def test_early_epochs_are_planned_at_their_size_and_warned_of(
 
 def test_a_model_of_one_size_is_refused_before_it_is_run(little_config: Make) -> None:
     config = replace(little_config("x"), model="vit_tiny_patch16_224")
-    recipe = replace(config.recipe, img_size=224, epochs=3, early_scale=0.5, early_share=0.7)
+    recipe = replace(
+        config.recipe,
+        img_size=224,
+        epochs=3,
+        progressive_resize=ProgressiveResize(scale=0.5, fraction=0.7),
+    )
     with pytest.raises(ConfigError, match="one size only"):
         plan_training(replace(config, recipe=recipe))
 
@@ -66,7 +75,10 @@ def test_one_epoch_has_no_early_one_and_says_so(
 ) -> None:
     config = little_config("x")
     config = replace(
-        config, recipe=replace(config.recipe, epochs=1, early_scale=0.5, early_share=0.7)
+        config,
+        recipe=replace(
+            config.recipe, epochs=1, progressive_resize=ProgressiveResize(scale=0.5, fraction=0.7)
+        ),
     )
     run_training(config, sources=(subset(little[0], range(16)), little[1]), reporter=reporter)
     assert "No early epochs of smaller images: the run is too short." in reporter.notes

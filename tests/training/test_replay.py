@@ -57,7 +57,7 @@ def broken(
     if not kept:
         root = tmp_path_factory.mktemp("broken") / "run"
         with pytest.raises(DeitctlError) as error:
-            run_training(replace(breaking(little_config("x"), 1e25), output=str(root)))
+            run_training(replace(breaking(little_config("x"), 1e25), output_dir=str(root)))
         kept["it"] = root, error.value
     root, said = kept["it"]
     shutil.copytree(root, tmp_path / "run")

@@ -34,7 +34,7 @@ def begun(
     """A run's folder with a configuration, so many seconds old."""
     run = Run(Path(root))
     run.root.mkdir(parents=True)
-    run.config_file.write_text(write_toml(replace(config, output=str(root))))
+    run.config_file.write_text(write_toml(replace(config, output_dir=str(root))))
     if finished:
         run.result_file.write_text("{}")
     when = run.config_file.stat().st_mtime - age
@@ -45,7 +45,7 @@ def begun(
 @pytest.fixture
 def wanted(little_config: Make) -> TrainConfig:
     """A configuration that names no folder; the current folder is empty."""
-    config = replace(little_config("x"), output="")
+    config = replace(little_config("x"), output_dir="")
     return replace(config, recipe=replace(config.recipe, epochs=1, batch_size=30))
 
 
@@ -55,7 +55,7 @@ def longer(config: TrainConfig) -> TrainConfig:
 
 def test_where_nothing_was_begun_nothing_is_found(wanted: TrainConfig, reporter) -> None:
     assert find_unfinished(wanted, reporter) is None
-    assert find_unfinished(replace(wanted, output="no/such/folder"), reporter) is None
+    assert find_unfinished(replace(wanted, output_dir="no/such/folder"), reporter) is None
     Path("runs/empty").mkdir(parents=True)
     Path("runs/file").write_text("")
     assert find_unfinished(wanted, reporter) is None
@@ -87,7 +87,7 @@ def test_a_broken_configuration_is_passed_over(text: str, wanted: TrainConfig, r
 def test_where_and_how_a_run_goes_on_makes_no_difference(wanted: TrainConfig, reporter) -> None:
     root = begun(wanted, "runs/a")
     other = replace(
-        wanted, workers=3, micro_batch=4, save_every="7", on_bad_image="stop", precision="bf16"
+        wanted, workers=3, micro_batch_size=4, save_every="7", on_bad_image="stop", precision="bf16"
     )
     assert find_unfinished(other, reporter) == root
 
@@ -104,8 +104,8 @@ def test_an_unfinished_run_that_differs_is_told_of(wanted: TrainConfig, reporter
 def test_a_folder_that_is_named_is_the_only_place(wanted: TrainConfig, reporter) -> None:
     begun(wanted, "runs/a")
     mine = begun(wanted, "mine", age=100)
-    assert find_unfinished(replace(wanted, output="mine"), reporter) == mine
-    assert find_unfinished(replace(wanted, output="new"), reporter) is None
+    assert find_unfinished(replace(wanted, output_dir="mine"), reporter) == mine
+    assert find_unfinished(replace(wanted, output_dir="new"), reporter) is None
 
 
 def test_another_configuration_in_the_folder_that_is_named_is_refused(
@@ -116,15 +116,15 @@ def test_another_configuration_in_the_folder_that_is_named_is_refused(
         ConfigError,
         match=r"mine holds a run of another configuration: recipe\.epochs is 7, not 1\.",
     ):
-        find_unfinished(replace(wanted, output="mine"), reporter)
+        find_unfinished(replace(wanted, output_dir="mine"), reporter)
 
 
 def test_a_finished_run_in_the_folder_that_is_named_is_found(wanted: TrainConfig, reporter) -> None:
     """The same line of a job script ends well twice; a launcher's restart is no such line."""
     root = begun(wanted, "mine", finished=True)
-    assert find_unfinished(replace(wanted, output="mine"), reporter) == root
+    assert find_unfinished(replace(wanted, output_dir="mine"), reporter) == root
     (root / "launch").write_text("job-7")
-    assert find_unfinished(replace(wanted, output="mine"), reporter, launch="job-7") is None
+    assert find_unfinished(replace(wanted, output_dir="mine"), reporter, launch="job-7") is None
 
 
 def test_a_restarted_launch_finds_the_run_that_it_began_and_no_other(
@@ -172,7 +172,7 @@ def test_auto_begins_a_run_goes_on_with_it_and_leaves_it_when_it_is_finished(
 
     third = start_or_resume(wanted, auto=True, sources=little, reporter=reporter)
     assert third.run == Path("runs/deit_tiny-digits-2")  # the first is finished
-    named = replace(wanted, output=str(first.run))
+    named = replace(wanted, output_dir=str(first.run))
     assert (
         start_or_resume(named, auto=True, sources=little, reporter=reporter).shipped.loss
         == first.shipped.loss
@@ -194,7 +194,7 @@ def test_a_run_that_stopped_before_its_first_save_starts_again(
     root = begun(wanted, "mine")
     (root / "metrics.jsonl").write_text('{"kind": "step"}\n' * 5)
     result = start_or_resume(
-        replace(wanted, output="mine"), auto=True, sources=little, reporter=reporter
+        replace(wanted, output_dir="mine"), auto=True, sources=little, reporter=reporter
     )
     assert (result.run, result.epochs) == (root, 1)
     steps = [json.loads(line)["step"] for line in (root / "metrics.jsonl").read_text().splitlines()]
@@ -218,7 +218,7 @@ def test_a_second_writer_is_refused_while_the_first_is_at_work(
 def test_a_second_beginning_in_the_same_folder_is_refused(
     wanted: TrainConfig, little: Pair
 ) -> None:
-    config = replace(wanted, output="mine")
+    config = replace(wanted, output_dir="mine")
     with locked(Run(Path("mine")).lock_file, what="it"), pytest.raises(Busy):
         run_training(config, sources=little)
     shutil.rmtree("mine")

@@ -9,7 +9,7 @@ from deitctl.errors import ConfigError, DeitctlError
 from deitctl.recipes import RECIPES
 from deitctl.training.run_dir import Run, new_run_folder
 
-CONFIG = TrainConfig(model="deit_tiny", data="digits", recipe=RECIPES["digits"], output="somewhere")
+CONFIG = TrainConfig(model="deit_tiny", data="digits", recipe=RECIPES["digits"], output_dir="somewhere")
 
 
 def test_a_run_opens_with_the_configuration_it_was_made_with(tmp_path):

@@ -34,11 +34,11 @@ def config_of(root: Path, teacher: Path | None) -> TrainConfig:
     augment = replace(
         DIGITS.augment,
         rand_augment="rand-m9-mstd0.5-inc1",
-        erase_prob=0.5,
+        random_erase_prob=0.5,
         mixup=0.8,
         cutmix=1.0,
-        repeats=2,
-        on_top=(6.0, 0.06, 0.05),
+        repeated_aug=2,
+        student_affine=(6.0, 0.06, 0.05),
     )
     recipe = replace(
         DIGITS, img_size=32, epochs=2, batch_size=14, drop_path_rate=0.2, augment=augment
@@ -49,12 +49,12 @@ def config_of(root: Path, teacher: Path | None) -> TrainConfig:
         alpha=0.5,
         tau=2.0,
         reduction="batchmean",
-        token=True,
-        force=True,
-        teacher_sees="view",
+        dist_token=True,
+        allow_weak_teacher=True,
+        teacher_input="unmixed",
         views=2,
-        topk=100,
-        cache=str(root.with_name(f"{root.name}-words")),
+        logits_topk=100,
+        teacher_cache=str(root.with_name(f"{root.name}-words")),
     )
     return TrainConfig(
         model="deit_tiny",
@@ -62,7 +62,7 @@ def config_of(root: Path, teacher: Path | None) -> TrainConfig:
         recipe=recipe,
         precision="fp32",
         workers=0,
-        output=str(root),
+        output_dir=str(root),
         distill=distill if teacher else None,
     )
 
@@ -73,7 +73,7 @@ def together(tmp_path_factory: pytest.TempPathFactory, taught_once: Path) -> Pat
     out = tmp_path_factory.mktemp("together")
     configs = [config_of(out / "plain", None), config_of(out / "taught", taught_once)]
     for config in configs:
-        Path(f"{config.output}.toml").write_text(write_toml(config))
+        Path(f"{config.output_dir}.toml").write_text(write_toml(config))
     program = Path(__file__).with_name("together.py")
     files = [f"{c.output}.toml" for c in configs]
     done = subprocess.run(
@@ -118,7 +118,7 @@ def test_gradients_that_add_up_train_what_whole_batches_train(
 ) -> None:
     whole = run_training(config_of(tmp_path / "whole", None), sources=little).run
     parts = run_training(
-        replace(config_of(tmp_path / "parts", None), micro_batch=size), sources=little
+        replace(config_of(tmp_path / "parts", None), micro_batch_size=size), sources=little
     ).run
     assert_close(parts, whole)
 

@@ -60,7 +60,7 @@ def build(kind: str, deit, seed: int) -> nn.Module:
     if kind == "deit":
         return deit(seed=seed)
     torch.manual_seed(seed)
-    return choose_device("cpu", "fp32").place(
+    return choose_device("cpu", "fp32").to_device(
         timm.create_model("regnety_002", num_classes=3)
     )  # channels-last
 

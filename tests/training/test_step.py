@@ -48,7 +48,7 @@ RECIPE = replace(
     epochs=2,
     drop_path_rate=0.0,
     ema_decay=0.0,
-    augment=replace(RECIPES["digits"].augment, mixup=0.8, cutmix=1.0, mix_prob=1.0),
+    augment=replace(RECIPES["digits"].augment, mixup=0.8, cutmix=1.0, mixup_prob=1.0),
 )
 
 
@@ -59,10 +59,10 @@ def distilling(sees: str, mode: str = "soft", views: int = 2) -> DistillConfig:
         alpha=0.3,
         tau=2.0,
         reduction="batchmean",
-        token=True,
-        teacher_sees=sees,
+        dist_token=True,
+        teacher_input=sees,
         views=views,
-        topk=10,
+        logits_topk=10,
     )
 
 
@@ -135,7 +135,7 @@ def test_a_probed_body_keeps_its_statistics_and_its_head_trains(name, noise):
 def test_all_of_a_convnet_may_learn_under_the_statistics_that_came_with_it(noise):
     model = timm.create_model("regnety_002", num_classes=4)
     before = {k: v.clone() for k, v in model.named_buffers()}
-    set_train_mode(model, "all", keep_batch_stats=True)
+    set_train_mode(model, "all", freeze_bn_stats=True)
     model(noise(4, 3, 64, 64) + 3).sum().backward()
     assert all(torch.equal(v, before[k]) for k, v in model.named_buffers())
     assert all(p.grad is not None for p in model.parameters())
@@ -160,7 +160,7 @@ def test_both_heads_of_a_probed_deit_train(deit):
 def test_an_epoch_of_a_probe_moves_the_head_alone(kind, deit, some, reporter):
     model = deit(classes=10) if kind == "deit" else timm.create_model("regnety_002", num_classes=10)
     freeze_body(model)
-    recipe = replace(RECIPE, trainable="head")
+    recipe = replace(RECIPE, freeze="backbone")
     state = state_of(model, recipe)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     train_one_epoch(
@@ -215,7 +215,7 @@ def test_words_about_views_are_mixed_as_the_images_are(
     seen, form = Watching(monkeypatch, Distillation), TargetCodec("soft", 10, 10)
     cache = open_cache(tmp_path / "w", {"a": 1}, form, 8) if cached else None
     listener = CachedTeacher(form, 2.0, cache, lambda: teacher, CPU, views, 1)
-    plan = plan_of(distill=distilling("view", views=views), listener=listener)
+    plan = plan_of(distill=distilling("unmixed", views=views), listener=listener)
     batch = next(stream(some, ViewPlan(5, views, 1, 32, listener.known)))
     take_step(plan, state_of(deit("deit_tiny_distilled", classes=10)), batch)
     ((images, targets, words, _),) = seen.calls
@@ -239,8 +239,8 @@ def test_words_about_views_are_mixed_as_the_images_are(
     [
         (None, Supervised, False),
         (distilling("mixed", views=0), Distillation, False),
-        (distilling("view", views=0), Distillation, False),
-        (distilling("view", views=8), Distillation, True),
+        (distilling("unmixed", views=0), Distillation, False),
+        (distilling("unmixed", views=8), Distillation, True),
     ],
 )
 def test_a_plan_knows_its_objective_and_whether_views_come_again(distill, kind, moves):
@@ -262,7 +262,7 @@ def test_a_cached_teacher_trains_the_same_student(deit, teacher, some, reporter,
         state = state_of(deit("deit_tiny_distilled", classes=10))
         batches = stream(some, ViewPlan(5, 1, 1, 32, listener.known), replace(RECIPE, epochs=1))
         train_one_epoch(
-            plan_of(distill=distilling("view", views=1), listener=listener),
+            plan_of(distill=distilling("unmixed", views=1), listener=listener),
             state,
             batches,
             log=lambda _: None,
@@ -314,7 +314,7 @@ EVERYTHING = replace(
     RECIPE,
     batch_size=8,
     drop_path_rate=0.3,
-    augment=replace(RECIPE.augment, erase_prob=0.7, rand_augment="rand-m9-mstd0.5-inc1"),
+    augment=replace(RECIPE.augment, random_erase_prob=0.7, rand_augment="rand-m9-mstd0.5-inc1"),
 )
 
 

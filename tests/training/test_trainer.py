@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from deitctl import device
-from deitctl.config import TrainConfig
+from deitctl.config import ProgressiveResize, TrainConfig
 from deitctl.data.dataset import Source
 from deitctl.data.loader import Batch
 from deitctl.errors import DataError, DeitctlError, Interrupted
@@ -63,7 +63,7 @@ def stop() -> None:
 def stopped_after(config: TrainConfig, epochs: int, little: Pair) -> Path:
     with pytest.raises(Interrupted):
         run_training(config, sources=little, reporter=Does(f"epoch {epochs + 1}/3", stop))
-    return Path(config.output)
+    return Path(config.output_dir)
 
 
 def state_of(run: Path) -> dict[str, object]:
@@ -141,7 +141,7 @@ def test_a_signal_within_a_step_saves_when_the_step_is_done(
 ) -> None:
     """It comes between the forward passes of two micro-batches of the second step."""
     config, calls, compute_loss = (
-        replace(short(little_config("run")), micro_batch=8),
+        replace(short(little_config("run")), micro_batch_size=8),
         [],
         loop.compute_loss,
     )
@@ -157,9 +157,11 @@ def test_a_signal_within_a_step_saves_when_the_step_is_done(
         with pytest.raises(Interrupted) as error:
             run_training(config, sources=little)
     assert error.value.exit_code == 143
-    run = Path(config.output)
+    run = Path(config.output_dir)
     assert state_of(run)["step"] == 2
-    whole = run_training(replace(short(little_config("whole")), micro_batch=8), sources=little).run
+    whole = run_training(
+        replace(short(little_config("whole")), micro_batch_size=8), sources=little
+    ).run
     resume(run, sources=little)
     for file in ("state/model.safetensors", "state/optimizer.safetensors", WEIGHTS):
         assert (run / file).read_bytes() == (whole / file).read_bytes(), file
@@ -191,7 +193,7 @@ def test_a_disk_that_fills_ends_the_run_in_a_line_and_a_resume_ends_as_if_it_had
     monkeypatch.setattr(AsyncCheckpointer, "copy", fill_before)
     with pytest.raises(DeitctlError, match="No space left on device") as error:
         run_training(config, sources=little)
-    run = Path(config.output)
+    run = Path(config.output_dir)
     assert f"deitctl train --resume {run}" in error.value.hint
     assert not [p for p in run.rglob("*") if ".new" in p.name or p.name.startswith(".")]
     assert state_of(run)["step"] == 1
@@ -209,7 +211,7 @@ def test_a_run_may_be_told_to_stop_at_an_image_that_cannot_be_read(
     damaged.write_text("not an image")
     config = little_config("run", data=str(root), on_bad_image="stop")
     recipe = replace(
-        config.recipe, batch_size=16, augment=replace(config.recipe.augment, repeats=1)
+        config.recipe, batch_size=16, augment=replace(config.recipe.augment, repeated_aug=1)
     )
     with pytest.raises(DataError, match=rf"{damaged} is not an image.*--on-bad-image stop"):
         run_training(replace(config, recipe=recipe))
@@ -322,7 +324,12 @@ def test_a_run_that_stops_among_its_small_images_goes_on_to_the_large_ones(
     def early(name: str) -> TrainConfig:
         config = little_config(name)
         return replace(
-            config, recipe=replace(config.recipe, epochs=3, early_scale=0.5, early_share=0.7)
+            config,
+            recipe=replace(
+                config.recipe,
+                epochs=3,
+                progressive_resize=ProgressiveResize(scale=0.5, fraction=0.7),
+            ),
         )
 
     config, sizes, compute_loss = early("run"), [], loop.compute_loss
@@ -338,11 +345,11 @@ def test_a_run_that_stops_among_its_small_images_goes_on_to_the_large_ones(
         with pytest.raises(Interrupted):
             run_training(config, sources=little, reporter=reporter)
         assert any("so few patches" in said for said in reporter.warnings)
-        resume(Path(config.output), sources=little)
+        resume(Path(config.output_dir), sources=little)
     assert sizes == [16] * 6 + [32] * 3
     whole = run_training(early("whole"), sources=little).run
     for file in ("state/model.safetensors", WEIGHTS):
-        assert (Path(config.output) / file).read_bytes() == (whole / file).read_bytes(), file
+        assert (Path(config.output_dir) / file).read_bytes() == (whole / file).read_bytes(), file
 
 
 def test_on_a_cpu_a_step_takes_images_by_the_block_that_the_allocator_keeps(
@@ -374,5 +381,5 @@ def test_a_run_with_the_views_of_another_version_goes_on_and_says_so(
     with monkeypatch.context() as patch:
         patch.setattr(session, "VIEWS_VERSION", 1)
         run_training(config, sources=little)
-    resume(Path(config.output), sources=little, reporter=reporter)
+    resume(Path(config.output_dir), sources=little, reporter=reporter)
     assert any("another version's training views" in warning for warning in reporter.warnings)

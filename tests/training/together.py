@@ -12,7 +12,7 @@ from deitctl.config import TrainConfig, from_dict, read_toml
 from deitctl.data.dataset import digits, subset
 from deitctl.device import choose_device
 from deitctl.distillation.precompute import teach
-from deitctl.distributed import joined
+from deitctl.distributed import process_group
 from deitctl.evaluation.evaluate import evaluate
 from deitctl.events import SilentReporter
 from deitctl.models.factory import load_model
@@ -34,7 +34,7 @@ def main(out: Path, *files: str) -> None:
     configs = [from_dict(TrainConfig, read_toml(Path(f)), f) for f in files]
     sources = little()
     device = choose_device("cpu", "fp32")
-    with joined(device.torch_device) as world:
+    with process_group(device.torch_device) as world:
         runs = [run_training(config, sources=tuple(sources)) for config in configs]
         again = teach(configs[-1], tuple(sources), batch_size=8)
         loaded = load_model(str(runs[0].run), reporter=SilentReporter())
