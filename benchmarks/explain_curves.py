@@ -18,8 +18,8 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from deitctl.data.loader import eval_batches
-from deitctl.data.mixup import normalize
+from deitctl.data.loader import build_eval_loader
+from deitctl.data.batch_transforms import normalize
 from deitctl.data.open import open_for_evaluation
 from deitctl.device import choose_device
 from deitctl.events import SilentReporter
@@ -58,17 +58,20 @@ def main() -> None:
         reporter=SilentReporter(),
     )
     device = choose_device(arguments.device, "fp32")
-    model, pre = device.place(loaded.model).requires_grad_(False), loaded.card.preprocessing
+    model, pre = (
+        device.to_device(loaded.model).requires_grad_(False),
+        loaded.model_config.preprocessing,
+    )
     assert isinstance(model, VisionTransformer)
-    source = open_for_evaluation(arguments.data, SilentReporter())
-    stream = eval_batches(
-        source, [pre], batch_size=arguments.batch_size, workers=0, pin_memory=device.pins_memory
+    dataset = open_for_evaluation(arguments.data, SilentReporter())
+    stream = build_eval_loader(
+        dataset, [pre], batch_size=arguments.batch_size, workers=0, pin_memory=device.pins_memory
     )
     start, tokens = time.monotonic(), ("cls", "dist")[: model.num_prefix_tokens]
     curves: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     apart: list[Tensor] = []
     for number, batch in enumerate(stream):
-        images = normalize(device.move(batch.images[0]), pre)
+        images = normalize(device.to_device(batch.images[0]), pre)
         with torch.inference_mode():
             first = {t: getattr(model(images), t).argmax(dim=1) for t in tokens}
         looks = [token_maps(model, images, method=m) for m in METHODS]

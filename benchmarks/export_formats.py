@@ -80,17 +80,17 @@ def export_one(
     name: str, loaded: LoadedModel, sample: Images, calibration: Any, folder: Path
 ) -> dict[str, Row]:
     """Write a format in all its precisions."""
-    kind, card = FORMATS[name], loaded.card
+    kind, model_config = FORMATS[name], loaded.model_config
     kind.require()
-    head = choose_head(kind.head or "auto", card.head, loaded.model)
+    head = choose_head(kind.head or "auto", model_config.head, loaded.model)
     path = folder / f"model{kind.suffix}"
-    network = ExportedClassifier(loaded.model, card, head)
+    network = ExportedClassifier(loaded.model, model_config, head)
     if kind.provide is not None:
         kind.provide("", SilentReporter())
-    kind.write(network, card, metadata_of(network, card, name), path)
+    kind.write(network, model_config, metadata_of(network, model_config, name), path)
     if not kind.runs_here:
         return {name: Row(kind, path)}
-    wanted = reference(loaded.model, card, head, sample.pixels)
+    wanted = reference(loaded.model, model_config, head, sample.pixels)
     found = verify(path, kind.program_file, wanted, sample, tolerance=kind.tolerance)
     rows = {f"{name} fp32" if kind.precisions else name: Row(kind, path, found)}
     for precision in (
@@ -109,7 +109,9 @@ def export_one(
 def eager(loaded: LoadedModel) -> Answer:
     """Return the model as PyTorch runs it."""
     network = ExportedClassifier(
-        loaded.model, loaded.card, choose_head("auto", loaded.card.head, loaded.model)
+        loaded.model,
+        loaded.model_config,
+        choose_head("auto", loaded.model_config.head, loaded.model),
     )
 
     @torch.inference_mode()
@@ -159,8 +161,8 @@ def seconds(answers: dict[str, Answer], batch: Any, rounds: int) -> dict[str, fl
 
 def unproved(answer: Answer, loaded: LoadedModel, sample: Images) -> Verification:
     """Say how far answers that no proof has seen are from the model's."""
-    head = choose_head("auto", loaded.card.head, loaded.model)
-    wanted = reference(loaded.model, loaded.card, head, sample.pixels)
+    head = choose_head("auto", loaded.model_config.head, loaded.model)
+    wanted = reference(loaded.model, loaded.model_config, head, sample.pixels)
     batches = np.array_split(sample.pixels, range(16, len(sample.pixels), 16))
     return measure(
         np.concatenate([answer(batch) for batch in batches], axis=1), wanted, sample.names
@@ -183,8 +185,8 @@ def main() -> None:
     loaded = load_model(
         options.model, weights=options.weights, img_size=options.img_size, reporter=quiet
     )
-    source, pre = open_images(options.model, options.data, quiet), loaded.card.preprocessing
-    sample = images(source, pre, options.count)
+    dataset, pre = open_images(options.model, options.data, quiet), loaded.model_config.preprocessing
+    sample = images(dataset, pre, options.count)
     calibration = (
         images(open_images("", options.calibrate, quiet), pre, 128).pixels
         if options.calibrate

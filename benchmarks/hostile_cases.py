@@ -21,7 +21,7 @@ from deitctl.config import TrainConfig, write_toml
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model
-from deitctl.models.layers import layer_names, shipping_config
+from deitctl.models.layers import describe_layers, pin_img_size
 from deitctl.recipes import DIGITS
 
 KINDS = {
@@ -220,8 +220,8 @@ def make_model(folder: Path) -> Path:
     save_model(
         folder,
         built.model.state_dict(),
-        shipping_config(built.model, built.card),
-        layer_names(built.model),
+        pin_img_size(built.model, built.model_config),
+        describe_layers(built.model),
     )
     return folder
 
@@ -229,10 +229,10 @@ def make_model(folder: Path) -> Path:
 def models(
     root: Path, sound: Path, image: str, count: int, rng: np.random.Generator
 ) -> Iterator[Case]:
-    """Yield predictions by models whose card or weights are damaged or absurd."""
+    """Yield predictions by models whose config or weights are damaged or absurd."""
     config = (sound / "config.json").read_bytes()
     weights = (sound / "model.safetensors").read_bytes()
-    card = json.loads(config)
+    model_config = json.loads(config)
     absurd: list[dict[str, object]] = [
         {"num_classes": 10**9},
         {"num_classes": None},
@@ -253,7 +253,7 @@ def models(
         (folder / "model.safetensors").symlink_to(sound / "model.safetensors")
         match number % 3:
             case 0:
-                text = json.dumps({**card, **absurd[number // 3 % len(absurd)]}).encode()
+                text = json.dumps({**model_config, **absurd[number // 3 % len(absurd)]}).encode()
                 (folder / "config.json").write_bytes(text)
             case 1:
                 (folder / "config.json").write_bytes(damaged(rng, config))

@@ -54,7 +54,7 @@ from onnxruntime.quantization import (
 )
 
 from deitctl.data.classes import find_class, match_classes
-from deitctl.data.dataset import Source
+from deitctl.data.dataset import ImageDataset
 from deitctl.events import SilentReporter
 from deitctl.exporters.compare_outputs import Images, images
 from deitctl.exporters.metadata import metadata_of
@@ -149,14 +149,14 @@ def variants(plain: Path, calibration: Any) -> dict[str, Callable[[Path], Any]]:
     }
 
 
-def truth(card: ModelConfig, source: Source, sample: Images) -> Any:
+def truth(model_config: ModelConfig, dataset: ImageDataset, sample: Images) -> Any:
     """Return the classes of the images: of their folders, or of their names where these begin with a WordNet id."""
-    match = match_classes(card, source.class_names)
+    match = match_classes(model_config, dataset.class_names)
     if match is None:
         return np.array(
-            [find_class(card, Path(name).name.partition("_")[0]) for name in sample.names]
+            [find_class(model_config, Path(name).name.partition("_")[0]) for name in sample.names]
         )
-    labels = {source.name(i): match.rows[label] for i, label in enumerate(source.labels)}
+    labels = {dataset.name(i): match.rows[label] for i, label in enumerate(dataset.labels)}
     return np.array([labels[name] for name in sample.names])
 
 
@@ -209,12 +209,16 @@ def main() -> None:
     options = parser.parse_args()
     quiet = SilentReporter()
     loaded = load_model(options.model, weights=options.weights, reporter=quiet)
-    card, head = loaded.card, loaded.card.head or "cls"
-    calibration = images(open_images("", options.calibrate, quiet), card.preprocessing, 64).pixels
+    model_config, head = loaded.model_config, loaded.model_config.head or "cls"
+    calibration = images(
+        open_images("", options.calibrate, quiet), model_config.preprocessing, 64
+    ).pixels
     with tempfile.TemporaryDirectory() as folder:
         files = {"fp32": Path(folder) / "fp32.onnx"}
-        network = ExportedClassifier(loaded.model, card, head)
-        export_onnx(network, card, metadata_of(network, card, "onnx"), files["fp32"])
+        network = ExportedClassifier(loaded.model, model_config, head)
+        export_onnx(
+            network, model_config, metadata_of(network, model_config, "onnx"), files["fp32"]
+        )
         for number, (name, write) in enumerate(variants(files["fp32"], calibration).items()):
             files[name] = Path(folder) / f"{number}.onnx"
             with quietly():
@@ -230,9 +234,9 @@ def main() -> None:
                 flush=True,
             )
         for data in options.data:
-            source = open_images("", data, quiet)
-            sample = images(source, card.preprocessing, options.count)
-            compare(sessions, sample, truth(card, source, sample), data)
+            dataset = open_images("", data, quiet)
+            sample = images(dataset, model_config.preprocessing, options.count)
+            compare(sessions, sample, truth(model_config, dataset, sample), data)
 
 
 def compare(sessions: dict[str, Any], sample: Images, classes: Any, data: str) -> None:

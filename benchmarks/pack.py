@@ -27,9 +27,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deitctl.data.dataset import Source
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.decode import decode, read_image
-from deitctl.data.open import open_data
+from deitctl.data.open import open_dataset
 from deitctl.events import SilentReporter
 from deitctl.packing.pack import pack
 
@@ -112,30 +112,30 @@ def speed(options: argparse.Namespace) -> None:
     """Print milliseconds an image, and what they are of the folder's."""
     with tempfile.TemporaryDirectory() as folder:
         paths = storages(options.photos, Path(folder), options.count, options.side)
-        sources: dict[str, Source] = {}
+        datasets: dict[str, ImageDataset] = {}
         for name, path in paths.items():
-            whole = open_data(str(path), SilentReporter()).whole
+            whole = open_dataset(str(path), SilentReporter()).whole
             assert whole is not None
-            sources[name] = whole
+            datasets[name] = whole
         ways = ("bytes, cached", "pixels, cached", "bytes, from disk", "pixels, from disk")
         times: dict[tuple[str, str], list[float]] = {
-            (way, name): [] for way in ways for name in sources
+            (way, name): [] for way in ways for name in datasets
         }
         for turn in range(options.rounds + 1):
             order = np.random.default_rng(turn).permutation(options.count).tolist()
             for way in ways:
-                for name, source in sources.items():
+                for name, dataset in datasets.items():
                     if way.endswith("disk"):
                         forget(paths[name])
                     seconds = seconds_of(
-                        source.raw if way.startswith("bytes") else source.read, order
+                        dataset.raw if way.startswith("bytes") else dataset.read, order
                     )
                     times[way, name] += [seconds] * bool(turn)  # the first round warms up
         sizes = {
             name: sum(f.stat().st_size for f in files_of(path)) for name, path in paths.items()
         }
         print("| | MB | " + " | ".join(ways) + " |\n|---|---|" + "---|" * len(ways))
-        for name in sources:
+        for name in datasets:
             cells = [_cell(times[way, name], times[way, "folder"]) for way in ways]
             print(f"| {name} | {sizes[name] / 1e6:.1f} | " + " | ".join(cells) + " |")
 
@@ -154,7 +154,7 @@ def answers(options: argparse.Namespace) -> None:
     from deitctl.packing import encode as packing
 
     loaded = load_model(options.model, weights=options.weights, reporter=SilentReporter())
-    pre = loaded.card.preprocessing
+    pre = loaded.model_config.preprocessing
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (pre.mean, pre.std))
     with tempfile.TemporaryDirectory() as folder:
         make_images(options.photos, Path(folder), options.count, options.side)
@@ -191,7 +191,7 @@ def start(options: argparse.Namespace) -> None:
     """Print how long a pack of many images takes to open, and the memory of it, in a fresh process each."""
     from deitctl.data.index import Listing
     from deitctl.data.readers.pack import write_pack
-    from deitctl.data.string_array import StringArray
+    from deitctl.data.arrays import StringArray
 
     count, classes = options.images, 1000
     labels = np.arange(count) * classes // count

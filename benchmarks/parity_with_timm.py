@@ -18,7 +18,7 @@ from timm.data import create_transform, resolve_model_data_config
 
 from deitctl.data.decode import read_image
 from deitctl.data.eval_transform import eval_transform
-from deitctl.data.mixup import normalize
+from deitctl.data.batch_transforms import normalize
 from deitctl.data.open import open_for_evaluation
 from deitctl.events import SilentReporter
 from deitctl.models.catalog import find, imagenet_classes
@@ -41,24 +41,26 @@ def main() -> None:
     theirs = timm.create_model(arch.name).eval()
     theirs.load_state_dict(load_tensors(Path(given.weights)))
     transform = create_transform(**resolve_model_data_config(theirs), is_training=False)
-    source = open_for_evaluation(given.data, SilentReporter())
+    dataset = open_for_evaluation(given.data, SilentReporter())
     rows = {name: i for i, name in enumerate(imagenet_classes()[0])}
-    how = choose_head("auto", loaded.card.head, loaded.model)
+    how = choose_head("auto", loaded.model_config.head, loaded.model)
     worst, right, seconds = 0.0, [0, 0], [0.0, 0.0]
-    for index, label in enumerate(source.labels.tolist()):
+    for index, label in enumerate(dataset.labels.tolist()):
         start = time.perf_counter()
-        view = eval_transform(read_image(Path(source.name(index))), loaded.card.preprocessing)
-        images = normalize(torch.from_numpy(view)[None], loaded.card.preprocessing)
+        view = eval_transform(
+            read_image(Path(dataset.name(index))), loaded.model_config.preprocessing
+        )
+        images = normalize(torch.from_numpy(view)[None], loaded.model_config.preprocessing)
         ours = fuse_heads(forward_heads(loaded.model, images), how)
         middle = time.perf_counter()
-        reference = theirs(transform(Image.open(source.name(index)).convert("RGB"))[None])
+        reference = theirs(transform(Image.open(dataset.name(index)).convert("RGB"))[None])
         seconds[0] += middle - start
         seconds[1] += time.perf_counter() - middle
         worst = max(worst, float((ours - reference).abs().max()))
-        target = rows[source.class_names[label]]
+        target = rows[dataset.class_names[label]]
         right[0] += int(ours.argmax()) == target
         right[1] += int(reference.argmax()) == target
-    count = len(source.labels)
+    count = len(dataset.labels)
     print(f"{count} images; largest difference of logits {worst:.3g}")
     print(
         f"top-1: deitctl {right[0]}, timm {right[1]}; time of an image, deitctl / timm: {seconds[0] / seconds[1]:.2f}"

@@ -43,7 +43,7 @@ def make_model(folder: Path) -> None:
     from deitctl.events import SilentReporter
     from deitctl.models.checkpoint_io import save_model
     from deitctl.models.factory import build_model
-    from deitctl.models.layers import layer_names, shipping_config
+    from deitctl.models.layers import describe_layers, pin_img_size
 
     built = build_model(
         "deit_tiny",
@@ -58,8 +58,8 @@ def make_model(folder: Path) -> None:
     save_model(
         folder,
         built.model.state_dict(),
-        shipping_config(built.model, built.card),
-        layer_names(built.model),
+        pin_img_size(built.model, built.model_config),
+        describe_layers(built.model),
     )
 
 

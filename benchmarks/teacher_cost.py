@@ -22,7 +22,7 @@ from deitctl.distillation.teacher import Teacher
 from deitctl.events import SilentReporter
 from deitctl.models import timm_models
 from deitctl.models.checkpoint_io import save_model
-from deitctl.models.layers import layer_names
+from deitctl.models.layers import describe_layers
 from deitctl.training.configure import Request, Teaching, configure
 from deitctl.training.launch import run_training
 
@@ -31,7 +31,10 @@ def random_teacher(name: str, folder: Path) -> Path:
     """Write a timm folder of an untrained classifier of ImageNet's classes."""
     model = timm_models.create(name, num_classes=1000)
     save_model(
-        folder, model.state_dict(), timm_models.config_of(model, name, 1000), layer_names(model)
+        folder,
+        model.state_dict(),
+        timm_models.read_model_config(model, name, 1000),
+        describe_layers(model),
     )
     return folder
 
@@ -39,9 +42,11 @@ def random_teacher(name: str, folder: Path) -> Path:
 def speed_of(folder: Path, batch_size: int) -> float:
     """Measure images a second of a teacher alone, as a training asks it."""
     device = choose_device("auto", "auto")
-    model, card = timm_models.load_folder(folder)
-    teacher = Teacher(device.to_device(model), card, tuple(range(1000)), card.preprocessing)
-    size = card.preprocessing.img_size
+    model, model_config = timm_models.load_folder(folder)
+    teacher = Teacher(
+        device.to_device(model), model_config, tuple(range(1000)), model_config.preprocessing
+    )
+    size = model_config.preprocessing.img_size
     pixels = torch.zeros(batch_size, 3, size, size, dtype=torch.uint8)
     with device.autocast():
         teacher.look(pixels)
@@ -86,11 +91,11 @@ def main() -> None:
                 teaching=said,
                 given={"recipe.epochs": options.epochs, "recipe.batch_size": options.batch_size},
             )
-            config, *sources = configure(request, SilentReporter())
+            config, *datasets = configure(request, SilentReporter())
             looked[:] = [0]
             start = time.monotonic()
             result = run_training(
-                replace(config, output_dir=f"{folder}/{turn[:5]}"), sources=(sources[0], sources[1])
+                replace(config, output_dir=f"{folder}/{turn[:5]}"), datasets=(datasets[0], datasets[1])
             )
             log = [
                 json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()

@@ -40,7 +40,7 @@ import torch
 
 from deitctl.data.decode import read_image
 from deitctl.data.eval_transform import eval_transform
-from deitctl.data.mixup import normalize
+from deitctl.data.batch_transforms import normalize
 from deitctl.events import SilentReporter
 from deitctl.explanation.attention import attend
 from deitctl.exporters.compare_outputs import reference
@@ -180,10 +180,13 @@ def main() -> None:
     count = min(args.count, len(names))
     paths = [Path(names[i * len(names) // count]) for i in range(count)]
     loaded = load_model(args.model, weights=args.weights, reporter=SilentReporter())
-    head, pre = choose_head("auto", loaded.card.head, loaded.model), loaded.card.preprocessing
+    head, pre = (
+        choose_head("auto", loaded.model_config.head, loaded.model),
+        loaded.model_config.preprocessing,
+    )
     views = np.stack([eval_transform(read_image(path), pre) for path in paths])
     wanted = reference(
-        loaded.model, loaded.card, head, np.ascontiguousarray(views.transpose(0, 2, 3, 1))
+        loaded.model, loaded.model_config, head, np.ascontiguousarray(views.transpose(0, 2, 3, 1))
     )[1]
 
     with tempfile.TemporaryDirectory() as folder:

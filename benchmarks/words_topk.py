@@ -11,8 +11,8 @@ import argparse
 
 import torch
 
-from deitctl.data.loader import eval_batches
-from deitctl.data.mixup import normalize
+from deitctl.data.loader import build_eval_loader
+from deitctl.data.batch_transforms import normalize
 from deitctl.data.open import open_for_evaluation
 from deitctl.distillation.target_cache import TargetCodec
 from deitctl.events import SilentReporter
@@ -32,8 +32,11 @@ def main() -> None:
     parser.add_argument("--weights", default="")
     options = parser.parse_args()
     loaded = load_model(options.model, weights=options.weights, reporter=SilentReporter())
-    source, pre = open_for_evaluation(options.images, SilentReporter()), loaded.card.preprocessing
-    batches = eval_batches(source, [pre], batch_size=50, workers=0, pin_memory=False)
+    dataset, pre = (
+        open_for_evaluation(options.images, SilentReporter()),
+        loaded.model_config.preprocessing,
+    )
+    batches = build_eval_loader(dataset, [pre], batch_size=50, workers=0, pin_memory=False)
     logits = torch.cat(
         [forward_heads(loaded.model, normalize(b.images[0], pre)).cls for b in batches]
     )

@@ -94,15 +94,18 @@ def checkpoints() -> list[bytes]:
         buffer = io.BytesIO()
         torch.save(value, buffer, _use_new_zipfile_serialization=new)
         made.append(b"p" + buffer.getvalue())
-    card = ModelConfig(
+    model_config = ModelConfig(
         architecture="deit_tiny_patch16_224",
         num_classes=2,
         class_names=("a", "b"),
         descriptions=("c", "d"),
     )
     layers = {"classifier": ("head",), "first_conv": "patch_embed.proj", "fixed_input_size": True}
-    cards = (card, replace(card, class_names=None, descriptions=None, model_args={"depth": 3}))
-    return made + [b"c" + json.dumps(to_timm_config(c, **layers)).encode() for c in cards]
+    model_configs = (
+        model_config,
+        replace(model_config, class_names=None, descriptions=None, model_args={"depth": 3}),
+    )
+    return made + [b"c" + json.dumps(to_timm_config(c, **layers)).encode() for c in model_configs]
 
 
 def caches() -> list[bytes]:

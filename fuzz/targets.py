@@ -14,11 +14,16 @@ import numpy as np
 from deitctl.config import TrainConfig, from_dict, override, read_toml, write_toml
 from deitctl.data.decode import decode
 from deitctl.data.eval_transform import eval_transform
-from deitctl.data.open import open_data
+from deitctl.data.open import open_dataset
 from deitctl.distillation.target_cache import TargetCodec, open_cache
 from deitctl.errors import DeitctlError
 from deitctl.events import SilentReporter
-from deitctl.models.checkpoint_io import load_card, load_tensors, require_finite, tensor_shapes
+from deitctl.models.checkpoint_io import (
+    load_model_config,
+    load_tensors,
+    require_finite,
+    tensor_shapes,
+)
 from deitctl.models.convert import img_size_of, infer_architecture, num_classes_of
 from deitctl.models.model_config import Preprocessing
 from deitctl.recipes import DIGITS
@@ -70,7 +75,7 @@ def checkpoint(data: bytes) -> None:
     with folder() as root, suppress(DeitctlError):
         if kind == b"c":
             (root / "config.json").write_bytes(body)
-            load_card(root)
+            load_model_config(root)
             return
         path = root / ("x.safetensors" if kind == b"s" else "x.pth")
         path.write_bytes(body)
@@ -118,14 +123,14 @@ def data(data: bytes) -> None:
     with folder() as root, suppress(DeitctlError):
         path = root / ("x.tar" if data[:1] == b"t" else "x.csv")
         path.write_bytes(_summed(data[1:]) if data[:1] == b"t" else data[1:])
-        opened = open_data(str(path), SilentReporter())
-        for source in (opened.train, opened.val, opened.whole):
-            for index in range(len(source.labels) if source is not None else 0):
-                assert source is not None
+        opened = open_dataset(str(path), SilentReporter())
+        for dataset in (opened.train, opened.val, opened.whole):
+            for index in range(len(dataset.labels) if dataset is not None else 0):
+                assert dataset is not None
                 with suppress(DeitctlError):
-                    source.read(index)
-                assert source.size(index) >= 0
-                assert 0 <= source.labels[index] < len(source.class_names)
+                    dataset.read(index)
+                assert dataset.size(index) >= 0
+                assert 0 <= dataset.labels[index] < len(dataset.class_names)
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

@@ -22,14 +22,15 @@ from PIL import Image
 from torch import nn
 
 from deitctl.config import DistillConfig, TrainConfig
-from deitctl.data.dataset import Source, digits, subset
+from deitctl.data.dataset import ImageDataset, select
+from deitctl.data.readers.digits import load_digits
 from deitctl.events import SilentReporter
 from deitctl.models import timm_models
 from deitctl.models.catalog import Architecture, find
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.convert import with_size
 from deitctl.models.factory import build_model
-from deitctl.models.layers import layer_names, shipping_config
+from deitctl.models.layers import describe_layers, pin_img_size
 from deitctl.models.vit import VisionTransformer
 from deitctl.recipes import DIGITS
 from deitctl.training.launch import run_training
@@ -104,15 +105,15 @@ def reporter() -> Recorder:
 
 
 @pytest.fixture(scope="session")
-def digit_sources() -> tuple[Source, Source]:
+def digit_datasets() -> tuple[ImageDataset, ImageDataset]:
     """The built-in set: training and validation images."""
-    return digits()
+    return load_digits()
 
 
 @pytest.fixture(scope="session")
-def make_image(digit_sources: tuple[Source, Source]) -> Callable[..., Image.Image]:
+def make_image(digit_datasets: tuple[ImageDataset, ImageDataset]) -> Callable[..., Image.Image]:
     """Make an RGB image of any size: a colored gradient with handwritten digits on it."""
-    train, _ = digit_sources
+    train, _ = digit_datasets
 
     def make(width: int = 96, height: int = 72, seed: int = 0) -> Image.Image:
         x, y = np.linspace(0, 255, width), np.linspace(0, 255, height)[:, None]
@@ -209,14 +210,14 @@ def noise() -> Callable[..., torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def little(digit_sources: tuple[Source, Source]) -> tuple[Source, Source]:
+def little(digit_datasets: tuple[ImageDataset, ImageDataset]) -> tuple[ImageDataset, ImageDataset]:
     """60 training and 30 validation digits of all ten classes."""
-    train, val = digit_sources
+    train, val = digit_datasets
     pick = [
         np.concatenate([np.flatnonzero(s.labels == d)[:n] for d in range(10)])
         for s, n in ((train, 6), (val, 3))
     ]
-    return subset(train, pick[0]), subset(val, pick[1])
+    return select(train, pick[0]), select(val, pick[1])
 
 
 @pytest.fixture
@@ -251,7 +252,9 @@ def little_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 
 
 @pytest.fixture(scope="session")
-def taught_once(tmp_path_factory: pytest.TempPathFactory, little: tuple[Source, Source]) -> Path:
+def taught_once(
+    tmp_path_factory: pytest.TempPathFactory, little: tuple[ImageDataset, ImageDataset]
+) -> Path:
     """A convnet that has learned a little of the digits: a run folder that no test may change."""
     root = tmp_path_factory.mktemp("teacher") / "teacher"
     recipe = replace(DIGITS, img_size=32, epochs=8, batch_size=16)
@@ -263,7 +266,7 @@ def taught_once(tmp_path_factory: pytest.TempPathFactory, little: tuple[Source, 
         workers=0,
         output_dir=str(root),
     )
-    return run_training(config, sources=little).run
+    return run_training(config, datasets=little).run
 
 
 @pytest.fixture
@@ -282,9 +285,9 @@ def imagenet_teacher(tmp_path: Path) -> Callable[..., Path]:
     def make(architecture: str = "test_resnet", seed: int = 0) -> Path:
         torch.manual_seed(seed)
         model = timm_models.create(architecture, num_classes=1000, img_size=32)
-        card = timm_models.config_of(model, architecture, 1000).at_size(32)
+        model_config = timm_models.read_model_config(model, architecture, 1000).at_size(32)
         folder = tmp_path / f"imagenet-{architecture}-{seed}"
-        save_model(folder, model.state_dict(), card, layer_names(model))
+        save_model(folder, model.state_dict(), model_config, describe_layers(model))
         return folder
 
     return make
@@ -329,6 +332,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         reporter=SilentReporter(),
     )
     folder = tmp_path_factory.mktemp("model") / "seven"
-    card = shipping_config(loaded.model, loaded.card)
-    save_model(folder, loaded.model.state_dict(), card, layer_names(loaded.model))
+    model_config = pin_img_size(loaded.model, loaded.model_config)
+    save_model(folder, loaded.model.state_dict(), model_config, describe_layers(loaded.model))
     return folder

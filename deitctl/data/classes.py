@@ -31,31 +31,33 @@ class ClassMatch:
         }[self.kind]
 
 
-def match_classes(card: ModelConfig, data_names: Sequence[str]) -> ClassMatch | None:
+def match_classes(model_config: ModelConfig, data_names: Sequence[str]) -> ClassMatch | None:
     """Find each of the data's classes in a model's by WordNet id or name; None unless all are found.
 
     Names are compared without case, underscores and hyphens; each synonym of an ImageNet class counts, unless two
     classes share it. Folders called 0 to 999 mean ImageNet's classes in the order of their WordNet ids, which is how
     ImageNetV2 is published.
     """
-    exact = {name: row for row, name in enumerate(card.class_names or ())}
+    exact = {name: row for row, name in enumerate(model_config.class_names or ())}
     rows: list[int | None] = [exact.get(name) for name in data_names]
     if None in rows:
-        index = _spellings(card)
+        index = _spellings(model_config)
         rows = [index.get(_plain(name)) for name in data_names]
-    if set(data_names) == NUMBERS and is_imagenet(card.class_names or ()):
+    if set(data_names) == NUMBERS and is_imagenet(model_config.class_names or ()):
         return ClassMatch(
             tuple(exact[imagenet_classes()[0][int(name)]] for name in data_names), "numbers"
         )
     if any(row is None for row in rows) or len(set(rows)) != len(rows):
         return None
     found = tuple(row for row in rows if row is not None)
-    if len(found) < card.num_classes:
+    if len(found) < model_config.num_classes:
         return ClassMatch(found, "subset")
-    return ClassMatch(found, "same" if found == tuple(range(card.num_classes)) else "permuted")
+    return ClassMatch(
+        found, "same" if found == tuple(range(model_config.num_classes)) else "permuted"
+    )
 
 
-def find_class(card: ModelConfig, name: str) -> int:
+def find_class(model_config: ModelConfig, name: str) -> int:
     """Return the logit of a class that a person names: by its name, label, a synonym, WordNet id or number.
 
     Spelled as `match_classes` has it; a class that is called `7` comes before the one numbered 7.
@@ -64,8 +66,8 @@ def find_class(card: ModelConfig, name: str) -> int:
         ConfigError: no class is called so, or more than one.
     """
     exact, spelled = (
-        {known: row for row, known in enumerate(card.class_names or ())},
-        _spellings(card),
+        {known: row for row, known in enumerate(model_config.class_names or ())},
+        _spellings(model_config),
     )
     row = exact.get(name, spelled.get(_plain(name)))
     if (
@@ -73,14 +75,14 @@ def find_class(card: ModelConfig, name: str) -> int:
         and name.isascii()
         and name.isdecimal()
         and len(name) < 8
-        and int(name) < card.num_classes
+        and int(name) < model_config.num_classes
     ):
         row = int(name)
     if row is not None:
         return row
     same = [
         n
-        for n, label in enumerate(card.descriptions or ())
+        for n, label in enumerate(model_config.descriptions or ())
         if _plain(name) in map(_plain, label.split(","))
     ]
     if same:
@@ -99,13 +101,13 @@ def find_class(card: ModelConfig, name: str) -> int:
     )
     hint = (
         not name.lstrip("-").isdecimal() and hint
-    ) or f"Numbers from 0 to {card.num_classes - 1} name classes too."
+    ) or f"Numbers from 0 to {model_config.num_classes - 1} name classes too."
     raise ConfigError(f"The model has no class {name!r}.", hint)
 
 
-def _spellings(card: ModelConfig) -> dict[str, int]:
+def _spellings(model_config: ModelConfig) -> dict[str, int]:
     """Map spellings to logits: class names before whole descriptions before their synonyms, unless two classes share it."""
-    names, described = card.class_names or (), card.descriptions or ()
+    names, described = model_config.class_names or (), model_config.descriptions or ()
     synonyms = [(row, part) for row, name in enumerate(described) for part in name.split(",")]
     index: dict[str, int] = {}
     for level in (list(enumerate(names)), list(enumerate(described)), synonyms):

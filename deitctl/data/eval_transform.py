@@ -11,9 +11,9 @@ from PIL import Image
 from deitctl.models.model_config import Preprocessing
 
 Pixels = NDArray[np.uint8]
-MOST_RESIZED = 2**24
+MAX_RESIZED_PIXELS = 2**24
 """Pixels of a resized image above which only what the crop keeps of it is computed."""
-TALL = 100
+MAX_ASPECT = 100
 """Times as tall as wide from which on Pillow 12.3 resizes the columns first, and rounds otherwise."""
 INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,
@@ -33,12 +33,12 @@ def eval_transform(image: Image.Image, pre: Preprocessing) -> Pixels:
         image = image.resize((target, target), resample)
     else:
         scaled = resized(image.width, image.height, target)
-        if scaled[0] * scaled[1] > MOST_RESIZED:
+        if scaled[0] * scaled[1] > MAX_RESIZED_PIXELS:
             image = _resize_center(image, scaled, size, resample)
         elif scaled != image.size:
             image = image.resize(scaled, resample)
     left, top = center(image.width, size), center(image.height, size)
-    return channels_first(
+    return to_chw(
         image.crop((left, top, left + size, top + size))
     )  # outside the image: black, as torchvision pads
 
@@ -52,12 +52,12 @@ def resized(width: int, height: int, target: int) -> tuple[int, int]:
     )
 
 
-def is_ribbon(width: int, height: int, pre: Preprocessing) -> bool:
+def has_extreme_aspect(width: int, height: int, pre: Preprocessing) -> bool:
     """Say whether an image is so long that it is resized in a way of its own: other programs would take gigabytes."""
-    if height > TALL * width or width > TALL * height:
+    if height > MAX_ASPECT * width or width > MAX_ASPECT * height:
         return True
     across, down = resized(width, height, pre.resize_to)
-    return pre.crop_mode != "squash" and across * down > MOST_RESIZED
+    return pre.crop_mode != "squash" and across * down > MAX_RESIZED_PIXELS
 
 
 def _resize_center(
@@ -88,6 +88,6 @@ def center(length: int, size: int) -> int:
     return round((length - size) / 2) if length >= size else -((size - length) // 2)
 
 
-def channels_first(image: Image.Image) -> Pixels:
+def to_chw(image: Image.Image) -> Pixels:
     """Return an RGB image as uint8 [3,H,W]."""
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from deitctl.data.dataset import Source
+from deitctl.data.dataset import ImageDataset
 from deitctl.errors import DataError, ModelError
 from deitctl.events import Reporter, track
 from deitctl.models.checkpoint_io import CONFIG
@@ -23,36 +23,36 @@ SAMPLED = 4096
 LENGTH = 16  # hexadecimal digits: 64 bits
 
 
-def data_fingerprint(source: Source, reporter: Reporter) -> str:
+def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
     """Hash the class names, and of each image its name, label, size and content, in order.
 
     Of more than 1 GiB the content of 4,096 images, evenly spread, stands for all: ImageNet in seconds, and still a
     image that is added, left out, moved, renamed or stored again is noticed by its name or size.
     """
-    count = len(source.labels)
-    sizes = np.fromiter((source.size(i) for i in range(count)), np.dtype("<i8"), count)
-    digest = hashlib.sha256("\x1f".join(source.class_names).encode("utf-8", "surrogateescape"))
-    digest.update(np.asarray(source.labels, dtype="<i8").tobytes())
+    count = len(dataset.labels)
+    sizes = np.fromiter((dataset.size(i) for i in range(count)), np.dtype("<i8"), count)
+    digest = hashlib.sha256("\x1f".join(dataset.class_names).encode("utf-8", "surrogateescape"))
+    digest.update(np.asarray(dataset.labels, dtype="<i8").tobytes())
     digest.update(sizes.tobytes())
     for index in range(count):
         separator = "\x1f" if index else ""
         digest.update(
-            (separator + PurePath(source.name(index)).name).encode("utf-8", "surrogateescape")
+            (separator + PurePath(dataset.name(index)).name).encode("utf-8", "surrogateescape")
         )
     whole = sizes.sum() <= READ_WHOLE or count <= SAMPLED
     chosen = range(count) if whole else np.linspace(0, count - 1, SAMPLED).astype(int).tolist()
     for index in track(chosen, reporter, "look at the data", len(chosen)):
         try:
-            digest.update(hashlib.sha256(source.raw(index)).digest())
+            digest.update(hashlib.sha256(dataset.raw(index)).digest())
         except DataError:
             digest.update(b"unreadable")
     return digest.hexdigest()[:LENGTH]
 
 
-def file_fingerprint(paths: Iterable[Path]) -> str:
+def fingerprint_files(paths: Iterable[Path]) -> str:
     """Hash the content of files, in order; raise `ModelError` if one cannot be read.
 
-    Of a model's card what it says counts, and temperatures do not: no logit depends on them.
+    Of a model config the values count, not the layout; temperatures do not count: no logit depends on them.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -68,20 +68,22 @@ def file_fingerprint(paths: Iterable[Path]) -> str:
 
 
 def _said(path: Path) -> bytes:
-    """Return a card without its temperatures, however it is laid out; nothing where it is no card."""
+    """Return a config.json without temperatures, in one layout; nothing if it is not one."""
     try:
-        card = read_json(path)
+        model_config = read_json(path)
     except ValueError:
         return b""
-    if not isinstance(card, dict):
+    if not isinstance(model_config, dict):
         return b""
-    own = card.get("deitctl")
+    own = model_config.get("deitctl")
     if isinstance(own, dict):
-        card = card | {"deitctl": {k: v for k, v in own.items() if k != "temperatures"}}
-    return json.dumps(card, sort_keys=True).encode()
+        model_config = model_config | {
+            "deitctl": {k: v for k, v in own.items() if k != "temperatures"}
+        }
+    return json.dumps(model_config, sort_keys=True).encode()
 
 
-def model_fingerprint(model: nn.Module) -> str:
+def fingerprint_model(model: nn.Module) -> str:
     """Hash a model's parameters and buffers: their names, shapes and bytes."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from deitctl.config import AugmentConfig
-from deitctl.data.dataset import Source
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.eval_transform import Pixels, eval_transform
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
 from deitctl.data.transforms import train_transform
@@ -98,17 +98,17 @@ class TrainViews(Dataset[Sample]):
     """Augmented views by key, in the student's size, and in the teacher's where it must be asked."""
 
     def __init__(
-        self, source: Source, augment: AugmentConfig, img_size: int, plan: ViewPlan
+        self, dataset: ImageDataset, augment: AugmentConfig, img_size: int, plan: ViewPlan
     ) -> None:
-        self.source, self.augment, self.img_size, self.plan = source, augment, img_size, plan
+        self.dataset, self.augment, self.img_size, self.plan = dataset, augment, img_size, plan
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        plan, label = self.plan, int(self.source.labels[key.index])
+        plan, label = self.plan, int(self.dataset.labels[key.index])
         view = view_of(key, views=plan.views, repeats=plan.repeats)
         img_size = plan.early_size if key.epoch < plan.early_epochs else self.img_size
         unasked = not plan.teacher_size or (plan.known is not None and plan.known(view, key.index))
         try:
-            image = self.source.open(key.index)
+            image = self.dataset.open(key.index)
             pixels = train_transform(image, self.augment, img_size, plan.seed, view, key.index)
             if unasked or plan.teacher_size == img_size:
                 return Sample(pixels, label, key, "", None if unasked else pixels)
@@ -142,16 +142,16 @@ class EvalBatch(NamedTuple):
 class EvalViews(Dataset[EvalSample]):
     """The views of each image that evaluation uses, by position; an image is read once for all of them."""
 
-    def __init__(self, source: Source, preprocessings: Sequence[Preprocessing]) -> None:
-        self.source, self.preprocessings = source, preprocessings
+    def __init__(self, dataset: ImageDataset, preprocessings: Sequence[Preprocessing]) -> None:
+        self.dataset, self.preprocessings = dataset, preprocessings
 
     def __len__(self) -> int:
-        return len(self.source.labels)
+        return len(self.dataset.labels)
 
     def __getitem__(self, index: int) -> EvalSample:
-        label = int(self.source.labels[index])
+        label = int(self.dataset.labels[index])
         try:
-            image = self.source.read(index)
+            image = self.dataset.read(index)
         except DataError as error:
             return EvalSample((), label, index, str(error))
         return EvalSample(
@@ -188,8 +188,8 @@ def _stack(images: Sequence[Pixels]) -> Tensor:
     return torch.from_numpy(np.stack(images) if images else np.empty((0, 3, 0, 0), np.uint8))
 
 
-def train_batches(
-    source: Source,
+def build_train_loader(
+    dataset: ImageDataset,
     augment: AugmentConfig,
     img_size: int,
     batches: TrainBatches,
@@ -205,11 +205,11 @@ def train_batches(
     """
     plan = plan or ViewPlan(batches.seed, repeats=batches.repeats)
     mine = (keys[share] for keys in batches)
-    return _training_stream(TrainViews(source, augment, img_size, plan), mine, workers, pin_memory)
+    return _training_stream(TrainViews(dataset, augment, img_size, plan), mine, workers, pin_memory)
 
 
-def view_batches(
-    source: Source,
+def build_view_loader(
+    dataset: ImageDataset,
     augment: AugmentConfig,
     img_size: int,
     view_seed: int,
@@ -220,7 +220,7 @@ def view_batches(
 ) -> Iterator[Batch]:
     """Yield the views that batches of keys ask for, each key's `epoch` being the number of a view."""
     return _training_stream(
-        TrainViews(source, augment, img_size, ViewPlan(view_seed)), wanted, workers, pin_memory
+        TrainViews(dataset, augment, img_size, ViewPlan(view_seed)), wanted, workers, pin_memory
     )
 
 
@@ -238,8 +238,8 @@ def _training_stream(
     )
 
 
-def eval_batches(
-    source: Source,
+def build_eval_loader(
+    dataset: ImageDataset,
     preprocessings: Sequence[Preprocessing],
     *,
     batch_size: int,
@@ -248,7 +248,7 @@ def eval_batches(
     share: slice = slice(None),
 ) -> Iterator[EvalBatch]:
     """Yield every image of a source once, in order; of several processes each takes its `share` of the positions."""
-    mine, views = range(len(source.labels))[share], EvalViews(source, preprocessings)
+    mine, views = range(len(dataset.labels))[share], EvalViews(dataset, preprocessings)
     return _stream(
         views,
         collate_fn=views.collate,
@@ -262,10 +262,10 @@ def eval_batches(
 def _stream(views: Dataset[Any], **options: Any) -> Iterator[Any]:
     with warnings.catch_warnings():  # the number of processes is the user's to choose
         warnings.filterwarnings("ignore", message="This DataLoader will create")
-        return iter(DataLoader(views, worker_init_fn=leave_signals_to_the_parent, **options))
+        return iter(DataLoader(views, worker_init_fn=ignore_signals, **options))
 
 
-def leave_signals_to_the_parent(_: int) -> None:
+def ignore_signals(_: int) -> None:
     """Let signals that reach the whole process group be the training process's to handle; it ends its loaders."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

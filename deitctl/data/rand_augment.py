@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from deitctl.data.shear import slide
+from deitctl.data.rand_augment import slide
 from deitctl.errors import ConfigError
 from deitctl.models.model_config import IMAGENET_MEAN
 

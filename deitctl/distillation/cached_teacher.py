@@ -12,8 +12,8 @@ from torch import Tensor
 
 from deitctl import rng
 from deitctl.config import AugmentConfig
-from deitctl.data.dataset import Source
-from deitctl.data.loader import Batch, view_batches
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.loader import Batch, build_view_loader
 from deitctl.data.samplers import SampleKey, view_of
 from deitctl.device import Device
 from deitctl.distillation.target_cache import Records, TargetCache, TargetCodec
@@ -73,7 +73,7 @@ class CachedTeacher:
     def ask(self, pixels: Tensor) -> Records:
         """Ask the network about views, uint8 [B,3,T,T] at its own size; raise `TeacherError` if it answers no numbers."""
         with torch.no_grad(), self.device.autocast():
-            logits = self.teacher().look(self.device.move(pixels))
+            logits = self.teacher().look(self.device.to_device(pixels))
         if not logits.isfinite().all():
             raise TeacherError(
                 "The teacher answers with what is no number.",
@@ -83,7 +83,7 @@ class CachedTeacher:
 
     def fill(
         self,
-        source: Source,
+        dataset: ImageDataset,
         augment: AugmentConfig,
         view_seed: int,
         views: int,
@@ -103,13 +103,13 @@ class CachedTeacher:
         if cache is None:
             return 0
         missing = cache.count_missing(views)
-        if not any(world.gather(missing)):
+        if not any(world.all_gather_object(missing)):
             return 0
         asked = 0
-        batches = view_batches(
-            source,
+        batches = build_view_loader(
+            dataset,
             augment,
-            self.teacher().card.preprocessing.img_size,
+            self.teacher().model_config.preprocessing.img_size,
             view_seed,
             _still_missing(cache, views, batch_size, world),
             workers=workers,
@@ -126,7 +126,7 @@ class CachedTeacher:
                     )
                 asked += len(batch.keys)
                 task.advance(world.size * (len(batch.keys) + len(batch.unreadable)))
-        return sum(world.gather(asked))
+        return sum(world.all_gather_object(asked))
 
 
 def _still_missing(

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from deitctl.config import TrainConfig
-from deitctl.data.dataset import Source
-from deitctl.data.loader import view_batches
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.loader import build_view_loader
 from deitctl.data.samplers import SampleKey
 from deitctl.device import choose_device
 from deitctl.distillation.preflight import NO_CACHE, DistillationTeacher, Preflight
@@ -82,7 +82,7 @@ class VerifyResult:
 
 def teach(
     config: TrainConfig,
-    sources: tuple[Source, Source],
+    datasets: tuple[ImageDataset, ImageDataset],
     *,
     batch_size: int = 64,
     reporter: Reporter | None = None,
@@ -102,11 +102,11 @@ def teach(
     reporter, start = reporter or SilentReporter(), time.monotonic()
     check(config)
     with process_group(choose_device(config.device, config.precision).torch_device) as world:
-        tutor, cache = _open(config, sources, reporter, world)
+        tutor, cache = _open(config, datasets, reporter, world)
         try:
             with loaders_may_die("Teach again with fewer: --workers 0"):
                 asked = tutor.listener().fill(
-                    sources[0],
+                    datasets[0],
                     config.recipe.augment,
                     tutor.distill.view_seed,
                     tutor.total_views,
@@ -119,8 +119,8 @@ def teach(
             raise Interrupted(
                 signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum
             ) from stop
-    num_images = len(sources[0].labels)
-    unreadable = tuple(sources[0].name(i) for i in sorted(cache.unreadable(tutor.total_views)))
+    num_images = len(datasets[0].labels)
+    unreadable = tuple(datasets[0].name(i) for i in sorted(cache.unreadable(tutor.total_views)))
     return TeachResult(
         cache=cache.root,
         teacher=tutor.preflight,
@@ -135,7 +135,7 @@ def teach(
 
 def verify(
     config: TrainConfig,
-    sources: tuple[Source, Source],
+    datasets: tuple[ImageDataset, ImageDataset],
     *,
     count: int = 256,
     batch_size: int = 64,
@@ -148,16 +148,16 @@ def verify(
     """
     reporter = reporter or SilentReporter()
     check(config)
-    tutor, cache = _open(config, sources, reporter, SINGLE_PROCESS)
+    tutor, cache = _open(config, datasets, reporter, SINGLE_PROCESS)
     keys = _some(cache, tutor.total_views, count)
     if not keys:
         raise TeacherError(
             f"{cache.root} holds no words yet.", "Fill it first: leave --verify out."
         )
-    batches = view_batches(
-        sources[0],
+    batches = build_view_loader(
+        datasets[0],
         config.recipe.augment,
-        tutor.network().card.preprocessing.img_size,
+        tutor.network().model_config.preprocessing.img_size,
         tutor.distill.view_seed,
         [keys[n : n + batch_size] for n in range(0, len(keys), batch_size)],
         workers=tutor.device.loader_workers(config.workers),
@@ -205,7 +205,10 @@ def _some(cache: TargetCache, views: int, count: int) -> list[SampleKey]:
 
 
 def _open(
-    config: TrainConfig, sources: tuple[Source, Source], reporter: Reporter, world: World
+    config: TrainConfig,
+    datasets: tuple[ImageDataset, ImageDataset],
+    reporter: Reporter,
+    world: World,
 ) -> tuple[DistillationTeacher, TargetCache]:
     if (
         config.distill is None
@@ -217,12 +220,12 @@ def _open(
         )
     tutor = DistillationTeacher(
         config,
-        *sources,
+        *datasets,
         Preprocessing(),
         device=choose_device(config.device, config.precision),
         reporter=reporter,
         world=world,
-        train_run=lambda run: train_or_find(run, sources, reporter),
+        train_run=lambda run: train_or_find(run, datasets, reporter),
     )
     tutor.load_together()
     assert tutor.cache is not None

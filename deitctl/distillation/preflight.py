@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from deitctl.config import DistillConfig, TrainConfig, to_dict
-from deitctl.data.dataset import Source
-from deitctl.data.fingerprint import LENGTH, data_fingerprint, model_fingerprint
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.fingerprint import LENGTH, fingerprint_dataset, fingerprint_model
 from deitctl.data.open import BUILT_IN
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.device import Device
@@ -94,8 +94,8 @@ class DistillationTeacher:
     def __init__(
         self,
         config: TrainConfig,
-        train: Source,
-        val: Source,
+        train: ImageDataset,
+        val: ImageDataset,
         seen: Preprocessing,
         *,
         device: Device,
@@ -130,10 +130,12 @@ class DistillationTeacher:
         self._network: Teacher | None = None
         self._together = True
         """Whether all processes are at the same place, so that they may train a teacher together."""
-        self.data = data_fingerprint(train, reporter)
-        self.validation = data_fingerprint(val, reporter)
+        self.data = fingerprint_dataset(train, reporter)
+        self.validation = fingerprint_dataset(val, reporter)
         d = self.distill
-        self.form = TargetCodec(d.mode, len(train.class_names), d.logits_topk if d.mode == "soft" else 0)
+        self.form = TargetCodec(
+            d.mode, len(train.class_names), d.logits_topk if d.mode == "soft" else 0
+        )
         self.cache = self._open_cache()
         self.total_views = d.views or config.recipe.epochs * config.recipe.augment.repeated_aug
         remembered = self._remembered()
@@ -180,7 +182,11 @@ class DistillationTeacher:
             if d.teacher_cache
             else cache_root() / "words" / cache_folder_name(d, stamp)
         )
-        if d.teacher_cache and stamp["teacher"].endswith(WITHOUT_WEIGHTS) and (root / STAMP).exists():
+        if (
+            d.teacher_cache
+            and stamp["teacher"].endswith(WITHOUT_WEIGHTS)
+            and (root / STAMP).exists()
+        ):
             stamp["teacher"] = read_stamp(root).get("teacher")
             self.reporter.warn(
                 f"The weights of {d.teacher} are not here: its words in {root} are taken on trust."
@@ -245,7 +251,9 @@ class DistillationTeacher:
         """
         if self.world.size > 1:
             missing = self.cache is None or self.cache.count_missing(self.total_views) > 0
-            if self._network is None and any(self.world.all_gather_object(missing and self.looks_at_views)):
+            if self._network is None and any(
+                self.world.all_gather_object(missing and self.looks_at_views)
+            ):
                 self.network()
             self._together = False
 
@@ -289,7 +297,7 @@ class DistillationTeacher:
 
     def _take(self, found: ResolvedTeacher) -> str:
         """Keep a found teacher's network; return the fingerprint of its weights."""
-        weights = model_fingerprint(found.loaded.model)
+        weights = fingerprint_model(found.loaded.model)
         earlier = self._record()
         if earlier is not None and earlier.weights != weights and self.cache is not None:
             raise TeacherError(
@@ -304,12 +312,12 @@ class DistillationTeacher:
         """Score the teacher on the validation images, in its own preprocessing, and write down what was found."""
         found = self._find()
         weights = self._take(found)
-        card = found.loaded.card
-        head = choose_head("auto", card.head, found.loaded.model)
+        model_config = found.loaded.model_config
+        head = choose_head("auto", model_config.head, found.loaded.model)
         score = evaluate(
             found.loaded.model,
             self.val,
-            card.preprocessing,
+            model_config.preprocessing,
             rows=found.match.rows,
             head=head,
             device=self.device,
@@ -331,7 +339,7 @@ class DistillationTeacher:
             rows=found.match.rows,
             adapted=found.adapted,
             folder=found.folder,
-            preprocessing=asdict(card.preprocessing),
+            preprocessing=asdict(model_config.preprocessing),
             head=head,
             weights=weights,
             validation=self.validation,
@@ -348,7 +356,8 @@ def _found(config: TrainConfig) -> None:
     """Stand in for training a teacher where it must have been trained already."""
     if Run(Path(config.output_dir)).result() is None:
         raise TeacherError(
-            f"The fitted teacher {config.output_dir} is gone.", "Run it again: it will be fitted again."
+            f"The fitted teacher {config.output_dir} is gone.",
+            "Run it again: it will be fitted again.",
         )
 
 
@@ -373,7 +382,7 @@ def mean_recall(score: Evaluation) -> float:
     )
 
 
-def _require_knowledge(distill: DistillConfig, record: Preflight, val: Source) -> None:
+def _require_knowledge(distill: DistillConfig, record: Preflight, val: ImageDataset) -> None:
     """Refuse a teacher whose mean recall is not clearly above chance: by as much again or a tenth, and two errors."""
     classes = len(set(val.labels.tolist()))
     chance = 1 / classes

@@ -14,8 +14,8 @@ import torch
 from deitctl import rng
 from deitctl.config import DistillConfig, Recipe, TrainConfig, to_dict
 from deitctl.data.classes import ClassMatch, is_imagenet, match_classes
-from deitctl.data.dataset import Source
-from deitctl.data.fingerprint import LENGTH, file_fingerprint
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.fingerprint import LENGTH, fingerprint_files
 from deitctl.data.open import BUILT_IN
 from deitctl.device import Device
 from deitctl.distillation.teacher import Teacher
@@ -48,7 +48,7 @@ def teacher_identity(distill: DistillConfig, reporter: Reporter) -> str:
     """Name a teacher by the content of its files, without loading it; one whose weights cannot be had by its name."""
     files = weight_files(distill.teacher, distill.teacher_weights)
     files = files or published_files(distill.teacher, reporter)
-    content = file_fingerprint(files) if files else WITHOUT_WEIGHTS
+    content = fingerprint_files(files) if files else WITHOUT_WEIGHTS
     by_content = weight_files(distill.teacher) and not distill.teacher_weights
     return content if by_content else f"{distill.teacher} {content}"
 
@@ -56,7 +56,7 @@ def teacher_identity(distill: DistillConfig, reporter: Reporter) -> str:
 def resolve_teacher(
     distill: DistillConfig,
     config: TrainConfig,
-    train: Source,
+    train: ImageDataset,
     data: str,
     train_run: TrainRun,
     reporter: Reporter,
@@ -93,7 +93,7 @@ def resolve_teacher(
             DIGITS_CONVNET, img_size=distill.teacher_img_size or DIGITS_CONVNET.img_size
         )
         return _fit("scratch", distill, recipe, config, train, data, train_run, reporter, main)
-    match = match_classes(loaded.card, train.class_names)
+    match = match_classes(loaded.model_config, train.class_names)
     if match is not None and distill.finetune_teacher in ("auto", "none"):
         return ResolvedTeacher(loaded, match, "no", "")
     if distill.finetune_teacher == "none":
@@ -105,18 +105,18 @@ def resolve_teacher(
     if how == "auto":
         how = "full" if len(train.labels) >= ADAPT_FULL_FROM * len(train.class_names) else "head"
         reporter.warn(
-            f"{distill.teacher} knows {loaded.card.num_classes} classes, but not all of the data's "
+            f"{distill.teacher} knows {loaded.model_config.num_classes} classes, but not all of the data's "
             f"{len(train.class_names)}: {'its head' if how == 'head' else 'all of it'} is fitted to the data first."
         )
     recipe = replace(
         adaptation(how, built_in=built_in),
         pretrained=not weight_files(distill.teacher, distill.teacher_weights),
-        img_size=distill.teacher_img_size or loaded.card.preprocessing.img_size,
+        img_size=distill.teacher_img_size or loaded.model_config.preprocessing.img_size,
     )
     return _fit(how, distill, recipe, config, train, data, train_run, reporter, main)
 
 
-def _no_weights(error: WeightsNotFound, train: Source) -> TeacherError:
+def _no_weights(error: WeightsNotFound, train: ImageDataset) -> TeacherError:
     needed = "ImageNet" if is_imagenet(train.class_names) else "this data"
     hint = error.hint.replace("pass the file", "pass it with --teacher-weights FILE")
     return TeacherError(
@@ -130,7 +130,7 @@ def _fit(
     distill: DistillConfig,
     recipe: Recipe,
     config: TrainConfig,
-    train: Source,
+    train: ImageDataset,
     data: str,
     train_run: TrainRun,
     reporter: Reporter,
@@ -169,7 +169,7 @@ def _fit(
     except OSError as error:
         raise DiskError.from_os_error(lock, error) from error
     loaded = load_model(str(root), reporter=reporter)
-    match = match_classes(loaded.card, train.class_names)
+    match = match_classes(loaded.model_config, train.class_names)
     if match is None:
         raise TeacherError(
             f"{root} does not know the data's classes.",
@@ -182,10 +182,10 @@ def freeze_teacher(
     loaded: LoadedModel, rows: tuple[int, ...], seen: Preprocessing, device: Device
 ) -> Teacher:
     """Bring a classifier to `device` to answer images preprocessed as `seen`, its batch norms folded; see `Teacher`."""
-    size = loaded.card.preprocessing.img_size
+    size = loaded.model_config.preprocessing.img_size
     with rng.scope(
         "fold"
     ):  # before it is moved: convolutions of a GPU may round more than folding does
         fuse_conv_bn(loaded.model, torch.randn(1, 3, size, size))
     device.to_device(loaded.model)
-    return Teacher(loaded.model, loaded.card, rows, seen).to(device.torch_device)
+    return Teacher(loaded.model, loaded.model_config, rows, seen).to(device.torch_device)

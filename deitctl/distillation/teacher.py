@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deitctl.data.mixup import normalize, renormalize
+from deitctl.data.batch_transforms import normalize, renormalize
 from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.model_config import ModelConfig, Preprocessing
 
@@ -15,20 +15,24 @@ class Teacher(nn.Module):
     """Wraps a classifier so that it answers in the data's classes, whatever its own."""
 
     def __init__(
-        self, model: nn.Module, card: ModelConfig, rows: tuple[int, ...], seen: Preprocessing
+        self,
+        model: nn.Module,
+        model_config: ModelConfig,
+        rows: tuple[int, ...],
+        seen: Preprocessing,
     ) -> None:
         """Freeze `model`.
 
         Args:
             model: the classifier.
-            card: its card; the images are brought to its normalization and input size.
+            model_config: its config; the images are brought to its normalization and input size.
             rows: for each class of the data, the teacher's logit.
             seen: the preprocessing of the images that `forward` gets, the student's.
         """
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        self.card, self.seen = card, seen
-        whole = rows == tuple(range(card.num_classes))
+        self.model_config, self.seen = model_config, seen
+        whole = rows == tuple(range(model_config.num_classes))
         self.rows: Tensor | None
         self.register_buffer("rows", None if whole else torch.tensor(rows), persistent=False)
 
@@ -39,7 +43,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Return the teacher's logits [B,K] on the student's images [B,3,S,S], in the data's classes."""
-        own = self.card.preprocessing
+        own = self.model_config.preprocessing
         images = renormalize(images, self.seen, own)
         if images.shape[-1] != own.img_size:
             size = (own.img_size, own.img_size)
@@ -51,7 +55,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def look(self, pixels: Tensor) -> Tensor:
         """Return the teacher's logits [B,K] on views rendered at its own size, uint8 [B,3,T,T]."""
-        return self._answer(normalize(pixels, self.card.preprocessing))
+        return self._answer(normalize(pixels, self.model_config.preprocessing))
 
     def _answer(self, images: Tensor) -> Tensor:
         heads = forward_heads(self.model, images)
@@ -61,4 +65,4 @@ class Teacher(nn.Module):
     @property
     def head(self) -> str:
         """The rule by which a teacher with two heads answers."""
-        return "avg-logits" if self.card.head == "auto" else self.card.head
+        return "avg-logits" if self.model_config.head == "auto" else self.model_config.head

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deitctl.data.eval_transform import Pixels
-from deitctl.data.mixup import normalize
+from deitctl.data.batch_transforms import normalize
 from deitctl.distributed import World
 from deitctl.evaluation.metrics import expected_calibration_error, percent, topk_correct
 from deitctl.evaluation.result import Evaluation
@@ -138,7 +138,7 @@ class EvalAccumulator:
         """Take in what the other processes collected."""
         if world.size == 1:
             return
-        others = world.gather((self.columns, self.unreadable, self.heads, self.classes))
+        others = world.all_gather_object((self.columns, self.unreadable, self.heads, self.classes))
         self.columns = {}
         for columns, *_ in others:
             for name, values in columns.items():

@@ -87,7 +87,7 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
     """Return the temperature T that minimizes the cross-entropy of softmax(logits / T) (Guo et al. 2017, §4.2).
 
     The loss is convex in b = 1/T, with the first derivative mean(E_p[z] - z_y) and the second mean(Var_p[z]); Newton's
-    steps, kept between the ends of what a card may carry.
+    steps, kept between the ends of what a model config may carry.
 
     Args:
         logits: [N,K].

@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from deitctl.data.dataset import Source
-from deitctl.data.loader import eval_batches
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.loader import build_eval_loader
 from deitctl.device import Device, ran_out_of_memory
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import DataError, ModelError
@@ -24,7 +24,7 @@ from deitctl.models.vit import HeadLogits
 
 def evaluate(
     model: nn.Module,
-    source: Source,
+    dataset: ImageDataset,
     preprocessing: Preprocessing,
     *,
     rows: tuple[int, ...],
@@ -45,7 +45,7 @@ def evaluate(
     )
     (result,) = evaluate_all(
         [contender],
-        source,
+        dataset,
         device=device,
         batch_size=batch_size,
         workers=workers,
@@ -61,7 +61,7 @@ def evaluate(
 @torch.no_grad()
 def evaluate_all(
     contenders: Sequence[EvalModel],
-    source: Source,
+    dataset: ImageDataset,
     *,
     device: Device,
     batch_size: int,
@@ -100,23 +100,24 @@ def evaluate_all(
     shown = [_pixels_of(c.preprocessing) for c in contenders]
     views = list(dict.fromkeys(shown))
     room = MAX_KEPT // len(contenders) if keep_logits else 0
-    tallies = [EvalAccumulator(c, len(source.labels), room=room) for c in contenders]
+    tallies = [EvalAccumulator(c, len(dataset.labels), room=room) for c in contenders]
     start = time.monotonic()
-    batches = eval_batches(
-        source,
+    batches = build_eval_loader(
+        dataset,
         views,
         batch_size=batch_size,
         workers=workers,
         pin_memory=device.pins_memory,
         share=slice(world.rank, None, world.size),
     )
-    with reporter.task(label, len(source.labels)) as task:
+    with reporter.task(label, len(dataset.labels)) as task:
         for batch in batches:
             pause()
             if batch.errors and stop_on_bad_image:
                 raise DataError(batch.errors[0][1], "It was to stop there (--on-bad-image stop).")
             pixels = {
-                view: device.move(images) for view, images in zip(views, batch.images, strict=True)
+                view: device.to_device(images)
+                for view, images in zip(views, batch.images, strict=True)
             }
             for contender, view, tally in zip(contenders, shown, tallies, strict=True):
                 tally.unreadable += batch.errors
@@ -125,7 +126,7 @@ def evaluate_all(
                     cls, dist = (None if x is None else x.float().cpu() for x in heads)
                     assert cls is not None
                     if only_numbers:
-                        _require_numbers(cls if dist is None else cls + dist, batch.indices, source)
+                        _require_numbers(cls if dist is None else cls + dist, batch.indices, dataset)
                     tally.add(cls, dist, batch.labels, batch.indices)
             task.advance(world.size * (len(batch.indices) + len(batch.errors)))
     for tally in tallies:
@@ -136,10 +137,10 @@ def evaluate_all(
     return [tally.result(time.monotonic() - start) for tally in tallies]
 
 
-def _require_numbers(logits: Tensor, indices: Tensor, source: Source) -> None:
+def _require_numbers(logits: Tensor, indices: Tensor, dataset: ImageDataset) -> None:
     bad = ~logits.isfinite().all(1)
     if bad.any():
-        name = source.name(int(indices[bad][0]))
+        name = dataset.name(int(indices[bad][0]))
         raise ModelError(
             f"The model answers {name} with values that are not numbers.",
             "Try --precision fp32, or other weights.",
@@ -155,7 +156,7 @@ def _answers(contender: EvalModel, pixels: Tensor, device: Device) -> HeadLogits
     """Return a contender's logits, so many images at a time as pay on the device; where memory runs out, in two halves."""
     model = contender.model
     most = (
-        device.images_at_a_time(largest_block(model, device.dtype))
+        device.preferred_micro_batch_size(largest_block(model, device.dtype))
         if isinstance(model, nn.Module)
         else 0
     )

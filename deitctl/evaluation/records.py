@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from deitctl.data.classes import ClassMatch
-from deitctl.data.dataset import Source
+from deitctl.data.dataset import ImageDataset
 from deitctl.evaluation.accumulator import EvalModel
 from deitctl.evaluation.bootstrap import Difference, Interval
 from deitctl.evaluation.calibration import Calibration
@@ -31,8 +31,8 @@ class EvalResult:
     model: str
     protocol: str
     data: str
-    card: ModelConfig
-    source: Source
+    model_config: ModelConfig
+    dataset: ImageDataset
     match: ClassMatch
     contender: EvalModel
     """The model on its device, and how its answers were taken."""
@@ -44,17 +44,17 @@ class EvalResult:
 
     def class_name(self, label: int) -> str:
         """Name a class of the data, or what is none of them."""
-        return self.source.class_names[label] if label < len(self.source.class_names) else OTHER
+        return self.dataset.class_names[label] if label < len(self.dataset.class_names) else OTHER
 
     def class_title(self, label: int) -> str:
         """Name a class of the data for people: a WordNet id with what it stands for."""
         name = self.class_name(label)
         if name == OTHER:
             return name
-        said = self.card.label(self.match.rows[label])
+        said = self.model_config.label(self.match.rows[label])
         return (
             name
-            if said == name or self.card.descriptions is None
+            if said == name or self.model_config.descriptions is None
             else f"{name} {said.split(',')[0]}"
         )
 
@@ -62,12 +62,12 @@ class EvalResult:
     def classes(self) -> list[ClassScore]:
         """Recall, precision and F1 of every class that has images."""
         s = self.scores
-        return score_classes(s.labels.numpy(), s.answers.numpy(), len(self.source.class_names))
+        return score_classes(s.labels.numpy(), s.answers.numpy(), len(self.dataset.class_names))
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """Return images, top-1, precision and F1 of every class that has images, in percent."""
         return {
-            self.source.class_names[c.label]: {
+            self.dataset.class_names[c.label]: {
                 "num_images": c.num_images,
                 "top1": c.recall,
                 "precision": c.precision,
@@ -85,7 +85,7 @@ class EvalResult:
             "data": self.data,
             "protocol": self.protocol,
             "num_images": s.num_images,
-            "unreadable": [self.source.name(i) for i, _ in s.unreadable],
+            "unreadable": [self.dataset.name(i) for i, _ in s.unreadable],
             "top1": s.top1,
             "top5": s.top5,
             "loss": s.loss,
@@ -150,11 +150,11 @@ class EvalResult:
         who = {"model": self.model, "protocol": self.protocol}
         for index, label, prediction, confidence, loss, correct in rows:
             yield who | {
-                "input": self.source.name(index),
-                "label": self.source.class_names[label],
+                "input": self.dataset.name(index),
+                "label": self.dataset.class_names[label],
                 "prediction": {
                     "index": prediction,
-                    "label": self.card.label(prediction),
+                    "label": self.model_config.label(prediction),
                     "score": confidence,
                 },
                 "correct": correct,
@@ -163,7 +163,7 @@ class EvalResult:
             }
         for index, why in s.unreadable:
             yield who | {
-                "input": self.source.name(index),
+                "input": self.dataset.name(index),
                 "label": None,
                 "prediction": None,
                 "correct": None,

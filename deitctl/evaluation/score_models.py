@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from deitctl.data.classes import NUMBERS, ClassMatch, match_classes
-from deitctl.data.dataset import Source
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import BUILT_IN, open_for_evaluation
 from deitctl.device import INFERENCE_PRECISION, Device, choose_device
 from deitctl.distributed import process_group
@@ -31,7 +31,7 @@ from deitctl.evaluation.result import Evaluation
 from deitctl.events import Reporter, SilentReporter
 from deitctl.inference.onnx_classifier import SUFFIX, load_onnx_classifier
 from deitctl.models.catalog import DEFAULT_MODEL
-from deitctl.models.checkpoint_io import CONFIG, load_card
+from deitctl.models.checkpoint_io import CONFIG, load_model_config
 from deitctl.models.factory import WEIGHT_SUFFIXES, is_model_folder, load_model
 from deitctl.models.heads import choose_head
 from deitctl.models.model_config import ModelConfig
@@ -99,9 +99,9 @@ def evaluate_models(
     _require_sense(names, protocols, weights, on_bad_image, save_temperature)
     _require_room(predictions, report, figures, f"{names[0]}/{CONFIG}" if save_temperature else "")
     real = read_real_labels(Path(real_labels).expanduser()) if real_labels else None
-    source = open_for_evaluation(data or BUILT_IN, reporter)
+    dataset = open_for_evaluation(data or BUILT_IN, reporter)
     if real is not None:
-        require_known(source, real)
+        require_known(dataset, real)
     only_files = all(name.lower().endswith(SUFFIX) for name in names)
     where = choose_device(
         "cpu" if only_files and device == "auto" else device,
@@ -111,31 +111,33 @@ def evaluate_models(
     judged = []
     for name in names:
         if name.lower().endswith(SUFFIX):
-            network, card, how = _load_file(name, head, weights, img_size, device, precision)
+            network, model_config, how = _load_file(
+                name, head, weights, img_size, device, precision
+            )
         else:
-            network, card, how = _load(name, head, weights, img_size, where, reporter)
-        numbers = imagenet_numbers(card.class_names or ()) if real is not None else None
+            network, model_config, how = _load(name, head, weights, img_size, where, reporter)
+        numbers = imagenet_numbers(model_config.class_names or ()) if real is not None else None
         if save_temperature and img_size not in (
             0,
-            load_card(Path(name).expanduser()).preprocessing.img_size,
+            load_model_config(Path(name).expanduser()).preprocessing.img_size,
         ):
             raise ConfigError(
                 f"A temperature is kept for a model's own input size, not for {img_size} pixels."
             )
-        match = _match(card, source, data or BUILT_IN, reporter)
+        match = _match(model_config, dataset, data or BUILT_IN, reporter)
         for protocol in protocols:
             contender = EvalModel(
                 model=network,
-                preprocessing=preprocessing_for(card, protocol),
+                preprocessing=preprocessing_for(model_config, protocol),
                 rows=match.rows,
                 head=how,
-                temperature=card.temperature(how),
+                temperature=model_config.temperature(how),
             )
-            judged.append((name, protocol, card, match, numbers, contender))
+            judged.append((name, protocol, model_config, match, numbers, contender))
     with process_group(where.torch_device) as world:
         scored = evaluate_all(
             [contender for *_, contender in judged],
-            source,
+            dataset,
             device=where,
             batch_size=batch_size,
             workers=where.loader_workers(workers),
@@ -151,8 +153,8 @@ def evaluate_models(
             model=name,
             protocol=protocol,
             data=data or BUILT_IN,
-            card=card,
-            source=source,
+            model_config=model_config,
+            dataset=dataset,
             match=match,
             contender=contender,
             scores=scores,
@@ -160,9 +162,9 @@ def evaluate_models(
             calibration=calibrate(scores) if world.is_main else None,
             real=None
             if real is None or numbers is None
-            else score_real(scores, source, numbers, real),
+            else score_real(scores, dataset, numbers, real),
         )
-        for (name, protocol, card, match, numbers, contender), scores in zip(
+        for (name, protocol, model_config, match, numbers, contender), scores in zip(
             judged, scored, strict=True
         )
     )
@@ -206,7 +208,7 @@ def _require_sense(
 
 
 Loaded = tuple[nn.Module | ExportedNetwork, ModelConfig, str]
-"""A network, its card and the head rule that answers."""
+"""A model, its config and the head rule."""
 
 
 def _load(
@@ -214,7 +216,11 @@ def _load(
 ) -> Loaded:
     """Load a model onto its device."""
     loaded = load_model(name, weights=weights, img_size=img_size, reporter=reporter)
-    return where.to_device(loaded.model), loaded.card, choose_head(head, loaded.card.head, loaded.model)
+    return (
+        where.to_device(loaded.model),
+        loaded.model_config,
+        choose_head(head, loaded.model_config.head, loaded.model),
+    )
 
 
 def _load_file(
@@ -224,7 +230,7 @@ def _load_file(
     file = load_onnx_classifier(
         name, weights=weights, head=head, img_size=img_size, device=device, precision=precision
     )
-    return file, file.card, file.card.head
+    return file, file.model_config, file.model_config.head
 
 
 def _draw(
@@ -243,7 +249,7 @@ def _draw(
         reporter.note(f"{len(drawn)} figures in {figures}")
 
 
-def _require_room(predictions: str, report: str, figures: str, card: str) -> None:
+def _require_room(predictions: str, report: str, figures: str, model_config: str) -> None:
     """Raise `DeitctlError` unless everything can be written where it is wanted, before anything is computed."""
     if report and Path(report).suffix.lower() not in (".html", ".htm"):
         raise ConfigError(
@@ -251,7 +257,7 @@ def _require_room(predictions: str, report: str, figures: str, card: str) -> Non
         )
     if report and predictions and Path(report).resolve() == Path(predictions).resolve():
         raise ConfigError(f"--report and --predictions are both {report}.", "Name two files.")
-    files = {"--predictions": predictions, "--report": report, "--model": card}
+    files = {"--predictions": predictions, "--report": report, "--model": model_config}
     for option, path in files.items():
         if path:
             require_writable(Path(path).expanduser(), option)
@@ -271,11 +277,14 @@ def _name(model: str, protocol: str, models: Sequence[str], protocols: Sequence[
     return short if len(protocols) == 1 else f"{short}, {protocol}"
 
 
-def _match(card: ModelConfig, source: Source, data: str, reporter: Reporter) -> ClassMatch:
-    match = match_classes(card, source.class_names)
+def _match(
+    model_config: ModelConfig, dataset: ImageDataset, data: str, reporter: Reporter
+) -> ClassMatch:
+    match = match_classes(model_config, dataset.class_names)
     if match is None:
         raise DataError(
-            _strangers(card, source, data), "Evaluate a model that was trained on these classes."
+            _strangers(model_config, dataset, data),
+            "Evaluate a model that was trained on these classes.",
         )
     if match.kind == "numbers":
         reporter.note(
@@ -284,17 +293,21 @@ def _match(card: ModelConfig, source: Source, data: str, reporter: Reporter) -> 
     return match
 
 
-def _strangers(card: ModelConfig, source: Source, data: str) -> str:
-    unknown = [n for n in source.class_names if match_classes(card, [n]) is None]
+def _strangers(model_config: ModelConfig, dataset: ImageDataset, data: str) -> str:
+    unknown = [n for n in dataset.class_names if match_classes(model_config, [n]) is None]
     example = f", for example {unknown[0]!r}" if unknown else ""
-    known = "without names" if card.class_names is None else f"such as {card.label(0)!r}"
+    known = (
+        "without names"
+        if model_config.class_names is None
+        else f"such as {model_config.label(0)!r}"
+    )
     if (
-        unknown and set(source.class_names) <= NUMBERS and max(map(int, source.class_names)) > 99
+        unknown and set(dataset.class_names) <= NUMBERS and max(map(int, dataset.class_names)) > 99
     ):  # more than digits
         known += "; folders called by number are taken for ImageNetV2's only where all of 0 to 999 have images"
     return (
-        f"The model does not know {len(unknown)} of the {len(source.class_names)} classes of {data}{example}; "
-        f"its {card.num_classes} classes are {known}."
+        f"The model does not know {len(unknown)} of the {len(dataset.class_names)} classes of {data}{example}; "
+        f"its {model_config.num_classes} classes are {known}."
     )
 
 
@@ -320,7 +333,15 @@ def _intervals(scores: Evaluation) -> dict[str, tuple[float, float]]:
 
 def _differences(results: Sequence[EvalResult]) -> tuple[Difference, ...]:
     """Compare the first with each of the others; models that know different classes among the data's alone."""
-    among = len({frozenset(r.card.class_names or ()) or r.card.num_classes for r in results}) > 1
+    among = (
+        len(
+            {
+                frozenset(r.model_config.class_names or ()) or r.model_config.num_classes
+                for r in results
+            }
+        )
+        > 1
+    )
     right = [
         (r.scores.among == r.scores.labels if among else r.scores.correct).numpy() for r in results
     ]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from deitctl.data.classes import find_class
-from deitctl.data.mixup import normalize
+from deitctl.data.batch_transforms import normalize
 from deitctl.device import Device, choose_device
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter
@@ -142,16 +142,21 @@ def explain(
     deit = require_deit(loaded.model)
     if deit.head_dist is None and (token == "dist" or only_disagreements):
         raise ConfigError(
-            f"{loaded.card.architecture} has no distillation token.",
+            f"{loaded.model_config.architecture} has no distillation token.",
             "Its class token can be explained: leave --token and --only-disagreements out.",
         )
     where, folder = choose_device(device, "fp32"), Path(output).expanduser()
     where.to_device(deit).requires_grad_(
         False
     )  # gradients of the attention are wanted, none of the weights
-    asked = None if class_name is None else find_class(loaded.card, class_name)
+    asked = None if class_name is None else find_class(loaded.model_config, class_name)
     explainer = _Explainer(
-        deit, loaded.card, where, method, ("cls", "dist") if token == "both" else (token,), asked
+        deit,
+        loaded.model_config,
+        where,
+        method,
+        ("cls", "dist") if token == "both" else (token,),
+        asked,
     )
     names = _not_below(folder, inputs, stdin)
     return _stream(
@@ -185,7 +190,7 @@ def _stream(
     reporter: Reporter,
 ) -> Iterator[Explanation]:
     drawn, agreed = 0, 0
-    for batch in batches(names, explainer.card.preprocessing, batch_size):
+    for batch in batches(names, explainer.model_config.preprocessing, batch_size):
         explained = explainer.explain([item for item in batch if item.pixels is not None])
         for item in batch:
             if item.pixels is None:
@@ -210,7 +215,7 @@ class _Explainer:
     """A model and what is asked of it."""
 
     model: VisionTransformer
-    card: ModelConfig
+    model_config: ModelConfig
     device: Device
     method: str
     tokens: tuple[str, ...]
@@ -218,7 +223,7 @@ class _Explainer:
 
     @property
     def asked_label(self) -> str | None:
-        return None if self.asked is None else self.card.label(self.asked)
+        return None if self.asked is None else self.model_config.label(self.asked)
 
     def failed(self, name: str, why: str | None) -> Explanation:
         return Explanation(name, None, self.method, self.asked_label, {}, None, why)
@@ -228,7 +233,9 @@ class _Explainer:
         if not items:
             return
         pixels = np.stack([item.pixels for item in items if item.pixels is not None])
-        images = normalize(self.device.to_device(torch.from_numpy(pixels)), self.card.preprocessing)
+        images = normalize(
+            self.device.to_device(torch.from_numpy(pixels)), self.model_config.preprocessing
+        )
         scores = self._scores(images)
         maps, heads = self._maps(images)
         for n, item in enumerate(items):
@@ -240,7 +247,9 @@ class _Explainer:
             disagree = first["cls"] != first["dist"] if "dist" in first else None
             answers = {
                 t: TokenAnswer(
-                    Guess(first[t], self.card.label(first[t]), float(scores[t][n, first[t]])),
+                    Guess(
+                        first[t], self.model_config.label(first[t]), float(scores[t][n, first[t]])
+                    ),
                     None if self.asked is None else float(scores[t][n, self.asked]),
                 )
                 for t in self.tokens
@@ -265,7 +274,7 @@ class _Explainer:
     def _says(self, answer: TokenAnswer) -> str:
         label = (
             answer.first.label
-            if self.card.descriptions is None
+            if self.model_config.descriptions is None
             else answer.first.label.split(",")[0]
         )
         said = f"{label} ({100 * answer.first.score:.1f} %)"
@@ -276,7 +285,7 @@ class _Explainer:
         """Return each head's probabilities, [B,K]."""
         heads = self.model(images)._asdict()
         return {
-            token: (logits / self.card.temperature(token)).softmax(dim=1).cpu()
+            token: (logits / self.model_config.temperature(token)).softmax(dim=1).cpu()
             for token, logits in heads.items()
             if logits is not None
         }
@@ -331,7 +340,9 @@ class Sheets:
                 return path
             except FileExistsError:
                 if not self.folder.is_dir():
-                    raise DiskError.from_os_error(self.folder, NotADirectoryError("it is a file")) from None
+                    raise DiskError.from_os_error(
+                        self.folder, NotADirectoryError("it is a file")
+                    ) from None
             except OSError as error:
                 raise DiskError.from_os_error(path, error) from error
 

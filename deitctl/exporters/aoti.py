@@ -36,7 +36,7 @@ def require_compiler() -> None:
 
 
 def export_aoti(
-    network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path
+    network: ExportedClassifier, model_config: ModelConfig, metadata: Mapping[str, str], path: Path
 ) -> None:
     """Write a network for `torch._inductor.aoti_load_package`, whole or not at all.
 
@@ -44,7 +44,7 @@ def export_aoti(
 
     Args:
         network: what to write.
-        card: its card.
+        model_config: its config.
         metadata: what `aoti_load_package(PATH).loader.get_metadata()` gives back.
         path: the file; torch wants it to end in `.pt2`.
 

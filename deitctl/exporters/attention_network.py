@@ -24,8 +24,8 @@ class AttendingClassifier(ExportedClassifier):
 
     gives = ("logits", "probabilities", "attention")
 
-    def __init__(self, model: VisionTransformer, card: ModelConfig, head: str) -> None:
-        super().__init__(model, card, head)
+    def __init__(self, model: VisionTransformer, model_config: ModelConfig, head: str) -> None:
+        super().__init__(model, model_config, head)
         self.tokens, self.grid = model.num_prefix_tokens, model.img_size // model.arch.patch_size
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from deitctl.data.dataset import Source
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.eval_transform import Pixels, eval_transform
-from deitctl.data.mixup import normalize
+from deitctl.data.batch_transforms import normalize
 from deitctl.errors import DataError, ExportError
 from deitctl.exporters.golden import Golden
 from deitctl.models.heads import forward_heads, fuse_heads
@@ -60,37 +60,37 @@ class Verification:
     """The file's first class of each image."""
 
 
-def images(source: Source, preprocessing: Preprocessing, count: int) -> Images:
+def images(dataset: ImageDataset, preprocessing: Preprocessing, count: int) -> Images:
     """Read `count` images spread evenly over a source, or all there are; unreadable ones are replaced by others.
 
     Raises:
         ExportError: none can be read.
     """
-    total = len(source.labels)
+    total = len(dataset.labels)
     spread = [i * total // count for i in range(count)] if count < total else range(total)
     rest = sorted(set(range(total)).difference(spread))
-    read = list(islice(_readable(source, [*spread, *rest], preprocessing), count))
+    read = list(islice(_readable(dataset, [*spread, *rest], preprocessing), count))
     if not read:
         raise ExportError(
             f"None of {total} images to verify on can be read.", "Name others with --verify-with."
         )
     places, views = zip(*read, strict=True)
     pixels = np.ascontiguousarray(np.stack(views).transpose(0, 2, 3, 1))
-    return Images(pixels, tuple(source.name(index) for index in places), places)
+    return Images(pixels, tuple(dataset.name(index) for index in places), places)
 
 
 def _readable(
-    source: Source, indices: list[int], preprocessing: Preprocessing
+    dataset: ImageDataset, indices: list[int], preprocessing: Preprocessing
 ) -> Iterator[tuple[int, Pixels]]:
     for index in indices:
         try:
-            yield index, eval_transform(source.read(index), preprocessing)
+            yield index, eval_transform(dataset.read(index), preprocessing)
         except DataError:
             continue
 
 
 @torch.inference_mode()
-def reference(model: nn.Module, card: ModelConfig, head: str, pixels: Pixels) -> Answers:
+def reference(model: nn.Module, model_config: ModelConfig, head: str, pixels: Pixels) -> Answers:
     """Return what the model in eval mode on the CPU answers to images [N,S,S,3]: logits and probabilities, [2,N,K].
 
     The way of `predict`, not of the exported network, so that a mistake in the latter shows.
@@ -98,9 +98,11 @@ def reference(model: nn.Module, card: ModelConfig, head: str, pixels: Pixels) ->
     parts = []
     for batch in torch.split(torch.from_numpy(pixels).permute(0, 3, 1, 2), BATCH):
         logits = fuse_heads(
-            forward_heads(model, normalize(batch, card.preprocessing)), head
+            forward_heads(model, normalize(batch, model_config.preprocessing)), head
         ).float()
-        parts.append(torch.stack([logits, (logits / card.temperature(head)).softmax(dim=1)]))
+        parts.append(
+            torch.stack([logits, (logits / model_config.temperature(head)).softmax(dim=1)])
+        )
     return torch.cat(parts, dim=1).numpy()
 
 

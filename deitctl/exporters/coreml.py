@@ -43,20 +43,20 @@ class _ImageClassifier(nn.Module):
 
 
 def export_coreml(
-    network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path
+    network: ExportedClassifier, model_config: ModelConfig, metadata: Mapping[str, str], path: Path
 ) -> None:
     """Write a classifier that takes an image and gives `label`, `probabilities` (by label) and `logits`, in fp32.
 
     Args:
         network: what to write.
-        card: its card.
+        model_config: its config.
         metadata: what becomes the model's `userDefined` metadata, beside the labels.
         path: the package, a folder that ends in `.mlpackage`.
 
     Raises:
         ExportError: the model does something that a graph cannot hold, or has an operation that Core ML lacks.
     """
-    names, size = labels(card), card.preprocessing.img_size
+    names, size = labels(model_config), model_config.preprocessing.img_size
     try:
         # the converter draws bars on stderr
         with quietly(), torch.no_grad(), redirect_stderr(io.StringIO()):
@@ -66,9 +66,7 @@ def export_coreml(
         raise ExportError(
             f"The model cannot be written for Core ML: {first}", "Use --to onnx or --to torch."
         ) from error
-    model.short_description = (
-        f"{card.architecture}, {card.num_classes} classes, heads joined by {network.head}"
-    )
+    model.short_description = f"{model_config.architecture}, {model_config.num_classes} classes, heads joined by {network.head}"
     model.input_description["image"] = (
         f"RGB, {size} x {size}, resized and cut as `preprocessing` in the metadata says"
     )

@@ -18,13 +18,13 @@ METADATA = "metadata"
 
 
 def export_executorch(
-    network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path
+    network: ExportedClassifier, model_config: ModelConfig, metadata: Mapping[str, str], path: Path
 ) -> None:
     """Write a network for `executorch.runtime.Runtime.get().load_program(PATH)`, whole or not at all.
 
     Args:
         network: what to write.
-        card: its card.
+        model_config: its config.
         metadata: what the file's method `metadata` answers, as JSON.
         path: the file.
 

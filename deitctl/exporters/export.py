@@ -130,43 +130,48 @@ def export(
     path = output_path(ref, output, kind)
     if kind.provide is not None:
         kind.provide(runtime, reporter)
-    source = open_images(ref, verify_with, reporter)
+    dataset = open_images(ref, verify_with, reporter)
     loaded = load_model(ref, weights=weights, reporter=reporter)
-    how = choose_head(head, loaded.card.head, loaded.model)
+    how = choose_head(head, loaded.model_config.head, loaded.model)
     answered = choose_head(kind.head, "", loaded.model) if kind.head else how
     if answered != how:
         reporter.note(
             f"{to} answers with {answered}, whatever the head rule; {how} is written down in {CONFIG}."
         )
-    temperature = loaded.card.temperature(answered)
+    temperature = loaded.model_config.temperature(answered)
     if kind.head and temperature != 1:
         reporter.note(
             f"{to} has no place for a temperature: its scores are those of the logits, deitctl's of the logits divided "
             f"by {temperature:.3g}. The order of the classes is the same; the number is in {CONFIG}."
         )
-    card = replace(loaded.card, head=how)
+    model_config = replace(loaded.model_config, head=how)
     if any_size:
-        require_resizable(card.preprocessing)
-    network = (ExportedClassifier if preprocess else BareClassifier)(loaded.model, card, answered)
-    sample = images(source, card.preprocessing, count)
-    calibration = _calibration(ref, calibrate_with, quantize, card, reporter)
-    wanted = reference(network.model, card, answered, sample.pixels)
+        require_resizable(model_config.preprocessing)
+    network = (ExportedClassifier if preprocess else BareClassifier)(
+        loaded.model, model_config, answered
+    )
+    sample = images(dataset, model_config.preprocessing, count)
+    calibration = _calibration(ref, calibrate_with, quantize, model_config, reporter)
+    wanted = reference(network.model, model_config, answered, sample.pixels)
     with draft_of(path) as draft:
         with reporter.task(f"write {path.name}", None, "bytes"):
-            kind.write(network, card, metadata_of(network, card, to), draft)
-        again = partial(prove, draft, kind, wanted, source, sample, card, reporter)
+            kind.write(network, model_config, metadata_of(network, model_config, to), draft)
+        again = partial(prove, draft, kind, wanted, dataset, sample, model_config, reporter)
         proof, faster = again(), None
         if quantize:
             proof, faster = _rounded(draft / kind.model, kind, quantize, calibration, again)
         if any_size:
-            pre = card.preprocessing
+            pre = model_config.preprocessing
             take_any_size(
-                draft, pre, reference(network.model, card, answered, golden_view(pre))[0, 0], draft
+                draft,
+                pre,
+                reference(network.model, model_config, answered, golden_view(pre))[0, 0],
+                draft,
             )
             proof = again()
         if kind.usage and proof.found is not None:
             about = readme(
-                card,
+                model_config,
                 _history(ref, weights),
                 title=stem(ref),
                 library=to,
@@ -197,7 +202,7 @@ def export(
 
 
 def _calibration(
-    ref: str, named: str, quantize: str, card: ModelConfig, reporter: Reporter
+    ref: str, named: str, quantize: str, model_config: ModelConfig, reporter: Reporter
 ) -> Pixels | None:
     """Return images to calibrate with, where the precision needs them."""
     if not quantize or not PRECISIONS[quantize].calibrated:
@@ -206,9 +211,9 @@ def _calibration(
         return None
     run_file = Path(ref).expanduser() / "run.toml"
     if named:
-        source = open_images("", named, reporter)
+        dataset = open_images("", named, reporter)
     elif run_file.is_file():
-        source, _ = open_for_training(
+        dataset, _ = open_for_training(
             str(read_toml(run_file).get("data", BUILT_IN)), seed=0, reporter=reporter
         )
     else:
@@ -216,7 +221,7 @@ def _calibration(
             "int8-static is calibrated on images like those that it will see.",
             "Name some that it is not proved on: --calibrate-with IMAGES.",
         )
-    return images(source, card.preprocessing, CALIBRATION).pixels
+    return images(dataset, model_config.preprocessing, CALIBRATION).pixels
 
 
 def _variant(

@@ -16,11 +16,11 @@ METADATA = "deitctl.json"
 FORMAT = "format"
 
 
-def metadata_of(network: ExportedClassifier, card: ModelConfig, to: str) -> dict[str, str]:
+def metadata_of(network: ExportedClassifier, model_config: ModelConfig, to: str) -> dict[str, str]:
     """Return what travels with an export: `describe`'s, the format's name, and the golden sample."""
-    pixels = golden_input(card.preprocessing.img_size)
-    logits = reference(network.model, card, network.head, pixels)[0, 0]
-    said = describe(card, network.head, bare=isinstance(network, BareClassifier))
+    pixels = golden_input(model_config.preprocessing.img_size)
+    logits = reference(network.model, model_config, network.head, pixels)[0, 0]
+    said = describe(model_config, network.head, bare=isinstance(network, BareClassifier))
     return {**said, FORMAT: to, GOLDEN: golden_sample(logits)}
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deitctl import __version__
-from deitctl.data.mixup import normalize
+from deitctl.data.batch_transforms import normalize
 from deitctl.errors import ExportError
 from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.model_config import ModelConfig
@@ -26,10 +26,10 @@ class ExportedClassifier(nn.Module):
     takes = "pixels"
     gives: tuple[str, ...] = ("logits", "probabilities")
 
-    def __init__(self, model: nn.Module, card: ModelConfig, head: str) -> None:
+    def __init__(self, model: nn.Module, model_config: ModelConfig, head: str) -> None:
         super().__init__()
-        self.model, self.preprocessing, self.head = model, card.preprocessing, head
-        self.temperature = card.temperature(head)
+        self.model, self.preprocessing, self.head = model, model_config.preprocessing, head
+        self.temperature = model_config.temperature(head)
         self.eval()
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
@@ -107,15 +107,15 @@ def quietly() -> Iterator[None]:
             logging.disable(level)
 
 
-def describe(card: ModelConfig, head: str, *, bare: bool = False) -> dict[str, str]:
+def describe(model_config: ModelConfig, head: str, *, bare: bool = False) -> dict[str, str]:
     """Return what travels with an exported file: where it is from, its classes, the preprocessing left to the reader.
 
     Args:
-        card: the model's card.
+        model_config: the model's config.
         head: the rule by which the heads were joined.
         bare: whether the network is a `BareClassifier`.
     """
-    pre = card.preprocessing
+    pre = model_config.preprocessing
     preprocessing = {
         "img_size": pre.img_size,
         "resize_to": pre.resize_to,
@@ -132,13 +132,13 @@ def describe(card: ModelConfig, head: str, *, bare: bool = False) -> dict[str, s
     }
     metadata = {
         "deitctl_version": __version__,
-        "architecture": card.architecture,
+        "architecture": model_config.architecture,
         "head": head,
-        "temperature": repr(card.temperature(head)),
+        "temperature": repr(model_config.temperature(head)),
         "preprocessing": json.dumps(preprocessing),
     }
-    if card.class_names is not None:
-        metadata["class_names"] = json.dumps(card.class_names, ensure_ascii=False)
-    if card.descriptions is not None:
-        metadata["descriptions"] = json.dumps(card.descriptions, ensure_ascii=False)
+    if model_config.class_names is not None:
+        metadata["class_names"] = json.dumps(model_config.class_names, ensure_ascii=False)
+    if model_config.descriptions is not None:
+        metadata["descriptions"] = json.dumps(model_config.descriptions, ensure_ascii=False)
     return metadata

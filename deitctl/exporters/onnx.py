@@ -19,13 +19,13 @@ MAX_BYTES = 2**31 - 2**24  # protobuf ends at 2 GiB; 16 MiB are left to the grap
 
 
 def export_onnx(
-    network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path
+    network: ExportedClassifier, model_config: ModelConfig, metadata: Mapping[str, str], path: Path
 ) -> None:
     """Write a network as one ONNX file, whole or not at all.
 
     Args:
         network: what to write.
-        card: its card.
+        model_config: its config.
         metadata: strings that readers find as the model's custom metadata.
         path: the file.
 
@@ -35,7 +35,7 @@ def export_onnx(
     size = sum(t.numel() * t.element_size() for t in network.state_dict().values())
     if size > MAX_BYTES:
         raise ExportError(
-            f"{card.architecture} has {size / 2**30:.1f} GiB of weights, and one ONNX file ends at 2 GiB.",
+            f"{model_config.architecture} has {size / 2**30:.1f} GiB of weights, and one ONNX file ends at 2 GiB.",
             "Use --to torch or --to timm.",
         )
     write_bytes(path, _to_proto(network, metadata).SerializeToString())

@@ -38,13 +38,13 @@ print(said("class_names")[probabilities.argmax()], probabilities.max())
 
 
 def export_openvino(
-    network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path
+    network: ExportedClassifier, model_config: ModelConfig, metadata: Mapping[str, str], path: Path
 ) -> None:
     """Write a network for `openvino.Core().read_model("PATH/model.xml")`, weights in fp32.
 
     Args:
         network: what to write.
-        card: its card.
+        model_config: its config.
         metadata: what `model.get_rt_info(["deitctl", KEY])` gives back.
         path: the folder.
 

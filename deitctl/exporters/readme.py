@@ -34,7 +34,7 @@ class History:
 
 
 def readme(
-    card: ModelConfig,
+    model_config: ModelConfig,
     history: History,
     *,
     title: str,
@@ -49,7 +49,7 @@ def readme(
     """Return the model card as Markdown.
 
     Args:
-        card: the model's card.
+        model_config: the model's config.
         history: where its weights are from; what it does not say, the text calls not known.
         title: name of the model.
         library: what loads the folder, `timm` or `transformers`.
@@ -60,7 +60,7 @@ def readme(
         names_in: the file of the folder that has the names of all classes.
         normalizes: whether the network takes the image's bytes and gives probabilities.
     """
-    pre = card.preprocessing
+    pre = model_config.preprocessing
     resize = (
         f"to {pre.resize_to} x {pre.resize_to}"
         if pre.crop_mode == "squash"
@@ -75,7 +75,7 @@ tags:
 ---
 # {_plain(title)}
 
-`{card.architecture}`, {card.num_classes:,} classes, images of {pre.img_size} x {pre.img_size} pixels.
+`{model_config.architecture}`, {model_config.num_classes:,} classes, images of {pre.img_size} x {pre.img_size} pixels.
 
 ## Use
 
@@ -84,7 +84,7 @@ tags:
 
 ## Classes
 
-{_classes(card, names_in)}
+{_classes(model_config, names_in)}
 
 ## Data
 
@@ -122,11 +122,13 @@ def _seal(text: str) -> str:
     return f"{_OURS}{hashlib.sha256(text.encode()).hexdigest()[:16]} -->"
 
 
-def _classes(card: ModelConfig, names_in: str) -> str:
-    if card.class_names is None:
-        return f"{card.num_classes:,}, whose names are not known."
-    named = ", ".join(_code(card.label(i)) for i in range(min(card.num_classes, MOST_NAMED)))
-    more = card.num_classes - MOST_NAMED
+def _classes(model_config: ModelConfig, names_in: str) -> str:
+    if model_config.class_names is None:
+        return f"{model_config.num_classes:,}, whose names are not known."
+    named = ", ".join(
+        _code(model_config.label(i)) for i in range(min(model_config.num_classes, MOST_NAMED))
+    )
+    more = model_config.num_classes - MOST_NAMED
     return named + (f" and {more:,} more; all are in {names_in}." if more > 0 else ".")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from deitctl.exporters.metadata import METADATA, write_metadata
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, save_model
-from deitctl.models.layers import layer_names, shipping_config
+from deitctl.models.layers import describe_layers, pin_img_size
 from deitctl.models.model_config import ModelConfig
 
 HEAD = "avg-logits"  # what timm's distilled models answer with in eval mode, whatever was asked of ours
@@ -26,16 +26,16 @@ print(model.pretrained_cfg.get("label_names", range(model.num_classes))[int(logi
 
 
 def export_timm_folder(
-    network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path
+    network: ExportedClassifier, model_config: ModelConfig, metadata: Mapping[str, str], path: Path
 ) -> None:
     """Write a model for `timm.create_model("local-dir:PATH", pretrained=True)`.
 
     Args:
         network: whose model to write; its normalization and head rule stay behind, config.json tells them.
-        card: its card.
+        model_config: its config.
         metadata: what the folder says of itself to `verify`; timm reads config.json.
         path: the folder.
     """
     model = network.model
-    save_model(path, model.state_dict(), shipping_config(model, card), layer_names(model))
+    save_model(path, model.state_dict(), pin_img_size(model, model_config), describe_layers(model))
     write_metadata(path, metadata)

@@ -18,13 +18,13 @@ from deitctl.paths import write_bytes
 
 
 def export_torch(
-    network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path
+    network: ExportedClassifier, model_config: ModelConfig, metadata: Mapping[str, str], path: Path
 ) -> None:
     """Write a network for `torch.export.load`, whole or not at all.
 
     Args:
         network: what to write.
-        card: its card.
+        model_config: its config.
         metadata: what `load(path, extra_files={"deitctl.json": ""})` gives back, as JSON.
         path: the file; torch wants it to end in `.pt2`.
 

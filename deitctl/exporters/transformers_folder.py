@@ -21,7 +21,7 @@ from deitctl.errors import ExportError
 from deitctl.exporters.metadata import METADATA, write_metadata
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, save_tensors
-from deitctl.models.model_config import ModelConfig, Preprocessing
+from deitctl.models.to_transformers_config import ModelConfig, Preprocessing
 from deitctl.models.vit import LAYER_NORM_EPS, VisionTransformer
 from deitctl.paths import write_json
 
@@ -58,35 +58,36 @@ _IN_BLOCK = {
 
 
 def export_transformers(
-    network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path
+    network: ExportedClassifier, model_config: ModelConfig, metadata: Mapping[str, str], path: Path
 ) -> None:
     """Write a model for `AutoModelForImageClassification.from_pretrained(PATH)` and `AutoImageProcessor`.
 
     Args:
         network: whose model to write; its normalization goes to preprocessor_config.json.
-        card: its card.
+        model_config: its config.
         metadata: what the folder says of itself to `verify`; transformers reads the other two.
         path: the folder.
 
     Raises:
         ExportError: transformers has no class for the model, or cannot look at images as it does.
     """
-    model = _require_expressible(network.model, card)
-    processor = processor_config(card.preprocessing)
+    model = _require_expressible(network.model, model_config)
+    processor = processor_config(model_config.preprocessing)
     save_tensors(path / WEIGHTS, convert(model), {"format": "pt"})
-    write_json(path / CONFIG, model_config(model, card))
+    write_json(path / CONFIG, to_transformers_config(model, model_config))
     write_json(path / PROCESSOR, processor)
     write_metadata(path, metadata)
 
 
-def _require_expressible(model: nn.Module, card: ModelConfig) -> VisionTransformer:
+def _require_expressible(model: nn.Module, model_config: ModelConfig) -> VisionTransformer:
     if not isinstance(model, VisionTransformer):
         raise ExportError(
-            f"{card.architecture} is no DeiT, and --to transformers writes nothing else.", TIMM
+            f"{model_config.architecture} is no DeiT, and --to transformers writes nothing else.",
+            TIMM,
         )
     if model.arch.layer_scale or model.arch.no_embed_class:
         raise ExportError(
-            f"transformers has no class for {card.architecture}: DeiT-III scales its layers and gives the class token "
+            f"transformers has no class for {model_config.architecture}: DeiT-III scales its layers and gives the class token "
             "no position.",
             TIMM,
         )
@@ -122,9 +123,9 @@ def convert(model: VisionTransformer) -> dict[str, Tensor]:
     return converted
 
 
-def model_config(model: VisionTransformer, card: ModelConfig) -> dict[str, Any]:
+def to_transformers_config(model: VisionTransformer, model_config: ModelConfig) -> dict[str, Any]:
     """Return config.json: the shape of the network and, for people, the names of the classes."""
-    arch, names = model.arch, labels(card)
+    arch, names = model.arch, labels(model_config)
     distilled = arch.distilled
     return {
         "architectures": [
@@ -147,22 +148,26 @@ def model_config(model: VisionTransformer, card: ModelConfig) -> dict[str, Any]:
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
         "deitctl": {
-            "architecture": card.architecture,
-            "head": card.head,
-            "temperatures": dict(card.temperatures),
+            "architecture": model_config.architecture,
+            "head": model_config.head,
+            "temperatures": dict(model_config.temperatures),
         }
-        | ({"class_names": list(card.class_names)} if card.class_names is not None else {}),
+        | (
+            {"class_names": list(model_config.class_names)}
+            if model_config.class_names is not None
+            else {}
+        ),
     }
 
 
-def labels(card: ModelConfig) -> list[str]:
+def labels(model_config: ModelConfig) -> list[str]:
     """Return the classes' names for people, each once: of those that are the same, every one has its own name added.
 
     ImageNet has two cranes, a bird and a machine: "crane (n02012849)" and "crane (n03126707)".
     """
-    names = [card.label(i) for i in range(card.num_classes)]
+    names = [model_config.label(i) for i in range(model_config.num_classes)]
     counts = Counter(names)
-    ids = card.class_names or tuple(str(i) for i in range(card.num_classes))
+    ids = model_config.class_names or tuple(str(i) for i in range(model_config.num_classes))
     return [
         f"{name} ({own})" if counts[name] > 1 else name
         for name, own in zip(names, ids, strict=True)

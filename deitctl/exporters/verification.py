@@ -9,7 +9,7 @@ import numpy as np
 
 from deitctl.config import read_toml
 from deitctl.data.classes import match_classes
-from deitctl.data.dataset import FileSource, Source, is_hidden
+from deitctl.data.dataset import FileDataset, ImageDataset, is_hidden
 from deitctl.data.decode import EXTENSIONS
 from deitctl.data.open import BUILT_IN, open_for_evaluation
 from deitctl.errors import DataError, ExportError
@@ -46,9 +46,9 @@ def prove(
     path: Path,
     kind: Format,
     wanted: Answers,
-    source: Source,
+    dataset: ImageDataset,
     sample: Images,
-    card: ModelConfig,
+    model_config: ModelConfig,
     reporter: Reporter,
 ) -> Proof:
     """Run an export in a fresh process on its golden sample and on images, and compare it with its model.
@@ -59,7 +59,7 @@ def prove(
         wanted: the model's answers to `sample`, from `reference`.
         source: where the images of `sample` are from.
         sample: the images.
-        card: the model's.
+        model_config: the model's.
         reporter: told of progress.
 
     Raises:
@@ -71,19 +71,24 @@ def prove(
         )
         return Proof(None)
     with reporter.task("verify in a fresh process", len(sample.names)) as task:
-        found, relative, remark = _look(path, kind, wanted, source, sample, card)
+        found, relative, remark = _look(path, kind, wanted, dataset, sample, model_config)
         task.advance(found.num_images)
     if remark:
         reporter.note(remark)
     proof = Proof(found, relative, remark)
     if found.num_images < len(sample.names):
         return proof
-    top1, model_top1 = _accuracy(found, wanted, source, sample, card)
+    top1, model_top1 = _accuracy(found, wanted, dataset, sample, model_config)
     return replace(proof, top1=top1, model_top1=model_top1)
 
 
 def _look(
-    path: Path, kind: Format, wanted: Answers, source: Source, sample: Images, card: ModelConfig
+    path: Path,
+    kind: Format,
+    wanted: Answers,
+    dataset: ImageDataset,
+    sample: Images,
+    model_config: ModelConfig,
 ) -> tuple[Verification, float | None, str]:
     """Compare in the way that the file asks for; return what `Proof` begins with."""
     said = kind.read_metadata(path)
@@ -93,12 +98,12 @@ def _look(
             f"{path} says that it is {quantize[:40]!r}, which deitctl does not write.",
             "Export it again.",
         )
-    golden = read_golden(said, card.preprocessing.img_size)
+    golden = read_golden(said, model_config.preprocessing.img_size)
     rounded = PRECISIONS[quantize].tolerance if quantize else None
     if takes_any_size(said):
-        pre = card.preprocessing
+        pre = model_config.preprocessing
         found, relative, share = verify_any_size(
-            path, golden, wanted, source, sample, pre, rounded=rounded
+            path, golden, wanted, dataset, sample, pre, rounded=rounded
         )
         remark = f"{100 * share:.2g} % of the values that the network sees are other than deitctl's, by {LEVELS} of 255 at most."
         return found, relative, f"Whole images: {remark}"
@@ -113,23 +118,27 @@ def _look(
         path,
         kind.program_file,
         wanted,
-        source,
+        dataset,
         sample,
-        card.preprocessing,
-        kind.labels(card),
+        model_config.preprocessing,
+        kind.labels(model_config),
         tolerance=kind.tolerance,
     )
     return seen.chosen, None, seen.summary
 
 
 def _accuracy(
-    found: Verification, wanted: Answers, source: Source, sample: Images, card: ModelConfig
+    found: Verification,
+    wanted: Answers,
+    dataset: ImageDataset,
+    sample: Images,
+    model_config: ModelConfig,
 ) -> tuple[float | None, float | None]:
     """Return the top-1 accuracies of the file and of the model; None where the images have no labels that it knows."""
-    match = match_classes(card, source.class_names)
+    match = match_classes(model_config, dataset.class_names)
     if match is None:
         return None, None
-    targets = np.array(match.rows)[source.labels[list(sample.indices)]]
+    targets = np.array(match.rows)[dataset.labels[list(sample.indices)]]
     theirs, ours = (
         100 * float((c == targets).mean())
         for c in (np.array(found.first), wanted[0].argmax(axis=1))
@@ -137,7 +146,7 @@ def _accuracy(
     return theirs, ours
 
 
-def open_images(ref: str, named: str, reporter: Reporter) -> Source:
+def open_images(ref: str, named: str, reporter: Reporter) -> ImageDataset:
     """Open the images to prove an export on.
 
     Args:
@@ -155,7 +164,7 @@ def open_images(ref: str, named: str, reporter: Reporter) -> Source:
         )
         if loose or path.suffix.lower() in EXTENSIONS:
             names = tuple(expand([str(path)], ()))
-            return FileSource(names, np.zeros(len(names), dtype=np.int64), ("",))
+            return FileDataset(names, np.zeros(len(names), dtype=np.int64), ("",))
         return open_for_evaluation(named, reporter)
     run_file = Path(ref).expanduser() / "run.toml"
     if run_file.is_file():

@@ -107,14 +107,14 @@ def verify_export(
             "The golden sample alone was looked at; --model MODEL compares images with the model, too."
         )
     else:
-        source = open_images(ref, images_from, reporter)
+        dataset = open_images(ref, images_from, reporter)
         loaded = load_model(ref, weights=weights, reporter=reporter)
         if (head := said.get("head", "")) not in HEADS:
             raise ExportError(f"{where} does not say how its heads are joined.", "Export it again.")
-        _require_same(describe(loaded.card, head), said, where, ref)
-        sample = images(source, loaded.card.preprocessing, count)
-        wanted = reference(loaded.model, loaded.card, head, sample.pixels)
-        proof = prove(where, kind, wanted, source, sample, loaded.card, reporter)
+        _require_same(describe(loaded.model_config, head), said, where, ref)
+        sample = images(dataset, loaded.model_config.preprocessing, count)
+        wanted = reference(loaded.model, loaded.model_config, head, sample.pixels)
+        proof = prove(where, kind, wanted, dataset, sample, loaded.model_config, reporter)
         note_ties(proof.found, reporter)
     return VerifyResult(
         path=where,

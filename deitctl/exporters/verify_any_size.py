@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deitctl.data.dataset import Source
-from deitctl.data.eval_transform import Pixels, is_ribbon
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.eval_transform import Pixels, has_extreme_aspect
 from deitctl.errors import ExportError
 from deitctl.exporters.any_size import golden_view
 from deitctl.exporters.compare_outputs import Answers, Images, Verification, compare, run
@@ -38,7 +38,7 @@ def verify_any_size(
     path: Path,
     golden: Golden,
     wanted: Answers,
-    source: Source,
+    dataset: ImageDataset,
     sample: Images,
     pre: Preprocessing,
     *,
@@ -66,8 +66,8 @@ def verify_any_size(
 
     def whole() -> Iterator[Pixels]:
         for n, index in enumerate(sample.indices):
-            image = source.read(index)
-            if not is_ribbon(image.width, image.height, pre):
+            image = dataset.read(index)
+            if not has_extreme_aspect(image.width, image.height, pre):
                 shown.append(n)
                 yield np.asarray(image)
 

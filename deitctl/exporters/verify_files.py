@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deitctl.data.dataset import Source
-from deitctl.data.eval_transform import MOST_RESIZED, center, resized
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.eval_transform import MAX_RESIZED_PIXELS, center, resized
 from deitctl.errors import ExportError
 from deitctl.exporters.compare_outputs import Answers, Images, Verification, compare, measure, run
 from deitctl.models.model_config import Preprocessing
@@ -48,7 +48,7 @@ def verify_files(
     path: Path,
     program: Path,
     wanted: Answers,
-    source: Source,
+    dataset: ImageDataset,
     sample: Images,
     preprocessing: Preprocessing,
     labels: Sequence[str],
@@ -77,7 +77,7 @@ def verify_files(
         files.mkdir()
         alike = []
         for number, index in enumerate(sample.indices):
-            image = source.read(index)
+            image = dataset.read(index)
             alike.append(cut_alike(image.width, image.height, preprocessing))
             image.save(files / f"{number:06d}.png", compress_level=1)
         pillow, chosen = run(path, program, files)
@@ -113,6 +113,6 @@ def cut_alike(width: int, height: int, pre: Preprocessing) -> bool:
     """
     target = pre.resize_to
     scaled = (target, target) if pre.crop_mode == "squash" else resized(width, height, target)
-    if scaled[0] * scaled[1] > MOST_RESIZED:
+    if scaled[0] * scaled[1] > MAX_RESIZED_PIXELS:
         return False
     return all(center(length, pre.img_size) == (length - pre.img_size) // 2 for length in scaled)

@@ -34,13 +34,13 @@ FILES = (*PAGE, MODEL, ABOUT, SCRIPT, BINARY)
 
 
 def export_web(
-    network: ExportedClassifier, card: ModelConfig, metadata: Mapping[str, str], path: Path
+    network: ExportedClassifier, model_config: ModelConfig, metadata: Mapping[str, str], path: Path
 ) -> None:
     """Write the folder of a page.
 
     Args:
         network: what answers; a DeiT of ours gives the attention of its tokens too, other models do without.
-        card: its card.
+        model_config: its config.
         metadata: strings for model.onnx.
         path: the folder.
 
@@ -49,9 +49,9 @@ def export_web(
     """
     runtime = runtime_files()
     if isinstance(network.model, VisionTransformer):
-        network = AttendingClassifier(network.model, card, network.head)
-    onnx.export_onnx(network, card, metadata, path / MODEL)
-    about = json.dumps(describe_for_page(network, card), ensure_ascii=False)
+        network = AttendingClassifier(network.model, model_config, network.head)
+    onnx.export_onnx(network, model_config, metadata, path / MODEL)
+    about = json.dumps(describe_for_page(network, model_config), ensure_ascii=False)
     write_bytes(path / ABOUT, about.encode())
     for name, data in runtime.items():
         write_bytes(path / name, data)
@@ -59,19 +59,19 @@ def export_web(
         write_bytes(path / name, files("deitctl.exporters").joinpath("page", name).read_bytes())
 
 
-def describe_for_page(network: ExportedClassifier, card: ModelConfig) -> dict[str, object]:
+def describe_for_page(network: ExportedClassifier, model_config: ModelConfig) -> dict[str, object]:
     """Return model.json: what the page's scripts, which cannot read the metadata of model.onnx, have to know."""
     tokens = network.tokens if isinstance(network, AttendingClassifier) else 0
     return {
         "deitctl": __version__,
         "runtime": VERSION,
-        "architecture": card.architecture,
+        "architecture": model_config.architecture,
         "head": network.head,
         "temperature": network.temperature,
         "tokens": TOKENS[:tokens],
-        "labels": [card.label(index) for index in range(card.num_classes)],
-        "names": card.class_names if card.descriptions is not None else None,
-        "preprocessing": describe_preprocessing(card.preprocessing),
+        "labels": [model_config.label(index) for index in range(model_config.num_classes)],
+        "names": model_config.class_names if model_config.descriptions is not None else None,
+        "preprocessing": describe_preprocessing(model_config.preprocessing),
     }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from deitctl.data.decode import EXTENSIONS, decode, read_image
-from deitctl.data.eval_transform import Pixels, eval_transform, is_ribbon
+from deitctl.data.eval_transform import Pixels, eval_transform, has_extreme_aspect
 from deitctl.errors import DataError
 from deitctl.models.model_config import Preprocessing
 from deitctl.paths import walk
@@ -81,7 +81,7 @@ def _images_below(folder: str) -> Iterator[str]:
 
 def whole_image(image: Image.Image, pre: Preprocessing) -> Pixels:
     """Return an image as it is, uint8 [3,H,W], for a file that resizes it; raise `DataError` if it is too long for one."""
-    if is_ribbon(image.width, image.height, pre):
+    if has_extreme_aspect(image.width, image.height, pre):
         raise DataError(
             f"An image of {image.width} x {image.height} pixels is too long for a file that resizes whole images.",
             "A file without --any-size takes it.",

@@ -31,7 +31,7 @@ class OnnxClassifier:
     """A session of onnxruntime on the CPU; normalization, head rule, temperature and softmax are in the file."""
 
     session: Any
-    card: ModelConfig
+    model_config: ModelConfig
     path: Path
     takes_whole: bool = False
     """Whether the resize is in the file, too."""
@@ -68,7 +68,7 @@ class OnnxClassifier:
             raise ModelError(
                 f"{self.path} cannot be run: {_said(error)[:200]}.", f"Export it again: {EXPORT}."
             ) from error
-        if values.shape != (len(pixels), self.card.num_classes):
+        if values.shape != (len(pixels), self.model_config.num_classes):
             raise ModelError(
                 f"{self.path} answers with shape {values.shape} to {len(pixels)} images."
             )
@@ -108,24 +108,26 @@ def load_onnx_classifier(
         raise ModelError(f"{ref} holds its own weights.", "Leave --weights out.")
     path = Path(os.path.expanduser(ref))
     session = _open(path)
-    card, takes_whole = _card(session, path), _takes_whole(session)
+    model_config, takes_whole = _card(session, path), _takes_whole(session)
     if takes_whole and not whole:
         raise ModelError(
             f"{path} resizes images itself, and here they are resized before.",
             f"Use a file without --any-size: {EXPORT}.",
         )
-    if head not in ("auto", card.head):
+    if head not in ("auto", model_config.head):
         hint = (
             f"Export it so: {EXPORT} --head {head}."
             if head in HEADS
             else f"There are: auto, {', '.join(HEADS)}."
         )
-        raise ModelError(f"{path} answers with its head rule {card.head}, not {head}.", hint)
-    if img_size not in (0, card.preprocessing.img_size):
         raise ModelError(
-            f"{path} takes images of {card.preprocessing.img_size} pixels, not {img_size}."
+            f"{path} answers with its head rule {model_config.head}, not {head}.", hint
         )
-    return OnnxClassifier(session, card, path, takes_whole)
+    if img_size not in (0, model_config.preprocessing.img_size):
+        raise ModelError(
+            f"{path} takes images of {model_config.preprocessing.img_size} pixels, not {img_size}."
+        )
+    return OnnxClassifier(session, model_config, path, takes_whole)
 
 
 def _takes_whole(session: Any) -> bool:
@@ -206,12 +208,12 @@ def _card(session: Any, path: Path) -> ModelConfig:
             f"{path}'s metadata says that heads are joined by {head[:40]!r}.",
             f"Export it again: {EXPORT}.",
         )
-    card = from_timm_config(_config(said, classes[0], str(path)), f"{path}'s metadata")
-    if card.preprocessing.img_size != shape[0]:
+    model_config = from_timm_config(_config(said, classes[0], str(path)), f"{path}'s metadata")
+    if model_config.preprocessing.img_size != shape[0]:
         raise ModelError(
-            f"{path} takes {shape[0]} pixels a side, its metadata says {card.preprocessing.img_size}."
+            f"{path} takes {shape[0]} pixels a side, its metadata says {model_config.preprocessing.img_size}."
         )
-    return card
+    return model_config
 
 
 def _config(said: Mapping[str, str], num_classes: int, where: str) -> dict[str, Any]:

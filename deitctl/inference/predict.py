@@ -21,7 +21,7 @@ class Classifier(Protocol):
     """A network that answers, whatever runs it, with its card."""
 
     @property
-    def card(self) -> ModelConfig:
+    def model_config(self) -> ModelConfig:
         """What images it takes and what its classes are called."""
 
     def scores(self, pixels: Pixels) -> Scores:
@@ -75,9 +75,9 @@ def predict_stream(
         keep_pixels: let each prediction carry its image.
         whole: hand images over as they are, one by one, to a classifier that resizes them.
     """
-    card = classifier.card
+    model_config = classifier.model_config
     view, batch_size = (whole_image, 1) if whole else (eval_transform, batch_size)
-    for batch in batches(names, card.preprocessing, batch_size, view):
+    for batch in batches(names, model_config.preprocessing, batch_size, view):
         readable = [item.pixels for item in batch if item.pixels is not None]
         answers: Iterator[Scores] = (
             iter(classifier.scores(np.stack(readable))) if readable else iter(())
@@ -97,8 +97,12 @@ def predict_stream(
             best = np.argsort(-scores, kind="stable")[
                 :topk
             ].tolist()  # of equal scores the first class is first
-            guesses = tuple(Guess(i, card.label(i), float(scores[i])) for i in best)
-            seen = _view(item.pixels, card.preprocessing) if whole and keep_pixels else item.pixels
+            guesses = tuple(Guess(i, model_config.label(i), float(scores[i])) for i in best)
+            seen = (
+                _view(item.pixels, model_config.preprocessing)
+                if whole and keep_pixels
+                else item.pixels
+            )
             yield Prediction(item.name, guesses, None, seen if keep_pixels else None)
 
 

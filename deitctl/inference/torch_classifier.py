@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deitctl.data.eval_transform import Pixels
-from deitctl.data.mixup import normalize
+from deitctl.data.batch_transforms import normalize
 from deitctl.device import INFERENCE_PRECISION, Device, choose_device
 from deitctl.events import Reporter
 from deitctl.inference.predict import Scores
@@ -22,18 +22,23 @@ class TorchClassifier:
     """A model in eval mode on a device; `card.head` is the rule that joins its heads."""
 
     model: nn.Module
-    card: ModelConfig
+    model_config: ModelConfig
     device: Device
 
     @torch.inference_mode()
     def scores(self, pixels: Pixels) -> Scores:
         """Classify images, uint8 [B,3,S,S]: probabilities [B,K], softmax(logits / temperature of the rule)."""
-        images = normalize(self.device.move(torch.from_numpy(pixels)), self.card.preprocessing)
+        images = normalize(
+            self.device.to_device(torch.from_numpy(pixels)), self.model_config.preprocessing
+        )
         with self.device.autocast():
             heads = forward_heads(self.model, images)
-        logits = fuse_heads(heads, self.card.head).float()
+        logits = fuse_heads(heads, self.model_config.head).float()
         scores: Scores = (
-            (logits / self.card.temperature(self.card.head)).softmax(dim=1).cpu().numpy()
+            (logits / self.model_config.temperature(self.model_config.head))
+            .softmax(dim=1)
+            .cpu()
+            .numpy()
         )
         return scores
 
@@ -65,5 +70,7 @@ def load_torch_classifier(
     """
     loaded = load_model(ref, weights=weights, img_size=img_size, reporter=reporter)
     where = choose_device(device, INFERENCE_PRECISION if precision == "auto" else precision)
-    how = choose_head(head, loaded.card.head, loaded.model)
-    return TorchClassifier(where.place(loaded.model), replace(loaded.card, head=how), where)
+    how = choose_head(head, loaded.model_config.head, loaded.model)
+    return TorchClassifier(
+        where.to_device(loaded.model), replace(loaded.model_config, head=how), where
+    )

@@ -45,8 +45,8 @@ class Architecture:
         """File name that is looked for in `$DEITCTL_WEIGHTS`."""
         return f"{self.name}.{self.tag}.safetensors"
 
-    def card(self) -> ModelConfig:
-        """The card of the published ImageNet weights."""
+    def to_model_config(self) -> ModelConfig:
+        """Return the config of the published ImageNet weights."""
         ids, descriptions = imagenet_classes()
         return ModelConfig(
             architecture=self.name,

@@ -192,7 +192,7 @@ def file_metadata(path: Path) -> dict[str, str]:
 def save_model(
     folder: Path,
     tensors: Mapping[str, Tensor],
-    card: ModelConfig,
+    model_config: ModelConfig,
     layers: Mapping[str, Any],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
@@ -201,10 +201,10 @@ def save_model(
     `layers` is what `to_timm_config` wants to know of the layers (see models/layers.py).
     """
     save_tensors(folder / WEIGHTS, tensors, metadata)
-    write_json(folder / CONFIG, to_timm_config(card, **layers))
+    write_json(folder / CONFIG, to_timm_config(model_config, **layers))
 
 
-def load_card(folder: Path) -> ModelConfig:
+def load_model_config(folder: Path) -> ModelConfig:
     """Read the card of a model folder; raise `ModelError` if there is none or it is broken."""
     path = folder / CONFIG
     try:

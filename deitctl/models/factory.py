@@ -14,7 +14,13 @@ from deitctl.errors import ModelError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.models import catalog, convert, timm_models
 from deitctl.models.catalog import Architecture, imagenet_classes
-from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, load_card, load_tensors, require_finite
+from deitctl.models.checkpoint_io import (
+    CONFIG,
+    WEIGHTS,
+    load_model_config,
+    load_tensors,
+    require_finite,
+)
 from deitctl.models.model_config import MAX_SIZE, ModelConfig
 from deitctl.models.vit import VisionTransformer
 from deitctl.models.weights import download, find_weights
@@ -28,7 +34,7 @@ class LoadedModel:
     """A classifier in eval mode, its card, and what was done to the weights on the way."""
 
     model: nn.Module
-    card: ModelConfig
+    model_config: ModelConfig
     changes: tuple[str, ...] = ()
 
 
@@ -68,8 +74,8 @@ def load_model(
     _require_timm(ref)
     if not weights:
         with reporter.task(f"load {ref}", None, "bytes"):
-            model, card = timm_models.load_published(ref, img_size=img_size)
-        return LoadedModel(model.eval(), card)
+            model, model_config = timm_models.load_published(ref, img_size=img_size)
+        return LoadedModel(model.eval(), model_config)
     if Path(weights).is_dir():
         return _load_folder(Path(weights), img_size)
     return _load_timm_file(ref, Path(weights), img_size)
@@ -159,30 +165,32 @@ def _require_timm(name: str) -> None:
 
 
 def _load_folder(folder: Path, img_size: int) -> LoadedModel:
-    card = load_card(folder)
-    arch = catalog.find(card.architecture)
+    model_config = load_model_config(folder)
+    arch = catalog.find(model_config.architecture)
     if arch is None:
-        model, card = timm_models.load_folder(folder, img_size)
-        return LoadedModel(model.eval(), card)
+        model, model_config = timm_models.load_folder(folder, img_size)
+        return LoadedModel(model.eval(), model_config)
     file = next(
         (folder / n for n in (WEIGHTS, "pytorch_model.bin") if (folder / n).is_file()),
         folder / WEIGHTS,
     )
-    loaded = _load_file(file, arch, img_size or card.preprocessing.img_size)
+    loaded = _load_file(file, arch, img_size or model_config.preprocessing.img_size)
     known = (
-        card
-        if card.class_names is not None
+        model_config
+        if model_config.class_names is not None
         else replace(
-            card, class_names=loaded.card.class_names, descriptions=loaded.card.descriptions
+            model_config,
+            class_names=loaded.model_config.class_names,
+            descriptions=loaded.model_config.descriptions,
         )
     )
-    if len(known.class_names or ()) not in (0, loaded.card.num_classes):
+    if len(known.class_names or ()) not in (0, loaded.model_config.num_classes):
         raise ModelError(
-            f"{folder} names {card.num_classes} classes, its weights have {loaded.card.num_classes}."
+            f"{folder} names {model_config.num_classes} classes, its weights have {loaded.model_config.num_classes}."
         )
-    head = loaded.card.head if known.head == "auto" else known.head
-    known = replace(known, head=head, num_classes=loaded.card.num_classes)
-    return replace(loaded, card=known.at_size(loaded.card.preprocessing.img_size))
+    head = loaded.model_config.head if known.head == "auto" else known.head
+    known = replace(known, head=head, num_classes=loaded.model_config.num_classes)
+    return replace(loaded, model_config=known.at_size(loaded.model_config.preprocessing.img_size))
 
 
 def _load_file(path: Path, arch: Architecture | None, img_size: int) -> LoadedModel:
@@ -212,28 +220,30 @@ def _load_file(path: Path, arch: Architecture | None, img_size: int) -> LoadedMo
             convert.with_size(arch, size), num_classes=num_classes, img_size=size
         )
     changes = convert.load_into(model, state, str(path))
-    card = arch.card().at_size(size)
+    model_config = arch.to_model_config().at_size(size)
     if num_classes != 1000:
-        card = replace(card, num_classes=num_classes, class_names=None, descriptions=None)
-    return LoadedModel(model.eval(), card, tuple(changes))
+        model_config = replace(
+            model_config, num_classes=num_classes, class_names=None, descriptions=None
+        )
+    return LoadedModel(model.eval(), model_config, tuple(changes))
 
 
 def _load_timm_file(name: str, path: Path, img_size: int) -> LoadedModel:
     state = load_tensors(path)
     classes = timm_models.classes_in(state, name)
     model = timm_models.create(name, num_classes=classes, img_size=img_size)
-    card = timm_models.config_of(model, name, classes)
+    model_config = timm_models.read_model_config(model, name, classes)
     timm_models.load_weights(model, state, str(path), new_head=False)
-    return LoadedModel(model.eval(), card.at_size(img_size) if img_size else card)
+    return LoadedModel(model.eval(), model_config.at_size(img_size) if img_size else model_config)
 
 
 def _checked(loaded: LoadedModel, arch: Architecture) -> LoadedModel:
-    found = catalog.find(loaded.card.architecture)
+    found = catalog.find(loaded.model_config.architecture)
     if found is None or (convert.body_shape(found), found.distilled) != (
         convert.body_shape(arch),
         arch.distilled,
     ):
-        raise ModelError(f"The folder holds {loaded.card.architecture}, not {arch.alias}.")
+        raise ModelError(f"The folder holds {loaded.model_config.architecture}, not {arch.alias}.")
     return loaded
 
 
@@ -291,20 +301,20 @@ def build_model(
         elif known is not None:
             state = convert.without_head(state)
         changes += convert.load_into(model, state, start or arch.hub_id)
-    card = replace(
-        _normalized_as(arch.card(), _folder(start, reporter) if start else None),
+    model_config = replace(
+        _normalized_as(arch.to_model_config(), _folder(start, reporter) if start else None),
         num_classes=len(class_names),
         class_names=tuple(class_names),
         descriptions=tuple(descriptions) if descriptions is not None else None,
     )
-    return LoadedModel(model, card.at_size(size), tuple(changes))
+    return LoadedModel(model, model_config.at_size(size), tuple(changes))
 
 
 def architecture_of(ref: str, reporter: Reporter) -> Architecture | None:
     """Return the DeiT that a reference means, None for a model of timm's; raise `ModelError` if it means nothing."""
     folder = _folder(ref, reporter)
     if folder is not None:
-        return catalog.find(load_card(folder).architecture)
+        return catalog.find(load_model_config(folder).architecture)
     if Path(ref).suffix in WEIGHT_SUFFIXES:
         state = convert.normalize_names(load_tensors(Path(ref)))
         return convert.infer_architecture({k: tuple(v.shape) for k, v in state.items()}, ref)
@@ -322,7 +332,7 @@ def _starting_weights(
     path = folder / WEIGHTS if folder else Path(start) if start else find_weights(arch, reporter)
     state = convert.normalize_names(load_tensors(path))
     require_finite(state, str(path))
-    names = load_card(folder).class_names if folder else None
+    names = load_model_config(folder).class_names if folder else None
     if names is None and convert.num_classes_of(state) == 1000:
         names = imagenet_classes()[0]
     return state, names
@@ -346,14 +356,14 @@ def _build_timm(
 ) -> LoadedModel:
     folder = _folder(start, reporter) if start else None
     own_folder = _folder(ref, reporter)
-    name = load_card(own_folder).architecture if own_folder else ref
+    name = load_model_config(own_folder).architecture if own_folder else ref
     args = (
-        {k: v for k, v in load_card(own_folder).model_args.items() if k != "img_size"}
+        {k: v for k, v in load_model_config(own_folder).model_args.items() if k != "img_size"}
         if own_folder
         else {}
     )
     size = img_size or (
-        load_card(own_folder).preprocessing.img_size
+        load_model_config(own_folder).preprocessing.img_size
         if own_folder
         else timm_models.native_size(name)
     )
@@ -370,23 +380,23 @@ def _build_timm(
     if start:
         file = folder / WEIGHTS if folder else Path(start)
         timm_models.load_weights(model, load_tensors(file), str(file), new_head=True)
-    card = replace(
-        _normalized_as(timm_models.config_of(model, name, classes), folder or own_folder),
+    model_config = replace(
+        _normalized_as(timm_models.read_model_config(model, name, classes), folder or own_folder),
         class_names=tuple(class_names),
         model_args=args,
         descriptions=tuple(descriptions) if descriptions is not None else None,
     )
-    return LoadedModel(model, card.at_size(size))
+    return LoadedModel(model, model_config.at_size(size))
 
 
-def _normalized_as(card: ModelConfig, folder: Path | None) -> ModelConfig:
+def _normalized_as(model_config: ModelConfig, folder: Path | None) -> ModelConfig:
     """Return the card with the normalization of a folder's weights: features mean nothing under another one."""
     if folder is None:
-        return card
-    own = load_card(folder).preprocessing
+        return model_config
+    own = load_model_config(folder).preprocessing
     return replace(
-        card,
+        model_config,
         preprocessing=replace(
-            card.preprocessing, mean=own.mean, std=own.std, interpolation=own.interpolation
+            model_config.preprocessing, mean=own.mean, std=own.std, interpolation=own.interpolation
         ),
     )

@@ -15,7 +15,7 @@ from deitctl.models.model_config import ModelConfig
 from deitctl.models.vit import VisionTransformer
 
 
-def layer_names(model: nn.Module) -> dict[str, Any]:
+def describe_layers(model: nn.Module) -> dict[str, Any]:
     """Return the names of the first convolution and of the classifiers, and whether the size is fixed, for `to_timm_config`."""
     if isinstance(model, VisionTransformer):
         heads = ("head", "head_dist") if model.head_dist is not None else ("head",)
@@ -23,9 +23,9 @@ def layer_names(model: nn.Module) -> dict[str, Any]:
     return timm_models.layers(model)
 
 
-def freeze_body(model: nn.Module) -> None:
+def freeze_backbone(model: nn.Module) -> None:
     """Let nothing but the classifiers learn."""
-    heads = tuple(f"{name}." for name in layer_names(model)["classifier"])
+    heads = tuple(f"{name}." for name in describe_layers(model)["classifier"])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(heads))
 
@@ -49,12 +49,13 @@ def layer_ids(model: nn.Module) -> dict[str, int]:
     return ids
 
 
-def shipping_config(model: nn.Module, card: ModelConfig) -> ModelConfig:
-    """Return the card with the model arguments that timm needs to build the same input size."""
+def pin_img_size(model: nn.Module, model_config: ModelConfig) -> ModelConfig:
+    """Return the model config with the `img_size` that timm needs to build the same input size."""
     if not isinstance(model, VisionTransformer):
-        return card
+        return model_config
     return replace(
-        card, model_args={**card.model_args, "img_size": [model.img_size, model.img_size]}
+        model_config,
+        model_args={**model_config.model_args, "img_size": [model.img_size, model.img_size]},
     )
 
 
@@ -64,14 +65,14 @@ CONVNET_STEP = 32
 """Pixels of the side of a convnet's input that become one of its last map."""
 
 
-def early_size(model: nn.Module, card: ModelConfig, recipe: Recipe) -> int:
+def early_size(model: nn.Module, model_config: ModelConfig, recipe: Recipe) -> int:
     """Return the side of the early epochs' input in pixels: whole patches, at most the model's own side.
 
     Raises:
         ConfigError: the model takes no other size than its own.
     """
-    size = card.preprocessing.img_size
-    if not isinstance(model, VisionTransformer) and layer_names(model)["fixed_input_size"]:
+    size = model_config.preprocessing.img_size
+    if not isinstance(model, VisionTransformer) and describe_layers(model)["fixed_input_size"]:
         raise ConfigError(
             "This model takes images of one size only, so no early epochs of smaller ones.",
             "Leave out the recipe's progressive_resize: --set progressive_resize.scale=1",

@@ -93,22 +93,26 @@ class ModelConfig:
 
 
 def to_timm_config(
-    card: ModelConfig, *, classifier: tuple[str, ...], first_conv: str, fixed_input_size: bool
+    model_config: ModelConfig,
+    *,
+    classifier: tuple[str, ...],
+    first_conv: str,
+    fixed_input_size: bool,
 ) -> dict[str, Any]:
-    """Return `card` as the config.json that `timm.create_model("local-dir:...")` reads.
+    """Return `model_config` as the config.json that `timm.create_model("local-dir:...")` reads.
 
     `classifier` and `first_conv` name the layers that timm replaces for other class counts and input channels; where
     `fixed_input_size` is true timm builds the model for its input size.
     """
-    pre = card.preprocessing
+    pre = model_config.preprocessing
     config: dict[str, Any] = {
-        "architecture": card.architecture,
-        "num_classes": card.num_classes,
+        "architecture": model_config.architecture,
+        "num_classes": model_config.num_classes,
         "model_args": dict(
-            card.model_args
+            model_config.model_args
         ),  # not the classes: transformers, which reads this too, would name them twice
         "pretrained_cfg": {
-            "num_classes": card.num_classes,
+            "num_classes": model_config.num_classes,
             "input_size": [3, pre.img_size, pre.img_size],
             "fixed_input_size": fixed_input_size,
             "interpolation": pre.interpolation,
@@ -119,13 +123,15 @@ def to_timm_config(
             "first_conv": first_conv,
             "classifier": list(classifier) if len(classifier) > 1 else classifier[0],
         },
-        "deitctl": {"head": card.head}
-        | ({"temperatures": dict(card.temperatures)} if card.temperatures else {}),
+        "deitctl": {"head": model_config.head}
+        | ({"temperatures": dict(model_config.temperatures)} if model_config.temperatures else {}),
     }
-    if card.class_names is not None:
-        config["label_names"] = list(card.class_names)
-    if card.class_names is not None and card.descriptions is not None:
-        config["label_descriptions"] = dict(zip(card.class_names, card.descriptions, strict=True))
+    if model_config.class_names is not None:
+        config["label_names"] = list(model_config.class_names)
+    if model_config.class_names is not None and model_config.descriptions is not None:
+        config["label_descriptions"] = dict(
+            zip(model_config.class_names, model_config.descriptions, strict=True)
+        )
     return config
 
 
@@ -154,7 +160,7 @@ def from_timm_config(config: Mapping[str, Any], where: str) -> ModelConfig:
             mean=_triple(pretrained.get("mean", IMAGENET_MEAN)),
             std=_triple(pretrained.get("std", IMAGENET_STD)),
         )
-        card = ModelConfig(
+        model_config = ModelConfig(
             architecture=str(config["architecture"]),
             num_classes=num_classes,
             class_names=names,
@@ -171,13 +177,13 @@ def from_timm_config(config: Mapping[str, Any], where: str) -> ModelConfig:
             f"{where} is not a model's config.json: {repr(error)[:200]}.",
             "Expected timm's layout with 'architecture'.",
         ) from error
-    if absurd := _absurd(card):
+    if absurd := _absurd(model_config):
         raise ModelError(f"{where} is not used: {absurd}.", "Read it before you trust its weights.")
-    if card.class_names is not None and len(card.class_names) != num_classes:
+    if model_config.class_names is not None and len(model_config.class_names) != num_classes:
         raise ModelError(
-            f"{where} names {len(card.class_names)} classes but num_classes is {num_classes}."
+            f"{where} names {len(model_config.class_names)} classes but num_classes is {num_classes}."
         )
-    return card
+    return model_config
 
 
 def _texts(values: Any) -> tuple[str, ...] | None:
@@ -191,22 +197,22 @@ def _texts(values: Any) -> tuple[str, ...] | None:
     return tuple(values)
 
 
-def _absurd(card: ModelConfig) -> str:
+def _absurd(model_config: ModelConfig) -> str:
     """Say what of a card no model has, or would take the memory or the time of the machine; empty for nothing."""
-    pre = card.preprocessing
+    pre = model_config.preprocessing
     rules = {
-        f"architecture is {card.architecture[:80]!r}": re.fullmatch(
-            r"[A-Za-z0-9_.\-]{1,120}", card.architecture
+        f"architecture is {model_config.architecture[:80]!r}": re.fullmatch(
+            r"[A-Za-z0-9_.\-]{1,120}", model_config.architecture
         ),
-        f"num_classes is {card.num_classes}": 1 <= card.num_classes <= MAX_CLASSES,
+        f"num_classes is {model_config.num_classes}": 1 <= model_config.num_classes <= MAX_CLASSES,
         f"the input has {pre.img_size} pixels": 1 <= pre.img_size <= MAX_SIZE,
         f"crop_pct is {pre.crop_pct}": 0 < pre.crop_pct <= 8
         and 1 <= pre.img_size / pre.crop_pct <= MAX_CROP,
         f"mean is {pre.mean}": all(math.isfinite(m) for m in pre.mean),
-        f"model_args has {_unfit(card.model_args)}": not _unfit(card.model_args),
-        f"temperatures are {str(card.temperatures)[:80]}": all(
+        f"model_args has {_unfit(model_config.model_args)}": not _unfit(model_config.model_args),
+        f"temperatures are {str(model_config.temperatures)[:80]}": all(
             rule in HEADS and MIN_TEMPERATURE <= t <= MAX_TEMPERATURE
-            for rule, t in card.temperatures.items()
+            for rule, t in model_config.temperatures.items()
         ),
         f"std is {pre.std}": all(math.isfinite(s) and s > 0 for s in pre.std),
     }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deitctl.errors import ModelError, WeightsNotFound, did_you_mean
 from deitctl.events import Reporter
 from deitctl.models.catalog import ARCHITECTURES, imagenet_classes
-from deitctl.models.checkpoint_io import WEIGHTS, load_card, load_tensors, require_finite
+from deitctl.models.checkpoint_io import WEIGHTS, load_model_config, load_tensors, require_finite
 from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Preprocessing
 from deitctl.models.weights import download, require_hub
 
@@ -95,7 +95,7 @@ def create(
             ) from error
 
 
-def config_of(model: nn.Module, name: str, num_classes: int) -> ModelConfig:
+def read_model_config(model: nn.Module, name: str, num_classes: int) -> ModelConfig:
     """Return the card of a timm model from its `pretrained_cfg`."""
     cfg = dict(getattr(model, "pretrained_cfg", {}) or {})
     names = descriptions = None
@@ -211,8 +211,8 @@ def load_published(
             f"{name} has no classifier head.",
             "Fine-tune it first: deitctl train DATA --model " + name,
         )
-    card = config_of(model, name, int(model.num_classes))  # type: ignore[arg-type]
-    return model, card.at_size(img_size) if img_size else card
+    model_config = read_model_config(model, name, int(model.num_classes))  # type: ignore[arg-type]
+    return model, model_config.at_size(img_size) if img_size else model_config
 
 
 def fetch(name: str, reporter: Reporter) -> Path:
@@ -263,14 +263,14 @@ def _cached(name: str) -> bool:
 
 def load_folder(folder: Path, img_size: int = 0) -> tuple[nn.Module, ModelConfig]:
     """Load a timm local-dir folder of an architecture that is no DeiT, for another input size if one is named."""
-    card = load_card(folder)
-    card = card.at_size(img_size) if img_size else card
-    if not is_timm_model(card.architecture):
+    model_config = load_model_config(folder)
+    model_config = model_config.at_size(img_size) if img_size else model_config
+    if not is_timm_model(model_config.architecture):
         raise ModelError(
-            f"{folder} holds {card.architecture!r}, which timm does not have.",
-            suggest_model(card.architecture),
+            f"{folder} holds {model_config.architecture!r}, which timm does not have.",
+            suggest_model(model_config.architecture),
         )
-    model_args = {k: v for k, v in card.model_args.items() if k != "img_size"}
+    model_args = {k: v for k, v in model_config.model_args.items() if k != "img_size"}
     file = next(
         (f for f in (folder / WEIGHTS, folder / "pytorch_model.bin") if f.is_file()),
         folder / WEIGHTS,
@@ -279,9 +279,9 @@ def load_folder(folder: Path, img_size: int = 0) -> tuple[nn.Module, ModelConfig
 
     def build() -> nn.Module:
         return create(
-            card.architecture,
-            num_classes=card.num_classes,
-            img_size=card.preprocessing.img_size,
+            model_config.architecture,
+            num_classes=model_config.num_classes,
+            img_size=model_config.preprocessing.img_size,
             model_args=model_args,
         )
 
@@ -291,7 +291,7 @@ def load_folder(folder: Path, img_size: int = 0) -> tuple[nn.Module, ModelConfig
         _require_same_shapes(build(), state, str(file))
     model = build()
     load_weights(model, state, str(file), new_head=False)
-    if card.class_names is None and card.num_classes == 1000:
+    if model_config.class_names is None and model_config.num_classes == 1000:
         names, descriptions = imagenet_classes()
-        card = replace(card, class_names=names, descriptions=descriptions)
-    return model, card
+        model_config = replace(model_config, class_names=names, descriptions=descriptions)
+    return model, model_config

@@ -16,7 +16,7 @@ import torch
 import deitctl
 from deitctl.config import TrainConfig
 from deitctl.cores import available_cores
-from deitctl.data.dataset import Source
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import Batch
 from deitctl.data.open import BUILT_IN, open_for_training
 from deitctl.device import Device, choose_device
@@ -66,7 +66,7 @@ BUSY = 0.5
 class Opened:
     """Data, and how long it took to open."""
 
-    sources: tuple[Source, Source]
+    datasets: tuple[ImageDataset, ImageDataset]
     timing: Timing | None
     synthetic_images: bool
 
@@ -108,7 +108,7 @@ def bench(
         device = choose_device(config.device, config.precision)
         why = ""
         if choose_batch:
-            choice = choose_batch_size(config, opened.sources, device, reporter)
+            choice = choose_batch_size(config, opened.datasets, device, reporter)
             config, why = (
                 replace(config, recipe=replace(config.recipe, batch_size=choice.size)),
                 choice.sentence,
@@ -130,7 +130,7 @@ def _open(request: Request, folder: Path, seconds: float, reporter: Reporter) ->
         )
         return Opened(imagenet_like(folder), None, synthetic_images=True)
     start = time.perf_counter()
-    sources = open_for_training(request.data, seed=0, reporter=reporter)
+    datasets = open_for_training(request.data, seed=0, reporter=reporter)
     first = time.perf_counter() - start
 
     def work() -> int:
@@ -140,7 +140,7 @@ def _open(request: Request, folder: Path, seconds: float, reporter: Reporter) ->
         )
 
     return Opened(
-        sources,
+        datasets,
         replace(measure(work, seconds=seconds / 4, most=20), first=first),
         synthetic_images=False,
     )
@@ -151,7 +151,7 @@ def _configure(
 ) -> TrainConfig:
     """Resolve the request as `train` would, or with a teacher `distill`, but without looking for weights."""
     request = replace(request, data=request.data or str(folder), teaching=None)
-    config, *_ = configure(request, reporter, opened.sources)
+    config, *_ = configure(request, reporter, opened.datasets)
     if teacher:
         built_in = config.data == BUILT_IN
         config = replace(
@@ -173,11 +173,11 @@ def _bench(
     begun: float,
 ) -> BenchResult:
     with reporter.task("prepare", None, "steps"):
-        whole = rehearse(config, opened.sources, device)
+        whole = rehearse(config, opened.datasets, device)
         flops: dict[str, int] = flops_of(whole.state.model, whole.img_size)._asdict()
         if whole.teacher is not None:
             flops["teacher"] = flops_of(
-                whole.teacher.model, whole.teacher.card.preprocessing.img_size
+                whole.teacher.model, whole.teacher.model_config.preprocessing.img_size
             ).forward
         guess = seconds_an_image(whole)
         precisions = list(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from deitctl import rng
 from deitctl.config import TrainConfig
-from deitctl.data.dataset import Source
-from deitctl.data.loader import Batch, Sample, TrainViews, ViewPlan, collate, train_batches
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.loader import Batch, Sample, TrainViews, ViewPlan, collate, build_train_loader
 from deitctl.data.open import BUILT_IN
 from deitctl.data.samplers import TrainBatches
 from deitctl.device import Device
@@ -38,8 +38,8 @@ class TrialRun:
     """What steps of a training take, with a teacher that is asked about every image."""
 
     config: TrainConfig
-    train: Source
-    val: Source
+    train: ImageDataset
+    val: ImageDataset
     device: Device
     workers: int
     plan: Plan
@@ -71,13 +71,13 @@ class TrialRun:
             count, size, seed=self.plan.seed, epochs=10**9, repeats=recipe.augment.repeated_aug
         )
 
-    def training_views(self, source: Source | None = None) -> TrainViews:
+    def training_views(self, dataset: ImageDataset | None = None) -> TrainViews:
         """Return the views of the training images, or of another source's, by key."""
-        return TrainViews(source or self.train, self.plan.recipe.augment, self.img_size, self.views)
+        return TrainViews(dataset or self.train, self.plan.recipe.augment, self.img_size, self.views)
 
     def batches(self) -> Iterator[Batch]:
         """Return the stream that the training would take its batches from."""
-        return train_batches(
+        return build_train_loader(
             self.train,
             self.plan.recipe.augment,
             self.img_size,
@@ -121,12 +121,12 @@ class TrialRun:
         return enough
 
 
-def rehearse(config: TrainConfig, sources: tuple[Source, Source], device: Device) -> TrialRun:
+def rehearse(config: TrainConfig, datasets: tuple[ImageDataset, ImageDataset], device: Device) -> TrialRun:
     """Build what a run of `config` would train, without its weights: nothing is downloaded and nothing is written.
 
     Only a model of the hub (`hf-hub:`) is fetched, because no other place says what it is.
     """
-    train, val = sources
+    train, val = datasets
     recipe = replace(config.recipe, pretrained=False)
     student = build_student(replace(config, recipe=recipe, weights=""), train, SilentReporter())
     alone = replace(config, recipe=recipe, weights="", distill=None)
@@ -143,7 +143,7 @@ def rehearse(config: TrainConfig, sources: tuple[Source, Source], device: Device
             form = TargetCodec(
                 distill.mode, plan.num_classes, distill.logits_topk if distill.mode == "soft" else 0
             )
-            repeats, size = recipe.augment.repeated_aug, teacher.card.preprocessing.img_size
+            repeats, size = recipe.augment.repeated_aug, teacher.model_config.preprocessing.img_size
             listener = CachedTeacher(
                 form, distill.tau, None, lambda: teacher, device, distill.views, repeats
             )
@@ -154,7 +154,7 @@ def rehearse(config: TrainConfig, sources: tuple[Source, Source], device: Device
 
 
 def untrained_teacher(
-    config: TrainConfig, train: Source, seen: Preprocessing, device: Device
+    config: TrainConfig, train: ImageDataset, seen: Preprocessing, device: Device
 ) -> Teacher:
     """Build a run's teacher with random weights, which take as long to answer as any."""
     distill = config.distill

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deitctl import __version__
 from deitctl.data.eval_transform import eval_transform
-from deitctl.data.mixup import normalize
+from deitctl.data.batch_transforms import normalize
 from deitctl.device import Device
 from deitctl.evaluation.metrics import BINS, Reliability, reliability
 from deitctl.evaluation.records import EvalResult, EvalResults
@@ -53,9 +53,9 @@ def contents_of(found: EvalResults, device: Device, command: str, reporter: Repo
     data = Data(
         name=first.data,
         classes=_class_names(first),
-        names=[first.source.name(i) for i in first.scores.indices.tolist()],
+        names=[first.dataset.name(i) for i in first.scores.indices.tolist()],
         labels=first.scores.labels.numpy(),
-        unreadable=[(first.source.name(i), why) for i, why in first.scores.unreadable],
+        unreadable=[(first.dataset.name(i), why) for i, why in first.scores.unreadable],
     )
     facts = [
         ("data", first.data),
@@ -94,10 +94,10 @@ def contents_of(found: EvalResults, device: Device, command: str, reporter: Repo
 
 def _class_names(result: EvalResult) -> list[str]:
     """Name the data's classes for people: what WordNet ids stand for, with the id where two stand for the same."""
-    ids = result.source.class_names
-    if result.card.descriptions is None:
+    ids = result.dataset.class_names
+    if result.model_config.descriptions is None:
         return list(ids)
-    said = [result.card.label(row).split(",")[0] for row in result.match.rows]
+    said = [result.model_config.label(row).split(",")[0] for row in result.match.rows]
     return [name if said.count(name) == 1 else f"{name} ({ids[c]})" for c, name in enumerate(said)]
 
 
@@ -111,7 +111,7 @@ def _evaluated(
     pre = result.contender.preprocessing
     facts = [
         ("model", result.model),
-        ("architecture", result.card.architecture),
+        ("architecture", result.model_config.architecture),
         ("head rule", s.head),
         (
             "preprocessing",
@@ -183,8 +183,8 @@ def _examples(
         part = places[start : start + AT_ONCE]
         positions = result.scores.indices[list(part)].tolist()
         pre = result.contender.preprocessing
-        pixels = np.stack([eval_transform(result.source.read(i), pre) for i in positions])
-        shown = device.move(torch.from_numpy(pixels))
+        pixels = np.stack([eval_transform(result.dataset.read(i), pre) for i in positions])
+        shown = device.to_device(torch.from_numpy(pixels))
         with torch.no_grad(), device.autocast():
             cls, dist = result.contender.answer(shown)
         heads = HeadLogits(cls.float().cpu(), None if dist is None else dist.float().cpu())
@@ -209,7 +209,7 @@ def _examples(
 
 
 def _guesses(result: EvalResult, logits: Tensor, head: str, data: Data) -> list[tuple[str, float]]:
-    best = (logits / result.card.temperature(head)).softmax(0).topk(min(5, len(logits)))
+    best = (logits / result.model_config.temperature(head)).softmax(0).topk(min(5, len(logits)))
     return [
         (_name(result, i, data), p)
         for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -220,8 +220,8 @@ def _name(result: EvalResult, index: int, data: Data) -> str:
     """Name a class of the model, by the data's name for it where it has one."""
     if index in result.match.rows:
         return data.classes[result.match.rows.index(index)]
-    label = result.card.label(index)
-    return label if result.card.descriptions is None else label.split(",")[0]
+    label = result.model_config.label(index)
+    return label if result.model_config.descriptions is None else label.split(",")[0]
 
 
 def _maps(result: EvalResult, pixels: NDArray[np.uint8], shown: Tensor) -> list[dict[str, bytes]]:

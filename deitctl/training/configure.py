@@ -9,7 +9,7 @@ from typing import Any
 
 from deitctl.config import DistillConfig, Recipe, TrainConfig, override
 from deitctl.data.classes import is_imagenet
-from deitctl.data.dataset import Source
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import BUILT_IN, open_for_training
 from deitctl.data.rand_augment import rand_augment
 from deitctl.errors import ConfigError, WeightsNotFound
@@ -82,9 +82,9 @@ class Request:
 
 
 def configure(
-    request: Request, reporter: Reporter, sources: tuple[Source, Source] | None = None
-) -> tuple[TrainConfig, Source, Source]:
-    """Resolve a request into a configuration, and open its data unless they are `sources`.
+    request: Request, reporter: Reporter, datasets: tuple[ImageDataset, ImageDataset] | None = None
+) -> tuple[TrainConfig, ImageDataset, ImageDataset]:
+    """Resolve a request into a configuration, and open its data unless they are `datasets`.
 
     Raises:
         ConfigError: a setting that does not exist or fit.
@@ -96,7 +96,7 @@ def configure(
             "No data named: using the built-in 'digits' (1,797 handwritten digits, 10 classes)."
         )
     seed = int(request.given.get("seed") or 0)
-    train, val = sources or open_for_training(
+    train, val = datasets or open_for_training(
         request.data or BUILT_IN, seed=seed, reporter=reporter
     )
     model = _whole_path(request.model) or _default_model(built_in, request)
@@ -122,7 +122,7 @@ def _default_model(built_in: bool, request: Request) -> str:
 
 
 def _choose_recipe(
-    request: Request, model: str, train: Source, built_in: bool, reporter: Reporter
+    request: Request, model: str, train: ImageDataset, built_in: bool, reporter: Reporter
 ) -> tuple[Recipe, str]:
     """Choose by the data: digits, ImageNet and one's own images each have a recipe; say which and why."""
     starts = (

@@ -12,7 +12,7 @@ from typing import Any
 from deitctl import rng
 from deitctl.config import MACHINE_SETTINGS, TrainConfig, differences, override
 from deitctl.data.classes import describe_classes
-from deitctl.data.dataset import Source
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import open_for_training
 from deitctl.device import Device, choose_device
 from deitctl.distillation.preflight import DistillationTeacher
@@ -33,7 +33,7 @@ from deitctl.training.trainer import Trainer
 def run_training(
     config: TrainConfig,
     *,
-    sources: tuple[Source, Source] | None = None,
+    datasets: tuple[ImageDataset, ImageDataset] | None = None,
     reporter: Reporter | None = None,
 ) -> TrainResult:
     """Train from the beginning, into a new run folder.
@@ -53,7 +53,7 @@ def run_training(
         root = Path(world.broadcast_object(config.output_dir or str(new_run_folder(_stem(config)))))
         config = replace(config, output_dir=str(root))
         return _train(
-            root, config, sources, reporter or SilentReporter(), device, world, fresh=True
+            root, config, datasets, reporter or SilentReporter(), device, world, fresh=True
         )
 
 
@@ -61,7 +61,7 @@ def resume(
     root: Path,
     *,
     given: Mapping[str, object] | None = None,
-    sources: tuple[Source, Source] | None = None,
+    datasets: tuple[ImageDataset, ImageDataset] | None = None,
     reporter: Reporter | None = None,
 ) -> TrainResult:
     """Go on with a run after its last saved step, ending as if it had never stopped; raises as `run_training`.
@@ -79,7 +79,13 @@ def resume(
     device = choose_device(config.device, config.precision)
     with process_group(device.torch_device) as world:
         return _train(
-            root, replace(config, output_dir=str(root)), sources, reporter, device, world, fresh=False
+            root,
+            replace(config, output_dir=str(root)),
+            datasets,
+            reporter,
+            device,
+            world,
+            fresh=False,
         )
 
 
@@ -107,7 +113,9 @@ def find_unfinished(
     Raises:
         ConfigError: the output folder holds a run of another configuration.
     """
-    roots = [Path(config.output_dir)] if config.output_dir else sorted(Path("runs").glob("*"), key=_age)
+    roots = (
+        [Path(config.output_dir)] if config.output_dir else sorted(Path("runs").glob("*"), key=_age)
+    )
     for root in roots:
         run = Run(root)
         if not run.config_file.is_file():
@@ -151,7 +159,7 @@ def start_or_resume(
     config: TrainConfig,
     *,
     auto: bool,
-    sources: tuple[Source, Source] | None,
+    datasets: tuple[ImageDataset, ImageDataset] | None,
     reporter: Reporter,
     choose: Callable[[TrainConfig], TrainConfig] | None = None,
 ) -> TrainResult:
@@ -175,16 +183,18 @@ def start_or_resume(
                 machine = {
                     name: getattr(config, name) for name in MACHINE_SETTINGS if name != "output_dir"
                 }
-                return resume(root, given=machine, sources=sources, reporter=reporter)
+                return resume(root, given=machine, datasets=datasets, reporter=reporter)
             if auto:
                 reporter.note("No unfinished run of this configuration: a new one begins.")
             return run_training(
-                choose(config) if choose else config, sources=sources, reporter=reporter
+                choose(config) if choose else config, datasets=datasets, reporter=reporter
             )
-    return run_training(choose(config) if choose else config, sources=sources, reporter=reporter)
+    return run_training(choose(config) if choose else config, datasets=datasets, reporter=reporter)
 
 
-def train_or_find(config: TrainConfig, sources: tuple[Source, Source], reporter: Reporter) -> None:
+def train_or_find(
+    config: TrainConfig, datasets: tuple[ImageDataset, ImageDataset], reporter: Reporter
+) -> None:
     """Train a model into the folder its configuration names, or go on with it there, or leave it if it is finished."""
     root = Path(config.output_dir)
     device = choose_device(config.device, config.precision)
@@ -193,10 +203,10 @@ def train_or_find(config: TrainConfig, sources: tuple[Source, Source], reporter:
             (Run(root).config_file.is_file(), Run(root).result() is not None)
         )
         if not begun:
-            run_training(config, sources=sources, reporter=reporter)
+            run_training(config, datasets=datasets, reporter=reporter)
         elif not finished:
             machine = {name: getattr(config, name) for name in ("device", "precision", "workers")}
-            resume(root, given=machine, sources=sources, reporter=reporter)
+            resume(root, given=machine, datasets=datasets, reporter=reporter)
         else:
             reporter.note(f"Found finished: {root}.")
 
@@ -211,14 +221,14 @@ def _stem(config: TrainConfig) -> str:
 def _train(
     root: Path,
     config: TrainConfig,
-    sources: tuple[Source, Source] | None,
+    datasets: tuple[ImageDataset, ImageDataset] | None,
     reporter: Reporter,
     device: Device,
     world: World,
     *,
     fresh: bool,
 ) -> TrainResult:
-    train, val = sources or open_for_training(config.data, seed=config.data_seed, reporter=reporter)
+    train, val = datasets or open_for_training(config.data, seed=config.data_seed, reporter=reporter)
     student = build_student(config, train, reporter)
     for change in student.changes:
         reporter.note(f"{config.model}: {change}.")
@@ -260,7 +270,7 @@ def _only_writer(run: Run) -> Iterator[None]:
 def open_session(
     run: Run,
     config: TrainConfig,
-    sources: tuple[Source, Source],
+    datasets: tuple[ImageDataset, ImageDataset],
     student: LoadedModel,
     device: Device,
     reporter: Reporter,
@@ -271,14 +281,14 @@ def open_session(
     if config.distill is not None:
         tutor = DistillationTeacher(
             config,
-            *sources,
-            student.card.preprocessing,
+            *datasets,
+            student.model_config.preprocessing,
             device=device,
             reporter=reporter,
             world=world,
-            train_run=lambda teacher: train_or_find(teacher, sources, reporter),
+            train_run=lambda teacher: train_or_find(teacher, datasets, reporter),
         )
-    return Trainer(run, config, device, student, *sources, tutor, reporter, world)
+    return Trainer(run, config, device, student, *datasets, tutor, reporter, world)
 
 
 @contextmanager
@@ -299,7 +309,7 @@ def loaders_may_die(hint: str) -> Iterator[None]:
         raise DeitctlError("A loader process died, most often for want of memory.", hint) from error
 
 
-def build_student(config: TrainConfig, train: Source, reporter: Reporter) -> LoadedModel:
+def build_student(config: TrainConfig, train: ImageDataset, reporter: Reporter) -> LoadedModel:
     """Build the model that a configuration trains: initialized by its seed, or from the weights it names."""
     recipe = config.recipe
     distilled = None if config.distill is None else config.distill.dist_token
@@ -319,11 +329,11 @@ def build_student(config: TrainConfig, train: Source, reporter: Reporter) -> Loa
         1.0,
         1.0,
     ):  # trained on whole images, so evaluated on whole images
-        whole = replace(student.card.preprocessing, crop_pct=1.0, crop_mode="squash")
-        student = replace(student, card=replace(student.card, preprocessing=whole))
+        whole = replace(student.model_config.preprocessing, crop_pct=1.0, crop_mode="squash")
+        student = replace(student, model_config=replace(student.model_config, preprocessing=whole))
     if recipe.early_epochs:
         early_size(
-            student.model, student.card, recipe
+            student.model, student.model_config, recipe
         )  # refused before anything is made or trained
     if distilled and not isinstance(student.model, VisionTransformer):
         reporter.note(

@@ -37,9 +37,9 @@ def plan_training(config: TrainConfig, *, reporter: Reporter | None = None) -> d
     steps = steps_per_epoch(len(train.labels), recipe.batch_size)
     parameters = sum(p.numel() for p in student.model.parameters())
     plan: dict[str, object] = {
-        "model": student.card.architecture,
+        "model": student.model_config.architecture,
         "parameters": parameters,
-        "input": student.card.preprocessing.img_size,
+        "input": student.model_config.preprocessing.img_size,
         "classes": len(train.class_names),
         "training images": len(train.labels),
         "validation images": len(val.labels),
@@ -60,14 +60,14 @@ def plan_training(config: TrainConfig, *, reporter: Reporter | None = None) -> d
         "precision": str(device.dtype).removeprefix("torch."),
         "loader processes": device.loader_workers(config.workers),
     }
-    early = early_size(student.model, student.card, recipe) if recipe.early_epochs else 0
+    early = early_size(student.model, student.model_config, recipe) if recipe.early_epochs else 0
     if early:
         plan["early epochs"] = f"{recipe.early_epochs} at {early} pixels"
     warn_about_sizes(
         recipe,
         len(train.labels),
         student.model,
-        student.card.preprocessing.img_size,
+        student.model_config.preprocessing.img_size,
         early,
         reporter or silent,
     )

@@ -13,22 +13,16 @@ from torch import Tensor, nn
 from deitctl import rng
 from deitctl.config import DistillConfig, Recipe
 from deitctl.data.loader import Batch
-from deitctl.data.mixup import (
-    mix_images,
-    mix_targets,
-    normalize,
-    pair_indices,
-    random_erase,
-    sample_mixup,
-)
-from deitctl.data.student_affine import student_affine
+from deitctl.data.mixup import mix_images, mix_targets, pair_indices, sample_mixup
+from deitctl.data.batch_transforms import normalize, random_erase
+from deitctl.data.batch_transforms import student_affine
 from deitctl.device import Device, ran_out_of_memory
 from deitctl.distillation.cached_teacher import CachedTeacher
 from deitctl.distillation.teacher import Teacher
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import DataError, DeitctlError
 from deitctl.events import Reporter
-from deitctl.models.layers import layer_names
+from deitctl.models.layers import describe_layers
 from deitctl.models.model_config import Preprocessing
 from deitctl.models.vit import VisionTransformer
 from deitctl.training.losses import smooth_labels, teacher_targets
@@ -219,7 +213,9 @@ def gradients(
         _halve_micro_batch(plan, state, reporter)
     if any(t[2] for t in told):
         bad = {
-            name_of(index): why for errors in world.all_gather_object(batch.errors) for index, why in errors
+            name_of(index): why
+            for errors in world.all_gather_object(batch.errors)
+            for index, why in errors
         }
         progress.bad_images.update(bad)
         if plan.stop_on_bad_image:
@@ -376,7 +372,7 @@ def set_train_mode(model: nn.Module, freeze: str, freeze_bn_stats: bool = False)
     """Put what learns into train mode; the rest of a probed model keeps its batch statistics and drops nothing."""
     model.train(freeze == "none")
     if freeze == "backbone":
-        for name in layer_names(model)["classifier"]:
+        for name in describe_layers(model)["classifier"]:
             model.get_submodule(name).train()
     if freeze_bn_stats:
         for module in model.modules():

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from deitctl.config import TrainConfig
-from deitctl.data.dataset import Source
-from deitctl.data.loader import Batch, ViewPlan, train_batches
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.loader import Batch, ViewPlan, build_train_loader
 from deitctl.data.samplers import TrainBatches, steps_per_epoch
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.device import Device, choose_device
@@ -22,12 +22,12 @@ from deitctl.events import Reporter
 from deitctl.models.checkpoint_io import WEIGHTS, file_metadata, load_tensors, save_model
 from deitctl.models.factory import LoadedModel
 from deitctl.models.layers import (
+    describe_layers,
     early_size,
-    freeze_body,
+    freeze_backbone,
     largest_block,
     layer_ids,
-    layer_names,
-    shipping_config,
+    pin_img_size,
 )
 from deitctl.models.model_config import ModelConfig
 from deitctl.paths import DiskError, write_json
@@ -65,8 +65,8 @@ class Trainer:
         config: TrainConfig,
         device: Device,
         student: LoadedModel,
-        train: Source,
-        val: Source,
+        train: ImageDataset,
+        val: ImageDataset,
         tutor: DistillationTeacher | None,
         reporter: Reporter,
         world: World = SINGLE_PROCESS,
@@ -78,8 +78,8 @@ class Trainer:
         """
         self.run, self.config, self.device, self.reporter = run, config, device, reporter
         self.world = world
-        self.train_source, self.val_source, self.tutor = train, val, tutor
-        self.card: ModelConfig = shipping_config(student.model, student.card)
+        self.train_dataset, self.val_dataset, self.tutor = train, val, tutor
+        self.model_config: ModelConfig = pin_img_size(student.model, student.model_config)
         self.workers = device.loader_workers(config.workers)
         device.tune_malloc()
         model = device.to_device(student.model)
@@ -94,7 +94,7 @@ class Trainer:
             )
         steps = steps_per_epoch(num_images, recipe.batch_size)
         if recipe.freeze == "backbone":
-            freeze_body(model)
+            freeze_backbone(model)
         ema = None
         if recipe.ema_decay:
             ema = ExponentialMovingAverage(
@@ -111,7 +111,7 @@ class Trainer:
         self.state = TrainState(model, optimizer, device.grad_scaler(), ema, progress)
         self.plan = Plan(
             recipe,
-            self.card.preprocessing,
+            self.model_config.preprocessing,
             len(train.class_names),
             steps,
             config.seed,
@@ -121,18 +121,20 @@ class Trainer:
             teacher=tutor.network() if tutor is not None and not tutor.looks_at_views else None,
             world=world,
             stop_on_bad_image=config.on_bad_image == "stop",
-            preferred_micro_batch_size=device.preferred_micro_batch_size(largest_block(model, device.dtype)),
+            preferred_micro_batch_size=device.preferred_micro_batch_size(
+                largest_block(model, device.dtype)
+            ),
         )
         if config.compile:
             device.compile(model)
         if tutor is not None:
             tutor.load_together()
-        self.early_size = early_size(model, self.card, recipe) if recipe.early_epochs else 0
+        self.early_size = early_size(model, self.model_config, recipe) if recipe.early_epochs else 0
         warn_about_sizes(
             config.recipe,
             num_images,
             model,
-            self.card.preprocessing.img_size,
+            self.model_config.preprocessing.img_size,
             self.early_size,
             reporter,
         )
@@ -148,9 +150,9 @@ class Trainer:
         """Take up the saved state; a run stopped before its first one was saved starts again."""
         if self.run.state.exists() or self.run.state.with_name("state.old").exists():
             self.state.load(self.run.state)
-            if self.state.progress.num_images != len(self.train_source.labels):
+            if self.state.progress.num_images != len(self.train_dataset.labels):
                 raise DataError(
-                    f"{self.config.data} has {len(self.train_source.labels)} training images, it had "
+                    f"{self.config.data} has {len(self.train_dataset.labels)} training images, it had "
                     f"{self.state.progress.num_images} when {self.run.root} began.",
                     "Start a new run on the new data.",
                 )
@@ -264,7 +266,7 @@ class Trainer:
                 self.state,
                 batches,
                 log=self.run.log,
-                name_of=self.train_source.name,
+                name_of=self.train_dataset.name,
                 reporter=self.reporter,
                 watch=self.watch,
                 stop=stop,
@@ -302,8 +304,8 @@ class Trainer:
                 save_model(
                     self.run.root,
                     self.state.weights(kind),
-                    self.card,
-                    layer_names(self.state.model),
+                    self.model_config,
+                    describe_layers(self.state.model),
                     {NOTE: json.dumps(note)},
                 )
 
@@ -339,7 +341,7 @@ class Trainer:
                 "state_step": max(self.saver.saved_step, self.loaded_step),
             }
             record = write_incident(
-                self.run, incident, keys, [self.train_source.name(k.index) for k in keys], how
+                self.run, incident, keys, [self.train_dataset.name(k.index) for k in keys], how
             )
             if how["state_step"]:
                 back = f"The run is as it was after {how['state_step']} steps."
@@ -350,7 +352,7 @@ class Trainer:
     def batches(self) -> Iterator[Batch]:
         recipe, seed, augment = self.config.recipe, self.config.seed, self.config.recipe.augment
         keys = TrainBatches(
-            len(self.train_source.labels),
+            len(self.train_dataset.labels),
             self.plan.recipe.batch_size,
             seed=seed,
             epochs=recipe.epochs,
@@ -372,10 +374,10 @@ class Trainer:
                 known=listener.known,
                 teacher_size=self.tutor.preflight.preprocessing["img_size"],
             )
-        return train_batches(
-            self.train_source,
+        return build_train_loader(
+            self.train_dataset,
             augment,
-            self.card.preprocessing.img_size,
+            self.model_config.preprocessing.img_size,
             keys,
             workers=self.workers,
             pin_memory=self.device.pins_memory,
@@ -391,10 +393,12 @@ class Trainer:
         views, batch_size = tutor.total_views, self.plan.recipe.batch_size
         shown = self.state.progress.epoch * self.config.recipe.augment.repeated_aug
         over = shown >= views and listener.cache.count_missing(views) <= views * batch_size
-        if not any(self.world.all_gather_object(tutor.is_loaded)) or not all(self.world.all_gather_object(over)):
+        if not any(self.world.all_gather_object(tutor.is_loaded)) or not all(
+            self.world.all_gather_object(over)
+        ):
             return
         listener.fill(
-            self.train_source,
+            self.train_dataset,
             self.config.recipe.augment,
             tutor.distill.view_seed,
             views,
@@ -423,10 +427,10 @@ class Trainer:
         with self.state.lent(kind) as model:
             return evaluate(
                 model,
-                self.val_source,
-                self.card.preprocessing,
-                rows=tuple(range(self.card.num_classes)),
-                head=self.card.head,
+                self.val_dataset,
+                self.model_config.preprocessing,
+                rows=tuple(range(self.model_config.num_classes)),
+                head=self.model_config.head,
                 device=device,
                 batch_size=EVAL_BATCH,
                 workers=self.workers,
@@ -490,7 +494,7 @@ class Trainer:
             )
         progress = self.state.progress
         bad = progress.bad_images | {
-            self.val_source.name(index): why for index, why in shipped.unreadable
+            self.val_dataset.name(index): why for index, why in shipped.unreadable
         }
         if bad:
             first = next(iter(bad.values()))

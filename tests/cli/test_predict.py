@@ -18,7 +18,7 @@ from deitctl.cli.startup import without_garbage
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model
-from deitctl.models.layers import layer_names, shipping_config
+from deitctl.models.layers import describe_layers, pin_img_size
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,8 @@ def model(tmp_path_factory) -> str:
     save_model(
         folder,
         built.model.state_dict(),
-        shipping_config(built.model, built.card),
-        layer_names(built.model),
+        pin_img_size(built.model, built.model_config),
+        describe_layers(built.model),
     )
     return str(folder)
 

@@ -10,34 +10,34 @@ from deitctl.models.catalog import find, imagenet_classes
 from deitctl.models.model_config import ModelConfig
 
 IDS, NAMES = imagenet_classes()
-IMAGENET = find("deit_tiny").card()
+IMAGENET = find("deit_tiny").to_model_config()
 
 
-def card(*names: str) -> ModelConfig:
+def model_config(*names: str) -> ModelConfig:
     return ModelConfig(architecture="x", num_classes=len(names), class_names=names)
 
 
 def test_same_classes_in_the_same_order():
-    match = match_classes(card("a", "b", "c"), ["a", "b", "c"])
+    match = match_classes(model_config("a", "b", "c"), ["a", "b", "c"])
     assert match.kind == "same"
     assert match.rows == (0, 1, 2)
     assert str(match) == "the same 3 classes"
 
 
 def test_same_classes_in_another_order():
-    match = match_classes(card("a", "b", "c"), ["c", "a", "b"])
+    match = match_classes(model_config("a", "b", "c"), ["c", "a", "b"])
     assert (match.kind, match.rows) == ("permuted", (2, 0, 1))
     assert "another order" in str(match)
 
 
 def test_some_of_the_models_classes():
-    match = match_classes(card("a", "b", "c"), ["c", "a"])
+    match = match_classes(model_config("a", "b", "c"), ["c", "a"])
     assert (match.kind, match.rows) == ("subset", (2, 0))
     assert str(match) == "2 of the model's classes"
 
 
 def test_one_unknown_class_is_no_match():
-    assert match_classes(card("a", "b"), ["a", "z"]) is None
+    assert match_classes(model_config("a", "b"), ["a", "z"]) is None
     assert match_classes(ModelConfig(architecture="x", num_classes=2), ["a", "b"]) is None
 
 
@@ -65,7 +65,10 @@ def test_two_classes_of_the_data_cannot_be_one_of_the_model():
 
 
 def test_case_underscores_and_hyphens_do_not_matter():
-    assert match_classes(card("Hot_Dog", "ice-cream"), ["ICE CREAM", "hot dog"]).rows == (1, 0)
+    assert match_classes(model_config("Hot_Dog", "ice-cream"), ["ICE CREAM", "hot dog"]).rows == (
+        1,
+        0,
+    )
 
 
 def test_imagenet_is_known_by_its_ids():
@@ -83,14 +86,14 @@ def test_ids_are_described_for_people():
 
 def test_a_whole_name_comes_before_another_classes_synonym():
     """ImageNet's 'cardigan' is a garment; a Welsh corgi has it among its synonyms."""
-    card = find("deit_tiny").card()
-    match = match_classes(card, ["cardigan", "harp", "missile"])
+    model_config = find("deit_tiny").to_model_config()
+    match = match_classes(model_config, ["cardigan", "harp", "missile"])
     assert match is not None
-    assert card.descriptions[match.rows[0]] == "cardigan"
+    assert model_config.descriptions[match.rows[0]] == "cardigan"
 
 
 def test_names_that_differ_only_in_case_or_signs_are_classes_of_their_own():
-    assert match_classes(card("A", "a", "-1", "1"), ["A", "a", "-1", "1"]).kind == "same"
+    assert match_classes(model_config("A", "a", "-1", "1"), ["A", "a", "-1", "1"]).kind == "same"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +104,7 @@ def test_a_class_is_found_by_label_synonym_wordnet_id_and_number(name):
 
 
 def test_a_class_that_is_called_a_number_comes_before_the_one_that_has_it():
-    digits = card("9", "8", "7")
+    digits = model_config("9", "8", "7")
     assert find_class(digits, "9") == 0
     assert find_class(digits, "1") == 1
     with pytest.raises(ConfigError, match="no class '3'. Numbers from 0 to 2"):

@@ -17,9 +17,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deitctl.data import fingerprint
-from deitctl.data.dataset import ArraySource, Subset, relabel, subset
-from deitctl.data.fingerprint import LENGTH, data_fingerprint, file_fingerprint, model_fingerprint
-from deitctl.data.open import open_for_evaluation, scan_classes
+from deitctl.data.readers.digits import ArrayDataset
+from deitctl.data.dataset import Subset, select
+from deitctl.data.splits import relabel
+from deitctl.data.fingerprint import (
+    LENGTH,
+    fingerprint_dataset,
+    fingerprint_files,
+    fingerprint_model,
+)
+from deitctl.data.open import open_for_evaluation, open_folder
 from deitctl.device import choose_device
 from deitctl.errors import ModelError
 from deitctl.events import SilentReporter
@@ -35,7 +42,7 @@ def root(image_folder) -> Path:
 @pytest.fixture
 def of(reporter) -> Callable[[Path], str]:
     """The fingerprint of a folder of class folders."""
-    return lambda folder: data_fingerprint(scan_classes(folder, reporter), reporter)
+    return lambda folder: fingerprint_dataset(open_folder(folder, reporter), reporter)
 
 
 def test_a_fingerprint_is_short_and_repeatable(root, of):
@@ -52,7 +59,7 @@ def test_the_same_images_elsewhere_and_later_are_the_same(root, of, tmp_path):
 
 def test_a_tar_of_the_folder_is_the_same(root, of, reporter, tmp_path):
     tar = shutil.make_archive(str(tmp_path / "packed"), "tar", root)
-    assert data_fingerprint(open_for_evaluation(tar, reporter), reporter) == of(root)
+    assert fingerprint_dataset(open_for_evaluation(tar, reporter), reporter) == of(root)
 
 
 def change_a_byte(root: Path) -> None:
@@ -103,32 +110,32 @@ def test_every_change_is_another_data_set(root, of, tmp_path):
     assert len(seen) == 1 + len(CHANGES)
 
 
-def test_order_and_labels_count(digit_sources, reporter):
-    train, _ = digit_sources
-    some = subset(train, [0, 1, 2, 3])
-    turned, renamed = subset(train, [1, 0, 2, 3]), relabel(some, tuple(reversed(some.class_names)))
+def test_order_and_labels_count(digit_datasets, reporter):
+    train, _ = digit_datasets
+    some = select(train, [0, 1, 2, 3])
+    turned, renamed = select(train, [1, 0, 2, 3]), relabel(some, tuple(reversed(some.class_names)))
     relabeled = Subset(train, some.indices, (some.labels + 1) % 10, some.class_names)
-    prints = {data_fingerprint(s, reporter) for s in (some, turned, renamed, relabeled)}
+    prints = {fingerprint_dataset(s, reporter) for s in (some, turned, renamed, relabeled)}
     assert len(prints) == 4
-    assert data_fingerprint(subset(train, [0, 1, 2, 3]), reporter) in prints
+    assert fingerprint_dataset(select(train, [0, 1, 2, 3]), reporter) in prints
 
 
 @given(labels=st.lists(st.integers(0, 2), min_size=1, max_size=6), data=st.data())
 def test_any_one_changed_pixel_or_label_is_noticed(labels, data):
     images = np.arange(len(labels) * 4, dtype=np.uint8).reshape(-1, 2, 2)
-    source = ArraySource(images, np.array(labels, np.int64), ("a", "b", "c"), "made")
+    dataset = ArrayDataset(images, np.array(labels, np.int64), ("a", "b", "c"), "made")
     place = data.draw(
         st.tuples(st.integers(0, len(labels) - 1), st.integers(0, 1), st.integers(0, 1))
     )
-    other, moved = images.copy(), source.labels.copy()
+    other, moved = images.copy(), dataset.labels.copy()
     other[place] ^= data.draw(st.integers(1, 255))
     moved[place[0]] = (moved[place[0]] + data.draw(st.integers(1, 2))) % 3
     prints = {
-        data_fingerprint(s, SilentReporter())
+        fingerprint_dataset(s, SilentReporter())
         for s in (
-            source,
-            ArraySource(other, source.labels, source.class_names, "made"),
-            ArraySource(images, moved, source.class_names, "made"),
+            dataset,
+            ArrayDataset(other, dataset.labels, dataset.class_names, "made"),
+            ArrayDataset(images, moved, dataset.class_names, "made"),
         )
     }
     assert len(prints) == 3
@@ -141,7 +148,7 @@ def test_names_that_are_not_unicode_have_a_fingerprint(root, of):
     assert of(root) != first
 
 
-def test_a_fingerprint_stays_what_it_was(digit_sources, tmp_path, of, reporter):
+def test_a_fingerprint_stays_what_it_was(digit_datasets, tmp_path, of, reporter):
     """Words of teachers are found by it; taken when all names were still joined at once."""
     for folder, count in (("ant", 3000), ("bee/x", 3), ("cow", 3)):
         (tmp_path / "d" / folder).mkdir(parents=True)
@@ -149,7 +156,7 @@ def test_a_fingerprint_stays_what_it_was(digit_sources, tmp_path, of, reporter):
             (tmp_path / "d" / folder / f"{number}.png").write_bytes(f"{folder} {number}".encode())
     os.rename(tmp_path / "d" / "cow" / "1.png", os.fsencode(tmp_path / "d" / "cow") + b"/\xff.png")
     assert of(tmp_path / "d") == "7bf0f8e6c990ff8c"
-    assert [data_fingerprint(s, reporter) for s in digit_sources] == [
+    assert [fingerprint_dataset(s, reporter) for s in digit_datasets] == [
         "25430da69d282a62",
         "af60cb61d2feff64",
     ]
@@ -164,7 +171,7 @@ def test_an_image_that_cannot_be_read_is_part_of_the_data(root, of):
     assert of(root) == broken
 
 
-class Counting(ArraySource):
+class Counting(ArrayDataset):
     """Remembers whose bytes were asked for."""
 
     def raw(self, index: int) -> bytes:
@@ -182,22 +189,22 @@ def images() -> np.ndarray:
 
 
 def test_little_data_is_read_whole(images, reporter):
-    source = counting(images)
-    data_fingerprint(source, reporter)
-    assert source.asked == list(range(40))
+    dataset = counting(images)
+    fingerprint_dataset(dataset, reporter)
+    assert dataset.asked == list(range(40))
 
 
 def test_of_much_data_a_sample_stands_for_all(images, reporter, monkeypatch):
     monkeypatch.setattr(fingerprint, "READ_WHOLE", 40 * 4 - 1)
     monkeypatch.setattr(fingerprint, "SAMPLED", 4)
-    source = counting(images)
-    whole = data_fingerprint(source, reporter)
-    assert source.asked == [0, 13, 26, 39]  # evenly spread, both ends among them
+    dataset = counting(images)
+    whole = fingerprint_dataset(dataset, reporter)
+    assert dataset.asked == [0, 13, 26, 39]  # evenly spread, both ends among them
     sampled, other = images.copy(), images.copy()
     sampled[13] += 1
     other[14] += 1
-    assert data_fingerprint(counting(sampled), reporter) != whole
-    assert data_fingerprint(counting(other), reporter) == whole  # the price
+    assert fingerprint_dataset(counting(sampled), reporter) != whole
+    assert fingerprint_dataset(counting(other), reporter) == whole  # the price
 
 
 def test_of_much_data_every_size_and_name_counts(root, of, tmp_path, monkeypatch):
@@ -215,8 +222,8 @@ def test_of_much_data_every_size_and_name_counts(root, of, tmp_path, monkeypatch
 def test_files_count_by_content_and_order(tmp_path):
     a, b, c = (tmp_path / n for n in "abc")
     a.write_bytes(b"one"), b.write_bytes(b"two"), c.write_bytes(b"one")
-    assert file_fingerprint([a, b]) == file_fingerprint([c, b])
-    prints = {file_fingerprint(f) for f in ([a, b], [b, a], [a], [b], [a, a], [])}
+    assert fingerprint_files([a, b]) == fingerprint_files([c, b])
+    prints = {fingerprint_files(f) for f in ([a, b], [b, a], [a], [b], [a, a], [])}
     assert len(prints) == 6
     assert all(len(p) == LENGTH for p in prints)
 
@@ -225,12 +232,12 @@ def test_where_one_file_ends_and_the_next_begins_counts(tmp_path):
     for name, text in (("a", b"ab"), ("b", b"c"), ("c", b"a"), ("d", b"bc")):
         (tmp_path / name).write_bytes(text)
     pairs = [[tmp_path / "a", tmp_path / "b"], [tmp_path / "c", tmp_path / "d"]]
-    assert file_fingerprint(pairs[0]) != file_fingerprint(pairs[1])
+    assert fingerprint_files(pairs[0]) != fingerprint_files(pairs[1])
 
 
 def test_a_file_that_cannot_be_read_is_said(tmp_path):
     with pytest.raises(ModelError, match=r"none\.pth cannot be read: No such file"):
-        file_fingerprint([tmp_path / "none.pth"])
+        fingerprint_files([tmp_path / "none.pth"])
 
 
 def convnet() -> nn.Module:
@@ -241,10 +248,10 @@ def convnet() -> nn.Module:
 @pytest.mark.parametrize("name", list(convnet().state_dict()))
 def test_any_tensor_of_a_model_counts(name):
     model, other = convnet(), convnet()
-    assert model_fingerprint(model) == model_fingerprint(other)
+    assert fingerprint_model(model) == fingerprint_model(other)
     value = other.state_dict()[name].view(-1)
     value[-1] = value[-1] + 1
-    assert model_fingerprint(model) != model_fingerprint(other)
+    assert fingerprint_model(model) != fingerprint_model(other)
 
 
 def test_the_least_change_of_a_weight_counts(deit):
@@ -252,7 +259,7 @@ def test_the_least_change_of_a_weight_counts(deit):
     with torch.no_grad():
         weight = other.head.weight
         weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
-    assert model_fingerprint(model) != model_fingerprint(other)
+    assert fingerprint_model(model) != fingerprint_model(other)
 
 
 def test_names_and_shapes_and_types_of_tensors_count():
@@ -269,34 +276,36 @@ def test_names_and_shapes_and_types_of_tensors_count():
         holding("a", same.view(2, 2)),
         holding("a", same.view(torch.int32)),
     ]
-    assert len({model_fingerprint(m) for m in made}) == 4
+    assert len({fingerprint_model(m) for m in made}) == 4
 
 
 def test_how_a_model_is_used_does_not_count():
     """Memory format, mode and gradients are not weights."""
     model = timm.create_model("regnety_002", num_classes=3)
-    before = model_fingerprint(model.train())
-    model = choose_device("cpu", "fp32").place(model).eval().requires_grad_(False)
-    assert model_fingerprint(model) == before
+    before = fingerprint_model(model.train())
+    model = choose_device("cpu", "fp32").to_device(model).eval().requires_grad_(False)
+    assert fingerprint_model(model) == before
 
 
 def test_half_precision_and_scalars_have_a_fingerprint():
     module = nn.Module()
     for number, dtype in enumerate((torch.bfloat16, torch.float16, torch.bool, torch.int64)):
         module.register_buffer(f"x{number}", torch.ones((), dtype=dtype))
-    assert len(model_fingerprint(module)) == LENGTH
+    assert len(fingerprint_model(module)) == LENGTH
 
 
-def test_a_cards_temperatures_and_layout_change_nothing_and_all_else_does(tmp_path):
-    def name_of(card, **layout):
-        (tmp_path / "config.json").write_text(json.dumps(card, **layout))
-        return file_fingerprint([tmp_path / "config.json"])
+def test_temperatures_and_layout_of_a_config_change_nothing_and_all_else_does(tmp_path):
+    def name_of(model_config, **layout):
+        (tmp_path / "config.json").write_text(json.dumps(model_config, **layout))
+        return fingerprint_files([tmp_path / "config.json"])
 
-    card = {"architecture": "deit_tiny", "deitctl": {"head": "cls"}}
-    plain = name_of(card)
-    assert name_of({**card, "deitctl": {"head": "cls", "temperatures": {"cls": 2.0}}}) == plain
-    assert name_of(card, indent=2) == plain
-    assert name_of({**card, "deitctl": {"head": "dist"}}) != plain
-    assert name_of({**card, "num_classes": 3}) != plain
-    (tmp_path / "config.json").write_text("no card")
-    assert file_fingerprint([tmp_path / "config.json"]) not in ("", plain)
+    model_config = {"architecture": "deit_tiny", "deitctl": {"head": "cls"}}
+    plain = name_of(model_config)
+    assert (
+        name_of({**model_config, "deitctl": {"head": "cls", "temperatures": {"cls": 2.0}}}) == plain
+    )
+    assert name_of(model_config, indent=2) == plain
+    assert name_of({**model_config, "deitctl": {"head": "dist"}}) != plain
+    assert name_of({**model_config, "num_classes": 3}) != plain
+    (tmp_path / "config.json").write_text("no config")
+    assert fingerprint_files([tmp_path / "config.json"]) not in ("", plain)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from deitctl.data.dataset import FileSource, subset
+from deitctl.data.dataset import FileDataset, select
 from deitctl.data.eval_transform import eval_transform
 from deitctl.data.loader import (
     Batch,
@@ -17,11 +17,11 @@ from deitctl.data.loader import (
     TrainViews,
     ViewPlan,
     collate,
-    eval_batches,
-    train_batches,
-    view_batches,
+    build_eval_loader,
+    build_train_loader,
+    build_view_loader,
 )
-from deitctl.data.open import scan_classes
+from deitctl.data.open import open_folder
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
 from deitctl.data.transforms import train_transform
 from deitctl.models.model_config import Preprocessing
@@ -30,20 +30,20 @@ from deitctl.recipes import RECIPES
 AUGMENT = RECIPES["small"].augment
 
 
-def stream(source, workers, first_step=0, plan=None):
-    keys = TrainBatches(len(source.labels), 8, seed=0, epochs=2, repeats=3, first_step=first_step)
+def stream(dataset, workers, first_step=0, plan=None):
+    keys = TrainBatches(len(dataset.labels), 8, seed=0, epochs=2, repeats=3, first_step=first_step)
     return list(
-        train_batches(source, AUGMENT, 32, keys, workers=workers, pin_memory=False, plan=plan)
+        build_train_loader(dataset, AUGMENT, 32, keys, workers=workers, pin_memory=False, plan=plan)
     )
 
 
-def shown(source, view, index, size=32, seed=0):
-    return torch.from_numpy(train_transform(source.read(index), AUGMENT, size, seed, view, index))
+def shown(dataset, view, index, size=32, seed=0):
+    return torch.from_numpy(train_transform(dataset.read(index), AUGMENT, size, seed, view, index))
 
 
 @pytest.fixture(scope="module")
-def some(digit_sources):
-    return subset(digit_sources[0], range(20))
+def some(digit_datasets):
+    return select(digit_datasets[0], range(20))
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(some):
@@ -133,7 +133,7 @@ def even_sum(view, index):
 
 def test_asked_views_come_batch_by_batch_under_their_keys(some):
     wanted = [[SampleKey(3, 7, 0), SampleKey(0, 2, 0)], [SampleKey(1, 7, 0)]]
-    batches = list(view_batches(some, AUGMENT, 40, 9, wanted, workers=0, pin_memory=False))
+    batches = list(build_view_loader(some, AUGMENT, 40, 9, wanted, workers=0, pin_memory=False))
     assert [b.keys for b in batches] == wanted
     for batch in batches:
         assert (len(batch.teacher_images), batch.teacher_rows) == (0, [])
@@ -142,13 +142,13 @@ def test_asked_views_come_batch_by_batch_under_their_keys(some):
 
 
 def test_no_wanted_view_is_no_batch(some):
-    assert list(view_batches(some, AUGMENT, 32, 0, [], workers=0, pin_memory=False)) == []
+    assert list(build_view_loader(some, AUGMENT, 32, 0, [], workers=0, pin_memory=False)) == []
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_yields_every_image_once_and_in_order(workers, some):
     pre = Preprocessing(img_size=16)
-    batches = list(eval_batches(some, [pre], batch_size=6, workers=workers, pin_memory=False))
+    batches = list(build_eval_loader(some, [pre], batch_size=6, workers=workers, pin_memory=False))
     assert [len(b.images[0]) for b in batches] == [6, 6, 6, 2]
     assert torch.cat([b.indices for b in batches]).tolist() == list(range(20))
     assert torch.equal(batches[1].images[0][0], torch.from_numpy(eval_transform(some.read(6), pre)))
@@ -165,7 +165,7 @@ def test_evaluation_shows_each_image_in_every_preprocessing_and_reads_it_once(
         monkeypatch.setattr(
             type(some), "read", lambda s, i: (read.append(i) if s is some else None, inner(s, i))[1]
         )
-    batches = list(eval_batches(some, pres, batch_size=20, workers=workers, pin_memory=False))
+    batches = list(build_eval_loader(some, pres, batch_size=20, workers=workers, pin_memory=False))
     assert read in ([], list(range(20)))
     for n, pre in enumerate(pres):
         shown = torch.cat([b.images[n] for b in batches])
@@ -175,9 +175,9 @@ def test_evaluation_shows_each_image_in_every_preprocessing_and_reads_it_once(
 def test_unreadable_images_are_named_and_never_replaced(image_folder, reporter):
     root = image_folder({"a": 3, "b": 3})
     (root / "a" / "1.png").write_text("not an image")
-    source = scan_classes(root, reporter)
-    (batch,) = eval_batches(
-        source, [Preprocessing(img_size=16)], batch_size=6, workers=0, pin_memory=False
+    dataset = open_folder(root, reporter)
+    (batch,) = build_eval_loader(
+        dataset, [Preprocessing(img_size=16)], batch_size=6, workers=0, pin_memory=False
     )
     assert batch.indices.tolist() == [0, 2, 3, 4, 5]
     assert batch.labels.tolist() == [0, 0, 1, 1, 1]
@@ -190,8 +190,8 @@ def test_unreadable_images_are_named_in_training_too(image_folder, reporter):
     root = image_folder({"a": 3, "b": 3})
     (root / "b" / "0.png").write_bytes(b"")
     keys = TrainBatches(6, 6, seed=0, epochs=1)
-    (batch,) = train_batches(
-        scan_classes(root, reporter), AUGMENT, 16, keys, workers=0, pin_memory=False
+    (batch,) = build_train_loader(
+        open_folder(root, reporter), AUGMENT, 16, keys, workers=0, pin_memory=False
     )
     assert len(batch.images) == len(batch.labels) == len(batch.keys) == 5
     assert [i for i, _ in batch.errors] == [3]
@@ -204,7 +204,7 @@ def test_rows_for_a_teacher_skip_unreadable_images(image_folder, reporter):
     root = image_folder({"a": 3, "b": 3})
     (root / "a" / "1.png").write_bytes(b"")
     plan = ViewPlan(0, views=1, teacher_size=20, known=lambda view, index: index == 4)
-    views = TrainViews(scan_classes(root, reporter), AUGMENT, 16, plan)
+    views = TrainViews(open_folder(root, reporter), AUGMENT, 16, plan)
     batch = collate([views[SampleKey(0, i, 0)] for i in (5, 1, 4, 0)])
     assert [k.index for k in batch.keys] == [5, 4, 0]
     assert batch.teacher_rows == [0, 2]  # of what could be read
@@ -216,8 +216,8 @@ def test_a_batch_without_a_readable_image_is_empty(image_folder, reporter):
     root = image_folder({"a": 1, "b": 1})
     for name in "ab":
         (root / name / "0.png").write_bytes(b"")
-    (batch,) = eval_batches(
-        scan_classes(root, reporter), [Preprocessing()], batch_size=4, workers=0, pin_memory=False
+    (batch,) = build_eval_loader(
+        open_folder(root, reporter), [Preprocessing()], batch_size=4, workers=0, pin_memory=False
     )
     assert len(batch.images[0]) == len(batch.indices) == 0
     assert [i for i, _ in batch.errors] == [0, 1]
@@ -297,7 +297,7 @@ def jpegs(tmp_path_factory, make_image):
         make_image(640, 480, seed=n).save(root / f"{n}.jpg", **({"exif": exif} if n == 1 else {}))
     whole = (root / "4.jpg").read_bytes()
     (root / "4.jpg").write_bytes(whole[: len(whole) // 2])
-    return FileSource(tuple(str(root / f"{n}.jpg") for n in range(5)), np.arange(5) % 2, ("a", "b"))
+    return FileDataset(tuple(str(root / f"{n}.jpg") for n in range(5)), np.arange(5) % 2, ("a", "b"))
 
 
 @pytest.mark.parametrize("teacher_size", [0, 32, 96])
@@ -305,7 +305,7 @@ def test_undecoded_jpegs_give_the_same_batches_on_any_number_of_workers(jpegs, t
     plan = ViewPlan(3, views=2, teacher_size=teacher_size)
     batches = [
         list(
-            train_batches(
+            build_train_loader(
                 jpegs,
                 AUGMENT,
                 32,
@@ -330,7 +330,7 @@ def test_what_a_student_sees_does_not_depend_on_its_teacher(jpegs):
     shown = [
         [
             b.images
-            for b in train_batches(
+            for b in build_train_loader(
                 jpegs,
                 AUGMENT,
                 32,

@@ -11,18 +11,8 @@ from timm.data import Mixup
 
 from deitctl import rng
 from deitctl.config import AugmentConfig
-from deitctl.data.mixup import (
-    ERASE_AREA,
-    Mix,
-    mix_images,
-    mix_targets,
-    normalize,
-    pair_indices,
-    rand_bbox,
-    random_erase,
-    renormalize,
-    sample_mixup,
-)
+from deitctl.data.batch_transforms import ERASE_AREA, normalize, random_erase, renormalize
+from deitctl.data.mixup import Mix, mix_images, mix_targets, pair_indices, rand_bbox, sample_mixup
 from deitctl.data.samplers import SampleKey
 from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deitctl.recipes import PAPER

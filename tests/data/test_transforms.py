@@ -16,14 +16,14 @@ from PIL import Image, ImageOps
 from deitctl import rng
 from deitctl.config import AugmentConfig
 from deitctl.data.eval_transform import eval_transform
-from deitctl.data.mixup import normalize
+from deitctl.data.batch_transforms import normalize
 from deitctl.data.rand_augment import rand_augment
 from deitctl.data.transforms import (
     VIEWS_VERSION,
     color_jitter,
-    crop_box,
+    sample_crop_box,
     resized_crop,
-    small_affine,
+    random_affine,
     train_transform,
 )
 from deitctl.errors import ConfigError
@@ -196,7 +196,7 @@ def test_views_are_what_their_version_says():
     draws = []
     for view, index in ((0, 0), (0, 1), (1, 0)):
         draw = rng.generator(7, "view", view, index)
-        box, flip = crop_box(gray.size, geometry, draw), draw.random() < 0.5
+        box, flip = sample_crop_box(gray.size, geometry, draw), draw.random() < 0.5
         draws.append((*box, bool(flip)))
         expected = gray.crop(box).resize((32, 32), Image.Resampling.BICUBIC)
         expected = ImageOps.mirror(expected) if flip else expected
@@ -249,7 +249,7 @@ def test_a_rand_augment_that_is_none_is_refused(make_image):
 )
 def test_crop_box_lies_within_the_image(width, height, low, seed, ratio):
     config = AugmentConfig(crop_scale=(low, 1.0), crop_ratio=(ratio, 1 / ratio), hflip=0.0)
-    left, top, right, bottom = crop_box((width, height), config, rng.generator(seed))
+    left, top, right, bottom = sample_crop_box((width, height), config, rng.generator(seed))
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
 
@@ -257,7 +257,7 @@ def test_crop_box_lies_within_the_image(width, height, low, seed, ratio):
 def test_crops_have_the_area_and_shape_that_are_asked():
     config = AugmentConfig(crop_scale=(0.2, 0.5), hflip=0.0)
     boxes = np.array(
-        [crop_box((400, 400), config, rng.generator(i)) for i in range(500)], dtype=float
+        [sample_crop_box((400, 400), config, rng.generator(i)) for i in range(500)], dtype=float
     )
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     area = w * h / 400**2
@@ -271,13 +271,13 @@ def test_crops_have_the_area_and_shape_that_are_asked():
 
 def test_a_very_long_image_gets_its_largest_central_crop():
     config = AugmentConfig(crop_scale=(1.0, 1.0001), hflip=0.0)
-    assert crop_box((400, 30), config, rng.generator(0)) == (180, 0, 220, 30)  # 4/3 of 30 wide
+    assert sample_crop_box((400, 30), config, rng.generator(0)) == (180, 0, 220, 30)  # 4/3 of 30 wide
 
 
 def test_an_affine_map_of_nothing_changes_nothing(make_image):
     image = make_image(32, 32)
     assert np.array_equal(
-        np.asarray(small_affine(image, (0.0, 0.0, 0.0), rng.generator(0))), np.asarray(image)
+        np.asarray(random_affine(image, (0.0, 0.0, 0.0), rng.generator(0))), np.asarray(image)
     )
 
 
@@ -286,7 +286,7 @@ def test_a_shift_moves_within_its_bounds():
     image.paste(255, (18, 18, 22, 22))
     moved = []
     for seed in range(50):
-        values = np.asarray(small_affine(image, (0.0, 0.0, 0.1), rng.generator(seed)), dtype=float)
+        values = np.asarray(random_affine(image, (0.0, 0.0, 0.1), rng.generator(seed)), dtype=float)
         y, x = np.indices(values.shape)
         moved.append(
             ((values * x).sum() / values.sum() - 19.5, (values * y).sum() / values.sum() - 19.5)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from deitctl.data.dataset import subset
-from deitctl.data.loader import Batch, ViewPlan, train_batches
-from deitctl.data.mixup import normalize
-from deitctl.data.open import scan_classes
+from deitctl.data.dataset import select
+from deitctl.data.loader import Batch, ViewPlan, build_train_loader
+from deitctl.data.batch_transforms import normalize
+from deitctl.data.open import open_folder
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
 from deitctl.data.transforms import train_transform
 from deitctl.device import choose_device
@@ -55,8 +55,8 @@ class Asked(Teacher):
 
 
 @pytest.fixture(scope="module")
-def some(digit_sources):
-    return subset(digit_sources[0], range(IMAGES))
+def some(digit_datasets):
+    return select(digit_datasets[0], range(IMAGES))
 
 
 @pytest.fixture
@@ -70,8 +70,10 @@ def teacher(deit, some) -> Asked:
             [train_transform(some.read(i), AUGMENT, SIZE, 0, 0, i) for i in range(IMAGES)]
         )
         model.head.bias.sub_(model(normalize(torch.from_numpy(views), pre)).cls.mean(0))
-    card = ModelConfig(architecture="deit_tiny_patch16_224", num_classes=10, preprocessing=pre)
-    teacher = Asked(model, card, tuple(range(10)), pre)
+    model_config = ModelConfig(
+        architecture="deit_tiny_patch16_224", num_classes=10, preprocessing=pre
+    )
+    teacher = Asked(model, model_config, tuple(range(10)), pre)
     teacher.asked = []
     return teacher
 
@@ -83,18 +85,18 @@ def listening(
     return CachedTeacher(form, 3.0, cache, lambda: teacher, CPU, views, REPEATS)
 
 
-def stream(source, listener: CachedTeacher, epochs: int = 4, workers: int = 0) -> Iterator[Batch]:
+def stream(dataset, listener: CachedTeacher, epochs: int = 4, workers: int = 0) -> Iterator[Batch]:
     """Batches of 4 as a training would see them, with what the listener wants of them."""
-    keys = TrainBatches(len(source.labels), 4, seed=0, epochs=epochs, repeats=REPEATS)
+    keys = TrainBatches(len(dataset.labels), 4, seed=0, epochs=epochs, repeats=REPEATS)
     plan = ViewPlan(7, listener.views, REPEATS, SIZE, listener.known)
-    return train_batches(
-        source, AUGMENT, SIZE // 2, keys, workers=workers, pin_memory=False, plan=plan
+    return build_train_loader(
+        dataset, AUGMENT, SIZE // 2, keys, workers=workers, pin_memory=False, plan=plan
     )
 
 
-def expected(teacher, source, form, view: int, index: int) -> torch.Tensor:
+def expected(teacher, dataset, form, view: int, index: int) -> torch.Tensor:
     """The word about one view of one image, asked for on its own."""
-    pixels = torch.from_numpy(train_transform(source.read(index), AUGMENT, SIZE, 7, view, index))[
+    pixels = torch.from_numpy(train_transform(dataset.read(index), AUGMENT, SIZE, 7, view, index))[
         None
     ]
     return teacher_targets(Teacher.look(teacher, pixels), form.mode, 3.0)
@@ -108,9 +110,9 @@ def nobody() -> Teacher:
     raise AssertionError("the teacher was called")
 
 
-def fill(listener: CachedTeacher, source, reporter, **changes: int) -> int:
+def fill(listener: CachedTeacher, dataset, reporter, **changes: int) -> int:
     options = {"views": VIEWS, "batch_size": 5, "workers": 0, **changes}
-    return listener.fill(source, AUGMENT, 7, reporter=reporter, **options)
+    return listener.fill(dataset, AUGMENT, 7, reporter=reporter, **options)
 
 
 @FORMS
@@ -283,18 +285,18 @@ def test_an_unreadable_image_is_marked_and_not_waited_for(
     root = image_folder({"a": 3, "b": 3})
     good = (root / "a" / "1.png").read_bytes()
     (root / "a" / "1.png").write_text("no image")
-    source = scan_classes(root, reporter)
+    dataset = open_folder(root, reporter)
     listener = listening(teacher, HARD, tmp_path / "w", images=6)
-    assert fill(listener, source, reporter) == VIEWS * 5
+    assert fill(listener, dataset, reporter) == VIEWS * 5
     assert listener.cache.count_missing(VIEWS) == 0
     assert [lacking(listener.cache, view) for view in range(VIEWS)] == [[1]] * VIEWS
     silent = CachedTeacher(HARD, 3.0, listener.cache, nobody, CPU, VIEWS, REPEATS)
-    assert fill(silent, source, reporter) == 0
-    for batch in stream(source, silent, epochs=3):
+    assert fill(silent, dataset, reporter) == 0
+    for batch in stream(dataset, silent, epochs=3):
         assert len(silent(batch)) == len(batch.keys) == 4 - len(batch.errors)
     (root / "a" / "1.png").write_bytes(good)  # and once it can be read, it is heard
     teacher.asked.clear()
-    for batch in stream(source, listener, epochs=6):
+    for batch in stream(dataset, listener, epochs=6):
         listener(batch)
     assert sum(teacher.asked) > 0
     assert lacking(listener.cache, 0) == []
@@ -305,7 +307,7 @@ def test_a_batch_of_unreadable_images_asks_nothing(image_folder, teacher, tmp_pa
     for file in root.rglob("*.png"):
         file.write_bytes(b"")
     listener = listening(teacher, HARD, tmp_path / "w", images=4)
-    assert fill(listener, scan_classes(root, reporter), reporter) == 0
+    assert fill(listener, open_folder(root, reporter), reporter) == 0
     assert teacher.asked == []
     assert listener.cache.count_missing(VIEWS) == 0
 
@@ -337,12 +339,12 @@ print(listener.fill(source, augment, 7, 3, batch_size=5, workers=0, reporter=Sil
 
 
 def test_two_who_fill_a_cache_at_once_end_with_a_whole_one(
-    digit_sources, teacher, tmp_path, reporter
+    digit_datasets, teacher, tmp_path, reporter
 ):
-    source, form = subset(digit_sources[0], range(30)), TargetCodec("soft", 10, 4)
+    dataset, form = select(digit_datasets[0], range(30)), TargetCodec("soft", 10, 4)
     ours = listening(teacher, form, tmp_path / "w", images=30)
-    other = Teacher(teacher.model, teacher.card, tuple(range(10)), teacher.seen)
-    (tmp_path / "other").write_bytes(pickle.dumps((other, ours.cache, source, AUGMENT)))
+    other = Teacher(teacher.model, teacher.model_config, tuple(range(10)), teacher.seen)
+    (tmp_path / "other").write_bytes(pickle.dumps((other, ours.cache, dataset, AUGMENT)))
     command = [sys.executable, "-c", FILLER, str(tmp_path / "other")]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -350,7 +352,7 @@ def test_two_who_fill_a_cache_at_once_end_with_a_whole_one(
         assert child.stdout.readline() == "ready\n"
         child.stdin.write("go\n")
         child.stdin.flush()
-        asked = fill(ours, source, reporter)
+        asked = fill(ours, dataset, reporter)
         asked += int(child.stdout.readline())
     assert child.returncode == 0
     assert ours.cache.count_missing(VIEWS) == 0
@@ -358,7 +360,7 @@ def test_two_who_fill_a_cache_at_once_end_with_a_whole_one(
     for view in range(VIEWS):
         word = form.decode(ours.cache.read([(view, index) for index in range(30)])[0])
         views = np.stack(
-            [train_transform(source.read(i), AUGMENT, SIZE, 7, view, i) for i in range(30)]
+            [train_transform(dataset.read(i), AUGMENT, SIZE, 7, view, i) for i in range(30)]
         )
         asked_now = teacher_targets(teacher.look(torch.from_numpy(views)), "soft", 3.0)
         torch.testing.assert_close(word, form.decode(form.encode(asked_now)), atol=2e-3, rtol=0)

@@ -15,7 +15,7 @@ import pytest
 from torch import Tensor
 
 from deitctl.config import TrainConfig
-from deitctl.data.dataset import Source
+from deitctl.data.dataset import ImageDataset
 from deitctl.distillation.precompute import teach, verify
 from deitctl.distillation.target_cache import TargetCache
 from deitctl.distillation.teacher import Teacher
@@ -24,7 +24,7 @@ from deitctl.events import SilentReporter
 from deitctl.training.launch import resume, run_training
 
 Make = Callable[..., TrainConfig]
-Pair = tuple[Source, Source]
+Pair = tuple[ImageDataset, ImageDataset]
 
 
 WITH_BLACK = 2 * 64
@@ -59,9 +59,9 @@ def test_training_from_the_cache_equals_training_with_the_live_teacher(
     mode: str, teacher_img_size: int, distilled: Make, little: Pair
 ) -> None:
     said = {"mode": mode, "teacher_img_size": teacher_img_size}
-    live = run_training(distilled("live", teacher_cache="off", **said), sources=little).run
-    filling = run_training(distilled("filling", **said), sources=little).run
-    reading = run_training(distilled("reading", **said), sources=little).run
+    live = run_training(distilled("live", teacher_cache="off", **said), datasets=little).run
+    filling = run_training(distilled("filling", **said), datasets=little).run
+    reading = run_training(distilled("reading", **said), datasets=little).run
     assert last_weights(live) == last_weights(filling) == last_weights(reading)
 
 
@@ -74,7 +74,7 @@ def test_the_second_student_never_asks(distilled: Make, little: Pair, looks: lis
     other = with_recipe(
         config, batch_size=10, img_size=48, augment=replace(config.recipe.augment, repeated_aug=1)
     )
-    run_training(replace(other, seed=5, workers=2), sources=little)
+    run_training(replace(other, seed=5, workers=2), datasets=little)
     assert looks == []
     assert teach(distilled("a"), little).asked == 0
 
@@ -85,7 +85,7 @@ def test_a_run_asks_about_each_view_once_and_lets_the_teacher_go(
     """Epochs of 48 of 60 images leave words over, which are asked for before the teacher goes."""
     config = distilled("run")
     config = with_recipe(config, epochs=5, augment=replace(config.recipe.augment, repeated_aug=1))
-    run_training(config, sources=little, reporter=reporter)
+    run_training(config, datasets=little, reporter=reporter)
     assert 120 <= sum(looks) <= WITH_BLACK
     assert any("has said all" in note for note in reporter.notes)  # type: ignore[attr-defined]
 
@@ -93,7 +93,7 @@ def test_a_run_asks_about_each_view_once_and_lets_the_teacher_go(
 def test_without_a_cache_the_teacher_is_asked_every_time(
     distilled: Make, little: Pair, looks: list[int]
 ) -> None:
-    run_training(distilled("run", teacher_cache="off"), sources=little)
+    run_training(distilled("run", teacher_cache="off"), datasets=little)
     assert sum(looks) == 3 * 48
 
 
@@ -101,7 +101,7 @@ def test_a_mixed_teacher_looks_at_mixed_images_every_step(
     distilled: Make, little: Pair, looks: list[int]
 ) -> None:
     config = distilled("run", teacher_input="mixed", views=0)
-    result = run_training(config, sources=little)
+    result = run_training(config, datasets=little)
     assert looks == []  # it looks at the student's tensor, not at views
     assert result.teacher is not None
     assert not (Path(config.output_dir).parent / "cache" / "words").exists()
@@ -112,11 +112,12 @@ def test_new_views_every_epoch_are_kept_too(
 ) -> None:
     config = distilled("a", views=0)
     config = with_recipe(config, epochs=2, augment=replace(config.recipe.augment, repeated_aug=1))
-    run_training(config, sources=little)
+    run_training(config, datasets=little)
     assert 120 <= sum(looks) <= WITH_BLACK
     looks.clear()
     run_training(
-        replace(config, output_dir=str(Path(config.output_dir).with_name("b")), seed=3), sources=little
+        replace(config, output_dir=str(Path(config.output_dir).with_name("b")), seed=3),
+        datasets=little,
     )
     assert looks == []
 
@@ -126,11 +127,11 @@ def test_a_distilled_run_that_was_stopped_ends_as_if_it_had_not(
 ) -> None:
     from tests.training.test_launch import StopsAt  # type: ignore[import-not-found]
 
-    whole = run_training(distilled("whole"), sources=little).run
+    whole = run_training(distilled("whole"), datasets=little).run
     config = distilled("stopped", teacher_cache=str(whole / "words"))
     with pytest.raises(Exception, match="Interrupted"):
-        run_training(config, sources=little, reporter=StopsAt("epoch 2/3"))
-    assert last_weights(resume(Path(config.output_dir), sources=little).run) == last_weights(whole)
+        run_training(config, datasets=little, reporter=StopsAt("epoch 2/3"))
+    assert last_weights(resume(Path(config.output_dir), datasets=little).run) == last_weights(whole)
 
 
 def test_more_views_keep_what_was_said_about_fewer(
@@ -162,7 +163,7 @@ def test_a_whole_cache_may_be_somebody_elses(distilled: Make, little: Pair) -> N
     for file in taught.cache.iterdir():
         file.chmod(0o444)
     assert teach(distilled("a"), little).asked == 0
-    run_training(distilled("b"), sources=little)
+    run_training(distilled("b"), datasets=little)
 
 
 def test_a_map_that_may_only_be_read_is_read(
@@ -269,14 +270,14 @@ def _random_teacher(folder: Path) -> Path:
 
     from deitctl.models import timm_models
     from deitctl.models.checkpoint_io import save_model
-    from deitctl.models.layers import layer_names
+    from deitctl.models.layers import describe_layers
 
     model = timm_models.create("test_resnet", num_classes=10)
-    card = changed(
-        timm_models.config_of(model, "test_resnet", 10).at_size(32),
+    model_config = changed(
+        timm_models.read_model_config(model, "test_resnet", 10).at_size(32),
         class_names=tuple(str(d) for d in range(10)),
     )
-    save_model(folder / "random", model.state_dict(), card, layer_names(model))
+    save_model(folder / "random", model.state_dict(), model_config, describe_layers(model))
     return folder / "random"
 
 
@@ -305,7 +306,7 @@ def test_whole_words_serve_where_the_teacher_is_not(
     said = {"teacher_cache": str(tmp_path / "words")}
     teach(distilled("a", **said), little)
     digits_teacher.rename(tmp_path / "gone")
-    run_training(with_recipe(distilled("b", **said), epochs=1), sources=little, reporter=reporter)
+    run_training(with_recipe(distilled("b", **said), epochs=1), datasets=little, reporter=reporter)
     assert any("taken on trust" in text for text in reporter.warnings)  # type: ignore[attr-defined]
     with pytest.raises(Exception, match="no model"):
         teach(distilled("c", views=3, **said), little)

@@ -13,7 +13,7 @@ import torch
 
 from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.classes import match_classes
-from deitctl.data.dataset import Source, Subset, subset
+from deitctl.data.dataset import ImageDataset, Subset, select
 from deitctl.device import choose_device
 from deitctl.distillation import preflight
 from deitctl.distillation.precompute import teach
@@ -24,12 +24,12 @@ from deitctl.events import SilentReporter
 from deitctl.models.catalog import imagenet_classes
 from deitctl.models.checkpoint_io import save_model, save_tensors
 from deitctl.models.factory import load_model
-from deitctl.models.layers import layer_names
+from deitctl.models.layers import describe_layers
 from deitctl.models.model_config import Preprocessing
 from deitctl.training.launch import run_training, train_or_find
 
 Make = Callable[..., TrainConfig]
-Pair = tuple[Source, Source]
+Pair = tuple[ImageDataset, ImageDataset]
 SILENT = SilentReporter()
 
 
@@ -46,8 +46,8 @@ def tutor(
     )
 
 
-def renamed(source: Source, names: list[str]) -> Subset:
-    return Subset(source, np.arange(len(source.labels)), source.labels, tuple(names))
+def renamed(dataset: ImageDataset, names: list[str]) -> Subset:
+    return Subset(dataset, np.arange(len(dataset.labels)), dataset.labels, tuple(names))
 
 
 def test_the_record_says_what_evaluation_says(
@@ -58,7 +58,7 @@ def test_the_record_says_what_evaluation_says(
     score = evaluate(
         loaded.model,
         little[1],
-        loaded.card.preprocessing,
+        loaded.model_config.preprocessing,
         rows=tuple(range(10)),
         head="cls",
         device=choose_device("cpu", "fp32"),
@@ -80,11 +80,11 @@ def test_the_record_says_what_evaluation_says(
 def test_mean_recall_is_a_mean_over_classes_by_hand(little: Pair, digits_teacher: Path) -> None:
     """A class of three images, one right, counts as much as one of a single image, right: (1/3 + 1) / 2."""
     loaded = load_model(str(digits_teacher), reporter=SILENT)
-    source = subset(little[1], [0, 1, 2, 3])
+    dataset = select(little[1], [0, 1, 2, 3])
     score = evaluate(
         loaded.model,
-        source,
-        loaded.card.preprocessing,
+        dataset,
+        loaded.model_config.preprocessing,
         rows=tuple(range(10)),
         head="cls",
         device=choose_device("cpu", "fp32"),
@@ -92,7 +92,7 @@ def test_mean_recall_is_a_mean_over_classes_by_hand(little: Pair, digits_teacher
         workers=0,
         reporter=SILENT,
     )
-    assert source.labels.tolist() == [0, 0, 0, 1]
+    assert dataset.labels.tolist() == [0, 0, 0, 1]
     score = replace(score, among=torch.tensor([0, 5, 5, 1]))
     assert mean_recall(score) == pytest.approx(100 * 2 / 3)
 
@@ -141,7 +141,7 @@ def test_the_bar_is_clearly_above_chance(
     classes: int, num_images: int, recall: float, accepted: bool, little: Pair, distilled: Make
 ) -> None:
     labels = np.arange(max(classes, 1000)) % classes
-    source = Subset(
+    dataset = Subset(
         little[1], np.zeros(len(labels), dtype=np.int64), labels, tuple(map(str, range(classes)))
     )
     config = distilled("run", allow_weak_teacher=False).distill
@@ -162,17 +162,17 @@ def test_the_bar_is_clearly_above_chance(
         answers=(),
     )
     if accepted:
-        preflight._require_knowledge(config, record, source)
+        preflight._require_knowledge(config, record, dataset)
     else:
         with pytest.raises(TeacherError, match=r"near chance.*--force-teacher"):
-            preflight._require_knowledge(config, record, source)
-        preflight._require_knowledge(replace(config, allow_weak_teacher=True), record, source)
+            preflight._require_knowledge(config, record, dataset)
+        preflight._require_knowledge(replace(config, allow_weak_teacher=True), record, dataset)
 
 
 def test_always_naming_the_largest_class_is_chance(distilled: Make, little: Pair) -> None:
     """90 % right on a set of nine tenths zeros, and it knows nothing."""
     labels = np.array([0] * 90 + [1] * 10)
-    source = Subset(little[1], np.zeros(100, dtype=np.int64), labels, ("a", "b"))
+    dataset = Subset(little[1], np.zeros(100, dtype=np.int64), labels, ("a", "b"))
     record = Preflight(
         name="t",
         top1=90.0,
@@ -190,7 +190,9 @@ def test_always_naming_the_largest_class_is_chance(distilled: Make, little: Pair
         answers=(),
     )
     with pytest.raises(TeacherError, match=r"mean over classes 50\.0 %"):
-        preflight._require_knowledge(distilled("run", allow_weak_teacher=False).distill, record, source)
+        preflight._require_knowledge(
+            distilled("run", allow_weak_teacher=False).distill, record, dataset
+        )
 
 
 def test_a_second_run_remembers_the_check_and_never_loads_the_teacher(
@@ -232,7 +234,7 @@ def test_a_record_that_nobody_wrote_is_made_anew(
 
 def test_other_validation_images_are_checked_on_again(distilled: Make, little: Pair) -> None:
     teach(distilled("a"), little)
-    other = tutor(distilled("b"), (little[0], subset(little[1], range(20))))
+    other = tutor(distilled("b"), (little[0], select(little[1], range(20))))
     assert other.is_loaded
     assert other.preflight.num_images == 20
     assert other.cache is not None
@@ -244,8 +246,8 @@ def test_a_remembered_teacher_near_chance_is_still_refused(
 ) -> None:
     names = [f"n{d}" for d in range(10)]
     folder = imagenet_teacher()
-    card = json.loads((folder / "config.json").read_text())
-    names = card["label_names"][:10]
+    model_config = json.loads((folder / "config.json").read_text())
+    names = model_config["label_names"][:10]
     pair = (renamed(little[0], names), renamed(little[1], names))
     teach(distilled("a", teacher=str(folder), allow_weak_teacher=True), pair)
     with pytest.raises(TeacherError, match="near chance"):
@@ -257,7 +259,7 @@ def _other_weights(teacher: str) -> None:
     state = loaded.model.state_dict()
     first = next(iter(state))
     state[first] = state[first] + 1
-    save_model(Path(teacher), state, loaded.card, layer_names(loaded.model))
+    save_model(Path(teacher), state, loaded.model_config, describe_layers(loaded.model))
 
 
 def _change(config: TrainConfig, **changes: object) -> TrainConfig:
@@ -275,7 +277,10 @@ STALE: dict[str, tuple[Callable[[TrainConfig], TrainConfig], str]] = {
         lambda c: _change(c, teacher_img_size=64),
         r'teacher\'s input size was "its own", is 64',
     ),
-    "adaptation": (lambda c: _change(c, finetune_teacher="head"), r'adaptation was "auto", is "head"'),
+    "adaptation": (
+        lambda c: _change(c, finetune_teacher="head"),
+        r'adaptation was "auto", is "head"',
+    ),
     "view seed": (lambda c: _change(c, view_seed=1), "view seed was 0, is 1"),
     "mode": (lambda c: _change(c, mode="soft"), 'mode was "hard", is "soft"'),
     "crop": (
@@ -329,7 +334,7 @@ def test_words_about_other_images_are_refused(
     order = np.arange(len(little[0].labels))
     order[:2] = 1, 0  # the same images in another order
     with pytest.raises(TeacherError, match="stale: training data was"):
-        tutor(config, (subset(little[0], order), little[1]))
+        tutor(config, (select(little[0], order), little[1]))
 
 
 def test_a_named_teacher_is_known_by_the_weights_that_its_name_finds(
@@ -340,7 +345,9 @@ def test_a_named_teacher_is_known_by_the_weights_that_its_name_finds(
     deit: Callable[..., torch.nn.Module],
 ) -> None:
     """`$DEITCTL_WEIGHTS` points somewhere else, and the same name is another teacher."""
-    config = distilled("run", teacher="deit_tiny", finetune_teacher="none", teacher_cache=str(tmp_path / "words"))
+    config = distilled(
+        "run", teacher="deit_tiny", finetune_teacher="none", teacher_cache=str(tmp_path / "words")
+    )
     names = imagenet_classes()[0][:10]
     pair = (renamed(little[0], list(names)), renamed(little[1], list(names)))
     for seed in (0, 1):
@@ -382,7 +389,12 @@ def test_what_is_no_part_of_a_view_leaves_the_cache_fresh(distilled: Make, littl
     teach(config, little)
     recipe = config.recipe
     augment = replace(
-        recipe.augment, mixup=0.0, cutmix=0.0, random_erase_prob=0.0, student_affine=(1.0, 0.0, 0.0), repeated_aug=1
+        recipe.augment,
+        mixup=0.0,
+        cutmix=0.0,
+        random_erase_prob=0.0,
+        student_affine=(1.0, 0.0, 0.0),
+        repeated_aug=1,
     )
     other = replace(
         config, seed=7, recipe=replace(recipe, epochs=9, batch_size=8, img_size=48, augment=augment)
@@ -408,15 +420,15 @@ def test_published_teachers_are_named_and_files_are_hashed(
 
 
 def test_the_match_is_the_one_that_evaluation_makes(digits_teacher: Path) -> None:
-    card = load_model(str(digits_teacher), reporter=SILENT).card
-    match = match_classes(card, [str(d) for d in range(10)])
+    model_config = load_model(str(digits_teacher), reporter=SILENT).model_config
+    match = match_classes(model_config, [str(d) for d in range(10)])
     assert match is not None
     assert match.kind == "same"
 
 
 def test_the_runs_record_tells_of_its_teacher(distilled: Make, little: Pair) -> None:
     config = distilled("run")
-    run = run_training(replace(config, recipe=replace(config.recipe, epochs=1)), sources=little).run
+    run = run_training(replace(config, recipe=replace(config.recipe, epochs=1)), datasets=little).run
     record = json.loads((run / "teacher.json").read_text())
     assert {
         "name",

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from deitctl.config import TrainConfig
-from deitctl.data.dataset import Source
-from deitctl.data.fingerprint import data_fingerprint
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.fingerprint import fingerprint_dataset
 from deitctl.distillation import resolve as module
 from deitctl.distillation.resolve import ResolvedTeacher, resolve_teacher
 from deitctl.errors import TeacherError
@@ -24,7 +24,7 @@ from deitctl.paths import cache_root
 from deitctl.training.launch import train_or_find
 
 Make = Callable[..., TrainConfig]
-Pair = tuple[Source, Source]
+Pair = tuple[ImageDataset, ImageDataset]
 SILENT = SilentReporter()
 FAMILIES = (
     "test_resnet",
@@ -58,7 +58,7 @@ def find(
 
     assert config.distill is not None
     return resolve_teacher(
-        config.distill, config, pair[0], data_fingerprint(pair[0], SILENT), train, reporter
+        config.distill, config, pair[0], fingerprint_dataset(pair[0], SILENT), train, reporter
     )
 
 
@@ -68,7 +68,11 @@ def test_the_head_of_any_family_is_fitted_and_nothing_else_moves(
 ) -> None:
     folder = imagenet_teacher(architecture)
     found = find(distilled("run", teacher=str(folder), finetune_teacher="head"), little)
-    assert (found.adapted, found.match.kind, found.loaded.card.num_classes) == ("head", "same", 10)
+    assert (found.adapted, found.match.kind, found.loaded.model_config.num_classes) == (
+        "head",
+        "same",
+        10,
+    )
     before, after = (
         load_tensors(folder / "model.safetensors"),
         load_tensors(Path(found.folder) / "model.safetensors"),
@@ -137,7 +141,9 @@ def test_a_fitted_teacher_is_found_again_and_another_is_not(
     assert Path(first.folder).is_relative_to(cache_root())
     assert (Path(again.folder) / "model.safetensors").stat().st_mtime_ns == stamp
     assert any("Found finished" in note for note in reporter.notes)  # type: ignore[attr-defined]
-    other = find(distilled("run2", teacher=str(imagenet_teacher(seed=1)), finetune_teacher="head"), little)
+    other = find(
+        distilled("run2", teacher=str(imagenet_teacher(seed=1)), finetune_teacher="head"), little
+    )
     assert other.folder != first.folder
 
 
@@ -183,4 +189,4 @@ def test_a_teacher_answers_at_the_size_it_is_given(
     size: int, imagenet_teacher: Callable[..., Path]
 ) -> None:
     loaded = load_model(str(imagenet_teacher()), img_size=size, reporter=SILENT)
-    assert loaded.card.preprocessing.img_size == size
+    assert loaded.model_config.preprocessing.img_size == size

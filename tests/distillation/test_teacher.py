@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from deitctl.data.mixup import normalize
+from deitctl.data.batch_transforms import normalize
 from deitctl.distillation.teacher import Teacher
 from deitctl.models.model_config import ModelConfig, Preprocessing
 
@@ -29,8 +29,8 @@ class Echo(nn.Module):
 
 
 def echo(rows=(0, 1, 2), own=OWN, head="cls") -> Teacher:
-    card = ModelConfig(architecture="x", num_classes=3, preprocessing=own, head=head)
-    return Teacher(Echo(), card, tuple(rows), SEEN)
+    model_config = ModelConfig(architecture="x", num_classes=3, preprocessing=own, head=head)
+    return Teacher(Echo(), model_config, tuple(rows), SEEN)
 
 
 def test_images_arrive_in_the_teachers_normalization():
@@ -105,28 +105,28 @@ def test_teacher_stays_in_eval_mode_inside_a_training_module(noise):
 @pytest.mark.parametrize(
     ("head", "how"), [("auto", "avg"), ("avg-logits", "avg"), ("dist", "dist"), ("cls", "cls")]
 )
-def test_a_teacher_with_two_heads_answers_by_its_cards_rule(head, how, deit, noise):
+def test_a_teacher_with_two_heads_uses_its_configs_head_rule(head, how, deit, noise):
     model = deit("deit_tiny_distilled")
     pre = Preprocessing(img_size=32)
-    card = ModelConfig(
+    model_config = ModelConfig(
         architecture="deit_tiny_distilled_patch16_224", num_classes=5, preprocessing=pre, head=head
     )
     images = noise(2, 3, 32, 32)
     with torch.no_grad():
         cls, dist = model(images)
     expected = {"avg": (cls + dist) / 2, "dist": dist, "cls": cls}[how]
-    teacher = Teacher(model, card, tuple(range(5)), pre)
+    teacher = Teacher(model, model_config, tuple(range(5)), pre)
     assert torch.equal(teacher(images), expected)
     pixels = (noise(2, 3, 32, 32, seed=1) * 60 + 128).clamp(0, 255).to(torch.uint8)
     torch.testing.assert_close(teacher.look(pixels), teacher(normalize(pixels, pre)))
 
 
-def test_a_teacher_with_one_head_answers_whatever_its_card_says(deit, noise):
+def test_a_teacher_with_one_head_ignores_its_configs_head_rule(deit, noise):
     pre = Preprocessing(img_size=32)
-    card = ModelConfig(
+    model_config = ModelConfig(
         architecture="deit_tiny_patch16_224", num_classes=5, preprocessing=pre, head="auto"
     )
-    assert Teacher(deit(), card, tuple(range(5)), pre)(noise(1, 3, 32, 32)).shape == (1, 5)
+    assert Teacher(deit(), model_config, tuple(range(5)), pre)(noise(1, 3, 32, 32)).shape == (1, 5)
 
 
 def test_rows_travel_with_the_module_but_not_with_its_weights():

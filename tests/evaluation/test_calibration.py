@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deitctl.data.dataset import ArraySource
+from deitctl.data.readers.digits import ArrayDataset
 from deitctl.device import choose_device
 from deitctl.evaluation import evaluate as module
 from deitctl.evaluation.accumulator import EvalModel
@@ -106,7 +106,7 @@ class Oracle(torch.nn.Module):
 
 def evaluated(logits, labels, dist=None, temperature=1.0, head="cls", **options):
     images = np.stack([np.full((8, 8), n, np.uint8) for n in range(len(labels))])
-    source = ArraySource(images, np.asarray(labels), tuple("abcdef"), "rows")
+    dataset = ArrayDataset(images, np.asarray(labels), tuple("abcdef"), "rows")
     from deitctl.events import SilentReporter
     from deitctl.models.model_config import Preprocessing
 
@@ -119,7 +119,7 @@ def evaluated(logits, labels, dist=None, temperature=1.0, head="cls", **options)
     )
     (found,) = evaluate_all(
         [contender],
-        source,
+        dataset,
         device=CPU,
         batch_size=37,
         workers=0,

@@ -31,17 +31,19 @@ RULE = "dist"
 def loaded(tiny_arch, randomize: Callable[..., torch.nn.Module]) -> LoadedModel:
     """A distilled DeiT of one block: six classes, the answer of one head, another mean than ImageNet's, a temperature."""
     arch = replace(tiny_arch("deit_tiny_distilled"), depth=1)
-    card = replace(
-        arch.card(),
+    model_config = replace(
+        arch.to_model_config(),
         num_classes=6,
         class_names=tuple("fedcba"),
         descriptions=tuple(f"letter {c}" for c in "fedcba"),
         head=RULE,
         temperatures={RULE: 1.7},
     )
-    pre = replace(card.preprocessing, mean=(0.3, 0.4, 0.5), std=(0.2, 0.3, 0.25), crop_pct=0.8)
+    pre = replace(
+        model_config.preprocessing, mean=(0.3, 0.4, 0.5), std=(0.2, 0.3, 0.25), crop_pct=0.8
+    )
     model = randomize(VisionTransformer(arch, num_classes=6, img_size=32)).eval()
-    return LoadedModel(model, replace(card, preprocessing=pre))
+    return LoadedModel(model, replace(model_config, preprocessing=pre))
 
 
 @pytest.fixture
@@ -54,8 +56,10 @@ def model(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture(scope="module")
 def file(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("eval") / "m.onnx"
-    network = ExportedClassifier(loaded.model, loaded.card, RULE)
-    export_onnx(network, loaded.card, metadata_of(network, loaded.card, "onnx"), path)
+    network = ExportedClassifier(loaded.model, loaded.model_config, RULE)
+    export_onnx(
+        network, loaded.model_config, metadata_of(network, loaded.model_config, "onnx"), path
+    )
     return path
 
 
@@ -93,7 +97,7 @@ def test_a_file_has_the_figures_of_its_model(
     assert (its["head"], its["temperature"]) == (RULE, 1.7)
     assert (its["heads"], its["agreement"]) == (None, None)  # they are joined inside
     torch.testing.assert_close(theirs.scores.logits.cls, ours.scores.logits.dist, rtol=0, atol=1e-4)
-    assert theirs.card.preprocessing == ours.card.preprocessing
+    assert theirs.model_config.preprocessing == ours.model_config.preprocessing
     assert theirs.class_title(0) == ours.class_title(0) == "a letter a"
 
 

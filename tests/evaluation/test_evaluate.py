@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from deitctl import device
-from deitctl.data.dataset import ArraySource, subset
-from deitctl.data.open import scan_classes
+from deitctl.data.readers.digits import ArrayDataset
+from deitctl.data.dataset import select
+from deitctl.data.open import open_folder
 from deitctl.device import choose_device
 from deitctl.errors import DataError
 from deitctl.evaluation.accumulator import EvalAccumulator, EvalModel
@@ -21,16 +22,16 @@ PRE = Preprocessing(img_size=32, crop_pct=1.0)
 CPU = choose_device("cpu", "fp32")
 
 
-def score(model, source, reporter, **changes):
+def score(model, dataset, reporter, **changes):
     values = {
-        "rows": tuple(range(len(source.class_names))),
+        "rows": tuple(range(len(dataset.class_names))),
         "head": "cls",
         "device": CPU,
         "batch_size": 7,
         "workers": 0,
         "reporter": reporter,
     }
-    return evaluate(model, source, PRE, **{**values, **changes})
+    return evaluate(model, dataset, PRE, **{**values, **changes})
 
 
 class ByBrightness(nn.Module):
@@ -47,14 +48,14 @@ class ByBrightness(nn.Module):
         ]
 
 
-def greys(values, labels, classes=4) -> ArraySource:
+def greys(values, labels, classes=4) -> ArrayDataset:
     images = np.stack([np.full((8, 8), v, np.uint8) for v in values])
-    return ArraySource(images, np.array(labels), tuple(f"c{i}" for i in range(classes)), "greys")
+    return ArrayDataset(images, np.array(labels), tuple(f"c{i}" for i in range(classes)), "greys")
 
 
 def test_accuracies_by_hand(reporter):
-    source = greys([0, 85, 170, 255, 0], [0, 1, 2, 3, 3])  # the last is black and labeled white
-    result = score(ByBrightness(), source, reporter)
+    dataset = greys([0, 85, 170, 255, 0], [0, 1, 2, 3, 3])  # the last is black and labeled white
+    result = score(ByBrightness(), dataset, reporter)
     assert result.num_images == 5
     assert result.top1 == pytest.approx(80.0)
     assert result.top5 == 100.0  # of four classes
@@ -72,8 +73,8 @@ def test_accuracies_by_hand(reporter):
 
 
 def test_loss_and_calibration_by_hand(reporter):
-    source = greys([0, 0, 0, 0], [0, 0, 0, 1])
-    result = score(ByBrightness(), source, reporter, batch_size=3)
+    dataset = greys([0, 0, 0, 0], [0, 0, 0, 1])
+    result = score(ByBrightness(), dataset, reporter, batch_size=3)
     confidence = result.confidences
     assert torch.equal(confidence, confidence[:1].expand(4))  # four equal images
     p0 = float(confidence[0])
@@ -83,22 +84,22 @@ def test_loss_and_calibration_by_hand(reporter):
 
 
 @pytest.mark.parametrize("alias", ["deit_tiny", "deit_tiny_distilled"])
-def test_the_result_does_not_depend_on_batches_or_workers(alias, deit, digit_sources, reporter):
-    model, source = deit(alias, classes=10), subset(digit_sources[1], range(23))
+def test_the_result_does_not_depend_on_batches_or_workers(alias, deit, digit_datasets, reporter):
+    model, dataset = deit(alias, classes=10), select(digit_datasets[1], range(23))
     head = "cls" if alias == "deit_tiny" else "avg-logits"
-    whole = score(model, source, reporter, batch_size=23, head=head)
+    whole = score(model, dataset, reporter, batch_size=23, head=head)
     for batch_size, workers in ((1, 0), (5, 0), (4, 2), (100, 0)):
-        other = score(model, source, reporter, batch_size=batch_size, workers=workers, head=head)
+        other = score(model, dataset, reporter, batch_size=batch_size, workers=workers, head=head)
         assert torch.equal(other.predictions, whole.predictions)
         assert (other.top1, other.top5, other.heads) == (whole.top1, whole.top5, whole.heads)
         assert other.loss == pytest.approx(whole.loss, rel=1e-5)
         assert other.ece == pytest.approx(whole.ece, rel=1e-4)
 
 
-def test_every_head_rule_is_scored(deit, digit_sources, reporter):
-    model, source = deit("deit_tiny_distilled", classes=10), subset(digit_sources[1], range(20))
+def test_every_head_rule_is_scored(deit, digit_datasets, reporter):
+    model, dataset = deit("deit_tiny_distilled", classes=10), select(digit_datasets[1], range(20))
     results = {
-        h: score(model, source, reporter, head=h)
+        h: score(model, dataset, reporter, head=h)
         for h in ("cls", "dist", "avg-logits", "avg-probs")
     }
     for head, result in results.items():
@@ -110,8 +111,8 @@ def test_every_head_rule_is_scored(deit, digit_sources, reporter):
 
 def test_rows_map_the_datas_classes_to_the_models(reporter):
     """The data knows black (c0) and white (c1); the model calls them 3 and 0 of four."""
-    source = greys([0, 255, 255], [0, 1, 1], classes=2)
-    result = score(ByBrightness(order=(3, 2, 1, 0)), source, reporter, rows=(3, 0))
+    dataset = greys([0, 255, 255], [0, 1, 1], classes=2)
+    result = score(ByBrightness(order=(3, 2, 1, 0)), dataset, reporter, rows=(3, 0))
     assert result.top1 == 100.0
     assert result.predictions.tolist() == [3, 0, 0]  # in the model's numbering
     assert result.among.tolist() == [0, 1, 1]  # in the data's
@@ -120,8 +121,8 @@ def test_rows_map_the_datas_classes_to_the_models(reporter):
 
 def test_among_the_datas_classes_alone_more_is_right(reporter):
     """A mid-gray is class 1 or 2 to the model, which the data does not have."""
-    source = greys([100, 160], [0, 1], classes=2)
-    result = score(ByBrightness(), source, reporter, rows=(0, 3))
+    dataset = greys([100, 160], [0, 1], classes=2)
+    result = score(ByBrightness(), dataset, reporter, rows=(0, 3))
     assert result.top1 == 0.0
     assert result.top1_among == 100.0
     assert result.among.tolist() == [0, 1]
@@ -137,8 +138,8 @@ class ByStep(nn.Module):
 
 def test_top_five_among_the_datas_classes_by_hand(reporter):
     """The data has the model's even classes. Of black the likeliest are 0, 1, 2, 3, 4, and among the even 0, 2, 4, 6, 8."""
-    source = greys([0, 0, 0], [0, 4, 5], classes=10)  # the model calls them 0, 8 and 10
-    result = score(ByStep(), source, reporter, rows=tuple(range(0, 20, 2)))
+    dataset = greys([0, 0, 0], [0, 4, 5], classes=10)  # the model calls them 0, 8 and 10
+    result = score(ByStep(), dataset, reporter, rows=tuple(range(0, 20, 2)))
     assert (result.top1, result.top5) == (pytest.approx(100 / 3), pytest.approx(100 / 3))
     assert (result.top1_among, result.top5_among) == (
         pytest.approx(100 / 3),
@@ -148,11 +149,11 @@ def test_top_five_among_the_datas_classes_by_hand(reporter):
 
 def test_agreement_with_a_teacher_by_hand(reporter):
     """Four images, of which the teacher could not see the third; the model answers 0, 1, 2, 3."""
-    source = greys([0, 85, 170, 255], [3, 3, 3, 3])
+    dataset = greys([0, 85, 170, 255], [3, 3, 3, 3])
     for said, expected in (([0, 1, -1, 3], 100.0), ([0, 2, -1, 0], 100 / 3), ([1, 0, -1, 2], 0.0)):
         for batch_size in (1, 7):
             result = score(
-                ByBrightness(), source, reporter, teacher=torch.tensor(said), batch_size=batch_size
+                ByBrightness(), dataset, reporter, teacher=torch.tensor(said), batch_size=batch_size
             )
             assert result.teacher_agreement == {"cls": pytest.approx(expected)}
     assert result.num_images == 4  # the image that the teacher could not see is scored all the same
@@ -160,18 +161,18 @@ def test_agreement_with_a_teacher_by_hand(reporter):
 
 def test_agreement_with_a_teacher_is_in_the_datas_classes(reporter):
     """A mid-gray is class 1 or 2 to the model, which neither the data nor the teacher's answer has."""
-    source = greys([100, 160], [0, 1], classes=2)
-    result = score(ByBrightness(), source, reporter, rows=(0, 3), teacher=torch.tensor([0, 1]))
+    dataset = greys([100, 160], [0, 1], classes=2)
+    result = score(ByBrightness(), dataset, reporter, rows=(0, 3), teacher=torch.tensor([0, 1]))
     assert result.teacher_agreement == {"cls": 100.0}
 
 
-def test_agreement_with_a_teacher_is_by_head_rule(deit, digit_sources, reporter):
-    model, source = deit("deit_tiny_distilled", classes=10), subset(digit_sources[1], range(20))
-    answers = {h: score(model, source, reporter, head=h).predictions for h in HEADS}
+def test_agreement_with_a_teacher_is_by_head_rule(deit, digit_datasets, reporter):
+    model, dataset = deit("deit_tiny_distilled", classes=10), select(digit_datasets[1], range(20))
+    answers = {h: score(model, dataset, reporter, head=h).predictions for h in HEADS}
     said = answers["dist"].clone()
     said[[0, 7]] = -1
     seen = said >= 0
-    result = score(model, source, reporter, teacher=said, head="avg-logits")
+    result = score(model, dataset, reporter, teacher=said, head="avg-logits")
     expected = {h: 100 * float((a[seen] == said[seen]).double().mean()) for h, a in answers.items()}
     assert result.teacher_agreement == {h: pytest.approx(v) for h, v in expected.items()}
     assert result.teacher_agreement["dist"] == 100.0
@@ -182,18 +183,18 @@ def test_agreement_with_a_teacher_goes_by_position_in_the_source(image_folder, d
     """An unreadable image shifts nothing."""
     root = image_folder({"a": 3, "b": 3})
     (root / "a" / "0.png").write_text("no")
-    source, model = scan_classes(root, reporter), deit(classes=2)
-    plain = score(model, source, reporter)
+    dataset, model = open_folder(root, reporter), deit(classes=2)
+    plain = score(model, dataset, reporter)
     said = torch.full((6,), -1)
     said[plain.indices] = plain.predictions
-    assert score(model, source, reporter, teacher=said).teacher_agreement == {"cls": 100.0}
-    assert score(model, source, reporter, teacher=1 - said).teacher_agreement == {"cls": 0.0}
+    assert score(model, dataset, reporter, teacher=said).teacher_agreement == {"cls": 100.0}
+    assert score(model, dataset, reporter, teacher=1 - said).teacher_agreement == {"cls": 0.0}
 
 
 def test_unreadable_images_are_left_out_and_named(image_folder, deit, reporter):
     root = image_folder({"a": 3, "b": 3})
     (root / "a" / "0.png").write_text("no")
-    result = score(deit(classes=2), scan_classes(root, reporter), reporter)
+    result = score(deit(classes=2), open_folder(root, reporter), reporter)
     assert result.num_images == 5
     assert result.indices.tolist() == [1, 2, 3, 4, 5]
     assert [index for index, _ in result.unreadable] == [0]
@@ -206,20 +207,20 @@ def test_nothing_readable_is_an_error(image_folder, deit, reporter):
     with pytest.raises(
         DataError, match=r"Not one of 2 images can be read; the first: .*0\.png is not an image"
     ):
-        score(deit(classes=2), scan_classes(root, reporter), reporter)
+        score(deit(classes=2), open_folder(root, reporter), reporter)
 
 
-def test_evaluation_is_in_eval_mode_and_without_gradients(deit, digit_sources, reporter):
+def test_evaluation_is_in_eval_mode_and_without_gradients(deit, digit_datasets, reporter):
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(3 * 32 * 32, 10)).train()
-    source = subset(digit_sources[1], range(5))
-    first, second = score(model, source, reporter), score(model.train(), source, reporter)
+    dataset = select(digit_datasets[1], range(5))
+    first, second = score(model, dataset, reporter), score(model.train(), dataset, reporter)
     assert torch.equal(first.confidences, second.confidences)
     assert not model.training
     assert not first.confidences.requires_grad
 
 
-def test_one_image_is_enough(deit, digit_sources, reporter):
-    result = score(deit(classes=10), subset(digit_sources[1], [0]), reporter)
+def test_one_image_is_enough(deit, digit_datasets, reporter):
+    result = score(deit(classes=10), select(digit_datasets[1], [0]), reporter)
     assert result.num_images == 1
     assert result.top1 in (0.0, 100.0)
 
@@ -241,13 +242,13 @@ class Cramped(nn.Module):
 @pytest.mark.parametrize("alias", ["deit_tiny", "deit_tiny_distilled"])
 @pytest.mark.parametrize("room", [2, 5])
 def test_where_memory_runs_out_batches_are_halved_and_the_result_is_the_same(
-    alias, room, deit, digit_sources, reporter
+    alias, room, deit, digit_datasets, reporter
 ):
-    model, source = deit(alias, classes=10), subset(digit_sources[1], range(11))
+    model, dataset = deit(alias, classes=10), select(digit_datasets[1], range(11))
     head = "cls" if alias == "deit_tiny" else "avg-probs"
-    whole = score(model, source, reporter, batch_size=9, head=head)
+    whole = score(model, dataset, reporter, batch_size=9, head=head)
     cramped = Cramped(model, room)
-    halved = score(cramped, source, reporter, batch_size=9, head=head)
+    halved = score(cramped, dataset, reporter, batch_size=9, head=head)
     assert max(cramped.sizes) == 9
     assert sum(n for n in cramped.sizes if n <= room) == 11  # each image once
     assert torch.equal(halved.predictions, whole.predictions)
@@ -260,10 +261,10 @@ def test_where_memory_runs_out_batches_are_halved_and_the_result_is_the_same(
 @pytest.mark.parametrize(
     ("room", "words"), [(0, "out of memory"), (4, "shapes cannot be multiplied")]
 )
-def test_what_halving_cannot_help_is_not_hidden(room, words, deit, digit_sources, reporter):
+def test_what_halving_cannot_help_is_not_hidden(room, words, deit, digit_datasets, reporter):
     cramped = Cramped(deit(classes=10), room, words)
     with pytest.raises(RuntimeError, match=words):
-        score(cramped, subset(digit_sources[1], range(7)), reporter)
+        score(cramped, select(digit_datasets[1], range(7)), reporter)
     assert cramped.sizes == ([7, 3, 1] if room == 0 else [7])
 
 
@@ -280,12 +281,12 @@ class Gathered:
 
 
 @pytest.mark.parametrize("room", [10 * 2 * 23, 10 * 2 * 9])
-def test_what_several_processes_collect_is_put_in_order_logits_too(room, deit, digit_sources):
-    model, source = deit("deit_tiny_distilled", classes=10), subset(digit_sources[1], range(23))
+def test_what_several_processes_collect_is_put_in_order_logits_too(room, deit, digit_datasets):
+    model, dataset = deit("deit_tiny_distilled", classes=10), select(digit_datasets[1], range(23))
     contender = EvalModel(model=model, preprocessing=PRE, rows=tuple(range(10)), head="avg-logits")
     draw = torch.Generator().manual_seed(0)
     cls, dist = torch.randn(2, 23, 10, generator=draw)
-    labels = torch.from_numpy(source.labels)
+    labels = torch.from_numpy(dataset.labels)
 
     def tally(places):
         made = EvalAccumulator(contender, 23, room=room)
@@ -320,12 +321,12 @@ def test_of_equal_scores_the_first_class_is_the_answer_everywhere():
 
 
 def test_on_a_cpu_images_are_answered_by_the_block_that_the_allocator_keeps(
-    deit, digit_sources, reporter, monkeypatch
+    deit, digit_datasets, reporter, monkeypatch
 ):
-    source, model, sizes = subset(digit_sources[1], range(20)), deit("deit_tiny", classes=10), []
+    dataset, model, sizes = select(digit_datasets[1], range(20)), deit("deit_tiny", classes=10), []
     model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
-    whole = score(model, source, reporter, batch_size=16)
+    whole = score(model, dataset, reporter, batch_size=16)
     monkeypatch.setattr(device, "LARGEST_KEPT_BLOCK", 4 * largest_block(model, torch.float32))
-    parts = score(model, source, reporter, batch_size=16)
+    parts = score(model, dataset, reporter, batch_size=16)
     assert sizes == [16, 4] + [4] * 5
     assert parts.loss == pytest.approx(whole.loss, rel=1e-6)

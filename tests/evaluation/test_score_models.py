@@ -15,9 +15,9 @@ from deitctl.errors import ConfigError, DataError, DeitctlError, ModelError
 from deitctl.evaluation.score_models import evaluate_model, evaluate_models
 from deitctl.events import SilentReporter
 from deitctl.models.catalog import find, imagenet_classes
-from deitctl.models.checkpoint_io import load_card, load_tensors, save_model, save_tensors
+from deitctl.models.checkpoint_io import load_model_config, load_tensors, save_model, save_tensors
 from deitctl.models.factory import build_model
-from deitctl.models.layers import layer_names, shipping_config
+from deitctl.models.layers import describe_layers, pin_img_size
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
         save_model(
             tmp_path / name,
             state,
-            shipping_config(built.model, built.card),
-            layer_names(built.model),
+            pin_img_size(built.model, built.model_config),
+            describe_layers(built.model),
         )
         return tmp_path / name
 
@@ -155,8 +155,8 @@ def test_a_temperature_is_kept_with_the_model_and_used_again(
         str(images), model=str(model), workers=0, save_temperature=True, reporter=reporter
     )
     assert before.calibration is not None
-    card = load_card(model)
-    assert card.temperatures == pytest.approx(before.calibration.temperatures)
+    model_config = load_model_config(model)
+    assert model_config.temperatures == pytest.approx(before.calibration.temperatures)
     assert before.intervals["avg-logits"] == before.intervals["top1"]
     assert set(before.intervals) == {
         "top1",
@@ -167,7 +167,7 @@ def test_a_temperature_is_kept_with_the_model_and_used_again(
         "avg-logits",
         "avg-probs",
     }
-    assert set(card.temperatures) == {"cls", "dist", "avg-logits", "avg-probs"}
+    assert set(model_config.temperatures) == {"cls", "dist", "avg-logits", "avg-probs"}
     assert "Kept with the model: temperature" in reporter.notes[-1]
     after = evaluate_model(str(images), model=str(model), workers=0)
     assert after.contender.temperature == before.calibration.temperature != 1.0
@@ -176,7 +176,7 @@ def test_a_temperature_is_kept_with_the_model_and_used_again(
     assert after.calibration is not None
     assert after.calibration.temperature == pytest.approx(before.calibration.temperature, rel=1e-4)
     by_head = evaluate_model(str(images), model=str(model), head="dist", workers=0)
-    assert by_head.contender.temperature == card.temperatures["dist"]
+    assert by_head.contender.temperature == model_config.temperatures["dist"]
 
 
 def test_a_temperature_needs_one_model_in_a_folder(folder, images, tmp_path) -> None:
@@ -287,15 +287,21 @@ def test_folders_called_0_to_999_are_imagenets_numbers(
         for i, t in enumerate(found.scores.targets.tolist())
     )
     assert any("ImageNetV2" in note for note in reporter.notes)
-    card = find("deit_tiny").card()
-    turned = replace(card, class_names=card.class_names[::-1], descriptions=card.descriptions[::-1])
+    model_config = find("deit_tiny").to_model_config()
+    turned = replace(
+        model_config,
+        class_names=model_config.class_names[::-1],
+        descriptions=model_config.descriptions[::-1],
+    )
     assert match_classes(turned, [str(n) for n in range(1000)]).rows[:2] == (
         999,
         998,
     )  # numbers are ImageNet's
-    assert match_classes(card, [str(n) for n in range(999)]) is None  # one is missing: not that set
     assert (
-        match_classes(card, [f"{n:03d}" for n in range(1000)]) is None
+        match_classes(model_config, [str(n) for n in range(999)]) is None
+    )  # one is missing: not that set
+    assert (
+        match_classes(model_config, [f"{n:03d}" for n in range(1000)]) is None
     )  # another numbering that went around
 
 

@@ -15,15 +15,15 @@ from typer.testing import CliRunner
 
 from deitctl.cli.app import app
 from deitctl.data.eval_transform import eval_transform
-from deitctl.data.mixup import normalize
+from deitctl.data.batch_transforms import normalize
 from deitctl.errors import ConfigError, DeitctlError, ModelError
 from deitctl.events import SilentReporter
 from deitctl.explanation.explain import Sheets, explain
 from deitctl.inference.classify import predict
-from deitctl.models.checkpoint_io import load_card, save_model
+from deitctl.models.checkpoint_io import load_model_config, save_model
 from deitctl.models.factory import build_model, load_model
 from deitctl.models.heads import forward_heads
-from deitctl.models.layers import layer_names, shipping_config
+from deitctl.models.layers import describe_layers, pin_img_size
 
 NAMES = ("ant", "bee", "cow")
 
@@ -47,7 +47,7 @@ def make_folder(
             distilled=None,
             reporter=SilentReporter(),
         )
-        model, pre = randomize(built.model).eval(), built.card.preprocessing
+        model, pre = randomize(built.model).eval(), built.model_config.preprocessing
         pixels = np.stack([eval_transform(make_image(24, 18, seed), pre) for seed in range(6)])
         with torch.no_grad():
             for name, logits in model(normalize(torch.from_numpy(pixels), pre))._asdict().items():
@@ -58,7 +58,10 @@ def make_folder(
                         parameter.mul_(20)
         folder = tmp_path_factory.mktemp("model")
         save_model(
-            folder, model.state_dict(), shipping_config(model, built.card), layer_names(model)
+            folder,
+            model.state_dict(),
+            pin_img_size(model, built.model_config),
+            describe_layers(model),
         )
         return str(folder)
 
@@ -155,9 +158,11 @@ def test_the_class_asked_about_is_scored_and_drawn(
 def test_scores_have_the_temperature_of_their_head(
     distilled: str, photos: list[str], tmp_path: Path
 ) -> None:
-    card = replace(load_card(Path(distilled)), temperatures={"dist": 2.0})
+    model_config = replace(load_model_config(Path(distilled)), temperatures={"dist": 2.0})
     loaded = load_model(distilled, reporter=SilentReporter())
-    save_model(tmp_path / "soft", loaded.model.state_dict(), card, layer_names(loaded.model))
+    save_model(
+        tmp_path / "soft", loaded.model.state_dict(), model_config, describe_layers(loaded.model)
+    )
     [hard] = explain(photos[:1], model=distilled, output=tmp_path / "out")
     [soft] = explain(photos[:1], model=str(tmp_path / "soft"), output=tmp_path / "out")
     assert soft.tokens["cls"].first.score == pytest.approx(hard.tokens["cls"].first.score)
@@ -264,8 +269,10 @@ def test_a_caller_in_inference_mode_gets_the_same(
 
 def test_weights_that_answer_nan_are_said(plain: str, photos: list[str], tmp_path: Path) -> None:
     loaded = load_model(plain, reporter=SilentReporter())
-    card = load_card(Path(plain))
-    save_model(tmp_path / "m", loaded.model.state_dict(), card, layer_names(loaded.model))
+    model_config = load_model_config(Path(plain))
+    save_model(
+        tmp_path / "m", loaded.model.state_dict(), model_config, describe_layers(loaded.model)
+    )
     state = load_file(tmp_path / "m" / "model.safetensors")
     state["norm.weight"] = torch.full_like(state["norm.weight"], 3e38)
     save_file(state, tmp_path / "m" / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Small models with cards, and images for them."""
+"""Small models with configs, and images for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from deitctl.data.dataset import Source
+from deitctl.data.dataset import ImageDataset
 from deitctl.events import SilentReporter
 from deitctl.exporters.compare_outputs import Images, images
 from deitctl.exporters.metadata import metadata_of
@@ -59,10 +59,12 @@ def shallow(
 
     def make(alias: str = "deit_tiny_distilled") -> LoadedModel:
         arch = replace(tiny_arch(alias), depth=1)
-        card = replace(arch.card(), num_classes=10, class_names=DIGITS, descriptions=None)
+        model_config = replace(
+            arch.to_model_config(), num_classes=10, class_names=DIGITS, descriptions=None
+        )
         model = VisionTransformer(arch, num_classes=10, img_size=32)
         randomize(model)
-        return LoadedModel(model.eval(), card)
+        return LoadedModel(model.eval(), model_config)
 
     return make
 
@@ -70,15 +72,15 @@ def shallow(
 @pytest.fixture(scope="session")
 def network() -> Callable[[LoadedModel, str], ExportedClassifier]:
     def wrap(loaded: LoadedModel, head: str) -> ExportedClassifier:
-        return ExportedClassifier(loaded.model, loaded.card, head)
+        return ExportedClassifier(loaded.model, loaded.model_config, head)
 
     return wrap
 
 
 @pytest.fixture(scope="session")
-def sample(digit_sources: tuple[Source, Source]) -> Callable[..., Images]:
+def sample(digit_datasets: tuple[ImageDataset, ImageDataset]) -> Callable[..., Images]:
     def make(loaded: LoadedModel, count: int = 18) -> Images:
-        return images(digit_sources[1], loaded.card.preprocessing, count)
+        return images(digit_datasets[1], loaded.model_config.preprocessing, count)
 
     return make
 
@@ -103,5 +105,7 @@ def onnx_file(
     """The distilled DeiT of one block, its heads joined by avg-probs, as ONNX in fp32."""
     loaded, path = shallow(), tmp_path_factory.mktemp("onnx") / "m.onnx"
     wrapped = network(loaded, "avg-probs")
-    export_onnx(wrapped, loaded.card, metadata_of(wrapped, loaded.card, "onnx"), path)
+    export_onnx(
+        wrapped, loaded.model_config, metadata_of(wrapped, loaded.model_config, "onnx"), path
+    )
     return path

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from onnx import helper
 from PIL import Image
 
-from deitctl.data.dataset import FileSource
-from deitctl.data.eval_transform import TALL, eval_transform, is_ribbon
+from deitctl.data.dataset import FileDataset
+from deitctl.data.eval_transform import MAX_ASPECT, eval_transform, has_extreme_aspect
 from deitctl.errors import ExportError
 from deitctl.exporters import any_size
 from deitctl.exporters.any_size import front_text, golden_view, require_resizable, take_any_size
@@ -85,7 +85,7 @@ PREPROCESSING = st.builds(
 )  # 53 high: black above and below
 @example(width=1, height=1, pre=Preprocessing(img_size=64, crop_pct=0.9), seed=0)
 def test_the_network_sees_what_it_sees_with_pillow(width, height, pre, seed, make_image):
-    assume(not is_ribbon(width, height, pre))
+    assume(not has_extreme_aspect(width, height, pre))
     off = levels(make_image(width, height, seed), pre)
     assert off.max() <= LEVELS
     assert (off > 0).mean() < 0.1
@@ -135,11 +135,11 @@ def test_what_onnx_does_not_do_as_pillow_is_refused(interpolation):
 
 def test_images_much_longer_than_wide_are_for_other_files():
     pre = Preprocessing()
-    assert is_ribbon(9, 9 * TALL + 1, pre)
-    assert is_ribbon(9 * TALL + 1, 9, pre)
-    assert not is_ribbon(9, 9 * TALL, pre)
-    assert is_ribbon(9, 9 * TALL, Preprocessing(img_size=1024)), "1137 x 113,700 pixels"
-    assert not is_ribbon(9, 9 * TALL, Preprocessing(img_size=1024, crop_mode="squash"))
+    assert has_extreme_aspect(9, 9 * MAX_ASPECT + 1, pre)
+    assert has_extreme_aspect(9 * MAX_ASPECT + 1, 9, pre)
+    assert not has_extreme_aspect(9, 9 * MAX_ASPECT, pre)
+    assert has_extreme_aspect(9, 9 * MAX_ASPECT, Preprocessing(img_size=1024)), "1137 x 113,700 pixels"
+    assert not has_extreme_aspect(9, 9 * MAX_ASPECT, Preprocessing(img_size=1024, crop_mode="squash"))
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +150,10 @@ def loaded(shallow):
 @pytest.fixture
 def make(onnx_file, loaded, tmp_path):
     """Write the any-size file of the distilled DeiT of one block, its front changed as the test says."""
-    pre = loaded.card.preprocessing
+    pre = loaded.model_config.preprocessing
 
     def write(change=None, source=onnx_file, monkeypatch=None):
-        golden = reference(loaded.model, loaded.card, "avg-probs", golden_view(pre))[0, 0]
+        golden = reference(loaded.model, loaded.model_config, "avg-probs", golden_view(pre))[0, 0]
         if change:
             text = front_text(pre)
             assert change[0] in text
@@ -173,10 +173,10 @@ def prove(loaded, tmp_path, make_image):
         for number, size in enumerate(sizes):
             files.append(str(tmp_path / f"{number}.png"))
             make_image(*size, seed=number).save(files[-1])
-        source = FileSource(files, np.zeros(len(files), dtype=np.int64), ("",))
-        pre = loaded.card.preprocessing
+        source = FileDataset(files, np.zeros(len(files), dtype=np.int64), ("",))
+        pre = loaded.model_config.preprocessing
         sample = images(source, pre, len(files))
-        answers = reference(loaded.model, loaded.card, "avg-probs", sample.pixels)
+        answers = reference(loaded.model, loaded.model_config, "avg-probs", sample.pixels)
         golden = read_golden({p.key: p.value for p in onnx.load(path).metadata_props}, pre.img_size)
         golden = golden._replace(logits=golden.logits + golden_off)
         return verify_any_size(path, golden, answers, source, sample, pre, rounded=rounded)
@@ -315,12 +315,20 @@ def test_the_file_runs_where_torch_pillow_and_deitctl_cannot_be_imported(
 def test_a_squashed_and_a_padded_image_reach_the_network_too(
     changed, loaded, network, make_image, tmp_path
 ):
-    card = replace(loaded.card, preprocessing=replace(loaded.card.preprocessing, **changed))
-    inside = network(replace(loaded, card=card), "cls")
-    export_onnx(inside, card, metadata_of(inside, card, "onnx"), tmp_path / "m.onnx")
-    golden = reference(loaded.model, card, "cls", golden_view(card.preprocessing))[0, 0]
-    take_any_size(tmp_path / "m.onnx", card.preprocessing, golden, tmp_path / "any.onnx")
+    model_config = replace(
+        loaded.model_config, preprocessing=replace(loaded.model_config.preprocessing, **changed)
+    )
+    inside = network(replace(loaded, model_config=model_config), "cls")
+    export_onnx(
+        inside, model_config, metadata_of(inside, model_config, "onnx"), tmp_path / "m.onnx"
+    )
+    golden = reference(loaded.model, model_config, "cls", golden_view(model_config.preprocessing))[
+        0, 0
+    ]
+    take_any_size(tmp_path / "m.onnx", model_config.preprocessing, golden, tmp_path / "any.onnx")
     image = make_image(90, 47)
     answer = load(str(tmp_path / "any.onnx"))(np.asarray(image)[None])
-    expected = reference(loaded.model, card, "cls", wanted(image, card.preprocessing)[None])
+    expected = reference(
+        loaded.model, model_config, "cls", wanted(image, model_config.preprocessing)[None]
+    )
     np.testing.assert_allclose(answer[0], expected[0], atol=0.01)

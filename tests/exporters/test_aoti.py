@@ -27,7 +27,12 @@ def file(loaded, network, tmp_path_factory):
     except ExportError as error:
         pytest.skip(str(error))
     path = tmp_path_factory.mktemp("aoti") / "m-aoti.pt2"
-    export_aoti(network(loaded, "avg-probs"), loaded.card, describe(loaded.card, "avg-probs"), path)
+    export_aoti(
+        network(loaded, "avg-probs"),
+        loaded.model_config,
+        describe(loaded.model_config, "avg-probs"),
+        path,
+    )
     return path
 
 
@@ -44,7 +49,7 @@ def test_the_package_answers_as_the_model_at_any_batch_size_and_says_what_it_is(
         )
     assert [p.name for p in file.parent.iterdir()] == ["m-aoti.pt2"]
     said = read_metadata(file)
-    assert describe(loaded.card, "avg-probs").items() <= said.items()
+    assert describe(loaded.model_config, "avg-probs").items() <= said.items()
     assert json.loads(said["class_names"]) == list("0123456789")
     assert said["torch_version"] == torch.__version__
     assert "AOTI_CPU_ISA" in said

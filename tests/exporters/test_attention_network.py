@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from deitctl.data.mixup import normalize
+from deitctl.data.batch_transforms import normalize
 from deitctl.explanation.attention import attend
 from deitctl.exporters.attention_network import TOKENS, AttendingClassifier
 from deitctl.exporters.onnx import export_onnx
@@ -20,11 +20,11 @@ def test_it_answers_as_the_model_and_its_attention_is_that_of_the_last_block(
     head = "cls" if tokens == 1 else "avg-logits"
     pixels = torch.from_numpy(sample(loaded, 3).pixels)
     with torch.no_grad():
-        *answers, attention = AttendingClassifier(loaded.model, loaded.card, head)(pixels)
+        *answers, attention = AttendingClassifier(loaded.model, loaded.model_config, head)(pixels)
     np.testing.assert_allclose(
         torch.stack(answers), answer(network(loaded, head), pixels.numpy()), atol=1e-5
     )
-    images = normalize(pixels.permute(0, 3, 1, 2), loaded.card.preprocessing)
+    images = normalize(pixels.permute(0, 3, 1, 2), loaded.model_config.preprocessing)
     wanted = (
         attend(loaded.model, images)
         .kept[-1]
@@ -40,8 +40,8 @@ def test_the_file_gives_the_attention_for_any_batch(shallow, sample, tmp_path):
     import onnxruntime
 
     loaded = shallow()
-    attending = AttendingClassifier(loaded.model, loaded.card, "dist")
-    export_onnx(attending, loaded.card, {}, tmp_path / "m.onnx")
+    attending = AttendingClassifier(loaded.model, loaded.model_config, "dist")
+    export_onnx(attending, loaded.model_config, {}, tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     assert [o.name for o in session.get_outputs()] == ["logits", "probabilities", "attention"]
     for count in (1, 5):

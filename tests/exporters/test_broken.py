@@ -21,16 +21,16 @@ PROGRAM = FORMATS["onnx"].program_file
 class WrongMean(ExportedClassifier):
     """0.5 where ImageNet's mean belongs: what a reader without our metadata assumes."""
 
-    def __init__(self, model, card, head):
-        super().__init__(model, card, head)
-        self.preprocessing = replace(card.preprocessing, mean=(0.5, 0.5, 0.5))
+    def __init__(self, model, model_config, head):
+        super().__init__(model, model_config, head)
+        self.preprocessing = replace(model_config.preprocessing, mean=(0.5, 0.5, 0.5))
 
 
 class SwappedHeads(ExportedClassifier):
     """The distillation head's answer where the class head's belongs."""
 
-    def __init__(self, model, card, head):
-        super().__init__(model, card, {"cls": "dist", "dist": "cls"}[head])
+    def __init__(self, model, model_config, head):
+        super().__init__(model, model_config, {"cls": "dist", "dist": "cls"}[head])
 
 
 class SwappedChannels(ExportedClassifier):
@@ -59,9 +59,13 @@ def broken(shallow, sample, tmp_path_factory):
         loaded = shallow()
         path = tmp_path_factory.mktemp("broken") / "m.onnx"
         said = metadata_of(
-            ExportedClassifier(loaded.model, loaded.card, "cls"), loaded.card, "onnx"
+            ExportedClassifier(loaded.model, loaded.model_config, "cls"),
+            loaded.model_config,
+            "onnx",
         )
-        FORMATS["onnx"].write(kind(loaded.model, loaded.card, "cls"), loaded.card, said, path)
+        FORMATS["onnx"].write(
+            kind(loaded.model, loaded.model_config, "cls"), loaded.model_config, said, path
+        )
         digits = sample(loaded)
         red, green, blue = np.moveaxis(
             digits.pixels, 3, 0
@@ -70,7 +74,7 @@ def broken(shallow, sample, tmp_path_factory):
         return (
             path,
             read_golden(said, 32),
-            reference(loaded.model, loaded.card, "cls", some.pixels),
+            reference(loaded.model, loaded.model_config, "cls", some.pixels),
             some,
         )
 
@@ -106,7 +110,7 @@ def test_the_two_heads_of_these_tests_answer_otherwise(shallow):
     """Without which swapping them would be nothing to find."""
     loaded = shallow()
     cls, dist = (
-        reference(loaded.model, loaded.card, head, golden_input(32))[0, 0]
+        reference(loaded.model, loaded.model_config, head, golden_input(32))[0, 0]
         for head in ("cls", "dist")
     )
     assert np.abs(cls - dist).max() > 0.1

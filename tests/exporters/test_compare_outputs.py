@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from deitctl.data.dataset import FileSource, subset
+from deitctl.data.dataset import FileDataset, select
 from deitctl.errors import ExportError
 from deitctl.exporters import FORMATS
 from deitctl.exporters.compare_outputs import (
@@ -24,7 +24,7 @@ PRE = Preprocessing(img_size=32)
 
 
 def files(*paths):
-    return FileSource(tuple(map(str, paths)), np.zeros(len(paths), dtype=np.int64), ("",))
+    return FileDataset(tuple(map(str, paths)), np.zeros(len(paths), dtype=np.int64), ("",))
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def reply(tmp_path):
     return run
 
 
-def test_images_are_spread_over_the_classes_in_the_order_of_the_data(digit_sources):
-    by_class = subset(digit_sources[1], np.argsort(digit_sources[1].labels, kind="stable"))
+def test_images_are_spread_over_the_classes_in_the_order_of_the_data(digit_datasets):
+    by_class = select(digit_datasets[1], np.argsort(digit_datasets[1].labels, kind="stable"))
     sample = images(by_class, PRE, 20)
     assert sample.pixels.shape == (20, 32, 32, 3)
     assert sample.pixels.dtype == np.uint8
@@ -76,7 +76,7 @@ def test_no_readable_image_is_an_error(tmp_path):
 def test_an_exported_file_passes(count, shallow, onnx_file, sample):
     loaded = shallow()
     some = sample(loaded, count)
-    wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
+    wanted = reference(loaded.model, loaded.model_config, "avg-probs", some.pixels)
     found = verify(onnx_file, FORMATS["onnx"].program_file, wanted, some, tolerance=ONNX_TOLERANCE)
     assert (found.num_images, found.top1_agreement, found.differing) == (count, 100, [])
     assert found.max_abs_diff < 1e-4
@@ -87,7 +87,7 @@ def test_a_file_with_other_weights_fails(shallow, onnx_file, sample):
     with torch.no_grad():
         loaded.model.head.weight[0, 0] += 0.1
     some = sample(loaded)
-    wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
+    wanted = reference(loaded.model, loaded.model_config, "avg-probs", some.pixels)
     with pytest.raises(
         ExportError, match="disagrees with the model on 18 images: answers differ by up to"
     ):
@@ -96,20 +96,21 @@ def test_a_file_with_other_weights_fails(shallow, onnx_file, sample):
 
 def test_a_file_with_other_preprocessing_fails(shallow, onnx_file, sample):
     loaded = shallow()
-    card = replace(
-        loaded.card, preprocessing=replace(loaded.card.preprocessing, mean=(0.5, 0.5, 0.5))
+    model_config = replace(
+        loaded.model_config,
+        preprocessing=replace(loaded.model_config.preprocessing, mean=(0.5, 0.5, 0.5)),
     )
     some = sample(loaded)
-    wanted = reference(loaded.model, card, "avg-probs", some.pixels)
+    wanted = reference(loaded.model, model_config, "avg-probs", some.pixels)
     with pytest.raises(ExportError, match="disagrees"):
         verify(onnx_file, FORMATS["onnx"].program_file, wanted, some, tolerance=ONNX_TOLERANCE)
 
 
 def test_a_torch_file_passes(shallow, network, sample, tmp_path):
     loaded, path = shallow(), tmp_path / "m.pt2"
-    export_torch(network(loaded, "dist"), loaded.card, {}, path)
+    export_torch(network(loaded, "dist"), loaded.model_config, {}, path)
     some = sample(loaded, 18)
-    wanted = reference(loaded.model, loaded.card, "dist", some.pixels)
+    wanted = reference(loaded.model, loaded.model_config, "dist", some.pixels)
     assert (
         verify(
             path, FORMATS["torch"].program_file, wanted, some, tolerance=TORCH_TOLERANCE

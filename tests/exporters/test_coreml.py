@@ -97,7 +97,10 @@ def loaded(shallow):
 def package(loaded, network, tmp_path_factory):
     path = tmp_path_factory.mktemp("coreml") / "m.mlpackage"
     export_coreml(
-        network(loaded, "avg-probs"), loaded.card, describe(loaded.card, "avg-probs"), path
+        network(loaded, "avg-probs"),
+        loaded.model_config,
+        describe(loaded.model_config, "avg-probs"),
+        path,
     )
     return path
 
@@ -145,7 +148,7 @@ def test_the_labels_are_those_of_the_classes_in_their_order(package):
 
 
 def test_metadata_comes_back(package, loaded, tmp_path):
-    assert describe(loaded.card, "avg-probs").items() <= read_metadata(package).items()
+    assert describe(loaded.model_config, "avg-probs").items() <= read_metadata(package).items()
     with pytest.raises(ExportError, match="not a readable Core ML package"):
         read_metadata(tmp_path)
 
@@ -161,6 +164,6 @@ def test_what_cannot_be_converted_is_refused(loaded, network, tmp_path, monkeypa
         wrapped, "forward", lambda pixels: (pixels.float().flatten(1).cholesky_inverse(),)
     )
     with pytest.raises(ExportError, match=r"cannot be written for Core ML: .*--to onnx"):
-        export_coreml(wrapped, loaded.card, {}, tmp_path / "m.mlpackage")
+        export_coreml(wrapped, loaded.model_config, {}, tmp_path / "m.mlpackage")
     assert not (tmp_path / "m.mlpackage").exists()
     assert capfd.readouterr() == ("", "")

@@ -26,8 +26,8 @@ def loaded(shallow):
 @pytest.fixture(scope="module")
 def file(loaded, network, tmp_path_factory):
     path = tmp_path_factory.mktemp("executorch") / "m.pte"
-    said = describe(loaded.card, "avg-probs") | {"architecture": "ünder"}
-    export_executorch(network(loaded, "avg-probs"), loaded.card, said, path)
+    said = describe(loaded.model_config, "avg-probs") | {"architecture": "ünder"}
+    export_executorch(network(loaded, "avg-probs"), loaded.model_config, said, path)
     return path
 
 
@@ -46,7 +46,9 @@ def test_the_file_answers_as_the_model_at_any_batch_size_that_it_allows(
 
 
 def test_metadata_comes_back(file, loaded, tmp_path):
-    assert read_metadata(file) == describe(loaded.card, "avg-probs") | {"architecture": "ünder"}
+    assert read_metadata(file) == describe(loaded.model_config, "avg-probs") | {
+        "architecture": "ünder"
+    }
     (tmp_path / "half.pte").write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ExportError, match=r"half.pte is not a readable .pte file"):
         read_metadata(tmp_path / "half.pte")

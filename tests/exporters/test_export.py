@@ -28,7 +28,7 @@ def quick(monkeypatch, tmp_path):
     """Stand a format in that writes one byte; its proof is a process that answers what the test says."""
 
     def install(program="raise SystemExit('nothing runs here')"):
-        def write(network, card, metadata, path):
+        def write(network, model_config, metadata, path):
             write_bytes(path, b"x")
 
         script = tmp_path / "program.py"
@@ -238,10 +238,10 @@ def test_a_transformers_folder_is_proven_from_file_to_label(model, reporter):
 def test_a_file_that_disagrees_is_kept_as_rejected_and_an_earlier_good_one_stays(
     model, monkeypatch
 ):
-    def write_wrong(network, card, metadata, path):
+    def write_wrong(network, model_config, metadata, path):
         with torch.no_grad():
             network.model.head.weight[0, 0] += 1
-        FORMATS["timm"].write(network, card, metadata, path)
+        FORMATS["timm"].write(network, model_config, metadata, path)
 
     (model / "export").mkdir()
     (model / "export" / "seven.pt2").write_bytes(b"earlier")

@@ -24,7 +24,7 @@ from deitctl.exporters.web_folder import FILES, read_metadata
 from deitctl.inference.classify import predict
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model
-from deitctl.models.layers import layer_names, shipping_config
+from deitctl.models.layers import describe_layers, pin_img_size
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory, randomize) -> Path:
     save_model(
         folder,
         loaded.model.state_dict(),
-        shipping_config(loaded.model, loaded.card),
-        layer_names(loaded.model),
+        pin_img_size(loaded.model, loaded.model_config),
+        describe_layers(loaded.model),
     )
     config = json.loads((folder / "config.json").read_text())
     config["deitctl"]["temperatures"] = {config["deitctl"]["head"]: 1.7}

@@ -41,12 +41,12 @@ def test_swapped_channels_and_transposed_axes_are_other_samples():
 
 def test_the_sample_holds_the_input_and_the_models_answer(shallow, network):
     loaded = shallow()
-    said = metadata_of(network(loaded, "dist"), loaded.card, "onnx")
+    said = metadata_of(network(loaded, "dist"), loaded.model_config, "onnx")
     sample = json.loads(said[GOLDEN])
     np.testing.assert_array_equal(
         np.frombuffer(base64.b64decode(sample["tile"]), np.uint8), golden_tile().ravel()
     )
-    wanted = reference(loaded.model, loaded.card, "dist", enlarge(golden_tile(), 32))[0, 0]
+    wanted = reference(loaded.model, loaded.model_config, "dist", enlarge(golden_tile(), 32))[0, 0]
     np.testing.assert_allclose(sample["logits"], wanted, rtol=1e-5)
     golden = read_golden(said, 32)
     np.testing.assert_array_equal(golden.pixels, enlarge(golden_tile(), 32))
@@ -88,7 +88,7 @@ def test_a_file_that_does_not_answer_its_golden_sample_does_not_pass(
     onnx.save(proto, tmp_path / "m.onnx")
     loaded = shallow()
     some = sample(loaded, 2)
-    wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
+    wanted = reference(loaded.model, loaded.model_config, "avg-probs", some.pixels)
     golden = read_golden(FORMATS["onnx"].read_metadata(tmp_path / "m.onnx"), 32)
     with pytest.raises(ExportError, match="golden sample is answered"):
         verify(

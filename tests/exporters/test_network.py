@@ -21,7 +21,7 @@ def test_the_network_answers_as_predict_does_with_every_head_rule(
 ):
     loaded = shallow()
     pixels = sample(loaded).pixels
-    wanted = reference(loaded.model, loaded.card, head, pixels)
+    wanted = reference(loaded.model, loaded.model_config, head, pixels)
     got = answer(network(loaded, head), pixels)
     np.testing.assert_allclose(got, wanted, atol=1e-5)
     np.testing.assert_allclose(got[1].sum(axis=1), 1, atol=1e-5)
@@ -32,16 +32,23 @@ def test_probabilities_are_calibrated_and_logits_are_the_models_own(
 ):
     """The temperature of the rule that the file has; another rule's changes nothing."""
     loaded = shallow()
-    card = replace(loaded.card, temperatures={"cls": 2.5, "dist": 9.0})
+    model_config = replace(loaded.model_config, temperatures={"cls": 2.5, "dist": 9.0})
     pixels = sample(loaded, 4).pixels
     plain = answer(network(loaded, "cls"), pixels)
-    logits, probabilities = answer(network(replace(loaded, card=card), "cls"), pixels)
+    logits, probabilities = answer(
+        network(replace(loaded, model_config=model_config), "cls"), pixels
+    )
     np.testing.assert_array_equal(logits, plain[0])
     expected = torch.from_numpy(plain[0]).div(2.5).softmax(1).numpy()
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
     assert np.abs(probabilities - plain[1]).max() > 1e-3
-    np.testing.assert_allclose(reference(loaded.model, card, "cls", pixels)[1], expected, atol=1e-6)
-    assert (describe(card, "cls")["temperature"], describe(card, "avg-probs")["temperature"]) == (
+    np.testing.assert_allclose(
+        reference(loaded.model, model_config, "cls", pixels)[1], expected, atol=1e-6
+    )
+    assert (
+        describe(model_config, "cls")["temperature"],
+        describe(model_config, "avg-probs")["temperature"],
+    ) == (
         "2.5",
         "1.0",
     )
@@ -60,8 +67,10 @@ def test_the_traced_program_names_no_file_of_this_machine(shallow, network):
 
 
 def test_metadata_says_what_is_left_to_the_reader(shallow):
-    card = replace(shallow().card, descriptions=tuple(f"digit {d}" for d in range(10)))
-    metadata = describe(card, "cls")
+    model_config = replace(
+        shallow().model_config, descriptions=tuple(f"digit {d}" for d in range(10))
+    )
+    metadata = describe(model_config, "cls")
     pre = json.loads(metadata["preprocessing"])
     assert json.loads(metadata["class_names"]) == list("0123456789")
     assert json.loads(metadata["descriptions"])[3] == "digit 3"
@@ -76,12 +85,12 @@ def test_metadata_says_what_is_left_to_the_reader(shallow):
 
 
 def test_metadata_of_a_bare_network_leaves_normalization_to_the_reader(shallow):
-    pre = json.loads(describe(shallow().card, "cls", bare=True)["preprocessing"])
+    pre = json.loads(describe(shallow().model_config, "cls", bare=True)["preprocessing"])
     assert (pre["layout"], pre["normalization"]["where"]) == ("NCHW float32", "left to the reader")
 
 
 def test_metadata_leaves_out_names_that_are_not_known(shallow):
-    metadata = describe(replace(shallow().card, class_names=None, descriptions=None), "cls")
+    metadata = describe(replace(shallow().model_config, class_names=None, descriptions=None), "cls")
     assert not {"class_names", "descriptions"} & metadata.keys()
 
 

@@ -31,7 +31,12 @@ def deit_tiny(shallow):
 @pytest.fixture(scope="module")
 def file(deit_tiny, network, tmp_path_factory):
     path = tmp_path_factory.mktemp("onnx") / "deit_tiny.onnx"
-    export_onnx(network(deit_tiny, "cls"), deit_tiny.card, describe(deit_tiny.card, "cls"), path)
+    export_onnx(
+        network(deit_tiny, "cls"),
+        deit_tiny.model_config,
+        describe(deit_tiny.model_config, "cls"),
+        path,
+    )
     return path
 
 
@@ -48,14 +53,14 @@ def test_the_file_answers_as_the_model_at_any_batch_size(
 @pytest.mark.parametrize("head", HEADS)
 def test_the_file_holds_the_head_rule(head, shallow, network, sample, answer, tmp_path):
     loaded, path = shallow(), tmp_path / "m.onnx"
-    export_onnx(network(loaded, head), loaded.card, {}, path)
+    export_onnx(network(loaded, head), loaded.model_config, {}, path)
     pixels = sample(loaded, 3).pixels
     np.testing.assert_allclose(run(path, pixels), answer(network(loaded, head), pixels), atol=1e-4)
 
 
 def test_a_convnet_of_timm_exports_too(classifier, network, sample, answer, tmp_path):
     loaded, path = classifier("test_byobnet", img_size=64), tmp_path / "m.onnx"
-    export_onnx(network(loaded, "cls"), loaded.card, {}, path)
+    export_onnx(network(loaded, "cls"), loaded.model_config, {}, path)
     pixels = sample(loaded, 3).pixels
     np.testing.assert_allclose(run(path, pixels), answer(network(loaded, "cls"), pixels), atol=1e-4)
 
@@ -78,9 +83,12 @@ def test_the_file_is_one_of_the_pinned_opset_with_a_free_batch(file):
 def test_a_bare_network_takes_normalized_images_and_gives_logits(
     deit_tiny, sample, answer, network, tmp_path
 ):
-    card, path = deit_tiny.card, tmp_path / "bare.onnx"
+    model_config, path = deit_tiny.model_config, tmp_path / "bare.onnx"
     export_onnx(
-        BareClassifier(deit_tiny.model, card, "cls"), card, describe(card, "cls", bare=True), path
+        BareClassifier(deit_tiny.model, model_config, "cls"),
+        model_config,
+        describe(model_config, "cls", bare=True),
+        path,
     )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (takes,), (gives,) = session.get_inputs(), session.get_outputs()
@@ -137,7 +145,7 @@ def test_the_file_runs_where_torch_deitctl_and_timm_cannot_be_imported(
 
 def test_nothing_of_the_exporter_reaches_the_terminal(shallow, network, tmp_path, capfd):
     loaded = shallow()
-    export_onnx(network(loaded, "cls"), loaded.card, {}, tmp_path / "m.onnx")
+    export_onnx(network(loaded, "cls"), loaded.model_config, {}, tmp_path / "m.onnx")
     assert capfd.readouterr() == ("", "")
 
 
@@ -147,7 +155,7 @@ def test_a_model_larger_than_one_file_is_refused_before_the_work(
     monkeypatch.setattr(onnx_export, "MAX_BYTES", 1000)
     loaded = shallow()
     with pytest.raises(ExportError, match=r"2 GiB.*--to torch"):
-        export_onnx(network(loaded, "cls"), loaded.card, {}, tmp_path / "m.onnx")
+        export_onnx(network(loaded, "cls"), loaded.model_config, {}, tmp_path / "m.onnx")
 
 
 def test_a_model_that_cannot_be_traced_is_one_error(shallow, network, tmp_path):
@@ -159,4 +167,4 @@ def test_a_model_that_cannot_be_traced_is_one_error(shallow, network, tmp_path):
     stubborn = network(loaded, "cls")
     stubborn.model = Stubborn()
     with pytest.raises(ExportError, match="cannot be traced"):
-        export_onnx(stubborn, loaded.card, {}, tmp_path / "m.onnx")
+        export_onnx(stubborn, loaded.model_config, {}, tmp_path / "m.onnx")

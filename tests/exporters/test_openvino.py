@@ -31,13 +31,13 @@ def loaded(shallow):
 @pytest.fixture(scope="module")
 def said(loaded, network):
     odd = {"architecture": "a <b> & \"c\" 'd'\n"}
-    return metadata_of(network(loaded, "avg-probs"), loaded.card, "openvino") | odd
+    return metadata_of(network(loaded, "avg-probs"), loaded.model_config, "openvino") | odd
 
 
 @pytest.fixture(scope="module")
 def folder(loaded, said, network, tmp_path_factory):
     path = tmp_path_factory.mktemp("openvino") / "m"
-    export_openvino(network(loaded, "avg-probs"), loaded.card, said, path)
+    export_openvino(network(loaded, "avg-probs"), loaded.model_config, said, path)
     return path
 
 
@@ -52,9 +52,9 @@ def test_the_folder_answers_as_the_model_at_any_batch_size(
 
 def test_a_convnet_of_timm_exports_too(classifier, network, sample, tmp_path):
     loaded = classifier("test_byobnet", img_size=64)
-    export_openvino(network(loaded, "cls"), loaded.card, {}, tmp_path / "m")
+    export_openvino(network(loaded, "cls"), loaded.model_config, {}, tmp_path / "m")
     some = sample(loaded, 3)
-    wanted = reference(loaded.model, loaded.card, "cls", some.pixels)
+    wanted = reference(loaded.model, loaded.model_config, "cls", some.pixels)
     assert (
         verify(
             tmp_path / "m", KIND.program_file, wanted, some, tolerance=KIND.tolerance
@@ -99,7 +99,7 @@ def test_weights_in_fp16_are_half_and_pass_their_proof(folder, loaded, sample, s
     sizes = [(path / "model.bin").stat().st_size for path in (tmp_path / "half", folder)]
     assert sizes[0] < 0.51 * sizes[1]
     some = sample(loaded, 18)
-    wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
+    wanted = reference(loaded.model, loaded.model_config, "avg-probs", some.pixels)
     found, relative = verify_rounded(
         tmp_path / "half", KIND.program_file, wanted, some, tolerance=0.01
     )
@@ -118,7 +118,7 @@ def test_other_weights_are_noticed(folder, loaded, sample, tmp_path):
     weights = np.fromfile(tmp_path / "model.bin", dtype=np.float32)
     (weights * 1.01).astype(np.float32).tofile(tmp_path / "model.bin")
     some = sample(loaded, 5)
-    wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
+    wanted = reference(loaded.model, loaded.model_config, "avg-probs", some.pixels)
     with pytest.raises(ExportError):
         verify(tmp_path, KIND.program_file, wanted, some, tolerance=KIND.tolerance)
 
@@ -143,7 +143,7 @@ def test_the_folder_runs_where_torch_deitctl_and_timm_cannot_be_imported(
 
 
 def test_nothing_of_the_converter_reaches_the_terminal(loaded, network, tmp_path, capfd):
-    export_openvino(network(loaded, "cls"), loaded.card, {"head": "cls"}, tmp_path / "m")
+    export_openvino(network(loaded, "cls"), loaded.model_config, {"head": "cls"}, tmp_path / "m")
     assert capfd.readouterr() == ("", "")
 
 

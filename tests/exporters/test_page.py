@@ -18,7 +18,7 @@ from PIL import Image
 
 from deitctl.data.decode import read_image
 from deitctl.data.eval_transform import eval_transform
-from deitctl.data.mixup import normalize
+from deitctl.data.batch_transforms import normalize
 from deitctl.errors import DeitctlError
 from deitctl.events import SilentReporter
 from deitctl.explanation.attention import attend
@@ -63,15 +63,15 @@ def model(shallow: Callable[..., LoadedModel]) -> LoadedModel:
     """A distilled DeiT of one block that is sure of something, with a temperature and names that are not harmless."""
     loaded = shallow()
     names = tuple(f"{HOSTILE if n % 2 else 'a name that is long ' * 9} {n}" for n in range(10))
-    card = replace(
-        loaded.card, head="avg-probs", descriptions=names, temperatures={"avg-probs": 0.7}
+    model_config = replace(
+        loaded.model_config, head="avg-probs", descriptions=names, temperatures={"avg-probs": 0.7}
     )
-    return LoadedModel(loaded.model, card)
+    return LoadedModel(loaded.model, model_config)
 
 
 def write(loaded: LoadedModel, folder: Path) -> Path:
-    network = ExportedClassifier(loaded.model, loaded.card, loaded.card.head)
-    export_web(network, loaded.card, describe(loaded.card, loaded.card.head), folder)
+    network = ExportedClassifier(loaded.model, loaded.model_config, loaded.model_config.head)
+    export_web(network, loaded.model_config, describe(loaded.model_config, loaded.model_config.head), folder)
     return folder
 
 
@@ -83,7 +83,7 @@ def folder(runtime: None, model: LoadedModel, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="module")
 def convnet(classifier: Callable[..., LoadedModel]) -> LoadedModel:
     loaded = classifier("test_byobnet", img_size=64)
-    return LoadedModel(loaded.model, replace(loaded.card, head="cls"))
+    return LoadedModel(loaded.model, replace(loaded.model_config, head="cls"))
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +109,13 @@ def opened(tab, folder) -> Iterator[tuple[chromium.Browser, str, list[str]]]:
 
 
 @pytest.fixture
-def images(make_image, digit_sources, tmp_path) -> list[Path]:
+def images(make_image, digit_datasets, tmp_path) -> list[Path]:
     """PNG of odd shapes, transparent, upright only by EXIF, of digits; and a JPEG."""
     turned = Image.Exif()
     turned[0x112] = 6
     transparent = make_image(50, 70, 4).convert("RGBA")
     transparent.putalpha(Image.linear_gradient("L").resize((50, 70)))
-    digit_sources[1].read(3).save(tmp_path / "digit.png")
+    digit_datasets[1].read(3).save(tmp_path / "digit.png")
     make_image(300, 7).save(tmp_path / "long.png")
     make_image(61, 90, 2).save(tmp_path / "turned.png", exif=turned)
     transparent.save(tmp_path / "transparent.png")
@@ -136,8 +136,8 @@ def answered(tab) -> list[dict[str, object]]:
 
 
 def scores(model: LoadedModel, path: Path) -> np.ndarray:
-    view = eval_transform(read_image(path), model.card.preprocessing).transpose(1, 2, 0)
-    return reference(model.model, model.card, model.card.head, view[None].copy())[1, 0]
+    view = eval_transform(read_image(path), model.model_config.preprocessing).transpose(1, 2, 0)
+    return reference(model.model, model.model_config, model.model_config.head, view[None].copy())[1, 0]
 
 
 def test_the_five_likeliest_classes_of_files_of_many_kinds_are_pythons(opened, model, images):
@@ -172,8 +172,8 @@ def test_attention_of_both_tokens_is_that_of_the_last_block(opened, model, imgs)
           worker.onmessage = ({{ data }}) => hear[data.kind]?.(data);
         }})"""
     )
-    view = eval_transform(read_image(imgs[0]), model.card.preprocessing)[None]
-    images = normalize(torch.from_numpy(view), model.card.preprocessing)
+    view = eval_transform(read_image(imgs[0]), model.model_config.preprocessing)[None]
+    images = normalize(torch.from_numpy(view), model.model_config.preprocessing)
     wanted = attend(model.model, images).kept[-1].mean(dim=1)[0, :2, 2:]
     assert given[0] == 2
     np.testing.assert_allclose(given[1], wanted.flatten(), atol=1e-5)

@@ -35,7 +35,7 @@ def rounded(onnx_file, shallow, sample, tmp_path_factory):
 def test_a_rounded_file_passes_its_proof(precision, rounded, shallow, sample):
     loaded = shallow()
     some = sample(loaded, 18)
-    wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
+    wanted = reference(loaded.model, loaded.model_config, "avg-probs", some.pixels)
     found, relative = verify_rounded(
         rounded / f"{precision}.onnx",
         FORMATS["onnx"].program_file,
@@ -155,7 +155,7 @@ def test_weights_beyond_halfs_range_are_found_by_the_proof(onnx_file, shallow, s
     quantize_onnx(tmp_path / "wide.onnx", "fp16", tmp_path / "m.onnx")
     loaded = shallow()
     some = sample(loaded, 2)
-    wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
+    wanted = reference(loaded.model, loaded.model_config, "avg-probs", some.pixels)
     with pytest.raises(ExportError, match="nan"):
         verify_rounded(
             tmp_path / "m.onnx", FORMATS["onnx"].program_file, wanted, some, tolerance=0.01
@@ -179,7 +179,7 @@ def test_rounding_that_ruins_the_network_fails(onnx_file, shallow, sample, tmp_p
     quantize_onnx(onnx_file, "int8", tmp_path / "m.onnx")
     loaded = shallow()
     some = sample(loaded, 18)
-    wanted = reference(loaded.model, loaded.card, "avg-probs", some.pixels)
+    wanted = reference(loaded.model, loaded.model_config, "avg-probs", some.pixels)
     with pytest.raises(ExportError, match="disagrees"):
         verify_rounded(
             tmp_path / "m.onnx", FORMATS["onnx"].program_file, wanted, some, tolerance=0.15

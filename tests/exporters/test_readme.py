@@ -12,14 +12,20 @@ from deitctl.exporters.readme import UNKNOWN, History, is_untouched, readme
 from deitctl.models.catalog import find
 from deitctl.models.model_config import ModelConfig, Preprocessing
 
-CARD = ModelConfig(architecture="deit_tiny_patch16_224", num_classes=2, class_names=("cat", "dog"))
+MODEL_CONFIG = ModelConfig(
+    architecture="deit_tiny_patch16_224", num_classes=2, class_names=("cat", "dog")
+)
 RUN = {
     "model": "deit_tiny",
     "data": "pets",
     "seed": 3,
     "output_dir": "/home/me/runs/x",
     "recipe": {"epochs": 8, "mean": [0.5, 1.0]},
-    "distill": {"teacher": "/home/me/runs/teacher", "mode": "hard", "teacher_cache": "/home/me/cache"},
+    "distill": {
+        "teacher": "/home/me/runs/teacher",
+        "mode": "hard",
+        "teacher_cache": "/home/me/cache",
+    },
 }
 RESULT = {
     "epochs": 8,
@@ -30,9 +36,9 @@ RESULT = {
 }
 
 
-def config_of(history: History, card: ModelConfig = CARD) -> str:
+def read_model_config(history: History, model_config: ModelConfig = MODEL_CONFIG) -> str:
     return readme(
-        card,
+        model_config,
         history,
         title="pets",
         library="timm",
@@ -47,7 +53,7 @@ def section(text: str, name: str) -> str:
 
 
 def test_a_run_states_its_data_recipe_and_figures():
-    text = config_of(History(run=RUN, result=RESULT))
+    text = read_model_config(History(run=RUN, result=RESULT))
     assert section(text, "Data") == "Trained on `pets`, 11,520 images seen in all."
     assert "epochs = 8\nmean = [0.5, 1.0]" in section(text, "Recipe")
     assert "| epoch 7 of 8 | 96.34 % | 99.70 % |" in section(text, "Figures")
@@ -57,20 +63,22 @@ def test_a_run_states_its_data_recipe_and_figures():
 
 
 def test_nobodys_folders_are_published():
-    assert "/home/me" not in config_of(History(run={**RUN, "data": "/home/me/pets"}, result=RESULT))
+    assert "/home/me" not in read_model_config(
+        History(run={**RUN, "data": "/home/me/pets"}, result=RESULT)
+    )
 
 
 def test_what_is_not_known_is_called_so():
-    text = config_of(History())
+    text = read_model_config(History())
     assert [section(text, name) for name in ("Data", "Recipe", "Figures")] == [UNKNOWN] * 3
 
 
 def test_a_run_that_has_not_ended_has_no_figures():
-    assert section(config_of(History(run=RUN)), "Figures") == "None: the run has not ended."
+    assert section(read_model_config(History(run=RUN)), "Figures") == "None: the run has not ended."
 
 
 def test_published_weights_are_named_with_their_published_figure():
-    text = config_of(History(published=find("deit_tiny")))
+    text = read_model_config(History(published=find("deit_tiny")))
     assert "`timm/deit_tiny_patch16_224.fb_in1k`" in section(text, "Data")
     assert (
         section(text, "Figures")
@@ -78,18 +86,20 @@ def test_published_weights_are_named_with_their_published_figure():
     )
 
 
-def test_the_preprocessing_is_that_of_the_card():
-    assert "the short side to 248, cut the center of 224 x 224" in config_of(History())
+def test_the_preprocessing_is_that_of_the_model_config():
+    assert "the short side to 248, cut the center of 224 x 224" in read_model_config(History())
     squash = replace(
-        CARD, preprocessing=Preprocessing(img_size=32, crop_pct=1.0, crop_mode="squash")
+        MODEL_CONFIG, preprocessing=Preprocessing(img_size=32, crop_pct=1.0, crop_mode="squash")
     )
-    assert "Resize (bicubic) to 32 x 32" in config_of(History(), squash)
+    assert "Resize (bicubic) to 32 x 32" in read_model_config(History(), squash)
 
 
 def test_many_classes_are_counted_and_names_are_no_markup():
-    text = config_of(
+    text = read_model_config(
         History(),
-        replace(CARD, num_classes=30, class_names=("<b>`x`\n# y</b>", *map(str, range(29)))),
+        replace(
+            MODEL_CONFIG, num_classes=30, class_names=("<b>`x`\n# y</b>", *map(str, range(29)))
+        ),
     )
     assert section(text, "Classes").startswith("`<b>'x' # y</b>`, `0`")
     assert section(text, "Classes").endswith("and 10 more; all are in config.json.")
@@ -99,11 +109,11 @@ def test_many_classes_are_counted_and_names_are_no_markup():
     "result", [{"best": 3, "heads": [1]}, {"best": {"top1": "high"}, "teacher": {"name": None}}]
 )
 def test_a_result_file_of_somebody_else_is_no_traceback(result):
-    assert "## Figures" in config_of(History(run=RUN, result=result))
+    assert "## Figures" in read_model_config(History(run=RUN, result=result))
 
 
 def test_an_edited_text_is_known_from_an_untouched_one():
-    text = config_of(History(run=RUN, result=RESULT))
+    text = read_model_config(History(run=RUN, result=RESULT))
     assert is_untouched(text)
     assert not is_untouched(text.replace("pets", "cats"))
     assert not is_untouched(text + "More.\n")

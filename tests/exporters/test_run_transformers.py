@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from deitctl.data.dataset import FileSource
+from deitctl.data.dataset import FileDataset
 from deitctl.data.eval_transform import eval_transform
-from deitctl.data.mixup import normalize
+from deitctl.data.batch_transforms import normalize
 from deitctl.errors import ExportError
 from deitctl.exporters import FORMATS
 from deitctl.exporters.compare_outputs import TRANSFORMERS_TOLERANCE, images, reference, verify
@@ -39,9 +39,9 @@ def made(shallow, network, tmp_path_factory):
     def make(alias, pre=CENTRE):
         if (alias, pre) not in done:
             loaded = shallow(alias)
-            loaded = replace(loaded, card=replace(loaded.card, preprocessing=pre))
+            loaded = replace(loaded, model_config=replace(loaded.model_config, preprocessing=pre))
             folder = tmp_path_factory.mktemp("transformers")
-            export_transformers(network(loaded, "avg-logits"), loaded.card, {}, folder)
+            export_transformers(network(loaded, "avg-logits"), loaded.model_config, {}, folder)
             done[alias, pre] = loaded, folder
         return done[alias, pre]
 
@@ -49,13 +49,13 @@ def made(shallow, network, tmp_path_factory):
 
 
 @pytest.fixture
-def source(tmp_path, make_image):
+def dataset(tmp_path, make_image):
     """Images of several shapes, three of which both cut alike."""
     files = []
     for number, size in enumerate(((96, 72), (72, 99), (60, 60), (101, 72))):
         files.append(str(tmp_path / f"{number}.png"))
         make_image(*size, seed=number).save(files[-1])
-    return FileSource(files, np.zeros(len(files), dtype=np.int64), ("",))
+    return FileDataset(files, np.zeros(len(files), dtype=np.int64), ("",))
 
 
 def load(kind, folder, **options):
@@ -82,7 +82,7 @@ def test_the_auto_class_finds_the_class_and_answers_with_our_logits(alias, kind,
     with torch.no_grad():
         wanted = fuse_heads(forward_heads(loaded.model, images), "avg-logits")
         torch.testing.assert_close(theirs.eval()(images).logits, wanted, atol=1e-6, rtol=0)
-    assert [theirs.config.id2label[i] for i in range(10)] == labels(loaded.card)
+    assert [theirs.config.id2label[i] for i in range(10)] == labels(loaded.model_config)
     assert theirs.config.label2id["3"] == 3
 
 
@@ -114,20 +114,20 @@ def test_transformers_cuts_one_pixel_beside_where_we_say_so(made, make_image):
 
 @pytest.mark.parametrize(("alias", "pre"), [("deit_tiny", SQUASH), ("deit_tiny_distilled", CENTRE)])
 def test_a_fresh_process_proves_the_network_and_the_way_from_file_to_label(
-    alias, pre, made, source
+    alias, pre, made, dataset
 ):
     loaded, folder = made(alias, pre)
-    sample = images(source, pre, 4)
-    wanted = reference(loaded.model, loaded.card, "avg-logits", sample.pixels)
+    sample = images(dataset, pre, 4)
+    wanted = reference(loaded.model, loaded.model_config, "avg-logits", sample.pixels)
     found = verify(folder, PROGRAM, wanted[:1], sample, tolerance=TRANSFORMERS_TOLERANCE)
     seen = verify_files(
         folder,
         PROGRAM,
         wanted,
-        source,
+        dataset,
         sample,
         pre,
-        labels(loaded.card),
+        labels(loaded.model_config),
         tolerance=TRANSFORMERS_TOLERANCE,
     )
     assert found.max_abs_diff < TRANSFORMERS_TOLERANCE
@@ -148,24 +148,24 @@ def test_a_fresh_process_proves_the_network_and_the_way_from_file_to_label(
         ),
     ],
 )
-def test_a_broken_folder_is_caught(file, key, value, reason, made, source, tmp_path):
+def test_a_broken_folder_is_caught(file, key, value, reason, made, dataset, tmp_path):
     import shutil
 
     loaded, good = made("deit_tiny")
     folder = shutil.copytree(good, tmp_path / "broken")
     config = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps({**config, key: value}))
-    sample = images(source, CENTRE, 4)
-    wanted = reference(loaded.model, loaded.card, "avg-logits", sample.pixels)
+    sample = images(dataset, CENTRE, 4)
+    wanted = reference(loaded.model, loaded.model_config, "avg-logits", sample.pixels)
     with pytest.raises(ExportError, match=reason):
         verify_files(
             folder,
             PROGRAM,
             wanted,
-            source,
+            dataset,
             sample,
             CENTRE,
-            labels(loaded.card),
+            labels(loaded.model_config),
             tolerance=TRANSFORMERS_TOLERANCE,
         )
 
@@ -184,7 +184,7 @@ def test_transformers_opens_a_timm_folder_of_what_it_has_no_class_for(
     classifier, network, noise, tmp_path
 ):
     loaded = classifier("deit3_small")
-    export_timm_folder(network(loaded, "cls"), loaded.card, {}, tmp_path / "m")
+    export_timm_folder(network(loaded, "cls"), loaded.model_config, {}, tmp_path / "m")
     theirs = load("AutoModelForImageClassification", tmp_path / "m").eval()
     images = noise(2, 3, 32, 32)
     with torch.no_grad():

@@ -21,7 +21,10 @@ def loaded(shallow):
 def file(loaded, network, tmp_path_factory):
     path = tmp_path_factory.mktemp("pt2") / "m.pt2"
     export_torch(
-        network(loaded, "avg-probs"), loaded.card, describe(loaded.card, "avg-probs"), path
+        network(loaded, "avg-probs"),
+        loaded.model_config,
+        describe(loaded.model_config, "avg-probs"),
+        path,
     )
     return path
 
@@ -50,7 +53,9 @@ def test_metadata_comes_back(file):
 
 
 def test_metadata_is_read_without_torch(file, loaded, tmp_path):
-    assert read_metadata(file) == describe(loaded.card, "avg-logits") | {"head": "avg-probs"}
+    assert read_metadata(file) == describe(loaded.model_config, "avg-logits") | {
+        "head": "avg-probs"
+    }
     for name, content in {"empty": b"", "half": file.read_bytes()[:10_000]}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ExportError, match=f"{name} is not a readable .pt2 file"):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from deitctl.models.to_transformers_config import Preprocessing
 from safetensors.torch import load_file
 
 from deitctl.errors import ExportError
@@ -14,11 +15,10 @@ from deitctl.exporters.transformers_folder import (
     convert,
     export_transformers,
     labels,
-    model_config,
     processor_config,
+    to_transformers_config,
 )
 from deitctl.models.catalog import find
-from deitctl.models.model_config import Preprocessing
 
 IN_A_BLOCK = (
     "attention.attention.query",
@@ -36,7 +36,10 @@ IN_A_BLOCK = (
 def plain(shallow):
     loaded = shallow("deit_tiny")
     return replace(
-        loaded, card=replace(loaded.card, preprocessing=Preprocessing(img_size=32, crop_pct=1.0))
+        loaded,
+        model_config=replace(
+            loaded.model_config, preprocessing=Preprocessing(img_size=32, crop_pct=1.0)
+        ),
     )
 
 
@@ -91,7 +94,7 @@ def test_query_key_and_value_are_the_thirds_of_qkv_in_that_order(plain):
 
 
 def test_the_config_says_what_transformers_would_otherwise_guess_wrong(plain, distilled):
-    config = model_config(plain.model, plain.card)
+    config = to_transformers_config(plain.model, plain.model_config)
     assert (config["model_type"], config["architectures"]) == ("vit", ["ViTForImageClassification"])
     assert config["layer_norm_eps"] == 1e-6  # 1e-12 unless said
     assert (config["hidden_size"], config["num_attention_heads"], config["intermediate_size"]) == (
@@ -100,7 +103,7 @@ def test_the_config_says_what_transformers_would_otherwise_guess_wrong(plain, di
         768,
     )
     assert (config["image_size"], config["patch_size"], config["num_hidden_layers"]) == (32, 16, 1)
-    config = model_config(distilled.model, distilled.card)
+    config = to_transformers_config(distilled.model, distilled.model_config)
     assert (config["model_type"], config["architectures"]) == (
         "deit",
         ["DeiTForImageClassificationWithTeacher"],
@@ -108,22 +111,24 @@ def test_the_config_says_what_transformers_would_otherwise_guess_wrong(plain, di
 
 
 def test_labels_are_the_descriptions_for_people_and_no_two_are_the_same():
-    names = labels(find("deit_tiny").card())
+    names = labels(find("deit_tiny").to_model_config())
     assert names[0] == "tench, Tinca tinca"
     assert len(set(names)) == 1000
     assert [n for n in names if n.startswith("crane")] == ["crane (n02012849)", "crane (n03126707)"]
 
 
 def test_labels_without_descriptions_are_the_names_and_without_names_the_numbers(plain):
-    assert labels(plain.card) == list("0123456789")
-    assert labels(replace(plain.card, class_names=None))[3] == "class 3"
+    assert labels(plain.model_config) == list("0123456789")
+    assert labels(replace(plain.model_config, class_names=None))[3] == "class 3"
 
 
 def test_the_config_keeps_the_ids_of_the_classes_in_the_order_of_the_logits(plain):
-    card = replace(
-        plain.card, class_names=tuple(f"n{i}" for i in range(10)), descriptions=("a", *"abcdefghi")
+    model_config = replace(
+        plain.model_config,
+        class_names=tuple(f"n{i}" for i in range(10)),
+        descriptions=("a", *"abcdefghi"),
     )
-    config = model_config(plain.model, card)
+    config = to_transformers_config(plain.model, model_config)
     assert config["id2label"]["0"] == "a (n0)"
     assert config["label2id"] == {name: int(i) for i, name in config["id2label"].items()}
     assert config["deitctl"]["class_names"][9] == "n9"
@@ -150,7 +155,9 @@ def test_the_config_keeps_the_ids_of_the_classes_in_the_order_of_the_logits(plai
         ),
     ],
 )
-def test_the_image_processor_resizes_cuts_and_normalizes_as_the_card_says(pre, size, resample):
+def test_the_image_processor_resizes_crops_and_normalizes_as_the_model_config_says(
+    pre, size, resample
+):
     config = processor_config(replace(pre, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
     assert (config["size"], config["resample"]) == (size, resample)
     assert config["crop_size"] == {"height": pre.img_size, "width": pre.img_size}
@@ -178,12 +185,12 @@ def test_a_model_that_transformers_has_no_class_for_is_refused_before_anything_i
 ):
     loaded = classifier(ref, img_size=img_size)
     with pytest.raises(ExportError, match=rf"{reason}.*Use --to timm"):
-        export_transformers(network(loaded, "cls"), loaded.card, {}, tmp_path / "m")
+        export_transformers(network(loaded, "cls"), loaded.model_config, {}, tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
 
 def test_the_folder_has_weights_config_and_processor(plain, network, tmp_path):
-    export_transformers(network(plain, "cls"), plain.card, {}, tmp_path / "m")
+    export_transformers(network(plain, "cls"), plain.model_config, {}, tmp_path / "m")
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
         "config.json",
         "deitctl.json",
@@ -193,4 +200,4 @@ def test_the_folder_has_weights_config_and_processor(plain, network, tmp_path):
     assert load_file(tmp_path / "m" / "model.safetensors").keys() == convert(plain.model).keys()
     assert json.loads(
         (tmp_path / "m" / "preprocessor_config.json").read_text()
-    ) == processor_config(plain.card.preprocessing)
+    ) == processor_config(plain.model_config.preprocessing)

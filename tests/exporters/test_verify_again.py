@@ -14,7 +14,7 @@ from deitctl.exporters.export import export
 from deitctl.exporters.golden import GOLDEN
 from deitctl.exporters.verify_again import verify_export
 from deitctl.models.checkpoint_io import save_model
-from deitctl.models.layers import layer_names, shipping_config
+from deitctl.models.layers import describe_layers, pin_img_size
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,8 @@ def test_a_model_that_was_trained_on_is_another_model(name, run):
     save_model(
         run,
         loaded.model.state_dict(),
-        shipping_config(loaded.model, loaded.card),
-        layer_names(loaded.model),
+        pin_img_size(loaded.model, loaded.model_config),
+        describe_layers(loaded.model),
     )
     with pytest.raises(ExportError, match="disagrees with the model"):
         verify_export(str(run / "export" / name), count=4)

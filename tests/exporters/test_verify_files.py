@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deitctl.data.dataset import FileSource
+from deitctl.data.dataset import FileDataset
 from deitctl.errors import ExportError
 from deitctl.exporters.compare_outputs import Images
 from deitctl.exporters.verify_files import cut_alike, verify_files
@@ -49,8 +49,8 @@ def check(tmp_path, make_image):
             f"shutil.copytree(sys.argv[2], {str(tmp_path / 'seen')!r}, dirs_exist_ok=True)\n"
         )
         sample = Images(np.zeros((3, 32, 32, 3), np.uint8), ("0.png", "1.png", "2.png"), (0, 1, 2))
-        source = FileSource(files, np.zeros(3, dtype=np.int64), ("",))
-        return verify_files(tmp_path, program, WANTED, source, sample, pre, "abcd", tolerance=1e-4)
+        dataset = FileDataset(files, np.zeros(3, dtype=np.int64), ("",))
+        return verify_files(tmp_path, program, WANTED, dataset, sample, pre, "abcd", tolerance=1e-4)
 
     return run
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from deitctl.data.decode import read_bytes, read_image
-from deitctl.data.open import open_data, open_for_evaluation, open_for_training
+from deitctl.data.open import open_dataset, open_for_evaluation, open_for_training
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter
 from deitctl.inference.inputs import batches, expand
@@ -31,7 +31,7 @@ def png(shade: int = 0) -> bytes:
 
 
 def opened(path: Path):
-    return open_data(str(path), SilentReporter())
+    return open_dataset(str(path), SilentReporter())
 
 
 def make_odd(kind: str, path: Path) -> None:
@@ -115,10 +115,10 @@ def test_names_that_lead_out_of_a_tar_write_nothing_and_links_are_no_images(tmp_
         link("bee/passwd.png", "/etc/passwd"),
         link("bee/hard.png", "ant/0.png", tarfile.LNKTYPE),
     ]
-    source = opened(tar_of(tmp_path / "x.tar", *members(), *hostile)).whole
-    names = [source.name(i).partition(":")[2] for i in range(len(source.labels))]
+    dataset = opened(tar_of(tmp_path / "x.tar", *members(), *hostile)).whole
+    names = [dataset.name(i).partition(":")[2] for i in range(len(dataset.labels))]
     assert names == ["ant/0.png", "ant/1.png", "bee/0.png", "bee/1.png", "etc/ant/y.png"]
-    assert all(source.read(i).size == (6, 5) for i in range(len(names)))
+    assert all(dataset.read(i).size == (6, 5) for i in range(len(names)))
     assert os.listdir(tmp_path) == ["x.tar"]
 
 
@@ -151,10 +151,10 @@ def test_a_size_that_lies_ends_in_one_line(size, kind, tmp_path):
 
     def read() -> None:
         try:
-            source = opened(path).whole
-            for index in range(len(source.labels)):
+            dataset = opened(path).whole
+            for index in range(len(dataset.labels)):
                 try:
-                    source.read(index)
+                    dataset.read(index)
                 except DataError as error:
                     done.append(str(error))
             done.append("read")
@@ -197,9 +197,9 @@ def test_links_that_loop_are_left_and_images_found(tmp_path):
     (tmp_path / "ant" / "self").symlink_to(tmp_path / "ant")
     (tmp_path / "ant" / "up").symlink_to(tmp_path)
     (tmp_path / "bee" / "round.png").symlink_to("round.png")
-    source = opened(tmp_path).whole
-    assert source.class_names == ("ant", "bee")
-    assert sorted(Path(source.name(i)).name for i in range(len(source.labels))) == [
+    dataset = opened(tmp_path).whole
+    assert dataset.class_names == ("ant", "bee")
+    assert sorted(Path(dataset.name(i)).name for i in range(len(dataset.labels))) == [
         "0.png",
         "0.png",
         "round.png",
@@ -271,11 +271,11 @@ def test_paths_of_a_table_are_followed_as_written_and_a_nul_is_an_unreadable_ima
         tmp_path / "in" / "x.csv",
         b"path,label\n../out.png,a\n" + os.fsencode(tmp_path) + b"/out.png,b\na\0b.png,c\n",
     )
-    source = opened(path).whole
-    assert [source.read(i).size for i in (0, 1)] == [(6, 5), (6, 5)]
-    assert source.size(2) == 0
+    dataset = opened(path).whole
+    assert [dataset.read(i).size for i in (0, 1)] == [(6, 5), (6, 5)]
+    assert dataset.size(2) == 0
     with pytest.raises(DataError, match="embedded null"):
-        source.read(2)
+        dataset.read(2)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Weights and cards that lie, inflate, run code or are absurd: docs/security.md, "Models"."""
+"""Weights and configs that lie, inflate, run code or are absurd: docs/security.md, "Models"."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from deitctl.events import SilentReporter
 from deitctl.inference.classify import predict
 from deitctl.models import timm_models
 from deitctl.models.checkpoint_io import (
-    load_card,
+    load_model_config,
     load_tensors,
     save_model,
     save_tensors,
     tensor_shapes,
 )
 from deitctl.models.factory import load_model
-from deitctl.models.layers import layer_names, shipping_config
+from deitctl.models.layers import describe_layers, pin_img_size
 from deitctl.models.model_config import ModelConfig, to_timm_config
 
 LAYERS = {"classifier": ("head",), "first_conv": "patch_embed.proj", "fixed_input_size": True}
@@ -181,13 +181,13 @@ def test_names_that_are_no_names_are_refused(value, tmp_path):
 def sound(tmp_path_factory, deit):
     """A sound model folder that no test may change."""
     model, tmp_path = deit(classes=3), tmp_path_factory.mktemp("sound")
-    card = shipping_config(
+    model_config = pin_img_size(
         model,
         ModelConfig(
             architecture="deit_tiny_patch16_224", num_classes=3, class_names=("a", "b", "c")
         ),
     )
-    save_model(tmp_path / "m", model.state_dict(), card.at_size(32), layer_names(model))
+    save_model(tmp_path / "m", model.state_dict(), model_config.at_size(32), describe_layers(model))
     return tmp_path / "m"
 
 
@@ -201,7 +201,11 @@ def folder(sound, tmp_path):
 
 
 def test_a_sound_folder_is_loaded(folder):
-    assert load_model(str(folder), reporter=SilentReporter()).card.class_names == ("a", "b", "c")
+    assert load_model(str(folder), reporter=SilentReporter()).model_config.class_names == (
+        "a",
+        "b",
+        "c",
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -251,7 +255,7 @@ def test_shapes_that_do_not_go_together_are_refused(name, shape, folder):
         load_model(str(folder), reporter=SilentReporter())
 
 
-CARD = to_timm_config(
+MODEL_CONFIG = to_timm_config(
     ModelConfig(architecture="deit_tiny_patch16_224", num_classes=2, class_names=("a", "b")),
     **LAYERS,
 )
@@ -305,8 +309,8 @@ ABSURD: list[tuple[str, object]] = [
 @pytest.mark.parametrize(
     ("key", "value"), ABSURD, ids=lambda v: str(v)[:40].encode("unicode_escape").decode()
 )
-def test_a_card_that_is_absurd_is_refused_in_one_short_line(key, value, folder):
-    config = json.loads(json.dumps(CARD))
+def test_an_absurd_config_is_refused_in_one_short_line(key, value, folder):
+    config = json.loads(json.dumps(MODEL_CONFIG))
     outer, _, inner = key.rpartition(".")
     (config[outer] if outer else config)[inner] = value
     (folder / "config.json").write_text(json.dumps(config))
@@ -328,22 +332,22 @@ def test_a_card_that_is_absurd_is_refused_in_one_short_line(key, value, folder):
         "null",
     ],
 )
-def test_a_card_that_is_no_card_is_refused(text, tmp_path):
+def test_an_invalid_config_is_refused(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ModelError):
-        load_card(tmp_path)
+        load_model_config(tmp_path)
 
 
-def test_a_card_that_is_a_pipe_is_not_waited_for(tmp_path):
+def test_a_config_that_is_a_pipe_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(ModelError, match="no readable config"):
-        load_card(tmp_path)
+        load_model_config(tmp_path)
 
 
 def timm_folder(tmp_path: Path, **changes: Any) -> Path:
     model = timm_models.create("test_resnet", num_classes=4)
-    card = timm_models.config_of(model, "test_resnet", 4)
-    save_model(tmp_path / "t", model.state_dict(), card, layer_names(model))
+    model_config = timm_models.read_model_config(model, "test_resnet", 4)
+    save_model(tmp_path / "t", model.state_dict(), model_config, describe_layers(model))
     config = json.loads((tmp_path / "t" / "config.json").read_text())
     (tmp_path / "t" / "config.json").write_text(json.dumps({**config, **changes}))
     return tmp_path / "t"
@@ -379,7 +383,7 @@ def test_files_and_addresses_in_a_config_are_not_followed(tmp_path):
         "custom_load": True,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    assert load_model(str(folder), reporter=SilentReporter()).card.num_classes == 4
+    assert load_model(str(folder), reporter=SilentReporter()).model_config.num_classes == 4
 
 
 @pytest.mark.parametrize(

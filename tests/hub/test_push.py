@@ -25,7 +25,7 @@ from deitctl.hub.push import push
 from deitctl.inference.classify import predict
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model, load_model
-from deitctl.models.layers import layer_names, shipping_config
+from deitctl.models.layers import describe_layers, pin_img_size
 from deitctl.recipes import DIGITS
 from tests.fake_hub import READS, WRITES, Hub, serve
 
@@ -69,8 +69,8 @@ def model(tmp_path: Path) -> Path:
     save_model(
         tmp_path / "m",
         built.model.state_dict(),
-        shipping_config(built.model, built.card),
-        layer_names(built.model),
+        pin_img_size(built.model, built.model_config),
+        describe_layers(built.model),
     )
     return tmp_path / "m"
 
@@ -173,7 +173,7 @@ def test_a_run_goes_as_a_proved_folder_with_its_card_and_without_its_state(
     )
     for name, value in ours.model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], value)
-    assert loaded.card.class_names == ours.card.class_names
+    assert loaded.model_config.class_names == ours.model_config.class_names
 
 
 def with_readme(model: Path, text: str) -> str:

@@ -12,7 +12,7 @@ from deitctl.events import SilentReporter
 from deitctl.inference.classify import predict
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model
-from deitctl.models.layers import layer_names, shipping_config
+from deitctl.models.layers import describe_layers, pin_img_size
 from deitctl.models.model_config import ModelConfig
 
 
@@ -30,8 +30,10 @@ def model_folder(tmp_path: Path) -> Path:
         distilled=None,
         reporter=SilentReporter(),
     )
-    card: ModelConfig = shipping_config(built.model, built.card)
-    save_model(tmp_path / "model", built.model.state_dict(), card, layer_names(built.model))
+    model_config: ModelConfig = pin_img_size(built.model, built.model_config)
+    save_model(
+        tmp_path / "model", built.model.state_dict(), model_config, describe_layers(built.model)
+    )
     return tmp_path / "model"
 
 
@@ -120,11 +122,13 @@ def test_scores_are_calibrated_when_the_folder_has_a_temperature(
     with torch.no_grad():
         for parameter in built.model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    card = replace(shipping_config(built.model, built.card), temperatures={})
+    model_config = replace(pin_img_size(built.model, built.model_config), temperatures={})
     rule = "dist" if "deit" in name else "cls"
     for folder, temperatures in (("plain", {}), ("warm", {rule: 4.0})):
-        warmed = replace(card, head=rule, temperatures=temperatures)
-        save_model(tmp_path / folder, built.model.state_dict(), warmed, layer_names(built.model))
+        warmed = replace(model_config, head=rule, temperatures=temperatures)
+        save_model(
+            tmp_path / folder, built.model.state_dict(), warmed, describe_layers(built.model)
+        )
     image = str(image_folder({"in": 1}) / "in" / "0.png")
 
     def odds(folder: str, head: str) -> float:

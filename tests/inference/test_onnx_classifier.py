@@ -38,23 +38,23 @@ RULE = "avg-probs"
 def model(tiny_arch, randomize):
     """A distilled DeiT of one block for four classes, with a temperature."""
     arch = replace(tiny_arch("deit_tiny_distilled"), depth=1)
-    card = replace(
-        arch.card(),
+    model_config = replace(
+        arch.to_model_config(),
         num_classes=4,
         class_names=CLASSES,
         descriptions=tuple(f"a {c}" for c in CLASSES),
         head=RULE,
         temperatures={RULE: 1.7},
     )
-    return randomize(VisionTransformer(arch, num_classes=4, img_size=32)).eval(), card
+    return randomize(VisionTransformer(arch, num_classes=4, img_size=32)).eval(), model_config
 
 
 @pytest.fixture(scope="module")
 def file(model, tmp_path_factory) -> Path:
-    network, card = model
+    network, model_config = model
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    wrapped = ExportedClassifier(network, card, RULE)
-    export_onnx(wrapped, card, metadata_of(wrapped, card, "onnx"), path)
+    wrapped = ExportedClassifier(network, model_config, RULE)
+    export_onnx(wrapped, model_config, metadata_of(wrapped, model_config, "onnx"), path)
     return path
 
 
@@ -90,9 +90,9 @@ def foreign(
 
 
 def test_the_file_answers_as_the_model_calibrated_and_with_its_rule(file, model, image_folder):
-    network, card = model
+    network, model_config = model
     folder = image_folder({"in": 7})
-    theirs = TorchClassifier(network, card, choose_device("cpu", "fp32"))
+    theirs = TorchClassifier(network, model_config, choose_device("cpu", "fp32"))
     from deitctl.inference.predict import predict_stream
 
     names = [str(folder / "in" / f"{n}.png") for n in range(7)]
@@ -126,9 +126,9 @@ def test_a_rounded_file_answers_with_the_same_scores_nearly(
 @pytest.fixture(scope="module")
 def any_file(file, model) -> Path:
     """The same network behind its own resize."""
-    network, card = model
-    golden = reference(network, card, RULE, golden_view(card.preprocessing))[0, 0]
-    take_any_size(file, card.preprocessing, golden, file.with_name("any.onnx"))
+    network, model_config = model
+    golden = reference(network, model_config, RULE, golden_view(model_config.preprocessing))[0, 0]
+    take_any_size(file, model_config.preprocessing, golden, file.with_name("any.onnx"))
     return file.with_name("any.onnx")
 
 
@@ -156,7 +156,7 @@ def test_a_file_that_resizes_is_given_whole_images_and_answers_for_itself(
 
 def test_a_file_that_resizes_knows_its_size_and_is_not_given_what_is_resized(any_file, model):
     assert (
-        load_onnx_classifier(str(any_file), **AS_IT_IS, whole=True).card.preprocessing
+        load_onnx_classifier(str(any_file), **AS_IT_IS, whole=True).model_config.preprocessing
         == model[1].preprocessing
     )
     with pytest.raises(ModelError, match=r"any\.onnx resizes images itself.*without --any-size"):
@@ -174,9 +174,14 @@ def test_an_image_too_long_for_a_file_that_resizes_is_a_record_that_says_so(
 
 
 def test_a_bare_network_is_refused_in_one_line(model, tmp_path):
-    network, card = model
+    network, model_config = model
     path = tmp_path / "bare.onnx"
-    export_onnx(BareClassifier(network, card, RULE), card, describe(card, RULE, bare=True), path)
+    export_onnx(
+        BareClassifier(network, model_config, RULE),
+        model_config,
+        describe(model_config, RULE, bare=True),
+        path,
+    )
     with pytest.raises(
         ModelError, match=r"bare network: it leaves normalization.*without --no-preprocess"
     ):
@@ -184,10 +189,13 @@ def test_a_bare_network_is_refused_in_one_line(model, tmp_path):
 
 
 def test_the_file_says_what_it_takes_and_what_its_classes_are(file, model):
-    card = load_onnx_classifier(str(file), **AS_IT_IS).card
-    assert card.preprocessing == model[1].preprocessing
-    assert (card.class_names, card.descriptions) == (model[1].class_names, model[1].descriptions)
-    assert (card.head, card.num_classes) == (RULE, 4)
+    model_config = load_onnx_classifier(str(file), **AS_IT_IS).model_config
+    assert model_config.preprocessing == model[1].preprocessing
+    assert (model_config.class_names, model_config.descriptions) == (
+        model[1].class_names,
+        model[1].descriptions,
+    )
+    assert (model_config.head, model_config.num_classes) == (RULE, 4)
 
 
 def test_names_that_the_file_does_not_have_are_numbers(changed, image_folder):

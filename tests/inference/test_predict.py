@@ -16,7 +16,7 @@ from deitctl.models.model_config import ModelConfig, Preprocessing
 class Colors:
     """Three classes, scored by the mean of the red, green and blue values."""
 
-    card = ModelConfig(
+    model_config = ModelConfig(
         architecture="colors",
         num_classes=3,
         class_names=("r", "g", "b"),

@@ -28,13 +28,13 @@ class Fixed(nn.Module):
 )
 def test_logits_are_divided_by_the_temperature(temperature, second):
     """softmax(0, ln 3) = (1/4, 3/4); at temperature 2 the odds of 3 become their root."""
-    card = ModelConfig(
+    model_config = ModelConfig(
         architecture="fixed",
         num_classes=2,
         head="cls",
         temperatures={"cls": temperature, "dist": 50.0},
     )
-    scores = TorchClassifier(Fixed(), card, choose_device("cpu", "fp32")).scores(
+    scores = TorchClassifier(Fixed(), model_config, choose_device("cpu", "fp32")).scores(
         np.zeros((3, 3, 4, 4), np.uint8)
     )
     assert scores.shape == (3, 2)
@@ -45,17 +45,21 @@ def test_logits_are_divided_by_the_temperature(temperature, second):
 
 def test_each_rule_has_its_own_temperature(deit, tiny_arch):
     model, arch = deit("deit_tiny_distilled"), tiny_arch("deit_tiny_distilled")
-    card = replace(arch.card(), num_classes=5, class_names=None, descriptions=None)
+    model_config = replace(
+        arch.to_model_config(), num_classes=5, class_names=None, descriptions=None
+    )
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
     device = choose_device("cpu", "fp32")
     for head in HEADS:
-        warm = replace(card, head=head, temperatures={head: 3.0})
-        logits = reference(model, card, head, pixels.transpose(0, 2, 3, 1))[0]
+        warm = replace(model_config, head=head, temperatures={head: 3.0})
+        logits = reference(model, model_config, head, pixels.transpose(0, 2, 3, 1))[0]
         expected = torch.from_numpy(logits).div(3).softmax(1).numpy()
         np.testing.assert_allclose(
             TorchClassifier(model, warm, device).scores(pixels), expected, atol=1e-6
         )
-        other = replace(card, head=head, temperatures={next(h for h in HEADS if h != head): 3.0})
+        other = replace(
+            model_config, head=head, temperatures={next(h for h in HEADS if h != head): 3.0}
+        )
         plain = torch.from_numpy(logits).softmax(1).numpy()
         np.testing.assert_allclose(
             TorchClassifier(model, other, device).scores(pixels), plain, atol=1e-6

@@ -30,7 +30,10 @@ def test_published_weights_are_timms(arch):
 
 @EVERY
 def test_preprocessing_is_timms(arch):
-    cfg, pre = timm.get_pretrained_cfg(f"{arch.name}.{arch.tag}"), arch.card().preprocessing
+    cfg, pre = (
+        timm.get_pretrained_cfg(f"{arch.name}.{arch.tag}"),
+        arch.to_model_config().preprocessing,
+    )
     assert cfg.input_size == (3, pre.img_size, pre.img_size)
     assert pre.crop_pct == cfg.crop_pct
     assert (pre.mean, pre.std) == (cfg.mean, cfg.std)

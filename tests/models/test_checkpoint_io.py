@@ -18,14 +18,14 @@ from deitctl.errors import DeitctlError, ModelError
 from deitctl.models import timm_models
 from deitctl.models.checkpoint_io import (
     file_metadata,
-    load_card,
+    load_model_config,
     load_tensors,
     require_finite,
     save_model,
     save_tensors,
     tensor_shapes,
 )
-from deitctl.models.layers import layer_names
+from deitctl.models.layers import describe_layers
 from deitctl.models.model_config import ModelConfig
 from deitctl.paths import write_bytes, write_json
 
@@ -226,30 +226,30 @@ def test_numbers_whose_sum_is_too_large_are_numbers(dtype):
 
 
 def test_model_folder_is_two_files(tmp_path, tensors):
-    card = ModelConfig(architecture="x", num_classes=2, class_names=("a", "b"))
-    save_model(tmp_path / "m", tensors, card, LAYERS)
+    model_config = ModelConfig(architecture="x", num_classes=2, class_names=("a", "b"))
+    save_model(tmp_path / "m", tensors, model_config, LAYERS)
     assert sorted(os.listdir(tmp_path / "m")) == ["config.json", "model.safetensors"]
-    assert load_card(tmp_path / "m") == card
+    assert load_model_config(tmp_path / "m") == model_config
 
 
 @pytest.mark.parametrize(
     ("text", "what"), [("{", "not valid JSON"), ("[]", "is not a model's config"), ("{}", "is not")]
 )
-def test_broken_cards_are_said(text, what, tmp_path):
+def test_a_broken_config_is_a_model_error(text, what, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ModelError, match=what):
-        load_card(tmp_path)
+        load_model_config(tmp_path)
 
 
-def test_missing_card_is_said(tmp_path):
+def test_a_missing_config_is_a_model_error(tmp_path):
     with pytest.raises(ModelError, match=r"no readable config\.json"):
-        load_card(tmp_path)
+        load_model_config(tmp_path)
 
 
-def test_card_that_is_no_text_is_said(tmp_path):
+def test_a_config_that_is_not_text_is_a_model_error(tmp_path):
     (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ModelError, match="not valid JSON"):
-        load_card(tmp_path)
+        load_model_config(tmp_path)
 
 
 WORDS = {
@@ -277,8 +277,8 @@ def test_the_same_words_in_any_order_are_the_same_bytes(tmp_path, tensors):
 
 def test_a_model_folder_with_words_still_loads_in_timm(tmp_path):
     model = timm.create_model("test_vit", num_classes=3).eval()
-    card = timm_models.config_of(model, "test_vit", 3)
-    save_model(tmp_path / "m", model.state_dict(), card, layer_names(model), WORDS)
+    model_config = timm_models.read_model_config(model, "test_vit", 3)
+    save_model(tmp_path / "m", model.state_dict(), model_config, describe_layers(model), WORDS)
     again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
     assert file_metadata(tmp_path / "m" / "model.safetensors") == WORDS

@@ -1,4 +1,4 @@
-"""Whatever a user calls a model, it is built or loaded with the right card, or the mistake is named."""
+"""Whatever a user calls a model, it is built or loaded with the right config, or the mistake is named."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deitctl.errors import ModelError, WeightsNotFound
 from deitctl.models.catalog import imagenet_classes
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model, load_model
-from deitctl.models.layers import layer_names, shipping_config
+from deitctl.models.layers import describe_layers, pin_img_size
 from deitctl.models.vit import VisionTransformer
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -25,11 +25,14 @@ def folder(tmp_path, deit):
 
     def make(alias="deit_tiny", classes=5, names=NAMES, name="run", seed=1):
         model = deit(alias, classes=classes, seed=seed)
-        card = replace(
-            model.arch.card(), num_classes=classes, class_names=names, descriptions=None
+        model_config = replace(
+            model.arch.to_model_config(), num_classes=classes, class_names=names, descriptions=None
         ).at_size(32)
         save_model(
-            tmp_path / name, model.state_dict(), shipping_config(model, card), layer_names(model)
+            tmp_path / name,
+            model.state_dict(),
+            pin_img_size(model, model_config),
+            describe_layers(model),
         )
         return tmp_path / name, model
 
@@ -60,31 +63,34 @@ def test_a_saved_folder_answers_as_before_here_and_in_timm(alias, folder, noise,
         assert torch.equal(ours.cls, before.cls)
         joined = before.cls if before.dist is None else (before.cls + before.dist) / 2
         torch.testing.assert_close(theirs(images), joined, rtol=1e-4, atol=1e-5)
-    assert loaded.card.class_names == NAMES
-    assert loaded.card.preprocessing.img_size == 32
-    assert loaded.card.head == ("cls" if before.dist is None else "avg-logits")
+    assert loaded.model_config.class_names == NAMES
+    assert loaded.model_config.preprocessing.img_size == 32
+    assert loaded.model_config.head == ("cls" if before.dist is None else "avg-logits")
     assert loaded.changes == ()
     assert not loaded.model.training
 
 
 def test_the_weights_file_inside_a_folder_means_the_folder(folder, reporter):
     root, _ = folder()
-    assert load_model(str(root / "model.safetensors"), reporter=reporter).card.class_names == NAMES
+    assert (
+        load_model(str(root / "model.safetensors"), reporter=reporter).model_config.class_names
+        == NAMES
+    )
 
 
 def test_a_bare_file_is_loaded_by_its_shapes(folder, tmp_path, reporter):
     _, model = folder("deit_tiny_distilled")
     torch.save({"model": model.state_dict(), "epoch": 3}, tmp_path / "checkpoint.pth")
     loaded = load_model(str(tmp_path / "checkpoint.pth"), reporter=reporter)
-    assert loaded.card.architecture == "deit_tiny_distilled_patch16_224"
-    assert (loaded.card.num_classes, loaded.card.class_names) == (5, None)
-    assert loaded.card.preprocessing.img_size == 32
+    assert loaded.model_config.architecture == "deit_tiny_distilled_patch16_224"
+    assert (loaded.model_config.num_classes, loaded.model_config.class_names) == (5, None)
+    assert loaded.model_config.preprocessing.img_size == 32
 
 
 def test_a_file_with_imagenets_thousand_classes_has_their_names(tmp_path, deit, reporter):
     save_file(deit(classes=1000).state_dict(), tmp_path / "w.safetensors")
     assert (
-        load_model(str(tmp_path / "w.safetensors"), reporter=reporter).card.class_names
+        load_model(str(tmp_path / "w.safetensors"), reporter=reporter).model_config.class_names
         == imagenet_classes()[0]
     )
 
@@ -97,9 +103,9 @@ def test_published_weights_come_from_the_weights_folder(tmp_path, deit, monkeypa
     monkeypatch.setenv("DEITCTL_WEIGHTS", str(tmp_path))
     for ref in ("deit_tiny", "deit_tiny_patch16_224", "deit_tiny_patch16_224.fb_in1k"):
         loaded = load_model(ref, reporter=reporter)
-        assert loaded.card == loaded.model.arch.card()
+        assert loaded.model_config == loaded.model.arch.to_model_config()
     smaller = load_model("deit_tiny", img_size=64, reporter=reporter)
-    assert smaller.card.preprocessing.img_size == smaller.model.img_size == 64
+    assert smaller.model_config.preprocessing.img_size == smaller.model.img_size == 64
     assert smaller.changes == ("position embeddings are resized to 4x4 patches",)
 
 
@@ -148,7 +154,9 @@ def test_a_named_architecture_must_be_the_files(folder, reporter):
     with pytest.raises(ModelError, match="holds deit_tiny_distilled_patch16_224, not deit_small"):
         load_model("deit_small", weights=str(root), reporter=reporter)
     assert (
-        load_model("deit_tiny_distilled", weights=str(root), reporter=reporter).card.class_names
+        load_model(
+            "deit_tiny_distilled", weights=str(root), reporter=reporter
+        ).model_config.class_names
         == NAMES
     )
 
@@ -192,9 +200,9 @@ def test_a_new_model_has_the_datas_classes(reporter):
     built = build(
         "deit_tiny", reporter, descriptions=[n.upper() for n in NAMES], drop_path_rate=0.2
     )
-    assert built.card.class_names == NAMES
-    assert built.card.descriptions == ("A", "B", "C", "D", "E")
-    assert built.card.preprocessing.img_size == 32
+    assert built.model_config.class_names == NAMES
+    assert built.model_config.descriptions == ("A", "B", "C", "D", "E")
+    assert built.model_config.preprocessing.img_size == 32
     assert built.model.drop_path_rate == 0.2
     assert built.changes == ()
 
@@ -202,7 +210,7 @@ def test_a_new_model_has_the_datas_classes(reporter):
 def test_a_student_gets_the_token_that_is_asked(reporter):
     assert build("deit_tiny", reporter, distilled=True).model.dist_token is not None
     assert build("deit_tiny_distilled", reporter, distilled=False).model.dist_token is None
-    assert build("deit_tiny_distilled", reporter).card.head == "avg-logits"
+    assert build("deit_tiny_distilled", reporter).model_config.head == "avg-logits"
     assert build("deit3_small", reporter, distilled=True).model.dist_token is None
 
 
@@ -256,12 +264,12 @@ def test_pretrained_without_weights_says_where_they_are(reporter):
 
 def test_timms_models_are_built_and_started_from_folders(tmp_path, reporter, noise):
     built = build("regnety_002", reporter)
-    assert built.card.class_names == NAMES
+    assert built.model_config.class_names == NAMES
     save_model(
         tmp_path / "net",
         built.model.state_dict(),
-        shipping_config(built.model, built.card),
-        layer_names(built.model),
+        pin_img_size(built.model, built.model_config),
+        describe_layers(built.model),
     )
     loaded = load_model(str(tmp_path / "net"), reporter=reporter)
     images = noise(1, 3, 32, 32)
@@ -286,8 +294,13 @@ def test_weights_keep_their_normalization_when_they_get_new_classes(model, tmp_p
         reporter=reporter,
     )
     half = (0.5, 0.5, 0.5)
-    card = replace(first.card, preprocessing=replace(first.card.preprocessing, mean=half, std=half))
-    save_model(tmp_path / "half", first.model.state_dict(), card, layer_names(first.model))
+    model_config = replace(
+        first.model_config,
+        preprocessing=replace(first.model_config.preprocessing, mean=half, std=half),
+    )
+    save_model(
+        tmp_path / "half", first.model.state_dict(), model_config, describe_layers(first.model)
+    )
     for ref, weights in ((str(tmp_path / "half"), ""), (model, str(tmp_path / "half"))):
         second = build_model(
             ref,
@@ -299,7 +312,10 @@ def test_weights_keep_their_normalization_when_they_get_new_classes(model, tmp_p
             distilled=None,
             reporter=reporter,
         )
-        assert (second.card.preprocessing.mean, second.card.preprocessing.std) == (half, half)
+        assert (second.model_config.preprocessing.mean, second.model_config.preprocessing.std) == (
+            half,
+            half,
+        )
 
 
 def test_a_file_that_is_no_model_is_not_said_to_be_missing(tmp_path, reporter):

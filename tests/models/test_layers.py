@@ -14,13 +14,13 @@ from deitctl.config import ProgressiveResize
 from deitctl.errors import ConfigError, ModelError
 from deitctl.models import timm_models
 from deitctl.models.layers import (
+    describe_layers,
     early_size,
-    freeze_body,
+    freeze_backbone,
     has_few_patches,
     largest_block,
     layer_ids,
-    layer_names,
-    shipping_config,
+    pin_img_size,
 )
 from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.recipes import FINETUNE
@@ -37,7 +37,7 @@ def learning(model: nn.Module) -> set[str]:
     ("alias", "heads"), [("deit_tiny", ("head",)), ("deit_tiny_distilled", ("head", "head_dist"))]
 )
 def test_a_deits_classifiers_are_its_heads(alias, heads, deit):
-    names = layer_names(deit(alias))
+    names = describe_layers(deit(alias))
     assert names == {
         "classifier": heads,
         "first_conv": "patch_embed.proj",
@@ -51,9 +51,9 @@ def test_a_deits_classifiers_are_its_heads(alias, heads, deit):
 )
 def test_a_convnets_classifier_is_timms(name, classifier):
     model = timm.create_model(name, num_classes=4)
-    assert layer_names(model)["classifier"] == (classifier,)
+    assert describe_layers(model)["classifier"] == (classifier,)
     assert model.get_submodule(classifier).out_features == 4
-    assert isinstance(model.get_submodule(layer_names(model)["first_conv"]), nn.Conv2d)
+    assert isinstance(model.get_submodule(describe_layers(model)["first_conv"]), nn.Conv2d)
 
 
 @pytest.mark.parametrize(
@@ -65,28 +65,28 @@ def test_a_convnets_classifier_is_timms(name, classifier):
 )
 def test_a_frozen_deit_learns_with_its_heads_alone(alias, left, deit):
     model = deit(alias)
-    freeze_body(model)
+    freeze_backbone(model)
     assert learning(model) == left
 
 
 @pytest.mark.parametrize("name", CONVNETS)
 def test_a_frozen_convnet_learns_with_its_classifier_alone(name):
     model = timm.create_model(name, num_classes=4)
-    (head,) = layer_names(model)["classifier"]
-    freeze_body(model)
+    (head,) = describe_layers(model)["classifier"]
+    freeze_backbone(model)
     assert learning(model) == {f"{head}.weight", f"{head}.bias"}
 
 
 def test_freezing_the_body_lets_a_frozen_head_learn(deit):
     model = deit().requires_grad_(False)
-    freeze_body(model)
+    freeze_backbone(model)
     assert learning(model) == {"head.weight", "head.bias"}
 
 
 def test_a_probed_body_does_not_move(deit, noise):
     model = deit("deit_tiny_distilled")
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    freeze_body(model)
+    freeze_backbone(model)
     set_train_mode(model, "head")
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     sum(head.square().sum() for head in model(noise(2, 3, 32, 32))).backward()
@@ -135,9 +135,9 @@ def test_every_parameter_of_timms_models_has_a_layer(name):
     ids = layer_ids(model)
     assert ids.keys() == {n for n, _ in model.named_parameters()}
     assert set(ids.values()) == set(range(max(ids.values()) + 1))
-    head = layer_names(model)["classifier"][0]
+    head = describe_layers(model)["classifier"][0]
     assert ids[f"{head}.weight"] == max(ids.values())
-    assert ids[f"{layer_names(model)['first_conv']}.weight"] == 0
+    assert ids[f"{describe_layers(model)['first_conv']}.weight"] == 0
 
 
 def test_layers_of_a_resnet_by_hand():
@@ -158,10 +158,15 @@ def test_a_model_without_layers_is_said():
         layer_ids(nn.Linear(2, 2))
 
 
-def test_a_shipped_card_says_a_deits_size_and_leaves_a_convnets_alone(deit):
-    card = ModelConfig(architecture="deit_tiny_patch16_224", num_classes=5, model_args={"x": 1})
-    assert shipping_config(deit(img_size=48), card).model_args == {"x": 1, "img_size": [48, 48]}
-    assert shipping_config(timm.create_model("resnet18"), card) is card
+def test_pinned_config_has_a_deits_size_and_leaves_a_convnets_alone(deit):
+    model_config = ModelConfig(
+        architecture="deit_tiny_patch16_224", num_classes=5, model_args={"x": 1}
+    )
+    assert pin_img_size(deit(img_size=48), model_config).model_args == {
+        "x": 1,
+        "img_size": [48, 48],
+    }
+    assert pin_img_size(timm.create_model("resnet18"), model_config) is model_config
 
 
 @pytest.mark.parametrize(
@@ -169,13 +174,13 @@ def test_a_shipped_card_says_a_deits_size_and_leaves_a_convnets_alone(deit):
     [(224, 4 / 7, 128), (32, 4 / 7, 16), (224, 1.0, 224), (64, 0.01, 16)],
 )
 def test_early_images_are_whole_patches(deit, size, scale, early):
-    card = ModelConfig(
+    model_config = ModelConfig(
         architecture="deit_tiny", num_classes=3, preprocessing=Preprocessing(img_size=size)
     )
     assert (
         early_size(
             deit("deit_tiny", img_size=32),
-            card,
+            model_config,
             replace(FINETUNE, progressive_resize=ProgressiveResize(scale=scale, fraction=0.0)),
         )
         == early
@@ -195,11 +200,13 @@ def test_four_patches_a_side_are_enough_and_a_convnet_has_none(deit):
 
 def test_a_model_of_one_size_has_no_early_epochs():
     model = timm.create_model("vit_tiny_patch16_224")
-    card = ModelConfig(architecture="m", num_classes=3, preprocessing=Preprocessing(img_size=224))
+    model_config = ModelConfig(
+        architecture="m", num_classes=3, preprocessing=Preprocessing(img_size=224)
+    )
     with pytest.raises(ConfigError, match="one size only"):
         early_size(
             model,
-            card,
+            model_config,
             replace(FINETUNE, progressive_resize=ProgressiveResize(scale=0.5, fraction=0.0)),
         )
 

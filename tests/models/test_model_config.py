@@ -1,4 +1,4 @@
-"""A card says the same before and after a config.json, ours or timm's."""
+"""A model config is equal before and after a config.json, ours or timm's."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ LAYERS = {
 }
 
 
-def there_and_back(card: ModelConfig) -> ModelConfig:
-    return from_timm_config(json.loads(json.dumps(to_timm_config(card, **LAYERS))), "config.json")
+def there_and_back(model_config: ModelConfig) -> ModelConfig:
+    return from_timm_config(
+        json.loads(json.dumps(to_timm_config(model_config, **LAYERS))), "config.json"
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,8 +44,8 @@ def test_resize_is_rounded_down_as_timm_does(size, crop, pixels):
     size=st.integers(16, 512),
     crop=st.floats(0.5, 1.2),
 )
-def test_cards_survive_config_json(names, described, head, size, crop):
-    card = ModelConfig(
+def test_model_configs_survive_config_json(names, described, head, size, crop):
+    model_config = ModelConfig(
         architecture="deit_tiny_patch16_224",
         num_classes=len(names) or 3,
         class_names=tuple(names) or None,
@@ -59,7 +61,7 @@ def test_cards_survive_config_json(names, described, head, size, crop):
         ),
         model_args={"img_size": [size, size]},
     )
-    assert there_and_back(card) == card
+    assert there_and_back(model_config) == model_config
 
 
 def test_timms_own_config_is_read():
@@ -85,15 +87,19 @@ def test_timms_own_config_is_read():
             "classifier": "head",
         },
     }
-    card = from_timm_config(config, "config.json")
-    assert card.preprocessing == Preprocessing()
-    assert (card.num_classes, card.class_names, card.head) == (1000, None, "auto")
+    model_config = from_timm_config(config, "config.json")
+    assert model_config.preprocessing == Preprocessing()
+    assert (model_config.num_classes, model_config.class_names, model_config.head) == (
+        1000,
+        None,
+        "auto",
+    )
 
 
 def test_what_a_config_leaves_out_is_timms_default():
-    card = from_timm_config({"architecture": "x", "pretrained_cfg": None}, "c")
-    assert card.preprocessing.crop_pct == 0.875
-    assert card.num_classes == 1000
+    model_config = from_timm_config({"architecture": "x", "pretrained_cfg": None}, "c")
+    assert model_config.preprocessing.crop_pct == 0.875
+    assert model_config.num_classes == 1000
 
 
 def test_descriptions_may_be_a_list_or_a_mapping():
@@ -131,8 +137,8 @@ def test_names_that_do_not_fit_the_classes_are_said():
 
 
 def test_labels_for_people():
-    card = ModelConfig(architecture="x", num_classes=2)
-    assert card.label(1) == "class 1"
+    model_config = ModelConfig(architecture="x", num_classes=2)
+    assert model_config.label(1) == "class 1"
     assert ModelConfig(architecture="x", num_classes=2, class_names=("a", "b")).label(1) == "b"
     named = ModelConfig(
         architecture="x", num_classes=2, class_names=("n1", "n2"), descriptions=("cat", "dog")
@@ -141,28 +147,28 @@ def test_labels_for_people():
 
 
 def test_another_size_changes_the_size_alone():
-    card = ModelConfig(architecture="x", num_classes=2).at_size(64)
-    assert card.preprocessing == Preprocessing(img_size=64)
+    model_config = ModelConfig(architecture="x", num_classes=2).at_size(64)
+    assert model_config.preprocessing == Preprocessing(img_size=64)
 
 
-def test_temperatures_travel_with_the_card():
-    card = ModelConfig(
+def test_temperatures_travel_with_the_model_config():
+    model_config = ModelConfig(
         architecture="deit_tiny_patch16_224", num_classes=2, temperatures={"cls": 1.25}
     )
     config = to_timm_config(
-        card, classifier=("head",), first_conv="patch_embed.proj", fixed_input_size=True
+        model_config, classifier=("head",), first_conv="patch_embed.proj", fixed_input_size=True
     )
     assert from_timm_config(config, "here").temperatures == {"cls": 1.25}
-    assert (card.temperature("cls"), card.temperature("dist")) == (1.25, 1.0)
+    assert (model_config.temperature("cls"), model_config.temperature("dist")) == (1.25, 1.0)
 
 
 @pytest.mark.parametrize(
     "temperatures", [{"cls": 0.0}, {"cls": float("nan")}, {"all": 1.0}, {"cls": 1e9}, [1], "x"]
 )
 def test_temperatures_that_no_model_has_are_refused(temperatures):
-    card = ModelConfig(architecture="deit_tiny_patch16_224", num_classes=2)
+    model_config = ModelConfig(architecture="deit_tiny_patch16_224", num_classes=2)
     config = to_timm_config(
-        card, classifier=("head",), first_conv="patch_embed.proj", fixed_input_size=True
+        model_config, classifier=("head",), first_conv="patch_embed.proj", fixed_input_size=True
     )
     config["deitctl"]["temperatures"] = temperatures
     with pytest.raises(ModelError):

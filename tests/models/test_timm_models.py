@@ -43,15 +43,15 @@ def test_arguments_that_a_model_does_not_take_are_said():
         )
 
 
-def test_card_is_timms_config():
+def test_model_config_is_read_from_timms_pretrained_cfg():
     model = timm.create_model(SMALL)
-    card = timm_models.config_of(model, SMALL, 1000)
+    model_config = timm_models.read_model_config(model, SMALL, 1000)
     cfg = model.pretrained_cfg
-    assert card.architecture == SMALL
-    assert card.preprocessing.crop_pct == cfg["crop_pct"]
-    assert card.preprocessing.mean == tuple(cfg["mean"])
-    assert card.class_names[0] == "n01440764"
-    assert timm_models.config_of(model, SMALL, 7).class_names is None
+    assert model_config.architecture == SMALL
+    assert model_config.preprocessing.crop_pct == cfg["crop_pct"]
+    assert model_config.preprocessing.mean == tuple(cfg["mean"])
+    assert model_config.class_names[0] == "n01440764"
+    assert timm_models.read_model_config(model, SMALL, 7).class_names is None
 
 
 def test_weights_of_another_architecture_are_refused():
@@ -72,8 +72,10 @@ def test_a_new_head_keeps_the_body_and_starts_at_zero(randomize):
 
 def test_folder_of_a_convnet_answers_as_before_and_in_timm(tmp_path, noise):
     model = timm.create_model(SMALL, num_classes=3).eval()
-    card = ModelConfig(architecture=SMALL, num_classes=3, class_names=("a", "b", "c")).at_size(64)
-    save_model(tmp_path / "net", model.state_dict(), card, timm_models.layers(model))
+    model_config = ModelConfig(
+        architecture=SMALL, num_classes=3, class_names=("a", "b", "c")
+    ).at_size(64)
+    save_model(tmp_path / "net", model.state_dict(), model_config, timm_models.layers(model))
     ours, read = timm_models.load_folder(tmp_path / "net")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).eval()
     images = noise(1, 3, 64, 64)
@@ -85,11 +87,11 @@ def test_folder_of_a_convnet_answers_as_before_and_in_timm(tmp_path, noise):
 
 
 def test_folder_of_what_timm_does_not_have_is_said(tmp_path):
-    card = ModelConfig(architecture="regnety_003", num_classes=3)
+    model_config = ModelConfig(architecture="regnety_003", num_classes=3)
     save_model(
         tmp_path,
         {"x": torch.zeros(1)},
-        card,
+        model_config,
         {"classifier": ("head",), "first_conv": "c", "fixed_input_size": False},
     )
     with pytest.raises(ModelError, match="'regnety_003', which timm does not have"):
@@ -118,4 +120,4 @@ def test_weights_in_the_hubs_cache_are_used_without_a_network(
     images = noise(1, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(loaded.model(images), model(images))
-    assert loaded.card.class_names is not None
+    assert loaded.model_config.class_names is not None

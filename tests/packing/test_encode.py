@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deitctl.data.dataset import FileSource
+from deitctl.data.dataset import FileDataset
 from deitctl.data.decode import decode
 from deitctl.data.eval_transform import eval_transform
 from deitctl.models.model_config import Preprocessing
@@ -18,15 +18,15 @@ from deitctl.packing.encode import Form, digest_of, keep, keep_all
 
 
 @pytest.fixture
-def source_of(tmp_path) -> Callable[..., FileSource]:
+def source_of(tmp_path) -> Callable[..., FileDataset]:
     """A source of files with the given bytes; None: a file that is not there."""
 
-    def make(*contents: bytes | None) -> FileSource:
+    def make(*contents: bytes | None) -> FileDataset:
         for number, data in enumerate(contents):
             if data is not None:
                 (tmp_path / f"{number}.jpg").write_bytes(data)
         paths = [str(tmp_path / f"{number}.jpg") for number in range(len(contents))]
-        return FileSource(paths, np.zeros(len(paths), np.int64), ("a",))
+        return FileDataset(paths, np.zeros(len(paths), np.int64), ("a",))
 
     return make
 
@@ -151,8 +151,8 @@ def test_what_cannot_be_read_keeps_its_place_without_bytes(form, source_of):
     assert "cannot be read: No such file" in kept.why
 
 
-def test_images_in_no_file_are_kept_as_pixels(digit_sources):
-    _, val = digit_sources
+def test_images_in_no_file_are_kept_as_pixels(digit_datasets):
+    _, val = digit_datasets
     kept = keep(val, 3, Form())
     assert kept.data == b"P6\n8 8\n255\n" + val.read(3).tobytes()
     assert kept.digest == digest_of(val.raw(3))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from deitctl.models.catalog import Architecture
-from deitctl.models.layers import freeze_body
+from deitctl.models.layers import freeze_backbone
 from deitctl.profiling.flops import count_flops, deit_flops, flops_of
 
 SMALL = Architecture(
@@ -51,7 +51,7 @@ def test_a_plain_model_has_one_token_less_and_one_head():
 def test_torch_counts_what_the_formula_says(alias, learns, deit):
     model = deit(alias, classes=7, img_size=48)
     if not learns:
-        freeze_body(model)
+        freeze_backbone(model)
     assert flops_of(model, 48) == count_flops(model, 48)
 
 

@@ -19,7 +19,7 @@ from deitctl.models import timm_models
 from deitctl.models.catalog import imagenet_classes
 from deitctl.models.checkpoint_io import save_model, save_tensors
 from deitctl.models.factory import build_model
-from deitctl.models.layers import layer_names, shipping_config
+from deitctl.models.layers import describe_layers, pin_img_size
 from deitctl.report.build import _name, contents_of
 from deitctl.report.contents import OUTSIDE
 
@@ -43,8 +43,8 @@ def model_folder(tmp_path: Path) -> Callable[..., Path]:
         save_model(
             tmp_path / alias,
             built.model.state_dict(),
-            shipping_config(built.model, built.card),
-            layer_names(built.model),
+            pin_img_size(built.model, built.model_config),
+            describe_layers(built.model),
         )
         return tmp_path / alias
 
@@ -89,7 +89,7 @@ def test_a_distilled_model_is_shown_with_both_heads_and_both_tokens(model_folder
     for example in (*shown.mistakes, *shown.unsure):
         label, score = example.guesses[0]
         assert score == pytest.approx(float(scores.confidences[example.index]), rel=1e-4)
-        assert label == found.results[0].card.label(int(scores.predictions[example.index]))
+        assert label == found.results[0].model_config.label(int(scores.predictions[example.index]))
         assert set(example.maps) == {"class token", "distillation token"}
         sizes = {
             Image.open(io.BytesIO(b)).size for b in (example.thumbnail, *example.maps.values())
@@ -122,14 +122,14 @@ def test_scores_of_examples_are_those_of_the_models_temperature(model_folder, im
 def test_a_model_of_another_kind_is_shown_without_maps(images, tmp_path) -> None:
     torch.manual_seed(0)
     model = timm_models.create("regnety_002", num_classes=2, img_size=32)
-    card = timm_models.config_of(model, "regnety_002", 2)
+    model_config = timm_models.read_model_config(model, "regnety_002", 2)
     from dataclasses import replace
 
     save_model(
         tmp_path / "net",
         model.state_dict(),
-        replace(card, class_names=("a", "b")),
-        layer_names(model),
+        replace(model_config, class_names=("a", "b")),
+        describe_layers(model),
     )
     (shown,) = gathered(
         evaluate_models(str(images), models=[str(tmp_path / "net")], workers=0)

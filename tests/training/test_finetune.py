@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from deitctl.config import TrainConfig
-from deitctl.data.dataset import Source
+from deitctl.data.dataset import ImageDataset
 from deitctl.evaluation.result import Evaluation
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import load_tensors
@@ -19,7 +19,7 @@ from deitctl.training.launch import run_training
 from deitctl.training.trainer import Trainer
 
 Make = Callable[..., TrainConfig]
-Pair = tuple[Source, Source]
+Pair = tuple[ImageDataset, ImageDataset]
 
 
 def with_recipe(config: TrainConfig, **changes: object) -> TrainConfig:
@@ -32,12 +32,12 @@ def test_distilled_fine_tuning_changes_resolution_with_the_teacher_at_its_own(
     start: str, size: int, little_config: Make, distilled: Make, little: Pair
 ) -> None:
     first = run_training(
-        with_recipe(little_config("first", model=start), epochs=1), sources=little
+        with_recipe(little_config("first", model=start), epochs=1), datasets=little
     ).run
     config = with_recipe(distilled("second", views=1), epochs=1, img_size=size)
-    result = run_training(replace(config, weights=str(first)), sources=little)
+    result = run_training(replace(config, weights=str(first)), datasets=little)
     loaded = load_model(str(result.run), reporter=SilentReporter())
-    assert loaded.card.preprocessing.img_size == size
+    assert loaded.model_config.preprocessing.img_size == size
     assert result.teacher is not None
     assert result.teacher.preprocessing["img_size"] == 32
     assert set(result.shipped.heads or ()) == {"cls", "dist", "avg-logits", "avg-probs"}
@@ -46,17 +46,17 @@ def test_distilled_fine_tuning_changes_resolution_with_the_teacher_at_its_own(
 def test_the_words_of_a_teacher_serve_students_of_every_resolution(
     distilled: Make, little: Pair, reporter: SilentReporter
 ) -> None:
-    run_training(with_recipe(distilled("a"), img_size=32, epochs=4), sources=little)
+    run_training(with_recipe(distilled("a"), img_size=32, epochs=4), datasets=little)
     run_training(
-        with_recipe(distilled("b"), img_size=48, epochs=1), sources=little, reporter=reporter
+        with_recipe(distilled("b"), img_size=48, epochs=1), datasets=little, reporter=reporter
     )
     assert any("checked earlier" in note for note in reporter.notes)  # type: ignore[attr-defined]
 
 
 def test_a_linear_probe_moves_the_head_alone(little_config: Make, little: Pair) -> None:
-    first = run_training(with_recipe(little_config("first"), epochs=1), sources=little).run
+    first = run_training(with_recipe(little_config("first"), epochs=1), datasets=little).run
     config = with_recipe(little_config("probe"), epochs=2, freeze="backbone", ema_decay=0.0)
-    second = run_training(replace(config, weights=str(first)), sources=little).run
+    second = run_training(replace(config, weights=str(first)), datasets=little).run
     before, after = (
         load_tensors(first / "model.safetensors"),
         load_tensors(second / "model.safetensors"),
@@ -76,10 +76,10 @@ def test_layer_decay_slows_the_lower_layers(little_config: Make, little: Pair) -
         config, optim=replace(config.recipe.optim, lr=1e-12, min_lr=0.0, warmup_lr=0.0)
     )
     start = load_tensors(
-        run_training(replace(still, output_dir=f"{config.output_dir}-start"), sources=little).run
+        run_training(replace(still, output_dir=f"{config.output_dir}-start"), datasets=little).run
         / "model.safetensors"
     )
-    end = load_tensors(run_training(config, sources=little).run / "model.safetensors")
+    end = load_tensors(run_training(config, datasets=little).run / "model.safetensors")
     moved = [
         float((end[f"blocks.{i}.mlp.fc1.weight"] - start[f"blocks.{i}.mlp.fc1.weight"]).norm())
         for i in (0, 6, 11)
@@ -102,7 +102,7 @@ def test_validation_chooses_between_raw_and_averaged_weights(
     config = with_recipe(
         little_config("run"), epochs=1, batch_size=4
     )  # 15 steps: an average of more than one
-    run = run_training(config, sources=little).run
+    run = run_training(config, datasets=little).run
     shipped = load_tensors(run / "model.safetensors")
     name = "model" if better == "raw" else "ema"
     kept, other = (
@@ -122,6 +122,6 @@ def test_validation_chooses_between_raw_and_averaged_weights(
 
 def test_without_an_average_the_raw_weights_are_shipped(little_config: Make, little: Pair) -> None:
     result = run_training(
-        with_recipe(little_config("run"), epochs=1, ema_decay=0.0), sources=little
+        with_recipe(little_config("run"), epochs=1, ema_decay=0.0), datasets=little
     )
     assert result.best_weights == "raw"

@@ -12,9 +12,9 @@ import timm
 import torch
 
 from deitctl.config import DistillConfig, TrainConfig
-from deitctl.data.dataset import Source, subset
-from deitctl.data.loader import eval_batches
-from deitctl.data.mixup import normalize
+from deitctl.data.dataset import ImageDataset, select
+from deitctl.data.loader import build_eval_loader
+from deitctl.data.batch_transforms import normalize
 from deitctl.errors import ConfigError, DataError, DeitctlError, Interrupted, TeacherError
 from deitctl.evaluation.score_models import evaluate_model
 from deitctl.events import SilentReporter, Task
@@ -22,7 +22,7 @@ from deitctl.models.factory import load_model
 from deitctl.training.launch import resume, run_training
 
 Make = Callable[..., TrainConfig]
-Pair = tuple[Source, Source]
+Pair = tuple[ImageDataset, ImageDataset]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -68,15 +68,15 @@ def test_same_seed_gives_the_same_weights_with_0_1_and_3_workers(
     for workers in (0, 1, 3):
         config = little_config(f"w{workers}", workers=workers)
         config = replace(config, recipe=replace(config.recipe, epochs=2))
-        runs.append(run_training(config, sources=little).run)
+        runs.append(run_training(config, datasets=little).run)
     assert last_weights(runs[0]) == last_weights(runs[1]) == last_weights(runs[2])
 
 
 def test_another_seed_gives_other_weights(little_config: Make, little: Pair) -> None:
     config = little_config("a")
     short = replace(config.recipe, epochs=1)
-    first = run_training(replace(config, recipe=short), sources=little).run
-    second = run_training(replace(little_config("b", seed=1), recipe=short), sources=little).run
+    first = run_training(replace(config, recipe=short), datasets=little).run
+    second = run_training(replace(little_config("b", seed=1), recipe=short), datasets=little).run
     assert last_weights(first) != last_weights(second)
 
 
@@ -89,7 +89,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, little: Pair) -> Callable[[T
         root = tmp_path_factory.mktemp("whole") / "run"
         if config.precision not in done:
             done[config.precision] = run_training(
-                replace(config, output_dir=str(root)), sources=little
+                replace(config, output_dir=str(root)), datasets=little
             ).run
         return done[config.precision]
 
@@ -120,11 +120,13 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(
     """Whether a signal comes at the beginning of an epoch, within it, after its last step, or while it is evaluated."""
     config = little_config("stopped", precision=precision)
     with pytest.raises(Interrupted) as stopped:
-        run_training(config, sources=little, reporter=StopsAt(label, batches))
+        run_training(config, datasets=little, reporter=StopsAt(label, batches))
     assert stopped.value.exit_code == 143
     assert stopped.value.resume_command == f"deitctl train --resume {config.output_dir}"
-    assert json.loads((Path(config.output_dir) / "state" / "state.json").read_text())["step"] == step
-    again = resume(Path(config.output_dir), sources=little).run
+    assert (
+        json.loads((Path(config.output_dir) / "state" / "state.json").read_text())["step"] == step
+    )
+    again = resume(Path(config.output_dir), datasets=little).run
     assert_same_end(whole(config), again)
 
 
@@ -147,15 +149,19 @@ def log_without_time(run: Path) -> list[dict[str, object]]:
 
 
 def test_a_run_loads_in_timm_with_the_same_logits(little_config: Make, little: Pair) -> None:
-    result = run_training(little_config("run", model="deit_tiny_distilled"), sources=little)
+    result = run_training(little_config("run", model="deit_tiny_distilled"), datasets=little)
     loaded = load_model(str(result.run), reporter=SilentReporter())
     theirs = timm.create_model(f"local-dir:{result.run}", pretrained=True).eval()
     batch = next(
-        eval_batches(
-            little[1], [loaded.card.preprocessing], batch_size=8, workers=0, pin_memory=False
+        build_eval_loader(
+            little[1],
+            [loaded.model_config.preprocessing],
+            batch_size=8,
+            workers=0,
+            pin_memory=False,
         )
     )
-    images = normalize(batch.images[0], loaded.card.preprocessing)
+    images = normalize(batch.images[0], loaded.model_config.preprocessing)
     with torch.no_grad():
         cls, dist = loaded.model(images)
         torch.testing.assert_close(theirs(images), (cls + dist) / 2, rtol=0, atol=1e-6)
@@ -180,7 +186,7 @@ def test_distillation_runs_in_every_form(
 ) -> None:
     teacher = little_config("teacher", model="deit_tiny")
     teacher = replace(teacher, recipe=replace(teacher.recipe, epochs=1))
-    run_training(teacher, sources=little)
+    run_training(teacher, datasets=little)
     distill = DistillConfig(
         teacher=teacher.output,
         mode=mode,
@@ -194,7 +200,7 @@ def test_distillation_runs_in_every_form(
         logits_topk=100,
     )
     config = little_config("student", distill=distill)
-    result = run_training(replace(config, recipe=replace(config.recipe, epochs=1)), sources=little)
+    result = run_training(replace(config, recipe=replace(config.recipe, epochs=1)), datasets=little)
     assert (result.shipped.heads is not None) == token
     assert result.teacher is not None
     record = json.loads((result.run / "metrics.jsonl").read_text().splitlines()[0])
@@ -212,7 +218,7 @@ def test_a_teacher_near_chance_is_refused_before_the_first_step(
         epochs=1,
         optim=replace(teacher.recipe.optim, lr=1e-9, min_lr=0, warmup_lr=0),
     )
-    run_training(replace(teacher, recipe=slow), sources=little)
+    run_training(replace(teacher, recipe=slow), datasets=little)
     distill = DistillConfig(
         teacher=teacher.output,
         mode="hard",
@@ -225,15 +231,15 @@ def test_a_teacher_near_chance_is_refused_before_the_first_step(
         logits_topk=100,
     )
     with pytest.raises(TeacherError, match="near chance"):
-        run_training(little_config("student", distill=distill), sources=little)
+        run_training(little_config("student", distill=distill), datasets=little)
 
 
 def test_a_run_is_never_overwritten(little_config: Make, little: Pair) -> None:
     config = little_config("run")
     config = replace(config, recipe=replace(config.recipe, epochs=1))
-    run_training(config, sources=little)
+    run_training(config, datasets=little)
     with pytest.raises(DeitctlError, match="already holds a run"):
-        run_training(config, sources=little)
+        run_training(config, datasets=little)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(little_config: Make, little: Pair) -> None:
@@ -242,7 +248,7 @@ def test_a_loss_that_is_no_number_stops_the_run(little_config: Make, little: Pai
         config.recipe, optim=replace(config.recipe.optim, lr=1e30, clip_grad=0, warmup_epochs=0)
     )
     with pytest.raises(DeitctlError, match="The loss is"):
-        run_training(replace(config, recipe=wild), sources=little)
+        run_training(replace(config, recipe=wild), datasets=little)
 
 
 def test_unreadable_images_are_left_out_and_named(
@@ -254,7 +260,10 @@ def test_unreadable_images_are_left_out_and_named(
         file.write_text("not an image")
     config = little_config("run", data=str(root))
     recipe = replace(
-        config.recipe, epochs=1, batch_size=16, augment=replace(config.recipe.augment, repeated_aug=1)
+        config.recipe,
+        epochs=1,
+        batch_size=16,
+        augment=replace(config.recipe.augment, repeated_aug=1),
     )
     result = run_training(replace(config, recipe=recipe))
     assert list(result.bad_images) == [str(damaged), str(unseen)]
@@ -264,10 +273,10 @@ def test_unreadable_images_are_left_out_and_named(
 def test_a_resume_on_other_data_is_refused(little_config: Make, little: Pair) -> None:
     config = little_config("run")
     with pytest.raises(Interrupted):
-        run_training(config, sources=little, reporter=StopsAt("epoch 2/3"))
-    fewer = subset(little[0], range(40))
+        run_training(config, datasets=little, reporter=StopsAt("epoch 2/3"))
+    fewer = select(little[0], range(40))
     with pytest.raises(DataError, match="40 training images, it had 60"):
-        resume(Path(config.output_dir), sources=(fewer, little[1]))
+        resume(Path(config.output_dir), datasets=(fewer, little[1]))
 
 
 def test_a_resume_may_change_the_machine_but_not_the_recipe(
@@ -275,9 +284,9 @@ def test_a_resume_may_change_the_machine_but_not_the_recipe(
 ) -> None:
     config = little_config("run")
     with pytest.raises(Interrupted):
-        run_training(config, sources=little, reporter=StopsAt("epoch 3/3"))
+        run_training(config, datasets=little, reporter=StopsAt("epoch 3/3"))
     with pytest.raises(ConfigError, match=r"other settings: recipe\.epochs is 3, not 9"):
-        resume(Path(config.output_dir), given={"recipe.epochs": 9}, sources=little)
+        resume(Path(config.output_dir), given={"recipe.epochs": 9}, datasets=little)
     same = {
         "workers": 1,
         "seed": None,
@@ -285,4 +294,4 @@ def test_a_resume_may_change_the_machine_but_not_the_recipe(
         "recipe.optim.clip_grad": "1",
         "save_every": "2",
     }
-    assert resume(Path(config.output_dir), given=same, sources=little).epochs == 3
+    assert resume(Path(config.output_dir), given=same, datasets=little).epochs == 3

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from deitctl.config import DistillConfig, TrainConfig, write_toml
-from deitctl.data.dataset import Source, subset
+from deitctl.data.dataset import ImageDataset, select
 from deitctl.device import choose_device
 from deitctl.evaluation.evaluate import evaluate
 from deitctl.events import SilentReporter
@@ -24,12 +24,12 @@ from deitctl.models.factory import load_model
 from deitctl.recipes import DIGITS
 from deitctl.training.launch import run_training
 
-Pair = tuple[Source, Source]
+Pair = tuple[ImageDataset, ImageDataset]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def config_of(root: Path, teacher: Path | None) -> TrainConfig:
+def read_model_config(root: Path, teacher: Path | None) -> TrainConfig:
     """A configuration with every random part on, repeated augmentation and stochastic depth among them."""
     augment = replace(
         DIGITS.augment,
@@ -71,7 +71,10 @@ def config_of(root: Path, teacher: Path | None) -> TrainConfig:
 def together(tmp_path_factory: pytest.TempPathFactory, taught_once: Path) -> Path:
     """Where two processes have trained `plain` and `taught`, filled the words of `taught` and scored seven images."""
     out = tmp_path_factory.mktemp("together")
-    configs = [config_of(out / "plain", None), config_of(out / "taught", taught_once)]
+    configs = [
+        read_model_config(out / "plain", None),
+        read_model_config(out / "taught", taught_once),
+    ]
     for config in configs:
         Path(f"{config.output_dir}.toml").write_text(write_toml(config))
     program = Path(__file__).with_name("together.py")
@@ -108,7 +111,7 @@ def test_two_processes_train_what_one_trains(
     kind: str, together: Path, little: Pair, tmp_path: Path, taught_once: Path
 ) -> None:
     teacher = taught_once if kind == "taught" else None
-    alone = run_training(config_of(tmp_path / kind, teacher), sources=little).run
+    alone = run_training(read_model_config(tmp_path / kind, teacher), datasets=little).run
     assert_close(together / kind, alone)
 
 
@@ -116,9 +119,9 @@ def test_two_processes_train_what_one_trains(
 def test_gradients_that_add_up_train_what_whole_batches_train(
     size: int, little: Pair, tmp_path: Path
 ) -> None:
-    whole = run_training(config_of(tmp_path / "whole", None), sources=little).run
+    whole = run_training(read_model_config(tmp_path / "whole", None), datasets=little).run
     parts = run_training(
-        replace(config_of(tmp_path / "parts", None), micro_batch_size=size), sources=little
+        replace(read_model_config(tmp_path / "parts", None), micro_batch_size=size), datasets=little
     ).run
     assert_close(parts, whole)
 
@@ -132,8 +135,8 @@ def test_both_processes_know_the_whole_result_and_each_image_is_scored_once(
     loaded = load_model(str(together / "plain"), reporter=SilentReporter())
     alone = evaluate(
         loaded.model,
-        subset(little[1], range(7)),
-        loaded.card.preprocessing,
+        select(little[1], range(7)),
+        loaded.model_config.preprocessing,
         rows=tuple(range(10)),
         head="cls",
         device=choose_device("cpu", "fp32"),

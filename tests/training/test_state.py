@@ -13,7 +13,7 @@ from torch import nn
 
 from deitctl.device import choose_device
 from deitctl.errors import DeitctlError, ModelError
-from deitctl.models.layers import freeze_body
+from deitctl.models.layers import freeze_backbone
 from deitctl.recipes import RECIPES
 from deitctl.training.ema import ExponentialMovingAverage
 from deitctl.training.optim import build_optimizer, set_learning_rate
@@ -121,7 +121,7 @@ def test_a_state_of_a_frozen_body_comes_back_bit_by_bit(tmp_path, deit):
 
     def probe(seed: int) -> TrainState:
         model = deit(seed=seed)
-        freeze_body(model)
+        freeze_backbone(model)
         return new_state(model)
 
     whole, resumed = probe(1), probe(2)

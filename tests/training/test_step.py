@@ -12,18 +12,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deitctl.config import DistillConfig
-from deitctl.data.dataset import subset
-from deitctl.data.loader import Batch, ViewPlan, train_batches
-from deitctl.data.mixup import mix_images, mix_targets, normalize, pair_indices, sample_mixup
+from deitctl.data.dataset import select
+from deitctl.data.loader import Batch, ViewPlan, build_train_loader
+from deitctl.data.mixup import mix_images, mix_targets, pair_indices, sample_mixup
+from deitctl.data.batch_transforms import normalize
 from deitctl.data.samplers import SampleKey, TrainBatches, steps_per_epoch
-from deitctl.data.student_affine import student_affine
+from deitctl.data.batch_transforms import student_affine
 from deitctl.device import choose_device
 from deitctl.distillation.cached_teacher import CachedTeacher
 from deitctl.distillation.target_cache import TargetCodec, open_cache
 from deitctl.distillation.teacher import Teacher
 from deitctl.errors import DataError, DeitctlError
 from deitctl.events import SilentReporter
-from deitctl.models.layers import freeze_body
+from deitctl.models.layers import freeze_backbone
 from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.recipes import RECIPES
 from deitctl.training import step as loop
@@ -67,14 +68,16 @@ def distilling(sees: str, mode: str = "soft", views: int = 2) -> DistillConfig:
 
 
 @pytest.fixture(scope="module")
-def some(digit_sources):
-    return subset(digit_sources[0], range(8))
+def some(digit_datasets):
+    return select(digit_datasets[0], range(8))
 
 
 @pytest.fixture
 def teacher(deit) -> Teacher:
-    card = ModelConfig(architecture="deit_tiny_patch16_224", num_classes=10, preprocessing=PRE)
-    return Teacher(deit(classes=10, seed=9), card, tuple(range(10)), PRE)
+    model_config = ModelConfig(
+        architecture="deit_tiny_patch16_224", num_classes=10, preprocessing=PRE
+    )
+    return Teacher(deit(classes=10, seed=9), model_config, tuple(range(10)), PRE)
 
 
 def state_of(model: nn.Module, recipe=RECIPE) -> TrainState:
@@ -87,9 +90,9 @@ def plan_of(recipe=RECIPE, **changes) -> Plan:
     return Plan(recipe, PRE, 10, 2, 0, CPU, **changes)
 
 
-def stream(source, plan: ViewPlan | None = None, recipe=RECIPE):
-    keys = TrainBatches(len(source.labels), recipe.batch_size, seed=0, epochs=recipe.epochs)
-    return train_batches(source, recipe.augment, 32, keys, workers=0, pin_memory=False, plan=plan)
+def stream(dataset, plan: ViewPlan | None = None, recipe=RECIPE):
+    keys = TrainBatches(len(dataset.labels), recipe.batch_size, seed=0, epochs=recipe.epochs)
+    return build_train_loader(dataset, recipe.augment, 32, keys, workers=0, pin_memory=False, plan=plan)
 
 
 def take_step(plan: Plan, state: TrainState, batch) -> dict[str, torch.Tensor]:
@@ -159,7 +162,7 @@ def test_both_heads_of_a_probed_deit_train(deit):
 @pytest.mark.parametrize("kind", ["deit", "convnet"])
 def test_an_epoch_of_a_probe_moves_the_head_alone(kind, deit, some, reporter):
     model = deit(classes=10) if kind == "deit" else timm.create_model("regnety_002", num_classes=10)
-    freeze_body(model)
+    freeze_backbone(model)
     recipe = replace(RECIPE, freeze="backbone")
     state = state_of(model, recipe)
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from deitctl.config import TrainConfig, from_dict, read_toml
-from deitctl.data.dataset import digits, subset
+from deitctl.data.readers.digits import load_digits
+from deitctl.data.dataset import select
 from deitctl.device import choose_device
 from deitctl.distillation.precompute import teach
 from deitctl.distributed import process_group
@@ -22,9 +23,9 @@ from deitctl.training.launch import run_training
 
 def little() -> list[object]:
     """The 60 and 30 digits of conftest.py."""
-    pairs = zip(digits(), (6, 3), strict=True)
+    pairs = zip(load_digits(), (6, 3), strict=True)
     return [
-        subset(s, np.concatenate([np.flatnonzero(s.labels == d)[:n] for d in range(10)]))
+        select(s, np.concatenate([np.flatnonzero(s.labels == d)[:n] for d in range(10)]))
         for s, n in pairs
     ]
 
@@ -32,16 +33,16 @@ def little() -> list[object]:
 def main(out: Path, *files: str) -> None:
     """Train each configuration, fill the words of the last, evaluate the first run on 7 images."""
     configs = [from_dict(TrainConfig, read_toml(Path(f)), f) for f in files]
-    sources = little()
+    datasets = little()
     device = choose_device("cpu", "fp32")
     with process_group(device.torch_device) as world:
-        runs = [run_training(config, sources=tuple(sources)) for config in configs]
-        again = teach(configs[-1], tuple(sources), batch_size=8)
+        runs = [run_training(config, datasets=tuple(datasets)) for config in configs]
+        again = teach(configs[-1], tuple(datasets), batch_size=8)
         loaded = load_model(str(runs[0].run), reporter=SilentReporter())
         scores = evaluate(
             loaded.model,
-            subset(sources[1], range(7)),
-            loaded.card.preprocessing,
+            select(datasets[1], range(7)),
+            loaded.model_config.preprocessing,
             rows=tuple(range(10)),
             head="cls",
             device=device,
@@ -50,7 +51,7 @@ def main(out: Path, *files: str) -> None:
             reporter=SilentReporter(),
             world=world,
         )
-        assert isinstance(loaded.card.preprocessing, Preprocessing)
+        assert isinstance(loaded.model_config.preprocessing, Preprocessing)
         record = {
             "rank": world.rank,
             "size": world.size,
