@@ -1,4 +1,4 @@
-"""The one place that knows CUDA, MPS and CPU apart; beside it distributed.py names a process's GPU, and rng.py seeds it."""
+"""Device and training precision: the only file that branches on CUDA, MPS and CPU."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from deitctl.cores import available_cores
 from deitctl.distributed import is_distributed, local_rank
 from deitctl.errors import ConfigError
 
-OUT_OF_MEMORY = (
+OUT_OF_MEMORY = (  # in messages of the allocators of MPS and the CPU
     "ALLOC_FAILED",
     "out of memory",
     "can't allocate memory",
@@ -26,205 +27,199 @@ OUT_OF_MEMORY = (
     "bad_alloc",
     "bad allocation",
 )
-"""What MPS's and the CPU's allocators say."""
-NO_MEMORY_FOR_ONEDNN = ("could not create a primitive", "could not create a memory object")
-"""All that the library of the CPU's matrix products says where memory runs out in it; with more words it means another."""
-COMPILERS = ("g++", "clang++", "c++")
-LARGEST_KEPT_BLOCK = 32 * 2**20
-"""Bytes: glibc's DEFAULT_MMAP_THRESHOLD_MAX on 64-bit systems."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+# oneDNN's out-of-memory messages. Match them exactly: longer ones are other errors.
+ONEDNN_OUT_OF_MEMORY = ("could not create a primitive", "could not create a memory object")
+CPP_COMPILERS = ("g++", "clang++", "c++")
+MAX_HEAP_BLOCK = 32 * 2**20  # bytes: glibc's DEFAULT_MMAP_THRESHOLD_MAX on 64-bit systems
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Predictions must agree with timm's to the last digit; faster ones are asked for with --precision.
+INFERENCE_PRECISION = "fp32"
+
+T = TypeVar("T", Tensor, nn.Module)
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that memory ran out: CUDA has a class for it, the others only words."""
+    """Return whether an error means that memory ran out."""
+    # CUDA has an exception class for it; other backends only have messages.
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    said = str(error).strip() if isinstance(error, RuntimeError) else ""
-    return said in NO_MEMORY_FOR_ONEDNN or any(words in said for words in OUT_OF_MEMORY)
+    message = str(error).strip() if isinstance(error, RuntimeError) else ""
+    return message in ONEDNN_OUT_OF_MEMORY or any(part in message for part in OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True)
 class Device:
-    """A torch device, the arithmetic to use on it for training, and why."""
+    """A torch device, the autocast dtype of training on it, and the reason for that dtype."""
 
     torch_device: torch.device
     dtype: torch.dtype
     reason: str
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Run the block's matrix work in `dtype`."""
+        """Return a context in which matrix products run in `dtype`."""
         if self.dtype is torch.float32:
             return nullcontext()
         return torch.autocast(self.torch_device.type, self.dtype)
 
     def grad_scaler(self) -> torch.amp.GradScaler:
-        """Return a loss scaler, which does nothing except in fp16."""
+        """Return a loss scaler, which is enabled only in fp16."""
         return torch.amp.GradScaler(self.torch_device.type, enabled=self.dtype is torch.float16)
 
-    def place(self, model: nn.Module) -> nn.Module:
-        """Move a model here, convolutions channels-last, which oneDNN and tensor cores work in."""
-        has_convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules()) > 1
-        model = model.to(self.torch_device)
-        return model.to(memory_format=torch.channels_last) if has_convolutions else model
-
-    def move(self, tensor: Tensor) -> Tensor:
-        """Copy a batch here; on CUDA without waiting, if it is pinned."""
-        return tensor.to(self.torch_device, non_blocking=self.pins_memory)
+    def to_device(self, item: T) -> T:
+        """Move a tensor or a model to the device; a pinned tensor goes to CUDA without waiting."""
+        if isinstance(item, Tensor):
+            return item.to(self.torch_device, non_blocking=self.pins_memory)
+        item = item.to(self.torch_device)
+        # Convolutions go channels-last, in which oneDNN and tensor cores work. A ViT has one, the patch embedding,
+        # and gains nothing by it.
+        has_convolutions = sum(isinstance(m, nn.Conv2d) for m in item.modules()) > 1
+        return item.to(memory_format=torch.channels_last) if has_convolutions else item
 
     @property
     def pins_memory(self) -> bool:
-        """Whether loaders should pin their batches."""
+        """Whether loaders pin their batches."""
         return self.torch_device.type == "cuda"
 
     @property
     def precision(self) -> str:
-        """Return the name of its arithmetic, as --precision takes it."""
+        """The name of `dtype`, as --precision takes it."""
         return next(name for name, dtype in PRECISIONS.items() if dtype is self.dtype)
 
     @property
     def is_synchronous(self) -> bool:
-        """Whether reading a number costs nothing, because there is no queue of work to wait for."""
+        """Whether `.item()` is free, because there is no queue of kernels to wait for."""
         return self.torch_device.type == "cpu"
 
     def empty_cache(self) -> None:
-        """Give back what the backend keeps for later, so that smaller pieces can be cut from it."""
+        """Release the memory that the allocator caches."""
         gc.collect()
         if self.torch_device.type == "cuda":
             torch.cuda.empty_cache()
         elif self.torch_device.type == "mps":
             torch.mps.empty_cache()
-        elif (
-            sys.platform == "linux"
-        ):  # else glibc keeps what was freed, and oneDNN finds no room for its code
+        elif sys.platform == "linux":
+            # glibc keeps what was freed, and oneDNN then finds no room for the code it generates
             with suppress(OSError, AttributeError):
                 ctypes.CDLL(None).malloc_trim(0)
 
     @property
     def keeps_freed_memory(self) -> bool:
-        """Whether glibc is told to keep memory: not for accelerators, and not where the environment says how malloc is to be."""
-        said = "malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
-            n.startswith("MALLOC_") for n in os.environ
+        """Whether `tune_malloc` applies: on CPUs with glibc, unless the environment configures malloc itself."""
+        is_configured = "malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
+            name.startswith("MALLOC_") for name in os.environ
         )
-        return self.torch_device.type == "cpu" and sys.platform == "linux" and not said
+        return self.torch_device.type == "cpu" and sys.platform == "linux" and not is_configured
 
     def tune_malloc(self) -> None:
-        """Have glibc keep what is freed, in this process and those forked from it, for the next batch.
-
-        By itself it gives the end of its heap back to the system, and the next step pays for every page of its activations
-        again, up to a tenth of its CPU time. `empty_cache` gives it back; blocks above 32 MiB still go at once.
-        """
+        """Let glibc keep freed memory for the next batch, in this process and those forked from it."""
+        # By default it returns the end of its heap to the system, and the next step pays for every page of its
+        # activations again, up to a tenth of its CPU time. `empty_cache` releases it; blocks above 32 MiB are
+        # returned at once all the same.
         if self.keeps_freed_memory:
-            with suppress(OSError, AttributeError):  # another malloc
+            with suppress(OSError, AttributeError):  # another malloc than glibc's
                 malloc = ctypes.CDLL(None)
                 malloc.mallopt(M_TRIM_THRESHOLD, -1)
-                malloc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT_BLOCK)
+                malloc.mallopt(M_MMAP_THRESHOLD, MAX_HEAP_BLOCK)
 
     def synchronize(self) -> None:
-        """Wait for the work that was queued, where there is a queue."""
+        """Wait for all queued kernels."""
         if self.torch_device.type == "cuda":
             torch.cuda.synchronize(self.torch_device)
         elif self.torch_device.type == "mps":
             torch.mps.synchronize()
 
     def peak_memory_bytes(self) -> int | None:
-        """Return the most memory that tensors took, where the backend counts it."""
-        return (
-            torch.cuda.max_memory_allocated(self.torch_device)
-            if self.torch_device.type == "cuda"
-            else None
-        )
-
-    def images_at_a_time(self, largest: int) -> int:
-        """Return the images of a micro-batch that pay here, 0 for any: `largest` is the bytes of one's largest activation.
-
-        glibc gives blocks above 32 MiB back to the system when they are freed, and the next step pays for every page
-        again: a step of deit_small with 64 images at once took twice the CPU time an image that one with 32 did.
-        """
-        if self.torch_device.type != "cpu" or not largest:
-            return 0
-        most = LARGEST_KEPT_BLOCK // largest
-        return max(2, 1 << max(1, most.bit_length() - 1))
-
-    def compile(self, model: nn.Module) -> None:
-        """Have torch compile a model in place, block by block where it has `blocks`, which is compiled once for all.
-
-        Raises:
-            ConfigError: nothing that compiles for this device is here.
-        """
-        if self.torch_device.type == "cpu" and not any(
-            map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))
-        ):
-            raise ConfigError(
-                "--compile needs a C++ compiler.",
-                f"Install one ({', '.join(COMPILERS)}), or leave it out.",
-            )
-        if self.torch_device.type == "cuda" and find_spec("triton") is None:
-            raise ConfigError(
-                "--compile needs triton, which is not here.", "pip install triton, or leave it out."
-            )
-        blocks = getattr(model, "blocks", None)
-        for part in blocks if isinstance(blocks, nn.ModuleList | nn.Sequential) else [model]:
-            part.compile()
-
-    def habits(self) -> dict[str, str]:
-        """Say what is done on this kind of device besides its precision, and why."""
-        kind = self.torch_device.type
-        convolutions = "channels-last, which oneDNN and tensor cores work in"
-        if kind == "cpu":
-            attention = "in bf16 training with a backward pass of matrix products (benchmarks/attention.py), else torch's"
-            images = "micro-batches whose activations stay below 32 MiB a layer, so that memory is used again"
-            compiling = "off: it takes a minute or more before the first step, and little is gained; --compile"
-        else:
-            attention, images = (
-                "torch's fused one",
-                "the whole batch at once, halved where memory runs out",
-            )
-            compiling = "off; --compile compiles each kind of block once"
-        transfer = "pinned, uint8, without waiting" if kind == "cuda" else "uint8"
-        return {
-            "convolutions": convolutions,
-            "attention": attention,
-            "a step takes": images,
-            "optimizer": "AdamW, fused",
-            "compiling": compiling,
-            "images travel": transfer,
-            "freed memory": "kept for the next step"
-            if self.keeps_freed_memory
-            else "as the allocator has it",
-            "stochastic depth": "skips what it drops"
-            if kind == "cpu"
-            else "multiplies by zero: to skip, it would wait",
-        }
+        """Return the peak of memory allocated by tensors, None where the backend does not count it."""
+        if self.torch_device.type != "cuda":
+            return None
+        return torch.cuda.max_memory_allocated(self.torch_device)
 
     def restart_peak_memory(self) -> int | None:
-        """Begin to count the peak anew; return what tensors take now, where the backend counts it."""
+        """Reset the peak; return the memory allocated now, None where the backend does not count it."""
         if self.torch_device.type != "cuda":
             return None
         torch.cuda.reset_peak_memory_stats(self.torch_device)
         return torch.cuda.memory_allocated(self.torch_device)
 
     def free_memory_bytes(self) -> int | None:
-        """Return the memory of its own that tensors may still take; None for a CPU, whose memory is the system's."""
+        """Return the device memory that tensors may still take; None on CPUs, which share the system's."""
         if self.torch_device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.torch_device)
-            kept = torch.cuda.memory_reserved(self.torch_device) - torch.cuda.memory_allocated(
-                self.torch_device
-            )
-            return int(free) + kept
+            allocated = torch.cuda.memory_allocated(self.torch_device)
+            return int(free) + torch.cuda.memory_reserved(self.torch_device) - allocated
         if self.torch_device.type == "mps":
             return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
         return None
 
-    def loader_workers(self, requested: int) -> int:
-        """Return how many loader processes to start: `requested`, or with -1 what the machine can feed.
+    def preferred_micro_batch_size(self, largest_activation: int) -> int:
+        """Return the images of a micro-batch that run fastest, 0 for any number.
 
-        Without an accelerator the training itself needs the cores, so one loader in every two.
+        Args:
+            largest_activation: bytes of the largest activation of one image.
         """
+        # glibc returns blocks above 32 MiB to the system when they are freed, and the next step pays for every page
+        # again: deit_small took twice the CPU time an image with micro-batches of 64 images as with 32.
+        if self.torch_device.type != "cpu" or not largest_activation:
+            return 0
+        fitting = MAX_HEAP_BLOCK // largest_activation
+        return max(
+            2, 1 << max(1, fitting.bit_length() - 1)
+        )  # a power of two, even for mixing pairs
+
+    def loader_workers(self, requested: int) -> int:
+        """Return the number of loader processes: `requested`, or with -1 what the machine can feed."""
         if requested >= 0:
             return requested
+        # Training on the CPU needs cores itself, so one loader for every two.
         cores = available_cores()
         return min(8, cores if self.torch_device.type == "cuda" else cores // 2)
+
+    def compile(self, model: nn.Module) -> None:
+        """Have torch compile a model in place.
+
+        Raises:
+            ConfigError: the compiler of this device is not installed.
+        """
+        if self.torch_device.type == "cpu" and not any(
+            map(shutil.which, (os.environ.get("CXX", ""), *CPP_COMPILERS))
+        ):
+            raise ConfigError(
+                "--compile needs a C++ compiler.",
+                f"Install one ({', '.join(CPP_COMPILERS)}), or leave --compile out.",
+            )
+        if self.torch_device.type == "cuda" and find_spec("triton") is None:
+            raise ConfigError(
+                "--compile needs triton, which is not installed.",
+                "pip install triton, or leave --compile out.",
+            )
+        # Block by block: one compilation serves all blocks, which differ in nothing but their weights.
+        blocks = getattr(model, "blocks", None)
+        for part in blocks if isinstance(blocks, nn.ModuleList | nn.Sequential) else [model]:
+            part.compile()
+
+    def describe(self) -> dict[str, str]:
+        """Return what differs between kinds of devices besides the precision, in words, by subject."""
+        is_cpu = self.torch_device.type == "cpu"
+        return {
+            "convolutions": "channels-last",
+            "attention": "own backward pass in bf16 training (benchmarks/attention.py), else torch's"
+            if is_cpu
+            else "torch's fused attention",
+            "micro_batch": "activations below 32 MiB a layer, so that memory is reused"
+            if is_cpu
+            else "the whole batch, halved when memory runs out",
+            "optimizer": "AdamW, fused",
+            # It gains little on CPUs, and was not measured on GPUs, so it is no default.
+            "compile": "off: takes a minute or more and gains little; --compile"
+            if is_cpu
+            else "off; --compile compiles each kind of block once",
+            "transfer": "uint8, pinned, non-blocking" if self.pins_memory else "uint8",
+            "freed_memory": "kept for the next step" if self.keeps_freed_memory else "up to malloc",
+            "drop_path": "skips dropped branches"
+            if is_cpu
+            else "multiplies by zero, because skipping would synchronize",
+        }
 
 
 def choose_device(name: str = "auto", precision: str = "auto") -> Device:
@@ -235,38 +230,28 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
         precision: `auto` (bf16 where the hardware computes in it, fp16 on older CUDA, else fp32), or one of them.
 
     Raises:
-        ConfigError: an unknown name, or a device that is not here.
+        ConfigError: an unknown name, or a device that is not available.
     """
-    device = _find(name)
-    if (
-        device == torch.device("cuda") and is_distributed()
-    ):  # of several processes each takes the GPU of its number
+    device = _find_device(name)
+    if device == torch.device("cuda") and is_distributed():  # one GPU a process
         device = torch.device("cuda", local_rank() % torch.cuda.device_count())
-    if precision != "auto":
-        if precision not in PRECISIONS:
-            raise ConfigError(
-                f"There is no precision {precision!r}.",
-                f"There are: auto, {', '.join(PRECISIONS)}.",
-            )
-        if precision == "fp16" and device.type == "cpu":
-            raise ConfigError(
-                "fp16 is not for CPUs: nothing there computes in it.", "Use bf16 or fp32."
-            )
-        return Device(device, PRECISIONS[precision], "as asked")
-    dtype, reason = _best_dtype(device)
-    return Device(device, dtype, reason)
-
-
-def _find(name: str) -> torch.device:
-    kind, _, index = name.partition(":")
-    if kind == "auto":
-        kind = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
+    if precision == "auto":
+        return Device(device, *_choose_dtype(device))
+    if precision not in PRECISIONS:
+        raise ConfigError(
+            f"There is no precision {precision!r}.", f"There are: auto, {', '.join(PRECISIONS)}."
         )
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("fp16 is not for CPUs, which do not compute in it.", "Use bf16 or fp32.")
+    return Device(device, PRECISIONS[precision], "as asked")
+
+
+def _find_device(name: str) -> torch.device:
+    kind, _, index = name.partition(":")
+    if kind == "auto" and torch.cuda.is_available():
+        kind = "cuda"
+    elif kind == "auto":
+        kind = "mps" if torch.backends.mps.is_available() else "cpu"
     if kind not in ("cpu", "mps", "cuda") or (index and (kind != "cuda" or not index.isdigit())):
         raise ConfigError(
             f"There is no device {name!r}.", "There are: auto, cpu, mps, cuda, cuda:N."
@@ -274,28 +259,25 @@ def _find(name: str) -> torch.device:
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "No CUDA device is available to this torch.",
-            "`deitctl doctor` says what is; or --device cpu.",
+            "See `deitctl doctor`, or use --device cpu.",
         )
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError(
-            "MPS is not available here.", "`deitctl doctor` says what is; or --device cpu."
-        )
+        raise ConfigError("MPS is not available.", "See `deitctl doctor`, or use --device cpu.")
     if index and int(index) >= torch.cuda.device_count():
         raise ConfigError(
-            f"There is no {name}: {torch.cuda.device_count()} CUDA device(s) are here."
+            f"There is no {name}: this machine has {torch.cuda.device_count()} CUDA device(s)."
         )
     return torch.device(f"{kind}:{index}" if index else kind)
 
 
-def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+def _choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+    """Return the autocast dtype of training with `--precision auto`, and the reason."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         if major >= 8:
             return torch.bfloat16, f"compute capability {major}.{minor} has bf16 tensor cores"
-        return (
-            torch.float16,
-            f"compute capability {major}.{minor} is older than bf16 (8.0): fp16 with loss scaling",
-        )
+        reason = f"compute capability {major}.{minor} is older than bf16 (8.0): fp16, loss scaling"
+        return torch.float16, reason
     if device.type == "mps":
         return torch.float32, "MPS autocast is not relied on"
     if cpu_has_bf16():
@@ -304,13 +286,9 @@ def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
 
 
 def cpu_has_bf16() -> bool:
-    """Say whether this CPU multiplies bf16 in hardware, so that autocast gains instead of losing."""
-    found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    """Return whether this CPU multiplies bf16 in hardware, so that autocast gains instead of losing."""
+    flags: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(
-        found.get(k, False) for k in ("avx512_bf16", "amx_bf16", "sve_bf16", "arm_bf16", "bf16")
+        flags.get(name, False)
+        for name in ("avx512_bf16", "amx_bf16", "sve_bf16", "arm_bf16", "bf16")
     )
-
-
-INFERENCE_PRECISION = (
-    "fp32"  # answers are compared to the last digit; speed there is asked for with --precision
-)

@@ -1,9 +1,7 @@
-"""The processes that train together: who this one is, and the few things they must agree on.
+"""Process group of a distributed run: rank, collectives, and a rendezvous that survives restarts of torchrun.
 
-torchrun starts them and says so in the environment; without it there is one. Numbers and small objects go over gloo on
-the CPU, so that no accelerator waits for them; gradients go the device's own way (NCCL on CUDA, gloo on CPU).
-
-Letters: R processes.
+Integers and small objects are exchanged over gloo on the CPU, so that no accelerator waits for them; gradients are
+reduced by the device's own backend (NCCL on CUDA, gloo on CPU).
 """
 
 from __future__ import annotations
@@ -28,13 +26,11 @@ from torch.distributed.rendezvous import rendezvous
 from deitctl.errors import ConfigError, DeitctlError
 
 T = TypeVar("T")
+# A collective may wait while one process fine-tunes a teacher or scans a slow disk, for hours. A process that dies is
+# noticed at once all the same, by its closed connection.
 COLLECTIVE_TIMEOUT = timedelta(days=2)
-"""How long a process waits for another: fitting a teacher or scanning a slow disk takes one of them hours. A process that
-dies is noticed at once, by its closed connection."""
-ARRIVAL = 1800
-"""Seconds that processes wait for the last one to come; a slow machine may scan the data first."""
-BUCKET = 8_000_000
-"""Numbers that are summed at a time: 32 MB, so that the copy of the gradients stays small."""
+RENDEZVOUS_TIMEOUT_S = 1800
+BUCKET_NUMEL = 8_000_000  # 32 MB in fp32, which bounds the flat copy of the gradients
 
 
 class ProcessLost(DeitctlError):
@@ -43,57 +39,59 @@ class ProcessLost(DeitctlError):
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among those that work together."""
+    """Rank and size of the process group, and the collectives of a run; with one process each is a no-op."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one process that writes and speaks."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
-    def share(self, count: int) -> slice:
-        """Return this process's part of a batch of `count`, as even as pairs of neighbors allow: they stay together."""
+    def shard(self, count: int) -> slice:
+        """Return this process's slice of a batch of `count` images."""
+        # Mixing pairs neighbors (0 with 1, 2 with 3), so a slice holds whole pairs and no pair spans two processes.
         pairs = -(-count // 2)
         start, stop = (2 * (pairs * r // self.size) for r in (self.rank, self.rank + 1))
         return slice(min(start, count), min(stop, count))
 
     def all_gather_ints(self, numbers: Sequence[int]) -> list[list[int]]:
-        """Return the numbers of every process, in the order of their ranks; all must pass as many."""
+        """Return the integers of every process, by rank; all processes must pass equally many."""
         if self.size == 1:
             return [list(numbers)]
         mine = torch.tensor(numbers, dtype=torch.int64)
-        others = [torch.empty_like(mine) for _ in range(self.size)]
-        with _noticing_losses():
-            dist.all_gather(others, mine)
-        return [values.tolist() for values in others]
+        gathered = [torch.empty_like(mine) for _ in range(self.size)]
+        with _translate_connection_errors():
+            dist.all_gather(gathered, mine)
+        return [values.tolist() for values in gathered]
 
-    def gather(self, value: T) -> list[T]:
-        """Return a small object of every process, in the order of their ranks."""
+    def all_gather_object(self, value: T) -> list[T]:
+        """Return a small picklable object of every process, by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        with _noticing_losses():
+        with _translate_connection_errors():
             dist.all_gather_object(values, value)
         return values
 
     def broadcast_object(self, value: T) -> T:
         """Return the main process's value, whatever the others pass."""
-        return self.gather(value if self.is_main else None)[0]  # type: ignore[return-value]
+        return self.all_gather_object(value if self.is_main else None)[0]  # type: ignore[return-value]
 
-    def wait(self) -> None:
-        """Wait until every process is here."""
+    def barrier(self) -> None:
+        """Wait until every process has arrived."""
+        # Not dist.barrier(), which with NCCL would occupy the GPU.
         self.all_gather_ints([0])
 
     @torch.no_grad()
     def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by their sums over the processes, the same to the bit in all of them."""
+        """Replace tensors by their sums over the processes, bit-identical in all of them."""
         if self.size == 1:
             return
         for bucket in _buckets(tensors):
             flat = torch.cat([t.reshape(-1) for t in bucket])
-            with _noticing_losses():
+            with _translate_connection_errors():
                 dist.all_reduce(flat)
             parts = torch.split(flat, [t.numel() for t in bucket])
             torch._foreach_copy_(
@@ -102,10 +100,10 @@ class World:
 
     @torch.no_grad()
     def broadcast_module_(self, model: nn.Module) -> None:
-        """Give every process the main one's parameters and buffers."""
+        """Copy the main process's parameters and buffers into every process's model."""
         if self.size == 1:
             return
-        with _noticing_losses():
+        with _translate_connection_errors():
             for value in model.state_dict().values():
                 dist.broadcast(value, src=0)
 
@@ -114,40 +112,41 @@ SINGLE_PROCESS = World()
 
 
 def is_distributed() -> bool:
-    """Say whether torchrun, or another launcher of its kind, started this process as one of several."""
+    """Return whether torchrun, or a launcher of its kind, started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def main_process() -> bool:
-    """Say whether this process speaks for the others, before they have met."""
+def is_main_process() -> bool:
+    """Return whether this is rank 0, also before the process group exists."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def local_rank() -> int:
-    """Return which of the processes of this machine this is."""
+    """Return this process's rank on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def launch_id() -> str:
-    """Return the name that all restarts of one torchrun share, empty without one."""
+    """Return an identifier that all restarts of one torchrun share, empty without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
     if name != "none":
         return name
-    parent = os.getppid()  # torchrun itself, where it was given no name
+    # torchrun without --rdzv-id: its process id, and the start time because process ids are reused
+    parent = os.getppid()
     try:
-        born = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
+        started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
-        born = ""
-    return f"{platform.node()}-{parent}-{born}"
+        started = ""
+    return f"{platform.node()}-{parent}-{started}"
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[World]:
-    """Meet the other processes for a block; within it, a second call finds them met.
+def process_group(device: torch.device) -> Iterator[World]:
+    """Join the process group for a block; a nested call reuses the group that is open.
 
     Raises:
-        ConfigError: several processes on a device that cannot talk.
-        ProcessLost: they do not come.
+        ConfigError: several processes on a device type without a backend.
+        ProcessLost: other processes do not arrive.
     """
     if not is_distributed():
         yield SINGLE_PROCESS
@@ -162,8 +161,8 @@ def joined(device: torch.device) -> Iterator[World]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    with _noticing_losses():
-        store, rank, size = _meeting_place()
+    with _translate_connection_errors():
+        store, rank, size = _open_store()
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             store=_fresh_prefix_store(store, rank, size),
@@ -178,54 +177,53 @@ def joined(device: torch.device) -> Iterator[World]:
 
 
 @cache
-def _meeting_place() -> tuple[Store, int, int]:
-    """Return the launcher's store, this process's rank and how many there are; opened once and kept.
-
-    Where the first process serves it, one that comes to a second meeting early would find the store of the first, and
-    lose it while they meet.
-    """
+def _open_store() -> tuple[Store, int, int]:
+    """Return the launcher's store, this process's rank and the world size."""
+    # Opened once and cached: where rank 0 serves the store, a process that is early for a second rendezvous would
+    # connect to the store of the first one, and lose it when that closes.
     store, rank, size = next(rendezvous("env://"))
     return store, rank, size
 
 
 def _fresh_prefix_store(store: Store, rank: int, size: int) -> Store:
-    """Return a part of torchrun's store that only these starts of the processes use.
+    """Return a prefix of torchrun's store that only this start of the processes uses.
 
-    The store outlives a restart (seen with torch 2.15), and the dead processes' addresses in it would be dialled. So
-    the first process names a new corner, and tells it to whoever shows a number that nobody has shown before.
+    The store outlives a restart (seen with torch 2.15) and still holds the addresses of the dead processes, which
+    would be dialled. So rank 0 names a new prefix and sends it to each process in answer to an identifier that no
+    earlier process had: hello/R (identifier) -> prefix/R (identifier, prefix) -> ready/R (prefix).
     """
-    mine = f"{os.getpid()}-{time.time_ns()}"
-    deadline = time.monotonic() + ARRIVAL
+    identifier = f"{os.getpid()}-{time.time_ns()}"
+    deadline = time.monotonic() + RENDEZVOUS_TIMEOUT_S
 
-    def said(key: str) -> str:
+    def read(key: str) -> str:
         return store.get(key).decode() if store.check([key]) else ""
 
     if rank == 0:
-        waiting = set(range(1, size))
-        while waiting and time.monotonic() < deadline:
-            for other in list(waiting):
-                if said(f"ready/{other}") == mine:
-                    waiting.discard(other)
-                elif hello := said(f"hello/{other}"):
-                    store.set(f"corner/{other}", f"{hello} {mine}")
+        missing = set(range(1, size))
+        while missing and time.monotonic() < deadline:
+            for other in list(missing):
+                if read(f"ready/{other}") == identifier:
+                    missing.discard(other)
+                elif hello := read(f"hello/{other}"):
+                    store.set(f"prefix/{other}", f"{hello} {identifier}")
             time.sleep(0.02)
     else:
-        store.set(f"hello/{rank}", mine)
-        waiting = {0}
-        while waiting and time.monotonic() < deadline:
-            hello, _, corner = said(f"corner/{rank}").partition(" ")
-            if hello == mine:
-                store.set(f"ready/{rank}", corner)
-                return PrefixStore(corner, store)
+        missing = {0}
+        store.set(f"hello/{rank}", identifier)
+        while time.monotonic() < deadline:
+            addressee, _, prefix = read(f"prefix/{rank}").partition(" ")
+            if addressee == identifier:
+                store.set(f"ready/{rank}", prefix)
+                return PrefixStore(prefix, store)
             time.sleep(0.02)
-    if waiting:
-        raise RuntimeError(f"process {min(waiting)} did not come in {ARRIVAL} s")
-    return PrefixStore(mine, store)
+    if missing:
+        raise RuntimeError(f"process {min(missing)} did not arrive within {RENDEZVOUS_TIMEOUT_S} s")
+    return PrefixStore(identifier, store)
 
 
 @contextmanager
-def _noticing_losses() -> Iterator[None]:
-    """Turn torch's many words for a broken connection into one line."""
+def _translate_connection_errors() -> Iterator[None]:
+    """Turn torch's many errors for a broken connection into `ProcessLost`."""
     try:
         yield
     except (RuntimeError, ConnectionError) as error:
@@ -233,21 +231,21 @@ def _noticing_losses() -> Iterator[None]:
             raise
         raise ProcessLost(
             "Another process of this run is gone, or cannot be reached.",
-            "Its own last line says why; torchrun --max-restarts N starts all of them again where they stopped. (torch says: "
-            f"{' '.join(str(error).split())[-120:]})",
+            "Its own last line says why; torchrun --max-restarts N restarts all of them where they stopped. "
+            f"(torch says: {' '.join(str(error).split())[-120:]})",
         ) from error
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield tensors of one type in groups of about `BUCKET` numbers."""
-    group: list[Tensor] = []
+    """Yield tensors of one dtype in groups of about `BUCKET_NUMEL` elements, in order."""
+    bucket: list[Tensor] = []
     for tensor in tensors:
-        if group and (
-            group[0].dtype != tensor.dtype
-            or sum(t.numel() for t in group) + tensor.numel() > BUCKET
+        if bucket and (
+            bucket[0].dtype != tensor.dtype
+            or sum(t.numel() for t in bucket) + tensor.numel() > BUCKET_NUMEL
         ):
-            yield group
-            group = []
-        group.append(tensor)
-    if group:
-        yield group
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket

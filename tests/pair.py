@@ -1,4 +1,4 @@
-"""One of two processes that meet, for test_world.py: python pair.py OUT, with RANK and the like in the environment."""
+"""One of two processes of test_distributed.py: python pair.py OUT, with RANK and the like in the environment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from deitctl import distributed as module
-from deitctl.distributed import ProcessLost, World, joined
+from deitctl.distributed import ProcessLost, World, process_group
 
 CPU = torch.device("cpu")
 BUCKET = 10
@@ -33,7 +33,7 @@ def tensors_of(rank: int) -> list[torch.Tensor]:
 
 
 def network(seed: int) -> nn.Module:
-    """Parameters, statistics and a counter, laid out as `Device.place` does it."""
+    """Parameters, statistics and a counter, laid out as `Device.to_device` does it."""
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3)).to(
         memory_format=torch.channels_last
@@ -51,16 +51,16 @@ def work(world: World) -> dict[str, object]:
     places = [t.data_ptr() for t in tensors]
     seen: dict[str, object] = {"place": [rank, world.size, world.is_main]}
     seen["all_gather_ints"] = world.all_gather_ints([rank, 10 + rank, -(2**40)])
-    seen["gather"] = world.gather({"rank": rank, "text": "x" * 100 * rank})
+    seen["gather"] = world.all_gather_object({"rank": rank, "text": "x" * 100 * rank})
     seen["broadcast_object"] = world.broadcast_object(f"said by {rank}")
-    world.wait()
+    world.barrier()
     world.all_reduce_(tensors)
     world.all_reduce_([])
     seen["sums"] = [t.double().tolist() for t in tensors]
     seen["in_place"] = places == [t.data_ptr() for t in tensors]
     world.broadcast_module_(model)
     seen["model"] = {name: value.double().tolist() for name, value in model.state_dict().items()}
-    with joined(CPU) as again:
+    with process_group(CPU) as again:
         seen["nested"] = [again.rank, again.size, again.all_gather_ints([rank])]
     seen["after nested"] = world.all_gather_ints([rank])
     return seen
@@ -68,10 +68,10 @@ def work(world: World) -> dict[str, object]:
 
 def main(out: Path) -> None:
     """Work twice, as one process that calls two workflows does; then the second one dies."""
-    module.BUCKET = BUCKET
-    with joined(CPU) as world:
+    module.BUCKET_NUMEL = BUCKET
+    with process_group(CPU) as world:
         seen = work(world)
-    with joined(CPU) as world:
+    with process_group(CPU) as world:
         seen["met again"] = world.all_gather_ints([world.rank])
         if world.rank == 1:
             (out / "1.json").write_text(json.dumps(seen))

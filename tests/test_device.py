@@ -1,4 +1,4 @@
-"""One object knows the device; here that is the CPU."""
+"""Choice of device and precision, memory and compilation; here on the CPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deitctl.errors import ConfigError
 CPU = torch.device("cpu")
 
 
-def test_cpu_is_always_there():
+def test_cpu_is_always_available():
     assert choose_device("cpu").torch_device == CPU
     assert choose_device("cpu", "fp32") == Device(CPU, torch.float32, "as asked")
     assert choose_device("cpu", "bf16").dtype is torch.bfloat16
@@ -40,19 +40,19 @@ def test_auto_precision_has_a_reason():
         ("cpu", "fp16", "not for CPUs"),
     ],
 )
-def test_what_is_no_device_or_precision_is_said(name, precision, what):
+def test_unknown_devices_and_precisions_are_refused(name, precision, what):
     with pytest.raises(ConfigError, match=what):
         choose_device(name, precision)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
-def test_missing_cuda_is_said():
+def test_missing_cuda_is_refused():
     with pytest.raises(ConfigError, match="No CUDA device"):
         choose_device("cuda:0")
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is MPS here")
-def test_missing_mps_is_said():
+def test_missing_mps_is_refused():
     with pytest.raises(ConfigError, match="MPS is not available"):
         choose_device("mps")
 
@@ -63,35 +63,35 @@ def test_autocast_computes_in_the_precision(precision):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is PRECISIONS[precision]
 
 
-def test_scaler_does_nothing_but_in_fp16():
+def test_grad_scaler_is_enabled_only_in_fp16():
     assert not choose_device("cpu", "bf16").grad_scaler().is_enabled()
     assert choose_device("cpu", "fp32").grad_scaler().scale(torch.tensor(2.0)) == 2.0
 
 
-def test_convolutions_are_placed_channels_last_and_answer_the_same(noise):
+def test_convolutions_become_channels_last_with_equal_outputs(noise):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)).requires_grad_(False)
     before = net(noise(1, 3, 8, 8))
-    placed = choose_device("cpu", "fp32").place(net)
-    assert placed[1].weight.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(placed(noise(1, 3, 8, 8)), before)
+    moved = choose_device("cpu", "fp32").to_device(net)
+    assert moved[1].weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(moved(noise(1, 3, 8, 8)), before)
 
 
-def test_a_deit_with_its_one_convolution_is_left_as_it_is(deit):
-    assert choose_device("cpu").place(deit()).patch_embed.proj.weight.is_contiguous()
+def test_a_deit_keeps_its_memory_format(deit):
+    assert choose_device("cpu").to_device(deit()).patch_embed.proj.weight.is_contiguous()
 
 
-def test_loader_processes():
+def test_loader_workers_are_as_requested_or_at_most_eight():
     device = choose_device("cpu")
     assert device.loader_workers(3) == 3
     assert 0 <= device.loader_workers(-1) <= 8
 
 
-def test_what_only_cuda_has_is_harmless_on_the_cpu():
+def test_cuda_only_calls_do_nothing_on_the_cpu():
     device = choose_device("cpu")
     device.synchronize()
     assert device.peak_memory_bytes() is None
     assert not device.pins_memory
-    assert device.move(torch.ones(1)).device == CPU
+    assert device.to_device(torch.ones(1)).device == CPU
 
 
 @pytest.mark.parametrize(
@@ -119,36 +119,36 @@ def test_what_only_cuda_has_is_harmless_on_the_cpu():
         (KeyboardInterrupt("out of memory"), False),
     ],
 )
-def test_memory_that_ran_out_is_told_from_other_failures(error, expected):
+def test_out_of_memory_is_told_from_other_errors(error, expected):
     assert ran_out_of_memory(error) == expected
 
 
-def test_what_the_cpus_own_allocator_says_is_known():
+def test_out_of_memory_of_the_cpu_allocator_is_recognized():
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**60, dtype=torch.uint8)
     assert ran_out_of_memory(error.value)
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16"])
-def test_a_precision_has_the_name_that_chooses_it(name):
+def test_precision_is_the_name_that_chooses_it(name):
     assert choose_device("cpu", name).precision == name
 
 
-def test_forgetting_cached_memory_is_harmless():
+def test_empty_cache_does_nothing_visible():
     choose_device("cpu").empty_cache()
 
 
-def test_micro_batches_keep_activations_in_blocks_that_the_allocator_keeps():
+def test_preferred_micro_batches_keep_activations_below_the_mmap_threshold():
     cpu = Device(torch.device("cpu"), torch.bfloat16, "")
     assert (
-        cpu.images_at_a_time(608_256) == 32
+        cpu.preferred_micro_batch_size(608_256) == 32
     )  # deit_small in bf16: 55 images of 198 x 1,536 numbers
-    assert cpu.images_at_a_time(10**9) == 2
-    assert cpu.images_at_a_time(0) == 0
-    assert Device(torch.device("cuda"), torch.bfloat16, "").images_at_a_time(608_256) == 0
+    assert cpu.preferred_micro_batch_size(10**9) == 2
+    assert cpu.preferred_micro_batch_size(0) == 0
+    assert Device(torch.device("cuda"), torch.bfloat16, "").preferred_micro_batch_size(608_256) == 0
 
 
-def test_each_block_is_compiled_and_the_names_of_the_weights_stay(deit):
+def test_compile_compiles_each_block_and_keeps_parameter_names(deit):
     model = deit("deit_tiny")
     names = list(model.state_dict())
     choose_device("cpu").compile(model)
@@ -157,7 +157,7 @@ def test_each_block_is_compiled_and_the_names_of_the_weights_stay(deit):
     assert list(model.state_dict()) == names
 
 
-def test_without_a_compiler_compiling_is_refused_in_a_line(deit, monkeypatch):
+def test_compile_without_a_compiler_is_refused(deit, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler"):
@@ -168,7 +168,7 @@ HEAP = """
 import ctypes, sys
 from deitctl.device import choose_device
 if sys.argv[1] == "ours":
-    choose_device("cpu").keep_freed_memory()
+    choose_device("cpu").tune_malloc()
 c = ctypes.CDLL(None)
 c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 c.mallinfo2.restype = type("Info", (ctypes.Structure,), {"_fields_": [(n, ctypes.c_size_t) for n in "abcdefghij"]})
@@ -185,10 +185,10 @@ print(c.mallinfo2().a)  # bytes of the heap, blocks of their own left out
     or not hasattr(ctypes.CDLL(None), "mallinfo2"),
     reason="another malloc, or an older glibc",
 )
-def test_what_a_step_frees_is_kept_for_the_next(monkeypatch):
+def test_tune_malloc_keeps_freed_memory(monkeypatch):
     for name in [n for n in os.environ if n.startswith("MALLOC_") or n == "GLIBC_TUNABLES"]:
         monkeypatch.delenv(name)
-    kept = {
+    heap_bytes = {
         who: int(
             subprocess.run(
                 [sys.executable, "-c", HEAP, who], capture_output=True, text=True, check=True
@@ -196,12 +196,12 @@ def test_what_a_step_frees_is_kept_for_the_next(monkeypatch):
         )
         for who in ("ours", "glibc")
     }
-    assert kept["ours"] > kept["glibc"] + 150 * 2**20
+    assert heap_bytes["ours"] > heap_bytes["glibc"] + 150 * 2**20
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")  # who says so wants memory back
     done = subprocess.run(
         [sys.executable, "-c", HEAP, "ours"], capture_output=True, text=True, check=True
     )
-    assert int(done.stdout) < kept["ours"] - 100 * 2**20
+    assert int(done.stdout) < heap_bytes["ours"] - 100 * 2**20
 
 
 @pytest.mark.parametrize(
@@ -212,12 +212,12 @@ def test_what_a_step_frees_is_kept_for_the_next(monkeypatch):
         ("LANG", "C", True),
     ],
 )
-def test_what_the_environment_says_of_malloc_goes_before(monkeypatch, name, value, keeps):
+def test_malloc_settings_of_the_environment_win(monkeypatch, name, value, keeps):
     for other in [n for n in os.environ if n.startswith("MALLOC_") or n == "GLIBC_TUNABLES"]:
         monkeypatch.delenv(other)
     monkeypatch.setenv(name, value)
     monkeypatch.setattr("sys.platform", "linux")
     device = choose_device("cpu")
     assert device.keeps_freed_memory is keeps
-    assert ("kept" in device.habits()["freed memory"]) is keeps
+    assert ("kept" in device.describe()["freed_memory"]) is keeps
     assert not Device(torch.device("mps"), torch.float32, "").keeps_freed_memory

@@ -1,4 +1,4 @@
-"""Two processes say, sum and keep the same; one alone needs nobody; one that is left says so in a line."""
+"""Collectives, sharding and rendezvous, in one process and in two."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from deitctl.distributed import (
     SINGLE_PROCESS,
     World,
     is_distributed,
-    joined,
+    is_main_process,
     launch_id,
     local_rank,
-    main_process,
+    process_group,
 )
 from deitctl.errors import ConfigError
 
@@ -41,31 +41,34 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(size=st.integers(1, 20), count=st.integers(0, 300))
-def test_shares_are_all_of_a_batch_in_order_with_neighbors_together_and_even(
+def test_shards_cover_a_batch_in_order_evenly_and_keep_pairs_together(
     size: int, count: int
 ) -> None:
-    shares = [World(rank, size).share(count) for rank in range(size)]
-    assert [place for share in shares for place in range(count)[share]] == list(range(count))
-    assert all(s.start % 2 == 0 or s.start == count for s in shares)
-    assert all(a.stop == b.start for a, b in pairwise(shares))
-    lengths = [s.stop - s.start for s in shares]
+    shards = [World(rank, size).shard(count) for rank in range(size)]
+    assert [place for shard in shards for place in range(count)[shard]] == list(range(count))
+    assert all(s.start % 2 == 0 or s.start == count for s in shards)
+    assert all(a.stop == b.start for a, b in pairwise(shards))
+    lengths = [s.stop - s.start for s in shards]
     assert max(lengths) - min(lengths) <= (2 if count % 2 == 0 else 3)
 
 
-def test_one_alone_needs_nobody() -> None:
+def test_collectives_of_one_process_are_no_ops() -> None:
     values, model = [torch.ones(2)], torch.nn.Linear(2, 2)
     before = model.weight.clone()
     assert SINGLE_PROCESS.is_main
     assert SINGLE_PROCESS.all_gather_ints([3, 4]) == [[3, 4]]
     marker = object()
-    assert SINGLE_PROCESS.gather(marker) == [marker]
+    assert SINGLE_PROCESS.all_gather_object(marker) == [marker]
     assert SINGLE_PROCESS.broadcast_object(marker) is marker
     SINGLE_PROCESS.all_reduce_(values)
     SINGLE_PROCESS.broadcast_module_(model)
-    SINGLE_PROCESS.wait()
+    SINGLE_PROCESS.barrier()
     assert torch.equal(values[0], torch.ones(2))
     assert torch.equal(model.weight, before)
-    with joined(CPU) as world, joined(torch.device("mps")) as other:  # whatever the device
+    with (
+        process_group(CPU) as world,
+        process_group(torch.device("mps")) as other,
+    ):  # whatever the device
         assert world is other is SINGLE_PROCESS
 
 
@@ -82,32 +85,32 @@ def test_one_alone_needs_nobody() -> None:
         ),
     ],
 )
-def test_the_environment_says_who_a_process_is(
+def test_ranks_are_read_from_the_environment(
     values: dict[str, str], expected: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in values.items():
         monkeypatch.setenv(name, value)
-    assert (is_distributed(), main_process(), local_rank(), launch_id()) == expected
+    assert (is_distributed(), is_main_process(), local_rank(), launch_id()) == expected
 
 
-def test_a_launch_without_a_name_is_known_by_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launch_id_without_a_run_id_names_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert launch_id() == launch_id()
     assert str(os.getppid()) in launch_id()
 
 
-def test_several_processes_on_a_device_that_cannot_talk_are_refused(
+def test_several_processes_on_a_device_without_a_backend_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="Several processes cannot share mps"):
-        joined(torch.device("mps")).__enter__()
+        process_group(torch.device("mps")).__enter__()
 
 
-def test_buckets_are_of_one_kind_and_size_and_keep_the_order(
+def test_buckets_are_of_one_dtype_and_bounded_and_keep_the_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "BUCKET", 10)
+    monkeypatch.setattr(module, "BUCKET_NUMEL", 10)
     tensors = [torch.zeros(n) for n in (4, 6, 1, 10, 11, 0, 3)] + [
         torch.zeros(2, dtype=torch.float64)
     ]
@@ -117,44 +120,44 @@ def test_buckets_are_of_one_kind_and_size_and_keep_the_order(
     assert list(module._buckets([])) == []
 
 
-def both_meet(store: dist.Store) -> list[dist.Store]:
-    corners: list[dist.Store | None] = [None, None]
+def rendezvous_of_two(store: dist.Store) -> list[dist.Store]:
+    stores: list[dist.Store | None] = [None, None]
 
-    def come(rank: int) -> None:
-        corners[rank] = module._fresh_prefix_store(store, rank, 2)
+    def join(rank: int) -> None:
+        stores[rank] = module._fresh_prefix_store(store, rank, 2)
 
-    threads = [threading.Thread(target=come, args=(rank,)) for rank in (0, 1)]
+    threads = [threading.Thread(target=join, args=(rank,)) for rank in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(20)
-    return [corner for corner in corners if corner is not None]
+    return [prefix_store for prefix_store in stores if prefix_store is not None]
 
 
-def test_each_start_meets_in_a_corner_of_its_own_whatever_the_dead_left_in_the_store() -> None:
+def test_each_start_gets_a_fresh_prefix_whatever_dead_processes_left_in_the_store() -> None:
     store = dist.HashStore()
     store.set_timeout(timedelta(seconds=20))
     store.set("hello/1", "of a process that died before it was answered")
-    first, first_too = both_meet(store)
+    first, first_too = rendezvous_of_two(store)
     first.set("address", "old")
     assert first_too.get("address") == b"old"
-    second, second_too = both_meet(store)
+    second, second_too = rendezvous_of_two(store)
     assert not second.check(["address"])
     second_too.set("address", "new")
     assert second.get("address") == b"new"
     assert first.get("address") == b"old"
 
 
-def test_one_that_never_comes_is_waited_for_so_long_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ARRIVAL", 0.1)
+def test_rendezvous_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RENDEZVOUS_TIMEOUT_S", 0.1)
     for rank, missing in ((0, 1), (1, 0)):
-        with pytest.raises(RuntimeError, match=f"process {missing} did not come"):
+        with pytest.raises(RuntimeError, match=f"process {missing} did not arrive"):
             module._fresh_prefix_store(dist.HashStore(), rank, 2)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
-    """What each of two processes saw (see pair.py)."""
+    """The record of each of two processes (see pair.py)."""
     out = tmp_path_factory.mktemp("pair")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -177,8 +180,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
         )
         for rank in (0, 1)
     ]
-    said = [process.communicate(timeout=100)[1] for process in pair]
-    assert [process.returncode for process in pair] == [0, 3], said
+    stderrs = [process.communicate(timeout=100)[1] for process in pair]
+    assert [process.returncode for process in pair] == [0, 3], stderrs
     return [json.loads((out / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -194,7 +197,7 @@ def plan() -> object:
     return pair
 
 
-def test_processes_know_their_places_and_hear_each_other(two: list[dict[str, object]]) -> None:
+def test_all_gather_and_broadcast_exchange_values(two: list[dict[str, object]]) -> None:
     for rank, seen in enumerate(two):
         assert seen["place"] == [rank, 2, rank == 0]
         assert seen["all_gather_ints"] == [[0, 10, -(2**40)], [1, 11, -(2**40)]]
@@ -202,7 +205,7 @@ def test_processes_know_their_places_and_hear_each_other(two: list[dict[str, obj
         assert seen["broadcast_object"] == "said by 0"
 
 
-def test_sums_are_those_of_all_and_land_where_the_tensors_are(two: list[dict[str, object]]) -> None:
+def test_all_reduce_sums_in_place(two: list[dict[str, object]]) -> None:
     first, second = (plan().tensors_of(rank) for rank in (0, 1))
     expected = [(a.double() + b.double()).tolist() for a, b in zip(first, second, strict=True)]
     for seen in two:
@@ -210,14 +213,16 @@ def test_sums_are_those_of_all_and_land_where_the_tensors_are(two: list[dict[str
         assert seen["in_place"]
 
 
-def test_all_get_the_main_processs_parameters_and_statistics(two: list[dict[str, object]]) -> None:
+def test_broadcast_module_copies_parameters_and_buffers_of_rank_0(
+    two: list[dict[str, object]],
+) -> None:
     expected = {k: v.double().tolist() for k, v in plan().network(0).state_dict().items()}
     assert plan().network(1).state_dict()["1.num_batches_tracked"] == 2
     for seen in two:
         assert seen["model"] == expected
 
 
-def test_processes_that_have_met_find_themselves_met_and_can_part_and_meet_again(
+def test_process_group_can_be_nested_and_opened_again(
     two: list[dict[str, object]],
 ) -> None:
     for rank, seen in enumerate(two):
@@ -226,7 +231,7 @@ def test_processes_that_have_met_find_themselves_met_and_can_part_and_meet_again
         assert seen["met again"] == [[0], [1]]
 
 
-def test_one_that_is_left_says_so_in_a_line(two: list[dict[str, object]]) -> None:
+def test_a_lost_process_is_reported_in_one_line(two: list[dict[str, object]]) -> None:
     message, hint = two[0]["lost"]
     assert message == "Another process of this run is gone, or cannot be reached."
     assert "\n" not in message

@@ -93,7 +93,7 @@ def evaluate(
     if not data:
         reporter.note("No data named: using the built-in 'digits'.")
     with without_garbage():
-        from deitctl.distributed import main_process
+        from deitctl.distributed import is_main_process
         from deitctl.evaluation.score_models import evaluate_models
 
     protocols = [
@@ -121,7 +121,7 @@ def evaluate(
     )
     first = found.results[0]
     exit_code = left_out_code(len(first.scores.unreadable))
-    if not main_process():
+    if not is_main_process():
         raise typer.Exit(exit_code)
     if shape == "json":
         print_json(found.to_dict())
@@ -131,7 +131,7 @@ def evaluate(
         for result in found.results:
             _print_classes(result, several=len(found.results) > 1)
     for index, why in first.scores.unreadable:
-        reporter.warn(f"left out {first.source.name(index)}: {why}")
+        reporter.warn(f"left out {first.dataset.name(index)}: {why}")
     if save_temperature and first.calibration is None:
         exit_code = 1  # all was said, and what was asked for is not done
     raise typer.Exit(exit_code)

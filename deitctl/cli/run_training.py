@@ -72,7 +72,7 @@ def run(
         }
         result = resume_run(Path(resume), given={**given, **named}, reporter=reporter)
     else:
-        sources = None
+        datasets = None
         if config is not None:
             contradicting = {
                 "data": data,
@@ -99,10 +99,10 @@ def run(
                 changes=changes,
             )
             resolved, *pair = configure(request, reporter)
-            sources = (pair[0], pair[1])
+            datasets = (pair[0], pair[1])
 
         def choose(config: TrainConfig) -> TrainConfig:
-            return with_chosen_batch(config, sources, reporter)
+            return with_chosen_batch(config, datasets, reporter)
 
         if dry_run:
             _print_plan(choose(resolved) if choose_batch else resolved, shape, reporter)
@@ -110,7 +110,7 @@ def run(
         result = start_or_resume(
             resolved,
             auto=resume == AUTO,
-            sources=sources,
+            datasets=datasets,
             reporter=reporter,
             choose=choose if choose_batch else None,
         )

@@ -93,8 +93,8 @@ def teach(
     )
     unreadable: tuple[str, ...] = ()
     with rerun_on_interruption():
-        config, *sources = configure(request, reporter)
-        pair = (sources[0], sources[1])
+        config, *datasets = configure(request, reporter)
+        pair = (datasets[0], datasets[1])
         if verify and is_distributed():
             raise ConfigError("--verify is for one process.", "Run it without torchrun.")
         if verify:

@@ -33,7 +33,7 @@ def collect_env(device: str, precision: str) -> dict[str, str]:
         **{name: _version(name) for name in PACKAGES},
         "device": _describe(chosen.torch_device),
         "training precision": f"{str(chosen.dtype).removeprefix('torch.')}: {chosen.reason}",
-        **chosen.habits(),
+        **chosen.describe(),
         "inference precision": f"{INFERENCE_PRECISION}, unless --precision says otherwise",
         "loader processes": str(chosen.loader_workers(-1)),
         "threads": str(torch.get_num_threads()),

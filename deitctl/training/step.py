@@ -54,7 +54,7 @@ class Plan:
     world: World = SINGLE_PROCESS
     stop_on_bad_image: bool = False
     preferred_micro_batch_size: int = 0
-    """Images of a micro-batch that pay on the device, 0 for any; see `Device.images_at_a_time`."""
+    """See `Device.preferred_micro_batch_size`; 0: any."""
 
     @property
     def objective(self) -> Objective:

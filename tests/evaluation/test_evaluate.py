@@ -326,7 +326,7 @@ def test_on_a_cpu_images_are_answered_by_the_block_that_the_allocator_keeps(
     dataset, model, sizes = select(digit_datasets[1], range(20)), deit("deit_tiny", classes=10), []
     model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
     whole = score(model, dataset, reporter, batch_size=16)
-    monkeypatch.setattr(device, "LARGEST_KEPT_BLOCK", 4 * largest_block(model, torch.float32))
+    monkeypatch.setattr(device, "MAX_HEAP_BLOCK", 4 * largest_block(model, torch.float32))
     parts = score(model, dataset, reporter, batch_size=16)
     assert sizes == [16, 4] + [4] * 5
     assert parts.loss == pytest.approx(whole.loss, rel=1e-6)

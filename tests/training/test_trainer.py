@@ -22,7 +22,7 @@ import torch
 
 from deitctl import device
 from deitctl.config import ProgressiveResize, TrainConfig
-from deitctl.data.dataset import Source
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import Batch
 from deitctl.errors import DataError, DeitctlError, Interrupted
 from deitctl.events import SilentReporter, Task
@@ -36,7 +36,7 @@ from deitctl.training.state import Progress, TrainState
 from deitctl.training.trainer import NOTE, Trainer
 
 Make = Callable[..., TrainConfig]
-Pair = tuple[Source, Source]
+Pair = tuple[ImageDataset, ImageDataset]
 LINUX = pytest.mark.skipif(
     sys.platform != "linux", reason="limits the address space, looks into /proc"
 )
@@ -62,7 +62,7 @@ def stop() -> None:
 
 def stopped_after(config: TrainConfig, epochs: int, little: Pair) -> Path:
     with pytest.raises(Interrupted):
-        run_training(config, sources=little, reporter=Does(f"epoch {epochs + 1}/3", stop))
+        run_training(config, datasets=little, reporter=Does(f"epoch {epochs + 1}/3", stop))
     return Path(config.output_dir)
 
 
@@ -71,7 +71,7 @@ def state_of(run: Path) -> dict[str, object]:
 
 
 def test_weights_carry_the_epoch_that_they_were_kept_for(little_config: Make, little: Pair) -> None:
-    result = run_training(short(little_config("run")), sources=little)
+    result = run_training(short(little_config("run")), datasets=little)
     note = json.loads(file_metadata(result.run / WEIGHTS)[NOTE])
     state = state_of(result.run)
     assert note == {
@@ -95,7 +95,7 @@ def test_weights_kept_after_the_state_was_saved_are_the_best_so_far(
     run = stopped_after(little_config("run"), 1, little)
     keep_weights_of(run, {"epoch": 2, "top1": 101.0, "weights": "average"})
     before = (run / WEIGHTS).read_bytes()
-    result = resume(run, sources=little)
+    result = resume(run, datasets=little)
     assert (result.best_epoch, result.best_weights) == (2, "average")
     assert state_of(run)["best_top1"] == 101.0
     assert (run / WEIGHTS).read_bytes() == before
@@ -155,14 +155,14 @@ def test_a_signal_within_a_step_saves_when_the_step_is_done(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "compute_loss", interrupted)
         with pytest.raises(Interrupted) as error:
-            run_training(config, sources=little)
+            run_training(config, datasets=little)
     assert error.value.exit_code == 143
     run = Path(config.output_dir)
     assert state_of(run)["step"] == 2
     whole = run_training(
-        replace(short(little_config("whole")), micro_batch_size=8), sources=little
+        replace(short(little_config("whole")), micro_batch_size=8), datasets=little
     ).run
-    resume(run, sources=little)
+    resume(run, datasets=little)
     for file in ("state/model.safetensors", "state/optimizer.safetensors", WEIGHTS):
         assert (run / file).read_bytes() == (whole / file).read_bytes(), file
 
@@ -175,7 +175,7 @@ def short(config: TrainConfig) -> TrainConfig:
 def test_a_disk_that_fills_ends_the_run_in_a_line_and_a_resume_ends_as_if_it_had_not(
     little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run_training(short(little_config("whole")), sources=little).run
+    whole = run_training(short(little_config("whole")), datasets=little).run
     config, sync = short(little_config("run", save_every="1")), os.fsync
     full, copy = [False], AsyncCheckpointer.copy
 
@@ -192,13 +192,13 @@ def test_a_disk_that_fills_ends_the_run_in_a_line_and_a_resume_ends_as_if_it_had
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(AsyncCheckpointer, "copy", fill_before)
     with pytest.raises(DeitctlError, match="No space left on device") as error:
-        run_training(config, sources=little)
+        run_training(config, datasets=little)
     run = Path(config.output_dir)
     assert f"deitctl train --resume {run}" in error.value.hint
     assert not [p for p in run.rglob("*") if ".new" in p.name or p.name.startswith(".")]
     assert state_of(run)["step"] == 1
     monkeypatch.undo()
-    resume(run, sources=little)
+    resume(run, datasets=little)
     for file in ("state/model.safetensors", "state/optimizer.safetensors", WEIGHTS):
         assert (run / file).read_bytes() == (whole / file).read_bytes(), file
 
@@ -343,11 +343,11 @@ def test_a_run_that_stops_among_its_small_images_goes_on_to_the_large_ones(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "compute_loss", seen)
         with pytest.raises(Interrupted):
-            run_training(config, sources=little, reporter=reporter)
+            run_training(config, datasets=little, reporter=reporter)
         assert any("so few patches" in said for said in reporter.warnings)
-        resume(Path(config.output_dir), sources=little)
+        resume(Path(config.output_dir), datasets=little)
     assert sizes == [16] * 6 + [32] * 3
-    whole = run_training(early("whole"), sources=little).run
+    whole = run_training(early("whole"), datasets=little).run
     for file in ("state/model.safetensors", WEIGHTS):
         assert (Path(config.output_dir) / file).read_bytes() == (whole / file).read_bytes(), file
 
@@ -362,11 +362,11 @@ def test_on_a_cpu_a_step_takes_images_by_the_block_that_the_allocator_keeps(
         sizes.append(len(batch.keys))
         return compute_loss(plan, state, batch)  # type: ignore[arg-type]
 
-    whole = run_training(short(little_config("whole")), sources=little).run
+    whole = run_training(short(little_config("whole")), datasets=little).run
     with monkeypatch.context() as patch:
         patch.setattr(loop, "compute_loss", seen)
-        patch.setattr(device, "LARGEST_KEPT_BLOCK", 8 * 5 * 4 * 192 * 4)
-        parts = run_training(short(little_config("parts")), sources=little).run
+        patch.setattr(device, "MAX_HEAP_BLOCK", 8 * 5 * 4 * 192 * 4)
+        parts = run_training(short(little_config("parts")), datasets=little).run
     assert set(sizes) == {8}
     assert state_of(parts)["micro_batch"] == 0  # it is the device's, not the run's
     a, b = (load_tensors(run / "state" / "model.safetensors") for run in (whole, parts))
@@ -380,6 +380,6 @@ def test_a_run_with_the_views_of_another_version_goes_on_and_says_so(
     config = short(little_config("run"))
     with monkeypatch.context() as patch:
         patch.setattr(session, "VIEWS_VERSION", 1)
-        run_training(config, sources=little)
-    resume(Path(config.output_dir), sources=little, reporter=reporter)
+        run_training(config, datasets=little)
+    resume(Path(config.output_dir), datasets=little, reporter=reporter)
     assert any("another version's training views" in warning for warning in reporter.warnings)
