@@ -4,7 +4,7 @@
 
 Rounds over the images are ours, from files and from packs, and timm's by turns, in CPU time; the ratio is of the same
 round. With `--short-side` the images are first encoded again that large, at quality 90. `--shrinking` measures how far
-crops that are decoded at a half to an eighth are from those decoded whole. Last figures: docs/benchmarks.md.
+crops that are decoded at a half to an eighth are from those decoded whole. Last figures: docs/results/speed.md.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ import torch
 from PIL import Image
 
 from deitctl import rng
-from deitctl.data.dataset import Source
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.decode import decode
-from deitctl.data.eval_transform import channels_first
+from deitctl.data.eval_transform import to_chw
 from deitctl.data.lazy_jpeg import LazyJpeg, open_image
-from deitctl.data.open import open_data
+from deitctl.data.open import open_dataset
 from deitctl.data.rand_augment import rand_augment
-from deitctl.data.transforms import crop_box, resized_crop, train_transform
+from deitctl.data.transforms import sample_crop_box, resized_crop, train_transform
 from deitctl.events import SilentReporter
 from deitctl.packing.pack import pack
 from deitctl.recipes import RECIPES
@@ -79,9 +79,9 @@ class Clock:
         return statistics.fmean(self.times[name])
 
 
-def ours(source: Source, turn: int, index: int) -> object:
+def ours(dataset: ImageDataset, turn: int, index: int) -> object:
     """Read, decode and render one of our views."""
-    return train_transform(source.open(index), AUGMENT, SIZE, 0, turn, index)
+    return train_transform(dataset.open(index), AUGMENT, SIZE, 0, turn, index)
 
 
 def whole_views(images: list[bytes], rounds: int, recipe: Any) -> None:
@@ -94,21 +94,21 @@ def whole_views(images: list[bytes], rounds: int, recipe: Any) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         paths = sorted(folder.rglob("*.jpg"))
-        sources = {
+        datasets = {
             "files": folder,
             **{name: Path(root, f"{name.replace(' ', '')}.pack") for name in PACKS},
         }
         for name, options in PACKS.items():
-            pack(str(folder), str(sources[name]), workers=0, **options)
+            pack(str(folder), str(datasets[name]), workers=0, **options)
         opened = {
-            name: open_data(str(path), SilentReporter()).whole for name, path in sources.items()
+            name: open_dataset(str(path), SilentReporter()).whole for name, path in datasets.items()
         }
         for turn in range(rounds + 1):
-            for name, source in opened.items():
+            for name, dataset in opened.items():
                 clock(
                     name,
-                    lambda turn=turn, source=source: [
-                        ours(source, turn, n) for n in range(len(paths))
+                    lambda turn=turn, dataset=dataset: [
+                        ours(dataset, turn, n) for n in range(len(paths))
                     ],
                 )
             clock("timm", lambda: [recipe(Image.open(path).convert("RGB")) for path in paths])
@@ -148,11 +148,11 @@ def stages(images: list[bytes], rounds: int, recipe: Any) -> None:
         for index, data in enumerate(images):
             img = mine(names[0], open_image, data, "image")
             draw = rng.generator(0, "view", turn, index)
-            box = mine(names[1], crop_box, img.size, AUGMENT, draw)
+            box = mine(names[1], sample_crop_box, img.size, AUGMENT, draw)
             mine(names[2], img.cut, (0, 0, 1, 1))  # all of it is decoded for one pixel
             image = mine(names[3], resized_crop, img, box, SIZE)
             image = mine(names[4], augment, image, draw)
-            mine(names[5], channels_first, image)
+            mine(names[5], to_chw, image)
             image = theirs(names[3], crop, theirs(names[2], decoded, data))
             tensor = theirs(names[4], their_augment, flip(image))
             for step in to_tensor:
@@ -171,7 +171,7 @@ def shrinking(images: list[bytes], rounds: int) -> None:
     for turn in range(rounds):
         for index, data in enumerate(images):
             image = open_image(data, "image")
-            box = crop_box(image.size, AUGMENT, rng.generator(0, "view", turn, index))
+            box = sample_crop_box(image.size, AUGMENT, rng.generator(0, "view", turn, index))
             if not isinstance(image, LazyJpeg):
                 continue
             shrink = image.shrink_for(box[2] - box[0], box[3] - box[1], SIZE)

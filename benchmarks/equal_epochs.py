@@ -5,7 +5,7 @@
 
 IMAGES (`train` and `val` with class folders) are learned from scratch at 64 pixels, and the digits that deitctl comes with
 from a teacher. Each is done with every seed; runs that are in OUT are not done again. Last
-figures: docs/benchmarks.md.
+figures: docs/results/speed.md.
 """
 
 from __future__ import annotations

@@ -60,27 +60,27 @@ def everyone() -> float:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Open the data, run some batches of every epoch, return seconds and MiB."""
     from deitctl.config import AugmentConfig
-    from deitctl.data.loader import view_batches
-    from deitctl.data.readers.folder import scan_classes
+    from deitctl.data.loader import build_view_loader
+    from deitctl.data.readers.folder import open_folder
     from deitctl.data.samplers import SampleKey, TrainBatches
     from deitctl.events import SilentReporter
 
     before, start = memory("self"), time.perf_counter()
-    source = scan_classes(Path(options.measure), SilentReporter())
+    dataset = open_folder(Path(options.measure), SilentReporter())
     record: dict[str, Any] = {
         "start": time.perf_counter() - start,
         "parent": memory("self") - before,
     }
     record["peak"] = memory("self", "VmHWM") - before
     if options.tuple:
-        source = replace(source, paths=tuple(source.paths))  # type: ignore[type-var]
-    batches = TrainBatches(len(source.labels), 64, seed=0, epochs=options.epochs)
+        dataset = replace(dataset, paths=tuple(dataset.paths))  # type: ignore[type-var]
+    batches = TrainBatches(len(dataset.labels), 64, seed=0, epochs=options.epochs)
     record["together"], steps = [], options.steps
 
     def some() -> Iterator[list[SampleKey]]:
         for epoch in range(options.epochs):
             keys = TrainBatches(
-                len(source.labels),
+                len(dataset.labels),
                 64,
                 seed=0,
                 epochs=1 << 20,
@@ -89,8 +89,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             yield from islice(keys, steps)
 
     workers = options.workers
-    stream = view_batches(
-        source,
+    stream = build_view_loader(
+        dataset,
         AugmentConfig(crop_scale=(0.2, 1.0), hflip=0.5),
         16,
         0,

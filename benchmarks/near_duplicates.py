@@ -17,7 +17,7 @@ from PIL import Image
 
 from deitctl.checks.duplicates import NEAR
 from deitctl.checks.image_info import difference_hash
-from deitctl.data.open import open_data
+from deitctl.data.open import open_dataset
 from deitctl.events import SilentReporter
 
 DISTANCES = (3, 6, NEAR, 12, 16, 20, 24)
@@ -70,9 +70,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photos")
-    data = open_data(parser.parse_args().photos, SilentReporter())
-    sources = [s for s in (data.train, data.val, data.whole) if s is not None]
-    images = [s.read(i) for s in sources for i in range(len(s.labels))]
+    data = open_dataset(parser.parse_args().photos, SilentReporter())
+    datasets = [s for s in (data.train, data.val, data.whole) if s is not None]
+    images = [s.read(i) for s in datasets for i in range(len(s.labels))]
     own, known = bits(images)
     print(f"{len(images)} images, {len(images) - known.sum()} too plain or small for a hash")
     print("within".ljust(36), *(f"{d:>8}" for d in DISTANCES))

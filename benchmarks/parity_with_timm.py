@@ -2,7 +2,7 @@
 
     python benchmarks/parity_with_timm.py imagenet/val deit_tiny --weights deit_tiny.safetensors
 
-Last figures (200 images of ten ImageNet classes, deit_tiny, torch 2.15, timm 1.0.31, CPU): see docs/benchmarks.md.
+Last figures (200 images of ten ImageNet classes, deit_tiny, torch 2.15, timm 1.0.31, CPU): see docs/results/speed.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python benchmarks/perceptron.py [--images 8] [--layers 12] [--dim 384] [--tokens 198]
 
 Layers of layer norm, two linear layers and a GELU between, as in a DeiT, forward and backward by hand, one tensor a layer, so that
-operands come from memory as in a training. Then the same in parts of some rows that stay in the cache. Figures: docs/benchmarks.md.
+operands come from memory as in a training. Then the same in parts of some rows that stay in the cache. Figures: docs/results/speed.md.
 """
 
 from __future__ import annotations

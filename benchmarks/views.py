@@ -75,10 +75,10 @@ def run(job: tuple[argparse.Namespace, tuple[str, int, bool], int]) -> dict[str,
         },
         changes=changes,
     )
-    config, *sources = configure(request, SilentReporter())
+    config, *datasets = configure(request, SilentReporter())
     with tempfile.TemporaryDirectory() as folder:
         result = run_training(
-            replace(config, output_dir=f"{folder}/run"), sources=(sources[0], sources[1])
+            replace(config, output_dir=f"{folder}/run"), datasets=(datasets[0], datasets[1])
         )
     last = result.last
     return {

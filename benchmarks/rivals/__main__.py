@@ -13,7 +13,7 @@ batches, epochs and threads, run from the shell to the end, and take turns; rati
 it is, and with its best flags, which `--explore` finds and OUT/explored.json keeps. Rounds in OUT/JOB.json are not held
 again. `--also` adds a contestant of ours with further flags to the jobs that train, `--also-timm` one of train.py's to those of
 accuracy. Standard output is the
-Markdown of docs/benchmarks.md, and OUT/results.json has it all. `--smoke` shows in two minutes that everything runs.
+Markdown of docs/results/speed.md, and OUT/results.json has it all. `--smoke` shows in two minutes that everything runs.
 """
 
 from __future__ import annotations
