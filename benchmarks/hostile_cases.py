@@ -21,7 +21,7 @@ from deitctl.config import TrainConfig, write_toml
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model
-from deitctl.models.layers import describe_layers, pin_img_size
+from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.recipes import DIGITS
 
 KINDS = {

@@ -43,7 +43,7 @@ def make_model(folder: Path) -> None:
     from deitctl.events import SilentReporter
     from deitctl.models.checkpoint_io import save_model
     from deitctl.models.factory import build_model
-    from deitctl.models.layers import describe_layers, pin_img_size
+    from deitctl.models.introspect import describe_layers, pin_img_size
 
     built = build_model(
         "deit_tiny",

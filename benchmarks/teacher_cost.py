@@ -22,7 +22,7 @@ from deitctl.distillation.teacher import Teacher
 from deitctl.events import SilentReporter
 from deitctl.models import timm_models
 from deitctl.models.checkpoint_io import save_model
-from deitctl.models.layers import describe_layers
+from deitctl.models.introspect import describe_layers
 from deitctl.training.configure import Request, Teaching, configure
 from deitctl.training.launch import run_training
 
@@ -95,7 +95,8 @@ def main() -> None:
             looked[:] = [0]
             start = time.monotonic()
             result = run_training(
-                replace(config, output_dir=f"{folder}/{turn[:5]}"), datasets=(datasets[0], datasets[1])
+                replace(config, output_dir=f"{folder}/{turn[:5]}"),
+                datasets=(datasets[0], datasets[1]),
             )
             log = [
                 json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()

@@ -30,7 +30,7 @@ from deitctl.models.catalog import Architecture, find
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.convert import with_size
 from deitctl.models.factory import build_model
-from deitctl.models.layers import describe_layers, pin_img_size
+from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.models.vit import VisionTransformer
 from deitctl.recipes import DIGITS
 from deitctl.training.launch import run_training

@@ -17,7 +17,7 @@ from deitctl.errors import DataError, ModelError
 from deitctl.evaluation.accumulator import MAX_KEPT, EvalAccumulator, EvalModel
 from deitctl.evaluation.result import Evaluation
 from deitctl.events import Reporter
-from deitctl.models.layers import largest_block
+from deitctl.models.introspect import compute_max_activation_bytes
 from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deitctl.models.vit import HeadLogits
 
@@ -126,7 +126,9 @@ def evaluate_all(
                     cls, dist = (None if x is None else x.float().cpu() for x in heads)
                     assert cls is not None
                     if only_numbers:
-                        _require_numbers(cls if dist is None else cls + dist, batch.indices, dataset)
+                        _require_numbers(
+                            cls if dist is None else cls + dist, batch.indices, dataset
+                        )
                     tally.add(cls, dist, batch.labels, batch.indices)
             task.advance(world.size * (len(batch.indices) + len(batch.errors)))
     for tally in tallies:
@@ -156,7 +158,7 @@ def _answers(contender: EvalModel, pixels: Tensor, device: Device) -> HeadLogits
     """Return a contender's logits, so many images at a time as pay on the device; where memory runs out, in two halves."""
     model = contender.model
     most = (
-        device.preferred_micro_batch_size(largest_block(model, device.dtype))
+        device.preferred_micro_batch_size(compute_max_activation_bytes(model, device.dtype))
         if isinstance(model, nn.Module)
         else 0
     )

@@ -40,9 +40,9 @@ def attend(
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
         x.requires_grad_(differentiable)
         for block in cast(Iterable[Block], model.blocks):
-            q, k, v = block.attn.split(block.norm1(x))
+            q, k, v = block.attn.project_qkv(block.norm1(x))
             attention = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
             kept.append(keep(attention))
-            x = x + block.ls1(block.attn.join(attention @ v))
+            x = x + block.ls1(block.attn.merge_heads(attention @ v))
             x = x + block.ls2(block.mlp(block.norm2(x)))
-        return Attended(model.answer(x[:, : model.num_prefix_tokens]), kept)
+        return Attended(model.forward_head(x[:, : model.num_prefix_tokens]), kept)

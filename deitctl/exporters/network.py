@@ -1,30 +1,34 @@
-"""The network that is exported: pixels in, logits and probabilities out, nothing between left to its users."""
+"""The networks that are exported: images in, logits and probabilities out, preprocessing and head rule inside.
+
+Shapes:
+    B batch, S pixels along a side, K classes, T prefix tokens, G patches along a side
+"""
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from deitctl import __version__
-from deitctl.data.batch_transforms import normalize
+from deitctl.data.mixup import normalize
 from deitctl.errors import ExportError
 from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.model_config import ModelConfig
+from deitctl.models.vit import Block, HeadLogits, VisionTransformer
 
-BARE_LAYOUT = "NCHW float32"  # what metadata says of a `BareClassifier`'s input
+TOKENS = ("class token", "distillation token")
 
 
 class ExportedClassifier(nn.Module):
     """A classifier with its normalization, its head rule, its temperature and its softmax inside."""
 
-    takes = "pixels"
-    gives: tuple[str, ...] = ("logits", "probabilities")
+    input_name = "pixels"
+    output_names: tuple[str, ...] = ("logits", "probabilities")
 
     def __init__(self, model: nn.Module, model_config: ModelConfig, head: str) -> None:
         super().__init__()
@@ -37,19 +41,19 @@ class ExportedClassifier(nn.Module):
 
         The probabilities are calibrated, softmax(logits / temperature); the logits are the model's own.
         """
-        logits = self.logits(self.normalized(pixels))
+        logits = self.compute_logits(self.normalize(pixels))
         return logits, (logits / self.temperature).softmax(dim=1)
 
-    def normalized(self, pixels: Tensor) -> Tensor:
-        """Return uint8 images [B,S,S,3] as the model takes them, [B,3,S,S]."""
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Return uint8 images [B,S,S,3] as the model's input, [B,3,S,S]."""
         return normalize(pixels.permute(0, 3, 1, 2), self.preprocessing)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Join the heads' answers to normalized images [B,3,S,S]: [B,K]."""
+    def compute_logits(self, images: Tensor) -> Tensor:
+        """Return the fused logits [B,K] of normalized images [B,3,S,S]."""
         return fuse_heads(forward_heads(self.model, images), self.head).float()
 
-    def example(self) -> Tensor:
-        """Return a batch of two that the network takes, all zeros."""
+    def make_example(self) -> Tensor:
+        """Return an input of two images, all zeros."""
         size = self.preprocessing.img_size
         return torch.zeros(2, size, size, 3, dtype=torch.uint8)
 
@@ -57,46 +61,103 @@ class ExportedClassifier(nn.Module):
 class BareClassifier(ExportedClassifier):
     """A classifier with its head rule inside and nothing else: for programs that have their own preprocessing."""
 
-    takes = "images"
-    gives = ("logits",)
+    input_name = "images"
+    output_names = ("logits",)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Classify normalized images [B,3,S,S] in fp32: logits [B,K]."""
-        return (self.logits(images),)
+        """Return the logits [B,K] of normalized images [B,3,S,S], fp32."""
+        return (self.compute_logits(images),)
 
-    def example(self) -> Tensor:
+    def make_example(self) -> Tensor:
         size = self.preprocessing.img_size
         return torch.zeros(2, 3, size, size)
 
 
-def trace(network: ExportedClassifier, *, most: int | None = None) -> torch.export.ExportedProgram:
-    """Return the network as a graph of its operations, for batches of any size, or of `most` images at most.
+class AttentionClassifier(ExportedClassifier):
+    """A DeiT that also outputs the attention of its prefix tokens in the last block, averaged over the heads.
+
+    This is the map of `deitctl explain --method last-layer`.
+    """
+
+    output_names = ("logits", "probabilities", "attention")
+
+    def __init__(self, model: VisionTransformer, model_config: ModelConfig, head: str) -> None:
+        super().__init__(model, model_config, head)
+        self.tokens, self.grid = model.num_prefix_tokens, model.img_size // model.arch.patch_size
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Classify uint8 RGB images [B,S,S,3]: logits [B,K], probabilities [B,K], attention [B,T,G,G].
+
+        T is 1, the class token, or 2, the distillation token too. A token's attention to patches and to prefix tokens
+        sums to 1.
+        """
+        heads, attention = self._attend(self.normalize(pixels))
+        logits = fuse_heads(heads, self.head).float()
+        return logits, (logits / self.temperature).softmax(dim=1), attention
+
+    def _attend(self, images: Tensor) -> tuple[HeadLogits, Tensor]:
+        """Return each head's logits, and attention [B,T,G,G]; the last block computes queries of prefix tokens alone."""
+        model = cast(VisionTransformer, self.model)
+        *blocks, last = cast(Iterable[Block], model.blocks)
+        x = model.embed(images)
+        for block in blocks:
+            x = block(x)
+        q, k, v = last.attn.project_qkv(last.norm1(x))
+        # written out, because scaled_dot_product_attention does not return its weights
+        attention = (q[:, :, : self.tokens] @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
+        x = x[:, : self.tokens] + last.ls1(last.attn.merge_heads(attention @ v))
+        x = x + last.ls2(last.mlp(last.norm2(x)))
+        patches = attention.mean(dim=1)[:, :, self.tokens :]
+        return model.forward_head(x), torch.unflatten(patches, 2, (self.grid, self.grid))
+
+
+def trace(
+    network: ExportedClassifier, *, max_batch: int | None = None
+) -> torch.export.ExportedProgram:
+    """Return the network as a graph of its operations, for batches of any size, or of `max_batch` images at most.
 
     Raises:
         ExportError: the model does something that a graph cannot hold.
     """
-    # the example input is stored with the program, whole storage and all: zeros made for it, never anybody's image
-    example = network.example()
-    batch = torch.export.Dim("batch", min=1, max=most)
-    try:
-        with quietly(), torch.no_grad():
-            # strict, because otherwise the `len` of a traced batch is a constant
-            program = torch.export.export(
-                network, (example,), dynamic_shapes=({0: batch},), strict=True
-            )
-    except Exception as error:  # torch.export raises whatever the model's code raises under tracing
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ExportError(
-            f"The model cannot be traced: {first}", "Use --to timm, which keeps the weights alone."
-        ) from error
+    # the example is stored with the program, its whole storage: zeros made for it, never a view of somebody's images
+    example = network.make_example()
+    batch = torch.export.Dim("batch", min=1, max=max_batch)
+    with (
+        conversion_errors(
+            "The model cannot be traced", "Use --to timm, which keeps the weights alone."
+        ),
+        torch.no_grad(),
+    ):
+        # strict, because otherwise the `len` of a traced batch is a constant
+        program = torch.export.export(
+            network, (example,), dynamic_shapes=({0: batch},), strict=True
+        )
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # names the files of this machine in the artifact
+        node.meta.pop("stack_trace", None)  # would name the files of this machine in the artifact
     return program
 
 
 @contextmanager
+def conversion_errors(
+    problem: str, hint: str, keep: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Run a converter quietly; the first line of whatever it raises becomes an `ExportError`.
+
+    Converters raise what their hundreds of translations raise, so every class is caught but those of `keep`.
+    """
+    try:
+        with quietly():
+            yield
+    except keep:
+        raise
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ExportError(f"{problem}: {first}", hint) from error
+
+
+@contextmanager
 def quietly() -> Iterator[None]:
-    """Keep torch's and ONNX's warnings and log lines, which are about their own insides, from the user."""
+    """Keep the warnings and log lines of torch and of converters, which are about their internals, from the user."""
     level = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -105,40 +166,3 @@ def quietly() -> Iterator[None]:
             yield
         finally:
             logging.disable(level)
-
-
-def describe(model_config: ModelConfig, head: str, *, bare: bool = False) -> dict[str, str]:
-    """Return what travels with an exported file: where it is from, its classes, the preprocessing left to the reader.
-
-    Args:
-        model_config: the model's config.
-        head: the rule by which the heads were joined.
-        bare: whether the network is a `BareClassifier`.
-    """
-    pre = model_config.preprocessing
-    preprocessing = {
-        "img_size": pre.img_size,
-        "resize_to": pre.resize_to,
-        "crop_pct": pre.crop_pct,
-        "crop_mode": pre.crop_mode,
-        "interpolation": pre.interpolation,
-        "channels": "RGB",
-        "layout": BARE_LAYOUT if bare else "NHWC uint8",
-        "normalization": {
-            "where": "left to the reader" if bare else "inside the network",
-            "mean": pre.mean,
-            "std": pre.std,
-        },
-    }
-    metadata = {
-        "deitctl_version": __version__,
-        "architecture": model_config.architecture,
-        "head": head,
-        "temperature": repr(model_config.temperature(head)),
-        "preprocessing": json.dumps(preprocessing),
-    }
-    if model_config.class_names is not None:
-        metadata["class_names"] = json.dumps(model_config.class_names, ensure_ascii=False)
-    if model_config.descriptions is not None:
-        metadata["descriptions"] = json.dumps(model_config.descriptions, ensure_ascii=False)
-    return metadata

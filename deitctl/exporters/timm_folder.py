@@ -8,7 +8,7 @@ from pathlib import Path
 from deitctl.exporters.metadata import METADATA, write_metadata
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, save_model
-from deitctl.models.layers import describe_layers, pin_img_size
+from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.models.model_config import ModelConfig
 
 HEAD = "avg-logits"  # what timm's distilled models answer with in eval mode, whatever was asked of ours

@@ -1,10 +1,10 @@
-"""Attention for training in bf16 on a CPU: its backward pass is four matrix products, which the fused one's there is not.
+"""Attention for bf16 training on a CPU, whose backward pass is four matrix products.
 
-torch's fused attention for CPUs spends three times as long in its backward pass; both passes together take 1.6 to 1.8
-times as long, and in fp32 less (benchmarks/attention.py). Scores are computed and normalized in fp32, as the fused one
-does, and kept in the dtype of the values; so gradients are as near to exact ones, also where scores are large.
+torch's fused CPU kernel takes three times as long in its backward pass, and 1.6 to 1.8 times as long for both passes
+(less in fp32; benchmarks/attention.py). Scores are computed and normalized in fp32, as in the fused kernel, and stored in the
+dtype of the values, so gradients are as close to exact ones, also for large scores.
 
-Letters: B images, A heads, N tokens that ask, M tokens that answer, D width of a head.
+Letters: B images, A heads, N queries, M keys, D width of a head.
 """
 
 from __future__ import annotations
@@ -15,46 +15,42 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IN_CACHE = 2 * 2**20
-"""Bytes of scores that are computed at a time: a core's second cache; all at once they would be written out and read again."""
+CHUNK_BYTES = 2 * 2**20
+"""Size of the fp32 scores computed at a time: a core's L2 cache, to spare a round trip through memory."""
 
 
-class _Attention(torch.autograd.Function):
+class _CpuAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        heads = q.shape[:2]
-        q, k, v = (
-            t.flatten(0, 1) for t in (q, k, v)
-        )  # [BA,N,D], so that every product is of one batch
+        batch_heads = q.shape[:2]
+        q, k, v = (t.flatten(0, 1) for t in (q, k, v))  # [BA,N,D]: one batch dimension for bmm
         ctx.scale = q.shape[-1] ** -0.5
-        shares, nothing = v.new_empty(len(q), q.shape[1], k.shape[1]), torch.empty(1, 1, 1)
-        few = max(1, IN_CACHE // (4 * q.shape[1] * k.shape[1]))
-        with torch.autocast("cpu", enabled=False):
-            for part in map(slice, range(0, len(q), few), range(few, len(q) + few, few)):
-                queries, keys = q[part].float(), k[part].float().transpose(1, 2)
-                shares[part] = torch.baddbmm(
-                    nothing, queries, keys, beta=0, alpha=ctx.scale
-                ).softmax(-1)
-        ctx.save_for_backward(q, k, v, shares)
-        return torch.bmm(shares, v).view(*heads, *q.shape[1:])
+        probs, no_input = v.new_empty(len(q), q.shape[1], k.shape[1]), torch.empty(1, 1, 1)
+        step = max(1, CHUNK_BYTES // (4 * q.shape[1] * k.shape[1]))
+        with torch.autocast("cpu", enabled=False):  # would round the scores to bf16
+            for start in range(0, len(q), step):
+                chunk = slice(start, start + step)
+                queries, keys = q[chunk].float(), k[chunk].float().transpose(1, 2)
+                # beta=0 ignores the input: baddbmm is bmm with the scale fused
+                scores = torch.baddbmm(no_input, queries, keys, beta=0, alpha=ctx.scale)
+                probs[chunk] = scores.softmax(-1)
+        ctx.save_for_backward(q, k, v, probs)
+        return torch.bmm(probs, v).view(*batch_heads, *q.shape[1:])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        grad, heads = gradients[0].flatten(0, 1), gradients[0].shape[:2]
-        q, k, v, shares = ctx.saved_tensors
-        of_shares = torch.bmm(grad, v.transpose(1, 2))
-        of_scores = torch.ops.aten._softmax_backward_data(of_shares, shares, -1, shares.dtype).mul_(
-            ctx.scale
-        )
-        found = (
-            torch.bmm(of_scores, k),
-            torch.bmm(of_scores.transpose(1, 2), q),
-            torch.bmm(shares.transpose(1, 2), grad),
-        )
-        return tuple(t.view(*heads, *t.shape[1:]) for t in found)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        grad_out, batch_heads = grads[0].flatten(0, 1), grads[0].shape[:2]
+        q, k, v, probs = ctx.saved_tensors
+        grad_probs = torch.bmm(grad_out, v.transpose(1, 2))
+        grad_scores = torch.ops.aten._softmax_backward_data(grad_probs, probs, -1, probs.dtype)
+        grad_scores.mul_(ctx.scale)
+        grad_q = torch.bmm(grad_scores, k)
+        grad_k = torch.bmm(grad_scores.transpose(1, 2), q)
+        grad_v = torch.bmm(probs.transpose(1, 2), grad_out)
+        return tuple(t.view(*batch_heads, *t.shape[1:]) for t in (grad_q, grad_k, grad_v))
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return softmax(q k^T / sqrt(D)) v, [B,A,N,D], for queries [B,A,N,D], keys and values [B,A,M,D] of one dtype."""
-    return _Attention.apply(q, k, v)  # type: ignore[no-any-return]
+def cpu_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return softmax(q k^T / sqrt(D)) v, [B,A,N,D], for q [B,A,N,D], k and v [B,A,M,D] of one dtype."""
+    return _CpuAttention.apply(q, k, v)  # type: ignore[no-any-return]

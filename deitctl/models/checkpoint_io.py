@@ -198,7 +198,7 @@ def save_model(
 ) -> None:
     """Write a model folder that deitctl and `timm.create_model("local-dir:...")` both load.
 
-    `layers` is what `to_timm_config` wants to know of the layers (see models/layers.py).
+    `layers` is what `to_timm_config` wants to know of the layers (see models/introspect.py).
     """
     save_tensors(folder / WEIGHTS, tensors, metadata)
     write_json(folder / CONFIG, to_timm_config(model_config, **layers))

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from deitctl.errors import ModelError
 from deitctl.models.catalog import ARCHITECTURES, Architecture
-from deitctl.models.pos_embed import resize_pos_embed
-from deitctl.models.vit import VisionTransformer
+from deitctl.models.vit import VisionTransformer, resize_pos_embed
 
 HEADS = ("head", "head_dist")
 

@@ -1,4 +1,4 @@
-"""One way to ask any model, and the ways to join two heads into one answer."""
+"""One forward pass for any classifier, and the rules that fuse the class and the distillation head."""
 
 from __future__ import annotations
 
@@ -10,55 +10,65 @@ from deitctl.models.model_config import HEADS
 from deitctl.models.vit import HeadLogits, VisionTransformer
 
 
-def forward_heads(model: nn.Module, images: Tensor, keep: Tensor | None = None) -> HeadLogits:
-    """Return each head's logits, [B,K], for a DeiT of ours or any classifier of timm's, in either mode."""
+def forward_heads(
+    model: nn.Module, images: Tensor, drop_path_mask: Tensor | None = None
+) -> HeadLogits:
+    """Return each head's logits, [B,K], of a DeiT or any timm classifier, in either mode; the mask is for a DeiT."""
     if isinstance(model, VisionTransformer):
-        return model(images, keep)  # type: ignore[no-any-return]
+        return model(images, drop_path_mask)  # type: ignore[no-any-return]
     out = model(images)
     return HeadLogits(out, None) if isinstance(out, Tensor) else HeadLogits(*out[:2])
 
 
-def fuse_heads(heads: HeadLogits, how: str) -> Tensor:
-    """Join the heads into logits [B,K] whose softmax is the answer.
+def fuse_heads(heads: HeadLogits, rule: str) -> Tensor:
+    """Return logits [B,K] whose softmax is the prediction (DeiT §4, "Classification with our approach").
 
-    `cls` and `dist` take one head; `avg-logits` averages the logits, as the released code does (models.py);
-    `avg-probs` averages the softmaxes, as the paper says (DeiT §3, "adding the softmax output by the two classifiers"),
-    and returns their logarithm. A model with one head answers with it, whatever is asked except `dist`.
+    Args:
+        heads: logits of both heads; a model with one head is used as it is.
+        rule: `cls` or `dist` for one head; `avg-logits` averages the logits, as the released code does (models.py);
+            `avg-probs` averages the softmaxes, as the paper's text says, and returns their logarithm.
 
     Raises:
-        ModelError: `dist` is asked of a model with one head, or `how` is no rule.
+        ModelError: there is no such rule, or `dist` of a model with one head.
     """
     cls, dist = heads
-    if how not in HEADS:
-        raise ModelError(f"There is no head rule {how!r}.", f"There are: {', '.join(HEADS)}.")
+    if rule not in HEADS:
+        raise ModelError(f"There is no head rule {rule!r}.", f"There are: {', '.join(HEADS)}.")
     if dist is None:
-        if how == "dist":
-            raise ModelError(
-                "This model has no distillation head.", "Use --head cls, or leave it out."
-            )
+        _require_dist_head(rule, has_dist=False)
         return cls
-    if how == "cls":
+    if rule == "cls":
         return cls
-    if how == "dist":
+    if rule == "dist":
         return dist
-    if how == "avg-logits":
+    if rule == "avg-logits":
         return (cls + dist) / 2
-    # the logarithm of the mean of two softmaxes, without leaving the log domain
-    both = torch.stack([cls.float().log_softmax(1), dist.float().log_softmax(1)])
-    return both.logsumexp(0) - torch.log(torch.tensor(2.0, device=cls.device))
+    # in the log domain throughout: softmaxes of large logits underflow
+    log_probs = torch.stack([cls.float().log_softmax(1), dist.float().log_softmax(1)])
+    return log_probs.logsumexp(0) - torch.log(torch.tensor(2.0, device=cls.device))
 
 
-def choose_head(asked: str, own: str, model: nn.Module) -> str:
-    """Return the head rule to use: the one asked for, or with `auto` the model's own; the mean of logits if it has none.
+def choose_head(rule: str, default: str, model: nn.Module) -> str:
+    """Return the head rule to use.
+
+    Args:
+        rule: the user's; `auto` for the model's own.
+        default: the rule in the model config; `auto` there means `avg-logits`.
+        model: with one head, every rule but `dist` is `cls`.
 
     Raises:
-        ModelError: the rule does not exist, or needs a head that the model does not have.
+        ModelError: there is no such rule, or `dist` of a model with one head.
     """
-    how = own if asked == "auto" else asked
-    how = "avg-logits" if how == "auto" else how
-    if how not in HEADS:
-        raise ModelError(f"There is no head rule {how!r}.", f"There are: auto, {', '.join(HEADS)}.")
-    two_heads = isinstance(model, VisionTransformer) and model.head_dist is not None
-    if how == "dist" and not two_heads:
+    rule = default if rule == "auto" else rule
+    rule = "avg-logits" if rule == "auto" else rule
+    if rule not in HEADS:
+        names = ", ".join(("auto", *HEADS))
+        raise ModelError(f"There is no head rule {rule!r}.", f"There are: {names}.")
+    has_dist = isinstance(model, VisionTransformer) and model.head_dist is not None
+    _require_dist_head(rule, has_dist=has_dist)
+    return rule if has_dist else "cls"
+
+
+def _require_dist_head(rule: str, *, has_dist: bool) -> None:
+    if rule == "dist" and not has_dist:
         raise ModelError("This model has no distillation head.", "Use --head cls, or leave it out.")
-    return how if two_heads else "cls"

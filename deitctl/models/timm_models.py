@@ -117,7 +117,7 @@ def read_model_config(model: nn.Module, name: str, num_classes: int) -> ModelCon
     )
 
 
-def layers(model: nn.Module) -> dict[str, Any]:
+def describe_layers(model: nn.Module) -> dict[str, Any]:
     """Return what config.json tells timm of the model: its first convolution, its classifier, whether its size is fixed."""
     cfg = dict(getattr(model, "pretrained_cfg", {}) or {})
     classifier = cfg.get("classifier") or "head"
@@ -128,7 +128,7 @@ def layers(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def layer_ids(model: nn.Module) -> dict[str, int]:
+def get_layer_ids(model: nn.Module) -> dict[str, int]:
     """Return each parameter's layer from 0 at the input, as timm groups them; raise `ModelError` if timm does not."""
     from timm.models import group_parameters
 
@@ -154,7 +154,7 @@ def load_weights(
     """
     state = dict(state)
     if new_head:
-        heads = tuple(f"{name}." for name in layers(model)["classifier"])
+        heads = tuple(f"{name}." for name in describe_layers(model)["classifier"])
         state = {k: v for k, v in state.items() if not k.startswith(heads)}
         state |= {
             k: torch.zeros_like(v) for k, v in model.state_dict().items() if k.startswith(heads)

@@ -1,14 +1,16 @@
-"""The data-efficient image transformer (DeiT, arXiv 2012.12877), with what DeiT-III (arXiv 2204.07118) adds.
+"""The data-efficient image transformer (DeiT, arXiv 2012.12877), with the additions of DeiT-III (arXiv 2204.07118).
 
-An image is cut into patches, each becomes a token; a class token and, in the distilled model, a distillation token go
-before them; blocks of self-attention and perceptrons mix them; each of the two tokens ends in a linear head of its own.
-Parameters carry timm's names, so that published weights load here and ours load there.
+An image is cut into patches and each patch becomes a token. A class token and, in the distilled model, a distillation
+token are prepended (DeiT §4). Transformer blocks mix the tokens; each of the two prefix tokens ends in a linear head.
+Parameters carry timm's names, so that published weights load here and weights saved here load in timm.
 
-Letters: B images, N tokens, D width, A heads, K classes, P prefix tokens (class, distillation).
+Letters: B images, S pixels a side, G patches a side, P prefix tokens (class, distillation), N = P + G*G tokens,
+Q queries, D width, A attention heads, L blocks, K classes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,24 +18,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deitctl.models.attention import attention
+from deitctl.models.attention import cpu_attention
 from deitctl.models.catalog import Architecture
-from deitctl.models.pos_embed import resize_pos_embed
 
-MIN_DROP_FRACTION = 1 / 8
-"""Share of a batch from which on it pays to leave out what stochastic depth drops (deit_small, batches of 16 and 64)."""
 LAYER_NORM_EPS = 1e-6  # of the released weights; torch's default is 1e-5
+MIN_DROP_FRACTION = 1 / 8
+"""Dropped share of a batch from which gathering the other images is faster (deit_small, batches of 16 and 64)."""
 
 
 class HeadLogits(NamedTuple):
-    """The answers of the class head and, where there is one, the distillation head, [B,K] each."""
+    """Logits of the class head and of the distillation head, [B,K] each; a model without the latter has None."""
 
     cls: Tensor
     dist: Tensor | None
 
 
 class PatchEmbed(nn.Module):
-    """Cut images [B,3,H,W] into patches and embed each: [B,N,D]."""
+    """Project each patch of images [B,3,S,S] to a token: [B,G*G,D] (ViT Eq. 1)."""
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over tokens [B,N,D]."""
+    """Multi-head self-attention (DeiT §3, Eq. 1)."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -52,32 +53,29 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
-        """Mix tokens [B,N,D]; where `first` is given, only so many of the first ask, and only they are returned."""
-        q, k, v = self.split(x)
-        q = q if first is None else q[:, :, :first]
+    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
+        """Mix tokens [B,N,D]; with `num_queries`, only the first Q tokens attend and are returned, [B,Q,D]."""
+        q, k, v = self.project_qkv(x)
+        q = q if num_queries is None else q[:, :, :num_queries]
+        # torch's fused CPU kernel is slow backward in bf16, see attention.py
         if self.training and x.device.type == "cpu" and q.dtype is torch.bfloat16:
-            return self.join(attention(q, k, v))
-        return self.join(F.scaled_dot_product_attention(q, k, v))
+            return self.merge_heads(cpu_attention(q, k, v))
+        return self.merge_heads(F.scaled_dot_product_attention(q, k, v))
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what tokens [B,N,D] ask, offer and hold: queries, keys and values, [B,A,N,D/A] each."""
+    def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of tokens [B,N,D], [B,A,N,D/A] each."""
         b, n, d = x.shape
-        q, k, v = (
-            self.qkv(x)
-            .reshape(b, n, 3, self.num_heads, d // self.num_heads)
-            .permute(2, 0, 3, 1, 4)
-            .unbind(0)
-        )
+        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, d // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
-    def join(self, x: Tensor) -> Tensor:
-        """Mix what the heads gathered, [B,A,N,D/A], back into tokens [B,N,D]."""
+    def merge_heads(self, x: Tensor) -> Tensor:
+        """Concatenate the heads' outputs [B,A,N,D/A] and project them: [B,N,D]."""
         return self.proj(x.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between, four times as wide inside."""
+    """Two linear layers with a GELU between; the hidden width is 4 D (DeiT §3)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -89,18 +87,18 @@ class Mlp(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learned weight per channel of a residual branch (CaiT; DeiT-III §3)."""
+    """Scale each channel of a residual branch by a learned weight (CaiT; DeiT-III §3)."""
 
-    def __init__(self, dim: int, init: float = 1e-6) -> None:
+    def __init__(self, dim: int, init_value: float = 1e-6) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((dim,), init))
+        self.gamma = nn.Parameter(torch.full((dim,), init_value))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; `keep` [2,B] scales its two branches for each image (stochastic depth)."""
+    """Pre-norm transformer block with stochastic depth on both residual branches."""
 
     def __init__(self, dim: int, num_heads: int, layer_scale: bool) -> None:
         super().__init__()
@@ -111,56 +109,59 @@ class Block(nn.Module):
         self.mlp = Mlp(dim)
         self.ls2 = LayerScale(dim) if layer_scale else nn.Identity()
 
-    def forward(self, x: Tensor, keep: Tensor | None = None, first: int | None = None) -> Tensor:
-        """Return the tokens [B,N,D] that leave the block; where nobody reads the others, only the `first`, [B,first,D]."""
-        mix_keep, mlp_keep = (None, None) if keep is None else keep
-        x = _add(
-            x if first is None else x[:, :first],
-            lambda t: self.ls1(self.attn(self.norm1(t), first)),
-            mix_keep,
-            x,
+    def forward(
+        self, x: Tensor, drop_path_mask: Tensor | None = None, num_queries: int | None = None
+    ) -> Tensor:
+        """Transform tokens [B,N,D].
+
+        Args:
+            x: the tokens.
+            drop_path_mask: factors of the attention and the MLP branch of each image, [2,B].
+            num_queries: Q, to compute only the first Q tokens, [B,Q,D]; None for all.
+        """
+        attn_mask, mlp_mask = (None, None) if drop_path_mask is None else drop_path_mask
+        residual = x if num_queries is None else x[:, :num_queries]
+        x = _add_branch(
+            residual, lambda t: self.ls1(self.attn(self.norm1(t), num_queries)), x, attn_mask
         )
-        return _add(x, lambda t: self.ls2(self.mlp(self.norm2(t))), mlp_keep, x)
+        return _add_branch(x, lambda t: self.ls2(self.mlp(self.norm2(t))), x, mlp_mask)
 
 
-def _add(
-    x: Tensor, branch: Callable[[Tensor], Tensor], keep: Tensor | None, entering: Tensor
+def _add_branch(
+    residual: Tensor, branch: Callable[[Tensor], Tensor], x: Tensor, mask: Tensor | None
 ) -> Tensor:
-    """Return `x` plus `keep` [B] times the branch of what enters the block.
-
-    Where enough images drop it, the branch is computed for the others alone; on the CPU only, because an accelerator
-    would have to be waited for.
-    """
-    if keep is None:
-        return x + branch(entering)
-    if keep.device.type == "cpu" and not torch.compiler.is_compiling():
-        kept = keep.nonzero()[:, 0]
-        if (
-            0 < len(kept) <= len(keep) * (1 - MIN_DROP_FRACTION)
-        ):  # with none left the weights would have no gradient
-            added = branch(entering[kept])
-            return x.index_add(
-                0, kept, (added * keep[kept, None, None].to(added.dtype)).to(x.dtype)
-            )
-    added = branch(entering)
-    return x + added * keep[:, None, None].to(added.dtype)
+    """Return `residual` + `mask` * `branch(x)`, for a mask of one factor an image, [B]."""
+    if mask is None:
+        return residual + branch(x)
+    # On an accelerator nonzero() would wait for the device.
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling():
+        active = mask.nonzero()[:, 0]
+        # With no image left the branch's weights would have no gradient, which DDP and AdamW tell from zero.
+        if 0 < len(active) <= len(mask) * (1 - MIN_DROP_FRACTION):
+            out = branch(x[active])
+            scaled = out * mask[active, None, None].to(out.dtype)
+            return residual.index_add(0, active, scaled.to(residual.dtype))
+    out = branch(x)
+    return residual + out * mask[:, None, None].to(out.dtype)
 
 
 class VisionTransformer(nn.Module):
-    """A DeiT classifier; images [B,3,S,S] in, `HeadLogits` out, in training and in evaluation alike."""
+    """A DeiT classifier: images [B,3,S,S] in, `HeadLogits` out, in training and evaluation mode alike."""
 
     def __init__(
         self, arch: Architecture, *, num_classes: int, img_size: int, drop_path_rate: float = 0.0
     ) -> None:
         super().__init__()
         self.arch, self.num_classes, self.img_size = arch, num_classes, img_size
-        dim, grid = arch.embed_dim, img_size // arch.patch_size
-        self.num_prefix_tokens, self.num_patches = 2 if arch.distilled else 1, grid * grid
-        embedded_prefix = 0 if arch.no_embed_class else self.num_prefix_tokens
+        self.drop_path_rate = drop_path_rate
+        self.num_prefix_tokens = 2 if arch.distilled else 1
+        self.num_patches = (img_size // arch.patch_size) ** 2
+        dim = arch.embed_dim
+        num_positions = self.num_patches + (0 if arch.no_embed_class else self.num_prefix_tokens)
 
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if arch.distilled else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, grid * grid + embedded_prefix, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_positions, dim))
         self.patch_embed = PatchEmbed(arch.patch_size, dim)
         self.blocks = nn.ModuleList(
             Block(dim, arch.num_heads, arch.layer_scale) for _ in range(arch.depth)
@@ -168,12 +169,14 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.head = nn.Linear(dim, num_classes)
         self.head_dist = nn.Linear(dim, num_classes) if arch.distilled else None
-        self.drop_path_rate = drop_path_rate
         self.init_weights()
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Truncated normals of deviation 0.02, no biases (deit/models.py); the patch embedding as torch has it."""
+        """Draw weights from truncated normals of std 0.02, zero the biases (deit/models.py).
+
+        The patch embedding keeps torch's initialization, as in the released code.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -182,10 +185,46 @@ class VisionTransformer(nn.Module):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02)
 
-    def sample_drop_path(self, batch_size: int, generator: torch.Generator) -> Tensor | None:
-        """Draw stochastic depth for a batch: [depth,2,B], 0 where a branch is dropped, 1 / survival where it is not.
+    def forward(self, images: Tensor, drop_path_mask: Tensor | None = None) -> HeadLogits:
+        """Classify images.
 
-        The rate grows linearly from 0 at the first block to `drop_path_rate` at the last (Huang et al. 2016, Eq. 4).
+        Args:
+            images: normalized, [B,3,S,S].
+            drop_path_mask: from `sample_drop_path`, [L,2,B]; None outside training.
+        """
+        x = self.embed(images)
+        for i, block in enumerate(self.blocks):
+            # The heads read the prefix tokens only, so the last block computes no patch token.
+            num_queries = self.num_prefix_tokens if i == len(self.blocks) - 1 else None
+            x = block(x, None if drop_path_mask is None else drop_path_mask[i], num_queries)
+        return self.forward_head(x)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the tokens that enter the first block, [B,N,D]."""
+        x = self.patch_embed(images)
+        pos_embed: Tensor = self.pos_embed
+        if images.shape[-1] != self.img_size:  # progressive resizing trains on smaller images first
+            grid = images.shape[-1] // self.arch.patch_size
+            num_prefix = pos_embed.shape[1] - self.num_patches
+            pos_embed = resize_pos_embed(pos_embed, grid, num_prefix_tokens=num_prefix)
+        tokens = [
+            t.expand(len(x), -1, -1) for t in (self.cls_token, self.dist_token) if t is not None
+        ]
+        if self.arch.no_embed_class:  # DeiT-III: only patches have positions
+            return torch.cat([*tokens, x + pos_embed], dim=1)
+        return torch.cat([*tokens, x], dim=1) + pos_embed
+
+    def forward_head(self, x: Tensor) -> HeadLogits:
+        """Return the logits of the heads for prefix tokens [B,P,D] that leave the last block."""
+        x = self.norm(x)
+        dist = None if self.head_dist is None else self.head_dist(x[:, 1])
+        return HeadLogits(self.head(x[:, 0]), dist)
+
+    def sample_drop_path(self, batch_size: int, generator: torch.Generator) -> Tensor | None:
+        """Draw stochastic depth for a batch: [L,2,B], 0 for a dropped branch, else 1 / survival rate.
+
+        The drop rate grows linearly from 0 at the first block to `drop_path_rate` at the last (Huang et al. 2016,
+        Eq. 4). Returns None without stochastic depth.
         """
         if not self.drop_path_rate:
             return None
@@ -193,35 +232,19 @@ class VisionTransformer(nn.Module):
         draws = torch.rand(self.arch.depth, 2, batch_size, generator=generator)
         return (draws < survival).float() / survival
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Return the tokens that enter the first block, [B,P+N,D]; positions are resized to images of another size than the model's."""
-        x = self.patch_embed(images)
-        pos_embed: Tensor = self.pos_embed
-        if images.shape[-1] != self.img_size:  # early epochs at a lower resolution
-            grid, prefix = (
-                images.shape[-1] // self.arch.patch_size,
-                pos_embed.shape[1] - self.num_patches,
-            )
-            pos_embed = resize_pos_embed(pos_embed, grid, num_prefix_tokens=prefix)
-        tokens = [
-            t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.dist_token) if t is not None
-        ]
-        if self.arch.no_embed_class:  # DeiT-III: patches alone have positions
-            return torch.cat([*tokens, x + pos_embed], dim=1)
-        return torch.cat([*tokens, x], dim=1) + pos_embed
 
-    def forward(self, images: Tensor, keep: Tensor | None = None) -> HeadLogits:
-        """Classify images [B,3,S,S]; `keep` [depth,2,B] is stochastic depth, from `sample_drop_path`, None outside training."""
-        x = self.embed(images)
-        last = len(self.blocks) - 1
-        for i, block in enumerate(self.blocks):
-            first = self.num_prefix_tokens if i == last else None  # the heads read no patch
-            x = block(x, None if keep is None else keep[i], first)
-        return self.answer(x)
+def resize_pos_embed(pos_embed: Tensor, grid: int, *, num_prefix_tokens: int) -> Tensor:
+    """Resize position embeddings [1,P+G*G,D] to `grid` x `grid` patches, bicubically (DeiT §6).
 
-    def answer(self, x: Tensor) -> HeadLogits:
-        """Read the heads off the prefix tokens that leave the last block, [B,P,D]."""
-        x = self.norm(x)
-        return HeadLogits(
-            self.head(x[:, 0]), self.head_dist(x[:, 1]) if self.head_dist is not None else None
-        )
+    With antialiasing, as in timm; the released code has none, which matters only when the grid shrinks.
+    """
+    prefix, patches = pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:]
+    old_grid = math.isqrt(patches.shape[1])
+    if old_grid == grid:
+        return pos_embed
+    square = patches.float().reshape(1, old_grid, old_grid, -1).permute(0, 3, 1, 2)
+    square = F.interpolate(
+        square, size=(grid, grid), mode="bicubic", antialias=True, align_corners=False
+    )
+    patches = square.permute(0, 2, 3, 1).reshape(1, grid * grid, -1).to(pos_embed.dtype)
+    return torch.cat([prefix, patches], dim=1)

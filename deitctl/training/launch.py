@@ -21,7 +21,7 @@ from deitctl.errors import ConfigError, DeitctlError, Interrupted, Signalled
 from deitctl.events import Reporter, SilentReporter
 from deitctl.lock import locked
 from deitctl.models.factory import LoadedModel, build_model
-from deitctl.models.layers import early_size
+from deitctl.models.introspect import compute_early_size
 from deitctl.models.vit import VisionTransformer
 from deitctl.paths import DiskError, write_bytes
 from deitctl.training.configure import check
@@ -228,7 +228,9 @@ def _train(
     *,
     fresh: bool,
 ) -> TrainResult:
-    train, val = datasets or open_for_training(config.data, seed=config.data_seed, reporter=reporter)
+    train, val = datasets or open_for_training(
+        config.data, seed=config.data_seed, reporter=reporter
+    )
     student = build_student(config, train, reporter)
     for change in student.changes:
         reporter.note(f"{config.model}: {change}.")
@@ -332,7 +334,7 @@ def build_student(config: TrainConfig, train: ImageDataset, reporter: Reporter) 
         whole = replace(student.model_config.preprocessing, crop_pct=1.0, crop_mode="squash")
         student = replace(student, model_config=replace(student.model_config, preprocessing=whole))
     if recipe.early_epochs:
-        early_size(
+        compute_early_size(
             student.model, student.model_config, recipe
         )  # refused before anything is made or trained
     if distilled and not isinstance(student.model, VisionTransformer):

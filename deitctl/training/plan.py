@@ -9,7 +9,7 @@ from deitctl.device import choose_device
 from deitctl.distillation.target_cache import TargetCodec
 from deitctl.events import Reporter, SilentReporter
 from deitctl.models.factory import build_model
-from deitctl.models.layers import early_size
+from deitctl.models.introspect import compute_early_size
 from deitctl.training.optim import peak_learning_rate
 from deitctl.training.sizes import warn_about_sizes
 
@@ -60,7 +60,11 @@ def plan_training(config: TrainConfig, *, reporter: Reporter | None = None) -> d
         "precision": str(device.dtype).removeprefix("torch."),
         "loader processes": device.loader_workers(config.workers),
     }
-    early = early_size(student.model, student.model_config, recipe) if recipe.early_epochs else 0
+    early = (
+        compute_early_size(student.model, student.model_config, recipe)
+        if recipe.early_epochs
+        else 0
+    )
     if early:
         plan["early epochs"] = f"{recipe.early_epochs} at {early} pixels"
     warn_about_sizes(

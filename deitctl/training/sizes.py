@@ -6,7 +6,7 @@ from torch import nn
 
 from deitctl.config import Recipe
 from deitctl.events import Reporter
-from deitctl.models.layers import has_few_patches
+from deitctl.models.introspect import has_few_patches
 
 
 def warn_about_sizes(

@@ -12,17 +12,16 @@ from torch import Tensor, nn
 
 from deitctl import rng
 from deitctl.config import DistillConfig, Recipe
+from deitctl.data.batch_transforms import normalize, random_erase, student_affine
 from deitctl.data.loader import Batch
 from deitctl.data.mixup import mix_images, mix_targets, pair_indices, sample_mixup
-from deitctl.data.batch_transforms import normalize, random_erase
-from deitctl.data.batch_transforms import student_affine
 from deitctl.device import Device, ran_out_of_memory
 from deitctl.distillation.cached_teacher import CachedTeacher
 from deitctl.distillation.teacher import Teacher
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import DataError, DeitctlError
 from deitctl.events import Reporter
-from deitctl.models.layers import describe_layers
+from deitctl.models.introspect import describe_layers
 from deitctl.models.model_config import Preprocessing
 from deitctl.models.vit import VisionTransformer
 from deitctl.training.losses import smooth_labels, teacher_targets

@@ -21,12 +21,12 @@ from deitctl.evaluation.result import Evaluation
 from deitctl.events import Reporter
 from deitctl.models.checkpoint_io import WEIGHTS, file_metadata, load_tensors, save_model
 from deitctl.models.factory import LoadedModel
-from deitctl.models.layers import (
+from deitctl.models.introspect import (
+    compute_early_size,
+    compute_max_activation_bytes,
     describe_layers,
-    early_size,
     freeze_backbone,
-    largest_block,
-    layer_ids,
+    get_layer_ids,
     pin_img_size,
 )
 from deitctl.models.model_config import ModelConfig
@@ -101,7 +101,7 @@ class Trainer:
                 model, decay=recipe.ema_decay, total_steps=steps * recipe.epochs
             )
         optimizer = build_optimizer(
-            model, recipe.optim, layer_ids(model) if recipe.optim.layer_decay != 1 else None
+            model, recipe.optim, get_layer_ids(model) if recipe.optim.layer_decay != 1 else None
         )
         progress = Progress(
             num_images=num_images,
@@ -122,14 +122,16 @@ class Trainer:
             world=world,
             stop_on_bad_image=config.on_bad_image == "stop",
             preferred_micro_batch_size=device.preferred_micro_batch_size(
-                largest_block(model, device.dtype)
+                compute_max_activation_bytes(model, device.dtype)
             ),
         )
         if config.compile:
             device.compile(model)
         if tutor is not None:
             tutor.load_together()
-        self.early_size = early_size(model, self.model_config, recipe) if recipe.early_epochs else 0
+        self.early_size = (
+            compute_early_size(model, self.model_config, recipe) if recipe.early_epochs else 0
+        )
         warn_about_sizes(
             config.recipe,
             num_images,

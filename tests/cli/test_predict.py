@@ -18,7 +18,7 @@ from deitctl.cli.startup import without_garbage
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model
-from deitctl.models.layers import describe_layers, pin_img_size
+from deitctl.models.introspect import describe_layers, pin_img_size
 
 
 @pytest.fixture(scope="module")

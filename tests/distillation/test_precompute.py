@@ -270,7 +270,7 @@ def _random_teacher(folder: Path) -> Path:
 
     from deitctl.models import timm_models
     from deitctl.models.checkpoint_io import save_model
-    from deitctl.models.layers import describe_layers
+    from deitctl.models.introspect import describe_layers
 
     model = timm_models.create("test_resnet", num_classes=10)
     model_config = changed(

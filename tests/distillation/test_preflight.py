@@ -24,7 +24,7 @@ from deitctl.events import SilentReporter
 from deitctl.models.catalog import imagenet_classes
 from deitctl.models.checkpoint_io import save_model, save_tensors
 from deitctl.models.factory import load_model
-from deitctl.models.layers import describe_layers
+from deitctl.models.introspect import describe_layers
 from deitctl.models.model_config import Preprocessing
 from deitctl.training.launch import run_training, train_or_find
 
@@ -428,7 +428,9 @@ def test_the_match_is_the_one_that_evaluation_makes(digits_teacher: Path) -> Non
 
 def test_the_runs_record_tells_of_its_teacher(distilled: Make, little: Pair) -> None:
     config = distilled("run")
-    run = run_training(replace(config, recipe=replace(config.recipe, epochs=1)), datasets=little).run
+    run = run_training(
+        replace(config, recipe=replace(config.recipe, epochs=1)), datasets=little
+    ).run
     record = json.loads((run / "teacher.json").read_text())
     assert {
         "name",

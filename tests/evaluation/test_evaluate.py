@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from deitctl import device
-from deitctl.data.readers.digits import ArrayDataset
 from deitctl.data.dataset import select
 from deitctl.data.open import open_folder
+from deitctl.data.readers.digits import ArrayDataset
 from deitctl.device import choose_device
 from deitctl.errors import DataError
 from deitctl.evaluation.accumulator import EvalAccumulator, EvalModel
 from deitctl.evaluation.evaluate import evaluate
-from deitctl.models.layers import largest_block
+from deitctl.models.introspect import compute_max_activation_bytes
 from deitctl.models.model_config import HEADS, Preprocessing
 
 PRE = Preprocessing(img_size=32, crop_pct=1.0)
@@ -326,7 +326,9 @@ def test_on_a_cpu_images_are_answered_by_the_block_that_the_allocator_keeps(
     dataset, model, sizes = select(digit_datasets[1], range(20)), deit("deit_tiny", classes=10), []
     model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
     whole = score(model, dataset, reporter, batch_size=16)
-    monkeypatch.setattr(device, "MAX_HEAP_BLOCK", 4 * largest_block(model, torch.float32))
+    monkeypatch.setattr(
+        device, "MAX_HEAP_BLOCK", 4 * compute_max_activation_bytes(model, torch.float32)
+    )
     parts = score(model, dataset, reporter, batch_size=16)
     assert sizes == [16, 4] + [4] * 5
     assert parts.loss == pytest.approx(whole.loss, rel=1e-6)

@@ -17,7 +17,7 @@ from deitctl.events import SilentReporter
 from deitctl.models.catalog import find, imagenet_classes
 from deitctl.models.checkpoint_io import load_model_config, load_tensors, save_model, save_tensors
 from deitctl.models.factory import build_model
-from deitctl.models.layers import describe_layers, pin_img_size
+from deitctl.models.introspect import describe_layers, pin_img_size
 
 
 @pytest.fixture

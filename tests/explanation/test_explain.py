@@ -14,8 +14,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from deitctl.cli.app import app
-from deitctl.data.eval_transform import eval_transform
 from deitctl.data.batch_transforms import normalize
+from deitctl.data.eval_transform import eval_transform
 from deitctl.errors import ConfigError, DeitctlError, ModelError
 from deitctl.events import SilentReporter
 from deitctl.explanation.explain import Sheets, explain
@@ -23,7 +23,7 @@ from deitctl.inference.classify import predict
 from deitctl.models.checkpoint_io import load_model_config, save_model
 from deitctl.models.factory import build_model, load_model
 from deitctl.models.heads import forward_heads
-from deitctl.models.layers import describe_layers, pin_img_size
+from deitctl.models.introspect import describe_layers, pin_img_size
 
 NAMES = ("ant", "bee", "cow")
 

@@ -14,7 +14,7 @@ from deitctl.exporters.export import export
 from deitctl.exporters.golden import GOLDEN
 from deitctl.exporters.verify_again import verify_export
 from deitctl.models.checkpoint_io import save_model
-from deitctl.models.layers import describe_layers, pin_img_size
+from deitctl.models.introspect import describe_layers, pin_img_size
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from deitctl.models.checkpoint_io import (
     tensor_shapes,
 )
 from deitctl.models.factory import load_model
-from deitctl.models.layers import describe_layers, pin_img_size
+from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.models.model_config import ModelConfig, to_timm_config
 
 LAYERS = {"classifier": ("head",), "first_conv": "patch_embed.proj", "fixed_input_size": True}

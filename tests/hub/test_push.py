@@ -25,7 +25,7 @@ from deitctl.hub.push import push
 from deitctl.inference.classify import predict
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model, load_model
-from deitctl.models.layers import describe_layers, pin_img_size
+from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.recipes import DIGITS
 from tests.fake_hub import READS, WRITES, Hub, serve
 

@@ -12,7 +12,7 @@ from deitctl.events import SilentReporter
 from deitctl.inference.classify import predict
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model
-from deitctl.models.layers import describe_layers, pin_img_size
+from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.models.model_config import ModelConfig
 
 

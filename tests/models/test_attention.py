@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deitctl.models import attention as module
-from deitctl.models.attention import attention
+from deitctl.models import attention
+from deitctl.models.attention import cpu_attention
 
 
 def pass_through(function, tensors, gradient):
@@ -25,7 +25,7 @@ def draws(queries=17, scale=1.0):
 @pytest.mark.parametrize("queries", [1, 2, 17])
 def test_answers_and_gradients_are_those_of_torch(queries):
     tensors, gradient = draws(queries)
-    ours = pass_through(attention, tensors, gradient)
+    ours = pass_through(cpu_attention, tensors, gradient)
     for mine, theirs in zip(
         ours, pass_through(F.scaled_dot_product_attention, tensors, gradient), strict=True
     ):
@@ -36,7 +36,7 @@ def test_two_tokens_by_hand():
     q, k = torch.tensor([[[[2.0]]]]), torch.tensor([[[[1.0], [0.0]]]])
     v = torch.tensor([[[[10.0], [0.0]]]])
     share = 1 / (1 + torch.e**-2)
-    assert float(attention(q, k, v)) == pytest.approx(10 * share)
+    assert float(cpu_attention(q, k, v)) == pytest.approx(10 * share)
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
@@ -55,7 +55,7 @@ def test_in_bf16_gradients_are_as_near_to_exact_ones_as_those_of_torch(scale):
         ]
 
     for ours, theirs in zip(
-        distances(attention), distances(F.scaled_dot_product_attention), strict=True
+        distances(cpu_attention), distances(F.scaled_dot_product_attention), strict=True
     ):
         assert ours < max(1.5 * theirs, 0.004)
 
@@ -63,11 +63,11 @@ def test_in_bf16_gradients_are_as_near_to_exact_ones_as_those_of_torch(scale):
 def test_autocast_around_it_does_not_round_the_scores():
     tensors, gradient = draws(scale=4.0)
     half = [t.bfloat16() for t in tensors]
-    alone = pass_through(attention, half, gradient.bfloat16())
+    alone = pass_through(cpu_attention, half, gradient.bfloat16())
 
     def inside(*leaves):
         with torch.autocast("cpu", torch.bfloat16):
-            return attention(*leaves)
+            return cpu_attention(*leaves)
 
     for a, b in zip(alone, pass_through(inside, half, gradient.bfloat16()), strict=True):
         assert torch.equal(a, b)
@@ -75,14 +75,14 @@ def test_autocast_around_it_does_not_round_the_scores():
 
 def test_a_second_derivative_is_refused_not_wrong():
     q = torch.randn(1, 1, 3, 4, requires_grad=True)
-    (first,) = torch.autograd.grad(attention(q, q, q).sum(), q, create_graph=True)
+    (first,) = torch.autograd.grad(cpu_attention(q, q, q).sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="does not require grad"):
         first.sum().backward()
 
 
 def test_scores_that_are_computed_in_several_parts_are_those_of_one(monkeypatch):
     tensors, gradient = draws()
-    whole = pass_through(attention, tensors, gradient)
-    monkeypatch.setattr(module, "IN_CACHE", 4 * 17 * 17 * 4)  # four of six at a time
-    for a, b in zip(whole, pass_through(attention, tensors, gradient), strict=True):
+    whole = pass_through(cpu_attention, tensors, gradient)
+    monkeypatch.setattr(attention, "CHUNK_BYTES", 4 * 17 * 17 * 4)  # four of six at a time
+    for a, b in zip(whole, pass_through(cpu_attention, tensors, gradient), strict=True):
         torch.testing.assert_close(a, b)

@@ -25,7 +25,7 @@ from deitctl.models.checkpoint_io import (
     save_tensors,
     tensor_shapes,
 )
-from deitctl.models.layers import describe_layers
+from deitctl.models.introspect import describe_layers
 from deitctl.models.model_config import ModelConfig
 from deitctl.paths import write_bytes, write_json
 

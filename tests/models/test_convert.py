@@ -8,8 +8,7 @@ import torch
 from deitctl.errors import ModelError
 from deitctl.models import convert
 from deitctl.models.catalog import ARCHITECTURES, find
-from deitctl.models.pos_embed import resize_pos_embed
-from deitctl.models.vit import VisionTransformer
+from deitctl.models.vit import VisionTransformer, resize_pos_embed
 
 
 def shapes(state) -> dict[str, tuple[int, ...]]:

@@ -13,7 +13,7 @@ from deitctl.errors import ModelError, WeightsNotFound
 from deitctl.models.catalog import imagenet_classes
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model, load_model
-from deitctl.models.layers import describe_layers, pin_img_size
+from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.models.vit import VisionTransformer
 
 NAMES = ("a", "b", "c", "d", "e")

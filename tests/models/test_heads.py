@@ -1,4 +1,4 @@
-"""One way to ask any model, four ways to join two heads."""
+"""One forward pass for any classifier, four rules to fuse two heads."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def test_avg_probs_survives_huge_logits():
     torch.testing.assert_close(fused.softmax(1), torch.tensor([[0.5, 0.5]]))
 
 
-@pytest.mark.parametrize("how", [h for h in HEADS if h != "dist"])
-def test_one_head_answers_whatever_is_asked(how):
-    assert fuse_heads(HeadLogits(CLS, None), how) is CLS
+@pytest.mark.parametrize("rule", [h for h in HEADS if h != "dist"])
+def test_a_single_head_is_used_under_every_rule(rule):
+    assert fuse_heads(HeadLogits(CLS, None), rule) is CLS
 
 
-def test_distillation_head_that_is_not_there_is_refused():
+def test_a_missing_distillation_head_is_refused():
     with pytest.raises(ModelError, match="no distillation head"):
         fuse_heads(HeadLogits(CLS, None), "dist")
 
@@ -62,7 +62,7 @@ def test_unknown_rule_is_refused(dist):
         fuse_heads(HeadLogits(CLS, dist), "mean")
 
 
-def test_timm_models_answer_with_one_head(noise):
+def test_timm_models_have_one_head(noise):
     model = timm.create_model("regnety_002", num_classes=4).eval()
     with torch.no_grad():
         heads = forward_heads(model, noise(1, 3, 32, 32))
@@ -76,7 +76,7 @@ def test_a_timm_model_with_two_outputs_gives_two_heads(noise):
     assert forward_heads(model.train(), noise(1, 3, 32, 32)).dist is not None
 
 
-def test_keep_reaches_a_deit_and_only_a_deit(deit, noise):
+def test_drop_path_mask_reaches_only_a_deit(deit, noise):
     model, images = deit(), noise(1, 3, 32, 32)
     with torch.no_grad():
         assert not torch.equal(

@@ -75,7 +75,7 @@ def test_folder_of_a_convnet_answers_as_before_and_in_timm(tmp_path, noise):
     model_config = ModelConfig(
         architecture=SMALL, num_classes=3, class_names=("a", "b", "c")
     ).at_size(64)
-    save_model(tmp_path / "net", model.state_dict(), model_config, timm_models.layers(model))
+    save_model(tmp_path / "net", model.state_dict(), model_config, timm_models.describe_layers(model))
     ours, read = timm_models.load_folder(tmp_path / "net")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).eval()
     images = noise(1, 3, 64, 64)

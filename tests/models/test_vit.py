@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed
 
 from deitctl.models import vit
-from deitctl.models.attention import attention
+from deitctl.models.attention import cpu_attention
 from deitctl.models.catalog import ARCHITECTURES, find
-from deitctl.models.pos_embed import resize_pos_embed
-from deitctl.models.vit import VisionTransformer
+from deitctl.models.vit import VisionTransformer, resize_pos_embed
 
 CASES = [
     ("deit_tiny", 64),
@@ -24,13 +24,13 @@ CASES = [
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
 
 
-def timm_twin(model: VisionTransformer) -> torch.nn.Module:
+def build_timm_model(model: VisionTransformer) -> torch.nn.Module:
     """timm's model with the same weights."""
-    twin = timm.create_model(
+    timm_model = timm.create_model(
         model.arch.name, num_classes=model.num_classes, img_size=model.img_size
     )
-    twin.load_state_dict(model.state_dict(), strict=True)
-    return twin.eval()
+    timm_model.load_state_dict(model.state_dict(), strict=True)
+    return timm_model.eval()
 
 
 @pytest.mark.parametrize(("alias", "img_size"), CASES)
@@ -39,7 +39,7 @@ def test_logits_equal_timms(alias, img_size, deit, noise):
     images = noise(2, 3, img_size, img_size)
     with torch.no_grad():
         cls, dist = model(images)
-        expected = timm_twin(model)(images)
+        expected = build_timm_model(model)(images)
     ours = cls if dist is None else (cls + dist) / 2  # timm averages the logits in eval mode
     torch.testing.assert_close(ours, expected, **ROUNDING)
     assert ours.std() > 0.05  # the comparison is of something
@@ -47,24 +47,24 @@ def test_logits_equal_timms(alias, img_size, deit, noise):
 
 def test_both_heads_equal_timms_in_distilled_training(deit, noise):
     model = deit("deit_tiny_distilled", img_size=64, classes=7)
-    twin = timm_twin(model)
-    twin.set_distilled_training(True)
-    twin.train()
+    timm_model = build_timm_model(model)
+    timm_model.set_distilled_training(True)
+    timm_model.train()
     images = noise(2, 3, 64, 64)
     with torch.no_grad():
         cls, dist = model(images)
-        expected_cls, expected_dist = twin(images)
+        expected_cls, expected_dist = timm_model(images)
     torch.testing.assert_close(cls, expected_cls, **ROUNDING)
     torch.testing.assert_close(dist, expected_dist, **ROUNDING)
 
 
 def test_gradients_equal_timms(deit, noise):
     model = deit("deit3_small", img_size=32, classes=3)
-    twin = timm_twin(model)
+    timm_model = build_timm_model(model)
     images = noise(2, 3, 32, 32)
     model(images).cls.square().sum().backward()
-    twin(images).square().sum().backward()
-    theirs = dict(twin.named_parameters())
+    timm_model(images).square().sum().backward()
+    theirs = dict(timm_model.named_parameters())
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(
             parameter.grad, theirs[name].grad, rtol=1e-3, atol=1e-4, msg=name
@@ -88,7 +88,7 @@ def test_output_has_the_same_structure_in_training_and_evaluation(deit, noise):
     torch.testing.assert_close(trained.dist, evaluated.dist)
 
 
-def test_initialization_is_the_papers():
+def test_initialization_is_that_of_the_paper():
     torch.manual_seed(0)
     arch = find("deit_tiny_distilled")
     model = VisionTransformer(arch, num_classes=10, img_size=224)
@@ -104,7 +104,7 @@ def test_initialization_is_the_papers():
     assert not model.head_dist.bias.any()
 
 
-def test_dropping_every_branch_leaves_the_tokens_as_they_entered(deit, noise):
+def test_dropping_every_branch_returns_the_embedded_tokens(deit, noise):
     model = deit()
     images = noise(2, 3, 32, 32)
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_dropping_every_branch_leaves_the_tokens_as_they_entered(deit, noise):
     torch.testing.assert_close(cls, expected)
 
 
-def test_keep_of_ones_changes_nothing(deit, noise):
+def test_drop_path_mask_of_ones_changes_nothing(deit, noise):
     model = deit()
     images = noise(2, 3, 32, 32)
     with torch.no_grad():
@@ -121,52 +121,54 @@ def test_keep_of_ones_changes_nothing(deit, noise):
 
 
 @pytest.mark.parametrize("dropped", [0, 1, 3, 4])
-def test_what_is_dropped_is_not_computed_and_learns_the_same(deit, noise, dropped, monkeypatch):
+def test_a_dropped_branch_is_not_computed_and_gradients_are_equal(
+    deit, noise, dropped, monkeypatch
+):
     """Of no, some and all of four images: the answers and the gradients are those of multiplying by zero."""
-    images, keep, computed = noise(4, 3, 32, 32), torch.full((12, 2, 4), 1.25), []
-    keep[3, 1, :dropped] = 0
-    found = {}
-    for how, worth in (("picked", 1 / 8), ("multiplied", 2.0)):
-        monkeypatch.setattr(vit, "MIN_DROP_FRACTION", worth)
+    images, drop_path_mask, computed = noise(4, 3, 32, 32), torch.full((12, 2, 4), 1.25), []
+    drop_path_mask[3, 1, :dropped] = 0
+    results = {}
+    for path, fraction in (("gathered", 1 / 8), ("multiplied", 2.0)):
+        monkeypatch.setattr(vit, "MIN_DROP_FRACTION", fraction)
         model = deit("deit_tiny_distilled").train()
         model.blocks[3].mlp.fc1.register_forward_hook(lambda _, x, y: computed.append(len(y)))
-        answer = model(images, keep)
+        answer = model(images, drop_path_mask)
         (answer.cls.square().sum() + answer.dist.sum()).backward()
-        found[how] = [answer.cls, answer.dist, *(p.grad for p in model.parameters())]
+        results[path] = [answer.cls, answer.dist, *(p.grad for p in model.parameters())]
     assert computed == [4 - dropped if dropped < 4 else 4, 4]
-    for a, b in zip(*found.values(), strict=True):
+    for a, b in zip(*results.values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_keep_belongs_to_each_image(deit, noise):
+def test_drop_path_mask_is_per_image(deit, noise):
     model = deit()
     images = noise(2, 3, 32, 32)
-    keep = torch.ones(12, 2, 2)
-    keep[5, 0, 1] = 0
+    drop_path_mask = torch.ones(12, 2, 2)
+    drop_path_mask[5, 0, 1] = 0
     with torch.no_grad():
-        dropped, whole = model(images, keep).cls, model(images).cls
-    torch.testing.assert_close(dropped[0], whole[0])
-    assert not torch.allclose(dropped[1], whole[1])
+        dropped, full = model(images, drop_path_mask).cls, model(images).cls
+    torch.testing.assert_close(dropped[0], full[0])
+    assert not torch.allclose(dropped[1], full[1])
 
 
 def test_stochastic_depth_grows_linearly_and_keeps_the_expectation(deit):
     model = deit(drop_path_rate=0.5)
-    keep = model.sample_drop_path(20_000, torch.Generator().manual_seed(0))
-    assert keep.shape == (12, 2, 20_000)
-    dropped = (keep == 0).float().mean(dim=(1, 2))
+    drop_path_mask = model.sample_drop_path(20_000, torch.Generator().manual_seed(0))
+    assert drop_path_mask.shape == (12, 2, 20_000)
+    dropped = (drop_path_mask == 0).float().mean(dim=(1, 2))
     expected = torch.tensor([0.5 * i / 11 for i in range(12)])
     torch.testing.assert_close(
         dropped, expected, atol=0.01, rtol=0
     )  # 5 deviations of 40,000 draws: 0.0125
-    torch.testing.assert_close(keep.mean(dim=(1, 2)), torch.ones(12), atol=0.03, rtol=0)
-    assert keep[11].max() == 2.0  # 1 / survival
+    torch.testing.assert_close(drop_path_mask.mean(dim=(1, 2)), torch.ones(12), atol=0.03, rtol=0)
+    assert drop_path_mask[11].max() == 2.0  # 1 / survival
 
 
-def test_no_stochastic_depth_draws_nothing(deit):
+def test_sample_drop_path_without_stochastic_depth_is_none(deit):
     assert deit().sample_drop_path(4, torch.Generator()) is None
 
 
-def test_large_models_are_four_times_as_wide_inside():
+def test_mlps_of_large_models_are_four_times_as_wide():
     with torch.device("meta"):
         model = VisionTransformer(find("deit3_huge"), num_classes=2, img_size=224)
     assert model.blocks[0].mlp.fc1.weight.shape == (5120, 1280)
@@ -174,23 +176,23 @@ def test_large_models_are_four_times_as_wide_inside():
 
 
 @pytest.mark.parametrize("alias", ["deit_tiny", "deit_tiny_distilled", "deit3_small"])
-def test_the_last_block_leaves_out_what_no_head_reads_and_nothing_else(alias, deit, noise):
+def test_the_last_block_skips_only_tokens_that_no_head_reads(alias, deit, noise):
     """Answers and gradients are those of blocks that compute every token, stochastic depth included."""
     model = deit(alias, img_size=32, classes=3)
     images = noise(4, 3, 32, 32)
     model.drop_path_rate = 0.5
-    keep = model.sample_drop_path(4, torch.Generator().manual_seed(1))
+    drop_path_mask = model.sample_drop_path(4, torch.Generator().manual_seed(1))
     read = []
     model.blocks[-1].register_forward_hook(lambda *args: read.append(args[-1].shape[1]))
 
-    def whole():
+    def forward_all_tokens():
         x = model.embed(images)
-        for block, kept in zip(model.blocks, keep, strict=True):
-            x = block(x, kept)
-        return model.answer(x[:, : model.num_prefix_tokens])
+        for block, mask in zip(model.blocks, drop_path_mask, strict=True):
+            x = block(x, mask)
+        return model.forward_head(x[:, : model.num_prefix_tokens])
 
     answers, gradients = [], []
-    for answer in (lambda: model(images, keep), whole):
+    for answer in (lambda: model(images, drop_path_mask), forward_all_tokens):
         model.zero_grad()
         heads = [logits for logits in answer() if logits is not None]
         sum(logits.square().sum() for logits in heads).backward()
@@ -202,7 +204,7 @@ def test_the_last_block_leaves_out_what_no_head_reads_and_nothing_else(alias, de
 
 
 @pytest.mark.parametrize("name", ["deit_tiny_distilled", "deit3_small"])
-def test_smaller_images_see_the_positions_resized_and_teach_all_of_them(deit, noise, name):
+def test_smaller_images_use_resized_positions_and_train_all_of_them(deit, noise, name):
     """What a model built for the small size gives, whose position embeddings were resized beforehand."""
     model, images = deit(name, img_size=64), noise(2, 3, 32, 32)
     small, state = deit(name, img_size=32), model.state_dict()
@@ -217,13 +219,44 @@ def test_smaller_images_see_the_positions_resized_and_teach_all_of_them(deit, no
 @pytest.mark.parametrize(
     ("training", "bf16", "own"), [(True, True, True), (True, False, False), (False, True, False)]
 )
-def test_the_attention_of_ours_is_for_training_in_bf16(
+def test_cpu_attention_is_used_for_training_in_bf16_alone(
     training, bf16, own, deit, noise, monkeypatch
 ):
     called = []
-    monkeypatch.setattr(vit, "attention", lambda *qkv: called.append(1) or attention(*qkv))
+    monkeypatch.setattr(vit, "cpu_attention", lambda *qkv: called.append(1) or cpu_attention(*qkv))
     model, images = deit("deit_tiny_distilled").train(training), noise(2, 3, 32, 32)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         answer = model(images)
     assert bool(called) is own
     torch.testing.assert_close(answer.cls.float(), model.eval()(images).cls, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+@pytest.mark.parametrize(("old", "new"), [(14, 24), (14, 7), (14, 4), (4, 14), (7, 8)])
+def test_resized_positions_equal_timms(prefix, old, new, noise):
+    pos_embed = noise(1, prefix + old * old, 16)
+    expected = resample_abs_pos_embed(pos_embed, [new, new], [old, old], num_prefix_tokens=prefix)
+    torch.testing.assert_close(resize_pos_embed(pos_embed, new, num_prefix_tokens=prefix), expected)
+
+
+def test_positions_for_the_same_grid_are_returned_unchanged(noise):
+    pos_embed = noise(1, 17, 8)
+    assert resize_pos_embed(pos_embed, 4, num_prefix_tokens=1) is pos_embed
+
+
+def test_positions_of_prefix_tokens_are_not_resized(noise):
+    pos_embed = noise(1, 2 + 16, 8)
+    assert torch.equal(resize_pos_embed(pos_embed, 7, num_prefix_tokens=2)[:, :2], pos_embed[:, :2])
+
+
+def test_constant_positions_stay_constant():
+    pos_embed = torch.full((1, 1 + 49, 4), 0.25)
+    torch.testing.assert_close(
+        resize_pos_embed(pos_embed, 12, num_prefix_tokens=1), torch.full((1, 145, 4), 0.25)
+    )
+
+
+def test_resized_positions_keep_half_precision(noise):
+    resized = resize_pos_embed(noise(1, 16, 8).half(), 6, num_prefix_tokens=0)
+    assert resized.dtype is torch.float16
+    assert resized.shape == (1, 36, 8)

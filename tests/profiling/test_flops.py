@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from deitctl.models.catalog import Architecture
-from deitctl.models.layers import freeze_backbone
+from deitctl.models.introspect import freeze_backbone
 from deitctl.profiling.flops import count_flops, deit_flops, flops_of
 
 SMALL = Architecture(

@@ -19,7 +19,7 @@ from deitctl.models import timm_models
 from deitctl.models.catalog import imagenet_classes
 from deitctl.models.checkpoint_io import save_model, save_tensors
 from deitctl.models.factory import build_model
-from deitctl.models.layers import describe_layers, pin_img_size
+from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.report.build import _name, contents_of
 from deitctl.report.contents import OUTSIDE
 

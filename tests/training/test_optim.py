@@ -13,7 +13,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 
 from deitctl.config import OptimConfig
-from deitctl.models.layers import layer_ids
+from deitctl.models.introspect import get_layer_ids
 from deitctl.recipes import PAPER, PAPER_384, RECIPES
 from deitctl.training.optim import (
     NO_DECAY_TOKENS,
@@ -131,7 +131,7 @@ def by_name(model, groups):
 @pytest.mark.parametrize("alias", ["deit_tiny_distilled", "deit3_small"])
 def test_groups_equal_timms_with_the_tokens_named(alias, deit):
     model = deit(alias)
-    ours = parameter_groups(model, config(), layer_ids(model))
+    ours = parameter_groups(model, config(), get_layer_ids(model))
     theirs = param_groups_weight_decay(model, 0.05, no_weight_decay_list=NO_DECAY_TOKENS)
     assert by_name(model, ours) == by_name(model, theirs)
     assert sorted(g["weight_decay"] for g in ours) == [0.0, 0.05]
@@ -149,7 +149,7 @@ def test_layer_decay_equals_timms_on_its_own_deit(alias, deit):
     expected = by_name(
         theirs, param_groups_layer_decay(theirs, 0.05, theirs.no_weight_decay(), layer_decay=0.7)
     )
-    ours = by_name(model, parameter_groups(model, config(layer_decay=0.7), layer_ids(model)))
+    ours = by_name(model, parameter_groups(model, config(layer_decay=0.7), get_layer_ids(model)))
     assert ours.keys() == expected.keys()
     norm = {"norm.weight", "norm.bias"}
     assert {k: v for k, v in ours.items() if k not in norm} == {
@@ -162,7 +162,7 @@ def test_layer_decay_equals_timms_on_its_own_deit(alias, deit):
 def test_layer_decay_of_a_convnet_equals_timms(name):
     model = timm.create_model(name, num_classes=5)
     theirs = param_groups_layer_decay(model, 0.05, layer_decay=0.8)
-    ours = parameter_groups(model, config(layer_decay=0.8), layer_ids(model))
+    ours = parameter_groups(model, config(layer_decay=0.8), get_layer_ids(model))
     assert by_name(model, ours) == by_name(model, theirs)
     assert len({g["lr_scale"] for g in ours}) > 3
 
@@ -170,7 +170,7 @@ def test_layer_decay_of_a_convnet_equals_timms(name):
 def test_layer_decay_by_hand(deit):
     """12 blocks: embeddings are 13 layers below the heads."""
     model = deit()
-    ours = by_name(model, parameter_groups(model, config(layer_decay=0.5), layer_ids(model)))
+    ours = by_name(model, parameter_groups(model, config(layer_decay=0.5), get_layer_ids(model)))
     assert ours["head.weight"] == (1.0, 0.05)
     assert ours["blocks.11.mlp.fc2.weight"] == (0.5, 0.05)
     assert ours["blocks.11.norm1.bias"] == (0.5, 0.0)
@@ -217,7 +217,7 @@ def test_optimizer_starts_at_the_warm_up_rate_and_takes_a_new_one(deit):
 
 def test_lower_layers_get_their_share_of_every_rate(deit):
     model = deit()
-    optimizer = build_optimizer(model, config(layer_decay=0.5), layer_ids(model))
+    optimizer = build_optimizer(model, config(layer_decay=0.5), get_layer_ids(model))
     set_learning_rate(optimizer, 0.25)
     rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
     assert rates[id(model.head.weight)] == 0.25

@@ -13,7 +13,7 @@ from torch import nn
 
 from deitctl.device import choose_device
 from deitctl.errors import DeitctlError, ModelError
-from deitctl.models.layers import freeze_backbone
+from deitctl.models.introspect import freeze_backbone
 from deitctl.recipes import RECIPES
 from deitctl.training.ema import ExponentialMovingAverage
 from deitctl.training.optim import build_optimizer, set_learning_rate

@@ -12,19 +12,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deitctl.config import DistillConfig
+from deitctl.data.batch_transforms import normalize, student_affine
 from deitctl.data.dataset import select
 from deitctl.data.loader import Batch, ViewPlan, build_train_loader
 from deitctl.data.mixup import mix_images, mix_targets, pair_indices, sample_mixup
-from deitctl.data.batch_transforms import normalize
 from deitctl.data.samplers import SampleKey, TrainBatches, steps_per_epoch
-from deitctl.data.batch_transforms import student_affine
 from deitctl.device import choose_device
 from deitctl.distillation.cached_teacher import CachedTeacher
 from deitctl.distillation.target_cache import TargetCodec, open_cache
 from deitctl.distillation.teacher import Teacher
 from deitctl.errors import DataError, DeitctlError
 from deitctl.events import SilentReporter
-from deitctl.models.layers import freeze_backbone
+from deitctl.models.introspect import freeze_backbone
 from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.recipes import RECIPES
 from deitctl.training import step as loop
@@ -92,7 +91,9 @@ def plan_of(recipe=RECIPE, **changes) -> Plan:
 
 def stream(dataset, plan: ViewPlan | None = None, recipe=RECIPE):
     keys = TrainBatches(len(dataset.labels), recipe.batch_size, seed=0, epochs=recipe.epochs)
-    return build_train_loader(dataset, recipe.augment, 32, keys, workers=0, pin_memory=False, plan=plan)
+    return build_train_loader(
+        dataset, recipe.augment, 32, keys, workers=0, pin_memory=False, plan=plan
+    )
 
 
 def take_step(plan: Plan, state: TrainState, batch) -> dict[str, torch.Tensor]:

@@ -13,13 +13,13 @@ from torch import nn
 from deitctl.config import ProgressiveResize
 from deitctl.errors import ConfigError, ModelError
 from deitctl.models import timm_models
-from deitctl.models.layers import (
+from deitctl.models.introspect import (
+    compute_early_size,
+    compute_max_activation_bytes,
     describe_layers,
-    early_size,
     freeze_backbone,
+    get_layer_ids,
     has_few_patches,
-    largest_block,
-    layer_ids,
     pin_img_size,
 )
 from deitctl.models.model_config import ModelConfig, Preprocessing
@@ -97,7 +97,7 @@ def test_a_probed_body_does_not_move(deit, noise):
 
 def test_layers_of_a_distilled_deit_by_hand(deit):
     """Embeddings below, then twelve blocks, then the norm and the heads: 0..13."""
-    ids = layer_ids(deit("deit_tiny_distilled"))
+    ids = get_layer_ids(deit("deit_tiny_distilled"))
     assert {n for n, i in ids.items() if i == 0} == {
         "cls_token",
         "dist_token",
@@ -124,7 +124,7 @@ def test_layers_of_a_distilled_deit_by_hand(deit):
 @pytest.mark.parametrize("alias", ["deit_tiny", "deit_small_distilled", "deit3_small"])
 def test_every_parameter_of_a_deit_has_a_layer(alias, deit):
     model = deit(alias)
-    ids = layer_ids(model)
+    ids = get_layer_ids(model)
     assert list(ids) == [name for name, _ in model.named_parameters()]
     assert set(ids.values()) == set(range(14))
 
@@ -132,7 +132,7 @@ def test_every_parameter_of_a_deit_has_a_layer(alias, deit):
 @pytest.mark.parametrize("name", [*CONVNETS, "vit_tiny_patch16_224", "convnext_atto"])
 def test_every_parameter_of_timms_models_has_a_layer(name):
     model = timm.create_model(name, num_classes=4)
-    ids = layer_ids(model)
+    ids = get_layer_ids(model)
     assert ids.keys() == {n for n, _ in model.named_parameters()}
     assert set(ids.values()) == set(range(max(ids.values()) + 1))
     head = describe_layers(model)["classifier"][0]
@@ -142,7 +142,7 @@ def test_every_parameter_of_timms_models_has_a_layer(name):
 
 def test_layers_of_a_resnet_by_hand():
     """Stem, eight blocks, classifier."""
-    ids = timm_models.layer_ids(timm.create_model("resnet18", num_classes=4))
+    ids = timm_models.get_layer_ids(timm.create_model("resnet18", num_classes=4))
     firsts = {
         ".".join(name.split(".")[:2]): layer
         for name, layer in ids.items()
@@ -155,7 +155,7 @@ def test_layers_of_a_resnet_by_hand():
 
 def test_a_model_without_layers_is_said():
     with pytest.raises(ModelError, match=r"does not say which layers.*layer_decay at 1"):
-        layer_ids(nn.Linear(2, 2))
+        get_layer_ids(nn.Linear(2, 2))
 
 
 def test_pinned_config_has_a_deits_size_and_leaves_a_convnets_alone(deit):
@@ -178,7 +178,7 @@ def test_early_images_are_whole_patches(deit, size, scale, early):
         architecture="deit_tiny", num_classes=3, preprocessing=Preprocessing(img_size=size)
     )
     assert (
-        early_size(
+        compute_early_size(
             deit("deit_tiny", img_size=32),
             model_config,
             replace(FINETUNE, progressive_resize=ProgressiveResize(scale=scale, fraction=0.0)),
@@ -204,7 +204,7 @@ def test_a_model_of_one_size_has_no_early_epochs():
         architecture="m", num_classes=3, preprocessing=Preprocessing(img_size=224)
     )
     with pytest.raises(ConfigError, match="one size only"):
-        early_size(
+        compute_early_size(
             model,
             model_config,
             replace(FINETUNE, progressive_resize=ProgressiveResize(scale=0.5, fraction=0.0)),
@@ -221,5 +221,7 @@ def test_a_model_of_one_size_has_no_early_epochs():
     ],
 )
 def test_the_largest_block_is_the_perceptrons_or_the_attentions(dtype, size, expected, deit):
-    assert largest_block(deit("deit_tiny_distilled", img_size=size), dtype) == expected
-    assert largest_block(nn.Linear(2, 2), dtype) == 0
+    assert (
+        compute_max_activation_bytes(deit("deit_tiny_distilled", img_size=size), dtype) == expected
+    )
+    assert compute_max_activation_bytes(nn.Linear(2, 2), dtype) == 0

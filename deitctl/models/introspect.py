@@ -20,7 +20,7 @@ def describe_layers(model: nn.Module) -> dict[str, Any]:
     if isinstance(model, VisionTransformer):
         heads = ("head", "head_dist") if model.head_dist is not None else ("head",)
         return {"classifier": heads, "first_conv": "patch_embed.proj", "fixed_input_size": True}
-    return timm_models.layers(model)
+    return timm_models.describe_layers(model)
 
 
 def freeze_backbone(model: nn.Module) -> None:
@@ -30,10 +30,10 @@ def freeze_backbone(model: nn.Module) -> None:
         parameter.requires_grad_(name.startswith(heads))
 
 
-def layer_ids(model: nn.Module) -> dict[str, int]:
+def get_layer_ids(model: nn.Module) -> dict[str, int]:
     """Return each parameter's layer, from 0 at the input: embeddings, then the blocks, then the norm and the heads."""
     if not isinstance(model, VisionTransformer):
-        return timm_models.layer_ids(model)
+        return timm_models.get_layer_ids(model)
     top = model.arch.depth + 1
     embeddings = ("cls_token", "dist_token", "pos_embed", "patch_embed")
     ids = {}
@@ -65,7 +65,7 @@ CONVNET_STEP = 32
 """Pixels of the side of a convnet's input that become one of its last map."""
 
 
-def early_size(model: nn.Module, model_config: ModelConfig, recipe: Recipe) -> int:
+def compute_early_size(model: nn.Module, model_config: ModelConfig, recipe: Recipe) -> int:
     """Return the side of the early epochs' input in pixels: whole patches, at most the model's own side.
 
     Raises:
@@ -90,7 +90,7 @@ def has_few_patches(model: nn.Module, size: int) -> bool:
     return isinstance(model, VisionTransformer) and size < FEW_PATCHES * model.arch.patch_size
 
 
-def largest_block(model: nn.Module, dtype: torch.dtype) -> int:
+def compute_max_activation_bytes(model: nn.Module, dtype: torch.dtype) -> int:
     """Return the bytes of the largest activation of one image in a DeiT that computes in `dtype`; 0 if unknown.
 
     It is in the middle of a perceptron, or with many tokens the shares that attention.py keeps; the fused one has none.
