@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 
 from deitctl.cli import app
-from deitctl.config import TrainConfig, write_toml
+from deitctl.config import TrainConfig
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model
 from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.recipes import DIGITS
+from deitctl.settings import write_toml
 
 KINDS = {
     "jpg": "JPEG",

@@ -6,17 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from deitctl.config import (
-    AugmentConfig,
-    OptimConfig,
-    ProgressiveResize,
-    Recipe,
-    from_dict,
-    override,
-    read_toml,
-    to_dict,
-)
+from deitctl.config import AugmentConfig, OptimConfig, ProgressiveResize, Recipe
 from deitctl.errors import ConfigError, did_you_mean
+from deitctl.settings import from_dict, override, read_toml, to_dict
 
 PAPER = Recipe(
     name="paper",

@@ -14,9 +14,10 @@ from PIL import Image
 from safetensors.torch import save
 from targets import FORMS, IMAGES, SEPARATOR, STAMP
 
-from deitctl.config import DistillConfig, TrainConfig, write_toml
+from deitctl.config import DistillConfig, TrainConfig
 from deitctl.models.model_config import ModelConfig, to_timm_config
 from deitctl.recipes import DIGITS
+from deitctl.settings import write_toml
 
 KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deitctl.config import TrainConfig, from_dict, override, read_toml, write_toml
+from deitctl.config import TrainConfig
 from deitctl.data.decode import decode
 from deitctl.data.eval_transform import eval_transform
 from deitctl.data.open import open_dataset
@@ -21,12 +21,13 @@ from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import (
     load_model_config,
     load_tensors,
+    read_tensor_shapes,
     require_finite,
-    tensor_shapes,
 )
-from deitctl.models.convert import img_size_of, infer_architecture, num_classes_of
+from deitctl.models.convert import count_classes, infer_architecture, infer_img_size
 from deitctl.models.model_config import Preprocessing
 from deitctl.recipes import DIGITS
+from deitctl.settings import from_dict, override, read_toml, write_toml
 from deitctl.training.configure import check, parse_change
 
 SEPARATOR = b"\n---8<---\n"
@@ -81,13 +82,13 @@ def checkpoint(data: bytes) -> None:
         path.write_bytes(body)
         if kind == b"s":
             with suppress(DeitctlError):
-                tensor_shapes(path)
+                read_tensor_shapes(path)
         state = load_tensors(path)
         require_finite(state, "x")
         assert sum(v.numel() * v.element_size() for v in state.values()) <= len(state) * len(body)
         arch = infer_architecture({k: tuple(v.shape) for k, v in state.items()}, "x")
-        assert (num_classes_of(state) or 1) >= 1
-        assert img_size_of(state, arch) >= arch.patch_size
+        assert (count_classes(state) or 1) >= 1
+        assert infer_img_size(state, arch) >= arch.patch_size
 
 
 def words(data: bytes) -> None:

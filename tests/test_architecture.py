@@ -13,7 +13,7 @@ import deitctl
 
 ROOT = Path(deitctl.__file__).parent
 PACKAGES = (
-    ("errors", "records", "config", "recipes", "events", "paths", "cores"),
+    ("errors", "records", "config", "settings", "recipes", "events", "paths", "cores"),
     ("device", "distributed", "lock", "rng"),
     ("models",),
     ("data",),
@@ -202,15 +202,16 @@ def test_a_deit_is_trained_without_timm_and_torchvision(tmp_path):
 import sys
 from dataclasses import replace
 from deitctl.config import TrainConfig
-from deitctl.data.dataset import digits, subset
+from deitctl.data.readers.digits import load_digits
+from deitctl.data.dataset import select
 from deitctl.recipes import DIGITS
 from deitctl.training.launch import run_training
 
 augment = replace(DIGITS.augment, rand_augment="rand-m9-mstd0.5-inc1", mixup=0.8, cutmix=1.0, random_erase_prob=0.5)
 recipe = replace(DIGITS, img_size=32, epochs=1, batch_size=16, augment=augment)
 config = TrainConfig(model="deit_tiny", data="digits", recipe=recipe, precision="fp32", workers=0, output=sys.argv[1])
-train, val = digits()
-run_training(config, sources=(subset(train, range(32)), subset(val, range(16))))
+train, val = load_digits()
+run_training(config, sources=(select(train, range(32)), select(val, range(16))))
 sys.exit(bool({"timm", "torchvision"} & set(sys.modules)))
 """
     command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "run")]

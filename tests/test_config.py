@@ -9,22 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deitctl.config import (
-    MACHINE_SETTINGS,
-    DistillConfig,
-    Recipe,
-    TrainConfig,
-    differences,
-    flat,
+from deitctl.config import MACHINE_SETTINGS, DistillConfig, Recipe, TrainConfig
+from deitctl.errors import ConfigError
+from deitctl.recipes import RECIPES
+from deitctl.settings import (
+    flatten,
     from_dict,
+    list_differences,
     override,
     read_toml,
     setting_names,
     to_dict,
     write_toml,
 )
-from deitctl.errors import ConfigError
-from deitctl.recipes import RECIPES
 
 TEACHER = DistillConfig(
     teacher="regnety_160",
@@ -203,18 +200,18 @@ def test_none_is_left_out_of_toml():
 
 
 def test_settings_are_flattened_to_their_dotted_names():
-    assert flat({"a": 1, "b": {"c": 2, "d": {"e": [3]}}, "f": {}}) == {
+    assert flatten({"a": 1, "b": {"c": 2, "d": {"e": [3]}}, "f": {}}) == {
         "a": 1,
         "b.c": 2,
         "b.d.e": [3],
     }
-    assert set(flat(to_dict(CONFIG))) == set(setting_names(TrainConfig))
+    assert set(flatten(to_dict(CONFIG))) == set(setting_names(TrainConfig))
 
 
 def test_a_configuration_read_again_does_not_differ():
     for config in (CONFIG, replace(CONFIG, distill=None, recipe=RECIPES["digits"])):
         assert (
-            differences(
+            list_differences(
                 from_dict(TrainConfig, tomllib.loads(write_toml(config)), "run.toml"), config
             )
             == []
@@ -225,14 +222,14 @@ def test_differences_are_named_with_both_values():
     changed = override(
         CONFIG, {"seed": 7, "recipe.optim.lr": 1.0, "recipe.augment.crop_scale": "0.5,1"}
     )
-    assert differences(CONFIG, changed) == [
+    assert list_differences(CONFIG, changed) == [
         "recipe.augment.crop_scale is [0.08, 1.0], not [0.5, 1.0]",
         "recipe.optim.lr is 0.0005, not 1.0",
         "seed is 0, not 7",
     ]
     alone = replace(CONFIG, distill=None)
-    assert "distill.mode is hard, not set" in differences(CONFIG, alone)
-    assert "distill.mode is not set, not hard" in differences(alone, CONFIG)
+    assert "distill.mode is hard, not set" in list_differences(CONFIG, alone)
+    assert "distill.mode is not set, not hard" in list_differences(alone, CONFIG)
 
 
 def test_every_setting_is_the_machines_or_makes_a_difference():
@@ -255,6 +252,6 @@ def test_every_setting_is_the_machines_or_makes_a_difference():
     plain = {name for name in setting_names(TrainConfig) if "." not in name}
     assert plain == set(other)
     for name, value in other.items():
-        assert bool(differences(CONFIG, override(CONFIG, {name: value}))) == (
+        assert bool(list_differences(CONFIG, override(CONFIG, {name: value}))) == (
             name not in MACHINE_SETTINGS
         ), name

@@ -11,10 +11,11 @@ from deitctl.cli.console import choose_format, left_out_code, print_json, print_
 from deitctl.cli.options import CHOOSE
 from deitctl.cli.progress import make_reporter
 from deitctl.cli.startup import without_garbage
-from deitctl.config import TrainConfig, flat, from_dict, override, read_toml, to_dict
+from deitctl.config import TrainConfig
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter
 from deitctl.recipes import get_recipe
+from deitctl.settings import flatten, from_dict, override, read_toml, to_dict
 
 if TYPE_CHECKING:
     from deitctl.training.configure import Teaching
@@ -201,7 +202,10 @@ def _print_plan(config: TrainConfig, shape: str, reporter: Reporter) -> None:
         2,
     )
     print_table(
-        "recipe", ("setting", "value"), [(k, str(v)) for k, v in flat(to_dict(config)).items()], 2
+        "recipe",
+        ("setting", "value"),
+        [(k, str(v)) for k, v in flatten(to_dict(config)).items()],
+        2,
     )
 
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deitctl.config import MACHINE_SETTINGS, TrainConfig, to_dict
-from deitctl.data.dataset import Source
+from deitctl.config import MACHINE_SETTINGS, TrainConfig
+from deitctl.data.dataset import ImageDataset
 from deitctl.errors import ConfigError, DeitctlError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
 from deitctl.models import catalog
-from deitctl.models.factory import architecture_of, weight_files
+from deitctl.models.factory import find_architecture, list_weight_files
 from deitctl.paths import write_json
+from deitctl.settings import to_dict
 from deitctl.training.configure import Request, Teaching, configure
 from deitctl.training.launch import train_or_find
 from deitctl.training.run_dir import Run
@@ -167,7 +168,7 @@ def compare(
             )
     names = list(dict.fromkeys(teachers)) or [teaching.teacher]
     for name in filter(None, names):
-        architecture_of(
+        find_architecture(
             name, reporter
         )  # a name that means nothing is said before hours of training with the others
     if len({Path(name).name for name in names}) < len(names):
@@ -183,7 +184,7 @@ def compare(
     configs = {}
     for variant, teacher in wanted:
         asked = replace(request, teaching=replace(teaching, teacher=teacher))
-        configs[variant, teacher], sources = _configure(asked, VARIANTS[variant], reporter)
+        configs[variant, teacher], datasets = _configure(asked, VARIANTS[variant], reporter)
     output = Path(request.output)
     for seed in range(first, first + seeds):
         for variant, teacher in wanted:
@@ -198,7 +199,7 @@ def compare(
             run = replace(
                 config, output_dir=str(root), seed=seed, split_seed=first
             )  # the same images for every seed
-            results[variant, teacher].append(_run(run, sources, reporter))
+            results[variant, teacher].append(_run(run, datasets, reporter))
     config = configs[wanted[0]]
     done = Comparison(
         output=output,
@@ -206,7 +207,7 @@ def compare(
         student=config.model,
         epochs=config.recipe.epochs,
         seeds=seeds,
-        num_images=len(sources[1].labels),
+        num_images=len(datasets[1].labels),
         rows=[_row(v, t, results[v, t]) for v, t in wanted],
     )
     write_json(output / "comparison.json", done.to_dict())
@@ -215,24 +216,26 @@ def compare(
 
 def _configure(
     request: Request, variant: Variant, reporter: Reporter
-) -> tuple[TrainConfig, tuple[Source, Source]]:
+) -> tuple[TrainConfig, tuple[ImageDataset, ImageDataset]]:
     """Resolve the configuration of a variant; all of them take the recipe that distillation takes."""
     assert request.teaching is not None
     mode = variant.mode if variant.mode != "none" else "hard"
     teaching = replace(request.teaching, mode=mode, token=variant.token)
-    config, *sources = configure(replace(request, teaching=teaching), reporter)
+    config, *datasets = configure(replace(request, teaching=teaching), reporter)
     if variant.mode == "none":
-        arch = architecture_of(config.model, reporter)
+        arch = find_architecture(config.model, reporter)
         if (
             arch is not None
         ):  # without the token, whatever the student was called; a file's weights are its start still
-            start = config.weights or (config.model if weight_files(config.model) else "")
-            config = replace(config, model=catalog.plain(arch).alias, weights=start)
+            start = config.weights or (config.model if list_weight_files(config.model) else "")
+            config = replace(config, model=catalog.get_plain(arch).alias, weights=start)
         config = replace(config, distill=None)
-    return config, (sources[0], sources[1])
+    return config, (datasets[0], datasets[1])
 
 
-def _run(config: TrainConfig, sources: tuple[Source, Source], reporter: Reporter) -> dict[str, Any]:
+def _run(
+    config: TrainConfig, datasets: tuple[ImageDataset, ImageDataset], reporter: Reporter
+) -> dict[str, Any]:
     """Train into the run's folder, or find it there, and return its result."""
     root = Path(config.output_dir)
     if Run(root).config_file.is_file():
@@ -245,7 +248,7 @@ def _run(config: TrainConfig, sources: tuple[Source, Source], reporter: Reporter
                 f"{root} is a run with another {' and '.join(sorted(differing))}.",
                 "Name another --output for this comparison.",
             )
-    train_or_find(config, sources, reporter)
+    train_or_find(config, datasets, reporter)
     result = Run(root).result()
     if result is None:
         raise DeitctlError(f"{root} has no result.", "Delete that folder and compare again.")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deitctl.config import DistillConfig, TrainConfig, to_dict
+from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import LENGTH, fingerprint_dataset, fingerprint_model
 from deitctl.data.open import BUILT_IN
@@ -45,6 +45,7 @@ from deitctl.models.heads import choose_head
 from deitctl.models.model_config import Preprocessing
 from deitctl.paths import cache_root, read_json, write_json
 from deitctl.recipes import ADAPT_FULL_FROM, adaptation
+from deitctl.settings import to_dict
 from deitctl.training.run_dir import Run
 
 RECORD = "teacher.json"

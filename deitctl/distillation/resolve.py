@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from deitctl import rng
-from deitctl.config import DistillConfig, Recipe, TrainConfig, to_dict
+from deitctl.config import DistillConfig, Recipe, TrainConfig
 from deitctl.data.classes import ClassMatch, is_imagenet, match_classes
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import LENGTH, fingerprint_files
@@ -22,11 +22,12 @@ from deitctl.distillation.teacher import Teacher
 from deitctl.errors import TeacherError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.lock import locked
-from deitctl.models.factory import LoadedModel, load_model, published_files, weight_files
+from deitctl.models.factory import LoadedModel, fetch_model_files, list_weight_files, load_model
 from deitctl.models.fuse import fuse_conv_bn
 from deitctl.models.model_config import Preprocessing
 from deitctl.paths import DiskError, cache_root
 from deitctl.recipes import ADAPT_FULL_FROM, DIGITS_CONVNET, adaptation
+from deitctl.settings import to_dict
 
 TrainRun = Callable[[TrainConfig], object]
 WITHOUT_WEIGHTS = "without weights"
@@ -46,10 +47,10 @@ class ResolvedTeacher:
 
 def teacher_identity(distill: DistillConfig, reporter: Reporter) -> str:
     """Name a teacher by the content of its files, without loading it; one whose weights cannot be had by its name."""
-    files = weight_files(distill.teacher, distill.teacher_weights)
-    files = files or published_files(distill.teacher, reporter)
+    files = list_weight_files(distill.teacher, distill.teacher_weights)
+    files = files or fetch_model_files(distill.teacher, reporter)
     content = fingerprint_files(files) if files else WITHOUT_WEIGHTS
-    by_content = weight_files(distill.teacher) and not distill.teacher_weights
+    by_content = list_weight_files(distill.teacher) and not distill.teacher_weights
     return content if by_content else f"{distill.teacher} {content}"
 
 
@@ -110,7 +111,7 @@ def resolve_teacher(
         )
     recipe = replace(
         adaptation(how, built_in=built_in),
-        pretrained=not weight_files(distill.teacher, distill.teacher_weights),
+        pretrained=not list_weight_files(distill.teacher, distill.teacher_weights),
         img_size=distill.teacher_img_size or loaded.model_config.preprocessing.img_size,
     )
     return _fit(how, distill, recipe, config, train, data, train_run, reporter, main)

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deitctl.config import read_toml
 from deitctl.data.eval_transform import Pixels
 from deitctl.data.open import BUILT_IN, open_for_training
 from deitctl.errors import ConfigError, ExportError, ModelError, did_you_mean
@@ -29,6 +28,7 @@ from deitctl.models.factory import load_model
 from deitctl.models.heads import choose_head
 from deitctl.models.model_config import HEADS, ModelConfig
 from deitctl.paths import write_bytes
+from deitctl.settings import read_toml
 from deitctl.training.run_dir import Run
 
 CALIBRATION = 128

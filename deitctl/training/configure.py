@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from deitctl.config import DistillConfig, Recipe, TrainConfig, override
+from deitctl.config import DistillConfig, Recipe, TrainConfig
 from deitctl.data.classes import is_imagenet
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import BUILT_IN, open_for_training
@@ -15,9 +15,8 @@ from deitctl.data.rand_augment import rand_augment
 from deitctl.errors import ConfigError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.models import catalog
-from deitctl.models.factory import HUB_PREFIX, architecture_of, is_model_folder, weight_files
-from deitctl.models.model_config import MAX_SIZE
-from deitctl.models.weights import find_weights
+from deitctl.models.factory import HUB_PREFIX, find_architecture, is_model_folder, list_weight_files
+from deitctl.models.weights import fetch_weights
 from deitctl.recipes import (
     DIGITS,
     DIGITS_STUDENT,
@@ -32,12 +31,11 @@ from deitctl.recipes import (
     SMALL,
     get_recipe,
 )
+from deitctl.settings import check_ranges, override
 from deitctl.training.checkpointer import parse_interval
 
 DEFAULT_TRAIN_MODEL = "deit_small"
 DEFAULT_TEACHER = "regnety_160"  # DeiT §5.2
-MOST = 1_000_000
-"""Epochs, images a step and views beyond which a number is a slip or an attack."""
 LITTLE_DATA = 50_000
 """Training images below which training from scratch takes the small-data recipe."""
 
@@ -160,11 +158,11 @@ def _whole_path(name: str) -> str:
 
 
 def _weights_within_reach(model: str, reporter: Reporter) -> bool:
-    arch = architecture_of(model, reporter)
+    arch = find_architecture(model, reporter)
     if arch is None:
         return True
     try:
-        find_weights(catalog.distilled(arch), reporter)
+        fetch_weights(catalog.get_distilled(arch), reporter)
     except WeightsNotFound as error:
         reporter.warn(
             f"{error.message} The student starts from scratch; with weights it would do better."
@@ -186,7 +184,7 @@ def distill_config(said: Teaching, built_in: bool, recipe: Recipe) -> DistillCon
         raise ConfigError(
             "No teacher named.", f"Pass --teacher, {DEFAULT_TEACHER} for example: the paper's."
         )
-    if said.weights and weight_files(said.teacher):
+    if said.weights and list_weight_files(said.teacher):
         raise ConfigError(
             f"{said.teacher} has weights of its own.",
             "Leave --teacher-weights out, or name an architecture as --teacher.",
@@ -242,62 +240,17 @@ def parse_change(text: str) -> tuple[str, str]:
 
 def check(config: TrainConfig) -> None:
     """Refuse values that would train nothing or something else."""
-    recipe = config.recipe
-    rules = {
-        "epochs": 1 <= recipe.epochs <= MOST,
-        "batch_size": 2 <= recipe.batch_size <= MOST,
-        "img_size": 0 <= recipe.img_size <= MAX_SIZE,
-        "progressive_resize.scale": 0 < recipe.progressive_resize.scale <= 1,
-        "progressive_resize.fraction": 0 <= recipe.progressive_resize.fraction <= 1,
-        "smoothing": 0 <= recipe.smoothing < 1,
-        "drop_path_rate": 0 <= recipe.drop_path_rate < 1,
-        "ema_decay": 0 <= recipe.ema_decay < 1,
-        "optim.lr": recipe.optim.lr > 0,
-        "optim.weight_decay": recipe.optim.weight_decay >= 0,
-        "optim.min_lr": recipe.optim.min_lr >= 0,
-        "optim.warmup_lr": recipe.optim.warmup_lr >= 0,
-        "optim.clip_grad": recipe.optim.clip_grad >= 0,
-        "augment.affine": min(recipe.augment.affine) >= 0,
-        "augment.crop_ratio": 0 < recipe.augment.crop_ratio[0] <= recipe.augment.crop_ratio[1],
-        "optim.lr_base_size": recipe.optim.lr_base_size > 0,
-        "optim.layer_decay": 0 < recipe.optim.layer_decay <= 1,
-        "augment.student_affine": min(recipe.augment.student_affine) >= 0,
-        "optim.warmup_epochs": recipe.optim.warmup_epochs >= 0,
-        "micro_batch_size": config.micro_batch_size >= 0,
-        "loss_spike_factor": config.loss_spike_factor >= 0,
-        "augment.repeated_aug": 1 <= recipe.augment.repeated_aug <= MOST,
-        "augment.crop_scale": 0 < recipe.augment.crop_scale[0] <= recipe.augment.crop_scale[1] <= 1,
-        **{
-            f"augment.{k}": 0 <= getattr(recipe.augment, k) <= 1
-            for k in ("hflip", "random_erase_prob", "mixup_prob", "mixup_switch_prob")
-        },
-        **{
-            f"augment.{k}": getattr(recipe.augment, k) >= 0
-            for k in ("mixup", "cutmix", "color_jitter")
-        },
-    }
-    if config.distill is not None:
-        distill = config.distill
-        rules |= {
-            "distill.alpha": 0 <= distill.alpha <= 1,
-            "distill.tau": distill.tau > 0,
-            "distill.views": 0 <= distill.views <= MOST,
-            "distill.logits_topk": distill.logits_topk >= 1,
-            "distill.teacher_img_size": 0 <= distill.teacher_img_size <= MAX_SIZE,
-        }
-        if distill.teacher_input == "mixed" and (
-            distill.views or distill.teacher_cache not in ("", "off")
-        ):
-            raise ConfigError(
-                "A teacher that sees mixed images never sees one twice: --views and --teacher-cache are not for it.",
-                "Leave them out, or use --teacher-sees unmixed.",
-            )
-    for name, fine in rules.items():
-        if not fine:
-            owner: Any = config if name.startswith(("distill", "micro", "loss")) else recipe
-            for part in name.split("."):
-                owner = getattr(owner, part)
-            raise ConfigError(f"{name} = {owner} is out of range.")
+    check_ranges(config)
+    distill = config.distill
+    if (
+        distill is not None
+        and distill.teacher_input == "mixed"
+        and (distill.views or distill.teacher_cache not in ("", "off"))
+    ):
+        raise ConfigError(
+            "A teacher that sees mixed images never sees one twice: --views and --teacher-cache are not for it.",
+            "Leave them out, or use --teacher-sees unmixed.",
+        )
     parse_interval(config.save_every)
-    if recipe.augment.rand_augment:
-        rand_augment(recipe.augment.rand_augment)  # or it raises
+    if config.recipe.augment.rand_augment:
+        rand_augment(config.recipe.augment.rand_augment)  # or it raises

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deitctl import rng
-from deitctl.config import MACHINE_SETTINGS, TrainConfig, differences, override
+from deitctl.config import MACHINE_SETTINGS, TrainConfig
 from deitctl.data.classes import describe_classes
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import open_for_training
@@ -24,6 +24,7 @@ from deitctl.models.factory import LoadedModel, build_model
 from deitctl.models.introspect import compute_early_size
 from deitctl.models.vit import VisionTransformer
 from deitctl.paths import DiskError, write_bytes
+from deitctl.settings import list_differences, override
 from deitctl.training.configure import check
 from deitctl.training.result import TrainResult
 from deitctl.training.run_dir import Run, new_run_folder
@@ -92,7 +93,7 @@ def resume(
 def require_same(root: Path, config: TrainConfig, given: Mapping[str, Any]) -> None:
     """Refuse settings, by dotted name, that are not the run's own; say in which they differ."""
     wanted = override(config, {k: v for k, v in given.items() if k not in MACHINE_SETTINGS})
-    if changed := differences(config, wanted):
+    if changed := list_differences(config, wanted):
         raise ConfigError(
             f"{root} cannot be resumed with other settings: {'; '.join(changed)}.",
             f"Leave them out, or start a new run with the change: deitctl train --config {root / 'run.toml'} ...",
@@ -130,7 +131,7 @@ def find_unfinished(
             continue
         batch_size = theirs.recipe.batch_size if any_batch else config.recipe.batch_size
         wanted = replace(config, recipe=replace(config.recipe, batch_size=batch_size))
-        changed, finished = differences(theirs, wanted), run.result() is not None
+        changed, finished = list_differences(theirs, wanted), run.result() is not None
         if changed and config.output_dir:
             raise ConfigError(
                 f"{root} holds a run of another configuration: {'; '.join(changed)}.",

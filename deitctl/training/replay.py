@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from deitctl.config import MACHINE_SETTINGS, override
+from deitctl.config import MACHINE_SETTINGS
 from deitctl.data.loader import Batch
 from deitctl.data.open import open_for_training
 from deitctl.device import choose_device
 from deitctl.distributed import SINGLE_PROCESS, is_distributed
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter, track
+from deitctl.settings import override
 from deitctl.training.incident import read_incident, speakable
 from deitctl.training.launch import build_student, open_session
 from deitctl.training.monitor import LossMonitor, Observation
@@ -88,14 +89,14 @@ def replay(
         config, {k: v for k, v in (machine | dict(given or {})).items() if k in MACHINE_SETTINGS}
     )
     device = choose_device(config.device, config.precision)
-    sources = open_for_training(config.data, seed=config.data_seed, reporter=reporter)
+    datasets = open_for_training(config.data, seed=config.data_seed, reporter=reporter)
     run = Run(root, writes=False)
     run.state = folder / "state"
     session = open_session(
         run,
         replace(config, output_dir=str(root)),
-        sources,
-        build_student(config, sources[0], reporter),
+        datasets,
+        build_student(config, datasets[0], reporter),
         device,
         reporter,
         SINGLE_PROCESS,
@@ -111,7 +112,9 @@ def _replay(session: Trainer, record: Mapping[str, Any], reporter: Reporter) -> 
             f"Step {last} cannot be taken again: the state there is of step {state.progress.step}, and the run has "
             f"{plan.recipe.epochs * plan.steps_per_epoch} steps."
         )
-    watch = LossMonitor(plan.num_classes, state.scaler.is_enabled(), session.config.loss_spike_factor)
+    watch = LossMonitor(
+        plan.num_classes, state.scaler.is_enabled(), session.config.loss_spike_factor
+    )
     watch.usual, watch.seen = state.progress.usual_loss, state.progress.steps_watched
     set_train_mode(state.model, plan.recipe.freeze, plan.recipe.freeze_bn_stats)
     batches, steps, incident = session.batches(), [], None
@@ -123,7 +126,7 @@ def _replay(session: Trainer, record: Mapping[str, Any], reporter: Reporter) -> 
         "steps",
     ):
         batch, rate = next(batches), plan.rate(step)
-        found = gradients(plan, state, batch, session.train_source.name, reporter)
+        found = gradients(plan, state, batch, session.train_dataset.name, reporter)
         parts = {name: float(value) for name, value in found.parts.items()}
         steps.append({"step": step, "rate": rate, **parts, "norm": float(found.norm)})
         watch.add(Observation(step, rate, found.parts["loss"], found.norm, batch.keys))
@@ -152,7 +155,7 @@ def _losses(session: Trainer, batch: Batch) -> Iterator[tuple[str, float]]:
         for pair in batch.parts(2):
             if pair.keys:
                 loss = compute_loss(session.plan, session.state, pair).total
-                yield session.train_source.name(pair.keys[0].index), float(loss)
+                yield session.train_dataset.name(pair.keys[0].index), float(loss)
 
 
 def _worst_first(values: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""A run is a folder: what is where, and the log that survives a resume without gaps or doubles."""
+"""The run folder: its files by name, its configuration, and the log, which has no gaps or duplicates after a resume."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from deitctl.config import TrainConfig, from_dict, read_toml, write_toml
+from deitctl.config import TrainConfig
 from deitctl.errors import ConfigError, DeitctlError
 from deitctl.models.checkpoint_io import CONFIG, WEIGHTS
 from deitctl.paths import DiskError, read_json, write_bytes
+from deitctl.settings import from_dict, read_toml, write_toml
 
 
 class Run:
     """Paths of a run folder, its configuration and its log."""
 
     def __init__(self, root: Path, *, writes: bool = True) -> None:
-        """Name the files below `root`; of several processes only one `writes`."""
+        """Name the files of `root`; of several processes only the main one `writes` them."""
         self.root, self.writes = root, writes
         self.config_file = root / "run.toml"
         self.result_file = root / "result.json"
         self.metrics_file = root / "metrics.jsonl"
-        self.state = root / "state"
-        self.launch_file = root / "launch"
+        self.checkpoint = root / "checkpoint"
+        self.launch_id_file = root / "launch_id"
         self.lock_file = root / "lock"
         self.figures = root / "figures"
 
@@ -33,7 +34,7 @@ class Run:
     def create(cls, root: Path, config: TrainConfig) -> Run:
         """Make a new run folder; raise `DeitctlError` if it exists with a run in it or cannot be written."""
         run = cls(root)
-        if run.state.exists() or (root / WEIGHTS).exists():
+        if run.checkpoint.exists() or (root / WEIGHTS).exists():
             raise DeitctlError(
                 f"{root} already holds a run.",
                 f"Name another --output, or continue it: deitctl train --resume {root}",
@@ -82,14 +83,14 @@ class Run:
         except OSError as error:
             raise DiskError.from_os_error(self.metrics_file, error) from error
 
-    def log_size(self) -> int:
-        """Return the length of metrics.jsonl in bytes, to be kept with the state."""
+    def measure_log(self) -> int:
+        """Return the size of metrics.jsonl in bytes."""
         return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
 
     def cut_log(self, size: int) -> None:
         """Drop what was logged after the state that a resume starts from."""
         if self.writes and self.metrics_file.exists():
-            os.truncate(self.metrics_file, min(size, self.log_size()))
+            os.truncate(self.metrics_file, min(size, self.measure_log()))
 
     def records(self, kind: str) -> Iterator[dict[str, Any]]:
         """Yield the logged objects of a kind, `step` or `epoch`."""

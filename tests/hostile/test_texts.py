@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from deitctl.config import TrainConfig, from_dict, override, read_toml, to_dict, write_toml
+from deitctl.config import TrainConfig
 from deitctl.distillation import target_cache as words
 from deitctl.distillation.target_cache import UNREADABLE, TargetCodec, open_cache
 from deitctl.errors import ConfigError, DeitctlError, TeacherError
 from deitctl.paths import read_json, read_regular
 from deitctl.recipes import DIGITS
+from deitctl.settings import from_dict, override, read_toml, to_dict, write_toml
 from deitctl.training.configure import check
 
 RUN = TrainConfig(model="deit_tiny", data="digits", recipe=DIGITS)

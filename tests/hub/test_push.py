@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from onnx import helper
 
 from deitctl import __version__
-from deitctl.config import TrainConfig, write_toml
+from deitctl.config import TrainConfig
 from deitctl.errors import ConfigError, DeitctlError, ExportError
 from deitctl.events import SilentReporter
 from deitctl.exporters.readme import README, _seal, is_untouched
@@ -27,6 +27,7 @@ from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model, load_model
 from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.recipes import DIGITS
+from deitctl.settings import write_toml
 from tests.fake_hub import READS, WRITES, Hub, serve
 
 # huggingface_hub 2.4 uploads with an argument that its transport no longer likes

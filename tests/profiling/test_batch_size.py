@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from deitctl.cli.app import app
-from deitctl.config import TrainConfig, read_toml
-from deitctl.data.dataset import FileSource, Source, subset
+from deitctl.config import TrainConfig
+from deitctl.data.dataset import FileDataset, ImageDataset, select
 from deitctl.device import choose_device
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import SilentReporter
@@ -30,10 +30,11 @@ from deitctl.profiling.batch_size import (
     with_chosen_batch,
 )
 from deitctl.profiling.trial_run import rehearse
+from deitctl.settings import read_toml
 from deitctl.training.launch import run_training, start_or_resume
 
 Make = Callable[..., TrainConfig]
-Pair = tuple[Source, Source]
+Pair = tuple[ImageDataset, ImageDataset]
 CPU = choose_device("cpu", "fp32")
 
 
@@ -187,7 +188,7 @@ def test_the_run_is_that_of_the_number_named(little_config: Make, little: Pair) 
     chosen = start_or_resume(
         config,
         auto=False,
-        sources=little,
+        datasets=little,
         reporter=SilentReporter(),
         choose=lambda c: with_chosen_batch(c, little, SilentReporter()),
     )
@@ -198,7 +199,7 @@ def test_the_run_is_that_of_the_number_named(little_config: Make, little: Pair) 
         recipe=replace(config.recipe, batch_size=size),
     )
     torch.manual_seed(123)
-    other = run_training(named, sources=little)
+    other = run_training(named, datasets=little)
     ours, theirs = (load_tensors(r.run / "model.safetensors") for r in (chosen, other))
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     assert chosen.last["train"] == other.last["train"]
@@ -212,7 +213,7 @@ def test_an_unfinished_run_goes_on_with_the_size_that_was_chosen(
     begun = start_or_resume(
         config,
         auto=True,
-        sources=little,
+        datasets=little,
         reporter=SilentReporter(),
         choose=lambda c: replace(c, recipe=replace(c.recipe, batch_size=30)),
     ).run
@@ -222,12 +223,12 @@ def test_an_unfinished_run_goes_on_with_the_size_that_was_chosen(
         raise AssertionError("a run that is found has a size")
 
     found = start_or_resume(
-        config, auto=True, sources=little, reporter=SilentReporter(), choose=again
+        config, auto=True, datasets=little, reporter=SilentReporter(), choose=again
     )
     assert found.run == begun
     other = replace(config, seed=5)
     new = start_or_resume(
-        other, auto=True, sources=little, reporter=SilentReporter(), choose=lambda c: c
+        other, auto=True, datasets=little, reporter=SilentReporter(), choose=lambda c: c
     )
     assert new.run != begun
 
@@ -238,7 +239,7 @@ def test_images_that_cannot_be_read_are_not_in_the_batch(
     files = sorted(image_folder({"a": 10, "b": 10}).rglob("*.png"))
     for file in files[3:]:
         file.write_bytes(b"no image")
-    train = FileSource([str(f) for f in files], np.arange(20) // 10, ("a", "b"))
+    train = FileDataset([str(f) for f in files], np.arange(20) // 10, ("a", "b"))
     some = rehearse(little_config("x"), (train, little[1]), CPU)
     batch = some.batch()
     assert {key.index for key in batch.keys} <= {0, 1, 2}
@@ -257,7 +258,7 @@ def test_several_processes_do_not_choose(little_config: Make, little: Pair, monk
 
 
 def test_a_tiny_data_set_is_a_batch(little_config: Make, little: Pair) -> None:
-    pair = (subset(little[0], range(0, 60, 20)), little[1])
+    pair = (select(little[0], range(0, 60, 20)), little[1])
     assert choose_batch_size(little_config("x"), pair, CPU, SilentReporter()).size == 3
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from deitctl.config import TrainConfig, write_toml
-from deitctl.data.dataset import Source
+from deitctl.config import TrainConfig
+from deitctl.data.dataset import ImageDataset
 from deitctl.errors import ConfigError
 from deitctl.lock import Busy, locked
+from deitctl.settings import write_toml
 from deitctl.training.launch import (
     find_unfinished,
     require_same,
@@ -25,7 +26,7 @@ from deitctl.training.launch import (
 from deitctl.training.run_dir import Run
 
 Make = Callable[..., TrainConfig]
-Pair = tuple[Source, Source]
+Pair = tuple[ImageDataset, ImageDataset]
 
 
 def begun(
@@ -158,23 +159,23 @@ def test_settings_that_are_said_again_must_be_the_runs_own(wanted: TrainConfig) 
 def test_auto_begins_a_run_goes_on_with_it_and_leaves_it_when_it_is_finished(
     wanted: TrainConfig, little: Pair, reporter
 ) -> None:
-    first = start_or_resume(wanted, auto=True, sources=little, reporter=reporter)
+    first = start_or_resume(wanted, auto=True, datasets=little, reporter=reporter)
     assert reporter.notes[0] == "No unfinished run of this configuration: a new one begins."
     assert first.run == Path("runs/deit_tiny-digits")
     weights = (first.run / "model.safetensors").read_bytes()
 
     (first.run / "result.json").unlink()  # as if it had been stopped before its last word
-    again = start_or_resume(wanted, auto=True, sources=little, reporter=reporter)
+    again = start_or_resume(wanted, auto=True, datasets=little, reporter=reporter)
     assert again.run == first.run
     assert again.shipped.loss == first.shipped.loss
     assert f"Resuming {first.run}." in reporter.notes
     assert (first.run / "model.safetensors").read_bytes() == weights
 
-    third = start_or_resume(wanted, auto=True, sources=little, reporter=reporter)
+    third = start_or_resume(wanted, auto=True, datasets=little, reporter=reporter)
     assert third.run == Path("runs/deit_tiny-digits-2")  # the first is finished
     named = replace(wanted, output_dir=str(first.run))
     assert (
-        start_or_resume(named, auto=True, sources=little, reporter=reporter).shipped.loss
+        start_or_resume(named, auto=True, datasets=little, reporter=reporter).shipped.loss
         == first.shipped.loss
     )
 
@@ -183,7 +184,7 @@ def test_without_auto_a_run_is_always_a_new_one(
     wanted: TrainConfig, little: Pair, reporter
 ) -> None:
     root = begun(wanted, "runs/deit_tiny-digits")
-    result = start_or_resume(wanted, auto=False, sources=little, reporter=reporter)
+    result = start_or_resume(wanted, auto=False, datasets=little, reporter=reporter)
     assert result.run == Path("runs/deit_tiny-digits-2")
     assert os.listdir(root) == ["run.toml"]
 
@@ -194,7 +195,7 @@ def test_a_run_that_stopped_before_its_first_save_starts_again(
     root = begun(wanted, "mine")
     (root / "metrics.jsonl").write_text('{"kind": "step"}\n' * 5)
     result = start_or_resume(
-        replace(wanted, output_dir="mine"), auto=True, sources=little, reporter=reporter
+        replace(wanted, output_dir="mine"), auto=True, datasets=little, reporter=reporter
     )
     assert (result.run, result.epochs) == (root, 1)
     steps = [json.loads(line)["step"] for line in (root / "metrics.jsonl").read_text().splitlines()]
@@ -210,9 +211,9 @@ def test_a_second_writer_is_refused_while_the_first_is_at_work(
         locked(Run(root).lock_file, what="it"),
         pytest.raises(Busy, match="mine is being written by another process"),
     ):
-        resume(root, sources=little)
+        resume(root, datasets=little)
     assert sorted(os.listdir(root)) == sorted([*before, "lock"])
-    assert resume(root, sources=little).epochs == 1
+    assert resume(root, datasets=little).epochs == 1
 
 
 def test_a_second_beginning_in_the_same_folder_is_refused(
@@ -220,6 +221,6 @@ def test_a_second_beginning_in_the_same_folder_is_refused(
 ) -> None:
     config = replace(wanted, output_dir="mine")
     with locked(Run(Path("mine")).lock_file, what="it"), pytest.raises(Busy):
-        run_training(config, sources=little)
+        run_training(config, datasets=little)
     shutil.rmtree("mine")
-    assert run_training(config, sources=little).epochs == 1
+    assert run_training(config, datasets=little).epochs == 1

@@ -15,13 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deitctl.config import DistillConfig, TrainConfig, write_toml
+from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.dataset import ImageDataset, select
 from deitctl.device import choose_device
 from deitctl.evaluation.evaluate import evaluate
 from deitctl.events import SilentReporter
 from deitctl.models.factory import load_model
 from deitctl.recipes import DIGITS
+from deitctl.settings import write_toml
 from deitctl.training.launch import run_training
 
 Pair = tuple[ImageDataset, ImageDataset]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from deitctl.config import TrainConfig, from_dict, read_toml
-from deitctl.data.readers.digits import load_digits
+from deitctl.config import TrainConfig
 from deitctl.data.dataset import select
+from deitctl.data.readers.digits import load_digits
 from deitctl.device import choose_device
 from deitctl.distillation.precompute import teach
 from deitctl.distributed import process_group
@@ -18,6 +18,7 @@ from deitctl.evaluation.evaluate import evaluate
 from deitctl.events import SilentReporter
 from deitctl.models.factory import load_model
 from deitctl.models.model_config import Preprocessing
+from deitctl.settings import from_dict, read_toml
 from deitctl.training.launch import run_training
 
 

@@ -1,0 +1,260 @@
+"""Settings of a configuration by dotted name: list, override, convert, compare and check them; TOML in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import reprlib
+import tomllib
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from deitctl.config import MACHINE_SETTINGS, Option, TrainConfig
+from deitctl.errors import ConfigError, did_you_mean
+from deitctl.paths import read_text
+
+C = TypeVar("C")
+MAX_TOML = 2**18
+"""Bytes of a TOML file; a run's has two thousand."""
+MAX_DOTS = 100
+"""Dots in a line of TOML."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A field of a configuration, as `config.py` declares it."""
+
+    name: str
+    """Dotted, from `TrainConfig` on."""
+    kind: Any
+    option: Option
+    default: Any
+
+    @property
+    def flag(self) -> str:
+        """The option on the command line."""
+        dashed = self.name.rpartition(".")[2].replace("_", "-")
+        return self.option.flag or (
+            f"--{dashed}/--no-{dashed}" if self.kind is bool else f"--{dashed}"
+        )
+
+    @property
+    def keyword(self) -> str:
+        """The keyword in the Python API: the option without its dashes."""
+        return self.flag.partition("/")[0].removeprefix("--").replace("-", "_")
+
+
+def list_settings(kind: type = TrainConfig, prefix: str = "") -> Iterator[Setting]:
+    """Yield every setting of a config class, those of its groups included."""
+    hints = get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        group = next((t for t in (hint, *get_args(hint)) if dataclasses.is_dataclass(t)), None)
+        option = next((a for a in get_args(hint) if isinstance(a, Option)), None)
+        if option is not None:
+            yield Setting(prefix + field.name, get_args(hint)[0], option, field.default)
+        elif isinstance(group, type):
+            yield from list_settings(group, f"{prefix}{field.name}.")
+        else:
+            yield Setting(prefix + field.name, hint, Option(""), field.default)
+
+
+def setting_names(kind: type, prefix: str = "") -> list[str]:
+    """List the dotted names of every setting of a config class."""
+    return [setting.name for setting in list_settings(kind, prefix)]
+
+
+def dotted_name(key: str) -> str:
+    """Return the full name of a setting; those of the recipe may be named without saying so."""
+    return key if key.partition(".")[0] in TrainConfig.__dataclass_fields__ else f"recipe.{key}"
+
+
+def parse_overrides(texts: Iterable[str]) -> dict[str, str]:
+    """Return the `key=value` texts of --set as settings by dotted name.
+
+    Raises:
+        ConfigError: no `=`, or a setting that has an argument or option of its own.
+    """
+    overrides = {}
+    for text in texts:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not key:
+            raise ConfigError(
+                f"--set {text!r} is not key=value.", "Example: --set optim.weight_decay=0.1"
+            )
+        top = key.partition(".")[0]
+        if top in ("data", "seed", "model", "weights", "output_dir"):
+            raise ConfigError(
+                f"--set {key} is not possible.",
+                f"Use the command's own argument or option for {top}.",
+            )
+        overrides[dotted_name(key)] = value
+    return overrides
+
+
+def check_ranges(config: TrainConfig) -> None:
+    """Refuse numbers out of the range that their option declares; raise `ConfigError`."""
+    values = flatten(to_dict(config))
+    for setting in list_settings():
+        value, option = values.get(setting.name), setting.option
+        numbers = value if isinstance(value, list) else (value,)
+        if any(isinstance(n, int | float) and not option.allows(n) for n in numbers):
+            shown = setting.name.removeprefix("recipe.")
+            raise ConfigError(f"{shown} = {value} is out of range: it must be {option.limits}.")
+    for name in ("crop_scale", "crop_ratio"):
+        low, high = getattr(config.recipe.augment, name)
+        if low > high:
+            raise ConfigError(
+                f"augment.{name} = ({low}, {high}) is out of range: the smaller number comes first."
+            )
+
+
+def list_differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """Say in which settings two runs differ, but for the machine's."""
+    was, now = (
+        flatten({k: v for k, v in to_dict(c).items() if k not in MACHINE_SETTINGS})
+        for c in (old, new)
+    )
+    return [
+        f"{k} is {was.get(k, 'not set')}, not {now.get(k, 'set')}"
+        for k in {**was, **now}
+        if was.get(k) != now.get(k)
+    ]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings under their dotted names."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= (
+            flatten(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {prefix + key: value}
+        )
+    return result
+
+
+def override(config: C, changes: Mapping[str, Any]) -> C:
+    """Return `config` with dotted keys replaced, each value converted to its field's type.
+
+    Raises:
+        ConfigError: a key that does not exist (with the nearest one), or a value that does not fit.
+    """
+    for key, value in changes.items():
+        config = _replace(config, key.split("."), value, key)
+    return config
+
+
+def _replace(config: C, path: list[str], value: Any, key: str) -> C:
+    hints = get_type_hints(type(config))
+    if path[0] not in hints:
+        prefix = key.removesuffix(".".join(path))
+        names = [prefix + name for name in setting_names(type(config))]
+        raise ConfigError(f"There is no setting {key!r}.", did_you_mean(key, names))
+    current = getattr(config, path[0])
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(type(current)):
+            raise ConfigError(f"{key!r} cannot be set: there is no {path[0]!r} here.")
+        new: Any = _replace(current, path[1:], value, key)
+    else:
+        new = convert(value, hints[path[0]], key)
+    return dataclasses.replace(config, **{path[0]: new})  # type: ignore[type-var]
+
+
+def convert(value: Any, hint: Any, name: str) -> Any:
+    """Convert a text or TOML value to the type of a field; raise `ConfigError` if it does not fit."""
+    origin, args = get_origin(hint), get_args(hint)
+    try:
+        if origin is Literal:
+            if value in args:
+                return value
+            raise ValueError(f"expected one of {', '.join(map(str, args))}")
+        if origin in (Union, types.UnionType):
+            return None if value is None else convert(value, args[0], name)
+        if origin is tuple:
+            parts = value.strip("()[] ").split(",") if isinstance(value, str) else list(value)
+            if len(parts) != len(args):
+                raise ValueError(f"expected {len(args)} numbers")
+            return tuple(convert(p, a, name) for p, a in zip(parts, args, strict=True))
+        if dataclasses.is_dataclass(hint):
+            if isinstance(value, Mapping):
+                return from_dict(hint, value, name)  # type: ignore[arg-type]
+            if isinstance(value, cast(type, hint)):
+                return value
+            raise ValueError("it is a group of settings")
+        if hint is bool:
+            return _to_bool(value)
+        if hint is str and not isinstance(value, str):
+            raise ValueError("expected a text")
+        return _to_number(value, hint) if hint in (int, float) else hint(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{name} = {reprlib.repr(value)} does not fit: {error}.") from error
+
+
+def _to_number(value: Any, kind: type) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    if kind is int and isinstance(value, float) and not value.is_integer():
+        raise ValueError("expected a whole number")
+    number = kind(value)
+    if kind is float and not math.isfinite(number):
+        raise ValueError("expected a finite number")
+    return number
+
+
+def _to_bool(value: Any) -> bool:
+    booleans = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if str(value).lower() not in booleans:
+        raise ValueError("expected true or false")
+    return booleans[str(value).lower()]
+
+
+def from_dict(kind: type[C], values: Mapping[str, Any], where: str) -> C:
+    """Build a config from nested mappings; raise `ConfigError` on a missing, unknown or unfit entry."""
+    hints = get_type_hints(kind)
+    if unknown := [k for k in values if k not in hints]:
+        raise ConfigError(
+            f"{where} has no setting {unknown[0]!r}.", did_you_mean(unknown[0], hints)
+        )
+    settings = {k: convert(v, hints[k], f"{where}.{k}") for k, v in values.items()}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name not in settings and field.default is dataclasses.MISSING:
+            raise ConfigError(f"{where} lacks the setting {field.name!r}.")
+    return kind(**settings)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a config as nested dicts that TOML can hold (None is left out)."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: plain(v) for k, v in value.items() if v is not None}
+        return list(value) if isinstance(value, tuple) else value
+
+    return {k: plain(v) for k, v in dataclasses.asdict(config).items() if v is not None}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; raise `ConfigError` if it is missing or broken."""
+    try:
+        text = read_text(path, MAX_TOML)
+        if any(line.count(".") > MAX_DOTS for line in text.splitlines()):
+            # tomllib takes minutes for a key of ten thousand parts
+            raise ValueError("it is nested too deeply")
+        return tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"Cannot read {path}: {error.strerror}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply.") from error
+    except ValueError as error:  # no TOML, no UTF-8, a number that Python will not read
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+
+
+def write_toml(config: Any) -> str:
+    """Return a config as TOML text."""
+    import tomli_w
+
+    return tomli_w.dumps(to_dict(config))
