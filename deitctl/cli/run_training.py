@@ -49,7 +49,8 @@ def run(
     with without_garbage():
         from deitctl.distributed import is_main_process
         from deitctl.profiling.batch_size import with_chosen_batch
-        from deitctl.training.configure import Request, configure, parse_change
+        from deitctl.settings import parse_overrides
+        from deitctl.training.configure import Request, configure
         from deitctl.training.launch import resume as resume_run
         from deitctl.training.launch import start_or_resume
 
@@ -68,7 +69,7 @@ def run(
             "weights": _as_kept(weights),
             "recipe.name": get_recipe(recipe).name if recipe else None,
             "recipe.pretrained": pretrained,
-            **dict(parse_change(c) for c in changes),
+            **parse_overrides(changes),
             **_of_the_teacher(said_of_the_teacher or {}),
         }
         result = resume_run(Path(resume), given={**given, **named}, reporter=reporter)
@@ -86,7 +87,7 @@ def run(
             resolved = from_dict(TrainConfig, read_toml(config), str(config))
             resolved = replace(resolved, output_dir=str(output) if output else "")
             resolved = override(resolved, {k: v for k, v in given.items() if v is not None})
-            resolved = override(resolved, dict(parse_change(c) for c in changes))
+            resolved = override(resolved, parse_overrides(changes))
         else:
             request = Request(
                 data=data or "",

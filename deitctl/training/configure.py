@@ -1,4 +1,4 @@
-"""From what a user said to a whole training configuration: which recipe, which weights, which teacher."""
+"""From what a user asked for to a whole training configuration: which recipe, which weights, which teacher."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from deitctl.data.rand_augment import rand_augment
 from deitctl.errors import ConfigError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.models import catalog
-from deitctl.models.factory import HUB_PREFIX, find_architecture, is_model_folder, list_weight_files
+from deitctl.models.factory import (
+    HUB_PREFIX,
+    find_architecture,
+    is_model_folder,
+    list_weight_files,
+)
 from deitctl.models.weights import fetch_weights
 from deitctl.recipes import (
     DIGITS,
@@ -31,13 +36,216 @@ from deitctl.recipes import (
     SMALL,
     get_recipe,
 )
-from deitctl.settings import check_ranges, override
+from deitctl.settings import check_ranges, convert, from_dict, override, parse_overrides, read_toml
 from deitctl.training.checkpointer import parse_interval
 
 DEFAULT_TRAIN_MODEL = "deit_small"
 DEFAULT_TEACHER = "regnety_160"  # DeiT §5.2
-LITTLE_DATA = 50_000
+SMALL_DATA = 50_000
 """Training images below which training from scratch takes the small-data recipe."""
+FIXED_BY_CONFIG = ("data", "model", "weights", "recipe", "recipe.pretrained")
+"""Settings that a `run.toml` decides, beside the teacher's; --set alone changes them."""
+
+
+def build_config(
+    settings: Mapping[str, Any],
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    distilled: bool = False,
+    datasets: tuple[ImageDataset, ImageDataset] | None = None,
+    reporter: Reporter,
+) -> tuple[TrainConfig, ImageDataset, ImageDataset]:
+    """Resolve settings into a configuration, and open its data unless they are `datasets`.
+
+    Args:
+        settings: by dotted name of `TrainConfig`; `recipe` is a recipe's name or file. What is missing is chosen by
+            the data, then by the recipe.
+        overrides: settings that replace what was chosen.
+        distilled: whether there is a teacher.
+        datasets: training and validation images, if they are open already.
+        reporter: receives what was chosen and why.
+
+    Raises:
+        ConfigError: a setting that does not exist or fit.
+        DataError: no data to train on.
+    """
+    settings = make_absolute(settings)
+    data, model = settings.pop("data", ""), settings.pop("model", "")
+    if not data:
+        reporter.note(
+            "No data named: using the built-in 'digits' (1,797 handwritten digits, 10 classes)."
+        )
+    data = data or BUILT_IN
+    built_in = data == BUILT_IN
+    seed = convert(settings.get("seed", 0), int, "seed")
+    train, val = datasets or open_for_training(data, seed=seed, reporter=reporter)
+    if not model:
+        on_digits = built_in and not settings.get("distill.teacher")
+        model = DIGITS_STUDENT if on_digits else DEFAULT_TRAIN_MODEL
+    weights = settings.pop("weights", "")
+    recipe = _choose_recipe(settings, model, weights, train, distilled, built_in, reporter)
+    distill = build_distill_config(settings, built_in, recipe) if distilled else None
+    config = TrainConfig(model=model, data=data, recipe=recipe, weights=weights, distill=distill)
+    rest = {k: v for k, v in settings.items() if k not in ("recipe", "recipe.pretrained")}
+    config = override(override(config, rest), overrides or {})
+    check(config)
+    return config, train, val
+
+
+def read_config(
+    path: Path, settings: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> TrainConfig:
+    """Return the configuration in a `run.toml`, with settings replaced.
+
+    Raises:
+        ConfigError: no such file, or `settings` contradict what the file decides.
+    """
+    fixed = [n for n in settings if n in FIXED_BY_CONFIG or n.startswith("distill.")]
+    refuse_settings(fixed, path)
+    config = replace(from_dict(TrainConfig, read_toml(path), str(path)), output_dir="")
+    return override(override(config, settings), overrides)
+
+
+def refuse_settings(names: list[str], path: Path) -> None:
+    """Raise `ConfigError` if a file is to be combined with settings of its own."""
+    if names:
+        raise ConfigError(
+            f"{path} has its own {names[0].rpartition('.')[2].replace('_', ' ')}.",
+            "Leave yours out, or change a setting with --set.",
+        )
+
+
+def make_absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings whose paths are absolute, so that a run can be resumed from anywhere.
+
+    A model's or teacher's name that is no file or model folder stays a name: there may be a folder of that name.
+    """
+    absolute = {
+        name: str(value) if isinstance(value, Path) else value for name, value in settings.items()
+    }
+    for name, value in absolute.items():
+        is_name = {"data": value in ("", BUILT_IN), "distill.teacher_cache": value in ("", "off")}
+        if name in ("model", "weights", "distill.teacher", "distill.teacher_weights"):
+            is_name[name] = not (Path(value).expanduser().is_file() or is_model_folder(value))
+        if not is_name.get(name, True):
+            absolute[name] = str(Path(value).expanduser().resolve())
+    return absolute
+
+
+def _choose_recipe(
+    settings: Mapping[str, Any],
+    model: str,
+    weights: str,
+    train: ImageDataset,
+    distilled: bool,
+    built_in: bool,
+    reporter: Reporter,
+) -> Recipe:
+    """Choose by the data: digits, ImageNet and other images each have a recipe."""
+    pretrained = settings.get("recipe.pretrained")
+    if pretrained is not None:
+        pretrained = convert(pretrained, bool, "pretrained")
+    has_weights = (
+        bool(weights)
+        or Path(model).is_file()
+        or is_model_folder(model)
+        or model.startswith(HUB_PREFIX)
+    )
+    if settings.get("recipe"):
+        recipe = get_recipe(settings["recipe"])
+    elif built_in:
+        recipe = DIGITS
+    elif has_weights or pretrained:
+        recipe = FINETUNE
+    elif is_imagenet(train.class_names):
+        recipe = PAPER
+    elif pretrained is None and (not distilled or _can_fetch_weights(model, reporter)):
+        recipe = FINETUNE
+    else:
+        recipe = SMALL if len(train.labels) < SMALL_DATA else PAPER
+    if has_weights and pretrained is False:
+        raise ConfigError(
+            "--no-pretrained contradicts the weights that were named.", "Leave one of them out."
+        )
+    if pretrained is None:
+        pretrained = recipe.pretrained
+    return replace(recipe, pretrained=pretrained and not has_weights)
+
+
+def _can_fetch_weights(model: str, reporter: Reporter) -> bool:
+    arch = find_architecture(model, reporter)
+    if arch is None:
+        return True
+    try:
+        fetch_weights(catalog.get_distilled(arch), reporter)
+    except WeightsNotFound as error:
+        reporter.warn(
+            f"{error.message} The student starts from scratch; with weights it would do better."
+        )
+        return False
+    return True
+
+
+def build_distill_config(
+    settings: Mapping[str, Any], built_in: bool, recipe: Recipe
+) -> DistillConfig:
+    """Return the teacher's configuration before `settings` replace what they name.
+
+    Args:
+        settings: by dotted name of `TrainConfig`, paths being absolute.
+        built_in: whether the data are the built-in digits, which have a default teacher.
+        recipe: under which the student is trained.
+
+    Raises:
+        ConfigError: no teacher, weights for one that has its own, or no such mode.
+    """
+    mode = settings.get("distill.mode", "hard")
+    if mode not in DISTILL_DEFAULTS:
+        raise ConfigError(
+            f"There is no distillation mode {mode!r}.",
+            f"There are: {', '.join(DISTILL_DEFAULTS)}, none.",
+        )
+    teacher, weights = (settings.get(f"distill.{k}", "") for k in ("teacher", "teacher_weights"))
+    if not teacher and not built_in and not weights:
+        raise ConfigError(
+            "No teacher named.", f"Pass --teacher, {DEFAULT_TEACHER} for example: the paper's."
+        )
+    if weights and list_weight_files(teacher):
+        raise ConfigError(
+            f"{teacher} has weights of its own.",
+            "Leave --teacher-weights out, or name an architecture as --teacher.",
+        )
+    mixed = recipe.name in MIXED_RECIPES and "distill.views" not in settings
+    teacher_input = settings.get("distill.teacher_input", "mixed" if mixed else "unmixed")
+    return DistillConfig(
+        teacher=teacher or (DIGITS_TEACHER if built_in else DEFAULT_TEACHER),
+        mode=mode,
+        alpha=DISTILL_DEFAULTS[mode].alpha,
+        tau=DISTILL_DEFAULTS[mode].tau,
+        reduction=DISTILL_REDUCTION,
+        dist_token=True,
+        teacher_input=teacher_input,
+        views=DISTILL_VIEWS if teacher_input == "unmixed" else 0,
+        logits_topk=DISTILL_TOPK,
+    )
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse values that would train nothing or something else; raise `ConfigError`."""
+    check_ranges(config)
+    distill = config.distill
+    if (
+        distill is not None
+        and distill.teacher_input == "mixed"
+        and (distill.views or distill.teacher_cache not in ("", "off"))
+    ):
+        raise ConfigError(
+            "The teacher never sees a mixed image twice: --views and --teacher-cache do not go with it.",
+            "Leave them out, or use --teacher-input unmixed.",
+        )
+    parse_interval(config.save_every)
+    if config.recipe.augment.rand_augment:
+        rand_augment(config.recipe.augment.rand_augment)  # or it raises
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,178 +287,47 @@ class Request:
     """`key=value` texts, keys of the recipe or of the whole configuration."""
 
 
+def _settings_of(teaching: Teaching) -> dict[str, Any]:
+    names = {
+        "weights": "teacher_weights",
+        "token": "dist_token",
+        "adapt": "finetune_teacher",
+        "img_size": "teacher_img_size",
+        "sees": "teacher_input",
+        "topk": "logits_topk",
+        "cache": "teacher_cache",
+        "force": "allow_weak_teacher",
+    }
+    values = vars(teaching)
+    return {f"distill.{names.get(k, k)}": v for k, v in values.items() if v not in (None, "")}
+
+
 def configure(
-    request: Request, reporter: Reporter, datasets: tuple[ImageDataset, ImageDataset] | None = None
+    request: Request,
+    reporter: Reporter,
+    datasets: tuple[ImageDataset, ImageDataset] | None = None,
 ) -> tuple[TrainConfig, ImageDataset, ImageDataset]:
-    """Resolve a request into a configuration, and open its data unless they are `datasets`.
-
-    Raises:
-        ConfigError: a setting that does not exist or fit.
-        DataError: no data to train on.
-    """
-    built_in = request.data in ("", BUILT_IN)
-    if not request.data:
-        reporter.note(
-            "No data named: using the built-in 'digits' (1,797 handwritten digits, 10 classes)."
-        )
-    seed = int(request.given.get("seed") or 0)
-    train, val = datasets or open_for_training(
-        request.data or BUILT_IN, seed=seed, reporter=reporter
+    """Resolve a request."""
+    settings = {
+        "data": request.data,
+        "model": request.model,
+        "recipe": request.recipe,
+        "weights": request.weights,
+        "output_dir": request.output,
+    }
+    given = {**settings, **request.given, "recipe.pretrained": request.pretrained}
+    if request.teaching is not None:
+        given |= _settings_of(request.teaching)
+    return build_config(
+        {k: v for k, v in given.items() if v not in (None, "")},
+        overrides=parse_overrides(request.changes),
+        distilled=request.teaching is not None,
+        datasets=datasets,
+        reporter=reporter,
     )
-    model = _whole_path(request.model) or _default_model(built_in, request)
-    recipe, weights = _choose_recipe(request, model, train, built_in, reporter)
-    config = TrainConfig(
-        model=model,
-        data=BUILT_IN if built_in else str(Path(request.data).expanduser().resolve()),
-        recipe=recipe,
-        weights=weights,
-        distill=distill_config(request.teaching, built_in, recipe) if request.teaching else None,
-        output_dir=request.output,
-    )
-    config = override(config, {k: v for k, v in request.given.items() if v is not None})
-    config = override(config, dict(parse_change(c) for c in request.changes))
-    check(config)
-    return config, train, val
-
-
-def _default_model(built_in: bool, request: Request) -> str:
-    if built_in and not (request.teaching and request.teaching.teacher):
-        return DIGITS_STUDENT
-    return DEFAULT_TRAIN_MODEL
-
-
-def _choose_recipe(
-    request: Request, model: str, train: ImageDataset, built_in: bool, reporter: Reporter
-) -> tuple[Recipe, str]:
-    """Choose by the data: digits, ImageNet and one's own images each have a recipe; say which and why."""
-    starts = (
-        bool(request.weights)
-        or Path(model).is_file()
-        or is_model_folder(model)
-        or model.startswith(HUB_PREFIX)
-    )
-    if request.recipe:
-        recipe = get_recipe(request.recipe)
-    elif built_in:
-        recipe = DIGITS
-    elif starts or request.pretrained:
-        recipe = FINETUNE
-    elif is_imagenet(train.class_names):
-        recipe = PAPER
-    elif request.pretrained is None and (
-        request.teaching is None or _weights_within_reach(model, reporter)
-    ):
-        recipe = FINETUNE
-    else:
-        recipe = SMALL if len(train.labels) < LITTLE_DATA else PAPER
-    pretrained = recipe.pretrained if request.pretrained is None else request.pretrained
-    if starts and request.pretrained is False:
-        raise ConfigError(
-            "--no-pretrained contradicts the weights that were named.", "Leave one of them out."
-        )
-    return replace(recipe, pretrained=pretrained and not starts), _whole_path(request.weights)
-
-
-def _whole_path(name: str) -> str:
-    """Return a path that exists as it is seen from anywhere, so that a run can be resumed from anywhere."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.is_file() or is_model_folder(name) else name
-
-
-def _weights_within_reach(model: str, reporter: Reporter) -> bool:
-    arch = find_architecture(model, reporter)
-    if arch is None:
-        return True
-    try:
-        fetch_weights(catalog.get_distilled(arch), reporter)
-    except WeightsNotFound as error:
-        reporter.warn(
-            f"{error.message} The student starts from scratch; with weights it would do better."
-        )
-        return False
-    return True
 
 
 def distill_config(said: Teaching, built_in: bool, recipe: Recipe) -> DistillConfig:
-    """Resolve what was said of a teacher; raise `ConfigError` for what does not exist or fit."""
-    mode = said.mode or "hard"
-    if mode not in DISTILL_DEFAULTS:
-        raise ConfigError(
-            f"There is no distillation mode {mode!r}.",
-            f"There are: {', '.join(DISTILL_DEFAULTS)}, none.",
-        )
-    defaults = DISTILL_DEFAULTS[mode]
-    if not said.teacher and not built_in and not said.weights:
-        raise ConfigError(
-            "No teacher named.", f"Pass --teacher, {DEFAULT_TEACHER} for example: the paper's."
-        )
-    if said.weights and list_weight_files(said.teacher):
-        raise ConfigError(
-            f"{said.teacher} has weights of its own.",
-            "Leave --teacher-weights out, or name an architecture as --teacher.",
-        )
-    sees = said.sees or (
-        "mixed" if recipe.name in MIXED_RECIPES and said.views is None else "unmixed"
-    )
-    config = DistillConfig(
-        teacher=_whole_path(said.teacher) or (DIGITS_TEACHER if built_in else DEFAULT_TEACHER),
-        teacher_weights=_whole_path(said.weights),
-        mode="hard",
-        alpha=defaults.alpha if said.alpha is None else said.alpha,
-        tau=defaults.tau if said.tau is None else said.tau,
-        reduction="batchmean",
-        dist_token=said.token,
-        teacher_img_size=said.img_size or 0,
-        teacher_input="unmixed",
-        views=said.views if said.views is not None else DISTILL_VIEWS if sees == "unmixed" else 0,
-        view_seed=said.view_seed or 0,
-        logits_topk=DISTILL_TOPK if said.topk is None else said.topk,
-        teacher_cache=str(Path(said.cache).expanduser().resolve())
-        if said.cache not in ("", "off")
-        else said.cache,
-        allow_weak_teacher=said.force,
-    )
-    words = {
-        "mode": mode,
-        "reduction": said.reduction or DISTILL_REDUCTION,
-        "finetune_teacher": said.adapt or "auto",
-    }
-    return override(config, {**words, "teacher_input": sees})
-
-
-def parse_change(text: str) -> tuple[str, str]:
-    """Split a `key=value` of --set; keys of the recipe may be named without saying so."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(
-            f"--set {text!r} is not key=value.", "Example: --set optim.weight_decay=0.1"
-        )
-    key = key.strip()
-    top = key.partition(".")[0]
-    if top in ("data", "seed", "model", "weights", "output_dir"):
-        raise ConfigError(
-            f"--set {key} is not for this.", f"Use the command's own argument or option for {top}."
-        )
-    if (
-        top not in TrainConfig.__dataclass_fields__
-    ):  # the recipe's settings may be named without saying so
-        key = f"recipe.{key}"
-    return key, value.strip()
-
-
-def check(config: TrainConfig) -> None:
-    """Refuse values that would train nothing or something else."""
-    check_ranges(config)
-    distill = config.distill
-    if (
-        distill is not None
-        and distill.teacher_input == "mixed"
-        and (distill.views or distill.teacher_cache not in ("", "off"))
-    ):
-        raise ConfigError(
-            "A teacher that sees mixed images never sees one twice: --views and --teacher-cache are not for it.",
-            "Leave them out, or use --teacher-sees unmixed.",
-        )
-    parse_interval(config.save_every)
-    if config.recipe.augment.rand_augment:
-        rand_augment(config.recipe.augment.rand_augment)  # or it raises
+    """Resolve a teacher."""
+    settings = _settings_of(said)
+    return build_distill_config(settings, built_in, recipe)
