@@ -24,7 +24,7 @@ from timm.data import create_dataset, create_loader, resolve_data_config
 from torch import Tensor, nn
 
 import deitctl
-from deitctl.models.catalog import find, imagenet_classes
+from deitctl.models.catalog import find, load_imagenet_classes
 from deitctl.models.checkpoint_io import load_tensors
 from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD
 
@@ -34,7 +34,7 @@ BATCH = 50
 
 def timm_batches(model: nn.Module, data: str, crop_pct: float) -> Batches:
     """Yield timm's own batches, labels by WordNet id."""
-    classes = {name: row for row, name in enumerate(imagenet_classes()[0])}
+    classes = {name: row for row, name in enumerate(load_imagenet_classes()[0])}
     here = sorted(p.name for p in Path(data).iterdir() if p.is_dir())
     config = resolve_data_config({"crop_pct": crop_pct}, model=model)
     loader = create_loader(
@@ -63,7 +63,7 @@ def hf_batches(data: str) -> Batches:
         image_mean=list(IMAGENET_MEAN),
         image_std=list(IMAGENET_STD),
     )
-    classes = {name: row for row, name in enumerate(imagenet_classes()[0])}
+    classes = {name: row for row, name in enumerate(load_imagenet_classes()[0])}
     files = sorted(p for p in Path(data).rglob("*") if p.is_file())
     for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]

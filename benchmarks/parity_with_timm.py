@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
+from deitctl.data.batch_transforms import normalize
 from deitctl.data.decode import read_image
 from deitctl.data.eval_transform import eval_transform
-from deitctl.data.batch_transforms import normalize
 from deitctl.data.open import open_for_evaluation
 from deitctl.events import SilentReporter
-from deitctl.models.catalog import find, imagenet_classes
+from deitctl.models.catalog import find, load_imagenet_classes
 from deitctl.models.checkpoint_io import load_tensors
 from deitctl.models.factory import load_model
 from deitctl.models.heads import choose_head, forward_heads, fuse_heads
@@ -42,7 +42,7 @@ def main() -> None:
     theirs.load_state_dict(load_tensors(Path(given.weights)))
     transform = create_transform(**resolve_model_data_config(theirs), is_training=False)
     dataset = open_for_evaluation(given.data, SilentReporter())
-    rows = {name: i for i, name in enumerate(imagenet_classes()[0])}
+    rows = {name: i for i, name in enumerate(load_imagenet_classes()[0])}
     how = choose_head("auto", loaded.model_config.head, loaded.model)
     worst, right, seconds = 0.0, [0, 0], [0.0, 0.0]
     for index, label in enumerate(dataset.labels.tolist()):

@@ -29,7 +29,7 @@ from deitctl.training.launch import run_training
 
 def random_teacher(name: str, folder: Path) -> Path:
     """Write a timm folder of an untrained classifier of ImageNet's classes."""
-    model = timm_models.create(name, num_classes=1000)
+    model = timm_models.create_model(name, num_classes=1000)
     save_model(
         folder,
         model.state_dict(),

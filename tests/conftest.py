@@ -28,7 +28,7 @@ from deitctl.events import SilentReporter
 from deitctl.models import timm_models
 from deitctl.models.catalog import Architecture, find
 from deitctl.models.checkpoint_io import save_model
-from deitctl.models.convert import with_size
+from deitctl.models.convert import resize_architecture
 from deitctl.models.factory import build_model
 from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.models.vit import VisionTransformer
@@ -170,7 +170,7 @@ def tiny_arch() -> Callable[..., Architecture]:
     def make(alias: str = "deit_tiny", img_size: int = 32) -> Architecture:
         arch = find(alias)
         assert arch is not None
-        return with_size(arch, img_size)
+        return resize_architecture(arch, img_size)
 
     return make
 
@@ -284,7 +284,7 @@ def imagenet_teacher(tmp_path: Path) -> Callable[..., Path]:
 
     def make(architecture: str = "test_resnet", seed: int = 0) -> Path:
         torch.manual_seed(seed)
-        model = timm_models.create(architecture, num_classes=1000, img_size=32)
+        model = timm_models.create_model(architecture, num_classes=1000, img_size=32)
         model_config = timm_models.read_model_config(model, architecture, 1000).at_size(32)
         folder = tmp_path / f"imagenet-{architecture}-{seed}"
         save_model(folder, model.state_dict(), model_config, describe_layers(model))

@@ -22,7 +22,7 @@ def models(
     from deitctl.cli.console import choose_format, print_json, print_table
     from deitctl.cli.run_training import FORMATS
     from deitctl.models.catalog import ARCHITECTURES, OFFICIAL_URL
-    from deitctl.models.weights import local_weights
+    from deitctl.models.weights import find_local_weights
 
     shape = choose_format(output_format, FORMATS, "json")
     records = [
@@ -35,7 +35,7 @@ def models(
             "distilled": a.distilled,
             "imagenet_top1": a.top1,
             "url": OFFICIAL_URL + a.url,
-            "weights": str(local_weights(a) or "") or None,
+            "weights": str(find_local_weights(a) or "") or None,
         }
         for a in ARCHITECTURES
         if pattern in a.alias or pattern in a.name

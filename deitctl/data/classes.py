@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deitctl.errors import ConfigError, did_you_mean
-from deitctl.models.catalog import imagenet_classes
+from deitctl.models.catalog import load_imagenet_classes
 from deitctl.models.model_config import ModelConfig
 
 MOST_NAMED = 4
@@ -45,7 +45,7 @@ def match_classes(model_config: ModelConfig, data_names: Sequence[str]) -> Class
         rows = [index.get(_plain(name)) for name in data_names]
     if set(data_names) == NUMBERS and is_imagenet(model_config.class_names or ()):
         return ClassMatch(
-            tuple(exact[imagenet_classes()[0][int(name)]] for name in data_names), "numbers"
+            tuple(exact[load_imagenet_classes()[0][int(name)]] for name in data_names), "numbers"
         )
     if any(row is None for row in rows) or len(set(rows)) != len(rows):
         return None
@@ -124,10 +124,10 @@ def _plain(name: str) -> str:
 
 def is_imagenet(class_names: Sequence[str]) -> bool:
     """Say whether a data set has all of ImageNet-1k's classes, by WordNet id."""
-    return set(imagenet_classes()[0]) == set(class_names)
+    return set(load_imagenet_classes()[0]) == set(class_names)
 
 
 def describe_classes(class_names: Sequence[str]) -> tuple[str, ...] | None:
     """Return names for people where the data's classes are all WordNet ids of ImageNet's, else None."""
-    known = dict(zip(*imagenet_classes(), strict=True))
+    known = dict(zip(*load_imagenet_classes(), strict=True))
     return tuple(known[n] for n in class_names) if all(n in known for n in class_names) else None

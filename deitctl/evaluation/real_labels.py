@@ -1,53 +1,44 @@
-"""ImageNet's validation images with all the labels that are right (ReaL, Beyer et al. 2020)."""
+"""ReaL labels: all right labels of ImageNet's validation images (Beyer et al. 2020)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from deitctl.data.dataset import Source
+from deitctl.data.dataset import ImageDataset
 from deitctl.errors import DataError
-from deitctl.evaluation.metrics import percent
-from deitctl.evaluation.result import Evaluation
-from deitctl.models.catalog import imagenet_classes
+from deitctl.evaluation.metrics import mean_percent
+from deitctl.evaluation.result import EvalResult, RealLabelScore
+from deitctl.models.catalog import load_imagenet_classes
 from deitctl.paths import read_json
 
-NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
-MOST_BYTES = 64 * 2**20
-CLASSES = 1000
+IMAGE_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
+MAX_BYTES = 64 * 2**20
+NUM_CLASSES = 1000
 NO_CLASS = -1
 
 
-class RealScore(NamedTuple):
-    """Percent of the images that have labels whose answer, or one of five, is among them."""
-
-    num_images: int
-    top1: float
-    top5: float
-
-
 def read_real_labels(path: Path) -> list[list[int]]:
-    """Read real.json: for ImageNet's validation images, in order of their numbers, the classes that each shows.
+    """Read real.json: the classes of each of ImageNet's validation images, in order of the images' numbers.
 
     Raises:
-        DataError: it cannot be read, or is not that.
+        DataError: the file cannot be read, or holds something else.
     """
     try:
-        labels: list[list[int]] = read_json(path, MOST_BYTES)
+        labels: list[list[int]] = read_json(path, MAX_BYTES)
     except (OSError, ValueError) as error:
         raise DataError(
             f"The labels {path} cannot be read: {getattr(error, 'strerror', None) or error}."
         ) from error
-    fine = isinstance(labels, list) and all(
-        isinstance(row, list) and all(type(c) is int and 0 <= c < CLASSES for c in row)
+    is_valid = isinstance(labels, list) and all(
+        isinstance(row, list) and all(type(c) is int and 0 <= c < NUM_CLASSES for c in row)
         for row in labels
     )
-    if not fine:
+    if not is_valid:
         raise DataError(
             f"{path} is not a file of ReaL labels: a list with the class numbers of each image.",
             "It is real.json of google-research/reassessed-imagenet.",
@@ -55,57 +46,63 @@ def read_real_labels(path: Path) -> list[list[int]]:
     return labels
 
 
-def require_known(source: Source, labels: list[list[int]]) -> None:
-    """Raise `DataError` unless every image has a place among the labels: to be asked before the work."""
-    for index in range(len(source.labels)):
-        _number(source.name(index), len(labels))
+def require_real_labels(dataset: ImageDataset, labels: list[list[int]]) -> None:
+    """Raise `DataError` unless every image has a place in the labels; call it before the evaluation."""
+    for index in range(len(dataset.labels)):
+        _parse_number(dataset.name(index), len(labels))
 
 
-def imagenet_numbers(class_names: Sequence[str]) -> Tensor:
-    """Return the number in ImageNet of each of a model's classes, [K], `NO_CLASS` for others; raise `DataError` if all are."""
-    number = {name: n for n, name in enumerate(imagenet_classes()[0])}
-    known = torch.tensor([number.get(name, NO_CLASS) for name in class_names])
-    if (known == NO_CLASS).all():
+def map_to_imagenet(class_names: Sequence[str]) -> Tensor:
+    """Return ImageNet's index of each of a model's classes, [K], `NO_CLASS` for other classes.
+
+    Raises:
+        DataError: none is a class of ImageNet.
+    """
+    index = {name: n for n, name in enumerate(load_imagenet_classes()[0])}
+    indices = torch.tensor([index.get(name, NO_CLASS) for name in class_names])
+    if (indices == NO_CLASS).all():
         raise DataError(
-            "The model's classes are not ImageNet's, so ReaL labels say nothing of it.",
-            "Leave them out.",
+            "The model's classes are not ImageNet's, so ReaL labels cannot score it.",
+            "Leave out --real-labels.",
         )
-    return known
+    return indices
 
 
-def score_real(
-    scores: Evaluation, source: Source, numbers: Tensor, labels: list[list[int]]
-) -> RealScore:
-    """Score answers by them; images without a label are left out, as in the paper.
+def score_real_labels(
+    result: EvalResult, dataset: ImageDataset, to_imagenet: Tensor, labels: list[list[int]]
+) -> RealLabelScore:
+    """Score predictions by ReaL labels; images without one are left out, as in the paper.
 
     Args:
-        scores: the answers, in the model's numbering.
-        source: the images.
-        numbers: of the model's classes, from `imagenet_numbers`.
-        labels: from `read_real_labels`, in ImageNet's numbering.
+        result: the predictions, as classes of the model.
+        dataset: the images.
+        to_imagenet: of the model's classes, from `map_to_imagenet`.
+        labels: from `read_real_labels`, as classes of ImageNet.
 
     Raises:
         DataError: an image is not one of ImageNet's validation set, or none has labels.
     """
-    first, five = [], []
-    for index, best in zip(
-        scores.indices.tolist(), numbers[scores.best.long()].tolist(), strict=True
-    ):
-        real = set(labels[_number(source.name(index), len(labels))])
-        if real:
-            first.append(best[0] in real)
-            five.append(bool(real.intersection(best)))
-    if not first:
+    top1, top5 = [], []
+    topk_preds = to_imagenet[result.topk_preds.long()].tolist()
+    for index, preds in zip(result.indices.tolist(), topk_preds, strict=True):
+        right = set(labels[_parse_number(dataset.name(index), len(labels))])
+        if right:
+            top1.append(preds[0] in right)
+            top5.append(bool(right.intersection(preds)))
+    if not top1:
         raise DataError("None of the images has a ReaL label.")
-    return RealScore(len(first), percent(torch.tensor(first)), percent(torch.tensor(five)))
+    return RealLabelScore(
+        len(top1), mean_percent(torch.tensor(top1)), mean_percent(torch.tensor(top5))
+    )
 
 
-def _number(name: str, count: int) -> int:
-    found = NUMBER.search(PurePath(name).name)
-    number = int(found[1]) if found else 0
+def _parse_number(name: str, count: int) -> int:
+    """Return an image's index in the labels from its file name."""
+    match = IMAGE_NUMBER.search(PurePath(name).name)
+    number = int(match[1]) if match else 0
     if not 1 <= number <= count:
         raise DataError(
             f"{name} has no ReaL labels: they are for ILSVRC2012_val_00000001 to {count:08d}.",
-            "Leave --real-labels out, or evaluate ImageNet's own validation images.",
+            "Leave out --real-labels, or evaluate ImageNet's own validation images.",
         )
     return number - 1

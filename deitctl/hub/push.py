@@ -17,7 +17,7 @@ from deitctl.exporters import recognize
 from deitctl.exporters.export import export
 from deitctl.exporters.metadata import METADATA
 from deitctl.exporters.readme import README, is_untouched
-from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, tensor_shapes
+from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, read_tensor_shapes
 from deitctl.models.weights import require_hub
 from deitctl.paths import read_json, read_text
 from deitctl.training.run_dir import Run
@@ -174,7 +174,7 @@ def _folder_files(folder: Path) -> dict[str, Path]:
 def _is_model_of_ours(folder: Path) -> bool:
     try:
         config = read_json(folder / CONFIG)
-        tensor_shapes(folder / WEIGHTS)
+        read_tensor_shapes(folder / WEIGHTS)
     except (OSError, ValueError, ModelError) as error:
         raise ExportError(
             f"{folder} is no model folder that can be read: {error}", MAKE_ONE

@@ -1,4 +1,4 @@
-"""The DeiT family by name: architecture, input, published weights. No torch here."""
+"""The DeiT family by name: architectures, input sizes, published weights. No torch here."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ OFFICIAL_URL = "https://dl.fbaipublicfiles.com/deit/"
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """The shape of a DeiT (DeiT Table 1; DeiT-III Table 1) and where its weights are."""
+    """Hyperparameters of a DeiT (DeiT Table 1; DeiT-III Table 1) and where its weights are published."""
 
     alias: str
     name: str
     """timm's name of the architecture."""
     tag: str
-    """timm's name of the weights; `timm/{name}.{tag}` is their repository on the hub."""
+    """timm's name of the weights; their hub repository is `timm/{name}.{tag}`."""
     url: str
-    """The authors' own file, below `OFFICIAL_URL`."""
+    """The authors' file, relative to `OFFICIAL_URL`."""
     embed_dim: int
     num_heads: int
     depth: int = 12
@@ -34,7 +34,7 @@ class Architecture:
     """DeiT-III: the class token has no position embedding."""
     crop_pct: float = 0.9
     top1: float | None = None
-    """Published top-1 on ImageNet, percent (timm's results for crop_pct)."""
+    """Published top-1 on ImageNet, percent (timm's result at `crop_pct`)."""
 
     @property
     def hub_id(self) -> str:
@@ -42,12 +42,12 @@ class Architecture:
 
     @property
     def weights_file(self) -> str:
-        """File name that is looked for in `$DEITCTL_WEIGHTS`."""
+        """File name in `$DEITCTL_WEIGHTS`."""
         return f"{self.name}.{self.tag}.safetensors"
 
     def to_model_config(self) -> ModelConfig:
         """Return the config of the published ImageNet weights."""
-        ids, descriptions = imagenet_classes()
+        ids, descriptions = load_imagenet_classes()
         return ModelConfig(
             architecture=self.name,
             num_classes=1000,
@@ -58,73 +58,67 @@ class Architecture:
         )
 
 
-def _deit(
-    size: str, dim: int, heads: int, res: int, distilled: bool, code: str, top1: float
+def _build_deit(
+    size: str, dim: int, num_heads: int, img_size: int, distilled: bool, file_hash: str, top1: float
 ) -> Architecture:
     token = "_distilled" if distilled else ""
-    name = f"deit_{size}{token}_patch16_{res}"
+    name = f"deit_{size}{token}_patch16_{img_size}"
     return Architecture(
-        alias=f"deit_{size}" + ("_384" if res == 384 else "") + token,
+        alias=f"deit_{size}" + ("_384" if img_size == 384 else "") + token,
         name=name,
         tag="fb_in1k",
-        url=f"{name}-{code}.pth",
+        url=f"{name}-{file_hash}.pth",
         embed_dim=dim,
-        num_heads=heads,
-        img_size=res,
+        num_heads=num_heads,
+        img_size=img_size,
         distilled=distilled,
-        crop_pct=1.0 if res == 384 else 0.9,
+        crop_pct=1.0 if img_size == 384 else 0.9,
         top1=top1,
     )
 
 
-def _deit3(
-    size: str, dim: int, heads: int, depth: int, patch: int, res: int, in22k: bool, file: str
+def _build_deit3(
+    size: str, dim: int, num_heads: int, depth: int, patch: int, img_size: int, in22k: bool
 ) -> Architecture:
+    pretraining = "21k" if in22k else "1k"  # the authors' file names say 21k for ImageNet-22k
+    version = "_v1" if size == "huge" and in22k else ""
     return Architecture(
-        alias=f"deit3_{size}" + ("_384" if res == 384 else "") + ("_in22k" if in22k else ""),
-        name=f"deit3_{size}_patch{patch}_{res}",
+        alias=f"deit3_{size}" + ("_384" if img_size == 384 else "") + ("_in22k" if in22k else ""),
+        name=f"deit3_{size}_patch{patch}_{img_size}",
         tag="fb_in22k_ft_in1k" if in22k else "fb_in1k",
-        url=file,
+        url=f"deit_3_{size}_{img_size}_{pretraining}{version}.pth",
         embed_dim=dim,
-        num_heads=heads,
+        num_heads=num_heads,
         depth=depth,
         patch_size=patch,
-        img_size=res,
+        img_size=img_size,
         layer_scale=True,
         no_embed_class=True,
-        crop_pct=0.9 if res == 224 and not in22k else 1.0,
+        crop_pct=0.9 if img_size == 224 and not in22k else 1.0,
     )
 
 
 ARCHITECTURES = (
-    _deit("tiny", 192, 3, 224, False, "a1311bcf", 72.190),
-    _deit("tiny", 192, 3, 224, True, "b40b3cf7", 74.538),
-    _deit("small", 384, 6, 224, False, "cd65a155", 79.856),
-    _deit("small", 384, 6, 224, True, "649709d9", 81.204),
-    _deit("base", 768, 12, 224, False, "b5f2ef4d", 81.980),
-    _deit("base", 768, 12, 224, True, "df68dfff", 83.384),
-    _deit("base", 768, 12, 384, False, "8de9b5d1", 83.108),
-    _deit("base", 768, 12, 384, True, "d0272ac0", 85.438),
+    # size, D, heads, pixels, distilled, hash of the authors' file, top-1
+    _build_deit("tiny", 192, 3, 224, False, "a1311bcf", 72.190),
+    _build_deit("tiny", 192, 3, 224, True, "b40b3cf7", 74.538),
+    _build_deit("small", 384, 6, 224, False, "cd65a155", 79.856),
+    _build_deit("small", 384, 6, 224, True, "649709d9", 81.204),
+    _build_deit("base", 768, 12, 224, False, "b5f2ef4d", 81.980),
+    _build_deit("base", 768, 12, 224, True, "df68dfff", 83.384),
+    _build_deit("base", 768, 12, 384, False, "8de9b5d1", 83.108),
+    _build_deit("base", 768, 12, 384, True, "d0272ac0", 85.438),
     *(
-        _deit3(
-            size,
-            dim,
-            heads,
-            depth,
-            patch,
-            res,
-            in22k,
-            f"deit_3_{size}_{res}_{'21k' if in22k else '1k'}{v}.pth",
+        _build_deit3(size, dim, num_heads, depth, patch, img_size, in22k)
+        for size, dim, num_heads, depth, patch, img_sizes in (
+            ("small", 384, 6, 12, 16, (224, 384)),
+            ("medium", 512, 8, 12, 16, (224,)),
+            ("base", 768, 12, 12, 16, (224, 384)),
+            ("large", 1024, 16, 24, 16, (224, 384)),
+            ("huge", 1280, 16, 32, 14, (224,)),
         )
-        for size, dim, heads, depth, patch, resolutions, v21 in (
-            ("small", 384, 6, 12, 16, (224, 384), ""),
-            ("medium", 512, 8, 12, 16, (224,), ""),
-            ("base", 768, 12, 12, 16, (224, 384), ""),
-            ("large", 1024, 16, 24, 16, (224, 384), ""),
-            ("huge", 1280, 16, 32, 14, (224,), "_v1"),
-        )
-        for res in resolutions
-        for in22k, v in ((False, ""), (True, v21))
+        for img_size in img_sizes
+        for in22k in (False, True)
     ),
 )
 
@@ -133,32 +127,31 @@ DEFAULT_MODEL = "deit_small_distilled"  # 81.2 % on ImageNet in 90 MB
 
 
 def find(name: str) -> Architecture | None:
-    """Return the architecture that an alias, or timm's name with or without its tag, means; None if it is no DeiT."""
+    """Return the architecture of an alias, or of timm's name with or without its tag; None if it is no DeiT."""
     if name in BY_ALIAS:
         return BY_ALIAS[name]
-    plain, _, tag = name.partition(".")
-    matches = [a for a in ARCHITECTURES if a.name == plain and tag in ("", a.tag)]
-    return matches[0] if matches else None
+    base, _, tag = name.partition(".")
+    return next((a for a in ARCHITECTURES if a.name == base and tag in ("", a.tag)), None)
 
 
-def distilled(arch: Architecture) -> Architecture:
-    """Return the model with a distillation token that goes with a plain DeiT, or `arch` where there is none."""
+def get_distilled(arch: Architecture) -> Architecture:
+    """Return the variant with a distillation token, or `arch` itself where there is none."""
     return BY_ALIAS.get(f"{arch.alias}_distilled", arch)
 
 
-def plain(arch: Architecture) -> Architecture:
-    """Return the model without the distillation token."""
+def get_plain(arch: Architecture) -> Architecture:
+    """Return the variant without a distillation token."""
     return BY_ALIAS[arch.alias.removesuffix("_distilled")]
 
 
 def suggest(name: str) -> str:
-    """Name the nearest aliases to a misspelt one."""
+    """Return a "Did you mean" line for a misspelled name."""
     return did_you_mean(name, [*BY_ALIAS, *(a.name for a in ARCHITECTURES)])
 
 
 @lru_cache(maxsize=1)
-def imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return ImageNet-1k's WordNet ids and names, in the order of every published model's logits."""
+def load_imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return ImageNet-1k's WordNet ids and names, in the order of the published models' logits."""
     text = resources.files("deitctl").joinpath("assets/imagenet1k.tsv").read_text(encoding="utf-8")
     ids, names = zip(*(line.split("\t", 1) for line in text.splitlines()), strict=True)
     return ids, names

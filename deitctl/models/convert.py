@@ -69,13 +69,13 @@ def _require_usable(shapes: Mapping[str, Sequence[int]], dim: int, prefix: int, 
         )
 
 
-def num_classes_of(state: Mapping[str, Tensor]) -> int | None:
+def count_classes(state: Mapping[str, Tensor]) -> int | None:
     """Return how many classes the class head of a state dict has, None without a head."""
     weight = state.get("head.weight")
     return None if weight is None else len(weight)
 
 
-def img_size_of(state: Mapping[str, Tensor], arch: Architecture) -> int:
+def infer_img_size(state: Mapping[str, Tensor], arch: Architecture) -> int:
     """Return the input size in pixels that the position embeddings of a state dict are for."""
     prefix = 0 if arch.no_embed_class else 1 + ("dist_token" in state)
     return math.isqrt(state["pos_embed"].shape[1] - prefix) * arch.patch_size
@@ -130,7 +130,7 @@ def load_into(model: VisionTransformer, state: Mapping[str, Tensor], where: str)
     if state["pos_embed"].shape[1] != model.pos_embed.shape[1]:
         changes.append(f"position embeddings are resized to {grid}x{grid} patches")
         state["pos_embed"] = resize_pos_embed(state["pos_embed"], grid, num_prefix_tokens=prefix)
-    if (classes := num_classes_of(state)) != model.num_classes:
+    if (classes := count_classes(state)) != model.num_classes:
         changes.append(
             f"the head is new: {model.num_classes} classes, the weights have {classes or 'none of them'}"
         )
@@ -155,7 +155,7 @@ def body_shape(arch: Architecture) -> tuple[int, int, int, bool]:
     return arch.embed_dim, arch.depth, arch.patch_size, arch.layer_scale
 
 
-def with_size(arch: Architecture, img_size: int) -> Architecture:
+def resize_architecture(arch: Architecture, img_size: int) -> Architecture:
     """Return `arch` for another input size; raise `ModelError` if patches do not fill it."""
     if img_size < arch.patch_size or img_size % arch.patch_size:
         near = max(1, round(img_size / arch.patch_size)) * arch.patch_size

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deitctl.errors import ModelError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.models import catalog, convert, timm_models
-from deitctl.models.catalog import Architecture, imagenet_classes
+from deitctl.models.catalog import Architecture, load_imagenet_classes
 from deitctl.models.checkpoint_io import (
     CONFIG,
     WEIGHTS,
@@ -23,7 +23,7 @@ from deitctl.models.checkpoint_io import (
 )
 from deitctl.models.model_config import MAX_SIZE, ModelConfig
 from deitctl.models.vit import VisionTransformer
-from deitctl.models.weights import download, find_weights
+from deitctl.models.weights import download, fetch_weights
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 HUB_PREFIX = "hf-hub:"
@@ -69,7 +69,7 @@ def load_model(
         if weights and Path(weights).is_dir():
             return _checked(_load_folder(Path(weights), img_size), arch)
         return _load_file(
-            Path(weights) if weights else find_weights(arch, reporter), arch, img_size
+            Path(weights) if weights else fetch_weights(arch, reporter), arch, img_size
         )
     _require_timm(ref)
     if not weights:
@@ -112,7 +112,7 @@ def _folder(ref: str, reporter: Reporter) -> Path | None:
     return None
 
 
-def weight_files(ref: str, weights: str = "") -> list[Path]:
+def list_weight_files(ref: str, weights: str = "") -> list[Path]:
     """Return the files that a model named by a file or folder consists of; none for a published name."""
     start = Path(os.path.expanduser(weights or ref))
     if start.is_dir() and (weights or is_model_folder(ref)):
@@ -122,14 +122,14 @@ def weight_files(ref: str, weights: str = "") -> list[Path]:
     return [start] if start.is_file() else []
 
 
-def published_files(ref: str, reporter: Reporter) -> list[Path]:
+def fetch_model_files(ref: str, reporter: Reporter) -> list[Path]:
     """Return the files of a model that is named, fetching them if need be; none if they cannot be had."""
     try:
         if (folder := _folder(ref, reporter)) is not None:
-            return weight_files(str(folder), str(folder))
+            return list_weight_files(str(folder), str(folder))
         arch = catalog.find(ref)
         return (
-            [find_weights(arch, reporter)]
+            [fetch_weights(arch, reporter)]
             if arch is not None
             else [timm_models.fetch(ref, reporter)]
         )
@@ -206,18 +206,18 @@ def _load_file(path: Path, arch: Architecture | None, img_size: int) -> LoadedMo
             f"{path} holds {found.alias}, not {arch.alias}.", f"Use --model {found.alias}."
         )
     arch = arch or found
-    num_classes = convert.num_classes_of(state)
+    num_classes = convert.count_classes(state)
     if num_classes is None:
         raise ModelError(
             f"{path} has no classifier head.",
             "Fine-tune it first: deitctl train DATA --weights FILE.",
         )
-    size = img_size or convert.img_size_of(state, arch)
+    size = img_size or convert.infer_img_size(state, arch)
     with torch.device(
         "meta"
     ):  # to draw weights that are replaced at once takes longer than to read them
         model = VisionTransformer(
-            convert.with_size(arch, size), num_classes=num_classes, img_size=size
+            convert.resize_architecture(arch, size), num_classes=num_classes, img_size=size
         )
     changes = convert.load_into(model, state, str(path))
     model_config = arch.to_model_config().at_size(size)
@@ -230,8 +230,8 @@ def _load_file(path: Path, arch: Architecture | None, img_size: int) -> LoadedMo
 
 def _load_timm_file(name: str, path: Path, img_size: int) -> LoadedModel:
     state = load_tensors(path)
-    classes = timm_models.classes_in(state, name)
-    model = timm_models.create(name, num_classes=classes, img_size=img_size)
+    classes = timm_models.count_classes(state, name)
+    model = timm_models.create_model(name, num_classes=classes, img_size=img_size)
     model_config = timm_models.read_model_config(model, name, classes)
     timm_models.load_weights(model, state, str(path), new_head=False)
     return LoadedModel(model.eval(), model_config.at_size(img_size) if img_size else model_config)
@@ -272,7 +272,7 @@ def build_model(
         distilled: whether a DeiT has a distillation token; None for what the name says.
         reporter: where a download is shown.
     """
-    arch = architecture_of(ref, reporter)
+    arch = find_architecture(ref, reporter)
     ref, weights = os.path.expanduser(ref), os.path.expanduser(weights)
     start = weights or (ref if _folder(ref, reporter) or Path(ref).is_file() else "")
     if arch is None:
@@ -280,10 +280,10 @@ def build_model(
             ref, start, class_names, descriptions, img_size, drop_path_rate, pretrained, reporter
         )
     if distilled is not None:
-        arch = catalog.distilled(arch) if distilled else catalog.plain(arch)
+        arch = catalog.get_distilled(arch) if distilled else catalog.get_plain(arch)
     size = img_size or arch.img_size
     model = VisionTransformer(
-        convert.with_size(arch, size),
+        convert.resize_architecture(arch, size),
         num_classes=len(class_names),
         img_size=size,
         drop_path_rate=drop_path_rate,
@@ -291,7 +291,7 @@ def build_model(
     changes: list[str] = []
     if start or pretrained:
         state, known = _starting_weights(start, arch, reporter)
-        rows = matching_rows(class_names, known)
+        rows = match_head_rows(class_names, known)
         if rows is not None:
             state = convert.take_head_rows(state, rows)
             if len(rows) != len(known or ()):
@@ -310,7 +310,7 @@ def build_model(
     return LoadedModel(model, model_config.at_size(size), tuple(changes))
 
 
-def architecture_of(ref: str, reporter: Reporter) -> Architecture | None:
+def find_architecture(ref: str, reporter: Reporter) -> Architecture | None:
     """Return the DeiT that a reference means, None for a model of timm's; raise `ModelError` if it means nothing."""
     folder = _folder(ref, reporter)
     if folder is not None:
@@ -329,16 +329,16 @@ def _starting_weights(
 ) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
     """Return a state dict to start from and the names of its classes, if known."""
     folder = _folder(start, reporter) if start else None
-    path = folder / WEIGHTS if folder else Path(start) if start else find_weights(arch, reporter)
+    path = folder / WEIGHTS if folder else Path(start) if start else fetch_weights(arch, reporter)
     state = convert.normalize_names(load_tensors(path))
     require_finite(state, str(path))
     names = load_model_config(folder).class_names if folder else None
-    if names is None and convert.num_classes_of(state) == 1000:
-        names = imagenet_classes()[0]
+    if names is None and convert.count_classes(state) == 1000:
+        names = load_imagenet_classes()[0]
     return state, names
 
 
-def matching_rows(wanted: Sequence[str], known: Sequence[str] | None) -> list[int] | None:
+def match_head_rows(wanted: Sequence[str], known: Sequence[str] | None) -> list[int] | None:
     """Return where each wanted class stands among the known ones, or None unless all are there."""
     index = {name: i for i, name in enumerate(known or ())}
     return [index[n] for n in wanted] if all(n in index for n in wanted) else None
@@ -365,7 +365,7 @@ def _build_timm(
     size = img_size or (
         load_model_config(own_folder).preprocessing.img_size
         if own_folder
-        else timm_models.native_size(name)
+        else timm_models.get_native_size(name)
     )
     classes = len(class_names)
     if pretrained and not start:
@@ -374,7 +374,7 @@ def _build_timm(
                 name, num_classes=classes, img_size=size, drop_path_rate=drop_path_rate
             )
     else:
-        model = timm_models.create(
+        model = timm_models.create_model(
             name, num_classes=classes, img_size=size, drop_path_rate=drop_path_rate, model_args=args
         )
     if start:

@@ -1,4 +1,4 @@
-"""What timm must be told about a model to load it again: its layers' names, its input size."""
+"""Structure of a classifier, DeiT or timm's: layer names and ids, input sizes, size of activations."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from deitctl.models import timm_models
 from deitctl.models.model_config import ModelConfig
 from deitctl.models.vit import VisionTransformer
 
+MIN_GRID = 4
+"""Patches a side below which early epochs cost accuracy: at 2 x 2 ten points that the late ones did not win back."""
+CONVNET_STRIDE = 32
+"""Pixels of a convnet's input a side that become one pixel of its last feature map."""
+
 
 def describe_layers(model: nn.Module) -> dict[str, Any]:
-    """Return the names of the first convolution and of the classifiers, and whether the size is fixed, for `to_timm_config`."""
+    """Return `classifier`, `first_conv` and `fixed_input_size` for timm's config.json, see `to_timm_config`."""
     if isinstance(model, VisionTransformer):
         heads = ("head", "head_dist") if model.head_dist is not None else ("head",)
         return {"classifier": heads, "first_conv": "patch_embed.proj", "fixed_input_size": True}
@@ -24,79 +29,64 @@ def describe_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def freeze_backbone(model: nn.Module) -> None:
-    """Let nothing but the classifiers learn."""
+    """Make the classifier heads the only trainable parameters."""
     heads = tuple(f"{name}." for name in describe_layers(model)["classifier"])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(heads))
 
 
 def get_layer_ids(model: nn.Module) -> dict[str, int]:
-    """Return each parameter's layer, from 0 at the input: embeddings, then the blocks, then the norm and the heads."""
+    """Return each parameter's layer for layer-wise lr decay: embeddings are 0, then the blocks, then norm and heads."""
     if not isinstance(model, VisionTransformer):
         return timm_models.get_layer_ids(model)
-    top = model.arch.depth + 1
-    embeddings = ("cls_token", "dist_token", "pos_embed", "patch_embed")
-    ids = {}
+    layer_ids = {}
     for name, _ in model.named_parameters():
-        first, _, rest = name.partition(".")
-        ids[name] = (
-            0
-            if first in embeddings
-            else 1 + int(rest.partition(".")[0])
-            if first == "blocks"
-            else top
-        )
-    return ids
+        part, _, rest = name.partition(".")
+        if part in ("cls_token", "dist_token", "pos_embed", "patch_embed"):
+            layer_ids[name] = 0
+        elif part == "blocks":
+            layer_ids[name] = 1 + int(rest.partition(".")[0])
+        else:
+            layer_ids[name] = 1 + model.arch.depth
+    return layer_ids
 
 
 def pin_img_size(model: nn.Module, model_config: ModelConfig) -> ModelConfig:
-    """Return the model config with the `img_size` that timm needs to build the same input size."""
+    """Return the model config with the `img_size` argument that makes timm build a DeiT of this input size."""
     if not isinstance(model, VisionTransformer):
         return model_config
-    return replace(
-        model_config,
-        model_args={**model_config.model_args, "img_size": [model.img_size, model.img_size]},
-    )
-
-
-FEW_PATCHES = 4
-"""A side."""
-CONVNET_STEP = 32
-"""Pixels of the side of a convnet's input that become one of its last map."""
+    img_size = [model.img_size, model.img_size]
+    return replace(model_config, model_args={**model_config.model_args, "img_size": img_size})
 
 
 def compute_early_size(model: nn.Module, model_config: ModelConfig, recipe: Recipe) -> int:
-    """Return the side of the early epochs' input in pixels: whole patches, at most the model's own side.
+    """Return the input size of progressive resizing's early epochs, in pixels: whole patches, at most the model's size.
 
     Raises:
-        ConfigError: the model takes no other size than its own.
+        ConfigError: the model takes one input size only.
     """
     size = model_config.preprocessing.img_size
     if not isinstance(model, VisionTransformer) and describe_layers(model)["fixed_input_size"]:
         raise ConfigError(
-            "This model takes images of one size only, so no early epochs of smaller ones.",
-            "Leave out the recipe's progressive_resize: --set progressive_resize.scale=1",
+            "This model takes images of one size only, so progressive resizing is not possible.",
+            "Switch it off: --set progressive_resize.scale=1",
         )
-    step = model.arch.patch_size if isinstance(model, VisionTransformer) else CONVNET_STEP
+    step = model.arch.patch_size if isinstance(model, VisionTransformer) else CONVNET_STRIDE
     return min(size, max(step, round(recipe.progressive_resize.scale * size / step) * step))
 
 
-def has_few_patches(model: nn.Module, size: int) -> bool:
-    """Say whether images of a side of `size` pixels are so few patches of a DeiT that learning from them first may cost accuracy.
-
-    At 32 pixels, 2 x 2 patches, the early epochs of `small-fast` cost ten points that the late ones did not win back
-    (docs/recipes.md).
-    """
-    return isinstance(model, VisionTransformer) and size < FEW_PATCHES * model.arch.patch_size
+def has_few_patches(model: nn.Module, img_size: int) -> bool:
+    """Return whether images of `img_size` pixels have too few patches for early epochs, see `MIN_GRID`."""
+    return isinstance(model, VisionTransformer) and img_size < MIN_GRID * model.arch.patch_size
 
 
 def compute_max_activation_bytes(model: nn.Module, dtype: torch.dtype) -> int:
-    """Return the bytes of the largest activation of one image in a DeiT that computes in `dtype`; 0 if unknown.
+    """Return the size of the largest activation of one image in a DeiT that computes in `dtype`; 0 for other models.
 
-    It is in the middle of a perceptron, or with many tokens the shares that attention.py keeps; the fused one has none.
+    It is the MLP's hidden layer or, with many tokens in bf16, the attention weights that attention.py stores.
     """
     if not isinstance(model, VisionTransformer):
         return 0
-    tokens = model.num_prefix_tokens + model.num_patches
-    shares = tokens * tokens * model.arch.num_heads if dtype is torch.bfloat16 else 0
-    return max(4 * tokens * model.arch.embed_dim, shares) * dtype.itemsize
+    num_tokens = model.num_prefix_tokens + model.num_patches
+    attn = num_tokens**2 * model.arch.num_heads if dtype is torch.bfloat16 else 0
+    return max(4 * num_tokens * model.arch.embed_dim, attn) * dtype.itemsize

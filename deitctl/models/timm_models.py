@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deitctl.errors import ModelError, WeightsNotFound, did_you_mean
 from deitctl.events import Reporter
-from deitctl.models.catalog import ARCHITECTURES, imagenet_classes
+from deitctl.models.catalog import ARCHITECTURES, load_imagenet_classes
 from deitctl.models.checkpoint_io import WEIGHTS, load_model_config, load_tensors, require_finite
 from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Preprocessing
 from deitctl.models.weights import download, require_hub
@@ -44,13 +44,13 @@ def _published_config(name: str) -> Any:
         ) from error
 
 
-def native_size(name: str) -> int:
+def get_native_size(name: str) -> int:
     """Return the input size in pixels that timm's configuration of a model names."""
     cfg = _published_config(name)
     return int(cfg.input_size[-1]) if cfg else 224
 
 
-def create(
+def create_model(
     name: str,
     *,
     num_classes: int | None,
@@ -100,7 +100,7 @@ def read_model_config(model: nn.Module, name: str, num_classes: int) -> ModelCon
     cfg = dict(getattr(model, "pretrained_cfg", {}) or {})
     names = descriptions = None
     if num_classes == 1000 and int(cfg.get("num_classes") or 0) == 1000:
-        names, descriptions = imagenet_classes()
+        names, descriptions = load_imagenet_classes()
     return ModelConfig(
         architecture=str(cfg.get("architecture") or name.partition(".")[0]),
         num_classes=num_classes,
@@ -189,7 +189,7 @@ def load_published(
     try:
         if not _cached(name):
             require_hub()
-        model = create(
+        model = create_model(
             name,
             num_classes=num_classes,
             img_size=img_size,
@@ -236,7 +236,7 @@ def _published_classes(name: str) -> int | None:
     return int(cfg.num_classes) if cfg else None
 
 
-def classes_in(state: Mapping[str, Tensor], name: str) -> int:
+def count_classes(state: Mapping[str, Tensor], name: str) -> int:
     """Return how many classes the classifier in a state dict of a timm model has."""
     cfg = _published_config(name)
     classifier = (cfg.classifier if cfg else None) or "head"
@@ -278,7 +278,7 @@ def load_folder(folder: Path, img_size: int = 0) -> tuple[nn.Module, ModelConfig
     state = load_tensors(file)
 
     def build() -> nn.Module:
-        return create(
+        return create_model(
             model_config.architecture,
             num_classes=model_config.num_classes,
             img_size=model_config.preprocessing.img_size,
@@ -292,6 +292,6 @@ def load_folder(folder: Path, img_size: int = 0) -> tuple[nn.Module, ModelConfig
     model = build()
     load_weights(model, state, str(file), new_head=False)
     if model_config.class_names is None and model_config.num_classes == 1000:
-        names, descriptions = imagenet_classes()
+        names, descriptions = load_imagenet_classes()
         model_config = replace(model_config, class_names=names, descriptions=descriptions)
     return model, model_config

@@ -1,4 +1,4 @@
-"""Where published weights are: a named file, `$DEITCTL_WEIGHTS`, the hub's cache, the hub."""
+"""Published weights: `$DEITCTL_WEIGHTS`, the hub's cache, download from the hub."""
 
 from __future__ import annotations
 
@@ -11,34 +11,33 @@ from deitctl.models.catalog import OFFICIAL_URL, Architecture
 from deitctl.paths import read_text
 
 WEIGHTS_VARIABLE = "DEITCTL_WEIGHTS"
-FILE = "model.safetensors"
-"""The name that the hub's repositories have their weights under."""
+FILE = "model.safetensors"  # the name of weights in hub repositories
 
 
-def local_weights(arch: Architecture) -> Path | None:
-    """Return the weights of `arch` if they are on this machine: in `$DEITCTL_WEIGHTS` or in the hub's cache."""
+def find_local_weights(arch: Architecture) -> Path | None:
+    """Return the weights of `arch` in `$DEITCTL_WEIGHTS` or the hub's cache, or None."""
     folder = os.environ.get(WEIGHTS_VARIABLE)
     if folder:
-        stems = (
+        names = (
             arch.weights_file,
             f"{arch.name}.safetensors",
             f"{arch.alias}.safetensors",
             arch.url,
             f"{arch.name}.pth",
         )
-        for stem in stems:
-            if (path := Path(folder).expanduser() / stem).is_file():
+        for name in names:
+            if (path := Path(folder).expanduser() / name).is_file():
                 return path
-    if (cached := _cached(arch.hub_id, FILE)) is not None:
-        return cached
+    if (path_in_cache := _find_in_cache(arch.hub_id, FILE)) is not None:
+        return path_in_cache
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(arch.hub_id, FILE)
-    return Path(found) if isinstance(found, str) else None
+    cached = try_to_load_from_cache(arch.hub_id, FILE)
+    return Path(cached) if isinstance(cached, str) else None
 
 
-def _cached(repo_id: str, filename: str) -> Path | None:
-    """Find a file where the hub's cache usually has it: its own library takes a third of a second to be imported."""
+def _find_in_cache(repo_id: str, filename: str) -> Path | None:
+    """Find a file at its usual place in the hub's cache; importing huggingface_hub takes a third of a second."""
     home = os.environ.get("HF_HOME") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
     )
@@ -47,10 +46,8 @@ def _cached(repo_id: str, filename: str) -> Path | None:
         or os.environ.get("HUGGINGFACE_HUB_CACHE")
         or os.path.join(home, "hub")
     )
-    repo = (
-        Path(os.path.expanduser(os.path.expandvars(cache)))
-        / f"models--{repo_id.replace('/', '--')}"
-    )
+    root = Path(os.path.expanduser(os.path.expandvars(cache)))
+    repo = root / f"models--{repo_id.replace('/', '--')}"
     try:
         path = repo / "snapshots" / read_text(repo / "refs" / "main", 200).strip() / filename
     except (OSError, ValueError):
@@ -58,13 +55,13 @@ def _cached(repo_id: str, filename: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def find_weights(arch: Architecture, reporter: Reporter) -> Path:
+def fetch_weights(arch: Architecture, reporter: Reporter) -> Path:
     """Return a file with the published weights of `arch`, downloading it if need be.
 
     Raises:
-        WeightsNotFound: not here and no network; the message names the file and where to put it.
+        WeightsNotFound: neither local nor downloadable; the message names the file and where to put it.
     """
-    if (path := local_weights(arch)) is not None:
+    if (path := find_local_weights(arch)) is not None:
         return path
     try:
         return download(arch.hub_id, FILE, reporter)
@@ -77,7 +74,7 @@ def find_weights(arch: Architecture, reporter: Reporter) -> Path:
 
 
 def download(repo_id: str, filename: str, reporter: Reporter) -> Path:
-    """Fetch one file of a hub repository into the hub's cache; raise `WeightsNotFound` if it cannot be had."""
+    """Download a file of a hub repository into the hub's cache; raise `WeightsNotFound` if that fails."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -91,7 +88,7 @@ def download(repo_id: str, filename: str, reporter: Reporter) -> Path:
     if isinstance(cached, str):
         return Path(cached)
     require_hub()
-    disable_progress_bars()
+    disable_progress_bars()  # the reporter shows progress
     try:
         with reporter.task(f"download {repo_id}", None, "bytes"):
             return Path(hf_hub_download(repo_id, filename))
@@ -102,12 +99,12 @@ def download(repo_id: str, filename: str, reporter: Reporter) -> Path:
 
 
 def require_hub() -> None:
-    """Ask the hub for a sign of life, once; raise `WeightsNotFound` in seconds where its client would retry for long."""
+    """Raise `WeightsNotFound` if the hub does not answer within five seconds; its client would retry for minutes."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         raise WeightsNotFound("HF_HUB_OFFLINE is set")
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception as error:  # the client's transport errors have changed from version to version
+    except Exception as error:  # the client's transport errors differ between its versions
         raise WeightsNotFound(f"no connection to {constants.ENDPOINT}") from error

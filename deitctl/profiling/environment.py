@@ -1,4 +1,4 @@
-"""What is on this machine, what will be used, and why."""
+"""The machine's environment, as `deitctl doctor` reports it: versions, device, precision, workers, weights."""
 
 from __future__ import annotations
 
@@ -6,59 +6,126 @@ import importlib.util
 import os
 import platform
 import shutil
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 import deitctl
+from deitctl.cores import available_cores
 from deitctl.device import INFERENCE_PRECISION, choose_device
 from deitctl.models.catalog import ARCHITECTURES
-from deitctl.models.weights import WEIGHTS_VARIABLE, local_weights
+from deitctl.models.weights import WEIGHTS_VARIABLE, find_local_weights
+from deitctl.profiling.measure import free_bytes
 
-PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy", "safetensors", "huggingface_hub")
-EXTRAS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "parquet": ("pyarrow",)}
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "torchcodec",
+    "timm",
+    "pillow",
+    "numpy",
+    "safetensors",
+    "huggingface_hub",
+)
+EXTRAS = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("openvino",),
+    "coreml": ("coremltools",),
+    "executorch": ("executorch",),
+    "transformers": ("transformers",),
+    "parquet": ("pyarrow",),
+}
+MIB = 2**20
 
 
-def collect_env(device: str, precision: str) -> dict[str, str]:
-    """Return findings by name: versions, device, precision and its reason, threads, weights, disk.
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What is on this machine, what deitctl uses of it, and why."""
+
+    deitctl: str
+    """Version."""
+    python: str
+    """Version."""
+    platform: str
+    """Operating system."""
+    packages: dict[str, str | None]
+    """Versions; null: not installed."""
+    device: str
+    """`cpu`, `mps`, `cuda` or `cuda:N`."""
+    device_name: str
+    """The GPU's name, or the processor's architecture."""
+    device_memory_mib: int | None
+    """Of a GPU; null for others."""
+    free_memory_mib: int | None
+    """That tensors may take now; null where the system does not say."""
+    training_precision: str
+    """`fp32`, `bf16` or `fp16`."""
+    training_precision_reason: str
+    """Why."""
+    inference_precision: str
+    """Unless --precision is passed."""
+    device_settings: dict[str, str]
+    """What training does on this kind of device, by subject."""
+    num_workers: int
+    """Loader processes of a training."""
+    num_cores: int
+    """Cores that this process may use."""
+    num_threads: int
+    """Threads that torch uses."""
+    extras: dict[str, bool]
+    """Whether the packages of each optional extra are installed; else `pip install 'deitctl[NAME]'`."""
+    local_weights: list[str]
+    """Models whose published weights are on this machine."""
+    weights_dir: str | None
+    """$DEITCTL_WEIGHTS."""
+    free_disk_mib: int
+    """In the current folder."""
+
+
+def collect_env(device: str = "auto", precision: str = "auto") -> Environment:
+    """Describe this machine and what deitctl would use on it.
+
+    Args:
+        device: as `--device`.
+        precision: as `--precision`.
 
     Raises:
-        ConfigError: the device or precision that was asked for is not here.
+        ConfigError: the requested device or precision is not available.
     """
     chosen = choose_device(device, precision)
-    findings = {
-        "deitctl": deitctl.__version__,
-        "python": f"{platform.python_version()} on {platform.platform(terse=True)}",
-        **{name: _version(name) for name in PACKAGES},
-        "device": _describe(chosen.torch_device),
-        "training precision": f"{str(chosen.dtype).removeprefix('torch.')}: {chosen.reason}",
-        **chosen.describe(),
-        "inference precision": f"{INFERENCE_PRECISION}, unless --precision says otherwise",
-        "loader processes": str(chosen.loader_workers(-1)),
-        "threads": str(torch.get_num_threads()),
-    }
-    for extra, modules in EXTRAS.items():
-        absent = [m for m in modules if importlib.util.find_spec(m) is None]
-        findings[f"extra {extra}"] = (
-            f"pip install 'deitctl[{extra}]' (lacks {', '.join(absent)})" if absent else "installed"
-        )
-    here = [a.alias for a in ARCHITECTURES if local_weights(a) is not None]
-    findings["weights here"] = ", ".join(here) or "none yet; they are downloaded when first used"
-    findings[f"${WEIGHTS_VARIABLE}"] = os.environ.get(WEIGHTS_VARIABLE, "not set")
-    findings["free disk here"] = f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB"
-    return findings
+    torch_device = chosen.torch_device
+    cuda = torch.cuda.get_device_properties(torch_device) if torch_device.type == "cuda" else None
+    free = free_bytes(chosen)
+    return Environment(
+        deitctl=deitctl.__version__,
+        python=platform.python_version(),
+        platform=platform.platform(terse=True),
+        packages={name: _find_version(name) for name in PACKAGES},
+        device=str(torch_device),
+        device_name=cuda.name if cuda else platform.machine(),
+        device_memory_mib=cuda.total_memory // MIB if cuda else None,
+        free_memory_mib=None if free is None else free // MIB,
+        training_precision=chosen.precision,
+        training_precision_reason=chosen.reason,
+        inference_precision=INFERENCE_PRECISION,
+        device_settings=chosen.describe(),
+        num_workers=chosen.loader_workers(-1),
+        num_cores=available_cores(),
+        num_threads=torch.get_num_threads(),
+        extras={
+            extra: all(importlib.util.find_spec(module) is not None for module in modules)
+            for extra, modules in EXTRAS.items()
+        },
+        local_weights=[a.alias for a in ARCHITECTURES if find_local_weights(a) is not None],
+        weights_dir=os.environ.get(WEIGHTS_VARIABLE),
+        free_disk_mib=shutil.disk_usage(Path.cwd()).free // MIB,
+    )
 
 
-def _version(package: str) -> str:
+def _find_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
-
-
-def _describe(device: torch.device) -> str:
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        return f"{device}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-    return str(device)
+        return None

@@ -1,4 +1,4 @@
-"""Images as large as ImageNet's, made up, for a speed that does not depend on which data is at hand."""
+"""Synthetic images of ImageNet's size, for a speed that does not depend on which data is at hand."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ import numpy as np
 from PIL import Image
 
 from deitctl import rng
-from deitctl.data.dataset import FileSource, Source, Subset
-from deitctl.models.catalog import imagenet_classes
+from deitctl.data.dataset import FileDataset, ImageDataset, Subset
+from deitctl.models.catalog import load_imagenet_classes
 
 WIDTH, HEIGHT = 500, 375
-"""Pixels: the commonest size of ImageNet's images."""
-BYTES = 115_000
-"""About as many as ImageNet's training images have in the mean: their tar has 147.9 GB."""
-GRAIN, QUALITY = 34.0, 90
-"""Gray levels of the grain's deviation, and the JPEG quality: together they give `BYTES`."""
-FILES = 64
-TRAIN, VALIDATION = 1_281_167, 50_000
-"""ImageNet's images; each file stands for many of them."""
+"""The most frequent size of ImageNet's images, in pixels."""
+MEAN_BYTES = 115_000
+"""Of ImageNet's training images: 147.9 GB of them in their tar."""
+GRAIN_STD, QUALITY = 34.0, 90
+"""Gray levels, and JPEG quality, that together give `MEAN_BYTES`."""
+NUM_FILES = 64
+NUM_TRAIN, NUM_VAL = 1_281_167, 50_000
+"""ImageNet's; each file stands for many of them."""
 
 
-def imagenet_like(folder: Path) -> tuple[Source, Source]:
-    """Write `FILES` JPEGs into a folder and return training and validation images, as many as ImageNet's.
+def write_synthetic_dataset(folder: Path) -> tuple[ImageDataset, ImageDataset]:
+    """Write `NUM_FILES` JPEGs and return training and validation sets of ImageNet's size that repeat them.
 
-    The same bytes every time. What is read again and again comes from the system's cache of files, as does a data set
-    that fits into memory.
+    The same bytes every time. Repeated reads come from the page cache, as those of a data set that fits into memory do.
     """
     paths = []
-    for number in range(FILES):
+    for number in range(NUM_FILES):
         path = folder / f"{number}.jpg"
-        path.write_bytes(synthetic_images(number))
+        path.write_bytes(synthesize_jpeg(number))
         paths.append(str(path))
-    names, _ = imagenet_classes()
-    whole = FileSource(paths, np.arange(FILES, dtype=np.int64), names)
-    return _many(whole, TRAIN), _many(whole, VALIDATION)
+    class_names, _ = load_imagenet_classes()
+    files = FileDataset(paths, np.arange(NUM_FILES, dtype=np.int64), class_names)
+    return _repeat(files, NUM_TRAIN), _repeat(files, NUM_VAL)
 
 
-def synthetic_images(number: int) -> bytes:
-    """Return a JPEG of a colored gradient with grain, which makes it as long as a photograph, and as slow to decode."""
+def synthesize_jpeg(number: int) -> bytes:
+    """Return a JPEG of a color gradient with grain, which makes it as long as a photograph, and as slow to decode."""
     draw = rng.generator("made-up image", number)
     x, y = np.linspace(0, 1, WIDTH), np.linspace(0, 1, HEIGHT)[:, None]
     phases, waves = draw.uniform(0, 2 * np.pi, 3), draw.uniform(1, 6, (3, 2))
     slow = np.stack([np.sin(phases[c] + waves[c, 0] * x + waves[c, 1] * y) for c in range(3)], -1)
-    grain = draw.normal(0, GRAIN, (HEIGHT, WIDTH, 1))  # of brightness alone, as film has it
+    grain = draw.normal(0, GRAIN_STD, (HEIGHT, WIDTH, 1))  # of brightness alone, as film has it
     pixels = np.clip(128 + 90 * slow + grain, 0, 255).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=QUALITY)
     return file.getvalue()
 
 
-def _many(source: FileSource, count: int) -> Subset:
-    """Repeat a source's images, under labels that go through all classes."""
-    labels = np.arange(count, dtype=np.int64) % len(source.class_names)
-    return Subset(source, np.arange(count, dtype=np.int64) % FILES, labels, source.class_names)
+def _repeat(dataset: FileDataset, count: int) -> Subset:
+    """Repeat a data set's images, under labels that go through all classes."""
+    labels = np.arange(count, dtype=np.int64) % len(dataset.class_names)
+    indices = np.arange(count, dtype=np.int64) % NUM_FILES
+    return Subset(dataset, indices, labels, dataset.class_names)

@@ -19,7 +19,7 @@ from deitctl.errors import ConfigError, DataError, DeitctlError, Signalled
 from deitctl.evaluation.evaluate import evaluate
 from deitctl.evaluation.result import Evaluation
 from deitctl.events import Reporter
-from deitctl.models.checkpoint_io import WEIGHTS, file_metadata, load_tensors, save_model
+from deitctl.models.checkpoint_io import WEIGHTS, load_tensors, read_metadata, save_model
 from deitctl.models.factory import LoadedModel
 from deitctl.models.introspect import (
     compute_early_size,
@@ -184,7 +184,7 @@ class Trainer:
         """Go by the weights that are there, which may have been kept after the state was saved."""
         progress = self.state.progress
         try:
-            kept = json.loads(file_metadata(self.run.root / WEIGHTS).get(NOTE, "{}"))
+            kept = json.loads(read_metadata(self.run.root / WEIGHTS).get(NOTE, "{}"))
             epoch, top1, weights = int(kept["epoch"]), float(kept["top1"]), str(kept["weights"])
         except (ValueError, TypeError, KeyError):
             return

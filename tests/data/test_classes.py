@@ -6,10 +6,10 @@ import pytest
 
 from deitctl.data.classes import describe_classes, find_class, is_imagenet, match_classes
 from deitctl.errors import ConfigError
-from deitctl.models.catalog import find, imagenet_classes
+from deitctl.models.catalog import find, load_imagenet_classes
 from deitctl.models.model_config import ModelConfig
 
-IDS, NAMES = imagenet_classes()
+IDS, NAMES = load_imagenet_classes()
 IMAGENET = find("deit_tiny").to_model_config()
 
 

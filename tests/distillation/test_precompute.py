@@ -272,7 +272,7 @@ def _random_teacher(folder: Path) -> Path:
     from deitctl.models.checkpoint_io import save_model
     from deitctl.models.introspect import describe_layers
 
-    model = timm_models.create("test_resnet", num_classes=10)
+    model = timm_models.create_model("test_resnet", num_classes=10)
     model_config = changed(
         timm_models.read_model_config(model, "test_resnet", 10).at_size(32),
         class_names=tuple(str(d) for d in range(10)),

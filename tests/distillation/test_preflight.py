@@ -21,7 +21,7 @@ from deitctl.distillation.preflight import DistillationTeacher, Preflight, mean_
 from deitctl.errors import TeacherError
 from deitctl.evaluation.evaluate import evaluate
 from deitctl.events import SilentReporter
-from deitctl.models.catalog import imagenet_classes
+from deitctl.models.catalog import load_imagenet_classes
 from deitctl.models.checkpoint_io import save_model, save_tensors
 from deitctl.models.factory import load_model
 from deitctl.models.introspect import describe_layers
@@ -348,7 +348,7 @@ def test_a_named_teacher_is_known_by_the_weights_that_its_name_finds(
     config = distilled(
         "run", teacher="deit_tiny", finetune_teacher="none", teacher_cache=str(tmp_path / "words")
     )
-    names = imagenet_classes()[0][:10]
+    names = load_imagenet_classes()[0][:10]
     pair = (renamed(little[0], list(names)), renamed(little[1], list(names)))
     for seed in (0, 1):
         folder = tmp_path / f"weights{seed}"

@@ -10,7 +10,7 @@ import torch
 
 from deitctl.errors import DataError
 from deitctl.evaluation.real_labels import imagenet_numbers, read_real_labels, score_real
-from deitctl.models.catalog import imagenet_classes
+from deitctl.models.catalog import load_imagenet_classes
 
 NAMES = [f"val/n01440764/ILSVRC2012_val_{n:08d}.JPEG" for n in (3, 1, 2)]
 
@@ -20,7 +20,7 @@ def scored(best, names=NAMES):
     return scores, SimpleNamespace(name=names.__getitem__)
 
 
-IDS = imagenet_classes()[0]
+IDS = load_imagenet_classes()[0]
 
 
 def test_by_hand():

@@ -14,7 +14,7 @@ from deitctl.data.classes import match_classes
 from deitctl.errors import ConfigError, DataError, DeitctlError, ModelError
 from deitctl.evaluation.score_models import evaluate_model, evaluate_models
 from deitctl.events import SilentReporter
-from deitctl.models.catalog import find, imagenet_classes
+from deitctl.models.catalog import find, load_imagenet_classes
 from deitctl.models.checkpoint_io import load_model_config, load_tensors, save_model, save_tensors
 from deitctl.models.factory import build_model
 from deitctl.models.introspect import describe_layers, pin_img_size
@@ -318,7 +318,7 @@ def test_a_part_of_imagenetv2_is_told_why_it_is_not_taken_for_it(
 
 
 def test_a_part_of_imagenet_is_scored_among_its_classes_too(imagenet_model, image_folder) -> None:
-    ids = imagenet_classes()[0]
+    ids = load_imagenet_classes()[0]
     root = image_folder({ids[7]: 2, ids[400]: 2}, "imagenet-a")
     record = evaluate_model(str(root), model=str(imagenet_model), workers=0).to_dict()
     assert (record["classes"], record["images"]) == (2, 4)
@@ -329,10 +329,10 @@ def test_a_part_of_imagenet_is_scored_among_its_classes_too(imagenet_model, imag
 def test_real_labels_are_scored_by_the_number_in_the_name(
     imagenet_model, image_folder, tmp_path
 ) -> None:
-    root = image_folder({imagenet_classes()[0][7]: 2}, "val")
+    root = image_folder({load_imagenet_classes()[0][7]: 2}, "val")
     for n in (0, 1):
-        (root / imagenet_classes()[0][7] / f"{n}.png").rename(
-            root / imagenet_classes()[0][7] / f"ILSVRC2012_val_0000000{n + 1}.png"
+        (root / load_imagenet_classes()[0][7] / f"{n}.png").rename(
+            root / load_imagenet_classes()[0][7] / f"ILSVRC2012_val_0000000{n + 1}.png"
         )
     plain = evaluate_model(str(root), model=str(imagenet_model), workers=0)
     said = plain.scores.best.tolist()

@@ -23,9 +23,9 @@ from deitctl.models import timm_models
 from deitctl.models.checkpoint_io import (
     load_model_config,
     load_tensors,
+    read_tensor_shapes,
     save_model,
     save_tensors,
-    tensor_shapes,
 )
 from deitctl.models.factory import load_model
 from deitctl.models.introspect import describe_layers, pin_img_size
@@ -70,8 +70,8 @@ LIES = {
 def test_a_safetensors_file_that_lies_is_refused(data, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(data)
-    for read in (load_tensors, tensor_shapes):
-        if read is tensor_shapes and b"head.weight" in data:
+    for read in (load_tensors, read_tensor_shapes):
+        if read is read_tensor_shapes and b"head.weight" in data:
             continue  # shapes alone take nothing
         with pytest.raises(
             ModelError, match=r"x\.safetensors is not a readable checkpoint"
@@ -86,7 +86,7 @@ def test_a_header_of_a_hundred_megabytes_is_not_parsed(tmp_path):
         file.write(struct.pack("<Q", 10**8))
         file.truncate(10**8 + 8)
     begun = time.monotonic()
-    with pytest.raises(ModelError, match="its header is said to have 100,000,000 bytes"):
+    with pytest.raises(ModelError, match="its header claims 100,000,000 bytes"):
         load_tensors(path)
     assert time.monotonic() - begun < 1
 
@@ -345,7 +345,7 @@ def test_a_config_that_is_a_pipe_is_refused_without_waiting(tmp_path):
 
 
 def timm_folder(tmp_path: Path, **changes: Any) -> Path:
-    model = timm_models.create("test_resnet", num_classes=4)
+    model = timm_models.create_model("test_resnet", num_classes=4)
     model_config = timm_models.read_model_config(model, "test_resnet", 4)
     save_model(tmp_path / "t", model.state_dict(), model_config, describe_layers(model))
     config = json.loads((tmp_path / "t" / "config.json").read_text())

@@ -10,10 +10,10 @@ from deitctl.models.catalog import (
     ARCHITECTURES,
     BY_ALIAS,
     DEFAULT_MODEL,
-    distilled,
     find,
-    imagenet_classes,
-    plain,
+    get_distilled,
+    get_plain,
+    load_imagenet_classes,
     suggest,
 )
 
@@ -47,7 +47,7 @@ def test_timm_has_no_other_deit():
 
 def test_classes_are_timms():
     info = ImageNetInfo()
-    ids, names = imagenet_classes()
+    ids, names = load_imagenet_classes()
     assert list(ids) == info.label_names()
     assert list(names) == [info.index_to_description(i) for i in range(1000)]
 
@@ -74,13 +74,13 @@ def test_aliases_are_unique():
 
 @EVERY
 def test_distilled_and_plain_are_each_others(arch):
-    assert plain(distilled(arch)).alias == plain(arch).alias
-    assert not plain(arch).distilled
+    assert get_plain(get_distilled(arch)).alias == get_plain(arch).alias
+    assert not get_plain(arch).distilled
     if arch.alias.startswith("deit_"):
-        assert distilled(arch).distilled
-        assert distilled(arch).img_size == arch.img_size
+        assert get_distilled(arch).distilled
+        assert get_distilled(arch).img_size == arch.img_size
     else:
-        assert distilled(arch) is arch  # DeiT-III has no distillation token
+        assert get_distilled(arch) is arch  # DeiT-III has no distillation token
 
 
 def test_misspelt_names_are_suggested():

@@ -1,4 +1,4 @@
-"""Weights are written whole or not at all, and never read as code."""
+"""Weights are written atomically and never unpickled as code."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 from deitctl.errors import DeitctlError, ModelError
 from deitctl.models import timm_models
 from deitctl.models.checkpoint_io import (
-    file_metadata,
     load_model_config,
     load_tensors,
+    read_metadata,
+    read_tensor_shapes,
     require_finite,
     save_model,
     save_tensors,
-    tensor_shapes,
 )
 from deitctl.models.introspect import describe_layers
 from deitctl.models.model_config import ModelConfig
@@ -45,7 +45,7 @@ def test_tensors_survive_bit_by_bit(tmp_path, tensors):
     loaded = load_tensors(tmp_path / "deep" / "x.safetensors")
     assert set(loaded) == set(tensors)
     assert all(torch.equal(loaded[k], v) and loaded[k].dtype is v.dtype for k, v in tensors.items())
-    assert tensor_shapes(tmp_path / "deep" / "x.safetensors")["a.weight"] == (3, 4)
+    assert read_tensor_shapes(tmp_path / "deep" / "x.safetensors")["a.weight"] == (3, 4)
 
 
 def test_channels_last_and_sliced_tensors_are_saved_by_value(tmp_path, noise):
@@ -97,7 +97,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(writer, tmp_path, monke
     assert path.read_bytes() == b"old"
 
 
-def test_a_folder_that_is_a_file_is_said(tmp_path, tensors):
+def test_a_folder_that_is_a_file_is_a_disk_error(tmp_path, tensors):
     (tmp_path / "file").write_text("")
     for write in (lambda p: write_bytes(p, b""), lambda p: save_tensors(p, tensors)):
         with pytest.raises(DeitctlError, match="Cannot write"):
@@ -165,13 +165,13 @@ def test_prefixes_are_taken_off_safetensors_too(tmp_path, tensors):
 @pytest.mark.parametrize(
     "data", [b"", b"not weights at all", b"\x80\x04]\x94.", b"\xff" * 64], ids=str
 )
-def test_what_is_no_checkpoint_is_said(name, data, tmp_path):
+def test_what_is_no_checkpoint_is_refused(name, data, tmp_path):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ModelError, match=name):
         load_tensors(tmp_path / name)
 
 
-def test_truncated_weights_are_said(tmp_path, tensors):
+def test_truncated_weights_are_refused(tmp_path, tensors):
     save_tensors(tmp_path / "x.safetensors", tensors)
     torch.save(tensors, tmp_path / "x.pth")
     for name in ("x.safetensors", "x.pth"):
@@ -180,10 +180,10 @@ def test_truncated_weights_are_said(tmp_path, tensors):
         with pytest.raises(ModelError, match="not a readable checkpoint"):
             load_tensors(tmp_path / name)
     with pytest.raises(ModelError, match="not a readable checkpoint"):
-        tensor_shapes(tmp_path / "x.safetensors")
+        read_tensor_shapes(tmp_path / "x.safetensors")
 
 
-def test_missing_weights_are_said(tmp_path):
+def test_missing_weights_are_refused(tmp_path):
     with pytest.raises(ModelError, match="There is no weights file"):
         load_tensors(tmp_path / "x.safetensors")
     with pytest.raises(ModelError, match="There is no weights file"):
@@ -191,7 +191,7 @@ def test_missing_weights_are_said(tmp_path):
 
 
 @pytest.mark.parametrize("value", [[1, 2], {"a": 3}, torch.ones(2), {}])
-def test_what_is_no_state_dict_is_said(value, tmp_path):
+def test_what_is_no_state_dict_is_refused(value, tmp_path):
     torch.save(value, tmp_path / "x.pth")
     with pytest.raises(ModelError, match="is not a dictionary of tensors"):
         load_tensors(tmp_path / "x.pth")
@@ -201,7 +201,7 @@ LAYERS = {"classifier": ("head",), "first_conv": "patch_embed.proj", "fixed_inpu
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_one_number_that_is_none_is_found(bad):
+def test_one_nonfinite_weight_is_refused(bad):
     tensors = {
         "first": torch.ones(3),
         "second": torch.zeros(40, 50),
@@ -214,13 +214,13 @@ def test_one_number_that_is_none_is_found(bad):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_numbers_whose_sum_is_too_large_are_numbers(dtype):
+def test_finite_weights_whose_sum_overflows_are_accepted(dtype):
     largest = torch.full((1000,), torch.finfo(dtype).max, dtype=dtype)
     assert not largest.sum().isfinite()
     require_finite(
         {"small": torch.ones(4).to(torch.float8_e4m3fn)}, "here"
     )  # has neither sums nor isfinite of its own
-    with pytest.raises(ModelError, match="not numbers"):
+    with pytest.raises(ModelError, match="infinite or NaN"):
         require_finite({"small": torch.tensor([float("nan")]).to(torch.float8_e4m3fn)}, "here")
     require_finite({"large": largest}, "here")
 
@@ -252,7 +252,7 @@ def test_a_config_that_is_not_text_is_a_model_error(tmp_path):
         load_model_config(tmp_path)
 
 
-WORDS = {
+METADATA = {
     "deitctl": '{"epoch": 3, "top1": 91.5}',
     "a": 'ä → 字 " \\ \n\t\u2028',
     "z": "",
@@ -260,30 +260,30 @@ WORDS = {
 }
 
 
-def test_the_same_words_in_any_order_are_the_same_bytes(tmp_path, tensors):
+def test_metadata_in_any_order_gives_the_same_bytes(tmp_path, tensors):
     """The library itself writes them in an order of its own, another in every process or even call."""
     seen = set()
-    for number, names in enumerate(itertools.permutations(WORDS)):
+    for number, names in enumerate(itertools.permutations(METADATA)):
         path = tmp_path / f"{number}.safetensors"
-        save_tensors(path, tensors, {name: WORDS[name] for name in names})
+        save_tensors(path, tensors, {name: METADATA[name] for name in names})
         seen.add(path.read_bytes())
     assert len(seen) == 1
-    assert file_metadata(path) == WORDS
+    assert read_metadata(path) == METADATA
     loaded = load_file(path)
     assert all(torch.equal(loaded[k], v) for k, v in tensors.items())
     header = path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")]
-    assert list(json.loads(header)["__metadata__"]) == sorted(WORDS)
+    assert list(json.loads(header)["__metadata__"]) == sorted(METADATA)
 
 
-def test_a_model_folder_with_words_still_loads_in_timm(tmp_path):
+def test_a_model_folder_with_metadata_loads_in_timm(tmp_path):
     model = timm.create_model("test_vit", num_classes=3).eval()
     model_config = timm_models.read_model_config(model, "test_vit", 3)
-    save_model(tmp_path / "m", model.state_dict(), model_config, describe_layers(model), WORDS)
+    save_model(tmp_path / "m", model.state_dict(), model_config, describe_layers(model), METADATA)
     again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
-    assert file_metadata(tmp_path / "m" / "model.safetensors") == WORDS
+    assert read_metadata(tmp_path / "m" / "model.safetensors") == METADATA
 
 
-def test_a_file_that_is_not_there_or_broken_carries_no_words(tmp_path):
+def test_a_missing_or_damaged_file_has_no_metadata(tmp_path):
     (tmp_path / "x").write_bytes(b"nothing")
-    assert file_metadata(tmp_path / "x") == file_metadata(tmp_path / "absent") == {}
+    assert read_metadata(tmp_path / "x") == read_metadata(tmp_path / "absent") == {}

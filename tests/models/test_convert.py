@@ -22,8 +22,8 @@ def test_architecture_is_inferred_from_the_shapes(arch):
     with torch.device("meta"):
         state = VisionTransformer(arch, num_classes=3, img_size=arch.img_size).state_dict()
     assert convert.infer_architecture(shapes(state), "f") is arch
-    assert convert.img_size_of(state, arch) == arch.img_size
-    assert convert.num_classes_of(state) == 3
+    assert convert.infer_img_size(state, arch) == arch.img_size
+    assert convert.count_classes(state) == 3
 
 
 def test_what_is_no_deit_is_said():
@@ -143,4 +143,4 @@ def test_a_damaged_state_dict_is_said(deit):
 @pytest.mark.parametrize(("size", "near"), [(100, 96), (8, 16), (225, 224)])
 def test_sizes_that_patches_do_not_fill_are_refused_with_the_nearest(size, near):
     with pytest.raises(ModelError, match=f"--img-size {near}"):
-        convert.with_size(find("deit_tiny"), size)
+        convert.resize_architecture(find("deit_tiny"), size)

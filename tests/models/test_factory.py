@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from deitctl.errors import ModelError, WeightsNotFound
-from deitctl.models.catalog import imagenet_classes
+from deitctl.models.catalog import load_imagenet_classes
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model, load_model
 from deitctl.models.introspect import describe_layers, pin_img_size
@@ -91,7 +91,7 @@ def test_a_file_with_imagenets_thousand_classes_has_their_names(tmp_path, deit, 
     save_file(deit(classes=1000).state_dict(), tmp_path / "w.safetensors")
     assert (
         load_model(str(tmp_path / "w.safetensors"), reporter=reporter).model_config.class_names
-        == imagenet_classes()[0]
+        == load_imagenet_classes()[0]
     )
 
 

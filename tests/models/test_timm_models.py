@@ -29,7 +29,9 @@ def test_misspelt_names_are_suggested_from_both_families():
 
 @pytest.mark.parametrize("name", [SMALL, "vit_tiny_patch16_224", "mobilenetv3_small_050"])
 def test_size_and_stochastic_depth_reach_the_models_that_take_them(name, noise):
-    model = timm_models.create(name, num_classes=4, img_size=32, drop_path_rate=0.1, model_args={})
+    model = timm_models.create_model(
+        name, num_classes=4, img_size=32, drop_path_rate=0.1, model_args={}
+    )
     with torch.no_grad():
         assert model.eval()(noise(1, 3, 32, 32)).shape == (1, 4)
     depths = [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"]
@@ -38,7 +40,7 @@ def test_size_and_stochastic_depth_reach_the_models_that_take_them(name, noise):
 
 def test_arguments_that_a_model_does_not_take_are_said():
     with pytest.raises(ModelError, match="timm cannot build regnety_002"):
-        timm_models.create(
+        timm_models.create_model(
             SMALL, num_classes=4, img_size=32, drop_path_rate=0.0, model_args={"color": "red"}
         )
 
@@ -75,7 +77,9 @@ def test_folder_of_a_convnet_answers_as_before_and_in_timm(tmp_path, noise):
     model_config = ModelConfig(
         architecture=SMALL, num_classes=3, class_names=("a", "b", "c")
     ).at_size(64)
-    save_model(tmp_path / "net", model.state_dict(), model_config, timm_models.describe_layers(model))
+    save_model(
+        tmp_path / "net", model.state_dict(), model_config, timm_models.describe_layers(model)
+    )
     ours, read = timm_models.load_folder(tmp_path / "net")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).eval()
     images = noise(1, 3, 64, 64)

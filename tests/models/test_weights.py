@@ -10,7 +10,7 @@ import pytest
 
 from deitctl.errors import WeightsNotFound
 from deitctl.models.catalog import find
-from deitctl.models.weights import download, find_weights, local_weights, require_hub
+from deitctl.models.weights import download, fetch_weights, find_local_weights, require_hub
 
 ARCH = find("deit_tiny")
 
@@ -28,13 +28,13 @@ ARCH = find("deit_tiny")
 def test_weights_folder_is_searched_by_every_name(name, tmp_path, monkeypatch, reporter):
     (tmp_path / name).write_bytes(b"x")
     monkeypatch.setenv("DEITCTL_WEIGHTS", str(tmp_path))
-    assert find_weights(ARCH, reporter) == tmp_path / name
+    assert fetch_weights(ARCH, reporter) == tmp_path / name
 
 
 def test_without_a_folder_and_a_network_both_sources_are_named(reporter):
-    assert local_weights(ARCH) is None
+    assert find_local_weights(ARCH) is None
     with pytest.raises(WeightsNotFound) as caught:
-        find_weights(ARCH, reporter)
+        fetch_weights(ARCH, reporter)
     said = str(caught.value)
     assert "https://dl.fbaipublicfiles.com/deit/deit_tiny_patch16_224-a1311bcf.pth" in said
     assert "https://huggingface.co/timm/deit_tiny_patch16_224.fb_in1k" in said
@@ -69,7 +69,7 @@ def test_the_hubs_cache_is_used(tmp_path, monkeypatch, reporter, cached):
 
     cached(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    assert find_weights(ARCH, reporter).read_bytes() == b"x"
+    assert fetch_weights(ARCH, reporter).read_bytes() == b"x"
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_the_hubs_cache_is_found_without_its_library_and_as_by_it(
 ):
     cached(tmp_path / below)
     code = (
-        "import sys; from deitctl.models.catalog import find; from deitctl.models.weights import local_weights\n"
-        "ours = local_weights(find('deit_tiny')); assert 'huggingface_hub' not in sys.modules\n"
+        "import sys; from deitctl.models.catalog import find; from deitctl.models.weights import find_local_weights\n"
+        "ours = find_local_weights(find('deit_tiny')); assert 'huggingface_hub' not in sys.modules\n"
         "from huggingface_hub import try_to_load_from_cache\n"
         "assert str(ours) == try_to_load_from_cache(find('deit_tiny').hub_id, 'model.safetensors'), ours"
     )

@@ -16,7 +16,7 @@ from deitctl.device import choose_device
 from deitctl.evaluation.score_models import evaluate_models
 from deitctl.events import SilentReporter
 from deitctl.models import timm_models
-from deitctl.models.catalog import imagenet_classes
+from deitctl.models.catalog import load_imagenet_classes
 from deitctl.models.checkpoint_io import save_model, save_tensors
 from deitctl.models.factory import build_model
 from deitctl.models.introspect import describe_layers, pin_img_size
@@ -121,7 +121,7 @@ def test_scores_of_examples_are_those_of_the_models_temperature(model_folder, im
 
 def test_a_model_of_another_kind_is_shown_without_maps(images, tmp_path) -> None:
     torch.manual_seed(0)
-    model = timm_models.create("regnety_002", num_classes=2, img_size=32)
+    model = timm_models.create_model("regnety_002", num_classes=2, img_size=32)
     model_config = timm_models.read_model_config(model, "regnety_002", 2)
     from dataclasses import replace
 
@@ -185,7 +185,7 @@ def test_files_are_written_where_they_are_wanted(model_folder, images, tmp_path,
 
 def test_a_guess_that_is_right_goes_by_the_datas_name(deit, image_folder, tmp_path) -> None:
     """Of ImageNet's classes 134 and 517 are both called crane; 207 is golden retriever."""
-    ids = imagenet_classes()[0]
+    ids = load_imagenet_classes()[0]
     root = image_folder({ids[n]: 2 for n in (134, 207, 517)})
     save_tensors(
         tmp_path / "w.safetensors", deit("deit_tiny", classes=1000, img_size=32).state_dict()

@@ -8,7 +8,7 @@ import pytest
 
 from deitctl.errors import ConfigError, TeacherError
 from deitctl.events import SilentReporter
-from deitctl.models.catalog import imagenet_classes
+from deitctl.models.catalog import load_imagenet_classes
 from deitctl.training.configure import Request, Teaching, configure
 from deitctl.training.launch import run_training
 
@@ -23,7 +23,7 @@ def imagenet(tmp_path: Path, image_folder: Callable[..., Path]) -> Path:
     with table.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["path", "label", "split"])
-        for name in imagenet_classes()[0]:
+        for name in load_imagenet_classes()[0]:
             rows.writerow([root / "images" / "0.png", name, "train"])
             rows.writerow([root / "images" / "1.png", name, "val"])
     return table
@@ -69,7 +69,7 @@ def test_imagenet_without_the_teachers_weights_names_the_file_and_the_option(
     )
     config, train, val = configure(request, SILENT)
     with pytest.raises(TeacherError, match=r"regnety_160.*--teacher-weights"):
-        run_training(config, sources=(train, val))
+        run_training(config, datasets=(train, val))
 
 
 def test_own_images_are_fine_tuned(image_folder: Callable[..., Path]) -> None:

@@ -26,7 +26,7 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import Batch
 from deitctl.errors import DataError, DeitctlError, Interrupted
 from deitctl.events import SilentReporter, Task
-from deitctl.models.checkpoint_io import WEIGHTS, file_metadata, load_tensors, save_tensors
+from deitctl.models.checkpoint_io import WEIGHTS, load_tensors, read_metadata, save_tensors
 from deitctl.training import step as loop
 from deitctl.training import trainer as session
 from deitctl.training.checkpointer import AsyncCheckpointer
@@ -72,7 +72,7 @@ def state_of(run: Path) -> dict[str, object]:
 
 def test_weights_carry_the_epoch_that_they_were_kept_for(little_config: Make, little: Pair) -> None:
     result = run_training(short(little_config("run")), datasets=little)
-    note = json.loads(file_metadata(result.run / WEIGHTS)[NOTE])
+    note = json.loads(read_metadata(result.run / WEIGHTS)[NOTE])
     state = state_of(result.run)
     assert note == {
         "epoch": state["best_epoch"],
