@@ -49,10 +49,10 @@ def speed_of(folder: Path, batch_size: int) -> float:
     size = model_config.preprocessing.img_size
     pixels = torch.zeros(batch_size, 3, size, size, dtype=torch.uint8)
     with device.autocast():
-        teacher.look(pixels)
+        teacher.forward_views(pixels)
         start = time.monotonic()
         for _ in range(3):
-            teacher.look(pixels)
+            teacher.forward_views(pixels)
     return 3 * batch_size / (time.monotonic() - start)
 
 
@@ -79,7 +79,7 @@ def main() -> None:
                 teacher=str(teacher),
                 views=options.views,
                 sees="unmixed",
-                cache=f"{folder}/words",
+                cache=f"{folder}/teacher_targets",
                 force=True,
                 adapt="none",
             )

@@ -176,6 +176,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
             return None if value is None else convert(value, args[0], name)
         if origin is tuple:
             parts = value.strip("()[] ").split(",") if isinstance(value, str) else list(value)
+            args = args[:1] * len(parts) if args[-1] is Ellipsis else args
             if len(parts) != len(args):
                 raise ValueError(f"expected {len(args)} numbers")
             return tuple(convert(p, a, name) for p, a in zip(parts, args, strict=True))

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors.torch import save
-from targets import FORMS, IMAGES, SEPARATOR, STAMP
+from targets import CODECS, IMAGES, SEPARATOR, STAMP
 
 from deitctl.config import DistillConfig, TrainConfig
 from deitctl.models.model_config import ModelConfig, to_timm_config
@@ -110,10 +110,10 @@ def checkpoints() -> list[bytes]:
 
 
 def caches() -> list[bytes]:
-    """A whole cache of each form, and one cut short."""
+    """A complete cache of each codec, and a truncated one."""
     made = []
-    for number, form in enumerate(FORMS):
-        records = form.encode(torch.rand(IMAGES, form.classes).softmax(dim=1)).tobytes()
+    for number, codec in enumerate(CODECS):
+        records = codec.encode(torch.rand(IMAGES, codec.num_classes).softmax(dim=1)).tobytes()
         head = b"x" * number + b"\n" + json.dumps(STAMP).encode() + SEPARATOR
         made += [head + records, head + records[:-3]]
     return made
@@ -149,7 +149,7 @@ def main(root: Path) -> None:
         "image": images,
         "config": configs,
         "checkpoint": checkpoints,
-        "words": caches,
+        "target_cache": caches,
         "data": data_sets,
     }
     for name, make in made.items():

@@ -15,7 +15,8 @@ from deitctl.config import TrainConfig
 from deitctl.data.decode import decode
 from deitctl.data.eval_transform import eval_transform
 from deitctl.data.open import open_dataset
-from deitctl.distillation.target_cache import TargetCodec, open_cache
+from deitctl.distillation.target_cache import open_cache
+from deitctl.distillation.targets import TargetCodec
 from deitctl.errors import DeitctlError
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import (
@@ -31,9 +32,9 @@ from deitctl.settings import from_dict, override, read_toml, write_toml
 from deitctl.training.configure import check, parse_change
 
 SEPARATOR = b"\n---8<---\n"
-FORMS = (TargetCodec("hard", 5), TargetCodec("soft", 5, 5), TargetCodec("soft", 9, 3))
+CODECS = (TargetCodec("hard", 5), TargetCodec("soft", 5, 5), TargetCodec("soft", 9, 3))
 IMAGES = 6
-STAMP = {"teacher": "t", "classes": 5, "view augmentation": {"hflip": 0.5}}
+STAMP = {"teacher": "t", "num_classes": 5, "view_augmentation": {"hflip": 0.5}}
 
 
 @contextmanager
@@ -91,21 +92,23 @@ def checkpoint(data: bytes) -> None:
         assert infer_img_size(state, arch) >= arch.patch_size
 
 
-def words(data: bytes) -> None:
-    """Open a cache whose stamp and first view are anything; what it takes for words are distributions."""
+def target_cache(data: bytes) -> None:
+    """Open a cache whose stamp and first view are arbitrary bytes; valid records decode to distributions."""
     kind, _, rest = data.partition(b"\n")
-    form = FORMS[len(kind) % len(FORMS)]
+    codec = CODECS[len(kind) % len(CODECS)]
     stamp, _, view = rest.partition(SEPARATOR)
     with folder() as root, suppress(DeitctlError):
         (root / "cache.json").write_bytes(stamp or json.dumps(STAMP).encode())
-        (root / "view-00000.words").write_bytes(view)
-        cache = open_cache(root, STAMP, form, IMAGES)
+        (root / "view-00000.bin").write_bytes(view)
+        cache = open_cache(root, STAMP, codec, IMAGES)
         records, valid = cache.read([(0, i) for i in range(IMAGES)])
-        answers = form.decode(np.ascontiguousarray(records[valid])) if valid.any() else None
-        assert answers is None or bool(
-            ((answers.sum(dim=1) - 1).abs() < 1e-3).all() and (answers >= 0).all()
+        targets = codec.decode(np.ascontiguousarray(records[valid])) if valid.any() else None
+        assert targets is None or bool(
+            ((targets.sum(dim=1) - 1).abs() < 1e-3).all() and (targets >= 0).all()
         )
-        assert cache.count_missing(1) + len(cache.unreadable(1)) + int(valid.sum()) >= IMAGES
+        assert (
+            cache.count_missing(1) + len(cache.unreadable_indices(1)) + int(valid.sum()) >= IMAGES
+        )
         cache.mark_unreadable([(0, 0)])
 
 
@@ -125,12 +128,12 @@ def data(data: bytes) -> None:
         path = root / ("x.tar" if data[:1] == b"t" else "x.csv")
         path.write_bytes(_summed(data[1:]) if data[:1] == b"t" else data[1:])
         opened = open_dataset(str(path), SilentReporter())
-        for dataset in (opened.train, opened.val, opened.whole):
+        for dataset in (opened.train, opened.val, opened.unsplit):
             for index in range(len(dataset.labels) if dataset is not None else 0):
                 assert dataset is not None
                 with suppress(DeitctlError):
                     dataset.read(index)
-                assert dataset.size(index) >= 0
+                assert dataset.num_bytes(index) >= 0
                 assert 0 <= dataset.labels[index] < len(dataset.class_names)
 
 
@@ -138,6 +141,6 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "image": image,
     "config": config,
     "checkpoint": checkpoint,
-    "words": words,
+    "target_cache": target_cache,
     "data": data,
 }

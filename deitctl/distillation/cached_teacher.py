@@ -1,4 +1,7 @@
-"""Hearing a teacher about views: from its cache where the word is there, from the network where it is not."""
+"""Teacher targets of a batch's views: read from the cache where it has them, computed by the network where not.
+
+Letters: B images, K classes, M of the images without a cached target, T the teacher's input side.
+"""
 
 from __future__ import annotations
 
@@ -16,77 +19,74 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import Batch, build_view_loader
 from deitctl.data.samplers import SampleKey, view_of
 from deitctl.device import Device
-from deitctl.distillation.target_cache import Records, TargetCache, TargetCodec
+from deitctl.distillation.target_cache import TargetCache
+from deitctl.distillation.targets import Records, TargetCodec, teacher_targets
 from deitctl.distillation.teacher import Teacher
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import TeacherError
 from deitctl.events import Reporter
-from deitctl.training.losses import teacher_targets
 
 
 @dataclass(frozen=True)
 class CachedTeacher:
-    """Answers with the teacher's words [B,K] about the views of a batch, and remembers them."""
+    """Returns the teacher targets [B,K] of a batch's views, and caches what it computes."""
 
-    form: TargetCodec
+    codec: TargetCodec
     tau: float
     cache: TargetCache | None
-    """None: nothing is remembered, the teacher is asked every time."""
-    teacher: Callable[[], Teacher]
-    """Loads the network; called when a word is not in the cache, so perhaps never."""
+    """None: every target is computed every time."""
+    load_network: Callable[[], Teacher]
+    """Called when a target is missing, so perhaps never."""
     device: Device
     views: int
+    """Views per image that are cycled over the epochs, 0 for fresh ones."""
     repeats: int
+    """Views of an image in one epoch."""
 
     @property
-    def known(self) -> Callable[[int, int], bool] | None:
-        """Say by (view, image) whether a word is at hand, so that a loader need not render it; None: none ever is.
+    def has_target(self) -> Callable[[int, int], bool] | None:
+        """Whether the target of (view, image) is cached, so that a loader need not render it for the teacher.
 
-        It is the cache's own method, which travels to a loader process without the network.
+        The cache's own method, which can be pickled to a loader process without the network. None: nothing is cached.
         """
-        return self.cache.holds if self.cache is not None else None
+        return self.cache.has_target if self.cache is not None else None
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Return the words [B,K] about a batch's views; what had to be asked is kept.
-
-        Cached or not, a word passes through its stored form, so that training is the same either way.
-        """
-        places = [
-            (view_of(key, views=self.views, repeats=self.repeats), key.index) for key in batch.keys
-        ]
+        """Return the targets [B,K] of a batch's views; those that are computed are cached."""
+        # Cached or not, a target passes through its stored form, so that both train the same.
         if self.cache is None:
-            return self.form.decode(self.ask(batch.teacher_images))
-        records, found = self.cache.read(places)
-        if not found.all():
-            rows = [row for row in batch.teacher_rows if not found[row]]
-            if len(rows) < len(found) - found.sum():
+            return self.codec.decode(self.compute(batch.teacher_images))
+        views = (view_of(key, views=self.views, repeats=self.repeats) for key in batch.keys)
+        keys = [(view, key.index) for view, key in zip(views, batch.keys, strict=True)]
+        records, cached = self.cache.read(keys)
+        if not cached.all():
+            rendered = [(n, row) for n, row in enumerate(batch.teacher_rows) if not cached[row]]
+            rows = [row for _, row in rendered]
+            if len(rows) < len(cached) - cached.sum():
                 raise TeacherError(
-                    f"{self.cache.root} lost words while they were being read.", "Run it again."
+                    f"{self.cache.root} lost targets while they were being read.", "Run it again."
                 )
-            images = batch.teacher_images[
-                [i for i, row in enumerate(batch.teacher_rows) if not found[row]]
-            ]
-            records[rows] = self.ask(_in_places(images, rows, len(found)))[rows]
-            self.cache.write([places[row] for row in rows], records[rows])
-        return self.form.decode(records)
+            images = batch.teacher_images[[n for n, _ in rendered]]
+            records[rows] = self.compute(_pad_batch(images, rows, len(cached)))[rows]
+            self.cache.write([keys[row] for row in rows], records[rows])
+        return self.codec.decode(records)
 
-    def ask(self, pixels: Tensor) -> Records:
-        """Ask the network about views, uint8 [B,3,T,T] at its own size; raise `TeacherError` if it answers no numbers."""
+    def compute(self, pixels: Tensor) -> Records:
+        """Compute the target records of views, uint8 [B,3,T,T]; raise `TeacherError` for logits that are not finite."""
         with torch.no_grad(), self.device.autocast():
-            logits = self.teacher().look(self.device.to_device(pixels))
+            logits = self.load_network().forward_views(self.device.to_device(pixels))
         if not logits.isfinite().all():
             raise TeacherError(
-                "The teacher answers with what is no number.",
-                "Check its weights; or --precision fp32.",
+                "The teacher's logits are not finite.", "Check its weights; or --precision fp32."
             )
-        return self.form.encode(teacher_targets(logits.float(), self.form.mode, self.tau))
+        return self.codec.encode(teacher_targets(logits.float(), self.codec.mode, self.tau))
 
     def fill(
         self,
         dataset: ImageDataset,
         augment: AugmentConfig,
         view_seed: int,
-        views: int,
+        num_views: int,
         *,
         batch_size: int,
         workers: int,
@@ -94,67 +94,80 @@ class CachedTeacher:
         world: World = SINGLE_PROCESS,
         pause: Callable[[], None] = lambda: None,
     ) -> int:
-        """Ask for every word that the first `views` views lack; return how many that were, in all processes together.
+        """Compute and cache all missing targets of the first `num_views` views.
 
-        The processes of a `world` share the views out. Others may do it at once: each goes through the views in an
-        order of its own and leaves out what is there when its turn comes.
+        The processes of a `world` split the images. Other programs may fill the same cache at the same time.
+
+        Args:
+            dataset: the training images.
+            augment: the view's part of it is used.
+            view_seed: seed of the views.
+            num_views: views per image.
+            batch_size: views per forward pass.
+            workers: loader processes.
+            reporter: shows progress.
+            world: the processes that fill together.
+            pause: called between two batches, where it may save or stop.
+
+        Returns:
+            The number of targets that were computed, in all processes together.
         """
         cache = self.cache
         if cache is None:
             return 0
-        missing = cache.count_missing(views)
-        if not any(world.all_gather_object(missing)):
+        num_missing = cache.count_missing(num_views)
+        if not any(world.all_gather_object(num_missing)):
             return 0
-        asked = 0
+        num_computed = 0
         batches = build_view_loader(
             dataset,
             augment,
-            self.teacher().model_config.preprocessing.img_size,
+            self.load_network().model_config.preprocessing.img_size,
             view_seed,
-            _still_missing(cache, views, batch_size, world),
+            _iter_missing(cache, num_views, batch_size, world),
             workers=workers,
             pin_memory=self.device.pins_memory,
         )
-        with reporter.task("ask the teacher", missing) as task:
+        with reporter.task("compute teacher targets", num_missing) as task:
             for batch in batches:
                 pause()
                 cache.mark_unreadable([(key.epoch, key.index) for key, _ in batch.unreadable])
                 if batch.keys:
-                    heard = self.ask(_in_places(batch.images, range(len(batch.keys)), batch_size))
-                    cache.write(
-                        [(key.epoch, key.index) for key in batch.keys], heard[: len(batch.keys)]
-                    )
-                asked += len(batch.keys)
+                    images = _pad_batch(batch.images, range(len(batch.keys)), batch_size)
+                    records = self.compute(images)[: len(batch.keys)]
+                    cache.write([(key.epoch, key.index) for key in batch.keys], records)
+                num_computed += len(batch.keys)
                 task.advance(world.size * (len(batch.keys) + len(batch.unreadable)))
-        return sum(world.all_gather_object(asked))
+        return sum(world.all_gather_object(num_computed))
 
 
-def _still_missing(
-    cache: TargetCache, views: int, batch_size: int, world: World
+def _iter_missing(
+    cache: TargetCache, num_views: int, batch_size: int, world: World
 ) -> Iterator[list[SampleKey]]:
-    """Yield batches of (view, image) that have no word yet, in an order that differs from process to process.
+    """Yield batches of (view, image) keys without a target, a share of them in each process of a `world`.
 
-    Which of a `world` asks about an image depends on its number alone, so that none is left out or asked twice.
+    The order differs from process to process, and each batch is checked again when its turn comes: so several
+    programs that fill one cache at once rarely compute the same target.
     """
     draw = rng.generator("teach", os.getpid())
-    for view in draw.permutation(views).tolist():
-        missing = cache.missing(view)
+    for view in draw.permutation(num_views).tolist():
+        missing = cache.missing_indices(view)
+        # The share depends on the image's index alone: processes that see different states of the cache still cover
+        # every image once.
         missing = missing[missing // batch_size % world.size == world.rank]
         starts = range(0, len(missing), batch_size)
         for turn in draw.permutation(len(starts)).tolist():
-            wanted = missing[starts[turn] : starts[turn] + batch_size]
-            first, last = int(wanted[0]), int(wanted[-1]) + 1
-            if left := np.intersect1d(
-                wanted, cache.missing(view, first, last), assume_unique=True
-            ).tolist():
+            chunk = missing[starts[turn] : starts[turn] + batch_size]
+            still_missing = cache.missing_indices(view, int(chunk[0]), int(chunk[-1]) + 1)
+            if left := np.intersect1d(chunk, still_missing, assume_unique=True).tolist():
                 yield [SampleKey(view, index, 0) for index in left]
 
 
-def _in_places(images: Tensor, rows: Sequence[int], size: int) -> Tensor:
-    """Put views [M,3,T,T] into `rows` of a batch of `size`, black where there is none.
+def _pad_batch(images: Tensor, rows: Sequence[int], size: int) -> Tensor:
+    """Put views [M,3,T,T] into `rows` of a batch of `size`, black elsewhere.
 
-    An answer's last digit can depend on how many images are asked about together. So a batch that is half known, after
-    a kill for example, is asked about as a whole one was.
+    A partially cached batch is padded to its full size, because the last bit of a result can depend on the batch
+    size; a resumed run then gets identical logits.
     """
     if len(images) == size:
         return images

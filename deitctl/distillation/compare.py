@@ -1,24 +1,24 @@
-"""The paper's Table 3 (and with several teachers its Table 2) on any data: every way to distill, on equal terms."""
+"""Table 3 of the paper on any data: every variant of distillation with equal recipe, epochs, views and seeds.
+
+With several teachers it is the paper's Table 2 too.
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deitctl.config import MACHINE_SETTINGS, TrainConfig
-from deitctl.data.dataset import ImageDataset
-from deitctl.errors import ConfigError, DeitctlError, did_you_mean
+from deitctl.config import TrainConfig
+from deitctl.distillation.teacher import TrainRun
+from deitctl.errors import ConfigError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
 from deitctl.models import catalog
 from deitctl.models.factory import find_architecture, list_weight_files
 from deitctl.paths import write_json
-from deitctl.settings import to_dict
-from deitctl.training.configure import Request, Teaching, configure
-from deitctl.training.launch import train_or_find
-from deitctl.training.run_dir import Run
+from deitctl.records import hidden, to_object
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,10 @@ class Variant:
     title: str
     mode: str
     """`hard`, `soft` or `none`."""
-    token: bool
+    dist_token: bool
 
 
+# DeiT Table 3, in its order; its last three rows are the heads of `token-hard`.
 VARIANTS = {
     "none": Variant("none", "none", False),
     "soft": Variant("usual (soft)", "soft", False),
@@ -38,19 +39,20 @@ VARIANTS = {
     "token-soft": Variant("token, soft", "soft", True),
     "token-hard": Variant("token, hard", "hard", True),
 }
-"""DeiT Table 3, in its order; its last three rows are the heads of `token-hard`."""
 HEADS = ("cls", "dist", "avg-logits")
-OF_THE_VARIANT = ("distill.mode", "distill.dist_token", "distill.teacher")
-OF_THE_RUN = MACHINE_SETTINGS
-"""What may differ between a run that is found and the one that is wanted."""
+
+MakeConfig = Callable[[str, str, bool], TrainConfig]
+"""Returns a run's configuration by teacher (empty: the default one), mode (`hard` or `soft`) and distillation token."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation over seeds; no deviation of one."""
+    """Mean and sample standard deviation over seeds."""
 
     mean: float
-    deviation: float | None
+    """Mean over the seeds."""
+    std: float | None
+    """Sample standard deviation; null for one seed."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
@@ -58,94 +60,82 @@ class Spread:
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f}" + (
-            f" ± {self.deviation:.2f}" if self.deviation is not None else ""
-        )
+        return f"{self.mean:.2f}" + (f" ± {self.std:.2f}" if self.std is not None else "")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """A way to train, and what its runs came to; percentages."""
+class ComparisonRow:
+    """One variant with one teacher, over the seeds; accuracies and agreements in percent."""
 
     variant: str
-    title: str
-    teacher: str
-    """Empty without one."""
+    """Key of the variant: `none`, `soft`, `hard`, `token-soft` or `token-hard`."""
+    title: str = hidden()
+    """Name of the row in the paper."""
+    teacher: str | None
+    """Teacher; null for `none`."""
     teacher_top1: Spread | None
+    """Top-1 accuracy of the teacher."""
     top1: Mapping[str, Spread]
-    """By head rule, `cls`, `dist` and `avg-logits`; one head is `cls`."""
-    with_teacher: Mapping[str, Spread]
-    """Agreement with the teacher by head rule (100 - DeiT Table 4)."""
-    between_heads: Spread | None
+    """Top-1 accuracy by head rule: `cls`, `dist`, `avg-logits`; a model with one head has `cls`."""
+    teacher_agreement: Mapping[str, Spread]
+    """Images with the teacher's prediction, by head rule (100 - the disagreement of DeiT Table 4)."""
+    head_agreement: Spread | None
+    """Images with the same prediction of both heads; null for one head."""
     seconds: Spread
+    """Duration of a run."""
     runs: Sequence[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the row as JSON has it."""
-
-        def plain(value: Spread | None) -> dict[str, float | None] | None:
-            return None if value is None else {"mean": value.mean, "deviation": value.deviation}
-
-        return {
-            "variant": self.variant,
-            "teacher": self.teacher or None,
-            "teacher_top1": plain(self.teacher_top1),
-            "top1": {k: plain(v) for k, v in self.top1.items()},
-            "agreement_with_teacher": {k: plain(v) for k, v in self.with_teacher.items()},
-            "agreement_of_heads": plain(self.between_heads),
-            "seconds": plain(self.seconds),
-            "runs": list(self.runs),
-        }
+    """Folders of the runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All rows, on the same data, recipe and seeds."""
+    """All variants on the same data, recipe and seeds."""
 
     output: Path
+    """Folder of the runs."""
     data: str
+    """Data, as it was named."""
     student: str
+    """Model, as it was named."""
     epochs: int
-    seeds: int
+    """Epochs of a run."""
+    num_seeds: int
+    """Runs of each row."""
     num_images: int
-    rows: Sequence[Row]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record that `--format json` prints."""
-        return {
-            "output": str(self.output),
-            "data": self.data,
-            "student": self.student,
-            "epochs": self.epochs,
-            "seeds": self.seeds,
-            "num_images": self.num_images,
-            "rows": [row.to_dict() for row in self.rows],
-        }
+    """Validation images."""
+    rows: Sequence[ComparisonRow]
+    """Variants, in the order of the paper."""
 
 
 def compare(
-    request: Request,
+    make_config: MakeConfig,
+    train_run: TrainRun,
     *,
+    output: Path,
+    num_images: int,
     teachers: Sequence[str] = (),
     variants: Sequence[str] = (),
-    seeds: int = 1,
+    num_seeds: int = 1,
     reporter: Reporter | None = None,
 ) -> Comparison:
-    """Train a student in every way of `variants`, with every teacher, from `seeds` seeds, and set the results side by side.
+    """Train a student with every variant, every teacher and every seed, and summarize the results.
 
-    Every run has the same recipe, epochs and views, and the runs of a mode share the teacher's words. The one without
-    a teacher sees new views every epoch, as `deitctl train` would show them. Runs that are finished are found again.
+    The runs of one mode share the teacher's cached targets. The variant `none` gets fresh views every epoch, as in
+    `deitctl train`. Finished runs are reused.
 
     Args:
-        request: data, student, recipe; its `teaching` says what all teachers have in common.
+        make_config: see `MakeConfig`; all its configurations have the same recipe and seed.
+        train_run: see `TrainRun`; refuses a folder that holds a run of another configuration.
+        output: folder of the runs and of `comparison.json`.
+        num_images: validation images, for the record.
         teachers: their names; empty for the default one.
-        variants: names of `VARIANTS`; empty for all.
-        seeds: how many, from the request's seed on.
-        reporter: told of progress.
+        variants: keys of `VARIANTS`; empty for all.
+        num_seeds: runs of each row, with the configuration's seed and those after it.
+        reporter: receives progress.
 
     Raises:
-        ConfigError: no such variant, or other runs in the output folder.
-        DeitctlError: as `run_training`.
+        ConfigError: an unknown variant, teachers that cannot be told apart, or other runs in the output folder.
+        DeitctlError: as `train_run`.
     """
     reporter = reporter or SilentReporter()
     variants = list(dict.fromkeys(variants or VARIANTS))
@@ -155,121 +145,92 @@ def compare(
                 f"There is no variant {name!r}.",
                 did_you_mean(name, VARIANTS) or f"There are: {', '.join(VARIANTS)}.",
             )
-    teaching = request.teaching or Teaching()
-    if len(teachers) > 1 and teaching.weights:
+    teachers = list(dict.fromkeys(teachers)) or [""]
+    configs = {
+        (name, teacher): _configure(make_config, VARIANTS[name], teacher, reporter)
+        for name in variants
+        for teacher in (teachers if VARIANTS[name].mode != "none" else teachers[:1])
+    }
+    _check_teachers(teachers, configs.values(), reporter)
+    results: dict[tuple[str, str], list[Mapping[str, Any]]] = {key: [] for key in configs}
+    first = next(iter(configs.values()))
+    for seed in range(first.seed, first.seed + num_seeds):
+        for (name, teacher), config in configs.items():
+            distill = config.distill
+            label = name if distill is None else f"{name}-{Path(distill.teacher).name}"
+            root = output / f"{label}-seed{seed}"
+            reporter.note(f"Distillation {VARIANTS[name].title}, seed {seed}: {root}")
+            # All seeds hold out the same validation images.
+            run = replace(config, output_dir=str(root), seed=seed, split_seed=first.seed)
+            results[name, teacher].append(train_run(run))
+    comparison = Comparison(
+        output=output,
+        data=first.data,
+        student=first.model,
+        epochs=first.recipe.epochs,
+        num_seeds=num_seeds,
+        num_images=num_images,
+        rows=[_summarize(name, records) for (name, _), records in results.items()],
+    )
+    write_json(output / "comparison.json", to_object(comparison))
+    return comparison
+
+
+def _configure(
+    make_config: MakeConfig, variant: Variant, teacher: str, reporter: Reporter
+) -> TrainConfig:
+    """Return the configuration of a variant; `none` gets the recipe of distillation too, without the teacher."""
+    mode = variant.mode if variant.mode != "none" else "hard"
+    config = make_config(teacher, mode, variant.dist_token)
+    distill = config.distill
+    if distill is None or (distill.mode, distill.dist_token) != (mode, variant.dist_token):
+        raise ConfigError(
+            "distill.mode and distill.dist_token are what is compared.",
+            "Choose them with --variants instead of --set.",
+        )
+    if variant.mode != "none":
+        return config
+    arch = find_architecture(config.model, reporter)
+    if arch is not None:
+        # The plain model, also of a student that was named with a distillation token; a file's weights stay its start.
+        weights = config.weights or (config.model if list_weight_files(config.model) else "")
+        config = replace(config, model=catalog.get_plain(arch).alias, weights=weights)
+    return replace(config, distill=None)
+
+
+def _check_teachers(
+    teachers: Sequence[str], configs: Iterable[TrainConfig], reporter: Reporter
+) -> None:
+    """Refuse teachers that do not exist or cannot be told apart, before hours of training with the others."""
+    if len(teachers) > 1 and any(c.distill and c.distill.teacher_weights for c in configs):
         raise ConfigError(
             "--teacher-weights cannot be those of several teachers.",
             "Name teachers by their folders.",
         )
-    for change in request.changes:
-        if change.partition("=")[0].strip() in OF_THE_VARIANT:
-            raise ConfigError(
-                f"--set {change} is what is compared.", "Choose with --variants and --teacher."
-            )
-    names = list(dict.fromkeys(teachers)) or [teaching.teacher]
-    for name in filter(None, names):
-        find_architecture(
-            name, reporter
-        )  # a name that means nothing is said before hours of training with the others
-    if len({Path(name).name for name in names}) < len(names):
+    for name in filter(None, teachers):
+        find_architecture(name, reporter)
+    if len({Path(name).name for name in teachers}) < len(teachers):
         raise ConfigError(
             "Two of the teachers have the same last name.",
             "Their runs would be in the same folders.",
         )
-    first = int(request.given.get("seed") or 0)
-    wanted = [
-        (v, t) for v in variants for t in (names if VARIANTS[v].mode != "none" else names[:1])
-    ]
-    results: dict[tuple[str, str], list[dict[str, Any]]] = {pair: [] for pair in wanted}
-    configs = {}
-    for variant, teacher in wanted:
-        asked = replace(request, teaching=replace(teaching, teacher=teacher))
-        configs[variant, teacher], datasets = _configure(asked, VARIANTS[variant], reporter)
-    output = Path(request.output)
-    for seed in range(first, first + seeds):
-        for variant, teacher in wanted:
-            config = configs[variant, teacher]
-            label = (
-                variant
-                if config.distill is None
-                else f"{variant}-{Path(config.distill.teacher).name}"
-            )
-            root = output / f"{label}-seed{seed}"
-            reporter.note(f"Distillation {VARIANTS[variant].title}, seed {seed}: {root}")
-            run = replace(
-                config, output_dir=str(root), seed=seed, split_seed=first
-            )  # the same images for every seed
-            results[variant, teacher].append(_run(run, datasets, reporter))
-    config = configs[wanted[0]]
-    done = Comparison(
-        output=output,
-        data=config.data,
-        student=config.model,
-        epochs=config.recipe.epochs,
-        seeds=seeds,
-        num_images=len(datasets[1].labels),
-        rows=[_row(v, t, results[v, t]) for v, t in wanted],
-    )
-    write_json(output / "comparison.json", done.to_dict())
-    return done
 
 
-def _configure(
-    request: Request, variant: Variant, reporter: Reporter
-) -> tuple[TrainConfig, tuple[ImageDataset, ImageDataset]]:
-    """Resolve the configuration of a variant; all of them take the recipe that distillation takes."""
-    assert request.teaching is not None
-    mode = variant.mode if variant.mode != "none" else "hard"
-    teaching = replace(request.teaching, mode=mode, token=variant.token)
-    config, *datasets = configure(replace(request, teaching=teaching), reporter)
-    if variant.mode == "none":
-        arch = find_architecture(config.model, reporter)
-        if (
-            arch is not None
-        ):  # without the token, whatever the student was called; a file's weights are its start still
-            start = config.weights or (config.model if list_weight_files(config.model) else "")
-            config = replace(config, model=catalog.get_plain(arch).alias, weights=start)
-        config = replace(config, distill=None)
-    return config, (datasets[0], datasets[1])
-
-
-def _run(
-    config: TrainConfig, datasets: tuple[ImageDataset, ImageDataset], reporter: Reporter
-) -> dict[str, Any]:
-    """Train into the run's folder, or find it there, and return its result."""
-    root = Path(config.output_dir)
-    if Run(root).config_file.is_file():
-        _, there = Run.open(root)
-        mine, theirs = to_dict(config), to_dict(there)
-        if differing := [
-            k for k in mine.keys() | theirs if k not in OF_THE_RUN and mine.get(k) != theirs.get(k)
-        ]:
-            raise ConfigError(
-                f"{root} is a run with another {' and '.join(sorted(differing))}.",
-                "Name another --output for this comparison.",
-            )
-    train_or_find(config, datasets, reporter)
-    result = Run(root).result()
-    if result is None:
-        raise DeitctlError(f"{root} has no result.", "Delete that folder and compare again.")
-    return result
-
-
-def _row(variant: str, teacher: str, results: Sequence[Mapping[str, Any]]) -> Row:
+def _summarize(variant: str, results: Sequence[Mapping[str, Any]]) -> ComparisonRow:
     def by_head(values: Sequence[Mapping[str, float] | None]) -> dict[str, Spread]:
-        kept = [v for v in values if v is not None]
-        return {h: Spread.of([v[h] for v in kept]) for h in HEADS if kept and h in kept[0]}
+        present = [v for v in values if v is not None]
+        return {h: Spread.of([v[h] for v in present]) for h in HEADS if present and h in present[0]}
 
-    taught = [r["teacher"] for r in results if r["teacher"] is not None]
-    agreements = [r["agreement"] for r in results if r["agreement"] is not None]
-    return Row(
+    teachers = [r["teacher"] for r in results if r["teacher"] is not None]
+    agreements = [r["head_agreement"] for r in results if r["head_agreement"] is not None]
+    return ComparisonRow(
         variant=variant,
         title=VARIANTS[variant].title,
-        teacher=taught[0]["name"] if taught else "",
-        teacher_top1=Spread.of([t["top1"] for t in taught]) if taught else None,
+        teacher=teachers[0]["name"] if teachers else None,
+        teacher_top1=Spread.of([t["top1"] for t in teachers]) if teachers else None,
         top1=by_head([r["heads"] or {"cls": r["best"]["top1"]} for r in results]),
-        with_teacher=by_head([r["teacher_agreement"] for r in results]),
-        between_heads=Spread.of(agreements) if agreements else None,
+        teacher_agreement=by_head([r["teacher_agreement"] for r in results]),
+        head_agreement=Spread.of(agreements) if agreements else None,
         seconds=Spread.of([r["seconds"] for r in results]),
         runs=[r["run"] for r in results],
     )

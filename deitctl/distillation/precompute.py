@@ -1,4 +1,4 @@
-"""Hear a teacher out ahead of time, so that no student needs it; and check that a cache still says what it would say."""
+"""Computes a teacher's targets ahead of training, and verifies targets that are cached (`deitctl cache-teacher`)."""
 
 from __future__ import annotations
 
@@ -6,227 +6,205 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.loader import build_view_loader
+from deitctl.data.loader import build_view_loader, translate_worker_errors
 from deitctl.data.samplers import SampleKey
 from deitctl.device import choose_device
-from deitctl.distillation.preflight import NO_CACHE, DistillationTeacher, Preflight
+from deitctl.distillation.distillation_teacher import NO_CACHE, DistillationTeacher
+from deitctl.distillation.preflight import Preflight
 from deitctl.distillation.target_cache import TargetCache
+from deitctl.distillation.teacher import TrainRun
 from deitctl.distributed import SINGLE_PROCESS, World, process_group
 from deitctl.errors import ConfigError, Interrupted, Signalled, TeacherError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.models.model_config import Preprocessing
-from deitctl.training.configure import check
-from deitctl.training.launch import loaders_may_die, train_or_find
 
-MOST_DIFFERENT = 0.02
-"""Share of decisions that another device or precision may tip, where two classes are all but level."""
-FARTHEST = 0.02
-"""The same for a probability of a soft word."""
+# Another device or precision may move this share of predictions, of images whose two likeliest classes are level,
+# and a probability of a soft label by this much.
+MAX_DIFFERENT = 0.02
+MAX_DIFFERENCE = 0.02
+FEWER_WORKERS = "Run it again with fewer loader processes: --workers 0"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeachResult:
-    """A filled cache."""
+class CacheTeacherResult:
+    """A cache that holds all teacher targets of a run's views."""
 
     cache: Path
+    """Folder of the cache."""
     teacher: Preflight
-    views: int
+    """Check of the teacher on the validation images."""
+    num_views: int
+    """Augmented views per image."""
     num_images: int
-    asked: int
-    """Words that were not there before."""
+    """Training images."""
+    num_computed: int
+    """Targets that were missing and are computed now."""
     unreadable: tuple[str, ...]
-    """Images that could not be read and have no words."""
+    """Images that could not be read and have no targets."""
     bytes: int
+    """Size of all targets on disk."""
     seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record that `--format json` prints."""
-        return {
-            "cache": str(self.cache),
-            "teacher": self.teacher.to_dict(),
-            "views": self.views,
-            "num_images": self.num_images,
-            "asked": self.asked,
-            "unreadable": list(self.unreadable),
-            "bytes": self.bytes,
-            "seconds": round(self.seconds, 2),
-        }
+    """Duration."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyResult:
-    """A sample of a cache's words, asked for again."""
+class VerifyCacheResult:
+    """A sample of a cache's targets, computed again and compared."""
 
     cache: Path
-    checked: int
-    different: int
-    """Words whose likeliest class is another now."""
-    largest_difference: float
-    """Of any probability of any word."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record that `--format json` prints."""
-        return {
-            "cache": str(self.cache),
-            "checked": self.checked,
-            "different": self.different,
-            "largest_difference": self.largest_difference,
-        }
+    """Folder of the cache."""
+    num_verified: int
+    """Targets that were computed again."""
+    num_different: int
+    """Targets whose likeliest class differs."""
+    max_abs_diff: float
+    """Largest difference of a probability."""
 
 
-def teach(
+def cache_teacher(
     config: TrainConfig,
     datasets: tuple[ImageDataset, ImageDataset],
+    train_run: TrainRun,
     *,
     batch_size: int = 64,
     reporter: Reporter | None = None,
-) -> TeachResult:
-    """Ask the teacher about every view of every training image that its cache lacks.
+) -> CacheTeacherResult:
+    """Compute the targets of all views of all training images that the teacher's cache lacks.
 
     Args:
-        config: a student's run, as `configure` makes it; its `distill` says which teacher and how many views.
-        sources: the training and validation images.
-        batch_size: views at a time.
-        reporter: told of progress.
+        config: a student's run; its `distill` names the teacher and the number of views.
+        datasets: the training and validation images.
+        train_run: fine-tunes the teacher if need be, see `TrainRun`.
+        batch_size: views per forward pass.
+        reporter: receives progress.
 
     Raises:
         TeacherError: a teacher that cannot teach, or a stale cache.
-        Interrupted: stopped by a signal; every word heard so far is kept.
+        Interrupted: a signal; every target that was computed is cached.
     """
     reporter, start = reporter or SilentReporter(), time.monotonic()
-    check(config)
     with process_group(choose_device(config.device, config.precision).torch_device) as world:
-        tutor, cache = _open(config, datasets, reporter, world)
+        teacher, cache = _open_teacher(config, datasets, train_run, reporter, world)
+        workers = teacher.device.loader_workers(config.workers)
         try:
-            with loaders_may_die("Teach again with fewer: --workers 0"):
-                asked = tutor.listener().fill(
-                    datasets[0],
-                    config.recipe.augment,
-                    tutor.distill.view_seed,
-                    tutor.total_views,
-                    batch_size=batch_size,
-                    workers=tutor.device.loader_workers(config.workers),
-                    reporter=reporter,
-                    world=world,
-                )
+            with translate_worker_errors(FEWER_WORKERS):
+                num_computed = teacher.fill_cache(batch_size=batch_size, workers=workers)
         except (KeyboardInterrupt, Signalled) as stop:
-            raise Interrupted(
-                signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum
-            ) from stop
-    num_images = len(datasets[0].labels)
-    unreadable = tuple(datasets[0].name(i) for i in sorted(cache.unreadable(tutor.total_views)))
-    return TeachResult(
+            signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum
+            raise Interrupted(signum) from stop
+    train, num_views = datasets[0], teacher.total_views
+    return CacheTeacherResult(
         cache=cache.root,
-        teacher=tutor.preflight,
-        views=tutor.total_views,
-        num_images=num_images,
-        asked=asked,
-        unreadable=unreadable,
-        bytes=2 * cache.form.width * num_images * tutor.total_views,
+        teacher=teacher.preflight,
+        num_views=num_views,
+        num_images=len(train.labels),
+        num_computed=num_computed,
+        unreadable=tuple(train.name(i) for i in sorted(cache.unreadable_indices(num_views))),
+        bytes=2 * cache.codec.width * len(train.labels) * num_views,
         seconds=time.monotonic() - start,
     )
 
 
-def verify(
+def verify_teacher_cache(
     config: TrainConfig,
     datasets: tuple[ImageDataset, ImageDataset],
+    train_run: TrainRun,
     *,
-    count: int = 256,
+    num_images: int = 256,
     batch_size: int = 64,
     reporter: Reporter | None = None,
-) -> VerifyResult:
-    """Ask the teacher again about up to `count` views that its cache knows, and compare.
+) -> VerifyCacheResult:
+    """Compute the targets of up to `num_images` cached views again, and compare; arguments as in `cache_teacher`.
 
     Raises:
-        TeacherError: nothing is cached, or the teacher says something else now.
+        TeacherError: nothing is cached, or the targets differ.
     """
     reporter = reporter or SilentReporter()
-    check(config)
-    tutor, cache = _open(config, datasets, reporter, SINGLE_PROCESS)
-    keys = _some(cache, tutor.total_views, count)
+    teacher, cache = _open_teacher(config, datasets, train_run, reporter, SINGLE_PROCESS)
+    keys = _sample_cached(cache, teacher.total_views, num_images)
     if not keys:
-        raise TeacherError(
-            f"{cache.root} holds no words yet.", "Fill it first: leave --verify out."
-        )
+        raise TeacherError(f"{cache.root} is empty.", "Fill it first: leave --verify out.")
     batches = build_view_loader(
         datasets[0],
         config.recipe.augment,
-        tutor.network().model_config.preprocessing.img_size,
-        tutor.distill.view_seed,
+        teacher.network().model_config.preprocessing.img_size,
+        teacher.distill.view_seed,
         [keys[n : n + batch_size] for n in range(0, len(keys), batch_size)],
-        workers=tutor.device.loader_workers(config.workers),
-        pin_memory=tutor.device.pins_memory,
+        workers=teacher.device.loader_workers(config.workers),
+        pin_memory=teacher.device.pins_memory,
     )
-    listener, different, farthest, checked = tutor.listener(), 0, 0.0, 0
+    cached_teacher = teacher.cached_teacher()
+    num_different, max_abs_diff, num_verified = 0, 0.0, 0
     with (
-        loaders_may_die("Verify again with fewer: --workers 0"),
-        reporter.task("ask again", len(keys)) as task,
+        translate_worker_errors(FEWER_WORKERS),
+        reporter.task("verify teacher targets", len(keys)) as task,
     ):
         for batch in batches:
             if not batch.keys:
                 continue
-            kept = cache.form.decode(cache.read([(k.epoch, k.index) for k in batch.keys])[0])
-            again = cache.form.decode(listener.ask(batch.images))
-            different += int((kept.argmax(1) != again.argmax(1)).sum())
-            farthest = max(farthest, float((kept - again).abs().max()))
-            checked += len(batch.keys)
+            records, _ = cache.read([(key.epoch, key.index) for key in batch.keys])
+            cached = cache.codec.decode(records)
+            computed = cache.codec.decode(cached_teacher.compute(batch.images))
+            num_different += int((cached.argmax(1) != computed.argmax(1)).sum())
+            max_abs_diff = max(max_abs_diff, float((cached - computed).abs().max()))
+            num_verified += len(batch.keys)
             task.advance(len(batch.keys))
-    if different > MOST_DIFFERENT * checked or (cache.form.mode == "soft" and farthest > FARTHEST):
+    if num_different > MAX_DIFFERENT * num_verified or (
+        cache.codec.mode == "soft" and max_abs_diff > MAX_DIFFERENCE
+    ):
         raise TeacherError(
-            f"The teacher contradicts its words in {cache.root}: {different} of {checked} decisions differ, a "
-            f"probability by up to {farthest:.3f}.",
-            "Delete that folder and teach again.",
+            f"The targets in {cache.root} are not those of the teacher: {num_different} of {num_verified} predictions "
+            f"differ, a probability by up to {max_abs_diff:.3f}.",
+            "Delete that folder, and run this again without --verify.",
         )
-    return VerifyResult(
-        cache=cache.root, checked=checked, different=different, largest_difference=farthest
+    return VerifyCacheResult(
+        cache=cache.root,
+        num_verified=num_verified,
+        num_different=num_different,
+        max_abs_diff=max_abs_diff,
     )
 
 
-def _some(cache: TargetCache, views: int, count: int) -> list[SampleKey]:
-    """Choose about `count` words that are known, as many of each view, others every time."""
-    draw = np.random.default_rng()
-    share = -(-count // views)
+def _sample_cached(cache: TargetCache, num_views: int, count: int) -> list[SampleKey]:
+    """Draw about `count` cached (view, image) keys, equally many per view."""
+    draw = np.random.default_rng()  # unseeded: each verification covers other images
+    per_view = -(-count // num_views)
     keys = [
         SampleKey(view, int(index), 0)
-        for view in range(views)
-        for index in draw.permutation(cache.known(view))[:share]
+        for view in range(num_views)
+        for index in draw.permutation(cache.cached_indices(view))[:per_view]
     ]
-    return (
-        keys
-        if len(keys) <= count
-        else [keys[n] for n in sorted(draw.permutation(len(keys))[:count].tolist())]
-    )
+    chosen = draw.permutation(len(keys))[:count]
+    return [keys[n] for n in sorted(chosen.tolist())]
 
 
-def _open(
+def _open_teacher(
     config: TrainConfig,
     datasets: tuple[ImageDataset, ImageDataset],
+    train_run: TrainRun,
     reporter: Reporter,
     world: World,
 ) -> tuple[DistillationTeacher, TargetCache]:
-    if (
-        config.distill is None
-        or config.distill.teacher_input != "unmixed"
-        or config.distill.teacher_cache == NO_CACHE
-    ):
+    distill = config.distill
+    if distill is None or distill.teacher_input != "unmixed" or distill.teacher_cache == NO_CACHE:
         raise ConfigError(
-            "Without a cache there is nothing to teach.", "Leave --teacher-cache off out."
+            "Without a cache there are no targets to compute.",
+            "Leave out --teacher-cache off and --teacher-input mixed.",
         )
-    tutor = DistillationTeacher(
+    teacher = DistillationTeacher(
         config,
         *datasets,
-        Preprocessing(),
+        Preprocessing(),  # of mixed images, which are not used
         device=choose_device(config.device, config.precision),
+        train_run=train_run,
         reporter=reporter,
         world=world,
-        train_run=lambda run: train_or_find(run, datasets, reporter),
     )
-    tutor.load_together()
-    assert tutor.cache is not None
-    return tutor, tutor.cache
+    teacher.load()
+    assert teacher.cache is not None
+    return teacher, teacher.cache

@@ -1,68 +1,272 @@
-"""A teacher that only answers: no gradients, eval mode for ever, its own normalization, its own input size."""
+"""The teacher network: resolved by name, file or folder, fine-tuned to the data's classes if need be, and frozen.
+
+Letters: B images, K classes of the data, S the student's input side, T the teacher's.
+"""
 
 from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deitctl import rng
+from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.batch_transforms import normalize, renormalize
+from deitctl.data.classes import ClassMatch, is_imagenet, match_classes
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.fingerprint import LENGTH, fingerprint_files
+from deitctl.data.open import BUILT_IN
+from deitctl.device import Device
+from deitctl.errors import TeacherError, WeightsNotFound
+from deitctl.events import Reporter
+from deitctl.lock import locked
+from deitctl.models.factory import (
+    LoadedModel,
+    fetch_model_files,
+    is_model_folder,
+    list_weight_files,
+    load_model,
+)
+from deitctl.models.fuse import fuse_conv_bn
 from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.model_config import ModelConfig, Preprocessing
+from deitctl.paths import DiskError, cache_root
+from deitctl.recipes import ADAPT_FULL_FROM, DIGITS_CONVNET, adaptation
+from deitctl.settings import to_dict
+
+TrainRun = Callable[[TrainConfig], Mapping[str, Any]]
+"""Trains into the config's output folder, or resumes or finds the run there; returns its result record."""
+WITHOUT_WEIGHTS = "without weights"
 
 
 class Teacher(nn.Module):
-    """Wraps a classifier so that it answers in the data's classes, whatever its own."""
+    """A frozen classifier that returns logits over the data's classes, whatever its own."""
 
     def __init__(
         self,
         model: nn.Module,
         model_config: ModelConfig,
         rows: tuple[int, ...],
-        seen: Preprocessing,
+        student_preprocessing: Preprocessing,
     ) -> None:
         """Freeze `model`.
 
         Args:
             model: the classifier.
-            model_config: its config; the images are brought to its normalization and input size.
-            rows: for each class of the data, the teacher's logit.
-            seen: the preprocessing of the images that `forward` gets, the student's.
+            model_config: its preprocessing, classes and head rule.
+            rows: for each class of the data, the model's logit.
+            student_preprocessing: the preprocessing of the images that `forward` receives.
         """
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        self.model_config, self.seen = model_config, seen
-        whole = rows == tuple(range(model_config.num_classes))
+        self.model_config, self.student_preprocessing = model_config, student_preprocessing
+        all_in_order = rows == tuple(range(model_config.num_classes))
         self.rows: Tensor | None
-        self.register_buffer("rows", None if whole else torch.tensor(rows), persistent=False)
+        self.register_buffer("rows", None if all_in_order else torch.tensor(rows), persistent=False)
 
     def train(self, mode: bool = True) -> Teacher:
-        """Stay in eval mode: a teacher's batch statistics and dropout must not move with its student's."""
+        """Stay in eval mode, also inside a module that is trained."""
+        # batch norm statistics and dropout of a teacher must not move with its student
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Return the teacher's logits [B,K] on the student's images [B,3,S,S], in the data's classes."""
+        """Return logits [B,K] of the student's images [B,3,S,S], which may be mixed."""
         own = self.model_config.preprocessing
-        images = renormalize(images, self.seen, own)
+        images = renormalize(images, self.student_preprocessing, own)
         if images.shape[-1] != own.img_size:
             size = (own.img_size, own.img_size)
             images = F.interpolate(
                 images, size=size, mode="bicubic", antialias=True, align_corners=False
             )
-        return self._answer(images)
+        return self._forward_normalized(images)
 
     @torch.no_grad()
-    def look(self, pixels: Tensor) -> Tensor:
-        """Return the teacher's logits [B,K] on views rendered at its own size, uint8 [B,3,T,T]."""
-        return self._answer(normalize(pixels, self.model_config.preprocessing))
+    def forward_views(self, pixels: Tensor) -> Tensor:
+        """Return logits [B,K] of views that were rendered at the teacher's own size, uint8 [B,3,T,T]."""
+        return self._forward_normalized(normalize(pixels, self.model_config.preprocessing))
 
-    def _answer(self, images: Tensor) -> Tensor:
+    def _forward_normalized(self, images: Tensor) -> Tensor:
         heads = forward_heads(self.model, images)
-        logits = fuse_heads(heads, self.head if heads.dist is not None else "cls")
+        rule = "avg-logits" if self.model_config.head == "auto" else self.model_config.head
+        logits = fuse_heads(heads, rule if heads.dist is not None else "cls")
         return logits if self.rows is None else logits[:, self.rows]
 
-    @property
-    def head(self) -> str:
-        """The rule by which a teacher with two heads answers."""
-        return "avg-logits" if self.model_config.head == "auto" else self.model_config.head
+
+def freeze_teacher(
+    loaded: LoadedModel,
+    rows: tuple[int, ...],
+    student_preprocessing: Preprocessing,
+    device: Device,
+) -> Teacher:
+    """Fuse a classifier's batch norms into its convolutions, in place, and freeze it on `device`; see `Teacher`."""
+    size = loaded.model_config.preprocessing.img_size
+    # Before it is moved: convolutions of a GPU may round more than fusing changes, and the fusion would be refused.
+    with rng.scope("fold"):
+        fuse_conv_bn(loaded.model, torch.randn(1, 3, size, size))
+    device.to_device(loaded.model)
+    teacher = Teacher(loaded.model, loaded.model_config, rows, student_preprocessing)
+    return teacher.to(device.torch_device)
+
+
+@dataclass(frozen=True)
+class ResolvedTeacher:
+    """A classifier that has all of the data's classes."""
+
+    loaded: LoadedModel
+    match: ClassMatch
+    finetuned: str
+    """`no`, or how it was fine-tuned on the data: `head`, `full`, or `scratch` if it had no weights."""
+    folder: str
+    """Folder of the fine-tuned teacher, empty for `no`."""
+
+
+def identify_teacher(distill: DistillConfig, reporter: Reporter) -> str:
+    """Return a string that changes with the content of a teacher's files, without loading it."""
+    files = list_weight_files(distill.teacher, distill.teacher_weights)
+    files = files or fetch_model_files(distill.teacher, reporter)
+    content = fingerprint_files(files) if files else WITHOUT_WEIGHTS
+    # Files that say by themselves what they are of: the same teacher wherever it lies.
+    is_self_contained = list_weight_files(distill.teacher) and not distill.teacher_weights
+    return content if is_self_contained else f"{distill.teacher} {content}"
+
+
+def hash_json(value: Any) -> str:
+    """Return a short hash of a JSON value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:LENGTH]
+
+
+def resolve_teacher(
+    config: TrainConfig,
+    train: ImageDataset,
+    fingerprint: str,
+    train_run: TrainRun | None,
+    reporter: Reporter,
+    *,
+    is_main: bool = True,
+) -> ResolvedTeacher:
+    """Load a teacher and match its classes to the data's by WordNet id or name; fine-tune it first if need be.
+
+    Args:
+        config: the student's run: its `distill` names the teacher and says whether it may be fine-tuned.
+        train: the training images.
+        fingerprint: of the training images.
+        train_run: trains the run of a config. None: a teacher that needs fine-tuning must have been fine-tuned.
+        reporter: is told what is done.
+        is_main: whether this of several processes takes the lock while the teacher trains.
+
+    Raises:
+        TeacherError: weights that are not available, or other classes where fine-tuning is forbidden.
+    """
+    distill, built_in = config.distill, config.data == BUILT_IN
+    assert distill is not None
+    try:
+        loaded = load_model(
+            distill.teacher,
+            weights=distill.teacher_weights,
+            img_size=distill.teacher_img_size,
+            reporter=reporter,
+        )
+    except WeightsNotFound as error:
+        if not built_in:
+            raise _no_weights(error, train) from error
+        reporter.warn(f"{error.message} It is trained from scratch on 'digits' first.")
+        size = distill.teacher_img_size or DIGITS_CONVNET.img_size
+        how, recipe = "scratch", replace(DIGITS_CONVNET, img_size=size)
+    else:
+        match = match_classes(loaded.model_config, train.class_names)
+        if match is not None and distill.finetune_teacher in ("auto", "none"):
+            return ResolvedTeacher(loaded, match, "no", "")
+        how = _choose_finetuning(distill, loaded.model_config, train, reporter)
+        recipe = replace(
+            adaptation(how, built_in=built_in),
+            pretrained=not list_weight_files(distill.teacher, distill.teacher_weights),
+            img_size=distill.teacher_img_size or loaded.model_config.preprocessing.img_size,
+        )
+    # By content and below the user's cache, so that the next student finds it, from any folder and with any seed.
+    name = hash_json([to_dict(recipe), identify_teacher(distill, reporter), fingerprint])
+    root = cache_root() / "teachers" / f"{Path(distill.teacher).name}-{how}-{name}"
+    if train_run is not None:
+        run = TrainConfig(
+            model=distill.teacher,
+            data=config.data,
+            recipe=recipe,
+            weights="" if how == "scratch" else distill.teacher_weights,
+            seed=0,  # whatever the student's, for the same teacher
+            workers=config.workers,
+            device=config.device,
+            precision=config.precision,
+            output_dir=str(root),
+        )
+        reporter.note(
+            f"Fine-tuning the teacher {run.model} ({how}, {recipe.epochs} epochs): {root}"
+        )
+        _train_exclusively(run, train_run, reporter, is_main)
+    elif not is_model_folder(str(root)):
+        raise TeacherError(
+            f"The fine-tuned teacher {root} is gone.", "Run it again: it will be fine-tuned again."
+        )
+    loaded = load_model(str(root), reporter=reporter)
+    match = match_classes(loaded.model_config, train.class_names)
+    if match is None:
+        raise TeacherError(
+            f"{root} lacks some of the data's classes.", "Delete that folder; it is made again."
+        )
+    return ResolvedTeacher(loaded, match, how, str(root))
+
+
+def _no_weights(error: WeightsNotFound, train: ImageDataset) -> TeacherError:
+    data = "ImageNet" if is_imagenet(train.class_names) else "this data"
+    hint = error.hint.replace("pass the file", "pass it with --teacher-weights FILE")
+    return TeacherError(
+        f"{error.message} A teacher for {data} needs them.",
+        hint.replace("then pass --weights FILE", "then pass --teacher-weights FILE"),
+    )
+
+
+def _choose_finetuning(
+    distill: DistillConfig, model_config: ModelConfig, train: ImageDataset, reporter: Reporter
+) -> str:
+    """Return `head` or `full`; raise `TeacherError` if fine-tuning is forbidden."""
+    num_classes = len(train.class_names)
+    if distill.finetune_teacher == "none":
+        raise TeacherError(
+            f"{distill.teacher} lacks some of the data's {num_classes} classes.",
+            "Allow fine-tuning (--finetune-teacher auto), or name another teacher.",
+        )
+    if distill.finetune_teacher != "auto":
+        return distill.finetune_teacher
+    how = "full" if len(train.labels) >= ADAPT_FULL_FROM * num_classes else "head"
+    reporter.warn(
+        f"{distill.teacher} has {model_config.num_classes} classes, but lacks some of the data's {num_classes}: "
+        f"{'its head' if how == 'head' else 'the whole network'} is fine-tuned on the data first."
+    )
+    return how
+
+
+def _train_exclusively(
+    run: TrainConfig, train_run: TrainRun, reporter: Reporter, is_main: bool
+) -> None:
+    """Train a run while its folder is locked against other launches; of several processes the main one locks it."""
+    root = Path(run.output_dir)
+    path = root.with_name(f"{root.name}.lock")
+    lock = locked(
+        path,
+        what=str(root),
+        when_busy=lambda: reporter.note(
+            f"Another process is training this teacher; waiting for it ({path})."
+        ),
+    )
+    try:
+        with lock if is_main else nullcontext():
+            train_run(run)
+    except OSError as error:
+        raise DiskError.from_os_error(path, error) from error

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from deitctl.config import TrainConfig
-from deitctl.distillation import target_cache as words
-from deitctl.distillation.target_cache import UNREADABLE, TargetCodec, open_cache
+from deitctl.distillation import targets
+from deitctl.distillation.target_cache import UNREADABLE, open_cache
+from deitctl.distillation.targets import TargetCodec
 from deitctl.errors import ConfigError, DeitctlError, TeacherError
 from deitctl.paths import read_json, read_regular
 from deitctl.recipes import DIGITS
@@ -149,19 +150,19 @@ def test_json_of_another_shape_is_refused_by_depth_and_size(tmp_path):
         read_regular(path, 9)
 
 
-HARD, SOFT, WHOLE = TargetCodec("hard", 5), TargetCodec("soft", 9, 3), TargetCodec("soft", 5, 5)
-STAMP = {"teacher": "t", "classes": 5}
+HARD, SOFT, FULL = TargetCodec("hard", 5), TargetCodec("soft", 9, 3), TargetCodec("soft", 5, 5)
+STAMP = {"teacher": "t", "num_classes": 5}
 
 
 @pytest.fixture
 def cache(tmp_path):
-    def make(form: TargetCodec = HARD, data: bytes | None = None, stamp: object = STAMP):
-        root = tmp_path / "words"
+    def make(codec: TargetCodec = HARD, data: bytes | None = None, stamp: object = STAMP):
+        root = tmp_path / "cache"
         root.mkdir(exist_ok=True)
         (root / "cache.json").write_text(json.dumps(stamp))
         if data is not None:
-            (root / "view-00000.words").write_bytes(data)
-        return open_cache(root, STAMP, form, 4)
+            (root / "view-00000.bin").write_bytes(data)
+        return open_cache(root, STAMP, codec, 4)
 
     return make
 
@@ -180,14 +181,14 @@ def cache(tmp_path):
     ],
     ids=lambda s: str(s)[:20],
 )
-def test_a_stamp_of_another_kind_is_one_short_line(stamp, cache):
+def test_a_malformed_stamp_is_refused_in_one_short_line(stamp, cache):
     with pytest.raises(TeacherError) as caught:
         cache(stamp=stamp)
     assert len(str(caught.value)) < 600
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_stamp_that_is_a_pipe_or_nested_without_end_is_said(tmp_path):
+def test_a_stamp_that_is_a_pipe_or_nested_too_deeply_is_refused(tmp_path):
     os.mkfifo(tmp_path / "cache.json")
     with pytest.raises(TeacherError, match="cannot be read"):
         open_cache(tmp_path, STAMP, HARD, 4)
@@ -197,19 +198,19 @@ def test_a_stamp_that_is_a_pipe_or_nested_without_end_is_said(tmp_path):
         open_cache(tmp_path, STAMP, HARD, 4)
 
 
-def test_garbage_and_classes_beyond_the_count_are_no_words(cache):
-    kept = cache(HARD, struct.pack("<4H", 6, 65534, 0, UNREADABLE))
-    assert kept.missing(0).tolist() == [0, 1, 2]
-    assert kept.unreadable(1) == {3}
+def test_labels_beyond_the_number_of_classes_are_missing_targets(cache):
+    opened = cache(HARD, struct.pack("<4H", 6, 65534, 0, UNREADABLE))
+    assert opened.missing_indices(0).tolist() == [0, 1, 2]
+    assert opened.unreadable_indices(1) == {3}
 
 
 def record(body: list[int]) -> bytes:
-    """A soft record whose sum has been made to fit."""
+    """A soft record with a fitting checksum."""
     row = np.array([body], dtype=np.uint16)
-    return np.concatenate([words._checksum(row)[:, None], row], axis=1).tobytes()
+    return np.concatenate([targets._compute_checksums(row)[:, None], row], axis=1).tobytes()
 
 
-def test_soft_words_that_are_made_to_fit_are_still_no_words(cache):
+def test_crafted_soft_records_are_missing_targets(cache):
     half = int(np.float16(0.5).view(np.uint16))
     bad = [
         [9, 1, 2, half, 0, 0],
@@ -217,29 +218,29 @@ def test_soft_words_that_are_made_to_fit_are_still_no_words(cache):
         [0, 1, 2, 0x7C00, 0, 0],
         [0, 1, 2, half | 0x8000, 0, 0],
     ]
-    kept = cache(SOFT, b"".join(record(b) for b in bad))
-    assert kept.missing(0).tolist() == [0, 1, 2, 3]
-    kept = cache(
-        WHOLE,
+    opened = cache(SOFT, b"".join(record(b) for b in bad))
+    assert opened.missing_indices(0).tolist() == [0, 1, 2, 3]
+    opened = cache(
+        FULL,
         b"".join(
             record(b)
             for b in ([half, 0, 0, 0, 0x7C01], [half] * 5, [0xBC00] * 5, [half, 0, 0, 0, 0])
         ),
     )
-    records, valid = kept.read([(0, i) for i in range(4)])
+    records, valid = opened.read([(0, i) for i in range(4)])
     assert valid.tolist() == [False, True, False, True]
     assert torch.allclose(WHOLE.decode(records[valid]).sum(dim=1), torch.ones(2))
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 9, 4096])
 def test_a_view_that_is_cut_or_too_long_is_used_for_what_it_holds(size, cache):
-    kept = cache(HARD, (b"\1\0" * 2048)[:size])
+    opened = cache(HARD, (b"\1\0" * 2048)[:size])
     assert len(kept.known(0)) == min(4, size // 2)
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link", "dangling", "device"])
 def test_a_view_that_is_no_file_is_neither_read_nor_written(kind, cache, tmp_path):
-    kept, path, precious = cache(), tmp_path / "words" / "view-00000.words", tmp_path / "precious"
+    kept, path, precious = cache(), tmp_path / "cache" / "view-00000.bin", tmp_path / "precious"
     precious.write_bytes(b"precious")
     {
         "folder": path.mkdir,

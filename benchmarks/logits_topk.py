@@ -1,6 +1,6 @@
-"""How much of a soft word over a thousand classes is lost when k of them are kept? KL(whole || stored), in nats.
+"""How much of a soft label over a thousand classes is lost when only its top k are stored? KL(full || stored), nats.
 
-    python benchmarks/words_topk.py IMAGES [--model deit_tiny] [--weights FILE]
+    python benchmarks/logits_topk.py IMAGES [--model deit_tiny] [--weights FILE]
 
 Last figures: docs/distillation.md.
 """
@@ -14,11 +14,10 @@ import torch
 from deitctl.data.loader import build_eval_loader
 from deitctl.data.batch_transforms import normalize
 from deitctl.data.open import open_for_evaluation
-from deitctl.distillation.target_cache import TargetCodec
+from deitctl.distillation.targets import TargetCodec, teacher_targets
 from deitctl.events import SilentReporter
 from deitctl.models.factory import load_model
 from deitctl.models.heads import forward_heads
-from deitctl.training.losses import teacher_targets
 
 
 @torch.inference_mode()
@@ -41,16 +40,16 @@ def main() -> None:
         [forward_heads(loaded.model, normalize(b.images[0], pre)).cls for b in batches]
     )
     print(
-        f"{len(logits)} images, {logits.shape[1]} classes\n| tau | k | bytes a word | mass kept | KL, nats |\n|---|---|---|---|---|"
+        f"{len(logits)} images, {logits.shape[1]} classes\n| tau | k | bytes a target | probability stored | KL, nats |\n|---|---|---|---|---|"
     )
     for tau in (1.0, 3.0):
-        word = teacher_targets(logits, "soft", tau)
+        targets = teacher_targets(logits, "soft", tau)
         for k in (5, 20, 100, 300, 1000):
-            form = TargetCodec("soft", word.shape[1], k)
-            stored = form.decode(form.encode(word))
-            kl = (word * (word.log() - stored.clamp(min=1e-12).log())).sum(1).mean()
-            mass = word.topk(k, dim=1).values.sum(1).mean()
-            print(f"| {tau:.0f} | {k} | {2 * form.width} | {100 * mass:.1f} % | {kl:.4f} |")
+            codec = TargetCodec("soft", targets.shape[1], k)
+            stored = codec.decode(codec.encode(targets))
+            kl = (targets * (targets.log() - stored.clamp(min=1e-12).log())).sum(1).mean()
+            mass = targets.topk(k, dim=1).values.sum(1).mean()
+            print(f"| {tau:.0f} | {k} | {2 * codec.width} | {100 * mass:.1f} % | {kl:.4f} |")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,282 @@
+"""The teacher of a run: its targets' cache, its preflight, and its network while targets are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deitctl.config import TrainConfig
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.fingerprint import fingerprint_dataset, fingerprint_model
+from deitctl.data.open import BUILT_IN
+from deitctl.data.transforms import VIEWS_VERSION
+from deitctl.device import Device
+from deitctl.distillation.cached_teacher import CachedTeacher
+from deitctl.distillation.preflight import (
+    RECORD,
+    Preflight,
+    check_teacher,
+    read_preflight,
+    require_above_chance,
+    summarize_preflight,
+    write_preflight,
+)
+from deitctl.distillation.target_cache import (
+    STAMP,
+    TARGETS_VERSION,
+    TargetCache,
+    open_cache,
+    read_stamp,
+)
+from deitctl.distillation.targets import TargetCodec
+from deitctl.distillation.teacher import (
+    WITHOUT_WEIGHTS,
+    ResolvedTeacher,
+    Teacher,
+    TrainRun,
+    freeze_teacher,
+    hash_json,
+    identify_teacher,
+    resolve_teacher,
+)
+from deitctl.distributed import SINGLE_PROCESS, World
+from deitctl.errors import TeacherError
+from deitctl.events import Reporter
+from deitctl.models.model_config import Preprocessing
+from deitctl.paths import cache_root
+from deitctl.recipes import ADAPT_FULL_FROM, adaptation
+from deitctl.records import to_json
+from deitctl.settings import to_dict
+
+NO_CACHE = "off"
+# The augmentation of one view. The rest (mixing, erasing, the student's affine map) happens to batches, after the
+# teacher has labeled the views.
+VIEW_SETTINGS = ("crop_scale", "crop_ratio", "hflip", "affine", "rand_augment", "color_jitter")
+
+
+class DistillationTeacher:
+    """A run's teacher. The network is loaded only when a target is missing, so perhaps never."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        train: ImageDataset,
+        val: ImageDataset,
+        student_preprocessing: Preprocessing,
+        *,
+        device: Device,
+        train_run: TrainRun,
+        reporter: Reporter,
+        world: World = SINGLE_PROCESS,
+    ) -> None:
+        """Open the cache of targets, and check the teacher unless the cache holds the record of its check.
+
+        Args:
+            config: the student's run; its `distill` is not None.
+            train: the training images.
+            val: the validation images, on which the teacher is scored in its own preprocessing.
+            student_preprocessing: the preprocessing of mixed images.
+            device: where the teacher runs.
+            train_run: fine-tunes the teacher, see `TrainRun`.
+            reporter: is told the teacher's accuracy and how its classes match.
+            world: the processes that train together; every one of them constructs the teacher.
+
+        Raises:
+            TeacherError: a teacher that is not available or near chance, or a stale cache.
+        """
+        assert config.distill is not None
+        self.config, self.distill, self.train, self.val = config, config.distill, train, val
+        self.student_preprocessing, self.device = student_preprocessing, device
+        self.train_run = train_run
+        self.reporter, self.world = reporter, world
+        self._network: Teacher | None = None
+        self.train_fingerprint = fingerprint_dataset(train, reporter)
+        self.val_fingerprint = fingerprint_dataset(val, reporter)
+        d = self.distill
+        self.codec = TargetCodec(
+            d.mode, len(train.class_names), d.logits_topk if d.mode == "soft" else 0
+        )
+        self.cache = self._open_cache()
+        self.total_views = d.views or config.recipe.epochs * config.recipe.augment.repeated_aug
+        preflight = self._read_preflight()
+        is_checked = preflight is not None and preflight.val_fingerprint == self.val_fingerprint
+        # The check is collective: all processes take part, or none.
+        if all(world.all_gather_object(is_checked)) and preflight is not None:
+            require_above_chance(d, preflight, val)
+            reporter.note(summarize_preflight(preflight, "checked earlier"))
+            self.preflight = preflight
+        else:
+            self.preflight = self._check()
+
+    @property
+    def uses_views(self) -> bool:
+        """Whether the teacher labels views before they are mixed, which can be cached."""
+        return self.distill.teacher_input == "unmixed"
+
+    @property
+    def val_predictions(self) -> Tensor:
+        """The teacher's predicted class of each validation image, [N], -1 for one that it could not read."""
+        return torch.tensor(self.preflight.val_predictions)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the network is in memory."""
+        return self._network is not None
+
+    def stamp(self) -> dict[str, Any]:
+        """Return everything that the teacher targets of views depend on."""
+        # Left out: the device, so that targets computed on a GPU serve a CPU; the number of views, each of which is
+        # a file of its own; and the student's input size, because views are rendered anew at the teacher's.
+        d, augment = self.distill, self.config.recipe.augment
+        recipes = (
+            adaptation(how, built_in=self.config.data == BUILT_IN) for how in ("head", "full")
+        )
+        stamp = {
+            "views_version": VIEWS_VERSION,
+            "targets_version": TARGETS_VERSION,
+            "teacher": identify_teacher(d, self.reporter),
+            "precision": self.device.precision,
+            "batch_norm_fused": True,
+            "teacher_img_size": d.teacher_img_size or None,
+            "finetune_teacher": d.finetune_teacher,
+            "finetune_recipes": None
+            if d.finetune_teacher == "none"
+            else hash_json([[to_dict(recipe) for recipe in recipes], ADAPT_FULL_FROM]),
+            "train_images": self.train_fingerprint,
+            "num_classes": len(self.train.class_names),
+            "view_seed": d.view_seed,
+            "view_augmentation": {name: getattr(augment, name) for name in VIEW_SETTINGS},
+            "mode": d.mode,
+        }
+        soft = {"tau": d.tau, "logits_topk": self.codec.num_kept}
+        return stamp | (soft if d.mode == "soft" else {})
+
+    def _open_cache(self) -> TargetCache | None:
+        d = self.distill
+        if not self.uses_views or d.teacher_cache == NO_CACHE:
+            return None
+        stamp = self.stamp()
+        name = f"{Path(d.teacher).name}-{d.mode}-{hash_json(to_json(stamp))}"
+        root = cache_root() / "teacher_targets" / name
+        if d.teacher_cache:
+            root = Path(d.teacher_cache).expanduser()
+            if stamp["teacher"].endswith(WITHOUT_WEIGHTS) and (root / STAMP).exists():
+                # A complete cache serves machines that do not have the teacher.
+                stamp["teacher"] = read_stamp(root).get("teacher")
+                self.reporter.warn(
+                    f"The weights of {d.teacher} are not available: its targets in {root} are used unverified."
+                )
+        return open_cache(root, stamp, self.codec, len(self.train.labels))
+
+    def _read_preflight(self) -> Preflight | None:
+        if self.cache is None:
+            return None
+        path = self.cache.root / RECORD
+        return read_preflight(path, len(self.train.class_names), len(self.val.labels))
+
+    def _check(self) -> Preflight:
+        """Score the teacher on the validation images; collective."""
+        resolved, weights_fingerprint = self._load(self.train_run)
+        preflight = check_teacher(
+            resolved,
+            self.val,
+            name=self.distill.teacher,
+            weights_fingerprint=weights_fingerprint,
+            val_fingerprint=self.val_fingerprint,
+            device=self.device,
+            workers=self.device.loader_workers(self.config.workers),
+            reporter=self.reporter,
+            world=self.world,
+        )
+        self.reporter.note(summarize_preflight(preflight, str(resolved.match)))
+        require_above_chance(self.distill, preflight, self.val)
+        if self.cache is not None and self.world.is_main:
+            write_preflight(self.cache.root / RECORD, preflight)
+        return preflight
+
+    def _load(self, train_run: TrainRun | None) -> tuple[ResolvedTeacher, str]:
+        """Load and freeze the network; return it with the fingerprint of its weights."""
+        resolved = resolve_teacher(
+            self.config,
+            self.train,
+            self.train_fingerprint,
+            train_run,
+            self.reporter,
+            is_main=self.world.is_main,
+        )
+        weights = fingerprint_model(resolved.loaded.model)
+        earlier = self._read_preflight()
+        if (
+            self.cache is not None
+            and earlier is not None
+            and earlier.weights_fingerprint != weights
+        ):
+            raise TeacherError(
+                f"The teacher targets in {self.cache.root} are stale: they are of weights "
+                f"{earlier.weights_fingerprint}, {self.distill.teacher} has {weights}.",
+                "Delete that folder, or name another --teacher-cache.",
+            )
+        self._network = freeze_teacher(
+            resolved.loaded, resolved.match.rows, self.student_preprocessing, self.device
+        )
+        return resolved, weights
+
+    def load(self) -> None:
+        """Load the network in all processes if any of them needs it; collective.
+
+        It must be called before the first `network()`, which is not collective and so cannot fine-tune a teacher of
+        several processes.
+        """
+        is_needed = not self.uses_views
+        if self.uses_views and self.world.size > 1:  # one process alone loads it when it needs it
+            is_needed = self.cache is None or self.cache.count_missing(self.total_views) > 0
+        if self._network is None and any(self.world.all_gather_object(is_needed)):
+            self._load(self.train_run)
+
+    def network(self) -> Teacher:
+        """Return the network, loading it if it is not in memory; not collective, see `load`.
+
+        Raises:
+            TeacherError: its weights are not those that the cached targets are of.
+        """
+        if self._network is None:
+            # Of several processes one may need it in the middle of a step, where it must not wait for the others.
+            self._load(self.train_run if self.world.size == 1 else None)
+        assert self._network is not None
+        return self._network
+
+    def release(self) -> None:
+        """Remove the network from memory; `network` loads it again."""
+        self._network = None
+
+    def cached_teacher(self) -> CachedTeacher:
+        """Return the source of targets of views."""
+        return CachedTeacher(
+            self.codec,
+            self.distill.tau,
+            self.cache,
+            self.network,
+            self.device,
+            self.distill.views,
+            self.config.recipe.augment.repeated_aug,
+        )
+
+    def fill_cache(
+        self, *, batch_size: int, workers: int, pause: Callable[[], None] = lambda: None
+    ) -> int:
+        """Compute all missing targets of the run's views, see `CachedTeacher.fill`; collective."""
+        return self.cached_teacher().fill(
+            self.train,
+            self.config.recipe.augment,
+            self.distill.view_seed,
+            self.total_views,
+            batch_size=batch_size,
+            workers=workers,
+            reporter=self.reporter,
+            world=self.world,
+            pause=pause,
+        )
