@@ -87,6 +87,7 @@ def export(
 
     shape = choose_format(output_format, FORMATS, "json")
     from deitctl.exporters.export import export as run
+    from deitctl.records import to_object
 
     result = run(
         model,
@@ -94,19 +95,20 @@ def export(
         output=output or "",
         weights=str(weights) if weights else "",
         head=head,
-        verify_with=verify_with or "",
-        count=count,
+        verify_data=verify_with or "",
+        num_images=count,
         quantize=quantize or "",
-        calibrate_with=calibrate_with or "",
+        calibration_data=calibrate_with or "",
         preprocess=preprocess,
-        any_size=any_size,
+        dynamic_size=any_size,
         runtime=str(runtime) if runtime else "",
         reporter=make_reporter(quiet),
     )
+    record = to_object(result)
     if shape == "json":
-        print_json(result.to_dict())
+        print_json(record)
     else:
-        print_export("exported", result.to_dict())
+        print_export("exported", record)
 
 
 def print_export(title: str, record: Mapping[str, Any]) -> None:

@@ -48,6 +48,7 @@ def push(
 
     shape = choose_format(output_format, FORMATS, "json")
     from deitctl.hub.push import push as run
+    from deitctl.records import to_object
 
     result = run(
         path,
@@ -59,8 +60,8 @@ def push(
         reporter=make_reporter(quiet),
     )
     if shape == "json":
-        print_json(result.to_dict())
+        print_json(to_object(result))
         return
-    rows = [*result.files.items(), ("all", sum(result.files.values()))]
+    rows = [*((file.path, file.bytes) for file in result.files), ("all", result.bytes)]
     title = f"pushed to {result.url}" if result.url else f"would be pushed to {repository}"
     print_table(title, ("file", "bytes"), [(name, f"{size:,}") for name, size in rows])

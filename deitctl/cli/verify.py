@@ -44,17 +44,19 @@ def verify(
     from deitctl.cli.run_training import FORMATS
 
     shape = choose_format(output_format, FORMATS, "json")
-    from deitctl.exporters.verify_again import verify_export
+    from deitctl.exporters.verify import verify_export
+    from deitctl.records import to_object
 
     result = verify_export(
         path,
-        images_from=images or "",
+        verify_data=images or "",
         model=model or "",
         weights=str(weights) if weights else "",
-        count=count,
+        num_images=count,
         reporter=make_reporter(quiet),
     )
+    record = to_object(result)
     if shape == "json":
-        print_json(result.to_dict())
+        print_json(record)
     else:
-        print_export("verified", result.to_dict())
+        print_export("verified", record)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from deitctl.errors import ExportError
-from deitctl.exporters.network import ExportedClassifier, quietly
-from deitctl.exporters.transformers_folder import labels
+from deitctl.exporters.hub_folders import unique_labels
+from deitctl.exporters.network import ExportedClassifier, conversion_errors, quietly
 from deitctl.models.model_config import ModelConfig
 from deitctl.paths import write_bytes
 
@@ -26,7 +26,7 @@ PARTS = (
     MANIFEST,
 )
 LABELS = "labels"
-"""What the metadata calls the labels in the order of the logits: the answer itself is a dictionary."""
+"""The metadata key of the labels in the order of the logits: the probabilities are a dictionary by label."""
 
 
 class _ImageClassifier(nn.Module):
@@ -38,8 +38,8 @@ class _ImageClassifier(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Classify one RGB image [1,3,S,S], levels of 0 to 255 in fp32."""
-        answers: tuple[Tensor, ...] = self.network(image.permute(0, 2, 3, 1))
-        return answers
+        outputs: tuple[Tensor, ...] = self.network(image.permute(0, 2, 3, 1))
+        return outputs
 
 
 def export_coreml(
@@ -49,34 +49,33 @@ def export_coreml(
 
     Args:
         network: what to write.
-        model_config: its config.
+        model_config: its model's config.
         metadata: what becomes the model's `userDefined` metadata, beside the labels.
         path: the package, a folder that ends in `.mlpackage`.
 
     Raises:
         ExportError: the model does something that a graph cannot hold, or has an operation that Core ML lacks.
     """
-    names, size = labels(model_config), model_config.preprocessing.img_size
-    try:
-        # the converter draws bars on stderr
-        with quietly(), torch.no_grad(), redirect_stderr(io.StringIO()):
-            model = _convert(_ImageClassifier(network), names, size)
-    except Exception as error:  # the converter raises what its hundred translations raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ExportError(
-            f"The model cannot be written for Core ML: {first}", "Use --to onnx or --to torch."
-        ) from error
-    model.short_description = f"{model_config.architecture}, {model_config.num_classes} classes, heads joined by {network.head}"
+    names, size = unique_labels(model_config), model_config.preprocessing.img_size
+    with (
+        conversion_errors(
+            "The model cannot be written for Core ML", "Use --to onnx or --to torch."
+        ),
+        torch.no_grad(),
+        redirect_stderr(io.StringIO()),  # the converter draws bars there
+    ):
+        model = _convert(_ImageClassifier(network), names, size)
+    model.short_description = f"{model_config.architecture}, {model_config.num_classes} classes, heads fused by {network.head}"
     model.input_description["image"] = (
-        f"RGB, {size} x {size}, resized and cut as `preprocessing` in the metadata says"
+        f"RGB, {size} x {size}, resized and cropped as `preprocessing` in the metadata says"
     )
     model.user_defined_metadata.update({**metadata, LABELS: json.dumps(names, ensure_ascii=False)})
     with tempfile.TemporaryDirectory(prefix="deitctl-coreml-") as folder, quietly():
-        written = Path(folder) / "model.mlpackage"
-        model.save(str(written))
+        package = Path(folder) / "model.mlpackage"
+        model.save(str(package))
         for name in PARTS:  # the manifest last: without it, it is no package
             (path / name).parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(path / name, (written / name).read_bytes())
+            write_bytes(path / name, (package / name).read_bytes())
 
 
 def _convert(network: nn.Module, names: list[str], size: int) -> Any:
@@ -95,11 +94,12 @@ def _convert(network: nn.Module, names: list[str], size: int) -> Any:
         compute_precision=ct.precision.FLOAT32,
         skip_model_load=True,
     )
-    spec = (
-        model.get_spec()
-    )  # names of outputs that are given beforehand and a list of labels do not go together
+    # renamed afterwards: `convert` refuses names of outputs together with a list of labels
+    spec = model.get_spec()
     (logits,) = (
-        o.name for o in spec.description.output if o.type.WhichOneof("Type") == "multiArrayType"
+        output.name
+        for output in spec.description.output
+        if output.type.WhichOneof("Type") == "multiArrayType"
     )
     ct.utils.rename_feature(spec, logits, "logits")
     ct.utils.rename_feature(spec, spec.description.predictedProbabilitiesName, "probabilities")
@@ -107,7 +107,7 @@ def _convert(network: nn.Module, names: list[str], size: int) -> Any:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a package, read without Core ML (but with coremltools, which knows the file).
+    """Return the metadata of a package, read by coremltools without Core ML.
 
     Raises:
         ExportError: no such package, or one that cannot be read.
@@ -116,6 +116,6 @@ def read_metadata(path: Path) -> dict[str, str]:
         from coremltools.proto import Model_pb2
     try:
         spec = Model_pb2.Model.FromString((path / PARTS[1]).read_bytes())
-    except Exception as error:  # protobuf's own kinds, which differ from version to version
+    except Exception as error:  # protobuf's own classes, which differ from version to version
         raise ExportError(f"{path} is not a readable Core ML package: {error}") from error
     return dict(spec.description.metadata.userDefined)

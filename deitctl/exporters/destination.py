@@ -1,4 +1,4 @@
-"""Where an export goes: its name, the draft that becomes it once it is proved, and what must not be lost for it."""
+"""Where an export goes: its name, the draft that becomes it once verified, and files that it must not overwrite."""
 
 from __future__ import annotations
 
@@ -9,62 +9,61 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deitctl.errors import ExportError
-from deitctl.exporters import Format
 from deitctl.exporters.coreml import MANIFEST
-from deitctl.exporters.readme import README, is_untouched
+from deitctl.exporters.formats import Format
+from deitctl.exporters.model_card import README, is_unedited
 from deitctl.models.factory import HUB_PREFIX, WEIGHT_SUFFIXES
 from deitctl.paths import DiskError
 
+NEW_OUTPUT = "Name a new --output."
 
-def output_path(ref: str, output: str, kind: Format) -> Path:
+
+def choose_path(model: str, output: str, kind: Format) -> Path:
     """Return where an export of a model goes.
 
     Args:
-        ref: the model.
-        output: what was asked for; a folder that exists gets a file of the default name. Empty: below `ref` if that is a
-            folder, else here.
-        kind: the format, whose packages are here.
+        model: the model.
+        output: what the user named; a folder that exists gets a file of the default name. Empty: below the model if that
+            is a folder, else here.
+        kind: the format, whose packages are installed.
 
     Raises:
         ExportError: something is there that is no earlier export, or a README.md that has been edited.
     """
-    given = Path(ref.removeprefix(HUB_PREFIX)).expanduser()
-    name = stem(ref) + kind.suffix
+    source = Path(model.removeprefix(HUB_PREFIX)).expanduser()
+    name = default_stem(model) + kind.suffix
+    path = Path(output).expanduser()
     if not output:
-        path = given / "export" / name if given.is_dir() else Path(name)
-    else:
-        path = Path(output).expanduser()
-        if not kind.is_folder and (_is_folder(path, kind) or output.endswith(("/", os.sep))):
-            path = path / name
-    if not kind.is_folder and _is_folder(path, kind):
-        raise ExportError(f"{path} exists and is no earlier export.", "Name a new --output.")
-    if path.is_file() and not kind.is_folder and not _is_earlier(path, kind):
-        raise ExportError(
-            f"{path} exists and is no earlier export: it would be lost.", "Name a new --output."
-        )
-    if kind.is_folder and path.exists():
-        ours = {*kind.files, README}
-        inside = path.iterdir() if path.is_dir() else [path]
-        strangers = {p.name for p in inside if p.name not in ours or not p.is_file()}
-        if (
-            not strangers
-            and (path / README).exists()
-            and not is_untouched((path / README).read_text(errors="replace"))
-        ):
-            raise ExportError(
-                f"{path / README} has been edited and would be lost.",
-                "Name a new --output, or move it.",
-            )
-        if strangers:
-            raise ExportError(
-                f"{path} exists and is no earlier export: it has {min(strangers)}.",
-                "Name a new --output.",
-            )
+        path = source / "export" / name if source.is_dir() else Path(name)
+    elif not kind.is_folder and (_is_folder(path, kind) or output.endswith(("/", os.sep))):
+        path = path / name
+    if kind.is_folder:
+        if path.exists():
+            _require_own_folder(path, kind)
+    elif _is_folder(path, kind):
+        raise ExportError(f"{path} exists and is no earlier export.", NEW_OUTPUT)
+    elif path.is_file() and not _is_earlier_export(path, kind):
+        raise ExportError(f"{path} exists and is no earlier export: it would be lost.", NEW_OUTPUT)
     return path
 
 
-def _is_earlier(path: Path, kind: Format) -> bool:
-    """Say whether a file is an export of ours in this format, of whatever version."""
+def _require_own_folder(path: Path, kind: Format) -> None:
+    """Raise `ExportError` if a folder holds files that are no export's, or a README.md that has been edited."""
+    inside = path.iterdir() if path.is_dir() else [path]
+    others = {p.name for p in inside if p.name not in (*kind.files, README) or not p.is_file()}
+    if others:
+        raise ExportError(
+            f"{path} exists and is no earlier export: it has {min(others)}.", NEW_OUTPUT
+        )
+    if (path / README).exists() and not is_unedited((path / README).read_text(errors="replace")):
+        raise ExportError(
+            f"{path / README} has been edited and would be lost.",
+            "Name a new --output, or move it.",
+        )
+
+
+def _is_earlier_export(path: Path, kind: Format) -> bool:
+    """Return whether a file is an export of ours in this format, of whatever version."""
     try:
         return "deitctl_version" in kind.read_metadata(path)
     except ExportError:
@@ -72,19 +71,19 @@ def _is_earlier(path: Path, kind: Format) -> bool:
 
 
 def _is_folder(path: Path, kind: Format) -> bool:
-    """Say whether this is a folder, and none that its users take for a file: an earlier Core ML package."""
+    """Return whether this is a folder that its users take for one: an earlier Core ML package is not."""
     return path.is_dir() and not (path.suffix == kind.suffix and (path / MANIFEST).is_file())
 
 
-def stem(ref: str) -> str:
-    """Return what a model is called where it has no other name."""
-    given = Path(ref.removeprefix(HUB_PREFIX)).expanduser()
-    return given.stem if given.suffix in WEIGHT_SUFFIXES else given.resolve().name
+def default_stem(model: str) -> str:
+    """Return the name of a model that has no other: its file's or folder's."""
+    path = Path(model.removeprefix(HUB_PREFIX)).expanduser()
+    return path.stem if path.suffix in WEIGHT_SUFFIXES else path.resolve().name
 
 
 @contextmanager
-def draft_of(path: Path) -> Iterator[Path]:
-    """Lend a sibling name to write to; what is proven becomes `path`, what fails `path` + `.rejected`."""
+def write_draft(path: Path) -> Iterator[Path]:
+    """Yield a sibling path to write to; it becomes `path` at the end, or `path` + `.rejected` after an `ExportError`."""
     draft = path.with_name(f".draft-{os.getpid()}-{path.name}")
     try:
         try:
@@ -95,7 +94,7 @@ def draft_of(path: Path) -> Iterator[Path]:
             rejected = path.with_name(f"{path.name}.rejected")
             _move(draft, rejected)
             raise ExportError(
-                error.message, f"{error.hint} What was written is kept as {rejected}.".strip()
+                error.message, f"{error.hint} The rejected export is kept as {rejected}.".strip()
             ) from error
         _move(draft, path)
     except OSError as error:
@@ -112,17 +111,15 @@ def _move(source: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all that is in it, if it is there."""
+    """Remove a file or a folder with all its files, if it exists."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     elif path.exists():
         path.unlink()
 
 
-def size(path: Path) -> int:
-    """Return the bytes of a file, or of the files in a folder."""
-    return (
-        sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-        if path.is_dir()
-        else path.stat().st_size
-    )
+def count_bytes(path: Path) -> int:
+    """Return the size of a file, or of the files in a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

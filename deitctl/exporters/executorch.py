@@ -1,4 +1,4 @@
-"""ExecuTorch: one `.pte` for phones and boards, its matrix products done by XNNPACK."""
+"""ExecuTorch: one `.pte` for phones and boards, its matrix products computed by XNNPACK."""
 
 from __future__ import annotations
 
@@ -7,51 +7,47 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from deitctl.errors import ExportError
-from deitctl.exporters.network import ExportedClassifier, quietly, trace
+from deitctl.exporters.network import ExportedClassifier, conversion_errors, quietly, trace
 from deitctl.models.model_config import ModelConfig
 from deitctl.paths import write_bytes
 
-MOST = 16
-"""Images of a batch at most: memory is planned beforehand, for the largest."""
+MAX_BATCH = 16
+"""Images in a batch at most: ExecuTorch plans memory at export, for the largest."""
 METADATA = "metadata"
-"""The method of the file that answers with the metadata, as JSON."""
+"""The method of the program that returns the metadata, as JSON."""
 
 
 def export_executorch(
     network: ExportedClassifier, model_config: ModelConfig, metadata: Mapping[str, str], path: Path
 ) -> None:
-    """Write a network for `executorch.runtime.Runtime.get().load_program(PATH)`, whole or not at all.
+    """Write a network for `executorch.runtime.Runtime.get().load_program(PATH)`, atomically.
 
     Args:
         network: what to write.
-        model_config: its config.
-        metadata: what the file's method `metadata` answers, as JSON.
+        model_config: its model's config.
+        metadata: what the program's method `metadata` returns, as JSON.
         path: the file.
 
     Raises:
         ExportError: the model does something that a graph cannot hold, or has an operation that ExecuTorch lacks.
     """
-    program = trace(network, most=MOST)
-    said = {METADATA: json.dumps(dict(metadata), ensure_ascii=False)}
-    try:
-        with quietly():
-            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-            from executorch.exir import to_edge_transform_and_lower
+    program = trace(network, max_batch=MAX_BATCH)
+    methods = {METADATA: json.dumps(dict(metadata), ensure_ascii=False)}
+    with conversion_errors(
+        "The model cannot be written for ExecuTorch", "Use --to onnx or --to torch."
+    ):
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
 
-            lowered = to_edge_transform_and_lower(
-                program, partitioner=[XnnpackPartitioner()], constant_methods=said
-            )
-            data = bytes(lowered.to_executorch().buffer)
-    except Exception as error:  # the compiler raises whatever its passes raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ExportError(
-            f"The model cannot be written for ExecuTorch: {first}", "Use --to onnx or --to torch."
-        ) from error
+        lowered = to_edge_transform_and_lower(
+            program, partitioner=[XnnpackPartitioner()], constant_methods=methods
+        )
+        data = bytes(lowered.to_executorch().buffer)
     write_bytes(path, data)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return what `export_executorch` was told to keep; ExecuTorch's runtime reads it, the network is not loaded.
+    """Return what `export_executorch` stored, read by ExecuTorch's runtime without loading the network.
 
     Raises:
         ExportError: no such file, or one that cannot be read.
@@ -62,9 +58,9 @@ def read_metadata(path: Path) -> dict[str, str]:
         program = Runtime.get().load_program(path.read_bytes())
         if METADATA not in program.method_names:
             return {}
-        (said,) = program.load_method(METADATA).execute(())
-        return {key: str(value) for key, value in json.loads(said).items()}
+        (metadata,) = program.load_method(METADATA).execute(())
+        return {key: str(value) for key, value in json.loads(metadata).items()}
     except (
         Exception
-    ) as error:  # the runtime has one class for all its codes, the file system has others
+    ) as error:  # the runtime has one class for all its codes, the file system others
         raise ExportError(f"{path} is not a readable .pte file: {error}") from error

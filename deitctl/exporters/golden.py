@@ -1,7 +1,7 @@
-"""The golden sample: one input with its answer inside the file, so that whoever runs it anywhere can tell that all is well.
+"""The golden sample: one input and its logits inside an export, to check it anywhere without images or the model.
 
-The input is eight by eight random colors, blown up to the network's size: 256 characters of metadata, and no image
-of anybody's. Every channel, row and column is another, so swapped channels and transposed axes change the answer.
+The input is eight by eight random colors, enlarged to the network's size: 256 characters of metadata, and no image
+of anybody's. All channels, rows and columns differ, so swapped channels and transposed axes change the logits.
 """
 
 from __future__ import annotations
@@ -26,29 +26,33 @@ Logits = NDArray[np.float32]
 
 
 class Golden(NamedTuple):
-    """An input [1,S,S,3], what the model answers to it, [K], and how far a file's answer may be from that."""
+    """An input, the model's logits for it, and how far an export's logits may be from those."""
 
     pixels: Pixels
+    """uint8 [1,S,S,3]"""
     logits: Logits
+    """[K]"""
     tolerance: float
+    """In standard deviations of the logits."""
 
-    def difference(self, given: Logits) -> float:
-        """Return the RMS difference of an answer [K], in standard deviations of the logits."""
-        if given.shape != self.logits.shape:
+    def compute_difference(self, logits: Logits) -> float:
+        """Return the RMS difference of logits [K], in standard deviations of the model's."""
+        if logits.shape != self.logits.shape:
             raise ExportError(
-                f"The golden sample has {len(self.logits)} logits, and the file answers with shape {given.shape}."
+                f"The golden sample has {len(self.logits)} logits, the export's output has shape {logits.shape}."
             )
-        spread = float(self.logits.std()) or 1.0  # one class alone has none
-        return float(np.sqrt(np.mean((given - self.logits) ** 2))) / spread
+        spread = float(self.logits.std()) or 1.0  # a single class has none
+        return float(np.sqrt(np.mean((logits - self.logits) ** 2))) / spread
 
-    def check(self, given: Logits) -> float:
-        """Return the difference of an answer [K]; raise `ExportError` if it is beyond the tolerance."""
-        found = self.difference(given)
-        if not found <= self.tolerance:  # a difference that is no number fails too
+    def check(self, logits: Logits) -> float:
+        """Return the difference of logits [K]; raise `ExportError` if it is beyond the tolerance."""
+        difference = self.compute_difference(logits)
+        if not difference <= self.tolerance:  # written so that NaN fails
             raise ExportError(
-                f"The file's golden sample is answered {found:.3g} off, where {self.tolerance:g} is allowed."
+                f"The export fails its golden sample: logits differ by {difference:.3g} of their standard deviation, "
+                f"where {self.tolerance:g} is allowed."
             )
-        return found
+        return difference
 
 
 def golden_tile() -> Pixels:
@@ -67,8 +71,8 @@ def golden_input(size: int) -> Pixels:
     return enlarge(golden_tile(), size)
 
 
-def golden_sample(logits: Logits) -> str:
-    """Return as JSON the colors in base64, the model's answer [K] to them, and the tolerance of that."""
+def make_golden_sample(logits: Logits) -> str:
+    """Return as JSON the colors in base64, the model's logits [K] for them, and the tolerance."""
     sample = {
         "tile": base64.b64encode(golden_tile().tobytes()).decode(),
         "pixels": f"pixels[y][x] = tile[{TILE} * y // S][{TILE} * x // S], RGB, uint8",
@@ -78,11 +82,19 @@ def golden_sample(logits: Logits) -> str:
     return json.dumps(sample)
 
 
+def set_golden_tolerance(metadata: Mapping[str, str], tolerance: float) -> dict[str, str]:
+    """Return metadata whose golden sample, if there is one, has another tolerance."""
+    if GOLDEN not in metadata:
+        return dict(metadata)
+    sample = json.loads(metadata[GOLDEN]) | {"tolerance": tolerance}
+    return {**metadata, GOLDEN: json.dumps(sample)}
+
+
 def read_golden(metadata: Mapping[str, str], size: int) -> Golden:
-    """Read what `golden_sample` wrote, for a network of `size` pixels; raise `ExportError` where there is none."""
+    """Read the golden sample for a network of `size` pixels; raise `ExportError` where there is none."""
     if GOLDEN not in metadata:
         raise ExportError(
-            "The file has no golden sample: it was written by an older deitctl.", "Export it again."
+            "The export has no golden sample: an older deitctl wrote it.", "Export it again."
         )
     try:
         sample = json.loads(metadata[GOLDEN])
@@ -92,4 +104,6 @@ def read_golden(metadata: Mapping[str, str], size: int) -> Golden:
         logits = np.array(sample["logits"], dtype=np.float32).reshape(len(sample["logits"]))
         return Golden(enlarge(tile, size), logits, float(sample["tolerance"]))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ExportError("The file's golden sample cannot be read.", "Export it again.") from error
+        raise ExportError(
+            "The export's golden sample cannot be read.", "Export it again."
+        ) from error

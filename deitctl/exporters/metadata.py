@@ -1,39 +1,81 @@
-"""What an export says of itself, and the file that holds it in a folder."""
+"""The metadata of an export: model, classes, preprocessing and golden sample, and deitctl.json, which holds them in a folder."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from deitctl import __version__
 from deitctl.errors import ExportError
-from deitctl.exporters.compare_outputs import reference
-from deitctl.exporters.golden import GOLDEN, golden_input, golden_sample
-from deitctl.exporters.network import BareClassifier, ExportedClassifier, describe
+from deitctl.exporters.golden import GOLDEN, golden_input, make_golden_sample
+from deitctl.exporters.network import BareClassifier, ExportedClassifier
+from deitctl.exporters.verification_images import compute_reference
 from deitctl.models.model_config import ModelConfig
 from deitctl.paths import read_json, write_json
 
 METADATA = "deitctl.json"
 FORMAT = "format"
+BARE_LAYOUT = "NCHW float32"
 
 
-def metadata_of(network: ExportedClassifier, model_config: ModelConfig, to: str) -> dict[str, str]:
-    """Return what travels with an export: `describe`'s, the format's name, and the golden sample."""
+def collect_metadata(
+    network: ExportedClassifier, model_config: ModelConfig, to: str
+) -> dict[str, str]:
+    """Return the metadata of an export to the format `to`: `describe_model`'s, the format and the golden sample."""
     pixels = golden_input(model_config.preprocessing.img_size)
-    logits = reference(network.model, model_config, network.head, pixels)[0, 0]
-    said = describe(model_config, network.head, bare=isinstance(network, BareClassifier))
-    return {**said, FORMAT: to, GOLDEN: golden_sample(logits)}
+    logits = compute_reference(network.model, model_config, network.head, pixels)[0, 0]
+    metadata = describe_model(model_config, network.head, bare=isinstance(network, BareClassifier))
+    return {**metadata, FORMAT: to, GOLDEN: make_golden_sample(logits)}
+
+
+def describe_model(model_config: ModelConfig, head: str, *, bare: bool = False) -> dict[str, str]:
+    """Return the metadata that follow from a model: version, architecture, classes, and what a reader preprocesses.
+
+    Args:
+        model_config: the model's config.
+        head: the rule by which the heads were fused.
+        bare: whether the network is a `BareClassifier`.
+    """
+    pre = model_config.preprocessing
+    preprocessing = {
+        "img_size": pre.img_size,
+        "resize_to": pre.resize_to,
+        "crop_pct": pre.crop_pct,
+        "crop_mode": pre.crop_mode,
+        "interpolation": pre.interpolation,
+        "channels": "RGB",
+        "layout": BARE_LAYOUT if bare else "NHWC uint8",
+        "normalization": {
+            "where": "left to the reader" if bare else "inside the network",
+            "mean": pre.mean,
+            "std": pre.std,
+        },
+    }
+    metadata = {
+        "deitctl_version": __version__,
+        "architecture": model_config.architecture,
+        "head": head,
+        "temperature": repr(model_config.temperature(head)),
+        "preprocessing": json.dumps(preprocessing),
+    }
+    if model_config.class_names is not None:
+        metadata["class_names"] = json.dumps(model_config.class_names, ensure_ascii=False)
+    if model_config.descriptions is not None:
+        metadata["descriptions"] = json.dumps(model_config.descriptions, ensure_ascii=False)
+    return metadata
 
 
 def write_metadata(folder: Path, metadata: Mapping[str, str]) -> None:
-    """Write what a folder says of itself, whole or not at all."""
+    """Write a folder's deitctl.json, atomically."""
     write_json(folder / METADATA, dict(metadata))
 
 
 def read_metadata(folder: Path) -> dict[str, str]:
-    """Read what a folder of ours says of itself.
+    """Read a folder's deitctl.json.
 
     Raises:
-        ExportError: it says nothing, or nothing that can be read.
+        ExportError: there is none, or one that cannot be read.
     """
     path = folder / METADATA
     if not path.is_file():
@@ -41,15 +83,11 @@ def read_metadata(folder: Path) -> dict[str, str]:
             f"{folder} has no {METADATA}: it was not exported by deitctl, or by an older one."
         )
     try:
-        return texts(read_json(path), path)
+        metadata = read_json(path)
     except (OSError, ValueError) as error:
         raise ExportError(f"{path} cannot be read: {error}", "Export it again.") from error
-
-
-def texts(found: object, where: Path) -> dict[str, str]:
-    """Return metadata as it was written, a name and a text each; raise `ExportError` for anything else."""
-    if not isinstance(found, dict) or not all(
-        isinstance(x, str) for pair in found.items() for x in pair
+    if not isinstance(metadata, dict) or not all(
+        isinstance(text, str) for item in metadata.items() for text in item
     ):
-        raise ExportError(f"{where} has metadata that cannot be read.", "Export it again.")
-    return found
+        raise ExportError(f"{path} has metadata that cannot be read.", "Export it again.")
+    return metadata

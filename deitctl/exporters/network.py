@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from deitctl.data.mixup import normalize
+from deitctl.data.batch_transforms import normalize
 from deitctl.errors import ExportError
 from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.model_config import ModelConfig

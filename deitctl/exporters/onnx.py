@@ -1,4 +1,4 @@
-"""ONNX: one file that onnxruntime and its kin run without Python's deep learning."""
+"""ONNX: one file that onnxruntime and other runtimes run without torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from deitctl.errors import ExportError
-from deitctl.exporters.network import ExportedClassifier, quietly, trace
+from deitctl.exporters.network import ExportedClassifier, conversion_errors, trace
 from deitctl.models.model_config import ModelConfig
 from deitctl.paths import write_bytes
 
@@ -21,11 +21,11 @@ MAX_BYTES = 2**31 - 2**24  # protobuf ends at 2 GiB; 16 MiB are left to the grap
 def export_onnx(
     network: ExportedClassifier, model_config: ModelConfig, metadata: Mapping[str, str], path: Path
 ) -> None:
-    """Write a network as one ONNX file, whole or not at all.
+    """Write a network as one ONNX file, atomically.
 
     Args:
         network: what to write.
-        model_config: its config.
+        model_config: its model's config.
         metadata: strings that readers find as the model's custom metadata.
         path: the file.
 
@@ -43,23 +43,17 @@ def export_onnx(
 
 def _to_proto(network: ExportedClassifier, metadata: Mapping[str, str]) -> Any:
     program = trace(network)
-    try:
-        with quietly():
-            converted = torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=OPSET,
-                external_data=False,
-                verbose=False,
-                dynamic_shapes=({0: "batch"},),
-                input_names=[network.takes],
-                output_names=list(network.gives),
-            )
-    except Exception as error:  # the exporter wraps what its hundred translations raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ExportError(
-            f"The model cannot be written as ONNX: {first}", "Use --to torch or --to timm."
-        ) from error
+    with conversion_errors("The model cannot be written as ONNX", "Use --to torch or --to timm."):
+        converted = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+            dynamic_shapes=({0: "batch"},),
+            input_names=[network.input_name],
+            output_names=list(network.output_names),
+        )
     assert converted is not None
     for node in converted.model.graph.all_nodes():
         node.metadata_props.clear()  # the exporter's notes to itself, a tenth of the graph and more
@@ -70,7 +64,7 @@ def _to_proto(network: ExportedClassifier, metadata: Mapping[str, str]) -> Any:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return the custom metadata of an ONNX file, read without onnxruntime; its network is not looked at.
+    """Return the custom metadata of an ONNX file, read without onnxruntime and without its weights.
 
     Raises:
         ExportError: no such file, or one that cannot be read.
@@ -78,11 +72,13 @@ def read_metadata(path: Path) -> dict[str, str]:
     import onnx
 
     try:
-        return {
-            entry.key: entry.value
-            for entry in onnx.load(path, load_external_data=False).metadata_props
-        }
-    except Exception as error:  # protobuf's own kinds, which differ from version to version
+        return read_properties(onnx.load(path, load_external_data=False))
+    except Exception as error:  # protobuf's own classes, which differ from version to version
         raise ExportError(
             f"{path} is not a readable ONNX file: {error}", "Export it again."
         ) from error
+
+
+def read_properties(model: Any) -> dict[str, str]:
+    """Return the custom metadata of an onnx.ModelProto."""
+    return {entry.key: entry.value for entry in model.metadata_props}

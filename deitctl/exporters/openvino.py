@@ -1,8 +1,7 @@
-"""OpenVINO: a folder with the network as XML, its weights beside it, that Intel's runtime compiles for CPU, GPU or NPU."""
+"""OpenVINO: a folder with the network as XML and its weights, which Intel's runtime compiles for CPU, GPU or NPU."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,8 @@ from xml.etree import ElementTree
 
 from deitctl.data.eval_transform import Pixels
 from deitctl.errors import ExportError
-from deitctl.exporters.golden import GOLDEN
-from deitctl.exporters.network import ExportedClassifier, quietly, trace
+from deitctl.exporters.golden import set_golden_tolerance
+from deitctl.exporters.network import ExportedClassifier, conversion_errors, quietly, trace
 from deitctl.exporters.quantize import PRECISIONS
 from deitctl.models.model_config import ModelConfig
 from deitctl.paths import write_bytes
@@ -20,7 +19,7 @@ from deitctl.paths import write_bytes
 GRAPH, WEIGHTS = "model.xml", "model.bin"
 FILES = (GRAPH, WEIGHTS)
 SECTION = "deitctl"
-"""Where the metadata is in the graph's `rt_info`."""
+"""Where the metadata are in the graph's `rt_info`."""
 USAGE = """\
 import json, numpy, openvino
 from PIL import Image
@@ -28,12 +27,12 @@ from PIL import Image
 folder = "PATH"
 core = openvino.Core()
 model = core.read_model(f"{folder}/model.xml")
-said = lambda key: json.loads(model.get_rt_info(["deitctl", key]).value)
-size = said("preprocessing")["img_size"]
+metadata = lambda key: json.loads(model.get_rt_info(["deitctl", key]).value)
+size = metadata("preprocessing")["img_size"]
 network = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})  # left out: bf16 on CPUs that have it
 image = Image.open("image.jpg").convert("RGB").resize((size, size))  # better: as under Preprocessing
 probabilities = network(numpy.asarray(image)[None])["probabilities"][0]
-print(said("class_names")[probabilities.argmax()], probabilities.max())
+print(metadata("class_names")[probabilities.argmax()], probabilities.max())
 """
 
 
@@ -44,7 +43,7 @@ def export_openvino(
 
     Args:
         network: what to write.
-        model_config: its config.
+        model_config: its model's config.
         metadata: what `model.get_rt_info(["deitctl", KEY])` gives back.
         path: the folder.
 
@@ -54,22 +53,17 @@ def export_openvino(
     import openvino
 
     program = trace(network)
-    try:
-        with quietly():
-            model = openvino.convert_model(program)
-    except Exception as error:  # the converter wraps what its hundred translations raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ExportError(
-            f"The model cannot be written for OpenVINO: {first}", "Use --to onnx or --to torch."
-        ) from error
-    for port, name in zip(
-        [*model.inputs, *model.outputs], [network.takes, *network.gives], strict=True
+    with conversion_errors(
+        "The model cannot be written for OpenVINO", "Use --to onnx or --to torch."
     ):
+        model = openvino.convert_model(program)
+    ports = [*model.inputs, *model.outputs]
+    names = [network.input_name, *network.output_names]
+    for port, name in zip(ports, names, strict=True):
         port.get_tensor().set_names({name})  # the converter has numbers
-    model.reshape(
-        [-1, *network.example().shape[1:]]
-    )  # the converter forgets all sizes where one is free
-    _save(model, metadata, path, half=False)
+    # the converter forgets all sizes where one is free
+    model.reshape([-1, *network.make_example().shape[1:]])
+    _save(model, metadata, path, fp16=False)
 
 
 def quantize_openvino(source: Path, precision: str, target: Path, _: Pixels | None = None) -> None:
@@ -82,32 +76,31 @@ def quantize_openvino(source: Path, precision: str, target: Path, _: Pixels | No
     """
     import openvino
 
-    metadata = {**read_metadata(source), "quantize": precision}
-    if GOLDEN in metadata:
-        sample = json.loads(metadata[GOLDEN]) | {"tolerance": PRECISIONS[precision].tolerance}
-        metadata[GOLDEN] = json.dumps(sample)
-    _save(openvino.Core().read_model(source / GRAPH), metadata, target, half=True)
+    metadata = set_golden_tolerance(
+        {**read_metadata(source), "quantize": precision}, PRECISIONS[precision].tolerance
+    )
+    _save(openvino.Core().read_model(source / GRAPH), metadata, target, fp16=True)
 
 
-def _save(model: Any, metadata: Mapping[str, str], path: Path, *, half: bool) -> None:
+def _save(model: Any, metadata: Mapping[str, str], path: Path, *, fp16: bool) -> None:
     import openvino
 
     model.set_rt_info(dict(metadata), [SECTION])
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="deitctl-openvino-") as folder, quietly():
-        openvino.save_model(model, Path(folder) / GRAPH, compress_to_fp16=half)
-        for name in (WEIGHTS, GRAPH):  # a graph without its weights is never there
+        openvino.save_model(model, Path(folder) / GRAPH, compress_to_fp16=fp16)
+        for name in (WEIGHTS, GRAPH):  # a graph without its weights never exists
             write_bytes(path / name, (Path(folder) / name).read_bytes())
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a folder, read without OpenVINO; nothing of a graph that somebody else wrote.
+    """Return the metadata of a folder, read without OpenVINO; nothing of a graph that another program wrote.
 
     Raises:
         ExportError: no such folder, or a graph that cannot be read.
     """
     try:
-        found = ElementTree.parse(path / GRAPH).find(f"rt_info/{SECTION}")
+        section = ElementTree.parse(path / GRAPH).find(f"rt_info/{SECTION}")
     except (OSError, ElementTree.ParseError) as error:
         raise ExportError(f"{path} has no readable {GRAPH}: {error}") from error
-    return {} if found is None else {entry.tag: entry.get("value", "") for entry in found}
+    return {} if section is None else {entry.tag: entry.get("value", "") for entry in section}

@@ -1,18 +1,23 @@
-"""A `.pt2` file: the network as a graph that torch alone loads and runs."""
+"""`.pt2` files that torch alone runs: the network as a graph, or compiled to machine code by AOTInductor."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
+import sys
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
 from deitctl.errors import ExportError
 from deitctl.exporters.metadata import METADATA
-from deitctl.exporters.network import ExportedClassifier, quietly, trace
+from deitctl.exporters.network import ExportedClassifier, conversion_errors, quietly, trace
 from deitctl.models.model_config import ModelConfig
 from deitctl.paths import write_bytes
 
@@ -20,13 +25,13 @@ from deitctl.paths import write_bytes
 def export_torch(
     network: ExportedClassifier, model_config: ModelConfig, metadata: Mapping[str, str], path: Path
 ) -> None:
-    """Write a network for `torch.export.load`, whole or not at all.
+    """Write a network for `torch.export.load`, atomically.
 
     Args:
         network: what to write.
-        model_config: its config.
+        model_config: its model's config.
         metadata: what `load(path, extra_files={"deitctl.json": ""})` gives back, as JSON.
-        path: the file; torch wants it to end in `.pt2`.
+        path: the file; torch requires that it ends in `.pt2`.
 
     Raises:
         ExportError: the model does something that a graph cannot hold.
@@ -40,17 +45,70 @@ def export_torch(
     write_bytes(path, buffer.getvalue())
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """Return what `export_torch` was told to keep, read without torch; nothing of a file that somebody else wrote.
+def export_aoti(
+    network: ExportedClassifier, model_config: ModelConfig, metadata: Mapping[str, str], path: Path
+) -> None:
+    """Compile a network for `torch._inductor.aoti_load_package`, for this kind of CPU and this version of torch.
+
+    The metadata get `torch_version` and, by the compiler, `AOTI_CPU_ISA` and the like: where the file runs.
+
+    Args:
+        network: what to write.
+        model_config: its model's config.
+        metadata: what `aoti_load_package(PATH).loader.get_metadata()` gives back.
+        path: the file; torch requires that it ends in `.pt2`.
 
     Raises:
-        ExportError: no such file, or one that cannot be read.
+        ExportError: the model does something that a graph cannot hold, or cannot be compiled.
     """
+    from torch._inductor import aoti_compile_and_package
+
+    program = trace(network)
+    configs = {
+        "aot_inductor.metadata": {**metadata, "torch_version": torch.__version__},
+        "aot_inductor.precompile_headers": False,  # takes half a minute and serves one file
+    }
+    with tempfile.TemporaryDirectory(prefix="deitctl-aoti-") as folder:
+        package = Path(folder) / "network.pt2"
+        # a cache of its own: another machine's compiled code must never be found in the user's
+        with (
+            conversion_errors("The model cannot be compiled", "Use --to torch, which is not."),
+            torch.no_grad(),
+            patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache"}),
+        ):
+            aoti_compile_and_package(program, package_path=str(package), inductor_configs=configs)
+        write_bytes(path, package.read_bytes())
+
+
+def require_compiler() -> None:
+    """Raise `ExportError` if there is no C++ compiler."""
+    # torch's choice
+    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(
+        sys.platform, "g++"
+    )
+    if shutil.which(compiler) is None:
+        raise ExportError(
+            f"This export compiles the network, and there is no C++ compiler {compiler!r} here.",
+            "Install it, or name yours in CXX.",
+        )
+
+
+def read_torch_metadata(path: Path) -> dict[str, str]:
+    """Return what `export_torch` stored, read without torch; nothing of a file that another program wrote."""
+    return _read_archived_json(path, f"/extra/{METADATA}")
+
+
+def read_aoti_metadata(path: Path) -> dict[str, str]:
+    """Return what `export_aoti` and the compiler stored, read without torch."""
+    return _read_archived_json(path, ".wrapper_metadata.json")
+
+
+def _read_archived_json(path: Path, ending: str) -> dict[str, str]:
+    """Return the metadata in the file of a `.pt2` archive that ends so; raise `ExportError` if it cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:
-            found = [name for name in archive.namelist() if name.endswith(f"/extra/{METADATA}")]
-            return (
-                {k: str(v) for k, v in json.loads(archive.read(found[0])).items()} if found else {}
-            )
+            names = [name for name in archive.namelist() if name.endswith(ending)]
+            metadata = json.loads(archive.read(names[0])) if names else {}
+            return {key: str(value) for key, value in metadata.items()}
     except Exception as error:  # zipfile has a dozen ways to say that an archive is damaged
         raise ExportError(f"{path} is not a readable .pt2 file: {error}") from error

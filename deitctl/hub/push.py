@@ -1,4 +1,4 @@
-"""Put a model or an export onto the Hugging Face hub, in one commit."""
+"""Push a model or an export to the Hugging Face hub, in one commit."""
 
 from __future__ import annotations
 
@@ -6,52 +6,55 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from deitctl import __version__
 from deitctl.errors import ConfigError, DeitctlError, ExportError, ModelError, WeightsNotFound
 from deitctl.events import Reporter, SilentReporter
-from deitctl.exporters import recognize
 from deitctl.exporters.export import export
+from deitctl.exporters.formats import recognize_export
 from deitctl.exporters.metadata import METADATA
-from deitctl.exporters.readme import README, is_untouched
+from deitctl.exporters.model_card import README, is_unedited
 from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, read_tensor_shapes
 from deitctl.models.weights import require_hub
 from deitctl.paths import read_json, read_text
 from deitctl.training.run_dir import Run
 
 MAIN = "main"
-MAKE_ONE = "A run, a model folder of deitctl's, or what `deitctl export` wrote can be pushed."
+ACCEPTED = "A run, a model folder of deitctl's, or what `deitctl export` wrote can be pushed."
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushedFile:
+    """A file in the repository."""
+
+    path: str
+    """Its name in the repository."""
+    bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushResult:
-    """What went to the hub, or would go."""
+    """What was pushed to the hub, or would be."""
 
     repository: str
+    """OWNER/NAME."""
     revision: str
-    files: Mapping[str, int]
-    """Bytes of each file."""
-    url: str = ""
-    """Where to see it; empty where nothing was sent."""
-    commit: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record that `--format json` prints."""
-        return {
-            "repository": self.repository,
-            "revision": self.revision,
-            "url": self.url or None,
-            "commit": self.commit or None,
-            "files": [{"path": p, "bytes": n} for p, n in self.files.items()],
-            "bytes": sum(self.files.values()),
-        }
+    """The branch."""
+    files: tuple[PushedFile, ...]
+    """Every file of the commit."""
+    bytes: int
+    """Of all files."""
+    url: str | None = None
+    """Address of the repository; null after --dry-run."""
+    commit: str | None = None
+    """Id of the commit; null after --dry-run."""
 
 
 def push(
-    path: str,
+    path: str | Path,
     repository: str,
     *,
     private: bool = False,
@@ -60,36 +63,45 @@ def push(
     dry_run: bool = False,
     reporter: Reporter | None = None,
 ) -> PushResult:
-    """Upload a model or an export in one commit; the repository is made if it is not there.
+    """Upload a model or an export in one commit; a missing repository is created.
 
     Args:
         path: a run, which is exported `--to timm` first, or a model folder or an exported file of ours.
         repository: OWNER/NAME on the hub, or on the hub of its kind that `$HF_ENDPOINT` names.
-        private: make it so; one that exists and is public is refused.
-        revision: the branch, made if it is not there; empty: main.
+        private: create it so; one that exists and is public is refused.
+        revision: the branch, created if it is missing; empty: main.
         message: of the commit.
-        dry_run: only say which files would go; the hub is not asked.
+        dry_run: only list the files; nothing is sent.
         reporter: told of progress.
 
     Raises:
-        ConfigError: no repository has that name, or no token is here.
+        ConfigError: no repository can have that name, or there is no token.
         ExportError: the path is no model or export of ours, or the run's export disagrees with it.
         DeitctlError: the hub cannot be reached, or refuses.
     """
     reporter = reporter or SilentReporter()
+    source = Path(path).expanduser()
     _require_name(repository)
     if not dry_run:
         _require_access()
-    with _files_of(Path(path).expanduser(), reporter) as files:
-        sizes = {name: file.stat().st_size for name, file in files.items()}
-        result = PushResult(repository=repository, revision=revision or MAIN, files=sizes)
+    with _collect_files(source, reporter) as files:
+        result = PushResult(
+            repository=repository, revision=revision or MAIN, **_measure_files(files)
+        )
         if dry_run:
             return result
-        said = (
-            message or f"Upload {Path(path).expanduser().resolve().name} with deitctl {__version__}"
-        )
+        message = message or f"Upload {source.resolve().name} with deitctl {__version__}"
         with reporter.task(f"push to {repository}", None, "bytes"):
-            return _send(result, files, private, said, reporter)
+            return _send(result, files, private, message, reporter)
+
+
+def _measure_files(files: Mapping[str, Path]) -> dict[str, Any]:
+    """Return `files` and `bytes` of a `PushResult`."""
+    sizes = {name: file.stat().st_size for name, file in files.items()}
+    return {
+        "files": tuple(PushedFile(path=name, bytes=size) for name, size in sizes.items()),
+        "bytes": sum(sizes.values()),
+    }
 
 
 def _require_name(repository: str) -> None:
@@ -102,7 +114,7 @@ def _require_name(repository: str) -> None:
             return
     except HFValidationError:
         pass
-    raise ConfigError(f"{repository!r} is no repository of the hub: its names are OWNER/NAME.")
+    raise ConfigError(f"{repository!r} is no name of a hub repository: they are OWNER/NAME.")
 
 
 def _require_access() -> None:
@@ -118,41 +130,40 @@ def _require_access() -> None:
     except WeightsNotFound as error:
         raise DeitctlError(
             f"Nothing can be pushed: {error.message}.",
-            "--dry-run says what would be, without a network.",
+            "--dry-run lists what would be, without a network.",
         ) from error
 
 
 @contextmanager
-def _files_of(path: Path, reporter: Reporter) -> Iterator[dict[str, Path]]:
-    """Lend the files to upload, each by its name in the repository; those of a run are written for the purpose."""
+def _collect_files(path: Path, reporter: Reporter) -> Iterator[dict[str, Path]]:
+    """Yield the files to upload, each by its name in the repository; a run's are exported to a temporary folder."""
     run = Run(path, writes=False)
     if run.config_file.is_file():
         if not run.has_model:
             raise ExportError(
-                f"{path} is a run without weights yet.", "Let it save some: deitctl train --resume."
+                f"{path} is a run without weights yet.",
+                "Train until it saves some: deitctl train --resume.",
             )
         with tempfile.TemporaryDirectory(prefix="deitctl-push-") as folder:
-            made = Path(folder) / path.resolve().name
-            export(str(path), to="timm", output=str(made), reporter=reporter)
-            yield _folder_files(made)
+            exported = Path(folder) / path.resolve().name
+            export(str(path), to="timm", output=str(exported), reporter=reporter)
+            yield _list_folder(exported)
     elif not path.exists():
-        raise ExportError(f"There is nothing at {path}.", MAKE_ONE)
+        raise ExportError(f"There is nothing at {path}.", ACCEPTED)
     elif path.name.endswith(".rejected"):
-        raise ExportError(f"{path} has failed its proof.", "Export it again.")
+        raise ExportError(f"{path} has failed its verification.", "Export it again.")
+    elif path.is_dir():
+        yield _list_folder(path)
     else:
-        yield _folder_files(path) if path.is_dir() else _file(path)
+        recognize_export(path)
+        yield {path.name: path}
 
 
-def _file(path: Path) -> dict[str, Path]:
-    recognize(path)
-    return {path.name: path}
-
-
-def _folder_files(folder: Path) -> dict[str, Path]:
+def _list_folder(folder: Path) -> dict[str, Path]:
     """Return the files of an export or a model folder, and no others that lie there."""
     names: tuple[str, ...] = (CONFIG, WEIGHTS)
     if (folder / METADATA).is_file() or not (folder / CONFIG).is_file():
-        kind = recognize(folder)[1]
+        kind = recognize_export(folder)
         if not kind.is_folder:  # a Core ML package, which its users take for a file
             return {
                 f"{folder.name}/{p.relative_to(folder)}": p
@@ -160,9 +171,9 @@ def _folder_files(folder: Path) -> dict[str, Path]:
                 if p.is_file()
             }
         names = kind.files
-    elif not _is_model_of_ours(folder):
+    elif not _is_own_model(folder):
         raise ExportError(
-            f"{folder} was not written by deitctl: its {CONFIG} says nothing of it.",
+            f"{folder} was not written by deitctl: its {CONFIG} has no entry of deitctl's.",
             f"Write it anew: deitctl export {folder} --to timm --output FOLDER.",
         )
     inside = (
@@ -171,13 +182,13 @@ def _folder_files(folder: Path) -> dict[str, Path]:
     return {file.relative_to(folder).as_posix(): file for file in inside if file.is_file()}
 
 
-def _is_model_of_ours(folder: Path) -> bool:
+def _is_own_model(folder: Path) -> bool:
     try:
         config = read_json(folder / CONFIG)
         read_tensor_shapes(folder / WEIGHTS)
     except (OSError, ValueError, ModelError) as error:
         raise ExportError(
-            f"{folder} is no model folder that can be read: {error}", MAKE_ONE
+            f"{folder} is no model folder that can be read: {error}", ACCEPTED
         ) from error
     return isinstance(config, dict) and "deitctl" in config
 
@@ -194,7 +205,7 @@ def _send(
         api.create_repo(repository, private=private or None, exist_ok=True)
         if private and not api.repo_info(repository).private:
             raise DeitctlError(
-                f"{repository} is there already and public; nothing was pushed.",
+                f"{repository} exists and is public; nothing was pushed.",
                 "Make it private in its settings, or leave --private out.",
             )
         if result.revision != MAIN and not result.revision.startswith("refs/"):
@@ -210,41 +221,34 @@ def _send(
         )
     except DeitctlError:
         raise
-    except (
-        Exception
-    ) as error:  # the client's errors are those of its transport, which changes with its versions
-        raise _refused(error, repository) from error
-    return PushResult(
-        repository=repository,
-        revision=result.revision,
-        files={name: result.files[name] for name in files},
-        url=f"{api.endpoint}/{repository}",
-        commit=str(commit.oid),
-    )
+    # the client's errors are those of its transport, which changes with its versions
+    except Exception as error:
+        raise _to_hub_error(error, repository) from error
+    url = f"{api.endpoint}/{repository}"
+    return replace(result, url=url, commit=str(commit.oid), **_measure_files(files))
 
 
 def _has_edited_readme(api: Any, result: PushResult, ours: Path) -> bool:
-    """Say whether the hub's README.md was edited there, and would be lost for one that nobody has edited."""
-    if not is_untouched(read_text(ours)) or not api.file_exists(
-        result.repository, README, revision=result.revision
-    ):
+    """Return whether the hub's README.md was edited there, and would be lost for one that nobody has edited."""
+    repository, revision = result.repository, result.revision
+    if not is_unedited(read_text(ours)):
+        return False
+    if not api.file_exists(repository, README, revision=revision):
         return False
     with tempfile.TemporaryDirectory(prefix="deitctl-push-") as folder:
-        theirs = api.hf_hub_download(
-            result.repository, README, revision=result.revision, local_dir=folder
-        )
-        return not is_untouched(Path(theirs).read_text(errors="replace"))
+        theirs = api.hf_hub_download(repository, README, revision=revision, local_dir=folder)
+        return not is_unedited(Path(theirs).read_text(errors="replace"))
 
 
-def _refused(error: BaseException, repository: str) -> DeitctlError:
-    """Say in one line what the hub said, which its client wraps in several."""
+def _to_hub_error(error: BaseException, repository: str) -> DeitctlError:
+    """Return in one line what the hub answered, which its client wraps in several."""
     cause = error
     while getattr(cause, "response", None) is None and cause.__cause__ is not None:
         cause = cause.__cause__
     status = getattr(getattr(cause, "response", None), "status_code", 0)
     if status == 401:
         return DeitctlError(
-            "The hub does not know the token that is here.", "Log in again: hf auth login."
+            "The hub does not accept the token that is here.", "Log in again: hf auth login."
         )
     if status == 403:
         return DeitctlError(
@@ -252,12 +256,13 @@ def _refused(error: BaseException, repository: str) -> DeitctlError:
             "Use one with write access: hf auth login.",
         )
     if status:
-        said = getattr(cause, "server_message", None) or f"HTTP {status}"
-        return DeitctlError(f"The hub refuses {repository}: {_one_line(said)}.")
+        reason = getattr(cause, "server_message", None) or f"HTTP {status}"
+        return DeitctlError(f"The hub refuses {repository}: {_to_line(reason)}.")
     return DeitctlError(
-        f"The hub did not answer: {_one_line(cause)}.", "Nothing was committed, as far as is known."
+        f"The hub did not answer: {_to_line(cause)}.",
+        "Nothing was committed, unless the answer was lost after it.",
     )
 
 
-def _one_line(said: object) -> str:
-    return re.sub(r"\s+", " ", str(said)).strip().rstrip(".")[:200]
+def _to_line(reason: object) -> str:
+    return re.sub(r"\s+", " ", str(reason)).strip().rstrip(".")[:200]

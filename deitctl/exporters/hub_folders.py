@@ -1,6 +1,6 @@
-"""A folder that Hugging Face's transformers loads by itself: weights, config.json and preprocessor_config.json.
+"""Folders that timm and Hugging Face's transformers load by themselves: weights, config.json, the image processor's JSON.
 
-A plain DeiT is their `ViTForImageClassification`, a distilled one their `DeiTForImageClassificationWithTeacher`. Their
+A plain DeiT is transformers' `ViTForImageClassification`, a distilled one its `DeiTForImageClassificationWithTeacher`. Its
 computation is ours under other names, but for three things: query, key and value are layers of their own, LayerNorm's
 epsilon is 1e-12 unless config.json says otherwise, and `DeiTImageProcessor` squashes and takes 0.5 for mean and
 deviation unless preprocessor_config.json says otherwise.
@@ -16,20 +16,31 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
-from deitctl.data.eval_transform import INTERPOLATION, center
+from deitctl.data.eval_transform import INTERPOLATION, get_crop_offset
 from deitctl.errors import ExportError
 from deitctl.exporters.metadata import METADATA, write_metadata
 from deitctl.exporters.network import ExportedClassifier
-from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, save_tensors
-from deitctl.models.to_transformers_config import ModelConfig, Preprocessing
+from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, save_model, save_tensors
+from deitctl.models.introspect import describe_layers, pin_img_size
+from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.models.vit import LAYER_NORM_EPS, VisionTransformer
 from deitctl.paths import write_json
 
-HEAD = "avg-logits"  # what DeiTForImageClassificationWithTeacher answers with
+HEAD = "avg-logits"  # what distilled models of timm and transformers output in eval mode
+TIMM_FILES = (CONFIG, WEIGHTS, METADATA)
+TIMM_USAGE = """\
+import timm, torch
+from PIL import Image
+
+model = timm.create_model("local-dir:PATH", pretrained=True).eval()  # from the hub: "hf-hub:OWNER/NAME"
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+with torch.no_grad():
+    logits = model(transform(Image.open("image.jpg").convert("RGB"))[None])
+print(model.pretrained_cfg.get("label_names", range(model.num_classes))[int(logits.argmax())])
+"""
 PROCESSOR = "preprocessor_config.json"
-FILES = (CONFIG, WEIGHTS, PROCESSOR, METADATA)
-TIMM = "Use --to timm: where timm is installed, transformers opens that folder too."
-USAGE = """\
+TRANSFORMERS_FILES = (CONFIG, WEIGHTS, PROCESSOR, METADATA)
+TRANSFORMERS_USAGE = """\
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -40,6 +51,7 @@ with torch.no_grad():
     logits = model(**processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")).logits
 print(model.config.id2label[int(logits.argmax())])
 """
+USE_TIMM = "Use --to timm: where timm is installed, transformers opens that folder too."
 
 _EMBEDDINGS = {
     "cls_token": "embeddings.cls_token",
@@ -57,6 +69,22 @@ _IN_BLOCK = {
 }
 
 
+def export_timm(
+    network: ExportedClassifier, model_config: ModelConfig, metadata: Mapping[str, str], path: Path
+) -> None:
+    """Write a model for `timm.create_model("local-dir:PATH", pretrained=True)`.
+
+    Args:
+        network: whose model to write; its normalization and head rule go to config.json.
+        model_config: the model's config.
+        metadata: of the export, for `verify`; timm reads config.json.
+        path: the folder.
+    """
+    model = network.model
+    save_model(path, model.state_dict(), pin_img_size(model, model_config), describe_layers(model))
+    write_metadata(path, metadata)
+
+
 def export_transformers(
     network: ExportedClassifier, model_config: ModelConfig, metadata: Mapping[str, str], path: Path
 ) -> None:
@@ -64,37 +92,36 @@ def export_transformers(
 
     Args:
         network: whose model to write; its normalization goes to preprocessor_config.json.
-        model_config: its config.
-        metadata: what the folder says of itself to `verify`; transformers reads the other two.
+        model_config: the model's config.
+        metadata: of the export, for `verify`; transformers reads the other two.
         path: the folder.
 
     Raises:
-        ExportError: transformers has no class for the model, or cannot look at images as it does.
+        ExportError: transformers has no class for the model, or cannot preprocess images as it does.
     """
     model = _require_expressible(network.model, model_config)
-    processor = processor_config(model_config.preprocessing)
-    save_tensors(path / WEIGHTS, convert(model), {"format": "pt"})
+    processor = to_processor_config(model_config.preprocessing)
+    save_tensors(path / WEIGHTS, convert_weights(model), {"format": "pt"})
     write_json(path / CONFIG, to_transformers_config(model, model_config))
     write_json(path / PROCESSOR, processor)
     write_metadata(path, metadata)
 
 
 def _require_expressible(model: nn.Module, model_config: ModelConfig) -> VisionTransformer:
+    name = model_config.architecture
     if not isinstance(model, VisionTransformer):
         raise ExportError(
-            f"{model_config.architecture} is no DeiT, and --to transformers writes nothing else.",
-            TIMM,
+            f"{name} is no DeiT, and --to transformers writes nothing else.", USE_TIMM
         )
     if model.arch.layer_scale or model.arch.no_embed_class:
         raise ExportError(
-            f"transformers has no class for {model_config.architecture}: DeiT-III scales its layers and gives the class token "
-            "no position.",
-            TIMM,
+            f"transformers has no class for {name}: DeiT-III scales its layers and gives the class token no position.",
+            USE_TIMM,
         )
     return model
 
 
-def convert(model: VisionTransformer) -> dict[str, Tensor]:
+def convert_weights(model: VisionTransformer) -> dict[str, Tensor]:
     """Return the weights under transformers' names, as its files have them; `attn.qkv` [3D,D] becomes three of [D,D]."""
     distilled = model.arch.distilled
     body = "deit." if distilled else "vit."
@@ -104,29 +131,36 @@ def convert(model: VisionTransformer) -> dict[str, Tensor]:
     }
     converted: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
-        layer, _, kind = (
-            name.rpartition(".") if name.endswith((".weight", ".bias")) else (name, "", "")
-        )
-        end = f".{kind}" if kind else ""
+        layer, suffix = name, ""
+        if name.endswith((".weight", ".bias")):
+            layer, dot, kind = name.rpartition(".")
+            suffix = dot + kind
         if layer in heads:
-            converted[heads[layer] + end] = value
+            converted[heads[layer] + suffix] = value
         elif layer in _EMBEDDINGS:
-            converted[body + _EMBEDDINGS[layer] + end] = value
+            converted[body + _EMBEDDINGS[layer] + suffix] = value
         else:
             _, number, inner = layer.split(".", 2)
             block = f"{body}encoder.layer.{number}."
             if inner == "attn.qkv":
                 for part, third in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                    converted[f"{block}attention.attention.{part}{end}"] = third.contiguous()
+                    converted[f"{block}attention.attention.{part}{suffix}"] = third.contiguous()
             else:
-                converted[block + _IN_BLOCK[inner] + end] = value
+                converted[block + _IN_BLOCK[inner] + suffix] = value
     return converted
 
 
 def to_transformers_config(model: VisionTransformer, model_config: ModelConfig) -> dict[str, Any]:
     """Return config.json: the shape of the network and, for people, the names of the classes."""
-    arch, names = model.arch, labels(model_config)
+    arch, names = model.arch, unique_labels(model_config)
     distilled = arch.distilled
+    ours: dict[str, Any] = {
+        "architecture": model_config.architecture,
+        "head": model_config.head,
+        "temperatures": dict(model_config.temperatures),
+    }
+    if model_config.class_names is not None:
+        ours["class_names"] = list(model_config.class_names)
     return {
         "architectures": [
             "DeiTForImageClassificationWithTeacher" if distilled else "ViTForImageClassification"
@@ -147,35 +181,26 @@ def to_transformers_config(model: VisionTransformer, model_config: ModelConfig) 
         "attention_probs_dropout_prob": 0.0,
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
-        "deitctl": {
-            "architecture": model_config.architecture,
-            "head": model_config.head,
-            "temperatures": dict(model_config.temperatures),
-        }
-        | (
-            {"class_names": list(model_config.class_names)}
-            if model_config.class_names is not None
-            else {}
-        ),
+        "deitctl": ours,
     }
 
 
-def labels(model_config: ModelConfig) -> list[str]:
-    """Return the classes' names for people, each once: of those that are the same, every one has its own name added.
+def unique_labels(model_config: ModelConfig) -> list[str]:
+    """Return the classes' labels for people, each once: equal ones get their class name added.
 
     ImageNet has two cranes, a bird and a machine: "crane (n02012849)" and "crane (n03126707)".
     """
-    names = [model_config.label(i) for i in range(model_config.num_classes)]
-    counts = Counter(names)
+    labels = [model_config.label(i) for i in range(model_config.num_classes)]
+    counts = Counter(labels)
     ids = model_config.class_names or tuple(str(i) for i in range(model_config.num_classes))
     return [
-        f"{name} ({own})" if counts[name] > 1 else name
-        for name, own in zip(names, ids, strict=True)
+        f"{label} ({own})" if counts[label] > 1 else label
+        for label, own in zip(labels, ids, strict=True)
     ]
 
 
-def processor_config(pre: Preprocessing) -> dict[str, Any]:
-    """Return preprocessor_config.json: how `DeiTImageProcessor` makes of an image what `eval_transform` makes of it.
+def to_processor_config(pre: Preprocessing) -> dict[str, Any]:
+    """Return preprocessor_config.json, with which `DeiTImageProcessor` preprocesses an image as `eval_transform` does.
 
     Raises:
         ExportError: it cannot.
@@ -184,23 +209,19 @@ def processor_config(pre: Preprocessing) -> dict[str, Any]:
     if pre.crop_mode not in ("center", "squash"):
         raise ExportError(
             f"transformers cannot crop as {pre.crop_mode!r} says: it crops the center or squashes.",
-            TIMM,
+            USE_TIMM,
         )
-    if center(target, size) != (target - size) // 2:
+    if get_crop_offset(target, size) != (target - size) // 2:
         raise ExportError(
-            f"transformers cuts {size} pixels out of {target} one pixel beside this model's cut.",
-            TIMM,
+            f"transformers crops {size} pixels out of {target} one pixel beside this model's crop.",
+            USE_TIMM,
         )
-    edges = (
-        {"height": target, "width": target}
-        if pre.crop_mode == "squash"
-        else {"shortest_edge": target}
-    )
+    squashed = {"height": target, "width": target}
     return {
         "image_processor_type": "DeiTImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": edges,
+        "size": squashed if pre.crop_mode == "squash" else {"shortest_edge": target},
         "resample": int(INTERPOLATION.get(pre.interpolation, Image.Resampling.BICUBIC)),
         "do_center_crop": True,
         "crop_size": {"height": size, "width": size},

@@ -1,4 +1,4 @@
-"""ONNX files that take whole images: what `eval_transform` does, as operations in front of a network of one size.
+"""ONNX files that take whole images of any size: `eval_transform` as operations in front of a network of one size.
 
 onnxruntime's Resize with antialiasing is a port of Pillow's. It comes closest with pixels as they are in memory, uint8
 [B,H,W,3]: in fixed point, and rounded between the two passes as Pillow does. Its coordinates are floats where Pillow has
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +18,12 @@ from PIL import Image
 from deitctl.data.eval_transform import INTERPOLATION, Pixels, eval_transform
 from deitctl.errors import ExportError
 from deitctl.exporters.golden import GOLDEN, enlarge, golden_tile
+from deitctl.exporters.onnx import read_properties
 from deitctl.models.model_config import Preprocessing
 from deitctl.paths import write_bytes
 
 INSIDE = "inside the file"
-"""Where the metadata of an any-size file says that images are resized; others leave it to the reader."""
+"""Where the metadata of a dynamic-size file say that images are resized; others leave it to the reader."""
 KERNELS = {"bicubic": 'mode = "cubic", cubic_coeff_a = -0.5', "bilinear": 'mode = "linear"'}
 """The interpolations that ONNX has with antialiasing, as Pillow has them."""
 
@@ -63,30 +63,30 @@ front (uint8[batch,height,width,3] pixels) => (uint8[batch,%(size)d,%(size)d,3] 
  float half = {0.5}, int64[2] axes = {1, 2}>
 {%(steps)s}
 """
-"""In ONNX's own notation. Round is to the even number, as in `center`; 1 is float and 7 is int64."""
+"""In ONNX's own notation. Round is to the even number, as in `get_crop_offset`; 1 is float and 7 is int64."""
 
 
 def require_resizable(pre: Preprocessing) -> None:
-    """Raise `ExportError` if ONNX cannot resize as the model's preprocessing wants it."""
+    """Raise `ExportError` if ONNX cannot resize as the model's preprocessing does."""
     if _interpolation(pre) not in KERNELS:
         raise ExportError(
             f"ONNX resizes as Pillow does with {' and '.join(KERNELS)}, not with {pre.interpolation}.",
-            "Leave --any-size out: the file then takes images that have been resized.",
+            "Leave --dynamic-size out: the file then takes images that have been resized.",
         )
 
 
 def golden_view(pre: Preprocessing) -> Pixels:
-    """Return what the network inside an any-size file sees of the golden image of S x S pixels, uint8 [1,S,S,3]."""
+    """Return the network's input for the golden image of S x S pixels after resize and crop, uint8 [1,S,S,3]."""
     (image,) = enlarge(golden_tile(), pre.img_size)
     return eval_transform(Image.fromarray(image), pre).transpose(1, 2, 0)[None]
 
 
-def take_any_size(
+def make_dynamic(
     source: Path, pre: Preprocessing, golden: NDArray[np.float32], target: Path
 ) -> None:
-    """Write an ONNX file of one size, rounded or not, so that it takes whole images.
+    """Write an ONNX file of one size, quantized or not, so that it takes whole images.
 
-    `pixels` becomes uint8 [batch,height,width,3]; `seen`, uint8 [batch,S,S,3], is what the network looks at, as an
+    `pixels` becomes uint8 [batch,height,width,3]; `seen`, uint8 [batch,S,S,3], is the input of the network inside, as an
     output of its own.
 
     Args:
@@ -107,11 +107,11 @@ def take_any_size(
     nodes = [*front.node, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
+    # PAD's constants are left out where nothing is padded: onnxruntime warns of unused ones
     graph.initializer.extend(tensor for tensor in front.initializer if tensor.name in used)
     graph.input[0].CopyFrom(front.input[0])
     graph.output.extend(front.output)
-    said = {entry.key: entry.value for entry in model.metadata_props}
-    helper.set_model_props(model, said | _metadata(said, pre, golden))
+    helper.set_model_props(model, _change_metadata(read_properties(model), pre, golden))
     onnx.checker.check_model(model)
     write_bytes(target, model.SerializeToString())
 
@@ -120,30 +120,31 @@ def front_text(pre: Preprocessing) -> str:
     """Return the operations from `pixels` to `seen`, as a graph in ONNX's notation."""
     pads = pre.resize_to < pre.img_size
     steps = (SQUASH if pre.crop_mode == "squash" else SHORT_SIDE) + RESIZE + CROP + PAD * pads
-    named = {"kernel": KERNELS[_interpolation(pre)], "cropped": "cropped" if pads else "seen"}
-    return FRONT % {"size": pre.img_size, "target": pre.resize_to, "steps": steps % named}
+    values = {"kernel": KERNELS[_interpolation(pre)], "cropped": "cropped" if pads else "seen"}
+    return FRONT % {"size": pre.img_size, "target": pre.resize_to, "steps": steps % values}
 
 
-def takes_any_size(metadata: Mapping[str, str]) -> bool:
-    """Say whether a file that says this of itself resizes images."""
+def has_dynamic_size(metadata: Mapping[str, str]) -> bool:
+    """Return whether a file with these metadata resizes images itself."""
     return INSIDE in metadata.get("preprocessing", "")
 
 
 def _interpolation(pre: Preprocessing) -> str:
-    return (
-        pre.interpolation if pre.interpolation in INTERPOLATION else "bicubic"
-    )  # as in `eval_transform`
+    # unknown ones are bicubic, as in `eval_transform`
+    return pre.interpolation if pre.interpolation in INTERPOLATION else "bicubic"
 
 
-def _metadata(
-    said: dict[str, str], pre: Preprocessing, golden: NDArray[np.float32]
+def _change_metadata(
+    metadata: dict[str, str], pre: Preprocessing, golden: NDArray[np.float32]
 ) -> dict[str, str]:
-    """Return what an any-size file says otherwise than the file that it was made of."""
-    preprocessing: dict[str, Any] = json.loads(said["preprocessing"])
-    sample: dict[str, Any] = json.loads(said[GOLDEN])
-    preprocessing |= {"resize": INSIDE, "layout": "NHWC uint8, any height and width"}
+    """Return the metadata of a file of one size as those of the dynamic-size file made of it."""
+    preprocessing = json.loads(metadata["preprocessing"]) | {
+        "resize": INSIDE,
+        "layout": "NHWC uint8, any height and width",
+    }
+    sample = json.loads(metadata[GOLDEN])
     sample |= {
         "pixels": f"{sample['pixels']}; S = {pre.img_size}, which the file resizes and crops as any image",
         "logits": [float(f"{x:.6g}") for x in golden],
     }
-    return {"preprocessing": json.dumps(preprocessing), GOLDEN: json.dumps(sample)}
+    return {**metadata, "preprocessing": json.dumps(preprocessing), GOLDEN: json.dumps(sample)}

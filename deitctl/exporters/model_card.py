@@ -1,0 +1,224 @@
+"""README.md of an exported folder: the model card that a hub shows. It states what the files state and invents nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+from deitctl import __version__
+from deitctl.exporters.compare import Verification
+from deitctl.models.catalog import Architecture
+from deitctl.models.checkpoint_io import CONFIG
+from deitctl.models.model_config import ModelConfig, Preprocessing
+
+README = "README.md"
+UNKNOWN = "Unknown: the exported model does not record it. Add it before you publish this."
+MAX_LISTED = 20
+"""Classes that are listed."""
+_SEAL = "<!-- deitctl "
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """Where weights are from: a run's own files, or the catalog's entry of published ones."""
+
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """run.toml"""
+    result: Mapping[str, Any] = field(default_factory=dict)
+    """result.json"""
+    published: Architecture | None = None
+
+
+def make_model_card(
+    model_config: ModelConfig,
+    history: History,
+    *,
+    title: str,
+    library: str,
+    usage: str,
+    head: str,
+    verification: Verification,
+    labels_file: str = CONFIG,
+    preprocesses: bool = False,
+) -> str:
+    """Return the model card as Markdown.
+
+    Args:
+        model_config: the model's config.
+        history: where its weights are from; what it lacks, the text calls unknown.
+        title: name of the model.
+        library: what loads the folder: `timm`, `transformers` or `openvino`.
+        usage: Python that does.
+        head: the rule by which the folder fuses two heads.
+        verification: of the export.
+        labels_file: the file of the folder that lists all classes.
+        preprocesses: whether the network takes uint8 images and outputs probabilities.
+    """
+    size = model_config.preprocessing.img_size
+    text = f"""---
+library_name: {library}
+pipeline_tag: image-classification
+tags:
+- image-classification
+---
+# {_to_line(title)}
+
+`{model_config.architecture}`, {model_config.num_classes:,} classes, images of {size} x {size} pixels.
+
+## Usage
+
+```python
+{usage}```
+
+## Classes
+
+{_describe_classes(model_config, labels_file)}
+
+## Training data
+
+{_describe_data(history)}
+
+## Training recipe
+
+{_describe_recipe(history)}
+
+## Accuracy
+
+{_describe_accuracy(history, head)}
+
+## Preprocessing
+
+{_describe_preprocessing(model_config.preprocessing, inside=preprocesses)}
+
+## Export
+
+Written by deitctl {__version__} and verified against the original model in a fresh process, on {verification.num_verified:,}
+images: logits differ by up to {verification.max_abs_diff:.2g}, the top-1 class agrees on {verification.top1_agreement:.1f} %.
+{verification.remark}"""
+    text = f"{text.rstrip()}\n"
+    return f"{text}\n{_make_seal(text)}\n"
+
+
+def is_unedited(text: str) -> bool:
+    """Return whether a README.md is as `make_model_card` wrote it: an edited one must not be overwritten."""
+    start = text.rfind(f"\n{_SEAL}")
+    return start >= 0 and text[start + 1 :].strip() == _make_seal(text[:start])
+
+
+def _make_seal(text: str) -> str:
+    """Return the comment that ends an unedited text: a hash of what is before it."""
+    return f"{_SEAL}{hashlib.sha256(text.encode()).hexdigest()[:16]} -->"
+
+
+def _describe_preprocessing(pre: Preprocessing, *, inside: bool) -> str:
+    resize = f"the short side to {pre.resize_to}"
+    if pre.crop_mode == "squash":
+        resize = f"to {pre.resize_to} x {pre.resize_to}"
+    network = ". The network takes that as uint8 and does the rest itself:" if inside else ","
+    return f"""Resize ({pre.interpolation}) {resize}, crop the center {pre.img_size} x {pre.img_size}{network} divide by 255, subtract the mean
+{list(pre.mean)}, divide by {list(pre.std)}; channels are RGB."""
+
+
+def _describe_classes(model_config: ModelConfig, labels_file: str) -> str:
+    if model_config.class_names is None:
+        return f"{model_config.num_classes:,}, whose names are unknown."
+    listed = range(min(model_config.num_classes, MAX_LISTED))
+    names = ", ".join(_to_code(model_config.label(i)) for i in listed)
+    more = model_config.num_classes - MAX_LISTED
+    return f"{names} and {more:,} more; {labels_file} lists them all." if more > 0 else f"{names}."
+
+
+def _describe_data(history: History) -> str:
+    if history.published is not None:
+        return f"The weights are {_to_code(history.published.hub_id)} as published; its page states the training data."
+    data = history.run.get("data")
+    if not isinstance(data, str):
+        return UNKNOWN
+    text = f"Trained on {_to_code(_hide_folders(data))}"
+    seen = history.result.get("images_seen")
+    return (
+        f"{text}, {seen:,} training images seen in total." if isinstance(seen, int) else f"{text}."
+    )
+
+
+def _describe_recipe(history: History) -> str:
+    recipe = _read_table(history.run, "recipe")
+    if not recipe:
+        if history.published is None:
+            return UNKNOWN
+        return f"That of {_to_code(history.published.hub_id)}."
+    import tomli_w
+
+    values: dict[str, Any] = {
+        key: _hide_folders(str(history.run.get(key, ""))) for key in ("model", "weights")
+    }
+    values["seed"] = history.run.get("seed", 0)
+    values["recipe"] = recipe
+    if distill := _read_table(history.run, "distill"):
+        values["distill"] = {k: v for k, v in distill.items() if k != "teacher_cache"}
+        for key in distill.keys() & {"teacher", "teacher_weights"}:
+            values["distill"][key] = _hide_folders(str(distill[key]))
+    lists = re.compile(r"\[\n\s+([^\[\]]*?),\n\]")  # tomli-w gives each number a line
+    toml = lists.sub(
+        lambda match: f"[{' '.join(match[1].split())}]", tomli_w.dumps(values).replace("```", "")
+    )
+    return f"From the run's `run.toml`:\n\n```toml\n{toml}```"
+
+
+def _describe_accuracy(history: History, head: str) -> str:
+    if history.published is not None and history.published.top1 is not None:
+        return f"Published top-1 on ImageNet: {history.published.top1} %; not measured for this export."
+    best = _read_table(history.result, "best")
+    if not best:
+        return "None yet: the run has not finished." if history.run else UNKNOWN
+    epochs = history.result.get("epochs")
+    lines = [
+        "On the run's validation images, in fp32:",
+        "",
+        "| | top-1 | top-5 |",
+        "|---|---|---|",
+        f"| epoch {best.get('epoch')} of {epochs} | {_percent(best.get('top1'))} | {_percent(best.get('top5'))} |",
+    ]
+    if heads := _read_table(history.result, "heads"):
+        lines += ["", "| head | top-1 |", "|---|---|"]
+        lines += [
+            f"| {_to_code(name)}{' (this folder)' * (name == head)} | {_percent(top1)} |"
+            for name, top1 in heads.items()
+        ]
+    if teacher := _read_table(history.result, "teacher"):
+        name = _to_code(_hide_folders(str(teacher.get("name"))))
+        lines += ["", f"The teacher, {name}, has {_percent(teacher.get('top1'))} top-1 on them."]
+    lines += [
+        "",
+        "The epoch was selected on these images; there are no figures of a separate test set.",
+    ]
+    return "\n".join(lines)
+
+
+def _read_table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return the object under a key; an empty one where the file has something else there."""
+    value = values.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _hide_folders(ref: str) -> str:
+    """Return the name of a data set or model; of an absolute path the last part alone, because the card is public."""
+    path = PurePath(ref)
+    return path.name if path.is_absolute() or ref.startswith(("~", "..")) else ref
+
+
+def _percent(value: Any) -> str:
+    return f"{value:.2f} %" if isinstance(value, int | float) else "unknown"
+
+
+def _to_code(text: str) -> str:
+    """Return a text from a file as inline code, so that nothing in it is markup."""
+    return f"`{_to_line(text).replace('`', chr(39))}`"
+
+
+def _to_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,273 @@
+"""Verification of an export: its golden sample, then real images beside its model, in a fresh process of its runtime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deitctl.data.classes import match_classes
+from deitctl.data.dataset import ImageDataset
+from deitctl.errors import ConfigError, ExportError
+from deitctl.events import Reporter, SilentReporter
+from deitctl.exporters.compare import Verification, compare, compare_quantized, run_checked
+from deitctl.exporters.dynamic_size import has_dynamic_size
+from deitctl.exporters.formats import Format, recognize_export
+from deitctl.exporters.golden import read_golden
+from deitctl.exporters.metadata import describe_model
+from deitctl.exporters.quantize import PRECISIONS
+from deitctl.exporters.verification_images import (
+    Images,
+    Outputs,
+    compute_reference,
+    open_images,
+    read_images,
+)
+from deitctl.exporters.verify_whole_images import verify_dynamic_size, verify_image_files
+from deitctl.models.checkpoint_io import CONFIG
+from deitctl.models.factory import load_model
+from deitctl.models.model_config import HEADS, ModelConfig
+
+COMPARED = ("img_size", "resize_to", "crop_pct", "crop_mode", "interpolation")
+"""Keys of the preprocessing that must be the model's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportInfo:
+    """What an export is."""
+
+    path: Path
+    """The file or folder."""
+    format: str
+    """As `--to` calls it."""
+    quantize: str | None = None
+    """The precision; null: fp32."""
+
+
+# bases in this order, because dataclasses list the fields of the last base first
+@dataclass(frozen=True, kw_only=True)
+class VerifyResult(Verification, ExportInfo):
+    """How far an export's outputs are from its model's; without a model, on the golden sample alone."""
+
+    model: str | None = None
+    """What it was compared with; null: nothing, only the golden sample was checked."""
+    golden_diff: float
+    """RMS difference of the golden sample's logits, in their standard deviations."""
+    golden_tolerance: float
+    """The largest `golden_diff` that passes."""
+
+
+def verify_export(
+    path: str | Path,
+    *,
+    verify_data: str = "",
+    model: str = "",
+    weights: str = "",
+    num_images: int = 64,
+    reporter: Reporter | None = None,
+) -> VerifyResult:
+    """Run an export in a fresh process: on its golden sample, and on images beside the model that it was made from.
+
+    Args:
+        path: a file or folder that `export` wrote.
+        verify_data: data, a folder of images or an image; empty: those that a run was validated on, else `digits`.
+        model: what to compare with, see `load_model`; empty: the run in whose folder the export lies, if it does.
+        weights: see `load_model`.
+        num_images: how many images.
+        reporter: told of progress.
+
+    Raises:
+        ExportError: no export of ours, one that does not run, or disagrees with its golden sample or its model.
+        ConfigError: images, and no model whose outputs could be compared.
+        ModelError: no such model.
+        DataError: no such images.
+    """
+    reporter = reporter or SilentReporter()
+    export = Path(path).expanduser()
+    require_images(num_images)
+    kind = recognize_export(export)
+    if not kind.runs_here:
+        raise ExportError(f"What runs {export} is for {kind.runs_on} alone.", "Verify it there.")
+    metadata = kind.read_metadata(export)
+    golden = read_golden(metadata, _read_img_size(metadata, export))
+    ref = model or _find_model_folder(export)
+    if not ref and (verify_data or weights):
+        raise ConfigError(
+            f"There is no model to compare {export} with.",
+            "Name the one that it was exported from: --model MODEL. Without images only the golden sample is checked.",
+        )
+    with reporter.task("check the golden sample", None, "bytes"):
+        outputs = run_checked(kind.name, export, golden.pixels, golden)
+        golden_diff = golden.compute_difference(outputs[0, 0])
+    verification = Verification()
+    if not ref:
+        reporter.note(
+            "Only the golden sample was checked; --model MODEL compares images with the model, too."
+        )
+    else:
+        dataset = open_images(ref, verify_data, reporter)
+        loaded = load_model(ref, weights=weights, reporter=reporter)
+        if (head := metadata.get("head", "")) not in HEADS:
+            raise ExportError(f"{export} does not say how its heads are fused.", "Export it again.")
+        _require_same_model(describe_model(loaded.model_config, head), metadata, export, ref)
+        sample = read_images(dataset, loaded.model_config.preprocessing, num_images)
+        expected = compute_reference(loaded.model, loaded.model_config, head, sample.pixels)
+        verification = verify_against_model(
+            export, kind, expected, dataset, sample, loaded.model_config, reporter
+        )
+        note_ties(verification, reporter)
+    return VerifyResult(
+        path=export,
+        format=kind.name,
+        quantize=metadata.get("quantize"),
+        golden_diff=golden_diff,
+        golden_tolerance=golden.tolerance,
+        model=ref or None,
+        **vars(verification),
+    )
+
+
+def verify_against_model(
+    path: Path,
+    kind: Format,
+    expected: Outputs,
+    dataset: ImageDataset,
+    sample: Images,
+    model_config: ModelConfig,
+    reporter: Reporter,
+) -> Verification:
+    """Run an export in a fresh process on its golden sample and on images, and compare it with its model.
+
+    Args:
+        path: the file or folder.
+        kind: its format.
+        expected: the model's outputs for `sample`, from `compute_reference`.
+        dataset: where the images of `sample` are from.
+        sample: the images.
+        model_config: the model's config.
+        reporter: told of progress.
+
+    Returns:
+        How far it is from the model; an empty one where its runtime is for another system.
+
+    Raises:
+        ExportError: it does not run, or disagrees.
+    """
+    if not kind.runs_here:
+        reporter.note(
+            f"Written and not verified: its runtime is for {kind.runs_on} alone. `deitctl verify` verifies it there."
+        )
+        return Verification()
+    with reporter.task("verify in a fresh process", len(sample.names)) as task:
+        verification = _run_and_compare(path, kind, expected, dataset, sample, model_config)
+        task.advance(verification.num_verified)
+    if verification.remark:
+        reporter.note(verification.remark)
+    match = match_classes(model_config, dataset.class_names)
+    if match is None or verification.num_verified < len(sample.names):
+        return verification
+    targets = np.array(match.rows)[dataset.labels[list(sample.indices)]]
+    top1, model_top1 = (
+        100 * float((preds == targets).mean())
+        for preds in (np.array(verification.preds), expected[0].argmax(axis=1))
+    )
+    return replace(verification, top1=top1, model_top1=model_top1)
+
+
+def _run_and_compare(
+    path: Path,
+    kind: Format,
+    expected: Outputs,
+    dataset: ImageDataset,
+    sample: Images,
+    model_config: ModelConfig,
+) -> Verification:
+    """Compare in the way that the export's metadata ask for."""
+    metadata = kind.read_metadata(path)
+    pre, quantize = model_config.preprocessing, metadata.get("quantize")
+    if quantize and quantize not in PRECISIONS:
+        raise ExportError(
+            f"{path} states the precision {quantize[:40]!r}, which deitctl does not write.",
+            "Export it again.",
+        )
+    golden = read_golden(metadata, pre.img_size)
+    tolerance = PRECISIONS[quantize].tolerance if quantize else None
+    if has_dynamic_size(metadata):
+        return verify_dynamic_size(
+            path, golden, expected, dataset, sample, pre, tolerance=tolerance
+        )
+    outputs = run_checked(kind.name, path, sample.pixels, golden)
+    if tolerance is not None:
+        return compare_quantized(outputs, expected, sample.names, tolerance)
+    verification = compare(outputs, expected, sample.names, kind.tolerance)
+    if kind.labels is None:
+        return verification
+    labels = kind.labels(model_config)
+    return verify_image_files(
+        path, expected, dataset, sample, pre, labels, tolerance=kind.tolerance
+    )
+
+
+def note_ties(verification: Verification, reporter: Reporter) -> None:
+    """Report images with another top-1 class although the export was verified."""
+    if differing := verification.differing:
+        reporter.note(
+            f"{len(differing)} of {verification.num_verified} images have another top-1 class, their two best being as "
+            f"close as outputs differ (by up to {verification.max_abs_diff:.2g}): {', '.join(differing[:5])}"
+            + (" and others." if len(differing) > 5 else ".")
+        )
+
+
+def require_images(num_images: int) -> None:
+    """Raise `ConfigError` unless there is an image to verify on."""
+    if num_images < 1:
+        raise ConfigError(f"num_images = {num_images}: verification needs 1 image or more.")
+
+
+def _find_model_folder(path: Path) -> str:
+    """Return the model folder that an export lies in (`RUN/export/FILE`), or an empty string.
+
+    It is never the export itself, which as a timm folder is a model too and would be verified against itself.
+    """
+    folder = path.resolve().parent
+    is_in_run = folder.name == "export" and (folder.parent / CONFIG).is_file()
+    return str(folder.parent) if is_in_run else ""
+
+
+def _read_img_size(metadata: Mapping[str, str], path: Path) -> int:
+    try:
+        return int(json.loads(metadata["preprocessing"])["img_size"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ExportError(
+            f"{path} has metadata that cannot be read.", "Export it again."
+        ) from error
+
+
+def _require_same_model(
+    ours: Mapping[str, str], theirs: Mapping[str, str], path: Path, ref: str
+) -> None:
+    """Raise `ExportError` where an export's metadata have other classes, preprocessing or temperature than a model's."""
+    our_values, their_values = _flatten_preprocessing(ours), _flatten_preprocessing(theirs)
+    differs = [key for key in our_values if our_values[key] != their_values[key]]
+    differs += [
+        key
+        for key in ("architecture", "temperature", "class_names")
+        if ours.get(key) != theirs.get(key)
+    ]
+    if differs:
+        raise ExportError(
+            f"{path} was not exported from {ref} as it is now: {', '.join(differs)} differ.",
+            "Export it again, or name its model.",
+        )
+
+
+def _flatten_preprocessing(metadata: Mapping[str, str]) -> dict[str, Any]:
+    pre = json.loads(metadata["preprocessing"])
+    normalization = pre["normalization"]
+    return {key: pre.get(key) for key in COMPARED} | {
+        key: normalization.get(key) for key in ("mean", "std")
+    }
