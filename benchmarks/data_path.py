@@ -30,7 +30,7 @@ from deitctl.data.decode import decode
 from deitctl.data.eval_transform import to_chw
 from deitctl.data.lazy_jpeg import LazyJpeg, open_image
 from deitctl.data.open import open_dataset
-from deitctl.data.rand_augment import rand_augment
+from deitctl.data.rand_augment import parse_rand_augment
 from deitctl.data.transforms import sample_crop_box, resized_crop, train_transform
 from deitctl.events import SilentReporter
 from deitctl.packing.pack import pack
@@ -101,7 +101,7 @@ def whole_views(images: list[bytes], rounds: int, recipe: Any) -> None:
         for name, options in PACKS.items():
             pack(str(folder), str(datasets[name]), workers=0, **options)
         opened = {
-            name: open_dataset(str(path), SilentReporter()).whole for name, path in datasets.items()
+            name: open_dataset(str(path), SilentReporter()).unsplit for name, path in datasets.items()
         }
         for turn in range(rounds + 1):
             for name, dataset in opened.items():
@@ -134,7 +134,7 @@ def decoded(data: bytes) -> Image.Image:
 
 def stages(images: list[bytes], rounds: int, recipe: Any) -> None:
     """Time each stage of both; timm's recipe is crop, flip, RandAugment, and the way to a tensor."""
-    mine, theirs, augment = Clock(), Clock(), rand_augment(AUGMENT.rand_augment)
+    mine, theirs, augment = Clock(), Clock(), parse_rand_augment(AUGMENT.rand_augment)
     crop, flip, their_augment, *to_tensor = recipe.transforms
     names = (
         "header, limits",
@@ -174,7 +174,7 @@ def shrinking(images: list[bytes], rounds: int) -> None:
             box = sample_crop_box(image.size, AUGMENT, rng.generator(0, "view", turn, index))
             if not isinstance(image, LazyJpeg):
                 continue
-            shrink = image.shrink_for(box[2] - box[0], box[3] - box[1], SIZE)
+            shrink = image.choose_shrink(box[2] - box[0], box[3] - box[1], SIZE)
             small = clock(f"{shrink}", resized_crop, image, box, SIZE)
             large = clock(
                 f"{shrink} whole",

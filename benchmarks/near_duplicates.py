@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photos")
     data = open_dataset(parser.parse_args().photos, SilentReporter())
-    datasets = [s for s in (data.train, data.val, data.whole) if s is not None]
+    datasets = [s for s in (data.train, data.val, data.unsplit) if s is not None]
     images = [s.read(i) for s in datasets for i in range(len(s.labels))]
     own, known = bits(images)
     print(f"{len(images)} images, {len(images) - known.sum()} too plain or small for a hash")

@@ -49,7 +49,7 @@ def own():
 
 before, begun = own(), time.perf_counter()
 source = open_pack(Path(sys.argv[1]))["train"]
-source.raw(7)
+source.read_bytes(7)
 print(f"{time.perf_counter() - begun:.3f} s, {(own() - before) / 1024:.1f} MiB that are not the file's")
 """
 
@@ -114,7 +114,7 @@ def speed(options: argparse.Namespace) -> None:
         paths = storages(options.photos, Path(folder), options.count, options.side)
         datasets: dict[str, ImageDataset] = {}
         for name, path in paths.items():
-            whole = open_dataset(str(path), SilentReporter()).whole
+            whole = open_dataset(str(path), SilentReporter()).unsplit
             assert whole is not None
             datasets[name] = whole
         ways = ("bytes, cached", "pixels, cached", "bytes, from disk", "pixels, from disk")
@@ -196,7 +196,7 @@ def start(options: argparse.Namespace) -> None:
     count, classes = options.images, 1000
     labels = np.arange(count) * classes // count
     with tempfile.TemporaryDirectory() as folder:
-        names = StringArray.of(
+        names = StringArray.from_strings(
             f"n{label:08}/n{label:08}_{n}.JPEG" for n, label in enumerate(labels.tolist())
         )
         part = Listing(names, labels, tuple(f"n{label:08}" for label in range(classes)))

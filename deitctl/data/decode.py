@@ -1,4 +1,4 @@
-"""From the bytes of any image to RGB: orientation, alpha, CMYK, 16 bits, palettes, the first frame of many."""
+"""Decoding of image files to upright RGB, within limits on bytes, pixels and scans."""
 
 from __future__ import annotations
 
@@ -16,50 +16,39 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from deitctl.errors import DataError
 from deitctl.paths import read_regular
 
-EXTENSIONS = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".jp2",
-        ".avif",
-        ".jfif",
-    ]
-)
+_COMMON = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+EXTENSIONS = frozenset((*_COMMON, ".ppm", ".pgm", ".pbm", ".jp2", ".avif"))
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""Whatever a file is called: Pillow's other readers run programs (EPS), or are little used and little tried."""
+"""By content, whatever the extension. Pillow's other readers run programs (EPS) or are little tested."""
 MAX_PIXELS = 100_000_000
 """Decoding holds 17 bytes a pixel at most (WebP), so the largest image takes 1.7 GB."""
 PIXELS_VARIABLE = "DEITCTL_MAX_PIXELS"
-MAX_SIDE = 65_535  # JPEG's own limit; Pillow keeps a pointer for every row
+MAX_SIDE = 65_535  # JPEG's own limit; Pillow allocates a pointer for every row
 MAX_BYTES = 512 * 2**20
-"""Bytes of an image's file."""
+"""Bytes of a stored image."""
 MAX_SCANS = 200
-"""Passes over a progressive JPEG, each as slow as an image; encoders make ten or so."""
+"""Scans of a progressive JPEG, each as slow to decode as an image; encoders write ten or so."""
 LARGE = 16_000_000
-"""Pixels from which a process decodes one image at a time, so that threads do not multiply the memory."""
+"""Pixels above which a process decodes one image at a time, so that threads do not multiply the memory."""
 STRIP = 2**20
-"""Pixels that are converted, or bytes that are looked at, at a time where that needs several copies."""
+"""Pixels or bytes that are processed at a time where that needs temporary copies."""
 _one_large = threading.Lock()
 
 
 def decode(data: bytes, name: str, shrink: int = 1) -> Image.Image:
     """Decode an image into RGB, upright.
 
-    EXIF orientation is applied; transparency is laid over white; 16-bit and floating-point greys are scaled to
-    8 bits; an animation gives its first frame. With `shrink` 2, 4 or 8 a JPEG is decoded at that part of its sides,
-    rounded up, which is cheaper (fewer DCT coefficients); other formats are decoded whole.
+    EXIF orientation is applied, transparency is composited over white, 16-bit and floating-point grayscale is scaled
+    to 8 bits, of an animation the first frame is taken.
+
+    Args:
+        data: the image file.
+        name: of the image, for messages.
+        shrink: 1, 2, 4 or 8: decode a JPEG at 1/shrink of its sides, rounded up, which is faster because fewer DCT
+            coefficients are used. Other formats are decoded in full.
 
     Raises:
-        DataError: not an image of `FORMATS`, damaged, cut short or too large; `name` is in the message.
+        DataError: not an image of `FORMATS`, damaged, truncated or too large.
     """
     with _named_errors(data, name):
         image = _open(data, name)
@@ -67,16 +56,16 @@ def decode(data: bytes, name: str, shrink: int = 1) -> Image.Image:
             if shrink > 1:
                 image.draft(None, (max(1, image.width // shrink), max(1, image.height // shrink)))
             image.load()
-            _require_size(image.size, name)  # a header may have lied
+            _require_size(image.size, name)  # again: the header may have been wrong
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
 
 
 def read_header(data: bytes, name: str) -> tuple[tuple[int, int], int] | None:
-    """Return width and height as stored, and the EXIF orientation (1 to 8), of an RGB JPEG; None: another image.
+    """Return an RGB JPEG's stored (width, height) and EXIF orientation, 1 to 8; None for any other image.
 
     Raises:
-        DataError: as `decode`, of what a header shows.
+        DataError: as `decode`, as far as the header shows.
     """
     with _named_errors(data, name):
         image = _open(data, name)
@@ -90,26 +79,25 @@ def read_header(data: bytes, name: str) -> tuple[tuple[int, int], int] | None:
 def _named_errors(data: bytes, name: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # Pillow warns of odd EXIF, of palettes and of large images
+            warnings.simplefilter("ignore")  # Pillow's, on unusual EXIF, palettes and large images
             yield
     except Image.DecompressionBombError as error:
         raise DataError(
-            f"{name} has more than {max_pixels():,} pixels (${PIXELS_VARIABLE})."
+            f"{name} has more than {get_max_pixels():,} pixels.",
+            f"${PIXELS_VARIABLE} raises the limit.",
         ) from error
     except UnidentifiedImageError as error:
         what = "is empty" if not data else "is not an image"
         raise DataError(f"{name} {what}.") from error
     except DataError:
         raise
-    except Exception as error:  # damaged files raise a dozen kinds from Pillow's decoders: struct.error, TypeError, ...
+    except Exception as error:  # damaged files raise a dozen types: struct.error, TypeError, ...
         why = str(error).splitlines()[0][:200] if str(error) else "damaged"
         raise DataError(f"{name} cannot be decoded: {why}.") from error
 
 
 def _open(data: bytes, name: str) -> Image.Image:
-    """Read a header and hold it against the limits; nothing is decoded yet."""
+    """Read a header and check it against the limits, without decoding."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     _require_size(image.size, name)
     scans = _count_scans(data) if image.format in ("JPEG", "MPO") else 0
@@ -119,32 +107,37 @@ def _open(data: bytes, name: str) -> Image.Image:
 
 
 def _count_scans(data: bytes) -> int:
-    """Count FF DA, the beginning of a scan: by NumPy, which takes a sixth of the time of `data.count`."""
+    """Count the start-of-scan markers, FF DA; NumPy takes a sixth of the time of `data.count`."""
     values = np.frombuffer(data, np.uint8)
-    strips = (
-        values[start : start + STRIP + 1] for start in range(0, len(values), STRIP)
-    )  # a pair may lie across two
+    # One byte more than a strip: a marker may lie across two.
+    strips = (values[start : start + STRIP + 1] for start in range(0, len(values), STRIP))
     return sum(
         int(np.count_nonzero((strip[:-1] == 0xFF) & (strip[1:] == 0xDA))) for strip in strips
     )
 
 
-def max_pixels() -> int:
-    """Return the most pixels an image may have: `$DEITCTL_MAX_PIXELS`, at most what Pillow allows, or `MAX_PIXELS`."""
-    said = os.environ.get(PIXELS_VARIABLE, "")
-    return int(said) if said.isdecimal() else MAX_PIXELS
+def get_max_pixels() -> int:
+    """Return the pixel limit of an image: `$DEITCTL_MAX_PIXELS` or `MAX_PIXELS`; Pillow's own limit holds besides."""
+    value = os.environ.get(PIXELS_VARIABLE, "")
+    return int(value) if value.isdecimal() else MAX_PIXELS
+
+
+def require_bytes(size: int, name: str) -> None:
+    """Raise `DataError` if a stored image has more than `MAX_BYTES`."""
+    if size > MAX_BYTES:
+        raise DataError(f"{name} has {size:,} bytes, more than {MAX_BYTES:,}.")
 
 
 def _require_size(size: tuple[int, int], name: str) -> None:
     width, height = size
-    if width * height > max_pixels():
+    if width * height > get_max_pixels():
         raise DataError(
-            f"{name} has {width} x {height} pixels, more than {max_pixels():,}.",
+            f"{name} has {width} x {height} pixels, more than {get_max_pixels():,}.",
             f"${PIXELS_VARIABLE} raises the limit.",
         )
     if max(size) > MAX_SIDE:
         raise DataError(
-            f"{name} has {width} x {height} pixels; a side of more than {MAX_SIDE:,} is not read."
+            f"{name} has {width} x {height} pixels; a side may have {MAX_SIDE:,} at most."
         )
 
 
@@ -165,47 +158,46 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _scale_to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        return _by_strips(image, _over_white)
-    if (
-        image.mode == "RGB" and image.format == "JPEG"
-    ):  # it is what it should be, and has no second frame
+        return _convert_by_strips(image, _composite_over_white)
+    if image.mode == "RGB" and image.format == "JPEG":  # no copy; other formats may have frames
         return image
     return image.convert("RGB")
 
 
-def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Convert an image some rows at a time, pixel by pixel what the whole would give, in the memory of the result."""
+def _convert_by_strips(
+    image: Image.Image, convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    """Apply a pixelwise conversion some rows at a time, to need little more memory than the result."""
     rows = max(1, STRIP // image.width)
     if image.height <= rows:
         return convert(image)
-    whole = Image.new("RGB", image.size)
+    converted = Image.new("RGB", image.size)
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        whole.paste(convert(strip), (0, top))
-    return whole
+        converted.paste(convert(strip), (0, top))
+    return converted
 
 
-def _over_white(image: Image.Image) -> Image.Image:
+def _composite_over_white(image: Image.Image) -> Image.Image:
     rgba = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 def _scale_to_8_bits(image: Image.Image) -> Image.Image:
-    """Map greys of more than 8 bits onto 0..255; Pillow's own conversion would clip them to white."""
-    highest = 65535.0 if image.mode.startswith("I") else 1.0 if _largest(image) <= 1 else 255.0
-    if image.mode == "I" and _largest(image) <= 255:  # 8-bit values in a 32-bit container
+    """Scale grayscale of more than 8 bits to 0..255; Pillow's own conversion would clip it to white."""
+    highest = 65535.0 if image.mode.startswith("I") else 1.0 if _get_max(image) <= 1 else 255.0
+    if image.mode == "I" and _get_max(image) <= 255:  # 8-bit values in a 32-bit container
         highest = 255.0
 
     def scale(strip: Image.Image) -> Image.Image:
         values = np.nan_to_num(np.asarray(strip, dtype=np.float64))
-        return Image.fromarray(
-            np.rint(np.clip(values / highest, 0, 1) * 255).astype(np.uint8)
-        ).convert("RGB")
+        pixels = np.rint(np.clip(values / highest, 0, 1) * 255).astype(np.uint8)
+        return Image.fromarray(pixels).convert("RGB")
 
-    return _by_strips(image, scale)
+    return _convert_by_strips(image, scale)
 
 
-def _largest(image: Image.Image) -> float:
+def _get_max(image: Image.Image) -> float:
     rows = max(1, STRIP // image.width)
     strips = (
         image.crop((0, t, image.width, min(t + rows, image.height)))

@@ -1,4 +1,4 @@
-"""The one view of an image that evaluation, prediction and proofs use. No torch here: an ONNX file needs none."""
+"""The evaluation transform: resize and center crop. Without torch, because ONNX inference needs none."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from deitctl.models.model_config import Preprocessing
 
 Pixels = NDArray[np.uint8]
 MAX_RESIZED_PIXELS = 2**24
-"""Pixels of a resized image above which only what the crop keeps of it is computed."""
+"""Above this size of the resized image, only the part inside the crop is computed."""
 MAX_ASPECT = 100
-"""Times as tall as wide from which on Pillow 12.3 resizes the columns first, and rounds otherwise."""
+"""Above this ratio of height to width, Pillow 12.3 resizes columns first and rounds differently."""
 INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -26,65 +26,64 @@ INTERPOLATION = {
 
 
 def eval_transform(image: Image.Image, pre: Preprocessing) -> Pixels:
-    """Resize, crop the center: uint8 [3,S,S], to the pixel what timm's `transforms_imagenet_eval` does."""
+    """Resize and center-crop an RGB image: uint8 [3,S,S], the same pixels as timm's `transforms_imagenet_eval`."""
     size, target = pre.img_size, pre.resize_to
     resample = INTERPOLATION.get(pre.interpolation, Image.Resampling.BICUBIC)
     if pre.crop_mode == "squash":
         image = image.resize((target, target), resample)
     else:
-        scaled = resized(image.width, image.height, target)
+        scaled = get_resized_size(image.width, image.height, target)
         if scaled[0] * scaled[1] > MAX_RESIZED_PIXELS:
             image = _resize_center(image, scaled, size, resample)
         elif scaled != image.size:
             image = image.resize(scaled, resample)
-    left, top = center(image.width, size), center(image.height, size)
-    return to_chw(
-        image.crop((left, top, left + size, top + size))
-    )  # outside the image: black, as torchvision pads
+    left, top = get_crop_offset(image.width, size), get_crop_offset(image.height, size)
+    # Pillow fills with black outside of the image, as torchvision pads.
+    return to_chw(image.crop((left, top, left + size, top + size)))
 
 
-def resized(width: int, height: int, target: int) -> tuple[int, int]:
-    """Return width and height of an image whose short side becomes `target` pixels (timm and transformers round down)."""
-    return (
-        (target, int(target * height / width))
-        if width <= height
-        else (int(target * width / height), target)
-    )
+def get_resized_size(width: int, height: int, target: int) -> tuple[int, int]:
+    """Return (width, height) with the short side at `target` pixels; timm and transformers round the other down."""
+    if width <= height:
+        return target, int(target * height / width)
+    return int(target * width / height), target
 
 
 def has_extreme_aspect(width: int, height: int, pre: Preprocessing) -> bool:
-    """Say whether an image is so long that it is resized in a way of its own: other programs would take gigabytes."""
+    """Whether an image is so long that other programs would resize it in gigabytes, or round differently."""
     if height > MAX_ASPECT * width or width > MAX_ASPECT * height:
         return True
-    across, down = resized(width, height, pre.resize_to)
+    across, down = get_resized_size(width, height, pre.resize_to)
     return pre.crop_mode != "squash" and across * down > MAX_RESIZED_PIXELS
 
 
 def _resize_center(
     image: Image.Image, scaled: tuple[int, int], size: int, resample: Image.Resampling
 ) -> Image.Image:
-    """Return the middle of `image` resized to `scaled`, at most `size` a side: a ribbon 20,000 times as long as wide
-    would take gigabytes. A value may differ by one from that of the whole, resized: Pillow's coordinates are floats.
+    """Return the center of `image` resized to `scaled`, at most `size` pixels a side.
+
+    A value may differ by 1 from the crop of the resized image, because Pillow's box coordinates are floats.
     """
-    lengths, cut, box = (image.width, image.height), [], []
-    for length, whole in zip(lengths, scaled, strict=True):
-        kept, step = min(size, whole), length / whole
-        start, end = center(whole, kept) * step, (center(whole, kept) + kept) * step
+    bounds, box = [], []
+    for length, resized in zip((image.width, image.height), scaled, strict=True):
+        cropped, step = min(size, resized), length / resized
+        start = get_crop_offset(resized, cropped) * step
+        end = (get_crop_offset(resized, cropped) + cropped) * step
         margin = 4 * max(
             1.0, step
-        )  # no filter looks further than three pixels of the smaller image
+        )  # no filter reaches further than three pixels of the smaller image
         first, last = max(0, math.floor(start - margin)), min(length, math.ceil(end + margin))
-        cut.append((first, last))
+        bounds.append((first, last))
         box.append((start - first, end - first))
-    (left, right), (top, bottom) = cut
+    (left, right), (top, bottom) = bounds
     (x0, x1), (y0, y1) = box
     return image.crop((left, top, right, bottom)).resize(
         (min(size, scaled[0]), min(size, scaled[1])), resample, box=(x0, y0, x1, y1)
     )
 
 
-def center(length: int, size: int) -> int:
-    """Return where a centerd cut of `size` pixels begins; negative where the image is smaller (torchvision's rounding)."""
+def get_crop_offset(length: int, size: int) -> int:
+    """Return where a center crop of `size` pixels begins; negative if the image is smaller (torchvision's rounding)."""
     return round((length - size) / 2) if length >= size else -((size - length) // 2)
 
 

@@ -1,4 +1,4 @@
-"""A short name for the content of a data set or of weights, the same wherever they are and whenever they are read."""
+"""Content fingerprints of datasets, files and models: equal wherever they lie and whenever they were written."""
 
 from __future__ import annotations
 
@@ -17,33 +17,34 @@ from deitctl.events import Reporter, track
 from deitctl.models.checkpoint_io import CONFIG
 from deitctl.paths import read_json
 
-READ_WHOLE = 1 << 30
-"""Bytes of images up to which every one is read; of more data, every size and the content of `SAMPLED` images."""
-SAMPLED = 4096
+MAX_READ = 1 << 30
+"""Bytes of images up to which all are hashed; of larger datasets all sizes, and the content of `NUM_SAMPLED` images."""
+NUM_SAMPLED = 4096
 LENGTH = 16  # hexadecimal digits: 64 bits
 
 
 def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
-    """Hash the class names, and of each image its name, label, size and content, in order.
+    """Hash the class names and each image's name, label, size and content, in order.
 
-    Of more than 1 GiB the content of 4,096 images, evenly spread, stands for all: ImageNet in seconds, and still a
-    image that is added, left out, moved, renamed or stored again is noticed by its name or size.
+    Above 1 GiB the content of 4,096 evenly spaced images is hashed, which takes seconds for ImageNet; an image that is
+    added, removed, moved, renamed or encoded anew still changes a name or a size.
     """
     count = len(dataset.labels)
-    sizes = np.fromiter((dataset.size(i) for i in range(count)), np.dtype("<i8"), count)
+    sizes = np.fromiter((dataset.num_bytes(i) for i in range(count)), np.dtype("<i8"), count)
     digest = hashlib.sha256("\x1f".join(dataset.class_names).encode("utf-8", "surrogateescape"))
     digest.update(np.asarray(dataset.labels, dtype="<i8").tobytes())
     digest.update(sizes.tobytes())
     for index in range(count):
         separator = "\x1f" if index else ""
-        digest.update(
-            (separator + PurePath(dataset.name(index)).name).encode("utf-8", "surrogateescape")
-        )
-    whole = sizes.sum() <= READ_WHOLE or count <= SAMPLED
-    chosen = range(count) if whole else np.linspace(0, count - 1, SAMPLED).astype(int).tolist()
-    for index in track(chosen, reporter, "look at the data", len(chosen)):
+        name = separator + PurePath(dataset.name(index)).name
+        digest.update(name.encode("utf-8", "surrogateescape"))
+    read_all = sizes.sum() <= MAX_READ or count <= NUM_SAMPLED
+    sample = (
+        range(count) if read_all else np.linspace(0, count - 1, NUM_SAMPLED).astype(int).tolist()
+    )
+    for index in track(sample, reporter, "fingerprint the data", len(sample)):
         try:
-            digest.update(hashlib.sha256(dataset.raw(index)).digest())
+            digest.update(hashlib.sha256(dataset.read_bytes(index)).digest())
         except DataError:
             digest.update(b"unreadable")
     return digest.hexdigest()[:LENGTH]
@@ -52,13 +53,13 @@ def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
 def fingerprint_files(paths: Iterable[Path]) -> str:
     """Hash the content of files, in order; raise `ModelError` if one cannot be read.
 
-    Of a model config the values count, not the layout; temperatures do not count: no logit depends on them.
+    A model's config.json is hashed by its values, without its calibration temperatures, which no logit depends on.
     """
     digest = hashlib.sha256()
     for path in paths:
         try:
-            if path.name == CONFIG and (said := _said(path)):
-                digest.update(hashlib.sha256(said).digest())
+            if path.name == CONFIG and (text := _canonicalize_config(path)):
+                digest.update(hashlib.sha256(text).digest())
                 continue
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -67,28 +68,26 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:LENGTH]
 
 
-def _said(path: Path) -> bytes:
-    """Return a config.json without temperatures, in one layout; nothing if it is not one."""
+def _canonicalize_config(path: Path) -> bytes:
+    """Return a model config as sorted JSON without temperatures; empty if the file is not a JSON object."""
     try:
-        model_config = read_json(path)
+        config = read_json(path)
     except ValueError:
         return b""
-    if not isinstance(model_config, dict):
+    if not isinstance(config, dict):
         return b""
-    own = model_config.get("deitctl")
+    own = config.get("deitctl")
     if isinstance(own, dict):
-        model_config = model_config | {
-            "deitctl": {k: v for k, v in own.items() if k != "temperatures"}
-        }
-    return json.dumps(model_config, sort_keys=True).encode()
+        own = {key: value for key, value in own.items() if key != "temperatures"}
+        config = config | {"deitctl": own}
+    return json.dumps(config, sort_keys=True).encode()
 
 
 def fingerprint_model(model: nn.Module) -> str:
-    """Hash a model's parameters and buffers: their names, shapes and bytes."""
+    """Hash the names, shapes, dtypes and bytes of a model's parameters and buffers."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(
-            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        )
+        data = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        digest.update(data.numpy().tobytes())
     return digest.hexdigest()[:LENGTH]

@@ -1,11 +1,15 @@
-"""A training image: a JPEG is decoded when it is known which part of it is shown, and no larger than that needs."""
+"""JPEGs that are decoded once the crop is known: only as large as the crop needs, by the fastest decoder installed.
+
+The decoders give the same pixels: all use libjpeg-turbo with its accurate DCT and fancy upsampling.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,64 +22,59 @@ Bytes = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels."""
 SHRINKS = (8, 4, 2)
-"""How many times smaller than stored a JPEG can be decoded, faster."""
-TURNED = range(5, 9)
-"""Orientations in which width and height change places."""
+"""Scales at which libjpeg decodes faster: 1/8, 1/4, 1/2."""
+TRANSPOSED = range(5, 9)
+"""EXIF orientations that exchange width and height."""
 
 
 class LazyJpeg:
-    """An RGB JPEG that is not decoded yet.
+    """An RGB JPEG that is decoded when its pixels are needed.
 
-    Raises:
-        DataError: as `decode`; what only decoding shows is raised when pixels are asked for.
+    Its methods raise `DataError` as `decode` does, for damage that the header does not show.
     """
 
     def __init__(self, data: bytes, name: str, stored: tuple[int, int], orientation: int) -> None:
         self._data, self._name, self._stored, self._orientation = data, name, stored, orientation
-        self.size = stored[::-1] if orientation in TURNED else stored
-        """Width and height, upright."""
+        self.size = stored[::-1] if orientation in TRANSPOSED else stored
+        """Upright (width, height)."""
 
-    def shrink_for(self, width: int, height: int, size: int) -> int:
-        """Say how many times smaller a box of `width` by `height` may be decoded and have `size` pixels each way."""
+    def choose_shrink(self, width: int, height: int, size: int) -> int:
+        """Return the largest shrink factor at which a box of `width` x `height` keeps `size` pixels a side."""
         for shrink in SHRINKS:
-            even = all(
-                side % shrink == 0 for side in self._stored
-            )  # else turning would move it by a part of a pixel
-            if min(width, height) >= shrink * size and (even or self._orientation == 1):
+            # Sides that are no multiple are rounded up, and rotating would then shift the box by a fraction of a pixel.
+            is_exact = all(side % shrink == 0 for side in self._stored)
+            if min(width, height) >= shrink * size and (is_exact or self._orientation == 1):
                 return shrink
         return 1
 
-    def shrunk(self, shrink: int) -> Image.Image:
-        """Decode at a part of the sides, rounded up."""
+    def decode_scaled(self, shrink: int) -> Image.Image:
+        """Decode at 1/shrink of the sides, rounded up."""
         return decode(self._data, self._name, shrink)
 
-    def cut(self, box: Box) -> Bytes:
+    def crop(self, box: Box) -> Bytes:
         """Return the pixels of a box, uint8 [H,W,3]."""
         left, top, right, bottom = box
-        if isinstance(self._whole, Image.Image):
-            return np.asarray(self._whole.crop(box))
-        return self._whole[top:bottom, left:right]
+        if isinstance(self._pixels, Image.Image):
+            return np.asarray(self._pixels.crop(box))
+        return self._pixels[top:bottom, left:right]
 
     @cached_property
-    def _whole(self) -> Image.Image | Bytes:
-        """All of it by torchvision's decoder, which has Pillow's pixels sooner, as an array; by Pillow what that refuses."""
+    def _pixels(self) -> Image.Image | Bytes:
+        """The full image: [H,W,3] from a torch decoder, or by Pillow, which applies orientations and limits memory."""
         width, height = self._stored
-        if (
-            self._orientation == 1
-            and width * height <= LARGE
-            and (decode_jpeg := _torchvision_decoder()) is not None
-        ):
+        decoder = load_jpeg_decoder()
+        if decoder.decode is not None and self._orientation == 1 and width * height <= LARGE:
             try:
-                channels_last: Bytes = decode_jpeg(self._data).permute(1, 2, 0).numpy()
+                channels_last: Bytes = decoder.decode(self._data).permute(1, 2, 0).numpy()
                 if channels_last.shape == (height, width, 3):
                     return channels_last
-            except RuntimeError:  # damaged: whether it can be read is for Pillow to say
+            except RuntimeError:  # damaged: Pillow decides whether it is readable
                 pass
         return decode(self._data, self._name)
 
 
 def open_image(data: bytes, name: str) -> LazyJpeg | Image.Image:
-    """Open an image for training: an RGB JPEG stays undecoded, any other is decoded.
+    """Open an image for training: an RGB JPEG stays undecoded, anything else is decoded.
 
     Raises:
         DataError: as `decode`.
@@ -84,9 +83,34 @@ def open_image(data: bytes, name: str) -> LazyJpeg | Image.Image:
     return decode(data, name) if header is None else LazyJpeg(data, name, *header)
 
 
+class JpegDecoder(NamedTuple):
+    """What decodes JPEGs in full."""
+
+    name: str
+    """`torchcodec`, `torchvision` or `pillow`."""
+    decode: Callable[[bytes], torch.Tensor] | None
+    """From a file's bytes to uint8 [3,H,W]; raises RuntimeError. None: Pillow."""
+
+
 @lru_cache(maxsize=1)
-def _torchvision_decoder() -> Callable[[bytes], torch.Tensor] | None:
-    """Load torchvision's JPEG operator, [3,H,W] from bytes, without importing torchvision; None: it has none here."""
+def load_jpeg_decoder() -> JpegDecoder:
+    """Load the first decoder that is installed and fits this torch: torchcodec, torchvision's operator, Pillow."""
+    return _load_torchcodec() or _load_torchvision() or JpegDecoder("pillow", None)
+
+
+def _load_torchcodec() -> JpegDecoder | None:
+    try:
+        from torchcodec.decoders import decode_jpeg
+    except (
+        Exception
+    ):  # missing, older than 0.14, or built for another torch or CUDA, in many types of errors
+        return None
+    # From a tensor: for `bytes` torchcodec changes the global warning filters at each call.
+    return JpegDecoder("torchcodec", lambda data: decode_jpeg(_to_tensor(data)))
+
+
+def _load_torchvision() -> JpegDecoder | None:
+    # Deprecated since torchvision 0.29. Loaded from its library, because importing torchvision takes a second.
     spec = importlib.util.find_spec("torchvision")
     for folder in (spec and spec.submodule_search_locations) or ():
         for library in sorted(Path(folder).glob("image*.*")):
@@ -95,5 +119,13 @@ def _torchvision_decoder() -> Callable[[bytes], torch.Tensor] | None:
                 operator = torch.ops.image.decode_jpeg.default
             except (OSError, AttributeError):  # built for another torch, or without JPEG
                 continue
-            return lambda data: operator(torch.frombuffer(bytearray(data), dtype=torch.uint8), 3)
+            return JpegDecoder("torchvision", partial(_decode_by_operator, operator))
     return None
+
+
+def _decode_by_operator(operator: Callable[..., torch.Tensor], data: bytes) -> torch.Tensor:
+    return operator(_to_tensor(data), 3)  # 3: RGB
+
+
+def _to_tensor(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)  # copied: bytes are not writable

@@ -1,10 +1,14 @@
-"""Batches of uint8 images, decoded and augmented by worker processes, the same whatever their number."""
+"""Batches of uint8 images, decoded and augmented by worker processes; the same for any number of workers.
+
+Letters: B images of a batch, S and T pixels of the student's and the teacher's input side, M images for the teacher.
+"""
 
 from __future__ import annotations
 
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,43 +22,45 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.eval_transform import Pixels, eval_transform
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
 from deitctl.data.transforms import train_transform
-from deitctl.errors import DataError
+from deitctl.errors import DataError, DeitctlError
 from deitctl.models.model_config import Preprocessing
 
 
 class Sample(NamedTuple):
-    """One image as a worker returns it; `pixels` is None where it could not be read, and `error` says why."""
+    """A training image as a worker returns it; `pixels` is None if it is unreadable, and `error` has the reason."""
 
     pixels: Pixels | None
     label: int
     key: SampleKey
     error: str
     teacher_pixels: Pixels | None = None
-    """The same view in the teacher's input size, where it will be asked about it."""
+    """The same view at the teacher's input size, if its targets are not cached."""
 
 
 class Batch(NamedTuple):
-    """The readable images of a batch, uint8 [B,3,S,S], labels [B], their keys, and what could not be read."""
+    """The readable images of a training batch."""
 
     images: Tensor
+    """uint8 [B,3,S,S]."""
     labels: Tensor
+    """int64 [B]."""
     keys: list[SampleKey]
     slots: list[int]
-    """Their places in the batch, in which what cannot be read has a place too."""
+    """Place of each image in the batch as sampled, where unreadable images have places too."""
     unreadable: list[tuple[SampleKey, str]]
-    """Key, and why."""
+    """Key and reason."""
     teacher_images: Tensor
-    """Views for a teacher to be asked about, uint8 [M,3,T,T]; M is 0 without a teacher."""
+    """Views whose teacher targets are not cached, uint8 [M,3,T,T]; M is 0 without a teacher."""
     teacher_rows: list[int]
-    """Which images of the batch they are."""
+    """Row of each of them in the batch."""
 
     @property
     def errors(self) -> list[tuple[int, str]]:
-        """Index in the source of each image that could not be read, and why."""
+        """Index in the dataset of each unreadable image, and the reason."""
         return [(key.index, why) for key, why in self.unreadable]
 
-    def parts(self, size: int) -> Iterator[Batch]:
-        """Yield the readable images in batches of `size` slots, which is even, so that neighbors stay together."""
+    def split(self, size: int) -> Iterator[Batch]:
+        """Yield micro-batches of `size` slots (0: all); `size` must be even, so that mixed pairs stay together."""
         if not size or size >= max(self.slots, default=0) + 1:
             yield self
             return
@@ -62,40 +68,41 @@ class Batch(NamedTuple):
         for row, slot in enumerate(self.slots):
             groups.setdefault(slot // size, []).append(row)
         for rows in groups.values():
-            place = {row: n for n, row in enumerate(rows)}
-            asked = [n for n, row in enumerate(self.teacher_rows) if row in place]
+            new_rows = {row: n for n, row in enumerate(rows)}
+            teacher = [n for n, row in enumerate(self.teacher_rows) if row in new_rows]
             yield Batch(
-                self.images[rows],
-                self.labels[rows],
-                [self.keys[r] for r in rows],
-                [self.slots[r] for r in rows],
-                [],
-                self.teacher_images[asked],
-                [place[self.teacher_rows[n]] for n in asked],
+                images=self.images[rows],
+                labels=self.labels[rows],
+                keys=[self.keys[r] for r in rows],
+                slots=[self.slots[r] for r in rows],
+                unreadable=[],
+                teacher_images=self.teacher_images[teacher],
+                teacher_rows=[new_rows[self.teacher_rows[n]] for n in teacher],
             )
 
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """Which view a sample shows, and whether a teacher is to see it too."""
+    """Which view each sample shows, at which sizes."""
 
     seed: int
     """Of the views."""
     views: int = 0
-    """How many come again and again; 0: new ones every epoch."""
+    """Views per image, cycled over the epochs; 0: fresh views every epoch."""
     repeats: int = 1
+    """Of repeated augmentation."""
     teacher_size: int = 0
-    """Side of the teacher's input in pixels; 0: no teacher looks at views."""
-    known: Callable[[int, int], bool] | None = None
-    """Whether the teacher's word about (view, image) is at hand already."""
+    """Side of the teacher's input in pixels; 0: no teacher sees views."""
+    is_cached: Callable[[int, int], bool] | None = None
+    """Whether the teacher's targets of (view, image) are cached."""
     early_epochs: int = 0
-    """Epochs that see the student's views smaller."""
+    """Epochs of progressive resizing."""
     early_size: int = 0
-    """Their side in pixels."""
+    """The student's input side during these, in pixels."""
 
 
 class TrainViews(Dataset[Sample]):
-    """Augmented views by key, in the student's size, and in the teacher's where it must be asked."""
+    """Augmented views by key, at the student's size and, where the teacher must compute targets, at the teacher's."""
 
     def __init__(
         self, dataset: ImageDataset, augment: AugmentConfig, img_size: int, plan: ViewPlan
@@ -106,41 +113,44 @@ class TrainViews(Dataset[Sample]):
         plan, label = self.plan, int(self.dataset.labels[key.index])
         view = view_of(key, views=plan.views, repeats=plan.repeats)
         img_size = plan.early_size if key.epoch < plan.early_epochs else self.img_size
-        unasked = not plan.teacher_size or (plan.known is not None and plan.known(view, key.index))
+        is_cached = plan.is_cached is not None and plan.is_cached(view, key.index)
+        teacher_size = 0 if is_cached else plan.teacher_size
         try:
             image = self.dataset.open(key.index)
-            pixels = train_transform(image, self.augment, img_size, plan.seed, view, key.index)
-            if unasked or plan.teacher_size == img_size:
-                return Sample(pixels, label, key, "", None if unasked else pixels)
-            shown = train_transform(
-                image, self.augment, plan.teacher_size, plan.seed, view, key.index
-            )
+            pixels = {
+                size: train_transform(image, self.augment, size, plan.seed, view, key.index)
+                for size in {img_size, teacher_size or img_size}
+            }
         except DataError as error:
             return Sample(None, label, key, str(error))
-        return Sample(pixels, label, key, "", shown)
+        return Sample(pixels[img_size], label, key, "", pixels.get(teacher_size))
 
 
 class EvalSample(NamedTuple):
-    """One image for evaluation, once a preprocessing; no `views` where it could not be read, and `error` says why."""
+    """An evaluation image; without `views` if it is unreadable, and `error` has the reason."""
 
     views: tuple[Pixels, ...]
+    """One for each preprocessing."""
     label: int
     position: int
     error: str
 
 
 class EvalBatch(NamedTuple):
-    """The readable images of a batch: uint8 [B,3,S,S] for each preprocessing, labels [B], positions in the source [B]."""
+    """The readable images of an evaluation batch."""
 
     images: list[Tensor]
+    """uint8 [B,3,S,S] for each preprocessing."""
     labels: Tensor
+    """int64 [B]."""
     indices: Tensor
+    """Position of each image in the dataset, int64 [B]."""
     errors: list[tuple[int, str]]
-    """Position of each image that could not be read, and why."""
+    """Position of each unreadable image, and the reason."""
 
 
 class EvalViews(Dataset[EvalSample]):
-    """The views of each image that evaluation uses, by position; an image is read once for all of them."""
+    """Evaluation views by position; each image is decoded once for all preprocessings."""
 
     def __init__(self, dataset: ImageDataset, preprocessings: Sequence[Preprocessing]) -> None:
         self.dataset, self.preprocessings = dataset, preprocessings
@@ -154,9 +164,8 @@ class EvalViews(Dataset[EvalSample]):
             image = self.dataset.read(index)
         except DataError as error:
             return EvalSample((), label, index, str(error))
-        return EvalSample(
-            tuple(eval_transform(image, p) for p in self.preprocessings), label, index, ""
-        )
+        views = tuple(eval_transform(image, pre) for pre in self.preprocessings)
+        return EvalSample(views, label, index, "")
 
     def collate(self, samples: Sequence[EvalSample]) -> EvalBatch:
         """Stack the readable samples."""
@@ -170,17 +179,17 @@ class EvalViews(Dataset[EvalSample]):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack the readable samples; the others are named, never replaced by another image."""
+    """Stack the readable samples; unreadable ones are reported, never replaced by another image."""
     slots = [slot for slot, s in enumerate(samples) if s.pixels is not None]
     good = [samples[slot] for slot in slots]
     return Batch(
-        _stack([s.pixels for s in good if s.pixels is not None]),
-        torch.tensor([s.label for s in good], dtype=torch.int64),
-        [s.key for s in good],
-        slots,
-        [(s.key, s.error) for s in samples if s.pixels is None],
-        _stack([s.teacher_pixels for s in good if s.teacher_pixels is not None]),
-        [row for row, s in enumerate(good) if s.teacher_pixels is not None],
+        images=_stack([s.pixels for s in good if s.pixels is not None]),
+        labels=torch.tensor([s.label for s in good], dtype=torch.int64),
+        keys=[s.key for s in good],
+        slots=slots,
+        unreadable=[(s.key, s.error) for s in samples if s.pixels is None],
+        teacher_images=_stack([s.teacher_pixels for s in good if s.teacher_pixels is not None]),
+        teacher_rows=[row for row, s in enumerate(good) if s.teacher_pixels is not None],
     )
 
 
@@ -197,15 +206,17 @@ def build_train_loader(
     workers: int,
     pin_memory: bool,
     plan: ViewPlan | None = None,
-    share: slice = slice(None),
+    shard: slice = slice(None),
 ) -> Iterator[Batch]:
-    """Yield every training batch from `batches.first_step` to the end of the last epoch, in one stream.
+    """Iterate over the training batches from `batches.first_step` to the last epoch, without a break between epochs.
 
-    Without a `plan` every epoch shows new views of the batches' seed. Of several processes each takes its `share`.
+    Args:
+        plan: default: fresh views every epoch, of the batches' seed.
+        shard: of each batch, for one of several processes.
     """
     plan = plan or ViewPlan(batches.seed, repeats=batches.repeats)
-    mine = (keys[share] for keys in batches)
-    return _training_stream(TrainViews(dataset, augment, img_size, plan), mine, workers, pin_memory)
+    keys = (keys[shard] for keys in batches)
+    return _build_loader(TrainViews(dataset, augment, img_size, plan), keys, workers, pin_memory)
 
 
 def build_view_loader(
@@ -213,28 +224,26 @@ def build_view_loader(
     augment: AugmentConfig,
     img_size: int,
     view_seed: int,
-    wanted: Iterable[list[SampleKey]],
+    batches: Iterable[list[SampleKey]],
     *,
     workers: int,
     pin_memory: bool,
 ) -> Iterator[Batch]:
-    """Yield the views that batches of keys ask for, each key's `epoch` being the number of a view."""
-    return _training_stream(
-        TrainViews(dataset, augment, img_size, ViewPlan(view_seed)), wanted, workers, pin_memory
-    )
+    """Iterate over the views of batches of keys, in which `epoch` is the number of a view."""
+    views = TrainViews(dataset, augment, img_size, ViewPlan(view_seed))
+    return _build_loader(views, batches, workers, pin_memory)
 
 
-def _training_stream(
-    views: TrainViews, keys: Iterable[list[SampleKey]], workers: int, pin_memory: bool
+def _build_loader(
+    views: TrainViews, batches: Iterable[list[SampleKey]], workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
-    ahead = 4 if workers else None
-    return _stream(
+    return _create_iterator(
         views,
         collate_fn=collate,
-        batch_sampler=keys,
+        batch_sampler=batches,
         num_workers=workers,
         pin_memory=pin_memory,
-        prefetch_factor=ahead,
+        prefetch_factor=4 if workers else None,
     )
 
 
@@ -245,29 +254,49 @@ def build_eval_loader(
     batch_size: int,
     workers: int,
     pin_memory: bool,
-    share: slice = slice(None),
+    shard: slice = slice(None),
 ) -> Iterator[EvalBatch]:
-    """Yield every image of a source once, in order; of several processes each takes its `share` of the positions."""
-    mine, views = range(len(dataset.labels))[share], EvalViews(dataset, preprocessings)
-    return _stream(
+    """Iterate over every image of a dataset once, in order; `shard` selects positions for one of several processes."""
+    positions, views = range(len(dataset.labels))[shard], EvalViews(dataset, preprocessings)
+    return _create_iterator(
         views,
         collate_fn=views.collate,
-        sampler=mine,
+        sampler=positions,
         batch_size=batch_size,
-        num_workers=workers if len(mine) > batch_size else 0,
+        # Starting workers takes longer than one batch.
+        num_workers=workers if len(positions) > batch_size else 0,
         pin_memory=pin_memory,
     )
 
 
-def _stream(views: Dataset[Any], **options: Any) -> Iterator[Any]:
-    with warnings.catch_warnings():  # the number of processes is the user's to choose
+def _create_iterator(views: Dataset[Any], **options: Any) -> Iterator[Any]:
+    with (
+        warnings.catch_warnings()
+    ):  # torch's, where there are more workers than cores: the user's choice
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         return iter(DataLoader(views, worker_init_fn=ignore_signals, **options))
 
 
 def ignore_signals(_: int) -> None:
-    """Let signals that reach the whole process group be the training process's to handle; it ends its loaders."""
+    """Ignore signals in a worker: they reach the whole process group, and the training process ends its loaders."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+@contextmanager
+def translate_worker_errors(hint: str) -> Iterator[None]:
+    """Turn torch's errors of a loader process into one line; `hint` says how to go on with fewer processes."""
+    try:
+        yield
+    except DeitctlError as error:
+        # torch puts the traceback of the process in front of the message
+        if not error.message.startswith("Caught "):
+            raise
+        last = error.message.strip().splitlines()[-1]
+        raise type(error)(last.partition(": ")[2] or last) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DeitctlError("A loader process died, most often of lack of memory.", hint) from error

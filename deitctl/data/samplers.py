@@ -1,4 +1,4 @@
-"""In which order images come: a function of seed and epoch, with repeated augmentation on data of any size."""
+"""The order of training images: a function of seed and epoch, with repeated augmentation for data of any size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REPEAT_BLOCK = 8  # images whose repeats are shuffled together
 
 
 class SampleKey(NamedTuple):
-    """What an augmentation is a function of, besides the seed."""
+    """What a sample's augmentation is a function of, besides the seed."""
 
     epoch: int
     index: int  # type: ignore[assignment]  # hides tuple.index, which no key needs
@@ -21,45 +21,45 @@ class SampleKey(NamedTuple):
 
 
 def view_of(key: SampleKey, *, views: int, repeats: int) -> int:
-    """Number the view that a sample shows: a new one every time, or with `views` of them in turn (0: new ones)."""
+    """Return the number of the view that a sample shows: `views` in turn, or with 0 a new one each time."""
     number = key.epoch * repeats + key.repeat
     return number % views if views else number
 
 
 class EpochOrder:
-    """The `count` keys of an epoch over `count` images; kept is an array of the images, the keys are made when asked for.
+    """The `count` keys of an epoch over `count` images; stores the images' order, and makes keys when sliced.
 
-    With repeated augmentation (Hoffer et al. 2020; DeiT §6) each of the first 1/repeats of a shuffle comes `repeats`
-    times, in views of their own, close together so that they meet in a batch, but never as neighbors, which mixing
-    pairs. Unlike the released sampler this needs no processes, seeds by `seed`, and leaves no image out for the sake
-    of a multiple of 256.
+    Repeated augmentation (Hoffer et al. 2020; DeiT §6): each of the first 1/repeats of a shuffle comes `repeats` times,
+    each time as another view. Repeats are close together, so that they meet in a batch, but never adjacent, because
+    mixup pairs neighbors. Unlike DeiT's `RASampler`, the order does not depend on the number of processes and does not
+    drop images to reach a multiple of 256.
     """
 
     def __init__(self, count: int, *, seed: int, epoch: int, repeats: int = 1) -> None:
         self.count, self.seed, self.epoch, self.repeats = count, seed, epoch, repeats
         shuffle = rng.generator(seed, "order", epoch).permutation(count)[: -(-count // repeats)]
-        self._chosen = shuffle.astype(np.min_scalar_type(count))
+        self._order = shuffle.astype(np.min_scalar_type(count))
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, places: slice) -> list[SampleKey]:
-        """Return the keys of a range of places; it costs what the range is long."""
+        """Return the keys of a range of places, in time proportional to its length."""
         start, stop, _ = places.indices(self.count)
         if self.repeats == 1:
-            return [SampleKey(self.epoch, index, 0) for index in self._chosen[start:stop].tolist()]
+            return [SampleKey(self.epoch, index, 0) for index in self._order[start:stop].tolist()]
         width = REPEAT_BLOCK * self.repeats
         first = start // width
         keys = [
             key
             for block in range(first, -(-stop // width))
-            for key in self._block(block * REPEAT_BLOCK)
+            for key in self._make_block(block * REPEAT_BLOCK)
         ]
         return keys[start - first * width : stop - first * width]
 
-    def _block(self, start: int) -> list[SampleKey]:
-        """Return all repeats of the images from a place of the shuffle on; blocks share none, so each is on its own."""
-        block = self._chosen[start : start + REPEAT_BLOCK]
+    def _make_block(self, start: int) -> list[SampleKey]:
+        """Return all repeats of `REPEAT_BLOCK` images; each block is shuffled on its own."""
+        block = self._order[start : start + REPEAT_BLOCK]
         keys: list[SampleKey] = []
         for repeat in range(self.repeats):
             turn = rng.generator(self.seed, "repeat", self.epoch, start, repeat).permutation(block)
@@ -70,12 +70,12 @@ class EpochOrder:
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Return the full batches of an epoch; data smaller than a batch is one batch."""
+    """Return the number of full batches in an epoch, at least 1."""
     return max(1, count // batch_size)
 
 
 class TrainBatches:
-    """Batches of keys from a step on, for all epochs to come; the images left over by an epoch are dropped."""
+    """Batch sampler: keys of each batch from step `first_step` to the last epoch; incomplete batches are dropped."""
 
     def __init__(
         self,
@@ -87,14 +87,8 @@ class TrainBatches:
         repeats: int = 1,
         first_step: int = 0,
     ) -> None:
-        self.count, self.batch_size, self.seed, self.epochs, self.repeats = (
-            count,
-            batch_size,
-            seed,
-            epochs,
-            repeats,
-        )
-        self.first_step = first_step
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.epochs, self.repeats, self.first_step = epochs, repeats, first_step
         self.steps_per_epoch = steps_per_epoch(count, batch_size)
 
     def __len__(self) -> int:

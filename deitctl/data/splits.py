@@ -1,18 +1,63 @@
-"""What the training and the validation part of a data set may be called."""
+"""Training and validation splits: what they are called, holding one out, and giving both the same classes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
+from deitctl import rng
+from deitctl.data.dataset import ImageDataset, Subset, select
+from deitctl.errors import DataError
+
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "validation", "valid", "test")
+"""In order of preference: `test` is validated on only where nothing else is there."""
 
 
-def name_parts(present: Iterable[str]) -> dict[str, str]:
-    """Return which of the names present is `train` and which is `val`, of those there are; `val` goes before `test`."""
-    names = set(present)
-    found = {
-        "train": next((n for n in TRAIN_NAMES if n in names), None),
-        "val": next((n for n in VAL_NAMES if n in names), None),
-    }
-    return {part: name for part, name in found.items() if name is not None}
+def find_splits(names: Iterable[str]) -> dict[str, str]:
+    """Return which of some folder or split names is `train` and which `val`; empty if none is."""
+    names = set(names)
+    splits: dict[str, str] = {}
+    for split, choices in (("train", TRAIN_NAMES), ("val", VAL_NAMES)):
+        for name in choices:
+            if name in names:
+                splits.setdefault(split, name)
+    return splits
+
+
+def hold_out(dataset: ImageDataset, fraction: float, seed: int) -> tuple[Subset, Subset]:
+    """Split a dataset into training and validation, stratified by class; the same seed gives the same split.
+
+    A class's split depends on that class alone, so adding images to one class leaves the others' splits as they are.
+
+    Args:
+        fraction: of every class that is held out, rounded; at least one image of two or more, none of one.
+        seed: of the split.
+    """
+    held = np.zeros(len(dataset.labels), dtype=bool)
+    counts = np.bincount(dataset.labels, minlength=len(dataset.class_names))
+    by_class = np.split(np.argsort(dataset.labels, kind="stable"), np.cumsum(counts)[:-1])
+    for label, members in enumerate(by_class):
+        count = min(len(members) - 1, max(1, round(fraction * len(members))))
+        if count > 0:
+            held[rng.generator(seed, "hold-out", label).permutation(members)[:count]] = True
+    return select(dataset, np.flatnonzero(~held)), select(dataset, np.flatnonzero(held))
+
+
+def relabel(dataset: ImageDataset, class_names: tuple[str, ...]) -> Subset:
+    """Number a dataset's labels by other class names.
+
+    Raises:
+        DataError: a class that has images is not among `class_names`.
+    """
+    index = {name: i for i, name in enumerate(class_names)}
+    used = sorted(dataset.class_names[label] for label in np.unique(dataset.labels))
+    if missing := [name for name in used if name not in index]:
+        raise DataError(
+            f"Class {missing[0]!r} is in the validation set but not in the training set"
+            + (f" (and {len(missing) - 1} more)." if len(missing) > 1 else "."),
+            "Give both the same class folders, or remove the extra ones from the validation set.",
+        )
+    mapping = np.array([index.get(name, -1) for name in dataset.class_names], dtype=np.int64)
+    return Subset(dataset, np.arange(len(dataset.labels)), mapping[dataset.labels], class_names)

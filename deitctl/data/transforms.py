@@ -1,6 +1,6 @@
-"""What happens to one image in training: a view, uint8 [3,S,S], that is a function of its key.
+"""The training transform: one augmented view of an image, uint8 [3,S,S], a function of its key.
 
-Normalization happens on the device, for the whole batch; evaluation's view is in eval_view.py.
+Normalization and erasing run on the device for the whole batch (batch_transforms.py).
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageEnhance
-from torch.nn import functional
 
 from deitctl import rng
 from deitctl.config import AugmentConfig
 from deitctl.data.decode import LARGE
-from deitctl.data.eval_transform import Pixels, channels_first
+from deitctl.data.eval_transform import Pixels, to_chw
 from deitctl.data.lazy_jpeg import Box, LazyJpeg
-from deitctl.data.rand_augment import rand_augment
+from deitctl.data.rand_augment import parse_rand_augment
 
 NARROW = 8
-"""Pixels of a side below which a crop is Pillow's to resize."""
+"""Side in pixels below which Pillow resizes a crop: there torch's rounding differs more."""
 VIEWS_VERSION = 3
-"""Goes up when `train_transform` gives other pixels for the same arguments, so that no stored word of a teacher outlives them."""
+"""Increased when `train_transform` gives other pixels for the same arguments; cached teacher targets are then stale."""
 
 
 def train_transform(
-    img: Image.Image | LazyJpeg,
+    image: Image.Image | LazyJpeg,
     config: AugmentConfig,
     img_size: int,
     seed: int,
@@ -35,29 +35,34 @@ def train_transform(
 ) -> Pixels:
     """Return a view of RGB image `index`, a function of `(seed, view, index)`: crop, flip, affine map, colors.
 
-    Another `img_size` gives the same view in another resolution. A change of what is drawn here, or in which order,
-    raises `VIEWS_VERSION`.
+    Another `img_size` gives the same view at another resolution. A change of what is drawn, or of the order of draws,
+    must increase `VIEWS_VERSION`.
 
     Raises:
         DataError: a `LazyJpeg` that is damaged.
     """
     draw = rng.generator(seed, "view", view, index)
-    image = resized_crop(img, crop_box(img.size, config, draw), img_size)
+    shown = resized_crop(image, sample_crop_box(image.size, config, draw), img_size)
     if draw.random() < config.hflip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        shown = shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if any(config.affine):
-        image = small_affine(image, config.affine, draw)
+        shown = random_affine(shown, config.affine, draw)
     if config.rand_augment:
-        image = rand_augment(config.rand_augment)(image, draw)
+        shown = parse_rand_augment(config.rand_augment)(shown, draw)
     elif config.color_jitter:
-        image = color_jitter(image, config.color_jitter, draw)
-    return channels_first(image)
+        shown = color_jitter(shown, config.color_jitter, draw)
+    return to_chw(shown)
 
 
-def crop_box(size: tuple[int, int], config: AugmentConfig, draw: np.random.Generator) -> Box:
-    """Draw a random resized crop (Szegedy et al. 2015) in pixels; ten tries, then the largest central crop.
+def sample_crop_box(size: tuple[int, int], config: AugmentConfig, draw: np.random.Generator) -> Box:
+    """Draw the box of a random resized crop (Szegedy et al. 2015): ten tries, then the largest central crop.
 
-    A scale of (1, 1) is the whole image, whatever its aspect ratio.
+    As torchvision's `RandomResizedCrop`, except that a scale of (1, 1) takes the whole image at any aspect ratio.
+
+    Args:
+        size: width and height of the image in pixels.
+        config: `crop_scale` and `crop_ratio` are used.
+        draw: the view's generator.
     """
     width, height = size
     if config.crop_scale == (1.0, 1.0):
@@ -77,35 +82,34 @@ def crop_box(size: tuple[int, int], config: AugmentConfig, draw: np.random.Gener
 
 
 def resized_crop(image: Image.Image | LazyJpeg, box: Box, size: int) -> Image.Image:
-    """Cut a box out of an RGB image and resize it to a square by torch's bicubic, which is antialiased as Pillow's is.
+    """Crop a box out of an RGB image and resize it to a square, bicubic and antialiased.
 
-    It takes half of Pillow's time; a value is beside Pillow's by 2 of 255 at most. Pillow does what is very large, whose
-    copies would be too, and what is very narrow, where torch's rounding differs more. A JPEG's box of twice the size
-    or more is decoded at a half, a quarter or an eighth first (docs/benchmarks.md says how much that changes).
+    By torch, which takes half of Pillow's time; values differ from Pillow's by 2 of 255 at most. A JPEG's box of twice
+    the size or more is first decoded at 1/2, 1/4 or 1/8 (docs/benchmarks.md has the error).
     """
     width, height = box[2] - box[0], box[3] - box[1]
-    if isinstance(image, LazyJpeg) and (shrink := image.shrink_for(width, height, size)) > 1:
+    if isinstance(image, LazyJpeg) and (shrink := image.choose_shrink(width, height, size)) > 1:
         left, top, right, bottom = (side / shrink for side in box)
-        return image.shrunk(shrink).resize(
+        return image.decode_scaled(shrink).resize(
             (size, size), Image.Resampling.BICUBIC, box=(left, top, right, bottom)
         )
     if width * height > LARGE or min(width, height) < NARROW:
-        whole = image.shrunk(1) if isinstance(image, LazyJpeg) else image
-        if width * height <= LARGE:
-            whole, box = whole.crop(box), (0, 0, width, height)
-        return whole.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    cut = image.cut(box) if isinstance(image, LazyJpeg) else np.asarray(image.crop(box))
+        full = image.decode_scaled(1) if isinstance(image, LazyJpeg) else image
+        if width * height <= LARGE:  # else the crop would be a large copy
+            full, box = full.crop(box), (0, 0, width, height)
+        return full.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    cropped = image.crop(box)
     pixels = (
-        torch.from_numpy(cut.copy()).unsqueeze(0).permute(0, 3, 1, 2)
-    )  # channels last in memory
-    shown = functional.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
+        torch.from_numpy(np.array(cropped, order="C")).unsqueeze(0).permute(0, 3, 1, 2)
+    )  # channels last
+    shown = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
     return Image.fromarray(shown.permute(0, 2, 3, 1)[0].numpy())
 
 
-def small_affine(
+def random_affine(
     image: Image.Image, strength: tuple[float, float, float], draw: np.random.Generator
 ) -> Image.Image:
-    """Rotate by up to `strength[0]` degrees, scale by up to a share `[1]`, shift by up to a share `[2]` of the side."""
+    """Rotate, scale and translate at random; `strength`: degrees, fraction of the size, fraction of the side."""
     degrees, scaling, shift = strength
     angle = math.radians(draw.uniform(-degrees, degrees))
     scale = 1 / (1 + draw.uniform(-scaling, scaling))
@@ -123,10 +127,9 @@ def small_affine(
 
 
 def color_jitter(image: Image.Image, strength: float, draw: np.random.Generator) -> Image.Image:
-    """Change brightness, contrast and saturation, in random order, by factors in 1 ± strength (torchvision's jitter)."""
+    """Change brightness, contrast, saturation in random order by factors in 1 ± strength, as torchvision does."""
     kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     for which in draw.permutation(3):
-        image = kinds[which](image).enhance(
-            float(draw.uniform(max(0.0, 1 - strength), 1 + strength))
-        )
+        factor = float(draw.uniform(max(0.0, 1 - strength), 1 + strength))
+        image = kinds[which](image).enhance(factor)
     return image

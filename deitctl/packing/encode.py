@@ -15,10 +15,11 @@ from typing import NamedTuple
 from PIL import Image
 
 from deitctl.checks.image_info import Images, processes
-from deitctl.data.dataset import ArraySource, Source, Subset
+from deitctl.data.readers.digits import ArrayDataset
+from deitctl.data.dataset import ImageDataset, Subset
 from deitctl.data.decode import MAX_BYTES, decode
-from deitctl.data.eval_transform import resized
-from deitctl.data.loader import leave_signals_to_the_parent
+from deitctl.data.eval_transform import get_resized_size
+from deitctl.data.loader import ignore_signals
 from deitctl.errors import DataError
 
 QUALITY = 90
@@ -68,21 +69,21 @@ def digest_of(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
 
 
-def keep(source: Source, index: int, form: Form) -> Kept:
+def keep(dataset: ImageDataset, index: int, form: Form) -> Kept:
     """Read an image, and bring it into the form; never raises for what is wrong with it.
 
     What cannot be read has no bytes, and what is damaged keeps its own, so that a pack has every image of its source
     under its number.
     """
     try:
-        data = source.raw(index)
+        data = dataset.read_bytes(index)
     except DataError as error:
         return Kept(b"", 0, 0, why=str(error))
     digest = digest_of(data)
-    if _in_memory(source):
-        return Kept(_ppm(source.read(index)), digest, len(data), encoded=True)
+    if _in_memory(dataset):
+        return Kept(_ppm(dataset.read(index)), digest, len(data), encoded=True)
     try:
-        other = None if form.as_it_is else _encode(decode(data, source.name(index)), form)
+        other = None if form.as_it_is else _encode(decode(data, dataset.name(index)), form)
     except DataError as error:
         return Kept(data, digest, len(data), why=str(error))
     if other is None or len(other) > MAX_BYTES or (not form.raw and len(other) >= len(data)):
@@ -90,18 +91,18 @@ def keep(source: Source, index: int, form: Form) -> Kept:
     return Kept(other, digest, len(data), encoded=other != data)
 
 
-def _in_memory(source: Source) -> bool:
+def _in_memory(dataset: ImageDataset) -> bool:
     """Say whether the images are in no files, so that their bytes say nothing without their shape."""
-    while isinstance(source, Subset):
-        source = source.source
-    return isinstance(source, ArraySource)
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return isinstance(dataset, ArrayDataset)
 
 
 def _encode(image: Image.Image, form: Form) -> bytes | None:
     """Return an upright RGB image in a form; None where it is small enough as it is."""
     large = 0 < form.max_size < min(image.size)
     if large:
-        image = image.resize(resized(*image.size, form.max_size), FILTER)
+        image = image.resize(get_resized_size(*image.size, form.max_size), FILTER)
     if form.raw:
         return _ppm(image)
     if not large:
@@ -116,7 +117,7 @@ def _ppm(image: Image.Image) -> bytes:
     return b"P6\n%d %d\n255\n" % image.size + image.tobytes()
 
 
-def keep_all(sources: Sequence[Source], form: Form, workers: int) -> Generator[Kept]:
+def keep_all(datasets: Sequence[ImageDataset], form: Form, workers: int) -> Generator[Kept]:
     """Yield all images of several sources in a form, in order, the same whatever the number of processes.
 
     `workers` is as in `processes`; copying needs none, as the disk is what it waits for. Close it to end the processes
@@ -125,7 +126,7 @@ def keep_all(sources: Sequence[Source], form: Form, workers: int) -> Generator[K
     Raises:
         DataError: a process died.
     """
-    images = Images(sources)
+    images = Images(datasets)
     count = 0 if workers < 0 and form.as_it_is else processes(workers, len(images))
     if not count:
         yield from (keep(*images.locate(index), form) for index in range(len(images)))
@@ -166,7 +167,7 @@ def _work(
     parents: Connection, end: Connection, images: Images, form: Form, number: int, count: int
 ) -> None:
     """Send every `count`-th chunk from `number` on, as fast as they are taken; end when nobody takes them any more."""
-    leave_signals_to_the_parent(number)
+    ignore_signals(number)
     parents.close()  # a copy of it, with which this process would wait for itself when the parent is gone
     for first in range(number * CHUNK, len(images), count * CHUNK):
         chunk = range(first, min(first + CHUNK, len(images)))

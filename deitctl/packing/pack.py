@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deitctl.data.dataset import FileSource, Source, TarSource
+from deitctl.data.dataset import FileDataset, ImageDataset
+from deitctl.data.readers.tar import TarDataset
 from deitctl.data.index import Listing
-from deitctl.data.open import DataSet, open_data
-from deitctl.data.readers.pack import SUFFIX, PackSource, is_pack, open_pack, write_pack
-from deitctl.data.string_array import StringArray
+from deitctl.data.open import DatasetSplits, open_dataset
+from deitctl.data.readers.pack import SUFFIX, PackDataset, is_pack, open_pack, write_pack
+from deitctl.data.arrays import StringArray
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter, SilentReporter, track
 from deitctl.packing.encode import Form, Kept, digest_of, keep_all
@@ -105,7 +106,7 @@ def pack(
     """Write the images of a data set, with their names, labels and parts, into one file.
 
     Args:
-        data: anything that `open_data` opens.
+        data: anything that `open_dataset` opens.
         out: the file, which must end in .pack; another pack there is replaced, nothing else is.
         max_size: short side in pixels above which an image is made smaller and becomes a JPEG; 0: none is.
         raw: keep pixels, which need no decoding.
@@ -125,13 +126,13 @@ def pack(
     if max_size < 0:
         raise ConfigError(f"max_size = {max_size}: an image has 1 pixel or more a side.")
     _require_place(path, data)
-    found = open_data(data, reporter)
-    sources = parts_of(found)
+    found = open_dataset(data, reporter)
+    datasets = parts_of(found)
     home = os.path.join(Path(found.name).parent, "")
-    parts = {name: Listing(_names(s, home), s.labels, s.class_names) for name, s in sources.items()}
+    parts = {name: Listing(_names(s, home), s.labels, s.class_names) for name, s in datasets.items()}
     tally = _Tally()
-    count = sum(len(s.labels) for s in sources.values())
-    images = keep_all([*sources.values()], Form(max_size, raw), workers)
+    count = sum(len(s.labels) for s in datasets.values())
+    images = keep_all([*datasets.values()], Form(max_size, raw), workers)
     with open_atomic(path, "OUT") as file, closing(images) as kept:
         size = write_pack(file, parts, tally.passing(track(kept, reporter, "pack", count)))
     return PackResult(
@@ -139,7 +140,7 @@ def pack(
         data=found.name,
         parts={
             n or "all": {"images": len(s.labels), "classes": len(s.class_names)}
-            for n, s in sources.items()
+            for n, s in datasets.items()
         },
         copied=count - tally.encoded,
         encoded=tally.encoded,
@@ -166,32 +167,32 @@ def _require_place(path: Path, data: str) -> None:
     require_writable(path, "OUT")
 
 
-def parts_of(data: DataSet) -> dict[str, Source]:
+def parts_of(data: DatasetSplits) -> dict[str, ImageDataset]:
     """Return the parts of a data set that have images by name; one without parts has the empty name."""
-    parts = {"train": data.train, "val": data.val, "": data.whole}
-    sources = {
-        name: source for name, source in parts.items() if source is not None and len(source.labels)
+    parts = {"train": data.train, "val": data.val, "": data.unsplit}
+    datasets = {
+        name: dataset for name, dataset in parts.items() if dataset is not None and len(dataset.labels)
     }
-    if not sources:
+    if not datasets:
         raise DataError(f"{data.name} has no images to pack.")
-    return sources
+    return datasets
 
 
-def _names(source: Source, home: str) -> StringArray:
+def _names(dataset: ImageDataset, home: str) -> StringArray:
     """Return what images are called below their part, or below `home`, the folder that a table lies in."""
-    if isinstance(source, PackSource):
-        return source.names.below("")
-    if isinstance(source, TarSource):
-        return StringArray.of(source.members)
+    if isinstance(dataset, PackDataset):
+        return dataset.names.with_prefix("")
+    if isinstance(dataset, TarDataset):
+        return StringArray.from_strings(dataset.members)
     if (
-        isinstance(source, FileSource)
-        and isinstance(source.paths, StringArray)
-        and source.paths.prefix
+        isinstance(dataset, FileDataset)
+        and isinstance(dataset.paths, StringArray)
+        and dataset.paths.prefix
     ):
-        return source.paths.below("")
-    names = map(source.name, range(len(source.labels)))
-    return StringArray.of(
-        name.removeprefix(home) if isinstance(source, FileSource) else name for name in names
+        return dataset.paths.with_prefix("")
+    names = map(dataset.name, range(len(dataset.labels)))
+    return StringArray.from_strings(
+        name.removeprefix(home) if isinstance(dataset, FileDataset) else name for name in names
     )
 
 
@@ -225,7 +226,7 @@ def check_pack(data: str, out: str, *, reporter: Reporter | None = None) -> Pack
         time.perf_counter(),
         Path(out).expanduser(),
     )
-    found = open_data(data, reporter)
+    found = open_dataset(data, reporter)
     home = os.path.join(Path(found.name).parent, "")
     theirs, ours = parts_of(found), open_pack(path)
     different = 0
@@ -245,7 +246,7 @@ def check_pack(data: str, out: str, *, reporter: Reporter | None = None) -> Pack
 
 
 def _differences(
-    theirs: Mapping[str, Source], ours: Mapping[str, PackSource], home: str, reporter: Reporter
+    theirs: Mapping[str, ImageDataset], ours: Mapping[str, PackDataset], home: str, reporter: Reporter
 ) -> Iterator[str]:
     for part in sorted({*theirs, *ours}):
         said = f"The {part} part" if part else "The whole"
@@ -256,11 +257,11 @@ def _differences(
 
 
 def _in_part(
-    source: Source, packed: PackSource, home: str, said: str, reporter: Reporter
+    dataset: ImageDataset, packed: PackDataset, home: str, said: str, reporter: Reporter
 ) -> Iterator[str]:
-    if source.class_names != packed.class_names:
+    if dataset.class_names != packed.class_names:
         yield f"{said} has other classes."
-    names, known = _names(source, home), packed.names.below("")
+    names, known = _names(dataset, home), packed.names.with_prefix("")
     here = there = np.arange(len(known))
     if not np.array_equal(names.blob, known.blob) or not np.array_equal(names.ends, known.ends):
         here, there = _matched(known, names)
@@ -269,7 +270,7 @@ def _in_part(
             for i in np.setdiff1d(np.arange(len(known)), here).tolist()
         )
         yield from (
-            f"{source.name(i)} is only in the data."
+            f"{dataset.name(i)} is only in the data."
             for i in np.setdiff1d(np.arange(len(names)), there).tolist()
         )
         if (np.diff(there) < 0).any():
@@ -277,7 +278,7 @@ def _in_part(
     for pair in track(
         zip(here.tolist(), there.tolist(), strict=True), reporter, "compare", len(here)
     ):
-        if what := _in_image(packed, pair[0], source, pair[1]):
+        if what := _in_image(packed, pair[0], dataset, pair[1]):
             yield what
 
 
@@ -289,32 +290,32 @@ def _matched(known: StringArray, names: StringArray) -> tuple[NDArray[np.int64],
     return here, there
 
 
-def _in_image(packed: PackSource, here: int, source: Source, there: int) -> str:
+def _in_image(packed: PackDataset, here: int, dataset: ImageDataset, there: int) -> str:
     """Say what is different in an image; empty if nothing is."""
-    label, its = source.class_names[source.labels[there]], packed.class_names[packed.labels[here]]
+    label, its = dataset.class_names[dataset.labels[there]], packed.class_names[packed.labels[here]]
     if label != its:
         return f"{packed.name(here)} is of class {its!r}, and of {label!r} in the data."
     try:
-        kept = packed.raw(here)
+        kept = packed.read_bytes(here)
     except DataError as error:
         return error.message
     try:
-        data = source.raw(there)
+        data = dataset.read_bytes(there)
     except DataError as error:
         return "" if not packed.digests[here] else error.message
     if digest_of(data) != packed.digests[here]:
-        return f"{source.name(there)} is not what was packed."
-    if kept != data and not looks_the_same(packed, here, source, there):
-        return f"{packed.name(here)} is another image than {source.name(there)}."
+        return f"{dataset.name(there)} is not what was packed."
+    if kept != data and not looks_the_same(packed, here, dataset, there):
+        return f"{packed.name(here)} is another image than {dataset.name(there)}."
     return ""
 
 
-def looks_the_same(packed: PackSource, here: int, source: Source, there: int) -> bool:
+def looks_the_same(packed: PackDataset, here: int, dataset: ImageDataset, there: int) -> bool:
     """Say whether an image that was encoded anew is still the one of the data, but for what encoding loses."""
     try:
         one, other = (
             np.asarray(read(index).resize((GLANCE, GLANCE), Image.Resampling.BICUBIC), np.float32)
-            for read, index in ((packed.read, here), (source.read, there))
+            for read, index in ((packed.read, here), (dataset.read, there))
         )
     except DataError:  # damaged, and packed so
         return False

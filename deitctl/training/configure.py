@@ -11,7 +11,7 @@ from deitctl.config import DistillConfig, Recipe, TrainConfig
 from deitctl.data.classes import is_imagenet
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import BUILT_IN, open_for_training
-from deitctl.data.rand_augment import rand_augment
+from deitctl.data.rand_augment import parse_rand_augment
 from deitctl.errors import ConfigError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.models import catalog
@@ -245,7 +245,7 @@ def check(config: TrainConfig) -> None:
         )
     parse_interval(config.save_every)
     if config.recipe.augment.rand_augment:
-        rand_augment(config.recipe.augment.rand_augment)  # or it raises
+        parse_rand_augment(config.recipe.augment.rand_augment)  # or it raises
 
 
 @dataclass(frozen=True, kw_only=True)

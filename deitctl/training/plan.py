@@ -1,29 +1,112 @@
-"""What a training would do, without doing it."""
+"""Plan of a training (`--dry-run`): its steps, sizes, rates and memory, without a step being taken."""
 
 from __future__ import annotations
 
-from deitctl.config import TrainConfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from deitctl.config import DistillConfig, TrainConfig
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import open_for_training
 from deitctl.data.samplers import steps_per_epoch
 from deitctl.device import choose_device
-from deitctl.distillation.target_cache import TargetCodec
+from deitctl.distillation.targets import TargetCodec
 from deitctl.events import Reporter, SilentReporter
 from deitctl.models.factory import build_model
 from deitctl.models.introspect import compute_early_size
+from deitctl.training.build import warn_about_sizes
 from deitctl.training.optim import peak_learning_rate
-from deitctl.training.sizes import warn_about_sizes
 
 
-def plan_training(config: TrainConfig, *, reporter: Reporter | None = None) -> dict[str, object]:
-    """Return the numbers that a configuration comes to: images, steps, rates, parameters, device.
+@dataclass(frozen=True, kw_only=True)
+class TeacherPlan:
+    """The teacher's part of a training."""
 
-    `reporter` hears what the run would say of its sizes.
+    name: str
+    """Name, folder or file of the teacher."""
+    mode: str
+    """`hard` or `soft`."""
+    effective_weight: float
+    """Factor of the teacher's loss, the temperature's square and the reduction included."""
+    input: str
+    """`mixed` or `unmixed` images."""
+    num_views: int
+    """Augmented views per image that the teacher labels; 0: mixed images, which are all different."""
+    num_computed: int
+    """Images in the teacher's forward passes, as far as the cache is empty."""
+    num_computed_without_cache: int
+    """The same without a cache."""
+    cache_mib: float | None
+    """Size of the cached targets; null for mixed images, which are not cached."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """What a training would do."""
+
+    model: str
+    """Architecture, by timm's name where timm has it."""
+    num_params: int
+    """Parameters of the model."""
+    img_size_px: int
+    """Side of the input."""
+    early_img_size_px: int | None
+    """Side of the input in the early epochs of progressive resizing; null without any."""
+    early_epochs: int
+    """Epochs at that size."""
+    data: str
+    """Data, as it was named."""
+    num_classes: int
+    """Classes of the data."""
+    num_train_images: int
+    """Training images."""
+    num_val_images: int
+    """Validation images."""
+    recipe: str
+    """Name of the recipe."""
+    initial_weights: str
+    """`published`, `random`, or the file or model that the training starts from."""
+    epochs: int
+    """Passes over the training images."""
+    steps_per_epoch: int
+    """Optimizer steps in an epoch."""
+    num_steps: int
+    """Optimizer steps in all."""
+    batch_size: int
+    """Images a step; not more than there are."""
+    peak_lr: float
+    """Highest learning rate, scaled with the batch."""
+    weights_mib: float
+    """Memory of weights, gradients, the optimizer's moments and the moving average in fp32."""
+    device: str
+    """torch's name of the device."""
+    precision: str
+    """Of the matrix products: `fp32`, `bf16` or `fp16`."""
+    num_workers: int
+    """Loader processes."""
+    teacher: TeacherPlan | None
+    """The teacher's part; null without one."""
+    config: TrainConfig
+    """Every setting, as `run.toml` would hold it."""
+
+
+def plan_training(
+    config: TrainConfig,
+    *,
+    datasets: tuple[ImageDataset, ImageDataset] | None = None,
+    reporter: Reporter | None = None,
+) -> TrainPlan:
+    """Return the numbers that a configuration comes to.
+
+    Args:
+        config: the run.
+        datasets: training and validation images, if they are open already.
+        reporter: receives the warnings that the run would give about its sizes.
     """
     silent = SilentReporter()
-    train, val = open_for_training(config.data, seed=config.data_seed, reporter=silent)
+    train, val = datasets or open_for_training(config.data, seed=config.data_seed, reporter=silent)
     device = choose_device(config.device, config.precision)
-    recipe = config.recipe
-    distilled = None if config.distill is None else config.distill.dist_token
+    recipe, distill = config.recipe, config.distill
     student = build_model(
         config.model,
         class_names=train.class_names,
@@ -31,85 +114,73 @@ def plan_training(config: TrainConfig, *, reporter: Reporter | None = None) -> d
         drop_path_rate=recipe.drop_path_rate,
         pretrained=False,
         weights="",
-        distilled=distilled,
+        distilled=None if distill is None else distill.dist_token,
         reporter=silent,
     )
-    steps = steps_per_epoch(len(train.labels), recipe.batch_size)
-    parameters = sum(p.numel() for p in student.model.parameters())
-    plan: dict[str, object] = {
-        "model": student.model_config.architecture,
-        "parameters": parameters,
-        "input": student.model_config.preprocessing.img_size,
-        "classes": len(train.class_names),
-        "training images": len(train.labels),
-        "validation images": len(val.labels),
-        "recipe": recipe.name,
-        "starts from": config.weights
-        or ("published weights" if recipe.pretrained else "random weights"),
-        "epochs": recipe.epochs,
-        "steps per epoch": steps,
-        "steps": steps * recipe.epochs,
-        "batch size": min(recipe.batch_size, len(train.labels)),
-        "peak learning rate": peak_learning_rate(
-            recipe.optim, min(recipe.batch_size, len(train.labels))
-        ),
-        "weights, gradients, moments and average, MiB": round(
-            parameters * 4 * (5 if recipe.ema_decay else 4) / 2**20, 1
-        ),
-        "device": str(device.torch_device),
-        "precision": str(device.dtype).removeprefix("torch."),
-        "loader processes": device.loader_workers(config.workers),
-    }
-    early = (
-        compute_early_size(student.model, student.model_config, recipe)
-        if recipe.early_epochs
-        else 0
+    num_images, img_size = len(train.labels), student.model_config.preprocessing.img_size
+    early_size = 0
+    if recipe.early_epochs:
+        early_size = compute_early_size(student.model, student.model_config, recipe)
+    warn_about_sizes(recipe, num_images, student.model, img_size, early_size, reporter or silent)
+    num_params = sum(p.numel() for p in student.model.parameters())
+    batch_size = min(recipe.batch_size, num_images)
+    steps = steps_per_epoch(num_images, recipe.batch_size)
+    from_model = config.model if Path(config.model).exists() else ""
+    teacher = None
+    if distill is not None:
+        teacher = _plan_teacher(
+            distill,
+            num_classes=len(train.class_names),
+            num_images=num_images,
+            num_seen=steps * recipe.epochs * batch_size,
+            num_views=distill.views or recipe.epochs * recipe.augment.repeated_aug,
+        )
+    return TrainPlan(
+        model=student.model_config.architecture,
+        num_params=num_params,
+        img_size_px=img_size,
+        early_img_size_px=early_size or None,
+        early_epochs=recipe.early_epochs,
+        data=config.data,
+        num_classes=len(train.class_names),
+        num_train_images=num_images,
+        num_val_images=len(val.labels),
+        recipe=recipe.name,
+        initial_weights=config.weights
+        or from_model
+        or ("published" if recipe.pretrained else "random"),
+        epochs=recipe.epochs,
+        steps_per_epoch=steps,
+        num_steps=steps * recipe.epochs,
+        batch_size=batch_size,
+        peak_lr=peak_learning_rate(recipe.optim, batch_size),
+        # weight, gradient, two moments of AdamW, and the average, of 4 bytes each
+        weights_mib=round(num_params * 4 * (5 if recipe.ema_decay else 4) / 2**20, 1),
+        device=str(device.torch_device),
+        precision=device.precision,
+        num_workers=device.loader_workers(config.workers),
+        teacher=teacher,
+        config=config,
     )
-    if early:
-        plan["early epochs"] = f"{recipe.early_epochs} at {early} pixels"
-    warn_about_sizes(
-        recipe,
-        len(train.labels),
-        student.model,
-        student.model_config.preprocessing.img_size,
-        early,
-        reporter or silent,
-    )
-    if config.distill is not None:
-        d = config.distill
-        weight = d.alpha * d.tau**2 if d.mode == "soft" else d.alpha
-        if d.mode == "soft" and d.reduction == "mean":
-            weight /= len(train.class_names)
-        plan |= {
-            "teacher": d.teacher,
-            "distillation": d.mode,
-            "effective weight of the teacher's term": weight,
-        }
-        plan |= _cost_of_the_teacher(config, len(train.labels), len(train.class_names), steps)
-    return plan
 
 
-def _cost_of_the_teacher(
-    config: TrainConfig, num_images: int, classes: int, steps: int
-) -> dict[str, object]:
-    """Say how often the teacher looks at an image, with and without its words being kept, and what they take on disk."""
-    distill, recipe = config.distill, config.recipe
-    assert distill is not None
-    every_step = steps * recipe.epochs * min(recipe.batch_size, num_images)
-    if distill.teacher_input == "mixed":
-        return {
-            "the teacher looks at": "mixed images, every step",
-            "images it looks at": every_step,
-        }
-    views = distill.views or recipe.epochs * recipe.augment.repeated_aug
-    form = TargetCodec(distill.mode, classes, distill.logits_topk)
-    return {
-        "the teacher looks at": f"{distill.views} views of each image, once"
-        if distill.views
-        else "every new view, once",
-        "images it looks at": min(num_images * views, every_step)
-        if distill.teacher_cache != "off"
-        else every_step,
-        "without its words being kept": every_step,
-        "words on disk, MiB": round(2 * form.width * num_images * views / 2**20, 2),
-    }
+def _plan_teacher(
+    distill: DistillConfig, *, num_classes: int, num_images: int, num_seen: int, num_views: int
+) -> TeacherPlan:
+    weight = distill.alpha * distill.tau**2 if distill.mode == "soft" else distill.alpha
+    if distill.mode == "soft" and distill.reduction == "mean":
+        weight /= num_classes
+    cached = distill.teacher_input == "unmixed"
+    codec = TargetCodec(distill.mode, num_classes, distill.logits_topk)
+    reuses = cached and distill.teacher_cache != "off"
+    return TeacherPlan(
+        name=distill.teacher,
+        mode=distill.mode,
+        effective_weight=weight,
+        input=distill.teacher_input,
+        num_views=num_views if cached else 0,
+        num_computed=min(num_images * num_views, num_seen) if reuses else num_seen,
+        num_computed_without_cache=num_seen,
+        # two bytes for each number of a target
+        cache_mib=round(2 * codec.width * num_images * num_views / 2**20, 2) if cached else None,
+    )

@@ -1,8 +1,9 @@
-"""Taking a step that went wrong again, from the last good state to it, and saying what happens in it."""
+"""Takes a diverged step again, from the last good checkpoint, and measures losses and gradients in it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,149 +18,136 @@ from deitctl.distributed import SINGLE_PROCESS, is_distributed
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter, track
 from deitctl.settings import override
-from deitctl.training.incident import read_incident, speakable
-from deitctl.training.launch import build_student, open_session
-from deitctl.training.monitor import LossMonitor, Observation
+from deitctl.training.build import build_student
+from deitctl.training.incident import read_incident
+from deitctl.training.launch import build_trainer
+from deitctl.training.monitor import Observation
 from deitctl.training.run_dir import Run
-from deitctl.training.step import compute_loss, gradients, set_train_mode, update
+from deitctl.training.step import (
+    compute_losses,
+    forward_backward,
+    optimizer_step,
+    set_train_mode,
+)
 from deitctl.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class ImageLoss:
+    """Loss of two images that are mixed with each other."""
+
+    image: str
+    """Name of the first."""
+    loss: float
+    """Mean loss of both."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What was seen on the way to a step and in it."""
+    """What was measured on the way to a step and in it."""
 
     kind: str
-    """Of the incident: `not a number` or `jump`."""
+    """Kind of the incident: `non_finite` or `loss_spike`."""
     step: int
+    """Last step of the replay, counted from 0."""
     precision: str
-    again: bool
-    """Whether it went wrong again."""
+    """Precision of the replay."""
+    reproduced: bool
+    """Whether a step diverged again."""
     steps: list[dict[str, Any]]
-    """Step, rate, loss, parts of the loss and gradient norm of each, that of the incident the last."""
-    gradients: list[tuple[str, float]]
-    """Gradient norm of each parameter at that step, largest first; what is no number goes before all."""
-    images: list[tuple[str, float]]
-    """Loss of each pair of images of that step, worst first, under the first one's name; one that comes
-    again in other views has a line for each."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record that `--format json` prints."""
-        record = {
-            "kind": self.kind,
-            "step": self.step,
-            "precision": self.precision,
-            "again": self.again,
-            "steps": self.steps,
-            "gradients": dict(self.gradients),
-            "images": [{"image": name, "loss": loss} for name, loss in self.images],
-        }
-        return dict(speakable(record))
+    """`step`, `lr`, losses and `grad_norm` of each step, that of the incident the last."""
+    grad_norms: dict[str, float]
+    """Gradient norm of each parameter in the last step, largest first; NaN before all."""
+    images: list[ImageLoss]
+    """Loss of each pair of images in the last step, largest first."""
 
 
 def replay(
-    path: Path, *, given: Mapping[str, Any] | None = None, reporter: Reporter | None = None
+    path: Path, *, settings: Mapping[str, Any] | None = None, reporter: Reporter | None = None
 ) -> Replay:
-    """Train from the state before an incident up to it, without touching the run.
+    """Train from the checkpoint before an incident up to it, without writing into the run.
 
     Args:
         path: the incident's record, or its folder.
-        given: another device, precision or number of workers; where none is named, the incident's.
-        reporter: told of progress.
+        settings: another device, precision or number of workers than the incident's.
+        reporter: shows progress.
 
     Raises:
-        ConfigError: it is no such record, or its run is not there any more.
+        ConfigError: the path is no such record, or its run does not exist any more.
     """
     reporter = reporter or SilentReporter()
     if is_distributed():
         raise ConfigError("A replay is for one process.", "Run it without torchrun.")
     record = read_incident(path)
     folder = (path if path.is_dir() else path.parent).resolve()
-    root = (
-        folder.parent.parent
-        if (folder.parent.parent / "run.toml").is_file()
-        else Path(record["run"])
-    )
+    # The folder may have been moved together with its run since the record was written.
+    moved = folder.parent.parent
+    root = moved if (moved / "run.toml").is_file() else Path(record["run"])
     _, config = Run.open(root)
     machine = {
         "precision": record.get("precision", "auto"),
-        "micro_batch_size": record.get("micro_batch", 0),
+        "micro_batch_size": record.get("micro_batch_size", 0),
     }
-    config = override(
-        config, {k: v for k, v in (machine | dict(given or {})).items() if k in MACHINE_SETTINGS}
-    )
+    machine |= {k: v for k, v in (settings or {}).items() if k in MACHINE_SETTINGS}
+    config = replace(override(config, machine), output_dir=str(root))
     device = choose_device(config.device, config.precision)
     datasets = open_for_training(config.data, seed=config.data_seed, reporter=reporter)
     run = Run(root, writes=False)
-    run.state = folder / "state"
-    session = open_session(
-        run,
-        replace(config, output_dir=str(root)),
-        datasets,
-        build_student(config, datasets[0], reporter),
-        device,
-        reporter,
-        SINGLE_PROCESS,
-    )
-    session.load()
-    return _replay(session, record, reporter)
+    run.checkpoint = folder / "checkpoint"
+    student = build_student(config, datasets[0], reporter)
+    trainer = build_trainer(run, config, student, datasets, device, reporter, SINGLE_PROCESS)
+    trainer.load_checkpoint()
+    return _replay_steps(trainer, record, reporter)
 
 
-def _replay(session: Trainer, record: Mapping[str, Any], reporter: Reporter) -> Replay:
-    plan, state, last = session.plan, session.state, int(record["step"])
-    if not state.progress.step <= last < plan.recipe.epochs * plan.steps_per_epoch:
+def _replay_steps(trainer: Trainer, record: Mapping[str, Any], reporter: Reporter) -> Replay:
+    context, state, monitor = trainer.context, trainer.state, trainer.monitor
+    recipe, progress = context.recipe, state.progress
+    last, num_steps = int(record["step"]), context.recipe.epochs * context.steps_per_epoch
+    if not progress.step <= last < num_steps:
         raise ConfigError(
-            f"Step {last} cannot be taken again: the state there is of step {state.progress.step}, and the run has "
-            f"{plan.recipe.epochs * plan.steps_per_epoch} steps."
+            f"Step {last} cannot be replayed: the checkpoint is of step {progress.step}, and the run has "
+            f"{num_steps} steps."
         )
-    watch = LossMonitor(
-        plan.num_classes, state.scaler.is_enabled(), session.config.loss_spike_factor
-    )
-    watch.usual, watch.seen = state.progress.usual_loss, state.progress.steps_watched
-    set_train_mode(state.model, plan.recipe.freeze, plan.recipe.freeze_bn_stats)
-    batches, steps, incident = session.batches(), [], None
-    for step in track(
-        range(state.progress.step, last + 1),
-        reporter,
-        "replay",
-        last + 1 - state.progress.step,
-        "steps",
-    ):
-        batch, rate = next(batches), plan.rate(step)
-        found = gradients(plan, state, batch, session.train_dataset.name, reporter)
-        parts = {name: float(value) for name, value in found.parts.items()}
-        steps.append({"step": step, "rate": rate, **parts, "norm": float(found.norm)})
-        watch.add(Observation(step, rate, found.parts["loss"], found.norm, batch.keys))
-        incident = watch.look()
+    set_train_mode(state.model, recipe.freeze, recipe.freeze_bn_stats)
+    batches, steps = trainer.setup.build_loader(), []
+    remaining = range(progress.step, last + 1)
+    for step in track(remaining, reporter, "replay", len(remaining), "steps"):
+        batch, lr = next(batches), context.lr_at(step)
+        stats = forward_backward(context, state, batch, reporter)
+        losses = {name: float(value) for name, value in stats.losses.items()}
+        steps.append({"step": step, "lr": lr, **losses, "grad_norm": float(stats.grad_norm)})
+        monitor.update(Observation(step, lr, stats.losses["loss"], stats.grad_norm, batch.keys))
+        incident = monitor.find_incident()
         if step == last or incident is not None:
-            break
-        update(plan, state, rate, found.norm)
-        state.progress.step += 1
-    norms = {
-        n: float(p.grad.norm()) for n, p in state.model.named_parameters() if p.grad is not None
-    }
+            break  # before the optimizer's step, so that the gradients are those of these weights
+        optimizer_step(context, state, lr, stats.grad_norm)
+        progress.step += 1
+    grads = {n: p.grad for n, p in state.model.named_parameters() if p.grad is not None}
     return Replay(
         kind=str(record["kind"]),
-        step=state.progress.step,
-        precision=plan.device.precision,
-        again=incident is not None,
+        step=progress.step,
+        precision=context.device.precision,
+        reproduced=incident is not None,
         steps=steps,
-        gradients=_worst_first(norms.items()),
-        images=_worst_first(_losses(session, batch)),
+        grad_norms=dict(_sort_largest_first((n, float(g.norm())) for n, g in grads.items())),
+        images=[ImageLoss(*i) for i in _sort_largest_first(_pair_losses(trainer, batch))],
     )
 
 
-def _losses(session: Trainer, batch: Batch) -> Iterator[tuple[str, float]]:
-    """Yield the loss of each pair of images of a batch, which mixing may have made one of the other."""
-    with torch.no_grad():
-        for pair in batch.parts(2):
-            if pair.keys:
-                loss = compute_loss(session.plan, session.state, pair).total
-                yield session.train_dataset.name(pair.keys[0].index), float(loss)
+@torch.no_grad()
+def _pair_losses(trainer: Trainer, batch: Batch) -> list[tuple[str, float]]:
+    """Return the loss of each pair of images: mixing may have made them inseparable."""
+    losses = []
+    for pair in batch.split(2):
+        if pair.keys:
+            loss = compute_losses(trainer.context, trainer.state, pair)["loss"]
+            losses.append((trainer.setup.train.name(pair.keys[0].index), float(loss)))
+    return losses
 
 
-def _worst_first(values: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
-    """Sort by size, downwards; what is no number goes before all."""
+def _sort_largest_first(values: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Sort by value, NaN first."""
     return sorted(
-        values, key=lambda item: (item[1] == item[1], -item[1] if item[1] == item[1] else 0)
+        values, key=lambda i: (math.isnan(i[1]), 0.0 if math.isnan(i[1]) else i[1]), reverse=True
     )

@@ -116,7 +116,9 @@ def test_a_class_of_a_model_without_names_has_its_number():
 
 
 def test_a_name_that_two_classes_share_is_refused_with_their_numbers():
-    with pytest.raises(ConfigError, match=r"'crane' is 2 classes. Say which by number: 134, 517"):
+    with pytest.raises(
+        ConfigError, match=r"2 classes are called 'crane'. Give the class by number: 134, 517"
+    ):
         find_class(IMAGENET, "crane")
 
 

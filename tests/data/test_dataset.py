@@ -10,32 +10,27 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.datasets import load_digits
+from sklearn import datasets as sklearn_datasets
 
-from deitctl.data.dataset import (
-    ArraySource,
-    FileSource,
-    digits,
-    drop_empty_classes,
-    hold_out,
-    relabel,
-    subset,
-)
+from deitctl.data.dataset import FileDataset, select
 from deitctl.data.decode import decode
-from deitctl.data.open import open_for_evaluation, scan_classes
+from deitctl.data.open import open_folder, open_for_evaluation
+from deitctl.data.readers.digits import ArrayDataset, load_digits
+from deitctl.data.readers.folder import drop_empty_classes
+from deitctl.data.splits import hold_out, relabel
 from deitctl.errors import DataError
 
 
-def labeled(labels: list[int], classes: int) -> ArraySource:
+def labeled(labels: list[int], classes: int) -> ArrayDataset:
     images = np.zeros((len(labels), 2, 2), np.uint8)
-    return ArraySource(
+    return ArrayDataset(
         images, np.array(labels, np.int64), tuple(f"c{i}" for i in range(classes)), "made"
     )
 
 
 def test_digits_are_scikit_learns():
-    theirs = load_digits()
-    train, val = digits()
+    theirs = sklearn_datasets.load_digits()
+    train, val = load_digits()
     seen = sorted([*train.indices.tolist(), *val.indices.tolist()])
     assert seen == list(range(1797))
     for part in (train, val):
@@ -46,7 +41,7 @@ def test_digits_are_scikit_learns():
 
 
 def test_digits_have_ten_classes_a_fifth_of_each_for_validation():
-    train, val = digits()
+    train, val = load_digits()
     assert train.class_names == val.class_names == tuple("0123456789")
     both, held = (
         Counter(train.labels.tolist()) + Counter(val.labels.tolist()),
@@ -61,18 +56,18 @@ def test_digits_have_ten_classes_a_fifth_of_each_for_validation():
     st.lists(st.integers(0, 4), min_size=1, max_size=80), st.floats(0.05, 0.9), st.integers(0, 9)
 )
 def test_hold_out_takes_from_every_class_that_can_spare(labels, share, seed):
-    source = labeled(labels, 5)
-    train, val = hold_out(source, share, seed)
+    dataset = labeled(labels, 5)
+    train, val = hold_out(dataset, share, seed)
     assert sorted([*train.indices, *val.indices]) == list(range(len(labels)))
     for label, count in Counter(labels).items():
         held = int((val.labels == label).sum())
         assert held == min(count - 1, max(1, round(share * count)))
-    assert train.class_names == val.class_names == source.class_names
+    assert train.class_names == val.class_names == dataset.class_names
 
 
 def test_hold_out_is_a_function_of_the_seed():
-    source = labeled([0] * 50 + [1] * 50, 2)
-    first, again, other = (hold_out(source, 0.2, s)[1].indices.tolist() for s in (0, 0, 1))
+    dataset = labeled([0] * 50 + [1] * 50, 2)
+    first, again, other = (hold_out(dataset, 0.2, s)[1].indices.tolist() for s in (0, 0, 1))
     assert first == again
     assert first != other
 
@@ -86,17 +81,17 @@ def test_hold_out_of_one_class_does_not_move_with_another():
     )
 
 
-def test_subset_of_a_subset_reads_the_right_image(digit_sources):
-    train, _ = digit_sources
-    inner = subset(subset(train, [5, 6, 7, 8]), [3, 0])
+def test_subset_of_a_subset_reads_the_right_image(digit_datasets):
+    train, _ = digit_datasets
+    inner = select(select(train, [5, 6, 7, 8]), [3, 0])
     assert inner.labels.tolist() == [train.labels[8], train.labels[5]]
     assert inner.name(0) == train.name(8)
     assert np.array_equal(np.asarray(inner.read(1)), np.asarray(train.read(5)))
 
 
 def test_relabel_goes_by_name():
-    source = labeled([0, 1, 1], 2)  # c0, c1
-    moved = relabel(source, ("c1", "x", "c0"))
+    dataset = labeled([0, 1, 1], 2)  # c0, c1
+    moved = relabel(dataset, ("c1", "x", "c0"))
     assert moved.labels.tolist() == [2, 0, 0]
     assert moved.class_names == ("c1", "x", "c0")
 
@@ -113,17 +108,17 @@ def test_relabel_refuses_a_stranger():
 
 
 def test_empty_classes_are_dropped_and_labels_still_right():
-    source = FileSource(("a", "b", "c"), np.array([0, 2, 2]), ("w", "x", "y", "z"))
-    kept, empty = drop_empty_classes(source)
+    dataset = FileDataset(("a", "b", "c"), np.array([0, 2, 2]), ("w", "x", "y", "z"))
+    kept, empty = drop_empty_classes(dataset)
     assert empty == ["x", "z"]
     assert kept.class_names == ("w", "y")
     assert [kept.class_names[i] for i in kept.labels] == ["w", "y", "y"]
 
 
 def test_sources_travel_to_worker_processes(image_folder, reporter):
-    source = hold_out(scan_classes(image_folder({"a": 2, "b": 2}), reporter), 0.5, 0)[0]
-    copy = pickle.loads(pickle.dumps(source))
-    assert np.array_equal(np.asarray(copy.read(0)), np.asarray(source.read(0)))
+    dataset = hold_out(open_folder(image_folder({"a": 2, "b": 2}), reporter), 0.5, 0)[0]
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert np.array_equal(np.asarray(copy.read(0)), np.asarray(dataset.read(0)))
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
@@ -135,31 +130,33 @@ def test_raw_is_what_is_stored_and_size_is_its_length(kind, image_folder, report
             for file in files:
                 tar.add(file, file.relative_to(root))
         root = tmp_path / "all.tar"
-    source = open_for_evaluation(str(root), reporter)
-    assert [source.raw(i) for i in range(3)] == [f.read_bytes() for f in files]
-    assert [source.size(i) for i in range(3)] == [f.stat().st_size for f in files]
+    dataset = open_for_evaluation(str(root), reporter)
+    assert [dataset.read_bytes(i) for i in range(3)] == [f.read_bytes() for f in files]
+    assert [dataset.num_bytes(i) for i in range(3)] == [f.stat().st_size for f in files]
     for i in range(3):
-        assert np.array_equal(np.asarray(decode(source.raw(i), "x")), np.asarray(source.read(i)))
+        assert np.array_equal(
+            np.asarray(decode(dataset.read_bytes(i), "x")), np.asarray(dataset.read(i))
+        )
 
 
-def test_raw_of_the_digits_is_their_greys(digit_sources):
-    for part in digit_sources:
-        assert part.size(3) == 64
-        assert part.raw(3) == np.asarray(part.read(3))[:, :, 0].tobytes()
+def test_raw_of_the_digits_is_their_greys(digit_datasets):
+    for part in digit_datasets:
+        assert part.num_bytes(3) == 64
+        assert part.read_bytes(3) == np.asarray(part.read(3))[:, :, 0].tobytes()
 
 
 def test_parts_of_a_source_have_the_sizes_and_bytes_of_the_whole(image_folder, reporter):
-    source = scan_classes(image_folder({"a": 3, "b": 3}), reporter)
-    part = relabel(subset(source, [4, 0]), ("b", "a"))
-    assert [part.raw(i) for i in range(2)] == [source.raw(4), source.raw(0)]
-    assert [part.size(i) for i in range(2)] == [source.size(4), source.size(0)]
-    assert np.array_equal(np.asarray(part.open(0)), np.asarray(source.read(4)))
+    dataset = open_folder(image_folder({"a": 3, "b": 3}), reporter)
+    part = relabel(select(dataset, [4, 0]), ("b", "a"))
+    assert [part.read_bytes(i) for i in range(2)] == [dataset.read_bytes(4), dataset.read_bytes(0)]
+    assert [part.num_bytes(i) for i in range(2)] == [dataset.num_bytes(4), dataset.num_bytes(0)]
+    assert np.array_equal(np.asarray(part.open(0)), np.asarray(dataset.read(4)))
 
 
 @pytest.mark.parametrize("path", ["no/such.png", "a\0b.png"])
 def test_a_file_that_is_not_there_has_no_bytes_and_says_so(path):
-    source = FileSource((path,), np.array([0]), ("x",))
-    assert source.size(0) == 0
-    for read in (source.raw, source.read, source.open):
+    dataset = FileDataset((path,), np.array([0]), ("x",))
+    assert dataset.num_bytes(0) == 0
+    for read in (dataset.raw, dataset.read, dataset.open):
         with pytest.raises(DataError, match="cannot be read"):
             read(0)

@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deitctl.data import fingerprint
-from deitctl.data.readers.digits import ArrayDataset
 from deitctl.data.dataset import Subset, select
-from deitctl.data.splits import relabel
 from deitctl.data.fingerprint import (
     LENGTH,
     fingerprint_dataset,
     fingerprint_files,
     fingerprint_model,
 )
-from deitctl.data.open import open_for_evaluation, open_folder
+from deitctl.data.open import open_folder, open_for_evaluation
+from deitctl.data.readers.digits import ArrayDataset
+from deitctl.data.splits import relabel
 from deitctl.device import choose_device
 from deitctl.errors import ModelError
 from deitctl.events import SilentReporter
@@ -176,7 +176,7 @@ class Counting(ArrayDataset):
 
     def raw(self, index: int) -> bytes:
         self.__dict__.setdefault("asked", []).append(index)
-        return super().raw(index)
+        return super().read_bytes(index)
 
 
 def counting(images: np.ndarray) -> Counting:
@@ -195,8 +195,8 @@ def test_little_data_is_read_whole(images, reporter):
 
 
 def test_of_much_data_a_sample_stands_for_all(images, reporter, monkeypatch):
-    monkeypatch.setattr(fingerprint, "READ_WHOLE", 40 * 4 - 1)
-    monkeypatch.setattr(fingerprint, "SAMPLED", 4)
+    monkeypatch.setattr(fingerprint, "MAX_READ", 40 * 4 - 1)
+    monkeypatch.setattr(fingerprint, "NUM_SAMPLED", 4)
     dataset = counting(images)
     whole = fingerprint_dataset(dataset, reporter)
     assert dataset.asked == [0, 13, 26, 39]  # evenly spread, both ends among them
@@ -208,8 +208,8 @@ def test_of_much_data_a_sample_stands_for_all(images, reporter, monkeypatch):
 
 
 def test_of_much_data_every_size_and_name_counts(root, of, tmp_path, monkeypatch):
-    monkeypatch.setattr(fingerprint, "READ_WHOLE", 1)
-    monkeypatch.setattr(fingerprint, "SAMPLED", 2)
+    monkeypatch.setattr(fingerprint, "MAX_READ", 1)
+    monkeypatch.setattr(fingerprint, "NUM_SAMPLED", 2)
     before = of(root)
     change_a_byte(root)  # of ant/1, which is not in the sample of the first and the last
     assert of(root) == before

@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deitctl.data import index
-from deitctl.data.fingerprint import data_fingerprint
-from deitctl.data.mmap_array import Mapped
-from deitctl.data.open import open_data, open_for_training, scan_classes
+from deitctl.data.arrays import MmapArray
+from deitctl.data.fingerprint import fingerprint_dataset
+from deitctl.data.open import open_dataset, open_folder, open_for_training
 from deitctl.data.readers import folder as scan
 from deitctl.data.readers import tar as tars
 from deitctl.errors import DataError
@@ -35,8 +35,8 @@ COUNTS = {"ant": 3, "bee/2020/june": 2, "cow": 0, "dog": 1}
 @pytest.fixture(autouse=True)
 def _few_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """An index for any number of images, after a rest of less than two seconds."""
-    monkeypatch.setattr(index, "FROM", 1)
-    monkeypatch.setattr(index, "SETTLED", int(REST * 1e9 * 2 / 3))
+    monkeypatch.setattr(index, "MIN_IMAGES", 1)
+    monkeypatch.setattr(index, "MIN_AGE_NS", int(REST * 1e9 * 2 / 3))
 
 
 @pytest.fixture
@@ -46,11 +46,11 @@ def root(image_folder) -> Path:
     return folder
 
 
-def content(source) -> tuple[list[str], list[int], tuple[str, ...]]:
+def content(dataset) -> tuple[list[str], list[int], tuple[str, ...]]:
     return (
-        [source.name(i) for i in range(len(source.labels))],
-        source.labels.tolist(),
-        source.class_names,
+        [dataset.name(i) for i in range(len(dataset.labels))],
+        dataset.labels.tolist(),
+        dataset.class_names,
     )
 
 
@@ -59,13 +59,13 @@ def scans(monkeypatch) -> Callable[[], int]:
     """How often something was listed since the last call."""
     counted = [0]
     for module in (scan, tars):
-        real = module._list
+        real = module._scan
 
         def listing(*args, real=real):
             counted[0] += 1
             return real(*args)
 
-        monkeypatch.setattr(module, "_list", listing)
+        monkeypatch.setattr(module, "_scan", listing)
 
     def taken() -> int:
         number, counted[0] = counted[0], 0
@@ -78,16 +78,16 @@ def fresh(root: Path, reporter) -> tuple[list[str], list[int], tuple[str, ...]]:
     """What a scan without an index gives."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEITCTL_CACHE", str(root.parent / f"none-{time.time_ns()}"))
-        return content(scan_classes(root, reporter))
+        return content(open_folder(root, reporter))
 
 
 def test_the_second_start_lists_nothing_and_gives_the_same(root, reporter, scans, monkeypatch):
-    first = scan_classes(root, reporter)
+    first = open_folder(root, reporter)
     assert scans() == 1
     warned, reporter.warnings[:] = reporter.warnings[:], []
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", None)
-        second = scan_classes(root, reporter)
+        second = open_folder(root, reporter)
     assert scans() == 0
     assert content(second) == content(first)
     assert reporter.warnings == warned
@@ -98,20 +98,20 @@ def test_the_second_start_lists_nothing_and_gives_the_same(root, reporter, scans
 def test_names_are_those_that_the_folder_is_called_by(root, reporter, monkeypatch, scans):
     monkeypatch.chdir(root.parent)
     before = {ref: fresh(Path(ref), SilentReporter()) for ref in ("images", str(root))}
-    scan_classes(root, reporter), scans()
+    open_folder(root, reporter), scans()
     for ref, expected in before.items():
-        assert content(scan_classes(Path(ref), reporter)) == expected
+        assert content(open_folder(Path(ref), reporter)) == expected
     monkeypatch.chdir(root)
-    assert scan_classes(Path("."), reporter).name(0) == "ant/0.png"
+    assert open_folder(Path("."), reporter).name(0) == "ant/0.png"
     (root.parent / "link").symlink_to(root)
-    assert scan_classes(root.parent / "link", reporter).name(0) == f"{root.parent}/link/ant/0.png"
+    assert open_folder(root.parent / "link", reporter).name(0) == f"{root.parent}/link/ant/0.png"
     assert scans() == 0
 
 
 def test_little_data_has_no_index(root, reporter, monkeypatch):
-    monkeypatch.setattr(index, "FROM", 7)
-    scan_classes(root, reporter)
-    assert not index.index_path(root).exists()
+    monkeypatch.setattr(index, "MIN_IMAGES", 7)
+    open_folder(root, reporter)
+    assert not index.get_index_path(root).exists()
 
 
 def new_image(root: Path, place: str) -> None:
@@ -161,35 +161,35 @@ def test_whatever_changes_is_listed_again(change, image_folder, root, reporter, 
     (root / "eel").symlink_to(root.parent / "first", target_is_directory=True)
     (root / "dog" / "later").symlink_to(root.parent / "disk", target_is_directory=True)
     time.sleep(REST)
-    before = content(scan_classes(root, reporter))
-    assert (scans(), index.index_path(root).exists()) == (1, True)
+    before = content(open_folder(root, reporter))
+    assert (scans(), index.get_index_path(root).exists()) == (1, True)
     CHANGES[change](root)
-    after = content(scan_classes(root, reporter))
+    after = content(open_folder(root, reporter))
     assert scans() == 1
     assert after != before
     assert after == fresh(root, reporter)
     time.sleep(REST)
-    scan_classes(root, reporter), scans()
-    assert content(scan_classes(root, reporter)) == after  # the new index
+    open_folder(root, reporter), scans()
+    assert content(open_folder(root, reporter)) == after  # the new index
     assert scans() == 0
 
 
 def test_a_changed_image_changes_no_list(root, reporter, scans):
-    scan_classes(root, reporter)
+    open_folder(root, reporter)
     (root / "ant" / "0.png").write_bytes(b"not an image any more")
-    source = scan_classes(root, reporter)
+    dataset = open_folder(root, reporter)
     assert scans() == 1
     with pytest.raises(DataError, match="is not an image"):
-        source.read(0)
+        dataset.read(0)
 
 
 def test_a_folder_that_was_just_changed_is_not_relied_on(root, reporter, scans, monkeypatch):
     """The next change may fall into the same tick of the clock and leave no trace."""
-    monkeypatch.setattr(index, "SETTLED", 3_600_000_000_000)
-    scan_classes(root, reporter)
-    assert not index.index_path(root).exists()
-    monkeypatch.setattr(index, "SETTLED", int(REST * 1e9 * 2 / 3))
-    scan_classes(root, reporter), scan_classes(root, reporter)
+    monkeypatch.setattr(index, "MIN_AGE_NS", 3_600_000_000_000)
+    open_folder(root, reporter)
+    assert not index.get_index_path(root).exists()
+    monkeypatch.setattr(index, "MIN_AGE_NS", int(REST * 1e9 * 2 / 3))
+    open_folder(root, reporter), open_folder(root, reporter)
     assert scans() == 2
 
 
@@ -197,8 +197,8 @@ def test_directories_without_a_time_of_change_are_not_relied_on(root, reporter):
     """As object stores mounted as folders have them."""
     os.utime(root / "bee", ns=(0, 0))
     time.sleep(REST)
-    scan_classes(root, reporter)
-    assert not index.index_path(root).exists()
+    open_folder(root, reporter)
+    assert not index.get_index_path(root).exists()
 
 
 def test_a_change_during_the_scan_is_noticed(root, reporter, scans, monkeypatch):
@@ -210,9 +210,9 @@ def test_a_change_during_the_scan_is_noticed(root, reporter, scans, monkeypatch)
             new_image(root, "ant/9.png")
 
     monkeypatch.setattr(scan, "_images", meanwhile)
-    scan_classes(root, reporter)
+    open_folder(root, reporter)
     monkeypatch.setattr(scan, "_images", real)
-    assert "ant/9.png" in str(content(scan_classes(root, reporter)))
+    assert "ant/9.png" in str(content(open_folder(root, reporter)))
     assert scans() == 2
 
 
@@ -220,9 +220,9 @@ def test_a_change_during_the_scan_is_noticed(root, reporter, scans, monkeypatch)
 def test_a_folder_that_may_not_be_entered_makes_no_index(root, reporter):
     (root / "ant").chmod(0)
     time.sleep(REST)
-    scan_classes(root, reporter)
+    open_folder(root, reporter)
     (root / "ant").chmod(0o755)
-    assert not index.index_path(root).exists()
+    assert not index.get_index_path(root).exists()
 
 
 def flip(place: float) -> Callable[[bytes], bytes]:
@@ -239,7 +239,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "half": lambda data: data[: len(data) // 2],
     "all but one": lambda data: data[:-1],
     "longer": lambda data: data + b"\0",
-    "another version": lambda data: data.replace(b"index 1", b"index 2", 1),
+    "another version": lambda data: data.replace(b"index 2", b"index 3", 1),
     "another program": lambda data: b"PK\3\4" + data,
     "header": flip(0.1),
     "middle": flip(0.5),
@@ -252,12 +252,12 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_index_is_made_again_without_a_word(damage, root, reporter, scans):
-    expected = content(scan_classes(root, reporter))
-    path = index.index_path(root)
+    expected = content(open_folder(root, reporter))
+    path = index.get_index_path(root)
     whole = path.read_bytes()
     path.write_bytes(DAMAGES[damage](whole))
     reporter.warnings.clear()
-    assert content(scan_classes(root, reporter)) == expected
+    assert content(open_folder(root, reporter)) == expected
     assert scans() == 2
     assert path.read_bytes() == whole
     assert not reporter.notes
@@ -270,21 +270,21 @@ def test_a_damaged_index_is_made_again_without_a_word(damage, root, reporter, sc
     cut=st.floats(0.2, 1),
 )
 def test_no_damage_gives_other_images(damage, cut, root):
-    expected = content(scan_classes(root, SilentReporter()))
-    path = index.index_path(root)
+    expected = content(open_folder(root, SilentReporter()))
+    path = index.get_index_path(root)
     data = bytearray(path.read_bytes())
     for place, value in damage:
         data[int(place * (len(data) - 1))] = value
     path.write_bytes(data[: int(cut * len(data))])
-    assert content(scan_classes(root, SilentReporter())) == expected
+    assert content(open_folder(root, SilentReporter())) == expected
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_an_index_whose_checksum_was_made_to_fit_is_still_checked(data, root):
     """Numbers that lead outside are not followed: it opens as something sound, or not at all."""
-    scan_classes(root, SilentReporter())
-    path = index.index_path(root)
+    open_folder(root, SilentReporter())
+    path = index.get_index_path(root)
     content_of = bytearray(path.read_bytes())
     start = len(index.MAGIC) + 4
     for _ in range(data.draw(st.integers(1, 4))):
@@ -293,16 +293,16 @@ def test_an_index_whose_checksum_was_made_to_fit_is_still_checked(data, root):
         )
     content_of[start - 4 : start] = zlib.crc32(content_of[start:]).to_bytes(4, "little")
     path.write_bytes(content_of)
-    for listing in (index.find(root) or {}).values():
+    for listing in (index.load_index(root) or {}).values():
         assert len(list(listing.names)) == len(listing.labels)
         assert all(0 <= label < len(listing.class_names) for label in listing.labels)
 
 
 def test_the_index_of_another_folder_is_not_taken(root, reporter, scans, tmp_path):
-    scan_classes(root, reporter)
+    open_folder(root, reporter)
     shutil.copytree(root, tmp_path / "other", copy_function=shutil.copy2)
-    shutil.copyfile(index.index_path(root), index.index_path(tmp_path / "other"))
-    assert scan_classes(tmp_path / "other", reporter).name(0).startswith(str(tmp_path / "other"))
+    shutil.copyfile(index.get_index_path(root), index.get_index_path(tmp_path / "other"))
+    assert open_folder(tmp_path / "other", reporter).name(0).startswith(str(tmp_path / "other"))
     assert scans() == 2
 
 
@@ -311,8 +311,8 @@ def test_a_cache_that_cannot_be_written_is_no_error(obstacle, root, reporter, sc
     if obstacle == "a file in the way":
         (tmp_path / "cache").write_text("")
     else:
-        (index.index_path(root) / "x").mkdir(parents=True)
-    first, second = (content(scan_classes(root, reporter)) for _ in range(2))
+        (index.get_index_path(root) / "x").mkdir(parents=True)
+    first, second = (content(open_folder(root, reporter)) for _ in range(2))
     assert first == second == fresh(root, SilentReporter())
     assert "not kept" in reporter.notes[0]
     assert [p.name for p in (tmp_path / "cache").rglob(".*")] == []  # nor half a file left there
@@ -322,7 +322,7 @@ def test_names_that_are_not_unicode_are_kept(root, reporter, scans):
     os.rename(root / "ant" / "0.png", os.fsencode(root / "ant") + b"/\xff.png")
     os.rename(root / "dog", os.fsencode(root) + b"/d\xfeg")
     time.sleep(REST)
-    first, second = (scan_classes(root, reporter) for _ in range(2))
+    first, second = (open_folder(root, reporter) for _ in range(2))
     assert scans() == 1
     assert content(first) == content(second)
     assert os.fsdecode(b"d\xfeg") in second.class_names
@@ -356,22 +356,22 @@ def test_a_tar_of_class_folders_is_read_through_once(image_folder, tmp_path, rep
     with tarfile.open(tmp_path / "all.tar", "w") as archive:
         archive.add(image_folder({"b": 1, "a": 2}), ".")
     time.sleep(REST)
-    first, second = (open_data(str(tmp_path / "all.tar"), reporter).whole for _ in range(2))
+    first, second = (open_dataset(str(tmp_path / "all.tar"), reporter).unsplit for _ in range(2))
     assert scans() == 1
     assert content(first) == content(second)
     assert second.class_names == ("a", "b")
 
 
 def test_a_changed_tar_is_read_again(tar, image_folder, reporter, scans):
-    open_data(str(tar), reporter)
+    open_dataset(str(tar), reporter)
     with tarfile.open(tar, "a") as archive:
         archive.add(image_folder({"c": 1}, "more"), "around/train")
-    assert open_data(str(tar), reporter).train.class_names == ("a", "b", "c")
+    assert open_dataset(str(tar), reporter).train.class_names == ("a", "b", "c")
     assert scans() == 2
 
 
 def test_a_fingerprint_does_not_depend_on_the_index(root, reporter, scans):
-    first, second = (data_fingerprint(scan_classes(root, reporter), reporter) for _ in range(2))
+    first, second = (fingerprint_dataset(open_folder(root, reporter), reporter) for _ in range(2))
     assert first == second
     assert scans() == 1
 
@@ -381,9 +381,9 @@ def full(image_folder, reporter):
     """A source from an index, of a folder without empty classes, whose arrays are all in the file."""
     folder = image_folder({"a": 30, "b": 20})
     time.sleep(REST)
-    source = scan_classes(folder, reporter)
-    assert isinstance(source.labels, Mapped)
-    return source
+    dataset = open_folder(folder, reporter)
+    assert isinstance(dataset.labels, MmapArray)
+    return dataset
 
 
 def test_a_source_travels_as_the_name_of_its_index(full):
@@ -400,7 +400,7 @@ def test_parts_of_what_is_mapped_travel_by_content(full):
 
 @pytest.mark.parametrize("what", ["replaced", "gone"])
 def test_a_source_travels_by_content_when_its_index_is_no_more(what, full, reporter):
-    expected, path = content(full), index.index_path(Path(full.paths.prefix))
+    expected, path = content(full), index.get_index_path(Path(full.paths.prefix))
     before = pickle.dumps(full)
     path.unlink()
     if what == "replaced":
@@ -411,8 +411,8 @@ def test_a_source_travels_by_content_when_its_index_is_no_more(what, full, repor
         pickle.loads(before)
 
 
-def name_of(source, place: int) -> str:
-    return source.name(place)
+def name_of(dataset, place: int) -> str:
+    return dataset.name(place)
 
 
 def test_a_spawned_process_maps_the_same_file(full):
@@ -421,22 +421,22 @@ def test_a_spawned_process_maps_the_same_file(full):
 
 
 def test_writing_to_what_is_mapped_does_not_reach_the_file(full):
-    before = index.index_path(Path(full.paths.prefix)).read_bytes()
+    before = index.get_index_path(Path(full.paths.prefix)).read_bytes()
     full.labels[0] = 1
-    assert index.index_path(Path(full.paths.prefix)).read_bytes() == before
+    assert index.get_index_path(Path(full.paths.prefix)).read_bytes() == before
 
 
 def test_several_processes_that_start_at_once_agree(root, reporter, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from deitctl.data import index; from deitctl.data.open import scan_classes;"
-        "from deitctl.events import SilentReporter; index.FROM, index.SETTLED = 1, 1;"
-        "found = [scan_classes(Path(sys.argv[1]), SilentReporter()) for _ in range(30)];"
+        "import sys; from pathlib import Path; from deitctl.data import index; from deitctl.data.readers.folder import open_folder;"
+        "from deitctl.events import SilentReporter; index.MIN_IMAGES, index.MIN_AGE_NS = 1, 1;"
+        "found = [open_folder(Path(sys.argv[1]), SilentReporter()) for _ in range(30)];"
         "print({tuple(s.paths) for s in found} == {tuple(found[0].paths)}, len(found[0].labels))"
     )
     command = [sys.executable, "-c", code, str(root)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for number in range(20):  # and one that takes it away meanwhile
-        index.index_path(root).unlink(missing_ok=True)
+        index.get_index_path(root).unlink(missing_ok=True)
         time.sleep(0.05 + 0.01 * number)
     assert [p.communicate()[0].split() for p in running] == [["True", "6"]] * 2
     assert all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from PIL import Image
 from deitctl.config import AugmentConfig
 from deitctl.data import lazy_jpeg as module
 from deitctl.data.decode import decode
-from deitctl.data.lazy_jpeg import LazyJpeg, open_image
+from deitctl.data.lazy_jpeg import JpegDecoder, LazyJpeg, open_image
 from deitctl.data.transforms import resized_crop, train_transform
 from deitctl.errors import DataError
 
@@ -40,16 +41,28 @@ def jpeg(image, orientation=1, **options):
 
 
 def whole(make_image):
-    return make_image.cut((0, 0, *make_image.size))
+    return make_image.crop((0, 0, *make_image.size))
 
 
-@pytest.fixture(params=["torchvision", "Pillow"])
+LOADERS = {
+    "torchcodec": module._load_torchcodec,
+    "torchvision": module._load_torchvision,
+    "pillow": lambda: JpegDecoder("pillow", None),
+}
+
+
+def use_decoder(monkeypatch, decoder):
+    monkeypatch.setattr(module, "load_jpeg_decoder", lambda: decoder)
+
+
+@pytest.fixture(params=LOADERS)
 def decoder(request, monkeypatch):
-    """Both ways to the pixels: torchvision's operator, and what is done where it is missing."""
-    if request.param == "Pillow":
-        monkeypatch.setattr(module, "_torchvision_decoder", lambda: None)
-    else:
-        assert module._torchvision_decoder() is not None
+    """Each decoder in turn; a missing one skips nothing but its own cases."""
+    loaded = LOADERS[request.param]()
+    if loaded is None:
+        pytest.skip(f"{request.param} is not installed")
+    assert loaded.name == request.param
+    use_decoder(monkeypatch, loaded)
     return request.param
 
 
@@ -66,7 +79,7 @@ def test_pixels_are_pillows(kind, size, decoder, make_image):
 def test_a_box_is_cut_where_it_is(decoder, make_image):
     data = jpeg(make_image())
     assert np.array_equal(
-        open_image(data, "x").cut((5, 7, 50, 60)), np.asarray(decode(data, "x"))[7:60, 5:50]
+        open_image(data, "x").crop((5, 7, 50, 60)), np.asarray(decode(data, "x"))[7:60, 5:50]
     )
 
 
@@ -116,7 +129,7 @@ def test_damage_is_judged_as_pillow_judges_it(cut, changes, make_image):
 
 
 def test_limits_are_checked_before_anything_is_decoded(monkeypatch, make_image):
-    monkeypatch.setattr(module, "_torchvision_decoder", lambda: pytest.fail("decoded"))
+    monkeypatch.setattr(module, "load_jpeg_decoder", lambda: pytest.fail("decoded"))
     data = jpeg(make_image(96, 72))
     monkeypatch.setenv("DEITCTL_MAX_PIXELS", "6000")
     with pytest.raises(DataError, match="x has 96 x 72 pixels, more than 6,000"):
@@ -128,7 +141,7 @@ def test_limits_are_checked_before_anything_is_decoded(monkeypatch, make_image):
 
 def test_very_large_images_are_left_to_pillow_and_its_lock(monkeypatch, make_image):
     monkeypatch.setattr(module, "LARGE", 1000)
-    monkeypatch.setattr(module, "_torchvision_decoder", lambda: pytest.fail("not by Pillow"))
+    use_decoder(monkeypatch, JpegDecoder("x", lambda _: pytest.fail("not by Pillow")))
     data = jpeg(make_image())
     assert np.array_equal(whole(open_image(data, "x")), np.asarray(decode(data, "x")))
 
@@ -146,7 +159,7 @@ def test_very_large_images_are_left_to_pillow_and_its_lock(monkeypatch, make_ima
     ],
 )
 def test_a_box_keeps_as_many_pixels_as_are_shown(size, box, target, orientation, shrink):
-    assert LazyJpeg(b"", "x", size, orientation).shrink_for(*box, target) == shrink
+    assert LazyJpeg(b"", "x", size, orientation).choose_shrink(*box, target) == shrink
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
@@ -181,14 +194,36 @@ def test_a_view_of_an_image_is_the_view_of_its_pixels(make_image):
         assert np.array_equal(*views)
 
 
+def test_decoders_are_tried_in_order(monkeypatch):
+    load = module.load_jpeg_decoder.__wrapped__
+    if module._load_torchcodec() is not None:
+        assert load().name == "torchcodec"
+    monkeypatch.setattr(module, "_load_torchcodec", lambda: None)
+    assert load().name == "torchvision"
+    monkeypatch.setattr(module, "_load_torchvision", lambda: None)
+    assert load() == ("pillow", None)
+
+
+@pytest.mark.parametrize("error", [ImportError, OSError, RuntimeError])
+def test_a_torchcodec_that_cannot_be_loaded_counts_as_missing(error, monkeypatch):
+    def fail(name, *args, real=builtins.__import__):
+        if name.startswith("torchcodec"):
+            raise error("libcudart.so.13: cannot open shared object file")
+        return real(name, *args)
+
+    monkeypatch.setattr(builtins, "__import__", fail)
+    assert module._load_torchcodec() is None
+
+
 def test_torchvision_is_not_imported_and_can_be_afterwards():
     code = """
 import sys, torch
-from deitctl.data.lazy_jpeg import _torchvision_decoder
-decode = _torchvision_decoder()
+from deitctl.data import lazy_jpeg
+decoder = lazy_jpeg._load_torchvision()
+lazy_jpeg.load_jpeg_decoder()
 assert "torchvision" not in sys.modules
 from torchvision.io import decode_jpeg, encode_jpeg
 data = encode_jpeg(torch.arange(3 * 16 * 16).reshape(3, 16, 16).to(torch.uint8))
-assert torch.equal(decode(data.numpy().tobytes()), decode_jpeg(data))
+assert torch.equal(decoder.decode(data.numpy().tobytes()), decode_jpeg(data))
 """
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0

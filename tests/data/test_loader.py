@@ -16,10 +16,10 @@ from deitctl.data.loader import (
     EvalViews,
     TrainViews,
     ViewPlan,
-    collate,
     build_eval_loader,
     build_train_loader,
     build_view_loader,
+    collate,
 )
 from deitctl.data.open import open_folder
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
@@ -115,7 +115,7 @@ def test_a_teacher_sees_the_same_view_in_its_own_size(size, some):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_the_teacher_said_already_is_not_rendered_for_it(workers, some):
-    plan = ViewPlan(0, views=4, repeats=3, teacher_size=40, known=even_sum)
+    plan = ViewPlan(0, views=4, repeats=3, teacher_size=40, is_cached=even_sum)
     plain = stream(some, 0, plan=ViewPlan(0, views=4, repeats=3))
     for batch, expected in zip(stream(some, workers, plan=plan), plain, strict=True):
         places = [(view_of(key, views=4, repeats=3), key.index) for key in batch.keys]
@@ -203,7 +203,7 @@ def test_unreadable_images_are_named_in_training_too(image_folder, reporter):
 def test_rows_for_a_teacher_skip_unreadable_images(image_folder, reporter):
     root = image_folder({"a": 3, "b": 3})
     (root / "a" / "1.png").write_bytes(b"")
-    plan = ViewPlan(0, views=1, teacher_size=20, known=lambda view, index: index == 4)
+    plan = ViewPlan(0, views=1, teacher_size=20, is_cached=lambda view, index: index == 4)
     views = TrainViews(open_folder(root, reporter), AUGMENT, 16, plan)
     batch = collate([views[SampleKey(0, i, 0)] for i in (5, 1, 4, 0)])
     assert [k.index for k in batch.keys] == [5, 4, 0]
@@ -253,7 +253,7 @@ def test_parts_are_the_batch_with_neighbors_together_and_the_teacher_asked_about
     batch, half
 ):
     size = 2 * half
-    parts = list(batch.parts(size))
+    parts = list(batch.split(size))
     assert [slot for part in parts for slot in part.slots] == batch.slots
     assert [key for part in parts for key in part.keys] == batch.keys
     assert torch.cat([part.images for part in parts]).equal(batch.images)
@@ -280,10 +280,10 @@ def test_parts_count_slots_not_readable_images():
         torch.empty(0),
         [],
     )
-    assert [part.slots for part in batch.parts(4)] == [[0, 3], [4, 5], [9]]
+    assert [part.slots for part in batch.split(4)] == [[0, 3], [4, 5], [9]]
     assert (
-        [part.slots for part in batch.parts(0)]
-        == [part.slots for part in batch.parts(10)]
+        [part.slots for part in batch.split(0)]
+        == [part.slots for part in batch.split(10)]
         == [slots]
     )
 
@@ -297,7 +297,9 @@ def jpegs(tmp_path_factory, make_image):
         make_image(640, 480, seed=n).save(root / f"{n}.jpg", **({"exif": exif} if n == 1 else {}))
     whole = (root / "4.jpg").read_bytes()
     (root / "4.jpg").write_bytes(whole[: len(whole) // 2])
-    return FileDataset(tuple(str(root / f"{n}.jpg") for n in range(5)), np.arange(5) % 2, ("a", "b"))
+    return FileDataset(
+        tuple(str(root / f"{n}.jpg") for n in range(5)), np.arange(5) % 2, ("a", "b")
+    )
 
 
 @pytest.mark.parametrize("teacher_size", [0, 32, 96])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from deitctl.training.objective import smooth_labels
 from hypothesis import given
 from hypothesis import strategies as st
 from timm.data import Mixup
@@ -16,7 +17,6 @@ from deitctl.data.mixup import Mix, mix_images, mix_targets, pair_indices, rand_
 from deitctl.data.samplers import SampleKey
 from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deitctl.recipes import PAPER
-from deitctl.training.losses import smooth_labels
 
 HALVES = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 KEYS = [SampleKey(0, i, 0) for i in range(400)]
@@ -168,7 +168,7 @@ def test_mixing_two_images_equals_timms(mixup, cutmix, noise, monkeypatch):
         mix_images(images, mix, OF_2),
         mix_targets(smooth_labels(labels, 5, 0.1), mix, OF_2),
     )
-    assert 0.01 < mix.share < 0.99
+    assert 0.01 < mix.lam < 0.99
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(targets, their_targets)
 
@@ -206,11 +206,11 @@ def test_one_image_and_no_mix_are_left_alone(noise):
 @given(size=st.integers(1, 400), share=st.floats(0, 1), seed=st.integers(0, 1000))
 def test_a_box_lies_inside_and_the_share_is_what_is_left(size, share, seed):
     mix = rand_bbox(size, share, rng.generator(seed))
-    top, bottom, left, right = mix.box
+    top, bottom, left, right = mix.bbox
     assert 0 <= top <= bottom <= size
     assert 0 <= left <= right <= size
-    assert mix.share == pytest.approx(1 - (bottom - top) * (right - left) / size**2)
-    assert 1 - mix.share <= 1 - share + 1e-9  # clipped at the border, never larger
+    assert mix.lam == pytest.approx(1 - (bottom - top) * (right - left) / size**2)
+    assert 1 - mix.lam <= 1 - share + 1e-9  # clipped at the border, never larger
 
 
 def test_mixing_happens_as_often_as_the_paper_says():

@@ -8,23 +8,23 @@ import tarfile
 import numpy as np
 import pytest
 
-from deitctl.data.open import open_data, open_for_evaluation, open_for_training, scan_classes
+from deitctl.data.open import open_dataset, open_folder, open_for_evaluation, open_for_training
 from deitctl.errors import DataError
 
 SPLIT = {"train/cat": 3, "train/dog": 2, "val/cat": 1, "val/dog": 2}
 WHOLE = {"cat": 10, "dog": 5, "eel": 2}
 
 
-def names_of(source) -> list[tuple[str, str]]:
+def names_of(dataset) -> list[tuple[str, str]]:
     """(class by folder, class by label) of every image."""
     return [
-        (re.split("[/:]", source.name(i))[-2], source.class_names[label])
-        for i, label in enumerate(source.labels)
+        (re.split("[/:]", dataset.name(i))[-2], dataset.class_names[label])
+        for i, label in enumerate(dataset.labels)
     ]
 
 
-def labels_are_right(*sources) -> bool:
-    return all(folder == label for s in sources for folder, label in names_of(s))
+def labels_are_right(*datasets) -> bool:
+    return all(folder == label for s in datasets for folder, label in names_of(s))
 
 
 def test_folder_with_train_and_val(image_folder, reporter):
@@ -65,16 +65,16 @@ def test_evaluation_takes_a_whole_folder_whole(image_folder, reporter):
 
 
 def test_evaluation_takes_a_val_folder_itself(image_folder, reporter):
-    source = open_for_evaluation(str(image_folder(SPLIT) / "val"), reporter)
-    assert source.class_names == ("cat", "dog")
-    assert len(source.labels) == 3
+    dataset = open_for_evaluation(str(image_folder(SPLIT) / "val"), reporter)
+    assert dataset.class_names == ("cat", "dog")
+    assert len(dataset.labels) == 3
 
 
 def test_empty_class_is_left_out_with_a_warning(image_folder, reporter):
     root = image_folder({"ant": 2, "bee": 0, "cat": 2})
-    source = scan_classes(root, reporter)
-    assert source.class_names == ("ant", "cat")
-    assert labels_are_right(source)
+    dataset = open_folder(root, reporter)
+    assert dataset.class_names == ("ant", "cat")
+    assert labels_are_right(dataset)
     assert any("'bee'" in w for w in reporter.warnings)
 
 
@@ -99,7 +99,7 @@ def test_images_are_found_at_any_depth_and_by_any_ending(image_folder, reporter)
     root = image_folder({"cat/2020/june": 2, "dog": 1})
     (root / "dog" / "0.png").rename(root / "dog" / "0.PNG")
     (root / "dog" / "notes.txt").write_text("not data")
-    assert np.bincount(scan_classes(root, reporter).labels).tolist() == [2, 1]
+    assert np.bincount(open_folder(root, reporter).labels).tolist() == [2, 1]
 
 
 def test_hidden_folders_and_files_are_no_data(image_folder, reporter):
@@ -107,9 +107,9 @@ def test_hidden_folders_and_files_are_no_data(image_folder, reporter):
         {"cat": 2, "dog": 1, ".git": 2, "__MACOSX": 1, "cat/.thumbs": 3, ".ipynb_checkpoints": 1}
     )
     (root / "dog" / "._0.png").write_bytes(b"resource fork")
-    source = scan_classes(root, reporter)
-    assert source.class_names == ("cat", "dog")
-    assert len(source.labels) == 3
+    dataset = open_folder(root, reporter)
+    assert dataset.class_names == ("cat", "dog")
+    assert len(dataset.labels) == 3
     assert not reporter.warnings
 
 
@@ -117,7 +117,7 @@ def test_hidden_folders_and_files_are_no_data(image_folder, reporter):
 def test_links_that_go_round_end(target, image_folder, reporter):
     root = image_folder({"cat": 2, "dog": 1})
     (root / "cat" / "loop").symlink_to(target, target_is_directory=True)
-    counts = np.bincount(scan_classes(root, reporter).labels).tolist()
+    counts = np.bincount(open_folder(root, reporter).labels).tolist()
     assert counts == (
         [3, 1] if target == "../dog" else [2, 1]
     )  # a link to another class is followed, as meant
@@ -126,7 +126,7 @@ def test_links_that_go_round_end(target, image_folder, reporter):
 def test_a_linked_class_folder_is_followed(image_folder, tmp_path, reporter):
     root, elsewhere = image_folder({"cat": 2}), image_folder({"x": 3}, "elsewhere")
     (root / "dog").symlink_to(elsewhere / "x", target_is_directory=True)
-    assert np.bincount(scan_classes(root, reporter).labels).tolist() == [2, 3]
+    assert np.bincount(open_folder(root, reporter).labels).tolist() == [2, 3]
 
 
 @pytest.mark.parametrize(
@@ -150,11 +150,11 @@ def test_what_cannot_be_trained_on_is_said(counts, what, image_folder, tmp_path,
 
 
 def test_missing_folder_and_other_files_are_said(tmp_path, reporter):
-    with pytest.raises(DataError, match="There is no data set"):
-        open_data(str(tmp_path / "nowhere"), reporter)
+    with pytest.raises(DataError, match="There is no dataset"):
+        open_dataset(str(tmp_path / "nowhere"), reporter)
     (tmp_path / "data.zip").write_bytes(b"PK")
-    with pytest.raises(DataError, match="is not a data set"):
-        open_data(str(tmp_path / "data.zip"), reporter)
+    with pytest.raises(DataError, match="is not a dataset"):
+        open_dataset(str(tmp_path / "data.zip"), reporter)
 
 
 @pytest.mark.unprivileged
@@ -163,7 +163,7 @@ def test_a_folder_that_may_not_be_read_is_said(image_folder, reporter):
     root.chmod(0)
     try:
         with pytest.raises(DataError, match="cannot be read"):
-            scan_classes(root, reporter)
+            open_folder(root, reporter)
     finally:
         root.chmod(0o755)
 
@@ -222,7 +222,7 @@ def test_compressed_broken_and_empty_tars_are_said(image_folder, tmp_path, repor
         ("e", "no class folders"),
     ):
         with pytest.raises(DataError, match=what):
-            open_data(str(tmp_path / f"{name}.tar"), reporter)
+            open_dataset(str(tmp_path / f"{name}.tar"), reporter)
 
 
 def write_table(root, rows, kind, columns=("path", "label", "split")):
@@ -295,17 +295,17 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(image_folder, reporter
 def test_what_is_wrong_with_a_table_is_said(text, what, tmp_path, reporter):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(DataError, match=what):
-        open_data(str(tmp_path / "t.csv"), reporter)
+        open_dataset(str(tmp_path / "t.csv"), reporter)
 
 
 def test_broken_parquet_is_said(tmp_path, reporter):
     pytest.importorskip("pyarrow")
     (tmp_path / "t.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="not a readable parquet"):
-        open_data(str(tmp_path / "t.parquet"), reporter)
+        open_dataset(str(tmp_path / "t.parquet"), reporter)
 
 
 def test_a_class_may_be_called_train(image_folder, reporter):
     root = image_folder({"train": 2, "bus": 2, "car": 2})
-    source = open_data(str(root), reporter).whole
-    assert source.class_names == ("bus", "car", "train")
+    dataset = open_dataset(str(root), reporter).unsplit
+    assert dataset.class_names == ("bus", "car", "train")

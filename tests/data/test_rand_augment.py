@@ -8,12 +8,23 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import timm.data
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from timm.data import auto_augment
 
-from deitctl.data.rand_augment import FILL, INCREASING, LEVELS, PLAIN, WEIGHTED, apply, rand_augment
+from deitctl.data.rand_augment import (
+    FILL,
+    INCREASING,
+    LEVELS,
+    PLAIN,
+    WEIGHTED,
+    apply,
+    compute_bicubic_weights,
+    parse_rand_augment,
+    posterize,
+    shift_lines,
+)
 from deitctl.errors import ConfigError
 
 MAGNITUDES = [0, 0.4, 1, 2, 3.7, 5, 6, 8, 9, 9.61, 10, 17, 30]
@@ -30,7 +41,7 @@ def timms(name, image, magnitude, side, monkeypatch):
 
 @pytest.mark.parametrize("name", LEVELS)
 def test_every_operation_gives_timms_pixels(name, make_image, monkeypatch):
-    """But for the few values of those that slide which are beside by a level, see test_slide.py."""
+    """But for the few values of those that slide which are beside by a level, see below."""
     noise = np.random.default_rng(0).integers(0, 256, (33, 50, 3), dtype=np.uint8)
     dark = Image.fromarray(noise // 3 + 20)
     for image in (
@@ -83,11 +94,14 @@ def test_strings_mean_what_they_mean_to_timm(m, n, p, mstd, mmax, inc, weighted,
     ] * weighted
     order.shuffle(parts)
     spec = "-".join(["rand", *parts])
-    ours, theirs = rand_augment(spec), auto_augment.rand_augment_transform(spec, dict(HPARAMS))
+    ours, theirs = (
+        parse_rand_augment(spec),
+        auto_augment.rand_augment_transform(spec, dict(HPARAMS)),
+    )
     op = theirs.ops[0]
     assert ours.names == tuple(o.name for o in theirs.ops)
     assert (ours.layers, ours.prob, ours.magnitude) == (theirs.num_layers, op.prob, op.magnitude)
-    assert (ours.noise, ours.highest) == (op.magnitude_std, op.magnitude_max or 10)
+    assert (ours.noise, ours.max_magnitude) == (op.magnitude_std, op.magnitude_max or 10)
     assert (ours.weights is None) == (theirs.choice_weights is None)
     if ours.weights:
         np.testing.assert_allclose(ours.weights, theirs.choice_weights)
@@ -98,7 +112,7 @@ def test_deits_is_set_up_as_timm_sets_it_up():
         224, is_training=True, auto_augment=DEIT, interpolation="bicubic", re_prob=0.25
     )
     expected = next(t for t in theirs.transforms if type(t).__name__ == "RandAugment")
-    ours = rand_augment(DEIT)
+    ours = parse_rand_augment(DEIT)
     assert ours.names == tuple(op.name for op in expected.ops)
     assert (ours.layers, ours.noise, ours.magnitude, ours.prob) == (2, 0.5, 9, 0.5)
     assert expected.ops[0].kwargs == {"fillcolor": FILL, "resample": Image.Resampling.BICUBIC}
@@ -125,13 +139,13 @@ def test_deits_is_set_up_as_timm_sets_it_up():
 )
 def test_what_is_no_string_of_ours_is_refused_with_an_example(spec):
     with pytest.raises(ConfigError, match="rand-m9"):
-        rand_augment(spec)
+        parse_rand_augment(spec)
 
 
 @given(st.text(alphabet="randmstpixcw-.0123456789", max_size=20))
 def test_any_text_is_understood_or_refused(text):
     with suppress(ConfigError):
-        assert rand_augment(f"rand-{text}").layers >= 0
+        assert parse_rand_augment(f"rand-{text}").layers >= 0
 
 
 class Spy(dict):
@@ -152,7 +166,11 @@ class Spy(dict):
 def applied(spec, times, monkeypatch):
     spy = Spy()
     monkeypatch.setattr("deitctl.data.rand_augment.LEVELS", spy)
-    draw, image, augment = np.random.default_rng(0), Image.new("RGB", (2, 2)), rand_augment(spec)
+    draw, image, augment = (
+        np.random.default_rng(0),
+        Image.new("RGB", (2, 2)),
+        parse_rand_augment(spec),
+    )
     for _ in range(times):
         augment(image, draw)
     return spy.seen
@@ -190,9 +208,100 @@ def test_an_infinite_deviation_is_uniform(monkeypatch):
 
 
 def test_what_is_drawn_does_not_depend_on_the_image(make_image):
-    augment, after = rand_augment("rand-m9-mstd0.5-inc1-n4"), []
+    augment, after = parse_rand_augment("rand-m9-mstd0.5-inc1-n4"), []
     for image in (make_image(8, 8), make_image(40, 30)):
         draw = np.random.default_rng(5)
         augment(image, draw)
         after.append(draw.random())
     assert after[0] == after[1]
+
+
+@pytest.mark.parametrize("bits", [0, -3])
+def test_posterizing_to_no_bits_gives_black_under_any_pillow(bits, make_image):
+    """Pillow 12 gave black; Pillow 13 raises ValueError, and the string of DeiT asks for 0 bits at magnitude 10."""
+    image = make_image()
+    assert not np.asarray(posterize(image, bits)).any()
+    assert LEVELS["PosterizeIncreasing"](1.0, 1) == 0
+    assert np.array_equal(posterize(image, 1), np.asarray(image) & 0x80)
+    assert posterize(image, 8) is image
+
+
+def by_pillow(image, matrix):
+    return image.transform(
+        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=FILL
+    )
+
+
+def column(*values):
+    return Image.fromarray(np.repeat(np.array(values, np.uint8).reshape(-1, 1, 1), 3, axis=2))
+
+
+def test_half_a_pixel_is_weighed_by_hand():
+    """At d = 1/2 Keys' weights are -1/8, 5/8, 5/8, -1/8; the last center lies outside: 3 + 1/2 + 1/2 = 4."""
+    assert compute_bicubic_weights(np.array([0.5])).ravel().tolist() == [
+        -0.125,
+        0.625,
+        0.625,
+        -0.125,
+    ]
+    shown = np.asarray(shift_lines(column(10, 20, 60, 200), np.array([0.5]), fill=(1, 2, 3)))
+    first = (-10 + 5 * 10 + 5 * 20 - 60) / 8  # the border goes on: 10, 10, 20, 60
+    second = (-10 + 5 * 20 + 5 * 60 - 200) / 8
+    third = (-20 + 5 * 60 + 5 * 200 - 200) / 8
+    assert shown[:3, 0, 0].tolist() == [int(first), int(second), int(third)] == [10, 23, 135]
+    assert shown[3, 0].tolist() == [1, 2, 3]
+
+
+def test_whole_pixels_move_as_they_are(make_image):
+    image = make_image(40, 30)
+    moved = np.asarray(shift_lines(image, np.full(40, 4.0)))
+    assert np.array_equal(moved[:26], np.asarray(image)[4:])
+    assert (moved[26:] == FILL).all()
+
+
+def test_weights_sum_to_one_and_leave_plain_areas_alone():
+    d = np.linspace(0, 1, 1001)
+    assert np.allclose(compute_bicubic_weights(d).sum(axis=0), 1, atol=1e-15)
+    for level in range(256):
+        plain = Image.new("RGB", (101, 5), (level, level, level))
+        assert set(np.asarray(shift_lines(plain, d[::10] - 0.5, fill=(level,) * 3)).ravel()) == {
+            level
+        }
+
+
+@pytest.mark.parametrize("rows", [False, True])
+@settings(max_examples=60)
+@example(size=(50, 33), amount=0.57, shears=False, seed=0)
+@example(size=(33, 50), amount=0.57, shears=False, seed=0)
+@example(size=(50, 33), amount=1.4, shears=True, seed=0)
+@example(size=(64, 63), amount=1.4, shears=True, seed=0)
+@given(
+    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    amount=st.floats(-1.5, 1.5),
+    shears=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_shearing_and_translating_are_pillows_but_for_a_level(rows, size, amount, shears, seed):
+    assert beside_pillow(rows, size, amount, shears, seed).max() <= 1
+
+
+def beside_pillow(rows, size, amount, shears, seed):
+    """How many levels of noise of this size are beside Pillow's, sheared or translated by `amount` of its side."""
+    width, height = size
+    image = Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
+    factor, shift = (amount, 0.0) if shears else (0.0, amount * (width if rows else height))
+    offsets = factor * np.arange(0.5, height if rows else width) + shift
+    matrix = (1, factor, shift, 0, 1, 0) if rows else (1, 0, 0, factor, 1, shift)
+    ours = np.asarray(shift_lines(image, offsets, rows=rows)).astype(int)
+    return np.abs(ours - np.asarray(by_pillow(image, matrix)))
+
+
+def test_one_value_in_ten_thousand_is_beside_pillows():
+    draw = np.random.default_rng(0)
+    levels = [
+        beside_pillow(index % 2, (224, 224), draw.uniform(-0.5, 0.5), index % 4 < 2, index).mean()
+        for index in range(40)
+    ]
+    assert np.mean(levels) < 2e-4

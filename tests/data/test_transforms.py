@@ -15,15 +15,15 @@ from PIL import Image, ImageOps
 
 from deitctl import rng
 from deitctl.config import AugmentConfig
-from deitctl.data.eval_transform import eval_transform
 from deitctl.data.batch_transforms import normalize
-from deitctl.data.rand_augment import rand_augment
+from deitctl.data.eval_transform import eval_transform
+from deitctl.data.rand_augment import parse_rand_augment
 from deitctl.data.transforms import (
     VIEWS_VERSION,
     color_jitter,
-    sample_crop_box,
-    resized_crop,
     random_affine,
+    resized_crop,
+    sample_crop_box,
     train_transform,
 )
 from deitctl.errors import ConfigError
@@ -220,7 +220,7 @@ def test_the_papers_view_is_rand_augment_of_the_crop(make_image):
     for index in range(5):
         draw = rng.generator(0, "view", 2, index)
         draw.random()  # the flip
-        expected = rand_augment("rand-m9-mstd0.5-inc1")(image, draw)
+        expected = parse_rand_augment("rand-m9-mstd0.5-inc1")(image, draw)
         assert np.array_equal(
             train_transform(image, config, 48, 0, 2, index), np.asarray(expected).transpose(2, 0, 1)
         )
@@ -271,7 +271,12 @@ def test_crops_have_the_area_and_shape_that_are_asked():
 
 def test_a_very_long_image_gets_its_largest_central_crop():
     config = AugmentConfig(crop_scale=(1.0, 1.0001), hflip=0.0)
-    assert sample_crop_box((400, 30), config, rng.generator(0)) == (180, 0, 220, 30)  # 4/3 of 30 wide
+    assert sample_crop_box((400, 30), config, rng.generator(0)) == (
+        180,
+        0,
+        220,
+        30,
+    )  # 4/3 of 30 wide
 
 
 def test_an_affine_map_of_nothing_changes_nothing(make_image):

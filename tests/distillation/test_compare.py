@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from deitctl.config import TrainConfig
-from deitctl.data.dataset import Source
+from deitctl.data.dataset import ImageDataset
 from deitctl.distillation import compare as module
 from deitctl.distillation.compare import VARIANTS, Spread, compare
 from deitctl.errors import ConfigError
 from deitctl.events import SilentReporter
 from deitctl.training.configure import Request, Teaching, configure
 
-Pair = tuple[Source, Source]
+Pair = tuple[ImageDataset, ImageDataset]
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def request_(
 ) -> Request:
     """One epoch on 60 digits."""
 
-    def small(request: Request, reporter: SilentReporter) -> tuple[TrainConfig, Source, Source]:
+    def small(request: Request, reporter: SilentReporter) -> tuple[TrainConfig, ImageDataset, ImageDataset]:
         config, *_ = configure(request, reporter)
         return config, *little
 

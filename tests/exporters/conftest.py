@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,8 +16,12 @@ from numpy.typing import NDArray
 
 from deitctl.data.dataset import ImageDataset
 from deitctl.events import SilentReporter
-from deitctl.exporters.compare_outputs import Images, images
-from deitctl.exporters.metadata import metadata_of
+from deitctl.exporters.verification_images import Images, Outputs, read_images
+from deitctl.exporters.compare import Verification, compare, compare_quantized, run_checked
+from deitctl.exporters import compare as compare_module
+from deitctl.exporters.formats import FORMATS
+from deitctl.exporters.golden import Golden
+from deitctl.exporters.metadata import collect_metadata
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.exporters.onnx import export_onnx
 from deitctl.models.catalog import Architecture
@@ -80,7 +86,7 @@ def network() -> Callable[[LoadedModel, str], ExportedClassifier]:
 @pytest.fixture(scope="session")
 def sample(digit_datasets: tuple[ImageDataset, ImageDataset]) -> Callable[..., Images]:
     def make(loaded: LoadedModel, count: int = 18) -> Images:
-        return images(digit_datasets[1], loaded.model_config.preprocessing, count)
+        return read_images(digit_datasets[1], loaded.model_config.preprocessing, count)
 
     return make
 
@@ -106,6 +112,60 @@ def onnx_file(
     loaded, path = shallow(), tmp_path_factory.mktemp("onnx") / "m.onnx"
     wrapped = network(loaded, "avg-probs")
     export_onnx(
-        wrapped, loaded.model_config, metadata_of(wrapped, loaded.model_config, "onnx"), path
+        wrapped, loaded.model_config, collect_metadata(wrapped, loaded.model_config, "onnx"), path
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def verify_fp32() -> Callable[..., Verification]:
+    """Run an export in a fresh process and compare it, to the tolerance of its format."""
+
+    def verify(
+        name: str, path: Path, expected: Outputs, images: Images, golden: Golden | None = None
+    ) -> Verification:
+        outputs = run_checked(name, path, images.pixels, golden)
+        return compare(outputs, expected, images.names, FORMATS[name].tolerance)
+
+    return verify
+
+
+@pytest.fixture(scope="session")
+def verify_quantized() -> Callable[..., Verification]:
+    """Run a quantized export in a fresh process and compare it."""
+
+    def verify(
+        name: str, path: Path, expected: Outputs, images: Images, tolerance: float
+    ) -> Verification:
+        outputs = run_checked(name, path, images.pixels, None)
+        return compare_quantized(outputs, expected, images.names, tolerance)
+
+    return verify
+
+
+@pytest.fixture
+def replace_runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Run a program in the place of runner.py; its arguments are FORMAT PATH IN OUT."""
+
+    def replace_by(program: str) -> None:
+        (tmp_path / "stand_in.py").write_text(program)
+        monkeypatch.setattr(compare_module, "RUNNER", tmp_path / "stand_in.py")
+
+    return replace_by
+
+
+@pytest.fixture
+def run_without(tmp_path: Path) -> Callable[..., None]:
+    """Run runner.py in the test's folder where some packages cannot be imported."""
+
+    def run(packages: list[str], *arguments: str | Path) -> None:
+        program = (
+            "import runpy, sys\n"
+            f"sys.modules.update(dict.fromkeys({packages}))\n"
+            "sys.argv = sys.argv[1:]\n"
+            "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        )
+        command = [sys.executable, "-I", "-c", program, compare_module.RUNNER, *arguments]
+        subprocess.run(command, cwd=tmp_path, check=True)
+
+    return run

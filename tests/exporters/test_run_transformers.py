@@ -16,11 +16,16 @@ from deitctl.data.dataset import FileDataset
 from deitctl.data.eval_transform import eval_transform
 from deitctl.data.batch_transforms import normalize
 from deitctl.errors import ExportError
-from deitctl.exporters import FORMATS
-from deitctl.exporters.compare_outputs import TRANSFORMERS_TOLERANCE, images, reference, verify
-from deitctl.exporters.timm_folder import export_timm_folder
-from deitctl.exporters.transformers_folder import PROCESSOR, USAGE, export_transformers, labels
-from deitctl.exporters.verify_files import cut_alike, verify_files
+from deitctl.exporters.formats import FORMATS
+from deitctl.exporters.verification_images import compute_reference, read_images
+from deitctl.exporters.hub_folders import (
+    PROCESSOR,
+    TRANSFORMERS_USAGE,
+    export_timm,
+    export_transformers,
+    unique_labels,
+)
+from deitctl.exporters.verify_whole_images import is_cropped_alike, verify_image_files
 from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.model_config import Preprocessing
 
@@ -28,7 +33,7 @@ pytest.importorskip("transformers")
 
 CENTRE = Preprocessing(img_size=32, crop_pct=0.8)
 SQUASH = Preprocessing(img_size=32, crop_pct=1.0, crop_mode="squash", mean=(0.5, 0.4, 0.3))
-PROGRAM = FORMATS["transformers"].program_file
+TOLERANCE = FORMATS["transformers"].tolerance
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +87,7 @@ def test_the_auto_class_finds_the_class_and_answers_with_our_logits(alias, kind,
     with torch.no_grad():
         wanted = fuse_heads(forward_heads(loaded.model, images), "avg-logits")
         torch.testing.assert_close(theirs.eval()(images).logits, wanted, atol=1e-6, rtol=0)
-    assert [theirs.config.id2label[i] for i in range(10)] == labels(loaded.model_config)
+    assert [theirs.config.id2label[i] for i in range(10)] == unique_labels(loaded.model_config)
     assert theirs.config.label2id["3"] == 3
 
 
@@ -92,7 +97,7 @@ def test_the_image_processor_gives_our_view_with_pillow_and_nearly_with_torchvis
 ):
     _, folder = made("deit_tiny", pre)
     for size in ((96, 72), (40, 98), (60, 60), (25, 20)):
-        assert cut_alike(*size, pre)
+        assert is_cropped_alike(*size, pre)
         wanted = normalize(torch.from_numpy(eval_transform(make_image(*size), pre))[None], pre)
         exact = load("AutoImageProcessor", folder, backend="pil")(
             images=make_image(*size), return_tensors="pt"
@@ -109,7 +114,7 @@ def test_transformers_cuts_one_pixel_beside_where_we_say_so(made, make_image):
     for width in range(32, 44):
         seen = processor(images=make_image(width, 32), return_tensors="pt")["pixel_values"]
         ours = normalize(torch.from_numpy(eval_transform(make_image(width, 32), pre))[None], pre)
-        assert torch.allclose(seen, ours, atol=1e-5) == cut_alike(width, 32, pre), width
+        assert torch.allclose(seen, ours, atol=1e-5) == is_cropped_alike(width, 32, pre), width
 
 
 @pytest.mark.parametrize(("alias", "pre"), [("deit_tiny", SQUASH), ("deit_tiny_distilled", CENTRE)])
@@ -117,22 +122,21 @@ def test_a_fresh_process_proves_the_network_and_the_way_from_file_to_label(
     alias, pre, made, dataset
 ):
     loaded, folder = made(alias, pre)
-    sample = images(dataset, pre, 4)
-    wanted = reference(loaded.model, loaded.model_config, "avg-logits", sample.pixels)
-    found = verify(folder, PROGRAM, wanted[:1], sample, tolerance=TRANSFORMERS_TOLERANCE)
-    seen = verify_files(
+    sample = read_images(dataset, pre, 4)
+    wanted = compute_reference(loaded.model, loaded.model_config, "avg-logits", sample.pixels)
+    verification = verify_fp32("transformers", folder, wanted[:1], sample)
+    from_files = verify_image_files(
         folder,
-        PROGRAM,
         wanted,
         dataset,
         sample,
         pre,
-        labels(loaded.model_config),
-        tolerance=TRANSFORMERS_TOLERANCE,
+        unique_labels(loaded.model_config),
+        tolerance=TOLERANCE,
     )
-    assert found.max_abs_diff < TRANSFORMERS_TOLERANCE
-    assert seen.pillow < TRANSFORMERS_TOLERANCE
-    assert seen.chosen.num_images == 4
+    assert verification.max_abs_diff < TOLERANCE
+    assert from_files.num_verified == 4
+    assert 'with backend="pil" logits differ by up to' in from_files.remark
 
 
 @pytest.mark.parametrize(
@@ -155,25 +159,24 @@ def test_a_broken_folder_is_caught(file, key, value, reason, made, dataset, tmp_
     folder = shutil.copytree(good, tmp_path / "broken")
     config = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps({**config, key: value}))
-    sample = images(dataset, CENTRE, 4)
-    wanted = reference(loaded.model, loaded.model_config, "avg-logits", sample.pixels)
+    sample = read_images(dataset, CENTRE, 4)
+    wanted = compute_reference(loaded.model, loaded.model_config, "avg-logits", sample.pixels)
     with pytest.raises(ExportError, match=reason):
-        verify_files(
+        verify_image_files(
             folder,
-            PROGRAM,
             wanted,
             dataset,
             sample,
             CENTRE,
-            labels(loaded.model_config),
-            tolerance=TRANSFORMERS_TOLERANCE,
+            unique_labels(loaded.model_config),
+            tolerance=TOLERANCE,
         )
 
 
 def test_the_code_of_the_readme_runs(made, tmp_path, make_image):
     _, folder = made("deit_tiny")
     make_image().save(tmp_path / "image.jpg")
-    code = USAGE.replace("PATH", str(folder))
+    code = TRANSFORMERS_USAGE.replace("PATH", str(folder))
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
@@ -184,7 +187,7 @@ def test_transformers_opens_a_timm_folder_of_what_it_has_no_class_for(
     classifier, network, noise, tmp_path
 ):
     loaded = classifier("deit3_small")
-    export_timm_folder(network(loaded, "cls"), loaded.model_config, {}, tmp_path / "m")
+    export_timm(network(loaded, "cls"), loaded.model_config, {}, tmp_path / "m")
     theirs = load("AutoModelForImageClassification", tmp_path / "m").eval()
     images = noise(2, 3, 32, 32)
     with torch.no_grad():

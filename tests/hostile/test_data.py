@@ -85,7 +85,7 @@ def test_a_file_larger_than_any_image_is_not_read(tmp_path):
 @pytest.mark.parametrize("kind", ["pipe", "zero", "loop"])
 def test_data_that_is_no_file_is_not_opened(suffix, kind, tmp_path):
     make_odd(kind, tmp_path / f"x{suffix}")
-    with pytest.raises(DataError, match="is a pipe, a device or a socket|There is no data set"):
+    with pytest.raises(DataError, match="is a pipe, a device or a socket|There is no dataset"):
         opened(tmp_path / f"x{suffix}")
 
 
@@ -115,7 +115,7 @@ def test_names_that_lead_out_of_a_tar_write_nothing_and_links_are_no_images(tmp_
         link("bee/passwd.png", "/etc/passwd"),
         link("bee/hard.png", "ant/0.png", tarfile.LNKTYPE),
     ]
-    dataset = opened(tar_of(tmp_path / "x.tar", *members(), *hostile)).whole
+    dataset = opened(tar_of(tmp_path / "x.tar", *members(), *hostile)).unsplit
     names = [dataset.name(i).partition(":")[2] for i in range(len(dataset.labels))]
     assert names == ["ant/0.png", "ant/1.png", "bee/0.png", "bee/1.png", "etc/ant/y.png"]
     assert all(dataset.read(i).size == (6, 5) for i in range(len(names)))
@@ -151,7 +151,7 @@ def test_a_size_that_lies_ends_in_one_line(size, kind, tmp_path):
 
     def read() -> None:
         try:
-            dataset = opened(path).whole
+            dataset = opened(path).unsplit
             for index in range(len(dataset.labels)):
                 try:
                     dataset.read(index)
@@ -186,7 +186,7 @@ def test_a_tar_cut_short_is_one_line_or_its_whole_part(cut, tmp_path):
         with pytest.raises(DataError):
             opened(path)
     else:
-        assert opened(path).whole.read(0).size == (6, 5)
+        assert opened(path).unsplit.read(0).size == (6, 5)
 
 
 def test_links_that_loop_are_left_and_images_found(tmp_path):
@@ -197,7 +197,7 @@ def test_links_that_loop_are_left_and_images_found(tmp_path):
     (tmp_path / "ant" / "self").symlink_to(tmp_path / "ant")
     (tmp_path / "ant" / "up").symlink_to(tmp_path)
     (tmp_path / "bee" / "round.png").symlink_to("round.png")
-    dataset = opened(tmp_path).whole
+    dataset = opened(tmp_path).unsplit
     assert dataset.class_names == ("ant", "bee")
     assert sorted(Path(dataset.name(i)).name for i in range(len(dataset.labels))) == [
         "0.png",
@@ -217,7 +217,7 @@ def test_a_folder_deeper_than_recursion_is_walked(tmp_path, monkeypatch):
     assert len(list(expand([str(tmp_path)], ()))) == 1
     os.makedirs("bee")
     Path("bee/x.png").write_bytes(png())
-    assert opened(tmp_path).whole.class_names == ("bee", "d")
+    assert opened(tmp_path).unsplit.class_names == ("bee", "d")
     subprocess.run(
         ["rm", "-rf", str(tmp_path / "d")], check=True
     )  # Python's own removal would recurse
@@ -248,7 +248,7 @@ def table(path: Path, text: str | bytes) -> Path:
 )
 def test_a_table_that_is_none_is_one_short_line(text, tmp_path):
     def read() -> None:
-        read_image(Path(opened(table(tmp_path / "x.csv", text)).whole.name(0)))
+        read_image(Path(opened(table(tmp_path / "x.csv", text)).unsplit.name(0)))
 
     with pytest.raises(DataError) as caught:
         read()
@@ -260,7 +260,7 @@ def test_a_million_columns_take_no_memory(tmp_path):
     columns = ",".join(f"c{n}" for n in range(100_000))
     path = table(tmp_path / "x.csv", f"path,label,{columns}\n" + "x.png,a\n" * 20_000)
     begun = time.monotonic()
-    assert len(opened(path).whole.labels) == 20_000
+    assert len(opened(path).unsplit.labels) == 20_000
     assert time.monotonic() - begun < 5
 
 
@@ -271,9 +271,9 @@ def test_paths_of_a_table_are_followed_as_written_and_a_nul_is_an_unreadable_ima
         tmp_path / "in" / "x.csv",
         b"path,label\n../out.png,a\n" + os.fsencode(tmp_path) + b"/out.png,b\na\0b.png,c\n",
     )
-    dataset = opened(path).whole
+    dataset = opened(path).unsplit
     assert [dataset.read(i).size for i in (0, 1)] == [(6, 5), (6, 5)]
-    assert dataset.size(2) == 0
+    assert dataset.num_bytes(2) == 0
     with pytest.raises(DataError, match="embedded null"):
         dataset.read(2)
 
@@ -292,7 +292,7 @@ def test_a_parquet_of_other_types_is_read_as_far_as_it_goes(tmp_path):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     columns = {"path": [1, 2], "label": [[1], [2]], "bomb": ["x" * 1000] * 2}
     parquet.write_table(arrow.table(columns), tmp_path / "x.parquet")
-    assert opened(tmp_path / "x.parquet").whole.class_names == ("[1]", "[2]")
+    assert opened(tmp_path / "x.parquet").unsplit.class_names == ("[1]", "[2]")
 
 
 def test_a_class_that_is_no_text_is_refused_where_it_is_opened(tmp_path):

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import deitctl
 from deitctl.checks.check import check
 from deitctl.cli.app import app
-from deitctl.data.fingerprint import data_fingerprint
+from deitctl.data.fingerprint import fingerprint_dataset
 from deitctl.data.open import open_for_training
 from deitctl.errors import ConfigError, DataError, Signalled
 from deitctl.events import SilentReporter, Task
@@ -118,7 +118,7 @@ def test_all_kinds_of_data_can_be_packed_and_checked(make, root, out, reporter):
     for ours, theirs in zip(
         *(open_for_training(d, seed=0, reporter=reporter) for d in (out, data)), strict=True
     ):
-        assert data_fingerprint(ours, reporter) == data_fingerprint(theirs, reporter)
+        assert fingerprint_dataset(ours, reporter) == fingerprint_dataset(theirs, reporter)
 
 
 def test_folder_tar_and_pack_give_the_same_pack(root, out, tmp_path):
@@ -140,12 +140,12 @@ def test_a_folder_is_called_what_it_is_called_from(root, out, monkeypatch):
     assert check_pack(str(root / "train"), "train.pack").different == 0
 
 
-def test_the_built_in_digits_can_be_packed(out, reporter, digit_sources):
+def test_the_built_in_digits_can_be_packed(out, reporter, digit_datasets):
     assert pack("digits", out).encoded == 1797
     assert check_pack("digits", out).different == 0
     train, _ = open_for_training(out, seed=0, reporter=reporter)
     assert all(
-        train.read(i).tobytes() == digit_sources[0].read(i).tobytes() for i in range(0, 1442, 100)
+        train.read(i).tobytes() == digit_datasets[0].read(i).tobytes() for i in range(0, 1442, 100)
     )
 
 
@@ -160,7 +160,7 @@ def test_smaller_images_and_pixels_are_other_data(root, tmp_path, reporter):
     ):
         pack(str(root), str(tmp_path / f"{name}.pack"), **options)
         train, _ = open_for_training(str(tmp_path / f"{name}.pack"), seed=0, reporter=reporter)
-        prints.add(data_fingerprint(train, reporter))
+        prints.add(fingerprint_dataset(train, reporter))
     assert len(prints) == 3  # of 1000 pixels none was more
 
 
@@ -300,7 +300,7 @@ def test_a_training_on_a_pack_is_that_on_its_folder(root, out, tmp_path, reporte
             },
         )
         config, train, val = configure(request, reporter)
-        run_training(config, sources=(train, val))
+        run_training(config, datasets=(train, val))
         weights.add((tmp_path / name / "model.safetensors").read_bytes())
     assert len(weights) == 1
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from deitctl.config import TrainConfig
-from deitctl.data.dataset import digits, subset
+from deitctl.data.readers.digits import load_digits
+from deitctl.data.dataset import select
 from deitctl.events import SilentReporter, Task
 from deitctl.recipes import DIGITS
 from deitctl.training.launch import run_training
@@ -52,7 +53,7 @@ class Limits(SilentReporter):
 
 def train(out: str, megabytes: int) -> dict[str, object]:
     """Take one step of 256 images and score 10; return the warnings and the losses."""
-    train, val = digits()
+    train, val = load_digits()
     recipe = replace(DIGITS, img_size=48, epochs=1, batch_size=256)
     config = TrainConfig(
         model="deit_tiny",
@@ -65,7 +66,7 @@ def train(out: str, megabytes: int) -> dict[str, object]:
     )
     reporter = Limits(megabytes * 2**20)
     result = run_training(
-        config, sources=(subset(train, range(256)), subset(val, range(10))), reporter=reporter
+        config, datasets=(select(train, range(256)), select(val, range(10))), reporter=reporter
     )
     step = json.loads((result.run / "metrics.jsonl").read_text().splitlines()[0])
     numbers = {"train": step["loss"], "norm": step["grad_norm"], "loss": result.shipped.loss}

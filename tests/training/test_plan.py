@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from deitctl.config import ProgressiveResize, TrainConfig
-from deitctl.data.dataset import Source, subset
+from deitctl.data.dataset import ImageDataset, select
 from deitctl.errors import ConfigError
 from deitctl.training import plan
 from deitctl.training.launch import run_training
 from deitctl.training.plan import plan_training
 
 Make = Callable[..., TrainConfig]
-Pair = tuple[Source, Source]
+Pair = tuple[ImageDataset, ImageDataset]
 
 
 def test_the_rate_is_that_of_the_batch_which_the_data_fills(
@@ -35,7 +35,7 @@ def test_the_rate_is_that_of_the_batch_which_the_data_fills(
         said["peak learning rate"]
         == config.recipe.optim.lr * count / config.recipe.optim.lr_base_size
     )
-    run = run_training(config, sources=little, reporter=reporter).run
+    run = run_training(config, datasets=little, reporter=reporter).run
     log = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
     assert max(r["lr"] for r in log if r["kind"] == "step") == pytest.approx(
         said["peak learning rate"]
@@ -80,5 +80,5 @@ def test_one_epoch_has_no_early_one_and_says_so(
             config.recipe, epochs=1, progressive_resize=ProgressiveResize(scale=0.5, fraction=0.7)
         ),
     )
-    run_training(config, sources=(subset(little[0], range(16)), little[1]), reporter=reporter)
+    run_training(config, datasets=(select(little[0], range(16)), little[1]), reporter=reporter)
     assert "No early epochs of smaller images: the run is too short." in reporter.notes

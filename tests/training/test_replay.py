@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from deitctl.config import TrainConfig
-from deitctl.data.dataset import Source
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.samplers import EpochOrder
 from deitctl.errors import ConfigError, DeitctlError
 from deitctl.training import monitor as health
@@ -21,7 +21,7 @@ from deitctl.training.launch import resume, run_training
 from deitctl.training.replay import replay
 
 Make = Callable[..., TrainConfig]
-Pair = tuple[Source, Source]
+Pair = tuple[ImageDataset, ImageDataset]
 STEPS = 90
 """Of an epoch of the built-in digits."""
 
@@ -84,16 +84,16 @@ def test_the_error_names_the_step_the_state_and_the_ways_on(
 
 
 def test_the_record_has_the_step_its_images_and_the_steps_before_it(
-    broken: Broken, digit_sources: Pair
+    broken: Broken, digit_datasets: Pair
 ) -> None:
     run, _ = broken
     record = json.loads((run / "incidents" / "step-0000005" / "record.json").read_text())
     assert (record["step"], record["kind"], record["state_step"]) == (5, "not a number", 4)
     assert (record["precision"], record["device"], record["processes"]) == ("fp32", "cpu", 1)
-    order = EpochOrder(len(digit_sources[0].labels), seed=0, epoch=0, repeats=2)
+    order = EpochOrder(len(digit_datasets[0].labels), seed=0, epoch=0, repeats=2)
     expected = order[5 * 16 : 6 * 16]
     assert record["keys"] == [list(key) for key in expected]
-    assert record["images"] == [digit_sources[0].name(key.index) for key in expected]
+    assert record["images"] == [digit_datasets[0].name(key.index) for key in expected]
     assert [r["step"] for r in record["recent"]] == list(range(6))
     assert all(math.isfinite(r["norm"]) and 0 < r["loss"] < 10 for r in record["recent"][:5])
     assert record["recent"][5]["norm"] == "nan"

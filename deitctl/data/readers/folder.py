@@ -1,108 +1,112 @@
-"""A folder of class folders becomes a source: from its index where that is good, else by listing it."""
+"""Reader of class folders: from the folder's index where it is current, else by listing them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from deitctl.data import index
-from deitctl.data.dataset import FileSource, Source, drop_empty_classes, is_hidden
+from deitctl.data.arrays import StringArray
+from deitctl.data.dataset import FileDataset, is_hidden
 from deitctl.data.decode import EXTENSIONS
-from deitctl.data.index import Listing, Watched
-from deitctl.data.string_array import StringArray
+from deitctl.data.index import Listing, ScanState, load_or_scan
 from deitctl.errors import DataError
 from deitctl.events import Reporter, Task
 
 
-def scan_classes(root: Path, reporter: Reporter) -> Source:
-    """Take a folder of class folders, classes in lexicographic order, images at any depth below them.
+def open_folder(root: Path, reporter: Reporter) -> FileDataset:
+    """Open a folder of class folders: classes in lexicographic order, images at any depth below them.
 
     Raises:
-        DataError: it cannot be read, or holds no class folders or no images.
+        DataError: it cannot be read, or has no class folders or no images.
     """
-    parts = index.find(root)
-    if parts is None or "" not in parts:
-        watched = Watched(root)
-        parts = {"": _list(root, watched, reporter)}
-        index.keep(parts, watched, reporter)
-        parts = index.find(root) or parts  # in the file, where other processes have it too
-    found = parts[""]
+    listing = load_or_scan(root, lambda state: {"": _scan(root, state, reporter)}, reporter)[""]
     prefix = "" if str(root) == os.curdir else os.path.join(root, "")
-    source, empty = drop_empty_classes(
-        FileSource(found.names.below(prefix), found.labels, found.class_names)
+    dataset, empty = drop_empty_classes(
+        FileDataset(listing.names.with_prefix(prefix), listing.labels, listing.class_names)
     )
     if empty:
         names = ", ".join(repr(n) for n in empty[:5]) + (", ..." if len(empty) > 5 else "")
-        reporter.warn(
-            f"{root}: {len(empty)} class folder(s) without an image are left out: {names}."
-        )
-    return source
+        reporter.warn(f"{root}: {len(empty)} class folder(s) without an image, left out: {names}.")
+    return dataset
 
 
-def _list(root: Path, watched: Watched, reporter: Reporter) -> Listing:
-    folders = _class_folders(root, watched)
+def drop_empty_classes(dataset: FileDataset) -> tuple[FileDataset, list[str]]:
+    """Remove classes without an image, so that no logit is trained without one; return their names too."""
+    counts = np.bincount(dataset.labels, minlength=len(dataset.class_names))
+    if counts.all():
+        return dataset, []
+    present = np.flatnonzero(counts)
+    empty = [dataset.class_names[i] for i in np.flatnonzero(counts == 0)]
+    renumber = np.full(len(dataset.class_names), -1, dtype=np.int64)
+    renumber[present] = np.arange(len(present))
+    names = tuple(dataset.class_names[i] for i in present)
+    return replace(dataset, labels=renumber[dataset.labels], class_names=names), empty
+
+
+def _scan(root: Path, state: ScanState, reporter: Reporter) -> Listing:
+    folders = _list_class_folders(root, state)
     counts: list[int] = []
 
-    def names(task: Task) -> Iterator[str]:
+    def iterate_names(task: Task) -> Iterator[str]:
         for folder in folders:
-            found = sorted(_images(root, folder, watched, task))
-            counts.append(len(found))
-            yield from found
+            images = sorted(_list_images(root, folder, state, task))
+            counts.append(len(images))
+            yield from images
 
     with reporter.task(f"scan {root.name}", None, "files") as task:
-        listed = StringArray.of(names(task))
-    if not len(listed):
-        known = " ".join(sorted(EXTENSIONS))
+        names = StringArray.from_strings(iterate_names(task))
+    if not len(names):
         raise DataError(
             f"{root} has {len(folders)} class folders and no images in them.",
-            f"Looked for {known}.",
+            f"Images are files that end in {' '.join(sorted(EXTENSIONS))}.",
         )
-    return Listing(
-        listed, np.repeat(np.arange(len(folders), dtype=np.int64), counts), tuple(folders)
-    )
+    labels = np.repeat(np.arange(len(folders), dtype=np.int64), counts)
+    return Listing(names, labels, tuple(folders))
 
 
-def _class_folders(root: Path, watched: Watched) -> list[str]:
-    watched.add("")
+def _list_class_folders(root: Path, state: ScanState) -> list[str]:
+    state.add("")
     try:
         with os.scandir(root) as listing:
             entries = list(listing)
         folders = sorted(e.name for e in entries if _is_folder(e) and not is_hidden(e.name))
         for link in (e.name for e in entries if e.is_symlink() and not _is_folder(e)):
-            watched.add(link)
-        loose = any(
+            state.add(link)
+        has_images = any(
             Path(e.name).suffix.lower() in EXTENSIONS for e in entries if os.path.isfile(e.path)
         )
     except OSError as error:
         raise DataError(f"{root} cannot be read: {error.strerror}.") from error
     if not folders:
-        what = "images but no class folders" if loose else "no class folders"
-        raise DataError(f"{root} has {what}.", "Put each class's images into a folder of its name.")
+        what = "images but no class folders" if has_images else "no class folders"
+        raise DataError(
+            f"{root} has {what}.", "Put the images of each class into a folder with its name."
+        )
     return folders
 
 
-def _images(root: Path, folder: str, watched: Watched, task: Task) -> Iterator[str]:
-    """Yield the images below a folder, relative to the root; links are followed, but no folder is entered twice."""
+def _list_images(root: Path, folder: str, state: ScanState, task: Task) -> Iterator[str]:
+    """Yield the images below a folder, relative to the root; links are followed, no folder is entered twice."""
     above = os.stat(root)
-    seen = {
-        (above.st_dev, above.st_ino)
-    }  # a link up would give this class the images of all others
-    waiting = [folder]
-    while waiting:
-        current = waiting.pop()
-        watched.add(current)
+    # The root counts as visited: a link up to it would put all other classes' images into this class.
+    visited = {(above.st_dev, above.st_ino)}
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        state.add(current)
         try:
             status = os.stat(os.path.join(root, current))
-            if (status.st_dev, status.st_ino) in seen:
+            if (status.st_dev, status.st_ino) in visited:
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            visited.add((status.st_dev, status.st_ino))
             with os.scandir(os.path.join(root, current)) as listing:
                 entries = [entry for entry in listing if not is_hidden(entry.name)]
-        except OSError:  # a folder that may not be entered gives nothing
-            watched.complete = False
+        except OSError:  # no permission to enter: no images, and no index of an incomplete scan
+            state.complete = False
             continue
         folders = []
         for entry in entries:
@@ -111,11 +115,9 @@ def _images(root: Path, folder: str, watched: Watched, task: Task) -> Iterator[s
                 folders.append(name)
             elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
                 yield name
-            elif (
-                entry.is_symlink()
-            ):  # a link to nowhere, perhaps to a folder that is mounted tomorrow
-                watched.add(name)
-        waiting += sorted(folders, reverse=True)
+            elif entry.is_symlink():  # dangling, perhaps into a disk that is mounted later
+                state.add(name)
+        pending += sorted(folders, reverse=True)
         task.advance(len(entries))
 
 

@@ -1,9 +1,10 @@
-"""A data set in one file: its images, one behind the other, and an index that says where each lies.
+"""Reader and writer of packs: a dataset in one file, the images one after the other and an index behind them.
 
-A pack is a line that says what it is, eight bytes that say where the index begins, the images' bytes in the order of
-their numbers, and the index: a block of arrays (`columns.py`) with the names, the labels, and of every image its
-place and two checksums. A pass in order reads the file from end to end; an image anywhere costs one `pread` and no
-`open`. Nothing in a pack is believed before it is checked.
+A pack is a magic line, eight bytes with the offset of the index, the images in order, and the index: a block of arrays
+(`arrays.encode_block`) with names, labels and, of each image, its span and two checksums. Reading in order reads the
+file from end to end; any one image costs one `pread` and no `open`. Whatever a pack holds is validated.
+
+Images are read by `pread`, not through a map, which would count every page read as the process's memory.
 
 Letters: N images.
 """
@@ -25,53 +26,61 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deitctl.data.array_block import ALIGN, UNREADABLE, block, read_block
-from deitctl.data.dataset import Labels
-from deitctl.data.decode import LARGE, MAX_BYTES, MAX_SIDE, decode, max_pixels
-from deitctl.data.index import COLUMNS, Listing, listing
-from deitctl.data.lazy_jpeg import LazyJpeg, open_image
-from deitctl.data.mmap_array import MappedFile, identity_of
-from deitctl.data.string_array import StringArray
+from deitctl.data.arrays import (
+    ALIGN,
+    UNREADABLE,
+    MappedFile,
+    StringArray,
+    encode_block,
+    get_identity,
+    read_block,
+)
+from deitctl.data.dataset import ImageDataset, Labels
+from deitctl.data.decode import LARGE, MAX_SIDE, get_max_pixels, require_bytes
+from deitctl.data.index import LISTING_DTYPES, Listing, decode_listing
+from deitctl.data.lazy_jpeg import LazyJpeg
 from deitctl.errors import DataError
 
 SUFFIX = ".pack"
 FAMILY = b"deitctl pack "
-MAGIC = FAMILY + b"1\n"
+MAGIC = FAMILY + b"2\n"
 START = ALIGN
-"""Bytes before the first image: the line, the index's place, and nothing."""
-CHECKS = {"checksums": "<u4", "digests": "<u8"}
-PARTS = ({"train"}, {"val"}, {"train", "val"}, {""})
+"""Offset of the first image: magic line, offset of the index, padding."""
+CHECKSUM_DTYPES = {"checksums": "<u4", "digests": "<u8"}
+DTYPES = (*LISTING_DTYPES.values(), *CHECKSUM_DTYPES.values())
+SPLITS = ({"train"}, {"val"}, {"train", "val"}, {""})
 PPM = re.compile(rb"P6\n([1-9]\d{0,4}) ([1-9]\d{0,4})\n255\n")
 
 
 class OpenFile:
-    """A file that stays open, in this process and in those that it is sent to, where it must still be the same."""
+    """A file that stays open; it pickles as its path, and must be unchanged where it is opened again."""
 
     def __init__(self, path: str, identity: tuple[int, int, int]) -> None:
-        """Raise OSError if it cannot be opened, and `DataError` if it is another one by now."""
+        """Raise OSError if it cannot be opened, `DataError` if it was replaced."""
         self.path, self.identity = path, identity
         self.handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self._close = weakref.finalize(self, os.close, self.handle)
-        if identity_of(os.fstat(self.handle)) != identity:
-            raise DataError(f"{path} was replaced while it was in use.", "Run it again.")
+        if get_identity(os.fstat(self.handle)) != identity:
+            raise DataError(f"{path} was replaced while in use.", "Run the command again.")
 
     def __reduce__(self) -> Any:
         return OpenFile, (self.path, self.identity)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return up to `size` bytes from an offset on; processes and threads do not disturb each other.
+        """Return up to `size` bytes from an offset on; safe for concurrent processes and threads.
 
         Raises:
-            DataError: the file was written to since it was opened, so that its index may be another's.
+            DataError: the file was written to since it was opened, so its index may no longer be valid.
         """
-        if identity_of(os.fstat(self.handle)) != self.identity:
-            raise DataError(f"{self.path} was changed while it was in use.", "Run it again.")
+        if get_identity(os.fstat(self.handle)) != self.identity:
+            raise DataError(f"{self.path} was changed while in use.", "Run the command again.")
         if hasattr(os, "pread"):
             data = os.pread(self.handle, size, offset)
+            # A network file system may return less than was asked for.
             while len(data) < size and (
                 more := os.pread(self.handle, size - len(data), offset + len(data))
             ):
-                data += more  # a network's file system may give less than it was asked for
+                data += more
             return data
         with open(self.path, "rb") as file:  # Windows
             file.seek(offset)
@@ -79,39 +88,30 @@ class OpenFile:
 
 
 @dataclass(frozen=True)
-class PackSource:
+class PackDataset(ImageDataset):
     """Images in a pack."""
 
     file: OpenFile
     names: StringArray
-    """What each was called where it was packed, below the name of the pack and of the part."""
+    """Names at the time of packing, below those of the pack and the split."""
     spans: NDArray[np.int64]
-    """Offset and size of each in the pack, in bytes, [N,2]."""
+    """Offset and size of each image in the pack, in bytes, [N,2]."""
     checksums: NDArray[np.uint32]
-    """CRC-32 of each one's bytes here, [N]."""
+    """CRC-32 of each image's bytes in the pack, [N]."""
     digests: NDArray[np.uint64]
-    """Of each one's bytes where it was packed, [N], see `packing.digest_of`; 0 for what could not be read there."""
+    """Digest of each original file, which packing may have encoded anew, [N]; 0 for an unreadable one."""
     labels: Labels
     class_names: tuple[str, ...]
 
     def name(self, index: int) -> str:
         return self.names[index]
 
-    def read(self, index: int) -> Image.Image:
-        data = self.raw(index)
-        return _pixels(data) or decode(data, self.name(index))
-
-    def open(self, index: int) -> LazyJpeg | Image.Image:
-        data = self.raw(index)
-        return _pixels(data) or open_image(data, self.name(index))
-
-    def size(self, index: int) -> int:
+    def num_bytes(self, index: int) -> int:
         return int(self.spans[index, 1])
 
-    def raw(self, index: int) -> bytes:
+    def read_bytes(self, index: int) -> bytes:
         offset, size = self.spans[index].tolist()
-        if size > MAX_BYTES:
-            raise DataError(f"{self.name(index)} has {size:,} bytes, more than {MAX_BYTES:,}.")
+        require_bytes(size, self.name(index))
         try:
             data = self.file.read(offset, size)
         except OSError as error:
@@ -119,30 +119,35 @@ class PackSource:
         if zlib.crc32(data) != self.checksums[index]:
             raise DataError(
                 f"{self.name(index)} is damaged: its bytes do not match their checksum.",
-                "Pack it again.",
+                "Pack the data again.",
             )
         return data
 
+    def read(self, index: int) -> Image.Image:
+        return _read_ppm(self.read_bytes(index)) or super().read(index)
 
-def _pixels(data: bytes) -> Image.Image | None:
-    """Return the image that a plain PPM holds, in a fifth of the time that decoding takes; None for all others."""
+    def open(self, index: int) -> LazyJpeg | Image.Image:
+        return _read_ppm(self.read_bytes(index)) or super().open(index)
+
+
+def _read_ppm(data: bytes) -> Image.Image | None:
+    """Return the image of a plain PPM, in a fifth of the time of `decode`; None for anything else."""
     header = PPM.match(data)
     if header is None:
         return None
     width, height = int(header[1]), int(header[2])
-    small = width * height <= min(LARGE, max_pixels()) and max(width, height) <= MAX_SIDE
-    if not small or len(data) != header.end() + 3 * width * height:
+    is_small = width * height <= min(LARGE, get_max_pixels()) and max(width, height) <= MAX_SIDE
+    if not is_small or len(data) != header.end() + 3 * width * height:
         return None
-    return Image.fromarray(
-        np.frombuffer(data, np.uint8, offset=header.end()).reshape(height, width, 3)
-    )
+    pixels = np.frombuffer(data, np.uint8, offset=header.end())
+    return Image.fromarray(pixels.reshape(height, width, 3))
 
 
-def open_pack(path: Path) -> dict[str, PackSource]:
-    """Return the `train` and `val` part of a pack, or its whole under the empty name.
+def open_pack(path: Path) -> dict[str, PackDataset]:
+    """Open a pack's `train` and `val` split, or all of it under "".
 
     Raises:
-        DataError: it is no pack, of another version, cut short or damaged.
+        DataError: it is missing, not a pack, of another version, truncated or damaged.
     """
     if not path.exists():
         raise DataError(f"There is no {path}.", "`deitctl pack` writes one.")
@@ -155,57 +160,56 @@ def open_pack(path: Path) -> dict[str, PackSource]:
             raise DataError(
                 f"{path} is a pack of another version of deitctl.", "Pack the data again."
             )
-        at = int.from_bytes(start[len(MAGIC) : len(MAGIC) + 8], "little")
-        mapped = MappedFile(path, at)
-        header, columns = read_block(
-            mapped, at, lambda said: [*COLUMNS.values(), *CHECKS.values()] * len(said["parts"])
-        )
-        parts: dict[str, list[str]] = header["parts"]
-        if set(parts) not in PARTS:
-            raise ValueError("it has no parts")
+        offset = int.from_bytes(start[len(MAGIC) : len(MAGIC) + 8], "little")
+        mapped = MappedFile(path, offset)
+        header, arrays = read_block(mapped, offset, lambda header: DTYPES * len(header["splits"]))
+        splits: dict[str, list[str]] = header["splits"]
+        if set(splits) not in SPLITS:
+            raise ValueError("it has no splits")
         opened = OpenFile(mapped.path, mapped.identity)
-        width = len(COLUMNS) + len(CHECKS)
         return {
-            name: _source(
+            name: _open_split(
                 opened,
                 f"{path}:{name and name + '/'}",
-                classes,
-                columns[n * width : (n + 1) * width],
-                at,
+                class_names,
+                arrays[n * len(DTYPES) : (n + 1) * len(DTYPES)],
+                offset,
             )
-            for n, (name, classes) in enumerate(parts.items())
+            for n, (name, class_names) in enumerate(splits.items())
         }
     except UNREADABLE as error:
         why = " ".join(str(error).split())[:120] or type(error).__name__
         raise DataError(f"{path} is a damaged pack: {why}.", "Pack the data again.") from error
 
 
-def _source(
-    file: OpenFile, prefix: str, classes: list[str], columns: list[NDArray[Any]], end: int
-) -> PackSource:
-    """Check what an index says of a part against the file; raise ValueError if it cannot be."""
-    found = listing(classes, columns[: len(COLUMNS)])
-    checksums, digests = columns[len(COLUMNS) :]
-    count, spans = len(found.names), found.spans
-    if (
-        not count
-        or spans.shape != (count, 2)
-        or checksums.shape != (count,)
-        or digests.shape != (count,)
-    ):
-        raise ValueError("its arrays do not fit each other")
-    if len(set(found.class_names)) != len(found.class_names):
-        raise ValueError("it has two classes of one name")
+def _open_split(
+    file: OpenFile, prefix: str, classes: list[str], arrays: list[NDArray[Any]], end: int
+) -> PackDataset:
+    """Build one split; raise ValueError if its arrays are inconsistent or point outside of the images' bytes."""
+    listing = decode_listing(classes, arrays[: len(LISTING_DTYPES)])
+    checksums, digests = arrays[len(LISTING_DTYPES) :]
+    count, spans = len(listing.names), listing.spans
+    shapes = (spans.shape, checksums.shape, digests.shape)
+    if not count or shapes != ((count, 2), (count,), (count,)):
+        raise ValueError("its arrays are inconsistent")
+    if len(set(listing.class_names)) != len(listing.class_names):
+        raise ValueError("it has two classes with the same name")
     if spans[:, 0].min() < START or (spans[:, 1] > end - spans[:, 0]).any():
         raise ValueError("an image lies outside of it")
-    return PackSource(
-        file, found.names.below(prefix), spans, checksums, digests, found.labels, found.class_names
+    return PackDataset(
+        file,
+        listing.names.with_prefix(prefix),
+        spans,
+        checksums,
+        digests,
+        listing.labels,
+        listing.class_names,
     )
 
 
 def is_pack(path: Path) -> bool:
-    """Say whether a file begins as a pack of any version does."""
-    if not path.is_file():  # a pipe would be waited for
+    """Whether a file begins as a pack of any version does."""
+    if not path.is_file():  # opening a pipe would block
         return False
     try:
         with path.open("rb") as file:
@@ -215,14 +219,14 @@ def is_pack(path: Path) -> bool:
 
 
 def write_pack(
-    file: BinaryIO, parts: Mapping[str, Listing], images: Iterable[tuple[bytes, int]]
+    file: BinaryIO, splits: Mapping[str, Listing], images: Iterable[tuple[bytes, int]]
 ) -> int:
-    """Write a pack, and return how many bytes it has.
+    """Write a pack and return its size in bytes.
 
     Args:
-        file: empty, open to write.
-        parts: names, labels and classes of each; they may have no spans.
-        images: bytes and digest (see `PackSource.digests`) of every image, part by part; taken one by one.
+        file: empty, open for writing.
+        splits: names, labels and classes of each; spans are not used.
+        images: bytes and digest (see `PackDataset.digests`) of every image, split by split; consumed one by one.
     """
     ends, checksums, digests = array("q", [START]), array("I"), array("Q")
     file.write(bytes(START))
@@ -233,26 +237,25 @@ def write_pack(
         digests.append(digest)
     offsets = np.frombuffer(ends, np.int64)
     spans = np.stack([offsets[:-1], np.diff(offsets)], axis=1)
-    columns: list[tuple[str, NDArray[Any]]] = []
-    bounds = np.cumsum([0, *(len(part.labels) for part in parts.values())]).tolist()
-    for part, (first, last) in zip(parts.values(), pairwise(bounds), strict=True):
-        here = slice(first, last)
+    arrays: list[tuple[str, NDArray[Any]]] = []
+    bounds = np.cumsum([0, *(len(split.labels) for split in splits.values())]).tolist()
+    for split, (first, last) in zip(splits.values(), pairwise(bounds), strict=True):
         values = (
-            part.names.blob,
-            part.names.ends,
-            part.labels,
-            spans[here],
-            np.frombuffer(checksums, np.uint32)[here],
-            np.frombuffer(digests, np.uint64)[here],
+            split.names.blob,
+            split.names.ends,
+            split.labels,
+            spans[first:last],
+            np.frombuffer(checksums, np.uint32)[first:last],
+            np.frombuffer(digests, np.uint64)[first:last],
         )
-        columns += zip((*COLUMNS.values(), *CHECKS.values()), values, strict=True)
-    at = ends[-1] + -ends[-1] % ALIGN
-    file.write(bytes(at - ends[-1]))
-    for piece in block(
-        {"parts": {name: part.class_names for name, part in parts.items()}}, columns, at
-    ):
+        arrays += zip(DTYPES, values, strict=True)
+    offset = ends[-1] + -ends[-1] % ALIGN
+    file.write(bytes(offset - ends[-1]))
+    header = {"splits": {name: split.class_names for name, split in splits.items()}}
+    for piece in encode_block(header, arrays, offset):
         file.write(piece)
     size = file.tell()
+    # The magic line goes last: an interrupted write leaves no file that looks like a pack.
     file.seek(0)
-    file.write(MAGIC + at.to_bytes(8, "little"))
+    file.write(MAGIC + offset.to_bytes(8, "little"))
     return size

@@ -1,4 +1,4 @@
-"""A .csv or .parquet table of `path,label[,split]` becomes sources, row by row."""
+"""Reader of .csv and .parquet tables with the columns `path,label[,split]`."""
 
 from __future__ import annotations
 
@@ -11,68 +11,71 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deitctl.data.dataset import FileSource, Source
-from deitctl.data.splits import TRAIN_NAMES, VAL_NAMES, name_parts
-from deitctl.data.string_array import StringArray
+from deitctl.data.arrays import StringArray
+from deitctl.data.dataset import FileDataset
+from deitctl.data.splits import TRAIN_NAMES, VAL_NAMES, find_splits
 from deitctl.errors import DataError
 
 COLUMNS = ("path", "label", "split")
 
 
-def open_table(path: Path) -> dict[str, Source]:
-    """Return the `train` and `val` part of a table, or its whole under the empty name; files are relative to the table.
+def open_table(path: Path) -> dict[str, FileDataset]:
+    """Open a table's `train` and `val` split, or all of it under ""; file names are relative to the table's folder.
 
     Raises:
-        DataError: it cannot be read, has no rows, a row lacks something, or a split is unknown.
+        DataError: it cannot be read, has no rows, a row without path or label, or an unknown split.
     """
     codes, splits = array("q"), array("q")
     classes: dict[str, int] = {}
-    known: dict[str, int] = {}
+    split_codes: dict[str, int] = {}
 
-    def files() -> Iterator[str]:
-        for file, label, split in _read_table(path):
+    def iterate_files() -> Iterator[str]:
+        for file, label, split in _read_rows(path):
             codes.append(classes.setdefault(label, len(classes)))
-            splits.append(known.setdefault(split, len(known)))
+            splits.append(split_codes.setdefault(split, len(split_codes)))
             yield os.path.join(path.parent, file)
 
-    names = StringArray.of(files())
-    if not known:
-        raise DataError(f"{path} has no rows.")
+    names = StringArray.from_strings(iterate_files())
+    if not split_codes:
+        raise DataError(f"{path} has no rows.", "It needs the columns path,label[,split].")
     labels, split_of = np.frombuffer(codes, np.int64), np.frombuffer(splits, np.int64)
-    if set(known) == {""}:
-        return {"": _part(names, labels, tuple(classes))}
-    if unknown := sorted(set(known).difference(TRAIN_NAMES, VAL_NAMES)):
-        choice = ", ".join((*TRAIN_NAMES, *VAL_NAMES))
+    if set(split_codes) == {""}:
+        return {"": _build_split(names, labels, tuple(classes))}
+    if unknown := sorted(set(split_codes).difference(TRAIN_NAMES, VAL_NAMES)):
         raise DataError(
-            f"{path} has the split {unknown[0]!r}.",
-            f"A split is one of {choice}, in every row or in none.",
+            f"{path} has rows of the split {unknown[0]!r}."
+            if unknown[0]
+            else f"{path} has rows without a split.",
+            f"Every row needs one of {', '.join((*TRAIN_NAMES, *VAL_NAMES))}, or leave the column out.",
         )
     rows = {
-        part: np.flatnonzero(split_of == known[name]) for part, name in name_parts(known).items()
+        split: np.flatnonzero(split_of == split_codes[name])
+        for split, name in find_splits(split_codes).items()
     }
     return {
-        part: _part(names.take(at.tolist()), labels[at], tuple(classes))
-        for part, at in rows.items()
+        split: _build_split(names.take(at.tolist()), labels[at], tuple(classes))
+        for split, at in rows.items()
     }
 
 
-def _part(names: StringArray, codes: NDArray[np.int64], classes: tuple[str, ...]) -> FileSource:
-    """Number the classes that have a row here in lexicographic order."""
+def _build_split(
+    names: StringArray, codes: NDArray[np.int64], classes: tuple[str, ...]
+) -> FileDataset:
+    """Number the classes that have a row in this split, in lexicographic order."""
     class_names = tuple(sorted(classes[code] for code in np.unique(codes)))
     number = {name: i for i, name in enumerate(class_names)}
     renumber = np.array([number.get(name, -1) for name in classes], dtype=np.int64)
-    return FileSource(names, renumber[codes], class_names)
+    return FileDataset(names, renumber[codes], class_names)
 
 
-def _read_table(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield path, label and split (may be empty) of every row."""
-    for number, row in enumerate(
-        _read_csv(path) if path.suffix == ".csv" else _read_parquet(path), start=2
-    ):
+def _read_rows(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield path, label and split, which may be empty, of every row."""
+    rows = _read_csv(path) if path.suffix == ".csv" else _read_parquet(path)
+    for number, row in enumerate(rows, start=2):  # the header is line 1
         if row.get("path") in (None, "") or row.get("label") in (None, ""):
             raise DataError(
                 f"{path}, row {number} has no 'path' or no 'label'.",
-                "The columns are path,label[,split].",
+                "Every row needs the columns path,label[,split].",
             )
         yield str(row["path"]), str(row["label"]), str(row.get("split") or "")
 
@@ -80,9 +83,8 @@ def _read_table(path: Path) -> Iterator[tuple[str, str, str]]:
 def _read_csv(path: Path) -> Iterator[Mapping[str, object]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            table = csv.reader(
-                file
-            )  # a million empty columns in every row would take the memory of a million rows
+            # Not DictReader: a header of a million empty columns would fill each row with as many.
+            table = csv.reader(file)
             header = next(table, [])
             places = {name: header.index(name) for name in COLUMNS if name in header}
             for row in filter(None, table):
@@ -98,9 +100,8 @@ def _read_parquet(path: Path) -> Iterator[Mapping[str, object]]:
         raise DataError("Parquet tables need pyarrow.", "pip install 'deitctl[parquet]'") from error
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for rows in file.iter_batches(
-                columns=[name for name in COLUMNS if name in file.schema_arrow.names]
-            ):
+            columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+            for rows in file.iter_batches(columns=columns):
                 yield from rows.to_pylist()
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         why = " ".join(str(error).split())[:120]

@@ -1,66 +1,100 @@
-"""An uncompressed tar of class folders becomes sources: from its index where that is good, else by reading its headers."""
+"""Reader of uncompressed tars of class folders: from the tar's index where it is current, else from its headers."""
 
 from __future__ import annotations
 
 import tarfile
 from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deitctl.data import index
-from deitctl.data.dataset import Source, TarSource, is_hidden
-from deitctl.data.decode import EXTENSIONS
-from deitctl.data.index import Listing, Watched
-from deitctl.data.splits import name_parts
-from deitctl.data.string_array import StringArray
+from deitctl.data.arrays import StringArray
+from deitctl.data.dataset import ImageDataset, Labels, is_hidden
+from deitctl.data.decode import EXTENSIONS, require_bytes
+from deitctl.data.index import Listing, ScanState, load_or_scan
+from deitctl.data.splits import find_splits
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 
 
-def open_tar(path: Path, reporter: Reporter) -> dict[str, Source]:
-    """Return the `train` and `val` part of a tar, or its whole under the empty name.
+@dataclass(frozen=True)
+class TarDataset(ImageDataset):
+    """Images inside an uncompressed tar, read in place by offset."""
+
+    path: str
+    members: Sequence[str]
+    """A `StringArray` where there may be many."""
+    spans: NDArray[np.int64]
+    """Offset and size of each image in the tar, in bytes, [N,2]."""
+    labels: Labels
+    class_names: tuple[str, ...]
+
+    def name(self, index: int) -> str:
+        return f"{self.path}:{self.members[index]}"
+
+    def num_bytes(self, index: int) -> int:
+        return int(self.spans[index, 1])
+
+    def read_bytes(self, index: int) -> bytes:
+        offset, size = self.spans[index].tolist()
+        require_bytes(size, self.name(index))
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        except OSError as error:
+            raise DataError(f"{self.name(index)} cannot be read: {error.strerror}.") from error
+
+
+def open_tar(path: Path, reporter: Reporter) -> dict[str, TarDataset]:
+    """Open a tar's `train` and `val` split, or all of it under "".
 
     Raises:
-        DataError: it is no readable tar, or holds no class folders with images.
+        DataError: it is not a readable tar, or has no class folders with images.
     """
-    parts = index.find(path)
-    if parts is None:
-        watched = Watched(path)
-        watched.add("")
-        parts = _list(path, reporter)
-        index.keep(parts, watched, reporter)
-        parts = index.find(path) or parts  # in the file, where other processes have it too
+
+    def scan(state: ScanState) -> dict[str, Listing]:
+        state.add("")
+        return _scan(path, reporter)
+
     return {
-        name: TarSource(str(path), p.names, p.spans, p.labels, p.class_names)
-        for name, p in parts.items()
+        name: TarDataset(str(path), split.names, split.spans, split.labels, split.class_names)
+        for name, split in load_or_scan(path, scan, reporter).items()
     }
 
 
-def _list(path: Path, reporter: Reporter) -> dict[str, Listing]:
+def _scan(path: Path, reporter: Reporter) -> dict[str, Listing]:
     spans = array("q")
+    # NUL sorts before every character of a name, so sorted keys are in the order of a walk, folder by folder.
     keys = [
-        name.replace("/", "\0") for name in StringArray.of(_members(path, spans, reporter))
-    ]  # sort folder by folder
+        name.replace("/", "\0")
+        for name in StringArray.from_strings(_list_members(path, spans, reporter))
+    ]
     if not keys or min(key.count("\0") for key in keys) < 1:
-        raise DataError(f"{path} has no class folders with images in it.")
+        raise DataError(
+            f"{path} has no class folders with images in it.",
+            "Put the images of each class into a folder with its name, and pack those.",
+        )
     order = sorted(range(len(keys)), key=keys.__getitem__)
     first, last = (keys[at].split("\0") for at in (order[0], order[-1]))
     depth = min(key.count("\0") for key in keys) + 1
     shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))))
-    around = min(shared, depth - 2)  # folders around everything
+    top = min(shared, depth - 2)  # folders that contain everything, such as `imagenet/`
     places = np.frombuffer(spans, np.int64).reshape(-1, 2)
-    parts = name_parts({key.split("\0", around + 1)[around] for key in keys})
-    if not parts:
-        return {"": _part(keys, order, places, around)}
-    return {part: _part(keys, order, places, around + 1, name) for part, name in parts.items()}
+    splits = find_splits({key.split("\0", top + 1)[top] for key in keys})
+    if not splits:
+        return {"": _build_listing(keys, order, places, top)}
+    return {
+        split: _build_listing(keys, order, places, top + 1, name) for split, name in splits.items()
+    }
 
 
-def _members(path: Path, spans: array[int], reporter: Reporter) -> Iterator[str]:
-    """Yield the names of the images in a tar and append to `spans` where each begins and how long it is, in bytes."""
+def _list_members(path: Path, spans: array[int], reporter: Reporter) -> Iterator[str]:
+    """Yield the names of a tar's images, and append offset and size of each to `spans`, in bytes."""
     try:
         with (
             reporter.task(f"scan {path.name}", None, "files") as task,
@@ -68,45 +102,48 @@ def _members(path: Path, spans: array[int], reporter: Reporter) -> Iterator[str]
         ):
             last = -1
             while (member := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined]  # it would keep a kilobyte for each
-                if (
-                    member.offset <= last or member.size < 0
-                ):  # a negative size leads back, and round for ever
-                    raise tarfile.ReadError("its members lie on each other")
+                archive.members.clear()  # type: ignore[attr-defined]  # else a kilobyte a member stays
+                # A negative size leads back to an earlier header, and the loop would never end.
+                if member.offset <= last or member.size < 0:
+                    raise tarfile.ReadError("its members overlap")
                 last = member.offset
                 name = PurePosixPath(member.name.lstrip("/"))
-                plain = member.isreg() and not member.issparse()
                 if (
-                    plain
+                    member.isreg()
+                    and not member.issparse()
                     and name.suffix.lower() in EXTENSIONS
                     and not any(map(is_hidden, name.parts))
                 ):
                     spans.extend((member.offset_data, member.size))
                     yield str(name)
                 task.advance()
-    except Exception as error:  # tarfile raises whatever it trips over: RecursionError, MemoryError, ValueError, ...
+    except Exception as error:  # damaged tars raise RecursionError, MemoryError, ValueError, ...
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(
             f"{path} is not a readable, uncompressed tar: {why}.", "Unpack a .tar.gz first."
         ) from error
 
 
-def _part(
-    keys: Sequence[str], order: Sequence[int], places: NDArray[np.int64], skip: int, part: str = ""
+def _build_listing(
+    keys: Sequence[str],
+    order: Sequence[int],
+    places: NDArray[np.int64],
+    skip: int,
+    split: str = "",
 ) -> Listing:
-    """List the images of a part without its first `skip` folders; an image beside the class folders has no class."""
+    """List a split's images, without its first `skip` folders; an image beside the class folders is left out."""
     chosen, labels = array("q"), array("q")
     classes: dict[str, int] = {}
 
-    def names() -> Iterator[str]:
+    def iterate_names() -> Iterator[str]:
         for at in order:
             folders = keys[at].split("\0")
-            if len(folders) > skip + 1 and (not part or folders[skip - 1] == part):
+            if len(folders) > skip + 1 and (not split or folders[skip - 1] == split):
                 chosen.append(at)
                 labels.append(classes.setdefault(folders[skip], len(classes)))
                 yield "/".join(folders[skip:])
 
-    listed = StringArray.of(names())
+    names = StringArray.from_strings(iterate_names())
     return Listing(
-        listed, np.array(labels, np.int64), tuple(classes), places[np.array(chosen, np.int64)]
+        names, np.array(labels, np.int64), tuple(classes), places[np.array(chosen, np.int64)]
     )

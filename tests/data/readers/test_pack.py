@@ -18,16 +18,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from deitctl.data.arrays import MmapArray, StringArray
 from deitctl.data.decode import decode
-from deitctl.data.fingerprint import data_fingerprint
+from deitctl.data.fingerprint import fingerprint_dataset
 from deitctl.data.index import Listing
-from deitctl.data.loader import train_batches
-from deitctl.data.mmap_array import Mapped
-from deitctl.data.open import open_data, open_for_training
+from deitctl.data.loader import build_train_loader
+from deitctl.data.open import open_dataset, open_for_training
 from deitctl.data.readers import pack
 from deitctl.data.readers.pack import MAGIC, START, open_pack, write_pack
 from deitctl.data.samplers import TrainBatches
-from deitctl.data.string_array import StringArray
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter
 from deitctl.packing.encode import Form, digest_of, keep_all
@@ -52,13 +51,14 @@ def write(path: Path, parts: dict[str, Listing], images: list[bytes]) -> Path:
 @pytest.fixture
 def packed(root, tmp_path, reporter) -> Path:
     """The folder, image by image."""
-    data = open_data(str(root), reporter)
-    sources = {"train": data.train, "val": data.val}
+    data = open_dataset(str(root), reporter)
+    datasets = {"train": data.train, "val": data.val}
     parts = {
-        name: Listing(s.paths.below(""), s.labels, s.class_names) for name, s in sources.items()
+        name: Listing(s.paths.with_prefix(""), s.labels, s.class_names)
+        for name, s in datasets.items()
     }
     return write(
-        tmp_path / "x.pack", parts, [k.data for k in keep_all([*sources.values()], Form(), 0)]
+        tmp_path / "x.pack", parts, [k.data for k in keep_all([*datasets.values()], Form(), 0)]
     )
 
 
@@ -70,24 +70,25 @@ def tar(root) -> Path:
     return path
 
 
-def everything(source) -> list[tuple[str, bytes]]:
+def everything(dataset) -> list[tuple[str, bytes]]:
     return [
-        (source.class_names[label], source.raw(i)) for i, label in enumerate(source.labels.tolist())
+        (dataset.class_names[label], dataset.read_bytes(i))
+        for i, label in enumerate(dataset.labels.tolist())
     ]
 
 
 def test_a_pack_is_laid_out_as_its_first_lines_say(tmp_path):
     """By hand: a line, where the index begins, images from byte 64 on, the index at the next multiple of 64."""
-    parts = {"": Listing(StringArray.of(["a/0", "b/1"]), np.array([0, 1]), ("a", "b"))}
+    parts = {"": Listing(StringArray.from_strings(["a/0", "b/1"]), np.array([0, 1]), ("a", "b"))}
     data = write(tmp_path / "x.pack", parts, [b"first", b"second image"]).read_bytes()
-    assert data[:15] == b"deitctl pack 1\n"
+    assert data[:15] == b"deitctl pack 2\n"
     assert int.from_bytes(data[15:23], "little") == 128  # 64 + 5 + 14 bytes, rounded up
     assert data[64:83] == b"firstsecond image"
     assert int.from_bytes(data[128:132], "little") == zlib.crc32(data[132:])
-    source = open_pack(tmp_path / "x.pack")[""]
-    assert source.spans.tolist() == [[64, 5], [69, 14]]
-    assert source.checksums.tolist() == [zlib.crc32(b"first"), zlib.crc32(b"second image")]
-    assert [source.name(i) for i in range(2)] == [
+    dataset = open_pack(tmp_path / "x.pack")[""]
+    assert dataset.spans.tolist() == [[64, 5], [69, 14]]
+    assert dataset.checksums.tolist() == [zlib.crc32(b"first"), zlib.crc32(b"second image")]
+    assert [dataset.name(i) for i in range(2)] == [
         f"{tmp_path}/x.pack:a/0",
         f"{tmp_path}/x.pack:b/1",
     ]
@@ -102,8 +103,8 @@ def test_folder_tar_and_pack_are_the_same_data(root, tar, packed, reporter):
         for other in others:
             assert everything(other) == everything(folder)
             assert other.class_names == folder.class_names
-            assert other.size(2) == folder.size(2) == len(folder.raw(2))
-            assert data_fingerprint(other, reporter) == data_fingerprint(folder, reporter)
+            assert other.num_bytes(2) == folder.num_bytes(2) == len(folder.read_bytes(2))
+            assert fingerprint_dataset(other, reporter) == fingerprint_dataset(folder, reporter)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -111,10 +112,10 @@ def test_the_same_seed_gives_the_same_views_of_folder_tar_and_pack(
     workers, root, tar, packed, reporter
 ):
     def views(path: Path) -> list[tuple[torch.Tensor, torch.Tensor, list[object]]]:
-        source, _ = open_for_training(str(path), seed=0, reporter=reporter)
-        keys = TrainBatches(len(source.labels), 4, seed=3, epochs=2, repeats=2)
+        dataset, _ = open_for_training(str(path), seed=0, reporter=reporter)
+        keys = TrainBatches(len(dataset.labels), 4, seed=3, epochs=2, repeats=2)
         augment = RECIPES["small"].augment
-        batches = train_batches(source, augment, 24, keys, workers=workers, pin_memory=False)
+        batches = build_train_loader(dataset, augment, 24, keys, workers=workers, pin_memory=False)
         return [(b.images, b.labels, b.keys) for b in batches]
 
     folder, *others = (views(path) for path in (root, tar, packed))
@@ -128,9 +129,9 @@ def test_the_same_seed_gives_the_same_views_of_folder_tar_and_pack(
 
 def test_a_whole_pack_is_split_as_its_folder_is(image_folder, tmp_path, reporter):
     root = image_folder({"ant": 10, "bee": 5, "cat": 2})
-    source = open_data(str(root), reporter).whole
-    parts = {"": Listing(source.paths.below(""), source.labels, source.class_names)}
-    write(tmp_path / "x.pack", parts, [k.data for k in keep_all([source], Form(), 0)])
+    dataset = open_dataset(str(root), reporter).unsplit
+    parts = {"": Listing(dataset.paths.with_prefix(""), dataset.labels, dataset.class_names)}
+    write(tmp_path / "x.pack", parts, [k.data for k in keep_all([dataset], Form(), 0)])
     for seed in (0, 1):
         pairs = [
             open_for_training(str(p), seed=seed, reporter=reporter)
@@ -143,52 +144,56 @@ def test_a_whole_pack_is_split_as_its_folder_is(image_folder, tmp_path, reporter
 
 def test_names_that_are_no_text_and_classes_that_are_odd_are_kept(tmp_path):
     names = [os.fsdecode(b"\xff/\xfe.png"), "ü/a\nb.png", "ü/../../etc/passwd"]
-    parts = {"train": Listing(StringArray.of(names), np.array([0, 1, 1]), ("", "ü\x1b[2J"))}
-    source = open_pack(write(tmp_path / "x.pack", parts, [b"1", b"2", b"3"]))["train"]
-    assert [source.name(i).removeprefix(f"{tmp_path}/x.pack:train/") for i in range(3)] == names
-    assert source.class_names == ("", "ü\x1b[2J")
+    parts = {
+        "train": Listing(StringArray.from_strings(names), np.array([0, 1, 1]), ("", "ü\x1b[2J"))
+    }
+    dataset = open_pack(write(tmp_path / "x.pack", parts, [b"1", b"2", b"3"]))["train"]
+    assert [dataset.name(i).removeprefix(f"{tmp_path}/x.pack:train/") for i in range(3)] == names
+    assert dataset.class_names == ("", "ü\x1b[2J")
 
 
 def test_a_class_that_is_no_text_is_refused(tmp_path, reporter):
-    parts = {"": Listing(StringArray.of(["a/1"]), np.array([0]), ("\ud800",))}
+    parts = {"": Listing(StringArray.from_strings(["a/1"]), np.array([0]), ("\ud800",))}
     with pytest.raises(DataError, match="not UTF-8"):
-        open_data(str(write(tmp_path / "x.pack", parts, [b"1"])), reporter)
+        open_dataset(str(write(tmp_path / "x.pack", parts, [b"1"])), reporter)
 
 
-def read_one(source, index: int) -> tuple[str, tuple[int, int]]:
-    return source.name(index), source.read(index).size
+def read_one(dataset, index: int) -> tuple[str, tuple[int, int]]:
+    return dataset.name(index), dataset.read(index).size
 
 
 def test_a_spawned_process_opens_the_same_file(packed):
-    source = open_pack(packed)["train"]
-    assert isinstance(source.labels, Mapped)
-    assert b"0.png" not in pickle.dumps(source)
+    dataset = open_pack(packed)["train"]
+    assert isinstance(dataset.labels, MmapArray)
+    assert b"0.png" not in pickle.dumps(dataset)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(read_one, (source, 7)) == read_one(source, 7)
+        assert pool.apply(read_one, (dataset, 7)) == read_one(dataset, 7)
 
 
 def test_who_reads_goes_on_when_a_pack_is_replaced_and_others_are_told(packed):
-    source = open_pack(packed)["train"]
-    before, sent = everything(source), pickle.dumps(source)
+    dataset = open_pack(packed)["train"]
+    before, sent = everything(dataset), pickle.dumps(dataset)
     packed.unlink()
-    write(packed, {"": Listing(StringArray.of(["a/1"]), np.array([0]), ("a",))}, [b"other"])
-    assert everything(source) == before
+    write(
+        packed, {"": Listing(StringArray.from_strings(["a/1"]), np.array([0]), ("a",))}, [b"other"]
+    )
+    assert everything(dataset) == before
     with pytest.raises(DataError, match="was replaced"):
         pickle.loads(sent)
 
 
 def test_an_image_that_a_disk_damages_while_it_is_read_is_unreadable_and_no_other(packed):
-    source, times = open_pack(packed)["train"], packed.stat()
-    before = everything(source)
+    dataset, times = open_pack(packed)["train"], packed.stat()
+    before = everything(dataset)
     with packed.open("r+b") as file:
-        file.seek(int(source.spans[3].sum()) - 1)
+        file.seek(int(dataset.spans[3].sum()) - 1)
         file.write(b"\xff")
     os.utime(
         packed, ns=(times.st_atime_ns, times.st_mtime_ns)
     )  # nobody wrote to it, as far as its times say
     with pytest.raises(DataError, match=r"3\.png is damaged: its bytes do not match"):
-        source.read(3)
-    assert [source.raw(i) for i in (2, 4)] == [before[i][1] for i in (2, 4)]
+        dataset.read(3)
+    assert [dataset.read_bytes(i) for i in (2, 4)] == [before[i][1] for i in (2, 4)]
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="Linux counts open files there")
@@ -199,9 +204,9 @@ def test_a_pack_that_is_no_longer_used_is_closed(packed):
             for fd in os.listdir("/proc/self/fd")
         )
 
-    source = open_pack(packed)["train"]
+    dataset = open_pack(packed)["train"]
     assert handles() > 0
-    del source
+    del dataset
     assert handles() == 0
 
 
@@ -212,7 +217,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "half": lambda data: data[: len(data) // 2],
     "all but one": lambda data: data[:-1],
     "longer": lambda data: data + b"\0",
-    "another version": lambda data: data.replace(b"pack 1", b"pack 2", 1),
+    "another version": lambda data: data.replace(b"pack 2", b"pack 3", 1),
     "another program": lambda data: b"PK\3\4" + data,
     "index outside": lambda data: (
         MAGIC + (len(data) + 1).to_bytes(8, "little") + data[len(MAGIC) + 8 :]
@@ -231,7 +236,7 @@ def test_what_is_no_whole_pack_is_one_line(damage, packed, reporter):
     with pytest.raises(
         DataError, match=r"is (not a pack|a damaged pack|a pack of another version)"
     ) as caught:
-        open_data(str(packed), reporter)
+        open_dataset(str(packed), reporter)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -242,17 +247,17 @@ def test_what_is_no_whole_pack_is_one_line(damage, packed, reporter):
 )
 def test_no_damage_gives_another_image(damage, cut, packed):
     whole = packed.read_bytes()
-    expected = {name: everything(source) for name, source in open_pack(packed).items()}
+    expected = {name: everything(dataset) for name, dataset in open_pack(packed).items()}
     data = bytearray(whole)
     for place, value in damage:
         data[int(place * (len(data) - 1))] = value
     packed.write_bytes(data[: int(cut * len(data))])
     try:
-        for name, source in open_pack(packed).items():
+        for name, dataset in open_pack(packed).items():
             for index, (label, image) in enumerate(expected[name]):
-                assert source.class_names[source.labels[index]] == label
+                assert dataset.class_names[dataset.labels[index]] == label
                 try:
-                    assert source.raw(index) == image
+                    assert dataset.read_bytes(index) == image
                 except DataError as error:
                     assert "is damaged" in str(error)
     except DataError as error:
@@ -272,13 +277,13 @@ def test_an_index_whose_checksum_was_made_to_fit_is_still_checked(data, packed):
     made[at : at + 4] = zlib.crc32(made[at + 4 :]).to_bytes(4, "little")
     packed.write_bytes(made)
     try:
-        for source in open_pack(packed).values():
-            assert len(list(source.names)) == len(source.labels) > 0
-            for index, label in enumerate(source.labels):
-                assert 0 <= label < len(source.class_names)
-                assert source.size(index) <= len(made)
+        for dataset in open_pack(packed).values():
+            assert len(list(dataset.names)) == len(dataset.labels) > 0
+            for index, label in enumerate(dataset.labels):
+                assert 0 <= label < len(dataset.class_names)
+                assert dataset.num_bytes(index) <= len(made)
                 try:
-                    source.raw(index)
+                    dataset.read_bytes(index)
                 except DataError as error:
                     assert "is damaged" in str(error)
     except DataError as error:
@@ -301,17 +306,17 @@ HOSTILE: dict[str, tuple[str, object]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_numbers_that_lie_are_refused(name, tmp_path, monkeypatch):
     what, values = HOSTILE[name]
-    real = pack.block
+    real = pack.encode_block
 
     def lying(header, columns, at):
-        lies = dict(zip((*pack.COLUMNS, *pack.CHECKS), columns, strict=True))
+        lies = dict(zip((*pack.LISTING_DTYPES, *pack.CHECKSUM_DTYPES), columns, strict=True))
         lies[what] = (lies[what][0], np.array(values, np.int64))
         return real(header, [*lies.values()], at)
 
-    monkeypatch.setattr(pack, "block", lying)
-    parts = {"": Listing(StringArray.of(["a/0", "b/1"]), np.array([0, 1]), ("a", "b"))}
+    monkeypatch.setattr(pack, "encode_block", lying)
+    parts = {"": Listing(StringArray.from_strings(["a/0", "b/1"]), np.array([0, 1]), ("a", "b"))}
     with pytest.raises(
-        DataError, match="damaged pack: (its arrays do not fit|an image lies outside)"
+        DataError, match="damaged pack: (its arrays are inconsistent|an image lies outside)"
     ):
         open_pack(write(tmp_path / "x.pack", parts, [b"first", b"second"]))
 
@@ -322,7 +327,7 @@ def test_numbers_that_lie_are_refused(name, tmp_path, monkeypatch):
     ids=["doubled class", "whole and part", "unknown part", "no part"],
 )
 def test_parts_and_classes_that_no_data_has_are_refused(parts, classes, tmp_path):
-    listing = Listing(StringArray.of(["a/0", "b/1"]), np.array([0, 1]), classes)
+    listing = Listing(StringArray.from_strings(["a/0", "b/1"]), np.array([0, 1]), classes)
     with pytest.raises(DataError, match="damaged pack: it has"):
         open_pack(
             write(tmp_path / "x.pack", dict.fromkeys(parts, listing), [b"1", b"2"] * len(parts))
@@ -334,7 +339,7 @@ def test_a_part_without_images_is_refused(tmp_path):
         open_pack(
             write(
                 tmp_path / "x.pack",
-                {"": Listing(StringArray.of([]), np.empty(0, np.int64), ("a",))},
+                {"": Listing(StringArray.from_strings([]), np.empty(0, np.int64), ("a",))},
                 [],
             )
         )
@@ -343,7 +348,7 @@ def test_a_part_without_images_is_refused(tmp_path):
 def test_an_image_larger_than_any_is_not_read(packed, monkeypatch):
     monkeypatch.setattr(pack, "MAX_BYTES", 10)
     with pytest.raises(DataError, match="bytes, more than 10"):
-        open_pack(packed)["train"].raw(0)
+        open_pack(packed)["train"].read_bytes(0)
 
 
 @given(width=st.integers(1, 9), height=st.integers(1, 9), seed=st.integers(0, 99))
@@ -378,12 +383,12 @@ def test_whatever_is_not_as_plain_is_left_to_the_decoder(data):
 
 def test_bare_pixels_have_the_limits_of_all_images(monkeypatch, tmp_path):
     data = b"P6\n20 20\n255\n" + bytes(1200)
-    parts = {"": Listing(StringArray.of(["a/0"]), np.array([0]), ("a",))}
-    source = open_pack(write(tmp_path / "x.pack", parts, [data]))[""]
-    assert source.read(0).size == (20, 20)
+    parts = {"": Listing(StringArray.from_strings(["a/0"]), np.array([0]), ("a",))}
+    dataset = open_pack(write(tmp_path / "x.pack", parts, [data]))[""]
+    assert dataset.read(0).size == (20, 20)
     monkeypatch.setenv("DEITCTL_MAX_PIXELS", "399")
     with pytest.raises(DataError, match="more than 399"):
-        source.read(0)
+        dataset.read(0)
 
 
 def test_a_pack_is_known_by_its_first_bytes_and_pipes_are_not_waited_for(packed, tmp_path):
@@ -392,7 +397,7 @@ def test_a_pack_is_known_by_its_first_bytes_and_pipes_are_not_waited_for(packed,
     for path in (tmp_path / "pipe.pack", tmp_path, tmp_path / "none"):
         assert not pack.is_pack(path)
     with pytest.raises(DataError, match="is a pipe"):
-        open_data(str(tmp_path / "pipe.pack"), SilentReporter())
+        open_dataset(str(tmp_path / "pipe.pack"), SilentReporter())
 
 
 def test_images_are_taken_one_by_one(tmp_path):
@@ -405,7 +410,9 @@ def test_images_are_taken_one_by_one(tmp_path):
             yield bytes([number]) * 1000, 1
 
     parts = {
-        "": Listing(StringArray.of(f"a/{n}" for n in range(50)), np.zeros(50, np.int64), ("a",))
+        "": Listing(
+            StringArray.from_strings(f"a/{n}" for n in range(50)), np.zeros(50, np.int64), ("a",)
+        )
     }
 
     class Watching(io.BytesIO):
@@ -426,6 +433,6 @@ def test_grey_and_rotated_images_come_out_as_from_their_files(tmp_path, make_ima
     exif = Image.Exif()
     exif[0x0112] = 6
     make_image(30, 20).save(buffer, "JPEG", exif=exif)
-    parts = {"": Listing(StringArray.of(["a/0.jpg"]), np.array([0]), ("a",))}
-    source = open_pack(write(tmp_path / "x.pack", parts, [buffer.getvalue()]))[""]
-    assert source.read(0).size == (20, 30)
+    parts = {"": Listing(StringArray.from_strings(["a/0.jpg"]), np.array([0]), ("a",))}
+    dataset = open_pack(write(tmp_path / "x.pack", parts, [buffer.getvalue()]))[""]
+    assert dataset.read(0).size == (20, 30)

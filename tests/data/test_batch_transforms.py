@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from deitctl import rng
 from deitctl.config import AugmentConfig
+from deitctl.data.batch_transforms import student_affine
 from deitctl.data.samplers import SampleKey
-from deitctl.data.student_affine import student_affine
 from deitctl.recipes import RECIPES
 
 KEYS = [SampleKey(epoch, index, 0) for epoch in range(3) for index in range(4)]

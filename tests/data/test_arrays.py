@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deitctl.data import string_array as module
-from deitctl.data.string_array import StringArray
+from deitctl.data import arrays as module
+from deitctl.data.arrays import StringArray
 
 ODD = st.binary(max_size=12).map(os.fsdecode)  # bytes that are no UTF-8 become surrogates
 LISTS = st.lists(ODD | st.text(max_size=12), max_size=40)
@@ -22,11 +22,14 @@ PREFIXES = st.sampled_from(["", "photos/", "/d/ü/"])
 
 @given(names=LISTS, prefix=PREFIXES)
 def test_names_are_the_strings_they_were_made_of(names, prefix):
-    kept, expected = StringArray.of(names).below(prefix), [prefix + name for name in names]
+    kept, expected = (
+        StringArray.from_strings(names).with_prefix(prefix),
+        [prefix + name for name in names],
+    )
     assert list(kept) == expected
     assert [kept[i] for i in range(len(kept))] == expected
     assert len(kept) == len(names)
-    assert kept.sound
+    assert kept.is_valid()
 
 
 @given(
@@ -36,7 +39,7 @@ def test_names_are_the_strings_they_were_made_of(names, prefix):
     step=st.sampled_from([-2, -1, 1, 3]),
 )
 def test_places_and_ranges_are_those_of_a_list(names, place, other, step):
-    kept = StringArray.of(names)
+    kept = StringArray.from_strings(names)
     assert list(kept[place:other:step]) == names[place:other:step]
     if -len(names) <= place < len(names):
         assert kept[place] == names[place]
@@ -47,7 +50,7 @@ def test_places_and_ranges_are_those_of_a_list(names, place, other, step):
 
 @given(names=LISTS.filter(bool), data=st.data())
 def test_search_and_reversal_come_with_a_sequence(names, data):
-    kept, one = StringArray.of(names), data.draw(st.sampled_from(names))
+    kept, one = StringArray.from_strings(names), data.draw(st.sampled_from(names))
     assert one in kept
     assert kept.index(one) == names.index(one)
     assert kept.count(one) == names.count(one)
@@ -57,14 +60,14 @@ def test_search_and_reversal_come_with_a_sequence(names, data):
 @given(names=LISTS, prefix=PREFIXES, data=st.data())
 def test_some_of_the_names_are_names_of_their_own(names, prefix, data):
     places = data.draw(st.lists(st.integers(0, len(names) - 1), max_size=10)) if names else []
-    assert list(StringArray.of(names).below(prefix).take(places)) == [
+    assert list(StringArray.from_strings(names).with_prefix(prefix).take(places)) == [
         prefix + names[i] for i in places
     ]
 
 
 @given(names=LISTS, prefix=PREFIXES)
 def test_names_travel_to_worker_processes(names, prefix):
-    kept = StringArray.of(names).below(prefix)
+    kept = StringArray.from_strings(names).with_prefix(prefix)
     assert list(pickle.loads(pickle.dumps(kept))) == list(kept)
 
 
@@ -72,17 +75,17 @@ def test_going_through_many_names_is_done_piece_by_piece(monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 3)
     for count in range(10):
         names = [f"{i}" * i for i in range(count)]
-        assert list(StringArray.of(names)) == names
+        assert list(StringArray.from_strings(names)) == names
 
 
 def test_names_of_numpy_places():
-    assert StringArray.of(["a", "b"])[np.int64(1)] == "b"
+    assert StringArray.from_strings(["a", "b"])[np.int64(1)] == "b"
 
 
 def test_a_hundred_thousand_names_cost_their_bytes_and_no_object_each():
     tracemalloc.start()
     try:
-        names = StringArray.of(
+        names = StringArray.from_strings(
             f"n{i // 1300:08d}/n{i // 1300:08d}_{i}.JPEG" for i in range(100_000)
         )
         gc.collect()
@@ -99,4 +102,4 @@ def test_a_hundred_thousand_names_cost_their_bytes_and_no_object_each():
 
 @pytest.mark.parametrize("ends", [[], [0, 2, 1], [0, 9], [-1, 2]])
 def test_ends_that_lead_out_of_the_blob_are_not_sound(ends):
-    assert not StringArray(np.zeros(3, np.uint8), np.array(ends, np.int64)).sound
+    assert not StringArray(np.zeros(3, np.uint8), np.array(ends, np.int64)).is_valid()

@@ -1,0 +1,236 @@
+"""Compact arrays for large datasets: string arrays, memory-mapped arrays, and their block format on disk.
+
+Letters: N strings.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import zlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deitctl.errors import DataError
+
+CHUNK = 4096
+"""Strings that iteration decodes at a time."""
+ALIGN = 64
+"""Each array of a block begins at a multiple of this many bytes."""
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+"""What `read_block` raises on a file that is truncated, damaged or of another kind."""
+
+
+@dataclass(frozen=True, eq=False)
+class StringArray(Sequence[str]):
+    """An immutable sequence of strings in two arrays.
+
+    A tuple of strings takes three times the memory, and a forked worker that reads one increments its reference count,
+    which makes the system copy the page: in the end every worker holds a tuple of its own.
+    """
+
+    blob: NDArray[np.uint8]
+    """All strings end to end, in the file system's encoding, so that names that are not UTF-8 survive."""
+    ends: NDArray[np.int64]
+    """End of each string in `blob`, [N+1]; the first entry is where the first string begins."""
+    prefix: str = ""
+    """Prepended to every string, stored once."""
+
+    @classmethod
+    def from_strings(cls, strings: Iterable[str]) -> StringArray:
+        """Build from an iterable, which is consumed one string at a time."""
+        blob, ends = bytearray(), array("q", [0])
+        for string in strings:
+            blob += os.fsencode(string)
+            ends.append(len(blob))
+        return cls(np.frombuffer(blob, np.uint8), np.frombuffer(ends, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[str]: ...
+
+    def __getitem__(self, place: int | slice) -> str | Sequence[str]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        at = range(len(self))[place]  # resolves negative indices, raises IndexError outside
+        return self.prefix + os.fsdecode(self.blob[self.ends[at] : self.ends[at + 1]].tobytes())
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), CHUNK):
+            first, *ends = self.ends[start : start + CHUNK + 1].tolist()
+            text = self.blob[first : ends[-1]].tobytes()
+            for begin, end in pairwise([first, *ends]):
+                yield self.prefix + os.fsdecode(text[begin - first : end - first])
+
+    def with_prefix(self, prefix: str) -> StringArray:
+        """Return a view of the same strings with another prefix."""
+        return StringArray(self.blob, self.ends, prefix)
+
+    def take(self, indices: Iterable[int]) -> StringArray:
+        """Copy the strings at `indices`, in that order, prefix included."""
+        return StringArray.from_strings(self[i] for i in indices)
+
+    def is_valid(self) -> bool:
+        """Whether `ends` is ascending and within `blob`; a damaged file's need not be."""
+        ends = self.ends
+        return (
+            len(ends) > 0
+            and ends[0] >= 0
+            and ends[-1] <= len(self.blob)
+            and bool((ends[1:] >= ends[:-1]).all())
+        )
+
+
+class ArrayLocation(NamedTuple):
+    """Where a memory-mapped array lies."""
+
+    path: str
+    identity: tuple[int, int, int]
+    """Inode, size and modification time of the file, so that a replaced file is not mistaken for it."""
+    start: int
+    """First byte of the map that contains the array."""
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class MmapArray(np.ndarray[Any, Any]):
+    """A memory-mapped array that pickles as its location, so that worker processes map the file instead of copying it.
+
+    Slices and results of arithmetic have no location and pickle by content, as do arrays whose file was replaced:
+    a dataset that changes must not end a run.
+    """
+
+    location: ArrayLocation | None = None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.location is not None and _is_current(self.location):
+            return mmap_array, (self.location,)
+        return np.asarray(self).__reduce_ex__(protocol)
+
+
+def get_identity(status: os.stat_result) -> tuple[int, int, int]:
+    """Return what tells a file from another of the same name: inode, size, modification time."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _is_current(location: ArrayLocation) -> bool:
+    try:
+        return get_identity(os.stat(location.path)) == location.identity
+    except OSError:
+        return False
+
+
+class MappedFile:
+    """A file mapped into memory, copy on write: writing to its arrays never changes the file."""
+
+    def __init__(self, path: Path, start: int = 0) -> None:
+        """Map a file from byte `start` on; raise OSError, OverflowError or ValueError if it cannot be mapped."""
+        with path.open("rb") as file:
+            self.path, self.identity = os.path.abspath(path), get_identity(os.fstat(file.fileno()))
+            self.start, self.size = start, self.identity[1]
+            if start >= self.size:
+                raise ValueError("it is truncated")
+            before = start % mmap.ALLOCATIONGRANULARITY
+            mapped = mmap.mmap(
+                file.fileno(),
+                self.size - start + before,
+                access=mmap.ACCESS_COPY,
+                offset=start - before,
+            )
+        self._bytes = memoryview(mapped)[before:]
+
+    def read_array(self, offset: int, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return the array at a byte offset in the file; raise ValueError if that is outside of the map."""
+        count = int(np.prod(shape, dtype=np.int64))
+        values = np.frombuffer(self._bytes, dtype=dtype, count=count, offset=offset - self.start)
+        mapped = values.reshape(shape).view(MmapArray)
+        mapped.location = ArrayLocation(self.path, self.identity, self.start, offset, dtype, shape)
+        return mapped
+
+
+def mmap_array(location: ArrayLocation) -> NDArray[Any]:
+    """Map an array in another process; raise `DataError` if the file is gone or was replaced."""
+    try:
+        file = MappedFile(Path(location.path), location.start)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{location.path} cannot be read any more: {error}.", "Run the command again."
+        ) from error
+    if file.identity != location.identity:
+        raise DataError(f"{location.path} was replaced while in use.", "Run the command again.")
+    return file.read_array(location.offset, location.dtype, location.shape)
+
+
+def encode_block(
+    header: Mapping[str, Any], arrays: Sequence[tuple[str, NDArray[Any]]], offset: int
+) -> list[bytes | memoryview]:
+    """Encode arrays as a block: CRC-32 of the rest, length of the JSON header, the header, the aligned arrays.
+
+    Args:
+        header: JSON values; `shapes` is added.
+        arrays: NumPy dtype string and content of each.
+        offset: bytes before the block in its file; nothing may follow the block.
+
+    Returns:
+        The pieces to write one after the other.
+    """
+    text = json.dumps({**header, "shapes": [list(values.shape) for _, values in arrays]}).encode()
+    pieces: list[bytes | memoryview] = [len(text).to_bytes(8, "little"), text]
+    end = offset + 12 + len(text)
+    for dtype, values in arrays:
+        data = np.ascontiguousarray(values, dtype=dtype).reshape(-1).view(np.uint8).data
+        pieces += [bytes(-end % ALIGN), data]
+        end += len(pieces[-2]) + len(data)
+    checksum = 0
+    for piece in pieces:
+        checksum = zlib.crc32(piece, checksum)
+    return [checksum.to_bytes(4, "little"), *pieces]
+
+
+def read_block(
+    file: MappedFile, offset: int, get_dtypes: Callable[[dict[str, Any]], Iterable[str]]
+) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+    """Return the header and the arrays of the block at a byte offset.
+
+    The checksum covers the bytes, not their meaning: callers check the values.
+
+    Args:
+        get_dtypes: returns the dtype of each array, given the header.
+
+    Raises:
+        Exception: one of `UNREADABLE`, if the block is not as it was written.
+    """
+    rest = file.read_array(offset + 4, "|u1", (file.size - offset - 4,))
+    checksum = file.read_array(offset, "|u1", (4,)).tobytes()
+    if zlib.crc32(rest.data) != int.from_bytes(checksum, "little"):
+        raise ValueError("its checksum does not match")
+    length = int.from_bytes(rest[:8].tobytes(), "little")
+    header = json.loads(rest[8 : 8 + length].tobytes())
+    end, arrays = offset + 12 + length, []
+    for dtype, shape in zip(get_dtypes(header), header["shapes"], strict=True):
+        end += -end % ALIGN
+        arrays.append(file.read_array(end, dtype, tuple(shape)))
+        end += arrays[-1].nbytes
+    return header, arrays
