@@ -15,12 +15,12 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from deitctl.checks.duplicates import NEAR
+from deitctl.checks.duplicates import MAX_DISTANCE
 from deitctl.checks.image_info import difference_hash
 from deitctl.data.open import open_dataset
 from deitctl.events import SilentReporter
 
-DISTANCES = (3, 6, NEAR, 12, 16, 20, 24)
+DISTANCES = (3, 6, MAX_DISTANCE, 12, 16, 20, 24)
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:

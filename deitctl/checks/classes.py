@@ -1,4 +1,4 @@
-"""What is wrong with the classes of a data set: names that do not match, orders that differ, too few images."""
+"""Checks of classes: names that do not match, sort orders that differ, too few images."""
 
 from __future__ import annotations
 
@@ -9,44 +9,45 @@ from pathlib import Path
 
 import numpy as np
 
-from deitctl.checks.findings import ERROR, WARNING, Finding, Remedy, found, listed
-from deitctl.checks.survey import WHOLE, Split
+from deitctl.checks.issues import ERROR, WARNING, Issue, Remedy, make_remedies, report
+from deitctl.checks.survey import ALL, Split
 from deitctl.recipes import RECIPES
 
-FEW = 5
-"""Images that a class needs in each part."""
-IMBALANCE = 20
+MIN_IMAGES = 5
+"""Of a class in each split."""
+MAX_IMBALANCE = 20
 IMAGENET_CLASSES = 1000
 
 
-def check_classes(parts: Sequence[Split]) -> Iterator[Finding]:
-    """Compare the classes within and between the parts of a data set."""
-    labeled = {part.name: part for part in parts if part.labeled}
-    yield from found(
-        "part_missing", len(parts) == 1 and parts[0].name != WHOLE, [p.name for p in parts]
+def check_classes(splits: Sequence[Split]) -> Iterator[Issue]:
+    """Compare the classes within and between the splits of a data set."""
+    labeled = {split.name: split for split in splits if split.labeled}
+    yield from report(
+        "missing_split", len(splits) == 1 and splits[0].name != ALL, [s.name for s in splits]
     )
     train, val = labeled.get("train"), labeled.get("val")
     if train is not None and val is not None:
-        yield from _between(train.source.class_names, val.source.class_names)
-    for part in labeled.values():
-        yield from _within(part)
-    learned = train or labeled.get(WHOLE)
-    if learned is not None:
-        yield from _enough(learned)
-    yield from _spellings(list(labeled.values()))
+        yield from _compare(train.dataset.class_names, val.dataset.class_names)
+    for split in labeled.values():
+        yield from _check_names(split)
+    trained = train or labeled.get(ALL)
+    if trained is not None:
+        yield from _check_counts(trained)
+    yield from _find_similar_names(list(labeled.values()))
     small = [
-        f"{p.name}/{name}: {n}"
-        for p in labeled.values()
-        for name, n in images_by_class(p).items()
-        if n < FEW
+        f"{split.name}/{name}: {count}"
+        for split in labeled.values()
+        for name, count in count_by_class(split).items()
+        if count < MIN_IMAGES
     ]
-    yield from found("few_images", len(small), small)
+    yield from report("few_images", len(small), small)
 
 
-def images_by_class(part: Split) -> dict[str, int]:
-    """Count the images of every class that has any."""
-    counts = np.bincount(part.source.labels, minlength=len(part.source.class_names))
-    return dict(zip(part.source.class_names, counts.tolist(), strict=True))
+def count_by_class(split: Split) -> dict[str, int]:
+    """Return the number of images of each class of a split."""
+    class_names = split.dataset.class_names
+    counts = np.bincount(split.dataset.labels, minlength=len(class_names))
+    return dict(zip(class_names, counts.tolist(), strict=True))
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
@@ -55,84 +56,79 @@ def natural_key(name: str) -> list[tuple[bool, int, str]]:
     return [(p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in pieces]
 
 
-def plain_name(name: str) -> str:
-    """Return what is left of a class name without case, spaces, underscores, hyphens and Unicode's ways to write it."""
+def normalize_name(name: str) -> str:
+    """Return a class name without case, spaces, underscores, hyphens and differences of Unicode form."""
     return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
-def _between(train: Sequence[str], val: Sequence[str]) -> Iterator[Finding]:
-    strangers, untested = sorted(set(val) - set(train)), sorted(set(train) - set(val))
-    yield from found("class_only_in_val", len(strangers), strangers)
-    yield from found("class_only_in_train", len(untested), untested)
+def _compare(train: Sequence[str], val: Sequence[str]) -> Iterator[Issue]:
+    only_val, only_train = sorted(set(val) - set(train)), sorted(set(train) - set(val))
+    yield from report("class_only_in_val", len(only_val), only_val)
+    yield from report("class_only_in_train", len(only_train), only_train)
 
 
-def _within(part: Split) -> Iterator[Finding]:
-    names = sorted({*part.source.class_names, *part.empty})
-    empty = [str(Path(part.root) / name) for name in part.empty]
-    yield from found(
-        "empty_class",
-        len(empty),
-        empty,
-        remedies=listed(empty, lambda f: Remedy(f, "empty_class", "delete")),
-    )
+def _check_names(split: Split) -> Iterator[Issue]:
+    names = sorted({*split.dataset.class_names, *split.empty})
+    empty = [str(Path(split.root) / name) for name in split.empty]
+    deletions = make_remedies(empty, lambda folder: Remedy(folder, "empty_class", "delete"))
+    yield from report("empty_class", len(empty), empty, remedies=deletions)
     natural = sorted(names, key=natural_key)
     moved = [(a, b) for a, b in zip(names, natural, strict=True) if a != b]
-    where = (
-        f"{part.name}: number {names.index(moved[0][0])} is {moved[0][0]!r} or {moved[0][1]!r}"
-        if moved
-        else ""
-    )
-    yield from found("folder_order", len(moved), [where])
+    examples = [f"{split.name}: number {names.index(a)} is {a!r} or {b!r}" for a, b in moved[:1]]
+    yield from report("folder_order", len(moved), examples)
     numbers = {int(name) for name in names if name.isdecimal()}
-    numbered = len(names) == IMAGENET_CLASSES and numbers in (
-        set(range(IMAGENET_CLASSES)),
-        set(range(1, IMAGENET_CLASSES + 1)),
+    first = min(numbers, default=0)
+    numbered = (
+        len(names) == len(numbers) == IMAGENET_CLASSES
+        and first in (0, 1)
+        and numbers == set(range(first, first + IMAGENET_CLASSES))
     )
-    yield from found("numbered_imagenet", numbered, [f"{part.name}: {names[0]} to {names[-1]}"])
+    yield from report("numbered_imagenet", numbered, [f"{split.name}: {names[0]} to {names[-1]}"])
 
 
-def _enough(part: Split) -> Iterator[Finding]:
-    counts = images_by_class(part)
-    yield from found(
-        "too_few_classes", len(counts) < 2, [f"{part.root or part.name}: {', '.join(counts)}"]
+def _check_counts(split: Split) -> Iterator[Issue]:
+    counts = count_by_class(split)
+    yield from report(
+        "too_few_classes", len(counts) < 2, [f"{split.root or split.name}: {', '.join(counts)}"]
     )
-    least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
-    example = f"{most}: {counts[most]}, {least}: {counts[least]}"
-    yield from found("imbalance", counts[most] > IMBALANCE * counts[least], [example])
-    total, batch = sum(counts.values()), RECIPES["finetune"].batch_size
-    yield from found("small_part", total < batch, [f"{part.name}: {total}, a batch: {batch}"])
+    smallest, largest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    example = f"{largest}: {counts[largest]}, {smallest}: {counts[smallest]}"
+    yield from report("imbalance", counts[largest] > MAX_IMBALANCE * counts[smallest], [example])
+    total, batch_size = sum(counts.values()), RECIPES["finetune"].batch_size
+    example = f"{split.name}: {total}, a batch: {batch_size}"
+    yield from report("small_split", total < batch_size, [example])
 
 
-def _spellings(parts: Sequence[Split]) -> Iterator[Finding]:
-    """Find names that are one name in several spellings; between parts that keeps their classes apart."""
-    where: dict[str, dict[str, list[Split]]] = {}
-    for part in parts:
-        for name in (*part.source.class_names, *part.empty):
-            where.setdefault(plain_name(name), {}).setdefault(name, []).append(part)
-    alike = [spellings for spellings in where.values() if len(spellings) > 1]
+def _find_similar_names(splits: Sequence[Split]) -> Iterator[Issue]:
+    """Find several spellings of one name; between splits they make classes that do not match, an error."""
+    by_name: dict[str, dict[str, list[Split]]] = {}
+    for split in splits:
+        for name in (*split.dataset.class_names, *split.empty):
+            by_name.setdefault(normalize_name(name), {}).setdefault(name, []).append(split)
+    similar = [spellings for spellings in by_name.values() if len(spellings) > 1]
     examples = (
-        " / ".join(f"{p[0].name}/{name!r}" for name, p in spellings.items()) for spellings in alike
+        " / ".join(f"{where[0].name}/{name!r}" for name, where in spellings.items())
+        for spellings in similar
     )
-    lacking = any(len(p) < len(parts) for spellings in alike for p in spellings.values())
-    severity = ERROR if len(parts) > 1 and lacking else WARNING
-    yield from found(
+    unmatched = any(
+        len(where) < len(splits) for spellings in similar for where in spellings.values()
+    )
+    yield from report(
         "similar_class_names",
-        len(alike),
+        len(similar),
         examples,
-        severity=severity,
-        remedies=lambda: _renames(alike),
+        severity=ERROR if len(splits) > 1 and unmatched else WARNING,
+        remedies=lambda: _rename(similar),
     )
 
 
-def _renames(alike: Iterable[dict[str, list[Split]]]) -> Iterator[Remedy]:
-    """Give every folder the spelling that comes first, which is training's."""
-    for spellings in alike:
+def _rename(similar: Iterable[dict[str, list[Split]]]) -> Iterator[Remedy]:
+    """Give every folder the first spelling, which is training's."""
+    for spellings in similar:
         first, *others = spellings
         for name in others:
-            for part in spellings[name]:
-                if part.root:
-                    root, action = (
-                        Path(part.root),
-                        "merge" if part in spellings[first] else "rename",
-                    )
+            for split in spellings[name]:
+                if split.root:
+                    root = Path(split.root)
+                    action = "merge" if split in spellings[first] else "rename"
                     yield Remedy(str(root / name), "similar_class_names", action, str(root / first))

@@ -1,82 +1,160 @@
-"""Copies of images: the same pixels, and nearly the same by hashes that differ in a few bits."""
+"""Duplicate images: the same pixels, or nearly the same by hashes that differ in a few bits."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deitctl.checks.image_info import JoinedImages
+from deitctl.checks.issues import Issue, Remedy, report
+
 Index = NDArray[np.int64]
-BITS = 128
-NEAR = 9
-"""Bits of 128 in which copies differ at most. docs/check.md has the measurements: recompressed, shrunk and 2 % cropped
-copies of real images lie within it (98 % of them or more), the two most alike of different images 21 apart."""
-
-
-FARTHEST = 4096
-"""Neighbors that a hash is compared with; of a set of more near copies, some pairs are left out."""
+HASH_BITS = 128
+MAX_DISTANCE = 9
+"""Bits of 128 in which near duplicates differ at most. docs/check.md has the measurements: recompressed, shrunk and 2 %
+cropped copies of real images lie within it (98 % of them or more), the two most alike of different images 21 apart."""
+MAX_NEIGHBORS = 4096
+"""That a hash is compared with; of a set of more near duplicates, some pairs are left out."""
 
 
 @dataclass(frozen=True)
 class DuplicateGroups:
-    """Images that have a twin, and one twin of each, by how the two are related; by image number."""
+    """Indices of images that have a duplicate, and of one duplicate of each, by how the two are related."""
 
-    across_parts: tuple[Index, Index]
+    across_splits: tuple[Index, Index]
     """Validation images, and for each a training image."""
     across_classes: tuple[Index, Index]
     in_class: tuple[Index, Index]
 
 
-def exact_twins(
-    digests: NDArray[np.uint8], parts: NDArray[np.integer], labels: NDArray[np.integer]
+def check_duplicates(
+    images: JoinedImages,
+    digests: NDArray[np.uint8],
+    hashes: NDArray[np.uint8],
+    readable: NDArray[np.bool_],
+    hashed: NDArray[np.bool_],
+) -> Iterator[Issue]:
+    """Report duplicates and near duplicates.
+
+    Args:
+        images: of all splits, N.
+        digests: of their pixels, bytes [N,16].
+        hashes: see `difference_hash`, bytes [N,16].
+        readable: images that have a digest, [N].
+        hashed: images that have a hash, [N].
+    """
+    splits = np.repeat(np.arange(len(images.datasets)), images.counts)
+    labels = _join_labels(images)
+    at = np.flatnonzero(readable)
+    exact = find_exact_duplicates(digests[at], splits[at], labels[at])
+    yield from _report_groups("duplicate", exact, images, at, " = ")
+    at = np.flatnonzero(hashed)
+    near = find_near_duplicates(hashes[at], digests[at], splits[at], labels[at])
+    yield from _report_groups("near_duplicate", near, images, at, " ~ ")
+
+
+def _join_labels(images: JoinedImages) -> Index:
+    """Number the classes of all splits by name; images without classes are of one class."""
+    names = sorted({name for dataset in images.datasets for name in dataset.class_names})
+    number = {name: i for i, name in enumerate(names)}
+    labels = [np.zeros(0, dtype=np.int64)]
+    for dataset in images.datasets:
+        numbers = np.array([number[n] for n in dataset.class_names] or [-1], dtype=np.int64)
+        labels.append(numbers[dataset.labels])
+    return np.concatenate(labels)
+
+
+def _report_groups(
+    kind: str, groups: DuplicateGroups, images: JoinedImages, at: Index, sign: str
+) -> Iterator[Issue]:
+    for relation, (some, others) in asdict(groups).items():
+        pairs = _DuplicatePairs(f"{kind}_{relation}", at[some], at[others], images)
+        examples = (f"{image}{sign}{other}" for image, other in pairs)
+        yield from report(pairs.code, len(some), examples, remedies=pairs.make_remedies)
+
+
+@dataclass(frozen=True)
+class _DuplicatePairs:
+    """Images, and a duplicate of each, by index."""
+
+    code: str
+    some: Index
+    others: Index
+    images: JoinedImages
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        for a, b in zip(self.some.tolist(), self.others.tolist(), strict=True):
+            yield self.images.name(a), self.images.name(b)
+
+    def make_remedies(self) -> Iterator[Remedy]:
+        for image, other in self:
+            if self.code == "duplicate_across_splits":
+                # deleted from training, so that validation stays comparable
+                yield self._delete(other, image)
+            elif self.code == "duplicate_in_class":
+                yield self._delete(image, other)
+            else:
+                yield Remedy(image, self.code, "review", other)
+
+    def _delete(self, extra: str, original: str) -> Remedy:
+        """Delete one of two, unless they are one file, listed twice or behind a link."""
+        linked = os.path.realpath(extra) == os.path.realpath(original)
+        if extra == original or (linked and not os.path.islink(extra)):
+            return Remedy(extra, self.code, "review", original)
+        return Remedy(extra, self.code, "delete")
+
+
+def find_exact_duplicates(
+    digests: NDArray[np.uint8], splits: NDArray[np.integer], labels: NDArray[np.integer]
 ) -> DuplicateGroups:
     """Find images with equal digests.
 
     Args:
         digests: bytes [N,16].
-        parts: of each image its part, [N], in ascending order; training is 0.
-        labels: of each image its class, [N], the same numbers in all parts.
+        splits: index of each image's split, [N], in ascending order; training is 0.
+        labels: of each image, [N], the same numbers in all splits.
     """
-    same = group(digests)
-    first = _first_of(same)
-    first_in_part = _first_of(group(np.stack([same, parts.astype(np.int64)], axis=1)))
+    same = group_rows(digests)
+    first = _find_first(same)
+    first_in_split = _find_first(group_rows(np.stack([same, splits.astype(np.int64)], axis=1)))
     here = np.arange(len(same))
-    leaks = parts[first] != parts
-    repeats = first_in_part != here
-    clash = repeats & (labels[first_in_part] != labels)
-    copies = repeats & ~clash
+    leaks = splits[first] != splits
+    repeats = first_in_split != here
+    mislabeled = repeats & (labels[first_in_split] != labels)
+    in_class = repeats & ~mislabeled
     return DuplicateGroups(
         (here[leaks], first[leaks]),
-        (here[clash], first_in_part[clash]),
-        (here[copies], first_in_part[copies]),
+        (here[mislabeled], first_in_split[mislabeled]),
+        (here[in_class], first_in_split[in_class]),
     )
 
 
-def near_twins(
+def find_near_duplicates(
     hashes: NDArray[np.uint8],
     digests: NDArray[np.uint8],
-    parts: NDArray[np.integer],
+    splits: NDArray[np.integer],
     labels: NDArray[np.integer],
 ) -> DuplicateGroups:
-    """Find images whose hashes, bytes [N,16], differ in `NEAR` bits or fewer while their pixels differ.
+    """Find images whose hashes, bytes [N,16], differ in `MAX_DISTANCE` bits or fewer while their pixels differ.
 
-    The other arguments are those of `exact_twins`.
+    The other arguments are those of `find_exact_duplicates`.
     """
-    originals = np.flatnonzero(
-        _first_of(group(digests)) == np.arange(len(digests))
-    )  # copies are reported as such
-    twin = np.full((3, len(hashes)), -1, dtype=np.int64)
-    for low, high in near_pairs(hashes[originals], NEAR):
-        a, b = originals[low], originals[high]
-        relation = np.where(parts[a] != parts[b], 0, np.where(labels[a] != labels[b], 1, 2))
-        twin[relation, b] = a
-    return DuplicateGroups(*((np.flatnonzero(row >= 0), row[row >= 0]) for row in twin))
+    # exact duplicates are reported as such
+    distinct = np.flatnonzero(_find_first(group_rows(digests)) == np.arange(len(digests)))
+    other = np.full((3, len(hashes)), -1, dtype=np.int64)
+    for low, high in find_near_pairs(hashes[distinct], MAX_DISTANCE):
+        a, b = distinct[low], distinct[high]
+        relation = np.where(splits[a] != splits[b], 0, np.where(labels[a] != labels[b], 1, 2))
+        other[relation, b] = a
+    return DuplicateGroups(*((np.flatnonzero(row >= 0), row[row >= 0]) for row in other))
 
 
-def near_pairs(hashes: NDArray[np.uint8], distance: int) -> Iterator[tuple[Index, Index]]:
+def find_near_pairs(hashes: NDArray[np.uint8], distance: int) -> Iterator[tuple[Index, Index]]:
     """Yield all pairs of hashes, bytes [N,16], that differ in `distance` bits or fewer; a pair may come again.
 
     Of distance + 2 blocks of bits, at least two are equal in such a pair. So hashes are sorted by every two blocks,
@@ -85,16 +163,15 @@ def near_pairs(hashes: NDArray[np.uint8], distance: int) -> Iterator[tuple[Index
     words = np.ascontiguousarray(hashes).view(np.uint64).reshape(len(hashes), 2)
     bits = np.unpackbits(hashes, axis=1)
     count = distance + 2
-    keys = [
-        _pack(bits[:, start::count]) for start in range(count)
-    ]  # neighboring bits resemble each other: spread them
-    width = np.uint64(-(-BITS // count))
+    # neighboring bits resemble each other, so a block takes every count-th bit
+    keys = [_pack(bits[:, start::count]) for start in range(count)]
+    width = np.uint64(-(-HASH_BITS // count))
     for one, other in combinations(keys, 2):
         key = one << width | other
         order = np.argsort(key, kind="stable")
         key = key[order]
         left, step = np.arange(len(key) - 1), 1
-        while len(left) and step <= FARTHEST:
+        while len(left) and step <= MAX_NEIGHBORS:
             left = left[key[left] == key[left + step]]
             a, b = order[left], order[left + step]
             close = np.bitwise_count(words[a] ^ words[b]).sum(axis=1) <= distance
@@ -104,7 +181,7 @@ def near_pairs(hashes: NDArray[np.uint8], distance: int) -> Iterator[tuple[Index
             left = left[left < len(key) - step]
 
 
-def group(rows: NDArray[np.generic]) -> Index:
+def group_rows(rows: NDArray[np.generic]) -> Index:
     """Number the distinct rows of a matrix [N,K]; equal rows get equal numbers, [N]."""
     flat = (
         np.ascontiguousarray(rows)
@@ -114,8 +191,8 @@ def group(rows: NDArray[np.generic]) -> Index:
     return np.unique(flat, return_inverse=True)[1].astype(np.int64)
 
 
-def _first_of(groups: Index) -> Index:
-    """Return for each member of each group the lowest place in it, [N]."""
+def _find_first(groups: Index) -> Index:
+    """Return for each member of each group the first index in it, [N]."""
     _, first, which = np.unique(groups, return_index=True, return_inverse=True)
     return first[which].astype(np.int64)
 

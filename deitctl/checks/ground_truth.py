@@ -1,12 +1,18 @@
-"""Labels that come in a file of their own, as those of ImageNet's validation images do."""
+"""Ground truth: labels in a file of their own, as those of ImageNet's validation images, for images without folders."""
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import replace
 from pathlib import Path, PurePath
 
+import numpy as np
+
+from deitctl.checks.issues import Issue, Remedy, make_remedies, report
+from deitctl.checks.survey import Split
+from deitctl.data.dataset import FileDataset
 from deitctl.errors import DataError
 
 DEVKIT_FILE = "ILSVRC2012_validation_ground_truth.txt"
@@ -22,11 +28,11 @@ def read_ground_truth(path: Path) -> dict[str, str]:
             rows of `filename label` or `filename,label`.
 
     Raises:
-        DataError: no such file, none of these forms, or the devkit's numbers without meta.mat, which says what they
-            mean: their order is not that of the WordNet ids.
+        DataError: no such file, none of these forms, or the devkit's numbers without meta.mat, which gives their
+            WordNet ids: they are in another order.
     """
     if path.is_dir():
-        path = _in_devkit(path)
+        path = _find_devkit_file(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -37,45 +43,38 @@ def read_ground_truth(path: Path) -> dict[str, str]:
     if not lines:
         raise DataError(f"The ground truth {path} is empty.")
     if all(line.strip().isdecimal() for line in lines):
-        meaning = _devkit_classes(path.parent / "meta.mat")
+        wordnet_ids = _read_devkit_classes(path.parent / "meta.mat")
         return {
-            DEVKIT_IMAGE.format(i): _meaning(meaning, int(n), path)
+            DEVKIT_IMAGE.format(i): _find_wordnet_id(wordnet_ids, int(n), path)
             for i, n in enumerate(lines, start=1)
         }
     if lines[0].replace(" ", "").lower() == "imageid,predictionstring":
-        return _checked(
-            ((r[0], r[1].split()[0]) for r in csv.reader(lines[1:]) if len(r) > 1 and r[1].strip()),
-            path,
-        )
-    return _checked(
-        map(
-            _file_and_label,
-            csv.reader(lines) if "," in lines[0] else (s.split(None, 1) for s in lines),
-        ),
-        path,
-    )
+        kaggle = (r for r in csv.reader(lines[1:]) if len(r) > 1 and r[1].strip())
+        return _validate(((row[0], row[1].split()[0]) for row in kaggle), path)
+    rows = csv.reader(lines) if "," in lines[0] else (line.split(None, 1) for line in lines)
+    return _validate(((r[0], r[1].strip()) if len(r) > 1 else ("", "") for r in rows), path)
 
 
-def label_of(image: str, truth: Mapping[str, str]) -> str | None:
+def find_label(image: str, labels: Mapping[str, str]) -> str | None:
     """Look an image up by its file name, then without its extension."""
     name = PurePath(image)
-    return truth.get(name.name) or truth.get(name.stem)
+    return labels.get(name.name) or labels.get(name.stem)
 
 
-def _in_devkit(folder: Path) -> Path:
+def _find_devkit_file(folder: Path) -> Path:
     for path in (folder / DEVKIT_FILE, folder / "data" / DEVKIT_FILE):
         if path.is_file():
             return path
     raise DataError(
-        f"{folder} has no {DEVKIT_FILE}.", "Name ImageNet's devkit folder, or a file of labels."
+        f"{folder} has no {DEVKIT_FILE}.", "Pass ImageNet's devkit folder, or a file of labels."
     )
 
 
-def _devkit_classes(path: Path) -> dict[int, str]:
-    """Read what the devkit's numbers stand for: WordNet ids by ILSVRC2012_ID."""
+def _read_devkit_classes(path: Path) -> dict[int, str]:
+    """Read the WordNet ids of the devkit's numbers, ILSVRC2012_ID."""
     if not path.is_file():
         raise DataError(
-            f"The ground truth is numbers, and {path} is not there to say what they stand for.",
+            f"The ground truth is numbers, and {path}, which gives their classes, is missing.",
             "Copy the devkit's meta.mat beside it; or use Kaggle's LOC_val_solution.csv.",
         )
     try:
@@ -96,25 +95,64 @@ def _devkit_classes(path: Path) -> dict[int, str]:
     return classes
 
 
-def _meaning(classes: Mapping[int, str], number: int, path: Path) -> str:
-    if number not in classes:
-        raise DataError(f"{path} has the class {number}, which meta.mat does not know.")
-    return classes[number]
+def _find_wordnet_id(wordnet_ids: Mapping[int, str], number: int, path: Path) -> str:
+    if number not in wordnet_ids:
+        raise DataError(f"{path} has the class {number}, which meta.mat lacks.")
+    return wordnet_ids[number]
 
 
-def _file_and_label(row: list[str]) -> tuple[str, str]:
-    return (row[0], row[1].strip()) if len(row) > 1 else ("", "")
-
-
-def _checked(rows: Iterable[tuple[str, str]], path: Path) -> dict[str, str]:
-    """Refuse what cannot become a folder of its name inside the data set."""
-    truth: dict[str, str] = {}
+def _validate(rows: Iterable[tuple[str, str]], path: Path) -> dict[str, str]:
+    """Refuse labels that cannot become a folder of that name inside the data set."""
+    labels: dict[str, str] = {}
     for file, label in rows:
         name = PurePath(file.strip()).name
         if not name or not label or label in (".", "..") or "/" in label or "\\" in label:
             raise DataError(
                 f"{path} has a row without a file name and a label: {file!r}, {label!r}."
             )
-        if truth.setdefault(name, label) != label:
-            raise DataError(f"{path} gives {name} two labels, {truth[name]!r} and {label!r}.")
-    return truth
+        if labels.setdefault(name, label) != label:
+            raise DataError(f"{path} gives {name} two labels, {labels[name]!r} and {label!r}.")
+    return labels
+
+
+def label_flat_split(
+    split: Split, labels: Mapping[str, str], class_names: Set[str]
+) -> tuple[Split, list[Issue]]:
+    """Label images without class folders, and report how they would be sorted into some.
+
+    Args:
+        split: the images.
+        labels: the ground truth, may be empty.
+        class_names: of the other splits.
+
+    Raises:
+        DataError: a ground truth of other images, or of numbers where the classes are none.
+    """
+    paths = [split.dataset.name(i) for i in range(len(split.dataset.labels))]
+    by_path = {path: label for path in paths if (label := find_label(path, labels))}
+    if labels and not by_path:
+        raise DataError(
+            f"The ground truth names none of the images in {split.root}, such as {Path(paths[0]).name}."
+        )
+    numbers = by_path and all(label.isdecimal() for label in by_path.values())
+    if numbers and class_names and not class_names.issuperset(by_path.values()):
+        raise DataError(
+            f"The ground truth's labels are numbers such as {min(by_path.values())}, and the classes are not.",
+            "Pass a ground truth with class names or WordNet ids.",
+        )
+
+    def move(path: str) -> Remedy:
+        target = Path(split.root) / by_path[path] / Path(path).name
+        return Remedy(path, "flat_split", "move", str(target))
+
+    details = [f"(The ground truth labels {len(by_path)} of them.)"] if labels else []
+    moves = make_remedies(by_path, move)
+    issues = list(report("flat_split", len(paths), paths, details=details, remedies=moves))
+    if not by_path:
+        return split, issues
+    unlabeled = [path for path in paths if path not in by_path]
+    issues += report("not_in_ground_truth", len(unlabeled), unlabeled)
+    names = tuple(sorted(set(by_path.values())))
+    index = {name: i for i, name in enumerate(names)}
+    numbered = np.array([index[label] for label in by_path.values()], dtype=np.int64)
+    return replace(split, dataset=FileDataset(tuple(by_path), numbered, names)), issues

@@ -1,4 +1,4 @@
-"""One look at every image: what it is, whether it can be read, and a few bytes by which copies are found."""
+"""Inspection of an image: format, mode, size, whether it can be read, digests by which duplicates are found."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from deitctl.cores import available_cores
-from deitctl.data.dataset import Source
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.decode import decode
-from deitctl.data.loader import leave_signals_to_the_parent
-from deitctl.data.readers.pack import PackSource
+from deitctl.data.loader import ignore_signals
+from deitctl.data.readers.pack import PackDataset
 from deitctl.errors import DataError
 
-DIGEST = 16  # bytes: 128 bits of BLAKE2 over the decoded pixels
-HASH = 16  # bytes: 64 differences across and 64 down
-LEAST_EDGES = 48
-"""Of a hash's 128 differences those that must be 2 gray levels or more, else it describes noise on a plain ground."""
-LEAST_SIDE = 32
-"""Images smaller than this, in pixels, are too much alike for a hash to tell apart."""
-BATCH, ONE_PROCESS = 32, 256  # fewer images than that are not worth starting processes for
+DIGEST_BYTES = 16  # BLAKE2 of the decoded pixels
+HASH_BYTES = 16  # 64 differences across and 64 down
+MIN_EDGES = 48
+"""Of a hash's 128 differences that must be 2 gray levels or more, else it describes noise on a plain ground."""
+MIN_SIDE = 32
+"""Pixels below which images are too similar for a hash to tell apart."""
+BATCH_SIZE = 32
+MIN_FOR_WORKERS = 256  # images; for fewer, starting processes takes longer
 ORIENTATION = 0x0112  # EXIF tag
 
-EXTENSION_OF = {
+EXTENSION_BY_FORMAT = {
     "JPEG": ".jpg",
     "PNG": ".png",
     "WEBP": ".webp",
@@ -41,71 +42,76 @@ EXTENSION_OF = {
     "JPEG2000": ".jp2",
     "AVIF": ".avif",
 }
-FORMAT_OF = {".jpeg": "JPEG", ".jfif": "JPEG", ".tiff": "TIFF", ".pgm": "PPM", ".pbm": "PPM"}
-FORMAT_OF |= {extension: name for name, extension in EXTENSION_OF.items()}
+FORMAT_BY_EXTENSION = {
+    ".jpeg": "JPEG",
+    ".jfif": "JPEG",
+    ".tiff": "TIFF",
+    ".pgm": "PPM",
+    ".pbm": "PPM",
+}
+FORMAT_BY_EXTENSION |= {extension: name for name, extension in EXTENSION_BY_FORMAT.items()}
 
 
 class ImageInfo(NamedTuple):
-    """What one look at an image tells; of an unreadable one `problem` and `why` alone."""
+    """A description of an image; of an unreadable one `issue` and `error` alone."""
 
-    problem: str = ""
-    """The check that it fails: unreadable, empty_file, not_an_image, truncated or damaged."""
-    why: str = ""
-    digest: bytes = bytes(DIGEST)
+    issue: str = ""
+    """Why it cannot be read: unreadable, empty_file, not_an_image, truncated or damaged."""
+    error: str = ""
+    digest: bytes = bytes(DIGEST_BYTES)
     """Of the upright RGB pixels."""
     hash: bytes = b""
-    """See `difference_hash`; empty where it would say nothing."""
+    """See `difference_hash`; empty where it tells nothing."""
     size: tuple[int, int] = (0, 0)
     """Width and height in pixels, upright."""
     mode: str = "RGB"
-    """As stored, in Pillow's words."""
+    """As stored, as Pillow names it."""
     format: str = ""
-    """As stored: a key of `EXTENSION_OF`, another of Pillow's, or empty for images without a file."""
+    """As stored: a key of `EXTENSION_BY_FORMAT`, another of Pillow's, or empty for images without a file."""
     animated: bool = False
     rotated: bool = False
     blank: bool = False
     """One color all over."""
 
 
-def look(source: Source, index: int) -> ImageInfo:
-    """Read and decode one image once, and describe it; never raises for what is wrong with it."""
-    name = source.name(index)
+def inspect_image(dataset: ImageDataset, index: int) -> ImageInfo:
+    """Read and decode an image once, and describe it; never raises for an unreadable one."""
+    name = dataset.name(index)
     try:
-        data = source.raw(index)
+        data = dataset.read_bytes(index)
     except DataError as error:
         return ImageInfo("unreadable", str(error))
-    header = _header(data)
-    try:  # what is held in memory has no header
-        image = source.read(index) if header is None else decode(data, name)
+    header = _read_header(data)
+    try:  # an image of an array in memory has no header
+        image = dataset.read(index) if header is None else decode(data, name)
     except DataError as error:
-        return ImageInfo(_problem(data, str(error).replace(name, "")), str(error))
+        return ImageInfo(_classify_error(data, str(error).replace(name, "")), str(error))
     stored = header or ImageInfo()
-    if isinstance(
-        source, PackSource
-    ):  # the name is that of the file it was, whose format it need not have
+    if isinstance(dataset, PackDataset):
+        # the name is that of the original file, whose format packing may have changed
         stored = stored._replace(format="")
     return stored._replace(
-        digest=pixel_digest(image),
+        digest=digest_pixels(image),
         hash=difference_hash(image),
         size=image.size,
         blank=all(low == high for low, high in image.getextrema()),  # type: ignore[misc]
     )
 
 
-def pixel_digest(image: Image.Image) -> bytes:
+def digest_pixels(image: Image.Image) -> bytes:
     """Hash an RGB image's size and pixels: the same for every lossless way to store it."""
     return hashlib.blake2b(
-        image.tobytes(), digest_size=DIGEST, person=b"%dx%d" % image.size
+        image.tobytes(), digest_size=DIGEST_BYTES, person=b"%dx%d" % image.size
     ).digest()
 
 
 def difference_hash(image: Image.Image) -> bytes:
-    """Return 128 bits that copies of an image share but for a few: which of two neighboring regions is lighter.
+    """Return 128 bits that near duplicates share but for a few: which of two neighboring regions is lighter.
 
-    64 bits compare neighbors across an 8x9 grid, 64 down a 9x8 grid. Empty for images that are too small or too
-    plain to be told apart by it.
+    64 bits compare neighbors across an 8x9 grid, 64 down a 9x8 grid. Empty for images too small or too plain to be
+    told apart by it.
     """
-    if min(image.size) < LEAST_SIDE:
+    if min(image.size) < MIN_SIDE:
         return b""
     gray = image.convert("L")
     across, down = (
@@ -115,34 +121,33 @@ def difference_hash(image: Image.Image) -> bytes:
         for size, axis in (((9, 8), 1), ((8, 9), 0))
     )
     steps = np.concatenate([across, down])
-    return np.packbits(steps > 0).tobytes() if (np.abs(steps) > 1).sum() >= LEAST_EDGES else b""
+    return np.packbits(steps > 0).tobytes() if (np.abs(steps) > 1).sum() >= MIN_EDGES else b""
 
 
-def promised_format(name: str) -> str:
+def format_of_name(name: str) -> str:
     """Return the format that a file name's extension stands for, empty if none."""
-    return FORMAT_OF.get(PurePath(name).suffix.lower(), "")
+    return FORMAT_BY_EXTENSION.get(PurePath(name).suffix.lower(), "")
 
 
 def is_image(path: str) -> bool:
-    """Say whether Pillow knows the file for an image by its first bytes."""
+    """Return whether Pillow recognizes the file by its first bytes."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Image.open(path, formats=tuple(EXTENSION_OF)).close()
+            Image.open(path, formats=tuple(EXTENSION_BY_FORMAT)).close()
             return True
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
 
 
-def _header(data: bytes) -> ImageInfo | None:
+def _read_header(data: bytes) -> ImageInfo | None:
     """Describe an image as stored, without decoding it; None if it does not even begin like one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data))
-            kind = (
-                "JPEG" if image.format == "MPO" else image.format or ""
-            )  # a camera's JPEG with a preview behind it
+            # MPO is a camera's JPEG with a preview behind it
+            kind = "JPEG" if image.format == "MPO" else image.format or ""
             animated = kind != "JPEG" and bool(getattr(image, "is_animated", False))
             return ImageInfo(
                 mode=image.mode,
@@ -150,59 +155,59 @@ def _header(data: bytes) -> ImageInfo | None:
                 animated=animated,
                 rotated=image.getexif().get(ORIENTATION, 1) != 1,
             )
-    except Exception:  # damaged headers raise a dozen kinds; decoding says what is wrong
+    except Exception:  # damaged headers raise a dozen kinds of errors; decoding names the right one
         return None
 
 
-def _problem(data: bytes, why: str) -> str:
+def _classify_error(data: bytes, error: str) -> str:
     if not data:
         return "empty_file"
-    if "is not an image" in why:
+    if "is not an image" in error:
         return "not_an_image"
-    return "truncated" if "truncated" in why.lower() else "damaged"
+    return "truncated" if "truncated" in error.lower() else "damaged"
 
 
-class Images(Dataset[ImageInfo]):
-    """The images of several sources under one numbering, each shown as its `ImageInfo`."""
+class JoinedImages(Dataset[ImageInfo]):
+    """The images of several data sets under one numbering, each as its `ImageInfo`."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self.sources = sources
-        self.counts: NDArray[np.int64] = np.array([len(s.labels) for s in sources], dtype=np.int64)
+    def __init__(self, datasets: Sequence[ImageDataset]) -> None:
+        self.datasets = datasets
+        self.counts: NDArray[np.int64] = np.array([len(s.labels) for s in datasets], dtype=np.int64)
         self.ends = np.cumsum(self.counts)
 
     def __len__(self) -> int:
         return int(self.counts.sum())
 
     def __getitem__(self, index: int) -> ImageInfo:
-        return look(*self.locate(index))
+        return inspect_image(*self.locate(index))
 
-    def locate(self, index: int) -> tuple[Source, int]:
-        """Return the source that holds an image, and its number there."""
+    def locate(self, index: int) -> tuple[ImageDataset, int]:
+        """Return the data set of an image, and its index there."""
         which = int(np.searchsorted(self.ends, index, side="right"))
-        return self.sources[which], int(index - self.ends[which] + self.counts[which])
+        return self.datasets[which], int(index - self.ends[which] + self.counts[which])
 
     def name(self, index: int) -> str:
-        """Name an image."""
-        source, place = self.locate(index)
-        return source.name(place)
+        """Return the name of an image."""
+        dataset, place = self.locate(index)
+        return dataset.name(place)
 
 
-def processes(wanted: int, num_images: int) -> int:
-    """Return how many processes are to look at images: as many as wanted; -1: one a core, or 0, none but this, for few."""
-    if wanted >= 0:
-        return wanted
-    return available_cores() if num_images > ONE_PROCESS else 0
+def resolve_workers(requested: int, num_images: int) -> int:
+    """Return the number of decoding processes: as requested; for -1 one a core, or 0 for few images."""
+    if requested >= 0:
+        return requested
+    return available_cores() if num_images > MIN_FOR_WORKERS else 0
 
 
-def look_at_all(images: Images, workers: int) -> Iterator[list[ImageInfo]]:
-    """Yield the looks of all images in order, in lists, by `workers` processes (see `processes`)."""
+def inspect_images(images: JoinedImages, workers: int) -> Iterator[list[ImageInfo]]:
+    """Yield the infos of all images in order, in lists; `workers` is as in `resolve_workers`."""
     with warnings.catch_warnings():  # the number of processes is the user's to choose
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader = DataLoader(
             images,
-            batch_size=BATCH,
-            num_workers=processes(workers, len(images)),
+            batch_size=BATCH_SIZE,
+            num_workers=resolve_workers(workers, len(images)),
             collate_fn=list,
-            worker_init_fn=leave_signals_to_the_parent,
+            worker_init_fn=ignore_signals,
         )
         return iter(loader)

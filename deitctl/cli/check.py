@@ -11,9 +11,9 @@ from deitctl.cli import options as o
 
 if TYPE_CHECKING:
     from deitctl.checks.check import CheckResult
-    from deitctl.checks.findings import Finding
+    from deitctl.checks.issues import Issue
 
-SHOWN = 3  # examples in a table's cell
+NUM_EXAMPLES = 3  # in a table's cell
 
 
 def check(
@@ -34,10 +34,10 @@ def check(
             show_default=False,
         ),
     ] = None,
-    write_table: Annotated[
+    write_manifest: Annotated[
         Path | None,
         typer.Option(
-            "--write-table",
+            "--write-manifest",
             help="Write a path,label,split table of it here, to train on as DATA.",
             show_default=False,
         ),
@@ -49,9 +49,9 @@ def check(
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
 ) -> None:
-    """Say whether a data set is sound: what would go unread, leak or be mislabeled. Changes nothing in it.
+    """Find issues in a data set: unreadable, leaked and mislabeled images. Changes nothing in it.
 
-    Exits with 3 if there is an error among the findings.
+    Exits with 3 if an issue is an error.
 
     Example: deitctl check photos/ --fix-list fixes.csv
     """
@@ -64,43 +64,47 @@ def check(
     if not data:
         reporter.note("No data named: using the built-in 'digits'.")
     from deitctl.checks.check import check as run
+    from deitctl.records import to_object
 
     result = run(
         data or "",
         ground_truth=str(ground_truth or ""),
         fix_list=str(fix_list or ""),
-        write_table=str(write_table or ""),
+        write_manifest=str(write_manifest or ""),
         workers=-1 if workers is None else workers,
         reporter=reporter,
     )
     if shape == "json":
-        print_json(result.to_dict())
+        print_json(to_object(result))
     else:
         _print(result)
-    raise typer.Exit(0 if result.sound else 3)
+    raise typer.Exit(3 if result.num_errors else 0)
 
 
 def _print(result: CheckResult) -> None:
     from deitctl.cli.console import print_table
 
-    counts = [
-        (name, str(part["images"]), str(part["classes"])) for name, part in result.parts.items()
+    sizes = [
+        (name, str(split.num_images), str(split.num_classes))
+        for name, split in result.splits.items()
     ]
+    summary = f"{len(result.issues)} kinds of issues, {result.num_errors} of them errors"
     print_table(
-        f"{result.data} is {'sound' if result.sound else 'not sound'}",
-        ("part", "images", "classes"),
-        counts,
+        f"{result.data}: {summary if result.issues else 'no issues found'}",
+        ("split", "images", "classes"),
+        sizes,
     )
-    if result.findings:
+    if result.issues:
         rows = [
-            (f.severity, f.check, _words(f, result.data), str(f.count)) for f in result.findings
+            (issue.severity, issue.code, _describe(issue, result.data), str(issue.count))
+            for issue in result.issues
         ]
-        print_table("findings", ("", "check", "what, where, what to do", "count"), rows, 3)
+        print_table("issues", ("severity", "code", "what, where, what to do", "count"), rows, 3)
 
 
-def _words(finding: Finding, data: str) -> str:
-    from deitctl.checks.fix_list import safe
+def _describe(issue: Issue, data: str) -> str:
+    from deitctl.checks.issues import escape
 
-    shown = [safe(e.replace(f"{data}/", "")) for e in finding.examples[:SHOWN]]
-    more = ["..."] if finding.count > len(shown) else []
-    return "\n".join([finding.message, *(f"  {line}" for line in (*shown, *more)), finding.fix])
+    examples = [escape(e.replace(f"{data}/", "")) for e in issue.examples[:NUM_EXAMPLES]]
+    more = ["..."] if issue.count > len(examples) else []
+    return "\n".join([issue.message, *(f"  {line}" for line in (*examples, *more)), issue.fix])

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from deitctl.checks.image_info import Images, processes
+from deitctl.checks.image_info import JoinedImages, resolve_workers
 from deitctl.data.readers.digits import ArrayDataset
 from deitctl.data.dataset import ImageDataset, Subset
 from deitctl.data.decode import MAX_BYTES, decode
@@ -126,8 +126,8 @@ def keep_all(datasets: Sequence[ImageDataset], form: Form, workers: int) -> Gene
     Raises:
         DataError: a process died.
     """
-    images = Images(datasets)
-    count = 0 if workers < 0 and form.as_it_is else processes(workers, len(images))
+    images = JoinedImages(datasets)
+    count = 0 if workers < 0 and form.as_it_is else resolve_workers(workers, len(images))
     if not count:
         yield from (keep(*images.locate(index), form) for index in range(len(images)))
         return
@@ -143,7 +143,7 @@ def keep_all(datasets: Sequence[ImageDataset], form: Form, workers: int) -> Gene
 
 
 @contextmanager
-def _working(images: Images, form: Form, count: int) -> Iterator[list[Connection]]:
+def _working(images: JoinedImages, form: Form, count: int) -> Iterator[list[Connection]]:
     """Have processes take chunks of images in turn, each with a pipe of its own, and end them at the end."""
     started, ends = [], []
     try:
@@ -164,7 +164,7 @@ def _working(images: Images, form: Form, count: int) -> Iterator[list[Connection
 
 
 def _work(
-    parents: Connection, end: Connection, images: Images, form: Form, number: int, count: int
+    parents: Connection, end: Connection, images: JoinedImages, form: Form, number: int, count: int
 ) -> None:
     """Send every `count`-th chunk from `number` on, as fast as they are taken; end when nobody takes them any more."""
     ignore_signals(number)

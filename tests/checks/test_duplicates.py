@@ -1,4 +1,4 @@
-"""Copies are found: all pairs that brute force finds, whatever the hashes."""
+"""Duplicates are all pairs that brute force finds, whatever the hashes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deitctl.checks.duplicates import NEAR, exact_twins, group, near_pairs, near_twins
+from deitctl.checks.duplicates import (
+    MAX_DISTANCE,
+    find_exact_duplicates,
+    find_near_duplicates,
+    find_near_pairs,
+    group_rows,
+)
 
 
 def pairs_by_search(hashes, distance) -> set[tuple[int, int]]:
     return {
         (a, b)
-        for x, y in near_pairs(hashes, distance)
+        for x, y in find_near_pairs(hashes, distance)
         for a, b in zip(x.tolist(), y.tolist(), strict=True)
     }
 
@@ -46,11 +52,11 @@ def test_the_search_finds_the_pairs_that_brute_force_finds(seed, originals, copi
 
 def test_no_hash_and_one_hash_have_no_pairs():
     for count in (0, 1):
-        assert not pairs_by_search(np.zeros((count, 16), np.uint8), NEAR)
+        assert not pairs_by_search(np.zeros((count, 16), np.uint8), MAX_DISTANCE)
 
 
 def test_equal_rows_are_one_group():
-    groups = group(np.array([[1, 2], [3, 4], [1, 2]], dtype=np.uint8))
+    groups = group_rows(np.array([[1, 2], [3, 4], [1, 2]], dtype=np.uint8))
     assert groups[0] == groups[2] != groups[1]
 
 
@@ -62,31 +68,35 @@ def as_pairs(relation) -> list[tuple[int, int]]:
     return list(zip(*(side.tolist() for side in relation), strict=True))
 
 
-def test_a_validation_image_names_the_training_image_that_it_is():
-    """Also where one twin of three would be enough to hide another."""
-    found = exact_twins(digests(1, 2, 1, 1), np.array([0, 0, 1, 1]), np.array([0, 0, 0, 0]))
-    assert as_pairs(found.across_parts) == [(2, 0), (3, 0)]
-    assert as_pairs(found.in_class) == [(3, 2)]
-    assert as_pairs(found.across_classes) == []
+def test_a_leaked_validation_image_has_its_training_image():
+    """Also of three duplicates, where one could hide another."""
+    groups = find_exact_duplicates(
+        digests(1, 2, 1, 1), np.array([0, 0, 1, 1]), np.array([0, 0, 0, 0])
+    )
+    assert as_pairs(groups.across_splits) == [(2, 0), (3, 0)]
+    assert as_pairs(groups.in_class) == [(3, 2)]
+    assert as_pairs(groups.across_classes) == []
 
 
-def test_one_image_under_two_labels_is_told_from_a_copy_within_a_class():
-    found = exact_twins(digests(1, 1, 1, 2), np.array([0, 0, 0, 0]), np.array([5, 6, 5, 5]))
-    assert as_pairs(found.across_classes) == [(1, 0)]
-    assert as_pairs(found.in_class) == [(2, 0)]
+def test_duplicates_under_two_labels_are_told_from_those_in_a_class():
+    groups = find_exact_duplicates(
+        digests(1, 1, 1, 2), np.array([0, 0, 0, 0]), np.array([5, 6, 5, 5])
+    )
+    assert as_pairs(groups.across_classes) == [(1, 0)]
+    assert as_pairs(groups.in_class) == [(2, 0)]
 
 
-def test_near_twins_are_told_apart_by_relation_and_leave_exact_copies_out():
+def test_near_duplicates_are_told_apart_by_relation_and_leave_out_exact_ones():
     zero, one = np.zeros(16, np.uint8), np.zeros(16, np.uint8)
     one[0] = 1
     far = np.full(16, 255, np.uint8)
     hashes = np.stack([zero, one, far, zero, one, zero])
-    found = near_twins(
+    groups = find_near_duplicates(
         hashes,
         digests(1, 2, 3, 4, 5, 1),
         np.array([0, 0, 0, 0, 1, 1]),
         np.array([0, 0, 0, 1, 0, 0]),
     )
-    assert dict(as_pairs(found.across_parts)).keys() == {4}
-    assert dict(as_pairs(found.across_classes)).keys() == {3}
-    assert as_pairs(found.in_class) == [(1, 0)]
+    assert dict(as_pairs(groups.across_splits)).keys() == {4}
+    assert dict(as_pairs(groups.across_classes)).keys() == {3}
+    assert as_pairs(groups.in_class) == [(1, 0)]

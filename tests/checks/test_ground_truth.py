@@ -1,4 +1,4 @@
-"""Labels in a file of their own are read, and numbers are never guessed at."""
+"""Labels in a file of their own are read, and numbers are never guessed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from deitctl.checks.ground_truth import label_of, read_ground_truth
+from deitctl.checks.ground_truth import find_label, read_ground_truth
 from deitctl.errors import DataError
 
-IDS = (
-    "n00000030",
-    "n00000010",
-    "n00000020",
-)  # the devkit's 1, 2, 3: not in the order of the WordNet ids
+IDS = ("n00000030", "n00000010", "n00000020")
+"""The devkit's 1, 2, 3, which are not in the order of the WordNet ids."""
 
 
 @pytest.fixture
@@ -38,7 +35,7 @@ def test_the_devkit_gives_wordnet_ids_by_its_own_numbers(devkit):
         == read_ground_truth(devkit)
         == read_ground_truth(devkit / "ILSVRC2012_validation_ground_truth.txt")
     )
-    assert [label_of(f"val/ILSVRC2012_val_0000000{i}.JPEG", truth) for i in (1, 2, 3, 4, 5)] == [
+    assert [find_label(f"val/ILSVRC2012_val_0000000{i}.JPEG", truth) for i in (1, 2, 3, 4, 5)] == [
         "n00000020",
         "n00000030",
         "n00000030",
@@ -49,12 +46,12 @@ def test_the_devkit_gives_wordnet_ids_by_its_own_numbers(devkit):
 
 def test_without_meta_mat_the_devkit_is_refused(devkit):
     (devkit / "meta.mat").unlink()
-    with pytest.raises(DataError, match=r"meta\.mat is not there .* Kaggle"):
+    with pytest.raises(DataError, match=r"meta\.mat, .* is missing\. .*Kaggle"):
         read_ground_truth(devkit)
 
 
 @pytest.mark.parametrize(
-    ("break_it", "says"),
+    ("break_it", "message"),
     [
         (lambda d: (d / "meta.mat").write_bytes(b"no mat file"), "is not the devkit's meta.mat"),
         (lambda d: savemat(d / "meta.mat", {"other": 1}), "is not the devkit's meta.mat"),
@@ -69,13 +66,13 @@ def test_without_meta_mat_the_devkit_is_refused(devkit):
         ),
     ],
 )
-def test_a_broken_devkit_says_what_is_wrong(break_it, says, devkit):
+def test_a_broken_devkit_is_refused(break_it, message, devkit):
     break_it(devkit)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=message):
         read_ground_truth(devkit)
 
 
-def test_without_scipy_it_says_so(devkit, monkeypatch):
+def test_without_scipy_the_devkit_is_refused(devkit, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(DataError, match="pip install scipy"):
         read_ground_truth(devkit)
@@ -93,18 +90,18 @@ def test_without_scipy_it_says_so(devkit, monkeypatch):
 def test_kaggles_file_and_plain_rows_are_read(text, tmp_path):
     (tmp_path / "truth").write_text(text)
     truth = read_ground_truth(tmp_path / "truth")
-    assert [label_of(f"{name}.JPEG", truth) for name in "abc"] == ["n00000010", "n00000020", None]
+    assert [find_label(f"{name}.JPEG", truth) for name in "abc"] == ["n00000010", "n00000020", None]
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("a.jpg ../../etc\n", "without a file name and a label"),
         ("a.jpg\n", "without a file name and a label"),
         ("a.jpg cat\na.jpg dog\n", "two labels, 'cat' and 'dog'"),
     ],
 )
-def test_rows_that_cannot_be_folders_are_refused(text, says, tmp_path):
+def test_rows_that_cannot_be_folders_are_refused(text, message, tmp_path):
     (tmp_path / "truth.txt").write_text(text)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=message):
         read_ground_truth(tmp_path / "truth.txt")

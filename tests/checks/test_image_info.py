@@ -1,4 +1,4 @@
-"""One look at an image tells what it is, why it cannot be read, and what its copies share."""
+"""An inspected image has its format, or why it cannot be read, and a hash that near duplicates share."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from PIL import Image
 
 from deitctl.checks.image_info import (
     ImageInfo,
-    Images,
+    JoinedImages,
     difference_hash,
-    look,
-    look_at_all,
-    pixel_digest,
+    digest_pixels,
+    inspect_image,
+    inspect_images,
 )
-from deitctl.data.dataset import subset
-from deitctl.data.open import scan_classes
+from deitctl.data.dataset import select
+from deitctl.data.open import open_folder
 
 
 def texture(seed: int = 0, size: tuple[int, int] = (96, 72)) -> Image.Image:
@@ -33,20 +33,20 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 
 @pytest.fixture
-def seen(tmp_path, reporter):
-    """Look at a file of some bytes."""
+def inspect_file(tmp_path, reporter):
+    """Inspect a file of some bytes."""
 
     def make(data: bytes, name: str = "a.jpg") -> ImageInfo:
         path = tmp_path / "class" / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
-        return look(scan_classes(tmp_path, reporter), 0)
+        return inspect_image(open_folder(tmp_path, reporter), 0)
 
     return make
 
 
 @pytest.mark.parametrize(
-    ("change", "problem"),
+    ("change", "issue"),
     [
         (lambda data: b"", "empty_file"),
         (lambda data: b"<html>404</html>", "not_an_image"),
@@ -54,17 +54,17 @@ def seen(tmp_path, reporter):
         (lambda data: data[:200] + bytes(50) + data[250:], "damaged"),
     ],
 )
-def test_an_unreadable_file_says_which_way(change, problem, seen):
-    found = seen(change(encoded(texture(), "PNG")))
-    assert found.problem == problem
-    assert "a.jpg" in found.why
+def test_an_unreadable_file_has_its_issue(change, issue, inspect_file):
+    info = inspect_file(change(encoded(texture(), "PNG")))
+    assert info.issue == issue
+    assert "a.jpg" in info.error
 
 
-def test_a_file_that_is_gone_is_unreadable(image_folder, reporter):
+def test_a_missing_file_is_unreadable(image_folder, reporter):
     root = image_folder({"cat": 1})
-    source = scan_classes(root, reporter)
+    dataset = open_folder(root, reporter)
     (root / "cat" / "0.png").unlink()
-    assert look(source, 0).problem == "unreadable"
+    assert inspect_image(dataset, 0).issue == "unreadable"
 
 
 @pytest.mark.parametrize(
@@ -79,31 +79,31 @@ def test_a_file_that_is_gone_is_unreadable(image_folder, reporter):
         ("RGB", "WEBP"),
     ],
 )
-def test_an_image_is_described_as_it_is_stored(mode, kind, seen):
+def test_an_image_is_described_as_it_is_stored(mode, kind, inspect_file):
     image = texture().convert("L" if mode == "I;16" else mode)
     if mode == "I;16":
         image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
-    found = seen(encoded(image, kind))
-    assert (found.problem, found.mode, found.format, found.size) == ("", mode, kind, (96, 72))
+    info = inspect_file(encoded(image, kind))
+    assert (info.issue, info.mode, info.format, info.size) == ("", mode, kind, (96, 72))
 
 
-def test_frames_rotation_and_blankness_are_seen(seen):
+def test_animation_rotation_and_blank_images_are_recognized(inspect_file):
     turned = Image.Exif()
     turned[0x0112] = 6
-    upright = seen(encoded(texture(), "JPEG", exif=turned))
+    upright = inspect_file(encoded(texture(), "JPEG", exif=turned))
     assert (upright.rotated, upright.size) == (True, (72, 96))
     moving = encoded(texture(), "GIF", save_all=True, append_images=[texture(1)])
-    assert seen(moving).animated
-    assert not seen(encoded(texture(), "GIF")).animated
-    assert seen(encoded(Image.new("RGB", (40, 40), "red"), "PNG")).blank
-    assert not seen(encoded(texture(), "PNG")).blank
+    assert inspect_file(moving).animated
+    assert not inspect_file(encoded(texture(), "GIF")).animated
+    assert inspect_file(encoded(Image.new("RGB", (40, 40), "red"), "PNG")).blank
+    assert not inspect_file(encoded(texture(), "PNG")).blank
 
 
-def test_the_digest_is_of_the_pixels_not_of_the_file(seen):
-    digests = {seen(encoded(texture(), kind)).digest for kind in ("PNG", "BMP", "TIFF")}
+def test_the_digest_is_of_the_pixels_not_of_the_file(inspect_file):
+    digests = {inspect_file(encoded(texture(), kind)).digest for kind in ("PNG", "BMP", "TIFF")}
     assert len(digests) == 1
-    assert pixel_digest(texture(1)) not in digests
-    assert pixel_digest(Image.new("RGB", (4, 9))) != pixel_digest(Image.new("RGB", (9, 4)))
+    assert digest_pixels(texture(1)) not in digests
+    assert digest_pixels(Image.new("RGB", (4, 9))) != digest_pixels(Image.new("RGB", (9, 4)))
 
 
 def apart(one: Image.Image, other: Image.Image) -> int:
@@ -111,7 +111,7 @@ def apart(one: Image.Image, other: Image.Image) -> int:
     return int(np.unpackbits(hashes[0] ^ hashes[1]).sum())
 
 
-def test_a_copy_keeps_the_hash_and_another_image_does_not():
+def test_near_duplicates_share_the_hash_and_other_images_do_not():
     original = texture()
     assert apart(original, Image.open(io.BytesIO(encoded(original, "JPEG", quality=50)))) <= 9
     assert apart(original, original.resize((48, 36))) <= 9
@@ -119,23 +119,25 @@ def test_a_copy_keeps_the_hash_and_another_image_does_not():
 
 
 @pytest.mark.parametrize("image", [Image.new("RGB", (100, 100), "white"), texture(size=(31, 200))])
-def test_what_says_nothing_has_no_hash(image):
+def test_plain_and_small_images_have_no_hash(image):
     assert difference_hash(image) == b""
 
 
-def test_images_without_a_file_are_looked_at_too(digit_sources):
-    found = look(digit_sources[0], 0)
-    assert (found.problem, found.format, found.size) == ("", "", (8, 8))
+def test_images_without_a_file_are_inspected_too(digit_datasets):
+    info = inspect_image(digit_datasets[0], 0)
+    assert (info.issue, info.format, info.size) == ("", "", (8, 8))
 
 
-def test_looks_come_in_order_whatever_the_number_of_processes(digit_sources):
-    images = Images([subset(digit_sources[0], range(40)), subset(digit_sources[1], range(30))])
+def test_infos_come_in_order_with_any_number_of_workers(digit_datasets):
+    images = JoinedImages(
+        [select(digit_datasets[0], range(40)), select(digit_datasets[1], range(30))]
+    )
     alone, together = (
-        [one for some in look_at_all(images, workers) for one in some] for workers in (0, 2)
+        [info for infos in inspect_images(images, workers) for info in infos] for workers in (0, 2)
     )
     assert alone == together
     assert len(alone) == len(images) == 70
     assert [images.name(i) for i in (39, 40)] == [
-        digit_sources[0].name(39),
-        digit_sources[1].name(0),
+        digit_datasets[0].name(39),
+        digit_datasets[1].name(0),
     ]

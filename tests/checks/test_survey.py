@@ -1,4 +1,4 @@
-"""Whatever lies in a data set is found and named, also where training refuses it."""
+"""A survey reads every layout, and reports its issues where training refuses it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from deitctl.errors import DataError
 BOTH = {"train/cat": 2, "train/dog": 2, "val/cat": 1, "val/dog": 1}
 
 
-def found_in(data, reporter) -> tuple[dict[str, int], dict[str, tuple[int, tuple[str, ...]]]]:
-    """Images by part, and count and examples by check."""
+def survey_data(data, reporter) -> tuple[dict[str, int], dict[str, tuple[int, tuple[str, ...]]]]:
+    """Images by split, and count and examples by issue."""
     result = survey(str(data), reporter)
-    parts = {part.name: len(part.source.labels) for part in result.parts}
-    return parts, {f.check: (f.count, f.examples) for f in result.findings}
+    splits = {split.name: len(split.dataset.labels) for split in result.splits}
+    return splits, {issue.code: (issue.count, issue.examples) for issue in result.issues}
 
 
 @pytest.mark.parametrize(
-    ("counts", "parts"),
+    ("counts", "splits"),
     [
         (BOTH, {"train": 4, "val": 2}),
         ({"cat": 3, "dog": 2}, {"all": 5}),
@@ -30,92 +30,92 @@ def found_in(data, reporter) -> tuple[dict[str, int], dict[str, tuple[int, tuple
         ({"training/cat": 1, "training/dog": 2, "validation/cat": 1}, {"train": 3, "val": 1}),
     ],
 )
-def test_a_sound_layout_has_nothing_to_report(counts, parts, image_folder, reporter):
-    assert found_in(image_folder(counts), reporter) == (parts, {})
+def test_a_valid_layout_has_no_issues(counts, splits, image_folder, reporter):
+    assert survey_data(image_folder(counts), reporter) == (splits, {})
 
 
 @pytest.mark.parametrize(
-    ("counts", "parts", "check", "where"),
+    ("counts", "splits", "code", "where"),
     [
         ({**BOTH, "test": 3}, {"train": 4, "val": 2}, "unused_folder", "test"),
-        ({"train/cat": 1, "train/dog": 1, "val": 3}, {"train": 2, "val": 3}, "flat_part", None),
-        ({"train": 1, "val": 2}, {"train": 1, "val": 2}, "flat_part", None),
-        ({"": 3}, {"all": 3}, "flat_part", None),
+        ({"train/cat": 1, "train/dog": 1, "val": 3}, {"train": 2, "val": 3}, "flat_split", None),
+        ({"train": 1, "val": 2}, {"train": 1, "val": 2}, "flat_split", None),
+        ({"": 3}, {"all": 3}, "flat_split", None),
         (
             {"inner/train/cat": 1, "inner/val/cat": 2},
             {"train": 1, "val": 2},
-            "nested_part",
+            "nested_split",
             "inner",
         ),
         (
             {"train/train/cat": 1, "val/cat": 2},
             {"train": 1, "val": 2},
-            "nested_part",
+            "nested_split",
             "train/train",
         ),
-        ({"Train/cat": 1, "val/cat": 2}, {"train": 1, "val": 2}, "misnamed_part", "Train"),
+        ({"Train/cat": 1, "val/cat": 2}, {"train": 1, "val": 2}, "misnamed_split", "Train"),
         ({**BOTH, "train": 2}, {"train": 4, "val": 2}, "loose_images", "train/0.png"),
         ({**BOTH, "train/cat/old": 2}, {"train": 6, "val": 2}, "subfolders", "train/cat/old"),
     ],
 )
-def test_an_odd_layout_is_reported_and_read_all_the_same(
-    counts, parts, check, where, image_folder, reporter
+def test_a_wrong_layout_is_reported_and_read_all_the_same(
+    counts, splits, code, where, image_folder, reporter
 ):
     root = image_folder(counts)
-    read, found = found_in(root, reporter)
-    assert read == parts
-    if check == "flat_part":  # reported with the labels that it may get
-        assert not found
+    sizes, issues = survey_data(root, reporter)
+    assert sizes == splits
+    if code == "flat_split":  # reported with the labels that it may get
+        assert not issues
     else:
-        assert found.keys() == {check}
-        assert found[check][1][0] == str(root / where)
+        assert issues.keys() == {code}
+        assert issues[code][1][0] == str(root / where)
 
 
 def test_empty_classes_and_empty_folders(image_folder, tmp_path, reporter):
     root = image_folder(BOTH)
     (root / "val" / "cow").mkdir()
-    assert [part.empty for part in survey(str(root), reporter).parts] == [(), ("cow",)]
+    assert [split.empty for split in survey(str(root), reporter).splits] == [(), ("cow",)]
     assert reporter.warnings == []
     shutil.rmtree(root / "val")
     (root / "val" / "cat").mkdir(parents=True)
-    assert found_in(root, reporter) == ({"train": 4}, {"no_images": (1, (str(root / "val"),))})
+    assert survey_data(root, reporter) == ({"train": 4}, {"no_images": (1, (str(root / "val"),))})
     (tmp_path / "void").mkdir()
-    assert found_in(tmp_path / "void", reporter)[1].keys() == {"no_images"}
+    assert survey_data(tmp_path / "void", reporter)[1].keys() == {"no_images"}
 
 
-def test_files_that_are_no_images_are_counted_and_images_by_other_names_are_errors(
+def test_other_files_are_counted_and_images_with_other_extensions_are_errors(
     image_folder, reporter
 ):
     root = image_folder({"cat": 2, "dog": 2})
     for name in ("a.txt", "b.TXT", "c.xml", ".hidden", "phone.HEIC"):
         (root / "cat" / name).write_text("x")
     shutil.copy(root / "dog" / "0.png", root / "dog" / "noextension")
-    findings = {f.check: f for f in survey(str(root), reporter).findings}
-    assert findings.keys() == {"ignored_files", "unread_images"}
-    assert findings["ignored_files"].message.endswith("(.txt: 2, .xml: 1)")
-    assert set(findings["unread_images"].examples) == {
+    issues = {issue.code: issue for issue in survey(str(root), reporter).issues}
+    assert issues.keys() == {"ignored_files", "unread_images"}
+    assert issues["ignored_files"].message.endswith("(.txt: 2, .xml: 1)")
+    assert set(issues["unread_images"].examples) == {
         str(root / "cat" / "phone.HEIC"),
         str(root / "dog" / "noextension"),
     }
 
 
-def test_a_link_up_is_entered_once(image_folder, reporter):
+def test_a_link_to_a_parent_folder_is_entered_once(image_folder, reporter):
     root = image_folder({"cat": 1, "dog": 1})
     (root / "cat" / "up").symlink_to(root, target_is_directory=True)
     (root / "cat" / "note.txt").touch()
-    assert found_in(root, reporter)[1].keys() == {"ignored_files"}
+    assert survey_data(root, reporter)[1].keys() == {"ignored_files"}
 
 
 @pytest.mark.parametrize(
-    ("counts", "parts", "checks"),
+    ("counts", "splits", "codes"),
     [
         (BOTH, {"train": 4, "val": 2}, {}),
-        ({"train/cat": 1, "train/dog": 1, "val": 3}, {"train": 2}, {"flat_part": 3}),
+        ({"train/cat": 1, "train/dog": 1, "val": 3}, {"train": 2}, {"flat_split": 3}),
         ({**BOTH, "val": 2}, {"train": 4, "val": 2}, {"loose_images": 2}),
-        ({"": 3}, {}, {"flat_part": 3}),
+        ({"": 3}, {}, {"flat_split": 3}),
     ],
 )
-def test_a_tar_is_surveyed_too(counts, parts, checks, image_folder, tmp_path, reporter):
+def test_a_tar_is_surveyed_too(counts, splits, codes, image_folder, tmp_path, reporter):
     root = image_folder(counts)
     for arcname in ("", "around"):
         with tarfile.open(tmp_path / "data.tar", "w") as archive:
@@ -124,11 +124,11 @@ def test_a_tar_is_surveyed_too(counts, parts, checks, image_folder, tmp_path, re
                     entry,
                     f"{arcname}/{entry.name}" if arcname and counts != {"": 3} else entry.name,
                 )
-        read, found = found_in(tmp_path / "data.tar", reporter)
-        assert (read, {check: count for check, (count, _) in found.items()}) == (parts, checks)
+        sizes, issues = survey_data(tmp_path / "data.tar", reporter)
+        assert (sizes, {code: count for code, (count, _) in issues.items()}) == (splits, codes)
 
 
-def test_what_cannot_be_opened_is_an_error(tmp_path, reporter):
+def test_data_that_cannot_be_opened_is_an_error(tmp_path, reporter):
     (tmp_path / "cut.tar").write_bytes(b"no tar")
     (tmp_path / "table.csv").write_text("file,class\na,b\n")
     for name in ("nowhere", "cut.tar", "table.csv"):
@@ -137,7 +137,7 @@ def test_what_cannot_be_opened_is_an_error(tmp_path, reporter):
 
 
 def test_the_built_in_digits_and_tables_are_surveyed(image_folder, reporter):
-    assert found_in("", reporter) == ({"train": 1442, "val": 355}, {})
+    assert survey_data("", reporter) == ({"train": 1442, "val": 355}, {})
     root = image_folder({"cat": 1})
     (root / "table.csv").write_text("path,label,split\ncat/0.png,cat,train\ngone.png,dog,val\n")
-    assert found_in(root / "table.csv", reporter) == ({"train": 1, "val": 1}, {})
+    assert survey_data(root / "table.csv", reporter) == ({"train": 1, "val": 1}, {})

@@ -271,13 +271,13 @@ def test_check_looks_at_a_pack_as_at_its_folder(root, out):
     (root / "train/bee/1.jpg").write_bytes((root / "train/bee/1.jpg").read_bytes()[:300])
     (root / "train/bee/0.jpg").rename(root / "train/bee/0.png")
     pack(str(root), out)
-    folder, packed = ({f.check: f.count for f in check(d).findings} for d in (str(root), out))
+    folder, packed = ({i.code: i.count for i in check(d).issues} for d in (str(root), out))
     assert folder.pop("wrong_extension") == 1
     assert packed == folder
     data = bytearray(Path(out).read_bytes())
     data[1000] ^= 1
     Path(out).write_bytes(data)
-    assert {f.check: f.count for f in check(out).findings}["unreadable"] == 1
+    assert {i.code: i.count for i in check(out).issues}["unreadable"] == 1
 
 
 def test_a_training_on_a_pack_is_that_on_its_folder(root, out, tmp_path, reporter):

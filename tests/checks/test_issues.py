@@ -1,4 +1,4 @@
-"""A fix list can be carried out as it stands, and read by a spreadsheet without harm."""
+"""Issues of one kind are merged; a fix list can be carried out as it stands, and opened by a spreadsheet."""
 
 from __future__ import annotations
 
@@ -8,19 +8,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deitctl.checks.findings import Remedy, found
-from deitctl.checks.fix_list import one_for_a_file, safe, write_fix_list
+from deitctl.checks.issues import (
+    Remedy,
+    escape,
+    merge_issues,
+    report,
+    resolve_conflicts,
+    write_fix_list,
+)
 
 
 def remedies(*rows: Remedy):
     return [
-        f for row in rows for f in found(row.problem, 1, [row.file], remedies=lambda row=row: [row])
+        issue
+        for row in rows
+        for issue in report(row.issue, 1, [row.file], remedies=lambda row=row: [row])
     ]
 
 
 @given(st.text(max_size=20))
 def test_a_field_stays_on_its_line_and_is_no_formula(name):
-    field = safe(name)
+    field = escape(name)
     assert field.isprintable()
     assert not field.startswith(("=", "+", "-", "@"))
     assert field == name or not name.isprintable() or "\\" in name or name[0] in "=+-@"
@@ -37,8 +45,8 @@ def test_a_field_stays_on_its_line_and_is_no_formula(name):
         ("犬/é.jpg", "犬/é.jpg"),
     ],
 )
-def test_names_are_written_to_be_read_back(name, field, tmp_path):
-    assert safe(name) == field
+def test_names_can_be_read_back(name, field, tmp_path):
+    assert escape(name) == field
     assert (
         write_fix_list(
             tmp_path / "out" / "fixes.csv", remedies(Remedy(name, "truncated", "delete"))
@@ -51,13 +59,13 @@ def test_names_are_written_to_be_read_back(name, field, tmp_path):
 
 def test_a_deleted_file_is_not_renamed_or_moved_as_well():
     rows = (
-        Remedy("a.jpg", "flat_part", "move", "cat/a.jpg"),
+        Remedy("a.jpg", "flat_split", "move", "cat/a.jpg"),
         Remedy("a.jpg", "truncated", "delete"),
         Remedy("b.jpg", "wrong_extension", "rename", "b.png"),
         Remedy("b.jpg", "duplicate_in_class", "delete"),
-        Remedy("b.jpg", "duplicate_across_parts", "delete"),
+        Remedy("b.jpg", "duplicate_across_splits", "delete"),
     )
-    assert [(r.file, r.action) for r in one_for_a_file(remedies(*rows))] == [
+    assert [(r.file, r.action) for r in resolve_conflicts(remedies(*rows))] == [
         ("a.jpg", "delete"),
         ("b.jpg", "delete"),
     ]
@@ -70,17 +78,36 @@ def test_nothing_is_moved_onto_another_file(tmp_path):
         Remedy("b.jpg", "wrong_extension", "rename", "b.png"),
         Remedy("b.jpeg", "wrong_extension", "rename", "b.png"),
     )
-    assert [r.action for r in one_for_a_file(remedies(*rows))] == ["review", "rename", "review"]
+    assert [r.action for r in resolve_conflicts(remedies(*rows))] == ["review", "rename", "review"]
 
 
 def test_folders_are_renamed_after_their_files_and_inner_ones_first():
     rows = (
-        Remedy("Train", "misnamed_part", "rename", "train"),
+        Remedy("Train", "misnamed_split", "rename", "train"),
         Remedy("Train/big dog", "similar_class_names", "rename", "Train/big_dog"),
         Remedy("Train/big dog/a.jpg", "truncated", "delete"),
     )
-    assert [r.file for r in one_for_a_file(remedies(*rows))] == [
+    assert [r.file for r in resolve_conflicts(remedies(*rows))] == [
         "Train/big dog/a.jpg",
         "Train/big dog",
         "Train",
     ]
+
+
+def test_issues_of_one_kind_are_merged_and_errors_come_first():
+    issues = [
+        *report("few_images", 1, ["a"]),
+        *report("color_modes", 2, ["b", "c"], details=["(L: 2)"]),
+        *report("few_images", 0, ["d"]),
+        *report("truncated", 3, map(str, range(20))),
+        *report("few_images", 2, ["e"], severity="error"),
+    ]
+    merged = merge_issues(issues)
+    assert [(i.code, i.severity, i.count) for i in merged] == [
+        ("few_images", "error", 3),
+        ("truncated", "error", 3),
+        ("color_modes", "note", 2),
+    ]
+    assert merged[0].examples == ("a", "e")
+    assert len(merged[1].examples) == 10
+    assert merged[2].message.endswith(" (L: 2)")
