@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Callable
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -100,12 +100,12 @@ def load_jpeg_decoder() -> JpegDecoder:
 
 def _load_torchcodec() -> JpegDecoder | None:
     try:
-        from torchcodec.decoders import decode_jpeg
-    except (
-        Exception
-    ):  # missing, older than 0.14, or built for another torch or CUDA, in many types of errors
+        from torchcodec import decoders
+
+        decode_jpeg: Any = decoders.decode_jpeg  # type: ignore[attr-defined]  # not in its __all__
+    except Exception:  # missing, too old, or built for another torch or CUDA: many error types
         return None
-    # From a tensor: for `bytes` torchcodec changes the global warning filters at each call.
+    # From a tensor: for `bytes`, torchcodec changes the global warning filters at each call.
     return JpegDecoder("torchcodec", lambda data: decode_jpeg(_to_tensor(data)))
 
 

@@ -14,6 +14,7 @@ import torch
 
 import deitctl
 from deitctl.cores import available_cores
+from deitctl.data.lazy_jpeg import load_jpeg_decoder
 from deitctl.device import INFERENCE_PRECISION, choose_device
 from deitctl.models.catalog import ARCHITECTURES
 from deitctl.models.weights import WEIGHTS_VARIABLE, find_local_weights
@@ -52,6 +53,8 @@ class Environment:
     """Operating system."""
     packages: dict[str, str | None]
     """Versions; null: not installed."""
+    jpeg_decoder: str
+    """What decodes training JPEGs: `torchcodec`, `torchvision` or `pillow`."""
     device: str
     """`cpu`, `mps`, `cuda` or `cuda:N`."""
     device_name: str
@@ -103,6 +106,7 @@ def collect_env(device: str = "auto", precision: str = "auto") -> Environment:
         python=platform.python_version(),
         platform=platform.platform(terse=True),
         packages={name: _find_version(name) for name in PACKAGES},
+        jpeg_decoder=load_jpeg_decoder().name,
         device=str(torch_device),
         device_name=cuda.name if cuda else platform.machine(),
         device_memory_mib=cuda.total_memory // MIB if cuda else None,

@@ -107,7 +107,9 @@ def test_a_class_that_is_called_a_number_comes_before_the_one_that_has_it():
     digits = model_config("9", "8", "7")
     assert find_class(digits, "9") == 0
     assert find_class(digits, "1") == 1
-    with pytest.raises(ConfigError, match="no class '3'. Numbers from 0 to 2"):
+    with pytest.raises(
+        ConfigError, match="no class '3'. Classes may also be given by number, 0 to 2"
+    ):
         find_class(digits, "3")
 
 

@@ -157,6 +157,6 @@ def test_parts_of_a_source_have_the_sizes_and_bytes_of_the_whole(image_folder, r
 def test_a_file_that_is_not_there_has_no_bytes_and_says_so(path):
     dataset = FileDataset((path,), np.array([0]), ("x",))
     assert dataset.num_bytes(0) == 0
-    for read in (dataset.raw, dataset.read, dataset.open):
+    for read in (dataset.read_bytes, dataset.read, dataset.open):
         with pytest.raises(DataError, match="cannot be read"):
             read(0)

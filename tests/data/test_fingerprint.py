@@ -172,10 +172,10 @@ def test_an_image_that_cannot_be_read_is_part_of_the_data(root, of):
 
 
 class Counting(ArrayDataset):
-    """Remembers whose bytes were asked for."""
+    """Records which images were read."""
 
-    def raw(self, index: int) -> bytes:
-        self.__dict__.setdefault("asked", []).append(index)
+    def read_bytes(self, index: int) -> bytes:
+        self.__dict__.setdefault("indices_read", []).append(index)
         return super().read_bytes(index)
 
 
@@ -191,7 +191,7 @@ def images() -> np.ndarray:
 def test_little_data_is_read_whole(images, reporter):
     dataset = counting(images)
     fingerprint_dataset(dataset, reporter)
-    assert dataset.asked == list(range(40))
+    assert dataset.indices_read == list(range(40))
 
 
 def test_of_much_data_a_sample_stands_for_all(images, reporter, monkeypatch):
@@ -199,7 +199,7 @@ def test_of_much_data_a_sample_stands_for_all(images, reporter, monkeypatch):
     monkeypatch.setattr(fingerprint, "NUM_SAMPLED", 4)
     dataset = counting(images)
     whole = fingerprint_dataset(dataset, reporter)
-    assert dataset.asked == [0, 13, 26, 39]  # evenly spread, both ends among them
+    assert dataset.indices_read == [0, 13, 26, 39]  # evenly spread, both ends among them
     sampled, other = images.copy(), images.copy()
     sampled[13] += 1
     other[14] += 1

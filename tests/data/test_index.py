@@ -202,16 +202,16 @@ def test_directories_without_a_time_of_change_are_not_relied_on(root, reporter):
 
 
 def test_a_change_during_the_scan_is_noticed(root, reporter, scans, monkeypatch):
-    real = scan._images
+    real = scan._list_images
 
     def meanwhile(where, folder, *args):
         yield from real(where, folder, *args)
         if folder == "dog":
             new_image(root, "ant/9.png")
 
-    monkeypatch.setattr(scan, "_images", meanwhile)
+    monkeypatch.setattr(scan, "_list_images", meanwhile)
     open_folder(root, reporter)
-    monkeypatch.setattr(scan, "_images", real)
+    monkeypatch.setattr(scan, "_list_images", real)
     assert "ant/9.png" in str(content(open_folder(root, reporter)))
     assert scans() == 2
 
@@ -314,7 +314,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(obstacle, root, reporter, sc
         (index.get_index_path(root) / "x").mkdir(parents=True)
     first, second = (content(open_folder(root, reporter)) for _ in range(2))
     assert first == second == fresh(root, SilentReporter())
-    assert "not kept" in reporter.notes[0]
+    assert "was not saved" in reporter.notes[0]
     assert [p.name for p in (tmp_path / "cache").rglob(".*")] == []  # nor half a file left there
 
 

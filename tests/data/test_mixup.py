@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from deitctl.training.objective import smooth_labels
 from hypothesis import given
 from hypothesis import strategies as st
 from timm.data import Mixup
@@ -17,6 +16,7 @@ from deitctl.data.mixup import Mix, mix_images, mix_targets, pair_indices, rand_
 from deitctl.data.samplers import SampleKey
 from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deitctl.recipes import PAPER
+from deitctl.training.objective import smooth_labels
 
 HALVES = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 KEYS = [SampleKey(0, i, 0) for i in range(400)]
@@ -216,9 +216,9 @@ def test_a_box_lies_inside_and_the_share_is_what_is_left(size, share, seed):
 def test_mixing_happens_as_often_as_the_paper_says():
     mixes = [sample_mixup(PAPER.augment, 224, 0, step) for step in range(2000)]
     assert all(m is not None for m in mixes)
-    cuts = sum(m.box is not None for m in mixes)
+    cuts = sum(m.bbox is not None for m in mixes)
     assert 900 < cuts < 1100  # one half, 4.5 deviations
-    shares = np.array([m.share for m in mixes if m.box is None])
+    shares = np.array([m.lam for m in mixes if m.bbox is None])
     assert shares.mean() == pytest.approx(0.5, abs=0.05)
     assert shares.var() == pytest.approx(1 / (4 * (2 * 0.8 + 1)), rel=0.1)  # of Beta(0.8, 0.8)
 
@@ -226,8 +226,8 @@ def test_mixing_happens_as_often_as_the_paper_says():
 def test_mix_probability_and_kinds():
     half = [sample_mixup(mixing(mixup=0.8, mixup_prob=0.5), 32, 0, s) for s in range(1000)]
     assert 420 < sum(m is not None for m in half) < 580
-    assert all(m.box is None for m in half if m)
-    assert all(sample_mixup(mixing(cutmix=1.0), 32, 0, s).box is not None for s in range(50))
+    assert all(m.bbox is None for m in half if m)
+    assert all(sample_mixup(mixing(cutmix=1.0), 32, 0, s).bbox is not None for s in range(50))
     assert sample_mixup(mixing(), 32, 0, 0) is None
 
 

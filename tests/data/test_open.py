@@ -138,8 +138,8 @@ def test_a_linked_class_folder_is_followed(image_folder, tmp_path, reporter):
         ({"cat": 1}, "1 training and 0 validation images in 1 class"),
         ({"cat": 9}, "in 1 class"),
         ({"cat": 1, "dog": 1}, "0 validation images"),
-        ({"train/cat": 2, "train/dog": 2}, "train part alone"),
-        ({"val/cat": 2, "val/dog": 2}, "val part alone"),
+        ({"train/cat": 2, "train/dog": 2}, "a train split and no val split"),
+        ({"val/cat": 2, "val/dog": 2}, "a val split and no train split"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
@@ -288,7 +288,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(image_folder, reporter
         ("path,label\na.png,\n", "row 2 has no"),
         ("file,class\na.png,x\n", "path,label"),
         ("path,label,split\na.png,x,holdout\n", "'holdout'"),
-        ("path,label,split\na.png,x,train\nb.png,x,\n", "the split ''"),
+        ("path,label,split\na.png,x,train\nb.png,x,\n", "rows without a split"),
     ],
     ids=["empty", "no-label", "other-columns", "unknown-split", "missing-split"],
 )
