@@ -225,11 +225,10 @@ def _describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str
     parts = []
     for name in [*new, *(k for k in old if k not in new)]:
         before, after = old.get(name), new.get(name)
-        words = name.replace("_", " ")
         if isinstance(before, dict) and isinstance(after, dict) and before != after:
-            parts.append(f"{words}: {_describe_differences(before, after)}")
+            parts.append(f"{name}: {_describe_differences(before, after)}")
         elif before != after:
-            parts.append(f"{words} was {_shorten(before)}, is {_shorten(after)}")
+            parts.append(f"{name} was {_shorten(before)}, is {_shorten(after)}")
     return "; ".join(parts)
 
 

@@ -20,7 +20,8 @@ from deitctl.errors import ConfigError, DeitctlError, Interrupted, Signalled
 from deitctl.events import Reporter, SilentReporter
 from deitctl.lock import locked
 from deitctl.models.factory import LoadedModel
-from deitctl.paths import DiskError, write_bytes
+from deitctl.paths import DiskError, write_bytes, write_json
+from deitctl.records import to_object
 from deitctl.settings import list_differences, override
 from deitctl.training.build import build_student, build_training
 from deitctl.training.configure import check
@@ -154,6 +155,8 @@ def build_trainer(
             # distillation is below training and gets the function that fine-tunes its teacher from here
             train_run=lambda teacher: train_or_find(teacher, datasets, reporter),
         )
+        if run.writes:
+            write_json(run.root / "teacher.json", to_object(teacher.preflight))
     setup = build_training(
         config, student, *datasets, device=device, reporter=reporter, teacher=teacher, world=world
     )

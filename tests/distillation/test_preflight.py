@@ -1,4 +1,4 @@
-"""A teacher is checked before it teaches, and called only for what it has not said yet."""
+"""A teacher is checked once; a cache that its settings, weights or data do not fit is refused."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.classes import match_classes
 from deitctl.data.dataset import ImageDataset, Subset, select
 from deitctl.device import choose_device
-from deitctl.distillation import preflight
-from deitctl.distillation.precompute import teach
-from deitctl.distillation.preflight import DistillationTeacher, Preflight, mean_recall
+from deitctl.distillation import distillation_teacher as module
+from deitctl.distillation.distillation_teacher import DistillationTeacher
+from deitctl.distillation.precompute import CacheTeacherResult, cache_teacher
+from deitctl.distillation.preflight import Preflight, compute_mean_recall, require_above_chance
+from deitctl.distillation.teacher import identify_teacher
 from deitctl.errors import TeacherError
-from deitctl.evaluation.evaluate import evaluate
+from deitctl.evaluation.eval_model import EvalModel
+from deitctl.evaluation.result import EvalResult
+from deitctl.evaluation.validate import validate
 from deitctl.events import SilentReporter
 from deitctl.models.catalog import load_imagenet_classes
 from deitctl.models.checkpoint_io import save_model, save_tensors
-from deitctl.models.factory import load_model
+from deitctl.models.factory import LoadedModel, load_model
 from deitctl.models.introspect import describe_layers
 from deitctl.models.model_config import Preprocessing
 from deitctl.training.launch import run_training, train_or_find
@@ -33,7 +37,11 @@ Pair = tuple[ImageDataset, ImageDataset]
 SILENT = SilentReporter()
 
 
-def tutor(
+def precompute(config: TrainConfig, pair: Pair, **options: object) -> CacheTeacherResult:
+    return cache_teacher(config, pair, lambda run: train_or_find(run, pair, SILENT), **options)  # type: ignore[arg-type]
+
+
+def open_teacher(
     config: TrainConfig, pair: Pair, reporter: SilentReporter = SILENT
 ) -> DistillationTeacher:
     return DistillationTeacher(
@@ -46,83 +54,73 @@ def tutor(
     )
 
 
+def score_model(loaded: LoadedModel, dataset: ImageDataset) -> EvalResult:
+    model = EvalModel(
+        model=loaded.model,
+        preprocessing=loaded.model_config.preprocessing,
+        rows=tuple(range(10)),
+        head="cls",
+    )
+    device = choose_device("cpu", "fp32")
+    (result,) = validate([model], dataset, device=device, batch_size=64, workers=0, reporter=SILENT)
+    return result
+
+
 def renamed(dataset: ImageDataset, names: list[str]) -> Subset:
     return Subset(dataset, np.arange(len(dataset.labels)), dataset.labels, tuple(names))
 
 
-def test_the_record_says_what_evaluation_says(
-    distilled: Make, little: Pair, digits_teacher: Path
-) -> None:
-    record = tutor(distilled("run"), little).preflight
+def test_preflight_equals_evaluation(distilled: Make, little: Pair, digits_teacher: Path) -> None:
+    record = open_teacher(distilled("run"), little).preflight
     loaded = load_model(str(digits_teacher), reporter=SILENT)
-    score = evaluate(
-        loaded.model,
-        little[1],
-        loaded.model_config.preprocessing,
-        rows=tuple(range(10)),
-        head="cls",
-        device=choose_device("cpu", "fp32"),
-        batch_size=64,
-        workers=0,
-        reporter=SILENT,
-    )
-    assert (record.top1, record.top5, record.num_images, record.matched) == (
+    score = score_model(loaded, little[1])
+    assert (record.top1, record.top5, record.num_images, record.class_match) == (
         score.top1,
         score.top5,
         30,
         "same",
     )
-    assert record.answers == tuple(score.predictions.tolist())
-    assert record.mean_recall == pytest.approx(score.top1)  # as many images of every digit
-    assert record.preprocessing["img_size"] == 32
+    assert record.val_predictions == tuple(score.preds_among_classes.tolist())
+    assert record.mean_recall == pytest.approx(score.top1)  # equally many images of each digit
+    assert record.preprocessing.img_size == 32
 
 
-def test_mean_recall_is_a_mean_over_classes_by_hand(little: Pair, digits_teacher: Path) -> None:
+def test_mean_recall_by_hand(little: Pair, digits_teacher: Path) -> None:
     """A class of three images, one right, counts as much as one of a single image, right: (1/3 + 1) / 2."""
     loaded = load_model(str(digits_teacher), reporter=SILENT)
     dataset = select(little[1], [0, 1, 2, 3])
-    score = evaluate(
-        loaded.model,
-        dataset,
-        loaded.model_config.preprocessing,
-        rows=tuple(range(10)),
-        head="cls",
-        device=choose_device("cpu", "fp32"),
-        batch_size=64,
-        workers=0,
-        reporter=SILENT,
-    )
+    score = score_model(loaded, dataset)
     assert dataset.labels.tolist() == [0, 0, 0, 1]
-    score = replace(score, among=torch.tensor([0, 5, 5, 1]))
-    assert mean_recall(score) == pytest.approx(100 * 2 / 3)
+    score = replace(score, preds_among_classes=torch.tensor([0, 5, 5, 1]))
+    assert compute_mean_recall(score) == pytest.approx(100 * 2 / 3)
 
 
 def test_classes_in_another_order_are_permuted(distilled: Make, little: Pair) -> None:
-    """The data calls its first class '9' and so on: the teacher's logits must follow the names."""
+    """The data names its first class '9' and so on: the teacher's logits must follow the names."""
     order = [str(9 - d) for d in range(10)]
     pair = (renamed(little[0], order), renamed(little[1], order))
-    record = tutor(distilled("run"), pair).preflight
-    assert (record.matched, record.rows) == ("permuted", tuple(range(9, -1, -1)))
-    straight = tutor(distilled("run"), little).preflight
-    assert record.answers == tuple(9 - a for a in straight.answers)
+    record = open_teacher(distilled("run"), pair).preflight
+    assert (record.class_match, record.class_rows) == ("permuted", tuple(range(9, -1, -1)))
+    unpermuted = open_teacher(distilled("run"), little).preflight
+    assert record.val_predictions == tuple(9 - a for a in unpermuted.val_predictions)
 
 
-def test_a_teacher_of_more_classes_is_sliced(distilled: Make, little: Pair) -> None:
+def test_logits_of_a_teacher_of_more_classes_are_selected(distilled: Make, little: Pair) -> None:
     keep = [np.flatnonzero(np.isin(s.labels, (3, 7))) for s in little]
     pair: Pair = tuple(  # type: ignore[assignment]
         Subset(s, k, (s.labels[k] == 7).astype(np.int64), ("3", "7"))
         for s, k in zip(little, keep, strict=True)
     )
-    checked = tutor(distilled("run"), pair)
-    assert (checked.preflight.matched, checked.preflight.rows) == ("subset", (3, 7))
-    assert set(checked.preflight.answers) <= {0, 1}
+    checked = open_teacher(distilled("run"), pair)
+    assert (checked.preflight.class_match, checked.preflight.class_rows) == ("subset", (3, 7))
+    assert set(checked.preflight.val_predictions) <= {0, 1}
     pixels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-    whole = tutor(distilled("run"), little).network().look(pixels)
-    assert torch.equal(checked.network().look(pixels), whole[:, [3, 7]])
+    logits = open_teacher(distilled("run"), little).network().forward_views(pixels)
+    assert torch.equal(checked.network().forward_views(pixels), logits[:, [3, 7]])
 
 
 @pytest.mark.parametrize(
-    ("classes", "images", "recall", "accepted"),
+    ("classes", "num_images", "recall", "accepted"),
     [
         (10, 1000, 10.0, False),
         (10, 1000, 18.0, False),
@@ -132,12 +130,12 @@ def test_a_teacher_of_more_classes_is_sliced(distilled: Make, little: Pair) -> N
         (2, 20, 65.0, False),  # 13 of 20 happens by chance
         (2, 10, 90.0, True),
         (2, 8, 87.5, True),
-        (3, 9, 77.8, True),  # and these do not
+        (3, 9, 77.8, True),  # these do not
         (1000, 50_000, 0.15, False),
         (1000, 50_000, 1.0, True),
     ],
 )
-def test_the_bar_is_clearly_above_chance(
+def test_a_teacher_must_be_clearly_above_chance(
     classes: int, num_images: int, recall: float, accepted: bool, little: Pair, distilled: Make
 ) -> None:
     labels = np.arange(max(classes, 1000)) % classes
@@ -151,26 +149,26 @@ def test_the_bar_is_clearly_above_chance(
         top5=recall,
         mean_recall=recall,
         num_images=num_images,
-        matched="same",
-        rows=(),
-        adapted="no",
+        class_match="same",
+        class_rows=None,
+        finetuned="no",
         folder="",
-        preprocessing={},
+        preprocessing=Preprocessing(),
         head="cls",
-        weights="",
-        validation="",
-        answers=(),
+        weights_fingerprint="",
+        val_fingerprint="",
+        val_predictions=(),
     )
     if accepted:
-        preflight._require_knowledge(config, record, dataset)
+        require_above_chance(config, record, dataset)
     else:
-        with pytest.raises(TeacherError, match=r"near chance.*--force-teacher"):
-            preflight._require_knowledge(config, record, dataset)
-        preflight._require_knowledge(replace(config, allow_weak_teacher=True), record, dataset)
+        with pytest.raises(TeacherError, match=r"near chance.*--allow-weak-teacher"):
+            require_above_chance(config, record, dataset)
+        require_above_chance(replace(config, allow_weak_teacher=True), record, dataset)
 
 
-def test_always_naming_the_largest_class_is_chance(distilled: Make, little: Pair) -> None:
-    """90 % right on a set of nine tenths zeros, and it knows nothing."""
+def test_always_predicting_the_largest_class_is_chance(distilled: Make, little: Pair) -> None:
+    """A top-1 of 90 % on a set of which nine tenths are one class."""
     labels = np.array([0] * 90 + [1] * 10)
     dataset = Subset(little[1], np.zeros(100, dtype=np.int64), labels, ("a", "b"))
     record = Preflight(
@@ -178,28 +176,26 @@ def test_always_naming_the_largest_class_is_chance(distilled: Make, little: Pair
         top1=90.0,
         top5=100.0,
         mean_recall=50.0,
-        images=100,
-        matched="same",
-        rows=(),
-        adapted="no",
+        num_images=100,
+        class_match="same",
+        class_rows=None,
+        finetuned="no",
         folder="",
-        preprocessing={},
+        preprocessing=Preprocessing(),
         head="cls",
-        weights="",
-        validation="",
-        answers=(),
+        weights_fingerprint="",
+        val_fingerprint="",
+        val_predictions=(),
     )
-    with pytest.raises(TeacherError, match=r"mean over classes 50\.0 %"):
-        preflight._require_knowledge(
-            distilled("run", allow_weak_teacher=False).distill, record, dataset
-        )
+    with pytest.raises(TeacherError, match=r"mean recall 50\.0 %"):
+        require_above_chance(distilled("run", allow_weak_teacher=False).distill, record, dataset)
 
 
-def test_a_second_run_remembers_the_check_and_never_loads_the_teacher(
+def test_a_second_run_reads_the_preflight_and_does_not_load_the_teacher(
     distilled: Make, little: Pair
 ) -> None:
-    teach(distilled("a"), little)
-    second = tutor(distilled("b"), little)
+    precompute(distilled("a"), little)
+    second = open_teacher(distilled("b"), little)
     assert not second.is_loaded
     assert second.preflight.name.endswith("teacher")
 
@@ -207,41 +203,41 @@ def test_a_second_run_remembers_the_check_and_never_loads_the_teacher(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"rows": ["a"] * 10},
-        {"rows": [0]},
-        {"answers": [1.5] * 30},
-        {"answers": [99] * 30},
+        {"class_rows": ["a"] * 10},
+        {"class_rows": [0]},
+        {"val_predictions": [1.5] * 30},
+        {"val_predictions": [99] * 30},
         {"top1": "x"},
         {"top1": 1e999},
         {"name": 3},
         {"preprocessing": []},
         {"preprocessing": {"img_size": "x"}},
-        {"images": None},
+        {"num_images": None},
         {"unknown": 1},
     ],
     ids=str,
 )
-def test_a_record_that_nobody_wrote_is_made_anew(
+def test_an_invalid_record_is_replaced(
     changes: dict[str, object], distilled: Make, little: Pair, tmp_path: Path
 ) -> None:
-    config = _change(distilled("run"), teacher_cache=str(tmp_path / "words"))
-    known = tutor(config, little).preflight
-    path = tmp_path / "words" / "teacher.json"
+    config = _change(distilled("run"), teacher_cache=str(tmp_path / "cache"))
+    expected = open_teacher(config, little).preflight
+    path = tmp_path / "cache" / "teacher.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    assert tutor(config, little).preflight == known
-    assert tutor(config, little).is_loaded is False
+    assert open_teacher(config, little).preflight == expected
+    assert open_teacher(config, little).is_loaded is False
 
 
-def test_other_validation_images_are_checked_on_again(distilled: Make, little: Pair) -> None:
-    teach(distilled("a"), little)
-    other = tutor(distilled("b"), (little[0], select(little[1], range(20))))
+def test_other_validation_images_are_checked_again(distilled: Make, little: Pair) -> None:
+    precompute(distilled("a"), little)
+    other = open_teacher(distilled("b"), (little[0], select(little[1], range(20))))
     assert other.is_loaded
     assert other.preflight.num_images == 20
     assert other.cache is not None
-    assert other.cache.count_missing(2) == 0  # the words are about training images, and stay
+    assert other.cache.count_missing(2) == 0  # the targets are of training images
 
 
-def test_a_remembered_teacher_near_chance_is_still_refused(
+def test_a_recorded_teacher_near_chance_is_still_refused(
     distilled: Make, little: Pair, imagenet_teacher: Callable[..., Path]
 ) -> None:
     names = [f"n{d}" for d in range(10)]
@@ -249,9 +245,9 @@ def test_a_remembered_teacher_near_chance_is_still_refused(
     model_config = json.loads((folder / "config.json").read_text())
     names = model_config["label_names"][:10]
     pair = (renamed(little[0], names), renamed(little[1], names))
-    teach(distilled("a", teacher=str(folder), allow_weak_teacher=True), pair)
+    precompute(distilled("a", teacher=str(folder), allow_weak_teacher=True), pair)
     with pytest.raises(TeacherError, match="near chance"):
-        tutor(distilled("b", teacher=str(folder), allow_weak_teacher=False), pair)
+        open_teacher(distilled("b", teacher=str(folder), allow_weak_teacher=False), pair)
 
 
 def _other_weights(teacher: str) -> None:
@@ -273,22 +269,22 @@ def _augment(config: TrainConfig, **changes: object) -> TrainConfig:
 
 
 STALE: dict[str, tuple[Callable[[TrainConfig], TrainConfig], str]] = {
-    "teacher's input size": (
+    "teacher_img_size": (
         lambda c: _change(c, teacher_img_size=64),
-        r'teacher\'s input size was "its own", is 64',
+        r"teacher_img_size was not set, is 64",
     ),
-    "adaptation": (
+    "finetune_teacher": (
         lambda c: _change(c, finetune_teacher="head"),
-        r'adaptation was "auto", is "head"',
+        r'finetune_teacher was "auto", is "head"',
     ),
-    "view seed": (lambda c: _change(c, view_seed=1), "view seed was 0, is 1"),
+    "view_seed": (lambda c: _change(c, view_seed=1), "view_seed was 0, is 1"),
     "mode": (lambda c: _change(c, mode="soft"), 'mode was "hard", is "soft"'),
     "crop": (
         lambda c: _augment(c, crop_scale=(0.5, 1.0)),
-        r"view augmentation: crop_scale was \[1.0, 1.0\]",
+        r"view_augmentation: crop_scale was \[1.0, 1.0\]",
     ),
-    "flip": (lambda c: _augment(c, hflip=0.5), "view augmentation: hflip was 0.0, is 0.5"),
-    "affine": (lambda c: _augment(c, affine=(1.0, 0.0, 0.0)), "view augmentation: affine was"),
+    "flip": (lambda c: _augment(c, hflip=0.5), "view_augmentation: hflip was 0.0, is 0.5"),
+    "affine": (lambda c: _augment(c, affine=(1.0, 0.0, 0.0)), "view_augmentation: affine was"),
     "colors": (lambda c: _augment(c, color_jitter=0.4), r"color_jitter was 0.0, is 0.4"),
     "RandAugment": (lambda c: _augment(c, rand_augment=""), "rand_augment was"),
 }
@@ -298,46 +294,44 @@ STALE: dict[str, tuple[Callable[[TrainConfig], TrainConfig], str]] = {
 def test_a_stale_cache_is_refused_with_the_reason(
     what: str, distilled: Make, little: Pair, tmp_path: Path
 ) -> None:
-    config = _change(distilled("run"), teacher_cache=str(tmp_path / "words"))
-    teach(config, little)
+    config = _change(distilled("run"), teacher_cache=str(tmp_path / "cache"))
+    precompute(config, little)
     change, reason = STALE[what]
     with pytest.raises(TeacherError, match=rf"stale.*{reason}"):
-        tutor(change(config), little)
-    assert tutor(config, little).cache is not None  # and it is still good for what it is of
+        open_teacher(change(config), little)
+    assert open_teacher(config, little).cache is not None  # it still serves its own settings
 
 
 @pytest.mark.parametrize("setting", ["tau", "logits_topk"])
 def test_a_stale_soft_cache_is_refused_with_the_reason(
     setting: str, distilled: Make, little: Pair, tmp_path: Path
 ) -> None:
-    config = _change(distilled("run", mode="soft"), teacher_cache=str(tmp_path / "words"))
-    teach(config, little)
+    config = _change(distilled("run", mode="soft"), teacher_cache=str(tmp_path / "cache"))
+    precompute(config, little)
     with pytest.raises(TeacherError, match=f"{setting} was"):
-        tutor(_change(config, **{setting: 2}), little)
+        open_teacher(_change(config, **{setting: 2}), little)
 
 
-def test_words_of_other_weights_are_refused(
+def test_targets_of_other_weights_are_refused(
     distilled: Make, little: Pair, tmp_path: Path, digits_teacher: Path
 ) -> None:
-    config = _change(distilled("run"), teacher_cache=str(tmp_path / "words"))
-    teach(config, little)
+    config = _change(distilled("run"), teacher_cache=str(tmp_path / "cache"))
+    precompute(config, little)
     _other_weights(str(digits_teacher))
     with pytest.raises(TeacherError, match="stale: teacher was"):
-        tutor(config, little)
+        open_teacher(config, little)
 
 
-def test_words_about_other_images_are_refused(
-    distilled: Make, little: Pair, tmp_path: Path
-) -> None:
-    config = _change(distilled("run"), teacher_cache=str(tmp_path / "words"))
-    teach(config, little)
+def test_targets_of_other_images_are_refused(distilled: Make, little: Pair, tmp_path: Path) -> None:
+    config = _change(distilled("run"), teacher_cache=str(tmp_path / "cache"))
+    precompute(config, little)
     order = np.arange(len(little[0].labels))
     order[:2] = 1, 0  # the same images in another order
-    with pytest.raises(TeacherError, match="stale: training data was"):
-        tutor(config, (select(little[0], order), little[1]))
+    with pytest.raises(TeacherError, match="stale: train_images was"):
+        open_teacher(config, (select(little[0], order), little[1]))
 
 
-def test_a_named_teacher_is_known_by_the_weights_that_its_name_finds(
+def test_a_named_teacher_is_identified_by_its_weights(
     distilled: Make,
     little: Pair,
     tmp_path: Path,
@@ -346,7 +340,7 @@ def test_a_named_teacher_is_known_by_the_weights_that_its_name_finds(
 ) -> None:
     """`$DEITCTL_WEIGHTS` points somewhere else, and the same name is another teacher."""
     config = distilled(
-        "run", teacher="deit_tiny", finetune_teacher="none", teacher_cache=str(tmp_path / "words")
+        "run", teacher="deit_tiny", finetune_teacher="none", teacher_cache=str(tmp_path / "cache")
     )
     names = load_imagenet_classes()[0][:10]
     pair = (renamed(little[0], list(names)), renamed(little[1], list(names)))
@@ -357,36 +351,36 @@ def test_a_named_teacher_is_known_by_the_weights_that_its_name_finds(
             deit("deit_tiny", classes=1000, img_size=32, seed=seed).state_dict(),
         )
     monkeypatch.setenv("DEITCTL_WEIGHTS", str(tmp_path / "weights0"))
-    assert teach(config, pair).asked == 120
-    assert not tutor(config, pair).is_loaded
+    assert precompute(config, pair).num_computed == 120
+    assert not open_teacher(config, pair).is_loaded
     monkeypatch.setenv("DEITCTL_WEIGHTS", str(tmp_path / "weights1"))
     with pytest.raises(TeacherError, match="stale: teacher was"):
-        tutor(config, pair)
+        open_teacher(config, pair)
 
 
-def test_words_said_in_another_precision_are_refused(
+def test_targets_in_another_precision_are_refused(
     distilled: Make, little: Pair, tmp_path: Path
 ) -> None:
-    config = _change(distilled("run"), teacher_cache=str(tmp_path / "words"))
-    teach(config, little)
-    with pytest.raises(TeacherError, match='arithmetic was "fp32, batch norms folded", is "bf16,'):
-        teach(replace(config, precision="bf16"), little)
+    config = _change(distilled("run"), teacher_cache=str(tmp_path / "cache"))
+    precompute(config, little)
+    with pytest.raises(TeacherError, match='precision was "fp32", is "bf16"'):
+        precompute(replace(config, precision="bf16"), little)
 
 
-def test_words_of_another_version_of_the_views_are_refused(
+def test_targets_of_another_version_of_the_views_are_refused(
     distilled: Make, little: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = _change(distilled("run"), teacher_cache=str(tmp_path / "words"))
-    teach(config, little)
-    now = preflight.VIEWS_VERSION
-    monkeypatch.setattr(preflight, "VIEWS_VERSION", now + 1)
-    with pytest.raises(TeacherError, match=f"version of the views was {now}, is {now + 1}"):
-        tutor(config, little)
+    config = _change(distilled("run"), teacher_cache=str(tmp_path / "cache"))
+    precompute(config, little)
+    now = module.VIEWS_VERSION
+    monkeypatch.setattr(module, "VIEWS_VERSION", now + 1)
+    with pytest.raises(TeacherError, match=f"views_version was {now}, is {now + 1}"):
+        open_teacher(config, little)
 
 
-def test_what_is_no_part_of_a_view_leaves_the_cache_fresh(distilled: Make, little: Pair) -> None:
+def test_settings_outside_of_views_leave_the_cache_valid(distilled: Make, little: Pair) -> None:
     config = distilled("run")
-    teach(config, little)
+    precompute(config, little)
     recipe = config.recipe
     augment = replace(
         recipe.augment,
@@ -399,14 +393,14 @@ def test_what_is_no_part_of_a_view_leaves_the_cache_fresh(distilled: Make, littl
     other = replace(
         config, seed=7, recipe=replace(recipe, epochs=9, batch_size=8, img_size=48, augment=augment)
     )
-    assert not tutor(other, little).is_loaded
+    assert not open_teacher(other, little).is_loaded
 
 
-def test_published_teachers_are_named_and_files_are_hashed(
+def test_published_teachers_are_identified_by_name_and_files_by_content(
     digits_teacher: Path, distilled: Make
 ) -> None:
     published = replace(distilled("run").distill or DistillConfig, teacher="regnety_160")  # type: ignore[type-var]
-    assert preflight.teacher_identity(published, SILENT) == "regnety_160 without weights"
+    assert identify_teacher(published, SILENT) == "regnety_160 without weights"
     by_folder = distilled("run").distill
     assert by_folder is not None
     copy = digits_teacher.parent / "elsewhere"
@@ -414,19 +408,17 @@ def test_published_teachers_are_named_and_files_are_hashed(
     for name in ("config.json", "model.safetensors"):
         (copy / name).write_bytes((digits_teacher / name).read_bytes())
     moved = replace(by_folder, teacher=str(copy))
-    assert preflight.teacher_identity(by_folder, SILENT) == preflight.teacher_identity(
-        moved, SILENT
-    )
+    assert identify_teacher(by_folder, SILENT) == identify_teacher(moved, SILENT)
 
 
-def test_the_match_is_the_one_that_evaluation_makes(digits_teacher: Path) -> None:
+def test_the_digits_teacher_has_the_same_classes(digits_teacher: Path) -> None:
     model_config = load_model(str(digits_teacher), reporter=SILENT).model_config
     match = match_classes(model_config, [str(d) for d in range(10)])
     assert match is not None
     assert match.kind == "same"
 
 
-def test_the_runs_record_tells_of_its_teacher(distilled: Make, little: Pair) -> None:
+def test_a_run_records_its_teacher(distilled: Make, little: Pair) -> None:
     config = distilled("run")
     run = run_training(
         replace(config, recipe=replace(config.recipe, epochs=1)), datasets=little
@@ -436,16 +428,16 @@ def test_the_runs_record_tells_of_its_teacher(distilled: Make, little: Pair) -> 
         "name",
         "top1",
         "top5",
-        "matched",
-        "adapted",
-        "weights",
+        "class_match",
+        "finetuned",
+        "weights_fingerprint",
         "preprocessing",
     } <= record.keys()
     epoch = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
     assert set(epoch["teacher_agreement"]) == {"cls", "dist", "avg-logits", "avg-probs"}
-    assert 0 <= epoch["agreement"] <= 100
+    assert 0 <= epoch["head_agreement"] <= 100
 
 
-def test_a_teacher_answers_without_batch_norms(distilled: Make, little: Pair) -> None:
-    modules = tutor(distilled("run"), little).network().modules()
+def test_a_teachers_batch_norms_are_fused(distilled: Make, little: Pair) -> None:
+    modules = open_teacher(distilled("run"), little).network().modules()
     assert not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in modules)
