@@ -1,201 +1,186 @@
-"""Collects an evaluation batch by batch: some sixty bytes an image, and on request so many logits as memory has room for."""
+"""Accumulates an evaluation batch by batch: some sixty bytes per image, and logits up to a limit of memory."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from deitctl.data.eval_transform import Pixels
-from deitctl.data.batch_transforms import normalize
 from deitctl.distributed import World
-from deitctl.evaluation.metrics import expected_calibration_error, percent, topk_correct
-from deitctl.evaluation.result import Evaluation
-from deitctl.models.heads import forward_heads, fuse_heads
-from deitctl.models.model_config import HEADS, Preprocessing
+from deitctl.evaluation.eval_model import EvalModel
+from deitctl.evaluation.metrics import expected_calibration_error, mean_percent, topk_correct
+from deitctl.evaluation.result import EvalResult
+from deitctl.models.heads import fuse_heads
+from deitctl.models.model_config import HEADS
 from deitctl.models.vit import HeadLogits
 
-MAX_KEPT = 2**24
-"""Logits that are kept at most, 64 MiB, of 16,777 images with 1,000 classes: one temperature does not need more."""
-BEST = 5
-
-
-class ExportedNetwork(Protocol):
-    """A network that an exported file holds, with its normalization and its head rule."""
-
-    def logits(self, pixels: Pixels) -> NDArray[np.float32]:
-        """Answer images, uint8 [B,3,S,S]: joined logits [B,K], before the temperature."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalModel:
-    """A model, and the way its answers are taken."""
-
-    model: nn.Module | ExportedNetwork
-    """On the device, in eval mode."""
-    preprocessing: Preprocessing
-    rows: tuple[int, ...]
-    """For each class of the source, its logit."""
-    head: str
-    """The rule whose answer is the model's (see `fuse_heads`)."""
-    temperature: float = 1.0
-    """What the rule's logits are divided by."""
-    teacher: Tensor | None = None
-    """A teacher's class of each image of the source, [N], in the source's classes; -1 where it has none."""
-
-    @property
-    def is_joined(self) -> bool:
-        """Whether the heads are joined inside, by the rule `head`, so that there is one answer and no other rule."""
-        return not isinstance(self.model, nn.Module)
-
-    def answer(self, pixels: Tensor) -> HeadLogits:
-        """Return the logits of images, uint8 [B,3,S,S] on the device; joined ones as those of the class head."""
-        if isinstance(self.model, nn.Module):
-            return forward_heads(self.model, normalize(pixels, self.preprocessing))
-        return HeadLogits(torch.from_numpy(self.model.logits(pixels.cpu().numpy())), None)
+# Values of logits that are stored at most, 64 MiB: 16,777 images with 1,000 classes, more than one temperature needs.
+MAX_LOGITS = 2**24
+TOPK = 5
 
 
 class EvalAccumulator:
-    """What one contender answered so far."""
+    """The images of one model so far, a column per quantity."""
 
-    def __init__(self, contender: EvalModel, num_images: int, *, room: int = 0) -> None:
-        """Begin; of `images` images so many keep their logits that there are at most `room` numbers."""
-        self.contender, self.num_images, self.room = contender, num_images, room
-        self.rows = torch.tensor(contender.rows)
+    def __init__(self, eval_model: EvalModel, num_images: int, *, max_logits: int = 0) -> None:
+        """Begin with none of `num_images` images, of which so many store logits as `max_logits` values hold."""
+        self.eval_model, self.num_images, self.max_logits = eval_model, num_images, max_logits
+        self.rows = torch.tensor(eval_model.rows)
         self.columns: dict[str, list[Tensor]] = {}
-        self.unreadable: list[tuple[int, str]] = []
-        self.heads, self.classes = 0, 0
-        self._kept: Tensor | None = None
+        self.read_errors: list[tuple[int, str]] = []
+        self.num_heads, self.num_logits = 0, 0
+        self._stores_logits: Tensor | None = None
 
     def add(self, cls: Tensor, dist: Tensor | None, labels: Tensor, indices: Tensor) -> None:
-        """Take in the logits [B,K] of a batch, its labels [B] and its places in the source [B]."""
-        logits = HeadLogits(cls, dist)
-        self.heads, self.classes = (1 if dist is None else 2), cls.shape[1]
+        """Add the logits [B,K] of a batch, its labels [B] and its indices in the dataset [B]."""
+        heads = HeadLogits(cls, dist)
+        self.num_heads, self.num_logits = (1 if dist is None else 2), cls.shape[1]
         targets = self.rows[labels]
-        fused = (
-            {self._head(): cls}
-            if dist is None
-            else {rule: fuse_heads(logits, rule) for rule in HEADS}
-        )
-        main = fused[self._head()] / self.contender.temperature
-        first = {
-            rule: scores.argmax(1) for rule, scores in fused.items()
-        }  # of equal scores the first, everywhere
-        inverse = torch.full((self.classes,), len(self.rows)).scatter(
+        fused = {rule: cls if dist is None else fuse_heads(heads, rule) for rule in self.rules}
+        scaled = fused[self.head] / self.eval_model.temperature
+        # argmax and a stable sort, not topk, which takes any of equal logits: the first class wins everywhere.
+        preds = {rule: logits.argmax(1) for rule, logits in fused.items()}
+        topk = fused[self.head].sort(dim=1, descending=True, stable=True).indices[:, :TOPK]
+        to_data_class = torch.full((self.num_logits,), len(self.rows)).scatter(
             0, self.rows, torch.arange(len(self.rows))
         )
-        best = fused[self._head()].sort(dim=1, descending=True, stable=True).indices[:, :BEST]
+        among_classes = scaled[:, self.rows]
         columns = {
             "index": indices,
             "label": labels,
-            "best": best.int(),
-            "answer": inverse[best[:, 0]],
-            "loss": F.cross_entropy(main, targets, reduction="none"),
-            "confidence": main.softmax(1).amax(1),
-            "among": main[:, self.rows].argmax(1),
-            "top5 among": topk_correct(main[:, self.rows], labels, 5),
+            "topk_preds": topk.int(),
+            "data_preds": to_data_class[topk[:, 0]],
+            "loss": F.cross_entropy(scaled, targets, reduction="none"),
+            "confidence": scaled.softmax(1).amax(1),
+            "preds_among_classes": among_classes.argmax(1),
+            "top5_among_classes": topk_correct(among_classes, labels, 5),
         }
-        columns |= {f"correct by {rule}": answers == targets for rule, answers in first.items()}
+        columns |= {f"correct/{rule}": pred == targets for rule, pred in preds.items()}
         if dist is not None:
-            columns["disagree"] = first["cls"] != first["dist"]
-        if (teacher := self.contender.teacher) is not None:
-            said = teacher[indices]
-            columns["teacher spoke"] = said >= 0
+            columns["heads_differ"] = preds["cls"] != preds["dist"]
+        if (teacher_preds := self.eval_model.teacher_preds) is not None:
+            teacher = teacher_preds[indices]
+            columns["has_teacher"] = teacher >= 0
             columns |= {
-                f"as teacher by {rule}": s[:, self.rows].argmax(1) == said
-                for rule, s in fused.items()
+                f"as_teacher/{rule}": logits[:, self.rows].argmax(1) == teacher
+                for rule, logits in fused.items()
             }
-        if self.room:
-            kept = self._keeps()[indices]
-            columns |= {f"logits {n}": x[kept] for n, x in enumerate(logits) if x is not None}
+        if self.max_logits:
+            rows = self._select_logits()[indices]
+            columns |= {f"logits/{n}": x[rows] for n, x in enumerate(heads) if x is not None}
         for name, values in columns.items():
             self.columns.setdefault(name, []).append(values)
 
-    def _rules(self) -> tuple[str, ...]:
-        return HEADS if self.heads == 2 else (self._head(),)
-
-    def _head(self) -> str:
-        return self.contender.head if self.heads == 2 or self.contender.is_joined else "cls"
-
-    def _keeps(self) -> Tensor:
-        """Say of each image of the source whether its logits are kept: drawn, whatever the order of the data."""
-        if self._kept is None:
-            most = max(1, self.room // (self.classes * self.heads))
-            draw = torch.Generator().manual_seed(0)  # the same in every process
-            self._kept = torch.randperm(self.num_images, generator=draw) < most
-        return self._kept
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The head rules that are scored."""
+        return HEADS if self.num_heads == 2 else (self.head,)
 
     @property
-    def empty(self) -> bool:
+    def head(self) -> str:
+        """The head rule of the predictions."""
+        has_rule = self.num_heads == 2 or self.eval_model.is_exported
+        return self.eval_model.head if has_rule else "cls"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no image was added."""
         return not self.columns
 
-    def join(self, world: World) -> None:
-        """Take in what the other processes collected."""
+    def _select_logits(self) -> Tensor:
+        """Return whether each image of the dataset stores its logits, [num_images]."""
+        if self._stores_logits is None:
+            limit = max(1, self.max_logits // (self.num_logits * self.num_heads))
+            # A random sample, as the data may be sorted by class; drawn alike in every process.
+            draw = torch.Generator().manual_seed(0)
+            self._stores_logits = torch.randperm(self.num_images, generator=draw) < limit
+        return self._stores_logits
+
+    def gather(self, world: World) -> None:
+        """Take over what the other processes accumulated."""
         if world.size == 1:
             return
-        others = world.all_gather_object((self.columns, self.unreadable, self.heads, self.classes))
+        gathered = world.all_gather_object(
+            (self.columns, self.read_errors, self.num_heads, self.num_logits)
+        )
         self.columns = {}
-        for columns, *_ in others:
+        for columns, *_ in gathered:
             for name, values in columns.items():
                 self.columns.setdefault(name, []).extend(values)
-        self.unreadable = sorted(bad for _, unreadable, *_ in others for bad in unreadable)
-        self.heads, self.classes = max(o[2] for o in others), max(o[3] for o in others)
+        self.read_errors = sorted(error for _, errors, *_ in gathered for error in errors)
+        # A process without a readable image knows neither.
+        self.num_heads = max(heads for *_, heads, _ in gathered)
+        self.num_logits = max(logits for *_, logits in gathered)
 
-    def result(self, seconds: float) -> Evaluation:
-        """Return the averages, the images in the order in which one process has them."""
+    def compute(self, seconds: float, name_of: Callable[[int], str] = str) -> EvalResult:
+        """Return the metrics, and the images in the order of the dataset, whichever process had them.
+
+        Args:
+            seconds: how long the pass took.
+            name_of: returns the name of an image by its index in the dataset.
+        """
+        # Popped first: the logits are concatenated once, not with the columns and again in order.
         logits = [
-            torch.cat(self.columns.pop(n)) for n in ("logits 0", "logits 1") if n in self.columns
+            torch.cat(self.columns.pop(n)) for n in ("logits/0", "logits/1") if n in self.columns
         ]
         column = {name: torch.cat(values) for name, values in self.columns.items()}
-        seen = column["index"]  # the order in which logits were kept
-        order = seen.argsort()
+        arrival = column["index"]
+        order = arrival.argsort()
+        logit_rows = torch.zeros(0).long()
         if logits:
-            kept = seen[self._keeps()[seen]].argsort()
-            logits = [values[kept] for values in logits]
+            has_logits = self._select_logits()
+            logit_order = arrival[has_logits[arrival]].argsort()
+            logits = [values[logit_order] for values in logits]
+            logit_rows = torch.nonzero(has_logits[arrival[order]])[:, 0]
         column = {name: values[order] for name, values in column.items()}
-        correct_by = {rule: column[f"correct by {rule}"] for rule in self._rules()}
-        correct, subset = correct_by[self._head()], self.classes > len(self.rows)
-        targets = self.rows[column["label"]]
-        spoke = column.get("teacher spoke", torch.zeros(0, dtype=torch.bool))
-        return Evaluation(
+        correct_by_head = {rule: column[f"correct/{rule}"] for rule in self.rules}
+        correct, targets = correct_by_head[self.head], self.rows[column["label"]]
+        has_other_classes = self.num_logits > len(self.rows)
+        has_teacher = column.get("has_teacher", torch.zeros(0, dtype=torch.bool))
+        read_errors = [(name_of(index), reason) for index, reason in self.read_errors]
+        return EvalResult(
             num_images=len(order),
-            top1=percent(correct),
-            top5=percent((column["best"] == targets[:, None]).any(1)),
+            unreadable=[name for name, _ in read_errors],
+            top1=mean_percent(correct),
+            top5=mean_percent((column["topk_preds"] == targets[:, None]).any(1)),
             loss=float(column["loss"].double().mean()),
             ece=expected_calibration_error(column["confidence"], correct),
-            heads={rule: percent(values) for rule, values in correct_by.items()}
-            if self.heads == 2
+            num_classes=len(self.rows),
+            top1_among_classes=mean_percent(column["preds_among_classes"] == column["label"])
+            if has_other_classes
             else None,
-            top1_among=percent(column["among"] == column["label"]) if subset else None,
-            top5_among=percent(column["top5 among"]) if subset else None,
-            agreement=100 - percent(column["disagree"]) if self.heads == 2 else None,
+            top5_among_classes=mean_percent(column["top5_among_classes"])
+            if has_other_classes
+            else None,
+            head=self.head,
+            heads={rule: mean_percent(values) for rule, values in correct_by_head.items()}
+            if self.num_heads == 2
+            else None,
+            head_agreement=100 - mean_percent(column["heads_differ"])
+            if self.num_heads == 2
+            else None,
             teacher_agreement={
-                rule: percent(column[f"as teacher by {rule}"][spoke]) for rule in self._rules()
+                rule: mean_percent(column[f"as_teacher/{rule}"][has_teacher]) for rule in self.rules
             }
-            if spoke.any()
+            if has_teacher.any()
             else None,
+            temperature=self.eval_model.temperature,
             images_per_second=len(order) / max(seconds, 1e-9),
+            read_errors=read_errors,
             indices=column["index"],
             labels=column["label"],
             targets=targets,
-            best=column["best"],
-            answers=column["answer"],
-            among=column["among"],
+            topk_preds=column["topk_preds"],
+            data_preds=column["data_preds"],
+            preds_among_classes=column["preds_among_classes"],
             confidences=column["confidence"],
             losses=column["loss"],
-            correct_by=correct_by,
-            head=self._head(),
-            disagree=column.get("disagree"),
+            correct_by_head=correct_by_head,
+            heads_differ=column.get("heads_differ"),
             logits=HeadLogits(logits[0], logits[1] if len(logits) > 1 else None)
             if logits
             else None,
-            kept=torch.nonzero(self._keeps()[column["index"]])[:, 0]
-            if logits
-            else torch.zeros(0).long(),
-            unreadable=self.unreadable,
+            logit_rows=logit_rows,
         )

@@ -1,4 +1,4 @@
-"""How far a figure could be another on other images: bootstrap intervals (Efron 1979), and a paired test of two models."""
+"""Bootstrap intervals of means (Efron 1979), and the paired comparison of two models on the same images."""
 
 from __future__ import annotations
 
@@ -11,93 +11,116 @@ from numpy.typing import NDArray
 
 LEVEL = 0.95
 RESAMPLES = 2000
-AT_ONCE = 2**22
-"""Counts in memory at a time."""
-Interval = tuple[float, float]
+MAX_COUNTS = 2**22  # resampled counts in memory at a time: 32 MiB
 
 
-def bootstrap(columns: Mapping[str, NDArray[Any]], seed: int = 0) -> dict[str, Interval]:
-    """Return the interval that holds the mean of each column in 95 of 100 resamples of the images.
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % interval, in the unit of the value it belongs to."""
 
-    All columns are of the same images and are resampled together. Where all are right, or all wrong, a resample knows
-    nothing else, and the exact binomial bound (Clopper and Pearson 1934) takes its place.
+    lower: float
+    """Lower end."""
+    upper: float
+    """Upper end."""
 
-    Args:
-        columns: for each figure its value of every image, [N]; bool for hits.
-        seed: the same seed, the same interval.
-    """
-    values = np.stack([np.asarray(c, dtype=np.float64) for c in columns.values()], axis=1)
-    count, draw = len(values), np.random.default_rng(seed)
-    means, rows = [], max(1, AT_ONCE // count)
-    for start in range(0, RESAMPLES, rows):
-        drawn = min(rows, RESAMPLES - start)
-        weights = np.stack(
-            [np.bincount(draw.integers(count, size=count), minlength=count) for _ in range(drawn)]
-        )
-        means.append(weights @ values / count)
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
-    found = {name: (float(low[n]), float(high[n])) for n, name in enumerate(columns)}
-    for n, (name, column) in enumerate(columns.items()):
-        if np.asarray(column).dtype == np.bool_ and values[:, n].min() == values[:, n].max():
-            found[name] = _binomial(int(values[:, n].sum()), count)
-    return found
+    def scale(self, factor: float) -> Interval:
+        """Return the interval of the value times a positive factor."""
+        return Interval(factor * self.lower, factor * self.upper)
 
-
-def _binomial(hits: int, count: int) -> Interval:
-    from scipy.stats import binomtest
-
-    low, high = binomtest(hits, count).proportion_ci(LEVEL, method="exact")
-    return float(low), float(high)
+    def format(self, spec: str) -> str:
+        """Return `lower to upper`, each formatted by `spec`."""
+        return f"{self.lower:{spec}} to {self.upper:{spec}}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
-    """Two models on the same images; `difference` is A minus B in points of top-1."""
+class PairedComparison:
+    """Model A against model B on the same images."""
 
     a: str
+    """Name of A's result."""
     b: str
+    """Name of B's result."""
     num_images: int
-    difference: float
+    """Images that both were evaluated on."""
+    top1_difference: float
+    """Top-1 of A minus top-1 of B, in points."""
     interval: Interval
-    """95 %, by resampling images, so that what both find hard counts for neither."""
-    only_a: int
-    """Images that A alone has right."""
-    only_b: int
+    """95 % interval of the difference, by resampling images: what is hard for both counts for neither."""
+    only_a_correct: int
+    """Images that only A predicts correctly."""
+    only_b_correct: int
+    """Images that only B predicts correctly."""
     p_value: float
-    """Of McNemar's exact test (1947): how likely so uneven a split of `only_a` and `only_b` is between equal models."""
+    """Of McNemar's exact test (1947): probability of so uneven a split between equally good models."""
     among_classes: bool
-    """Whether answers were taken among the data's classes alone."""
+    """Whether predictions were taken among the data's classes only, because the models know different classes."""
 
 
-def compare(
+def bootstrap_intervals(columns: Mapping[str, NDArray[Any]], seed: int = 0) -> dict[str, Interval]:
+    """Return the interval that holds the mean of each column in 95 % of the resamples of the images.
+
+    Columns are resampled together. If all values of a bool column are equal, every resample has the same mean, and the
+    exact binomial interval (Clopper and Pearson 1934) is returned instead.
+
+    Args:
+        columns: values of each image, [N] each; bool for hits.
+        seed: of the resampling.
+    """
+    values = np.stack([np.asarray(c, dtype=np.float64) for c in columns.values()], axis=1)
+    count, rng = len(values), np.random.default_rng(seed)
+    means, rows = [], max(1, MAX_COUNTS // count)
+    for start in range(0, RESAMPLES, rows):
+        num_drawn = min(rows, RESAMPLES - start)
+        weights = np.stack(
+            [
+                np.bincount(rng.integers(count, size=count), minlength=count)
+                for _ in range(num_drawn)
+            ]
+        )
+        means.append(weights @ values / count)
+    tail = (1 - LEVEL) / 2
+    lower, upper = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
+    intervals = {name: Interval(float(lower[n]), float(upper[n])) for n, name in enumerate(columns)}
+    for n, (name, column) in enumerate(columns.items()):
+        if np.asarray(column).dtype == np.bool_ and values[:, n].min() == values[:, n].max():
+            intervals[name] = _binomial_interval(int(values[:, n].sum()), count)
+    return intervals
+
+
+def _binomial_interval(hits: int, count: int) -> Interval:
+    from scipy.stats import binomtest
+
+    lower, upper = binomtest(hits, count).proportion_ci(LEVEL, method="exact")
+    return Interval(float(lower), float(upper))
+
+
+def compare_pair(
     a: str,
     b: str,
-    right_a: NDArray[np.bool_],
-    right_b: NDArray[np.bool_],
+    correct_a: NDArray[np.bool_],
+    correct_b: NDArray[np.bool_],
     *,
     among_classes: bool = False,
     seed: int = 0,
-) -> Difference:
-    """Compare two models by which images each has right, [N] each, in the same order."""
+) -> PairedComparison:
+    """Compare two models by which images each predicts correctly, [N] each, in the same order."""
     from scipy.stats import binomtest
 
-    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    gain = right_a.astype(np.float64) - right_b
-    low, high = bootstrap({"gain": gain}, seed)["gain"]
-    if (
-        gain.min() == gain.max()
-    ):  # resamples know no other: how rare could the other kinds be, as far as is known?
-        rare = _binomial(0, len(gain))[1]
-        low, high = max(-1.0, gain[0] - rare), min(1.0, gain[0] + rare)
-    return Difference(
+    only_a, only_b = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
+    gain = correct_a.astype(np.float64) - correct_b
+    interval = bootstrap_intervals({"gain": gain}, seed)["gain"]
+    if gain.min() == gain.max():
+        # Every resample is alike, which is no certainty: bound how rare the other outcomes could be.
+        rare = _binomial_interval(0, len(gain)).upper
+        interval = Interval(max(-1.0, gain[0] - rare), min(1.0, gain[0] + rare))
+    return PairedComparison(
         a=a,
         b=b,
         num_images=len(gain),
-        difference=100 * float(gain.mean()),
-        interval=(100 * low, 100 * high),
-        only_a=only_a,
-        only_b=only_b,
+        top1_difference=100 * float(gain.mean()),
+        interval=interval.scale(100),
+        only_a_correct=only_a,
+        only_b_correct=only_b,
         p_value=float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0,
         among_classes=among_classes,
     )

@@ -1,4 +1,4 @@
-"""Is a model right as often as it says? Reliability, and the one number that mends it (Guo et al. 2017)."""
+"""Temperature scaling (Guo et al. 2017): the fitted temperature of each head rule, and the errors with it."""
 
 from __future__ import annotations
 
@@ -8,117 +8,118 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deitctl.evaluation.metrics import Reliability, expected_calibration_error, reliability
-from deitctl.evaluation.result import Evaluation
+from deitctl.evaluation.metrics import (
+    ReliabilityBin,
+    compute_reliability,
+    expected_calibration_error,
+)
 from deitctl.models.heads import fuse_heads
 from deitctl.models.model_config import HEADS, MAX_TEMPERATURE, MIN_TEMPERATURE
+from deitctl.models.vit import HeadLogits
+from deitctl.records import hidden
 
 FOLDS = 5
-STEPS = 50
-ROWS = 2048
-"""Images at a time, so that a step does not need the memory of all logits again."""
-CLOSE = 1e-6
+MAX_STEPS = 50
+ROWS = 2048  # images at a time, so that a Newton step does not need the memory of all logits again
+TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Calibration:
-    """What temperatures would do to a model; each is measured on images that it was not fitted to."""
+    """Fitted temperatures, and the errors with them on images that each was not fitted to."""
 
-    temperatures: dict[str, float]
-    """Of each head rule, fitted to all images: what the raw logits should be divided by."""
     temperature: float
-    """That of the model's rule."""
+    """Fitted temperature of the model's head rule: what its raw logits should be divided by."""
+    temperatures: dict[str, float]
+    """Fitted temperature of each head rule."""
     loss: float
-    """Of the model's rule after cross-fitting: each fifth of the images by the temperature of the other four."""
+    """Cross-entropy of the model's head rule, cross-fitted: each fifth of the images with the others' temperature."""
     ece: float
-    """Likewise."""
-    reliability: Reliability
-    """Likewise."""
+    """Expected calibration error of the model's head rule, cross-fitted likewise, 0..1."""
     num_images: int
-    """Images it was fitted to."""
+    """Images that the temperatures were fitted to."""
+    reliability: list[ReliabilityBin] = hidden()
 
 
-def calibrate(scores: Evaluation) -> Calibration | None:
-    """Fit a temperature to each head rule of an evaluation with logits.
+def calibrate(heads: HeadLogits, targets: Tensor, head: str) -> Calibration | None:
+    """Fit a temperature to each head rule.
+
+    Args:
+        heads: raw logits, [N,K] each.
+        targets: right classes, [N].
+        head: the model's head rule.
 
     Returns:
-        None where there is no such temperature: without a mistake among the images, or with almost nothing right.
+        None if no temperature fits: fewer than five images, all predictions right, or almost none.
     """
-    if scores.logits is None:
-        raise ValueError("this evaluation has no logits")
-    targets, (cls, dist) = scores.targets[scores.kept], scores.logits
     if len(targets) < FOLDS:
         return None
-    joined = (
-        {scores.head: cls}
-        if dist is None
-        else {rule: fuse_heads(scores.logits, rule) for rule in HEADS}
+    fused = (
+        {head: heads.cls}
+        if heads.dist is None
+        else {rule: fuse_heads(heads, rule) for rule in HEADS}
     )
-    fitted = {rule: fit_temperature(logits, targets) for rule, logits in joined.items()}
-    temperature = fitted[scores.head]
+    temperatures = {rule: fit_temperature(logits, targets) for rule, logits in fused.items()}
+    temperature, logits = temperatures[head], fused[head]
     if temperature is None:
         return None
-    logits = joined[scores.head]
-    confidence, right, losses = (
-        torch.empty(len(targets)),
-        torch.empty(len(targets), dtype=torch.bool),
-        0.0,
-    )
-    fold = (
-        torch.randperm(len(targets), generator=torch.Generator().manual_seed(0)) % FOLDS
-    )  # whatever the data's order
+    # Drawn, so that the order of the data (often by class) does not decide what a fold holds.
+    fold = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0)) % FOLDS
+    confidence = torch.empty(len(targets))
+    correct = torch.empty(len(targets), dtype=torch.bool)
+    loss = 0.0
     for n in range(FOLDS):
-        held = fold == n
-        cooled = logits[held] / (fit_temperature(logits[~held], targets[~held]) or temperature)
-        confidence[held], answer = cooled.softmax(1).max(1)
-        right[held] = answer == targets[held]
-        losses += float(F.cross_entropy(cooled, targets[held], reduction="sum"))
+        held_out = fold == n
+        fitted = fit_temperature(logits[~held_out], targets[~held_out]) or temperature
+        scaled = logits[held_out] / fitted
+        confidence[held_out], preds = scaled.softmax(1).max(1)
+        correct[held_out] = preds == targets[held_out]
+        loss += float(F.cross_entropy(scaled, targets[held_out], reduction="sum"))
     return Calibration(
-        temperatures={rule: t for rule, t in fitted.items() if t is not None},
         temperature=temperature,
-        loss=losses / len(targets),
-        ece=expected_calibration_error(confidence, right),
-        reliability=reliability(confidence, right),
+        temperatures={rule: t for rule, t in temperatures.items() if t is not None},
+        loss=loss / len(targets),
+        ece=expected_calibration_error(confidence, correct),
         num_images=len(targets),
+        reliability=compute_reliability(confidence, correct),
     )
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
     """Return the temperature T that minimizes the cross-entropy of softmax(logits / T) (Guo et al. 2017, §4.2).
 
-    The loss is convex in b = 1/T, with the first derivative mean(E_p[z] - z_y) and the second mean(Var_p[z]); Newton's
-    steps, kept between the ends of what a model config may carry.
-
     Args:
         logits: [N,K].
-        targets: the right classes, [N].
+        targets: right classes, [N].
 
     Returns:
-        None where the minimum lies outside `MIN_TEMPERATURE` to `MAX_TEMPERATURE`.
+        None if the minimum lies outside `MIN_TEMPERATURE` to `MAX_TEMPERATURE`.
     """
-    picked = logits.gather(1, targets[:, None])[:, 0].double()
+    # The loss is convex in b = 1/T, with the derivatives mean(E_p[z] - z_y) and mean(Var_p[z]): Newton's steps, and
+    # bisection where a step leaves the bracket.
+    target_logits = logits.gather(1, targets[:, None])[:, 0].double()
     low, high, b = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE, 1.0
-    if (
-        not _slope(logits, picked, low)[0] < 0 < _slope(logits, picked, high)[0]
-    ):  # nor where one is no number
+    first_low = _compute_derivatives(logits, target_logits, low)[0]
+    first_high = _compute_derivatives(logits, target_logits, high)[0]
+    if not first_low < 0 < first_high:  # false for NaN as well
         return None
-    for _ in range(STEPS):
-        first, second = _slope(logits, picked, b)
-        low, high = (low, b) if first > 0 else (b, high)  # the minimum stays between
+    for _ in range(MAX_STEPS):
+        first, second = _compute_derivatives(logits, target_logits, b)
+        low, high = (low, b) if first > 0 else (b, high)  # the minimum stays inside
         step = b - first / second if second > 0 else low
         following = step if low < step < high else (low + high) / 2
-        if abs(following - b) < CLOSE * b:
+        if abs(following - b) < TOLERANCE * b:
             break
         b = following
     return 1 / b
 
 
-def _slope(logits: Tensor, picked: Tensor, b: float) -> tuple[float, float]:
+def _compute_derivatives(logits: Tensor, target_logits: Tensor, b: float) -> tuple[float, float]:
     """Return the first and second derivative of the mean cross-entropy of softmax(b z) by b."""
     first = second = 0.0
-    for z, right in zip(torch.split(logits, ROWS), torch.split(picked, ROWS), strict=True):
+    for z, z_y in zip(torch.split(logits, ROWS), torch.split(target_logits, ROWS), strict=True):
         p = (b * z).softmax(1)
         mean = (p * z).sum(1)
-        first += float((mean.double() - right).sum())
+        first += float((mean.double() - z_y).sum())
         second += float((p * z.square()).sum(1).sub(mean.square()).double().sum())
     return first / len(logits), second / len(logits)

@@ -1,178 +1,374 @@
-"""One pass over the images for one or several contenders: each image is read once and shown to all."""
+"""Evaluates models on labeled images: one pass over the data, then intervals, calibration and per-class scores."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from deitctl.data.classes import NUMBERS, ClassMatch, match_classes
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.loader import build_eval_loader
-from deitctl.device import Device, ran_out_of_memory
-from deitctl.distributed import SINGLE_PROCESS, World
-from deitctl.errors import DataError, ModelError
-from deitctl.evaluation.accumulator import MAX_KEPT, EvalAccumulator, EvalModel
-from deitctl.evaluation.result import Evaluation
-from deitctl.events import Reporter
-from deitctl.models.introspect import compute_max_activation_bytes
-from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from deitctl.models.vit import HeadLogits
+from deitctl.data.open import BUILT_IN, open_eval_split
+from deitctl.device import INFERENCE_PRECISION, choose_device
+from deitctl.distributed import process_group
+from deitctl.errors import ConfigError, DataError
+from deitctl.evaluation.bootstrap import (
+    Interval,
+    PairedComparison,
+    bootstrap_intervals,
+    compare_pair,
+)
+from deitctl.evaluation.calibration import calibrate
+from deitctl.evaluation.eval_model import PROTOCOLS, EvalModel, ExportedNetwork, get_preprocessing
+from deitctl.evaluation.metrics import compute_reliability, count_confusions, score_classes
+from deitctl.evaluation.real_labels import (
+    map_to_imagenet,
+    read_real_labels,
+    require_real_labels,
+    score_real_labels,
+)
+from deitctl.evaluation.result import (
+    OUTSIDE_NAME,
+    Confusion,
+    EvalResult,
+    EvalResults,
+    EvalSubject,
+    name_classes,
+)
+from deitctl.evaluation.validate import validate
+from deitctl.events import Reporter, SilentReporter
+from deitctl.inference.onnx_classifier import SUFFIX, load_onnx_classifier
+from deitctl.models.catalog import DEFAULT_MODEL
+from deitctl.models.checkpoint_io import CONFIG, load_model_config
+from deitctl.models.factory import WEIGHT_SUFFIXES, is_model_folder, load_model
+from deitctl.models.heads import choose_head
+from deitctl.models.model_config import ModelConfig
+from deitctl.paths import read_json, require_writable, write_bytes, write_json
+from deitctl.records import to_object
+
+MAX_CONFUSIONS = 10
 
 
-def evaluate(
-    model: nn.Module,
-    dataset: ImageDataset,
-    preprocessing: Preprocessing,
+def evaluate_model(
+    data: str = "", *, model: str = "", protocol: str = "native", **options: Any
+) -> EvalResult:
+    """Evaluate one model under one protocol; the other arguments are those of `evaluate_models`."""
+    return evaluate_models(data, models=[model], protocols=[protocol], **options).evaluations[0]
+
+
+def evaluate_models(
+    data: str = "",
     *,
-    rows: tuple[int, ...],
-    head: str,
-    device: Device,
-    batch_size: int,
-    workers: int,
-    reporter: Reporter,
-    label: str = "evaluate",
-    teacher: Tensor | None = None,
-    world: World = SINGLE_PROCESS,
-    pause: Callable[[], None] = lambda: None,
-    stop_on_bad_image: bool = False,
-) -> Evaluation:
-    """Score one model; the arguments are those of `EvalModel` and of `evaluate_all`."""
-    contender = EvalModel(
-        model=model, preprocessing=preprocessing, rows=rows, head=head, teacher=teacher
-    )
-    (result,) = evaluate_all(
-        [contender],
-        dataset,
-        device=device,
-        batch_size=batch_size,
-        workers=workers,
-        reporter=reporter,
-        label=label,
-        world=world,
-        pause=pause,
-        stop_on_bad_image=stop_on_bad_image,
-    )
-    return result
-
-
-@torch.no_grad()
-def evaluate_all(
-    contenders: Sequence[EvalModel],
-    dataset: ImageDataset,
-    *,
-    device: Device,
-    batch_size: int,
-    workers: int,
-    reporter: Reporter,
-    label: str = "evaluate",
-    world: World = SINGLE_PROCESS,
-    pause: Callable[[], None] = lambda: None,
-    stop_on_bad_image: bool = False,
-    keep_logits: bool = False,
-    only_numbers: bool = False,
-) -> list[Evaluation]:
-    """Score models on every readable image of a source, each once; of several processes all get the whole result.
+    models: Sequence[str] = ("",),
+    protocols: Sequence[str] = ("native",),
+    weights: str = "",
+    head: str = "auto",
+    batch_size: int = 64,
+    img_size: int = 0,
+    workers: int = -1,
+    device: str = "auto",
+    precision: str = "auto",
+    predictions: str = "",
+    real_labels: str = "",
+    save_temperature: bool = False,
+    on_bad_image: str = "skip",
+    reporter: Reporter | None = None,
+) -> EvalResults:
+    """Evaluate every model under every protocol in one pass; labels are matched by class name or WordNet id.
 
     Args:
-        contenders: the models, already on `device`; put into eval mode.
-        source: the images.
-        device: where, and in which precision.
-        batch_size: images at a time; the result does not depend on it.
-        workers: loader processes.
+        data: a folder, tar, table or `digits`; of train and val the latter.
+        models: see `load_model`; or ONNX files of `deitctl export`, which run on the CPU.
+        protocols: preprocessing protocols, see `get_preprocessing`.
+        weights: see `load_model`; for one model only.
+        head: head rule of the predictions, `auto` for each model's own.
+        batch_size: images per batch.
+        img_size: another input size, pixels; 0 for each model's own.
+        workers: loader processes, -1 chosen from the machine.
+        device: see `choose_device`.
+        precision: `auto` is fp32.
+        predictions: JSON Lines file to write the result of every image to.
+        real_labels: ReaL labels of ImageNet's validation images, see `read_real_labels`.
+        save_temperature: whether to store the fitted temperatures in the folder of the one model.
+        on_bad_image: `skip` leaves out an image that cannot be read, `stop` raises.
         reporter: shows progress.
-        label: what the progress is called.
-        world: the processes that share the images.
-        pause: called between two batches, where it may stop the work.
-        stop_on_bad_image: whether an image that cannot be read ends it.
-        keep_logits: whether the results carry logits, see `Evaluation`; contenders share the room.
-        only_numbers: whether an answer that is infinite or not a number ends it; else it is as wrong as any.
 
     Raises:
-        ModelError: an answer is not a number, with `only_numbers`.
-        DataError: not one image can be read; or one cannot, with `stop_on_bad_image`.
+        ConfigError: no such device, protocol or `on_bad_image`; weights or a temperature for several models.
+        DataError: no such data, classes that a model does not have, or with `stop` an image that cannot be read.
+        ModelError: no such model.
     """
-    for contender in contenders:
-        if isinstance(contender.model, nn.Module):
-            contender.model.eval()
-    shown = [_pixels_of(c.preprocessing) for c in contenders]
-    views = list(dict.fromkeys(shown))
-    room = MAX_KEPT // len(contenders) if keep_logits else 0
-    tallies = [EvalAccumulator(c, len(dataset.labels), room=room) for c in contenders]
-    start = time.monotonic()
-    batches = build_eval_loader(
-        dataset,
-        views,
-        batch_size=batch_size,
-        workers=workers,
-        pin_memory=device.pins_memory,
-        share=slice(world.rank, None, world.size),
+    reporter = reporter or SilentReporter()
+    models = list(dict.fromkeys(model or DEFAULT_MODEL for model in models))
+    protocols = list(dict.fromkeys(protocols))
+    _check_options(models, protocols, weights, on_bad_image, save_temperature)
+    # Before any work: an evaluation of hours must not end with a file that cannot be written.
+    if predictions:
+        require_writable(Path(predictions).expanduser(), "--predictions")
+    if save_temperature:
+        require_writable(Path(models[0]).expanduser() / CONFIG, "--model")
+    real = read_real_labels(Path(real_labels).expanduser()) if real_labels else None
+    data = data or BUILT_IN
+    split, dataset = open_eval_split(data, reporter)
+    if real is not None:
+        require_real_labels(dataset, real)
+    only_onnx = all(name.lower().endswith(SUFFIX) for name in models)
+    chosen = choose_device(
+        "cpu" if only_onnx and device == "auto" else device,
+        INFERENCE_PRECISION if precision == "auto" else precision,
     )
-    with reporter.task(label, len(dataset.labels)) as task:
-        for batch in batches:
-            pause()
-            if batch.errors and stop_on_bad_image:
-                raise DataError(batch.errors[0][1], "It was to stop there (--on-bad-image stop).")
-            pixels = {
-                view: device.to_device(images)
-                for view, images in zip(views, batch.images, strict=True)
-            }
-            for contender, view, tally in zip(contenders, shown, tallies, strict=True):
-                tally.unreadable += batch.errors
-                if len(batch.indices):
-                    heads = _answers(contender, pixels[view], device)
-                    cls, dist = (None if x is None else x.float().cpu() for x in heads)
-                    assert cls is not None
-                    if only_numbers:
-                        _require_numbers(
-                            cls if dist is None else cls + dist, batch.indices, dataset
-                        )
-                    tally.add(cls, dist, batch.labels, batch.indices)
-            task.advance(world.size * (len(batch.indices) + len(batch.errors)))
-    for tally in tallies:
-        tally.join(world)
-    if tallies[0].empty:
-        bad = tallies[0].unreadable
-        raise DataError(f"Not one of {len(bad)} images can be read; the first: {bad[0][1]}")
-    return [tally.result(time.monotonic() - start) for tally in tallies]
+    chosen.tune_malloc()
+    subjects: list[EvalSubject] = []
+    for ref in models:
+        if save_temperature:
+            _require_own_size(ref, img_size)
+        network: nn.Module | ExportedNetwork
+        if ref.lower().endswith(SUFFIX):
+            # An exported file runs on the CPU with the head rule that it was exported with.
+            network = exported = load_onnx_classifier(
+                ref,
+                weights=weights,
+                head=head,
+                img_size=img_size,
+                device=device,
+                precision=precision,
+            )
+            model_config, rule = exported.model_config, exported.model_config.head
+        else:
+            loaded = load_model(ref, weights=weights, img_size=img_size, reporter=reporter)
+            network, model_config = chosen.to_device(loaded.model), loaded.model_config
+            rule = choose_head(head, model_config.head, loaded.model)
+        if real is not None:
+            map_to_imagenet(model_config)  # refuses other models before the work
+        match = _match(model_config, dataset, data, reporter)
+        titles = (
+            subjects[0].class_titles
+            if subjects
+            else name_classes(model_config, match, dataset.class_names)
+        )
+        for protocol in protocols:
+            eval_model = EvalModel(
+                model=network,
+                preprocessing=get_preprocessing(model_config, protocol),
+                rows=match.rows,
+                head=rule,
+                temperature=model_config.temperature(rule),
+            )
+            subjects.append(
+                EvalSubject(
+                    ref=ref,
+                    protocol=protocol,
+                    eval_model=eval_model,
+                    model_config=model_config,
+                    dataset=dataset,
+                    match=match,
+                    class_titles=titles,
+                )
+            )
+    with process_group(chosen.torch_device) as world:
+        metrics = validate(
+            [subject.eval_model for subject in subjects],
+            dataset,
+            device=chosen,
+            batch_size=batch_size,
+            workers=chosen.choose_num_workers(workers),
+            reporter=reporter,
+            world=world,
+            stop_on_bad_image=on_bad_image == "stop",
+            store_logits=True,
+            require_finite=True,
+        )
+    evaluations = [
+        replace(
+            _add_details(result, subject, is_main=world.is_main),
+            name=_choose_name(subject, models, protocols),
+            data=data,
+            split=split,
+            real_labels=None
+            if real is None
+            else score_real_labels(result, dataset, map_to_imagenet(subject.model_config), real),
+        )
+        for subject, result in zip(subjects, metrics, strict=True)
+    ]
+    if world.is_main and predictions:
+        lines = (json.dumps(to_object(i)) + "\n" for e in evaluations for i in e.iter_images())
+        write_bytes(Path(predictions).expanduser(), "".join(lines).encode())
+    if world.is_main and save_temperature:
+        _save_temperatures(evaluations[0], reporter)
+    return EvalResults(
+        data=data, evaluations=evaluations, comparisons=_compare(evaluations), device=chosen
+    )
 
 
-def _require_numbers(logits: Tensor, indices: Tensor, dataset: ImageDataset) -> None:
-    bad = ~logits.isfinite().all(1)
-    if bad.any():
-        name = dataset.name(int(indices[bad][0]))
-        raise ModelError(
-            f"The model answers {name} with values that are not numbers.",
-            "Try --precision fp32, or other weights.",
+def _check_options(
+    models: Sequence[str],
+    protocols: Sequence[str],
+    weights: str,
+    on_bad_image: str,
+    save_temperature: bool,
+) -> None:
+    """Raise `ConfigError` for values that do not exist or do not go together."""
+    if on_bad_image not in ("skip", "stop"):
+        raise ConfigError(f"--on-bad-image cannot be {on_bad_image!r}.", "It can be: skip, stop.")
+    if weights and len(models) > 1:
+        raise ConfigError(
+            f"--weights is for one model, and there are {len(models)}.",
+            "Name files or folders as models.",
+        )
+    if not protocols:
+        raise ConfigError("No protocol is named.", f"There are: {', '.join(PROTOCOLS)}.")
+    if not save_temperature:
+        return
+    if len(models) > 1 or list(protocols) != ["native"]:
+        raise ConfigError(
+            "--save-temperature is for one model under its own protocol.",
+            "Evaluate that model only, with --protocol native.",
+        )
+    if models[0].lower().endswith(SUFFIX):
+        raise ConfigError(
+            f"{models[0]} has its temperature inside.",
+            "Use --save-temperature on the model that it was exported from, and export it again.",
+        )
+    if not is_model_folder(models[0]):
+        raise ConfigError(
+            f"{models[0]} is not a model folder, so no temperature can be stored in it.",
+            f"Make one: deitctl export {models[0]} --to timm --output FOLDER; then --model FOLDER.",
         )
 
 
-def _pixels_of(preprocessing: Preprocessing) -> Preprocessing:
-    """Return the part of a preprocessing that pixels depend on: models that differ in the rest look at the same view."""
-    return replace(preprocessing, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+def _require_own_size(ref: str, img_size: int) -> None:
+    own_size = load_model_config(Path(ref).expanduser()).preprocessing.img_size
+    if img_size not in (0, own_size):
+        raise ConfigError(
+            f"--save-temperature is for the model's own input size, {own_size} pixels, not for {img_size}.",
+            "Leave out --img-size.",
+        )
 
 
-def _answers(contender: EvalModel, pixels: Tensor, device: Device) -> HeadLogits:
-    """Return a contender's logits, so many images at a time as pay on the device; where memory runs out, in two halves."""
-    model = contender.model
-    most = (
-        device.preferred_micro_batch_size(compute_max_activation_bytes(model, device.dtype))
-        if isinstance(model, nn.Module)
-        else 0
+def _match(
+    model_config: ModelConfig, dataset: ImageDataset, data: str, reporter: Reporter
+) -> ClassMatch:
+    """Find the data's classes among the model's; raise `DataError` if one is missing."""
+    names = dataset.class_names
+    match = match_classes(model_config, names)
+    if match is None:
+        missing = [name for name in names if match_classes(model_config, [name]) is None]
+        example = f", for example {missing[0]!r}" if missing else ""
+        classes = (
+            "without names"
+            if model_config.class_names is None
+            else f"such as {model_config.label(0)!r}"
+        )
+        # More numbers than `digits` has: a part of ImageNetV2, whose folders could be any model's class numbers.
+        if missing and set(names) <= NUMBERS and max(map(int, names)) > 99:
+            classes += "; folders named by number are read as ImageNetV2's only if all of 0 to 999 have images"
+        raise DataError(
+            f"The model does not have {len(missing)} of the {len(names)} classes of {data}{example}; "
+            f"its {model_config.num_classes} classes are {classes}.",
+            "Evaluate a model that was trained on these classes.",
+        )
+    if match.kind == "numbers":
+        reporter.note(
+            f"The folders of {data} are named 0 to 999: they are read as ImageNet's class numbers, as in ImageNetV2."
+        )
+    return match
+
+
+def _choose_name(subject: EvalSubject, models: Sequence[str], protocols: Sequence[str]) -> str:
+    """Name a result by what differs: the last part of the model's path, the protocol, or both."""
+    last = {
+        name: Path(name).stem if Path(name).suffix in WEIGHT_SUFFIXES else Path(name).name
+        for name in models
+    }
+    if len(models) == 1:
+        return last[subject.ref] if len(protocols) == 1 else subject.protocol
+    short = last[subject.ref] if len(set(last.values())) == len(models) else subject.ref
+    return short if len(protocols) == 1 else f"{short}, {subject.protocol}"
+
+
+def _add_details(result: EvalResult, subject: EvalSubject, *, is_main: bool) -> EvalResult:
+    """Add intervals, calibration, reliability and classes to the metrics of a pass."""
+    class_names = subject.dataset.class_names
+    labels, preds = result.labels.numpy(), result.data_preds.numpy()
+    per_class = score_classes(labels, preds, class_names)
+    calibration = None
+    if is_main and result.logits is not None:
+        targets = result.targets[result.logit_rows]
+        calibration = calibrate(result.logits, targets, result.head)
+    return replace(
+        result,
+        model=subject.ref,
+        protocol=subject.protocol,
+        subject=subject,
+        bootstrap=_bootstrap(result),
+        calibration=calibration,
+        reliability=compute_reliability(result.confidences, result.correct),
+        per_class=per_class,
+        mean_class_top1=sum(c.recall for c in per_class.values()) / len(per_class),
+        macro_f1=sum(c.f1 for c in per_class.values()) / len(per_class),
+        confusions=[
+            Confusion(
+                class_names[label],
+                class_names[pred] if pred < len(class_names) else OUTSIDE_NAME,
+                num_images,
+            )
+            for label, pred, num_images in count_confusions(labels, preds, MAX_CONFUSIONS)
+        ],
     )
-    size = most or len(pixels)
-    if len(pixels) <= size:
-        try:
-            with device.autocast():
-                return contender.answer(pixels)
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out_of_memory(error) or len(pixels) == 1:
-                raise
-        device.empty_cache()
-        size = len(pixels) // 2
-    cls, dist = zip(
-        *(_answers(contender, part, device) for part in torch.split(pixels, size)), strict=True
+
+
+def _bootstrap(result: EvalResult) -> dict[str, Interval]:
+    """Return intervals of the metrics that are means over images."""
+    # None of the calibration error: resampling raises it, so that its interval would miss the value.
+    columns = {
+        "top1": result.correct.numpy(),
+        "top5": result.correct_top5.numpy(),
+        "loss": result.losses.numpy(),
+    }
+    if result.heads:
+        columns |= {rule: correct.numpy() for rule, correct in result.correct_by_head.items()}
+    return {
+        name: interval if name == "loss" else interval.scale(100)
+        for name, interval in bootstrap_intervals(columns).items()
+    }
+
+
+def _compare(results: Sequence[EvalResult]) -> list[PairedComparison]:
+    """Compare the first with each of the others; models with different classes among the data's classes only."""
+    classes = {
+        frozenset(r.subject.model_config.class_names or ()) or r.subject.model_config.num_classes
+        for r in results
+        if r.subject
+    }
+    among_classes = len(classes) > 1
+    correct = [
+        (r.preds_among_classes == r.labels if among_classes else r.correct).numpy() for r in results
+    ]
+    return [
+        compare_pair(results[0].name, other.name, correct[0], theirs, among_classes=among_classes)
+        for other, theirs in zip(results[1:], correct[1:], strict=True)
+    ]
+
+
+def _save_temperatures(result: EvalResult, reporter: Reporter) -> None:
+    """Write the fitted temperatures into the config.json of the model's folder."""
+    calibration = result.calibration
+    if calibration is None:
+        reporter.warn(
+            f"No temperature fits {result.model} on {result.data} (top-1 {result.top1:.1f} %), so none is stored. "
+            "Use more images, among them some that it predicts wrongly."
+        )
+        return
+    path = Path(result.model).expanduser() / CONFIG
+    config = read_json(path)
+    own = config.get("deitctl") or {}
+    config["deitctl"] = {**own, "temperatures": calibration.temperatures}
+    write_json(path, config)
+    reporter.note(
+        f"Stored in {path}: temperature {calibration.temperature:.3f} (head {result.head}); "
+        f"expected calibration error {result.ece:.4f} -> {calibration.ece:.4f}."
     )
-    return HeadLogits(torch.cat(cls), None if dist[0] is None else torch.cat(dist))

@@ -1,67 +1,134 @@
-"""Measures of answers, each an average over images, never over batches."""
+"""Top-k accuracy, calibration error, per-class scores and confusions: averages over images, never over batches."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from deitctl.records import hidden
 
-def topk_correct(scores: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Say for each image whether its label [B] is among the k best of scores [B,K]; k above K means all."""
-    best = scores.topk(min(k, scores.shape[1]), dim=1).indices
-    return (best == labels[:, None]).any(dim=1)
-
-
-def percent(values: Tensor) -> float:
-    """Return the share of images [B] that are true, in percent."""
-    return 100.0 * float(values.double().mean())
-
-
+Classes = NDArray[np.int64]
+"""A class index per image, [N]."""
 BINS = 15  # of confidence (Guo et al. 2017, §5)
 
 
-class Reliability(NamedTuple):
-    """For bins of confidence of equal width: images, their mean confidence and accuracy in 0..1, [bins] each."""
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Images whose confidence is in (lower, upper]."""
 
-    num_images: Tensor
-    confidence: Tensor
-    accuracy: Tensor
+    lower: float
+    """Lower end of the bin's confidences, 0..1."""
+    upper: float
+    """Upper end of the bin's confidences, 0..1."""
+    num_images: int
+    """Images in the bin."""
+    confidence: float
+    """Their mean confidence, 0..1."""
+    accuracy: float
+    """Their accuracy, 0..1."""
 
 
-def reliability(confidence: Tensor, correct: Tensor, bins: int = BINS) -> Reliability:
-    """Sort images into bins ((m-1)/M, m/M] of confidence (Guo et al. 2017, Fig. 1); a bin without images has zeros.
+@dataclass(frozen=True)
+class ClassScore:
+    """One class of the data."""
+
+    num_images: int
+    """Images labeled with the class."""
+    recall: float
+    """Percent of them that are predicted as the class: its top-1 accuracy."""
+    precision: float
+    """Percent of the images predicted as the class that are labeled with it; 0 if there are none."""
+    f1: float
+    """Harmonic mean of recall and precision, percent."""
+    label: int = hidden()
+    """Index of the class in the data."""
+
+
+def topk_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Return whether each label [B] is among the k largest logits of [B,K]; k above K means all."""
+    topk = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return (topk == labels[:, None]).any(dim=1)
+
+
+def mean_percent(values: Tensor) -> float:
+    """Return the percentage of images [B] that are true."""
+    # In float64: float32 counts exactly only up to 2**24 images.
+    return 100.0 * float(values.double().mean())
+
+
+def compute_reliability(
+    confidence: Tensor, correct: Tensor, bins: int = BINS
+) -> list[ReliabilityBin]:
+    """Return the bins of the reliability diagram that hold images (Guo et al. 2017, Fig. 1).
 
     Args:
-        confidence: the probability of each image's answer, [B] in 0..1.
-        correct: whether it was right, [B].
-        bins: how many.
+        confidence: probability of each image's prediction, [B] in 0..1.
+        correct: whether it is right, [B].
+        bins: bins of equal width.
     """
+    rows = zip(*(values.tolist() for values in _bin(confidence, correct, bins)), strict=True)
+    return [
+        ReliabilityBin(n / bins, (n + 1) / bins, count, mean, accuracy)
+        for n, (count, mean, accuracy) in enumerate(rows)
+        if count
+    ]
+
+
+def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:
+    """Return the mean gap between confidence and accuracy over bins, weighted by images (Guo et al. 2017, Eq. 3).
+
+    Args:
+        confidence: probability of each image's prediction, [B] in 0..1.
+        correct: whether it is right, [B].
+        bins: bins of equal width.
+    """
+    count, mean, accuracy = _bin(confidence, correct, bins)
+    return float((count * (accuracy - mean).abs()).sum() / max(1, len(confidence)))
+
+
+def _bin(confidence: Tensor, correct: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return images, mean confidence and accuracy of the bins ((m-1)/M, m/M], [bins] each; zeros in an empty bin."""
     index = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
     sums = torch.zeros(3, bins, dtype=torch.float64)
     for row, values in enumerate((torch.ones_like(confidence), confidence, correct)):
         sums[row].index_add_(0, index, values.double())
-    return Reliability(
-        sums[0].long(), sums[1] / sums[0].clamp(min=1), sums[2] / sums[0].clamp(min=1)
-    )
+    count = sums[0].clamp(min=1)
+    return sums[0].long(), sums[1] / count, sums[2] / count
 
 
-def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins, weighted by their images (Guo et al. 2017, Eq. 3).
+def score_classes(
+    labels: Classes, preds: Classes, class_names: Sequence[str]
+) -> dict[str, ClassScore]:
+    """Return recall, precision and F1 of every class that has images.
 
     Args:
-        confidence: the probability of each image's answer, [B] in 0..1.
-        correct: whether it was right, [B].
-        bins: how many bins; 15 in that paper.
+        labels: class of each image, [N] in 0..K-1.
+        preds: predicted class, [N]; K or more for a class that the data does not have.
+        class_names: names of the K classes.
     """
-    found = reliability(confidence, correct, bins)
-    return float(
-        (found.num_images * (found.accuracy - found.confidence).abs()).sum()
-        / max(1, len(confidence))
+    from sklearn.metrics import precision_recall_fscore_support
+
+    scores = precision_recall_fscore_support(
+        labels, preds, labels=np.arange(len(class_names)), zero_division=0
     )
+    rows = zip(*(values.tolist() for values in scores), strict=True)
+    return {
+        class_names[label]: ClassScore(images, 100 * recall, 100 * precision, 100 * f1, label)
+        for label, (precision, recall, f1, images) in enumerate(rows)
+        if images
+    }
 
 
-def agreement(a: Tensor, b: Tensor) -> float:
-    """Share of images on which two scores [B,K] choose the same class (1 - DeiT Table 4)."""
-    return float((a.argmax(dim=1) == b.argmax(dim=1)).float().mean()) if len(a) else 0.0
+def count_confusions(
+    labels: Classes, preds: Classes, limit: int | None = None
+) -> list[tuple[int, int, int]]:
+    """Return the pairs of label and another predicted class with their images, most frequent first."""
+    wrong = labels != preds
+    pairs, counts = np.unique(np.stack([labels[wrong], preds[wrong]]), axis=1, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:limit]
+    return [(int(pairs[0, n]), int(pairs[1, n]), int(counts[n])) for n in order]

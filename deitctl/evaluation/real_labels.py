@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 import torch
@@ -14,6 +13,7 @@ from deitctl.errors import DataError
 from deitctl.evaluation.metrics import mean_percent
 from deitctl.evaluation.result import EvalResult, RealLabelScore
 from deitctl.models.catalog import load_imagenet_classes
+from deitctl.models.model_config import ModelConfig
 from deitctl.paths import read_json
 
 IMAGE_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -52,14 +52,14 @@ def require_real_labels(dataset: ImageDataset, labels: list[list[int]]) -> None:
         _parse_number(dataset.name(index), len(labels))
 
 
-def map_to_imagenet(class_names: Sequence[str]) -> Tensor:
+def map_to_imagenet(model_config: ModelConfig) -> Tensor:
     """Return ImageNet's index of each of a model's classes, [K], `NO_CLASS` for other classes.
 
     Raises:
         DataError: none is a class of ImageNet.
     """
     index = {name: n for n, name in enumerate(load_imagenet_classes()[0])}
-    indices = torch.tensor([index.get(name, NO_CLASS) for name in class_names])
+    indices = torch.tensor([index.get(name, NO_CLASS) for name in model_config.class_names or ()])
     if (indices == NO_CLASS).all():
         raise DataError(
             "The model's classes are not ImageNet's, so ReaL labels cannot score it.",

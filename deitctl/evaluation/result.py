@@ -1,68 +1,254 @@
-"""What an evaluation measures: a few numbers of every image, and their averages over images, never over batches."""
+"""The result of an evaluation: its metrics, its JSON, and hidden from the JSON the tensors of every image."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from deitctl.data.classes import ClassMatch
+from deitctl.data.dataset import ImageDataset
+from deitctl.device import Device
+from deitctl.evaluation.bootstrap import Interval, PairedComparison
+from deitctl.evaluation.calibration import Calibration
+from deitctl.evaluation.eval_model import EvalModel
+from deitctl.evaluation.metrics import ClassScore, ReliabilityBin
+from deitctl.inference.predict import Guess
+from deitctl.models.model_config import ModelConfig
 from deitctl.models.vit import HeadLogits
+from deitctl.records import hidden
+
+OUTSIDE_NAME = "a class that the data does not have"
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Images of one class that were predicted as another."""
+
+    label: str
+    """Class that the images are labeled with."""
+    predicted: str
+    """Class that was predicted."""
+    num_images: int
+    """How many images."""
+
+
+@dataclass(frozen=True)
+class RealLabelScore:
+    """Accuracy by ReaL labels (Beyer et al. 2020)."""
+
+    num_images: int
+    """Images that have such labels."""
+    top1: float
+    """Percent of them whose prediction is one of their labels."""
+    top5: float
+    """Percent of them with one of their labels among the five likeliest classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageResult:
+    """One image under one model: a line of `--predictions`."""
+
+    model: str
+    """Model, as it was named."""
+    protocol: str
+    """Preprocessing protocol."""
+    input: str
+    """Path or name of the image."""
+    label: str | None = None
+    """Class that it is labeled with; null if it could not be read, like the following."""
+    predicted: Guess | None = None
+    """Predicted class of the model, with its probability."""
+    correct: bool | None = None
+    """Whether the prediction is right."""
+    loss: float | None = None
+    """Cross-entropy, nats."""
+    error: str | None = None
+    """Why the image could not be read; null if it could."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Evaluation:
-    """What was measured of one model; accuracies in percent, images in the order of the source."""
+class EvalSubject:
+    """What was evaluated: a loaded model under a protocol, and the images."""
 
+    ref: str
+    """Model, as it was named."""
+    protocol: str
+    eval_model: EvalModel
+    model_config: ModelConfig
+    dataset: ImageDataset
+    match: ClassMatch
+    """How the data's classes were found among the model's."""
+    class_titles: Sequence[str]
+    """Names of the data's classes for people, the same for all models of an evaluation."""
+
+    def get_title(self, pred: int) -> str:
+        """Return the name for people of a class of the model: the data's name if the data has the class."""
+        if pred in self.match.rows:
+            return self.class_titles[self.match.rows.index(pred)]
+        label = self.model_config.label(pred)
+        return label if self.model_config.descriptions is None else label.split(",")[0]
+
+
+def name_classes(
+    model_config: ModelConfig, match: ClassMatch, class_names: Sequence[str]
+) -> list[str]:
+    """Return names of the data's classes for people: of a WordNet id the first synonym, with the id if two share it."""
+    if model_config.descriptions is None:
+        return list(class_names)
+    titles = [model_config.label(row).split(",")[0] for row in match.rows]
+    count = Counter(titles)
+    return [t if count[t] == 1 else f"{t} ({class_names[n]})" for n, t in enumerate(titles)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvalResult:
+    """One model under one protocol on one set of images; accuracies in percent.
+
+    The pass over the images fills metrics and tensors, which is all that training needs. `evaluate_models` adds what it
+    was of, the intervals, the calibration and the classes.
+    """
+
+    model: str = ""
+    """Model, as it was named."""
+    name: str = ""
+    """What tells this result from the others of the same evaluation."""
+    data: str = ""
+    """Data set, as it was named."""
+    split: str = ""
+    """Split that was evaluated: train, val, or all for data without splits."""
+    protocol: str = ""
+    """Preprocessing protocol: native, deit, timm or hf."""
     num_images: int
+    """Images that were evaluated."""
+    unreadable: list[str]
+    """Images that could not be read and are left out."""
     top1: float
+    """Top-1 accuracy of the head rule `head`."""
     top5: float
+    """Top-5 accuracy of the head rule `head`."""
     loss: float
+    """Mean cross-entropy, nats, after the model's temperature."""
     ece: float
-    heads: dict[str, float] | None
-    """Top-1 of each head rule, None for a model with one head."""
-    top1_among: float | None
-    """Top-1 among the data's classes alone, where the model knows more."""
-    top5_among: float | None
-    agreement: float | None
-    """Percent of images on which the two heads agree (100 - DeiT Table 4's disagreement)."""
-    teacher_agreement: dict[str, float] | None
-    """Percent of images on which each head rule agrees with the teacher, None without one (DeiT Table 4)."""
-    images_per_second: float
-    indices: Tensor = field(repr=False)
-    """Position of each readable image in the source, [N], ascending."""
-    labels: Tensor = field(repr=False)
-    """Its class, [N], in the data's numbering."""
-    targets: Tensor = field(repr=False)
-    """The same in the model's numbering, [N]."""
-    best: Tensor = field(repr=False)
-    """The model's likeliest classes, best first, [N,min(5,K)], in the model's numbering."""
-    answers: Tensor = field(repr=False)
-    """The model's class in the data's numbering, [N]; the number of the data's classes where it is none of them."""
-    among: Tensor = field(repr=False)
-    """The likeliest of the data's classes, [N], in the data's numbering."""
-    confidences: Tensor = field(repr=False)
-    """The probability of the model's class, [N], after the temperature it was evaluated with."""
-    losses: Tensor = field(repr=False)
-    """Cross-entropy of each image, [N], after that temperature."""
-    correct_by: dict[str, Tensor] = field(repr=False)
-    """Whether each head rule is right, [N] each."""
+    """Expected calibration error, 0..1, after the model's temperature."""
+    bootstrap: dict[str, Interval] = field(default_factory=dict)
+    """95 % bootstrap intervals of top1, top5, loss and each head rule's top-1."""
+    mean_class_top1: float | None = None
+    """Mean recall over the classes that have images."""
+    macro_f1: float | None = None
+    """Mean F1 over the classes that have images."""
+    num_classes: int
+    """Classes of the data."""
+    top1_among_classes: float | None
+    """Top-1 accuracy among the data's classes only; null if the model has no other classes."""
+    top5_among_classes: float | None
+    """Top-5 accuracy among the data's classes only; null if the model has no other classes."""
+    real_labels: RealLabelScore | None = None
+    """Accuracy by ReaL labels; null without --real-labels."""
     head: str
-    """The rule that answers; `cls` for a model with one head, an exported file's own."""
-    disagree: Tensor | None = field(repr=False)
-    """Whether the two heads answer differently, [N]."""
-    logits: HeadLogits | None = field(repr=False)
-    """Both heads' logits, float32 [M,K] each, of the images at `kept`; None unless they were asked for."""
-    kept: Tensor = field(repr=False)
-    """Which of the N images have their logits here, [M]: all, or some that are drawn where that is too much memory."""
-    unreadable: list[tuple[int, str]] = field(repr=False)
-    """Position and reason of the images left out."""
+    """Head rule of the predictions; `cls` for a model with one head, an exported file's own."""
+    heads: dict[str, float] | None
+    """Top-1 accuracy of each head rule; null for a model with one head."""
+    head_agreement: float | None
+    """Percent of images on which both heads predict the same class (100 - DeiT Table 4's disagreement)."""
+    teacher_agreement: dict[str, float] | None
+    """Percent of images on which each head rule predicts the teacher's class (DeiT Table 4); null without a teacher."""
+    temperature: float
+    """What the logits were divided by before the softmax."""
+    calibration: Calibration | None = None
+    """Fitted temperatures and the errors with them; null if none fits."""
+    reliability: list[ReliabilityBin] = field(default_factory=list)
+    """Bins of the reliability diagram that hold images."""
+    confusions: list[Confusion] = field(default_factory=list)
+    """The ten most frequent confusions."""
+    per_class: dict[str, ClassScore] = field(default_factory=dict)
+    """Images, recall, precision and F1 of each class that has images."""
+    images_per_second: float
+    """Speed of the whole pass: reading, preprocessing and forward passes of all models in it."""
+
+    read_errors: list[tuple[str, str]] = hidden(repr=False)
+    """Name and reason of each image that could not be read."""
+    indices: Tensor = hidden(repr=False)
+    """Index of each readable image in the dataset, [N], ascending."""
+    labels: Tensor = hidden(repr=False)
+    """Label of each image, [N], as a class of the data."""
+    targets: Tensor = hidden(repr=False)
+    """Label of each image, [N], as a class of the model."""
+    topk_preds: Tensor = hidden(repr=False)
+    """Likeliest classes of the model, likeliest first, [N,min(5,K)]."""
+    data_preds: Tensor = hidden(repr=False)
+    """Predicted class as a class of the data, [N]; `num_classes` if it is none of them."""
+    preds_among_classes: Tensor = hidden(repr=False)
+    """Likeliest of the data's classes, [N], as a class of the data."""
+    confidences: Tensor = hidden(repr=False)
+    """Probability of the predicted class, [N]."""
+    losses: Tensor = hidden(repr=False)
+    """Cross-entropy of each image, [N]."""
+    correct_by_head: dict[str, Tensor] = hidden(repr=False)
+    """Whether each head rule is right, [N] each."""
+    heads_differ: Tensor | None = hidden(repr=False)
+    """Whether the two heads predict different classes, [N]."""
+    logits: HeadLogits | None = hidden(repr=False)
+    """Raw logits of each head, float32 [M,K], of the images at `logit_rows`; None unless asked for."""
+    logit_rows: Tensor = hidden(repr=False)
+    """Which of the N images have logits, [M]: all, or a random sample if that is too much memory."""
+    subject: EvalSubject | None = hidden(repr=False, default=None)
+    """The model and the images; None in training, where it would keep the model alive."""
 
     @property
-    def predictions(self) -> Tensor:
-        """The model's class of each image, [N], in the model's numbering."""
-        return self.best[:, 0].long()
+    def preds(self) -> Tensor:
+        """Predicted class of the model, [N]."""
+        return self.topk_preds[:, 0].long()
 
     @property
     def correct(self) -> Tensor:
-        """Whether it is right, [N]."""
-        return self.correct_by[self.head]
+        """Whether the prediction is right, [N]."""
+        return self.correct_by_head[self.head]
+
+    @property
+    def correct_top5(self) -> Tensor:
+        """Whether the label is among the five likeliest classes, [N]."""
+        return (self.topk_preds == self.targets[:, None]).any(1)
+
+    def iter_images(self) -> Iterator[ImageResult]:
+        """Yield the result of each image in the order of the data, then the images that could not be read."""
+        assert self.subject is not None
+        dataset, model_config = self.subject.dataset, self.subject.model_config
+        columns = (
+            self.indices,
+            self.labels,
+            self.preds,
+            self.confidences,
+            self.losses,
+            self.correct,
+        )
+        for index, label, pred, confidence, loss, correct in zip(
+            *(column.tolist() for column in columns), strict=True
+        ):
+            yield ImageResult(
+                model=self.model,
+                protocol=self.protocol,
+                input=dataset.name(index),
+                label=dataset.class_names[label],
+                predicted=Guess(pred, model_config.label(pred), confidence),
+                correct=correct,
+                loss=loss,
+            )
+        for name, reason in self.read_errors:
+            yield ImageResult(model=self.model, protocol=self.protocol, input=name, error=reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalResults:
+    """Several models or protocols on the same images."""
+
+    data: str
+    """Data set, as it was named."""
+    evaluations: list[EvalResult]
+    """One result per model and protocol."""
+    comparisons: list[PairedComparison]
+    """The first against each of the others, image by image."""
+    device: Device = hidden(repr=False)
+    """Where the models are."""

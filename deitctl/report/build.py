@@ -1,4 +1,4 @@
-"""From evaluations to what a report shows: the images worth a look, their maps, the curves of the run."""
+"""Builds a report from evaluation results (example images, attention maps, the curves of the run) and writes it."""
 
 from __future__ import annotations
 
@@ -6,258 +6,264 @@ import io
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from deitctl import __version__
-from deitctl.data.eval_transform import eval_transform
 from deitctl.data.batch_transforms import normalize
+from deitctl.data.eval_transform import eval_transform
 from deitctl.device import Device
-from deitctl.evaluation.metrics import BINS, Reliability, reliability
-from deitctl.evaluation.records import EvalResult, EvalResults
+from deitctl.errors import ConfigError
+from deitctl.evaluation.result import EvalResult, EvalResults, EvalSubject
 from deitctl.events import Reporter, track
 from deitctl.explanation.attention_maps import TOKENS, token_maps
 from deitctl.explanation.overlay import heat
 from deitctl.models.factory import is_model_folder
 from deitctl.models.heads import fuse_heads
 from deitctl.models.vit import HeadLogits, VisionTransformer
-from deitctl.report.contents import (
-    OUTSIDE,
-    Bin,
-    Calibrated,
-    Comparison,
-    Contents,
-    Curves,
-    Data,
-    Evaluated,
-    Example,
-)
-from deitctl.report.examples import QUALITY, SIDE, confident_mistakes, thumbnail, unsure_hits
+from deitctl.paths import require_writable
+from deitctl.report.contents import HEAD_TITLES, Contents, Curves, Example, Facts, ModelSection
+from deitctl.report.figures import draw_figures
+from deitctl.report.html import write_page
 from deitctl.training.run_dir import Run
 
-EXAMPLES = 24
-"""Images in a gallery; of several evaluations each shows its share."""
-AT_ONCE = 8
-MAPS = "gradient"
-"""Whose deletion and insertion curves are the best, see docs/explain.md."""
+MAX_EXAMPLES = 24
+"""Images of a gallery; several models share them."""
+BATCH_SIZE = 8
+MAP_METHOD = "gradient"  # the best deletion and insertion curves of the three, see docs/explain.md
+THUMBNAIL_PX = 160
+JPEG_QUALITY = 78  # keeps 3 galleries of 24 images with two maps each near a megabyte
 
 
-def contents_of(found: EvalResults, device: Device, command: str, reporter: Reporter) -> Contents:
-    """Gather what a report shows; the images of the galleries are read and answered once more."""
-    results = found.results
-    first = results[0]
-    data = Data(
-        name=first.data,
-        classes=_class_names(first),
-        names=[first.dataset.name(i) for i in first.scores.indices.tolist()],
-        labels=first.scores.labels.numpy(),
-        unreadable=[(first.dataset.name(i), why) for i, why in first.scores.unreadable],
-    )
-    facts = [
-        ("data", first.data),
-        ("images", f"{first.scores.num_images:,}"),
-        ("classes", f"{len(data.classes):,}"),
-    ]
-    facts += [("device", f"{device.torch_device}, {device.precision}")]
-    facts += [("speed", f"{first.scores.images_per_second:.1f} images/s")]
+def require_report_paths(report: str, figures: str, predictions: str = "") -> None:
+    """Raise `DeitctlError` unless the page and the figures can be written; call it before the evaluation."""
+    if report:
+        if Path(report).suffix.lower() not in (".html", ".htm"):
+            raise ConfigError(
+                f"--report writes an HTML page, and {report} has another suffix.",
+                "Name it FILE.html.",
+            )
+        if predictions and Path(report).resolve() == Path(predictions).resolve():
+            raise ConfigError(f"--report and --predictions are both {report}.", "Name two files.")
+        require_writable(Path(report).expanduser(), "--report")
+    if figures:
+        require_writable(Path(figures).expanduser(), "--figures", folder=True)
+
+
+def write_report(
+    results: EvalResults, reporter: Reporter, *, report: str = "", figures: str = "", command: str
+) -> None:
+    """Write an evaluation as one HTML page, as PNG figures, or both.
+
+    Args:
+        results: the evaluation; the images of the galleries are read and predicted once more.
+        reporter: shows progress.
+        report: HTML file to write, replaced if it exists.
+        figures: folder for the PNG files.
+        command: command line that makes the report again.
+
+    Raises:
+        DeitctlError: a file cannot be written.
+    """
+    if not report and not figures:
+        return
+    contents = build_contents(results, command, reporter)
+    if report:
+        write_page(contents, Path(report).expanduser())
+        reporter.note(f"Report written to {report}")
+    if figures:
+        paths = draw_figures(contents, Path(figures).expanduser())
+        reporter.note(f"{len(paths)} figures written to {figures}")
+
+
+def build_contents(results: EvalResults, command: str, reporter: Reporter) -> Contents:
+    """Gather what a report shows."""
+    first, several = results.evaluations[0], len(results.evaluations) > 1
+    limit = max(6, MAX_EXAMPLES // len(results.evaluations))
     return Contents(
-        title=f"{first.name} on {first.data}"
-        if len(results) == 1
-        else f"{len(results)} evaluations on {first.data}",
+        title=f"{len(results.evaluations)} evaluations on {results.data}"
+        if several
+        else f"{first.name} on {results.data}",
         created=datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         version=__version__,
         command=command,
-        facts=tuple(facts),
-        evaluated=[
-            _evaluated(r, data, device, max(6, EXAMPLES // len(results)), reporter) for r in results
+        facts=[
+            ("data", results.data),
+            ("split", first.split),
+            ("images", f"{first.num_images:,}"),
+            ("classes", f"{first.num_classes:,}"),
+            ("device", f"{results.device.torch_device}, {results.device.precision}"),
+            ("speed", f"{first.images_per_second:.1f} images/s"),
         ],
-        comparisons=[
-            Comparison(
-                a=d.a,
-                b=d.b,
-                difference=d.difference,
-                interval=d.interval,
-                only_a=d.only_a,
-                only_b=d.only_b,
-                p_value=d.p_value,
-                among_classes=d.among_classes,
+        sections=[
+            ModelSection(
+                result=result,
+                facts=_list_facts(result),
+                galleries=_build_galleries(result, results.device, limit, reporter),
             )
-            for d in found.differences
+            for result in results.evaluations
         ],
-        curves=_curves({r.model for r in results}),
+        comparisons=results.comparisons,
+        curves=_read_curves({result.model for result in results.evaluations}),
     )
 
 
-def _class_names(result: EvalResult) -> list[str]:
-    """Name the data's classes for people: what WordNet ids stand for, with the id where two stand for the same."""
-    ids = result.dataset.class_names
-    if result.model_config.descriptions is None:
-        return list(ids)
-    said = [result.model_config.label(row).split(",")[0] for row in result.match.rows]
-    return [name if said.count(name) == 1 else f"{name} ({ids[c]})" for c, name in enumerate(said)]
-
-
-def _evaluated(
-    result: EvalResult, data: Data, device: Device, most: int, reporter: Reporter
-) -> Evaluated:
-    s, kept = result.scores, result.calibration
-    correct, sure = s.correct.numpy(), s.confidences.numpy()
-    answers, classes = s.answers.numpy(), len(data.classes)
-    predicted = np.where(answers == classes, OUTSIDE, answers)
-    pre = result.contender.preprocessing
+def _list_facts(result: EvalResult) -> Facts:
+    assert result.subject is not None
+    preprocessing = result.subject.eval_model.preprocessing
     facts = [
         ("model", result.model),
-        ("architecture", result.model_config.architecture),
-        ("head rule", s.head),
+        ("architecture", result.subject.model_config.architecture),
+        ("head rule", result.head),
         (
             "preprocessing",
-            f"{result.protocol}: {pre.resize_to} px {pre.crop_mode}, crop {pre.img_size} px, {pre.interpolation}",
+            f"{result.protocol}: {preprocessing.resize_to} px {preprocessing.crop_mode}, "
+            f"crop {preprocessing.img_size} px, {preprocessing.interpolation}",
         ),
     ]
-    if result.contender.temperature != 1:
-        facts.append(("temperature", f"{result.contender.temperature:.3f}, the model's own"))
-    if result.real is not None:
-        facts.append(
-            (
-                "ReaL labels",
-                f"top-1 {result.real.top1:.2f} %, top-5 {result.real.top5:.2f} %, of {result.real.num_images:,} images",
-            )
-        )
-    two = [] if s.disagree is None else confident_mistakes(~s.disagree.numpy(), sure, most)
-    images = {
-        "mistakes": confident_mistakes(correct, sure, most),
-        "unsure": unsure_hits(correct, sure, most),
-        "disagreements": two,
+    if result.temperature != 1:
+        facts.append(("temperature", f"{result.temperature:.3f}, the model's own"))
+    if real := result.real_labels:
+        accuracy = f"top-1 {real.top1:.2f} %, top-5 {real.top5:.2f} %"
+        facts.append(("ReaL labels", f"{accuracy}, of {real.num_images:,} images"))
+    return facts
+
+
+def _build_galleries(
+    result: EvalResult, device: Device, limit: int, reporter: Reporter
+) -> dict[str, list[Example]]:
+    """Choose the images of each gallery and build their examples, each once."""
+    correct, confidences = result.correct.numpy(), result.confidences.numpy()
+    rows = {
+        "mistakes": select_mistakes(correct, confidences, limit),
+        "unsure": select_unsure(correct, confidences, limit),
+        "disagreements": []
+        if result.heads_differ is None
+        else select_mistakes(~result.heads_differ.numpy(), confidences, limit),
     }
-    wanted = sorted({n for places in images.values() for n in places})
-    shown = dict(zip(wanted, _examples(result, wanted, data, device, reporter), strict=True))
-    return Evaluated(
-        name=result.name,
-        data=data,
-        facts=tuple(facts),
-        predicted=predicted,
-        outside={
-            int(n): _name(result, int(s.predictions[n]), data)
-            for n in np.flatnonzero(predicted == OUTSIDE)
-        },
-        confidences=sure,
-        top1=s.top1,
-        top5=s.top5,
-        loss=s.loss,
-        ece=s.ece,
-        reliability=_bins(reliability(s.confidences, s.correct)),
-        calibrated=None
-        if kept is None
-        else Calibrated(
-            temperature=kept.temperature,
-            ece=kept.ece,
-            reliability=_bins(kept.reliability),
-            note=f"fitted to {kept.num_images:,} images, judged on fifths that it was not fitted to",
-        ),
-        top1_among=s.top1_among,
-        heads=s.heads,
-        agreement=s.agreement,
-        intervals=result.intervals,
-        **{name: [shown[n] for n in places] for name, places in images.items()},
-    )
+    unique = sorted({row for gallery in rows.values() for row in gallery})
+    examples = dict(zip(unique, _build_examples(result, unique, device, reporter), strict=True))
+    return {name: [examples[row] for row in gallery] for name, gallery in rows.items()}
 
 
-def _bins(found: Reliability) -> list[Bin]:
-    rows = zip(*(x.tolist() for x in found), strict=True)
-    return [Bin(n / BINS, (n + 1) / BINS, *row) for n, row in enumerate(rows)]
+def select_mistakes(
+    correct: NDArray[np.bool_], confidences: NDArray[np.floating], limit: int
+) -> list[int]:
+    """Return the rows of at most `limit` wrong predictions, the most confident first.
+
+    Args:
+        correct: whether each prediction is right, [N].
+        confidences: probability of each prediction, [N].
+        limit: how many at most.
+    """
+    order = np.argsort(-confidences, kind="stable")
+    return [int(n) for n in order[~correct[order]][:limit]]
 
 
-def _examples(
-    result: EvalResult, places: Sequence[int], data: Data, device: Device, reporter: Reporter
+def select_unsure(
+    correct: NDArray[np.bool_], confidences: NDArray[np.floating], limit: int
+) -> list[int]:
+    """Return the rows of at most `limit` right predictions, the least confident first; arguments as above."""
+    return select_mistakes(~correct, -confidences, limit)
+
+
+def _build_examples(
+    result: EvalResult, rows: Sequence[int], device: Device, reporter: Reporter
 ) -> list[Example]:
-    """Look at images again, a few at a time: what was seen, what each head says, where it looks."""
-    made: list[Example] = []
-    starts = range(0, len(places), AT_ONCE)
-    for start in track(
-        starts, reporter, f"look again at images ({result.name})", len(starts), "batches"
-    ):
-        part = places[start : start + AT_ONCE]
-        positions = result.scores.indices[list(part)].tolist()
-        pre = result.contender.preprocessing
-        pixels = np.stack([eval_transform(result.dataset.read(i), pre) for i in positions])
-        shown = device.to_device(torch.from_numpy(pixels))
+    """Read images again, a batch at a time, and predict them with attention maps."""
+    subject = result.subject
+    assert subject is not None
+    examples: list[Example] = []
+    starts = range(0, len(rows), BATCH_SIZE)
+    for start in track(starts, reporter, f"gallery images ({result.name})", len(starts), "batches"):
+        batch = rows[start : start + BATCH_SIZE]
+        preprocessing = subject.eval_model.preprocessing
+        pixels = np.stack(
+            [
+                eval_transform(subject.dataset.read(index), preprocessing)
+                for index in result.indices[list(batch)].tolist()
+            ]
+        )
+        on_device = device.to_device(torch.from_numpy(pixels))
         with torch.no_grad(), device.autocast():
-            cls, dist = result.contender.answer(shown)
+            cls, dist = subject.eval_model.forward(on_device)
         heads = HeadLogits(cls.float().cpu(), None if dist is None else dist.float().cpu())
-        joined = heads.cls if heads.dist is None else fuse_heads(heads, result.scores.head)
-        maps = _maps(result, pixels, shown)
-        made += [
-            Example(
-                index=n,
-                guesses=_guesses(result, joined[row], result.scores.head, data),
-                thumbnail=thumbnail(pixels[row]),
-                maps=maps[row] or None,
-                heads=None
-                if heads.dist is None
-                else {
-                    "class head": _guesses(result, heads.cls[row], "cls", data)[0],
-                    "distillation head": _guesses(result, heads.dist[row], "dist", data)[0],
-                },
+        fused = heads.cls if heads.dist is None else fuse_heads(heads, result.head)
+        maps = _draw_maps(subject, pixels, on_device)
+        for n, row in enumerate(batch):
+            by_head = {"cls": heads.cls, "dist": heads.dist} if heads.dist is not None else {}
+            examples.append(
+                Example(
+                    index=row,
+                    guesses=_list_guesses(subject, fused[n], result.head),
+                    thumbnail=encode_thumbnail(pixels[n]),
+                    maps=maps[n],
+                    heads={
+                        HEAD_TITLES[rule]: _list_guesses(subject, logits[n], rule)[0]
+                        for rule, logits in by_head.items()
+                    },
+                )
             )
-            for row, n in enumerate(part)
-        ]
-    return made
+    return examples
 
 
-def _guesses(result: EvalResult, logits: Tensor, head: str, data: Data) -> list[tuple[str, float]]:
-    best = (logits / result.model_config.temperature(head)).softmax(0).topk(min(5, len(logits)))
+def _list_guesses(subject: EvalSubject, logits: Tensor, head: str) -> list[tuple[str, float]]:
+    temperature = subject.model_config.temperature(head)
+    top = (logits / temperature).softmax(0).topk(min(5, len(logits)))
     return [
-        (_name(result, i, data), p)
-        for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        (subject.get_title(index), score)
+        for index, score in zip(top.indices.tolist(), top.values.tolist(), strict=True)
     ]
 
 
-def _name(result: EvalResult, index: int, data: Data) -> str:
-    """Name a class of the model, by the data's name for it where it has one."""
-    if index in result.match.rows:
-        return data.classes[result.match.rows.index(index)]
-    label = result.model_config.label(index)
-    return label if result.model_config.descriptions is None else label.split(",")[0]
-
-
-def _maps(result: EvalResult, pixels: NDArray[np.uint8], shown: Tensor) -> list[dict[str, bytes]]:
-    """Return each image under each token's map; none for a model that is no DeiT of ours, or an exported file."""
-    if not isinstance(result.contender.model, VisionTransformer):
+def _draw_maps(
+    subject: EvalSubject, pixels: NDArray[np.uint8], on_device: Tensor
+) -> list[dict[str, bytes]]:
+    """Return each image under the attention map of each token; none for a model that is not one of our DeiTs."""
+    model = subject.eval_model.model
+    if not isinstance(model, VisionTransformer):
         return [{} for _ in pixels]
-    images = normalize(shown, result.contender.preprocessing)
-    found = token_maps(result.contender.model, images, method=MAPS)
-    tokens = {TOKENS[name]: maps for name, maps in found._asdict().items() if maps is not None}
+    maps = token_maps(
+        model, normalize(on_device, subject.eval_model.preprocessing), method=MAP_METHOD
+    )
+    tokens = {TOKENS[name]: values for name, values in maps._asdict().items() if values is not None}
     return [
-        {name: _jpeg(heat(image, maps[n].cpu().numpy())) for name, maps in tokens.items()}
+        {
+            name: _encode_jpeg(heat(image, values[n].cpu().numpy()))
+            for name, values in tokens.items()
+        }
         for n, image in enumerate(pixels)
     ]
 
 
-def _jpeg(image: Any) -> bytes:
-    image.thumbnail((SIDE, SIDE))
+def encode_thumbnail(pixels: NDArray[np.uint8]) -> bytes:
+    """Return an image, uint8 [3,H,W], as a JPEG of at most `THUMBNAIL_PX` pixels a side."""
+    return _encode_jpeg(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)), "RGB"))
+
+
+def _encode_jpeg(image: Image.Image) -> bytes:
+    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    image.convert("RGB").save(file, "JPEG", quality=QUALITY)
+    image.convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
     return file.getvalue()
 
 
-def _curves(models: set[str]) -> Curves | None:
-    """Return the log of the run that the one model is."""
+def _read_curves(models: set[str]) -> Curves | None:
+    """Return the log of the run, if the only model is a run folder."""
     if len(models) != 1 or not is_model_folder(model := next(iter(models))):
         return None
     run = Run(Path(model).expanduser(), writes=False)
     epochs = list(run.records("epoch"))
+    if not epochs:
+        return None
     teacher = (run.result() or {}).get("teacher")
-    return (
-        Curves(
-            run=run.root.name,
-            steps=list(run.records("step")),
-            epochs=epochs,
-            teacher_top1=teacher.get("top1") if isinstance(teacher, dict) else None,
-        )
-        if epochs
-        else None
+    return Curves(
+        run=run.root.name,
+        steps=list(run.records("step")),
+        epochs=epochs,
+        teacher_top1=teacher.get("top1") if isinstance(teacher, dict) else None,
     )

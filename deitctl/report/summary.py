@@ -1,200 +1,187 @@
-"""The summary of a report, as HTML that needs no JavaScript: the few figures in words, and what they are of."""
+"""The summary of a report, as HTML that needs no JavaScript: metrics with their intervals, and what was evaluated."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
 
-from deitctl.report.contents import (
-    HEAD_NAMES,
-    Comparison,
-    Contents,
-    Data,
-    Evaluated,
-    Facts,
-    Interval,
-)
+from deitctl.evaluation.bootstrap import PairedComparison
+from deitctl.evaluation.result import EvalResult
+from deitctl.report.contents import HEAD_TITLES, Contents, Facts
 
-MOST_UNREADABLE = 200
-"""Images that could not be read of which the names are shown."""
+MAX_UNREADABLE = 200
+"""Unreadable images that are listed."""
 
 
-def summary(contents: Contents) -> str:
+def render_summary(contents: Contents) -> str:
     """Return the section `#summary`."""
-    one = len(contents.evaluated) == 1
-    body = _one(contents.evaluated[0]) if one else _several(contents.evaluated)
-    comparisons = "".join(f"<li>{_compared(c)}</li>" for c in contents.comparisons)
-    if comparisons:
-        body += f'<h3>Image by image</h3><ul class="sentences">{comparisons}</ul>'
-    facts = (
-        [("", (*contents.facts, *contents.evaluated[0].facts))] if one else [("", contents.facts)]
-    )
-    facts += [] if one else [(e.name, e.facts) for e in contents.evaluated]
-    about = "".join(_facts(name, rows) for name, rows in facts if rows)
-    body += (
-        f"<details{' open' if one else ''}><summary>What was evaluated</summary>{about}</details>"
-        if about
-        else ""
-    )
-    unread = {id(e.data): e.data for e in contents.evaluated if e.data.unreadable}
-    return f'<section id="summary"><h2>Summary</h2>{body}{"".join(_unreadable(data) for data in unread.values())}</section>'
+    results = [section.result for section in contents.sections]
+    one = len(results) == 1
+    body = _render_one(results[0]) if one else _render_several(results)
+    if contents.comparisons:
+        items = "".join(f"<li>{_render_comparison(c)}</li>" for c in contents.comparisons)
+        body += f'<h3>Paired comparisons</h3><ul class="sentences">{items}</ul>'
+    if one:
+        about = _render_facts("", [*contents.facts, *contents.sections[0].facts])
+    else:
+        about = _render_facts("", contents.facts)
+        about += "".join(_render_facts(s.result.name, s.facts) for s in contents.sections)
+    body += f"<details{' open' if one else ''}><summary>Setup</summary>{about}</details>"
+    body += _render_unreadable(results[0])
+    return f'<section id="summary"><h2>Summary</h2>{body}</section>'
 
 
-def percent(value: float) -> str:
-    """Return a percentage with one decimal; 100 and 0 are said of nothing else."""
+def format_percent(value: float) -> str:
+    """Return a percentage with one decimal, with two where one would round to 100 or 0."""
     if 99.95 <= value < 100 or 0 < value < 0.05:
         return f"{min(max(value, 0.01), 99.99):.2f} %"
     return f"{value:.1f} %"
 
 
-def _one(e: Evaluated) -> str:
-    images = len(e.data.labels)
+def _render_one(result: EvalResult) -> str:
     tiles = [
-        (percent(e.top5), "right within five guesses (top-5)", _between(e, "top5", ".1f")),
-        (f"{e.loss:.3f}", "loss (cross-entropy)", _between(e, "loss", ".3f")),
-        (f"{e.ece:.3f}", "expected calibration error", _between(e, "ece", ".3f")),
+        (format_percent(result.top5), "top-5 accuracy", _format_interval(result, "top5", ".1f")),
+        (f"{result.loss:.3f}", "cross-entropy loss", _format_interval(result, "loss", ".3f")),
+        (f"{result.ece:.3f}", "expected calibration error", ""),
     ]
-    if e.calibrated:
-        tiles.append(
-            (
-                f"{e.calibrated.ece:.3f}",
-                f"calibration error at temperature {e.calibrated.temperature:.3g}",
-                "",
-            )
-        )
-    if e.top1_among is not None:
-        among = f"top-1 among the data's {len(e.data.classes):,} classes alone"
-        tiles.append((percent(e.top1_among), among, _between(e, "top1_among", ".1f")))
-    if e.agreement is not None:
-        tiles.append(
-            (
-                percent(e.agreement),
-                "of images on which the heads agree",
-                _between(e, "agreement", ".1f"),
-            )
-        )
-    shown = "".join(
-        f"<div><dt>{escape(what)}</dt><dd>{value}</dd>{note}</div>" for value, what, note in tiles
+    if fitted := result.calibration:
+        title = f"calibration error with fitted temperature {fitted.temperature:.3g}"
+        tiles.append((f"{fitted.ece:.3f}", title, ""))
+    if result.top1_among_classes is not None:
+        title = f"top-1 among the data's {result.num_classes:,} classes only"
+        tiles.append((format_percent(result.top1_among_classes), title, ""))
+    if result.head_agreement is not None:
+        tiles.append((format_percent(result.head_agreement), "head agreement", ""))
+    cells = "".join(
+        f"<div><dt>{escape(title)}</dt><dd>{value}</dd>"
+        + (f'<dd class="quiet">95 %: {interval}</dd>' if interval else "")
+        + "</div>"
+        for value, title, interval in tiles
     )
-    lead = (
-        f'<p class="lead"><strong>{percent(e.top1)}</strong> <span>top-1{_interval(e, "top1", ".1f")}, '
-        f"{images:,} image{'' if images == 1 else 's'}</span></p>"
+    interval = _format_interval(result, "top1", ".1f")
+    images = f"{result.num_images:,} image{'' if result.num_images == 1 else 's'}"
+    lead = f"top-1{f', 95 % interval {interval}' if interval else ''}, {images}"
+    return (
+        f'<p class="quiet" dir="auto">{escape(result.name)} on {escape(result.data)}</p>'
+        f'<p class="lead"><strong>{format_percent(result.top1)}</strong> <span>{lead}</span></p>'
+        f'<dl class="tiles">{cells}</dl>{_render_heads(result)}'
     )
-    return f'<p class="quiet" dir="auto">{escape(e.name)} on {escape(e.data.name)}</p>{lead}<dl class="tiles">{shown}</dl>{_heads(e)}'
 
 
-def _heads(e: Evaluated) -> str:
-    if not e.heads:
+def _render_heads(result: EvalResult) -> str:
+    if not result.heads:
         return ""
-    known = any(rule in e.intervals for rule in e.heads)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(HEAD_NAMES.get(rule, rule))}</th><td class="number">{percent(top1)}</td>'
-        + f'<td class="number quiet">{_range(e.intervals.get(rule), ".1f")}</td>' * known
+    rows = [
+        [escape(HEAD_TITLES[rule]), format_percent(top1), _format_interval(result, rule, ".1f")]
+        for rule, top1 in result.heads.items()
+    ]
+    columns = ["head rule", "top-1", "95 % interval"]
+    if not any(interval for *_, interval in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return _render_table(columns, rows)
+
+
+def _render_several(results: Sequence[EvalResult]) -> str:
+    ends = [r.top1 for r in results]
+    for result in results:
+        if interval := result.bootstrap.get("top1"):
+            ends += [interval.lower, interval.upper]
+    best, scale = max(r.top1 for r in results), (min(ends), max(ends))
+    heads = list(dict.fromkeys(rule for r in results for rule in r.heads or ()))
+    columns = ["", "top-1", "95 % interval", "", "top-5", "loss", "calibration error"]
+    columns += [*(HEAD_TITLES[rule] for rule in heads), "images"]
+    rows = []
+    for result in results:
+        top1 = format_percent(result.top1)
+        rows.append(
+            [
+                f"<bdi>{escape(result.name)}</bdi>",
+                f"<strong>{top1}</strong>" if result.top1 == best else top1,
+                _format_interval(result, "top1", ".1f"),
+                _draw_interval(result, *scale),
+                format_percent(result.top5),
+                f"{result.loss:.3f}",
+                f"{result.ece:.3f}",
+                *(format_percent(result.heads[rule]) if result.heads else "" for rule in heads),
+                f"{result.num_images:,}",
+            ]
+        )
+    return _render_table(columns, rows)
+
+
+def _render_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table whose first column names the rows; cells are HTML."""
+    head = f'<th scope="col">{columns[0]}</th>'
+    head += "".join(f'<th scope="col" class="number">{escape(c)}</th>' for c in columns[1:])
+    body = "".join(
+        f'<tr><th scope="row">{row[0]}</th>'
+        + "".join(f'<td class="number">{cell}</td>' for cell in row[1:])
         + "</tr>"
-        for rule, top1 in e.heads.items()
+        for row in rows
     )
-    columns = ["top-1"] + ["95 % interval"] * known
-    head = "".join(f'<th scope="col" class="number">{column}</th>' for column in columns)
-    return _table(f'<th scope="col">answered by</th>{head}', rows)
-
-
-def _several(evaluated: Sequence[Evaluated]) -> str:
-    ends = [end for e in evaluated for end in e.intervals.get("top1", (e.top1, e.top1))]
-    best, scale = max(e.top1 for e in evaluated), (min(ends), max(ends))
-    heads = list(dict.fromkeys(rule for e in evaluated for rule in e.heads or ()))
-    one_data = len({e.data.name for e in evaluated}) == 1
-    columns = ["top-1", "95 % interval", "", "top-5", "loss", "calibration error"]
-    columns += [HEAD_NAMES.get(rule, rule) for rule in heads] + ["images"]
-    rows = ""
-    for e in evaluated:
-        cells = [
-            f"<strong>{percent(e.top1)}</strong>" if e.top1 == best else percent(e.top1),
-            _range(e.intervals.get("top1"), ".1f"),
-            _whisker(e, *scale),
-            percent(e.top5),
-            f"{e.loss:.3f}",
-            f"{e.ece:.3f}",
-            *(percent(e.heads[h]) if e.heads and h in e.heads else "" for h in heads),
-            f"{len(e.data.labels):,}",
-        ]
-        data = "" if one_data else f'<br><span class="quiet">{escape(e.data.name)}</span>'
-        figures = "".join(f'<td class="number">{cell}</td>' for cell in cells)
-        rows += f'<tr><th scope="row"><bdi>{escape(e.name)}</bdi>{data}</th>{figures}</tr>'
-    head = "".join(f'<th scope="col" class="number">{escape(c)}</th>' for c in columns)
-    return _table(f'<th scope="col"></th>{head}', rows)
-
-
-def _table(head: str, rows: str) -> str:
     return (
-        f'<div class="scroll" tabindex="0" role="group" aria-label="table"><table class="plain"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
+        '<div class="scroll" tabindex="0" role="group" aria-label="table"><table class="plain">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
-def _whisker(e: Evaluated, low: float, high: float) -> str:
+def _draw_interval(result: EvalResult, low: float, high: float) -> str:
     """Draw top-1 and its interval on the scale that all rows share."""
+    interval = result.bootstrap.get("top1")
+    ends = (interval.lower, interval.upper) if interval else (result.top1, result.top1)
     span = max(high - low, 1e-9)
-    a, b = e.intervals.get("top1", (e.top1, e.top1))
-    x = [6 + 108 * (value - low) / span for value in (a, e.top1, b)]
+    a, x, b = (6 + 108 * (value - low) / span for value in (ends[0], result.top1, ends[1]))
     return (
-        f'<svg class="whisker" width="120" height="16" viewBox="0 0 120 16" aria-hidden="true"><path d="M{x[0]:.1f} 8H{x[2]:.1f}'
-        f'M{x[0]:.1f} 4v8M{x[2]:.1f} 4v8"/><circle cx="{x[1]:.1f}" cy="8" r="4"/></svg>'
+        '<svg class="whisker" width="120" height="16" viewBox="0 0 120 16" aria-hidden="true">'
+        f'<path d="M{a:.1f} 8H{b:.1f}M{a:.1f} 4v8M{b:.1f} 4v8"/><circle cx="{x:.1f}" cy="8" r="4"/></svg>'
     )
 
 
-def _compared(c: Comparison) -> str:
-    a, b = (
-        f"<bdi><strong>{escape(c.a)}</strong></bdi>",
-        f"<bdi><strong>{escape(c.b)}</strong></bdi>",
-    )
-    low, high = c.interval
-    alone = f"The first alone has {c.only_a:,} right, the second alone {c.only_b:,}"
-    chance = "p < 0.001" if c.p_value < 0.001 else f"p = {c.p_value:.3f}".rstrip("0").rstrip(".")
-    clear = "" if low > 0 or high < 0 else " No difference is shown: the interval holds 0."
+def _render_comparison(c: PairedComparison) -> str:
+    a, b = (f"<bdi><strong>{escape(name)}</strong></bdi>" for name in (c.a, c.b))
+    lower, upper = c.interval.lower, c.interval.upper
+    p = "p < 0.001" if c.p_value < 0.001 else f"p = {c.p_value:.3f}".rstrip("0").rstrip(".")
     among = " among the data's classes" if c.among_classes else ""
+    is_clear = lower > 0 or upper < 0
     return (
-        f"{a} against {b}: {_signed(c.difference)} points of top-1{among}, 95 % interval {_signed(low)} to "
-        f"{_signed(high)}. {alone} (McNemar's exact test: {chance}).{clear}"
+        f"{a} minus {b}: {_format_signed(c.top1_difference)} points of top-1{among}, "
+        f"95 % interval {_format_signed(lower)} to {_format_signed(upper)}. "
+        f"Only {a} correct: {c.only_a_correct:,}; only {b} correct: {c.only_b_correct:,} "
+        f"(McNemar's exact test: {escape(p)})."
+        + ("" if is_clear else " Not significant: the interval contains 0.")
     )
 
 
-def _signed(value: float) -> str:
-    said = f"{value:+.1f}"
-    return "0.0" if said in ("+0.0", "-0.0") else said.replace("-", "−")
+def _format_signed(value: float) -> str:
+    text = f"{value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
-def _facts(name: str, rows: Facts) -> str:
+def _render_facts(name: str, facts: Facts) -> str:
     lines = "".join(
         f'<div><dt>{escape(key)}</dt><dd dir="auto">{escape(value)}</dd></div>'
-        for key, value in rows
+        for key, value in facts
     )
     heading = f"<h3><bdi>{escape(name)}</bdi></h3>" if name else ""
     return f'{heading}<dl class="facts">{lines}</dl>'
 
 
-def _unreadable(data: Data) -> str:
-    count = len(data.unreadable)
+def _render_unreadable(result: EvalResult) -> str:
+    count = len(result.read_errors)
+    if not count:
+        return ""
     lines = "".join(
-        f"<li><bdi>{escape(name)}</bdi>: {escape(why)}</li>"
-        for name, why in data.unreadable[:MOST_UNREADABLE]
+        f"<li><bdi>{escape(name)}</bdi>: {escape(reason)}</li>"
+        for name, reason in result.read_errors[:MAX_UNREADABLE]
     )
-    rest = f"<p>and {count - MOST_UNREADABLE:,} more</p>" if count > MOST_UNREADABLE else ""
-    images = "image" if count == 1 else "images"
+    rest = f"<p>and {count - MAX_UNREADABLE:,} more</p>" if count > MAX_UNREADABLE else ""
+    images = "1 image" if count == 1 else f"{count:,} images"
     return (
-        f'<details class="warning"><summary>{count:,} {images} of {escape(data.name)} could not be read and '
+        f'<details class="warning"><summary>{images} of {escape(result.data)} could not be read and '
         f'{"is" if count == 1 else "are"} left out</summary><ul class="names">{lines}</ul>{rest}</details>'
     )
 
 
-def _interval(e: Evaluated, name: str, form: str) -> str:
-    said = _range(e.intervals.get(name), form)
-    return f", 95 % interval {said}" if said else ""
-
-
-def _between(e: Evaluated, name: str, form: str) -> str:
-    said = _range(e.intervals.get(name), form)
-    return f'<dd class="quiet">95 %: {said}</dd>' if said else ""
-
-
-def _range(interval: Interval | None, form: str) -> str:
-    return f"{interval[0]:{form}} to {interval[1]:{form}}" if interval else ""
+def _format_interval(result: EvalResult, name: str, spec: str) -> str:
+    interval = result.bootstrap.get(name)
+    return interval.format(spec) if interval else ""

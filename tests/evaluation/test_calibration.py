@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -12,11 +10,11 @@ from hypothesis import strategies as st
 
 from deitctl.data.readers.digits import ArrayDataset
 from deitctl.device import choose_device
-from deitctl.evaluation import evaluate as module
-from deitctl.evaluation.accumulator import EvalModel
+from deitctl.evaluation import validate as module
 from deitctl.evaluation.calibration import calibrate, fit_temperature
-from deitctl.evaluation.evaluate import evaluate_all
-from deitctl.evaluation.metrics import expected_calibration_error, reliability
+from deitctl.evaluation.eval_model import EvalModel
+from deitctl.evaluation.metrics import compute_reliability, expected_calibration_error
+from deitctl.evaluation.validate import validate
 from deitctl.models.heads import fuse_heads
 from deitctl.models.vit import HeadLogits
 
@@ -81,14 +79,18 @@ def test_without_a_mistake_or_with_nothing_right_there_is_no_temperature(wrong):
 
 
 def test_reliability_by_hand():
-    found = reliability(
+    low, high = compute_reliability(
         torch.tensor([0.1, 0.5, 0.9, 1.0]), torch.tensor([False, True, True, False]), bins=2
     )
-    assert found.num_images.tolist() == [2, 2]
-    assert found.confidence.tolist() == pytest.approx([0.3, 0.95])
-    assert found.accuracy.tolist() == [0.5, 0.5]
-    empty = reliability(torch.tensor([0.9]), torch.tensor([True]), bins=2)
-    assert [x.tolist() for x in empty] == [[0, 1], [0.0, pytest.approx(0.9)], [0.0, 1.0]]
+    assert (low.lower, low.upper, low.num_images, low.accuracy) == (0.0, 0.5, 2, 0.5)
+    assert (high.lower, high.upper, high.num_images, high.accuracy) == (0.5, 1.0, 2, 0.5)
+    assert (low.confidence, high.confidence) == pytest.approx((0.3, 0.95))
+
+
+def test_a_bin_without_images_is_left_out():
+    (only,) = compute_reliability(torch.tensor([0.9]), torch.tensor([True]), bins=2)
+    assert (only.lower, only.num_images, only.accuracy) == (0.5, 1, 1.0)
+    assert only.confidence == pytest.approx(0.9)
 
 
 class Oracle(torch.nn.Module):
@@ -104,46 +106,53 @@ class Oracle(torch.nn.Module):
         return self.logits[rows] if self.dist is None else (self.logits[rows], self.dist[rows])
 
 
+def calibrate_result(result):
+    return calibrate(result.logits, result.targets[result.logit_rows], result.head)
+
+
 def evaluated(logits, labels, dist=None, temperature=1.0, head="cls", **options):
     images = np.stack([np.full((8, 8), n, np.uint8) for n in range(len(labels))])
     dataset = ArrayDataset(images, np.asarray(labels), tuple("abcdef"), "rows")
     from deitctl.events import SilentReporter
     from deitctl.models.model_config import Preprocessing
 
-    contender = EvalModel(
+    eval_model = EvalModel(
         model=Oracle(logits, dist),
         preprocessing=Preprocessing(img_size=8, crop_pct=1.0),
         rows=tuple(range(6)),
         head=head,
         temperature=temperature,
     )
-    (found,) = evaluate_all(
-        [contender],
+    (calibration,) = validate(
+        [eval_model],
         dataset,
         device=CPU,
         batch_size=37,
         workers=0,
         reporter=SilentReporter(),
-        keep_logits=True,
+        store_logits=True,
         **options,
     )
-    return found
+    return calibration
 
 
 def test_calibration_lowers_the_error_of_a_model_that_is_too_sure_and_keeps_its_answers():
     logits, labels = answers(250, sharpness=4.0)
     raw = evaluated(logits, labels)
-    found = calibrate(raw)
-    assert found.temperature == pytest.approx(fit_temperature(logits, labels), rel=1e-5)
-    assert (found.num_images, found.temperatures) == (250, {"cls": found.temperature})
-    assert found.ece < raw.ece / 2
-    assert found.loss < raw.loss
-    assert int(found.reliability.num_images.sum()) == 250
-    again = evaluated(logits, labels, temperature=found.temperature)
-    assert torch.equal(again.predictions, raw.predictions)
-    assert again.loss == pytest.approx(found.loss, rel=0.05)
-    assert calibrate(again).temperature == pytest.approx(
-        found.temperature
+    calibration = calibrate_result(raw)
+    assert calibration.temperature == pytest.approx(fit_temperature(logits, labels), rel=1e-5)
+    assert (calibration.num_images, calibration.temperatures) == (
+        250,
+        {"cls": calibration.temperature},
+    )
+    assert calibration.ece < raw.ece / 2
+    assert calibration.loss < raw.loss
+    assert sum(b.num_images for b in calibration.reliability) == 250
+    again = evaluated(logits, labels, temperature=calibration.temperature)
+    assert torch.equal(again.preds, raw.preds)
+    assert again.loss == pytest.approx(calibration.loss, rel=0.05)
+    assert calibrate_result(again).temperature == pytest.approx(
+        calibration.temperature
     )  # of the raw logits, not on top
 
 
@@ -155,7 +164,7 @@ def test_the_error_is_measured_on_images_that_the_temperature_was_not_fitted_to(
         held = order % 5 == fold
         cooled[held] = logits[held] / fit_temperature(logits[~held], labels[~held])
     confidence, answer = cooled.softmax(1).max(1)
-    assert calibrate(evaluated(logits, labels)).ece == pytest.approx(
+    assert calibrate_result(evaluated(logits, labels)).ece == pytest.approx(
         expected_calibration_error(confidence, answer == labels), rel=1e-4
     )
 
@@ -164,20 +173,16 @@ def test_the_order_of_the_data_decides_nothing():
     """Labels that go round and round would put a whole class into a fold."""
     logits, labels = answers(1000, 5, sharpness=3.0)
     logits[labels < 2] *= 0.4  # two classes of which it is less sure
-    by_class, found = torch.sort(labels, stable=True).indices, []
+    by_class = torch.sort(labels, stable=True).indices
     cyclic = torch.argsort(
         torch.cat([torch.arange(int(n)) for n in labels.bincount()]), stable=True
     )
-    for order in (by_class, by_class[cyclic]):
-        scores = SimpleNamespace(
-            logits=HeadLogits(logits[order], None),
-            targets=labels[order],
-            kept=torch.arange(1000),
-            head="cls",
-        )
-        found.append(calibrate(scores))
-    assert found[0].temperature == pytest.approx(found[1].temperature)
-    assert found[0].loss == pytest.approx(found[1].loss, rel=0.01)
+    first, second = (
+        calibrate(HeadLogits(logits[order], None), labels[order], "cls")
+        for order in (by_class, by_class[cyclic])
+    )
+    assert first.temperature == pytest.approx(second.temperature)
+    assert first.loss == pytest.approx(second.loss, rel=0.01)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -191,20 +196,20 @@ def test_every_head_rule_has_a_temperature_of_its_own():
     cls, labels = answers(250, sharpness=4.0)
     dist = 0.5 * cls + 0.1 * torch.randn(250, 6, generator=torch.Generator().manual_seed(3))
     scores = evaluated(cls, labels, dist, head="avg-probs")
-    found = calibrate(scores)
-    assert found.temperatures == {
+    calibration = calibrate_result(scores)
+    assert calibration.temperatures == {
         rule: pytest.approx(fit_temperature(fuse_heads(scores.logits, rule), labels), rel=1e-5)
         for rule in ("cls", "dist", "avg-logits", "avg-probs")
     }
-    assert found.temperature == found.temperatures["avg-probs"]
+    assert calibration.temperature == calibration.temperatures["avg-probs"]
 
 
 @pytest.mark.parametrize("room", [6 * 250, 6 * 100, 6])
 def test_logits_are_kept_of_so_many_images_as_there_is_room_for(room, monkeypatch):
-    monkeypatch.setattr(module, "MAX_KEPT", room)
+    monkeypatch.setattr(module, "MAX_LOGITS", room)
     logits, labels = answers(250, sharpness=4.0)
     scores = evaluated(logits, labels)
-    assert len(scores.kept) == room // 6
-    assert torch.equal(scores.logits.cls, logits[scores.kept])
+    assert len(scores.logit_rows) == room // 6
+    assert torch.equal(scores.logits.cls, logits[scores.logit_rows])
     assert scores.num_images == 250
-    assert (calibrate(scores) is None) == (room == 6)
+    assert (calibrate_result(scores) is None) == (room == 6)

@@ -1,334 +1,359 @@
-"""Scores are per image, whatever the batches, for each head and each way to join them."""
+"""Several models and protocols, saved temperatures, subsets of ImageNet and ReaL labels, through `evaluate_models`."""
 
 from __future__ import annotations
 
-import numpy as np
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
-from torch import nn
 
-from deitctl import device
-from deitctl.data.dataset import select
-from deitctl.data.open import open_folder
-from deitctl.data.readers.digits import ArrayDataset
-from deitctl.device import choose_device
-from deitctl.errors import DataError
-from deitctl.evaluation.accumulator import EvalAccumulator, EvalModel
-from deitctl.evaluation.evaluate import evaluate
-from deitctl.models.introspect import compute_max_activation_bytes
-from deitctl.models.model_config import HEADS, Preprocessing
-
-PRE = Preprocessing(img_size=32, crop_pct=1.0)
-CPU = choose_device("cpu", "fp32")
+from deitctl.data.classes import match_classes
+from deitctl.errors import ConfigError, DataError, DeitctlError, ModelError
+from deitctl.evaluation.evaluate import evaluate_model, evaluate_models
+from deitctl.evaluation.result import OUTSIDE_NAME, RealLabelScore
+from deitctl.events import SilentReporter
+from deitctl.models.catalog import find, load_imagenet_classes
+from deitctl.models.checkpoint_io import load_model_config, load_tensors, save_model, save_tensors
+from deitctl.models.factory import build_model
+from deitctl.models.introspect import describe_layers, pin_img_size
+from deitctl.records import to_object
 
 
-def score(model, dataset, reporter, **changes):
-    values = {
-        "rows": tuple(range(len(dataset.class_names))),
-        "head": "cls",
-        "device": CPU,
-        "batch_size": 7,
-        "workers": 0,
-        "reporter": reporter,
-    }
-    return evaluate(model, dataset, PRE, **{**values, **changes})
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[..., Path]:
+    """Write a DeiT-tiny at 32 pixels with random weights; large ones in the head make it overconfident."""
+
+    def make(
+        name: str, classes: tuple[str, ...] = ("a", "b"), alias: str = "deit_tiny", seed: int = 0
+    ) -> Path:
+        torch.manual_seed(seed)
+        built = build_model(
+            alias,
+            class_names=classes,
+            img_size=32,
+            drop_path_rate=0.0,
+            pretrained=False,
+            weights="",
+            distilled=None,
+            reporter=SilentReporter(),
+        )
+        state = {
+            k: 20 * v if k.startswith("head") else v for k, v in built.model.state_dict().items()
+        }
+        state |= {
+            k.replace("head.", "head_dist."): v / 2
+            for k, v in state.items()
+            if alias.endswith("distilled") and k.startswith("head.")
+        }
+        save_model(
+            tmp_path / name,
+            state,
+            pin_img_size(built.model, built.model_config),
+            describe_layers(built.model),
+        )
+        return tmp_path / name
+
+    return make
 
 
-class ByBrightness(nn.Module):
-    """Knows four classes and is sure of the brightness: class 0 is black, class 3 white."""
-
-    def __init__(self, order=(0, 1, 2, 3), sharpness: float = 8.0) -> None:
-        super().__init__()
-        self.order, self.sharpness = order, sharpness
-
-    def forward(self, images):
-        gray = images.mean(dim=(1, 2, 3), keepdim=True).flatten(1) * 0.226 + 0.449  # about 0..1
-        return (-self.sharpness * (gray - torch.tensor([[0, 1 / 3, 2 / 3, 1]])).abs())[
-            :, list(self.order)
-        ]
+@pytest.fixture
+def images(image_folder: Callable[..., Path]) -> Path:
+    return image_folder({"a": 12, "b": 12})
 
 
-def greys(values, labels, classes=4) -> ArrayDataset:
-    images = np.stack([np.full((8, 8), v, np.uint8) for v in values])
-    return ArrayDataset(images, np.array(labels), tuple(f"c{i}" for i in range(classes)), "greys")
-
-
-def test_accuracies_by_hand(reporter):
-    dataset = greys([0, 85, 170, 255, 0], [0, 1, 2, 3, 3])  # the last is black and labeled white
-    result = score(ByBrightness(), dataset, reporter)
-    assert result.num_images == 5
-    assert result.top1 == pytest.approx(80.0)
-    assert result.top5 == 100.0  # of four classes
-    assert result.correct.tolist() == [True, True, True, True, False]
-    assert result.predictions.tolist() == [0, 1, 2, 3, 0]
-    assert result.indices.tolist() == [0, 1, 2, 3, 4]
-    assert (result.heads, result.agreement, result.top1_among, result.top5_among) == (
+def test_the_record_has_what_the_contract_names(folder, images) -> None:
+    result = evaluate_model(str(images), model=str(folder("m")), workers=0)
+    record = to_object(result)
+    assert {
+        "model",
+        "data",
+        "split",
+        "num_images",
+        "unreadable",
+        "top1",
+        "top5",
+        "loss",
+        "ece",
+        "per_class",
+        "heads",
+        "images_per_second",
+    } <= set(record)
+    json.dumps(record, allow_nan=False)
+    assert (record["num_images"], record["heads"], record["top5"], record["temperature"]) == (
+        24,
         None,
-        None,
-        None,
-        None,
+        100.0,
+        1.0,
     )
-    assert result.among.tolist() == result.predictions.tolist()
-    assert result.teacher_agreement is None
-
-
-def test_loss_and_calibration_by_hand(reporter):
-    dataset = greys([0, 0, 0, 0], [0, 0, 0, 1])
-    result = score(ByBrightness(), dataset, reporter, batch_size=3)
-    confidence = result.confidences
-    assert torch.equal(confidence, confidence[:1].expand(4))  # four equal images
-    p0 = float(confidence[0])
-    logits = ByBrightness()(torch.full((1, 3, 4, 4), -0.449 / 0.226))
-    assert p0 == pytest.approx(float(logits.softmax(1).max()), abs=0.05)
-    assert result.ece == pytest.approx(abs(0.75 - p0), abs=1e-6)
-
-
-@pytest.mark.parametrize("alias", ["deit_tiny", "deit_tiny_distilled"])
-def test_the_result_does_not_depend_on_batches_or_workers(alias, deit, digit_datasets, reporter):
-    model, dataset = deit(alias, classes=10), select(digit_datasets[1], range(23))
-    head = "cls" if alias == "deit_tiny" else "avg-logits"
-    whole = score(model, dataset, reporter, batch_size=23, head=head)
-    for batch_size, workers in ((1, 0), (5, 0), (4, 2), (100, 0)):
-        other = score(model, dataset, reporter, batch_size=batch_size, workers=workers, head=head)
-        assert torch.equal(other.predictions, whole.predictions)
-        assert (other.top1, other.top5, other.heads) == (whole.top1, whole.top5, whole.heads)
-        assert other.loss == pytest.approx(whole.loss, rel=1e-5)
-        assert other.ece == pytest.approx(whole.ece, rel=1e-4)
-
-
-def test_every_head_rule_is_scored(deit, digit_datasets, reporter):
-    model, dataset = deit("deit_tiny_distilled", classes=10), select(digit_datasets[1], range(20))
-    results = {
-        h: score(model, dataset, reporter, head=h)
-        for h in ("cls", "dist", "avg-logits", "avg-probs")
-    }
-    for head, result in results.items():
-        assert result.heads == results["cls"].heads
-        assert result.top1 == result.heads[head]
-    same = (results["cls"].predictions == results["dist"].predictions).double().mean()
-    assert results["cls"].agreement == pytest.approx(100 * float(same))
-
-
-def test_rows_map_the_datas_classes_to_the_models(reporter):
-    """The data knows black (c0) and white (c1); the model calls them 3 and 0 of four."""
-    dataset = greys([0, 255, 255], [0, 1, 1], classes=2)
-    result = score(ByBrightness(order=(3, 2, 1, 0)), dataset, reporter, rows=(3, 0))
-    assert result.top1 == 100.0
-    assert result.predictions.tolist() == [3, 0, 0]  # in the model's numbering
-    assert result.among.tolist() == [0, 1, 1]  # in the data's
-    assert result.top1_among == 100.0
-
-
-def test_among_the_datas_classes_alone_more_is_right(reporter):
-    """A mid-gray is class 1 or 2 to the model, which the data does not have."""
-    dataset = greys([100, 160], [0, 1], classes=2)
-    result = score(ByBrightness(), dataset, reporter, rows=(0, 3))
-    assert result.top1 == 0.0
-    assert result.top1_among == 100.0
-    assert result.among.tolist() == [0, 1]
-
-
-class ByStep(nn.Module):
-    """Knows 20 classes; the brightness, 0..1, says from where on they are likely, most likely first."""
-
-    def forward(self, images):
-        gray = images.mean(dim=(1, 2, 3), keepdim=True).flatten(1) * 0.226 + 0.449
-        return -((torch.arange(20)[None] - gray * 20).round() % 20)
-
-
-def test_top_five_among_the_datas_classes_by_hand(reporter):
-    """The data has the model's even classes. Of black the likeliest are 0, 1, 2, 3, 4, and among the even 0, 2, 4, 6, 8."""
-    dataset = greys([0, 0, 0], [0, 4, 5], classes=10)  # the model calls them 0, 8 and 10
-    result = score(ByStep(), dataset, reporter, rows=tuple(range(0, 20, 2)))
-    assert (result.top1, result.top5) == (pytest.approx(100 / 3), pytest.approx(100 / 3))
-    assert (result.top1_among, result.top5_among) == (
-        pytest.approx(100 / 3),
-        pytest.approx(200 / 3),
+    assert {k: v["num_images"] for k, v in record["per_class"].items()} == {"a": 12, "b": 12}
+    assert record["top1"] == pytest.approx(
+        sum(v["recall"] for v in record["per_class"].values()) / 2
     )
+    assert (
+        record["bootstrap"]["top1"]["lower"]
+        <= record["top1"]
+        <= record["bootstrap"]["top1"]["upper"]
+    )
+    assert sum(b["num_images"] for b in record["reliability"]) == 24
+    wrong = round(24 * (1 - record["top1"] / 100))
+    assert sum(c["num_images"] for c in record["confusions"]) == wrong
 
 
-def test_agreement_with_a_teacher_by_hand(reporter):
-    """Four images, of which the teacher could not see the third; the model answers 0, 1, 2, 3."""
-    dataset = greys([0, 85, 170, 255], [3, 3, 3, 3])
-    for said, expected in (([0, 1, -1, 3], 100.0), ([0, 2, -1, 0], 100 / 3), ([1, 0, -1, 2], 0.0)):
-        for batch_size in (1, 7):
-            result = score(
-                ByBrightness(), dataset, reporter, teacher=torch.tensor(said), batch_size=batch_size
-            )
-            assert result.teacher_agreement == {"cls": pytest.approx(expected)}
-    assert result.num_images == 4  # the image that the teacher could not see is scored all the same
+def test_several_models_and_protocols_in_one_pass_are_what_each_is_alone(
+    folder, images, reporter
+) -> None:
+    models = [str(folder("one")), str(folder("two", seed=1))]
+    results = evaluate_models(
+        str(images), models=models, protocols=["native", "hf"], workers=0, batch_size=5
+    )
+    assert [r.name for r in results.evaluations] == [
+        "one, native",
+        "one, hf",
+        "two, native",
+        "two, hf",
+    ]
+    for result in results.evaluations:
+        alone = evaluate_model(str(images), model=result.model, protocol=result.protocol, workers=0)
+        assert torch.equal(alone.preds, result.preds)
+        assert alone.loss == pytest.approx(result.loss, rel=1e-6)
+    assert [(d.a, d.b) for d in results.comparisons] == [
+        ("one, native", other) for other in ("one, hf", "two, native", "two, hf")
+    ]
+    record = to_object(results)
+    assert [e["top1"] for e in record["evaluations"]] == [r.top1 for r in results.evaluations]
+    first, third = (r.correct for r in results.evaluations[::2])
+    assert record["comparisons"][1]["only_a_correct"] == int((first & ~third).sum())
 
 
-def test_agreement_with_a_teacher_is_in_the_datas_classes(reporter):
-    """A mid-gray is class 1 or 2 to the model, which neither the data nor the teacher's answer has."""
-    dataset = greys([100, 160], [0, 1], classes=2)
-    result = score(ByBrightness(), dataset, reporter, rows=(0, 3), teacher=torch.tensor([0, 1]))
-    assert result.teacher_agreement == {"cls": 100.0}
+def test_models_with_different_classes_are_compared_among_the_datas_classes(folder, images) -> None:
+    models = [str(folder("few")), str(folder("many", ("c", "b", "a", "d"), seed=1))]
+    results = evaluate_models(str(images), models=models, workers=0)
+    (comparison,) = results.comparisons
+    few, many = (r for r in results.evaluations)
+    assert comparison.among_classes
+    assert comparison.only_b_correct == int(
+        ((many.preds_among_classes == many.labels) & ~few.correct).sum()
+    )
+    assert comparison.top1_difference == pytest.approx(few.top1 - many.top1_among_classes)
 
 
-def test_agreement_with_a_teacher_is_by_head_rule(deit, digit_datasets, reporter):
-    model, dataset = deit("deit_tiny_distilled", classes=10), select(digit_datasets[1], range(20))
-    answers = {h: score(model, dataset, reporter, head=h).predictions for h in HEADS}
-    said = answers["dist"].clone()
-    said[[0, 7]] = -1
-    seen = said >= 0
-    result = score(model, dataset, reporter, teacher=said, head="avg-logits")
-    expected = {h: 100 * float((a[seen] == said[seen]).double().mean()) for h, a in answers.items()}
-    assert result.teacher_agreement == {h: pytest.approx(v) for h, v in expected.items()}
-    assert result.teacher_agreement["dist"] == 100.0
-    assert result.teacher_agreement["cls"] < 100.0
+def test_names_say_what_differs(folder, images) -> None:
+    model = str(folder("m"))
+    by_protocol = evaluate_models(
+        str(images), models=[model, model], protocols=["deit", "hf", "deit"], workers=0
+    )
+    assert [r.name for r in by_protocol.evaluations] == [
+        "deit",
+        "hf",
+    ]  # a repeated protocol counts once
+    (only,) = evaluate_models(str(images), models=[model], workers=0).evaluations
+    assert only.name == Path(model).name
 
 
-def test_agreement_with_a_teacher_goes_by_position_in_the_source(image_folder, deit, reporter):
-    """An unreadable image shifts nothing."""
-    root = image_folder({"a": 3, "b": 3})
-    (root / "a" / "0.png").write_text("no")
-    dataset, model = open_folder(root, reporter), deit(classes=2)
-    plain = score(model, dataset, reporter)
-    said = torch.full((6,), -1)
-    said[plain.indices] = plain.predictions
-    assert score(model, dataset, reporter, teacher=said).teacher_agreement == {"cls": 100.0}
-    assert score(model, dataset, reporter, teacher=1 - said).teacher_agreement == {"cls": 0.0}
+@pytest.fixture
+def mostly_right(folder, images) -> Path:
+    """Images labeled as a distilled model predicts them, except every fourth."""
+    result = evaluate_model(
+        str(images), model=str(folder("m", alias="deit_tiny_distilled")), workers=0
+    )
+    for n, record in enumerate(list(result.iter_images())):
+        predicted = record.predicted.label
+        label = predicted if n % 4 else "ab".replace(predicted, "")
+        path = Path(record.input)
+        path.rename(images / label / f"{record.label}-{path.name}")
+    return images
 
 
-def test_unreadable_images_are_left_out_and_named(image_folder, deit, reporter):
-    root = image_folder({"a": 3, "b": 3})
-    (root / "a" / "0.png").write_text("no")
-    result = score(deit(classes=2), open_folder(root, reporter), reporter)
-    assert result.num_images == 5
-    assert result.indices.tolist() == [1, 2, 3, 4, 5]
-    assert [index for index, _ in result.unreadable] == [0]
+def test_a_saved_temperature_is_stored_in_the_model_folder_and_used_again(
+    folder, mostly_right, reporter
+) -> None:
+    model, images = folder("m", alias="deit_tiny_distilled"), mostly_right
+    before = evaluate_model(
+        str(images), model=str(model), workers=0, save_temperature=True, reporter=reporter
+    )
+    assert before.calibration is not None
+    model_config = load_model_config(model)
+    assert model_config.temperatures == pytest.approx(before.calibration.temperatures)
+    assert before.bootstrap["avg-logits"] == before.bootstrap["top1"]
+    assert set(before.bootstrap) == {
+        "top1",
+        "top5",
+        "loss",
+        "cls",
+        "dist",
+        "avg-logits",
+        "avg-probs",
+    }
+    assert set(model_config.temperatures) == {"cls", "dist", "avg-logits", "avg-probs"}
+    assert "temperature" in reporter.notes[-1]
+    assert "config.json" in reporter.notes[-1]
+    after = evaluate_model(str(images), model=str(model), workers=0)
+    assert after.temperature == before.calibration.temperature != 1.0
+    assert torch.equal(after.preds, before.preds)
+    assert after.loss < before.loss
+    assert after.calibration is not None
+    assert after.calibration.temperature == pytest.approx(before.calibration.temperature, rel=1e-4)
+    by_head = evaluate_model(str(images), model=str(model), head="dist", workers=0)
+    assert by_head.temperature == model_config.temperatures["dist"]
 
 
-def test_nothing_readable_is_an_error(image_folder, deit, reporter):
-    root = image_folder({"a": 1, "b": 1})
-    for name in "ab":
-        (root / name / "0.png").write_text("no")
-    with pytest.raises(
-        DataError, match=r"Not one of 2 images can be read; the first: .*0\.png is not an image"
-    ):
-        score(deit(classes=2), open_folder(root, reporter), reporter)
+def test_a_temperature_needs_one_model_in_a_folder(folder, images, tmp_path) -> None:
+    model = folder("m")
+    with pytest.raises(ConfigError, match="one model under its own protocol"):
+        evaluate_models(str(images), models=[str(model), "x"], save_temperature=True)
+    with pytest.raises(ConfigError, match="one model under its own protocol"):
+        evaluate_models(
+            str(images), models=[str(model)], protocols=["deit", "hf"], save_temperature=True
+        )
+    with pytest.raises(ConfigError, match="deitctl export .*model.pth --to timm"):
+        evaluate_models(str(images), models=[str(model / "model.pth")], save_temperature=True)
 
 
-def test_evaluation_is_in_eval_mode_and_without_gradients(deit, digit_datasets, reporter):
-    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(3 * 32 * 32, 10)).train()
-    dataset = select(digit_datasets[1], range(5))
-    first, second = score(model, dataset, reporter), score(model.train(), dataset, reporter)
-    assert torch.equal(first.confidences, second.confidences)
-    assert not model.training
-    assert not first.confidences.requires_grad
-
-
-def test_one_image_is_enough(deit, digit_datasets, reporter):
-    result = score(deit(classes=10), select(digit_datasets[1], [0]), reporter)
+def test_where_no_temperature_fits_none_is_stored(folder, image_folder, reporter) -> None:
+    model = folder("m")
+    before = (model / "config.json").read_text()
+    one = image_folder({"a": 1, "b": 0}, "one")
+    result = evaluate_model(
+        str(one), model=str(model), workers=0, save_temperature=True, reporter=reporter
+    )
     assert result.num_images == 1
-    assert result.top1 in (0.0, 100.0)
+    assert "No temperature fits" in reporter.warnings[-1]
+    assert (model / "config.json").read_text() == before
 
 
-class Cramped(nn.Module):
-    """A model that has no room for more than so many images at a time."""
-
-    def __init__(self, model, room, words="DefaultCPUAllocator: not enough memory") -> None:
-        super().__init__()
-        self.model, self.room, self.words, self.sizes = model, room, words, []
-
-    def forward(self, images):
-        self.sizes.append(len(images))
-        if len(images) > self.room:
-            raise RuntimeError(self.words)
-        return self.model(images)
+def test_a_temperature_is_of_the_models_own_input_size_and_protocol(folder, images) -> None:
+    model = str(folder("m"))
+    with pytest.raises(ConfigError, match="32 pixels, not for 48"):
+        evaluate_models(str(images), models=[model], img_size=48, save_temperature=True)
+    with pytest.raises(ConfigError, match="its own protocol"):
+        evaluate_models(str(images), models=[model], protocols=["hf"], save_temperature=True)
 
 
-@pytest.mark.parametrize("alias", ["deit_tiny", "deit_tiny_distilled"])
-@pytest.mark.parametrize("room", [2, 5])
-def test_where_memory_runs_out_batches_are_halved_and_the_result_is_the_same(
-    alias, room, deit, digit_datasets, reporter
-):
-    model, dataset = deit(alias, classes=10), select(digit_datasets[1], range(11))
-    head = "cls" if alias == "deit_tiny" else "avg-probs"
-    whole = score(model, dataset, reporter, batch_size=9, head=head)
-    cramped = Cramped(model, room)
-    halved = score(cramped, dataset, reporter, batch_size=9, head=head)
-    assert max(cramped.sizes) == 9
-    assert sum(n for n in cramped.sizes if n <= room) == 11  # each image once
-    assert torch.equal(halved.predictions, whole.predictions)
-    torch.testing.assert_close(halved.confidences, whole.confidences, rtol=0, atol=1e-6)
-    assert (halved.top1, halved.top5, halved.heads) == (whole.top1, whole.top5, whole.heads)
-    assert torch.equal(halved.indices, whole.indices)
-    assert halved.loss == pytest.approx(whole.loss, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("room", "words"), [(0, "out of memory"), (4, "shapes cannot be multiplied")]
-)
-def test_what_halving_cannot_help_is_not_hidden(room, words, deit, digit_datasets, reporter):
-    cramped = Cramped(deit(classes=10), room, words)
-    with pytest.raises(RuntimeError, match=words):
-        score(cramped, select(digit_datasets[1], range(7)), reporter)
-    assert cramped.sizes == ([7, 3, 1] if room == 0 else [7])
-
-
-class Gathered:
-    """Two processes that have answered every other image, as the first sees them."""
-
-    size, rank = 2, 0
-
-    def __init__(self, others):
-        self.others = others
-
-    def gather(self, mine):
-        return self.others
-
-
-@pytest.mark.parametrize("room", [10 * 2 * 23, 10 * 2 * 9])
-def test_what_several_processes_collect_is_put_in_order_logits_too(room, deit, digit_datasets):
-    model, dataset = deit("deit_tiny_distilled", classes=10), select(digit_datasets[1], range(23))
-    contender = EvalModel(model=model, preprocessing=PRE, rows=tuple(range(10)), head="avg-logits")
-    draw = torch.Generator().manual_seed(0)
-    cls, dist = torch.randn(2, 23, 10, generator=draw)
-    labels = torch.from_numpy(dataset.labels)
-
-    def tally(places):
-        made = EvalAccumulator(contender, 23, room=room)
-        for part in places.split(4):
-            made.add(cls[part], dist[part], labels[part], part)
-        return made
-
-    whole = tally(torch.arange(23)).result(1.0)
-    parts = [tally(torch.arange(rank, 23, 2)) for rank in (0, 1)]
-    joined = parts[0]
-    joined.join(Gathered([(p.columns, p.unreadable, p.heads, p.classes) for p in parts]))
-    found = joined.result(1.0)
-    assert len(whole.kept) == min(23, room // 20)
-    assert torch.equal(whole.logits.cls, cls[whole.kept])
-    for name in ("kept", "indices", "best", "losses", "disagree"):
-        assert torch.equal(getattr(found, name), getattr(whole, name)), name
-    assert torch.equal(found.logits.cls, whole.logits.cls)
-    assert torch.equal(found.logits.dist, whole.logits.dist)
-
-
-def test_of_equal_scores_the_first_class_is_the_answer_everywhere():
-    tied = torch.zeros(6, 40)
-    tied[:, 7:] = 1.0  # 33 classes alike: 7 is the first
-    contender = EvalModel(model=nn.Identity(), preprocessing=PRE, rows=tuple(range(40)), head="cls")
-    tally = EvalAccumulator(contender, 6)
-    tally.add(tied, tied.clone(), torch.tensor([7, 7, 7, 8, 9, 39]), torch.arange(6))
-    found = tally.result(1.0)
-    assert found.predictions.tolist() == found.answers.tolist() == found.among.tolist() == [7] * 6
-    assert found.correct.tolist() == [True] * 3 + [False] * 3
-    assert found.best[0].tolist() == [7, 8, 9, 10, 11]
-    assert found.agreement == 100.0
-
-
-def test_on_a_cpu_images_are_answered_by_the_block_that_the_allocator_keeps(
-    deit, digit_datasets, reporter, monkeypatch
-):
-    dataset, model, sizes = select(digit_datasets[1], range(20)), deit("deit_tiny", classes=10), []
-    model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
-    whole = score(model, dataset, reporter, batch_size=16)
-    monkeypatch.setattr(
-        device, "MAX_HEAP_BLOCK", 4 * compute_max_activation_bytes(model, torch.float32)
+def test_logits_that_are_not_finite_are_an_error_that_names_the_image(folder, images) -> None:
+    model = folder("m")
+    state = load_tensors(model / "model.safetensors")
+    save_tensors(
+        model / "model.safetensors", state | {"head.weight": 3e38 * state["head.weight"].sign()}
     )
-    parts = score(model, dataset, reporter, batch_size=16)
-    assert sizes == [16, 4] + [4] * 5
-    assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
+    with pytest.raises(ModelError, match=r"logits for .*0\.png are not finite"):
+        evaluate_model(str(images), model=str(model), workers=0)
+
+
+def test_as_many_but_other_classes_are_different_classes(folder, images) -> None:
+    models = [str(folder("one", ("a", "b", "c"))), str(folder("two", ("a", "b", "d")))]
+    (comparison,) = evaluate_models(str(images), models=models, workers=0).comparisons
+    assert comparison.among_classes
+    same = [str(folder("abc", ("a", "b", "c"))), str(folder("cba", ("c", "b", "a")))]
+    (comparison,) = evaluate_models(str(images), models=same, workers=0).comparisons
+    assert not comparison.among_classes
+
+
+def test_weights_are_for_one_model(folder, images) -> None:
+    with pytest.raises(ConfigError, match="--weights is for one model"):
+        evaluate_models(str(images), models=["deit_tiny", "deit_small"], weights="x.safetensors")
+
+
+def test_a_predictions_file_that_cannot_be_written_is_refused_before_the_work(
+    folder, images, tmp_path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "out.jsonl", images):
+        with pytest.raises(DeitctlError, match="Cannot write .* with --predictions"):
+            evaluate_models(str(images), models=["no such model"], predictions=str(path))
+    with pytest.raises(ConfigError, match="No protocol is named"):
+        evaluate_models(str(images), models=["no such model"], protocols=[])
+
+
+def test_predictions_are_one_line_per_image_and_model(folder, images, tmp_path) -> None:
+    (images / "a" / "0.png").write_text("no")
+    models = [str(folder("one")), str(folder("two", seed=1))]
+    evaluate_models(str(images), models=models, workers=0, predictions=str(tmp_path / "out.jsonl"))
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * 24
+    assert [r["model"] for r in rows] == [models[0]] * 24 + [models[1]] * 24
+    assert [r["error"] is not None for r in rows[:24]] == [False] * 23 + [True]
+    assert all(
+        (r["predicted"]["label"] == r["label"]) == r["correct"] for r in rows if r["error"] is None
+    )
+
+
+@pytest.fixture
+def imagenet_model(tmp_path: Path, deit) -> Path:
+    """Weights of a DeiT that knows ImageNet's thousand classes."""
+    save_tensors(
+        tmp_path / "imagenet.safetensors", deit("deit_tiny", classes=1000, img_size=32).state_dict()
+    )
+    return tmp_path / "imagenet.safetensors"
+
+
+def test_folders_called_0_to_999_are_imagenets_numbers(
+    imagenet_model, image_folder, reporter
+) -> None:
+    root = image_folder({str(n): 1 for n in range(1000)}, "v2")
+    result = evaluate_model(str(root), model=str(imagenet_model), workers=0, reporter=reporter)
+    assert result.subject.match.kind == "numbers"
+    assert sorted(result.targets.tolist()) == list(range(1000))
+    dataset = result.subject.dataset
+    assert all(
+        dataset.name(i).split("/")[-2] == str(t) for i, t in enumerate(result.targets.tolist())
+    )
+    assert any("ImageNetV2" in note for note in reporter.notes)
+    model_config = find("deit_tiny").to_model_config()
+    turned = replace(
+        model_config,
+        class_names=model_config.class_names[::-1],
+        descriptions=model_config.descriptions[::-1],
+    )
+    assert match_classes(turned, [str(n) for n in range(1000)]).rows[:2] == (
+        999,
+        998,
+    )  # numbers are ImageNet's
+    assert (
+        match_classes(model_config, [str(n) for n in range(999)]) is None
+    )  # one is missing: not that set
+    assert (
+        match_classes(model_config, [f"{n:03d}" for n in range(1000)]) is None
+    )  # another numbering that went around
+
+
+def test_a_part_of_imagenetv2_is_refused_with_the_reason(imagenet_model, image_folder) -> None:
+    with pytest.raises(DataError, match="only if all of 0 to 999 have images"):
+        evaluate_model(
+            str(image_folder({"7": 1, "999": 1}, "v2")), model=str(imagenet_model), workers=0
+        )
+    with pytest.raises(DataError) as digits:
+        evaluate_model("digits", model=str(imagenet_model), workers=0)
+    assert "ImageNetV2" not in str(digits.value)
+
+
+def test_a_part_of_imagenet_is_scored_among_its_classes_too(imagenet_model, image_folder) -> None:
+    ids = load_imagenet_classes()[0]
+    root = image_folder({ids[7]: 2, ids[400]: 2}, "imagenet-a")
+    record = evaluate_model(str(root), model=str(imagenet_model), workers=0)
+    record = to_object(record)
+    assert (record["num_classes"], record["num_images"]) == (2, 4)
+    assert record["top1_among_classes"] >= record["top1"]
+    assert record["confusions"][0]["predicted"] == OUTSIDE_NAME
+
+
+def test_real_labels_are_scored_by_the_number_in_the_name(
+    imagenet_model, image_folder, tmp_path
+) -> None:
+    root = image_folder({load_imagenet_classes()[0][7]: 2}, "val")
+    for n in (0, 1):
+        (root / load_imagenet_classes()[0][7] / f"{n}.png").rename(
+            root / load_imagenet_classes()[0][7] / f"ILSVRC2012_val_0000000{n + 1}.png"
+        )
+    plain = evaluate_model(str(root), model=str(imagenet_model), workers=0)
+    preds = plain.topk_preds.tolist()
+    (tmp_path / "real.json").write_text(json.dumps([[preds[0][0]], [preds[1][4]]]))
+    real = evaluate_model(
+        str(root), model=str(imagenet_model), workers=0, real_labels=str(tmp_path / "real.json")
+    ).real_labels
+    assert real == RealLabelScore(2, 50.0, 100.0)
+    assert plain.real_labels is None
+    with pytest.raises(DataError, match="has no ReaL labels"):
+        evaluate_model("digits", model="no such model", real_labels=str(tmp_path / "real.json"))

@@ -1,11 +1,17 @@
-"""Measures of answers against hand-computed cases."""
+"""Metrics against hand-computed cases."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from deitctl.evaluation.metrics import agreement, expected_calibration_error, topk_correct
+from deitctl.evaluation.metrics import (
+    count_confusions,
+    expected_calibration_error,
+    score_classes,
+    topk_correct,
+)
 
 SCORES = torch.tensor([[0.1, 0.6, 0.3], [0.5, 0.2, 0.3], [0.2, 0.3, 0.5]])
 
@@ -52,7 +58,23 @@ def test_zero_and_one_are_in_a_bin():
     assert expected_calibration_error(torch.tensor([0.0, 1.0]), torch.tensor([False, True])) == 0.0
 
 
-def test_agreement_counts_equal_decisions():
-    other = torch.tensor([[0.0, 9.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 9.0]])
-    assert agreement(SCORES, other) == pytest.approx(2 / 3)
-    assert agreement(SCORES[:0], other[:0]) == 0.0
+LABELS = np.array([0, 0, 0, 1, 1, 3])
+PREDS = np.array([0, 0, 1, 1, 4, 0])  # 4: none of the four classes
+
+
+def test_recall_precision_and_f1_by_hand():
+    scores = score_classes(LABELS, PREDS, ["zero", "one", "two", "three"])
+    assert list(scores) == ["zero", "one", "three"]  # two has no images
+    zero, one, three = scores.values()
+    assert (zero.label, zero.num_images) == (0, 3)
+    assert (zero.recall, zero.precision, zero.f1) == pytest.approx((200 / 3, 200 / 3, 200 / 3))
+    assert (one.label, one.num_images, one.recall, one.precision) == (1, 2, 50.0, 50.0)
+    assert (three.label, three.num_images) == (3, 1)
+    assert (three.recall, three.precision, three.f1) == (0.0, 0.0, 0.0)
+
+
+def test_the_most_frequent_confusion_comes_first():
+    labels, preds = np.array([0, 0, 0, 1, 2, 2]), np.array([1, 1, 0, 0, 1, 3])
+    assert count_confusions(labels, preds) == [(0, 1, 2), (1, 0, 1), (2, 1, 1), (2, 3, 1)]
+    assert count_confusions(labels, preds, limit=1) == [(0, 1, 2)]
+    assert count_confusions(labels, labels) == []

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from deitctl.data.dataset import Source
-from deitctl.report.contents import (
-    OUTSIDE,
-    Bin,
-    Calibrated,
-    Comparison,
-    Contents,
-    Curves,
-    Data,
-    Evaluated,
-    Example,
-)
-from deitctl.report.examples import confident_mistakes, thumbnail, unsure_hits
+from deitctl.data.classes import ClassMatch
+from deitctl.data.dataset import ImageDataset
+from deitctl.evaluation.bootstrap import Interval, PairedComparison
+from deitctl.evaluation.calibration import Calibration
+from deitctl.evaluation.metrics import ReliabilityBin
+from deitctl.evaluation.result import EvalResult, EvalSubject
+from deitctl.models.model_config import ModelConfig
+from deitctl.report.build import encode_thumbnail, select_mistakes, select_unsure
+from deitctl.report.contents import OUTSIDE, Contents, Curves, Example, ModelSection
 
 ANIMALS = ("cat", "dog", "owl")
 LABELS = [0, 0, 0, 1, 1, 1, 2, 2]
-ANSWERS = [0, 0, 1, 1, 0, OUTSIDE, 2, 2]
-"""Right: 5 of 8. A cat for a dog, a dog for a cat, a dog for a fox, which the data does not have."""
+PREDS = [0, 0, 1, 1, 0, OUTSIDE, 2, 2]
+"""Correct: 5 of 8. A cat as a dog, a dog as a cat, a dog as a fox, which the data does not have."""
 CONFIDENCES = [0.9, 0.6, 0.8, 0.55, 0.7, 0.95, 0.99, 0.5]
 
 
 @pytest.fixture(scope="session")
-def pixels(digit_sources: tuple[Source, Source]) -> Callable[[int], np.ndarray]:
+def pixels(digit_datasets: tuple[ImageDataset, ImageDataset]) -> Callable[[int], np.ndarray]:
     """Return the nth validation image as a model sees it, [3,32,32]."""
 
     def read(n: int) -> np.ndarray:
-        return np.asarray(digit_sources[1].read(n).resize((32, 32)).convert("RGB")).transpose(
+        return np.asarray(digit_datasets[1].read(n).resize((32, 32)).convert("RGB")).transpose(
             2, 0, 1
         )
 
@@ -41,85 +39,158 @@ def pixels(digit_sources: tuple[Source, Source]) -> Callable[[int], np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def animals() -> Data:
-    """Eight images of three classes."""
-    names = [f"/data/val/{ANIMALS[label]}/{n}.jpg" for n, label in enumerate(LABELS)]
-    return Data(name="animals", classes=ANIMALS, names=names, labels=np.array(LABELS))
+def evaluated(pixels: Callable[[int], np.ndarray]) -> Callable[..., ModelSection]:
+    """Build the section of a model on the animals, or on other images and predictions."""
 
-
-@pytest.fixture(scope="session")
-def evaluated(animals: Data, pixels: Callable[[int], np.ndarray]) -> Callable[..., Evaluated]:
-    """Make an evaluation of the animals, anything of it replaced."""
-
-    def make(data: Data = animals, **changes: object) -> Evaluated:
-        predicted = np.asarray(changes.get("predicted", ANSWERS))
-        confidences = np.asarray(changes.get("confidences", CONFIDENCES))
-        correct = predicted == data.labels
-        halves = [confidences <= 0.75, confidences > 0.75]
+    def build(
+        *,
+        data: str = "animals",
+        classes: Sequence[str] = ANIMALS,
+        names: Sequence[str] | None = None,
+        labels: Sequence[int] | np.ndarray = LABELS,
+        preds: Sequence[int] | np.ndarray = PREDS,
+        outside: dict[int, str] | None = None,
+        confidences: Sequence[float] | np.ndarray = CONFIDENCES,
+        galleries: dict[str, list[Example]] | None = None,
+        facts: Sequence[tuple[str, str]] = (),
+        **changes: object,
+    ) -> ModelSection:
+        labels, preds = torch.as_tensor(labels), torch.as_tensor(preds)
+        num_classes, rows = len(classes), torch.arange(len(labels))
+        if names is None:
+            names = [
+                f"/data/val/{classes[label]}/{n}.jpg" for n, label in enumerate(labels.tolist())
+            ]
+        if outside is None:
+            outside = dict.fromkeys(torch.nonzero(preds == OUTSIDE)[:, 0].tolist(), "fox")
+        # The model has the data's classes, then the others that it predicts.
+        others = list(dict.fromkeys(outside.values()))
+        model_preds = preds.clone()
+        for row, title in outside.items():
+            model_preds[row] = num_classes + others.index(title)
+        correct = preds == labels
+        confidence = torch.as_tensor(confidences)
+        halves = [confidence <= 0.75, confidence > 0.75]
         bins = [
-            Bin(
+            ReliabilityBin(
                 lower,
                 lower + 0.25,
-                int(k.sum()),
-                float(confidences[k].mean()),
-                float(correct[k].mean()),
+                int(half.sum()),
+                float(confidence[half].mean()),
+                float(correct[half].double().mean()),
             )
-            for lower, k in zip((0.5, 0.75), halves, strict=True)
-            if k.any()
+            for lower, half in zip((0.5, 0.75), halves, strict=True)
+            if half.any()
         ]
-
-        def example(n: int) -> Example:
-            guesses = [
-                (data.classes[max(0, predicted[n])], float(confidences[n])),
-                (data.classes[data.labels[n]], 0.1),
-            ]
-            maps = {
-                "class token": thumbnail(pixels(n + 20)),
-                "distillation token": thumbnail(pixels(n + 40)),
-            }
-            return Example(index=n, guesses=guesses, thumbnail=thumbnail(pixels(n)), maps=maps)
-
+        model_config = ModelConfig(
+            architecture="deit_tiny",
+            num_classes=num_classes + len(others),
+            class_names=(*classes, *others),
+        )
+        subject = EvalSubject(
+            ref="deit_tiny",
+            protocol="native",
+            eval_model=SimpleNamespace(),
+            model_config=model_config,
+            dataset=SimpleNamespace(name=names.__getitem__, class_names=tuple(classes)),
+            match=ClassMatch(tuple(range(num_classes)), "same"),
+            class_titles=classes,
+        )
         fields = {
             "name": "deit_tiny",
+            "model": "deit_tiny",
             "data": data,
-            "predicted": predicted,
-            "confidences": confidences,
-            "outside": {int(n): "fox" for n in np.flatnonzero(predicted == OUTSIDE)},
-            "top1": 100 * float(correct.mean()),
+            "num_images": len(labels),
+            "unreadable": [],
+            "top1": 100 * float(correct.double().mean()),
             "top5": 100.0,
             "loss": 0.75,
             "ece": 0.125,
-            "reliability": [Bin(0.0, 0.5, 0, 0.0, 0.0), *bins],
-            "intervals": {"top1": (25.0, 87.5)},
+            "bootstrap": {"top1": Interval(25.0, 87.5)},
+            "num_classes": num_classes,
+            "top1_among_classes": None,
+            "top5_among_classes": None,
+            "head": "cls",
+            "heads": None,
+            "head_agreement": None,
+            "teacher_agreement": None,
+            "temperature": 1.0,
+            "reliability": bins,
+            "images_per_second": 10.0,
+            "read_errors": [],
+            "indices": rows,
+            "labels": labels,
+            "targets": labels,
+            "topk_preds": model_preds[:, None],
+            "data_preds": torch.where(preds == OUTSIDE, num_classes, preds),
+            "preds_among_classes": preds,
+            "confidences": confidence,
+            "losses": torch.zeros(len(labels)),
+            "correct_by_head": {"cls": correct},
+            "heads_differ": None,
+            "logits": None,
+            "logit_rows": rows[:0],
+            "subject": subject,
         }
-        if "mistakes" not in changes:
-            fields["mistakes"] = [example(n) for n in confident_mistakes(correct, confidences)]
-        if "unsure" not in changes:
-            fields["unsure"] = [example(n) for n in unsure_hits(correct, confidences)]
-        return Evaluated(
-            **(fields | changes | {"predicted": predicted, "confidences": confidences})
-        )
+        result = EvalResult(**(fields | changes))
 
-    return make
+        def build_example(n: int) -> Example:
+            return Example(
+                index=n,
+                guesses=[
+                    (subject.get_title(int(model_preds[n])), float(confidence[n])),
+                    (classes[labels[n]], 0.1),
+                ],
+                thumbnail=encode_thumbnail(pixels(n)),
+                maps={
+                    "class token": encode_thumbnail(pixels(n + 20)),
+                    "distillation token": encode_thumbnail(pixels(n + 40)),
+                },
+                heads={},
+            )
+
+        if galleries is None:
+            mistakes = select_mistakes(correct.numpy(), confidence.numpy(), 24)
+            unsure = select_unsure(correct.numpy(), confidence.numpy(), 24)
+            galleries = {
+                "mistakes": [build_example(n) for n in mistakes],
+                "unsure": [build_example(n) for n in unsure],
+            }
+        empty = {"mistakes": [], "unsure": [], "disagreements": []}
+        return ModelSection(result=result, facts=facts, galleries=empty | galleries)
+
+    return build
 
 
 @pytest.fixture(scope="session")
 def distilled(
-    evaluated: Callable[..., Evaluated], pixels: Callable[[int], np.ndarray]
-) -> Evaluated:
-    """A model with two heads, better on the animals, that has been calibrated."""
-    said = {"class head": ("cat", 0.6), "distillation head": ("dog", 0.7)}
-    example = Example(index=2, guesses=[("dog", 0.5)], thumbnail=thumbnail(pixels(2)), heads=said)
+    evaluated: Callable[..., ModelSection], pixels: Callable[[int], np.ndarray]
+) -> ModelSection:
+    """A model with two heads, better on the animals, with a fitted temperature."""
+    example = Example(
+        index=2,
+        guesses=[("dog", 0.5)],
+        thumbnail=encode_thumbnail(pixels(2)),
+        maps={},
+        heads={"class head": ("cat", 0.6), "distillation head": ("dog", 0.7)},
+    )
+    preds = [0, 0, 0, 1, 1, 0, 2, 2]
+    plain = evaluated(preds=preds)
     return evaluated(
         name="distilled",
-        predicted=[0, 0, 0, 1, 1, 0, 2, 2],
+        preds=preds,
         heads={"cls": 75.0, "dist": 62.5},
-        agreement=87.5,
-        calibrated=Calibrated(
-            temperature=1.5, ece=0.0625, reliability=[Bin(0.5, 1.0, 8, 0.8, 0.875)], note="on train"
+        head_agreement=87.5,
+        calibration=Calibration(
+            temperature=1.5,
+            temperatures={"cls": 1.5},
+            loss=0.5,
+            ece=0.0625,
+            num_images=8,
+            reliability=[ReliabilityBin(0.5, 1.0, 8, 0.8, 0.875)],
         ),
-        disagreements=[example],
-        top1_among=100.0,
+        galleries={**plain.galleries, "disagreements": [example]},
+        top1_among_classes=100.0,
     )
 
 
@@ -133,7 +204,7 @@ def curves() -> Curves:
             "epoch": 1 + s // 10,
             "lr": 1e-3 - 3e-5 * s,
             "loss": 2 - s / 20,
-            "labels": 1.5,
+            "task_loss": 1.5,
             "grad_norm": 9.0,
         }
         for s in range(0, 30, 5)
@@ -154,31 +225,33 @@ def curves() -> Curves:
 
 @pytest.fixture(scope="session")
 def contents() -> Callable[..., Contents]:
-    """Make the contents of a report."""
+    """Build the contents of a report."""
 
-    def make(*evaluated: Evaluated, **changes: object) -> Contents:
+    def build(*sections: ModelSection, **changes: object) -> Contents:
         fields = {
             "title": "Animals",
             "created": "1 May 2026, 12:00",
             "version": "0.1.0",
             "command": "deitctl eval animals",
-            "facts": (("Device", "cpu, fp32"),),
-            "evaluated": evaluated,
+            "facts": (("device", "cpu, fp32"),),
+            "sections": sections,
         }
         return Contents(**(fields | changes))
 
-    return make
+    return build
 
 
 @pytest.fixture
-def better() -> Comparison:
+def better() -> PairedComparison:
     """The plain model against the distilled one."""
-    return Comparison(
+    return PairedComparison(
         a="deit_tiny",
         b="distilled",
-        difference=-25.0,
-        interval=(-50.0, -5.0),
-        only_a=0,
-        only_b=2,
+        num_images=8,
+        top1_difference=-25.0,
+        interval=Interval(-50.0, -5.0),
+        only_a_correct=0,
+        only_b_correct=2,
         p_value=0.5,
+        among_classes=False,
     )

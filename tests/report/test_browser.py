@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deitctl.report.contents import Contents, Data
-from deitctl.report.html import write_report
+from deitctl.report.contents import Contents
+from deitctl.report.html import write_page
 
 _spec = importlib.util.spec_from_file_location(
     "chromium", Path(__file__).parents[1] / "chromium.py"
@@ -44,7 +44,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Browser]:
 @pytest.fixture
 def written(tmp_path: Path) -> Callable[[Contents], Path]:
     def write(contents: Contents) -> Path:
-        write_report(contents, tmp_path / "report.html")
+        write_page(contents, tmp_path / "report.html")
         return tmp_path / "report.html"
 
     return write
@@ -58,29 +58,26 @@ def everything(written, contents, evaluated, distilled, curves, better) -> Path:
 
 @pytest.fixture
 def forty(written, contents, evaluated) -> Path:
-    """Forty classes of two images each; one image of 5 is taken for 33, and both of 20 for 21."""
+    """Forty classes of two images each; one image of 5 is predicted as 33, and both of 20 as 21."""
     labels = np.repeat(np.arange(40), 2)
-    answers = labels.copy()
-    answers[[10, 40, 41]] = 33, 21, 21
-    data = Data(
-        name="forty",
+    preds = labels.copy()
+    preds[[10, 40, 41]] = 33, 21, 21
+    section = evaluated(
         classes=[f"class {n}" for n in range(40)],
         names=[f"{n}.png" for n in range(80)],
         labels=labels,
+        preds=preds,
+        confidences=np.full(80, 0.8),
+        galleries={},
     )
-    return written(
-        contents(
-            evaluated(
-                data=data, predicted=answers, confidences=np.full(80, 0.8), mistakes=(), unsure=()
-            )
-        )
-    )
+    return written(contents(section))
 
 
 def shown(tab, selector: str) -> list[str]:
     """The texts of all elements that are seen."""
     return tab.js(
-        f"[...document.querySelectorAll({json.dumps(selector)})].filter(e => e.checkVisibility()).map(e => e.textContent)"
+        f"[...document.querySelectorAll({json.dumps(selector)})]"
+        ".filter(e => e.checkVisibility()).map(e => e.textContent)"
     )
 
 
@@ -110,29 +107,28 @@ def test_it_opens_offline_without_a_complaint_and_no_wider_than_the_window(
         "Reliability",
         "Curves",
         "Most confident mistakes",
-        "Least sure hits",
-        "Heads that disagree",
+        "Least confident correct predictions",
+        "Head disagreements",
     ]
     assert shown(tab, "h2") == ["Summary", *sections]
 
 
 @pytest.mark.parametrize("width", [390, 1440])
 def test_hostile_and_endless_names_neither_run_nor_widen_the_page(
-    tab, written, contents, evaluated, animals, width
+    tab, written, contents, evaluated, width
 ):
-    data = Data(
-        name=HOSTILE[3],
-        classes=HOSTILE,
-        names=[HOSTILE[n % 5] * 2 for n in range(8)],
-        labels=animals.labels,
-    )
-    e = evaluated(
-        data=data, name=HOSTILE[1], predicted=[0, 1, 2, 3, 4, -1, 2, 0], outside={5: HOSTILE[0]}
+    data = {
+        "data": HOSTILE[3],
+        "classes": HOSTILE,
+        "names": [HOSTILE[n % 5] * 2 for n in range(8)],
+    }
+    section = evaluated(
+        **data, name=HOSTILE[1], preds=[0, 1, 2, 3, 4, -1, 2, 0], outside={5: HOSTILE[0]}
     )
     path = written(
         contents(
-            e,
-            evaluated(data=data, name=HOSTILE[3]),
+            section,
+            evaluated(**data, name=HOSTILE[3]),
             title=HOSTILE[3],
             command=HOSTILE[3],
             facts=((HOSTILE[0], HOSTILE[3]),),
@@ -140,7 +136,7 @@ def test_hostile_and_endless_names_neither_run_nor_widen_the_page(
     )
     tab.open(path, width=width)
     for number in range(3):
-        tab.click(".confused a", number)
+        tab.click(".confusions a", number)
     is_calm(tab, path)
     assert tab.js("window.harmed === undefined")
     assert tab.js("document.documentElement.scrollWidth") <= width
@@ -149,14 +145,12 @@ def test_hostile_and_endless_names_neither_run_nor_widen_the_page(
 
 @pytest.mark.parametrize("width", [390, 1440])
 def test_a_perfect_model_of_one_class_has_a_page_too(tab, written, contents, evaluated, width):
-    data = Data(name="one", classes=["cat"], names=["1.png", "2.png"], labels=np.zeros(2, np.int64))
-    path = written(
-        contents(evaluated(data=data, predicted=[0, 0], confidences=[0.9, 0.8], intervals={}))
-    )
+    section = evaluated(classes=["cat"], labels=[0, 0], preds=[0, 0], confidences=[0.9, 0.8])
+    path = written(contents(section))
     tab.open(path, width=width)
     is_calm(tab, path)
-    assert "No mistake was made." in shown(tab, "#confusion .empty")
-    assert shown(tab, "#mistakes .empty") == ["No mistake was made."]
+    assert "No mistakes." in shown(tab, "#confusion .empty")
+    assert shown(tab, "#mistakes .empty") == ["No mistakes."]
 
 
 def test_without_javascript_the_summary_is_there(tab, everything):
@@ -205,19 +199,19 @@ def test_every_link_of_the_page_leads_to_what_is_there(tab, everything):
 
 def test_a_click_on_a_number_lists_exactly_its_images(tab, everything):
     tab.open(everything)
-    tab.click('.matrix [data-key="0/1"]')  # the cat that is taken for a dog
-    assert shown(tab, "#cell h3") == ["1 image: cat taken for dog"]
+    tab.click('.matrix [data-key="0/1"]')  # the cat that is predicted as a dog
+    assert shown(tab, "#cell h3") == ["1 image: cat predicted as dog"]
     assert shown(tab, "#cell code") == ["cat/2.jpg"]
     tab.click('.matrix [data-key="0/0"]')
     assert shown(tab, "#cell code") == ["cat/0.jpg", "cat/1.jpg"]
     tab.click('.matrix [data-key="1/-1"]')
     assert shown(tab, "#cell code") == ["dog/5.jpg"]
-    assert "taken for fox, 95.0 %" in shown(tab, "#cell li")[0]
+    assert "predicted as fox, 95.0 %" in shown(tab, "#cell li")[0]
     assert tab.js("document.querySelector('#cell img').naturalWidth") == 32  # its thumbnail
     assert shown(tab, ".matrix .selected") == ["1"]
 
 
-def test_a_click_on_a_class_lists_its_mistakes_or_what_is_wrongly_taken_for_it(tab, everything):
+def test_a_click_on_a_class_lists_its_mistakes_or_what_is_wrongly_predicted_as_it(tab, everything):
     tab.open(everything)
     tab.click('.matrix tbody th [data-key="1/"]')
     assert shown(tab, "#cell code") == ["dog/5.jpg", "dog/4.jpg"]
@@ -227,22 +221,24 @@ def test_a_click_on_a_class_lists_its_mistakes_or_what_is_wrongly_taken_for_it(t
 
 def test_the_list_of_confusions_leads_to_their_images(tab, everything):
     tab.open(everything)
-    assert shown(tab, ".confused a") == [
-        "cat taken for dog",
-        "dog taken for fox",
-        "dog taken for cat",
+    assert shown(tab, ".confusions a") == [
+        "cat predicted as dog",
+        "dog predicted as cat",
+        "dog predicted as fox",
     ]
-    tab.click(".confused a", 1)
+    tab.click(".confusions a", 2)
     assert shown(tab, "#cell code") == ["dog/5.jpg"]
     assert tab.js("location.hash") == "#cell"
 
 
-def test_answers_outside_the_data_are_told_apart_by_their_names(tab, written, contents, evaluated):
-    e = evaluated(predicted=[-1, 0, 1, -1, 0, -1, 2, 2], outside={0: "lion", 3: "fox", 5: "wolf"})
-    tab.open(written(contents(e)))
-    number = shown(tab, ".confused a").index("dog taken for wolf")
-    tab.click(".confused a", number)
-    assert shown(tab, "#cell h3") == ["1 image: dog taken for wolf"]
+def test_predictions_outside_the_data_are_told_apart_by_their_titles(
+    tab, written, contents, evaluated
+):
+    section = evaluated(preds=[-1, 0, 1, -1, 0, -1, 2, 2], outside={0: "lion", 3: "fox", 5: "wolf"})
+    tab.open(written(contents(section)))
+    number = shown(tab, ".confusions a").index("dog predicted as wolf")
+    tab.click(".confusions a", number)
+    assert shown(tab, "#cell h3") == ["1 image: dog predicted as wolf"]
     assert shown(tab, "#cell code") == ["dog/5.jpg"]
     tab.click('.matrix [data-key="1/-1"]')  # the same cell, all of it
     assert shown(tab, "#cell code") == ["dog/5.jpg", "dog/3.jpg"]
@@ -278,7 +274,7 @@ def test_the_matrix_is_sorted(tab, everything, order, classes):
     assert shown(tab, ".matrix tbody th") == classes
     assert shown(tab, ".matrix thead th")[1:4] == classes
     assert shown(tab, '#confusion [aria-pressed="true"]') == [
-        {"confused": "most confused", "data": "as in the data"}.get(order, order)
+        {"confused": "most confused"}.get(order, order)
     ]
 
 
@@ -302,11 +298,11 @@ def test_what_is_out_of_sight_is_counted_in_a_column_of_its_own(tab, forty):
 
 def test_the_overview_and_the_classes_lead_to_a_matrix_around_them(tab, forty):
     tab.open(forty)
-    tab.click("#classes .link")  # the one known least
+    tab.click("#classes .link")  # the one with the lowest recall
     assert shown(tab, ".matrix tbody th") == ["class 20", "class 21"]
     assert shown(tab, "#cell code") == ["40.png", "41.png"]
     tab.click(".overview canvas")  # its middle, nearest to 20, 21
-    assert shown(tab, "#cell h3") == ["2 images: class 20 taken for class 21"]
+    assert shown(tab, "#cell h3") == ["2 images: class 20 predicted as class 21"]
     drawn = "document.querySelector('canvas').getContext('2d').getImageData({0} * 16 + 8, {1} * 16 + 8, 1, 1).data[0]"
     tab.click('#confusion button[value="data"]')
     assert tab.js(drawn.format(21, 20)) > 100  # orange
@@ -345,14 +341,14 @@ def test_another_model_is_shown_when_it_is_chosen(tab, everything):
     assert tab.js("document.querySelectorAll('.matrix [data-key=\"0/1\"]').length") == 1
     tab.click("#models button", 1)
     assert shown(tab, '#models [aria-pressed="true"]') == ["distilled"]
-    assert shown(tab, ".confused a") == ["dog taken for cat"]
+    assert shown(tab, ".confusions a") == ["dog predicted as cat"]
     assert shown(tab, "#disagreements .guess") == ["class head✓ cat", "distillation headdog"]
     assert len(shown(tab, "#confusion h3")) == 1  # drawn again, not once more
     tab.click("#models button", 0)
-    assert len(shown(tab, ".confused a")) == 3
+    assert len(shown(tab, ".confusions a")) == 3
 
 
-def test_the_reliability_diagram_goes_from_before_to_after(tab, everything):
+def test_the_reliability_diagram_switches_to_the_fitted_temperature(tab, everything):
     tab.open(everything)
     tab.click("#models button", 1)
     assert "Expected calibration error 0.125" in shown(tab, "#reliability .verdict")[0]
@@ -360,9 +356,9 @@ def test_the_reliability_diagram_goes_from_before_to_after(tab, everything):
         "50 to 75 %458.8 %100.0 %",
         "75 to 100 %491.0 %75.0 %",
     ]
-    tab.click('#reliability button[value="after"]')
+    tab.click('#reliability button[value="fitted"]')
     assert shown(tab, "#reliability .verdict")[0].startswith(
-        "Expected calibration error 0.063. The mean confidence is 80.0 %"
+        "Expected calibration error 0.063. Mean confidence 80.0 %"
     )
     assert shown(tab, "#reliability tbody tr") == ["50 to 100 %880.0 %87.5 %"]
     assert tab.js("document.querySelectorAll('#reliability svg title').length") == 1

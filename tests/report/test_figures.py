@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deitctl.report.canvas import text
-from deitctl.report.contents import OUTSIDE, Data, Example
+from deitctl.report.contents import OUTSIDE, Example
 from deitctl.report.drawings import (
-    class_bars,
-    confusion_matrix,
-    gallery,
-    reliability_diagram,
-    side_by_side,
+    draw_class_bars,
+    draw_comparison,
+    draw_confusion_matrix,
+    draw_gallery,
+    draw_reliability,
+    to_plain_text,
 )
 from deitctl.report.figures import draw_figures
 
@@ -41,8 +41,8 @@ def test_every_figure_of_a_distilled_run_is_written(contents, distilled, curves,
 
 
 def test_several_are_numbered_and_set_side_by_side(contents, evaluated, distilled, tmp_path):
-    plain = {"mistakes": (), "unsure": (), "disagreements": ()}
-    paths = draw_figures(contents(evaluated(**plain), evaluated(name="other", **plain)), tmp_path)
+    plain = [evaluated(name=name, galleries={}) for name in ("one", "other")]
+    paths = draw_figures(contents(*plain), tmp_path)
     kinds = ("confusion", "per_class", "reliability")
     assert [p.stem for p in paths] == [
         "comparison",
@@ -50,8 +50,8 @@ def test_several_are_numbered_and_set_side_by_side(contents, evaluated, distille
     ]
 
 
-def test_a_gallery_without_images_is_not_drawn(contents, evaluated, animals, tmp_path):
-    perfect = evaluated(predicted=animals.labels, mistakes=(), unsure=())
+def test_a_gallery_without_images_is_not_drawn(contents, evaluated, tmp_path):
+    perfect = evaluated(galleries={})
     assert [p.stem for p in draw_figures(contents(perfect), tmp_path)] == [
         "confusion",
         "per_class",
@@ -60,7 +60,7 @@ def test_a_gallery_without_images_is_not_drawn(contents, evaluated, animals, tmp
 
 
 def test_the_matrix_has_the_number_of_each_pair_in_its_place(evaluated):
-    (axes,) = confusion_matrix(evaluated()).axes
+    (axes,) = draw_confusion_matrix(evaluated()).axes
     placed = {t.get_position(): t.get_text() for t in axes.texts}
     assert placed == {(0, 0): "2", (1, 0): "1", (0, 1): "1", (1, 1): "1", (3, 1): "1", (2, 2): "2"}
     assert [t.get_text() for t in axes.get_xticklabels()] == [
@@ -73,55 +73,45 @@ def test_the_matrix_has_the_number_of_each_pair_in_its_place(evaluated):
 
 def test_a_matrix_of_many_classes_is_dots_and_a_list_of_the_confusions(evaluated):
     labels = np.arange(1000)
-    data = Data(
-        name="many",
+    section = evaluated(
         classes=[f"class {n}" for n in labels],
-        names=[str(n) for n in labels],
         labels=labels,
-    )
-    answers = np.where(labels == 7, 9, labels)
-    e = evaluated(
-        data=data,
-        predicted=answers,
+        preds=np.where(labels == 7, 9, labels),
         confidences=np.full(1000, 0.8),
-        reliability=(),
-        mistakes=(),
-        unsure=(),
+        galleries={},
     )
-    dots, words = confusion_matrix(e).axes
+    dots, confusions = draw_confusion_matrix(section).axes
     assert dots.collections[0].get_offsets().tolist() == [[9, 7]]  # the one mistake
     assert len(dots.collections[1].get_offsets()) == 999
-    assert texts(words) == ["1", "class 7 taken for class 9"]
+    assert texts(confusions) == ["1", "class 7 predicted as class 9"]
 
 
-def test_the_bars_are_the_recalls_the_worst_on_top(evaluated):
-    (axes,) = class_bars(evaluated()).axes
+def test_the_bars_are_the_recalls_the_lowest_on_top(evaluated):
+    (axes,) = draw_class_bars(evaluated()).axes
     assert [t.get_text() for t in axes.get_yticklabels()] == ["dog (3)", "cat (3)", "owl (2)"]
     assert [p.get_width() for p in axes.patches] == pytest.approx([100 / 3, 200 / 3, 100])
     assert list(axes.lines[0].get_xdata()) == pytest.approx([50, 200 / 3, 100])
 
 
-def test_a_class_without_images_and_without_answers_is_drawn_without_a_warning(evaluated, animals):
-    data = Data(
-        name="more", classes=(*animals.classes, "yak"), names=animals.names, labels=animals.labels
-    )
-    (axes,) = class_bars(evaluated(data=data, mistakes=(), unsure=())).axes
+def test_a_class_without_images_and_without_predictions_is_drawn_without_a_warning(evaluated):
+    section = evaluated(classes=("cat", "dog", "owl", "yak"), galleries={})
+    (axes,) = draw_class_bars(section).axes
     assert axes.get_yticklabels()[-1].get_text() == "yak (0)"
 
 
-def test_the_reliability_diagram_leaves_empty_bins_out_and_shows_after_beside_before(distilled):
-    before, after, counts, _ = reliability_diagram(distilled).axes
-    tops = {round(p.get_x()): p.get_y() + p.get_height() for p in before.patches if p.get_height()}
+def test_the_reliability_diagram_of_the_fitted_temperature_stands_beside_the_models(distilled):
+    model, fitted, counts, _ = draw_reliability(distilled).axes
+    tops = {round(p.get_x()): p.get_y() + p.get_height() for p in model.patches if p.get_height()}
     assert set(tops) == {50, 75}
     assert [t.get_text() for t in counts.texts] == ["4", "4"]
-    assert after.get_title() == "0.062 at temperature 1.5"
+    assert fitted.get_title() == "0.062 with fitted temperature 1.5"
 
 
 def test_the_gallery_shows_each_image_above_its_maps(evaluated):
-    axes = gallery(evaluated(), "mistakes").axes
+    axes = draw_gallery(evaluated(), "mistakes").axes
     shown = [a for a in axes if a.images]
     assert len(shown) == 9  # three mistakes, two maps each
-    assert axes[0].get_title() == "labeled dog\ncat, 95 %\ndog, 10 %"
+    assert axes[0].get_title() == "labeled dog\nfox, 95 %\ndog, 10 %"
     assert axes[3].get_title() == "class token"
 
 
@@ -136,26 +126,26 @@ def test_a_map_that_is_not_opaque_lies_on_its_image(evaluated):
         guesses=[("cat", 0.9)],
         thumbnail=png("RGB", "white"),
         maps={"class token": png("RGBA", (0, 0, 255, 0))},
+        heads={},
     )
-    _, below = gallery(evaluated(mistakes=[example]), "mistakes").axes
+    _, below = draw_gallery(evaluated(galleries={"mistakes": [example]}), "mistakes").axes
     assert below.images[0].get_array()[0, 0].tolist() == [255, 255, 255, 255]
 
 
 def test_models_side_by_side_have_their_intervals_and_heads(evaluated, distilled):
-    (axes,) = side_by_side([evaluated(), distilled]).axes
+    (axes,) = draw_comparison([evaluated(), distilled]).axes
     assert [t.get_text() for t in axes.get_yticklabels()] == ["deit_tiny", "distilled"]
     assert sorted(axes.get_legend_handles_labels()[1]) == ["class head", "distillation head"]
 
 
-def test_a_name_is_drawn_as_it_is_and_not_as_a_formula(evaluated, animals):
-    data = Data(
-        name=r"$\frac{1",
+def test_a_name_is_drawn_as_it_is_and_not_as_a_formula(evaluated):
+    section = evaluated(
+        data=r"$\frac{1",
         classes=("$x^2$", "a_b", "\n\x00"),
-        names=animals.names,
-        labels=animals.labels,
+        name="$",
+        preds=[OUTSIDE] * 8,
+        galleries={},
     )
-    figure = confusion_matrix(
-        evaluated(data=data, name="$", predicted=[OUTSIDE] * 8, mistakes=(), unsure=())
-    )
+    figure = draw_confusion_matrix(section)
     figure.savefig(io.BytesIO())
-    assert text("a" * 50) == "a" * 27 + "…"
+    assert to_plain_text("a" * 50) == "a" * 27 + "…"

@@ -8,45 +8,49 @@ from html import unescape
 
 import pytest
 
-from deitctl.report.summary import percent, summary
+from deitctl.evaluation.bootstrap import Interval
+from deitctl.report.summary import format_percent, render_summary
 
 
-def words(html: str) -> str:
+def read_text(html: str) -> str:
     """The text of a piece of HTML, as it is read."""
     return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", html))).strip()
 
 
-def test_one_model_is_said_in_a_sentence_with_its_interval(contents, evaluated):
-    assert "62.5 % top-1, 95 % interval 25.0 to 87.5, 8 images" in words(
-        summary(contents(evaluated()))
+def test_top1_of_one_model_stands_in_a_line_with_its_interval(contents, evaluated):
+    assert "62.5 % top-1, 95 % interval 25.0 to 87.5, 8 images" in read_text(
+        render_summary(contents(evaluated()))
     )
 
 
 def test_a_figure_without_an_interval_has_none(contents, evaluated):
-    said = words(summary(contents(evaluated(intervals={}))))
-    assert "62.5 % top-1, 8 images" in said
-    assert "interval" not in said
+    text = read_text(render_summary(contents(evaluated(bootstrap={}))))
+    assert "62.5 % top-1, 8 images" in text
+    assert "interval" not in text
 
 
 def test_each_head_has_a_row_and_a_plain_model_none(contents, evaluated, distilled):
-    assert "distillation head 62.5 %" in words(summary(contents(distilled)))
-    assert "head" not in words(summary(contents(evaluated())))
+    assert "distillation head 62.5 %" in read_text(render_summary(contents(distilled)))
+    assert "head" not in read_text(render_summary(contents(evaluated())))
 
 
 def test_intervals_of_heads_have_a_column_where_they_are_known(contents, distilled):
-    assert "95 % interval" not in words(summary(contents(replace(distilled, intervals={}))))
-    known = replace(distilled, intervals={"cls": (50.0, 90.0)})
-    assert "class head 75.0 % 50.0 to 90.0" in words(summary(contents(known)))
+    result = distilled.result
+    without = replace(distilled, result=replace(result, bootstrap={}))
+    assert "95 % interval" not in read_text(render_summary(contents(without)))
+    bootstrap = {"cls": Interval(50.0, 90.0)}
+    known = replace(distilled, result=replace(result, bootstrap=bootstrap))
+    assert "class head 75.0 % 50.0 to 90.0" in read_text(render_summary(contents(known)))
 
 
 def test_calibration_and_the_datas_own_classes_are_said_where_they_are_known(contents, distilled):
-    said = words(summary(contents(distilled)))
-    assert "calibration error at temperature 1.5 0.062" in said
-    assert "top-1 among the data's 3 classes alone 100.0 %" in said
+    text = read_text(render_summary(contents(distilled)))
+    assert "calibration error with fitted temperature 1.5 0.062" in text
+    assert "top-1 among the data's 3 classes only 100.0 %" in text
 
 
 def test_several_stand_in_a_table_and_the_best_is_marked(contents, evaluated, distilled):
-    html = summary(contents(evaluated(), distilled))
+    html = render_summary(contents(evaluated(), distilled))
     assert "<strong>87.5 %</strong>" in html
     assert "<strong>62.5 %</strong>" not in html
 
@@ -54,54 +58,53 @@ def test_several_stand_in_a_table_and_the_best_is_marked(contents, evaluated, di
 def test_a_comparison_is_told_in_the_order_of_every_other_output(
     contents, evaluated, distilled, better
 ):
-    said = words(summary(contents(evaluated(), distilled, comparisons=[better])))
+    text = read_text(render_summary(contents(evaluated(), distilled, comparisons=[better])))
+    assert "deit_tiny minus distilled : −25.0 points of top-1, 95 % interval −50.0 to −5.0" in text
     assert (
-        "deit_tiny against distilled : −25.0 points of top-1, 95 % interval −50.0 to −5.0" in said
+        "Only deit_tiny correct: 0; only distilled correct: 2 (McNemar's exact test: p = 0.5)."
+        in text
     )
-    assert (
-        "The first alone has 0 right, the second alone 2 (McNemar's exact test: p = 0.5)." in said
-    )
-    assert "No difference is shown" not in said
+    assert "Not significant" not in text
 
 
 def test_names_in_a_comparison_stay_as_they_are_and_its_kind_is_said(
     contents, evaluated, distilled, better
 ):
-    odd = replace(better, a="run -3e", b="x+0.05", interval=(-5.0, 0.01), among_classes=True)
-    said = words(summary(contents(evaluated(), distilled, comparisons=[odd])))
-    assert "run -3e against x+0.05" in said
-    assert "points of top-1 among the data's classes, 95 % interval −5.0 to 0.0" in said
+    odd = replace(
+        better, a="run -3e", b="x+0.05", interval=Interval(-5.0, 0.01), among_classes=True
+    )
+    text = read_text(render_summary(contents(evaluated(), distilled, comparisons=[odd])))
+    assert "run -3e minus x+0.05" in text
+    assert "points of top-1 among the data's classes, 95 % interval −5.0 to 0.0" in text
 
 
 def test_a_difference_that_may_be_none_is_said_to_be_none(contents, evaluated, distilled, better):
-    unclear = replace(better, interval=(-50.0, 5.0))
-    assert "No difference is shown" in words(
-        summary(contents(evaluated(), distilled, comparisons=[unclear]))
+    unclear = replace(better, interval=Interval(-50.0, 5.0))
+    assert "Not significant" in read_text(
+        render_summary(contents(evaluated(), distilled, comparisons=[unclear]))
     )
 
 
-def test_images_that_could_not_be_read_are_named_and_none_are_not_mentioned(
-    contents, evaluated, animals
-):
-    broken = replace(animals, unreadable=[("val/dog/x.jpg", "it is cut off")])
-    said = words(summary(contents(evaluated(data=broken))))
+def test_images_that_could_not_be_read_are_named_and_none_are_not_mentioned(contents, evaluated):
+    broken = evaluated(read_errors=[("val/dog/x.jpg", "it is cut off")])
+    text = read_text(render_summary(contents(broken)))
     assert (
-        "1 image of animals could not be read and is left out val/dog/x.jpg : it is cut off" in said
+        "1 image of animals could not be read and is left out val/dog/x.jpg : it is cut off" in text
     )
-    assert "could not be read" not in words(summary(contents(evaluated())))
+    assert "could not be read" not in read_text(render_summary(contents(evaluated())))
 
 
 def test_of_thousands_that_could_not_be_read_a_part_is_named_and_the_rest_counted(
-    contents, evaluated, animals
+    contents, evaluated
 ):
-    broken = replace(animals, unreadable=[(f"{n}.jpg", "empty") for n in range(1200)])
-    said = words(summary(contents(evaluated(data=broken))))
-    assert "1,200 images" in said
-    assert "and 1,000 more" in said
+    broken = evaluated(read_errors=[(f"{n}.jpg", "empty") for n in range(1200)])
+    text = read_text(render_summary(contents(broken)))
+    assert "1,200 images" in text
+    assert "and 1,000 more" in text
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "text"),
     [
         (100.0, "100.0 %"),
         (99.998, "99.99 %"),
@@ -111,12 +114,12 @@ def test_of_thousands_that_could_not_be_read_a_part_is_named_and_the_rest_counte
         (77.5, "77.5 %"),
     ],
 )
-def test_nearly_all_is_not_rounded_to_all(value, said):
-    assert percent(value) == said
+def test_nearly_all_is_not_rounded_to_all(value, text):
+    assert format_percent(value) == text
 
 
 def test_names_cannot_become_markup(contents, evaluated):
-    html = summary(
+    html = render_summary(
         contents(evaluated(name="<img src=x onerror=alert(1)>"), facts=(("<b>", "<i>"),))
     )
     assert "<img" not in html

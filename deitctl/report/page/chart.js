@@ -1,4 +1,4 @@
-// Line charts as SVG, with the values under the pointer or, with the arrow keys, one after another.
+// Line charts as SVG; the pointer or the arrow keys read the values.
 
 const STROKES = ["", "7 3", "2 3", "9 3 2 3", "12 4"]; // lines differ by more than their color
 
@@ -23,7 +23,7 @@ function chart({ title, xName, lines, unit = "", zero = false }) {
     .filter(([, y]) => y !== null && y !== undefined);
   const node = el("figure", { className: "card chart" }, el("figcaption", {}, el("h3", {}, title)));
   if (!points.length) {
-    node.append(el("p", { className: "empty" }, "Nothing was logged."));
+    node.append(el("p", { className: "empty" }, "No values were logged."));
     return node;
   }
   const extent = (values) => values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
@@ -37,7 +37,7 @@ function chart({ title, xName, lines, unit = "", zero = false }) {
     viewBox: `0 0 ${width} ${height}`,
     tabindex: 0,
     role: "img",
-    "aria-label": `${title} over ${xName}; the arrow keys read its values`,
+    "aria-label": `${title} over ${xName}; the arrow keys read the values`,
   });
   for (const y of ticks(y0, y1)) {
     image.append(
@@ -87,16 +87,16 @@ function chart({ title, xName, lines, unit = "", zero = false }) {
   return node;
 }
 
-/** A line that follows the pointer or the arrow keys, and the values there in words. */
+/** A line that follows the pointer or the arrow keys, and the values at it as text. */
 function readout(image, { lines, points, px, xName, unit, width, span }) {
-  const values = [...new Set(points.map(([x]) => x))].sort((a, b) => a - b);
+  const xs = [...new Set(points.map(([x]) => x))].sort((a, b) => a - b);
   const cursor = svg("path", { class: "cursor" });
-  const said = el("output", { className: "quiet" }, "Point at the chart to read its values.");
+  const values = el("output", { className: "quiet" }, "Point at the chart to read the values.");
   image.append(cursor);
   let at = -1;
   const show = (n) => {
-    at = Math.max(0, Math.min(n, values.length - 1));
-    const x = values[at];
+    at = Math.max(0, Math.min(n, xs.length - 1));
+    const x = xs[at];
     cursor.setAttribute("d", `M${px(x)} ${span[0]}V${span[1]}`);
     const parts = lines.map((line) => {
       const near = line.x.reduce(
@@ -105,12 +105,12 @@ function readout(image, { lines, points, px, xName, unit, width, span }) {
       );
       return line.y[near] === null || line.y[near] === undefined ? null : `${line.name} ${short(line.y[near])}${unit}`;
     });
-    said.textContent = `${xName} ${short(x)}: ${parts.filter(Boolean).join(", ")}`;
+    values.textContent = `${xName} ${short(x)}: ${parts.filter(Boolean).join(", ")}`;
   };
   image.addEventListener("pointermove", (event) => {
     const box = image.getBoundingClientRect();
     const x = ((event.clientX - box.left) / box.width) * width;
-    show(values.reduce((best, v, n) => (Math.abs(px(v) - x) < Math.abs(px(values[best]) - x) ? n : best), 0));
+    show(xs.reduce((best, v, n) => (Math.abs(px(v) - x) < Math.abs(px(xs[best]) - x) ? n : best), 0));
   });
   image.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
@@ -119,5 +119,5 @@ function readout(image, { lines, points, px, xName, unit, width, span }) {
       show(at + step);
     }
   });
-  return said;
+  return values;
 }

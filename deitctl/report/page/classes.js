@@ -1,15 +1,15 @@
-// One bar a class: recall, with precision as a mark on it.
+// One bar per class: recall, with precision as a mark on it.
 
 function drawClasses(section, model, data, showClass) {
-  const [images, right, said] = model.perClass;
+  const [images, correct, predicted] = model.per_class;
   const ratio = (a, b) => (b ? a / b : null);
   const rows = data.classes.map((label, n) => ({
     n,
     name: label,
     images: images[n],
-    recall: ratio(right[n], images[n]),
-    precision: ratio(right[n], said[n]),
-    f1: ratio(2 * right[n], images[n] + said[n]),
+    recall: ratio(correct[n], images[n]),
+    precision: ratio(correct[n], predicted[n]),
+    f1: ratio(2 * correct[n], images[n] + predicted[n]),
   }));
   const columns = { name: "class", recall: "recall", precision: "precision", f1: "F1", images: "images" };
   const body = el("tbody");
@@ -18,16 +18,16 @@ function drawClasses(section, model, data, showClass) {
   const filter = el("input", {
     type: "search",
     placeholder: "part of a name",
-    "aria-label": "Show classes whose name holds",
+    "aria-label": "Show classes whose name contains",
   });
-  let [by, up, most] = ["recall", true, 50];
+  let [by, ascending, limit] = ["recall", true, 50];
 
   const line = (row) => {
     const bar = el("span", { className: "recall" });
     bar.style.width = `${100 * (row.recall ?? 0)}%`;
     const mark = el("span", { className: "precision", hidden: row.precision === null });
     mark.style.left = `${100 * (row.precision ?? 0)}%`;
-    const figure = (value) => el("td", { className: "number" }, value === null ? quiet("none") : percent(value));
+    const cell = (value) => el("td", { className: "number" }, value === null ? quiet("none") : percent(value));
     return el(
       "tr",
       {},
@@ -37,28 +37,28 @@ function drawClasses(section, model, data, showClass) {
         el("button", { type: "button", className: "link", onclick: () => showClass(row.n) }, name(row.name)),
       ),
       el("td", { className: "track", "aria-hidden": "true" }, el("span", { className: "rail" }, bar, mark)),
-      figure(row.recall),
-      figure(row.precision),
-      figure(row.f1),
-      el("td", { className: "number" }, whole(row.images)),
+      cell(row.recall),
+      cell(row.precision),
+      cell(row.f1),
+      el("td", { className: "number" }, formatCount(row.images)),
     );
   };
   const compare = (a, b) => {
     const missing = (a[by] === null) - (b[by] === null);
     const order = by === "name" ? a.name.localeCompare(b.name, "en", { numeric: true }) : a[by] - b[by];
-    return missing || (up ? order : -order) || a.n - b.n;
+    return missing || (ascending ? order : -order) || a.n - b.n;
   };
   const draw = () => {
-    const wanted = filter.value.trim().toLowerCase();
-    const kept = rows.filter((row) => row.name.toLowerCase().includes(wanted)).sort(compare);
-    body.replaceChildren(...kept.slice(0, most).map(line));
-    count.textContent = wanted
-      ? `${whole(kept.length)} of ${whole(rows.length)} classes`
-      : `${whole(rows.length)} class${rows.length === 1 ? "" : "es"}`;
-    more.hidden = kept.length <= most;
-    more.textContent = `Show all ${whole(kept.length)}`;
+    const part = filter.value.trim().toLowerCase();
+    const shown = rows.filter((row) => row.name.toLowerCase().includes(part)).sort(compare);
+    body.replaceChildren(...shown.slice(0, limit).map(line));
+    count.textContent = part
+      ? `${formatCount(shown.length)} of ${formatCount(rows.length)} classes`
+      : `${formatCount(rows.length)} class${rows.length === 1 ? "" : "es"}`;
+    more.hidden = shown.length <= limit;
+    more.textContent = `Show all ${formatCount(shown.length)}`;
     for (const head of heads)
-      head.setAttribute("aria-sort", head.value === by ? (up ? "ascending" : "descending") : "none");
+      head.setAttribute("aria-sort", head.value === by ? (ascending ? "ascending" : "descending") : "none");
   };
   const heads = Object.entries(columns).map(([key, text]) => {
     const head = el(
@@ -69,7 +69,7 @@ function drawClasses(section, model, data, showClass) {
         {
           type: "button",
           onclick: () => {
-            [up, by] = [by === key ? !up : key !== "images", key];
+            [ascending, by] = [by === key ? !ascending : key !== "images", key];
             draw();
           },
         },
@@ -93,14 +93,14 @@ function drawClasses(section, model, data, showClass) {
   );
   filter.addEventListener("input", draw);
   more.addEventListener("click", () => {
-    most = Infinity;
+    limit = Infinity;
     draw();
   });
   section.append(
     el(
       "p",
       { className: "quiet" },
-      "Recall: the share of a class's images that are answered right. Precision: the share of the answers naming it that are right. F1: their harmonic mean.",
+      "Recall: the fraction of a class's images that are predicted as the class. Precision: the fraction of the images predicted as the class that are labeled with it. F1: their harmonic mean.",
     ),
     el("div", { className: "controls" }, el("label", {}, quiet("Filter "), filter), count),
     el(

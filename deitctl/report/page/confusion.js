@@ -1,43 +1,43 @@
-// The confusion matrix: rows are what the images are, columns what they are taken for.
+// The confusion matrix: rows are labels, columns are predictions.
 
 function drawConfusion(section, model, data) {
-  const matrix = matrixOf(model, data);
-  const found = listedImages(model, data);
+  const matrix = buildMatrix(model, data);
+  const images = listedImages(model, data);
   const holder = el("div", { className: "scroll" });
   const detail = el("div", { id: "cell", className: "card", tabIndex: -1, "aria-live": "polite" });
   const position = el("span", { className: "quiet" });
   let order = matrix.orders.data();
   let start = 0;
-  let focus = null; // { classes, asked }: those around the classes asked for, instead of a stretch of the order
+  let focus = null; // { classes, title }: classes around some, shown instead of a window of the order
   let selected = null;
 
   const visible = () => focus?.classes ?? order.slice(start, start + WINDOW);
   const redraw = () => {
     holder.replaceChildren(matrixTable(matrix, data, visible(), selected, select));
     position.textContent = focus
-      ? `${focus.classes.length} classes around ${focus.asked}`
-      : `classes ${start + 1} to ${Math.min(start + WINDOW, matrix.size)} of ${whole(matrix.size)}`;
+      ? `${focus.classes.length} classes around ${focus.title}`
+      : `classes ${start + 1} to ${Math.min(start + WINDOW, matrix.size)} of ${formatCount(matrix.size)}`;
     overview?.draw(order, visible());
   };
-  const select = (choice) => {
-    selected = choice;
-    const { title, count, has } = describe(choice, matrix, data, model, visible());
+  const select = (selection) => {
+    selected = selection;
+    const { title, count, has } = describeSelection(selection, matrix, data, model, visible());
     detail.replaceChildren(
       el("h3", {}, title),
       ...(count
-        ? imageList(model, data, found.filter(has), count)
-        : [el("p", { className: "empty" }, "No image.")]),
+        ? imageList(model, data, images.filter(has), count)
+        : [el("p", { className: "empty" }, "No images.")]),
     );
     for (const cell of holder.querySelectorAll("[data-key]"))
-      cell.classList.toggle("selected", cell.dataset.key === keyOf(choice));
+      cell.classList.toggle("selected", cell.dataset.key === keyOf(selection));
   };
-  const lookAt = (choice, classes) => {
+  const focusOn = (selection, classes) => {
     if (matrix.size > WINDOW) {
-      focus = { classes: around(matrix, classes), asked: classes.map((n) => data.classes[n]).join(" and ") };
+      focus = { classes: findNeighbors(matrix, classes), title: classes.map((n) => data.classes[n]).join(" and ") };
     }
-    selected = choice;
+    selected = selection;
     redraw();
-    select(choice);
+    select(selection);
   };
   const move = (by) => {
     start = Math.max(0, start + by < matrix.size ? start + by : start);
@@ -45,7 +45,7 @@ function drawConfusion(section, model, data) {
     redraw();
   };
 
-  const sorts = { data: "as in the data", confused: "most confused", accuracy: "accuracy", name: "name" };
+  const sorts = { data: "data", confused: "most confused", accuracy: "accuracy", name: "name" };
   const controls = el(
     "div",
     { className: "controls" },
@@ -60,42 +60,42 @@ function drawConfusion(section, model, data) {
   if (matrix.size > WINDOW) {
     const step = (text, by) => el("button", { type: "button", onclick: () => move(by) }, text);
     controls.append(el("div", { className: "choice" }, step("◂ previous", -WINDOW), step("next ▸", WINDOW), position));
-    overview = matrixOverview(matrix, (label, answer) => lookAt({ label, answer }, [...new Set([label, answer])]));
+    overview = matrixOverview(matrix, (label, pred) => focusOn({ label, pred }, [...new Set([label, pred])]));
   }
-  const frequent = model.confused.map(([label, answer, outside, count]) => {
+  const frequent = model.confusions.map(([label, pred, title, count]) => {
     const link = el(
       "a",
       { href: "#cell" },
       name(data.classes[label]),
-      " taken for ",
-      name(outside || data.classes[answer]),
+      " predicted as ",
+      name(title || data.classes[pred]),
     );
-    const foreign = outside ? model.outside.indexOf(outside) : null;
+    const outside = title ? model.outside.indexOf(title) : null;
     link.addEventListener("click", () =>
-      lookAt({ label, answer, foreign }, answer === OUTSIDE ? [label] : [label, answer]),
+      focusOn({ label, pred, outside }, pred === OUTSIDE ? [label] : [label, pred]),
     );
     return el(
       "li",
       {},
       link,
       " ",
-      quiet(`${whole(count)} of ${whole(matrix.images[label])}`),
-      outside ? quiet(", not in the data") : "",
+      quiet(`${formatCount(count)} of ${formatCount(matrix.images[label])}`),
+      title ? quiet(", not in the data") : "",
     );
   });
   detail.append(
     el(
       "p",
       { className: "quiet" },
-      "A click on a number, a class or a pair lists its images here. In the matrix, the arrow keys move and Enter chooses.",
-      data.root ? [" Names of files are below ", el("code", {}, name(data.root)), "."] : "",
+      "Click a number, a class or a pair to list its images here. In the matrix, the arrow keys move and Enter selects.",
+      data.root ? [" File names are relative to ", el("code", {}, name(data.root)), "."] : "",
     ),
   );
   section.append(
     el(
       "p",
       { className: "quiet" },
-      "Rows: what the images are. Columns: what they are taken for. Blue: right; orange: mistaken; the stronger the color, the larger the share of the row.",
+      "Rows: labels. Columns: predictions. Blue: correct; orange: wrong; a stronger color is a larger fraction of the row.",
     ),
     controls,
     el(
@@ -106,10 +106,10 @@ function drawConfusion(section, model, data) {
       el(
         "div",
         {},
-        el("h3", {}, "Most often confused"),
+        el("h3", {}, "Most frequent confusions"),
         frequent.length
-          ? el("ol", { className: "confused" }, frequent)
-          : el("p", { className: "empty" }, "No mistake was made."),
+          ? el("ol", { className: "confusions" }, frequent)
+          : el("p", { className: "empty" }, "No mistakes."),
       ),
       overview?.node ?? "",
     ),
@@ -117,7 +117,7 @@ function drawConfusion(section, model, data) {
   redraw();
   return {
     showClass(n) {
-      lookAt({ label: n }, [n]);
+      focusOn({ label: n }, [n]);
       section.scrollIntoView();
       detail.focus({ preventScroll: true });
     },

@@ -1,5 +1,5 @@
 "use strict";
-// Making elements. Text reaches the page as text nodes and properties alone, so no name can become markup.
+// Elements. Text reaches the page only as text nodes and properties, so no name can become markup.
 
 const report = JSON.parse(document.getElementById("contents").textContent);
 
@@ -22,16 +22,18 @@ function svg(tag, attributes = {}, ...children) {
 
 const name = (text) => el("bdi", {}, text);
 const quiet = (...children) => el("span", { className: "quiet" }, ...children);
-const percent = (share) =>
-  share >= 0.9995 && share < 1 ? `${Math.min(100 * share, 99.99).toFixed(2)} %` : `${(100 * share).toFixed(1)} %`;
-const whole = (number) => number.toLocaleString("en");
-const countImages = (count) => `${whole(count)} image${count === 1 ? "" : "s"}`;
+const percent = (fraction) =>
+  fraction >= 0.9995 && fraction < 1
+    ? `${Math.min(100 * fraction, 99.99).toFixed(2)} %`
+    : `${(100 * fraction).toFixed(1)} %`;
+const formatCount = (number) => number.toLocaleString("en");
+const countImages = (count) => `${formatCount(count)} image${count === 1 ? "" : "s"}`;
 const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
 
-/** A row of buttons of which one is pressed: `choices` maps values to labels. */
-function choice(label, choices, chosen, onChoose) {
+/** A row of buttons, one of them pressed: `choices` maps values to labels. */
+function choice(label, choices, pressed, onChoose) {
   const buttons = Object.entries(choices).map(([value, text]) =>
-    el("button", { type: "button", value, "aria-pressed": String(value === chosen) }, text),
+    el("button", { type: "button", value, "aria-pressed": String(value === pressed) }, text),
   );
   for (const button of buttons) {
     button.addEventListener("click", () => {
@@ -42,18 +44,18 @@ function choice(label, choices, chosen, onChoose) {
   return el("div", { className: "choice", role: "group", "aria-label": label }, quiet(label), ...buttons);
 }
 
-/** A list that shows its first `most` items and a button for the others; `make` gets an item. */
-function shortened(tag, items, most, make, className = "") {
-  const list = el(tag, { className }, items.slice(0, most).map(make));
-  if (items.length <= most) return [list];
-  const more = el("button", { type: "button", className: "more" }, `Show all ${whole(items.length)}`);
+/** A list of the first `limit` items with a button for the others; `render` makes an item's element. */
+function shortenedList(tag, items, limit, render, className = "") {
+  const list = el(tag, { className }, items.slice(0, limit).map(render));
+  if (items.length <= limit) return [list];
+  const more = el("button", { type: "button", className: "more" }, `Show all ${formatCount(items.length)}`);
   more.addEventListener("click", () => {
-    list.append(...items.slice(most).map(make));
+    list.append(...items.slice(limit).map(render));
     more.remove();
   });
   return [list, more];
 }
 
 function help(text) {
-  return el("details", { className: "help" }, el("summary", {}, "How to read it"), el("p", {}, text));
+  return el("details", { className: "help" }, el("summary", {}, "How to read this"), el("p", {}, text));
 }

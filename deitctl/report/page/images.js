@@ -1,44 +1,43 @@
-// Images: the galleries, and the lists of those behind a cell of the confusion matrix.
+// Galleries, and the lists of images behind a cell of the confusion matrix.
 
-const OUTSIDE = -1;
+const OUTSIDE = -1; // a predicted class that the data does not have
 
-/** What is known of the images that are listed by name, by their place in the data. */
+/** The images that are listed by name, each with its example if a gallery shows it. */
 function listedImages(model, data) {
-  const { at, label, answer, outside, confidence } = model.listed;
+  const { index, label, pred, outside, confidence } = model.listed;
   const examples = new Map(
     Object.values(model.galleries)
       .flat()
-      .map((example) => [example.at, example]),
+      .map((example) => [example.index, example]),
   );
-  return at.map((place, n) => ({
-    at: place,
-    name: data.names[place],
+  return index.map((at, n) => ({
+    name: data.names[at],
     label: label[n],
-    answer: answer[n],
+    pred: pred[n],
     confidence: confidence[n],
-    said: answer[n] === OUTSIDE ? (model.outside[outside[n]] ?? "another class") : data.classes[answer[n]],
-    foreign: answer[n] === OUTSIDE ? outside[n] : OUTSIDE,
-    example: examples.get(place),
+    predTitle: pred[n] === OUTSIDE ? (model.outside[outside[n]] ?? "another class") : data.classes[pred[n]],
+    outside: outside[n],
+    example: examples.get(at),
   }));
 }
 
-function imageList(model, data, found, total) {
+function imageList(model, data, images, total) {
   const nodes = [];
-  if (found.length < total) {
-    const kept = model.listed.mistakesOnly ? "the most confident mistakes alone" : "those";
+  if (images.length < total) {
+    const listed = model.listed.mistakes_only ? "only the most confident mistakes" : "only these";
     nodes.push(
       el(
         "p",
         { className: "quiet" },
-        `${whole(found.length)} of ${countImages(total)} are named here: the report keeps the names of ${kept}.`,
+        `${formatCount(images.length)} of ${countImages(total)} are listed: the report holds the names of ${listed}.`,
       ),
     );
   }
-  const seen = found.some((image) => image.example);
+  const hasThumbnails = images.some((image) => image.example);
   nodes.push(
-    ...shortened(
+    ...shortenedList(
       "ul",
-      found,
+      images,
       24,
       (image) =>
         el(
@@ -46,7 +45,7 @@ function imageList(model, data, found, total) {
           {},
           image.example
             ? el("img", { src: report.images[image.example.image], alt: "", width: 56, height: 56 })
-            : seen
+            : hasThumbnails
               ? el("span", { className: "nothumb" })
               : null,
           el(
@@ -56,9 +55,9 @@ function imageList(model, data, found, total) {
             el("br"),
             quiet(
               data.classes[image.label],
-              image.label === image.answer ? ", answered right, " : " taken for ",
-              image.label === image.answer ? "" : name(image.said),
-              image.label === image.answer ? "" : ", ",
+              ...(image.label === image.pred
+                ? [", predicted correctly, "]
+                : [" predicted as ", name(image.predTitle), ", "]),
               percent(image.confidence),
             ),
           ),
@@ -71,13 +70,13 @@ function imageList(model, data, found, total) {
 
 const GALLERIES = {
   mistakes: [
-    "Wrong, and sure of it: a wrong label, two things in one image, or something to learn from.",
-    "No mistake was made.",
+    "Wrong predictions of the highest confidence: check them for wrong labels and for images that show several classes.",
+    "No mistakes.",
   ],
-  unsure: ["Right, but only just: where the model would fail first.", "No image was answered right."],
+  unsure: ["Correct predictions of the lowest confidence.", "No correct predictions."],
   disagreements: [
-    "The class head and the distillation head name different classes.",
-    "There is nothing to show: one head, or two that agree on every image.",
+    "Images for which the class head and the distillation head predict different classes.",
+    "No disagreements: the model has one head, or both agree on every image.",
   ],
 };
 
@@ -91,30 +90,30 @@ function drawGallery(section, model, data, kind) {
   section.append(el("p", { className: "quiet" }, about));
   const maps = [...new Set(examples.flatMap((example) => Object.keys(example.maps)))];
   const cards = new Set();
-  const make = (example) => {
+  const render = (example) => {
     const card = imageCard(example, model, data, maps);
-    card.show(chosen);
+    card.show(map);
     cards.add(card);
     return card.node;
   };
-  let chosen = "";
+  let map = "";
   if (maps.length) {
-    const choices = { "": "image alone", ...Object.fromEntries(maps.map((map) => [map, `attention of the ${map}`])) };
+    const choices = { "": "image", ...Object.fromEntries(maps.map((token) => [token, `attention of the ${token}`])) };
     section.append(
-      choice("Show", choices, "", (map) => {
-        chosen = map;
+      choice("Show", choices, "", (token) => {
+        map = token;
         for (const card of cards) card.show(map);
       }),
     );
-    section.append(el("p", { className: "quiet" }, "A click on one image changes that image."));
+    section.append(el("p", { className: "quiet" }, "Click an image to switch its map."));
   }
-  section.append(...shortened("div", examples, 12, make, "gallery"));
+  section.append(...shortenedList("div", examples, 12, render, "gallery"));
 }
 
-/** One image with its guesses; `show(map)` lays an attention map over it, "" none. */
+/** One image with its predictions; `show(map)` lays an attention map over it, "" none. */
 function imageCard(example, model, data, maps) {
   const label = data.classes[example.label];
-  const image = el("img", { src: report.images[example.image], alt: `${data.names[example.at]}, labeled ${label}` });
+  const image = el("img", { src: report.images[example.image], alt: `${data.names[example.index]}, labeled ${label}` });
   const overlay = el("img", { alt: "", className: "map", hidden: true });
   const caption = el("span", { className: "mapname", hidden: true });
   const button = el(
@@ -136,20 +135,20 @@ function imageCard(example, model, data, maps) {
     button.setAttribute("aria-pressed", String(Boolean(shown)));
   };
   button.addEventListener("click", () => show(["", ...maps][(maps.indexOf(shown) + 2) % (maps.length + 1)]));
-  const bars = (guesses, titled) =>
+  const bars = (guesses, head) =>
     guesses.map(([guess, score]) => {
-      const right = guess === label;
+      const isCorrect = guess === label;
       const bar = el("span", { className: "score" });
       bar.style.width = `${100 * score}%`;
       return el(
         "li",
-        { className: right ? "right" : "wrong" },
-        el("span", { className: "guess" }, titled ? quiet(titled) : "", right ? "✓ " : "", name(guess)),
+        { className: isCorrect ? "correct" : "wrong" },
+        el("span", { className: "guess" }, head ? quiet(head) : "", isCorrect ? "✓ " : "", name(guess)),
         el("span", { className: "number" }, percent(score)),
         bar,
       );
     });
-  const heads = Object.entries(example.heads).flatMap(([head, said]) => bars([said], head));
+  const heads = Object.entries(example.heads).flatMap(([head, guess]) => bars([guess], head));
   const node = el(
     "figure",
     { className: "example" },
@@ -159,7 +158,7 @@ function imageCard(example, model, data, maps) {
       {},
       el("p", { className: "truth" }, quiet("labeled "), name(label)),
       el("ol", { className: "guesses" }, heads.length ? heads : bars(example.guesses)),
-      el("p", { className: "file", title: data.names[example.at] }, name(data.names[example.at])),
+      el("p", { className: "file", title: data.names[example.index] }, name(data.names[example.index])),
     ),
   );
   return { node, show };

@@ -1,35 +1,35 @@
-// The confusion matrix as numbers: its cells, the orders of its classes, what a choice in it means.
+// The confusion matrix as numbers: its cells, the orders of its classes, the images behind a selection.
 
-const WINDOW = 20; // classes in sight at a time
-const OTHERS = -2; // the column of the classes that are out of sight
+const WINDOW = 20; // classes shown at a time
+const OTHERS = -2; // the column of the classes that are not shown
 
-/** The matrix as maps, and the orders its classes can stand in. */
-function matrixOf(model, data) {
-  const [labels, answers, counts] = model.cells;
+/** The matrix as maps, and the orders of its classes. */
+function buildMatrix(model, data) {
+  const [labels, preds, counts] = model.cells;
   const rows = data.classes.map(() => new Map());
   const columns = data.classes.map(() => new Map());
   labels.forEach((label, n) => {
-    rows[label].set(answers[n], counts[n]);
-    if (answers[n] !== OUTSIDE) columns[answers[n]].set(label, counts[n]);
+    rows[label].set(preds[n], counts[n]);
+    if (preds[n] !== OUTSIDE) columns[preds[n]].set(label, counts[n]);
   });
-  const [images, right, said] = model.perClass;
+  const [images, correct, predicted] = model.per_class;
   const numbers = data.classes.map((_, n) => n);
-  const accuracy = (n) => (images[n] ? right[n] / images[n] : 2);
+  const accuracy = (n) => (images[n] ? correct[n] / images[n] : 2);
   const orders = {
     data: () => numbers,
-    confused: () => pairsFirst(labels, answers, counts, numbers),
+    confused: () => sortByConfusion(labels, preds, counts, numbers),
     accuracy: () => numbers.toSorted((a, b) => accuracy(a) - accuracy(b)),
     name: () => numbers.toSorted((a, b) => data.classes[a].localeCompare(data.classes[b], "en", { numeric: true })),
   };
-  return { rows, columns, images, right, said, orders, outside: answers.includes(OUTSIDE), size: numbers.length };
+  return { rows, columns, images, correct, predicted, orders, outside: preds.includes(OUTSIDE), size: numbers.length };
 }
 
-/** Classes in the order of the pairs most often taken for each other, so that these stand side by side. */
-function pairsFirst(labels, answers, counts, numbers) {
+/** Classes in the order of the most confused pairs, so that these stand side by side. */
+function sortByConfusion(labels, preds, counts, numbers) {
   const pairs = new Map();
   labels.forEach((label, n) => {
-    if (answers[n] === OUTSIDE || answers[n] === label) return;
-    const pair = Math.min(label, answers[n]) * numbers.length + Math.max(label, answers[n]);
+    if (preds[n] === OUTSIDE || preds[n] === label) return;
+    const pair = Math.min(label, preds[n]) * numbers.length + Math.max(label, preds[n]);
     pairs.set(pair, (pairs.get(pair) ?? 0) + counts[n]);
   });
   const order = new Set();
@@ -39,8 +39,8 @@ function pairsFirst(labels, answers, counts, numbers) {
   return [...order, ...numbers.filter((n) => !order.has(n))];
 }
 
-/** The classes to show around some: first they, then those most often taken for them or they for. */
-function around(matrix, classes) {
+/** Some classes, and after them the classes most often confused with them. */
+function findNeighbors(matrix, classes) {
   const near = new Map();
   for (const n of classes) {
     for (const [other, count] of [...matrix.rows[n], ...matrix.columns[n]]) {
@@ -50,50 +50,50 @@ function around(matrix, classes) {
   return [...classes, ...[...near].sort((a, b) => b[1] - a[1]).map(([other]) => other)].slice(0, WINDOW);
 }
 
-const keyOf = ({ label, answer }) => `${label ?? ""}/${answer ?? ""}`;
+const keyOf = ({ label, pred }) => `${label ?? ""}/${pred ?? ""}`;
 
-/** What a choice means: its heading, how many images it has, and which of the listed images belong to it. */
-function describe({ label, answer, foreign }, matrix, data, model, visible) {
+/** A selection: its heading, how many images it has, and which of the listed images belong to it. */
+function describeSelection({ label, pred, outside }, matrix, data, model, visible) {
   const hidden = (a) => a !== OUTSIDE && !visible.includes(a);
   const row = label === undefined ? null : matrix.rows[label];
-  const title = (count, ...words) => [`${countImages(count)}: `, ...words];
+  const title = (count, ...parts) => [`${countImages(count)}: `, ...parts];
   if (row === null) {
-    const count = matrix.said[answer] - matrix.right[answer];
+    const count = matrix.predicted[pred] - matrix.correct[pred];
     return {
-      title: title(count, "wrongly taken for ", name(data.classes[answer])),
+      title: title(count, "wrongly predicted as ", name(data.classes[pred])),
       count,
-      has: (p) => p.answer === answer && p.label !== answer,
+      has: (image) => image.pred === pred && image.label !== pred,
     };
   }
   const what = name(data.classes[label]);
-  if (answer === undefined) {
-    const count = matrix.images[label] - matrix.right[label];
+  if (pred === undefined) {
+    const count = matrix.images[label] - matrix.correct[label];
     return {
-      title: title(count, what, " taken for something else"),
+      title: title(count, what, " predicted as another class"),
       count,
-      has: (p) => p.label === label && p.answer !== label,
+      has: (image) => image.label === label && image.pred !== label,
     };
   }
-  if (answer === OTHERS) {
+  if (pred === OTHERS) {
     const count = sum([...row].filter(([a]) => hidden(a)).map(([, c]) => c));
     return {
-      title: title(count, what, " taken for a class that is not in sight"),
+      title: title(count, what, " predicted as a class that is not shown"),
       count,
-      has: (p) => p.label === label && hidden(p.answer),
+      has: (image) => image.label === label && hidden(image.pred),
     };
   }
-  if (answer === OUTSIDE && (foreign ?? null) !== null) {
-    const pair = model.confused.find(([l, a, o]) => l === label && a === OUTSIDE && o === model.outside[foreign]);
+  if (pred === OUTSIDE && (outside ?? null) !== null) {
+    const pair = model.confusions.find(([l, p, o]) => l === label && p === OUTSIDE && o === model.outside[outside]);
     return {
-      title: title(pair[3], what, " taken for ", name(model.outside[foreign])),
+      title: title(pair[3], what, " predicted as ", name(model.outside[outside])),
       count: pair[3],
-      has: (p) => p.label === label && p.foreign === foreign,
+      has: (image) => image.label === label && image.outside === outside,
     };
   }
-  const count = row.get(answer) ?? 0;
-  const words =
-    answer === label
-      ? [what, " answered right"]
-      : [what, " taken for ", answer === OUTSIDE ? "a class that is not in the data" : name(data.classes[answer])];
-  return { title: title(count, ...words), count, has: (p) => p.label === label && p.answer === answer };
+  const count = row.get(pred) ?? 0;
+  const parts =
+    pred === label
+      ? [what, " predicted correctly"]
+      : [what, " predicted as ", pred === OUTSIDE ? "a class that is not in the data" : name(data.classes[pred])];
+  return { title: title(count, ...parts), count, has: (image) => image.label === label && image.pred === pred };
 }

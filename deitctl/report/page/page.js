@@ -1,13 +1,13 @@
-// The page: its sections are drawn for one model, and again when another is chosen.
+// The page: its sections are drawn for one model, and again when another is selected.
 
-function draw(section, ...make) {
+function draw(section, render, ...values) {
   section.hidden = false;
   section.querySelectorAll(":scope > :not(h2)").forEach((node) => node.remove());
-  return make[0](section, ...make.slice(1));
+  return render(section, ...values);
 }
 
 function showModel(model) {
-  const data = report.data[model.data];
+  const { data } = report;
   const section = (id) => document.getElementById(id);
   const matrix = draw(section("confusion"), drawConfusion, model, data);
   draw(section("classes"), drawClasses, model, data, matrix.showClass);
@@ -15,7 +15,7 @@ function showModel(model) {
   for (const kind of Object.keys(GALLERIES)) if (section(kind)) draw(section(kind), drawGallery, model, data, kind);
 }
 
-function themeButton(button) {
+function addThemeButton(button) {
   const root = document.documentElement;
   const dark = () =>
     root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
@@ -31,18 +31,18 @@ function themeButton(button) {
   label();
 }
 
-themeButton(document.getElementById("theme"));
-if (report.evaluated.length > 1) {
+addThemeButton(document.getElementById("theme"));
+if (report.models.length > 1) {
   const holder = document.getElementById("models");
-  const names = Object.fromEntries(report.evaluated.map((model, n) => [`${n}`, model.name]));
-  holder.append(choice("Details of", names, "0", (n) => showModel(report.evaluated[n])));
+  const names = Object.fromEntries(report.models.map((model, n) => [`${n}`, model.name]));
+  holder.append(choice("Model", names, "0", (n) => showModel(report.models[n])));
   holder.hidden = false;
 }
-const underTheBar = () => {
+const padScroll = () => {
   const height = document.querySelector(".bar").offsetHeight;
-  document.documentElement.style.scrollPaddingTop = `${height + 12}px`; // so that no heading ends up below it
+  document.documentElement.style.scrollPaddingTop = `${height + 12}px`; // else a link puts its heading below the bar
 };
-addEventListener("resize", underTheBar);
-underTheBar();
+addEventListener("resize", padScroll);
+padScroll();
 if (report.curves) draw(document.getElementById("curves"), drawCurves, report.curves);
-showModel(report.evaluated[0]);
+showModel(report.models[0]);

@@ -1,42 +1,43 @@
-// The reliability diagram: how often answers of a given confidence are right.
+// The reliability diagram: accuracy by confidence.
 
 function drawReliability(section, model) {
-  const after = model.calibrated;
+  const fitted = model.calibration;
   const holder = el("div");
   const draw = (which) => {
-    const [bins, ece] = which === "after" ? [after.reliability, after.ece] : [model.reliability, model.ece];
+    const [bins, ece] = which === "fitted" ? [fitted.reliability, fitted.ece] : [model.reliability, model.ece];
     holder.replaceChildren(
       el("div", { className: "split even" }, reliabilityDiagram(bins), reliabilityTable(bins)),
-      el("p", { className: "verdict" }, `Expected calibration error ${ece.toFixed(3)}. `, inWords(bins)),
+      el("p", { className: "verdict" }, `Expected calibration error ${ece.toFixed(3)}. `, describeBins(bins)),
     );
   };
-  if (after) {
-    const choices = { before: "as the model says", after: `at temperature ${+after.temperature.toPrecision(3)}` };
+  if (fitted) {
+    const choices = { model: "as evaluated", fitted: `fitted temperature ${+fitted.temperature.toPrecision(3)}` };
+    const note = `fitted to ${countImages(fitted.num_images)}; the errors are cross-fitted on fifths of them`;
     section.append(
-      el("div", { className: "controls" }, choice("Confidence", choices, "before", draw), quiet(after.note)),
+      el("div", { className: "controls" }, choice("Confidence", choices, "model", draw), quiet(note)),
     );
   }
   section.append(
     holder,
     help(
-      "Images are sorted into bins by the confidence of the answer. A blue bar, dark and light together, is the share of a bin's answers that are right; the line is where it would end if the model were right as often as it says. Orange up to the line: too sure. Light blue above it: not sure enough. The small bars count the images: a bin of few says little. The expected calibration error is the mean gap, weighted by the images.",
+      "Images are binned by the confidence of the prediction. A blue bar, dark and light together, is the accuracy of a bin; the line is where confidence equals accuracy. Orange up to the line: overconfident. Light blue above it: underconfident. The small bars count the images: the accuracy of a bin with few images is uncertain. The expected calibration error is the mean gap between confidence and accuracy, weighted by the images.",
     ),
   );
-  draw("before");
+  draw("model");
 }
 
-function inWords(bins) {
+function describeBins(bins) {
   const images = sum(bins.map((bin) => bin[2]));
-  if (!images) return "No image.";
+  if (!images) return "No images.";
   const mean = (at) => sum(bins.map((bin) => bin[2] * bin[at])) / images;
   const [confidence, accuracy] = [mean(3), mean(4)];
   const verdict =
     Math.abs(confidence - accuracy) < 0.01
-      ? "about as sure as it is right"
+      ? "well calibrated"
       : confidence > accuracy
-        ? "too sure"
-        : "not sure enough";
-  return `The mean confidence is ${percent(confidence)}, and ${percent(accuracy)} of the answers are right: on the whole ${verdict}.`;
+        ? "overconfident"
+        : "underconfident";
+  return `Mean confidence ${percent(confidence)}, accuracy ${percent(accuracy)}: on average ${verdict}.`;
 }
 
 function reliabilityDiagram(bins) {
@@ -47,7 +48,7 @@ function reliabilityDiagram(bins) {
   const image = svg("svg", {
     viewBox: `0 0 ${width} ${height}`,
     role: "img",
-    "aria-label": "Accuracy over confidence, by bin; the same numbers are in the table",
+    "aria-label": "Accuracy by bins of confidence; the table has the same numbers",
   });
   for (const value of [0, 0.2, 0.4, 0.6, 0.8, 1]) {
     image.append(
@@ -59,7 +60,6 @@ function reliabilityDiagram(bins) {
   const most = Math.max(1, ...bins.map((bin) => bin[2]));
   const floor = 10 + size + gap + histogram;
   for (const [lower, upper, images, confidence, accuracy] of bins) {
-    if (!images) continue;
     const [x, w] = [px(lower) + 1, (upper - lower) * size - 2];
     const bar = svg(
       "g",
@@ -67,7 +67,7 @@ function reliabilityDiagram(bins) {
       svg(
         "title",
         {},
-        `confidence ${percent(lower)} to ${percent(upper)}: ${countImages(images)}, ${percent(accuracy)} right, mean confidence ${percent(confidence)}`,
+        `confidence ${percent(lower)} to ${percent(upper)}: ${countImages(images)}, accuracy ${percent(accuracy)}, mean confidence ${percent(confidence)}`,
       ),
     );
     const both = Math.min(accuracy, confidence);
@@ -107,7 +107,7 @@ function reliabilityDiagram(bins) {
     svg(
       "text",
       { x: 12, y: 10 + size / 2, "text-anchor": "middle", transform: `rotate(-90 12 ${10 + size / 2})` },
-      "right, %",
+      "accuracy, %",
     ),
   );
   const key = (mark, text) =>
@@ -124,24 +124,24 @@ function reliabilityDiagram(bins) {
     el(
       "ul",
       { className: "legend" },
-      key("accuracy", "right"),
-      key("under", "right more often than said"),
-      key("over", "said, not right"),
+      key("accuracy", "accuracy"),
+      key("under", "underconfident"),
+      key("over", "overconfident"),
     ),
   );
 }
 
 function reliabilityTable(bins) {
-  const rows = bins
-    .filter((bin) => bin[2])
-    .map(([lower, upper, images, confidence, accuracy]) =>
-      el(
-        "tr",
-        {},
-        el("th", { scope: "row" }, `${Math.round(100 * lower)} to ${Math.round(100 * upper)} %`),
-        [whole(images), percent(confidence), percent(accuracy)].map((text) => el("td", { className: "number" }, text)),
+  const rows = bins.map(([lower, upper, images, confidence, accuracy]) =>
+    el(
+      "tr",
+      {},
+      el("th", { scope: "row" }, `${Math.round(100 * lower)} to ${Math.round(100 * upper)} %`),
+      [formatCount(images), percent(confidence), percent(accuracy)].map((text) =>
+        el("td", { className: "number" }, text),
       ),
-    );
+    ),
+  );
   return el(
     "div",
     { className: "scroll" },
@@ -154,8 +154,8 @@ function reliabilityTable(bins) {
         el(
           "tr",
           {},
-          el("th", { scope: "col" }, "confidence"),
-          ["images", "mean", "right"].map((text) => el("th", { scope: "col", className: "number" }, text)),
+          el("th", { scope: "col" }, "bin"),
+          ["images", "confidence", "accuracy"].map((text) => el("th", { scope: "col", className: "number" }, text)),
         ),
       ),
       el("tbody", {}, rows),

@@ -3,7 +3,7 @@
 function matrixTable(matrix, data, classes, selected, select) {
   const others = classes.length < matrix.size;
   const columns = [...classes, ...(others ? [OTHERS] : []), ...(matrix.outside ? [OUTSIDE] : [])];
-  const heading = (n) => (n === OTHERS ? "classes not in sight" : n === OUTSIDE ? "not in the data" : data.classes[n]);
+  const heading = (n) => (n === OTHERS ? "classes not shown" : n === OUTSIDE ? "not in the data" : data.classes[n]);
   const button = (choice, text, label) => {
     const node = el(
       "button",
@@ -27,7 +27,7 @@ function matrixTable(matrix, data, classes, selected, select) {
           : el(
               "span",
               { className: "column" },
-              button({ answer: n }, heading(n), `all wrongly taken for ${heading(n)}`),
+              button({ pred: n }, heading(n), `all wrongly predicted as ${heading(n)}`),
             ),
       ),
     ),
@@ -37,26 +37,26 @@ function matrixTable(matrix, data, classes, selected, select) {
     const row = matrix.rows[label];
     const total = matrix.images[label];
     const hidden = sum(
-      [...row].filter(([answer]) => answer !== OUTSIDE && !classes.includes(answer)).map(([, count]) => count),
+      [...row].filter(([pred]) => pred !== OUTSIDE && !classes.includes(pred)).map(([, count]) => count),
     );
     return el(
       "tr",
       {},
       el("th", { scope: "row" }, button({ label }, data.classes[label], `all mistakes on ${data.classes[label]}`)),
-      columns.map((answer) => {
-        const count = answer === OTHERS ? hidden : (row.get(answer) ?? 0);
+      columns.map((pred) => {
+        const count = pred === OTHERS ? hidden : (row.get(pred) ?? 0);
         if (!count) return el("td", {});
         const cell = button(
-          { label, answer },
-          whole(count),
-          `${data.classes[label]} ${answer === label ? "answered right" : `taken for ${heading(answer)}`}: ${count} of ${total}`,
+          { label, pred },
+          formatCount(count),
+          `${data.classes[label]} ${pred === label ? "predicted correctly" : `predicted as ${heading(pred)}`}: ${count} of ${total}`,
         );
-        const weight = answer === label ? 12 + 88 * (count / total) : 26 + 74 * Math.sqrt(count / total);
-        cell.style.background = `color-mix(in oklab, var(--${answer === label ? "right" : "wrong"}) ${weight}%, var(--card))`;
+        const weight = pred === label ? 12 + 88 * (count / total) : 26 + 74 * Math.sqrt(count / total);
+        cell.style.background = `color-mix(in oklab, var(--${pred === label ? "correct" : "wrong"}) ${weight}%, var(--card))`;
         cell.classList.toggle("strong", weight > 82);
         return el("td", {}, cell);
       }),
-      el("td", { className: "total" }, whole(total)),
+      el("td", { className: "total" }, formatCount(total)),
     );
   });
   const table = el(
@@ -65,12 +65,12 @@ function matrixTable(matrix, data, classes, selected, select) {
     el("thead", {}, head),
     el("tbody", {}, body),
   );
-  withArrowKeys(table);
+  addArrowKeys(table);
   return table;
 }
 
-/** One stop of the Tab key for the whole table; the arrow keys go on from there to the next cell that has a number. */
-function withArrowKeys(table) {
+/** The table is one stop of the Tab key; the arrow keys move from there to the next cell with a number. */
+function addArrowKeys(table) {
   const first = table.querySelector("tbody button");
   if (first) first.tabIndex = 0;
   const steps = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
@@ -92,14 +92,14 @@ function withArrowKeys(table) {
   });
 }
 
-/** All classes as one small image; a click goes to the nearest mistake. */
+/** All classes as one small image; a click selects the nearest confusion. */
 function matrixOverview(matrix, open) {
   const side = 320;
   const canvas = el("canvas", {
     width: 2 * side,
     height: 2 * side,
     role: "img",
-    "aria-label": "Overview of the whole matrix; the list of confusions and the classes lead to the same places",
+    "aria-label": "Overview of the whole matrix; the lists of confusions and of classes select the same cells",
   });
   let place = new Map();
   const dots = [];
@@ -112,16 +112,16 @@ function matrixOverview(matrix, open) {
     context.clearRect(0, 0, canvas.width, canvas.height);
     dots.length = 0;
     matrix.rows.forEach((row, label) =>
-      row.forEach((count, answer) => {
-        if (answer === OUTSIDE) return;
-        const [x, y] = [place.get(answer) * scale, place.get(label) * scale];
+      row.forEach((count, pred) => {
+        if (pred === OUTSIDE) return;
+        const [x, y] = [place.get(pred) * scale, place.get(label) * scale];
         context.globalAlpha =
-          answer === label
+          pred === label
             ? 0.25 + 0.75 * (count / matrix.images[label])
             : 0.25 + 0.75 * Math.sqrt(count / matrix.images[label]);
-        context.fillStyle = colors.getPropertyValue(answer === label ? "--right" : "--wrong");
+        context.fillStyle = colors.getPropertyValue(pred === label ? "--correct" : "--wrong");
         context.fillRect(x, y, dot, dot);
-        if (answer !== label) dots.push([x, y, label, answer]);
+        if (pred !== label) dots.push([x, y, label, pred]);
       }),
     );
     context.globalAlpha = 1;
@@ -151,7 +151,7 @@ function matrixOverview(matrix, open) {
     "figure",
     { className: "overview" },
     canvas,
-    el("figcaption", { className: "quiet" }, "All classes in this order. A click goes to the nearest mistake."),
+    el("figcaption", { className: "quiet" }, "All classes in this order. Click to select the nearest confusion."),
   );
   return { node, draw };
 }

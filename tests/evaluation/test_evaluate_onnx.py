@@ -14,22 +14,23 @@ from onnx import helper
 
 from deitctl.device import choose_device
 from deitctl.errors import DeitctlError
-from deitctl.evaluation.score_models import evaluate_model, evaluate_models
+from deitctl.evaluation.evaluate import evaluate_model, evaluate_models
 from deitctl.events import SilentReporter
-from deitctl.exporters.metadata import metadata_of
+from deitctl.exporters.metadata import collect_metadata
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.quantize import quantize_onnx
 from deitctl.models.factory import LoadedModel
 from deitctl.models.vit import VisionTransformer
-from deitctl.report.build import contents_of
+from deitctl.records import to_object
+from deitctl.report.build import build_contents
 
 RULE = "dist"
 
 
 @pytest.fixture(scope="module")
 def loaded(tiny_arch, randomize: Callable[..., torch.nn.Module]) -> LoadedModel:
-    """A distilled DeiT of one block: six classes, the answer of one head, another mean than ImageNet's, a temperature."""
+    """A distilled DeiT of one block with six classes, one head's rule, its own mean and std, and a temperature."""
     arch = replace(tiny_arch("deit_tiny_distilled"), depth=1)
     model_config = replace(
         arch.to_model_config(),
@@ -49,7 +50,7 @@ def loaded(tiny_arch, randomize: Callable[..., torch.nn.Module]) -> LoadedModel:
 @pytest.fixture
 def model(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name that it goes by; no weights file has one block."""
-    monkeypatch.setattr("deitctl.evaluation.score_models.load_model", lambda *_, **__: loaded)
+    monkeypatch.setattr("deitctl.evaluation.evaluate.load_model", lambda *_, **__: loaded)
     return "m"
 
 
@@ -58,7 +59,7 @@ def file(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("eval") / "m.onnx"
     network = ExportedClassifier(loaded.model, loaded.model_config, RULE)
     export_onnx(
-        network, loaded.model_config, metadata_of(network, loaded.model_config, "onnx"), path
+        network, loaded.model_config, collect_metadata(network, loaded.model_config, "onnx"), path
     )
     return path
 
@@ -78,14 +79,14 @@ def test_a_file_has_the_figures_of_its_model(
         evaluate_model(str(images), model=m, protocol=protocol, workers=0, batch_size=7)
         for m in (model, str(file))
     )
-    mine, its = ours.to_dict(), theirs.to_dict()
-    assert len({r["top1"] for r in mine["per_class"].values()}) > 1  # classes can be told apart
+    mine, its = to_object(ours), to_object(theirs)
+    assert len({r["recall"] for r in mine["per_class"].values()}) > 1  # classes can be told apart
     for same in (
         "top1",
         "top5",
         "per_class",
         "confusions",
-        "images",
+        "num_images",
         "unreadable",
         "head",
         "temperature",
@@ -95,19 +96,19 @@ def test_a_file_has_the_figures_of_its_model(
     for close in ("loss", "ece"):
         assert its[close] == pytest.approx(mine[close], abs=1e-5)
     assert (its["head"], its["temperature"]) == (RULE, 1.7)
-    assert (its["heads"], its["agreement"]) == (None, None)  # they are joined inside
-    torch.testing.assert_close(theirs.scores.logits.cls, ours.scores.logits.dist, rtol=0, atol=1e-4)
-    assert theirs.model_config.preprocessing == ours.model_config.preprocessing
-    assert theirs.class_title(0) == ours.class_title(0) == "a letter a"
+    assert (its["heads"], its["head_agreement"]) == (None, None)  # they are fused inside
+    torch.testing.assert_close(theirs.logits.cls, ours.logits.dist, rtol=0, atol=1e-4)
+    assert theirs.subject.model_config.preprocessing == ours.subject.model_config.preprocessing
+    assert theirs.subject.class_titles[0] == ours.subject.class_titles[0] == "letter a"
 
 
 def test_the_temperature_that_fits_is_one_of_the_files_logits(
     model: str, file: Path, image_folder
 ) -> None:
-    found = evaluate_models(
+    results = evaluate_models(
         str(image_folder(dict.fromkeys("abc", 12))), models=[model, str(file)], workers=0
     )
-    ours, theirs = (r.calibration for r in found.results)
+    ours, theirs = (r.calibration for r in results.evaluations)
     assert set(theirs.temperatures) == {RULE}
     assert (
         theirs.temperature
@@ -122,33 +123,28 @@ def test_model_file_and_rounded_file_are_compared_image_by_image(
 ) -> None:
     small = tmp_path / "m-int8.onnx"
     quantize_onnx(file, "int8", small)
-    found = evaluate_models(
+    results = evaluate_models(
         str(images),
         models=[model, str(file), str(small)],
         workers=0,
         predictions=str(tmp_path / "p.jsonl"),
-        report=str(tmp_path / "r.html"),
     )
-    assert [r.name for r in found.results] == ["m", "m.onnx", "m-int8.onnx"]
-    same, rounded = found.differences
-    assert (same.b, same.only_a, same.only_b, same.p_value) == ("m.onnx", 0, 0, 1.0)
-    answers = [r.scores.correct for r in found.results]
-    assert (rounded.only_a, rounded.only_b) == (
+    assert [r.name for r in results.evaluations] == ["m", "m.onnx", "m-int8.onnx"]
+    same, rounded = results.comparisons
+    assert (same.b, same.only_a_correct, same.only_b_correct, same.p_value) == ("m.onnx", 0, 0, 1.0)
+    answers = [r.correct for r in results.evaluations]
+    assert (rounded.only_a_correct, rounded.only_b_correct) == (
         int((answers[0] & ~answers[2]).sum()),
         int((answers[2] & ~answers[0]).sum()),
     )
-    assert (
-        1e-5 < (found.results[2].scores.losses - found.results[0].scores.losses).abs().max() < 0.5
-    )
+    assert 1e-5 < (results.evaluations[2].losses - results.evaluations[0].losses).abs().max() < 0.5
     records = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert [r["model"] for r in records].count(str(small)) == 30
-    shown = contents_of(
-        found, choose_device("cpu", "fp32"), "deitctl eval", SilentReporter()
-    ).evaluated
-    first = [(e.mistakes + e.unsure)[0] for e in shown]
-    assert first[0].maps is not None
-    assert first[0].heads is not None
-    assert (first[1].maps, first[1].heads) == (None, None)
+    sections = build_contents(results, "deitctl eval", SilentReporter()).sections
+    first = [[*s.galleries["mistakes"], *s.galleries["unsure"]][0] for s in sections]
+    assert first[0].maps
+    assert first[0].heads
+    assert (first[1].maps, first[1].heads) == ({}, {})
     assert [name for name, _ in first[1].guesses] == [name for name, _ in first[0].guesses]
     assert [p for _, p in first[1].guesses] == pytest.approx(
         [p for _, p in first[0].guesses], abs=1e-4
@@ -178,7 +174,7 @@ def test_a_device_that_a_file_does_not_run_on_is_refused(
     file: Path, images: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr(
-        "deitctl.evaluation.score_models.choose_device", lambda *_: choose_device("cpu", "fp32")
+        "deitctl.evaluation.evaluate.choose_device", lambda *_: choose_device("cpu", "fp32")
     )  # had cuda
     with pytest.raises(DeitctlError, match="An ONNX file answers on the CPU"):
         evaluate_model(str(images), model=str(file), device="cuda")
@@ -209,7 +205,7 @@ def test_a_file_whose_metadata_does_not_serve_is_one_line(
         evaluate_model(str(images), model=str(tmp_path / "other.onnx"))
 
 
-def test_a_program_of_torchs_is_not_opened(images: Path, tmp_path: Path) -> None:
+def test_an_exported_torch_program_is_not_opened(images: Path, tmp_path: Path) -> None:
     (tmp_path / "m.pt2").write_bytes(b"PK")
-    with pytest.raises(DeitctlError, match="could do anything when torch loads it"):
+    with pytest.raises(DeitctlError, match="could run any code when torch loads it"):
         evaluate_model(str(images), model=str(tmp_path / "m.pt2"))
