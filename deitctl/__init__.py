@@ -1,48 +1,105 @@
 """deitctl: train, distill, evaluate, use and ship DeiT image classifiers.
 
-The library is the workflows of the command line, without printing:
+The functions are the commands, without printing, with the options as keywords:
 
     import deitctl
-    for record in deitctl.predict(["cat.jpg"], model="deit_tiny"):
+    for prediction in deitctl.predict("cat.jpg", model="deit_tiny"):
         ...
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deitctl.api import (
+        bench,
+        cache_teacher,
+        compare,
+        distill,
+        evaluate,
+        evaluate_models,
+        plan,
+        replay,
+        train,
+        verify_teacher_cache,
+    )
+    from deitctl.checks.check import check
+    from deitctl.errors import DeitctlError
+    from deitctl.events import Reporter, SilentReporter
+    from deitctl.explanation.explain import explain
+    from deitctl.exporters.export import export
+    from deitctl.exporters.verify import verify_export as verify
+    from deitctl.hub.push import push
+    from deitctl.inference.classify import load, predict
+    from deitctl.packing.pack import pack, verify_pack
+    from deitctl.profiling.environment import collect_env
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
-    "bench": "deitctl.profiling.bench",
+_MODULES = {
+    "bench": "deitctl.api",
+    "cache_teacher": "deitctl.api",
     "check": "deitctl.checks.check",
-    "compare": "deitctl.distillation.compare",
-    "teach": "deitctl.distillation.precompute",
-    "Request": "deitctl.training.configure",
-    "Teaching": "deitctl.training.configure",
-    "configure": "deitctl.training.configure",
-    "evaluate": "deitctl.evaluation.evaluate:evaluate_model",
+    "collect_env": "deitctl.profiling.environment",
+    "compare": "deitctl.api",
+    "DeitctlError": "deitctl.errors",
+    "distill": "deitctl.api",
+    "evaluate": "deitctl.api",
+    "evaluate_models": "deitctl.api",
     "explain": "deitctl.explanation.explain",
     "export": "deitctl.exporters.export",
+    "load": "deitctl.inference.classify",
     "pack": "deitctl.packing.pack",
+    "plan": "deitctl.api",
     "predict": "deitctl.inference.classify",
     "push": "deitctl.hub.push",
-    "resume": "deitctl.training.launch",
-    "train": "deitctl.training.launch:run_training",
-    "verify": "deitctl.exporters.verify:verify_export",
-    "DeitctlError": "deitctl.errors",
+    "replay": "deitctl.api",
+    "Reporter": "deitctl.events",
     "SilentReporter": "deitctl.events",
-    "TrainConfig": "deitctl.config",
+    "train": "deitctl.api",
+    "verify": "deitctl.exporters.verify:verify_export",
+    "verify_pack": "deitctl.packing.pack",
+    "verify_teacher_cache": "deitctl.api",
 }
-__all__ = ["__version__", *_PUBLIC]
+__all__ = [
+    "DeitctlError",
+    "Reporter",
+    "SilentReporter",
+    "__version__",
+    "bench",
+    "cache_teacher",
+    "check",
+    "collect_env",
+    "compare",
+    "distill",
+    "evaluate",
+    "evaluate_models",
+    "explain",
+    "export",
+    "load",
+    "pack",
+    "plan",
+    "predict",
+    "push",
+    "replay",
+    "train",
+    "verify",
+    "verify_pack",
+    "verify_teacher_cache",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used (PEP 562), so that `import deitctl` costs nothing."""
-    if name not in _PUBLIC:
+    # PEP 562: a public name is imported when it is first used, so that `import deitctl` takes no torch
+    if name not in _MODULES:
         raise AttributeError(f"module 'deitctl' has no attribute {name!r}")
-    module, _, attribute = _PUBLIC[name].partition(":")
+    module, _, attribute = _MODULES[name].partition(":")
     value = getattr(import_module(module), attribute or name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])

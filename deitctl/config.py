@@ -26,7 +26,7 @@ MODEL_HELP = (
 )
 DEVICE_HELP = "auto, cuda, cuda:N, mps or cpu."
 PRECISION_HELP = "auto, fp32, bf16 or fp16. auto: the fastest for training, fp32 for inference."
-RECIPE = "from the recipe"
+RECIPE = "the recipe's"
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class Recipe:
 class DistillConfig:
     """A teacher, and how a student learns from it."""
 
-    teacher: Annotated[str, Option(MODEL_HELP, EVERYDAY, "regnety_002 on digits, else regnety_160")]
+    teacher: Annotated[str, Option(MODEL_HELP, EVERYDAY, "regnety_160, or regnety_002 on digits")]
     teacher_weights: Annotated[
         str, Option("Weights file of a teacher named by architecture.", TEACHER)
     ] = ""
@@ -229,9 +229,7 @@ class DistillConfig:
     ]
     dist_token: Annotated[
         bool,
-        Option(
-            "Distill through a token of its own, or into the class head.", TEACHER, "dist-token"
-        ),
+        Option("Distill into the class head, without a token.", TEACHER, flag="--no-dist-token"),
     ]
     finetune_teacher: Annotated[
         Literal["auto", "head", "full", "none"],
@@ -275,8 +273,7 @@ class DistillConfig:
         ),
     ]
     teacher_cache: Annotated[
-        str,
-        Option("Folder of teacher targets, or off.", TEACHER, "named by its content"),
+        str, Option("Folder of teacher targets, or off.", TEACHER, "named by its content")
     ] = ""
     allow_weak_teacher: Annotated[
         bool,
@@ -290,7 +287,7 @@ class DistillConfig:
 class TrainConfig:
     """One training run, resolved: what `run.toml` holds."""
 
-    model: Annotated[str, Option(MODEL_HELP, EVERYDAY, "deit_tiny on digits, else deit_small")]
+    model: Annotated[str, Option(MODEL_HELP, EVERYDAY, "deit_small, or deit_tiny on digits")]
     data: str
     recipe: Recipe
     weights: Annotated[str, Option("Weights file or model folder to start from.", OPTIMIZATION)] = (

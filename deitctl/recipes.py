@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from deitctl.config import AugmentConfig, OptimConfig, ProgressiveResize, Recipe
 from deitctl.errors import ConfigError, did_you_mean
@@ -189,7 +189,7 @@ DISTILL_DEFAULTS = {
     "hard": DistillDefaults(alpha=0.5, tau=1.0),  # DeiT Eq. 3: one half each; no temperature
     "soft": DistillDefaults(alpha=0.1, tau=3.0),  # DeiT §5.2: lambda = 0.1, tau = 3.0
 }
-DISTILL_REDUCTION = "batchmean"  # DeiT Eq. 2
+DISTILL_REDUCTION: Literal["batchmean", "mean"] = "batchmean"  # DeiT Eq. 2
 DISTILL_TOPK = 100
 MIXED_RECIPES = ("paper", "paper-fast", "paper-384")
 """Recipes under which the teacher looks at the mixed images unless views are asked for, as in deit/training/losses.py."""

@@ -43,8 +43,9 @@ class Setting:
 
     @property
     def keyword(self) -> str:
-        """The keyword in the Python API: the option without its dashes."""
-        return self.flag.partition("/")[0].removeprefix("--").replace("-", "_")
+        """The keyword in the Python API: the option without its dashes, also of a switch `--no-NAME`."""
+        flag = self.flag.partition("/")[0].removeprefix("--").removeprefix("no-")
+        return flag.replace("-", "_")
 
 
 def list_settings(kind: type = TrainConfig, prefix: str = "") -> Iterator[Setting]:

@@ -7,13 +7,15 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import deitctl
 from deitctl.cli import (
     bench,
+    cache_teacher,
     check,
     compare,
     distill,
@@ -25,13 +27,42 @@ from deitctl.cli import (
     pack,
     predict,
     push,
-    teach,
     train,
     verify,
 )
-from deitctl.cli.console import error_line
-from deitctl.cli.overview import Overview
+from deitctl.cli.console import print_error
 from deitctl.errors import ConfigError, DeitctlError, Interrupted, Signalled
+
+MAX_SENTENCE = 400
+"""Characters of a command's first sentence, which is folded, where Typer would cut it off."""
+DISTRIBUTED_COMMANDS = ("train", "distill", "cache-teacher", "eval")
+
+
+class Overview(TyperGroup):
+    """The page of `deitctl --help`, written without Rich, whose import takes longer than everything else there."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Show the page where no command is named; Typer leaves that to Rich."""
+        if not args and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help())
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write usage, options and commands as plain text."""
+        super(TyperGroup, self).format_help(ctx, formatter)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a row a command, its name in color where a terminal shows one."""
+        commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        rows = [
+            (typer.style(name, fg="cyan", bold=True), command.get_short_help_str(MAX_SENTENCE))
+            for name, command in commands.items()
+            if command is not None and not command.hidden
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
 
 app = typer.Typer(
     name="deitctl",
@@ -42,7 +73,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("distill")(distill.distill)
-app.command("teach")(teach.teach)
+app.command("cache-teacher")(cache_teacher.cache_teacher)
 app.command("compare")(compare.compare)
 app.command("eval")(evaluate.evaluate)
 app.command("bench")(bench.bench)
@@ -57,83 +88,87 @@ app.command("models")(models.models)
 app.command("doctor")(doctor.doctor)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(version: bool) -> None:
+    if version:
         sys.stdout.write(f"deitctl {deitctl.__version__}\n")
         raise typer.Exit
 
 
 @app.callback()
-def _global_options(
+def _set_global_options(
+    ctx: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
             "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; before the command.")
+    ] = False,
 ) -> None:
-    pass
+    _require_one_process(ctx.invoked_subcommand or "")
+    global _debug
+    _debug = debug
 
 
-def _stop(signum: int, _: FrameType | None) -> None:
+_debug = False
+
+
+def _require_one_process(command: str) -> None:
+    """Refuse a command that torchrun starts in several processes, each of which would do all of the work."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and command not in DISTRIBUTED_COMMANDS:
+        raise ConfigError(
+            f"{command or 'This'} works in one process.",
+            f"torchrun is for {', '.join(DISTRIBUTED_COMMANDS)}.",
+        )
+
+
+def _raise_signalled(signum: int, _: FrameType | None) -> None:
     raise Signalled(signum)
 
 
-def _let_signals_end_it() -> None:
-    """Have a signal that comes while the last words are said end the process, where it would be a traceback."""
+def _restore_signals() -> None:
+    # a signal during the last message ends the process, where it would be a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _require_one_process(arguments: list[str]) -> None:
-    """Refuse to do the same work several times over, where torchrun starts a command that cannot share it."""
-    shared = ("train", "distill", "teach", "eval")
-    command = next((a for a in arguments if not a.startswith("-")), "")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and command not in shared:
-        raise ConfigError(
-            f"{command or 'This'} works in one process.", f"torchrun is for {', '.join(shared)}."
-        )
-
-
 def main() -> None:
     """Run the command line; never show a traceback for a user's mistake, unless --debug asks for it."""
-    debug = "--debug" in sys.argv
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # file names need not be text
-    arguments = [a for a in sys.argv[1:] if a != "--debug"]
-    signal.signal(signal.SIGINT, _stop)
-    signal.signal(signal.SIGTERM, _stop)
-    if hasattr(
-        signal, "SIGUSR1"
-    ):  # Slurm's warning of the end, which would end what has nothing to save yet
+    signal.signal(signal.SIGINT, _raise_signalled)
+    signal.signal(signal.SIGTERM, _raise_signalled)
+    if hasattr(signal, "SIGUSR1"):
+        # Slurm warns of the end with it; before a run has installed its handler it would end the process
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
-        _require_one_process(arguments)
-        app(args=arguments, prog_name="deitctl")
+        app(prog_name="deitctl")
     except (Signalled, Interrupted) as stop:
-        _let_signals_end_it()
-        error_line(stop if isinstance(stop, Interrupted) else Interrupted(stop.signum))
+        _restore_signals()
+        print_error(stop if isinstance(stop, Interrupted) else Interrupted(stop.signum))
         sys.stdout.flush()
         os._exit(128 + stop.signum)  # a normal exit would wait for threads that fetch and decode
     except (DeitctlError, OSError) as error:
-        _let_signals_end_it()
-        if debug:
+        _restore_signals()
+        if _debug:
             raise
-        error_line(error)
+        print_error(error)
         sys.exit(error.exit_code if isinstance(error, DeitctlError) else 1)
     except (RuntimeError, MemoryError) as error:  # RecursionError among them
         from deitctl.device import ran_out_of_memory
 
-        if debug or not (isinstance(error, RecursionError) or ran_out_of_memory(error)):
+        if _debug or not (isinstance(error, RecursionError) or ran_out_of_memory(error)):
             raise
-        _let_signals_end_it()
-        deep = isinstance(error, RecursionError)
-        what = "an end to how deep this is nested" if deep else "enough memory for this"
-        error_line(
+        _restore_signals()
+        message = "There is not enough memory for this."
+        if isinstance(error, RecursionError):
+            message = "This is nested too deeply."
+        print_error(
             DeitctlError(
-                f"There is not {what}.",
-                "Use smaller batches, inputs or models; --debug shows where.",
+                message, "Use smaller batches, inputs or models; deitctl --debug shows where."
             )
         )
         sys.exit(1)

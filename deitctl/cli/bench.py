@@ -2,165 +2,148 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deitctl import api
+from deitctl.cli import completion
 from deitctl.cli import options as o
+from deitctl.cli.console import choose_format, print_json, print_line, print_table
+from deitctl.cli.progress import make_reporter
+from deitctl.config import MODEL_HELP
+from deitctl.records import to_object
+from deitctl.settings import parse_overrides
 
 if TYPE_CHECKING:
-    from deitctl.profiling.bench_result import BenchResult, Stage
+    from deitctl.profiling.bench_result import BenchResult, Expected, Stage
 
-PARTS = {
+STEP_PARTS = {
     "teacher": "teacher",
     "forward": "forward pass",
     "backward": "backward pass",
     "optimizer": "optimizer",
-    "average": "average of the weights",
-    "loop": "the loop around them",
-    "waiting": "waiting for images",
-    "slowed": "slowed down by the loader",
+    "ema_update": "EMA update",
+    "overhead": "rest of the step",
+    "data_wait": "waiting for data",
+    "loader_contention": "contention with the loader",
 }
 
 
+@o.take_options(api.bench)
 def bench(
+    arguments: dict[str, Any],
     data: Annotated[
-        str | None,
+        str,
         typer.Argument(
-            metavar="[DATA]",
-            help="As for train; left out: images like ImageNet's.",
+            metavar="DATA",
+            help="As for train. Left out: synthetic images of ImageNet's size.",
             show_default=False,
         ),
-    ] = None,
-    model: o.ModelOpt = None,
+    ] = "",
     teacher: Annotated[
         str | None,
-        typer.Option("--teacher", help=f"Distill from it. {o.MODEL_HELP}", show_default="none"),
+        o.option(
+            "--teacher",
+            help=f"Distill from it. {MODEL_HELP}",
+            default="none",
+            complete=completion.complete_model,
+        ),
     ] = None,
-    recipe: o.RecipeOpt = None,
-    batch_size: o.BatchSizeOrAutoOpt = None,
-    img_size: o.ImgSizeOpt = None,
-    workers: o.WorkersOpt = None,
-    device: o.DeviceOpt = "auto",
-    precision: o.PrecisionOpt = "auto",
     seconds: Annotated[
         float,
-        typer.Option(
-            "--seconds", help="Of each stage, about; the whole takes 15 to 30 times that."
-        ),
+        o.option("--seconds", help="Duration of a stage, about; all take 15 to 30 times that."),
     ] = 2.0,
     changes: o.SetOpt = None,
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
 ) -> None:
-    """Measure how fast a training will be here, where its time goes, and what to do about it.
+    """Measure how fast a training is on this machine, where its time goes, and what to change.
 
     Example: deitctl bench photos/ --model deit_small
     """
-    from deitctl.cli.console import choose_format, print_json
-    from deitctl.cli.progress import make_reporter
-    from deitctl.cli.run_training import FORMATS
-    from deitctl.profiling.bench import bench as run
-    from deitctl.training.configure import Request
-
-    shape = choose_format(output_format, FORMATS, "json")
-    choose = batch_size == o.CHOOSE
-    given = o.training_settings(
-        None, None if choose else batch_size, None, img_size, None, workers, device, precision
-    )
-    request = Request(
-        data=data or "", model=model or "", recipe=recipe or "", given=given, changes=changes or ()
-    )
-    result = run(
-        request,
-        teacher=teacher or "",
-        choose_batch=choose,
+    shape = choose_format(output_format, o.FORMATS)
+    result = api.bench(
+        data,
+        **(arguments | parse_overrides(changes or ())),
+        teacher=teacher,
         seconds=seconds,
         reporter=make_reporter(quiet),
     )
-    if shape == "json":
-        print_json(result.to_dict())
-    else:
-        _print(result)
+    print_json(to_object(result)) if shape == "json" else _print(result)
 
 
 def _print(result: BenchResult) -> None:
-    from deitctl.cli.console import print_line, print_table
-
-    job, expected = result.job, result.expected
-    taught = f" from {job['teacher']}" if job["teacher"] else ""
-    size = f"batches of {job['measured_batch_size']}"
-    if job["measured_batch_size"] < job["batch_size"]:
-        size += f" (the recipe's {job['batch_size']} would take too long; --seconds)"
+    setup, peak = result.setup, result.peak
+    model = setup.model if setup.teacher is None else f"{setup.model} from {setup.teacher}"
+    batch = f"batches of {setup.measured_batch_size}"
+    if setup.measured_batch_size < setup.batch_size:
+        batch += f" (those of {setup.batch_size} take too long; --seconds)"
     print_table(
-        f"{job['model']}{taught} on {job['data']}: {job['recipe']}, {job['img_size']} pixels, {size}, "
-        f"{job['precision']}, {job['device']}, {job['threads']} of {job['cores']} cores",
-        ("stage", "per second", "±", "first s", "MiB", "ceiling"),
-        [_row(stage) for stage in result.stages.values()],
+        f"{model} on {setup.data or 'synthetic images'}: {setup.recipe}, {setup.img_size} pixels, {batch}, "
+        f"{setup.precision}, {setup.device}, {peak.num_threads} of {peak.num_cores} cores",
+        ("stage", "images/s", "IQR", "MiB", "of the peak"),
+        [_row(stage) for stage in result.stages],
     )
-    ceilings = result.ceilings
     products = ", ".join(
-        f"{name} {value / 1e9:,.3g} GFLOP/s" for name, value in ceilings.flops.items()
+        f"{name} {format_number(rate / 1e9, 3)} GFLOP/s"
+        for name, rate in peak.flops_per_second.items()
     )
-    if ceilings.all_cores is not None:
-        products += f", {job['precision']} with {ceilings.cores} threads {ceilings.all_cores / 1e9:,.3g} GFLOP/s"
-    print_line(f"ceilings: matrix product {products}; memory copy {ceilings.copy / 1e9:.3g} GB/s")
-    if result.parts:
-        whole = sum(result.parts.values())
+    copy = f"{peak.copy_bytes_per_second / 1e9:.3g} GB/s"
+    print_line(f"peak: matrix product {products}; memory copy {copy}")
+    if result.step_time_s:
+        total = sum(result.step_time_s.values())
         rows = [
-            (PARTS[name], f"{1e3 * s:.3g}", percent(s / whole)) for name, s in result.parts.items()
+            (STEP_PARTS[name], f"{1e3 * seconds:.3g}", format_share(seconds / total))
+            for name, seconds in result.step_time_s.items()
         ]
         print_table("where the time goes", ("part", "ms an image", "share"), rows)
-    if expected:
-        print_line(f"expected: {expected['images_per_second']:.3g} images/s; {_times(result)}")
-    for advice in result.advice:
-        print_line(f"- {advice.text}")
-    if not result.advice:
-        left_out = (
-            ""
-            if "double_step" in result.stages
-            else " (Twice the batch was not: it takes too long; --seconds.)"
-        )
-        print_line(f"Nothing that was measured asks to be changed.{left_out}")
+    if result.expected:
+        speed = f"{result.expected.images_per_second:.3g} images/s"
+        print_line(f"expected: {speed}; {_format_times(result, result.expected)}")
+    for hint in result.hints:
+        print_line(f"- {hint.message} Change: {hint.change}.")
+    if not result.hints:
+        print_line("No bottleneck found.")
 
 
 def _row(stage: Stage) -> tuple[str, ...]:
-    from deitctl.profiling.clock import stable
-
-    timing = stage.timing
-    if timing is None:
-        return stage.title, stage.problem, "", "", "", ""
-    spread = "" if timing.spread == float("inf") else stable(timing.spread, float("inf"))
+    title = stage.name.replace("_", " ")
+    if stage.images_per_second is None:
+        return title, stage.error or "", "", "", ""
+    iqr = stage.images_per_second_iqr
     return (
-        stage.title,
-        stable(timing.rate, timing.spread),
-        spread,
-        f"{timing.first:.2g}",
-        "" if stage.memory is None else f"{stage.memory / 2**20:,.0f}",
-        "" if stage.share is None else f"{percent(stage.share)} of {stage.ceiling}",
+        title,
+        format_number(stage.images_per_second, 3),
+        "" if iqr is None else format_number(iqr, 2),
+        "" if stage.memory_mib is None else f"{stage.memory_mib:,.0f}",
+        "" if stage.peak_share is None else f"{format_share(stage.peak_share)} of {stage.peak}",
     )
 
 
-def _times(result: BenchResult) -> str:
-    expected, epochs = result.expected, result.job["epochs"]
-    said = f"an epoch of {result.job['train_images']:,} images and its validation {duration(expected['epoch_seconds'])}"
-    if "later_epoch_seconds" in expected:
-        said += f", {duration(expected['later_epoch_seconds'])} from epoch {expected['epochs_with_teacher'] + 1:.0f} on"
-    return f"{said}, the recipe's {epochs} epochs {duration(expected['recipe_seconds'])}"
+def _format_times(result: BenchResult, expected: Expected) -> str:
+    setup = result.setup
+    epoch = f"an epoch of {setup.num_train_images:,} images and its validation {format_duration(expected.epoch_s)}"
+    if expected.later_epoch_s is not None and expected.teacher_epochs is not None:
+        later = format_duration(expected.later_epoch_s)
+        epoch += f", {later} from epoch {expected.teacher_epochs + 1} on"
+    return f"{epoch}, {setup.epochs} epochs {format_duration(expected.run_s)}"
 
 
-def percent(share: float) -> str:
-    """Say a share in percent, in two digits where it is small."""
+def format_number(value: float, digits: int) -> str:
+    """Return a number with so many significant digits, without an exponent."""
+    return f"{float(f'{value:.{digits}g}'):,.12g}"
+
+
+def format_share(share: float) -> str:
+    """Return a share in percent, in two digits where it is small."""
     return f"{100 * share:.2g} %" if abs(share) < 0.1 else f"{100 * share:.0f} %"
 
 
-def duration(seconds: float) -> str:
-    """Say a time in two digits and the unit that suits it."""
+def format_duration(seconds: float) -> str:
+    """Return a time in two digits and the unit that suits it."""
     for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * size:
-            return (
-                f"{seconds / size:,.2g} {unit}"
-                if seconds < 100 * size
-                else f"{seconds / size:,.0f} {unit}"
-            )
+            number = f"{seconds / size:,.2g}" if seconds < 100 * size else f"{seconds / size:,.0f}"
+            return f"{number} {unit}"
     return f"{seconds:.2g} s" if seconds < 100 else f"{seconds:.0f} s"

@@ -2,109 +2,101 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import deitctl
 from deitctl.cli import options as o
+from deitctl.cli.console import choose_format, print_json, print_table
+from deitctl.cli.progress import make_reporter
+from deitctl.config import MACHINE
+from deitctl.records import to_object
 
 if TYPE_CHECKING:
     from deitctl.checks.check import CheckResult
     from deitctl.checks.issues import Issue
 
-NUM_EXAMPLES = 3  # in a table's cell
+MAX_EXAMPLES = 3
+"""Examples in a cell of the table."""
 
 
 def check(
-    data: o.DataArg = None,
+    data: o.DataArg = "",
     ground_truth: Annotated[
-        Path | None,
-        typer.Option(
+        str,
+        o.option(
             "--ground-truth",
-            show_default=False,
-            help="Labels of a val without class folders: ImageNet's devkit, LOC_val_solution.csv, or rows of file,label.",
+            help="Labels of a val without class folders: ImageNet's devkit, LOC_val_solution.csv, or file,label rows.",
+            default="",
         ),
-    ] = None,
+    ] = "",
     fix_list: Annotated[
-        Path | None,
-        typer.Option(
-            "--fix-list",
-            help="Write what to delete, move and rename here, as CSV.",
-            show_default=False,
+        str,
+        o.option(
+            "--fix-list", help="Write what to delete, move and rename to this CSV file.", default=""
         ),
-    ] = None,
+    ] = "",
     write_manifest: Annotated[
-        Path | None,
-        typer.Option(
+        str,
+        o.option(
             "--write-manifest",
-            help="Write a path,label,split table of it here, to train on as DATA.",
-            show_default=False,
+            help="Write a path,label,split table to this CSV file, to train on as DATA.",
+            default="",
         ),
-    ] = None,
+    ] = "",
     workers: Annotated[
-        int | None,
-        typer.Option("--workers", min=0, help="Decoding processes.", show_default="one a core"),
-    ] = None,
+        int,
+        o.option("--workers", help="Decoding processes; -1: one a core.", panel=MACHINE, min=-1),
+    ] = -1,
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
 ) -> None:
-    """Find issues in a data set: unreadable, leaked and mislabeled images. Changes nothing in it.
+    """Find what is broken, duplicated, mislabeled or leaks in a data set. Changes nothing in it.
 
-    Exits with 3 if an issue is an error.
+    Exits with 3 if one of the issues is an error.
 
     Example: deitctl check photos/ --fix-list fixes.csv
     """
-    from deitctl.cli.console import choose_format, print_json
-    from deitctl.cli.progress import make_reporter
-    from deitctl.cli.run_training import FORMATS
-
-    shape = choose_format(output_format, FORMATS, "json")
-    reporter = make_reporter(quiet)
+    shape, reporter = choose_format(output_format, o.FORMATS), make_reporter(quiet)
     if not data:
         reporter.note("No data named: using the built-in 'digits'.")
-    from deitctl.checks.check import check as run
-    from deitctl.records import to_object
-
-    result = run(
-        data or "",
-        ground_truth=str(ground_truth or ""),
-        fix_list=str(fix_list or ""),
-        write_manifest=str(write_manifest or ""),
-        workers=-1 if workers is None else workers,
+    result = deitctl.check(
+        data,
+        ground_truth=ground_truth,
+        fix_list=fix_list,
+        write_manifest=write_manifest,
+        workers=workers,
         reporter=reporter,
     )
-    if shape == "json":
-        print_json(to_object(result))
-    else:
-        _print(result)
+    print_json(to_object(result)) if shape == "json" else _print(result)
     raise typer.Exit(3 if result.num_errors else 0)
 
 
 def _print(result: CheckResult) -> None:
-    from deitctl.cli.console import print_table
-
-    sizes = [
-        (name, str(split.num_images), str(split.num_classes))
-        for name, split in result.splits.items()
-    ]
-    summary = f"{len(result.issues)} kinds of issues, {result.num_errors} of them errors"
+    title = f"{result.num_errors} errors found" if result.num_errors else "no errors found"
+    if not result.issues:
+        title = "no issues found"
     print_table(
-        f"{result.data}: {summary if result.issues else 'no issues found'}",
+        f"{result.data}: {title}",
         ("split", "images", "classes"),
-        sizes,
+        [(name, str(s.num_images), str(s.num_classes)) for name, s in result.splits.items()],
     )
     if result.issues:
-        rows = [
-            (issue.severity, issue.code, _describe(issue, result.data), str(issue.count))
-            for issue in result.issues
-        ]
-        print_table("issues", ("severity", "code", "what, where, what to do", "count"), rows, 3)
+        print_table(
+            "issues",
+            ("", "issue", "what, where, what to do", "count"),
+            [
+                (issue.severity, issue.code, _describe(issue, result.data), str(issue.count))
+                for issue in result.issues
+            ],
+            3,
+        )
 
 
 def _describe(issue: Issue, data: str) -> str:
     from deitctl.checks.issues import escape
 
-    examples = [escape(e.replace(f"{data}/", "")) for e in issue.examples[:NUM_EXAMPLES]]
+    examples = [escape(e.replace(f"{data}/", "")) for e in issue.examples[:MAX_EXAMPLES]]
     more = ["..."] if issue.count > len(examples) else []
     return "\n".join([issue.message, *(f"  {line}" for line in (*examples, *more)), issue.fix])

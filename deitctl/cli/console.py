@@ -1,63 +1,63 @@
-"""Two readers: data goes to stdout, talk to stderr."""
+"""What commands print: data (JSON, tables, lines) on stdout, messages on stderr."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deitctl.errors import ConfigError, Interrupted, Signalled, did_you_mean
+from deitctl.records import to_json, to_object
+from deitctl.settings import flatten
 
-if (
-    TYPE_CHECKING
-):  # Rich is imported where something is shown: an answer in half a second has no time for it
+if TYPE_CHECKING:  # Rich takes 0.1 s to import: where nothing is drawn, it is not
     from rich.console import Console
 
-HIDDEN = re.compile(
+# What a terminal obeys or reorders instead of showing: control characters, directions of writing, half characters.
+CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
-"""What a terminal obeys or reorders instead of showing: control characters, directions of writing, half characters."""
-LONGEST = 4000
-"""Characters of a text that is shown to people."""
+UNITS = {"mib": "MiB", "px": "pixels", "s": "s"}
+MAX_TEXT = 4000
+"""Characters of a text that is shown on a terminal."""
 
 
 class Record(Protocol):
-    """What a streaming command says of one input."""
+    """The result of a streaming command for one input."""
 
     @property
     def error(self) -> str | None: ...
 
-    def to_dict(self) -> dict[str, Any]: ...
 
-
-def printable(text: str) -> str:
+def escape_control(text: str) -> str:
     """Return a text from anywhere as a terminal may have it: names are others' and could hold its commands."""
-    text = text if len(text) <= LONGEST else text[:LONGEST] + " ..."
-    return HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    text = text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + " ..."
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-def shown(text: str) -> str:
+def escape_markup(text: str) -> str:
     """Return a text for Rich, which takes nothing in it for markup."""
     from rich.markup import escape
 
-    return escape(printable(text))
+    return escape(escape_control(text))
 
 
-def talk() -> Console:
-    """Return the console for people: stderr, honoring NO_COLOR."""
+def make_stderr_console() -> Console:
+    """Return the console for messages."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def error_line(error: Exception) -> None:
-    """Say on stderr what happened and what to do; after an interruption the last line is the command that resumes."""
-    console = talk()
+def print_error(error: Exception) -> None:
+    """Print an error as one line on stderr; after an interruption the last line is the command that resumes."""
+    console = make_stderr_console()
     rank = os.environ.get("RANK", "0")
     if isinstance(error, Interrupted):
         if rank != "0":
@@ -67,11 +67,11 @@ def error_line(error: Exception) -> None:
             + (", what was finished is saved" if error.resume_command else "")
         )
         if error.resume_command:
-            console.print(shown(error.resume_command))
+            console.print(escape_markup(error.resume_command))
         return
     text = " ".join(str(error).split())
-    who = "" if rank == "0" else shown(f"[process {rank}] ")
-    console.print(f"{who}[red]error:[/] {shown(text)}")
+    process = "" if rank == "0" else escape_markup(f"[process {rank}] ")
+    console.print(f"{process}[red]error:[/] {escape_markup(text)}")
 
 
 @contextmanager
@@ -89,24 +89,24 @@ def print_json(value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """Return one line of JSON, exact, with what a terminal would obey in escapes, and valid UTF-8 whatever the names."""
+    """Return one line of JSON in valid UTF-8, with what a terminal would obey in escapes."""
     text = json.dumps(value, ensure_ascii=False)
-    return HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def print_records(stream: Iterable[Record]) -> int:
-    """Print a line of JSON for each record as it comes, and return how many are of a failure."""
-    failed = 0
-    for record in stream:
-        failed += record.error is not None
-        sys.stdout.write(json_text(record.to_dict()) + "\n")
+def print_records(records: Iterable[Record]) -> int:
+    """Print a line of JSON for each record as it comes, and return how many are failures."""
+    num_failed = 0
+    for record in records:
+        num_failed += record.error is not None
+        sys.stdout.write(json_text(to_object(record)) + "\n")
         sys.stdout.flush()
-    return failed
+    return num_failed
 
 
 def print_line(text: str) -> None:
     """Print a line on stdout, never wrapped: it is to be copied."""
-    sys.stdout.write(printable(text) + "\n")
+    sys.stdout.write(escape_control(text) + "\n")
 
 
 def print_table(
@@ -123,16 +123,45 @@ def print_table(
         )
     for row in rows:
         table.add_row(
-            *("\n".join(map(shown, cell.split("\n"))) for cell in row)
+            *("\n".join(map(escape_markup, cell.split("\n"))) for cell in row)
         )  # lines are made by ourselves
     console = Console(highlight=False)
     console.print(
-        f"[bold]{shown(title)}[/]", soft_wrap=True
+        f"[bold]{escape_markup(title)}[/]", soft_wrap=True
     )  # a table's own title would wrap at the table's width
     console.print(table)
 
 
-def left_out_code(count: int) -> int:
+def print_values(title: str, values: Mapping[str, Any]) -> None:
+    """Print named values as a table, without those that are None or empty."""
+    rows = [
+        (_format_name(name), _format(value))
+        for name, value in values.items()
+        if value not in (None, "", [])
+    ]
+    print_table(title, ("what", "value"), rows, 2)
+
+
+def print_record(title: str, record: Any, *, nested: bool = False) -> None:
+    """Print the values of a result as a table; with `nested` also those of results within it."""
+    values = flatten(to_json(record))
+    print_values(title, {name: v for name, v in values.items() if nested or "." not in name})
+
+
+def _format_name(name: str) -> str:
+    """Return a key of the JSON in words: `free_memory_mib` becomes `free memory, MiB`."""
+    words = name.replace(".", " ").split("_")
+    unit = UNITS.get(words[-1]) if len(words) > 1 else None
+    return " ".join(words) if unit is None else f"{' '.join(words[:-1])}, {unit}"
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def exit_code_for_unreadable(count: int) -> int:
     """Return the exit code of work in which `count` images could not be read.
 
     Under torchrun it is 0, because any other makes it stop the processes, and start them again if it may.
@@ -140,11 +169,30 @@ def left_out_code(count: int) -> int:
     return 3 if count and "TORCHELASTIC_RUN_ID" not in os.environ else 0
 
 
-def choose_format(asked: str | None, known: tuple[str, ...], piped: str) -> str:
-    """Return the output format: as asked, or a table on a terminal and `piped` elsewhere; raise on an unknown one."""
-    if asked is None:
+def choose_format(output_format: str | None, formats: tuple[str, ...], piped: str = "json") -> str:
+    """Return the output format: as given, or a table on a terminal and `piped` elsewhere.
+
+    Raises:
+        ConfigError: an unknown format.
+    """
+    if output_format is None:
         return "table" if sys.stdout.isatty() else piped
-    if asked not in known:
-        hint = did_you_mean(asked, known) or f"There are: {', '.join(known)}."
-        raise ConfigError(f"There is no output format {asked!r}.", hint)
-    return asked
+    if output_format not in formats:
+        hint = did_you_mean(output_format, formats) or f"There are: {', '.join(formats)}."
+        raise ConfigError(f"There is no output format {output_format!r}.", hint)
+    return output_format
+
+
+@contextmanager
+def pause_gc() -> Iterator[None]:
+    """Import and load in the block without the garbage collector; what is there at the end, it ignores for good.
+
+    Importing torch makes a million objects that all stay: the collector would go through them dozens of times on the
+    way, and once more when the process ends.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

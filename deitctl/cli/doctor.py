@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import deitctl
 from deitctl.cli import options as o
+from deitctl.cli.console import choose_format, print_json, print_record
+from deitctl.records import to_object
 
 
 def doctor(
@@ -10,19 +13,13 @@ def doctor(
     precision: o.PrecisionOpt = "auto",
     output_format: o.FormatOpt = None,
 ) -> None:
-    """Say what deitctl found on this machine, what it will use, and why.
+    """Print what is on this machine, what deitctl uses of it, and why.
 
     Example: deitctl doctor
     """
-    from deitctl.cli.console import choose_format, print_json, print_table
-    from deitctl.cli.run_training import FORMATS
-    from deitctl.profiling.environment import collect_env
-
-    shape = choose_format(output_format, FORMATS, "json")
-    findings = collect_env(device, precision)
+    shape = choose_format(output_format, o.FORMATS)
+    environment = deitctl.collect_env(device, precision)
     if shape == "json":
-        print_json(findings)
+        print_json(to_object(environment))
     else:
-        print_table(
-            "deitctl doctor", ("what", "found"), [(k, str(v)) for k, v in findings.items()], 2
-        )
+        print_record("deitctl doctor", environment, nested=True)

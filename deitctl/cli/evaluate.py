@@ -4,232 +4,224 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import deitctl
+from deitctl.cli import completion
 from deitctl.cli import options as o
+from deitctl.cli.console import (
+    choose_format,
+    exit_code_for_unreadable,
+    pause_gc,
+    print_json,
+    print_table,
+)
+from deitctl.cli.progress import make_reporter
+from deitctl.config import MODEL_HELP
+from deitctl.records import to_object
 
 if TYPE_CHECKING:
-    from deitctl.evaluation.records import EvalResult, EvalResults
+    from deitctl.evaluation.result import EvalResult, EvalResults
 
 
 def evaluate(
-    data: o.DataArg = None,
+    data: o.DataArg = "",
     model: Annotated[
         list[str] | None,
-        typer.Option(
+        o.option(
             "--model",
-            help=f"{o.MODEL_HELP} Or an ONNX file of export. May be repeated: all are scored side by side.",
-            show_default=False,
+            help=f"{MODEL_HELP} Or an exported ONNX file. May be repeated, to compare models.",
+            default="deit_small_distilled",
+            complete=completion.complete_model,
         ),
     ] = None,
-    weights: o.WeightsOpt = None,
+    weights: o.WeightsOpt = "",
     head: o.HeadOpt = "auto",
     protocol: Annotated[
         list[str] | None,
-        typer.Option(
+        o.option(
             "--protocol",
             help="Whose preprocessing: native (the model's own), deit, timm or hf. May be repeated, or a,b.",
-            show_default="native",
+            default="native",
+            complete=completion.complete_values("native", "deit", "timm", "hf"),
         ),
     ] = None,
     real_labels: Annotated[
-        Path | None,
-        typer.Option(
-            "--real-labels",
-            help="real.json: all the labels that are right for ImageNet's val (ReaL).",
-            show_default=False,
-        ),
-    ] = None,
+        str, o.option("--real-labels", help="real.json: ReaL labels of ImageNet's val.", default="")
+    ] = "",
     save_temperature: Annotated[
-        bool,
-        typer.Option(
-            "--save-temperature",
-            help="Keep the temperature that mends the confidences with the model.",
-        ),
+        bool, o.option("--save-temperature", help="Store the fitted temperature with the model.")
     ] = False,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 64,
-    img_size: o.ImgSizeOpt = None,
-    on_bad_image: o.OnBadImageOpt = None,
-    workers: o.WorkersOpt = None,
+    batch_size: Annotated[int, o.option("--batch-size", help="Images at a time.", min=1)] = 64,
+    img_size: o.ImgSizeOpt = 0,
+    on_bad_image: o.OnBadImageOpt = "skip",
+    predictions: Annotated[
+        str,
+        o.option(
+            "--predictions",
+            help="Write the result of each image to this JSON Lines file.",
+            default="",
+            panel=o.OUTPUT,
+        ),
+    ] = "",
+    report: Annotated[
+        str,
+        o.option(
+            "--report",
+            help="Write a report to this .html file, which opens offline.",
+            default="",
+            panel=o.OUTPUT,
+        ),
+    ] = "",
+    figures: Annotated[
+        str,
+        o.option(
+            "--figures",
+            help="Write the report's figures as PNG to this folder.",
+            default="",
+            panel=o.OUTPUT,
+        ),
+    ] = "",
+    workers: o.WorkersOpt = -1,
     device: o.DeviceOpt = "auto",
     precision: o.PrecisionOpt = "auto",
-    predictions: Annotated[
-        Path | None,
-        typer.Option(
-            "--predictions", help="Write a record an image here, as JSON lines.", show_default=False
-        ),
-    ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            "--report",
-            help="Write a page to look at, one .html file that opens offline.",
-            show_default=False,
-        ),
-    ] = None,
-    figures: Annotated[
-        Path | None,
-        typer.Option(
-            "--figures", help="Draw the same as PNG into this folder.", show_default=False
-        ),
-    ] = None,
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
 ) -> None:
-    """Score models on labeled images; labels are matched by class name or WordNet id.
+    """Evaluate models on labeled images; labels are matched by class name or WordNet id.
 
     Example: deitctl eval imagenet/val --model deit_small_distilled
     """
-    from deitctl.cli.console import choose_format, left_out_code, print_json
-    from deitctl.cli.progress import make_reporter
-    from deitctl.cli.run_training import FORMATS
-    from deitctl.cli.startup import without_garbage
-
-    shape = choose_format(output_format, FORMATS, "json")
-    reporter = make_reporter(quiet)
+    shape, reporter = choose_format(output_format, o.FORMATS), make_reporter(quiet)
     if not data:
         reporter.note("No data named: using the built-in 'digits'.")
-    with without_garbage():
+    with pause_gc():
         from deitctl.distributed import is_main_process
-        from deitctl.evaluation.score_models import evaluate_models
 
-    protocols = [
-        name.strip() for part in protocol or ["native"] for name in part.split(",") if name.strip()
-    ]
-    found = evaluate_models(
-        data or "",
+        evaluate_models = deitctl.evaluate_models
+    results = evaluate_models(
+        data,
         models=model or [""],
-        weights=_path(weights),
+        protocols=[
+            p.strip() for part in protocol or ["native"] for p in part.split(",") if p.strip()
+        ],
+        weights=weights,
         head=head,
-        protocols=protocols,
         batch_size=batch_size,
-        img_size=img_size or 0,
-        workers=-1 if workers is None else workers,
+        img_size=img_size,
+        on_bad_image=on_bad_image,
+        workers=workers,
         device=device,
         precision=precision,
-        predictions=_path(predictions),
-        report=_path(report),
-        figures=_path(figures),
-        command=shlex.join(["deitctl", *sys.argv[1:]]),
-        real_labels=_path(real_labels),
+        predictions=predictions,
+        report=report,
+        figures=figures,
+        real_labels=real_labels,
         save_temperature=save_temperature,
+        command=shlex.join(["deitctl", *sys.argv[1:]]),
         reporter=reporter,
-        on_bad_image=on_bad_image or "skip",
     )
-    first = found.results[0]
-    exit_code = left_out_code(len(first.scores.unreadable))
+    first = results.evaluations[0]
+    exit_code = exit_code_for_unreadable(len(first.unreadable))
     if not is_main_process():
         raise typer.Exit(exit_code)
     if shape == "json":
-        print_json(found.to_dict())
+        print_json(to_object(first if len(results.evaluations) == 1 else results))
     else:
-        _print_scores(found)
-        _print_differences(found)
-        for result in found.results:
-            _print_classes(result, several=len(found.results) > 1)
-    for index, why in first.scores.unreadable:
-        reporter.warn(f"left out {first.dataset.name(index)}: {why}")
+        _print_metrics(results)
+        _print_comparisons(results)
+        for result in results.evaluations:
+            _print_classes(result, several=len(results.evaluations) > 1)
+    for name, reason in first.read_errors:
+        reporter.warn(f"left out {name}: {reason}")
     if save_temperature and first.calibration is None:
-        exit_code = 1  # all was said, and what was asked for is not done
+        exit_code = 1  # the evaluation is done, but no temperature could be stored
     raise typer.Exit(exit_code)
 
 
-def _path(given: Path | None) -> str:
-    return str(given) if given else ""
-
-
-def _print_scores(found: EvalResults) -> None:
-    from deitctl.cli.console import print_table
-
-    first = found.results[0]
-    columns = [dict(_rows(result)) for result in found.results]
+def _print_metrics(results: EvalResults) -> None:
+    first = results.evaluations[0]
+    columns = [dict(_list_metrics(result)) for result in results.evaluations]
     names = list(dict.fromkeys(name for column in columns for name in column))
-    title = f"{first.scores.num_images} images of {first.data}"
+    title = f"{first.num_images} images of {first.data}"
     if len(columns) == 1:
         print_table(f"{first.name} on {title}", ("", "value"), [(n, columns[0][n]) for n in names])
     else:
         print_table(
             title,
-            ("", *(r.name for r in found.results)),
+            ("", *(r.name for r in results.evaluations)),
             [(n, *(c.get(n, "") for c in columns)) for n in names],
         )
 
 
-def _rows(result: EvalResult) -> list[tuple[str, str]]:
-    s, kept = result.scores, result.calibration
-    low = {name: f"{a:.2f} to {b:.2f}" for name, (a, b) in result.intervals.items()}
+def _list_metrics(result: EvalResult) -> list[tuple[str, str]]:
     rows = [
-        ("top-1, %", f"{s.top1:.2f}"),
-        ("  95 % interval", low["top1"]),
-        ("top-5, %", f"{s.top5:.2f}"),
-        ("loss", f"{s.loss:.4f}"),
-        ("expected calibration error", f"{s.ece:.4f}"),
+        ("top-1, %", f"{result.top1:.2f}"),
+        ("  95 % interval", result.bootstrap["top1"].format(".2f")),
+        ("top-5, %", f"{result.top5:.2f}"),
+        ("loss", f"{result.loss:.4f}"),
+        ("expected calibration error", f"{result.ece:.4f}"),
     ]
-    if result.contender.temperature != 1:
-        rows.append(("  with the model's temperature", f"{result.contender.temperature:.3f}"))
-    if kept is not None:
+    if result.temperature != 1:
+        rows.append(("  with the model's temperature", f"{result.temperature:.3f}"))
+    if fitted := result.calibration:
         rows += [
-            ("  a temperature that fits", f"{kept.temperature:.3f}"),
-            ("  error with it", f"{kept.ece:.4f}"),
+            ("  fitted temperature", f"{fitted.temperature:.3f}"),
+            ("  error with it", f"{fitted.ece:.4f}"),
         ]
-    if s.top1_among is not None:
-        rows.append(
-            (f"top-1 among the data's {len(result.match.rows)} classes, %", f"{s.top1_among:.2f}")
-        )
-    if result.real is not None:
-        of = f"of {result.real.num_images} images, %"
+    if result.top1_among_classes is not None:
+        name = f"top-1 among the data's {result.num_classes} classes, %"
+        rows.append((name, f"{result.top1_among_classes:.2f}"))
+    if real := result.real_labels:
         rows += [
-            (f"ReaL top-1 {of}", f"{result.real.top1:.2f}"),
-            (f"ReaL top-5 {of}", f"{result.real.top5:.2f}"),
+            (f"ReaL top-1 of {real.num_images} images, %", f"{real.top1:.2f}"),
+            (f"ReaL top-5 of {real.num_images} images, %", f"{real.top5:.2f}"),
         ]
-    if s.heads is not None:
-        rows += [(f"top-1 by {name}, %", f"{top1:.2f}") for name, top1 in s.heads.items()]
-        rows.append(("heads agree, %", f"{s.agreement:.2f}"))
-    rows.append(("images/s", f"{s.images_per_second:.1f}"))
+    if result.heads is not None:
+        rows += [(f"top-1 of head {name}, %", f"{top1:.2f}") for name, top1 in result.heads.items()]
+        rows.append(("head agreement, %", f"{result.head_agreement:.2f}"))
+    rows.append(("images/s", f"{result.images_per_second:.1f}"))
     return rows
 
 
-def _print_differences(found: EvalResults) -> None:
-    from deitctl.cli.console import print_table
-
-    if found.differences:
-        rows = [
+def _print_comparisons(results: EvalResults) -> None:
+    if not results.comparisons:
+        return
+    first = results.comparisons[0]
+    among = " among the data's classes" if first.among_classes else ""
+    print_table(
+        f"{first.a} minus another model on the same images, points of top-1{among}",
+        ("other", "points", "95 % interval", f"only {first.a} correct", "only other correct", "p"),
+        [
             (
-                d.b,
-                f"{d.difference:+.2f}",
-                f"{d.interval[0]:+.2f} to {d.interval[1]:+.2f}",
-                str(d.only_a),
-                str(d.only_b),
-                f"{d.p_value:.2g}",
+                c.b,
+                f"{c.top1_difference:+.2f}",
+                c.interval.format("+.2f"),
+                str(c.only_a_correct),
+                str(c.only_b_correct),
+                f"{c.p_value:.2g}",
             )
-            for d in found.differences
-        ]
-        first = found.differences[0]
-        among = " among the data's classes" if first.among_classes else ""
-        title = f"{first.a}, top-1{among} in points more than (+) or less than (-) another on the same images"
-        print_table(
-            title, ("than", "points", "95 % interval", "it alone", "other alone", "p"), rows
-        )
+            for c in results.comparisons
+        ],
+    )
 
 
 def _print_classes(result: EvalResult, *, several: bool) -> None:
-    from deitctl.cli.console import print_table
-
-    worst = sorted(result.classes, key=lambda c: c.recall)[:10]
-    of = f" ({result.name})" if several else ""
+    assert result.subject is not None
+    lowest = sorted(result.per_class.values(), key=lambda score: score.recall)[:10]
+    model = f" ({result.name})" if several else ""
     print_table(
-        f"the classes it knows least{of}",
-        ("class", "images", "top-1, %", "precision, %"),
+        f"lowest-recall classes{model}",
+        ("class", "images", "recall, %", "precision, %"),
         [
             (
-                result.class_title(c.label),
-                str(c.num_images),
-                f"{c.recall:.1f}",
-                f"{c.precision:.1f}",
+                result.subject.class_titles[score.label],
+                str(score.num_images),
+                f"{score.recall:.1f}",
+                f"{score.precision:.1f}",
             )
-            for c in worst
+            for score in lowest
         ],
     )

@@ -4,111 +4,116 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import deitctl
+from deitctl.cli import completion
 from deitctl.cli import options as o
+from deitctl.cli.console import choose_format, escape_markup, print_records
+from deitctl.cli.progress import make_reporter
 
 if TYPE_CHECKING:
     from deitctl.explanation.explain import Explanation
 
 FORMATS = ("table", "jsonl")
+METHODS = ("gradient", "rollout", "last-layer")
 
 
 def explain(
     inputs: o.InputsArg,
-    model: o.ModelOpt = None,
-    weights: o.WeightsOpt = None,
+    model: o.ModelOpt = "",
+    weights: o.WeightsOpt = "",
     method: Annotated[
-        str, typer.Option("--method", help="gradient, rollout or last-layer.")
+        str,
+        o.option(
+            "--method",
+            help="gradient, rollout or last-layer.",
+            complete=completion.complete_values(*METHODS),
+        ),
     ] = "gradient",
     class_name: Annotated[
         str | None,
-        typer.Option(
+        o.option(
             "--class",
-            help="Ask why (not) this class: a label, synonym, WordNet id or number; for gradient.",
-            show_default="each head's own first class",
+            help="Class to explain: a label, synonym, WordNet id or number; for gradient.",
+            default="each head's prediction",
         ),
     ] = None,
     token: Annotated[
-        str, typer.Option("--token", help="cls, dist, or both that the model has.")
+        str,
+        o.option(
+            "--token",
+            help="cls, dist, or both that the model has.",
+            complete=completion.complete_values("cls", "dist", "both"),
+        ),
     ] = "both",
     only_disagreements: Annotated[
-        bool,
-        typer.Option("--only-disagreements", help="Leave out images on which the two heads agree."),
+        bool, o.option("--only-disagreements", help="Leave out images on which the heads agree.")
     ] = False,
     output: Annotated[
-        Path, typer.Option("--output", help="Folder of the drawings; no file in it is replaced.")
-    ] = Path("explained"),
+        str, o.option("--output", help="Folder of the drawings; no file in it is replaced.")
+    ] = "explained",
     batch_size: Annotated[
         int | None,
-        typer.Option(
-            "--batch-size", min=1, help="Images at a time.", show_default="8, from stdin 1"
-        ),
+        o.option("--batch-size", help="Images at a time.", default="8, from stdin 1", min=1),
     ] = None,
-    img_size: o.ImgSizeOpt = None,
+    img_size: o.ImgSizeOpt = 0,
     device: o.DeviceOpt = "auto",
     output_format: Annotated[
         str | None,
-        typer.Option(
-            "--format", help="table or jsonl.", show_default="table on a terminal, else jsonl"
+        o.option(
+            "--format",
+            help="table or jsonl.",
+            default="table on a terminal, else jsonl",
+            complete=completion.complete_values(*FORMATS),
         ),
     ] = None,
     quiet: o.QuietOpt = False,
 ) -> None:
-    """Draw where a DeiT looks, for its class token and its distillation token.
+    """Draw where a DeiT attends, for its class token and its distillation token.
 
     Example: deitctl explain cat.jpg --class lynx
     """
-    from deitctl.cli.console import choose_format, print_records
-    from deitctl.cli.progress import make_reporter
-
     shape = choose_format(output_format, FORMATS, "jsonl")
-    from deitctl.explanation.explain import explain as run
-
-    stream = run(
+    explanations = deitctl.explain(
         inputs,
-        model=model or "",
-        weights=str(weights) if weights else "",
+        model=model,
+        weights=weights,
         method=method,
         token=token,
         class_name=class_name,
         output=output,
         batch_size=batch_size or (1 if "-" in inputs else 8),
-        img_size=img_size or 0,
+        img_size=img_size,
         device=device,
         only_disagreements=only_disagreements,
         stdin=sys.stdin,
         reporter=make_reporter(quiet),
     )
-    failed = {"table": _table, "jsonl": print_records}[shape](stream)
-    if failed:
+    if {"table": _print_table, "jsonl": print_records}[shape](explanations):
         raise typer.Exit(3)
 
 
-def _table(stream: Iterable[Explanation]) -> int:
+def _print_table(explanations: Iterable[Explanation]) -> int:
     from rich.console import Console
 
-    from deitctl.cli.console import shown
-
-    failed, console = 0, Console(highlight=False)
-    for explanation in stream:
-        console.print(f"[bold]{shown(explanation.input)}[/]", soft_wrap=True)
+    num_failed, console = 0, Console(highlight=False, soft_wrap=True)
+    for explanation in explanations:
+        console.print(f"[bold]{escape_markup(explanation.input)}[/]")
         if explanation.error is not None:
-            failed += 1
-            console.print(f"  [red]{shown(explanation.error)}[/]", soft_wrap=True)
+            num_failed += 1
+            console.print(f"  [red]{escape_markup(explanation.error)}[/]")
             continue
-        for token, answer in explanation.tokens.items():
-            asked = (
-                ""
-                if answer.asked is None
-                else f"  ({shown(str(explanation.asked))}: {100 * answer.asked:.1f} %)"
-            )
-            said = f"{100 * answer.first.score:5.1f} % {shown(answer.first.label)}{asked}"
-            console.print(f"  {token:<4} {said}", soft_wrap=True)
+        for token, prediction in explanation.tokens.items():
+            asked = ""
+            if prediction.asked is not None:
+                label = escape_markup(str(explanation.asked))
+                asked = f"  ({label}: {100 * prediction.asked:.1f} %)"
+            first = f"{100 * prediction.first.score:5.1f} % {escape_markup(prediction.first.label)}"
+            console.print(f"  {token:<4} {first}{asked}")
         if explanation.disagree:
             console.print("  [yellow]the two heads disagree[/]")
-        console.print(f"  [dim]{shown(str(explanation.image))}[/]", soft_wrap=True)
-    return failed
+        console.print(f"  [dim]{escape_markup(str(explanation.image))}[/]")
+    return num_failed

@@ -2,128 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+import deitctl
+from deitctl.cli import completion
 from deitctl.cli import options as o
+from deitctl.cli.console import choose_format, print_json, print_record
+from deitctl.cli.progress import make_reporter
+from deitctl.config import MODEL_HELP
+from deitctl.records import to_object
+
+VERIFICATION = "Verification"
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=o.MODEL_HELP)],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help=MODEL_HELP, autocompletion=completion.complete_model),
+    ],
     to: Annotated[
         str,
-        typer.Option(
+        o.option(
             "--to",
-            help="onnx, torch (.pt2), timm, transformers, openvino or web (folders), coreml, executorch, aoti (compiled).",
+            help="onnx, torch (.pt2), coreml, executorch, aoti (compiled); folders: timm, transformers, openvino, web.",
+            complete=completion.complete_export_format,
         ),
     ],
-    weights: o.WeightsOpt = None,
+    weights: o.WeightsOpt = "",
     output: Annotated[
-        str | None,
-        typer.Option(
-            "--output", help="File or folder to write.", show_default="RUN/export/ or here"
-        ),
-    ] = None,
+        str, o.option("--output", help="File or folder to write.", default="RUN/export/ or here")
+    ] = "",
     head: o.HeadOpt = "auto",
-    verify_with: Annotated[
-        str | None,
-        typer.Option(
-            "--verify-with",
-            help="Images to prove the file on.",
-            show_default="the run's data, or digits",
-        ),
-    ] = None,
-    count: o.CountOpt = 64,
     quantize: Annotated[
-        str | None,
-        typer.Option(
+        str,
+        o.option(
             "--quantize",
-            help="fp16 (half the bytes; onnx, openvino, web), int8 (a quarter, faster) or int8-static (both onnx, web).",
-            show_default="fp32",
+            help="fp16 (onnx, openvino, web), int8 or int8-static (onnx, web).",
+            default="fp32",
+            complete=completion.complete_values("fp16", "int8", "int8-static"),
         ),
-    ] = None,
-    calibrate_with: Annotated[
-        str | None,
-        typer.Option(
-            "--calibrate-with",
+    ] = "",
+    calibration_data: Annotated[
+        str,
+        o.option(
+            "--calibration-data",
             help="Images for int8-static.",
-            show_default="what the run was trained on",
+            default="the run's training images",
         ),
-    ] = None,
+    ] = "",
     preprocess: Annotated[
         bool,
-        typer.Option(
+        o.option(
             "--preprocess/--no-preprocess",
-            help="Normalization and softmax inside, or the bare network; ONNX.",
+            help="Normalization and softmax inside, or the bare network; onnx.",
         ),
     ] = True,
-    any_size: Annotated[
-        bool,
-        typer.Option(
-            "--any-size", help="Whole images of any size in, resized inside the file; ONNX."
-        ),
+    dynamic_size: Annotated[
+        bool, o.option("--dynamic-size", help="Take images of any size, resized inside; onnx.")
     ] = False,
     runtime: Annotated[
-        Path | None,
-        typer.Option(
-            "--runtime",
-            help="Of web: a downloaded onnxruntime-web archive.",
-            show_default="fetched once",
+        str,
+        o.option(
+            "--runtime", help="A downloaded onnxruntime-web archive; web.", default="fetched once"
         ),
-    ] = None,
+    ] = "",
+    verify_data: o.VerifyDataOpt = "",
+    num_images: o.NumImagesOpt = 64,
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
 ) -> None:
-    """Write a model for other programs, and prove on real images that it answers the same.
+    """Write a model for another runtime, and verify on real images that its outputs agree.
 
     Example: deitctl export runs/deit_tiny-digits --to onnx --quantize int8
     """
-    from deitctl.cli.console import choose_format, print_json
-    from deitctl.cli.progress import make_reporter
-    from deitctl.cli.run_training import FORMATS
-
-    shape = choose_format(output_format, FORMATS, "json")
-    from deitctl.exporters.export import export as run
-    from deitctl.records import to_object
-
-    result = run(
+    shape = choose_format(output_format, o.FORMATS)
+    result = deitctl.export(
         model,
         to=to,
-        output=output or "",
-        weights=str(weights) if weights else "",
+        output=output,
+        weights=weights,
         head=head,
-        verify_data=verify_with or "",
-        num_images=count,
-        quantize=quantize or "",
-        calibration_data=calibrate_with or "",
+        verify_data=verify_data,
+        num_images=num_images,
+        quantize=quantize,
+        calibration_data=calibration_data,
         preprocess=preprocess,
-        dynamic_size=any_size,
-        runtime=str(runtime) if runtime else "",
+        dynamic_size=dynamic_size,
+        runtime=runtime,
         reporter=make_reporter(quiet),
     )
-    record = to_object(result)
-    if shape == "json":
-        print_json(record)
-    else:
-        print_export("exported", record)
-
-
-def print_export(title: str, record: Mapping[str, Any]) -> None:
-    """Print what is known of an export as a table."""
-    from deitctl.cli.console import print_table
-
-    rows = [
-        (name.replace("_", " "), _shown(value))
-        for name, value in record.items()
-        if value not in (None, [])
-    ]
-    print_table(title, ("what", "value"), rows, 2)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    print_json(to_object(result)) if shape == "json" else print_record("exported", result)

@@ -2,16 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
+from deitctl.cli import completion
 from deitctl.cli import options as o
+from deitctl.cli.console import choose_format, print_json, print_table
+from deitctl.records import to_object
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedModel:
+    """A model of the DeiT family."""
+
+    alias: str
+    """Name in deitctl."""
+    timm_name: str
+    """Name in timm."""
+    img_size_px: int
+    """Side of the input."""
+    embed_dim: int
+    """Width of the tokens."""
+    depth: int
+    """Blocks."""
+    distilled: bool
+    """Whether it has a distillation token."""
+    imagenet_top1: float | None
+    """Published top-1 accuracy on ImageNet, percent."""
+    url: str
+    """Where the authors published the weights."""
+    weights: str | None
+    """File of the weights on this machine; null: they are downloaded when they are first used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelList:
+    """The models whose name has a text in it."""
+
+    models: list[PublishedModel]
+    """In the order of the papers."""
 
 
 def models(
     pattern: Annotated[
-        str, typer.Argument(metavar="[TEXT]", help="Show those whose name has this in it.")
+        str,
+        typer.Argument(
+            metavar="TEXT",
+            help="List the models with this in their name.",
+            autocompletion=completion.complete_model,
+        ),
     ] = "",
     output_format: o.FormatOpt = None,
 ) -> None:
@@ -19,41 +60,43 @@ def models(
 
     Example: deitctl models distilled
     """
-    from deitctl.cli.console import choose_format, print_json, print_table
-    from deitctl.cli.run_training import FORMATS
-    from deitctl.models.catalog import ARCHITECTURES, OFFICIAL_URL
-    from deitctl.models.weights import find_local_weights
-
-    shape = choose_format(output_format, FORMATS, "json")
-    records = [
-        {
-            "alias": a.alias,
-            "timm": f"{a.name}.{a.tag}",
-            "img_size": a.img_size,
-            "width": a.embed_dim,
-            "depth": a.depth,
-            "distilled": a.distilled,
-            "imagenet_top1": a.top1,
-            "url": OFFICIAL_URL + a.url,
-            "weights": str(find_local_weights(a) or "") or None,
-        }
-        for a in ARCHITECTURES
-        if pattern in a.alias or pattern in a.name
-    ]
+    shape = choose_format(output_format, o.FORMATS)
+    models = _list_models(pattern)
     if shape == "json":
-        print_json(records)
+        print_json(to_object(ModelList(models=models)))
         return
     rows = [
         (
-            str(r["alias"]),
-            str(r["timm"]),
-            "here" if r["weights"] else "to download",
-            str(r["img_size"]),
-            str(r["width"]),
-            str(r["depth"]),
-            "" if r["imagenet_top1"] is None else f"{r['imagenet_top1']:.1f}",
+            model.alias,
+            model.timm_name,
+            "here" if model.weights else "to download",
+            str(model.img_size_px),
+            str(model.embed_dim),
+            str(model.depth),
+            "" if model.imagenet_top1 is None else f"{model.imagenet_top1:.1f}",
         )
-        for r in records
+        for model in models
     ]
     columns = ("alias", "timm name", "weights", "input", "width", "depth", "ImageNet top-1, %")
     print_table("models (any timm classifier works by its name too)", columns, rows, 3)
+
+
+def _list_models(pattern: str) -> list[PublishedModel]:
+    from deitctl.models.catalog import ARCHITECTURES, OFFICIAL_URL
+    from deitctl.models.weights import find_local_weights
+
+    return [
+        PublishedModel(
+            alias=arch.alias,
+            timm_name=f"{arch.name}.{arch.tag}",
+            img_size_px=arch.img_size,
+            embed_dim=arch.embed_dim,
+            depth=arch.depth,
+            distilled=arch.distilled,
+            imagenet_top1=arch.top1,
+            url=OFFICIAL_URL + arch.url,
+            weights=str(find_local_weights(arch) or "") or None,
+        )
+        for arch in ARCHITECTURES
+        if pattern in arch.alias or pattern in arch.name
+    ]

@@ -1,23 +1,66 @@
-"""Every option that more than one command has, declared once. A default of None means: from the recipe or the model."""
+"""Options of the commands: those of training follow from `config.py`, those that other commands share are here."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-DATA_HELP = "Folder with train/ and val/, folder of class folders, .tar or .pack of either, .csv or .parquet with path,label."
-MODEL_HELP = "Alias, timm name, hf-hub:owner/name, run folder, or weights file. `deitctl models` lists the DeiTs."
-DEVICE_HELP = "auto, cuda, cuda:N, mps or cpu."
-PRECISION_HELP = "auto, fp32, bf16 or fp16; auto trains in the fastest and answers in fp32."
+from deitctl.cli import completion
+from deitctl.config import (
+    DEVICE_HELP,
+    EVERYDAY,
+    MACHINE,
+    MODEL_HELP,
+    OPTIMIZATION,
+    PRECISION_HELP,
+    RESUMING,
+)
+from deitctl.settings import Setting, list_settings
+
+DATA_HELP = "Folder with train/ and val/, folder of class folders, .tar or .pack of either, table of path,label."
+FORMATS = ("table", "json")
+OUTPUT = "Output"
+"""Panel of `--help` for what is printed and written."""
+
+
+def option(
+    *flags: str,
+    help: str,
+    default: str | None = None,
+    panel: str | None = None,
+    complete: Callable[[str], list[str]] | None = None,
+    **details: Any,
+) -> Any:
+    """Declare an option.
+
+    Args:
+        flags: its names on the command line.
+        help: what it is.
+        default: what happens without it, in words; None: Typer shows the value.
+        panel: of `--help`; None: the first one.
+        complete: values for the shell.
+        details: further arguments of `typer.Option`.
+    """
+    return typer.Option(
+        *flags,
+        help=f"{help} Default: {default}." if default else help,
+        show_default=default is None,
+        rich_help_panel=panel,
+        autocompletion=complete,
+        **details,
+    )
+
 
 DataArg = Annotated[
-    str | None,
+    str,
     typer.Argument(
-        metavar="[DATA]",
-        help=f"{DATA_HELP} Left out: the built-in 'digits'.",
-        show_default=False,
+        metavar="DATA", help=f"{DATA_HELP} Left out: the built-in 'digits'.", show_default=False
     ),
 ]
 InputsArg = Annotated[
@@ -26,267 +69,213 @@ InputsArg = Annotated[
         metavar="INPUT...", help="File, folder, web address, or - for a list of paths on stdin."
     ),
 ]
-ModelOpt = Annotated[str | None, typer.Option("--model", help=MODEL_HELP, show_default=False)]
+ModelOpt = Annotated[
+    str, option("--model", help=MODEL_HELP, default="", complete=completion.complete_model)
+]
 WeightsOpt = Annotated[
-    Path | None,
-    typer.Option(
-        "--weights", help="Weights file or model folder for a model named.", show_default=False
-    ),
+    str, option("--weights", help="Weights file or model folder for --model.", default="")
 ]
 HeadOpt = Annotated[
     str,
-    typer.Option("--head", help="Which head answers: auto, cls, dist, avg-logits or avg-probs."),
+    option(
+        "--head",
+        help="Which head predicts: auto, cls, dist, avg-logits or avg-probs.",
+        complete=completion.complete_head,
+    ),
 ]
-DeviceOpt = Annotated[str, typer.Option("--device", help=DEVICE_HELP)]
-PrecisionOpt = Annotated[str, typer.Option("--precision", help=PRECISION_HELP)]
-DeviceOfRunOpt = Annotated[
+DeviceOpt = Annotated[
+    str, option("--device", help=DEVICE_HELP, panel=MACHINE, complete=completion.complete_device)
+]
+PrecisionOpt = Annotated[
+    str,
+    option(
+        "--precision", help=PRECISION_HELP, panel=MACHINE, complete=completion.complete_precision
+    ),
+]
+WorkersOpt = Annotated[
+    int,
+    option(
+        "--workers",
+        help="Processes that decode; -1: chosen from the machine.",
+        panel=MACHINE,
+        min=-1,
+    ),
+]
+ImgSizeOpt = Annotated[
+    int, option("--img-size", help="Side of the input in pixels.", default="the model's", min=0)
+]
+OnBadImageOpt = Annotated[
+    str,
+    option(
+        "--on-bad-image",
+        help="An image that cannot be read: skip (and name) it, or stop.",
+        complete=completion.complete_values("skip", "stop"),
+    ),
+]
+NumImagesOpt = Annotated[int, option("--num-images", help="Images to verify the file on.", min=1)]
+VerifyDataOpt = Annotated[
+    str,
+    option(
+        "--verify-data", help="Images to verify the file on.", default="the run's data, or digits"
+    ),
+]
+QuietOpt = Annotated[
+    bool, option("--quiet", "-q", help="Print warnings and errors alone on stderr.", panel=OUTPUT)
+]
+FormatOpt = Annotated[
     str | None,
-    typer.Option("--device", help=DEVICE_HELP, show_default="auto, or the resumed run's"),
+    option(
+        "--format",
+        help="table or json.",
+        panel=OUTPUT,
+        default="table on a terminal, else json",
+        complete=completion.complete_values(*FORMATS),
+    ),
 ]
-PrecisionOfRunOpt = Annotated[
-    str | None,
-    typer.Option("--precision", help=PRECISION_HELP, show_default="auto, or the resumed run's"),
+SetOpt = Annotated[
+    list[str] | None,
+    option(
+        "--set",
+        panel=OPTIMIZATION,
+        help="Any setting, augment.mixup=0.2 for example; may be repeated.",
+        default="",
+        complete=completion.complete_set,
+        metavar="KEY=VALUE",
+    ),
 ]
-BatchSizeOpt = Annotated[
-    int | None,
-    typer.Option("--batch-size", min=1, help="Images at a time.", show_default="from the recipe"),
-]
-CHOOSE = 0
-"""What `--batch-size auto` is to the program."""
+DryRunOpt = Annotated[bool, option("--dry-run", help="Print the plan, and do nothing.")]
 
 
-def _batch_size(text: str) -> int:
+def _parse_batch_size(text: str) -> int | Literal["auto"]:
     if text.lower() == "auto":
-        return CHOOSE
+        return "auto"
     if not text.isdecimal() or int(text) < 1:
         raise typer.BadParameter(f"{text!r} is neither a number from 1 on nor auto.")
     return int(text)
 
 
-BatchSizeOrAutoOpt = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-size",
-        parser=_batch_size,
-        metavar="N|auto",
-        show_default="from the recipe",
-        help="Images a step; auto: as many as this device can take and gains by.",
-    ),
-]
-WorkersOpt = Annotated[
-    int | None,
-    typer.Option("--workers", min=0, help="Loader processes.", show_default="from the machine"),
-]
-ImgSizeOpt = Annotated[
-    int | None,
-    typer.Option(
-        "--img-size",
-        min=1,
-        help="Side of the input in pixels.",
-        show_default="from the recipe or model",
-    ),
-]
-CountOpt = Annotated[int, typer.Option("--count", min=1, help="How many images to prove it on.")]
-QuietOpt = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")
-]
-FormatOpt = Annotated[
-    str | None,
-    typer.Option("--format", help="table or json.", show_default="table on a terminal, else json"),
-]
-
-RecipeOpt = Annotated[
-    str | None,
-    typer.Option("--recipe", help="Name or TOML file of a recipe.", show_default="by the data"),
-]
-PretrainedOpt = Annotated[
-    bool | None,
-    typer.Option(
-        "--pretrained/--no-pretrained",
-        help="Start from published weights.",
-        show_default="from the recipe",
-    ),
-]
-EpochsOpt = Annotated[int | None, typer.Option("--epochs", min=1, show_default="from the recipe")]
-LrOpt = Annotated[
-    float | None,
-    typer.Option(
-        "--lr",
-        help="Learning rate for 512 images a step; scaled with the batch.",
-        show_default="from the recipe",
-    ),
-]
-SeedOpt = Annotated[
-    int | None, typer.Option("--seed", help="The same seed, the same run.", show_default="0")
-]
-OutputRunOpt = Annotated[
-    Path | None,
-    typer.Option("--output", help="Folder of the run.", show_default="a new one under runs/"),
-]
-ResumeOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--resume",
-        help="Go on with this run folder where it stopped; auto: with the newest unfinished run of the same "
-        "configuration, or begin one.",
-        show_default=False,
-    ),
-]
-SaveEveryOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--save-every", help="Save the state every 10m, 90s, 1h, or 500 (steps).", show_default="5m"
-    ),
-]
-MicroBatchOpt = Annotated[
-    int | None,
-    typer.Option(
-        "--micro-batch",
-        min=0,
-        help="Images a process takes at a time; gradients add up to the batch's.",
-        show_default="as many as fit",
-    ),
-]
-OnBadImageOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--on-bad-image",
-        help="An image that cannot be read: skip (and name) it, or stop.",
-        show_default="skip",
-    ),
-]
-ConfigOpt = Annotated[
-    Path | None, typer.Option("--config", help="Run a run.toml again.", show_default=False)
-]
-SetOpt = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", help="Any setting of the recipe, key=value; may be repeated.", show_default=False
-    ),
-]
-DryRunOpt = Annotated[
-    bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")
-]
+SPECIAL: dict[str, Any] = {
+    "data": DataArg,
+    "recipe": Annotated[
+        str | None,
+        option(
+            "--recipe",
+            help="Name or TOML file of a recipe; see docs/recipes.md.",
+            default="by the data",
+            complete=completion.complete_recipe,
+        ),
+    ],
+    "batch_size": Annotated[
+        int | None,
+        option(
+            "--batch-size",
+            help="Images a step, over all processes; auto: as many as this device takes and gains by.",
+            default="from the recipe",
+            parser=_parse_batch_size,
+            metavar="N|auto",
+        ),
+    ],
+    "student": Annotated[
+        str | None,
+        option(
+            "--student",
+            help="A DeiT, which gets a distillation token, or any timm model.",
+            default="deit_small, or deit_tiny on digits",
+            complete=completion.complete_model,
+        ),
+    ],
+    "resume": Annotated[
+        str | None,
+        option(
+            "--resume",
+            help="Continue this run; auto: the newest unfinished run of this configuration, or a new one.",
+            default="",
+            panel=RESUMING,
+            metavar="RUN|auto",
+        ),
+    ],
+    "config": Annotated[
+        Path | None,
+        option(
+            "--config",
+            help="Repeat the run of a run.toml.",
+            default="",
+            panel=RESUMING,
+            metavar="RUN.TOML",
+        ),
+    ],
+}
+"""Keywords of training that are no settings, or more than one."""
+INVERTED = {s.keyword for s in list_settings() if s.flag.startswith("--no-")}
+"""Keywords of switches that exist as `--no-NAME` alone."""
+COMPLETIONS = {
+    "model": completion.complete_model,
+    "teacher": completion.complete_model,
+    "device": completion.complete_device,
+    "precision": completion.complete_precision,
+    "mode": completion.complete_values("hard", "soft", "none"),
+}
 
 
-TeacherOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--teacher", help=MODEL_HELP, show_default="on digits: regnety_002, else regnety_160"
-    ),
-]
-StudentOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--student",
-        help="A DeiT, which gets a distillation token, or any timm model.",
-        show_default="on digits: deit_tiny, else deit_small",
-    ),
-]
-TeacherWeightsOpt = Annotated[
-    Path | None,
-    typer.Option("--teacher-weights", help="Weights of the teacher.", show_default=False),
-]
-TeacherSizeOpt = Annotated[
-    int | None,
-    typer.Option(
-        "--teacher-img-size",
-        min=1,
-        help="Side of the teacher's input in pixels.",
-        show_default="its own",
-    ),
-]
-AdaptOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--adapt",
-        help="Fit the teacher to the data first: auto (if it knows other classes), head, full, or none.",
-        show_default="auto",
-    ),
-]
-ForceTeacherOpt = Annotated[
-    bool, typer.Option("--force-teacher", help="Go on with a teacher that scores near chance.")
-]
-ModeOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--mode", help="hard (Eq. 3), soft (Eq. 2), or none: like `train`.", show_default="hard"
-    ),
-]
-TauOpt = Annotated[
-    float | None,
-    typer.Option("--tau", help="Temperature of soft distillation.", show_default="3.0"),
-]
-TeacherSeesOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--teacher-sees",
-        help="mixed (the paper's: the student's mixed images) or view (before mixing).",
-        show_default="by the recipe",
-    ),
-]
-ViewsOpt = Annotated[
-    int | None,
-    typer.Option(
-        "--views",
-        min=0,
-        help="Views of an image, used in turn, that the teacher is asked about once; 0: new ones every epoch.",
-        show_default="by the recipe",
-    ),
-]
-ViewSeedOpt = Annotated[
-    int | None, typer.Option("--view-seed", help="Seed of the views.", show_default="0")
-]
-CompileOpt = Annotated[
-    bool | None,
-    typer.Option(
-        "--compile/--no-compile",
-        help="Have torch compile the student's blocks: a minute or so more before the first step. Little is gained on a CPU.",
-        show_default="no, or the resumed run's",
-    ),
-]
-TopkWordsOpt = Annotated[
-    int | None,
-    typer.Option(
-        "--words-topk", min=1, help="Classes of a soft answer kept one by one.", show_default="100"
-    ),
-]
-CacheOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--teacher-cache",
-        help="Folder of the teacher's answers, or off.",
-        show_default="one named by its content",
-    ),
-]
+def take_options(
+    source: Callable[..., Any],
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options that stand for the keywords of an API function.
+
+    The command receives the ones that were given as its first argument, a dict for that function, and declares
+    options of its own in the usual way; those come last, or replace one of the function's by its name.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [
+            parameter.replace(kind=parameter.KEYWORD_ONLY)
+            for parameter in inspect.signature(command, eval_str=True).parameters.values()
+        ][1:]
+        replaced = {parameter.name for parameter in own}
+        keywords = [
+            parameter.name
+            for parameter in inspect.signature(source).parameters.values()
+            if parameter.kind != parameter.VAR_KEYWORD
+            and parameter.name not in (*replaced, "reporter")
+        ]
+        parameters = [_declare(keyword) for keyword in keywords] + own
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            arguments = {k: v for k in keywords if (v := values.pop(k)) not in (None, "")}
+            for keyword in INVERTED & arguments.keys():
+                arguments[keyword] = not arguments[keyword]
+            command(arguments, **values)
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
 
 
-def training_settings(
-    epochs: int | None,
-    batch_size: int | None,
-    lr: float | None,
-    img_size: int | None,
-    seed: int | None,
-    workers: int | None,
-    device: str | None,
-    precision: str | None,
-    save_every: str | None = None,
-    micro_batch: int | None = None,
-    on_bad_image: str | None = None,
-    compiled: bool | None = None,
-) -> dict[str, object]:
-    """Name the settings that the everyday options of `train` and `distill` stand for."""
-    return {
-        "recipe.epochs": epochs,
-        "recipe.batch_size": batch_size,
-        "recipe.optim.lr": lr,
-        "recipe.img_size": img_size,
-        "seed": seed,
-        "workers": workers,
-        "device": device,
-        "precision": precision,
-        "save_every": save_every,
-        "micro_batch_size": micro_batch,
-        "on_bad_image": on_bad_image,
-        "compile": compiled,
-    }
+def _declare(keyword: str) -> inspect.Parameter:
+    """Return the parameter from which Typer makes a keyword's option."""
+    kind = SPECIAL.get(keyword)
+    if kind is None:
+        kind = _annotate(next(s for s in list_settings() if s.keyword == keyword))
+    default = "" if keyword == "data" else None
+    return inspect.Parameter(
+        keyword, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
+    )
+
+
+def _annotate(setting: Setting) -> Any:
+    declared, kind, default = setting.option, setting.kind, setting.default
+    values = get_args(kind) if get_origin(kind) is Literal else ()
+    has_default = default is not MISSING and default != "" and not isinstance(default, bool)
+    info = option(
+        setting.flag,
+        help=declared.help,
+        default=declared.default or (str(default) if has_default else ""),
+        panel=None if declared.panel == EVERYDAY else declared.panel,
+        complete=COMPLETIONS.get(
+            setting.keyword, completion.complete_values(*values) if values else None
+        ),
+    )
+    return Annotated[(str if values else kind) | None, info]

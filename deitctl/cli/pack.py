@@ -6,99 +6,109 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import deitctl
 from deitctl.cli import options as o
+from deitctl.cli.console import (
+    choose_format,
+    exit_code_for_unreadable,
+    print_json,
+    print_line,
+    print_table,
+)
+from deitctl.cli.progress import make_reporter
+from deitctl.config import MACHINE
+from deitctl.errors import ConfigError, DataError
+from deitctl.records import to_object
 
 if TYPE_CHECKING:
-    from deitctl.packing.pack import PackCheck, PackResult
+    from deitctl.packing.pack import PackResult, PackVerification
 
 
 def pack(
     data: Annotated[str, typer.Argument(metavar="DATA", help=o.DATA_HELP)],
     out: Annotated[
         str,
-        typer.Argument(metavar="OUT", help="The file, NAME.pack; another pack there is replaced."),
+        typer.Argument(
+            metavar="OUT", help="File NAME.pack to write; another pack there is replaced."
+        ),
     ],
     max_size: Annotated[
         int | None,
-        typer.Option(
+        o.option(
             "--max-size",
+            help="Encode images anew, as JPEG, whose short side has more pixels.",
+            default="files as they are",
             min=1,
-            help="Make images smaller, as JPEG, whose short side has more pixels.",
-            show_default="bytes as they are",
         ),
     ] = None,
     raw: Annotated[
-        bool, typer.Option("--raw", help="Keep pixels: nothing to decode, several times the bytes.")
+        bool, o.option("--raw", help="Store pixels: nothing to decode, several times the bytes.")
     ] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Write nothing: compare OUT with DATA, every image.")
+    verify: Annotated[
+        bool, o.option("--verify", help="Write nothing: compare OUT with DATA, image by image.")
     ] = False,
     workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers", min=0, help="Processes that decode.", show_default="one a core, 0 to copy"
+        int,
+        o.option(
+            "--workers",
+            help="Decoding processes; -1: one a core, or none to copy files.",
+            panel=MACHINE,
+            min=-1,
         ),
-    ] = None,
+    ] = -1,
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
 ) -> None:
-    """Put a data set into one file, which every command reads as DATA without a cost for each file.
+    """Write a data set into one file, which every command reads as DATA at no cost for each image's file.
 
-    Exits with 3 if some images could not be read: they keep their place, and the bytes that they have.
+    Exits with 3 if some images could not be read: they are stored as they are.
 
     Example: deitctl pack imagenet/ imagenet.pack --max-size 256
     """
-    from deitctl.cli.console import choose_format, left_out_code, print_json
-    from deitctl.cli.progress import make_reporter
-    from deitctl.cli.run_training import FORMATS
-    from deitctl.errors import ConfigError, DataError
-
-    shape = choose_format(output_format, FORMATS, "json")
-    if check and (max_size or raw or workers is not None):
-        raise ConfigError("--check writes nothing.", "Leave --max-size, --raw and --workers out.")
-    reporter = make_reporter(quiet)
-    from deitctl.packing import pack as workflow
-
-    if check:
-        found = workflow.check_pack(data, out, reporter=reporter)
-        print_json(found.to_dict()) if shape == "json" else _print_check(found)
-        if found.different:
+    shape, reporter = choose_format(output_format, o.FORMATS), make_reporter(quiet)
+    if verify:
+        if max_size or raw or workers != -1:
+            raise ConfigError(
+                "--verify writes nothing.", "Leave --max-size, --raw and --workers out."
+            )
+        verification = deitctl.verify_pack(data, out, reporter=reporter)
+        if shape == "json":
+            print_json(to_object(verification))
+        else:
+            _print_verification(verification)
+        if verification.num_different:
             raise DataError(
-                f"{out} is not what {data} is: {found.different} difference(s), the first: {found.examples[0]}",
+                f"{out} differs from {data} in {verification.num_different} place(s), the first: "
+                f"{verification.examples[0]}",
                 "Pack it again.",
             )
         return
-    done = workflow.pack(
-        data,
-        out,
-        max_size=max_size or 0,
-        raw=raw,
-        workers=-1 if workers is None else workers,
-        reporter=reporter,
+    result = deitctl.pack(
+        data, out, max_size=max_size or 0, raw=raw, workers=workers, reporter=reporter
     )
-    for why in done.unreadable:
-        reporter.warn(f"kept as it is: {why}")
-    print_json(done.to_dict()) if shape == "json" else _print(done)
-    raise typer.Exit(left_out_code(len(done.unreadable)))
+    for reason in result.unreadable:
+        reporter.warn(f"stored as it is: {reason}")
+    print_json(to_object(result)) if shape == "json" else _print(result)
+    raise typer.Exit(exit_code_for_unreadable(len(result.unreadable)))
 
 
-def _print(done: PackResult) -> None:
-    from deitctl.cli.console import print_line, print_table
-
-    rows = [(name, str(part["images"]), str(part["classes"])) for name, part in done.parts.items()]
-    print_table(f"packed {done.data} into {done.path}", ("part", "images", "classes"), rows)
-    bad = f" ({len(done.unreadable)} unreadable)" if done.unreadable else ""
+def _print(result: PackResult) -> None:
+    print_table(
+        f"packed {result.data} into {result.path}",
+        ("split", "images", "classes"),
+        [(name, str(s.num_images), str(s.num_classes)) for name, s in result.splits.items()],
+    )
+    unreadable = f" ({len(result.unreadable)} unreadable)" if result.unreadable else ""
     print_line(
-        f"{done.copied:,} copied{bad}, {done.encoded:,} encoded anew; {done.bytes_before:,} bytes before, "
-        f"{done.bytes_after:,} after; {done.seconds:.1f} s"
+        f"{result.num_copied:,} copied{unreadable}, {result.num_encoded:,} encoded anew; "
+        f"{result.source_bytes:,} bytes before, {result.bytes:,} after; {result.seconds:.1f} s"
     )
 
 
-def _print_check(found: PackCheck) -> None:
-    from deitctl.cli.console import print_line
-
-    for example in found.examples:
+def _print_verification(verification: PackVerification) -> None:
+    for example in verification.examples:
         print_line(example)
     print_line(
-        f"{found.num_images:,} images compared, {found.different:,} difference(s); {found.seconds:.1f} s"
+        f"{verification.num_images:,} images compared, {verification.num_different:,} difference(s); "
+        f"{verification.seconds:.1f} s"
     )

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import deitctl
+from deitctl.cli import completion
 from deitctl.cli import options as o
+from deitctl.cli.console import choose_format, escape_control, json_text, pause_gc, print_records
+from deitctl.cli.progress import make_reporter
+from deitctl.config import MODEL_HELP
+from deitctl.errors import ConfigError
+from deitctl.records import to_object
 
 if TYPE_CHECKING:
     from deitctl.events import Reporter
@@ -16,130 +23,126 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "json", "jsonl", "csv")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""How a cell begins that a spreadsheet takes for a formula."""
 
 
 def predict(
     inputs: o.InputsArg,
     model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", help=f"{o.MODEL_HELP} Or an exported .onnx file.", show_default=False
+        str,
+        o.option(
+            "--model",
+            help=f"{MODEL_HELP} Or an exported ONNX file.",
+            default="",
+            complete=completion.complete_model,
         ),
-    ] = None,
-    weights: o.WeightsOpt = None,
-    topk: Annotated[int, typer.Option("--topk", "-k", min=1, help="How many classes to name.")] = 5,
+    ] = "",
+    weights: o.WeightsOpt = "",
+    topk: Annotated[int, o.option("--topk", "-k", help="Classes in each prediction.", min=1)] = 5,
     head: o.HeadOpt = "auto",
     batch_size: Annotated[
         int | None,
-        typer.Option(
-            "--batch-size", min=1, help="Images at a time.", show_default="16, from stdin 1"
+        o.option("--batch-size", help="Images at a time.", default="16, from stdin 1", min=1),
+    ] = None,
+    img_size: o.ImgSizeOpt = 0,
+    show_image: Annotated[
+        bool | None,
+        o.option(
+            "--show-image/--no-show-image",
+            help="Show images in the terminal, as the model sees them.",
+            default="for one file or address",
         ),
     ] = None,
-    img_size: o.ImgSizeOpt = None,
     device: o.DeviceOpt = "auto",
     precision: o.PrecisionOpt = "auto",
     output_format: Annotated[
         str | None,
-        typer.Option(
+        o.option(
             "--format",
             help="table, json, jsonl or csv.",
-            show_default="table on a terminal, else jsonl",
-        ),
-    ] = None,
-    image: Annotated[
-        bool | None,
-        typer.Option(
-            "--image/--no-image",
-            help="Show images in the terminal, as the model sees them.",
-            show_default="for one file or address",
+            default="table on a terminal, else jsonl",
+            complete=completion.complete_values(*FORMATS),
         ),
     ] = None,
     quiet: o.QuietOpt = False,
 ) -> None:
-    """Say what is in images.
+    """Classify images.
 
     Example: deitctl predict cat.jpg --topk 5
     """
-    from deitctl.cli.console import choose_format, print_records
-    from deitctl.cli.progress import make_reporter
-    from deitctl.cli.startup import without_garbage
-    from deitctl.errors import ConfigError
-
-    shape = choose_format(output_format, FORMATS, "jsonl")
-    if image and shape != "table":
-        raise ConfigError(f"--image goes with a table, not with {shape}.")
-    reporter = make_reporter(quiet)
-    shown = shape == "table" and _show_images(image, inputs, reporter)
-    with without_garbage():
-        from deitctl.inference.classify import predict as run
-
-        stream = run(
+    shape, reporter = choose_format(output_format, FORMATS, "jsonl"), make_reporter(quiet)
+    if show_image and shape != "table":
+        raise ConfigError(f"--show-image goes with a table, not with {shape}.")
+    keep_pixels = shape == "table" and _can_show_images(show_image, inputs, reporter)
+    with pause_gc():
+        predictions = deitctl.predict(
             inputs,
-            model=model or "",
-            weights=str(weights) if weights else "",
+            model=model,
+            weights=weights,
             topk=topk,
             head=head,
             batch_size=batch_size or (1 if "-" in inputs else 16),
-            img_size=img_size or 0,
+            img_size=img_size,
             device=device,
             precision=precision,
             stdin=sys.stdin,
-            keep_pixels=shown,
+            keep_pixels=keep_pixels,
             reporter=reporter,
         )
-    failed = {"table": _table, "json": _json, "jsonl": print_records, "csv": _csv}[shape](stream)
-    if failed:
+    printers = {
+        "table": _print_table,
+        "json": _print_json,
+        "jsonl": print_records,
+        "csv": _print_csv,
+    }
+    if printers[shape](predictions):
         raise typer.Exit(3)
 
 
-def _show_images(asked: bool | None, inputs: list[str], reporter: Reporter) -> bool:
-    """Decide whether the table has images: as asked, else for a single one, and only where a terminal has colors."""
-    from deitctl.cli.prediction_table import terminal
-    from deitctl.cli.terminal_image import can_show
+def _can_show_images(show_image: bool | None, inputs: list[str], reporter: Reporter) -> bool:
+    """Return whether the table has images: as asked, else for a single one, and where the terminal has colors."""
+    from deitctl.cli.prediction_table import can_show, make_stdout_console
     from deitctl.inference.inputs import STDIN, is_folder
 
-    single = len(inputs) == 1 and inputs[0] != STDIN and not is_folder(inputs[0])
-    if not (single if asked is None else asked):
+    is_single = len(inputs) == 1 and inputs[0] != STDIN and not is_folder(inputs[0])
+    if not (is_single if show_image is None else show_image):
         return False
-    able = can_show(terminal())
-    if asked and not able:
+    has_colors = can_show(make_stdout_console())
+    if show_image and not has_colors:
         reporter.warn("Images need a terminal with 256 colors or more, which this is not.")
-    return able
+    return has_colors
 
 
-def _json(stream: Iterable[Prediction]) -> int:
-    from deitctl.cli.console import json_text
-
-    failed, separator = 0, "[\n"
-    for prediction in stream:
-        failed += prediction.error is not None
-        sys.stdout.write(separator + json_text(prediction.to_dict()))
+def _print_json(predictions: Iterable[Prediction]) -> int:
+    num_failed, separator = 0, "[\n"
+    for prediction in predictions:
+        num_failed += prediction.error is not None
+        sys.stdout.write(separator + json_text(to_object(prediction)))
         sys.stdout.flush()
         separator = ",\n"
     sys.stdout.write("[]\n" if separator == "[\n" else "\n]\n")
-    return failed
+    return num_failed
 
 
-def _csv(stream: Iterable[Prediction]) -> int:
-    from deitctl.cli.console import printable
-
-    failed = 0
-    said = printable if sys.stdout.isatty() else str  # exact in a file; a terminal would obey
+def _print_csv(predictions: Iterable[Prediction]) -> int:
+    num_failed = 0
+    # exact in a file; a terminal would obey control characters
+    clean = escape_control if sys.stdout.isatty() else str
     sys.stdout.write("input,rank,index,label,score,error\n")
-    for prediction in stream:
-        failed += prediction.error is not None
-        name = cell(said(prediction.input))
+    for prediction in predictions:
+        num_failed += prediction.error is not None
+        name = quote_cell(clean(prediction.input))
         for rank, guess in enumerate(prediction.guesses, start=1):
             sys.stdout.write(
-                f"{name},{rank},{guess.index},{cell(said(guess.label))},{guess.score:.6f},\n"
+                f"{name},{rank},{guess.index},{quote_cell(clean(guess.label))},{guess.score:.6f},\n"
             )
         if prediction.error is not None:
-            sys.stdout.write(f"{name},,,,,{cell(said(prediction.error))}\n")
+            sys.stdout.write(f"{name},,,,,{quote_cell(clean(prediction.error))}\n")
         sys.stdout.flush()
-    return failed
+    return num_failed
 
 
-def cell(text: str) -> str:
+def quote_cell(text: str) -> str:
     """Return a text for a table that a spreadsheet may open: an apostrophe keeps it from being taken for a formula.
 
     Numbers of our own are written as they are; a class or file called `-5` becomes `'-5`. Every end of a line is
@@ -150,11 +153,11 @@ def cell(text: str) -> str:
     return f'"{quoted}"' if any(c in text for c in ',"\r\n') else text
 
 
-def _table(stream: Iterable[Prediction]) -> int:
-    from deitctl.cli.prediction_table import print_prediction, terminal
+def _print_table(predictions: Iterable[Prediction]) -> int:
+    from deitctl.cli.prediction_table import make_stdout_console, print_prediction
 
-    failed, console = 0, terminal()
-    for prediction in stream:
-        failed += prediction.error is not None
+    num_failed, console = 0, make_stdout_console()
+    for prediction in predictions:
+        num_failed += prediction.error is not None
         print_prediction(prediction, console)
-    return failed
+    return num_failed

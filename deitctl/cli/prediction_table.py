@@ -1,27 +1,36 @@
-"""A prediction for a person: the image where the terminal can show it, scores as bars, names of any length."""
+"""A prediction on a terminal: the image where the terminal can show it, scores as bars, names of any length."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from rich.color import Color
 from rich.console import Console
+from rich.style import Style
 from rich.text import Text
 
-from deitctl.cli.console import printable
-from deitctl.cli.terminal_image import can_show, half_blocks
+from deitctl.cli.console import escape_control
 from deitctl.inference.predict import Guess, Prediction
 
-BAR = 20
+if TYPE_CHECKING:
+    from deitctl.data.eval_transform import Pixels
+
+BAR_WIDTH = 20
 """Characters of a score of 1, where there is room."""
 EIGHTHS = " ▏▎▍▌▋▊▉█"
-IMAGE = 32
+HALF_BLOCK = "▀"
+IMAGE_WIDTH = 32
 """Characters of an image's width."""
-NUMBER = 10
+NUMBER_WIDTH = 10
 """Characters of `   86.4 % `."""
-LABEL = 16
+LABEL_WIDTH = 16
 """Characters that a name should have in a line; it gets half as many at least."""
 
 
-def terminal() -> Console:
-    """Return the console for the answer: stdout, honoring NO_COLOR."""
+def make_stdout_console() -> Console:
+    """Return the console for predictions."""
     return Console(highlight=False)
 
 
@@ -30,44 +39,72 @@ def print_prediction(prediction: Prediction, console: Console) -> None:
 
     The image is beside the classes where the terminal has the width for both, else above them.
     """
-    console.print(Text(printable(prediction.input), style="bold"), soft_wrap=True)
+    console.print(Text(escape_control(prediction.input), style="bold"), soft_wrap=True)
     image = []
     if prediction.pixels is not None and can_show(console):
-        image = half_blocks(prediction.pixels, min(IMAGE, console.width - 2))
-    beside = bool(image) and console.width >= IMAGE + 2 + NUMBER + BAR // 2 + LABEL
-    width = console.width - (IMAGE + 2 if beside else 0)
-    lines = [line for guess in prediction.guesses for line in _guess(guess, width, console)]
+        image = to_half_blocks(prediction.pixels, min(IMAGE_WIDTH, console.width - 2))
+    beside = (
+        bool(image)
+        and console.width >= IMAGE_WIDTH + 2 + NUMBER_WIDTH + BAR_WIDTH // 2 + LABEL_WIDTH
+    )
+    width = console.width - (IMAGE_WIDTH + 2 if beside else 0)
+    lines = [line for guess in prediction.guesses for line in _format_guess(guess, width, console)]
     if prediction.error is not None:
         why = prediction.error.removeprefix(prediction.input).lstrip(": ")  # the name stands above
-        lines = [Text.assemble("  ", (printable(why), "red"))]
+        lines = [Text.assemble("  ", (escape_control(why), "red"))]
     if not beside:
         lines = [Text.assemble("  ", row) for row in image] + lines
         image = []
     for n in range(max(len(lines), len(image))):
         left = (
-            Text.assemble("  ", image[n] if n < len(image) else " " * IMAGE) if beside else Text()
+            Text.assemble("  ", image[n] if n < len(image) else " " * IMAGE_WIDTH)
+            if beside
+            else Text()
         )
         console.print(Text.assemble(left, lines[n] if n < len(lines) else ""), soft_wrap=True)
 
 
-def _guess(guess: Guess, width: int, console: Console) -> list[Text]:
+def _format_guess(guess: Guess, width: int, console: Console) -> list[Text]:
     """Return a class as lines of at most `width` characters; where nobody sees the width, as one line."""
-    room = max(4, min(BAR, width - NUMBER - 1 - LABEL))
-    label = Text(printable(guess.label))
+    room = max(4, min(BAR_WIDTH, width - NUMBER_WIDTH - 1 - LABEL_WIDTH))
+    label = Text(escape_control(guess.label))
     parts = [label]
     if console.is_terminal:
         parts = list(
-            label.wrap(console, max(LABEL // 2, width - NUMBER - room - 1), overflow="fold")
+            label.wrap(
+                console, max(LABEL_WIDTH // 2, width - NUMBER_WIDTH - room - 1), overflow="fold"
+            )
         )
     first = Text.assemble(
-        f"  {100 * guess.score:5.1f} % ", (bar(guess.score, room, console), "cyan"), " ", parts[0]
+        f"  {100 * guess.score:5.1f} % ",
+        (draw_bar(guess.score, room, console), "cyan"),
+        " ",
+        parts[0],
     )
-    return [first, *(Text.assemble(" " * (NUMBER + room + 1), part) for part in parts[1:])]
+    return [first, *(Text.assemble(" " * (NUMBER_WIDTH + room + 1), part) for part in parts[1:])]
 
 
-def bar(score: float, width: int, console: Console) -> str:
+def draw_bar(score: float, width: int, console: Console) -> str:
     """Return a score, 0..1, as a bar of `width` characters in steps of an eighth of one."""
     if console.options.ascii_only:
         return ("#" * round(score * width)).ljust(width)
-    whole, rest = divmod(round(score * width * 8), 8)
-    return ("█" * whole + EIGHTHS[rest].strip()).ljust(width)
+    full, rest = divmod(round(score * width * 8), 8)
+    return ("█" * full + EIGHTHS[rest].strip()).ljust(width)
+
+
+def can_show(console: Console) -> bool:
+    """Return whether a console is a terminal with enough colors for an image, which NO_COLOR does not forbid."""
+    plain = console.no_color or console.is_dumb_terminal or console.options.ascii_only
+    return console.is_terminal and not plain and console.color_system in ("256", "truecolor")
+
+
+def to_half_blocks(pixels: Pixels, width: int) -> list[Text]:
+    """Return a square image, uint8 [3,S,S], as lines of `width` characters, half as many as they are long."""
+    width -= width % 2
+    small = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).resize((width, width))
+    rows = np.asarray(small).reshape(width // 2, 2, width, 3).tolist()
+    return [Text.assemble(*map(_join_pixels, top, bottom)) for top, bottom in rows]
+
+
+def _join_pixels(upper: list[int], lower: list[int]) -> tuple[str, Style]:
+    return HALF_BLOCK, Style(color=Color.from_rgb(*upper), bgcolor=Color.from_rgb(*lower))

@@ -1,6 +1,6 @@
-"""The library's progress on a terminal as Rich bars, elsewhere as a plain line every few seconds.
+"""Progress of the library: Rich bars on a terminal, elsewhere a plain line every few seconds.
 
-Rich is imported when there is something to say: an answer in half a second has no time for it.
+Rich is imported with the first message, because its import takes longer than many commands.
 """
 
 from __future__ import annotations
@@ -13,51 +13,50 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from deitctl.cli.console import shown, talk
+from deitctl.cli.console import escape_markup, make_stderr_console
 from deitctl.events import Reporter, SilentReporter, Task
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-LINE_EVERY = 5.0  # seconds
+LINE_INTERVAL_S = 5.0
 
 
 def make_reporter(quiet: bool) -> Reporter:
     """Return the reporter for this terminal: bars, lines, or with `quiet` warnings alone."""
     if os.environ.get("RANK", "0") != "0":
-        return SilentReporter()  # of several processes the first speaks
+        return SilentReporter()  # of several processes the first reports
     if quiet:
-        return _Quiet()
+        return _QuietReporter()
     return BarReporter() if sys.stderr.isatty() else LineReporter()
 
 
-class _Quiet(SilentReporter):
+class _QuietReporter(SilentReporter):
     @cached_property
     def console(self) -> Console:
-        return talk()
+        return make_stderr_console()
 
     def warn(self, message: str) -> None:
-        self.console.print(f"[yellow]warning:[/] {shown(message)}")
+        self.console.print(f"[yellow]warning:[/] {escape_markup(message)}")
 
 
-class LineReporter(_Quiet):
-    """One line when a step begins to take long, one every few seconds, one when it ends."""
+class LineReporter(_QuietReporter):
+    """A line every few seconds of a step."""
 
     def note(self, message: str) -> None:
-        self.console.print(shown(message))
+        self.console.print(escape_markup(message))
 
     @contextmanager
     def task(self, label: str, total: int | None, unit: str = "images") -> Iterator[Task]:
-        line = _LineTask(self.console, label, total, unit)
-        yield line
+        yield _LineTask(self.console, label, total, unit)
 
 
 class _LineTask:
     def __init__(self, console: Console, label: str, total: int | None, unit: str) -> None:
         self.console, self.label, self.total, self.unit = console, label, total, unit
         self.done, self.skipped, self.start = 0, 0, time.monotonic()
-        self.spoke = self.start
+        self.last_line_s = self.start
 
     def skip(self, amount: int) -> None:
         self.done += amount
@@ -66,19 +65,23 @@ class _LineTask:
     def advance(self, amount: int = 1, **fields: object) -> None:
         self.done += amount
         now = time.monotonic()
-        if now - self.spoke < LINE_EVERY:
+        if now - self.last_line_s < LINE_INTERVAL_S:
             return
-        self.spoke = now
+        self.last_line_s = now
         speed = (self.done - self.skipped) / (now - self.start)
-        left = f", {(self.total - self.done) / speed:.0f} s left" if self.total and speed else ""
+        remaining = (
+            f", {(self.total - self.done) / speed:.0f} s left" if self.total and speed else ""
+        )
         extra = "".join(f", {k} {v}" for k, v in fields.items())
         of = f"/{self.total}" if self.total else ""
         self.console.print(
-            shown(f"{self.label}: {self.done}{of} {self.unit}, {speed:.1f}/s{left}{extra}")
+            escape_markup(
+                f"{self.label}: {self.done}{of} {self.unit}, {speed:.1f}/s{remaining}{extra}"
+            )
         )
 
 
-class BarReporter(_Quiet):
+class BarReporter(_QuietReporter):
     """A bar a step, with speed and time left; it vanishes when the step is done."""
 
     open = 0
@@ -101,14 +104,14 @@ class BarReporter(_Quiet):
         )
 
     def note(self, message: str) -> None:
-        self.console.print(shown(message))  # the bars' console too, which keeps them below
+        self.console.print(escape_markup(message))  # the bars' console too, which keeps them below
 
     @contextmanager
     def task(self, label: str, total: int | None, unit: str = "images") -> Iterator[Task]:
         if not self.open:
             self.progress.start()
         self.open += 1
-        task = self.progress.add_task(shown(label), total=total, speed="", extra="")
+        task = self.progress.add_task(escape_markup(label), total=total, speed="", extra="")
         try:
             yield _Bar(self.progress, task, unit)
         finally:

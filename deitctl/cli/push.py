@@ -6,34 +6,31 @@ from typing import Annotated
 
 import typer
 
+import deitctl
 from deitctl.cli import options as o
+from deitctl.cli.console import choose_format, print_json, print_table
+from deitctl.cli.progress import make_reporter
+from deitctl.records import to_object
 
 
 def push(
     path: Annotated[
-        str,
-        typer.Argument(
-            metavar="PATH",
-            help="Run, model folder, or file or folder of export.",
-            show_default=False,
-        ),
+        str, typer.Argument(metavar="PATH", help="Run, model folder, or file or folder of export.")
     ],
     repository: Annotated[
-        str, typer.Argument(metavar="OWNER/NAME", help="On the hub; made if it is not there.")
+        str, typer.Argument(metavar="OWNER/NAME", help="On the hub; created if it is missing.")
     ],
     private: Annotated[
-        bool, typer.Option("--private", help="Make the repository private.")
+        bool, o.option("--private", help="Create the repository as a private one.")
     ] = False,
     revision: Annotated[
-        str | None,
-        typer.Option("--revision", help="Branch; made if it is not there.", show_default="main"),
-    ] = None,
+        str, o.option("--revision", help="Branch; created if it is missing.", default="main")
+    ] = "",
     message: Annotated[
-        str | None,
-        typer.Option("--message", help="Of the commit.", show_default="what was uploaded"),
-    ] = None,
+        str, o.option("--message", help="Message of the commit.", default="what was uploaded")
+    ] = "",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say which files would go, without a network.")
+        bool, o.option("--dry-run", help="List the files, without a network.")
     ] = False,
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
@@ -42,26 +39,22 @@ def push(
 
     Example: deitctl push runs/deit_tiny-digits OWNER/NAME --dry-run
     """
-    from deitctl.cli.console import choose_format, print_json, print_table
-    from deitctl.cli.progress import make_reporter
-    from deitctl.cli.run_training import FORMATS
-
-    shape = choose_format(output_format, FORMATS, "json")
-    from deitctl.hub.push import push as run
-    from deitctl.records import to_object
-
-    result = run(
+    shape = choose_format(output_format, o.FORMATS)
+    result = deitctl.push(
         path,
         repository,
         private=private,
-        revision=revision or "",
-        message=message or "",
+        revision=revision,
+        message=message,
         dry_run=dry_run,
         reporter=make_reporter(quiet),
     )
     if shape == "json":
         print_json(to_object(result))
         return
-    rows = [*((file.path, file.bytes) for file in result.files), ("all", result.bytes)]
+    rows = [
+        *((file.path, f"{file.bytes:,}") for file in result.files),
+        ("all", f"{result.bytes:,}"),
+    ]
     title = f"pushed to {result.url}" if result.url else f"would be pushed to {repository}"
-    print_table(title, ("file", "bytes"), [(name, f"{size:,}") for name, size in rows])
+    print_table(title, ("file", "bytes"), rows)

@@ -2,44 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deitctl import api
 from deitctl.cli import options as o
+from deitctl.cli.console import (
+    choose_format,
+    exit_code_for_unreadable,
+    pause_gc,
+    print_json,
+    print_line,
+    print_table,
+    print_values,
+)
+from deitctl.cli.progress import make_reporter
+from deitctl.config import RESUMING
+from deitctl.records import to_object
+
+if TYPE_CHECKING:
+    from deitctl.training.plan import TrainPlan
+    from deitctl.training.replay import Replay
+    from deitctl.training.result import TrainResult
+
+MAX_ROWS = 12
+HEAD_TITLES = {
+    "cls": "class head",
+    "dist": "distillation head",
+    "avg-logits": "both heads (mean of logits)",
+    "avg-probs": "both heads (mean of probabilities)",
+}
 
 
+@o.take_options(api.train)
 def train(
-    data: o.DataArg = None,
-    model: o.ModelOpt = None,
-    recipe: o.RecipeOpt = None,
-    pretrained: o.PretrainedOpt = None,
-    weights: o.WeightsOpt = None,
-    epochs: o.EpochsOpt = None,
-    batch_size: o.BatchSizeOrAutoOpt = None,
-    lr: o.LrOpt = None,
-    img_size: o.ImgSizeOpt = None,
-    seed: o.SeedOpt = None,
-    workers: o.WorkersOpt = None,
-    device: o.DeviceOfRunOpt = None,
-    precision: o.PrecisionOfRunOpt = None,
-    compiled: o.CompileOpt = None,
-    micro_batch: o.MicroBatchOpt = None,
-    on_bad_image: o.OnBadImageOpt = None,
-    save_every: o.SaveEveryOpt = None,
-    output: o.OutputRunOpt = None,
-    resume: o.ResumeOpt = None,
-    config: o.ConfigOpt = None,
+    arguments: dict[str, Any],
+    changes: o.SetOpt = None,
     replay: Annotated[
         Path | None,
-        typer.Option(
+        o.option(
             "--replay",
-            help="Take the step of RUN/incidents/STEP again and say what happens in it.",
-            show_default=False,
+            help="Repeat the step of RUN/incidents/STEP and report its losses and gradients.",
+            default="",
+            panel=RESUMING,
+            metavar="RECORD",
         ),
     ] = None,
-    changes: o.SetOpt = None,
     dry_run: o.DryRunOpt = False,
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
@@ -48,50 +59,108 @@ def train(
 
     Example: deitctl train photos/ --model deit_tiny --epochs 10
     """
-    from deitctl.cli.run_training import run, run_replay
-
-    given = o.training_settings(
-        epochs,
-        batch_size,
-        lr,
-        img_size,
-        seed,
-        workers,
-        device,
-        precision,
-        save_every,
-        micro_batch,
-        on_bad_image,
-        compiled,
-    )
-    if replay is not None:
-        named = {
-            "data": data,
-            "model": model,
-            "recipe": recipe,
-            "pretrained": pretrained,
-            "weights": weights,
-            "output": output,
-            "resume": resume,
-            "config": config,
-            "set": changes,
-            "dry_run": dry_run or None,
-        }
-        run_replay(replay, {**given, **named}, output_format=output_format, quiet=quiet)
+    if replay is None:
+        run_training(
+            api.train, arguments, changes, dry_run=dry_run, output_format=output_format, quiet=quiet
+        )
         return
-    run(
-        data=data,
-        model=model,
-        weights=weights,
-        recipe=recipe,
-        pretrained=pretrained,
-        teaching=None,
-        output=output,
-        resume=resume,
-        config=config,
-        changes=changes or (),
-        dry_run=dry_run,
-        output_format=output_format,
-        quiet=quiet,
-        given=given,
+    from deitctl.training.configure import refuse_settings
+
+    shape = choose_format(output_format, o.FORMATS)
+    machine = {k: arguments.pop(k) for k in ("device", "precision", "workers") if k in arguments}
+    refuse_settings([*arguments, *(["setting"] if changes else [])], replay)
+    result = api.replay(replay, **machine, reporter=make_reporter(quiet))
+    print_json(to_object(result)) if shape == "json" else _print_replay(result)
+
+
+def run_training(
+    function: Callable[..., TrainResult],
+    arguments: Mapping[str, Any],
+    changes: list[str] | None,
+    *,
+    dry_run: bool,
+    output_format: str | None,
+    quiet: bool,
+) -> None:
+    """Train by `api.train` or `api.distill`, or print the plan; exit with 3 if images had to be left out."""
+    from deitctl.settings import parse_overrides
+
+    with pause_gc():
+        from deitctl.distributed import is_main_process
+
+        shape, reporter = choose_format(output_format, o.FORMATS), make_reporter(quiet)
+        arguments = {**arguments, **parse_overrides(changes or ()), "reporter": reporter}
+        if dry_run:
+            if resume := arguments.pop("resume", None):
+                from deitctl.training.configure import refuse_settings
+
+                refuse_settings(["dry run"], Path(resume))
+            plan = api.plan(distilled=function is api.distill, **arguments)
+            print_json(to_object(plan)) if shape == "json" else _print_plan(plan)
+            return
+        result = function(**arguments)
+    if is_main_process():
+        print_json(to_object(result)) if shape == "json" else _print_result(result)
+    raise typer.Exit(exit_code_for_unreadable(len(result.unreadable)))
+
+
+def _print_plan(plan: TrainPlan) -> None:
+    from deitctl.records import to_json
+    from deitctl.settings import flatten, to_dict
+
+    values = to_json(plan)
+    del values["config"]
+    print_values(f"plan: {plan.model} on {plan.data}", flatten(values))
+    print_table(
+        "recipe",
+        ("setting", "value"),
+        [(name, str(value)) for name, value in flatten(to_dict(plan.config)).items()],
+        2,
     )
+
+
+def _print_result(result: TrainResult) -> None:
+    rows = []
+    if result.teacher is not None:
+        rows.append((f"teacher {result.teacher.name}", f"{result.teacher.top1:.2f}"))
+    model = "model" if result.teacher is None else "student"
+    heads = {HEAD_TITLES.get(head, head): top1 for head, top1 in (result.heads or {}).items()}
+    rows += [(f"{model}, {title}", f"{top1:.2f}") for title, top1 in heads.items()]
+    if not heads:
+        rows.append((model, f"{result.best.top1:.2f}"))
+    title = f"top-1 on {result.evaluation.num_images} validation images, %"
+    print_table(title, ("", "top-1"), rows)
+    run, best = result.run, result.best
+    print_values(
+        "run",
+        {
+            "model": run,
+            "curves": run / "figures" / "curves.png",
+            "log": run / "metrics.jsonl",
+            "best epoch": f"{best.epoch} of {result.epochs}, {best.weights} weights",
+            "time": f"{result.seconds:.0f} s",
+        },
+    )
+    print_line(f"deitctl predict IMAGE --model {run}")
+
+
+def _print_replay(result: Replay) -> None:
+    print_table(
+        f"{result.kind} at step {result.step}, in {result.precision}",
+        ("step", "loss", "gradient norm", "rate"),
+        [
+            (str(step["step"]), *(f"{step[key]:.4g}" for key in ("loss", "grad_norm", "lr")))
+            for step in result.steps[-MAX_ROWS:]
+        ],
+    )
+    print_table(
+        "largest gradients of the step",
+        ("parameter", "norm"),
+        [(name, f"{norm:.4g}") for name, norm in list(result.grad_norms.items())[:MAX_ROWS]],
+    )
+    print_table(
+        "its images, largest loss first",
+        ("image", "loss"),
+        [(image.image, f"{image.loss:.4g}") for image in result.images[:MAX_ROWS]],
+    )
+    print_line("The step diverged again." if result.reproduced else "The step did not diverge.")

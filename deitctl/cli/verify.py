@@ -6,57 +6,47 @@ from typing import Annotated
 
 import typer
 
+import deitctl
+from deitctl.cli import completion
 from deitctl.cli import options as o
+from deitctl.cli.console import choose_format, print_json, print_record
+from deitctl.cli.progress import make_reporter
+from deitctl.config import MODEL_HELP
+from deitctl.records import to_object
 
 
 def verify(
     path: Annotated[
         str, typer.Argument(metavar="PATH", help="File or folder that `deitctl export` wrote.")
     ],
-    images: Annotated[
-        str | None,
-        typer.Option(
-            "--with", help="Images to prove it on.", show_default="the run's data, or digits"
-        ),
-    ] = None,
     model: Annotated[
-        str | None,
-        typer.Option(
+        str,
+        o.option(
             "--model",
-            help=f"What to compare with. {o.MODEL_HELP}",
-            show_default="the run that PATH lies in",
+            help=f"What to compare with. {MODEL_HELP}",
+            default="the run that PATH lies in",
+            complete=completion.complete_model,
         ),
-    ] = None,
-    weights: o.WeightsOpt = None,
-    count: o.CountOpt = 64,
+    ] = "",
+    weights: o.WeightsOpt = "",
+    verify_data: o.VerifyDataOpt = "",
+    num_images: o.NumImagesOpt = 64,
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
 ) -> None:
-    """Run an exported file again in a fresh process, and prove that it answers as its model does.
+    """Run an exported file in a fresh process, and verify that its outputs agree with its model's.
 
-    Without a model the golden sample inside the file is looked at alone.
+    Without a model, its golden sample alone is verified.
 
-    Example: deitctl verify runs/deit_tiny-digits/export/deit_tiny-digits.onnx --with images/
+    Example: deitctl verify runs/deit_tiny-digits/export/deit_tiny-digits.onnx --verify-data images/
     """
-    from deitctl.cli.console import choose_format, print_json
-    from deitctl.cli.export import print_export
-    from deitctl.cli.progress import make_reporter
-    from deitctl.cli.run_training import FORMATS
-
-    shape = choose_format(output_format, FORMATS, "json")
-    from deitctl.exporters.verify import verify_export
-    from deitctl.records import to_object
-
-    result = verify_export(
+    shape = choose_format(output_format, o.FORMATS)
+    result = deitctl.verify(
         path,
-        verify_data=images or "",
-        model=model or "",
-        weights=str(weights) if weights else "",
-        num_images=count,
+        verify_data=verify_data,
+        model=model,
+        weights=weights,
+        num_images=num_images,
         reporter=make_reporter(quiet),
     )
-    record = to_object(result)
-    if shape == "json":
-        print_json(record)
-    else:
-        print_export("verified", record)
+    print_json(to_object(result)) if shape == "json" else print_record("verified", result)

@@ -15,12 +15,7 @@ from deitctl.data.rand_augment import parse_rand_augment
 from deitctl.errors import ConfigError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.models import catalog
-from deitctl.models.factory import (
-    HUB_PREFIX,
-    find_architecture,
-    is_model_folder,
-    list_weight_files,
-)
+from deitctl.models.factory import HUB_PREFIX, find_architecture, is_model_folder, list_weight_files
 from deitctl.models.weights import fetch_weights
 from deitctl.recipes import (
     DIGITS,
@@ -303,9 +298,7 @@ def _settings_of(teaching: Teaching) -> dict[str, Any]:
 
 
 def configure(
-    request: Request,
-    reporter: Reporter,
-    datasets: tuple[ImageDataset, ImageDataset] | None = None,
+    request: Request, reporter: Reporter, datasets: tuple[ImageDataset, ImageDataset] | None = None
 ) -> tuple[TrainConfig, ImageDataset, ImageDataset]:
     """Resolve a request."""
     settings = {

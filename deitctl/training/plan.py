@@ -158,7 +158,7 @@ def plan_training(
         weights_mib=round(num_params * 4 * (5 if recipe.ema_decay else 4) / 2**20, 1),
         device=str(device.torch_device),
         precision=device.precision,
-        num_workers=device.loader_workers(config.workers),
+        num_workers=device.choose_num_workers(config.workers),
         teacher=teacher,
         config=config,
     )

@@ -1,0 +1,557 @@
+"""The functions of the Python API that join packages: training, distillation, comparison, evaluation, bench.
+
+Keywords are the command line's options. Packages meet here that do not import each other: distillation is given the
+training run (fine-tuned teachers, compared students), and report draws what training and evaluation return. The other
+public functions are those of one package, see `deitctl/__init__.py`. Imports are inside the functions, so that
+`import deitctl` costs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from deitctl.errors import ConfigError
+from deitctl.events import Reporter, SilentReporter
+from deitctl.recipes import get_recipe
+from deitctl.settings import dotted_name, list_settings
+
+if TYPE_CHECKING:
+    from deitctl.config import TrainConfig
+    from deitctl.data.dataset import ImageDataset
+    from deitctl.distillation.compare import Comparison
+    from deitctl.distillation.precompute import CacheTeacherResult, VerifyCacheResult
+    from deitctl.evaluation.result import EvalResult, EvalResults
+    from deitctl.profiling.bench_result import BenchResult
+    from deitctl.training.plan import TrainPlan
+    from deitctl.training.replay import Replay
+    from deitctl.training.result import TrainResult
+
+PathLike = str | Path
+AUTO = "auto"
+OnBadImage = Literal["skip", "stop"]
+Datasets = tuple["ImageDataset", "ImageDataset"]
+
+
+def train(
+    data: PathLike = "",
+    *,
+    model: PathLike | None = None,
+    recipe: PathLike | None = None,
+    epochs: int | None = None,
+    batch_size: int | Literal["auto"] | None = None,
+    img_size: int | None = None,
+    seed: int | None = None,
+    output: PathLike | None = None,
+    pretrained: bool | None = None,
+    weights: PathLike | None = None,
+    lr: float | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    compile: bool | None = None,
+    micro_batch_size: int | None = None,
+    on_bad_image: OnBadImage | None = None,
+    resume: PathLike | None = None,
+    config: PathLike | None = None,
+    save_every: str | None = None,
+    reporter: Reporter | None = None,
+    **overrides: Any,
+) -> TrainResult:
+    """Train a classifier, or continue a run.
+
+    Args:
+        data: folder, tar, pack or table of images; empty: the built-in digits.
+        model: alias, timm name, hub name, run folder or weights file.
+        recipe: name or TOML file; None: chosen by the data.
+        epochs: and every further keyword: the setting or option of `deitctl train` of that name, None for its default.
+        resume: run folder to continue, or `auto` for the newest unfinished run of this configuration.
+        config: run.toml of a run to repeat.
+        reporter: receives notes, warnings and progress; None: silent.
+        overrides: any other settings by dotted name, `**{"augment.mixup": 0.2}` for example.
+
+    Raises:
+        DeitctlError: bad settings, data, model or output folder, or a loss that diverges.
+        Interrupted: stopped by a signal after the finished steps were saved.
+    """
+    return _run(_collect(locals()))
+
+
+def distill(
+    data: PathLike = "",
+    *,
+    teacher: PathLike | None = None,
+    student: PathLike | None = None,
+    recipe: PathLike | None = None,
+    epochs: int | None = None,
+    batch_size: int | Literal["auto"] | None = None,
+    img_size: int | None = None,
+    seed: int | None = None,
+    output: PathLike | None = None,
+    teacher_weights: PathLike | None = None,
+    teacher_img_size: int | None = None,
+    finetune_teacher: Literal["auto", "head", "full", "none"] | None = None,
+    mode: Literal["hard", "soft", "none"] | None = None,
+    alpha: float | None = None,
+    tau: float | None = None,
+    reduction: Literal["batchmean", "mean"] | None = None,
+    dist_token: bool | None = None,
+    teacher_input: Literal["mixed", "unmixed"] | None = None,
+    views: int | None = None,
+    view_seed: int | None = None,
+    logits_topk: int | None = None,
+    teacher_cache: PathLike | None = None,
+    allow_weak_teacher: bool | None = None,
+    pretrained: bool | None = None,
+    weights: PathLike | None = None,
+    lr: float | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    compile: bool | None = None,
+    micro_batch_size: int | None = None,
+    on_bad_image: OnBadImage | None = None,
+    resume: PathLike | None = None,
+    config: PathLike | None = None,
+    save_every: str | None = None,
+    reporter: Reporter | None = None,
+    **overrides: Any,
+) -> TrainResult:
+    """Train a student that also learns from a teacher; arguments and errors as `train`.
+
+    Args:
+        data: as `train`.
+        teacher: model that gives the soft or hard targets; its other keywords are those of `deitctl distill`.
+        student: a DeiT, which gets a distillation token, or any timm model.
+        recipe: as `train`, and so are the others.
+        reporter: as `train`.
+        overrides: as `train`.
+
+    Raises:
+        TeacherError: a teacher near chance, of other classes, or without weights.
+    """
+    return _run(_collect(locals(), distilled=mode != "none"))
+
+
+def plan(
+    data: PathLike = "",
+    *,
+    distilled: bool = False,
+    reporter: Reporter | None = None,
+    **settings: Any,
+) -> TrainPlan:
+    """Return what `train`, or with `distilled` what `distill` would do with the same keywords."""
+    from deitctl.profiling.batch_size import with_chosen_batch_size
+    from deitctl.training.plan import plan_training
+
+    arguments = {"data": data, "reporter": reporter, **settings}
+    request = _collect(arguments, distilled=distilled and settings.get("mode") != "none")
+    config, datasets = _configure(request)
+    if request.auto_batch_size:
+        config = with_chosen_batch_size(config, datasets, request.reporter)
+    return plan_training(config, datasets=datasets, reporter=request.reporter)
+
+
+def replay(
+    record: PathLike,
+    *,
+    workers: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    reporter: Reporter | None = None,
+) -> Replay:
+    """Repeat the step of RUN/incidents/STEP on any device and in any precision."""
+    from deitctl.training import replay as package
+
+    machine = {"workers": workers, "device": device, "precision": precision}
+    chosen = {name: value for name, value in machine.items() if value is not None}
+    return package.replay(Path(record), settings=chosen, reporter=reporter)
+
+
+def cache_teacher(
+    data: PathLike = "",
+    *,
+    teacher: PathLike | None = None,
+    student: PathLike | None = None,
+    recipe: PathLike | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    teacher_weights: PathLike | None = None,
+    teacher_img_size: int | None = None,
+    finetune_teacher: Literal["auto", "head", "full", "none"] | None = None,
+    mode: Literal["hard", "soft"] | None = None,
+    tau: float | None = None,
+    views: int | None = None,
+    view_seed: int | None = None,
+    logits_topk: int | None = None,
+    teacher_cache: PathLike | None = None,
+    allow_weak_teacher: bool | None = None,
+    pretrained: bool | None = None,
+    weights: PathLike | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    batch_size: int = 64,
+    reporter: Reporter | None = None,
+    **overrides: Any,
+) -> CacheTeacherResult:
+    """Compute and store a teacher's targets for every view, so that `distill` never loads it.
+
+    Args:
+        data: as `distill`, and so are the keywords that are not here: a cache is keyed by what its targets depend on.
+        batch_size: views at a time.
+    """
+    arguments = locals()
+    batch_size = arguments.pop("batch_size")
+    from deitctl.distillation.precompute import cache_teacher as fill_cache
+
+    config, datasets, train_run, reporter = _prepare_teacher(arguments)
+    return fill_cache(config, datasets, train_run, batch_size=batch_size, reporter=reporter)
+
+
+def verify_teacher_cache(
+    data: PathLike = "",
+    *,
+    num_images: int = 256,
+    batch_size: int = 64,
+    reporter: Reporter | None = None,
+    **settings: Any,
+) -> VerifyCacheResult:
+    """Compute a sample of cached targets again, and compare; settings as `cache_teacher`.
+
+    Raises:
+        TeacherError: nothing is cached, or the targets differ.
+    """
+    from deitctl.distillation import precompute
+    from deitctl.distributed import is_distributed
+
+    if is_distributed():
+        raise ConfigError("--verify is for one process.", "Run it without torchrun.")
+    arguments = {"data": data, "reporter": reporter, **settings}
+    config, datasets, train_run, reporter = _prepare_teacher(arguments)
+    return precompute.verify_teacher_cache(
+        config, datasets, train_run, num_images=num_images, batch_size=batch_size, reporter=reporter
+    )
+
+
+def compare(
+    data: PathLike = "",
+    *,
+    teacher: PathLike | Sequence[PathLike] | None = None,
+    student: PathLike | None = None,
+    variants: str | Sequence[str] | None = None,
+    seeds: int = 1,
+    recipe: PathLike | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    img_size: int | None = None,
+    seed: int | None = None,
+    output: PathLike | None = None,
+    teacher_weights: PathLike | None = None,
+    teacher_img_size: int | None = None,
+    finetune_teacher: Literal["auto", "head", "full", "none"] | None = None,
+    teacher_input: Literal["mixed", "unmixed"] | None = None,
+    views: int | None = None,
+    view_seed: int | None = None,
+    logits_topk: int | None = None,
+    allow_weak_teacher: bool | None = None,
+    pretrained: bool | None = None,
+    weights: PathLike | None = None,
+    lr: float | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    reporter: Reporter | None = None,
+    **overrides: Any,
+) -> Comparison:
+    """Train a student with every variant of the paper's Table 3 on equal terms.
+
+    Args:
+        data: as `distill`, and so are the keywords that are not here.
+        teacher: one or several.
+        variants: some of none, soft, hard, token-soft and token-hard, also as `"none,soft"`; None: all.
+        seeds: runs of each variant.
+        output: folder of the runs; None: runs/compare-DATA.
+
+    Raises:
+        ConfigError: an unknown variant, or other runs in the output folder.
+    """
+    arguments = {
+        k: v for k, v in locals().items() if k not in ("teacher", "variants", "seeds", "output")
+    }
+    from deitctl.distillation.compare import compare as compare_variants
+
+    request = _collect(arguments, distilled=True)
+    teachers = [teacher] if isinstance(teacher, str | Path) else list(teacher or ())
+    names = variants.split(",") if isinstance(variants, str) else list(variants or ())
+    first = replace(
+        request, settings=request.settings | ({"distill.teacher": teachers[0]} if teachers else {})
+    )
+    config, datasets = _configure(first)
+    request.settings["data"] = config.data  # said once that none was named
+
+    def make_config(name: str, mode: str, dist_token: bool) -> TrainConfig:
+        settings = request.settings | {"distill.mode": mode, "distill.dist_token": dist_token}
+        if name:
+            settings["distill.teacher"] = name
+        return _configure(replace(request, settings=settings), datasets)[0]
+
+    return compare_variants(
+        make_config,
+        _train_run(datasets, request.reporter, require_equal=True),
+        output=Path(output or Path("runs") / f"compare-{Path(data or 'digits').name}"),
+        num_images=len(datasets[1].labels),
+        teachers=[str(name) for name in teachers],
+        variants=[name.strip() for name in names],
+        num_seeds=seeds,
+        reporter=request.reporter,
+    )
+
+
+def bench(
+    data: PathLike = "",
+    *,
+    model: PathLike | None = None,
+    teacher: PathLike | None = None,
+    recipe: PathLike | None = None,
+    batch_size: int | Literal["auto"] | None = None,
+    img_size: int | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    seconds: float = 2.0,
+    reporter: Reporter | None = None,
+    **overrides: Any,
+) -> BenchResult:
+    """Measure the speed of a training on this machine, stage by stage, with random weights.
+
+    Args:
+        data: as `train`; empty: synthetic images of ImageNet's size.
+        teacher: model to distill from; None: none. The other settings are those of `train`.
+        seconds: duration of a stage, about.
+    """
+    arguments = {k: v for k, v in locals().items() if k != "seconds"}
+    from deitctl.profiling import bench as package
+
+    request = _collect(arguments)
+    return package.bench(
+        request.settings,
+        overrides=request.overrides,
+        auto_batch_size=request.auto_batch_size,
+        seconds=seconds,
+        reporter=request.reporter,
+    )
+
+
+def evaluate(
+    data: PathLike = "",
+    *,
+    model: PathLike = "",
+    weights: PathLike = "",
+    head: str = "auto",
+    protocol: str = "native",
+    real_labels: PathLike = "",
+    save_temperature: bool = False,
+    batch_size: int = 64,
+    img_size: int = 0,
+    on_bad_image: OnBadImage = "skip",
+    workers: int = -1,
+    device: str = "auto",
+    precision: str = "auto",
+    predictions: PathLike = "",
+    report: PathLike = "",
+    figures: PathLike = "",
+    command: str = "",
+    reporter: Reporter | None = None,
+) -> EvalResult:
+    """Evaluate a model on labeled images; labels are matched by class name or WordNet id.
+
+    Args:
+        data: as `train`; of train and val the latter.
+        model: name, folder or file, an ONNX file of `export` included; empty: the default model.
+        weights: for a model that is named by architecture.
+        head: head rule of the predictions; `auto`: the model's own.
+        protocol: whose preprocessing: native (the model's own), deit, timm or hf.
+        real_labels: ReaL labels of ImageNet's validation images.
+        save_temperature: store the fitted temperature with the model.
+        batch_size: images at a time.
+        img_size: side of the input in pixels; 0: the model's own.
+        on_bad_image: `skip` leaves out an image that cannot be read, `stop` raises.
+        workers: loader processes; -1: chosen from the machine.
+        device: auto, cuda, cuda:N, mps or cpu.
+        precision: auto (fp32), fp32, bf16 or fp16.
+        predictions: JSON Lines file for the result of each image.
+        report: HTML file to write.
+        figures: folder for the report's figures as PNG.
+        command: what the report names as its origin.
+        reporter: as `train`.
+
+    Raises:
+        DataError: no such data, or classes that the model does not have.
+        ModelError: no such model.
+    """
+    arguments = locals()
+    models, protocols = [arguments.pop("model")], [arguments.pop("protocol")]
+    return evaluate_models(**arguments, models=models, protocols=protocols).evaluations[0]
+
+
+def evaluate_models(
+    data: PathLike = "",
+    *,
+    models: Sequence[PathLike],
+    protocols: Sequence[str] = ("native",),
+    report: PathLike = "",
+    figures: PathLike = "",
+    command: str = "",
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> EvalResults:
+    """Evaluate every model under every protocol on the same images, and compare them; options as `evaluate`."""
+    from deitctl.distributed import is_main_process
+    from deitctl.evaluation import evaluate as package
+    from deitctl.report.build import require_report_paths, write_report
+
+    options = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
+    reporter = reporter or SilentReporter()
+    require_report_paths(str(report), str(figures), options.get("predictions", ""))
+    results = package.evaluate_models(
+        str(data),
+        models=[str(model) for model in models],
+        protocols=protocols,
+        reporter=reporter,
+        **options,
+    )
+    if is_main_process():
+        write_report(results, reporter, report=str(report), figures=str(figures), command=command)
+    return results
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The arguments of a training function."""
+
+    settings: dict[str, Any]
+    """By dotted name of `TrainConfig`; `recipe` is the name or file of one."""
+    overrides: dict[str, Any]
+    reporter: Reporter
+    distilled: bool
+    auto_batch_size: bool
+    resume: str
+    config: str
+
+
+def _collect(arguments: Mapping[str, Any], *, distilled: bool = False) -> _Request:
+    """Sort the arguments of a training function; those that are None or empty are left out."""
+    keywords = {s.keyword: s.name for s in list_settings() if s.option.panel}
+    keywords |= {"data": "data", "recipe": "recipe", "student": "model"}
+    settings, overrides = {}, dict(arguments.get("overrides", {}))
+    for keyword, value in arguments.items():
+        if keyword in ("overrides", "reporter", "resume", "config") or value is None or value == "":
+            continue
+        if keyword in keywords:
+            settings[keywords[keyword]] = str(value) if isinstance(value, Path) else value
+        else:
+            overrides[keyword] = value
+    auto = settings.get("recipe.batch_size") == AUTO
+    if auto:
+        del settings["recipe.batch_size"]
+    return _Request(
+        settings,
+        {dotted_name(key): value for key, value in overrides.items()},
+        arguments.get("reporter") or SilentReporter(),
+        distilled,
+        auto,
+        str(arguments.get("resume") or ""),
+        str(arguments.get("config") or ""),
+    )
+
+
+def _configure(request: _Request, datasets: Datasets | None = None) -> tuple[TrainConfig, Datasets]:
+    from deitctl.data.open import open_for_training
+    from deitctl.training.configure import build_config, read_config
+
+    if request.config:
+        config = read_config(Path(request.config), request.settings, request.overrides)
+        opened = open_for_training(config.data, seed=config.data_seed, reporter=request.reporter)
+        return config, datasets or opened
+    settings = request.settings
+    if not request.distilled:
+        settings = {k: v for k, v in settings.items() if not k.startswith("distill.")}
+    config, train, val = build_config(
+        settings,
+        overrides=request.overrides,
+        distilled=request.distilled,
+        datasets=datasets,
+        reporter=request.reporter,
+    )
+    return config, (train, val)
+
+
+def _run(request: _Request) -> TrainResult:
+    from deitctl.profiling.batch_size import with_chosen_batch_size
+    from deitctl.training import launch
+    from deitctl.training.configure import make_absolute, refuse_settings
+
+    if request.resume and request.resume != AUTO:
+        root = Path(request.resume)
+        own = {"config": request.config, "output": request.settings.get("output_dir")}
+        refuse_settings([name for name, value in own.items() if value], root)
+        settings = make_absolute(request.settings) | request.overrides
+        if "recipe" in settings:
+            settings["recipe.name"] = get_recipe(settings.pop("recipe")).name
+        result = launch.resume(root, settings=settings, reporter=request.reporter)
+    else:
+        config, datasets = _configure(request)
+
+        def choose(config: TrainConfig) -> TrainConfig:
+            return with_chosen_batch_size(config, datasets, request.reporter)
+
+        result = launch.start_or_resume(
+            config,
+            auto=request.resume == AUTO,
+            datasets=datasets,
+            reporter=request.reporter,
+            choose=choose if request.auto_batch_size else None,
+        )
+    _draw_curves(result)
+    return result
+
+
+def _draw_curves(result: TrainResult) -> None:
+    from deitctl.distributed import is_main_process
+    from deitctl.report.figures import draw_curves
+    from deitctl.training.run_dir import Run
+
+    if is_main_process():
+        run = Run(result.run)
+        draw_curves(
+            run.figures / "curves.png",
+            list(run.records("step")),
+            list(run.records("epoch")),
+            teacher_top1=result.teacher.top1 if result.teacher else None,
+            title=run.root.name,
+        )
+
+
+def _train_run(
+    datasets: Datasets, reporter: Reporter, *, require_equal: bool = False
+) -> Callable[[TrainConfig], Mapping[str, Any]]:
+    """Return the function by which distillation trains: a teacher that is fine-tuned, a student that is compared."""
+    from deitctl.training.launch import train_or_find
+
+    def train_run(config: TrainConfig) -> Mapping[str, Any]:
+        return train_or_find(config, datasets, reporter, require_equal=require_equal)
+
+    return train_run
+
+
+def _prepare_teacher(
+    arguments: Mapping[str, Any],
+) -> tuple[TrainConfig, Datasets, Callable[[TrainConfig], Mapping[str, Any]], Reporter]:
+    if arguments.get("mode") == "none":
+        raise ConfigError("--mode none has no teacher.", "Use hard or soft.")
+    request = _collect({**arguments, "teacher_input": "unmixed"}, distilled=True)
+    config, datasets = _configure(request)
+    return config, datasets, _train_run(datasets, request.reporter), request.reporter

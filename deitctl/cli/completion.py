@@ -1,0 +1,56 @@
+"""Values that the shell completes, where they are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+
+def _complete(values: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in values() if value.startswith(incomplete)]
+
+    return complete
+
+
+def _list_models() -> list[str]:
+    from deitctl.models.catalog import ARCHITECTURES
+
+    return [arch.alias for arch in ARCHITECTURES]
+
+
+def _list_recipes() -> list[str]:
+    from deitctl.recipes import RECIPES
+
+    return list(RECIPES)
+
+
+def _list_export_formats() -> list[str]:
+    from deitctl.exporters.formats import FORMATS
+
+    return list(FORMATS)
+
+
+def _list_set_keys() -> list[str]:
+    from deitctl.settings import list_settings
+
+    # those with an option of their own come last: the option is shorter
+    settings = sorted(list_settings(), key=lambda setting: bool(setting.option.panel))
+    return [f"{setting.name.removeprefix('recipe.')}=" for setting in settings]
+
+
+HEADS = ("auto", "cls", "dist", "avg-logits", "avg-probs")
+DEVICES = ("auto", "cuda", "cuda:0", "mps", "cpu")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+complete_model = _complete(_list_models)
+complete_recipe = _complete(_list_recipes)
+complete_export_format = _complete(_list_export_formats)
+complete_set = _complete(_list_set_keys)
+complete_head = _complete(lambda: HEADS)
+complete_device = _complete(lambda: DEVICES)
+complete_precision = _complete(lambda: PRECISIONS)
+
+
+def complete_values(*values: str) -> Callable[[str], list[str]]:
+    """Return a completion of fixed values."""
+    return _complete(lambda: values)
