@@ -1,82 +1,65 @@
-"""Locks that a killed process lets go: one writer of a run, one trainer of a teacher."""
+"""Locks between processes, released by the kernel when their holder ends: one writer a run, one trainer a teacher."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from deitctl.errors import DeitctlError
+from deitctl.paths import read_regular
+
+MAX_PID = 20
+"""Characters of a process number."""
 
 
 class Busy(DeitctlError):
-    """Somebody else holds the lock."""
+    """Another process holds the lock."""
 
 
 @contextmanager
 def locked(path: Path, *, what: str, when_busy: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the lock of a file for a block; the kernel lets it go when the process ends, however it ends.
+    """Hold the lock of a file for a block.
 
     Args:
-        path: the lock's file, made if need be, which holds the number of the process that has it.
+        path: the lock's file, created if it is missing; it holds the number of the process that has the lock.
         what: what is locked, for the message.
-        when_busy: called before waiting for who has it; None: do not wait.
+        when_busy: called before waiting for the holder; None: do not wait.
 
     Raises:
         Busy: another process has it, and `when_busy` is None.
-        OSError: the file cannot be made.
+        OSError: the file cannot be created, or is a link.
     """
+    from filelock import FileLock, Timeout
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            import fcntl
-        except ImportError:  # Windows: nothing is locked there
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if when_busy is None:
-                file.seek(0)
-                holder = file.read(20).strip()
-                raise Busy(
-                    f"{what} is being written by another process{f' (number {holder})' if holder.isdigit() else ''}.",
-                    "Wait for it or end it, or name another --output.",
-                ) from None
-            when_busy()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            yield
-            return
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        with _kept_from_children(file):
-            yield
-
-
-_held: set[IO[str]] = set()
-
-
-@contextmanager
-def _kept_from_children(file: IO[str]) -> Iterator[None]:
-    """Have processes that are forked meanwhile, loaders for example, close the file: a lock lasts as long as anybody has it."""
-    if not _held:
-        _at_fork()
-    _held.add(file)
+    lock = FileLock(path)
     try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if when_busy is None:
+            holder = _read_holder(path)
+            number = f" (number {holder})" if holder else ""
+            raise Busy(
+                f"{what} is being written by another process{number}.",
+                "Wait for it or end it, or name another --output.",
+            ) from None
+        when_busy()
+        lock.acquire()
+    try:
+        # a file with other content is somebody else's; on Windows a locked file cannot be written
+        with suppress(OSError):
+            if path.stat().st_size == 0 or _read_holder(path):
+                path.write_text(str(os.getpid()), encoding="utf-8")
         yield
     finally:
-        _held.discard(file)
+        lock.release()
 
 
-@cache
-def _at_fork() -> None:
-    def close_in_child() -> None:
-        for file in _held:
-            os.close(file.fileno())
-
-    os.register_at_fork(after_in_child=close_in_child)
+def _read_holder(path: Path) -> str:
+    """Return the process number in a lock's file, empty if there is none."""
+    with suppress(OSError, ValueError):
+        content = read_regular(path, MAX_PID).decode().strip()
+        return content if content.isdecimal() else ""
+    return ""

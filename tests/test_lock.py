@@ -1,4 +1,4 @@
-"""A lock has one holder, who is named, and is free when the holder is gone, however it went."""
+"""A lock has one holder, which is named, and is released when the holder ends, killed or not."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import pytest
 
 from deitctl.lock import Busy, locked
 
-pytest.importorskip("fcntl", reason="nothing is locked without it")
-
 HOLDER = """
 import sys
 from pathlib import Path
@@ -24,7 +22,7 @@ with locked(Path(sys.argv[1]), what="it"):
 """
 
 
-def test_a_second_one_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
+def test_a_second_holder_is_refused_with_the_first_ones_process_number(tmp_path: Path) -> None:
     path = tmp_path / "run" / "lock"
     with locked(path, what="The run"):
         for _ in range(2):  # being refused changes nothing
@@ -46,29 +44,29 @@ def test_another_lock_is_another_lock(tmp_path: Path) -> None:
         pass
 
 
-def test_one_that_waits_says_so_and_gets_it_next(tmp_path: Path) -> None:
-    path, order, said = tmp_path / "lock", [], threading.Event()
+def test_a_waiting_process_calls_when_busy_and_gets_the_lock_next(tmp_path: Path) -> None:
+    path, order, busy = tmp_path / "lock", [], threading.Event()
 
     def second() -> None:
-        with locked(path, what="x", when_busy=said.set):
+        with locked(path, what="x", when_busy=busy.set):
             order.append("second")
 
     with locked(path, what="x"):
         waiter = threading.Thread(target=second)
         waiter.start()
-        assert said.wait(20)
+        assert busy.wait(20)
         order.append("first")
     waiter.join(20)
     assert order == ["first", "second"]
 
 
-def test_one_that_need_not_wait_does_not_say_so(tmp_path: Path) -> None:
-    said: list[int] = []
-    with locked(tmp_path / "lock", what="x", when_busy=lambda: said.append(1)):
-        assert not said
+def test_when_busy_is_not_called_for_a_free_lock(tmp_path: Path) -> None:
+    calls: list[int] = []
+    with locked(tmp_path / "lock", what="x", when_busy=lambda: calls.append(1)):
+        assert not calls
 
 
-def test_a_killed_process_lets_its_lock_go(tmp_path: Path) -> None:
+def test_a_killed_process_releases_its_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     command = [sys.executable, "-c", HOLDER, str(path)]
     with subprocess.Popen(
@@ -114,3 +112,18 @@ def test_a_child_of_a_killed_holder_does_not_keep_the_lock(tmp_path: Path) -> No
         os.kill(child, 9)  # it was there still
     holder.stdin.close()
     holder.stdout.close()
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("precious")
+    (tmp_path / "lock").symlink_to(tmp_path / "theirs")
+    with pytest.raises(OSError, match="symbolic links"):
+        locked(tmp_path / "lock", what="it").__enter__()
+    assert (tmp_path / "theirs").read_text() == "precious"
+
+
+def test_a_file_with_other_content_is_locked_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("precious")
+    with locked(tmp_path / "lock", what="it"), pytest.raises(Busy, match=r"by another process\."):
+        locked(tmp_path / "lock", what="it").__enter__()
+    assert (tmp_path / "lock").read_text() == "precious"
