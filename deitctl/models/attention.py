@@ -1,8 +1,8 @@
 """Attention for bf16 training on a CPU, whose backward pass is four matrix products.
 
 torch's fused CPU kernel takes three times as long in its backward pass, and 1.6 to 1.8 times as long for both passes
-(less in fp32; benchmarks/attention.py). Scores are computed and normalized in fp32, as in the fused kernel, and stored in
-the dtype of the values, so gradients are as close to exact ones, also for large scores.
+(less in fp32; benchmarks/attention.py). Scores are computed and normalized in fp32, as in the fused kernel, and stored
+in the dtype of the values, so gradients are as close to exact ones, also for large scores.
 
 Letters: B images, A heads, N queries, M keys, D width of a head.
 """

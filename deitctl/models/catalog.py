@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 
-from deitctl.errors import did_you_mean
 from deitctl.models.model_config import ModelConfig, Preprocessing
 
 OFFICIAL_URL = "https://dl.fbaipublicfiles.com/deit/"
@@ -142,11 +141,6 @@ def get_distilled(arch: Architecture) -> Architecture:
 def get_plain(arch: Architecture) -> Architecture:
     """Return the variant without a distillation token."""
     return BY_ALIAS[arch.alias.removesuffix("_distilled")]
-
-
-def suggest(name: str) -> str:
-    """Return a "Did you mean" line for a misspelled name."""
-    return did_you_mean(name, [*BY_ALIAS, *(a.name for a in ARCHITECTURES)])
 
 
 @lru_cache(maxsize=1)

@@ -194,6 +194,12 @@ def save_model(
     write_json(folder / CONFIG, to_timm_config(model_config, **layers))
 
 
+def find_weights_file(folder: Path) -> Path:
+    """Return a model folder's weights: safetensors, or else Hugging Face's older pickle if that is there."""
+    files = [folder / WEIGHTS, folder / "pytorch_model.bin"]
+    return next((file for file in files if file.is_file()), files[0])
+
+
 def load_model_config(folder: Path) -> ModelConfig:
     """Read the config of a model folder; raise `ModelError` if it is missing or invalid."""
     path = folder / CONFIG

@@ -1,4 +1,4 @@
-"""Making a checkpoint fit a DeiT: what architecture it is, other input sizes, other classes, with or without the token."""
+"""State dicts for a DeiT: infer the architecture, adapt to another input size, class count or set of tokens."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from deitctl.errors import ModelError
 from deitctl.models.catalog import ARCHITECTURES, Architecture
 from deitctl.models.vit import VisionTransformer, resize_pos_embed
 
-HEADS = ("head", "head_dist")
-
 
 def normalize_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the layer scales of the authors' DeiT-III files (`gamma_1`) to timm's (`ls1.gamma`)."""
@@ -25,142 +23,162 @@ def normalize_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def infer_architecture(shapes: Mapping[str, Sequence[int]], where: str) -> Architecture:
-    """Return the DeiT whose parameters have these shapes; raise `ModelError` if none has."""
+    """Return the DeiT whose parameters have these shapes; raise `ModelError` if there is none."""
     try:
         dim, _, patch, _ = shapes["patch_embed.proj.weight"]
         depth = 1 + max(int(k.split(".")[1]) for k in shapes if k.startswith("blocks."))
-        tokens = shapes["pos_embed"][1]
+        num_positions = shapes["pos_embed"][1]
     except (KeyError, ValueError, IndexError):
         raise ModelError(
             f"{where} does not hold a DeiT.", "Name its architecture: --model NAME --weights FILE."
         ) from None
     distilled = "dist_token" in shapes
     layer_scale = "blocks.0.ls1.gamma" in shapes
-    grid = math.isqrt(tokens)  # one or two prefix tokens never make the next square
-    fitting = [
+    candidates = [
         a
         for a in ARCHITECTURES
         if (a.embed_dim, a.depth, a.patch_size, a.distilled, a.layer_scale)
         == (dim, depth, patch, distilled, layer_scale)
     ]
-    if not fitting:
+    if not candidates:
         raise ModelError(
             f"{where} is no DeiT that deitctl knows: width {dim}, depth {depth}, patches of {patch}.",
             "See `deitctl models`.",
         )
-    _require_usable(shapes, dim, 0 if layer_scale else 1 + distilled, where)
-    return min(fitting, key=lambda a: abs(a.img_size - grid * patch))
+    # DeiT-III has layer scale and no positions for its class token
+    _require_consistent_shapes(shapes, dim, 0 if layer_scale else 1 + distilled, where)
+    grid = math.isqrt(num_positions)  # rounds the one or two prefix tokens away
+    return min(candidates, key=lambda a: abs(a.img_size - grid * patch))
 
 
-def _require_usable(shapes: Mapping[str, Sequence[int]], dim: int, prefix: int, where: str) -> None:
-    """Refuse shapes that the surgery below would trip over: patches in no square, no token, a head of other features."""
-    head = tuple(shapes.get("head.weight", (1, dim)))
-    fine = (
-        tuple(shapes.get("cls_token", ())) == (1, 1, dim)
-        and len(head) == 2
-        and head[0] > 0
-        and head[1] == dim
-    )
-    patches = shapes["pos_embed"][1] - prefix
-    fine = fine and tuple(shapes["pos_embed"]) == (1, patches + prefix, dim)
-    if not fine or patches < 1 or math.isqrt(patches) ** 2 != patches:
+def _require_consistent_shapes(
+    shapes: Mapping[str, Sequence[int]], dim: int, num_prefix_tokens: int, where: str
+) -> None:
+    """Refuse shapes that the functions below cannot handle: a missing token, no square grid, a head of other width."""
+    pos_embed, head = tuple(shapes["pos_embed"]), tuple(shapes.get("head.weight", (1, dim)))
+    num_patches = pos_embed[1] - num_prefix_tokens
+    if (
+        tuple(shapes.get("cls_token", ())) != (1, 1, dim)
+        or pos_embed != (1, num_patches + num_prefix_tokens, dim)
+        or num_patches < 1
+        or math.isqrt(num_patches) ** 2 != num_patches
+        or len(head) != 2
+        or head[0] < 1
+        or head[1] != dim
+    ):
         raise ModelError(
-            f"{where} does not hold a whole DeiT: its tokens, positions and head do not go together."
+            f"{where} is not a complete DeiT: the shapes of its tokens, positions and head contradict each other."
         )
 
 
 def count_classes(state: Mapping[str, Tensor]) -> int | None:
-    """Return how many classes the class head of a state dict has, None without a head."""
+    """Return the number of classes of a state dict's head, None without a head."""
     weight = state.get("head.weight")
     return None if weight is None else len(weight)
 
 
 def infer_img_size(state: Mapping[str, Tensor], arch: Architecture) -> int:
-    """Return the input size in pixels that the position embeddings of a state dict are for."""
-    prefix = 0 if arch.no_embed_class else 1 + ("dist_token" in state)
-    return math.isqrt(state["pos_embed"].shape[1] - prefix) * arch.patch_size
+    """Return the input size in pixels that a state dict's position embeddings are for."""
+    num_prefix_tokens = 0 if arch.no_embed_class else 1 + ("dist_token" in state)
+    return math.isqrt(state["pos_embed"].shape[1] - num_prefix_tokens) * arch.patch_size
 
 
 def take_head_rows(state: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
-    """Keep the rows of the heads that belong to `rows`, in that order: a classifier of fewer classes, not a new one."""
+    """Select rows of the heads: a classifier of a subset of the classes, without training."""
     index = torch.tensor(list(rows))
-    return {k: v[index] if k.rpartition(".")[0] in HEADS else v for k, v in state.items()}
+    return {k: v[index] if _is_head(k) else v for k, v in state.items()}
 
 
-def without_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Leave the heads out, which know other classes."""
-    return {k: v for k, v in state.items() if k.rpartition(".")[0] not in HEADS}
+def drop_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict without its heads."""
+    return {k: v for k, v in state.items() if not _is_head(k)}
 
 
-def load_into(model: VisionTransformer, state: Mapping[str, Tensor], where: str) -> list[str]:
-    """Load a state dict into a DeiT of another input size, class count or with another set of tokens.
+def _is_head(name: str) -> bool:
+    return name.rpartition(".")[0] in ("head", "head_dist")
 
-    Heads of another class count are left as initialized. A distillation token that the weights lack starts as a copy
-    of the class token, with its position and head, so that the first step already gets two sensible answers
-    (a choice of ours: the paper trains it from scratch).
+
+def load_adapted(model: VisionTransformer, state: Mapping[str, Tensor], where: str) -> list[str]:
+    """Load a state dict into a DeiT of another input size, class count or set of tokens.
 
     Returns:
-        What was changed, in sentences.
+        The changes, as sentences.
 
     Raises:
         ModelError: the weights are of another architecture.
     """
-    state, changes = dict(state), []
-    found = infer_architecture({k: tuple(v.shape) for k, v in state.items()}, where)
-    if body_shape(found) != body_shape(model.arch):
-        raise ModelError(
-            f"{where} holds {found.alias}, not {model.arch.alias}.", f"Use --model {found.alias}."
-        )
-    if model.arch.distilled and not found.distilled:
-        state |= {"dist_token": state["cls_token"]}
-        state["pos_embed"] = torch.cat([state["pos_embed"][:, :1], state["pos_embed"]], dim=1)
-        state |= {
-            f"head_dist.{k}": state[f"head.{k}"] for k in ("weight", "bias") if f"head.{k}" in state
-        }
-        changes.append("the distillation token starts as a copy of the class token")
-    elif found.distilled and not model.arch.distilled:
-        state = {k: v for k, v in state.items() if not k.startswith(("dist_token", "head_dist"))}
-        state["pos_embed"] = torch.cat(
-            [state["pos_embed"][:, :1], state["pos_embed"][:, 2:]], dim=1
-        )
-        changes.append("the distillation token is left out")
-
-    prefix = 0 if model.arch.no_embed_class else model.num_prefix_tokens
-    grid = model.img_size // model.arch.patch_size
-    if state["pos_embed"].shape[1] != model.pos_embed.shape[1]:
-        changes.append(f"position embeddings are resized to {grid}x{grid} patches")
-        state["pos_embed"] = resize_pos_embed(state["pos_embed"], grid, num_prefix_tokens=prefix)
-    if (classes := count_classes(state)) != model.num_classes:
-        changes.append(
-            f"the head is new: {model.num_classes} classes, the weights have {classes or 'none of them'}"
-        )
-        state = without_head(state)
-        state |= {k: v for k, v in model.state_dict().items() if k.rpartition(".")[0] in HEADS}
+    adapted, changes = _adapt_state_dict(model, state, where)
     try:
-        if (
-            model.pos_embed.is_meta
-        ):  # nothing to copy into; its own tensors, because the file may change under its map
-            own = {k: v.to(torch.float32, copy=True) for k, v in state.items()}
-            model.load_state_dict(own, strict=True, assign=True)
+        if model.pos_embed.is_meta:
+            # Copied, because the file is memory-mapped and may change.
+            copies = {k: v.to(torch.float32, copy=True) for k, v in adapted.items()}
+            model.load_state_dict(copies, strict=True, assign=True)
         else:
-            model.load_state_dict(state, strict=True)
+            model.load_state_dict(adapted, strict=True)
     except RuntimeError as error:
         detail = str(error).split("\n\t")[1 if "\n\t" in str(error) else 0][:160]
         raise ModelError(f"{where} does not fit {model.arch.alias}: {detail}") from error
     return changes
 
 
-def body_shape(arch: Architecture) -> tuple[int, int, int, bool]:
-    """Return what two architectures must share for their weights to fit, whatever their tokens and input size."""
-    return arch.embed_dim, arch.depth, arch.patch_size, arch.layer_scale
+def _adapt_state_dict(
+    model: VisionTransformer, state: Mapping[str, Tensor], where: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return a state dict that fits `model`, and the changes as sentences.
+
+    Heads of another class count keep the model's initialization. A distillation token that the weights lack starts as a
+    copy of the class token, with its position and head, so that both heads are trained from the first step. The paper
+    trains it from scratch.
+    """
+    state, changes = dict(state), []
+    source = infer_architecture({k: tuple(v.shape) for k, v in state.items()}, where)
+    if not has_same_backbone(source, model.arch):
+        raise ModelError(
+            f"{where} holds {source.alias}, not {model.arch.alias}.", f"Use --model {source.alias}."
+        )
+    pos_embed = state["pos_embed"]
+    if model.arch.distilled and not source.distilled:
+        state["dist_token"] = state["cls_token"]
+        pos_embed = torch.cat([pos_embed[:, :1], pos_embed], dim=1)
+        for name in ("weight", "bias"):
+            if f"head.{name}" in state:
+                state[f"head_dist.{name}"] = state[f"head.{name}"]
+        changes.append("the distillation token starts as a copy of the class token")
+    elif source.distilled and not model.arch.distilled:
+        state = {k: v for k, v in state.items() if not k.startswith(("dist_token", "head_dist"))}
+        pos_embed = torch.cat([pos_embed[:, :1], pos_embed[:, 2:]], dim=1)
+        changes.append("the distillation token is left out")
+
+    if pos_embed.shape[1] != model.pos_embed.shape[1]:
+        num_prefix_tokens = 0 if model.arch.no_embed_class else model.num_prefix_tokens
+        grid = model.img_size // model.arch.patch_size
+        pos_embed = resize_pos_embed(pos_embed, grid, num_prefix_tokens=num_prefix_tokens)
+        changes.append(f"position embeddings are resized to {grid}x{grid} patches")
+    state["pos_embed"] = pos_embed
+    if (num_classes := count_classes(state)) != model.num_classes:
+        state = drop_heads(state) | {k: v for k, v in model.state_dict().items() if _is_head(k)}
+        changes.append(
+            f"the head is new: {model.num_classes} classes, the weights have {num_classes or 'none of them'}"
+        )
+    return state, changes
+
+
+def has_same_backbone(a: Architecture, b: Architecture) -> bool:
+    """Return whether weights of `a` fit `b`, apart from tokens, heads and input size."""
+    return (a.embed_dim, a.depth, a.patch_size, a.layer_scale) == (
+        b.embed_dim,
+        b.depth,
+        b.patch_size,
+        b.layer_scale,
+    )
 
 
 def resize_architecture(arch: Architecture, img_size: int) -> Architecture:
-    """Return `arch` for another input size; raise `ModelError` if patches do not fill it."""
+    """Return `arch` for another input size in pixels; raise `ModelError` if it is no multiple of the patch size."""
     if img_size < arch.patch_size or img_size % arch.patch_size:
-        near = max(1, round(img_size / arch.patch_size)) * arch.patch_size
+        nearest = max(1, round(img_size / arch.patch_size)) * arch.patch_size
         raise ModelError(
-            f"{arch.alias} cuts images into patches of {arch.patch_size} pixels, which do not fill {img_size}.",
-            f"Use --img-size {near}.",
+            f"{arch.alias} has patches of {arch.patch_size} pixels, which do not fill {img_size}.",
+            f"Use --img-size {nearest}.",
         )
     return replace(arch, img_size=img_size)

@@ -146,21 +146,13 @@ def from_timm_config(config: Mapping[str, Any], where: str) -> ModelConfig:
         model_args = dict(config.get("model_args") or {})
         # timm lets model_args override the weights' own config
         num_classes = int(model_args.pop("num_classes", num_classes))
-        preprocessing = Preprocessing(
-            img_size=int(pretrained.get("input_size", (3, 224, 224))[-1]),
-            crop_pct=float(pretrained.get("crop_pct") or 0.875),  # timm's default
-            interpolation=str(pretrained.get("interpolation", "bicubic")),
-            crop_mode=str(pretrained.get("crop_mode") or "center"),
-            mean=_parse_rgb(pretrained.get("mean", IMAGENET_MEAN)),
-            std=_parse_rgb(pretrained.get("std", IMAGENET_STD)),
-        )
         temperatures = dict(own.get("temperatures") or {})
         model_config = ModelConfig(
             architecture=str(config["architecture"]),
             num_classes=num_classes,
             class_names=class_names,
             descriptions=_parse_descriptions(class_names, config.get("label_descriptions")),
-            preprocessing=preprocessing,
+            preprocessing=parse_preprocessing(pretrained),
             head=str(own.get("head", "auto")),
             temperatures={str(rule): float(t) for rule, t in temperatures.items()},
             model_args=model_args,
@@ -179,6 +171,21 @@ def from_timm_config(config: Mapping[str, Any], where: str) -> ModelConfig:
     return model_config
 
 
+def parse_preprocessing(pretrained_cfg: Mapping[str, Any]) -> Preprocessing:
+    """Return the preprocessing of timm's `pretrained_cfg`, with timm's default for what is missing."""
+    r, g, b = pretrained_cfg.get("mean") or IMAGENET_MEAN
+    r_std, g_std, b_std = pretrained_cfg.get("std") or IMAGENET_STD
+    input_size = pretrained_cfg.get("input_size")
+    return Preprocessing(
+        img_size=224 if input_size is None else int(input_size[-1]),
+        crop_pct=float(pretrained_cfg.get("crop_pct") or 0.875),
+        interpolation=str(pretrained_cfg.get("interpolation") or "bicubic"),
+        crop_mode=str(pretrained_cfg.get("crop_mode") or "center"),
+        mean=(float(r), float(g), float(b)),
+        std=(float(r_std), float(g_std), float(b_std)),
+    )
+
+
 def _parse_names(values: Any) -> tuple[str, ...] | None:
     if values is None:
         return None
@@ -195,11 +202,6 @@ def _parse_descriptions(class_names: tuple[str, ...] | None, values: Any) -> tup
     if isinstance(values, Mapping):
         return _parse_names([values.get(name, name) for name in class_names])
     return _parse_names(values) if len(values) == len(class_names) else None
-
-
-def _parse_rgb(values: Any) -> tuple[float, float, float]:
-    r, g, b = (float(v) for v in values)
-    return r, g, b
 
 
 def _find_absurd_value(model_config: ModelConfig) -> str:

@@ -1,4 +1,4 @@
-"""Classifiers that are no DeiT, from timm: teachers above all. Importing this file imports nothing; calling it does."""
+"""Classifiers from timm: teachers, and students that are no DeiT. timm, slow to import, is imported by the functions."""
 
 from __future__ import annotations
 
@@ -13,27 +13,33 @@ from torch import Tensor, nn
 from deitctl.errors import ModelError, WeightsNotFound, did_you_mean
 from deitctl.events import Reporter
 from deitctl.models.catalog import ARCHITECTURES, load_imagenet_classes
-from deitctl.models.checkpoint_io import WEIGHTS, load_model_config, load_tensors, require_finite
-from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Preprocessing
+from deitctl.models.checkpoint_io import (
+    WEIGHTS,
+    find_weights_file,
+    load_model_config,
+    load_tensors,
+    require_finite,
+)
+from deitctl.models.model_config import ModelConfig, parse_preprocessing
 from deitctl.models.weights import download, require_hub
 
 
 def is_timm_model(name: str) -> bool:
-    """Say whether timm has an architecture of this name (with or without a weights tag)."""
+    """Return whether timm has an architecture of this name, with or without a weights tag."""
     import timm
 
     return bool(timm.is_model(name.partition(".")[0]))
 
 
 def suggest_model(name: str) -> str:
-    """Name the nearest of all models, deitctl's and timm's."""
+    """Return a "Did you mean" line with the nearest names of deitctl's and timm's models."""
     import timm
 
     return did_you_mean(name, [*(a.alias for a in ARCHITECTURES), *timm.list_models()])
 
 
-def _published_config(name: str) -> Any:
-    """Return timm's configuration of a model's weights, or None; raise `ModelError` if the name has a tag that it lacks."""
+def _get_pretrained_cfg(name: str) -> Any:
+    """Return timm's config of a model's weights, or None; raise `ModelError` for an unknown weights tag."""
     import timm
 
     try:
@@ -45,8 +51,8 @@ def _published_config(name: str) -> Any:
 
 
 def get_native_size(name: str) -> int:
-    """Return the input size in pixels that timm's configuration of a model names."""
-    cfg = _published_config(name)
+    """Return the input size in pixels of a model's published weights, 224 if there are none."""
+    cfg = _get_pretrained_cfg(name)
     return int(cfg.input_size[-1]) if cfg else 224
 
 
@@ -59,22 +65,27 @@ def create_model(
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
 ) -> nn.Module:
-    """Build a timm classifier; what is zero or None is left to timm.
+    """Build a timm classifier.
 
-    `img_size` and `drop_path_rate` reach the models that take them: a convnet takes images of any size. With
-    `pretrained`, timm resizes position embeddings and makes a new head where the class count differs.
+    Args:
+        name: timm's.
+        num_classes: None for timm's default.
+        img_size: input size in pixels; 0 for timm's default. Ignored by models without it, such as convnets.
+        drop_path_rate: stochastic depth rate; 0 for timm's default. Ignored by models without it.
+        model_args: further arguments.
+        pretrained: load published weights; timm resizes position embeddings and replaces a head of another class count.
     """
     import timm
 
-    wanted = {k: v for k, v in (("img_size", img_size), ("drop_path_rate", drop_path_rate)) if v}
-    kwargs: dict[str, Any] = {**wanted, **(model_args or {})}
+    optional = {k: v for k, v in (("img_size", img_size), ("drop_path_rate", drop_path_rate)) if v}
+    kwargs: dict[str, Any] = {**optional, **(model_args or {})}
     if num_classes is not None:
         kwargs["num_classes"] = num_classes
     while True:
         try:
             return timm.create_model(name, pretrained=pretrained, **kwargs)
         except TypeError as error:
-            refused = next((k for k in wanted if k in kwargs and repr(k) in str(error)), None)
+            refused = next((k for k in optional if k in kwargs and repr(k) in str(error)), None)
             if refused is None:
                 raise ModelError(f"timm cannot build {name}: {error}.") from error
             del kwargs[refused]
@@ -89,14 +100,14 @@ def create_model(
             ArithmeticError,
         ) as error:
             if pretrained:
-                raise  # of the hub and its weights
+                raise  # the hub's errors, for load_published
             raise ModelError(
                 f"timm cannot build {name}: {' '.join(str(error).split())[:160]}."
             ) from error
 
 
 def read_model_config(model: nn.Module, name: str, num_classes: int) -> ModelConfig:
-    """Return the card of a timm model from its `pretrained_cfg`."""
+    """Return the config of a timm model from its `pretrained_cfg`."""
     cfg = dict(getattr(model, "pretrained_cfg", {}) or {})
     names = descriptions = None
     if num_classes == 1000 and int(cfg.get("num_classes") or 0) == 1000:
@@ -106,19 +117,12 @@ def read_model_config(model: nn.Module, name: str, num_classes: int) -> ModelCon
         num_classes=num_classes,
         class_names=names,
         descriptions=descriptions,
-        preprocessing=Preprocessing(
-            img_size=int((cfg.get("input_size") or (3, 224, 224))[-1]),
-            crop_pct=float(cfg.get("crop_pct") or 0.875),
-            interpolation=str(cfg.get("interpolation") or "bicubic"),
-            crop_mode=str(cfg.get("crop_mode") or "center"),
-            mean=tuple(cfg.get("mean") or IMAGENET_MEAN),
-            std=tuple(cfg.get("std") or IMAGENET_STD),
-        ),
+        preprocessing=parse_preprocessing(cfg),
     )
 
 
 def describe_layers(model: nn.Module) -> dict[str, Any]:
-    """Return what config.json tells timm of the model: its first convolution, its classifier, whether its size is fixed."""
+    """Return `classifier`, `first_conv` and `fixed_input_size` of a model's `pretrained_cfg`."""
     cfg = dict(getattr(model, "pretrained_cfg", {}) or {})
     classifier = cfg.get("classifier") or "head"
     return {
@@ -129,7 +133,7 @@ def describe_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def get_layer_ids(model: nn.Module) -> dict[str, int]:
-    """Return each parameter's layer from 0 at the input, as timm groups them; raise `ModelError` if timm does not."""
+    """Return each parameter's layer as timm groups them, 0 at the input; raise `ModelError` if timm does not."""
     from timm.models import group_parameters
 
     matcher: Any = getattr(model, "group_matcher", None)
@@ -144,18 +148,17 @@ def get_layer_ids(model: nn.Module) -> dict[str, int]:
 def load_weights(
     model: nn.Module, state: Mapping[str, Tensor], where: str, *, new_head: bool
 ) -> None:
-    """Load a state dict strictly, except for the classifier where `new_head`, which then starts at zero.
-
-    Zero makes every class equally likely. timm's own initialization is for many classes: with few it makes some
-    families' first losses ten times those of a guess, and a linear probe takes epochs to come down from there.
+    """Load a state dict strictly; with `new_head` the classifier is set to zero instead.
 
     Raises:
-        ModelError: the state does not fit.
+        ModelError: the state dict does not fit, or holds infinite or NaN values.
     """
     state = dict(state)
     if new_head:
         heads = tuple(f"{name}." for name in describe_layers(model)["classifier"])
         state = {k: v for k, v in state.items() if not k.startswith(heads)}
+        # Zero makes all classes equally likely. With timm's initialization, meant for a thousand classes, a few classes
+        # start at ten times the loss of a guess in some families, and a linear probe takes epochs to recover.
         state |= {
             k: torch.zeros_like(v) for k, v in model.state_dict().items() if k.startswith(heads)
         }
@@ -164,20 +167,20 @@ def load_weights(
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise ModelError(
-            f"{where} holds weights of another architecture: {_mismatch(error)}"
+            f"{where} holds weights of another architecture: {_first_mismatch(error)}"
         ) from error
 
 
 def _require_same_shapes(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     for name, parameter in model.named_parameters():
         if name not in state or state[name].shape != parameter.shape:
-            found = tuple(state[name].shape) if name in state else "missing"
+            actual = tuple(state[name].shape) if name in state else "missing"
             raise ModelError(
-                f"{where} holds weights of another architecture: {name} is {found}, not {tuple(parameter.shape)}."
+                f"{where} holds weights of another architecture: {name} is {actual}, not {tuple(parameter.shape)}."
             )
 
 
-def _mismatch(error: RuntimeError) -> str:
+def _first_mismatch(error: RuntimeError) -> str:
     lines = [line.strip() for line in str(error).splitlines()[1:]]
     return (lines[0] if lines else str(error))[:160]
 
@@ -185,9 +188,9 @@ def _mismatch(error: RuntimeError) -> str:
 def load_published(
     name: str, *, num_classes: int | None = None, img_size: int = 0, drop_path_rate: float = 0.0
 ) -> tuple[nn.Module, ModelConfig]:
-    """Build a timm model with its published weights; raise `WeightsNotFound` if they are neither here nor to be had."""
+    """Build a timm model with its published weights; raise `WeightsNotFound` if they cannot be loaded."""
     try:
-        if not _cached(name):
+        if not _is_cached(name):
             require_hub()
         model = create_model(
             name,
@@ -196,16 +199,13 @@ def load_published(
             drop_path_rate=drop_path_rate,
             pretrained=True,
         )
-        if num_classes not in (None, _published_classes(name)):
+        cfg = _get_pretrained_cfg(name)
+        if num_classes not in (None, int(cfg.num_classes) if cfg else None):
             load_weights(model, model.state_dict(), name, new_head=True)
-    except ModelError as error:
-        if not isinstance(error, WeightsNotFound):
+    except Exception as error:  # timm and the hub raise dozens of kinds: connection, HTTP, hash
+        if isinstance(error, ModelError) and not isinstance(error, WeightsNotFound):
             raise
-        raise _not_found(name) from error
-    except (
-        Exception
-    ) as error:  # timm and the hub raise dozens of kinds: connection, HTTP, missing weights, hash
-        raise _not_found(name) from error
+        raise _weights_not_found(name) from error
     if not model.num_classes:
         raise ModelError(
             f"{name} has no classifier head.",
@@ -216,53 +216,49 @@ def load_published(
 
 
 def fetch(name: str, reporter: Reporter) -> Path:
-    """Return the file of a model's published weights, downloading it if need be; raise `WeightsNotFound` if there is none."""
-    hub_id = _hub_id(name) if is_timm_model(name) else ""
+    """Return the file of a model's published weights, downloaded if need be; raise `WeightsNotFound` otherwise."""
+    hub_id = _get_hub_id(name) if is_timm_model(name) else ""
     if not hub_id:
-        raise _not_found(name)
+        raise _weights_not_found(name)
     return download(hub_id, WEIGHTS, reporter)
 
 
-def _not_found(name: str) -> WeightsNotFound:
-    where = f"https://huggingface.co/{_hub_id(name)}" if _hub_id(name) else "the hub"
+def _weights_not_found(name: str) -> WeightsNotFound:
+    where = f"https://huggingface.co/{_get_hub_id(name)}" if _get_hub_id(name) else "the hub"
     return WeightsNotFound(
         f"The weights of {name} are not on this machine and cannot be downloaded.",
         f"Fetch model.safetensors from {where} and pass the file.",
     )
 
 
-def _published_classes(name: str) -> int | None:
-    cfg = _published_config(name)
-    return int(cfg.num_classes) if cfg else None
-
-
 def count_classes(state: Mapping[str, Tensor], name: str) -> int:
-    """Return how many classes the classifier in a state dict of a timm model has."""
-    cfg = _published_config(name)
+    """Return the number of classes of the classifier in a timm model's state dict."""
+    cfg = _get_pretrained_cfg(name)
     classifier = (cfg.classifier if cfg else None) or "head"
     first = classifier if isinstance(classifier, str) else classifier[0]
     weight = state.get(f"{first}.weight")
     return 1000 if weight is None else len(weight)
 
 
-def _hub_id(name: str) -> str:
-    """Return the hub repository of a timm model's weights, or the empty string; older timms leave the name to be added."""
-    cfg = _published_config(name)
+def _get_hub_id(name: str) -> str:
+    """Return the hub repository of a timm model's weights, or the empty string."""
+    cfg = _get_pretrained_cfg(name)
     if cfg is None:
         return ""
     hub_id = str(cfg.hf_hub_id or "")
+    # older timm versions name the owner only
     return f"{hub_id}{cfg.architecture}.{cfg.tag}" if hub_id.endswith("/") else hub_id
 
 
-def _cached(name: str) -> bool:
+def _is_cached(name: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    hub_id = _hub_id(name)
+    hub_id = _get_hub_id(name)
     return bool(hub_id) and isinstance(try_to_load_from_cache(hub_id, WEIGHTS), str)
 
 
 def load_folder(folder: Path, img_size: int = 0) -> tuple[nn.Module, ModelConfig]:
-    """Load a timm local-dir folder of an architecture that is no DeiT, for another input size if one is named."""
+    """Load a model folder of an architecture that is no DeiT; `img_size` in pixels, 0 for its own."""
     model_config = load_model_config(folder)
     model_config = model_config.at_size(img_size) if img_size else model_config
     if not is_timm_model(model_config.architecture):
@@ -271,10 +267,7 @@ def load_folder(folder: Path, img_size: int = 0) -> tuple[nn.Module, ModelConfig
             suggest_model(model_config.architecture),
         )
     model_args = {k: v for k, v in model_config.model_args.items() if k != "img_size"}
-    file = next(
-        (f for f in (folder / WEIGHTS, folder / "pytorch_model.bin") if f.is_file()),
-        folder / WEIGHTS,
-    )
+    file = find_weights_file(folder)
     state = load_tensors(file)
 
     def build() -> nn.Module:
@@ -285,9 +278,8 @@ def load_folder(folder: Path, img_size: int = 0) -> tuple[nn.Module, ModelConfig
             model_args=model_args,
         )
 
-    with torch.device(
-        "meta"
-    ):  # config.json decides how large it is: nothing is allocated that the weights do not have
+    # config.json is untrusted: allocate nothing before its sizes are known to be those of the weights
+    with torch.device("meta"):
         _require_same_shapes(build(), state, str(file))
     model = build()
     load_weights(model, state, str(file), new_head=False)

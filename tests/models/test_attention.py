@@ -23,7 +23,7 @@ def draws(queries=17, scale=1.0):
 
 
 @pytest.mark.parametrize("queries", [1, 2, 17])
-def test_answers_and_gradients_are_those_of_torch(queries):
+def test_outputs_and_gradients_equal_torchs(queries):
     tensors, gradient = draws(queries)
     ours = pass_through(cpu_attention, tensors, gradient)
     for mine, theirs in zip(
@@ -40,7 +40,7 @@ def test_two_tokens_by_hand():
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
-def test_in_bf16_gradients_are_as_near_to_exact_ones_as_those_of_torch(scale):
+def test_bf16_gradients_are_as_close_to_exact_ones_as_torchs(scale):
     """Also where scores are large: rounding scores to bf16 would put them four to ten times as far away."""
     tensors, gradient = draws(scale=scale)
     half = [t.bfloat16() for t in tensors]
@@ -60,7 +60,7 @@ def test_in_bf16_gradients_are_as_near_to_exact_ones_as_those_of_torch(scale):
         assert ours < max(1.5 * theirs, 0.004)
 
 
-def test_autocast_around_it_does_not_round_the_scores():
+def test_autocast_does_not_round_the_scores():
     tensors, gradient = draws(scale=4.0)
     half = [t.bfloat16() for t in tensors]
     alone = pass_through(cpu_attention, half, gradient.bfloat16())
@@ -73,14 +73,14 @@ def test_autocast_around_it_does_not_round_the_scores():
         assert torch.equal(a, b)
 
 
-def test_a_second_derivative_is_refused_not_wrong():
+def test_a_second_derivative_is_refused():
     q = torch.randn(1, 1, 3, 4, requires_grad=True)
     (first,) = torch.autograd.grad(cpu_attention(q, q, q).sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="does not require grad"):
         first.sum().backward()
 
 
-def test_scores_that_are_computed_in_several_parts_are_those_of_one(monkeypatch):
+def test_scores_computed_in_chunks_are_equal(monkeypatch):
     tensors, gradient = draws()
     whole = pass_through(cpu_attention, tensors, gradient)
     monkeypatch.setattr(attention, "CHUNK_BYTES", 4 * 17 * 17 * 4)  # four of six at a time

@@ -14,7 +14,6 @@ from deitctl.models.catalog import (
     get_distilled,
     get_plain,
     load_imagenet_classes,
-    suggest,
 )
 
 EVERY = pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda a: a.alias)
@@ -63,7 +62,7 @@ def test_aliases_and_timms_names_are_found():
 @pytest.mark.parametrize(
     "name", ["resnet50", "deit", "", "deit_tiny_patch16_224.augreg", "deit_tiny.fb_in1k"]
 )
-def test_other_names_are_not(name):
+def test_other_names_are_not_found(name):
     assert find(name) is None
 
 
@@ -73,7 +72,7 @@ def test_aliases_are_unique():
 
 
 @EVERY
-def test_distilled_and_plain_are_each_others(arch):
+def test_get_distilled_and_get_plain_are_inverse(arch):
     assert get_plain(get_distilled(arch)).alias == get_plain(arch).alias
     assert not get_plain(arch).distilled
     if arch.alias.startswith("deit_"):
@@ -81,11 +80,6 @@ def test_distilled_and_plain_are_each_others(arch):
         assert get_distilled(arch).img_size == arch.img_size
     else:
         assert get_distilled(arch) is arch  # DeiT-III has no distillation token
-
-
-def test_misspelt_names_are_suggested():
-    assert "'deit_tiny'" in suggest("deit_tinny")
-    assert suggest("zzzz") == ""
 
 
 def test_published_accuracies_are_those_of_the_table():

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import pickle
-import threading
 
 import pytest
 import timm
@@ -104,25 +103,6 @@ def test_a_folder_that_is_a_file_is_a_disk_error(tmp_path, tensors):
             write(tmp_path / "file" / "x")
 
 
-def test_readers_never_see_half_a_file(tmp_path):
-    path, seen = tmp_path / "x", set()
-    write_bytes(path, b"a" * 100_000)
-    stop = threading.Event()
-
-    def read() -> None:
-        while not stop.is_set():
-            data = path.read_bytes()
-            seen.add((len(data), len(set(data))))
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    for letter in (b"b", b"c", b"d") * 5:
-        write_bytes(path, letter * 100_000)
-    stop.set()
-    reader.join()
-    assert seen == {(100_000, 1)}
-
-
 class Malicious:
     def __reduce__(self):
         return os.system, ("touch /tmp/deitctl-was-here",)
@@ -150,13 +130,13 @@ def test_a_training_checkpoint_with_other_objects_is_refused(tmp_path, tensors):
 @pytest.mark.parametrize(
     "prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
 )
-def test_wrapping_of_training_checkpoints_is_taken_off(key, prefix, tmp_path, tensors):
+def test_wrappers_of_training_checkpoints_are_removed(key, prefix, tmp_path, tensors):
     state = {prefix + k: v for k, v in tensors.items()}
     torch.save(state if key is None else {key: state, "epoch": 3}, tmp_path / "c.pth")
     assert set(load_tensors(tmp_path / "c.pth")) == set(tensors)
 
 
-def test_prefixes_are_taken_off_safetensors_too(tmp_path, tensors):
+def test_prefixes_are_removed_from_safetensors(tmp_path, tensors):
     save_tensors(tmp_path / "x.safetensors", {f"module.{k}": v for k, v in tensors.items()})
     assert set(load_tensors(tmp_path / "x.safetensors")) == set(tensors)
 
@@ -209,7 +189,7 @@ def test_one_nonfinite_weight_is_refused(bad):
     }
     require_finite(tensors, "here")
     tensors["second"][39, 49] = bad
-    with pytest.raises(ModelError, match=r"here is of no use: 'second'"):
+    with pytest.raises(ModelError, match=r"here is unusable: 'second'"):
         require_finite(tensors, "here")
 
 

@@ -26,7 +26,7 @@ def test_architecture_is_inferred_from_the_shapes(arch):
     assert convert.count_classes(state) == 3
 
 
-def test_what_is_no_deit_is_said():
+def test_what_is_no_deit_is_refused():
     with pytest.raises(ModelError, match=r"x\.pth does not hold a DeiT"):
         convert.infer_architecture({"conv.weight": (3, 3)}, "x.pth")
     with pytest.raises(
@@ -52,9 +52,9 @@ def test_names_of_the_authors_layer_scales_become_timms(deit):
     assert set(convert.normalize_names(theirs)) == set(state)
 
 
-def test_same_shape_is_loaded_exactly_and_nothing_is_said(deit):
+def test_equal_shapes_are_loaded_without_changes(deit):
     source, model = deit(seed=1), deit(seed=2)
-    assert convert.load_into(model, source.state_dict(), "f") == []
+    assert convert.load_adapted(model, source.state_dict(), "f") == []
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), source.parameters(), strict=True)
     )
@@ -63,7 +63,7 @@ def test_same_shape_is_loaded_exactly_and_nothing_is_said(deit):
 @pytest.mark.parametrize("alias", ["deit_tiny", "deit_tiny_distilled", "deit3_small"])
 def test_another_size_resizes_the_positions(alias, deit):
     source, model = deit(alias, img_size=64, seed=1), deit(alias, img_size=96, seed=2)
-    (change,) = convert.load_into(model, source.state_dict(), "f")
+    (change,) = convert.load_adapted(model, source.state_dict(), "f")
     assert "6x6 patches" in change
     prefix = {"deit_tiny": 1, "deit_tiny_distilled": 2, "deit3_small": 0}[alias]
     assert torch.equal(
@@ -74,7 +74,7 @@ def test_another_size_resizes_the_positions(alias, deit):
 
 def test_plain_becomes_distilled_with_a_copy_of_the_class_token(deit, noise):
     source, model = deit(seed=1), deit("deit_tiny_distilled", seed=2)
-    (change,) = convert.load_into(model, source.state_dict(), "f")
+    (change,) = convert.load_adapted(model, source.state_dict(), "f")
     assert "copy of the class token" in change
     assert torch.equal(model.dist_token, source.cls_token)
     assert torch.equal(model.pos_embed[:, 1], source.pos_embed[:, 0])
@@ -86,7 +86,7 @@ def test_plain_becomes_distilled_with_a_copy_of_the_class_token(deit, noise):
 
 def test_distilled_becomes_plain_by_leaving_the_token_out(deit):
     source, model = deit("deit_tiny_distilled", seed=1), deit(seed=2)
-    (change,) = convert.load_into(model, source.state_dict(), "f")
+    (change,) = convert.load_adapted(model, source.state_dict(), "f")
     assert "left out" in change
     assert torch.equal(
         model.pos_embed, torch.cat([source.pos_embed[:, :1], source.pos_embed[:, 2:]], dim=1)
@@ -96,14 +96,14 @@ def test_distilled_becomes_plain_by_leaving_the_token_out(deit):
 
 def test_plain_to_distilled_at_another_size(deit):
     source, model = deit(img_size=64, seed=1), deit("deit_tiny_distilled", img_size=32, seed=2)
-    assert len(convert.load_into(model, source.state_dict(), "f")) == 2
+    assert len(convert.load_adapted(model, source.state_dict(), "f")) == 2
     assert torch.equal(model.pos_embed[:, 1], source.pos_embed[:, 0])
 
 
 def test_head_of_other_classes_stays_new(deit):
     source, model = deit(classes=9, seed=1), deit(classes=3, seed=2)
     head = model.head.weight.detach().clone()
-    (change,) = convert.load_into(model, source.state_dict(), "f")
+    (change,) = convert.load_adapted(model, source.state_dict(), "f")
     assert change == "the head is new: 3 classes, the weights have 9"
     assert torch.equal(model.head.weight, head)
     assert torch.equal(model.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
@@ -111,14 +111,14 @@ def test_head_of_other_classes_stays_new(deit):
 
 def test_weights_without_a_head_give_a_new_one(deit):
     state = {k: v for k, v in deit(seed=1).state_dict().items() if not k.startswith("head")}
-    (change,) = convert.load_into(deit(seed=2), state, "f")
+    (change,) = convert.load_adapted(deit(seed=2), state, "f")
     assert "the weights have none of them" in change
 
 
 def test_rows_of_both_heads_are_taken_in_order(deit, noise):
     source = deit("deit_tiny_distilled", classes=9, seed=1)
     model = deit("deit_tiny_distilled", classes=3, seed=2)
-    convert.load_into(model, convert.take_head_rows(source.state_dict(), [7, 0, 3]), "f")
+    convert.load_adapted(model, convert.take_head_rows(source.state_dict(), [7, 0, 3]), "f")
     images = noise(2, 3, 32, 32)
     with torch.no_grad():
         ours, whole = model(images), source(images)
@@ -130,14 +130,14 @@ def test_another_width_is_refused_with_the_right_name(deit):
     with pytest.raises(
         ModelError, match=r"f holds deit3_small, not deit_tiny\. Use --model deit3_small\."
     ):
-        convert.load_into(deit(), deit("deit3_small").state_dict(), "f")
+        convert.load_adapted(deit(), deit("deit3_small").state_dict(), "f")
 
 
-def test_a_damaged_state_dict_is_said(deit):
+def test_a_damaged_state_dict_is_refused(deit):
     state = deit().state_dict()
     del state["blocks.3.norm1.weight"]
     with pytest.raises(ModelError, match=r"f does not fit deit_tiny: .*blocks\.3\.norm1\.weight"):
-        convert.load_into(deit(), state, "f")
+        convert.load_adapted(deit(), state, "f")
 
 
 @pytest.mark.parametrize(("size", "near"), [(100, 96), (8, 16), (225, 224)])

@@ -53,7 +53,7 @@ def build(ref, reporter, **changes):
 
 
 @pytest.mark.parametrize("alias", ["deit_tiny", "deit_tiny_distilled", "deit3_small"])
-def test_a_saved_folder_answers_as_before_here_and_in_timm(alias, folder, noise, reporter):
+def test_a_saved_folder_has_equal_logits_here_and_in_timm(alias, folder, noise, reporter):
     root, model = folder(alias)
     loaded = load_model(str(root), reporter=reporter)
     theirs = timm.create_model(f"local-dir:{root}", pretrained=True).eval()
@@ -109,9 +109,7 @@ def test_published_weights_come_from_the_weights_folder(tmp_path, deit, monkeypa
     assert smaller.changes == ("position embeddings are resized to 4x4 patches",)
 
 
-def test_weights_of_any_precision_become_a_model_of_its_own_in_single_precision(
-    tmp_path, deit, noise, reporter
-):
+def test_weights_of_any_dtype_are_copied_to_float32(tmp_path, deit, noise, reporter):
     """Loaded without numbers to be replaced first, so every one must come from the file, and none stay in it."""
     state = deit("deit_tiny_distilled", classes=7).state_dict()
     path = tmp_path / "half.safetensors"
@@ -138,12 +136,12 @@ def test_two_heads_of_different_sizes_are_refused(tmp_path, deit, reporter):
 
 
 @pytest.mark.parametrize("size", [-1, 2049, 10**9])
-def test_an_input_that_no_model_has_is_refused_before_the_model_is_looked_for(size, reporter):
+def test_an_absurd_input_size_is_refused_before_loading(size, reporter):
     with pytest.raises(ModelError, match="1 to 2048 pixels"):
         load_model("deit_tiny", img_size=size, reporter=reporter)
 
 
-def test_a_named_architecture_must_be_the_files(folder, reporter):
+def test_a_named_architecture_must_match_the_file(folder, reporter):
     root, _ = folder("deit_tiny_distilled")
     file = str(root / "model.safetensors")
     with pytest.raises(
@@ -176,12 +174,12 @@ def test_a_file_without_a_head_cannot_classify(tmp_path, deit, reporter):
         ("nothing.pth", "There is no model file"),
     ],
 )
-def test_what_is_no_model_is_said(ref, what, reporter):
+def test_an_unknown_model_is_an_error_with_a_hint(ref, what, reporter):
     with pytest.raises(ModelError, match=what):
         load_model(ref, reporter=reporter)
 
 
-def test_a_folder_that_holds_no_model_is_said(tmp_path, reporter):
+def test_a_folder_without_a_model_is_refused(tmp_path, reporter):
     with pytest.raises(ModelError, match=r"no readable config\.json"):
         load_model(str(tmp_path), reporter=reporter)
 
@@ -207,14 +205,14 @@ def test_a_new_model_has_the_datas_classes(reporter):
     assert built.changes == ()
 
 
-def test_a_student_gets_the_token_that_is_asked(reporter):
+def test_distilled_decides_the_distillation_token(reporter):
     assert build("deit_tiny", reporter, distilled=True).model.dist_token is not None
     assert build("deit_tiny_distilled", reporter, distilled=False).model.dist_token is None
     assert build("deit_tiny_distilled", reporter).model_config.head == "avg-logits"
     assert build("deit3_small", reporter, distilled=True).model.dist_token is None
 
 
-def test_size_zero_is_the_models_own(reporter):
+def test_img_size_zero_is_the_models_own(reporter):
     assert build("deit_tiny", reporter, img_size=0).model.img_size == 224
 
 
@@ -257,7 +255,7 @@ def test_a_folder_as_starting_weights_of_a_name(folder, reporter):
     assert len(built.changes) == 2
 
 
-def test_pretrained_without_weights_says_where_they_are(reporter):
+def test_pretrained_without_weights_names_their_source(reporter):
     with pytest.raises(WeightsNotFound, match="--weights FILE"):
         build("deit_tiny", reporter, pretrained=True)
 
@@ -318,7 +316,7 @@ def test_weights_keep_their_normalization_when_they_get_new_classes(model, tmp_p
         )
 
 
-def test_a_file_that_is_no_model_is_not_said_to_be_missing(tmp_path, reporter):
+def test_a_file_that_is_no_model_is_named_as_such(tmp_path, reporter):
     (tmp_path / "notes.txt").write_text("no model")
     with pytest.raises(ModelError, match=r"notes\.txt is a file and no model"):
         load_model(str(tmp_path / "notes.txt"), reporter=reporter)

@@ -25,7 +25,7 @@ def norms(model):
 
 
 @pytest.mark.parametrize("name", ["regnety_002", "resnet18", "mobilenetv2_050", "efficientnet_b0"])
-def test_no_batch_norm_is_left_and_the_logits_are_the_same(name, noise):
+def test_all_batch_norms_are_fused_and_logits_are_equal(name, noise):
     model, images = with_statistics(timm.create_model(name, num_classes=10)), noise(2, 3, 64, 64)
     with torch.no_grad():
         nn.init.normal_(model.get_classifier().weight)
@@ -77,7 +77,7 @@ class UsedTwice(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [ReadTwice, UsedTwice])
-def test_a_network_that_folding_would_change_is_left_as_it_was(kind, noise):
+def test_a_model_that_fusion_would_change_is_restored(kind, noise):
     model, images = with_statistics(kind()), noise(2, 3, 16, 16)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     assert fuse_conv_bn(model, images) == 0
@@ -86,6 +86,6 @@ def test_a_network_that_folding_would_change_is_left_as_it_was(kind, noise):
     assert all(torch.equal(after[k], before[k]) for k in before)
 
 
-def test_a_transformer_has_nothing_to_fold(deit, noise):
+def test_a_transformer_has_nothing_to_fuse(deit, noise):
     model = deit("deit_tiny")
     assert fuse_conv_bn(model, noise(1, 3, 32, 32)) == 0

@@ -63,31 +63,31 @@ def test_a_convnets_classifier_is_timms(name, classifier):
         ("deit_tiny_distilled", {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}),
     ],
 )
-def test_a_frozen_deit_learns_with_its_heads_alone(alias, left, deit):
+def test_freeze_backbone_leaves_a_deits_heads_trainable(alias, left, deit):
     model = deit(alias)
     freeze_backbone(model)
     assert learning(model) == left
 
 
 @pytest.mark.parametrize("name", CONVNETS)
-def test_a_frozen_convnet_learns_with_its_classifier_alone(name):
+def test_freeze_backbone_leaves_a_convnets_classifier_trainable(name):
     model = timm.create_model(name, num_classes=4)
     (head,) = describe_layers(model)["classifier"]
     freeze_backbone(model)
     assert learning(model) == {f"{head}.weight", f"{head}.bias"}
 
 
-def test_freezing_the_body_lets_a_frozen_head_learn(deit):
+def test_freeze_backbone_unfreezes_the_head(deit):
     model = deit().requires_grad_(False)
     freeze_backbone(model)
     assert learning(model) == {"head.weight", "head.bias"}
 
 
-def test_a_probed_body_does_not_move(deit, noise):
+def test_a_frozen_backbone_does_not_change_in_training(deit, noise):
     model = deit("deit_tiny_distilled")
     before = {k: v.clone() for k, v in model.state_dict().items()}
     freeze_backbone(model)
-    set_train_mode(model, "head")
+    set_train_mode(model, "backbone")
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     sum(head.square().sum() for head in model(noise(2, 3, 32, 32))).backward()
     optimizer.step()
@@ -153,7 +153,7 @@ def test_layers_of_a_resnet_by_hand():
     assert Counter(ids.values())[9] == 2
 
 
-def test_a_model_without_layers_is_said():
+def test_a_model_without_layer_groups_is_refused():
     with pytest.raises(ModelError, match=r"does not say which layers.*layer_decay at 1"):
         get_layer_ids(nn.Linear(2, 2))
 
@@ -173,7 +173,7 @@ def test_pinned_config_has_a_deits_size_and_leaves_a_convnets_alone(deit):
     ("size", "scale", "early"),
     [(224, 4 / 7, 128), (32, 4 / 7, 16), (224, 1.0, 224), (64, 0.01, 16)],
 )
-def test_early_images_are_whole_patches(deit, size, scale, early):
+def test_early_size_is_a_multiple_of_the_patch_size(deit, size, scale, early):
     model_config = ModelConfig(
         architecture="deit_tiny", num_classes=3, preprocessing=Preprocessing(img_size=size)
     )
@@ -187,7 +187,7 @@ def test_early_images_are_whole_patches(deit, size, scale, early):
     )
 
 
-def test_four_patches_a_side_are_enough_and_a_convnet_has_none(deit):
+def test_has_few_patches_below_four_a_side(deit):
     small = deit("deit_tiny", img_size=32)
     assert [size for size in (16, 32, 48, 63, 64, 128) if has_few_patches(small, size)] == [
         16,
@@ -198,7 +198,7 @@ def test_four_patches_a_side_are_enough_and_a_convnet_has_none(deit):
     assert not has_few_patches(timm.create_model("resnet18"), 32)
 
 
-def test_a_model_of_one_size_has_no_early_epochs():
+def test_a_fixed_input_size_excludes_progressive_resizing():
     model = timm.create_model("vit_tiny_patch16_224")
     model_config = ModelConfig(
         architecture="m", num_classes=3, preprocessing=Preprocessing(img_size=224)
@@ -220,7 +220,7 @@ def test_a_model_of_one_size_has_no_early_epochs():
         (torch.float32, 384, 578 * 768 * 4),
     ],
 )
-def test_the_largest_block_is_the_perceptrons_or_the_attentions(dtype, size, expected, deit):
+def test_max_activation_is_the_mlps_or_the_attentions(dtype, size, expected, deit):
     assert (
         compute_max_activation_bytes(deit("deit_tiny_distilled", img_size=size), dtype) == expected
     )

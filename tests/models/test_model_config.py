@@ -96,7 +96,7 @@ def test_timms_own_config_is_read():
     )
 
 
-def test_what_a_config_leaves_out_is_timms_default():
+def test_missing_fields_get_timms_defaults():
     model_config = from_timm_config({"architecture": "x", "pretrained_cfg": None}, "c")
     assert model_config.preprocessing.crop_pct == 0.875
     assert model_config.num_classes == 1000
@@ -126,17 +126,17 @@ def test_descriptions_may_be_a_list_or_a_mapping():
         {"architecture": "x", "model_args": 3},
     ],
 )
-def test_what_is_no_config_is_said(config):
+def test_an_invalid_config_is_refused(config):
     with pytest.raises(ModelError, match=r"dir/config\.json is not a model's"):
         from_timm_config(config, "dir/config.json")
 
 
-def test_names_that_do_not_fit_the_classes_are_said():
+def test_class_names_must_match_num_classes():
     with pytest.raises(ModelError, match="names 2 classes but num_classes is 3"):
         from_timm_config({"architecture": "x", "num_classes": 3, "label_names": ["a", "b"]}, "c")
 
 
-def test_labels_for_people():
+def test_label_prefers_descriptions():
     model_config = ModelConfig(architecture="x", num_classes=2)
     assert model_config.label(1) == "class 1"
     assert ModelConfig(architecture="x", num_classes=2, class_names=("a", "b")).label(1) == "b"
@@ -146,7 +146,7 @@ def test_labels_for_people():
     assert named.label(1) == "dog"
 
 
-def test_another_size_changes_the_size_alone():
+def test_at_size_changes_only_the_size():
     model_config = ModelConfig(architecture="x", num_classes=2).at_size(64)
     assert model_config.preprocessing == Preprocessing(img_size=64)
 

@@ -16,13 +16,13 @@ from deitctl.models.model_config import ModelConfig
 SMALL = "regnety_002"
 
 
-def test_timms_names_are_known_with_and_without_a_tag():
+def test_timm_names_are_recognized_with_and_without_a_tag():
     assert timm_models.is_timm_model("regnety_160")
     assert timm_models.is_timm_model("regnety_160.deit_in1k")
     assert not timm_models.is_timm_model("regnetty")
 
 
-def test_misspelt_names_are_suggested_from_both_families():
+def test_misspelled_names_get_suggestions_from_both_families():
     assert "'regnety_160'" in timm_models.suggest_model("regnety_16")
     assert "'deit_tiny'" in timm_models.suggest_model("deit_tinny")
 
@@ -38,7 +38,7 @@ def test_size_and_stochastic_depth_reach_the_models_that_take_them(name, noise):
     assert max(depths) == pytest.approx(0.1, abs=0.02) or name == "mobilenetv3_small_050"
 
 
-def test_arguments_that_a_model_does_not_take_are_said():
+def test_arguments_that_a_model_does_not_take_are_refused():
     with pytest.raises(ModelError, match="timm cannot build regnety_002"):
         timm_models.create_model(
             SMALL, num_classes=4, img_size=32, drop_path_rate=0.0, model_args={"color": "red"}
@@ -62,7 +62,7 @@ def test_weights_of_another_architecture_are_refused():
         timm_models.load_weights(model, {"x": torch.zeros(1)}, "f", new_head=False)
 
 
-def test_a_new_head_keeps_the_body_and_starts_at_zero(randomize):
+def test_a_new_head_keeps_the_backbone_and_starts_at_zero(randomize):
     """Every class is equally likely at first: timm's own start gives some families ten times that loss."""
     source = randomize(timm.create_model(SMALL, num_classes=9))
     model = timm.create_model(SMALL, num_classes=3)
@@ -72,7 +72,7 @@ def test_a_new_head_keeps_the_body_and_starts_at_zero(randomize):
     assert torch.equal(model.stem.conv.weight, source.stem.conv.weight)
 
 
-def test_folder_of_a_convnet_answers_as_before_and_in_timm(tmp_path, noise):
+def test_a_convnets_folder_has_equal_logits_here_and_in_timm(tmp_path, noise):
     model = timm.create_model(SMALL, num_classes=3).eval()
     model_config = ModelConfig(
         architecture=SMALL, num_classes=3, class_names=("a", "b", "c")
@@ -90,7 +90,7 @@ def test_folder_of_a_convnet_answers_as_before_and_in_timm(tmp_path, noise):
     assert read.preprocessing.img_size == 64
 
 
-def test_folder_of_what_timm_does_not_have_is_said(tmp_path):
+def test_a_folder_of_an_unknown_architecture_is_refused(tmp_path):
     model_config = ModelConfig(architecture="regnety_003", num_classes=3)
     save_model(
         tmp_path,
@@ -102,7 +102,7 @@ def test_folder_of_what_timm_does_not_have_is_said(tmp_path):
         timm_models.load_folder(tmp_path)
 
 
-def test_weights_that_are_not_here_are_named(reporter):
+def test_missing_weights_are_named_with_their_url(reporter):
     with pytest.raises(WeightsNotFound, match=r"huggingface\.co/timm/regnety_160\.deit_in1k"):
         load_model("regnety_160.deit_in1k", reporter=reporter)
 

@@ -42,7 +42,7 @@ def test_without_a_folder_and_a_network_both_sources_are_named(reporter):
     assert "$DEITCTL_WEIGHTS" in said
 
 
-def test_offline_is_said_at_once(reporter):
+def test_offline_mode_fails_at_once(reporter):
     with pytest.raises(WeightsNotFound, match="HF_HUB_OFFLINE"):
         require_hub()
     with pytest.raises(WeightsNotFound, match="HF_HUB_OFFLINE"):
@@ -81,7 +81,7 @@ def test_the_hubs_cache_is_used(tmp_path, monkeypatch, reporter, cached):
         ("XDG_CACHE_HOME", "huggingface/hub"),
     ],
 )
-def test_the_hubs_cache_is_found_without_its_library_and_as_by_it(
+def test_the_hubs_cache_is_searched_without_importing_its_library(
     variable, below, tmp_path, cached
 ):
     cached(tmp_path / below)

@@ -1,0 +1,96 @@
+"""Atomic writes and bounded reads; see tests/hostile/test_texts.py for damaged and hostile files."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+
+import pytest
+
+from deitctl.errors import DeitctlError
+from deitctl.paths import (
+    CACHE_VARIABLE,
+    DiskError,
+    atomic_path,
+    cache_root,
+    open_atomic,
+    require_writable,
+    walk,
+    write_bytes,
+    write_json,
+)
+
+
+def test_readers_never_see_half_a_file(tmp_path):
+    path, seen = tmp_path / "x", set()
+    write_bytes(path, b"a" * 100_000)
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            data = path.read_bytes()
+            seen.add((len(data), len(set(data))))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for letter in (b"b", b"c", b"d") * 5:
+        write_bytes(path, letter * 100_000)
+    stop.set()
+    reader.join()
+    assert seen == {(100_000, 1)}
+
+
+def test_an_error_in_the_block_is_raised_unchanged_and_leaves_no_file(tmp_path):
+    with pytest.raises(KeyError, match="mine"), open_atomic(tmp_path / "x"):
+        raise KeyError("mine")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"), [(errno.ENOSPC, "Free some space"), (errno.EIO, "Name another --out")]
+)
+def test_a_disk_error_in_the_block_names_the_option(number, hint, tmp_path):
+    with pytest.raises(DiskError, match=hint), atomic_path(tmp_path / "x", "--out"):
+        raise OSError(number, os.strerror(number))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_name_that_no_file_can_have_is_a_disk_error(tmp_path):
+    with pytest.raises(DiskError, match="Cannot write"):
+        write_bytes(tmp_path / "a\0b", b"")
+
+
+def test_json_of_a_file_name_that_is_not_text_is_escaped(tmp_path):
+    write_json(tmp_path / "x.json", {"name": "\udcff", "other": "ä"})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"name": "\udcff", "other": "ä"}
+
+
+def test_require_writable_creates_folders_and_no_file(tmp_path):
+    require_writable(tmp_path / "a" / "x", "--output")
+    require_writable(tmp_path / "b", "--output", folder=True)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b"]
+    with pytest.raises(DeitctlError, match=r"Cannot write .*a: .*Name another file with --output"):
+        require_writable(tmp_path / "a", "--output")
+
+
+def test_cache_root_is_the_variables_or_the_users(tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "mine"))
+    assert cache_root() == tmp_path / "mine"
+    monkeypatch.delenv(CACHE_VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_root() == tmp_path / "deitctl"
+
+
+def test_walk_yields_what_os_walk_does_and_can_be_pruned(tmp_path):
+    for name in ("a/b/1", "a/2", "c/3", "4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    ours = {(f, *sorted(d), *sorted(n)) for f, d, n in walk(str(tmp_path), follow=False)}
+    assert ours == {(f, *sorted(d), *sorted(n)) for f, d, n in os.walk(tmp_path)}
+    visited = []
+    for folder, folders, _ in walk(str(tmp_path), follow=False):
+        visited.append(os.path.basename(folder))
+        folders[:] = [f for f in folders if f != "a"]
+    assert visited == [tmp_path.name, "c"]
