@@ -14,7 +14,10 @@ Pixels = NDArray[np.uint8]
 MAX_RESIZED_PIXELS = 2**24
 """Above this size of the resized image, only the part inside the crop is computed."""
 MAX_ASPECT = 100
-"""Above this ratio of height to width, Pillow 12.3 resizes columns first and rounds differently."""
+"""Above this ratio of height to width Pillow 12 filters columns before rows, and rounds differently.
+
+Pillow 13 chooses the cheaper order for every image. We follow the installed Pillow, as timm and transformers do: pixels
+of tall images then differ by rounding between the versions."""
 INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,

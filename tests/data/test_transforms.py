@@ -19,6 +19,7 @@ from deitctl.data.batch_transforms import normalize
 from deitctl.data.eval_transform import eval_transform
 from deitctl.data.rand_augment import parse_rand_augment
 from deitctl.data.transforms import (
+    NARROW,
     VIEWS_VERSION,
     color_jitter,
     random_affine,
@@ -113,10 +114,12 @@ def test_a_crop_is_resized_as_by_pillow_to_two_levels(shape, size, make_image):
             (width // 3, height // 4, width // 3 + width // 2 + 1, height),
         ):
             cut = image.crop(box)
+            if min(cut.size) >= NARROW:
+                # Rows first, as Pillow 12 and torch do; Pillow 13 chooses the cheaper order.
+                cut = cut.resize((size, cut.height), BICUBIC)
+            theirs = cut.resize((size, size), BICUBIC)
             ours = np.asarray(resized_crop(image, box, size)).transpose(2, 0, 1)
-            differences = np.abs(
-                ours.astype(int) - np.asarray(cut.resize((size, size), BICUBIC)).transpose(2, 0, 1)
-            )
+            differences = np.abs(ours.astype(int) - np.asarray(theirs).transpose(2, 0, 1))
             assert differences.max() <= 2
             assert differences.mean() < 0.05
 
@@ -226,12 +229,11 @@ def test_the_papers_view_is_rand_augment_of_the_crop(make_image):
         )
 
 
-def test_posterising_to_no_bits_does_not_crash(make_image):
-    """`inc` RandAugment at its strongest asks for 0 bits, which some versions of Pillow refuse."""
+def test_the_strongest_rand_augment_gives_a_view(make_image):
+    """At magnitude 10 `inc1` posterizes to 0 bits, which Pillow 13 refuses."""
     config = AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, rand_augment="rand-m10-n15-inc1")
     for index in range(20):
         assert train_transform(make_image(32, 32), config, 32, 0, 0, index).shape == (3, 32, 32)
-    assert not np.asarray(ImageOps.posterize(make_image(8, 8), 0)).any()
 
 
 def test_a_rand_augment_that_is_none_is_refused(make_image):
