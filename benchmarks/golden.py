@@ -50,7 +50,7 @@ RUNS = {
         "digits",
         "--teacher",
         "regnety_002",
-        "--teacher-sees",
+        "--teacher-input",
         "mixed",
         "--views",
         "0",

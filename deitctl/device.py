@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from deitctl.cores import available_cores
+from deitctl.cores import count_cores
 from deitctl.distributed import is_distributed, local_rank
 from deitctl.errors import ConfigError
 
@@ -129,20 +129,20 @@ class Device:
         elif self.torch_device.type == "mps":
             torch.mps.synchronize()
 
-    def peak_memory_bytes(self) -> int | None:
+    def read_peak_memory(self) -> int | None:
         """Return the peak of memory allocated by tensors, None where the backend does not count it."""
         if self.torch_device.type != "cuda":
             return None
         return torch.cuda.max_memory_allocated(self.torch_device)
 
-    def restart_peak_memory(self) -> int | None:
+    def reset_peak_memory(self) -> int | None:
         """Reset the peak; return the memory allocated now, None where the backend does not count it."""
         if self.torch_device.type != "cuda":
             return None
         torch.cuda.reset_peak_memory_stats(self.torch_device)
         return torch.cuda.memory_allocated(self.torch_device)
 
-    def free_memory_bytes(self) -> int | None:
+    def read_free_memory(self) -> int | None:
         """Return the device memory that tensors may still take; None on CPUs, which share the system's."""
         if self.torch_device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.torch_device)
@@ -167,12 +167,12 @@ class Device:
             2, 1 << max(1, fitting.bit_length() - 1)
         )  # a power of two, even for mixing pairs
 
-    def loader_workers(self, requested: int) -> int:
+    def choose_num_workers(self, requested: int) -> int:
         """Return the number of loader processes: `requested`, or with -1 what the machine can feed."""
         if requested >= 0:
             return requested
         # Training on the CPU needs cores itself, so one loader for every two.
-        cores = available_cores()
+        cores = count_cores()
         return min(8, cores if self.torch_device.type == "cuda" else cores // 2)
 
     def compile(self, model: nn.Module) -> None:

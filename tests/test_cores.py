@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from deitctl.cores import available_cores
+from deitctl.cores import count_cores
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are bound to cores there")
@@ -13,7 +13,7 @@ def test_a_process_that_is_bound_to_one_core_has_one():
     mine = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(mine)})
-        assert available_cores() == 1
+        assert count_cores() == 1
     finally:
         os.sched_setaffinity(0, mine)
-    assert available_cores() == len(mine)
+    assert count_cores() == len(mine)

@@ -82,14 +82,14 @@ def test_a_deit_keeps_its_memory_format(deit):
 
 def test_loader_workers_are_as_requested_or_at_most_eight():
     device = choose_device("cpu")
-    assert device.loader_workers(3) == 3
-    assert 0 <= device.loader_workers(-1) <= 8
+    assert device.choose_num_workers(3) == 3
+    assert 0 <= device.choose_num_workers(-1) <= 8
 
 
 def test_cuda_only_calls_do_nothing_on_the_cpu():
     device = choose_device("cpu")
     device.synchronize()
-    assert device.peak_memory_bytes() is None
+    assert device.read_peak_memory() is None
     assert not device.pins_memory
     assert device.to_device(torch.ones(1)).device == CPU
 

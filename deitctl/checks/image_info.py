@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from deitctl.cores import available_cores
+from deitctl.cores import count_cores
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.decode import decode
 from deitctl.data.loader import ignore_signals
@@ -196,7 +196,7 @@ def resolve_workers(requested: int, num_images: int) -> int:
     """Return the number of decoding processes: as requested; for -1 one a core, or 0 for few images."""
     if requested >= 0:
         return requested
-    return available_cores() if num_images > MIN_FOR_WORKERS else 0
+    return count_cores() if num_images > MIN_FOR_WORKERS else 0
 
 
 def inspect_images(images: JoinedImages, workers: int) -> Iterator[list[ImageInfo]]:

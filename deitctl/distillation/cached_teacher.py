@@ -94,23 +94,10 @@ class CachedTeacher:
         world: World = SINGLE_PROCESS,
         pause: Callable[[], None] = lambda: None,
     ) -> int:
-        """Compute and cache all missing targets of the first `num_views` views.
+        """Compute all missing targets of the first `num_views` views; return their number, in all processes together.
 
-        The processes of a `world` split the images. Other programs may fill the same cache at the same time.
-
-        Args:
-            dataset: the training images.
-            augment: the view's part of it is used.
-            view_seed: seed of the views.
-            num_views: views per image.
-            batch_size: views per forward pass.
-            workers: loader processes.
-            reporter: shows progress.
-            world: the processes that fill together.
-            pause: called between two batches, where it may save or stop.
-
-        Returns:
-            The number of targets that were computed, in all processes together.
+        The processes of a `world` split the images; other programs may fill the same cache at the same time. `pause`
+        is called between two batches of `batch_size` views, where it may save or stop.
         """
         cache = self.cache
         if cache is None:

@@ -97,9 +97,7 @@ class DistillationTeacher:
         self.train_fingerprint = fingerprint_dataset(train, reporter)
         self.val_fingerprint = fingerprint_dataset(val, reporter)
         d = self.distill
-        self.codec = TargetCodec(
-            d.mode, len(train.class_names), d.logits_topk if d.mode == "soft" else 0
-        )
+        self.codec = TargetCodec(d.mode, len(train.class_names), d.logits_topk)
         self.cache = self._open_cache()
         self.total_views = d.views or config.recipe.epochs * config.recipe.augment.repeated_aug
         preflight = self._read_preflight()
@@ -127,7 +125,7 @@ class DistillationTeacher:
         """Whether the network is in memory."""
         return self._network is not None
 
-    def stamp(self) -> dict[str, Any]:
+    def build_stamp(self) -> dict[str, Any]:
         """Return everything that the teacher targets of views depend on."""
         # Left out: the device, so that targets computed on a GPU serve a CPU; the number of views, each of which is
         # a file of its own; and the student's input size, because views are rendered anew at the teacher's.
@@ -159,7 +157,7 @@ class DistillationTeacher:
         d = self.distill
         if not self.uses_views or d.teacher_cache == NO_CACHE:
             return None
-        stamp = self.stamp()
+        stamp = self.build_stamp()
         name = f"{Path(d.teacher).name}-{d.mode}-{hash_json(to_json(stamp))}"
         root = cache_root() / "teacher_targets" / name
         if d.teacher_cache:
@@ -188,7 +186,7 @@ class DistillationTeacher:
             weights_fingerprint=weights_fingerprint,
             val_fingerprint=self.val_fingerprint,
             device=self.device,
-            workers=self.device.loader_workers(self.config.workers),
+            workers=self.device.choose_num_workers(self.config.workers),
             reporter=self.reporter,
             world=self.world,
         )
@@ -228,7 +226,7 @@ class DistillationTeacher:
     def load(self) -> None:
         """Load the network in all processes if any of them needs it; collective.
 
-        It must be called before the first `network()`, which is not collective and so cannot fine-tune a teacher of
+        It must be called before the first `get_network()`, which is not collective and so cannot fine-tune a teacher of
         several processes.
         """
         is_needed = not self.uses_views
@@ -237,7 +235,7 @@ class DistillationTeacher:
         if self._network is None and any(self.world.all_gather_object(is_needed)):
             self._load(self.train_run)
 
-    def network(self) -> Teacher:
+    def get_network(self) -> Teacher:
         """Return the network, loading it if it is not in memory; not collective, see `load`.
 
         Raises:
@@ -250,16 +248,16 @@ class DistillationTeacher:
         return self._network
 
     def release(self) -> None:
-        """Remove the network from memory; `network` loads it again."""
+        """Remove the network from memory; `get_network` loads it again."""
         self._network = None
 
-    def cached_teacher(self) -> CachedTeacher:
+    def build_cached_teacher(self) -> CachedTeacher:
         """Return the source of targets of views."""
         return CachedTeacher(
             self.codec,
             self.distill.tau,
             self.cache,
-            self.network,
+            self.get_network,
             self.device,
             self.distill.views,
             self.config.recipe.augment.repeated_aug,
@@ -269,7 +267,7 @@ class DistillationTeacher:
         self, *, batch_size: int, workers: int, pause: Callable[[], None] = lambda: None
     ) -> int:
         """Compute all missing targets of the run's views, see `CachedTeacher.fill`; collective."""
-        return self.cached_teacher().fill(
+        return self.build_cached_teacher().fill(
             self.train,
             self.config.recipe.augment,
             self.distill.view_seed,

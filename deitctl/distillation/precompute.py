@@ -90,7 +90,7 @@ def cache_teacher(
     reporter, start = reporter or SilentReporter(), time.monotonic()
     with process_group(choose_device(config.device, config.precision).torch_device) as world:
         teacher, cache = _open_teacher(config, datasets, train_run, reporter, world)
-        workers = teacher.device.loader_workers(config.workers)
+        workers = teacher.device.choose_num_workers(config.workers)
         try:
             with translate_worker_errors(FEWER_WORKERS):
                 num_computed = teacher.fill_cache(batch_size=batch_size, workers=workers)
@@ -132,13 +132,13 @@ def verify_teacher_cache(
     batches = build_view_loader(
         datasets[0],
         config.recipe.augment,
-        teacher.network().model_config.preprocessing.img_size,
+        teacher.get_network().model_config.preprocessing.img_size,
         teacher.distill.view_seed,
         [keys[n : n + batch_size] for n in range(0, len(keys), batch_size)],
-        workers=teacher.device.loader_workers(config.workers),
+        workers=teacher.device.choose_num_workers(config.workers),
         pin_memory=teacher.device.pins_memory,
     )
-    cached_teacher = teacher.cached_teacher()
+    cached_teacher = teacher.build_cached_teacher()
     num_different, max_abs_diff, num_verified = 0, 0.0, 0
     with (
         translate_worker_errors(FEWER_WORKERS),

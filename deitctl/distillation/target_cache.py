@@ -185,7 +185,14 @@ def open_cache(
     """
     path = root / STAMP
     if not os.path.lexists(path):
-        if any(not name.startswith(".") and name != STAMP for name in _list_folder(root)):
+        try:
+            names = os.listdir(root) if root.is_dir() else []
+        except (OSError, ValueError) as error:
+            raise TeacherError(
+                f"{root} cannot be read: {error}.", "Name another --teacher-cache."
+            ) from error
+        # STAMP itself: another process may have created it meanwhile
+        if any(not name.startswith(".") and name != STAMP for name in names):
             raise TeacherError(
                 f"{root} holds other files and no teacher targets.", "Name another --teacher-cache."
             )
@@ -196,15 +203,6 @@ def open_cache(
             "Name another --teacher-cache, or leave it out, or delete that folder.",
         )
     return TargetCache(root, codec, num_images)
-
-
-def _list_folder(root: Path) -> list[str]:
-    try:
-        return os.listdir(root) if root.is_dir() else []
-    except (OSError, ValueError) as error:
-        raise TeacherError(
-            f"{root} cannot be read: {error}.", "Name another --teacher-cache."
-        ) from error
 
 
 def read_stamp(root: Path) -> dict[str, Any]:

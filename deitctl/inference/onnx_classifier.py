@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deitctl.cores import available_cores
+from deitctl.cores import count_cores
 from deitctl.data.eval_transform import Pixels
 from deitctl.errors import ConfigError, ModelError
 from deitctl.inference.predict import Scores
@@ -167,7 +167,7 @@ def _open(path: Path) -> Any:
 
 def _threads() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    cores = available_cores()
+    cores = count_cores()
     return min(int(asked), cores) if asked.isdecimal() and int(asked) else cores
 
 

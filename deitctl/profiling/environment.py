@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 import deitctl
-from deitctl.cores import available_cores
+from deitctl.cores import count_cores
+from deitctl.data.lazy_jpeg import load_jpeg_decoder
 from deitctl.data.lazy_jpeg import load_jpeg_decoder
 from deitctl.device import INFERENCE_PRECISION, choose_device
 from deitctl.models.catalog import ARCHITECTURES
@@ -71,6 +72,8 @@ class Environment:
     """Unless --precision is passed."""
     device_settings: dict[str, str]
     """What training does on this kind of device, by subject."""
+    jpeg_decoder: str
+    """Library that decodes JPEGs for training: `torchcodec`, `torchvision` or `pillow`."""
     num_workers: int
     """Loader processes of a training."""
     num_cores: int
@@ -115,8 +118,9 @@ def collect_env(device: str = "auto", precision: str = "auto") -> Environment:
         training_precision_reason=chosen.reason,
         inference_precision=INFERENCE_PRECISION,
         device_settings=chosen.describe(),
-        num_workers=chosen.loader_workers(-1),
-        num_cores=available_cores(),
+        jpeg_decoder=load_jpeg_decoder().name,
+        num_workers=chosen.choose_num_workers(-1),
+        num_cores=count_cores(),
         num_threads=torch.get_num_threads(),
         extras={
             extra: all(importlib.util.find_spec(module) is not None for module in modules)

@@ -115,8 +115,8 @@ def test_logits_of_a_teacher_of_more_classes_are_selected(distilled: Make, littl
     assert (checked.preflight.class_match, checked.preflight.class_rows) == ("subset", (3, 7))
     assert set(checked.preflight.val_predictions) <= {0, 1}
     pixels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-    logits = open_teacher(distilled("run"), little).network().forward_views(pixels)
-    assert torch.equal(checked.network().forward_views(pixels), logits[:, [3, 7]])
+    logits = open_teacher(distilled("run"), little).get_network().forward_views(pixels)
+    assert torch.equal(checked.get_network().forward_views(pixels), logits[:, [3, 7]])
 
 
 @pytest.mark.parametrize(
@@ -439,5 +439,5 @@ def test_a_run_records_its_teacher(distilled: Make, little: Pair) -> None:
 
 
 def test_a_teachers_batch_norms_are_fused(distilled: Make, little: Pair) -> None:
-    modules = open_teacher(distilled("run"), little).network().modules()
+    modules = open_teacher(distilled("run"), little).get_network().modules()
     assert not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in modules)
