@@ -1,240 +1,246 @@
-"""`--batch-size auto`: how many images a step can take on this device, found by taking some."""
+"""`--batch-size auto`: the largest batch that memory, recipe and data allow and that is faster, by trial steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from deitctl.config import TrainConfig
-from deitctl.data.dataset import Source
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import open_for_training
 from deitctl.device import Device, choose_device
 from deitctl.distributed import is_distributed
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter
-from deitctl.profiling.clock import measure
-from deitctl.profiling.memory import MemoryMeter, free_bytes
-from deitctl.profiling.trial_run import TrialRun, rehearse
+from deitctl.profiling.measure import MemoryMeter, free_bytes, measure_time
+from deitctl.profiling.trial_run import TrialRun, build_trial
 from deitctl.training.configure import check
 from deitctl.training.optim import peak_learning_rate
-from deitctl.training.step import at_a_time
 
-SMALLEST = 8
-"""Images of the first try; the second has twice as many."""
-USED = 0.8
-"""Share of the free memory that a step may take: other things want some of it too."""
-LARGEST = 4
-"""Times the recipe's batch, which its accuracy is known for."""
-FEWEST_STEPS = 50
-"""Of an epoch, below which a batch is not made larger than the recipe's: a short run would learn less in fewer steps."""
-GAIN = 0.03
-"""By which images/s must rise with twice the images."""
-SECONDS = 1.0
-"""Of a try."""
-DEAR = 8.0
-"""Seconds of a try beyond which larger batches are not tried, nor taken if they are larger than the recipe's."""
+FIRST_SIZE = 8
+"""Images of the first trial; each further trial doubles them."""
+MEMORY_SHARE = 0.8
+"""Of the free memory that a step may take: other programs need some too."""
+MAX_SCALE = 4
+"""Times the recipe's batch size, for which its accuracy is known."""
+MIN_STEPS = 50
+"""Of an epoch: fewer, larger steps would train a small data set less."""
+MIN_GAIN = 0.03
+"""By which images/s must rise with a doubled batch."""
+TRIAL_SECONDS = 1.0
+MAX_TRIAL_SECONDS = 8.0
+"""Expected time of a trial above which no larger batch is tried, nor taken if it is larger than the recipe's."""
 
 
 @dataclass(frozen=True)
 class Trial:
     """Real steps on batches of one size."""
 
-    size: int
-    rate: float
-    """Images a second."""
-    memory: int | None
-    """Bytes that a step takes beyond what stays: weights, moments, average, teacher."""
+    batch_size: int
+    images_per_second: float
+    memory_bytes: int | None
+    """Taken by a step beyond what stays: weights, optimizer state, EMA, teacher."""
+
+
+class Limit(NamedTuple):
+    """The largest batch size so far allowed, and why no more."""
+
+    batch_size: int
+    reason: str
 
 
 @dataclass(frozen=True)
 class BatchSizeChoice:
     """A batch size, and what led to it."""
 
-    size: int
-    why: str
-    rate: float
-    """The learning rate at its highest."""
-    tries: tuple[Trial, ...]
+    batch_size: int
+    reason: str
+    peak_lr: float
+    """Learning rate at its highest, which follows the batch size."""
+    trials: tuple[Trial, ...]
 
     @property
-    def sentence(self) -> str:
-        """Say what was chosen, why, and what follows for the learning rate."""
-        return f"Batch size {self.size}, chosen here: {self.why}. The learning rate is {self.rate:.3g} at its highest."
+    def message(self) -> str:
+        """The choice, its reason, and the learning rate that follows."""
+        return f"Batch size {self.batch_size} chosen: {self.reason}. Peak learning rate: {self.peak_lr:.3g}."
 
 
-def with_chosen_batch(
-    config: TrainConfig, sources: tuple[Source, Source] | None, reporter: Reporter
+def with_chosen_batch_size(
+    config: TrainConfig, datasets: tuple[ImageDataset, ImageDataset] | None, reporter: Reporter
 ) -> TrainConfig:
-    """Return a configuration with the batch size that suits this machine, and say which and why.
+    """Return a configuration with the batch size that suits this machine, and report which and why.
 
-    Nothing else of a run changes by it: the same number, named, gives the same run.
+    Nothing else of a run changes: naming the same number gives the same run.
 
     Args:
-        config: the run; its batch size is the usual one.
-        sources: the data, if it is open already.
-        reporter: told of progress and of the choice.
+        config: the run, with its recipe's batch size.
+        datasets: training and validation, if they are open already.
+        reporter: shows progress and the choice.
 
     Raises:
-        ConfigError: several processes would have to choose together.
+        ConfigError: several processes, which would have to choose together.
         DataError: no image can be read.
     """
     if is_distributed():
-        raise ConfigError(
-            "--batch-size auto chooses for one process.", "Under torchrun name the number."
-        )
+        raise ConfigError("--batch-size auto is for one process.", "Under torchrun pass a number.")
     check(config)
-    sources = sources or open_for_training(config.data, seed=config.data_seed, reporter=reporter)
-    choice = choose_batch_size(
-        config, sources, choose_device(config.device, config.precision), reporter
-    )
-    reporter.note(choice.sentence)
-    return replace(config, recipe=replace(config.recipe, batch_size=choice.size))
+    datasets = datasets or open_for_training(config.data, seed=config.data_seed, reporter=reporter)
+    device = choose_device(config.device, config.precision)
+    choice = choose_batch_size(config, datasets, device, reporter)
+    reporter.note(choice.message)
+    return replace(config, recipe=replace(config.recipe, batch_size=choice.batch_size))
 
 
 def choose_batch_size(
-    config: TrainConfig, sources: tuple[Source, Source], device: Device, reporter: Reporter
-) -> BatchSizeChoice:
-    """Find the largest batch whose step fits into `USED` of the free memory, and is worth its size.
-
-    Steps of 8 and 16 images, of the real recipe, model and teacher but of random weights, give the memory of a step by
-    a straight line. Twice as many are tried as long as that is cheap; where images/s rises by less than `GAIN`, larger
-    batches gain nothing, and the recipe's own size is taken, or the last one that gained, if it is larger. Never more than
-    `LARGEST` times the recipe's, nor so many that an epoch has fewer than `FEWEST_STEPS`.
-    """
-    recipe, images = config.recipe, len(sources[0].labels)
-    rehearsal = rehearse(config, sources, device)
-    size, why, tries = search(
-        lambda size: _try(rehearsal.at(size)),
-        recipe.batch_size,
-        images,
-        _room(rehearsal),
-        reporter,
-        at_a_time(rehearsal.plan, rehearsal.state),
-    )
-    return BatchSizeChoice(size, why, peak_learning_rate(recipe.optim, size), tuple(tries))
-
-
-def _room(rehearsal: TrialRun) -> int | None:
-    """Return the bytes that a step may take, once everything that stays is there."""
-    small = rehearsal.at(2)
-    small.step(small.batch())
-    rehearsal.device.empty_cache()
-    free = free_bytes(rehearsal.device)
-    return None if free is None else int(USED * free)
-
-
-def _try(rehearsal: TrialRun) -> Trial | None:
-    """Take steps; None where memory runs out."""
-    size, batch, meter, enough = (
-        rehearsal.plan.recipe.batch_size,
-        rehearsal.batch(),
-        MemoryMeter(rehearsal.device),
-        True,
-    )
-
-    def work() -> int:
-        nonlocal enough
-        enough = enough and rehearsal.step(batch)
-        return size
-
-    meter.start()
-    timing = measure(work, seconds=SECONDS, wait=rehearsal.device.synchronize, most=5)
-    return Trial(size, 1 / min(timing.samples), meter.growth()) if enough else None
-
-
-def search(
-    attempt: Callable[[int], Trial | None],
-    usual: int,
-    num_images: int,
-    room: int | None,
+    config: TrainConfig,
+    datasets: tuple[ImageDataset, ImageDataset],
+    device: Device,
     reporter: Reporter,
-    at_a_time: int = 0,
+) -> BatchSizeChoice:
+    """Choose by steps of the real recipe, model and teacher, with random weights; see `search_batch_size`."""
+    recipe, num_images = config.recipe, len(datasets[0].labels)
+    trial = build_trial(config, datasets, device)
+    size, reason, trials = search_batch_size(
+        lambda batch_size: _try(trial.with_batch_size(batch_size)),
+        recipe.batch_size,
+        num_images,
+        _measure_free_memory(trial),
+        reporter,
+        trial.context.micro_batch_size(trial.state),
+    )
+    return BatchSizeChoice(size, reason, peak_learning_rate(recipe.optim, size), tuple(trials))
+
+
+def _measure_free_memory(trial: TrialRun) -> int | None:
+    """Return the bytes that a step may take, once everything that stays is allocated."""
+    smallest = trial.with_batch_size(2)
+    smallest.step(smallest.batch())
+    trial.context.device.empty_cache()
+    free = free_bytes(trial.context.device)
+    return None if free is None else int(MEMORY_SHARE * free)
+
+
+def _try(trial: TrialRun) -> Trial | None:
+    """Measure steps; None where memory runs out, which shows in a halved micro-batch."""
+    batch, progress = trial.batch(), trial.state.progress
+    micro_batch = progress.micro_batch_size
+    meter = MemoryMeter(trial.context.device)
+    meter.start()
+    times = measure_time(lambda: trial.step(batch), seconds=TRIAL_SECONDS).times
+    memory = meter.growth()
+    halved, progress.micro_batch_size = progress.micro_batch_size != micro_batch, micro_batch
+    return None if halved else Trial(trial.batch_size, trial.batch_size / min(times), memory)
+
+
+def search_batch_size(
+    try_size: Callable[[int], Trial | None],
+    recipe_size: int,
+    num_images: int,
+    free: int | None,
+    reporter: Reporter,
+    micro_batch_size: int = 0,
 ) -> tuple[int, str, list[Trial]]:
-    """Choose a size by trying some; return it, why it is the one, and the tries.
+    """Find the largest batch that fits and gains; return it, the reason, and the trials.
+
+    Two trials give the memory of larger steps by a straight line. Sizes are doubled as long as a trial is
+    cheap. Where images/s rises by less than `MIN_GAIN`, the recipe's size is taken, or the last that gained,
+    if it is larger. Never more than `MAX_SCALE` times the recipe's, nor fewer than `MIN_STEPS` steps an epoch.
 
     Args:
-        attempt: tries a size, None where memory runs out.
-        usual: the recipe's batch size.
-        images: of the data.
-        room: bytes that a step may take, None if nobody knows.
+        try_size: tries a size, None where memory runs out.
+        recipe_size: the recipe's batch size.
+        num_images: of the training set.
+        free: bytes that a step may take, None where they are not known.
         reporter: shows progress.
-        at_a_time: images of a micro-batch, above which a step takes no more memory; 0: all of a step.
+        micro_batch_size: images above which a step takes no more memory; 0: a step takes all at once.
     """
-    most, why = _largest(usual, num_images)
-    usual = min(usual, num_images)
-    size, tries = min(SMALLEST, most), list[Trial]()
+    limit = _limit_by_recipe(recipe_size, num_images)
+    recipe_size = min(recipe_size, num_images)
+    size, trials = min(FIRST_SIZE, limit.batch_size), list[Trial]()
     with reporter.task("choose the batch size", None, "steps") as task:
-        while size <= most:
-            if len(tries) > 1 and 2 * size / tries[-1].rate > DEAR:
-                return *(
-                    (usual, "steps of more images take too long to try")
-                    if usual < most
-                    else (most, why)
-                ), tries
-            found = attempt(size)
-            if found is None:
-                most, why = max(2, size // 2), f"memory runs out with {size}"
+        while size <= limit.batch_size:
+            slow = len(trials) > 1 and 2 * size / trials[-1].images_per_second > MAX_TRIAL_SECONDS
+            if slow and recipe_size < limit.batch_size:
+                return recipe_size, "steps of more images take too long to try", trials
+            if slow:
                 break
-            tries.append(found)
-            task.advance(1, size=size, speed=f"{found.rate:.0f} images/s")
-            most, why = _within(room, tries, most, why, at_a_time)
-            if len(tries) > 1 and found.rate < (1 + GAIN) * tries[-2].rate:
-                return *_flat(tries, usual, most, why), tries
+            trial = try_size(size)
+            if trial is None:
+                limit = Limit(max(2, size // 2), f"memory runs out with {size}")
+                break
+            trials.append(trial)
+            task.advance(1, size=size, speed=f"{trial.images_per_second:.0f} images/s")
+            limit = _limit_by_memory(free, trials, limit, micro_batch_size)
+            if (
+                len(trials) > 1
+                and trial.images_per_second < (1 + MIN_GAIN) * trials[-2].images_per_second
+            ):
+                limit = _limit_by_gain(trials, recipe_size, limit)
+                break
             size *= 2
-    return most, why, tries
+    return *limit, trials
 
 
-def _largest(usual: int, num_images: int) -> tuple[int, str]:
-    """Return the largest batch that recipe and data allow: the recipe's own, or a power of two above it; and why no more."""
-    if num_images <= usual:
-        return num_images, f"the data has {num_images} training images"
-    most = max(usual, power_of_two(max(1, min(LARGEST * usual, num_images // FEWEST_STEPS))))
-    if num_images // FEWEST_STEPS < 2 * most and most < power_of_two(LARGEST * usual):
-        return (
-            most,
-            f"of {num_images} images, larger batches would make less than {FEWEST_STEPS} steps an epoch",
+def _limit_by_recipe(recipe_size: int, num_images: int) -> Limit:
+    """Return the largest batch that recipe and data allow: the recipe's own, or a power of two above it."""
+    if num_images <= recipe_size:
+        return Limit(num_images, f"the data has {num_images} training images")
+    by_steps = num_images // MIN_STEPS
+    largest = max(recipe_size, floor_power_of_two(max(1, min(MAX_SCALE * recipe_size, by_steps))))
+    if by_steps < 2 * largest and largest < floor_power_of_two(MAX_SCALE * recipe_size):
+        return Limit(
+            largest,
+            f"larger batches of {num_images} images are fewer than {MIN_STEPS} steps an epoch",
         )
-    return (
-        most,
-        f"no power of two above it is within {LARGEST} times the recipe's {usual}, and no more is asked of a recipe",
+    return Limit(
+        largest,
+        f"it is the largest power of two within {MAX_SCALE} times the recipe's {recipe_size}"
+        if largest > recipe_size
+        else f"no power of two above the recipe's {recipe_size} is within {MAX_SCALE} times it",
     )
 
 
-def _within(
-    room: int | None, tries: list[Trial], most: int, why: str, at_a_time: int
-) -> tuple[int, str]:
-    """Bring the largest size down to what fits into `room`, by the line through the last two tries."""
-    if room is None or len(tries) < 2:
-        return most, why
-    (a, less), (b, more) = ((t.size, t.memory) for t in tries[-2:])
-    if less is None or more is None:
-        return most, why
-    slope = max(0.0, (more - less) / (b - a))
+def _limit_by_memory(
+    free: int | None, trials: list[Trial], limit: Limit, micro_batch_size: int
+) -> Limit:
+    """Lower the limit to what fits into `free` bytes, by the line through the last two trials."""
+    if free is None or len(trials) < 2:
+        return limit
+    before, last = trials[-2:]
+    if before.memory_bytes is None or last.memory_bytes is None:
+        return limit
+    num_bytes, num_images = last.memory_bytes, last.batch_size
+    bytes_per_image = max(0.0, (num_bytes - before.memory_bytes) / (num_images - before.batch_size))
 
-    def takes(size: int) -> float:
-        return more + slope * (
-            min(size, max(b, at_a_time or size)) - b
-        )  # no more than a micro-batch at a time
+    def predict_bytes(batch_size: int) -> float:
+        at_once = min(batch_size, max(num_images, micro_batch_size or batch_size))
+        return num_bytes + bytes_per_image * (at_once - num_images)
 
-    while most > 2 and takes(most) > room:
-        why = f"a step of {most} images would take {takes(most) / 2**30:.2g} GiB, of the {room / 2**30:.2g} GiB it may"
-        most = max(2, most // 2)
-    return most, why
+    size, reason = limit
+    while size > 2 and predict_bytes(size) > free:
+        step_gib, free_gib = predict_bytes(size) / 2**30, free / 2**30
+        reason = (
+            f"a step of {size} images would take {step_gib:.2g} GiB, of {free_gib:.2g} GiB it may"
+        )
+        size = max(2, size // 2)
+    return Limit(size, reason)
 
 
-def _flat(tries: list[Trial], usual: int, most: int, why: str) -> tuple[int, str]:
-    """Choose where the last doubling gained little: what gained last, or the recipe's own size, which costs nothing."""
-    before, last = tries[-2], tries[-1]
-    size = max(before.size, usual)
-    if size >= most:
-        return most, why
-    gain = 100 * (last.rate / before.rate - 1)
-    rises = f"from {before.size} to {last.size} images images/s changes by {gain:+.0f} %"
-    return size, f"{rises}, so larger batches gain nothing" + (
-        "; it is the recipe's" if size > before.size else ""
+def _limit_by_gain(trials: list[Trial], recipe_size: int, limit: Limit) -> Limit:
+    """Take the last size that gained, or the recipe's where it is larger."""
+    before, last = trials[-2:]
+    size = max(before.batch_size, recipe_size)
+    if size >= limit.batch_size:
+        return limit
+    gain = 100 * (last.images_per_second / before.images_per_second - 1)
+    reason = (
+        f"larger batches are not faster (from {before.batch_size} to {last.batch_size} images, "
+        f"images/s changes by {gain:+.0f} %)"
     )
+    return Limit(size, reason + ("; it is the recipe's" if size > before.batch_size else ""))
 
 
-def power_of_two(number: int) -> int:
+def floor_power_of_two(number: int) -> int:
     """Return the largest power of two that is not above a number of 1 or more."""
     return 1 << (number.bit_length() - 1)

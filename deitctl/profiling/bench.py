@@ -1,4 +1,4 @@
-"""How fast a training will be on this machine, where its time goes, and what to do about it."""
+"""`deitctl bench`: speed of a training on this machine, stage by stage (data, teacher, step, end to end)."""
 
 from __future__ import annotations
 
@@ -6,299 +6,368 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import cycle, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
-import deitctl
 from deitctl.config import TrainConfig
-from deitctl.cores import available_cores
+from deitctl.cores import count_cores
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.loader import Batch
+from deitctl.data.lazy_jpeg import LazyJpeg
+from deitctl.data.loader import Batch, EvalViews
 from deitctl.data.open import BUILT_IN, open_for_training
-from deitctl.device import Device, choose_device
-from deitctl.errors import ConfigError
+from deitctl.device import Device, choose_device, ran_out_of_memory
+from deitctl.errors import ConfigError, DeitctlError
 from deitctl.events import Reporter, SilentReporter
-from deitctl.profiling.batch_size import choose_batch_size, power_of_two
-from deitctl.profiling.bench_advice import advise, expected_of, parts_of
-from deitctl.profiling.bench_data import image_stages, loader_stage
-from deitctl.profiling.bench_network import (
-    ADAMW_BYTES,
-    AVERAGE_BYTES,
-    Limits,
-    at_hand,
-    evaluation_stage,
-    loop_stage,
-    save_stage,
-    seconds_an_image,
-    step_stage,
-    student_stages,
-    teacher_stage,
-    update_stages,
+from deitctl.profiling.batch_size import choose_batch_size, floor_power_of_two
+from deitctl.profiling.bench_result import (
+    BenchResult,
+    BenchSetup,
+    FlopsPerImage,
+    Stage,
+    estimate_run,
+    find_bottlenecks,
+    split_step_time,
 )
-from deitctl.profiling.bench_result import BenchResult, Limit, Stage, StageClock, pooled
-from deitctl.profiling.clock import Timing, measure
 from deitctl.profiling.flops import flops_of
-from deitctl.profiling.peak import PeakThroughput, measure_ceilings
-from deitctl.profiling.synthetic_images import FILES, HEIGHT, WIDTH, imagenet_like
-from deitctl.profiling.trial_run import TrialRun, rehearse
-from deitctl.training.configure import Request, Teaching, check, configure, distill_config
+from deitctl.profiling.measure import MemoryMeter, measure_time
+from deitctl.profiling.peak import PeakThroughput, measure_peak
+from deitctl.profiling.synthetic_images import NUM_FILES, write_synthetic_dataset
+from deitctl.profiling.trial_run import TrialRun, build_trial
+from deitctl.settings import override
+from deitctl.training.configure import build_config, build_distill_config, check, make_absolute
 from deitctl.training.optim import peak_learning_rate
-from deitctl.training.step import at_a_time
 
-SECONDS = 2.0
-"""Of a stage; the loops take twice as long."""
-ROUNDS = 3
-"""In which the parts of a step and the loops are measured."""
-NOISE = 0.1
-"""Share of the training's time by which parts and loops may disagree before it is said."""
-CEILING = 0.5
-"""Share of a stage's time that each ceiling takes."""
-MOST_SECONDS = 600.0
-BUSY = 0.5
-"""Load a core from which others are said to be at work."""
-
-
-@dataclass(frozen=True)
-class Opened:
-    """Data, and how long it took to open."""
-
-    datasets: tuple[ImageDataset, ImageDataset]
-    timing: Timing | None
-    synthetic_images: bool
+STAGE_SECONDS = 2.0
+MAX_STAGE_SECONDS = 600.0
+NUM_SIZED = 16
+"""Images whose sizes are read."""
+NUM_VIEWS = 64
+"""Images that the data stages go through again and again."""
+ADAMW_BYTES, EMA_BYTES = 28, 12
+"""Moved for each parameter: AdamW reads weight, gradient and two moments and writes all but the gradient; the EMA is
+read and written, and the weight read."""
+BUSY_LOAD = 0.5
+"""Load average a core above which other programs disturb the measurement."""
+T = TypeVar("T")
 
 
 def bench(
-    request: Request,
+    settings: Mapping[str, Any],
     *,
-    teacher: str = "",
-    choose_batch: bool = False,
-    seconds: float = SECONDS,
+    overrides: Mapping[str, Any] | None = None,
+    auto_batch_size: bool = False,
+    seconds: float = STAGE_SECONDS,
     reporter: Reporter | None = None,
 ) -> BenchResult:
-    """Measure every stage of a training on this machine, and the training itself. Nothing is downloaded or kept.
+    """Measure every stage of a training on this machine. Nothing is downloaded or kept.
+
+    Models have random weights, which are as fast as any.
 
     Args:
-        request: the training, as for `configure`, without its teacher; no data: images as large as ImageNet's are made up.
-        teacher: a model that teaches, empty for none; both have random weights, which are as fast as any.
-        choose_batch: whether the batch size is chosen as by `--batch-size auto`.
-        seconds: of a stage, about.
-        reporter: told of progress.
+        settings: as for `build_config`; with a `distill.teacher` a distillation; without `data` synthetic images of
+            ImageNet's size.
+        overrides: as for `build_config`.
+        auto_batch_size: choose the batch size as `--batch-size auto` does.
+        seconds: about, of each stage.
+        reporter: shows progress.
 
     Raises:
-        ConfigError: a setting that does not exist or fit.
-        DataError: no data, or not one image of it can be read.
+        ConfigError: a setting that does not exist or is out of range.
+        DataError: no data, or no image of it can be read.
     """
-    if not 0 < seconds <= MOST_SECONDS:
+    if not 0 < seconds <= MAX_STAGE_SECONDS:
         raise ConfigError(
-            f"seconds = {seconds:g}: a stage takes more than 0 and at most {MOST_SECONDS:g} seconds."
+            f"seconds = {seconds:g}: a stage takes more than 0 and at most {MAX_STAGE_SECONDS:g} seconds."
         )
-    reporter, begun, load = reporter or SilentReporter(), time.perf_counter(), _load()
-    if load is not None and load > BUSY * available_cores():
+    reporter, start = reporter or SilentReporter(), time.perf_counter()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # not on Windows
+    if load > BUSY_LOAD * count_cores():
         reporter.warn(
-            f"Other programs are at work here (load {load:.1f} on {available_cores()} cores): what is measured is what they leave."
+            f"Other programs use this machine (load {load:.1f} on {count_cores()} cores): figures will be too low."
         )
     with tempfile.TemporaryDirectory(prefix="deitctl-bench-") as name:
         folder = Path(name)
-        opened = _open(request, folder, seconds, reporter)
-        config = _configure(request, teacher, opened, folder, reporter)
+        if data := settings.get("data"):
+            datasets = open_for_training(str(data), seed=0, reporter=reporter)
+        else:
+            reporter.note(f"No data named: using {NUM_FILES} synthetic images of ImageNet's size.")
+            datasets = write_synthetic_dataset(folder)
+        config = _configure(settings, overrides, datasets, folder, reporter)
         device = choose_device(config.device, config.precision)
-        why = ""
-        if choose_batch:
-            choice = choose_batch_size(config, opened.datasets, device, reporter)
-            config, why = (
-                replace(config, recipe=replace(config.recipe, batch_size=choice.size)),
-                choice.sentence,
-            )
-            reporter.note(why)
-        return _bench(config, opened, device, folder, seconds, reporter, why, load, begun)
-
-
-def _load() -> float | None:
-    """Return how many programs wanted a core in the last minute, None where the system does not say."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-
-
-def _open(request: Request, folder: Path, seconds: float, reporter: Reporter) -> Opened:
-    """Open the data and time it, or make images up."""
-    if not request.data:
-        reporter.note(
-            f"No data named: {FILES} images of {WIDTH} x {HEIGHT} pixels are made up, as ImageNet's are."
+        reason = None
+        if auto_batch_size:
+            choice = choose_batch_size(config, datasets, device, reporter)
+            reporter.note(choice.message)
+            recipe = replace(config.recipe, batch_size=choice.batch_size)
+            config, reason = replace(config, recipe=recipe), choice.reason
+        with reporter.task("prepare", None, "steps"):
+            trial = build_trial(config, datasets, device)
+            flops = _count_flops(trial)
+            candidates = ("fp32", device.precision, choose_device(config.device).precision)
+            peak = measure_peak(device, list(dict.fromkeys(candidates)), seconds=seconds / 2)
+            trial = _fit_batch_size(trial, seconds)
+        setup = _describe(
+            trial,
+            config,
+            data=config.data if data else None,
+            batch_size_reason=reason,
         )
-        return Opened(imagenet_like(folder), None, synthetic_images=True)
-    start = time.perf_counter()
-    datasets = open_for_training(request.data, seed=0, reporter=reporter)
-    first = time.perf_counter() - start
-
-    def work() -> int:
-        return sum(
-            len(s.labels)
-            for s in open_for_training(request.data, seed=0, reporter=SilentReporter())
-        )
-
-    return Opened(
-        datasets,
-        replace(measure(work, seconds=seconds / 4, most=20), first=first),
-        synthetic_images=False,
+        with reporter.task("bench", None, "stages") as task:
+            stages = StageTable(device, seconds, lambda name: task.advance(1, stage=name))
+            measure_data(trial, stages)
+            data_wait = measure_steps(trial, stages, flops, peak)
+    per_step = setup.measured_batch_size / setup.batch_size
+    step_time = split_step_time(stages.by_name, data_wait, per_step=per_step)
+    hints = find_bottlenecks(setup, config, peak, stages.by_name, step_time)
+    return BenchResult(
+        setup=setup,
+        peak=peak,
+        flops_per_image=flops,
+        stages=tuple(stages.by_name.values()),
+        step_time_s=step_time,
+        data_wait_share=data_wait / sum(step_time.values()) if step_time else None,
+        expected=estimate_run(setup, config, stages.by_name, step_time),
+        hints=tuple(hints),
+        seconds=time.perf_counter() - start,
     )
 
 
 def _configure(
-    request: Request, teacher: str, opened: Opened, folder: Path, reporter: Reporter
+    settings: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None,
+    datasets: tuple[ImageDataset, ImageDataset],
+    folder: Path,
+    reporter: Reporter,
 ) -> TrainConfig:
-    """Resolve the request as `train` would, or with a teacher `distill`, but without looking for weights."""
-    request = replace(request, data=request.data or str(folder), teaching=None)
-    config, *_ = configure(request, reporter, opened.datasets)
-    if teacher:
-        built_in = config.data == BUILT_IN
-        config = replace(
-            config, distill=distill_config(Teaching(teacher=teacher), built_in, config.recipe)
-        )
-        check(config)
+    """Resolve settings as `train`, or with a teacher `distill`, does, but without looking for weights."""
+    settings = make_absolute(settings)
+    settings["data"] = settings.get("data") or str(folder)
+    teaching = {k: settings.pop(k) for k in list(settings) if k.startswith("distill.")}
+    # `train` does not look for the student's weights, on which `distill` lets the recipe depend
+    config, *_ = build_config(settings, datasets=datasets, reporter=reporter)
+    if teaching.get("distill.teacher"):
+        distill = build_distill_config(teaching, config.data == BUILT_IN, config.recipe)
+        config = override(replace(config, distill=distill), teaching)
+    config = override(config, overrides or {})
+    check(config)
     return config
 
 
-def _bench(
-    config: TrainConfig,
-    opened: Opened,
-    device: Device,
-    folder: Path,
-    seconds: float,
-    reporter: Reporter,
-    why: str,
-    load: float | None,
-    begun: float,
-) -> BenchResult:
-    with reporter.task("prepare", None, "steps"):
-        whole = rehearse(config, opened.datasets, device)
-        flops: dict[str, int] = flops_of(whole.state.model, whole.img_size)._asdict()
-        if whole.teacher is not None:
-            flops["teacher"] = flops_of(
-                whole.teacher.model, whole.teacher.model_config.preprocessing.img_size
-            ).forward
-        guess = seconds_an_image(whole)
-        precisions = list(
-            dict.fromkeys(["fp32", device.precision, choose_device(config.device).precision])
-        )
-        ceilings = measure_ceilings(device, precisions, seconds=CEILING * seconds)
-    job = whole.at(_affordable(whole.plan.recipe.batch_size, guess, seconds))
-    stages: dict[str, Stage] = {}
-    if opened.timing is not None:
-        stages["open"] = Stage(name="open", title="open the data", timing=opened.timing)
-    with reporter.task("bench", None, "stages") as task:
-        clock = StageClock(device, seconds, lambda title: task.advance(1, stage=title))
-        stages |= {
-            s.name: s
-            for s in _stages(job, clock, folder, _limits(job, flops, ceilings), guess, reporter)
-        }
-    parts = parts_of(job, stages)
-    noise = max(-parts["loop"], -parts["slowed"]) / sum(parts.values()) if parts else 0.0
-    if noise > NOISE:
-        reporter.warn(
-            f"The parts of a step and the loops around them disagree by {100 * noise:.0f} %, because they were measured at "
-            "different moments. Measure longer (--seconds), or when nothing else is at work."
-        )
-    return BenchResult(
-        job=_describe(job, opened, why, ceilings) | {"load_before": load},
-        ceilings=ceilings,
-        flops=flops,
-        stages=stages,
-        parts=parts,
-        expected=expected_of(job, stages, parts),
-        advice=tuple(advise(job, device, ceilings, stages, parts)),
-        seconds=time.perf_counter() - begun,
-    )
+def _count_flops(trial: TrialRun) -> FlopsPerImage:
+    student, teacher = flops_of(trial.state.model, trial.img_size), None
+    if trial.teacher_network is not None:
+        img_size = trial.teacher_network.model_config.preprocessing.img_size
+        teacher = flops_of(trial.teacher_network.model, img_size).forward
+    return FlopsPerImage(forward=student.forward, step=student.step, teacher=teacher)
 
 
-def _affordable(batch_size: int, guess: float, seconds: float) -> int:
-    """Return the recipe's batch size, or the largest power of two of which two steps take no longer than a stage."""
-    if 2 * batch_size * guess <= seconds:
+def _fit_batch_size(trial: TrialRun, seconds: float) -> TrialRun:
+    """Return a trial of the recipe's batch size, or of the largest power of two of which two steps fit into a stage."""
+    small = trial.with_batch_size(min(8, trial.batch_size))
+    batch = small.batch()
+    image_s = measure_time(lambda: small.step(batch), seconds=0.5).median / small.batch_size
+    return trial.with_batch_size(_limit_batch_size(trial.batch_size, image_s, seconds))
+
+
+def _limit_batch_size(batch_size: int, image_s: float, seconds: float) -> int:
+    if 2 * batch_size * image_s <= seconds:
         return batch_size
-    return min(batch_size, max(2, power_of_two(max(1, int(seconds / guess / 2)))))
+    fitting = max(1, int(seconds / image_s / 2))
+    return min(batch_size, max(2, floor_power_of_two(fitting)))
 
 
-def _stages(
-    job: TrialRun, clock: StageClock, folder: Path, limits: Limits, guess: float, reporter: Reporter
-) -> Iterator[Stage]:
-    """Measure all stages in the order of the work; those of the training in rounds, so that they meet the same moments."""
-    batch = job.batch()
-    yield from image_stages(job, clock, folder)
-    yield loader_stage(job, clock)
-    rounds: dict[str, list[Stage]] = {}
-    shorter = StageClock(clock.device, clock.seconds / ROUNDS, clock.step)
-    for _ in range(ROUNDS):
-        for stage in _training_stages(job, batch, shorter, limits, guess, reporter):
-            rounds.setdefault(stage.name, []).append(stage)
-    yield from map(pooled, rounds.values())
-    size = len(batch.keys)
-    if 4 * size * guess <= clock.seconds and 2 * size <= len(job.train.labels):
-        double = job.at(2 * size)
-        yield step_stage(job, batch, clock, "step", f"step of {size} images")
-        yield step_stage(double, double.batch(), clock, "double_step", f"step of {2 * size} images")
-    yield save_stage(job, clock, folder)
-    yield evaluation_stage(
-        job, next(batch.parts(at_a_time(job.plan, job.state))), clock, limits.forward
-    )
-
-
-def _training_stages(
-    job: TrialRun, batch: Batch, clock: StageClock, limits: Limits, guess: float, reporter: Reporter
-) -> Iterator[Stage]:
-    """Measure the parts of a step, images being taken as a step does, and the training loop with a batch at hand and as it is."""
-    part = next(batch.parts(at_a_time(job.plan, job.state)))
-    if job.teacher is not None:
-        yield teacher_stage(job, part, clock, limits.teacher)
-    yield from student_stages(job, part, clock, limits)
-    at = "loop_at_hand", "loop, images at hand"
-    yield loop_stage(job, lambda: at_hand(batch), clock, *at, guess, reporter)
-    yield loop_stage(job, job.batches, clock, "loop", "loop, whole", guess, reporter)
-    yield from update_stages(job, clock, limits)
-
-
-def _limits(job: TrialRun, flops: dict[str, int], ceilings: PeakThroughput) -> Limits:
-    precision = job.device.precision
-    products, name = ceilings.flops[precision], precision
-    learn = sum(p.numel() for p in job.state.model.parameters() if p.requires_grad)
-    every = sum(p.numel() for p in job.state.model.parameters())
-    size = job.plan.recipe.batch_size
-    return Limits(
-        forward=Limit(flops["forward"], products, name),
-        backward=Limit(flops["step"] - flops["forward"], products, name),
-        teacher=Limit(flops["teacher"], products, name) if "teacher" in flops else None,
-        optimizer=Limit(ADAMW_BYTES * learn / size, ceilings.copy, "copy"),
-        average=Limit(AVERAGE_BYTES * every / size, ceilings.copy, "copy"),
-    )
-
-
-def _describe(job: TrialRun, opened: Opened, why: str, ceilings: PeakThroughput) -> dict[str, Any]:
-    config, device = job.config, job.device
-    cuda = device.torch_device.type == "cuda"
-    batch_size = min(config.recipe.batch_size, len(job.train.labels))
-    return {
-        "deitctl": deitctl.__version__,
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device.torch_device)
-        if cuda
+def _describe(
+    trial: TrialRun,
+    config: TrainConfig,
+    *,
+    data: str | None,
+    batch_size_reason: str | None,
+) -> BenchSetup:
+    recipe, device = config.recipe, trial.context.device
+    batch_size = min(recipe.batch_size, len(trial.train.labels))
+    return BenchSetup(
+        model=config.model,
+        teacher=config.distill.teacher if config.distill is not None else None,
+        teacher_input=config.distill.teacher_input if config.distill is not None else None,
+        data=data,
+        num_train_images=len(trial.train.labels),
+        num_val_images=len(trial.val.labels),
+        num_classes=len(trial.train.class_names),
+        median_side_px=_measure_median_side(trial),
+        recipe=recipe.name,
+        epochs=recipe.epochs,
+        img_size=trial.img_size,
+        batch_size=batch_size,
+        batch_size_reason=batch_size_reason,
+        measured_batch_size=trial.batch_size,
+        peak_lr=peak_learning_rate(recipe.optim, batch_size),
+        num_workers=trial.workers,
+        device=torch.cuda.get_device_name(device.torch_device)
+        if device.torch_device.type == "cuda"
         else f"{device.torch_device} ({platform.machine()})",
-        "precision": device.precision,
-        "threads": ceilings.threads,
-        "cores": ceilings.cores,
-        "workers": job.workers,
-        "model": config.model,
-        "teacher": config.distill.teacher if config.distill is not None else None,
-        "teacher_input": config.distill.teacher_input if config.distill is not None else None,
-        "recipe": config.recipe.name,
-        "epochs": config.recipe.epochs,
-        "img_size": job.img_size,
-        "batch_size": batch_size,
-        "measured_batch_size": job.plan.recipe.batch_size,
-        "batch_size_why": why,
-        "peak_learning_rate": peak_learning_rate(config.recipe.optim, batch_size),
-        "data": "made up" if opened.synthetic_images else config.data,
-        "train_images": len(job.train.labels),
-        "val_images": len(job.val.labels),
-        "classes": len(job.train.class_names),
-    }
+        precision=device.precision,
+    )
+
+
+def _measure_median_side(trial: TrialRun) -> float:
+    indices = [key.index for key in trial.readable_keys(NUM_SIZED)]
+    return float(np.median([min(trial.train.open(index).size) for index in indices]))
+
+
+class StageTable:
+    """Measures stages for about `seconds` each; one that fails has its error, and the next is measured."""
+
+    def __init__(self, device: Device, seconds: float, on_stage: Callable[[str], object]) -> None:
+        self.device, self.seconds, self.on_stage = device, seconds, on_stage
+        self.by_name: dict[str, Stage] = {}
+
+    def measure(
+        self,
+        name: str,
+        work: Callable[[], object],
+        num_images: int = 1,
+        peak: tuple[str, float] | None = None,
+    ) -> Stage:
+        """Measure `work` on `num_images`; `peak` is the name of its roofline, and the images/s there."""
+        self.on_stage(name)
+        meter = MemoryMeter(self.device)
+        meter.start()
+        stage = Stage(name=name)
+        try:
+            measurement = measure_time(work, seconds=self.seconds)
+        except (DeitctlError, RuntimeError, MemoryError) as error:
+            if isinstance(error, DeitctlError):
+                stage = replace(stage, error=error.message)
+            elif ran_out_of_memory(error):
+                stage = replace(stage, error="out of memory")
+            else:
+                raise
+        else:
+            growth, rate = meter.growth(), num_images / measurement.median
+            stage = replace(
+                stage,
+                images_per_second=rate,
+                images_per_second_iqr=rate * measurement.iqr / measurement.median,
+                memory_mib=None if growth is None else growth / 2**20,
+                peak=peak[0] if peak else None,
+                peak_share=rate / peak[1] if peak else None,
+            )
+        self.by_name[name] = stage
+        return stage
+
+
+def measure_data(trial: TrialRun, stages: StageTable) -> None:
+    """Measure reading, decoding and rendering on one core, and the loader with its processes."""
+    keys = trial.readable_keys(NUM_VIEWS)
+    indices = [key.index for key in keys]
+    views, eval_views = trial.train_views(), EvalViews(trial.val, [trial.context.preprocessing])
+    stages.measure("read", _call_in_turn(indices, trial.train.read_bytes))
+    stages.measure("decode", _call_in_turn(indices, lambda n: _decode(trial.train, n)))
+    stages.measure("train_view", _call_in_turn(keys, views.__getitem__))
+    positions = range(min(NUM_VIEWS, len(trial.val.labels)))
+    stages.measure("eval_view", _call_in_turn(positions, eval_views.__getitem__))
+
+    stream = trial.build_loader()
+    turn = max(1, trial.workers)  # processes take turns: a turn has a batch of each
+
+    def next_turn() -> None:
+        for _ in range(turn):
+            next(stream)
+
+    stages.measure("loader", next_turn, turn * trial.batch_size)
+
+
+def _call_in_turn(items: Sequence[T], function: Callable[[T], object]) -> Callable[[], object]:
+    """Return work that calls `function` on the next item, round and round."""
+    ring = cycle(items)
+    return lambda: function(next(ring))
+
+
+def _decode(dataset: ImageDataset, index: int) -> None:
+    image = dataset.open(index)
+    if isinstance(image, LazyJpeg):
+        image.crop((0, 0, *image.size))
+
+
+def measure_steps(
+    trial: TrialRun, stages: StageTable, flops: FlopsPerImage, peak: PeakThroughput
+) -> float:
+    """Measure the parts of a step, whole steps, and steps with the loader; return the seconds an image of data wait."""
+    precision, size = trial.context.device.precision, trial.batch_size
+    batch = trial.batch()
+    micro_batch = trial.first_micro_batch(batch)
+    count = len(micro_batch.keys)
+    operations = peak.flops_per_second[precision]
+    bandwidth = peak.copy_bytes_per_second
+    parameters = list(trial.state.model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+
+    if flops.teacher is not None:
+        stages.measure(
+            "teacher",
+            lambda: trial.compute_teacher_targets(micro_batch),
+            count,
+            peak=(precision, operations / flops.teacher),
+        )
+    forward_s: list[float] = []
+
+    def forward_backward() -> None:
+        start = time.perf_counter()
+        loss = trial.forward(micro_batch)
+        trial.context.device.synchronize()
+        forward_s.append(time.perf_counter() - start)
+        trial.backward(loss)
+
+    both = stages.measure("forward", forward_backward, count)
+    stages.by_name["backward"] = replace(both, name="backward")
+    if both.seconds is not None:
+        # timed in the same calls, because a difference of two measurements can be below 0
+        forward = float(np.median(forward_s[1:] or forward_s)) / count
+        backward = max(both.seconds - forward, 0.01 * both.seconds)
+        for name, image_s, cost in (
+            ("forward", forward, flops.forward),
+            ("backward", backward, flops.step - flops.forward),
+        ):
+            share = cost / image_s / operations
+            stages.by_name[name] = replace(
+                both, name=name, images_per_second=1 / image_s, peak=precision, peak_share=share
+            )
+        # here, because it needs gradients
+        peak_rate = size * bandwidth / (ADAMW_BYTES * trained)
+        stages.measure("optimizer", trial.optimizer_step, size, peak=("copy", peak_rate))
+    if trial.state.ema is not None:
+        peak_rate = size * bandwidth / (EMA_BYTES * sum(p.numel() for p in parameters))
+        stages.measure("ema_update", trial.update_ema, size, peak=("copy", peak_rate))
+    _measure_loop("step_cached_batch", trial, repeat(batch), stages)
+    data_wait = _measure_loop("end_to_end", trial, trial.build_loader(), stages)
+    stages.measure(
+        "evaluation",
+        lambda: trial.evaluate(micro_batch),
+        count,
+        peak=(precision, operations / flops.forward),
+    )
+    return data_wait
+
+
+def _measure_loop(
+    name: str, trial: TrialRun, batches: Iterator[Batch], stages: StageTable
+) -> float:
+    """Measure steps on `batches`; return the seconds an image of waiting for them."""
+    waits: list[float] = []
+
+    def step() -> None:
+        for _ in range(trial.steps_per_sync):
+            start = time.perf_counter()
+            batch = next(batches)
+            waits.append(time.perf_counter() - start)
+            trial.step(batch)
+
+    stages.measure(name, step, trial.steps_per_sync * trial.batch_size)
+    # the first wait starts the workers
+    return float(np.mean(waits[1:])) / trial.batch_size if len(waits) > 1 else 0.0

@@ -1,18 +1,29 @@
-"""What a speed measurement found: stages, where the time of the training goes, what is to be expected."""
+"""Results of `deitctl bench`: stages, where a step's time goes, the expected time of a run, hints."""
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
-from deitctl.device import Device, ran_out_of_memory
-from deitctl.errors import DeitctlError
-from deitctl.profiling.clock import MOST, Timing, measure
-from deitctl.profiling.memory import MemoryMeter
+from deitctl.config import TrainConfig
+from deitctl.data.samplers import steps_per_epoch
+from deitctl.distillation.distillation_teacher import NO_CACHE
 from deitctl.profiling.peak import PeakThroughput
+
+MIN_DATA_WAIT = 0.1
+"""Share of the time in waiting for data above which the loader is a bottleneck."""
+MIN_TEACHER_SHARE = 0.15
+MIN_SPEEDUP = 1.2
+"""Of another precision that is worth a hint."""
+PACK_SCALE = 8 / 7
+"""Short side of packed images over the input's: 256 for 224."""
+MIN_SHRINK = 1.2
+"""Median short side over that of packed images from which packing is worth a hint."""
+PER_STEP = ("optimizer", "ema_update")
+"""Stages that cost the same whatever the batch size."""
+PER_IMAGE = ("teacher", "forward", "backward")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,157 +31,249 @@ class Stage:
     """One part of the work, measured on its own."""
 
     name: str
-    title: str
-    unit: str = "images"
-    """What is counted: `images`, or where the work is not by the image, `times`."""
-    timing: Timing | None = None
-    memory: int | None = None
-    """Bytes at the worst moment above what was in use before."""
-    share: float | None = None
-    """Of the ceiling that `ceiling` names, 0..1."""
-    ceiling: str = ""
-    waited: float = 0.0
-    """Seconds an image, of a loop, in which no batch was there."""
-    problem: str = ""
-    """Why there is no timing."""
+    """`read` to `loader` (data), `teacher`, `forward` to `step_cached_batch` (step), `end_to_end`, `evaluation`."""
+    images_per_second: float | None = None
+    """Median; null where the stage could not be measured."""
+    images_per_second_iqr: float | None = None
+    """Interquartile range."""
+    memory_mib: float | None = None
+    """Peak above what was in use before, without the loader's processes."""
+    peak: str | None = None
+    """What `peak_share` is of: a precision's matrix product, or `copy`."""
+    peak_share: float | None = None
+    """Of the device's peak throughput, 0 to 1; more where a small model fits into the processor's cache."""
+    error: str | None = None
+    """Why the stage could not be measured."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record that `--format json` has of it."""
-        t = self.timing
-        return {
-            "name": self.name,
-            "unit": self.unit,
-            "per_second": t and t.rate,
-            "spread": None if t is None or math.isinf(t.spread) else t.spread,
-            "samples": len(t.samples) if t else 0,
-            "first_seconds": t and t.first,
-            "memory_bytes": self.memory,
-            "share": self.share,
-            "ceiling": self.ceiling,
-            "problem": self.problem,
-        }
+    @property
+    def seconds(self) -> float | None:
+        """Seconds an image, the median."""
+        return None if self.images_per_second is None else 1 / self.images_per_second
 
 
-def pooled(rounds: Sequence[Stage]) -> Stage:
-    """Return one stage of several rounds of it: all their samples, the first start, the most memory; or the first problem."""
-    if (failed := next((s for s in rounds if s.timing is None), None)) is not None:
-        return failed
-    timings = [s.timing for s in rounds if s.timing is not None]
-    whole = Timing(timings[0].first, tuple(x for t in timings for x in t.samples))
-    first, memory = rounds[0], [s.memory for s in rounds if s.memory is not None]
-    return replace(
-        first,
-        timing=whole,
-        memory=max(memory, default=None),
-        waited=statistics.fmean(s.waited for s in rounds),
-        share=None if first.share is None else first.share * whole.rate / timings[0].rate,
-    )
+@dataclass(frozen=True, kw_only=True)
+class BenchSetup:
+    """The measured training."""
+
+    model: str
+    teacher: str | None
+    teacher_input: str | None
+    """`mixed`, or `unmixed` views, whose targets can be cached; null without a teacher."""
+    data: str | None
+    """Null for synthetic images."""
+    num_train_images: int
+    num_val_images: int
+    num_classes: int
+    median_side_px: float
+    """Short side of the training images in pixels."""
+    recipe: str
+    epochs: int
+    img_size: int
+    batch_size: int
+    """The recipe's, or that of `auto`."""
+    batch_size_reason: str | None
+    """Why `auto` chose it; null where it was not asked for."""
+    measured_batch_size: int
+    """Smaller than `batch_size` where a step takes long."""
+    peak_lr: float
+    """Learning rate at its highest."""
+    num_workers: int
+    device: str
+    precision: str
 
 
-@dataclass(frozen=True)
-class Limit:
-    """The ceiling of a stage: what one of its units costs, and how much of that a second allows."""
+@dataclass(frozen=True, kw_only=True)
+class FlopsPerImage:
+    """Floating-point operations; a multiplication and an addition are two."""
 
-    cost: float
-    """Floating-point operations, or bytes."""
-    most: float
-    """A second."""
-    name: str
-
-
-class StageClock:
-    """Measures stages for about so many seconds each; one that fails says so, and the next is measured."""
-
-    def __init__(self, device: Device, seconds: float, step: Callable[[str], None]) -> None:
-        """`step` is told the title of each stage before it is measured."""
-        self.device, self.seconds, self.step = device, seconds, step
-
-    def take(
-        self,
-        name: str,
-        title: str,
-        work: Callable[[], int],
-        *,
-        unit: str = "images",
-        limit: Limit | None = None,
-        most: int = MOST,
-    ) -> Stage:
-        """Measure `work`, which returns how many of `unit` it did."""
-        return self.watch(
-            name,
-            title,
-            lambda: measure(work, seconds=self.seconds, wait=self.device.synchronize, most=most),
-            unit=unit,
-            limit=limit,
-        )
-
-    def watch(
-        self,
-        name: str,
-        title: str,
-        timed: Callable[[], Timing],
-        *,
-        unit: str = "images",
-        limit: Limit | None = None,
-    ) -> Stage:
-        """Have a stage timed by `timed`, and see to its memory and failures."""
-        self.step(title)
-        meter = MemoryMeter(self.device)
-        meter.start()
-        try:
-            timing = timed()
-        except DeitctlError as error:
-            return Stage(name=name, title=title, unit=unit, problem=error.message)
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out_of_memory(error):
-                raise
-            return Stage(name=name, title=title, unit=unit, problem="memory runs out")
-        share = None if limit is None else limit.cost * timing.rate / limit.most
-        return Stage(
-            name=name,
-            title=title,
-            unit=unit,
-            timing=timing,
-            memory=meter.growth(),
-            share=share,
-            ceiling=limit.name if limit else "",
-        )
+    forward: int
+    step: int
+    """Forward and backward."""
+    teacher: int | None
 
 
-@dataclass(frozen=True)
-class Advice:
-    """What to do, and the numbers that say so."""
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a run on this machine takes."""
 
-    text: str
-    numbers: Mapping[str, float]
+    images_per_second: float
+    """Of training."""
+    epoch_s: float
+    """An epoch with its validation."""
+    run_s: float
+    """All epochs of the recipe."""
+    teacher_epochs: int | None = None
+    """Epochs until all teacher targets are cached; null where the teacher computes in every epoch."""
+    later_epoch_s: float | None = None
+    """An epoch after that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hint:
+    """A bottleneck, and what to change."""
+
+    bottleneck: str
+    """`data`, `teacher` or `compute`."""
+    message: str
+    """What limits, with its measurement."""
+    change: str
+    """What to do about it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult:
-    """Everything that was measured and what follows from it."""
+    """All measurements of a training, and what follows from them."""
 
-    job: Mapping[str, Any]
-    """What was measured: model, data, recipe, sizes, device."""
-    ceilings: PeakThroughput
-    flops: Mapping[str, int]
-    """Operations an image: `forward`, `step`, and the teacher's `teacher`."""
-    stages: Mapping[str, Stage]
-    parts: Mapping[str, float]
-    """Seconds an image of the training, by where they go; they add up to its time. Empty where it could not be measured."""
-    expected: Mapping[str, float]
-    """Seconds of an epoch and of the recipe, and images/s; empty likewise."""
-    advice: tuple[Advice, ...]
+    setup: BenchSetup
+    peak: PeakThroughput
+    flops_per_image: FlopsPerImage
+    stages: tuple[Stage, ...]
+    step_time_s: dict[str, float]
+    """Seconds an image by `teacher`, `forward`, `backward`, `optimizer`, `ema_update`, `overhead` (the rest of a
+    step on a cached batch), `data_wait`, `loader_contention` (slowdown by the loader's processes). `overhead` and
+    `loader_contention` are differences and may be below 0 by noise. Empty where a stage failed."""
+    data_wait_share: float | None
+    """Share of the training's time, 0 to 1, in which no batch is ready."""
+    expected: Expected | None
+    hints: tuple[Hint, ...]
+    """At most one each for data, teacher and compute."""
     seconds: float
+    """Of the benchmark itself."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record that `--format json` prints."""
-        return {
-            "job": dict(self.job),
-            "ceilings": asdict(self.ceilings),
-            "flops_per_image": dict(self.flops),
-            "stages": [stage.to_dict() for stage in self.stages.values()],
-            "seconds_per_image": dict(self.parts),
-            "expected": dict(self.expected),
-            "advice": [{"text": a.text, "numbers": dict(a.numbers)} for a in self.advice],
-            "seconds": round(self.seconds, 1),
-        }
+
+def split_step_time(
+    stages: Mapping[str, Stage], data_wait: float, *, per_step: float
+) -> dict[str, float]:
+    """Return the seconds an image by where they go, which add up to those of a run; empty where a stage failed.
+
+    Args:
+        stages: by name.
+        data_wait: seconds an image in which the loop waited for a batch.
+        per_step: measured / recipe's batch size; the optimizer's time an image shrinks with it.
+    """
+    names = [name for name in (*PER_IMAGE, *PER_STEP) if name in stages]
+    seconds = {name: stages[name].seconds for name in (*names, "step_cached_batch", "end_to_end")}
+    if None in seconds.values():
+        return {}
+    times = {name: s for name, s in seconds.items() if s is not None}
+    cached, end_to_end = times.pop("step_cached_batch"), times.pop("end_to_end")
+    times["overhead"] = cached - sum(times.values())
+    times["data_wait"] = data_wait
+    times["loader_contention"] = end_to_end - data_wait - cached
+    return {name: s * per_step if name in PER_STEP else s for name, s in times.items()}
+
+
+def estimate_run(
+    setup: BenchSetup,
+    config: TrainConfig,
+    stages: Mapping[str, Stage],
+    step_time: Mapping[str, float],
+) -> Expected | None:
+    """Return the time of an epoch and of the run, None where a stage failed.
+
+    A validation takes the longer of network and loader, twice with EMA weights. Once all teacher targets are cached,
+    the teacher's time goes; the loader still bounds the rate.
+    """
+    loader, evaluation, view = (
+        stages[name].seconds for name in ("loader", "evaluation", "eval_view")
+    )
+    if not step_time or loader is None or evaluation is None or view is None:
+        return None
+    workers = setup.num_workers
+    if not workers:
+        loader = 0.0  # images are rendered in the step's own process, which counts as data_wait
+    train = max(sum(step_time.values()), loader)
+    validate = max(evaluation, view / workers) if workers else evaluation + view
+    validate *= setup.num_val_images * (2 if config.recipe.ema_decay else 1)
+    images = steps_per_epoch(setup.num_train_images, setup.batch_size) * setup.batch_size
+    epochs, epoch = setup.epochs, images * train + validate
+    cached_after = count_teacher_epochs(config)
+    if cached_after is None or cached_after >= epochs:
+        return Expected(images_per_second=1 / train, epoch_s=epoch, run_s=epochs * epoch)
+    later = images * max(train - step_time["teacher"], loader) + validate
+    return Expected(
+        images_per_second=1 / train,
+        epoch_s=epoch,
+        run_s=cached_after * epoch + (epochs - cached_after) * later,
+        teacher_epochs=cached_after,
+        later_epoch_s=later,
+    )
+
+
+def count_teacher_epochs(config: TrainConfig) -> int | None:
+    """Return the epochs until a teacher's targets are all cached, None where they never are, or without a teacher."""
+    distill = config.distill
+    if distill is None or distill.teacher_input != "unmixed" or not distill.views:
+        return None
+    if distill.teacher_cache == NO_CACHE:
+        return None
+    return math.ceil(distill.views / config.recipe.augment.repeated_aug)
+
+
+def find_bottlenecks(
+    setup: BenchSetup,
+    config: TrainConfig,
+    peak: PeakThroughput,
+    stages: Mapping[str, Stage],
+    step_time: Mapping[str, float],
+) -> Iterator[Hint]:
+    """Yield at most one hint each for data, teacher and compute."""
+    if step_time:
+        total = sum(step_time.values())
+        yield from _hint_data(setup, peak, stages, step_time["data_wait"] / total)
+        yield from _hint_teacher(config, step_time.get("teacher", 0.0) / total)
+    yield from _hint_compute(setup, peak)
+
+
+def _hint_data(
+    setup: BenchSetup, peak: PeakThroughput, stages: Mapping[str, Stage], wait: float
+) -> Iterator[Hint]:
+    view, loader, step = (
+        stages[name].images_per_second for name in ("train_view", "loader", "step_cached_batch")
+    )
+    if wait < MIN_DATA_WAIT or view is None or loader is None or step is None:
+        return
+    workers, changes, pack_side = math.ceil(step / view), [], round(PACK_SCALE * setup.img_size)
+    if setup.num_workers < workers <= peak.num_cores:
+        changes.append(f"--workers {workers}")
+    if setup.median_side_px >= MIN_SHRINK * pack_side:
+        changes.append(f"deitctl pack DATA OUT --max-size {pack_side}, for smaller images")
+    yield Hint(
+        bottleneck="data",
+        message=(
+            f"Training waits for data {100 * wait:.0f} % of its time: the loader gives {loader:.3g} images/s, "
+            f"a step takes {step:.3g}, a core renders {view:.3g}."
+        ),
+        change="; or ".join(changes) or f"more than the {peak.num_cores} cores here: {workers}",
+    )
+
+
+def _hint_teacher(config: TrainConfig, share: float) -> Iterator[Hint]:
+    if share < MIN_TEACHER_SHARE or config.distill is None:
+        return
+    epochs = count_teacher_epochs(config)
+    if epochs is None:
+        change = "--teacher-input unmixed --views 8, whose targets are cached"
+    elif epochs < config.recipe.epochs:
+        change = f"deitctl cache-teacher computes its targets in advance, else {epochs} epochs do"
+    else:
+        change = f"fewer --views: with {config.distill.views} it computes targets in every epoch"
+    message = f"The teacher takes {100 * share:.0f} % of the training's time."
+    yield Hint(bottleneck="teacher", message=message, change=change)
+
+
+def _hint_compute(setup: BenchSetup, peak: PeakThroughput) -> Iterator[Hint]:
+    """Compare matrix products in other precisions; else name a variable that keeps cores idle."""
+    flops, threads = peak.flops_per_second, os.environ.get("OMP_NUM_THREADS")
+    fastest = max(flops, key=lambda precision: flops[precision])
+    speedup = flops[fastest] / flops[setup.precision]
+    if speedup >= MIN_SPEEDUP:
+        message = (
+            f"Matrix products are {speedup:.2g} times as fast in {fastest} as in {setup.precision}."
+        )
+        yield Hint(bottleneck="compute", message=message, change=f"--precision {fastest}")
+    elif threads and peak.num_threads < peak.num_cores and setup.device.startswith("cpu"):
+        message = (
+            f"OMP_NUM_THREADS={threads}: torch uses {peak.num_threads} of {peak.num_cores} cores."
+        )
+        yield Hint(bottleneck="compute", message=message, change="unset OMP_NUM_THREADS")

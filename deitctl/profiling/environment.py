@@ -15,7 +15,6 @@ import torch
 import deitctl
 from deitctl.cores import count_cores
 from deitctl.data.lazy_jpeg import load_jpeg_decoder
-from deitctl.data.lazy_jpeg import load_jpeg_decoder
 from deitctl.device import INFERENCE_PRECISION, choose_device
 from deitctl.models.catalog import ARCHITECTURES
 from deitctl.models.weights import WEIGHTS_VARIABLE, find_local_weights
@@ -72,8 +71,6 @@ class Environment:
     """Unless --precision is passed."""
     device_settings: dict[str, str]
     """What training does on this kind of device, by subject."""
-    jpeg_decoder: str
-    """Library that decodes JPEGs for training: `torchcodec`, `torchvision` or `pillow`."""
     num_workers: int
     """Loader processes of a training."""
     num_cores: int
@@ -118,7 +115,6 @@ def collect_env(device: str = "auto", precision: str = "auto") -> Environment:
         training_precision_reason=chosen.reason,
         inference_precision=INFERENCE_PRECISION,
         device_settings=chosen.describe(),
-        jpeg_decoder=load_jpeg_decoder().name,
         num_workers=chosen.choose_num_workers(-1),
         num_cores=count_cores(),
         num_threads=torch.get_num_threads(),

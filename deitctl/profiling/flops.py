@@ -1,7 +1,7 @@
-"""How many floating-point operations an image takes: by formula for a DeiT, counted for other models.
+"""Floating-point operations of an image: by formula for a DeiT, counted by torch for other models.
 
-An addition and a multiplication are two operations. Only matrix products and convolutions count, as is the field's habit:
-the rest is a hundredth of them. Letters as in vit.py, N with the prefix tokens P; K classes, p the side of a patch.
+An addition and a multiplication are two operations. Only matrix products and convolutions count, as usual: the rest is
+a hundredth of them. Letters as in vit.py, N with the prefix tokens P; K classes, p the side of a patch.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ def flops_of(model: nn.Module, img_size: int) -> Flops:
     """Return the operations of a model that learns, for an image of `img_size` pixels a side."""
     if not isinstance(model, VisionTransformer):
         return count_flops(model, img_size)
-    learns = any(p.requires_grad for p in model.blocks.parameters())
+    trained = any(p.requires_grad for p in model.blocks.parameters())
     return deit_flops(
-        model.arch, num_classes=model.num_classes, img_size=img_size, body_learns=learns
+        model.arch, num_classes=model.num_classes, img_size=img_size, train_backbone=trained
     )
 
 
 def deit_flops(
-    arch: Architecture, *, num_classes: int, img_size: int, body_learns: bool = True
+    arch: Architecture, *, num_classes: int, img_size: int, train_backbone: bool = True
 ) -> Flops:
     """Return the operations of a DeiT.
 
         patches           2 (N - P) · 3p² · D
-        a block           6 N D² (queries, keys, values) + 4 N² D (attention) + 2 N D² (projection) + 16 N D² (perceptron)
-        the last block    6 N D² + 4 P N D + 2 P D² + 16 P D²: only the P prefix tokens ask and leave it
+        a block           6 N D² (qkv) + 4 N² D (attention) + 2 N D² (projection) + 16 N D² (MLP)
+        the last block    6 N D² + 4 P N D + 2 P D² + 16 P D²: only the P prefix tokens are queries
         heads             2 P D K, a distilled model's two and a plain model's one
 
-    The backward pass has two products for every one of the forward pass, one for the weights and one for what came in, but
-    for the patches, whose images need no gradient. Where the body does not learn, the heads' weights are all of it.
+    The backward pass has two products for each of the forward pass, for the weights' gradient and for the input's, but
+    one for the patches, whose images need no gradient. With a frozen backbone the heads' weights are all of it.
     """
     dim, prefix = arch.embed_dim, 2 if arch.distilled else 1
     patches = (img_size // arch.patch_size) ** 2
@@ -57,16 +57,16 @@ def deit_flops(
     last = 6 * n * dim**2 + 4 * prefix * n * dim + 18 * prefix * dim**2
     heads = 2 * prefix * dim * num_classes
     forward = embed + (arch.depth - 1) * block + last + heads
-    return Flops(forward, 3 * forward - embed if body_learns else forward + heads)
+    return Flops(forward, 3 * forward - embed if train_backbone else forward + heads)
 
 
 def count_flops(model: nn.Module, img_size: int) -> Flops:
     """Count the operations of one black image, forward and, where anything learns, backward; gradients are dropped."""
     device = next(model.parameters()).device
     image, training = torch.zeros((1, 3, img_size, img_size), device=device), model.training
-    model.eval()  # batch norms refuse one image otherwise
+    model.eval()  # batch norms in train mode refuse one image
     try:
-        # torch counts the attention of some backends only, so the one that is made of products is asked for
+        # FlopCounterMode knows the attention of some backends only, and every matrix product
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             heads = forward_heads(model, image)
             forward = counter.get_total_flops()

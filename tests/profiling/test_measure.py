@@ -1,15 +1,17 @@
-"""Free memory is the least of what the system and its control groups say; growth is the peak above the start."""
+"""Time is per call, free memory what system and cgroups leave, growth the peak above the start."""
 
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from deitctl.device import choose_device
-from deitctl.profiling.memory import MemoryMeter, free_bytes
+from deitctl.profiling.measure import MemoryMeter, free_bytes, measure_time
 
 CPU = choose_device("cpu", "fp32")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -29,11 +31,11 @@ def test_available_memory_is_free(tmp_path):
     assert free_bytes(CPU, system(tmp_path, MEMINFO)) == 8000 * 1024
 
 
-def test_a_system_that_does_not_say_is_unknown(tmp_path):
+def test_free_memory_is_none_where_the_system_does_not_say(tmp_path):
     assert free_bytes(CPU, tmp_path) is None
 
 
-def test_a_containers_limit_counts_and_its_cached_files_are_free(tmp_path):
+def test_a_cgroup_limit_counts_and_its_page_cache_is_free(tmp_path):
     files = {
         "proc/self/cgroup": "0::/job/step\n",
         "sys/fs/cgroup/job/memory.max": "5000000",
@@ -45,7 +47,7 @@ def test_a_containers_limit_counts_and_its_cached_files_are_free(tmp_path):
     assert free_bytes(CPU, system(tmp_path, MEMINFO | files)) == 1_250_000
 
 
-def test_a_limit_above_what_the_machine_has_changes_nothing(tmp_path):
+def test_a_cgroup_limit_above_the_available_memory_changes_nothing(tmp_path):
     files = {
         "proc/self/cgroup": "0::/\n",
         "sys/fs/cgroup/memory.max": "1" + 12 * "0",
@@ -55,12 +57,12 @@ def test_a_limit_above_what_the_machine_has_changes_nothing(tmp_path):
 
 
 @linux
-def test_this_machine_says():
+def test_this_machine_reports_free_memory():
     assert free_bytes(CPU) > 2**20
 
 
 @linux
-def test_growth_is_what_was_taken_at_the_worst_moment_though_it_is_given_back():
+def test_growth_counts_the_peak_of_memory_that_is_freed_again():
     meter = MemoryMeter(CPU)
     meter.start()
     large = np.ones(2**26, np.uint8)
@@ -68,3 +70,16 @@ def test_growth_is_what_was_taken_at_the_worst_moment_though_it_is_given_back():
     assert abs(meter.growth() - 2**26) < 2**23  # the kernel counts roughly
     meter.start()
     assert meter.growth() < 2**24
+
+
+def test_a_measured_time_is_that_of_one_call_without_the_warm_up():
+    calls: list[int] = []
+
+    def work() -> None:
+        calls.append(torch.get_num_threads())
+        time.sleep(0.1 if len(calls) == 1 else 0.02)
+
+    measurement = measure_time(work, seconds=0.06)
+    assert 0.02 <= measurement.median < 0.06
+    assert len(measurement.times) == len(calls) - 1 >= 2
+    assert set(calls) == {torch.get_num_threads()}

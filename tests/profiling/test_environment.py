@@ -1,0 +1,54 @@
+"""The environment is typed, names what is missing, and refuses a device that is not here."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from deitctl.cli.app import app
+from deitctl.errors import ConfigError
+from deitctl.profiling import environment
+from deitctl.profiling.environment import collect_env
+from deitctl.records import to_object
+
+
+def test_values_are_those_of_this_machine() -> None:
+    env = collect_env("cpu", "fp32")
+    assert (env.device, env.training_precision, env.inference_precision) == ("cpu", "fp32", "fp32")
+    assert env.training_precision_reason == "as asked"
+    assert env.packages["torch"] == version("torch")
+    assert env.num_threads == torch.get_num_threads()
+    assert env.jpeg_decoder in ("torchcodec", "torchvision", "pillow")
+    assert 0 < env.free_disk_mib < 2**40
+    assert env.device_memory_mib is None
+    assert env.jpeg_decoder in ("torchcodec", "torchvision", "pillow")
+
+
+def test_a_missing_package_is_null_and_its_extra_not_installed(monkeypatch) -> None:
+    monkeypatch.setattr(environment, "PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.setattr(
+        environment, "EXTRAS", {"all": ("json",), "none": ("json", "no_such_module")}
+    )
+    env = collect_env("cpu", "auto")
+    assert env.packages == {"torch": version("torch"), "no-such-package": None}
+    assert env.extras == {"all": True, "none": False}
+
+
+def test_an_unavailable_device_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no device"):
+        collect_env("tpu", "auto")
+
+
+def test_doctor_prints_the_same_as_json_and_as_a_table(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("DEITCTL_WEIGHTS", str(tmp_path))
+    arguments = ["doctor", "--device", "cpu", "--precision", "fp32", "--format"]
+    values = json.loads(CliRunner().invoke(app, [*arguments, "json"]).stdout)
+    assert set(values) == set(to_object(collect_env("cpu", "fp32")))
+    assert (values["schema_version"], values["weights_dir"]) == (1, str(tmp_path))
+    table = CliRunner().invoke(app, [*arguments, "table"], env={"COLUMNS": "120"}).stdout
+    assert "training precision" in table
+    assert f"{values['num_cores']}" in table
