@@ -1,92 +1,104 @@
-"""When the state is saved, and how that costs the training next to nothing: a copy in memory, written by another thread."""
+"""Saves the state without stopping the training for longer than a copy in memory takes; a thread writes the copy."""
 
 from __future__ import annotations
 
 import os
 import re
-import shlex
 import threading
 import time
-from pathlib import Path
+from dataclasses import dataclass
 
 from deitctl.errors import ConfigError, DeitctlError
 from deitctl.paths import DiskError
+from deitctl.training.run_dir import Run
+from deitctl.training.signals import StopRequest
 from deitctl.training.state import Snapshot, TrainState
 
-LARGEST_SHARE = 0.01
-"""Of the time that saving may take where it goes by the clock."""
-UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+MAX_TIME_FRACTION = 0.01  # of the run that saving may take where it goes by the clock
+SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class AsyncCheckpointer:
-    """Saves a run's state every so many steps or minutes."""
+    """Saves a run's state every so many steps or minutes, and whenever it is asked to.
 
-    def __init__(self, folder: Path, log: Path, every: str) -> None:
-        """Save into `folder`; `log` is made safe before a state that counts its bytes; `every` as in `parse_interval`."""
-        self.folder, self.log = folder, log
+    A state is staged (copied to memory) after one step and written after the next one has gone well: weights that a
+    step broke look like any others until a loss has been computed with them.
+    """
+
+    def __init__(self, run: Run, every: str) -> None:
+        """Save to `run.checkpoint`; `every` as in `parse_interval`. Of several processes only the main one writes."""
+        self.run = run
         self.steps, self.seconds = parse_interval(every)
-        self.last = time.monotonic()
-        self.cost = 0.0
-        """Seconds the last save took, in both threads together."""
+        self.requested = False
+        """Whether the next state that may be saved is to be, whatever the interval."""
+        self.last_time = time.monotonic()
+        self.cost_s = 0.0
+        """Duration of the last save, in both threads together."""
         self.saved_step = -1
-        self._copy: Snapshot | None = None
-        self._copying = 0.0
+        self._staged: Snapshot | None = None
+        self._staging_s = 0.0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def due(self, step: int) -> bool:
-        """Say whether a state is to be saved after `step` steps."""
+    def should_save(self, step: int) -> bool:
+        """Return whether a state is due after `step` steps."""
         if self.steps:
             return step % self.steps == 0
-        waited = time.monotonic() - self.last
-        return waited >= max(self.seconds, self.cost / LARGEST_SHARE)
+        elapsed = time.monotonic() - self.last_time
+        return elapsed >= max(self.seconds, self.cost_s / MAX_TIME_FRACTION)
 
-    def copy(self, state: TrainState) -> None:
-        """Copy the state, to be written once it has proved good: weights that the last step broke look like any others."""
-        start = self.last = time.monotonic()  # until it is written the next is not due
-        self._copy = state.snapshot()
-        self._copying = time.monotonic() - start
+    def maybe_save(self, state: TrainState, *, verified: bool) -> None:
+        """Write the staged state, and stage this one if it is due.
 
-    def write_copy(self) -> None:
-        """Begin to write the copy, if there is one, because the step after it went well.
+        Args:
+            state: between two steps.
+            verified: whether the losses of all steps so far have been read and found good. Until then nothing is
+                written, and a state that is due waits.
 
         Raises:
-            DeitctlError: the save before could not be written; the one before that is whole.
+            DeitctlError: the previous write failed; the checkpoint before it is intact.
         """
-        if self._copy is None:
+        self.requested = self.requested or self.should_save(state.progress.step)
+        if verified:
+            self.write()
+            if self.requested:
+                self.stage(state)
+
+    def stage(self, state: TrainState) -> None:
+        """Copy the state to memory, to be written by the next `write`."""
+        self.requested = False
+        if not self.run.writes:
+            return
+        start = self.last_time = (
+            time.monotonic()
+        )  # so that the next is not due before this is written
+        state.progress.log_bytes = self.run.measure_log()
+        self._staged = state.snapshot()
+        self._staging_s = time.monotonic() - start
+
+    def write(self) -> None:
+        """Start to write the staged state, if there is one; raise as `finish`."""
+        if self._staged is None:
             return
         self.finish()
-        snapshot, self._copy = self._copy, None
-        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="save the state")
+        snapshot, self._staged = self._staged, None
+        self._thread = threading.Thread(
+            target=self._write_snapshot, args=(snapshot,), name="write the checkpoint"
+        )
         self._thread.start()
 
     def save(self, state: TrainState) -> None:
-        """Copy the state and write it now; raise as `finish`."""
-        self.copy(state)
-        self.write_copy()
+        """Stage the state, write it and wait until it is on the disk; raise as `finish`."""
+        self.stage(state)
+        self.write()
         self.finish()
 
-    def _write(self, snapshot: Snapshot) -> None:
-        start = time.monotonic()
-        try:
-            self._sync_log()
-            snapshot.write(self.folder)
-            self.saved_step = int(snapshot.record["step"])
-        except BaseException as error:
-            self._error = error
-        self.last = time.monotonic()
-        self.cost = self._copying + self.last - start
-
-    def _sync_log(self) -> None:
-        try:
-            if self.log.exists():
-                with self.log.open("rb+") as file:
-                    os.fsync(file.fileno())
-        except OSError as error:
-            raise DiskError.from_os_error(self.log, error) from error
-
     def finish(self) -> None:
-        """Wait for the write under way; raise what went wrong in it."""
+        """Wait for the write in progress.
+
+        Raises:
+            DeitctlError: it failed; the checkpoint before it is intact.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -94,28 +106,64 @@ class AsyncCheckpointer:
             self._error = None
             if not isinstance(error, DeitctlError):
                 raise error
-            run = self.folder.parent
-            left = (
-                "The last good state is untouched"
-                if self.folder.exists()
+            existing = (
+                "The last checkpoint is intact"
+                if self.run.checkpoint.exists()
                 else "Nothing was saved before"
             )
             raise DeitctlError(
-                f"{error.message} {left}.",
-                f"{error.hint} Then: deitctl train --resume {shlex.quote(str(run))}",
+                f"{error.message} {existing}.",
+                f"{error.hint} Then: deitctl train --resume {self.run.quoted}",
             ) from error
+
+    def _write_snapshot(self, snapshot: Snapshot) -> None:
+        start = time.monotonic()
+        try:
+            self._sync_log()
+            snapshot.write(self.run.checkpoint)
+            self.saved_step = int(snapshot.record["step"])
+        except BaseException as error:  # raised in the main thread, by `finish`
+            self._error = error
+        self.last_time = time.monotonic()
+        self.cost_s = self._staging_s + self.last_time - start
+
+    def _sync_log(self) -> None:
+        # The checkpoint says how long the log was: the log must not be shorter after a power failure.
+        log = self.run.metrics_file
+        try:
+            if log.exists():
+                with log.open("rb+") as file:
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise DiskError.from_os_error(log, error) from error
+
+
+@dataclass(frozen=True)
+class SaveOrStop:
+    """Handles signals between two batches of an evaluation or of a cache filling, which leave the state alone."""
+
+    signals: StopRequest
+    checkpointer: AsyncCheckpointer
+    state: TrainState
+
+    def raise_if_set(self) -> None:
+        """Save if SIGUSR1 came; raise `Signalled` if SIGINT or SIGTERM did."""
+        if self.signals.save_requested:
+            self.signals.save_requested = False
+            self.checkpointer.save(self.state)
+        self.signals.raise_if_set()
 
 
 def parse_interval(text: str) -> tuple[int, float]:
-    """Read `500` (steps), `90s`, `10m` or `1h`; return steps and seconds, one of which is 0.
+    """Parse `500` (steps), `90s`, `10m` or `1h`; return steps and seconds, one of which is 0.
 
     Raises:
-        ConfigError: it is none of these, or nothing.
+        ConfigError: it is none of these, or zero.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
-    number = float(found[1]) if found else 0.0
-    if not found or not number or (not found[2] and not number.is_integer()):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    number = float(match[1]) if match else 0.0
+    if not match or not number or (not match[2] and not number.is_integer()):
         raise ConfigError(
             f"save_every = {text!r} is no interval.", "Examples: 500 (steps), 90s, 10m, 1h."
         )
-    return (0, number * UNITS[found[2]]) if found[2] else (int(number), 0.0)
+    return (0, number * SECONDS[match[2]]) if match[2] else (int(number), 0.0)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from deitctl.recipes import (
     SMALL,
     get_recipe,
 )
-from deitctl.settings import check_ranges, convert, from_dict, override, parse_overrides, read_toml
+from deitctl.settings import check_ranges, convert, from_dict, override, read_toml
 from deitctl.training.checkpointer import parse_interval
 
 DEFAULT_TRAIN_MODEL = "deit_small"
@@ -241,86 +241,3 @@ def check(config: TrainConfig) -> None:
     parse_interval(config.save_every)
     if config.recipe.augment.rand_augment:
         parse_rand_augment(config.recipe.augment.rand_augment)  # or it raises
-
-
-@dataclass(frozen=True, kw_only=True)
-class Teaching:
-    """What a user said of the teacher; empty or None: not said."""
-
-    teacher: str = ""
-    weights: str = ""
-    mode: str = ""
-    alpha: float | None = None
-    tau: float | None = None
-    reduction: str = ""
-    token: bool = True
-    adapt: str = ""
-    img_size: int | None = None
-    sees: str = ""
-    views: int | None = None
-    view_seed: int | None = None
-    topk: int | None = None
-    cache: str = ""
-    """A folder, or `off`."""
-    force: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a user said of a training; empty or None: not said."""
-
-    data: str = ""
-    model: str = ""
-    recipe: str = ""
-    pretrained: bool | None = None
-    weights: str = ""
-    teaching: Teaching | None = None
-    output: str = ""
-    given: Mapping[str, Any] = field(default_factory=dict)
-    """Settings by dotted name of `TrainConfig`; those that are None are from the recipe."""
-    changes: Sequence[str] = ()
-    """`key=value` texts, keys of the recipe or of the whole configuration."""
-
-
-def _settings_of(teaching: Teaching) -> dict[str, Any]:
-    names = {
-        "weights": "teacher_weights",
-        "token": "dist_token",
-        "adapt": "finetune_teacher",
-        "img_size": "teacher_img_size",
-        "sees": "teacher_input",
-        "topk": "logits_topk",
-        "cache": "teacher_cache",
-        "force": "allow_weak_teacher",
-    }
-    values = vars(teaching)
-    return {f"distill.{names.get(k, k)}": v for k, v in values.items() if v not in (None, "")}
-
-
-def configure(
-    request: Request, reporter: Reporter, datasets: tuple[ImageDataset, ImageDataset] | None = None
-) -> tuple[TrainConfig, ImageDataset, ImageDataset]:
-    """Resolve a request."""
-    settings = {
-        "data": request.data,
-        "model": request.model,
-        "recipe": request.recipe,
-        "weights": request.weights,
-        "output_dir": request.output,
-    }
-    given = {**settings, **request.given, "recipe.pretrained": request.pretrained}
-    if request.teaching is not None:
-        given |= _settings_of(request.teaching)
-    return build_config(
-        {k: v for k, v in given.items() if v not in (None, "")},
-        overrides=parse_overrides(request.changes),
-        distilled=request.teaching is not None,
-        datasets=datasets,
-        reporter=reporter,
-    )
-
-
-def distill_config(said: Teaching, built_in: bool, recipe: Recipe) -> DistillConfig:
-    """Resolve a teacher."""
-    settings = _settings_of(said)
-    return build_distill_config(settings, built_in, recipe)

@@ -1,4 +1,4 @@
-"""Noticing that a training goes wrong at the step where it does: a loss that is no number, or that jumps."""
+"""Detects a step that diverged: a loss or gradient norm that is not finite, or a loss that spikes."""
 
 from __future__ import annotations
 
@@ -9,99 +9,120 @@ from typing import Any
 from torch import Tensor
 
 from deitctl.data.samplers import SampleKey
+from deitctl.training.state import Progress
 
-SETTLED = 10
-"""Steps of a run before jumps are looked for."""
-MEMORY = 0.95
-"""Decay of the recent mean: about twenty steps."""
+MIN_STEPS = (
+    10  # of a run before spikes are looked for: the first losses have no mean to compare with
+)
+LOSS_DECAY = 0.95  # of the running mean of the loss, which so covers about twenty steps
+HISTORY = 20  # steps that an incident lists, its own the last
+NON_FINITE, LOSS_SPIKE = "non_finite", "loss_spike"
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What one step was like; the tensors are read later, so that an accelerator need not wait."""
+    """Loss and gradient norm of one step, still on the device: reading them makes the host wait for an accelerator."""
 
     step: int
-    rate: float
+    lr: float
     loss: Tensor
-    norm: Tensor
-    """Of the whole gradient, before clipping."""
+    grad_norm: Tensor
+    """Norm of all gradients, before clipping."""
     keys: list[SampleKey]
-    """Of this process's images."""
+    """Images of the batch in this process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Incident:
-    """A step that went wrong, and the steps before it."""
+    """A step that diverged, and the steps before it."""
 
     kind: str
-    """`not a number` or `jump`."""
+    """`non_finite` or `loss_spike`."""
     step: int
-    rate: float
+    """Counted from 0."""
+    lr: float
     loss: float
-    norm: float
-    usual: float
-    """The recent mean of the loss."""
+    grad_norm: float
+    recent_mean: float
+    """Running mean of the loss before the step."""
     keys: list[SampleKey]
+    """Images of the batch."""
     recent: list[dict[str, Any]]
-    """Step, loss and gradient norm of the last steps, this one the last."""
+    """`step`, `loss` and `grad_norm` of the last steps, this one the last."""
 
     @property
-    def sentence(self) -> str:
-        """Say what happened."""
-        what = {
-            "not a number": f"The loss is {self.loss:.4g} and the gradient's norm {self.norm:.4g}",
-            "jump": f"The loss jumped from about {self.usual:.3g} to {self.loss:.3g}",
-        }
-        return f"{what[self.kind]} at step {self.step}, counted from 0 (learning rate {self.rate:.2g})."
+    def message(self) -> str:
+        """What happened, as a sentence."""
+        event = (
+            f"The loss is {self.loss:.4g} and the gradient norm {self.grad_norm:.4g}"
+            if self.kind == NON_FINITE
+            else f"The loss rose from about {self.recent_mean:.3g} to {self.loss:.3g}"
+        )
+        return f"{event} at step {self.step}, counted from 0 (learning rate {self.lr:.2g})."
+
+
+class TrainingDiverged(Exception):
+    """A step has a loss or gradients that the run must not continue with."""
+
+    def __init__(self, incident: Incident) -> None:
+        super().__init__(incident.message)
+        self.incident = incident
 
 
 @dataclass
 class LossMonitor:
-    """Looks at every step, as many together as have come since it last looked."""
+    """Checks each step's loss and gradient norm, several steps together when they have been read late."""
 
+    progress: Progress
+    """Holds the running mean of the loss, which a checkpoint keeps."""
     num_classes: int
     scaled: bool
-    """Whether gradients are scaled (fp16): one that is no number then only lowers the scale."""
-    jump: float = 0.0
-    """A loss this many times its recent mean, and this many times that of guessing, is a jump, 0: none is. Mixing and hard
-    batches move it by tenths, a step that breaks the weights by much more."""
-    usual: float = 0.0
-    seen: int = 0
-    waiting: list[Observation] = field(default_factory=list)
+    """Whether the loss is scaled (fp16): then a gradient that is not finite only lowers the scale."""
+    spike_factor: float = 0.0
+    """A loss above this factor times both its running mean and ln(num_classes) is a spike; 0: none is. Mixing and hard
+    batches move the loss by tenths, a step that breaks the weights by much more."""
+    unread: list[Observation] = field(default_factory=list)
     recent: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, observation: Observation) -> None:
-        """Take a step's observation."""
-        self.waiting.append(observation)
+    def update(self, observation: Observation) -> None:
+        """Add a step's observation, to be read by the next `find_incident`."""
+        self.unread.append(observation)
 
-    def look(self) -> Incident | None:
-        """Read what has come; return the first step that went wrong, None if all is well."""
-        waiting, self.waiting = self.waiting, []
-        for o in waiting:
-            loss, norm = float(o.loss), float(o.norm)
-            self.recent = [*self.recent[-19:], {"step": o.step, "loss": loss, "norm": norm}]
-            if kind := self._wrong(loss, norm):
+    def find_incident(self) -> Incident | None:
+        """Read the observations that came since the last call; return the first step that diverged, or None."""
+        observations, self.unread = self.unread, []
+        for o in observations:
+            loss, grad_norm = float(o.loss), float(o.grad_norm)
+            record = {"step": o.step, "loss": loss, "grad_norm": grad_norm}
+            self.recent = [*self.recent[1 - HISTORY :], record]
+            mean, progress = self.progress.recent_loss, self.progress
+            if kind := self._classify(loss, grad_norm):
                 return Incident(
                     kind=kind,
                     step=o.step,
-                    rate=o.rate,
+                    lr=o.lr,
                     loss=loss,
-                    norm=norm,
-                    usual=self.usual,
+                    grad_norm=grad_norm,
+                    recent_mean=mean,
                     keys=o.keys,
                     recent=self.recent,
                 )
-            self.usual = loss if not self.seen else MEMORY * self.usual + (1 - MEMORY) * loss
-            self.seen += 1
+            first = not progress.steps_monitored
+            progress.recent_loss = loss if first else LOSS_DECAY * mean + (1 - LOSS_DECAY) * loss
+            progress.steps_monitored += 1
         return None
 
-    def _wrong(self, loss: float, norm: float) -> str:
-        if not math.isfinite(loss) or (not math.isfinite(norm) and not self.scaled):
-            return "not a number"
-        if (
-            self.seen >= SETTLED
-            and self.jump
-            and loss > self.jump * max(self.usual, math.log(self.num_classes))
-        ):
-            return "jump"
+    def raise_if_diverged(self) -> None:
+        """Raise `TrainingDiverged` if a step since the last check did."""
+        if incident := self.find_incident():
+            raise TrainingDiverged(incident)
+
+    def _classify(self, loss: float, grad_norm: float) -> str:
+        """Return the kind of incident, empty for a step that went well."""
+        if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not self.scaled):
+            return NON_FINITE
+        # ln(num_classes) is the loss of a guess: below it, small losses may rise by a large factor.
+        limit = self.spike_factor * max(self.progress.recent_loss, math.log(self.num_classes))
+        if limit and self.progress.steps_monitored >= MIN_STEPS and loss > limit:
+            return LOSS_SPIKE
         return ""

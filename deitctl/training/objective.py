@@ -1,84 +1,106 @@
-"""What a step minimizes: true labels alone, or true labels and a teacher. The formulas are in training/losses.py."""
+"""The losses of training and distillation, named as in timm.task. Letters: B images, K classes, S pixels of a side.
+
+Logits may be of any float type; losses are computed in float32 and are means over images.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deitctl.config import DistillConfig
 from deitctl.models.heads import forward_heads
-from deitctl.training import losses
 
 
-class Loss(NamedTuple):
-    """The scalar to minimize and its named parts, for the log."""
+class StudentBatch(NamedTuple):
+    """A batch as the student sees it: augmented, mixed, on the device."""
 
-    total: Tensor
-    parts: dict[str, Tensor]
+    images: Tensor
+    """Normalized, [B,3,S,S]."""
+    targets: Tensor
+    """Distributions over the classes, smoothed and mixed, [B,K]."""
+    teacher_targets: Tensor | None
+    """The teacher's distributions of the same images, [B,K]; None without a teacher."""
+    drop_path_mask: Tensor | None
+    """See `VisionTransformer.sample_drop_path`; None where nothing is dropped."""
 
 
 class Objective(Protocol):
-    """Images [B,3,S,S], target distributions [B,K] and a teacher's words [B,K] in, a loss out; `keep` is stochastic depth."""
+    """Returns the scalar to minimize as `loss`, and its terms by name for the log."""
 
-    def __call__(
-        self,
-        student: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        words: Tensor | None,
-        keep: Tensor | None,
-    ) -> Loss: ...
+    def __call__(self, student: nn.Module, batch: StudentBatch) -> dict[str, Tensor]: ...
 
 
 class Supervised:
-    """Cross-entropy with the (smoothed, mixed) true labels; a second head learns the same."""
+    """Cross-entropy with the true labels. Without a teacher both heads of a distilled DeiT learn them, as timm does."""
 
-    def __call__(
-        self,
-        student: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        words: Tensor | None,
-        keep: Tensor | None,
-    ) -> Loss:
-        cls, dist = forward_heads(student, images, keep)
-        loss = losses.cross_entropy(cls, targets)
+    def __call__(self, student: nn.Module, batch: StudentBatch) -> dict[str, Tensor]:
+        cls, dist = forward_heads(student, batch.images, batch.drop_path_mask)
+        task_loss = cross_entropy(cls, batch.targets)
         if dist is None:
-            return Loss(loss, {"labels": loss})
-        second = losses.cross_entropy(dist, targets)
-        return Loss((loss + second) / 2, {"labels": loss, "labels_dist": second})
+            return {"loss": task_loss, "task_loss": task_loss}
+        task_loss_dist = cross_entropy(dist, batch.targets)
+        loss = (task_loss + task_loss_dist) / 2
+        return {"loss": loss, "task_loss": task_loss, "task_loss_dist": task_loss_dist}
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """True labels for the class head; the teacher for the distillation head, or without a token for the same head.
+    """True labels for the class head, teacher targets for the distillation head, or without a token for the same head.
 
-    DeiT §3: Eq. 3 (`hard`) and Eq. 2 (`soft`).
+    (1 - alpha) * task_loss + alpha * kd_loss: DeiT §3, Eq. 3 with `hard` and alpha = 1/2, Eq. 2 with `soft` and
+    alpha = lambda.
     """
 
     config: DistillConfig
 
-    def __call__(
-        self,
-        student: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        words: Tensor | None,
-        keep: Tensor | None,
-    ) -> Loss:
-        if words is None:
-            raise ValueError("distillation needs the teacher's words")
-        cls, dist = forward_heads(student, images, keep)
-        listening = dist if dist is not None else cls
-        base = losses.cross_entropy(cls, targets)
+    def __call__(self, student: nn.Module, batch: StudentBatch) -> dict[str, Tensor]:
+        if batch.teacher_targets is None:
+            raise ValueError("distillation needs teacher targets")
+        cls, dist = forward_heads(student, batch.images, batch.drop_path_mask)
+        distilled = cls if dist is None else dist
+        task_loss = cross_entropy(cls, batch.targets)
         if self.config.mode == "hard":
-            taught = losses.hard_distillation(listening, words)
+            # A row is one hard label, or two of them weighted as two images are mixed (DeiT Eq. 3, second term).
+            kd_loss = cross_entropy(distilled, batch.teacher_targets)
         else:
-            taught = losses.soft_distillation(
-                listening, words, tau=self.config.tau, reduction=self.config.reduction
+            kd_loss = soft_distillation(
+                distilled,
+                batch.teacher_targets,
+                tau=self.config.tau,
+                reduction=self.config.reduction,
             )
-        return Loss(
-            losses.combine(base, taught, self.config.alpha), {"labels": base, "teacher": taught}
-        )
+        loss = (1 - self.config.alpha) * task_loss + self.config.alpha * kd_loss
+        return {"loss": loss, "task_loss": task_loss, "kd_loss": kd_loss}
+
+
+def smooth_labels(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Turn true labels [B] into targets [B,K]: 1 - smoothing on the label, plus smoothing / K on every class."""
+    targets = torch.full((len(labels), num_classes), smoothing / num_classes, device=labels.device)
+    return targets.scatter_(1, labels[:, None], 1.0 - smoothing + smoothing / num_classes)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy of logits [B,K] with labels [B] or with target distributions [B,K]."""
+    return F.cross_entropy(logits.float(), targets)
+
+
+def soft_distillation(logits: Tensor, targets: Tensor, *, tau: float, reduction: str) -> Tensor:
+    """Return tau^2 KL(targets || softmax(logits / tau)) (DeiT Eq. 2, second term).
+
+    Args:
+        logits: the student's, [B,K].
+        targets: the teacher's probabilities, already at temperature tau, [B,K].
+        tau: temperature, above 0.
+        reduction: `batchmean` sums over classes and averages over images, as Eq. 2 and `F.kl_div` have it; `mean`
+            divides by B * K, as the released code does (deit/losses.py, `/ outputs_kd.numel()`): K times weaker.
+    """
+    if reduction not in ("batchmean", "mean"):
+        raise ValueError(f"reduction is 'batchmean' or 'mean', not {reduction!r}")
+    log_probs = F.log_softmax(logits.float() / tau, dim=1)
+    divergence = F.kl_div(log_probs, targets, reduction="sum")
+    return tau**2 * divergence / (len(logits) if reduction == "batchmean" else logits.numel())

@@ -1,47 +1,70 @@
-"""What a training ends with."""
+"""What a run ends with; the JSON that `train` and `distill` print follows from the fields."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from deitctl.distillation.preflight import Preflight
-from deitctl.evaluation.result import Evaluation
+from deitctl.evaluation.result import EvalResult
+from deitctl.records import hidden
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestEpoch:
+    """The epoch whose weights were saved."""
+
+    epoch: int
+    """Counted from 1; 0 if none was better than nothing."""
+    top1: float
+    """Top-1 of the saved weights on the validation images in fp32, percent."""
+    top5: float
+    """Top-5 of the same, percent."""
+    weights: str
+    """`model`, or `ema` where the moving average validated at least as well."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalEpoch:
+    """The last epoch, validated in the precision of the training."""
+
+    epoch: int
+    """Counted from 1."""
+    top1: float
+    """Top-1, percent."""
+    top5: float
+    """Top-5, percent."""
+    val_loss: float
+    """Cross-entropy of the validation images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a training ends with; accuracies in percent, of the saved weights, in fp32."""
+    """What a run ends with."""
 
     run: Path
+    """The run folder: model, configuration, log and checkpoint."""
     epochs: int
+    """Epochs done."""
     images_seen: int
-    best_epoch: int
-    best_weights: str
-    """`raw`, or the moving `average` where that validated at least as well."""
-    shipped: Evaluation
-    last: dict[str, Any]
-    """The last epoch's record."""
+    """Images of all steps, an image once for each time it was seen."""
+    best: BestEpoch
+    """The epoch whose weights were saved."""
+    final: FinalEpoch
+    """The last epoch."""
+    heads: dict[str, float] | None
+    """Top-1 of each head rule, percent; null for a model with one head."""
+    head_agreement: float | None
+    """Percent of the validation images on which the two heads agree (100 minus DeiT Table 4's disagreement)."""
+    teacher_agreement: dict[str, float] | None
+    """Percent of the validation images on which each head rule agrees with the teacher; null without one."""
     teacher: Preflight | None
+    """The teacher, as it was checked before the first step; null without one."""
+    unreadable: list[str]
+    """Images that could not be read and were left out."""
     seconds: float
-    bad_images: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record that `--format json` prints."""
-        best = {"epoch": self.best_epoch, "weights": self.best_weights}
-        return {
-            "run": str(self.run),
-            "epochs": self.epochs,
-            "images_seen": self.images_seen,
-            "best": {**best, "top1": self.shipped.top1, "top5": self.shipped.top5},
-            "final": {
-                k: self.last[k] for k in ("epoch", "top1", "top5", "val_loss") if k in self.last
-            },
-            "heads": self.shipped.heads,
-            "agreement": self.shipped.agreement,
-            "teacher_agreement": self.shipped.teacher_agreement,
-            "teacher": None if self.teacher is None else self.teacher.to_dict(),
-            "unreadable": sorted(self.bad_images),
-            "seconds": round(self.seconds, 2),
-        }
+    """Duration of the run, over all its sessions."""
+    evaluation: EvalResult = hidden()
+    """Of the saved weights on the validation images, in fp32."""
+    unreadable_reasons: dict[str, str] = hidden()
+    """Reason for each image of `unreadable`."""

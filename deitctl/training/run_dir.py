@@ -73,6 +73,11 @@ class Run:
             return None
         return value if isinstance(value, dict) else None
 
+    def read_launch_id(self) -> str:
+        """Return the launch of several processes that started the run, empty if one process did."""
+        file = self.launch_id_file
+        return file.read_text(encoding="utf-8") if file.is_file() else ""
+
     def log(self, record: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl."""
         if not self.writes:

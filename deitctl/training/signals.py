@@ -1,4 +1,4 @@
-"""Stopping where the work is whole: a signal is remembered, and acted on between two steps."""
+"""SIGINT, SIGTERM and SIGUSR1 during a run: remembered when they come, acted on where the state is consistent."""
 
 from __future__ import annotations
 
@@ -11,54 +11,53 @@ from types import FrameType
 
 from deitctl.errors import Signalled
 
-ONE_PRESS = 1.0
-"""Seconds in which further signals are the same wish: a terminal and a launcher both pass it on."""
+# A terminal signals the whole process group and a launcher passes the signal on: within a second both are one request.
+REPEAT_WINDOW_S = 1.0
 
 
-class Stop:
-    """What signals have asked for."""
+class StopRequest:
+    """The signals that came since the run began."""
 
     def __init__(self) -> None:
         self.signum = 0
         """SIGINT or SIGTERM, which ask to save and stop; 0: neither came."""
-        self.save = False
-        """SIGUSR1, Slurm's warning, which asks to save and go on."""
-        self._since = 0.0
+        self.save_requested = False
+        """SIGUSR1, Slurm's warning before the time limit, which asks to save and continue."""
+        self._time = 0.0
 
-    def ask(self, signum: int, _: FrameType | None = None) -> None:
-        """Take a signal; one that is repeated later insists, and stops at once."""
+    def request_stop(self, signum: int, _: FrameType | None = None) -> None:
+        """Handle SIGINT or SIGTERM; raise `Signalled` at once if it is repeated."""
         now = time.monotonic()
-        if self.signum and now - self._since > ONE_PRESS:
+        if self.signum and now - self._time > REPEAT_WINDOW_S:
             raise Signalled(signum, insists=True)
         if not self.signum:
-            self.signum, self._since = signum, now
+            self.signum, self._time = signum, now
 
-    def ask_to_save(self, _: int, __: FrameType | None = None) -> None:
-        """Take a wish to save."""
-        self.save = True
+    def request_save(self, _: int, __: FrameType | None = None) -> None:
+        """Handle SIGUSR1."""
+        self.save_requested = True
 
-    def here(self) -> None:
-        """Stop here if it was asked for; raise `Signalled`."""
-        if self.signum:
-            raise Signalled(self.signum)
+    def raise_if_set(self, signum: int | None = None) -> None:
+        """Raise `Signalled` if this process, or with `signum` any of several processes, was asked to stop."""
+        if signum := self.signum if signum is None else signum:
+            raise Signalled(signum)
 
 
 @contextmanager
-def held_signals() -> Iterator[Stop]:
-    """Remember SIGINT, SIGTERM and SIGUSR1 for a block instead of acting on them; only the main thread can."""
-    stop = Stop()
+def hold_signals(stop: StopRequest) -> Iterator[None]:
+    """Pass signals to `stop` for a block instead of letting them interrupt it."""
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield  # Python delivers signals to the main thread only, and only it may set handlers
         return
-    wishes: dict[int, Callable[[int, FrameType | None], None]] = {
-        signal.SIGINT: stop.ask,
-        signal.SIGTERM: stop.ask,
+    handlers: dict[int, Callable[[int, FrameType | None], None]] = {
+        signal.SIGINT: stop.request_stop,
+        signal.SIGTERM: stop.request_stop,
     }
-    if hasattr(signal, "SIGUSR1"):
-        wishes[signal.SIGUSR1] = stop.ask_to_save
-    before = {signum: signal.signal(signum, wish) for signum, wish in wishes.items()}
+    if hasattr(signal, "SIGUSR1"):  # not on Windows
+        handlers[signal.SIGUSR1] = stop.request_save
+    previous = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
-        yield stop
+        yield
     finally:
-        for signum, handler in before.items():
+        for signum, handler in previous.items():
             signal.signal(signum, handler)

@@ -1,526 +1,404 @@
-"""One session of work on a run: epochs, what is kept of them, and what is reported at the end."""
+"""A training run, read from top to bottom in `Trainer.fit`: steps, validation, best weights, checkpoints, signals."""
 
 from __future__ import annotations
 
 import json
 import shlex
+import time
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import contextmanager
+from itertools import islice
 
-from deitctl.config import TrainConfig
-from deitctl.data.dataset import ImageDataset
-from deitctl.data.loader import Batch, ViewPlan, build_train_loader
-from deitctl.data.samplers import TrainBatches, steps_per_epoch
+from deitctl.data.loader import Batch
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.device import Device, choose_device
-from deitctl.distillation.preflight import DistillationTeacher
-from deitctl.distributed import SINGLE_PROCESS, ProcessLost, World
+from deitctl.distributed import ProcessLost
 from deitctl.errors import ConfigError, DataError, DeitctlError, Signalled
-from deitctl.evaluation.evaluate import evaluate
-from deitctl.evaluation.result import Evaluation
+from deitctl.evaluation.eval_model import EvalModel
+from deitctl.evaluation.result import EvalResult
+from deitctl.evaluation.validate import validate
 from deitctl.events import Reporter
 from deitctl.models.checkpoint_io import WEIGHTS, load_tensors, read_metadata, save_model
-from deitctl.models.factory import LoadedModel
-from deitctl.models.introspect import (
-    compute_early_size,
-    compute_max_activation_bytes,
-    describe_layers,
-    freeze_backbone,
-    get_layer_ids,
-    pin_img_size,
-)
-from deitctl.models.model_config import ModelConfig
+from deitctl.models.introspect import describe_layers
 from deitctl.paths import DiskError, write_json
-from deitctl.report.figures import draw_curves
-from deitctl.training.checkpointer import AsyncCheckpointer
-from deitctl.training.ema import ExponentialMovingAverage
-from deitctl.training.incident import ways_on, write_incident
-from deitctl.training.monitor import LossMonitor
-from deitctl.training.optim import build_optimizer
-from deitctl.training.result import TrainResult
+from deitctl.records import to_object
+from deitctl.training.build import TrainSetup, round_up_to_pairs
+from deitctl.training.checkpointer import AsyncCheckpointer, SaveOrStop
+from deitctl.training.incident import suggest_remedies, write_incident
+from deitctl.training.monitor import Incident, LossMonitor, Observation, TrainingDiverged
+from deitctl.training.result import BestEpoch, FinalEpoch, TrainResult
 from deitctl.training.run_dir import Run
-from deitctl.training.signals import Stop, held_signals
-from deitctl.training.sizes import warn_about_sizes
-from deitctl.training.state import Progress, TrainState
-from deitctl.training.step import (
-    Plan,
-    StepStats,
-    Stopwatch,
-    TrainingDiverged,
-    at_a_time,
-    train_one_epoch,
-)
+from deitctl.training.signals import StopRequest, hold_signals
+from deitctl.training.step import StepStats, forward_backward, optimizer_step, set_train_mode
 
-EVAL_BATCH = 64
-NOTE = "deitctl"
-"""Under which the saved weights carry the score they were kept for."""
+LOG_EVERY = 10  # steps: reading the loss makes the host wait for an accelerator
+EVAL_BATCH_SIZE = 64
+NOTE = "deitctl"  # metadata key of the saved weights: the epoch they are of, and its score
 
 
 class Trainer:
-    """What `train` needs at hand, from the first step or from the last saved one."""
+    """Trains what a `TrainSetup` holds, in a run folder."""
 
-    def __init__(
-        self,
-        run: Run,
-        config: TrainConfig,
-        device: Device,
-        student: LoadedModel,
-        train: ImageDataset,
-        val: ImageDataset,
-        tutor: DistillationTeacher | None,
-        reporter: Reporter,
-        world: World = SINGLE_PROCESS,
-    ) -> None:
-        """Build optimizer, average and plan for `student`, which is moved to `device`.
+    def __init__(self, run: Run, setup: TrainSetup, reporter: Reporter) -> None:
+        self.run, self.setup, self.reporter = run, setup, reporter
+        self.config, self.context, self.state = setup.config, setup.context, setup.state
+        self.device, self.world = setup.context.device, setup.context.world
+        self.monitor = LossMonitor(
+            self.state.progress,
+            self.context.num_classes,
+            scaled=self.state.scaler.is_enabled(),
+            spike_factor=self.config.loss_spike_factor,
+        )
+        self.signals = StopRequest()
+        self.checkpointer = AsyncCheckpointer(run, self.config.save_every)
+        self.save_or_stop = SaveOrStop(self.signals, self.checkpointer, self.state)
+        self.start_step = 0
+        """Step of the checkpoint that this session began with."""
+        self.start_time = time.monotonic()
+
+    def fit(self) -> TrainResult:
+        """Train the epochs that are left; after each, validate, keep the best weights and log.
 
         Raises:
-            ConfigError: more processes than pairs of images in a batch.
+            DeitctlError: a step that diverged, a full disk, an unreadable image that the run is to stop at; the last
+                checkpoint that was good is on the disk.
+            Signalled: SIGINT or SIGTERM came, and the state is saved.
         """
-        self.run, self.config, self.device, self.reporter = run, config, device, reporter
-        self.world = world
-        self.train_dataset, self.val_dataset, self.tutor = train, val, tutor
-        self.model_config: ModelConfig = pin_img_size(student.model, student.model_config)
-        self.workers = device.loader_workers(config.workers)
-        device.tune_malloc()
-        model = device.to_device(student.model)
-        world.broadcast_module_(model)
-        num_images = len(train.labels)
-        # a set smaller than a batch is one batch, and its size is what the learning rate is for
-        recipe = replace(config.recipe, batch_size=min(config.recipe.batch_size, num_images))
-        if world.size > 1 and recipe.batch_size < 2 * world.size:
-            raise ConfigError(
-                f"A batch of {recipe.batch_size} is too small for {world.size} processes, which take two images or more.",
-                "Raise --batch-size, or start fewer.",
-            )
-        steps = steps_per_epoch(num_images, recipe.batch_size)
-        if recipe.freeze == "backbone":
-            freeze_backbone(model)
-        ema = None
-        if recipe.ema_decay:
-            ema = ExponentialMovingAverage(
-                model, decay=recipe.ema_decay, total_steps=steps * recipe.epochs
-            )
-        optimizer = build_optimizer(
-            model, recipe.optim, get_layer_ids(model) if recipe.optim.layer_decay != 1 else None
-        )
-        progress = Progress(
-            num_images=num_images,
-            micro_batch=_even(config.micro_batch_size),
-            views_version=VIEWS_VERSION,
-        )
-        self.state = TrainState(model, optimizer, device.grad_scaler(), ema, progress)
-        self.plan = Plan(
-            recipe,
-            self.model_config.preprocessing,
-            len(train.class_names),
-            steps,
-            config.seed,
-            device,
-            config.distill,
-            listener=tutor.listener() if tutor is not None and tutor.looks_at_views else None,
-            teacher=tutor.network() if tutor is not None and not tutor.looks_at_views else None,
-            world=world,
-            stop_on_bad_image=config.on_bad_image == "stop",
-            preferred_micro_batch_size=device.preferred_micro_batch_size(
-                compute_max_activation_bytes(model, device.dtype)
-            ),
-        )
-        if config.compile:
-            device.compile(model)
-        if tutor is not None:
-            tutor.load_together()
-        self.early_size = (
-            compute_early_size(model, self.model_config, recipe) if recipe.early_epochs else 0
-        )
-        warn_about_sizes(
-            config.recipe,
-            num_images,
-            model,
-            self.model_config.preprocessing.img_size,
-            self.early_size,
-            reporter,
-        )
-        self.clock = Stopwatch()
-        self.watch = LossMonitor(
-            len(train.class_names), self.state.scaler.is_enabled(), config.loss_spike_factor
-        )
-        self.saver = AsyncCheckpointer(run.state, run.metrics_file, config.save_every)
-        self.loaded_step = 0
-        """Steps of the state that this session began with."""
+        progress, recipe = self.state.progress, self.context.recipe
+        with hold_signals(self.signals), self.leave_resumable():
+            batches = self.setup.build_loader() if progress.epoch < recipe.epochs else iter(())
+            for epoch in range(progress.epoch, recipe.epochs):
+                start_time, start_step = time.monotonic(), progress.step
+                set_train_mode(self.state.model, recipe.freeze, recipe.freeze_bn_stats)
+                label, steps = f"epoch {epoch + 1}/{recipe.epochs}", self.context.steps_per_epoch
+                steps_done = (
+                    progress.step - epoch * steps
+                )  # all, if it was stopped while validating
+                with self.reporter.task(label, steps * recipe.batch_size) as task:
+                    task.skip(steps_done * recipe.batch_size)
+                    for batch in islice(batches, steps - steps_done):
+                        stats = self.train_step(batch)
+                        task.advance(stats.num_images, **self.log_step(stats))
+                        self.handle_signals(stats)
+                        self.checkpointer.maybe_save(self.state, verified=not self.monitor.unread)
+                num_images = (progress.step - start_step) * recipe.batch_size
+                images_per_second = num_images / (time.monotonic() - start_time)
 
-    def load(self) -> None:
-        """Take up the saved state; a run stopped before its first one was saved starts again."""
-        if self.run.state.exists() or self.run.state.with_name("state.old").exists():
-            self.state.load(self.run.state)
-            if self.state.progress.num_images != len(self.train_dataset.labels):
-                raise DataError(
-                    f"{self.config.data} has {len(self.train_dataset.labels)} training images, it had "
-                    f"{self.state.progress.num_images} when {self.run.root} began.",
-                    "Start a new run on the new data.",
-                )
-        progress = self.state.progress
-        seen = self.world.all_gather_object((progress.step, progress.epoch))
-        if len(set(seen)) > 1:
-            raise DeitctlError(
-                f"The processes see different states of {self.run.root}, of steps {sorted({s for s, _ in seen})}.",
-                "All machines of a run need its folder on a file system that they share.",
-            )
-        if progress.views_version != VIEWS_VERSION:
-            self.reporter.warn(
-                f"{self.run.root} began with another version's training views: what is left of it sees crops and colors "
-                "drawn anew, so it ends otherwise than it would have."
-            )
-            progress.views_version = VIEWS_VERSION
-        self.loaded_step = progress.step
-        self.run.cut_log(progress.log_size)
-        if self.config.micro_batch_size:
-            progress.micro_batch = _even(self.config.micro_batch_size)
-        self._take_up_best()
-        self.watch.usual, self.watch.seen = progress.usual_loss, progress.steps_watched
-        self.clock = Stopwatch(progress.seconds)
-        self.world.barrier()
+                metrics = self.validate(label)
+                losses = self.finish_epoch()
+                self.keep_best(metrics)
+                self.log_epoch(losses, metrics, images_per_second)
+                self.checkpointer.maybe_save(self.state, verified=True)
+                self.save_or_stop.raise_if_set()
+                self.fill_target_cache()
+            self.checkpointer.save(self.state)
+        return self.finish()
 
-    def _take_up_best(self) -> None:
-        """Go by the weights that are there, which may have been kept after the state was saved."""
-        progress = self.state.progress
-        try:
-            kept = json.loads(read_metadata(self.run.root / WEIGHTS).get(NOTE, "{}"))
-            epoch, top1, weights = int(kept["epoch"]), float(kept["top1"]), str(kept["weights"])
-        except (ValueError, TypeError, KeyError):
-            return
-        if epoch > progress.best_epoch:
-            progress.best_epoch, progress.best_top1, progress.best_weights = epoch, top1, weights
+    def train_step(self, batch: Batch) -> StepStats:
+        """Take one optimizer step on the gradient of a global batch."""
+        context, state, progress = self.context, self.state, self.state.progress
+        lr = context.lr_at(progress.step)
+        stats = forward_backward(context, state, batch, self.reporter, self.signals)
+        loss = stats.losses["loss"]
+        self.monitor.update(Observation(progress.step, lr, loss, stats.grad_norm, batch.keys))
+        if self.device.is_synchronous:  # reading the loss costs nothing, and the weights stay good
+            self.monitor.raise_if_diverged()
+        optimizer_step(context, state, lr, stats.grad_norm)
+        for name, value in stats.losses.items():
+            state.loss_sums[name] = state.loss_sums.get(name, 0.0) + value
+        for index, reason in stats.unreadable:
+            progress.unreadable[self.setup.train.name(index)] = reason
+        progress.step += 1
+        progress.images_seen += stats.num_images
+        progress.seconds = self.measure_seconds()
+        return stats
 
-    def train(self) -> None:
-        """Run what is left of the epochs; after each, evaluate and keep the best weights; save the state when it is due.
+    def log_step(self, stats: StepStats) -> dict[str, str]:
+        """Log every tenth step, and the last of an epoch; return what the progress bar shows."""
+        step, per_epoch = self.state.progress.step - 1, self.context.steps_per_epoch
+        in_epoch = step % per_epoch
+        if in_epoch % LOG_EVERY and in_epoch + 1 != per_epoch:
+            return {}
+        self.monitor.raise_if_diverged()
+        losses = {name: float(value) for name, value in stats.losses.items()}
+        position = {"kind": "step", "step": step, "epoch": step // per_epoch + 1}
+        rates = {"lr": self.context.lr_at(step), **losses, "grad_norm": float(stats.grad_norm)}
+        self.run.log(position | rates)
+        return {"loss": f"{losses['loss']:.3f}"}
 
-        Raises:
-            DeitctlError: a loss that went wrong, a disk that is full; the last good state is on the disk.
-            Signalled: a signal came, and what was done is saved.
-        """
-        if self.tutor is not None and self.world.is_main:
-            write_json(self.run.root / "teacher.json", self.tutor.preflight.to_dict())
-        with held_signals() as stop:
-            try:
-                self._epochs(stop)
-            except RuntimeError as error:
-                if self.config.compile and type(error).__module__.startswith(
-                    ("torch._inductor", "torch._dynamo")
-                ):
-                    why = str(error).strip().splitlines()[0]
-                    raise ConfigError(
-                        f"torch cannot compile {self.config.model}: {why}", "Leave --compile out."
-                    ) from error
-                raise
-            except TrainingDiverged as wrong:
-                raise self._went_wrong(wrong) from None
-            except (Signalled, KeyboardInterrupt) as signalled:
-                if not getattr(signalled, "insists", False):
-                    self._save(now=True)
-                raise
-            except (
-                ProcessLost
-            ):  # of several that are stopped, one may leave before another has heard of it
-                self._save(now=True)
-                stop.here()
-                raise
-            except DataError as error:
-                self._save(now=True)
-                raise DataError(
-                    error.message,
-                    f"{error.hint} Mend or remove it, then: deitctl train --resume {self.run.quoted}",
-                ) from error
-            except DiskError as error:
-                raise DeitctlError(
-                    error.message,
-                    f"{error.hint} The last good state is whole: deitctl train --resume {self.run.quoted}",
-                ) from error
-            self._save(now=True)
+    def handle_signals(self, stats: StepStats) -> None:
+        """Between two steps, raise `Signalled` if the run is to stop, or ask for a checkpoint."""
+        # Several processes must stop after the same step, so they go by what the step gathered. One need not wait for
+        # its next step.
+        self.signals.raise_if_set(stats.signum if self.world.size > 1 else None)
+        if stats.save_requested:
+            self.signals.save_requested = False
+            self.checkpointer.requested = True
+            self.reporter.note("SIGUSR1: the next checkpoint is saved now.")
 
-    def _epochs(self, stop: Stop) -> None:
-        progress, recipe = self.state.progress, self.config.recipe
-        batches = self.batches() if progress.epoch < recipe.epochs else iter(())
-
-        wanted = asked = False
-
-        def after_step(found: StepStats) -> None:
-            nonlocal wanted, asked
-            if signum := found.signum or (
-                stop.signum if self.world.size == 1 else 0
-            ):  # several must stop together
-                raise Signalled(signum)
-            asked = asked or found.save
-            wanted = wanted or asked or self.saver.due(progress.step)
-            if (
-                wanted and not self.watch.waiting
-            ):  # losses that nobody has read yet may not be saved as good
-                if asked:
-                    self.reporter.note(f"Saving after {progress.step} steps, as asked.")
-                wanted = asked = stop.save = False
-                self._save()
-            elif not self.watch.waiting:
-                self.saver.write_copy()
-
-        while progress.epoch < recipe.epochs:
-            watch, before = Stopwatch(), progress.step
-            means = train_one_epoch(
-                self.plan,
-                self.state,
-                batches,
-                log=self.run.log,
-                name_of=self.train_dataset.name,
-                reporter=self.reporter,
-                watch=self.watch,
-                stop=stop,
-                after_step=after_step,
-            )
-            speed = (progress.step - before) * self.plan.recipe.batch_size / watch()
-            self._finish_epoch(means, speed, stop)
-            self.saver.write_copy()  # it was evaluated
-            self._pause(stop)
-            if self.saver.seconds and self.saver.due(progress.step):
-                self._save()
-            self._dismiss_teacher(stop)
-
-    def _pause(self, stop: Stop) -> None:
-        """Do what a signal asked for, between two batches of an evaluation or of questions to the teacher."""
-        if stop.save and self.state.whole:
-            stop.save = False
-            self._save(now=True)
-        stop.here()
-
-    def _finish_epoch(self, means: dict[str, float], speed: float, stop: Stop) -> None:
-        """Evaluate, write the epoch's record, keep its weights if there are none better."""
-        progress = self.state.progress
-        scores = self._score_epoch(stop)
-        kind = max(scores, key=lambda k: (scores[k].top1, k == "average"))
-        progress.epoch += 1
-        progress.seconds = self.clock()
-        self.state.sums, progress.sums = {}, {}
-        self._record(means, scores, kind, speed)
-        if scores[kind].top1 >= progress.best_top1:  # of equals the later, which has seen more
-            progress.best_top1, progress.best_epoch = scores[kind].top1, progress.epoch
-            progress.best_weights = kind
-            note = {"epoch": progress.epoch, "top1": progress.best_top1, "weights": kind}
-            if self.world.is_main:
-                save_model(
-                    self.run.root,
-                    self.state.weights(kind),
-                    self.model_config,
-                    describe_layers(self.state.model),
-                    {NOTE: json.dumps(note)},
-                )
-
-    def _save(self, *, now: bool = False) -> None:
-        """Save the state as it is, between two steps, unless it went wrong; of several processes the main one does.
-
-        What is not wanted `now` is written after the next step that went well.
-        """
-        if not self.world.is_main or not self.state.whole or self.watch.look() is not None:
-            return
-        progress = self.state.progress
-        progress.usual_loss, progress.steps_watched = self.watch.usual, self.watch.seen
-        progress.seconds, progress.log_size = self.clock(), self.run.log_size()
-        if now:
-            self.saver.save(self.state)
-        else:
-            self.saver.write_copy()
-            self.saver.copy(self.state)
-
-    def _went_wrong(self, wrong: TrainingDiverged) -> DeitctlError:
-        """Write the record of a step that went wrong; the state on the disk is the last good one."""
-        incident, run = wrong.incident, self.run.root
-        keys = [key for keys in self.world.all_gather_object(incident.keys) for key in keys]
-        back = "No state was saved before it."
-        record = run / "incidents"
-        if self.world.is_main:
-            self.saver.finish()
-            how = {
-                "precision": self.device.precision,
-                "device": str(self.device.torch_device),
-                "processes": self.world.size,
-                "micro_batch": at_a_time(self.plan, self.state),
-                "state_step": max(self.saver.saved_step, self.loaded_step),
-            }
-            record = write_incident(
-                self.run, incident, keys, [self.train_dataset.name(k.index) for k in keys], how
-            )
-            if how["state_step"]:
-                back = f"The run is as it was after {how['state_step']} steps."
-        hint = ways_on(incident, self.run, self.device.precision, self.config.recipe.optim.lr)
-        replay = f"deitctl train --replay {shlex.quote(str(record))}"
-        return DeitctlError(f"{incident.sentence} {back} To take the step again: `{replay}`.", hint)
-
-    def batches(self) -> Iterator[Batch]:
-        recipe, seed, augment = self.config.recipe, self.config.seed, self.config.recipe.augment
-        keys = TrainBatches(
-            len(self.train_dataset.labels),
-            self.plan.recipe.batch_size,
-            seed=seed,
-            epochs=recipe.epochs,
-            repeats=augment.repeated_aug,
-            first_step=self.state.progress.step,
-        )
-        plan = ViewPlan(
-            seed,
-            repeats=augment.repeated_aug,
-            early_epochs=recipe.early_epochs,
-            early_size=self.early_size,
-        )
-        distill, listener = self.config.distill, self.plan.listener
-        if self.tutor is not None and distill is not None and listener is not None:
-            plan = replace(
-                plan,
-                seed=distill.view_seed,
-                views=distill.views,
-                known=listener.known,
-                teacher_size=self.tutor.preflight.preprocessing["img_size"],
-            )
-        return build_train_loader(
-            self.train_dataset,
-            augment,
-            self.model_config.preprocessing.img_size,
-            keys,
-            workers=self.workers,
-            pin_memory=self.device.pins_memory,
-            plan=plan,
-            share=self.world.shard(self.plan.recipe.batch_size),
-        )
-
-    def _dismiss_teacher(self, stop: Stop) -> None:
-        """Once all but a batch a view has been said, ask for the rest and let the teacher go."""
-        tutor, listener = self.tutor, self.plan.listener
-        if tutor is None or listener is None or listener.cache is None:
-            return
-        views, batch_size = tutor.total_views, self.plan.recipe.batch_size
-        shown = self.state.progress.epoch * self.config.recipe.augment.repeated_aug
-        over = shown >= views and listener.cache.count_missing(views) <= views * batch_size
-        if not any(self.world.all_gather_object(tutor.is_loaded)) or not all(
-            self.world.all_gather_object(over)
-        ):
-            return
-        listener.fill(
-            self.train_dataset,
-            self.config.recipe.augment,
-            tutor.distill.view_seed,
-            views,
-            batch_size=batch_size,
-            workers=self.workers,
-            reporter=self.reporter,
-            world=self.world,
-            pause=lambda: self._pause(stop),
-        )
-        tutor.release()
-        self.reporter.note(
-            f"The teacher has said all: {listener.cache.root}. It is not needed any more."
-        )
-
-    def _score_epoch(self, stop: Stop) -> dict[str, Evaluation]:
-        """Validate the weights as they are, and their average where there is one."""
-        label = f"epoch {self.state.progress.epoch + 1}/{self.config.recipe.epochs}, validate"
-        scores = {"raw": self._evaluate("raw", self.device, label, stop)}
+    def validate(self, label: str) -> dict[str, EvalResult]:
+        """Evaluate the `model`, and the `ema` of its weights where there is one."""
+        label = f"{label}, validate"
+        metrics = {"model": self.evaluate(self.device, label, self.save_or_stop)}
         if self.state.ema is not None:
-            scores["average"] = self._evaluate("average", self.device, f"{label} the average", stop)
-        return scores
+            with self.state.swap_ema():  # the state must not be saved now, so SIGUSR1 waits
+                metrics["ema"] = self.evaluate(self.device, f"{label} EMA", self.signals)
+        return metrics
 
-    def _evaluate(
-        self, kind: str, device: Device, label: str, stop: Stop | None = None
-    ) -> Evaluation:
-        with self.state.lent(kind) as model:
-            return evaluate(
-                model,
-                self.val_dataset,
-                self.model_config.preprocessing,
-                rows=tuple(range(self.model_config.num_classes)),
-                head=self.model_config.head,
-                device=device,
-                batch_size=EVAL_BATCH,
-                workers=self.workers,
-                reporter=self.reporter,
-                label=label,
-                teacher=self.tutor.answers() if self.tutor else None,
-                world=self.world,
-                pause=(lambda: self._pause(stop)) if stop else lambda: None,
-                stop_on_bad_image=self.config.on_bad_image == "stop",
+    def evaluate(
+        self, device: Device, label: str, stop: StopRequest | SaveOrStop | None = None
+    ) -> EvalResult:
+        """Evaluate the model's present weights on the validation images; `stop` handles signals between batches."""
+        setup = self.setup
+        eval_model = EvalModel(
+            model=self.state.model,
+            preprocessing=setup.model_config.preprocessing,
+            rows=tuple(range(setup.model_config.num_classes)),
+            head=setup.model_config.head,
+            teacher_preds=setup.teacher.val_predictions if setup.teacher else None,
+        )
+        (result,) = validate(
+            [eval_model],
+            setup.val,
+            device=device,
+            batch_size=EVAL_BATCH_SIZE,
+            workers=setup.workers,
+            reporter=self.reporter,
+            label=label,
+            world=self.world,
+            pause=(stop or StopRequest()).raise_if_set,
+            stop_on_bad_image=self.config.on_bad_image == "stop",
+        )
+        return result
+
+    def finish_epoch(self) -> dict[str, float]:
+        """Count the epoch as done; return the means of its losses."""
+        progress, steps = self.state.progress, self.context.steps_per_epoch
+        losses = {name: float(value) / steps for name, value in self.state.loss_sums.items()}
+        self.state.loss_sums = {}
+        progress.epoch += 1
+        progress.seconds = self.measure_seconds()
+        return losses
+
+    def keep_best(self, metrics: dict[str, EvalResult]) -> None:
+        """Save the weights of this epoch, in the model's format, if none before were better."""
+        progress, kind = self.state.progress, best_weights(metrics)
+        # Of equals the later epoch, which has seen more.
+        if metrics[kind].top1 < progress.best_top1:
+            return
+        progress.best_top1, progress.best_epoch = metrics[kind].top1, progress.epoch
+        progress.best_weights = kind
+        if self.world.is_main:
+            note = {"epoch": progress.epoch, "top1": progress.best_top1, "weights": kind}
+            save_model(
+                self.run.root,
+                self.state.weights(kind),
+                self.setup.model_config,
+                describe_layers(self.state.model),
+                {NOTE: json.dumps(note)},
             )
 
-    def _record(
-        self, means: dict[str, float], scores: dict[str, Evaluation], kind: str, speed: float
+    def log_epoch(
+        self, losses: dict[str, float], metrics: dict[str, EvalResult], images_per_second: float
     ) -> None:
-        progress, score = self.state.progress, scores[kind]
-        record = {
-            "kind": "epoch",
-            "epoch": progress.epoch,
-            "step": progress.step,
-            "images_seen": progress.images_seen,
-            "train": means,
-            "top1": score.top1,
-            "top5": score.top5,
-            "val_loss": score.loss,
-            "heads": score.heads,
-            "agreement": score.agreement,
-            "teacher_agreement": score.teacher_agreement,
-            "weights": kind,
-            "top1_by_weights": {k: s.top1 for k, s in scores.items()},
-            "images_per_second": round(speed, 2),
-            "seconds": round(progress.seconds, 3),
-        }
-        self.run.log(record)
-        heads = (
-            ""
-            if score.heads is None
-            else f" (cls {score.heads['cls']:.2f}, dist {score.heads['dist']:.2f})"
+        """Log the epoch's losses and metrics."""
+        progress, kind = self.state.progress, best_weights(metrics)
+        best = metrics[kind]
+        self.run.log(
+            {
+                "kind": "epoch",
+                "epoch": progress.epoch,
+                "step": progress.step,
+                "images_seen": progress.images_seen,
+                "train": losses,
+                "top1": best.top1,
+                "top5": best.top5,
+                "val_loss": best.loss,
+                "heads": best.heads,
+                "head_agreement": best.head_agreement,
+                "teacher_agreement": best.teacher_agreement,
+                "weights": kind,
+                **{f"top1_{name}": evaluation.top1 for name, evaluation in metrics.items()},
+                "images_per_second": round(images_per_second, 2),
+                "seconds": round(progress.seconds, 3),
+            }
         )
+        heads = best.heads and f" (cls {best.heads['cls']:.2f}, dist {best.heads['dist']:.2f})"
         self.reporter.note(
-            f"epoch {progress.epoch}/{self.config.recipe.epochs}: loss {means['loss']:.3f}, "
-            f"top-1 {score.top1:.2f} %{heads}, {speed:.1f} images/s"
+            f"epoch {progress.epoch}/{self.context.recipe.epochs}: loss {losses['loss']:.3f}, "
+            f"top-1 {best.top1:.2f} %{heads or ''}, {images_per_second:.1f} images/s"
+        )
+
+    def fill_target_cache(self) -> None:
+        """Compute the few teacher targets that are missing once every view has come, and unload the teacher."""
+        teacher, cached = self.setup.teacher, self.context.cached_teacher
+        if teacher is None or cached is None or cached.cache is None:
+            return
+        views, batch_size = teacher.total_views, self.context.recipe.batch_size
+        # A step skips the last incomplete batch of an epoch, so up to a batch of each view can be missing.
+        almost_full = (
+            self.state.progress.epoch * self.config.recipe.augment.repeated_aug >= views
+            and cached.cache.count_missing(views) <= views * batch_size
+        )
+        loaded = any(self.world.all_gather_object(teacher.is_loaded))
+        if not loaded or not all(self.world.all_gather_object(almost_full)):
+            return
+        teacher.fill_cache(
+            batch_size=batch_size, workers=self.setup.workers, pause=self.save_or_stop.raise_if_set
+        )
+        teacher.release()
+        self.reporter.note(
+            f"All teacher targets are cached in {cached.cache.root}; the teacher is unloaded."
         )
 
     def finish(self) -> TrainResult:
-        """Score the saved weights once more in fp32, draw the curves, report."""
-        self.world.barrier()  # until the main process has written them
-        self.state.model.load_state_dict(load_tensors(self.run.root / "model.safetensors"))
-        self.state.ema = None
-        shipped = self._evaluate(
-            "raw", choose_device(self.config.device, "fp32"), "score the saved weights"
-        )
-        epochs = list(self.run.records("epoch"))
-        preflight = self.tutor.preflight if self.tutor else None
-        if self.world.is_main:
-            draw_curves(
-                self.run.figures / "curves.png",
-                list(self.run.records("step")),
-                epochs,
-                teacher_top1=preflight.top1 if preflight else None,
-                title=self.run.root.name,
-            )
-        progress = self.state.progress
-        bad = progress.bad_images | {
-            self.val_dataset.name(index): why for index, why in shipped.unreadable
-        }
-        if bad:
-            first = next(iter(bad.values()))
+        """Evaluate the saved weights in fp32, and write the result."""
+        progress, setup = self.state.progress, self.setup
+        self.world.barrier()  # until the main process has written the weights
+        self.state.model.load_state_dict(load_tensors(self.run.root / WEIGHTS))
+        fp32 = choose_device(self.config.device, "fp32")
+        evaluation = self.evaluate(fp32, "evaluate the saved weights")
+        *_, last = self.run.records("epoch")
+        reasons = progress.unreadable | dict(evaluation.read_errors)
+        if reasons:
             self.reporter.warn(
-                f"{len(bad)} image(s) could not be read and were left out, the first: {first}"
+                f"{len(reasons)} image(s) could not be read and were left out, the first: "
+                f"{next(iter(reasons.values()))}"
             )
         result = TrainResult(
             run=self.run.root,
             epochs=progress.epoch,
             images_seen=progress.images_seen,
-            best_epoch=progress.best_epoch,
-            best_weights=progress.best_weights,
-            shipped=shipped,
-            last=epochs[-1],
-            teacher=preflight,
-            seconds=self.clock(),
-            bad_images=bad,
+            best=BestEpoch(
+                epoch=progress.best_epoch,
+                top1=evaluation.top1,
+                top5=evaluation.top5,
+                weights=progress.best_weights,
+            ),
+            final=FinalEpoch(**{k: last[k] for k in ("epoch", "top1", "top5", "val_loss")}),
+            heads=evaluation.heads,
+            head_agreement=evaluation.head_agreement,
+            teacher_agreement=evaluation.teacher_agreement,
+            teacher=setup.teacher.preflight if setup.teacher else None,
+            unreadable=sorted(reasons),
+            seconds=round(self.measure_seconds(), 2),
+            evaluation=evaluation,
+            unreadable_reasons=reasons,
         )
         if self.world.is_main:
-            write_json(self.run.result_file, result.to_dict())
+            write_json(self.run.result_file, to_object(result))
         self.world.barrier()
         return result
 
+    def load_checkpoint(self) -> None:
+        """Continue from the saved state; a run that was stopped before its first checkpoint starts again."""
+        progress, folder = self.state.progress, self.run.checkpoint
+        if folder.exists() or folder.with_name(f"{folder.name}.old").exists():
+            self.state.load(folder)
+            if progress.num_train_images != len(self.setup.train.labels):
+                raise DataError(
+                    f"{self.config.data} has {len(self.setup.train.labels)} training images, it had "
+                    f"{progress.num_train_images} when {self.run.root} began.",
+                    "Start a new run on the new data.",
+                )
+        positions = set(self.world.all_gather_object((progress.step, progress.epoch)))
+        if len(positions) > 1:
+            raise DeitctlError(
+                f"The processes see different checkpoints of {self.run.root}, of steps "
+                f"{sorted({step for step, _ in positions})}.",
+                "All machines of a run need its folder on a file system that they share.",
+            )
+        if progress.views_version != VIEWS_VERSION:
+            self.reporter.warn(
+                f"{self.run.root} began with another version's training views: what is left of it sees other crops "
+                "and colors, so it ends otherwise than it would have."
+            )
+            progress.views_version = VIEWS_VERSION
+        self.start_step = progress.step
+        self.run.cut_log(progress.log_bytes)
+        if self.config.micro_batch_size:
+            progress.micro_batch_size = round_up_to_pairs(self.config.micro_batch_size)
+        self.load_best()
+        self.start_time = time.monotonic() - progress.seconds
+        self.world.barrier()
 
-def _even(size: int) -> int:
-    """Round a micro-batch up to pairs, which mixing needs."""
-    return size + size % 2
+    def load_best(self) -> None:
+        """Adopt the score of the saved weights if they are newer than the checkpoint: the run was killed in between."""
+        progress = self.state.progress
+        try:
+            note = json.loads(read_metadata(self.run.root / WEIGHTS).get(NOTE, "{}"))
+            epoch, top1, weights = int(note["epoch"]), float(note["top1"]), str(note["weights"])
+        except (ValueError, TypeError, KeyError):
+            return
+        if epoch > progress.best_epoch:
+            progress.best_epoch, progress.best_top1, progress.best_weights = epoch, top1, weights
+
+    def measure_seconds(self) -> float:
+        """Return the duration of the run so far, that of earlier sessions included."""
+        return time.monotonic() - self.start_time
+
+    @contextmanager
+    def leave_resumable(self) -> Iterator[None]:
+        """Save the state if the block is interrupted, and say how to go on if it fails."""
+        resume = f"deitctl train --resume {self.run.quoted}"
+        try:
+            yield
+        except (Signalled, KeyboardInterrupt) as signalled:
+            if not getattr(signalled, "insists", False):  # a repeated signal may come within a step
+                self._save_if_good()
+            raise
+        except ProcessLost:
+            # Of several processes that are stopped, one may exit before the others have seen their signal.
+            self._save_if_good()
+            self.signals.raise_if_set()
+            raise
+        except DataError as error:
+            self._save_if_good()
+            hint = f"{error.hint} Repair or remove it, then: {resume}"
+            raise DataError(error.message, hint) from error
+        except DiskError as error:
+            hint = f"{error.hint} The last checkpoint is intact: {resume}"
+            raise DeitctlError(error.message, hint) from error
+        except TrainingDiverged as diverged:
+            raise self._record_incident(diverged.incident) from None
+        except RuntimeError as error:
+            compiler = ("torch._inductor", "torch._dynamo")
+            if not self.config.compile or not type(error).__module__.startswith(compiler):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"torch cannot compile {self.config.model}: {reason}", "Leave --compile out."
+            ) from error
+
+    def _save_if_good(self) -> None:
+        if self.monitor.find_incident() is None:
+            self.checkpointer.save(self.state)
+
+    def _record_incident(self, incident: Incident) -> DeitctlError:
+        """Write what a replay needs, and return the error; the checkpoint on the disk is the last that was good."""
+        record, outcome = self.run.root / "incidents", "No checkpoint was saved before it."
+        keys = [key for keys in self.world.all_gather_object(incident.keys) for key in keys]
+        if self.world.is_main:
+            self.checkpointer.finish()
+            checkpoint_step = max(self.checkpointer.saved_step, self.start_step)
+            machine = {
+                "precision": self.device.precision,
+                "device": str(self.device.torch_device),
+                "num_processes": self.world.size,
+                "micro_batch_size": self.context.micro_batch_size(self.state),
+                "checkpoint_step": checkpoint_step,
+            }
+            names = [self.setup.train.name(key.index) for key in keys]
+            record = write_incident(self.run, incident, keys, names, machine)
+            if checkpoint_step:
+                outcome = f"The checkpoint is of step {checkpoint_step}."
+        hint = suggest_remedies(
+            incident, self.run, self.device.precision, self.config.recipe.optim.lr
+        )
+        replay = f"deitctl train --replay {shlex.quote(str(record))}"
+        return DeitctlError(f"{incident.message} {outcome} To repeat the step: `{replay}`.", hint)
+
+
+def best_weights(metrics: dict[str, EvalResult]) -> str:
+    """Return whether `model` or `ema` validated better; of equals the EMA, which varies less."""
+    return max(metrics, key=lambda kind: (metrics[kind].top1, kind == "ema"))

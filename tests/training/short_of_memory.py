@@ -1,4 +1,4 @@
-"""A training while memory is really short, for test_session.py: python short_of_memory.py OUT MEGABYTES (0: no limit)
+"""A training while memory is really short, for test_trainer.py: python short_of_memory.py OUT MEGABYTES (0: no limit)
 
 The limit is on the address space, and on the steps alone, so that what is loaded before and after them does not count.
 """
@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from deitctl.config import TrainConfig
-from deitctl.data.readers.digits import load_digits
 from deitctl.data.dataset import select
+from deitctl.data.readers.digits import load_digits
 from deitctl.events import SilentReporter, Task
 from deitctl.recipes import DIGITS
 from deitctl.training.launch import run_training
@@ -69,7 +69,11 @@ def train(out: str, megabytes: int) -> dict[str, object]:
         config, datasets=(select(train, range(256)), select(val, range(10))), reporter=reporter
     )
     step = json.loads((result.run / "metrics.jsonl").read_text().splitlines()[0])
-    numbers = {"train": step["loss"], "norm": step["grad_norm"], "loss": result.shipped.loss}
+    numbers = {
+        "train": step["loss"],
+        "grad_norm": step["grad_norm"],
+        "loss": result.evaluation.loss,
+    }
     return {"warnings": reporter.warnings, **numbers}
 
 

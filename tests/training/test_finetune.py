@@ -1,4 +1,4 @@
-"""From weights that know something to other classes, other resolutions, with a teacher, and with only a part learning."""
+"""Fine-tuning: other classes, other resolutions, with a teacher, with a frozen backbone, with layer decay."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
-from deitctl.evaluation.result import Evaluation
+from deitctl.evaluation.result import EvalResult
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import load_tensors
 from deitctl.models.factory import load_model
@@ -39,8 +39,8 @@ def test_distilled_fine_tuning_changes_resolution_with_the_teacher_at_its_own(
     loaded = load_model(str(result.run), reporter=SilentReporter())
     assert loaded.model_config.preprocessing.img_size == size
     assert result.teacher is not None
-    assert result.teacher.preprocessing["img_size"] == 32
-    assert set(result.shipped.heads or ()) == {"cls", "dist", "avg-logits", "avg-probs"}
+    assert result.teacher.preprocessing.img_size == 32
+    assert set(result.evaluation.heads or ()) == {"cls", "dist", "avg-logits", "avg-probs"}
 
 
 def test_the_words_of_a_teacher_serve_students_of_every_resolution(
@@ -87,41 +87,33 @@ def test_layer_decay_slows_the_lower_layers(little_config: Make, little: Pair) -
     assert 8 * moved[0] < moved[1] < moved[2] / 8
 
 
-@pytest.mark.parametrize("better", ["raw", "average"])
-def test_validation_chooses_between_raw_and_averaged_weights(
+@pytest.mark.parametrize("better", ["model", "ema"])
+def test_the_weights_that_validate_better_are_saved(
     better: str, little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever validates better is evaluated, shipped and recorded."""
-    evaluate = Trainer._evaluate
+    """Whether those of the model or their EMA; the log and the result say which."""
+    validate = Trainer.validate
 
-    def biased(self: Trainer, kind: str, *rest: object) -> Evaluation:
-        score = evaluate(self, kind, *rest)  # type: ignore[arg-type]
-        return replace(score, top1=90.0 if kind == better else 10.0)
+    def biased(self: Trainer, label: str) -> dict[str, EvalResult]:
+        metrics = validate(self, label)
+        return {k: replace(m, top1=90.0 if k == better else 10.0) for k, m in metrics.items()}
 
-    monkeypatch.setattr(Trainer, "_evaluate", biased)
-    config = with_recipe(
-        little_config("run"), epochs=1, batch_size=4
-    )  # 15 steps: an average of more than one
+    monkeypatch.setattr(Trainer, "validate", biased)
+    # 15 steps, so that the EMA is of more than the last
+    config = with_recipe(little_config("run"), epochs=1, batch_size=4)
     run = run_training(config, datasets=little).run
-    shipped = load_tensors(run / "model.safetensors")
-    name = "model" if better == "raw" else "ema"
-    kept, other = (
-        load_tensors(run / "state" / f"{n}.safetensors")
-        for n in (name, {"model": "ema", "ema": "model"}[name])
-    )
-    assert all(torch.equal(shipped[k], kept[k]) for k in kept)
-    assert not all(torch.equal(shipped[k], other[k]) for k in kept)
+    saved = load_tensors(run / "model.safetensors")
+    states = {k: load_tensors(run / "checkpoint" / f"{k}.safetensors") for k in ("model", "ema")}
+    other = states["ema" if better == "model" else "model"]
+    assert all(torch.equal(saved[k], states[better][k]) for k in saved)
+    assert not all(torch.equal(saved[k], other[k]) for k in saved)
     epoch = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
     assert epoch["weights"] == better
-    assert epoch["top1_by_weights"] == {
-        "raw": epoch["top1_by_weights"]["raw"],
-        "average": epoch["top1_by_weights"]["average"],
-    }
+    expected = (90.0, 10.0) if better == "model" else (10.0, 90.0)
+    assert (epoch["top1_model"], epoch["top1_ema"]) == expected
     assert json.loads((run / "result.json").read_text())["best"]["weights"] == better
 
 
-def test_without_an_average_the_raw_weights_are_shipped(little_config: Make, little: Pair) -> None:
-    result = run_training(
-        with_recipe(little_config("run"), epochs=1, ema_decay=0.0), datasets=little
-    )
-    assert result.best_weights == "raw"
+def test_without_an_ema_the_models_weights_are_saved(little_config: Make, little: Pair) -> None:
+    config = with_recipe(little_config("run"), epochs=1, ema_decay=0.0)
+    assert run_training(config, datasets=little).best.weights == "model"

@@ -19,18 +19,24 @@ from deitctl.training.run_dir import Run
 from deitctl.training.state import Progress, TrainState
 
 KEYS = [SampleKey(1, 5, 0), SampleKey(1, 2, 1)]
-HOW = {"precision": "bfloat16", "device": "cpu", "processes": 1, "micro_batch": 0, "state_step": 4}
+MACHINE = {
+    "precision": "bf16",
+    "device": "cpu",
+    "num_processes": 1,
+    "micro_batch_size": 0,
+    "checkpoint_step": 4,
+}
 RECENT = [
-    {"step": 4, "loss": 2.0, "norm": 1.0},
-    {"step": 5, "loss": float("nan"), "norm": float("inf")},
+    {"step": 4, "loss": 2.0, "grad_norm": 1.0},
+    {"step": 5, "loss": float("nan"), "grad_norm": float("inf")},
 ]
 NAN = Incident(
-    kind="not a number",
+    kind="non_finite",
     step=5,
-    rate=0.1,
+    lr=0.1,
     loss=float("nan"),
-    norm=float("inf"),
-    usual=2.0,
+    grad_norm=float("inf"),
+    recent_mean=2.0,
     keys=KEYS[:1],
     recent=RECENT,
 )
@@ -49,7 +55,7 @@ def state_of(step: int) -> TrainState:
 def run(tmp_path: Path) -> Run:
     run = Run(tmp_path / "run")
     run.root.mkdir()
-    state_of(4).save(run.state)
+    state_of(4).save(run.checkpoint)
     return run
 
 
@@ -58,21 +64,22 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_record_says_what_happened_to_which_images_and_on_what(run: Run) -> None:
-    path = write_incident(run, NAN, KEYS, ["b.jpg", "a.jpg"], HOW)
+    path = write_incident(run, NAN, KEYS, ["b.jpg", "a.jpg"], MACHINE)
     assert path == run.root / "incidents" / "step-0000005" / "record.json"
     record = json.loads(path.read_text())
-    assert (record["step"], record["kind"], record["rate"], record["usual"]) == (
+    assert (record["step"], record["kind"], record["lr"], record["recent_mean"]) == (
         5,
-        "not a number",
+        "non_finite",
         0.1,
         2.0,
     )
     assert record["keys"] == [[1, 5, 0], [1, 2, 1]]  # of all processes
     assert record["images"] == ["b.jpg", "a.jpg"]
     assert record["run"] == str(run.root.resolve())
-    assert {name: record[name] for name in HOW} == HOW
-    assert [r["norm"] for r in record["recent"]] == [1.0, "inf"]
-    assert record["loss"] == "nan"  # JSON has no word for it
+    assert {name: record[name] for name in MACHINE} == MACHINE
+    assert [r["grad_norm"] for r in record["recent"]] == [1.0, None]
+    assert record["loss"] is None  # JSON has no NaN
+    assert record["message"].startswith("The loss is nan and the gradient norm inf at step 5")
     for form in (path, path.parent):
         assert read_incident(form)["step"] == 5
 
@@ -87,28 +94,30 @@ def test_its_state_is_not_touched_by_later_saves(
             raise OSError(1, "Operation not permitted")
 
         monkeypatch.setattr(module.os, "link", no_link)
-    copy = write_incident(run, NAN, KEYS, [], HOW).parent / "state"
-    expected = contents(run.state)
+    copy = write_incident(run, NAN, KEYS, [], MACHINE).parent / "checkpoint"
+    expected = contents(run.checkpoint)
     assert contents(copy) == expected
-    assert os.path.samefile(copy / "model.safetensors", run.state / "model.safetensors") == links
+    assert (
+        os.path.samefile(copy / "model.safetensors", run.checkpoint / "model.safetensors") == links
+    )
     for step in (6, 7):
-        state_of(step).save(run.state)
+        state_of(step).save(run.checkpoint)
     assert contents(copy) == expected
-    assert contents(run.state) != expected
+    assert contents(run.checkpoint) != expected
 
 
 def test_without_a_state_there_is_only_the_record(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
-    path = write_incident(run, NAN, KEYS, [], HOW)
+    path = write_incident(run, NAN, KEYS, [], MACHINE)
     assert os.listdir(path.parent) == ["record.json"]
 
 
 def test_the_same_step_going_wrong_again_is_written_anew(run: Run) -> None:
-    write_incident(run, NAN, KEYS, ["old"], HOW)
-    state_of(9).save(run.state)
-    path = write_incident(run, NAN, KEYS, ["new"], HOW)
+    write_incident(run, NAN, KEYS, ["old"], MACHINE)
+    state_of(9).save(run.checkpoint)
+    path = write_incident(run, NAN, KEYS, ["new"], MACHINE)
     assert read_incident(path)["images"] == ["new"]
-    assert contents(path.parent / "state") == contents(run.state)
+    assert contents(path.parent / "checkpoint") == contents(run.checkpoint)
 
 
 RUBBISH = [
@@ -119,14 +128,14 @@ RUBBISH = [
     "3",
     '"text"',
     "{}",
-    '{"format": 1}',
-    '{"format": 1, "run": "r"}',
-    '{"format": 1, "run": "r", "step": 1}',
-    '{"format": 2, "run": "r", "step": 1, "kind": "jump"}',
-    '{"format": 1, "run": 5, "step": 1, "kind": "jump"}',
-    '{"format": 1, "run": "r", "step": "1", "kind": "jump"}',
-    '{"format": 1, "run": "r", "step": 1, "kind": null}',
-    '{"format": 1, "run": "r", "step": 1, "kind": 3}',
+    '{"schema_version": 1}',
+    '{"schema_version": 1, "run": "r"}',
+    '{"schema_version": 1, "run": "r", "step": 1}',
+    '{"schema_version": 2, "run": "r", "step": 1, "kind": "loss_spike"}',
+    '{"schema_version": 1, "run": 5, "step": 1, "kind": "loss_spike"}',
+    '{"schema_version": 1, "run": "r", "step": "1", "kind": "loss_spike"}',
+    '{"schema_version": 1, "run": "r", "step": 1, "kind": null}',
+    '{"schema_version": 1, "run": "r", "step": 1, "kind": 3}',
 ]
 
 

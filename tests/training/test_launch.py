@@ -12,11 +12,11 @@ import timm
 import torch
 
 from deitctl.config import DistillConfig, TrainConfig
+from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import ImageDataset, select
 from deitctl.data.loader import build_eval_loader
-from deitctl.data.batch_transforms import normalize
 from deitctl.errors import ConfigError, DataError, DeitctlError, Interrupted, TeacherError
-from deitctl.evaluation.score_models import evaluate_model
+from deitctl.evaluation.evaluate import evaluate_model
 from deitctl.events import SilentReporter, Task
 from deitctl.models.factory import load_model
 from deitctl.training.launch import resume, run_training
@@ -30,7 +30,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def last_weights(run: Path) -> bytes:
-    return (run / "state" / "model.safetensors").read_bytes()
+    return (run / "checkpoint" / "model.safetensors").read_bytes()
 
 
 class StopsAt(SilentReporter):
@@ -104,7 +104,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, little: Pair) -> Callable[[T
         ("epoch 2/3", 1, 4),
         ("epoch 2/3", 3, 6),
         ("epoch 3/3, validate", 0, 9),
-        ("epoch 3/3, validate the average", 0, 9),
+        ("epoch 3/3, validate EMA", 0, 9),
     ],
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -124,7 +124,8 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(
     assert stopped.value.exit_code == 143
     assert stopped.value.resume_command == f"deitctl train --resume {config.output_dir}"
     assert (
-        json.loads((Path(config.output_dir) / "state" / "state.json").read_text())["step"] == step
+        json.loads((Path(config.output_dir) / "checkpoint" / "state.json").read_text())["step"]
+        == step
     )
     again = resume(Path(config.output_dir), datasets=little).run
     assert_same_end(whole(config), again)
@@ -132,9 +133,9 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(
 
 def assert_same_end(whole: Path, again: Path) -> None:
     for file in (
-        "state/model.safetensors",
-        "state/ema.safetensors",
-        "state/optimizer.safetensors",
+        "checkpoint/model.safetensors",
+        "checkpoint/ema.safetensors",
+        "checkpoint/optimizer.safetensors",
         "model.safetensors",
     ):
         assert (whole / file).read_bytes() == (again / file).read_bytes(), file
@@ -171,10 +172,9 @@ def test_a_run_loads_in_timm_with_the_same_logits(little_config: Make, little: P
 def test_the_reported_accuracy_is_what_eval_gives(little_config: Make) -> None:
     config = little_config("run")
     result = run_training(replace(config, recipe=replace(config.recipe, epochs=1)))
-    scored = evaluate_model("digits", model=str(result.run), workers=0)
-    assert scored.scores.top1 == result.shipped.top1
-    assert scored.scores.loss == pytest.approx(result.shipped.loss, rel=1e-5)
-    assert (result.run / "figures" / "curves.png").stat().st_size > 10_000
+    evaluation = evaluate_model("digits", model=str(result.run), workers=0)
+    assert evaluation.top1 == result.evaluation.top1
+    assert evaluation.loss == pytest.approx(result.evaluation.loss, rel=1e-5)
     assert not list(result.run.rglob("*.tmp"))
 
 
@@ -188,7 +188,7 @@ def test_distillation_runs_in_every_form(
     teacher = replace(teacher, recipe=replace(teacher.recipe, epochs=1))
     run_training(teacher, datasets=little)
     distill = DistillConfig(
-        teacher=teacher.output,
+        teacher=teacher.output_dir,
         mode=mode,
         alpha=0.5,
         tau=2.0,
@@ -201,11 +201,11 @@ def test_distillation_runs_in_every_form(
     )
     config = little_config("student", distill=distill)
     result = run_training(replace(config, recipe=replace(config.recipe, epochs=1)), datasets=little)
-    assert (result.shipped.heads is not None) == token
+    assert (result.evaluation.heads is not None) == token
     assert result.teacher is not None
     record = json.loads((result.run / "metrics.jsonl").read_text().splitlines()[0])
     assert record["loss"] == pytest.approx(
-        0.5 * record["labels"] + 0.5 * record["teacher"], rel=1e-5
+        0.5 * record["task_loss"] + 0.5 * record["kd_loss"], rel=1e-5
     )
 
 
@@ -220,7 +220,7 @@ def test_a_teacher_near_chance_is_refused_before_the_first_step(
     )
     run_training(replace(teacher, recipe=slow), datasets=little)
     distill = DistillConfig(
-        teacher=teacher.output,
+        teacher=teacher.output_dir,
         mode="hard",
         alpha=0.5,
         tau=1.0,
@@ -266,8 +266,8 @@ def test_unreadable_images_are_left_out_and_named(
         augment=replace(config.recipe.augment, repeated_aug=1),
     )
     result = run_training(replace(config, recipe=recipe))
-    assert list(result.bad_images) == [str(damaged), str(unseen)]
-    assert (result.images_seen, result.shipped.num_images) == (15, 3)
+    assert list(result.unreadable_reasons) == [str(damaged), str(unseen)]
+    assert (result.images_seen, result.evaluation.num_images) == (15, 3)
 
 
 def test_a_resume_on_other_data_is_refused(little_config: Make, little: Pair) -> None:
@@ -286,7 +286,7 @@ def test_a_resume_may_change_the_machine_but_not_the_recipe(
     with pytest.raises(Interrupted):
         run_training(config, datasets=little, reporter=StopsAt("epoch 3/3"))
     with pytest.raises(ConfigError, match=r"other settings: recipe\.epochs is 3, not 9"):
-        resume(Path(config.output_dir), given={"recipe.epochs": 9}, datasets=little)
+        resume(Path(config.output_dir), settings={"recipe.epochs": 9}, datasets=little)
     same = {
         "workers": 1,
         "seed": None,
@@ -294,4 +294,4 @@ def test_a_resume_may_change_the_machine_but_not_the_recipe(
         "recipe.optim.clip_grad": "1",
         "save_every": "2",
     }
-    assert resume(Path(config.output_dir), given=same, datasets=little).epochs == 3
+    assert resume(Path(config.output_dir), settings=same, datasets=little).epochs == 3

@@ -1,4 +1,4 @@
-"""A step that goes wrong is noticed at that step, and nothing else is."""
+"""A step that diverges is found at that step, and no other is."""
 
 from __future__ import annotations
 
@@ -8,118 +8,147 @@ import pytest
 import torch
 
 from deitctl.data.samplers import SampleKey
-from deitctl.training.monitor import SETTLED, Incident, LossMonitor, Observation
+from deitctl.training.monitor import (
+    LOSS_SPIKE,
+    MIN_STEPS,
+    NON_FINITE,
+    Incident,
+    LossMonitor,
+    Observation,
+    TrainingDiverged,
+)
+from deitctl.training.state import Progress
 
 NAN, INF = float("nan"), float("inf")
 
-JUMP = 3.0
+SPIKE = 3.0
 
 
-def seen(step: int, loss: float, norm: float = 1.0) -> Observation:
-    return Observation(step, 0.1, torch.tensor(loss), torch.tensor(norm), [SampleKey(0, step, 0)])
+def observe(step: int, loss: float, grad_norm: float = 1.0) -> Observation:
+    return Observation(
+        step, 0.1, torch.tensor(loss), torch.tensor(grad_norm), [SampleKey(0, step, 0)]
+    )
 
 
-def watch_after(losses: list[float], *, classes: int = 10, scaled: bool = False) -> LossMonitor:
-    watch = LossMonitor(classes, scaled, JUMP)
+def monitor_after(
+    losses: list[float], *, num_classes: int = 10, scaled: bool = False
+) -> LossMonitor:
+    monitor = LossMonitor(Progress(), num_classes, scaled, SPIKE)
     for step, loss in enumerate(losses):
-        watch.add(seen(step, loss))
-    assert watch.look() is None
-    return watch
+        monitor.update(observe(step, loss))
+    assert monitor.find_incident() is None
+    return monitor
 
 
-def verdict(watch: LossMonitor, loss: float, norm: float = 1.0) -> str:
-    watch.add(seen(watch.seen, loss, norm))
-    incident = watch.look()
+def find_kind(monitor: LossMonitor, loss: float, grad_norm: float = 1.0) -> str:
+    monitor.update(observe(monitor.progress.steps_monitored, loss, grad_norm))
+    incident = monitor.find_incident()
     return incident.kind if incident else ""
 
 
 @pytest.mark.parametrize(
-    ("usual", "classes", "below", "above"),
+    ("recent", "num_classes", "below", "above"),
     [
         (0.5, 10, 6.90, 6.91),  # three times that of guessing, 3 ln 10 = 6.9078
         (4.0, 10, 11.9, 12.1),  # three times its own mean
         (0.1, 1000, 20.72, 20.73),  # 3 ln 1000 = 20.7233
     ],
 )
-def test_a_jump_is_three_times_the_larger_of_the_usual_loss_and_that_of_guessing(
-    usual: float, classes: int, below: float, above: float
+def test_a_spike_is_three_times_the_larger_of_the_recent_loss_and_that_of_a_guess(
+    recent: float, num_classes: int, below: float, above: float
 ) -> None:
-    assert SETTLED == 10
-    assert verdict(watch_after([usual] * 30, classes=classes), below) == ""
-    assert verdict(watch_after([usual] * 30, classes=classes), above) == "jump"
+    assert MIN_STEPS == 10
+    assert find_kind(monitor_after([recent] * 30, num_classes=num_classes), below) == ""
+    assert find_kind(monitor_after([recent] * 30, num_classes=num_classes), above) == LOSS_SPIKE
 
 
-def test_no_jump_is_looked_for_in_the_first_steps() -> None:
-    assert verdict(watch_after([0.5] * (SETTLED - 1)), 1000.0) == ""
-    assert verdict(watch_after([0.5] * SETTLED), 1000.0) == "jump"
+def test_no_spike_is_found_in_the_first_steps() -> None:
+    assert find_kind(monitor_after([0.5] * (MIN_STEPS - 1)), 1000.0) == ""
+    assert find_kind(monitor_after([0.5] * MIN_STEPS), 1000.0) == LOSS_SPIKE
 
 
 @pytest.mark.parametrize("loss", [NAN, INF, -INF])
 @pytest.mark.parametrize("scaled", [True, False])
-def test_a_loss_that_is_no_number_is_found_at_the_first_step_already(
-    loss: float, scaled: bool
-) -> None:
-    assert verdict(LossMonitor(10, scaled, JUMP), loss) == "not a number"
+def test_a_loss_that_is_not_finite_is_found_at_the_first_step(loss: float, scaled: bool) -> None:
+    assert find_kind(LossMonitor(Progress(), 10, scaled, SPIKE), loss) == NON_FINITE
 
 
 @pytest.mark.parametrize("norm", [NAN, INF])
-def test_a_gradient_that_is_no_number_is_the_loss_scales_affair_where_there_is_one(
+def test_a_gradient_that_is_not_finite_is_left_to_the_loss_scale_if_there_is_one(
     norm: float,
 ) -> None:
-    assert verdict(LossMonitor(10, False, JUMP), 1.0, norm) == "not a number"
-    assert verdict(LossMonitor(10, True, JUMP), 1.0, norm) == ""
+    assert find_kind(LossMonitor(Progress(), 10, False, SPIKE), 1.0, norm) == NON_FINITE
+    assert find_kind(LossMonitor(Progress(), 10, True, SPIKE), 1.0, norm) == ""
 
 
-def test_the_usual_loss_is_a_recent_mean() -> None:
-    assert watch_after([2.0]).usual == 2.0
-    assert watch_after([2.0, 4.0]).usual == pytest.approx(0.95 * 2 + 0.05 * 4)
-    assert watch_after([2.0, 4.0, 3.0]).usual == pytest.approx(0.95 * 2.1 + 0.05 * 3)
-    assert watch_after([2.0, 4.0, 3.0]).seen == 3
+def test_the_recent_loss_is_a_running_mean() -> None:
+    assert monitor_after([2.0]).progress.recent_loss == 2.0
+    assert monitor_after([2.0, 4.0]).progress.recent_loss == pytest.approx(0.95 * 2 + 0.05 * 4)
+    assert monitor_after([2.0, 4.0, 3.0]).progress.recent_loss == pytest.approx(
+        0.95 * 2.1 + 0.05 * 3
+    )
+    assert monitor_after([2.0, 4.0, 3.0]).progress.steps_monitored == 3
 
 
-def test_of_steps_looked_at_together_the_first_that_went_wrong_is_told() -> None:
-    watch = watch_after([1.0] * 40)
+def test_of_several_unread_steps_the_first_that_diverged_is_returned() -> None:
+    monitor = monitor_after([1.0] * 40)
     for step, loss in ((40, 1.0), (41, 50.0), (42, NAN), (43, 1.0)):
-        watch.add(seen(step, loss, norm=7.0))
-    incident = watch.look()
+        monitor.update(observe(step, loss, grad_norm=7.0))
+    incident = monitor.find_incident()
     assert incident is not None
-    assert (incident.kind, incident.step, incident.rate, incident.loss, incident.norm) == (
-        "jump",
+    assert (incident.kind, incident.step, incident.lr, incident.loss, incident.grad_norm) == (
+        LOSS_SPIKE,
         41,
         0.1,
         50.0,
         7.0,
     )
-    assert incident.usual == pytest.approx(1.0)  # without the jump
+    assert incident.recent_mean == pytest.approx(1.0)  # without the jump
     assert incident.keys == [SampleKey(0, 41, 0)]
     assert [r["step"] for r in incident.recent] == list(range(22, 42))
-    assert incident.recent[-1] == {"step": 41, "loss": 50.0, "norm": 7.0}
-    assert not watch.waiting
+    assert incident.recent[-1] == {"step": 41, "loss": 50.0, "grad_norm": 7.0}
+    assert not monitor.unread
 
 
-def test_nothing_new_is_nothing_wrong() -> None:
-    watch = watch_after([1.0])
-    assert watch.look() is None
-    assert watch.seen == 1
+def test_without_an_unread_step_there_is_no_incident() -> None:
+    monitor = monitor_after([1.0])
+    assert monitor.find_incident() is None
+    assert monitor.progress.steps_monitored == 1
 
 
 @pytest.mark.parametrize(
-    ("kind", "loss", "sentence"),
+    ("kind", "loss", "message"),
     [
         (
-            "jump",
+            LOSS_SPIKE,
             50.0,
-            "The loss jumped from about 1.23 to 50 at step 7, counted from 0 (learning rate 0.001).",
+            "The loss rose from about 1.23 to 50 at step 7, counted from 0 (learning rate 0.001).",
         ),
         (
-            "not a number",
+            NON_FINITE,
             NAN,
-            "The loss is nan and the gradient's norm inf at step 7, counted from 0 (learning rate 0.001).",
+            "The loss is nan and the gradient norm inf at step 7, counted from 0 (learning rate 0.001).",
         ),
     ],
 )
-def test_what_happened_is_one_sentence(kind: str, loss: float, sentence: str) -> None:
+def test_the_message_is_one_sentence(kind: str, loss: float, message: str) -> None:
     incident = Incident(
-        kind=kind, step=7, rate=0.001, loss=loss, norm=math.inf, usual=1.2345, keys=[], recent=[]
+        kind=kind,
+        step=7,
+        lr=0.001,
+        loss=loss,
+        grad_norm=math.inf,
+        recent_mean=1.2345,
+        keys=[],
+        recent=[],
     )
-    assert incident.sentence == sentence
+    assert incident.message == message
+
+
+def test_a_step_that_diverged_is_raised_once() -> None:
+    monitor = monitor_after([1.0])
+    monitor.update(observe(1, NAN))
+    with pytest.raises(TrainingDiverged, match="The loss is nan") as error:
+        monitor.raise_if_diverged()
+    assert error.value.incident.step == 1
+    monitor.raise_if_diverged()

@@ -28,18 +28,13 @@ def test_the_rate_is_that_of_the_batch_which_the_data_fills(
     optim = replace(config.recipe.optim, warmup_epochs=0)
     config = replace(config, recipe=replace(config.recipe, batch_size=1000, epochs=4, optim=optim))
     monkeypatch.setattr(plan, "open_for_training", lambda *_, **__: little)
-    said = plan_training(config)
+    planned = plan_training(config)
     count = len(little[0].labels)
-    assert said["batch size"] == count
-    assert (
-        said["peak learning rate"]
-        == config.recipe.optim.lr * count / config.recipe.optim.lr_base_size
-    )
+    assert planned.batch_size == count
+    assert planned.peak_lr == config.recipe.optim.lr * count / config.recipe.optim.lr_base_size
     run = run_training(config, datasets=little, reporter=reporter).run
     log = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
-    assert max(r["lr"] for r in log if r["kind"] == "step") == pytest.approx(
-        said["peak learning rate"]
-    )
+    assert max(r["lr"] for r in log if r["kind"] == "step") == pytest.approx(planned.peak_lr)
     assert f"A batch is all {count} training images, which are fewer than 1000." in reporter.notes
 
 
@@ -53,9 +48,11 @@ def test_early_epochs_are_planned_at_their_size_and_warned_of(
             config.recipe, epochs=3, progressive_resize=ProgressiveResize(scale=0.5, fraction=0.7)
         ),
     )
-    assert plan_training(config, reporter=reporter)["early epochs"] == "2 at 16 pixels"
-    assert ["so few patches" in said for said in reporter.warnings] == [True]
-    assert "early epochs" not in plan_training(little_config("y"))
+    planned = plan_training(config, reporter=reporter)
+    assert (planned.early_epochs, planned.early_img_size_px) == (2, 16)
+    assert ["so few patches" in warning for warning in reporter.warnings] == [True]
+    planned = plan_training(little_config("y"))
+    assert (planned.early_epochs, planned.early_img_size_px) == (0, None)
 
 
 def test_a_model_of_one_size_is_refused_before_it_is_run(little_config: Make) -> None:
@@ -82,3 +79,28 @@ def test_one_epoch_has_no_early_one_and_says_so(
     )
     run_training(config, datasets=(select(little[0], range(16)), little[1]), reporter=reporter)
     assert "No early epochs of smaller images: the run is too short." in reporter.notes
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_views", "num_computed", "cached"),
+    [
+        ({"views": 2}, 2, 2, True),
+        ({"views": 2, "teacher_cache": "off"}, 2, 3, True),
+        ({"views": 0}, 3, 3, True),
+        ({"views": 0, "teacher_input": "mixed"}, 0, 3, False),
+    ],
+)
+def test_a_teachers_forward_passes_and_cache_are_planned(
+    distilled: Make, changes: dict, num_views: int, num_computed: int, cached: bool
+) -> None:
+    """Without repeated augmentation each of 3 epochs has a view of every image."""
+    config = distilled("x", mode="soft", alpha=0.1, tau=3.0, **changes)
+    augment = replace(config.recipe.augment, repeated_aug=1)
+    config = replace(config, recipe=replace(config.recipe, epochs=3, batch_size=2, augment=augment))
+    planned = plan_training(config)
+    teacher, num_images = planned.teacher, planned.num_train_images
+    assert teacher is not None
+    assert teacher.effective_weight == pytest.approx(0.1 * 3.0**2)
+    assert (teacher.num_views, teacher.num_computed // num_images) == (num_views, num_computed)
+    assert teacher.num_computed_without_cache == 3 * num_images
+    assert (teacher.cache_mib is not None) == cached

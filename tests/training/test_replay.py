@@ -16,7 +16,8 @@ from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.samplers import EpochOrder
 from deitctl.errors import ConfigError, DeitctlError
-from deitctl.training import monitor as health
+from deitctl.records import to_object
+from deitctl.training import monitor
 from deitctl.training.launch import resume, run_training
 from deitctl.training.replay import replay
 
@@ -70,14 +71,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_the_error_names_the_step_the_state_and_the_ways_on(
+def test_the_error_names_the_step_the_checkpoint_and_the_remedies(
     broken: Broken, kept: dict[str, Broken]
 ) -> None:
     root, error = kept["it"]
     assert error.message.startswith(
-        "The loss is nan and the gradient's norm nan at step 5, counted from 0"
+        "The loss is nan and the gradient norm nan at step 5, counted from 0"
     )
-    assert "The run is as it was after 4 steps." in error.message
+    assert "The checkpoint is of step 4." in error.message
     assert f"deitctl train --replay {root}/incidents/step-0000005/record.json" in error.message
     assert f"deitctl train --config {root}/run.toml --output NEW --lr 0.0027" in error.hint
     assert "--precision fp32" not in error.hint  # it is that already
@@ -88,45 +89,45 @@ def test_the_record_has_the_step_its_images_and_the_steps_before_it(
 ) -> None:
     run, _ = broken
     record = json.loads((run / "incidents" / "step-0000005" / "record.json").read_text())
-    assert (record["step"], record["kind"], record["state_step"]) == (5, "not a number", 4)
-    assert (record["precision"], record["device"], record["processes"]) == ("fp32", "cpu", 1)
+    assert (record["step"], record["kind"], record["checkpoint_step"]) == (5, "non_finite", 4)
+    assert (record["precision"], record["device"], record["num_processes"]) == ("fp32", "cpu", 1)
     order = EpochOrder(len(digit_datasets[0].labels), seed=0, epoch=0, repeats=2)
     expected = order[5 * 16 : 6 * 16]
     assert record["keys"] == [list(key) for key in expected]
     assert record["images"] == [digit_datasets[0].name(key.index) for key in expected]
     assert [r["step"] for r in record["recent"]] == list(range(6))
-    assert all(math.isfinite(r["norm"]) and 0 < r["loss"] < 10 for r in record["recent"][:5])
-    assert record["recent"][5]["norm"] == "nan"
+    assert all(math.isfinite(r["grad_norm"]) and 0 < r["loss"] < 10 for r in record["recent"][:5])
+    assert record["recent"][5]["grad_norm"] is None
 
 
-def test_the_run_and_the_record_have_the_last_good_state(broken: Broken) -> None:
+def test_the_run_and_the_record_have_the_last_good_checkpoint(broken: Broken) -> None:
     run, _ = broken
-    good = contents(run / "incidents" / "step-0000005" / "state")
-    assert good == contents(run / "state")
+    good = contents(run / "incidents" / "step-0000005" / "checkpoint")
+    assert good == contents(run / "checkpoint")
     assert json.loads(good["state.json"])["step"] == 4
 
 
-def test_a_replay_goes_wrong_at_the_same_step_with_the_same_losses_and_leaves_the_run_alone(
+def test_a_replay_diverges_at_the_same_step_with_the_same_losses_and_leaves_the_run_alone(
     broken: Broken,
 ) -> None:
     run, _ = broken
     before = contents(run)
     record = json.loads(before["incidents/step-0000005/record.json"])
-    found = replay(run / "incidents" / "step-0000005")
+    result = replay(run / "incidents" / "step-0000005")
     assert contents(run) == before
-    assert found.again
-    assert (found.step, found.kind, found.precision) == (5, "not a number", "fp32")
-    assert [s["step"] for s in found.steps] == [4, 5]
-    assert (found.steps[0]["loss"], found.steps[0]["norm"]) == (
+    assert result.reproduced
+    assert (result.step, result.kind, result.precision) == (5, "non_finite", "fp32")
+    assert [s["step"] for s in result.steps] == [4, 5]
+    assert (result.steps[0]["loss"], result.steps[0]["grad_norm"]) == (
         record["recent"][4]["loss"],
-        record["recent"][4]["norm"],
+        record["recent"][4]["grad_norm"],
     )
-    assert math.isnan(found.steps[1]["loss"])
-    assert found.steps[1]["rate"] == record["rate"]
-    assert math.isnan(found.gradients[0][1])  # first what is no number
-    assert {name for name, _ in found.num_images} <= set(record["images"])
-    assert len(found.num_images) == 8  # pairs
-    assert len(json.loads(json.dumps(found.to_dict()))["images"]) == 8
+    assert math.isnan(result.steps[1]["loss"])
+    assert result.steps[1]["lr"] == record["lr"]
+    assert math.isnan(next(iter(result.grad_norms.values())))  # NaN first
+    assert {pair.image for pair in result.images} <= set(record["images"])
+    assert len(result.images) == 8  # pairs
+    assert len(json.loads(json.dumps(to_object(result)))["images"]) == 8
 
 
 def test_a_run_that_was_moved_is_replayed_where_it_is_now(
@@ -136,14 +137,16 @@ def test_a_run_that_was_moved_is_replayed_where_it_is_now(
     record = run / "incidents" / "step-0000005" / "record.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "run": "/nonexistent/run"}))
     monkeypatch.chdir(record.parent)
-    assert replay(Path("record.json")).again
+    assert replay(Path("record.json")).reproduced
 
 
-def test_a_resume_breaks_at_the_same_step_and_the_record_keeps_its_state(broken: Broken) -> None:
+def test_a_resume_diverges_at_the_same_step_and_the_record_keeps_its_checkpoint(
+    broken: Broken,
+) -> None:
     run, _ = broken
-    state = run / "incidents" / "step-0000005" / "state"
+    state = run / "incidents" / "step-0000005" / "checkpoint"
     good = contents(state)
-    with pytest.raises(DeitctlError, match=r"at step 5, .* The run is as it was after 4 steps\."):
+    with pytest.raises(DeitctlError, match=r"at step 5, .* The checkpoint is of step 4\."):
         resume(run)
     assert contents(state) == good
 
@@ -151,12 +154,14 @@ def test_a_resume_breaks_at_the_same_step_and_the_record_keeps_its_state(broken:
 @pytest.mark.parametrize(
     ("step", "what"), [(3, "of step 4"), (-1, "of step 4"), (3 * STEPS, "270 steps")]
 )
-def test_a_step_that_the_run_does_not_have_is_said(step: int, what: str, broken: Broken) -> None:
+def test_a_step_that_the_run_does_not_have_is_an_error(
+    step: int, what: str, broken: Broken
+) -> None:
     run, _ = broken
     folder = run / "incidents" / "step-0000005"
     record = json.loads((folder / "record.json").read_text())
     (folder / "record.json").write_text(json.dumps({**record, "step": step}))
-    with pytest.raises(ConfigError, match=f"Step {step} cannot be taken again: .*{what}"):
+    with pytest.raises(ConfigError, match=f"Step {step} cannot be replayed: .*{what}"):
         replay(folder)
 
 
@@ -166,11 +171,11 @@ def test_a_step_that_the_run_does_not_have_is_said(step: int, what: str, broken:
         ({"run": "/nonexistent"}, "is no record of an incident|is not a run"),
         ({"kind": None}, "is no record"),
         ({"precision": "fp7"}, "no precision 'fp7'"),
-        ({"micro_batch": "many"}, "micro_batch"),
-        ({"format": 9}, "is no record of an incident that this deitctl reads"),
+        ({"micro_batch_size": "many"}, "micro_batch_size"),
+        ({"schema_version": 9}, "is no record of an incident that this deitctl reads"),
     ],
 )
-def test_a_rubbish_record_is_one_line(
+def test_an_invalid_record_is_an_error_of_one_line(
     changes: dict[str, object], what: str, broken: Broken, tmp_path: Path
 ) -> None:
     run, _ = broken
@@ -183,39 +188,42 @@ def test_a_rubbish_record_is_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_a_loss_that_jumps_is_found_and_jumps_again(
+def test_a_loss_spike_is_found_and_reproduced(
     little_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "SETTLED", 3)
-    with pytest.raises(DeitctlError, match=r"The loss jumped from about 2\.\d+ to \d+ at step 5"):
+    monkeypatch.setattr(monitor, "MIN_STEPS", 3)
+    with pytest.raises(DeitctlError, match=r"The loss rose from about 2\.\d+ to \d+ at step 5"):
         run_training(breaking(little_config("run"), 5.0))
     folder = tmp_path / "run" / "incidents" / "step-0000005"
     assert os.listdir(folder.parent) == [folder.name]
     record = json.loads((folder / "record.json").read_text())
-    found = replay(folder)
-    assert found.again
-    assert found.kind == "jump"
-    assert (found.steps[-1]["loss"], found.steps[-1]["norm"]) == (record["loss"], record["norm"])
-    losses = [loss for _, loss in found.num_images]
+    result = replay(folder)
+    assert result.reproduced
+    assert result.kind == "loss_spike"
+    assert (result.steps[-1]["loss"], result.steps[-1]["grad_norm"]) == (
+        record["loss"],
+        record["grad_norm"],
+    )
+    losses = [pair.loss for pair in result.images]
     assert len(losses) == 8
     assert losses == sorted(losses, reverse=True)
     assert sum(losses) / len(losses) == pytest.approx(
         record["loss"], rel=1e-4
     )  # equal parts of the batch
-    norms = [norm for _, norm in found.gradients]
+    norms = list(result.grad_norms.values())
     assert norms == sorted(norms, reverse=True)
-    assert math.sqrt(sum(n * n for n in norms)) == pytest.approx(record["norm"], rel=1e-4)
+    assert math.sqrt(sum(n * n for n in norms)) == pytest.approx(record["grad_norm"], rel=1e-4)
 
 
-def test_without_a_state_a_replay_begins_at_the_beginning(
+def test_without_a_checkpoint_a_replay_starts_at_the_first_step(
     little_config: Make, tmp_path: Path
 ) -> None:
     config = replace(breaking(little_config("run"), 1e25), save_every="1h")
-    with pytest.raises(DeitctlError, match=r"at step 5, .*No state was saved before it"):
+    with pytest.raises(DeitctlError, match=r"at step 5, .*No checkpoint was saved before it"):
         run_training(config)
-    found = replay(tmp_path / "run" / "incidents" / "step-0000005")
-    assert found.again
-    assert [s["step"] for s in found.steps] == list(range(6))
+    result = replay(tmp_path / "run" / "incidents" / "step-0000005")
+    assert result.reproduced
+    assert [s["step"] for s in result.steps] == list(range(6))
 
 
 def test_a_replay_is_for_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_finished_run_in_the_folder_that_is_named_is_found(wanted: TrainConfig
     """The same line of a job script ends well twice; a launcher's restart is no such line."""
     root = begun(wanted, "mine", finished=True)
     assert find_unfinished(replace(wanted, output_dir="mine"), reporter) == root
-    (root / "launch").write_text("job-7")
+    (root / "launch_id").write_text("job-7")
     assert find_unfinished(replace(wanted, output_dir="mine"), reporter, launch="job-7") is None
 
 
@@ -134,8 +134,8 @@ def test_a_restarted_launch_finds_the_run_that_it_began_and_no_other(
     begun(wanted, "runs/other")
     ours = begun(wanted, "runs/ours", age=100)
     assert find_unfinished(wanted, reporter, launch="job-7") is None
-    (Path("runs/other") / "launch").write_text("job-8")
-    (ours / "launch").write_text("job-7")
+    (Path("runs/other") / "launch_id").write_text("job-8")
+    (ours / "launch_id").write_text("job-7")
     assert find_unfinished(wanted, reporter, launch="job-7") == ours
 
 
@@ -167,7 +167,7 @@ def test_auto_begins_a_run_goes_on_with_it_and_leaves_it_when_it_is_finished(
     (first.run / "result.json").unlink()  # as if it had been stopped before its last word
     again = start_or_resume(wanted, auto=True, datasets=little, reporter=reporter)
     assert again.run == first.run
-    assert again.shipped.loss == first.shipped.loss
+    assert again.evaluation.loss == first.evaluation.loss
     assert f"Resuming {first.run}." in reporter.notes
     assert (first.run / "model.safetensors").read_bytes() == weights
 
@@ -175,8 +175,8 @@ def test_auto_begins_a_run_goes_on_with_it_and_leaves_it_when_it_is_finished(
     assert third.run == Path("runs/deit_tiny-digits-2")  # the first is finished
     named = replace(wanted, output_dir=str(first.run))
     assert (
-        start_or_resume(named, auto=True, datasets=little, reporter=reporter).shipped.loss
-        == first.shipped.loss
+        start_or_resume(named, auto=True, datasets=little, reporter=reporter).evaluation.loss
+        == first.evaluation.loss
     )
 
 

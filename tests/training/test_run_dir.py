@@ -1,4 +1,4 @@
-"""A run is a folder with a configuration and a log without gaps or doubles."""
+"""A run is a folder with a configuration and a log without gaps or duplicates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from deitctl.errors import ConfigError, DeitctlError
 from deitctl.recipes import RECIPES
 from deitctl.training.run_dir import Run, new_run_folder
 
-CONFIG = TrainConfig(model="deit_tiny", data="digits", recipe=RECIPES["digits"], output_dir="somewhere")
+CONFIG = TrainConfig(
+    model="deit_tiny", data="digits", recipe=RECIPES["digits"], output_dir="somewhere"
+)
 
 
 def test_a_run_opens_with_the_configuration_it_was_made_with(tmp_path):
@@ -26,7 +28,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     Run.create(
         tmp_path / "run", CONFIG
     )  # nothing was done in it yet: a refused teacher leaves it so
-    run.state.mkdir()
+    run.checkpoint.mkdir()
     with pytest.raises(DeitctlError, match=r"already holds a run.*--resume"):
         Run.create(tmp_path / "run", CONFIG)
 
@@ -37,7 +39,7 @@ def test_a_model_folder_is_not_overwritten(tmp_path):
         Run.create(tmp_path, CONFIG)
 
 
-def test_lines_of_the_log_that_nobody_wrote_are_passed_over(tmp_path):
+def test_invalid_lines_of_the_log_are_skipped(tmp_path):
     run = Run.create(tmp_path / "run", CONFIG)
     run.log({"kind": "step", "step": 1})
     with run.metrics_file.open("a") as file:
@@ -46,12 +48,12 @@ def test_lines_of_the_log_that_nobody_wrote_are_passed_over(tmp_path):
     assert [record["step"] for record in run.records("step")] == [1, 2]
 
 
-def test_what_is_no_run_is_said(tmp_path):
+def test_a_folder_without_run_toml_is_no_run(tmp_path):
     with pytest.raises(ConfigError, match=r"is not a run: it has no run\.toml"):
         Run.open(tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DeitctlError, match="Cannot write"):
         Run.create(tmp_path / "file" / "run", CONFIG)
@@ -60,7 +62,7 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
 def test_log_keeps_records_by_kind(tmp_path):
     run = Run.create(tmp_path / "run", CONFIG)
     assert list(run.records("step")) == []
-    assert run.log_size() == 0
+    assert run.measure_log() == 0
     for number in range(3):
         run.log({"kind": "step", "step": number})
     run.log({"kind": "epoch", "epoch": 1, "text": "größer"})
@@ -68,10 +70,10 @@ def test_log_keeps_records_by_kind(tmp_path):
     assert [r["text"] for r in run.records("epoch")] == ["größer"]
 
 
-def test_cutting_the_log_drops_what_came_after_the_state(tmp_path):
+def test_cutting_the_log_drops_what_came_after_the_checkpoint(tmp_path):
     run = Run.create(tmp_path / "run", CONFIG)
     run.log({"kind": "step", "step": 0})
-    size = run.log_size()
+    size = run.measure_log()
     run.log({"kind": "step", "step": 1})
     with run.metrics_file.open("a") as file:
         file.write('{"kind": "st')  # killed in the middle of a line
@@ -88,7 +90,7 @@ def test_cutting_a_log_that_is_shorter_adds_nothing(tmp_path):
     assert [r["step"] for r in run.records("step")] == [0]
 
 
-def test_new_folders_do_not_meet(tmp_path, monkeypatch):
+def test_new_folders_have_new_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert str(new_run_folder("deit_tiny-digits")) == "runs/deit_tiny-digits"
     (tmp_path / "runs" / "deit_tiny-digits").mkdir(parents=True)

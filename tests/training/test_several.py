@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.dataset import ImageDataset, select
 from deitctl.device import choose_device
-from deitctl.evaluation.evaluate import evaluate
+from deitctl.evaluation.validate import validate
 from deitctl.events import SilentReporter
 from deitctl.models.factory import load_model
 from deitctl.recipes import DIGITS
@@ -55,7 +55,7 @@ def read_model_config(root: Path, teacher: Path | None) -> TrainConfig:
         teacher_input="unmixed",
         views=2,
         logits_topk=100,
-        teacher_cache=str(root.with_name(f"{root.name}-words")),
+        teacher_cache=str(root.with_name(f"{root.name}-targets")),
     )
     return TrainConfig(
         model="deit_tiny",
@@ -70,7 +70,7 @@ def read_model_config(root: Path, teacher: Path | None) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory, taught_once: Path) -> Path:
-    """Where two processes have trained `plain` and `taught`, filled the words of `taught` and scored seven images."""
+    """Where two processes have trained `plain` and `taught`, filled the target cache of `taught` and evaluated seven images."""
     out = tmp_path_factory.mktemp("together")
     configs = [
         read_model_config(out / "plain", None),
@@ -94,7 +94,7 @@ def log_of(run: Path, kind: str) -> list[dict[str, object]]:
 
 def assert_close(ours: Path, theirs: Path) -> None:
     """Weights after all steps, and the loss of every step that was logged: equal but for rounding."""
-    mine, other = (load_file(run / "state" / "model.safetensors") for run in (ours, theirs))
+    mine, other = (load_file(run / "checkpoint" / "model.safetensors") for run in (ours, theirs))
     for name, value in other.items():
         torch.testing.assert_close(
             mine[name], value, rtol=0, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}"
@@ -127,14 +127,12 @@ def test_gradients_that_add_up_train_what_whole_batches_train(
     assert_close(parts, whole)
 
 
-def test_both_processes_know_the_whole_result_and_each_image_is_scored_once(
-    together: Path, little: Pair
-) -> None:
+def test_both_processes_return_the_result_of_all_images(together: Path, little: Pair) -> None:
     first, second = (json.loads((together / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert {**first, "rank": 1} == second
     assert first["size"] == 2
     loaded = load_model(str(together / "plain"), reporter=SilentReporter())
-    alone = evaluate(
+    alone = validate(
         loaded.model,
         select(little[1], range(7)),
         loaded.model_config.preprocessing,
@@ -146,18 +144,18 @@ def test_both_processes_know_the_whole_result_and_each_image_is_scored_once(
         reporter=SilentReporter(),
     )
     assert first["indices"] == alone.indices.tolist() == list(range(7))
-    assert first["predictions"] == alone.predictions.tolist()
+    assert first["preds"] == alone.preds.tolist()
     assert first["loss"] == pytest.approx(alone.loss, rel=1e-5)
     assert first["top1"] == alone.top1
 
 
-def test_processes_share_out_what_a_teacher_has_not_said(together: Path) -> None:
-    """The training heard some of the words, `teach` the rest: no record of 22 bytes is left empty."""
+def test_processes_share_the_missing_teacher_targets(together: Path) -> None:
+    """The training computed some targets, `cache-teacher` the rest: no record of 22 bytes is left empty."""
     record = json.loads((together / "rank-0.json").read_text())
-    words = sorted((together / "taught-words").glob("*.words"))
-    assert len(words) == 2
-    assert all(b"\0" * 22 not in word.read_bytes() for word in words)
-    assert 0 < record["asked"] < 2 * 60
+    files = sorted((together / "taught-targets").glob("*.targets"))
+    assert len(files) == 2
+    assert all(b"\0" * 22 not in file.read_bytes() for file in files)
+    assert 0 < record["num_computed"] < 2 * 60
 
 
 def start(arguments: list[str], *, restarts: int = 0) -> subprocess.Popen[str]:
@@ -173,7 +171,7 @@ def start(arguments: list[str], *, restarts: int = 0) -> subprocess.Popen[str]:
 
 def wait_for_step(run: Path, step: int) -> None:
     for _ in range(600):
-        state = run / "state" / "state.json"
+        state = run / "checkpoint" / "state.json"
         try:
             if json.loads(state.read_text())["step"] >= step:
                 return
@@ -226,7 +224,11 @@ def test_a_process_that_dies_takes_the_job_down_and_a_restart_ends_as_if_it_had_
     assert "Resuming runs/deit_tiny-digits" in err
     assert "Traceback" not in err
     assert json.loads(out.splitlines()[-1])["epochs"] == 1
-    for file in ("model.safetensors", "state/model.safetensors", "state/optimizer.safetensors"):
+    for file in (
+        "model.safetensors",
+        "checkpoint/model.safetensors",
+        "checkpoint/optimizer.safetensors",
+    ):
         assert (run / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 

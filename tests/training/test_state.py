@@ -22,13 +22,12 @@ from deitctl.training.state import Progress, TrainState
 OPTIM = RECIPES["small"].optim
 
 
-def new_state(model: nn.Module, *, average: bool = True) -> TrainState:
-    ema = ExponentialMovingAverage(model, decay=0.9, total_steps=100) if average else None
+def new_state(model: nn.Module, *, ema: bool = True) -> TrainState:
     return TrainState(
         model,
         build_optimizer(model, OPTIM),
         torch.amp.GradScaler("cpu", enabled=False),
-        ema,
+        ExponentialMovingAverage(model, decay=0.9, total_steps=100) if ema else None,
         Progress(),
     )
 
@@ -66,14 +65,14 @@ def build(kind: str, deit, seed: int) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", ["deit", "convnet"])
-@pytest.mark.parametrize("average", [True, False])
-def test_a_resumed_run_goes_on_bit_by_bit(kind, average, tmp_path, deit):
-    whole = new_state(build(kind, deit, 1), average=average)
+@pytest.mark.parametrize("ema", [True, False])
+def test_a_resumed_run_continues_bit_by_bit(kind, ema, tmp_path, deit):
+    whole = new_state(build(kind, deit, 1), ema=ema)
     for number in range(4):
         step(whole, number)
         if number == 1:
             whole.save(tmp_path / "state")
-    resumed = new_state(build(kind, deit, 2), average=average)
+    resumed = new_state(build(kind, deit, 2), ema=ema)
     resumed.load(tmp_path / "state")
     assert resumed.progress.step == 2
     for number in range(2, 4):
@@ -106,17 +105,17 @@ def test_progress_survives(tmp_path, deit):
         seconds=1.5,
         best_top1=88.5,
         best_epoch=1,
-        best_weights="average",
-        log_size=12,
+        best_weights="ema",
+        log_bytes=12,
     )
-    state.progress.bad_images["a/b.jpg"] = "a/b.jpg is empty."
+    state.progress.unreadable["a/b.jpg"] = "a/b.jpg is empty."
     state.save(tmp_path / "state")
     fresh = new_state(deit())
     fresh.load(tmp_path / "state")
     assert fresh.progress == state.progress
 
 
-def test_a_state_of_a_frozen_body_comes_back_bit_by_bit(tmp_path, deit):
+def test_a_state_with_a_frozen_backbone_comes_back_bit_by_bit(tmp_path, deit):
     """Only the head has moments: what never learns must not be looked for."""
 
     def probe(seed: int) -> TrainState:
@@ -208,31 +207,31 @@ def test_a_state_left_half_written_is_ignored(tmp_path, deit):
         '{"scaler": {}, "unknown": 1}',
         '{"scaler": {}, "step": "7"}',
         '{"scaler": {}, "epoch": 1.5}',
-        '{"scaler": {}, "sums": {"loss": "x"}}',
-        '{"scaler": {}, "bad_images": {"a": 1}}',
+        '{"scaler": {}, "loss_sums": {"loss": "x"}}',
+        '{"scaler": {}, "unreadable": {"a": 1}}',
         '{"scaler": {}, "best_top1": null}',
-        '{"scaler": {}, "sums": [1]}',
+        '{"scaler": {}, "loss_sums": [1]}',
         "[" * 1000,
     ],
 )
-def test_what_is_no_state_is_said(text, tmp_path, deit):
+def test_an_unreadable_state_is_an_error(text, tmp_path, deit):
     new_state(deit()).save(tmp_path / "state")
     (tmp_path / "state" / "state.json").unlink()
     if text is not None:
         (tmp_path / "state" / "state.json").write_text(text)
-    with pytest.raises(ModelError, match="holds no training state"):
+    with pytest.raises(ModelError, match="holds no readable training state"):
         new_state(deit()).load(tmp_path / "state")
 
 
-def test_another_format_is_said(tmp_path, deit):
+def test_another_version_is_an_error(tmp_path, deit):
     new_state(deit()).save(tmp_path / "state")
     file = tmp_path / "state" / "state.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "schema_version": 99}))
     with pytest.raises(ModelError, match="another version"):
         new_state(deit()).load(tmp_path / "state")
 
 
-def test_another_model_is_said(tmp_path, deit):
+def test_another_model_is_an_error(tmp_path, deit):
     new_state(deit()).save(tmp_path / "state")
     with pytest.raises(ModelError, match="does not fit the run's model"):
         new_state(deit(classes=9)).load(tmp_path / "state")
@@ -264,53 +263,41 @@ def test_a_run_can_go_on_in_another_precision(tmp_path, deit):
     assert scaled.scaler.get_scale() == 128.0
 
 
-def test_weights_are_named_by_their_kind(deit):
-    averaged, plain = new_state(deit()), new_state(deit(), average=False)
+def test_weights_are_those_of_the_model_or_their_ema(deit):
+    averaged, plain = new_state(deit()), new_state(deit(), ema=False)
     step(averaged, 0)
-    assert averaged.weights("average") is averaged.ema.values
-    for state, kind in ((averaged, "raw"), (plain, "raw"), (plain, "average")):
+    assert averaged.weights("ema") is averaged.ema.values
+    for state, kind in ((averaged, "model"), (plain, "model"), (plain, "ema")):
         expected = state.model.state_dict()
         assert all(torch.equal(v, expected[k]) for k, v in state.weights(kind).items())
-    assert not torch.equal(
-        averaged.weights("raw")["head.weight"], averaged.weights("average")["head.weight"]
-    )
+    model, ema = averaged.weights("model"), averaged.weights("ema")
+    assert not torch.equal(model["head.weight"], ema["head.weight"])
 
 
 @pytest.mark.parametrize("kind", ["deit", "convnet"])
-def test_the_average_is_lent_for_a_block_only(kind, deit):
+def test_the_model_has_its_ema_weights_for_a_block_only(kind, deit):
     """Buffers too: a convnet's average has batch statistics of its own."""
     state = new_state(build(kind, deit, 1))
     for number in range(2):
         step(state, number)
     own = {k: v.clone() for k, v in state.model.state_dict().items()}
-    average = {k: v.clone() for k, v in state.ema.values.items()}
-    with state.lent("average") as model:
-        assert model is state.model
-        assert all(torch.equal(v, average[k]) for k, v in model.state_dict().items())
+    ema = {k: v.clone() for k, v in state.ema.values.items()}
+    with state.swap_ema():
+        assert all(torch.equal(v, ema[k]) for k, v in state.model.state_dict().items())
     assert all(torch.equal(v, own[k]) for k, v in state.model.state_dict().items())
-    assert all(torch.equal(v, average[k]) for k, v in state.ema.values.items())
+    assert all(torch.equal(v, ema[k]) for k, v in state.ema.values.items())
     step(state, 2)  # and the optimizer still moves the model's own
     head = "head.weight" if kind == "deit" else "head.fc.weight"
     assert not torch.equal(state.model.state_dict()[head], own[head])
 
 
-def test_the_models_own_weights_come_back_when_the_block_fails(deit):
+def test_the_models_weights_come_back_if_the_block_fails(deit):
     state = new_state(deit())
     step(state, 0)
     own = {k: v.clone() for k, v in state.model.state_dict().items()}
-    with pytest.raises(KeyboardInterrupt), state.lent("average"):
+    with pytest.raises(KeyboardInterrupt), state.swap_ema():
         raise KeyboardInterrupt
     assert all(torch.equal(v, own[k]) for k, v in state.model.state_dict().items())
-
-
-@pytest.mark.parametrize(("average", "kind"), [(True, "raw"), (False, "raw"), (False, "average")])
-def test_raw_weights_are_lent_as_they_are(average, kind, deit):
-    state = new_state(deit(), average=average)
-    places = [p.data_ptr() for p in state.model.parameters()]
-    own = {k: v.clone() for k, v in state.model.state_dict().items()}
-    with state.lent(kind) as model:
-        assert [p.data_ptr() for p in model.parameters()] == places
-        assert all(torch.equal(v, own[k]) for k, v in model.state_dict().items())
 
 
 def test_a_full_disk_keeps_the_old_state(tmp_path, deit, monkeypatch):
@@ -333,11 +320,11 @@ def test_a_snapshot_is_of_its_moment(tmp_path, deit):
     """Weights, average, moments and numbers stay as they were while the model trains on."""
     state = new_state(deit())
     step(state, 0)
-    state.progress.bad_images["a"] = "empty"
+    state.progress.unreadable["a"] = "empty"
     kept = [v.clone() for v in everything(state)]
     snapshot = state.snapshot()
     step(state, 1)
-    state.progress.bad_images["b"] = "empty"
+    state.progress.unreadable["b"] = "empty"
     assert not any(
         torch.equal(a, b) for a, b in zip(everything(state), kept, strict=True) if a.ndim > 1
     )
@@ -345,48 +332,17 @@ def test_a_snapshot_is_of_its_moment(tmp_path, deit):
     fresh = new_state(deit(seed=3))
     fresh.load(tmp_path / "state")
     assert all(torch.equal(a, b) for a, b in zip(everything(fresh), kept, strict=True))
-    assert (fresh.progress.step, fresh.progress.bad_images) == (1, {"a": "empty"})
+    assert (fresh.progress.step, fresh.progress.unreadable) == (1, {"a": "empty"})
 
 
-def test_sums_and_the_micro_batch_survive(tmp_path, deit):
-    """Sums are on the device while they grow, and go before those that an earlier session left."""
+def test_loss_sums_micro_batch_and_recent_loss_survive(tmp_path, deit):
     state = new_state(deit())
-    state.progress = Progress(
-        micro_batch=6, usual_loss=2.5, steps_watched=40, sums={"loss": 1.0, "labels": 0.25}
-    )
-    state.sums = {"loss": torch.tensor(3.5)}
+    state.progress = Progress(micro_batch_size=6, recent_loss=2.5, steps_monitored=40)
+    state.loss_sums = {"loss": torch.tensor(3.5), "task_loss": torch.tensor(0.1)}
     state.save(tmp_path / "state")
     fresh = new_state(deit())
-    fresh.load(tmp_path / "state")
     progress = fresh.progress
-    assert progress.sums == {"loss": 3.5, "labels": 0.25}
-    assert (progress.micro_batch, progress.usual_loss, progress.steps_watched) == (6, 2.5, 40)
-
-
-def test_a_state_of_the_first_format_still_loads(tmp_path, deit):
-    state = new_state(deit())
-    step(state, 0)
-    state.progress.epoch = 1
-    state.save(tmp_path / "state")
-    file = tmp_path / "state" / "state.json"
-    first = (
-        "step",
-        "epoch",
-        "images_seen",
-        "images",
-        "seconds",
-        "best_top1",
-        "best_epoch",
-        "best_weights",
-        "log_size",
-        "bad_images",
-        "scaler",
-    )
-    record = json.loads(file.read_text())
-    file.write_text(json.dumps({"format": 1} | {name: record[name] for name in first}))
-    fresh = new_state(deit(seed=3))
     fresh.load(tmp_path / "state")
-    assert (fresh.progress.step, fresh.progress.epoch, fresh.progress.micro_batch) == (1, 1, 0)
-    assert all(torch.equal(a, b) for a, b in zip(everything(fresh), everything(state), strict=True))
-    fresh.save(tmp_path / "state")
-    assert json.loads(file.read_text())["format"] == 2
+    assert fresh.loss_sums == state.loss_sums  # exactly: the epoch's mean goes on from there
+    assert fresh.progress is progress  # the monitor holds it
+    assert progress == state.progress

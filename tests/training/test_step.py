@@ -1,4 +1,4 @@
-"""A step does what the recipe says: what learns, what the student sees, and whom it listens to."""
+"""A step does what the recipe says: what is trained, what the student sees, where its targets come from."""
 
 from __future__ import annotations
 
@@ -16,28 +16,25 @@ from deitctl.data.batch_transforms import normalize, student_affine
 from deitctl.data.dataset import select
 from deitctl.data.loader import Batch, ViewPlan, build_train_loader
 from deitctl.data.mixup import mix_images, mix_targets, pair_indices, sample_mixup
-from deitctl.data.samplers import SampleKey, TrainBatches, steps_per_epoch
+from deitctl.data.samplers import SampleKey, TrainBatches
 from deitctl.device import choose_device
 from deitctl.distillation.cached_teacher import CachedTeacher
-from deitctl.distillation.target_cache import TargetCodec, open_cache
+from deitctl.distillation.target_cache import open_cache
+from deitctl.distillation.targets import TargetCodec, teacher_targets
 from deitctl.distillation.teacher import Teacher
 from deitctl.errors import DataError, DeitctlError
 from deitctl.events import SilentReporter
 from deitctl.models.introspect import freeze_backbone
 from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.recipes import RECIPES
-from deitctl.training import step as loop
-from deitctl.training.losses import smooth_labels, teacher_targets
-from deitctl.training.objective import Distillation, Supervised
+from deitctl.training.objective import Distillation, StudentBatch, Supervised, smooth_labels
 from deitctl.training.optim import build_optimizer
 from deitctl.training.state import Progress, TrainState
 from deitctl.training.step import (
-    Plan,
-    TrainingDiverged,
-    gradients,
+    TrainContext,
+    forward_backward,
+    optimizer_step,
     set_train_mode,
-    train_one_epoch,
-    update,
 )
 
 CPU = choose_device("cpu", "fp32")
@@ -85,8 +82,8 @@ def state_of(model: nn.Module, recipe=RECIPE) -> TrainState:
     )
 
 
-def plan_of(recipe=RECIPE, **changes) -> Plan:
-    return Plan(recipe, PRE, 10, 2, 0, CPU, **changes)
+def context_of(recipe=RECIPE, **changes) -> TrainContext:
+    return TrainContext(recipe, PRE, 10, 2, 0, CPU, **changes)
 
 
 def stream(dataset, plan: ViewPlan | None = None, recipe=RECIPE):
@@ -96,39 +93,39 @@ def stream(dataset, plan: ViewPlan | None = None, recipe=RECIPE):
     )
 
 
-def take_step(plan: Plan, state: TrainState, batch) -> dict[str, torch.Tensor]:
-    """Take one step and return the parts of its loss."""
-    found = gradients(plan, state, batch, str, SilentReporter())
-    update(plan, state, plan.rate(state.progress.step), found.norm)
+def take_step(context: TrainContext, state: TrainState, batch) -> dict[str, torch.Tensor]:
+    """Take one step and return its losses."""
+    stats = forward_backward(context, state, batch, SilentReporter())
+    optimizer_step(context, state, context.lr_at(state.progress.step), stats.grad_norm)
     state.progress.step += 1
-    return found.parts
+    return stats.losses
 
 
-class Watching:
-    """Keeps what the objective was given and what it said."""
+class RecordedObjective:
+    """Records the batches that an objective gets."""
 
     def __init__(self, monkeypatch, kind: type) -> None:
-        self.calls: list[tuple] = []
-        own, calls = kind.__call__, self.calls
+        self.batches: list[StudentBatch] = []
+        original, batches = kind.__call__, self.batches
 
-        def call(objective, student, images, targets, words, keep):
-            calls.append((images, targets, words, keep))
-            return own(objective, student, images, targets, words, keep)
+        def call(objective, student, batch):
+            batches.append(batch)
+            return original(objective, student, batch)
 
         monkeypatch.setattr(kind, "__call__", call)
 
 
 @pytest.mark.parametrize("name", ["regnety_002", "resnet18"])
-def test_a_probed_body_keeps_its_statistics_and_its_head_trains(name, noise):
+def test_a_frozen_backbone_keeps_its_statistics_and_its_head_trains(name, noise):
     model = timm.create_model(name, num_classes=4)
     before = {k: v.clone() for k, v in model.named_buffers()}
     head = model.get_classifier()
-    set_train_mode(model.eval(), "head")
+    set_train_mode(model.eval(), "backbone")
     assert head.training
     assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
     model(noise(4, 3, 64, 64) + 3)
     assert all(torch.equal(v, before[k]) for k, v in model.named_buffers())
-    set_train_mode(model, "all")
+    set_train_mode(model, "none")
     assert all(m.training for m in model.modules())
     model(noise(4, 3, 64, 64) + 3)
     assert not any(
@@ -136,110 +133,104 @@ def test_a_probed_body_keeps_its_statistics_and_its_head_trains(name, noise):
     )
 
 
-def test_all_of_a_convnet_may_learn_under_the_statistics_that_came_with_it(noise):
+def test_freeze_bn_stats_trains_everything_with_constant_statistics(noise):
     model = timm.create_model("regnety_002", num_classes=4)
     before = {k: v.clone() for k, v in model.named_buffers()}
-    set_train_mode(model, "all", freeze_bn_stats=True)
+    set_train_mode(model, "none", freeze_bn_stats=True)
     model(noise(4, 3, 64, 64) + 3).sum().backward()
     assert all(torch.equal(v, before[k]) for k, v in model.named_buffers())
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_a_probed_body_drops_nothing(noise):
+def test_a_frozen_backbone_drops_nothing(noise):
     model = timm.create_model("regnety_002", num_classes=4, drop_rate=0.5, drop_path_rate=0.5)
     images = noise(4, 3, 64, 64)
-    set_train_mode(model, "head")
+    set_train_mode(model, "backbone")
     assert torch.equal(model(images), model(images))
-    set_train_mode(model, "all")
+    set_train_mode(model, "none")
     assert not torch.equal(model(images), model(images))
 
 
-def test_both_heads_of_a_probed_deit_train(deit):
+def test_both_heads_train_with_a_frozen_backbone(deit):
     model = deit("deit_tiny_distilled").train()
-    set_train_mode(model, "head")
+    set_train_mode(model, "backbone")
     assert {n for n, m in model.named_modules() if m.training} == {"head", "head_dist"}
 
 
 @pytest.mark.parametrize("kind", ["deit", "convnet"])
-def test_an_epoch_of_a_probe_moves_the_head_alone(kind, deit, some, reporter):
+def test_with_a_frozen_backbone_an_epoch_moves_the_head_alone(kind, deit, some):
     model = deit(classes=10) if kind == "deit" else timm.create_model("regnety_002", num_classes=10)
     freeze_backbone(model)
-    recipe = replace(RECIPE, freeze="backbone")
+    recipe = replace(RECIPE, freeze="backbone", epochs=1)
+    set_train_mode(model, recipe.freeze)
     state = state_of(model, recipe)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    train_one_epoch(
-        plan_of(recipe),
-        state,
-        stream(some),
-        log=lambda _: None,
-        name_of=some.name,
-        reporter=reporter,
-    )
+    for batch in stream(some, recipe=recipe):
+        take_step(context_of(recipe), state, batch)
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
-    assert moved == (
-        {"head.weight", "head.bias"} if kind == "deit" else {"head.fc.weight", "head.fc.bias"}
-    )
-    assert state.progress.step == 2
+    head = "head" if kind == "deit" else "head.fc"
+    assert moved == {f"{head}.weight", f"{head}.bias"}
 
 
-def test_without_a_teacher_the_labels_alone_are_learned(deit, some, monkeypatch):
-    seen = Watching(monkeypatch, Supervised)
+def test_without_a_teacher_the_student_learns_labels_alone(deit, some, monkeypatch):
+    objective = RecordedObjective(monkeypatch, Supervised)
     batch, state = next(stream(some)), state_of(deit(classes=10))
-    parts = take_step(plan_of(), state, batch)
-    ((images, targets, words, keep),) = seen.calls
-    mix = sample_mixup(RECIPE.augment, 32, 0, 0)
-    assert (words, keep) == (None, None)
-    other = pair_indices(batch.slots)
-    assert torch.equal(images, mix_images(normalize(batch.images, PRE), mix, other))
-    assert torch.equal(
-        targets, mix_targets(smooth_labels(batch.labels, 10, RECIPE.smoothing), mix, other)
-    )
-    assert parts.keys() == {"loss", "labels"}
+    losses = take_step(context_of(), state, batch)
+    (student_batch,) = objective.batches
+    assert (student_batch.teacher_targets, student_batch.drop_path_mask) == (None, None)
+    mix, partners = sample_mixup(RECIPE.augment, 32, 0, 0), pair_indices(batch.slots)
+    images = mix_images(normalize(batch.images, PRE), mix, partners)
+    targets = smooth_labels(batch.labels, 10, RECIPE.smoothing)
+    assert torch.equal(student_batch.images, images)
+    assert torch.equal(student_batch.targets, mix_targets(targets, mix, partners))
+    assert losses.keys() == {"loss", "task_loss"}
 
 
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 def test_a_teacher_of_mixed_images_sees_what_the_student_sees(
     mode, deit, teacher, some, monkeypatch
 ):
-    seen = Watching(monkeypatch, Distillation)
-    plan = plan_of(distill=distilling("mixed", mode, views=0), teacher=teacher)
-    parts = take_step(plan, state_of(deit("deit_tiny_distilled", classes=10)), next(stream(some)))
-    ((images, _, words, _),) = seen.calls
-    torch.testing.assert_close(words, teacher_targets(teacher(images), mode, 2.0))
-    assert parts.keys() == {"loss", "labels", "teacher"}
-    torch.testing.assert_close(parts["loss"], 0.7 * parts["labels"] + 0.3 * parts["teacher"])
+    objective = RecordedObjective(monkeypatch, Distillation)
+    context = context_of(distill=distilling("mixed", mode, views=0), teacher=teacher)
+    state = state_of(deit("deit_tiny_distilled", classes=10))
+    losses = take_step(context, state, next(stream(some)))
+    (student_batch,) = objective.batches
+    expected = teacher_targets(teacher(student_batch.images), mode, 2.0)
+    torch.testing.assert_close(student_batch.teacher_targets, expected)
+    assert losses.keys() == {"loss", "task_loss", "kd_loss"}
+    expected = 0.7 * losses["task_loss"] + 0.3 * losses["kd_loss"]
+    torch.testing.assert_close(losses["loss"], expected)
 
 
 @pytest.mark.parametrize("views", [0, 2])
 @pytest.mark.parametrize("cached", [True, False])
-def test_words_about_views_are_mixed_as_the_images_are(
+def test_targets_of_views_are_mixed_as_the_images_are(
     views, cached, deit, teacher, some, monkeypatch, tmp_path
 ):
-    """And only the student's image is moved on top, where a view comes again."""
-    seen, form = Watching(monkeypatch, Distillation), TargetCodec("soft", 10, 10)
-    cache = open_cache(tmp_path / "w", {"a": 1}, form, 8) if cached else None
-    listener = CachedTeacher(form, 2.0, cache, lambda: teacher, CPU, views, 1)
-    plan = plan_of(distill=distilling("unmixed", views=views), listener=listener)
-    batch = next(stream(some, ViewPlan(5, views, 1, 32, listener.known)))
-    take_step(plan, state_of(deit("deit_tiny_distilled", classes=10)), batch)
-    ((images, targets, words, _),) = seen.calls
-    mix = sample_mixup(RECIPE.augment, 32, 0, 0)
+    """And where views come again, the student's image alone gets an affine transform of its own."""
+    objective, codec = RecordedObjective(monkeypatch, Distillation), TargetCodec("soft", 10, 10)
+    cache = open_cache(tmp_path / "w", {"a": 1}, codec, 8) if cached else None
+    cached_teacher = CachedTeacher(codec, 2.0, cache, lambda: teacher, CPU, views, 1)
+    context = context_of(distill=distilling("unmixed", views=views), cached_teacher=cached_teacher)
+    batch = next(stream(some, ViewPlan(5, views, 1, 32, cached_teacher.has_target)))
+    take_step(context, state_of(deit("deit_tiny_distilled", classes=10)), batch)
+    (student_batch,) = objective.batches
+    mix, partners = sample_mixup(RECIPE.augment, 32, 0, 0), pair_indices(batch.slots)
     assert mix is not None
-    imgs = normalize(batch.images, PRE)
-    assert plan.moves_on_top == (views > 0)
-    shown = student_affine(imgs, batch.keys, RECIPE.augment, 0) if views else imgs
-    other = pair_indices(batch.slots)
-    assert torch.equal(images, mix_images(shown, mix, other))
-    expected = mix_targets(
-        teacher_targets(teacher.look(batch.teacher_images), "soft", 2.0), mix, other
-    )
-    torch.testing.assert_close(words, expected, atol=2e-3, rtol=0)
-    torch.testing.assert_close(words.sum(1), torch.ones(4))
-    torch.testing.assert_close(targets.sum(1), torch.ones(4))
+    images = normalize(batch.images, PRE)
+    assert context.uses_student_affine == (views > 0)
+    if views:
+        images = student_affine(images, batch.keys, RECIPE.augment, 0)
+    assert torch.equal(student_batch.images, mix_images(images, mix, partners))
+    targets = teacher_targets(teacher.forward_views(batch.teacher_images), "soft", 2.0)
+    expected = mix_targets(targets, mix, partners)
+    torch.testing.assert_close(student_batch.teacher_targets, expected, atol=2e-3, rtol=0)
+    torch.testing.assert_close(student_batch.teacher_targets.sum(1), torch.ones(4))
+    torch.testing.assert_close(student_batch.targets.sum(1), torch.ones(4))
 
 
 @pytest.mark.parametrize(
-    ("distill", "kind", "moves"),
+    ("distill", "kind", "uses_student_affine"),
     [
         (None, Supervised, False),
         (distilling("mixed", views=0), Distillation, False),
@@ -247,71 +238,33 @@ def test_words_about_views_are_mixed_as_the_images_are(
         (distilling("unmixed", views=8), Distillation, True),
     ],
 )
-def test_a_plan_knows_its_objective_and_whether_views_come_again(distill, kind, moves):
-    plan = plan_of(distill=distill)
-    assert isinstance(plan.objective, kind)
-    assert plan.moves_on_top == moves
+def test_the_context_chooses_the_objective_and_the_students_affine(
+    distill, kind, uses_student_affine
+):
+    context = context_of(distill=distill)
+    assert isinstance(context.objective, kind)
+    assert context.uses_student_affine == uses_student_affine
 
 
-def test_a_cached_teacher_trains_the_same_student(deit, teacher, some, reporter, tmp_path):
-    """Asked every time, asked and remembered, or only remembered: the same weights to the last bit."""
-    form, trained = TargetCodec("soft", 10, 10), []
-    cache = open_cache(tmp_path / "w", {"a": 1}, form, 8)
+def test_a_cached_teacher_trains_the_same_student(deit, teacher, some, tmp_path):
+    """Computed every time, computed and cached, or read from the cache alone: the same weights to the last bit."""
+    codec, trained = TargetCodec("soft", 10, 10), []
+    cache = open_cache(tmp_path / "w", {"a": 1}, codec, 8)
+    recipe = replace(RECIPE, epochs=1)
 
-    def nobody() -> Teacher:
-        raise AssertionError("the teacher was called")
+    def refuse() -> Teacher:
+        raise AssertionError("the teacher was loaded")
 
-    for words, ask in ((None, lambda: teacher), (cache, lambda: teacher), (cache, nobody)):
-        listener = CachedTeacher(form, 2.0, words, ask, CPU, 1, 1)
-        state = state_of(deit("deit_tiny_distilled", classes=10))
-        batches = stream(some, ViewPlan(5, 1, 1, 32, listener.known), replace(RECIPE, epochs=1))
-        train_one_epoch(
-            plan_of(distill=distilling("unmixed", views=1), listener=listener),
-            state,
-            batches,
-            log=lambda _: None,
-            name_of=some.name,
-            reporter=reporter,
-        )
+    for targets, load in ((None, lambda: teacher), (cache, lambda: teacher), (cache, refuse)):
+        cached_teacher = CachedTeacher(codec, 2.0, targets, load, CPU, 1, 1)
+        context = context_of(distill=distilling("unmixed", views=1), cached_teacher=cached_teacher)
+        state = state_of(deit("deit_tiny_distilled", classes=10).train())
+        for batch in stream(some, ViewPlan(5, 1, 1, 32, cached_teacher.has_target), recipe):
+            take_step(context, state, batch)
         trained.append(state.model.state_dict())
     for name, value in trained[0].items():
         assert torch.equal(value, trained[1][name])
         assert torch.equal(value, trained[2][name])
-
-
-def test_an_epoch_counts_and_logs_what_it_did(deit, some, reporter):
-    records, state = [], state_of(deit(classes=10))
-    assert steps_per_epoch(8, 4) == 2
-    means = train_one_epoch(
-        plan_of(), state, stream(some), log=records.append, name_of=some.name, reporter=reporter
-    )
-    assert (state.progress.step, state.progress.images_seen) == (2, 8)
-    assert [r["step"] for r in records] == [
-        0,
-        1,
-    ]  # the first and the last of an epoch, whatever its length
-    assert means["loss"] == pytest.approx(sum(r["loss"] for r in records) / 2)
-
-
-def test_a_loss_that_is_no_number_ends_the_run(deit, some, reporter):
-    model = deit(classes=10)
-    with torch.no_grad():
-        model.head.bias.fill_(float("nan"))
-    with pytest.raises(
-        TrainingDiverged, match=r"The loss is nan and the gradient's norm nan at step 0"
-    ):
-        train_one_epoch(
-            plan_of(),
-            state_of(model),
-            stream(some),
-            log=lambda _: None,
-            name_of=some.name,
-            reporter=reporter,
-        )
-
-
-def test_reading_the_loss_is_rare_enough_to_keep_an_accelerator_busy():
-    assert loop.LOG_EVERY >= 10
 
 
 EVERYTHING = replace(
@@ -323,10 +276,10 @@ EVERYTHING = replace(
 
 
 def gradients_of(deit, batch, micro_batch=0, *, step=0, room=None, reporter=None):
-    """Return loss, norm and gradients of a batch with everything random on; `room`: images that memory holds."""
+    """Return stats and gradients of a batch with everything random on; `room`: images that memory holds."""
     model = deit("deit_tiny_distilled", classes=10, drop_path_rate=0.3).train()
     state = state_of(model, EVERYTHING)
-    state.progress.step, state.progress.micro_batch = step, micro_batch
+    state.progress.step, state.progress.micro_batch_size = step, micro_batch
     sizes = []
 
     def look(_, arguments):
@@ -335,9 +288,9 @@ def gradients_of(deit, batch, micro_batch=0, *, step=0, room=None, reporter=None
             raise RuntimeError("DefaultCPUAllocator: not enough memory")
 
     model.register_forward_pre_hook(look)
-    found = gradients(plan_of(EVERYTHING), state, batch, str, reporter or SilentReporter())
+    stats = forward_backward(context_of(EVERYTHING), state, batch, reporter or SilentReporter())
     return (
-        found,
+        stats,
         {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
         sizes,
         state,
@@ -345,21 +298,21 @@ def gradients_of(deit, batch, micro_batch=0, *, step=0, room=None, reporter=None
 
 
 def assert_same_gradients(ours, theirs):
-    (found, grads, *_), (expected, whole, *_) = ours, theirs
-    assert found.parts.keys() == expected.parts.keys()
-    for name, value in expected.parts.items():
-        torch.testing.assert_close(found.parts[name], value, rtol=1e-5, atol=0)
-    torch.testing.assert_close(found.norm, expected.norm, rtol=1e-4, atol=0)
-    assert grads.keys() == whole.keys()
-    for name, value in whole.items():
+    (stats, grads, *_), (expected, expected_grads, *_) = ours, theirs
+    assert stats.losses.keys() == expected.losses.keys()
+    for name, value in expected.losses.items():
+        torch.testing.assert_close(stats.losses[name], value, rtol=1e-5, atol=0)
+    torch.testing.assert_close(stats.grad_norm, expected.grad_norm, rtol=1e-4, atol=0)
+    assert grads.keys() == expected_grads.keys()
+    for name, value in expected_grads.items():
         torch.testing.assert_close(
-            grads[name], value, rtol=1e-3, atol=1e-5 * float(expected.norm), msg=name
+            grads[name], value, rtol=1e-3, atol=1e-5 * float(expected.grad_norm), msg=name
         )
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_gradients_of_micro_batches_are_those_of_the_whole_batch(kind, deit, some):
-    cuts = {s: sample_mixup(EVERYTHING.augment, 32, 0, s).box is not None for s in range(20)}
+def test_gradients_of_micro_batches_are_those_of_the_batch(kind, deit, some):
+    cuts = {s: sample_mixup(EVERYTHING.augment, 32, 0, s).bbox is not None for s in range(20)}
     step = next(s for s, cut in cuts.items() if cut == (kind == "cutmix"))
     batch = next(stream(some, recipe=EVERYTHING))
     whole = gradients_of(deit, batch, step=step)
@@ -371,9 +324,7 @@ def test_gradients_of_micro_batches_are_those_of_the_whole_batch(kind, deit, som
 
 @settings(max_examples=8)
 @given(missing=st.sets(st.integers(0, 7), max_size=7), half=st.integers(1, 4))
-def test_images_that_cannot_be_read_leave_micro_batches_what_the_whole_is(
-    missing, half, deit, some
-):
+def test_unreadable_images_leave_micro_batches_equal_to_the_batch(missing, half, deit, some):
     batch = without(next(stream(some, recipe=EVERYTHING)), missing)
     whole, parts = gradients_of(deit, batch), gradients_of(deit, batch, 2 * half)
     assert whole[0].num_images == 8 - len(missing)
@@ -390,27 +341,25 @@ def without(batch: Batch, missing: set[int]) -> Batch:
     return Batch(batch.images[rows], batch.labels[rows], keys, slots, bad, batch.teacher_images, [])
 
 
-def test_where_memory_runs_out_the_batch_is_taken_in_halves_with_the_same_gradients(
-    deit, some, reporter
-):
+def test_out_of_memory_halves_the_micro_batch_with_the_same_gradients(deit, some, reporter):
     batch = next(stream(some, recipe=EVERYTHING))
     whole = gradients_of(deit, batch)
     cramped = gradients_of(deit, batch, room=3, reporter=reporter)
     assert cramped[2] == [8, 4, 2, 2, 2, 2]
     assert_same_gradients(cramped, whole)
-    assert cramped[3].progress.micro_batch == 2  # from now on
+    assert cramped[3].progress.micro_batch_size == 2  # from now on
     assert reporter.warnings == [
-        "Out of memory with 8 images at a time: going on with 4, and a batch is still 8.",
-        "Out of memory with 4 images at a time: going on with 2, and a batch is still 8.",
+        "Out of memory with micro-batches of 8 images: continuing with 4, and the batch size is still 8.",
+        "Out of memory with micro-batches of 4 images: continuing with 2, and the batch size is still 8.",
     ]
 
 
-def test_memory_that_runs_out_within_a_batch_begins_it_again(deit, some):
+def test_out_of_memory_within_a_batch_starts_it_again(deit, some):
     """What the first micro-batches left in the gradients does not count twice."""
     batch, calls = next(stream(some, recipe=EVERYTHING)), []
     model = deit("deit_tiny_distilled", classes=10, drop_path_rate=0.3).train()
     state = state_of(model, EVERYTHING)
-    state.progress.micro_batch = 4
+    state.progress.micro_batch_size = 4
 
     def look(*_):
         calls.append(1)
@@ -418,67 +367,68 @@ def test_memory_that_runs_out_within_a_batch_begins_it_again(deit, some):
             raise RuntimeError("out of memory")
 
     model.register_forward_pre_hook(look)
-    found = gradients(plan_of(EVERYTHING), state, batch, str, SilentReporter())
+    stats = forward_backward(context_of(EVERYTHING), state, batch, SilentReporter())
     assert len(calls) == 6  # 4, out of memory, then four times 2
     assert_same_gradients(
-        (found, {n: p.grad for n, p in model.named_parameters()}), gradients_of(deit, batch)
+        (stats, {n: p.grad for n, p in model.named_parameters()}), gradients_of(deit, batch)
     )
 
 
-def test_memory_too_small_for_two_images_is_said(deit, some):
+def test_memory_too_small_for_two_images_is_an_error(deit, some):
     with pytest.raises(DeitctlError, match="Memory runs out even with 2 images at a time"):
         gradients_of(deit, next(stream(some, recipe=EVERYTHING)), room=1)
 
 
-def test_another_failure_is_not_taken_for_want_of_memory(deit, some):
+def test_another_error_is_not_taken_for_out_of_memory(deit, some):
     model = deit(classes=10)
     model.register_forward_pre_hook(lambda *_: model.no_such_thing)
     with pytest.raises(AttributeError, match="no_such_thing"):
-        gradients(plan_of(), state_of(model), next(stream(some)), str, SilentReporter())
+        forward_backward(context_of(), state_of(model), next(stream(some)), SilentReporter())
 
 
-def test_an_image_that_cannot_be_read_leaves_the_others_as_they_were(deit, some, monkeypatch):
+def test_an_unreadable_image_leaves_the_others_as_they_were(deit, some, monkeypatch):
     """The pairs of the others, what they see and what they drop; the one left alone is mixed with itself."""
-    seen = Watching(monkeypatch, Supervised)
+    objective = RecordedObjective(monkeypatch, Supervised)
     batch = next(stream(some, recipe=EVERYTHING))
     for missing in (set(), {2}):
         gradients_of(deit, without(batch, missing))
-    (images, targets, _, keep), (fewer, words, _, drops) = seen.calls
-    others = [0, 1, 4, 5, 6, 7]
-    assert len(fewer) == 7
-    rows = [0, 1, 3, 4, 5, 6]
-    assert torch.equal(fewer[rows], images[others])
-    assert torch.equal(words[rows], targets[others])
-    assert torch.equal(drops[..., rows], keep[..., others])
-    assert torch.equal(drops[..., 2], keep[..., 3])
+    full, partial = objective.batches
+    assert len(partial.images) == 7
+    rows, others = [0, 1, 3, 4, 5, 6], [0, 1, 4, 5, 6, 7]
+    assert torch.equal(partial.images[rows], full.images[others])
+    assert torch.equal(partial.targets[rows], full.targets[others])
+    assert torch.equal(partial.drop_path_mask[..., rows], full.drop_path_mask[..., others])
+    assert torch.equal(partial.drop_path_mask[..., 2], full.drop_path_mask[..., 3])
     alone = smooth_labels(batch.labels[3:4], 10, EVERYTHING.smoothing)
-    torch.testing.assert_close(words[2:3], alone)
+    torch.testing.assert_close(partial.targets[2:3], alone)
 
 
-def test_unreadable_images_are_named_and_left_out_of_the_count(deit, some):
-    found, _, _, state = gradients_of(deit, without(next(stream(some, recipe=EVERYTHING)), {0, 5}))
-    assert found.num_images == 6
-    assert len(state.progress.bad_images) == 2
-    assert all(why == f"{name}.png is empty." for name, why in state.progress.bad_images.items())
+def test_unreadable_images_are_returned_and_not_counted(deit, some):
+    batch = without(next(stream(some, recipe=EVERYTHING)), {0, 5})
+    stats, *_ = gradients_of(deit, batch)
+    assert stats.num_images == 6
+    assert len(stats.unreadable) == 2
+    assert all(reason == f"{index}.png is empty." for index, reason in stats.unreadable)
 
 
-def test_a_run_that_is_to_stop_at_a_bad_image_stops(deit, some):
+def test_with_stop_on_bad_image_an_unreadable_image_is_an_error(deit, some):
     batch = without(next(stream(some, recipe=EVERYTHING)), {3})
-    plan = plan_of(EVERYTHING, stop_on_bad_image=True)
+    context = context_of(EVERYTHING, stop_on_bad_image=True)
     with pytest.raises(DataError, match=r"\d+\.png is empty\. The run stops at such"):
-        gradients(plan, state_of(deit(classes=10), EVERYTHING), batch, str, SilentReporter())
+        forward_backward(context, state_of(deit(classes=10), EVERYTHING), batch, SilentReporter())
 
 
-def test_a_batch_of_bad_images_alone_is_said(deit):
+def test_a_batch_of_unreadable_images_alone_is_an_error(deit):
     keys = [SampleKey(0, i, 0) for i in range(8)]
     nothing = torch.empty(0, 3, 32, 32, dtype=torch.uint8)
     bad = [(key, f"{key.index}.png is empty.") for key in keys]
     batch = Batch(nothing, torch.empty(0, dtype=torch.int64), [], [], bad, nothing, [])
-    with pytest.raises(DataError, match=r"No image of a whole batch can be read, 0\.png is empty"):
-        gradients(
-            plan_of(EVERYTHING),
+    with pytest.raises(
+        DataError, match=r"No image of the batch can be read; the first: 0\.png is empty"
+    ):
+        forward_backward(
+            context_of(EVERYTHING),
             state_of(deit(classes=10), EVERYTHING),
             batch,
-            str,
             SilentReporter(),
         )

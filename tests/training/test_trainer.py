@@ -27,8 +27,7 @@ from deitctl.data.loader import Batch
 from deitctl.errors import DataError, DeitctlError, Interrupted
 from deitctl.events import SilentReporter, Task
 from deitctl.models.checkpoint_io import WEIGHTS, load_tensors, read_metadata, save_tensors
-from deitctl.training import step as loop
-from deitctl.training import trainer as session
+from deitctl.training import build, step
 from deitctl.training.checkpointer import AsyncCheckpointer
 from deitctl.training.launch import resume, run_training
 from deitctl.training.run_dir import Run
@@ -67,10 +66,10 @@ def stopped_after(config: TrainConfig, epochs: int, little: Pair) -> Path:
 
 
 def state_of(run: Path) -> dict[str, object]:
-    return json.loads((run / "state" / "state.json").read_text())
+    return json.loads((run / "checkpoint" / "state.json").read_text())
 
 
-def test_weights_carry_the_epoch_that_they_were_kept_for(little_config: Make, little: Pair) -> None:
+def test_saved_weights_carry_their_epoch_and_score(little_config: Make, little: Pair) -> None:
     result = run_training(short(little_config("run")), datasets=little)
     note = json.loads(read_metadata(result.run / WEIGHTS)[NOTE])
     state = state_of(result.run)
@@ -79,7 +78,7 @@ def test_weights_carry_the_epoch_that_they_were_kept_for(little_config: Make, li
         "top1": state["best_top1"],
         "weights": state["best_weights"],
     }
-    assert (note["epoch"], note["weights"]) == (result.best_epoch, result.best_weights)
+    assert (note["epoch"], note["weights"]) == (result.best.epoch, result.best.weights)
 
 
 def keep_weights_of(run: Path, note: object) -> None:
@@ -88,15 +87,15 @@ def keep_weights_of(run: Path, note: object) -> None:
     save_tensors(run / WEIGHTS, load_tensors(run / WEIGHTS), {NOTE: text})
 
 
-def test_weights_kept_after_the_state_was_saved_are_the_best_so_far(
+def test_weights_saved_after_the_checkpoint_are_the_best_so_far(
     little_config: Make, little: Pair
 ) -> None:
     """Killed between the two: the note of a later epoch is believed, and nothing worse takes its place."""
     run = stopped_after(little_config("run"), 1, little)
-    keep_weights_of(run, {"epoch": 2, "top1": 101.0, "weights": "average"})
+    keep_weights_of(run, {"epoch": 2, "top1": 101.0, "weights": "ema"})
     before = (run / WEIGHTS).read_bytes()
     result = resume(run, datasets=little)
-    assert (result.best_epoch, result.best_weights) == (2, "average")
+    assert (result.best.epoch, result.best.weights) == (2, "ema")
     assert state_of(run)["best_top1"] == 101.0
     assert (run / WEIGHTS).read_bytes() == before
 
@@ -104,9 +103,9 @@ def test_weights_kept_after_the_state_was_saved_are_the_best_so_far(
 @pytest.mark.parametrize(
     ("note", "epoch"),
     [
-        ({"epoch": 5, "top1": 50.0, "weights": "raw"}, 5),  # later, whatever it scored
-        ({"epoch": 4, "top1": 99.0, "weights": "raw"}, 4),  # the state's own
-        ({"epoch": 3, "top1": 99.0, "weights": "raw"}, 4),
+        ({"epoch": 5, "top1": 50.0, "weights": "model"}, 5),  # later, whatever it scored
+        ({"epoch": 4, "top1": 99.0, "weights": "model"}, 4),  # the state's own
+        ({"epoch": 3, "top1": 99.0, "weights": "model"}, 4),
         ({"epoch": 9}, 4),
         ({"epoch": "x"}, 4),
         ("{", 4),
@@ -114,25 +113,25 @@ def test_weights_kept_after_the_state_was_saved_are_the_best_so_far(
         ("3", 4),
         ("null", 4),
         ("", 4),
-        ({"epoch": None, "top1": 1, "weights": "raw"}, 4),
+        ({"epoch": None, "top1": 1, "weights": "model"}, 4),
     ],
 )
-def test_only_a_whole_note_of_a_later_epoch_is_taken_up(
+def test_only_a_valid_note_of_a_later_epoch_is_loaded(
     note: object, epoch: int, tmp_path: Path
 ) -> None:
     save_tensors(tmp_path / WEIGHTS, {"x": torch.ones(1)})
     keep_weights_of(tmp_path, note)
-    progress = Progress(best_epoch=4, best_top1=80.0, best_weights="average")
-    session = SimpleNamespace(run=Run(tmp_path), state=SimpleNamespace(progress=progress))
-    Trainer._take_up_best(session)  # type: ignore[arg-type]
-    kept = (4, 80.0, "average") if epoch == 4 else (5, 50.0, "raw")
+    progress = Progress(best_epoch=4, best_top1=80.0, best_weights="ema")
+    holder = SimpleNamespace(run=Run(tmp_path), state=SimpleNamespace(progress=progress))
+    Trainer.load_best(holder)  # type: ignore[arg-type]
+    kept = (4, 80.0, "ema") if epoch == 4 else (5, 50.0, "model")
     assert (progress.best_epoch, progress.best_top1, progress.best_weights) == kept
 
 
-def test_a_run_without_weights_has_nothing_to_take_up(tmp_path: Path) -> None:
+def test_a_run_without_weights_has_no_note_to_load(tmp_path: Path) -> None:
     progress = Progress()
-    session = SimpleNamespace(run=Run(tmp_path), state=SimpleNamespace(progress=progress))
-    Trainer._take_up_best(session)  # type: ignore[arg-type]
+    holder = SimpleNamespace(run=Run(tmp_path), state=SimpleNamespace(progress=progress))
+    Trainer.load_best(holder)  # type: ignore[arg-type]
     assert progress == Progress()
 
 
@@ -140,20 +139,20 @@ def test_a_signal_within_a_step_saves_when_the_step_is_done(
     little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes between the forward passes of two micro-batches of the second step."""
-    config, calls, compute_loss = (
+    config, calls, compute_losses = (
         replace(short(little_config("run")), micro_batch_size=8),
         [],
-        loop.compute_loss,
+        step.compute_losses,
     )
 
     def interrupted(*arguments: object) -> object:
         calls.append(1)
         if len(calls) == 4:
             stop()
-        return compute_loss(*arguments)
+        return compute_losses(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "compute_loss", interrupted)
+        patch.setattr(step, "compute_losses", interrupted)
         with pytest.raises(Interrupted) as error:
             run_training(config, datasets=little)
     assert error.value.exit_code == 143
@@ -163,7 +162,7 @@ def test_a_signal_within_a_step_saves_when_the_step_is_done(
         replace(short(little_config("whole")), micro_batch_size=8), datasets=little
     ).run
     resume(run, datasets=little)
-    for file in ("state/model.safetensors", "state/optimizer.safetensors", WEIGHTS):
+    for file in ("checkpoint/model.safetensors", "checkpoint/optimizer.safetensors", WEIGHTS):
         assert (run / file).read_bytes() == (whole / file).read_bytes(), file
 
 
@@ -177,20 +176,20 @@ def test_a_disk_that_fills_ends_the_run_in_a_line_and_a_resume_ends_as_if_it_had
 ) -> None:
     whole = run_training(short(little_config("whole")), datasets=little).run
     config, sync = short(little_config("run", save_every="1")), os.fsync
-    full, copy = [False], AsyncCheckpointer.copy
+    full, stage = [False], AsyncCheckpointer.stage
 
     def fsync(handle: int) -> None:
         if full[0]:
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(handle)
 
-    def fill_before(saver: AsyncCheckpointer, state: TrainState) -> None:
-        saver.finish()  # what was under way is on the disk
+    def fill_before(checkpointer: AsyncCheckpointer, state: TrainState) -> None:
+        checkpointer.finish()  # what was under way is on the disk
         full[0] = state.progress.step >= 2
-        copy(saver, state)
+        stage(checkpointer, state)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(AsyncCheckpointer, "copy", fill_before)
+    monkeypatch.setattr(AsyncCheckpointer, "stage", fill_before)
     with pytest.raises(DeitctlError, match="No space left on device") as error:
         run_training(config, datasets=little)
     run = Path(config.output_dir)
@@ -199,11 +198,11 @@ def test_a_disk_that_fills_ends_the_run_in_a_line_and_a_resume_ends_as_if_it_had
     assert state_of(run)["step"] == 1
     monkeypatch.undo()
     resume(run, datasets=little)
-    for file in ("state/model.safetensors", "state/optimizer.safetensors", WEIGHTS):
+    for file in ("checkpoint/model.safetensors", "checkpoint/optimizer.safetensors", WEIGHTS):
         assert (run / file).read_bytes() == (whole / file).read_bytes(), file
 
 
-def test_a_run_may_be_told_to_stop_at_an_image_that_cannot_be_read(
+def test_with_on_bad_image_stop_an_unreadable_image_ends_the_run(
     little_config: Make, image_folder: Callable[..., Path]
 ) -> None:
     root = image_folder({"train/a": 8, "train/b": 8, "val/a": 2, "val/b": 2})
@@ -219,7 +218,7 @@ def test_a_run_may_be_told_to_stop_at_an_image_that_cannot_be_read(
 
 @pytest.mark.slow
 @LINUX
-def test_a_training_goes_on_where_memory_really_runs_out(tmp_path: Path) -> None:
+def test_training_continues_when_memory_really_runs_out(tmp_path: Path) -> None:
     program = Path(__file__).with_name("short_of_memory.py")
     spec = importlib.util.spec_from_file_location("short_of_memory", program)
     assert spec is not None
@@ -248,11 +247,11 @@ def test_a_training_goes_on_where_memory_really_runs_out(tmp_path: Path) -> None
     assert roomy["warnings"] == []
     assert (
         short["warnings"][0]
-        == "Out of memory with 256 images at a time: going on with 128, and a batch is still 256."
+        == "Out of memory with micro-batches of 256 images: continuing with 128, and the batch size is still 256."
     )
-    for name, tolerance in (("train", 1e-5), ("norm", 1e-4), ("loss", 1e-4)):
+    for name, tolerance in (("train", 1e-5), ("grad_norm", 1e-4), ("loss", 1e-4)):
         assert short[name] == pytest.approx(roomy[name], rel=tolerance)
-    assert state_of(tmp_path / room)["micro_batch"] <= 128
+    assert state_of(tmp_path / room)["micro_batch_size"] <= 128
 
 
 def started(root: Path) -> subprocess.Popen[str]:
@@ -299,14 +298,14 @@ def wait_for(there: Callable[[], bool], run: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="there is no SIGUSR1 here")
-def test_a_run_that_is_warned_saves_and_ends_as_usual(tmp_path: Path) -> None:
+def test_sigusr1_saves_and_the_run_ends_as_usual(tmp_path: Path) -> None:
     """On the real command line, which would save by itself in an hour only."""
     root = tmp_path / "run"
     with started(root) as run:
         try:
-            assert not (root / "state").exists()
+            assert not (root / "checkpoint").exists()
             run.send_signal(signal.SIGUSR1)
-            wait_for((root / "state" / "state.json").exists, run)
+            wait_for((root / "checkpoint" / "state.json").exists, run)
             assert state_of(root)["step"] < 22
             out, err = run.communicate(timeout=60)
         finally:
@@ -316,7 +315,7 @@ def test_a_run_that_is_warned_saves_and_ends_as_usual(tmp_path: Path) -> None:
     assert state_of(root)["step"] == 22
 
 
-def test_a_run_that_stops_among_its_small_images_goes_on_to_the_large_ones(
+def test_a_resume_in_an_early_epoch_continues_to_the_full_size(
     little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch, reporter: Any
 ) -> None:
     """Two epochs of 16 pixels and one of 32: a resume ends as if there had been no stop, at the full size."""
@@ -332,54 +331,54 @@ def test_a_run_that_stops_among_its_small_images_goes_on_to_the_large_ones(
             ),
         )
 
-    config, sizes, compute_loss = early("run"), [], loop.compute_loss
+    config, sizes, compute_losses = early("run"), [], step.compute_losses
 
     def seen(plan: object, state: object, batch: Batch) -> object:
         sizes.append(batch.images.shape[-1])
         if len(sizes) == 5:
             stop()
-        return compute_loss(plan, state, batch)  # type: ignore[arg-type]
+        return compute_losses(plan, state, batch)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "compute_loss", seen)
+        patch.setattr(step, "compute_losses", seen)
         with pytest.raises(Interrupted):
             run_training(config, datasets=little, reporter=reporter)
         assert any("so few patches" in said for said in reporter.warnings)
         resume(Path(config.output_dir), datasets=little)
     assert sizes == [16] * 6 + [32] * 3
     whole = run_training(early("whole"), datasets=little).run
-    for file in ("state/model.safetensors", WEIGHTS):
+    for file in ("checkpoint/model.safetensors", WEIGHTS):
         assert (Path(config.output_dir) / file).read_bytes() == (whole / file).read_bytes(), file
 
 
-def test_on_a_cpu_a_step_takes_images_by_the_block_that_the_allocator_keeps(
+def test_on_a_cpu_micro_batches_fit_the_block_that_malloc_keeps(
     little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a model of six tokens 3,072 numbers an image: eight images fit, and the sum is that of the whole batch."""
-    sizes, compute_loss = [], loop.compute_loss
+    sizes, compute_losses = [], step.compute_losses
 
     def seen(plan: object, state: object, batch: Batch) -> object:
         sizes.append(len(batch.keys))
-        return compute_loss(plan, state, batch)  # type: ignore[arg-type]
+        return compute_losses(plan, state, batch)  # type: ignore[arg-type]
 
     whole = run_training(short(little_config("whole")), datasets=little).run
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "compute_loss", seen)
+        patch.setattr(step, "compute_losses", seen)
         patch.setattr(device, "MAX_HEAP_BLOCK", 8 * 5 * 4 * 192 * 4)
         parts = run_training(short(little_config("parts")), datasets=little).run
     assert set(sizes) == {8}
-    assert state_of(parts)["micro_batch"] == 0  # it is the device's, not the run's
-    a, b = (load_tensors(run / "state" / "model.safetensors") for run in (whole, parts))
+    assert state_of(parts)["micro_batch_size"] == 0  # it is the device's, not the run's
+    a, b = (load_tensors(run / "checkpoint" / "model.safetensors") for run in (whole, parts))
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_run_with_the_views_of_another_version_goes_on_and_says_so(
+def test_views_of_another_version_are_a_warning(
     little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch, reporter: Any
 ) -> None:
     config = short(little_config("run"))
     with monkeypatch.context() as patch:
-        patch.setattr(session, "VIEWS_VERSION", 1)
+        patch.setattr(build, "VIEWS_VERSION", 1)
         run_training(config, datasets=little)
     resume(Path(config.output_dir), datasets=little, reporter=reporter)
     assert any("another version's training views" in warning for warning in reporter.warnings)

@@ -12,14 +12,14 @@ from deitctl.config import TrainConfig
 from deitctl.data.dataset import select
 from deitctl.data.readers.digits import load_digits
 from deitctl.device import choose_device
-from deitctl.distillation.precompute import teach
+from deitctl.distillation.precompute import cache_teacher
 from deitctl.distributed import process_group
-from deitctl.evaluation.evaluate import evaluate
+from deitctl.evaluation.validate import validate
 from deitctl.events import SilentReporter
 from deitctl.models.factory import load_model
 from deitctl.models.model_config import Preprocessing
 from deitctl.settings import from_dict, read_toml
-from deitctl.training.launch import run_training
+from deitctl.training.launch import run_training, train_or_find
 
 
 def little() -> list[object]:
@@ -32,15 +32,20 @@ def little() -> list[object]:
 
 
 def main(out: Path, *files: str) -> None:
-    """Train each configuration, fill the words of the last, evaluate the first run on 7 images."""
+    """Train each configuration, fill the target cache of the last, evaluate the first run on 7 images."""
     configs = [from_dict(TrainConfig, read_toml(Path(f)), f) for f in files]
     datasets = little()
     device = choose_device("cpu", "fp32")
     with process_group(device.torch_device) as world:
         runs = [run_training(config, datasets=tuple(datasets)) for config in configs]
-        again = teach(configs[-1], tuple(datasets), batch_size=8)
+        again = cache_teacher(
+            configs[-1],
+            tuple(datasets),
+            lambda run: train_or_find(run, tuple(datasets), SilentReporter()),
+            batch_size=8,
+        )
         loaded = load_model(str(runs[0].run), reporter=SilentReporter())
-        scores = evaluate(
+        scores = validate(
             loaded.model,
             select(datasets[1], range(7)),
             loaded.model_config.preprocessing,
@@ -56,10 +61,10 @@ def main(out: Path, *files: str) -> None:
         record = {
             "rank": world.rank,
             "size": world.size,
-            "shipped": [r.shipped.top1 for r in runs],
-            "asked": again.asked,
+            "shipped": [r.evaluation.top1 for r in runs],
+            "num_computed": again.num_computed,
             "indices": scores.indices.tolist(),
-            "predictions": scores.predictions.tolist(),
+            "preds": scores.preds.tolist(),
             "loss": scores.loss,
             "top1": scores.top1,
         }

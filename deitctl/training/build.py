@@ -1,0 +1,245 @@
+"""Builds what a run trains with (model, optimizer, EMA, teacher, loader, context), without taking a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from deitctl import rng
+from deitctl.config import Recipe, TrainConfig
+from deitctl.data.classes import describe_classes
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.loader import Batch, ViewPlan, build_train_loader
+from deitctl.data.samplers import TrainBatches, steps_per_epoch
+from deitctl.data.transforms import VIEWS_VERSION
+from deitctl.device import Device
+from deitctl.distillation.distillation_teacher import DistillationTeacher
+from deitctl.distributed import SINGLE_PROCESS, World
+from deitctl.errors import ConfigError
+from deitctl.events import Reporter
+from deitctl.models.factory import LoadedModel, build_model
+from deitctl.models.introspect import (
+    compute_early_size,
+    compute_max_activation_bytes,
+    freeze_backbone,
+    get_layer_ids,
+    has_few_patches,
+    pin_img_size,
+)
+from deitctl.models.model_config import ModelConfig
+from deitctl.models.vit import VisionTransformer
+from deitctl.training.ema import ExponentialMovingAverage
+from deitctl.training.optim import build_optimizer
+from deitctl.training.state import Progress, TrainState
+from deitctl.training.step import TrainContext
+
+
+@dataclass(frozen=True)
+class TrainSetup:
+    """A run's data, model and state, before its first step."""
+
+    config: TrainConfig
+    model_config: ModelConfig
+    train: ImageDataset
+    val: ImageDataset
+    teacher: DistillationTeacher | None
+    context: TrainContext
+    state: TrainState
+    early_size: int
+    """Side of the student's input in progressive resizing's early epochs, in pixels; 0 without any."""
+    workers: int
+
+    @property
+    def view_plan(self) -> ViewPlan:
+        """Which views the loader renders, and which of them for the teacher too."""
+        recipe, cached_teacher = self.config.recipe, self.context.cached_teacher
+        plan = ViewPlan(
+            self.config.seed,
+            repeats=recipe.augment.repeated_aug,
+            early_epochs=recipe.early_epochs,
+            early_size=self.early_size,
+        )
+        if self.teacher is None or cached_teacher is None:
+            return plan
+        return replace(
+            plan,
+            seed=self.teacher.distill.view_seed,
+            views=self.teacher.distill.views,
+            is_cached=cached_teacher.has_target,
+            teacher_size=self.teacher.preflight.preprocessing.img_size,
+        )
+
+    def build_loader(self) -> Iterator[Batch]:
+        """Return the batches from the state's step to the end of the last epoch, in one stream.
+
+        One stream for all epochs, so that loader processes start once and read ahead over the end of an epoch.
+        """
+        recipe, context = self.config.recipe, self.context
+        batches = TrainBatches(
+            len(self.train.labels),
+            context.recipe.batch_size,
+            seed=self.config.seed,
+            epochs=recipe.epochs,
+            repeats=recipe.augment.repeated_aug,
+            first_step=self.state.progress.step,
+        )
+        return build_train_loader(
+            self.train,
+            recipe.augment,
+            self.model_config.preprocessing.img_size,
+            batches,
+            workers=self.workers,
+            pin_memory=context.device.pins_memory,
+            plan=self.view_plan,
+            shard=context.world.shard(context.recipe.batch_size),
+        )
+
+
+def build_student(config: TrainConfig, train: ImageDataset, reporter: Reporter) -> LoadedModel:
+    """Build the model that a configuration trains: initialized by its seed, or from the weights it names."""
+    recipe = config.recipe
+    distilled = None if config.distill is None else config.distill.dist_token
+    with rng.scope(config.seed, "init"):
+        student = build_model(
+            config.model,
+            class_names=train.class_names,
+            descriptions=describe_classes(train.class_names),
+            img_size=recipe.img_size,
+            drop_path_rate=recipe.drop_path_rate,
+            pretrained=recipe.pretrained,
+            weights=config.weights,
+            distilled=distilled,
+            reporter=reporter,
+        )
+    if recipe.augment.crop_scale == (1.0, 1.0):  # trained on uncropped images, so evaluated on them
+        preprocessing = replace(
+            student.model_config.preprocessing, crop_pct=1.0, crop_mode="squash"
+        )
+        model_config = replace(student.model_config, preprocessing=preprocessing)
+        student = replace(student, model_config=model_config)
+    if recipe.early_epochs:  # raises for a model of one input size, before anything is written
+        compute_early_size(student.model, student.model_config, recipe)
+    if distilled and not isinstance(student.model, VisionTransformer):
+        reporter.note(
+            f"{config.model} is no DeiT and has no distillation token: its one head learns from the teacher."
+        )
+    return student
+
+
+def build_training(
+    config: TrainConfig,
+    student: LoadedModel,
+    train: ImageDataset,
+    val: ImageDataset,
+    *,
+    device: Device,
+    reporter: Reporter,
+    teacher: DistillationTeacher | None = None,
+    world: World = SINGLE_PROCESS,
+) -> TrainSetup:
+    """Move `student` to `device`, and build optimizer, EMA and context for it.
+
+    Raises:
+        ConfigError: a batch has fewer pairs of images than there are processes.
+    """
+    model_config = pin_img_size(student.model, student.model_config)
+    device.tune_malloc()
+    model = device.to_device(student.model)
+    world.broadcast_module_(model)
+    num_images = len(train.labels)
+    # Less data than a batch is one smaller batch, and the learning rate is scaled by its size.
+    recipe = replace(config.recipe, batch_size=min(config.recipe.batch_size, num_images))
+    if world.size > 1 and recipe.batch_size < 2 * world.size:
+        raise ConfigError(
+            f"A batch of {recipe.batch_size} is too small for {world.size} processes, which take two images or more.",
+            "Raise --batch-size, or start fewer.",
+        )
+    steps = steps_per_epoch(num_images, recipe.batch_size)
+    if recipe.freeze == "backbone":
+        freeze_backbone(model)
+    ema = None
+    if recipe.ema_decay:
+        ema = ExponentialMovingAverage(
+            model, decay=recipe.ema_decay, total_steps=steps * recipe.epochs
+        )
+    layers = get_layer_ids(model) if recipe.optim.layer_decay != 1 else None
+    progress = Progress(
+        num_train_images=num_images,
+        micro_batch_size=round_up_to_pairs(config.micro_batch_size),
+        views_version=VIEWS_VERSION,
+    )
+    state = TrainState(
+        model, build_optimizer(model, recipe.optim, layers), device.grad_scaler(), ema, progress
+    )
+    if teacher is not None:
+        teacher.load()
+    context = TrainContext(
+        recipe,
+        model_config.preprocessing,
+        len(train.class_names),
+        steps,
+        config.seed,
+        device,
+        config.distill,
+        cached_teacher=teacher.build_cached_teacher() if teacher and teacher.uses_views else None,
+        teacher=teacher.get_network() if teacher and not teacher.uses_views else None,
+        world=world,
+        stop_on_bad_image=config.on_bad_image == "stop",
+        preferred_micro_batch_size=device.preferred_micro_batch_size(
+            compute_max_activation_bytes(model, device.dtype)
+        ),
+    )
+    if config.compile:
+        device.compile(model)
+    early_size = compute_early_size(model, model_config, recipe) if recipe.early_epochs else 0
+    img_size = model_config.preprocessing.img_size
+    warn_about_sizes(config.recipe, num_images, model, img_size, early_size, reporter)
+    workers = device.choose_num_workers(config.workers)
+    return TrainSetup(
+        config, model_config, train, val, teacher, context, state, early_size, workers
+    )
+
+
+def warn_about_sizes(
+    recipe: Recipe,
+    num_images: int,
+    model: nn.Module,
+    img_size: int,
+    early_size: int,
+    reporter: Reporter,
+) -> None:
+    """Report a batch size or progressive resizing that differs from the recipe's, or that may cost accuracy.
+
+    Args:
+        recipe: as configured.
+        num_images: of the training data.
+        model: the student.
+        img_size: side of its input, in pixels.
+        early_size: the same in the early epochs, 0 without any.
+        reporter: gets the messages.
+    """
+    if recipe.batch_size > num_images:
+        reporter.note(
+            f"A batch is all {num_images} training images, which are fewer than {recipe.batch_size}."
+        )
+    resize = recipe.progressive_resize
+    if resize.fraction and resize.scale < 1 and early_size in (0, img_size):
+        reason = "images are too small" if early_size else "the run is too short"
+        reporter.note(f"No early epochs of smaller images: {reason}.")
+    elif early_size:
+        reporter.note(
+            f"{recipe.early_epochs} of {recipe.epochs} epochs at {early_size} pixels, the others at {img_size}."
+        )
+        if has_few_patches(model, early_size):
+            reporter.warn(
+                f"Images of {early_size} pixels are so few patches that early epochs of them may cost accuracy "
+                "(ten points at 2 x 2 patches, docs/recipes.md). A recipe without -fast, or a larger --img-size, "
+                "does not."
+            )
+
+
+def round_up_to_pairs(size: int) -> int:
+    """Return an even micro-batch size: mixing needs pairs."""
+    return size + size % 2
