@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from deitctl.data.dataset import ImageDataset
 from deitctl.events import SilentReporter
-from deitctl.exporters.verification_images import Images, Outputs, read_images
-from deitctl.exporters.compare import Verification, compare, compare_quantized, run_checked
 from deitctl.exporters import compare as compare_module
+from deitctl.exporters.compare import Verification, compare, compare_quantized, run_checked
 from deitctl.exporters.formats import FORMATS
 from deitctl.exporters.golden import Golden
 from deitctl.exporters.metadata import collect_metadata
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.exporters.onnx import export_onnx
+from deitctl.exporters.verification_images import Images, Outputs, read_images
 from deitctl.models.catalog import Architecture
 from deitctl.models.factory import LoadedModel, build_model
 from deitctl.models.vit import VisionTransformer

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from deitctl.errors import ExportError
 from deitctl.exporters.coreml import PARTS, export_coreml, read_metadata
-from deitctl.exporters.network import describe, quietly
+from deitctl.exporters.metadata import describe_model
+from deitctl.exporters.network import quietly
 
 with quietly():
     coremltools = pytest.importorskip(
@@ -99,7 +100,7 @@ def package(loaded, network, tmp_path_factory):
     export_coreml(
         network(loaded, "avg-probs"),
         loaded.model_config,
-        describe(loaded.model_config, "avg-probs"),
+        describe_model(loaded.model_config, "avg-probs"),
         path,
     )
     return path
@@ -148,7 +149,9 @@ def test_the_labels_are_those_of_the_classes_in_their_order(package):
 
 
 def test_metadata_comes_back(package, loaded, tmp_path):
-    assert describe(loaded.model_config, "avg-probs").items() <= read_metadata(package).items()
+    assert (
+        describe_model(loaded.model_config, "avg-probs").items() <= read_metadata(package).items()
+    )
     with pytest.raises(ExportError, match="not a readable Core ML package"):
         read_metadata(tmp_path)
 

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-import runpy
-
 import numpy as np
 import pytest
 
 from deitctl.errors import ExportError
-from deitctl.exporters import FORMATS
-from deitctl.exporters.executorch import MOST, export_executorch, read_metadata
-from deitctl.exporters.network import describe, quietly
+from deitctl.exporters.executorch import MAX_BATCH, export_executorch, read_metadata
+from deitctl.exporters.metadata import describe_model
+from deitctl.exporters.network import quietly
+from deitctl.exporters.runner import load_executorch
 
 with quietly():
     pytest.importorskip(
@@ -26,8 +25,8 @@ def loaded(shallow):
 @pytest.fixture(scope="module")
 def file(loaded, network, tmp_path_factory):
     path = tmp_path_factory.mktemp("executorch") / "m.pte"
-    said = describe(loaded.model_config, "avg-probs") | {"architecture": "ünder"}
-    export_executorch(network(loaded, "avg-probs"), loaded.model_config, said, path)
+    metadata = describe_model(loaded.model_config, "avg-probs") | {"architecture": "ünder"}
+    export_executorch(network(loaded, "avg-probs"), loaded.model_config, metadata, path)
     return path
 
 
@@ -35,18 +34,18 @@ def test_the_file_answers_as_the_model_at_any_batch_size_that_it_allows(
     file, loaded, network, sample, answer
 ):
     with quietly():  # ExecuTorch calls its runtime for Python experimental
-        ask = runpy.run_path(str(FORMATS["executorch"].program_file))["load"](str(file))
-    for count in (1, 5, MOST, 3):
+        run = load_executorch(str(file))
+    for count in (1, 5, MAX_BATCH, 3):
         pixels = sample(loaded, count).pixels
         np.testing.assert_allclose(
-            ask(pixels), answer(network(loaded, "avg-probs"), pixels), atol=1e-5
+            run(pixels), answer(network(loaded, "avg-probs"), pixels), atol=1e-5
         )
     with pytest.raises(RuntimeError):
-        ask(sample(loaded, MOST + 1).pixels)
+        run(sample(loaded, MAX_BATCH + 1).pixels)
 
 
 def test_metadata_comes_back(file, loaded, tmp_path):
-    assert read_metadata(file) == describe(loaded.model_config, "avg-probs") | {
+    assert read_metadata(file) == describe_model(loaded.model_config, "avg-probs") | {
         "architecture": "ünder"
     }
     (tmp_path / "half.pte").write_bytes(file.read_bytes()[:1000])

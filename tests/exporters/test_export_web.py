@@ -1,4 +1,4 @@
-"""`deitctl export --to web`: the folder, its proof, its roundings and what is refused; no browser and no network."""
+"""`deitctl export --to web`: the folder, its verification, its precisions and what is refused; no browser and no network."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ import torch
 
 from deitctl.errors import DataError, ExportError
 from deitctl.events import SilentReporter
-from deitctl.exporters import FORMATS, run_web, web_runtime
+from deitctl.exporters import runner, web
 from deitctl.exporters.export import export
-from deitctl.exporters.verify_again import verify_export
-from deitctl.exporters.web_folder import FILES, read_metadata
+from deitctl.exporters.formats import FORMATS
+from deitctl.exporters.verify import verify_export
+from deitctl.exporters.web import FILES, read_metadata
 from deitctl.inference.classify import predict
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model
@@ -65,7 +66,7 @@ def runtime(tmp_path, monkeypatch) -> str:
     """A made-up archive that is pinned in the place of the real one; the registry is not there."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w:gz") as archive:
-        for name in web_runtime.PARTS.values():
+        for name in web.PARTS.values():
             entry = tarfile.TarInfo(name)
             entry.size = len(name)
             archive.addfile(entry, io.BytesIO(name.encode()))
@@ -74,22 +75,22 @@ def runtime(tmp_path, monkeypatch) -> str:
         raise DataError(f"{url} cannot be fetched: no network.")
 
     digest = base64.b64encode(hashlib.sha512(file.getvalue()).digest()).decode()
-    monkeypatch.delenv(web_runtime.VARIABLE, raising=False)
-    monkeypatch.setattr(web_runtime, "INTEGRITY", f"sha512-{digest}")
-    monkeypatch.setattr(web_runtime, "fetch", unreachable)
+    monkeypatch.delenv(web.VARIABLE, raising=False)
+    monkeypatch.setattr(web, "INTEGRITY", f"sha512-{digest}")
+    monkeypatch.setattr(web, "fetch", unreachable)
     (tmp_path / "runtime.tgz").write_bytes(file.getvalue())
     return str(tmp_path / "runtime.tgz")
 
 
-def test_the_folder_is_proven_and_takes_the_place_of_an_earlier_one(
+def test_the_folder_is_verified_and_takes_the_place_of_an_earlier_one(
     model, runtime, reporter, make_image, tmp_path
 ):
     (model / "export" / "seven-web").mkdir(parents=True)
     (model / "export" / "seven-web" / "model.json").write_text("of an earlier export")
-    result = export(str(model), to="web", count=5, runtime=runtime, reporter=reporter)
+    result = export(str(model), to="web", num_images=5, runtime=runtime, reporter=reporter)
     assert result.path == model / "export" / "seven-web"
     assert sorted(p.name for p in result.path.iterdir()) == sorted(FILES)
-    assert (result.format, result.verified_on, result.top1_agreement) == ("web", 5, 100)
+    assert (result.format, result.num_verified, result.top1_agreement) == ("web", 5, 100)
     assert result.max_abs_diff < 1e-4
     assert not [n for n in reporter.notes if "temperature" in n], "the network has it inside"
 
@@ -97,11 +98,11 @@ def test_the_folder_is_proven_and_takes_the_place_of_an_earlier_one(
     assert about["labels"] == [str(d) for d in range(10)]
     assert about["tokens"] == ["class token", "distillation token"]
     assert about["temperature"] == 1.7
-    said = read_metadata(result.path)
-    assert (said["architecture"], said["temperature"]) == (about["architecture"], "1.7")
-    assert "golden_sample" in said
-    proved = verify_export(str(result.path), count=3)
-    assert (proved.format, proved.model, proved.proof.found.num_images) == ("web", str(model), 3)
+    metadata = read_metadata(result.path)
+    assert (metadata["architecture"], metadata["temperature"]) == (about["architecture"], "1.7")
+    assert "golden_sample" in metadata
+    again = verify_export(str(result.path), num_images=3)
+    assert (again.format, again.model, again.num_verified) == ("web", str(model), 3)
 
     make_image().save(tmp_path / "p.png")
     (ours,) = predict([str(tmp_path / "p.png")], model=str(model))
@@ -112,10 +113,10 @@ def test_the_folder_is_proven_and_takes_the_place_of_an_earlier_one(
     )
 
 
-def test_a_rounded_folder_has_a_smaller_network_that_still_gives_attention(
+def test_a_quantized_folder_has_a_smaller_network_that_still_gives_attention(
     model, runtime, sample_pixels
 ):
-    result = export(str(model), to="web", quantize="int8", count=5, runtime=runtime)
+    result = export(str(model), to="web", quantize="int8", num_images=5, runtime=runtime)
     assert result.path.name == "seven-int8-web"
     assert sorted(p.name for p in result.path.iterdir()) == sorted(FILES)
     assert (result.path / "model.onnx").stat().st_size < 8e6
@@ -127,7 +128,7 @@ def test_a_rounded_folder_has_a_smaller_network_that_still_gives_attention(
     )
     _, probabilities, attention = session.run(None, {"pixels": sample_pixels})
     assert attention.shape == (len(sample_pixels), 2, 2, 2)
-    np.testing.assert_allclose(run_web.load(str(result.path))(sample_pixels)[1], probabilities)
+    np.testing.assert_allclose(runner.load_web(str(result.path))(sample_pixels)[1], probabilities)
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def sample_pixels() -> np.ndarray:
     ("options", "says"),
     [
         ({"preprocess": False}, "web has no bare variant.*--to onnx"),
-        ({"any_size": True}, "web takes images of one size.*--to onnx"),
+        ({"dynamic_size": True}, "web takes images of one size.*--to onnx"),
         ({"to": "onnx", "runtime": "x.tgz"}, "onnx holds no runtime: --runtime is for --to web"),
         ({"quantize": "int4"}, "Did you mean 'int8'"),
     ],
@@ -167,16 +168,16 @@ def test_a_folder_of_somebody_elses_is_not_replaced(model, runtime, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", ["negative", "too much", "no number"])
-def test_the_proof_refuses_attention_that_is_no_weights(wrong):
+def test_verification_refuses_attention_that_is_no_weights(wrong):
     attention = np.full((1, 2, 2, 2), 0.2, dtype=np.float32)
-    run_web.require_weights(attention)
+    runner.require_attention_weights(attention)
     attention[0, 1, 0, 0] = {"negative": -0.1, "too much": 0.9, "no number": np.nan}[wrong]
     with pytest.raises(SystemExit, match="no weights"):
-        run_web.require_weights(attention)
+        runner.require_attention_weights(attention)
 
 
 def test_every_file_of_the_page_is_in_the_package_and_in_the_folder():
-    page = Path(web_runtime.__file__).with_name("page")
+    page = Path(web.__file__).with_name("page")
     assert {p.name for p in page.iterdir()} == set(FORMATS["web"].files) - {
         "model.onnx",
         "model.json",
@@ -186,7 +187,7 @@ def test_every_file_of_the_page_is_in_the_package_and_in_the_folder():
 
 
 def test_the_policy_of_the_page_knows_no_other_server_and_no_inline_script():
-    index = (Path(web_runtime.__file__).with_name("page") / "index.html").read_text()
+    index = (Path(web.__file__).with_name("page") / "index.html").read_text()
     policy = index.split('Content-Security-Policy" content="')[1].split('"')[0]
     assert policy.startswith("default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; ")
     assert "unsafe-inline" not in policy

@@ -10,8 +10,7 @@ import onnx
 import pytest
 
 from deitctl.errors import ExportError
-from deitctl.exporters import FORMATS
-from deitctl.exporters.compare_outputs import ONNX_TOLERANCE, reference, verify
+from deitctl.exporters.formats import FORMATS
 from deitctl.exporters.golden import (
     GOLDEN,
     TILE,
@@ -21,7 +20,8 @@ from deitctl.exporters.golden import (
     golden_tile,
     read_golden,
 )
-from deitctl.exporters.metadata import metadata_of
+from deitctl.exporters.metadata import collect_metadata
+from deitctl.exporters.verification_images import compute_reference
 
 
 def test_a_tile_is_enlarged_to_its_nearest_colors():
@@ -41,14 +41,16 @@ def test_swapped_channels_and_transposed_axes_are_other_samples():
 
 def test_the_sample_holds_the_input_and_the_models_answer(shallow, network):
     loaded = shallow()
-    said = metadata_of(network(loaded, "dist"), loaded.model_config, "onnx")
-    sample = json.loads(said[GOLDEN])
+    metadata = collect_metadata(network(loaded, "dist"), loaded.model_config, "onnx")
+    sample = json.loads(metadata[GOLDEN])
     np.testing.assert_array_equal(
         np.frombuffer(base64.b64decode(sample["tile"]), np.uint8), golden_tile().ravel()
     )
-    wanted = reference(loaded.model, loaded.model_config, "dist", enlarge(golden_tile(), 32))[0, 0]
+    wanted = compute_reference(
+        loaded.model, loaded.model_config, "dist", enlarge(golden_tile(), 32)
+    )[0, 0]
     np.testing.assert_allclose(sample["logits"], wanted, rtol=1e-5)
-    golden = read_golden(said, 32)
+    golden = read_golden(metadata, 32)
     np.testing.assert_array_equal(golden.pixels, enlarge(golden_tile(), 32))
     assert golden.check(wanted) < 1e-5
 
@@ -71,15 +73,15 @@ def test_a_sample_that_cannot_be_read_is_one_error(text):
 
 
 @pytest.mark.parametrize("change", ["logits", "weights"])
-def test_a_file_that_does_not_answer_its_golden_sample_does_not_pass(
-    change, onnx_file, shallow, sample, tmp_path
+def test_an_export_whose_golden_sample_or_weights_were_changed_fails(
+    change, onnx_file, shallow, sample, verify_fp32, tmp_path
 ):
     proto = onnx.load(onnx_file)
     if change == "logits":
         (entry,) = (e for e in proto.metadata_props if e.key == GOLDEN)
-        said = json.loads(entry.value)
-        said["logits"][0] += 0.1
-        entry.value = json.dumps(said)
+        changed = json.loads(entry.value)
+        changed["logits"][0] += 0.1
+        entry.value = json.dumps(changed)
     else:
         (bias,) = (w for w in proto.graph.initializer if w.name == "model.head.bias")
         bias.CopyFrom(
@@ -88,14 +90,7 @@ def test_a_file_that_does_not_answer_its_golden_sample_does_not_pass(
     onnx.save(proto, tmp_path / "m.onnx")
     loaded = shallow()
     some = sample(loaded, 2)
-    wanted = reference(loaded.model, loaded.model_config, "avg-probs", some.pixels)
+    wanted = compute_reference(loaded.model, loaded.model_config, "avg-probs", some.pixels)
     golden = read_golden(FORMATS["onnx"].read_metadata(tmp_path / "m.onnx"), 32)
-    with pytest.raises(ExportError, match="golden sample is answered"):
-        verify(
-            tmp_path / "m.onnx",
-            FORMATS["onnx"].program_file,
-            wanted,
-            some,
-            tolerance=ONNX_TOLERANCE,
-            golden=golden,
-        )
+    with pytest.raises(ExportError, match="fails its golden sample"):
+        verify_fp32("onnx", tmp_path / "m.onnx", wanted, some, golden)

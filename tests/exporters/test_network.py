@@ -10,8 +10,12 @@ import pytest
 import torch
 
 from deitctl import __version__
-from deitctl.exporters.compare_outputs import reference
-from deitctl.exporters.network import describe, quietly, trace
+from deitctl.data.batch_transforms import normalize
+from deitctl.explanation.attention import attend
+from deitctl.exporters.metadata import describe_model
+from deitctl.exporters.network import TOKENS, AttentionClassifier, quietly, trace
+from deitctl.exporters.onnx import export_onnx
+from deitctl.exporters.verification_images import compute_reference
 from deitctl.models.model_config import HEADS, Preprocessing
 
 
@@ -21,7 +25,7 @@ def test_the_network_answers_as_predict_does_with_every_head_rule(
 ):
     loaded = shallow()
     pixels = sample(loaded).pixels
-    wanted = reference(loaded.model, loaded.model_config, head, pixels)
+    wanted = compute_reference(loaded.model, loaded.model_config, head, pixels)
     got = answer(network(loaded, head), pixels)
     np.testing.assert_allclose(got, wanted, atol=1e-5)
     np.testing.assert_allclose(got[1].sum(axis=1), 1, atol=1e-5)
@@ -43,11 +47,11 @@ def test_probabilities_are_calibrated_and_logits_are_the_models_own(
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
     assert np.abs(probabilities - plain[1]).max() > 1e-3
     np.testing.assert_allclose(
-        reference(loaded.model, model_config, "cls", pixels)[1], expected, atol=1e-6
+        compute_reference(loaded.model, model_config, "cls", pixels)[1], expected, atol=1e-6
     )
     assert (
-        describe(model_config, "cls")["temperature"],
-        describe(model_config, "avg-probs")["temperature"],
+        describe_model(model_config, "cls")["temperature"],
+        describe_model(model_config, "avg-probs")["temperature"],
     ) == (
         "2.5",
         "1.0",
@@ -70,7 +74,7 @@ def test_metadata_says_what_is_left_to_the_reader(shallow):
     model_config = replace(
         shallow().model_config, descriptions=tuple(f"digit {d}" for d in range(10))
     )
-    metadata = describe(model_config, "cls")
+    metadata = describe_model(model_config, "cls")
     pre = json.loads(metadata["preprocessing"])
     assert json.loads(metadata["class_names"]) == list("0123456789")
     assert json.loads(metadata["descriptions"])[3] == "digit 3"
@@ -85,12 +89,14 @@ def test_metadata_says_what_is_left_to_the_reader(shallow):
 
 
 def test_metadata_of_a_bare_network_leaves_normalization_to_the_reader(shallow):
-    pre = json.loads(describe(shallow().model_config, "cls", bare=True)["preprocessing"])
+    pre = json.loads(describe_model(shallow().model_config, "cls", bare=True)["preprocessing"])
     assert (pre["layout"], pre["normalization"]["where"]) == ("NCHW float32", "left to the reader")
 
 
 def test_metadata_leaves_out_names_that_are_not_known(shallow):
-    metadata = describe(replace(shallow().model_config, class_names=None, descriptions=None), "cls")
+    metadata = describe_model(
+        replace(shallow().model_config, class_names=None, descriptions=None), "cls"
+    )
     assert not {"class_names", "descriptions"} & metadata.keys()
 
 
@@ -103,3 +109,45 @@ def test_quietly_silences_warnings_and_logs_and_then_lets_them_speak_again(caplo
     with pytest.raises(UserWarning):
         warnings.warn("heard", stacklevel=1)
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("alias", "tokens"), [("deit_tiny", 1), ("deit_tiny_distilled", 2), ("deit3_small", 1)]
+)
+def test_it_answers_as_the_model_and_its_attention_is_that_of_the_last_block(
+    alias, tokens, classifier, network, sample, answer
+):
+    loaded = classifier(alias)
+    head = "cls" if tokens == 1 else "avg-logits"
+    pixels = torch.from_numpy(sample(loaded, 3).pixels)
+    with torch.no_grad():
+        *answers, attention = AttentionClassifier(loaded.model, loaded.model_config, head)(pixels)
+    np.testing.assert_allclose(
+        torch.stack(answers), answer(network(loaded, head), pixels.numpy()), atol=1e-5
+    )
+    images = normalize(pixels.permute(0, 3, 1, 2), loaded.model_config.preprocessing)
+    wanted = (
+        attend(loaded.model, images)
+        .kept[-1]
+        .mean(dim=1)[:, :tokens, tokens:]
+        .reshape(3, tokens, 2, 2)
+    )
+    torch.testing.assert_close(attention, wanted)
+    assert attention.sum((2, 3)).lt(1).all()
+    assert len(TOKENS[:tokens]) == tokens
+
+
+def test_the_file_gives_the_attention_for_any_batch(shallow, sample, tmp_path):
+    import onnxruntime
+
+    loaded = shallow()
+    attending = AttentionClassifier(loaded.model, loaded.model_config, "dist")
+    export_onnx(attending, loaded.model_config, {}, tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    assert [o.name for o in session.get_outputs()] == ["logits", "probabilities", "attention"]
+    for count in (1, 5):
+        pixels = sample(loaded, count).pixels
+        with torch.no_grad():
+            wanted = attending(torch.from_numpy(pixels))
+        for given, expected in zip(session.run(None, {"pixels": pixels}), wanted, strict=True):
+            np.testing.assert_allclose(given, expected, atol=1e-4)

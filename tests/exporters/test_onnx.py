@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import onnx
@@ -11,9 +9,9 @@ import pytest
 import torch
 
 from deitctl.errors import ExportError
-from deitctl.exporters import FORMATS
 from deitctl.exporters import onnx as onnx_export
-from deitctl.exporters.network import BareClassifier, describe
+from deitctl.exporters.metadata import describe_model
+from deitctl.exporters.network import BareClassifier
 from deitctl.exporters.onnx import IR_VERSION, OPSET, export_onnx, read_metadata
 from deitctl.models.model_config import HEADS
 
@@ -34,7 +32,7 @@ def file(deit_tiny, network, tmp_path_factory):
     export_onnx(
         network(deit_tiny, "cls"),
         deit_tiny.model_config,
-        describe(deit_tiny.model_config, "cls"),
+        describe_model(deit_tiny.model_config, "cls"),
         path,
     )
     return path
@@ -87,7 +85,7 @@ def test_a_bare_network_takes_normalized_images_and_gives_logits(
     export_onnx(
         BareClassifier(deit_tiny.model, model_config, "cls"),
         model_config,
-        describe(model_config, "cls", bare=True),
+        describe_model(model_config, "cls", bare=True),
         path,
     )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -125,21 +123,10 @@ def test_the_file_names_no_file_of_this_machine(file):
 
 
 def test_the_file_runs_where_torch_deitctl_and_timm_cannot_be_imported(
-    file, deit_tiny, sample, tmp_path
+    file, deit_tiny, sample, run_without, tmp_path
 ):
     np.save(tmp_path / "in.npy", sample(deit_tiny, 18).pixels)
-    program = (
-        "import runpy, sys\n"
-        "sys.modules.update(dict.fromkeys(['torch', 'deitctl', 'timm']))\n"
-        "sys.argv = sys.argv[1:]\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
-    script = FORMATS["onnx"].program_file
-    subprocess.run(
-        [sys.executable, "-I", "-c", program, script, file, "in.npy", "out.npy"],
-        cwd=tmp_path,
-        check=True,
-    )
+    run_without(["torch", "deitctl", "timm"], "onnx", file, "in.npy", "out.npy")
     assert np.load(tmp_path / "out.npy").shape == (2, 18, 10)
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import subprocess
 import sys
 
@@ -9,12 +8,12 @@ import numpy as np
 import pytest
 
 from deitctl.errors import ExportError
-from deitctl.exporters import FORMATS
-from deitctl.exporters.compare_outputs import reference, verify
+from deitctl.exporters.formats import FORMATS
 from deitctl.exporters.golden import GOLDEN
-from deitctl.exporters.metadata import metadata_of
+from deitctl.exporters.metadata import collect_metadata
 from deitctl.exporters.openvino import FILES, export_openvino, quantize_openvino, read_metadata
-from deitctl.exporters.verify_rounded import verify_rounded
+from deitctl.exporters.runner import load_openvino
+from deitctl.exporters.verification_images import compute_reference
 
 openvino = pytest.importorskip(
     "openvino", reason="openvino is not installed: pip install 'deitctl[openvino]'"
@@ -29,15 +28,15 @@ def loaded(shallow):
 
 
 @pytest.fixture(scope="module")
-def said(loaded, network):
+def metadata(loaded, network):
     odd = {"architecture": "a <b> & \"c\" 'd'\n"}
-    return metadata_of(network(loaded, "avg-probs"), loaded.model_config, "openvino") | odd
+    return collect_metadata(network(loaded, "avg-probs"), loaded.model_config, "openvino") | odd
 
 
 @pytest.fixture(scope="module")
-def folder(loaded, said, network, tmp_path_factory):
+def folder(loaded, metadata, network, tmp_path_factory):
     path = tmp_path_factory.mktemp("openvino") / "m"
-    export_openvino(network(loaded, "avg-probs"), loaded.model_config, said, path)
+    export_openvino(network(loaded, "avg-probs"), loaded.model_config, metadata, path)
     return path
 
 
@@ -46,21 +45,16 @@ def test_the_folder_answers_as_the_model_at_any_batch_size(
     count, folder, loaded, network, sample, answer
 ):
     pixels = sample(loaded, count).pixels
-    given = runpy.run_path(str(KIND.program_file))["load"](str(folder))(pixels)
+    given = load_openvino(str(folder))(pixels)
     np.testing.assert_allclose(given, answer(network(loaded, "avg-probs"), pixels), atol=1e-4)
 
 
-def test_a_convnet_of_timm_exports_too(classifier, network, sample, tmp_path):
+def test_a_convnet_of_timm_exports_too(classifier, network, sample, verify_fp32, tmp_path):
     loaded = classifier("test_byobnet", img_size=64)
     export_openvino(network(loaded, "cls"), loaded.model_config, {}, tmp_path / "m")
     some = sample(loaded, 3)
-    wanted = reference(loaded.model, loaded.model_config, "cls", some.pixels)
-    assert (
-        verify(
-            tmp_path / "m", KIND.program_file, wanted, some, tolerance=KIND.tolerance
-        ).top1_agreement
-        == 100
-    )
+    wanted = compute_reference(loaded.model, loaded.model_config, "cls", some.pixels)
+    assert verify_fp32("openvino", tmp_path / "m", wanted, some).top1_agreement == 100
 
 
 def test_inputs_and_outputs_have_names_types_and_sizes(folder):
@@ -77,10 +71,10 @@ def test_inputs_and_outputs_have_names_types_and_sizes(folder):
     assert sorted(p.name for p in folder.iterdir()) == sorted(FILES)
 
 
-def test_the_metadata_comes_back_with_and_without_openvino(folder, said):
-    assert read_metadata(folder) == said
+def test_the_metadata_comes_back_with_and_without_openvino(folder, metadata):
+    assert read_metadata(folder) == metadata
     model = openvino.Core().read_model(folder / "model.xml")
-    assert {key: model.get_rt_info(["deitctl", key]).value for key in said} == said
+    assert {key: model.get_rt_info(["deitctl", key]).value for key in metadata} == metadata
 
 
 def test_metadata_that_is_not_there_is_not_invented(folder, tmp_path):
@@ -94,33 +88,33 @@ def test_metadata_that_is_not_there_is_not_invented(folder, tmp_path):
     assert read_metadata(tmp_path) == {}
 
 
-def test_weights_in_fp16_are_half_and_pass_their_proof(folder, loaded, sample, said, tmp_path):
+def test_weights_in_fp16_are_half_the_size_and_verified(
+    folder, loaded, sample, metadata, verify_quantized, tmp_path
+):
     quantize_openvino(folder, "fp16", tmp_path / "half")
     sizes = [(path / "model.bin").stat().st_size for path in (tmp_path / "half", folder)]
     assert sizes[0] < 0.51 * sizes[1]
     some = sample(loaded, 18)
-    wanted = reference(loaded.model, loaded.model_config, "avg-probs", some.pixels)
-    found, relative = verify_rounded(
-        tmp_path / "half", KIND.program_file, wanted, some, tolerance=0.01
-    )
-    assert 0 < relative < 0.01
-    assert found.num_images == 18
-    golden = json.loads(said[GOLDEN]) | {"tolerance": 0.01}
-    assert read_metadata(tmp_path / "half") == said | {
+    wanted = compute_reference(loaded.model, loaded.model_config, "avg-probs", some.pixels)
+    verification = verify_quantized("openvino", tmp_path / "half", wanted, some, 0.01)
+    assert 0 < verification.relative_diff < 0.01
+    assert verification.num_verified == 18
+    golden = json.loads(metadata[GOLDEN]) | {"tolerance": 0.01}
+    assert read_metadata(tmp_path / "half") == metadata | {
         "quantize": "fp16",
         GOLDEN: json.dumps(golden),
     }
 
 
-def test_other_weights_are_noticed(folder, loaded, sample, tmp_path):
+def test_other_weights_fail(folder, loaded, sample, verify_fp32, tmp_path):
     for name in FILES:
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     weights = np.fromfile(tmp_path / "model.bin", dtype=np.float32)
     (weights * 1.01).astype(np.float32).tofile(tmp_path / "model.bin")
     some = sample(loaded, 5)
-    wanted = reference(loaded.model, loaded.model_config, "avg-probs", some.pixels)
+    wanted = compute_reference(loaded.model, loaded.model_config, "avg-probs", some.pixels)
     with pytest.raises(ExportError):
-        verify(tmp_path, KIND.program_file, wanted, some, tolerance=KIND.tolerance)
+        verify_fp32("openvino", tmp_path, wanted, some)
 
 
 def test_the_folder_names_no_file_of_this_machine(folder):
@@ -128,17 +122,10 @@ def test_the_folder_names_no_file_of_this_machine(folder):
 
 
 def test_the_folder_runs_where_torch_deitctl_and_timm_cannot_be_imported(
-    folder, loaded, sample, tmp_path
+    folder, loaded, sample, run_without, tmp_path
 ):
     np.save(tmp_path / "in.npy", sample(loaded, 18).pixels)
-    program = (
-        "import runpy, sys\n"
-        "sys.modules.update(dict.fromkeys(['torch', 'deitctl', 'timm']))\n"
-        "sys.argv = sys.argv[1:]\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
-    command = [sys.executable, "-I", "-c", program, KIND.program_file, folder, "in.npy", "out.npy"]
-    subprocess.run(command, cwd=tmp_path, check=True)
+    run_without(["torch", "deitctl", "timm"], "openvino", folder, "in.npy", "out.npy")
     assert np.load(tmp_path / "out.npy").shape == (2, 18, 10)
 
 

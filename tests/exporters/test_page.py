@@ -1,4 +1,4 @@
-"""The written page in a real browser: its answers are Python's, nothing is asked of another server, errors are words."""
+"""The page in a real browser: its results are Python's, no other server gets a request, errors are messages."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ import pytest
 import torch
 from PIL import Image
 
+from deitctl.data.batch_transforms import normalize
 from deitctl.data.decode import read_image
 from deitctl.data.eval_transform import eval_transform
-from deitctl.data.batch_transforms import normalize
 from deitctl.errors import DeitctlError
 from deitctl.events import SilentReporter
 from deitctl.explanation.attention import attend
-from deitctl.exporters import web_runtime
-from deitctl.exporters.compare_outputs import reference
-from deitctl.exporters.network import ExportedClassifier, describe
-from deitctl.exporters.web_folder import FILES, export_web
+from deitctl.exporters import web
+from deitctl.exporters.metadata import describe_model
+from deitctl.exporters.network import ExportedClassifier
+from deitctl.exporters.verification_images import compute_reference
+from deitctl.exporters.web import FILES, export_web
 from deitctl.models.factory import LoadedModel
 from deitctl.paths import CACHE_VARIABLE, cache_root
 
@@ -48,11 +49,11 @@ HOSTILE = "<img src=x onerror=window.harmed=1></script><script>window.harmed=1</
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cache with onnxruntime-web, the user's own archive: tests fetch nothing, and without one these are skipped."""
-    given = os.environ.get(web_runtime.VARIABLE) or str(USERS_CACHE / web_runtime.ARCHIVE)
+    archive = os.environ.get(web.VARIABLE) or str(USERS_CACHE / web.ARCHIVE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
         try:
-            web_runtime.provide(given, SilentReporter())
+            web.provide_runtime(archive, SilentReporter())
         except DeitctlError as error:
             pytest.skip(str(error))
         yield
@@ -71,7 +72,12 @@ def model(shallow: Callable[..., LoadedModel]) -> LoadedModel:
 
 def write(loaded: LoadedModel, folder: Path) -> Path:
     network = ExportedClassifier(loaded.model, loaded.model_config, loaded.model_config.head)
-    export_web(network, loaded.model_config, describe(loaded.model_config, loaded.model_config.head), folder)
+    export_web(
+        network,
+        loaded.model_config,
+        describe_model(loaded.model_config, loaded.model_config.head),
+        folder,
+    )
     return folder
 
 
@@ -101,11 +107,11 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Browser]:
 
 @pytest.fixture
 def opened(tab, folder) -> Iterator[tuple[chromium.Browser, str, list[str]]]:
-    with chromium.serve(folder) as (url, asked):
+    with chromium.serve(folder) as (url, requested):
         tab.open(url)
         tab.wait("document.body.dataset.state !== 'loading'")
         assert tab.js("document.getElementById('state').textContent") == "Ready."
-        yield tab, url, asked
+        yield tab, url, requested
 
 
 @pytest.fixture
@@ -126,7 +132,7 @@ def images(make_image, digit_datasets, tmp_path) -> list[Path]:
     ]
 
 
-def answered(tab) -> list[dict[str, object]]:
+def read_cards(tab) -> list[dict[str, object]]:
     """Wait for every card, and return them in the order of the page."""
     tab.wait("!document.querySelector('#results [data-state=waiting]')")
     return tab.js(
@@ -137,13 +143,15 @@ def answered(tab) -> list[dict[str, object]]:
 
 def scores(model: LoadedModel, path: Path) -> np.ndarray:
     view = eval_transform(read_image(path), model.model_config.preprocessing).transpose(1, 2, 0)
-    return reference(model.model, model.model_config, model.model_config.head, view[None].copy())[1, 0]
+    return compute_reference(
+        model.model, model.model_config, model.model_config.head, view[None].copy()
+    )[1, 0]
 
 
 def test_the_five_likeliest_classes_of_files_of_many_kinds_are_pythons(opened, model, images):
-    tab, url, asked = opened
+    tab, url, requested = opened
     tab.choose("#files", images)
-    cards = answered(tab)
+    cards = read_cards(tab)
     assert [c["name"] for c in cards] == [p.name for p in images]
     for path, card in zip(images, cards, strict=True):
         wanted = scores(model, path)
@@ -154,29 +162,31 @@ def test_the_five_likeliest_classes_of_files_of_many_kinds_are_pythons(opened, m
             [p for _, p in card["best"]], np.sort(wanted)[::-1][:5], atol=1e-4
         )
     assert tab.complaints == []
-    assert set(asked) <= {"/", *(f"/{name}" for name in FILES)}, "one server, these files, no image"
+    assert set(requested) <= {"/", *(f"/{name}" for name in FILES)}, (
+        "one server, these files, no image"
+    )
     assert all(r.startswith((url, "blob:", "data:")) for r in tab.requests)
 
 
-def test_attention_of_both_tokens_is_that_of_the_last_block(opened, model, imgs):
+def test_attention_of_both_tokens_is_that_of_the_last_block(opened, model, images):
     tab, _, _ = opened
-    data = base64.b64encode(imgs[0].read_bytes()).decode()
-    given = tab.js(
+    data = base64.b64encode(images[0].read_bytes()).decode()
+    attention = tab.js(
         f"""new Promise((resolve) => {{
           const worker = new Worker("worker.js", {{ type: "module" }});
           const blob = new Blob([Uint8Array.from(atob("{data}"), (c) => c.charCodeAt(0))]);
-          const hear = {{
+          const handlers = {{
             ready: () => worker.postMessage({{ id: 0, blob }}),
-            answer: (answer) => resolve([answer.attention.grid, [...answer.attention.data]]),
+            result: (result) => resolve([result.attention.grid, [...result.attention.data]]),
           }};
-          worker.onmessage = ({{ data }}) => hear[data.kind]?.(data);
+          worker.onmessage = ({{ data }}) => handlers[data.kind]?.(data);
         }})"""
     )
-    view = eval_transform(read_image(imgs[0]), model.model_config.preprocessing)[None]
-    images = normalize(torch.from_numpy(view), model.model_config.preprocessing)
-    wanted = attend(model.model, images).kept[-1].mean(dim=1)[0, :2, 2:]
-    assert given[0] == 2
-    np.testing.assert_allclose(given[1], wanted.flatten(), atol=1e-5)
+    view = eval_transform(read_image(images[0]), model.model_config.preprocessing)[None]
+    normalized = normalize(torch.from_numpy(view), model.model_config.preprocessing)
+    wanted = attend(model.model, normalized).kept[-1].mean(dim=1)[0, :2, 2:]
+    assert attention[0] == 2
+    np.testing.assert_allclose(attention[1], wanted.flatten(), atol=1e-5)
 
 
 def test_names_are_texts_whatever_they_hold_and_do_not_widen_the_page(opened, images):
@@ -190,7 +200,7 @@ def test_names_are_texts_whatever_they_hold_and_do_not_widen_the_page(opened, im
             mobile=width < 600,
         )
         tab.choose("#files", images)
-        assert HOSTILE in " ".join(c["text"] for c in answered(tab))
+        assert HOSTILE in " ".join(c["text"] for c in read_cards(tab))
         assert tab.js("document.documentElement.scrollWidth") <= width
     assert tab.js("window.harmed === undefined && !document.querySelector('.card img')")
 
@@ -212,12 +222,12 @@ def test_images_can_be_pasted_and_dropped(way, opened, images):
           document.dispatchEvent(new {event}, bubbles: true, cancelable: true }}));
         }}"""
     )
-    (card,) = answered(tab)
-    assert (card["name"], card["state"]) == ("given.png", "answered")
+    (card,) = read_cards(tab)
+    assert (card["name"], card["state"]) == ("given.png", "done")
     assert tab.js("document.getElementById('state').textContent").startswith("given.png: ")
 
 
-def test_what_is_no_image_or_too_large_is_said_in_words_and_the_others_are_answered(
+def test_images_that_cannot_be_decoded_get_a_message_and_the_others_a_result(
     opened, images, tmp_path
 ):
     tab, _, _ = opened
@@ -225,11 +235,11 @@ def test_what_is_no_image_or_too_large_is_said_in_words_and_the_others_are_answe
     (tmp_path / "cut.png").write_bytes(images[1].read_bytes()[:200])
     Image.new("1", (12_000, 9_000)).save(tmp_path / "huge.png")
     tab.choose("#files", [*(tmp_path / n for n in ("text.png", "cut.png", "huge.png")), images[0]])
-    text, cut, huge, digit = answered(tab)
+    text, cut, huge, digit = read_cards(tab)
     assert "not an image that the browser can read" in text["text"]
     assert (text["state"], cut["state"], huge["state"]) == ("failed",) * 3
     assert "It has 12000 × 9000 pixels, more than 100,000,000." in huge["text"]
-    assert digit["state"] == "answered"
+    assert digit["state"] == "done"
     assert tab.js("document.getElementById('state').textContent") == "4 images are done."
     assert tab.js("document.getElementById('results').getAttribute('aria-busy')") == "false"
 
@@ -238,20 +248,20 @@ def test_images_chosen_while_the_model_loads_wait_for_it(tab, folder, images):
     with chromium.serve(folder) as (url, _):
         tab.open(url)
         tab.choose("#files", images[:2])
-        assert [c["state"] for c in answered(tab)] == ["answered"] * 2
+        assert [c["state"] for c in read_cards(tab)] == ["done"] * 2
 
 
 def test_the_keyboard_chooses_and_clears(opened, images):
     tab, _, _ = opened
     tab.js(
-        "document.getElementById('files').addEventListener('click', (e) => { window.asked = 1; e.preventDefault(); })"
+        "document.getElementById('files').addEventListener('click', (e) => { window.clicked = 1; e.preventDefault(); })"
     )
     tab.press("Tab")
     assert tab.js("document.activeElement.id") == "choose"
     tab.press("Enter")
-    tab.wait("window.asked === 1")
+    tab.wait("window.clicked === 1")
     tab.choose("#files", images[:1])
-    answered(tab)
+    read_cards(tab)
     tab.press("Tab")
     assert tab.js("document.activeElement.id") == "clear"
     tab.press("Enter")
@@ -259,34 +269,37 @@ def test_the_keyboard_chooses_and_clears(opened, images):
     assert tab.js("document.activeElement.id") == "choose"
 
 
-def test_for_those_who_do_not_see_it_answers_are_said_and_maps_described(opened, imgs):
+def test_screen_readers_get_results_and_descriptions_of_the_maps(opened, images):
     tab, _, _ = opened
-    tab.choose("#files", imgs[:1])
-    answered(tab)
+    tab.choose("#files", images[:1])
+    read_cards(tab)
     nodes = tab.send("Accessibility.getFullAXTree")["nodes"]
     roles = [
         (n["role"]["value"], n.get("name", {}).get("value", "")) for n in nodes if not n["ignored"]
     ]
     assert ("button", "Choose images") in roles
-    assert ("region", "Answers") in roles
-    assert ("list", "The likeliest classes") in roles
-    images = [name for role, name in roles if role in ("image", "img")]
-    assert images[0] == "digit.png, as the model sees it"
-    assert images[1].startswith("digit.png: the class token looks most at the ")
-    assert images[2].startswith("digit.png: the distillation token looks most at the ")
+    assert ("region", "Results") in roles
+    assert ("list", "Top-5 classes") in roles
+    descriptions = [name for role, name in roles if role in ("image", "img")]
+    assert descriptions[0] == "digit.png, the model's input"
+    assert descriptions[1].startswith("digit.png: the class token attends most to the ")
+    assert descriptions[2].startswith("digit.png: the distillation token attends most to the ")
 
 
 def test_not_even_the_worker_may_connect_elsewhere(tab, folder, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     page = shutil.copytree(folder, tmp_path / "page")
-    with chromium.serve(tmp_path / "elsewhere") as (other, asked), chromium.serve(page) as (url, _):
+    with (
+        chromium.serve(tmp_path / "elsewhere") as (other, requested),
+        chromium.serve(page) as (url, _),
+    ):
         with (page / "worker.js").open("a") as script:
             script.write(
                 f'fetch("{other}", {{ mode: "no-cors" }}).catch(() => 0).then(() => postMessage({{ kind: "tried" }}));'
             )
         tab.open(url)
         tab.wait("document.body.dataset.state === 'ready'")
-        assert asked == []
+        assert requested == []
         assert any("violates the following Content Security Policy" in c for c in tab.complaints)
         tab.js(
             """new Promise((resolve) => {
@@ -294,7 +307,7 @@ def test_not_even_the_worker_may_connect_elsewhere(tab, folder, tmp_path):
               worker.onmessage = ({ data }) => data.kind === "tried" && resolve(0);
             })"""
         )
-        assert asked == ["/"], (
+        assert requested == ["/"], (
             "without the page's policy it gets there, so that the test above says something"
         )
 
@@ -309,7 +322,7 @@ def test_threads_are_used_where_the_server_allows_them(tab, folder, model, image
         tab.wait("document.body.dataset.state !== 'loading'")
         assert tab.js("[crossOriginIsolated, document.body.dataset.state]") == [True, "ready"]
         tab.choose("#files", images[:1])
-        (card,) = answered(tab)
+        (card,) = read_cards(tab)
         wanted = np.sort(scores(model, images[0]))[::-1][:5]
         np.testing.assert_allclose([p for _, p in card["best"]], wanted, atol=1e-4)
         assert tab.complaints == []
@@ -333,7 +346,7 @@ def test_a_part_that_is_not_there_is_named(name, tab, folder, tmp_path):
         )
 
 
-def test_scripts_that_are_not_there_are_said_too(tab, folder, tmp_path):
+def test_missing_scripts_are_reported_too(tab, folder, tmp_path):
     page = shutil.copytree(folder, tmp_path / "page")
     (page / "onnxruntime.js").unlink()
     with chromium.serve(page) as (url, _):
@@ -347,16 +360,16 @@ def test_scripts_that_are_not_there_are_said_too(tab, folder, tmp_path):
 def test_more_images_than_are_shown_are_counted(tab, folder, images, tmp_path):
     page = shutil.copytree(folder, tmp_path / "page")
     script = (page / "page.js").read_text()
-    assert "MOST_IMAGES = 200;" in script
-    (page / "page.js").write_text(script.replace("MOST_IMAGES = 200;", "MOST_IMAGES = 3;"))
+    assert "MAX_IMAGES = 200;" in script
+    (page / "page.js").write_text(script.replace("MAX_IMAGES = 200;", "MAX_IMAGES = 3;"))
     with chromium.serve(page) as (url, _):
         tab.open(url)
         tab.choose("#files", images[:2])
-        assert len(answered(tab)) == 2
+        assert len(read_cards(tab)) == 2
         tab.choose("#files", images)
-        assert [c["name"] for c in answered(tab)] == [p.name for p in images[:3]], "the newest"
-        said = tab.js("document.getElementById('state').textContent")
-        assert said == "3 images are done. 2 were left out: 3 are taken at a time."
+        assert [c["name"] for c in read_cards(tab)] == [p.name for p in images[:3]], "the newest"
+        status = tab.js("document.getElementById('state').textContent")
+        assert status == "3 images are done. 2 were left out: the limit is 3 at a time."
 
 
 def test_a_convnet_has_a_page_without_maps(tab, convnet, convnet_folder, images):
@@ -364,7 +377,7 @@ def test_a_convnet_has_a_page_without_maps(tab, convnet, convnet_folder, images)
     with chromium.serve(convnet_folder) as (url, _):
         tab.open(url)
         tab.choose("#files", images[:1])
-        (card,) = answered(tab)
+        (card,) = read_cards(tab)
         np.testing.assert_allclose(
             [p for _, p in card["best"]], np.sort(scores(convnet, images[0]))[::-1][:5], atol=1e-4
         )
@@ -377,7 +390,7 @@ def test_text_is_readable_in_light_and_dark(dark, tab, folder, images):
     with chromium.serve(folder) as (url, _):
         tab.open(url, dark=dark)
         tab.choose("#files", images[:1])
-        answered(tab)
+        read_cards(tab)
         background, ink, faint = tab.js(
             "['.card backgroundColor', '.card color', '.card .quiet color'].map(s => { const p = s.split(' ');"
             "return getComputedStyle(document.querySelector(p.slice(0, -1).join(' ')))[p.at(-1)]; })"

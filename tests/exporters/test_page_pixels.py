@@ -16,7 +16,7 @@ from PIL import Image
 
 from deitctl.data.decode import decode
 from deitctl.data.eval_transform import INTERPOLATION, eval_transform
-from deitctl.exporters.web_folder import describe_preprocessing
+from deitctl.exporters.web import describe_preprocessing
 from deitctl.models.model_config import Preprocessing
 
 _spec = importlib.util.spec_from_file_location(
@@ -66,8 +66,10 @@ def differs(tab) -> Callable[..., np.ndarray]:
     def compare(data: bytes, preprocessing: Preprocessing | None = None) -> np.ndarray:
         pre = preprocessing or Preprocessing()
         wanted = eval_transform(decode(data, "image"), pre).transpose(1, 2, 0)
-        said = json.dumps(describe_preprocessing(pre))
-        given = base64.b64decode(tab.js(VIEW % (json.dumps(base64.b64encode(data).decode()), said)))
+        settings = json.dumps(describe_preprocessing(pre))
+        given = base64.b64decode(
+            tab.js(VIEW % (json.dumps(base64.b64encode(data).decode()), settings))
+        )
         return np.abs(np.frombuffer(given, np.uint8).reshape(wanted.shape).astype(int) - wanted)
 
     return compare

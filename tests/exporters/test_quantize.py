@@ -11,18 +11,16 @@ import pytest
 from onnx import numpy_helper
 
 from deitctl.errors import ExportError
-from deitctl.exporters import FORMATS, quantize
-from deitctl.exporters.compare_outputs import reference
+from deitctl.exporters import quantize
 from deitctl.exporters.golden import GOLDEN
 from deitctl.exporters.onnx import OPSET
-from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
-from deitctl.exporters.speed import speedup
-from deitctl.exporters.verify_rounded import verify_rounded
+from deitctl.exporters.quantize import PRECISIONS, measure_speedup, quantize_onnx
+from deitctl.exporters.verification_images import compute_reference
 
 
 @pytest.fixture(scope="module")
-def rounded(onnx_file, shallow, sample, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rounded")
+def quantized(onnx_file, shallow, sample, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quantized")
     some = sample(shallow(), 20).pixels
     for precision, kind in PRECISIONS.items():
         quantize_onnx(
@@ -32,28 +30,24 @@ def rounded(onnx_file, shallow, sample, tmp_path_factory):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_rounded_file_passes_its_proof(precision, rounded, shallow, sample):
+def test_a_quantized_file_is_verified(precision, quantized, shallow, sample, verify_quantized):
     loaded = shallow()
     some = sample(loaded, 18)
-    wanted = reference(loaded.model, loaded.model_config, "avg-probs", some.pixels)
-    found, relative = verify_rounded(
-        rounded / f"{precision}.onnx",
-        FORMATS["onnx"].program_file,
-        wanted,
-        some,
-        tolerance=PRECISIONS[precision].tolerance,
-    )
-    assert found.num_images == 18
-    assert 0 < relative < PRECISIONS[precision].tolerance
+    wanted = compute_reference(loaded.model, loaded.model_config, "avg-probs", some.pixels)
+    tolerance = PRECISIONS[precision].tolerance
+    path = quantized / f"{precision}.onnx"
+    verification = verify_quantized("onnx", path, wanted, some, tolerance)
+    assert verification.num_verified == 18
+    assert 0 < verification.relative_diff < tolerance
 
 
 @pytest.mark.parametrize(
     ("precision", "most"), [("fp16", 0.55), ("int8", 0.50), ("int8-static", 0.50)]
 )
-def test_a_rounded_file_is_smaller_keeps_its_metadata_and_says_what_it_is(
-    precision, most, rounded, onnx_file
+def test_a_quantized_file_is_smaller_keeps_its_metadata_and_says_what_it_is(
+    precision, most, quantized, onnx_file
 ):
-    path = rounded / f"{precision}.onnx"
+    path = quantized / f"{precision}.onnx"
     assert path.stat().st_size < most * onnx_file.stat().st_size
     before, after = (
         {p.key: p.value for p in onnx.load(f).metadata_props} for f in (onnx_file, path)
@@ -65,16 +59,17 @@ def test_a_rounded_file_is_smaller_keeps_its_metadata_and_says_what_it_is(
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_rounded_file_has_operations_of_the_same_opset_alone(precision, rounded):
-    model = onnx.load(rounded / f"{precision}.onnx")
+def test_a_quantized_file_has_operations_of_the_same_opset_alone(precision, quantized):
+    model = onnx.load(quantized / f"{precision}.onnx")
     onnx.checker.check_model(model)
     assert [(o.domain, o.version) for o in model.opset_import] == [("", OPSET)]
     assert model.ir_version == 9
 
 
-def test_fp16_stores_matrices_in_half_and_keeps_norms_and_biases(rounded):
+def test_fp16_stores_matrices_in_half_and_keeps_norms_and_biases(quantized):
     weights = {
-        w.name: numpy_helper.to_array(w) for w in onnx.load(rounded / "fp16.onnx").graph.initializer
+        w.name: numpy_helper.to_array(w)
+        for w in onnx.load(quantized / "fp16.onnx").graph.initializer
     }
     assert weights["model.patch_embed.proj.weight.fp16"].dtype == np.float16
     assert weights["model.blocks.0.norm1.weight"].dtype == np.float32
@@ -82,9 +77,9 @@ def test_fp16_stores_matrices_in_half_and_keeps_norms_and_biases(rounded):
     assert not large
 
 
-def test_int8_rounds_every_linear_layer_by_channel_and_nothing_else(rounded):
+def test_int8_quantizes_every_linear_layer_by_channel_and_nothing_else(quantized):
     """One block has four linear layers, and two heads follow; attention's two products keep fp32."""
-    model = onnx.load(rounded / "int8.onnx")
+    model = onnx.load(quantized / "int8.onnx")
     operations = Counter(n.op_type for n in model.graph.node)
     assert (operations["MatMulInteger"], operations["MatMul"], operations["Gemm"]) == (6, 2, 0)
     assert (operations["Conv"], operations["ConvInteger"], operations["LayerNormalization"]) == (
@@ -99,8 +94,8 @@ def test_int8_rounds_every_linear_layer_by_channel_and_nothing_else(rounded):
     assert sorted(len(s) for s in scales) == [10, 10, 192, 192, 576, 768]
 
 
-def test_static_int8_rounds_the_same_layers_and_their_inputs_by_known_ranges(rounded):
-    model = onnx.load(rounded / "int8-static.onnx")
+def test_static_int8_quantizes_the_same_layers_and_their_inputs_by_known_ranges(quantized):
+    model = onnx.load(quantized / "int8-static.onnx")
     weights = {w.name for w in model.graph.initializer}
     made = {o: n for n in model.graph.node for o in n.output}
     products = [n for n in model.graph.node if n.op_type in ("MatMul", "Gemm")]
@@ -114,13 +109,13 @@ def test_static_int8_rounds_the_same_layers_and_their_inputs_by_known_ranges(rou
 
 
 def test_static_int8_answers_an_image_as_it_does_in_company_and_int8_does_not(
-    rounded, shallow, sample
+    quantized, shallow, sample
 ):
     pixels = sample(shallow(), 18).pixels
     off = {}
     for precision in ("int8", "int8-static"):
         session = onnxruntime.InferenceSession(
-            rounded / f"{precision}.onnx", providers=["CPUExecutionProvider"]
+            quantized / f"{precision}.onnx", providers=["CPUExecutionProvider"]
         )
         alone, together = (
             session.run(["logits"], {"pixels": p})[0][0] for p in (pixels[:1], pixels)
@@ -130,16 +125,16 @@ def test_static_int8_answers_an_image_as_it_does_in_company_and_int8_does_not(
 
 
 def test_a_network_with_hardly_a_linear_layer_is_refused(onnx_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(quantize, "LEAST_GAIN", 0.01)
+    monkeypatch.setattr(quantize, "MAX_RATIO", 0.01)
     with pytest.raises(ExportError, match=r"int8 would leave 4\d % of the bytes.*--quantize fp16"):
         quantize_onnx(onnx_file, "int8", tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_cannot_be_rounded_is_one_line(tmp_path):
+def test_a_file_that_cannot_be_quantized_is_one_line(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"\xff" * 999)
-    with pytest.raises(ExportError, match=r"cannot be rounded to int8: .*Leave --quantize out"):
-        quantize_onnx(tmp_path / "m.onnx", "int8", tmp_path / "rounded.onnx")
+    with pytest.raises(ExportError, match=r"cannot be quantized to int8: .*Leave --quantize out"):
+        quantize_onnx(tmp_path / "m.onnx", "int8", tmp_path / "quantized.onnx")
 
 
 def test_nothing_of_the_quantizer_reaches_the_terminal(onnx_file, tmp_path, capfd):
@@ -147,7 +142,9 @@ def test_nothing_of_the_quantizer_reaches_the_terminal(onnx_file, tmp_path, capf
     assert capfd.readouterr() == ("", "")
 
 
-def test_weights_beyond_halfs_range_are_found_by_the_proof(onnx_file, shallow, sample, tmp_path):
+def test_weights_beyond_the_range_of_fp16_fail(
+    onnx_file, shallow, sample, verify_quantized, tmp_path
+):
     proto = onnx.load(onnx_file)
     (weight,) = (w for w in proto.graph.initializer if w.name == "model.patch_embed.proj.weight")
     weight.CopyFrom(numpy_helper.from_array(1e5 + numpy_helper.to_array(weight), weight.name))
@@ -155,14 +152,14 @@ def test_weights_beyond_halfs_range_are_found_by_the_proof(onnx_file, shallow, s
     quantize_onnx(tmp_path / "wide.onnx", "fp16", tmp_path / "m.onnx")
     loaded = shallow()
     some = sample(loaded, 2)
-    wanted = reference(loaded.model, loaded.model_config, "avg-probs", some.pixels)
+    wanted = compute_reference(loaded.model, loaded.model_config, "avg-probs", some.pixels)
     with pytest.raises(ExportError, match="nan"):
-        verify_rounded(
-            tmp_path / "m.onnx", FORMATS["onnx"].program_file, wanted, some, tolerance=0.01
-        )
+        verify_quantized("onnx", tmp_path / "m.onnx", wanted, some, 0.01)
 
 
-def test_rounding_that_ruins_the_network_fails(onnx_file, shallow, sample, tmp_path, monkeypatch):
+def test_quantization_that_ruins_the_network_fails(
+    onnx_file, shallow, sample, verify_quantized, tmp_path, monkeypatch
+):
     """Weights of four levels instead of 255."""
 
     def coarse(source, _):
@@ -174,17 +171,16 @@ def test_rounding_that_ruins_the_network_fails(onnx_file, shallow, sample, tmp_p
                 weight.CopyFrom(numpy_helper.from_array(np.rint(values / step) * step, weight.name))
         return proto
 
-    monkeypatch.setitem(PRECISIONS, "int8", replace(PRECISIONS["int8"], round=coarse))
-    monkeypatch.setattr(quantize, "LEAST_GAIN", 2)
+    monkeypatch.setitem(PRECISIONS, "int8", replace(PRECISIONS["int8"], quantize=coarse))
+    monkeypatch.setattr(quantize, "MAX_RATIO", 2)
     quantize_onnx(onnx_file, "int8", tmp_path / "m.onnx")
     loaded = shallow()
     some = sample(loaded, 18)
-    wanted = reference(loaded.model, loaded.model_config, "avg-probs", some.pixels)
+    wanted = compute_reference(loaded.model, loaded.model_config, "avg-probs", some.pixels)
     with pytest.raises(ExportError, match="disagrees"):
-        verify_rounded(
-            tmp_path / "m.onnx", FORMATS["onnx"].program_file, wanted, some, tolerance=0.15
-        )
+        verify_quantized("onnx", tmp_path / "m.onnx", wanted, some, 0.15)
 
 
 def test_a_file_is_as_fast_as_itself(onnx_file):
-    assert 0.5 < speedup(onnx_file, onnx_file) < 2
+    image = np.zeros((1, 32, 32, 3), dtype=np.uint8)
+    assert 0.5 < measure_speedup(onnx_file, onnx_file, image) < 2

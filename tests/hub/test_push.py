@@ -20,7 +20,7 @@ from deitctl import __version__
 from deitctl.config import TrainConfig
 from deitctl.errors import ConfigError, DeitctlError, ExportError
 from deitctl.events import SilentReporter
-from deitctl.exporters.readme import README, _seal, is_untouched
+from deitctl.exporters.model_card import README, _make_seal, is_unedited
 from deitctl.hub.push import push
 from deitctl.inference.classify import predict
 from deitctl.models.checkpoint_io import save_model
@@ -86,7 +86,7 @@ def test_what_is_pushed_answers_from_the_hub_as_it_did(
     hub: Hub, model: Path, image_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (model / "notes.txt").write_text("mine")
-    (model / "state").mkdir()
+    (model / "checkpoint").mkdir()
     monkeypatch.delenv("HF_TOKEN")
     planned = push(str(model), "me/mine", dry_run=True)
     assert (hub.requests, planned.url) == ([], "")
@@ -179,8 +179,8 @@ def test_a_run_goes_as_a_proved_folder_with_its_card_and_without_its_state(
 
 def with_readme(model: Path, text: str) -> str:
     sealed = f"{text}\n"
-    (model / README).write_text(f"{sealed}\n{_seal(sealed)}\n")
-    assert is_untouched((model / README).read_text())
+    (model / README).write_text(f"{sealed}\n{_make_seal(sealed)}\n")
+    assert is_unedited((model / README).read_text())
     return (model / README).read_text()
 
 

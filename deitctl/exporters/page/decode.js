@@ -1,4 +1,4 @@
-// From a file to the pixels that deitctl's decoder gives: upright, as stored (no color profile), transparency over white.
+// Decode a file to the pixels of deitctl's decoder: upright, as stored (no color profile), transparency over white.
 
 /** Decode a blob: { width, height, rows(top, count), close() }, whose rows are RGBA bytes, A being 255. */
 export async function decode(blob) {
@@ -14,19 +14,19 @@ export async function decode(blob) {
       const context = canvas.getContext("2d", { willReadFrequently: true });
       context.clearRect(0, 0, width, count);
       context.drawImage(bitmap, 0, -top);
-      return overWhite(context.getImageData(0, 0, width, count).data);
+      return compositeOverWhite(context.getImageData(0, 0, width, count).data);
     },
     close: () => bitmap.close(),
   };
 }
 
 /**
- * Lay colors over white, rounded as Pillow's alpha_composite does.
+ * Composite colors over white, rounded as Pillow's alpha_composite does.
  *
- * A canvas holds c a / 255, rounded, and gives it back divided by a / 255: another color where a is small. Multiplied
- * again it is the same as before, and white's part is a whole number: nothing is lost.
+ * A canvas stores c a / 255, rounded, and returns it divided by a / 255, another color where a is small. Multiplied again
+ * it is the stored value, and white's part is an integer, so nothing is lost.
  */
-function overWhite(rgba) {
+function compositeOverWhite(rgba) {
   for (let p = 0; p < rgba.length; p += 4) {
     const alpha = rgba[p + 3];
     if (alpha === 255) continue;

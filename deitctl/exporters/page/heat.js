@@ -1,6 +1,6 @@
 // Images and maps on canvases, as deitctl/report/overlay.py draws them.
 
-const SMALLEST = 224; // of a side that is drawn: a small input is enlarged by a whole number, so that its pixels stay pixels
+const SMALLEST = 224; // pixels of a drawn side: a small input is enlarged by an integer, so that its pixels stay visible
 const OPACITY = 0.6;
 // matplotlib's inferno at every sixteenth
 const INFERNO = "000003 0a0723 200c4a 3c0965 570f6d 70196e 892269 a32b61 bb3754 d14643 e45a31 f1721d f98e08 fbac10 f8cb34 f1e968 fcfea4"
@@ -19,12 +19,12 @@ export function drawMap(canvas, view, side, map) {
   paint(canvas, side, (x, y, u, v) => {
     const [r, g, b] = view.subarray((y * side + x) * 3, (y * side + x) * 3 + 3);
     const gray = 0.299 * r + 0.587 * g + 0.114 * b;
-    const tint = color((between(map, grid, u, v) - lowest) / span);
+    const tint = color((interpolate(map, grid, u, v) - lowest) / span);
     return tint.map((c) => OPACITY * c + (1 - OPACITY) * gray);
   });
 }
 
-/** Fill a canvas: `pixel(x, y, u, v)` is asked for each, with its place in the view and its share of the side. */
+/** Fill a canvas with `pixel(x, y, u, v)`: the position in the view, and as a fraction of the side. */
 function paint(canvas, side, pixel) {
   const factor = Math.ceil(SMALLEST / side);
   canvas.width = canvas.height = side * factor;
@@ -42,18 +42,18 @@ function paint(canvas, side, pixel) {
   context.putImageData(image, 0, 0);
 }
 
-/** The value of a map at a share of its width and height, between the middles of its patches (bilinear). */
-function between(map, grid, u, v) {
-  const place = (share) => Math.min(Math.max(share * grid - 0.5, 0), grid - 1);
-  const x = place(u), y = place(v);
+/** The value of a map at a fraction of its width and height, interpolated between the centers of its patches. */
+function interpolate(map, grid, u, v) {
+  const position = (fraction) => Math.min(Math.max(fraction * grid - 0.5, 0), grid - 1);
+  const x = position(u), y = position(v);
   const left = Math.min(Math.floor(x), Math.max(grid - 2, 0)), top = Math.min(Math.floor(y), Math.max(grid - 2, 0));
   const right = Math.min(left + 1, grid - 1), bottom = Math.min(top + 1, grid - 1);
   const row = (at) => map[at * grid + left] * (1 - (x - left)) + map[at * grid + right] * (x - left);
   return row(top) * (1 - (y - top)) + row(bottom) * (y - top);
 }
 
-function color(share) {
-  const at = share * (INFERNO.length - 1);
+function color(value) {
+  const at = value * (INFERNO.length - 1);
   const low = Math.min(Math.floor(at), INFERNO.length - 2);
   return INFERNO[low].map((c, k) => c + (INFERNO[low + 1][k] - c) * (at - low));
 }

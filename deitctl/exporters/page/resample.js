@@ -1,6 +1,6 @@
-// Pillow's resampling (libImaging/Resample.c), in its own integers: the pixels that Python makes are the pixels made here.
+// Pillow's resampling (libImaging/Resample.c) in its own fixed-point arithmetic, so that the pixels equal Python's.
 
-const BITS = 22; // of a weight behind the point: 32 without 8 of a level and 2 for what sums above white
+const BITS = 22; // fractional bits of a weight: 32 without 8 of a level and 2 for sums above white
 const ONE = 2 ** BITS;
 const HALF = ONE / 2;
 const STRIP = 2 ** 20; // pixels of the image that are read at a time
@@ -28,11 +28,11 @@ const FILTERS = {
 };
 
 /**
- * Resize an image and cut a window out of the result, whose rest is never computed.
+ * Resize an image and crop a window out of the result; the rest is never computed.
  *
- * source: { width, height, rows(top, count) }, whose rows are RGBA bytes; alpha is not looked at.
+ * source: { width, height, rows(top, count) }, whose rows are RGBA bytes; alpha is ignored.
  * size: { width, height } to resize to; window: { left, top, width, height } in the resized image.
- * Returns RGB bytes, window.height * window.width * 3. First across, then down, with bytes between, as Pillow does.
+ * Returns RGB bytes, window.height * window.width * 3. Rows first, then columns, rounded to bytes between, as Pillow does.
  */
 export function resample(source, size, window, interpolation) {
   const across = taps(source.width, size.width, interpolation, window.left, window.width);
@@ -46,13 +46,13 @@ export function resample(source, size, window, interpolation) {
     const rows = Math.min(count, end - start);
     const strip = source.rows(start, rows);
     for (let y = 0; y < rows; y++) {
-      shrinkRow(strip, y * source.width * 4, across, between, (start - top + y) * stride);
+      resampleRow(strip, y * source.width * 4, across, between, (start - top + y) * stride);
     }
   }
-  return shrinkColumns(between, stride, top, down);
+  return resampleColumns(between, stride, top, down);
 }
 
-/** For each of `count` output pixels from `from` on: the first input pixel that it is made of, and their weights. */
+/** For each of `count` output pixels from `from` on: its first input pixel, and the weights of that and the next ones. */
 function taps(length, target, interpolation, from, count) {
   if (length === target) return Array.from({ length: count }, (_, i) => ({ first: from + i, weights: [ONE] }));
   if (interpolation === "nearest") return nearest(length, target, from, count);
@@ -60,7 +60,7 @@ function taps(length, target, interpolation, from, count) {
   const scale = length / target;
   const stretch = Math.max(scale, 1); // a smaller image is filtered by a wider curve: antialiasing
   const reach = support * stretch;
-  const found = [];
+  const all = [];
   for (let i = from; i < from + count; i++) {
     const center = (i + 0.5) * scale;
     const first = Math.max(0, Math.trunc(center - reach + 0.5));
@@ -68,24 +68,24 @@ function taps(length, target, interpolation, from, count) {
     const exact = [];
     for (let x = first; x < end; x++) exact.push(weight((x - center + 0.5) * (1 / stretch)));
     const sum = exact.reduce((a, b) => a + b, 0);
-    found.push({ first, weights: Int32Array.from(exact, (w) => rounded(sum ? w / sum : w)) });
+    all.push({ first, weights: Int32Array.from(exact, (w) => rounded(sum ? w / sum : w)) });
   }
-  return found;
+  return all;
 }
 
 const rounded = (weight) => Math.trunc(weight * ONE + (weight < 0 ? -0.5 : 0.5));
 
 function nearest(length, target, from, count) {
-  const found = [];
+  const all = [];
   const step = length / target;
   let at = step * 0.5; // summed step by step, as Pillow does (Geometry.c)
   for (let i = 0; i < from + count; i++, at += step) {
-    if (i >= from) found.push({ first: Math.min(length - 1, Math.trunc(at)), weights: [ONE] });
+    if (i >= from) all.push({ first: Math.min(length - 1, Math.trunc(at)), weights: [ONE] });
   }
-  return found;
+  return all;
 }
 
-function shrinkRow(rgba, row, across, out, at) {
+function resampleRow(rgba, row, across, out, at) {
   for (const { first, weights } of across) {
     let r = HALF, g = HALF, b = HALF;
     for (let k = 0, p = row + first * 4; k < weights.length; k++, p += 4) {
@@ -100,7 +100,7 @@ function shrinkRow(rgba, row, across, out, at) {
   }
 }
 
-function shrinkColumns(between, stride, top, down) {
+function resampleColumns(between, stride, top, down) {
   const out = new Uint8Array(down.length * stride);
   down.forEach(({ first, weights }, y) => {
     for (let x = 0; x < stride; x++) {

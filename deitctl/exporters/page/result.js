@@ -1,10 +1,10 @@
-// One image's card: what the model saw, where its tokens look, and the five likeliest classes. Names are set as text.
+// The card of one image: the network's input, its attention maps, and the top-5 classes. Names are set as text, never HTML.
 
 import { drawMap, drawView } from "./heat.js";
 
-const MOST = 5;
+const TOP_K = 5;
 
-/** Make an element with attributes and contents; a text among them is a text, whatever it holds. */
+/** Make an element with attributes and contents; strings become text nodes, never HTML. */
 function make(tag, attributes = {}, ...contents) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -12,59 +12,59 @@ function make(tag, attributes = {}, ...contents) {
   return element;
 }
 
-/** A card for an image that has not been looked at. */
-export function waiting(name) {
+/** Make the card of an image that waits to be classified. */
+export function makeCard(name) {
   return make("article", { class: "card", "data-state": "waiting" },
     make("h2", {}, make("bdi", {}, name)),
     make("p", { class: "quiet" }, "Waiting …"));
 }
 
-/** Say on a card why there is no answer. */
-export function failed(card, why) {
+/** Show on a card why its image was not classified. */
+export function showFailure(card, reason) {
   card.dataset.state = "failed";
-  card.lastChild.replaceWith(make("p", { class: "failure" }, why));
+  card.lastChild.replaceWith(make("p", { class: "failure" }, reason));
 }
 
-/** Fill a card; returns the best class and its probability in words. */
-export function answered(card, name, answer, about) {
-  const { view, width, height, milliseconds } = answer;
-  const order = [...answer.probabilities.keys()].sort((a, b) => answer.probabilities[b] - answer.probabilities[a]);
-  const best = order.slice(0, MOST).map((index) => ({
-    index, label: about.labels[index], name: about.names?.[index], probability: answer.probabilities[index],
+/** Show a result on a card; return the top-1 class and its probability as text. */
+export function showResult(card, name, result, about) {
+  const { view, width, height, milliseconds } = result;
+  const order = [...result.probabilities.keys()].sort((a, b) => result.probabilities[b] - result.probabilities[a]);
+  const best = order.slice(0, TOP_K).map((index) => ({
+    index, label: about.labels[index], name: about.class_names?.[index], probability: result.probabilities[index],
   }));
   const took = `${Math.round(milliseconds.view + milliseconds.network)} ms`;
   const parts = `decode and resize ${Math.round(milliseconds.view)}, network ${Math.round(milliseconds.network)}`;
   card.lastChild.replaceWith(make("p", { class: "quiet" }, `${width} × ${height} pixels, ${took} (${parts})`));
-  card.append(make("div", { class: "answer" }, panels(answer, about, name), guesses(best)));
-  card.dataset.state = "answered";
+  card.append(make("div", { class: "result" }, makePanels(result, about, name), makePredictions(best)));
+  card.dataset.state = "done";
   return `${best[0].label}, ${percent(best[0].probability)}`;
 }
 
-function panels({ view, attention }, about, name) {
-  const side = about.preprocessing.imgSize;
-  const seen = figure(`${name}, as the model sees it`, "as the model sees it", (canvas) => drawView(canvas, view, side));
+function makePanels({ view, attention }, about, name) {
+  const side = about.preprocessing.img_size;
+  const input = makeFigure(`${name}, the model's input`, "model input", (canvas) => drawView(canvas, view, side));
   const maps = about.tokens.map((token, t) => {
     const map = attention.data.subarray(t * attention.grid ** 2, (t + 1) * attention.grid ** 2);
-    return figure(`${name}: ${spot(map, attention.grid, token)}`, `${token}, last block`, (canvas) => drawMap(canvas, view, side, map));
+    return makeFigure(`${name}: ${describeMap(map, attention.grid, token)}`, `${token}, last block`, (canvas) => drawMap(canvas, view, side, map));
   });
-  return make("div", { class: "panels" }, seen, ...maps);
+  return make("div", { class: "panels" }, input, ...maps);
 }
 
-function figure(description, caption, draw) {
+function makeFigure(description, caption, draw) {
   const canvas = make("canvas", { role: "img", "aria-label": description });
   draw(canvas);
   return make("figure", {}, canvas, make("figcaption", {}, caption));
 }
 
-/** Say where a map is brightest, for those who do not see it. */
-function spot(map, grid, token) {
+/** Describe where a map is brightest, for screen readers. */
+function describeMap(map, grid, token) {
   const at = map.indexOf(Math.max(...map));
   const third = (n) => Math.min(2, Math.floor((3 * (n + 0.5)) / grid));
   const place = [["top", "middle", "bottom"][third(Math.floor(at / grid))], ["left", "center", "right"][third(at % grid)]];
-  return `the ${token} looks most at the ${place.join(" ")}`;
+  return `the ${token} attends most to the ${place.join(" ")}`;
 }
 
-function guesses(best) {
+function makePredictions(best) {
   const rows = best.map(({ index, label, name, probability }) => {
     const bar = make("span", { class: "score", "aria-hidden": "true" });
     bar.style.width = `${100 * probability}%`;
@@ -74,7 +74,7 @@ function guesses(best) {
       make("span", { class: "number" }, percent(probability)),
       make("span", { class: "rail" }, bar));
   });
-  return make("ol", { class: "guesses", "aria-label": "The likeliest classes" }, ...rows);
+  return make("ol", { class: "predictions", "aria-label": "Top-5 classes" }, ...rows);
 }
 
 function percent(probability) {

@@ -1,18 +1,18 @@
-// The view of an image that the model is asked about: resized and cut as deitctl/data/eval_view.py does.
+// The view of an image that the network classifies: resized and cropped as deitctl/data/eval_transform.py does.
 
 import { resample } from "./resample.js";
 
 /**
  * Return RGB bytes [S,S,3].
  *
- * source: see `resample`; preprocessing: { imgSize, resizeTo, cropMode, interpolation } of model.json.
+ * source: see `resample`; preprocessing: { img_size, resize_to, crop_mode, interpolation } of model.json.
  */
 export function evalView(source, preprocessing) {
-  const { imgSize: side, resizeTo: target, interpolation } = preprocessing;
-  const squash = preprocessing.cropMode === "squash";
-  const size = squash ? { width: target, height: target } : resized(source.width, source.height, target);
-  const across = cut(size.width, side);
-  const down = cut(size.height, side);
+  const { img_size: side, resize_to: target, interpolation } = preprocessing;
+  const squash = preprocessing.crop_mode === "squash";
+  const size = squash ? { width: target, height: target } : resizedSize(source.width, source.height, target);
+  const across = cropSpan(size.width, side);
+  const down = cropSpan(size.height, side);
   const window = { left: across.from, top: down.from, width: across.count, height: down.count };
   const cropped = resample(source, size, window, interpolation);
   const view = new Uint8Array(side * side * 3); // outside the image: black
@@ -24,19 +24,19 @@ export function evalView(source, preprocessing) {
 }
 
 /** Width and height of an image whose short side becomes `target` pixels. */
-function resized(width, height, target) {
+function resizedSize(width, height, target) {
   return width <= height
     ? { width: target, height: Math.trunc((target * height) / width) }
     : { width: Math.trunc((target * width) / height), height: target };
 }
 
-/** The middle `side` pixels of `length`: from where, to where in the view, and how many there are. */
-function cut(length, side) {
+/** The center `side` pixels of `length`: from where, to where in the view, and how many there are. */
+function cropSpan(length, side) {
   if (length >= side) return { from: halfEven(length - side), to: 0, count: side };
   return { from: 0, to: (side - length) >> 1, count: length };
 }
 
-/** Half of a whole number, rounded to the even of two that are as near, as Python's round does. */
+/** Half of an integer, rounded to the even of two that are as near, as Python's round does. */
 function halfEven(n) {
   const down = Math.floor(n / 2);
   return n % 2 && down % 2 ? down + 1 : down;

@@ -1,4 +1,4 @@
-// Beside the page, so that it stays awake: loads the model and answers images one after the other.
+// A worker, so that the page stays responsive: loads the model and classifies images one after the other.
 
 import * as ort from "./onnxruntime.js";
 import { decode } from "./decode.js";
@@ -8,47 +8,47 @@ const MOST_THREADS = 4;
 let about = null;
 let session = null;
 
-/** Fetch files of this folder, telling how many bytes have come; of a compressed answer the sum is not known before. */
-async function fetchAll(names, tell) {
-  const answers = await Promise.all(names.map(async (name) => {
-    const answer = await fetch(new URL(name, import.meta.url));
-    if (!answer.ok) throw new Error(`The server has no ${name} (${answer.status}).`);
-    return answer;
+/** Fetch files of this folder, reporting the bytes received; the total is null if a response is compressed. */
+async function fetchAll(names, report) {
+  const responses = await Promise.all(names.map(async (name) => {
+    const response = await fetch(new URL(name, import.meta.url));
+    if (!response.ok) throw new Error(`The server has no ${name} (${response.status}).`);
+    return response;
   }));
-  const sizes = answers.map((a) => (a.headers.get("Content-Encoding") ? NaN : Number(a.headers.get("Content-Length") ?? NaN)));
+  const sizes = responses.map((a) => (a.headers.get("Content-Encoding") ? NaN : Number(a.headers.get("Content-Length") ?? NaN)));
   const total = sizes.reduce((a, b) => a + b, 0) || null;
-  let got = 0;
-  return Promise.all(answers.map(async (answer) => {
+  let received = 0;
+  return Promise.all(responses.map(async (response) => {
     const parts = [];
-    const reader = answer.body.getReader();
+    const reader = response.body.getReader();
     for (let part = await reader.read(); !part.done; part = await reader.read()) {
       parts.push(part.value);
-      got += part.value.length;
-      tell(got, total);
+      received += part.value.length;
+      report(received, total);
     }
     return new Uint8Array(await new Blob(parts).arrayBuffer());
   }));
 }
 
 async function load() {
-  const [said] = await fetchAll(["model.json"], () => {});
-  about = JSON.parse(new TextDecoder().decode(said));
+  const [text] = await fetchAll(["model.json"], () => {});
+  about = JSON.parse(new TextDecoder().decode(text));
   postMessage({ kind: "about", about });
-  const [model, wasm] = await fetchAll(["model.onnx", "onnxruntime.wasm"], (got, total) => postMessage({ kind: "progress", got, total }));
+  const [model, wasm] = await fetchAll(["model.onnx", "onnxruntime.wasm"], (received, total) => postMessage({ kind: "progress", received, total }));
   const start = performance.now();
   ort.env.wasm.wasmBinary = wasm.buffer;
   // threads share memory, which browsers allow where the server sends COOP and COEP headers
   const threads = self.crossOriginIsolated ? Math.min(MOST_THREADS, navigator.hardwareConcurrency) : 1;
   ort.env.wasm.numThreads = threads;
   session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"] });
-  const side = about.preprocessing.imgSize;
-  await ask(new Uint8Array(side * side * 3)); // the first answer allocates
+  const side = about.preprocessing.img_size;
+  await run(new Uint8Array(side * side * 3)); // the first run allocates
   postMessage({ kind: "ready", bytes: model.length, threads, milliseconds: performance.now() - start });
 }
 
-/** Ask the network about a view, RGB bytes [S,S,3]. */
-function ask(view) {
-  const side = about.preprocessing.imgSize;
+/** Run the network on a view, RGB bytes [S,S,3]. */
+function run(view) {
+  const side = about.preprocessing.img_size;
   return session.run({ pixels: new ort.Tensor("uint8", view, [1, side, side, 3]) });
 }
 
@@ -61,20 +61,20 @@ async function classify(blob) {
   } finally {
     image.close();
   }
-  const seen = performance.now();
-  const { probabilities, attention } = await ask(view.slice()); // its own copy: the page gets this one
+  const decoded = performance.now();
+  const { probabilities, attention } = await run(view.slice()); // its own copy: the page gets this one
   const maps = attention ? { data: attention.data, grid: attention.dims[2] } : null;
-  const milliseconds = { view: seen - start, network: performance.now() - seen };
+  const milliseconds = { view: decoded - start, network: performance.now() - decoded };
   return { view, probabilities: probabilities.data, attention: maps, milliseconds, width: image.width, height: image.height };
 }
 
 const loaded = load();
-loaded.catch((error) => postMessage({ kind: "broken", why: error.message || String(error) }));
+loaded.catch((error) => postMessage({ kind: "broken", reason: error.message || String(error) }));
 
-let turn = loaded;
+let queue = loaded;
 onmessage = ({ data: { id, blob } }) => {
-  turn = turn.then(() => classify(blob)).then(
-    (answer) => postMessage({ kind: "answer", id, ...answer }, [answer.view.buffer]),
-    (error) => session && postMessage({ kind: "failed", id, why: error.message || String(error) }),
+  queue = queue.then(() => classify(blob)).then(
+    (result) => postMessage({ kind: "result", id, ...result }, [result.view.buffer]),
+    (error) => session && postMessage({ kind: "failed", id, reason: error.message || String(error) }),
   );
 };

@@ -8,15 +8,15 @@ import tarfile
 import pytest
 
 from deitctl.errors import DataError, ExportError
-from deitctl.exporters import web_runtime
-from deitctl.exporters.web_runtime import (
+from deitctl.exporters import web
+from deitctl.exporters.web import (
     ARCHIVE,
     BINARY,
     PARTS,
     SCRIPT,
     VARIABLE,
-    provide,
-    runtime_files,
+    provide_runtime,
+    read_runtime,
 )
 from deitctl.paths import cache_root
 
@@ -41,12 +41,12 @@ def synthetic_images() -> bytes:
 def pinned(synthetic_images, monkeypatch):
     """The made-up archive is the one that is asked for; the registry is not there."""
     monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setattr(web_runtime, "INTEGRITY", sha512(synthetic_images))
+    monkeypatch.setattr(web, "INTEGRITY", sha512(synthetic_images))
 
     def unreachable(url, **_):
         raise DataError(f"{url} cannot be fetched: no network.")
 
-    monkeypatch.setattr(web_runtime, "fetch", unreachable)
+    monkeypatch.setattr(web, "fetch", unreachable)
     return synthetic_images
 
 
@@ -62,26 +62,24 @@ def test_the_archive_is_taken_from_wherever_it_is_and_kept(
     if way == "variable":
         monkeypatch.setenv(VARIABLE, str(downloaded))
     elif way == "registry":
-        monkeypatch.setattr(
-            web_runtime, "fetch", lambda url, **_: pinned if url == web_runtime.ADDRESS else b""
-        )
+        monkeypatch.setattr(web, "fetch", lambda url, **_: pinned if url == web.ADDRESS else b"")
     elif way == "by hand":
         cache_root().mkdir()
         (cache_root() / ARCHIVE).write_bytes(pinned)
-    provide(str(downloaded) if way == "option" else "", reporter)
-    assert runtime_files() == WANTED
+    provide_runtime(str(downloaded) if way == "option" else "", reporter)
+    assert read_runtime() == WANTED
     downloaded.unlink()
     monkeypatch.delenv(VARIABLE, raising=False)
-    provide("", reporter)
+    provide_runtime("", reporter)
     assert [p.name for p in cache_root().iterdir()] == [ARCHIVE]
 
 
 def test_without_network_one_line_says_what_to_fetch_and_where_to_put_it(pinned, reporter):
     with pytest.raises(ExportError) as refused:
-        provide("", reporter)
+        provide_runtime("", reporter)
     said = str(refused.value)
     assert "\n" not in said
-    assert web_runtime.ADDRESS in said
+    assert web.ADDRESS in said
     assert str(cache_root() / ARCHIVE) in said
     assert "--runtime" in said
     assert VARIABLE in said
@@ -92,12 +90,12 @@ def test_another_archive_is_refused_and_not_kept(way, pinned, reporter, tmp_path
     other = tmp_path / "other.tgz"
     other.write_bytes(pinned + b" ")
     if way == "registry":
-        monkeypatch.setattr(web_runtime, "fetch", lambda url, **_: pinned + b" ")
+        monkeypatch.setattr(web, "fetch", lambda url, **_: pinned + b" ")
     elif way == "cache":
         cache_root().mkdir()
         (cache_root() / ARCHIVE).write_bytes(pinned[:-1])
-    with pytest.raises(ExportError, match="its sha512 is another"):
-        provide(str(other) if way == "option" else "", reporter)
+    with pytest.raises(ExportError, match="its sha512 differs"):
+        provide_runtime(str(other) if way == "option" else "", reporter)
     if way != "cache":
         assert not (cache_root() / ARCHIVE).exists()
 
@@ -105,14 +103,14 @@ def test_another_archive_is_refused_and_not_kept(way, pinned, reporter, tmp_path
 @pytest.mark.parametrize("name", ["gone.tgz", ".", "a\0b"])
 def test_an_archive_that_cannot_be_read_is_one_error(name, pinned, reporter, tmp_path):
     with pytest.raises(ExportError, match="cannot be read"):
-        provide(str(tmp_path / name), reporter)
+        provide_runtime(str(tmp_path / name), reporter)
 
 
 def test_a_cached_archive_that_was_changed_after_it_was_provided_is_not_unpacked(
     pinned, reporter, tmp_path
 ):
     (tmp_path / "given.tgz").write_bytes(pinned)
-    provide(str(tmp_path / "given.tgz"), reporter)
+    provide_runtime(str(tmp_path / "given.tgz"), reporter)
     (cache_root() / ARCHIVE).write_bytes(pinned + b" ")
-    with pytest.raises(ExportError, match="its sha512 is another"):
-        runtime_files()
+    with pytest.raises(ExportError, match="its sha512 differs"):
+        read_runtime()

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import FileDataset
 from deitctl.data.eval_transform import eval_transform
-from deitctl.data.batch_transforms import normalize
 from deitctl.errors import ExportError
 from deitctl.exporters.formats import FORMATS
-from deitctl.exporters.verification_images import compute_reference, read_images
 from deitctl.exporters.hub_folders import (
     PROCESSOR,
     TRANSFORMERS_USAGE,
@@ -25,6 +24,7 @@ from deitctl.exporters.hub_folders import (
     export_transformers,
     unique_labels,
 )
+from deitctl.exporters.verification_images import compute_reference, read_images
 from deitctl.exporters.verify_whole_images import is_cropped_alike, verify_image_files
 from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.model_config import Preprocessing
@@ -118,8 +118,8 @@ def test_transformers_cuts_one_pixel_beside_where_we_say_so(made, make_image):
 
 
 @pytest.mark.parametrize(("alias", "pre"), [("deit_tiny", SQUASH), ("deit_tiny_distilled", CENTRE)])
-def test_a_fresh_process_proves_the_network_and_the_way_from_file_to_label(
-    alias, pre, made, dataset
+def test_network_and_preprocessing_are_verified_in_a_fresh_process(
+    alias, pre, made, dataset, verify_fp32
 ):
     loaded, folder = made(alias, pre)
     sample = read_images(dataset, pre, 4)

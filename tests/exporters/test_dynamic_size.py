@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -20,15 +19,15 @@ from PIL import Image
 from deitctl.data.dataset import FileDataset
 from deitctl.data.eval_transform import MAX_ASPECT, eval_transform, has_extreme_aspect
 from deitctl.errors import ExportError
-from deitctl.exporters import any_size
-from deitctl.exporters.any_size import front_text, golden_view, require_resizable, take_any_size
-from deitctl.exporters.compare_outputs import images, reference
-from deitctl.exporters.golden import read_golden
-from deitctl.exporters.metadata import metadata_of
+from deitctl.exporters import dynamic_size
+from deitctl.exporters.dynamic_size import front_text, golden_view, make_dynamic, require_resizable
+from deitctl.exporters.golden import golden_input, read_golden
+from deitctl.exporters.metadata import collect_metadata
 from deitctl.exporters.onnx import IR_VERSION, OPSET, export_onnx
 from deitctl.exporters.quantize import quantize_onnx
-from deitctl.exporters.run_onnx_any import load
-from deitctl.exporters.verify_any_size import LEVELS, PROGRAM, verify_any_size
+from deitctl.exporters.runner import load_onnx
+from deitctl.exporters.verification_images import compute_reference, read_images
+from deitctl.exporters.verify_whole_images import MAX_LEVELS, verify_dynamic_size
 from deitctl.models.model_config import Preprocessing
 
 SIZES = ((200, 133), (90, 140), (47, 64), (32, 32), (150, 20), (33, 70))
@@ -53,12 +52,12 @@ def seen(images, pre):
     return front(pre).run(None, {"pixels": np.stack([np.asarray(image) for image in images])})[0]
 
 
-def wanted(image, pre):
+def expected_pixels(image, pre):
     return eval_transform(image, pre).transpose(1, 2, 0)
 
 
 def levels(image, pre):
-    return np.abs(seen([image], pre)[0].astype(int) - wanted(image, pre))
+    return np.abs(seen([image], pre)[0].astype(int) - expected_pixels(image, pre))
 
 
 PREPROCESSING = st.builds(
@@ -87,7 +86,7 @@ PREPROCESSING = st.builds(
 def test_the_network_sees_what_it_sees_with_pillow(width, height, pre, seed, make_image):
     assume(not has_extreme_aspect(width, height, pre))
     off = levels(make_image(width, height, seed), pre)
-    assert off.max() <= LEVELS
+    assert off.max() <= MAX_LEVELS
     assert (off > 0).mean() < 0.1
 
 
@@ -101,7 +100,7 @@ def test_the_centre_is_the_same_pixel_for_every_margin(over, turned):
     ).astype(np.uint8)
     image = Image.fromarray(pixels.transpose(1, 0, 2).copy() if turned else pixels)
     pre = Preprocessing(img_size=32, crop_pct=1.0)
-    assert np.array_equal(seen([image], pre)[0], wanted(image, pre))
+    assert np.array_equal(seen([image], pre)[0], expected_pixels(image, pre))
 
 
 def test_what_is_too_small_gets_a_black_edge_as_here(make_image):
@@ -111,7 +110,7 @@ def test_what_is_too_small_gets_a_black_edge_as_here(make_image):
     assert not view[:4].any()
     assert not view[28:].any()
     assert view[4:28].any(axis=(1, 2)).all()
-    assert np.array_equal(view, wanted(make_image(48, 24), pre))
+    assert np.array_equal(view, expected_pixels(make_image(48, 24), pre))
 
 
 def test_two_images_of_one_size_are_seen_as_each_alone(make_image):
@@ -123,7 +122,7 @@ def test_two_images_of_one_size_are_seen_as_each_alone(make_image):
 def test_an_interpolation_that_nobody_knows_is_bicubic_in_both(make_image):
     assert (
         levels(make_image(90, 61), Preprocessing(img_size=32, interpolation="random")).max()
-        <= LEVELS
+        <= MAX_LEVELS
     )
 
 
@@ -138,8 +137,12 @@ def test_images_much_longer_than_wide_are_for_other_files():
     assert has_extreme_aspect(9, 9 * MAX_ASPECT + 1, pre)
     assert has_extreme_aspect(9 * MAX_ASPECT + 1, 9, pre)
     assert not has_extreme_aspect(9, 9 * MAX_ASPECT, pre)
-    assert has_extreme_aspect(9, 9 * MAX_ASPECT, Preprocessing(img_size=1024)), "1137 x 113,700 pixels"
-    assert not has_extreme_aspect(9, 9 * MAX_ASPECT, Preprocessing(img_size=1024, crop_mode="squash"))
+    assert has_extreme_aspect(9, 9 * MAX_ASPECT, Preprocessing(img_size=1024)), (
+        "1137 x 113,700 pixels"
+    )
+    assert not has_extreme_aspect(
+        9, 9 * MAX_ASPECT, Preprocessing(img_size=1024, crop_mode="squash")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -149,46 +152,50 @@ def loaded(shallow):
 
 @pytest.fixture
 def make(onnx_file, loaded, tmp_path):
-    """Write the any-size file of the distilled DeiT of one block, its front changed as the test says."""
+    """Write the dynamic-size file of the distilled DeiT of one block, its front changed as the test says."""
     pre = loaded.model_config.preprocessing
 
     def write(change=None, source=onnx_file, monkeypatch=None):
-        golden = reference(loaded.model, loaded.model_config, "avg-probs", golden_view(pre))[0, 0]
+        golden = compute_reference(
+            loaded.model, loaded.model_config, "avg-probs", golden_view(pre)
+        )[0, 0]
         if change:
             text = front_text(pre)
             assert change[0] in text
-            monkeypatch.setattr(any_size, "front_text", lambda _: text.replace(*change))
-        take_any_size(source, pre, golden, tmp_path / "any.onnx")
-        return tmp_path / "any.onnx"
+            monkeypatch.setattr(dynamic_size, "front_text", lambda _: text.replace(*change))
+        make_dynamic(source, pre, golden, tmp_path / "dynamic.onnx")
+        return tmp_path / "dynamic.onnx"
 
     return write
 
 
 @pytest.fixture
-def prove(loaded, tmp_path, make_image):
-    """Prove a file on images of many shapes."""
+def verify(loaded, tmp_path, make_image):
+    """Verify a file on images of many shapes."""
 
-    def run(path, rounded=None, sizes=SIZES, golden_off=0.0):
+    def run(path, tolerance=None, sizes=SIZES, golden_off=0.0):
         files = []
         for number, size in enumerate(sizes):
             files.append(str(tmp_path / f"{number}.png"))
             make_image(*size, seed=number).save(files[-1])
         source = FileDataset(files, np.zeros(len(files), dtype=np.int64), ("",))
         pre = loaded.model_config.preprocessing
-        sample = images(source, pre, len(files))
-        answers = reference(loaded.model, loaded.model_config, "avg-probs", sample.pixels)
+        sample = read_images(source, pre, len(files))
+        answers = compute_reference(loaded.model, loaded.model_config, "avg-probs", sample.pixels)
         golden = read_golden({p.key: p.value for p in onnx.load(path).metadata_props}, pre.img_size)
         golden = golden._replace(logits=golden.logits + golden_off)
-        return verify_any_size(path, golden, answers, source, sample, pre, rounded=rounded)
+        return verify_dynamic_size(path, golden, answers, source, sample, pre, tolerance=tolerance)
 
     return run
 
 
-def test_whole_images_of_many_shapes_are_answered_as_by_the_model(make, prove):
-    found, relative, share = prove(make())
-    assert (found.num_images, found.top1_agreement, relative) == (len(SIZES), 100, None)
-    assert found.max_abs_diff < 0.01
-    assert share < 0.01
+def test_whole_images_of_many_shapes_are_answered_as_by_the_model(make, verify):
+    result = verify(make())
+    assert (result.num_verified, result.top1_agreement) == (len(SIZES), 100)
+    assert result.relative_diff is None
+    assert result.max_abs_diff < 0.01
+    fraction = float(re.match(r"Whole images: (\S+) % of the pixel values", result.remark)[1])
+    assert fraction < 1
 
 
 @pytest.mark.parametrize(
@@ -205,15 +212,15 @@ def test_whole_images_of_many_shapes_are_answered_as_by_the_model(make, prove):
     ],
     ids=["one pixel beside", "no antialiasing", "edges", "another cubic", "bilinear"],
 )
-def test_a_file_that_resizes_or_cuts_otherwise_is_caught(change, make, prove, monkeypatch):
+def test_a_file_that_resizes_or_crops_otherwise_fails(change, make, verify, monkeypatch):
     path = make(change, monkeypatch=monkeypatch)
     with pytest.raises(
-        ExportError, match=r"sees images otherwise than the model: values differ by up to \d+"
+        ExportError, match=r"preprocesses images unlike the model: pixel values differ by up to \d+"
     ):
-        prove(path)
+        verify(path)
 
 
-def test_a_network_that_looks_at_something_else_than_it_shows_is_caught(make, prove):
+def test_a_network_whose_input_is_not_the_output_called_seen_fails(make, verify):
     path = make()
     model = onnx.load(path)
     flip = helper.make_node("Gather", ["seen", "backwards"], ["swapped"], axis=3)
@@ -225,25 +232,25 @@ def test_a_network_that_looks_at_something_else_than_it_shows_is_caught(make, pr
     place = next(n for n, node in enumerate(model.graph.node) if "seen" in node.output)
     model.graph.node.insert(place + 1, flip)
     onnx.save(model, path)
-    with pytest.raises(ExportError, match=r"golden sample is answered"):
-        prove(path)
+    with pytest.raises(ExportError, match=r"fails its golden sample"):
+        verify(path)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 0.01), ("int8", 0.15)])
 def test_a_rounded_file_takes_whole_images_too(
-    precision, tolerance, make, prove, onnx_file, tmp_path
+    precision, tolerance, make, verify, onnx_file, tmp_path
 ):
     quantize_onnx(onnx_file, precision, tmp_path / "rounded.onnx")
-    found, relative, _ = prove(make(source=tmp_path / "rounded.onnx"), rounded=tolerance)
-    assert (found.num_images, found.top1_agreement) == (len(SIZES), 100)
-    assert 0 < relative < tolerance
+    result = verify(make(source=tmp_path / "rounded.onnx"), tolerance=tolerance)
+    assert (result.num_verified, result.top1_agreement) == (len(SIZES), 100)
+    assert 0 < result.relative_diff < tolerance
 
 
-def test_ribbons_are_not_proven_and_nothing_else_is_no_proof(make, prove):
+def test_elongated_images_are_left_out_and_nothing_else_is_refused(make, verify):
     path = make()
-    assert prove(path, sizes=((40, 30), (2, 300)))[0].num_images == 1
-    with pytest.raises(ExportError, match="too long"):
-        prove(path, sizes=((2, 300),))
+    assert verify(path, sizes=((40, 30), (2, 300))).num_verified == 1
+    with pytest.raises(ExportError, match="too elongated"):
+        verify(path, sizes=((2, 300),))
 
 
 def test_the_file_says_that_it_resizes_and_has_free_sides(make, onnx_file):
@@ -273,8 +280,8 @@ def test_the_golden_sample_is_an_image_that_the_file_resizes(make, onnx_file):
         {p.key: p.value for p in onnx.load(f).metadata_props} for f in (path, onnx_file)
     )
     sample = json.loads(said["golden_sample"])
-    pixels = any_size.enlarge(any_size.golden_tile(), 32)
-    logits = load(str(path))(pixels)[0][0]
+    pixels = golden_input(32)
+    logits = load_onnx(str(path))(pixels)[0][0]
     assert np.sqrt(np.mean((logits - sample["logits"]) ** 2)) <= sample["tolerance"] * np.std(
         sample["logits"]
     )
@@ -282,31 +289,22 @@ def test_the_golden_sample_is_an_image_that_the_file_resizes(make, onnx_file):
     assert np.sqrt(np.mean((logits - inside) ** 2)) > sample["tolerance"] * np.std(inside)
 
 
-def test_a_golden_sample_that_is_answered_otherwise_is_caught(make, prove):
+def test_a_golden_sample_that_is_answered_otherwise_is_caught(make, verify):
     off = np.linspace(-0.01, 0.01, 10, dtype=np.float32)
     with pytest.raises(
-        ExportError, match=r"golden sample is answered 0\.\d+ off, where 0\.001 is allowed"
+        ExportError,
+        match=r"fails its golden sample: logits differ by 0\.\d+ .* where 0\.001 is allowed",
     ):
-        prove(make(), golden_off=off)
+        verify(make(), golden_off=off)
 
 
 def test_the_file_runs_where_torch_pillow_and_deitctl_cannot_be_imported(
-    make, tmp_path, make_image
+    make, run_without, tmp_path, make_image
 ):
     (tmp_path / "in").mkdir()
     for number, size in enumerate(SIZES):
         np.save(tmp_path / "in" / f"{number:06d}.npy", np.asarray(make_image(*size)))
-    program = (
-        "import runpy, sys\n"
-        "sys.modules.update(dict.fromkeys(['torch', 'deitctl', 'timm', 'PIL']))\n"
-        "sys.argv = sys.argv[1:]\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
-    subprocess.run(
-        [sys.executable, "-I", "-c", program, PROGRAM, make(), "in", "out.npy"],
-        cwd=tmp_path,
-        check=True,
-    )
+    run_without(["torch", "deitctl", "timm", "PIL"], "onnx", make(), "in", "out.npy")
     assert np.load(tmp_path / "out.npy").shape == (2, len(SIZES), 10)
     assert np.load(tmp_path / "seen.npy").shape == (len(SIZES), 32, 32, 3)
 
@@ -320,15 +318,15 @@ def test_a_squashed_and_a_padded_image_reach_the_network_too(
     )
     inside = network(replace(loaded, model_config=model_config), "cls")
     export_onnx(
-        inside, model_config, metadata_of(inside, model_config, "onnx"), tmp_path / "m.onnx"
+        inside, model_config, collect_metadata(inside, model_config, "onnx"), tmp_path / "m.onnx"
     )
-    golden = reference(loaded.model, model_config, "cls", golden_view(model_config.preprocessing))[
-        0, 0
-    ]
-    take_any_size(tmp_path / "m.onnx", model_config.preprocessing, golden, tmp_path / "any.onnx")
+    golden = compute_reference(
+        loaded.model, model_config, "cls", golden_view(model_config.preprocessing)
+    )[0, 0]
+    make_dynamic(tmp_path / "m.onnx", model_config.preprocessing, golden, tmp_path / "dynamic.onnx")
     image = make_image(90, 47)
-    answer = load(str(tmp_path / "any.onnx"))(np.asarray(image)[None])
-    expected = reference(
-        loaded.model, model_config, "cls", wanted(image, model_config.preprocessing)[None]
+    answer = load_onnx(str(tmp_path / "dynamic.onnx"))(np.asarray(image)[None])
+    expected = compute_reference(
+        loaded.model, model_config, "cls", expected_pixels(image, model_config.preprocessing)[None]
     )
     np.testing.assert_allclose(answer[0], expected[0], atol=0.01)

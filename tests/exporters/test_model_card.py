@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from deitctl.exporters import FORMATS
-from deitctl.exporters.compare_outputs import Verification
-from deitctl.exporters.readme import UNKNOWN, History, is_untouched, readme
+from deitctl.exporters.compare import Verification
+from deitctl.exporters.formats import FORMATS
+from deitctl.exporters.model_card import UNKNOWN, History, is_unedited, make_model_card
 from deitctl.models.catalog import find
 from deitctl.models.model_config import ModelConfig, Preprocessing
 
@@ -37,14 +37,14 @@ RESULT = {
 
 
 def read_model_config(history: History, model_config: ModelConfig = MODEL_CONFIG) -> str:
-    return readme(
+    return make_model_card(
         model_config,
         history,
         title="pets",
         library="timm",
         usage="import timm\n",
         head="avg-logits",
-        found=Verification(50, 1.2e-6, 100.0, []),
+        verification=Verification(num_verified=50, max_abs_diff=1.2e-6, top1_agreement=100.0),
     )
 
 
@@ -54,11 +54,13 @@ def section(text: str, name: str) -> str:
 
 def test_a_run_states_its_data_recipe_and_figures():
     text = read_model_config(History(run=RUN, result=RESULT))
-    assert section(text, "Data") == "Trained on `pets`, 11,520 images seen in all."
-    assert "epochs = 8\nmean = [0.5, 1.0]" in section(text, "Recipe")
-    assert "| epoch 7 of 8 | 96.34 % | 99.70 % |" in section(text, "Figures")
-    assert "| `avg-logits` (as this folder does) | 96.34 % |" in section(text, "Figures")
-    assert "Its teacher, `teacher`, has 98.59 % top-1 there." in section(text, "Figures")
+    assert (
+        section(text, "Training data") == "Trained on `pets`, 11,520 training images seen in total."
+    )
+    assert "epochs = 8\nmean = [0.5, 1.0]" in section(text, "Training recipe")
+    assert "| epoch 7 of 8 | 96.34 % | 99.70 % |" in section(text, "Accuracy")
+    assert "| `avg-logits` (this folder) | 96.34 % |" in section(text, "Accuracy")
+    assert "The teacher, `teacher`, has 98.59 % top-1 on them." in section(text, "Accuracy")
     assert "on 50\nimages: logits differ by up to 1.2e-06" in section(text, "Export")
 
 
@@ -70,24 +72,29 @@ def test_nobodys_folders_are_published():
 
 def test_what_is_not_known_is_called_so():
     text = read_model_config(History())
-    assert [section(text, name) for name in ("Data", "Recipe", "Figures")] == [UNKNOWN] * 3
+    assert [section(text, name) for name in ("Training data", "Training recipe", "Accuracy")] == [
+        UNKNOWN
+    ] * 3
 
 
 def test_a_run_that_has_not_ended_has_no_figures():
-    assert section(read_model_config(History(run=RUN)), "Figures") == "None: the run has not ended."
+    assert (
+        section(read_model_config(History(run=RUN)), "Accuracy")
+        == "None yet: the run has not finished."
+    )
 
 
 def test_published_weights_are_named_with_their_published_figure():
     text = read_model_config(History(published=find("deit_tiny")))
-    assert "`timm/deit_tiny_patch16_224.fb_in1k`" in section(text, "Data")
+    assert "`timm/deit_tiny_patch16_224.fb_in1k`" in section(text, "Training data")
     assert (
-        section(text, "Figures")
-        == "Published top-1 on ImageNet: 72.19 %. It was not measured for this export."
+        section(text, "Accuracy")
+        == "Published top-1 on ImageNet: 72.19 %; not measured for this export."
     )
 
 
 def test_the_preprocessing_is_that_of_the_model_config():
-    assert "the short side to 248, cut the center of 224 x 224" in read_model_config(History())
+    assert "the short side to 248, crop the center 224 x 224" in read_model_config(History())
     squash = replace(
         MODEL_CONFIG, preprocessing=Preprocessing(img_size=32, crop_pct=1.0, crop_mode="squash")
     )
@@ -102,23 +109,23 @@ def test_many_classes_are_counted_and_names_are_no_markup():
         ),
     )
     assert section(text, "Classes").startswith("`<b>'x' # y</b>`, `0`")
-    assert section(text, "Classes").endswith("and 10 more; all are in config.json.")
+    assert section(text, "Classes").endswith("and 10 more; config.json lists them all.")
 
 
 @pytest.mark.parametrize(
     "result", [{"best": 3, "heads": [1]}, {"best": {"top1": "high"}, "teacher": {"name": None}}]
 )
 def test_a_result_file_of_somebody_else_is_no_traceback(result):
-    assert "## Figures" in read_model_config(History(run=RUN, result=result))
+    assert "## Accuracy" in read_model_config(History(run=RUN, result=result))
 
 
 def test_an_edited_text_is_known_from_an_untouched_one():
     text = read_model_config(History(run=RUN, result=RESULT))
-    assert is_untouched(text)
-    assert not is_untouched(text.replace("pets", "cats"))
-    assert not is_untouched(text + "More.\n")
-    assert not is_untouched("# My model\n")
-    assert not is_untouched("")
+    assert is_unedited(text)
+    assert not is_unedited(text.replace("pets", "cats"))
+    assert not is_unedited(text + "More.\n")
+    assert not is_unedited("# My model\n")
+    assert not is_unedited("")
 
 
 @pytest.mark.parametrize("name", [n for n, f in FORMATS.items() if f.usage])

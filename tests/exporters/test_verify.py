@@ -1,4 +1,4 @@
-"""What was exported is proven again, later: beside its model, beside another, or by its golden sample alone."""
+"""`verify` runs an export again: beside its model, beside another, or on its golden sample alone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch
 from deitctl.errors import ConfigError, ExportError, ModelError
 from deitctl.exporters.export import export
 from deitctl.exporters.golden import GOLDEN
-from deitctl.exporters.verify_again import verify_export
+from deitctl.exporters.verify import verify_export
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.introspect import describe_layers, pin_img_size
+from deitctl.records import to_object
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def exported(saved, tmp_path_factory):
         {"to": "torch"},
         {"to": "timm"},
     ):
-        export(str(run), count=2, **options)
+        export(str(run), num_images=2, **options)
     return run
 
 
@@ -46,25 +47,25 @@ def run(exported, tmp_path):
     ],
 )
 def test_an_export_in_its_run_is_compared_with_the_run(name, kind, quantize, run):
-    result = verify_export(str(run / "export" / name), count=4)
-    record = json.loads(json.dumps(result.to_dict()))
-    assert (record["format"], record["quantize"], record["verified_on"]) == (kind, quantize, 4)
-    assert record["golden"] <= record["golden_tolerance"]
+    result = verify_export(str(run / "export" / name), num_images=4)
+    record = json.loads(json.dumps(to_object(result)))
+    assert (record["format"], record["quantize"], record["num_verified"]) == (kind, quantize, 4)
+    assert record["golden_diff"] <= record["golden_tolerance"]
     assert record["top1_agreement"] == 100
     assert record["model"] is not None
 
 
 def test_elsewhere_the_golden_sample_is_looked_at_alone(run, tmp_path):
     moved = shutil.copy(run / "export" / "seven.onnx", tmp_path / "m.onnx")
-    record = verify_export(str(moved)).to_dict()
-    assert (record["model"], record["verified_on"], record["max_abs_diff"]) == (None, 0, None)
-    assert record["golden"] < 1e-3
+    record = to_object(verify_export(str(moved)))
+    assert (record["model"], record["num_verified"], record["max_abs_diff"]) == (None, 0, None)
+    assert record["golden_diff"] < 1e-3
 
 
 def test_a_folder_that_was_moved_is_not_its_own_model(run, tmp_path):
     moved = shutil.copytree(run / "export" / "seven-timm", tmp_path / "m")
-    record = verify_export(str(moved)).to_dict()
-    assert (record["model"], record["verified_on"]) == (None, 0)
+    record = to_object(verify_export(str(moved)))
+    assert (record["model"], record["num_verified"]) == (None, 0)
 
 
 def test_a_run_is_told_which_of_its_exports_can_be_named(run):
@@ -75,7 +76,7 @@ def test_a_run_is_told_which_of_its_exports_can_be_named(run):
 def test_images_without_a_model_are_refused_not_ignored(run, tmp_path, image_folder):
     moved = shutil.copy(run / "export" / "seven.onnx", tmp_path / "m.onnx")
     with pytest.raises(ConfigError, match="no model to compare.*--model"):
-        verify_export(str(moved), images_from=str(image_folder({"a": 2})))
+        verify_export(str(moved), verify_data=str(image_folder({"a": 2})))
 
 
 def test_a_model_that_is_named_is_compared_on_the_images_that_are_named(
@@ -83,8 +84,8 @@ def test_a_model_that_is_named_is_compared_on_the_images_that_are_named(
 ):
     moved = shutil.copy(run / "export" / "seven.onnx", tmp_path / "m.onnx")
     root = image_folder({"a": 3}) / "a"
-    record = verify_export(str(moved), images_from=str(root), model=str(run)).to_dict()
-    assert (record["model"], record["verified_on"]) == (str(run), 3)
+    record = to_object(verify_export(str(moved), verify_data=str(root), model=str(run)))
+    assert (record["model"], record["num_verified"]) == (str(run), 3)
 
 
 @pytest.mark.parametrize("name", ["seven.onnx", "seven-timm"])
@@ -102,7 +103,7 @@ def test_a_model_that_was_trained_on_is_another_model(name, run):
         describe_layers(loaded.model),
     )
     with pytest.raises(ExportError, match="disagrees with the model"):
-        verify_export(str(run / "export" / name), count=4)
+        verify_export(str(run / "export" / name), num_images=4)
 
 
 @pytest.mark.parametrize(
@@ -118,8 +119,8 @@ def test_another_preprocessing_is_named(change, says, run):
     config = json.loads((run / "config.json").read_text())
     change(config)
     (run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ExportError, match=f"was not made of .*: .*{says}"):
-        verify_export(str(run / "export" / "seven.onnx"), count=2)
+    with pytest.raises(ExportError, match=f"was not exported from .*: .*{says}"):
+        verify_export(str(run / "export" / "seven.onnx"), num_images=2)
 
 
 def test_weights_that_were_damaged_on_the_way_do_not_answer_the_golden_sample(run, tmp_path):
@@ -129,7 +130,7 @@ def test_weights_that_were_damaged_on_the_way_do_not_answer_the_golden_sample(ru
         onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight)[::-1].copy(), weight.name)
     )
     onnx.save(proto, tmp_path / "m.onnx")
-    with pytest.raises(ExportError, match="golden sample is answered"):
+    with pytest.raises(ExportError, match="fails its golden sample"):
         verify_export(str(tmp_path / "m.onnx"))
 
 
@@ -162,7 +163,7 @@ def test_accuracy_is_that_of_labels_that_the_model_knows(run, image_folder):
     """Of four black images one has the label that the model gives to black."""
     file = str(run / "export" / "seven.onnx")
     root = image_folder({"a": 2})
-    assert verify_export(file, images_from=str(root)).to_dict()["top1"] is None
+    assert verify_export(file, verify_data=str(root)).top1 is None
     from PIL import Image
 
     from deitctl.inference.classify import predict
@@ -174,5 +175,5 @@ def test_accuracy_is_that_of_labels_that_the_model_knows(run, image_folder):
     for number, label in enumerate(labels):
         (root / "of" / label).mkdir(parents=True)
         shutil.copy(root / "black.png", root / "of" / label / f"{number}.png")
-    record = verify_export(file, images_from=str(root / "of")).to_dict()
+    record = to_object(verify_export(file, verify_data=str(root / "of")))
     assert (record["top1"], record["model_top1"]) == (25, 25)
