@@ -3,20 +3,18 @@
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/export_formats.py MODEL DATA [--weights FILE] [--img-size S]
         [--calibrate DATA] [--count 200] [--rounds 9] [--formats NAME...]
 
-Every format whose packages are installed is written and proved on the images as `export` does it. Then all of them, and
-PyTorch eager, answer in this one process by the `load` of their programs, with one number of threads, and take turns. Speed
+Every format whose packages are installed is written and verified on the images as `export` does it. Then all of them, and
+PyTorch eager, run in this one process by the loaders of runner.py, with one number of threads, and take turns. Speed
 is the median of eager's seconds over the median of the format's, for one image and for sixteen: seconds of the CPU,
-which others on the machine lengthen least. Differences are those of the proof: the largest of a logit or a probability,
-and for rounded files, in brackets, the RMS difference of the logits relative to their spread. `openvino, own precision`
-is the fp32 folder without the hint that the program sets. The figures are in docs/export.md.
+which others on the machine lengthen least. Differences are those of the verification: the largest of a logit or a probability,
+and for quantized files, in brackets, the RMS difference of the logits relative to their spread. `openvino, own precision`
+is the fp32 folder without the hint that the loader sets. The figures are in docs/export.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.metadata
-import runpy
 import statistics
 import tempfile
 import time
@@ -30,21 +28,25 @@ import torch
 
 from deitctl.errors import ExportError
 from deitctl.events import SilentReporter
-from deitctl.exporters import FORMATS, Format
-from deitctl.exporters.compare_outputs import (
-    Images,
+from deitctl.exporters import runner
+from deitctl.exporters.compare import (
     Verification,
-    images,
+    compare,
+    compare_quantized,
     measure,
-    reference,
-    verify,
+    run_on_pixels,
 )
-from deitctl.exporters.destination import size
-from deitctl.exporters.metadata import metadata_of
+from deitctl.exporters.destination import count_bytes
+from deitctl.exporters.formats import FORMATS, Format
+from deitctl.exporters.metadata import collect_metadata
 from deitctl.exporters.network import ExportedClassifier, quietly
 from deitctl.exporters.quantize import PRECISIONS
-from deitctl.exporters.verification import open_images
-from deitctl.exporters.verify_rounded import verify_rounded
+from deitctl.exporters.verification_images import (
+    Images,
+    compute_reference,
+    open_images,
+    read_images,
+)
 from deitctl.models.factory import LoadedModel, load_model
 from deitctl.models.heads import choose_head
 
@@ -55,18 +57,17 @@ SIZES = (1, 16)
 
 @dataclass(frozen=True)
 class Row:
-    """A written format and its proof, if it can be had here."""
+    """A written format and its verification, if it can run here."""
 
     kind: Format
     path: Path
-    found: Verification | None = None
-    relative: float | None = None
+    verification: Verification | None = None
 
 
 def export_all(
     loaded: LoadedModel, sample: Images, calibration: Any, folder: Path, formats: list[str]
 ) -> dict[str, Row]:
-    """Write and prove all that is installed, by name; what is not, or does not pass, is a line."""
+    """Write and verify every installed format, by name; one that is not, or fails, is a line."""
     rows: dict[str, Row] = {}
     for name in formats:
         try:
@@ -85,24 +86,26 @@ def export_one(
     head = choose_head(kind.head or "auto", model_config.head, loaded.model)
     path = folder / f"model{kind.suffix}"
     network = ExportedClassifier(loaded.model, model_config, head)
-    if kind.provide is not None:
-        kind.provide("", SilentReporter())
-    kind.write(network, model_config, metadata_of(network, model_config, name), path)
+    if kind.provide_runtime is not None:
+        kind.provide_runtime("", SilentReporter())
+    kind.write(network, model_config, collect_metadata(network, model_config, name), path)
     if not kind.runs_here:
         return {name: Row(kind, path)}
-    wanted = reference(loaded.model, model_config, head, sample.pixels)
-    found = verify(path, kind.program_file, wanted, sample, tolerance=kind.tolerance)
-    rows = {f"{name} fp32" if kind.precisions else name: Row(kind, path, found)}
-    for precision in (
-        () if kind.model else kind.precisions
-    ):  # a page's network is ONNX's, and rounded like it
+    expected = compute_reference(loaded.model, model_config, head, sample.pixels)
+    outputs = run_on_pixels(name, path, sample.pixels)
+    verification = compare(outputs, expected, sample.names, kind.tolerance)
+    rows = {f"{name} fp32" if kind.precisions else name: Row(kind, path, verification)}
+    if kind.model_file:  # a page's network is ONNX's, and quantized like it
+        return rows
+    for precision in kind.precisions:
         assert kind.quantize is not None
         if PRECISIONS[precision].calibrated and calibration is None:
             continue
         other, tolerance = folder / f"{precision}{kind.suffix}", PRECISIONS[precision].tolerance
         kind.quantize(path, precision, other, calibration)
-        proof = verify_rounded(other, kind.program_file, wanted, sample, tolerance=tolerance)
-        rows[f"{name} {precision}"] = Row(kind, other, *proof)
+        outputs = run_on_pixels(name, other, sample.pixels)
+        verification = compare_quantized(outputs, expected, sample.names, tolerance)
+        rows[f"{name} {precision}"] = Row(kind, other, verification)
     return rows
 
 
@@ -121,28 +124,18 @@ def eager(loaded: LoadedModel) -> Answer:
     return answer
 
 
-def as_many_threads_as_torch() -> None:
-    """Give onnxruntime, which else takes one a core of the machine and lets them wait busily, what the others have."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    onnxruntime.InferenceSession = functools.partial(
-        onnxruntime.InferenceSession, sess_options=options
-    )
-
-
 def openers(rows: dict[str, Row]) -> dict[str, Answer]:
     """Open everything that can be run here."""
-    as_many_threads_as_torch()
+    # onnxruntime else takes a thread a core of the machine, and lets them wait busily
+    threads = {"threads": torch.get_num_threads()}
     answers = {}
     for title, row in rows.items():
-        if row.found is not None:
+        if row.verification is not None:
             with quietly():
-                load = runpy.run_path(str(row.kind.program_file))["load"]
-                answers[title] = load(str(row.path))
+                options = threads if row.kind.name in ("onnx", "web") else {}
+                answers[title] = runner.LOADERS[row.kind.name](str(row.path), **options)
                 if title == "openvino fp32":
-                    answers["openvino, own precision"] = load(str(row.path), {})
+                    answers["openvino, own precision"] = runner.load_openvino(str(row.path), {})
     return answers
 
 
@@ -159,13 +152,13 @@ def seconds(answers: dict[str, Answer], batch: Any, rounds: int) -> dict[str, fl
     }  # the first answers allocate
 
 
-def unproved(answer: Answer, loaded: LoadedModel, sample: Images) -> Verification:
-    """Say how far answers that no proof has seen are from the model's."""
+def measure_unverified(answer: Answer, loaded: LoadedModel, sample: Images) -> Verification:
+    """Return how far outputs that were not verified are from the model's."""
     head = choose_head("auto", loaded.model_config.head, loaded.model)
-    wanted = reference(loaded.model, loaded.model_config, head, sample.pixels)
+    expected = compute_reference(loaded.model, loaded.model_config, head, sample.pixels)
     batches = np.array_split(sample.pixels, range(16, len(sample.pixels), 16))
     return measure(
-        np.concatenate([answer(batch) for batch in batches], axis=1), wanted, sample.names
+        np.concatenate([answer(batch) for batch in batches], axis=1), expected, sample.names
     )
 
 
@@ -185,10 +178,13 @@ def main() -> None:
     loaded = load_model(
         options.model, weights=options.weights, img_size=options.img_size, reporter=quiet
     )
-    dataset, pre = open_images(options.model, options.data, quiet), loaded.model_config.preprocessing
-    sample = images(dataset, pre, options.count)
+    dataset, pre = (
+        open_images(options.model, options.data, quiet),
+        loaded.model_config.preprocessing,
+    )
+    sample = read_images(dataset, pre, options.count)
     calibration = (
-        images(open_images("", options.calibrate, quiet), pre, 128).pixels
+        read_images(open_images("", options.calibrate, quiet), pre, 128).pixels
         if options.calibrate
         else None
     )
@@ -199,10 +195,12 @@ def main() -> None:
             n: seconds(answers, sample.pixels[:n], options.rounds * (3 if n == 1 else 1))
             for n in SIZES
         }
-        sizes = {title: f"{size(row.path):,}" for title, row in rows.items()}
+        sizes = {title: f"{count_bytes(row.path):,}" for title, row in rows.items()}
         for title in answers.keys() & {"openvino, own precision"}:
             rows[title] = Row(
-                FORMATS["openvino"], Path(folder), unproved(answers[title], loaded, sample)
+                FORMATS["openvino"],
+                Path(folder),
+                measure_unverified(answers[title], loaded, sample),
             )
     print_table(rows, sizes, speed)
 
@@ -219,12 +217,13 @@ def print_table(
         "| | bytes | largest difference | same first class | speed, 1 image | speed, 16 |\n|---|---|---|---|---|---|"
     )
     for title, row in rows.items():
-        off, same = "not proved here", ""
-        if row.found is not None:
-            off = f"{row.found.max_abs_diff:.1e}" + (
-                f" ({row.relative:.1g})" if row.relative else ""
-            )
-            same = f"{round(row.found.top1_agreement * row.found.num_images / 100)} of {row.found.num_images}"
+        off, same = "not verified here", ""
+        if (verification := row.verification) is not None:
+            num = verification.num_verified
+            off = f"{verification.max_abs_diff:.1e}"
+            if verification.relative_diff:
+                off += f" ({verification.relative_diff:.1g})"
+            same = f"{round(verification.top1_agreement * num / 100)} of {num}"
         fast = " | ".join(
             f"{base[n] / speed[n][title]:.2f}" if title in speed[n] else "" for n in SIZES
         )

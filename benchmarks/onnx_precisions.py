@@ -7,7 +7,7 @@ are called fp16 and int8; the others are what it could make: arithmetic in fp16,
 embedding too, heads or layers left in fp32, and static quantization (QDQ) whose ranges come from images of
 `--calibrate`. Each file answers all images, sixteen at a time. Accuracy is of all the classes that the model has;
 agreement is with fp32; `off` is the RMS difference of the logits relative to their spread, as in
-`exporters/verify_rounded.py`; `company` is that difference between an image alone and among fifteen others; `gap` is how
+`exporters/compare.py`; `company` is that difference between an image alone and among fifteen others; `gap` is how
 far apart, in RMS differences, the two best classes of those images were whose first class changed, at most. Speed is
 that of fp32 over that of the file, the median over rounds in which all files take turns, for 1 and for 16 images.
 
@@ -56,12 +56,11 @@ from onnxruntime.quantization import (
 from deitctl.data.classes import find_class, match_classes
 from deitctl.data.dataset import ImageDataset
 from deitctl.events import SilentReporter
-from deitctl.exporters.compare_outputs import Images, images
-from deitctl.exporters.metadata import metadata_of
+from deitctl.exporters.metadata import collect_metadata
 from deitctl.exporters.network import ExportedClassifier, quietly
 from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.quantize import quantize_onnx
-from deitctl.exporters.verification import open_images
+from deitctl.exporters.verification_images import Images, open_images, read_images
 from deitctl.models.factory import load_model
 from deitctl.models.model_config import ModelConfig
 
@@ -210,14 +209,14 @@ def main() -> None:
     quiet = SilentReporter()
     loaded = load_model(options.model, weights=options.weights, reporter=quiet)
     model_config, head = loaded.model_config, loaded.model_config.head or "cls"
-    calibration = images(
+    calibration = read_images(
         open_images("", options.calibrate, quiet), model_config.preprocessing, 64
     ).pixels
     with tempfile.TemporaryDirectory() as folder:
         files = {"fp32": Path(folder) / "fp32.onnx"}
         network = ExportedClassifier(loaded.model, model_config, head)
         export_onnx(
-            network, model_config, metadata_of(network, model_config, "onnx"), files["fp32"]
+            network, model_config, collect_metadata(network, model_config, "onnx"), files["fp32"]
         )
         for number, (name, write) in enumerate(variants(files["fp32"], calibration).items()):
             files[name] = Path(folder) / f"{number}.onnx"
@@ -235,7 +234,7 @@ def main() -> None:
             )
         for data in options.data:
             dataset = open_images("", data, quiet)
-            sample = images(dataset, model_config.preprocessing, options.count)
+            sample = read_images(dataset, model_config.preprocessing, options.count)
             compare(sessions, sample, truth(model_config, dataset, sample), data)
 
 

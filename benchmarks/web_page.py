@@ -38,27 +38,27 @@ from typing import Any
 import numpy as np
 import torch
 
+from deitctl.data.batch_transforms import normalize
 from deitctl.data.decode import read_image
 from deitctl.data.eval_transform import eval_transform
-from deitctl.data.batch_transforms import normalize
 from deitctl.events import SilentReporter
 from deitctl.explanation.attention import attend
-from deitctl.exporters.compare_outputs import reference
 from deitctl.exporters.export import export
+from deitctl.exporters.verification_images import compute_reference
 from deitctl.inference.inputs import expand
 from deitctl.inference.onnx_classifier import load_onnx_classifier
 from deitctl.models.factory import load_model
 from deitctl.models.heads import choose_head
 from deitctl.models.vit import VisionTransformer
 
-LISTEN = """
-window.heard = [];
+RECORD_RESULTS = """
+window.results = [];
 window.Worker = class extends Worker {
   constructor(...args) {
     super(...args);
     this.addEventListener("message", ({ data }) => {
       if (data.kind === "ready") window.loaded = data.milliseconds;
-      if (data.kind === "answer") heard.push({
+      if (data.kind === "result") results.push({
         view: btoa(Array.from(data.view, (v) => String.fromCharCode(v)).join("")), probabilities: [...data.probabilities],
         attention: data.attention && [...data.attention.data], milliseconds: data.milliseconds,
       });
@@ -85,9 +85,9 @@ TAKE_TURNS = """(async () => {
   const blob = await (await fetch("/image")).blob();
   const open = (folder) => new Promise((resolve, reject) => {
     const worker = new Worker(`/${folder}/worker.js`, { type: "module" });
-    worker.onmessage = ({ data }) => data.kind === "ready" ? resolve(worker) : data.kind === "broken" && reject(data.why);
+    worker.onmessage = ({ data }) => data.kind === "ready" ? resolve(worker) : data.kind === "broken" && reject(data.reason);
   });
-  const ask = (worker) => new Promise((resolve) => {
+  const classify = (worker) => new Promise((resolve) => {
     worker.onmessage = ({ data }) => resolve(data.milliseconds);
     worker.postMessage({ id: 0, blob });
   });
@@ -96,7 +96,7 @@ TAKE_TURNS = """(async () => {
   const rounds = [];
   for (let turn = 0; turn < %d; turn++) {
     rounds.push([]);
-    for (const worker of workers) rounds.at(-1).push(await ask(worker));
+    for (const worker of workers) rounds.at(-1).push(await classify(worker));
   }
   return rounds;
 })()"""
@@ -116,7 +116,7 @@ def take_turns(root: Path, pages: list[str], image: Path) -> list[list[dict[str,
         return tab.js(TAKE_TURNS % (json.dumps(pages), TURNS))[2:]
 
 
-def ask(page: Path, images: list[Path], shots: str) -> tuple[list[dict[str, Any]], float]:
+def classify(page: Path, images: list[Path], shots: str) -> tuple[list[dict[str, Any]], float]:
     """Choose images on the page, and return what its worker says of each, and the seconds until it was ready."""
     driver = chromium()
     with (
@@ -124,7 +124,7 @@ def ask(page: Path, images: list[Path], shots: str) -> tuple[list[dict[str, Any]
         driver.serve(page) as (url, asked),
         driver.browser(Path(folder) / "profile") as tab,
     ):
-        tab.send("Page.addScriptToEvaluateOnNewDocument", source=LISTEN)
+        tab.send("Page.addScriptToEvaluateOnNewDocument", source=RECORD_RESULTS)
         start = time.perf_counter()
         tab.open(url)
         tab.wait("document.body.dataset.state !== 'loading'")
@@ -132,7 +132,7 @@ def ask(page: Path, images: list[Path], shots: str) -> tuple[list[dict[str, Any]
         tab.choose("#files", images)
         while tab.js("document.querySelectorAll('#results [data-state=waiting]').length"):
             time.sleep(0.2)
-        said = tab.js("heard")
+        said = tab.js("results")
         if shots:
             take_shots(tab, Path(shots))
         assert tab.complaints == [], tab.complaints
@@ -185,7 +185,7 @@ def main() -> None:
         loaded.model_config.preprocessing,
     )
     views = np.stack([eval_transform(read_image(path), pre) for path in paths])
-    wanted = reference(
+    wanted = compute_reference(
         loaded.model, loaded.model_config, head, np.ascontiguousarray(views.transpose(0, 2, 3, 1))
     )[1]
 
@@ -198,20 +198,20 @@ def main() -> None:
                 to="web",
                 weights=args.weights,
                 output=str(Path(folder) / "fp32"),
-                verify_with=args.images[0],
-                count=2,
+                verify_data=args.images[0],
+                num_images=2,
             )
         export(
             args.model,
             to="web",
             weights=args.weights,
             output=str(page),
-            verify_with=args.images[0],
-            count=8,
+            verify_data=args.images[0],
+            num_images=8,
             quantize=args.quantize,
         )
         size = {p.name: p.stat().st_size for p in page.iterdir()}
-        said, ready = ask(page, paths, args.shots)
+        said, ready = classify(page, paths, args.shots)
         how = {"weights": "", "head": "auto", "img_size": 0, "device": "auto", "precision": "auto"}
         classifier = load_onnx_classifier(str(page / "model.onnx"), **how)
         alone = np.concatenate([classifier.scores(view[None]) for view in views])

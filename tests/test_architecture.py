@@ -37,7 +37,7 @@ FILES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 CHILD_PROGRAMS = {
-    name for name in FILES if name.startswith("deitctl.exporters.run_")
+    name for name in FILES if name == "deitctl.exporters.runner"
 }  # run on their own, talk by stdout
 
 
@@ -191,7 +191,7 @@ def test_the_lowest_floor_starts_without_torch():
 def test_prediction_starts_without_torch():
     """Only `inference.torch_classifier` imports it, when a model needs it: an ONNX file does not."""
     code = (
-        "import sys, deitctl.inference.classify, deitctl.inference.onnx_classifier, deitctl.inference.predict, deitctl.data.eval_transform;"
+        "import sys, deitctl.inference.classifier, deitctl.inference.onnx_classifier, deitctl.data.eval_transform;"
         "sys.exit(bool({'torch', 'safetensors', 'onnxruntime', 'rich'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -69,9 +69,9 @@ def prepare_input(session: Any, pixels: Any) -> tuple[str, Any]:
     return image.name, images.transpose(0, 3, 1, 2)
 
 
-def load_web(path: str) -> Network:
+def load_web(path: str, *, threads: int = 0) -> Network:
     """Open a page's network; where it outputs attention, that is checked too."""
-    session = open_onnx(f"{path}/model.onnx")
+    session = open_onnx(f"{path}/model.onnx", threads=threads)
 
     def run(pixels: Any) -> Any:
         logits, probabilities, *attention = session.run(None, {"pixels": pixels})
@@ -201,7 +201,7 @@ def open_transformers(path: str) -> tuple[Any, Any]:
     return transformers, transformers.AutoModelForImageClassification.from_pretrained(path).eval()
 
 
-LOADERS: dict[str, Callable[[str], Network]] = {
+LOADERS: dict[str, Callable[..., Network]] = {
     "onnx": load_onnx,
     "torch": load_torch,
     "timm": load_timm,
