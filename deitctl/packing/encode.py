@@ -1,4 +1,4 @@
-"""What of each image goes into a pack: its bytes as they are, a smaller JPEG, or bare pixels."""
+"""Encoding of images for a pack: the file as it is, a smaller JPEG, or bare pixels."""
 
 from __future__ import annotations
 
@@ -15,96 +15,98 @@ from typing import NamedTuple
 from PIL import Image
 
 from deitctl.checks.image_info import JoinedImages, resolve_workers
-from deitctl.data.readers.digits import ArrayDataset
 from deitctl.data.dataset import ImageDataset, Subset
 from deitctl.data.decode import MAX_BYTES, decode
 from deitctl.data.eval_transform import get_resized_size
 from deitctl.data.loader import ignore_signals
+from deitctl.data.readers.digits import ArrayDataset
 from deitctl.errors import DataError
 
 QUALITY = 90
 """Of a JPEG, in libjpeg's scale."""
 SUBSAMPLING = "4:4:4"
-"""Color is kept at full size: a quarter of it saves a sixth of the bytes, and moves the answers of a network more than
-a quality of 85 does (docs/data.md)."""
+"""Color at full size: a quarter of it saves a sixth of the bytes, and changes a network's logits more than a quality of
+85 does (docs/data.md)."""
 FILTER = Image.Resampling.BICUBIC
 """As in evaluation, so that evaluating at the size of the pack resizes once, and in the same way."""
-
 CHUNK = 8
 """Images that a process takes at a time."""
-LESS = "Pack with fewer processes: --workers 0"
 
 
 @dataclass(frozen=True)
-class Form:
-    """In which form images are kept; as they are, if nothing is said."""
+class Encoding:
+    """How images are stored; by default files are copied."""
 
     max_size: int = 0
-    """Pixels of the short side above which an image is made smaller; 0: none is."""
+    """Short side in pixels above which an image becomes a smaller JPEG; 0: none does."""
     raw: bool = False
-    """Whether pixels are kept and no JPEG, so that nothing is to be decoded."""
+    """Store pixels, which need no decoding."""
 
     @property
-    def as_it_is(self) -> bool:
+    def copies_files(self) -> bool:
         """Whether no image needs to be decoded."""
         return not self.max_size and not self.raw
 
 
-class Kept(NamedTuple):
-    """An image on its way into a pack."""
+class EncodedImage(NamedTuple):
+    """An image as it is stored in a pack."""
 
     data: bytes
     digest: int
-    """Of the bytes where it comes from; 0 if they cannot be read."""
-    before: int
-    """How many those are."""
+    """Of the source's bytes, 0 if they cannot be read."""
+    source_bytes: int
     encoded: bool = False
-    """Whether `data` is anything else than they are."""
-    why: str = ""
-    """What is wrong with it; it is kept as it is."""
+    """Whether `data` differs from the source's bytes."""
+    error: str = ""
+    """Why it could not be read or decoded; a damaged image is copied."""
 
 
-def digest_of(data: bytes) -> int:
+def compute_digest(data: bytes) -> int:
     """Return 64 bits of BLAKE2b, never 0."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
 
 
-def keep(dataset: ImageDataset, index: int, form: Form) -> Kept:
-    """Read an image, and bring it into the form; never raises for what is wrong with it.
+def encode_image(dataset: ImageDataset, index: int, encoding: Encoding) -> EncodedImage:
+    """Read an image and encode it; never raises for an unreadable or damaged one.
 
-    What cannot be read has no bytes, and what is damaged keeps its own, so that a pack has every image of its source
-    under its number.
+    An unreadable image has no bytes and a damaged one its own, so that a pack has every image under its index.
     """
     try:
         data = dataset.read_bytes(index)
     except DataError as error:
-        return Kept(b"", 0, 0, why=str(error))
-    digest = digest_of(data)
-    if _in_memory(dataset):
-        return Kept(_ppm(dataset.read(index)), digest, len(data), encoded=True)
+        return EncodedImage(b"", 0, 0, error=str(error))
+    digest = compute_digest(data)
+    if _is_array(dataset):
+        return EncodedImage(_to_ppm(dataset.read(index)), digest, len(data), encoded=True)
+    encoded = None
     try:
-        other = None if form.as_it_is else _encode(decode(data, dataset.name(index)), form)
+        if not encoding.copies_files:
+            encoded = _encode(decode(data, dataset.name(index)), encoding)
     except DataError as error:
-        return Kept(data, digest, len(data), why=str(error))
-    if other is None or len(other) > MAX_BYTES or (not form.raw and len(other) >= len(data)):
-        return Kept(data, digest, len(data))
-    return Kept(other, digest, len(data), encoded=other != data)
+        return EncodedImage(data, digest, len(data), error=str(error))
+    # a JPEG that would be larger than the file is not worth its loss
+    too_large = encoded is not None and (
+        len(encoded) > MAX_BYTES or (not encoding.raw and len(encoded) >= len(data))
+    )
+    if encoded is None or too_large:
+        return EncodedImage(data, digest, len(data))
+    return EncodedImage(encoded, digest, len(data), encoded=encoded != data)
 
 
-def _in_memory(dataset: ImageDataset) -> bool:
-    """Say whether the images are in no files, so that their bytes say nothing without their shape."""
+def _is_array(dataset: ImageDataset) -> bool:
+    """Return whether the images are in no files, so that their bytes mean nothing without a shape."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     return isinstance(dataset, ArrayDataset)
 
 
-def _encode(image: Image.Image, form: Form) -> bytes | None:
-    """Return an upright RGB image in a form; None where it is small enough as it is."""
-    large = 0 < form.max_size < min(image.size)
+def _encode(image: Image.Image, encoding: Encoding) -> bytes | None:
+    """Encode an upright RGB image; None where it is small enough to be copied."""
+    large = 0 < encoding.max_size < min(image.size)
     if large:
-        image = image.resize(get_resized_size(*image.size, form.max_size), FILTER)
-    if form.raw:
-        return _ppm(image)
+        image = image.resize(get_resized_size(*image.size, encoding.max_size), FILTER)
+    if encoding.raw:
+        return _to_ppm(image)
     if not large:
         return None
     buffer = io.BytesIO()
@@ -112,66 +114,80 @@ def _encode(image: Image.Image, form: Form) -> bytes | None:
     return buffer.getvalue()
 
 
-def _ppm(image: Image.Image) -> bytes:
-    """Return an RGB image as the plainest file there is: its size, and its pixels."""
+def _to_ppm(image: Image.Image) -> bytes:
+    """Return an RGB image as a PPM file: its size, and its pixels."""
     return b"P6\n%d %d\n255\n" % image.size + image.tobytes()
 
 
-def keep_all(datasets: Sequence[ImageDataset], form: Form, workers: int) -> Generator[Kept]:
-    """Yield all images of several sources in a form, in order, the same whatever the number of processes.
+def encode_images(
+    datasets: Sequence[ImageDataset], encoding: Encoding, workers: int
+) -> Generator[EncodedImage]:
+    """Yield all images of several data sets in order, the same with any number of processes.
 
-    `workers` is as in `processes`; copying needs none, as the disk is what it waits for. Close it to end the processes
-    before the last image.
+    Closing the generator ends the processes before the last image.
+
+    Args:
+        datasets: the images.
+        encoding: of each.
+        workers: as for `resolve_workers`, but -1 is 0 for copying, which waits for the disk.
 
     Raises:
         DataError: a process died.
     """
     images = JoinedImages(datasets)
-    count = 0 if workers < 0 and form.as_it_is else resolve_workers(workers, len(images))
+    count = 0 if workers < 0 and encoding.copies_files else resolve_workers(workers, len(images))
     if not count:
-        yield from (keep(*images.locate(index), form) for index in range(len(images)))
+        yield from (encode_image(*images.locate(n), encoding) for n in range(len(images)))
         return
-    with _working(images, form, count) as ends:
+    with _start_processes(images, encoding, count) as ends:
         for end, _ in zip(cycle(ends), range(0, len(images), CHUNK), strict=False):
             try:
-                chunk: list[Kept] = end.recv()
+                chunk: list[EncodedImage] = end.recv()
             except (EOFError, OSError) as error:
                 raise DataError(
-                    "A process that decodes died, most often for want of memory.", LESS
+                    "A decoding process died, most often because memory ran out.",
+                    "Use fewer processes: --workers 0",
                 ) from error
             yield from chunk
 
 
 @contextmanager
-def _working(images: JoinedImages, form: Form, count: int) -> Iterator[list[Connection]]:
-    """Have processes take chunks of images in turn, each with a pipe of its own, and end them at the end."""
-    started, ends = [], []
+def _start_processes(
+    images: JoinedImages, encoding: Encoding, count: int
+) -> Iterator[list[Connection]]:
+    """Have processes encode chunks of images in turn, each into a pipe of its own; kill them at the end."""
+    processes, ends = [], []
     try:
         for number in range(count):
             ours, theirs = Pipe(duplex=False)
-            process = Process(
-                target=_work, args=(ours, theirs, images, form, number, count), daemon=True
-            )
+            arguments = (ours, theirs, images, encoding, number, count)
+            process = Process(target=_send_chunks, args=arguments, daemon=True)
             process.start()
             theirs.close()
-            started.append(process)
+            processes.append(process)
             ends.append(ours)
         yield ends
     finally:
-        for process in started:
+        for process in processes:
             process.kill()
             process.join()
 
 
-def _work(
-    parents: Connection, end: Connection, images: JoinedImages, form: Form, number: int, count: int
+def _send_chunks(
+    parents: Connection,
+    end: Connection,
+    images: JoinedImages,
+    encoding: Encoding,
+    number: int,
+    count: int,
 ) -> None:
-    """Send every `count`-th chunk from `number` on, as fast as they are taken; end when nobody takes them any more."""
+    """Send every `count`-th chunk from `number` on, as fast as they are received."""
     ignore_signals(number)
-    parents.close()  # a copy of it, with which this process would wait for itself when the parent is gone
+    # an open copy of the parent's end would make this process wait for itself when the parent is gone
+    parents.close()
     for first in range(number * CHUNK, len(images), count * CHUNK):
         chunk = range(first, min(first + CHUNK, len(images)))
         try:
-            end.send([keep(*images.locate(index), form) for index in chunk])
-        except OSError:
+            end.send([encode_image(*images.locate(index), encoding) for index in chunk])
+        except OSError:  # nobody receives any more
             return

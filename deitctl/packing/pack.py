@@ -1,4 +1,4 @@
-"""Put a data set into one file that every command reads as DATA, and check such a file against what it was made of."""
+"""Packing: write a data set into one file that every command reads as DATA, and verify such a file against its data."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from deitctl.checks.check import SplitSize
+from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import FileDataset, ImageDataset
-from deitctl.data.readers.tar import TarDataset
 from deitctl.data.index import Listing
 from deitctl.data.open import DatasetSplits, open_dataset
 from deitctl.data.readers.pack import SUFFIX, PackDataset, is_pack, open_pack, write_pack
-from deitctl.data.arrays import StringArray
+from deitctl.data.readers.tar import TarDataset
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter, SilentReporter, track
-from deitctl.packing.encode import Form, Kept, digest_of, keep_all
+from deitctl.packing.encode import EncodedImage, Encoding, compute_digest, encode_images
 from deitctl.paths import open_atomic, require_writable
 
-EXAMPLES = 20
-"""Differences that are told one by one."""
-GLANCE = 8
-"""Side to which images are brought that are held against each other."""
-ALIKE = 4.0
-"""Levels that they may differ by in the mean; 84 photographs encoded at 160 pixels differed by 0.3, from others by 31."""
+NUM_EXAMPLES = 20
+COMPARED_SIDE = 8
+"""To which images are resized for a comparison."""
+MAX_DIFFERENCE = 4.0
+"""Mean gray levels; 84 photographs encoded at 160 pixels differed by 0.3 from themselves, by 31 from others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,60 +38,39 @@ class PackResult:
     """A pack that was written."""
 
     path: Path
+    """The pack."""
     data: str
-    parts: Mapping[str, Mapping[str, int]]
-    """Images and classes of each part: train, val or all."""
-    copied: int
-    """Images whose bytes are as they were, the unreadable ones among them."""
-    encoded: int
-    """Images that are stored in another form."""
+    """What was packed."""
+    splits: dict[str, SplitSize]
+    """By name: train, val, or all of a data set without splits."""
+    num_copied: int
+    """Images stored as the bytes of their files, unreadable ones included."""
+    num_encoded: int
+    """Images stored in another form."""
     unreadable: tuple[str, ...]
-    """What is wrong with each image that could not be read, or had to be decoded and could not be."""
-    bytes_before: int
-    """Of all images where they come from."""
-    bytes_after: int
+    """Why each image could not be read, or not be decoded where it had to be."""
+    source_bytes: int
+    """Of all images' files."""
+    bytes: int
     """Of the pack."""
     seconds: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record that `--format json` prints."""
-        return {
-            "path": str(self.path),
-            "data": self.data,
-            "parts": {name: dict(p) for name, p in self.parts.items()},
-            "images": self.copied + self.encoded,
-            "copied": self.copied,
-            "encoded": self.encoded,
-            "unreadable": list(self.unreadable),
-            "bytes_before": self.bytes_before,
-            "bytes_after": self.bytes_after,
-            "seconds": round(self.seconds, 2),
-        }
-
 
 @dataclass(frozen=True, kw_only=True)
-class PackCheck:
-    """A pack beside the data that it should be of."""
+class PackVerification:
+    """The comparison of a pack with its data."""
 
     path: Path
+    """The pack."""
     data: str
+    """What it was compared with."""
     num_images: int
-    different: int
-    """Images, and whatever else is not the same."""
+    """In the pack."""
+    num_different: int
+    """Images, and splits, classes or orders, that differ."""
     examples: tuple[str, ...]
-    """The first of them, in words."""
+    """The first 20 differences."""
     seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record that `--format json` prints."""
-        return {
-            "path": str(self.path),
-            "data": self.data,
-            "num_images": self.num_images,
-            "different": self.different,
-            "examples": list(self.examples),
-            "seconds": round(self.seconds, 2),
-        }
 
 
 def pack(
@@ -103,220 +82,214 @@ def pack(
     workers: int = -1,
     reporter: Reporter | None = None,
 ) -> PackResult:
-    """Write the images of a data set, with their names, labels and parts, into one file.
+    """Write the images of a data set, with their names, labels and splits, into one file.
 
     Args:
         data: anything that `open_dataset` opens.
         out: the file, which must end in .pack; another pack there is replaced, nothing else is.
-        max_size: short side in pixels above which an image is made smaller and becomes a JPEG; 0: none is.
-        raw: keep pixels, which need no decoding.
-        workers: processes that decode and encode, 0 for none, -1 for one a core; they change nothing in the result.
-        reporter: told of progress.
+        max_size: short side in pixels above which an image becomes a smaller JPEG; 0: none does.
+        raw: store pixels, which need no decoding.
+        workers: processes that decode and encode, 0 for none, -1 for one a core; the result is the same.
+        reporter: shows progress.
 
     Raises:
         DataError: no such data, or `out` is something else.
         ConfigError: `out` does not end in .pack, or a size below 0.
         DiskError: the file cannot be written.
     """
-    reporter, start, path = (
-        reporter or SilentReporter(),
-        time.perf_counter(),
-        Path(out).expanduser(),
-    )
+    reporter, start = reporter or SilentReporter(), time.perf_counter()
+    path = Path(out).expanduser()
     if max_size < 0:
         raise ConfigError(f"max_size = {max_size}: an image has 1 pixel or more a side.")
-    _require_place(path, data)
-    found = open_dataset(data, reporter)
-    datasets = parts_of(found)
-    home = os.path.join(Path(found.name).parent, "")
-    parts = {name: Listing(_names(s, home), s.labels, s.class_names) for name, s in datasets.items()}
-    tally = _Tally()
-    count = sum(len(s.labels) for s in datasets.values())
-    images = keep_all([*datasets.values()], Form(max_size, raw), workers)
-    with open_atomic(path, "OUT") as file, closing(images) as kept:
-        size = write_pack(file, parts, tally.passing(track(kept, reporter, "pack", count)))
+    _check_path(path, data)
+    opened = open_dataset(data, reporter)
+    datasets, folder = _list_datasets(opened), _find_folder(opened)
+    listings = {
+        name: Listing(_list_names(dataset, folder), dataset.labels, dataset.class_names)
+        for name, dataset in datasets.items()
+    }
+    count = sum(len(dataset.labels) for dataset in datasets.values())
+    images = encode_images([*datasets.values()], Encoding(max_size, raw), workers)
+    source_bytes, num_encoded, unreadable = 0, 0, list[str]()
+
+    def count_images(images: Iterator[EncodedImage]) -> Iterator[tuple[bytes, int]]:
+        nonlocal source_bytes, num_encoded
+        for image in images:
+            source_bytes += image.source_bytes
+            num_encoded += image.encoded
+            if image.error:
+                unreadable.append(image.error)
+            yield image.data, image.digest
+
+    with open_atomic(path, "OUT") as file, closing(images):
+        tracked = track(images, reporter, "pack", count)
+        size = write_pack(file, listings, count_images(tracked))
     return PackResult(
         path=path,
-        data=found.name,
-        parts={
-            n or "all": {"images": len(s.labels), "classes": len(s.class_names)}
-            for n, s in datasets.items()
+        data=opened.name,
+        splits={
+            name or "all": SplitSize(
+                num_images=len(dataset.labels), num_classes=len(dataset.class_names)
+            )
+            for name, dataset in datasets.items()
         },
-        copied=count - tally.encoded,
-        encoded=tally.encoded,
-        unreadable=tuple(tally.unreadable),
-        bytes_before=tally.before,
-        bytes_after=size,
+        num_copied=count - num_encoded,
+        num_encoded=num_encoded,
+        unreadable=tuple(unreadable),
+        source_bytes=source_bytes,
+        bytes=size,
         seconds=time.perf_counter() - start,
     )
 
 
-def _require_place(path: Path, data: str) -> None:
+def _check_path(path: Path, data: str) -> None:
     if path.suffix != SUFFIX:
         raise ConfigError(
-            f"OUT {str(path)!r} must end in {SUFFIX}.", "That is how it is known for a pack."
+            f"OUT {str(path)!r} must end in {SUFFIX}.", "Its extension is how a pack is recognized."
         )
     if os.path.lexists(path) and not is_pack(path):
-        raise DataError(f"{path} is there and is not a pack.", "Name another OUT.")
-    if (
-        path.exists()
-        and Path(data).expanduser().exists()
-        and path.samefile(Path(data).expanduser())
-    ):
+        raise DataError(f"{path} exists and is not a pack.", "Name another OUT.")
+    source = Path(data).expanduser()
+    if path.exists() and source.exists() and path.samefile(source):
         raise DataError(f"{path} cannot be packed into itself.", "Name another OUT.")
     require_writable(path, "OUT")
 
 
-def parts_of(data: DatasetSplits) -> dict[str, ImageDataset]:
-    """Return the parts of a data set that have images by name; one without parts has the empty name."""
-    parts = {"train": data.train, "val": data.val, "": data.unsplit}
+def _list_datasets(data: DatasetSplits) -> dict[str, ImageDataset]:
+    """Return the splits that have images by name; a data set without splits has the empty name."""
+    splits = {"train": data.train, "val": data.val, "": data.unsplit}
     datasets = {
-        name: dataset for name, dataset in parts.items() if dataset is not None and len(dataset.labels)
+        name: split for name, split in splits.items() if split is not None and len(split.labels)
     }
     if not datasets:
         raise DataError(f"{data.name} has no images to pack.")
     return datasets
 
 
-def _names(dataset: ImageDataset, home: str) -> StringArray:
-    """Return what images are called below their part, or below `home`, the folder that a table lies in."""
+def _find_folder(data: DatasetSplits) -> str:
+    """Return the folder that a table lies in, with a slash behind it."""
+    return os.path.join(Path(data.name).parent, "")
+
+
+def _list_names(dataset: ImageDataset, folder: str) -> StringArray:
+    """Return the names of images below their split, or those in a table below `folder`."""
     if isinstance(dataset, PackDataset):
         return dataset.names.with_prefix("")
     if isinstance(dataset, TarDataset):
         return StringArray.from_strings(dataset.members)
-    if (
-        isinstance(dataset, FileDataset)
-        and isinstance(dataset.paths, StringArray)
-        and dataset.paths.prefix
-    ):
+    if not isinstance(dataset, FileDataset):
+        return StringArray.from_strings(map(dataset.name, range(len(dataset.labels))))
+    if isinstance(dataset.paths, StringArray) and dataset.paths.prefix:
         return dataset.paths.with_prefix("")
     names = map(dataset.name, range(len(dataset.labels)))
-    return StringArray.from_strings(
-        name.removeprefix(home) if isinstance(dataset, FileDataset) else name for name in names
-    )
+    return StringArray.from_strings(name.removeprefix(folder) for name in names)
 
 
-class _Tally:
-    """What became of the images."""
+def verify_pack(data: str, out: str, *, reporter: Reporter | None = None) -> PackVerification:
+    """Compare a pack with the data that it was made of: splits, classes, names, labels and every image's bytes.
 
-    def __init__(self) -> None:
-        self.before = self.encoded = 0
-        self.unreadable: list[str] = []
-
-    def passing(self, images: Iterator[Kept]) -> Iterator[tuple[bytes, int]]:
-        for kept in images:
-            self.before += kept.before
-            self.encoded += kept.encoded
-            if kept.why:
-                self.unreadable.append(kept.why)
-            yield kept.data, kept.digest
-
-
-def check_pack(data: str, out: str, *, reporter: Reporter | None = None) -> PackCheck:
-    """Compare a pack with the data that it was made of: parts, classes, names, labels and every image's bytes.
-
-    An image that was stored in another form is the same if the bytes that it was made of are, those that it is stored
-    in are as they were written, and it looks as its source does.
+    An image that was encoded anew is the same if its source has the digest in the pack, its own bytes have their
+    checksum, and both show the same.
 
     Raises:
         DataError: no such data, or no readable pack.
     """
-    reporter, start, path = (
-        reporter or SilentReporter(),
-        time.perf_counter(),
-        Path(out).expanduser(),
-    )
-    found = open_dataset(data, reporter)
-    home = os.path.join(Path(found.name).parent, "")
-    theirs, ours = parts_of(found), open_pack(path)
-    different = 0
-    examples: list[str] = []
-    for what in _differences(theirs, ours, home, reporter):
-        different += 1
-        if len(examples) < EXAMPLES:
-            examples.append(what)
-    return PackCheck(
+    reporter, start = reporter or SilentReporter(), time.perf_counter()
+    path = Path(out).expanduser()
+    opened = open_dataset(data, reporter)
+    datasets, packs = _list_datasets(opened), open_pack(path)
+    differences = _compare(datasets, packs, _find_folder(opened), reporter)
+    examples = tuple(islice(differences, NUM_EXAMPLES))
+    return PackVerification(
         path=path,
-        data=found.name,
-        num_images=sum(len(s.labels) for s in ours.values()),
-        different=different,
-        examples=tuple(examples),
+        data=opened.name,
+        num_images=sum(len(packed.labels) for packed in packs.values()),
+        num_different=len(examples) + sum(1 for _ in differences),
+        examples=examples,
         seconds=time.perf_counter() - start,
     )
 
 
-def _differences(
-    theirs: Mapping[str, ImageDataset], ours: Mapping[str, PackDataset], home: str, reporter: Reporter
+def _compare(
+    datasets: Mapping[str, ImageDataset],
+    packs: Mapping[str, PackDataset],
+    folder: str,
+    reporter: Reporter,
 ) -> Iterator[str]:
-    for part in sorted({*theirs, *ours}):
-        said = f"The {part} part" if part else "The whole"
-        if part not in theirs or part not in ours:
-            yield f"{said} is only in the {'pack' if part in ours else 'data'}."
-            continue
-        yield from _in_part(theirs[part], ours[part], home, said, reporter)
+    for name in sorted({*datasets, *packs}):
+        title = f"Split {name}" if name else "The data set"
+        if name in datasets and name in packs:
+            yield from _compare_split(datasets[name], packs[name], folder, title, reporter)
+        else:
+            yield f"{title} is only in the {'pack' if name in packs else 'data'}."
 
 
-def _in_part(
-    dataset: ImageDataset, packed: PackDataset, home: str, said: str, reporter: Reporter
+def _compare_split(
+    dataset: ImageDataset, packed: PackDataset, folder: str, title: str, reporter: Reporter
 ) -> Iterator[str]:
     if dataset.class_names != packed.class_names:
-        yield f"{said} has other classes."
-    names, known = _names(dataset, home), packed.names.with_prefix("")
-    here = there = np.arange(len(known))
-    if not np.array_equal(names.blob, known.blob) or not np.array_equal(names.ends, known.ends):
-        here, there = _matched(known, names)
-        yield from (
-            f"{packed.name(i)} is only in the pack."
-            for i in np.setdiff1d(np.arange(len(known)), here).tolist()
-        )
-        yield from (
-            f"{dataset.name(i)} is only in the data."
-            for i in np.setdiff1d(np.arange(len(names)), there).tolist()
-        )
-        if (np.diff(there) < 0).any():
-            yield f"{said} has another order."
-    for pair in track(
-        zip(here.tolist(), there.tolist(), strict=True), reporter, "compare", len(here)
+        yield f"{title} has other classes."
+    names, packed_names = _list_names(dataset, folder), packed.names.with_prefix("")
+    at = packed_at = np.arange(len(packed_names))
+    if not np.array_equal(names.blob, packed_names.blob) or not np.array_equal(
+        names.ends, packed_names.ends
     ):
-        if what := _in_image(packed, pair[0], dataset, pair[1]):
-            yield what
+        packed_at, at = _match_names(packed_names, names)
+        for index in np.setdiff1d(np.arange(len(packed_names)), packed_at).tolist():
+            yield f"{packed.name(index)} is only in the pack."
+        for index in np.setdiff1d(np.arange(len(names)), at).tolist():
+            yield f"{dataset.name(index)} is only in the data."
+        if (np.diff(at) < 0).any():
+            yield f"{title} has another order."
+    pairs = zip(packed_at.tolist(), at.tolist(), strict=True)
+    for packed_index, index in track(pairs, reporter, "compare", len(at)):
+        if difference := _compare_image(packed, packed_index, dataset, index):
+            yield difference
 
 
-def _matched(known: StringArray, names: StringArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the places of the names that are in both, in the order of the first."""
-    place = {name: index for index, name in enumerate(names)}
-    pairs = [(index, place.pop(name)) for index, name in enumerate(known) if name in place]
-    here, there = np.array(pairs, np.int64).reshape(-1, 2).T
-    return here, there
+def _match_names(
+    packed_names: StringArray, names: StringArray
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the indices of the names that are in both, in the order of the first."""
+    index_of = {name: index for index, name in enumerate(names)}
+    pairs = [
+        (index, index_of.pop(name)) for index, name in enumerate(packed_names) if name in index_of
+    ]
+    packed_at, at = np.array(pairs, np.int64).reshape(-1, 2).T
+    return packed_at, at
 
 
-def _in_image(packed: PackDataset, here: int, dataset: ImageDataset, there: int) -> str:
-    """Say what is different in an image; empty if nothing is."""
-    label, its = dataset.class_names[dataset.labels[there]], packed.class_names[packed.labels[here]]
-    if label != its:
-        return f"{packed.name(here)} is of class {its!r}, and of {label!r} in the data."
+def _compare_image(
+    packed: PackDataset, packed_index: int, dataset: ImageDataset, index: int
+) -> str:
+    """Return how an image differs, empty if it does not."""
+    label = dataset.class_names[dataset.labels[index]]
+    packed_label = packed.class_names[packed.labels[packed_index]]
+    if label != packed_label:
+        return f"{packed.name(packed_index)} is of class {packed_label!r}, and of {label!r} in the data."
     try:
-        kept = packed.read_bytes(here)
+        packed_data = packed.read_bytes(packed_index)
     except DataError as error:
         return error.message
     try:
-        data = dataset.read_bytes(there)
+        data = dataset.read_bytes(index)
     except DataError as error:
-        return "" if not packed.digests[here] else error.message
-    if digest_of(data) != packed.digests[here]:
-        return f"{dataset.name(there)} is not what was packed."
-    if kept != data and not looks_the_same(packed, here, dataset, there):
-        return f"{packed.name(here)} is another image than {dataset.name(there)}."
+        return "" if not packed.digests[packed_index] else error.message
+    if compute_digest(data) != packed.digests[packed_index]:
+        return f"{dataset.name(index)} is not what was packed."
+    if packed_data != data and not _show_the_same(packed, packed_index, dataset, index):
+        return f"{packed.name(packed_index)} is another image than {dataset.name(index)}."
     return ""
 
 
-def looks_the_same(packed: PackDataset, here: int, dataset: ImageDataset, there: int) -> bool:
-    """Say whether an image that was encoded anew is still the one of the data, but for what encoding loses."""
+def _show_the_same(
+    packed: PackDataset, packed_index: int, dataset: ImageDataset, index: int
+) -> bool:
+    """Return whether two images are equal but for what encoding loses."""
+    size, filter = (COMPARED_SIDE, COMPARED_SIDE), Image.Resampling.BICUBIC
     try:
-        one, other = (
-            np.asarray(read(index).resize((GLANCE, GLANCE), Image.Resampling.BICUBIC), np.float32)
-            for read, index in ((packed.read, here), (dataset.read, there))
-        )
+        images = packed.read(packed_index), dataset.read(index)
     except DataError:  # damaged, and packed so
         return False
-    return float(np.abs(one - other).mean()) <= ALIKE
+    one, other = (np.asarray(image.resize(size, filter), np.float32) for image in images)
+    return float(np.abs(one - other).mean()) <= MAX_DIFFERENCE

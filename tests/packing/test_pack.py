@@ -1,4 +1,4 @@
-"""`deitctl pack`: the same data in one file, written whole or not at all, and checked against its source."""
+"""`deitctl pack`: the same data in one file, written atomically, and verified against its source."""
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ import pytest
 from typer.testing import CliRunner
 
 import deitctl
-from deitctl.checks.check import check
+from deitctl.checks.check import SplitSize, check
 from deitctl.cli.app import app
 from deitctl.data.fingerprint import fingerprint_dataset
 from deitctl.data.open import open_for_training
 from deitctl.errors import ConfigError, DataError, Signalled
 from deitctl.events import SilentReporter, Task
-from deitctl.packing import pack as workflow
-from deitctl.packing.pack import check_pack, pack
-from deitctl.training.configure import Request, configure
-from deitctl.training.launch import run_training
+from deitctl.packing import pack as packing
+from deitctl.packing.pack import pack, verify_pack
 
 COUNTS = {"train/ant": 6, "train/bee": 5, "val/ant": 2, "val/bee": 1}
 
@@ -57,24 +55,18 @@ def hidden(tmp_path: Path) -> list[str]:
     return [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_the_record_counts_what_was_done(root, out):
+def test_the_result_counts_copied_and_encoded_images(root, out):
     result = deitctl.pack(str(root), out)
     before = sum(f.stat().st_size for f in root.rglob("*.jpg"))
-    record = result.to_dict()
-    assert record["parts"] == {
-        "train": {"images": 11, "classes": 2},
-        "val": {"images": 3, "classes": 2},
+    assert result.splits == {
+        "train": SplitSize(num_images=11, num_classes=2),
+        "val": SplitSize(num_images=3, num_classes=2),
     }
-    assert (record["images"], record["copied"], record["encoded"], record["unreadable"]) == (
-        14,
-        14,
-        0,
-        [],
-    )
-    assert (record["bytes_before"], record["bytes_after"]) == (before, os.path.getsize(out))
+    assert (result.num_copied, result.num_encoded, result.unreadable) == (14, 0, ())
+    assert (result.source_bytes, result.bytes) == (before, os.path.getsize(out))
     small = pack(str(root), out, max_size=18)
-    assert (small.copied, small.encoded, small.bytes_before) == (0, 14, before)
-    assert small.bytes_after == os.path.getsize(out) < before
+    assert (small.num_copied, small.num_encoded, small.source_bytes) == (0, 14, before)
+    assert small.bytes == os.path.getsize(out) < before
 
 
 @pytest.mark.parametrize(
@@ -114,7 +106,7 @@ def pack_of(root: Path) -> str:
 def test_all_kinds_of_data_can_be_packed_and_checked(make, root, out, reporter):
     data = make(root)
     pack(data, out)
-    assert check_pack(data, out).different == 0
+    assert verify_pack(data, out).num_different == 0
     for ours, theirs in zip(
         *(open_for_training(d, seed=0, reporter=reporter) for d in (out, data)), strict=True
     ):
@@ -137,12 +129,12 @@ def test_a_folder_is_called_what_it_is_called_from(root, out, monkeypatch):
         pack(name, out)
         assert Path(out).read_bytes() == expected
     pack("photos/train", "train.pack")
-    assert check_pack(str(root / "train"), "train.pack").different == 0
+    assert verify_pack(str(root / "train"), "train.pack").num_different == 0
 
 
 def test_the_built_in_digits_can_be_packed(out, reporter, digit_datasets):
-    assert pack("digits", out).encoded == 1797
-    assert check_pack("digits", out).different == 0
+    assert pack("digits", out).num_encoded == 1797
+    assert verify_pack("digits", out).num_different == 0
     train, _ = open_for_training(out, seed=0, reporter=reporter)
     assert all(
         train.read(i).tobytes() == digit_datasets[0].read(i).tobytes() for i in range(0, 1442, 100)
@@ -178,7 +170,7 @@ CHANGES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "other bytes": (other_bytes, r"train/ant/1\.jpg is not what was packed"),
     "removed": (
         lambda root, _: (root / "val/bee/0.jpg").unlink(),
-        "The val part has other classes",
+        "Split val has other classes",
     ),
     "added": (
         lambda root, _: shutil.copy(root / "val/bee/0.jpg", root / "val/ant/9.jpg"),
@@ -190,11 +182,11 @@ CHANGES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     ),
     "renamed class": (
         lambda root, _: (root / "train/ant").rename(root / "train/ape"),
-        "The train part has other classes",
+        "Split train has other classes",
     ),
-    "without a part": (
+    "without a split": (
         lambda root, _: shutil.rmtree(root / "val"),
-        "The val part is only in the pack",
+        "Split val is only in the pack",
     ),
     "link to nowhere": (
         lambda root, _: (
@@ -214,39 +206,44 @@ CHANGES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
 @pytest.mark.parametrize(
     "options", [{}, {"max_size": 30}, {"raw": True}], ids=["copy", "smaller", "raw"]
 )
-def test_a_check_says_what_is_different(name, options, root, out):
-    change, what = CHANGES[name]
+def test_verification_reports_differences(name, options, root, out):
+    change, message = CHANGES[name]
     pack(str(root), out, **options)
-    assert (check_pack(str(root), out).different, check_pack(str(root), out).num_images) == (0, 14)
+    assert (verify_pack(str(root), out).num_different, verify_pack(str(root), out).num_images) == (
+        0,
+        14,
+    )
     change(root, Path(out))
-    found = check_pack(str(root), out)
-    assert found.different >= 1
-    assert any(re.search(what, example) for example in found.examples), found.examples
+    verification = verify_pack(str(root), out)
+    assert verification.num_different >= 1
+    assert any(re.search(message, example) for example in verification.examples), (
+        verification.examples
+    )
 
 
-def test_a_label_that_is_another_is_told(root, out):
+def test_verification_reports_another_label(root, out):
     data = table_of(root)
     pack(data, out)
     text = Path(data).read_text()
     Path(data).write_text(text.replace("photos/train/ant/3.jpg,ant", "photos/train/ant/3.jpg,bee"))
-    found = check_pack(data, out)
-    assert found.examples == (
+    verification = verify_pack(data, out)
+    assert verification.examples == (
         f"{out}:train/photos/train/ant/3.jpg is of class 'ant', and of 'bee' in the data.",
     )
 
 
-def test_another_order_is_told(root, out):
+def test_verification_reports_another_order(root, out):
     data = table_of(root)
     pack(data, out)
     first, *rows = Path(data).read_text().splitlines(keepends=True)
     Path(data).write_text(first + "".join(reversed(rows)))
-    assert check_pack(data, out).examples == (
-        "The train part has another order.",
-        "The val part has another order.",
+    assert verify_pack(data, out).examples == (
+        "Split train has another order.",
+        "Split val has another order.",
     )
 
 
-def test_unreadable_images_keep_their_numbers_and_are_named(root, out, reporter):
+def test_unreadable_images_keep_their_indices_and_are_reported(root, out, reporter):
     (root / "train/ant/2.jpg").unlink()
     (root / "train/ant/2.jpg").symlink_to("nowhere")
     (root / "train/bee/1.jpg").write_bytes((root / "train/bee/1.jpg").read_bytes()[:300])
@@ -257,8 +254,8 @@ def test_unreadable_images_keep_their_numbers_and_are_named(root, out, reporter)
         True,
         True,
     ]
-    assert (result.copied, result.encoded) == (2, 12)
-    assert check_pack(str(root), out).different == 0
+    assert (result.num_copied, result.num_encoded) == (2, 12)
+    assert verify_pack(str(root), out).num_different == 0
     train, _ = open_for_training(out, seed=0, reporter=reporter)
     for index, what in ((2, r"2\.jpg is empty"), (7, r"1\.jpg cannot be decoded")):
         with pytest.raises(DataError, match=what):
@@ -266,8 +263,8 @@ def test_unreadable_images_keep_their_numbers_and_are_named(root, out, reporter)
     assert train.read(8).size == (24, 18)
 
 
-def test_check_looks_at_a_pack_as_at_its_folder(root, out):
-    """But for the formats that names promise: a pack is free to store another."""
+def test_check_finds_the_issues_of_a_folder_in_its_pack(root, out):
+    """But for extensions: a pack may store another format."""
     (root / "train/bee/1.jpg").write_bytes((root / "train/bee/1.jpg").read_bytes()[:300])
     (root / "train/bee/0.jpg").rename(root / "train/bee/0.png")
     pack(str(root), out)
@@ -284,33 +281,29 @@ def test_a_training_on_a_pack_is_that_on_its_folder(root, out, tmp_path, reporte
     pack(str(root), out)
     weights = set()
     for name, data in (("a", str(root)), ("b", out)):
-        request = Request(
-            data=data,
+        deitctl.train(
+            data,
             model="test_vit",
             recipe="small",
             pretrained=False,
-            output=str(tmp_path / name),
-            given={
-                "seed": 1,
-                "recipe.epochs": 1,
-                "recipe.batch_size": 4,
-                "recipe.img_size": 160,
-                "workers": 0,
-                "precision": "fp32",
-            },
+            output=tmp_path / name,
+            seed=1,
+            epochs=1,
+            batch_size=4,
+            img_size=160,
+            workers=0,
+            precision="fp32",
         )
-        config, train, val = configure(request, reporter)
-        run_training(config, datasets=(train, val))
         weights.add((tmp_path / name / "model.safetensors").read_bytes())
     assert len(weights) == 1
 
 
-def test_what_is_no_pack_is_not_written_over(root, tmp_path):
+def test_another_file_is_not_overwritten(root, tmp_path):
     (tmp_path / "notes.pack").write_text("dear diary")
     (tmp_path / "folder.pack").mkdir()
     (tmp_path / "link.pack").symlink_to("nowhere")
     for name in ("notes", "folder", "link"):
-        with pytest.raises(DataError, match="is there and is not a pack"):
+        with pytest.raises(DataError, match="exists and is not a pack"):
             pack(str(root), str(tmp_path / f"{name}.pack"))
     assert (tmp_path / "notes.pack").read_text() == "dear diary"
     with pytest.raises(ConfigError, match=r"must end in \.pack"):
@@ -350,7 +343,7 @@ def stop() -> None:
     raise Signalled(signal.SIGTERM)
 
 
-def test_an_interrupted_pack_leaves_what_was_there(root, out, tmp_path):
+def test_an_interrupted_pack_leaves_the_old_file(root, out, tmp_path):
     pack(str(root), out)
     before = Path(out).read_bytes()
     for workers in (0, 2):
@@ -362,8 +355,8 @@ def test_an_interrupted_pack_leaves_what_was_there(root, out, tmp_path):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-def test_whatever_ends_it_ends_its_processes_too(signum, make_image, out, tmp_path):
-    """They have more to say than a pipe holds, and nobody listens any more."""
+def test_a_signal_ends_the_processes_too(signum, make_image, out, tmp_path):
+    """Each of them writes more than its pipe holds, and nobody reads it."""
     make_image(300, 300).save(tmp_path / "large.png")
     (tmp_path / "many.csv").write_text("path,label\n" + "large.png,a\nlarge.png,b\n" * 5000)
     command = [
@@ -384,8 +377,8 @@ def test_whatever_ends_it_ends_its_processes_too(signum, make_image, out, tmp_pa
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signum)
-        said = process.communicate(timeout=30)  # until the last of them has closed its streams
-    assert (process.returncode, said) == {
+        output = process.communicate(timeout=30)  # until the last of them has closed its streams
+    assert (process.returncode, output) == {
         signal.SIGTERM: (143, ("", "interrupted\n")),
         signal.SIGKILL: (-9, ("", "")),
     }[signum]
@@ -393,13 +386,13 @@ def test_whatever_ends_it_ends_its_processes_too(signum, make_image, out, tmp_pa
     assert not Path(out).exists()
 
 
-def test_a_process_that_is_killed_is_one_line(make_image, out, tmp_path):
+def test_a_killed_process_is_an_error(make_image, out, tmp_path):
     make_image(300, 300).save(tmp_path / "large.png")
     (tmp_path / "many.csv").write_text("path,label\n" + "large.png,a\nlarge.png,b\n" * 5000)
 
     killing = At(20, lambda: multiprocessing.active_children()[0].kill())
     with pytest.raises(
-        DataError, match="A process that decodes died, .* Pack with fewer processes: --workers 0"
+        DataError, match=r"A decoding process died, .* Use fewer processes: --workers 0"
     ):
         pack(str(tmp_path / "many.csv"), out, raw=True, workers=2, reporter=killing)
     assert multiprocessing.active_children() == []
@@ -407,13 +400,14 @@ def test_a_process_that_is_killed_is_one_line(make_image, out, tmp_path):
 
 
 def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    code = f"import sys, resource; {before}; from deitctl.cli.app import main; sys.argv = ['deitctl', *sys.argv[1:]]; main()"
+    code = f"import sys, resource; {before}; from deitctl.cli.app import main; "
+    code += "sys.argv = ['deitctl', *sys.argv[1:]]; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
     )
 
 
-def test_a_disk_without_room_is_one_line_and_leaves_nothing(root, out, tmp_path):
+def test_a_full_disk_is_one_line_and_leaves_nothing(root, out, tmp_path):
     done = run(
         "pack", str(root), out, before="resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))"
     )
@@ -427,19 +421,20 @@ def test_a_disk_without_room_is_one_line_and_leaves_nothing(root, out, tmp_path)
     assert hidden(tmp_path) == []
 
 
-def test_the_command_line_prints_the_record_and_its_exit_codes(root, out):
+def test_the_command_line_prints_json_and_exits_with_codes(root, out):
     def call(*arguments: str):
         return CliRunner().invoke(app, ["pack", str(root), out, *arguments, "--format", "json"])
 
     done = call()
-    assert (done.exit_code, json.loads(done.stdout)["images"]) == (0, 14)
-    good = call("--check")
-    assert (good.exit_code, json.loads(good.stdout)["different"]) == (0, 0)
+    assert (done.exit_code, json.loads(done.stdout)["num_copied"]) == (0, 14)
+    good = call("--verify")
+    assert (good.exit_code, json.loads(good.stdout)["num_different"]) == (0, 0)
     (root / "train/ant/2.jpg").write_bytes(b"no image")
-    bad = call("--check")
+    bad = call("--verify")
     assert json.loads(bad.stdout)["examples"] == [f"{root}/train/ant/2.jpg is not what was packed."]
     assert str(bad.exception) == (
-        f"{out} is not what {root} is: 1 difference(s), the first: {root}/train/ant/2.jpg is not what was packed. Pack it again."
+        f"{out} differs from {root} in 1 place(s), the first: "
+        f"{root}/train/ant/2.jpg is not what was packed. Pack it again."
     )
     some = call("--max-size", "18")
     assert (some.exit_code, json.loads(some.stdout)["unreadable"]) == (
@@ -448,34 +443,34 @@ def test_the_command_line_prints_the_record_and_its_exit_codes(root, out):
     )
 
 
-def test_the_table_ends_with_what_was_done(root, out):
+def test_the_table_ends_with_a_summary(root, out):
     done = CliRunner().invoke(
         app, ["pack", str(root), out, "--max-size", "18", "--format", "table"]
     )
     assert "0 copied, 14 encoded anew; " in done.stdout.splitlines()[-1]
-    checked = CliRunner().invoke(app, ["pack", str(root), out, "--check", "--format", "table"])
+    checked = CliRunner().invoke(app, ["pack", str(root), out, "--verify", "--format", "table"])
     assert "14 images compared, 0 difference(s); " in checked.stdout
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"max_size": 30}, {"raw": True}], ids=["copy", "smaller", "raw"]
 )
-def test_a_check_tells_other_images_with_the_right_digests(options, root, out, monkeypatch):
-    keep_all = workflow.keep_all
+def test_verification_reports_other_images_with_valid_digests(options, root, out, monkeypatch):
+    encode_images = packing.encode_images
 
-    def the_first_every_time(*arguments):
-        kept = list(keep_all(*arguments))
-        yield from (k._replace(data=kept[0].data) for k in kept)
+    def repeat_first(*arguments):
+        images = list(encode_images(*arguments))
+        yield from (image._replace(data=images[0].data) for image in images)
 
     with monkeypatch.context() as patch:
-        patch.setattr(workflow, "keep_all", the_first_every_time)
+        patch.setattr(packing, "encode_images", repeat_first)
         pack(str(root), out, **options)
-    assert check_pack(str(root), out).different >= 12  # of fourteen, of which the first is right
+    assert (
+        verify_pack(str(root), out).num_different >= 12
+    )  # of fourteen, of which the first is right
 
 
-def test_a_pack_that_is_written_over_in_place_is_told_at_the_next_image(
-    root, out, tmp_path, reporter
-):
+def test_a_pack_overwritten_in_place_is_an_error_at_the_next_image(root, out, tmp_path, reporter):
     pack(str(root), out)
     train, _ = open_for_training(out, seed=0, reporter=reporter)
     train.read(0)
@@ -483,5 +478,5 @@ def test_a_pack_that_is_written_over_in_place_is_told_at_the_next_image(
         file.seek(-1, os.SEEK_END)
         file.write(b"\0")
     os.utime(out, ns=(1, 1))
-    with pytest.raises(DataError, match="changed while it was in use"):
+    with pytest.raises(DataError, match="changed while in use"):
         train.read(1)

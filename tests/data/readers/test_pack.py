@@ -29,7 +29,7 @@ from deitctl.data.readers.pack import MAGIC, START, open_pack, write_pack
 from deitctl.data.samplers import TrainBatches
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter
-from deitctl.packing.encode import Form, digest_of, keep_all
+from deitctl.packing.encode import Encoding, compute_digest, encode_images
 from deitctl.recipes import RECIPES
 
 COUNTS = {"train/ant": 5, "train/bee": 4, "val/ant": 1, "val/bee": 2}
@@ -42,9 +42,9 @@ def root(image_folder) -> Path:
 
 def write(path: Path, parts: dict[str, Listing], images: list[bytes]) -> Path:
     with path.open("wb") as file:
-        assert write_pack(file, parts, ((data, digest_of(data)) for data in images)) == file.seek(
-            0, 2
-        )
+        assert write_pack(
+            file, parts, ((data, compute_digest(data)) for data in images)
+        ) == file.seek(0, 2)
     return path
 
 
@@ -58,7 +58,9 @@ def packed(root, tmp_path, reporter) -> Path:
         for name, s in datasets.items()
     }
     return write(
-        tmp_path / "x.pack", parts, [k.data for k in keep_all([*datasets.values()], Form(), 0)]
+        tmp_path / "x.pack",
+        parts,
+        [k.data for k in encode_images([*datasets.values()], Encoding(), 0)],
     )
 
 
@@ -82,11 +84,11 @@ def test_a_pack_is_laid_out_as_its_first_lines_say(tmp_path):
     parts = {"": Listing(StringArray.from_strings(["a/0", "b/1"]), np.array([0, 1]), ("a", "b"))}
     data = write(tmp_path / "x.pack", parts, [b"first", b"second image"]).read_bytes()
     assert data[:15] == b"deitctl pack 2\n"
-    assert int.from_bytes(data[15:23], "little") == 128  # 64 + 5 + 14 bytes, rounded up
-    assert data[64:83] == b"firstsecond image"
+    assert int.from_bytes(data[15:23], "little") == 128  # 64 + 5 + 12 bytes, rounded up
+    assert data[64:81] == b"firstsecond image"
     assert int.from_bytes(data[128:132], "little") == zlib.crc32(data[132:])
     dataset = open_pack(tmp_path / "x.pack")[""]
-    assert dataset.spans.tolist() == [[64, 5], [69, 14]]
+    assert dataset.spans.tolist() == [[64, 5], [69, 12]]
     assert dataset.checksums.tolist() == [zlib.crc32(b"first"), zlib.crc32(b"second image")]
     assert [dataset.name(i) for i in range(2)] == [
         f"{tmp_path}/x.pack:a/0",
@@ -131,7 +133,7 @@ def test_a_whole_pack_is_split_as_its_folder_is(image_folder, tmp_path, reporter
     root = image_folder({"ant": 10, "bee": 5, "cat": 2})
     dataset = open_dataset(str(root), reporter).unsplit
     parts = {"": Listing(dataset.paths.with_prefix(""), dataset.labels, dataset.class_names)}
-    write(tmp_path / "x.pack", parts, [k.data for k in keep_all([dataset], Form(), 0)])
+    write(tmp_path / "x.pack", parts, [k.data for k in encode_images([dataset], Encoding(), 0)])
     for seed in (0, 1):
         pairs = [
             open_for_training(str(p), seed=seed, reporter=reporter)
@@ -346,7 +348,7 @@ def test_a_part_without_images_is_refused(tmp_path):
 
 
 def test_an_image_larger_than_any_is_not_read(packed, monkeypatch):
-    monkeypatch.setattr(pack, "MAX_BYTES", 10)
+    monkeypatch.setattr("deitctl.data.decode.MAX_BYTES", 10)
     with pytest.raises(DataError, match="bytes, more than 10"):
         open_pack(packed)["train"].read_bytes(0)
 
@@ -355,7 +357,7 @@ def test_an_image_larger_than_any_is_not_read(packed, monkeypatch):
 def test_bare_pixels_are_read_as_decoding_reads_them(width, height, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     data = b"P6\n%d %d\n255\n" % (width, height) + pixels.tobytes()
-    found = pack._pixels(data)
+    found = pack._read_ppm(data)
     assert np.array_equal(np.asarray(found), pixels)
     assert found.tobytes() == decode(data, "x").tobytes()
 
@@ -378,7 +380,7 @@ def test_bare_pixels_are_read_as_decoding_reads_them(width, height, seed):
     ids=range(11),
 )
 def test_whatever_is_not_as_plain_is_left_to_the_decoder(data):
-    assert pack._pixels(data) is None
+    assert pack._read_ppm(data) is None
 
 
 def test_bare_pixels_have_the_limits_of_all_images(monkeypatch, tmp_path):
