@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from deitctl.exporters.export import export
     from deitctl.exporters.verify import verify_export as verify
     from deitctl.hub.push import push
-    from deitctl.inference.classify import load, predict
+    from deitctl.inference.classifier import load, predict
     from deitctl.packing.pack import pack, verify_pack
     from deitctl.profiling.environment import collect_env
 
@@ -50,10 +50,10 @@ _MODULES = {
     "evaluate_models": "deitctl.api",
     "explain": "deitctl.explanation.explain",
     "export": "deitctl.exporters.export",
-    "load": "deitctl.inference.classify",
+    "load": "deitctl.inference.classifier",
     "pack": "deitctl.packing.pack",
     "plan": "deitctl.api",
-    "predict": "deitctl.inference.classify",
+    "predict": "deitctl.inference.classifier",
     "push": "deitctl.hub.push",
     "replay": "deitctl.api",
     "Reporter": "deitctl.events",

@@ -19,7 +19,7 @@ from deitctl.records import to_object
 
 if TYPE_CHECKING:
     from deitctl.events import Reporter
-    from deitctl.inference.predict import Prediction
+    from deitctl.inference.classifier import Prediction
 
 FORMATS = ("table", "json", "jsonl", "csv")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -27,7 +27,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def predict(
-    inputs: o.InputsArg,
+    images: o.InputsArg,
     model: Annotated[
         str,
         o.option(
@@ -73,15 +73,15 @@ def predict(
     shape, reporter = choose_format(output_format, FORMATS, "jsonl"), make_reporter(quiet)
     if show_image and shape != "table":
         raise ConfigError(f"--show-image goes with a table, not with {shape}.")
-    keep_pixels = shape == "table" and _can_show_images(show_image, inputs, reporter)
+    keep_pixels = shape == "table" and _can_show_images(show_image, images, reporter)
     with pause_gc():
         predictions = deitctl.predict(
-            inputs,
+            images,
             model=model,
             weights=weights,
             topk=topk,
             head=head,
-            batch_size=batch_size or (1 if "-" in inputs else 16),
+            batch_size=batch_size or (1 if "-" in images else 16),
             img_size=img_size,
             device=device,
             precision=precision,
@@ -99,12 +99,12 @@ def predict(
         raise typer.Exit(3)
 
 
-def _can_show_images(show_image: bool | None, inputs: list[str], reporter: Reporter) -> bool:
+def _can_show_images(show_image: bool | None, images: list[str], reporter: Reporter) -> bool:
     """Return whether the table has images: as asked, else for a single one, and where the terminal has colors."""
     from deitctl.cli.prediction_table import can_show, make_stdout_console
     from deitctl.inference.inputs import STDIN, is_folder
 
-    is_single = len(inputs) == 1 and inputs[0] != STDIN and not is_folder(inputs[0])
+    is_single = len(images) == 1 and images[0] != STDIN and not is_folder(images[0])
     if not (is_single if show_image is None else show_image):
         return False
     has_colors = can_show(make_stdout_console())
@@ -132,9 +132,9 @@ def _print_csv(predictions: Iterable[Prediction]) -> int:
     for prediction in predictions:
         num_failed += prediction.error is not None
         name = quote_cell(clean(prediction.input))
-        for rank, guess in enumerate(prediction.guesses, start=1):
+        for rank, scored in enumerate(prediction.predictions, start=1):
             sys.stdout.write(
-                f"{name},{rank},{guess.index},{quote_cell(clean(guess.label))},{guess.score:.6f},\n"
+                f"{name},{rank},{scored.index},{quote_cell(clean(scored.label))},{scored.score:.6f},\n"
             )
         if prediction.error is not None:
             sys.stdout.write(f"{name},,,,,{quote_cell(clean(prediction.error))}\n")

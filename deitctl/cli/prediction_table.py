@@ -12,7 +12,7 @@ from rich.style import Style
 from rich.text import Text
 
 from deitctl.cli.console import escape_control
-from deitctl.inference.predict import Guess, Prediction
+from deitctl.inference.classifier import Prediction, ScoredClass
 
 if TYPE_CHECKING:
     from deitctl.data.eval_transform import Pixels
@@ -48,7 +48,9 @@ def print_prediction(prediction: Prediction, console: Console) -> None:
         and console.width >= IMAGE_WIDTH + 2 + NUMBER_WIDTH + BAR_WIDTH // 2 + LABEL_WIDTH
     )
     width = console.width - (IMAGE_WIDTH + 2 if beside else 0)
-    lines = [line for guess in prediction.guesses for line in _format_guess(guess, width, console)]
+    lines = [
+        line for scored in prediction.predictions for line in _format_class(scored, width, console)
+    ]
     if prediction.error is not None:
         why = prediction.error.removeprefix(prediction.input).lstrip(": ")  # the name stands above
         lines = [Text.assemble("  ", (escape_control(why), "red"))]
@@ -64,10 +66,10 @@ def print_prediction(prediction: Prediction, console: Console) -> None:
         console.print(Text.assemble(left, lines[n] if n < len(lines) else ""), soft_wrap=True)
 
 
-def _format_guess(guess: Guess, width: int, console: Console) -> list[Text]:
+def _format_class(scored: ScoredClass, width: int, console: Console) -> list[Text]:
     """Return a class as lines of at most `width` characters; where nobody sees the width, as one line."""
     room = max(4, min(BAR_WIDTH, width - NUMBER_WIDTH - 1 - LABEL_WIDTH))
-    label = Text(escape_control(guess.label))
+    label = Text(escape_control(scored.label))
     parts = [label]
     if console.is_terminal:
         parts = list(
@@ -76,8 +78,8 @@ def _format_guess(guess: Guess, width: int, console: Console) -> list[Text]:
             )
         )
     first = Text.assemble(
-        f"  {100 * guess.score:5.1f} % ",
-        (draw_bar(guess.score, room, console), "cyan"),
+        f"  {100 * scored.score:5.1f} % ",
+        (draw_bar(scored.score, room, console), "cyan"),
         " ",
         parts[0],
     )

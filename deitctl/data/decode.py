@@ -61,6 +61,13 @@ def decode(data: bytes, name: str, shrink: int = 1) -> Image.Image:
             return _to_rgb(image)
 
 
+def convert_image(image: Image.Image, name: str) -> Image.Image:
+    """Return a Pillow image as `decode` returns a file of it: upright RGB; `image` itself is not changed."""
+    with _named_errors(b"-", name):
+        _require_size(image.size, name)
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
 def read_header(data: bytes, name: str) -> tuple[tuple[int, int], int] | None:
     """Return an RGB JPEG's stored (width, height) and EXIF orientation, 1 to 8; None for any other image.
 

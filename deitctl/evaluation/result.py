@@ -15,7 +15,7 @@ from deitctl.evaluation.bootstrap import Interval, PairedComparison
 from deitctl.evaluation.calibration import Calibration
 from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.metrics import ClassScore, ReliabilityBin
-from deitctl.inference.predict import Guess
+from deitctl.inference.classifier import ScoredClass
 from deitctl.models.model_config import ModelConfig
 from deitctl.models.vit import HeadLogits
 from deitctl.records import hidden
@@ -59,7 +59,7 @@ class ImageResult:
     """Path or name of the image."""
     label: str | None = None
     """Class that it is labeled with; null if it could not be read, like the following."""
-    predicted: Guess | None = None
+    predicted: ScoredClass | None = None
     """Predicted class of the model, with its probability."""
     correct: bool | None = None
     """Whether the prediction is right."""
@@ -232,7 +232,7 @@ class EvalResult:
                 protocol=self.protocol,
                 input=dataset.name(index),
                 label=dataset.class_names[label],
-                predicted=Guess(pred, model_config.label(pred), confidence),
+                predicted=ScoredClass(pred, model_config.label(pred), confidence),
                 correct=correct,
                 loss=loss,
             )

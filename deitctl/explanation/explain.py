@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deitctl.data.classes import find_class
 from deitctl.data.batch_transforms import normalize
+from deitctl.data.classes import find_class
 from deitctl.device import Device, choose_device
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter
@@ -30,8 +30,8 @@ from deitctl.explanation.attention_maps import (
     token_maps,
 )
 from deitctl.explanation.overlay import TokenView, panels
-from deitctl.inference.inputs import Input, batches, expand, is_folder, is_url, local_path
-from deitctl.inference.predict import Guess
+from deitctl.inference.classifier import ScoredClass
+from deitctl.inference.inputs import Input, expand, is_folder, is_url, load_batches, local_path
 from deitctl.models.catalog import DEFAULT_MODEL
 from deitctl.models.factory import load_model
 from deitctl.models.model_config import ModelConfig
@@ -46,7 +46,7 @@ OUTPUT = Path("explained")
 class TokenAnswer:
     """A token's first class, and the probability, 0..1, that it gives the class asked about."""
 
-    first: Guess
+    first: ScoredClass
     asked: float | None
 
 
@@ -190,7 +190,7 @@ def _stream(
     reporter: Reporter,
 ) -> Iterator[Explanation]:
     drawn, agreed = 0, 0
-    for batch in batches(names, explainer.model_config.preprocessing, batch_size):
+    for batch in load_batches(names, explainer.model_config.preprocessing, batch_size):
         explained = explainer.explain([item for item in batch if item.pixels is not None])
         for item in batch:
             if item.pixels is None:
@@ -247,7 +247,7 @@ class _Explainer:
             disagree = first["cls"] != first["dist"] if "dist" in first else None
             answers = {
                 t: TokenAnswer(
-                    Guess(
+                    ScoredClass(
                         first[t], self.model_config.label(first[t]), float(scores[t][n, first[t]])
                     ),
                     None if self.asked is None else float(scores[t][n, self.asked]),

@@ -1,4 +1,4 @@
-"""Images from web addresses: so much time, so many bytes, so many detours, and no other protocol."""
+"""Downloads over http and https with limits on time, bytes and redirects."""
 
 from __future__ import annotations
 
@@ -12,49 +12,53 @@ from typing import Any
 
 from deitctl.errors import DataError
 
-MAX_DOWNLOAD = 64 * 2**20
-"""Bytes of a body."""
-SILENCE = 20.0
-"""Seconds to wait for the next byte."""
+MAX_DOWNLOAD = 64 * 2**20  # bytes of a body
+READ_TIMEOUT = 20.0  # seconds to the next byte
 DEADLINE = 60.0
-"""Seconds for the whole of it, redirects included: a byte now and then would never be silence."""
+"""Seconds of a download with its redirects; a byte now and then would never exceed `READ_TIMEOUT`."""
 
 
 def fetch(url: str, *, seconds: float = DEADLINE) -> bytes:
-    """Return the body of an http or https address, at most `MAX_DOWNLOAD` bytes in at most `seconds`.
+    """Return the body of an http or https address.
 
-    Redirects are followed ten times, to http and https alone. A compressed body is not unpacked.
+    At most ten redirects are followed, to http and https only. A compressed body is not unpacked.
+
+    Args:
+        url: the address.
+        seconds: limit on the duration.
 
     Raises:
-        DataError: it cannot be had, is too large or too slow.
+        DataError: the download fails, exceeds `MAX_DOWNLOAD` bytes or takes too long.
     """
     with _Cutoff(seconds) as cutoff:
         try:
-            with _opener(cutoff).open(url, timeout=min(SILENCE, seconds)) as response:
+            with _build_opener(cutoff).open(url, timeout=min(READ_TIMEOUT, seconds)) as response:
                 data: bytes = response.read(MAX_DOWNLOAD + 1)
         except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
             if isinstance(error, urllib.error.HTTPError):
                 error.close()  # it holds the connection
-            why = " ".join(str(getattr(error, "reason", error)).split())[:200]
+            reason = " ".join(str(getattr(error, "reason", error)).split())[:200]
             raise DataError(
-                _too_slow(url, seconds) if cutoff.over else f"{url} cannot be fetched: {why}."
+                _describe_timeout(url, seconds)
+                if cutoff.is_over
+                else f"{url} cannot be fetched: {reason}."
             ) from error
-    if cutoff.over:  # a shut connection looks like the end of the body
-        raise DataError(_too_slow(url, seconds))
+    if cutoff.is_over:  # a closed connection looks like the end of the body
+        raise DataError(_describe_timeout(url, seconds))
     if len(data) > MAX_DOWNLOAD:
         raise DataError(f"{url} is larger than {MAX_DOWNLOAD // 2**20} MB.")
     return data
 
 
-def _too_slow(url: str, seconds: float) -> str:
-    return f"{url} is not there after {seconds:.0f} seconds."
+def _describe_timeout(url: str, seconds: float) -> str:
+    return f"{url} took longer than {seconds:.0f} seconds."
 
 
 class _Cutoff:
-    """Shuts every connection of a download when its time is over, in the middle of a read or a handshake."""
+    """Shut down every connection of a download at the deadline, even during a read or a handshake."""
 
     def __init__(self, seconds: float) -> None:
-        self.over = False
+        self.is_over = False
         self._sockets: list[socket.socket] = []
         self._timer = threading.Timer(seconds, self._shut)
         self._timer.daemon = True
@@ -65,36 +69,35 @@ class _Cutoff:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._timer.cancel()
-        for twin in self._sockets:
-            twin.close()
+        for duplicate in self._sockets:
+            duplicate.close()
 
     def connect(self, *args: Any, **options: Any) -> socket.socket:
-        """Open a connection as `socket.create_connection` does, and remember it."""
-        if self.over:
-            raise TimeoutError("the time is over")
+        """Open a connection as `socket.create_connection` does, and register it."""
+        if self.is_over:
+            raise TimeoutError("the deadline has passed")
         opened = socket.create_connection(*args, **options)
-        self._sockets.append(
-            opened.dup()
-        )  # TLS takes the first one away; to shut the twin shuts both
+        # TLS takes over the original; shutting down the duplicate shuts down both
+        self._sockets.append(opened.dup())
         return opened
 
     def _shut(self) -> None:
-        self.over = True
-        for twin in self._sockets:
+        self.is_over = True
+        for duplicate in self._sockets:
             try:
-                twin.shutdown(socket.SHUT_RDWR)
+                duplicate.shutdown(socket.SHUT_RDWR)
             except OSError:
-                continue  # it has ended by itself
+                continue  # already closed
 
 
-def _opener(cutoff: _Cutoff) -> urllib.request.OpenerDirector:
-    """Return an opener that knows http and https alone (the usual one knows file, ftp and data too)."""
+def _build_opener(cutoff: _Cutoff) -> urllib.request.OpenerDirector:
+    """Return an opener for http and https only; urllib's default also opens file, ftp and data."""
 
     def http_connection(host: str, **options: Any) -> http.client.HTTPConnection:
-        return _through(cutoff, http.client.HTTPConnection(host, **options))
+        return _register_connections(cutoff, http.client.HTTPConnection(host, **options))
 
     def https_connection(host: str, **options: Any) -> http.client.HTTPConnection:
-        return _through(cutoff, http.client.HTTPSConnection(host, **options))
+        return _register_connections(cutoff, http.client.HTTPSConnection(host, **options))
 
     class Http(urllib.request.HTTPHandler):
         def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
@@ -118,6 +121,8 @@ def _opener(cutoff: _Cutoff) -> urllib.request.OpenerDirector:
     return opener
 
 
-def _through(cutoff: _Cutoff, connection: http.client.HTTPConnection) -> http.client.HTTPConnection:
-    connection._create_connection = cutoff.connect  # type: ignore[attr-defined]  # http.client's place for this
+def _register_connections(
+    cutoff: _Cutoff, connection: http.client.HTTPConnection
+) -> http.client.HTTPConnection:
+    connection._create_connection = cutoff.connect  # type: ignore[attr-defined]
     return connection

@@ -1,57 +1,74 @@
-"""What a user points at: files, folders, addresses, lists on standard input; read ahead, in order."""
+"""Images from files, folders, URLs, standard input, bytes, Pillow images, arrays and tensors, read ahead in order."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from deitctl.data.decode import EXTENSIONS, decode, read_image
+from deitctl.data.decode import EXTENSIONS, convert_image, decode, read_image
 from deitctl.data.eval_transform import Pixels, eval_transform, has_extreme_aspect
 from deitctl.errors import DataError
 from deitctl.models.model_config import Preprocessing
 from deitctl.paths import walk
 
+if TYPE_CHECKING:
+    import torch
+
+ImageLike: TypeAlias = "str | Path | bytes | Image.Image | NDArray[Any] | torch.Tensor"
+"""Path, URL, bytes of an image file, Pillow image, uint8 array [H,W,3], or tensor [3,H,W], uint8 or float in 0..1."""
+Images: TypeAlias = "ImageLike | Iterable[ImageLike]"
 STDIN = "-"
+T = TypeVar("T")
 
 
 class Input(NamedTuple):
-    """One input, ready for the model: uint8 [3,S,S], whole [3,H,W], or None and why not."""
+    """One input of a batch."""
 
     name: str
     pixels: Pixels | None
+    """uint8 [3,S,S], or [3,H,W] for a model that resizes; None if it could not be read."""
     error: str | None
 
 
-def expand(arguments: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
-    """Yield the name of every input: folders recursively in sorted order, `-` as the lines of standard input."""
-    for argument in arguments:
-        if argument == STDIN:
+def is_image(images: Images) -> bool:
+    """Return whether this is one image; arrays and tensors with a batch dimension are several."""
+    if isinstance(images, str | os.PathLike | bytes | Image.Image):
+        return True
+    return getattr(images, "ndim", 4) <= 3
+
+
+def expand(images: Iterable[ImageLike], stdin: Iterable[str] = ()) -> Iterator[ImageLike]:
+    """Yield every image: folders become their files, recursively and sorted, `-` the paths in the lines of `stdin`."""
+    for image in images:
+        if isinstance(image, str) and image == STDIN:
             yield from (line.rstrip("\r\n") for line in stdin if line.strip())
-        elif is_folder(argument):
-            yield from _images_below(local_path(argument))
+        elif isinstance(image, str | Path) and is_folder(str(image)):
+            yield from _list_images(local_path(str(image)))
         else:
-            yield argument
+            yield image
 
 
 def is_url(name: str) -> bool:
-    """Say whether a name is a web address."""
+    """Return whether a name is an http or https address."""
     return name.lower().startswith(("http://", "https://"))
 
 
 def is_folder(name: str) -> bool:
-    """Say whether a name is a folder here."""
+    """Return whether a name is a local folder."""
     return not is_url(name) and os.path.isdir(local_path(name))
 
 
 def local_path(name: str) -> str:
-    """Return the path that a name means: as it is, or out of a `file://` address, which file browsers hand out."""
+    """Return the path of a `file://` address, as file browsers copy it; any other name unchanged."""
     if not name.lower().startswith("file://"):
         return name
     from urllib.parse import urlsplit
@@ -61,90 +78,144 @@ def local_path(name: str) -> str:
         parts = urlsplit(name)
     except ValueError:  # half of an IPv6 address
         return name
-    return (
-        url2pathname(parts.path) if parts.netloc in ("", "localhost") else name
-    )  # of another host: nothing is there
+    # the address of another host stays as it is, and no such file will be found
+    return url2pathname(parts.path) if parts.netloc in ("", "localhost") else name
 
 
-def _images_below(folder: str) -> Iterator[str]:
-    found = False
+def _list_images(folder: str) -> Iterator[str]:
+    is_empty = True
     for current, folders, files in walk(folder, follow=False):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         files.sort()  # in place: a folder may have a million
         for file in files:
             if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):
-                found = True
+                is_empty = False
                 yield os.path.join(current, file)
-    if not found:
-        yield folder  # becomes a record that says so
+    if is_empty:
+        yield folder  # open_image fails on it, so that the result names the folder
 
 
-def whole_image(image: Image.Image, pre: Preprocessing) -> Pixels:
-    """Return an image as it is, uint8 [3,H,W], for a file that resizes it; raise `DataError` if it is too long for one."""
+def name_image(image: ImageLike, index: int) -> str:
+    """Return what results call an image: its path or URL, or its position."""
+    return str(image) if isinstance(image, str | os.PathLike) else f"image {index}"
+
+
+def open_image(image: ImageLike, name: str = "the image") -> Image.Image:
+    """Return an image as upright RGB.
+
+    Args:
+        image: see `ImageLike`.
+        name: for messages, of an image without a path.
+
+    Raises:
+        DataError: it cannot be read or downloaded, or an array has another dtype, shape or range.
+    """
+    if isinstance(image, str | os.PathLike):
+        return _open_name(str(image))
+    if isinstance(image, bytes):
+        return decode(image, name)
+    if isinstance(image, Image.Image):
+        return convert_image(image, name)
+    torch = sys.modules.get("torch")  # nobody has a tensor without having imported it
+    if torch is not None and isinstance(image, torch.Tensor):
+        return Image.fromarray(_tensor_to_array(image, name))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise DataError(
+                f"{name} is an array of dtype {image.dtype} and shape {list(image.shape)}.",
+                "An array image is uint8 and [H,W,3], in RGB.",
+            )
+        return Image.fromarray(np.ascontiguousarray(image))
+    raise DataError(
+        f"{name} is of type {type(image).__name__}.",
+        "An image is a path, URL, bytes, Pillow image, array [H,W,3] or tensor [3,H,W].",
+    )
+
+
+def _open_name(name: str) -> Image.Image:
+    if is_url(name):
+        from deitctl.inference.download import fetch  # http takes longer to import than to decode
+
+        return decode(fetch(name), name)
+    path = local_path(name)
+    if is_folder(name):
+        raise DataError(f"{name} is a folder without images, or stands in a list of files.")
+    if "://" in name and path == name and not os.path.exists(name):
+        raise DataError(f"{name} is not read: addresses are http, https or file.")
+    return read_image(Path(path))
+
+
+def _tensor_to_array(tensor: torch.Tensor, name: str) -> Pixels:
+    """Return a tensor [3,H,W], uint8 or float in 0..1, as uint8 [H,W,3]."""
+    is_float = tensor.is_floating_point()
+    description = f"{name} is a tensor of {tensor.dtype} and shape {list(tensor.shape)}"
+    is_dtype_valid = is_float or str(tensor.dtype) == "torch.uint8"
+    if not is_dtype_valid or tensor.ndim != 3 or len(tensor) != 3 or 0 in tensor.shape:
+        raise DataError(
+            f"{description}.", "A tensor image is [3,H,W] in RGB, uint8 or float in 0..1."
+        )
+    tensor = tensor.detach().cpu()
+    if is_float:
+        tensor = tensor.float()
+        low, high = float(tensor.min()), float(tensor.max())
+        if not (low >= 0 and high <= 1):  # negated, so that NaN is refused
+            raise DataError(
+                f"{description} with values from {low:.3g} to {high:.3g}.",
+                "Float values are in 0..1, not normalized.",
+            )
+        tensor = (tensor * 255).round().byte()  # the inverse of ToTensor, exactly
+    array: Pixels = tensor.permute(1, 2, 0).contiguous().numpy()
+    return array
+
+
+def to_unresized_array(image: Image.Image, pre: Preprocessing) -> Pixels:
+    """Return an RGB image as uint8 [3,H,W], for a model that resizes; raise `DataError` if it is too long for one."""
     if has_extreme_aspect(image.width, image.height, pre):
         raise DataError(
-            f"An image of {image.width} x {image.height} pixels is too long for a file that resizes whole images.",
-            "A file without --any-size takes it.",
+            f"An image of {image.width} x {image.height} pixels is too long for a file that resizes images.",
+            "Export one without --dynamic-size.",
         )
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def batches(
-    names: Iterable[str],
+def load_batches(
+    images: Iterable[ImageLike],
     preprocessing: Preprocessing,
     batch_size: int,
-    view: Callable[[Image.Image, Preprocessing], Pixels] = eval_transform,
+    transform: Callable[[Image.Image, Preprocessing], Pixels] = eval_transform,
 ) -> Iterator[list[Input]]:
-    """Yield inputs in order, `batch_size` at a time, the next batch being decoded by threads meanwhile.
+    """Yield inputs in order, `batch_size` at a time, while threads decode the next batch.
 
     Args:
-        names: see `expand`.
+        images: no folders, see `expand`.
         preprocessing: the model's.
-        batch_size: how many at a time.
-        view: what of an image the model is given.
+        batch_size: images at a time.
+        transform: from an RGB image to what the model takes.
     """
 
-    def load(name: str) -> Input:
+    def load(numbered: tuple[int, ImageLike]) -> Input:
+        index, image = numbered
+        name = name_image(image, index)
         try:
-            if is_folder(name):
-                raise DataError(
-                    f"{name} is a folder without images (in a list of names only files are read)."
-                )
-            if (
-                "://" in name
-                and not is_url(name)
-                and local_path(name) == name
-                and not os.path.exists(name)
-            ):
-                raise DataError(f"{name} is not read: addresses are http, https or file.")
-            image = _from_web(name) if is_url(name) else read_image(Path(local_path(name)))
-            return Input(name, view(image, preprocessing), None)
+            return Input(name, transform(open_image(image, name), preprocessing), None)
         except DataError as error:
             return Input(name, None, str(error))
 
-    yield from read_ahead(iter(names), load, batch_size)
-
-
-def _from_web(url: str) -> Image.Image:
-    from deitctl.inference.download import (
-        fetch,
-    )  # the web's protocols take longer to import than an image to decode
-
-    return decode(fetch(url), url)
+    yield from read_ahead(enumerate(images), load, batch_size)
 
 
 def read_ahead(
-    names: Iterator[str], load: Callable[[str], Input], batch_size: int
+    items: Iterator[T], load: Callable[[T], Input], batch_size: int
 ) -> Iterator[list[Input]]:
     """Apply `load` in threads, one batch ahead of the one that is yielded; memory holds two batches at most."""
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        pending = [pool.submit(load, name) for name in islice(names, batch_size)]
+
+        def submit_batch() -> list[Any]:
+            return [pool.submit(load, item) for item in islice(items, batch_size)]
+
+        pending = submit_batch()
         while pending:
-            following = (
-                []
-                if batch_size == 1
-                else [pool.submit(load, name) for name in islice(names, batch_size)]
-            )
+            # With one at a time, whoever writes the paths may wait for a result before the next path.
+            following = [] if batch_size == 1 else submit_batch()
             yield [future.result() for future in pending]
-            # one at a time means that each answer is wanted before the next name may be known
-            pending = following or [pool.submit(load, name) for name in islice(names, batch_size)]
+            pending = following or submit_batch()

@@ -1,4 +1,4 @@
-"""An exported ONNX file as a classifier, run by onnxruntime: no torch is imported for its answers."""
+"""An exported ONNX file as a classifier backend, run by onnxruntime without torch."""
 
 from __future__ import annotations
 
@@ -9,69 +9,70 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deitctl.cores import count_cores
 from deitctl.data.eval_transform import Pixels
 from deitctl.errors import ConfigError, ModelError
-from deitctl.inference.predict import Scores
 from deitctl.models.model_config import HEADS, ModelConfig, from_timm_config
 
 SUFFIX = ".onnx"
 MAX_BYTES = 2**31
-"""Bytes of a file: protobuf's own limit."""
+"""Size of a file: protobuf's limit."""
 INPUT, LOGITS, PROBABILITIES = "pixels", "logits", "probabilities"
-SEEN = "seen"  # an output that only files have which resize: what their network looks at
+MODEL_INPUT = "seen"
+"""Output of `export --dynamic-size` files only: the resized image."""
 BARE_LAYOUT = '"layout": "NCHW float32"'
 EXPORT = "deitctl export MODEL --to onnx"
-ROUNDING = 1e-3
-SILENT = 4  # onnxruntime's severity of what ends the process; the rest arrives as exceptions
+ROUNDING = 1e-3  # of int8 and fp16 files beyond 0..1
+FATAL = 4  # onnxruntime's log level; lesser errors are raised as exceptions anyway
+
+Scores = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class OnnxClassifier:
-    """A session of onnxruntime on the CPU; normalization, head rule, temperature and softmax are in the file."""
+    """An onnxruntime session on the CPU; normalization, head rule, temperature and softmax are in the file."""
 
     session: Any
     model_config: ModelConfig
     path: Path
-    takes_whole: bool = False
-    """Whether the resize is in the file, too."""
+    resizes_images: bool = False
+    """Whether the resize is in the file too."""
 
     def scores(self, pixels: Pixels) -> Scores:
-        """Classify images, uint8 [B,3,S,S], or [B,3,H,W] where it takes them whole: probabilities [B,K].
+        """Return probabilities [B,K] of images uint8 [B,3,S,S], or [1,3,H,W] of any size if the file resizes.
 
         Raises:
-            ModelError: the file's network cannot be computed, or answers with something else.
+            ModelError: the network fails, or its outputs are no probabilities.
         """
-        scores = self._answer(PROBABILITIES, pixels)
-        if (scores < -ROUNDING).any() or (
-            scores > 1 + ROUNDING
-        ).any():  # what is no number becomes a record's error
+        scores = self._run(PROBABILITIES, pixels)
+        # NaN passes here: it is an error of its image, not of the file
+        if (scores < -ROUNDING).any() or (scores > 1 + ROUNDING).any():
             raise ModelError(
-                f"{self.path} answers with {scores.min():.3g} to {scores.max():.3g}, which are no probabilities."
+                f"{self.path} returns {scores.min():.3g} to {scores.max():.3g}, which are no probabilities."
             )
         return scores
 
     def logits(self, pixels: Pixels) -> Scores:
-        """Answer images, uint8 [B,3,S,S]: logits [B,K], the heads joined, before the temperature.
+        """Return logits [B,K] of images uint8 [B,3,S,S], heads fused, before the temperature.
 
         Raises:
-            ModelError: as `scores`.
+            ModelError: the network fails, or returns another shape.
         """
-        return self._answer(LOGITS, pixels)
+        return self._run(LOGITS, pixels)
 
-    def _answer(self, output: str, pixels: Pixels) -> Scores:
+    def _run(self, output: str, pixels: Pixels) -> Scores:
         try:
             values: Scores = self.session.run([output], {INPUT: pixels.transpose(0, 2, 3, 1)})[0]
-        except (
-            Exception
-        ) as error:  # onnxruntime has a class for each of its codes, and no base of them
+        except Exception as error:  # onnxruntime's exceptions have no common base
             raise ModelError(
-                f"{self.path} cannot be run: {_said(error)[:200]}.", f"Export it again: {EXPORT}."
+                f"{self.path} cannot be run: {_shorten(error)[:200]}.",
+                f"Export it again: {EXPORT}.",
             ) from error
         if values.shape != (len(pixels), self.model_config.num_classes):
-            raise ModelError(
-                f"{self.path} answers with shape {values.shape} to {len(pixels)} images."
-            )
+            raise ModelError(f"{self.path} returns shape {values.shape} for {len(pixels)} images.")
         return values
 
 
@@ -83,60 +84,54 @@ def load_onnx_classifier(
     img_size: int,
     device: str,
     precision: str,
-    whole: bool = False,
+    allow_resizing: bool = False,
 ) -> OnnxClassifier:
     """Load an ONNX file that `deitctl export` wrote.
 
     Args:
         ref: the file.
-        weights: must be empty: they are in the file.
-        head: `auto`, or the rule that the file was exported with.
-        img_size: 0, or the size of the file's input in pixels.
+        weights: must be empty.
+        head: `auto`, or the head rule that the file was exported with.
+        img_size: 0, or the file's input size in pixels.
         device: `auto` or `cpu`.
         precision: `auto` or `fp32`.
-        whole: whether a file may be one that takes whole images and resizes them.
+        allow_resizing: accept a file that resizes images itself.
 
     Raises:
-        ModelError: no such file, damaged, not one of ours, or of another rule or size; or onnxruntime is missing.
-        ConfigError: a device or precision that the file is not run with.
+        ModelError: no such file, damaged, not an export, of another head rule or size; or onnxruntime is missing.
+        ConfigError: another device or precision.
     """
     if device not in ("auto", "cpu") or precision not in ("auto", "fp32"):
-        raise ConfigError(
-            "An ONNX file answers on the CPU, in the precision that it was exported in."
-        )
+        raise ConfigError("An ONNX file runs on the CPU, in the precision that it was exported in.")
     if weights:
         raise ModelError(f"{ref} holds its own weights.", "Leave --weights out.")
     path = Path(os.path.expanduser(ref))
-    session = _open(path)
-    model_config, takes_whole = _card(session, path), _takes_whole(session)
-    if takes_whole and not whole:
+    session = _open_session(path)
+    model_config, resizes_images = _read_model_config(session, path), _has_resize(session)
+    if resizes_images and not allow_resizing:
         raise ModelError(
             f"{path} resizes images itself, and here they are resized before.",
-            f"Use a file without --any-size: {EXPORT}.",
+            f"Use a file without --dynamic-size: {EXPORT}.",
         )
     if head not in ("auto", model_config.head):
-        hint = (
-            f"Export it so: {EXPORT} --head {head}."
-            if head in HEADS
-            else f"There are: auto, {', '.join(HEADS)}."
-        )
         raise ModelError(
-            f"{path} answers with its head rule {model_config.head}, not {head}.", hint
+            f"{path} was exported with head rule {model_config.head}, not {head}.",
+            f"Export it again: {EXPORT} --head {head}."
+            if head in HEADS
+            else f"There are: auto, {', '.join(HEADS)}.",
         )
     if img_size not in (0, model_config.preprocessing.img_size):
         raise ModelError(
             f"{path} takes images of {model_config.preprocessing.img_size} pixels, not {img_size}."
         )
-    return OnnxClassifier(session, model_config, path, takes_whole)
+    return OnnxClassifier(session, model_config, path, resizes_images)
 
 
-def _takes_whole(session: Any) -> bool:
-    """Say whether a file is one of `export --any-size`."""
-    return any(output.name == SEEN for output in session.get_outputs())
+def _has_resize(session: Any) -> bool:
+    return any(output.name == MODEL_INPUT for output in session.get_outputs())
 
 
-def _open(path: Path) -> Any:
-    """Start a session, with as many threads as this process may use cores."""
+def _open_session(path: Path) -> Any:
     if not path.is_file():
         raise ModelError(f"There is no ONNX file {str(path)!r}.")
     if path.stat().st_size > MAX_BYTES:
@@ -149,99 +144,101 @@ def _open(path: Path) -> Any:
         raise ModelError(
             "An ONNX file needs onnxruntime.", "pip install 'deitctl[onnx]'"
         ) from error
-    onnxruntime.set_default_logger_severity(SILENT)
+    onnxruntime.set_default_logger_severity(FATAL)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = SILENT
-    options.intra_op_num_threads = _threads()
-    options.add_session_config_entry(
-        "session.intra_op.allow_spinning", "0"
-    )  # waiting threads leave decoding the cores
+    options.log_severity_level = FATAL
+    options.intra_op_num_threads = _choose_num_threads()
+    # Spinning threads would take the cores from decoding.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # as in `scores`
+    except Exception as error:  # no common base, as above
         raise ModelError(
-            f"{path} is not a readable ONNX file: {_said(error)[:200]}.",
+            f"{path} is not a readable ONNX file: {_shorten(error)[:200]}.",
             f"Export it again: {EXPORT}.",
         ) from error
 
 
-def _threads() -> int:
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    cores = count_cores()
-    return min(int(asked), cores) if asked.isdecimal() and int(asked) else cores
+def _choose_num_threads() -> int:
+    limit = os.environ.get("OMP_NUM_THREADS", "")  # onnxruntime ignores it, and the affinity too
+    return min(int(limit), count_cores()) if limit.isdecimal() and int(limit) else count_cores()
 
 
-def _card(session: Any, path: Path) -> ModelConfig:
-    """Read what the file says of itself, with the checks that a model folder's config.json gets."""
-    inputs = {i.name: (i.type, i.shape[1:]) for i in session.get_inputs()}
-    outputs = {o.name: o.shape[1:] for o in session.get_outputs() if o.type == "tensor(float)"}
-    said = session.get_modelmeta().custom_metadata_map
-    kind, shape = inputs.get(INPUT, ("", []))
-    if (
-        _takes_whole(session)
-        and len(shape) == 3
-        and not any(isinstance(side, int) for side in shape[:2])
-    ):
-        shape = next(o.shape[1:] for o in session.get_outputs() if o.name == SEEN)
-    fits = (
-        len(inputs) == 1
-        and kind == "tensor(uint8)"
-        and len(shape) == 3
-        and shape[0] == shape[1]
-        and shape[2] == 3
-    )
-    classes = outputs.get(PROBABILITIES, [])
-    if BARE_LAYOUT in said.get("preprocessing", ""):
+def _read_model_config(session: Any, path: Path) -> ModelConfig:
+    """Return the config in the file's metadata, checked as a config.json is and against inputs and outputs."""
+    metadata = session.get_modelmeta().custom_metadata_map
+    if BARE_LAYOUT in metadata.get("preprocessing", ""):
         raise ModelError(
-            f"{path} is a bare network: it leaves normalization and softmax to its user.",
+            f"{path} is a bare network, without normalization and softmax.",
             "Export it again without --no-preprocess.",
         )
-    answers = len(classes) == 1 and isinstance(classes[0], int) and outputs.get(LOGITS) == classes
-    if not fits or not answers or "preprocessing" not in said:
+    outputs = {o.name: o.shape[1:] for o in session.get_outputs() if o.type == "tensor(float)"}
+    classes, input_shape = outputs.get(PROBABILITIES, []), _read_input_shape(session)
+    is_classifier = len(classes) == 1 and isinstance(classes[0], int)
+    if (
+        not input_shape
+        or not is_classifier
+        or outputs.get(LOGITS) != classes
+        or "preprocessing" not in metadata
+    ):
         raise ModelError(
-            f"{path} is not an export of deitctl: it needs {INPUT} [B,S,S,3] in uint8, {LOGITS} and {PROBABILITIES} [B,K] "
-            "in float and their metadata.",
+            f"{path} is not an export of deitctl: it needs {INPUT} [B,S,S,3] in uint8, "
+            f"{LOGITS} and {PROBABILITIES} [B,K] in float and their metadata.",
             f"Export the model it is from: {EXPORT}.",
         )
-    if (head := said.get("head", "")) not in HEADS:
+    if (head := metadata.get("head", "")) not in HEADS:
         raise ModelError(
-            f"{path}'s metadata says that heads are joined by {head[:40]!r}.",
+            f"{path}'s metadata has the unknown head rule {head[:40]!r}.",
             f"Export it again: {EXPORT}.",
         )
-    model_config = from_timm_config(_config(said, classes[0], str(path)), f"{path}'s metadata")
-    if model_config.preprocessing.img_size != shape[0]:
+    config = _to_timm_config(metadata, classes[0], str(path))
+    model_config = from_timm_config(config, f"{path}'s metadata")
+    if model_config.preprocessing.img_size != input_shape[0]:
         raise ModelError(
-            f"{path} takes {shape[0]} pixels a side, its metadata says {model_config.preprocessing.img_size}."
+            f"{path} takes {input_shape[0]} pixels a side, its metadata says {model_config.preprocessing.img_size}."
         )
     return model_config
 
 
-def _config(said: Mapping[str, str], num_classes: int, where: str) -> dict[str, Any]:
-    """Return the metadata of `exporters.network.describe` in the layout of a config.json."""
+def _read_input_shape(session: Any) -> list[int]:
+    """Return [S,S,3] of the network behind any resize; empty if the input is not an export's."""
+    inputs = session.get_inputs()
+    if [i.name for i in inputs] != [INPUT] or inputs[0].type != "tensor(uint8)":
+        return []
+    shape = inputs[0].shape[1:]
+    has_free_sides = len(shape) == 3 and not any(isinstance(side, int) for side in shape[:2])
+    if _has_resize(session) and has_free_sides:
+        shape = next(o.shape[1:] for o in session.get_outputs() if o.name == MODEL_INPUT)
+    is_square = len(shape) == 3 and shape[0] == shape[1] and shape[2] == 3
+    return list(shape) if is_square else []
+
+
+def _to_timm_config(metadata: Mapping[str, str], num_classes: int, where: str) -> dict[str, Any]:
+    """Return an export's metadata in the layout of a config.json."""
     try:
-        pre = json.loads(said["preprocessing"])
+        pre = json.loads(metadata["preprocessing"])
         return {
-            "architecture": said["architecture"],
+            "architecture": metadata["architecture"],
             "num_classes": num_classes,
-            "label_names": json.loads(said.get("class_names", "null")),
-            "label_descriptions": json.loads(said.get("descriptions", "null")),
+            "label_names": json.loads(metadata.get("class_names", "null")),
+            "label_descriptions": json.loads(metadata.get("descriptions", "null")),
             "pretrained_cfg": {
                 **{k: pre[k] for k in ("crop_pct", "crop_mode", "interpolation")},
                 **{k: pre["normalization"][k] for k in ("mean", "std")},
                 "input_size": [3, pre["img_size"], pre["img_size"]],
             },
             "deitctl": {
-                "head": said["head"],
-                "temperatures": {said["head"]: float(said["temperature"])},
+                "head": metadata["head"],
+                "temperatures": {metadata["head"]: float(metadata["temperature"])},
             },
         }
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelError(
-            f"{where} has metadata that cannot be read.", f"Export it again: {EXPORT}."
+            f"{where} has unreadable metadata.", f"Export it again: {EXPORT}."
         ) from error
 
 
-def _said(error: Exception) -> str:
-    """Return what onnxruntime says, without its codes and the path, which is said already."""
+def _shorten(error: Exception) -> str:
+    """Return an onnxruntime message without its error code and the path."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (first.partition(" failed:")[2] or first.rpartition(" : ")[2]).rstrip(".")

@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from deitctl.cli.prediction_table import BAR, IMAGE, bar, print_prediction
-from deitctl.cli.terminal_image import HALF, can_show, half_blocks
+from deitctl.cli.prediction_table import (
+    BAR_WIDTH,
+    HALF_BLOCK,
+    IMAGE_WIDTH,
+    can_show,
+    draw_bar,
+    print_prediction,
+    to_half_blocks,
+)
 from deitctl.data.eval_transform import Pixels
-from deitctl.inference.predict import Guess, Prediction
+from deitctl.inference.classifier import Prediction, ScoredClass
 
 LONG = "black and gold garden spider, Argiope aurantia, of the family of the orb-weaving spiders"
 
@@ -44,8 +51,8 @@ def quarters() -> Pixels:
     return pixels
 
 
-def guesses(*scores: float, label: str = "cat") -> tuple[Guess, ...]:
-    return tuple(Guess(n, label, score) for n, score in enumerate(scores))
+def guesses(*scores: float, label: str = "cat") -> tuple[ScoredClass, ...]:
+    return tuple(ScoredClass(n, label, score) for n, score in enumerate(scores))
 
 
 @pytest.mark.parametrize(
@@ -61,11 +68,11 @@ def guesses(*scores: float, label: str = "cat") -> tuple[Guess, ...]:
     ],
 )
 def test_a_bar_has_steps_of_an_eighth(score, drawn):
-    assert bar(score, 10, terminal()) == drawn.ljust(10)
+    assert draw_bar(score, 10, terminal()) == drawn.ljust(10)
 
 
 def test_bars_are_in_proportion_and_never_longer_than_their_room():
-    bars = [bar(s / 100, 20, terminal()) for s in range(101)]
+    bars = [draw_bar(s / 100, 20, terminal()) for s in range(101)]
     lengths = [8 * b.count("█") + " ▏▎▍▌▋▊▉".index((b.replace("█", "") + " ")[0]) for b in bars]
     assert {len(b) for b in bars} == {20}
     assert lengths == [round(s / 100 * 160) for s in range(101)]
@@ -75,7 +82,7 @@ def test_a_terminal_that_knows_no_blocks_gets_signs_that_it_knows():
     console = Console(
         file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), force_terminal=True, width=80
     )
-    assert bar(0.5, 10, console) == "#####     "
+    assert draw_bar(0.5, 10, console) == "#####     "
     assert not can_show(console)
 
 
@@ -98,24 +105,24 @@ def test_what_is_no_terminal_gets_one_line_a_class():
 def test_the_image_is_beside_the_classes_or_above_them_where_it_is_narrow(quarters):
     prediction = Prediction("p.jpg", guesses(0.9, 0.1), None, quarters)
     wide, narrow = printed(terminal(80), prediction), printed(terminal(40), prediction)
-    assert len(wide) == 1 + IMAGE // 2
-    assert wide[1].startswith("  " + HALF * IMAGE + "   90.0 % " + "█" * 17 + "▏")
+    assert len(wide) == 1 + IMAGE_WIDTH // 2
+    assert wide[1].startswith("  " + HALF_BLOCK * IMAGE_WIDTH + "   90.0 % " + "█" * 17 + "▏")
     assert wide[1].rstrip().endswith("cat")
-    assert len(narrow) == 1 + IMAGE // 2 + 2
-    assert narrow[1].strip() == HALF * IMAGE
+    assert len(narrow) == 1 + IMAGE_WIDTH // 2 + 2
+    assert narrow[1].strip() == HALF_BLOCK * IMAGE_WIDTH
     assert "90.0 %" in narrow[-2]
 
 
 def test_more_classes_than_the_image_is_high_go_on_below_it(quarters):
     lines = printed(terminal(80), Prediction("p.jpg", guesses(*[0.05] * 20), None, quarters))
     assert len(lines) == 21
-    assert lines[-1].startswith(" " * (IMAGE + 2))
+    assert lines[-1].startswith(" " * (IMAGE_WIDTH + 2))
     assert all("5.0 %" in line for line in lines[1:])
 
 
 def test_two_pixels_a_character_with_the_colors_of_the_image(quarters):
-    lines = half_blocks(quarters, 4)
-    assert [line.plain for line in lines] == [HALF * 4] * 2
+    lines = to_half_blocks(quarters, 4)
+    assert [line.plain for line in lines] == [HALF_BLOCK * 4] * 2
     first, last = ([span.style for span in line.spans] for line in lines)
     red, green, blue, white = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -162,7 +169,7 @@ def test_colors_reach_the_terminal_as_they_are_or_as_the_nearest_of_256(colors, 
 def test_only_a_terminal_with_colors_shows_an_image(console, able, quarters):
     assert can_show(console) is able
     lines = printed(console, Prediction("p.jpg", guesses(0.9), None, quarters))
-    assert any(HALF in line for line in lines) is able
+    assert any(HALF_BLOCK in line for line in lines) is able
 
 
 def test_a_name_is_said_once_where_it_cannot_be_read():
@@ -185,4 +192,4 @@ def test_markup_in_a_label_is_text():
     lines = printed(terminal(), Prediction("[b]x[/b]", guesses(0.5, label="[red]cat[/red]"), None))
     assert lines[0] == "[b]x[/b]"
     assert lines[1].endswith("[red]cat[/red]")
-    assert BAR == 20
+    assert BAR_WIDTH == 20

@@ -19,7 +19,7 @@ from deitctl.data.eval_transform import eval_transform
 from deitctl.errors import ConfigError, DeitctlError, ModelError
 from deitctl.events import SilentReporter
 from deitctl.explanation.explain import Sheets, explain
-from deitctl.inference.classify import predict
+from deitctl.inference.classifier import predict
 from deitctl.models.checkpoint_io import load_model_config, save_model
 from deitctl.models.factory import build_model, load_model
 from deitctl.models.heads import forward_heads
@@ -93,7 +93,7 @@ def test_a_record_says_what_each_token_answers_and_names_a_drawing(
     )
     assert [r.input for r in records] == photos[:3]
     for head in ("cls", "dist"):
-        expected = [p.guesses[0] for p in predict(photos[:3], model=distilled, head=head)]
+        expected = [p.predictions[0] for p in predict(photos[:3], model=distilled, head=head)]
         for record, guess in zip(records, expected, strict=True):
             first = record.tokens[head].first
             assert (first.index, first.label) == (guess.index, guess.label)
@@ -146,7 +146,7 @@ def test_the_class_asked_about_is_scored_and_drawn(
     for name in ("cow", "COW", "2"):
         [record] = explain(photos[:1], model=distilled, output=tmp_path / "out", class_name=name)
         [prediction] = predict(photos[:1], model=distilled, head="dist")
-        wanted = next(g.score for g in prediction.guesses if g.label == "cow")
+        wanted = next(g.score for g in prediction.predictions if g.label == "cow")
         assert record.asked == "cow"
         assert record.tokens["dist"].asked == pytest.approx(wanted, abs=1e-5)
         drawings.append(record.image.read_bytes())

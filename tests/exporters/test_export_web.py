@@ -22,7 +22,7 @@ from deitctl.exporters.export import export
 from deitctl.exporters.formats import FORMATS
 from deitctl.exporters.verify import verify_export
 from deitctl.exporters.web import FILES, read_metadata
-from deitctl.inference.classify import predict
+from deitctl.inference.classifier import predict
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model
 from deitctl.models.introspect import describe_layers, pin_img_size
@@ -107,9 +107,9 @@ def test_the_folder_is_verified_and_takes_the_place_of_an_earlier_one(
     make_image().save(tmp_path / "p.png")
     (ours,) = predict([str(tmp_path / "p.png")], model=str(model))
     (theirs,) = predict([str(tmp_path / "p.png")], model=str(result.path / "model.onnx"))
-    assert [g.index for g in theirs.guesses] == [g.index for g in ours.guesses]
+    assert [g.index for g in theirs.predictions] == [g.index for g in ours.predictions]
     np.testing.assert_allclose(
-        [g.score for g in theirs.guesses], [g.score for g in ours.guesses], atol=1e-4
+        [g.score for g in theirs.predictions], [g.score for g in ours.predictions], atol=1e-4
     )
 
 

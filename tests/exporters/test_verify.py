@@ -166,11 +166,11 @@ def test_accuracy_is_that_of_labels_that_the_model_knows(run, image_folder):
     assert verify_export(file, verify_data=str(root)).top1 is None
     from PIL import Image
 
-    from deitctl.inference.classify import predict
+    from deitctl.inference.classifier import predict
 
     Image.new("RGB", (32, 32)).save(root / "black.png")
     (black,) = predict([str(root / "black.png")], model=str(run))
-    first = black.guesses[0].label
+    first = black.predictions[0].label
     labels = [first, *(str((int(first) + i) % 10) for i in (1, 2, 3))]
     for number, label in enumerate(labels):
         (root / "of" / label).mkdir(parents=True)

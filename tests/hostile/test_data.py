@@ -19,7 +19,7 @@ from deitctl.data.decode import read_bytes, read_image
 from deitctl.data.open import open_dataset, open_for_evaluation, open_for_training
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter
-from deitctl.inference.inputs import batches, expand
+from deitctl.inference.inputs import expand, load_batches
 from deitctl.models.model_config import Preprocessing
 from deitctl.training.run_dir import new_run_folder
 
@@ -303,7 +303,7 @@ def test_a_class_that_is_no_text_is_refused_where_it_is_opened(tmp_path):
         lambda: open_for_training(str(tmp_path), seed=0, reporter=SilentReporter()),
         lambda: open_for_evaluation(str(tmp_path), SilentReporter()),
     ):
-        with pytest.raises(DataError, match="not UTF-8. Rename it"):
+        with pytest.raises(DataError, match="not UTF-8. Rename the class"):
             open_it()
 
 
@@ -319,7 +319,7 @@ def test_a_row_belongs_to_its_own_input_among_hostile_ones(tmp_path, monkeypatch
     names[3:3] = ["a\0b", "", "\ud800.png", "x" * 5000, "http://[::1", "~root/x", "-"]
     for size in (1, 4, 32):
         found = [
-            item for batch in batches(names, Preprocessing(img_size=8), size) for item in batch
+            item for batch in load_batches(names, Preprocessing(img_size=8), size) for item in batch
         ]
         assert [item.name for item in found] == names
         shades = {item.name: int(np.max(item.pixels)) for item in found if item.pixels is not None}

@@ -18,7 +18,7 @@ import torch
 
 from deitctl.errors import ModelError
 from deitctl.events import SilentReporter
-from deitctl.inference.classify import predict
+from deitctl.inference.classifier import predict
 from deitctl.models import timm_models
 from deitctl.models.checkpoint_io import (
     load_model_config,
@@ -226,8 +226,8 @@ def test_an_answer_that_is_no_number_is_an_error_and_no_row(folder, tmp_path, ma
     save_tensors(folder / "model.safetensors", state)
     make_image().save(tmp_path / "x.png")
     [record] = predict([str(tmp_path / "x.png")], model=str(folder))
-    assert record.guesses == ()
-    assert "values that are not numbers" in str(record.error)
+    assert record.predictions == ()
+    assert "scores are not numbers" in str(record.error)
 
 
 @pytest.mark.parametrize(

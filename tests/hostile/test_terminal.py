@@ -15,7 +15,7 @@ from deitctl.cli import console, predict
 from deitctl.cli.console import error_line, json_text, print_line, print_table, printable
 from deitctl.cli.progress import LineReporter, make_reporter
 from deitctl.errors import DeitctlError
-from deitctl.inference.predict import Guess, Prediction
+from deitctl.inference.classifier import Prediction, ScoredClass
 from deitctl.paths import write_json
 
 EVIL = (
@@ -28,7 +28,7 @@ ORDERS |= set("\u200e\u200f\u2028\u2029\u061c\ufeff")
 
 
 def stream() -> list[Prediction]:
-    good = Prediction(EVIL, (Guess(0, EVIL, 0.75), Guess(1, "=1+1", 0.25)), None)
+    good = Prediction(EVIL, (ScoredClass(0, EVIL, 0.75), ScoredClass(1, "=1+1", 0.25)), None)
     return [good, Prediction("=cmd|' /C calc'!A0", (), f"{EVIL} cannot be read.")]
 
 
@@ -73,7 +73,7 @@ def test_json_says_the_same_as_json_does(name, value):
 
 def test_a_spreadsheet_finds_no_formula(capsys):
     rows = [
-        Prediction(n, (Guess(-1, n, 1e-9),), None)
+        Prediction(n, (ScoredClass(-1, n, 1e-9),), None)
         for n in ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "plain", "a=b")
     ]
     predict._csv([*rows, Prediction("=x", (), "-broken")])
@@ -88,7 +88,7 @@ def test_a_spreadsheet_finds_no_formula(capsys):
 
 def test_a_spreadsheet_on_a_terminal_is_harmless_and_exact_in_a_file(capsys, monkeypatch):
     name = EVIL.replace("\udcff", "")
-    rows = [Prediction(name, (Guess(0, name, 0.75),), None), Prediction(name, (), name)]
+    rows = [Prediction(name, (ScoredClass(0, name, 0.75),), None), Prediction(name, (), name)]
     predict._csv(rows)
     table = list(csv.DictReader(io.StringIO(capsys.readouterr().out, newline="")))
     assert [r["input"] for r in table] == [name, name]

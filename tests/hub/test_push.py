@@ -22,7 +22,7 @@ from deitctl.errors import ConfigError, DeitctlError, ExportError
 from deitctl.events import SilentReporter
 from deitctl.exporters.model_card import README, _make_seal, is_unedited
 from deitctl.hub.push import push
-from deitctl.inference.classify import predict
+from deitctl.inference.classifier import predict
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model, load_model
 from deitctl.models.introspect import describe_layers, pin_img_size
@@ -79,7 +79,7 @@ def model(tmp_path: Path) -> Path:
 def scores(ref: str, make_image: str) -> list[float]:
     (record,) = predict([make_image], model=ref)
     assert record.error is None
-    return [g.score for g in record.guesses]
+    return [g.score for g in record.predictions]
 
 
 def test_what_is_pushed_answers_from_the_hub_as_it_did(

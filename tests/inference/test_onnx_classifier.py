@@ -17,19 +17,19 @@ from PIL import Image
 
 from deitctl.device import choose_device
 from deitctl.errors import DeitctlError, ModelError
-from deitctl.exporters.any_size import golden_view, take_any_size
-from deitctl.exporters.compare_outputs import reference
-from deitctl.exporters.metadata import metadata_of
-from deitctl.exporters.network import BareClassifier, ExportedClassifier, describe
+from deitctl.exporters.dynamic_size import golden_view, make_dynamic
+from deitctl.exporters.metadata import collect_metadata, describe_model
+from deitctl.exporters.network import BareClassifier, ExportedClassifier
 from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.quantize import PRECISIONS, quantize_onnx
+from deitctl.exporters.verification_images import compute_reference
 from deitctl.inference import onnx_classifier
-from deitctl.inference.classify import predict
+from deitctl.inference.classifier import Classifier, load, predict
 from deitctl.inference.onnx_classifier import load_onnx_classifier
 from deitctl.inference.torch_classifier import TorchClassifier
 from deitctl.models.vit import VisionTransformer
 
-AS_IT_IS = {"weights": "", "head": "auto", "img_size": 0, "device": "auto", "precision": "auto"}
+DEFAULTS = {"weights": "", "head": "auto", "img_size": 0, "device": "auto", "precision": "auto"}
 CLASSES = ("ant", "bee", "cow", "dog")
 RULE = "avg-probs"
 
@@ -54,7 +54,7 @@ def file(model, tmp_path_factory) -> Path:
     network, model_config = model
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     wrapped = ExportedClassifier(network, model_config, RULE)
-    export_onnx(wrapped, model_config, metadata_of(wrapped, model_config, "onnx"), path)
+    export_onnx(wrapped, model_config, collect_metadata(wrapped, model_config, "onnx"), path)
     return path
 
 
@@ -89,27 +89,23 @@ def foreign(
     return path
 
 
-def test_the_file_answers_as_the_model_calibrated_and_with_its_rule(file, model, image_folder):
+def test_scores_equal_those_of_the_model(file, model, image_folder):
     network, model_config = model
     folder = image_folder({"in": 7})
     theirs = TorchClassifier(network, model_config, choose_device("cpu", "fp32"))
-    from deitctl.inference.predict import predict_stream
-
     names = [str(folder / "in" / f"{n}.png") for n in range(7)]
-    wanted = predict_stream(theirs, names, topk=4, batch_size=3)
-    for ours, his in zip(predict(names, model=str(file), batch_size=3), wanted, strict=True):
-        assert [g.label for g in ours.guesses] == [g.label for g in his.guesses]
+    expected = Classifier(theirs).stream(names, topk=4, batch_size=3)
+    for ours, his in zip(predict(names, model=str(file), batch_size=3), expected, strict=True):
+        assert [g.label for g in ours.predictions] == [g.label for g in his.predictions]
         np.testing.assert_allclose(
-            [g.score for g in ours.guesses], [g.score for g in his.guesses], atol=1e-5
+            [g.score for g in ours.predictions], [g.score for g in his.predictions], atol=1e-5
         )
 
 
 @pytest.mark.parametrize(
     ("precision", "atol"), [("fp16", 1e-3), ("int8", 0.05), ("int8-static", 0.05)]
 )
-def test_a_rounded_file_answers_with_the_same_scores_nearly(
-    precision, atol, file, image_folder, tmp_path
-):
+def test_scores_of_a_quantized_file_are_close(precision, atol, file, image_folder, tmp_path):
     """Calibrated as in fp32: without the temperature of 1.7 the scores would be further away than that."""
     assert set(PRECISIONS) == {"fp16", "int8", "int8-static"}
     seen = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
@@ -118,23 +114,23 @@ def test_a_rounded_file_answers_with_the_same_scores_nearly(
     [wanted], [ours] = (
         list(predict(names, model=str(path))) for path in (file, tmp_path / "rounded.onnx")
     )
-    by_class = {g.label: g.score for g in wanted.guesses}
-    assert ours.guesses[0].label == wanted.guesses[0].label
-    assert all(abs(g.score - by_class[g.label]) < atol for g in ours.guesses)
+    by_class = {g.label: g.score for g in wanted.predictions}
+    assert ours.predictions[0].label == wanted.predictions[0].label
+    assert all(abs(g.score - by_class[g.label]) < atol for g in ours.predictions)
 
 
 @pytest.fixture(scope="module")
 def any_file(file, model) -> Path:
     """The same network behind its own resize."""
     network, model_config = model
-    golden = reference(network, model_config, RULE, golden_view(model_config.preprocessing))[0, 0]
-    take_any_size(file, model_config.preprocessing, golden, file.with_name("any.onnx"))
-    return file.with_name("any.onnx")
+    golden = compute_reference(
+        network, model_config, RULE, golden_view(model_config.preprocessing)
+    )[0, 0]
+    make_dynamic(file, model_config.preprocessing, golden, file.with_name("dynamic.onnx"))
+    return file.with_name("dynamic.onnx")
 
 
-def test_a_file_that_resizes_is_given_whole_images_and_answers_for_itself(
-    any_file, file, make_image, tmp_path
-):
+def test_a_file_that_resizes_takes_images_of_any_size(any_file, file, make_image, tmp_path):
     names = [str(tmp_path / f"{n}.png") for n in range(3)]
     for n, size in enumerate(((90, 61), (32, 32), (20, 47))):
         make_image(*size, seed=n).save(names[n])
@@ -145,27 +141,29 @@ def test_a_file_that_resizes_is_given_whole_images_and_answers_for_itself(
             scores, seen = session.run(
                 ["probabilities", "seen"], {"pixels": np.asarray(image)[None]}
             )
-        given = {g.index: g.score for g in record.guesses}
+        given = {g.index: g.score for g in record.predictions}
         assert [given[k] for k in range(4)] == scores[0].tolist()
-        assert [g.index for g in record.guesses] == [g.index for g in resized.guesses]
+        assert [g.index for g in record.predictions] == [g.index for g in resized.predictions]
         np.testing.assert_allclose(
-            [g.score for g in record.guesses], [g.score for g in resized.guesses], atol=1e-3
+            [g.score for g in record.predictions], [g.score for g in resized.predictions], atol=1e-3
         )
         assert np.abs(record.pixels.transpose(1, 2, 0).astype(int) - seen[0]).max() <= 2
 
 
-def test_a_file_that_resizes_knows_its_size_and_is_not_given_what_is_resized(any_file, model):
+def test_a_file_that_resizes_is_refused_for_resized_images(any_file, model):
     assert (
-        load_onnx_classifier(str(any_file), **AS_IT_IS, whole=True).model_config.preprocessing
+        load_onnx_classifier(
+            str(any_file), **DEFAULTS, allow_resizing=True
+        ).model_config.preprocessing
         == model[1].preprocessing
     )
-    with pytest.raises(ModelError, match=r"any\.onnx resizes images itself.*without --any-size"):
-        load_onnx_classifier(str(any_file), **AS_IT_IS)
+    with pytest.raises(
+        ModelError, match=r"dynamic\.onnx resizes images itself.*without --dynamic-size"
+    ):
+        load_onnx_classifier(str(any_file), **DEFAULTS)
 
 
-def test_an_image_too_long_for_a_file_that_resizes_is_a_record_that_says_so(
-    any_file, file, tmp_path
-):
+def test_an_image_too_long_for_a_file_that_resizes_is_an_error(any_file, file, tmp_path):
     Image.new("RGB", (3, 301)).save(tmp_path / "long.png")
     [record] = predict([str(tmp_path / "long.png")], model=str(any_file))
     assert "3 x 301 pixels is too long" in record.error
@@ -179,17 +177,17 @@ def test_a_bare_network_is_refused_in_one_line(model, tmp_path):
     export_onnx(
         BareClassifier(network, model_config, RULE),
         model_config,
-        describe(model_config, RULE, bare=True),
+        describe_model(model_config, RULE, bare=True),
         path,
     )
     with pytest.raises(
-        ModelError, match=r"bare network: it leaves normalization.*without --no-preprocess"
+        ModelError, match=r"bare network, without normalization.*without --no-preprocess"
     ):
         predict(["x.png"], model=str(path))
 
 
-def test_the_file_says_what_it_takes_and_what_its_classes_are(file, model):
-    model_config = load_onnx_classifier(str(file), **AS_IT_IS).model_config
+def test_the_model_config_is_read_from_the_metadata(file, model):
+    model_config = load_onnx_classifier(str(file), **DEFAULTS).model_config
     assert model_config.preprocessing == model[1].preprocessing
     assert (model_config.class_names, model_config.descriptions) == (
         model[1].class_names,
@@ -198,13 +196,13 @@ def test_the_file_says_what_it_takes_and_what_its_classes_are(file, model):
     assert (model_config.head, model_config.num_classes) == (RULE, 4)
 
 
-def test_names_that_the_file_does_not_have_are_numbers(changed, image_folder):
+def test_classes_without_names_are_numbered(changed, image_folder):
     path = changed(class_names=None, descriptions=None)
     [record] = predict([str(image_folder({"in": 1}) / "in" / "0.png")], model=str(path))
-    assert {g.label for g in record.guesses} == {f"class {n}" for n in range(4)}
+    assert {g.label for g in record.predictions} == {f"class {n}" for n in range(4)}
 
 
-def test_neither_torch_nor_what_needs_it_is_imported_for_a_file(file, image_folder):
+def test_predict_with_a_file_imports_no_torch(file, image_folder):
     image = image_folder({"in": 1}) / "in" / "0.png"
     code = (
         "import sys; from deitctl.cli.app import app\n"
@@ -255,14 +253,14 @@ def test_a_file_cut_short_is_one_line(file, tmp_path, capfd):
     ],
     ids=str,
 )
-def test_a_network_of_somebody_else_is_told_what_is_expected(dtype, shape, tmp_path):
+def test_a_foreign_network_is_refused_with_what_is_expected(dtype, shape, tmp_path):
     with pytest.raises(
         ModelError, match=r"needs pixels \[B,S,S,3\] in uint8, .*deitctl export MODEL --to onnx"
     ):
         predict(["x.png"], model=str(foreign(tmp_path / "m.onnx", dtype, shape)))
 
 
-def test_operations_and_data_of_a_files_own_choice_are_not_had(tmp_path):
+def test_custom_operators_and_external_data_are_refused(tmp_path):
     """What onnxruntime promises, held here because `docs/security.md` does: no code and no file from outside."""
     pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ("b", 32, 32, 3))
     (tmp_path / "secret").write_bytes(bytes(16))
@@ -314,7 +312,7 @@ def test_operations_and_data_of_a_files_own_choice_are_not_had(tmp_path):
     ],
     ids=lambda m: str(m)[:40],
 )
-def test_metadata_that_is_none_is_one_line(metadata, changed):
+def test_invalid_metadata_is_one_line(metadata, changed):
     with pytest.raises(ModelError) as refused:
         predict(["x.png"], model=str(changed(**metadata)))
     assert "changed.onnx" in str(refused.value)
@@ -323,22 +321,22 @@ def test_metadata_that_is_none_is_one_line(metadata, changed):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"head": "cls"}, "answers with its head rule avg-probs, not cls"),
+        ({"head": "cls"}, "was exported with head rule avg-probs, not cls"),
         ({"head": "both"}, "There are: auto, cls"),
         ({"img_size": 224}, "takes images of 32 pixels, not 224"),
         ({"weights": "w.safetensors"}, "holds its own weights"),
-        ({"device": "cuda"}, "answers on the CPU"),
-        ({"precision": "bf16"}, "answers on the CPU"),
+        ({"device": "cuda"}, "runs on the CPU"),
+        ({"precision": "bf16"}, "runs on the CPU"),
         ({"img_size": 100_000}, "takes images of 32 pixels"),
     ],
     ids=str,
 )
-def test_what_the_file_cannot_do_is_refused(options, says, file):
+def test_options_that_the_file_does_not_support_are_refused(options, says, file):
     with pytest.raises(DeitctlError, match=says):
         predict(["x.png"], model=str(file), **options)
 
 
-def test_what_the_file_does_anyway_may_be_asked(file, image_folder):
+def test_options_equal_to_the_files_own_are_accepted(file, image_folder):
     image = str(image_folder({"in": 1}) / "in" / "0.png")
     [record] = predict(
         [image], model=str(file), head=RULE, img_size=32, device="cpu", precision="fp32"
@@ -346,7 +344,7 @@ def test_what_the_file_does_anyway_may_be_asked(file, image_folder):
     assert record.error is None
 
 
-def test_a_file_for_weights_and_a_file_for_another_command_are_told_where_they_belong(file):
+def test_an_onnx_file_in_the_wrong_place_is_named(file):
     with pytest.raises(ModelError, match=r"Use --model .*model\.onnx alone"):
         predict(["x.png"], model="deit_tiny", weights=str(file))
     from deitctl.events import SilentReporter
@@ -356,7 +354,7 @@ def test_a_file_for_weights_and_a_file_for_another_command_are_told_where_they_b
         load_model(str(file), reporter=SilentReporter())
 
 
-def test_a_file_without_onnxruntime_says_what_to_install(file, monkeypatch):
+def test_without_onnxruntime_the_error_says_what_to_install(file, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ModelError, match=r"pip install 'deitctl\[onnx\]'"):
         predict(["x.png"], model=str(file))
@@ -393,16 +391,24 @@ def test_scores_that_are_no_probabilities_are_refused(file, image_folder, tmp_pa
 
 
 def test_a_network_that_fails_on_the_way_is_one_line(file, image_folder):
-    classifier = load_onnx_classifier(str(file), **AS_IT_IS)
+    classifier = load_onnx_classifier(str(file), **DEFAULTS)
     with pytest.raises(ModelError, match="cannot be run: "):
         classifier.scores(np.zeros((1, 3, 8, 8), np.uint8))
 
 
-def test_threads_are_those_that_are_asked_for_or_the_cores_there_are(monkeypatch):
-    cores = onnx_classifier._threads
+def test_num_threads_is_the_variables_or_the_number_of_cores(monkeypatch):
+    cores = onnx_classifier._choose_num_threads
     monkeypatch.setattr(
         onnx_classifier.os, "sched_getaffinity", lambda _: set(range(6)), raising=False
     )
     for asked, threads in (("", 6), ("2", 2), ("99", 6), ("0", 6), ("two", 6)):
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
         assert cores() == threads
+
+
+def test_a_loaded_file_returns_logits_of_images_of_any_size(any_file, file, make_image):
+    image = make_image(50, 40)
+    resizing, fixed = load(any_file), load(file)
+    np.testing.assert_allclose(resizing.logits(image), fixed.logits(image), atol=0.05)
+    assert resizing.logits([image, make_image(30, 60)]).shape == (2, 4)
+    assert fixed.predict(image).predictions[0] == fixed.predict([image])[0].predictions[0]

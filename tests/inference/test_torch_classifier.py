@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from deitctl.device import choose_device
-from deitctl.exporters.compare_outputs import reference
+from deitctl.exporters.verification_images import compute_reference
 from deitctl.inference.torch_classifier import TorchClassifier
 from deitctl.models.model_config import HEADS, ModelConfig
 
@@ -52,7 +52,7 @@ def test_each_rule_has_its_own_temperature(deit, tiny_arch):
     device = choose_device("cpu", "fp32")
     for head in HEADS:
         warm = replace(model_config, head=head, temperatures={head: 3.0})
-        logits = reference(model, model_config, head, pixels.transpose(0, 2, 3, 1))[0]
+        logits = compute_reference(model, model_config, head, pixels.transpose(0, 2, 3, 1))[0]
         expected = torch.from_numpy(logits).div(3).softmax(1).numpy()
         np.testing.assert_allclose(
             TorchClassifier(model, warm, device).scores(pixels), expected, atol=1e-6

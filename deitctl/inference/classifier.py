@@ -1,0 +1,314 @@
+"""Classification of images by a loaded model: `load`, `predict`, and the results. Without torch, for ONNX models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from deitctl.data.eval_transform import Pixels, eval_transform
+from deitctl.errors import ConfigError, DataError, ModelError
+from deitctl.events import Reporter, SilentReporter
+from deitctl.inference.inputs import (
+    ImageLike,
+    Images,
+    Input,
+    expand,
+    is_image,
+    load_batches,
+    to_unresized_array,
+)
+from deitctl.inference.onnx_classifier import SUFFIX, load_onnx_classifier
+from deitctl.models.catalog import DEFAULT_MODEL
+from deitctl.models.model_config import ModelConfig
+from deitctl.records import hidden
+
+Scores = NDArray[np.float32]
+
+
+class Backend(Protocol):
+    """A network in the runtime that computes it; letters: B images, S pixels a side, K classes."""
+
+    @property
+    def model_config(self) -> ModelConfig: ...
+
+    @property
+    def resizes_images(self) -> bool:
+        """Whether it takes one image of any size, [1,3,H,W], instead of a batch [B,3,S,S]."""
+
+    def logits(self, pixels: Pixels) -> Scores:
+        """Return logits [B,K] of images uint8 [B,3,S,S], heads fused, before the temperature."""
+
+    def scores(self, pixels: Pixels) -> Scores:
+        """Return probabilities [B,K] of images uint8 [B,3,S,S], calibrated if the config has a temperature."""
+
+
+@dataclass(frozen=True)
+class ScoredClass:
+    """A class and its probability."""
+
+    index: int
+    """Position in the logits."""
+    label: str
+    """Name for people."""
+    score: float
+    """Probability, 0..1."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The classes of one image, or the reason why there are none."""
+
+    input: str
+    """Path or URL as given, or `image N` for the Nth without one."""
+    predictions: tuple[ScoredClass, ...]
+    """Most probable first; of equal scores, the lower index first."""
+    error: str | None
+    """Why the image could not be classified."""
+    pixels: Pixels | None = hidden(default=None, repr=False, compare=False)
+    """The model's input, uint8 [3,S,S], if it was requested."""
+
+
+class Classifier:
+    """A loaded classifier, as `deitctl.load` returns it. Use it for as many images as you like."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """Architecture, classes, preprocessing and head rule."""
+        return self.backend.model_config
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # str is an iterable of str, but means one path
+        self, images: ImageLike, topk: int = 5, *, batch_size: int = 16
+    ) -> Prediction: ...
+    @overload
+    def predict(
+        self, images: Iterable[ImageLike], topk: int = 5, *, batch_size: int = 16
+    ) -> list[Prediction]: ...
+    def predict(
+        self, images: Images, topk: int = 5, *, batch_size: int = 16
+    ) -> Prediction | list[Prediction]:
+        """Classify an image, or several.
+
+        Args:
+            images: a path, URL, bytes, Pillow image, uint8 array [H,W,3] or tensor [3,H,W] that is uint8 or float in
+                0..1; or an iterable of them, a folder's path in it standing for its files.
+            topk: classes in each prediction, at most.
+            batch_size: images at a time.
+
+        Returns:
+            One prediction for one image, else a list in input order. In a list, an image that cannot be read has an
+            `error`.
+
+        Raises:
+            DataError: the one image cannot be read or classified.
+            ConfigError: `topk` or `batch_size` below 1.
+        """
+        results = list(self.stream(_expand_images(images), topk=topk, batch_size=batch_size))
+        if not is_image(images):
+            return results
+        if (error := results[0].error) is not None:
+            raise DataError(error)
+        return results[0]
+
+    def logits(self, images: Images, *, batch_size: int = 16) -> Scores:
+        """Return logits [B,K] of images as `predict` takes them, or [K] of one: heads fused, before the temperature.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        rows: list[Scores] = []
+        for batch in self._load_batches(_expand_images(images), batch_size):
+            pixels = [item.pixels for item in batch if item.pixels is not None]
+            if len(pixels) < len(batch):
+                raise DataError(next(item.error for item in batch if item.error is not None))
+            rows += [*self.backend.logits(np.stack(pixels))]
+        if is_image(images):
+            return rows[0]
+        return np.stack(rows) if rows else np.zeros((0, self.model_config.num_classes), np.float32)
+
+    def stream(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        topk: int = 5,
+        batch_size: int = 16,
+        keep_pixels: bool = False,
+    ) -> Iterator[Prediction]:
+        """Yield a prediction for each image, in order and in constant memory.
+
+        Args:
+            images: see `predict`, without folders.
+            topk: classes in each prediction, at most.
+            batch_size: images at a time.
+            keep_pixels: fill `Prediction.pixels`.
+
+        Raises:
+            ConfigError: `topk` or `batch_size` below 1, before the first prediction.
+        """
+        _require_positive(topk, batch_size)
+        return self._predict_batches(self._load_batches(images, batch_size), topk, keep_pixels)
+
+    def _load_batches(self, images: Iterable[ImageLike], batch_size: int) -> Iterator[list[Input]]:
+        preprocessing = self.model_config.preprocessing
+        if self.backend.resizes_images:
+            return load_batches(images, preprocessing, 1, to_unresized_array)
+        return load_batches(images, preprocessing, batch_size)
+
+    def _predict_batches(
+        self, batches: Iterator[list[Input]], topk: int, keep_pixels: bool
+    ) -> Iterator[Prediction]:
+        for batch in batches:
+            readable = [item.pixels for item in batch if item.pixels is not None]
+            all_scores: Iterator[Scores] = (
+                iter(self.backend.scores(np.stack(readable))) if readable else iter(())
+            )
+            for item in batch:
+                if item.pixels is None:
+                    yield Prediction(item.name, (), item.error)
+                    continue
+                scores = next(all_scores)
+                if not np.isfinite(scores).all():
+                    error = f"{item.name}: the model's scores are not numbers."
+                    yield Prediction(item.name, (), error)
+                    continue
+                best = np.argsort(-scores, kind="stable")[:topk].tolist()
+                yield Prediction(
+                    item.name,
+                    tuple(
+                        ScoredClass(i, self.model_config.label(i), float(scores[i])) for i in best
+                    ),
+                    None,
+                    self._get_model_input(item.pixels) if keep_pixels else None,
+                )
+
+    def _get_model_input(self, pixels: Pixels) -> Pixels:
+        if not self.backend.resizes_images:
+            return pixels
+        # what the file computes for itself, apart from one or two of 255 levels
+        image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        return eval_transform(image, self.model_config.preprocessing)
+
+
+def _expand_images(images: Images) -> Iterable[ImageLike]:
+    """Return one image in a list, or several with folders expanded."""
+    if is_image(images):
+        return [cast(ImageLike, images)]
+    return expand(cast(Iterable[ImageLike], images))
+
+
+def _require_positive(topk: int, batch_size: int) -> None:
+    if topk < 1 or batch_size < 1:
+        raise ConfigError(f"topk = {topk} and batch_size = {batch_size}: both are 1 or more.")
+
+
+def load(
+    model: str | Path = "",
+    *,
+    weights: str | Path = "",
+    head: str = "auto",
+    img_size: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    reporter: Reporter | None = None,
+) -> Classifier:
+    """Load a classifier once, for many predictions.
+
+    Args:
+        model: alias, timm name, hub name, run folder, weights file, or an ONNX file of `export`; empty for the default.
+        weights: weights file or model folder, for a model that is a name.
+        head: `auto` (the model's own), `cls`, `dist`, `avg-logits` or `avg-probs`.
+        img_size: input size in pixels; 0 for the model's own.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        precision: `auto` (fp32), `fp32`, `bf16` or `fp16`.
+        reporter: shows downloads.
+
+    Raises:
+        ModelError: no such model, weights that do not fit, or a head that it does not have.
+        ConfigError: no such device or precision.
+    """
+    ref, weights = str(model) or DEFAULT_MODEL, str(weights)
+    if ref.lower().endswith(SUFFIX):
+        return Classifier(
+            load_onnx_classifier(
+                ref,
+                weights=weights,
+                head=head,
+                img_size=img_size,
+                device=device,
+                precision=precision,
+                allow_resizing=True,
+            )
+        )
+    if weights.lower().endswith(SUFFIX):
+        raise ModelError(f"{weights} is a model with its weights.", f"Use --model {weights} alone.")
+    # imports torch, which takes seconds that an ONNX file saves
+    from deitctl.inference.torch_classifier import load_torch_classifier
+
+    return Classifier(
+        load_torch_classifier(
+            ref,
+            weights=weights,
+            head=head,
+            img_size=img_size,
+            device=device,
+            precision=precision,
+            reporter=reporter or SilentReporter(),
+        )
+    )
+
+
+def predict(
+    images: Images,
+    *,
+    model: str | Path = "",
+    weights: str | Path = "",
+    topk: int = 5,
+    head: str = "auto",
+    batch_size: int = 16,
+    img_size: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    stdin: Iterable[str] = (),
+    keep_pixels: bool = False,
+    reporter: Reporter | None = None,
+) -> Iterator[Prediction]:
+    """Load a model and yield a prediction for each image, in order; the model is loaded before this returns.
+
+    Args:
+        images: one or several, see `Classifier.predict`; a folder stands for its files.
+        model: see `load`, and so are the arguments that are not here.
+        topk: classes in each prediction, at most.
+        batch_size: images at a time.
+        stdin: lines with paths, for the path `-`.
+        keep_pixels: fill `Prediction.pixels`.
+
+    Raises:
+        ModelError: no such model, or weights that do not fit.
+        ConfigError: a number out of range, no such device or precision.
+    """
+    _require_positive(topk, batch_size)  # before the model is loaded
+    classifier = load(
+        model,
+        weights=weights,
+        head=head,
+        img_size=img_size,
+        device=device,
+        precision=precision,
+        reporter=reporter,
+    )
+    several = cast(Iterable[ImageLike], [images] if is_image(images) else images)
+    return classifier.stream(
+        expand(several, stdin),
+        topk=topk,
+        batch_size=batch_size,
+        keep_pixels=keep_pixels,
+    )
