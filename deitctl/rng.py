@@ -1,7 +1,7 @@
-"""Randomness without state: every draw is a function of what it is for.
+"""Stateless random generators: each is a function of a seed and of what is drawn.
 
-Nothing here lives across samples. The parts of a seed say what is drawn (`derive_seed(seed, "view", epoch, index)`),
-so the same sample gets the same augmentation on any worker, in any order, before and after a resume.
+The parts of a seed name the purpose (`derive_seed(seed, "view", epoch, index)`), so a sample gets the same augmentation
+on any worker, in any order, before and after a resume. A checkpoint therefore holds no generator state.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import torch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Return 63 well-mixed bits for a tuple of integers and words; any change of any part changes all of them."""
-    text = "\x1f".join(
-        f"{'str' if isinstance(p, str) else 'int'}:{p}" for p in parts
-    )  # NumPy's integers are integers
+    """Hash a tuple of integers and strings to 63 bits; a change of any part changes all of them."""
+    # The type is part of the text, so that 1 and "1" differ; NumPy's integers count as integers.
+    text = "\x1f".join(f"{'str' if isinstance(p, str) else 'int'}:{p}" for p in parts)
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
@@ -39,10 +38,10 @@ def _cuda_is_used() -> bool:
 
 @contextmanager
 def scope(*parts: int | str) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's global generators for a block, then put them back as they were.
+    """Seed the global generators of Python, NumPy and torch for a block, and restore their states afterwards.
 
-    For code of others that draws from the globals. Of the accelerators' generators that of the present CUDA device is
-    seeded too, where CUDA is in use.
+    For third-party code that draws from them, such as timm's initialization and dropout. The generator of the current
+    CUDA device is seeded too, if CUDA is in use.
     """
     seed = derive_seed(*parts)
     python_state, numpy_state, torch_state = (

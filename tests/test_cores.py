@@ -1,4 +1,4 @@
-"""Cores are those that this process may use, not those that the machine has."""
+"""The count is of the cores that this process may use."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from deitctl.cores import count_cores
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are bound to cores there")
-def test_a_process_that_is_bound_to_one_core_has_one():
+def test_a_process_bound_to_one_core_has_one():
     mine = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(mine)})

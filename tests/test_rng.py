@@ -1,4 +1,4 @@
-"""Randomness is a function of what it is for."""
+"""Every draw is a function of its seed and purpose."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_seeds_differ_exactly_where_their_parts_do(a, b):
     assert (rng.derive_seed(*a) == rng.derive_seed(*b)) == (a == b)
 
 
-def test_neighboring_parts_do_not_run_together():
+def test_adjacent_parts_are_separated():
     assert rng.derive_seed(1, 23) != rng.derive_seed(12, 3)
     assert rng.derive_seed(1) != rng.derive_seed("1")
     assert rng.derive_seed("a", "b") != rng.derive_seed("ab")
@@ -47,7 +47,7 @@ def test_seed_bits_are_even():
     assert np.abs(bits.mean(axis=0) - 0.5).max() < 0.06  # 5 deviations of 2,000 draws
 
 
-def test_generators_repeat():
+def test_equal_parts_give_equal_draws():
     assert rng.generator(1, "a").random() == rng.generator(1, "a").random()
     assert rng.generator(1, "a").random() != rng.generator(2, "a").random()
     assert torch.equal(

@@ -126,7 +126,7 @@ class DistillationTeacher:
         return self._network is not None
 
     def build_stamp(self) -> dict[str, Any]:
-        """Return everything that the teacher targets of views depend on."""
+        """Return everything that the targets of views depend on; a cache is named and verified by it."""
         # Left out: the device, so that targets computed on a GPU serve a CPU; the number of views, each of which is
         # a file of its own; and the student's input size, because views are rendered anew at the teacher's.
         d, augment = self.distill, self.config.recipe.augment
@@ -226,8 +226,7 @@ class DistillationTeacher:
     def load(self) -> None:
         """Load the network in all processes if any of them needs it; collective.
 
-        It must be called before the first `get_network()`, which is not collective and so cannot fine-tune a teacher of
-        several processes.
+        It comes before `get_network()`, which is not collective and so cannot fine-tune a teacher in several processes.
         """
         is_needed = not self.uses_views
         if self.uses_views and self.world.size > 1:  # one process alone loads it when it needs it
