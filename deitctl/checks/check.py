@@ -59,12 +59,12 @@ def check(
         data: a folder, tar, table or `digits`, also one that training refuses.
         ground_truth: labels of images that lie in no class folders, see `read_ground_truth`.
         fix_list: CSV file to write the remedies to.
-        write_manifest: CSV file to write a `path,label,split` table of the data set to, which training accepts.
+        write_manifest: CSV file to write, a `path,label,split` table that training accepts.
         workers: decoding processes, 0 for none, -1 for one a core.
         reporter: shows progress.
 
     Raises:
-        DataError: the data set or the ground truth cannot be opened, or a manifest of it cannot be made.
+        DataError: data set or ground truth cannot be opened, or have no manifest.
         ConfigError: `write_manifest` is no .csv file.
     """
     reporter, start = reporter or SilentReporter(), time.perf_counter()
@@ -121,7 +121,7 @@ def _measure(split: Split) -> SplitSize:
 
 
 def _build_manifest(splits: Sequence[Split], path: Path) -> bytes:
-    """Return a row for every image: path (relative to the manifest where it lies below it), label, split."""
+    """Return a row for every image: path (relative to the manifest if below it), label, split."""
     if not splits:
         raise DataError("There are no images to write into a manifest.")
     text = io.StringIO()

@@ -50,14 +50,14 @@ def count_by_class(split: Split) -> dict[str, int]:
     return dict(zip(class_names, counts.tolist(), strict=True))
 
 
-def natural_key(name: str) -> list[tuple[bool, int, str]]:
+def make_natural_key(name: str) -> list[tuple[bool, int, str]]:
     """Return the key by which timm sorts class folders: numbers by value, letters without case."""
     pieces = re.split(r"(\d+)", name.lower())
     return [(p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in pieces]
 
 
 def normalize_name(name: str) -> str:
-    """Return a class name without case, spaces, underscores, hyphens and differences of Unicode form."""
+    """Return a class name without case, spaces, underscores, hyphens and Unicode form."""
     return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
@@ -72,7 +72,7 @@ def _check_names(split: Split) -> Iterator[Issue]:
     empty = [str(Path(split.root) / name) for name in split.empty]
     deletions = make_remedies(empty, lambda folder: Remedy(folder, "empty_class", "delete"))
     yield from report("empty_class", len(empty), empty, remedies=deletions)
-    natural = sorted(names, key=natural_key)
+    natural = sorted(names, key=make_natural_key)
     moved = [(a, b) for a, b in zip(names, natural, strict=True) if a != b]
     examples = [f"{split.name}: number {names.index(a)} is {a!r} or {b!r}" for a, b in moved[:1]]
     yield from report("folder_order", len(moved), examples)
@@ -100,7 +100,7 @@ def _check_counts(split: Split) -> Iterator[Issue]:
 
 
 def _find_similar_names(splits: Sequence[Split]) -> Iterator[Issue]:
-    """Find several spellings of one name; between splits they make classes that do not match, an error."""
+    """Find several spellings of one name, an error where classes of splits do not match by it."""
     by_name: dict[str, dict[str, list[Split]]] = {}
     for split in splits:
         for name in (*split.dataset.class_names, *split.empty):

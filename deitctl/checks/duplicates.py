@@ -16,15 +16,16 @@ from deitctl.checks.issues import Issue, Remedy, report
 Index = NDArray[np.int64]
 HASH_BITS = 128
 MAX_DISTANCE = 9
-"""Bits of 128 in which near duplicates differ at most. docs/check.md has the measurements: recompressed, shrunk and 2 %
-cropped copies of real images lie within it (98 % of them or more), the two most alike of different images 21 apart."""
+"""Bits of 128 in which near duplicates differ at most. docs/check.md has the measurements:
+recompressed, shrunk and 2 % cropped copies of real images lie within it (98 % of them or more), the
+two most alike of different images 21 apart."""
 MAX_NEIGHBORS = 4096
 """That a hash is compared with; of a set of more near duplicates, some pairs are left out."""
 
 
 @dataclass(frozen=True)
 class DuplicateGroups:
-    """Indices of images that have a duplicate, and of one duplicate of each, by how the two are related."""
+    """Indices of images that have a duplicate, and of one duplicate of each, by relation."""
 
     across_splits: tuple[Index, Index]
     """Validation images, and for each a training image."""
@@ -140,7 +141,7 @@ def find_near_duplicates(
     splits: NDArray[np.integer],
     labels: NDArray[np.integer],
 ) -> DuplicateGroups:
-    """Find images whose hashes, bytes [N,16], differ in `MAX_DISTANCE` bits or fewer while their pixels differ.
+    """Find images whose hashes, bytes [N,16], differ in `MAX_DISTANCE` bits or fewer, not their pixels.
 
     The other arguments are those of `find_exact_duplicates`.
     """
@@ -155,10 +156,11 @@ def find_near_duplicates(
 
 
 def find_near_pairs(hashes: NDArray[np.uint8], distance: int) -> Iterator[tuple[Index, Index]]:
-    """Yield all pairs of hashes, bytes [N,16], that differ in `distance` bits or fewer; a pair may come again.
+    """Yield pairs of hashes, bytes [N,16], that differ in `distance` bits or fewer, some twice.
 
-    Of distance + 2 blocks of bits, at least two are equal in such a pair. So hashes are sorted by every two blocks,
-    and only neighbors that agree in both are compared: 55 sorts for a distance of 9 instead of N^2 comparisons.
+    Of distance + 2 blocks of bits, at least two are equal in such a pair. So hashes are sorted by
+    every two blocks, and only neighbors that agree in both are compared: 55 sorts for a distance of
+    9 instead of N^2 comparisons.
     """
     words = np.ascontiguousarray(hashes).view(np.uint64).reshape(len(hashes), 2)
     bits = np.unpackbits(hashes, axis=1)

@@ -1,10 +1,10 @@
-"""Ground truth: labels in a file of their own, as those of ImageNet's validation images, for images without folders."""
+"""Ground truth: labels in a file of their own, as those of ImageNet's validation images."""
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
 
@@ -24,12 +24,12 @@ def read_ground_truth(path: Path) -> dict[str, str]:
     """Read the label of every image, by file name, or by file name without its extension.
 
     Args:
-        path: the devkit's folder or its ground truth (meta.mat must lie beside it), Kaggle's LOC_val_solution.csv, or
-            rows of `filename label` or `filename,label`.
+        path: the devkit's folder or its ground truth (meta.mat must lie beside it), Kaggle's
+            LOC_val_solution.csv, or rows of `filename label` or `filename,label`.
 
     Raises:
-        DataError: no such file, none of these forms, or the devkit's numbers without meta.mat, which gives their
-            WordNet ids: they are in another order.
+        DataError: no such file, none of these forms, or the devkit's numbers without meta.mat,
+            which gives their WordNet ids: they are in another order.
     """
     if path.is_dir():
         path = _find_devkit_file(path)
@@ -116,7 +116,7 @@ def _validate(rows: Iterable[tuple[str, str]], path: Path) -> dict[str, str]:
 
 
 def label_flat_split(
-    split: Split, labels: Mapping[str, str], class_names: Set[str]
+    split: Split, labels: Mapping[str, str], class_names: set[str]
 ) -> tuple[Split, list[Issue]]:
     """Label images without class folders, and report how they would be sorted into some.
 

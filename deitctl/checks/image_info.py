@@ -1,4 +1,4 @@
-"""Inspection of an image: format, mode, size, whether it can be read, digests by which duplicates are found."""
+"""Inspection of an image: format, mode, size, readability, digests for finding duplicates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from deitctl.errors import DataError
 DIGEST_BYTES = 16  # BLAKE2 of the decoded pixels
 HASH_BYTES = 16  # 64 differences across and 64 down
 MIN_EDGES = 48
-"""Of a hash's 128 differences that must be 2 gray levels or more, else it describes noise on a plain ground."""
+"""Of a hash's 128 differences that must be 2 gray levels or more, else it describes noise."""
 MIN_SIDE = 32
 """Pixels below which images are too similar for a hash to tell apart."""
 BATCH_SIZE = 32
@@ -67,7 +67,7 @@ class ImageInfo(NamedTuple):
     mode: str = "RGB"
     """As stored, as Pillow names it."""
     format: str = ""
-    """As stored: a key of `EXTENSION_BY_FORMAT`, another of Pillow's, or empty for images without a file."""
+    """As stored, as Pillow names it; empty for images without a file."""
     animated: bool = False
     rotated: bool = False
     blank: bool = False
@@ -106,10 +106,10 @@ def digest_pixels(image: Image.Image) -> bytes:
 
 
 def difference_hash(image: Image.Image) -> bytes:
-    """Return 128 bits that near duplicates share but for a few: which of two neighboring regions is lighter.
+    """Return 128 bits that near duplicates share but for a few: which of two regions is lighter.
 
-    64 bits compare neighbors across an 8x9 grid, 64 down a 9x8 grid. Empty for images too small or too plain to be
-    told apart by it.
+    64 bits compare neighbors across an 8x9 grid, 64 down a 9x8 grid. Empty for images too small or
+    too plain to be told apart by it.
     """
     if min(image.size) < MIN_SIDE:
         return b""
@@ -193,7 +193,7 @@ class JoinedImages(Dataset[ImageInfo]):
 
 
 def resolve_workers(requested: int, num_images: int) -> int:
-    """Return the number of decoding processes: as requested; for -1 one a core, or 0 for few images."""
+    """Return the number of decoding processes: as requested; for -1 one a core, 0 for few images."""
     if requested >= 0:
         return requested
     return count_cores() if num_images > MIN_FOR_WORKERS else 0

@@ -1,4 +1,4 @@
-"""Checks of images: unreadable, of other formats than their names say, of extreme shapes, duplicates."""
+"""Checks of images: unreadable, of another format than named, of extreme shapes, duplicates."""
 
 from __future__ import annotations
 

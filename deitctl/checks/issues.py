@@ -1,4 +1,4 @@
-"""Issues that `deitctl check` reports (severity, message, fix), and the fix list: their remedies as CSV."""
+"""Issues that `deitctl check` reports (severity, message, fix), and their remedies as CSV."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEVERITIES = (ERROR, WARNING, NOTE)
 NUM_EXAMPLES = 10
 FORMULA_STARTS = tuple("=+-@")
 INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-"""Unicode categories: controls, formats, surrogates, private use, unassigned, line and paragraph separators."""
+"""Unicode categories: controls, formats, surrogates, private, unassigned, separators."""
 
 
 class IssueType(NamedTuple):
@@ -162,15 +162,15 @@ ISSUES = {
     "near_duplicate_across_splits": IssueType(
         WARNING,
         "Validation images that resemble a training image.",
-        "Look at them; delete the training copy if it is one.",
+        "Review them; delete the training copy if it is one.",
     ),
     "near_duplicate_across_classes": IssueType(
-        WARNING, "Images that resemble one of another class.", "Look at them; keep the right one."
+        WARNING, "Images that resemble one of another class.", "Review them; keep the right one."
     ),
     "near_duplicate_in_class": IssueType(
-        NOTE, "Images that resemble another of their class.", "Look at them."
+        NOTE, "Images that resemble another of their class.", "Review them."
     ),
-    "blank": IssueType(WARNING, "Images of one color.", "Look at them; delete placeholders."),
+    "blank": IssueType(WARNING, "Images of one color.", "Review them; delete placeholders."),
     "small_side": IssueType(
         WARNING, "Images with a side below 32 pixels.", "Replace thumbnails by their originals."
     ),
@@ -182,7 +182,7 @@ ISSUES = {
     "long_shape": IssueType(
         WARNING,
         "Images more than 4 times as long as wide; a center crop shows a quarter or less.",
-        "Look at them.",
+        "Review them.",
     ),
     "color_modes": IssueType(
         NOTE, "Images stored in other modes than RGB; they are converted.", "Nothing to do."
@@ -201,7 +201,7 @@ ISSUES = {
 
 
 FOLDER_ISSUES = ("empty_class", "similar_class_names", "misnamed_split")
-"""Their remedies rename folders, inner ones first; they come last in a fix list, so that paths of files stay valid."""
+"""Remedies that rename folders, inner ones first, come last, so that paths of files stay valid."""
 
 
 class Remedy(NamedTuple):
@@ -302,9 +302,10 @@ def write_fix_list(path: Path, issues: Iterable[Issue]) -> int:
 
 
 def resolve_conflicts(issues: Iterable[Issue]) -> Iterator[Remedy]:
-    """Yield remedies that do not contradict each other, in an order in which they can be carried out.
+    """Yield remedies without contradictions, in an order in which they can be carried out.
 
-    A file that is deleted is not renamed too, and nothing is moved onto another file: a person has to look at that.
+    A file that is deleted is not renamed too. What would be moved onto another file is to be
+    reviewed by a person.
     """
     ordered = sorted(
         issues, key=lambda i: FOLDER_ISSUES.index(i.code) if i.code in FOLDER_ISSUES else -1
@@ -327,15 +328,15 @@ def resolve_conflicts(issues: Iterable[Issue]) -> Iterator[Remedy]:
 
 
 def _is_taken(file: str, target: str) -> bool:
-    """Return whether another file is in the way; on some systems a name in other letter case is the same file."""
+    """Return whether another file has the target's name; letter case may not tell files apart."""
     return os.path.exists(target) and not (os.path.exists(file) and os.path.samefile(file, target))
 
 
 def escape(field: str) -> str:
-    """Escape a name so that it stays on its line and in its cell and is no formula of a spreadsheet.
+    """Escape a name so that it stays in its cell and is no formula of a spreadsheet.
 
-    Backslashes and invisible characters are written as in a Python string; a leading = + - @ gets `./` before it,
-    which names the same path.
+    Backslashes and invisible characters are written as in a Python string; a leading = + - @ gets
+    `./` before it, which names the same path.
     """
     escaped = "".join(c if _is_visible(c) else c.encode("unicode_escape").decode() for c in field)
     return f"./{escaped}" if escaped.startswith(FORMULA_STARTS) else escaped

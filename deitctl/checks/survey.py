@@ -64,7 +64,7 @@ def survey(ref: str, reporter: Reporter) -> Survey:
     """Open a data set as far as it can be opened.
 
     Raises:
-        DataError: nothing there, a folder that cannot be listed, or a tar or table that cannot be read.
+        DataError: nothing there, or a folder, tar or table that cannot be read.
     """
     path = Path(ref or BUILT_IN).expanduser()
     quiet = _ProgressReporter(reporter)  # warnings of opening become issues
@@ -135,9 +135,10 @@ def _rename_to_lower_case(folder: str) -> Remedy:
 
 
 def _find_split_folders(path: Path) -> dict[str, Path]:
-    """Return the folders that are splits: they hold folders, or images where all folders beside them are splits too.
+    """Return folders that are splits: they hold folders, or images beside nothing but splits.
 
-    Folders with class folders come before flat ones, and names spelled as deitctl reads them before others.
+    Folders with class folders come before flat ones, and names spelled as deitctl reads them before
+    others.
     """
     folders = _list_folders(path)
     names = {f: f.casefold() for f in folders if f.casefold() in (*TRAIN_NAMES, *VAL_NAMES)}
@@ -152,7 +153,7 @@ def _find_split_folders(path: Path) -> dict[str, Path]:
 
 
 def _has_rival(name: str, others: Iterable[str]) -> bool:
-    """Return whether another folder is already the same split: `test` beside `val` is not needed."""
+    """Return whether another folder is already the same split, such as `val` beside `test`."""
     kind = TRAIN_NAMES if name in TRAIN_NAMES else VAL_NAMES
     return any(other in kind for other in others)
 
@@ -244,7 +245,7 @@ def _check_strays(root: Path, folders: Iterable[str]) -> Iterator[Issue]:
 
 
 def _walk(folder: Path, unreadable: _Names) -> Iterator[tuple[str, list[str]]]:
-    """Yield every folder below and its visible files; links are followed, but no folder is entered twice."""
+    """Yield every folder below and its visible files; follow links, but enter no folder twice."""
     above = os.stat(folder.parent)
     seen = {(above.st_dev, above.st_ino)}
     for current, folders, files in os.walk(
@@ -260,7 +261,7 @@ def _walk(folder: Path, unreadable: _Names) -> Iterator[tuple[str, list[str]]]:
 
 
 def _report_other_files(by_extension: dict[str, _Names]) -> Iterator[Issue]:
-    """Tell ignored files from images that are not read, by extension, or by the first bytes of the first files."""
+    """Tell ignored files from unread images, by extension or the first files' first bytes."""
     unread = {
         extension
         for extension, names in by_extension.items()
@@ -281,7 +282,7 @@ def _report_other_files(by_extension: dict[str, _Names]) -> Iterator[Issue]:
 
 
 def _check_tar(path: Path) -> Iterator[Issue]:
-    """Report what opening a tar leaves out: files of other kinds, and images outside class folders."""
+    """Report what opening a tar leaves out: other files, and images outside class folders."""
     others: dict[str, _Names] = {}
     images: dict[tuple[str, ...], _Names] = {}  # by folder
     try:

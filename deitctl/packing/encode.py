@@ -25,10 +25,10 @@ from deitctl.errors import DataError
 QUALITY = 90
 """Of a JPEG, in libjpeg's scale."""
 SUBSAMPLING = "4:4:4"
-"""Color at full size: a quarter of it saves a sixth of the bytes, and changes a network's logits more than a quality of
-85 does (docs/data.md)."""
+"""Color at full size: a quarter of it saves a sixth of the bytes, and changes a network's logits
+more than a quality of 85 does (docs/data.md)."""
 FILTER = Image.Resampling.BICUBIC
-"""As in evaluation, so that evaluating at the size of the pack resizes once, and in the same way."""
+"""As in evaluation, so that evaluating at the size of the pack gives the same pixels."""
 CHUNK = 8
 """Images that a process takes at a time."""
 
@@ -69,7 +69,8 @@ def compute_digest(data: bytes) -> int:
 def encode_image(dataset: ImageDataset, index: int, encoding: Encoding) -> EncodedImage:
     """Read an image and encode it; never raises for an unreadable or damaged one.
 
-    An unreadable image has no bytes and a damaged one its own, so that a pack has every image under its index.
+    An unreadable image has no bytes and a damaged one its own, so that a pack has every image under
+    its index.
     """
     try:
         data = dataset.read_bytes(index)
@@ -94,7 +95,7 @@ def encode_image(dataset: ImageDataset, index: int, encoding: Encoding) -> Encod
 
 
 def _is_array(dataset: ImageDataset) -> bool:
-    """Return whether the images are in no files, so that their bytes mean nothing without a shape."""
+    """Return whether images are in no files, so that their bytes mean nothing without a shape."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     return isinstance(dataset, ArrayDataset)
@@ -155,7 +156,7 @@ def encode_images(
 def _start_processes(
     images: JoinedImages, encoding: Encoding, count: int
 ) -> Iterator[list[Connection]]:
-    """Have processes encode chunks of images in turn, each into a pipe of its own; kill them at the end."""
+    """Have processes encode chunks of images in turn, each into its own pipe; kill them at exit."""
     processes, ends = [], []
     try:
         for number in range(count):
@@ -183,7 +184,7 @@ def _send_chunks(
 ) -> None:
     """Send every `count`-th chunk from `number` on, as fast as they are received."""
     ignore_signals(number)
-    # an open copy of the parent's end would make this process wait for itself when the parent is gone
+    # with a copy of the parent's end, this process would wait for itself when the parent is gone
     parents.close()
     for first in range(number * CHUNK, len(images), count * CHUNK):
         chunk = range(first, min(first + CHUNK, len(images)))

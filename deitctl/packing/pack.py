@@ -1,4 +1,4 @@
-"""Packing: write a data set into one file that every command reads as DATA, and verify such a file against its data."""
+"""Packing: write a data set into one file that every command reads as DATA, and verify it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NUM_EXAMPLES = 20
 COMPARED_SIDE = 8
 """To which images are resized for a comparison."""
 MAX_DIFFERENCE = 4.0
-"""Mean gray levels; 84 photographs encoded at 160 pixels differed by 0.3 from themselves, by 31 from others."""
+"""Mean gray levels; 84 photographs encoded at 160 pixels differed by 0.3, from others by 31."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def pack(
         out: the file, which must end in .pack; another pack there is replaced, nothing else is.
         max_size: short side in pixels above which an image becomes a smaller JPEG; 0: none does.
         raw: store pixels, which need no decoding.
-        workers: processes that decode and encode, 0 for none, -1 for one a core; the result is the same.
+        workers: processes that decode and encode, 0 for none, -1 for one a core; same result.
         reporter: shows progress.
 
     Raises:
@@ -186,10 +186,10 @@ def _list_names(dataset: ImageDataset, folder: str) -> StringArray:
 
 
 def verify_pack(data: str, out: str, *, reporter: Reporter | None = None) -> PackVerification:
-    """Compare a pack with the data that it was made of: splits, classes, names, labels and every image's bytes.
+    """Compare a pack with the data that it was made of: splits, classes, names, labels, bytes.
 
-    An image that was encoded anew is the same if its source has the digest in the pack, its own bytes have their
-    checksum, and both show the same.
+    An image that was encoded anew is the same if its source has the digest in the pack, its own
+    bytes have their checksum, and both show the same.
 
     Raises:
         DataError: no such data, or no readable pack.

@@ -1,4 +1,4 @@
-"""`--batch-size auto`: the largest batch that memory, recipe and data allow and that is faster, by trial steps."""
+"""`--batch-size auto`: the largest batch that fits and is faster, by trial steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deitctl.device import Device, choose_device
 from deitctl.distributed import is_distributed
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter
-from deitctl.profiling.measure import MemoryMeter, free_bytes, measure_time
+from deitctl.profiling.measure import MemoryMeter, measure_time, read_free_memory
 from deitctl.profiling.trial_run import TrialRun, build_trial
 from deitctl.training.configure import check
 from deitctl.training.optim import peak_learning_rate
@@ -30,7 +30,7 @@ MIN_GAIN = 0.03
 """By which images/s must rise with a doubled batch."""
 TRIAL_SECONDS = 1.0
 MAX_TRIAL_SECONDS = 8.0
-"""Expected time of a trial above which no larger batch is tried, nor taken if it is larger than the recipe's."""
+"""Expected time of a trial above which no larger batch is tried, nor taken above the recipe's."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def choose_batch_size(
     device: Device,
     reporter: Reporter,
 ) -> BatchSizeChoice:
-    """Choose by steps of the real recipe, model and teacher, with random weights; see `search_batch_size`."""
+    """Choose by steps of the real recipe, model and teacher; see `search_batch_size`."""
     recipe, num_images = config.recipe, len(datasets[0].labels)
     trial = build_trial(config, datasets, device)
     size, reason, trials = search_batch_size(
@@ -117,7 +117,7 @@ def _measure_free_memory(trial: TrialRun) -> int | None:
     smallest = trial.with_batch_size(2)
     smallest.step(smallest.batch())
     trial.context.device.empty_cache()
-    free = free_bytes(trial.context.device)
+    free = read_free_memory(trial.context.device)
     return None if free is None else int(MEMORY_SHARE * free)
 
 
@@ -143,9 +143,10 @@ def search_batch_size(
 ) -> tuple[int, str, list[Trial]]:
     """Find the largest batch that fits and gains; return it, the reason, and the trials.
 
-    Two trials give the memory of larger steps by a straight line. Sizes are doubled as long as a trial is
-    cheap. Where images/s rises by less than `MIN_GAIN`, the recipe's size is taken, or the last that gained,
-    if it is larger. Never more than `MAX_SCALE` times the recipe's, nor fewer than `MIN_STEPS` steps an epoch.
+    Two trials give the memory of larger steps by a straight line. Sizes are doubled as long as a
+    trial is cheap. Where images/s rises by less than `MIN_GAIN`, the recipe's size is taken, or the
+    last that gained, if it is larger. Never more than `MAX_SCALE` times the recipe's, nor fewer
+    than `MIN_STEPS` steps an epoch.
 
     Args:
         try_size: tries a size, None where memory runs out.
@@ -153,7 +154,7 @@ def search_batch_size(
         num_images: of the training set.
         free: bytes that a step may take, None where they are not known.
         reporter: shows progress.
-        micro_batch_size: images above which a step takes no more memory; 0: a step takes all at once.
+        micro_batch_size: images above which a step takes no more memory; 0: none.
     """
     limit = _limit_by_recipe(recipe_size, num_images)
     recipe_size = min(recipe_size, num_images)
@@ -183,7 +184,7 @@ def search_batch_size(
 
 
 def _limit_by_recipe(recipe_size: int, num_images: int) -> Limit:
-    """Return the largest batch that recipe and data allow: the recipe's own, or a power of two above it."""
+    """Return the largest batch for recipe and data: the recipe's own, or a larger power of two."""
     if num_images <= recipe_size:
         return Limit(num_images, f"the data has {num_images} training images")
     by_steps = num_images // MIN_STEPS

@@ -1,4 +1,4 @@
-"""`deitctl bench`: speed of a training on this machine, stage by stage (data, teacher, step, end to end)."""
+"""`deitctl bench`: speed of a training by stages: data, teacher, step, end to end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from deitctl.profiling.bench_result import (
     find_bottlenecks,
     split_step_time,
 )
-from deitctl.profiling.flops import flops_of
+from deitctl.profiling.flops import compute_flops
 from deitctl.profiling.measure import MemoryMeter, measure_time
 from deitctl.profiling.peak import PeakThroughput, measure_peak
 from deitctl.profiling.synthetic_images import NUM_FILES, write_synthetic_dataset
@@ -50,8 +50,8 @@ NUM_SIZED = 16
 NUM_VIEWS = 64
 """Images that the data stages go through again and again."""
 ADAMW_BYTES, EMA_BYTES = 28, 12
-"""Moved for each parameter: AdamW reads weight, gradient and two moments and writes all but the gradient; the EMA is
-read and written, and the weight read."""
+"""Moved for each parameter: AdamW reads weight, gradient and two moments and writes all but the
+gradient; the EMA is read and written, and the weight read."""
 BUSY_LOAD = 0.5
 """Load average a core above which other programs disturb the measurement."""
 T = TypeVar("T")
@@ -70,8 +70,8 @@ def bench(
     Models have random weights, which are as fast as any.
 
     Args:
-        settings: as for `build_config`; with a `distill.teacher` a distillation; without `data` synthetic images of
-            ImageNet's size.
+        settings: as for `build_config`; with a `distill.teacher` a distillation; without `data`
+            synthetic images of ImageNet's size.
         overrides: as for `build_config`.
         auto_batch_size: choose the batch size as `--batch-size auto` does.
         seconds: about, of each stage.
@@ -83,13 +83,14 @@ def bench(
     """
     if not 0 < seconds <= MAX_STAGE_SECONDS:
         raise ConfigError(
-            f"seconds = {seconds:g}: a stage takes more than 0 and at most {MAX_STAGE_SECONDS:g} seconds."
+            f"seconds = {seconds:g}: use more than 0 and at most {MAX_STAGE_SECONDS:g} for a stage."
         )
     reporter, start = reporter or SilentReporter(), time.perf_counter()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # not on Windows
     if load > BUSY_LOAD * count_cores():
         reporter.warn(
-            f"Other programs use this machine (load {load:.1f} on {count_cores()} cores): figures will be too low."
+            f"Other programs use this machine (load {load:.1f} on {count_cores()} cores): "
+            "figures will be too low."
         )
     with tempfile.TemporaryDirectory(prefix="deitctl-bench-") as name:
         folder = Path(name)
@@ -145,7 +146,7 @@ def _configure(
     folder: Path,
     reporter: Reporter,
 ) -> TrainConfig:
-    """Resolve settings as `train`, or with a teacher `distill`, does, but without looking for weights."""
+    """Resolve settings as `train` or `distill` does, but without looking for weights."""
     settings = make_absolute(settings)
     settings["data"] = settings.get("data") or str(folder)
     teaching = {k: settings.pop(k) for k in list(settings) if k.startswith("distill.")}
@@ -160,15 +161,15 @@ def _configure(
 
 
 def _count_flops(trial: TrialRun) -> FlopsPerImage:
-    student, teacher = flops_of(trial.state.model, trial.img_size), None
+    student, teacher = compute_flops(trial.state.model, trial.img_size), None
     if trial.teacher_network is not None:
         img_size = trial.teacher_network.model_config.preprocessing.img_size
-        teacher = flops_of(trial.teacher_network.model, img_size).forward
+        teacher = compute_flops(trial.teacher_network.model, img_size).forward
     return FlopsPerImage(forward=student.forward, step=student.step, teacher=teacher)
 
 
 def _fit_batch_size(trial: TrialRun, seconds: float) -> TrialRun:
-    """Return a trial of the recipe's batch size, or of the largest power of two of which two steps fit into a stage."""
+    """Return a trial of a batch size of which two steps fit into a stage, or of the recipe's."""
     small = trial.with_batch_size(min(8, trial.batch_size))
     batch = small.batch()
     image_s = measure_time(lambda: small.step(batch), seconds=0.5).median / small.batch_size
@@ -221,7 +222,7 @@ def _measure_median_side(trial: TrialRun) -> float:
 
 
 class StageTable:
-    """Measures stages for about `seconds` each; one that fails has its error, and the next is measured."""
+    """Measures stages for about `seconds` each; one that fails has its error."""
 
     def __init__(self, device: Device, seconds: float, on_stage: Callable[[str], object]) -> None:
         self.device, self.seconds, self.on_stage = device, seconds, on_stage
@@ -234,7 +235,7 @@ class StageTable:
         num_images: int = 1,
         peak: tuple[str, float] | None = None,
     ) -> Stage:
-        """Measure `work` on `num_images`; `peak` is the name of its roofline, and the images/s there."""
+        """Measure `work` on `num_images`; `peak` is its roofline: a name and images/s."""
         self.on_stage(name)
         meter = MemoryMeter(self.device)
         meter.start()
@@ -298,7 +299,7 @@ def _decode(dataset: ImageDataset, index: int) -> None:
 def measure_steps(
     trial: TrialRun, stages: StageTable, flops: FlopsPerImage, peak: PeakThroughput
 ) -> float:
-    """Measure the parts of a step, whole steps, and steps with the loader; return the seconds an image of data wait."""
+    """Measure parts of a step, steps, and steps with the loader; return the data wait, s/image."""
     precision, size = trial.context.device.precision, trial.batch_size
     batch = trial.batch()
     micro_batch = trial.first_micro_batch(batch)

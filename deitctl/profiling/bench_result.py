@@ -1,4 +1,4 @@
-"""Results of `deitctl bench`: stages, where a step's time goes, the expected time of a run, hints."""
+"""Results of `deitctl bench`: stages, parts of a step's time, expected time of a run, hints."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Stage:
     """One part of the work, measured on its own."""
 
     name: str
-    """`read` to `loader` (data), `teacher`, `forward` to `step_cached_batch` (step), `end_to_end`, `evaluation`."""
+    """`read` to `loader` (data), `teacher`, `forward` to `step_cached_batch` (step), `end_to_end`,
+    `evaluation`."""
     images_per_second: float | None = None
     """Median; null where the stage could not be measured."""
     images_per_second_iqr: float | None = None
@@ -41,7 +42,7 @@ class Stage:
     peak: str | None = None
     """What `peak_share` is of: a precision's matrix product, or `copy`."""
     peak_share: float | None = None
-    """Of the device's peak throughput, 0 to 1; more where a small model fits into the processor's cache."""
+    """Of the device's peak throughput, 0 to 1; more where a model fits into the cache."""
     error: str | None = None
     """Why the stage could not be measured."""
 
@@ -103,7 +104,7 @@ class Expected:
     run_s: float
     """All epochs of the recipe."""
     teacher_epochs: int | None = None
-    """Epochs until all teacher targets are cached; null where the teacher computes in every epoch."""
+    """Epochs until all teacher targets are cached; null where they never are."""
     later_epoch_s: float | None = None
     """An epoch after that."""
 
@@ -129,9 +130,10 @@ class BenchResult:
     flops_per_image: FlopsPerImage
     stages: tuple[Stage, ...]
     step_time_s: dict[str, float]
-    """Seconds an image by `teacher`, `forward`, `backward`, `optimizer`, `ema_update`, `overhead` (the rest of a
-    step on a cached batch), `data_wait`, `loader_contention` (slowdown by the loader's processes). `overhead` and
-    `loader_contention` are differences and may be below 0 by noise. Empty where a stage failed."""
+    """Seconds an image by `teacher`, `forward`, `backward`, `optimizer`, `ema_update`, `overhead`
+    (the rest of a step on a cached batch), `data_wait`, `loader_contention` (slowdown by the
+    loader's processes). `overhead` and `loader_contention` are differences and may be below 0 by
+    noise. Empty where a stage failed."""
     data_wait_share: float | None
     """Share of the training's time, 0 to 1, in which no batch is ready."""
     expected: Expected | None
@@ -144,7 +146,7 @@ class BenchResult:
 def split_step_time(
     stages: Mapping[str, Stage], data_wait: float, *, per_step: float
 ) -> dict[str, float]:
-    """Return the seconds an image by where they go, which add up to those of a run; empty where a stage failed.
+    """Return the parts of the time an image takes in a run; empty where a stage failed.
 
     Args:
         stages: by name.
@@ -171,8 +173,8 @@ def estimate_run(
 ) -> Expected | None:
     """Return the time of an epoch and of the run, None where a stage failed.
 
-    A validation takes the longer of network and loader, twice with EMA weights. Once all teacher targets are cached,
-    the teacher's time goes; the loader still bounds the rate.
+    A validation takes the longer of network and loader, twice with EMA weights. Once all teacher
+    targets are cached, the teacher's time goes; the loader still bounds the rate.
     """
     loader, evaluation, view = (
         stages[name].seconds for name in ("loader", "evaluation", "eval_view")
@@ -201,7 +203,7 @@ def estimate_run(
 
 
 def count_teacher_epochs(config: TrainConfig) -> int | None:
-    """Return the epochs until a teacher's targets are all cached, None where they never are, or without a teacher."""
+    """Return the epochs until all teacher targets are cached, None where they never are."""
     distill = config.distill
     if distill is None or distill.teacher_input != "unmixed" or not distill.views:
         return None

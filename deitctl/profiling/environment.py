@@ -1,4 +1,4 @@
-"""The machine's environment, as `deitctl doctor` reports it: versions, device, precision, workers, weights."""
+"""The environment that `deitctl doctor` reports: versions, device, precision, weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deitctl.data.lazy_jpeg import load_jpeg_decoder
 from deitctl.device import INFERENCE_PRECISION, choose_device
 from deitctl.models.catalog import ARCHITECTURES
 from deitctl.models.weights import WEIGHTS_VARIABLE, find_local_weights
-from deitctl.profiling.measure import free_bytes
+from deitctl.profiling.measure import read_free_memory
 
 PACKAGES = (
     "torch",
@@ -78,7 +78,7 @@ class Environment:
     num_threads: int
     """Threads that torch uses."""
     extras: dict[str, bool]
-    """Whether the packages of each optional extra are installed; else `pip install 'deitctl[NAME]'`."""
+    """Whether each extra is installed; else `pip install 'deitctl[NAME]'`."""
     local_weights: list[str]
     """Models whose published weights are on this machine."""
     weights_dir: str | None
@@ -100,7 +100,7 @@ def collect_env(device: str = "auto", precision: str = "auto") -> Environment:
     chosen = choose_device(device, precision)
     torch_device = chosen.torch_device
     cuda = torch.cuda.get_device_properties(torch_device) if torch_device.type == "cuda" else None
-    free = free_bytes(chosen)
+    free = read_free_memory(chosen)
     return Environment(
         deitctl=deitctl.__version__,
         python=platform.python_version(),

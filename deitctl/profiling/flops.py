@@ -1,7 +1,8 @@
 """Floating-point operations of an image: by formula for a DeiT, counted by torch for other models.
 
-An addition and a multiplication are two operations. Only matrix products and convolutions count, as usual: the rest is
-a hundredth of them. Letters as in vit.py, N with the prefix tokens P; K classes, p the side of a patch.
+An addition and a multiplication are two operations. Only matrix products and convolutions count, as
+usual: the rest is a hundredth of them. Letters as in vit.py, N with the prefix tokens P; K classes,
+p the side of a patch.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ class Flops(NamedTuple):
     """Forward and backward."""
 
 
-def flops_of(model: nn.Module, img_size: int) -> Flops:
+def compute_flops(model: nn.Module, img_size: int) -> Flops:
     """Return the operations of a model that learns, for an image of `img_size` pixels a side."""
     if not isinstance(model, VisionTransformer):
         return count_flops(model, img_size)
     trained = any(p.requires_grad for p in model.blocks.parameters())
-    return deit_flops(
+    return compute_deit_flops(
         model.arch, num_classes=model.num_classes, img_size=img_size, train_backbone=trained
     )
 
 
-def deit_flops(
+def compute_deit_flops(
     arch: Architecture, *, num_classes: int, img_size: int, train_backbone: bool = True
 ) -> Flops:
     """Return the operations of a DeiT.
@@ -46,8 +47,9 @@ def deit_flops(
         the last block    6 N D² + 4 P N D + 2 P D² + 16 P D²: only the P prefix tokens are queries
         heads             2 P D K, a distilled model's two and a plain model's one
 
-    The backward pass has two products for each of the forward pass, for the weights' gradient and for the input's, but
-    one for the patches, whose images need no gradient. With a frozen backbone the heads' weights are all of it.
+    The backward pass has two products for each of the forward pass, for the weights' gradient and
+    for the input's, but one for the patches, whose images need no gradient. With a frozen backbone
+    the heads' weights are all of it.
     """
     dim, prefix = arch.embed_dim, 2 if arch.distilled else 1
     patches = (img_size // arch.patch_size) ** 2
@@ -61,7 +63,7 @@ def deit_flops(
 
 
 def count_flops(model: nn.Module, img_size: int) -> Flops:
-    """Count the operations of one black image, forward and, where anything learns, backward; gradients are dropped."""
+    """Count the operations of a black image, forward and, where anything is trained, backward."""
     device = next(model.parameters()).device
     image, training = torch.zeros((1, 3, img_size, img_size), device=device), model.training
     model.eval()  # batch norms in train mode refuse one image

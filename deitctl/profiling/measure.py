@@ -1,4 +1,4 @@
-"""Time and peak memory of a piece of work, and free memory: on CUDA by torch's counters, else of this process."""
+"""Time and peak memory of a piece of work, and free memory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ ROOT = Path("/")
 
 
 def measure_time(work: Callable[[], object], *, seconds: float) -> Measurement:
-    """Call `work` to warm up, then again and again for at least `seconds`; an accelerator is synchronized."""
-    # torch.utils.benchmark imports cpp_extension, which warns where CUDA_HOME is set and no GPU is here
+    """Call `work` to warm up, then again for at least `seconds`; synchronize an accelerator."""
+    # imports cpp_extension, which warns where CUDA_HOME is set and there is no GPU
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from torch.utils.benchmark import Timer
 
@@ -29,7 +29,7 @@ def measure_time(work: Callable[[], object], *, seconds: float) -> Measurement:
     return timer.blocked_autorange(min_run_time=seconds)
 
 
-def free_bytes(device: Device, root: Path = ROOT) -> int | None:
+def read_free_memory(device: Device, root: Path = ROOT) -> int | None:
     """Return the memory that tensors may still take, None where the system does not say.
 
     On a CPU it is Linux's MemAvailable, or less where a control group (a container's) leaves less.
@@ -44,7 +44,7 @@ def free_bytes(device: Device, root: Path = ROOT) -> int | None:
 
 
 def _read_cgroup_limits(root: Path) -> list[int]:
-    """Return the bytes that each control group above this process leaves; its page cache counts as free."""
+    """Return the bytes that each control group leaves free; page cache counts as free."""
     groups = _read_text(root / "proc/self/cgroup").splitlines()
     path = next((line.removeprefix("0::/") for line in groups if line.startswith("0::/")), "")
     mount = root / "sys/fs/cgroup"
@@ -90,7 +90,7 @@ class MemoryMeter:
                 self._start = _read_status("VmRSS:")
 
     def growth(self) -> int | None:
-        """Return the bytes by which the peak is above the start, None where the system does not say."""
+        """Return the bytes by which the peak is above the start, None if not known."""
         peak = self.device.read_peak_memory() or _read_status("VmHWM:")
         return None if peak is None or self._start is None else max(0, peak - self._start)
 

@@ -1,4 +1,4 @@
-"""What this machine does at best, the roofline of the stages: a large matrix product, and a copy in memory."""
+"""The roofline of the stages: the fastest matrix product and copy on this machine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def measure_peak(device: Device, precisions: list[str], *, seconds: float) -> Pe
 
 
 def measure_matmul(device: Device, precision: str, *, seconds: float, side: int = 0) -> float:
-    """Return the operations a second of the fastest product of two square matrices (side 0: as fits the device)."""
+    """Return the operations a second of the fastest square matrix product (side 0: by device)."""
     n = side or MATRIX_SIDE[device.torch_device.type]
     # noise, because chips that multiply zeros or ones run cooler, and so faster
     noise = torch.randn((n, n), generator=rng.torch_generator("matrix product"))

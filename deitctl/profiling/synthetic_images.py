@@ -1,4 +1,4 @@
-"""Synthetic images of ImageNet's size, for a speed that does not depend on which data is at hand."""
+"""Synthetic images of ImageNet's size, for a benchmark without data."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ NUM_TRAIN, NUM_VAL = 1_281_167, 50_000
 
 
 def write_synthetic_dataset(folder: Path) -> tuple[ImageDataset, ImageDataset]:
-    """Write `NUM_FILES` JPEGs and return training and validation sets of ImageNet's size that repeat them.
+    """Write `NUM_FILES` JPEGs, and return training and validation sets that repeat them.
 
-    The same bytes every time. Repeated reads come from the page cache, as those of a data set that fits into memory do.
+    The same bytes every time. Repeated reads come from the page cache, as those of a data set that
+    fits into memory do.
     """
     paths = []
     for number in range(NUM_FILES):
@@ -39,7 +40,7 @@ def write_synthetic_dataset(folder: Path) -> tuple[ImageDataset, ImageDataset]:
 
 
 def synthesize_jpeg(number: int) -> bytes:
-    """Return a JPEG of a color gradient with grain, which makes it as long as a photograph, and as slow to decode."""
+    """Return a JPEG of a gradient with grain, as large and as slow to decode as a photograph."""
     draw = rng.generator("made-up image", number)
     x, y = np.linspace(0, 1, WIDTH), np.linspace(0, 1, HEIGHT)[:, None]
     phases, waves = draw.uniform(0, 2 * np.pi, 3), draw.uniform(1, 6, (3, 2))

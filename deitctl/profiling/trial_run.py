@@ -1,4 +1,4 @@
-"""The parts of a run without a run: model, teacher (random weights), optimizer, loader; nothing is written."""
+"""The parts of a run without a run: model, teacher, optimizer, loader; nothing is written."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class TrialRun(TrainSetup):
 
     @property
     def steps_per_sync(self) -> int:
-        """Steps between two reads of the loss, for which alone training waits for an accelerator."""
+        """Steps between two reads of the loss, which synchronize an accelerator."""
         return 1 if self.context.device.is_synchronous else LOG_EVERY
 
     def with_batch_size(self, batch_size: int) -> TrialRun:
@@ -112,7 +112,7 @@ class TrialRun(TrainSetup):
         return keys
 
     def batch(self) -> Batch:
-        """Return a batch of few distinct real views, each repeated; raise `DataError` where no image can be read."""
+        """Return a batch of few distinct real views, each repeated."""
         views = self.train_views()
         samples = [views[key] for key in self.readable_keys(NUM_RENDERED)]
         batch = collate([samples[n % len(samples)] for n in range(self.batch_size)])
@@ -182,7 +182,7 @@ class TrialRun(TrainSetup):
 def build_trial(
     config: TrainConfig, datasets: tuple[ImageDataset, ImageDataset], device: Device
 ) -> TrialRun:
-    """Build what a run of `config` trains, with random weights: nothing is downloaded and nothing is written.
+    """Build what a run of `config` trains, with random weights; nothing is downloaded or written.
 
     Only a model of the hub (`hf-hub:`) is fetched, because its architecture is known there alone.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deitctl.checks.classes import check_classes, natural_key, normalize_name
+from deitctl.checks.classes import check_classes, make_natural_key, normalize_name
 from deitctl.checks.survey import Split
 from deitctl.data.readers.digits import ArrayDataset
 
@@ -78,7 +78,7 @@ def test_natural_and_lexicographic_order_are_compared():
     assert issues["folder_order"] == ("note", 2, ("all: number 1 is '10' or '2'",))
     assert "folder_order" not in find_issues(make_split("all", even("01", "02", "10")))
     assert "folder_order" in find_issues(make_split("all", even("Zebra", "ant")))
-    assert sorted(["class10", "m²", "class9", "Class1"], key=natural_key) == [
+    assert sorted(["class10", "m²", "class9", "Class1"], key=make_natural_key) == [
         "Class1",
         "class9",
         "class10",

@@ -142,7 +142,7 @@ def test_the_built_in_digits_can_be_packed(out, reporter, digit_datasets):
 
 
 def test_smaller_images_and_pixels_are_other_data(root, tmp_path, reporter):
-    """So that a teacher's words about them are kept apart."""
+    """So that a teacher's targets for them are cached apart."""
     prints = set()
     for name, options in (
         ("a", {}),

@@ -11,7 +11,7 @@ from torch import nn
 
 from deitctl.models.catalog import Architecture
 from deitctl.models.introspect import freeze_backbone
-from deitctl.profiling.flops import count_flops, deit_flops, flops_of
+from deitctl.profiling.flops import compute_deit_flops, compute_flops, count_flops
 
 SMALL = Architecture(
     alias="x",
@@ -33,13 +33,13 @@ def test_the_formula_by_hand():
     first = 2 * 6 * 4 * 12 + 2 * (2 * 6 * 6 * 4) + 2 * 6 * 4 * 4 + 2 * (2 * 6 * 4 * 16)
     last = 2 * 6 * 4 * 12 + 2 * (2 * 2 * 6 * 4) + 2 * 2 * 4 * 4 + 2 * (2 * 2 * 4 * 16)
     heads = 2 * (2 * 4 * 3)
-    found = deit_flops(SMALL, num_classes=3, img_size=4)
+    found = compute_deit_flops(SMALL, num_classes=3, img_size=4)
     assert found.forward == embed + first + last + heads
     assert found.step == found.forward + 2 * (first + last + heads) + embed
 
 
 def test_a_plain_model_has_one_token_less_and_one_head():
-    found = deit_flops(replace(SMALL, distilled=False), num_classes=3, img_size=4)
+    found = compute_deit_flops(replace(SMALL, distilled=False), num_classes=3, img_size=4)
     embed = 2 * 4 * 12 * 4
     first = 24 * 5 * 16 + 4 * 25 * 4
     last = 6 * 5 * 16 + 4 * 5 * 4 + 18 * 16
@@ -52,7 +52,7 @@ def test_torch_counts_what_the_formula_says(alias, learns, deit):
     model = deit(alias, classes=7, img_size=48)
     if not learns:
         freeze_backbone(model)
-    assert flops_of(model, 48) == count_flops(model, 48)
+    assert compute_flops(model, 48) == count_flops(model, 48)
 
 
 def test_deit_tiny_has_the_papers_operations():
@@ -76,10 +76,13 @@ def test_other_models_are_counted_with_batch_norms_in_training():
     )
     model.train().append(nn.Linear(4, 5))
     conv, head = 2 * 30 * 30 * 4 * 27, 2 * 4 * 5
-    assert flops_of(model, 32) == (conv + head, 2 * conv + 3 * head)  # no gradient for the image
+    assert compute_flops(model, 32) == (
+        conv + head,
+        2 * conv + 3 * head,
+    )  # no gradient for the image
 
 
 def test_a_frozen_model_has_no_backward_pass():
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4, 5)).requires_grad_(False)
-    assert flops_of(model, 2) == (120, 120)
+    assert compute_flops(model, 2) == (120, 120)
     assert torch.is_grad_enabled()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from deitctl.device import choose_device
-from deitctl.profiling.measure import MemoryMeter, free_bytes, measure_time
+from deitctl.profiling.measure import MemoryMeter, measure_time, read_free_memory
 
 CPU = choose_device("cpu", "fp32")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -28,11 +28,11 @@ MEMINFO = {"proc/meminfo": "MemTotal:  9000 kB\nMemAvailable:   8000 kB\n"}
 
 
 def test_available_memory_is_free(tmp_path):
-    assert free_bytes(CPU, system(tmp_path, MEMINFO)) == 8000 * 1024
+    assert read_free_memory(CPU, system(tmp_path, MEMINFO)) == 8000 * 1024
 
 
 def test_free_memory_is_none_where_the_system_does_not_say(tmp_path):
-    assert free_bytes(CPU, tmp_path) is None
+    assert read_free_memory(CPU, tmp_path) is None
 
 
 def test_a_cgroup_limit_counts_and_its_page_cache_is_free(tmp_path):
@@ -44,7 +44,7 @@ def test_a_cgroup_limit_counts_and_its_page_cache_is_free(tmp_path):
         "sys/fs/cgroup/job/step/memory.max": "max",
         "sys/fs/cgroup/job/step/memory.current": "4000000",
     }
-    assert free_bytes(CPU, system(tmp_path, MEMINFO | files)) == 1_250_000
+    assert read_free_memory(CPU, system(tmp_path, MEMINFO | files)) == 1_250_000
 
 
 def test_a_cgroup_limit_above_the_available_memory_changes_nothing(tmp_path):
@@ -53,12 +53,12 @@ def test_a_cgroup_limit_above_the_available_memory_changes_nothing(tmp_path):
         "sys/fs/cgroup/memory.max": "1" + 12 * "0",
         "sys/fs/cgroup/memory.current": "0",
     }
-    assert free_bytes(CPU, system(tmp_path, MEMINFO | files)) == 8000 * 1024
+    assert read_free_memory(CPU, system(tmp_path, MEMINFO | files)) == 8000 * 1024
 
 
 @linux
 def test_this_machine_reports_free_memory():
-    assert free_bytes(CPU) > 2**20
+    assert read_free_memory(CPU) > 2**20
 
 
 @linux
