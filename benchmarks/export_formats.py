@@ -39,7 +39,7 @@ from deitctl.exporters.compare import (
 from deitctl.exporters.destination import count_bytes
 from deitctl.exporters.formats import FORMATS, Format
 from deitctl.exporters.metadata import collect_metadata
-from deitctl.exporters.network import ExportedClassifier, quietly
+from deitctl.exporters.network import ExportedClassifier, silence_warnings
 from deitctl.exporters.quantize import PRECISIONS
 from deitctl.exporters.verification_images import (
     Images,
@@ -131,7 +131,7 @@ def openers(rows: dict[str, Row]) -> dict[str, Answer]:
     answers = {}
     for title, row in rows.items():
         if row.verification is not None:
-            with quietly():
+            with silence_warnings():
                 options = threads if row.kind.name in ("onnx", "web") else {}
                 answers[title] = runner.LOADERS[row.kind.name](str(row.path), **options)
                 if title == "openvino fp32":

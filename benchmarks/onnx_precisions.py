@@ -57,7 +57,7 @@ from deitctl.data.classes import find_class, match_classes
 from deitctl.data.dataset import ImageDataset
 from deitctl.events import SilentReporter
 from deitctl.exporters.metadata import collect_metadata
-from deitctl.exporters.network import ExportedClassifier, quietly
+from deitctl.exporters.network import ExportedClassifier, silence_warnings
 from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.quantize import quantize_onnx
 from deitctl.exporters.verification_images import Images, open_images, read_images
@@ -220,7 +220,7 @@ def main() -> None:
         )
         for number, (name, write) in enumerate(variants(files["fp32"], calibration).items()):
             files[name] = Path(folder) / f"{number}.onnx"
-            with quietly():
+            with silence_warnings():
                 write(files[name])
         sessions = {name: open_session(path) for name, path in files.items()}
         print(f"{'':24}{'MB':>6}  {'x1':>5} {'x16':>5}")

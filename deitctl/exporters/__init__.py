@@ -1,1 +1,1 @@
-"""Models for other programs: writing them, and verifying on real images that they answer as the model does."""
+"""Models for other programs: writing them, and verifying them on real images."""

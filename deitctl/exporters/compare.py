@@ -1,4 +1,4 @@
-"""How far an export's outputs are from its model's: run it in a fresh process, measure, and refuse what is too far.
+"""Run an export in a fresh process, and measure how far its outputs are from the model's.
 
 Shapes:
     N images, S pixels along a side, K classes, C outputs (logits, or logits and probabilities)
@@ -23,9 +23,10 @@ from deitctl.records import hidden
 
 RUNNER = Path(__file__).with_name("runner.py")
 CLEAR = 6.0
-"""RMS differences between the two best logits of a clear image. Of DeiT-tiny's images 85 % are. Those whose top-1 class
-int8 changed were up to 1.3 apart, 3.4 with other ways to quantize. A model of digits that int8 of all operations had
-damaged failed by this alone: 12 apart, the RMS 0.07 of the spread."""
+"""RMS differences between the two best logits of a clear image. Of DeiT-tiny's images 85 % are.
+Those whose top-1 class int8 changed were up to 1.3 apart, 3.4 with other ways to quantize. A model
+of digits that int8 of all operations had damaged failed by this alone: 12 apart, the RMS 0.07 of
+the spread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +42,9 @@ class Verification:
     relative_diff: float | None = None
     """Of a quantized export: the RMS difference of its logits relative to their spread."""
     top1: float | None = None
-    """Accuracy of the export on these images in percent; null where the model does not have their labels."""
+    """Accuracy of the export in percent; null where the model does not have the images' labels."""
     model_top1: float | None = None
-    """Accuracy of the model on these images in percent."""
+    """Accuracy of the model on the same images in percent."""
     differing: tuple[str, ...] = ()
     """Images with another top-1 class, whose two best logits are as close as the outputs differ."""
     preds: tuple[int, ...] = hidden(default=())
@@ -53,7 +54,7 @@ class Verification:
 
 
 def run_export(name: str, path: Path, inputs: Path) -> Outputs:
-    """Run an export of the format `name` in a fresh process on a file or folder of images, see runner.py.
+    """Run an export of the format `name` in a fresh process on images, see runner.py.
 
     Returns:
         Its outputs [C,N,K]. What else the runner writes lies beside `inputs`.
@@ -62,7 +63,7 @@ def run_export(name: str, path: Path, inputs: Path) -> Outputs:
         ExportError: it does not run.
     """
     output = inputs.with_name("out.npy")
-    # -P: the runner's folder holds modules called onnx, openvino and so on, which are not the packages
+    # -P: else the modules beside the runner would shadow the packages onnx, openvino and so on
     command = [sys.executable, "-P", str(RUNNER), name, str(path.resolve()), str(inputs)]
     process = subprocess.run(
         [*command, str(output)], capture_output=True, text=True, errors="replace", check=False
@@ -82,7 +83,7 @@ def run_on_pixels(name: str, path: Path, pixels: Pixels) -> Outputs:
 
 
 def run_checked(name: str, path: Path, pixels: Pixels, golden: Golden | None) -> Outputs:
-    """Return an export's outputs for images [N,S,S,3], run in a fresh process that passes the golden sample first."""
+    """Return an export's outputs [C,N,K] for images [N,S,S,3], after its golden sample's check."""
     if golden is None:
         return run_on_pixels(name, path, pixels)
     outputs = run_on_pixels(name, path, np.concatenate([golden.pixels, pixels]))
@@ -91,10 +92,15 @@ def run_checked(name: str, path: Path, pixels: Pixels, golden: Golden | None) ->
 
 
 def measure(outputs: Outputs, expected: Outputs, names: Sequence[str]) -> Verification:
-    """Return how far an export's outputs [C,N,K] are from the model's; raise `ExportError` if their shapes differ."""
+    """Return how far an export's outputs [C,N,K] are from the model's.
+
+    Raises:
+        ExportError: their shapes differ.
+    """
     if outputs.shape[1:] != expected.shape[1:]:
         raise ExportError(
-            f"The export's outputs have shape {outputs.shape[1:]}, the model's {expected.shape[1:]}."
+            f"The export's outputs have shape {outputs.shape[1:]}, "
+            f"the model's {expected.shape[1:]}."
         )
     preds = outputs[0].argmax(axis=1)
     differs = expected[0].argmax(axis=1) != preds
@@ -113,8 +119,8 @@ def compare(
     """Compare the outputs of an fp32 export, [C,N,K], with the model's.
 
     Raises:
-        ExportError: they differ by more than `tolerance`, or in the top-1 class of an image whose two best logits are
-            further apart than that difference.
+        ExportError: they differ by more than `tolerance`, or in the top-1 class of an image whose
+            two best logits are further apart than that difference.
     """
     verification = measure(outputs, expected, names)
     difference = verification.max_abs_diff
@@ -125,8 +131,9 @@ def compare(
     if not difference <= tolerance or (differs & apart).any():  # written so that NaN fails
         example = f" (not on {verification.differing[0]})" if verification.differing else ""
         raise ExportError(
-            f"The export disagrees with the model on {len(names)} images: outputs differ by up to {difference:.3g} where "
-            f"{tolerance:g} is allowed, top-1 agrees on {verification.top1_agreement:.1f} %{example}."
+            f"The export disagrees with the model on {len(names)} images: outputs differ by up to "
+            f"{difference:.3g} where {tolerance:g} is allowed, top-1 agrees on "
+            f"{verification.top1_agreement:.1f} %{example}."
         )
     return verification
 
@@ -136,14 +143,16 @@ def compare_quantized(
 ) -> Verification:
     """Compare the outputs of a quantized export, [C,N,K], with the model's.
 
-    How far its logits may move cannot be said in logits: int8 moves DeiT-tiny's by 0.07 in the mean and 0.7 at most, a
-    model of digits' by 0.004. So the RMS difference is bounded relative to the spread of the model's logits, the RMS
-    around the mean of each image. The top-1 class may change where the two best logits are close, not where they are
-    clearly apart. What this cannot see, such as a mean that is a little wrong, was excluded before: the same network
-    in fp32 has passed `compare`.
+    How far its logits may move cannot be said in logits: int8 moves DeiT-tiny's by 0.07 in the mean
+    and 0.7 at most, a model of digits' by 0.004. So the RMS difference is bounded relative to the
+    spread of the model's logits, the RMS around the mean of each image. The top-1 class may change
+    where the two best logits are close, not where they are clearly apart. What this cannot see,
+    such as a mean that is a little wrong, was excluded before: the same network in fp32 has passed
+    `compare`.
 
     Raises:
-        ExportError: the relative difference is beyond `tolerance`, or a clear image has another top-1 class.
+        ExportError: the relative difference is beyond `tolerance`, or a clear image has another
+            top-1 class.
     """
     verification, logits = measure(outputs, expected, names), expected[0]
     rms = _rms(outputs[0] - logits)
@@ -156,8 +165,9 @@ def compare_quantized(
     if not relative <= tolerance or wrong:  # written so that NaN fails
         example = f", and {wrong[0]} is a clear image" if wrong else ""
         raise ExportError(
-            f"The quantized export disagrees with the model on {len(names)} images: logits differ by {relative:.3g} of "
-            f"their spread where {tolerance:g} is allowed, top-1 agrees on {verification.top1_agreement:.1f} %{example}."
+            f"The quantized export disagrees with the model on {len(names)} images: logits "
+            f"differ by {relative:.3g} of their spread where {tolerance:g} is allowed, top-1 agrees on "
+            f"{verification.top1_agreement:.1f} %{example}."
         )
     return replace(verification, relative_diff=relative)
 

@@ -1,4 +1,4 @@
-"""Core ML: an `.mlpackage` for apps on Apple's systems, image in, label out. It is written anywhere and runs on macOS."""
+"""Core ML: an `.mlpackage` for Apple's systems, written anywhere and run on macOS."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from deitctl.errors import ExportError
-from deitctl.exporters.hub_folders import unique_labels
-from deitctl.exporters.network import ExportedClassifier, conversion_errors, quietly
+from deitctl.exporters.hub_folders import get_unique_labels
+from deitctl.exporters.network import ExportedClassifier, silence_warnings, wrap_conversion_errors
 from deitctl.models.model_config import ModelConfig
 from deitctl.paths import write_bytes
 
@@ -26,7 +26,7 @@ PARTS = (
     MANIFEST,
 )
 LABELS = "labels"
-"""The metadata key of the labels in the order of the logits: the probabilities are a dictionary by label."""
+"""Metadata key of the labels in the order of the logits, as probabilities are a dictionary."""
 
 
 class _ImageClassifier(nn.Module):
@@ -45,32 +45,32 @@ class _ImageClassifier(nn.Module):
 def export_coreml(
     network: ExportedClassifier, model_config: ModelConfig, metadata: Mapping[str, str], path: Path
 ) -> None:
-    """Write a classifier that takes an image and gives `label`, `probabilities` (by label) and `logits`, in fp32.
+    """Write a classifier from an image to `label`, `probabilities` by label, and `logits`.
 
-    Args:
-        network: what to write.
-        model_config: its model's config.
-        metadata: what becomes the model's `userDefined` metadata, beside the labels.
-        path: the package, a folder that ends in `.mlpackage`.
+    It computes in fp32. The metadata become the model's `userDefined` ones, beside the labels; the
+    path must end in `.mlpackage`.
 
     Raises:
-        ExportError: the model does something that a graph cannot hold, or has an operation that Core ML lacks.
+        ExportError: the model cannot be traced, or has an operation that Core ML lacks.
     """
-    names, size = unique_labels(model_config), model_config.preprocessing.img_size
+    names, size = get_unique_labels(model_config), model_config.preprocessing.img_size
     with (
-        conversion_errors(
+        wrap_conversion_errors(
             "The model cannot be written for Core ML", "Use --to onnx or --to torch."
         ),
         torch.no_grad(),
         redirect_stderr(io.StringIO()),  # the converter draws bars there
     ):
         model = _convert(_ImageClassifier(network), names, size)
-    model.short_description = f"{model_config.architecture}, {model_config.num_classes} classes, heads fused by {network.head}"
+    architecture, num_classes = model_config.architecture, model_config.num_classes
+    model.short_description = (
+        f"{architecture}, {num_classes} classes, heads fused by {network.head}"
+    )
     model.input_description["image"] = (
         f"RGB, {size} x {size}, resized and cropped as `preprocessing` in the metadata says"
     )
     model.user_defined_metadata.update({**metadata, LABELS: json.dumps(names, ensure_ascii=False)})
-    with tempfile.TemporaryDirectory(prefix="deitctl-coreml-") as folder, quietly():
+    with tempfile.TemporaryDirectory(prefix="deitctl-coreml-") as folder, silence_warnings():
         package = Path(folder) / "model.mlpackage"
         model.save(str(package))
         for name in PARTS:  # the manifest last: without it, it is no package
@@ -112,7 +112,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         ExportError: no such package, or one that cannot be read.
     """
-    with quietly():
+    with silence_warnings():
         from coremltools.proto import Model_pb2
     try:
         spec = Model_pb2.Model.FromString((path / PARTS[1]).read_bytes())

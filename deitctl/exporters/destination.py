@@ -1,4 +1,4 @@
-"""Where an export goes: its name, the draft that becomes it once verified, and files that it must not overwrite."""
+"""Where an export goes: its name, its draft until it is verified, what it must not overwrite."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ def choose_path(model: str, output: str, kind: Format) -> Path:
 
     Args:
         model: the model.
-        output: what the user named; a folder that exists gets a file of the default name. Empty: below the model if that
-            is a folder, else here.
+        output: what the user named; a folder that exists gets a file of the default name. Empty:
+            below the model if that is a folder, else here.
         kind: the format, whose packages are installed.
 
     Raises:
-        ExportError: something is there that is no earlier export, or a README.md that has been edited.
+        ExportError: something is there that is no earlier export, or a README.md that has been
+            edited.
     """
     source = Path(model.removeprefix(HUB_PREFIX)).expanduser()
-    name = default_stem(model) + kind.suffix
+    name = get_default_stem(model) + kind.suffix
     path = Path(output).expanduser()
     if not output:
         path = source / "export" / name if source.is_dir() else Path(name)
@@ -48,7 +49,7 @@ def choose_path(model: str, output: str, kind: Format) -> Path:
 
 
 def _require_own_folder(path: Path, kind: Format) -> None:
-    """Raise `ExportError` if a folder holds files that are no export's, or a README.md that has been edited."""
+    """Raise `ExportError` if a folder holds other files, or a README.md that has been edited."""
     inside = path.iterdir() if path.is_dir() else [path]
     others = {p.name for p in inside if p.name not in (*kind.files, README) or not p.is_file()}
     if others:
@@ -71,11 +72,11 @@ def _is_earlier_export(path: Path, kind: Format) -> bool:
 
 
 def _is_folder(path: Path, kind: Format) -> bool:
-    """Return whether this is a folder that its users take for one: an earlier Core ML package is not."""
+    """Return whether this is a folder, and no Core ML package, which its users take for a file."""
     return path.is_dir() and not (path.suffix == kind.suffix and (path / MANIFEST).is_file())
 
 
-def default_stem(model: str) -> str:
+def get_default_stem(model: str) -> str:
     """Return the name of a model that has no other: its file's or folder's."""
     path = Path(model.removeprefix(HUB_PREFIX)).expanduser()
     return path.stem if path.suffix in WEIGHT_SUFFIXES else path.resolve().name
@@ -83,7 +84,7 @@ def default_stem(model: str) -> str:
 
 @contextmanager
 def write_draft(path: Path) -> Iterator[Path]:
-    """Yield a sibling path to write to; it becomes `path` at the end, or `path` + `.rejected` after an `ExportError`."""
+    """Yield a path to write to; it becomes `path`, or `path.rejected` after an `ExportError`."""
     draft = path.with_name(f".draft-{os.getpid()}-{path.name}")
     try:
         try:

@@ -1,8 +1,9 @@
-"""ONNX files that take whole images of any size: `eval_transform` as operations in front of a network of one size.
+"""ONNX files that take images of any size: `eval_transform` as operations before the network.
 
-onnxruntime's Resize with antialiasing is a port of Pillow's. It comes closest with pixels as they are in memory, uint8
-[B,H,W,3]: in fixed point, and rounded between the two passes as Pillow does. Its coordinates are floats where Pillow has
-doubles, so a value at the edge between two levels may become the other one.
+onnxruntime's Resize with antialiasing is a port of Pillow's. It comes closest with pixels as they
+are in memory, uint8 [B,H,W,3]: in fixed point, and rounded between the two passes as Pillow does.
+Its coordinates are floats where Pillow has doubles, so a value at the edge between two levels may
+become the other one.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from PIL import Image
 
 from deitctl.data.eval_transform import INTERPOLATION, Pixels, eval_transform
 from deitctl.errors import ExportError
-from deitctl.exporters.golden import GOLDEN, enlarge, golden_tile
+from deitctl.exporters.golden import GOLDEN, enlarge, make_golden_tile
 from deitctl.exporters.onnx import read_properties
 from deitctl.models.model_config import Preprocessing
 from deitctl.paths import write_bytes
 
 INSIDE = "inside the file"
-"""Where the metadata of a dynamic-size file say that images are resized; others leave it to the reader."""
+"""Where the metadata of a dynamic-size file say that images are resized."""
 KERNELS = {"bicubic": 'mode = "cubic", cubic_coeff_a = -0.5', "bilinear": 'mode = "linear"'}
 """The interpolations that ONNX has with antialiasing, as Pillow has them."""
 
@@ -63,21 +64,22 @@ front (uint8[batch,height,width,3] pixels) => (uint8[batch,%(size)d,%(size)d,3] 
  float half = {0.5}, int64[2] axes = {1, 2}>
 {%(steps)s}
 """
-"""In ONNX's own notation. Round is to the even number, as in `get_crop_offset`; 1 is float and 7 is int64."""
+"""In ONNX's notation. Round is to even, as in `get_crop_offset`; 1 is float and 7 is int64."""
 
 
 def require_resizable(pre: Preprocessing) -> None:
     """Raise `ExportError` if ONNX cannot resize as the model's preprocessing does."""
     if _interpolation(pre) not in KERNELS:
         raise ExportError(
-            f"ONNX resizes as Pillow does with {' and '.join(KERNELS)}, not with {pre.interpolation}.",
+            f"ONNX resizes as Pillow does with {' and '.join(KERNELS)}, "
+            f"not with {pre.interpolation}.",
             "Leave --dynamic-size out: the file then takes images that have been resized.",
         )
 
 
-def golden_view(pre: Preprocessing) -> Pixels:
-    """Return the network's input for the golden image of S x S pixels after resize and crop, uint8 [1,S,S,3]."""
-    (image,) = enlarge(golden_tile(), pre.img_size)
+def make_golden_view(pre: Preprocessing) -> Pixels:
+    """Return the golden image of S x S pixels after resize and crop, uint8 [1,S,S,3]."""
+    (image,) = enlarge(make_golden_tile(), pre.img_size)
     return eval_transform(Image.fromarray(image), pre).transpose(1, 2, 0)[None]
 
 
@@ -86,19 +88,19 @@ def make_dynamic(
 ) -> None:
     """Write an ONNX file of one size, quantized or not, so that it takes whole images.
 
-    `pixels` becomes uint8 [batch,height,width,3]; `seen`, uint8 [batch,S,S,3], is the input of the network inside, as an
-    output of its own.
+    `pixels` becomes uint8 [batch,height,width,3]; `seen`, uint8 [batch,S,S,3], is the input of the
+    network inside, as an output of its own.
 
     Args:
         source: what `export_onnx` or `quantize_onnx` wrote.
         pre: the model's preprocessing.
-        golden: the model's logits for `golden_view`, [K].
+        golden: the model's logits for `make_golden_view`, [K].
         target: the new file.
     """
     import onnx
     from onnx import compose, helper
 
-    model, front = onnx.load(source), onnx.parser.parse_graph(front_text(pre))
+    model, front = onnx.load(source), onnx.parser.parse_graph(build_front(pre))
     front = compose.add_prefix_graph(front, "resize/", rename_inputs=False, rename_outputs=False)
     used = {name for node in front.node for name in node.input}
     graph = model.graph
@@ -116,7 +118,7 @@ def make_dynamic(
     write_bytes(target, model.SerializeToString())
 
 
-def front_text(pre: Preprocessing) -> str:
+def build_front(pre: Preprocessing) -> str:
     """Return the operations from `pixels` to `seen`, as a graph in ONNX's notation."""
     pads = pre.resize_to < pre.img_size
     steps = (SQUASH if pre.crop_mode == "squash" else SHORT_SIDE) + RESIZE + CROP + PAD * pads
@@ -144,7 +146,7 @@ def _change_metadata(
     }
     sample = json.loads(metadata[GOLDEN])
     sample |= {
-        "pixels": f"{sample['pixels']}; S = {pre.img_size}, which the file resizes and crops as any image",
+        "pixels": f"{sample['pixels']}; S = {pre.img_size}, which the file resizes and crops",
         "logits": [float(f"{x:.6g}") for x in golden],
     }
     return {**metadata, "preprocessing": json.dumps(preprocessing), GOLDEN: json.dumps(sample)}

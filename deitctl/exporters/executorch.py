@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from deitctl.errors import ExportError
-from deitctl.exporters.network import ExportedClassifier, conversion_errors, quietly, trace
+from deitctl.exporters.network import (
+    ExportedClassifier,
+    silence_warnings,
+    trace,
+    wrap_conversion_errors,
+)
 from deitctl.models.model_config import ModelConfig
 from deitctl.paths import write_bytes
 
@@ -22,18 +27,14 @@ def export_executorch(
 ) -> None:
     """Write a network for `executorch.runtime.Runtime.get().load_program(PATH)`, atomically.
 
-    Args:
-        network: what to write.
-        model_config: its model's config.
-        metadata: what the program's method `metadata` returns, as JSON.
-        path: the file.
+    The program's method `metadata` returns the metadata, as JSON.
 
     Raises:
-        ExportError: the model does something that a graph cannot hold, or has an operation that ExecuTorch lacks.
+        ExportError: the model cannot be traced, or has an operation that ExecuTorch lacks.
     """
     program = trace(network, max_batch=MAX_BATCH)
     methods = {METADATA: json.dumps(dict(metadata), ensure_ascii=False)}
-    with conversion_errors(
+    with wrap_conversion_errors(
         "The model cannot be written for ExecuTorch", "Use --to onnx or --to torch."
     ):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -47,12 +48,12 @@ def export_executorch(
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return what `export_executorch` stored, read by ExecuTorch's runtime without loading the network.
+    """Return the metadata of a file, read by ExecuTorch's runtime without loading the network.
 
     Raises:
         ExportError: no such file, or one that cannot be read.
     """
-    with quietly():
+    with silence_warnings():
         from executorch.runtime import Runtime
     try:
         program = Runtime.get().load_program(path.read_bytes())

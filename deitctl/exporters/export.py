@@ -1,4 +1,4 @@
-"""Export a model to another program's format, verified on real images before the file gets its name."""
+"""Export a model to another format, verified on real images before the file gets its name."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from deitctl.exporters.compare import Verification
 from deitctl.exporters.destination import (
     choose_path,
     count_bytes,
-    default_stem,
+    get_default_stem,
     remove,
     write_draft,
 )
-from deitctl.exporters.dynamic_size import golden_view, make_dynamic, require_resizable
+from deitctl.exporters.dynamic_size import make_dynamic, make_golden_view, require_resizable
 from deitctl.exporters.formats import FORMATS, Format
 from deitctl.exporters.metadata import collect_metadata
 from deitctl.exporters.model_card import README, History, make_model_card
@@ -80,21 +80,26 @@ def export(
     Args:
         model: the model, see `load_model`.
         to: a name of `FORMATS`.
-        output: the file or folder; a folder that exists gets a file of the default name. Empty: below the model if that
-            is a folder, else here.
+        output: the file or folder; a folder that exists gets a file of the default name. Empty:
+            below the model if that is a folder, else here.
         weights: see `load_model`.
         head: the rule by which the heads are fused.
-        verify_data: data, a folder of images or an image; empty: the data that a run was trained on, else `digits`.
+        verify_data: data, a folder of images or an image; empty: the data that a run was trained
+            on, else `digits`.
         num_images: how many images to verify on.
         quantize: a name of `PRECISIONS`; empty: fp32.
-        calibration_data: images for int8-static, as in `verify_data`; empty: those that a run was trained on.
-        preprocess: False leaves normalization and softmax to the reader: normalized images in, logits out.
+        calibration_data: images for int8-static, as in `verify_data`; empty: those that a run was
+            trained on.
+        preprocess: False leaves normalization and softmax to the reader: normalized images in,
+            logits out.
         dynamic_size: the file takes whole images of any size, and resizes them itself.
-        runtime: a downloaded archive of the runtime that the format holds; empty: fetched, see `web.provide_runtime`.
+        runtime: a downloaded archive of the runtime that the format holds; empty: fetched, see
+            `web.provide_runtime`.
         reporter: told of progress.
 
     Raises:
-        ExportError: no such format or precision, a missing package or runtime, or a file that disagrees, which is kept as `*.rejected`.
+        ExportError: no such format or precision, a missing package or runtime, or a file that
+            disagrees, which is kept as `*.rejected`.
         ModelError: no such model, or weights that do not fit.
         DataError: no such images.
     """
@@ -141,13 +146,13 @@ def export(
                 if kind.measure_speedup is not None:
                     speedup = kind.measure_speedup(plain, file, sample.pixels[:1])
         if dynamic_size:
-            make_dynamic(draft, pre, reference(golden_view(pre))[0, 0], draft)
+            make_dynamic(draft, pre, reference(make_golden_view(pre))[0, 0], draft)
             verification = verify()
         if kind.usage and verification.num_verified:
             card = make_model_card(
                 model_config,
                 _read_history(model, weights),
-                title=default_stem(model),
+                title=get_default_stem(model),
                 library=to,
                 usage=kind.usage,
                 head=fused,
@@ -174,12 +179,14 @@ def _note_what_is_lost(
     """Report a head rule or a temperature that the format's own reader does not apply."""
     if fused != head_rule:
         reporter.note(
-            f"{kind.name} fuses heads by {fused}, whatever the head rule; {head_rule} is recorded in {CONFIG}."
+            f"{kind.name} fuses heads by {fused}, whatever the head rule; "
+            f"{head_rule} is recorded in {CONFIG}."
         )
     if kind.head and temperature != 1:
         reporter.note(
-            f"{kind.name} has no place for a temperature: its scores are the softmax of the logits, deitctl's that of the "
-            f"logits divided by {temperature:.3g}. The order of the classes is the same; the temperature is in {CONFIG}."
+            f"{kind.name} has no place for a temperature: its scores are the softmax "
+            f"of the logits, deitctl's that of the logits divided by {temperature:.3g}. "
+            f"The order of the classes is the same; the temperature is in {CONFIG}."
         )
 
 
@@ -209,7 +216,12 @@ def _read_calibration(
 def _choose_variant(
     to: str, quantize: str, preprocess: bool, dynamic_size: bool, runtime: str, head: str
 ) -> Format:
-    """Return a format whose suffix names what is not the default; raise `ExportError` for what it does not have."""
+    """Return a format whose suffix names what is not the default.
+
+    Raises:
+        ExportError: there is no such precision, or the format lacks a variant.
+        ModelError: there is no such head rule.
+    """
     kind = FORMATS[to]
     if quantize and quantize not in PRECISIONS:
         raise ExportError(
@@ -219,7 +231,8 @@ def _choose_variant(
     if quantize and quantize not in kind.precisions:
         formats = [f"--to {name}" for name, f in FORMATS.items() if quantize in f.precisions]
         raise ExportError(
-            f"{to} is not quantized to {quantize}: --quantize {quantize} is for {' or '.join(formats)}."
+            f"{to} is not quantized to {quantize}: "
+            f"--quantize {quantize} is for {' or '.join(formats)}."
         )
     if not preprocess and not kind.has_variants:
         raise ExportError(f"{to} has no bare variant: --no-preprocess is for --to onnx.")
@@ -249,7 +262,7 @@ def _choose_variant(
 def _quantize_draft(
     file: Path, kind: Format, quantize: str, calibration: Pixels | None
 ) -> Iterator[Path]:
-    """Replace a verified fp32 file by a quantized one; yield where the fp32 file is until the end."""
+    """Replace an fp32 file by a quantized one; yield where the fp32 file is until the end."""
     assert kind.quantize is not None  # `_choose_variant` refused the others
     plain = file.with_name(f"{file.name}.fp32")
     os.replace(file, plain)

@@ -1,4 +1,4 @@
-"""The formats of `deitctl export`: who writes each, what runs it, how far its outputs may be from the model's."""
+"""The formats of `deitctl export`: who writes each, what runs it, how far it may be off."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deitctl.exporters import (
     torch_export,
     web,
 )
-from deitctl.exporters.network import ExportedClassifier, quietly
+from deitctl.exporters.network import ExportedClassifier, silence_warnings
 from deitctl.exporters.quantize import PRECISIONS, measure_speedup, quantize_onnx
 from deitctl.models.model_config import ModelConfig
 
@@ -35,19 +35,19 @@ class Format:
     suffix: str
     """Ending of the default file name."""
     write: Callable[[ExportedClassifier, ModelConfig, Mapping[str, str], Path], None]
-    """Writes a network and its metadata."""
+    """Writes a network, its model's config and metadata strings to a file or folder."""
     read_metadata: Callable[[Path], dict[str, str]]
     """Returns the metadata that `write` got."""
     tolerance: float
-    """The largest difference of a logit or a probability that passes; logits are a few units apart and more."""
+    """The largest difference of a logit or a probability that passes; logits are units apart."""
     files: tuple[str, ...] = ()
     """What a folder has, beside README.md; empty for a format that is one file."""
     usage: str = ""
     """Python that loads the folder, for its README.md, which it has then; `PATH` is where it is."""
     head: str = ""
-    """The rule by which the format's own reader fuses two heads, where the file does not hold ours."""
+    """How the format's own reader fuses two heads, where the file does not hold our rule."""
     labels: Callable[[ModelConfig], list[str]] | None = None
-    """The class labels of a reader that preprocesses images itself, which is then verified too."""
+    """The labels of a reader that preprocesses images itself, which is then verified too."""
     extra: str = ""
     """The extra of `pip install 'deitctl[EXTRA]'` that has `packages`."""
     packages: tuple[str, ...] = ()
@@ -57,9 +57,9 @@ class Format:
     check: Callable[[], None] | None = None
     """Raises `ExportError` where something is missing that is no package."""
     provide_runtime: Callable[[str, Reporter], None] | None = None
-    """Makes sure of a runtime that the folder holds: takes a downloaded archive, or an empty string."""
+    """Provides a runtime that the folder holds, from a downloaded archive or an empty string."""
     runs_on: str = ""
-    """`macOS` where that alone has its runtime: elsewhere it is written and not verified. Empty: anywhere."""
+    """`macOS` where only that has its runtime: elsewhere it is written, not verified."""
     has_variants: bool = False
     """Whether it can be written without preprocessing, and for images of any size."""
     model_file: str = ""
@@ -69,7 +69,7 @@ class Format:
     quantize: Callable[[Path, str, Path, Pixels | None], None] | None = None
     """Writes anew what `write` wrote: from where, in which precision, to where, by which images."""
     measure_speedup: Callable[[Path, Path, Pixels], float] | None = None
-    """Returns the speed of the second file relative to the first; None where quantization changes the size alone."""
+    """Returns the second file's speed relative to the first; None: quantization changes none."""
 
     @property
     def is_folder(self) -> bool:
@@ -83,7 +83,7 @@ class Format:
         """Raise `ExportError` if a package or what else it needs is missing, before any work."""
         for package in (*self.packages, *(self.writers if writing else ())):
             try:
-                with quietly():
+                with silence_warnings():
                     import_module(package)
             except ImportError as error:
                 raise ExportError(
@@ -106,7 +106,7 @@ _FORMATS = (
         suffix=".onnx",
         write=onnx.export_onnx,
         read_metadata=onnx.read_metadata,
-        # other kernels, other order of summing: 3e-5 measured on DeiT-tiny; a wrong weight or pixel gives > 1e-2
+        # other kernels, other order of summing: 3e-5 measured; a wrong weight or pixel: > 1e-2
         tolerance=1e-3,
         extra="onnx",
         packages=("onnx", "onnxruntime"),
@@ -144,7 +144,7 @@ _FORMATS = (
         files=hub_folders.TRANSFORMERS_FILES,
         usage=hub_folders.TRANSFORMERS_USAGE,
         head=hub_folders.HEAD,
-        labels=hub_folders.unique_labels,
+        labels=hub_folders.get_unique_labels,
     ),
     Format(
         name="openvino",

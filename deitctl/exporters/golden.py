@@ -1,7 +1,8 @@
-"""The golden sample: one input and its logits inside an export, to check it anywhere without images or the model.
+"""The golden sample: one input and its logits inside an export, to check it without its model.
 
-The input is eight by eight random colors, enlarged to the network's size: 256 characters of metadata, and no image
-of anybody's. All channels, rows and columns differ, so swapped channels and transposed axes change the logits.
+The input is eight by eight random colors, enlarged to the network's size: 256 characters of
+metadata, and no image of anybody's. All channels, rows and columns differ, so swapped channels and
+transposed axes change the logits.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from deitctl.errors import ExportError
 GOLDEN = "golden_sample"
 TILE = 8
 TOLERANCE = 1e-3
-"""The largest RMS difference of the logits that passes, in their standard deviations; 2e-6 measured on DeiT-tiny."""
+"""The largest RMS difference that passes, in standard deviations of the logits; 2e-6 measured."""
 
 Logits = NDArray[np.float32]
 
@@ -39,23 +40,24 @@ class Golden(NamedTuple):
         """Return the RMS difference of logits [K], in standard deviations of the model's."""
         if logits.shape != self.logits.shape:
             raise ExportError(
-                f"The golden sample has {len(self.logits)} logits, the export's output has shape {logits.shape}."
+                f"The golden sample has {len(self.logits)} logits, "
+                f"the export's output has shape {logits.shape}."
             )
         spread = float(self.logits.std()) or 1.0  # a single class has none
         return float(np.sqrt(np.mean((logits - self.logits) ** 2))) / spread
 
     def check(self, logits: Logits) -> float:
-        """Return the difference of logits [K]; raise `ExportError` if it is beyond the tolerance."""
+        """Return the difference of logits [K]; raise `ExportError` beyond the tolerance."""
         difference = self.compute_difference(logits)
         if not difference <= self.tolerance:  # written so that NaN fails
             raise ExportError(
-                f"The export fails its golden sample: logits differ by {difference:.3g} of their standard deviation, "
-                f"where {self.tolerance:g} is allowed."
+                f"The export fails its golden sample: logits differ by {difference:.3g} "
+                f"of their standard deviation, where {self.tolerance:g} is allowed."
             )
         return difference
 
 
-def golden_tile() -> Pixels:
+def make_golden_tile() -> Pixels:
     """Return the colors, uint8 [8,8,3]."""
     return np.random.Generator(np.random.PCG64(0)).integers(0, 256, (TILE, TILE, 3), dtype=np.uint8)
 
@@ -66,15 +68,15 @@ def enlarge(tile: Pixels, size: int) -> Pixels:
     return tile[nearest][:, nearest][None]
 
 
-def golden_input(size: int) -> Pixels:
+def make_golden_input(size: int) -> Pixels:
     """Return the input of a network of `size` pixels, uint8 [1,S,S,3]."""
-    return enlarge(golden_tile(), size)
+    return enlarge(make_golden_tile(), size)
 
 
 def make_golden_sample(logits: Logits) -> str:
     """Return as JSON the colors in base64, the model's logits [K] for them, and the tolerance."""
     sample = {
-        "tile": base64.b64encode(golden_tile().tobytes()).decode(),
+        "tile": base64.b64encode(make_golden_tile().tobytes()).decode(),
         "pixels": f"pixels[y][x] = tile[{TILE} * y // S][{TILE} * x // S], RGB, uint8",
         "logits": [float(f"{x:.6g}") for x in logits],
         "tolerance": TOLERANCE,
@@ -91,7 +93,7 @@ def set_golden_tolerance(metadata: Mapping[str, str], tolerance: float) -> dict[
 
 
 def read_golden(metadata: Mapping[str, str], size: int) -> Golden:
-    """Read the golden sample for a network of `size` pixels; raise `ExportError` where there is none."""
+    """Read the golden sample for a network of `size` pixels; raise `ExportError` without one."""
     if GOLDEN not in metadata:
         raise ExportError(
             "The export has no golden sample: an older deitctl wrote it.", "Export it again."

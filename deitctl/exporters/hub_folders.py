@@ -1,9 +1,10 @@
-"""Folders that timm and Hugging Face's transformers load by themselves: weights, config.json, the image processor's JSON.
+"""Folders that timm and Hugging Face's transformers load by themselves.
 
-A plain DeiT is transformers' `ViTForImageClassification`, a distilled one its `DeiTForImageClassificationWithTeacher`. Its
-computation is ours under other names, but for three things: query, key and value are layers of their own, LayerNorm's
-epsilon is 1e-12 unless config.json says otherwise, and `DeiTImageProcessor` squashes and takes 0.5 for mean and
-deviation unless preprocessor_config.json says otherwise.
+A plain DeiT is transformers' `ViTForImageClassification`, a distilled one its
+`DeiTForImageClassificationWithTeacher`. Its computation is ours under other names, but for three
+things: query, key and value are layers of their own, LayerNorm's epsilon is 1e-12 unless
+config.json says otherwise, and `DeiTImageProcessor` squashes and takes 0.5 for mean and deviation
+unless preprocessor_config.json says otherwise.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ TIMM_USAGE = """\
 import timm, torch
 from PIL import Image
 
-model = timm.create_model("local-dir:PATH", pretrained=True).eval()  # from the hub: "hf-hub:OWNER/NAME"
+# from the hub: "hf-hub:OWNER/NAME"
+model = timm.create_model("local-dir:PATH", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 with torch.no_grad():
     logits = model(transform(Image.open("image.jpg").convert("RGB"))[None])
@@ -46,7 +48,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 model = AutoModelForImageClassification.from_pretrained("PATH").eval()  # from the hub: "OWNER/NAME"
-processor = AutoImageProcessor.from_pretrained("PATH", backend="pil")  # resizes with Pillow, as deitctl does
+# resizes with Pillow, as deitctl does
+processor = AutoImageProcessor.from_pretrained("PATH", backend="pil")
 with torch.no_grad():
     logits = model(**processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")).logits
 print(model.config.id2label[int(logits.argmax())])
@@ -74,11 +77,7 @@ def export_timm(
 ) -> None:
     """Write a model for `timm.create_model("local-dir:PATH", pretrained=True)`.
 
-    Args:
-        network: whose model to write; its normalization and head rule go to config.json.
-        model_config: the model's config.
-        metadata: of the export, for `verify`; timm reads config.json.
-        path: the folder.
+    Normalization and head rule go to config.json; the metadata are for `verify`.
     """
     model = network.model
     save_model(path, model.state_dict(), pin_img_size(model, model_config), describe_layers(model))
@@ -88,16 +87,12 @@ def export_timm(
 def export_transformers(
     network: ExportedClassifier, model_config: ModelConfig, metadata: Mapping[str, str], path: Path
 ) -> None:
-    """Write a model for `AutoModelForImageClassification.from_pretrained(PATH)` and `AutoImageProcessor`.
+    """Write a model for `AutoModelForImageClassification` and `AutoImageProcessor`.
 
-    Args:
-        network: whose model to write; its normalization goes to preprocessor_config.json.
-        model_config: the model's config.
-        metadata: of the export, for `verify`; transformers reads the other two.
-        path: the folder.
+    Normalization goes to preprocessor_config.json; the metadata are for `verify`.
 
     Raises:
-        ExportError: transformers has no class for the model, or cannot preprocess images as it does.
+        ExportError: transformers has no class for the model, or not its preprocessing.
     """
     model = _require_expressible(network.model, model_config)
     processor = to_processor_config(model_config.preprocessing)
@@ -115,14 +110,15 @@ def _require_expressible(model: nn.Module, model_config: ModelConfig) -> VisionT
         )
     if model.arch.layer_scale or model.arch.no_embed_class:
         raise ExportError(
-            f"transformers has no class for {name}: DeiT-III scales its layers and gives the class token no position.",
+            f"transformers has no class for {name}: DeiT-III scales its layers "
+            "and gives the class token no position.",
             USE_TIMM,
         )
     return model
 
 
 def convert_weights(model: VisionTransformer) -> dict[str, Tensor]:
-    """Return the weights under transformers' names, as its files have them; `attn.qkv` [3D,D] becomes three of [D,D]."""
+    """Return the weights by transformers' names; `attn.qkv` [3D,D] becomes three of [D,D]."""
     distilled = model.arch.distilled
     body = "deit." if distilled else "vit."
     heads = {
@@ -152,7 +148,7 @@ def convert_weights(model: VisionTransformer) -> dict[str, Tensor]:
 
 def to_transformers_config(model: VisionTransformer, model_config: ModelConfig) -> dict[str, Any]:
     """Return config.json: the shape of the network and, for people, the names of the classes."""
-    arch, names = model.arch, unique_labels(model_config)
+    arch, names = model.arch, get_unique_labels(model_config)
     distilled = arch.distilled
     ours: dict[str, Any] = {
         "architecture": model_config.architecture,
@@ -185,7 +181,7 @@ def to_transformers_config(model: VisionTransformer, model_config: ModelConfig) 
     }
 
 
-def unique_labels(model_config: ModelConfig) -> list[str]:
+def get_unique_labels(model_config: ModelConfig) -> list[str]:
     """Return the classes' labels for people, each once: equal ones get their class name added.
 
     ImageNet has two cranes, a bird and a machine: "crane (n02012849)" and "crane (n03126707)".
@@ -200,7 +196,7 @@ def unique_labels(model_config: ModelConfig) -> list[str]:
 
 
 def to_processor_config(pre: Preprocessing) -> dict[str, Any]:
-    """Return preprocessor_config.json, with which `DeiTImageProcessor` preprocesses an image as `eval_transform` does.
+    """Return preprocessor_config.json: `eval_transform` in terms of `DeiTImageProcessor`.
 
     Raises:
         ExportError: it cannot.

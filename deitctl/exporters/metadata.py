@@ -1,4 +1,4 @@
-"""The metadata of an export: model, classes, preprocessing and golden sample, and deitctl.json, which holds them in a folder."""
+"""The metadata of an export: its model, classes, preprocessing and golden sample."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deitctl import __version__
 from deitctl.errors import ExportError
-from deitctl.exporters.golden import GOLDEN, golden_input, make_golden_sample
+from deitctl.exporters.golden import GOLDEN, make_golden_input, make_golden_sample
 from deitctl.exporters.network import BareClassifier, ExportedClassifier
 from deitctl.exporters.verification_images import compute_reference
 from deitctl.models.model_config import ModelConfig
@@ -22,15 +22,15 @@ BARE_LAYOUT = "NCHW float32"
 def collect_metadata(
     network: ExportedClassifier, model_config: ModelConfig, to: str
 ) -> dict[str, str]:
-    """Return the metadata of an export to the format `to`: `describe_model`'s, the format and the golden sample."""
-    pixels = golden_input(model_config.preprocessing.img_size)
+    """Return an export's metadata: `describe_model`'s, the format `to` and the golden sample."""
+    pixels = make_golden_input(model_config.preprocessing.img_size)
     logits = compute_reference(network.model, model_config, network.head, pixels)[0, 0]
     metadata = describe_model(model_config, network.head, bare=isinstance(network, BareClassifier))
     return {**metadata, FORMAT: to, GOLDEN: make_golden_sample(logits)}
 
 
 def describe_model(model_config: ModelConfig, head: str, *, bare: bool = False) -> dict[str, str]:
-    """Return the metadata that follow from a model: version, architecture, classes, and what a reader preprocesses.
+    """Return a model's metadata: version, architecture, classes, and what a reader preprocesses.
 
     Args:
         model_config: the model's config.

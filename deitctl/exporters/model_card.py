@@ -1,4 +1,4 @@
-"""README.md of an exported folder: the model card that a hub shows. It states what the files state and invents nothing."""
+"""README.md of an exported folder: the model card that a hub shows; it invents nothing."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def make_model_card(
         labels_file: the file of the folder that lists all classes.
         preprocesses: whether the network takes uint8 images and outputs probabilities.
     """
-    size = model_config.preprocessing.img_size
+    config, size = model_config, model_config.preprocessing.img_size
     text = f"""---
 library_name: {library}
 pipeline_tag: image-classification
@@ -67,7 +67,7 @@ tags:
 ---
 # {_to_line(title)}
 
-`{model_config.architecture}`, {model_config.num_classes:,} classes, images of {size} x {size} pixels.
+`{config.architecture}`, {config.num_classes:,} classes, images of {size} x {size} pixels.
 
 ## Usage
 
@@ -96,15 +96,14 @@ tags:
 
 ## Export
 
-Written by deitctl {__version__} and verified against the original model in a fresh process, on {verification.num_verified:,}
-images: logits differ by up to {verification.max_abs_diff:.2g}, the top-1 class agrees on {verification.top1_agreement:.1f} %.
-{verification.remark}"""
+Written by deitctl {__version__} and verified against the original model in a fresh process.
+{_describe_verification(verification)}"""
     text = f"{text.rstrip()}\n"
     return f"{text}\n{_make_seal(text)}\n"
 
 
 def is_unedited(text: str) -> bool:
-    """Return whether a README.md is as `make_model_card` wrote it: an edited one must not be overwritten."""
+    """Return whether a README.md is as `make_model_card` wrote it, and may be overwritten."""
     start = text.rfind(f"\n{_SEAL}")
     return start >= 0 and text[start + 1 :].strip() == _make_seal(text[:start])
 
@@ -114,13 +113,24 @@ def _make_seal(text: str) -> str:
     return f"{_SEAL}{hashlib.sha256(text.encode()).hexdigest()[:16]} -->"
 
 
+def _describe_verification(verification: Verification) -> str:
+    return (
+        f"On {verification.num_verified:,} images logits differ by up to "
+        f"{verification.max_abs_diff:.2g}, the top-1 class agrees on "
+        f"{verification.top1_agreement:.1f} %. {verification.remark}"
+    )
+
+
 def _describe_preprocessing(pre: Preprocessing, *, inside: bool) -> str:
     resize = f"the short side to {pre.resize_to}"
     if pre.crop_mode == "squash":
         resize = f"to {pre.resize_to} x {pre.resize_to}"
     network = ". The network takes that as uint8 and does the rest itself:" if inside else ","
-    return f"""Resize ({pre.interpolation}) {resize}, crop the center {pre.img_size} x {pre.img_size}{network} divide by 255, subtract the mean
-{list(pre.mean)}, divide by {list(pre.std)}; channels are RGB."""
+    return (
+        f"Resize ({pre.interpolation}) {resize}, crop the center {pre.img_size} x {pre.img_size}"
+        f"{network} divide by 255, subtract the mean {list(pre.mean)}, "
+        f"divide by {list(pre.std)}; channels are RGB."
+    )
 
 
 def _describe_classes(model_config: ModelConfig, labels_file: str) -> str:
@@ -134,7 +144,8 @@ def _describe_classes(model_config: ModelConfig, labels_file: str) -> str:
 
 def _describe_data(history: History) -> str:
     if history.published is not None:
-        return f"The weights are {_to_code(history.published.hub_id)} as published; its page states the training data."
+        name = _to_code(history.published.hub_id)
+        return f"The weights are {name} as published; its page states the training data."
     data = history.run.get("data")
     if not isinstance(data, str):
         return UNKNOWN
@@ -171,17 +182,18 @@ def _describe_recipe(history: History) -> str:
 
 def _describe_accuracy(history: History, head: str) -> str:
     if history.published is not None and history.published.top1 is not None:
-        return f"Published top-1 on ImageNet: {history.published.top1} %; not measured for this export."
+        top1 = history.published.top1
+        return f"Published top-1 on ImageNet: {top1} %; not measured for this export."
     best = _read_table(history.result, "best")
     if not best:
         return "None yet: the run has not finished." if history.run else UNKNOWN
-    epochs = history.result.get("epochs")
+    epoch = f"epoch {best.get('epoch')} of {history.result.get('epochs')}"
     lines = [
         "On the run's validation images, in fp32:",
         "",
         "| | top-1 | top-5 |",
         "|---|---|---|",
-        f"| epoch {best.get('epoch')} of {epochs} | {_percent(best.get('top1'))} | {_percent(best.get('top5'))} |",
+        f"| {epoch} | {_percent(best.get('top1'))} | {_percent(best.get('top5'))} |",
     ]
     if heads := _read_table(history.result, "heads"):
         lines += ["", "| head | top-1 |", "|---|---|"]
@@ -206,7 +218,7 @@ def _read_table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _hide_folders(ref: str) -> str:
-    """Return the name of a data set or model; of an absolute path the last part alone, because the card is public."""
+    """Return a data set's or model's name: of a path only the last part, as the card is public."""
     path = PurePath(ref)
     return path.name if path.is_absolute() or ref.startswith(("~", "..")) else ref
 

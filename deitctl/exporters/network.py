@@ -1,4 +1,4 @@
-"""The networks that are exported: images in, logits and probabilities out, preprocessing and head rule inside.
+"""The networks that are exported: normalization, head rule and softmax around a model.
 
 Shapes:
     B batch, S pixels along a side, K classes, T prefix tokens, G patches along a side
@@ -25,7 +25,7 @@ TOKENS = ("class token", "distillation token")
 
 
 class ExportedClassifier(nn.Module):
-    """A classifier with its normalization, its head rule, its temperature and its softmax inside."""
+    """A classifier with normalization, head rule, temperature and softmax inside."""
 
     input_name = "pixels"
     output_names: tuple[str, ...] = ("logits", "probabilities")
@@ -37,9 +37,9 @@ class ExportedClassifier(nn.Module):
         self.eval()
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Classify uint8 RGB images [B,S,S,3] of the model's input size: logits [B,K] and probabilities [B,K].
+        """Classify uint8 RGB images [B,S,S,3]: logits [B,K] and probabilities [B,K].
 
-        The probabilities are calibrated, softmax(logits / temperature); the logits are the model's own.
+        Probabilities are calibrated, softmax(logits / temperature); logits are the model's own.
         """
         logits = self.compute_logits(self.normalize(pixels))
         return logits, (logits / self.temperature).softmax(dim=1)
@@ -59,7 +59,7 @@ class ExportedClassifier(nn.Module):
 
 
 class BareClassifier(ExportedClassifier):
-    """A classifier with its head rule inside and nothing else: for programs that have their own preprocessing."""
+    """A classifier with only its head rule inside, for programs with their own preprocessing."""
 
     input_name = "images"
     output_names = ("logits",)
@@ -74,7 +74,7 @@ class BareClassifier(ExportedClassifier):
 
 
 class AttentionClassifier(ExportedClassifier):
-    """A DeiT that also outputs the attention of its prefix tokens in the last block, averaged over the heads.
+    """A DeiT that also outputs its prefix tokens' attention in the last block, averaged over heads.
 
     This is the map of `deitctl explain --method last-layer`.
     """
@@ -86,17 +86,17 @@ class AttentionClassifier(ExportedClassifier):
         self.tokens, self.grid = model.num_prefix_tokens, model.img_size // model.arch.patch_size
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Classify uint8 RGB images [B,S,S,3]: logits [B,K], probabilities [B,K], attention [B,T,G,G].
+        """Classify uint8 RGB images [B,S,S,3]: logits, probabilities [B,K], attention [B,T,G,G].
 
-        T is 1, the class token, or 2, the distillation token too. A token's attention to patches and to prefix tokens
-        sums to 1.
+        T is 1, the class token, or 2, the distillation token too. A token's attention to patches
+        and to prefix tokens sums to 1.
         """
         heads, attention = self._attend(self.normalize(pixels))
         logits = fuse_heads(heads, self.head).float()
         return logits, (logits / self.temperature).softmax(dim=1), attention
 
     def _attend(self, images: Tensor) -> tuple[HeadLogits, Tensor]:
-        """Return each head's logits, and attention [B,T,G,G]; the last block computes queries of prefix tokens alone."""
+        """Return each head's logits, and attention [B,T,G,G]; the last block has T queries."""
         model = cast(VisionTransformer, self.model)
         *blocks, last = cast(Iterable[Block], model.blocks)
         x = model.embed(images)
@@ -114,16 +114,16 @@ class AttentionClassifier(ExportedClassifier):
 def trace(
     network: ExportedClassifier, *, max_batch: int | None = None
 ) -> torch.export.ExportedProgram:
-    """Return the network as a graph of its operations, for batches of any size, or of `max_batch` images at most.
+    """Return the network as a graph, for batches of any size or of `max_batch` images at most.
 
     Raises:
         ExportError: the model does something that a graph cannot hold.
     """
-    # the example is stored with the program, its whole storage: zeros made for it, never a view of somebody's images
+    # the example's storage is saved with the program: zeros, never a view of somebody's images
     example = network.make_example()
     batch = torch.export.Dim("batch", min=1, max=max_batch)
     with (
-        conversion_errors(
+        wrap_conversion_errors(
             "The model cannot be traced", "Use --to timm, which keeps the weights alone."
         ),
         torch.no_grad(),
@@ -138,15 +138,15 @@ def trace(
 
 
 @contextmanager
-def conversion_errors(
+def wrap_conversion_errors(
     problem: str, hint: str, keep: tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
     """Run a converter quietly; the first line of whatever it raises becomes an `ExportError`.
 
-    Converters raise what their hundreds of translations raise, so every class is caught but those of `keep`.
+    Converters raise anything that their translations raise: all is caught but `keep`.
     """
     try:
-        with quietly():
+        with silence_warnings():
             yield
     except keep:
         raise
@@ -156,8 +156,8 @@ def conversion_errors(
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Keep the warnings and log lines of torch and of converters, which are about their internals, from the user."""
+def silence_warnings() -> Iterator[None]:
+    """Suppress warnings and log lines of torch and converters, which are about their internals."""
     level = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

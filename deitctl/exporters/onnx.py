@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from deitctl.errors import ExportError
-from deitctl.exporters.network import ExportedClassifier, conversion_errors, trace
+from deitctl.exporters.network import ExportedClassifier, trace, wrap_conversion_errors
 from deitctl.models.model_config import ModelConfig
 from deitctl.paths import write_bytes
 
 OPSET = 20  # the first with Gelu as one operation
-IR_VERSION = 9  # of opset 20; the exporter writes 10, for which onnxruntime 1.17, the first with opset 20, is too old
+# The exporter writes 10, which onnxruntime 1.17, the first with opset 20, does not read.
+IR_VERSION = 9
 MAX_BYTES = 2**31 - 2**24  # protobuf ends at 2 GiB; 16 MiB are left to the graph
 
 
@@ -23,19 +24,16 @@ def export_onnx(
 ) -> None:
     """Write a network as one ONNX file, atomically.
 
-    Args:
-        network: what to write.
-        model_config: its model's config.
-        metadata: strings that readers find as the model's custom metadata.
-        path: the file.
+    Readers find the metadata as the model's custom metadata.
 
     Raises:
-        ExportError: the network has an operation that ONNX lacks, or is larger than one file can be.
+        ExportError: the network has an operation that ONNX lacks, or is too large for a file.
     """
     size = sum(t.numel() * t.element_size() for t in network.state_dict().values())
     if size > MAX_BYTES:
         raise ExportError(
-            f"{model_config.architecture} has {size / 2**30:.1f} GiB of weights, and one ONNX file ends at 2 GiB.",
+            f"{model_config.architecture} has {size / 2**30:.1f} GiB of weights, "
+            "and one ONNX file ends at 2 GiB.",
             "Use --to torch or --to timm.",
         )
     write_bytes(path, _to_proto(network, metadata).SerializeToString())
@@ -43,7 +41,9 @@ def export_onnx(
 
 def _to_proto(network: ExportedClassifier, metadata: Mapping[str, str]) -> Any:
     program = trace(network)
-    with conversion_errors("The model cannot be written as ONNX", "Use --to torch or --to timm."):
+    with wrap_conversion_errors(
+        "The model cannot be written as ONNX", "Use --to torch or --to timm."
+    ):
         converted = torch.onnx.export(
             program,
             dynamo=True,

@@ -1,4 +1,4 @@
-"""OpenVINO: a folder with the network as XML and its weights, which Intel's runtime compiles for CPU, GPU or NPU."""
+"""OpenVINO: a folder with the network as XML and its weights, for Intel's CPU, GPU and NPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from xml.etree import ElementTree
 from deitctl.data.eval_transform import Pixels
 from deitctl.errors import ExportError
 from deitctl.exporters.golden import set_golden_tolerance
-from deitctl.exporters.network import ExportedClassifier, conversion_errors, quietly, trace
+from deitctl.exporters.network import (
+    ExportedClassifier,
+    silence_warnings,
+    trace,
+    wrap_conversion_errors,
+)
 from deitctl.exporters.quantize import PRECISIONS
 from deitctl.models.model_config import ModelConfig
 from deitctl.paths import write_bytes
@@ -29,8 +34,10 @@ core = openvino.Core()
 model = core.read_model(f"{folder}/model.xml")
 metadata = lambda key: json.loads(model.get_rt_info(["deitctl", key]).value)
 size = metadata("preprocessing")["img_size"]
-network = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})  # left out: bf16 on CPUs that have it
-image = Image.open("image.jpg").convert("RGB").resize((size, size))  # better: as under Preprocessing
+# without the hint a CPU that has bf16 computes in it
+network = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+# better: resized and cropped as under Preprocessing
+image = Image.open("image.jpg").convert("RGB").resize((size, size))
 probabilities = network(numpy.asarray(image)[None])["probabilities"][0]
 print(metadata("class_names")[probabilities.argmax()], probabilities.max())
 """
@@ -41,11 +48,7 @@ def export_openvino(
 ) -> None:
     """Write a network for `openvino.Core().read_model("PATH/model.xml")`, weights in fp32.
 
-    Args:
-        network: what to write.
-        model_config: its model's config.
-        metadata: what `model.get_rt_info(["deitctl", KEY])` gives back.
-        path: the folder.
+    `model.get_rt_info(["deitctl", KEY])` gives the metadata back.
 
     Raises:
         ExportError: the network has an operation that OpenVINO lacks.
@@ -53,7 +56,7 @@ def export_openvino(
     import openvino
 
     program = trace(network)
-    with conversion_errors(
+    with wrap_conversion_errors(
         "The model cannot be written for OpenVINO", "Use --to onnx or --to torch."
     ):
         model = openvino.convert_model(program)
@@ -67,13 +70,7 @@ def export_openvino(
 
 
 def quantize_openvino(source: Path, precision: str, target: Path, _: Pixels | None = None) -> None:
-    """Write a folder anew with weights in fp16, which the runtime widens when it loads them.
-
-    Args:
-        source: what `export_openvino` wrote.
-        precision: `fp16`.
-        target: the new folder.
-    """
+    """Write a folder anew with weights in fp16, which the runtime widens when it loads them."""
     import openvino
 
     metadata = set_golden_tolerance(
@@ -87,14 +84,14 @@ def _save(model: Any, metadata: Mapping[str, str], path: Path, *, fp16: bool) ->
 
     model.set_rt_info(dict(metadata), [SECTION])
     path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="deitctl-openvino-") as folder, quietly():
+    with tempfile.TemporaryDirectory(prefix="deitctl-openvino-") as folder, silence_warnings():
         openvino.save_model(model, Path(folder) / GRAPH, compress_to_fp16=fp16)
         for name in (WEIGHTS, GRAPH):  # a graph without its weights never exists
             write_bytes(path / name, (Path(folder) / name).read_bytes())
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a folder, read without OpenVINO; nothing of a graph that another program wrote.
+    """Return the metadata of a folder, read without OpenVINO; none of another program's graph.
 
     Raises:
         ExportError: no such folder, or a graph that cannot be read.

@@ -1,12 +1,13 @@
-"""Smaller ONNX files: weights in 16 bits, or matrix products in 8 bits. docs/export.md has what each costs and gains.
+"""Smaller ONNX files: weights in 16 bits, or matrix products in 8 bits.
 
-fp16 stores weights in half precision and computes in fp32: runtimes widen them once, when they load the file. On a CPU
-that is as fast as fp32; computing in fp16 is slower there and no closer.
+fp16 stores weights in half precision and computes in fp32: runtimes widen them once, when they load
+the file. On a CPU that is as fast as fp32; computing in fp16 is slower there and no closer.
 
-int8 quantizes the weights of linear layers per output channel, and their inputs while it runs (dynamic): no calibration.
-int8-static quantizes by ranges from calibration images: slower and further off, but an output does not depend on the
-other images of its batch. The patch embedding stays in fp32, because it is slower and worse in int8; so do the products
-of attention, norms, softmax and GELU, which have no weights. Heads are quantized: keeping them changes next to nothing.
+int8 quantizes the weights of linear layers per output channel, and their inputs while it runs
+(dynamic): no calibration. int8-static quantizes by ranges from calibration images: slower and
+further off, but an output does not depend on the other images of its batch. The patch embedding
+stays in fp32, because it is slower and worse in int8; so do the products of attention, norms,
+softmax and GELU, which have no weights. Heads are quantized: keeping them changes next to nothing.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ import torch
 from deitctl.data.eval_transform import Pixels
 from deitctl.errors import ExportError
 from deitctl.exporters.golden import set_golden_tolerance
-from deitctl.exporters.network import conversion_errors
+from deitctl.exporters.network import wrap_conversion_errors
 from deitctl.exporters.onnx import read_properties
 from deitctl.exporters.runner import load_onnx, open_onnx, prepare_input
 from deitctl.paths import write_bytes
 
 LARGE = 4096
-"""Values of a tensor from which fp16 is worth it: smaller are norms, biases, and the mean and deviation of colors."""
+"""Values of a tensor from which fp16 is worth it; norms and biases are smaller."""
 MAX_RATIO = 0.75
 """Of the bytes that int8 may leave: where more is left, the network has hardly a linear layer."""
 CALIBRATION_BATCH = 8
@@ -45,9 +46,9 @@ class Precision:
     """One way to quantize a network."""
 
     quantize: Callable[[Path, Pixels | None], Any]
-    """Reads an fp32 file and returns the quantized network, an onnx.ModelProto; images are those to calibrate with."""
+    """Returns an fp32 file's network quantized, an onnx.ModelProto, by calibration images."""
     tolerance: float
-    """The largest difference that passes, relative to the spread of the logits; see `compare_quantized`."""
+    """The largest `relative_diff` that passes, see `compare_quantized`."""
     calibrated: bool = False
     """Whether it needs images."""
 
@@ -61,15 +62,15 @@ def quantize_onnx(
         source: what `export_onnx` wrote.
         precision: a name of `PRECISIONS`.
         target: the new file.
-        calibration: images as the network takes them, uint8 [N,S,S,3], for a precision that is calibrated.
+        calibration: images, uint8 [N,S,S,3], for a precision that is calibrated.
 
     Raises:
-        ExportError: the network would hardly become smaller, or has something that cannot be quantized.
+        ExportError: the network would hardly become smaller, or cannot be quantized.
     """
     from onnx.helper import set_model_props
 
     settings = PRECISIONS[precision]
-    with conversion_errors(
+    with wrap_conversion_errors(
         f"The network cannot be quantized to {precision}",
         "Leave --quantize out.",
         keep=(OSError, MemoryError),
@@ -83,8 +84,8 @@ def quantize_onnx(
     before = source.stat().st_size
     if len(data) > MAX_RATIO * before:
         raise ExportError(
-            f"{precision} would leave {100 * len(data) / before:.0f} % of the bytes: it quantizes linear layers, "
-            "and this network has few.",
+            f"{precision} would leave {100 * len(data) / before:.0f} % of the bytes: "
+            "it quantizes linear layers, and this network has few.",
             "Use --quantize fp16.",
         )
     write_bytes(target, data)
@@ -111,7 +112,7 @@ def _quantize_fp16(source: Path, _: Pixels | None = None) -> Any:
 
 
 def _quantize_int8(source: Path, _: Pixels | None = None) -> Any:
-    """Compute linear layers in 8 bits, weights signed and by channel, activations unsigned and by batch."""
+    """Quantize linear layers: weights by channel, activations by the range of each batch."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -128,7 +129,7 @@ def _quantize_int8(source: Path, _: Pixels | None = None) -> Any:
 
 
 def _quantize_int8_static(source: Path, calibration: Pixels | None) -> Any:
-    """Compute linear layers in 8 bits, weights signed and by channel, activations by the range of calibration images."""
+    """Quantize linear layers: weights by channel, activations by the range of calibration."""
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
@@ -170,7 +171,7 @@ class _CalibrationReader:
 PRECISIONS = {
     # 0.0012 of the spread measured on DeiT-tiny
     "fp16": Precision(_quantize_fp16, tolerance=0.01),
-    # 0.08 measured on DeiT-tiny, 0.004 on a model of digits; 0.35 where all operations are int8, which costs accuracy
+    # 0.08 measured on DeiT-tiny, 0.004 on digits; 0.35 with all operations in int8, less accurate
     "int8": Precision(_quantize_int8, tolerance=0.15),
     # 0.124 and 0.0065 measured
     "int8-static": Precision(_quantize_int8_static, tolerance=0.2, calibrated=True),
@@ -178,13 +179,14 @@ PRECISIONS = {
 
 
 def measure_speedup(base: Path, other: Path, image: Pixels) -> float:
-    """Return how many times as fast as the ONNX file `base` the file `other` classifies one image on this CPU.
+    """Return the speed of an ONNX file relative to another, for one image on this CPU.
 
-    The two take turns, so that the machine's other load meets both; the median of the ratios of the rounds.
+    The two take turns, so that the machine's other load meets both; the median of the ratios of the
+    rounds.
 
     Args:
-        base: an ONNX file.
-        other: another one.
+        base: the file whose speed is 1.
+        other: the file to measure.
         image: uint8 [1,S,S,3].
     """
     networks = [load_onnx(str(path), threads=torch.get_num_threads()) for path in (base, other)]

@@ -1,19 +1,21 @@
-"""Run an export in a process of its own, with NumPy and the runtime of its format, and without deitctl.
+"""Run an export in a process of its own, with NumPy and its own runtime, without deitctl.
 
     python -I runner.py FORMAT PATH IN OUT.npy
 
-IN is a file of images, uint8 [N,S,S,3], and OUT becomes float32 [C,N,K]: logits and probabilities (C = 2), or logits
-alone (C = 1). Where IN is a folder of N images of any size, the export preprocesses them itself:
+IN is a file of images, uint8 [N,S,S,3], and OUT becomes float32 [C,N,K]: logits and probabilities
+(C = 2), or logits alone (C = 1). Where IN is a folder of N images of any size, the export
+preprocesses them itself:
 
-- `onnx`, .npy files, uint8 [H,W,3]: OUT is [2,N,K], and seen.npy beside it holds what the network got, uint8 [N,S,S,3];
-- `transformers`, image files: OUT is logits [2,N,K], preprocessed by the processor's Pillow backend and by its default
-  one, and labels.json beside it holds the names of the K classes.
+- `onnx`, .npy files, uint8 [H,W,3]: OUT is [2,N,K], and seen.npy beside it holds what the network
+  got, uint8 [N,S,S,3];
+- `transformers`, image files: OUT is logits [2,N,K], preprocessed by the processor's Pillow backend
+  and by its default one, and labels.json beside it holds the names of the K classes.
 
-A loader opens an export and returns a function from images, uint8 [B,S,S,3], to float32 [C,B,K]. Each imports its own
-runtime alone, so that the others need not be installed.
+A loader opens an export and returns a function from images, uint8 [B,S,S,3], to float32 [C,B,K].
+Each imports its own runtime alone, so that the others need not be installed.
 
 Shapes:
-    N images, B in a batch, S pixels along a side, K classes, C outputs, T tokens, G patches along a side
+    N images, B in a batch, S pixels a side, K classes, C outputs, T tokens, G patches a side
 """
 
 import json
@@ -139,7 +141,8 @@ def load_executorch(path: str) -> Network:
         outputs = network.execute((torch.from_numpy(np.ascontiguousarray(pixels)),))
         return torch.stack([output.clone() for output in outputs]).numpy()
 
-    run.program = program  # type: ignore[attr-defined]  # the method does not keep its program alive
+    # the method does not keep its program alive
+    run.program = program  # type: ignore[attr-defined]
     return run
 
 
@@ -196,7 +199,7 @@ def load_transformers(path: str) -> Network:
 def open_transformers(path: str) -> tuple[Any, Any]:
     """Return the transformers library and the model of a folder."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read at import; everything that is needed is in the folder
-    # Any: the library's methods are typed in part, and its types are there only where it is installed
+    # Any: the library is typed in part, and only where it is installed
     transformers: Any = import_module("transformers")
     return transformers, transformers.AutoModelForImageClassification.from_pretrained(path).eval()
 
@@ -225,7 +228,7 @@ def run_batches(network: Network, images: Any) -> Any:
 
 
 def run_dynamic_onnx(path: str, files: list[str], output: Path) -> Any:
-    """Run an ONNX file of dynamic size on arrays of any size, one by one; return [2,N,K] and write seen.npy."""
+    """Run an ONNX file of dynamic size on arrays, one by one; return [2,N,K], write seen.npy."""
     session = open_onnx(path)
     names = ["logits", "probabilities", "seen"]
     outputs = [session.run(names, {"pixels": np.load(file)[None]}) for file in files]

@@ -1,4 +1,4 @@
-"""`.pt2` files that torch alone runs: the network as a graph, or compiled to machine code by AOTInductor."""
+"""`.pt2` files that torch alone runs: the network as a graph, or compiled by AOTInductor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ import torch
 
 from deitctl.errors import ExportError
 from deitctl.exporters.metadata import METADATA
-from deitctl.exporters.network import ExportedClassifier, conversion_errors, quietly, trace
+from deitctl.exporters.network import (
+    ExportedClassifier,
+    silence_warnings,
+    trace,
+    wrap_conversion_errors,
+)
 from deitctl.models.model_config import ModelConfig
 from deitctl.paths import write_bytes
 
@@ -25,20 +30,16 @@ from deitctl.paths import write_bytes
 def export_torch(
     network: ExportedClassifier, model_config: ModelConfig, metadata: Mapping[str, str], path: Path
 ) -> None:
-    """Write a network for `torch.export.load`, atomically.
+    """Write a network for `torch.export.load`, atomically; torch requires a path in `.pt2`.
 
-    Args:
-        network: what to write.
-        model_config: its model's config.
-        metadata: what `load(path, extra_files={"deitctl.json": ""})` gives back, as JSON.
-        path: the file; torch requires that it ends in `.pt2`.
+    The metadata are what `load(path, extra_files={"deitctl.json": ""})` gives back, as JSON.
 
     Raises:
         ExportError: the model does something that a graph cannot hold.
     """
     program = trace(network)
     buffer = io.BytesIO()
-    with quietly():
+    with silence_warnings():
         torch.export.save(
             program, buffer, extra_files={METADATA: json.dumps(dict(metadata), ensure_ascii=False)}
         )
@@ -48,15 +49,10 @@ def export_torch(
 def export_aoti(
     network: ExportedClassifier, model_config: ModelConfig, metadata: Mapping[str, str], path: Path
 ) -> None:
-    """Compile a network for `torch._inductor.aoti_load_package`, for this kind of CPU and this version of torch.
+    """Compile a network for `aoti_load_package`, for this kind of CPU and this version of torch.
 
-    The metadata get `torch_version` and, by the compiler, `AOTI_CPU_ISA` and the like: where the file runs.
-
-    Args:
-        network: what to write.
-        model_config: its model's config.
-        metadata: what `aoti_load_package(PATH).loader.get_metadata()` gives back.
-        path: the file; torch requires that it ends in `.pt2`.
+    The metadata get `torch_version` and, by the compiler, `AOTI_CPU_ISA`: where the file runs.
+    `aoti_load_package(path).loader.get_metadata()` gives them back. Torch requires a path in `.pt2`.
 
     Raises:
         ExportError: the model does something that a graph cannot hold, or cannot be compiled.
@@ -72,7 +68,7 @@ def export_aoti(
         package = Path(folder) / "network.pt2"
         # a cache of its own: another machine's compiled code must never be found in the user's
         with (
-            conversion_errors("The model cannot be compiled", "Use --to torch, which is not."),
+            wrap_conversion_errors("The model cannot be compiled", "Use --to torch, which is not."),
             torch.no_grad(),
             patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache"}),
         ):
@@ -94,7 +90,7 @@ def require_compiler() -> None:
 
 
 def read_torch_metadata(path: Path) -> dict[str, str]:
-    """Return what `export_torch` stored, read without torch; nothing of a file that another program wrote."""
+    """Return what `export_torch` stored, read without torch; none of another program's file."""
     return _read_archived_json(path, f"/extra/{METADATA}")
 
 
@@ -104,7 +100,7 @@ def read_aoti_metadata(path: Path) -> dict[str, str]:
 
 
 def _read_archived_json(path: Path, ending: str) -> dict[str, str]:
-    """Return the metadata in the file of a `.pt2` archive that ends so; raise `ExportError` if it cannot be read."""
+    """Return the metadata in the file of an archive whose name ends so."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(ending)]

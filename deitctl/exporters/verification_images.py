@@ -12,17 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import FileDataset, ImageDataset, is_hidden
 from deitctl.data.decode import EXTENSIONS
 from deitctl.data.eval_transform import Pixels, eval_transform
-from deitctl.data.batch_transforms import normalize
 from deitctl.data.open import BUILT_IN, open_for_evaluation
 from deitctl.errors import DataError, ExportError
 from deitctl.events import Reporter
 from deitctl.inference.inputs import expand
 from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.model_config import ModelConfig, Preprocessing
-from deitctl.settings import read_toml
 from deitctl.settings import read_toml
 
 Outputs = NDArray[np.float32]
@@ -42,7 +41,8 @@ def open_images(model: str, data: str, reporter: Reporter) -> ImageDataset:
     """Open the images to verify an export on.
 
     Args:
-        model: the model; where it is a run, its own validation images are taken unless `data` names others.
+        model: the model; where it is a run, its own validation images are taken unless `data` names
+            others.
         data: data, a folder of images or an image; empty: the run's, else `digits`.
         reporter: told where the run's images cannot be opened.
 
@@ -55,7 +55,7 @@ def open_images(model: str, data: str, reporter: Reporter) -> ImageDataset:
             entry.is_dir() and not is_hidden(entry.name) for entry in path.iterdir()
         )
         if without_classes or path.suffix.lower() in EXTENSIONS:
-            names = tuple(expand([str(path)], ()))
+            names = tuple(str(name) for name in expand([str(path)]))
             return FileDataset(names, np.zeros(len(names), dtype=np.int64), ("",))
         return open_for_evaluation(data, reporter)
     run_file = Path(model).expanduser() / "run.toml"
@@ -64,13 +64,13 @@ def open_images(model: str, data: str, reporter: Reporter) -> ImageDataset:
             return open_for_evaluation(str(read_toml(run_file).get("data", BUILT_IN)), reporter)
         except DataError as error:
             reporter.note(
-                f"Verifying on {BUILT_IN}, because the run's own data cannot be opened: {error.message}"
+                f"Verifying on {BUILT_IN}: the run's own data cannot be opened: {error.message}"
             )
     return open_for_evaluation(BUILT_IN, reporter)
 
 
 def read_images(dataset: ImageDataset, preprocessing: Preprocessing, num_images: int) -> Images:
-    """Read images spread evenly over a dataset, or all there are; unreadable ones are replaced by others.
+    """Read images spread evenly over a dataset, or all; unreadable ones are replaced by others.
 
     Raises:
         ExportError: none can be read.
@@ -109,7 +109,7 @@ def compute_reference(
 ) -> Outputs:
     """Return the outputs of the model in eval mode on the CPU: logits and probabilities, [2,N,K].
 
-    This is the path of `predict`, not of the exported network, so that a mistake in the latter shows.
+    By the path of `predict`, not of the exported network, so that a mistake in that shows.
 
     Args:
         model: the model.

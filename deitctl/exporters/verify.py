@@ -1,4 +1,4 @@
-"""Verification of an export: its golden sample, then real images beside its model, in a fresh process of its runtime."""
+"""Verify an export in a fresh process: its golden sample, then real images beside its model."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ExportInfo:
 # bases in this order, because dataclasses list the fields of the last base first
 @dataclass(frozen=True, kw_only=True)
 class VerifyResult(Verification, ExportInfo):
-    """How far an export's outputs are from its model's; without a model, on the golden sample alone."""
+    """How far an export is from its model; without one, from its golden sample alone."""
 
     model: str | None = None
     """What it was compared with; null: nothing, only the golden sample was checked."""
@@ -70,18 +70,20 @@ def verify_export(
     num_images: int = 64,
     reporter: Reporter | None = None,
 ) -> VerifyResult:
-    """Run an export in a fresh process: on its golden sample, and on images beside the model that it was made from.
+    """Run an export in a fresh process on its golden sample, and on images beside its model.
 
     Args:
         path: a file or folder that `export` wrote.
-        verify_data: data, a folder of images or an image; empty: those that a run was validated on, else `digits`.
-        model: what to compare with, see `load_model`; empty: the run in whose folder the export lies, if it does.
+        verify_data: data, a folder of images or an image; empty: those that a run was validated on,
+            else `digits`.
+        model: what to compare with, see `load_model`; empty: the run in whose folder the export
+            lies, if it does.
         weights: see `load_model`.
         num_images: how many images.
         reporter: told of progress.
 
     Raises:
-        ExportError: no export of ours, one that does not run, or disagrees with its golden sample or its model.
+        ExportError: no export of ours, or one that does not run or disagrees.
         ConfigError: images, and no model whose outputs could be compared.
         ModelError: no such model.
         DataError: no such images.
@@ -98,7 +100,8 @@ def verify_export(
     if not ref and (verify_data or weights):
         raise ConfigError(
             f"There is no model to compare {export} with.",
-            "Name the one that it was exported from: --model MODEL. Without images only the golden sample is checked.",
+            "Name the one that it was exported from: --model MODEL. "
+            "Without images only the golden sample is checked.",
         )
     with reporter.task("check the golden sample", None, "bytes"):
         outputs = run_checked(kind.name, export, golden.pixels, golden)
@@ -140,7 +143,7 @@ def verify_against_model(
     model_config: ModelConfig,
     reporter: Reporter,
 ) -> Verification:
-    """Run an export in a fresh process on its golden sample and on images, and compare it with its model.
+    """Run an export in a fresh process on golden sample and images, and compare it with its model.
 
     Args:
         path: the file or folder.
@@ -159,7 +162,8 @@ def verify_against_model(
     """
     if not kind.runs_here:
         reporter.note(
-            f"Written and not verified: its runtime is for {kind.runs_on} alone. `deitctl verify` verifies it there."
+            f"Written and not verified: its runtime is for {kind.runs_on} alone. "
+            "`deitctl verify` verifies it there."
         )
         return Verification()
     with reporter.task("verify in a fresh process", len(sample.names)) as task:
@@ -216,9 +220,9 @@ def note_ties(verification: Verification, reporter: Reporter) -> None:
     """Report images with another top-1 class although the export was verified."""
     if differing := verification.differing:
         reporter.note(
-            f"{len(differing)} of {verification.num_verified} images have another top-1 class, their two best being as "
-            f"close as outputs differ (by up to {verification.max_abs_diff:.2g}): {', '.join(differing[:5])}"
-            + (" and others." if len(differing) > 5 else ".")
+            f"{len(differing)} of {verification.num_verified} images have another top-1 class, their "
+            f"two best being as close as outputs differ (by up to {verification.max_abs_diff:.2g}): "
+            f"{', '.join(differing[:5])}" + (" and others." if len(differing) > 5 else ".")
         )
 
 
@@ -231,7 +235,7 @@ def require_images(num_images: int) -> None:
 def _find_model_folder(path: Path) -> str:
     """Return the model folder that an export lies in (`RUN/export/FILE`), or an empty string.
 
-    It is never the export itself, which as a timm folder is a model too and would be verified against itself.
+    Never the export itself: a timm folder is a model too, and would be its own reference.
     """
     folder = path.resolve().parent
     is_in_run = folder.name == "export" and (folder.parent / CONFIG).is_file()
@@ -250,7 +254,7 @@ def _read_img_size(metadata: Mapping[str, str], path: Path) -> int:
 def _require_same_model(
     ours: Mapping[str, str], theirs: Mapping[str, str], path: Path, ref: str
 ) -> None:
-    """Raise `ExportError` where an export's metadata have other classes, preprocessing or temperature than a model's."""
+    """Raise `ExportError` if an export has other classes, preprocessing or temperature."""
     our_values, their_values = _flatten_preprocessing(ours), _flatten_preprocessing(theirs)
     differs = [key for key in our_values if our_values[key] != their_values[key]]
     differs += [

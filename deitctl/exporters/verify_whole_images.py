@@ -1,6 +1,7 @@
-"""Verification of exports that preprocess images themselves: ONNX of dynamic size, and transformers' image processor.
+"""Verify exports that preprocess images themselves: dynamic-size ONNX, transformers folders.
 
-The network inside was verified before, to the tolerance of its format. New is the path from a whole image to that network.
+The network inside was verified before, to the tolerance of its format. New is the path from a whole
+image to that network.
 
 Shapes:
     N images, H by W pixels, S pixels along a side of the network's input, K classes
@@ -33,19 +34,19 @@ from deitctl.exporters.compare import (
     measure,
     run_export,
 )
-from deitctl.exporters.dynamic_size import golden_view
+from deitctl.exporters.dynamic_size import make_golden_view
 from deitctl.exporters.golden import Golden
 from deitctl.exporters.verification_images import Images, Outputs
 from deitctl.models.model_config import Preprocessing
 
 MAX_LEVELS = 2
-"""The largest difference of a pixel value, of 255, that passes: either pass of a resize may round one value the other way."""
+"""Of 255, that a pixel value may differ: either pass of a resize may round the other way."""
 MAX_FRACTION = 0.1
-"""Of the values that may differ: 0.003 measured on photographs, 0.08 on images of some pixels, resized bilinearly."""
+"""Of the values that may differ: 0.003 measured on photographs, 0.08 on tiny images."""
 DYNAMIC_TOLERANCE = 0.2
-"""The largest difference of a logit: 0.04 measured on DeiT-tiny; a wrong cubic gives 0.4, a crop one pixel off 2."""
+"""Of a logit: 0.04 measured on DeiT-tiny; a wrong cubic gives 0.4, a crop one pixel off 2."""
 TORCHVISION_TOLERANCE = 0.5
-"""The same after torchvision's resize, a level or two of 255 from Pillow's: 0.06 measured, a wrong mean gives 3."""
+"""The same after torchvision's resize, a level or two off: 0.06 measured, a wrong mean gives 3."""
 FILES_AT_ONCE = 16
 """Images of any size that are on the disk at a time."""
 
@@ -60,10 +61,11 @@ def verify_dynamic_size(
     *,
     tolerance: float | None,
 ) -> Verification:
-    """Run an ONNX file of dynamic size on its golden sample and on whole images, in fresh processes, and compare.
+    """Run a dynamic-size ONNX file on its golden sample and whole images, and compare.
 
-    What its network gets of an image is compared in pixel values. A crop one pixel off, or a resize without
-    antialiasing, is tens of levels off; in the logits it would hardly show, and not at all once they are int8's.
+    What its network gets of an image is compared in pixel values. A crop one pixel off, or a resize
+    without antialiasing, is tens of levels off; in the logits it would hardly show, and not at all
+    once they are int8's.
 
     Args:
         path: what `make_dynamic` wrote.
@@ -75,7 +77,7 @@ def verify_dynamic_size(
         tolerance: of a quantized file, see `compare_quantized`; None: fp32.
 
     Raises:
-        ExportError: it does not run, its network gets other pixels, outputs differ, or no image suits it.
+        ExportError: it does not run, gets other pixels, outputs differ, or no image suits it.
     """
     suitable: list[int] = []
 
@@ -92,7 +94,7 @@ def verify_dynamic_size(
             "All images to verify on are too elongated for a file that resizes.",
             "Name others with --verify-data.",
         )
-    compare_pixels(seen[:1], golden_view(pre), ["the golden sample"])
+    compare_pixels(seen[:1], make_golden_view(pre), ["the golden sample"])
     golden.check(outputs[0, 0])
     names, expected, outputs = (
         [sample.names[n] for n in suitable],
@@ -105,14 +107,14 @@ def verify_dynamic_size(
     else:
         verification = compare_quantized(outputs, expected, names, tolerance)
     remark = (
-        f"Whole images: {100 * fraction:.2g} % of the pixel values that the network gets differ from deitctl's, "
-        f"by {MAX_LEVELS} of 255 at most."
+        f"Whole images: {100 * fraction:.2g} % of the pixel values that the network gets differ "
+        f"from deitctl's, by {MAX_LEVELS} of 255 at most."
     )
     return replace(verification, remark=remark)
 
 
 def run_on_whole_images(path: Path, images: Iterator[Pixels]) -> tuple[Outputs, Pixels]:
-    """Return a dynamic-size file's outputs for images [H,W,3], [2,N,K], and its network's input, uint8 [N,S,S,3]."""
+    """Return the outputs for images [H,W,3], [2,N,K], and the network's input, uint8 [N,S,S,3]."""
     parts = []
     while batch := list(islice(images, FILES_AT_ONCE)):
         with tempfile.TemporaryDirectory(prefix="deitctl-verify-") as folder:
@@ -127,22 +129,24 @@ def run_on_whole_images(path: Path, images: Iterator[Pixels]) -> tuple[Outputs, 
 
 
 def compare_pixels(seen: Pixels, expected: Pixels, names: Sequence[str]) -> float:
-    """Compare a network's input with the model's, [N,S,S,3]; return the fraction of values that differ.
+    """Compare a network's input with the model's, [N,S,S,3]; return the fraction that differs.
 
     Raises:
-        ExportError: a value differs by more than `MAX_LEVELS`, or more of them differ than `MAX_FRACTION`.
+        ExportError: a value differs by more than `MAX_LEVELS`, or more than `MAX_FRACTION` do.
     """
     if seen.shape != expected.shape:
         raise ExportError(
-            f"The export's network gets images of shape {seen.shape[1:]}, the model of {expected.shape[1:]}."
+            f"The export's network gets images of shape {seen.shape[1:]}, "
+            f"the model of {expected.shape[1:]}."
         )
     difference = np.abs(seen.astype(np.int16) - expected)
     largest, fraction = int(difference.max()), float((difference > 0).mean())
     if largest > MAX_LEVELS or fraction > MAX_FRACTION:
         worst = names[int(difference.reshape(len(difference), -1).max(axis=1).argmax())]
         raise ExportError(
-            f"The export preprocesses images unlike the model: pixel values differ by up to {largest} of 255 where "
-            f"{MAX_LEVELS} are allowed ({worst}), {100 * fraction:.2g} % of them differ at all."
+            f"The export preprocesses images unlike the model: pixel values differ by up to "
+            f"{largest} of 255 where {MAX_LEVELS} are allowed ({worst}), "
+            f"{100 * fraction:.2g} % differ at all."
         )
     return fraction
 
@@ -159,7 +163,7 @@ def verify_image_files(
 ) -> Verification:
     """Run a transformers folder on image files in a fresh process, and compare.
 
-    The images are decoded and written as PNG: verification begins after the JPEG decoder, which is Pillow's in both.
+    Images are passed as PNG: verification begins after the JPEG decoder, Pillow's in both.
 
     Args:
         path: the folder.
@@ -171,7 +175,7 @@ def verify_image_files(
         tolerance: the largest difference with Pillow of an image that both crop alike.
 
     Raises:
-        ExportError: it does not run, disagrees, has other class names, or crops none of the images alike.
+        ExportError: it does not run, disagrees, has other labels, or crops no image alike.
     """
     with tempfile.TemporaryDirectory(prefix="deitctl-verify-") as folder:
         files = Path(folder) / "images"
@@ -189,7 +193,7 @@ def verify_image_files(
     same = np.flatnonzero(alike)
     if not len(same):
         raise ExportError(
-            f"None of {len(alike)} images is cropped alike here and there, so nothing can be compared.",
+            f"None of {len(alike)} images is cropped alike by both, so nothing can be compared.",
             "Name others with --verify-data: a quarter of all sizes are cropped one pixel apart.",
         )
     names = [sample.names[i] for i in same]
@@ -203,8 +207,9 @@ def verify_image_files(
         )
     verification = measure(default[None], expected[:1], sample.names)
     remark = (
-        f'From image file to label: with backend="pil" logits differ by up to {with_pillow.max_abs_diff:.2g} where both '
-        f"crop alike, with the default backend (torchvision, where installed) by {verification.max_abs_diff:.2g} in all."
+        f'From image file to label: with backend="pil" logits differ by up to '
+        f"{with_pillow.max_abs_diff:.2g} where both crop alike, with the default backend "
+        f"(torchvision, where installed) by {verification.max_abs_diff:.2g} in all."
     )
     if shifted := len(alike) - len(same):
         remark += f" Of {len(alike)} images {shifted} are cropped one pixel beside deitctl's crop."
@@ -214,8 +219,8 @@ def verify_image_files(
 def is_cropped_alike(width: int, height: int, pre: Preprocessing) -> bool:
     """Return whether transformers crops the same square out of an image of that size.
 
-    Where the center lies between two pixels, transformers rounds down, torchvision (and timm, and we) to the even one:
-    a crop of 224 from 331 begins at 53 there and at 54 here.
+    Where the center lies between two pixels, transformers rounds down, torchvision (and timm, and
+    we) to the even one: a crop of 224 from 331 begins at 53 there and at 54 here.
     """
     target = pre.resize_to
     scaled = (

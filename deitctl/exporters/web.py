@@ -1,6 +1,6 @@
-"""A folder that any file server serves: a page that classifies images in the browser with onnxruntime-web.
+"""A folder for any file server: a page that classifies images with onnxruntime-web.
 
-onnxruntime-web is fetched once from npm's registry, checked against a pinned hash, and kept in the cache.
+onnxruntime-web is fetched once from npm's registry, checked by its hash, and kept in the cache.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ DOWNLOAD_SECONDS = 600
 MODEL, MODEL_INFO = "model.onnx", "model.json"
 SCRIPT, BINARY = "onnxruntime.js", "onnxruntime.wasm"
 PARTS = {
-    SCRIPT: "package/dist/ort.wasm.bundle.min.mjs",  # .js: some servers do not know .mjs and call it no script
-    BINARY: "package/dist/ort-wasm-simd-threaded.wasm",  # runs in one thread where threads are not allowed
+    # .js: some servers do not know .mjs and call it no script
+    SCRIPT: "package/dist/ort.wasm.bundle.min.mjs",
+    # runs in one thread where threads are not allowed
+    BINARY: "package/dist/ort-wasm-simd-threaded.wasm",
 }
 """What the page loads, and where the archive has it: two of its two hundred files, 14 of 180 MB."""
 PAGE = (
@@ -65,14 +67,10 @@ def export_web(
 ) -> None:
     """Write the folder of a page.
 
-    Args:
-        network: what classifies; a DeiT of ours outputs the attention of its tokens too, other models do not.
-        model_config: its model's config.
-        metadata: strings for model.onnx.
-        path: the folder.
+    A DeiT of ours outputs its tokens' attention too. The metadata go to model.onnx.
 
     Raises:
-        ExportError: the model cannot be written as ONNX, or onnxruntime-web is missing, see `provide_runtime`.
+        ExportError: the model cannot be written as ONNX, or onnxruntime-web is missing.
     """
     runtime = read_runtime()
     if isinstance(network.model, VisionTransformer):
@@ -87,7 +85,7 @@ def export_web(
 
 
 def describe_for_page(network: ExportedClassifier, model_config: ModelConfig) -> dict[str, Any]:
-    """Return model.json: what the page's scripts, which cannot read the metadata of model.onnx, need of it."""
+    """Return model.json, for the page's scripts, which cannot read the metadata of model.onnx."""
     num_tokens = network.tokens if isinstance(network, AttentionClassifier) else 0
     return {
         "schema_version": SCHEMA_VERSION,
@@ -122,7 +120,8 @@ def provide_runtime(archive: str, reporter: Reporter) -> None:
     """Put onnxruntime-web's archive into the cache, before any work.
 
     Args:
-        archive: a downloaded archive; empty: `$DEITCTL_ORT_WEB`, else the cache, else npm's registry.
+        archive: a downloaded archive; empty: `$DEITCTL_ORT_WEB`, else the cache, else npm's
+            registry.
         reporter: told of the download.
 
     Raises:
@@ -142,7 +141,7 @@ def provide_runtime(archive: str, reporter: Reporter) -> None:
 
 
 def read_runtime() -> dict[str, bytes]:
-    """Return the contents of `PARTS`, from the archive in the cache; raise `ExportError` as `provide_runtime` does."""
+    """Return the contents of `PARTS` from the cached archive; raise as `provide_runtime` does."""
     data = _read_pinned(cache_root() / ARCHIVE)
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
         contents = {}
@@ -186,4 +185,7 @@ def _require_pinned(data: bytes, source: str) -> None:
 
 
 def _download_hint() -> str:
-    return f"Download {ADDRESS} and name it with --runtime or ${VARIABLE}, or put it at {cache_root() / ARCHIVE}."
+    return (
+        f"Download {ADDRESS} and name it with --runtime or ${VARIABLE}, "
+        f"or put it at {cache_root() / ARCHIVE}."
+    )

@@ -66,7 +66,7 @@ def push(
     """Upload a model or an export in one commit; a missing repository is created.
 
     Args:
-        path: a run, which is exported `--to timm` first, or a model folder or an exported file of ours.
+        path: a run, which is exported `--to timm` first, a model folder, or an export of ours.
         repository: OWNER/NAME on the hub, or on the hub of its kind that `$HF_ENDPOINT` names.
         private: create it so; one that exists and is public is refused.
         revision: the branch, created if it is missing; empty: main.
@@ -136,7 +136,7 @@ def _require_access() -> None:
 
 @contextmanager
 def _collect_files(path: Path, reporter: Reporter) -> Iterator[dict[str, Path]]:
-    """Yield the files to upload, each by its name in the repository; a run's are exported to a temporary folder."""
+    """Yield the files to upload by their names in the repository; a run is exported for it."""
     run = Run(path, writes=False)
     if run.config_file.is_file():
         if not run.has_model:
@@ -229,7 +229,7 @@ def _send(
 
 
 def _has_edited_readme(api: Any, result: PushResult, ours: Path) -> bool:
-    """Return whether the hub's README.md was edited there, and would be lost for one that nobody has edited."""
+    """Return whether the hub's README.md was edited and ours was not: it must not be lost."""
     repository, revision = result.repository, result.revision
     if not is_unedited(read_text(ours)):
         return False

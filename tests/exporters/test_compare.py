@@ -13,7 +13,7 @@ import torch
 from deitctl.errors import ExportError
 from deitctl.exporters.compare import CLEAR, compare, compare_quantized, run_on_pixels
 from deitctl.exporters.formats import FORMATS
-from deitctl.exporters.golden import Golden, golden_input, read_golden
+from deitctl.exporters.golden import Golden, make_golden_input, read_golden
 from deitctl.exporters.metadata import collect_metadata
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.exporters.torch_export import export_torch
@@ -214,11 +214,11 @@ def test_the_golden_sample_catches_a_broken_export(kind, broken, verify_fp32):
 @pytest.mark.parametrize("kind", BROKEN)
 def test_images_catch_a_broken_export_whose_golden_sample_is_as_broken(kind, broken, verify_fp32):
     path, _, expected, images = broken(kind)
-    logits = run_on_pixels("onnx", path, golden_input(32))[0, 0]
+    logits = run_on_pixels("onnx", path, make_golden_input(32))[0, 0]
     with pytest.raises(
         ExportError, match=r"disagrees with the model on 18 images: outputs differ by up to"
     ):
-        verify_fp32("onnx", path, expected, images, Golden(golden_input(32), logits, 1e-3))
+        verify_fp32("onnx", path, expected, images, Golden(make_golden_input(32), logits, 1e-3))
 
 
 def test_an_export_that_is_not_broken_passes(broken, verify_fp32):
@@ -230,7 +230,7 @@ def test_the_two_heads_of_these_tests_differ(shallow):
     """Otherwise swapped heads could not be caught."""
     loaded = shallow()
     cls, dist = (
-        compute_reference(loaded.model, loaded.model_config, head, golden_input(32))[0, 0]
+        compute_reference(loaded.model, loaded.model_config, head, make_golden_input(32))[0, 0]
         for head in ("cls", "dist")
     )
     assert np.abs(cls - dist).max() > 0.1

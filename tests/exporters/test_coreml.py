@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from deitctl.errors import ExportError
 from deitctl.exporters.coreml import PARTS, export_coreml, read_metadata
 from deitctl.exporters.metadata import describe_model
-from deitctl.exporters.network import quietly
+from deitctl.exporters.network import silence_warnings
 
-with quietly():
+with silence_warnings():
     coremltools = pytest.importorskip(
         "coremltools", reason="coremltools is not installed: pip install 'deitctl[coreml]'"
     )
@@ -50,7 +50,7 @@ def compute(package, pixels):
     """Return the logits [K] that the graph in a package has for an image [S,S,3], weights and all from the files."""
     from coremltools.converters.mil.frontend.milproto.load import load
 
-    with quietly():
+    with silence_warnings():
         spec = coremltools.models.utils.load_spec(str(package))
         program = load(spec, spec.specificationVersion, str(package / PARTS[0].rpartition("/")[0]))
     known = {"image": torch.from_numpy(pixels).permute(2, 0, 1)[None].float()}
@@ -137,7 +137,7 @@ def test_an_image_goes_in_and_label_probabilities_and_logits_come_out(package):
 def test_the_labels_are_those_of_the_classes_in_their_order(package):
     from coremltools.converters.mil.frontend.milproto.load import load
 
-    with quietly():
+    with silence_warnings():
         spec = coremltools.models.utils.load_spec(str(package))
         program = load(spec, spec.specificationVersion, str(package / PARTS[0].rpartition("/")[0]))
     (classify,) = program.functions["main"].find_ops(op_type="classify")

@@ -20,8 +20,13 @@ from deitctl.data.dataset import FileDataset
 from deitctl.data.eval_transform import MAX_ASPECT, eval_transform, has_extreme_aspect
 from deitctl.errors import ExportError
 from deitctl.exporters import dynamic_size
-from deitctl.exporters.dynamic_size import front_text, golden_view, make_dynamic, require_resizable
-from deitctl.exporters.golden import golden_input, read_golden
+from deitctl.exporters.dynamic_size import (
+    build_front,
+    make_dynamic,
+    make_golden_view,
+    require_resizable,
+)
+from deitctl.exporters.golden import make_golden_input, read_golden
 from deitctl.exporters.metadata import collect_metadata
 from deitctl.exporters.onnx import IR_VERSION, OPSET, export_onnx
 from deitctl.exporters.quantize import quantize_onnx
@@ -36,7 +41,7 @@ SIZES = ((200, 133), (90, 140), (47, 64), (32, 32), (150, 20), (33, 70))
 @cache
 def front(pre: Preprocessing) -> onnxruntime.InferenceSession:
     """What comes before the network, alone."""
-    graph = onnx.parser.parse_graph(front_text(pre))
+    graph = onnx.parser.parse_graph(build_front(pre))
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
     )
@@ -157,12 +162,12 @@ def make(onnx_file, loaded, tmp_path):
 
     def write(change=None, source=onnx_file, monkeypatch=None):
         golden = compute_reference(
-            loaded.model, loaded.model_config, "avg-probs", golden_view(pre)
+            loaded.model, loaded.model_config, "avg-probs", make_golden_view(pre)
         )[0, 0]
         if change:
-            text = front_text(pre)
+            text = build_front(pre)
             assert change[0] in text
-            monkeypatch.setattr(dynamic_size, "front_text", lambda _: text.replace(*change))
+            monkeypatch.setattr(dynamic_size, "build_front", lambda _: text.replace(*change))
         make_dynamic(source, pre, golden, tmp_path / "dynamic.onnx")
         return tmp_path / "dynamic.onnx"
 
@@ -280,7 +285,7 @@ def test_the_golden_sample_is_an_image_that_the_file_resizes(make, onnx_file):
         {p.key: p.value for p in onnx.load(f).metadata_props} for f in (path, onnx_file)
     )
     sample = json.loads(said["golden_sample"])
-    pixels = golden_input(32)
+    pixels = make_golden_input(32)
     logits = load_onnx(str(path))(pixels)[0][0]
     assert np.sqrt(np.mean((logits - sample["logits"]) ** 2)) <= sample["tolerance"] * np.std(
         sample["logits"]
@@ -321,7 +326,7 @@ def test_a_squashed_and_a_padded_image_reach_the_network_too(
         inside, model_config, collect_metadata(inside, model_config, "onnx"), tmp_path / "m.onnx"
     )
     golden = compute_reference(
-        loaded.model, model_config, "cls", golden_view(model_config.preprocessing)
+        loaded.model, model_config, "cls", make_golden_view(model_config.preprocessing)
     )[0, 0]
     make_dynamic(tmp_path / "m.onnx", model_config.preprocessing, golden, tmp_path / "dynamic.onnx")
     image = make_image(90, 47)

@@ -6,10 +6,10 @@ import pytest
 from deitctl.errors import ExportError
 from deitctl.exporters.executorch import MAX_BATCH, export_executorch, read_metadata
 from deitctl.exporters.metadata import describe_model
-from deitctl.exporters.network import quietly
+from deitctl.exporters.network import silence_warnings
 from deitctl.exporters.runner import load_executorch
 
-with quietly():
+with silence_warnings():
     pytest.importorskip(
         "executorch.exir", reason="executorch is not installed: pip install 'deitctl[executorch]'"
     )
@@ -33,7 +33,7 @@ def file(loaded, network, tmp_path_factory):
 def test_the_file_answers_as_the_model_at_any_batch_size_that_it_allows(
     file, loaded, network, sample, answer
 ):
-    with quietly():  # ExecuTorch calls its runtime for Python experimental
+    with silence_warnings():  # ExecuTorch calls its runtime for Python experimental
         run = load_executorch(str(file))
     for count in (1, 5, MAX_BATCH, 3):
         pixels = sample(loaded, count).pixels

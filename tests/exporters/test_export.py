@@ -327,7 +327,7 @@ def test_a_timm_folder_is_ready_for_a_hub(model, reporter, tmp_path):
     assert "Trained on `digits`." in text
     assert "secret" not in text
     assert "| epoch 6 of 7 | 91.23 % | 99.50 % |" in text
-    assert "on 2\nimages" in text
+    assert "On 2 images" in text
     assert [n for n in reporter.notes if "no place for a temperature" in n and "1.5" in n]
     (result.path / "README.md").write_text(text.replace("## Training data", "## Our data"))
     with pytest.raises(ExportError, match=r"README.md has been edited"):

@@ -16,8 +16,8 @@ from deitctl.exporters.golden import (
     TILE,
     Golden,
     enlarge,
-    golden_input,
-    golden_tile,
+    make_golden_input,
+    make_golden_tile,
     read_golden,
 )
 from deitctl.exporters.metadata import collect_metadata
@@ -25,7 +25,7 @@ from deitctl.exporters.verification_images import compute_reference
 
 
 def test_a_tile_is_enlarged_to_its_nearest_colors():
-    tile = golden_tile()
+    tile = make_golden_tile()
     pixels = enlarge(tile, 20)
     assert pixels.shape == (1, 20, 20, 3)
     for y, x in ((0, 0), (19, 0), (0, 19), (7, 13)):
@@ -34,7 +34,7 @@ def test_a_tile_is_enlarged_to_its_nearest_colors():
 
 
 def test_swapped_channels_and_transposed_axes_are_other_samples():
-    pixels = enlarge(golden_tile(), 32)
+    pixels = enlarge(make_golden_tile(), 32)
     assert not (pixels[..., 0] == pixels[..., 2]).all()
     assert not (pixels == pixels.transpose(0, 2, 1, 3)).all()
 
@@ -44,20 +44,20 @@ def test_the_sample_holds_the_input_and_the_models_answer(shallow, network):
     metadata = collect_metadata(network(loaded, "dist"), loaded.model_config, "onnx")
     sample = json.loads(metadata[GOLDEN])
     np.testing.assert_array_equal(
-        np.frombuffer(base64.b64decode(sample["tile"]), np.uint8), golden_tile().ravel()
+        np.frombuffer(base64.b64decode(sample["tile"]), np.uint8), make_golden_tile().ravel()
     )
     wanted = compute_reference(
-        loaded.model, loaded.model_config, "dist", enlarge(golden_tile(), 32)
+        loaded.model, loaded.model_config, "dist", enlarge(make_golden_tile(), 32)
     )[0, 0]
     np.testing.assert_allclose(sample["logits"], wanted, rtol=1e-5)
     golden = read_golden(metadata, 32)
-    np.testing.assert_array_equal(golden.pixels, enlarge(golden_tile(), 32))
+    np.testing.assert_array_equal(golden.pixels, enlarge(make_golden_tile(), 32))
     assert golden.check(wanted) < 1e-5
 
 
 def test_the_difference_is_relative_to_the_spread_of_the_logits():
     """Logits 1 and 5 have a standard deviation of 2; both off by 1 is half of that."""
-    golden = Golden(golden_input(8), np.array([1.0, 5.0], dtype=np.float32), 0.5)
+    golden = Golden(make_golden_input(8), np.array([1.0, 5.0], dtype=np.float32), 0.5)
     assert golden.check(np.array([2.0, 4.0], dtype=np.float32)) == pytest.approx(0.5)
     for wrong in ([2.1, 4.0], [np.nan, 5.0], [1.0]):
         with pytest.raises(ExportError, match="golden sample"):

@@ -17,9 +17,9 @@ from deitctl.exporters.hub_folders import (
     convert_weights,
     export_timm,
     export_transformers,
+    get_unique_labels,
     to_processor_config,
     to_transformers_config,
-    unique_labels,
 )
 from deitctl.models.catalog import find
 from deitctl.models.heads import choose_head, forward_heads, fuse_heads
@@ -116,15 +116,15 @@ def test_the_config_says_what_transformers_would_otherwise_guess_wrong(plain, di
 
 
 def test_labels_are_the_descriptions_for_people_and_no_two_are_the_same():
-    names = unique_labels(find("deit_tiny").to_model_config())
+    names = get_unique_labels(find("deit_tiny").to_model_config())
     assert names[0] == "tench, Tinca tinca"
     assert len(set(names)) == 1000
     assert [n for n in names if n.startswith("crane")] == ["crane (n02012849)", "crane (n03126707)"]
 
 
 def test_labels_without_descriptions_are_the_names_and_without_names_the_numbers(plain):
-    assert unique_labels(plain.model_config) == list("0123456789")
-    assert unique_labels(replace(plain.model_config, class_names=None))[3] == "class 3"
+    assert get_unique_labels(plain.model_config) == list("0123456789")
+    assert get_unique_labels(replace(plain.model_config, class_names=None))[3] == "class 3"
 
 
 def test_the_config_keeps_the_ids_of_the_classes_in_the_order_of_the_logits(plain):

@@ -61,7 +61,7 @@ def test_a_run_states_its_data_recipe_and_figures():
     assert "| epoch 7 of 8 | 96.34 % | 99.70 % |" in section(text, "Accuracy")
     assert "| `avg-logits` (this folder) | 96.34 % |" in section(text, "Accuracy")
     assert "The teacher, `teacher`, has 98.59 % top-1 on them." in section(text, "Accuracy")
-    assert "on 50\nimages: logits differ by up to 1.2e-06" in section(text, "Export")
+    assert "On 50 images logits differ by up to 1.2e-06" in section(text, "Export")
 
 
 def test_nobodys_folders_are_published():

@@ -13,7 +13,7 @@ from deitctl import __version__
 from deitctl.data.batch_transforms import normalize
 from deitctl.explanation.attention import attend
 from deitctl.exporters.metadata import describe_model
-from deitctl.exporters.network import TOKENS, AttentionClassifier, quietly, trace
+from deitctl.exporters.network import TOKENS, AttentionClassifier, silence_warnings, trace
 from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.verification_images import compute_reference
 from deitctl.models.model_config import HEADS, Preprocessing
@@ -100,8 +100,8 @@ def test_metadata_leaves_out_names_that_are_not_known(shallow):
     assert not {"class_names", "descriptions"} & metadata.keys()
 
 
-def test_quietly_silences_warnings_and_logs_and_then_lets_them_speak_again(caplog):
-    with quietly():
+def test_silence_warnings_suppresses_warnings_and_logs_and_then_restores_them(caplog):
+    with silence_warnings():
         warnings.warn("unheard", stacklevel=1)  # an error in these tests, were it heard
         logging.getLogger("torch.onnx").warning("unheard")
     logging.getLogger("torch.onnx").warning("heard")

@@ -22,7 +22,7 @@ from deitctl.exporters.hub_folders import (
     TRANSFORMERS_USAGE,
     export_timm,
     export_transformers,
-    unique_labels,
+    get_unique_labels,
 )
 from deitctl.exporters.verification_images import compute_reference, read_images
 from deitctl.exporters.verify_whole_images import is_cropped_alike, verify_image_files
@@ -87,7 +87,7 @@ def test_the_auto_class_finds_the_class_and_answers_with_our_logits(alias, kind,
     with torch.no_grad():
         wanted = fuse_heads(forward_heads(loaded.model, images), "avg-logits")
         torch.testing.assert_close(theirs.eval()(images).logits, wanted, atol=1e-6, rtol=0)
-    assert [theirs.config.id2label[i] for i in range(10)] == unique_labels(loaded.model_config)
+    assert [theirs.config.id2label[i] for i in range(10)] == get_unique_labels(loaded.model_config)
     assert theirs.config.label2id["3"] == 3
 
 
@@ -131,7 +131,7 @@ def test_network_and_preprocessing_are_verified_in_a_fresh_process(
         dataset,
         sample,
         pre,
-        unique_labels(loaded.model_config),
+        get_unique_labels(loaded.model_config),
         tolerance=TOLERANCE,
     )
     assert verification.max_abs_diff < TOLERANCE
@@ -168,7 +168,7 @@ def test_a_broken_folder_is_caught(file, key, value, reason, made, dataset, tmp_
             dataset,
             sample,
             CENTRE,
-            unique_labels(loaded.model_config),
+            get_unique_labels(loaded.model_config),
             tolerance=TOLERANCE,
         )
 
