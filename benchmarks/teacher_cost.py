@@ -12,19 +12,16 @@ import argparse
 import json
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+import deitctl
 from deitctl.device import choose_device
 from deitctl.distillation.teacher import Teacher
-from deitctl.events import SilentReporter
 from deitctl.models import timm_models
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.introspect import describe_layers
-from deitctl.training.configure import Request, Teaching, configure
-from deitctl.training.launch import run_training
 
 
 def random_teacher(name: str, folder: Path) -> Path:
@@ -75,28 +72,22 @@ def main() -> None:
         looked, look = [0], Teacher.look
         Teacher.look = lambda self, pixels: (looked.append(len(pixels)), look(self, pixels))[1]  # type: ignore[method-assign]
         for turn in ("first student", "second student"):
-            said = Teaching(
-                teacher=str(teacher),
-                views=options.views,
-                sees="unmixed",
-                cache=f"{folder}/teacher_targets",
-                force=True,
-                adapt="none",
-            )
-            request = Request(
-                data=options.data,
-                model=options.student,
-                recipe="finetune",
-                pretrained=False,
-                teaching=said,
-                given={"recipe.epochs": options.epochs, "recipe.batch_size": options.batch_size},
-            )
-            config, *datasets = configure(request, SilentReporter())
             looked[:] = [0]
             start = time.monotonic()
-            result = run_training(
-                replace(config, output_dir=f"{folder}/{turn[:5]}"),
-                datasets=(datasets[0], datasets[1]),
+            result = deitctl.distill(
+                options.data,
+                teacher=teacher,
+                student=options.student,
+                recipe="finetune",
+                pretrained=False,
+                views=options.views,
+                teacher_input="unmixed",
+                teacher_cache=f"{folder}/teacher_targets",
+                allow_weak_teacher=True,
+                finetune_teacher="none",
+                epochs=options.epochs,
+                batch_size=options.batch_size,
+                output=f"{folder}/{turn[:5]}",
             )
             log = [
                 json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()

@@ -15,7 +15,6 @@ import json
 import multiprocessing
 import statistics
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 MIXES = {"none": (0.0, 0.0), "mixup": (0.8, 0.0), "cutmix": (0.0, 1.0)}
@@ -42,55 +41,46 @@ def run(job: tuple[argparse.Namespace, tuple[str, int, bool], int]) -> dict[str,
     """Train one student and return its line."""
     import torch
 
-    from deitctl.events import SilentReporter
-    from deitctl.training.configure import Request, Teaching, configure
-    from deitctl.training.launch import run_training
+    import deitctl
 
     torch.set_num_threads(1)
     options, (mix, views, student_affine), seed = job
     live = views < 0
-    changes = [f"augment.student_affine={options.student_affine if student_affine else '0,0,0'}"]
+    overrides = {"augment.student_affine": options.student_affine if student_affine else "0,0,0"}
     if mix in MIXES:
-        changes += [
-            f"augment.mixup={MIXES[mix][0]}",
-            f"augment.cutmix={MIXES[mix][1]}",
-            "augment.mixup_prob=1",
-        ]
-    request = Request(
-        data=options.data,
-        model=options.student,
-        recipe=options.recipe,
-        pretrained=False,
-        teaching=Teaching(
-            teacher=options.teacher,
-            img_size=options.teacher_img_size,
-            sees="mixed" if live else "unmixed",
-            views=0 if live else views,
-        ),
-        given={
-            "seed": seed,
-            "recipe.epochs": options.epochs,
-            "recipe.img_size": options.img_size,
-            "workers": 0,
-        },
-        changes=changes,
-    )
-    config, *datasets = configure(request, SilentReporter())
+        mixup, cutmix = MIXES[mix]
+        overrides |= {
+            "augment.mixup": mixup,
+            "augment.cutmix": cutmix,
+            "augment.mixup_prob": 1,
+        }
     with tempfile.TemporaryDirectory() as folder:
-        result = run_training(
-            replace(config, output_dir=f"{folder}/run"), datasets=(datasets[0], datasets[1])
+        result = deitctl.distill(
+            options.data,
+            teacher=options.teacher,
+            student=options.student,
+            recipe=options.recipe,
+            pretrained=False,
+            teacher_img_size=options.teacher_img_size,
+            teacher_input="mixed" if live else "unmixed",
+            views=0 if live else views,
+            seed=seed,
+            epochs=options.epochs,
+            img_size=options.img_size,
+            workers=0,
+            output=f"{folder}/run",
+            **overrides,
         )
-    last = result.last
     return {
         "mix": mix,
         "views": "live" if live else views or "all",
         "student_affine": student_affine,
         "seed": seed,
         "epochs": options.epochs,
-        "top1": result.shipped.top1,
-        "last_top1": last["top1"],
-        "val_loss": last["val_loss"],
-        "heads": result.shipped.heads,
+        "top1": result.evaluation.top1,
+        "last_top1": result.final.top1,
+        "val_loss": result.final.val_loss,
+        "heads": result.evaluation.heads,
         "teacher": result.teacher.top1 if result.teacher else None,
         "seconds": round(result.seconds, 1),
     }
@@ -101,7 +91,9 @@ def table(path: Path) -> None:
     rows: dict[tuple[str, str, bool], list[dict[str, float]]] = {}
     for line in path.read_text().splitlines():
         record = json.loads(line)
-        rows.setdefault((record["mix"], str(record["views"]), record["student_affine"]), []).append(record)
+        rows.setdefault((record["mix"], str(record["views"]), record["student_affine"]), []).append(
+            record
+        )
     print(
         "| mixing | views | on top | best top-1, % | last epoch's loss | runs |\n|---|---|---|---|---|---|"
     )
@@ -137,7 +129,10 @@ def main() -> None:
     options = parser.parse_args()
     if not options.table:
         lines = options.out.read_text().splitlines() if options.out.exists() else []
-        done = {(r["mix"], str(r["views"]), r["student_affine"], r["seed"]) for r in map(json.loads, lines)}
+        done = {
+            (r["mix"], str(r["views"]), r["student_affine"], r["seed"])
+            for r in map(json.loads, lines)
+        }
         names = {-1: "live", 0: "all"}
         jobs = [
             (options, row, seed)

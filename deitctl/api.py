@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter
-from deitctl.recipes import get_recipe
 from deitctl.settings import dotted_name, list_settings
 
 if TYPE_CHECKING:
@@ -491,6 +490,7 @@ def _configure(request: _Request, datasets: Datasets | None = None) -> tuple[Tra
 
 def _run(request: _Request) -> TrainResult:
     from deitctl.profiling.batch_size import with_chosen_batch_size
+    from deitctl.recipes import get_recipe
     from deitctl.training import launch
     from deitctl.training.configure import make_absolute, refuse_settings
 

@@ -9,6 +9,7 @@ import tomllib
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -48,8 +49,13 @@ class Setting:
         return flag.replace("-", "_")
 
 
-def list_settings(kind: type = TrainConfig, prefix: str = "") -> Iterator[Setting]:
-    """Yield every setting of a config class, those of its groups included."""
+@cache  # the annotations are evaluated once: every start of the command line needs all of them
+def list_settings(kind: type = TrainConfig, prefix: str = "") -> tuple[Setting, ...]:
+    """Return every setting of a config class, those of its groups included."""
+    return tuple(_iterate_settings(kind, prefix))
+
+
+def _iterate_settings(kind: type, prefix: str) -> Iterator[Setting]:
     hints = get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
@@ -58,7 +64,7 @@ def list_settings(kind: type = TrainConfig, prefix: str = "") -> Iterator[Settin
         if option is not None:
             yield Setting(prefix + field.name, get_args(hint)[0], option, field.default)
         elif isinstance(group, type):
-            yield from list_settings(group, f"{prefix}{field.name}.")
+            yield from _iterate_settings(group, f"{prefix}{field.name}.")
         else:
             yield Setting(prefix + field.name, hint, Option(""), field.default)
 

@@ -43,7 +43,11 @@ def compare(
     ] = 1,
     variants: Annotated[
         str | None,
-        o.option("--variants", help="Some of none,soft,hard,token-soft,token-hard.", default="all"),
+        o.option(
+            "--variants",
+            help="Some of none, soft, hard, token-soft, token-hard, as a,b.",
+            default="all",
+        ),
     ] = None,
     output: Annotated[
         str | None, o.option("--output", help="Folder of the runs.", default="runs/compare-DATA")

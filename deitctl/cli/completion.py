@@ -24,12 +24,6 @@ def _list_recipes() -> list[str]:
     return list(RECIPES)
 
 
-def _list_export_formats() -> list[str]:
-    from deitctl.exporters.formats import FORMATS
-
-    return list(FORMATS)
-
-
 def _list_set_keys() -> list[str]:
     from deitctl.settings import list_settings
 
@@ -38,13 +32,25 @@ def _list_set_keys() -> list[str]:
     return [f"{setting.name.removeprefix('recipe.')}=" for setting in settings]
 
 
+# the keys of exporters.formats.FORMATS, whose import takes torch
+EXPORT_FORMATS = (
+    "onnx",
+    "torch",
+    "timm",
+    "transformers",
+    "openvino",
+    "web",
+    "coreml",
+    "executorch",
+    "aoti",
+)
 HEADS = ("auto", "cls", "dist", "avg-logits", "avg-probs")
 DEVICES = ("auto", "cuda", "cuda:0", "mps", "cpu")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 complete_model = _complete(_list_models)
 complete_recipe = _complete(_list_recipes)
-complete_export_format = _complete(_list_export_formats)
+complete_export_format = _complete(lambda: EXPORT_FORMATS)
 complete_set = _complete(_list_set_keys)
 complete_head = _complete(lambda: HEADS)
 complete_device = _complete(lambda: DEVICES)

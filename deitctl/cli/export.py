@@ -14,8 +14,6 @@ from deitctl.cli.progress import make_reporter
 from deitctl.config import MODEL_HELP
 from deitctl.records import to_object
 
-VERIFICATION = "Verification"
-
 
 def export(
     model: Annotated[
@@ -49,6 +47,7 @@ def export(
         o.option(
             "--calibration-data",
             help="Images for int8-static.",
+            panel=o.VERIFICATION,
             default="the run's training images",
         ),
     ] = "",

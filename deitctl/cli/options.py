@@ -27,6 +27,7 @@ DATA_HELP = "Folder with train/ and val/, folder of class folders, .tar or .pack
 FORMATS = ("table", "json")
 OUTPUT = "Output"
 """Panel of `--help` for what is printed and written."""
+VERIFICATION = "Verification"
 
 
 def option(
@@ -112,11 +113,16 @@ OnBadImageOpt = Annotated[
         complete=completion.complete_values("skip", "stop"),
     ),
 ]
-NumImagesOpt = Annotated[int, option("--num-images", help="Images to verify the file on.", min=1)]
+NumImagesOpt = Annotated[
+    int, option("--num-images", help="Images to verify the file on.", min=1, panel=VERIFICATION)
+]
 VerifyDataOpt = Annotated[
     str,
     option(
-        "--verify-data", help="Images to verify the file on.", default="the run's data, or digits"
+        "--verify-data",
+        help="Images to verify the file on.",
+        default="the run's data, or digits",
+        panel=VERIFICATION,
     ),
 ]
 QuietOpt = Annotated[

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deitctl.cli.app import app
-from deitctl.cli.startup import without_garbage
+from deitctl.cli.console import pause_gc
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model
@@ -106,11 +106,11 @@ def test_an_answer_on_stdin_comes_before_the_next_name_is_known(model, inputs):
 
 def test_an_image_belongs_to_a_table_on_a_terminal(model, inputs):
     refused = CliRunner().invoke(
-        app, ["predict", inputs[0], "--model", model, "--format", "jsonl", "--image"]
+        app, ["predict", inputs[0], "--model", model, "--format", "jsonl", "--show-image"]
     )
     assert "goes with a table" in str(refused.exception)
     unable = CliRunner().invoke(
-        app, ["predict", inputs[0], "--model", model, "--format", "table", "--image"]
+        app, ["predict", inputs[0], "--model", model, "--format", "table", "--show-image"]
     )
     assert unable.exit_code == 0
     assert "▀" not in unable.stdout
@@ -122,11 +122,11 @@ def test_an_image_belongs_to_a_table_on_a_terminal(model, inputs):
     ("arguments", "environment", "images"),
     [
         ([], {}, 1),
-        (["--no-image"], {}, 0),
+        (["--no-show-image"], {}, 0),
         ([], {"NO_COLOR": "1"}, 0),
         ([], {"TERM": "dumb"}, 0),
         (["second"], {}, 0),
-        (["second", "--image"], {}, 2),
+        (["second", "--show-image"], {}, 2),
     ],
     ids=str,
 )
@@ -139,7 +139,7 @@ def test_on_a_terminal_one_image_is_shown_or_all_that_are_asked_for(
 
     where = {"TERM": "xterm-256color", "COLORTERM": "truecolor", **environment}
     console = Console(force_terminal=True, width=100, _environ=where)
-    monkeypatch.setattr(table, "terminal", lambda: console)
+    monkeypatch.setattr(table, "make_stdout_console", lambda: console)
     names = [inputs[2] if a == "second" else a for a in arguments]
     result = CliRunner().invoke(
         app, ["predict", inputs[0], *names, "--model", model, "--format", "table"]
@@ -155,7 +155,7 @@ def test_our_models_answer_without_what_they_do_not_need(model, inputs):
         f"try: app(['predict', {inputs[0]!r}, '--model', {model!r}, '--format', 'jsonl'])\n"
         "except SystemExit as stop: assert not stop.code\n"
         "needless = {'timm', 'torchvision', 'matplotlib', 'sklearn', 'scipy', 'onnx', 'onnxruntime', 'pyarrow', 'tomli_w',"
-        " 'huggingface_hub', 'rich.console', 'deitctl.config', 'deitctl.data.loader', 'deitctl.inference.download'}\n"
+        " 'huggingface_hub', 'rich.console', 'deitctl.data.loader', 'deitctl.inference.download'}\n"
         "assert not needless & set(sys.modules), needless & set(sys.modules)\n"
         "more = {m for m in sys.modules if m.startswith('torch')} - plain; assert len(more) < 5, more"
     )
@@ -166,7 +166,7 @@ def test_our_models_answer_without_what_they_do_not_need(model, inputs):
 @pytest.mark.parametrize("fails", [False, True])
 def test_garbage_is_collected_again_after_the_start(fails):
     frozen = gc.get_freeze_count()
-    with pytest.raises(KeyError) if fails else without_garbage(), without_garbage():
+    with pytest.raises(KeyError) if fails else pause_gc(), pause_gc():
         assert not gc.isenabled()
         if fails:
             raise KeyError

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import inspect
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+import deitctl
+from deitctl.cli import completion
 from deitctl.cli.app import app, main
+from deitctl.settings import list_settings
 
 COMMANDS = (
     "train",
@@ -18,7 +25,7 @@ COMMANDS = (
     "export",
     "push",
     "verify",
-    "teach",
+    "cache-teacher",
     "compare",
     "bench",
     "check",
@@ -44,7 +51,7 @@ def test_help_answers_without_importing_torch(arguments: list[str]) -> None:
     assert done.stdout
 
 
-def test_the_overview_needs_no_rich_and_cuts_no_sentence_off() -> None:
+def test_the_overview_imports_no_rich_and_cuts_no_sentence_off() -> None:
     code = (
         "import sys; from deitctl.cli.app import app\n"
         "try: app(['--help'])\n"
@@ -56,7 +63,7 @@ def test_the_overview_needs_no_rich_and_cuts_no_sentence_off() -> None:
     assert all(f"\n  {command} " in done.stdout for command in COMMANDS)
 
 
-def test_nothing_asked_for_shows_the_overview_and_is_a_wrong_command_line() -> None:
+def test_no_command_shows_the_overview_and_is_a_usage_error() -> None:
     result = CliRunner().invoke(app, [])
     assert (result.exit_code, "Commands:" in result.output) == (2, True)
 
@@ -68,28 +75,139 @@ def test_every_command_shows_an_example() -> None:
         assert f"Example: deitctl {command}" in result.output
 
 
-def test_train_and_distill_share_their_options() -> None:
+def list_options(command: str) -> dict[str, Any]:
     commands = {c.name: c for c in typer.main.get_command(app).commands.values()}  # type: ignore[attr-defined]
-    names = {c: {p.name for p in commands[c].params} for c in ("train", "distill")}
-    assert names["train"] - names["distill"] == {"model", "replay"}
-    assert names["distill"] - names["train"] == {
-        "teacher",
-        "student",
-        "teacher_weights",
-        "teacher_img_size",
-        "teacher_input",
-        "teacher_cache",
-        "adapt",
-        "mode",
-        "alpha",
-        "tau",
-        "reduction",
-        "no_token",
-        "views",
-        "view_seed",
-        "words_topk",
-        "force_teacher",
+    return {option.name: option for option in commands[command].params}
+
+
+def test_train_and_distill_share_their_options() -> None:
+    train, distill = set(list_options("train")), set(list_options("distill"))
+    teacher = {s.keyword for s in list_settings() if s.name.startswith("distill.")}
+    assert train - distill == {"model", "replay"}
+    assert distill - train == {"student", *teacher}
+
+
+FUNCTIONS = {
+    "train": deitctl.train,
+    "distill": deitctl.distill,
+    "cache-teacher": deitctl.cache_teacher,
+    "compare": deitctl.compare,
+    "eval": deitctl.evaluate,
+    "bench": deitctl.bench,
+    "check": deitctl.check,
+    "pack": deitctl.pack,
+    "predict": deitctl.predict,
+    "explain": deitctl.explain,
+    "export": deitctl.export,
+    "verify": deitctl.verify,
+    "push": deitctl.push,
+    "doctor": deitctl.collect_env,
+}
+CLI_ONLY = {"output_format", "quiet", "dry_run", "changes", "show_image", "replay"}
+API_ONLY = {"reporter", "overrides", "stdin", "keep_pixels", "command"}
+
+
+@pytest.mark.parametrize("command", FUNCTIONS)
+def test_options_are_the_keywords_of_the_python_function_with_the_same_defaults(
+    command: str,
+) -> None:
+    options = list_options(command)
+    keywords = inspect.signature(FUNCTIONS[command]).parameters
+    verifying = {"verify", "num_images"} if command in ("cache-teacher", "pack") else set()
+    assert options.keys() - CLI_ONLY - verifying == keywords.keys() - API_ONLY - CLI_ONLY
+    for name in options.keys() & keywords.keys():
+        default = keywords[name].default
+        if default is inspect.Parameter.empty or name in ("model", "protocol", "inputs"):
+            continue
+        # None: the command chooses, as the function does by its own default
+        assert options[name].default in (
+            str(default) if isinstance(default, Path) else default,
+            None,
+        ), name
+
+
+def test_every_option_of_training_is_a_setting_that_is_declared_once() -> None:
+    names = [s.keyword for s in list_settings() if s.option.panel]
+    assert len(names) == len(set(names))
+    special = {"data", "student", "recipe", "resume", "config", *CLI_ONLY}
+    assert list_options("distill").keys() | {"model"} == {*names, *special} - {
+        "show_image",
+        "replay",
     }
+
+
+def test_help_has_the_everyday_options_first() -> None:
+    """Typer prints the panels in the order of their first option, after the one without a name."""
+    result = CliRunner().invoke(app, ["distill", "--help"], env={"COLUMNS": "80"})
+    panels = re.findall(r"─ (\w+) ─", result.output)
+    assert panels == [
+        "Arguments",
+        "Options",
+        "Teacher",
+        "Optimization",
+        "Machine",
+        "Resuming",
+        "Output",
+    ]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_cuts_no_option_off(command: str, columns: int) -> None:
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": str(columns)})
+    assert "…" not in result.output
+    assert max(map(len, result.output.splitlines())) <= columns
+    for option in list_options(command).values():
+        if option.param_type_name == "option":
+            assert all(flag in result.output for flag in (*option.opts, *option.secondary_opts))
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("train --model deit_sm", "deit_small"),
+        ("distill --teacher deit_base_d", "deit_base_distilled"),
+        ("train --recipe paper-", "paper-384"),
+        ("train --set augment.mix", "augment.mixup="),
+        ("train --set distill.al", "distill.alpha="),
+        ("train --device cu", "cuda"),
+        ("train --precision bf", "bf16"),
+        ("distill --reduction batch", "batchmean"),
+        ("export --to on", "onnx"),
+        ("export runs/x --quantize int8-", "int8-static"),
+        ("predict --head avg-l", "avg-logits"),
+        ("predict --format js", "jsonl"),
+        ("eval --protocol na", "native"),
+    ],
+)
+def test_the_shell_completes_values_that_are_known(line: str, value: str) -> None:
+    """As bash asks for it, through the variable that Typer's script sets; nothing heavy is imported."""
+    code = (
+        "import sys\nfrom deitctl.cli.app import app\n"
+        "try: app(prog_name='deitctl')\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    words = f"deitctl {line}"
+    completion = {
+        "_DEITCTL_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | completion,
+    )
+    assert value in done.stdout.split()
+
+
+def test_every_export_format_is_completed() -> None:
+    from deitctl.exporters.formats import FORMATS
+
+    assert set(completion.EXPORT_FORMATS) == set(FORMATS)
 
 
 def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -116,28 +234,28 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         ),
         (["predict", "x.jpg", "--model", "gone.onnx"], 1, "There is no ONNX file 'gone.onnx'"),
         (
-            ["predict", "x.jpg", "--format", "csv", "--image"],
+            ["predict", "x.jpg", "--format", "csv", "--show-image"],
             1,
-            "--image goes with a table, not with csv",
+            "--show-image goes with a table, not with csv",
         ),
         (["eval", "--model", "deit_tiny", "--img-size", "100000"], 1, "1 to 2048 pixels a side"),
-        (["eval", "/nowhere"], 1, "There is no data set '/nowhere'"),
+        (["eval", "/nowhere"], 1, "There is no dataset '/nowhere'"),
         (["eval", "--model", "deit_tiny"], 1, "--weights FILE"),
-        (["bench", "/nowhere"], 1, "There is no data set '/nowhere'"),
-        (["bench", "--seconds", "0"], 1, "a stage takes more than 0 and at most 600 seconds"),
+        (["bench", "/nowhere"], 1, "There is no dataset '/nowhere'"),
+        (["bench", "--seconds", "0"], 1, "use more than 0 and at most 600 for a stage"),
         (["bench", "digits", "--model", "deit_tinny"], 1, "Did you mean 'deit_tiny'"),
         (["bench", "digits", "--teacher", "regnety_16"], 1, "Did you mean 'regnety_160'"),
         (["bench", "--batch-size", "many"], 2, "neither a number from 1 on nor auto"),
-        (["check", "/nowhere"], 1, "There is no data set '/nowhere'"),
-        (["check", "digits", "--write-table", "table.txt"], 1, "must end in .csv"),
+        (["check", "/nowhere"], 1, "There is no dataset '/nowhere'"),
+        (["check", "digits", "--write-manifest", "table.txt"], 1, "must end in .csv"),
         (["check", "digits", "--ground-truth", "labels.txt"], 1, "cannot be read: No such file"),
-        (["pack", "/nowhere", "x.pack"], 1, "There is no data set '/nowhere'"),
+        (["pack", "/nowhere", "x.pack"], 1, "There is no dataset '/nowhere'"),
         (["pack", "digits", "x.tar"], 1, "must end in .pack"),
-        (["pack", "digits", "x.pack", "--check"], 1, "There is no x.pack"),
-        (["pack", "digits", "x.pack", "--check", "--raw"], 1, "--check writes nothing"),
+        (["pack", "digits", "x.pack", "--verify"], 1, "There is no x.pack"),
+        (["pack", "digits", "x.pack", "--verify", "--raw"], 1, "--verify writes nothing"),
         (["pack", "digits", "x.pack", "--max-size", "0"], 2, "Invalid value for '--max-size'"),
         (["pack", "digits"], 2, "Missing argument"),
-        (["train", "/nowhere"], 1, "There is no data set"),
+        (["train", "/nowhere"], 1, "There is no dataset"),
         (["train", "--set", "epoch=3"], 1, "Did you mean"),
         (["train", "--resume", "/nowhere"], 1, "is not a run"),
         (["train", "--device", "cuda:99"], 1, "CUDA"),
@@ -160,13 +278,17 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
             1,
             "torch has no bare variant",
         ),
-        (["export", "deit_tiny", "--to", "timm", "--any-size"], 1, "--any-size is for --to onnx"),
+        (
+            ["export", "deit_tiny", "--to", "timm", "--dynamic-size"],
+            1,
+            "--dynamic-size is for --to onnx",
+        ),
         (["eval", "--model", "gone.onnx"], 1, "There is no ONNX file 'gone.onnx'"),
         (["push", "/nowhere", "me/mine", "--dry-run"], 1, "There is nothing at /nowhere"),
         (
             ["push", "/nowhere", "mine", "--dry-run"],
             1,
-            "'mine' is no repository of the hub: its names are OWNER/NAME",
+            "'mine' is no name of a hub repository: they are OWNER/NAME",
         ),
         (
             ["push", "/nowhere", "me/mine"],
@@ -196,7 +318,7 @@ def test_a_mistake_is_one_line_and_a_code(
 
 @pytest.mark.parametrize(
     ("option", "what"),
-    [("--views=3", "views"), ("--teacher=x", "teacher"), ("--no-token", "no token")],
+    [("--views=3", "views"), ("--teacher=x", "teacher"), ("--no-dist-token", "dist token")],
 )
 def test_a_configuration_is_not_contradicted_in_silence(
     option: str, what: str, tmp_path: Path

@@ -108,7 +108,7 @@ def test_settings_and_overrides_replace_those_of_the_recipe() -> None:
         ("smoothing=1.5", "out of range"),
         ("optim.lr=-1", "out of range"),
         ("optim.weight_decay=-1", "out of range"),
-        ("augment.rand_augment=foo", "is not understood"),
+        ("augment.rand_augment=foo", "is not a RandAugment string"),
         ("seed=3", "own argument or option"),
     ],
 )
