@@ -1,4 +1,4 @@
-"""A real browser for tests: the system's Chromium, spoken to over a pipe (Chrome DevTools Protocol), with no package."""
+"""A real browser for tests: the system's Chromium over a pipe (Chrome DevTools Protocol), without a package."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ from typing import Any
 CHROMIUM = next(
     (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None
 )
-PATIENCE = 60.0
-"""Seconds within which anything is done, on a slow and busy machine."""
+TIMEOUT_S = 60.0  # for a slow and busy machine
 
 
 class Browser:
-    """One page of a headless Chromium, and all that it asked for and complained of since it was opened."""
+    """One page of a headless Chromium, with its requests and console errors since it was opened."""
 
     def __init__(self, to: int, back: int) -> None:
         self._to, self._back, self._rest, self._number = to, back, b"", 0
         self._session = ""
         self.requests: list[str] = []
-        self.refused: list[str] = []
-        self.complaints: list[str] = []
+        self.blocked: list[str] = []
+        self.console_errors: list[str] = []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)[
             "sessionId"
@@ -54,35 +53,35 @@ class Browser:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
-            ready, _, _ = select.select([self._back], [], [], PATIENCE)
-            assert ready, "the browser says nothing"
+            ready, _, _ = select.select([self._back], [], [], TIMEOUT_S)
+            assert ready, "the browser does not answer"
             part = os.read(self._back, 1 << 20)
             assert part, "the browser has ended"
             self._rest += part
         line, _, self._rest = self._rest.partition(b"\0")
         message = json.loads(line)
-        self._note(message.get("method", ""), message.get("params", {}))
+        self._record(message.get("method", ""), message.get("params", {}))
         return message
 
-    def _note(self, event: str, what: dict[str, Any]) -> None:
+    def _record(self, event: str, params: dict[str, Any]) -> None:
         if event == "Network.requestWillBeSent":
-            self.requests.append(what["request"]["url"])
+            self.requests.append(params["request"]["url"])
         elif event == "Network.loadingFailed":
-            self.refused.append(what.get("blockedReason", ""))
+            self.blocked.append(params.get("blockedReason", ""))
         elif event == "Runtime.exceptionThrown":
-            self.complaints.append(json.dumps(what["exceptionDetails"]))
-        elif event == "Runtime.consoleAPICalled" and what["type"] in ("error", "warning"):
-            self.complaints.append(json.dumps(what["args"]))
-        elif event == "Log.entryAdded" and what["entry"]["level"] in ("error", "warning"):
-            self.complaints.append(json.dumps(what["entry"]))
+            self.console_errors.append(json.dumps(params["exceptionDetails"]))
+        elif event == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning"):
+            self.console_errors.append(json.dumps(params["args"]))
+        elif event == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+            self.console_errors.append(json.dumps(params["entry"]))
 
     def open(
         self, page: Path | str, *, width: int = 1440, dark: bool = False, scripts: bool = True
     ) -> None:
         """Open a file or an address in a window of `width` pixels, waiting until it is drawn."""
         self.requests.clear()
-        self.refused.clear()
-        self.complaints.clear()
+        self.blocked.clear()
+        self.console_errors.clear()
         phone = width < 600
         self.send("Emulation.setScriptExecutionDisabled", value=not scripts)
         self.send(
@@ -110,9 +109,9 @@ class Browser:
 
     def wait(self, condition: str) -> None:
         """Wait until an expression is true."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT_S
         while not self.js(condition):
-            assert time.monotonic() < end, f"still not so: {condition}"
+            assert time.monotonic() < end, f"timed out: {condition}"
             time.sleep(0.02)
 
     def click(self, selector: str, number: int = 0) -> None:
@@ -123,7 +122,8 @@ class Browser:
             f"{element}.scrollIntoView({{block: 'center', inline: 'center', behavior: 'instant'}})"
         )
         x, y, hit = self.js(
-            f"(() => {{ const e = {element}, b = e.getClientRects()[0]; const x = b.x + b.width / 2, y = b.y + b.height / 2;"
+            f"(() => {{ const e = {element}, b = e.getClientRects()[0];"
+            "const x = b.x + b.width / 2, y = b.y + b.height / 2;"
             "const top = document.elementFromPoint(x, y); return [x, y, e === top || e.contains(top)]; })()"
         )
         assert hit, f"{selector} number {number} is covered at {x}, {y}"
@@ -132,12 +132,12 @@ class Browser:
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def choose(self, selector: str, paths: Iterable[Path]) -> None:
-        """Choose files in a file input, as its dialogue does."""
-        found = self.send(
+        """Choose files in a file input, as its dialog does."""
+        element = self.send(
             "Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})"
         )
         names = [str(path.absolute()) for path in paths]
-        self.send("DOM.setFileInputFiles", files=names, objectId=found["result"]["objectId"])
+        self.send("DOM.setFileInputFiles", files=names, objectId=element["result"]["objectId"])
 
     def press(self, key: str) -> None:
         """Press and release a key: `Tab`, `Enter`, `ArrowRight`."""
@@ -162,10 +162,10 @@ class Browser:
             "Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code
         )
 
-    def image(self, path: Path, *, whole: bool = True) -> None:
-        """Save what is seen, or the whole page, as PNG."""
-        shot = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(shot["data"]))
+    def screenshot(self, path: Path, *, full_page: bool = True) -> None:
+        """Save the page, or only the window, as PNG."""
+        image = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=full_page)
+        path.write_bytes(base64.b64decode(image["data"]))
 
 
 @contextmanager
@@ -174,7 +174,9 @@ def browser(profile: Path) -> Iterator[Browser]:
     assert CHROMIUM is not None
     (their_in, to), (back, their_out) = os.pipe(), os.pipe()
     command = (
-        f'exec "$0" --headless=new --no-sandbox --disable-gpu --no-first-run --disable-extensions --disable-background-networking '
+        # Root, as in a container, cannot use Chromium's sandbox.
+        'exec "$0" --headless=new --no-sandbox --disable-gpu --no-first-run --disable-extensions '
+        "--disable-background-networking "
         f'--remote-debugging-pipe --user-data-dir="$1" 3<&{their_in} 4>&{their_out}'
     )
     with (profile.parent / "chromium.log").open("wb") as log:
@@ -192,22 +194,22 @@ def browser(profile: Path) -> Iterator[Browser]:
         os.close(to)
         os.close(back)
         process.terminate()
-        process.wait(PATIENCE)
+        process.wait(TIMEOUT_S)
 
 
 @contextmanager
 def serve(
     folder: Path, headers: Mapping[str, str] | None = None
 ) -> Iterator[tuple[str, list[str]]]:
-    """Serve a folder as `python -m http.server` does: its address, and the paths that were asked for so far."""
-    asked: list[str] = []
+    """Serve a folder as `python -m http.server` does; yield its address and the requested paths."""
+    paths: list[str] = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments, directory=str(folder))
 
         def do_GET(self) -> None:
-            asked.append(self.path)
+            paths.append(self.path)
             super().do_GET()
 
         def end_headers(self) -> None:
@@ -222,7 +224,7 @@ def serve(
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/", asked
+        yield f"http://127.0.0.1:{server.server_port}/", paths
     finally:
         server.shutdown()
         server.server_close()

@@ -135,11 +135,23 @@ class EvalAccumulator:
             logits = [values[logit_order] for values in logits]
             logit_rows = torch.nonzero(has_logits[arrival[order]])[:, 0]
         column = {name: values[order] for name, values in column.items()}
+        heads_logits = None
+        if logits:
+            heads_logits = HeadLogits(logits[0], logits[1] if len(logits) == 2 else None)
         correct_by_head = {rule: column[f"correct/{rule}"] for rule in self.rules}
         correct, targets = correct_by_head[self.head], self.rows[column["label"]]
-        has_other_classes = self.num_logits > len(self.rows)
-        has_teacher = column.get("has_teacher", torch.zeros(0, dtype=torch.bool))
         read_errors = [(name_of(index), reason) for index, reason in self.read_errors]
+        top1_among_classes = top5_among_classes = heads = head_agreement = teacher_agreement = None
+        if self.num_logits > len(self.rows):
+            top1_among_classes = mean_percent(column["preds_among_classes"] == column["label"])
+            top5_among_classes = mean_percent(column["top5_among_classes"])
+        if self.num_heads == 2:
+            heads = {rule: mean_percent(values) for rule, values in correct_by_head.items()}
+            head_agreement = 100 - mean_percent(column["heads_differ"])
+        if "has_teacher" in column and (taught := column["has_teacher"]).any():
+            teacher_agreement = {
+                rule: mean_percent(column[f"as_teacher/{rule}"][taught]) for rule in self.rules
+            }
         return EvalResult(
             num_images=len(order),
             unreadable=[name for name, _ in read_errors],
@@ -148,24 +160,12 @@ class EvalAccumulator:
             loss=float(column["loss"].double().mean()),
             ece=expected_calibration_error(column["confidence"], correct),
             num_classes=len(self.rows),
-            top1_among_classes=mean_percent(column["preds_among_classes"] == column["label"])
-            if has_other_classes
-            else None,
-            top5_among_classes=mean_percent(column["top5_among_classes"])
-            if has_other_classes
-            else None,
+            top1_among_classes=top1_among_classes,
+            top5_among_classes=top5_among_classes,
             head=self.head,
-            heads={rule: mean_percent(values) for rule, values in correct_by_head.items()}
-            if self.num_heads == 2
-            else None,
-            head_agreement=100 - mean_percent(column["heads_differ"])
-            if self.num_heads == 2
-            else None,
-            teacher_agreement={
-                rule: mean_percent(column[f"as_teacher/{rule}"][has_teacher]) for rule in self.rules
-            }
-            if has_teacher.any()
-            else None,
+            heads=heads,
+            head_agreement=head_agreement,
+            teacher_agreement=teacher_agreement,
             temperature=self.eval_model.temperature,
             images_per_second=len(order) / max(seconds, 1e-9),
             read_errors=read_errors,
@@ -179,8 +179,6 @@ class EvalAccumulator:
             losses=column["loss"],
             correct_by_head=correct_by_head,
             heads_differ=column.get("heads_differ"),
-            logits=HeadLogits(logits[0], logits[1] if len(logits) > 1 else None)
-            if logits
-            else None,
+            logits=heads_logits,
             logit_rows=logit_rows,
         )

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deitctl.data.batch_transforms import normalize
-from deitctl.data.eval_transform import Pixels
 from deitctl.device import Device, ran_out_of_memory
 from deitctl.errors import ConfigError
+from deitctl.inference.onnx_classifier import OnnxClassifier
 from deitctl.models import catalog
 from deitctl.models.heads import forward_heads
 from deitctl.models.introspect import compute_max_activation_bytes
@@ -55,18 +52,11 @@ def get_preprocessing(model_config: ModelConfig, protocol: str) -> Preprocessing
     raise ConfigError(f"There is no protocol {protocol!r}.", f"There are: {', '.join(PROTOCOLS)}.")
 
 
-class ExportedNetwork(Protocol):
-    """The network of an exported file, with its normalization and head rule inside."""
-
-    def logits(self, pixels: Pixels) -> NDArray[np.float32]:
-        """Return fused logits [B,K], before the temperature, of images, uint8 [B,3,S,S]."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvalModel:
     """A model on its device, and how its predictions are taken."""
 
-    model: nn.Module | ExportedNetwork
+    model: nn.Module | OnnxClassifier
     preprocessing: Preprocessing
     rows: tuple[int, ...]
     """For each class of the data its index in the logits."""

@@ -23,7 +23,7 @@ from deitctl.evaluation.bootstrap import (
     compare_pair,
 )
 from deitctl.evaluation.calibration import calibrate
-from deitctl.evaluation.eval_model import PROTOCOLS, EvalModel, ExportedNetwork, get_preprocessing
+from deitctl.evaluation.eval_model import PROTOCOLS, EvalModel, get_preprocessing
 from deitctl.evaluation.metrics import compute_reliability, count_confusions, score_classes
 from deitctl.evaluation.real_labels import (
     map_to_imagenet,
@@ -41,10 +41,10 @@ from deitctl.evaluation.result import (
 )
 from deitctl.evaluation.validate import validate
 from deitctl.events import Reporter, SilentReporter
-from deitctl.inference.onnx_classifier import SUFFIX, load_onnx_classifier
+from deitctl.inference.onnx_classifier import SUFFIX, OnnxClassifier, load_onnx_classifier
 from deitctl.models.catalog import DEFAULT_MODEL
 from deitctl.models.checkpoint_io import CONFIG, load_model_config
-from deitctl.models.factory import WEIGHT_SUFFIXES, is_model_folder, load_model
+from deitctl.models.factory import WEIGHT_SUFFIXES, LoadedModel, is_model_folder, load_model
 from deitctl.models.heads import choose_head
 from deitctl.models.model_config import ModelConfig
 from deitctl.paths import read_json, require_writable, write_bytes, write_json
@@ -123,13 +123,13 @@ def evaluate_models(
     )
     chosen.tune_malloc()
     subjects: list[EvalSubject] = []
+    loaded: LoadedModel | OnnxClassifier
     for ref in models:
         if save_temperature:
             _require_own_size(ref, img_size)
-        network: nn.Module | ExportedNetwork
         if ref.lower().endswith(SUFFIX):
             # An exported file runs on the CPU with the head rule that it was exported with.
-            network = exported = load_onnx_classifier(
+            loaded = load_onnx_classifier(
                 ref,
                 weights=weights,
                 head=head,
@@ -137,11 +137,13 @@ def evaluate_models(
                 device=device,
                 precision=precision,
             )
-            model_config, rule = exported.model_config, exported.model_config.head
+            network: nn.Module | OnnxClassifier = loaded
+            rule = loaded.model_config.head
         else:
             loaded = load_model(ref, weights=weights, img_size=img_size, reporter=reporter)
-            network, model_config = chosen.to_device(loaded.model), loaded.model_config
-            rule = choose_head(head, model_config.head, loaded.model)
+            network = chosen.to_device(loaded.model)
+            rule = choose_head(head, loaded.model_config.head, loaded.model)
+        model_config = loaded.model_config
         if real is not None:
             map_to_imagenet(model_config)  # refuses other models before the work
         match = _match(model_config, dataset, data, reporter)

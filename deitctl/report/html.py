@@ -155,10 +155,10 @@ def _build_model(section: ModelSection, images: dict[bytes, int]) -> dict[str, A
 
 def _select_listed(section: ModelSection) -> NDArray[np.int64]:
     """Return the rows of the images that are listed by name, the most confident first."""
-    order = np.argsort(-section.result.confidences.numpy(), kind="stable")
-    if len(order) <= MAX_LISTED:
-        return order
-    return order[~section.result.correct.numpy()[order]][:MAX_LISTED_MISTAKES]
+    order: NDArray[np.int64] = np.argsort(-section.result.confidences.numpy(), kind="stable")
+    if len(order) > MAX_LISTED:
+        order = order[~section.result.correct.numpy()[order]][:MAX_LISTED_MISTAKES]
+    return order
 
 
 def _build_data(section: ModelSection, rows: Sequence[int]) -> dict[str, Any]:

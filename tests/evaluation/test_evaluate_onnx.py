@@ -1,4 +1,4 @@
-"""An exported ONNX file is scored like any model: the same figures as the model that it is from."""
+"""An exported ONNX file is evaluated like any model, with the metrics of the model that it was exported from."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def loaded(tiny_arch, randomize: Callable[..., torch.nn.Module]) -> LoadedModel:
 
 @pytest.fixture
 def model(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name that it goes by; no weights file has one block."""
+    """Its name; the loader is replaced, as no weights file has one block."""
     monkeypatch.setattr("deitctl.evaluation.evaluate.load_model", lambda *_, **__: loaded)
     return "m"
 
@@ -72,7 +72,7 @@ def images(image_folder: Callable[..., Path]) -> Path:
 
 
 @pytest.mark.parametrize("protocol", ["native", "hf"])
-def test_a_file_has_the_figures_of_its_model(
+def test_an_onnx_file_has_the_metrics_of_its_model(
     protocol: str, model: str, file: Path, images: Path
 ) -> None:
     ours, theirs = (
@@ -102,7 +102,7 @@ def test_a_file_has_the_figures_of_its_model(
     assert theirs.subject.class_titles[0] == ours.subject.class_titles[0] == "letter a"
 
 
-def test_the_temperature_that_fits_is_one_of_the_files_logits(
+def test_the_fitted_temperature_is_one_of_the_files_logits(
     model: str, file: Path, image_folder
 ) -> None:
     results = evaluate_models(
@@ -118,7 +118,7 @@ def test_the_temperature_that_fits_is_one_of_the_files_logits(
     assert theirs.ece == pytest.approx(ours.ece, abs=1e-4)
 
 
-def test_model_file_and_rounded_file_are_compared_image_by_image(
+def test_model_file_and_quantized_file_are_compared_image_by_image(
     model: str, file: Path, images: Path, tmp_path: Path
 ) -> None:
     small = tmp_path / "m-int8.onnx"
@@ -130,10 +130,10 @@ def test_model_file_and_rounded_file_are_compared_image_by_image(
         predictions=str(tmp_path / "p.jsonl"),
     )
     assert [r.name for r in results.evaluations] == ["m", "m.onnx", "m-int8.onnx"]
-    same, rounded = results.comparisons
+    same, quantized = results.comparisons
     assert (same.b, same.only_a_correct, same.only_b_correct, same.p_value) == ("m.onnx", 0, 0, 1.0)
     answers = [r.correct for r in results.evaluations]
-    assert (rounded.only_a_correct, rounded.only_b_correct) == (
+    assert (quantized.only_a_correct, quantized.only_b_correct) == (
         int((answers[0] & ~answers[2]).sum()),
         int((answers[2] & ~answers[0]).sum()),
     )
@@ -154,15 +154,15 @@ def test_model_file_and_rounded_file_are_compared_image_by_image(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"head": "cls"}, "m.onnx answers with its head rule dist, not cls.*--head cls"),
+        ({"head": "cls"}, "m.onnx was exported with head rule dist, not cls.*--head cls"),
         ({"img_size": 48}, "m.onnx takes images of 32 pixels, not 48"),
-        ({"precision": "bf16"}, "answers on the CPU, in the precision"),
+        ({"precision": "bf16"}, "runs on the CPU, in the precision"),
         ({"weights": "w.safetensors"}, "m.onnx holds its own weights"),
         ({"save_temperature": True}, "m.onnx has its temperature inside.*export it again"),
     ],
     ids=str,
 )
-def test_what_a_file_cannot_do_is_one_line(
+def test_unsupported_options_of_an_onnx_file_are_one_line(
     options: dict[str, object], says: str, file: Path, images: Path
 ) -> None:
     with pytest.raises(DeitctlError, match=says) as refused:
@@ -170,13 +170,11 @@ def test_what_a_file_cannot_do_is_one_line(
     assert "\n" not in str(refused.value)
 
 
-def test_a_device_that_a_file_does_not_run_on_is_refused(
-    file: Path, images: Path, monkeypatch
-) -> None:
+def test_a_device_other_than_the_cpu_is_refused(file: Path, images: Path, monkeypatch) -> None:
     monkeypatch.setattr(
         "deitctl.evaluation.evaluate.choose_device", lambda *_: choose_device("cpu", "fp32")
     )  # had cuda
-    with pytest.raises(DeitctlError, match="An ONNX file answers on the CPU"):
+    with pytest.raises(DeitctlError, match="An ONNX file runs on the CPU"):
         evaluate_model(str(images), model=str(file), device="cuda")
 
 
@@ -185,21 +183,19 @@ def test_a_device_that_a_file_does_not_run_on_is_refused(
     [
         ({"temperature": "nan"}, "temperatures are"),
         ({"temperature": "0"}, "temperatures are"),
-        ({"temperature": "warm"}, "metadata that cannot be read"),
-        ({"temperature": None}, "metadata that cannot be read"),
+        ({"temperature": "warm"}, "unreadable metadata"),
+        ({"temperature": None}, "unreadable metadata"),
         ({"layout": "NCHW float32"}, "bare network"),
     ],
 )
-def test_a_file_whose_metadata_does_not_serve_is_one_line(
-    changed, says, file, images, tmp_path
-) -> None:
+def test_unusable_metadata_is_one_line(changed, says, file, images, tmp_path) -> None:
     proto = onnx.load(file)
-    said = {p.key: p.value for p in proto.metadata_props}
-    said["preprocessing"] = said["preprocessing"].replace(
+    metadata = {p.key: p.value for p in proto.metadata_props}
+    metadata["preprocessing"] = metadata["preprocessing"].replace(
         "NHWC uint8", changed.pop("layout", "NHWC uint8")
     )
     del proto.metadata_props[:]
-    helper.set_model_props(proto, {k: v for k, v in (said | changed).items() if v is not None})
+    helper.set_model_props(proto, {k: v for k, v in (metadata | changed).items() if v is not None})
     onnx.save(proto, tmp_path / "other.onnx")
     with pytest.raises(DeitctlError, match=rf"other\.onnx.*{says}"):
         evaluate_model(str(images), model=str(tmp_path / "other.onnx"))
