@@ -161,7 +161,7 @@ def test_the_five_likeliest_classes_of_files_of_many_kinds_are_pythons(opened, m
         np.testing.assert_allclose(
             [p for _, p in card["best"]], np.sort(wanted)[::-1][:5], atol=1e-4
         )
-    assert tab.complaints == []
+    assert tab.console_errors == []
     assert set(requested) <= {"/", *(f"/{name}" for name in FILES)}, (
         "one server, these files, no image"
     )
@@ -300,7 +300,7 @@ def test_not_even_the_worker_may_connect_elsewhere(tab, folder, tmp_path):
         tab.open(url)
         tab.wait("document.body.dataset.state === 'ready'")
         assert requested == []
-        assert any("violates the following Content Security Policy" in c for c in tab.complaints)
+        assert any("violates the following Content Security Policy" in c for c in tab.console_errors)
         tab.js(
             """new Promise((resolve) => {
               const worker = new Worker("worker.js", { type: "module" });
@@ -325,7 +325,7 @@ def test_threads_are_used_where_the_server_allows_them(tab, folder, model, image
         (card,) = read_cards(tab)
         wanted = np.sort(scores(model, images[0]))[::-1][:5]
         np.testing.assert_allclose([p for _, p in card["best"]], wanted, atol=1e-4)
-        assert tab.complaints == []
+        assert tab.console_errors == []
 
 
 def test_opened_as_a_file_it_says_to_serve_it(tab, folder):
