@@ -1,4 +1,4 @@
-"""A stand-in for the hub: what its client asks for when it makes a repository, commits to it and reads from it.
+"""A fake hub: the requests by which its client creates a repository, commits to it and reads from it.
 
 Of the documented layout only: creation, branches, preupload (small files in the commit, weights through LFS), commit, and
 `resolve`. No Xet, no multipart uploads, no pull requests.
@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import unquote
 
 WRITES, READS = "hf_thatMayWrite", "hf_thatMayRead"
-"""Tokens that it knows."""
+"""Tokens that it accepts."""
 LARGE = (".safetensors", ".onnx", ".pt2")
 
 
@@ -98,28 +98,28 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/":
             return self._answer(200)
         name, _, rest = path.removeprefix("/api/models").strip("/").partition("/resolve/")
-        found = self.hub.repositories.get(name)
-        if found is None or (found.private and not token):
+        repository = self.hub.repositories.get(name)
+        if repository is None or (repository.private and not token):
             return self._answer(404, X_Error_Code="RepoNotFound")
         if path.startswith("/api/models/"):
             return self._answer(
-                200, {"id": name, "private": found.private, "sha": found.commit("main")}
+                200, {"id": name, "private": repository.private, "sha": repository.commit("main")}
             )
         branch, _, file = rest.partition("/")
-        if branch not in found.branches:
-            branch = next((b for b in found.branches if found.commit(b) == branch), "")
-        if not branch or file not in found.branches[branch]:
+        if branch not in repository.branches:
+            branch = next((b for b in repository.branches if repository.commit(b) == branch), "")
+        if not branch or file not in repository.branches[branch]:
             return self._answer(404, X_Error_Code="EntryNotFound" if branch else "RevisionNotFound")
-        data = found.branches[branch][file]
+        data = repository.branches[branch][file]
         etag = f'"{hashlib.sha256(data).hexdigest()}"'
-        return self._answer(200, data, ETag=etag, X_Repo_Commit=found.commit(branch))
+        return self._answer(200, data, ETag=etag, X_Repo_Commit=repository.commit(branch))
 
     def _write(self, path: str, body: bytes) -> None:
         if path == "/api/validate-yaml":
             return self._answer(200, {"errors": [], "warnings": []})
         if path == "/api/repos/create":
-            said = json.loads(body)
-            name = f"{said['organization'] or 'me'}/{said['name']}"
+            request = json.loads(body)
+            name = f"{request['organization'] or 'me'}/{request['name']}"
             if name in self.hub.repositories:
                 return self._answer(
                     409,
@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
                         "url": f"{self.hub.url}/{name}",
                     },
                 )
-            private = said.get("private") or said.get("visibility") == "private"
+            private = request.get("private") or request.get("visibility") == "private"
             self.hub.repositories[name] = Repository(bool(private))
             return self._answer(200, {"url": f"{self.hub.url}/{name}"})
         if path.endswith(".git/info/lfs/objects/batch"):

@@ -1,4 +1,4 @@
-"""What is pushed is what is loaded back, and nothing else goes; what cannot be pushed is one line. Against tests/hub.py."""
+"""Pushed files are loaded back from the hub, nothing else is sent, refusals are one line. Against tests/fake_hub.py."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deitctl.config import TrainConfig
 from deitctl.errors import ConfigError, DeitctlError, ExportError
 from deitctl.events import SilentReporter
 from deitctl.exporters.model_card import README, _make_seal, is_unedited
-from deitctl.hub.push import push
+from deitctl.hub.push import PushResult, push
 from deitctl.inference.classifier import predict
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model, load_model
@@ -76,23 +76,28 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "m"
 
 
+def names(result: PushResult) -> set[str]:
+    return {file.path for file in result.files}
+
+
 def scores(ref: str, make_image: str) -> list[float]:
     (record,) = predict([make_image], model=ref)
     assert record.error is None
     return [g.score for g in record.predictions]
 
 
-def test_what_is_pushed_answers_from_the_hub_as_it_did(
+def test_a_pushed_model_predicts_the_same_from_the_hub(
     hub: Hub, model: Path, image_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (model / "notes.txt").write_text("mine")
     (model / "checkpoint").mkdir()
     monkeypatch.delenv("HF_TOKEN")
     planned = push(str(model), "me/mine", dry_run=True)
-    assert (hub.requests, planned.url) == ([], "")
+    assert (hub.requests, planned.url, planned.commit) == ([], None, None)
     monkeypatch.setenv("HF_TOKEN", WRITES)
     result = push(str(model), "me/mine", message="first")
     assert planned.files == result.files
+    assert result.bytes == sum(file.bytes for file in result.files)
     assert (result.url, result.revision) == (f"{hub.url}/me/mine", "main")
     there = hub.repositories["me/mine"]
     assert (there.private, there.messages, result.commit) == (
@@ -101,7 +106,7 @@ def test_what_is_pushed_answers_from_the_hub_as_it_did(
         there.commit("main"),
     )
     sent = there.branches["main"]
-    assert set(sent) == set(result.files) == {"config.json", "model.safetensors"}
+    assert set(sent) == names(result) == {"config.json", "model.safetensors"}
     assert all(data == (model / name).read_bytes() for name, data in sent.items())
     assert list(hub.stored.values()) == [
         sent["model.safetensors"]
@@ -156,7 +161,7 @@ def test_the_command_line_pushes_and_another_machine_predicts(
         assert "Traceback" not in stranger.stderr
 
 
-def test_a_run_goes_as_a_proved_folder_with_its_card_and_without_its_state(
+def test_a_run_is_pushed_as_a_verified_folder_with_a_model_card_and_without_its_checkpoint(
     hub: Hub, model: Path
 ) -> None:
     (model / "run.toml").write_text(
@@ -166,7 +171,9 @@ def test_a_run_goes_as_a_proved_folder_with_its_card_and_without_its_state(
     result = push(str(model), "me/run")
     sent = hub.repositories["me/run"].branches["main"]
     assert set(sent) == {"config.json", "model.safetensors", "deitctl.json", "README.md"}
-    assert result.files == {name: len(data) for name, data in sent.items()}
+    assert {file.path: file.bytes for file in result.files} == {
+        name: len(data) for name, data in sent.items()
+    }
     assert "Trained on `digits`" in sent["README.md"].decode()
     assert hub.repositories["me/run"].messages == [f"Upload m with deitctl {__version__}"]
     loaded, ours = (
@@ -184,7 +191,7 @@ def with_readme(model: Path, text: str) -> str:
     return (model / README).read_text()
 
 
-def test_a_card_that_was_edited_on_the_hub_is_kept_and_one_that_was_edited_here_is_not(
+def test_a_model_card_edited_on_the_hub_is_kept_and_one_edited_here_is_pushed(
     hub, model, reporter
 ) -> None:
     first = with_readme(model, "ours")
@@ -197,33 +204,31 @@ def test_a_card_that_was_edited_on_the_hub_is_kept_and_one_that_was_edited_here_
     sent[README] = b"edited on the hub"
     result = push(str(model), "me/mine", reporter=reporter)
     assert sent[README] == b"edited on the hub"
-    assert README not in result.files
+    assert README not in names(result)
     assert reporter.notes == ["README.md was edited on the hub and stays as it is there."]
     (model / README).write_text("edited here")
     push(str(model), "me/mine", reporter=reporter)
     assert sent[README] == b"edited here"
 
 
-def test_what_is_to_be_private_never_goes_to_a_public_repository(hub: Hub, model: Path) -> None:
+def test_a_private_push_never_goes_to_a_public_repository(hub: Hub, model: Path) -> None:
     push(str(model), "me/hidden", private=True)
     assert hub.repositories["me/hidden"].private
     push(str(model), "me/hidden", private=True)
     push(str(model), "me/open")
     before = dict(hub.repositories["me/open"].branches["main"])
     (model / README).write_text("secret")
-    with pytest.raises(
-        DeitctlError, match="me/open is there already and public; nothing was pushed"
-    ):
+    with pytest.raises(DeitctlError, match="me/open exists and is public; nothing was pushed"):
         push(str(model), "me/open", private=True)
     assert hub.repositories["me/open"].branches["main"] == before
 
 
-def test_a_branch_is_made_and_main_is_left(hub: Hub, model: Path) -> None:
+def test_a_missing_branch_is_created_and_main_stays(hub: Hub, model: Path) -> None:
     result = push(str(model), "me/mine", revision="trial")
     branches = hub.repositories["me/mine"].branches
     assert (result.revision, set(branches["trial"]), branches["main"]) == (
         "trial",
-        set(result.files),
+        names(result),
         {},
     )
 
@@ -239,9 +244,7 @@ def onnx_file(path: Path, **metadata: str) -> Path:
     return path
 
 
-def test_an_exported_file_goes_alone_and_a_repository_of_files_says_how_it_is_used(
-    hub: Hub, tmp_path: Path
-) -> None:
+def test_an_exported_file_is_pushed_alone_and_loading_it_says_how(hub: Hub, tmp_path: Path) -> None:
     file = onnx_file(tmp_path / "m.onnx", format="onnx")
     (tmp_path / "other.onnx").write_bytes(b"")
     push(str(file), "me/files")
@@ -252,7 +255,7 @@ def test_an_exported_file_goes_alone_and_a_repository_of_files_says_how_it_is_us
         load_model("hf-hub:me/files", reporter=SilentReporter())
 
 
-def test_what_is_no_model_of_ours_is_refused_before_the_hub_is_asked(
+def test_a_path_that_is_no_model_of_ours_is_refused_before_any_request(
     hub: Hub, model: Path, tmp_path: Path
 ) -> None:
     config = json.loads((model / "config.json").read_text())
@@ -270,7 +273,7 @@ def test_what_is_no_model_of_ours_is_refused_before_the_hub_is_asked(
         foreign: "foreign was not written by deitctl.*--to timm",
         broken: "broken is no model folder that can be read",
         young: "young is a run without weights yet",
-        tmp_path / "m.rejected": "has failed its proof",
+        tmp_path / "m.rejected": "has failed its verification",
         tmp_path: "is no export of deitctl",
         tmp_path / "gone": "There is nothing at",
         onnx_file(tmp_path / "theirs.onnx", producer="x"): "theirs.onnx is no export of deitctl's",
@@ -284,7 +287,7 @@ def test_what_is_no_model_of_ours_is_refused_before_the_hub_is_asked(
 
 @pytest.mark.parametrize("name", ["mine", "a/b/c", "me/", "../x", "me/a b", "me/mine.git", ""])
 def test_a_name_that_no_repository_has_is_refused(name: str, model: Path) -> None:
-    with pytest.raises(ConfigError, match="names are OWNER/NAME"):
+    with pytest.raises(ConfigError, match="they are OWNER/NAME"):
         push(str(model), name, dry_run=True)
 
 
@@ -296,7 +299,7 @@ def test_a_name_that_no_repository_has_is_refused(name: str, model: Path) -> Non
         (
             "hf_thatNobodyKnows",
             "",
-            "The hub does not know the token that is here. Log in again: hf auth login.",
+            "The hub does not accept the token that is here. Log in again: hf auth login.",
         ),
         (WRITES, "/commit/", "The hub refuses me/mine: the disk is full."),
         (WRITES, "/lfs/", "The hub refuses me/mine: the disk is full."),

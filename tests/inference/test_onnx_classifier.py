@@ -17,7 +17,7 @@ from PIL import Image
 
 from deitctl.device import choose_device
 from deitctl.errors import DeitctlError, ModelError
-from deitctl.exporters.dynamic_size import golden_view, make_dynamic
+from deitctl.exporters.dynamic_size import make_golden_view, make_dynamic
 from deitctl.exporters.metadata import collect_metadata, describe_model
 from deitctl.exporters.network import BareClassifier, ExportedClassifier
 from deitctl.exporters.onnx import export_onnx
@@ -124,7 +124,7 @@ def any_file(file, model) -> Path:
     """The same network behind its own resize."""
     network, model_config = model
     golden = compute_reference(
-        network, model_config, RULE, golden_view(model_config.preprocessing)
+        network, model_config, RULE, make_golden_view(model_config.preprocessing)
     )[0, 0]
     make_dynamic(file, model_config.preprocessing, golden, file.with_name("dynamic.onnx"))
     return file.with_name("dynamic.onnx")
