@@ -6,7 +6,6 @@ Letters: N strings.
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import zlib
 from array import array
@@ -26,14 +25,8 @@ CHUNK = 4096
 ALIGN = 64
 """Each array of a block begins at a multiple of this many bytes."""
 UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    IndexError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
+    *(OSError, ValueError, TypeError, AttributeError),
+    *(LookupError, ArithmeticError, RecursionError),
 )
 """What `read_block` raises on a file that is truncated, damaged or of another kind."""
 
@@ -152,14 +145,7 @@ class MappedFile:
             self.start, self.size = start, self.identity[1]
             if start >= self.size:
                 raise ValueError("it is truncated")
-            before = start % mmap.ALLOCATIONGRANULARITY
-            mapped = mmap.mmap(
-                file.fileno(),
-                self.size - start + before,
-                access=mmap.ACCESS_COPY,
-                offset=start - before,
-            )
-        self._bytes = memoryview(mapped)[before:]
+            self._bytes = np.memmap(file, np.uint8, "c", offset=start)
 
     def read_array(self, offset: int, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
         """Return the array at a byte offset in the file; raise ValueError if that is outside of the map."""

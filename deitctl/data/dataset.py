@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +97,28 @@ def select(dataset: ImageDataset, indices: Sequence[int] | NDArray[np.int64]) ->
     """Take some images of a dataset, under the same labels."""
     index = np.asarray(indices, dtype=np.int64)
     return Subset(dataset, index, dataset.labels[index], dataset.class_names)
+
+
+def find_used_classes(dataset: ImageDataset) -> set[str]:
+    """Return the classes that have an image."""
+    return {dataset.class_names[label] for label in np.unique(dataset.labels)}
+
+
+def number_labels(dataset: ImageDataset, class_names: Sequence[str]) -> Labels:
+    """Return a dataset's labels as indices into other class names; -1 for a class that is not among them."""
+    index = {name: i for i, name in enumerate(class_names)}
+    mapping = np.array([index.get(name, -1) for name in dataset.class_names], dtype=np.int64)
+    return mapping[dataset.labels]
+
+
+def drop_empty_classes(dataset: FileDataset) -> tuple[FileDataset, list[str]]:
+    """Keep the classes that have an image, in lexicographic order; return the names of the others too."""
+    used = find_used_classes(dataset)
+    names = tuple(sorted(used))
+    if names == dataset.class_names:  # labels may be mapped from a file, and stay so
+        return dataset, []
+    empty = [name for name in dataset.class_names if name not in used]
+    return replace(dataset, labels=number_labels(dataset, names), class_names=names), empty
 
 
 def is_hidden(name: str) -> bool:

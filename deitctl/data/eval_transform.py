@@ -18,14 +18,8 @@ MAX_ASPECT = 100
 
 Pillow 13 chooses the cheaper order for every image. We follow the installed Pillow, as timm and transformers do: pixels
 of tall images then differ by rounding between the versions."""
-INTERPOLATION = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-}
+INTERPOLATION = {resample.name.lower(): resample for resample in Image.Resampling}
+"""Pillow's filters by timm's names."""
 
 
 def eval_transform(image: Image.Image, pre: Preprocessing) -> Pixels:

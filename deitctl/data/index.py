@@ -4,7 +4,7 @@ An index is one file: a magic line and a block of arrays (`arrays.encode_block`)
 directory that the scan entered; adding, removing or renaming a file changes its directory, and makes the index stale.
 Whatever an index holds is validated; one that is stale or damaged is written anew.
 
-Letters: D directories, N images.
+Letters: N images.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ MIN_AGE_NS = 2_000_000_000
 """How long every directory must have been unchanged before a scan. A change within one tick of the file system's clock
 leaves no trace in its times; the coarsest clock, FAT's, ticks every two seconds."""
 MAGIC = b"deitctl index 2\n"
-STATE = 5  # integers of a directory's state
+MISSING = (0, 0, 0, 0, 0)
+"""State of a directory that does not exist."""
 LISTING_DTYPES = {"blob": "|u1", "ends": "<i8", "labels": "<i8", "spans": "<i8"}
 
 
@@ -72,9 +73,8 @@ def read_state(path: str) -> tuple[int, ...]:
     try:
         status = os.stat(path)
     except OSError:
-        return (0,) * STATE
-    inode = status.st_ino & (1 << 63) - 1
-    return status.st_mtime_ns, status.st_ctime_ns, inode, status.st_size, 1
+        return MISSING
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size, 1
 
 
 def get_index_path(root: Path) -> Path:
@@ -100,17 +100,13 @@ def save_index(splits: Mapping[str, Listing], state: ScanState, reporter: Report
     """Write the index of a large, settled dataset; a cache that cannot be written is no error."""
     if sum(len(s.labels) for s in splits.values()) < MIN_IMAGES or not state.is_settled():
         return
-    directories = StringArray.from_strings(state.states)
-    arrays: list[tuple[str, NDArray[Any]]] = [
-        ("|u1", directories.blob),
-        ("<i8", directories.ends),
-        ("<i8", np.array([*state.states.values()], np.int64)),
-    ]
+    arrays: list[tuple[str, NDArray[Any]]] = []
     for split in splits.values():
         values = split.names.blob, split.names.ends, split.labels, split.spans
         arrays += zip(LISTING_DTYPES.values(), values, strict=True)
     header = {
         "root": state.root,
+        "directories": state.states,
         "splits": {name: split.class_names for name, split in splits.items()},
     }
     path = get_index_path(Path(state.root))
@@ -131,32 +127,26 @@ def load_index(root: Path) -> dict[str, Listing] | None:
         file = MappedFile(get_index_path(root))
         if file.read_array(0, "|u1", (len(MAGIC),)).tobytes() != MAGIC:
             return None
-        header, arrays = read_block(file, len(MAGIC), _get_dtypes)
-        if header["root"] != os.path.realpath(root) or not _is_current(header["root"], arrays[:3]):
-            return None
         per_split = len(LISTING_DTYPES)
+        header, arrays = read_block(
+            file, len(MAGIC), lambda header: [*LISTING_DTYPES.values()] * len(header["splits"])
+        )
+        if header["root"] != os.path.realpath(root) or not _is_current(header):
+            return None
         return {
-            name: decode_listing(class_names, arrays[at : at + per_split])
-            for at, (name, class_names) in zip(
-                range(3, len(arrays), per_split), header["splits"].items(), strict=True
-            )
+            name: decode_listing(class_names, arrays[n * per_split : (n + 1) * per_split])
+            for n, (name, class_names) in enumerate(header["splits"].items())
         }
     except UNREADABLE:  # absent, truncated or not an index
         return None
 
 
-def _get_dtypes(header: Mapping[str, Any]) -> list[str]:
-    return ["|u1", "<i8", "<i8", *list(LISTING_DTYPES.values()) * len(header["splits"])]
-
-
-def _is_current(root: str, arrays: Sequence[NDArray[Any]]) -> bool:
-    """Whether every directory is in its recorded state; `arrays` are the paths' blob and ends, and the states [D,5]."""
-    paths, states = StringArray(arrays[0], arrays[1]), arrays[2]
-    if not paths.is_valid() or states.shape != (len(paths), STATE):
-        return False
-    return len(paths) > 0 and all(
+def _is_current(header: Mapping[str, Any]) -> bool:
+    """Whether every directory is in its recorded state."""
+    root, directories = header["root"], header["directories"]
+    return bool(directories) and all(
         read_state(os.path.join(root, path) if path else root) == tuple(state)
-        for path, state in zip(paths, states.tolist(), strict=True)
+        for path, state in directories.items()
     )
 
 

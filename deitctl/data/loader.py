@@ -216,7 +216,7 @@ def build_train_loader(
     """
     plan = plan or ViewPlan(batches.seed, repeats=batches.repeats)
     keys = (keys[shard] for keys in batches)
-    return _build_loader(TrainViews(dataset, augment, img_size, plan), keys, workers, pin_memory)
+    return _iterate_views(TrainViews(dataset, augment, img_size, plan), keys, workers, pin_memory)
 
 
 def build_view_loader(
@@ -231,15 +231,15 @@ def build_view_loader(
 ) -> Iterator[Batch]:
     """Iterate over the views of batches of keys, in which `epoch` is the number of a view."""
     views = TrainViews(dataset, augment, img_size, ViewPlan(view_seed))
-    return _build_loader(views, batches, workers, pin_memory)
+    return _iterate_views(views, batches, workers, pin_memory)
 
 
-def _build_loader(
+def _iterate_views(
     views: TrainViews, batches: Iterable[list[SampleKey]], workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
-    return _create_iterator(
+    return _iterate(
         views,
-        collate_fn=collate,
+        collate,
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=pin_memory,
@@ -258,9 +258,9 @@ def build_eval_loader(
 ) -> Iterator[EvalBatch]:
     """Iterate over every image of a dataset once, in order; `shard` selects positions for one of several processes."""
     positions, views = range(len(dataset.labels))[shard], EvalViews(dataset, preprocessings)
-    return _create_iterator(
+    return _iterate(
         views,
-        collate_fn=views.collate,
+        views.collate,
         sampler=positions,
         batch_size=batch_size,
         # Starting workers takes longer than one batch.
@@ -269,12 +269,12 @@ def build_eval_loader(
     )
 
 
-def _create_iterator(views: Dataset[Any], **options: Any) -> Iterator[Any]:
-    with (
-        warnings.catch_warnings()
-    ):  # torch's, where there are more workers than cores: the user's choice
+def _iterate(views: Dataset[Any], collate_fn: Callable[..., Any], **options: Any) -> Iterator[Any]:
+    with warnings.catch_warnings():  # on more workers than cores, which is the user's choice
         warnings.filterwarnings("ignore", message="This DataLoader will create")
-        return iter(DataLoader(views, worker_init_fn=ignore_signals, **options))
+        return iter(
+            DataLoader(views, collate_fn=collate_fn, worker_init_fn=ignore_signals, **options)
+        )
 
 
 def ignore_signals(_: int) -> None:

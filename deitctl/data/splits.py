@@ -7,7 +7,13 @@ from collections.abc import Iterable
 import numpy as np
 
 from deitctl import rng
-from deitctl.data.dataset import ImageDataset, Subset, select
+from deitctl.data.dataset import (
+    ImageDataset,
+    Subset,
+    find_used_classes,
+    number_labels,
+    select,
+)
 from deitctl.errors import DataError
 
 TRAIN_NAMES = ("train", "training")
@@ -51,13 +57,11 @@ def relabel(dataset: ImageDataset, class_names: tuple[str, ...]) -> Subset:
     Raises:
         DataError: a class that has images is not among `class_names`.
     """
-    index = {name: i for i, name in enumerate(class_names)}
-    used = sorted(dataset.class_names[label] for label in np.unique(dataset.labels))
-    if missing := [name for name in used if name not in index]:
+    if missing := sorted(find_used_classes(dataset).difference(class_names)):
         raise DataError(
             f"Class {missing[0]!r} is in the validation set but not in the training set"
             + (f" (and {len(missing) - 1} more)." if len(missing) > 1 else "."),
             "Give both the same class folders, or remove the extra ones from the validation set.",
         )
-    mapping = np.array([index.get(name, -1) for name in dataset.class_names], dtype=np.int64)
-    return Subset(dataset, np.arange(len(dataset.labels)), mapping[dataset.labels], class_names)
+    labels = number_labels(dataset, class_names)
+    return Subset(dataset, np.arange(len(labels)), labels, class_names)

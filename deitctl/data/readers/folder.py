@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from deitctl.data.arrays import StringArray
-from deitctl.data.dataset import FileDataset, is_hidden
+from deitctl.data.dataset import FileDataset, drop_empty_classes, is_hidden
 from deitctl.data.decode import EXTENSIONS
 from deitctl.data.index import Listing, ScanState, load_or_scan
 from deitctl.errors import DataError
@@ -32,19 +31,6 @@ def open_folder(root: Path, reporter: Reporter) -> FileDataset:
         names = ", ".join(repr(n) for n in empty[:5]) + (", ..." if len(empty) > 5 else "")
         reporter.warn(f"{root}: {len(empty)} class folder(s) without an image, left out: {names}.")
     return dataset
-
-
-def drop_empty_classes(dataset: FileDataset) -> tuple[FileDataset, list[str]]:
-    """Remove classes without an image, so that no logit is trained without one; return their names too."""
-    counts = np.bincount(dataset.labels, minlength=len(dataset.class_names))
-    if counts.all():
-        return dataset, []
-    present = np.flatnonzero(counts)
-    empty = [dataset.class_names[i] for i in np.flatnonzero(counts == 0)]
-    renumber = np.full(len(dataset.class_names), -1, dtype=np.int64)
-    renumber[present] = np.arange(len(present))
-    names = tuple(dataset.class_names[i] for i in present)
-    return replace(dataset, labels=renumber[dataset.labels], class_names=names), empty
 
 
 def _scan(root: Path, state: ScanState, reporter: Reporter) -> Listing:

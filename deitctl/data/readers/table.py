@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import os
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deitctl.data.arrays import StringArray
-from deitctl.data.dataset import FileDataset
+from deitctl.data.dataset import FileDataset, Labels, drop_empty_classes
 from deitctl.data.splits import TRAIN_NAMES, VAL_NAMES, find_splits
 from deitctl.errors import DataError
 
@@ -40,7 +39,7 @@ def open_table(path: Path) -> dict[str, FileDataset]:
         raise DataError(f"{path} has no rows.", "It needs the columns path,label[,split].")
     labels, split_of = np.frombuffer(codes, np.int64), np.frombuffer(splits, np.int64)
     if set(split_codes) == {""}:
-        return {"": _build_split(names, labels, tuple(classes))}
+        return {"": _build_split(names, labels, classes)}
     if unknown := sorted(set(split_codes).difference(TRAIN_NAMES, VAL_NAMES)):
         raise DataError(
             f"{path} has rows of the split {unknown[0]!r}."
@@ -53,19 +52,13 @@ def open_table(path: Path) -> dict[str, FileDataset]:
         for split, name in find_splits(split_codes).items()
     }
     return {
-        split: _build_split(names.take(at.tolist()), labels[at], tuple(classes))
+        split: _build_split(names.take(at.tolist()), labels[at], classes)
         for split, at in rows.items()
     }
 
 
-def _build_split(
-    names: StringArray, codes: NDArray[np.int64], classes: tuple[str, ...]
-) -> FileDataset:
-    """Number the classes that have a row in this split, in lexicographic order."""
-    class_names = tuple(sorted(classes[code] for code in np.unique(codes)))
-    number = {name: i for i, name in enumerate(class_names)}
-    renumber = np.array([number.get(name, -1) for name in classes], dtype=np.int64)
-    return FileDataset(names, renumber[codes], class_names)
+def _build_split(names: StringArray, labels: Labels, classes: Iterable[str]) -> FileDataset:
+    return drop_empty_classes(FileDataset(names, labels, tuple(classes)))[0]
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, str, str]]:
