@@ -1,9 +1,9 @@
-"""What a teacher costs, and what it costs once it has said all: one run, epoch by epoch, then a second student.
+"""The cost of a teacher before and after its targets are cached: one run, epoch by epoch, then a second student.
 
     python benchmarks/teacher_cost.py DATA [--teacher regnety_160] [--student deit_small] [--views 2] [--epochs 5]
 
-The teacher's weights are random: only its size matters here. Prints images a second of every epoch and the saving
-that arithmetic expects from the two networks' measured speeds. Last figures: docs/distillation.md.
+The teacher's weights are random: only its size matters here. Prints images per second of every epoch, and the saving
+expected from the measured speeds of the two networks. Last figures: docs/distillation.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from deitctl.models.checkpoint_io import save_model
 from deitctl.models.introspect import describe_layers
 
 
-def random_teacher(name: str, folder: Path) -> Path:
+def save_random_teacher(name: str, folder: Path) -> Path:
     """Write a timm folder of an untrained classifier of ImageNet's classes."""
     model = timm_models.create_model(name, num_classes=1000)
     save_model(
@@ -36,8 +36,8 @@ def random_teacher(name: str, folder: Path) -> Path:
     return folder
 
 
-def speed_of(folder: Path, batch_size: int) -> float:
-    """Measure images a second of a teacher alone, as a training asks it."""
+def measure_speed(folder: Path, batch_size: int) -> float:
+    """Measure images per second of a teacher alone, in the forward pass of a training."""
     device = choose_device("auto", "auto")
     model, model_config = timm_models.load_folder(folder)
     teacher = Teacher(
@@ -66,13 +66,18 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        teacher = random_teacher(options.teacher, Path(folder) / options.teacher)
-        alone = speed_of(teacher, options.batch_size)
+        teacher = save_random_teacher(options.teacher, Path(folder) / options.teacher)
+        alone = measure_speed(teacher, options.batch_size)
         print(f"teacher alone: {alone:.2f} images/s")
-        looked, look = [0], Teacher.look
-        Teacher.look = lambda self, pixels: (looked.append(len(pixels)), look(self, pixels))[1]  # type: ignore[method-assign]
+        batch_sizes, forward_views = [0], Teacher.forward_views
+
+        def count_views(self: Teacher, pixels: torch.Tensor) -> torch.Tensor:
+            batch_sizes.append(len(pixels))
+            return forward_views(self, pixels)
+
+        Teacher.forward_views = count_views  # type: ignore[method-assign]
         for turn in ("first student", "second student"):
-            looked[:] = [0]
+            batch_sizes[:] = [0]
             start = time.monotonic()
             result = deitctl.distill(
                 options.data,
@@ -97,7 +102,7 @@ def main() -> None:
                 f"{turn}: "
                 + ", ".join(f"epoch {n} {s:.2f}" for n, s in enumerate(speeds, 1))
                 + " images/s; "
-                f"the teacher looked at {sum(looked)} views; {time.monotonic() - start:.0f} s in all"
+                f"the teacher labeled {sum(batch_sizes)} views; {time.monotonic() - start:.0f} s in total"
             )
             if turn.startswith("first"):
                 paid, free = speeds[0], sum(speeds[options.views :]) / (len(speeds) - options.views)

@@ -28,8 +28,8 @@ from deitctl.models.checkpoint_io import (
 from deitctl.models.convert import count_classes, infer_architecture, infer_img_size
 from deitctl.models.model_config import Preprocessing
 from deitctl.recipes import DIGITS
-from deitctl.settings import from_dict, override, read_toml, write_toml
-from deitctl.training.configure import check, parse_change
+from deitctl.settings import from_dict, override, parse_overrides, read_toml, write_toml
+from deitctl.training.configure import check
 
 SEPARATOR = b"\n---8<---\n"
 CODECS = (TargetCodec("hard", 5), TargetCodec("soft", 5, 5), TargetCodec("soft", 9, 3))
@@ -68,7 +68,7 @@ def config(data: bytes) -> None:
     for line in lines.decode("utf-8", "surrogateescape").split("\n"):
         with suppress(DeitctlError):
             base = TrainConfig(model="deit_tiny", data="digits", recipe=DIGITS)
-            check(override(base, dict([parse_change(line)])))
+            check(override(base, parse_overrides([line])))
 
 
 def checkpoint(data: bytes) -> None:

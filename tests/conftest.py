@@ -297,7 +297,7 @@ def imagenet_teacher(tmp_path: Path) -> Callable[..., Path]:
 def distilled(
     little_config: Callable[..., TrainConfig], digits_teacher: Path
 ) -> Callable[..., TrainConfig]:
-    """Make a configuration of a student that listens to `digits_teacher` about 2 views; `distill` settings by name."""
+    """Make the configuration of a student of `digits_teacher` with 2 views; keywords are `distill` settings."""
 
     def make(output: str, **changes: object) -> TrainConfig:
         values: dict[str, object] = {

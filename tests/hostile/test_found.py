@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOUND = sorted((Path(__file__).parent / "found").glob("*/*"))
-TARGETS = ("image", "config", "checkpoint", "words", "data")
-TRIES = {"image": 400, "config": 40, "checkpoint": 300, "words": 300, "data": 200}
+TARGETS = ("image", "config", "checkpoint", "target_cache", "data")
+TRIES = {"image": 400, "config": 40, "checkpoint": 300, "target_cache": 300, "data": 200}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_mutants_of_sound_inputs_raise_nothing_else(name, fuzz, monkeypatch):
         "image": "images",
         "config": "configs",
         "checkpoint": "checkpoints",
-        "words": "caches",
+        "target_cache": "caches",
         "data": "data_sets",
     }
     with warnings.catch_warnings():

@@ -229,18 +229,18 @@ def test_crafted_soft_records_are_missing_targets(cache):
     )
     records, valid = opened.read([(0, i) for i in range(4)])
     assert valid.tolist() == [False, True, False, True]
-    assert torch.allclose(WHOLE.decode(records[valid]).sum(dim=1), torch.ones(2))
+    assert torch.allclose(FULL.decode(records[valid]).sum(dim=1), torch.ones(2))
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 9, 4096])
-def test_a_view_that_is_cut_or_too_long_is_used_for_what_it_holds(size, cache):
+def test_a_view_of_another_size_keeps_its_complete_records(size, cache):
     opened = cache(HARD, (b"\1\0" * 2048)[:size])
-    assert len(kept.known(0)) == min(4, size // 2)
+    assert len(opened.cached_indices(0)) == min(4, size // 2)
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link", "dangling", "device"])
-def test_a_view_that_is_no_file_is_neither_read_nor_written(kind, cache, tmp_path):
-    kept, path, precious = cache(), tmp_path / "cache" / "view-00000.bin", tmp_path / "precious"
+def test_a_view_that_is_no_regular_file_is_neither_read_nor_written(kind, cache, tmp_path):
+    opened, path, precious = cache(), tmp_path / "cache" / "view-00000.bin", tmp_path / "precious"
     precious.write_bytes(b"precious")
     {
         "folder": path.mkdir,
@@ -249,13 +249,13 @@ def test_a_view_that_is_no_file_is_neither_read_nor_written(kind, cache, tmp_pat
         "dangling": lambda: path.symlink_to(tmp_path / "new"),
         "device": lambda: path.symlink_to("/dev/zero"),
     }[kind]()
-    with pytest.raises(TeacherError, match=r"view-00000\.words"):
-        kept.write([(0, 0)], np.array([[1]], dtype=np.uint16))
+    with pytest.raises(TeacherError, match=r"view-00000\.bin"):
+        opened.write([(0, 0)], np.array([[1]], dtype=np.uint16))
     assert precious.read_bytes() == b"precious"
     assert not (tmp_path / "new").exists()
 
 
-def test_a_cache_that_is_a_file_is_said(tmp_path):
+def test_a_cache_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for root in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "a\0b"):
         with pytest.raises(DeitctlError, match="."):
