@@ -18,20 +18,26 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from deitctl.data.loader import build_eval_loader
 from deitctl.data.batch_transforms import normalize
+from deitctl.data.loader import build_eval_loader
 from deitctl.data.open import open_for_evaluation
 from deitctl.device import choose_device
 from deitctl.events import SilentReporter
-from deitctl.explanation.attention_maps import METHODS, token_maps
-from deitctl.explanation.faithfulness import STEPS, area, deletion, insertion, random_maps
+from deitctl.explanation.attention_maps import METHODS, compute_token_maps
+from deitctl.explanation.faithfulness import (
+    NUM_STEPS,
+    compute_area,
+    compute_deletion,
+    compute_insertion,
+    sample_random_maps,
+)
 from deitctl.models.factory import load_model
 from deitctl.models.vit import VisionTransformer
 
 FLOORS = ("random", "center")
 
 
-def centerd(like: Tensor) -> Tensor:
+def center_maps(like: Tensor) -> Tensor:
     """Return maps [B,G,G] that fall off from the middle."""
     away = torch.arange(like.shape[-1], device=like.device) - (like.shape[-1] - 1) / 2
     return -(away[:, None] ** 2 + away**2).expand_as(like)
@@ -46,7 +52,7 @@ def main() -> None:
     parser.add_argument("--model", default="deit_tiny")
     parser.add_argument("--weights", default="")
     parser.add_argument("--img-size", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, default=NUM_STEPS)
     parser.add_argument("--batch-size", type=int, default=20)
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
@@ -74,24 +80,24 @@ def main() -> None:
         images = normalize(device.to_device(batch.images[0]), pre)
         with torch.inference_mode():
             first = {t: getattr(model(images), t).argmax(dim=1) for t in tokens}
-        looks = [token_maps(model, images, method=m) for m in METHODS]
+        all_maps = [compute_token_maps(model, images, method=m) for m in METHODS]
         for token in tokens:
 
             def answer(imgs: Tensor, token: str = token) -> Tensor:
                 return getattr(model(imgs), token).softmax(dim=1)
 
-            maps = [getattr(look, token) for look in looks]
-            maps = torch.stack([*maps, random_maps(maps[0], seed=number), centerd(maps[0])])
-            for kind, draw in (("deletion", deletion), ("insertion", insertion)):
+            maps = [getattr(m, token) for m in all_maps]
+            maps = torch.stack(
+                [*maps, sample_random_maps(maps[0], seed=number), center_maps(maps[0])]
+            )
+            for kind, draw in (("deletion", compute_deletion), ("insertion", compute_insertion)):
                 curves[token, kind].append(
                     draw(answer, images, maps, first[token], arguments.steps).cpu()
                 )
         if len(tokens) == 2:
             agree = (first["cls"] == first["dist"]).float()
-            one_class = token_maps(model, images, method="gradient", classes=first["cls"])
-            apart.append(
-                torch.stack([agree, *(moved(*look) for look in (*looks, one_class))]).cpu()
-            )
+            one_class = compute_token_maps(model, images, method="gradient", classes=first["cls"])
+            apart.append(torch.stack([agree, *(moved(*m) for m in (*all_maps, one_class))]).cpu())
         print(f"{number + 1} batches, {time.monotonic() - start:.0f} s", file=sys.stderr)
     for token in tokens:
         show_areas(
@@ -121,7 +127,7 @@ def show_areas(token: str, removed: Tensor, restored: Tensor) -> None:
     for n, name in enumerate((*METHODS, *FLOORS)):
         row = f"{name:<12}"
         for sign, kind, width in ((-1, removed, 19), (1, restored, 21)):
-            areas, floor = area(kind[n]), area(kind[len(METHODS)])
+            areas, floor = compute_area(kind[n]), compute_area(kind[len(METHODS)])
             mean = f"{areas.mean():.3f} ± {areas.std() / count**0.5:.3f}"
             row += f"{mean:>{width}}{100 * (sign * (areas - floor) > 0).double().mean():6.0f} %"
         print(row)

@@ -42,7 +42,7 @@ from deitctl.data.batch_transforms import normalize
 from deitctl.data.decode import read_image
 from deitctl.data.eval_transform import eval_transform
 from deitctl.events import SilentReporter
-from deitctl.explanation.attention import attend
+from deitctl.explanation.attention_maps import forward_with_attention
 from deitctl.exporters.export import export
 from deitctl.exporters.verification_images import compute_reference
 from deitctl.inference.inputs import expand
@@ -244,8 +244,8 @@ def main() -> None:
     if isinstance(loaded.model, VisionTransformer):
         tokens = loaded.model.num_prefix_tokens
         kept = [
-            attend(loaded.model, normalize(torch.from_numpy(view[None]), pre))
-            .kept[-1]
+            forward_with_attention(loaded.model, normalize(torch.from_numpy(view[None]), pre))
+            .attention[-1]
             .mean(1)[0, :tokens, tokens:]
             .flatten()
             for view in views

@@ -108,10 +108,10 @@ def _print_table(explanations: Iterable[Explanation]) -> int:
             continue
         for token, prediction in explanation.tokens.items():
             asked = ""
-            if prediction.asked is not None:
-                label = escape_markup(str(explanation.asked))
-                asked = f"  ({label}: {100 * prediction.asked:.1f} %)"
-            first = f"{100 * prediction.first.score:5.1f} % {escape_markup(prediction.first.label)}"
+            if prediction.class_score is not None:
+                label = escape_markup(str(explanation.class_name))
+                asked = f"  ({label}: {100 * prediction.class_score:.1f} %)"
+            first = f"{100 * prediction.score:5.1f} % {escape_markup(prediction.label)}"
             console.print(f"  {token:<4} {first}{asked}")
         if explanation.disagree:
             console.print("  [yellow]the two heads disagree[/]")

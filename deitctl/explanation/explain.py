@@ -1,4 +1,4 @@
-"""Draw where a DeiT looks in images, and say what each of its tokens answers."""
+"""Explanations of images: each token's prediction, and a drawing of the patches that it attends to."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,73 +23,67 @@ from deitctl.explanation.attention_maps import (
     METHODS,
     TOKENS,
     TokenMaps,
-    head_maps,
-    mean_of_heads,
+    average_heads,
+    compute_head_maps,
+    compute_token_maps,
     require_deit,
-    token_maps,
 )
-from deitctl.explanation.overlay import TokenView, panels
+from deitctl.explanation.overlay import TokenPanel, draw_panels
 from deitctl.inference.classifier import ScoredClass
-from deitctl.inference.inputs import Input, expand, is_folder, is_url, load_batches, local_path
+from deitctl.inference.inputs import (
+    ImageLike,
+    Images,
+    Input,
+    expand,
+    is_folder,
+    is_image,
+    is_url,
+    load_batches,
+    local_path,
+)
 from deitctl.models.catalog import DEFAULT_MODEL
 from deitctl.models.factory import load_model
 from deitctl.models.model_config import ModelConfig
 from deitctl.models.vit import VisionTransformer
 from deitctl.paths import DiskError
 
-CHOICES = ("both", *TOKENS)
+TOKEN_CHOICES = ("both", *TOKENS)
 OUTPUT = Path("explained")
 
 
 @dataclass(frozen=True)
-class TokenAnswer:
-    """A token's first class, and the probability, 0..1, that it gives the class asked about."""
+class TokenPrediction(ScoredClass):
+    """A token's most probable class."""
 
-    first: ScoredClass
-    asked: float | None
+    class_score: float | None
+    """Probability of the explained class, 0..1; null if none was named."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Where the explanation of one input lies and what its tokens say, or why there is none."""
+    """The explanation of one image, or the reason why there is none."""
 
     input: str
+    """Path or URL as given, or `image N` for the Nth without one."""
     image: Path | None
+    """The drawing."""
     method: str
-    asked: str | None
-    """The label of the class asked about."""
-    tokens: dict[str, TokenAnswer]
-    disagree: bool | None
-    """Whether the two heads put different classes first; None for a model with one."""
-    error: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record of the command line's json and jsonl."""
-        tokens = {
-            token: {
-                "index": a.first.index,
-                "label": a.first.label,
-                "score": a.first.score,
-                "class_score": a.asked,
-            }
-            for token, a in self.tokens.items()
-        }
-        return {
-            "input": self.input,
-            "image": None if self.image is None else str(self.image),
-            "method": self.method,
-            "class": self.asked,
-            "tokens": tokens,
-            "disagree": self.disagree,
-            "error": self.error,
-        }
+    """gradient, rollout or last-layer."""
+    class_name: str | None
+    """Label of the explained class; null for each head's own prediction."""
+    tokens: dict[str, TokenPrediction] = field(default_factory=dict)
+    """By token: `cls`, `dist`."""
+    disagree: bool | None = None
+    """Whether the two heads predict different classes; null for a model with one head."""
+    error: str | None = None
+    """Why the image could not be explained."""
 
 
 def explain(
-    inputs: Iterable[str],
+    images: Images,
     *,
-    model: str = "",
-    weights: str = "",
+    model: str | Path = "",
+    weights: str | Path = "",
     method: str = "gradient",
     token: str = "both",
     class_name: str | None = None,
@@ -102,253 +95,245 @@ def explain(
     stdin: Iterable[str] = (),
     reporter: Reporter | None = None,
 ) -> Iterator[Explanation]:
-    """Yield one explanation an input, in order, each drawn into a PNG of its own in `output`; no file is ever replaced.
+    """Yield one explanation an image, in order, each drawn into a new PNG in `output`.
 
     Args:
-        inputs: files, folders (recursive), web addresses, `-` for the lines of `stdin`.
-        model: a DeiT as `predict` takes it.
-        weights: its weights, where `model` is a name.
+        images: one or several, as `deitctl.predict` takes them; folders stand for their files.
+        model: a DeiT, as `deitctl.load` takes it.
+        weights: its weights, if `model` is a name.
         method: one of `deitctl.explanation.attention_maps.METHODS`.
         token: `cls`, `dist`, or `both` that the model has.
-        class_name: the class that `gradient` explains, however spelled; each head's own first one unless told.
-        output: folder for the images.
+        class_name: the class that `gradient` explains, in any spelling; None for each head's own prediction.
+        output: folder of the drawings; no file in it is replaced.
         batch_size: images at a time.
-        img_size: another input size, pixels.
-        device: where; always in fp32.
-        only_disagreements: leave out inputs whose two heads put the same class first.
-        stdin: lines that name inputs.
-        reporter: where a download is shown.
+        img_size: input size in pixels; 0 for the model's own.
+        device: see `deitctl.load`; always in fp32.
+        only_disagreements: leave out images whose two heads predict the same class.
+        stdin: lines with paths, for the path `-`.
+        reporter: shows downloads, and how many images were left out.
 
     Raises:
-        ModelError: no such model, or none whose attention can be read.
-        ConfigError: an option that does not exist or that this model or method has no use for.
+        ModelError: no such model, or no DeiT.
+        ConfigError: an option that does not exist, or that this model or method does not support.
     """
-    for what, given, known in (("method", method, METHODS), ("token", token, CHOICES)):
-        if given not in known:
-            raise ConfigError(f"There is no {what} {given!r}.", f"There are: {', '.join(known)}.")
+    for option, value, choices in (("method", method, METHODS), ("token", token, TOKEN_CHOICES)):
+        if value not in choices:
+            raise ConfigError(
+                f"There is no {option} {value!r}.", f"There are: {', '.join(choices)}."
+            )
     if batch_size < 1:
         raise ConfigError(f"batch_size = {batch_size}: a batch has 1 image or more.")
     if class_name is not None and method != "gradient":
         raise ConfigError(
-            f"{method} looks the same whatever class is asked about.",
-            "--class needs --method gradient.",
+            f"{method} does not depend on a class.", "--class needs --method gradient."
         )
+    reporter = reporter or SilentReporter()
     loaded = load_model(
-        model or DEFAULT_MODEL,
-        weights=weights,
-        img_size=img_size,
-        reporter=reporter or SilentReporter(),
+        str(model) or DEFAULT_MODEL, weights=str(weights), img_size=img_size, reporter=reporter
     )
-    deit = require_deit(loaded.model)
+    deit, model_config = require_deit(loaded.model), loaded.model_config
     if deit.head_dist is None and (token == "dist" or only_disagreements):
         raise ConfigError(
-            f"{loaded.model_config.architecture} has no distillation token.",
-            "Its class token can be explained: leave --token and --only-disagreements out.",
+            f"{model_config.architecture} has no distillation token.",
+            "Leave --token and --only-disagreements out to explain its class token.",
         )
-    where, folder = choose_device(device, "fp32"), Path(output).expanduser()
-    where.to_device(deit).requires_grad_(
-        False
-    )  # gradients of the attention are wanted, none of the weights
-    asked = None if class_name is None else find_class(loaded.model_config, class_name)
+    chosen, folder = choose_device(device, "fp32"), Path(output).expanduser()
+    chosen.to_device(deit).requires_grad_(False)  # only the attention needs gradients
     explainer = _Explainer(
         deit,
-        loaded.model_config,
-        where,
+        model_config,
+        chosen,
         method,
         ("cls", "dist") if token == "both" else (token,),
-        asked,
+        None if class_name is None else find_class(model_config, class_name),
     )
-    names = _not_below(folder, inputs, stdin)
-    return _stream(
+    inputs: Iterable[ImageLike] = [images] if is_image(images) else images  # type: ignore[list-item,assignment]
+    return _explain_stream(
         explainer,
-        names,
+        _expand_outside(folder, inputs, stdin),
         batch_size,
-        Sheets(folder),
+        DrawingFolder(folder),
         only_disagreements,
-        reporter or SilentReporter(),
+        reporter,
     )
 
 
-def _not_below(folder: Path, inputs: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
-    """Yield every input's name, without what earlier explanations left in a folder that is walked."""
-    ours = folder.resolve()
-    for argument in inputs:
-        walked = is_folder(argument) and not Path(local_path(argument)).resolve().is_relative_to(
-            ours
-        )
-        for name in expand([argument], stdin):
-            if not (walked and Path(name).resolve().is_relative_to(ours)):
-                yield name
+def _expand_outside(
+    folder: Path, images: Iterable[ImageLike], stdin: Iterable[str]
+) -> Iterator[ImageLike]:
+    """Expand folders, without the drawings of earlier calls if the output folder is inside one of them."""
+    output = folder.resolve()
+    for image in images:
+        name = str(image) if isinstance(image, str | Path) else ""
+        is_outer = is_folder(name) and not Path(local_path(name)).resolve().is_relative_to(output)
+        for item in expand([image], stdin):
+            if not (is_outer and Path(str(item)).resolve().is_relative_to(output)):
+                yield item
 
 
-def _stream(
+def _explain_stream(
     explainer: _Explainer,
-    names: Iterable[str],
+    images: Iterable[ImageLike],
     batch_size: int,
-    sheets: Sheets,
+    drawings: DrawingFolder,
     only_disagreements: bool,
     reporter: Reporter,
 ) -> Iterator[Explanation]:
-    drawn, agreed = 0, 0
-    for batch in load_batches(names, explainer.model_config.preprocessing, batch_size):
+    num_disagreements = num_agreements = 0
+    for batch in load_batches(images, explainer.model_config.preprocessing, batch_size):
         explained = explainer.explain([item for item in batch if item.pixels is not None])
         for item in batch:
             if item.pixels is None:
-                yield explainer.failed(item.name, item.error)
+                yield replace(explainer.template, input=item.name, error=item.error)
                 continue
-            record, views = next(explained)
-            if record.error is not None:
-                yield record
-            elif record.disagree or not only_disagreements:
-                drawn += 1
-                yield sheets.draw(item, record, views)
+            explanation, panels = next(explained)
+            if explanation.error is not None:
+                yield explanation
+            elif explanation.disagree or not only_disagreements:
+                num_disagreements += 1
+                yield drawings.draw(item, explanation, panels)
             else:
-                agreed += 1
+                num_agreements += 1
     if only_disagreements:
+        num_images = num_disagreements + num_agreements
         reporter.note(
-            f"The heads disagree on {drawn} of {drawn + agreed} images; the others are left out."
+            f"The heads disagree on {num_disagreements} of {num_images} images; the others are left out."
         )
 
 
 @dataclass(frozen=True)
 class _Explainer:
-    """A model and what is asked of it."""
+    """A DeiT on a device, and the options of its explanations."""
 
     model: VisionTransformer
     model_config: ModelConfig
     device: Device
     method: str
     tokens: tuple[str, ...]
-    asked: int | None
+    class_index: int | None
 
     @property
-    def asked_label(self) -> str | None:
-        return None if self.asked is None else self.model_config.label(self.asked)
+    def template(self) -> Explanation:
+        index = self.class_index
+        label = None if index is None else self.model_config.label(index)
+        return Explanation(input="", image=None, method=self.method, class_name=label)
 
-    def failed(self, name: str, why: str | None) -> Explanation:
-        return Explanation(name, None, self.method, self.asked_label, {}, None, why)
-
-    def explain(self, items: list[Input]) -> Iterator[tuple[Explanation, list[TokenView]]]:
-        """Yield a record without its image, and what is to be drawn, for each readable input."""
+    def explain(self, items: list[Input]) -> Iterator[tuple[Explanation, list[TokenPanel]]]:
+        """Yield an explanation without its drawing, and what to draw, for each readable input."""
         if not items:
             return
         pixels = np.stack([item.pixels for item in items if item.pixels is not None])
-        images = normalize(
-            self.device.to_device(torch.from_numpy(pixels)), self.model_config.preprocessing
-        )
-        scores = self._scores(images)
-        maps, heads = self._maps(images)
+        batch = self.device.to_device(torch.from_numpy(pixels))
+        images = normalize(batch, self.model_config.preprocessing)
+        scores = self._compute_scores(images)
+        maps, head_maps = self._compute_maps(images)
         for n, item in enumerate(items):
+            explanation = replace(self.template, input=item.name)
             if not all(bool(s[n].isfinite().all()) for s in scores.values()):
-                why = f"{item.name}: the model answers with values that are not numbers."
-                yield self.failed(item.name, why), []
+                error = f"{item.name}: the model's scores are not numbers."
+                yield replace(explanation, error=error), []
                 continue
-            first = {token: int(s[n].argmax()) for token, s in scores.items()}
-            disagree = first["cls"] != first["dist"] if "dist" in first else None
-            answers = {
-                t: TokenAnswer(
-                    ScoredClass(
-                        first[t], self.model_config.label(first[t]), float(scores[t][n, first[t]])
-                    ),
-                    None if self.asked is None else float(scores[t][n, self.asked]),
+            best = {token: int(s[n].argmax()) for token, s in scores.items()}
+            predictions = {
+                token: TokenPrediction(
+                    best[token],
+                    self.model_config.label(best[token]),
+                    float(scores[token][n, best[token]]),
+                    None if self.class_index is None else float(scores[token][n, self.class_index]),
                 )
-                for t in self.tokens
-                if t in scores
+                for token in self.tokens
+                if token in scores
             }
-            views = [
-                TokenView(
-                    TOKENS[t],
-                    self._says(a),
-                    _array(maps, t, n),
-                    None if heads is None else _array(heads, t, n),
+            panels = [
+                TokenPanel(
+                    TOKENS[token],
+                    self._format_caption(prediction),
+                    _to_array(maps, token, n),
+                    None if head_maps is None else _to_array(head_maps, token, n),
                 )
-                for t, a in answers.items()
+                for token, prediction in predictions.items()
             ]
-            yield (
-                Explanation(
-                    item.name, None, self.method, self.asked_label, answers, disagree, None
-                ),
-                views,
-            )
+            disagree = best["cls"] != best["dist"] if "dist" in best else None
+            yield replace(explanation, tokens=predictions, disagree=disagree), panels
 
-    def _says(self, answer: TokenAnswer) -> str:
-        label = (
-            answer.first.label
-            if self.model_config.descriptions is None
-            else answer.first.label.split(",")[0]
-        )
-        said = f"{label} ({100 * answer.first.score:.1f} %)"
-        return said if answer.asked is None else f"{100 * answer.asked:.1f} %; first: {said}"
+    def _format_caption(self, prediction: TokenPrediction) -> str:
+        label = prediction.label
+        if self.model_config.descriptions is not None:
+            label = label.split(",")[0]  # ImageNet's list synonyms
+        best = f"{label} ({100 * prediction.score:.1f} %)"
+        if prediction.class_score is None:
+            return best
+        return f"{100 * prediction.class_score:.1f} %; first: {best}"
 
     @torch.inference_mode()
-    def _scores(self, images: Tensor) -> dict[str, Tensor]:
+    def _compute_scores(self, images: Tensor) -> dict[str, Tensor]:
         """Return each head's probabilities, [B,K]."""
-        heads = self.model(images)._asdict()
         return {
             token: (logits / self.model_config.temperature(token)).softmax(dim=1).cpu()
-            for token, logits in heads.items()
+            for token, logits in self.model(images)._asdict().items()
             if logits is not None
         }
 
-    def _maps(self, images: Tensor) -> tuple[TokenMaps, TokenMaps | None]:
+    def _compute_maps(self, images: Tensor) -> tuple[TokenMaps, TokenMaps | None]:
         if self.method == "last-layer":
-            heads = head_maps(self.model, images)
-            return mean_of_heads(heads), heads
-        classes = (
-            None
-            if self.asked is None
-            else torch.full((len(images),), self.asked, device=images.device)
-        )
-        return token_maps(self.model, images, method=self.method, classes=classes), None
+            head_maps = compute_head_maps(self.model, images)
+            return average_heads(head_maps), head_maps
+        classes = None
+        if self.class_index is not None:
+            classes = torch.full((len(images),), self.class_index, device=images.device)
+        maps = compute_token_maps(self.model, images, method=self.method, classes=classes)
+        return maps, None
 
 
-def _array(maps: TokenMaps, token: str, n: int) -> Any:
-    return getattr(maps, token)[n].float().cpu().numpy()
+def _to_array(maps: TokenMaps, token: str, n: int) -> np.ndarray:
+    array: np.ndarray = getattr(maps, token)[n].float().cpu().numpy()
+    return array
 
 
-class Sheets:
-    """The folder that explanations are drawn into: every one is a new file, also beside those of another run."""
+class DrawingFolder:
+    """A folder of drawings, each a new file, even beside those of a concurrent process."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.taken = folder, Counter[str]()
+        self.folder, self.counts = folder, Counter[str]()
 
-    def draw(self, item: Input, record: Explanation, views: list[TokenView]) -> Explanation:
-        """Write an input's image and return its record with where it lies; raise `DeitctlError` if it cannot be."""
+    def draw(self, item: Input, explanation: Explanation, panels: list[TokenPanel]) -> Explanation:
+        """Write an input's drawing and return its explanation with the path; raise `DiskError` if that fails."""
         assert item.pixels is not None
-        note = record.method if record.asked is None else f"why {record.asked}? ({record.method})"
-        if record.disagree:
+        note = explanation.method
+        if explanation.class_name is not None:
+            note = f"why {explanation.class_name}? ({explanation.method})"
+        if explanation.disagree:
             note += ", the two heads disagree"
-        file = io.BytesIO()
-        panels(item.pixels, views, name=os.path.basename(item.name), note=note).save(file, "PNG")
-        stem = f"{_stem(item.name)}.{record.method}"
-        path = self._write_new(stem, file.getbuffer())
-        return replace(record, image=path)
+        buffer = io.BytesIO()
+        drawing = draw_panels(item.pixels, panels, name=os.path.basename(item.name), note=note)
+        drawing.save(buffer, "PNG")
+        path = self._write_new(f"{_make_stem(item.name)}.{explanation.method}", buffer.getbuffer())
+        return replace(explanation, image=path)
 
     def _write_new(self, stem: str, content: memoryview) -> Path:
         while True:
-            self.taken[stem.lower()] += 1
-            number = self.taken[stem.lower()]
+            self.counts[stem.lower()] += 1  # file systems may ignore case
+            number = self.counts[stem.lower()]
             path = self.folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with path.open("xb") as file:
                     try:
                         file.write(content)
-                    except BaseException:  # a signal too: half an image would stay for good
+                    except BaseException:  # a signal too: half a file would never be replaced
                         path.unlink()
                         raise
                 return path
             except FileExistsError:
                 if not self.folder.is_dir():
-                    raise DiskError.from_os_error(
-                        self.folder, NotADirectoryError("it is a file")
-                    ) from None
+                    error = NotADirectoryError("it is a file")
+                    raise DiskError.from_os_error(self.folder, error) from None
             except OSError as error:
                 raise DiskError.from_os_error(path, error) from error
 
 
-def _stem(name: str) -> str:
-    """Return a file name's stem that every file system takes, for a path or an address."""
+def _make_stem(name: str) -> str:
+    """Return a file name's stem for a path or URL that every file system accepts."""
     last = re.split(r"[?#]", name, maxsplit=1)[0].rstrip("/") if is_url(name) else local_path(name)
     stem = os.path.splitext(os.path.basename(last))[0]
     return re.sub(r"[^\w.-]+", "_", stem).strip(".-_")[:80] or "image"

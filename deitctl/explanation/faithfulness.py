@@ -1,10 +1,10 @@
-"""Is what a map calls important so? Deletion and insertion curves (Petsiuk et al. 2018, RISE, §4.3), patch by patch.
+"""Deletion and insertion curves (Petsiuk et al. 2018, RISE, §4.3), patch by patch: do maps find what the model uses?
 
-Deletion paints the patches over with the mean color, the most important first; the sooner the class is lost, the
-better the map. Insertion begins with a blurred image and brings the patches back; the sooner the class is found, the
-better. A random map is the floor: whatever does no better has found nothing.
+Deletion replaces patches by the mean color, the most important first; the sooner the probability falls, the better the
+map. Insertion starts with a blurred image and restores patches; the sooner the probability rises, the better. A random
+map is the baseline.
 
-Letters: M maps, B images, G patches along a side, S pixels along one, K classes, T steps.
+Letters: M maps, B images, G patches a side, S pixels a side, K classes, T steps.
 """
 
 from __future__ import annotations
@@ -16,81 +16,80 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STEPS = 14
-"""Of a curve unless told: at 224 pixels a row's worth of patches each."""
-Answer = Callable[[Tensor], Tensor]
-"""From images [M,3,S,S] to probabilities [M,K]."""
+NUM_STEPS = 14  # at 224 pixels one row of patches each
+Predict = Callable[[Tensor], Tensor]
+"""From images [B,3,S,S] to probabilities [B,K]."""
 
 
-def deletion(
-    answer: Answer, images: Tensor, maps: Tensor, classes: Tensor, steps: int = STEPS
+def compute_deletion(
+    predict: Predict, images: Tensor, maps: Tensor, classes: Tensor, num_steps: int = NUM_STEPS
 ) -> Tensor:
-    """Return the probability of each image's class while its patches go, [M,B,T+1]; see `all_gather_ints` for the arguments.
-
-    `images` are normalized, so that the mean color is 0.
-    """
-    return all_gather_ints(answer, images, torch.zeros_like(images), maps, classes, steps)
+    """Return class probabilities while patches are deleted, [M,B,T+1]; arguments as `compute_curves`."""
+    mean_color = torch.zeros_like(images)  # of normalized images
+    return compute_curves(predict, images, mean_color, maps, classes, num_steps)
 
 
-def insertion(
-    answer: Answer, images: Tensor, maps: Tensor, classes: Tensor, steps: int = STEPS
+def compute_insertion(
+    predict: Predict, images: Tensor, maps: Tensor, classes: Tensor, num_steps: int = NUM_STEPS
 ) -> Tensor:
-    """Return the probability of each image's class while its patches come back, [M,B,T+1]; see `all_gather_ints`."""
-    patch = (
-        images.shape[-1] // maps.shape[-1]
-    )  # the deviation: what a patch shows is gone from where it was
-    return all_gather_ints(answer, blurred(images, patch), images, maps, classes, steps)
+    """Return class probabilities while patches are restored, [M,B,T+1]; arguments as `compute_curves`."""
+    patch_size = images.shape[-1] // maps.shape[-1]
+    blurred = blur(images, patch_size)  # a patch is unrecognizable at a deviation of its own size
+    return compute_curves(predict, blurred, images, maps, classes, num_steps)
 
 
 @torch.inference_mode()
-def all_gather_ints(
-    answer: Answer, start: Tensor, end: Tensor, maps: Tensor, classes: Tensor, steps: int
+def compute_curves(
+    predict: Predict, start: Tensor, end: Tensor, maps: Tensor, classes: Tensor, num_steps: int
 ) -> Tensor:
-    """Exchange one image for another, patch by patch, in the order of each of several maps; return the curves [M,B,T+1].
+    """Return class probabilities [M,B,T+1] while patches of `start` are replaced by those of `end`.
 
     Args:
-        answer: the classifier.
-        start, end: the image to begin and to end with, [B,3,S,S]; asked about once for all maps.
-        maps: importance of each patch, [M,B,G,G]; the highest is exchanged first.
-        classes: the class whose probability is followed, [B].
-        steps: T, in which as nearly equally many patches are exchanged as can be, at most one for each patch.
+        predict: the classifier.
+        start, end: first and last image, normalized, [B,3,S,S]; predicted once for all maps.
+        maps: importance of each patch, [M,B,G,G]; the highest is replaced first.
+        classes: the class to follow, [B].
+        num_steps: T, at most the number of patches; steps replace equally many patches as nearly as possible.
     """
-    patches, side = maps[0, 0].numel(), start.shape[-1] // maps.shape[-1]
-    steps = min(steps, patches)
-    rank = maps.flatten(2).argsort(dim=2, descending=True, stable=True).argsort(dim=2).view_as(maps)
+    num_patches, patch_size = maps[0, 0].numel(), start.shape[-1] // maps.shape[-1]
+    num_steps = min(num_steps, num_patches)
+    order = maps.flatten(2).argsort(dim=2, descending=True, stable=True)
+    rank = order.argsort(dim=2).view_as(maps)
 
-    def follow(images: Tensor) -> Tensor:
-        return answer(images).gather(1, classes[:, None]).squeeze(1)
+    def predict_class(images: Tensor) -> Tensor:
+        return predict(images).gather(1, classes[:, None]).squeeze(1)
 
-    curves = [follow(start).expand(len(maps), -1)]
-    for step in range(1, steps):
-        done = (rank < round(step * patches / steps)).unsqueeze(2)
-        pixels = done.repeat_interleave(side, dim=3).repeat_interleave(side, dim=4)
-        curves.append(torch.stack([follow(torch.where(p, end, start)) for p in pixels]))
-    return torch.stack([*curves, follow(end).expand(len(maps), -1)], dim=2)
+    curves = [predict_class(start).expand(len(maps), -1)]
+    for step in range(1, num_steps):
+        is_replaced = (rank < round(step * num_patches / num_steps)).unsqueeze(2)
+        masks = is_replaced.repeat_interleave(patch_size, dim=3)
+        masks = masks.repeat_interleave(patch_size, dim=4)  # [M,B,1,S,S]
+        curves.append(torch.stack([predict_class(torch.where(m, end, start)) for m in masks]))
+    return torch.stack([*curves, predict_class(end).expand(len(maps), -1)], dim=2)
 
 
-def area(curves: Tensor) -> Tensor:
-    """Return the area under curves [...,T+1] over the steps, by trapezia: [...], 0..1."""
+def compute_area(curves: Tensor) -> Tensor:
+    """Return the area under curves [...,T+1] by the trapezoidal rule: [...], 0..1."""
     return (curves[..., :-1] + curves[..., 1:]).mean(dim=-1) / 2
 
 
-def blurred(images: Tensor, sigma: float) -> Tensor:
-    """Blur images [B,3,S,S] by a Gaussian of deviation `sigma` pixels; edges are mirrored."""
-    reach = min(math.ceil(3 * sigma), images.shape[-1] - 1)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=images.device) / sigma) ** 2)
+def blur(images: Tensor, sigma: float) -> Tensor:
+    """Blur images [B,3,S,S] by a Gaussian of standard deviation `sigma` pixels, with mirrored edges."""
+    radius = min(math.ceil(3 * sigma), images.shape[-1] - 1)
+    offsets = torch.arange(-radius, radius + 1, device=images.device)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = (kernel / kernel.sum()).to(images.dtype)
     channels = images.shape[1]
-    for shape, pad in (
-        ((1, 1, -1, 1), (0, 0, reach, reach)),
-        ((1, 1, 1, -1), (reach, reach, 0, 0)),
+    for shape, padding in (
+        ((1, 1, -1, 1), (0, 0, radius, radius)),
+        ((1, 1, 1, -1), (radius, radius, 0, 0)),
     ):
         weight = kernel.view(shape).expand(channels, -1, -1, -1)
-        images = F.conv2d(F.pad(images, pad, mode="reflect"), weight, groups=channels)
+        images = F.conv2d(F.pad(images, padding, mode="reflect"), weight, groups=channels)
     return images
 
 
-def random_maps(like: Tensor, seed: int) -> Tensor:
-    """Return maps [B,G,G] that say nothing."""
-    draw = torch.Generator().manual_seed(seed)
-    return torch.rand(like.shape, generator=draw).to(like.device)
+def sample_random_maps(like: Tensor, seed: int) -> Tensor:
+    """Return uniform random maps of the shape and device of `like`, [B,G,G]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(like.shape, generator=generator).to(like.device)

@@ -1,6 +1,6 @@
-"""Maps of an image's patches, drawn over the image: a heat map a token, and panels side by side with captions.
+"""Drawings of token maps over an image: heat maps, the difference of two tokens, panels with captions.
 
-Letters: S pixels along the input's side, G patches along it, A attention heads.
+Letters: S pixels a side of the model's input, G patches a side, A attention heads.
 """
 
 from __future__ import annotations
@@ -15,26 +15,23 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 Map = NDArray[np.floating]
-HEAT, DIFFERENCE = "inferno", "RdBu_r"
-"""matplotlib's: one whose lightness grows evenly, and one that is white where nothing is the difference."""
+HEAT, DIFFERENCE = "inferno", "RdBu_r"  # matplotlib's; the latter is white at no difference
 OPACITY = 0.6
-SMALLEST, LARGEST = 224, 512
-"""Sides of a panel, pixels: a small input is enlarged by a whole number, so that its pixels stay pixels."""
-NARROWEST = 96
-"""Side of an attention head's panel, pixels."""
+MIN_SIDE, MAX_SIDE = 224, 512  # of a panel, pixels
+MIN_HEAD_SIDE = 96  # of an attention head's panel, pixels
 FONT_SIZE, GAP = 14, 8
 LINE = FONT_SIZE + 4
 
 
-class TokenView(NamedTuple):
-    """What one token says, and where it looks."""
+class TokenPanel(NamedTuple):
+    """What to draw of one token."""
 
     title: str
-    says: str
+    caption: str
     importance: Map
     """[G,G], 0 or more."""
-    heads: Map | None = None
-    """[A,G,G], where each attention head is drawn too."""
+    head_maps: Map | None = None
+    """[A,G,G], to draw each attention head too."""
 
 
 class _Panel(NamedTuple):
@@ -42,135 +39,140 @@ class _Panel(NamedTuple):
     lines: tuple[str, ...]
 
 
-def heat(pixels: NDArray[np.uint8], importance: Map, side: int = 0) -> Image.Image:
-    """Draw a map [G,G] over an image [3,S,S], from its own lowest value (dark) to its highest (bright).
+def draw_heatmap(pixels: NDArray[np.uint8], importance: Map, side: int = 0) -> Image.Image:
+    """Draw a map over an image, from its own lowest value (dark) to its highest (bright).
 
-    What all patches have alike says nothing; in rollouts of deit_tiny it was 16 to 43 % of the highest (eight photos).
+    The lowest value is subtracted because what all patches share tells nothing: in rollouts of deit_tiny it was 16 to
+    43 % of the highest (eight photos).
 
     Args:
-        pixels: the image as the model saw it.
-        importance: weights of the patches, 0 or more; smoothed between the middles of the patches (bilinear).
-        side: of what is drawn, pixels; the input's, enlarged where it is small, unless told.
+        pixels: the model's input, uint8 [3,S,S].
+        importance: [G,G], 0 or more; interpolated bilinearly between the centers of the patches.
+        side: of the drawing in pixels; 0 for the input's, enlarged if it is small.
     """
-    side = side or panel_side(pixels.shape[-1])
-    above = importance - importance.min()
-    return _tinted(pixels, above / (above.max() or 1.0), HEAT, side)
+    side = side or choose_panel_side(pixels.shape[-1])
+    excess = importance - importance.min()
+    return _blend(pixels, excess / (excess.max() or 1.0), HEAT, side)
 
 
-def difference(pixels: NDArray[np.uint8], cls: Map, dist: Map, side: int = 0) -> Image.Image:
-    """Draw where the distillation token looks more (red) or less (blue) than the class token, each map's sum being 1.
+def draw_difference(pixels: NDArray[np.uint8], cls: Map, dist: Map, side: int = 0) -> Image.Image:
+    """Draw where the distillation token has more (red) or less (blue) weight than the class token.
 
-    The strongest color is the highest weight of the two maps, so that maps that are alike have no color.
+    Both maps are normalized to a sum of 1. The full color is the highest weight of the two, so that equal maps are
+    colorless.
     """
-    gap, side = _gap(cls, dist), side or panel_side(pixels.shape[-1])
-    most = max(float(m.max() / (m.sum() or 1.0)) for m in (cls, dist))
-    return _tinted(pixels, 0.5 + 0.5 * gap / (most or 1.0), DIFFERENCE, side)
+    side = side or choose_panel_side(pixels.shape[-1])
+    highest = max(float(m.max() / (m.sum() or 1.0)) for m in (cls, dist))
+    return _blend(pixels, 0.5 + 0.5 * _subtract(cls, dist) / (highest or 1.0), DIFFERENCE, side)
 
 
-def moved(cls: Map, dist: Map) -> float:
-    """Return the share of one map's weight, 0..1, that has to move to make the other (total variation)."""
-    return float(np.abs(_gap(cls, dist)).sum() / 2)
+def compute_total_variation(cls: Map, dist: Map) -> float:
+    """Return the fraction of one map's weight, 0..1, that has to move to make the other."""
+    return float(np.abs(_subtract(cls, dist)).sum() / 2)
 
 
-def _gap(cls: Map, dist: Map) -> Map:
+def _subtract(cls: Map, dist: Map) -> Map:
     return dist / (dist.sum() or 1.0) - cls / (cls.sum() or 1.0)
 
 
-def panels(
-    pixels: NDArray[np.uint8], tokens: Sequence[TokenView], *, name: str, note: str
+def draw_panels(
+    pixels: NDArray[np.uint8], tokens: Sequence[TokenPanel], *, name: str, note: str
 ) -> Image.Image:
-    """Draw one image: what the model saw, then a panel a token, then how two differ, and below them their heads.
+    """Draw the model's input, a panel for each token, their difference, and their attention heads below.
 
     Args:
-        pixels: the image as the model saw it, uint8 [3,S,S].
-        tokens: one or two of them; where there are two, the second is the distillation token.
-        name: what the image is called.
-        note: a line above it all.
+        pixels: the model's input, uint8 [3,S,S].
+        tokens: the class token, the distillation token, or both in this order.
+        name: of the image.
+        note: a line above the panels.
     """
-    side = panel_side(pixels.shape[-1])
-    row = [_Panel(_resized(pixels, side), ("image", name))]
-    row += [_Panel(heat(pixels, t.importance, side), (t.title, t.says)) for t in tokens]
+    side = choose_panel_side(pixels.shape[-1])
+    row = [_Panel(_resize(pixels, side), ("image", name))]
+    row += [_Panel(draw_heatmap(pixels, t.importance, side), (t.title, t.caption)) for t in tokens]
     if len(tokens) == 2:
         cls, dist = (t.importance for t in tokens)
-        lines = (
-            "distillation minus class token",
-            f"red more, blue less: {100 * moved(cls, dist):.0f} % elsewhere",
-        )
-        row.append(_Panel(difference(pixels, cls, dist, side), lines))
-    strips = [_side_by_side(row)]
+        moved = 100 * compute_total_variation(cls, dist)
+        lines = ("distillation minus class token", f"red more, blue less: {moved:.0f} % elsewhere")
+        row.append(_Panel(draw_difference(pixels, cls, dist, side), lines))
+    strips = [_join_horizontally(row)]
+    width = strips[0].width
     for token in tokens:
-        strips += _heads(pixels, token, strips[0].width)
-    return _below_each_other([_text_line(note, strips[0].width), *strips])
+        strips += _draw_heads(pixels, token, width)
+    return _join_vertically([_draw_line(note, width), *strips])
 
 
-def panel_side(input_side: int) -> int:
-    """Return how many pixels an image's side is drawn with."""
-    if input_side >= SMALLEST:
-        return min(input_side, LARGEST)
-    return input_side * -(-SMALLEST // input_side)
+def choose_panel_side(input_side: int) -> int:
+    """Return the side of a panel in pixels; small inputs are enlarged by an integer, so that pixels stay square."""
+    if input_side >= MIN_SIDE:
+        return min(input_side, MAX_SIDE)
+    return input_side * -(-MIN_SIDE // input_side)
 
 
-def _heads(pixels: NDArray[np.uint8], token: TokenView, width: int) -> list[Image.Image]:
-    """Draw a token's attention heads below a line that says so, as many beside each other as stay readable."""
-    if token.heads is None:
+def _draw_heads(pixels: NDArray[np.uint8], token: TokenPanel, width: int) -> list[Image.Image]:
+    """Draw a token's attention heads below a title, in equal rows of as many as stay readable."""
+    if token.head_maps is None:
         return []
-    count = len(token.heads)
-    fits = [c for c in range(1, 9) if count % c == 0 and (width - GAP) // c - GAP >= NARROWEST]
-    columns = max(fits, default=1)
-    side = min((width - GAP) // columns - GAP, panel_side(pixels.shape[-1]))
-    drawn = [_Panel(heat(pixels, m, side), (f"head {n + 1}",)) for n, m in enumerate(token.heads)]
-    rows = [_side_by_side(drawn[start : start + columns]) for start in range(0, count, columns)]
-    return [_text_line(f"{token.title}, head by head", width), *rows]
+    num_heads = len(token.head_maps)
+    columns = max(
+        (
+            c
+            for c in range(1, 9)
+            if num_heads % c == 0 and (width - GAP) // c - GAP >= MIN_HEAD_SIDE
+        ),
+        default=1,
+    )
+    side = min((width - GAP) // columns - GAP, choose_panel_side(pixels.shape[-1]))
+    panels = [
+        _Panel(draw_heatmap(pixels, head_map, side), (f"head {n}",))
+        for n, head_map in enumerate(token.head_maps, start=1)
+    ]
+    rows = [panels[start : start + columns] for start in range(0, num_heads, columns)]
+    title = _draw_line(f"{token.title}, attention heads", width)
+    return [title, *(_join_horizontally(row) for row in rows)]
 
 
-def _tinted(pixels: NDArray[np.uint8], share: Map, colors: str, side: int) -> Image.Image:
-    """Blend the image, in gray, with the colors of a map [G,G] of 0..1."""
+def _blend(pixels: NDArray[np.uint8], values: Map, colormap: str, side: int) -> Image.Image:
+    """Blend the gray image with the colors of a map [G,G] in 0..1."""
     from matplotlib import colormaps
 
-    smooth = Image.fromarray(share.astype(np.float32)).resize(
+    smooth = Image.fromarray(values.astype(np.float32)).resize(
         (side, side), Image.Resampling.BILINEAR
     )
-    tint = Image.fromarray(
-        colormaps[colors](np.asarray(smooth).clip(0, 1), bytes=True)[..., :3].copy()
-    )
-    return Image.blend(_resized(pixels, side).convert("L").convert("RGB"), tint, OPACITY)
+    rgba = colormaps[colormap](np.asarray(smooth).clip(0, 1), bytes=True)
+    colors = Image.fromarray(rgba[..., :3].copy())
+    return Image.blend(_resize(pixels, side).convert("L").convert("RGB"), colors, OPACITY)
 
 
-def _resized(pixels: NDArray[np.uint8], side: int) -> Image.Image:
+def _resize(pixels: NDArray[np.uint8], side: int) -> Image.Image:
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    exact = side % image.width == 0
-    return image.resize(
-        (side, side), Image.Resampling.NEAREST if exact else Image.Resampling.LANCZOS
-    )
+    is_multiple = side % image.width == 0
+    resample = Image.Resampling.NEAREST if is_multiple else Image.Resampling.LANCZOS
+    return image.resize((side, side), resample)
 
 
-def _side_by_side(row: Sequence[_Panel]) -> Image.Image:
-    """Lay panels of one size beside each other, each with its lines above it."""
-    side, lines = row[0].image.width, len(row[0].lines)
-    strip = Image.new("RGB", (len(row) * (side + GAP) + GAP, lines * LINE + side + GAP), "white")
+def _join_horizontally(row: Sequence[_Panel]) -> Image.Image:
+    """Join panels of one size, each below its lines."""
+    side, num_lines = row[0].image.width, len(row[0].lines)
+    size = (len(row) * (side + GAP) + GAP, num_lines * LINE + side + GAP)
+    strip = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(strip)
     for n, panel in enumerate(row):
         left = GAP + n * (side + GAP)
         for line, text in enumerate(panel.lines):
-            draw.text(
-                (left, line * LINE),
-                cut(text, side),
-                fill="black" if line == 0 else "dimgrey",
-                font=_font(),
-            )
-        strip.paste(panel.image, (left, lines * LINE))
+            color = "black" if line == 0 else "dimgrey"
+            draw.text((left, line * LINE), truncate(text, side), fill=color, font=_load_font())
+        strip.paste(panel.image, (left, num_lines * LINE))
     return strip
 
 
-def _text_line(text: str, width: int) -> Image.Image:
+def _draw_line(text: str, width: int) -> Image.Image:
     line = Image.new("RGB", (width, LINE + GAP), "white")
-    ImageDraw.Draw(line).text(
-        (GAP, GAP // 2), cut(text, width - 2 * GAP), fill="black", font=_font()
-    )
+    text = truncate(text, width - 2 * GAP)
+    ImageDraw.Draw(line).text((GAP, GAP // 2), text, fill="black", font=_load_font())
     return line
 
 
-def _below_each_other(strips: Sequence[Image.Image]) -> Image.Image:
+def _join_vertically(strips: Sequence[Image.Image]) -> Image.Image:
     sheet = Image.new("RGB", (max(s.width for s in strips), sum(s.height for s in strips)), "white")
     top = 0
     for strip in strips:
@@ -179,21 +181,20 @@ def _below_each_other(strips: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def cut(text: str, width: int) -> str:
-    """Return a text, without what has no shape, cut where it would be wider than `width` pixels."""
+def truncate(text: str, width: int) -> str:
+    """Return a text of at most `width` pixels, with `?` for what is not printable and an ellipsis where it is cut."""
     text = "".join(c if c.isprintable() else "?" for c in text)
-    if _font().getlength(text) <= width:
+    if _load_font().getlength(text) <= width:
         return text
-    while text and _font().getlength(text + "…") > width:
+    while text and _load_font().getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"
 
 
 @lru_cache(maxsize=1)
-def _font() -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and has Latin, Greek and Cyrillic."""
+def _load_font() -> ImageFont.FreeTypeFont:
+    """Load DejaVu Sans, which comes with matplotlib and has Latin, Greek and Cyrillic."""
     import matplotlib
 
-    return ImageFont.truetype(
-        Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", FONT_SIZE
-    )
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(fonts / "DejaVuSans.ttf", FONT_SIZE)

@@ -20,8 +20,8 @@ from deitctl.device import Device
 from deitctl.errors import ConfigError
 from deitctl.evaluation.result import EvalResult, EvalResults, EvalSubject
 from deitctl.events import Reporter, track
-from deitctl.explanation.attention_maps import TOKENS, token_maps
-from deitctl.explanation.overlay import heat
+from deitctl.explanation.attention_maps import TOKENS, compute_token_maps
+from deitctl.explanation.overlay import draw_heatmap
 from deitctl.models.factory import is_model_folder
 from deitctl.models.heads import fuse_heads
 from deitctl.models.vit import HeadLogits, VisionTransformer
@@ -227,13 +227,13 @@ def _draw_maps(
     model = subject.eval_model.model
     if not isinstance(model, VisionTransformer):
         return [{} for _ in pixels]
-    maps = token_maps(
+    maps = compute_token_maps(
         model, normalize(on_device, subject.eval_model.preprocessing), method=MAP_METHOD
     )
     tokens = {TOKENS[name]: values for name, values in maps._asdict().items() if values is not None}
     return [
         {
-            name: _encode_jpeg(heat(image, values[n].cpu().numpy()))
+            name: _encode_jpeg(draw_heatmap(image, values[n].cpu().numpy()))
             for name, values in tokens.items()
         }
         for n, image in enumerate(pixels)

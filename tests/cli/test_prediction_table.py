@@ -183,9 +183,9 @@ def test_a_name_is_said_once_where_it_cannot_be_read():
     ]
     lines = printed(
         terminal(),
-        Prediction("x.jpg", (), "x.jpg: the model answers with values that are not numbers."),
+        Prediction("x.jpg", (), "x.jpg: the model's scores are not numbers."),
     )
-    assert lines[1].strip() == "the model answers with values that are not numbers."
+    assert lines[1].strip() == "the model's scores are not numbers."
 
 
 def test_markup_in_a_label_is_text():

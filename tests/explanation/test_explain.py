@@ -18,12 +18,13 @@ from deitctl.data.batch_transforms import normalize
 from deitctl.data.eval_transform import eval_transform
 from deitctl.errors import ConfigError, DeitctlError, ModelError
 from deitctl.events import SilentReporter
-from deitctl.explanation.explain import Sheets, explain
+from deitctl.explanation.explain import DrawingFolder, explain
 from deitctl.inference.classifier import predict
 from deitctl.models.checkpoint_io import load_model_config, save_model
 from deitctl.models.factory import build_model, load_model
 from deitctl.models.heads import forward_heads
 from deitctl.models.introspect import describe_layers, pin_img_size
+from deitctl.records import to_json
 
 NAMES = ("ant", "bee", "cow")
 
@@ -85,7 +86,7 @@ def photos(image_folder: Callable[..., Path]) -> list[str]:
 
 
 @pytest.mark.parametrize("method", ["rollout", "gradient", "last-layer"])
-def test_a_record_says_what_each_token_answers_and_names_a_drawing(
+def test_an_explanation_has_each_tokens_prediction_and_a_drawing(
     distilled: str, photos: list[str], tmp_path: Path, method: str
 ) -> None:
     records = list(
@@ -95,13 +96,11 @@ def test_a_record_says_what_each_token_answers_and_names_a_drawing(
     for head in ("cls", "dist"):
         expected = [p.predictions[0] for p in predict(photos[:3], model=distilled, head=head)]
         for record, guess in zip(records, expected, strict=True):
-            first = record.tokens[head].first
+            first = record.tokens[head]
             assert (first.index, first.label) == (guess.index, guess.label)
             assert first.score == pytest.approx(guess.score, abs=1e-5)
     for record in records:
-        assert record.disagree == (
-            record.tokens["cls"].first.index != record.tokens["dist"].first.index
-        )
+        assert record.disagree == (record.tokens["cls"].index != record.tokens["dist"].index)
         assert record.image is not None
         with Image.open(record.image) as drawing:
             assert drawing.size[0] == 4 * 232 + 8  # image, two tokens, their difference
@@ -117,7 +116,7 @@ def test_a_model_with_one_token_has_one_panel_and_no_disagreement(
     assert record.error is None
 
 
-def test_one_token_alone_may_be_asked_for_and_the_heads_still_disagree_or_not(
+def test_disagreement_is_reported_for_a_single_token_too(
     distilled: str, photos: list[str], tmp_path: Path
 ) -> None:
     both = list(explain(photos, model=distilled, output=tmp_path / "out"))
@@ -126,7 +125,7 @@ def test_one_token_alone_may_be_asked_for_and_the_heads_still_disagree_or_not(
     assert [r.disagree for r in alone] == [r.disagree for r in both]
 
 
-def test_only_disagreements_leaves_out_what_the_heads_agree_on_and_nothing_else(
+def test_only_disagreements_leaves_out_agreements_alone(
     distilled: str, photos: list[str], tmp_path: Path
 ) -> None:
     gone = str(tmp_path / "gone.png")
@@ -139,7 +138,7 @@ def test_only_disagreements_leaves_out_what_the_heads_agree_on_and_nothing_else(
     assert len(list((tmp_path / "some").iterdir())) == len(some) - 1
 
 
-def test_the_class_asked_about_is_scored_and_drawn(
+def test_a_named_class_is_scored_and_drawn(
     distilled: str, photos: list[str], tmp_path: Path
 ) -> None:
     drawings = []
@@ -147,8 +146,8 @@ def test_the_class_asked_about_is_scored_and_drawn(
         [record] = explain(photos[:1], model=distilled, output=tmp_path / "out", class_name=name)
         [prediction] = predict(photos[:1], model=distilled, head="dist")
         wanted = next(g.score for g in prediction.predictions if g.label == "cow")
-        assert record.asked == "cow"
-        assert record.tokens["dist"].asked == pytest.approx(wanted, abs=1e-5)
+        assert record.class_name == "cow"
+        assert record.tokens["dist"].class_score == pytest.approx(wanted, abs=1e-5)
         drawings.append(record.image.read_bytes())
     assert drawings[0] == drawings[1] == drawings[2]
     [other] = explain(photos[:1], model=distilled, output=tmp_path / "out", class_name="ant")
@@ -165,8 +164,8 @@ def test_scores_have_the_temperature_of_their_head(
     )
     [hard] = explain(photos[:1], model=distilled, output=tmp_path / "out")
     [soft] = explain(photos[:1], model=str(tmp_path / "soft"), output=tmp_path / "out")
-    assert soft.tokens["cls"].first.score == pytest.approx(hard.tokens["cls"].first.score)
-    assert soft.tokens["dist"].first.score < hard.tokens["dist"].first.score
+    assert soft.tokens["cls"].score == pytest.approx(hard.tokens["cls"].score)
+    assert soft.tokens["dist"].score < hard.tokens["dist"].score
 
 
 def test_images_of_one_name_get_drawings_of_their_own_and_no_file_is_replaced(
@@ -226,7 +225,7 @@ def test_any_name_makes_a_file_name(
     assert record.image == tmp_path / "out" / f"{stem}.gradient.png"
 
 
-def test_what_cannot_be_read_is_a_record_in_its_place(
+def test_an_unreadable_image_is_an_error_in_its_place(
     distilled: str, photos: list[str], tmp_path: Path
 ) -> None:
     Path(photos[1]).write_bytes(b"no image")
@@ -235,11 +234,11 @@ def test_what_cannot_be_read_is_a_record_in_its_place(
     )
     assert [r.error is None for r in records] == [True, False, True, False]
     assert "is not an image" in str(records[1].error)
-    assert records[1].to_dict() == {
+    assert to_json(records[1]) == {
         "input": photos[1],
         "image": None,
         "method": "gradient",
-        "class": None,
+        "class_name": None,
         "tokens": {},
         "disagree": None,
         "error": records[1].error,
@@ -267,7 +266,7 @@ def test_a_caller_in_inference_mode_gets_the_same(
     assert Path(str(inside.image)).read_bytes() == Path(str(outside.image)).read_bytes()
 
 
-def test_weights_that_answer_nan_are_said(plain: str, photos: list[str], tmp_path: Path) -> None:
+def test_scores_that_are_nan_are_an_error(plain: str, photos: list[str], tmp_path: Path) -> None:
     loaded = load_model(plain, reporter=SilentReporter())
     model_config = load_model_config(Path(plain))
     save_model(
@@ -283,7 +282,7 @@ def test_weights_that_answer_nan_are_said(plain: str, photos: list[str], tmp_pat
     assert "not numbers" in str(record.error)
 
 
-def test_what_makes_no_sense_is_refused_before_the_first_record(
+def test_bad_options_are_refused_before_the_first_explanation(
     distilled: str, plain: str, photos: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="no distillation token"):
@@ -324,9 +323,10 @@ def test_the_command_prints_records_and_ends_with_3_where_some_could_not_be_read
     result = CliRunner().invoke(app, [*command, "--class", "bee"])
     assert result.exit_code == 3
     good, bad = map(json.loads, result.stdout.splitlines())
-    assert list(good) == ["input", "image", "method", "class", "tokens", "disagree", "error"]
+    fields = ["input", "image", "method", "class_name", "tokens", "disagree", "error"]
+    assert list(good) == ["schema_version", *fields]
     assert list(good["tokens"]["dist"]) == ["index", "label", "score", "class_score"]
-    assert (good["class"], good["error"]) == ("bee", None)
+    assert (good["class_name"], good["error"]) == ("bee", None)
     assert Path(good["image"]).is_file()
     assert bad["image"] is None
     assert "No such file" in bad["error"]
@@ -336,9 +336,9 @@ def test_the_command_prints_records_and_ends_with_3_where_some_could_not_be_read
     assert "bee:" in table.stdout
 
 
-def test_an_image_that_is_broken_off_leaves_no_half_of_it(tmp_path: Path) -> None:
-    sheets = Sheets(tmp_path / "out")
+def test_an_interrupted_write_leaves_no_file(tmp_path: Path) -> None:
+    drawings = DrawingFolder(tmp_path / "out")
     with pytest.raises(TypeError):
-        sheets._write_new("cat.gradient", "no bytes")  # whatever ends it in the middle
+        drawings._write_new("cat.gradient", "no bytes")  # whatever ends it in the middle
     assert list((tmp_path / "out").iterdir()) == []
-    assert sheets._write_new("cat.gradient", memoryview(b"whole")).read_bytes() == b"whole"
+    assert drawings._write_new("cat.gradient", memoryview(b"whole")).read_bytes() == b"whole"

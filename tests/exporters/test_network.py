@@ -11,7 +11,7 @@ import torch
 
 from deitctl import __version__
 from deitctl.data.batch_transforms import normalize
-from deitctl.explanation.attention import attend
+from deitctl.explanation.attention_maps import forward_with_attention
 from deitctl.exporters.metadata import describe_model
 from deitctl.exporters.network import TOKENS, AttentionClassifier, silence_warnings, trace
 from deitctl.exporters.onnx import export_onnx
@@ -127,7 +127,7 @@ def test_it_answers_as_the_model_and_its_attention_is_that_of_the_last_block(
     )
     images = normalize(pixels.permute(0, 3, 1, 2), loaded.model_config.preprocessing)
     wanted = (
-        attend(loaded.model, images)
+        forward_with_attention(loaded.model, images)
         .kept[-1]
         .mean(dim=1)[:, :tokens, tokens:]
         .reshape(3, tokens, 2, 2)

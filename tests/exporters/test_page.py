@@ -21,7 +21,7 @@ from deitctl.data.decode import read_image
 from deitctl.data.eval_transform import eval_transform
 from deitctl.errors import DeitctlError
 from deitctl.events import SilentReporter
-from deitctl.explanation.attention import attend
+from deitctl.explanation.attention_maps import forward_with_attention
 from deitctl.exporters import web
 from deitctl.exporters.metadata import describe_model
 from deitctl.exporters.network import ExportedClassifier
@@ -184,7 +184,7 @@ def test_attention_of_both_tokens_is_that_of_the_last_block(opened, model, image
     )
     view = eval_transform(read_image(images[0]), model.model_config.preprocessing)[None]
     normalized = normalize(torch.from_numpy(view), model.model_config.preprocessing)
-    wanted = attend(model.model, normalized).kept[-1].mean(dim=1)[0, :2, 2:]
+    wanted = forward_with_attention(model.model, normalized).attention[-1].mean(dim=1)[0, :2, 2:]
     assert attention[0] == 2
     np.testing.assert_allclose(attention[1], wanted.flatten(), atol=1e-5)
 
