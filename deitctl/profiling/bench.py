@@ -254,7 +254,9 @@ class StageTable:
             stage = replace(
                 stage,
                 images_per_second=rate,
-                images_per_second_iqr=rate * measurement.iqr / measurement.median,
+                images_per_second_iqr=rate * measurement.iqr / measurement.median
+                if len(measurement.times) > 1
+                else None,
                 memory_mib=None if growth is None else growth / 2**20,
                 peak=peak[0] if peak else None,
                 peak_share=rate / peak[1] if peak else None,

@@ -36,7 +36,7 @@ class Stage:
     images_per_second: float | None = None
     """Median; null where the stage could not be measured."""
     images_per_second_iqr: float | None = None
-    """Interquartile range."""
+    """Interquartile range; null for a single sample."""
     memory_mib: float | None = None
     """Peak above what was in use before, without the loader's processes."""
     peak: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,12 @@ def test_a_stage_has_its_memory_and_its_share_of_the_peak() -> None:
     stage = table.measure("a", lambda: torch.ones(2**24), 10, peak=("copy", 20.0))
     assert stage.peak_share == pytest.approx(stage.images_per_second / 20)
     assert stage.memory_mib == pytest.approx(64, rel=0.1)
+
+
+def test_a_single_sample_has_no_interquartile_range() -> None:
+    table = StageTable(CPU, 0.1, lambda _: None)
+    assert table.measure("a", lambda: time.sleep(0.2)).images_per_second_iqr is None
+    assert table.measure("b", lambda: time.sleep(0.001)).images_per_second_iqr is not None
 
 
 def test_work_goes_through_the_items_in_turn() -> None:
