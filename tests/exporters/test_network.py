@@ -128,7 +128,7 @@ def test_it_answers_as_the_model_and_its_attention_is_that_of_the_last_block(
     images = normalize(pixels.permute(0, 3, 1, 2), loaded.model_config.preprocessing)
     wanted = (
         forward_with_attention(loaded.model, images)
-        .kept[-1]
+        .attention[-1]
         .mean(dim=1)[:, :tokens, tokens:]
         .reshape(3, tokens, 2, 2)
     )
