@@ -91,14 +91,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # PEP 562: a public name is imported when it is first used, so that `import deitctl` takes no torch
-    if name not in _MODULES:
-        raise AttributeError(f"module 'deitctl' has no attribute {name!r}")
-    module, _, attribute = _MODULES[name].partition(":")
-    value = getattr(import_module(module), attribute or name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker that saw it would take any name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        # PEP 562: a public name is imported when it is first used, so that `import deitctl` takes no torch
+        if name not in _MODULES:
+            raise AttributeError(f"module 'deitctl' has no attribute {name!r}")
+        module, _, attribute = _MODULES[name].partition(":")
+        value = getattr(import_module(module), attribute or name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -458,7 +458,7 @@ def _collect(arguments: Mapping[str, Any], *, distilled: bool = False) -> _Reque
         del settings["recipe.batch_size"]
     return _Request(
         settings,
-        {dotted_name(key): value for key, value in overrides.items()},
+        {keywords.get(key) or dotted_name(key): value for key, value in overrides.items()},
         arguments.get("reporter") or SilentReporter(),
         distilled,
         auto,

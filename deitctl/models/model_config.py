@@ -41,11 +41,17 @@ class Preprocessing:
     """
 
     img_size: int = 224
+    """Side of the input in pixels."""
     crop_pct: float = 0.9  # timm's for DeiT at 224; the released code uses 0.875
+    """Side of the crop relative to the resized image."""
     interpolation: str = "bicubic"
+    """Filter of the resize."""
     crop_mode: str = "center"
+    """`center`, or `squash` for a resize of both sides."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Of the red, green and blue values in 0..1."""
     std: tuple[float, float, float] = IMAGENET_STD
+    """Of the same."""
 
     @property
     def resize_to(self) -> int:

@@ -1,0 +1,160 @@
+"""The Python API: its types as mypy sees them, imports that cost nothing, and docs/python.md as it runs."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import deitctl
+from deitctl.errors import ConfigError
+from deitctl.settings import list_settings
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = """
+from pathlib import Path
+from typing import Any
+
+import deitctl
+
+settings: dict[str, Any] = {"augment.mixup": 0.2}
+result = deitctl.train("photos/", model="deit_tiny", epochs=3, **settings)
+accuracy: float = result.best.top1
+run: Path = result.run
+student = deitctl.distill(data=Path("photos"), teacher="regnety_160", mode="soft", tau=2.0)
+scores = deitctl.evaluate("photos/", model=student.run)
+interval: float = scores.bootstrap["top1"].lower
+for prediction in deitctl.predict(["a.jpg", Path("b.jpg")], model=run, topk=3):
+    label: str = prediction.predictions[0].label
+model = deitctl.load(run)
+best = model.predict("cat.jpg").predictions[0].score
+steps: int = deitctl.plan("photos/").num_steps
+reveal_type(deitctl.train)
+"""
+MISTAKES = {
+    'deitctl.train("photos/", epochs="ten")': "incompatible type",
+    'deitctl.distill(mode="harder")': "incompatible type",
+    'deitctl.export("runs/x", too="onnx")': "Unexpected keyword argument",
+    "deitctl.train().accuracy": 'has no attribute "accuracy"',
+    "deitctl.tran()": "has no attribute",
+}
+
+
+def check_types(source: str, folder: Path) -> str:
+    """Run mypy over a user's file, as one installs it; return what it says."""
+    (folder / "script.py").write_text(source)
+    options = ["--strict", "--config-file=", "--ignore-missing-imports", "--follow-imports=silent"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, "--cache-dir", str(folder / "mypy"), "script.py"],
+        cwd=folder,
+        env=os.environ | {"MYPYPATH": str(ROOT)},  # an editable installation has no files to find
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_mypy_sees_the_types_and_a_wrong_argument(tmp_path: Path) -> None:
+    wrong = "".join(f"{line}\n" for line in MISTAKES)
+    lines = check_types(f"{SCRIPT}\n{wrong}", tmp_path).splitlines()
+    offset = len(SCRIPT.splitlines()) + 2
+    messages = dict.fromkeys(range(offset, offset + len(MISTAKES)), "")
+    for line in lines:
+        if found := re.match(r"script.py:(\d+): error: (.*)", line):
+            number = int(found[1])
+            assert number in messages, line  # no error in the script itself
+            messages[number] += found[2]
+    for message, part in zip(messages.values(), MISTAKES.values(), strict=True):
+        assert part in message
+    revealed = next(line for line in lines if "Revealed type" in line)
+    assert "epochs: int | None" in revealed or "epochs: builtins.int | None" in revealed
+    assert "TrainResult" in revealed
+
+
+def test_every_public_name_is_listed_and_resolves() -> None:
+    assert set(deitctl.__all__) <= set(dir(deitctl))
+    for name in deitctl.__all__:
+        assert getattr(deitctl, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        deitctl.nothing  # noqa: B018
+
+
+def test_no_module_takes_the_place_of_a_function() -> None:
+    import deitctl.exporters.export
+    import deitctl.packing.pack
+
+    for name in deitctl.__all__:
+        assert not inspect.ismodule(getattr(deitctl, name)), name
+
+
+def test_importing_deitctl_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, deitctl; deitctl.train, deitctl.distill, dir(deitctl)\n"
+        "sys.exit(bool({'torch', 'numpy', 'PIL', 'typer', 'rich'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_keywords_of_training_are_the_settings() -> None:
+    """What is not declared in the configuration is an argument of the function alone."""
+    keywords = {s.keyword for s in list_settings() if s.option.panel}
+    own = {"data", "recipe", "resume", "config", "reporter", "overrides"}
+    assert inspect.signature(deitctl.train).parameters.keys() - own <= keywords
+    assert inspect.signature(deitctl.distill).parameters.keys() - own - {"student"} <= keywords
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epochz": 3}, r"no setting 'recipe.epochz'.*Did you mean 'recipe.epochs'"),
+        ({"augment.mixxup": 3}, "no setting 'recipe.augment.mixxup'"),
+        ({"epochs": "many"}, "does not fit"),
+        ({"model": "deit_tinny"}, "deit_tiny"),
+        ({"config": "gone.toml"}, "gone.toml has its own data"),
+        ({"resume": "gone"}, "gone is not a run"),
+        ({"resume": "gone", "output": "x"}, "gone has its own output"),
+        ({"teacher_cache": "x"}, "'distill.teacher_cache' cannot be set"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    arguments: dict, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(deitctl.DeitctlError, match=message):
+        deitctl.train("digits", **arguments)
+
+
+def test_mode_none_is_training_without_a_teacher() -> None:
+    planned = deitctl.plan("digits", distilled=True, mode="none", teacher="regnety_002", views=3)
+    assert planned.teacher is None
+    with pytest.raises(ConfigError, match="--mode none has no teacher"):
+        deitctl.cache_teacher("digits", mode="none")  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_page_run(
+    image_folder: Callable[..., Path],
+    make_image: Callable[..., Image.Image],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts = {"train/cat": 6, "train/dog": 6, "val/cat": 2, "val/dog": 2}
+    monkeypatch.chdir(image_folder(counts, root="photos").parent)
+    make_image(48, 40).save("cat.jpg")
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(blocks) > 5
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "docs/python.md", "exec"), names)
+    assert (tmp_path / "runs" / "photos" / "figures" / "curves.png").is_file()
+    assert (tmp_path / "report.html").is_file()
