@@ -61,7 +61,7 @@ def main() -> None:
         try:
             whole = deitctl(*TRAIN, "--output", str(root / "whole"))
             assert whole.returncode == 0, whole.stderr
-            size = sum(f.stat().st_size for f in (root / "whole" / "state").iterdir())
+            size = sum(f.stat().st_size for f in (root / "whole" / "checkpoint").iterdir())
             print(f"a state takes {size / MEGABYTE:.1f} MB")
             room = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
             (disk / "ballast").write_bytes(
@@ -69,7 +69,7 @@ def main() -> None:
             )  # room for the model, one state, no second
             full = deitctl(*TRAIN, "--output", str(disk / "run"))
             print(f"exit {full.returncode}: {full.stderr.strip()}")
-            step = json.loads((disk / "run" / "state" / "state.json").read_text())["step"]
+            step = json.loads((disk / "run" / "checkpoint" / "state.json").read_text())["step"]
             left = sorted(p.name for p in (disk / "run").iterdir())
             print(f"the state that is left: of step {step}; in the run's folder: {', '.join(left)}")
             (disk / "ballast").unlink()
@@ -77,9 +77,9 @@ def main() -> None:
             print(f"room made, resumed: exit {again.returncode} {again.stderr.strip()}")
             files = (
                 "model.safetensors",
-                "state/model.safetensors",
-                "state/optimizer.safetensors",
-                "state/ema.safetensors",
+                "checkpoint/model.safetensors",
+                "checkpoint/optimizer.safetensors",
+                "checkpoint/ema.safetensors",
             )
             same = [
                 (disk / "run" / f).read_bytes() == (root / "whole" / f).read_bytes() for f in files

@@ -116,13 +116,13 @@ def start(command: list[str], cache: Path) -> subprocess.Popen[bytes]:
 
 def content(run: Path) -> dict[str, object]:
     """Return everything of a run that must be the same."""
-    files = sorted([*run.glob("*.safetensors"), *(run / "state").glob("*.safetensors")])
+    files = sorted([*run.glob("*.safetensors"), *(run / "checkpoint").glob("*.safetensors")])
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    state = json.loads((run / "state" / "state.json").read_text())
+    state = json.loads((run / "checkpoint" / "state.json").read_text())
     return {
         **{str(f.relative_to(run)): f.read_bytes() for f in files},
         "log": [{k: v for k, v in record.items() if k not in TIMES} for record in log],
-        "state": {k: v for k, v in state.items() if k not in ("seconds", "log_size")},
+        "state": {k: v for k, v in state.items() if k not in ("seconds", "log_bytes")},
     }
 
 
@@ -159,7 +159,7 @@ def family(pid: int) -> list[int]:
 def step_of(run: Path) -> int:
     """Return the step of the state that is saved, 0 for none."""
     try:
-        return int(json.loads((run / "state" / "state.json").read_text())["step"])
+        return int(json.loads((run / "checkpoint" / "state.json").read_text())["step"])
     except (OSError, ValueError):
         return 0
 

@@ -108,7 +108,7 @@ def main() -> None:
             "--set",
             "optim.weight_decay=0",
         )
-        start = load_file(root / "no steps" / "state" / "model.safetensors")
+        start = load_file(root / "no steps" / "checkpoint" / "model.safetensors")
         reference = None
         for way, (processes, options) in WAYS.items():
             deitctl(
@@ -120,7 +120,7 @@ def main() -> None:
                 *options,
                 processes=processes,
             )
-            weights = load_file(root / way / "state" / "model.safetensors")
+            weights = load_file(root / way / "checkpoint" / "model.safetensors")
             reference = reference or weights
             moved = torch.cat([(weights[k] - start[k]).flatten().abs() for k in weights])
             apart = torch.cat([(weights[k] - reference[k]).flatten().abs() for k in weights])

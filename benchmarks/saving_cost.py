@@ -23,6 +23,7 @@ from deitctl.recipes import PAPER
 from deitctl.training.checkpointer import AsyncCheckpointer
 from deitctl.training.ema import ExponentialMovingAverage
 from deitctl.training.optim import build_optimizer
+from deitctl.training.run_dir import Run
 from deitctl.training.state import Progress, TrainState
 
 INTERVAL = 300.0
@@ -55,20 +56,16 @@ def main() -> None:
     for name in ("deit_tiny", "deit_small", "deit_base"):
         state = state_of(name)
         with tempfile.TemporaryDirectory() as folder:
-            saver, copies, writes = (
-                AsyncCheckpointer(Path(folder) / "state", Path(folder) / "metrics.jsonl", "5m"),
-                [],
-                [],
-            )
+            checkpointer, copies, writes = AsyncCheckpointer(Run(Path(folder)), "5m"), [], []
             for _ in range(5):
                 start = time.monotonic()
-                saver.copy(state)
+                checkpointer.stage(state)
                 copied = time.monotonic()
-                saver.write_copy()
-                saver.finish()
+                checkpointer.write()
+                checkpointer.finish()
                 copies.append(copied - start)
                 writes.append(time.monotonic() - copied)
-            size = sum(f.stat().st_size for f in (Path(folder) / "state").iterdir()) / 2**20
+            size = sum(f.stat().st_size for f in (Path(folder) / "checkpoint").iterdir()) / 2**20
         copy, write = statistics.median(copies), statistics.median(writes)
         print(
             f"{name:10} {size:7.0f} MiB   copy {copy:.3f} s   write {write:.2f} s   share of {INTERVAL:.0f} s: "

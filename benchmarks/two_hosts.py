@@ -45,9 +45,9 @@ TRAIN = (
 )
 FILES = (
     "model.safetensors",
-    "state/model.safetensors",
-    "state/ema.safetensors",
-    "state/optimizer.safetensors",
+    "checkpoint/model.safetensors",
+    "checkpoint/ema.safetensors",
+    "checkpoint/optimizer.safetensors",
 )
 
 
@@ -125,7 +125,7 @@ def start(host: int, job: str, run: Path) -> subprocess.Popen[str]:
 def step_of(run: Path) -> int:
     """Return the step of the state that is saved."""
     try:
-        return int(json.loads((run / "state" / "state.json").read_text())["step"])
+        return int(json.loads((run / "checkpoint" / "state.json").read_text())["step"])
     except (OSError, ValueError):
         return 0
 

@@ -149,12 +149,12 @@ class Trainer:
         self, device: Device, label: str, stop: StopRequest | SaveOrStop | None = None
     ) -> EvalResult:
         """Evaluate the model's present weights on the validation images; `stop` handles signals between batches."""
-        setup = self.setup
+        setup, model_config = self.setup, self.setup.model_config
         eval_model = EvalModel(
             model=self.state.model,
-            preprocessing=setup.model_config.preprocessing,
-            rows=tuple(range(setup.model_config.num_classes)),
-            head=setup.model_config.head,
+            preprocessing=model_config.preprocessing,
+            rows=tuple(range(model_config.num_classes)),
+            head=model_config.head,
             teacher_preds=setup.teacher.val_predictions if setup.teacher else None,
         )
         (result,) = validate(

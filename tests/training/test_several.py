@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.dataset import ImageDataset, select
 from deitctl.device import choose_device
+from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.validate import validate
 from deitctl.events import SilentReporter
 from deitctl.models.factory import load_model
@@ -70,7 +71,7 @@ def read_model_config(root: Path, teacher: Path | None) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory, taught_once: Path) -> Path:
-    """Where two processes have trained `plain` and `taught`, filled the target cache of `taught` and evaluated seven images."""
+    """Where two processes trained `plain` and `taught`, filled the cache of `taught` and evaluated seven images."""
     out = tmp_path_factory.mktemp("together")
     configs = [
         read_model_config(out / "plain", None),
@@ -79,7 +80,7 @@ def together(tmp_path_factory: pytest.TempPathFactory, taught_once: Path) -> Pat
     for config in configs:
         Path(f"{config.output_dir}.toml").write_text(write_toml(config))
     program = Path(__file__).with_name("together.py")
-    files = [f"{c.output}.toml" for c in configs]
+    files = [f"{c.output_dir}.toml" for c in configs]
     done = subprocess.run(
         [*LAUNCH, str(program), str(out), *files], env=ENVIRONMENT, capture_output=True, text=True
     )
@@ -132,12 +133,15 @@ def test_both_processes_return_the_result_of_all_images(together: Path, little: 
     assert {**first, "rank": 1} == second
     assert first["size"] == 2
     loaded = load_model(str(together / "plain"), reporter=SilentReporter())
-    alone = validate(
-        loaded.model,
-        select(little[1], range(7)),
-        loaded.model_config.preprocessing,
+    eval_model = EvalModel(
+        model=loaded.model,
+        preprocessing=loaded.model_config.preprocessing,
         rows=tuple(range(10)),
         head="cls",
+    )
+    (alone,) = validate(
+        [eval_model],
+        select(little[1], range(7)),
         device=choose_device("cpu", "fp32"),
         batch_size=2,
         workers=0,
@@ -152,7 +156,7 @@ def test_both_processes_return_the_result_of_all_images(together: Path, little: 
 def test_processes_share_the_missing_teacher_targets(together: Path) -> None:
     """The training computed some targets, `cache-teacher` the rest: no record of 22 bytes is left empty."""
     record = json.loads((together / "rank-0.json").read_text())
-    files = sorted((together / "taught-targets").glob("*.targets"))
+    files = sorted((together / "taught-targets").glob("view-*.bin"))
     assert len(files) == 2
     assert all(b"\0" * 22 not in file.read_bytes() for file in files)
     assert 0 < record["num_computed"] < 2 * 60
@@ -232,13 +236,13 @@ def test_a_process_that_dies_takes_the_job_down_and_a_restart_ends_as_if_it_had_
         assert (run / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
-def test_commands_that_cannot_share_their_work_say_so() -> None:
+def test_commands_of_one_process_refuse_torchrun() -> None:
     command = [sys.executable, "-m", "deitctl", "predict", "x.jpg"]
     environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "[process 1] error: predict works in one process. torchrun is for train, distill, teach, eval."
+        "[process 1] error: predict works in one process. torchrun is for train, distill, cache-teacher, eval."
     ]
 
 

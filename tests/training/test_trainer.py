@@ -226,11 +226,8 @@ def test_training_continues_when_memory_really_runs_out(tmp_path: Path) -> None:
     here = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(here)
     roomy = here.train(str(tmp_path / "roomy"), 0)
-    for room in (
-        "300",
-        "450",
-        "600",
-    ):  # how much address space the allocator breaks up differs from time to time
+    # How much address space the allocator fragments differs from time to time.
+    for room in ("300", "330", "360", "400", "450", "600"):
         command = [sys.executable, str(program), str(tmp_path / room), room]
         done = subprocess.run(
             command,

@@ -14,10 +14,10 @@ from deitctl.data.readers.digits import load_digits
 from deitctl.device import choose_device
 from deitctl.distillation.precompute import cache_teacher
 from deitctl.distributed import process_group
+from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.validate import validate
 from deitctl.events import SilentReporter
 from deitctl.models.factory import load_model
-from deitctl.models.model_config import Preprocessing
 from deitctl.settings import from_dict, read_toml
 from deitctl.training.launch import run_training, train_or_find
 
@@ -45,19 +45,21 @@ def main(out: Path, *files: str) -> None:
             batch_size=8,
         )
         loaded = load_model(str(runs[0].run), reporter=SilentReporter())
-        scores = validate(
-            loaded.model,
-            select(datasets[1], range(7)),
-            loaded.model_config.preprocessing,
+        eval_model = EvalModel(
+            model=loaded.model,
+            preprocessing=loaded.model_config.preprocessing,
             rows=tuple(range(10)),
             head="cls",
+        )
+        (scores,) = validate(
+            [eval_model],
+            select(datasets[1], range(7)),
             device=device,
             batch_size=2,
             workers=0,
             reporter=SilentReporter(),
             world=world,
         )
-        assert isinstance(loaded.model_config.preprocessing, Preprocessing)
         record = {
             "rank": world.rank,
             "size": world.size,
