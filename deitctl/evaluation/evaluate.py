@@ -13,7 +13,7 @@ from torch import nn
 from deitctl.data.classes import NUMBERS, ClassMatch, match_classes
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import BUILT_IN, open_eval_split
-from deitctl.device import INFERENCE_PRECISION, choose_device
+from deitctl.device import INFERENCE_PRECISION, Device, choose_device
 from deitctl.distributed import process_group
 from deitctl.errors import ConfigError, DataError
 from deitctl.evaluation.bootstrap import (
@@ -44,7 +44,7 @@ from deitctl.events import Reporter, SilentReporter
 from deitctl.inference.onnx_classifier import SUFFIX, OnnxClassifier, load_onnx_classifier
 from deitctl.models.catalog import DEFAULT_MODEL
 from deitctl.models.checkpoint_io import CONFIG, load_model_config
-from deitctl.models.factory import WEIGHT_SUFFIXES, LoadedModel, is_model_folder, load_model
+from deitctl.models.factory import WEIGHT_SUFFIXES, is_model_folder, load_model
 from deitctl.models.heads import choose_head
 from deitctl.models.model_config import ModelConfig
 from deitctl.paths import read_json, require_writable, write_bytes, write_json
@@ -123,13 +123,13 @@ def evaluate_models(
     )
     chosen.tune_malloc()
     subjects: list[EvalSubject] = []
-    loaded: LoadedModel | OnnxClassifier
+    network: nn.Module | OnnxClassifier
     for ref in models:
         if save_temperature:
             _require_own_size(ref, img_size)
         if ref.lower().endswith(SUFFIX):
             # An exported file runs on the CPU with the head rule that it was exported with.
-            loaded = load_onnx_classifier(
+            network = load_onnx_classifier(
                 ref,
                 weights=weights,
                 head=head,
@@ -137,13 +137,9 @@ def evaluate_models(
                 device=device,
                 precision=precision,
             )
-            network: nn.Module | OnnxClassifier = loaded
-            rule = loaded.model_config.head
+            model_config, rule = network.model_config, network.model_config.head
         else:
-            loaded = load_model(ref, weights=weights, img_size=img_size, reporter=reporter)
-            network = chosen.to_device(loaded.model)
-            rule = choose_head(head, loaded.model_config.head, loaded.model)
-        model_config = loaded.model_config
+            network, model_config, rule = _load(ref, weights, img_size, head, chosen, reporter)
         if real is not None:
             map_to_imagenet(model_config)  # refuses other models before the work
         match = _match(model_config, dataset, data, reporter)
@@ -249,6 +245,15 @@ def _require_own_size(ref: str, img_size: int) -> None:
             f"--save-temperature is for the model's own input size, {own_size} pixels, not for {img_size}.",
             "Leave out --img-size.",
         )
+
+
+def _load(
+    ref: str, weights: str, img_size: int, head: str, device: Device, reporter: Reporter
+) -> tuple[nn.Module, ModelConfig, str]:
+    """Load a model onto the device; return it with its config and the head rule of its predictions."""
+    loaded = load_model(ref, weights=weights, img_size=img_size, reporter=reporter)
+    rule = choose_head(head, loaded.model_config.head, loaded.model)
+    return device.to_device(loaded.model), loaded.model_config, rule
 
 
 def _match(
