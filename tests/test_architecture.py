@@ -1,4 +1,4 @@
-"""The floors: imports go down or sideways without a circle, never up. What the library may not do, it does not."""
+"""Packages have an order: imports go down or sideways without a circle, never up. The library neither prints nor exits."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CHILD_PROGRAMS = {
 
 
 def rank_of(module: str) -> int | None:
-    """The floor of a module by its top name; the package itself has none and may name everything."""
+    """The place of a module's package; `deitctl` itself has none and may name everything."""
     return RANK[module.split(".")[1]] if "." in module else None
 
 
@@ -79,7 +79,7 @@ def ours(names: set[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("module", FILES)
-def test_every_file_has_a_floor(module):
+def test_every_file_belongs_to_a_package(module):
     assert module == "deitctl" or module.split(".")[1] in RANK
 
 
@@ -89,7 +89,7 @@ def test_imports_never_go_up(module):
     assert not above
 
 
-def test_no_two_modules_need_each_other():
+def test_imports_have_no_circles():
     needs = {m: ours(imports(m, at_module_level=True)) - {m, "deitctl"} for m in FILES}
     done: set[str] = set()
 
@@ -105,12 +105,12 @@ def test_no_two_modules_need_each_other():
 
 
 @pytest.mark.parametrize("module", [m for m in FILES if rank_of(m) == 0])
-def test_the_lowest_floor_knows_no_torch(module):
+def test_the_lowest_modules_import_no_torch(module):
     assert not {n for n in imports(module) if n.split(".")[0] in NO_TORCH}
 
 
 @pytest.mark.parametrize("module", [m for m in FILES if rank_of(m) != TOP])
-def test_rich_and_typer_live_in_the_command_line_alone(module):
+def test_rich_and_typer_are_imported_by_the_command_line_alone(module):
     assert not {n for n in imports(module) if n.split(".")[0] in ("rich", "typer", "click")}
 
 
@@ -136,14 +136,14 @@ def test_the_library_neither_prints_nor_exits(module):
 
 
 @pytest.mark.parametrize("module", [m for m in FILES if m != "deitctl.device"])
-def test_only_one_file_calls_what_only_cuda_has(module):
+def test_cuda_alone_is_called_in_one_file(module):
     text = FILES[module].read_text(encoding="utf-8")
     assert "torch.cuda.synchronize" not in text
     assert "torch.cuda.max_memory" not in text
 
 
 @pytest.mark.parametrize("module", FILES)
-def test_pickles_are_read_as_weights_alone(module):
+def test_checkpoints_are_loaded_with_weights_only(module):
     tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
     for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
         if ast.unparse(call.func) == "torch.load":
@@ -173,7 +173,7 @@ def _is_short_protocol(node: ast.stmt) -> bool:
     return isinstance(node, ast.ClassDef) and any(ast.unparse(b) == "Protocol" for b in node.bases)
 
 
-def test_our_models_start_without_timm_and_torchvision():
+def test_deits_load_without_timm_and_torchvision():
     """design.md, decision 1: half of the start-up of predict, eval and export."""
     code = (
         "import sys, deitctl.models.factory, deitctl.evaluation.evaluate, deitctl.data.open, deitctl.training.state;"
@@ -182,13 +182,13 @@ def test_our_models_start_without_timm_and_torchvision():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_lowest_floor_starts_without_torch():
+def test_the_lowest_modules_load_without_torch():
     modules = ", ".join(m for m in FILES if rank_of(m) == 0)
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_prediction_starts_without_torch():
+def test_prediction_loads_without_torch():
     """Only `inference.torch_classifier` imports it, when a model needs it: an ONNX file does not."""
     code = (
         "import sys, deitctl.inference.classifier, deitctl.inference.onnx_classifier, deitctl.data.eval_transform;"
@@ -209,7 +209,7 @@ from deitctl.training.launch import run_training
 
 augment = replace(DIGITS.augment, rand_augment="rand-m9-mstd0.5-inc1", mixup=0.8, cutmix=1.0, random_erase_prob=0.5)
 recipe = replace(DIGITS, img_size=32, epochs=1, batch_size=16, augment=augment)
-config = TrainConfig(model="deit_tiny", data="digits", recipe=recipe, precision="fp32", workers=0, output=sys.argv[1])
+config = TrainConfig(model="deit_tiny", data="digits", recipe=recipe, precision="fp32", workers=0, output_dir=sys.argv[1])
 train, val = load_digits()
 run_training(config, sources=(select(train, range(32)), select(val, range(16))))
 sys.exit(bool({"timm", "torchvision"} & set(sys.modules)))
