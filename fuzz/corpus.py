@@ -1,4 +1,4 @@
-"""Small sound inputs for the fuzzer to begin with, one folder a target: `python fuzz/corpus.py FOLDER`."""
+"""Small valid inputs for the fuzzer to start from, one folder a target: `python fuzz/corpus.py FOLDER`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from deitctl.settings import write_toml
 KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 
-def images() -> list[bytes]:
-    """Every format that is read, in several modes, some of them turned, several frames, compressed tiffs."""
+def make_images() -> list[bytes]:
+    """Every supported format in several modes, EXIF orientations, animations and TIFF compressions."""
     gray = Image.linear_gradient("L").resize((20, 14))
     exif = Image.Exif()
     exif[0x0112] = 6
-    made = []
+    cases = []
     for kind in KINDS:
         for mode in ("RGB", "RGBA", "L", "P", "1", "I;16", "F", "CMYK", "LA"):
             for options in ({}, {"exif": exif}):
@@ -38,24 +38,24 @@ def images() -> list[bytes]:
                     )
                 except (OSError, ValueError, KeyError, TypeError):
                     continue
-                made.append(buffer.getvalue())
+                cases.append(buffer.getvalue())
     for compression in ("tiff_lzw", "jpeg", "packbits", "tiff_deflate", "group4"):
         buffer = io.BytesIO()
         gray.convert("1" if compression == "group4" else "RGB").save(
             buffer, "TIFF", compression=compression
         )
-        made.append(buffer.getvalue())
+        cases.append(buffer.getvalue())
     for kind in ("GIF", "PNG", "WEBP", "TIFF"):
         buffer = io.BytesIO()
         gray.convert("RGB").save(
             buffer, kind, save_all=True, append_images=[gray.convert("RGB").rotate(90)]
         )
-        made.append(buffer.getvalue())
-    return list(dict.fromkeys(made))
+        cases.append(buffer.getvalue())
+    return list(dict.fromkeys(cases))
 
 
-def configs() -> list[bytes]:
-    """A plain and a distilling run, and lines of --set."""
+def make_configs() -> list[bytes]:
+    """The configurations of a training and a distillation, and lines of --set."""
     plain = TrainConfig(model="deit_tiny", data="digits", recipe=DIGITS)
     distill = DistillConfig(
         teacher="regnety_160",
@@ -75,8 +75,8 @@ def configs() -> list[bytes]:
     ]
 
 
-def checkpoints() -> list[bytes]:
-    """A little state dict as safetensors, as a new and an old pickle, wrapped; config.json with and without names."""
+def make_checkpoints() -> list[bytes]:
+    """Small state dicts as safetensors and as pickles of both formats; config.json with and without class names."""
     state = {
         "patch_embed.proj.weight": torch.ones(192, 1, 16, 1),
         "blocks.11.x": torch.ones(1, dtype=torch.bfloat16),
@@ -85,7 +85,7 @@ def checkpoints() -> list[bytes]:
         "head.weight": torch.ones(2, 192),
     }
     small = {"a.weight": torch.ones(2, 3), "b": torch.arange(4), "c": torch.ones(2).half()}
-    made = [b"s" + save(state), b"s" + save(small)]
+    cases = [b"s" + save(state), b"s" + save(small)]
     for value, new in (
         (small, True),
         (small, False),
@@ -94,7 +94,7 @@ def checkpoints() -> list[bytes]:
     ):
         buffer = io.BytesIO()
         torch.save(value, buffer, _use_new_zipfile_serialization=new)
-        made.append(b"p" + buffer.getvalue())
+        cases.append(b"p" + buffer.getvalue())
     model_config = ModelConfig(
         architecture="deit_tiny_patch16_224",
         num_classes=2,
@@ -106,53 +106,53 @@ def checkpoints() -> list[bytes]:
         model_config,
         replace(model_config, class_names=None, descriptions=None, model_args={"depth": 3}),
     )
-    return made + [b"c" + json.dumps(to_timm_config(c, **layers)).encode() for c in model_configs]
+    return cases + [b"c" + json.dumps(to_timm_config(c, **layers)).encode() for c in model_configs]
 
 
-def caches() -> list[bytes]:
+def make_caches() -> list[bytes]:
     """A complete cache of each codec, and a truncated one."""
-    made = []
+    cases = []
     for number, codec in enumerate(CODECS):
         records = codec.encode(torch.rand(IMAGES, codec.num_classes).softmax(dim=1)).tobytes()
         head = b"x" * number + b"\n" + json.dumps(STAMP).encode() + SEPARATOR
-        made += [head + records, head + records[:-3]]
-    return made
+        cases += [head + records, head + records[:-3]]
+    return cases
 
 
-def data_sets() -> list[bytes]:
-    """Tars in three dialects, with and without parts, and tables."""
+def make_datasets() -> list[bytes]:
+    """Tars in three dialects, with and without splits, and tables."""
     buffer = io.BytesIO()
     Image.new("L", (2, 2)).save(buffer, "PPM")
-    made = []
+    cases = []
     for dialect in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         for names in (
             ("a/0.ppm", "b/1.ppm"),
             ("train/a/0.ppm", "val/ä/1.ppm", "x" * 120 + "/y/2.ppm"),
         ):
-            whole = io.BytesIO()
-            with tarfile.open(fileobj=whole, mode="w", format=dialect) as archive:
+            data = io.BytesIO()
+            with tarfile.open(fileobj=data, mode="w", format=dialect) as archive:
                 for name in names:
                     member = tarfile.TarInfo(name)
                     member.size = len(buffer.getvalue())
                     archive.addfile(member, io.BytesIO(buffer.getvalue()))
-            made.append(b"t" + whole.getvalue()[: whole.tell()].rstrip(b"\0") + b"\0" * 1024)
+            cases.append(b"t" + data.getvalue()[: data.tell()].rstrip(b"\0") + b"\0" * 1024)
     return [
-        *made,
+        *cases,
         b"cpath,label\na.png,x\nb.png,y\n",
         b'cpath,label,split\n"a\n.png",x,train\n../b.png,y,val\n',
     ]
 
 
 def main(root: Path) -> None:
-    """Write a folder of files a target."""
-    made = {
-        "image": images,
-        "config": configs,
-        "checkpoint": checkpoints,
-        "target_cache": caches,
-        "data": data_sets,
+    """Write one folder of files a target."""
+    makers = {
+        "image": make_images,
+        "config": make_configs,
+        "checkpoint": make_checkpoints,
+        "target_cache": make_caches,
+        "data": make_datasets,
     }
-    for name, make in made.items():
+    for name, make in makers.items():
         (root / name).mkdir(parents=True, exist_ok=True)
         for number, case in enumerate(make()):
             (root / name / f"{number:03d}").write_bytes(case)

@@ -24,7 +24,7 @@ with atheris.instrument_imports(
 
 
 def main() -> None:
-    """Run until a case is found, or the time given is over."""
+    """Run until a failing input is found or the time limit is reached."""
     target = targets.TARGETS[sys.argv[1]]
     warnings.simplefilter("ignore")
 

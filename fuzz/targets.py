@@ -1,4 +1,4 @@
-"""What is fuzzed: each target takes any bytes, and nothing but a `DeitctlError` may be raised inside it."""
+"""Fuzz targets: each takes arbitrary bytes, and may raise nothing but a `DeitctlError` inside."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ STAMP = {"teacher": "t", "num_classes": 5, "view_augmentation": {"hflip": 0.5}}
 
 
 @contextmanager
-def folder() -> Iterator[Path]:
-    """Lend a folder in memory."""
+def open_temp_dir() -> Iterator[Path]:
+    """Make a folder, in memory where possible, that is removed afterwards."""
     shared = Path("/dev/shm")
     root = Path(tempfile.mkdtemp(dir=shared if shared.is_dir() else None))
     try:
@@ -49,7 +49,7 @@ def folder() -> Iterator[Path]:
 
 
 def image(data: bytes) -> None:
-    """Decode an image and cut its evaluation view."""
+    """Decode an image and apply the evaluation transform."""
     with suppress(DeitctlError):
         image = decode(data, "x")
         assert image.mode == "RGB"
@@ -57,9 +57,9 @@ def image(data: bytes) -> None:
 
 
 def config(data: bytes) -> None:
-    """Read a run.toml; what is accepted can be written and says the same again. Then lines of `--set`."""
+    """Read a run.toml, which must survive writing and reading again; then lines of `--set`."""
     toml, _, lines = data.partition(SEPARATOR)
-    with folder() as root, suppress(DeitctlError):
+    with open_temp_dir() as root, suppress(DeitctlError):
         (root / "run.toml").write_bytes(toml)
         read = from_dict(TrainConfig, read_toml(root / "run.toml"), "run.toml")
         (root / "again.toml").write_bytes(write_toml(read).encode())
@@ -72,9 +72,9 @@ def config(data: bytes) -> None:
 
 
 def checkpoint(data: bytes) -> None:
-    """Read weights, by the first byte as safetensors or a pickle, or a config.json; then find out what they are of."""
+    """Read weights, by the first byte as safetensors or a pickle, or a config.json; then infer the architecture."""
     kind, body = data[:1], data[1:]
-    with folder() as root, suppress(DeitctlError):
+    with open_temp_dir() as root, suppress(DeitctlError):
         if kind == b"c":
             (root / "config.json").write_bytes(body)
             load_model_config(root)
@@ -97,7 +97,7 @@ def target_cache(data: bytes) -> None:
     kind, _, rest = data.partition(b"\n")
     codec = CODECS[len(kind) % len(CODECS)]
     stamp, _, view = rest.partition(SEPARATOR)
-    with folder() as root, suppress(DeitctlError):
+    with open_temp_dir() as root, suppress(DeitctlError):
         (root / "cache.json").write_bytes(stamp or json.dumps(STAMP).encode())
         (root / "view-00000.bin").write_bytes(view)
         cache = open_cache(root, STAMP, codec, IMAGES)
@@ -112,24 +112,24 @@ def target_cache(data: bytes) -> None:
         cache.mark_unreadable([(0, 0)])
 
 
-def _summed(tar: bytes) -> bytes:
-    """Mend the checksum of each tar header, which no mutation would hit."""
-    whole = bytearray(tar)
-    for at in range(0, len(whole) - 511, 512):
-        if whole[at + 257 : at + 262] == b"ustar":
-            whole[at + 148 : at + 156] = b" " * 8
-            whole[at + 148 : at + 156] = b"%06o\0 " % sum(whole[at : at + 512])
-    return bytes(whole)
+def _fix_checksums(tar: bytes) -> bytes:
+    """Set the checksum of each tar header, which hardly any mutation would get right."""
+    fixed = bytearray(tar)
+    for at in range(0, len(fixed) - 511, 512):
+        if fixed[at + 257 : at + 262] == b"ustar":
+            fixed[at + 148 : at + 156] = b" " * 8
+            fixed[at + 148 : at + 156] = b"%06o\0 " % sum(fixed[at : at + 512])
+    return bytes(fixed)
 
 
 def data(data: bytes) -> None:
-    """Open a tar or, by the first byte, a table, and read what is in it."""
-    with folder() as root, suppress(DeitctlError):
+    """Open a tar (first byte `t`) or a table, and read its images."""
+    with open_temp_dir() as root, suppress(DeitctlError):
         path = root / ("x.tar" if data[:1] == b"t" else "x.csv")
-        path.write_bytes(_summed(data[1:]) if data[:1] == b"t" else data[1:])
-        opened = open_dataset(str(path), SilentReporter())
-        for dataset in (opened.train, opened.val, opened.unsplit):
-            for index in range(len(dataset.labels) if dataset is not None else 0):
+        path.write_bytes(_fix_checksums(data[1:]) if data[:1] == b"t" else data[1:])
+        splits = open_dataset(str(path), SilentReporter())
+        for dataset in (splits.train, splits.val, splits.unsplit):
+            for index in range(0 if dataset is None else len(dataset.labels)):
                 assert dataset is not None
                 with suppress(DeitctlError):
                     dataset.read(index)
