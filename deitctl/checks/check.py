@@ -89,6 +89,7 @@ def check(
             split, flat_issues = label_flat_split(split, labels, class_names)
             issues += flat_issues
         splits.append(split)
+    # before the images are read, so that it fails early
     manifest = _build_manifest(splits, Path(write_manifest)) if write_manifest else b""
     with translate_worker_errors("Use fewer processes: --workers 0"):
         issues += [*check_classes(splits), *check_images(splits, workers, reporter)]
@@ -110,6 +111,7 @@ def check(
 
 def _require_writable(path: Path) -> None:
     """Raise before the images are read, not after."""
+    # parents that do not exist are made when it is written
     folder = next(p for p in path.absolute().parents if p.exists())
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise DataError(f"Cannot write {path}.", "Name a file in a writable folder.")
@@ -134,6 +136,7 @@ def _build_manifest(splits: Sequence[Split], path: Path) -> bytes:
                 f"{split.root} has no classes to write into a manifest.", "Pass --ground-truth."
             )
         for index, label in enumerate(split.dataset.labels.tolist()):
+            # not resolved: links keep the names that the user gave them
             file = Path(os.path.abspath(split.dataset.name(index)))
             if not index and not split.root and not file.is_file():
                 raise DataError("A manifest lists files, and these images are no files.")

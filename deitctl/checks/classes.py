@@ -30,6 +30,7 @@ def check_classes(splits: Sequence[Split]) -> Iterator[Issue]:
         yield from _compare(train.dataset.class_names, val.dataset.class_names)
     for split in labeled.values():
         yield from _check_names(split)
+    # validation may be small, and of other proportions
     trained = train or labeled.get(ALL)
     if trained is not None:
         yield from _check_counts(trained)
@@ -74,9 +75,11 @@ def _check_names(split: Split) -> Iterator[Issue]:
     yield from report("empty_class", len(empty), empty, remedies=deletions)
     natural = sorted(names, key=make_natural_key)
     moved = [(a, b) for a, b in zip(names, natural, strict=True) if a != b]
+    # one pair shows it: a class out of order shifts all that follow
     examples = [f"{split.name}: number {names.index(a)} is {a!r} or {b!r}" for a, b in moved[:1]]
     yield from report("folder_order", len(moved), examples)
     numbers = {int(name) for name in names if name.isdecimal()}
+    # Caffe counts from 0, the devkit from 1
     first = min(numbers, default=0)
     numbered = (
         len(names) == len(numbers) == IMAGENET_CLASSES
@@ -103,6 +106,7 @@ def _find_similar_names(splits: Sequence[Split]) -> Iterator[Issue]:
     """Find several spellings of one name, an error where classes of splits do not match by it."""
     by_name: dict[str, dict[str, list[Split]]] = {}
     for split in splits:
+        # empty folders too: `train` leaves them out, and other tools do not
         for name in (*split.dataset.class_names, *split.empty):
             by_name.setdefault(normalize_name(name), {}).setdefault(name, []).append(split)
     similar = [spellings for spellings in by_name.values() if len(spellings) > 1]
@@ -130,5 +134,6 @@ def _rename(similar: Iterable[dict[str, list[Split]]]) -> Iterator[Remedy]:
             for split in spellings[name]:
                 if split.root:
                     root = Path(split.root)
+                    # a split with both spellings has two folders, which become one
                     action = "merge" if split in spellings[first] else "rename"
                     yield Remedy(str(root / name), "similar_class_names", action, str(root / first))

@@ -104,6 +104,7 @@ class _DuplicatePairs:
 
     def _delete(self, extra: str, original: str) -> Remedy:
         """Delete one of two, unless they are one file, listed twice or behind a link."""
+        # deleting one name of a file, or the target of a link, would delete the image
         linked = os.path.realpath(extra) == os.path.realpath(original)
         if extra == original or (linked and not os.path.islink(extra)):
             return Remedy(extra, self.code, "review", original)
@@ -122,6 +123,7 @@ def find_exact_duplicates(
     """
     same = group_rows(digests)
     first = _find_first(same)
+    # within a split, so that a leaked image does not hide a duplicate beside it
     first_in_split = _find_first(group_rows(np.stack([same, splits.astype(np.int64)], axis=1)))
     here = np.arange(len(same))
     leaks = splits[first] != splits
@@ -174,6 +176,7 @@ def find_near_pairs(hashes: NDArray[np.uint8], distance: int) -> Iterator[tuple[
         key = key[order]
         left, step = np.arange(len(key) - 1), 1
         while len(left) and step <= MAX_NEIGHBORS:
+            # equal keys are neighbors: those that end here need no larger step
             left = left[key[left] == key[left + step]]
             a, b = order[left], order[left + step]
             close = np.bitwise_count(words[a] ^ words[b]).sum(axis=1) <= distance
@@ -185,6 +188,7 @@ def find_near_pairs(hashes: NDArray[np.uint8], distance: int) -> Iterator[tuple[
 
 def group_rows(rows: NDArray[np.generic]) -> Index:
     """Number the distinct rows of a matrix [N,K]; equal rows get equal numbers, [N]."""
+    # rows as single values, because np.unique with axis=0 compares them column by column
     flat = (
         np.ascontiguousarray(rows)
         .view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))

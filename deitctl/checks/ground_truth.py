@@ -34,6 +34,7 @@ def read_ground_truth(path: Path) -> dict[str, str]:
     if path.is_dir():
         path = _find_devkit_file(path)
     try:
+        # spreadsheets begin a CSV with a byte-order mark
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
@@ -42,6 +43,7 @@ def read_ground_truth(path: Path) -> dict[str, str]:
     lines = [line for line in lines if line.strip()]
     if not lines:
         raise DataError(f"The ground truth {path} is empty.")
+    # the devkit, one number for each image in order
     if all(line.strip().isdecimal() for line in lines):
         wordnet_ids = _read_devkit_classes(path.parent / "meta.mat")
         return {
@@ -49,6 +51,7 @@ def read_ground_truth(path: Path) -> dict[str, str]:
             for i, n in enumerate(lines, start=1)
         }
     if lines[0].replace(" ", "").lower() == "imageid,predictionstring":
+        # a row is the label and boxes: n01440764 240 170 260 240
         kaggle = (r for r in csv.reader(lines[1:]) if len(r) > 1 and r[1].strip())
         return _validate(((row[0], row[1].split()[0]) for row in kaggle), path)
     rows = csv.reader(lines) if "," in lines[0] else (line.split(None, 1) for line in lines)
@@ -134,6 +137,7 @@ def label_flat_split(
         raise DataError(
             f"The ground truth names none of the images in {split.root}, such as {Path(paths[0]).name}."
         )
+    # numbers may be of the devkit or of a framework, whose orders differ
     numbers = by_path and all(label.isdecimal() for label in by_path.values())
     if numbers and class_names and not class_names.issuperset(by_path.values()):
         raise DataError(

@@ -85,6 +85,7 @@ def inspect_image(dataset: ImageDataset, index: int) -> ImageInfo:
     try:  # an image of an array in memory has no header
         image = dataset.read(index) if header is None else decode(data, name)
     except DataError as error:
+        # without the name, which may contain any word itself
         return ImageInfo(_classify_error(data, str(error).replace(name, "")), str(error))
     stored = header or ImageInfo()
     if isinstance(dataset, PackDataset):
@@ -120,6 +121,7 @@ def difference_hash(image: Image.Image) -> bytes:
         ).ravel()
         for size, axis in (((9, 8), 1), ((8, 9), 0))
     )
+    # int16, because differences of uint8 wrap around
     steps = np.concatenate([across, down])
     return np.packbits(steps > 0).tobytes() if (np.abs(steps) > 1).sum() >= MIN_EDGES else b""
 
@@ -134,6 +136,7 @@ def is_image(path: str) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # only formats that deitctl reads
             Image.open(path, formats=tuple(EXTENSION_BY_FORMAT)).close()
             return True
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):

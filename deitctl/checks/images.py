@@ -70,6 +70,7 @@ class _Inspection:
         """Enter the next image."""
         index, self.count = self.count, self.count + 1
         if info.issue:
+            # messages of the examples only: there may be millions
             if self._enter(info.issue, "", index) <= NUM_EXAMPLES:
                 self.errors[index] = info.error
             return
@@ -92,6 +93,7 @@ class _Inspection:
             counts = [
                 f"{detail}: {len(indices)}" for detail, indices in by_detail.items() if detail
             ]
+            # examples of every detail, not of the first one alone
             per_detail = max(1, NUM_EXAMPLES // len(by_detail))
             examples = [i for indices in by_detail.values() for i in indices[:per_detail]]
             yield from report(

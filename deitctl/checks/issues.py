@@ -267,6 +267,7 @@ def merge_issues(issues: Iterable[Issue]) -> tuple[Issue, ...]:
     by_code: dict[str, list[Issue]] = {}
     for issue in issues:
         by_code.setdefault(issue.code, []).append(issue)
+    # train and val report for themselves
     merged = [_merge(code, by_code[code]) for code in ISSUES if code in by_code]
     return tuple(sorted(merged, key=lambda issue: SEVERITIES.index(issue.severity)))
 
@@ -310,6 +311,7 @@ def resolve_conflicts(issues: Iterable[Issue]) -> Iterator[Remedy]:
     ordered = sorted(
         issues, key=lambda i: FOLDER_ISSUES.index(i.code) if i.code in FOLDER_ISSUES else -1
     )
+    # known before the first row, because a file may be moved by an earlier issue
     deleted = {r.file for issue in ordered for r in issue.remedies() if r.action == "delete"}
     handled: set[str] = set()
     targets: set[str] = set()

@@ -77,6 +77,7 @@ def survey(ref: str, reporter: Reporter) -> Survey:
     try:
         data = open_dataset(ref, quiet)
     except DataError:
+        # the issue says how to label the images, the error does not
         if any(issue.code == "flat_split" for issue in issues):
             return Survey(ref, [], issues)
         raise
@@ -103,6 +104,7 @@ class _ProgressReporter(SilentReporter):
 
 def _survey_folder(path: Path, reporter: Reporter) -> Survey:
     result = Survey(str(path))
+    # unpacking may nest folders several times
     while inner := _find_nested_data(path):
         result.issues += report("nested_split", 1, [str(inner)])
         path = inner
@@ -144,6 +146,7 @@ def _find_split_folders(path: Path) -> dict[str, Path]:
     names = {f: f.casefold() for f in folders if f.casefold() in (*TRAIN_NAMES, *VAL_NAMES)}
     deep = [f for f in names if _list_folders(path / f)]
     flat = [f for f in names if f not in deep and _list_images(path / f)]
+    # a class may be called train, too
     candidates = [*deep, *flat] if deep or len(names) == len(folders) else []
     splits: dict[str, Path] = {}
     for folder in sorted(candidates, key=lambda f: (f in flat, f != names[f])):
@@ -247,6 +250,7 @@ def _check_strays(root: Path, folders: Iterable[str]) -> Iterator[Issue]:
 def _walk(folder: Path, unreadable: _Names) -> Iterator[tuple[str, list[str]]]:
     """Yield every folder below and its visible files; follow links, but enter no folder twice."""
     above = os.stat(folder.parent)
+    # by device and inode, because a link to a parent would have no end
     seen = {(above.st_dev, above.st_ino)}
     for current, folders, files in os.walk(
         folder, onerror=lambda e: unreadable.add(str(e.filename)), followlinks=True
@@ -265,6 +269,7 @@ def _report_other_files(by_extension: dict[str, _Names]) -> Iterator[Issue]:
     unread = {
         extension
         for extension, names in by_extension.items()
+        # of an unknown extension the first files stand for all
         if extension in UNREAD or any(map(is_image, names.examples[:NUM_SNIFFED]))
     }
     for code, extensions in (
@@ -286,6 +291,7 @@ def _check_tar(path: Path) -> Iterator[Issue]:
     others: dict[str, _Names] = {}
     images: dict[tuple[str, ...], _Names] = {}  # by folder
     try:
+        # uncompressed only, as training reads it: images are at offsets
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 name = PurePosixPath(member.name.removeprefix("./"))
@@ -307,6 +313,7 @@ def _check_tar(path: Path) -> Iterator[Issue]:
         if splits:
             below = {f[1:]: names for f, names in images.items() if f[:1] == (split,)}
         loose = below.get((), _Names())
+        # beside class folders they are left out, alone they are the split
         code = "flat_split" if len(below) == 1 else "loose_images"
         yield from report(code, loose.count, loose.examples)
     yield from _report_other_files(others)

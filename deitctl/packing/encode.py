@@ -63,6 +63,7 @@ class EncodedImage(NamedTuple):
 
 def compute_digest(data: bytes) -> int:
     """Return 64 bits of BLAKE2b, never 0."""
+    # 0 stands for an unreadable source
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
 
 
@@ -141,6 +142,7 @@ def encode_images(
         yield from (encode_image(*images.locate(n), encoding) for n in range(len(images)))
         return
     with _start_processes(images, encoding, count) as ends:
+        # in the order of the chunks, whichever process is ahead
         for end, _ in zip(cycle(ends), range(0, len(images), CHUNK), strict=False):
             try:
                 chunk: list[EncodedImage] = end.recv()
@@ -162,6 +164,7 @@ def _start_processes(
         for number in range(count):
             ours, theirs = Pipe(duplex=False)
             arguments = (ours, theirs, images, encoding, number, count)
+            # daemon: it does not keep this process from ending
             process = Process(target=_send_chunks, args=arguments, daemon=True)
             process.start()
             theirs.close()
@@ -170,6 +173,7 @@ def _start_processes(
         yield ends
     finally:
         for process in processes:
+            # not terminate(): they ignore SIGTERM
             process.kill()
             process.join()
 

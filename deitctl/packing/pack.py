@@ -121,6 +121,7 @@ def pack(
                 unreadable.append(image.error)
             yield image.data, image.digest
 
+    # closing ends the processes where writing fails
     with open_atomic(path, "OUT") as file, closing(images):
         tracked = track(images, reporter, "pack", count)
         size = write_pack(file, listings, count_images(tracked))
@@ -179,6 +180,7 @@ def _list_names(dataset: ImageDataset, folder: str) -> StringArray:
         return StringArray.from_strings(dataset.members)
     if not isinstance(dataset, FileDataset):
         return StringArray.from_strings(map(dataset.name, range(len(dataset.labels))))
+    # a folder, listed below its root
     if isinstance(dataset.paths, StringArray) and dataset.paths.prefix:
         return dataset.paths.with_prefix("")
     names = map(dataset.name, range(len(dataset.labels)))
@@ -204,6 +206,7 @@ def verify_pack(data: str, out: str, *, reporter: Reporter | None = None) -> Pac
         path=path,
         data=opened.name,
         num_images=sum(len(packed.labels) for packed in packs.values()),
+        # all is compared, also where the examples are complete
         num_different=len(examples) + sum(1 for _ in differences),
         examples=examples,
         seconds=time.perf_counter() - start,
@@ -231,6 +234,7 @@ def _compare_split(
         yield f"{title} has other classes."
     names, packed_names = _list_names(dataset, folder), packed.names.with_prefix("")
     at = packed_at = np.arange(len(packed_names))
+    # whole arrays first: names of a million images are equal at once
     if not np.array_equal(names.blob, packed_names.blob) or not np.array_equal(
         names.ends, packed_names.ends
     ):
@@ -253,7 +257,10 @@ def _match_names(
     """Return the indices of the names that are in both, in the order of the first."""
     index_of = {name: index for index, name in enumerate(names)}
     pairs = [
-        (index, index_of.pop(name)) for index, name in enumerate(packed_names) if name in index_of
+        # popped, so that a name that is listed twice is matched once
+        (index, index_of.pop(name))
+        for index, name in enumerate(packed_names)
+        if name in index_of
     ]
     packed_at, at = np.array(pairs, np.int64).reshape(-1, 2).T
     return packed_at, at

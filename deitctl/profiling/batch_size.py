@@ -115,6 +115,7 @@ def choose_batch_size(
 def _measure_free_memory(trial: TrialRun) -> int | None:
     """Return the bytes that a step may take, once everything that stays is allocated."""
     smallest = trial.with_batch_size(2)
+    # the first step allocates gradients and optimizer state
     smallest.step(smallest.batch())
     trial.context.device.empty_cache()
     free = read_free_memory(trial.context.device)
@@ -127,6 +128,7 @@ def _try(trial: TrialRun) -> Trial | None:
     micro_batch = progress.micro_batch_size
     meter = MemoryMeter(trial.context.device)
     meter.start()
+    # the fastest step is the least disturbed by other programs
     times = measure_time(lambda: trial.step(batch), seconds=TRIAL_SECONDS).times
     memory = meter.growth()
     halved, progress.micro_batch_size = progress.micro_batch_size != micro_batch, micro_batch
@@ -215,6 +217,7 @@ def _limit_by_memory(
     bytes_per_image = max(0.0, (num_bytes - before.memory_bytes) / (num_images - before.batch_size))
 
     def predict_bytes(batch_size: int) -> float:
+        # micro-batches bound the memory of activations
         at_once = min(batch_size, max(num_images, micro_batch_size or batch_size))
         return num_bytes + bytes_per_image * (at_once - num_images)
 

@@ -110,6 +110,7 @@ def bench(
         with reporter.task("prepare", None, "steps"):
             trial = build_trial(config, datasets, device)
             flops = _count_flops(trial)
+            # fp32, ours and the best: a hint compares them
             candidates = ("fp32", device.precision, choose_device(config.device).precision)
             peak = measure_peak(device, list(dict.fromkeys(candidates)), seconds=seconds / 2)
             trial = _fit_batch_size(trial, seconds)
@@ -170,6 +171,7 @@ def _count_flops(trial: TrialRun) -> FlopsPerImage:
 
 def _fit_batch_size(trial: TrialRun, seconds: float) -> TrialRun:
     """Return a trial of a batch size of which two steps fit into a stage, or of the recipe's."""
+    # a small step is enough to predict how long a large one takes
     small = trial.with_batch_size(min(8, trial.batch_size))
     batch = small.batch()
     image_s = measure_time(lambda: small.step(batch), seconds=0.5).median / small.batch_size
@@ -179,6 +181,7 @@ def _fit_batch_size(trial: TrialRun, seconds: float) -> TrialRun:
 def _limit_batch_size(batch_size: int, image_s: float, seconds: float) -> int:
     if 2 * batch_size * image_s <= seconds:
         return batch_size
+    # two, because the first one warms up
     fitting = max(1, int(seconds / image_s / 2))
     return min(batch_size, max(2, floor_power_of_two(fitting)))
 
@@ -276,6 +279,7 @@ def measure_data(trial: TrialRun, stages: StageTable) -> None:
     positions = range(min(NUM_VIEWS, len(trial.val.labels)))
     stages.measure("eval_view", _call_in_turn(positions, eval_views.__getitem__))
 
+    # a stream of its own: one that has been read ahead would be faster
     stream = trial.build_loader()
     turn = max(1, trial.workers)  # processes take turns: a turn has a batch of each
 
@@ -309,6 +313,7 @@ def measure_steps(
     operations = peak.flops_per_second[precision]
     bandwidth = peak.copy_bytes_per_second
     parameters = list(trial.state.model.parameters())
+    # a frozen backbone has no gradients and no moments
     trained = sum(p.numel() for p in parameters if p.requires_grad)
 
     if flops.teacher is not None:

@@ -187,6 +187,7 @@ def estimate_run(
     train = max(sum(step_time.values()), loader)
     validate = max(evaluation, view / workers) if workers else evaluation + view
     validate *= setup.num_val_images * (2 if config.recipe.ema_decay else 1)
+    # whole batches: the rest of an epoch is dropped
     images = steps_per_epoch(setup.num_train_images, setup.batch_size) * setup.batch_size
     epochs, epoch = setup.epochs, images * train + validate
     cached_after = count_teacher_epochs(config)
@@ -235,6 +236,7 @@ def _hint_data(
     )
     if wait < MIN_DATA_WAIT or view is None or loader is None or step is None:
         return
+    # a worker renders as one core does
     workers, changes, pack_side = math.ceil(step / view), [], round(PACK_SCALE * setup.img_size)
     if setup.num_workers < workers <= peak.num_cores:
         changes.append(f"--workers {workers}")
@@ -268,6 +270,7 @@ def _hint_compute(setup: BenchSetup, peak: PeakThroughput) -> Iterator[Hint]:
     """Compare matrix products in other precisions; else name a variable that keeps cores idle."""
     flops, threads = peak.flops_per_second, os.environ.get("OMP_NUM_THREADS")
     fastest = max(flops, key=lambda precision: flops[precision])
+    # matrix products are most of a step
     speedup = flops[fastest] / flops[setup.precision]
     if speedup >= MIN_SPEEDUP:
         message = (

@@ -100,6 +100,7 @@ def collect_env(device: str = "auto", precision: str = "auto") -> Environment:
     chosen = choose_device(device, precision)
     torch_device = chosen.torch_device
     cuda = torch.cuda.get_device_properties(torch_device) if torch_device.type == "cuda" else None
+    # a container may allow less than the machine has
     free = read_free_memory(chosen)
     return Environment(
         deitctl=deitctl.__version__,

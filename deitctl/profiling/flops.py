@@ -31,6 +31,7 @@ def compute_flops(model: nn.Module, img_size: int) -> Flops:
     """Return the operations of a model that learns, for an image of `img_size` pixels a side."""
     if not isinstance(model, VisionTransformer):
         return count_flops(model, img_size)
+    # a frozen backbone has no backward pass
     trained = any(p.requires_grad for p in model.blocks.parameters())
     return compute_deit_flops(
         model.arch, num_classes=model.num_classes, img_size=img_size, train_backbone=trained
