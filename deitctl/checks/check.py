@@ -26,6 +26,7 @@ class SplitSize:
     """The size of a split."""
 
     num_images: int
+    """Readable or not."""
     num_classes: int
     """That have an image."""
 
@@ -35,6 +36,7 @@ class CheckResult:
     """The issues of a data set."""
 
     data: str
+    """What was checked."""
     splits: dict[str, SplitSize]
     """By name: train, val, or all of a data set without splits."""
     issues: tuple[Issue, ...]
@@ -42,6 +44,7 @@ class CheckResult:
     num_errors: int
     """Issues that are errors: images go unread, or results are wrong."""
     seconds: float
+    """Of the check."""
 
 
 def check(

@@ -80,7 +80,7 @@ def _print(result: BenchResult) -> None:
     if setup.measured_batch_size < setup.batch_size:
         batch += f" (those of {setup.batch_size} take too long; --seconds)"
     print_table(
-        f"{model} on {setup.data or 'synthetic images'}: {setup.recipe}, {setup.img_size} pixels, {batch}, "
+        f"{model} on {setup.data or 'synthetic images'}: {setup.recipe}, {setup.img_size_px} pixels, {batch}, "
         f"{setup.precision}, {setup.device}, {peak.num_threads} of {peak.num_cores} cores",
         ("stage", "images/s", "IQR", "MiB", "of the peak"),
         [_row(stage) for stage in result.stages],

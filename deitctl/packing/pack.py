@@ -54,6 +54,7 @@ class PackResult:
     bytes: int
     """Of the pack."""
     seconds: float
+    """Of packing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ class PackVerification:
     examples: tuple[str, ...]
     """The first 20 differences."""
     seconds: float
+    """Of the comparison."""
 
 
 def pack(

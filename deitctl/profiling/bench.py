@@ -206,7 +206,7 @@ def _describe(
         median_side_px=_measure_median_side(trial),
         recipe=recipe.name,
         epochs=recipe.epochs,
-        img_size=trial.img_size,
+        img_size_px=trial.img_size,
         batch_size=batch_size,
         batch_size_reason=batch_size_reason,
         measured_batch_size=trial.batch_size,

@@ -57,19 +57,27 @@ class BenchSetup:
     """The measured training."""
 
     model: str
+    """As named, with random weights."""
     teacher: str | None
+    """Null without one."""
     teacher_input: str | None
     """`mixed`, or `unmixed` views, whose targets can be cached; null without a teacher."""
     data: str | None
     """Null for synthetic images."""
     num_train_images: int
+    """Of the data, of which few are measured."""
     num_val_images: int
+    """Likewise."""
     num_classes: int
+    """Of the data."""
     median_side_px: float
     """Short side of the training images in pixels."""
     recipe: str
+    """Its name."""
     epochs: int
-    img_size: int
+    """The recipe's."""
+    img_size_px: int
+    """Side of the student's input."""
     batch_size: int
     """The recipe's, or that of `auto`."""
     batch_size_reason: str | None
@@ -79,8 +87,11 @@ class BenchSetup:
     peak_lr: float
     """Learning rate at its highest."""
     num_workers: int
+    """Loader processes."""
     device: str
+    """The GPU's name, or the kind of device and the processor's architecture."""
     precision: str
+    """Of training: `fp32`, `bf16` or `fp16`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +99,11 @@ class FlopsPerImage:
     """Floating-point operations; a multiplication and an addition are two."""
 
     forward: int
+    """Of the student."""
     step: int
     """Forward and backward."""
     teacher: int | None
+    """Of a forward pass; null without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +139,13 @@ class BenchResult:
     """All measurements of a training, and what follows from them."""
 
     setup: BenchSetup
+    """The measured training."""
     peak: PeakThroughput
+    """What the device does at best."""
     flops_per_image: FlopsPerImage
+    """Floating-point operations."""
     stages: tuple[Stage, ...]
+    """In the order of measurement."""
     step_time_s: dict[str, float]
     """Seconds an image by `teacher`, `forward`, `backward`, `optimizer`, `ema_update`, `overhead`
     (the rest of a step on a cached batch), `data_wait`, `loader_contention` (slowdown by the
@@ -137,6 +154,7 @@ class BenchResult:
     data_wait_share: float | None
     """Share of the training's time, 0 to 1, in which no batch is ready."""
     expected: Expected | None
+    """Null where a stage failed."""
     hints: tuple[Hint, ...]
     """At most one each for data, teacher and compute."""
     seconds: float
@@ -237,7 +255,7 @@ def _hint_data(
     if wait < MIN_DATA_WAIT or view is None or loader is None or step is None:
         return
     # a worker renders as one core does
-    workers, changes, pack_side = math.ceil(step / view), [], round(PACK_SCALE * setup.img_size)
+    workers, changes, pack_side = math.ceil(step / view), [], round(PACK_SCALE * setup.img_size_px)
     if setup.num_workers < workers <= peak.num_cores:
         changes.append(f"--workers {workers}")
     if setup.median_side_px >= MIN_SHRINK * pack_side:
