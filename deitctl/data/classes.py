@@ -83,7 +83,7 @@ def find_class(model_config: ModelConfig, name: str) -> int:
             f"Give the class by number: {', '.join(map(str, ambiguous))}.",
         )
     # `cat` is part of several names: "tiger cat", "Persian cat", ...
-    containing = [known for known in spellings if f" {spelling} " in f" {known} "]
+    containing = [other for other in spellings if f" {spelling} " in f" {other} "]
     if name.lstrip("-").isdecimal():
         hint = ""
     elif containing:

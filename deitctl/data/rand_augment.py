@@ -218,12 +218,12 @@ def shift_lines(
     gather *= np.int32(width)
     gather += np.arange(width, dtype=np.int32)
     weights = compute_bicubic_weights(offsets - floor)
-    shown = filter_rows(pixels.ravel()[gather].view(np.uint8), weights).view(np.uint32)
+    sheared = filter_rows(pixels.ravel()[gather].view(np.uint8), weights).view(np.uint32)
     y = np.arange(height, dtype=np.int32)[:, None]
     first, end = (_find_first_row(edge, offsets) for edge in (0, height))
-    np.copyto(shown, np.frombuffer(bytes((*fill, 0)), np.uint32), where=(y < first) | (y >= end))
+    np.copyto(sheared, np.frombuffer(bytes((*fill, 0)), np.uint32), where=(y < first) | (y >= end))
     return Image.frombytes(
-        "RGB", image.size, np.ascontiguousarray(shown.T) if rows else shown, "raw", "RGBX"
+        "RGB", image.size, np.ascontiguousarray(sheared.T) if rows else sheared, "raw", "RGBX"
     )
 
 
@@ -239,7 +239,7 @@ def filter_rows(taps: NDArray[np.uint8], weights: Floats) -> NDArray[np.uint8]:
     """Sum four consecutive rows of `taps` [H+3,4W] with each pixel's weights [4,W]; [H,4W]."""
     factors = np.repeat(weights.astype(np.float32), 4, axis=1)  # for R, G, B and padding
     height, width = len(taps) - 3, taps.shape[1]
-    shown = np.empty((height, width), np.uint8)
+    summed = np.empty((height, width), np.uint8)
     values = np.empty((BAND + 3, width), np.float32)
     total, product = np.empty((BAND, width), np.float32), np.empty((BAND, width), np.float32)
     for top in range(0, height, BAND):
@@ -251,8 +251,8 @@ def filter_rows(taps: NDArray[np.uint8], weights: Floats) -> NDArray[np.uint8]:
             sums += np.multiply(values[tap : tap + count], factors[tap], out=products)
         sums += BELOW_ROUNDING
         np.clip(sums, 0, 255, out=sums)
-        shown[top : top + count] = sums
-    return shown
+        summed[top : top + count] = sums
+    return summed
 
 
 def compute_bicubic_weights(d: Floats) -> Floats:

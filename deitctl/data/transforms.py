@@ -42,16 +42,16 @@ def train_transform(
         DataError: a `LazyJpeg` that is damaged.
     """
     draw = rng.generator(seed, "view", view, index)
-    shown = resized_crop(image, sample_crop_box(image.size, config, draw), img_size)
+    augmented = resized_crop(image, sample_crop_box(image.size, config, draw), img_size)
     if draw.random() < config.hflip:
-        shown = shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        augmented = augmented.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if any(config.affine):
-        shown = random_affine(shown, config.affine, draw)
+        augmented = random_affine(augmented, config.affine, draw)
     if config.rand_augment:
-        shown = parse_rand_augment(config.rand_augment)(shown, draw)
+        augmented = parse_rand_augment(config.rand_augment)(augmented, draw)
     elif config.color_jitter:
-        shown = color_jitter(shown, config.color_jitter, draw)
-    return to_chw(shown)
+        augmented = color_jitter(augmented, config.color_jitter, draw)
+    return to_chw(augmented)
 
 
 def sample_crop_box(size: tuple[int, int], config: AugmentConfig, draw: np.random.Generator) -> Box:
@@ -102,8 +102,8 @@ def resized_crop(image: Image.Image | LazyJpeg, box: Box, size: int) -> Image.Im
     pixels = (
         torch.from_numpy(np.array(cropped, order="C")).unsqueeze(0).permute(0, 3, 1, 2)
     )  # channels last
-    shown = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
-    return Image.fromarray(shown.permute(0, 2, 3, 1)[0].numpy())
+    resized = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
+    return Image.fromarray(resized.permute(0, 2, 3, 1)[0].numpy())
 
 
 def random_affine(

@@ -1,4 +1,4 @@
-"""Names are a sequence of strings like a tuple of them, whatever their bytes, in a fraction of the memory."""
+"""String arrays match lists of strings in a fraction of the memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PREFIXES = st.sampled_from(["", "photos/", "/d/ü/"])
 
 
 @given(names=LISTS, prefix=PREFIXES)
-def test_names_are_the_strings_they_were_made_of(names, prefix):
+def test_items_are_the_strings_it_was_built_from(names, prefix):
     kept, expected = (
         StringArray.from_strings(names).with_prefix(prefix),
         [prefix + name for name in names],
@@ -38,7 +38,7 @@ def test_names_are_the_strings_they_were_made_of(names, prefix):
     other=st.integers(-50, 50),
     step=st.sampled_from([-2, -1, 1, 3]),
 )
-def test_places_and_ranges_are_those_of_a_list(names, place, other, step):
+def test_indexing_and_slicing_match_a_list(names, place, other, step):
     kept = StringArray.from_strings(names)
     assert list(kept[place:other:step]) == names[place:other:step]
     if -len(names) <= place < len(names):
@@ -49,7 +49,7 @@ def test_places_and_ranges_are_those_of_a_list(names, place, other, step):
 
 
 @given(names=LISTS.filter(bool), data=st.data())
-def test_search_and_reversal_come_with_a_sequence(names, data):
+def test_search_and_reversal_match_a_list(names, data):
     kept, one = StringArray.from_strings(names), data.draw(st.sampled_from(names))
     assert one in kept
     assert kept.index(one) == names.index(one)
@@ -58,7 +58,7 @@ def test_search_and_reversal_come_with_a_sequence(names, data):
 
 
 @given(names=LISTS, prefix=PREFIXES, data=st.data())
-def test_some_of_the_names_are_names_of_their_own(names, prefix, data):
+def test_take_copies_strings_with_their_prefix(names, prefix, data):
     places = data.draw(st.lists(st.integers(0, len(names) - 1), max_size=10)) if names else []
     assert list(StringArray.from_strings(names).with_prefix(prefix).take(places)) == [
         prefix + names[i] for i in places
@@ -66,23 +66,23 @@ def test_some_of_the_names_are_names_of_their_own(names, prefix, data):
 
 
 @given(names=LISTS, prefix=PREFIXES)
-def test_names_travel_to_worker_processes(names, prefix):
+def test_string_arrays_pickle(names, prefix):
     kept = StringArray.from_strings(names).with_prefix(prefix)
     assert list(pickle.loads(pickle.dumps(kept))) == list(kept)
 
 
-def test_going_through_many_names_is_done_piece_by_piece(monkeypatch):
+def test_iteration_decodes_in_chunks(monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 3)
     for count in range(10):
         names = [f"{i}" * i for i in range(count)]
         assert list(StringArray.from_strings(names)) == names
 
 
-def test_names_of_numpy_places():
+def test_numpy_integers_index():
     assert StringArray.from_strings(["a", "b"])[np.int64(1)] == "b"
 
 
-def test_a_hundred_thousand_names_cost_their_bytes_and_no_object_each():
+def test_memory_is_the_bytes_without_an_object_a_string():
     tracemalloc.start()
     try:
         names = StringArray.from_strings(
@@ -101,5 +101,5 @@ def test_a_hundred_thousand_names_cost_their_bytes_and_no_object_each():
 
 
 @pytest.mark.parametrize("ends", [[], [0, 2, 1], [0, 9], [-1, 2]])
-def test_ends_that_lead_out_of_the_blob_are_not_sound(ends):
+def test_ends_outside_of_the_blob_are_invalid(ends):
     assert not StringArray(np.zeros(3, np.uint8), np.array(ends, np.int64)).is_valid()

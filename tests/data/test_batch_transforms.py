@@ -1,9 +1,10 @@
-"""What a student sees on top of a view: a small movement of its own, by hand, and nothing where nothing is asked."""
+"""Normalization, random erasing and the student's affine augmentation, by hand, by statistics and against timm."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,11 +12,20 @@ from hypothesis import strategies as st
 
 from deitctl import rng
 from deitctl.config import AugmentConfig
-from deitctl.data.batch_transforms import student_affine
+from deitctl.data.batch_transforms import (
+    ERASE_AREA,
+    normalize,
+    random_erase,
+    renormalize,
+    student_affine,
+)
 from deitctl.data.samplers import SampleKey
+from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deitctl.recipes import RECIPES
 
 KEYS = [SampleKey(epoch, index, 0) for epoch in range(3) for index in range(4)]
+ERASE_KEYS = [SampleKey(0, i, 0) for i in range(400)]
+HALVES = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def moving(
@@ -38,12 +48,12 @@ def draws(
 
 
 def ramp(size: int, x: float, y: float) -> torch.Tensor:
-    """x and y times the coordinates of a pixel's middle, from -1 to 1; [1,3,S,S]. Bilinear sampling keeps it exactly."""
+    """Return a linear ramp over coordinates -1 to 1, [1,3,S,S], which bilinear sampling reproduces exactly."""
     line = (torch.arange(size) + 0.5) * 2 / size - 1
     return (x * line[None, :] + y * line[:, None]).expand(1, 3, size, size).clone()
 
 
-def test_no_movement_is_the_same_tensor(noise):
+def test_zero_strength_returns_the_same_tensor(noise):
     images = noise(4, 3, 8, 8)
     assert student_affine(images, KEYS[:4], moving(), 0) is images
     assert (
@@ -51,8 +61,8 @@ def test_no_movement_is_the_same_tensor(noise):
     )  # views flip, nothing is on top of them
 
 
-def test_a_shift_by_hand():
-    """Of a ramp in x and y, a shifted image is the ramp plus what the shift crosses; at the edge, what is there last."""
+def test_translation_by_hand():
+    """A translated ramp is the ramp plus a constant; at the edge, the last value."""
     config, size = moving(shift=0.2), 20
     for key in KEYS:
         _, _, dx, dy, _ = draws(key, config, 3)
@@ -64,7 +74,7 @@ def test_a_shift_by_hand():
         assert max(abs(dx), abs(dy)) <= 0.2
 
 
-def test_a_turn_and_a_scaling_by_hand():
+def test_rotation_and_scaling_by_hand():
     """The middle of the image, where no edge comes in, is the ramp at the turned and scaled coordinates."""
     config, size = moving(degrees=20.0, scaling=0.3), 24
     for key in KEYS:
@@ -93,7 +103,7 @@ def test_an_image_flips_where_the_recipe_flips_and_only_there(noise):
     assert 0 < sum(draws(key, moving(hflip=0.5), 5)[4] for key in KEYS) < len(KEYS)
 
 
-def test_a_flipped_image_is_turned_and_moved_as_others_are(noise):
+def test_flipped_images_get_the_same_affine_map(noise):
     """The flip is of what comes out."""
     plain, flipped = moving(10.0, 0.1, 0.1), moving(10.0, 0.1, 0.1, hflip=1.0)
     images = noise(4, 3, 12, 12)
@@ -103,7 +113,7 @@ def test_a_flipped_image_is_turned_and_moved_as_others_are(noise):
     )
 
 
-def test_what_comes_in_repeats_the_edge():
+def test_pixels_from_outside_repeat_the_edge():
     """A one-colored image stays what it is; zeros from outside would darken it."""
     white = torch.full((len(KEYS), 3, 16, 16), 2.5)
     torch.testing.assert_close(student_affine(white, KEYS, moving(45.0, 0.5, 0.5), 0), white)
@@ -114,7 +124,7 @@ def test_what_comes_in_repeats_the_edge():
     seed=st.integers(0, 20),
     hflip=st.sampled_from([0.0, 0.5]),
 )
-def test_a_movement_belongs_to_seed_and_key_and_not_to_the_batch(chosen, seed, hflip):
+def test_the_affine_map_is_a_function_of_seed_and_key(chosen, seed, hflip):
     config = moving(8.0, 0.1, 0.1, hflip)
     images = torch.randn(len(KEYS), 3, 6, 6, generator=torch.Generator().manual_seed(1))
     whole = student_affine(images, KEYS, config, seed)
@@ -131,14 +141,14 @@ def test_every_part_of_the_key_and_the_seed_matters(noise):
         assert all(not torch.allclose(one, other, atol=1e-3) for other in moved[number + 1 :])
 
 
-def test_the_image_that_comes_in_is_untouched(noise):
+def test_the_input_is_not_modified(noise):
     images = noise(2, 3, 8, 8)
     student_affine(images, KEYS[:2], moving(5.0, 0.1, 0.05, 1.0), 0)
     assert torch.equal(images, noise(2, 3, 8, 8))
 
 
 @pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if any(r.augment.student_affine)])
-def test_every_recipe_that_moves_moves_a_little(name, noise):
+def test_recipes_use_small_affine_maps(name, noise):
     """Of a smooth image most stays: what a teacher said of the view still fits."""
     augment = RECIPES[name].augment
     image = torch.nn.functional.interpolate(noise(1, 3, 4, 4), 32, mode="bicubic").expand(
@@ -156,3 +166,74 @@ def test_every_recipe_that_moves_moves_a_little(name, noise):
     ]
     assert min(near) > 0.6
     assert max(near) < 1.0
+
+
+def test_normalize_by_hand():
+    pixels = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 1, 1, 3).expand(1, 3, 1, 3)
+    torch.testing.assert_close(normalize(pixels, HALVES)[0, 0, 0], torch.tensor([-1.0, 1.0, -0.6]))
+    first = normalize(pixels, Preprocessing())[0, :, 0, 0]
+    torch.testing.assert_close(first, -torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD))
+
+
+def test_renormalize_equals_normalizing_for_the_other(noise):
+    pixels = (noise(2, 3, 4, 4) * 60 + 128).clamp(0, 255).to(torch.uint8)
+    ours = renormalize(normalize(pixels, Preprocessing()), Preprocessing(), HALVES)
+    torch.testing.assert_close(ours, normalize(pixels, HALVES))
+
+
+def test_renormalize_by_hand():
+    """0.485 of full white is 0 for ImageNet's mean and (0.485 - 0.5) / 0.5 = -0.03 for halves."""
+    out = renormalize(torch.zeros(1, 3, 1, 1), Preprocessing(), HALVES)
+    torch.testing.assert_close(out.flatten(), torch.tensor([-0.03, -0.088, -0.188]))
+
+
+def test_renormalizing_to_equal_statistics_returns_the_input(noise):
+    images = noise(1, 3, 2, 2)
+    assert renormalize(images, Preprocessing(), Preprocessing(img_size=384)) is images
+
+
+def test_erasing_has_the_probability_and_areas_requested():
+    images = random_erase(torch.zeros(400, 3, 64, 64), ERASE_KEYS, 0.25, seed=0)
+    erased = (images != 0).all(dim=1)
+    share = erased.float().mean(dim=(1, 2))
+    hit = share[share > 0]
+    assert 70 < len(hit) < 130  # 100 +- 3.5 deviations
+    assert float(hit.min()) > ERASE_AREA[0] * 0.8  # sides are whole pixels
+    assert float(hit.max()) < ERASE_AREA[1] * 1.1
+    assert float(hit.mean()) == pytest.approx(sum(ERASE_AREA) / 2, abs=0.04)
+    noise = images[erased[:, None].expand(-1, 3, -1, -1)]
+    assert float(noise.mean()) == pytest.approx(0.0, abs=0.02)
+    assert float(noise.std()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_the_erased_region_is_a_rectangle():
+    images = random_erase(torch.zeros(40, 3, 32, 32), ERASE_KEYS[:40], 1.0, seed=0)
+    for image in images:
+        ys, xs = torch.nonzero(image[0], as_tuple=True)
+        assert len(ys) == (ys.max() - ys.min() + 1) * (xs.max() - xs.min() + 1)
+
+
+def test_erased_rectangles_have_timms_shapes():
+    ratios = []
+    for image in random_erase(torch.zeros(400, 3, 64, 64), ERASE_KEYS, 1.0, seed=0):
+        ys, xs = torch.nonzero(image[0], as_tuple=True)
+        ratios.append(float((ys.max() - ys.min() + 1) / (xs.max() - xs.min() + 1)))
+    assert min(ratios) == pytest.approx(0.3, abs=0.06)
+    assert max(ratios) == pytest.approx(1 / 0.3, abs=0.6)
+    assert np.log(ratios).mean() == pytest.approx(
+        0.0, abs=0.15
+    )  # 4.5 deviations of a uniform logarithm
+
+
+def test_erasing_is_a_function_of_the_key():
+    whole = random_erase(torch.zeros(6, 3, 32, 32), ERASE_KEYS[:6], 0.7, seed=1)
+    turned = random_erase(torch.zeros(3, 3, 32, 32), ERASE_KEYS[5:2:-1], 0.7, seed=1)
+    assert torch.equal(turned, whole[[5, 4, 3]])
+    assert not torch.equal(
+        whole, random_erase(torch.zeros(6, 3, 32, 32), ERASE_KEYS[:6], 0.7, seed=2)
+    )
+
+
+def test_no_erasing_at_probability_zero(noise):
+    images = noise(2, 3, 8, 8)
+    assert torch.equal(random_erase(images.clone(), ERASE_KEYS[:2], 0.0, seed=0), images)

@@ -1,4 +1,4 @@
-"""Sources name, label and read their images; splits are stratified and repeatable."""
+"""Datasets name, label and read their images; splits are stratified and repeatable."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_digits_have_ten_classes_a_fifth_of_each_for_validation():
 @given(
     st.lists(st.integers(0, 4), min_size=1, max_size=80), st.floats(0.05, 0.9), st.integers(0, 9)
 )
-def test_hold_out_takes_from_every_class_that_can_spare(labels, share, seed):
+def test_hold_out_is_stratified(labels, share, seed):
     dataset = labeled(labels, 5)
     train, val = hold_out(dataset, share, seed)
     assert sorted([*train.indices, *val.indices]) == list(range(len(labels)))
@@ -95,18 +95,18 @@ def test_relabel_goes_by_name():
     assert moved.class_names == ("c1", "x", "c0")
 
 
-def test_relabel_minds_only_classes_with_images():
+def test_relabel_ignores_empty_classes():
     assert relabel(labeled([0, 0], 3), ("c0",)).labels.tolist() == [0, 0]
 
 
-def test_relabel_refuses_a_stranger():
+def test_relabel_refuses_an_unknown_class():
     with pytest.raises(
         DataError, match="'c1' is in the validation set but not in the training set"
     ):
         relabel(labeled([0, 1], 2), ("c0",))
 
 
-def test_empty_classes_are_dropped_and_labels_still_right():
+def test_dropping_empty_classes_keeps_labels_correct():
     dataset = FileDataset(("a", "b", "c"), np.array([0, 2, 2]), ("w", "x", "y", "z"))
     kept, empty = drop_empty_classes(dataset)
     assert empty == ["x", "z"]
@@ -114,14 +114,14 @@ def test_empty_classes_are_dropped_and_labels_still_right():
     assert [kept.class_names[i] for i in kept.labels] == ["w", "y", "y"]
 
 
-def test_sources_travel_to_worker_processes(image_folder, reporter):
+def test_datasets_pickle(image_folder, reporter):
     dataset = hold_out(open_folder(image_folder({"a": 2, "b": 2}), reporter), 0.5, 0)[0]
     copy = pickle.loads(pickle.dumps(dataset))
     assert np.array_equal(np.asarray(copy.read(0)), np.asarray(dataset.read(0)))
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
-def test_raw_is_what_is_stored_and_size_is_its_length(kind, image_folder, reporter, tmp_path):
+def test_read_bytes_returns_the_file_and_num_bytes_its_size(kind, image_folder, reporter, tmp_path):
     root = image_folder({"a": 2, "b": 1})
     files = [root / "a" / "0.png", root / "a" / "1.png", root / "b" / "0.png"]
     if kind == "tar":
@@ -138,13 +138,13 @@ def test_raw_is_what_is_stored_and_size_is_its_length(kind, image_folder, report
         )
 
 
-def test_raw_of_the_digits_is_their_greys(digit_datasets):
+def test_digits_are_stored_as_gray_values(digit_datasets):
     for part in digit_datasets:
         assert part.num_bytes(3) == 64
         assert part.read_bytes(3) == np.asarray(part.read(3))[:, :, 0].tobytes()
 
 
-def test_parts_of_a_source_have_the_sizes_and_bytes_of_the_whole(image_folder, reporter):
+def test_subsets_have_the_sizes_and_bytes_of_their_dataset(image_folder, reporter):
     dataset = open_folder(image_folder({"a": 3, "b": 3}), reporter)
     part = relabel(select(dataset, [4, 0]), ("b", "a"))
     assert [part.read_bytes(i) for i in range(2)] == [dataset.read_bytes(4), dataset.read_bytes(0)]
@@ -153,7 +153,7 @@ def test_parts_of_a_source_have_the_sizes_and_bytes_of_the_whole(image_folder, r
 
 
 @pytest.mark.parametrize("path", ["no/such.png", "a\0b.png"])
-def test_a_file_that_is_not_there_has_no_bytes_and_says_so(path):
+def test_a_missing_file_raises_data_error(path):
     dataset = FileDataset((path,), np.array([0]), ("x",))
     assert dataset.num_bytes(0) == 0
     for read in (dataset.read_bytes, dataset.read, dataset.open):

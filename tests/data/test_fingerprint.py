@@ -1,4 +1,4 @@
-"""A fingerprint is of content: the same wherever it lies, another when anything of it changes."""
+"""A fingerprint depends on content alone, and on all of it."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_whatever_changes_is_noticed(change, root, of):
     assert of(root) != before
 
 
-def test_every_change_is_another_data_set(root, of, tmp_path):
+def test_every_change_gives_another_fingerprint(root, of, tmp_path):
     seen = {of(root)}
     for name, change in CHANGES.items():
         shutil.copytree(root, tmp_path / name)
@@ -162,7 +162,7 @@ def test_a_fingerprint_stays_what_it_was(digit_datasets, tmp_path, of, reporter)
     ]
 
 
-def test_an_image_that_cannot_be_read_is_part_of_the_data(root, of):
+def test_an_unreadable_image_counts(root, of):
     before = of(root)
     (root / "ant" / "0.png").unlink()
     (root / "ant" / "0.png").symlink_to(root / "nowhere")
@@ -188,13 +188,13 @@ def images() -> np.ndarray:
     return np.arange(40 * 4, dtype=np.uint8).reshape(40, 2, 2)
 
 
-def test_little_data_is_read_whole(images, reporter):
+def test_all_images_of_a_small_dataset_are_read(images, reporter):
     dataset = counting(images)
     fingerprint_dataset(dataset, reporter)
     assert dataset.indices_read == list(range(40))
 
 
-def test_of_much_data_a_sample_stands_for_all(images, reporter, monkeypatch):
+def test_a_sample_of_a_large_dataset_is_read(images, reporter, monkeypatch):
     monkeypatch.setattr(fingerprint, "MAX_READ", 40 * 4 - 1)
     monkeypatch.setattr(fingerprint, "NUM_SAMPLED", 4)
     dataset = counting(images)
@@ -207,7 +207,7 @@ def test_of_much_data_a_sample_stands_for_all(images, reporter, monkeypatch):
     assert fingerprint_dataset(counting(other), reporter) == whole  # the price
 
 
-def test_of_much_data_every_size_and_name_counts(root, of, tmp_path, monkeypatch):
+def test_all_names_and_sizes_of_a_large_dataset_count(root, of, tmp_path, monkeypatch):
     monkeypatch.setattr(fingerprint, "MAX_READ", 1)
     monkeypatch.setattr(fingerprint, "NUM_SAMPLED", 2)
     before = of(root)
@@ -235,7 +235,7 @@ def test_where_one_file_ends_and_the_next_begins_counts(tmp_path):
     assert fingerprint_files(pairs[0]) != fingerprint_files(pairs[1])
 
 
-def test_a_file_that_cannot_be_read_is_said(tmp_path):
+def test_an_unreadable_file_raises_model_error(tmp_path):
     with pytest.raises(ModelError, match=r"none\.pth cannot be read: No such file"):
         fingerprint_files([tmp_path / "none.pth"])
 

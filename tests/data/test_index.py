@@ -1,4 +1,4 @@
-"""A scan that is kept gives what a new scan gives, and is never believed when it should not be."""
+"""An index gives what a new scan gives, and is ignored when stale or damaged."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def fresh(root: Path, reporter) -> tuple[list[str], list[int], tuple[str, ...]]:
         return content(open_folder(root, reporter))
 
 
-def test_the_second_start_lists_nothing_and_gives_the_same(root, reporter, scans, monkeypatch):
+def test_the_second_start_lists_no_directory(root, reporter, scans, monkeypatch):
     first = open_folder(root, reporter)
     assert scans() == 1
     warned, reporter.warnings[:] = reporter.warnings[:], []
@@ -108,7 +108,7 @@ def test_names_are_those_that_the_folder_is_called_by(root, reporter, monkeypatc
     assert scans() == 0
 
 
-def test_little_data_has_no_index(root, reporter, monkeypatch):
+def test_small_datasets_are_not_indexed(root, reporter, monkeypatch):
     monkeypatch.setattr(index, "MIN_IMAGES", 7)
     open_folder(root, reporter)
     assert not index.get_index_path(root).exists()
@@ -183,7 +183,7 @@ def test_a_changed_image_changes_no_list(root, reporter, scans):
         dataset.read(0)
 
 
-def test_a_folder_that_was_just_changed_is_not_relied_on(root, reporter, scans, monkeypatch):
+def test_a_recently_changed_folder_is_not_indexed(root, reporter, scans, monkeypatch):
     """The next change may fall into the same tick of the clock and leave no trace."""
     monkeypatch.setattr(index, "MIN_AGE_NS", 3_600_000_000_000)
     open_folder(root, reporter)
@@ -193,7 +193,7 @@ def test_a_folder_that_was_just_changed_is_not_relied_on(root, reporter, scans, 
     assert scans() == 2
 
 
-def test_directories_without_a_time_of_change_are_not_relied_on(root, reporter):
+def test_directories_without_times_are_not_indexed(root, reporter):
     """As object stores mounted as folders have them."""
     os.utime(root / "bee", ns=(0, 0))
     time.sleep(REST)
@@ -217,7 +217,7 @@ def test_a_change_during_the_scan_is_noticed(root, reporter, scans, monkeypatch)
 
 
 @pytest.mark.unprivileged
-def test_a_folder_that_may_not_be_entered_makes_no_index(root, reporter):
+def test_an_incomplete_scan_is_not_indexed(root, reporter):
     (root / "ant").chmod(0)
     time.sleep(REST)
     open_folder(root, reporter)
@@ -251,7 +251,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_index_is_made_again_without_a_word(damage, root, reporter, scans):
+def test_a_damaged_index_is_rebuilt_silently(damage, root, reporter, scans):
     expected = content(open_folder(root, reporter))
     path = index.get_index_path(root)
     whole = path.read_bytes()
@@ -269,7 +269,7 @@ def test_a_damaged_index_is_made_again_without_a_word(damage, root, reporter, sc
     damage=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=5),
     cut=st.floats(0.2, 1),
 )
-def test_no_damage_gives_other_images(damage, cut, root):
+def test_damage_never_changes_the_listing(damage, cut, root):
     expected = content(open_folder(root, SilentReporter()))
     path = index.get_index_path(root)
     data = bytearray(path.read_bytes())
@@ -281,7 +281,7 @@ def test_no_damage_gives_other_images(damage, cut, root):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_an_index_whose_checksum_was_made_to_fit_is_still_checked(data, root):
+def test_an_index_with_a_forged_checksum_is_validated(data, root):
     """Numbers that lead outside are not followed: it opens as something sound, or not at all."""
     open_folder(root, SilentReporter())
     path = index.get_index_path(root)
@@ -298,7 +298,7 @@ def test_an_index_whose_checksum_was_made_to_fit_is_still_checked(data, root):
         assert all(0 <= label < len(listing.class_names) for label in listing.labels)
 
 
-def test_the_index_of_another_folder_is_not_taken(root, reporter, scans, tmp_path):
+def test_the_index_of_another_folder_is_ignored(root, reporter, scans, tmp_path):
     open_folder(root, reporter)
     shutil.copytree(root, tmp_path / "other", copy_function=shutil.copy2)
     shutil.copyfile(index.get_index_path(root), index.get_index_path(tmp_path / "other"))
@@ -386,20 +386,20 @@ def full(image_folder, reporter):
     return dataset
 
 
-def test_a_source_travels_as_the_name_of_its_index(full):
+def test_datasets_pickle_as_the_location_of_their_index(full):
     packed = pickle.dumps(full)
     assert b"0.png" not in packed
     assert content(pickle.loads(packed)) == content(full)
 
 
-def test_parts_of_what_is_mapped_travel_by_content(full):
+def test_slices_of_mapped_arrays_pickle_by_content(full):
     for values in (full.labels[3:9], full.labels[[1, 40]], full.labels + 1):
         copy = pickle.loads(pickle.dumps(values))
         assert copy.tolist() == values.tolist()
 
 
 @pytest.mark.parametrize("what", ["replaced", "gone"])
-def test_a_source_travels_by_content_when_its_index_is_no_more(what, full, reporter):
+def test_datasets_pickle_by_content_without_their_index(what, full, reporter):
     expected, path = content(full), index.get_index_path(Path(full.paths.prefix))
     before = pickle.dumps(full)
     path.unlink()
@@ -420,7 +420,7 @@ def test_a_spawned_process_maps_the_same_file(full):
         assert pool.apply(name_of, (full, 7)) == full.name(7)
 
 
-def test_writing_to_what_is_mapped_does_not_reach_the_file(full):
+def test_writing_to_a_mapped_array_does_not_change_the_file(full):
     before = index.get_index_path(Path(full.paths.prefix)).read_bytes()
     full.labels[0] = 1
     assert index.get_index_path(Path(full.paths.prefix)).read_bytes() == before
@@ -428,7 +428,8 @@ def test_writing_to_what_is_mapped_does_not_reach_the_file(full):
 
 def test_several_processes_that_start_at_once_agree(root, reporter, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from deitctl.data import index; from deitctl.data.readers.folder import open_folder;"
+        "import sys; from pathlib import Path; from deitctl.data import index;"
+        "from deitctl.data.readers.folder import open_folder;"
         "from deitctl.events import SilentReporter; index.MIN_IMAGES, index.MIN_AGE_NS = 1, 1;"
         "found = [open_folder(Path(sys.argv[1]), SilentReporter()) for _ in range(30)];"
         "print({tuple(s.paths) for s in found} == {tuple(found[0].paths)}, len(found[0].labels))"

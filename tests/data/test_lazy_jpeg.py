@@ -1,4 +1,4 @@
-"""A training JPEG has Pillow's pixels, whichever decoder made them, and is no less safe for being decoded late."""
+"""Each JPEG decoder gives Pillow's pixels and Pillow's errors."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_pixels_are_pillows(kind, size, decoder, make_image):
     assert np.array_equal(whole(opened), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
-def test_a_box_is_cut_where_it_is(decoder, make_image):
+def test_crop_returns_the_box(decoder, make_image):
     data = jpeg(make_image())
     assert np.array_equal(
         open_image(data, "x").crop((5, 7, 50, 60)), np.asarray(decode(data, "x"))[7:60, 5:50]
@@ -84,7 +84,7 @@ def test_a_box_is_cut_where_it_is(decoder, make_image):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turned_images_are_upright(orientation, decoder, make_image):
+def test_orientations_are_applied(orientation, decoder, make_image):
     data = jpeg(make_image(64, 40), orientation)
     opened = open_image(data, "x")
     assert opened.size == ((40, 64) if orientation > 4 else (64, 40)) == decode(data, "x").size
@@ -95,7 +95,7 @@ def test_turned_images_are_upright(orientation, decoder, make_image):
     ("mode", "kind"),
     [("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("RGBA", "PNG"), ("P", "GIF")],
 )
-def test_other_images_are_decoded_at_once(mode, kind, make_image):
+def test_other_images_are_decoded_immediately(mode, kind, make_image):
     buffer = io.BytesIO()
     make_image().convert(mode).save(buffer, kind)
     opened = open_image(buffer.getvalue(), "x")
@@ -114,7 +114,7 @@ def outcome(read):
     cut=st.integers(0, 3000),
     changes=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), max_size=3),
 )
-def test_damage_is_judged_as_pillow_judges_it(cut, changes, make_image):
+def test_damaged_files_give_pillows_pixels_or_error(cut, changes, make_image):
     """The same pixels, or the same error in the same words, whichever bytes are changed or missing."""
     damaged = bytearray(jpeg(make_image(64, 48), quality=80))
     for place, value in changes:
@@ -158,7 +158,7 @@ def test_very_large_images_are_left_to_pillow_and_its_lock(monkeypatch, make_ima
         ((800, 640), (400, 400), 200, 6, 2),
     ],
 )
-def test_a_box_keeps_as_many_pixels_as_are_shown(size, box, target, orientation, shrink):
+def test_shrink_keeps_the_requested_size(size, box, target, orientation, shrink):
     assert LazyJpeg(b"", "x", size, orientation).choose_shrink(*box, target) == shrink
 
 

@@ -1,4 +1,4 @@
-"""The same batches whatever the number of workers; unreadable images are named and left out."""
+"""Batches do not depend on the number of workers; unreadable images are reported and left out."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(some):
             assert torch.equal(ours.labels, theirs.labels)
 
 
-def test_a_stream_taken_up_in_the_middle_of_an_epoch_goes_on_as_it_would_have(some):
+def test_resuming_within_an_epoch_gives_the_same_batches(some):
     whole, tail = stream(some, 0), stream(some, 0, first_step=1)
     assert len(tail) == 3
     for ours, theirs in zip(tail, whole[1:], strict=True):
@@ -77,7 +77,7 @@ def test_without_a_teacher_nothing_is_rendered_for_one(some):
         assert (len(batch.teacher_images), batch.teacher_rows, batch.unreadable) == (0, [], [])
 
 
-def test_views_of_a_plan_come_again_and_have_its_seed(some):
+def test_views_are_cycled_and_have_the_plans_seed(some):
     batches = stream(some, 0, plan=ViewPlan(5, views=2, repeats=3))
     seen = {}
     for batch in batches:
@@ -89,7 +89,7 @@ def test_views_of_a_plan_come_again_and_have_its_seed(some):
     assert all(views <= {0, 1} for views in seen.values())
 
 
-def test_early_epochs_show_the_student_the_same_views_smaller_and_the_teacher_its_own_size(some):
+def test_progressive_resizing_shrinks_the_students_views_only(some):
     plan = ViewPlan(0, repeats=3, teacher_size=48, early_epochs=1, early_size=16)
     sizes = []
     for batch in stream(some, 0, plan=plan):
@@ -114,7 +114,7 @@ def test_a_teacher_sees_the_same_view_in_its_own_size(size, some):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_the_teacher_said_already_is_not_rendered_for_it(workers, some):
+def test_cached_views_are_not_rendered_for_the_teacher(workers, some):
     plan = ViewPlan(0, views=4, repeats=3, teacher_size=40, is_cached=even_sum)
     plain = stream(some, 0, plan=ViewPlan(0, views=4, repeats=3))
     for batch, expected in zip(stream(some, workers, plan=plan), plain, strict=True):
@@ -131,7 +131,7 @@ def even_sum(view, index):
     return (view + index) % 2 == 0
 
 
-def test_asked_views_come_batch_by_batch_under_their_keys(some):
+def test_view_loader_yields_the_requested_views(some):
     wanted = [[SampleKey(3, 7, 0), SampleKey(0, 2, 0)], [SampleKey(1, 7, 0)]]
     batches = list(build_view_loader(some, AUGMENT, 40, 9, wanted, workers=0, pin_memory=False))
     assert [b.keys for b in batches] == wanted
@@ -141,7 +141,7 @@ def test_asked_views_come_batch_by_batch_under_their_keys(some):
             assert torch.equal(image, shown(some, key.epoch, key.index, 40, seed=9))
 
 
-def test_no_wanted_view_is_no_batch(some):
+def test_view_loader_without_keys_yields_nothing(some):
     assert list(build_view_loader(some, AUGMENT, 32, 0, [], workers=0, pin_memory=False)) == []
 
 
@@ -223,7 +223,7 @@ def test_a_batch_without_a_readable_image_is_empty(image_folder, reporter):
     assert [i for i, _ in batch.errors] == [0, 1]
 
 
-def test_views_have_the_length_and_labels_of_their_source(some):
+def test_views_have_the_length_and_labels_of_their_dataset(some):
     assert len(EvalViews(some, [Preprocessing(img_size=16)])) == 20
     sample = TrainViews(some, AUGMENT, 16, ViewPlan(0))[SampleKey(0, 5, 0)]
     assert collate([sample]).labels.tolist() == [int(some.labels[5])]
@@ -249,9 +249,7 @@ def batches_with_gaps(draw):
 
 
 @given(batch=batches_with_gaps(), half=st.integers(0, 13))
-def test_parts_are_the_batch_with_neighbors_together_and_the_teacher_asked_about_the_same(
-    batch, half
-):
+def test_micro_batches_keep_pairs_together_and_teacher_rows_right(batch, half):
     size = 2 * half
     parts = list(batch.split(size))
     assert [slot for part in parts for slot in part.slots] == batch.slots
@@ -268,7 +266,7 @@ def test_parts_are_the_batch_with_neighbors_together_and_the_teacher_asked_about
             assert batch.slots.index(part.slots[row]) in batch.teacher_rows
 
 
-def test_parts_count_slots_not_readable_images():
+def test_split_counts_slots_not_readable_images():
     """With 4 slots a part, the images of slots 4 and 5 meet, however many before them are missing."""
     slots = [0, 3, 4, 5, 9]
     batch = Batch(

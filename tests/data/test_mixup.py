@@ -1,4 +1,4 @@
-"""Normalizing, erasing and mixing, by hand, by statistics and against timm."""
+"""Mixup and cutmix by hand, by statistics and against timm."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from timm.data import Mixup
 
 from deitctl import rng
 from deitctl.config import AugmentConfig
-from deitctl.data.batch_transforms import ERASE_AREA, normalize, random_erase, renormalize
 from deitctl.data.mixup import Mix, mix_images, mix_targets, pair_indices, rand_bbox, sample_mixup
 from deitctl.data.samplers import SampleKey
-from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from deitctl.models.model_config import Preprocessing
 from deitctl.recipes import PAPER
 from deitctl.training.objective import smooth_labels
 
@@ -27,87 +26,18 @@ def mixing(**values: float) -> AugmentConfig:
     return AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, **values)
 
 
-def test_normalize_by_hand():
-    pixels = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 1, 1, 3).expand(1, 3, 1, 3)
-    torch.testing.assert_close(normalize(pixels, HALVES)[0, 0, 0], torch.tensor([-1.0, 1.0, -0.6]))
-    first = normalize(pixels, Preprocessing())[0, :, 0, 0]
-    torch.testing.assert_close(first, -torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD))
-
-
-def test_renormalize_equals_normalizing_for_the_other(noise):
-    pixels = (noise(2, 3, 4, 4) * 60 + 128).clamp(0, 255).to(torch.uint8)
-    ours = renormalize(normalize(pixels, Preprocessing()), Preprocessing(), HALVES)
-    torch.testing.assert_close(ours, normalize(pixels, HALVES))
-
-
-def test_renormalize_by_hand():
-    """0.485 of full white is 0 for ImageNet's mean and (0.485 - 0.5) / 0.5 = -0.03 for halves."""
-    out = renormalize(torch.zeros(1, 3, 1, 1), Preprocessing(), HALVES)
-    torch.testing.assert_close(out.flatten(), torch.tensor([-0.03, -0.088, -0.188]))
-
-
-def test_renormalizing_for_the_same_is_nothing(noise):
-    images = noise(1, 3, 2, 2)
-    assert renormalize(images, Preprocessing(), Preprocessing(img_size=384)) is images
-
-
-def test_erasing_hits_the_asked_share_with_the_asked_areas():
-    images = random_erase(torch.zeros(400, 3, 64, 64), KEYS, 0.25, seed=0)
-    erased = (images != 0).all(dim=1)
-    share = erased.float().mean(dim=(1, 2))
-    hit = share[share > 0]
-    assert 70 < len(hit) < 130  # 100 +- 3.5 deviations
-    assert float(hit.min()) > ERASE_AREA[0] * 0.8  # sides are whole pixels
-    assert float(hit.max()) < ERASE_AREA[1] * 1.1
-    assert float(hit.mean()) == pytest.approx(sum(ERASE_AREA) / 2, abs=0.04)
-    noise = images[erased[:, None].expand(-1, 3, -1, -1)]
-    assert float(noise.mean()) == pytest.approx(0.0, abs=0.02)
-    assert float(noise.std()) == pytest.approx(1.0, abs=0.02)
-
-
-def test_what_is_erased_is_a_rectangle():
-    images = random_erase(torch.zeros(40, 3, 32, 32), KEYS[:40], 1.0, seed=0)
-    for image in images:
-        ys, xs = torch.nonzero(image[0], as_tuple=True)
-        assert len(ys) == (ys.max() - ys.min() + 1) * (xs.max() - xs.min() + 1)
-
-
-def test_erased_rectangles_have_timms_shapes():
-    ratios = []
-    for image in random_erase(torch.zeros(400, 3, 64, 64), KEYS, 1.0, seed=0):
-        ys, xs = torch.nonzero(image[0], as_tuple=True)
-        ratios.append(float((ys.max() - ys.min() + 1) / (xs.max() - xs.min() + 1)))
-    assert min(ratios) == pytest.approx(0.3, abs=0.06)
-    assert max(ratios) == pytest.approx(1 / 0.3, abs=0.6)
-    assert np.log(ratios).mean() == pytest.approx(
-        0.0, abs=0.15
-    )  # 4.5 deviations of a uniform logarithm
-
-
-def test_erasing_belongs_to_the_key_and_not_to_the_batch():
-    whole = random_erase(torch.zeros(6, 3, 32, 32), KEYS[:6], 0.7, seed=1)
-    turned = random_erase(torch.zeros(3, 3, 32, 32), KEYS[5:2:-1], 0.7, seed=1)
-    assert torch.equal(turned, whole[[5, 4, 3]])
-    assert not torch.equal(whole, random_erase(torch.zeros(6, 3, 32, 32), KEYS[:6], 0.7, seed=2))
-
-
-def test_no_erasing_at_probability_zero(noise):
-    images = noise(2, 3, 8, 8)
-    assert torch.equal(random_erase(images.clone(), KEYS[:2], 0.0, seed=0), images)
-
-
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 8])
-def test_partners_are_neighbors(count):
+def test_pairs_are_neighbors(count):
     expected = {0: [], 1: [0], 2: [1, 0], 5: [1, 0, 3, 2, 4], 8: [1, 0, 3, 2, 5, 4, 7, 6]}[count]
     assert pair_indices(range(count)).tolist() == expected
 
 
-def test_an_image_that_cannot_be_read_leaves_its_partner_alone_and_the_others_as_they_are():
+def test_an_unreadable_image_leaves_other_pairs_as_they_are():
     assert pair_indices([0, 2, 3, 4, 5]).tolist() == [0, 2, 1, 4, 3]  # slot 1 is missing
 
 
 @given(present=st.sets(st.integers(0, 31)), size=st.sampled_from([2, 4, 8, 16]))
-def test_who_meets_whom_does_not_depend_on_how_a_batch_is_cut(present, size):
+def test_pairs_do_not_depend_on_the_micro_batch_size(present, size):
     slots = sorted(present)
     whole = {slots[i]: slots[j] for i, j in enumerate(pair_indices(slots).tolist())}
     cut = {}
@@ -174,14 +104,14 @@ def test_mixing_two_images_equals_timms(mixup, cutmix, noise, monkeypatch):
 
 
 @given(count=st.integers(2, 9), share=st.floats(0, 1), seed=st.integers(0, 99))
-def test_mixed_words_stay_distributions(count, share, seed):
+def test_mixed_targets_stay_distributions(count, share, seed):
     words = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed)).softmax(1)
     mixed = mix_targets(words, Mix(share, None), pair_indices(range(count)))
     torch.testing.assert_close(mixed.sum(1), torch.ones(count))
     assert float(mixed.min()) >= 0
 
 
-def test_a_teachers_words_are_mixed_as_the_targets_are(noise):
+def test_teacher_targets_are_mixed_as_labels_are(noise):
     """Mixing what is said of two images is linear, so of words that are the targets it gives the mixed targets."""
     targets, words, mix = (
         noise(4, 3).softmax(1),
@@ -195,7 +125,7 @@ def test_a_teachers_words_are_mixed_as_the_targets_are(noise):
     )
 
 
-def test_one_image_and_no_mix_are_left_alone(noise):
+def test_a_single_image_and_an_unmixed_batch_are_unchanged(noise):
     one, two, alone = noise(1, 3, 4, 4), noise(2, 3, 4, 4), pair_indices([7])
     torch.testing.assert_close(mix_images(one, Mix(0.5, None), alone), one)
     torch.testing.assert_close(mix_targets(one, Mix(0.5, None), alone), one)
@@ -204,7 +134,7 @@ def test_one_image_and_no_mix_are_left_alone(noise):
 
 
 @given(size=st.integers(1, 400), share=st.floats(0, 1), seed=st.integers(0, 1000))
-def test_a_box_lies_inside_and_the_share_is_what_is_left(size, share, seed):
+def test_bbox_lies_inside_and_lam_is_corrected(size, share, seed):
     mix = rand_bbox(size, share, rng.generator(seed))
     top, bottom, left, right = mix.bbox
     assert 0 <= top <= bottom <= size
@@ -213,7 +143,7 @@ def test_a_box_lies_inside_and_the_share_is_what_is_left(size, share, seed):
     assert 1 - mix.lam <= 1 - share + 1e-9  # clipped at the border, never larger
 
 
-def test_mixing_happens_as_often_as_the_paper_says():
+def test_mixing_has_the_papers_probability():
     mixes = [sample_mixup(PAPER.augment, 224, 0, step) for step in range(2000)]
     assert all(m is not None for m in mixes)
     cuts = sum(m.bbox is not None for m in mixes)

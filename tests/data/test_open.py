@@ -1,4 +1,4 @@
-"""Whatever a user calls a data set opens as one, or says why not."""
+"""Every supported layout opens as a dataset; others are refused with the reason."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_folder_with_train_and_val(image_folder, reporter):
 @pytest.mark.parametrize(
     ("first", "second"), [("training", "validation"), ("train", "valid"), ("train", "test")]
 )
-def test_other_names_of_the_parts(first, second, image_folder, reporter):
+def test_other_names_of_the_splits(first, second, image_folder, reporter):
     counts = {f"{part}/{c}": 2 for part in (first, second) for c in "ab"}
     train, val = open_for_training(str(image_folder(counts)), seed=0, reporter=reporter)
     assert (len(train.labels), len(val.labels)) == (4, 4)
@@ -49,7 +49,7 @@ def test_val_goes_before_test(image_folder, reporter):
     assert len(open_for_evaluation(str(root), reporter).labels) == 3
 
 
-def test_a_whole_folder_gives_a_fifth_of_every_class(image_folder, reporter):
+def test_an_unsplit_folder_gives_a_fifth_of_every_class(image_folder, reporter):
     root = str(image_folder(WHOLE))
     train, val = open_for_training(root, seed=0, reporter=reporter)
     assert np.bincount(val.labels).tolist() == [2, 1, 1]
@@ -60,7 +60,7 @@ def test_a_whole_folder_gives_a_fifth_of_every_class(image_folder, reporter):
     assert [again.name(i) for i in range(4)] == [val.name(i) for i in range(4)]
 
 
-def test_evaluation_takes_a_whole_folder_whole(image_folder, reporter):
+def test_evaluation_takes_all_of_an_unsplit_folder(image_folder, reporter):
     assert len(open_for_evaluation(str(image_folder(WHOLE)), reporter).labels) == 17
 
 
@@ -87,7 +87,7 @@ def test_val_without_one_of_the_classes_keeps_its_labels_by_name(image_folder, r
     assert val.labels.tolist() == [0, 2, 2]
 
 
-def test_a_stranger_in_val_is_an_error(image_folder, reporter):
+def test_an_unknown_class_in_val_is_refused(image_folder, reporter):
     root = image_folder({"train/ant": 2, "train/bee": 2, "val/ant": 1, "val/zebra": 2})
     with pytest.raises(
         DataError, match="'zebra' is in the validation set but not in the training set"
@@ -143,13 +143,13 @@ def test_a_linked_class_folder_is_followed(image_folder, tmp_path, reporter):
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
-def test_what_cannot_be_trained_on_is_said(counts, what, image_folder, tmp_path, reporter):
+def test_data_that_cannot_be_trained_on_is_refused(counts, what, image_folder, tmp_path, reporter):
     (tmp_path / "images").mkdir()
     with pytest.raises(DataError, match=what):
         open_for_training(str(image_folder(counts)), seed=0, reporter=reporter)
 
 
-def test_missing_folder_and_other_files_are_said(tmp_path, reporter):
+def test_missing_folders_and_other_files_are_refused(tmp_path, reporter):
     with pytest.raises(DataError, match="There is no dataset"):
         open_dataset(str(tmp_path / "nowhere"), reporter)
     (tmp_path / "data.zip").write_bytes(b"PK")
@@ -158,7 +158,7 @@ def test_missing_folder_and_other_files_are_said(tmp_path, reporter):
 
 
 @pytest.mark.unprivileged
-def test_a_folder_that_may_not_be_read_is_said(image_folder, reporter):
+def test_an_unreadable_folder_is_refused(image_folder, reporter):
     root = image_folder({"cat": 1})
     root.chmod(0)
     try:
@@ -191,7 +191,7 @@ def make_tar(root, inside: str = "") -> str:
 
 
 @pytest.mark.parametrize("inside", ["", "images", "deep/er"])
-def test_tar_with_parts_reads_like_the_folder(inside, image_folder, reporter):
+def test_tar_with_splits_reads_like_the_folder(inside, image_folder, reporter):
     root = image_folder({**SPLIT, "train/.hidden": 2, "test/cat": 4})
     (root / "train" / "dog" / "notes.txt").write_text("not data")
     train, val = open_for_training(make_tar(root, inside), seed=0, reporter=reporter)
@@ -203,13 +203,13 @@ def test_tar_with_parts_reads_like_the_folder(inside, image_folder, reporter):
             assert np.array_equal(np.asarray(ours.read(i)), np.asarray(expected.read(i)))
 
 
-def test_tar_of_class_folders_is_a_whole(image_folder, reporter):
+def test_tar_of_class_folders_is_unsplit(image_folder, reporter):
     train, val = open_for_training(make_tar(image_folder(WHOLE)), seed=0, reporter=reporter)
     assert (len(train.labels), len(val.labels)) == (13, 4)
     assert labels_are_right(train, val)
 
 
-def test_compressed_broken_and_empty_tars_are_said(image_folder, tmp_path, reporter):
+def test_compressed_damaged_and_empty_tars_are_refused(image_folder, tmp_path, reporter):
     root = image_folder({"cat": 1})
     with tarfile.open(tmp_path / "z.tar", "w:gz") as archive:
         archive.add(root, arcname=".")
@@ -239,7 +239,7 @@ def write_table(root, rows, kind, columns=("path", "label", "split")):
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_table_with_parts(kind, image_folder, reporter):
+def test_table_with_splits(kind, image_folder, reporter):
     root = image_folder({"cat": 4, "dog": 4})
     rows = [
         (f"{c}/{i}.png", c, ("train", "train", "val", "test")[i])
@@ -254,7 +254,7 @@ def test_table_with_parts(kind, image_folder, reporter):
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_table_without_parts_is_a_whole(kind, image_folder, reporter):
+def test_table_without_splits_is_unsplit(kind, image_folder, reporter):
     root = image_folder({"cat": 5, "dog": 5})
     rows = [(str(root / c / f"{i}.png"), c) for c in ("cat", "dog") for i in range(5)]
     train, val = open_for_training(
@@ -264,7 +264,7 @@ def test_table_without_parts_is_a_whole(kind, image_folder, reporter):
     assert labels_are_right(train, val)
 
 
-def test_a_stranger_in_the_val_rows_of_a_table_is_an_error(image_folder, reporter):
+def test_an_unknown_class_in_the_val_rows_of_a_table_is_refused(image_folder, reporter):
     root = image_folder({"cat": 1, "dog": 1, "zebra": 1})
     rows = [
         ("cat/0.png", "cat", "train"),
@@ -292,13 +292,13 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(image_folder, reporter
     ],
     ids=["empty", "no-label", "other-columns", "unknown-split", "missing-split"],
 )
-def test_what_is_wrong_with_a_table_is_said(text, what, tmp_path, reporter):
+def test_malformed_tables_are_refused(text, what, tmp_path, reporter):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(DataError, match=what):
         open_dataset(str(tmp_path / "t.csv"), reporter)
 
 
-def test_broken_parquet_is_said(tmp_path, reporter):
+def test_damaged_parquet_is_refused(tmp_path, reporter):
     pytest.importorskip("pyarrow")
     (tmp_path / "t.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="not a readable parquet"):

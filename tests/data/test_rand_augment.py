@@ -141,7 +141,7 @@ def test_deits_is_set_up_as_timm_sets_it_up():
         "augmix-m3",
     ],
 )
-def test_what_is_no_string_of_ours_is_refused_with_an_example(spec):
+def test_other_strings_are_refused_with_an_example(spec):
     with pytest.raises(ConfigError, match="rand-m9"):
         parse_rand_augment(spec)
 
@@ -240,7 +240,7 @@ def column(*values):
     return Image.fromarray(np.repeat(np.array(values, np.uint8).reshape(-1, 1, 1), 3, axis=2))
 
 
-def test_half_a_pixel_is_weighed_by_hand():
+def test_half_a_pixel_by_hand():
     """At d = 1/2 Keys' weights are -1/8, 5/8, 5/8, -1/8; the last center lies outside: 3 + 1/2 + 1/2 = 4."""
     assert compute_bicubic_weights(np.array([0.5])).ravel().tolist() == [
         -0.125,
@@ -256,7 +256,7 @@ def test_half_a_pixel_is_weighed_by_hand():
     assert shown[3, 0].tolist() == [1, 2, 3]
 
 
-def test_whole_pixels_move_as_they_are(make_image):
+def test_integer_offsets_move_pixels_unchanged(make_image):
     image = make_image(40, 30)
     moved = np.asarray(shift_lines(image, np.full(40, 4.0)))
     assert np.array_equal(moved[:26], np.asarray(image)[4:])

@@ -236,7 +236,7 @@ def test_the_strongest_rand_augment_gives_a_view(make_image):
         assert train_transform(make_image(32, 32), config, 32, 0, 0, index).shape == (3, 32, 32)
 
 
-def test_a_rand_augment_that_is_none_is_refused(make_image):
+def test_a_malformed_rand_augment_is_refused(make_image):
     config = AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, rand_augment="augment-me")
     with pytest.raises(ConfigError, match="rand-m9"):
         train_transform(make_image(), config, 32, 0, 0, 0)
@@ -256,7 +256,7 @@ def test_crop_box_lies_within_the_image(width, height, low, seed, ratio):
     assert 0 <= top < bottom <= height
 
 
-def test_crops_have_the_area_and_shape_that_are_asked():
+def test_crops_have_the_requested_area_and_ratio():
     config = AugmentConfig(crop_scale=(0.2, 0.5), hflip=0.0)
     boxes = np.array(
         [sample_crop_box((400, 400), config, rng.generator(i)) for i in range(500)], dtype=float

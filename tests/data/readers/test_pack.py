@@ -1,4 +1,4 @@
-"""A pack holds what its source holds, under the same numbers, and what is damaged in it is never believed."""
+"""A pack holds its dataset's images in order; damage is detected."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_the_same_seed_gives_the_same_views_of_folder_tar_and_pack(
             assert ours[2] == theirs[2]
 
 
-def test_a_whole_pack_is_split_as_its_folder_is(image_folder, tmp_path, reporter):
+def test_an_unsplit_pack_is_split_as_its_folder(image_folder, tmp_path, reporter):
     root = image_folder({"ant": 10, "bee": 5, "cat": 2})
     dataset = open_dataset(str(root), reporter).unsplit
     parts = {"": Listing(dataset.paths.with_prefix(""), dataset.labels, dataset.class_names)}
@@ -144,7 +144,7 @@ def test_a_whole_pack_is_split_as_its_folder_is(image_folder, tmp_path, reporter
             assert theirs.name(0).partition(":")[2] == str(Path(ours.name(0)).relative_to(root))
 
 
-def test_names_that_are_no_text_and_classes_that_are_odd_are_kept(tmp_path):
+def test_names_that_are_not_utf8_and_odd_classes_survive(tmp_path):
     names = [os.fsdecode(b"\xff/\xfe.png"), "ü/a\nb.png", "ü/../../etc/passwd"]
     parts = {
         "train": Listing(StringArray.from_strings(names), np.array([0, 1, 1]), ("", "ü\x1b[2J"))
@@ -154,7 +154,7 @@ def test_names_that_are_no_text_and_classes_that_are_odd_are_kept(tmp_path):
     assert dataset.class_names == ("", "ü\x1b[2J")
 
 
-def test_a_class_that_is_no_text_is_refused(tmp_path, reporter):
+def test_a_class_that_is_not_utf8_is_refused(tmp_path, reporter):
     parts = {"": Listing(StringArray.from_strings(["a/1"]), np.array([0]), ("\ud800",))}
     with pytest.raises(DataError, match="not UTF-8"):
         open_dataset(str(write(tmp_path / "x.pack", parts, [b"1"])), reporter)
@@ -172,7 +172,7 @@ def test_a_spawned_process_opens_the_same_file(packed):
         assert pool.apply(read_one, (dataset, 7)) == read_one(dataset, 7)
 
 
-def test_who_reads_goes_on_when_a_pack_is_replaced_and_others_are_told(packed):
+def test_open_packs_stay_readable_after_replacement_and_new_readers_fail(packed):
     dataset = open_pack(packed)["train"]
     before, sent = everything(dataset), pickle.dumps(dataset)
     packed.unlink()
@@ -184,7 +184,7 @@ def test_who_reads_goes_on_when_a_pack_is_replaced_and_others_are_told(packed):
         pickle.loads(sent)
 
 
-def test_an_image_that_a_disk_damages_while_it_is_read_is_unreadable_and_no_other(packed):
+def test_a_damaged_image_is_unreadable_and_others_are_not(packed):
     dataset, times = open_pack(packed)["train"], packed.stat()
     before = everything(dataset)
     with packed.open("r+b") as file:
@@ -233,7 +233,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_is_no_whole_pack_is_one_line(damage, packed, reporter):
+def test_damaged_packs_are_refused_in_one_line(damage, packed, reporter):
     packed.write_bytes(DAMAGES[damage](packed.read_bytes()))
     with pytest.raises(
         DataError, match=r"is (not a pack|a damaged pack|a pack of another version)"
@@ -247,7 +247,7 @@ def test_what_is_no_whole_pack_is_one_line(damage, packed, reporter):
     damage=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=4),
     cut=st.sampled_from([1, 1, 0.9, 0.3]),
 )
-def test_no_damage_gives_another_image(damage, cut, packed):
+def test_damage_never_changes_an_image(damage, cut, packed):
     whole = packed.read_bytes()
     expected = {name: everything(dataset) for name, dataset in open_pack(packed).items()}
     data = bytearray(whole)
@@ -270,7 +270,7 @@ def test_no_damage_gives_another_image(damage, cut, packed):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 @given(data=st.data())
-def test_an_index_whose_checksum_was_made_to_fit_is_still_checked(data, packed):
+def test_an_index_with_a_forged_checksum_is_validated(data, packed):
     """Numbers that lead outside are not followed: it opens as something sound, or is refused in one line."""
     whole = packed.read_bytes()
     made, at = bytearray(whole), int.from_bytes(whole[len(MAGIC) : len(MAGIC) + 8], "little")
@@ -306,7 +306,7 @@ HOSTILE: dict[str, tuple[str, object]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_numbers_that_lie_are_refused(name, tmp_path, monkeypatch):
+def test_inconsistent_arrays_are_refused(name, tmp_path, monkeypatch):
     what, values = HOSTILE[name]
     real = pack.encode_block
 
@@ -328,7 +328,7 @@ def test_numbers_that_lie_are_refused(name, tmp_path, monkeypatch):
     [(("",), ("a", "a")), (("", "train"), ("a", "b")), (("test",), ("a", "b")), ((), ())],
     ids=["doubled class", "whole and part", "unknown part", "no part"],
 )
-def test_parts_and_classes_that_no_data_has_are_refused(parts, classes, tmp_path):
+def test_impossible_splits_and_classes_are_refused(parts, classes, tmp_path):
     listing = Listing(StringArray.from_strings(["a/0", "b/1"]), np.array([0, 1]), classes)
     with pytest.raises(DataError, match="damaged pack: it has"):
         open_pack(
@@ -336,7 +336,7 @@ def test_parts_and_classes_that_no_data_has_are_refused(parts, classes, tmp_path
         )
 
 
-def test_a_part_without_images_is_refused(tmp_path):
+def test_an_empty_split_is_refused(tmp_path):
     with pytest.raises(DataError, match="damaged pack"):
         open_pack(
             write(
@@ -354,7 +354,7 @@ def test_an_image_larger_than_any_is_not_read(packed, monkeypatch):
 
 
 @given(width=st.integers(1, 9), height=st.integers(1, 9), seed=st.integers(0, 99))
-def test_bare_pixels_are_read_as_decoding_reads_them(width, height, seed):
+def test_plain_ppm_reads_as_decoded(width, height, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     data = b"P6\n%d %d\n255\n" % (width, height) + pixels.tobytes()
     found = pack._read_ppm(data)
@@ -379,11 +379,11 @@ def test_bare_pixels_are_read_as_decoding_reads_them(width, height, seed):
     ],
     ids=range(11),
 )
-def test_whatever_is_not_as_plain_is_left_to_the_decoder(data):
+def test_other_ppm_is_left_to_the_decoder(data):
     assert pack._read_ppm(data) is None
 
 
-def test_bare_pixels_have_the_limits_of_all_images(monkeypatch, tmp_path):
+def test_plain_ppm_has_the_limits_of_all_images(monkeypatch, tmp_path):
     data = b"P6\n20 20\n255\n" + bytes(1200)
     parts = {"": Listing(StringArray.from_strings(["a/0"]), np.array([0]), ("a",))}
     dataset = open_pack(write(tmp_path / "x.pack", parts, [data]))[""]
@@ -393,7 +393,7 @@ def test_bare_pixels_have_the_limits_of_all_images(monkeypatch, tmp_path):
         dataset.read(0)
 
 
-def test_a_pack_is_known_by_its_first_bytes_and_pipes_are_not_waited_for(packed, tmp_path):
+def test_packs_are_recognized_by_content_and_pipes_do_not_block(packed, tmp_path):
     os.mkfifo(tmp_path / "pipe.pack")
     assert pack.is_pack(packed)
     for path in (tmp_path / "pipe.pack", tmp_path, tmp_path / "none"):
@@ -402,7 +402,7 @@ def test_a_pack_is_known_by_its_first_bytes_and_pipes_are_not_waited_for(packed,
         open_dataset(str(tmp_path / "pipe.pack"), SilentReporter())
 
 
-def test_images_are_taken_one_by_one(tmp_path):
+def test_images_are_consumed_one_by_one(tmp_path):
     """Nothing but numbers is kept of an image that was written."""
     alive: list[int] = []
 
