@@ -138,6 +138,7 @@ def export(
         verify = partial(
             verify_against_model, draft, kind, expected, dataset, sample, model_config, reporter
         )
+        # fp32 first, always: the tolerance of a quantized file would hide a mean that is a little wrong
         verification = verify()
         if quantize:
             file = draft / kind.model_file
@@ -146,10 +147,11 @@ def export(
                 if kind.measure_speedup is not None:
                     speedup = kind.measure_speedup(plain, file, sample.pixels[:1])
         if dynamic_size:
+            # last, because the quantizer knows a network of one size
             make_dynamic(draft, pre, reference(make_golden_view(pre))[0, 0], draft)
             verification = verify()
         if kind.usage and verification.num_verified:
-            card = make_model_card(
+            readme = make_model_card(
                 model_config,
                 _read_history(model, weights),
                 title=get_default_stem(model),
@@ -160,7 +162,7 @@ def export(
                 labels_file=kind.files[0],
                 preprocesses=not kind.head,
             )
-            write_bytes(draft / README, card.encode())
+            write_bytes(draft / README, readme.encode())
     note_ties(verification, reporter)
     return ExportResult(
         path=path,
