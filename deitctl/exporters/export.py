@@ -147,7 +147,7 @@ def export(
                 if kind.measure_speedup is not None:
                     speedup = kind.measure_speedup(plain, file, sample.pixels[:1])
         if dynamic_size:
-            # last, because the quantizer knows a network of one size
+            # last, so that the quantized network was verified by itself before
             make_dynamic(draft, pre, reference(make_golden_view(pre))[0, 0], draft)
             verification = verify()
         if kind.usage and verification.num_verified:
