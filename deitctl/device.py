@@ -71,8 +71,8 @@ class Device:
         if isinstance(item, Tensor):
             return item.to(self.torch_device, non_blocking=self.pins_memory)
         item = item.to(self.torch_device)
-        # Convolutions go channels-last, in which oneDNN and tensor cores work. A ViT has one, the patch embedding,
-        # and gains nothing by it.
+        # Convolutions go channels-last, in which oneDNN and tensor cores work. A ViT has one, the
+        # patch embedding, and gains nothing by it.
         has_convolutions = sum(isinstance(m, nn.Conv2d) for m in item.modules()) > 1
         return item.to(memory_format=torch.channels_last) if has_convolutions else item
 
@@ -105,17 +105,17 @@ class Device:
 
     @property
     def keeps_freed_memory(self) -> bool:
-        """Whether `tune_malloc` applies: on CPUs with glibc, unless the environment configures malloc itself."""
+        """Whether `tune_malloc` applies: on CPUs, unless the environment configures malloc itself."""
         is_configured = "malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
             name.startswith("MALLOC_") for name in os.environ
         )
         return self.torch_device.type == "cpu" and sys.platform == "linux" and not is_configured
 
     def tune_malloc(self) -> None:
-        """Let glibc keep freed memory for the next batch, in this process and those forked from it."""
-        # By default it returns the end of its heap to the system, and the next step pays for every page of its
-        # activations again, up to a tenth of its CPU time. `empty_cache` releases it; blocks above 32 MiB are
-        # returned at once all the same.
+        """Let glibc keep freed memory for the next batch, also in forked processes."""
+        # By default it returns the end of its heap to the system, and the next step pays for every
+        # page of its activations again, up to a tenth of its CPU time. `empty_cache` releases it;
+        # blocks above 32 MiB are returned at once all the same.
         if self.keeps_freed_memory:
             with suppress(OSError, AttributeError):  # another malloc than glibc's
                 malloc = ctypes.CDLL(None)
@@ -130,20 +130,20 @@ class Device:
             torch.mps.synchronize()
 
     def read_peak_memory(self) -> int | None:
-        """Return the peak of memory allocated by tensors, None where the backend does not count it."""
+        """Return the peak of memory allocated by tensors, None if the backend does not count it."""
         if self.torch_device.type != "cuda":
             return None
         return torch.cuda.max_memory_allocated(self.torch_device)
 
     def reset_peak_memory(self) -> int | None:
-        """Reset the peak; return the memory allocated now, None where the backend does not count it."""
+        """Reset the peak; return the memory allocated now, None if the backend does not count it."""
         if self.torch_device.type != "cuda":
             return None
         torch.cuda.reset_peak_memory_stats(self.torch_device)
         return torch.cuda.memory_allocated(self.torch_device)
 
     def read_free_memory(self) -> int | None:
-        """Return the device memory that tensors may still take; None on CPUs, which share the system's."""
+        """Return the device memory that is free for tensors; None on CPUs."""
         if self.torch_device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.torch_device)
             allocated = torch.cuda.memory_allocated(self.torch_device)
@@ -158,8 +158,9 @@ class Device:
         Args:
             largest_activation: bytes of the largest activation of one image.
         """
-        # glibc returns blocks above 32 MiB to the system when they are freed, and the next step pays for every page
-        # again: deit_small took twice the CPU time an image with micro-batches of 64 images as with 32.
+        # glibc returns blocks above 32 MiB to the system when they are freed, and the next step
+        # pays for every page again: deit_small took twice the CPU time an image with micro-batches
+        # of 64 images as with 32.
         if self.torch_device.type != "cpu" or not largest_activation:
             return 0
         fitting = MAX_HEAP_BLOCK // largest_activation
@@ -168,7 +169,7 @@ class Device:
         )  # a power of two, even for mixing pairs
 
     def choose_num_workers(self, requested: int) -> int:
-        """Return the number of loader processes: `requested`, or with -1 what the machine can feed."""
+        """Return the number of loader processes: `requested`, or with -1 by the cores."""
         if requested >= 0:
             return requested
         # Training on the CPU needs cores itself, so one loader for every two.
@@ -193,13 +194,14 @@ class Device:
                 "--compile needs triton, which is not installed.",
                 "pip install triton, or leave --compile out.",
             )
-        # Block by block: one compilation serves all blocks, which differ in nothing but their weights.
+        # Block by block: one compilation serves all blocks, which differ in nothing but their
+        # weights.
         blocks = getattr(model, "blocks", None)
         for part in blocks if isinstance(blocks, nn.ModuleList | nn.Sequential) else [model]:
             part.compile()
 
     def describe(self) -> dict[str, str]:
-        """Return what differs between kinds of devices besides the precision, in words, by subject."""
+        """Return what differs between kinds of devices, besides the precision."""
         is_cpu = self.torch_device.type == "cpu"
         return {
             "convolutions": "channels-last",
@@ -227,7 +229,8 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
 
     Args:
         name: `auto` (CUDA, then MPS, then CPU), `cpu`, `mps`, `cuda` or `cuda:N`.
-        precision: `auto` (bf16 where the hardware computes in it, fp16 on older CUDA, else fp32), or one of them.
+        precision: `auto` (bf16 where the hardware has it, fp16 on older CUDA, else fp32), `fp32`,
+            `bf16` or `fp16`.
 
     Raises:
         ConfigError: an unknown name, or a device that is not available.
@@ -286,7 +289,7 @@ def _choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
 
 
 def cpu_has_bf16() -> bool:
-    """Return whether this CPU multiplies bf16 in hardware, so that autocast gains instead of losing."""
+    """Return whether this CPU multiplies bf16 in hardware; if not, autocast is slower."""
     flags: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(
         flags.get(name, False)

@@ -1,7 +1,7 @@
-"""Process group of a distributed run: rank, collectives, and a rendezvous that survives restarts of torchrun.
+"""Process group of a distributed run: rank, collectives, rendezvous that survives restarts.
 
-Integers and small objects are exchanged over gloo on the CPU, so that no accelerator waits for them; gradients are
-reduced by the device's own backend (NCCL on CUDA, gloo on CPU).
+Integers and small objects are exchanged over gloo on the CPU, so that no accelerator waits for them;
+gradients are reduced by the device's own backend (NCCL on CUDA, gloo on CPU).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from torch.distributed.rendezvous import rendezvous
 from deitctl.errors import ConfigError, DeitctlError
 
 T = TypeVar("T")
-# A collective may wait while one process fine-tunes a teacher or scans a slow disk, for hours. A process that dies is
-# noticed at once all the same, by its closed connection.
+# A collective may wait while one process fine-tunes a teacher or scans a slow disk, for hours. A
+# process that dies is noticed at once all the same, by its closed connection.
 COLLECTIVE_TIMEOUT = timedelta(days=2)
 RENDEZVOUS_TIMEOUT_S = 1800
 BUCKET_NUMEL = 8_000_000  # 32 MB in fp32, which bounds the flat copy of the gradients
@@ -39,7 +39,7 @@ class ProcessLost(DeitctlError):
 
 @dataclass(frozen=True)
 class World:
-    """Rank and size of the process group, and the collectives of a run; with one process each is a no-op."""
+    """Rank and size of the process group, and its collectives; no-ops with one process."""
 
     rank: int = 0
     size: int = 1
@@ -51,7 +51,8 @@ class World:
 
     def shard(self, count: int) -> slice:
         """Return this process's slice of a batch of `count` images."""
-        # Mixing pairs neighbors (0 with 1, 2 with 3), so a slice holds whole pairs and no pair spans two processes.
+        # Mixing pairs neighbors (0 with 1, 2 with 3), so a slice holds whole pairs and no pair
+        # spans two processes.
         pairs = -(-count // 2)
         start, stop = (2 * (pairs * r // self.size) for r in (self.rank, self.rank + 1))
         return slice(min(start, count), min(stop, count))
@@ -112,7 +113,7 @@ SINGLE_PROCESS = World()
 
 
 def is_distributed() -> bool:
-    """Return whether torchrun, or a launcher of its kind, started this process as one of several."""
+    """Return whether torchrun, or a similar launcher, started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -179,8 +180,8 @@ def process_group(device: torch.device) -> Iterator[World]:
 @cache
 def _open_store() -> tuple[Store, int, int]:
     """Return the launcher's store, this process's rank and the world size."""
-    # Opened once and cached: where rank 0 serves the store, a process that is early for a second rendezvous would
-    # connect to the store of the first one, and lose it when that closes.
+    # Opened once and cached: where rank 0 serves the store, a process that is early for a second
+    # rendezvous would connect to the store of the first one, and lose it when that closes.
     store, rank, size = next(rendezvous("env://"))
     return store, rank, size
 
@@ -188,9 +189,9 @@ def _open_store() -> tuple[Store, int, int]:
 def _fresh_prefix_store(store: Store, rank: int, size: int) -> Store:
     """Return a prefix of torchrun's store that only this start of the processes uses.
 
-    The store outlives a restart (seen with torch 2.15) and still holds the addresses of the dead processes, which
-    would be dialled. So rank 0 names a new prefix and sends it to each process in answer to an identifier that no
-    earlier process had: hello/R (identifier) -> prefix/R (identifier, prefix) -> ready/R (prefix).
+    The store outlives a restart (seen with torch 2.15) and still holds the addresses of the dead
+    processes, which would be dialed. So rank 0 sends a new prefix to each process in answer to an
+    identifier that no earlier process had: hello/R -> prefix/R -> ready/R.
     """
     identifier = f"{os.getpid()}-{time.time_ns()}"
     deadline = time.monotonic() + RENDEZVOUS_TIMEOUT_S
@@ -231,7 +232,7 @@ def _translate_connection_errors() -> Iterator[None]:
             raise
         raise ProcessLost(
             "Another process of this run is gone, or cannot be reached.",
-            "Its own last line says why; torchrun --max-restarts N restarts all of them where they stopped. "
+            "Its own last line says why; torchrun --max-restarts N restarts all where they stopped. "
             f"(torch says: {' '.join(str(error).split())[-120:]})",
         ) from error
 

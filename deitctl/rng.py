@@ -1,7 +1,8 @@
 """Stateless random generators: each is a function of a seed and of what is drawn.
 
-The parts of a seed name the purpose (`derive_seed(seed, "view", epoch, index)`), so a sample gets the same augmentation
-on any worker, in any order, before and after a resume. A checkpoint therefore holds no generator state.
+The parts of a seed name the purpose (`derive_seed(seed, "view", epoch, index)`), so a sample gets
+the same augmentation on any worker, in any order, before and after a resume. A checkpoint therefore
+holds no generator state.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ def _cuda_is_used() -> bool:
 
 @contextmanager
 def scope(*parts: int | str) -> Iterator[None]:
-    """Seed the global generators of Python, NumPy and torch for a block, and restore their states afterwards.
+    """Seed the global generators of Python, NumPy and torch for a block, then restore them.
 
-    For third-party code that draws from them, such as timm's initialization and dropout. The generator of the current
-    CUDA device is seeded too, if CUDA is in use.
+    For third-party code that draws from them, such as timm's initialization and dropout. The
+    generator of the current CUDA device is seeded too, if CUDA is in use.
     """
     seed = derive_seed(*parts)
     python_state, numpy_state, torch_state = (

@@ -1,4 +1,4 @@
-"""Packages have an order: imports go down or sideways without a circle, never up. The library neither prints nor exits."""
+"""Packages have an order: imports go down or sideways, never up or in circles. The library neither prints nor exits."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ augment = replace(DIGITS.augment, rand_augment="rand-m9-mstd0.5-inc1", mixup=0.8
 recipe = replace(DIGITS, img_size=32, epochs=1, batch_size=16, augment=augment)
 config = TrainConfig(model="deit_tiny", data="digits", recipe=recipe, precision="fp32", workers=0, output_dir=sys.argv[1])
 train, val = load_digits()
-run_training(config, sources=(select(train, range(32)), select(val, range(16))))
+run_training(config, datasets=(select(train, range(32)), select(val, range(16))))
 sys.exit(bool({"timm", "torchvision"} & set(sys.modules)))
 """
     command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "run")]

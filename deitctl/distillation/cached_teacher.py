@@ -1,4 +1,4 @@
-"""Teacher targets of a batch's views: read from the cache where it has them, computed by the network where not.
+"""Teacher targets of a batch's views: read from the cache, or computed by the network if missing.
 
 Letters: B images, K classes, M of the images without a cached target, T the teacher's input side.
 """
@@ -45,9 +45,10 @@ class CachedTeacher:
 
     @property
     def has_target(self) -> Callable[[int, int], bool] | None:
-        """Whether the target of (view, image) is cached, so that a loader need not render it for the teacher.
+        """Whether the target of (view, image) is cached, so that a loader need not render the view.
 
-        The cache's own method, which can be pickled to a loader process without the network. None: nothing is cached.
+        The cache's own method, which is pickled to a loader process without the network. None: no
+        cache.
         """
         return self.cache.has_target if self.cache is not None else None
 
@@ -72,7 +73,7 @@ class CachedTeacher:
         return self.codec.decode(records)
 
     def compute(self, pixels: Tensor) -> Records:
-        """Compute the target records of views, uint8 [B,3,T,T]; raise `TeacherError` for logits that are not finite."""
+        """Compute the target records of views, uint8 [B,3,T,T]; raise if logits are not finite."""
         with torch.no_grad(), self.device.autocast():
             logits = self.load_network().forward_views(self.device.to_device(pixels))
         if not logits.isfinite().all():
@@ -94,10 +95,10 @@ class CachedTeacher:
         world: World = SINGLE_PROCESS,
         pause: Callable[[], None] = lambda: None,
     ) -> int:
-        """Compute all missing targets of the first `num_views` views; return their number, in all processes together.
+        """Compute all missing targets of the first `num_views` views; return their number.
 
-        The processes of a `world` split the images; other programs may fill the same cache at the same time. `pause`
-        is called between two batches of `batch_size` views, where it may save or stop.
+        The processes of a `world` split the images; other programs may fill the cache at the same
+        time. `pause` is called between two batches, where it may save or stop.
         """
         cache = self.cache
         if cache is None:
@@ -131,16 +132,16 @@ class CachedTeacher:
 def _iter_missing(
     cache: TargetCache, num_views: int, batch_size: int, world: World
 ) -> Iterator[list[SampleKey]]:
-    """Yield batches of (view, image) keys without a target, a share of them in each process of a `world`.
+    """Yield batches of (view, image) keys without a target, a share of them in each process.
 
-    The order differs from process to process, and each batch is checked again when its turn comes: so several
-    programs that fill one cache at once rarely compute the same target.
+    The order differs from process to process, and each batch is checked again when its turn comes:
+    so several programs that fill one cache at once rarely compute the same target.
     """
     draw = rng.generator("teach", os.getpid())
     for view in draw.permutation(num_views).tolist():
         missing = cache.missing_indices(view)
-        # The share depends on the image's index alone: processes that see different states of the cache still cover
-        # every image once.
+        # The share depends on the image's index alone: processes that see different states of the
+        # cache still cover every image once.
         missing = missing[missing // batch_size % world.size == world.rank]
         starts = range(0, len(missing), batch_size)
         for turn in draw.permutation(len(starts)).tolist():
@@ -153,8 +154,8 @@ def _iter_missing(
 def _pad_batch(images: Tensor, rows: Sequence[int], size: int) -> Tensor:
     """Put views [M,3,T,T] into `rows` of a batch of `size`, black elsewhere.
 
-    A partially cached batch is padded to its full size, because the last bit of a result can depend on the batch
-    size; a resumed run then gets identical logits.
+    A partially cached batch is padded to its full size, because the last bit of a result can
+    depend on the batch size; a resumed run then gets identical logits.
     """
     if len(images) == size:
         return images

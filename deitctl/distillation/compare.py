@@ -1,4 +1,4 @@
-"""Table 3 of the paper on any data: every variant of distillation with equal recipe, epochs, views and seeds.
+"""Table 3 of the paper on any data: each variant of distillation with equal recipe and seeds.
 
 With several teachers it is the paper's Table 2 too.
 """
@@ -42,7 +42,7 @@ VARIANTS = {
 HEADS = ("cls", "dist", "avg-logits")
 
 MakeConfig = Callable[[str, str, bool], TrainConfig]
-"""Returns a run's configuration by teacher (empty: the default one), mode (`hard` or `soft`) and distillation token."""
+"""Returns a run's configuration by teacher (empty: the default), mode and distillation token."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class ComparisonRow:
     top1: Mapping[str, Spread]
     """Top-1 accuracy by head rule: `cls`, `dist`, `avg-logits`; a model with one head has `cls`."""
     teacher_agreement: Mapping[str, Spread]
-    """Images with the teacher's prediction, by head rule (100 - the disagreement of DeiT Table 4)."""
+    """Images with the teacher's prediction, by head rule (100 - DeiT Table 4)."""
     head_agreement: Spread | None
     """Images with the same prediction of both heads; null for one head."""
     seconds: Spread
@@ -120,8 +120,8 @@ def compare(
 ) -> Comparison:
     """Train a student with every variant, every teacher and every seed, and summarize the results.
 
-    The runs of one mode share the teacher's cached targets. The variant `none` gets fresh views every epoch, as in
-    `deitctl train`. Finished runs are reused.
+    The runs of one mode share the teacher's cached targets. The variant `none` gets fresh views
+    every epoch, as in `deitctl train`. Finished runs are reused.
 
     Args:
         make_config: see `MakeConfig`; all its configurations have the same recipe and seed.
@@ -134,7 +134,7 @@ def compare(
         reporter: receives progress.
 
     Raises:
-        ConfigError: an unknown variant, teachers that cannot be told apart, or other runs in the output folder.
+        ConfigError: an unknown variant, teachers of one name, or other runs in the folder.
         DeitctlError: as `train_run`.
     """
     reporter = reporter or SilentReporter()
@@ -179,7 +179,7 @@ def compare(
 def _configure(
     make_config: MakeConfig, variant: Variant, teacher: str, reporter: Reporter
 ) -> TrainConfig:
-    """Return the configuration of a variant; `none` gets the recipe of distillation too, without the teacher."""
+    """Return the configuration of a variant; `none` has the recipe of distillation too."""
     mode = variant.mode if variant.mode != "none" else "hard"
     config = make_config(teacher, mode, variant.dist_token)
     distill = config.distill
@@ -192,7 +192,8 @@ def _configure(
         return config
     arch = find_architecture(config.model, reporter)
     if arch is not None:
-        # The plain model, also of a student that was named with a distillation token; a file's weights stay its start.
+        # The plain model, also of a student that was named with a distillation token; a file's
+        # weights stay its start.
         weights = config.weights or (config.model if list_weight_files(config.model) else "")
         config = replace(config, model=catalog.get_plain(arch).alias, weights=weights)
     return replace(config, distill=None)
@@ -201,7 +202,7 @@ def _configure(
 def _check_teachers(
     teachers: Sequence[str], configs: Iterable[TrainConfig], reporter: Reporter
 ) -> None:
-    """Refuse teachers that do not exist or cannot be told apart, before hours of training with the others."""
+    """Refuse unknown or ambiguous teachers, before hours of training with the others."""
     if len(teachers) > 1 and any(c.distill and c.distill.teacher_weights for c in configs):
         raise ConfigError(
             "--teacher-weights cannot be those of several teachers.",

@@ -1,4 +1,4 @@
-"""The teacher of a run: its targets' cache, its preflight, and its network while targets are missing."""
+"""The teacher of a run: its cache of targets, its preflight, and its network while it is needed."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ from deitctl.errors import TeacherError
 from deitctl.events import Reporter
 from deitctl.models.model_config import Preprocessing
 from deitctl.paths import cache_root
-from deitctl.recipes import ADAPT_FULL_FROM, adaptation
+from deitctl.recipes import FULL_FINETUNE_IMAGES, get_finetune_recipe
 from deitctl.records import to_json
 from deitctl.settings import to_dict
 
 NO_CACHE = "off"
-# The augmentation of one view. The rest (mixing, erasing, the student's affine map) happens to batches, after the
-# teacher has labeled the views.
+# The augmentation of one view. The rest (mixing, erasing, the student's affine map) happens to
+# batches, after the teacher has labeled the views.
 VIEW_SETTINGS = ("crop_scale", "crop_ratio", "hflip", "affine", "rand_augment", "color_jitter")
 
 
@@ -73,7 +73,7 @@ class DistillationTeacher:
         reporter: Reporter,
         world: World = SINGLE_PROCESS,
     ) -> None:
-        """Open the cache of targets, and check the teacher unless the cache holds the record of its check.
+        """Open the cache of targets; check the teacher unless the cache has the record of its check.
 
         Args:
             config: the student's run; its `distill` is not None.
@@ -117,7 +117,7 @@ class DistillationTeacher:
 
     @property
     def val_predictions(self) -> Tensor:
-        """The teacher's predicted class of each validation image, [N], -1 for one that it could not read."""
+        """The teacher's predicted class of each validation image, [N], -1 if it is unreadable."""
         return torch.tensor(self.preflight.val_predictions)
 
     @property
@@ -126,12 +126,14 @@ class DistillationTeacher:
         return self._network is not None
 
     def build_stamp(self) -> dict[str, Any]:
-        """Return everything that the targets of views depend on; a cache is named and verified by it."""
-        # Left out: the device, so that targets computed on a GPU serve a CPU; the number of views, each of which is
-        # a file of its own; and the student's input size, because views are rendered anew at the teacher's.
+        """Return all that the targets of views depend on; a cache is named and verified by it."""
+        # Left out: the device, so that targets computed on a GPU serve a CPU; the number of views,
+        # each of which is a file of its own; and the student's input size, because views are
+        # rendered anew at the teacher's.
         d, augment = self.distill, self.config.recipe.augment
         recipes = (
-            adaptation(how, built_in=self.config.data == BUILT_IN) for how in ("head", "full")
+            get_finetune_recipe(part, built_in=self.config.data == BUILT_IN)
+            for part in ("head", "full")
         )
         stamp = {
             "views_version": VIEWS_VERSION,
@@ -143,7 +145,7 @@ class DistillationTeacher:
             "finetune_teacher": d.finetune_teacher,
             "finetune_recipes": None
             if d.finetune_teacher == "none"
-            else hash_json([[to_dict(recipe) for recipe in recipes], ADAPT_FULL_FROM]),
+            else hash_json([[to_dict(recipe) for recipe in recipes], FULL_FINETUNE_IMAGES]),
             "train_images": self.train_fingerprint,
             "num_classes": len(self.train.class_names),
             "view_seed": d.view_seed,
@@ -166,7 +168,8 @@ class DistillationTeacher:
                 # A complete cache serves machines that do not have the teacher.
                 stamp["teacher"] = read_stamp(root).get("teacher")
                 self.reporter.warn(
-                    f"The weights of {d.teacher} are not available: its targets in {root} are used unverified."
+                    f"The weights of {d.teacher} are not available: "
+                    f"its targets in {root} are used unverified."
                 )
         return open_cache(root, stamp, self.codec, len(self.train.labels))
 
@@ -226,7 +229,8 @@ class DistillationTeacher:
     def load(self) -> None:
         """Load the network in all processes if any of them needs it; collective.
 
-        It comes before `get_network()`, which is not collective and so cannot fine-tune a teacher in several processes.
+        It comes before `get_network()`, which is not collective and so cannot fine-tune a teacher
+        in several processes.
         """
         is_needed = not self.uses_views
         if self.uses_views and self.world.size > 1:  # one process alone loads it when it needs it
@@ -241,7 +245,8 @@ class DistillationTeacher:
             TeacherError: its weights are not those that the cached targets are of.
         """
         if self._network is None:
-            # Of several processes one may need it in the middle of a step, where it must not wait for the others.
+            # Of several processes one may need it in the middle of a step, where it must not wait
+            # for the others.
             self._load(self.train_run if self.world.size == 1 else None)
         assert self._network is not None
         return self._network

@@ -1,4 +1,4 @@
-"""Computes a teacher's targets ahead of training, and verifies targets that are cached (`deitctl cache-teacher`)."""
+"""Computes a teacher's targets ahead of training, and verifies cached ones (`cache-teacher`)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from deitctl.errors import ConfigError, Interrupted, Signalled, TeacherError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.models.model_config import Preprocessing
 
-# Another device or precision may move this share of predictions, of images whose two likeliest classes are level,
-# and a probability of a soft label by this much.
+# Another device or precision may move this share of predictions, of images whose two likeliest
+# classes are level, and a probability of a soft label by this much.
 MAX_DIFFERENT = 0.02
 MAX_DIFFERENCE = 0.02
 FEWER_WORKERS = "Run it again with fewer loader processes: --workers 0"
@@ -119,7 +119,7 @@ def verify_teacher_cache(
     batch_size: int = 64,
     reporter: Reporter | None = None,
 ) -> VerifyCacheResult:
-    """Compute the targets of up to `num_images` cached views again, and compare; arguments as in `cache_teacher`.
+    """Compute up to `num_images` cached targets again, and compare; arguments as `cache_teacher`.
 
     Raises:
         TeacherError: nothing is cached, or the targets differ.
@@ -158,8 +158,8 @@ def verify_teacher_cache(
         cache.codec.mode == "soft" and max_abs_diff > MAX_DIFFERENCE
     ):
         raise TeacherError(
-            f"The targets in {cache.root} are not those of the teacher: {num_different} of {num_verified} predictions "
-            f"differ, a probability by up to {max_abs_diff:.3f}.",
+            f"The targets in {cache.root} are not those of the teacher: {num_different} of "
+            f"{num_verified} predictions differ, a probability by up to {max_abs_diff:.3f}.",
             "Delete that folder, and run this again without --verify.",
         )
     return VerifyCacheResult(

@@ -1,4 +1,4 @@
-"""The check of a teacher before it teaches: its accuracy on the validation images, recorded as `teacher.json`."""
+"""The check of a teacher before it teaches: its validation accuracy, recorded as `teacher.json`."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def check_teacher(
     reporter: Reporter,
     world: World,
 ) -> Preflight:
-    """Score a teacher on the validation images, in its own preprocessing; its model is on `device` already."""
+    """Score a teacher, which is on `device`, on the validation images in its own preprocessing."""
     model_config, match = resolved.loaded.model_config, resolved.match
     head = choose_head("auto", model_config.head, resolved.loaded.model)
     eval_model = EvalModel(
@@ -123,8 +123,9 @@ def compute_mean_recall(result: EvalResult) -> float:
 def require_above_chance(distill: DistillConfig, preflight: Preflight, val: ImageDataset) -> None:
     """Raise `TeacherError` for a teacher at or near chance, unless `allow_weak_teacher` is set.
 
-    It is judged by mean recall, whose chance is 1 / K however uneven the classes are: always predicting the largest
-    class gains nothing. It must exceed chance by as much again or by a tenth, and by two standard errors.
+    It is judged by mean recall, whose chance is 1 / K however uneven the classes are: always
+    predicting the largest class gains nothing. It must exceed chance by as much again or by a
+    tenth, and by two standard errors.
     """
     chance = 1 / len(set(val.labels.tolist()))
     standard_error = math.sqrt(chance * (1 - chance) / max(1, preflight.num_images))
@@ -138,7 +139,7 @@ def require_above_chance(distill: DistillConfig, preflight: Preflight, val: Imag
 
 
 def summarize_preflight(preflight: Preflight, detail: str) -> str:
-    """Return one sentence for the log; `detail` says how the classes match, or that the record was read."""
+    """Return one sentence for the log; `detail` says how the classes match."""
     finetuning = {"no": "", "scratch": "trained from scratch, "}.get(
         preflight.finetuned, f"fine-tuned ({preflight.finetuned}), "
     )
@@ -155,7 +156,7 @@ def write_preflight(path: Path, preflight: Preflight) -> None:
 
 
 def read_preflight(path: Path, num_classes: int, num_val_images: int) -> Preflight | None:
-    """Read a record; None if there is none, or if `check_teacher` cannot have made it for such data."""
+    """Read a record; None if there is none, or if it is not one of such data."""
     try:
         values = {k: v for k, v in read_json(path).items() if k != "schema_version"}
         preflight = from_dict(Preflight, values, str(path))

@@ -1,9 +1,10 @@
-"""The on-disk cache of teacher targets: one fixed-size record for each view and image, in memory-mapped files.
+"""The on-disk cache of teacher targets: fixed-size records by view and image, in memory maps.
 
-A cache is a folder with `cache.json`, the stamp of everything that the targets depend on, and one file per view. A
-record of zeros is missing. A hard record is two bytes, written at once or not at all; a soft one carries a checksum.
-Records validate themselves, so there is no lock, no journal and no index: several processes write together, a kill
-loses at most the record being written, and a file that was truncated or deleted is filled again.
+A cache is a folder with `cache.json`, the stamp of everything that the targets depend on, and one
+file per view. A record of zeros is missing. A hard record is two bytes, written at once or not at
+all; a soft one carries a checksum. Records validate themselves, so there is no lock, no journal and
+no index: several processes write together, a kill loses at most the record being written, and a
+file that was truncated or deleted is filled again.
 
 Letters: B images, N images of the data set, W 16-bit numbers per record.
 """
@@ -39,7 +40,7 @@ class TargetCache:
     """The teacher targets of a data set, by view and image."""
 
     def __init__(self, root: Path, codec: TargetCodec, num_images: int) -> None:
-        """Use the folder `root`, which `open_cache` has created or verified, for `num_images` images."""
+        """Use the folder `root`, which `open_cache` has created or verified."""
         self.root, self.codec, self.num_images = root, codec, num_images
         self._views: dict[int, Records] = {}
 
@@ -131,7 +132,7 @@ class TargetCache:
 
 
 def _map_file(path: Path, size: int, record_bytes: int) -> mmap.mmap:
-    """Map a view's file for reading and writing, creating it if need be; a complete read-only file for reading."""
+    """Map a view's file, creating it if need be; a complete read-only file for reading."""
     # O_NOFOLLOW: a link could lead out of the cache, to a file that would be overwritten.
     flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
@@ -153,7 +154,7 @@ def _map_file(path: Path, size: int, record_bytes: int) -> mmap.mmap:
 
 
 def _reserve(file: int, size: int, record_bytes: int) -> None:
-    """Extend a file to `size` bytes with zeros; idempotent, so several processes may do it at once."""
+    """Extend a file to `size` bytes with zeros; several processes may do it at once."""
     present = os.fstat(file).st_size
     if present < size:
         if (

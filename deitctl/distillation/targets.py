@@ -1,4 +1,4 @@
-"""Teacher targets: hard labels or soft labels from a teacher's logits, and their compact form on disk.
+"""Teacher targets: hard or soft labels from a teacher's logits, and their compact form on disk.
 
 Letters: B images, K classes, W 16-bit numbers per record.
 """
@@ -27,8 +27,8 @@ def teacher_targets(logits: Tensor, mode: str, tau: float) -> Tensor:
 
     Args:
         logits: [B,K].
-        mode: `hard`, one-hot at the argmax, not smoothed (DeiT section 3: "smoothing of true labels only"); or
-            `soft`, softmax(logits / tau) (DeiT Eq. 2).
+        mode: `hard`, one-hot at the argmax, not smoothed (DeiT section 3: "smoothing of true labels
+            only"); or `soft`, softmax(logits / tau) (DeiT Eq. 2).
         tau: temperature of soft labels, above 0.
 
     Returns:
@@ -43,9 +43,9 @@ def teacher_targets(logits: Tensor, mode: str, tau: float) -> Tensor:
 class TargetCodec:
     """Encodes target distributions over K classes as records of W unsigned 16-bit numbers.
 
-    Hard: class + 1. Soft: a checksum, then the probability of every class in float16 (three digits above 6e-5); with
-    `topk` below K the indices of the `topk` likeliest classes and their probabilities, and the remaining probability
-    is spread evenly over the other classes.
+    Hard: class + 1. Soft: a checksum, then the probability of every class in float16 (three digits
+    above 6e-5); with `topk` below K the indices of the `topk` likeliest classes and their
+    probabilities, and the remaining probability is spread evenly over the other classes.
     """
 
     mode: str
@@ -55,7 +55,8 @@ class TargetCodec:
     def __post_init__(self) -> None:
         if self.num_classes > MAX_CLASSES:
             raise TeacherError(
-                f"A teacher cache holds at most {MAX_CLASSES:,} classes, the data has {self.num_classes:,}.",
+                f"A teacher cache holds at most {MAX_CLASSES:,} classes, "
+                f"the data has {self.num_classes:,}.",
                 "Leave the cache out: --teacher-cache off.",
             )
 
@@ -110,7 +111,8 @@ class TargetCodec:
         return np.concatenate([self._is_valid_soft(c) for c in chunks or [records]])
 
     def _is_valid_soft(self, records: Records) -> NDArray[np.bool_]:
-        # Indices and probabilities are checked besides the checksum, because a cache may be crafted.
+        # Indices and probabilities are checked besides the checksum, because a cache may be
+        # crafted.
         body = records[:, 1:]
         valid = (records[:, 0] == _compute_checksums(body)) & body.any(axis=1)
         if self.num_kept < self.num_classes:
@@ -120,7 +122,8 @@ class TargetCodec:
 
 
 def _compute_checksums(body: Records) -> Records:
-    """Return a checksum in 1..65521 for each row; 0 (empty) and 65535 (unreadable) are never one."""
-    # 65521 is the largest 16-bit prime (as in Adler-32); no weight is 0 modulo it, so every number counts.
+    """Return a checksum in 1..65521 for each row: never 0 (empty) or 65535 (unreadable)."""
+    # 65521 is the largest 16-bit prime (as in Adler-32); no weight is 0 modulo it, so every number
+    # counts.
     weights = np.arange(body.shape[1], dtype=np.uint64) % 65520 + 1
     return np.asarray((body.astype(np.uint64) * weights).sum(axis=1) % 65521 + 1, dtype=np.uint16)

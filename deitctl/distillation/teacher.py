@@ -1,4 +1,4 @@
-"""The teacher network: resolved by name, file or folder, fine-tuned to the data's classes if need be, and frozen.
+"""The teacher network: resolved, fine-tuned to the data's classes if need be, and frozen.
 
 Letters: B images, K classes of the data, S the student's input side, T the teacher's.
 """
@@ -39,11 +39,11 @@ from deitctl.models.fuse import fuse_conv_bn
 from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.paths import DiskError, cache_root
-from deitctl.recipes import ADAPT_FULL_FROM, DIGITS_CONVNET, adaptation
+from deitctl.recipes import DIGITS_CONVNET, FULL_FINETUNE_IMAGES, get_finetune_recipe
 from deitctl.settings import to_dict
 
 TrainRun = Callable[[TrainConfig], Mapping[str, Any]]
-"""Trains into the config's output folder, or resumes or finds the run there; returns its result record."""
+"""Trains into the config's output folder, or resumes or finds the run; returns its result record."""
 WITHOUT_WEIGHTS = "without weights"
 
 
@@ -91,7 +91,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward_views(self, pixels: Tensor) -> Tensor:
-        """Return logits [B,K] of views that were rendered at the teacher's own size, uint8 [B,3,T,T]."""
+        """Return logits [B,K] of views rendered at the teacher's own size, uint8 [B,3,T,T]."""
         return self._forward_normalized(normalize(pixels, self.model_config.preprocessing))
 
     def _forward_normalized(self, images: Tensor) -> Tensor:
@@ -107,9 +107,10 @@ def freeze_teacher(
     student_preprocessing: Preprocessing,
     device: Device,
 ) -> Teacher:
-    """Fuse a classifier's batch norms into its convolutions, in place, and freeze it on `device`; see `Teacher`."""
+    """Fuse a classifier's batch norms into its convolutions, in place, and freeze it on `device`."""
     size = loaded.model_config.preprocessing.img_size
-    # Before it is moved: convolutions of a GPU may round more than fusing changes, and the fusion would be refused.
+    # Before it is moved: convolutions of a GPU may round more than fusing changes, and the fusion
+    # would be refused.
     with rng.scope("fold"):
         fuse_conv_bn(loaded.model, torch.randn(1, 3, size, size))
     device.to_device(loaded.model)
@@ -124,7 +125,7 @@ class ResolvedTeacher:
     loaded: LoadedModel
     match: ClassMatch
     finetuned: str
-    """`no`, or how it was fine-tuned on the data: `head`, `full`, or `scratch` if it had no weights."""
+    """`no`, or how it was fine-tuned: `head`, `full`, or `scratch` if it had no weights."""
     folder: str
     """Folder of the fine-tuned teacher, empty for `no`."""
 
@@ -153,18 +154,18 @@ def resolve_teacher(
     *,
     is_main: bool = True,
 ) -> ResolvedTeacher:
-    """Load a teacher and match its classes to the data's by WordNet id or name; fine-tune it first if need be.
+    """Load a teacher and match its classes by WordNet id or name; fine-tune it first if need be.
 
     Args:
-        config: the student's run: its `distill` names the teacher and says whether it may be fine-tuned.
+        config: the student's run, whose `distill` names the teacher.
         train: the training images.
         fingerprint: of the training images.
-        train_run: trains the run of a config. None: a teacher that needs fine-tuning must have been fine-tuned.
+        train_run: see `TrainRun`. None: a teacher that needs fine-tuning must have had it.
         reporter: is told what is done.
         is_main: whether this of several processes takes the lock while the teacher trains.
 
     Raises:
-        TeacherError: weights that are not available, or other classes where fine-tuning is forbidden.
+        TeacherError: no weights, or other classes where fine-tuning is forbidden.
     """
     distill, built_in = config.distill, config.data == BUILT_IN
     assert distill is not None
@@ -180,26 +181,27 @@ def resolve_teacher(
             raise _no_weights(error, train) from error
         reporter.warn(f"{error.message} It is trained from scratch on 'digits' first.")
         size = distill.teacher_img_size or DIGITS_CONVNET.img_size
-        how, recipe = "scratch", replace(DIGITS_CONVNET, img_size=size)
+        finetuned, recipe = "scratch", replace(DIGITS_CONVNET, img_size=size)
     else:
         match = match_classes(loaded.model_config, train.class_names)
         if match is not None and distill.finetune_teacher in ("auto", "none"):
             return ResolvedTeacher(loaded, match, "no", "")
-        how = _choose_finetuning(distill, loaded.model_config, train, reporter)
+        finetuned = _choose_finetuning(distill, loaded.model_config, train, reporter)
         recipe = replace(
-            adaptation(how, built_in=built_in),
+            get_finetune_recipe(finetuned, built_in=built_in),
             pretrained=not list_weight_files(distill.teacher, distill.teacher_weights),
             img_size=distill.teacher_img_size or loaded.model_config.preprocessing.img_size,
         )
-    # By content and below the user's cache, so that the next student finds it, from any folder and with any seed.
+    # By content and below the user's cache, so that the next student finds it, from any folder and
+    # with any seed.
     name = hash_json([to_dict(recipe), identify_teacher(distill, reporter), fingerprint])
-    root = cache_root() / "teachers" / f"{Path(distill.teacher).name}-{how}-{name}"
+    root = cache_root() / "teachers" / f"{Path(distill.teacher).name}-{finetuned}-{name}"
     if train_run is not None:
         run = TrainConfig(
             model=distill.teacher,
             data=config.data,
             recipe=recipe,
-            weights="" if how == "scratch" else distill.teacher_weights,
+            weights="" if finetuned == "scratch" else distill.teacher_weights,
             seed=0,  # whatever the student's, for the same teacher
             workers=config.workers,
             device=config.device,
@@ -207,7 +209,7 @@ def resolve_teacher(
             output_dir=str(root),
         )
         reporter.note(
-            f"Fine-tuning the teacher {run.model} ({how}, {recipe.epochs} epochs): {root}"
+            f"Fine-tuning the teacher {run.model} ({finetuned}, {recipe.epochs} epochs): {root}"
         )
         _train_exclusively(run, train_run, reporter, is_main)
     elif not is_model_folder(str(root)):
@@ -220,7 +222,7 @@ def resolve_teacher(
         raise TeacherError(
             f"{root} lacks some of the data's classes.", "Delete that folder; it is made again."
         )
-    return ResolvedTeacher(loaded, match, how, str(root))
+    return ResolvedTeacher(loaded, match, finetuned, str(root))
 
 
 def _no_weights(error: WeightsNotFound, train: ImageDataset) -> TeacherError:
@@ -244,18 +246,18 @@ def _choose_finetuning(
         )
     if distill.finetune_teacher != "auto":
         return distill.finetune_teacher
-    how = "full" if len(train.labels) >= ADAPT_FULL_FROM * num_classes else "head"
+    part = "full" if len(train.labels) >= FULL_FINETUNE_IMAGES * num_classes else "head"
     reporter.warn(
-        f"{distill.teacher} has {model_config.num_classes} classes, but lacks some of the data's {num_classes}: "
-        f"{'its head' if how == 'head' else 'the whole network'} is fine-tuned on the data first."
+        f"{distill.teacher} has {model_config.num_classes} classes, but lacks some of the data's "
+        f"{num_classes}: {'its head' if part == 'head' else 'the whole network'} is fine-tuned on the data first."
     )
-    return how
+    return part
 
 
 def _train_exclusively(
     run: TrainConfig, train_run: TrainRun, reporter: Reporter, is_main: bool
 ) -> None:
-    """Train a run while its folder is locked against other launches; of several processes the main one locks it."""
+    """Train a run while its folder is locked, by the main one of several processes."""
     root = Path(run.output_dir)
     path = root.with_name(f"{root.name}.lock")
     lock = locked(
