@@ -53,9 +53,9 @@ TRAIN = (
 WAYS = {
     "whole batches": (1, ()),
     "2 processes": (2, ()),
-    "2 micro-batches": (1, ("--micro-batch", "32")),
-    "4 micro-batches": (1, ("--micro-batch", "16")),
-    "2 processes, 2 micro-batches": (2, ("--micro-batch", "16")),
+    "2 micro-batches": (1, ("--micro-batch-size", "32")),
+    "4 micro-batches": (1, ("--micro-batch-size", "16")),
+    "2 processes, 2 micro-batches": (2, ("--micro-batch-size", "16")),
 }
 
 

@@ -17,7 +17,7 @@ from difflib import get_close_matches
 
 
 class DeitctlError(Exception):
-    """Something a user can mend: `message` says what happened and to what, `hint` what to do."""
+    """Something a user can fix: `message` says what happened and to what, `hint` what to do."""
 
     exit_code = 1
 
@@ -74,7 +74,7 @@ class Signalled(BaseException):
         """Whether it was sent again by somebody who will not wait, so that the work may be half done."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `Did you mean 'x' or 'y'?` for the names nearest to `name`, or the empty string."""
-    near = get_close_matches(name, list(known), n=3, cutoff=0.6)
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return `Did you mean 'x' or 'y'?` for those of `names` nearest to `name`, or the empty string."""
+    near = get_close_matches(name, list(names), n=3, cutoff=0.6)
     return f"Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

@@ -1,4 +1,4 @@
-"""The recipes: every hyperparameter with its source. No other file holds one."""
+"""Recipes: every hyperparameter with its source. No other file holds one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from deitctl.config import AugmentConfig, OptimConfig, ProgressiveResize, Recipe
 from deitctl.errors import ConfigError, did_you_mean
-from deitctl.settings import from_dict, override, read_toml, to_dict
+from deitctl.settings import flatten, from_dict, override, read_toml
 
 PAPER = Recipe(
     name="paper",
@@ -145,11 +145,11 @@ DIGITS_CONVNET = replace(  # its teacher: a convnet divides its input by 32, so 
 )
 
 
-def fast(recipe: Recipe) -> Recipe:
+def make_fast(recipe: Recipe) -> Recipe:
     """Return a recipe whose first epochs see smaller images and whose last ones see the full ones.
 
     FixRes (arXiv 1906.06423), as DeiT-III trains (arXiv 2204.07118 §4: lower resolution first, then 20 epochs at 224);
-    ours in one run, positions being resized on the way. The share is ours; docs/recipes.md has what finetune-fast gives.
+    here in one run, whose position embeddings are resized on the way. The fraction is ours, see docs/recipes.md.
     """
     return replace(
         recipe,
@@ -162,13 +162,13 @@ RECIPES = {
     r.name: r
     for r in (
         PAPER,
-        fast(PAPER),
+        make_fast(PAPER),
         PAPER_384,
         FINETUNE,
-        fast(FINETUNE),
+        make_fast(FINETUNE),
         PROBE,
         SMALL,
-        fast(SMALL),
+        make_fast(SMALL),
         DIGITS,
         DIGITS_CONVNET,
     )
@@ -192,17 +192,17 @@ DISTILL_DEFAULTS = {
 DISTILL_REDUCTION: Literal["batchmean", "mean"] = "batchmean"  # DeiT Eq. 2
 DISTILL_TOPK = 100
 MIXED_RECIPES = ("paper", "paper-fast", "paper-384")
-"""Recipes under which the teacher looks at the mixed images unless views are asked for, as in deit/training/losses.py."""
+"""Recipes whose teacher sees mixed images, as in the released code (losses.py), unless --views is passed."""
 DISTILL_VIEWS = 8
-"""Views of an image under every other recipe; docs/distillation.md has what fewer and more give."""
+"""Views per image under every other recipe; docs/results/distillation.md has accuracies with fewer and more."""
 
-ADAPT_FULL_FROM = 50
-"""Training images a class from which `--adapt auto` fine-tunes all of a teacher instead of its head."""
+FULL_FINETUNE_IMAGES = 50
+"""Training images a class from which `--finetune-teacher auto` fine-tunes all of a teacher instead of its head."""
 
 
-def adaptation(how: str, *, built_in: bool) -> Recipe:
-    """Return the recipe that fits a teacher to the data: its `head` or the `full` network; digits keep their own views."""
-    recipe = PROBE if how == "head" else FINETUNE
+def get_finetune_recipe(part: str, *, built_in: bool) -> Recipe:
+    """Return the recipe that fine-tunes a teacher: its `head` or the `full` network; digits keep their own views."""
+    recipe = PROBE if part == "head" else FINETUNE
     return replace(recipe, augment=DIGITS_CONVNET.augment) if built_in else recipe
 
 
@@ -215,10 +215,8 @@ def get_recipe(name: str) -> Recipe:
     if name in RECIPES:
         return RECIPES[name]
     if not name.endswith(".toml"):
-        known = ", ".join(RECIPES)
-        raise ConfigError(
-            f"There is no recipe {name!r}.", did_you_mean(name, RECIPES) or f"There are: {known}."
-        )
+        hint = did_you_mean(name, RECIPES) or f"There are: {', '.join(RECIPES)}."
+        raise ConfigError(f"There is no recipe {name!r}.", hint)
     values = read_toml(Path(name))
     base = values.pop("base", None)
     if base is None:
@@ -227,18 +225,4 @@ def get_recipe(name: str) -> Recipe:
         raise ConfigError(
             f"{name}: there is no base {base!r}.", f"There are: {', '.join(RECIPES)}."
         )
-    return override(RECIPES[base], {"name": Path(name).stem, **_dotted(values)})
-
-
-def _dotted(values: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        flat |= (
-            _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
-
-
-def describe(recipe: Recipe) -> dict[str, object]:
-    """Return a recipe as flat dotted settings."""
-    return _dotted(to_dict(recipe))
+    return override(RECIPES[base], {"name": Path(name).stem, **flatten(values)})

@@ -109,8 +109,8 @@ def check_ranges(config: TrainConfig) -> None:
         value, option = values.get(setting.name), setting.option
         numbers = value if isinstance(value, list) else (value,)
         if any(isinstance(n, int | float) and not option.allows(n) for n in numbers):
-            shown = setting.name.removeprefix("recipe.")
-            raise ConfigError(f"{shown} = {value} is out of range: it must be {option.limits}.")
+            name = setting.name.removeprefix("recipe.")
+            raise ConfigError(f"{name} = {value} is out of range: it must be {option.limits}.")
     for name in ("crop_scale", "crop_ratio"):
         low, high = getattr(config.recipe.augment, name)
         if low > high:

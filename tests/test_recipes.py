@@ -14,7 +14,6 @@ from deitctl.recipes import (
     PAPER,
     PAPER_384,
     RECIPES,
-    describe,
     get_recipe,
 )
 
@@ -122,13 +121,6 @@ def test_a_file_that_is_its_own_base_is_said(tmp_path):
     file.write_text(f'base = "{file}"\n')
     with pytest.raises(ConfigError, match="base"):
         get_recipe(str(file))
-
-
-def test_recipes_are_described_flat():
-    flat = describe(PAPER)
-    assert flat["optim.lr"] == 5e-4
-    assert flat["augment.crop_scale"] == [0.08, 1.0]
-    assert not any(isinstance(v, dict) for v in flat.values())
 
 
 def test_a_fast_recipe_changes_the_resolution_of_its_first_epochs_alone():

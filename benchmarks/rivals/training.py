@@ -188,9 +188,9 @@ def distill(setup: Setup) -> Job:
             teacher,
             "--student",
             setup.size.student,
-            "--adapt",
+            "--finetune-teacher",
             "none",
-            "--force-teacher",
+            "--allow-weak-teacher",
         ),
         *(
             *OUR_PAPER,
@@ -206,7 +206,7 @@ def distill(setup: Setup) -> Job:
     )
     ways = [
         (*way, *more)
-        for way in (("--teacher-sees", "mixed"), ("--views", "1"))
+        for way in (("--teacher-input", "mixed"), ("--views", "1"))
         for more in ((), *setup.also)
     ]
     contestants = [sides.speed_alone(_ours("deitctl distill", ours, way)) for way in ways]
@@ -290,9 +290,9 @@ def learn(setup: Setup) -> Job:
                 "--recipe",
                 "small",
                 "--no-pretrained",
-                "--adapt",
+                "--finetune-teacher",
                 "none",
-                "--force-teacher",
+                "--allow-weak-teacher",
                 *OUR_DIGITS,
             ),
             *(
@@ -308,7 +308,7 @@ def learn(setup: Setup) -> Job:
                 "json",
             ),
         )
-        ways = (("--teacher-sees", "mixed"), ("--views", "1"), *setup.also)
+        ways = (("--teacher-input", "mixed"), ("--views", "1"), *setup.also)
         return [_ours("deitctl distill", words, way) for way in ways]
 
     def rival(flags: Sequence[str], seed: int) -> Contestant:

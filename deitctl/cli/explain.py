@@ -107,12 +107,12 @@ def _print_table(explanations: Iterable[Explanation]) -> int:
             console.print(f"  [red]{escape_markup(explanation.error)}[/]")
             continue
         for token, prediction in explanation.tokens.items():
-            asked = ""
+            of_class = ""
             if prediction.class_score is not None:
                 label = escape_markup(str(explanation.class_name))
-                asked = f"  ({label}: {100 * prediction.class_score:.1f} %)"
+                of_class = f"  ({label}: {100 * prediction.class_score:.1f} %)"
             first = f"{100 * prediction.score:5.1f} % {escape_markup(prediction.label)}"
-            console.print(f"  {token:<4} {first}{asked}")
+            console.print(f"  {token:<4} {first}{of_class}")
         if explanation.disagree:
             console.print("  [yellow]the two heads disagree[/]")
         console.print(f"  [dim]{escape_markup(str(explanation.image))}[/]")

@@ -166,10 +166,10 @@ def test_rows_travel_with_the_module_but_not_with_its_weights():
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fine-tune for one epoch."""
-    original = module.adaptation
+    original = module.get_finetune_recipe
     monkeypatch.setattr(
         module,
-        "adaptation",
+        "get_finetune_recipe",
         lambda how, **kw: replace(original(how, **kw), epochs=1, batch_size=16),
     )
 
@@ -229,7 +229,7 @@ def test_auto_finetunes_the_whole_network_given_enough_images(
     monkeypatch: pytest.MonkeyPatch,
     reporter: SilentReporter,
 ) -> None:
-    monkeypatch.setattr(module, "ADAPT_FULL_FROM", enough)  # six images of every digit
+    monkeypatch.setattr(module, "FULL_FINETUNE_IMAGES", enough)  # six images of every digit
     resolved = resolve(distilled("run", teacher=str(imagenet_teacher())), little, reporter)
     assert resolved.finetuned == how
     assert "has 1000 classes" in reporter.warnings[0]  # type: ignore[attr-defined]
