@@ -74,7 +74,12 @@ ModelOpt = Annotated[
     str, option("--model", help=MODEL_HELP, default="", complete=completion.complete_model)
 ]
 WeightsOpt = Annotated[
-    str, option("--weights", help="Weights file or model folder for --model.", default="")
+    str,
+    option(
+        "--weights",
+        help="Weights file or model folder for a model named by architecture.",
+        default="",
+    ),
 ]
 HeadOpt = Annotated[
     str,
@@ -114,7 +119,7 @@ OnBadImageOpt = Annotated[
     ),
 ]
 NumImagesOpt = Annotated[
-    int, option("--num-images", help="Images to verify the file on.", min=1, panel=VERIFICATION)
+    int, option("--num-images", help="How many of them.", min=1, panel=VERIFICATION)
 ]
 VerifyDataOpt = Annotated[
     str,
@@ -176,7 +181,7 @@ SPECIAL: dict[str, Any] = {
         option(
             "--batch-size",
             help="Images a step, over all processes; auto: as many as this device takes and gains by.",
-            default="from the recipe",
+            default="the recipe's",
             parser=_parse_batch_size,
             metavar="N|auto",
         ),
@@ -233,42 +238,41 @@ def take_options(
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [
-            parameter.replace(kind=parameter.KEYWORD_ONLY)
-            for parameter in inspect.signature(command, eval_str=True).parameters.values()
-        ][1:]
-        replaced = {parameter.name for parameter in own}
+        parameters = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        own = {p.name: p.replace(kind=p.KEYWORD_ONLY) for p in parameters}
         keywords = [
-            parameter.name
-            for parameter in inspect.signature(source).parameters.values()
-            if parameter.kind != parameter.VAR_KEYWORD
-            and parameter.name not in (*replaced, "reporter")
+            p
+            for p in inspect.signature(source).parameters.values()
+            if p.kind != p.VAR_KEYWORD and p.name != "reporter"
         ]
-        parameters = [_declare(keyword) for keyword in keywords] + own
+        # in the function's order, which is that of `--help`
+        options = {p.name: own.get(p.name) or _declare(p) for p in keywords} | own
+        shared = options.keys() - own.keys()
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
-            arguments = {k: v for k in keywords if (v := values.pop(k)) not in (None, "")}
+            arguments = {k: v for k in shared if (v := values.pop(k)) not in (None, "")}
             for keyword in INVERTED & arguments.keys():
                 arguments[keyword] = not arguments[keyword]
             command(arguments, **values)
 
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        run.__signature__ = inspect.Signature(list(options.values()))  # type: ignore[attr-defined]
+        run.__annotations__ = {name: p.annotation for name, p in options.items()}
         return run
 
     return decorate
 
 
-def _declare(keyword: str) -> inspect.Parameter:
-    """Return the parameter from which Typer makes a keyword's option."""
-    kind = SPECIAL.get(keyword)
+def _declare(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Return the parameter from which Typer makes the option of a function's keyword."""
+    name = parameter.name
+    kind = SPECIAL.get(name)
+    if name == "batch_size" and "auto" not in str(parameter.annotation):
+        kind = None  # the setting, a number
     if kind is None:
-        kind = _annotate(next(s for s in list_settings() if s.keyword == keyword))
-    default = "" if keyword == "data" else None
-    return inspect.Parameter(
-        keyword, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
-    )
+        kind = _annotate(next(s for s in list_settings() if s.keyword == name))
+    default = "" if name == "data" else None
+    return inspect.Parameter(name, parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
 def _annotate(setting: Setting) -> Any:
