@@ -8,7 +8,7 @@ PyTorch eager, run in this one process by the loaders of runner.py, with one num
 is the median of eager's seconds over the median of the format's, for one image and for sixteen: seconds of the CPU,
 which others on the machine lengthen least. Differences are those of the verification: the largest of a logit or a probability,
 and for quantized files, in brackets, the RMS difference of the logits relative to their spread. `openvino, own precision`
-is the fp32 folder without the hint that the loader sets. The figures are in docs/export.md.
+is the fp32 folder without the hint that the loader sets. The figures are in docs/results/export.md.
 """
 
 from __future__ import annotations
