@@ -16,7 +16,7 @@ from deitctl.events import Reporter
 from deitctl.profiling.measure import MemoryMeter, measure_time, read_free_memory
 from deitctl.profiling.trial_run import TrialRun, build_trial
 from deitctl.training.configure import check
-from deitctl.training.optim import peak_learning_rate
+from deitctl.training.optim import compute_peak_lr
 
 FIRST_SIZE = 8
 """Images of the first trial; each further trial doubles them."""
@@ -109,7 +109,7 @@ def choose_batch_size(
         reporter,
         trial.context.micro_batch_size(trial.state),
     )
-    return BatchSizeChoice(size, reason, peak_learning_rate(recipe.optim, size), tuple(trials))
+    return BatchSizeChoice(size, reason, compute_peak_lr(recipe.optim, size), tuple(trials))
 
 
 def _measure_free_memory(trial: TrialRun) -> int | None:

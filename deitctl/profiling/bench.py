@@ -41,7 +41,7 @@ from deitctl.profiling.synthetic_images import NUM_FILES, write_synthetic_datase
 from deitctl.profiling.trial_run import TrialRun, build_trial
 from deitctl.settings import override
 from deitctl.training.configure import build_config, build_distill_config, check, make_absolute
-from deitctl.training.optim import peak_learning_rate
+from deitctl.training.optim import compute_peak_lr
 
 STAGE_SECONDS = 2.0
 MAX_STAGE_SECONDS = 600.0
@@ -210,7 +210,7 @@ def _describe(
         batch_size=batch_size,
         batch_size_reason=batch_size_reason,
         measured_batch_size=trial.batch_size,
-        peak_lr=peak_learning_rate(recipe.optim, batch_size),
+        peak_lr=compute_peak_lr(recipe.optim, batch_size),
         num_workers=trial.workers,
         device=torch.cuda.get_device_name(device.torch_device)
         if device.torch_device.type == "cuda"

@@ -30,8 +30,7 @@ from deitctl.models.introspect import (
 )
 from deitctl.models.model_config import ModelConfig
 from deitctl.models.vit import VisionTransformer
-from deitctl.training.ema import ExponentialMovingAverage
-from deitctl.training.optim import build_optimizer
+from deitctl.training.optim import ExponentialMovingAverage, build_optimizer
 from deitctl.training.state import Progress, TrainState
 from deitctl.training.step import TrainContext
 

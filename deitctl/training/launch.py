@@ -49,11 +49,9 @@ def run_training(
         DeitctlError: bad data, model, teacher or output folder, or training diverged.
         Interrupted: stopped by a signal, after the state was saved.
     """
-    check(config)
     device = choose_device(config.device, config.precision)
     with process_group(device.torch_device) as world:
-        root = Path(world.broadcast_object(config.output_dir or str(new_run_folder(_stem(config)))))
-        config = replace(config, output_dir=str(root))
+        config = _with_new_folder(config, world)
         with open_run(config, datasets, reporter, device, world, resume=False) as trainer:
             return trainer.fit()
 
@@ -193,14 +191,12 @@ def start_or_resume(
         choose: chooses the batch size of a new run; an unfinished run of any batch size is then continued.
     """
     launch = launch_id() if is_distributed() else ""
-    if not auto and not launch:
-        return run_training(
-            choose(config) if choose else config, datasets=datasets, reporter=reporter
-        )
     device = choose_device(config.device, config.precision)
     with process_group(device.torch_device) as world:
         root = None
-        if world.is_main:  # one process looks, so that all continue the same run
+        if (
+            auto or launch
+        ) and world.is_main:  # one process looks, so that all continue the same run
             root = find_unfinished(
                 config, reporter, launch="" if auto else launch, any_batch=choose is not None
             )
@@ -209,9 +205,20 @@ def start_or_resume(
             return resume(root, settings=machine, datasets=datasets, reporter=reporter)
         if auto:
             reporter.note("No unfinished run of this configuration: a new one begins.")
-        return run_training(
-            choose(config) if choose else config, datasets=datasets, reporter=reporter
-        )
+        config = _with_new_folder(choose(config) if choose else config, world)
+        with open_run(config, datasets, reporter, device, world, resume=False) as trainer:
+            return trainer.fit()
+
+
+def _with_new_folder(config: TrainConfig, world: World) -> TrainConfig:
+    """Check the configuration, and give it an output folder if it has none."""
+    check(config)
+    model = [Path(config.model).name]
+    if config.distill is not None:
+        model += ["from", Path(config.distill.teacher).name]
+    stem = "-".join([*model, Path(config.data).name])
+    root = world.broadcast_object(config.output_dir or str(new_run_folder(stem)))
+    return replace(config, output_dir=root)
 
 
 def find_unfinished(
@@ -296,10 +303,3 @@ def train_or_find(
     if result is None:
         raise DeitctlError(f"{root} has no result.", "Delete that folder, and run this again.")
     return result
-
-
-def _stem(config: TrainConfig) -> str:
-    parts = [Path(config.model).name]
-    if config.distill is not None:
-        parts += ["from", Path(config.distill.teacher).name]
-    return "-".join([*parts, Path(config.data).name])

@@ -91,12 +91,19 @@ class LossMonitor:
     def find_incident(self) -> Incident | None:
         """Read the observations that came since the last call; return the first step that diverged, or None."""
         observations, self.unread = self.unread, []
+        progress = self.progress
         for o in observations:
-            loss, grad_norm = float(o.loss), float(o.grad_norm)
+            loss, grad_norm, mean = float(o.loss), float(o.grad_norm), progress.recent_loss
             record = {"step": o.step, "loss": loss, "grad_norm": grad_norm}
             self.recent = [*self.recent[1 - HISTORY :], record]
-            mean, progress = self.progress.recent_loss, self.progress
-            if kind := self._classify(loss, grad_norm):
+            kind = ""
+            # ln(num_classes) is the loss of a guess: below it, small losses may rise by a large factor.
+            limit = self.spike_factor * max(mean, math.log(self.num_classes))
+            if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not self.scaled):
+                kind = NON_FINITE
+            elif limit and progress.steps_monitored >= MIN_STEPS and loss > limit:
+                kind = LOSS_SPIKE
+            if kind:
                 return Incident(
                     kind=kind,
                     step=o.step,
@@ -116,13 +123,3 @@ class LossMonitor:
         """Raise `TrainingDiverged` if a step since the last check did."""
         if incident := self.find_incident():
             raise TrainingDiverged(incident)
-
-    def _classify(self, loss: float, grad_norm: float) -> str:
-        """Return the kind of incident, empty for a step that went well."""
-        if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not self.scaled):
-            return NON_FINITE
-        # ln(num_classes) is the loss of a guess: below it, small losses may rise by a large factor.
-        limit = self.spike_factor * max(self.progress.recent_loss, math.log(self.num_classes))
-        if limit and self.progress.steps_monitored >= MIN_STEPS and loss > limit:
-            return LOSS_SPIKE
-        return ""

@@ -1,4 +1,4 @@
-"""AdamW without decay where it does harm, and the learning rate as a pure function of the step."""
+"""How weights move: AdamW's parameter groups, the learning rate of a step, and the EMA of the weights."""
 
 from __future__ import annotations
 
@@ -6,76 +6,108 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deitctl.config import OptimConfig
 
 NO_DECAY_TOKENS = ("cls_token", "dist_token", "pos_embed")  # deit/models.py no_weight_decay()
-
-
-def parameter_groups(
-    model: nn.Module, config: OptimConfig, layers: Mapping[str, int] | None = None
-) -> list[dict[str, object]]:
-    """Split trainable parameters by weight decay and by layer.
-
-    No weight decay for biases, norms, layer scale (one dimension), tokens and position embeddings. A group's rate is
-    the step's times `lr_scale`, which is `layer_decay` to the power of its layers' distance from the top (BEiT,
-    arXiv 2106.08254, appendix). As in BEiT's code the last norm goes with the heads; timm puts it with the last block.
-
-    Args:
-        model: whose parameters.
-        config: weight decay and layer decay.
-        layers: each parameter's layer, from 0 at the input; needed where `layer_decay` is not 1.
-    """
-    top = max(layers.values()) if layers else 0
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        kept_free = parameter.ndim <= 1 or name.rpartition(".")[2] in NO_DECAY_TOKENS
-        distance = top - layers[name] if layers and config.layer_decay != 1 else 0
-        groups.setdefault((distance, kept_free), []).append(parameter)
-    return [
-        {
-            "params": members,
-            "weight_decay": 0.0 if kept_free else config.weight_decay,
-            "lr_scale": config.layer_decay**distance,
-        }
-        for (distance, kept_free), members in groups.items()
-    ]
+MAX_EMA_MEMORY = 0.1  # of the steps of a run
 
 
 def build_optimizer(
     model: nn.Module, config: OptimConfig, layers: Mapping[str, int] | None = None
 ) -> torch.optim.AdamW:
-    """Build AdamW, fused, which is one pass over memory; its rate is set before each step by `set_learning_rate`."""
-    return torch.optim.AdamW(
-        parameter_groups(model, config, layers), lr=config.warmup_lr, fused=True
-    )
+    """Build AdamW for the parameters that are trained; arguments as `build_param_groups`."""
+    groups = build_param_groups(model, config, layers)
+    # `fused` is one pass over memory. The rate is set before each step.
+    return torch.optim.AdamW(groups, lr=config.warmup_lr, fused=True)
 
 
-def peak_learning_rate(config: OptimConfig, batch_size: int) -> float:
-    """lr * batch_size / lr_base_size (DeiT Table 9's linear scaling)."""
+def build_param_groups(
+    model: nn.Module, config: OptimConfig, layers: Mapping[str, int] | None = None
+) -> list[dict[str, object]]:
+    """Split the trained parameters by weight decay and by layer.
+
+    Args:
+        model: the model.
+        config: `weight_decay`, which spares biases, norms, layer scale, tokens and position embeddings; `layer_decay`,
+            by which the learning rate falls from layer to layer (BEiT, arXiv 2106.08254, appendix).
+        layers: layer of each parameter, from 0 at the input; needed if `layer_decay` is not 1.
+
+    Returns:
+        Groups with the factor of their learning rate as `lr_scale`.
+    """
+    # As in BEiT's code the last norm is in the layer of the heads; timm has it with the last block.
+    top = max(layers.values()) if layers else 0
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        no_decay = parameter.ndim <= 1 or name.rpartition(".")[2] in NO_DECAY_TOKENS
+        distance = top - layers[name] if layers and config.layer_decay != 1 else 0
+        groups.setdefault((distance, no_decay), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": 0.0 if no_decay else config.weight_decay,
+            "lr_scale": config.layer_decay**distance,
+        }
+        for (distance, no_decay), parameters in groups.items()
+    ]
+
+
+def compute_peak_lr(config: OptimConfig, batch_size: int) -> float:
+    """Return lr * batch_size / lr_base_size, DeiT Table 9's linear scaling."""
     return config.lr * batch_size / config.lr_base_size
 
 
-def learning_rate(
+def compute_lr(
     config: OptimConfig, *, step: int, steps_per_epoch: int, epochs: int, batch_size: int
 ) -> float:
-    """Return the rate of a step: linear from `warmup_lr`, then a cosine to `min_lr` at the end of the last epoch.
-
-    The cosine counts from step 0, as timm's does, so that the warm-up cuts its beginning off. Deviation: it moves with
-    every step, not once an epoch, which short runs need.
-    """
-    peak = peak_learning_rate(config, batch_size)
+    """Return the learning rate of a step: linear from `warmup_lr`, then a cosine to `min_lr` at the end of the run."""
+    peak = compute_peak_lr(config, batch_size)
+    # DeiT's rate moves once an epoch; this one with every step, which short runs need.
     epoch = step / max(1, steps_per_epoch)
     if epoch < config.warmup_epochs:
         return config.warmup_lr + (peak - config.warmup_lr) * epoch / config.warmup_epochs
+    # The cosine counts from step 0, as timm's does: the warmup cuts off its beginning.
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / epochs)))
     return config.min_lr + (peak - config.min_lr) * cosine
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of every group, lower layers' by their `lr_scale`."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
+        group["lr"] = lr * group["lr_scale"]
+
+
+def compute_ema_decay(step: int, *, decay: float, total_steps: int) -> float:
+    """Return the EMA's decay after `step` updates, at most `decay`."""
+    # The paper's 0.99996 averages over 25,000 steps: a run of 1,000 would end with an average of its initialization.
+    # So 1 / (1 - decay) is at most a tenth of the run, and grows with the first steps as TensorFlow's `num_updates`
+    # rule has it.
+    memory = max(1.0, MAX_EMA_MEMORY * total_steps)
+    return min(decay, 1 - 1 / memory, (1 + step) / (10 + step))
+
+
+class ExponentialMovingAverage:
+    """The EMA of a model's parameters and floating-point buffers, under the names of its state dict."""
+
+    def __init__(self, model: nn.Module, *, decay: float, total_steps: int) -> None:
+        self.decay, self.total_steps = decay, total_steps
+        self.values: dict[str, Tensor] = {
+            name: value.detach().clone() for name, value in model.state_dict().items()
+        }
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards the model's weights after the step numbered `step`, from 0."""
+        decay = compute_ema_decay(step, decay=self.decay, total_steps=self.total_steps)
+        averages, weights = [], []
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                averages.append(self.values[name])
+                weights.append(value)
+            else:  # a counter of batches
+                self.values[name].copy_(value)
+        torch._foreach_lerp_(averages, weights, 1 - decay)

@@ -15,7 +15,7 @@ from deitctl.events import Reporter, SilentReporter
 from deitctl.models.factory import build_model
 from deitctl.models.introspect import compute_early_size
 from deitctl.training.build import warn_about_sizes
-from deitctl.training.optim import peak_learning_rate
+from deitctl.training.optim import compute_peak_lr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ def plan_training(
         steps_per_epoch=steps,
         num_steps=steps * recipe.epochs,
         batch_size=batch_size,
-        peak_lr=peak_learning_rate(recipe.optim, batch_size),
+        peak_lr=compute_peak_lr(recipe.optim, batch_size),
         # weight, gradient, two moments of AdamW, and the average, of 4 bytes each
         weights_mib=round(num_params * 4 * (5 if recipe.ema_decay else 4) / 2**20, 1),
         device=str(device.torch_device),

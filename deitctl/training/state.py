@@ -21,7 +21,7 @@ from deitctl.errors import ModelError
 from deitctl.models.checkpoint_io import load_tensors, save_tensors
 from deitctl.paths import DiskError, read_json, sync_folder, write_json
 from deitctl.records import SCHEMA_VERSION
-from deitctl.training.ema import ExponentialMovingAverage
+from deitctl.training.optim import ExponentialMovingAverage
 
 MAX_RECORD_BYTES = 1 << 30  # of state.json, which names every image that could not be read
 

@@ -33,7 +33,7 @@ from deitctl.training.objective import (
     Supervised,
     smooth_labels,
 )
-from deitctl.training.optim import learning_rate, set_learning_rate
+from deitctl.training.optim import compute_lr, set_learning_rate
 from deitctl.training.signals import StopRequest
 from deitctl.training.state import TrainState
 
@@ -76,7 +76,7 @@ class TrainContext:
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of a step."""
-        return learning_rate(
+        return compute_lr(
             self.recipe.optim,
             step=step,
             steps_per_epoch=self.steps_per_epoch,

@@ -55,6 +55,7 @@ class Trainer:
         self.start_step = 0
         """Step of the checkpoint that this session began with."""
         self.start_time = time.monotonic()
+        """When the run would have begun if all its sessions had followed each other."""
 
     def fit(self) -> TrainResult:
         """Train the epochs that are left; after each, validate, keep the best weights and log.
@@ -110,7 +111,7 @@ class Trainer:
             progress.unreadable[self.setup.train.name(index)] = reason
         progress.step += 1
         progress.images_seen += stats.num_images
-        progress.seconds = self.measure_seconds()
+        progress.seconds = time.monotonic() - self.start_time
         return stats
 
     def log_step(self, stats: StepStats) -> dict[str, str]:
@@ -177,7 +178,7 @@ class Trainer:
         losses = {name: float(value) / steps for name, value in self.state.loss_sums.items()}
         self.state.loss_sums = {}
         progress.epoch += 1
-        progress.seconds = self.measure_seconds()
+        progress.seconds = time.monotonic() - self.start_time
         return losses
 
     def keep_best(self, metrics: dict[str, EvalResult]) -> None:
@@ -281,7 +282,7 @@ class Trainer:
             teacher_agreement=evaluation.teacher_agreement,
             teacher=setup.teacher.preflight if setup.teacher else None,
             unreadable=sorted(reasons),
-            seconds=round(self.measure_seconds(), 2),
+            seconds=round(time.monotonic() - self.start_time, 2),
             evaluation=evaluation,
             unreadable_reasons=reasons,
         )
@@ -332,10 +333,6 @@ class Trainer:
             return
         if epoch > progress.best_epoch:
             progress.best_epoch, progress.best_top1, progress.best_weights = epoch, top1, weights
-
-    def measure_seconds(self) -> float:
-        """Return the duration of the run so far, that of earlier sessions included."""
-        return time.monotonic() - self.start_time
 
     @contextmanager
     def leave_resumable(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The learning rate by hand and against timm; what decays and what does not."""
+"""The learning rate and the EMA by hand and against timm; what decays and what does not."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
+from torch import nn
 
 from deitctl.config import OptimConfig
 from deitctl.models.introspect import get_layer_ids
 from deitctl.recipes import PAPER, PAPER_384, RECIPES
 from deitctl.training.optim import (
     NO_DECAY_TOKENS,
+    ExponentialMovingAverage,
     build_optimizer,
-    learning_rate,
-    parameter_groups,
-    peak_learning_rate,
+    build_param_groups,
+    compute_ema_decay,
+    compute_lr,
+    compute_peak_lr,
     set_learning_rate,
 )
 
@@ -37,14 +40,14 @@ def config(**changes: float) -> OptimConfig:
 
 
 def test_rate_scales_with_the_batch():
-    assert peak_learning_rate(PAPER.optim, 1024) == pytest.approx(1e-3)  # 5e-4 x 1024 / 512
-    assert peak_learning_rate(PAPER.optim, 64) == pytest.approx(6.25e-5)
-    assert peak_learning_rate(PAPER_384.optim, 512) == pytest.approx(5e-6)
+    assert compute_peak_lr(PAPER.optim, 1024) == pytest.approx(1e-3)  # 5e-4 x 1024 / 512
+    assert compute_peak_lr(PAPER.optim, 64) == pytest.approx(6.25e-5)
+    assert compute_peak_lr(PAPER_384.optim, 512) == pytest.approx(5e-6)
 
 
 def test_schedule_by_hand():
     def rate(step: int) -> float:
-        return learning_rate(config(), step=step, steps_per_epoch=10, epochs=8, batch_size=512)
+        return compute_lr(config(), step=step, steps_per_epoch=10, epochs=8, batch_size=512)
 
     assert rate(0) == pytest.approx(1e-6)
     assert rate(10) == pytest.approx((1e-6 + 1e-3) / 2)  # half of the warm-up
@@ -60,7 +63,7 @@ def test_schedule_by_hand():
     "recipe", [PAPER, RECIPES["digits"], RECIPES["finetune"]], ids=lambda r: r.name
 )
 def test_schedule_equals_timms_at_every_epoch(recipe):
-    peak = peak_learning_rate(recipe.optim, recipe.batch_size)
+    peak = compute_peak_lr(recipe.optim, recipe.batch_size)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
     scheduler = CosineLRScheduler(
         optimizer,
@@ -71,7 +74,7 @@ def test_schedule_equals_timms_at_every_epoch(recipe):
     )
     for epoch in range(recipe.epochs):
         scheduler.step(epoch)
-        ours = learning_rate(
+        ours = compute_lr(
             recipe.optim,
             step=7 * epoch,
             steps_per_epoch=7,
@@ -83,7 +86,7 @@ def test_schedule_equals_timms_at_every_epoch(recipe):
 
 def test_the_384_recipe_is_constant_after_the_warm_up():
     rates = {
-        learning_rate(PAPER_384.optim, step=s, steps_per_epoch=10, epochs=30, batch_size=512)
+        compute_lr(PAPER_384.optim, step=s, steps_per_epoch=10, epochs=30, batch_size=512)
         for s in range(50, 300)
     }
     assert max(rates) == pytest.approx(5e-6)
@@ -99,8 +102,8 @@ def test_the_384_recipe_is_constant_after_the_warm_up():
 )
 def test_rate_stays_between_its_bounds(step, steps, epochs, warmup, batch):
     optim = config(warmup_epochs=warmup)
-    rate = learning_rate(optim, step=step, steps_per_epoch=steps, epochs=epochs, batch_size=batch)
-    peak = peak_learning_rate(optim, batch)
+    rate = compute_lr(optim, step=step, steps_per_epoch=steps, epochs=epochs, batch_size=batch)
+    peak = compute_peak_lr(optim, batch)
     assert (
         min(peak, optim.min_lr, optim.warmup_lr)
         <= rate
@@ -112,7 +115,7 @@ def test_rate_stays_between_its_bounds(step, steps, epochs, warmup, batch):
 def test_rate_never_rises_after_the_warm_up(steps, epochs):
     optim = config(warmup_epochs=1)
     rates = [
-        learning_rate(optim, step=s, steps_per_epoch=steps, epochs=epochs, batch_size=512)
+        compute_lr(optim, step=s, steps_per_epoch=steps, epochs=epochs, batch_size=512)
         for s in range(steps, steps * epochs + 1)
     ]
     assert rates == sorted(rates, reverse=True)
@@ -131,7 +134,7 @@ def by_name(model, groups):
 @pytest.mark.parametrize("alias", ["deit_tiny_distilled", "deit3_small"])
 def test_groups_equal_timms_with_the_tokens_named(alias, deit):
     model = deit(alias)
-    ours = parameter_groups(model, config(), get_layer_ids(model))
+    ours = build_param_groups(model, config(), get_layer_ids(model))
     theirs = param_groups_weight_decay(model, 0.05, no_weight_decay_list=NO_DECAY_TOKENS)
     assert by_name(model, ours) == by_name(model, theirs)
     assert sorted(g["weight_decay"] for g in ours) == [0.0, 0.05]
@@ -140,7 +143,7 @@ def test_groups_equal_timms_with_the_tokens_named(alias, deit):
 
 @pytest.mark.parametrize("alias", ["deit_tiny_distilled", "deit_tiny"])
 def test_layer_decay_equals_timms_on_its_own_deit(alias, deit):
-    """But for the last norm: it stands with the heads, as in BEiT's code (optim_factory.py), not with the last block."""
+    """But for the last norm, which is in the layer of the heads, as in BEiT's code (optim_factory.py)."""
     model, name = (
         deit(alias),
         {"deit_tiny": "deit_tiny_patch16_224"}.get(alias, "deit_tiny_distilled_patch16_224"),
@@ -149,7 +152,7 @@ def test_layer_decay_equals_timms_on_its_own_deit(alias, deit):
     expected = by_name(
         theirs, param_groups_layer_decay(theirs, 0.05, theirs.no_weight_decay(), layer_decay=0.7)
     )
-    ours = by_name(model, parameter_groups(model, config(layer_decay=0.7), get_layer_ids(model)))
+    ours = by_name(model, build_param_groups(model, config(layer_decay=0.7), get_layer_ids(model)))
     assert ours.keys() == expected.keys()
     norm = {"norm.weight", "norm.bias"}
     assert {k: v for k, v in ours.items() if k not in norm} == {
@@ -162,7 +165,7 @@ def test_layer_decay_equals_timms_on_its_own_deit(alias, deit):
 def test_layer_decay_of_a_convnet_equals_timms(name):
     model = timm.create_model(name, num_classes=5)
     theirs = param_groups_layer_decay(model, 0.05, layer_decay=0.8)
-    ours = parameter_groups(model, config(layer_decay=0.8), get_layer_ids(model))
+    ours = build_param_groups(model, config(layer_decay=0.8), get_layer_ids(model))
     assert by_name(model, ours) == by_name(model, theirs)
     assert len({g["lr_scale"] for g in ours}) > 3
 
@@ -170,7 +173,7 @@ def test_layer_decay_of_a_convnet_equals_timms(name):
 def test_layer_decay_by_hand(deit):
     """12 blocks: embeddings are 13 layers below the heads."""
     model = deit()
-    ours = by_name(model, parameter_groups(model, config(layer_decay=0.5), get_layer_ids(model)))
+    ours = by_name(model, build_param_groups(model, config(layer_decay=0.5), get_layer_ids(model)))
     assert ours["head.weight"] == (1.0, 0.05)
     assert ours["blocks.11.mlp.fc2.weight"] == (0.5, 0.05)
     assert ours["blocks.11.norm1.bias"] == (0.5, 0.0)
@@ -187,7 +190,7 @@ def test_each_learning_parameter_is_in_one_group_and_lower_layers_are_never_fast
     for number in frozen:
         model[number].requires_grad_(False)
     layers = {name: int(name[0]) for name, _ in model.named_parameters()}
-    groups = parameter_groups(model, config(layer_decay=decay), layers)
+    groups = build_param_groups(model, config(layer_decay=decay), layers)
     learning = [id(p) for p in model.parameters() if p.requires_grad]
     assert sorted(id(p) for g in groups for p in g["params"]) == sorted(learning)
     scales = [by_name(model, groups)[f"{n}.bias"][0] for n in range(7) if n not in frozen]
@@ -203,7 +206,7 @@ def test_tokens_timm_excludes_are_ours():
 def test_frozen_parameters_are_left_out(deit):
     model = deit()
     model.pos_embed.requires_grad_(False)
-    grouped = [p for g in parameter_groups(model, config()) for p in g["params"]]
+    grouped = [p for g in build_param_groups(model, config()) for p in g["params"]]
     assert len(grouped) == len(list(model.parameters())) - 1
     assert all(p is not model.pos_embed for p in grouped)
 
@@ -235,3 +238,63 @@ def test_decay_shrinks_matrices_and_leaves_biases():
     optimizer.step()
     torch.testing.assert_close(model.weight.detach(), torch.full((2, 2), 0.95))  # 1 - lr x decay
     torch.testing.assert_close(model.bias.detach(), torch.ones(2))
+
+
+def test_ema_decay_by_hand():
+    assert compute_ema_decay(0, decay=0.99996, total_steps=10**7) == pytest.approx(0.1)  # 1 / 10
+    assert compute_ema_decay(90, decay=0.99996, total_steps=10**7) == pytest.approx(
+        0.91
+    )  # 91 / 100
+    assert (
+        compute_ema_decay(10**6, decay=0.99996, total_steps=10**7) == 0.99996
+    )  # a long run has the paper's
+    assert compute_ema_decay(10**6, decay=0.99996, total_steps=1000) == pytest.approx(
+        0.99
+    )  # 100 steps of 1,000
+
+
+@given(step=st.integers(0, 10**6), decay=st.floats(0, 0.99999), total=st.integers(0, 10**6))
+def test_ema_decay_is_between_zero_and_the_configured_one(step, decay, total):
+    assert 0 <= compute_ema_decay(step, decay=decay, total_steps=total) <= decay
+
+
+def test_ema_by_hand():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    ema = ExponentialMovingAverage(model, decay=0.5, total_steps=1000)
+    nn.init.ones_(model.weight)
+    ema.update(model, 0)  # decay 1/10: 0.1 x 0 + 0.9 x 1
+    assert ema.values["weight"].item() == pytest.approx(0.9)
+    nn.init.constant_(model.weight, 2.0)
+    ema.update(model, 1000)  # decay 0.5: (0.9 + 2) / 2
+    assert ema.values["weight"].item() == pytest.approx(1.45)
+
+
+def test_average_is_a_copy():
+    model = nn.Linear(1, 1)
+    ema = ExponentialMovingAverage(model, decay=0.5, total_steps=10)
+    before = ema.values["weight"].clone()
+    nn.init.constant_(model.weight, 7.0)
+    assert torch.equal(ema.values["weight"], before)
+
+
+def test_buffers_are_averaged_and_counters_copied():
+    model = nn.BatchNorm1d(2)
+    ema = ExponentialMovingAverage(model, decay=0.5, total_steps=1000)
+    model.running_mean.fill_(10.0)
+    model.num_batches_tracked.fill_(42)
+    ema.update(model, 10**6)
+    assert ema.values["running_mean"].tolist() == [5.0, 5.0]
+    assert ema.values["num_batches_tracked"].item() == 42
+
+
+def test_a_short_run_forgets_its_initialization():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 1000.0)
+    ema = ExponentialMovingAverage(model, decay=0.99996, total_steps=100)
+    nn.init.ones_(model.weight)
+    for step in range(100):
+        ema.update(model, step)
+    assert ema.values["weight"].item() == pytest.approx(
+        1.0, abs=0.1
+    )  # with 0.99996 it would be 997
