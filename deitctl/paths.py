@@ -1,4 +1,4 @@
-"""File access: bounded reads of regular files, atomic writes, a non-recursive walk, the cache folder. No torch here."""
+"""File access: bounded reads, atomic writes, a non-recursive walk, the cache folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deitctl.errors import DeitctlError
 
 CACHE_VARIABLE = "DEITCTL_CACHE"
 MAX_TEXT = 16 * 2**20
-"""Bytes of a config or record; that of a model with all classes of ImageNet-21k has one or two million."""
+"""Bytes of a config or record; with all classes of ImageNet-21k it has one or two million."""
 OUTPUT = "--output (or $DEITCTL_CACHE)"  # the option that names most of what is written
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -27,7 +27,7 @@ class DiskError(DeitctlError):
 
     @classmethod
     def from_os_error(cls, path: Path, error: OSError, option: str = OUTPUT) -> DiskError:
-        """Return the error for a failed write of `path`; `option` is what the user names the path with."""
+        """Return the error for a failed write; `option` is what the user names the path with."""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space" in str(error)
         return cls(
             f"Cannot write {path}: {error.strerror or error}.",
@@ -36,7 +36,7 @@ class DiskError(DeitctlError):
 
 
 def cache_root() -> Path:
-    """Return the folder of cached teachers, teacher targets and data indexes: `$DEITCTL_CACHE`, or the user's cache."""
+    """Return the folder of cached teachers, targets and indexes: `$DEITCTL_CACHE` or the user's."""
     override = os.environ.get(CACHE_VARIABLE)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(override).expanduser() if override else Path(home) / "deitctl"
@@ -45,7 +45,8 @@ def cache_root() -> Path:
 def read_regular(path: str | Path, limit: int) -> bytes:
     """Return the content of a regular file of at most `limit` bytes.
 
-    Pipes, devices, sockets and folders are refused without opening them; symbolic links are followed.
+    Pipes, devices, sockets and folders are refused without opening them; symbolic links are
+    followed.
 
     Raises:
         OSError: missing, not a regular file, too large, or not readable; `strerror` says which.
@@ -72,12 +73,12 @@ def _require_regular(status: os.stat_result, path: str | Path) -> None:
 
 
 def read_text(path: str | Path, limit: int = MAX_TEXT) -> str:
-    """Return the text of a UTF-8 file; raise as `read_regular`, and `ValueError` for other bytes."""
+    """Return the text of a UTF-8 file; raise as `read_regular`, `ValueError` for other bytes."""
     return read_regular(path, limit).decode("utf-8").replace("\r\n", "\n")
 
 
 def read_json(path: str | Path, limit: int = MAX_TEXT) -> Any:
-    """Parse a JSON file; raise as `read_text`, and `ValueError` for invalid or too deeply nested JSON."""
+    """Parse a JSON file; raise as `read_text`, `ValueError` if invalid or nested too deeply."""
     try:
         value = json.loads(read_text(path, limit))
     except RecursionError as error:
@@ -105,10 +106,11 @@ def _is_deeper_than(value: Any, levels: int) -> bool:
 
 
 def walk(folder: str, *, follow: bool) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Yield (folder, subfolder names, file names) as `os.walk` does; unreadable folders are skipped.
+    """Yield (folder, folder names, file names) as `os.walk` does; skip unreadable folders.
 
-    A loop, because recursion fails on a hostile folder's depth. The caller may remove subfolder names to prune; with
-    `follow`, links to folders are entered, and the caller guards against cycles.
+    A loop, because recursion fails on a hostile folder's depth. The caller may remove subfolder
+    names to prune; with `follow`, links to folders are entered, and the caller guards against
+    cycles.
     """
     pending = [folder]
     while pending:
@@ -135,9 +137,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 @contextmanager
 def atomic_path(path: Path, option: str = OUTPUT) -> Iterator[Path]:
-    """Yield a temporary sibling to write; it is flushed to disk and renamed to `path` at the end of the block.
+    """Yield a temporary sibling to write, which is flushed and renamed to `path` at the end.
 
-    Readers never see a partial file. Errors of the block are raised unchanged, unless the disk caused them.
+    Readers never see a partial file. Errors of the block are raised unchanged, unless the disk
+    caused them.
 
     Args:
         path: the final name; an existing file is replaced.
@@ -171,7 +174,7 @@ def atomic_path(path: Path, option: str = OUTPUT) -> Iterator[Path]:
 
 @contextmanager
 def open_atomic(path: Path, option: str = OUTPUT) -> Iterator[BinaryIO]:
-    """Open a file for binary writing that replaces `path` when the block ends, see `atomic_path`."""
+    """Open a file for binary writing that replaces `path` at the end, see `atomic_path`."""
     with atomic_path(path, option) as temporary, temporary.open("wb") as file:
         yield file
 
@@ -204,7 +207,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def require_writable(path: Path, option: str, *, folder: bool = False) -> None:
-    """Raise `DiskError` unless a file, or with `folder` a folder's files, can be written; call it before long work.
+    """Raise `DiskError` unless `path` can be written; to be called before long work.
 
     Args:
         path: what will be written.

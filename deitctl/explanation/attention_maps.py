@@ -1,6 +1,7 @@
-"""Maps of the patches that a DeiT's class token and distillation token attend to (methods in docs/explain.md).
+"""Maps of the patches that a DeiT's class and distillation token attend to: docs/explain.md.
 
-Letters: B images, S pixels a side, G patches a side, P prefix tokens, N = P + G*G tokens, A attention heads, K classes.
+Letters: B images, S pixels a side, G patches a side, P prefix tokens, N = P + G*G tokens,
+A attention heads, K classes.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from deitctl.models.vit import Block, HeadLogits, VisionTransformer
 TOKENS = {"cls": "class token", "dist": "distillation token"}
 METHODS = ("rollout", "gradient", "last-layer")
 GRAPH_BYTES = 2**29
-"""Memory for the attention of the images whose gradients are computed together; larger batches are split."""
+"""Memory for the attention of images differentiated together; larger batches are split."""
 GRAPH_COPIES = 6
-"""Tensors of the attention's size in graph and gradients: scores, softmax, their gradients, products."""
+"""Tensors of that size in graph and gradients: scores, softmax, their gradients, products."""
 
 
 class AttentionOutput(NamedTuple):
@@ -30,7 +31,7 @@ class AttentionOutput(NamedTuple):
 
 
 class TokenMaps(NamedTuple):
-    """For each token the weight of every patch, 0 or more: [B,G,G], or [B,A,G,G] by attention head."""
+    """Each token's weights of the patches, 0 or more: [B,G,G], or [B,A,G,G] by attention head."""
 
     cls: Tensor
     dist: Tensor | None
@@ -43,14 +44,14 @@ def forward_with_attention(
     reduce: Callable[[Tensor], Tensor] = lambda attention: attention,
     differentiable: bool = False,
 ) -> AttentionOutput:
-    """Compute `model(images)`, equal to rounding, with the attention softmax(q kᵀ / √d) that the fused kernel hides.
+    """Compute `model(images)`, to rounding, with the attention softmax(q kᵀ / √d) of the blocks.
 
     Args:
         model: in eval mode.
         images: normalized, [B,3,S,S].
-        reduce: what to return of a block's attention [B,A,N,N], whose rows sum to 1; a block's full attention is then
-            freed at once.
-        differentiable: whether the logits have gradients with respect to the attention. Not with `reduce`.
+        reduce: what to return of a block's attention [B,A,N,N], whose rows sum to 1; a block's full
+            attention is then freed at once.
+        differentiable: whether the logits have gradients of the attention; not with `reduce`.
     """
     maps: list[Tensor] = []
     # Explicit modes: callers may be in inference mode, whose tensors cannot have gradients.
@@ -76,7 +77,8 @@ def compute_token_maps(
         model: a DeiT in eval mode.
         images: normalized, [B,3,S,S], on the model's device.
         method: one of `METHODS`; only `gradient` depends on a class.
-        classes: [B], the classes that `gradient` explains, for both heads; None for each head's own prediction.
+        classes: [B], the classes that `gradient` explains, for both heads; None for each head's own
+            prediction.
 
     Raises:
         ModelError: the model is no DeiT.
@@ -100,7 +102,7 @@ def compute_token_maps(
 
 
 def compute_head_maps(model: nn.Module, images: Tensor) -> TokenMaps:
-    """Return each token's attention in the last block by attention head, [B,A,G,G]; raise `ModelError` for no DeiT."""
+    """Return each token's attention in the last block by attention head, [B,A,G,G]."""
     deit = require_deit(model)
     num_prefix = deit.num_prefix_tokens
     maps = forward_with_attention(deit, images, reduce=lambda a: a[:, :, :num_prefix].clone())
@@ -116,17 +118,18 @@ def require_deit(model: nn.Module) -> VisionTransformer:
     """Return the model if it is a DeiT, or raise `ModelError`."""
     if not isinstance(model, VisionTransformer):
         raise ModelError(
-            f"This model ({type(model).__name__}) cannot be explained: it does not have a DeiT's tokens.",
+            f"This model ({type(model).__name__}) cannot be explained: it has no DeiT's tokens.",
             "`deitctl models` lists those that do.",
         )
     return model
 
 
 def _compute_rollout(model: VisionTransformer, images: Tensor) -> list[Tensor]:
-    """Attention rollout (Abnar & Zuidema 2020, §3): the product over blocks of 0.5 Ā + 0.5 I, Ā the mean of the heads.
+    """Attention rollout (Abnar & Zuidema 2020, §3): product over blocks of 0.5 Ā + 0.5 I.
 
-    The identity is the residual branch; rows of Ā and I sum to 1, so those of the product do too. Only the prefix
-    tokens' rows are needed: vectors times matrices, from the last block down.
+    Ā is the mean of the heads, the identity the residual branch. Rows of Ā and I sum to 1, so those
+    of the product do too. Only the prefix tokens' rows are needed: vectors times matrices, from the
+    last block down.
     """
     attention = forward_with_attention(model, images, reduce=lambda a: a.mean(dim=1)).attention
     rows = []
@@ -147,9 +150,10 @@ def _choose_batch_size(model: VisionTransformer) -> int:
 def _compute_relevance(
     model: VisionTransformer, images: Tensor, classes: Tensor | None
 ) -> list[Tensor]:
-    """Gradient-weighted relevance (Chefer et al., ICCV 2021, Eqs. 5 and 6): R ← R + mean over heads of (∇A ⊙ A)⁺ R.
+    """Relevance (Chefer et al., ICCV 2021, Eqs. 5 and 6): R ← R + mean of heads (∇A ⊙ A)⁺ R.
 
-    R starts as I. A token's gradient is that of its own head's logit; only the prefix tokens' rows of R are needed.
+    R starts as I. A token's gradient is that of its own head's logit; only the prefix tokens' rows
+    of R are needed.
     """
     heads, attention = forward_with_attention(model, images, differentiable=True)
     rows = []

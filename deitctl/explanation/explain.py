@@ -1,4 +1,4 @@
-"""Explanations of images: each token's prediction, and a drawing of the patches that it attends to."""
+"""Explanations of images: each token's prediction, and a drawing of where it attends."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -103,7 +104,8 @@ def explain(
         weights: its weights, if `model` is a name.
         method: one of `deitctl.explanation.attention_maps.METHODS`.
         token: `cls`, `dist`, or `both` that the model has.
-        class_name: the class that `gradient` explains, in any spelling; None for each head's own prediction.
+        class_name: the class that `gradient` explains, in any spelling; None for each head's own
+            prediction.
         output: folder of the drawings; no file in it is replaced.
         batch_size: images at a time.
         img_size: input size in pixels; 0 for the model's own.
@@ -147,10 +149,10 @@ def explain(
         ("cls", "dist") if token == "both" else (token,),
         None if class_name is None else find_class(model_config, class_name),
     )
-    inputs: Iterable[ImageLike] = [images] if is_image(images) else images  # type: ignore[list-item,assignment]
+    several = cast(Iterable[ImageLike], [images] if is_image(images) else images)
     return _explain_stream(
         explainer,
-        _expand_outside(folder, inputs, stdin),
+        _expand_outside(folder, several, stdin),
         batch_size,
         DrawingFolder(folder),
         only_disagreements,
@@ -161,7 +163,7 @@ def explain(
 def _expand_outside(
     folder: Path, images: Iterable[ImageLike], stdin: Iterable[str]
 ) -> Iterator[ImageLike]:
-    """Expand folders, without the drawings of earlier calls if the output folder is inside one of them."""
+    """Expand folders, except for earlier drawings in an output folder inside of them."""
     output = folder.resolve()
     for image in images:
         name = str(image) if isinstance(image, str | Path) else ""
@@ -197,7 +199,8 @@ def _explain_stream(
     if only_disagreements:
         num_images = num_disagreements + num_agreements
         reporter.note(
-            f"The heads disagree on {num_disagreements} of {num_images} images; the others are left out."
+            f"The heads disagree on {num_disagreements} of {num_images} images; "
+            "the others are left out."
         )
 
 
@@ -297,7 +300,7 @@ class DrawingFolder:
         self.folder, self.counts = folder, Counter[str]()
 
     def draw(self, item: Input, explanation: Explanation, panels: list[TokenPanel]) -> Explanation:
-        """Write an input's drawing and return its explanation with the path; raise `DiskError` if that fails."""
+        """Write a drawing and return the explanation with its path, or raise `DiskError`."""
         assert item.pixels is not None
         note = explanation.method
         if explanation.class_name is not None:

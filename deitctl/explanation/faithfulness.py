@@ -1,8 +1,8 @@
-"""Deletion and insertion curves (Petsiuk et al. 2018, RISE, §4.3), patch by patch: do maps find what the model uses?
+"""Deletion and insertion curves of token maps (RISE, Petsiuk et al. 2018, §4.3).
 
-Deletion replaces patches by the mean color, the most important first; the sooner the probability falls, the better the
-map. Insertion starts with a blurred image and restores patches; the sooner the probability rises, the better. A random
-map is the baseline.
+Deletion replaces patches by the mean color, the most important first; the sooner the probability
+falls, the better the map. Insertion starts with a blurred image and restores patches; the sooner
+the probability rises, the better. A random map is the baseline.
 
 Letters: M maps, B images, G patches a side, S pixels a side, K classes, T steps.
 """
@@ -24,7 +24,7 @@ Predict = Callable[[Tensor], Tensor]
 def compute_deletion(
     predict: Predict, images: Tensor, maps: Tensor, classes: Tensor, num_steps: int = NUM_STEPS
 ) -> Tensor:
-    """Return class probabilities while patches are deleted, [M,B,T+1]; arguments as `compute_curves`."""
+    """Return class probabilities while patches are deleted, [M,B,T+1]; see `compute_curves`."""
     mean_color = torch.zeros_like(images)  # of normalized images
     return compute_curves(predict, images, mean_color, maps, classes, num_steps)
 
@@ -32,7 +32,7 @@ def compute_deletion(
 def compute_insertion(
     predict: Predict, images: Tensor, maps: Tensor, classes: Tensor, num_steps: int = NUM_STEPS
 ) -> Tensor:
-    """Return class probabilities while patches are restored, [M,B,T+1]; arguments as `compute_curves`."""
+    """Return class probabilities while patches are restored, [M,B,T+1]; see `compute_curves`."""
     patch_size = images.shape[-1] // maps.shape[-1]
     blurred = blur(images, patch_size)  # a patch is unrecognizable at a deviation of its own size
     return compute_curves(predict, blurred, images, maps, classes, num_steps)
@@ -49,7 +49,8 @@ def compute_curves(
         start, end: first and last image, normalized, [B,3,S,S]; predicted once for all maps.
         maps: importance of each patch, [M,B,G,G]; the highest is replaced first.
         classes: the class to follow, [B].
-        num_steps: T, at most the number of patches; steps replace equally many patches as nearly as possible.
+        num_steps: T, at most the number of patches; steps replace equally many patches as nearly as
+            possible.
     """
     num_patches, patch_size = maps[0, 0].numel(), start.shape[-1] // maps.shape[-1]
     num_steps = min(num_steps, num_patches)
@@ -74,7 +75,7 @@ def compute_area(curves: Tensor) -> Tensor:
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:
-    """Blur images [B,3,S,S] by a Gaussian of standard deviation `sigma` pixels, with mirrored edges."""
+    """Blur images [B,3,S,S] by a Gaussian of `sigma` pixels, with mirrored edges."""
     radius = min(math.ceil(3 * sigma), images.shape[-1] - 1)
     offsets = torch.arange(-radius, radius + 1, device=images.device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)

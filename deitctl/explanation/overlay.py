@@ -1,4 +1,4 @@
-"""Drawings of token maps over an image: heat maps, the difference of two tokens, panels with captions.
+"""Drawings of token maps: heat maps, the difference of two tokens, panels with captions.
 
 Letters: S pixels a side of the model's input, G patches a side, A attention heads.
 """
@@ -42,8 +42,8 @@ class _Panel(NamedTuple):
 def draw_heatmap(pixels: NDArray[np.uint8], importance: Map, side: int = 0) -> Image.Image:
     """Draw a map over an image, from its own lowest value (dark) to its highest (bright).
 
-    The lowest value is subtracted because what all patches share tells nothing: in rollouts of deit_tiny it was 16 to
-    43 % of the highest (eight photos).
+    The lowest value is subtracted because what all patches share tells nothing; in rollouts of
+    deit_tiny it was 16 to 43 % of the highest (eight photos).
 
     Args:
         pixels: the model's input, uint8 [3,S,S].
@@ -58,8 +58,8 @@ def draw_heatmap(pixels: NDArray[np.uint8], importance: Map, side: int = 0) -> I
 def draw_difference(pixels: NDArray[np.uint8], cls: Map, dist: Map, side: int = 0) -> Image.Image:
     """Draw where the distillation token has more (red) or less (blue) weight than the class token.
 
-    Both maps are normalized to a sum of 1. The full color is the highest weight of the two, so that equal maps are
-    colorless.
+    Both maps are normalized to a sum of 1. The full color is the highest weight of the two, so that
+    equal maps are colorless.
     """
     side = side or choose_panel_side(pixels.shape[-1])
     highest = max(float(m.max() / (m.sum() or 1.0)) for m in (cls, dist))
@@ -78,7 +78,7 @@ def _subtract(cls: Map, dist: Map) -> Map:
 def draw_panels(
     pixels: NDArray[np.uint8], tokens: Sequence[TokenPanel], *, name: str, note: str
 ) -> Image.Image:
-    """Draw the model's input, a panel for each token, their difference, and their attention heads below.
+    """Draw the model's input, each token's map, their difference, and attention heads below.
 
     Args:
         pixels: the model's input, uint8 [3,S,S].
@@ -102,7 +102,7 @@ def draw_panels(
 
 
 def choose_panel_side(input_side: int) -> int:
-    """Return the side of a panel in pixels; small inputs are enlarged by an integer, so that pixels stay square."""
+    """Return the side of a panel in pixels; small inputs are enlarged by an integer factor."""
     if input_side >= MIN_SIDE:
         return min(input_side, MAX_SIDE)
     return input_side * -(-MIN_SIDE // input_side)
@@ -182,7 +182,7 @@ def _join_vertically(strips: Sequence[Image.Image]) -> Image.Image:
 
 
 def truncate(text: str, width: int) -> str:
-    """Return a text of at most `width` pixels, with `?` for what is not printable and an ellipsis where it is cut."""
+    """Cut a text to `width` pixels with an ellipsis; unprintable characters become `?`."""
     text = "".join(c if c.isprintable() else "?" for c in text)
     if _load_font().getlength(text) <= width:
         return text

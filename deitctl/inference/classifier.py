@@ -1,4 +1,4 @@
-"""Classification of images by a loaded model: `load`, `predict`, and the results. Without torch, for ONNX models."""
+"""Classification by a loaded model: `load`, `predict` and their results. No torch here."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Backend(Protocol):
         """Return logits [B,K] of images uint8 [B,3,S,S], heads fused, before the temperature."""
 
     def scores(self, pixels: Pixels) -> Scores:
-        """Return probabilities [B,K] of images uint8 [B,3,S,S], calibrated if the config has a temperature."""
+        """Return calibrated probabilities [B,K] of images uint8 [B,3,S,S]."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,15 @@ class Classifier:
         """Classify an image, or several.
 
         Args:
-            images: a path, URL, bytes, Pillow image, uint8 array [H,W,3] or tensor [3,H,W] that is uint8 or float in
-                0..1; or an iterable of them, a folder's path in it standing for its files.
+            images: a path, URL, bytes, Pillow image, uint8 array [H,W,3] or tensor [3,H,W] that is
+                uint8 or float in 0..1; or an iterable of them, a folder's path in it standing for
+                its files.
             topk: classes in each prediction, at most.
             batch_size: images at a time.
 
         Returns:
-            One prediction for one image, else a list in input order. In a list, an image that cannot be read has an
-            `error`.
+            One prediction for one image, else a list in input order. In a list, an image that
+            cannot be read has an `error`.
 
         Raises:
             DataError: the one image cannot be read or classified.
@@ -120,7 +121,7 @@ class Classifier:
         return results[0]
 
     def logits(self, images: Images, *, batch_size: int = 16) -> Scores:
-        """Return logits [B,K] of images as `predict` takes them, or [K] of one: heads fused, before the temperature.
+        """Return logits [B,K] of images, or [K] of one: heads fused, before the temperature.
 
         Raises:
             DataError: an image cannot be read.
@@ -223,7 +224,8 @@ def load(
     """Load a classifier once, for many predictions.
 
     Args:
-        model: alias, timm name, hub name, run folder, weights file, or an ONNX file of `export`; empty for the default.
+        model: alias, timm name, hub name, run folder, weights file, or an ONNX file of `export`;
+            empty for the default.
         weights: weights file or model folder, for a model that is a name.
         head: `auto` (the model's own), `cls`, `dist`, `avg-logits` or `avg-probs`.
         img_size: input size in pixels; 0 for the model's own.
@@ -281,7 +283,7 @@ def predict(
     keep_pixels: bool = False,
     reporter: Reporter | None = None,
 ) -> Iterator[Prediction]:
-    """Load a model and yield a prediction for each image, in order; the model is loaded before this returns.
+    """Load a model, then yield a prediction for each image, in order.
 
     Args:
         images: one or several, see `Classifier.predict`; a folder stands for its files.

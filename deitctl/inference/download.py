@@ -15,7 +15,7 @@ from deitctl.errors import DataError
 MAX_DOWNLOAD = 64 * 2**20  # bytes of a body
 READ_TIMEOUT = 20.0  # seconds to the next byte
 DEADLINE = 60.0
-"""Seconds of a download with its redirects; a byte now and then would never exceed `READ_TIMEOUT`."""
+"""Seconds of a download with redirects; a trickle of bytes never exceeds `READ_TIMEOUT`."""
 
 
 def fetch(url: str, *, seconds: float = DEADLINE) -> bytes:
@@ -55,7 +55,7 @@ def _describe_timeout(url: str, seconds: float) -> str:
 
 
 class _Cutoff:
-    """Shut down every connection of a download at the deadline, even during a read or a handshake."""
+    """Shuts down every connection at the deadline, even during a read or a handshake."""
 
     def __init__(self, seconds: float) -> None:
         self.is_over = False

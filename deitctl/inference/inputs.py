@@ -1,4 +1,4 @@
-"""Images from files, folders, URLs, standard input, bytes, Pillow images, arrays and tensors, read ahead in order."""
+"""Images from paths, URLs, bytes, Pillow images, arrays and tensors, read ahead in order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 ImageLike: TypeAlias = "str | Path | bytes | Image.Image | NDArray[Any] | torch.Tensor"
-"""Path, URL, bytes of an image file, Pillow image, uint8 array [H,W,3], or tensor [3,H,W], uint8 or float in 0..1."""
+"""Path, URL, file's bytes, Pillow image, uint8 array [H,W,3], tensor [3,H,W] uint8 or 0..1."""
 Images: TypeAlias = "ImageLike | Iterable[ImageLike]"
 STDIN = "-"
 T = TypeVar("T")
@@ -47,7 +47,7 @@ def is_image(images: Images) -> bool:
 
 
 def expand(images: Iterable[ImageLike], stdin: Iterable[str] = ()) -> Iterator[ImageLike]:
-    """Yield every image: folders become their files, recursively and sorted, `-` the paths in the lines of `stdin`."""
+    """Yield every image: of folders the files, sorted, and for `-` the lines of `stdin`."""
     for image in images:
         if isinstance(image, str) and image == STDIN:
             yield from (line.rstrip("\r\n") for line in stdin if line.strip())
@@ -68,7 +68,7 @@ def is_folder(name: str) -> bool:
 
 
 def local_path(name: str) -> str:
-    """Return the path of a `file://` address, as file browsers copy it; any other name unchanged."""
+    """Return the path of a `file://` address; any other name unchanged."""
     if not name.lower().startswith("file://"):
         return name
     from urllib.parse import urlsplit
@@ -169,10 +169,10 @@ def _tensor_to_array(tensor: torch.Tensor, name: str) -> Pixels:
 
 
 def to_unresized_array(image: Image.Image, pre: Preprocessing) -> Pixels:
-    """Return an RGB image as uint8 [3,H,W], for a model that resizes; raise `DataError` if it is too long for one."""
+    """Return an RGB image as uint8 [3,H,W], or raise `DataError` if it is too long."""
     if has_extreme_aspect(image.width, image.height, pre):
         raise DataError(
-            f"An image of {image.width} x {image.height} pixels is too long for a file that resizes images.",
+            f"An image of {image.width} x {image.height} pixels is too long for a file that resizes.",
             "Export one without --dynamic-size.",
         )
     return np.asarray(image).transpose(2, 0, 1)
@@ -207,7 +207,7 @@ def load_batches(
 def read_ahead(
     items: Iterator[T], load: Callable[[T], Input], batch_size: int
 ) -> Iterator[list[Input]]:
-    """Apply `load` in threads, one batch ahead of the one that is yielded; memory holds two batches at most."""
+    """Apply `load` in threads, one batch ahead; memory holds two batches at most."""
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
 
         def submit_batch() -> list[Any]:
@@ -215,7 +215,7 @@ def read_ahead(
 
         pending = submit_batch()
         while pending:
-            # With one at a time, whoever writes the paths may wait for a result before the next path.
+            # With one at a time, the next path may depend on this result.
             following = [] if batch_size == 1 else submit_batch()
             yield [future.result() for future in pending]
             pending = following or submit_batch()

@@ -33,7 +33,7 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class OnnxClassifier:
-    """An onnxruntime session on the CPU; normalization, head rule, temperature and softmax are in the file."""
+    """An onnxruntime session; normalization, head rule, temperature and softmax are inside."""
 
     session: Any
     model_config: ModelConfig
@@ -42,7 +42,7 @@ class OnnxClassifier:
     """Whether the resize is in the file too."""
 
     def scores(self, pixels: Pixels) -> Scores:
-        """Return probabilities [B,K] of images uint8 [B,3,S,S], or [1,3,H,W] of any size if the file resizes.
+        """Return probabilities [B,K] of images uint8 [B,3,S,S], or [1,3,H,W] if it resizes.
 
         Raises:
             ModelError: the network fails, or its outputs are no probabilities.
@@ -51,7 +51,7 @@ class OnnxClassifier:
         # NaN passes here: it is an error of its image, not of the file
         if (scores < -ROUNDING).any() or (scores > 1 + ROUNDING).any():
             raise ModelError(
-                f"{self.path} returns {scores.min():.3g} to {scores.max():.3g}, which are no probabilities."
+                f"{self.path} returns {scores.min():.3g} to {scores.max():.3g}, no probabilities."
             )
         return scores
 
@@ -98,7 +98,8 @@ def load_onnx_classifier(
         allow_resizing: accept a file that resizes images itself.
 
     Raises:
-        ModelError: no such file, damaged, not an export, of another head rule or size; or onnxruntime is missing.
+        ModelError: no such file, damaged, not an export, of another head rule or size; or
+            onnxruntime is missing.
         ConfigError: another device or precision.
     """
     if device not in ("auto", "cpu") or precision not in ("auto", "fp32"):
@@ -165,7 +166,7 @@ def _choose_num_threads() -> int:
 
 
 def _read_model_config(session: Any, path: Path) -> ModelConfig:
-    """Return the config in the file's metadata, checked as a config.json is and against inputs and outputs."""
+    """Return the config in the file's metadata, checked against its inputs and outputs."""
     metadata = session.get_modelmeta().custom_metadata_map
     if BARE_LAYOUT in metadata.get("preprocessing", ""):
         raise ModelError(
@@ -195,7 +196,8 @@ def _read_model_config(session: Any, path: Path) -> ModelConfig:
     model_config = from_timm_config(config, f"{path}'s metadata")
     if model_config.preprocessing.img_size != input_shape[0]:
         raise ModelError(
-            f"{path} takes {input_shape[0]} pixels a side, its metadata says {model_config.preprocessing.img_size}."
+            f"{path} takes {input_shape[0]} pixels a side, "
+            f"its metadata says {model_config.preprocessing.img_size}."
         )
     return model_config
 

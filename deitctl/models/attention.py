@@ -1,8 +1,9 @@
 """Attention for bf16 training on a CPU, whose backward pass is four matrix products.
 
-torch's fused CPU kernel takes three times as long in its backward pass, and 1.6 to 1.8 times as long for both passes
-(less in fp32; benchmarks/attention.py). Scores are computed and normalized in fp32, as in the fused kernel, and stored
-in the dtype of the values, so gradients are as close to exact ones, also for large scores.
+torch's fused CPU kernel takes three times as long in its backward pass, and 1.6 to 1.8 times as
+long for both passes (less in fp32; benchmarks/attention.py). Scores are computed and normalized in
+fp32, as in the fused kernel, and stored in the dtype of the values, so gradients are as close to
+exact ones, also for large scores.
 
 Letters: B images, A heads, N queries, M keys, D width of a head.
 """
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_BYTES = 2 * 2**20
-"""Size of the fp32 scores computed at a time: a core's L2 cache, to spare a round trip through memory."""
+"""Size of the fp32 scores computed at a time: that of a core's L2 cache."""
 
 
 class _CpuAttention(torch.autograd.Function):
@@ -52,5 +53,5 @@ class _CpuAttention(torch.autograd.Function):
 
 
 def cpu_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return softmax(q k^T / sqrt(D)) v, [B,A,N,D], for q [B,A,N,D], k and v [B,A,M,D] of one dtype."""
+    """Return softmax(q k^T / sqrt(D)) v, [B,A,N,D], for q [B,A,N,D], k and v [B,A,M,D]."""
     return _CpuAttention.apply(q, k, v)  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ OFFICIAL_URL = "https://dl.fbaipublicfiles.com/deit/"
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Hyperparameters of a DeiT (DeiT Table 1; DeiT-III Table 1) and where its weights are published."""
+    """Hyperparameters of a DeiT (DeiT Table 1, DeiT-III Table 1) and its published weights."""
 
     alias: str
     name: str
@@ -126,7 +126,7 @@ DEFAULT_MODEL = "deit_small_distilled"  # 81.2 % on ImageNet in 90 MB
 
 
 def find(name: str) -> Architecture | None:
-    """Return the architecture of an alias, or of timm's name with or without its tag; None if it is no DeiT."""
+    """Return the DeiT of an alias or of timm's name, with or without tag; None without one."""
     if name in BY_ALIAS:
         return BY_ALIAS[name]
     base, _, tag = name.partition(".")

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: safetensors in timm's layout, written atomically; pickles are read as weights alone."""
+"""Checkpoint files: safetensors in timm's layout, written atomically; weights-only pickles."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_HEADER = 16 * 2**20
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors as safetensors, atomically; tensors on an accelerator are copied to the host first."""
+    """Write tensors as safetensors, atomically; those on an accelerator are copied first."""
     plain = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
     with atomic_path(path) as temporary:
         try:
@@ -41,7 +41,7 @@ def save_tensors(
 
 
 def _sort_metadata(path: Path) -> None:
-    """Sort a safetensors file's metadata, which the library writes in random order: equal content, equal bytes."""
+    """Sort the metadata, which the library writes in random order: equal content, equal bytes."""
     with path.open("rb+") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -53,9 +53,10 @@ def _sort_metadata(path: Path) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read weights from `.safetensors`, or from a pickle (`.pth`, `.pt`, `.bin`) with `weights_only=True`.
+    """Read weights from `.safetensors`, or a weights-only pickle (`.pth`, `.pt`, `.bin`).
 
-    Wrappers of training checkpoints (`model`, `state_dict`, `module.` and `_orig_mod.` prefixes) are removed.
+    Wrappers of training checkpoints (`model`, `state_dict`, `module.` and `_orig_mod.` prefixes)
+    are removed.
 
     Raises:
         ModelError: the file is missing or damaged, or holds anything but plain tensors.
@@ -108,7 +109,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _require_small_header(path: Path) -> None:
-    """Refuse a safetensors header longer than any model's: parsing takes many times its size in memory."""
+    """Refuse a safetensors header longer than any model's: parsing multiplies its size."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > MAX_HEADER:
@@ -116,7 +117,7 @@ def _require_small_header(path: Path) -> None:
 
 
 def _require_uncompressed(path: Path) -> None:
-    """Refuse a zip whose members are compressed or overlap: torch writes neither, a decompression bomb needs one."""
+    """Refuse a zip with compressed or overlapping members, as a decompression bomb has."""
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -131,7 +132,7 @@ def _require_uncompressed(path: Path) -> None:
 
 
 def _require_plain_tensors(state: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse tensors that are sparse, quantized, nested, complex, on no device, or larger than the file."""
+    """Refuse tensors that are not dense and real on the CPU, or are larger than the file."""
     file_size = path.stat().st_size
     for name, value in state.items():
         is_plain = value.layout is torch.strided and value.device.type == "cpu"
@@ -144,7 +145,7 @@ def _require_plain_tensors(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def require_finite(state: Mapping[str, Tensor], where: str) -> None:
-    """Raise `ModelError` if a weight is infinite or NaN, which would make every logit so; `where` names the file."""
+    """Raise `ModelError` if a weight is infinite or NaN; `where` names the file."""
     for name, value in state.items():
         if not value.is_floating_point():
             continue
@@ -156,7 +157,7 @@ def require_finite(state: Mapping[str, Tensor], where: str) -> None:
 
 
 def read_tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read the names and shapes of a safetensors file without its data; raise `ModelError` if it is damaged."""
+    """Read names and shapes of a safetensors file without data, or raise `ModelError`."""
     try:
         _require_small_header(path)
         with safe_open(path, framework="pt") as file:
@@ -195,7 +196,7 @@ def save_model(
 
 
 def find_weights_file(folder: Path) -> Path:
-    """Return a model folder's weights: safetensors, or else Hugging Face's older pickle if that is there."""
+    """Return a model folder's weights: safetensors, else Hugging Face's older pickle."""
     files = [folder / WEIGHTS, folder / "pytorch_model.bin"]
     return next((file for file in files if file.is_file()), files[0])
 

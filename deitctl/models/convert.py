@@ -1,4 +1,4 @@
-"""State dicts for a DeiT: infer the architecture, adapt to another input size, class count or set of tokens."""
+"""State dicts for a DeiT: infer the architecture, adapt to other sizes, classes and tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deitctl.models.vit import VisionTransformer, resize_pos_embed
 
 
 def normalize_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the layer scales of the authors' DeiT-III files (`gamma_1`) to timm's (`ls1.gamma`)."""
+    """Rename layer scales of the authors' DeiT-III files, `gamma_1`, to timm's `ls1.gamma`."""
     return {
         k.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma"): v
         for k, v in state.items()
@@ -42,7 +42,7 @@ def infer_architecture(shapes: Mapping[str, Sequence[int]], where: str) -> Archi
     ]
     if not candidates:
         raise ModelError(
-            f"{where} is no DeiT that deitctl knows: width {dim}, depth {depth}, patches of {patch}.",
+            f"{where} is an unknown DeiT: width {dim}, depth {depth}, patches of {patch} pixels.",
             "See `deitctl models`.",
         )
     # DeiT-III has layer scale and no positions for its class token
@@ -54,7 +54,7 @@ def infer_architecture(shapes: Mapping[str, Sequence[int]], where: str) -> Archi
 def _require_consistent_shapes(
     shapes: Mapping[str, Sequence[int]], dim: int, num_prefix_tokens: int, where: str
 ) -> None:
-    """Refuse shapes that the functions below cannot handle: a missing token, no square grid, a head of other width."""
+    """Refuse a missing token, a grid that is not square, or a head of another width."""
     pos_embed, head = tuple(shapes["pos_embed"]), tuple(shapes.get("head.weight", (1, dim)))
     num_patches = pos_embed[1] - num_prefix_tokens
     if (
@@ -67,7 +67,7 @@ def _require_consistent_shapes(
         or head[1] != dim
     ):
         raise ModelError(
-            f"{where} is not a complete DeiT: the shapes of its tokens, positions and head contradict each other."
+            f"{where} is not a complete DeiT: its tokens, positions and head do not fit together."
         )
 
 
@@ -126,9 +126,9 @@ def _adapt_state_dict(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return a state dict that fits `model`, and the changes as sentences.
 
-    Heads of another class count keep the model's initialization. A distillation token that the weights lack starts as a
-    copy of the class token, with its position and head, so that both heads are trained from the first step. The paper
-    trains it from scratch.
+    Heads of another class count keep the model's initialization. A distillation token that the
+    weights lack starts as a copy of the class token, with its position and head, so that both heads
+    are trained from the first step. The paper trains it from scratch.
     """
     state, changes = dict(state), []
     source = infer_architecture({k: tuple(v.shape) for k, v in state.items()}, where)
@@ -158,7 +158,8 @@ def _adapt_state_dict(
     if (num_classes := count_classes(state)) != model.num_classes:
         state = drop_heads(state) | {k: v for k, v in model.state_dict().items() if _is_head(k)}
         changes.append(
-            f"the head is new: {model.num_classes} classes, the weights have {num_classes or 'none of them'}"
+            f"the head is new: {model.num_classes} classes, "
+            f"the weights have {num_classes or 'none of them'}"
         )
     return state, changes
 
@@ -174,7 +175,7 @@ def has_same_backbone(a: Architecture, b: Architecture) -> bool:
 
 
 def resize_architecture(arch: Architecture, img_size: int) -> Architecture:
-    """Return `arch` for another input size in pixels; raise `ModelError` if it is no multiple of the patch size."""
+    """Return `arch` for another input size, a multiple of the patch size, or raise `ModelError`."""
     if img_size < arch.patch_size or img_size % arch.patch_size:
         nearest = max(1, round(img_size / arch.patch_size)) * arch.patch_size
         raise ModelError(

@@ -1,4 +1,4 @@
-"""Load and build classifiers from what a user names: aliases, timm names, hub repositories, folders, files."""
+"""Load and build classifiers: from aliases, timm names, hub repositories, folders, files."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def find_architecture(ref: str, reporter: Reporter) -> Architecture | None:
 
 
 def is_model_folder(ref: str) -> bool:
-    """Return whether `ref` means a local folder; a bare name does only if the folder holds a model."""
+    """Return whether `ref` is a local folder; a bare name only if the folder holds a model."""
     path = Path(ref).expanduser()
     return path.is_dir() and ("/" in ref or (path / CONFIG).is_file())
 
@@ -172,7 +172,7 @@ def fetch_model_files(ref: str, reporter: Reporter) -> list[Path]:
 
 
 def _resolve_folder(ref: str, reporter: Reporter) -> Path | None:
-    """Return the model folder that `ref` means, downloading it from the hub if need be; None if it means no folder."""
+    """Return the model folder of `ref`, downloaded from the hub if need be; None without one."""
     if ref.startswith(HUB_PREFIX):
         repo_id = ref.removeprefix(HUB_PREFIX)
         try:
@@ -180,8 +180,9 @@ def _resolve_folder(ref: str, reporter: Reporter) -> Path | None:
         except WeightsNotFound as error:
             raise WeightsNotFound(
                 f"{ref} cannot be loaded: {error.message}.",
-                f"It takes a repository with {CONFIG} and {WEIGHTS}, as `deitctl push` of a run makes it. "
-                f"Download an exported file first: hf download {repo_id} FILE.onnx; then --model FILE.onnx.",
+                f"It takes a repository with {CONFIG} and {WEIGHTS}, as `deitctl push` makes it. "
+                f"Download an exported file first: hf download {repo_id} FILE.onnx; "
+                "then --model FILE.onnx.",
             ) from error
         download(repo_id, WEIGHTS, reporter)
         return config.parent
@@ -241,7 +242,8 @@ def _load_folder(folder: Path, img_size: int) -> LoadedModel:
         )
     if len(model_config.class_names or ()) not in (0, inferred.num_classes):
         raise ModelError(
-            f"{folder} names {model_config.num_classes} classes, its weights have {inferred.num_classes}."
+            f"{folder} names {model_config.num_classes} classes, "
+            f"its weights have {inferred.num_classes}."
         )
     model_config = replace(
         model_config,
@@ -390,7 +392,7 @@ def _build_timm(
 
 
 def _keep_normalization(model_config: ModelConfig, folder: Path | None) -> ModelConfig:
-    """Return the config with the normalization of a folder's weights, whose features depend on it."""
+    """Return the config with the normalization that a folder's weights were trained with."""
     if folder is None:
         return model_config
     source = load_model_config(folder).preprocessing

@@ -1,4 +1,4 @@
-"""Fusion of batch norms into the convolutions before them, which makes a frozen convnet's forward pass faster."""
+"""Fusion of batch norms into convolutions, for a faster forward pass of a frozen convnet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from deitctl.models.heads import forward_heads
 
 TOLERANCE = 1e-3
-"""Largest change of a logit, in standard deviations of the logits; fusion changes the sixth digit."""
+"""Largest change of a logit in standard deviations; fusion changes the sixth digit."""
 
 Pair = tuple[nn.Conv2d, str, _BatchNorm]
 """A convolution, and the name and module of the batch norm that reads its output."""
@@ -22,8 +22,9 @@ Pair = tuple[nn.Conv2d, str, _BatchNorm]
 def fuse_conv_bn(model: nn.Module, images: Tensor) -> int:
     """Fuse batch norms into convolutions, in place, and return how many.
 
-    Pairs are found by a forward pass of `images`, [B,3,S,S] on the model's device. If the logits then differ by more
-    than rounding, because a convolution's output has another reader too, the model is restored and 0 is returned.
+    Pairs are found by a forward pass of `images`, [B,3,S,S] on the model's device. If the logits
+    then differ by more than rounding, because a convolution's output has another reader too, the
+    model is restored and 0 is returned.
     """
     model.eval()
     pairs, before = _find_pairs(model, images)
@@ -49,7 +50,7 @@ def fuse_conv_bn(model: nn.Module, images: Tensor) -> int:
 
 
 def _find_pairs(model: nn.Module, images: Tensor) -> tuple[list[Pair], Tensor]:
-    """Return each convolution whose output a batch norm reads, with that norm, and the logits [B,K]."""
+    """Return each convolution that feeds a batch norm, with that norm, and the logits [B,K]."""
     # The output tensor is held, so that no other tensor gets its id.
     conv_of_output: dict[int, tuple[nn.Conv2d, Tensor]] = {}
     norm_of_conv: dict[nn.Conv2d, tuple[str, _BatchNorm]] = {}

@@ -1,4 +1,4 @@
-"""One forward pass for any classifier, and the rules that fuse the class and the distillation head."""
+"""One forward pass for any classifier, and rules that fuse class and distillation head."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deitctl.models.vit import HeadLogits, VisionTransformer
 def forward_heads(
     model: nn.Module, images: Tensor, drop_path_mask: Tensor | None = None
 ) -> HeadLogits:
-    """Return each head's logits, [B,K], of a DeiT or any timm classifier, in either mode; the mask is for a DeiT."""
+    """Return each head's logits, [B,K], of a DeiT or any timm classifier, in both modes."""
     if isinstance(model, VisionTransformer):
         return model(images, drop_path_mask)  # type: ignore[no-any-return]
     out = model(images)
@@ -21,12 +21,13 @@ def forward_heads(
 
 
 def fuse_heads(heads: HeadLogits, rule: str) -> Tensor:
-    """Return logits [B,K] whose softmax is the prediction (DeiT §4, "Classification with our approach").
+    """Return logits [B,K] whose softmax is the prediction (DeiT §4, "Classification").
 
     Args:
         heads: logits of both heads; a model with one head is used as it is.
-        rule: `cls` or `dist` for one head; `avg-logits` averages the logits, as the released code does (models.py);
-            `avg-probs` averages the softmaxes, as the paper's text says, and returns their logarithm.
+        rule: `cls` or `dist` for one head; `avg-logits` averages the logits, as the released code
+            does (models.py); `avg-probs` averages the softmaxes, as the paper's text says, and
+            returns their logarithm.
 
     Raises:
         ModelError: there is no such rule, or `dist` of a model with one head.

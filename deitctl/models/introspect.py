@@ -1,4 +1,4 @@
-"""Structure of a classifier, DeiT or timm's: layer names and ids, input sizes, size of activations."""
+"""Structure of a classifier, DeiT or timm's: layer names and ids, input and activation sizes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from deitctl.models.model_config import ModelConfig
 from deitctl.models.vit import VisionTransformer
 
 MIN_GRID = 4
-"""Patches a side below which early epochs cost accuracy: at 2 x 2 ten points that the late ones did not win back."""
+"""Patches a side below which early epochs cost accuracy: at 2 x 2 ten points, for good."""
 CONVNET_STRIDE = 32
 """Pixels of a convnet's input a side that become one pixel of its last feature map."""
 
 
 def describe_layers(model: nn.Module) -> dict[str, Any]:
-    """Return `classifier`, `first_conv` and `fixed_input_size` for timm's config.json, see `to_timm_config`."""
+    """Return `classifier`, `first_conv` and `fixed_input_size` for `to_timm_config`."""
     if isinstance(model, VisionTransformer):
         heads = ("head", "head_dist") if model.head_dist is not None else ("head",)
         return {"classifier": heads, "first_conv": "patch_embed.proj", "fixed_input_size": True}
@@ -36,7 +36,7 @@ def freeze_backbone(model: nn.Module) -> None:
 
 
 def get_layer_ids(model: nn.Module) -> dict[str, int]:
-    """Return each parameter's layer for layer-wise lr decay: embeddings are 0, then the blocks, then norm and heads."""
+    """Return each parameter's layer for lr decay: embeddings 0, blocks, then norm and heads."""
     if not isinstance(model, VisionTransformer):
         return timm_models.get_layer_ids(model)
     layer_ids = {}
@@ -52,7 +52,7 @@ def get_layer_ids(model: nn.Module) -> dict[str, int]:
 
 
 def pin_img_size(model: nn.Module, model_config: ModelConfig) -> ModelConfig:
-    """Return the model config with the `img_size` argument that makes timm build a DeiT of this input size."""
+    """Return the config with the `img_size` argument that timm needs to build a DeiT."""
     if not isinstance(model, VisionTransformer):
         return model_config
     img_size = [model.img_size, model.img_size]
@@ -60,7 +60,7 @@ def pin_img_size(model: nn.Module, model_config: ModelConfig) -> ModelConfig:
 
 
 def compute_early_size(model: nn.Module, model_config: ModelConfig, recipe: Recipe) -> int:
-    """Return the input size of progressive resizing's early epochs, in pixels: whole patches, at most the model's size.
+    """Return the input size in pixels of the early epochs, a multiple of the patch size.
 
     Raises:
         ConfigError: the model takes one input size only.
@@ -76,14 +76,15 @@ def compute_early_size(model: nn.Module, model_config: ModelConfig, recipe: Reci
 
 
 def has_few_patches(model: nn.Module, img_size: int) -> bool:
-    """Return whether images of `img_size` pixels have too few patches for early epochs, see `MIN_GRID`."""
+    """Return whether images of `img_size` pixels have fewer than `MIN_GRID` patches a side."""
     return isinstance(model, VisionTransformer) and img_size < MIN_GRID * model.arch.patch_size
 
 
 def compute_max_activation_bytes(model: nn.Module, dtype: torch.dtype) -> int:
-    """Return the size of the largest activation of one image in a DeiT that computes in `dtype`; 0 for other models.
+    """Return the bytes of one image's largest activation in a DeiT; 0 for other models.
 
-    It is the MLP's hidden layer or, with many tokens in bf16, the attention weights that attention.py stores.
+    It is the MLP's hidden layer or, with many tokens in bf16, the attention weights that
+    attention.py stores.
     """
     if not isinstance(model, VisionTransformer):
         return 0

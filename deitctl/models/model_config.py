@@ -1,4 +1,4 @@
-"""The config that travels with weights, timm's config.json: architecture, classes, preprocessing, head rule."""
+"""The config of a classifier's weights, in timm's config.json layout, with its checks."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ CREATE_MODEL_ARGS = (
     "no_jit",
     "features_only",
 )
-"""Arguments of `timm.create_model` itself, refused in model_args: `checkpoint_path` would be unpickled."""
+"""Refused in model_args: arguments of `timm.create_model`, of which one unpickles a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """The evaluation transform: resize, center crop, normalize.
 
-    The short side is resized to `img_size / crop_pct` pixels and the center `img_size` square is cropped
-    (`crop_mode="squash"` resizes both sides to that size instead, whatever the aspect ratio); then values in 0..1
-    are normalized by `mean` and `std` per RGB channel.
+    The short side is resized to `img_size / crop_pct` pixels and the center `img_size` square is
+    cropped (`crop_mode="squash"` resizes both sides to that size instead, whatever the aspect
+    ratio); then values in 0..1 are normalized by `mean` and `std` per RGB channel.
     """
 
     img_size: int = 224
@@ -74,7 +74,7 @@ class ModelConfig:
     head: str = "cls"
     """One of `HEADS`, or `auto`."""
     temperatures: Mapping[str, float] = field(default_factory=dict)
-    """For a head rule, the divisor of its logits that calibrates the scores (Guo et al. 2017, §4.2); 1 if missing."""
+    """By head rule: the divisor of the logits that calibrates them (Guo et al. 2017, §4.2)."""
     model_args: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of `timm.create_model`."""
 
@@ -178,7 +178,7 @@ def from_timm_config(config: Mapping[str, Any], where: str) -> ModelConfig:
 
 
 def parse_preprocessing(pretrained_cfg: Mapping[str, Any]) -> Preprocessing:
-    """Return the preprocessing of timm's `pretrained_cfg`, with timm's default for what is missing."""
+    """Return the preprocessing of timm's `pretrained_cfg`, with timm's defaults."""
     r, g, b = pretrained_cfg.get("mean") or IMAGENET_MEAN
     r_std, g_std, b_std = pretrained_cfg.get("std") or IMAGENET_STD
     input_size = pretrained_cfg.get("input_size")
@@ -211,7 +211,7 @@ def _parse_descriptions(class_names: tuple[str, ...] | None, values: Any) -> tup
 
 
 def _find_absurd_value(model_config: ModelConfig) -> str:
-    """Describe a value that no model has or that would exhaust memory or time; empty if there is none."""
+    """Describe a value that no model has or that would exhaust memory; empty for none."""
     pre, bad_arg = model_config.preprocessing, _find_bad_argument(model_config.model_args)
     name, temperatures = model_config.architecture, model_config.temperatures
     is_valid = {
@@ -232,7 +232,7 @@ def _find_absurd_value(model_config: ModelConfig) -> str:
 
 
 def _find_bad_argument(model_args: Mapping[str, Any]) -> str:
-    """Return the name of an argument that says where weights are from, or is larger than any model's."""
+    """Return the name of an argument that locates weights or is larger than any model's."""
     for name, value in model_args.items():
         values = value if isinstance(value, list) else [value]
         numbers = [v for v in values if isinstance(v, int | float)]

@@ -1,4 +1,4 @@
-"""Classifiers from timm: teachers, and students that are no DeiT. timm, slow to import, is imported by the functions."""
+"""Classifiers from timm: teachers, and students that are no DeiT. Imports timm lazily."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def suggest_model(name: str) -> str:
 
 
 def _get_pretrained_cfg(name: str) -> Any:
-    """Return timm's config of a model's weights, or None; raise `ModelError` for an unknown weights tag."""
+    """Return timm's config of published weights, or None; raise `ModelError` for a wrong tag."""
     import timm
 
     try:
@@ -70,10 +70,12 @@ def create_model(
     Args:
         name: timm's.
         num_classes: None for timm's default.
-        img_size: input size in pixels; 0 for timm's default. Ignored by models without it, such as convnets.
+        img_size: input size in pixels; 0 for timm's default. Ignored by models without it, such as
+            convnets.
         drop_path_rate: stochastic depth rate; 0 for timm's default. Ignored by models without it.
         model_args: further arguments.
-        pretrained: load published weights; timm resizes position embeddings and replaces a head of another class count.
+        pretrained: load published weights; timm resizes position embeddings and replaces a head of
+            another class count.
     """
     import timm
 
@@ -133,7 +135,7 @@ def describe_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def get_layer_ids(model: nn.Module) -> dict[str, int]:
-    """Return each parameter's layer as timm groups them, 0 at the input; raise `ModelError` if timm does not."""
+    """Return each parameter's layer as timm groups them, 0 at the input, or raise `ModelError`."""
     from timm.models import group_parameters
 
     matcher: Any = getattr(model, "group_matcher", None)
@@ -157,8 +159,9 @@ def load_weights(
     if new_head:
         heads = tuple(f"{name}." for name in describe_layers(model)["classifier"])
         state = {k: v for k, v in state.items() if not k.startswith(heads)}
-        # Zero makes all classes equally likely. With timm's initialization, meant for a thousand classes, a few classes
-        # start at ten times the loss of a guess in some families, and a linear probe takes epochs to recover.
+        # Zero makes all classes equally likely. With timm's initialization, meant for a thousand
+        # classes, a few classes start at ten times the loss of a guess in some families, and a
+        # linear probe takes epochs to recover.
         state |= {
             k: torch.zeros_like(v) for k, v in model.state_dict().items() if k.startswith(heads)
         }
@@ -176,7 +179,8 @@ def _require_same_shapes(model: nn.Module, state: Mapping[str, Tensor], where: s
         if name not in state or state[name].shape != parameter.shape:
             actual = tuple(state[name].shape) if name in state else "missing"
             raise ModelError(
-                f"{where} holds weights of another architecture: {name} is {actual}, not {tuple(parameter.shape)}."
+                f"{where} holds weights of another architecture: "
+                f"{name} is {actual}, not {tuple(parameter.shape)}."
             )
 
 
@@ -188,7 +192,7 @@ def _first_mismatch(error: RuntimeError) -> str:
 def load_published(
     name: str, *, num_classes: int | None = None, img_size: int = 0, drop_path_rate: float = 0.0
 ) -> tuple[nn.Module, ModelConfig]:
-    """Build a timm model with its published weights; raise `WeightsNotFound` if they cannot be loaded."""
+    """Build a timm model with its published weights, or raise `WeightsNotFound`."""
     try:
         if not _is_cached(name):
             require_hub()
@@ -216,7 +220,7 @@ def load_published(
 
 
 def fetch(name: str, reporter: Reporter) -> Path:
-    """Return the file of a model's published weights, downloaded if need be; raise `WeightsNotFound` otherwise."""
+    """Return the file of published weights, downloaded if need be, or raise `WeightsNotFound`."""
     hub_id = _get_hub_id(name) if is_timm_model(name) else ""
     if not hub_id:
         raise _weights_not_found(name)
@@ -258,7 +262,7 @@ def _is_cached(name: str) -> bool:
 
 
 def load_folder(folder: Path, img_size: int = 0) -> tuple[nn.Module, ModelConfig]:
-    """Load a model folder of an architecture that is no DeiT; `img_size` in pixels, 0 for its own."""
+    """Load the folder of a model that is no DeiT; `img_size` in pixels, 0 for its own."""
     model_config = load_model_config(folder)
     model_config = model_config.at_size(img_size) if img_size else model_config
     if not is_timm_model(model_config.architecture):
@@ -278,7 +282,7 @@ def load_folder(folder: Path, img_size: int = 0) -> tuple[nn.Module, ModelConfig
             model_args=model_args,
         )
 
-    # config.json is untrusted: allocate nothing before its sizes are known to be those of the weights
+    # config.json is untrusted: allocate nothing before its sizes are checked
     with torch.device("meta"):
         _require_same_shapes(build(), state, str(file))
     model = build()

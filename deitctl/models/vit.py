@@ -1,11 +1,12 @@
-"""The data-efficient image transformer (DeiT, arXiv 2012.12877), with the additions of DeiT-III (arXiv 2204.07118).
+"""DeiT, the data-efficient image transformer (arXiv 2012.12877), and DeiT-III (2204.07118).
 
-An image is cut into patches and each patch becomes a token. A class token and, in the distilled model, a distillation
-token are prepended (DeiT §4). Transformer blocks mix the tokens; each of the two prefix tokens ends in a linear head.
-Parameters carry timm's names, so that published weights load here and weights saved here load in timm.
+An image is cut into patches and each patch becomes a token. A class token and, in the distilled
+model, a distillation token are prepended (DeiT §4). Transformer blocks mix the tokens; each of the
+two prefix tokens ends in a linear head. Parameters carry timm's names, so that published weights
+load here and weights saved here load in timm.
 
-Letters: B images, S pixels a side, G patches a side, P prefix tokens (class, distillation), N = P + G*G tokens,
-Q queries, D width, A attention heads, L blocks, K classes.
+Letters: B images, S pixels a side, G patches a side, P prefix tokens (class, distillation),
+N = P + G*G tokens, Q queries, D width, A attention heads, L blocks, K classes.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from deitctl.models.catalog import Architecture
 
 LAYER_NORM_EPS = 1e-6  # of the released weights; torch's default is 1e-5
 MIN_DROP_FRACTION = 1 / 8
-"""Dropped share of a batch from which gathering the other images is faster (deit_small, batches of 16 and 64)."""
+"""Dropped share from which gathering the other images is faster (deit_small, batch 16 and 64)."""
 
 
 class HeadLogits(NamedTuple):
-    """Logits of the class head and of the distillation head, [B,K] each; a model without the latter has None."""
+    """Logits of the class head and of the distillation head if there is one, [B,K] each."""
 
     cls: Tensor
     dist: Tensor | None
@@ -54,7 +55,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
-        """Mix tokens [B,N,D]; with `num_queries`, only the first Q tokens attend and are returned, [B,Q,D]."""
+        """Mix tokens [B,N,D]; with `num_queries` only the first Q attend and are returned."""
         q, k, v = self.project_qkv(x)
         q = q if num_queries is None else q[:, :, :num_queries]
         # torch's fused CPU kernel is slow backward in bf16, see attention.py
@@ -136,7 +137,8 @@ def _add_branch(
     # On an accelerator nonzero() would wait for the device.
     if mask.device.type == "cpu" and not torch.compiler.is_compiling():
         active = mask.nonzero()[:, 0]
-        # With no image left the branch's weights would have no gradient, which DDP and AdamW tell from zero.
+        # With no image left the branch's weights would have no gradient, which DDP and AdamW tell
+        # from zero.
         if 0 < len(active) <= len(mask) * (1 - MIN_DROP_FRACTION):
             out = branch(x[active])
             scaled = out * mask[active, None, None].to(out.dtype)
@@ -146,7 +148,7 @@ def _add_branch(
 
 
 class VisionTransformer(nn.Module):
-    """A DeiT classifier: images [B,3,S,S] in, `HeadLogits` out, in training and evaluation mode alike."""
+    """A DeiT classifier: images [B,3,S,S] in, `HeadLogits` out, in both modes."""
 
     def __init__(
         self, arch: Architecture, *, num_classes: int, img_size: int, drop_path_rate: float = 0.0
@@ -221,10 +223,10 @@ class VisionTransformer(nn.Module):
         return HeadLogits(self.head(x[:, 0]), dist)
 
     def sample_drop_path(self, batch_size: int, generator: torch.Generator) -> Tensor | None:
-        """Draw stochastic depth for a batch: [L,2,B], 0 for a dropped branch, else 1 / survival rate.
+        """Draw stochastic depth: [L,2,B], 0 for a dropped branch, else 1 / survival rate.
 
-        The drop rate grows linearly from 0 at the first block to `drop_path_rate` at the last (Huang et al. 2016,
-        Eq. 4). Returns None without stochastic depth.
+        The drop rate grows linearly from 0 at the first block to `drop_path_rate` at the last
+        (Huang et al. 2016, Eq. 4). Returns None without stochastic depth.
         """
         if not self.drop_path_rate:
             return None
@@ -236,7 +238,8 @@ class VisionTransformer(nn.Module):
 def resize_pos_embed(pos_embed: Tensor, grid: int, *, num_prefix_tokens: int) -> Tensor:
     """Resize position embeddings [1,P+G*G,D] to `grid` x `grid` patches, bicubically (DeiT §6).
 
-    With antialiasing, as in timm; the released code has none, which matters only when the grid shrinks.
+    With antialiasing, as in timm; the released code has none, which matters only when the grid
+    shrinks.
     """
     prefix, patches = pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:]
     old_grid = math.isqrt(patches.shape[1])

@@ -30,7 +30,7 @@ def test_what_is_no_deit_is_refused():
     with pytest.raises(ModelError, match=r"x\.pth does not hold a DeiT"):
         convert.infer_architecture({"conv.weight": (3, 3)}, "x.pth")
     with pytest.raises(
-        ModelError, match=r"no DeiT that deitctl knows: width 999, depth 1, patches of 16"
+        ModelError, match=r"an unknown DeiT: width 999, depth 1, patches of 16"
     ):
         convert.infer_architecture(
             {
