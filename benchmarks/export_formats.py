@@ -1,14 +1,14 @@
-"""What does each format of `deitctl export` weigh, how far is it from the model, and how fast is it?
+"""Measure the size, the difference from the model, and the speed of each format of `deitctl export`.
 
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/export_formats.py MODEL DATA [--weights FILE] [--img-size S]
-        [--calibrate DATA] [--count 200] [--rounds 9] [--formats NAME...]
+        [--calibration-data DATA] [--num-images 200] [--rounds 9] [--formats NAME...]
 
-Every format whose packages are installed is written and verified on the images as `export` does it. Then all of them, and
-PyTorch eager, run in this one process by the loaders of runner.py, with one number of threads, and take turns. Speed
-is the median of eager's seconds over the median of the format's, for one image and for sixteen: seconds of the CPU,
-which others on the machine lengthen least. Differences are those of the verification: the largest of a logit or a probability,
-and for quantized files, in brackets, the RMS difference of the logits relative to their spread. `openvino, own precision`
-is the fp32 folder without the hint that the loader sets. The figures are in docs/results/export.md.
+Every format whose packages are installed is written and verified on the images as `export` does it. Then all of them and
+PyTorch eager run in this process by the loaders of runner.py, with one number of threads, and take turns. Speed is
+the median time of eager divided by that of the format, for one image and for sixteen, in CPU time, which other load
+lengthens least. Differences are those of the verification: the largest of a logit or a probability, and for quantized
+files, in brackets, the RMS difference of the logits relative to their spread. `openvino, own precision` is the fp32
+folder without the hint that the loader sets. The results are in docs/results/export.md.
 """
 
 from __future__ import annotations
@@ -168,9 +168,11 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("data")
     parser.add_argument("--weights", default="")
-    parser.add_argument("--calibrate", default="", help="Images of no DATA, for int8-static.")
+    parser.add_argument(
+        "--calibration-data", default="", help="Images of no DATA, for int8-static."
+    )
     parser.add_argument("--img-size", type=int, default=0)
-    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--num-images", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     options = parser.parse_args()
@@ -182,10 +184,10 @@ def main() -> None:
         open_images(options.model, options.data, quiet),
         loaded.model_config.preprocessing,
     )
-    sample = read_images(dataset, pre, options.count)
+    sample = read_images(dataset, pre, options.num_images)
     calibration = (
-        read_images(open_images("", options.calibrate, quiet), pre, 128).pixels
-        if options.calibrate
+        read_images(open_images("", options.calibration_data, quiet), pre, 128).pixels
+        if options.calibration_data
         else None
     )
     with tempfile.TemporaryDirectory() as folder:

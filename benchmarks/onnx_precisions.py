@@ -1,15 +1,16 @@
-"""What does rounding an ONNX file cost and gain, and which layers had better be left alone?
+"""Measure what quantizing an ONNX file costs and gains, and which layers are better left in fp32.
 
-    python benchmarks/onnx_precisions.py MODEL DATA [DATA...] --calibrate DATA [--weights FILE] [--count 200] [--rounds 9]
+    python benchmarks/onnx_precisions.py MODEL DATA [DATA...] --calibration-data DATA [--weights FILE]
+        [--num-images 200] [--rounds 9]
 
-The model is exported once in fp32; every other file is made from that one. `deitctl export --quantize` makes those that
-are called fp16 and int8; the others are what it could make: arithmetic in fp16, one scale for a whole matrix, the patch
-embedding too, heads or layers left in fp32, and static quantization (QDQ) whose ranges come from images of
-`--calibrate`. Each file answers all images, sixteen at a time. Accuracy is of all the classes that the model has;
-agreement is with fp32; `off` is the RMS difference of the logits relative to their spread, as in
-`exporters/compare.py`; `company` is that difference between an image alone and among fifteen others; `gap` is how
-far apart, in RMS differences, the two best classes of those images were whose first class changed, at most. Speed is
-that of fp32 over that of the file, the median over rounds in which all files take turns, for 1 and for 16 images.
+The model is exported once in fp32; every other file is made from that one. `deitctl export --quantize` writes those
+that are called fp16 and int8. The others are alternatives: arithmetic in fp16, one scale per matrix, the patch
+embedding in int8, heads or layers in fp32, and static quantization (QDQ), calibrated on `--calibration-data`. Each
+file runs on all images, sixteen at a time. Accuracy is among all classes of the model; agreement is with fp32; `off`
+is the RMS difference of the logits relative to their spread, as in `exporters/compare.py`; `company` is that
+difference between an image alone and among fifteen others; `gap` is the largest distance, in RMS differences, of the
+two best logits of an image whose top-1 class changed. Speed is the time of fp32 divided by that of the file: the median
+over rounds in which all files take turns, for 1 and for 16 images.
 
 Last figures (2 shared cores with AVX-512 VNNI, one thread, onnxruntime 1.32): 200 images of ten ImageNet classes with
 DeiT-tiny's published weights, and 355 of `digits` with a distilled DeiT-tiny of 32 pixels.
@@ -201,16 +202,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("data", nargs="+")
-    parser.add_argument("--calibrate", required=True, help="Images of no DATA.")
+    parser.add_argument("--calibration-data", required=True, help="Images of no DATA.")
     parser.add_argument("--weights", default="")
-    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--num-images", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     quiet = SilentReporter()
     loaded = load_model(options.model, weights=options.weights, reporter=quiet)
     model_config, head = loaded.model_config, loaded.model_config.head or "cls"
     calibration = read_images(
-        open_images("", options.calibrate, quiet), model_config.preprocessing, 64
+        open_images("", options.calibration_data, quiet), model_config.preprocessing, 64
     ).pixels
     with tempfile.TemporaryDirectory() as folder:
         files = {"fp32": Path(folder) / "fp32.onnx"}
@@ -234,7 +235,7 @@ def main() -> None:
             )
         for data in options.data:
             dataset = open_images("", data, quiet)
-            sample = read_images(dataset, model_config.preprocessing, options.count)
+            sample = read_images(dataset, model_config.preprocessing, options.num_images)
             compare(sessions, sample, truth(model_config, dataset, sample), data)
 
 

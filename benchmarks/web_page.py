@@ -1,15 +1,16 @@
-"""Does the page of `deitctl export --to web` answer as deitctl does, in a real browser on real images, and how fast?
+"""Compare the page of `deitctl export --to web` with PyTorch, in a real browser on real images, and time it.
 
-    python benchmarks/web_page.py MODEL IMAGES [IMAGES...] [--weights FILE] [--count 50] [--quantize int8] [--shots FOLDER]
+    python benchmarks/web_page.py MODEL IMAGES [IMAGES...] [--weights FILE] [--num-images 50] [--quantize int8]
+        [--shots FOLDER]
 
-The page is exported, served and opened in Chromium. Images, files or folders of which `--count` are taken evenly, are
-chosen in its dialogue. What its worker says is compared with PyTorch: the pixels of the view, the first class, all
-probabilities, the attention of the last block. A rounded page is compared with `deitctl predict --model model.onnx` too.
-Milliseconds are the least of `TURNS` answers to the first image (the others met what else the machine did), of one thread,
-as the page shows them; a rounded page and one in fp32 take turns, and its speed is the median of their ratios.
+The page is exported, served and opened in Chromium, and `--num-images` of the files or folders, spread evenly, are chosen in
+its dialog. The worker's results are compared with PyTorch: the pixels of the view, the top-1 class, all probabilities,
+the attention of the last block. A quantized page is also compared with `deitctl predict --model model.onnx`.
+Milliseconds are the minimum of `TURNS` runs on the first image (other load lengthens the rest), in one thread, as the
+page shows them. A quantized page and one in fp32 take turns; the speed is the median of their ratios.
 
-Last figures (2 shared and busy cores with AVX-512 VNNI, Chromium 150, onnxruntime-web 1.30.0): DeiT-tiny's published weights on
-24 photographs and 50 of Imagenette, a distilled DeiT-tiny of 32 pixels on 50 of `digits`.
+Last figures (2 shared and busy cores with AVX-512 VNNI, Chromium 150, onnxruntime-web 1.30.0): DeiT-tiny's published
+weights on 24 photographs and 50 of Imagenette, a distilled DeiT-tiny of 32 pixels on 50 of `digits`.
 
                         photos fp32     int8 | imagenette fp32     int8 | digits fp32     int8
     model, MB                 23.02     6.66 |           23.02     6.66 |       22.07     6.27
@@ -103,7 +104,7 @@ TAKE_TURNS = """(async () => {
 
 
 def take_turns(root: Path, pages: list[str], image: Path) -> list[list[dict[str, float]]]:
-    """Let pages below a folder answer one image in turns: milliseconds for the view and for the network, [TURNS][pages]."""
+    """Classify one image on pages below a folder in turns: milliseconds of view and network, [TURNS][pages]."""
     driver = chromium()
     (root / "index.html").write_text("<!doctype html><title>in turns</title>")
     (root / "image").write_bytes(image.read_bytes())
@@ -117,11 +118,11 @@ def take_turns(root: Path, pages: list[str], image: Path) -> list[list[dict[str,
 
 
 def classify(page: Path, images: list[Path], shots: str) -> tuple[list[dict[str, Any]], float]:
-    """Choose images on the page, and return what its worker says of each, and the seconds until it was ready."""
+    """Choose images on the page; return its worker's results and the seconds until it was ready."""
     driver = chromium()
     with (
         tempfile.TemporaryDirectory() as folder,
-        driver.serve(page) as (url, asked),
+        driver.serve(page) as (url, requested),
         driver.browser(Path(folder) / "profile") as tab,
     ):
         tab.send("Page.addScriptToEvaluateOnNewDocument", source=RECORD_RESULTS)
@@ -135,10 +136,10 @@ def classify(page: Path, images: list[Path], shots: str) -> tuple[list[dict[str,
         said = tab.js("results")
         if shots:
             take_shots(tab, Path(shots))
-        assert tab.complaints == [], tab.complaints
+        assert tab.console_errors == [], tab.console_errors
         assert not {
             path
-            for path in asked
+            for path in requested
             if path.lstrip("/") not in ("", *(p.name for p in page.iterdir()))
         }
     return said, ready
@@ -161,7 +162,7 @@ def take_shots(tab: Any, folder: Path) -> None:
                 media="",
                 features=[{"name": "prefers-color-scheme", "value": scheme}],
             )
-            tab.image(folder / f"{width}-{scheme}.png")
+            tab.screenshot(folder / f"{width}-{scheme}.png")
 
 
 def main() -> None:
@@ -171,13 +172,13 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("images", nargs="+")
     parser.add_argument("--weights", default="")
-    parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--num-images", type=int, default=50)
     parser.add_argument("--quantize", default="")
     parser.add_argument("--shots", default="")
     args = parser.parse_args()
 
     names = list(expand(args.images, ()))
-    count = min(args.count, len(names))
+    count = min(args.num_images, len(names))
     paths = [Path(names[i * len(names) // count]) for i in range(count)]
     loaded = load_model(args.model, weights=args.weights, reporter=SilentReporter())
     head, pre = (
