@@ -312,12 +312,12 @@ def _build_deit(
     changes: list[str] = []
     if start or pretrained:
         state, old_names = _load_start(start, arch, reporter)
-        rows = match_head_rows(class_names, old_names)
-        if rows is not None:
-            state = convert.take_head_rows(state, rows)
-            if len(rows) != len(old_names or ()):
+        row_of = {name: row for row, name in enumerate(old_names or ())}
+        if all(name in row_of for name in class_names):
+            state = convert.take_head_rows(state, [row_of[name] for name in class_names])
+            if len(class_names) != len(old_names or ()):
                 changes.append(
-                    f"the head keeps the weights' rows of the data's {len(rows)} classes"
+                    f"the head keeps the weights' rows of the data's {len(class_names)} classes"
                 )
         elif old_names is not None:  # as many classes, but other ones
             state = convert.drop_heads(state)
@@ -339,14 +339,6 @@ def _load_start(
     if names is None and convert.count_classes(state) == 1000:
         names = load_imagenet_classes()[0]
     return state, names
-
-
-def match_head_rows(
-    class_names: Sequence[str], old_names: Sequence[str] | None
-) -> list[int] | None:
-    """Return the head's row of each class, or None unless the weights have all of them."""
-    index = {name: i for i, name in enumerate(old_names or ())}
-    return [index[n] for n in class_names] if all(n in index for n in class_names) else None
 
 
 def _build_timm(
