@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/export_formats.py MODEL DATA [--weights FILE] [--img-size S]
         [--calibration-data DATA] [--num-images 200] [--rounds 9] [--formats NAME...]
 
-Every format whose packages are installed is written and verified on the images as `export` does it. Then all of them and
-PyTorch eager run in this process by the loaders of runner.py, with one number of threads, and take turns. Speed is
+Every format whose packages are installed is written and verified on the images as `export` does it. Then all of them
+and PyTorch eager run in this process by the loaders of runner.py, with one number of threads, and take turns. Speed is
 the median time of eager divided by that of the format, for one image and for sixteen, in CPU time, which other load
 lengthens least. Differences are those of the verification: the largest of a logit or a probability, and for quantized
 files, in brackets, the RMS difference of the logits relative to their spread. `openvino, own precision` is the fp32

@@ -3,11 +3,11 @@
     python benchmarks/web_page.py MODEL IMAGES [IMAGES...] [--weights FILE] [--num-images 50] [--quantize int8]
         [--shots FOLDER]
 
-The page is exported, served and opened in Chromium, and `--num-images` of the files or folders, spread evenly, are chosen in
-its dialog. The worker's results are compared with PyTorch: the pixels of the view, the top-1 class, all probabilities,
-the attention of the last block. A quantized page is also compared with `deitctl predict --model model.onnx`.
-Milliseconds are the minimum of `TURNS` runs on the first image (other load lengthens the rest), in one thread, as the
-page shows them. A quantized page and one in fp32 take turns; the speed is the median of their ratios.
+The page is exported, served and opened in Chromium, and `--num-images` of the files or folders, spread evenly, are
+chosen in its dialog. The worker's results are compared with PyTorch: the pixels of the view, the top-1 class, all
+probabilities, the attention of the last block. A quantized page is also compared with `deitctl predict --model
+model.onnx`. Milliseconds are the minimum of `TURNS` runs on the first image (other load lengthens the rest), in one
+thread, as the page shows them. A quantized page and one in fp32 take turns; the speed is the median of their ratios.
 
 Last figures (2 shared and busy cores with AVX-512 VNNI, Chromium 150, onnxruntime-web 1.30.0): DeiT-tiny's published
 weights on 24 photographs and 50 of Imagenette, a distilled DeiT-tiny of 32 pixels on 50 of `digits`.

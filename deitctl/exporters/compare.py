@@ -143,8 +143,8 @@ def compare_quantized(
 ) -> Verification:
     """Compare the outputs of a quantized export, [C,N,K], with the model's.
 
-    How far its logits may move cannot be said in logits: int8 moves DeiT-tiny's by 0.07 in the mean
-    and 0.7 at most, a model of digits' by 0.004. So the RMS difference is bounded relative to the
+    No absolute tolerance fits: int8 moves DeiT-tiny's logits by 0.07 on average and 0.7 at most,
+    those of a model of digits by 0.004. So the RMS difference is bounded relative to the
     spread of the model's logits, the RMS around the mean of each image. The top-1 class may change
     where the two best logits are close, not where they are clearly apart. What this cannot see,
     such as a mean that is a little wrong, was excluded before: the same network in fp32 has passed

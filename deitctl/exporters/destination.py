@@ -1,4 +1,4 @@
-"""Where an export goes: its name, its draft until it is verified, what it must not overwrite."""
+"""Paths of exports: default names, drafts until verification, what is not overwritten."""
 
 from __future__ import annotations
 

@@ -84,8 +84,8 @@ def export(
             below the model if that is a folder, else here.
         weights: see `load_model`.
         head: the rule by which the heads are fused.
-        verify_data: data, a folder of images or an image; empty: the data that a run was trained
-            on, else `digits`.
+        verify_data: data, a folder of images or an image; empty: the run's data, its `val` split if
+            it has one, else `digits`.
         num_images: how many images to verify on.
         quantize: a name of `PRECISIONS`; empty: fp32.
         calibration_data: images for int8-static, as in `verify_data`; empty: those that a run was

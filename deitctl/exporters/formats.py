@@ -1,4 +1,4 @@
-"""The formats of `deitctl export`: who writes each, what runs it, how far it may be off."""
+"""The formats of `deitctl export`: writer, required packages, tolerance, and variants of each."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Format:
     tolerance: float
     """The largest difference of a logit or a probability that passes; logits are units apart."""
     files: tuple[str, ...] = ()
-    """What a folder has, beside README.md; empty for a format that is one file."""
+    """Files of a folder, without README.md; empty for a format that is one file."""
     usage: str = ""
-    """Python that loads the folder, for its README.md, which it has then; `PATH` is where it is."""
+    """Python that loads the folder from `PATH`, for its README.md; empty: it has none."""
     head: str = ""
     """How the format's own reader fuses two heads, where the file does not hold our rule."""
     labels: Callable[[ModelConfig], list[str]] | None = None
@@ -51,9 +51,9 @@ class Format:
     extra: str = ""
     """The extra of `pip install 'deitctl[EXTRA]'` that has `packages`."""
     packages: tuple[str, ...] = ()
-    """What runs it."""
+    """Packages that run it."""
     writers: tuple[str, ...] = ()
-    """What else writes it."""
+    """Packages that are needed to write it, besides."""
     check: Callable[[], None] | None = None
     """Raises `ExportError` where something is missing that is no package."""
     provide_runtime: Callable[[str, Reporter], None] | None = None
@@ -63,11 +63,11 @@ class Format:
     has_variants: bool = False
     """Whether it can be written without preprocessing, and for images of any size."""
     model_file: str = ""
-    """The ONNX file of a folder, which can be quantized; empty where it is all that is written."""
+    """The file of a folder that is quantized; empty: all that was written."""
     precisions: tuple[str, ...] = ()
     """What it can be quantized to, names of `PRECISIONS`."""
     quantize: Callable[[Path, str, Path, Pixels | None], None] | None = None
-    """Writes anew what `write` wrote: from where, in which precision, to where, by which images."""
+    """Quantizes what `write` wrote: source, precision, target, calibration images."""
     measure_speedup: Callable[[Path, Path, Pixels], float] | None = None
     """Returns the second file's speed relative to the first; None: quantization changes none."""
 
@@ -164,7 +164,7 @@ _FORMATS = (
         suffix="-web",
         write=web.export_web,
         read_metadata=web.read_metadata,
-        tolerance=1e-3,  # it is an ONNX file
+        tolerance=1e-3,  # as ONNX, which it contains
         extra="onnx",
         packages=("onnx", "onnxruntime"),
         writers=("onnxscript",),

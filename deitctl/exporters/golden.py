@@ -1,7 +1,7 @@
 """The golden sample: one input and its logits inside an export, to check it without its model.
 
 The input is eight by eight random colors, enlarged to the network's size: 256 characters of
-metadata, and no image of anybody's. All channels, rows and columns differ, so swapped channels and
+metadata, not a user's image. All channels, rows and columns differ, so swapped channels and
 transposed axes change the logits.
 """
 

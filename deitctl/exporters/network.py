@@ -119,7 +119,7 @@ def trace(
     Raises:
         ExportError: the model does something that a graph cannot hold.
     """
-    # the example's storage is saved with the program: zeros, never a view of somebody's images
+    # the example's storage is saved with the program: zeros, never a view of the user's images
     example = network.make_example()
     batch = torch.export.Dim("batch", min=1, max=max_batch)
     with (

@@ -56,7 +56,7 @@ def _to_proto(network: ExportedClassifier, metadata: Mapping[str, str]) -> Any:
         )
     assert converted is not None
     for node in converted.model.graph.all_nodes():
-        node.metadata_props.clear()  # the exporter's notes to itself, a tenth of the graph and more
+        node.metadata_props.clear()  # torch's debugging information, a tenth of the graph and more
     converted.model.metadata_props.update(metadata)
     proto = converted.model_proto
     proto.ir_version = IR_VERSION

@@ -48,7 +48,7 @@ def export_openvino(
 ) -> None:
     """Write a network for `openvino.Core().read_model("PATH/model.xml")`, weights in fp32.
 
-    `model.get_rt_info(["deitctl", KEY])` gives the metadata back.
+    `model.get_rt_info(["deitctl", KEY])` returns the metadata.
 
     Raises:
         ExportError: the network has an operation that OpenVINO lacks.

@@ -77,7 +77,7 @@ def quantize_onnx(
     ):
         model = settings.quantize(source, calibration)
     metadata = read_properties(model)
-    metadata.pop("onnx.infer", None)  # onnxruntime's note to itself
+    metadata.pop("onnx.infer", None)  # onnxruntime's mark that it inferred shapes
     metadata = set_golden_tolerance(metadata, settings.tolerance)
     set_model_props(model, {**metadata, "quantize": precision})
     data = model.SerializeToString()

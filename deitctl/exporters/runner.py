@@ -147,7 +147,7 @@ def load_executorch(path: str) -> Network:
 
 
 def load_coreml(path: str) -> Network:
-    """Open a Core ML package, which takes one image at a time and answers by label; on macOS."""
+    """Open a Core ML package, which takes one image at a time, probabilities by label; on macOS."""
     import coremltools
     from PIL import Image
 

@@ -32,7 +32,7 @@ def export_torch(
 ) -> None:
     """Write a network for `torch.export.load`, atomically; torch requires a path in `.pt2`.
 
-    The metadata are what `load(path, extra_files={"deitctl.json": ""})` gives back, as JSON.
+    `torch.export.load(path, extra_files={"deitctl.json": ""})` fills in the metadata, as JSON.
 
     Raises:
         ExportError: the model does something that a graph cannot hold.
@@ -52,7 +52,7 @@ def export_aoti(
     """Compile a network for `aoti_load_package`, for this kind of CPU and this version of torch.
 
     The metadata get `torch_version` and, by the compiler, `AOTI_CPU_ISA`: where the file runs.
-    `aoti_load_package(path).loader.get_metadata()` gives them back. Torch requires a path in `.pt2`.
+    `aoti_load_package(path).loader.get_metadata()` returns them. Torch requires a path in `.pt2`.
 
     Raises:
         ExportError: the model does something that a graph cannot hold, or cannot be compiled.
@@ -106,5 +106,5 @@ def _read_archived_json(path: Path, ending: str) -> dict[str, str]:
             names = [name for name in archive.namelist() if name.endswith(ending)]
             metadata = json.loads(archive.read(names[0])) if names else {}
             return {key: str(value) for key, value in metadata.items()}
-    except Exception as error:  # zipfile has a dozen ways to say that an archive is damaged
+    except Exception as error:  # zipfile raises a dozen classes for a damaged archive
         raise ExportError(f"{path} is not a readable .pt2 file: {error}") from error

@@ -41,8 +41,8 @@ def open_images(model: str, data: str, reporter: Reporter) -> ImageDataset:
     """Open the images to verify an export on.
 
     Args:
-        model: the model; where it is a run, its own validation images are taken unless `data` names
-            others.
+        model: the model; of a run, its own data is opened, the `val` split if it has one, unless
+            `data` names others.
         data: data, a folder of images or an image; empty: the run's, else `digits`.
         reporter: told where the run's images cannot be opened.
 

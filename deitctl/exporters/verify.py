@@ -1,4 +1,4 @@
-"""Verify an export in a fresh process: its golden sample, then real images beside its model."""
+"""Verify an export in a fresh process: its golden sample, then real images against its model."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def verify_export(
     num_images: int = 64,
     reporter: Reporter | None = None,
 ) -> VerifyResult:
-    """Run an export in a fresh process on its golden sample, and on images beside its model.
+    """Run an export in a fresh process on its golden sample, and on images against its model.
 
     Args:
         path: a file or folder that `export` wrote.
-        verify_data: data, a folder of images or an image; empty: those that a run was validated on,
-            else `digits`.
+        verify_data: data, a folder of images or an image; empty: the run's data, its `val` split if
+            it has one, else `digits`.
         model: what to compare with, see `load_model`; empty: the run in whose folder the export
             lies, if it does.
         weights: see `load_model`.
@@ -190,7 +190,7 @@ def _run_and_compare(
     sample: Images,
     model_config: ModelConfig,
 ) -> Verification:
-    """Compare in the way that the export's metadata ask for."""
+    """Compare as the metadata require: quantized or fp32, of one size or dynamic."""
     metadata = kind.read_metadata(path)
     pre, quantize = model_config.preprocessing, metadata.get("quantize")
     if quantize and quantize not in PRECISIONS:
