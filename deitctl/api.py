@@ -515,24 +515,20 @@ def _run(request: _Request) -> TrainResult:
             reporter=request.reporter,
             choose=choose if request.auto_batch_size else None,
         )
-    _draw_curves(result)
+    _draw_curves(result.run, result.teacher.top1 if result.teacher else None)
     return result
 
 
-def _draw_curves(result: TrainResult) -> None:
+def _draw_curves(root: Path, teacher_top1: float | None) -> None:
     from deitctl.distributed import is_main_process
     from deitctl.report.figures import draw_curves
     from deitctl.training.run_dir import Run
 
     if is_main_process():
-        run = Run(result.run)
-        draw_curves(
-            run.figures / "curves.png",
-            list(run.records("step")),
-            list(run.records("epoch")),
-            teacher_top1=result.teacher.top1 if result.teacher else None,
-            title=run.root.name,
-        )
+        run = Run(root)
+        steps, epochs = (list(run.records(kind)) for kind in ("step", "epoch"))
+        path = run.figures / "curves.png"
+        draw_curves(path, steps, epochs, teacher_top1=teacher_top1, title=root.name)
 
 
 def _train_run(
@@ -542,7 +538,9 @@ def _train_run(
     from deitctl.training.launch import train_or_find
 
     def train_run(config: TrainConfig) -> Mapping[str, Any]:
-        return train_or_find(config, datasets, reporter, require_equal=require_equal)
+        result = train_or_find(config, datasets, reporter, require_equal=require_equal)
+        _draw_curves(Path(config.output_dir), (result["teacher"] or {}).get("top1"))
+        return result
 
     return train_run
 

@@ -22,7 +22,7 @@ METHODS = ("gradient", "rollout", "last-layer")
 
 
 def explain(
-    inputs: o.InputsArg,
+    images: o.ImagesArg,
     model: o.ModelOpt = "",
     weights: o.WeightsOpt = "",
     method: Annotated[
@@ -78,14 +78,14 @@ def explain(
     """
     shape = choose_format(output_format, FORMATS, "jsonl")
     explanations = deitctl.explain(
-        inputs,
+        images,
         model=model,
         weights=weights,
         method=method,
         token=token,
         class_name=class_name,
         output=output,
-        batch_size=batch_size or (1 if "-" in inputs else 8),
+        batch_size=batch_size or (1 if "-" in images else 8),
         img_size=img_size,
         device=device,
         only_disagreements=only_disagreements,

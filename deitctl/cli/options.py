@@ -64,7 +64,7 @@ DataArg = Annotated[
         metavar="DATA", help=f"{DATA_HELP} Left out: the built-in 'digits'.", show_default=False
     ),
 ]
-InputsArg = Annotated[
+ImagesArg = Annotated[
     list[str],
     typer.Argument(
         metavar="INPUT...", help="File, folder, web address, or - for a list of paths on stdin."

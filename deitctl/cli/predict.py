@@ -27,7 +27,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def predict(
-    images: o.InputsArg,
+    images: o.ImagesArg,
     model: Annotated[
         str,
         o.option(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deitctl.cli import console, predict
-from deitctl.cli.console import error_line, json_text, print_line, print_table, printable
+from deitctl.cli.console import escape_control, json_text, print_error, print_line, print_table
 from deitctl.cli.progress import LineReporter, make_reporter
 from deitctl.errors import DeitctlError
 from deitctl.inference.classifier import Prediction, ScoredClass
@@ -40,26 +40,26 @@ def assert_harmless(text: str, lines: int) -> None:
 
 @given(st.text())
 def test_what_is_printable_obeys_nobody_and_is_left_alone_when_harmless(text):
-    assert not (ORDERS | {"\n"}) & set(printable(text))
-    assert printable("Käfer 猫 🐈 é\u0301 ~ \\") == "Käfer 猫 🐈 é\u0301 ~ \\"
+    assert not (ORDERS | {"\n"}) & set(escape_control(text))
+    assert escape_control("Käfer 猫 🐈 é\u0301 ~ \\") == "Käfer 猫 🐈 é\u0301 ~ \\"
 
 
 def test_a_table_of_predictions_shows_names_in_escapes(capsys):
-    assert predict._table(stream()) == 1
+    assert predict._print_table(stream()) == 1
     out = capsys.readouterr().out
     assert_harmless(out, 5)
     assert r"a\x1b]0;pwned\x07\x1b[2J\x9b31m\r\nerror: \u202egnp.exe" in out
     assert "[red]b[/red]" in out
 
 
-@pytest.mark.parametrize("write", [console.print_records, predict._json])
+@pytest.mark.parametrize("write", [console.print_records, predict._print_json])
 def test_json_is_exact_and_harmless(write, capsys):
     write(stream())
     out = capsys.readouterr().out
     assert_harmless(out, out.count("\n"))
     records = (
         json.loads(out)
-        if write is predict._json
+        if write is predict._print_json
         else [json.loads(line) for line in out.splitlines()]
     )
     assert records[0]["input"] == EVIL
@@ -76,7 +76,7 @@ def test_a_spreadsheet_finds_no_formula(capsys):
         Prediction(n, (ScoredClass(-1, n, 1e-9),), None)
         for n in ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "plain", "a=b")
     ]
-    predict._csv([*rows, Prediction("=x", (), "-broken")])
+    predict._print_csv([*rows, Prediction("=x", (), "-broken")])
     table = list(csv.DictReader(io.StringIO(capsys.readouterr().out, newline="")))
     for row in table:
         assert not row["input"].startswith(predict.FORMULA)
@@ -89,22 +89,22 @@ def test_a_spreadsheet_finds_no_formula(capsys):
 def test_a_spreadsheet_on_a_terminal_is_harmless_and_exact_in_a_file(capsys, monkeypatch):
     name = EVIL.replace("\udcff", "")
     rows = [Prediction(name, (ScoredClass(0, name, 0.75),), None), Prediction(name, (), name)]
-    predict._csv(rows)
+    predict._print_csv(rows)
     table = list(csv.DictReader(io.StringIO(capsys.readouterr().out, newline="")))
     assert [r["input"] for r in table] == [name, name]
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    predict._csv(rows)
+    predict._print_csv(rows)
     assert_harmless(capsys.readouterr().out, 3)
 
 
 def test_talk_of_all_kinds_is_harmless(capsys):
-    error_line(DeitctlError(EVIL, EVIL))
+    print_error(DeitctlError(EVIL, EVIL))
     reporter = make_reporter(False)
     assert isinstance(reporter, LineReporter)
     reporter.note(EVIL)
     reporter.warn(EVIL)
     with reporter.task(EVIL, 3, EVIL) as task:
-        task.spoke -= 10  # type: ignore[attr-defined]
+        task.last_line_s -= 10  # type: ignore[attr-defined]
         task.advance(1, loss=EVIL)
     assert_harmless(capsys.readouterr().err, 4)
 
@@ -117,7 +117,7 @@ def test_tables_and_lines_to_copy_are_harmless(capsys):
 
 
 def test_a_message_without_end_has_one(capsys):
-    error_line(DeitctlError("x" * 10**7))
+    print_error(DeitctlError("x" * 10**7))
     assert len(capsys.readouterr().err) < 5000
 
 
