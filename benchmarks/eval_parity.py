@@ -7,7 +7,7 @@ averaged over images); labels are given by WordNet id, because that script numbe
 Face's side is DeiTImageProcessor with the values of facebook/deit-*-patch16-224 (256 x 256, crop 224, ImageNet's mean
 and deviation) before the same model; it needs `pip install transformers`.
 
-Last figures: see docs/evaluation.md.
+Last figures: see docs/results/evaluation.md.
 """
 
 from __future__ import annotations

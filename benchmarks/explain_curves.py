@@ -5,7 +5,7 @@
 For each token of the model and each image: the class that the token's head puts first, the map of each method, of
 chance (`random`), and of a photographer (`center`: the nearer the middle, the more important). Prints mean area and its
 standard error, the share of images on which a map does better than chance's, and how far the maps of two tokens are
-apart. Last figures: docs/explain.md.
+apart. Last figures: docs/results/explain.md.
 """
 
 from __future__ import annotations

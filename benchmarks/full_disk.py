@@ -3,7 +3,7 @@
     sudo python benchmarks/full_disk.py        (Linux; mounts an ext4 image by loopback)
 
 Prints the exit code, what was said, which state is left, and whether the resumed run ends as one that was never
-stopped. Last figures: docs/reliability.md.
+stopped. Last figures: docs/results/reliability.md.
 """
 
 from __future__ import annotations

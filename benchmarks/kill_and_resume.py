@@ -7,7 +7,7 @@ Each run is stopped once or twice and resumed by `deitctl train --resume`. The m
 from all of the run's, was seen to be saved; the second is after a later step. Four settings in turn: a live or a cached
 teacher, 0 or 2 loader processes, 1 or 2 processes (torchrun), fp32 or bf16. "Bit-equal" means: the saved weights, the
 whole state (weights, average, moments, counters) and metrics.jsonl but for its times are the same bytes. Last figures:
-docs/reliability.md.
+docs/results/reliability.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python benchmarks/logits_topk.py IMAGES [--model deit_tiny] [--weights FILE]
 
-Last figures: docs/distillation.md.
+Last figures: docs/results/distillation.md.
 """
 
 from __future__ import annotations

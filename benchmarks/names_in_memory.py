@@ -5,7 +5,7 @@
 Makes that many hard links to one small image a class in a temporary folder, and removes them. Memory is the
 proportional set size (Linux: /proc/PID/smaps_rollup) of the parent and all its loaders together, after each epoch's
 first batches through the real loader; what the same run takes on a hundred images is subtracted, so that the
-difference is names, labels, index and order. Last figures: docs/data.md.
+difference is names, labels, index and order. Last figures: docs/results/data.md.
 """
 
 from __future__ import annotations

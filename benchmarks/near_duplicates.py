@@ -3,7 +3,7 @@
     python benchmarks/near_duplicates.py PHOTOS
 
 PHOTOS is any data set without near copies. Prints the share of copies within each distance for each way to change a
-image, then the number of pairs of different images within each. Last figures: docs/check.md.
+image, then the number of pairs of different images within each. Last figures: docs/results/check.md.
 """
 
 from __future__ import annotations

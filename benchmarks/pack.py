@@ -6,7 +6,7 @@
 
 PHOTOS is a folder of JPEGs. `speed` makes others of them by crops and flips, and reads all in a drawn order, one storage
 after the other in every round: from memory, and from the disk (Linux; the files' pages are given back before). Last
-figures: docs/data.md.
+figures: docs/results/data.md.
 """
 
 from __future__ import annotations

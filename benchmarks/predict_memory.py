@@ -5,7 +5,7 @@
 A DeiT-tiny at 32 pixels with random weights answers: by torch to a list of paths on stdin, to one folder with that many
 hard links (removed afterwards), and, exported, by onnxruntime to the list. The list is of 2,000 images again and again.
 While records come out, the resident memory of the process is read (Linux: /proc/PID/status, VmRSS) after every
-hundredth of them; the table has it at some of these, and how fast it went. Last figures: docs/predict.md.
+hundredth of them; the table has it at some of these, and how fast it went. Last figures: docs/results/predict.md.
 """
 
 from __future__ import annotations

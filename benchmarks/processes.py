@@ -5,7 +5,7 @@
 Trains deit_tiny distilled from a convnet on digits, with mixup, cutmix, erasing, repeated augmentation and stochastic
 depth, in fp32 on the CPU: whole batches; two processes; two and four micro-batches; both. Prints the largest and the
 mean difference of a weight from the first, beside how far the weights moved in the epoch. Last figures:
-docs/reliability.md.
+docs/results/reliability.md.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 For each DeiT, after one real step (so that the optimizer has its moments), the median of five saves; then the share of
 five minutes, the default interval, if the writing thread took its time wholly from the training. By its own rule the
-clock saves less often where that is over a hundredth. Last figures: docs/reliability.md.
+clock saves less often where that is over a hundredth. Last figures: docs/results/reliability.md.
 """
 
 from __future__ import annotations

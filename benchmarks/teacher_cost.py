@@ -3,7 +3,7 @@
     python benchmarks/teacher_cost.py DATA [--teacher regnety_160] [--student deit_small] [--views 2] [--epochs 5]
 
 The teacher's weights are random: only its size matters here. Prints images per second of every epoch, and the saving
-expected from the measured speeds of the two networks. Last figures: docs/distillation.md.
+expected from the measured speeds of the two networks. Last figures: docs/results/distillation.md.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 Each host has an address of its own and sees the other by a virtual cable alone; they share the file system. torchrun
 runs on each. After a saved step everything on the second host is killed with SIGKILL; its torchrun is then started
 again by the same command. The end is compared with an unbroken run of the same two hosts. Last figures:
-docs/reliability.md.
+docs/results/reliability.md.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""How few views of an image lose nothing? Accuracy against the number of views, with and without what goes on top.
+"""How few views of an image lose nothing? Accuracy against the number of views, with and without `student_affine`.
 
-    python benchmarks/views.py OUT.jsonl [DATA] [--teacher T] [--epochs N] [--img-size N] [--seeds 3] [--grid full|short]
+    python benchmarks/views.py OUT.jsonl [DATA] [--teacher T] [--epochs N] [--img-size N] [--seeds 3] [--grid GRID]
     python benchmarks/views.py OUT.jsonl --table
 
 One run a line of OUT.jsonl; runs that are there are not done again. Two processes with one thread each share the work
 on two cores. `live` is the paper's way: a teacher that looks at the mixed images of every step. Last figures:
-docs/distillation.md.
+docs/results/distillation.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VIEWS = (1, 2, 4, 8, 16, 0)
 
 
 def grid(which: str) -> list[tuple[str, int, bool]]:
-    """List (mix, views, on top): views 0 are new ones every epoch, -1 the live teacher on mixed images."""
+    """List (mix, views, student affine): views 0 are new ones every epoch, -1 the live teacher on mixed images."""
     rows: list[tuple[str, int, bool]] = []
     if which == "short":  # the recipe's own mixing, and no more views than a short run has epochs
         return [("recipe", v, v > 0) for v in (1, 2, 4, 8, 0)] + [
@@ -95,7 +95,7 @@ def table(path: Path) -> None:
             record
         )
     print(
-        "| mixing | views | on top | best top-1, % | last epoch's loss | runs |\n|---|---|---|---|---|---|"
+        "| mixing | views | student affine | best top-1, % | last epoch's loss | runs |\n|---|---|---|---|---|---|"
     )
     for (mix, views, student_affine), records in rows.items():
         top1, loss = [r["top1"] for r in records], [r["val_loss"] for r in records]
@@ -120,7 +120,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--img-size", type=int)
     parser.add_argument(
-        "--on-top", default="6,0.06,0.05", help="what goes on top where it does; photos: 5,0.1,0.05"
+        "--student-affine",
+        default="6,0.06,0.05",
+        help="augment.student_affine of the rows that have it; photos: 5,0.1,0.05",
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--grid", choices=("full", "short"), default="full")
