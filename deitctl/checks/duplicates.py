@@ -16,7 +16,7 @@ from deitctl.checks.issues import Issue, Remedy, report
 Index = NDArray[np.int64]
 HASH_BITS = 128
 MAX_DISTANCE = 9
-"""Bits of 128 in which near duplicates differ at most. docs/check.md has the measurements:
+"""Bits of 128 in which near duplicates differ at most. docs/results/check.md has the measurements:
 recompressed, shrunk and 2 % cropped copies of real images lie within it (98 % of them or more), the
 two most alike of different images 21 apart."""
 MAX_NEIGHBORS = 4096

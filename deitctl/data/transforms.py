@@ -85,7 +85,7 @@ def resized_crop(image: Image.Image | LazyJpeg, box: Box, size: int) -> Image.Im
     """Crop a box out of an RGB image and resize it to a square, bicubic and antialiased.
 
     By torch, which takes half of Pillow's time; values differ from Pillow's by 2 of 255 at most. A JPEG's box of twice
-    the size or more is first decoded at 1/2, 1/4 or 1/8 (docs/benchmarks.md has the error).
+    the size or more is first decoded at 1/2, 1/4 or 1/8 (docs/results/speed.md has the error).
     """
     width, height = box[2] - box[0], box[3] - box[1]
     if isinstance(image, LazyJpeg) and (shrink := image.choose_shrink(width, height, size)) > 1:

@@ -26,7 +26,7 @@ QUALITY = 90
 """Of a JPEG, in libjpeg's scale."""
 SUBSAMPLING = "4:4:4"
 """Color at full size: a quarter of it saves a sixth of the bytes, and changes a network's logits
-more than a quality of 85 does (docs/data.md)."""
+more than a quality of 85 does (docs/results/data.md)."""
 FILTER = Image.Resampling.BICUBIC
 """As in evaluation, so that evaluating at the size of the pack gives the same pixels."""
 CHUNK = 8
