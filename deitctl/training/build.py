@@ -1,4 +1,4 @@
-"""Builds what a run trains with (model, optimizer, EMA, teacher, loader, context), without taking a step."""
+"""Builds what a run trains with, without taking a step: model, optimizer, EMA, loader, context."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TrainSetup:
     context: TrainContext
     state: TrainState
     early_size: int
-    """Side of the student's input in progressive resizing's early epochs, in pixels; 0 without any."""
+    """Side of the input in progressive resizing's early epochs, in pixels; 0 without any."""
     workers: int
 
     @property
@@ -73,7 +73,8 @@ class TrainSetup:
     def build_loader(self) -> Iterator[Batch]:
         """Return the batches from the state's step to the end of the last epoch, in one stream.
 
-        One stream for all epochs, so that loader processes start once and read ahead over the end of an epoch.
+        One stream for all epochs, so that loader processes start once and read ahead over the end
+        of an epoch.
         """
         recipe, context = self.config.recipe, self.context
         batches = TrainBatches(
@@ -97,7 +98,7 @@ class TrainSetup:
 
 
 def build_student(config: TrainConfig, train: ImageDataset, reporter: Reporter) -> LoadedModel:
-    """Build the model that a configuration trains: initialized by its seed, or from the weights it names."""
+    """Build the model that a run trains: initialized by the seed, or from the named weights."""
     recipe = config.recipe
     distilled = None if config.distill is None else config.distill.dist_token
     with rng.scope(config.seed, "init"):
@@ -122,7 +123,8 @@ def build_student(config: TrainConfig, train: ImageDataset, reporter: Reporter) 
         compute_early_size(student.model, student.model_config, recipe)
     if distilled and not isinstance(student.model, VisionTransformer):
         reporter.note(
-            f"{config.model} is no DeiT and has no distillation token: its one head learns from the teacher."
+            f"{config.model} is no DeiT and has no distillation token: its one head learns from "
+            "the teacher."
         )
     return student
 
@@ -152,7 +154,8 @@ def build_training(
     recipe = replace(config.recipe, batch_size=min(config.recipe.batch_size, num_images))
     if world.size > 1 and recipe.batch_size < 2 * world.size:
         raise ConfigError(
-            f"A batch of {recipe.batch_size} is too small for {world.size} processes, which take two images or more.",
+            f"A batch of {recipe.batch_size} is too small for {world.size} processes, which take two "
+            "images or more.",
             "Raise --batch-size, or start fewer.",
         )
     steps = steps_per_epoch(num_images, recipe.batch_size)
@@ -209,7 +212,8 @@ def warn_about_sizes(
     early_size: int,
     reporter: Reporter,
 ) -> None:
-    """Report a batch size or progressive resizing that differs from the recipe's, or that may cost accuracy.
+    """Report a batch size or progressive resizing that differs from the recipe's, or that may cost
+    accuracy.
 
     Args:
         recipe: as configured.
@@ -221,7 +225,8 @@ def warn_about_sizes(
     """
     if recipe.batch_size > num_images:
         reporter.note(
-            f"A batch is all {num_images} training images, which are fewer than {recipe.batch_size}."
+            f"A batch is all {num_images} training images, which are fewer than "
+            f"{recipe.batch_size}."
         )
     resize = recipe.progressive_resize
     if resize.fraction and resize.scale < 1 and early_size in (0, img_size):
@@ -229,13 +234,14 @@ def warn_about_sizes(
         reporter.note(f"No early epochs of smaller images: {reason}.")
     elif early_size:
         reporter.note(
-            f"{recipe.early_epochs} of {recipe.epochs} epochs at {early_size} pixels, the others at {img_size}."
+            f"{recipe.early_epochs} of {recipe.epochs} epochs at {early_size} pixels, "
+            f"the others at {img_size}."
         )
         if has_few_patches(model, early_size):
             reporter.warn(
-                f"Images of {early_size} pixels are so few patches that early epochs of them may cost accuracy "
-                "(ten points at 2 x 2 patches, docs/recipes.md). A recipe without -fast, or a larger --img-size, "
-                "does not."
+                f"Images of {early_size} pixels are so few patches that early epochs of them may cost "
+                "accuracy (ten points at 2 x 2 patches, docs/recipes.md). A recipe without -fast, or a "
+                "larger --img-size, does not."
             )
 
 

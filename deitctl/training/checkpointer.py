@@ -1,4 +1,4 @@
-"""Saves the state without stopping the training for longer than a copy in memory takes; a thread writes the copy."""
+"""Saves the state while training continues: it waits for a copy in memory, which a thread writes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 class AsyncCheckpointer:
     """Saves a run's state every so many steps or minutes, and whenever it is asked to.
 
-    A state is staged (copied to memory) after one step and written after the next one has gone well: weights that a
-    step broke look like any others until a loss has been computed with them.
+    A state is staged (copied to memory) after one step and written after the next one has gone
+    well: weights that a step broke look like any others until a loss has been computed with them.
     """
 
     def __init__(self, run: Run, every: str) -> None:
-        """Save to `run.checkpoint`; `every` as in `parse_interval`. Of several processes only the main one writes."""
+        """Save to `run.checkpoint`, in the main process alone; `every` as in `parse_interval`."""
         self.run = run
         self.steps, self.seconds = parse_interval(every)
         self.requested = False
@@ -52,8 +52,8 @@ class AsyncCheckpointer:
 
         Args:
             state: between two steps.
-            verified: whether the losses of all steps so far have been read and found good. Until then nothing is
-                written, and a state that is due waits.
+            verified: whether the losses of all steps so far have been read and found good. Until
+                then nothing is written, and a state that is due waits.
 
         Raises:
             DeitctlError: the previous write failed; the checkpoint before it is intact.
@@ -128,7 +128,8 @@ class AsyncCheckpointer:
         self.cost_s = self._staging_s + self.last_time - start
 
     def _sync_log(self) -> None:
-        # The checkpoint says how long the log was: the log must not be shorter after a power failure.
+        # The checkpoint says how long the log was: the log must not be shorter after a power
+        # failure.
         log = self.run.metrics_file
         try:
             if log.exists():
@@ -140,7 +141,7 @@ class AsyncCheckpointer:
 
 @dataclass(frozen=True)
 class SaveOrStop:
-    """Handles signals between two batches of an evaluation or of a cache filling, which leave the state alone."""
+    """Handles signals between two batches of work that does not change the state, as validation."""
 
     signals: StopRequest
     checkpointer: AsyncCheckpointer

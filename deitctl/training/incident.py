@@ -1,4 +1,4 @@
-"""Records of diverged steps, each with the last good checkpoint, from which `replay` takes the step again."""
+"""Records of diverged steps, each with the last good checkpoint, from which `replay` starts."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def read_incident(path: Path) -> dict[str, Any]:
-    """Read a record that `write_incident` wrote, by its path or its folder's; raise `ConfigError` for anything else."""
+    """Read the record at a path or in a folder; raise `ConfigError` for anything else."""
     if (path / "incidents").is_dir():
         existing = " ".join(sorted(str(p) for p in (path / "incidents").iterdir()))
         raise ConfigError(f"{path} is a run, not one of its incidents.", f"It has: {existing}.")

@@ -63,11 +63,13 @@ def resume(
     datasets: Datasets | None = None,
     reporter: Reporter | None = None,
 ) -> TrainResult:
-    """Continue a run from its last checkpoint, so that it ends as if it had never stopped; raises as `run_training`.
+    """Continue a run from its last checkpoint, so that it ends as if it had never stopped; raises
+    as `run_training`.
 
     Args:
         root: the run folder.
-        settings: by dotted name. Those of the machine (`MACHINE_SETTINGS`) may differ from the run's.
+        settings: by dotted name. Those of the machine (`MACHINE_SETTINGS`) may differ from the
+            run's.
         datasets: training and validation images, if they are open already.
         reporter: shows progress; silent if None.
 
@@ -97,7 +99,7 @@ def open_run(
     *,
     resume: bool,
 ) -> Iterator[Trainer]:
-    """Build the trainer of the run in `config.output_dir`, locked for a block; an interrupt becomes `Interrupted`."""
+    """Lock the run in `config.output_dir` and build its trainer; interrupts become `Interrupted`."""
     reporter = reporter or SilentReporter()
     train, val = datasets or open_for_training(
         config.data, seed=config.data_seed, reporter=reporter
@@ -140,7 +142,7 @@ def build_trainer(
     reporter: Reporter,
     world: World,
 ) -> Trainer:
-    """Resolve and check the teacher, if the configuration has one, and build everything for the first step."""
+    """Check the teacher, if there is one, and build everything for the first step."""
     teacher = None
     if config.distill is not None:
         teacher = DistillationTeacher(
@@ -150,7 +152,7 @@ def build_trainer(
             device=device,
             reporter=reporter,
             world=world,
-            # distillation is below training and gets the function that fine-tunes its teacher from here
+            # distillation is below training, and gets the function that fine-tunes a teacher here
             train_run=lambda teacher: train_or_find(teacher, datasets, reporter),
         )
         if run.writes:
@@ -162,12 +164,13 @@ def build_trainer(
 
 
 def require_same(root: Path, config: TrainConfig, settings: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for settings, by dotted name, that differ from the run's and are not the machine's."""
+    """Raise `ConfigError` for settings that differ from the run's and are not the machine's."""
     requested = override(config, {k: v for k, v in settings.items() if k not in MACHINE_SETTINGS})
     if changed := list_differences(config, requested):
         raise ConfigError(
             f"{root} cannot be resumed with other settings: {'; '.join(changed)}.",
-            f"Leave them out, or start a new run with the change: deitctl train --config {root / 'run.toml'} ...",
+            "Leave them out, or start a new run with the change: "
+            f"deitctl train --config {root / 'run.toml'} ...",
         )
 
 
@@ -179,7 +182,8 @@ def start_or_resume(
     reporter: Reporter,
     choose: Callable[[TrainConfig], TrainConfig] | None = None,
 ) -> TrainResult:
-    """Start a run, or with `auto` continue the newest unfinished one of the configuration; raises as `find_unfinished`.
+    """Start a run, or with `auto` continue the newest unfinished one of the configuration; raises
+    as `find_unfinished`.
 
     Processes that torchrun restarts continue the run that they started, with `auto` or without.
 
@@ -188,7 +192,8 @@ def start_or_resume(
         auto: whether to look for an unfinished run.
         datasets: training and validation images, if they are open already.
         reporter: shows progress.
-        choose: chooses the batch size of a new run; an unfinished run of any batch size is then continued.
+        choose: chooses the batch size of a new run; an unfinished run of any batch size is then
+            continued.
     """
     launch = launch_id() if is_distributed() else ""
     device = choose_device(config.device, config.precision)
@@ -224,7 +229,8 @@ def _with_new_folder(config: TrainConfig, world: World) -> TrainConfig:
 def find_unfinished(
     config: TrainConfig, reporter: Reporter, *, launch: str = "", any_batch: bool = False
 ) -> Path | None:
-    """Return the newest unfinished run of a configuration, or the run in its output folder; None if there is none.
+    """Return the newest unfinished run of a configuration, or the run in its output folder; None if
+    there is none.
 
     Args:
         config: its `output_dir`, if set, is the only folder that is looked at, else those in runs/.
@@ -252,7 +258,8 @@ def find_unfinished(
                 f"{root} holds a run of another configuration: {'; '.join(changed)}.",
                 "Name another --output, or leave out what differs.",
             )
-        # A finished run is only evaluated again, so that the same line of a job script succeeds twice.
+        # A finished run is only evaluated again, so that the same line of a job script succeeds
+        # twice.
         if not changed and (not finished or (output and not launch)):
             return root
         if not finished and (existing.model, existing.data) == (config.model, config.data):
@@ -276,7 +283,8 @@ def train_or_find(
     *,
     require_equal: bool = False,
 ) -> dict[str, Any]:
-    """Train into the folder that a configuration names, or resume or find the run there; return its result record.
+    """Train into the folder that a configuration names, or resume or find the run there; return its
+    result record.
 
     Raises:
         ConfigError: with `require_equal`, the folder holds a run of another configuration.

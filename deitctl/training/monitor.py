@@ -1,4 +1,4 @@
-"""Detects a step that diverged: a loss or gradient norm that is not finite, or a loss that spikes."""
+"""Detects steps that diverge: a loss or gradient norm that is not finite, or a loss spike."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NON_FINITE, LOSS_SPIKE = "non_finite", "loss_spike"
 
 @dataclass(frozen=True)
 class Observation:
-    """Loss and gradient norm of one step, still on the device: reading them makes the host wait for an accelerator."""
+    """Loss and gradient norm of one step, on the device: reading them makes the host wait for it."""
 
     step: int
     lr: float
@@ -71,16 +71,16 @@ class TrainingDiverged(Exception):
 
 @dataclass
 class LossMonitor:
-    """Checks each step's loss and gradient norm, several steps together when they have been read late."""
+    """Checks the loss and gradient norm of each step, of several steps at once where read late."""
 
     progress: Progress
     """Holds the running mean of the loss, which a checkpoint keeps."""
     num_classes: int
     scaled: bool
-    """Whether the loss is scaled (fp16): then a gradient that is not finite only lowers the scale."""
+    """Whether the loss is scaled (fp16): gradients that are not finite then lower the scale."""
     spike_factor: float = 0.0
-    """A loss above this factor times both its running mean and ln(num_classes) is a spike; 0: none is. Mixing and hard
-    batches move the loss by tenths, a step that breaks the weights by much more."""
+    """A loss above this factor times both its running mean and ln(num_classes) is a spike; 0: none
+    is. Mixing and hard batches move it by tenths, a step that breaks the weights by much more."""
     unread: list[Observation] = field(default_factory=list)
     recent: list[dict[str, Any]] = field(default_factory=list)
 
@@ -89,7 +89,7 @@ class LossMonitor:
         self.unread.append(observation)
 
     def find_incident(self) -> Incident | None:
-        """Read the observations that came since the last call; return the first step that diverged, or None."""
+        """Read the observations since the last call; return the first step that diverged, or None."""
         observations, self.unread = self.unread, []
         progress = self.progress
         for o in observations:
@@ -97,7 +97,8 @@ class LossMonitor:
             record = {"step": o.step, "loss": loss, "grad_norm": grad_norm}
             self.recent = [*self.recent[1 - HISTORY :], record]
             kind = ""
-            # ln(num_classes) is the loss of a guess: below it, small losses may rise by a large factor.
+            # ln(num_classes) is the loss of a guess: below it, small losses may rise by a large
+            # factor.
             limit = self.spike_factor * max(mean, math.log(self.num_classes))
             if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not self.scaled):
                 kind = NON_FINITE

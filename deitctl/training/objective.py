@@ -1,4 +1,5 @@
-"""The losses of training and distillation, named as in timm.task. Letters: B images, K classes, S pixels of a side.
+"""The losses of training and distillation, named as in timm.task. Letters: B images, K classes, S
+pixels of a side.
 
 Logits may be of any float type; losses are computed in float32 and are means over images.
 """
@@ -36,7 +37,7 @@ class Objective(Protocol):
 
 
 class Supervised:
-    """Cross-entropy with the true labels. Without a teacher both heads of a distilled DeiT learn them, as timm does."""
+    """Cross-entropy with the true labels, of both heads of a distilled DeiT without a teacher."""
 
     def __call__(self, student: nn.Module, batch: StudentBatch) -> dict[str, Tensor]:
         cls, dist = forward_heads(student, batch.images, batch.drop_path_mask)
@@ -50,10 +51,11 @@ class Supervised:
 
 @dataclass(frozen=True)
 class Distillation:
-    """True labels for the class head, teacher targets for the distillation head, or without a token for the same head.
+    """True labels for the class head, teacher targets for the distillation head, or without a token
+    for the same head.
 
-    (1 - alpha) * task_loss + alpha * kd_loss: DeiT §3, Eq. 3 with `hard` and alpha = 1/2, Eq. 2 with `soft` and
-    alpha = lambda.
+    (1 - alpha) * task_loss + alpha * kd_loss: DeiT §3, Eq. 3 with `hard` and alpha = 1/2, Eq. 2
+    with `soft` and alpha = lambda.
     """
 
     config: DistillConfig
@@ -65,7 +67,8 @@ class Distillation:
         distilled = cls if dist is None else dist
         task_loss = cross_entropy(cls, batch.targets)
         if self.config.mode == "hard":
-            # A row is one hard label, or two of them weighted as two images are mixed (DeiT Eq. 3, second term).
+            # A row is one hard label, or two of them weighted as two images are mixed (DeiT Eq. 3,
+            # second term).
             kd_loss = cross_entropy(distilled, batch.teacher_targets)
         else:
             kd_loss = soft_distillation(
@@ -79,13 +82,13 @@ class Distillation:
 
 
 def smooth_labels(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Turn true labels [B] into targets [B,K]: 1 - smoothing on the label, plus smoothing / K on every class."""
+    """Return targets [B,K] of labels [B]: 1 - smoothing on the label, smoothing / K on every class."""
     targets = torch.full((len(labels), num_classes), smoothing / num_classes, device=labels.device)
     return targets.scatter_(1, labels[:, None], 1.0 - smoothing + smoothing / num_classes)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy of logits [B,K] with labels [B] or with target distributions [B,K]."""
+    """Return the cross-entropy of logits [B,K] with labels [B] or with distributions [B,K]."""
     return F.cross_entropy(logits.float(), targets)
 
 
@@ -96,8 +99,9 @@ def soft_distillation(logits: Tensor, targets: Tensor, *, tau: float, reduction:
         logits: the student's, [B,K].
         targets: the teacher's probabilities, already at temperature tau, [B,K].
         tau: temperature, above 0.
-        reduction: `batchmean` sums over classes and averages over images, as Eq. 2 and `F.kl_div` have it; `mean`
-            divides by B * K, as the released code does (deit/losses.py, `/ outputs_kd.numel()`): K times weaker.
+        reduction: `batchmean` sums over classes and averages over images, as Eq. 2 and `F.kl_div`
+            have it; `mean` divides by B * K, as the released code does (deit/losses.py, `/
+            outputs_kd.numel()`): K times weaker.
     """
     if reduction not in ("batchmean", "mean"):
         raise ValueError(f"reduction is 'batchmean' or 'mean', not {reduction!r}")

@@ -1,4 +1,4 @@
-"""How weights move: AdamW's parameter groups, the learning rate of a step, and the EMA of the weights."""
+"""AdamW's parameter groups, the learning rate of a step, and the EMA of the weights."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ def build_param_groups(
 
     Args:
         model: the model.
-        config: `weight_decay`, which spares biases, norms, layer scale, tokens and position embeddings; `layer_decay`,
-            by which the learning rate falls from layer to layer (BEiT, arXiv 2106.08254, appendix).
+        config: `weight_decay`, which spares biases, norms, layer scale, tokens and position
+            embeddings; `layer_decay`, by which the learning rate falls from layer to layer (BEiT,
+            arXiv 2106.08254, appendix).
         layers: layer of each parameter, from 0 at the input; needed if `layer_decay` is not 1.
 
     Returns:
@@ -64,7 +65,7 @@ def compute_peak_lr(config: OptimConfig, batch_size: int) -> float:
 def compute_lr(
     config: OptimConfig, *, step: int, steps_per_epoch: int, epochs: int, batch_size: int
 ) -> float:
-    """Return the learning rate of a step: linear from `warmup_lr`, then a cosine to `min_lr` at the end of the run."""
+    """Return a step's learning rate: linear from `warmup_lr`, then a cosine to `min_lr`."""
     peak = compute_peak_lr(config, batch_size)
     # DeiT's rate moves once an epoch; this one with every step, which short runs need.
     epoch = step / max(1, steps_per_epoch)
@@ -83,15 +84,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 def compute_ema_decay(step: int, *, decay: float, total_steps: int) -> float:
     """Return the EMA's decay after `step` updates, at most `decay`."""
-    # The paper's 0.99996 averages over 25,000 steps: a run of 1,000 would end with an average of its initialization.
-    # So 1 / (1 - decay) is at most a tenth of the run, and grows with the first steps as TensorFlow's `num_updates`
-    # rule has it.
+    # The paper's 0.99996 averages over 25,000 steps: a run of 1,000 would end with an average of
+    # its initialization. # So 1 / (1 - decay) is at most a tenth of the run, and grows with the
+    # first steps as TensorFlow's `num_updates` # rule has it.
     memory = max(1.0, MAX_EMA_MEMORY * total_steps)
     return min(decay, 1 - 1 / memory, (1 + step) / (10 + step))
 
 
 class ExponentialMovingAverage:
-    """The EMA of a model's parameters and floating-point buffers, under the names of its state dict."""
+    """EMA of a model's parameters and floating-point buffers, by the names of its state dict."""
 
     def __init__(self, model: nn.Module, *, decay: float, total_steps: int) -> None:
         self.decay, self.total_steps = decay, total_steps

@@ -1,4 +1,4 @@
-"""Takes a diverged step again, from the last good checkpoint, and measures losses and gradients in it."""
+"""Takes a diverged step again from the last good checkpoint, and measures its gradients."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def _replay_steps(trainer: Trainer, record: Mapping[str, Any], reporter: Reporte
     last, num_steps = int(record["step"]), context.recipe.epochs * context.steps_per_epoch
     if not progress.step <= last < num_steps:
         raise ConfigError(
-            f"Step {last} cannot be replayed: the checkpoint is of step {progress.step}, and the run has "
-            f"{num_steps} steps."
+            f"Step {last} cannot be replayed: the checkpoint is of step {progress.step}, and the run "
+            f"has {num_steps} steps."
         )
     set_train_mode(state.model, recipe.freeze, recipe.freeze_bn_stats)
     batches, steps = trainer.setup.build_loader(), []

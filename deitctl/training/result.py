@@ -55,9 +55,9 @@ class TrainResult:
     heads: dict[str, float] | None
     """Top-1 of each head rule, percent; null for a model with one head."""
     head_agreement: float | None
-    """Percent of the validation images on which the two heads agree (100 minus DeiT Table 4's disagreement)."""
+    """Percent of images on which the two heads agree (100 minus DeiT Table 4's disagreement)."""
     teacher_agreement: dict[str, float] | None
-    """Percent of the validation images on which each head rule agrees with the teacher; null without one."""
+    """Percent of images on which each head rule agrees with the teacher; null without one."""
     teacher: Preflight | None
     """The teacher, as it was checked before the first step; null without one."""
     unreadable: list[str]

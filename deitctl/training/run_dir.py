@@ -1,4 +1,4 @@
-"""The run folder: its files by name, its configuration, and the log, which has no gaps or duplicates after a resume."""
+"""The run folder: its files by name, its configuration, its log."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Run:
 
     @classmethod
     def create(cls, root: Path, config: TrainConfig) -> Run:
-        """Make a new run folder; raise `DeitctlError` if it exists with a run in it or cannot be written."""
+        """Make a new run folder; raise `DeitctlError` if a run is in it or it cannot be written."""
         run = cls(root)
         if run.checkpoint.exists() or (root / WEIGHTS).exists():
             raise DeitctlError(

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1 during a run: remembered when they come, acted on where the state is consistent."""
+"""SIGINT, SIGTERM and SIGUSR1 are remembered, and acted on where the state is consistent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from types import FrameType
 
 from deitctl.errors import Signalled
 
-# A terminal signals the whole process group and a launcher passes the signal on: within a second both are one request.
+# A terminal signals the whole process group and a launcher passes the signal on: within a second
+# both are one request.
 REPEAT_WINDOW_S = 1.0
 
 
@@ -38,7 +39,7 @@ class StopRequest:
         self.save_requested = True
 
     def raise_if_set(self, signum: int | None = None) -> None:
-        """Raise `Signalled` if this process, or with `signum` any of several processes, was asked to stop."""
+        """Raise `Signalled` for the signal of this process, or for `signum`, agreed by several."""
         if signum := self.signum if signum is None else signum:
             raise Signalled(signum)
 

@@ -1,7 +1,9 @@
-"""What a resumed run needs to end as if it had never stopped, and its files, which are swapped in as one folder.
+"""What a resumed run needs to end as if it had never stopped, and its files, which are swapped in
+as one folder.
 
-Saved: weights, their EMA, the optimizer's moments, the loss scale, step and epoch, the epoch's losses, the best score.
-Not saved: random state or loader position, because every draw is a function of the seed and the step.
+Saved: weights, their EMA, the optimizer's moments, the loss scale, step and epoch, the epoch's
+losses, the best score. Not saved: random state or loader position, because every draw is a function
+of the seed and the step.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ MAX_RECORD_BYTES = 1 << 30  # of state.json, which names every image that could 
 
 @dataclass
 class Progress:
-    """How far a run is, and its best epoch so far. One object for the whole run; loading a checkpoint fills it."""
+    """How far a run is, and its best epoch. One object a run: loading a checkpoint fills it."""
 
     step: int = 0
     """Steps done."""
@@ -49,7 +51,7 @@ class Progress:
     """Running mean of the loss over `steps_monitored` steps, for `LossMonitor`."""
     steps_monitored: int = 0
     micro_batch_size: int = 0
-    """Images of a process's micro-batch, even, as requested or as memory forced; 0: as is fastest on the device."""
+    """Images of a micro-batch, as requested or as memory forced; 0: as is fastest."""
     views_version: int = 1
     """`VIEWS_VERSION` that the run began with."""
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -65,10 +67,12 @@ class Snapshot:
     record: Mapping[str, Any]
 
     def write(self, folder: Path) -> None:
-        """Write the state beside the previous one, then swap them; a kill at any moment leaves one of them complete.
+        """Write the state beside the previous one, then swap them; a kill at any moment leaves one
+        of them complete.
 
         Raises:
-            DiskError: the disk is full or the folder is not writable; the previous state is unchanged.
+            DiskError: the disk is full or the folder is not writable; the previous state is
+            unchanged.
         """
         new, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
         try:
@@ -139,7 +143,7 @@ class TrainState:
         self.snapshot().write(folder)
 
     def load(self, folder: Path) -> None:
-        """Read a state that `save` wrote into this one; raise `ModelError` if it is incomplete or does not fit."""
+        """Read a saved state into this one; raise `ModelError` if it is incomplete or does not fit."""
         if not folder.exists():  # the run was killed between the two renames of a save
             folder = folder.with_name(f"{folder.name}.old")
         try:
@@ -191,7 +195,7 @@ def _copy_to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's state by `parameter.key`; by position it would depend on the parameter groups."""
+    """Return the optimizer's state by `parameter.key`, whatever the parameter groups."""
     names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
     return {
         f"{names[parameter]}.{key}": value
@@ -207,11 +211,12 @@ def _load_optimizer(
     for name, value in tensors.items():
         owner, _, key = name.rpartition(".")
         parameter = parameters[owner]
-        # A copy, because the value is a memory map of the file that the next save replaces. `fused` needs the step
-        # counter on the parameter's device too.
+        # A copy, because the value is a memory map of the file that the next save replaces. `fused`
+        # needs the step # counter on the parameter's device too.
         moment = value.clone().to(parameter.device, memory_format=torch.preserve_format)
         if key != "step" and parameter.ndim == 4:
-            # Moments in another layout than their parameter would make the fused optimizer copy them in every step.
+            # Moments in another layout than their parameter would make the fused optimizer copy
+            # them in every step.
             channels_last = (
                 parameter.is_contiguous(memory_format=torch.channels_last)
                 and not parameter.is_contiguous()

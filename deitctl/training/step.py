@@ -1,4 +1,5 @@
-"""One training step: forward and backward of a batch, all-reduce, gradient norm; then the optimizer and the EMA.
+"""One training step: forward and backward of a batch, all-reduce, gradient norm; then the optimizer
+and the EMA.
 
 Letters: B images, K classes, S pixels of a square's side.
 """
@@ -52,7 +53,7 @@ class TrainContext:
     device: Device
     distill: DistillConfig | None = None
     cached_teacher: CachedTeacher | None = None
-    """Gives targets of views, which are then mixed as the images are (`--teacher-input unmixed`)."""
+    """Gives targets of views, to be mixed as the images are (`--teacher-input unmixed`)."""
     teacher: Teacher | None = None
     """Gives targets of the mixed images themselves, as in the paper (`--teacher-input mixed`)."""
     world: World = SINGLE_PROCESS
@@ -67,7 +68,7 @@ class TrainContext:
 
     @property
     def uses_student_affine(self) -> bool:
-        """Whether the student sees each view moved a little, because the same views come again and again."""
+        """Whether the student sees views moved a little, because the same views come again."""
         return (
             self.distill is not None
             and self.distill.teacher_input == "unmixed"
@@ -85,7 +86,7 @@ class TrainContext:
         )
 
     def micro_batch_size(self, state: TrainState) -> int:
-        """Return the images of a micro-batch: requested, or forced by memory, or fastest on the device; 0 for all."""
+        """Return the images of a micro-batch: requested, forced by memory, or fastest; 0 for all."""
         return state.progress.micro_batch_size or self.preferred_micro_batch_size
 
 
@@ -115,8 +116,9 @@ def forward_backward(
 ) -> StepStats:
     """Leave the gradient of the mean loss over the global batch in the parameters.
 
-    If memory runs out in any process, all halve their micro-batches and start the batch again. Every draw is a function
-    of the step and the images, so the gradient stays the same but for rounding.
+    If memory runs out in any process, all halve their micro-batches and start the batch again.
+    Every draw is a function of the step and the images, so the gradient stays the same but for
+    rounding.
 
     Raises:
         DataError: no image of the batch can be read; or one cannot, with `stop_on_bad_image`.
@@ -161,10 +163,11 @@ def forward_backward(
 def accumulate_gradients(
     context: TrainContext, state: TrainState, batch: Batch
 ) -> dict[str, Tensor] | None:
-    """Run this process's images forward and backward in micro-batches; return their losses, None if memory ran out."""
+    """Run forward and backward in micro-batches; return their losses, None if memory ran out."""
     state.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
-    # Several processes divide by the size of the full batch; `all_reduce_gradients` corrects for unreadable images.
+    # Several processes divide by the size of the full batch; `all_reduce_gradients` corrects for
+    # unreadable images.
     total = len(batch.keys) if context.world.size == 1 else context.recipe.batch_size
     try:
         for part in batch.split(context.micro_batch_size(state)):
@@ -196,8 +199,8 @@ def _halve_micro_batch(context: TrainContext, state: TrainState, reporter: Repor
         )
     progress.micro_batch_size = max(MIN_MICRO_BATCH, size // 4 * 2)  # even
     reporter.warn(
-        f"Out of memory with micro-batches of {size} images: continuing with {progress.micro_batch_size}, "
-        f"and the batch size is still {batch_size}."
+        f"Out of memory with micro-batches of {size} images: continuing with "
+        f"{progress.micro_batch_size}, and the batch size is still {batch_size}."
     )
 
 
@@ -212,9 +215,10 @@ def all_reduce_gradients(
         losses: of this process; replaced by those of the global batch.
         counts: readable images of each process.
     """
-    # One sum after the backward pass instead of DistributedDataParallel's during it: memory that runs out in one
-    # process then cannot leave the others waiting inside a collective, micro-batches need no special case, and heads
-    # that a loss leaves out need no search for unused parameters.
+    # One sum after the backward pass instead of DistributedDataParallel's during it: memory that
+    # runs out in one # process then cannot leave the others waiting inside a collective,
+    # micro-batches need no special case, and heads # that a loss leaves out need no search for
+    # unused parameters.
     world, named = context.world, list(model.named_parameters())
     if 0 in counts:  # a process without an image has no gradients, and must still join the sum
         with_grad = [n for n, p in named if p.grad is not None]
@@ -242,8 +246,8 @@ def all_reduce_gradients(
 def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> dict[str, Tensor]:
     """Return the mean losses of a micro-batch.
 
-    Every draw is a function of (seed, step), of (seed, key) or of an image's slot in the global batch, so that neither
-    micro-batches nor processes change what an image becomes.
+    Every draw is a function of (seed, step), of (seed, key) or of an image's slot in the global
+    batch, so that neither micro-batches nor processes change what an image becomes.
     """
     recipe, device, step = context.recipe, context.device, state.progress.step
     soft = None
@@ -261,7 +265,8 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
     first = context.world.shard(recipe.batch_size).start
     slots = [first + slot for slot in batch.slots]
     mask = None
-    # Without train mode (a frozen backbone) nothing is dropped. timm's models draw their own, in the scope below.
+    # Without train mode (a frozen backbone) nothing is dropped. timm's models draw their own, in
+    # the scope below.
     if isinstance(state.model, VisionTransformer) and state.model.training:
         generator = rng.torch_generator(context.seed, "drop-path", step)
         mask = state.model.sample_drop_path(recipe.batch_size, generator)
@@ -290,7 +295,7 @@ def optimizer_step(context: TrainContext, state: TrainState, lr: float, grad_nor
 
 
 def set_train_mode(model: nn.Module, freeze: str, freeze_bn_stats: bool = False) -> None:
-    """Put what is trained into train mode; a frozen backbone keeps its batch statistics and drops nothing."""
+    """Put what is trained into train mode; the rest keeps its statistics and drops nothing."""
     model.train(freeze == "none")
     if freeze == "backbone":
         for name in describe_layers(model)["classifier"]:

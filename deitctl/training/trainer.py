@@ -1,4 +1,4 @@
-"""A training run, read from top to bottom in `Trainer.fit`: steps, validation, best weights, checkpoints, signals."""
+"""A training run, from top to bottom in `Trainer.fit`: steps, validation, checkpoints, signals."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ class Trainer:
         """Train the epochs that are left; after each, validate, keep the best weights and log.
 
         Raises:
-            DeitctlError: a step that diverged, a full disk, an unreadable image that the run is to stop at; the last
+            DeitctlError: a step that diverged, a full disk, an unreadable image that the run is to
+            stop at; the last
                 checkpoint that was good is on the disk.
             Signalled: SIGINT or SIGTERM came, and the state is saved.
         """
@@ -72,9 +73,8 @@ class Trainer:
                 start_time, start_step = time.monotonic(), progress.step
                 set_train_mode(self.state.model, recipe.freeze, recipe.freeze_bn_stats)
                 label, steps = f"epoch {epoch + 1}/{recipe.epochs}", self.context.steps_per_epoch
-                steps_done = (
-                    progress.step - epoch * steps
-                )  # all, if it was stopped while validating
+                # All of them, if the run was stopped between the last step and the epoch's end.
+                steps_done = progress.step - epoch * steps
                 with self.reporter.task(label, steps * recipe.batch_size) as task:
                     task.skip(steps_done * recipe.batch_size)
                     for batch in islice(batches, steps - steps_done):
@@ -129,8 +129,8 @@ class Trainer:
 
     def handle_signals(self, stats: StepStats) -> None:
         """Between two steps, raise `Signalled` if the run is to stop, or ask for a checkpoint."""
-        # Several processes must stop after the same step, so they go by what the step gathered. One need not wait for
-        # its next step.
+        # Several processes must stop after the same step, so they go by what the step gathered. One
+        # need not wait for # its next step.
         self.signals.raise_if_set(stats.signum if self.world.size > 1 else None)
         if stats.save_requested:
             self.signals.save_requested = False
@@ -149,7 +149,7 @@ class Trainer:
     def evaluate(
         self, device: Device, label: str, stop: StopRequest | SaveOrStop | None = None
     ) -> EvalResult:
-        """Evaluate the model's present weights on the validation images; `stop` handles signals between batches."""
+        """Evaluate the model's weights as they are; `stop` handles signals between batches."""
         setup, model_config = self.setup, self.setup.model_config
         eval_model = EvalModel(
             model=self.state.model,
@@ -231,12 +231,13 @@ class Trainer:
         )
 
     def fill_target_cache(self) -> None:
-        """Compute the few teacher targets that are missing once every view has come, and unload the teacher."""
+        """Once every view has come, compute the few missing targets and unload the teacher."""
         teacher, cached = self.setup.teacher, self.context.cached_teacher
         if teacher is None or cached is None or cached.cache is None:
             return
         views, batch_size = teacher.total_views, self.context.recipe.batch_size
-        # A step skips the last incomplete batch of an epoch, so up to a batch of each view can be missing.
+        # A step skips the last incomplete batch of an epoch, so up to a batch of each view can be
+        # missing.
         almost_full = (
             self.state.progress.epoch * self.config.recipe.augment.repeated_aug >= views
             and cached.cache.count_missing(views) <= views * batch_size
@@ -292,14 +293,14 @@ class Trainer:
         return result
 
     def load_checkpoint(self) -> None:
-        """Continue from the saved state; a run that was stopped before its first checkpoint starts again."""
+        """Load the saved state; a run that was stopped before its first checkpoint starts again."""
         progress, folder = self.state.progress, self.run.checkpoint
         if folder.exists() or folder.with_name(f"{folder.name}.old").exists():
             self.state.load(folder)
             if progress.num_train_images != len(self.setup.train.labels):
                 raise DataError(
-                    f"{self.config.data} has {len(self.setup.train.labels)} training images, it had "
-                    f"{progress.num_train_images} when {self.run.root} began.",
+                    f"{self.config.data} has {len(self.setup.train.labels)} training images, "
+                    f"it had {progress.num_train_images} when {self.run.root} began.",
                     "Start a new run on the new data.",
                 )
         positions = set(self.world.all_gather_object((progress.step, progress.epoch)))
@@ -311,8 +312,8 @@ class Trainer:
             )
         if progress.views_version != VIEWS_VERSION:
             self.reporter.warn(
-                f"{self.run.root} began with another version's training views: what is left of it sees other crops "
-                "and colors, so it ends otherwise than it would have."
+                f"{self.run.root} began with another version's training views: what is left of it sees "
+                "other crops and colors, so it ends otherwise than it would have."
             )
             progress.views_version = VIEWS_VERSION
         self.start_step = progress.step
@@ -324,7 +325,7 @@ class Trainer:
         self.world.barrier()
 
     def load_best(self) -> None:
-        """Adopt the score of the saved weights if they are newer than the checkpoint: the run was killed in between."""
+        """Adopt the score of saved weights that are newer than the checkpoint."""
         progress = self.state.progress
         try:
             note = json.loads(read_metadata(self.run.root / WEIGHTS).get(NOTE, "{}"))
@@ -345,7 +346,8 @@ class Trainer:
                 self._save_if_good()
             raise
         except ProcessLost:
-            # Of several processes that are stopped, one may exit before the others have seen their signal.
+            # Of several processes that are stopped, one may exit before the others have seen their
+            # signal.
             self._save_if_good()
             self.signals.raise_if_set()
             raise
@@ -372,7 +374,7 @@ class Trainer:
             self.checkpointer.save(self.state)
 
     def _record_incident(self, incident: Incident) -> DeitctlError:
-        """Write what a replay needs, and return the error; the checkpoint on the disk is the last that was good."""
+        """Write what a replay needs, and return the error."""
         record, outcome = self.run.root / "incidents", "No checkpoint was saved before it."
         keys = [key for keys in self.world.all_gather_object(incident.keys) for key in keys]
         if self.world.is_main:
