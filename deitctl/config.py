@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 MAX_COUNT = 1_000_000
 """Epochs, images a step and views beyond which a number is a slip or an attack."""
-MAX_SIZE = 2048
+MAX_SIZE = 2048  # timm's largest is 1,280
 """Largest side of an input in pixels."""
 
 # Panels of `--help`. A setting without a panel has no option of its own: `--set` reaches it.

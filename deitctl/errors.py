@@ -1,4 +1,4 @@
-"""What can go wrong, as one small tree that the command line turns into one line and an exit code.
+"""Errors that a user can fix, which the command line turns into one line and an exit code.
 
 DeitctlError            exit code 1
 ├── ConfigError         a value in a recipe, a file or `--set` is wrong
@@ -65,13 +65,13 @@ class Interrupted(DeitctlError):
 
 
 class Signalled(BaseException):
-    """SIGINT or SIGTERM came. No `Exception`, so that nothing that recovers from failures takes it for one."""
+    """SIGINT or SIGTERM came. Not an `Exception`, so that code that recovers from failures does not catch it."""
 
     def __init__(self, signum: int, *, insists: bool = False) -> None:
         super().__init__(signum)
         self.signum = signum
         self.insists = insists
-        """Whether it was sent again by somebody who will not wait, so that the work may be half done."""
+        """Whether it was sent again, so that the work is to stop in the middle of a step."""
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

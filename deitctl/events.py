@@ -1,4 +1,4 @@
-"""How the library speaks without printing: it calls a `Reporter`, and the caller decides what is shown."""
+"""Notes, warnings and progress of the library, which does not print: a `Reporter` receives them."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ T = TypeVar("T")
 
 
 class Task(Protocol):
-    """One running step: a bar on a terminal, a line every few seconds elsewhere."""
+    """Progress of one step: a bar on a terminal, a line every few seconds elsewhere."""
 
     def advance(self, amount: int = 1, **fields: object) -> None:
-        """Count `amount` more units done; `fields` are shown beside the bar (loss, accuracy)."""
+        """Add `amount` to the units done; `fields` (loss, accuracy) are displayed beside the bar."""
 
     def skip(self, amount: int) -> None:
-        """Count units that were done before, which say nothing of the speed."""
+        """Add units that were done before this start, which do not count for the speed."""
 
 
 class Reporter(Protocol):
-    """Where a workflow says what it is doing."""
+    """Receives the messages and the progress of a function."""
 
     def note(self, message: str) -> None:
-        """Say something worth knowing."""
+        """Receive information."""
 
     def warn(self, message: str) -> None:
-        """Say something the user should act on or know before trusting the result."""
+        """Receive what the user should act on, or know before trusting the result."""
 
     def task(
         self, label: str, total: int | None, unit: str = "images"
     ) -> AbstractContextManager[Task]:
-        """Open a step of `total` units (None: unknown)."""
+        """Begin a step of `total` units (None: unknown)."""
 
 
 class _SilentTask:
@@ -43,7 +43,7 @@ class _SilentTask:
 
 
 class SilentReporter:
-    """The library's default: says nothing."""
+    """The default: ignores everything. A base class for reporters that do not."""
 
     def note(self, message: str) -> None:
         pass
@@ -59,7 +59,7 @@ class SilentReporter:
 def track(
     items: Iterable[T], reporter: Reporter, label: str, total: int | None, unit: str = "images"
 ) -> Iterator[T]:
-    """Yield `items`, counting each one in a task of `reporter`."""
+    """Yield `items`, and report each as one unit of a task."""
     with reporter.task(label, total, unit) as task:
         for item in items:
             yield item

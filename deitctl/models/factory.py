@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from deitctl.config import MAX_SIZE
 from deitctl.errors import ModelError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.models import catalog, convert, timm_models
@@ -22,7 +23,7 @@ from deitctl.models.checkpoint_io import (
     load_tensors,
     require_finite,
 )
-from deitctl.models.model_config import MAX_SIZE, ModelConfig
+from deitctl.models.model_config import ModelConfig
 from deitctl.models.vit import VisionTransformer
 from deitctl.models.weights import download, fetch_weights
 

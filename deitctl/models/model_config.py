@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from deitctl.config import MAX_SIZE
 from deitctl.errors import ModelError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # timm/data/constants.py; DeiT's datasets.py
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HEADS = ("cls", "dist", "avg-logits", "avg-probs")
 # Limits on what an untrusted config.json may claim, so that it cannot exhaust memory or time.
-MAX_SIZE = 2048  # pixels of an input's side; timm's largest is 1,280
 MAX_RESIZE = 4096  # pixels of the side before the crop
 MAX_CLASSES = 1_000_000
 MAX_ARGUMENT = 16_384  # of a number in model_args
