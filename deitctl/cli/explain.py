@@ -67,6 +67,7 @@ def explain(
             "--format",
             help="table or jsonl.",
             default="table on a terminal, else jsonl",
+            panel=o.OUTPUT,
             complete=completion.complete_values(*FORMATS),
         ),
     ] = None,
