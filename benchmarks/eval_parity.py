@@ -108,13 +108,13 @@ def main() -> None:
         "hf": lambda: hf_batches(given.data),
     }
     print(
-        "| protocol | images | top-1 hits | theirs | top-5 hits | theirs | loss | theirs | difference |"
+        "| protocol | images | top-1 correct | original | top-5 correct | original | loss | original | difference |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for protocol, batches in rivals.items():
         ours = deitctl.evaluate(
             given.data, model=given.model, weights=given.weights, protocol=protocol
-        ).scores
+        )
         count, first, five, loss = validate(model, batches())
         hits, hits5 = round(ours.top1 * count / 100), round(ours.top5 * count / 100)
         print(

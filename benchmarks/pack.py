@@ -1,7 +1,7 @@
-"""What does an image cost from a folder, a tar and packs; what does a smaller pack do to answers; how soon is it open?
+"""What does an image cost from a folder, a tar and packs; what does a smaller pack change, how soon is it open?
 
     python benchmarks/pack.py speed PHOTOS [--count 300] [--side 400] [--rounds 9]
-    python benchmarks/pack.py answers PHOTOS --weights FILE
+    python benchmarks/pack.py predictions PHOTOS --weights FILE
     python benchmarks/pack.py start [--images 1280000]
 
 PHOTOS is a folder of JPEGs. `speed` makes others of them by crops and flips, and reads all in a drawn order, one storage
@@ -128,7 +128,7 @@ def speed(options: argparse.Namespace) -> None:
                     if way.endswith("disk"):
                         forget(paths[name])
                     seconds = seconds_of(
-                        dataset.raw if way.startswith("bytes") else dataset.read, order
+                        dataset.read_bytes if way.startswith("bytes") else dataset.read, order
                     )
                     times[way, name] += [seconds] * bool(turn)  # the first round warms up
         sizes = {
@@ -145,8 +145,8 @@ def _cell(seconds: list[float], others: list[float]) -> str:
     return f"{1e3 * statistics.median(seconds):.3f} ms ({ratio:.2f})"
 
 
-def answers(options: argparse.Namespace) -> None:
-    """Print how a model's answers about images change with the size, quality and subsampling of a pack."""
+def predictions(options: argparse.Namespace) -> None:
+    """Print how a model's predictions change with the size, quality and subsampling of a pack."""
     import torch
 
     from deitctl.data.eval_transform import eval_transform
@@ -169,7 +169,7 @@ def answers(options: argparse.Namespace) -> None:
 
     expected = logs(images)
     print(
-        "| short side | JPEG | kB an image | KL divergence | other answers |\n|---|---|---|---|---|"
+        "| short side | JPEG | kB an image | KL divergence | different top-1 |\n|---|---|---|---|---|"
     )
     for side in (pre.resize_to, 256, 292):
         for quality, subsampling in [
@@ -177,7 +177,7 @@ def answers(options: argparse.Namespace) -> None:
             *((q, s) for q in (85, 90, 95) for s in ("4:2:0", "4:4:4")),
         ]:
             packing.QUALITY, packing.SUBSAMPLING = quality, subsampling
-            files = [packing._encode(i, packing.Form(side, raw=not quality)) for i in images]
+            files = [packing._encode(i, packing.Encoding(side, raw=not quality)) for i in images]
             found = logs([decode(f, "made") for f in files if f])
             apart = float((expected.exp() * (expected - found)).sum(1).mean())
             other = int((found.argmax(1) != expected.argmax(1)).sum())
@@ -225,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("speed", "answers", "start"))
+    parser.add_argument("what", choices=("speed", "predictions", "start"))
     parser.add_argument("photos", type=Path, nargs="?")
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--side", type=int, default=400)
@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--model", default="deit_tiny")
     parser.add_argument("--weights", default="")
     options = parser.parse_args()
-    {"speed": speed, "answers": answers, "start": start}[options.what](options)
+    {"speed": speed, "predictions": predictions, "start": start}[options.what](options)
 
 
 if __name__ == "__main__":
