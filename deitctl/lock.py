@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deitctl.errors import DeitctlError
+from deitctl.events import Reporter
 from deitctl.paths import read_regular
 
 MAX_PID = 20
 """Characters of a process number."""
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""What flock fails with on a file system that has no locks: NFS without lockd, some of FUSE."""
 
 
 class Busy(DeitctlError):
@@ -19,13 +23,20 @@ class Busy(DeitctlError):
 
 
 @contextmanager
-def locked(path: Path, *, what: str, when_busy: Callable[[], None] | None = None) -> Iterator[None]:
+def locked(
+    path: Path,
+    *,
+    what: str,
+    when_busy: Callable[[], None] | None = None,
+    reporter: Reporter | None = None,
+) -> Iterator[None]:
     """Hold the lock of a file for a block.
 
     Args:
         path: the lock's file, created if it is missing; it holds the number of the process that has the lock.
         what: what is locked, for the message.
         when_busy: called before waiting for the holder; None: do not wait.
+        reporter: receives a note where the file system has no locks, and the block runs without one.
 
     Raises:
         Busy: another process has it, and `when_busy` is None.
@@ -34,7 +45,8 @@ def locked(path: Path, *, what: str, when_busy: Callable[[], None] | None = None
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    # A soft lock, a file that exists, would outlive a killed process and refuse the resume.
+    lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -47,14 +59,21 @@ def locked(path: Path, *, what: str, when_busy: Callable[[], None] | None = None
             ) from None
         when_busy()
         lock.acquire()
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        if reporter is not None:
+            reporter.note(
+                f"{what} cannot be locked on this file system: start no second run in it."
+            )
     try:
-        # a file with other content is somebody else's; on Windows a locked file cannot be written
+        # a file with other content is not ours to write; on Windows a locked file cannot be written
         with suppress(OSError):
-            if path.stat().st_size == 0 or _read_holder(path):
+            if lock.is_locked and (path.stat().st_size == 0 or _read_holder(path)):
                 path.write_text(str(os.getpid()), encoding="utf-8")
         yield
     finally:
-        lock.release()
+        lock.release()  # does nothing without a lock
 
 
 def _read_holder(path: Path) -> str:

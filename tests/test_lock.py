@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from deitctl.events import SilentReporter
 from deitctl.lock import Busy, locked
 
 HOLDER = """
@@ -127,3 +129,36 @@ def test_a_file_with_other_content_is_locked_and_left_as_it_is(tmp_path: Path) -
     with locked(tmp_path / "lock", what="it"), pytest.raises(Busy, match=r"by another process\."):
         locked(tmp_path / "lock", what="it").__enter__()
     assert (tmp_path / "lock").read_text() == "precious"
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_used_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """NFS without lockd, some of FUSE: a training there is not refused."""
+
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    notes: list[str] = []
+    reporter = SilentReporter()
+    monkeypatch.setattr(reporter, "note", notes.append)
+    for _ in range(2):
+        with locked(tmp_path / "lock", what="runs/x", reporter=reporter):
+            assert not (tmp_path / "lock").read_text()  # no soft lock, which a kill would leave
+    with pytest.raises(KeyError) as info, locked(tmp_path / "lock", what="runs/x"):
+        raise KeyError
+    assert info.value.__context__ is None
+    assert notes == ["runs/x cannot be locked on this file system: start no second run in it."] * 2
+
+
+def test_another_error_of_the_file_system_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OSError, match="Input/output"):
+        locked(tmp_path / "lock", what="it").__enter__()

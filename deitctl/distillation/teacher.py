@@ -266,6 +266,7 @@ def _train_exclusively(
         when_busy=lambda: reporter.note(
             f"Another process is training this teacher; waiting for it ({path})."
         ),
+        reporter=reporter,
     )
     try:
         with lock if is_main else nullcontext():

@@ -113,7 +113,9 @@ def open_run(
         with ExitStack() as stack:
             if world.is_main:
                 try:
-                    stack.enter_context(locked(run.lock_file, what=str(run.root)))
+                    stack.enter_context(
+                        locked(run.lock_file, what=str(run.root), reporter=reporter)
+                    )
                 except OSError as error:
                     raise DiskError.from_os_error(run.root, error) from error
             if resume:
