@@ -137,6 +137,7 @@ def _iter_missing(
     The order differs from process to process, and each batch is checked again when its turn comes:
     so several programs that fill one cache at once rarely compute the same target.
     """
+    # Strings passed to `rng` are part of the seed: they are not renamed with the code.
     draw = rng.generator("teach", os.getpid())
     for view in draw.permutation(num_views).tolist():
         missing = cache.missing_indices(view)

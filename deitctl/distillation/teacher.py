@@ -31,7 +31,6 @@ from deitctl.lock import locked
 from deitctl.models.factory import (
     LoadedModel,
     fetch_model_files,
-    is_model_folder,
     list_weight_files,
     load_model,
 )
@@ -44,6 +43,8 @@ from deitctl.settings import to_dict
 
 TrainRun = Callable[[TrainConfig], Mapping[str, Any]]
 """Trains into the config's output folder, or resumes or finds the run; returns its result record."""
+RESULT = "result.json"
+"""A training run writes it last."""
 WITHOUT_WEIGHTS = "without weights"
 
 
@@ -110,7 +111,7 @@ def freeze_teacher(
     """Fuse a classifier's batch norms into its convolutions, in place, and freeze it on `device`."""
     size = loaded.model_config.preprocessing.img_size
     # Before it is moved: convolutions of a GPU may round more than fusing changes, and the fusion
-    # would be refused.
+    # would be refused. The string is part of the seed, so it is not renamed with the code.
     with rng.scope("fold"):
         fuse_conv_bn(loaded.model, torch.randn(1, 3, size, size))
     device.to_device(loaded.model)
@@ -212,9 +213,10 @@ def resolve_teacher(
             f"Fine-tuning the teacher {run.model} ({finetuned}, {recipe.epochs} epochs): {root}"
         )
         _train_exclusively(run, train_run, reporter, is_main)
-    elif not is_model_folder(str(root)):
+    elif not (root / RESULT).is_file():  # weights alone are there after the first epoch
         raise TeacherError(
-            f"The fine-tuned teacher {root} is gone.", "Run it again: it will be fine-tuned again."
+            f"The fine-tuned teacher {root} is gone or unfinished.",
+            "Run it again: it will be fine-tuned again.",
         )
     loaded = load_model(str(root), reporter=reporter)
     match = match_classes(loaded.model_config, train.class_names)

@@ -316,7 +316,7 @@ def test_a_teacher_has_the_requested_input_size(
     assert loaded.model_config.preprocessing.img_size == size
 
 
-def test_a_finetuned_teacher_that_is_gone_is_reported_where_it_cannot_be_trained(
+def test_a_finetuned_teacher_that_is_gone_or_unfinished_is_reported_where_it_cannot_be_trained(
     distilled: Make, little: Pair, imagenet_teacher: Callable[..., Path]
 ) -> None:
     config = distilled("run", teacher=str(imagenet_teacher()), finetune_teacher="head")
@@ -326,3 +326,6 @@ def test_a_finetuned_teacher_that_is_gone_is_reported_where_it_cannot_be_trained
     resolved = resolve(config, little)
     again = resolve_teacher(config, little[0], fingerprint, None, SILENT)
     assert again.folder == resolved.folder
+    (Path(resolved.folder) / "result.json").unlink()  # as while its training runs
+    with pytest.raises(TeacherError, match=r"fine-tuned teacher .* unfinished"):
+        resolve_teacher(config, little[0], fingerprint, None, SILENT)
