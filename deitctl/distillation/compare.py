@@ -188,6 +188,12 @@ def _configure(
             "distill.mode and distill.dist_token are what is compared.",
             "Choose them with --variants instead of --set.",
         )
+    # A setting that replaced every --teacher would give all rows one teacher, and one folder.
+    if teacher and distill.teacher not in (teacher, str(Path(teacher).expanduser().resolve())):
+        raise ConfigError(
+            f"distill.teacher = {distill.teacher} replaces --teacher {teacher}, which is compared.",
+            "Name teachers with --teacher alone.",
+        )
     if variant.mode != "none":
         return config
     arch = find_architecture(config.model, reporter)

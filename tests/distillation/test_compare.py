@@ -157,6 +157,15 @@ def test_settings_that_are_compared_are_refused(run_compare: Run) -> None:
         run_compare({"distill__mode": "soft"})
 
 
+def test_a_setting_that_replaces_the_compared_teachers_is_refused(
+    run_compare: Run, digits_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"distill\.teacher = .*teacher replaces --teacher test"):
+        run_compare({"distill__teacher": str(digits_teacher)}, teachers=["test_resnet", "test_vit"])
+    monkeypatch.chdir(digits_teacher.parent)  # a relative path is the same teacher
+    assert run_compare(teachers=["teacher"], variants=["hard"]).rows[0].teacher
+
+
 def test_a_student_that_is_a_distilled_run_has_one_head_without_distillation(
     run_compare: Run, tmp_path: Path
 ) -> None:
