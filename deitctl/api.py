@@ -141,12 +141,21 @@ def plan(
     reporter: Reporter | None = None,
     **settings: Any,
 ) -> TrainPlan:
-    """Return what `train`, or with `distilled` what `distill` would do with the same keywords."""
+    """Return what `train`, or with `distilled` what `distill` would do with the same keywords.
+
+    Raises:
+        ConfigError: `resume` names a run, which has its plan; `auto` plans a new run.
+    """
     from deitctl.profiling.batch_size import with_chosen_batch_size
     from deitctl.training.plan import plan_training
 
     arguments = {"data": data, "reporter": reporter, **settings}
     request = _collect(arguments, distilled=distilled and settings.get("mode") != "none")
+    if request.resume and request.resume != AUTO:
+        raise ConfigError(
+            f"A dry run plans a new run, and {request.resume} is to be resumed.",
+            "Leave --dry-run or --resume out.",
+        )
     config, datasets = _configure(request)
     if request.auto_batch_size:
         config = with_chosen_batch_size(config, datasets, request.reporter)

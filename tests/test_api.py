@@ -133,6 +133,13 @@ def test_wrong_arguments_are_one_line(
         deitctl.train("digits", **arguments)
 
 
+def test_a_plan_is_of_a_new_run() -> None:
+    """`auto` may find no run to resume, and then begins the planned one; a named run has its plan."""
+    assert deitctl.plan("digits", resume="auto").config.model == "deit_tiny"
+    with pytest.raises(ConfigError, match="a new run, and runs/x is to be resumed"):
+        deitctl.plan("digits", resume="runs/x")
+
+
 def test_mode_none_is_training_without_a_teacher() -> None:
     planned = deitctl.plan("digits", distilled=True, mode="none", teacher="regnety_002", views=3)
     assert planned.teacher is None

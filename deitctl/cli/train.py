@@ -21,6 +21,7 @@ from deitctl.cli.console import (
 )
 from deitctl.cli.progress import make_reporter
 from deitctl.config import RESUMING
+from deitctl.errors import ConfigError
 from deitctl.records import to_object
 
 if TYPE_CHECKING:
@@ -64,11 +65,14 @@ def train(
             api.train, arguments, changes, dry_run=dry_run, output_format=output_format, quiet=quiet
         )
         return
-    from deitctl.training.configure import refuse_settings
-
     shape = choose_format(output_format, o.FORMATS)
     machine = {k: arguments.pop(k) for k in ("device", "precision", "workers") if k in arguments}
-    refuse_settings([*arguments, *(["setting"] if changes else [])], replay)
+    others = [*arguments, *(["set"] if changes else []), *(["dry-run"] if dry_run else [])]
+    if others:
+        raise ConfigError(
+            f"--replay repeats a step as its run took it: leave --{others[0].replace('_', '-')} out.",
+            "--device, --precision and --workers may differ.",
+        )
     result = api.replay(replay, **machine, reporter=make_reporter(quiet))
     print_json(to_object(result)) if shape == "json" else _print_replay(result)
 
@@ -91,10 +95,6 @@ def run_training(
         shape, reporter = choose_format(output_format, o.FORMATS), make_reporter(quiet)
         arguments = {**arguments, **parse_overrides(changes or ()), "reporter": reporter}
         if dry_run:
-            if resume := arguments.pop("resume", None):
-                from deitctl.training.configure import refuse_settings
-
-                refuse_settings(["dry run"], Path(resume))
             plan = api.plan(distilled=function is api.distill, **arguments)
             print_json(to_object(plan)) if shape == "json" else _print_plan(plan)
             return

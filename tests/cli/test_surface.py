@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -258,6 +259,10 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["train", "/nowhere"], 1, "There is no dataset"),
         (["train", "--set", "epoch=3"], 1, "Did you mean"),
         (["train", "--resume", "/nowhere"], 1, "is not a run"),
+        (["train", "--replay", "/nowhere", "--set", "epochs=3"], 1, "leave --set out"),
+        (["train", "--replay", "/nowhere", "--lr", "1"], 1, "leave --lr out"),
+        (["train", "--resume", "/nowhere", "--dry-run"], 1, "Leave --dry-run or --resume out"),
+        (["train", "--replay", "/nowhere", "--dry-run"], 1, "leave --dry-run out"),
         (["train", "--device", "cuda:99"], 1, "CUDA"),
         (["distill", "--mode", "harder"], 1, "There is no distillation mode"),
         (["distill", "--teacher", "regnety_16"], 1, "regnety_160"),
@@ -314,6 +319,12 @@ def test_a_mistake_is_one_line_and_a_code(
     assert "Traceback" not in captured.err
     if code == 1:
         assert sum(line.startswith("error:") for line in captured.err.splitlines()) == 1
+
+
+def test_a_dry_run_of_what_would_resume_or_begin_prints_the_plan() -> None:
+    arguments = ["train", "--resume", "auto", "--dry-run", "--format", "json", "--epochs", "2"]
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, json.loads(result.stdout)["epochs"]) == (0, 2)
 
 
 @pytest.mark.parametrize(
