@@ -87,7 +87,7 @@ def list_blocks(page: Path) -> Iterator[str]:
     for block in (*FENCED.findall(text), *INDENTED.findall(FENCED.sub("", text))):
         # of a session, its prompts alone
         prompts = re.findall(r"^\$ .*$", block, re.M)
-        if prompts or re.search(r"^\s*(\w+=\S+ )*(deitctl|python|torchrun|pip|sudo|find) ", block):
+        if prompts or re.search(r"^\s*(\w+=\S+ )*(deitctl|python3?|torchrun) ", block, re.M):
             yield "\n".join(prompts) if prompts else block
 
 
