@@ -34,7 +34,7 @@ class AsyncCheckpointer:
         self.last_time = time.monotonic()
         self.cost_s = 0.0
         """Duration of the last save, in both threads together."""
-        self.saved_step = -1
+        self.saved_step = self.staged_step = -1
         self._staged: Snapshot | None = None
         self._staging_s = 0.0
         self._thread: threading.Thread | None = None
@@ -42,8 +42,8 @@ class AsyncCheckpointer:
 
     def should_save(self, step: int) -> bool:
         """Return whether a state is due after `step` steps."""
-        if self.steps:
-            return step % self.steps == 0
+        if self.steps:  # once a step: the end of an epoch asks again after its last one
+            return step % self.steps == 0 and step != self.staged_step
         elapsed = time.monotonic() - self.last_time
         return elapsed >= max(self.seconds, self.cost_s / MAX_TIME_FRACTION)
 
@@ -69,9 +69,9 @@ class AsyncCheckpointer:
         self.requested = False
         if not self.run.writes:
             return
-        start = self.last_time = (
-            time.monotonic()
-        )  # so that the next is not due before this is written
+        # Counted from here, so that the next save is not due before this one is written.
+        start = self.last_time = time.monotonic()
+        self.staged_step = state.progress.step
         state.progress.log_bytes = self.run.measure_log()
         self._staged = state.snapshot()
         self._staging_s = time.monotonic() - start

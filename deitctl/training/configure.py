@@ -1,4 +1,4 @@
-"""From what a user asked for to a whole training configuration: which recipe, which weights, which teacher."""
+"""Resolution of a user's settings into a training configuration: recipe, initial weights and teacher."""
 
 from __future__ import annotations
 
@@ -88,17 +88,36 @@ def build_config(
 
 
 def read_config(
-    path: Path, settings: Mapping[str, Any], overrides: Mapping[str, Any]
+    path: Path, settings: Mapping[str, Any], overrides: Mapping[str, Any], *, distilled: bool
 ) -> TrainConfig:
     """Return the configuration in a `run.toml`, with settings replaced.
 
+    Args:
+        path: the file.
+        settings: by dotted name of `TrainConfig`.
+        overrides: settings that may also replace what the file decides.
+        distilled: whether the run is to have a teacher.
+
     Raises:
-        ConfigError: no such file, or `settings` contradict what the file decides.
+        ConfigError: no such file, a teacher where there is to be none or the reverse, a value that does not fit, or
+            `settings` contradict what the file decides.
     """
     fixed = [n for n in settings if n in FIXED_BY_CONFIG or n.startswith("distill.")]
     refuse_settings(fixed, path)
     config = replace(from_dict(TrainConfig, read_toml(path), str(path)), output_dir="")
-    return override(override(config, settings), overrides)
+    if distilled != (config.distill is not None):
+        raise ConfigError(
+            f"The run of {path} has {'no' if distilled else 'a'} teacher.",
+            f"Repeat it by {name_command(config)} --config.",
+        )
+    config = override(override(config, settings), overrides)
+    check(config)
+    return config
+
+
+def name_command(config: TrainConfig) -> str:
+    """Return the command that repeats a run."""
+    return "deitctl train" if config.distill is None else "deitctl distill"
 
 
 def refuse_settings(names: list[str], path: Path) -> None:
@@ -147,7 +166,7 @@ def _choose_recipe(
         or model.startswith(HUB_PREFIX)
     )
     if settings.get("recipe"):
-        recipe = get_recipe(settings["recipe"])
+        recipe = get_recipe(convert(settings["recipe"], str, "recipe"))
     elif built_in:
         recipe = DIGITS
     elif has_weights or pretrained:

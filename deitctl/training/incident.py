@@ -8,10 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from deitctl.config import TrainConfig
 from deitctl.data.samplers import SampleKey
 from deitctl.errors import ConfigError
 from deitctl.paths import read_json, write_json
 from deitctl.records import SCHEMA_VERSION, to_object
+from deitctl.training.configure import name_command
 from deitctl.training.monitor import LOSS_SPIKE, Incident
 from deitctl.training.run_dir import Run
 
@@ -71,11 +73,11 @@ def read_incident(path: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def suggest_remedies(incident: Incident, run: Run, precision: str, lr: float) -> str:
+def suggest_remedies(incident: Incident, run: Run, precision: str, config: TrainConfig) -> str:
     """Return commands that may train past a diverged step, likeliest first."""
-    config = shlex.quote(str(run.config_file))
     lower = (
-        f"deitctl train --config {config} --output NEW --lr {lr / 3:.2g} --set optim.clip_grad=1"
+        f"{name_command(config)} --config {shlex.quote(str(run.config_file))} --output NEW "
+        f"--lr {config.recipe.optim.lr / 3:.2g} --set optim.clip_grad=1"
     )
     remedies = [f"Most often the learning rate is too high: `{lower}`."]
     resume = f"deitctl train --resume {run.quoted}"

@@ -24,7 +24,7 @@ from deitctl.paths import DiskError, write_bytes, write_json
 from deitctl.records import to_object
 from deitctl.settings import list_differences, override
 from deitctl.training.build import build_student, build_training
-from deitctl.training.configure import check
+from deitctl.training.configure import check, name_command
 from deitctl.training.result import TrainResult
 from deitctl.training.run_dir import Run, new_run_folder
 from deitctl.training.trainer import Trainer
@@ -80,6 +80,7 @@ def resume(
     changes = {k: v for k, v in (settings or {}).items() if v is not None}
     require_same(root, config, changes)
     config = override(config, {k: v for k, v in changes.items() if k in MACHINE_SETTINGS})
+    check(config)
     config = replace(config, output_dir=str(root))
     device = choose_device(config.device, config.precision)
     with (
@@ -172,7 +173,7 @@ def require_same(root: Path, config: TrainConfig, settings: Mapping[str, Any]) -
         raise ConfigError(
             f"{root} cannot be resumed with other settings: {'; '.join(changed)}.",
             "Leave them out, or start a new run with the change: "
-            f"deitctl train --config {root / 'run.toml'} ...",
+            f"{name_command(config)} --config {root / 'run.toml'} ...",
         )
 
 

@@ -11,9 +11,7 @@ from torch import Tensor
 from deitctl.data.samplers import SampleKey
 from deitctl.training.state import Progress
 
-MIN_STEPS = (
-    10  # of a run before spikes are looked for: the first losses have no mean to compare with
-)
+MIN_STEPS = 10  # before spikes are detected: the first losses have no mean to compare with
 LOSS_DECAY = 0.95  # of the running mean of the loss, which so covers about twenty steps
 HISTORY = 20  # steps that an incident lists, its own the last
 NON_FINITE, LOSS_SPIKE = "non_finite", "loss_spike"

@@ -85,8 +85,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def compute_ema_decay(step: int, *, decay: float, total_steps: int) -> float:
     """Return the EMA's decay after `step` updates, at most `decay`."""
     # The paper's 0.99996 averages over 25,000 steps: a run of 1,000 would end with an average of
-    # its initialization. # So 1 / (1 - decay) is at most a tenth of the run, and grows with the
-    # first steps as TensorFlow's `num_updates` # rule has it.
+    # its initialization. So 1 / (1 - decay) is at most a tenth of the run, and grows with the first
+    # steps as in TensorFlow's `num_updates` rule.
     memory = max(1.0, MAX_EMA_MEMORY * total_steps)
     return min(decay, 1 - 1 / memory, (1 + step) / (10 + step))
 

@@ -13,6 +13,7 @@ from deitctl.config import TrainConfig
 from deitctl.errors import ConfigError, DeitctlError
 from deitctl.models.checkpoint_io import CONFIG, WEIGHTS
 from deitctl.paths import DiskError, read_json, write_bytes
+from deitctl.records import to_json
 from deitctl.settings import from_dict, read_toml, write_toml
 
 
@@ -66,9 +67,8 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """Return what the finished run ended with, None if it is not finished."""
         try:
-            value = read_json(
-                self.result_file, 1 << 30
-            )  # it names every image that could not be read
+            # Large, because it names every image that could not be read.
+            value = read_json(self.result_file, 1 << 30)
         except (OSError, ValueError):
             return None
         return value if isinstance(value, dict) else None
@@ -79,12 +79,12 @@ class Run:
         return file.read_text(encoding="utf-8") if file.is_file() else ""
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one object to metrics.jsonl."""
+        """Append one object to metrics.jsonl; NaN and infinities, which JSON lacks, become null."""
         if not self.writes:
             return
         try:
             with self.metrics_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(to_json(record)) + "\n")
         except OSError as error:
             raise DiskError.from_os_error(self.metrics_file, error) from error
 

@@ -216,9 +216,9 @@ def all_reduce_gradients(
         counts: readable images of each process.
     """
     # One sum after the backward pass instead of DistributedDataParallel's during it: memory that
-    # runs out in one # process then cannot leave the others waiting inside a collective,
-    # micro-batches need no special case, and heads # that a loss leaves out need no search for
-    # unused parameters.
+    # runs out in one process then cannot leave the others waiting inside a collective,
+    # micro-batches need no special case, and heads that a loss leaves out need no search for unused
+    # parameters.
     world, named = context.world, list(model.named_parameters())
     if 0 in counts:  # a process without an image has no gradients, and must still join the sum
         with_grad = [n for n, p in named if p.grad is not None]
@@ -226,6 +226,7 @@ def all_reduce_gradients(
         for name, parameter in named:
             if name in trained and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        # The longest list of names is that of a process with images.
         for name in max(world.all_gather_object(list(losses)), key=len):
             losses.setdefault(name, torch.zeros((), device=context.device.torch_device))
     grads = [p.grad for _, p in named if p.grad is not None]
@@ -247,12 +248,13 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
     """Return the mean losses of a micro-batch.
 
     Every draw is a function of (seed, step), of (seed, key) or of an image's slot in the global
-    batch, so that neither micro-batches nor processes change what an image becomes.
+    batch, so that neither micro-batches nor processes change what an image becomes. Only what
+    timm's models draw by themselves (dropout, stochastic depth) depends on the micro-batch too.
     """
     recipe, device, step = context.recipe, context.device, state.progress.step
-    soft = None
+    kd_targets = None
     if context.cached_teacher is not None:
-        soft = device.to_device(context.cached_teacher(batch))
+        kd_targets = device.to_device(context.cached_teacher(batch))
     images = normalize(device.to_device(batch.images), context.preprocessing)
     if context.uses_student_affine:
         images = student_affine(images, batch.keys, recipe.augment, context.seed)
@@ -272,15 +274,16 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
         mask = state.model.sample_drop_path(recipe.batch_size, generator)
         mask = device.to_device(mask[..., slots]) if mask is not None else None
 
-    # The first micro-batch of the first process has the seed of an undivided batch.
+    # The first micro-batch of the first process has the seed of an undivided batch. It begins with
+    # slot 1 where the image of slot 0 is unreadable.
     scope = (context.seed, "step", step, *(() if slots[0] < 2 else (slots[0],)))
     with rng.scope(*scope), device.autocast():
-        if soft is not None:
-            soft = mix_targets(soft, mix, partners)
+        if kd_targets is not None:
+            kd_targets = mix_targets(kd_targets, mix, partners)
         elif context.teacher is not None and context.distill is not None:
             logits = context.teacher(images)
-            soft = teacher_targets(logits, context.distill.mode, context.distill.tau)
-        return context.objective(state.model, StudentBatch(images, targets, soft, mask))
+            kd_targets = teacher_targets(logits, context.distill.mode, context.distill.tau)
+        return context.objective(state.model, StudentBatch(images, targets, kd_targets, mask))
 
 
 def optimizer_step(context: TrainContext, state: TrainState, lr: float, grad_norm: Tensor) -> None:

@@ -33,7 +33,7 @@ from deitctl.training.step import StepStats, forward_backward, optimizer_step, s
 
 LOG_EVERY = 10  # steps: reading the loss makes the host wait for an accelerator
 EVAL_BATCH_SIZE = 64
-NOTE = "deitctl"  # metadata key of the saved weights: the epoch they are of, and its score
+SCORE_KEY = "deitctl"  # metadata key of the saved weights: the epoch they are of, and its score
 
 
 class Trainer:
@@ -61,9 +61,8 @@ class Trainer:
         """Train the epochs that are left; after each, validate, keep the best weights and log.
 
         Raises:
-            DeitctlError: a step that diverged, a full disk, an unreadable image that the run is to
-            stop at; the last
-                checkpoint that was good is on the disk.
+            DeitctlError: a step that diverged, a full disk, or an unreadable image that the run is
+                to stop at; the last good checkpoint is on the disk.
             Signalled: SIGINT or SIGTERM came, and the state is saved.
         """
         progress, recipe = self.state.progress, self.context.recipe
@@ -73,10 +72,12 @@ class Trainer:
                 start_time, start_step = time.monotonic(), progress.step
                 set_train_mode(self.state.model, recipe.freeze, recipe.freeze_bn_stats)
                 label, steps = f"epoch {epoch + 1}/{recipe.epochs}", self.context.steps_per_epoch
-                # All of them, if the run was stopped between the last step and the epoch's end.
+                # Equal to `steps` where the run was stopped after the epoch's last step, while it
+                # validated.
                 steps_done = progress.step - epoch * steps
                 with self.reporter.task(label, steps * recipe.batch_size) as task:
                     task.skip(steps_done * recipe.batch_size)
+                    # The loader spans all epochs, so that its processes work ahead.
                     for batch in islice(batches, steps - steps_done):
                         stats = self.train_step(batch)
                         task.advance(stats.num_images, **self.log_step(stats))
@@ -129,8 +130,8 @@ class Trainer:
 
     def handle_signals(self, stats: StepStats) -> None:
         """Between two steps, raise `Signalled` if the run is to stop, or ask for a checkpoint."""
-        # Several processes must stop after the same step, so they go by what the step gathered. One
-        # need not wait for # its next step.
+        # Several processes must stop after the same step, so they go by what the step gathered (0:
+        # no signal). A single one goes by its own signals (None), which may be newer.
         self.signals.raise_if_set(stats.signum if self.world.size > 1 else None)
         if stats.save_requested:
             self.signals.save_requested = False
@@ -190,13 +191,13 @@ class Trainer:
         progress.best_top1, progress.best_epoch = metrics[kind].top1, progress.epoch
         progress.best_weights = kind
         if self.world.is_main:
-            note = {"epoch": progress.epoch, "top1": progress.best_top1, "weights": kind}
+            score = {"epoch": progress.epoch, "top1": progress.best_top1, "weights": kind}
             save_model(
                 self.run.root,
                 self.state.weights(kind),
                 self.setup.model_config,
                 describe_layers(self.state.model),
-                {NOTE: json.dumps(note)},
+                {SCORE_KEY: json.dumps(score)},
             )
 
     def log_epoch(
@@ -328,8 +329,8 @@ class Trainer:
         """Adopt the score of saved weights that are newer than the checkpoint."""
         progress = self.state.progress
         try:
-            note = json.loads(read_metadata(self.run.root / WEIGHTS).get(NOTE, "{}"))
-            epoch, top1, weights = int(note["epoch"]), float(note["top1"]), str(note["weights"])
+            score = json.loads(read_metadata(self.run.root / WEIGHTS).get(SCORE_KEY, "{}"))
+            epoch, top1, weights = int(score["epoch"]), float(score["top1"]), str(score["weights"])
         except (ValueError, TypeError, KeyError):
             return
         if epoch > progress.best_epoch:
@@ -371,6 +372,7 @@ class Trainer:
 
     def _save_if_good(self) -> None:
         if self.monitor.find_incident() is None:
+            self.state.progress.seconds = self.measure_seconds()
             self.checkpointer.save(self.state)
 
     def _record_incident(self, incident: Incident) -> DeitctlError:
@@ -391,9 +393,7 @@ class Trainer:
             record = write_incident(self.run, incident, keys, names, machine)
             if checkpoint_step:
                 outcome = f"The checkpoint is of step {checkpoint_step}."
-        hint = suggest_remedies(
-            incident, self.run, self.device.precision, self.config.recipe.optim.lr
-        )
+        hint = suggest_remedies(incident, self.run, self.device.precision, self.config)
         replay = f"deitctl train --replay {shlex.quote(str(record))}"
         return DeitctlError(f"{incident.message} {outcome} To repeat the step: `{replay}`.", hint)
 

@@ -268,3 +268,11 @@ def test_between_two_batches_signals_save_and_stop(tmp_path: Path) -> None:
     signals.signum = signal.SIGTERM
     with pytest.raises(Signalled):
         save_or_stop.raise_if_set()
+
+
+def test_a_step_that_ends_an_epoch_is_staged_once(tmp_path: Path) -> None:
+    checkpointer, state = checkpointer_in(tmp_path, "5"), state_of()
+    state.progress.step = 5
+    checkpointer.maybe_save(state, verified=True)
+    assert not checkpointer.should_save(5)
+    assert checkpointer.should_save(10)

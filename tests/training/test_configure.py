@@ -158,7 +158,9 @@ def test_paths_are_kept_absolute_and_names_as_they_are(
 def test_the_config_of_a_run_is_repeated_with_other_settings_of_the_machine(tmp_path: Path) -> None:
     config, _, _ = build_config({"seed": 3, "output_dir": "first"}, reporter=SILENT)
     (tmp_path / "run.toml").write_text(write_toml(config))
-    again = read_config(tmp_path / "run.toml", {"workers": 0, "recipe.epochs": 2}, {"seed": "4"})
+    again = read_config(
+        tmp_path / "run.toml", {"workers": 0, "recipe.epochs": 2}, {"seed": "4"}, distilled=False
+    )
     assert (again.workers, again.recipe.epochs, again.seed, again.output_dir) == (0, 2, 4, "")
     assert again.recipe.optim == config.recipe.optim
 
@@ -166,7 +168,7 @@ def test_the_config_of_a_run_is_repeated_with_other_settings_of_the_machine(tmp_
 @pytest.mark.parametrize("name", ["data", "model", "recipe", "recipe.pretrained", "distill.views"])
 def test_what_a_config_decides_is_not_contradicted(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"has its own {name.rpartition('.')[2]}.*--set"):
-        read_config(tmp_path / "run.toml", {name: "1"}, {})
+        read_config(tmp_path / "run.toml", {name: "1"}, {}, distilled=False)
 
 
 def test_mixed_images_are_not_cached() -> None:

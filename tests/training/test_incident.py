@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from deitctl.config import TrainConfig
 from deitctl.data.samplers import SampleKey
 from deitctl.errors import ConfigError
 from deitctl.training import incident as module
-from deitctl.training.incident import read_incident, write_incident
+from deitctl.training.incident import read_incident, suggest_remedies, write_incident
 from deitctl.training.monitor import Incident
 from deitctl.training.run_dir import Run
 from deitctl.training.state import Progress, TrainState
@@ -152,3 +154,11 @@ def test_a_record_that_is_not_there_or_no_text_is_said(tmp_path: Path) -> None:
     for name in ("absent", "absent/record.json", "binary", ""):
         with pytest.raises(ConfigError, match="is no record of an incident"):
             read_incident(tmp_path / name)
+
+
+def test_the_remedy_repeats_the_run_by_its_own_command(
+    run: Run, little_config: Callable[..., TrainConfig], distilled: Callable[..., TrainConfig]
+) -> None:
+    for command, config in (("train", little_config("x")), ("distill", distilled("x"))):
+        remedies = suggest_remedies(NAN, run, "fp32", config)
+        assert f"`deitctl {command} --config {run.config_file} --output NEW --lr" in remedies

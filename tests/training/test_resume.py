@@ -152,8 +152,17 @@ def test_settings_that_are_said_again_must_be_the_runs_own(wanted: TrainConfig) 
     assert "recipe.epochs is 1, not 2" in error.value.message
     assert "lr is" not in error.value.message
     assert f"deitctl train --config {root / 'run.toml'}" in error.value.hint
-    with pytest.raises(ConfigError, match="no setting 'recipe.epochz'"):
+    with pytest.raises(ConfigError, match="no setting 'epochz'"):
         require_same(root, wanted, {"recipe.epochz": 2})
+
+
+@pytest.mark.parametrize(("name", "value"), [("workers", -9), ("micro_batch_size", -4)])
+def test_machine_settings_of_a_resumed_run_are_in_range(
+    wanted: TrainConfig, name: str, value: int
+) -> None:
+    root = begun(wanted, "runs/ours")
+    with pytest.raises(ConfigError, match=f"{name} = {value} is out of range"):
+        resume(root, settings={name: value})
 
 
 def test_auto_begins_a_run_goes_on_with_it_and_leaves_it_when_it_is_finished(

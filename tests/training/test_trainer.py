@@ -32,7 +32,7 @@ from deitctl.training.checkpointer import AsyncCheckpointer
 from deitctl.training.launch import resume, run_training
 from deitctl.training.run_dir import Run
 from deitctl.training.state import Progress, TrainState
-from deitctl.training.trainer import NOTE, Trainer
+from deitctl.training.trainer import SCORE_KEY, Trainer
 
 Make = Callable[..., TrainConfig]
 Pair = tuple[ImageDataset, ImageDataset]
@@ -71,7 +71,7 @@ def state_of(run: Path) -> dict[str, object]:
 
 def test_saved_weights_carry_their_epoch_and_score(little_config: Make, little: Pair) -> None:
     result = run_training(short(little_config("run")), datasets=little)
-    note = json.loads(read_metadata(result.run / WEIGHTS)[NOTE])
+    note = json.loads(read_metadata(result.run / WEIGHTS)[SCORE_KEY])
     state = state_of(result.run)
     assert note == {
         "epoch": state["best_epoch"],
@@ -84,7 +84,7 @@ def test_saved_weights_carry_their_epoch_and_score(little_config: Make, little: 
 def keep_weights_of(run: Path, note: object) -> None:
     """Write the run's weights again as those that were kept for another epoch, without telling the state."""
     text = note if isinstance(note, str) else json.dumps(note)
-    save_tensors(run / WEIGHTS, load_tensors(run / WEIGHTS), {NOTE: text})
+    save_tensors(run / WEIGHTS, load_tensors(run / WEIGHTS), {SCORE_KEY: text})
 
 
 def test_weights_saved_after_the_checkpoint_are_the_best_so_far(
