@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter
-from deitctl.settings import dotted_name, list_settings
+from deitctl.settings import convert, dotted_name, list_settings
 
 if TYPE_CHECKING:
     from deitctl.config import TrainConfig
@@ -298,7 +298,8 @@ def compare(
         request, settings=request.settings | ({"distill.teacher": teachers[0]} if teachers else {})
     )
     config, datasets = _configure(first)
-    request.settings["data"] = config.data  # said once that none was named
+    # so that the default data are named, and their use noted, once
+    request = replace(request, settings=request.settings | {"data": config.data})
 
     def make_config(name: str, mode: str, dist_token: bool) -> TrainConfig:
         settings = request.settings | {"distill.mode": mode, "distill.dist_token": dist_token}
@@ -454,20 +455,22 @@ def _collect(arguments: Mapping[str, Any], *, distilled: bool = False) -> _Reque
     """Sort the arguments of a training function; those that are None or empty are left out."""
     keywords = {s.keyword: s.name for s in list_settings() if s.option.panel}
     keywords |= {"data": "data", "recipe": "recipe", "student": "model"}
+    texts = {"recipe"} | {s.name for s in list_settings() if s.kind is str}
     settings, overrides = {}, dict(arguments.get("overrides", {}))
     for keyword, value in arguments.items():
         if keyword in ("overrides", "reporter", "resume", "config") or value is None or value == "":
             continue
         if keyword in keywords:
-            settings[keywords[keyword]] = str(value) if isinstance(value, Path) else value
+            name, value = keywords[keyword], str(value) if isinstance(value, Path) else value
+            settings[name] = convert(value, str, keyword) if name in texts else value
         else:
             overrides[keyword] = value
-    auto = settings.get("recipe.batch_size") == AUTO
+    auto = str(settings.get("recipe.batch_size")).lower() == AUTO
     if auto:
         del settings["recipe.batch_size"]
     return _Request(
         settings,
-        {keywords.get(key) or dotted_name(key): value for key, value in overrides.items()},
+        {dotted_name(key): value for key, value in overrides.items()},
         arguments.get("reporter") or SilentReporter(),
         distilled,
         auto,
@@ -480,13 +483,17 @@ def _configure(request: _Request, datasets: Datasets | None = None) -> tuple[Tra
     from deitctl.data.open import open_for_training
     from deitctl.training.configure import build_config, read_config
 
-    if request.config:
-        config = read_config(Path(request.config), request.settings, request.overrides)
-        opened = open_for_training(config.data, seed=config.data_seed, reporter=request.reporter)
-        return config, datasets or opened
     settings = request.settings
+    if request.config:
+        config = read_config(
+            Path(request.config), settings, request.overrides, distilled=request.distilled
+        )
+        return config, datasets or open_for_training(
+            config.data, seed=config.data_seed, reporter=request.reporter
+        )
     if not request.distilled:
-        settings = {k: v for k, v in settings.items() if not k.startswith("distill.")}
+        # other settings of a teacher stay, and are refused where there is none
+        settings = {k: v for k, v in settings.items() if (k, v) != ("distill.mode", "none")}
     config, train, val = build_config(
         settings,
         overrides=request.overrides,

@@ -75,8 +75,11 @@ def setting_names(kind: type, prefix: str = "") -> list[str]:
 
 
 def dotted_name(key: str) -> str:
-    """Return the full name of a setting; those of the recipe may be named without saying so."""
-    return key if key.partition(".")[0] in TrainConfig.__dataclass_fields__ else f"recipe.{key}"
+    """Return the full name of a setting, which may be named by its keyword, or without `recipe.`."""
+    if key.partition(".")[0] in TrainConfig.__dataclass_fields__:
+        return key
+    keywords = {s.keyword: s.name for s in list_settings() if s.option.panel}
+    return keywords.get(key, f"recipe.{key}")
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, str]:
@@ -92,13 +95,13 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, str]:
             raise ConfigError(
                 f"--set {text!r} is not key=value.", "Example: --set optim.weight_decay=0.1"
             )
-        top = key.partition(".")[0]
-        if top in ("data", "seed", "model", "weights", "output_dir"):
+        name = dotted_name(key)
+        if name in ("data", "seed", "model", "weights", "output_dir"):
             raise ConfigError(
                 f"--set {key} is not possible.",
-                f"Use the command's own argument or option for {top}.",
+                f"Use the command's own argument or option for {key}.",
             )
-        overrides[dotted_name(key)] = value
+        overrides[name] = value
     return overrides
 
 
@@ -151,23 +154,28 @@ def override(config: C, changes: Mapping[str, Any]) -> C:
         ConfigError: a key that does not exist (with the nearest one), or a value that does not fit.
     """
     for key, value in changes.items():
-        config = _replace(config, key.split("."), value, key)
+        config = _replace(config, key.split("."), value, key, list_settings(type(config)))
     return config
 
 
-def _replace(config: C, path: list[str], value: Any, key: str) -> C:
+def _replace(config: C, path: list[str], value: Any, key: str, settings: Iterable[Setting]) -> C:
     hints = get_type_hints(type(config))
+    short = key.removeprefix("recipe.")
     if path[0] not in hints:
-        prefix = key.removesuffix(".".join(path))
-        names = [prefix + name for name in setting_names(type(config))]
-        raise ConfigError(f"There is no setting {key!r}.", did_you_mean(key, names))
+        names = {s.name.removeprefix("recipe."): None for s in settings}
+        names |= {s.keyword: None for s in settings if s.option.panel}
+        raise ConfigError(f"There is no setting {short!r}.", did_you_mean(short, names))
     current = getattr(config, path[0])
     if len(path) > 1:
+        if path[0] == "distill" and current is None:
+            raise ConfigError(
+                f"{key!r} cannot be set: a teacher is for `distill`, in mode hard or soft."
+            )
         if not dataclasses.is_dataclass(type(current)):
-            raise ConfigError(f"{key!r} cannot be set: there is no {path[0]!r} here.")
-        new: Any = _replace(current, path[1:], value, key)
+            raise ConfigError(f"{key!r} cannot be set: {path[0]!r} is not a group of settings.")
+        new: Any = _replace(current, path[1:], value, key, settings)
     else:
-        new = convert(value, hints[path[0]], key)
+        new = convert(value, hints[path[0]], short)
     return dataclasses.replace(config, **{path[0]: new})  # type: ignore[type-var]
 
 

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 import deitctl
+from deitctl import api
 from deitctl.errors import ConfigError
-from deitctl.settings import list_settings
+from deitctl.settings import list_settings, override, write_toml
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
@@ -115,14 +116,20 @@ def test_keywords_of_training_are_the_settings() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epochz": 3}, r"no setting 'recipe.epochz'.*Did you mean 'recipe.epochs'"),
-        ({"augment.mixxup": 3}, "no setting 'recipe.augment.mixxup'"),
+        ({"epochz": 3}, "no setting 'epochz'. Did you mean 'epochs'"),
+        ({"augment.mixxup": 3}, "no setting 'augment.mixxup'"),
         ({"epochs": "many"}, "does not fit"),
         ({"model": "deit_tinny"}, "deit_tiny"),
         ({"config": "gone.toml"}, "gone.toml has its own data"),
         ({"resume": "gone"}, "gone is not a run"),
         ({"resume": "gone", "output": "x"}, "gone has its own output"),
-        ({"teacher_cache": "x"}, "'distill.teacher_cache' cannot be set"),
+        (
+            {"teacher_cache": "x"},
+            "'distill.teacher_cache' cannot be set: a teacher is for `distill`",
+        ),
+        ({"recipe": 5}, "recipe = 5 does not fit: expected a text"),
+        ({"model": 5}, "model = 5 does not fit: expected a text"),
+        ({"batch_size": "all"}, "batch_size = 'all' does not fit"),
     ],
 )
 def test_wrong_arguments_are_one_line(
@@ -141,10 +148,55 @@ def test_a_plan_is_of_a_new_run() -> None:
 
 
 def test_mode_none_is_training_without_a_teacher() -> None:
-    planned = deitctl.plan("digits", distilled=True, mode="none", teacher="regnety_002", views=3)
+    planned = deitctl.plan("digits", distilled=True, mode="none")
     assert planned.teacher is None
+    for keyword, value in (("teacher", "regnety_002"), ("views", 3), ("dist_token", False)):
+        with pytest.raises(ConfigError, match=f"'distill.{keyword}' cannot be set: a teacher is"):
+            deitctl.distill("digits", mode="none", **{keyword: value})  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=f"'distill.{keyword}' cannot be set: a teacher is"):
+            deitctl.plan("digits", **{keyword: value})
     with pytest.raises(ConfigError, match="--mode none has no teacher"):
         deitctl.cache_teacher("digits", mode="none")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_a_configuration_is_repeated_with_its_teacher_and_in_range(
+    distilled: bool, tmp_path: Path
+) -> None:
+    """Without a teacher, `distill` would train something else in silence, and so would `train` with one."""
+    path = tmp_path / "run.toml"
+    path.write_text(write_toml(deitctl.plan("digits", distilled=distilled).config))
+    assert deitctl.plan(config=path, distilled=distilled, epochs=2).epochs == 2
+    with pytest.raises(ConfigError, match=r"epochs = 0 is out of range"):
+        deitctl.plan(config=path, distilled=distilled, epochs=0)
+    other, command = (deitctl.train, "distill") if distilled else (deitctl.distill, "train")
+    with pytest.raises(ConfigError, match=f"teacher. Repeat it by deitctl {command} --config"):
+        other(config=path)
+
+
+def test_auto_batch_size_is_in_any_case_as_on_the_command_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from deitctl.profiling import batch_size
+
+    monkeypatch.setattr(
+        batch_size,
+        "with_chosen_batch_size",
+        lambda config, *_: override(config, {"recipe.batch_size": 48}),
+    )
+    for text in ("auto", "AUTO"):
+        assert deitctl.plan("digits", batch_size=text).batch_size == 48
+
+
+def test_open_data_are_not_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deitctl.data import open as package
+
+    planned = deitctl.plan("digits")
+    (tmp_path / "run.toml").write_text(write_toml(planned.config))
+    request = api._collect({"config": tmp_path / "run.toml"})
+    datasets = package.open_for_training("digits", seed=0, reporter=deitctl.SilentReporter())
+    monkeypatch.setattr(package, "open_for_training", None)
+    assert api._configure(request, datasets) == (planned.config, datasets)
 
 
 @pytest.mark.slow

@@ -13,10 +13,12 @@ from deitctl.config import MACHINE_SETTINGS, DistillConfig, Recipe, TrainConfig
 from deitctl.errors import ConfigError
 from deitctl.recipes import RECIPES
 from deitctl.settings import (
+    dotted_name,
     flatten,
     from_dict,
     list_differences,
     override,
+    parse_overrides,
     read_toml,
     setting_names,
     to_dict,
@@ -117,20 +119,22 @@ def test_texts_become_the_fields_type(key, text, value):
     ],
 )
 def test_values_that_do_not_fit_are_refused_with_their_key(key, value):
-    with pytest.raises(ConfigError, match=key):
+    with pytest.raises(ConfigError, match=f"^{key.removeprefix('recipe.')} = "):
         override(CONFIG, {key: value})
 
 
 @pytest.mark.parametrize("key", ["recipe", "recipe.optim", "distill"])
 @pytest.mark.parametrize("value", ["fast", "", 3])
 def test_a_group_of_settings_is_no_value(key, value):
-    with pytest.raises(ConfigError, match=key):
+    with pytest.raises(ConfigError, match=f"^{key.removeprefix('recipe.')} = .* group of settings"):
         override(CONFIG, {key: value})
 
 
 def test_misspelt_settings_are_suggested():
-    with pytest.raises(ConfigError, match=r"no setting 'recipe\.optim\.lrr'.*'recipe\.optim\.lr'"):
+    with pytest.raises(ConfigError, match=r"no setting 'optim\.lrr'.*'optim\.lr'"):
         override(CONFIG, {"recipe.optim.lrr": 1})
+    with pytest.raises(ConfigError, match="no setting 'outptu'.*'output'"):
+        override(CONFIG, {dotted_name("outptu"): "x"})
     with pytest.raises(ConfigError, match="no setting 'epochz'.*'epochs'"):
         override(RECIPES["paper"], {"epochz": 1})
 
@@ -142,8 +146,33 @@ def test_keys_that_lead_nowhere_are_said(key):
 
 
 def test_settings_of_a_teacher_that_is_not_there_are_said():
-    with pytest.raises(ConfigError, match="cannot be set"):
+    with pytest.raises(
+        ConfigError, match="'distill.alpha' cannot be set: a teacher is for `distill`"
+    ):
         override(replace(CONFIG, distill=None), {"distill.alpha": 0.3})
+    with pytest.raises(ConfigError, match="'seed.x' cannot be set: 'seed' is not a group"):
+        override(CONFIG, {"seed.x": 0.3})
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("optim.lr", "recipe.optim.lr"),
+        ("lr", "recipe.optim.lr"),
+        ("views", "distill.views"),
+        ("output", "output_dir"),
+        ("workers", "workers"),
+        ("epochz", "recipe.epochz"),
+    ],
+)
+def test_settings_are_named_by_keyword_or_without_their_recipe(key, name):
+    assert dotted_name(key) == name
+
+
+@pytest.mark.parametrize("key", ["data", "output", "output_dir", "seed", "model"])
+def test_set_does_not_replace_an_argument_of_the_command(key):
+    with pytest.raises(ConfigError, match=f"--set {key} is not possible"):
+        parse_overrides([f"{key}=1"])
 
 
 def test_overriding_leaves_the_original_alone():
