@@ -12,6 +12,7 @@ DeitctlError            exit code 1
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -78,3 +79,14 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return `Did you mean 'x' or 'y'?` for those of `names` nearest to `name`, or the empty string."""
     near = get_close_matches(name, list(names), n=3, cutoff=0.6)
     return f"Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def require_positive(**numbers: object) -> None:
+    """Raise `ConfigError` unless each argument is an integer of 1 or more."""
+    for name, value in numbers.items():
+        try:
+            is_valid = operator.index(value) >= 1  # type: ignore[arg-type]
+        except TypeError:
+            is_valid = False
+        if not is_valid:
+            raise ConfigError(f"{name} = {value!r}: it is an integer of 1 or more.")

@@ -18,7 +18,7 @@ from torch import Tensor
 from deitctl.data.batch_transforms import normalize
 from deitctl.data.classes import find_class
 from deitctl.device import Device, choose_device
-from deitctl.errors import ConfigError
+from deitctl.errors import ConfigError, require_positive
 from deitctl.events import Reporter, SilentReporter
 from deitctl.explanation.attention_maps import (
     METHODS,
@@ -123,8 +123,7 @@ def explain(
             raise ConfigError(
                 f"There is no {option} {value!r}.", f"There are: {', '.join(choices)}."
             )
-    if batch_size < 1:
-        raise ConfigError(f"batch_size = {batch_size}: a batch has 1 image or more.")
+    require_positive(batch_size=batch_size)
     if class_name is not None and method != "gradient":
         raise ConfigError(
             f"{method} does not depend on a class.", "--class needs --method gradient."

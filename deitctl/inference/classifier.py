@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deitctl.data.eval_transform import Pixels, eval_transform
-from deitctl.errors import ConfigError, DataError, ModelError
+from deitctl.errors import DataError, ModelError, require_positive
 from deitctl.events import Reporter, SilentReporter
 from deitctl.inference.inputs import (
     ImageLike,
     Images,
     Input,
     expand,
+    is_folder,
     is_image,
     load_batches,
     to_unresized_array,
@@ -100,8 +101,8 @@ class Classifier:
 
         Args:
             images: a path, URL, bytes, Pillow image, uint8 array [H,W,3] or tensor [3,H,W] that is
-                uint8 or float in 0..1; or an iterable of them, a folder's path in it standing for
-                its files.
+                uint8 or float in 0..1; or an iterable of them, in which a folder's path stands for
+                every image below it.
             topk: classes in each prediction, at most.
             batch_size: images at a time.
 
@@ -110,8 +111,8 @@ class Classifier:
             cannot be read has an `error`.
 
         Raises:
-            DataError: the one image cannot be read or classified.
-            ConfigError: `topk` or `batch_size` below 1.
+            DataError: the one image cannot be read or classified, or is a folder: pass `[folder]`.
+            ConfigError: `topk` or `batch_size` is not an integer of 1 or more.
         """
         results = list(self.stream(_expand_images(images), topk=topk, batch_size=batch_size))
         if not is_image(images):
@@ -125,7 +126,9 @@ class Classifier:
 
         Raises:
             DataError: an image cannot be read.
+            ConfigError: `batch_size` is not an integer of 1 or more.
         """
+        require_positive(batch_size=batch_size)
         rows: list[Scores] = []
         for batch in self._load_batches(_expand_images(images), batch_size):
             pixels = [item.pixels for item in batch if item.pixels is not None]
@@ -153,9 +156,10 @@ class Classifier:
             keep_pixels: fill `Prediction.pixels`.
 
         Raises:
-            ConfigError: `topk` or `batch_size` below 1, before the first prediction.
+            ConfigError: `topk` or `batch_size` is not an integer of 1 or more.
         """
-        _require_positive(topk, batch_size)
+        # not in the generator below, which would fail with the first prediction only
+        require_positive(topk=topk, batch_size=batch_size)
         return self._predict_batches(self._load_batches(images, batch_size), topk, keep_pixels)
 
     def _load_batches(self, images: Iterable[ImageLike], batch_size: int) -> Iterator[list[Input]]:
@@ -201,14 +205,15 @@ class Classifier:
 
 def _expand_images(images: Images) -> Iterable[ImageLike]:
     """Return one image in a list, or several with folders expanded."""
-    if is_image(images):
-        return [cast(ImageLike, images)]
-    return expand(cast(Iterable[ImageLike], images))
-
-
-def _require_positive(topk: int, batch_size: int) -> None:
-    if topk < 1 or batch_size < 1:
-        raise ConfigError(f"topk = {topk} and batch_size = {batch_size}: both are 1 or more.")
+    if not is_image(images):
+        return expand(cast(Iterable[ImageLike], images))
+    # One input has one prediction, as its type says: a folder, which has many, stands in a list.
+    if isinstance(images, str | Path) and is_folder(str(images)):
+        raise DataError(
+            f"{images} is a folder, not an image.",
+            f"For every image in it pass a list: [{str(images)!r}].",
+        )
+    return [cast(ImageLike, images)]
 
 
 def load(
@@ -297,7 +302,7 @@ def predict(
         ModelError: no such model, or weights that do not fit.
         ConfigError: a number out of range, no such device or precision.
     """
-    _require_positive(topk, batch_size)  # before the model is loaded
+    require_positive(topk=topk, batch_size=batch_size)  # before the model is loaded
     classifier = load(
         model,
         weights=weights,

@@ -23,7 +23,9 @@ from deitctl.paths import walk
 if TYPE_CHECKING:
     import torch
 
-ImageLike: TypeAlias = "str | Path | bytes | Image.Image | NDArray[Any] | torch.Tensor"
+ImageLike: TypeAlias = (
+    "str | Path | bytes | bytearray | memoryview | Image.Image | NDArray[Any] | torch.Tensor"
+)
 """Path, URL, file's bytes, Pillow image, uint8 array [H,W,3], tensor [3,H,W] uint8 or 0..1."""
 Images: TypeAlias = "ImageLike | Iterable[ImageLike]"
 STDIN = "-"
@@ -40,10 +42,19 @@ class Input(NamedTuple):
 
 
 def is_image(images: Images) -> bool:
-    """Return whether this is one image; arrays and tensors with a batch dimension are several."""
-    if isinstance(images, str | os.PathLike | bytes | Image.Image):
+    """Return whether this is one image; arrays and tensors with a batch dimension are several.
+
+    What is neither an image nor a list of images counts as one, which `open_image` refuses.
+    """
+    if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image):
         return True
-    return getattr(images, "ndim", 4) <= 3
+    if not isinstance(images, Iterable) or hasattr(images, "read"):  # a file iterates its lines
+        return True
+    num_dims = getattr(images, "ndim", None)
+    if num_dims is None:
+        return False
+    is_array_of_objects = getattr(getattr(images, "dtype", None), "kind", "") in ("U", "O")
+    return num_dims == 0 or (num_dims <= 3 and not is_array_of_objects)
 
 
 def expand(images: Iterable[ImageLike], stdin: Iterable[str] = ()) -> Iterator[ImageLike]:
@@ -52,7 +63,11 @@ def expand(images: Iterable[ImageLike], stdin: Iterable[str] = ()) -> Iterator[I
         if isinstance(image, str) and image == STDIN:
             yield from (line.rstrip("\r\n") for line in stdin if line.strip())
         elif isinstance(image, str | Path) and is_folder(str(image)):
-            yield from _list_images(local_path(str(image)))
+            path = local_path(str(image))
+            files = _list_images(path)
+            # open_image refuses an empty folder, so that its place in the results says so
+            yield next(files, path)
+            yield from files
         else:
             yield image
 
@@ -83,16 +98,12 @@ def local_path(name: str) -> str:
 
 
 def _list_images(folder: str) -> Iterator[str]:
-    is_empty = True
     for current, folders, files in walk(folder, follow=False):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         files.sort()  # in place: a folder may have a million
         for file in files:
             if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):
-                is_empty = False
                 yield os.path.join(current, file)
-    if is_empty:
-        yield folder  # open_image fails on it, so that the result names the folder
 
 
 def name_image(image: ImageLike, index: int) -> str:
@@ -112,8 +123,8 @@ def open_image(image: ImageLike, name: str = "the image") -> Image.Image:
     """
     if isinstance(image, str | os.PathLike):
         return _open_name(str(image))
-    if isinstance(image, bytes):
-        return decode(image, name)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return decode(bytes(image), name)
     if isinstance(image, Image.Image):
         return convert_image(image, name)
     torch = sys.modules.get("torch")  # nobody has a tensor without having imported it
@@ -126,6 +137,8 @@ def open_image(image: ImageLike, name: str = "the image") -> Image.Image:
                 "An array image is uint8 and [H,W,3], in RGB.",
             )
         return Image.fromarray(np.ascontiguousarray(image))
+    if hasattr(image, "read"):
+        raise DataError(f"{name} is an open file.", "Pass its path, or its bytes: file.read().")
     raise DataError(
         f"{name} is of type {type(image).__name__}.",
         "An image is a path, URL, bytes, Pillow image, array [H,W,3] or tensor [3,H,W].",
@@ -139,7 +152,11 @@ def _open_name(name: str) -> Image.Image:
         return decode(fetch(name), name)
     path = local_path(name)
     if is_folder(name):
-        raise DataError(f"{name} is a folder without images, or stands in a list of files.")
+        if next(_list_images(path), None) is None:
+            raise DataError(f"{name} is a folder without images.")
+        raise DataError(
+            f"{name} is a folder in a list of files.", "Name it as an argument, not in the list."
+        )
     if "://" in name and path == name and not os.path.exists(name):
         raise DataError(f"{name} is not read: addresses are http, https or file.")
     return read_image(Path(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -293,10 +294,9 @@ def test_a_folder_is_expanded_in_a_list_and_refused_alone(painted) -> None:
     folder = Path(painted("a", (1, 0, 0))).parent
     painted("b", (0, 1, 0))
     assert len(Classifier(Colors()).predict([folder])) == 2
-    with pytest.raises(DataError, match="is a folder"):
-        Classifier(Colors()).predict(folder)
-    with pytest.raises(DataError, match="is a folder"):
-        Classifier(Colors()).logits(folder)
+    for method in (Classifier(Colors()).predict, Classifier(Colors()).logits):
+        with pytest.raises(DataError, match=r"is a folder, not an image\. .*pass a list: \['/"):
+            method(folder)
 
 
 def test_predict_takes_one_image_or_a_folder(model_folder: Path, painted) -> None:
@@ -325,7 +325,27 @@ def test_logits_are_rows_of_the_images_before_the_temperature(model_folder: Path
         model.logits([paths[0], "nowhere"])
 
 
-@pytest.mark.parametrize("options", [{"topk": 0}, {"batch_size": 0}])
-def test_numbers_below_one_are_refused(options: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="both are 1 or more"):
-        Classifier(Colors()).predict([], **options)
+@pytest.mark.parametrize("value", [0, -1, 2.5, "2", None])
+def test_numbers_that_are_no_positive_integers_are_refused(value: object, painted) -> None:
+    model, path = Classifier(Colors()), painted("a", (1, 0, 0))
+    for method, option in (
+        (model.predict, "topk"),
+        (model.predict, "batch_size"),
+        (model.stream, "topk"),  # before the first prediction is requested
+        (model.logits, "batch_size"),
+    ):
+        with pytest.raises(ConfigError, match=f"{option} = {value!r}: it is an integer of 1"):
+            method([path], **{option: value})
+    assert len(model.predict(path, topk=np.int64(2)).predictions) == 2
+
+
+def test_what_is_neither_an_image_nor_a_list_is_refused() -> None:
+    for images in (None, 5, io.StringIO("a.png\n")):
+        with pytest.raises(DataError, match="is of type|is an open file"):
+            Classifier(Colors()).predict(images)
+
+
+def test_an_array_of_paths_is_several_images(painted) -> None:
+    names = np.array([painted("a", (9, 0, 0)), painted("b", (0, 9, 0))])
+    results = Classifier(Colors()).predict(names, topk=1)
+    assert [r.predictions[0].label for r in results] == ["red", "green"]

@@ -109,9 +109,15 @@ def test_empty_folders_and_other_addresses_have_their_own_errors(tmp_path):
     (batch,) = load_batches(expand(names, ()), Preprocessing(img_size=8), 3)
     assert [item.name for item in batch] == names
     folder, address, gone = (str(item.error) for item in batch)
-    assert "is a folder without images" in folder
+    assert folder.endswith("empty is a folder without images.")
     assert "ftp://somewhere/y.jpg is not read: addresses are http, https or file" in address
     assert "No such file" in gone
+
+
+def test_a_folder_in_a_list_of_files_is_not_called_empty(image_folder):
+    folder = str(image_folder({"in": 1}) / "in")
+    (batch,) = load_batches(expand(["-"], [folder]), Preprocessing(img_size=8), 3)
+    assert "in is a folder in a list of files. Name it as an argument" in str(batch[0].error)
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -128,6 +134,12 @@ def test_a_pillow_image_is_converted_as_its_file_is(mode, make_image):
     with Image.open(io.BytesIO(data)) as opened:
         assert open_image(opened).tobytes() == decode(data, "x").tobytes()
         assert opened.mode == mode  # the user's image is left alone
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_the_bytes_of_a_file_are_of_any_type(kind, make_image):
+    data = encode(make_image(9, 7))
+    assert open_image(kind(data)).tobytes() == decode(data, "x").tobytes()
 
 
 def test_a_pillow_image_is_turned_upright(make_image):
@@ -165,6 +177,10 @@ def test_floats_are_the_inverse_of_to_tensor():
         (b"", "is empty"),
         (b"no image", "is not an image"),
         (7, "is of type int"),
+        (None, "is of type NoneType"),
+        (io.BytesIO(b"no image"), r"is an open file\. .*file\.read\(\)"),
+        (bytearray(b"no image"), "is not an image"),
+        (np.array("a.png"), "dtype <U5 and shape \\[\\]"),
     ],
     ids=lambda v: str(v)[:20] if isinstance(v, str) else "",
 )
@@ -178,9 +194,14 @@ def test_one_image_is_told_from_several():
         "a.png",
         Path("a"),
         b"",
+        bytearray(b"abc"),
+        memoryview(b"abc"),
         Image.new("L", (1, 1)),
         np.zeros((2, 2, 3)),
         torch.zeros(3, 2, 2),
     ]
+    several = (one, iter(one), np.zeros((1, 2, 2, 3)), {"a.png": 1})
+    arrays_of_paths = (np.array(["a.png"]), np.array([Path("a")], dtype=object))
     assert all(is_image(image) for image in one)
-    assert not any(is_image(i) for i in (one, iter(one), np.zeros((1, 2, 2, 3)), {"a.png": 1}))
+    assert not any(is_image(images) for images in (*several, *arrays_of_paths))
+    assert all(is_image(refused) for refused in (None, 5, io.StringIO("a.png\n"), np.array("a")))

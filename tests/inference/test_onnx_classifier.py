@@ -17,7 +17,7 @@ from PIL import Image
 
 from deitctl.device import choose_device
 from deitctl.errors import DeitctlError, ModelError
-from deitctl.exporters.dynamic_size import make_golden_view, make_dynamic
+from deitctl.exporters.dynamic_size import make_dynamic, make_golden_view
 from deitctl.exporters.metadata import collect_metadata, describe_model
 from deitctl.exporters.network import BareClassifier, ExportedClassifier
 from deitctl.exporters.onnx import export_onnx
