@@ -372,7 +372,7 @@ class Trainer:
 
     def _save_if_good(self) -> None:
         if self.monitor.find_incident() is None:
-            self.state.progress.seconds = self.measure_seconds()
+            self.state.progress.seconds = time.monotonic() - self.start_time
             self.checkpointer.save(self.state)
 
     def _record_incident(self, incident: Incident) -> DeitctlError:
