@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -15,7 +14,7 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import BUILT_IN, open_eval_split
 from deitctl.device import INFERENCE_PRECISION, Device, choose_device
 from deitctl.distributed import process_group
-from deitctl.errors import ConfigError, DataError
+from deitctl.errors import ConfigError, DataError, require_positive
 from deitctl.evaluation.bootstrap import (
     Interval,
     PairedComparison,
@@ -51,13 +50,7 @@ from deitctl.paths import read_json, require_writable, write_bytes, write_json
 from deitctl.records import to_object
 
 MAX_CONFUSIONS = 10
-
-
-def evaluate_model(
-    data: str = "", *, model: str = "", protocol: str = "native", **options: Any
-) -> EvalResult:
-    """Evaluate one model under one protocol; the other arguments are those of `evaluate_models`."""
-    return evaluate_models(data, models=[model], protocols=[protocol], **options).evaluations[0]
+Network = nn.Module | OnnxClassifier
 
 
 def evaluate_models(
@@ -105,70 +98,43 @@ def evaluate_models(
     reporter = reporter or SilentReporter()
     models = list(dict.fromkeys(model or DEFAULT_MODEL for model in models))
     protocols = list(dict.fromkeys(protocols))
-    _check_options(models, protocols, weights, on_bad_image, save_temperature)
+    require_positive(batch_size=batch_size)
+    _check_options(models, protocols, weights, on_bad_image)
     # Before any work: an evaluation of hours must not end with a file that cannot be written.
+    if save_temperature:
+        _check_save_temperature(models, protocols, img_size)
     if predictions:
         require_writable(Path(predictions).expanduser(), "--predictions")
-    if save_temperature:
-        require_writable(Path(models[0]).expanduser() / CONFIG, "--model")
     real = read_real_labels(Path(real_labels).expanduser()) if real_labels else None
     data = data or BUILT_IN
     split, dataset = open_eval_split(data, reporter)
     if real is not None:
         require_real_labels(dataset, real)
-    only_onnx = all(name.lower().endswith(SUFFIX) for name in models)
+    only_onnx = all(_is_onnx(ref) for ref in models)
     chosen = choose_device(
         "cpu" if only_onnx and device == "auto" else device,
         INFERENCE_PRECISION if precision == "auto" else precision,
     )
     chosen.tune_malloc()
-    subjects: list[EvalSubject] = []
-    network: nn.Module | OnnxClassifier
-    for ref in models:
-        if save_temperature:
-            _require_own_size(ref, img_size)
-        if ref.lower().endswith(SUFFIX):
-            # An exported file runs on the CPU with the head rule that it was exported with.
-            network = load_onnx_classifier(
-                ref,
-                weights=weights,
-                head=head,
-                img_size=img_size,
-                device=device,
-                precision=precision,
-            )
-            model_config, rule = network.model_config, network.model_config.head
-        else:
-            network, model_config, rule = _load(ref, weights, img_size, head, chosen, reporter)
-        if real is not None:
-            map_to_imagenet(model_config)  # refuses other models before the work
-        match = _match(model_config, dataset, data, reporter)
-        titles = (
-            subjects[0].class_titles
-            if subjects
-            else name_classes(model_config, match, dataset.class_names)
+    networks = [
+        _load_network(
+            ref,
+            chosen,
+            weights=weights,
+            head=head,
+            img_size=img_size,
+            device=device,
+            precision=precision,
+            reporter=reporter,
         )
-        for protocol in protocols:
-            eval_model = EvalModel(
-                model=network,
-                preprocessing=get_preprocessing(model_config, protocol),
-                rows=match.rows,
-                head=rule,
-                temperature=model_config.temperature(rule),
-            )
-            subjects.append(
-                EvalSubject(
-                    ref=ref,
-                    protocol=protocol,
-                    eval_model=eval_model,
-                    model_config=model_config,
-                    dataset=dataset,
-                    match=match,
-                    class_titles=titles,
-                )
-            )
+        for ref in models
+    ]
+    if real is not None:
+        for _, model_config in networks:
+            map_to_imagenet(model_config)  # refuses models of other classes before the pass
+    subjects = _build_subjects(models, networks, protocols, data, dataset, reporter)
     with process_group(chosen.torch_device) as world:
-        metrics = validate(
+        results = validate(
             [subject.eval_model for subject in subjects],
             dataset,
             device=chosen,
@@ -190,11 +156,10 @@ def evaluate_models(
             if real is None
             else score_real_labels(result, dataset, map_to_imagenet(subject.model_config), real),
         )
-        for subject, result in zip(subjects, metrics, strict=True)
+        for subject, result in zip(subjects, results, strict=True)
     ]
     if world.is_main and predictions:
-        lines = (json.dumps(to_object(i)) + "\n" for e in evaluations for i in e.iter_images())
-        write_bytes(Path(predictions).expanduser(), "".join(lines).encode())
+        _write_predictions(evaluations, Path(predictions).expanduser())
     if world.is_main and save_temperature:
         _save_temperatures(evaluations[0], reporter)
     return EvalResults(
@@ -202,12 +167,12 @@ def evaluate_models(
     )
 
 
+def _is_onnx(ref: str) -> bool:
+    return ref.lower().endswith(SUFFIX)
+
+
 def _check_options(
-    models: Sequence[str],
-    protocols: Sequence[str],
-    weights: str,
-    on_bad_image: str,
-    save_temperature: bool,
+    models: Sequence[str], protocols: Sequence[str], weights: str, on_bad_image: str
 ) -> None:
     """Raise `ConfigError` for values that do not exist or do not go together."""
     if on_bad_image not in ("skip", "stop"):
@@ -219,41 +184,96 @@ def _check_options(
         )
     if not protocols:
         raise ConfigError("No protocol is named.", f"There are: {', '.join(PROTOCOLS)}.")
-    if not save_temperature:
-        return
+
+
+def _check_save_temperature(models: Sequence[str], protocols: Sequence[str], img_size: int) -> None:
+    """Raise `ConfigError` unless a temperature can be fitted to one model and stored with it."""
+    ref = models[0]
     if len(models) > 1 or list(protocols) != ["native"]:
         raise ConfigError(
             "--save-temperature is for one model under its own protocol.",
             "Evaluate that model only, with --protocol native.",
         )
-    if models[0].lower().endswith(SUFFIX):
+    if _is_onnx(ref):
         raise ConfigError(
-            f"{models[0]} has its temperature inside.",
+            f"{ref} has its temperature inside.",
             "Use --save-temperature on the model that it was exported from, and export it again.",
         )
-    if not is_model_folder(models[0]):
+    if not is_model_folder(ref):
         raise ConfigError(
-            f"{models[0]} is not a model folder, so no temperature can be stored in it.",
-            f"Make one: deitctl export {models[0]} --to timm --output FOLDER; then --model FOLDER.",
+            f"{ref} is not a model folder, so no temperature can be stored in it.",
+            f"Make one: deitctl export {ref} --to timm --output FOLDER; then --model FOLDER.",
         )
-
-
-def _require_own_size(ref: str, img_size: int) -> None:
-    own_size = load_model_config(Path(ref).expanduser()).preprocessing.img_size
+    folder = Path(ref).expanduser()
+    require_writable(folder / CONFIG, "--model")
+    own_size = load_model_config(folder).preprocessing.img_size
     if img_size not in (0, own_size):
         raise ConfigError(
-            f"--save-temperature is for the model's own input size, {own_size} pixels, not for {img_size}.",
+            f"--save-temperature is for the model's own input size, {own_size} pixels, "
+            f"not for {img_size}.",
             "Leave out --img-size.",
         )
 
 
-def _load(
-    ref: str, weights: str, img_size: int, head: str, device: Device, reporter: Reporter
-) -> tuple[nn.Module, ModelConfig, str]:
-    """Load a model onto the device; return it with its config and the head rule of its predictions."""
+def _load_network(
+    ref: str,
+    chosen: Device,
+    *,
+    weights: str,
+    head: str,
+    img_size: int,
+    device: str,
+    precision: str,
+    reporter: Reporter,
+) -> tuple[Network, ModelConfig]:
+    """Load a model, a torch one onto the chosen device; its config has the head rule in use."""
+    if _is_onnx(ref):
+        # It runs on the CPU whatever the others do, so an explicit --device or --precision is
+        # checked, not what was chosen for them.
+        exported = load_onnx_classifier(
+            ref,
+            weights=weights,
+            head=head,
+            img_size=img_size,
+            device=device,
+            precision=precision,
+        )
+        return exported, exported.model_config
     loaded = load_model(ref, weights=weights, img_size=img_size, reporter=reporter)
     rule = choose_head(head, loaded.model_config.head, loaded.model)
-    return device.to_device(loaded.model), loaded.model_config, rule
+    return chosen.to_device(loaded.model), replace(loaded.model_config, head=rule)
+
+
+def _build_subjects(
+    models: Sequence[str],
+    networks: Sequence[tuple[Network, ModelConfig]],
+    protocols: Sequence[str],
+    data: str,
+    dataset: ImageDataset,
+    reporter: Reporter,
+) -> list[EvalSubject]:
+    """Return every model under every protocol, its classes matched with the data's."""
+    matches = [_match(model_config, dataset, data, reporter) for _, model_config in networks]
+    titles = name_classes(networks[0][1], matches[0], dataset.class_names)
+    return [
+        EvalSubject(
+            ref=ref,
+            protocol=protocol,
+            eval_model=EvalModel(
+                model=network,
+                preprocessing=get_preprocessing(model_config, protocol),
+                rows=match.rows,
+                head=model_config.head,
+                temperature=model_config.temperature(model_config.head),
+            ),
+            model_config=model_config,
+            dataset=dataset,
+            match=match,
+            class_titles=titles,
+        )
+        for ref, (network, model_config), match in zip(models, networks, matches, strict=True)
+        for protocol in protocols
+    ]
 
 
 def _match(
@@ -359,6 +379,11 @@ def _compare(results: Sequence[EvalResult]) -> list[PairedComparison]:
         compare_pair(results[0].name, other.name, correct[0], theirs, among_classes=among_classes)
         for other, theirs in zip(results[1:], correct[1:], strict=True)
     ]
+
+
+def _write_predictions(evaluations: Sequence[EvalResult], path: Path) -> None:
+    images = (image for evaluation in evaluations for image in evaluation.iter_images())
+    write_bytes(path, "".join(json.dumps(to_object(i)) + "\n" for i in images).encode())
 
 
 def _save_temperatures(result: EvalResult, reporter: Reporter) -> None:

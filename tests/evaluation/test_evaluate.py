@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from deitctl.api import evaluate
 from deitctl.data.classes import match_classes
 from deitctl.errors import ConfigError, DataError, DeitctlError, ModelError
-from deitctl.evaluation.evaluate import evaluate_model, evaluate_models
+from deitctl.evaluation.evaluate import evaluate_models
 from deitctl.evaluation.result import OUTSIDE_NAME, RealLabelScore
 from deitctl.events import SilentReporter
 from deitctl.models.catalog import find, load_imagenet_classes
@@ -65,7 +66,7 @@ def images(image_folder: Callable[..., Path]) -> Path:
 
 
 def test_the_record_has_what_the_contract_names(folder, images) -> None:
-    result = evaluate_model(str(images), model=str(folder("m")), workers=0)
+    result = evaluate(str(images), model=str(folder("m")), workers=0)
     record = to_object(result)
     assert {
         "model",
@@ -116,7 +117,7 @@ def test_several_models_and_protocols_in_one_pass_are_what_each_is_alone(
         "two, hf",
     ]
     for result in results.evaluations:
-        alone = evaluate_model(str(images), model=result.model, protocol=result.protocol, workers=0)
+        alone = evaluate(str(images), model=result.model, protocol=result.protocol, workers=0)
         assert torch.equal(alone.preds, result.preds)
         assert alone.loss == pytest.approx(result.loss, rel=1e-6)
     assert [(d.a, d.b) for d in results.comparisons] == [
@@ -156,9 +157,7 @@ def test_names_say_what_differs(folder, images) -> None:
 @pytest.fixture
 def mostly_right(folder, images) -> Path:
     """Images labeled as a distilled model predicts them, except every fourth."""
-    result = evaluate_model(
-        str(images), model=str(folder("m", alias="deit_tiny_distilled")), workers=0
-    )
+    result = evaluate(str(images), model=str(folder("m", alias="deit_tiny_distilled")), workers=0)
     for n, record in enumerate(list(result.iter_images())):
         predicted = record.predicted.label
         label = predicted if n % 4 else "ab".replace(predicted, "")
@@ -171,7 +170,7 @@ def test_a_saved_temperature_is_stored_in_the_model_folder_and_used_again(
     folder, mostly_right, reporter
 ) -> None:
     model, images = folder("m", alias="deit_tiny_distilled"), mostly_right
-    before = evaluate_model(
+    before = evaluate(
         str(images), model=str(model), workers=0, save_temperature=True, reporter=reporter
     )
     assert before.calibration is not None
@@ -190,13 +189,13 @@ def test_a_saved_temperature_is_stored_in_the_model_folder_and_used_again(
     assert set(model_config.temperatures) == {"cls", "dist", "avg-logits", "avg-probs"}
     assert "temperature" in reporter.notes[-1]
     assert "config.json" in reporter.notes[-1]
-    after = evaluate_model(str(images), model=str(model), workers=0)
+    after = evaluate(str(images), model=str(model), workers=0)
     assert after.temperature == before.calibration.temperature != 1.0
     assert torch.equal(after.preds, before.preds)
     assert after.loss < before.loss
     assert after.calibration is not None
     assert after.calibration.temperature == pytest.approx(before.calibration.temperature, rel=1e-4)
-    by_head = evaluate_model(str(images), model=str(model), head="dist", workers=0)
+    by_head = evaluate(str(images), model=str(model), head="dist", workers=0)
     assert by_head.temperature == model_config.temperatures["dist"]
 
 
@@ -216,7 +215,7 @@ def test_where_no_temperature_fits_none_is_stored(folder, image_folder, reporter
     model = folder("m")
     before = (model / "config.json").read_text()
     one = image_folder({"a": 1, "b": 0}, "one")
-    result = evaluate_model(
+    result = evaluate(
         str(one), model=str(model), workers=0, save_temperature=True, reporter=reporter
     )
     assert result.num_images == 1
@@ -239,7 +238,7 @@ def test_logits_that_are_not_finite_are_an_error_that_names_the_image(folder, im
         model / "model.safetensors", state | {"head.weight": 3e38 * state["head.weight"].sign()}
     )
     with pytest.raises(ModelError, match=r"logits for .*0\.png are not finite"):
-        evaluate_model(str(images), model=str(model), workers=0)
+        evaluate(str(images), model=str(model), workers=0)
 
 
 def test_as_many_but_other_classes_are_different_classes(folder, images) -> None:
@@ -256,7 +255,7 @@ def test_weights_are_for_one_model(folder, images) -> None:
         evaluate_models(str(images), models=["deit_tiny", "deit_small"], weights="x.safetensors")
 
 
-def test_a_predictions_file_that_cannot_be_written_is_refused_before_the_work(
+def test_a_predictions_file_and_values_out_of_range_are_refused_before_the_work(
     folder, images, tmp_path
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -265,6 +264,9 @@ def test_a_predictions_file_that_cannot_be_written_is_refused_before_the_work(
             evaluate_models(str(images), models=["no such model"], predictions=str(path))
     with pytest.raises(ConfigError, match="No protocol is named"):
         evaluate_models(str(images), models=["no such model"], protocols=[])
+    for batch_size in (0, -1, 2.5):
+        with pytest.raises(ConfigError, match="batch_size = .* integer of 1 or more"):
+            evaluate_models(str(images), models=["no such model"], batch_size=batch_size)
 
 
 def test_predictions_are_one_line_per_image_and_model(folder, images, tmp_path) -> None:
@@ -293,7 +295,7 @@ def test_folders_called_0_to_999_are_imagenets_numbers(
     imagenet_model, image_folder, reporter
 ) -> None:
     root = image_folder({str(n): 1 for n in range(1000)}, "v2")
-    result = evaluate_model(str(root), model=str(imagenet_model), workers=0, reporter=reporter)
+    result = evaluate(str(root), model=str(imagenet_model), workers=0, reporter=reporter)
     assert result.subject.match.kind == "numbers"
     assert sorted(result.targets.tolist()) == list(range(1000))
     dataset = result.subject.dataset
@@ -321,18 +323,16 @@ def test_folders_called_0_to_999_are_imagenets_numbers(
 
 def test_a_part_of_imagenetv2_is_refused_with_the_reason(imagenet_model, image_folder) -> None:
     with pytest.raises(DataError, match="only if all of 0 to 999 have images"):
-        evaluate_model(
-            str(image_folder({"7": 1, "999": 1}, "v2")), model=str(imagenet_model), workers=0
-        )
+        evaluate(str(image_folder({"7": 1, "999": 1}, "v2")), model=str(imagenet_model), workers=0)
     with pytest.raises(DataError) as digits:
-        evaluate_model("digits", model=str(imagenet_model), workers=0)
+        evaluate("digits", model=str(imagenet_model), workers=0)
     assert "ImageNetV2" not in str(digits.value)
 
 
 def test_a_part_of_imagenet_is_scored_among_its_classes_too(imagenet_model, image_folder) -> None:
     ids = load_imagenet_classes()[0]
     root = image_folder({ids[7]: 2, ids[400]: 2}, "imagenet-a")
-    record = evaluate_model(str(root), model=str(imagenet_model), workers=0)
+    record = evaluate(str(root), model=str(imagenet_model), workers=0)
     record = to_object(record)
     assert (record["num_classes"], record["num_images"]) == (2, 4)
     assert record["top1_among_classes"] >= record["top1"]
@@ -347,13 +347,13 @@ def test_real_labels_are_scored_by_the_number_in_the_name(
         (root / load_imagenet_classes()[0][7] / f"{n}.png").rename(
             root / load_imagenet_classes()[0][7] / f"ILSVRC2012_val_0000000{n + 1}.png"
         )
-    plain = evaluate_model(str(root), model=str(imagenet_model), workers=0)
+    plain = evaluate(str(root), model=str(imagenet_model), workers=0)
     preds = plain.topk_preds.tolist()
     (tmp_path / "real.json").write_text(json.dumps([[preds[0][0]], [preds[1][4]]]))
-    real = evaluate_model(
+    real = evaluate(
         str(root), model=str(imagenet_model), workers=0, real_labels=str(tmp_path / "real.json")
     ).real_labels
     assert real == RealLabelScore(2, 50.0, 100.0)
     assert plain.real_labels is None
     with pytest.raises(DataError, match="has no ReaL labels"):
-        evaluate_model("digits", model="no such model", real_labels=str(tmp_path / "real.json"))
+        evaluate("digits", model="no such model", real_labels=str(tmp_path / "real.json"))

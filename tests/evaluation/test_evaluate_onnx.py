@@ -12,9 +12,10 @@ import pytest
 import torch
 from onnx import helper
 
+from deitctl.api import evaluate
 from deitctl.device import choose_device
 from deitctl.errors import DeitctlError
-from deitctl.evaluation.evaluate import evaluate_model, evaluate_models
+from deitctl.evaluation.evaluate import evaluate_models
 from deitctl.events import SilentReporter
 from deitctl.exporters.metadata import collect_metadata
 from deitctl.exporters.network import ExportedClassifier
@@ -76,7 +77,7 @@ def test_an_onnx_file_has_the_metrics_of_its_model(
     protocol: str, model: str, file: Path, images: Path
 ) -> None:
     ours, theirs = (
-        evaluate_model(str(images), model=m, protocol=protocol, workers=0, batch_size=7)
+        evaluate(str(images), model=m, protocol=protocol, workers=0, batch_size=7)
         for m in (model, str(file))
     )
     mine, its = to_object(ours), to_object(theirs)
@@ -166,7 +167,7 @@ def test_unsupported_options_of_an_onnx_file_are_one_line(
     options: dict[str, object], says: str, file: Path, images: Path
 ) -> None:
     with pytest.raises(DeitctlError, match=says) as refused:
-        evaluate_model(str(images), model=str(file), **options)
+        evaluate(str(images), model=str(file), **options)
     assert "\n" not in str(refused.value)
 
 
@@ -175,7 +176,7 @@ def test_a_device_other_than_the_cpu_is_refused(file: Path, images: Path, monkey
         "deitctl.evaluation.evaluate.choose_device", lambda *_: choose_device("cpu", "fp32")
     )  # had cuda
     with pytest.raises(DeitctlError, match="An ONNX file runs on the CPU"):
-        evaluate_model(str(images), model=str(file), device="cuda")
+        evaluate(str(images), model=str(file), device="cuda")
 
 
 @pytest.mark.parametrize(
@@ -198,10 +199,10 @@ def test_unusable_metadata_is_one_line(changed, says, file, images, tmp_path) ->
     helper.set_model_props(proto, {k: v for k, v in (metadata | changed).items() if v is not None})
     onnx.save(proto, tmp_path / "other.onnx")
     with pytest.raises(DeitctlError, match=rf"other\.onnx.*{says}"):
-        evaluate_model(str(images), model=str(tmp_path / "other.onnx"))
+        evaluate(str(images), model=str(tmp_path / "other.onnx"))
 
 
 def test_an_exported_torch_program_is_not_opened(images: Path, tmp_path: Path) -> None:
     (tmp_path / "m.pt2").write_bytes(b"PK")
     with pytest.raises(DeitctlError, match="could run any code when torch loads it"):
-        evaluate_model(str(images), model=str(tmp_path / "m.pt2"))
+        evaluate(str(images), model=str(tmp_path / "m.pt2"))

@@ -11,12 +11,12 @@ import pytest
 import timm
 import torch
 
+from deitctl.api import evaluate
 from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import ImageDataset, select
 from deitctl.data.loader import build_eval_loader
 from deitctl.errors import ConfigError, DataError, DeitctlError, Interrupted, TeacherError
-from deitctl.evaluation.evaluate import evaluate_model
 from deitctl.events import SilentReporter, Task
 from deitctl.models.factory import load_model
 from deitctl.training.launch import resume, run_training
@@ -172,7 +172,7 @@ def test_a_run_loads_in_timm_with_the_same_logits(little_config: Make, little: P
 def test_the_reported_accuracy_is_what_eval_gives(little_config: Make) -> None:
     config = little_config("run")
     result = run_training(replace(config, recipe=replace(config.recipe, epochs=1)))
-    evaluation = evaluate_model("digits", model=str(result.run), workers=0)
+    evaluation = evaluate("digits", model=str(result.run), workers=0)
     assert evaluation.top1 == result.evaluation.top1
     assert evaluation.loss == pytest.approx(result.evaluation.loss, rel=1e-5)
     assert not list(result.run.rglob("*.tmp"))
