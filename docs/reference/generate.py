@@ -34,7 +34,7 @@ RESULTS: dict[str, type] = {
     "cache-teacher": CacheTeacherResult,
     "cache-teacher --verify": VerifyCacheResult,
     "compare; comparison.json": Comparison,
-    "eval": EvalResult,
+    "eval of one model and protocol": EvalResult,
     "eval of several models or protocols": EvalResults,
     "a line of eval --predictions": ImageResult,
     "bench": BenchResult,
@@ -93,6 +93,10 @@ Every command prints a table on a terminal and JSON elsewhere, or as `--format` 
 in seconds and sizes in bytes, unless the name ends in a unit (`_mib`, `_px`). A number that JSON does not have (NaN,
 infinity) is null. The outermost object also has `schema_version`, now {SCHEMA_VERSION}, which goes up when a key
 changes its meaning or goes away. New keys do not count, so ignore those that you do not know.
+
+`eval` prints what the function for its arguments returns: `deitctl.evaluate` for one model under one protocol, an
+`EvalResult`; `deitctl.evaluate_models` for several, an `EvalResults`, which has one `EvalResult` each in `evaluations`.
+That key tells them apart.
 """
 
 

@@ -6,11 +6,14 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from deitctl.api import evaluate
+from deitctl.cli.app import app
 from deitctl.data.classes import match_classes
 from deitctl.errors import ConfigError, DataError, DeitctlError, ModelError
 from deitctl.evaluation.evaluate import evaluate_models
@@ -267,6 +270,25 @@ def test_a_predictions_file_and_values_out_of_range_are_refused_before_the_work(
     for batch_size in (0, -1, 2.5):
         with pytest.raises(ConfigError, match="batch_size = .* integer of 1 or more"):
             evaluate_models(str(images), models=["no such model"], batch_size=batch_size)
+
+
+def test_the_printed_object_is_that_of_the_function_for_its_arguments(folder, images) -> None:
+    """One model: its keys at the top; several: `evaluations`, which one model does not have."""
+    models = [str(folder("one")), str(folder("two", seed=1))]
+
+    def run(*arguments: str) -> dict[str, Any]:
+        command = ["eval", str(images), "--workers", "0", "--format", "json", *arguments]
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.stderr
+        return json.loads(done.stdout)
+
+    one = run("--model", models[0])
+    several = run("--model", models[0], "--model", models[1])
+    assert (one["schema_version"], several["schema_version"]) == (1, 1)
+    assert "evaluations" not in one
+    assert set(several) == {"schema_version", "data", "evaluations", "comparisons"}
+    assert several["evaluations"][0].keys() == one.keys() - {"schema_version"}
+    assert several["evaluations"][0]["top1"] == one["top1"]
 
 
 def test_predictions_are_one_line_per_image_and_model(folder, images, tmp_path) -> None:
