@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter
-from deitctl.settings import convert, dotted_name, list_settings
+from deitctl.settings import convert, dotted_name, list_options
 
 if TYPE_CHECKING:
     from deitctl.config import TrainConfig
@@ -453,9 +453,9 @@ class _Request:
 
 def _collect(arguments: Mapping[str, Any], *, distilled: bool = False) -> _Request:
     """Sort the arguments of a training function; those that are None or empty are left out."""
-    keywords = {s.keyword: s.name for s in list_settings() if s.option.panel}
+    keywords = {keyword: setting.name for keyword, setting in list_options().items()}
     keywords |= {"data": "data", "recipe": "recipe", "student": "model"}
-    texts = {"recipe"} | {s.name for s in list_settings() if s.kind is str}
+    texts = {"data", "recipe"} | {s.name for s in list_options().values() if s.kind is str}
     settings, overrides = {}, dict(arguments.get("overrides", {}))
     for keyword, value in arguments.items():
         if keyword in ("overrides", "reporter", "resume", "config") or value is None or value == "":

@@ -24,8 +24,6 @@ RESUMING = "Resuming"
 MODEL_HELP = (
     "Alias, timm name, hf-hub:owner/name, run folder, or weights file; see `deitctl models`."
 )
-DEVICE_HELP = "auto, cuda, cuda:N, mps or cpu."
-PRECISION_HELP = "auto, fp32, bf16 or fp16. auto: the fastest for training, fp32 for inference."
 RECIPE = "the recipe's"
 
 
@@ -290,9 +288,9 @@ class TrainConfig:
     model: Annotated[str, Option(MODEL_HELP, EVERYDAY, "deit_small, or deit_tiny on digits")]
     data: str
     recipe: Recipe
-    weights: Annotated[str, Option("Weights file or model folder to start from.", OPTIMIZATION)] = (
-        ""
-    )
+    weights: Annotated[
+        str, Option("Weights file or model folder for a model named by architecture.", OPTIMIZATION)
+    ] = ""
     distill: DistillConfig | None = None
     seed: Annotated[int, Option("Seed of every draw: the same seed, the same run.", EVERYDAY)] = 0
     split_seed: Annotated[
@@ -322,8 +320,13 @@ class TrainConfig:
         Literal["skip", "stop"],
         Option("An image that cannot be read: skip (and name) it, or stop.", MACHINE),
     ] = "skip"
-    device: Annotated[str, Option(DEVICE_HELP, MACHINE)] = "auto"
-    precision: Annotated[str, Option(PRECISION_HELP, MACHINE)] = "auto"
+    device: Annotated[str, Option("auto, cuda, cuda:N, mps or cpu.", MACHINE)] = "auto"
+    precision: Annotated[
+        str,
+        Option(
+            "auto, fp32, bf16 or fp16. auto: the fastest for training, fp32 for inference.", MACHINE
+        ),
+    ] = "auto"
     compile: Annotated[
         bool,
         Option("Compile the model's blocks: a slower start, then faster steps on a GPU.", MACHINE),

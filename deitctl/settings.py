@@ -69,6 +69,12 @@ def _iterate_settings(kind: type, prefix: str) -> Iterator[Setting]:
             yield Setting(prefix + field.name, hint, Option(""), field.default)
 
 
+@cache
+def list_options() -> dict[str, Setting]:
+    """Return the settings that have an option of their own, by keyword."""
+    return {setting.keyword: setting for setting in list_settings() if setting.option.panel}
+
+
 def setting_names(kind: type, prefix: str = "") -> list[str]:
     """List the dotted names of every setting of a config class."""
     return [setting.name for setting in list_settings(kind, prefix)]
@@ -78,8 +84,8 @@ def dotted_name(key: str) -> str:
     """Return the full name of a setting, which may be named by its keyword, or without `recipe.`."""
     if key.partition(".")[0] in TrainConfig.__dataclass_fields__:
         return key
-    keywords = {s.keyword: s.name for s in list_settings() if s.option.panel}
-    return keywords.get(key, f"recipe.{key}")
+    options = list_options()
+    return options[key].name if key in options else f"recipe.{key}"
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, str]:
@@ -153,8 +159,9 @@ def override(config: C, changes: Mapping[str, Any]) -> C:
     Raises:
         ConfigError: a key that does not exist (with the nearest one), or a value that does not fit.
     """
+    kind: type = type(config)
     for key, value in changes.items():
-        config = _replace(config, key.split("."), value, key, list_settings(type(config)))
+        config = _replace(config, key.split("."), value, key, list_settings(kind))
     return config
 
 

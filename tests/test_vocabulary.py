@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 import deitctl
-from deitctl.cli.app import app
+from deitctl.cli.app import COMMANDS, app
 
 PACKAGE = Path(deitctl.__file__).parent
 ROOT = PACKAGE.parent
@@ -34,7 +34,6 @@ VARIABLES = {"told", "said", "wanted", "found", "given", "known", "whole", "kept
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # the changelog is left out: it says what was renamed
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-COMMANDS = [command.name for command in app.registered_commands]
 
 
 def find_forbidden(text: str) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Annotated, Any
 
@@ -33,13 +35,47 @@ from deitctl.cli import (
 from deitctl.cli.console import print_error
 from deitctl.errors import ConfigError, DeitctlError, Interrupted, Signalled
 
-MAX_SENTENCE = 400
-"""Characters of a command's first sentence, which is folded, where Typer would cut it off."""
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train.train,
+    "distill": distill.distill,
+    "cache-teacher": cache_teacher.cache_teacher,
+    "compare": compare.compare,
+    "eval": evaluate.evaluate,
+    "bench": bench.bench,
+    "check": check.check,
+    "pack": pack.pack,
+    "predict": predict.predict,
+    "explain": explain.explain,
+    "export": export.export,
+    "verify": verify.verify,
+    "push": push.push,
+    "models": models.models,
+    "doctor": doctor.doctor,
+}
 DISTRIBUTED_COMMANDS = ("train", "distill", "cache-teacher", "eval")
+
+
+class LazyCommands(Mapping[str, Any]):
+    """The commands by name, built when they are read: the options of all of them would take a third of `--help`."""
+
+    def __getitem__(self, name: str) -> Any:
+        single = typer.Typer(add_completion=False)
+        single.command(name)(COMMANDS[name])
+        return typer.main.get_command(single)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
 
 
 class Overview(TyperGroup):
     """The page of `deitctl --help`, written without Rich, whose import takes longer than everything else there."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: Any = LazyCommands()
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Show the page where no command is named; Typer leaves that to Rich."""
@@ -53,13 +89,11 @@ class Overview(TyperGroup):
         super(TyperGroup, self).format_help(ctx, formatter)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write a row a command, its name in color where a terminal shows one."""
-        commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
-        rows = [
-            (typer.style(name, fg="cyan", bold=True), command.get_short_help_str(MAX_SENTENCE))
-            for name, command in commands.items()
-            if command is not None and not command.hidden
-        ]
+        """Write a row a command: its name, in color where a terminal shows one, and its first sentence."""
+        rows = []
+        for name, command in COMMANDS.items():
+            sentence = (inspect.getdoc(command) or "").partition(".")[0]
+            rows.append((typer.style(name, fg="cyan", bold=True), f"{' '.join(sentence.split())}."))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
@@ -71,21 +105,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train")(train.train)
-app.command("distill")(distill.distill)
-app.command("cache-teacher")(cache_teacher.cache_teacher)
-app.command("compare")(compare.compare)
-app.command("eval")(evaluate.evaluate)
-app.command("bench")(bench.bench)
-app.command("check")(check.check)
-app.command("pack")(pack.pack)
-app.command("predict")(predict.predict)
-app.command("explain")(explain.explain)
-app.command("export")(export.export)
-app.command("verify")(verify.verify)
-app.command("push")(push.push)
-app.command("models")(models.models)
-app.command("doctor")(doctor.doctor)
 
 
 def _print_version(version: bool) -> None:

@@ -56,7 +56,6 @@ def evaluate(
     ] = False,
     batch_size: Annotated[int, o.option("--batch-size", help="Images at a time.", min=1)] = 64,
     img_size: o.ImgSizeOpt = 0,
-    on_bad_image: o.OnBadImageOpt = "skip",
     predictions: Annotated[
         str,
         o.option(
@@ -84,6 +83,7 @@ def evaluate(
             panel=o.OUTPUT,
         ),
     ] = "",
+    on_bad_image: o.OnBadImageOpt = "skip",
     workers: o.WorkersOpt = -1,
     device: o.DeviceOpt = "auto",
     precision: o.PrecisionOpt = "auto",
@@ -128,6 +128,8 @@ def evaluate(
     if not is_main_process():
         raise typer.Exit(exit_code)
     if shape == "json":
+        # Two kinds of object, as there are two functions. One kind would cost one of the two its
+        # shape: `.top1` of the one model at the top level, or equal places for several models.
         print_json(to_object(first if len(results.evaluations) == 1 else results))
     else:
         _print_metrics(results)

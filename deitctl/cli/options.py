@@ -1,4 +1,7 @@
-"""Options of the commands: those of training follow from `config.py`, those that other commands share are here."""
+"""Options of the commands: those of training follow from `config.py`, those that other commands share are here.
+
+Where another command has an option of training, its name, help and values are those of the setting too.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from deitctl.cli import completion
-from deitctl.config import (
-    DEVICE_HELP,
-    EVERYDAY,
-    MACHINE,
-    MODEL_HELP,
-    OPTIMIZATION,
-    PRECISION_HELP,
-    RESUMING,
-)
-from deitctl.settings import Setting, list_settings
+from deitctl.config import EVERYDAY, MACHINE, MODEL_HELP, OPTIMIZATION, RESUMING
+from deitctl.settings import list_options
 
 DATA_HELP = "Folder with train/ and val/, folder of class folders, .tar or .pack of either, table of path,label."
 FORMATS = ("table", "json")
@@ -58,6 +53,30 @@ def option(
     )
 
 
+COMPLETIONS = {
+    "model": completion.complete_model,
+    "teacher": completion.complete_model,
+    "device": completion.complete_device,
+    "precision": completion.complete_precision,
+    "mode": completion.complete_values("hard", "soft", "none"),
+}
+
+
+def setting_option(keyword: str, *, default: str | None, panel: str | None, **details: Any) -> Any:
+    """Declare the option of a setting; arguments as `option`."""
+    setting = list_options()[keyword]
+    values = get_args(setting.kind) if get_origin(setting.kind) is Literal else ()
+    complete = COMPLETIONS.get(keyword, completion.complete_values(*values) if values else None)
+    return option(
+        setting.flag,
+        help=setting.option.help,
+        default=default,
+        panel=None if panel == EVERYDAY else panel,
+        complete=complete,
+        **details,
+    )
+
+
 DataArg = Annotated[
     str,
     typer.Argument(
@@ -73,14 +92,7 @@ ImagesArg = Annotated[
 ModelOpt = Annotated[
     str, option("--model", help=MODEL_HELP, default="", complete=completion.complete_model)
 ]
-WeightsOpt = Annotated[
-    str,
-    option(
-        "--weights",
-        help="Weights file or model folder for a model named by architecture.",
-        default="",
-    ),
-]
+WeightsOpt = Annotated[str, setting_option("weights", default="", panel=None)]
 HeadOpt = Annotated[
     str,
     option(
@@ -89,35 +101,11 @@ HeadOpt = Annotated[
         complete=completion.complete_head,
     ),
 ]
-DeviceOpt = Annotated[
-    str, option("--device", help=DEVICE_HELP, panel=MACHINE, complete=completion.complete_device)
-]
-PrecisionOpt = Annotated[
-    str,
-    option(
-        "--precision", help=PRECISION_HELP, panel=MACHINE, complete=completion.complete_precision
-    ),
-]
-WorkersOpt = Annotated[
-    int,
-    option(
-        "--workers",
-        help="Processes that decode; -1: chosen from the machine.",
-        panel=MACHINE,
-        min=-1,
-    ),
-]
-ImgSizeOpt = Annotated[
-    int, option("--img-size", help="Side of the input in pixels.", default="the model's", min=0)
-]
-OnBadImageOpt = Annotated[
-    str,
-    option(
-        "--on-bad-image",
-        help="An image that cannot be read: skip (and name) it, or stop.",
-        complete=completion.complete_values("skip", "stop"),
-    ),
-]
+DeviceOpt = Annotated[str, setting_option("device", default=None, panel=MACHINE)]
+PrecisionOpt = Annotated[str, setting_option("precision", default=None, panel=MACHINE)]
+WorkersOpt = Annotated[int, setting_option("workers", default=None, panel=MACHINE, min=-1)]
+ImgSizeOpt = Annotated[int, setting_option("img_size", default="", panel=EVERYDAY, min=0)]
+OnBadImageOpt = Annotated[str, setting_option("on_bad_image", default=None, panel=MACHINE)]
 NumImagesOpt = Annotated[
     int, option("--num-images", help="How many of them.", min=1, panel=VERIFICATION)
 ]
@@ -217,15 +205,8 @@ SPECIAL: dict[str, Any] = {
     ],
 }
 """Keywords of training that are no settings, or more than one."""
-INVERTED = {s.keyword for s in list_settings() if s.flag.startswith("--no-")}
+INVERTED = {keyword for keyword, s in list_options().items() if s.flag.startswith("--no-")}
 """Keywords of switches that exist as `--no-NAME` alone."""
-COMPLETIONS = {
-    "model": completion.complete_model,
-    "teacher": completion.complete_model,
-    "device": completion.complete_device,
-    "precision": completion.complete_precision,
-    "mode": completion.complete_values("hard", "soft", "none"),
-}
 
 
 def take_options(
@@ -247,7 +228,7 @@ def take_options(
         ]
         # in the function's order, which is that of `--help`
         options = {p.name: own.get(p.name) or _declare(p) for p in keywords} | own
-        shared = options.keys() - own.keys()
+        shared = [name for name in options if name not in own]
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
@@ -270,22 +251,15 @@ def _declare(parameter: inspect.Parameter) -> inspect.Parameter:
     if name == "batch_size" and "auto" not in str(parameter.annotation):
         kind = None  # the setting, a number
     if kind is None:
-        kind = _annotate(next(s for s in list_settings() if s.keyword == name))
+        kind = _annotate(name)
     default = "" if name == "data" else None
     return inspect.Parameter(name, parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
-def _annotate(setting: Setting) -> Any:
-    declared, kind, default = setting.option, setting.kind, setting.default
-    values = get_args(kind) if get_origin(kind) is Literal else ()
-    has_default = default is not MISSING and default != "" and not isinstance(default, bool)
-    info = option(
-        setting.flag,
-        help=declared.help,
-        default=declared.default or (str(default) if has_default else ""),
-        panel=None if declared.panel == EVERYDAY else declared.panel,
-        complete=COMPLETIONS.get(
-            setting.keyword, completion.complete_values(*values) if values else None
-        ),
-    )
-    return Annotated[(str if values else kind) | None, info]
+def _annotate(keyword: str) -> Any:
+    setting = list_options()[keyword]
+    kind, fixed = setting.kind, setting.default
+    has_default = fixed is not MISSING and fixed != "" and not isinstance(fixed, bool)
+    default = setting.option.default or (str(fixed) if has_default else "")
+    info = setting_option(keyword, default=default, panel=setting.option.panel)
+    return Annotated[(str if get_origin(kind) is Literal else kind) | None, info]

@@ -14,8 +14,10 @@ import typer
 from typer.testing import CliRunner
 
 import deitctl
+from deitctl import settings as settings_module
 from deitctl.cli import completion
 from deitctl.cli.app import app, main
+from deitctl.cli.options import take_options
 from deitctl.settings import list_settings
 
 COMMANDS = (
@@ -77,8 +79,8 @@ def test_every_command_shows_an_example() -> None:
 
 
 def list_options(command: str) -> dict[str, Any]:
-    commands = {c.name: c for c in typer.main.get_command(app).commands.values()}  # type: ignore[attr-defined]
-    return {option.name: option for option in commands[command].params}
+    group: Any = typer.main.get_command(app)
+    return {option.name: option for option in group.commands[command].params}
 
 
 def test_train_and_distill_share_their_options() -> None:
@@ -135,6 +137,47 @@ def test_every_option_of_training_is_a_setting_that_is_declared_once() -> None:
         "show_image",
         "replay",
     }
+
+
+@pytest.mark.parametrize("command", ["eval", "predict", "explain", "export", "verify", "push"])
+def test_an_option_that_training_has_too_has_the_same_help(command: str) -> None:
+    others = list_options(command)
+    settings = settings_module.list_options()
+    shared = {"weights", "workers", "device", "precision", "img_size", "on_bad_image"}
+    for name in shared & others.keys():
+        assert others[name].help == settings[name].option.help
+
+
+def test_arguments_have_the_order_of_the_functions_keywords() -> None:
+    """So that the first one that is refused does not change with PYTHONHASHSEED."""
+    order: list[str] = []
+
+    @take_options(deitctl.distill)
+    def command(arguments: dict[str, Any]) -> None:
+        order.extend(arguments)
+
+    command(**dict.fromkeys(inspect.signature(command).parameters, "x"))
+    keywords = [n for n in inspect.signature(deitctl.distill).parameters if n not in API_ONLY]
+    assert order == keywords
+
+
+def test_a_command_is_built_alone() -> None:
+    """Typer would build the options of every command for each call."""
+    code = (
+        "import inspect, sys, typer.main\n"
+        "from deitctl.cli.app import app\n"
+        "built, build = [], typer.main.get_command_from_info\n"
+        "def count(info, **details): built.append(info.name); return build(info, **details)\n"
+        "typer.main.get_command_from_info = count\n"
+        "try: app(sys.argv[1:])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "print(built, file=sys.stderr)"
+    )
+    for arguments, built in ((["--help"], []), (["doctor", "--help"], ["doctor"])):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+        )
+        assert done.stderr.strip() == str(built)
 
 
 def test_help_has_the_everyday_options_first() -> None:
