@@ -101,7 +101,8 @@ def whole_views(images: list[bytes], rounds: int, recipe: Any) -> None:
         for name, options in PACKS.items():
             pack(str(folder), str(datasets[name]), workers=0, **options)
         opened = {
-            name: open_dataset(str(path), SilentReporter()).unsplit for name, path in datasets.items()
+            name: open_dataset(str(path), SilentReporter()).unsplit
+            for name, path in datasets.items()
         }
         for turn in range(rounds + 1):
             for name, dataset in opened.items():
@@ -112,9 +113,8 @@ def whole_views(images: list[bytes], rounds: int, recipe: Any) -> None:
                     ],
                 )
             clock("timm", lambda: [recipe(Image.open(path).convert("RGB")) for path in paths])
-    times = {
-        name: np.array(taken[1:]) / len(images) for name, taken in clock.times.items()
-    }  # the first warms up
+    # the first warms up
+    times = {name: np.array(taken[1:]) / len(images) for name, taken in clock.times.items()}
     print(
         f"{len(images)} images, {rounds} rounds; timm, from files: {np.median(times['timm']):.2f} ms\n"
     )

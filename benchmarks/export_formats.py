@@ -147,9 +147,8 @@ def seconds(answers: dict[str, Answer], batch: Any, rounds: int) -> dict[str, fl
             start = time.process_time()
             answer(batch)
             took[title].append(time.process_time() - start)
-    return {
-        title: statistics.median(times[1:]) for title, times in took.items()
-    }  # the first answers allocate
+    # the first answers allocate
+    return {title: statistics.median(times[1:]) for title, times in took.items()}
 
 
 def measure_unverified(answer: Answer, loaded: LoadedModel, sample: Images) -> Verification:

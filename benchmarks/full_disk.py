@@ -64,9 +64,8 @@ def main() -> None:
             size = sum(f.stat().st_size for f in (root / "whole" / "checkpoint").iterdir())
             print(f"a state takes {size / MEGABYTE:.1f} MB")
             room = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-            (disk / "ballast").write_bytes(
-                b"x" * (room - int(1.8 * size))
-            )  # room for the model, one state, no second
+            # room for the model, one state, no second
+            (disk / "ballast").write_bytes(b"x" * (room - int(1.8 * size)))
             full = deitctl(*TRAIN, "--output", str(disk / "run"))
             print(f"exit {full.returncode}: {full.stderr.strip()}")
             step = json.loads((disk / "run" / "checkpoint" / "state.json").read_text())["step"]

@@ -33,7 +33,7 @@ CPP_COMPILERS = ("g++", "clang++", "c++")
 MAX_HEAP_BLOCK = 32 * 2**20  # bytes: glibc's DEFAULT_MMAP_THRESHOLD_MAX on 64-bit systems
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Predictions must agree with timm's to the last digit; faster ones are asked for with --precision.
+# Predictions must agree with timm's to the last digit; --precision chooses faster ones.
 INFERENCE_PRECISION = "fp32"
 
 T = TypeVar("T", Tensor, nn.Module)
@@ -46,6 +46,22 @@ def ran_out_of_memory(error: BaseException) -> bool:
         return True
     message = str(error).strip() if isinstance(error, RuntimeError) else ""
     return message in ONEDNN_OUT_OF_MEMORY or any(part in message for part in OUT_OF_MEMORY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSettings:
+    """What training does on a kind of device, besides the precision."""
+
+    attention: str
+    """`torch`: its fused kernels; `cpu_backward`: a backward pass for bf16 on CPUs that is faster."""
+    max_activation_mib: int | None
+    """Largest activation of a layer, to which micro-batches are cut; null: only as memory runs out."""
+    pins_memory: bool
+    """Whether loaders pin their batches, so that copies to the device do not block."""
+    keeps_freed_memory: bool
+    """Whether malloc keeps freed memory for the next step."""
+    skips_dropped_branches: bool
+    """Whether stochastic depth skips a dropped branch; else it multiplies it by zero."""
 
 
 @dataclass(frozen=True)
@@ -164,9 +180,8 @@ class Device:
         if self.torch_device.type != "cpu" or not largest_activation:
             return 0
         fitting = MAX_HEAP_BLOCK // largest_activation
-        return max(
-            2, 1 << max(1, fitting.bit_length() - 1)
-        )  # a power of two, even for mixing pairs
+        # a power of two, even for mixing pairs
+        return max(2, 1 << max(1, fitting.bit_length() - 1))
 
     def choose_num_workers(self, requested: int) -> int:
         """Return the number of loader processes: `requested`, or with -1 by the cores."""
@@ -200,28 +215,16 @@ class Device:
         for part in blocks if isinstance(blocks, nn.ModuleList | nn.Sequential) else [model]:
             part.compile()
 
-    def describe(self) -> dict[str, str]:
+    def describe_settings(self) -> DeviceSettings:
         """Return what differs between kinds of devices, besides the precision."""
         is_cpu = self.torch_device.type == "cpu"
-        return {
-            "convolutions": "channels-last",
-            "attention": "own backward pass in bf16 training (benchmarks/attention.py), else torch's"
-            if is_cpu
-            else "torch's fused attention",
-            "micro_batch": "activations below 32 MiB a layer, so that memory is reused"
-            if is_cpu
-            else "the whole batch, halved when memory runs out",
-            "optimizer": "AdamW, fused",
-            # It gains little on CPUs, and was not measured on GPUs, so it is no default.
-            "compile": "off: takes a minute or more and gains little; --compile"
-            if is_cpu
-            else "off; --compile compiles each kind of block once",
-            "transfer": "uint8, pinned, non-blocking" if self.pins_memory else "uint8",
-            "freed_memory": "kept for the next step" if self.keeps_freed_memory else "up to malloc",
-            "drop_path": "skips dropped branches"
-            if is_cpu
-            else "multiplies by zero, because skipping would synchronize",
-        }
+        return DeviceSettings(
+            attention="cpu_backward" if is_cpu and self.dtype is torch.bfloat16 else "torch",
+            max_activation_mib=MAX_HEAP_BLOCK // 2**20 if is_cpu else None,
+            pins_memory=self.pins_memory,
+            keeps_freed_memory=self.keeps_freed_memory,
+            skips_dropped_branches=is_cpu,
+        )
 
 
 def choose_device(name: str = "auto", precision: str = "auto") -> Device:
@@ -246,7 +249,7 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
         )
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("fp16 is not for CPUs, which do not compute in it.", "Use bf16 or fp32.")
-    return Device(device, PRECISIONS[precision], "as asked")
+    return Device(device, PRECISIONS[precision], "chosen with --precision")
 
 
 def _find_device(name: str) -> torch.device:

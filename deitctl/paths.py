@@ -83,9 +83,8 @@ def read_json(path: str | Path, limit: int = MAX_TEXT) -> Any:
         value = json.loads(read_text(path, limit))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    if _is_deeper_than(
-        value, 64
-    ):  # parsed, but repr() or == of it could exceed the recursion limit
+    # parsed, but repr() or == of it could exceed the recursion limit
+    if _is_deeper_than(value, 64):
         raise ValueError("it is nested too deeply")
     return value
 
@@ -183,9 +182,8 @@ _umask_lock = threading.Lock()
 
 
 def _read_umask() -> int:
-    with (
-        _umask_lock
-    ):  # reading the umask sets it for a moment, which another saving thread would read
+    # reading the umask sets it for a moment, which another saving thread would read
+    with _umask_lock:
         mask = os.umask(0)
         os.umask(mask)
     return mask

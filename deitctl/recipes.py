@@ -66,13 +66,11 @@ FINETUNE = Recipe(  # one's own images, from published weights; own values, see 
     batch_size=64,
     smoothing=0.1,
     drop_path_rate=0.0,  # DeiT's authors leave it out for transfer (issue 45 of their repository)
-    freeze_bn_stats=True,  # convnets whose batch norms were folded into their weights know nothing under a batch's own
+    # Where batch norms were folded into the weights, normalizing by a batch's statistics would undo what was learned.
+    freeze_bn_stats=True,
     ema_decay=0.999,
     augment=AugmentConfig(
-        crop_scale=(
-            0.35,
-            1.0,
-        ),  # milder than for ImageNet: little data, and the weights know the world already
+        crop_scale=(0.35, 1.0),  # milder than ImageNet's: the weights are pretrained, the data few
         hflip=0.5,
         color_jitter=0.3,
         student_affine=(5.0, 0.1, 0.05),
@@ -129,9 +127,8 @@ DIGITS = replace(  # the built-in set: strokes have a direction, so no flip and 
     epochs=30,
     batch_size=32,
     drop_path_rate=0.0,
-    augment=AugmentConfig(
-        crop_scale=(1.0, 1.0), hflip=0.0, affine=(12.0, 0.12, 0.1)
-    ),  # moved already: more on top costs a point
+    # No student_affine: the views are moved already, and a second affine map costs a point.
+    augment=AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, affine=(12.0, 0.12, 0.1)),
     optim=replace(SMALL.optim, lr=8e-3, warmup_epochs=3),
 )
 
@@ -151,11 +148,8 @@ def make_fast(recipe: Recipe) -> Recipe:
     FixRes (arXiv 1906.06423), as DeiT-III trains (arXiv 2204.07118 §4: lower resolution first, then 20 epochs at 224);
     here in one run, whose position embeddings are resized on the way. The fraction is ours, see docs/recipes.md.
     """
-    return replace(
-        recipe,
-        name=f"{recipe.name}-fast",
-        progressive_resize=ProgressiveResize(scale=4 / 7, fraction=0.7),
-    )  # 128 of 224 pixels
+    resize = ProgressiveResize(scale=4 / 7, fraction=0.7)  # 128 of 224 pixels
+    return replace(recipe, name=f"{recipe.name}-fast", progressive_resize=resize)
 
 
 RECIPES = {

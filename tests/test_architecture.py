@@ -36,9 +36,8 @@ FILES = {
     ): path
     for path in sorted(ROOT.rglob("*.py"))
 }
-CHILD_PROGRAMS = {
-    name for name in FILES if name == "deitctl.exporters.runner"
-}  # run on their own, talk by stdout
+# run on their own, talk by stdout
+CHILD_PROGRAMS = {name for name in FILES if name == "deitctl.exporters.runner"}
 
 
 def rank_of(module: str) -> int | None:

@@ -65,10 +65,8 @@ def test_collectives_of_one_process_are_no_ops() -> None:
     SINGLE_PROCESS.barrier()
     assert torch.equal(values[0], torch.ones(2))
     assert torch.equal(model.weight, before)
-    with (
-        process_group(CPU) as world,
-        process_group(torch.device("mps")) as other,
-    ):  # whatever the device
+    # whatever the device
+    with process_group(CPU) as world, process_group(torch.device("mps")) as other:
         assert world is other is SINGLE_PROCESS
 
 

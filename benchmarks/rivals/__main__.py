@@ -128,9 +128,8 @@ def options() -> argparse.Namespace:
 def main() -> None:
     """Hold the rounds of the jobs; print their tables."""
     said = options()
-    signal.signal(
-        signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
-    )  # so that what runs is ended too
+    # so that what runs is ended too
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     out = said.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     if (load := os.getloadavg()[0]) > BUSY:

@@ -9,10 +9,8 @@ from benchmarks.rivals.jobs import BF16, FASTER, LIKELY, TINY, Job, Setup, named
 from benchmarks.rivals.sides import Contestant
 
 PREDICT_BATCH = 16  # deitctl predict's own
-SMALL_BATCH = (
-    "-b",
-    "64",
-)  # deitctl eval's own; validate.py's is 256, and one such batch is its warm-up
+# deitctl eval's own; validate.py's is 256, and one such batch is its warm-up
+SMALL_BATCH = ("-b", "64")
 FASTER_ANSWERS = ((BF16, ("--model-dtype", "bfloat16")), *FASTER[1:])
 
 

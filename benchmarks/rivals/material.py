@@ -10,10 +10,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-SHORT_SIDE, QUALITY = (
-    400,
-    92,
-)  # of the photos, a little below ImageNet's 500 x 375 and as it is saved
+# of the photos, a little below ImageNet's 500 x 375 and as it is saved
+SHORT_SIDE, QUALITY = (400, 92)
 
 
 def subset(source: Path, folder: Path, counts: Mapping[str, int], name: str = "") -> Path:

@@ -61,9 +61,8 @@ def read_timm_training(batch: int) -> Reader:
                     steps.append(float(found[3]))
             elif (found := TIMM_TEST.match(text)) and found[2] == found[3]:
                 top1 = float(found[4])
-                if (
-                    found[1] and curve
-                ):  # the average of the weights, right after the weights themselves
+                # the average of the weights, right after the weights themselves
+                if found[1] and curve:
                     top1 = max(top1, curve.pop()[1])
                 curve.append((round(seconds, 2), top1))
         return {

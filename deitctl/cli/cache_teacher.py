@@ -63,7 +63,10 @@ def cache_teacher(
             print_json(to_object(result))
         else:
             print_record(f"targets of {result.teacher.name}", result)
+            # Named even if it was chosen by the data: other views are not in this cache.
+            recipe = arguments.get("recipe") or result.recipe
             print_line(
-                f"deitctl distill with the same options and --views {result.num_views} uses them."
+                f"deitctl distill with the same options, --recipe {recipe} and "
+                f"--views {result.num_views} uses them."
             )
     raise typer.Exit(exit_code_for_unreadable(len(result.unreadable)))

@@ -122,13 +122,11 @@ def print_table(
             column, justify="right" if position >= numeric else "left", overflow="fold"
         )
     for row in rows:
-        table.add_row(
-            *("\n".join(map(escape_markup, cell.split("\n"))) for cell in row)
-        )  # lines are made by ourselves
+        # the line breaks are ours; any other control character is escaped
+        table.add_row(*("\n".join(map(escape_markup, cell.split("\n"))) for cell in row))
     console = Console(highlight=False)
-    console.print(
-        f"[bold]{escape_markup(title)}[/]", soft_wrap=True
-    )  # a table's own title would wrap at the table's width
+    # a table's own title would wrap at the table's width
+    console.print(f"[bold]{escape_markup(title)}[/]", soft_wrap=True)
     console.print(table)
 
 
@@ -142,10 +140,10 @@ def print_values(title: str, values: Mapping[str, Any]) -> None:
     print_table(title, ("what", "value"), rows, 2)
 
 
-def print_record(title: str, record: Any, *, nested: bool = False) -> None:
-    """Print the values of a result as a table; with `nested` also those of results within it."""
-    values = flatten(to_json(record))
-    print_values(title, {name: v for name, v in values.items() if nested or "." not in name})
+def print_record(title: str, record: Any) -> None:
+    """Print the values of a result as a table, without those of results within it."""
+    values = to_json(record)
+    print_values(title, {k: v for k, v in values.items() if not isinstance(v, Mapping)})
 
 
 def _format_name(name: str) -> str:
@@ -185,10 +183,10 @@ def choose_format(output_format: str | None, formats: tuple[str, ...], piped: st
 
 @contextmanager
 def pause_gc() -> Iterator[None]:
-    """Import and load in the block without the garbage collector; what is there at the end, it ignores for good.
+    """Import and load in the block with the garbage collector off, and freeze the objects that exist at its end.
 
-    Importing torch makes a million objects that all stay: the collector would go through them dozens of times on the
-    way, and once more when the process ends.
+    Importing torch makes a million objects that live as long as the process: the collector would traverse them dozens
+    of times during the imports, and once more at exit.
     """
     gc.disable()
     try:

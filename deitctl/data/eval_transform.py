@@ -66,9 +66,8 @@ def _resize_center(
         cropped, step = min(size, resized), length / resized
         start = get_crop_offset(resized, cropped) * step
         end = (get_crop_offset(resized, cropped) + cropped) * step
-        margin = 4 * max(
-            1.0, step
-        )  # no filter reaches further than three pixels of the smaller image
+        # no filter reaches further than three pixels of the smaller image
+        margin = 4 * max(1.0, step)
         first, last = max(0, math.floor(start - margin)), min(length, math.ceil(end + margin))
         bounds.append((first, last))
         box.append((start - first, end - first))

@@ -99,9 +99,8 @@ def resized_crop(image: Image.Image | LazyJpeg, box: Box, size: int) -> Image.Im
             full, box = full.crop(box), (0, 0, width, height)
         return full.resize((size, size), Image.Resampling.BICUBIC, box=box)
     cropped = image.crop(box)
-    pixels = (
-        torch.from_numpy(np.array(cropped, order="C")).unsqueeze(0).permute(0, 3, 1, 2)
-    )  # channels last
+    # channels last
+    pixels = torch.from_numpy(np.array(cropped, order="C")).unsqueeze(0).permute(0, 3, 1, 2)
     resized = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
     return Image.fromarray(resized.permute(0, 2, 3, 1)[0].numpy())
 

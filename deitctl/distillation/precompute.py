@@ -38,6 +38,8 @@ class CacheTeacherResult:
     """Folder of the cache."""
     teacher: Preflight
     """Check of the teacher on the validation images."""
+    recipe: str
+    """Recipe whose augmentation the views have."""
     num_views: int
     """Augmented views per image."""
     num_images: int
@@ -101,6 +103,7 @@ def cache_teacher(
     return CacheTeacherResult(
         cache=cache.root,
         teacher=teacher.preflight,
+        recipe=config.recipe.name,
         num_views=num_views,
         num_images=len(train.labels),
         num_computed=num_computed,

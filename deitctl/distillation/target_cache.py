@@ -157,9 +157,8 @@ def _reserve(file: int, size: int, record_bytes: int) -> None:
     """Extend a file to `size` bytes with zeros; several processes may do it at once."""
     present = os.fstat(file).st_size
     if present < size:
-        if (
-            present % record_bytes
-        ):  # truncated within a record: half a hard label would be another label
+        # truncated within a record: half a hard label would be another label
+        if present % record_bytes:
             os.lseek(file, present - 1, os.SEEK_SET)
             os.write(file, b"\0")
         if hasattr(os, "posix_fallocate"):

@@ -53,7 +53,7 @@ class PairedComparison:
     p_value: float
     """Of McNemar's exact test (1947): probability of so uneven a split between equally good models."""
     among_classes: bool
-    """Whether predictions were taken among the data's classes only, because the models know different classes."""
+    """Whether predictions were taken among the data's classes only, because the models have different classes."""
 
 
 def bootstrap_intervals(columns: Mapping[str, NDArray[Any]], seed: int = 0) -> dict[str, Interval]:

@@ -191,7 +191,7 @@ class EvalResult:
     heads_differ: Tensor | None = hidden(repr=False)
     """Whether the two heads predict different classes, [N]."""
     logits: HeadLogits | None = hidden(repr=False)
-    """Raw logits of each head, float32 [M,K], of the images at `logit_rows`; None unless asked for."""
+    """Raw logits of each head, float32 [M,K], of the images at `logit_rows`; None unless they were stored."""
     logit_rows: Tensor = hidden(repr=False)
     """Which of the N images have logits, [M]: all, or a random sample if that is too much memory."""
     subject: EvalSubject | None = hidden(repr=False, default=None)

@@ -130,9 +130,8 @@ def test_two_pixels_a_character_with_the_colors_of_the_image(quarters):
         return [tuple(c.triplet) for s in styles for c in (s.color, s.bgcolor)]
 
     def near(found: list[tuple[int, ...]], wanted: list[tuple[int, ...]]) -> bool:
-        return bool(
-            np.abs(np.array(found) - np.array(wanted)).max() <= 40
-        )  # resizing rings at the edges
+        # resizing rings at the edges
+        return bool(np.abs(np.array(found) - np.array(wanted)).max() <= 40)
 
     assert near(colors(first), [red] * 4 + [green] * 4)
     assert near(colors(last), [blue] * 4 + [white] * 4)

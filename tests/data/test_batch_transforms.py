@@ -56,9 +56,8 @@ def ramp(size: int, x: float, y: float) -> torch.Tensor:
 def test_zero_strength_returns_the_same_tensor(noise):
     images = noise(4, 3, 8, 8)
     assert student_affine(images, KEYS[:4], moving(), 0) is images
-    assert (
-        student_affine(images, KEYS[:4], moving(hflip=1.0), 0) is images
-    )  # views flip, nothing is on top of them
+    # views flip, nothing is on top of them
+    assert student_affine(images, KEYS[:4], moving(hflip=1.0), 0) is images
 
 
 def test_translation_by_hand():
@@ -220,9 +219,8 @@ def test_erased_rectangles_have_timms_shapes():
         ratios.append(float((ys.max() - ys.min() + 1) / (xs.max() - xs.min() + 1)))
     assert min(ratios) == pytest.approx(0.3, abs=0.06)
     assert max(ratios) == pytest.approx(1 / 0.3, abs=0.6)
-    assert np.log(ratios).mean() == pytest.approx(
-        0.0, abs=0.15
-    )  # 4.5 deviations of a uniform logarithm
+    # 4.5 deviations of a uniform logarithm
+    assert np.log(ratios).mean() == pytest.approx(0.0, abs=0.15)
 
 
 def test_erasing_is_a_function_of_the_key():

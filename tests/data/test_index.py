@@ -440,6 +440,5 @@ def test_several_processes_that_start_at_once_agree(root, reporter, tmp_path):
         index.get_index_path(root).unlink(missing_ok=True)
         time.sleep(0.05 + 0.01 * number)
     assert [p.communicate()[0].split() for p in running] == [["True", "6"]] * 2
-    assert all(
-        p.suffix == ".index" for p in (tmp_path / "cache" / "indexes").iterdir()
-    )  # and nothing half written
+    # and nothing half written
+    assert all(p.suffix == ".index" for p in (tmp_path / "cache" / "indexes").iterdir())

@@ -53,9 +53,8 @@ def test_mixup_by_hand():
         mix_images(images, Mix(0.75, None), OF_3),
         mix_targets(torch.eye(3), Mix(0.75, None), OF_3),
     )
-    assert mixed.flatten().tolist() == pytest.approx(
-        [1.5, 2.5, 10.0]
-    )  # an odd last image stays alone
+    # an odd last image stays alone
+    assert mixed.flatten().tolist() == pytest.approx([1.5, 2.5, 10.0])
     torch.testing.assert_close(
         shares, torch.tensor([[0.75, 0.25, 0.0], [0.25, 0.75, 0.0], [0.0, 0.0, 1.0]])
     )

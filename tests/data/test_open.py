@@ -118,9 +118,8 @@ def test_links_that_go_round_end(target, image_folder, reporter):
     root = image_folder({"cat": 2, "dog": 1})
     (root / "cat" / "loop").symlink_to(target, target_is_directory=True)
     counts = np.bincount(open_folder(root, reporter).labels).tolist()
-    assert counts == (
-        [3, 1] if target == "../dog" else [2, 1]
-    )  # a link to another class is followed, as meant
+    # a link to another class is followed, as meant
+    assert counts == ([3, 1] if target == "../dog" else [2, 1])
 
 
 def test_a_linked_class_folder_is_followed(image_folder, tmp_path, reporter):
@@ -178,9 +177,8 @@ def test_a_folder_named_digits_goes_before_the_built_in_set(image_folder, monkey
     root = image_folder({"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1}, root="digits")
     monkeypatch.chdir(root.parent)
     assert open_for_training("digits", seed=0, reporter=reporter)[0].class_names == ("a", "b")
-    assert (
-        len(open_for_training("", seed=0, reporter=reporter)[0].labels) == 4
-    )  # a name left out means the same
+    # a name left out means the same
+    assert len(open_for_training("", seed=0, reporter=reporter)[0].labels) == 4
 
 
 def make_tar(root, inside: str = "") -> str:

@@ -36,9 +36,8 @@ def timms(name, image, magnitude, side, monkeypatch):
     """timm's operation at a magnitude, with its coin for the side held."""
     monkeypatch.setattr(auto_augment.random, "random", lambda: 0.2 if side > 0 else 0.8)
     if name.startswith("Posterize") and LEVELS[name](magnitude / 10, side) < 1:
-        return Image.new(
-            "RGB", image.size
-        )  # under Pillow 12; under Pillow 13 timm raises ValueError
+        # under Pillow 12; under Pillow 13 timm raises ValueError
+        return Image.new("RGB", image.size)
     hparams = {**HPARAMS, "magnitude_max": 1000}
     return auto_augment.AugmentOp(name, prob=1.0, magnitude=magnitude, hparams=hparams)(image)
 
@@ -182,9 +181,8 @@ def applied(spec, times, monkeypatch):
 
 def test_operations_sides_and_strengths_have_timms_odds(monkeypatch):
     seen = applied(DEIT, 3000, monkeypatch)
-    assert len(seen) == pytest.approx(
-        3000, abs=200
-    )  # two layers, each half of the time: 5 deviations are 194
+    # two layers, each half of the time: 5 deviations are 194
+    assert len(seen) == pytest.approx(3000, abs=200)
     counts = {name: sum(n == name for n, _, _ in seen) for name in INCREASING}
     assert min(counts.values()) > 130  # of 200: 5 deviations
     assert max(counts.values()) < 270

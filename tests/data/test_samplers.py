@@ -53,9 +53,8 @@ def test_an_epoch_with_repeats_has_as_many_keys_as_images(count, repeats, epoch)
 @given(count=COUNTS, repeats=st.integers(2, 5), seed=st.integers(0, 50))
 def test_repeats_are_never_neighbors(count, repeats, seed):
     order = [k.index for k in epoch_order(count, seed=seed, epoch=0, repeats=repeats)]
-    alone = (
-        order[-1] if -(-count // repeats) % REPEAT_BLOCK == 1 else None
-    )  # a last block of one image has no choice
+    # a last block of one image has no choice
+    alone = order[-1] if -(-count // repeats) % REPEAT_BLOCK == 1 else None
     assert all(a != b or a == alone for a, b in itertools.pairwise(order))
 
 

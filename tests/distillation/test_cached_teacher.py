@@ -62,9 +62,8 @@ def some(digit_datasets):
 @pytest.fixture
 def teacher(deit, some) -> CountingTeacher:
     model, pre = deit(classes=10, img_size=SIZE, seed=4), Preprocessing(img_size=SIZE)
-    with (
-        torch.no_grad()
-    ):  # noise says the same of every image until what it says of all is taken off
+    # noise says the same of every image until what it says of all is taken off
+    with torch.no_grad():
         model.head.weight.mul_(10)
         views = np.stack(
             [train_transform(some.read(i), AUGMENT, SIZE, 0, 0, i) for i in range(IMAGES)]

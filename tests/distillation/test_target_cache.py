@@ -252,9 +252,8 @@ def test_a_kill_while_writing_loses_at_most_one_target(folder):
 def test_a_cache_with_the_same_stamp_is_opened_again(folder):
     open_example(folder).write([(0, 0)], SOFT.encode(make_targets(SOFT)))
     assert open_example(folder).has_target(0, 0)
-    assert read_stamp(folder) == json.loads(
-        json.dumps(EXAMPLE_STAMP)
-    )  # a tuple comes back as a list and is the same
+    # a tuple comes back as a list and is the same
+    assert read_stamp(folder) == json.loads(json.dumps(EXAMPLE_STAMP))
 
 
 @pytest.mark.parametrize(

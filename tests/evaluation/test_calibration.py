@@ -151,9 +151,8 @@ def test_calibration_lowers_the_error_of_a_model_that_is_too_sure_and_keeps_its_
     again = evaluated(logits, labels, temperature=calibration.temperature)
     assert torch.equal(again.preds, raw.preds)
     assert again.loss == pytest.approx(calibration.loss, rel=0.05)
-    assert calibrate_result(again).temperature == pytest.approx(
-        calibration.temperature
-    )  # of the raw logits, not on top
+    # of the raw logits, not on top
+    assert calibrate_result(again).temperature == pytest.approx(calibration.temperature)
 
 
 def test_the_error_is_measured_on_images_that_the_temperature_was_not_fitted_to():

@@ -149,10 +149,8 @@ def test_names_say_what_differs(folder, images) -> None:
     by_protocol = evaluate_models(
         str(images), models=[model, model], protocols=["deit", "hf", "deit"], workers=0
     )
-    assert [r.name for r in by_protocol.evaluations] == [
-        "deit",
-        "hf",
-    ]  # a repeated protocol counts once
+    # a repeated protocol counts once
+    assert [r.name for r in by_protocol.evaluations] == ["deit", "hf"]
     (only,) = evaluate_models(str(images), models=[model], workers=0).evaluations
     assert only.name == Path(model).name
 
@@ -331,16 +329,12 @@ def test_folders_called_0_to_999_are_imagenets_numbers(
         class_names=model_config.class_names[::-1],
         descriptions=model_config.descriptions[::-1],
     )
-    assert match_classes(turned, [str(n) for n in range(1000)]).rows[:2] == (
-        999,
-        998,
-    )  # numbers are ImageNet's
-    assert (
-        match_classes(model_config, [str(n) for n in range(999)]) is None
-    )  # one is missing: not that set
-    assert (
-        match_classes(model_config, [f"{n:03d}" for n in range(1000)]) is None
-    )  # another numbering that went around
+    # numbers are ImageNet's
+    assert match_classes(turned, [str(n) for n in range(1000)]).rows[:2] == (999, 998)
+    # one is missing: not that set
+    assert match_classes(model_config, [str(n) for n in range(999)]) is None
+    # another numbering that went around
+    assert match_classes(model_config, [f"{n:03d}" for n in range(1000)]) is None
 
 
 def test_a_part_of_imagenetv2_is_refused_with_the_reason(imagenet_model, image_folder) -> None:

@@ -172,9 +172,10 @@ def test_unsupported_options_of_an_onnx_file_are_one_line(
 
 
 def test_a_device_other_than_the_cpu_is_refused(file: Path, images: Path, monkeypatch) -> None:
+    # had cuda
     monkeypatch.setattr(
         "deitctl.evaluation.evaluate.choose_device", lambda *_: choose_device("cpu", "fp32")
-    )  # had cuda
+    )
     with pytest.raises(DeitctlError, match="An ONNX file runs on the CPU"):
         evaluate(str(images), model=str(file), device="cuda")
 

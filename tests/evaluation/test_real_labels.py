@@ -31,9 +31,8 @@ IDS = load_imagenet_classes()[0]
 def test_by_hand():
     labels = [[5, 7], [], [2]]  # of images 1, 2 and 3
     score = score_real_labels(*scored([[1, 2], [7, 0], [9, 9]]), to_imagenet(IDS), labels)
-    assert score == RealLabelScore(
-        2, 50.0, 100.0
-    )  # image 3: second guess; image 1: first; image 2 has no label
+    # image 3: second guess; image 1: first; image 2 has no label
+    assert score == RealLabelScore(2, 50.0, 100.0)
 
 
 def test_labels_are_imagenets_whatever_the_order_of_the_models_classes():

@@ -57,9 +57,8 @@ def test_the_difference_is_red_where_the_distillation_token_looks_more_and_blue_
     red, _, blue = corner(image, 0, 0)
     assert blue > red
     same = np.asarray(draw_difference(GRAY, LEFT, 7 * LEFT), dtype=int)
-    assert (
-        np.ptp(same[..., 0] - same[..., 2]) == 0
-    )  # maps of another scale but one shape do not differ
+    # maps of another scale but one shape do not differ
+    assert np.ptp(same[..., 0] - same[..., 2]) == 0
 
 
 def test_total_variation_is_the_fraction_of_weight_to_move() -> None:

@@ -300,7 +300,9 @@ def test_not_even_the_worker_may_connect_elsewhere(tab, folder, tmp_path):
         tab.open(url)
         tab.wait("document.body.dataset.state === 'ready'")
         assert requested == []
-        assert any("violates the following Content Security Policy" in c for c in tab.console_errors)
+        assert any(
+            "violates the following Content Security Policy" in c for c in tab.console_errors
+        )
         tab.js(
             """new Promise((resolve) => {
               const worker = new Worker("worker.js", { type: "module" });
@@ -396,9 +398,8 @@ def test_text_is_readable_in_light_and_dark(dark, tab, folder, images):
             "return getComputedStyle(document.querySelector(p.slice(0, -1).join(' ')))[p.at(-1)]; })"
         )
         assert (_luminance(background) < 0.2) == dark
-        assert (
-            min(_contrast(background, ink), _contrast(background, faint)) >= 4.5
-        )  # WCAG 2.2, 1.4.3
+        # WCAG 2.2, 1.4.3
+        assert min(_contrast(background, ink), _contrast(background, faint)) >= 4.5
 
 
 def _luminance(color: str) -> float:

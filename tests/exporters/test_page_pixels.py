@@ -171,9 +171,8 @@ def test_a_color_profile_is_not_applied(tab, differs):
     from PIL import ImageCms
 
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    swapped = (
-        profile.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
-    )  # red is blue
+    # red is blue
+    swapped = profile.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
     data = encoded(Image.new("RGB", (40, 40), "red"), icc_profile=swapped)
     applied = tab.js(
         f"""(async () => {{

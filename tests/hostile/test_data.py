@@ -218,9 +218,8 @@ def test_a_folder_deeper_than_recursion_is_walked(tmp_path, monkeypatch):
     os.makedirs("bee")
     Path("bee/x.png").write_bytes(png())
     assert opened(tmp_path).unsplit.class_names == ("bee", "d")
-    subprocess.run(
-        ["rm", "-rf", str(tmp_path / "d")], check=True
-    )  # Python's own removal would recurse
+    # Python's own removal would recurse
+    subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
 
 
 def table(path: Path, text: str | bytes) -> Path:

@@ -38,9 +38,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationW
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A hub that this process's client takes for the hub, with an empty cache and a token that may write."""
     with serve() as served:
-        monkeypatch.setattr(
-            constants, "ENDPOINT", served.url
-        )  # the template of addresses is made of it at import
+        # the template of addresses is made of it at import
+        monkeypatch.setattr(constants, "ENDPOINT", served.url)
         monkeypatch.setattr(
             constants,
             "HUGGINGFACE_CO_URL_TEMPLATE",
@@ -108,9 +107,8 @@ def test_a_pushed_model_predicts_the_same_from_the_hub(
     sent = there.branches["main"]
     assert set(sent) == names(result) == {"config.json", "model.safetensors"}
     assert all(data == (model / name).read_bytes() for name, data in sent.items())
-    assert list(hub.stored.values()) == [
-        sent["model.safetensors"]
-    ]  # the one large file went through LFS
+    # the one large file went through LFS
+    assert list(hub.stored.values()) == [sent["model.safetensors"]]
     image = str(image_folder({"in": 1}) / "in" / "0.png")
     assert scores("hf-hub:me/mine", image) == scores(str(model), image)
     assert Path(constants.HF_HUB_CACHE, "models--me--mine").is_dir()

@@ -84,11 +84,8 @@ def test_topk_is_limited_by_the_number_of_classes(topk, named, painted):
 
 
 def test_scores_that_are_nan_are_an_error_of_their_image(painted):
-    names = [
-        painted("a", (1, 2, 3)),
-        painted("black", (0, 0, 0)),
-        painted("c", (3, 2, 1)),
-    ]  # black is 0 / 0
+    # black is 0 / 0
+    names = [painted("a", (1, 2, 3)), painted("black", (0, 0, 0)), painted("c", (3, 2, 1))]
     records = classify(names, batch_size=3)
     assert [r.input for r in records] == names
     assert [r.error is None for r in records] == [True, False, True]

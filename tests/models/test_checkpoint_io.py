@@ -197,9 +197,8 @@ def test_one_nonfinite_weight_is_refused(bad):
 def test_finite_weights_whose_sum_overflows_are_accepted(dtype):
     largest = torch.full((1000,), torch.finfo(dtype).max, dtype=dtype)
     assert not largest.sum().isfinite()
-    require_finite(
-        {"small": torch.ones(4).to(torch.float8_e4m3fn)}, "here"
-    )  # has neither sums nor isfinite of its own
+    # has neither sums nor isfinite of its own
+    require_finite({"small": torch.ones(4).to(torch.float8_e4m3fn)}, "here")
     with pytest.raises(ModelError, match="infinite or NaN"):
         require_finite({"small": torch.tensor([float("nan")]).to(torch.float8_e4m3fn)}, "here")
     require_finite({"large": largest}, "here")

@@ -14,18 +14,15 @@ from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.model_config import HEADS
 from deitctl.models.vit import HeadLogits
 
-CLS, DIST = (
-    torch.tensor([[math.log(3.0), 0.0]]),
-    torch.tensor([[0.0, 0.0]]),
-)  # softmaxes (3/4, 1/4) and (1/2, 1/2)
+# softmaxes (3/4, 1/4) and (1/2, 1/2)
+CLS, DIST = (torch.tensor([[math.log(3.0), 0.0]]), torch.tensor([[0.0, 0.0]]))
 
 
 def test_avg_probs_is_the_mean_of_the_softmaxes():
     fused = fuse_heads(HeadLogits(CLS, DIST), "avg-probs")
     torch.testing.assert_close(fused.softmax(1), torch.tensor([[5 / 8, 3 / 8]]))
-    torch.testing.assert_close(
-        fused.exp().sum(), torch.tensor(1.0)
-    )  # logarithms of probabilities already
+    # logarithms of probabilities already
+    torch.testing.assert_close(fused.exp().sum(), torch.tensor(1.0))
 
 
 def test_avg_logits_is_the_mean_of_the_logits():

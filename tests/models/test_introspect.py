@@ -116,9 +116,8 @@ def test_layers_of_a_distilled_deit_by_hand(deit):
     for block in range(12):
         members = {n for n, i in ids.items() if i == block + 1}
         assert all(n.startswith(f"blocks.{block}.") for n in members)
-        assert (
-            len(members) == 12
-        )  # two norms, qkv, projection, two of the MLP, each with weight and bias
+        # two norms, qkv, projection, two of the MLP, each with weight and bias
+        assert len(members) == 12
 
 
 @pytest.mark.parametrize("alias", ["deit_tiny", "deit_small_distilled", "deit3_small"])

@@ -157,9 +157,8 @@ def test_stochastic_depth_grows_linearly_and_keeps_the_expectation(deit):
     assert drop_path_mask.shape == (12, 2, 20_000)
     dropped = (drop_path_mask == 0).float().mean(dim=(1, 2))
     expected = torch.tensor([0.5 * i / 11 for i in range(12)])
-    torch.testing.assert_close(
-        dropped, expected, atol=0.01, rtol=0
-    )  # 5 deviations of 40,000 draws: 0.0125
+    # 5 deviations of 40,000 draws: 0.0125
+    torch.testing.assert_close(dropped, expected, atol=0.01, rtol=0)
     torch.testing.assert_close(drop_path_mask.mean(dim=(1, 2)), torch.ones(12), atol=0.03, rtol=0)
     assert drop_path_mask[11].max() == 2.0  # 1 / survival
 

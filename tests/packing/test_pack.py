@@ -465,9 +465,8 @@ def test_verification_reports_other_images_with_valid_digests(options, root, out
     with monkeypatch.context() as patch:
         patch.setattr(packing, "encode_images", repeat_first)
         pack(str(root), out, **options)
-    assert (
-        verify_pack(str(root), out).num_different >= 12
-    )  # of fourteen, of which the first is right
+    # of fourteen, of which the first is right
+    assert verify_pack(str(root), out).num_different >= 12
 
 
 def test_a_pack_overwritten_in_place_is_an_error_at_the_next_image(root, out, tmp_path, reporter):

@@ -69,11 +69,8 @@ def choose(
 def test_the_size_is_at_most_four_times_the_recipes() -> None:
     assert choose(machine())[0] == 256
     assert "within 4 times the recipe's 64" in choose(machine())[1]
-    assert [choose(machine(), usual=usual)[0] for usual in (48, 96, 3)] == [
-        128,
-        256,
-        8,
-    ]  # 192, 384 and 12 are no powers of two
+    # 192, 384 and 12 are no powers of two
+    assert [choose(machine(), usual=usual)[0] for usual in (48, 96, 3)] == [128, 256, 8]
 
 
 def test_the_size_is_at_most_the_number_of_images() -> None:
@@ -132,10 +129,8 @@ def test_memory_limits_the_recipes_size_too() -> None:
 
 def test_slow_steps_are_predicted_not_taken() -> None:
     size, _, sizes = choose(machine(start=4.0, gain=1.5), usual=1024)
-    assert sizes == [
-        8,
-        16,
-    ]  # 16 run at 6 images a second, so that a try of 32 would take more than 8 seconds
+    # 16 run at 6 images a second, so that a try of 32 would take more than 8 seconds
+    assert sizes == [8, 16]
     assert size == 1024  # whose memory is reckoned; more than the recipe's is not taken untried
 
 

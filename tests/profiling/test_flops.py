@@ -58,9 +58,8 @@ def test_torch_counts_what_the_formula_says(alias, learns, deit):
 def test_deit_tiny_has_the_papers_operations():
     arch = timm.create_model("deit_tiny_patch16_224")
     found = count_flops(arch, 224)
-    assert found.forward / 2 == pytest.approx(
-        1.25e9, rel=0.01
-    )  # timm's and the paper's count of multiplications
+    # timm's and the paper's count of multiplications
+    assert found.forward / 2 == pytest.approx(1.25e9, rel=0.01)
 
 
 def test_counting_leaves_the_model_as_it_was(deit):
@@ -76,10 +75,8 @@ def test_other_models_are_counted_with_batch_norms_in_training():
     )
     model.train().append(nn.Linear(4, 5))
     conv, head = 2 * 30 * 30 * 4 * 27, 2 * 4 * 5
-    assert compute_flops(model, 32) == (
-        conv + head,
-        2 * conv + 3 * head,
-    )  # no gradient for the image
+    # no gradient for the image
+    assert compute_flops(model, 32) == (conv + head, 2 * conv + 3 * head)
 
 
 def test_a_frozen_model_has_no_backward_pass():

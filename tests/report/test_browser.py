@@ -182,9 +182,8 @@ def test_a_click_on_a_link_of_the_page_goes_to_its_section(tab, everything, widt
         heading = "document.querySelector(location.hash + ' h2')"
         assert tab.js(f"{heading}.textContent") == target
         box = f"{heading}.getBoundingClientRect()"
-        tab.wait(
-            f"document.elementFromPoint({box}.x + 2, {box}.y + 4) === {heading}"
-        )  # seen, not below the bar
+        # seen, not below the bar
+        tab.wait(f"document.elementFromPoint({box}.x + 2, {box}.y + 4) === {heading}")
 
 
 def test_every_link_of_the_page_leads_to_what_is_there(tab, everything):

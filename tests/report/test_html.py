@@ -110,9 +110,8 @@ def test_hostile_names_stay_text_wherever_they_stand(hostile):
     )
     elements = Elements(render_page(hostile))
     assert [t for t, _ in elements.elements].count("script") == 2
-    assert [t for t, _ in elements.elements] == [
-        t for t, _ in Elements(render_page(calm)).elements
-    ]  # not one element more
+    # not one element more
+    assert [t for t, _ in elements.elements] == [t for t, _ in Elements(render_page(calm)).elements]
     assert json.loads(elements.texts["script"][0])["data"]["classes"] == list(HOSTILE)
 
 

@@ -51,9 +51,8 @@ def test_schedule_by_hand():
 
     assert rate(0) == pytest.approx(1e-6)
     assert rate(10) == pytest.approx((1e-6 + 1e-3) / 2)  # half of the warm-up
-    assert rate(40) == pytest.approx(
-        (1e-3 + 1e-5) / 2
-    )  # half of the cosine, which counts from step 0
+    # half of the cosine, which counts from step 0
+    assert rate(40) == pytest.approx((1e-3 + 1e-5) / 2)
     assert rate(20) == pytest.approx(1e-5 + (1e-3 - 1e-5) * 0.5 * (1 + math.cos(math.pi / 4)))
     assert rate(80) == pytest.approx(1e-5)
     assert rate(1000) == pytest.approx(1e-5)  # and stays there
@@ -242,15 +241,12 @@ def test_decay_shrinks_matrices_and_leaves_biases():
 
 def test_ema_decay_by_hand():
     assert compute_ema_decay(0, decay=0.99996, total_steps=10**7) == pytest.approx(0.1)  # 1 / 10
-    assert compute_ema_decay(90, decay=0.99996, total_steps=10**7) == pytest.approx(
-        0.91
-    )  # 91 / 100
-    assert (
-        compute_ema_decay(10**6, decay=0.99996, total_steps=10**7) == 0.99996
-    )  # a long run has the paper's
-    assert compute_ema_decay(10**6, decay=0.99996, total_steps=1000) == pytest.approx(
-        0.99
-    )  # 100 steps of 1,000
+    # 91 / 100
+    assert compute_ema_decay(90, decay=0.99996, total_steps=10**7) == pytest.approx(0.91)
+    # a long run has the paper's
+    assert compute_ema_decay(10**6, decay=0.99996, total_steps=10**7) == 0.99996
+    # 100 steps of 1,000
+    assert compute_ema_decay(10**6, decay=0.99996, total_steps=1000) == pytest.approx(0.99)
 
 
 @given(step=st.integers(0, 10**6), decay=st.floats(0, 0.99999), total=st.integers(0, 10**6))
@@ -295,6 +291,5 @@ def test_a_short_run_forgets_its_initialization():
     nn.init.ones_(model.weight)
     for step in range(100):
         ema.update(model, step)
-    assert ema.values["weight"].item() == pytest.approx(
-        1.0, abs=0.1
-    )  # with 0.99996 it would be 997
+    # with 0.99996 it would be 997
+    assert ema.values["weight"].item() == pytest.approx(1.0, abs=0.1)

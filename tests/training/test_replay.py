@@ -29,9 +29,8 @@ STEPS = 90
 
 def breaking(config: TrainConfig, rate: float) -> TrainConfig:
     """Steps 0 to 3 warm up gently, the rate of step 4 is about `rate`, and a state is saved after step 1 and 3."""
-    share = 0.5 - 0.5 * math.cos(
-        math.pi * 4 / STEPS / config.recipe.epochs
-    )  # of `min_lr` at step 4
+    # of `min_lr` at step 4
+    share = 0.5 - 0.5 * math.cos(math.pi * 4 / STEPS / config.recipe.epochs)
     optim = replace(
         config.recipe.optim, lr=8e-3, warmup_epochs=3.5 / STEPS, min_lr=rate / share, clip_grad=0.0
     )
@@ -207,9 +206,8 @@ def test_a_loss_spike_is_found_and_reproduced(
     losses = [pair.loss for pair in result.images]
     assert len(losses) == 8
     assert losses == sorted(losses, reverse=True)
-    assert sum(losses) / len(losses) == pytest.approx(
-        record["loss"], rel=1e-4
-    )  # equal parts of the batch
+    # equal parts of the batch
+    assert sum(losses) / len(losses) == pytest.approx(record["loss"], rel=1e-4)
     norms = list(result.grad_norms.values())
     assert norms == sorted(norms, reverse=True)
     assert math.sqrt(sum(n * n for n in norms)) == pytest.approx(record["grad_norm"], rel=1e-4)

@@ -71,9 +71,8 @@ def test_the_newest_unfinished_run_of_the_same_configuration_is_found(
     begun(wanted, "runs/d", age=5, finished=True)
     begun(longer(wanted), "runs/e", age=1)
     assert find_unfinished(wanted, reporter) == newest
-    (Path("runs/c") / "metrics.jsonl").write_text(
-        ""
-    )  # the last to be worked on, not the last to be begun
+    # the last to be worked on, not the last to be begun
+    (Path("runs/c") / "metrics.jsonl").write_text("")
     assert find_unfinished(wanted, reporter) == Path("runs/c")
 
 

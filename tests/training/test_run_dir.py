@@ -25,9 +25,8 @@ def test_a_run_opens_with_the_configuration_it_was_made_with(tmp_path):
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     run = Run.create(tmp_path / "run", CONFIG)
-    Run.create(
-        tmp_path / "run", CONFIG
-    )  # nothing was done in it yet: a refused teacher leaves it so
+    # nothing was done in it yet: a refused teacher leaves it so
+    Run.create(tmp_path / "run", CONFIG)
     run.checkpoint.mkdir()
     with pytest.raises(DeitctlError, match=r"already holds a run.*--resume"):
         Run.create(tmp_path / "run", CONFIG)

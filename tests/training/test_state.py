@@ -58,9 +58,8 @@ def build(kind: str, deit, seed: int) -> nn.Module:
     if kind == "deit":
         return deit(seed=seed)
     torch.manual_seed(seed)
-    return choose_device("cpu", "fp32").to_device(
-        timm.create_model("regnety_002", num_classes=3)
-    )  # channels-last
+    # channels-last
+    return choose_device("cpu", "fp32").to_device(timm.create_model("regnety_002", num_classes=3))
 
 
 @pytest.mark.parametrize("kind", ["deit", "convnet"])

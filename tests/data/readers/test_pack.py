@@ -190,9 +190,8 @@ def test_a_damaged_image_is_unreadable_and_others_are_not(packed):
     with packed.open("r+b") as file:
         file.seek(int(dataset.spans[3].sum()) - 1)
         file.write(b"\xff")
-    os.utime(
-        packed, ns=(times.st_atime_ns, times.st_mtime_ns)
-    )  # nobody wrote to it, as far as its times say
+    # nobody wrote to it, as far as its times say
+    os.utime(packed, ns=(times.st_atime_ns, times.st_mtime_ns))
     with pytest.raises(DataError, match=r"3\.png is damaged: its bytes do not match"):
         dataset.read(3)
     assert [dataset.read_bytes(i) for i in (2, 4)] == [before[i][1] for i in (2, 4)]
