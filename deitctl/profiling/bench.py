@@ -344,7 +344,12 @@ def measure_steps(
         ):
             share = cost / image_s / operations
             stages.by_name[name] = replace(
-                both, name=name, images_per_second=1 / image_s, peak=precision, peak_share=share
+                both,
+                name=name,
+                images_per_second=1 / image_s,
+                images_per_second_iqr=None,  # that of both together is the spread of neither
+                peak=precision,
+                peak_share=share,
             )
         # here, because it needs gradients
         peak_rate = size * bandwidth / (ADAMW_BYTES * trained)

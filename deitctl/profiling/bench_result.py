@@ -81,7 +81,7 @@ class BenchSetup:
     batch_size: int
     """The recipe's, or that of `auto`."""
     batch_size_reason: str | None
-    """Why `auto` chose it; null where it was not asked for."""
+    """Why `auto` chose it; null for any other batch size."""
     measured_batch_size: int
     """Smaller than `batch_size` where a step takes long."""
     peak_lr: float

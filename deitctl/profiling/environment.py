@@ -15,7 +15,7 @@ import torch
 import deitctl
 from deitctl.cores import count_cores
 from deitctl.data.lazy_jpeg import load_jpeg_decoder
-from deitctl.device import INFERENCE_PRECISION, choose_device
+from deitctl.device import INFERENCE_PRECISION, DeviceSettings, choose_device
 from deitctl.models.catalog import ARCHITECTURES
 from deitctl.models.weights import WEIGHTS_VARIABLE, find_local_weights
 from deitctl.profiling.measure import read_free_memory
@@ -30,6 +30,8 @@ PACKAGES = (
     "safetensors",
     "huggingface_hub",
 )
+# By module: another distribution may provide it, as onnxruntime-gpu does. Those of pyproject.toml,
+# which the metadata of a tree that is not installed does not have.
 EXTRAS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("openvino",),
@@ -69,16 +71,15 @@ class Environment:
     """Why."""
     inference_precision: str
     """Unless --precision is passed."""
-    device_settings: dict[str, str]
-    """What training does on this kind of device, by subject."""
+    device_settings: DeviceSettings
     num_workers: int
     """Loader processes of a training."""
     num_cores: int
     """Cores that this process may use."""
     num_threads: int
     """Threads that torch uses."""
-    extras: dict[str, bool]
-    """Whether each extra is installed; else `pip install 'deitctl[NAME]'`."""
+    extras: dict[str, list[str]]
+    """Packages that each extra lacks, none if it is installed; `pip install 'deitctl[NAME]'`."""
     local_weights: list[str]
     """Models whose published weights are on this machine."""
     weights_dir: str | None
@@ -115,12 +116,12 @@ def collect_env(device: str = "auto", precision: str = "auto") -> Environment:
         training_precision=chosen.precision,
         training_precision_reason=chosen.reason,
         inference_precision=INFERENCE_PRECISION,
-        device_settings=chosen.describe(),
+        device_settings=chosen.describe_settings(),
         num_workers=chosen.choose_num_workers(-1),
         num_cores=count_cores(),
         num_threads=torch.get_num_threads(),
         extras={
-            extra: all(importlib.util.find_spec(module) is not None for module in modules)
+            extra: [module for module in modules if importlib.util.find_spec(module) is None]
             for extra, modules in EXTRAS.items()
         },
         local_weights=[a.alias for a in ARCHITECTURES if find_local_weights(a) is not None],

@@ -33,34 +33,34 @@ def fuzz() -> dict[str, ModuleType]:
 
 
 @pytest.mark.parametrize("case", FOUND, ids=lambda p: f"{p.parent.name}-{p.name}")
-def test_a_found_case_is_mended(case, fuzz):
+def test_an_input_that_once_failed_stays_fixed(case, fuzz):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about odd pickles
         fuzz["targets"].TARGETS[case.parent.name](case.read_bytes())
 
 
-def mutated(rng: np.random.Generator, data: bytes) -> bytes:
-    whole = bytearray(data)
+def mutate(rng: np.random.Generator, data: bytes) -> bytes:
+    mutant = bytearray(data)
     for _ in range(int(rng.integers(1, 5))):
-        at = int(rng.integers(0, len(whole) + 1))
+        at = int(rng.integers(0, len(mutant) + 1))
         if rng.random() < 0.2:
-            del whole[at : at + int(rng.integers(1, 40))]
+            del mutant[at : at + int(rng.integers(1, 40))]
         elif rng.random() < 0.3:
-            whole[at:at] = rng.bytes(int(rng.integers(1, 9)))
-        elif at < len(whole):
-            whole[at] = int(rng.choice([0, 1, 127, 128, 255, int(rng.integers(0, 256))]))
-    return bytes(whole)
+            mutant[at:at] = rng.bytes(int(rng.integers(1, 9)))
+        elif at < len(mutant):
+            mutant[at] = int(rng.choice([0, 1, 127, 128, 255, int(rng.integers(0, 256))]))
+    return bytes(mutant)
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_mutants_of_sound_inputs_raise_nothing_else(name, fuzz, monkeypatch):
+def test_mutants_of_valid_inputs_raise_only_our_errors(name, fuzz, monkeypatch):
     monkeypatch.setenv("DEITCTL_MAX_PIXELS", "1000000")
     makers = {
-        "image": "images",
-        "config": "configs",
-        "checkpoint": "checkpoints",
-        "target_cache": "caches",
-        "data": "data_sets",
+        "image": "make_images",
+        "config": "make_configs",
+        "checkpoint": "make_checkpoints",
+        "target_cache": "make_caches",
+        "data": "make_datasets",
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -68,4 +68,4 @@ def test_mutants_of_sound_inputs_raise_nothing_else(name, fuzz, monkeypatch):
         for case in seeds:
             fuzz["targets"].TARGETS[name](case)
         for number in range(TRIES[name]):
-            fuzz["targets"].TARGETS[name](mutated(rng, seeds[number % len(seeds)]))
+            fuzz["targets"].TARGETS[name](mutate(rng, seeds[number % len(seeds)]))

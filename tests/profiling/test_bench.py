@@ -216,9 +216,9 @@ def test_a_stage_has_its_memory_and_its_share_of_the_peak() -> None:
 
 
 def test_a_single_sample_has_no_interquartile_range() -> None:
-    table = StageTable(CPU, 0.1, lambda _: None)
-    assert table.measure("a", lambda: time.sleep(0.2)).images_per_second_iqr is None
-    assert table.measure("b", lambda: time.sleep(0.001)).images_per_second_iqr is not None
+    slow, fast = StageTable(CPU, 0.1, lambda _: None), StageTable(CPU, 1.0, lambda _: None)
+    assert slow.measure("a", lambda: time.sleep(0.2)).images_per_second_iqr is None
+    assert fast.measure("b", lambda: time.sleep(0.001)).images_per_second_iqr is not None
 
 
 def test_work_goes_through_the_items_in_turn() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,29 +16,55 @@ from deitctl.cli.app import app
 from deitctl.errors import ConfigError
 from deitctl.profiling import environment
 from deitctl.profiling.environment import collect_env
-from deitctl.records import to_object
+from deitctl.records import to_json, to_object
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_values_are_those_of_this_machine() -> None:
     env = collect_env("cpu", "fp32")
     assert (env.device, env.training_precision, env.inference_precision) == ("cpu", "fp32", "fp32")
-    assert env.training_precision_reason == "as asked"
+    assert env.training_precision_reason == "chosen with --precision"
     assert env.packages["torch"] == version("torch")
     assert env.num_threads == torch.get_num_threads()
-    assert env.jpeg_decoder in ("torchcodec", "torchvision", "pillow")
     assert 0 < env.free_disk_mib < 2**40
     assert env.device_memory_mib is None
     assert env.jpeg_decoder in ("torchcodec", "torchvision", "pillow")
 
 
-def test_a_missing_package_is_null_and_its_extra_not_installed(monkeypatch) -> None:
+def test_a_missing_package_is_null_and_named_by_its_extra(monkeypatch) -> None:
     monkeypatch.setattr(environment, "PACKAGES", ("torch", "no-such-package"))
     monkeypatch.setattr(
         environment, "EXTRAS", {"all": ("json",), "none": ("json", "no_such_module")}
     )
     env = collect_env("cpu", "auto")
     assert env.packages == {"torch": version("torch"), "no-such-package": None}
-    assert env.extras == {"all": True, "none": False}
+    assert env.extras == {"all": [], "none": ["no_such_module"]}
+    table = CliRunner().invoke(app, ["doctor", "--device", "cpu", "--format", "table"]).stdout
+    assert re.search(r"extras all +│ installed", table)
+    assert re.search(r"extras none +│ lacks no_such_module", table)
+
+
+def test_extras_are_those_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {
+        extra: tuple(re.match(r"[\w-]+", requirement)[0] for requirement in requirements)
+        for extra, requirements in project["optional-dependencies"].items()
+        if extra != "test"
+    }
+    assert declared == environment.EXTRAS
+
+
+def test_settings_of_the_device_are_short_typed_values() -> None:
+    settings = to_json(collect_env("cpu", "bf16").device_settings)
+    assert settings.pop("keeps_freed_memory") in (True, False)
+    assert settings == {
+        "attention": "cpu_backward",
+        "max_activation_mib": 32,
+        "pins_memory": False,
+        "skips_dropped_branches": True,
+    }
+    assert collect_env("cpu", "fp32").device_settings.attention == "torch"
 
 
 def test_an_unavailable_device_is_refused() -> None:
