@@ -119,7 +119,7 @@ def test_cuda_only_calls_do_nothing_on_the_cpu():
         (KeyboardInterrupt("out of memory"), False),
     ],
 )
-def test_out_of_memory_is_told_from_other_errors(error, expected):
+def test_out_of_memory_is_distinguished_from_other_errors(error, expected):
     assert ran_out_of_memory(error) == expected
 
 

@@ -85,7 +85,7 @@ def test_names_are_keys():
     assert all(get_recipe(name).name == name for name in RECIPES)
 
 
-def test_misspelt_recipe_is_suggested():
+def test_misspelled_recipe_is_suggested():
     with pytest.raises(ConfigError, match="'paper'"):
         get_recipe("papr")
     with pytest.raises(ConfigError, match="There are: paper"):
@@ -107,7 +107,7 @@ def test_a_file_without_a_base_must_be_whole(tmp_path):
         get_recipe(str(file))
 
 
-def test_a_file_that_names_what_is_not_there_is_said(tmp_path):
+def test_a_file_that_names_what_is_not_there_is_reported(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text('base = "paper"\nepoch = 3\n')
     with pytest.raises(ConfigError, match="'epochs'"):
@@ -116,7 +116,7 @@ def test_a_file_that_names_what_is_not_there_is_said(tmp_path):
         get_recipe(str(tmp_path / "none.toml"))
 
 
-def test_a_file_that_is_its_own_base_is_said(tmp_path):
+def test_a_file_that_is_its_own_base_is_reported(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text(f'base = "{file}"\n')
     with pytest.raises(ConfigError, match="base"):

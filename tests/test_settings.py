@@ -130,7 +130,7 @@ def test_a_group_of_settings_is_no_value(key, value):
         override(CONFIG, {key: value})
 
 
-def test_misspelt_settings_are_suggested():
+def test_misspelled_settings_are_suggested():
     with pytest.raises(ConfigError, match=r"no setting 'optim\.lrr'.*'optim\.lr'"):
         override(CONFIG, {"recipe.optim.lrr": 1})
     with pytest.raises(ConfigError, match="no setting 'outptu'.*'output'"):
@@ -140,12 +140,12 @@ def test_misspelt_settings_are_suggested():
 
 
 @pytest.mark.parametrize("key", ["", ".", "recipe.", "recipe..lr", "seed.x", "recipe.epochs.x"])
-def test_keys_that_lead_nowhere_are_said(key):
+def test_keys_that_lead_nowhere_are_reported(key):
     with pytest.raises(ConfigError):
         override(CONFIG, {key: 1})
 
 
-def test_settings_of_a_teacher_that_is_not_there_are_said():
+def test_settings_of_a_teacher_that_is_not_there_are_reported():
     with pytest.raises(
         ConfigError, match="'distill.alpha' cannot be set: a teacher is for `distill`"
     ):
@@ -210,12 +210,12 @@ def test_every_setting_has_a_dotted_name():
         ),
     ],
 )
-def test_missing_and_unknown_entries_are_said(values, what):
+def test_missing_and_unknown_entries_are_reported(values, what):
     with pytest.raises(ConfigError, match=what):
         from_dict(TrainConfig, values, "run.toml")
 
 
-def test_broken_and_missing_toml_is_said(tmp_path):
+def test_broken_and_missing_toml_is_reported(tmp_path):
     (tmp_path / "a.toml").write_text("a = = 1")
     (tmp_path / "b.toml").write_bytes(b"\xff\xfe")
     for name, what in (("a", "not valid TOML"), ("b", "not valid TOML"), ("c", "Cannot read")):

@@ -78,7 +78,7 @@ def test_a_leaked_validation_image_has_its_training_image():
     assert as_pairs(groups.across_classes) == []
 
 
-def test_duplicates_under_two_labels_are_told_from_those_in_a_class():
+def test_duplicates_under_two_labels_are_distinguished_from_those_in_a_class():
     groups = find_exact_duplicates(
         digests(1, 1, 1, 2), np.array([0, 0, 0, 0]), np.array([5, 6, 5, 5])
     )
@@ -86,7 +86,7 @@ def test_duplicates_under_two_labels_are_told_from_those_in_a_class():
     assert as_pairs(groups.in_class) == [(2, 0)]
 
 
-def test_near_duplicates_are_told_apart_by_relation_and_leave_out_exact_ones():
+def test_near_duplicates_are_distinguished_by_relation_and_leave_out_exact_ones():
     zero, one = np.zeros(16, np.uint8), np.zeros(16, np.uint8)
     one[0] = 1
     far = np.full(16, 255, np.uint8)

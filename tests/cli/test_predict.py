@@ -79,7 +79,7 @@ def test_nothing_to_say_is_valid_json(model, tmp_path):
     assert (result.exit_code, json.loads(result.stdout)) == (0, [])
 
 
-def test_an_answer_on_stdin_comes_before_the_next_name_is_known(model, inputs):
+def test_a_prediction_on_stdin_comes_before_the_next_name_is_read(model, inputs):
     command = [
         sys.executable,
         "-m",
@@ -130,7 +130,7 @@ def test_an_image_belongs_to_a_table_on_a_terminal(model, inputs):
     ],
     ids=str,
 )
-def test_on_a_terminal_one_image_is_shown_or_all_that_are_asked_for(
+def test_on_a_terminal_one_image_is_shown_or_all_that_are_requested(
     arguments, environment, images, model, inputs, monkeypatch, capsys
 ):
     from rich.console import Console
@@ -148,7 +148,7 @@ def test_on_a_terminal_one_image_is_shown_or_all_that_are_asked_for(
     assert result.stdout.count("▀") == images * 32 * 16
 
 
-def test_our_models_answer_without_what_they_do_not_need(model, inputs):
+def test_our_models_predict_without_what_they_do_not_need(model, inputs):
     """Nor with parts of torch that `import torch` leaves out, of which one wrong call imports hundreds."""
     code = (
         "import sys, torch; plain = {m for m in sys.modules if m.startswith('torch')}; from deitctl.cli.app import app\n"

@@ -78,7 +78,7 @@ def test_bars_are_in_proportion_and_never_longer_than_their_room():
     assert lengths == [round(s / 100 * 160) for s in range(101)]
 
 
-def test_a_terminal_that_knows_no_blocks_gets_signs_that_it_knows():
+def test_a_terminal_without_block_characters_gets_ascii():
     console = Console(
         file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), force_terminal=True, width=80
     )
@@ -171,7 +171,7 @@ def test_only_a_terminal_with_colors_shows_an_image(console, able, quarters):
     assert any(HALF_BLOCK in line for line in lines) is able
 
 
-def test_a_name_is_said_once_where_it_cannot_be_read():
+def test_a_name_is_named_once_where_it_cannot_be_read():
     lines = printed(
         terminal(),
         Prediction("/a/b.jpg", (), "/a/b.jpg cannot be read: No such file or directory."),

@@ -42,7 +42,7 @@ COMMANDS = (
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["--version"], *([c, "--help"] for c in COMMANDS)]
 )
-def test_help_answers_without_importing_torch(arguments: list[str]) -> None:
+def test_help_works_without_importing_torch(arguments: list[str]) -> None:
     code = (
         "import sys; from deitctl.cli.app import app\n"
         f"try: app({arguments!r})\n"
@@ -224,7 +224,7 @@ def test_help_cuts_no_option_off(command: str, columns: int) -> None:
         ("eval --protocol na", "native"),
     ],
 )
-def test_the_shell_completes_values_that_are_known(line: str, value: str) -> None:
+def test_the_shell_completes_values_that_exist(line: str, value: str) -> None:
     """As bash asks for it, through the variable that Typer's script sets; nothing heavy is imported."""
     code = (
         "import sys\nfrom deitctl.cli.app import app\n"

@@ -71,7 +71,7 @@ def test_case_underscores_and_hyphens_do_not_matter():
     )
 
 
-def test_imagenet_is_known_by_its_ids():
+def test_imagenet_is_identified_by_its_ids():
     assert is_imagenet(sorted(IDS, reverse=True))
     assert not is_imagenet(IDS[:999])
 
@@ -124,7 +124,7 @@ def test_a_name_that_two_classes_share_is_refused_with_their_numbers():
         find_class(IMAGENET, "crane")
 
 
-def test_a_word_of_several_classes_names_them():
+def test_a_synonym_of_several_classes_lists_them():
     with pytest.raises(
         ConfigError, match=r"no class 'cat'. Did you mean 'tabby cat' or 'tiger cat' or"
     ):
@@ -136,6 +136,6 @@ def test_a_number_of_absurd_length_is_no_class():
         find_class(IMAGENET, "1" * 5000)
 
 
-def test_a_misspelt_class_is_answered_with_the_nearest():
+def test_a_misspelled_class_suggests_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean 'tench'"):
         find_class(IMAGENET, "tensh")

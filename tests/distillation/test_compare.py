@@ -125,7 +125,7 @@ def test_several_teachers_are_table_2(
         run_compare({"distill__teacher_weights": str(other)}, teachers=["a", "b"])
 
 
-def test_a_misspelt_variant_is_refused(run_compare: Run) -> None:
+def test_a_misspelled_variant_is_refused(run_compare: Run) -> None:
     with pytest.raises(ConfigError, match=r"'token-hart'.*'token-hard'"):
         run_compare(variants=["token-hart"])
 

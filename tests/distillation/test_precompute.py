@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from torch import Tensor
+from typer.testing import CliRunner
 
+from deitctl.cli.app import app
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.distillation.precompute import (
@@ -102,6 +104,21 @@ def test_the_second_student_computes_nothing(
     run_training(replace(other, seed=5, workers=2), datasets=little)
     assert batch_sizes == []
     assert precompute(distilled("a"), little).num_computed == 0
+
+
+def test_the_command_names_the_recipe_and_views_that_its_cache_is_for(
+    distilled: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without `--recipe`, `distill` may choose one whose augmentation has other views."""
+    result = precompute(distilled("a"), little)
+    assert result.recipe == distilled("a").recipe.name
+    monkeypatch.setattr("deitctl.api.cache_teacher", lambda **_: result)
+    for options, recipe in (([], result.recipe), (["--recipe", "mine.toml"], "mine.toml")):
+        done = CliRunner().invoke(app, ["cache-teacher", "--format", "table", *options])
+        assert done.exit_code == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == (
+            f"deitctl distill with the same options, --recipe {recipe} and --views 2 uses them."
+        )
 
 
 def test_a_run_computes_each_target_once_and_unloads_the_teacher(

@@ -136,7 +136,7 @@ def evaluated(logits, labels, dist=None, temperature=1.0, head="cls", **options)
     return calibration
 
 
-def test_calibration_lowers_the_error_of_a_model_that_is_too_sure_and_keeps_its_answers():
+def test_calibration_lowers_the_error_of_a_model_that_is_too_sure_and_keeps_its_predictions():
     logits, labels = answers(250, sharpness=4.0)
     raw = evaluated(logits, labels)
     calibration = calibrate_result(raw)

@@ -44,7 +44,7 @@ def test_a_confidence_on_a_boundary_belongs_to_the_lower_bin():
     assert error == pytest.approx((0.5 + 0.6) / 2)
 
 
-def test_perfectly_calibrated_answers_have_no_error():
+def test_perfectly_calibrated_predictions_have_no_error():
     confidence = torch.full((10,), 0.7)
     correct = torch.tensor([True] * 7 + [False] * 3)
     assert expected_calibration_error(confidence, correct) == pytest.approx(0.0, abs=1e-6)

@@ -328,7 +328,7 @@ def test_what_several_processes_collect_is_put_in_order_logits_too(room, deit, d
     assert torch.equal(result.logits.dist, expected.logits.dist)
 
 
-def test_of_equal_scores_the_first_class_is_the_answer_everywhere():
+def test_of_equal_scores_the_first_class_is_predicted_everywhere():
     tied = torch.zeros(6, 40)
     tied[:, 7:] = 1.0  # 33 classes alike: 7 is the first
     eval_model = EvalModel(
@@ -348,7 +348,7 @@ def test_of_equal_scores_the_first_class_is_the_answer_everywhere():
     assert result.head_agreement == 100.0
 
 
-def test_on_a_cpu_images_are_answered_by_the_block_that_the_allocator_keeps(
+def test_on_a_cpu_images_are_processed_in_the_block_that_the_allocator_keeps(
     deit, digit_datasets, reporter, monkeypatch
 ):
     dataset, model, sizes = select(digit_datasets[1], range(20)), deit("deit_tiny", classes=10), []

@@ -124,7 +124,7 @@ def test_two_images_of_one_size_are_seen_as_each_alone(make_image):
     assert np.array_equal(seen(both, pre), np.concatenate([seen([image], pre) for image in both]))
 
 
-def test_an_interpolation_that_nobody_knows_is_bicubic_in_both(make_image):
+def test_an_interpolation_that_is_unsupported_is_bicubic_in_both(make_image):
     assert (
         levels(make_image(90, 61), Preprocessing(img_size=32, interpolation="random")).max()
         <= MAX_LEVELS
@@ -194,7 +194,7 @@ def verify(loaded, tmp_path, make_image):
     return run
 
 
-def test_whole_images_of_many_shapes_are_answered_as_by_the_model(make, verify):
+def test_whole_images_of_many_shapes_get_the_models_outputs(make, verify):
     result = verify(make())
     assert (result.num_verified, result.top1_agreement) == (len(SIZES), 100)
     assert result.relative_diff is None
@@ -294,7 +294,7 @@ def test_the_golden_sample_is_an_image_that_the_file_resizes(make, onnx_file):
     assert np.sqrt(np.mean((logits - inside) ** 2)) > sample["tolerance"] * np.std(inside)
 
 
-def test_a_golden_sample_that_is_answered_otherwise_is_caught(make, verify):
+def test_a_golden_sample_with_other_outputs_is_caught(make, verify):
     off = np.linspace(-0.01, 0.01, 10, dtype=np.float32)
     with pytest.raises(
         ExportError,

@@ -30,7 +30,7 @@ def file(loaded, network, tmp_path_factory):
     return path
 
 
-def test_the_file_answers_as_the_model_at_any_batch_size_that_it_allows(
+def test_the_file_gives_the_models_outputs_at_any_batch_size_that_it_allows(
     file, loaded, network, sample, answer
 ):
     with silence_warnings():  # ExecuTorch calls its runtime for Python experimental

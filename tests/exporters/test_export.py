@@ -149,7 +149,7 @@ def test_variants_that_there_are_not_are_refused_before_the_model_is_loaded(to, 
         export("no_such_model", to=to, **options)
 
 
-def test_a_timm_folder_answers_with_the_mean_of_logits_and_says_so(model, reporter, tmp_path):
+def test_a_timm_folder_predicts_the_mean_of_logits_and_reports_it(model, reporter, tmp_path):
     result = export(
         str(model),
         to="timm",
@@ -405,7 +405,7 @@ def test_a_run_is_verified_on_its_own_validation_images(model, quick, image_fold
     assert count_of(error) == 3
 
 
-def test_a_run_whose_data_is_gone_is_verified_on_digits_and_says_so(
+def test_a_run_whose_data_is_gone_is_verified_on_digits_and_reports_it(
     model, quick, tmp_path, reporter
 ):
     quick(ECHO)

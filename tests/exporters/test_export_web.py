@@ -186,7 +186,7 @@ def test_every_file_of_the_page_is_in_the_package_and_in_the_folder():
     }
 
 
-def test_the_policy_of_the_page_knows_no_other_server_and_no_inline_script():
+def test_the_policy_of_the_page_allows_no_other_server_and_no_inline_script():
     index = (Path(web.__file__).with_name("page") / "index.html").read_text()
     policy = index.split('Content-Security-Policy" content="')[1].split('"')[0]
     assert policy.startswith("default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; ")

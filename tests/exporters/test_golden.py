@@ -39,7 +39,7 @@ def test_swapped_channels_and_transposed_axes_are_other_samples():
     assert not (pixels == pixels.transpose(0, 2, 1, 3)).all()
 
 
-def test_the_sample_holds_the_input_and_the_models_answer(shallow, network):
+def test_the_sample_holds_the_input_and_the_models_output(shallow, network):
     loaded = shallow()
     metadata = collect_metadata(network(loaded, "dist"), loaded.model_config, "onnx")
     sample = json.loads(metadata[GOLDEN])

@@ -70,7 +70,7 @@ def test_nobodys_folders_are_published():
     )
 
 
-def test_what_is_not_known_is_called_so():
+def test_what_is_unknown_is_called_so():
     text = read_model_config(History())
     assert [section(text, name) for name in ("Training data", "Training recipe", "Accuracy")] == [
         UNKNOWN
@@ -119,7 +119,7 @@ def test_a_result_file_of_somebody_else_is_no_traceback(result):
     assert "## Accuracy" in read_model_config(History(run=RUN, result=result))
 
 
-def test_an_edited_text_is_known_from_an_untouched_one():
+def test_an_edited_text_is_distinguished_from_an_untouched_one():
     text = read_model_config(History(run=RUN, result=RESULT))
     assert is_unedited(text)
     assert not is_unedited(text.replace("pets", "cats"))

@@ -20,7 +20,7 @@ from deitctl.models.model_config import HEADS, Preprocessing
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_the_network_answers_as_predict_does_with_every_head_rule(
+def test_the_network_gives_the_outputs_of_predict_with_every_head_rule(
     head, shallow, network, sample, answer
 ):
     loaded = shallow()
@@ -58,7 +58,7 @@ def test_probabilities_are_calibrated_and_logits_are_the_models_own(
     )
 
 
-def test_the_head_rules_give_different_answers(shallow, network, sample, answer):
+def test_the_head_rules_give_different_predictions(shallow, network, sample, answer):
     loaded = shallow()
     pixels = sample(loaded, 4).pixels
     answers = [answer(network(loaded, head), pixels)[0] for head in HEADS]
@@ -93,7 +93,7 @@ def test_metadata_of_a_bare_network_leaves_normalization_to_the_reader(shallow):
     assert (pre["layout"], pre["normalization"]["where"]) == ("NCHW float32", "left to the reader")
 
 
-def test_metadata_leaves_out_names_that_are_not_known(shallow):
+def test_metadata_leaves_out_names_that_are_unknown(shallow):
     metadata = describe_model(
         replace(shallow().model_config, class_names=None, descriptions=None), "cls"
     )
@@ -114,7 +114,7 @@ def test_silence_warnings_suppresses_warnings_and_logs_and_then_restores_them(ca
 @pytest.mark.parametrize(
     ("alias", "tokens"), [("deit_tiny", 1), ("deit_tiny_distilled", 2), ("deit3_small", 1)]
 )
-def test_it_answers_as_the_model_and_its_attention_is_that_of_the_last_block(
+def test_it_gives_the_models_outputs_and_its_attention_is_that_of_the_last_block(
     alias, tokens, classifier, network, sample, answer
 ):
     loaded = classifier(alias)

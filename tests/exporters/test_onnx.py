@@ -39,7 +39,7 @@ def file(deit_tiny, network, tmp_path_factory):
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_the_file_answers_as_the_model_at_any_batch_size(
+def test_the_file_gives_the_models_outputs_at_any_batch_size(
     count, file, deit_tiny, network, sample, answer
 ):
     pixels = sample(deit_tiny, count).pixels

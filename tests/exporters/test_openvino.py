@@ -41,7 +41,7 @@ def folder(loaded, metadata, network, tmp_path_factory):
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_the_folder_answers_as_the_model_at_any_batch_size(
+def test_the_folder_gives_the_models_outputs_at_any_batch_size(
     count, folder, loaded, network, sample, answer
 ):
     pixels = sample(loaded, count).pixels

@@ -44,7 +44,7 @@ def test_a_quantized_file_is_verified(precision, quantized, shallow, sample, ver
 @pytest.mark.parametrize(
     ("precision", "most"), [("fp16", 0.55), ("int8", 0.50), ("int8-static", 0.50)]
 )
-def test_a_quantized_file_is_smaller_keeps_its_metadata_and_says_what_it_is(
+def test_a_quantized_file_is_smaller_keeps_its_metadata_and_describes_itself(
     precision, most, quantized, onnx_file
 ):
     path = quantized / f"{precision}.onnx"
@@ -94,7 +94,7 @@ def test_int8_quantizes_every_linear_layer_by_channel_and_nothing_else(quantized
     assert sorted(len(s) for s in scales) == [10, 10, 192, 192, 576, 768]
 
 
-def test_static_int8_quantizes_the_same_layers_and_their_inputs_by_known_ranges(quantized):
+def test_static_int8_quantizes_the_same_layers_and_their_inputs_by_calibrated_ranges(quantized):
     model = onnx.load(quantized / "int8-static.onnx")
     weights = {w.name for w in model.graph.initializer}
     made = {o: n for n in model.graph.node for o in n.output}
@@ -108,7 +108,7 @@ def test_static_int8_quantizes_the_same_layers_and_their_inputs_by_known_ranges(
         assert made[made[node.input[0]].input[0]].input[1] in weights  # the scale is a constant
 
 
-def test_static_int8_answers_an_image_as_it_does_in_company_and_int8_does_not(
+def test_static_int8_gives_an_image_the_same_logits_in_any_batch_and_int8_does_not(
     quantized, shallow, sample
 ):
     pixels = sample(shallow(), 18).pixels

@@ -45,7 +45,7 @@ def load(path, **extra):
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_the_file_answers_as_the_model_at_any_batch_size(
+def test_the_file_gives_the_models_outputs_at_any_batch_size(
     count, file, loaded, network, sample, answer
 ):
     pixels = sample(loaded, count).pixels
@@ -99,7 +99,7 @@ def aoti_file(loaded, network, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_package_answers_as_the_model_at_any_batch_size_and_says_what_it_is(
+def test_the_package_gives_the_models_outputs_at_any_batch_size_and_describes_itself(
     aoti_file, loaded, network, sample, answer
 ):
     run = load_aoti(str(aoti_file))
@@ -124,7 +124,7 @@ def test_a_missing_compiler_is_one_line_before_any_work(monkeypatch):
         FORMATS["aoti"].require()
 
 
-def test_what_is_no_package_is_said_to_be_none(tmp_path):
+def test_what_is_no_package_is_reported_to_be_none(tmp_path):
     (tmp_path / "m.pt2").write_bytes(b"PK")
     with pytest.raises(ExportError, match=r"m.pt2 is not a readable .pt2 file"):
         read_aoti_metadata(tmp_path / "m.pt2")

@@ -78,7 +78,7 @@ def load(kind, folder, **options):
         ("deit_tiny_distilled", "DeiTForImageClassificationWithTeacher"),
     ],
 )
-def test_the_auto_class_finds_the_class_and_answers_with_our_logits(alias, kind, made, noise):
+def test_the_auto_class_finds_the_class_and_gives_our_logits(alias, kind, made, noise):
     loaded, folder = made(alias)
     theirs, report = load("AutoModelForImageClassification", folder, output_loading_info=True)
     assert type(theirs).__name__ == kind

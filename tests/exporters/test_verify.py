@@ -68,7 +68,7 @@ def test_a_folder_that_was_moved_is_not_its_own_model(run, tmp_path):
     assert (record["model"], record["num_verified"]) == (None, 0)
 
 
-def test_a_run_is_told_which_of_its_exports_can_be_named(run):
+def test_a_run_is_informed_which_of_its_exports_can_be_named(run):
     with pytest.raises(ExportError, match=r"Name one of these: .*seven-int8.onnx"):
         verify_export(str(run))
 
@@ -123,7 +123,7 @@ def test_another_preprocessing_is_named(change, says, run):
         verify_export(str(run / "export" / "seven.onnx"), num_images=2)
 
 
-def test_weights_that_were_damaged_on_the_way_do_not_answer_the_golden_sample(run, tmp_path):
+def test_weights_that_were_damaged_on_the_way_fail_the_golden_sample(run, tmp_path):
     proto = onnx.load(run / "export" / "seven.onnx")
     (weight,) = (w for w in proto.graph.initializer if w.name == "model.head.weight")
     weight.CopyFrom(
@@ -159,7 +159,7 @@ def test_what_is_no_export_is_one_line(run, tmp_path):
         verify_export(str(run / "export" / "seven.onnx"), model="no_such_model")
 
 
-def test_accuracy_is_that_of_labels_that_the_model_knows(run, image_folder):
+def test_accuracy_is_that_of_labels_that_the_model_has(run, image_folder):
     """Of four black images one has the label that the model gives to black."""
     file = str(run / "export" / "seven.onnx")
     root = image_folder({"a": 2})

@@ -172,7 +172,7 @@ def test_a_jpeg_of_ten_thousand_scans_is_refused():
 
 
 def test_a_ribbon_is_cut_before_it_is_resized():
-    """One of 2 x 20,000 would become 248 x 2,480,000; what the crop keeps is what the whole would give, but for rounding."""
+    """Resized whole, one of 2 x 20,000 would become 248 x 2,480,000. The crop is equal up to rounding."""
     ribbon = Image.fromarray(
         np.random.default_rng(0).integers(0, 255, (3000, 3, 3), dtype=np.uint8)
     )

@@ -200,7 +200,7 @@ def folder(sound, tmp_path):
     return tmp_path / "m"
 
 
-def test_a_sound_folder_is_loaded(folder):
+def test_a_valid_folder_is_loaded(folder):
     assert load_model(str(folder), reporter=SilentReporter()).model_config.class_names == (
         "a",
         "b",
@@ -220,7 +220,7 @@ def test_weights_that_are_not_numbers_are_refused(value, folder):
         load_model(str(folder), reporter=SilentReporter())
 
 
-def test_an_answer_that_is_no_number_is_an_error_and_no_row(folder, tmp_path, make_image):
+def test_a_score_that_is_not_finite_is_an_error_and_no_row(folder, tmp_path, make_image):
     state = load_tensors(folder / "model.safetensors")
     state["head.weight"] = torch.full_like(state["head.weight"], 3e38)
     save_tensors(folder / "model.safetensors", state)

@@ -189,7 +189,7 @@ def test_what_is_no_image_is_named(image, says):
         open_image(image, "image 5")
 
 
-def test_one_image_is_told_from_several():
+def test_one_image_is_distinguished_from_several():
     one = [
         "a.png",
         Path("a"),

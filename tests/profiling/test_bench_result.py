@@ -194,13 +194,13 @@ def test_data_wait_asks_for_the_workers_that_feed_a_step(config) -> None:
     assert "waits for data 12 % of its time" in hint.message
 
 
-def test_more_workers_than_cores_are_not_recommended(config) -> None:
+def test_more_workers_than_cores_are_not_recomfixed(config) -> None:
     (hint,) = hints(config, wait=0.02, train_view=0.4)
     assert hint.change == "more than the 8 cores here: 10"
 
 
 @pytest.mark.parametrize(("side", "packed"), [(45.0, True), (44.0, False)])
-def test_packing_is_recommended_for_large_images(side, packed, config) -> None:
+def test_packing_is_recomfixed_for_large_images(side, packed, config) -> None:
     setup = replace(SETUP, median_side_px=side)  # 37 pixels, 8 / 7 of 32, times 1.2 is 44.4
     (hint,) = hints(config, setup, wait=0.02, train_view=0.13)
     assert ("deitctl pack DATA OUT --max-size 37" in hint.change) == packed
@@ -218,7 +218,7 @@ def test_a_slow_teacher_is_a_bottleneck(distill_config) -> None:
     assert not hints(distill_config(), teacher=0.005, step_cached_batch=0.045, end_to_end=0.055)
 
 
-def test_a_faster_precision_is_recommended(config) -> None:
+def test_a_faster_precision_is_recomfixed(config) -> None:
     flops = {"fp32": 100.0, "bf16": 350.0}
     (hint,) = hints(config, peak=replace(EVEN, flops_per_second=flops))
     assert hint == Hint(

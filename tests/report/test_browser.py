@@ -230,7 +230,7 @@ def test_the_list_of_confusions_leads_to_their_images(tab, everything):
     assert tab.js("location.hash") == "#cell"
 
 
-def test_predictions_outside_the_data_are_told_apart_by_their_titles(
+def test_predictions_outside_the_data_are_distinguished_by_their_titles(
     tab, written, contents, evaluated
 ):
     section = evaluated(preds=[-1, 0, 1, -1, 0, -1, 2, 2], outside={0: "lion", 3: "fox", 5: "wolf"})

@@ -139,7 +139,7 @@ def test_a_model_of_another_kind_is_shown_without_maps(images, tmp_path) -> None
     assert section.galleries["disagreements"] == []
 
 
-def test_several_are_told_apart_and_compared(model_folder, images) -> None:
+def test_several_are_distinguished_and_compared(model_folder, images) -> None:
     model = str(model_folder("deit_tiny", ("a", "b")))
     results = evaluate_models(str(images), models=[model], protocols=["native", "hf"], workers=0)
     contents = build(results)

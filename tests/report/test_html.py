@@ -194,13 +194,13 @@ def test_a_thousand_classes_and_fifty_thousand_images_are_a_few_megabytes(conten
     assert len(render_page(contents(big))) < 3e6
 
 
-def test_a_long_run_is_thinned_and_says_so(curves, contents, evaluated):
+def test_a_long_run_is_thinned_and_reports_it(curves, contents, evaluated):
     long = replace(curves, steps=[{**curves.steps[0], "step": n} for n in range(2500)])
     drawn = build_payload(contents(evaluated(), curves=long))["curves"]
     assert (drawn["every"], len(drawn["at"])) == (3, 834)
 
 
-def test_a_folder_that_cannot_be_written_is_said_in_one_line(contents, evaluated, tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported_in_one_line(contents, evaluated, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DiskError, match=r"Cannot write .*report\.html"):
         write_page(contents(evaluated()), tmp_path / "file" / "report.html")

@@ -34,7 +34,7 @@ def test_each_head_has_a_row_and_a_plain_model_none(contents, evaluated, distill
     assert "head" not in read_text(render_summary(contents(evaluated())))
 
 
-def test_intervals_of_heads_have_a_column_where_they_are_known(contents, distilled):
+def test_intervals_of_heads_have_a_column_where_they_are_available(contents, distilled):
     result = distilled.result
     without = replace(distilled, result=replace(result, bootstrap={}))
     assert "95 % interval" not in read_text(render_summary(contents(without)))
@@ -43,7 +43,7 @@ def test_intervals_of_heads_have_a_column_where_they_are_known(contents, distill
     assert "class head 75.0 % 50.0 to 90.0" in read_text(render_summary(contents(known)))
 
 
-def test_calibration_and_the_datas_own_classes_are_said_where_they_are_known(contents, distilled):
+def test_calibration_and_the_datas_own_classes_are_reported_where_they_are_available(contents, distilled):
     text = read_text(render_summary(contents(distilled)))
     assert "calibration error with fitted temperature 1.5 0.062" in text
     assert "top-1 among the data's 3 classes only 100.0 %" in text
@@ -55,7 +55,7 @@ def test_several_stand_in_a_table_and_the_best_is_marked(contents, evaluated, di
     assert "<strong>62.5 %</strong>" not in html
 
 
-def test_a_comparison_is_told_in_the_order_of_every_other_output(
+def test_a_comparison_is_listed_in_the_order_of_every_other_output(
     contents, evaluated, distilled, better
 ):
     text = read_text(render_summary(contents(evaluated(), distilled, comparisons=[better])))
@@ -67,7 +67,7 @@ def test_a_comparison_is_told_in_the_order_of_every_other_output(
     assert "Not significant" not in text
 
 
-def test_names_in_a_comparison_stay_as_they_are_and_its_kind_is_said(
+def test_names_in_a_comparison_stay_as_they_are_and_its_kind_is_reported(
     contents, evaluated, distilled, better
 ):
     odd = replace(
@@ -78,7 +78,7 @@ def test_names_in_a_comparison_stay_as_they_are_and_its_kind_is_said(
     assert "points of top-1 among the data's classes, 95 % interval −5.0 to 0.0" in text
 
 
-def test_a_difference_that_may_be_none_is_said_to_be_none(contents, evaluated, distilled, better):
+def test_a_difference_that_may_be_none_is_reported_to_be_none(contents, evaluated, distilled, better):
     unclear = replace(better, interval=Interval(-50.0, 5.0))
     assert "Not significant" in read_text(
         render_summary(contents(evaluated(), distilled, comparisons=[unclear]))

@@ -215,7 +215,7 @@ def test_a_full_disk_keeps_the_last_state_names_the_way_on_and_leaves_room(
     assert loaded(tmp_path).progress.step == 3
 
 
-def test_a_save_that_failed_is_told_by_the_next(
+def test_a_save_that_failed_is_raised_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpointer, state = checkpointer_in(tmp_path), state_of()

@@ -43,7 +43,7 @@ def test_distilled_fine_tuning_changes_resolution_with_the_teacher_at_its_own(
     assert set(result.evaluation.heads or ()) == {"cls", "dist", "avg-logits", "avg-probs"}
 
 
-def test_the_words_of_a_teacher_serve_students_of_every_resolution(
+def test_the_targets_of_a_teacher_serve_students_of_every_resolution(
     distilled: Make, little: Pair, reporter: SilentReporter
 ) -> None:
     run_training(with_recipe(distilled("a"), img_size=32, epochs=4), datasets=little)

@@ -142,14 +142,14 @@ RUBBISH = [
 
 
 @pytest.mark.parametrize("text", RUBBISH)
-def test_what_is_no_record_is_said(text: str, tmp_path: Path) -> None:
+def test_what_is_no_record_is_reported(text: str, tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text(text)
     for path in (tmp_path, tmp_path / "record.json"):
         with pytest.raises(ConfigError, match="is no record of an incident"):
             read_incident(path)
 
 
-def test_a_record_that_is_not_there_or_no_text_is_said(tmp_path: Path) -> None:
+def test_a_record_that_is_not_there_or_no_text_is_reported(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for name in ("absent", "absent/record.json", "binary", ""):
         with pytest.raises(ConfigError, match="is no record of an incident"):

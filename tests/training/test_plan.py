@@ -67,7 +67,7 @@ def test_a_model_of_one_size_is_refused_before_it_is_run(little_config: Make) ->
         plan_training(replace(config, recipe=recipe))
 
 
-def test_one_epoch_has_no_early_one_and_says_so(
+def test_one_epoch_has_no_early_one_and_reports_it(
     little_config: Make, little: Pair, reporter
 ) -> None:
     config = little_config("x")

@@ -92,7 +92,7 @@ def test_where_and_how_a_run_goes_on_makes_no_difference(wanted: TrainConfig, re
     assert find_unfinished(other, reporter) == root
 
 
-def test_an_unfinished_run_that_differs_is_told_of(wanted: TrainConfig, reporter) -> None:
+def test_an_unfinished_run_that_differs_is_reported(wanted: TrainConfig, reporter) -> None:
     begun(longer(wanted), "runs/a")
     begun(replace(wanted, model="deit_small"), "runs/b")  # somebody else's business
     assert find_unfinished(wanted, reporter) is None
@@ -138,7 +138,7 @@ def test_a_restarted_launch_finds_the_run_that_it_began_and_no_other(
     assert find_unfinished(wanted, reporter, launch="job-7") == ours
 
 
-def test_settings_that_are_said_again_must_be_the_runs_own(wanted: TrainConfig) -> None:
+def test_settings_that_are_given_again_must_be_the_runs_own(wanted: TrainConfig) -> None:
     root = Path("r")
     require_same(root, wanted, {})
     require_same(

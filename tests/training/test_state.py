@@ -235,7 +235,7 @@ def test_another_model_is_an_error(tmp_path, deit):
         new_state(deit(classes=9)).load(tmp_path / "state")
 
 
-def test_missing_files_are_said(tmp_path, deit):
+def test_missing_files_are_reported(tmp_path, deit):
     state = new_state(deit())
     for name in ("model", "ema", "optimizer"):
         state.save(tmp_path / "state")
