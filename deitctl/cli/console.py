@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from deitctl.errors import ConfigError, Interrupted, Signalled, did_you_mean
 from deitctl.records import to_json, to_object
-from deitctl.settings import flatten
 
 if TYPE_CHECKING:  # Rich takes 0.1 s to import: where nothing is drawn, it is not
     from rich.console import Console

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import deitctl
 from deitctl.cli import options as o
-from deitctl.cli.console import choose_format, print_json, print_record
-from deitctl.records import to_object
+from deitctl.cli.console import choose_format, print_json, print_values
+from deitctl.records import to_json, to_object
+from deitctl.settings import flatten
 
 
 def doctor(
@@ -22,4 +23,8 @@ def doctor(
     if shape == "json":
         print_json(to_object(environment))
     else:
-        print_record("deitctl doctor", environment, nested=True)
+        extras = {
+            f"extras.{extra}": f"lacks {', '.join(missing)}" if missing else "installed"
+            for extra, missing in environment.extras.items()
+        }
+        print_values("deitctl doctor", flatten(to_json(environment)) | extras)
