@@ -66,7 +66,8 @@ def main() -> None:
                 ]
                 distances = " ".join(f"{d:.1e}" for d in far)
                 print(
-                    f"{dtype} scores x{scale**2:g} {side}: {forward:.1f} + {backward:.1f} ms; gradients off by {distances}"
+                    f"{dtype} scores x{scale**2:g} {side}: {forward:.1f} + {backward:.1f} ms; "
+                    f"gradients off by {distances}"
                 )
             ratio = statistics.median(
                 sum(a) / sum(b) for a, b in zip(times["fused"], times["ours"], strict=True)

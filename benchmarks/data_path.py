@@ -31,7 +31,7 @@ from deitctl.data.eval_transform import to_chw
 from deitctl.data.lazy_jpeg import LazyJpeg, open_image
 from deitctl.data.open import open_dataset
 from deitctl.data.rand_augment import parse_rand_augment
-from deitctl.data.transforms import sample_crop_box, resized_crop, train_transform
+from deitctl.data.transforms import resized_crop, sample_crop_box, train_transform
 from deitctl.events import SilentReporter
 from deitctl.packing.pack import pack
 from deitctl.recipes import RECIPES
@@ -182,7 +182,8 @@ def shrinking(images: list[bytes], rounds: int) -> None:
             )
             beside[shrink].append(np.abs(np.asarray(small).astype(int) - np.asarray(large)))
     print(
-        "| decoded at | crops | mean difference | 99 % below | largest | ms | ms, decoded whole |\n|---|---|---|---|---|---|---|"
+        "| decoded at | crops | mean difference | 99 % below | largest | ms | ms, decoded whole |\n"
+        "|---|---|---|---|---|---|---|"
     )
     for shrink, values in sorted(beside.items()):
         levels = np.stack(values)

@@ -3,9 +3,9 @@
     git worktree add OLD COMMIT
     python benchmarks/equal_epochs.py OUT --old OLD --images IMAGES [--seeds 3] [--epochs 20]
 
-IMAGES (`train` and `val` with class folders) are learned from scratch at 64 pixels, and the digits that deitctl comes with
-from a teacher. Each is done with every seed; runs that are in OUT are not done again. Last
-figures: docs/results/speed.md.
+IMAGES (`train` and `val` with class folders) are learned from scratch at 64 pixels, and the digits that deitctl comes
+with from a teacher. Each is done with every seed; runs that are in OUT are not done again.
+Last figures: docs/results/speed.md.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Damaged, odd and hostile inputs through predict, eval, train and check: `python benchmarks/hostile_inputs.py --count 300`.
+"""Damaged, odd and hostile inputs through predict, eval, train and check.
+
+    python benchmarks/hostile_inputs.py --count 300
 
 Everything is made here, from a seed. Each case runs in a forked process of its own, all images of predict in one.
-The rules: exit code 0, 1, 2 or 3; no traceback; one line for each failure; a stated peak of memory; every row of predict
-belongs to its own input, and the good images among the bad have exactly the scores that they have alone.
+The rules: exit code 0, 1, 2 or 3; no traceback; one line for each failure; a stated peak of memory; every row of
+predict belongs to its own input, and the good images among the bad have exactly the scores that they have alone.
 It exits with 1 if a rule is broken.
 """
 
@@ -155,7 +157,10 @@ def _expanded(names: list[str]) -> list[str]:
 
 
 def report(done: list[Case]) -> bool:
-    """Print a table by group (`lines`: the most that one wrote to stderr) and what broke a rule; return whether nothing did."""
+    """Print a table by group and what broke a rule; return whether nothing did.
+
+    `lines` is the most that one case of the group wrote to stderr.
+    """
     print(
         f"{'group':8} {'processes':>9} {'exit codes':24} {'lines':>5} {'peak MiB':>8} {'slowest s':>9} {'broken':>6}"
     )
@@ -167,8 +172,8 @@ def report(done: list[Case]) -> bool:
             for code in sorted({c.code for c in cases})
         )
         print(
-            f"{group:8} {len(cases):9} {codes:24} {lines:5} {max(c.peak for c in cases):8} {max(c.seconds for c in cases):9.1f} "
-            f"{sum(bool(c.broken) for c in cases):6}"
+            f"{group:8} {len(cases):9} {codes:24} {lines:5} {max(c.peak for c in cases):8} "
+            f"{max(c.seconds for c in cases):9.1f} {sum(bool(c.broken) for c in cases):6}"
         )
     for case in done:
         if case.group == "predict":

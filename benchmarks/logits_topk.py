@@ -11,8 +11,8 @@ import argparse
 
 import torch
 
-from deitctl.data.loader import build_eval_loader
 from deitctl.data.batch_transforms import normalize
+from deitctl.data.loader import build_eval_loader
 from deitctl.data.open import open_for_evaluation
 from deitctl.distillation.targets import TargetCodec, teacher_targets
 from deitctl.events import SilentReporter
@@ -40,7 +40,8 @@ def main() -> None:
         [forward_heads(loaded.model, normalize(b.images[0], pre)).cls for b in batches]
     )
     print(
-        f"{len(logits)} images, {logits.shape[1]} classes\n| tau | k | bytes a target | probability stored | KL, nats |\n|---|---|---|---|---|"
+        f"{len(logits)} images, {logits.shape[1]} classes\n"
+        "| tau | k | bytes a target | probability stored | KL, nats |\n|---|---|---|---|---|"
     )
     for tau in (1.0, 3.0):
         targets = teacher_targets(logits, "soft", tau)

@@ -28,7 +28,10 @@ MIB = 1 << 20
 
 
 def make(root: Path, classes: int, num_images: int) -> None:
-    """Make class folders named like ImageNet's, each of hard links to one file, of which a file system allows 65,000."""
+    """Make class folders named like ImageNet's, each of hard links to one file.
+
+    A file system allows 65,000 links to a file.
+    """
     from PIL import Image
 
     for number in range(classes):

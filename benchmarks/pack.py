@@ -4,9 +4,9 @@
     python benchmarks/pack.py predictions PHOTOS --weights FILE
     python benchmarks/pack.py start [--images 1280000]
 
-PHOTOS is a folder of JPEGs. `speed` makes others of them by crops and flips, and reads all in a drawn order, one storage
-after the other in every round: from memory, and from the disk (Linux; the files' pages are given back before). Last
-figures: docs/results/data.md.
+PHOTOS is a folder of JPEGs. `speed` makes others of them by crops and flips, and reads all in a drawn order, one
+storage after the other in every round: from memory, and from the disk (Linux; the files' pages are given back before).
+Last figures: docs/results/data.md.
 """
 
 from __future__ import annotations
@@ -182,16 +182,15 @@ def predictions(options: argparse.Namespace) -> None:
             apart = float((expected.exp() * (expected - found)).sum(1).mean())
             other = int((found.argmax(1) != expected.argmax(1)).sum())
             kind = f"{quality}, {subsampling}" if quality else "pixels"
-            print(
-                f"| {side} | {kind} | {sum(len(f or b'') for f in files) / len(files) / 1e3:.1f} | {apart:.4f} | {other} |"
-            )
+            kilobytes = sum(len(f or b"") for f in files) / len(files) / 1e3
+            print(f"| {side} | {kind} | {kilobytes:.1f} | {apart:.4f} | {other} |")
 
 
 def start(options: argparse.Namespace) -> None:
     """Print how long a pack of many images takes to open, and the memory of it, in a fresh process each."""
+    from deitctl.data.arrays import StringArray
     from deitctl.data.index import Listing
     from deitctl.data.readers.pack import write_pack
-    from deitctl.data.arrays import StringArray
 
     count, classes = options.images, 1000
     labels = np.arange(count) * classes // count
@@ -206,7 +205,8 @@ def start(options: argparse.Namespace) -> None:
             size = write_pack(file, {"train": part}, ((b"%d" % n, n) for n in range(count)))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(
-            f"{count:,} images of a few bytes: {size / 1e6:.0f} MB written in {time.perf_counter() - begun:.1f} s, peak {peak:.0f} MiB"
+            f"{count:,} images of a few bytes: {size / 1e6:.0f} MB written in "
+            f"{time.perf_counter() - begun:.1f} s, peak {peak:.0f} MiB"
         )
         for _ in range(options.rounds):
             forget(path)

@@ -1,9 +1,10 @@
-"""What keeps a perceptron's training step from the ceiling of one large matrix product? Its passes in bf16, operation by operation.
+"""What keeps a perceptron's training step from the speed of one large matrix product? Its bf16 operations, one by one.
 
     python benchmarks/perceptron.py [--images 8] [--layers 12] [--dim 384] [--tokens 198]
 
-Layers of layer norm, two linear layers and a GELU between, as in a DeiT, forward and backward by hand, one tensor a layer, so that
-operands come from memory as in a training. Then the same in parts of some rows that stay in the cache. Figures: docs/results/speed.md.
+Layers of layer norm, two linear layers and a GELU between, as in a DeiT, forward and backward by hand, one tensor a
+layer, so that operands come from memory as in a training. Then the same in parts of some rows that stay in the cache.
+Figures: docs/results/speed.md.
 """
 
 from __future__ import annotations
@@ -139,12 +140,12 @@ def main() -> None:
     products = sum(layers.seconds[name] for name in PRODUCTS) / ROUNDS
     flops = 6 * 2 * rows * said.dim * 4 * said.dim * said.layers
     print(
-        f"products: {100 * products * ROUNDS / total:.0f} % of the time, {100 * flops / products / ceiling:.0f} % of the ceiling"
+        f"products: {100 * products * ROUNDS / total:.0f} % of the time, "
+        f"{100 * flops / products / ceiling:.0f} % of the ceiling"
     )
     for size in (264, 396, 528, 792):
-        print(
-            f"in parts of {size} rows: {seconds_of(lambda size=size: layers.in_parts(size)) / whole:.2f} times the whole"
-        )
+        ratio = seconds_of(lambda size=size: layers.in_parts(size)) / whole
+        print(f"in parts of {size} rows: {ratio:.2f} times the whole")
 
 
 if __name__ == "__main__":

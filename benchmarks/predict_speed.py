@@ -4,14 +4,14 @@
 
 Five programs, each a fresh process from the shell to the last line of its answer, take turns, so that whatever else the
 machine does meets all of them: the shortest script with timm (import, build, load, transform, forward, print), the
-shortest with torch and no other model library, `import torch` and nothing else, `deitctl predict`, and `deitctl predict`
-with the same model as an ONNX file. A first round, which fills the disk's cache, is not counted. Ratios are of the
-same round; medians of them are given. The first class and its score are compared, so that all do the same work.
-Processor time hardly depends on what else the machine does, so it is there too.
+shortest with torch and no other model library, `import torch` and nothing else, `deitctl predict`, and
+`deitctl predict` with the same model as an ONNX file. A first round, which fills the disk's cache, is not counted.
+Ratios are of the same round; medians of them are given. The first class and its score are compared, so that all do the
+same work. Processor time hardly depends on what else the machine does, so it is there too.
 
-Last figures (2 cores, OMP_NUM_THREADS=1, torch 2.14, timm 1.0.31). Twice 15 rounds beside other work: predict takes 0.41
-and 0.42 of the timm script's time and 0.83 and 0.90 of the torch script's; with the ONNX file 0.12 and 0.12, 0.23 and
-0.25. 7 rounds on idle cores: 0.39, 0.84, 0.11 and 0.23; 5.0, 2.1, 2.0, 1.8 and 0.5 seconds.
+Last figures (2 cores, OMP_NUM_THREADS=1, torch 2.14, timm 1.0.31). Twice 15 rounds beside other work: predict takes
+0.41 and 0.42 of the timm script's time and 0.83 and 0.90 of the torch script's; with the ONNX file 0.12 and 0.12, 0.23
+and 0.25. 7 rounds on idle cores: 0.39, 0.84, 0.11 and 0.23; 5.0, 2.1, 2.0, 1.8 and 0.5 seconds.
 """
 
 from __future__ import annotations
@@ -153,8 +153,9 @@ def main() -> None:
         rounds = [{name: run(c) for name, c in programs.items()} for _ in range(options.rounds)]
     (index, score), *others = answers.values()
     assert all(i == index and abs(s - score) < 1e-3 for i, s in others), answers
+    threads = os.environ.get("OMP_NUM_THREADS")
     print(
-        f"class {index} at {score:.4f} from all; {options.rounds} rounds, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}"
+        f"class {index} at {score:.4f} from all; {options.rounds} rounds, OMP_NUM_THREADS={threads}"
     )
     print(
         f"{'':26}  seconds   x timm  x torch alone  x import torch   CPU seconds   x timm  x torch alone"
@@ -171,7 +172,8 @@ def main() -> None:
             statistics.median(getattr(r[name], k) for r in rounds) for k in ("seconds", "cpu")
         )
         print(
-            f"{name:26} {took:8.2f} {wall[0]:8.2f} {wall[1]:14.2f} {wall[2]:15.2f} {busy:13.2f} {cpu[0]:8.2f} {cpu[1]:14.2f}"
+            f"{name:26} {took:8.2f} {wall[0]:8.2f} {wall[1]:14.2f} {wall[2]:15.2f} "
+            f"{busy:13.2f} {cpu[0]:8.2f} {cpu[1]:14.2f}"
         )
 
 

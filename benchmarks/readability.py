@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import collections
+import contextlib
 import io
 import re
 import sys
@@ -41,11 +42,26 @@ VERBS = frozenset(
     subsample sum summarize supports suggest swap switch sync synchronize take tell test time to tokenize trace track
     train transform translate transpose traverse trim truncate try tune turn undo unflatten unfreeze uninstall unpack
     unwrap update upload use uses validate verify view visit wait walk want warm warn watch wrap write yield zero
-    """.split()
+    """.split()  # noqa: SIM905
 )
-VAGUE = ("found", "said", "given", "wanted", "known", "whole", "kept", "shown", "how", "told", "heard", "asked")
+VAGUE = (
+    "found",
+    "said",
+    "given",
+    "wanted",
+    "known",
+    "whole",
+    "kept",
+    "shown",
+    "how",
+    "told",
+    "heard",
+    "asked",
+)
 PRIVATE = re.compile(
-    r"\b(pictures?|tutor|listener|contender|tally|twins|hear out|mends?|teacher's words?|words of (a|the) teacher)\b", re.I
+    r"\b(pictures?|tutor|listener|contender|tally|twins|hear out|mends?|teacher's words?|"
+    r"words of (a|the) teacher)\b",
+    re.IGNORECASE,
 )
 
 
@@ -69,7 +85,9 @@ def begins_with_verb(name: str) -> bool:
 def count_sentence_keys(tree: ast.AST) -> int:
     """Count keys of dict displays that are several words."""
     keys = [k for n in ast.walk(tree) if isinstance(n, ast.Dict) for k in n.keys]
-    return sum(isinstance(k, ast.Constant) and isinstance(k.value, str) and " " in k.value for k in keys)
+    return sum(
+        isinstance(k, ast.Constant) and isinstance(k.value, str) and " " in k.value for k in keys
+    )
 
 
 def count_lines(source: str) -> tuple[int, int]:
@@ -77,11 +95,19 @@ def count_lines(source: str) -> tuple[int, int]:
     code: set[int] = set()
     comments: set[int] = set()
     previous = tokenize.NEWLINE
-    silent = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER)
+    before_docstring = (tokenize.NEWLINE, tokenize.INDENT, tokenize.NL, tokenize.DEDENT)
+    silent = (
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENCODING,
+        tokenize.ENDMARKER,
+    )
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             comments.add(token.start[0])
-        elif token.type == tokenize.STRING and previous in (tokenize.NEWLINE, tokenize.INDENT, tokenize.NL, tokenize.DEDENT):
+        elif token.type == tokenize.STRING and previous in before_docstring:
             pass  # a docstring
         elif token.type not in silent:
             code.update(range(token.start[0], token.end[0] + 1))
@@ -107,9 +133,16 @@ def count_single_importers(files: dict[str, Path]) -> int:
 
 def measure(root: Path) -> dict[str, float]:
     """Count what there is to count in the Python files below a folder."""
-    paths = [p for p in sorted(root.rglob("*.py")) if not p.name.startswith("test_") and "tests" not in p.parts]
+    paths = [
+        p
+        for p in sorted(root.rglob("*.py"))
+        if not p.name.startswith("test_") and "tests" not in p.parts
+    ]
     files = {
-        ".".join((root.name, *p.relative_to(root).with_suffix("").parts)).removesuffix(".__init__"): p for p in paths
+        ".".join((root.name, *p.relative_to(root).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        ): p
+        for p in paths
     }
     figures: dict[str, float] = collections.defaultdict(float)
     functions = verbs = code = comments = 0
@@ -125,7 +158,9 @@ def measure(root: Path) -> dict[str, float]:
         figures["lines over 100 columns"] += sum(len(line) > 100 for line in lines)
         figures["fmt: skip"] += len(re.findall(r"# fmt: (skip|off)", source))
         figures["keys that are sentences"] += count_sentence_keys(tree)
-        stored = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+        stored = [
+            n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+        ]
         stored += [n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)]
         figures["vague variables"] += sum(name in VAGUE for name in stored)
         names = [f.name for f in read_functions(tree)]
@@ -154,13 +189,19 @@ def trace_step() -> dict[str, float]:
     functions: set[tuple[str, str]] = set()
     calls = 0
     seen: dict[str, float] = {}
-    name = next(n for n in ("train_step", "take_step", "train_batch") if hasattr(trainer.Trainer, n))
+    name = next(
+        n for n in ("train_step", "take_step", "train_batch") if hasattr(trainer.Trainer, n)
+    )
     inner = getattr(trainer.Trainer, name)
 
     def count(frame: object, event: str, _: object) -> None:
         nonlocal calls
         code = frame.f_code  # type: ignore[attr-defined]
-        if event == "call" and code.co_filename.startswith(root) and not code.co_name.startswith("<"):
+        if (
+            event == "call"
+            and code.co_filename.startswith(root)
+            and not code.co_name.startswith("<")
+        ):
             files.add(code.co_filename)
             functions.add((code.co_filename, code.co_qualname))
             calls += 1
@@ -197,18 +238,22 @@ def trace_step() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         sys.argv = ["deitctl", "train", "digits", "--model", "deit_tiny", "--epochs", "1", "--batch-size", "700",
                     "--workers", "0", "--quiet", "--format", "json", "--output", f"{folder}/run"]  # fmt: skip
-        try:
+        with contextlib.suppress(SystemExit):
             run_command()
-        except SystemExit:
-            pass
     return seen
 
 
 def main() -> None:
     """Print one column a tree."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("trees", nargs="+", type=Path)
-    parser.add_argument("--step", action="store_true", help="take a training step of deitctl and count what it enters")
+    parser.add_argument(
+        "--step",
+        action="store_true",
+        help="take a training step of deitctl and count what it enters",
+    )
     options = parser.parse_args()
     columns = [measure(tree) for tree in options.trees]
     if options.step:
@@ -216,7 +261,9 @@ def main() -> None:
     width = max(len(name) for name in columns[0])
     print(" " * width, *(f"{tree.name[:14]:>15s}" for tree in options.trees))
     for name in columns[0]:
-        print(f"{name:{width}s}", *(f"{column.get(name, float('nan')):15,.5g}" for column in columns))
+        print(
+            f"{name:{width}s}", *(f"{column.get(name, float('nan')):15,.5g}" for column in columns)
+        )
 
 
 if __name__ == "__main__":

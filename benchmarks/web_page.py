@@ -60,7 +60,8 @@ window.Worker = class extends Worker {
     this.addEventListener("message", ({ data }) => {
       if (data.kind === "ready") window.loaded = data.milliseconds;
       if (data.kind === "result") results.push({
-        view: btoa(Array.from(data.view, (v) => String.fromCharCode(v)).join("")), probabilities: [...data.probabilities],
+        view: btoa(Array.from(data.view, (v) => String.fromCharCode(v)).join("")),
+        probabilities: [...data.probabilities],
         attention: data.attention && [...data.attention.data], milliseconds: data.milliseconds,
       });
     });
@@ -86,7 +87,8 @@ TAKE_TURNS = """(async () => {
   const blob = await (await fetch("/image")).blob();
   const open = (folder) => new Promise((resolve, reject) => {
     const worker = new Worker(`/${folder}/worker.js`, { type: "module" });
-    worker.onmessage = ({ data }) => data.kind === "ready" ? resolve(worker) : data.kind === "broken" && reject(data.reason);
+    worker.onmessage = ({ data }) =>
+      data.kind === "ready" ? resolve(worker) : data.kind === "broken" && reject(data.reason);
   });
   const classify = (worker) => new Promise((resolve) => {
     worker.onmessage = ({ data }) => resolve(data.milliseconds);

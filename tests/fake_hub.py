@@ -1,7 +1,7 @@
 """A fake hub: the requests by which its client creates a repository, commits to it and reads from it.
 
-Of the documented layout only: creation, branches, preupload (small files in the commit, weights through LFS), commit, and
-`resolve`. No Xet, no multipart uploads, no pull requests.
+Of the documented layout only: creation, branches, preupload (small files in the commit, weights through LFS), commit,
+and `resolve`. No Xet, no multipart uploads, no pull requests.
 """
 
 from __future__ import annotations

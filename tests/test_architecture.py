@@ -208,7 +208,8 @@ from deitctl.training.launch import run_training
 
 augment = replace(DIGITS.augment, rand_augment="rand-m9-mstd0.5-inc1", mixup=0.8, cutmix=1.0, random_erase_prob=0.5)
 recipe = replace(DIGITS, img_size=32, epochs=1, batch_size=16, augment=augment)
-config = TrainConfig(model="deit_tiny", data="digits", recipe=recipe, precision="fp32", workers=0, output_dir=sys.argv[1])
+machine = {"precision": "fp32", "workers": 0, "output_dir": sys.argv[1]}
+config = TrainConfig(model="deit_tiny", data="digits", recipe=recipe, **machine)
 train, val = load_digits()
 run_training(config, datasets=(select(train, range(32)), select(val, range(16))))
 sys.exit(bool({"timm", "torchvision"} & set(sys.modules)))

@@ -4,16 +4,16 @@
     git clone https://github.com/facebookresearch/deit rivals/deit
     pip install pandas                                    # inference.py wants it
     python -m benchmarks.rivals OUT --timm rivals/timm --deit rivals/deit --images imagenette --photos PHOTOS
-        --weights deit_tiny_patch16_224.fb_in1k.safetensors [--explore] [--quick] [--only JOB ...] [--threads N] [--rounds N]
-        [--also="--set KEY=VALUE ..."] [--also-timm="--FLAG ..."]
+        --weights deit_tiny_patch16_224.fb_in1k.safetensors [--explore] [--quick] [--only JOB ...]
+        [--threads N] [--rounds N] [--also="--set KEY=VALUE ..."] [--also-timm="--FLAG ..."]
 
 From the repository's root. IMAGES has `train` and `val` with ten class folders, PHOTOS files whose names begin with a
 WordNet id (`n01582220_magpie.JPEG`), WEIGHTS is DeiT-tiny in timm's layout. Both sides get the same images, weights,
-batches, epochs and threads, run from the shell to the end, and take turns; ratios are of the same round. A rival comes as
-it is, and with its best flags, which `--explore` finds and OUT/explored.json keeps. Rounds in OUT/JOB.json are not held
-again. `--also` adds a contestant of ours with further flags to the jobs that train, `--also-timm` one of train.py's to those of
-accuracy. Standard output is the
-Markdown of docs/results/speed.md, and OUT/results.json has it all. `--smoke` shows in two minutes that everything runs.
+batches, epochs and threads, run from the shell to the end, and take turns; ratios are of the same round. A rival comes
+as it is, and with its best flags, which `--explore` finds and OUT/explored.json keeps. Rounds in OUT/JOB.json are not
+held again. `--also` adds a contestant of ours with further flags to the jobs that train, `--also-timm` one of
+train.py's to those of accuracy. Standard output is the Markdown of docs/results/speed.md, and OUT/results.json has it
+all. `--smoke` shows in two minutes that everything runs.
 """
 
 from __future__ import annotations

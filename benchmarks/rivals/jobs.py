@@ -15,7 +15,7 @@ TINY, SMALL = "deit_tiny", "deit_small"
 BF16 = ("--amp", "--amp-dtype", "bfloat16")
 ONE_LOADER, TWO_LOADERS = ("-j", "1"), ("-j", "2")
 FASTER = ((BF16,), (ONE_LOADER, TWO_LOADERS), (("--channels-last",),), (("--torchcompile",),))
-"""Flags of a rival that might make it faster, in the order in which they are tried; of each group one at most is taken."""
+"""Flags of a rival that might make it faster, in the order in which they are tried; at most one of a group is taken."""
 LIKELY = (*BF16, *ONE_LOADER)
 """Those that are taken where nothing was tried."""
 

@@ -93,7 +93,7 @@ def _end_group(pid: int) -> None:
 
 
 def _watch_memory(pid: int, peak: list[float], ended: threading.Event) -> None:
-    """Count shared pages once only where all pages together are more than ever: it takes walking the tables of them all."""
+    """Count shared pages once, but only where all pages together are more than ever: it walks all their tables."""
     most = 0.0
     while not ended.wait(LOOK_EVERY):
         family = _family(pid)

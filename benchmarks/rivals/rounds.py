@@ -1,4 +1,4 @@
-"""Rounds in which contestants take turns, so that whatever else the machine does meets all of them; and what is kept."""
+"""Rounds in which contestants take turns, so that other load on the machine meets all of them; and what is stored."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """How each program is called, and where it says how fast and how right it was.
 
-Images per second are of the steady state on both sides, by each program's own clock. Of training: epochs after the first, ours
-whole; of train.py without each one's first step, which waits for new loaders and would weigh much in epochs this short. Of an
-evaluation: the whole loop over the images, loaders' start included. Of a prediction: from the first batch's answers to the
-last's, by the clock of this benchmark, so images that loaders have ready by then count for the side that has them.
+Images per second are of the steady state on both sides, by each program's own clock. Of training: epochs after the
+first, ours whole; of train.py without each one's first step, which waits for new loaders and would weigh much in epochs
+this short. Of an evaluation: the whole loop over the images, loaders' start included. Of a prediction: from the first
+batch's answers to the last's, by the clock of this benchmark, so images that loaders have ready by then count for the
+side that has them.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ OUR_EPOCH = re.compile(r"epoch (\d+)/\d+: loss .*top-1 ([\d.]+) %")
 
 
 def read_timm_training(batch: int) -> Reader:
-    """Read train.py's log, written at every step: seconds of the steps, and accuracies, the better of the two weights."""
+    """Read train.py's log of every step: seconds of the steps, and accuracies, the better of the two weights."""
 
     def read(done: Finished, _: Path) -> Figures:
         steps: list[float] = []

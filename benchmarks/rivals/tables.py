@@ -22,7 +22,7 @@ def time_to_same(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 
 def summary(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the medians of each contestant, and of each pair of deitctl and a rival the median ratios with their range."""
+    """Return each contestant's medians, and the median ratios with their range of each pair of deitctl and a rival."""
     names, rounds = list(record["commands"]), [r["runs"] for r in record["rounds"]]
     ours = [n for n in names if n.startswith("deitctl")]
     medians = {name: _medians([r[name] for r in rounds]) for name in names}

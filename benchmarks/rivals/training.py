@@ -46,7 +46,14 @@ PAPER = (  # of deit/main.py, in train.py's words; what it repeats of an image i
         "0.99996",
     ),
 )
-OUR_PAPER = ("--recipe", "paper", "--set", "augment.repeated_aug=1", "--set", "optim.warmup_epochs=1")
+OUR_PAPER = (
+    "--recipe",
+    "paper",
+    "--set",
+    "augment.repeated_aug=1",
+    "--set",
+    "optim.warmup_epochs=1",
+)
 
 FINETUNE = (  # deitctl's recipe of that name; by step and with a warmed-up average, where train.py gains by it
     *(
@@ -221,8 +228,9 @@ def distill(setup: Setup) -> Job:
         return sides.speed_alone(_train_py(setup, name, data, model, batch, epochs, lr, words))
 
     question = (
-        f"{setup.size.student} learns from {setup.size.teacher} (random weights) at 224: {images} images, batch {batch}, "
-        f"{epochs} epochs. With one view the teacher is asked in the first epoch alone; images/s are of the others."
+        f"{setup.size.student} learns from {setup.size.teacher} (random weights) at 224: {images} images, "
+        f"batch {batch}, {epochs} epochs. With one view the teacher runs in the first epoch alone; "
+        "images/s are of the others."
     )
     return Job(
         name="distill",

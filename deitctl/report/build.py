@@ -34,7 +34,8 @@ from deitctl.training.run_dir import Run
 MAX_EXAMPLES = 24
 """Images of a gallery; several models share them."""
 BATCH_SIZE = 8
-MAP_METHOD = "gradient"  # the best deletion and insertion curves of the three, see docs/results/explain.md
+# the best deletion and insertion curves of the three, see docs/results/explain.md
+MAP_METHOD = "gradient"
 THUMBNAIL_PX = 160
 JPEG_QUALITY = 78  # keeps 3 galleries of 24 images with two maps each near a megabyte
 

@@ -151,11 +151,12 @@ def test_on_a_terminal_one_image_is_shown_or_all_that_are_requested(
 def test_our_models_predict_without_what_they_do_not_need(model, inputs):
     """Nor with parts of torch that `import torch` leaves out, of which one wrong call imports hundreds."""
     code = (
-        "import sys, torch; plain = {m for m in sys.modules if m.startswith('torch')}; from deitctl.cli.app import app\n"
+        "import sys, torch; plain = {m for m in sys.modules if m.startswith('torch')}\n"
+        "from deitctl.cli.app import app\n"
         f"try: app(['predict', {inputs[0]!r}, '--model', {model!r}, '--format', 'jsonl'])\n"
         "except SystemExit as stop: assert not stop.code\n"
-        "needless = {'timm', 'torchvision', 'matplotlib', 'sklearn', 'scipy', 'onnx', 'onnxruntime', 'pyarrow', 'tomli_w',"
-        " 'huggingface_hub', 'rich.console', 'deitctl.data.loader', 'deitctl.inference.download'}\n"
+        "needless = {'timm', 'torchvision', 'matplotlib', 'sklearn', 'scipy', 'onnx', 'onnxruntime', 'pyarrow',"
+        " 'tomli_w', 'huggingface_hub', 'rich.console', 'deitctl.data.loader', 'deitctl.inference.download'}\n"
         "assert not needless & set(sys.modules), needless & set(sys.modules)\n"
         "more = {m for m in sys.modules if m.startswith('torch')} - plain; assert len(more) < 5, more"
     )

@@ -184,7 +184,7 @@ BROKEN = (WrongMean, SwappedHeads, SwappedChannels, TransposedAxes)
 
 @pytest.fixture(scope="module")
 def broken(shallow, sample, tmp_path_factory):
-    """Write a broken file with the right model's metadata; also return that model's golden sample, outputs and images."""
+    """Write a broken file with the right model's metadata; return it with that model's sample, outputs and images."""
 
     @cache
     def make(kind):

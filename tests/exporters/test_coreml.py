@@ -106,7 +106,9 @@ def package(loaded, network, tmp_path_factory):
     return path
 
 
-def test_the_graph_that_is_written_gives_the_models_outputs(package, loaded, network, sample, answer):
+def test_the_graph_that_is_written_gives_the_models_outputs(
+    package, loaded, network, sample, answer
+):
     pixels = sample(loaded, 3).pixels
     wanted = answer(network(loaded, "avg-probs"), pixels)[0]
     for image, logits in zip(pixels, wanted, strict=True):

@@ -1,4 +1,4 @@
-"""`deitctl export --to web`: the folder, its verification, its precisions and what is refused; no browser and no network."""
+"""`deitctl export --to web`: the folder, its verification, precisions and what is refused; no browser, no network."""
 
 from __future__ import annotations
 

@@ -136,8 +136,10 @@ def read_cards(tab) -> list[dict[str, object]]:
     """Wait for every card, and return them in the order of the page."""
     tab.wait("!document.querySelector('#results [data-state=waiting]')")
     return tab.js(
-        "[...document.querySelectorAll('.card')].map(c => ({name: c.querySelector('h2').textContent, state: c.dataset.state,"
-        "text: c.innerText, best: [...c.querySelectorAll('li')].map(l => [Number(l.dataset.index), Number(l.dataset.probability)])}))"
+        "[...document.querySelectorAll('.card')].map(c => ({"
+        "name: c.querySelector('h2').textContent, state: c.dataset.state, text: c.innerText, "
+        "best: [...c.querySelectorAll('li')].map("
+        "l => [Number(l.dataset.index), Number(l.dataset.probability)])}))"
     )
 
 

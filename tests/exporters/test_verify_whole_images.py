@@ -95,7 +95,7 @@ def test_images_that_are_all_cropped_beside_are_refused(check):
 
 
 def test_the_crops_differ_where_the_center_is_between_two_pixels_and_the_lower_is_odd():
-    """331 - 224 = 107, half is 53.5: transformers begins at 53, we at 54. 329 - 224 = 105, half is 52.5: 52 for both."""
+    """(331 - 224) / 2 is 53.5: transformers begins at 53, we at 54. (329 - 224) / 2 is 52.5: both begin at 52."""
     whole = Preprocessing(img_size=224, crop_pct=1.0)
     assert not is_cropped_alike(331, 224, whole)
     assert not is_cropped_alike(224, 331, whole)

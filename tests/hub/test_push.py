@@ -318,7 +318,9 @@ def test_a_refusal_is_one_line_without_the_token(
     assert not any(r.branches["main"] for r in hub.repositories.values())
 
 
-def test_without_a_hub_it_reports_it(hub: Hub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_hub_it_reports_it(
+    hub: Hub, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(
         DeitctlError,

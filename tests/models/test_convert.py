@@ -29,9 +29,7 @@ def test_architecture_is_inferred_from_the_shapes(arch):
 def test_what_is_no_deit_is_refused():
     with pytest.raises(ModelError, match=r"x\.pth does not hold a DeiT"):
         convert.infer_architecture({"conv.weight": (3, 3)}, "x.pth")
-    with pytest.raises(
-        ModelError, match=r"an unknown DeiT: width 999, depth 1, patches of 16"
-    ):
+    with pytest.raises(ModelError, match=r"an unknown DeiT: width 999, depth 1, patches of 16"):
         convert.infer_architecture(
             {
                 "patch_embed.proj.weight": (999, 3, 16, 16),

@@ -43,7 +43,9 @@ def test_intervals_of_heads_have_a_column_where_they_are_available(contents, dis
     assert "class head 75.0 % 50.0 to 90.0" in read_text(render_summary(contents(known)))
 
 
-def test_calibration_and_the_datas_own_classes_are_reported_where_they_are_available(contents, distilled):
+def test_calibration_and_the_datas_own_classes_are_reported_where_they_are_available(
+    contents, distilled
+):
     text = read_text(render_summary(contents(distilled)))
     assert "calibration error with fitted temperature 1.5 0.062" in text
     assert "top-1 among the data's 3 classes only 100.0 %" in text
@@ -78,7 +80,9 @@ def test_names_in_a_comparison_stay_as_they_are_and_its_kind_is_reported(
     assert "points of top-1 among the data's classes, 95 % interval −5.0 to 0.0" in text
 
 
-def test_a_difference_that_may_be_none_is_reported_to_be_none(contents, evaluated, distilled, better):
+def test_a_difference_that_may_be_none_is_reported_to_be_none(
+    contents, evaluated, distilled, better
+):
     unclear = replace(better, interval=Interval(-50.0, 5.0))
     assert "Not significant" in read_text(
         render_summary(contents(evaluated(), distilled, comparisons=[unclear]))
