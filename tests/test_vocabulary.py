@@ -1,13 +1,14 @@
 """One vocabulary, the field's: words that this project once had of its own do not come back.
 
-What users see (help, messages, documentation) and identifiers are searched. The words used instead are those of
-timm, torch, Hugging Face and the papers: image, teacher targets, verified, issue, ModelConfig.
+What users see (help, messages, documentation), comments, identifiers and the metadata of the package are searched. The
+words used instead are those of timm, torch, Hugging Face and the papers: image, teacher targets, verified, issue.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from deitctl.cli.app import COMMANDS, app
 PACKAGE = Path(deitctl.__file__).parent
 ROOT = PACKAGE.parent
 FORBIDDEN = re.compile(
-    r"\b(pictures?|tutors?|contenders?|tall(y|ies)|twins|listen(s|er|ers|ing)?|hears?|heard|"
+    r"\b(pictures?|tutors?|contenders?|tall(y|ies)|twins|listen(s|er|ers|ing)?|hears?|"
+    # a program requests, reports, receives
+    r"asked|said|told|heard|"
     r"proofs?|prove[sd]?|mend(s|ed|ing)?|teacher's words?|soft words?|hard words?|elementmean|"
     r"(is|not|are) sound|on_top|loss_jump|keep_batch_stats|teacher_sees|--micro-batch(?!-size)|"
     r"words-topk|teacher-sees|force-teacher|verify-with|calibrate-with|any-size|write-table)\b",
@@ -29,7 +32,19 @@ FORBIDDEN = re.compile(
 IDENTIFIERS = re.compile(
     r"(?:^|_)(pictures?|tutors?|contenders?|tally|twins|listener|proof|mend)(?:_|$)", re.IGNORECASE
 )
-VARIABLES = {"told", "said", "wanted", "found", "given", "known", "whole", "kept", "shown", "how"}
+VARIABLES = {
+    "told",
+    "said",
+    "asked",
+    "wanted",
+    "found",
+    "given",
+    "known",
+    "whole",
+    "kept",
+    "shown",
+    "how",
+}
 """Names that say nothing of what they hold."""
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # the changelog is left out: it says what was renamed
@@ -49,6 +64,21 @@ def test_help_has_the_fields_words(command: str | None) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_documentation_has_the_fields_words(page: Path) -> None:
     assert not find_forbidden(page.read_text(encoding="utf-8"))
+
+
+def test_metadata_have_the_fields_words() -> None:
+    assert not find_forbidden((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_comments_have_the_fields_words(source: Path) -> None:
+    with source.open(encoding="utf-8") as file:
+        comments = [
+            token.string
+            for token in tokenize.generate_tokens(file.readline)
+            if token.type == tokenize.COMMENT
+        ]
+    assert not [word for comment in comments for word in find_forbidden(comment)]
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -110,7 +110,7 @@ def difference_hash(image: Image.Image) -> bytes:
     """Return 128 bits that near duplicates share but for a few: which of two regions is lighter.
 
     64 bits compare neighbors across an 8x9 grid, 64 down a 9x8 grid. Empty for images too small or
-    too plain to be told apart by it.
+    too plain to be distinguished by it.
     """
     if min(image.size) < MIN_SIDE:
         return b""

@@ -102,7 +102,7 @@ def predict(
 
 
 def _can_show_images(show_image: bool | None, images: list[str], reporter: Reporter) -> bool:
-    """Return whether the table has images: as asked, else for a single one, and where the terminal has colors."""
+    """Return whether the table has images: as requested, else for a single one, and where the terminal has colors."""
     from deitctl.cli.prediction_table import can_show, make_stdout_console
     from deitctl.inference.inputs import STDIN, is_folder
 

@@ -40,7 +40,7 @@ def open_for_training(
     Args:
         ref: the user's name of the dataset; empty means `digits`.
         seed: of the images that are held out.
-        reporter: is told what was held out.
+        reporter: receives what was held out.
 
     Raises:
         DataError: nothing is there, a split or a second class is missing, or the classes do not match.

@@ -82,7 +82,7 @@ class DistillationTeacher:
             student_preprocessing: the preprocessing of mixed images.
             device: where the teacher runs.
             train_run: fine-tunes the teacher, see `TrainRun`.
-            reporter: is told the teacher's accuracy and how its classes match.
+            reporter: receives the teacher's accuracy and how its classes match.
             world: the processes that train together; every one of them constructs the teacher.
 
         Raises:

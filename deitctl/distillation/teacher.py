@@ -162,7 +162,7 @@ def resolve_teacher(
         train: the training images.
         fingerprint: of the training images.
         train_run: see `TrainRun`. None: a teacher that needs fine-tuning must have had it.
-        reporter: is told what is done.
+        reporter: receives what is done.
         is_main: whether this of several processes takes the lock while the teacher trains.
 
     Raises:

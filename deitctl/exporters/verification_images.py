@@ -44,7 +44,7 @@ def open_images(model: str, data: str, reporter: Reporter) -> ImageDataset:
         model: the model; of a run, its own data is opened, the `val` split if it has one, unless
             `data` names others.
         data: data, a folder of images or an image; empty: the run's, else `digits`.
-        reporter: told where the run's images cannot be opened.
+        reporter: notes where the run's images cannot be opened.
 
     Raises:
         DataError: no such images.

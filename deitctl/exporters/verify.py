@@ -80,7 +80,7 @@ def verify_export(
             lies, if it does.
         weights: see `load_model`.
         num_images: how many images.
-        reporter: told of progress.
+        reporter: receives progress.
 
     Raises:
         ExportError: no export of ours, or one that does not run or disagrees.
@@ -152,7 +152,7 @@ def verify_against_model(
         dataset: where the images of `sample` are from.
         sample: the images.
         model_config: the model's config.
-        reporter: told of progress.
+        reporter: receives progress.
 
     Returns:
         How far it is from the model; an empty one where its runtime is for another system.

@@ -122,7 +122,7 @@ def provide_runtime(archive: str, reporter: Reporter) -> None:
     Args:
         archive: a downloaded archive; empty: `$DEITCTL_ORT_WEB`, else the cache, else npm's
             registry.
-        reporter: told of the download.
+        reporter: receives the download's progress.
 
     Raises:
         ExportError: it cannot be had, or is another file than the pinned one.

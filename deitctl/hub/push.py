@@ -72,7 +72,7 @@ def push(
         revision: the branch, created if it is missing; empty: main.
         message: of the commit.
         dry_run: only list the files; nothing is sent.
-        reporter: told of progress.
+        reporter: receives progress.
 
     Raises:
         ConfigError: no repository can have that name, or there is no token.

@@ -135,7 +135,7 @@ def count_pairs(
 def list_confusions(section: ModelSection, limit: int) -> list[tuple[int, int, str, int]]:
     """Return the most frequent confusions: label, prediction, its title if it is `OUTSIDE`, images."""
     result, classes = section.result, section.result.num_classes
-    # Unlike in the result's own list, other classes are told apart: they follow the data's, numbered as the model's.
+    # Unlike in the result's own list, other classes are distinct: they follow the data's, numbered as the model's.
     preds = result.data_preds.numpy()
     preds = np.where(preds == classes, classes + result.preds.numpy(), preds)
     return [

@@ -23,7 +23,7 @@ from deitctl.report.contents import (
     list_confusions,
 )
 
-# Blue and orange can be told apart without red or green.
+# Blue and orange can be distinguished without red or green.
 CORRECT, WRONG, UNDERCONFIDENT, GRAY = "#2a6fb0", "#c04a0a", "#8dbbe6", "#5d636b"
 MAX_CELLS = 25
 """Classes up to which the matrix has names and numbers; above, it is a scatter plot."""

@@ -19,7 +19,7 @@ SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class AsyncCheckpointer:
-    """Saves a run's state every so many steps or minutes, and whenever it is asked to.
+    """Saves a run's state every so many steps or minutes, and on request.
 
     A state is staged (copied to memory) after one step and written after the next one has gone
     well: weights that a step broke look like any others until a loss has been computed with them.

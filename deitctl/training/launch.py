@@ -237,7 +237,7 @@ def find_unfinished(
 
     Args:
         config: its `output_dir`, if set, is the only folder that is looked at, else those in runs/.
-        reporter: told of an unfinished run of the same model and data that differs.
+        reporter: notes an unfinished run of the same model and data that differs.
         launch: only a run that was started by this launch of several processes.
         any_batch: whether the batch size may differ.
 

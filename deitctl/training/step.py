@@ -102,9 +102,9 @@ class StepStats(NamedTuple):
     unreadable: list[tuple[int, str]]
     """Index and reason of each of the others."""
     signum: int
-    """The signal that asked any process to stop, 0 for none."""
+    """The signal by which any process is to stop, 0 for none."""
     save_requested: bool
-    """Whether a signal asked any process to save."""
+    """Whether any process is to save, after a signal."""
 
 
 def forward_backward(

@@ -51,7 +51,6 @@ RESULTS: dict[str, type] = {
 }
 """What prints or writes a result, and its class."""
 COMMON = {
-    "asked": "Probability of the class that was asked for; null without one.",
     "bytes": "Size.",
     "data": "Data, as it was named.",
     "device": "torch's name of the device.",

@@ -76,7 +76,7 @@ class OpenFile:
             raise DataError(f"{self.path} was changed while in use.", "Run the command again.")
         if hasattr(os, "pread"):
             data = os.pread(self.handle, size, offset)
-            # A network file system may return less than was asked for.
+            # A network file system may return less than was requested.
             while len(data) < size and (
                 more := os.pread(self.handle, size - len(data), offset + len(data))
             ):
