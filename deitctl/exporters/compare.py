@@ -64,11 +64,15 @@ def run_export(name: str, path: Path, inputs: Path) -> Outputs:
     """
     output = inputs.with_name("out.npy")
     # -P: else the modules beside the runner would shadow the packages onnx, openvino and so on
+    # A fresh process, so that nothing this one has imported or patched can make an export work that
+    # fails elsewhere.
     command = [sys.executable, "-P", str(RUNNER), name, str(path.resolve()), str(inputs)]
     process = subprocess.run(
         [*command, str(output)], capture_output=True, text=True, errors="replace", check=False
     )
     if process.returncode:
+        # A runtime that crashes leaves nothing on stderr. Of a traceback the last line is the
+        # reason.
         lines = (process.stderr.strip() or f"exit code {process.returncode}").splitlines()
         raise ExportError(f"The export does not run in a fresh process: {lines[-1][:300]}")
     result: Outputs = np.load(output)
@@ -86,6 +90,8 @@ def run_checked(name: str, path: Path, pixels: Pixels, golden: Golden | None) ->
     """Return an export's outputs [C,N,K] for images [N,S,S,3], after its golden sample's check."""
     if golden is None:
         return run_on_pixels(name, path, pixels)
+    # One process for both: starting a runtime takes seconds. The golden sample comes first, and so
+    # is run as a batch of one.
     outputs = run_on_pixels(name, path, np.concatenate([golden.pixels, pixels]))
     golden.check(outputs[0, 0])
     return outputs[:, 1:]
@@ -106,6 +112,7 @@ def measure(outputs: Outputs, expected: Outputs, names: Sequence[str]) -> Verifi
     differs = expected[0].argmax(axis=1) != preds
     return Verification(
         num_verified=len(names),
+        # C is 1 where the format has no probabilities; the model's outputs are always [2,N,K].
         max_abs_diff=float(np.abs(outputs - expected[: len(outputs)]).max()),
         top1_agreement=100 * float(1 - differs.mean()),
         differing=tuple(name for name, other in zip(names, differs, strict=True) if other),
@@ -126,6 +133,8 @@ def compare(
     difference = verification.max_abs_diff
     assert difference is not None
     best_two = np.sort(expected[0], axis=1)[:, -2:]
+    # Two logits closer than the difference may be exchanged by it: a tie that says nothing of the
+    # export.
     apart = best_two[:, -1] - best_two[:, 0] > difference
     differs = expected[0].argmax(axis=1) != outputs[0].argmax(axis=1)
     if not difference <= tolerance or (differs & apart).any():  # written so that NaN fails
@@ -156,6 +165,7 @@ def compare_quantized(
     """
     verification, logits = measure(outputs, expected, names), expected[0]
     rms = _rms(outputs[0] - logits)
+    # Around each image's mean, which the softmax does not depend on.
     spread = _rms(logits - logits.mean(axis=1, keepdims=True)) or 1.0  # a single class has none
     relative = rms / spread
     differs = logits.argmax(axis=1) != outputs[0].argmax(axis=1)
@@ -166,11 +176,12 @@ def compare_quantized(
         example = f", and {wrong[0]} is a clear image" if wrong else ""
         raise ExportError(
             f"The quantized export disagrees with the model on {len(names)} images: logits "
-            f"differ by {relative:.3g} of their spread where {tolerance:g} is allowed, top-1 agrees on "
-            f"{verification.top1_agreement:.1f} %{example}."
+            f"differ by {relative:.3g} of their spread where {tolerance:g} is allowed, "
+            f"top-1 agrees on {verification.top1_agreement:.1f} %{example}."
         )
     return replace(verification, relative_diff=relative)
 
 
 def _rms(values: Outputs) -> float:
+    # float64: the squares of a thousand logits of many images are summed.
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))

@@ -20,6 +20,7 @@ from deitctl.models.model_config import ModelConfig
 from deitctl.paths import write_bytes
 
 MANIFEST = "Manifest.json"
+# In the order of writing: the manifest last, because without it the folder is no package.
 PARTS = (
     "Data/com.apple.CoreML/weights/weight.bin",
     "Data/com.apple.CoreML/model.mlmodel",
@@ -38,6 +39,8 @@ class _ImageClassifier(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Classify one RGB image [1,3,S,S], levels of 0 to 255 in fp32."""
+        # An ImageType of coremltools is NCHW, the exported network takes the pixels as they are in
+        # memory, NHWC.
         outputs: tuple[Tensor, ...] = self.network(image.permute(0, 2, 3, 1))
         return outputs
 
@@ -72,6 +75,7 @@ def export_coreml(
     model.user_defined_metadata.update({**metadata, LABELS: json.dumps(names, ensure_ascii=False)})
     with tempfile.TemporaryDirectory(prefix="deitctl-coreml-") as folder, silence_warnings():
         package = Path(folder) / "model.mlpackage"
+        # Elsewhere first: the copies below are atomic, save() is not.
         model.save(str(package))
         for name in PARTS:  # the manifest last: without it, it is no package
             (path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -81,6 +85,9 @@ def export_coreml(
 def _convert(network: nn.Module, names: list[str], size: int) -> Any:
     import coremltools as ct
 
+    # coremltools 9.0 fails on a traced TorchScript of fixed shape ("only 0-dimensional arrays can
+    # be converted to Python scalars"). An ExportedProgram converts, once it is lowered to the ATEN
+    # dialect.
     program = torch.export.export(
         network, (torch.zeros(1, 3, size, size),), strict=True
     ).run_decompositions({})
@@ -91,7 +98,9 @@ def _convert(network: nn.Module, names: list[str], size: int) -> Any:
         ],
         classifier_config=ct.ClassifierConfig(names, predicted_feature_name="label"),
         minimum_deployment_target=ct.target.iOS16,
+        # The default is fp16, for the Neural Engine: its outputs would be beyond the tolerance.
         compute_precision=ct.precision.FLOAT32,
+        # Loading needs Core ML itself, which is on macOS alone.
         skip_model_load=True,
     )
     # renamed afterwards: `convert` refuses names of outputs together with a list of labels
@@ -113,6 +122,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         ExportError: no such package, or one that cannot be read.
     """
     with silence_warnings():
+        # The protobuf alone: MLModel would load the package, which only macOS can.
         from coremltools.proto import Model_pb2
     try:
         spec = Model_pb2.Model.FromString((path / PARTS[1]).read_bytes())

@@ -35,7 +35,9 @@ def choose_path(model: str, output: str, kind: Format) -> Path:
     name = get_default_stem(model) + kind.suffix
     path = Path(output).expanduser()
     if not output:
+        # `verify` finds the model of an export by this place, RUN/export/FILE.
         path = source / "export" / name if source.is_dir() else Path(name)
+    # A slash at the end names a folder, also one that does not exist yet.
     elif not kind.is_folder and (_is_folder(path, kind) or output.endswith(("/", os.sep))):
         path = path / name
     if kind.is_folder:
@@ -51,6 +53,8 @@ def choose_path(model: str, output: str, kind: Format) -> Path:
 def _require_own_folder(path: Path, kind: Format) -> None:
     """Raise `ExportError` if a folder holds other files, or a README.md that has been edited."""
     inside = path.iterdir() if path.is_dir() else [path]
+    # Only names that the format itself writes are replaced: anything else in the folder is the
+    # user's.
     others = {p.name for p in inside if p.name not in (*kind.files, README) or not p.is_file()}
     if others:
         raise ExportError(
@@ -73,6 +77,7 @@ def _is_earlier_export(path: Path, kind: Format) -> bool:
 
 def _is_folder(path: Path, kind: Format) -> bool:
     """Return whether this is a folder, and no Core ML package, which its users take for a file."""
+    # A package is a directory on disk, so `is_dir` alone would write a second package into it.
     return path.is_dir() and not (path.suffix == kind.suffix and (path / MANIFEST).is_file())
 
 
@@ -85,14 +90,18 @@ def get_default_stem(model: str) -> str:
 @contextmanager
 def write_draft(path: Path) -> Iterator[Path]:
     """Yield a path to write to; it becomes `path`, or `path.rejected` after an `ExportError`."""
+    # Beside the target, because a rename is atomic only within a file system. The name ends as the
+    # target's: torch.export.load and coremltools go by the suffix.
     draft = path.with_name(f".draft-{os.getpid()}-{path.name}")
     try:
         try:
             yield draft
         except ExportError as error:
+            # The writer failed before there was a file: nothing to keep.
             if not draft.exists():
                 raise
             rejected = path.with_name(f"{path.name}.rejected")
+            # Kept, because what a runtime does with it is the only evidence of why it disagrees.
             _move(draft, rejected)
             raise ExportError(
                 error.message, f"{error.hint} The rejected export is kept as {rejected}.".strip()

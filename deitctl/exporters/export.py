@@ -95,7 +95,7 @@ def export(
         dynamic_size: the file takes whole images of any size, and resizes them itself.
         runtime: a downloaded archive of the runtime that the format holds; empty: fetched, see
             `web.provide_runtime`.
-        reporter: told of progress.
+        reporter: receives progress.
 
     Raises:
         ExportError: no such format or precision, a missing package or runtime, or a file that
@@ -111,13 +111,16 @@ def export(
         )
     require_images(num_images)
     kind = _choose_variant(to, quantize, preprocess, dynamic_size, runtime, head)
+    # Before the model is loaded, so that a missing package is reported at once.
     kind.require()
     path = choose_path(model, output, kind)
     if kind.provide_runtime is not None:
+        # A download may fail, so it comes before any work too.
         kind.provide_runtime(runtime, reporter)
     dataset = open_images(model, verify_data, reporter)
     loaded = load_model(model, weights=weights, reporter=reporter)
     head_rule = choose_head(head, loaded.model_config.head, loaded.model)
+    # A format whose own reader fuses the heads is verified by that reader's rule, not by ours.
     fused = choose_head(kind.head, "", loaded.model) if kind.head else head_rule
     _note_what_is_lost(kind, head_rule, fused, loaded.model_config.temperature(fused), reporter)
     model_config = replace(loaded.model_config, head=head_rule)
@@ -129,6 +132,7 @@ def export(
     )
     sample = read_images(dataset, pre, num_images)
     calibration = _read_calibration(model, calibration_data, quantize, model_config, reporter)
+    # The model runs once, before the file exists; every later comparison is with these outputs.
     reference = partial(compute_reference, network.model, model_config, fused)
     expected = reference(sample.pixels)
     speedup = None
@@ -138,18 +142,22 @@ def export(
         verify = partial(
             verify_against_model, draft, kind, expected, dataset, sample, model_config, reporter
         )
-        # fp32 first, always: the tolerance of a quantized file would hide a mean that is a little wrong
+        # fp32 first, always: the tolerance of a quantized file would hide a mean that is a little
+        # wrong
         verification = verify()
         if quantize:
             file = draft / kind.model_file
             with _quantize_draft(file, kind, quantize, calibration) as plain:
                 verification = verify()
                 if kind.measure_speedup is not None:
+                    # while the fp32 file still exists
                     speedup = kind.measure_speedup(plain, file, sample.pixels[:1])
         if dynamic_size:
             # last, so that the quantized network was verified by itself before
             make_dynamic(draft, pre, reference(make_golden_view(pre))[0, 0], draft)
             verification = verify()
+        # Last, because the model card states the figures of the verification; never of an
+        # unverified export.
         if kind.usage and verification.num_verified:
             readme = make_model_card(
                 model_config,
@@ -204,6 +212,8 @@ def _read_calibration(
     if data:
         dataset = open_images("", data, reporter)
     elif run_file.is_file():
+        # The training split: calibration on the images of the verification would hide that ranges
+        # do not generalize.
         dataset, _ = open_for_training(
             str(read_toml(run_file).get("data", BUILT_IN)), seed=0, reporter=reporter
         )
@@ -266,6 +276,7 @@ def _quantize_draft(
 ) -> Iterator[Path]:
     """Replace an fp32 file by a quantized one; yield where the fp32 file is until the end."""
     assert kind.quantize is not None  # `_choose_variant` refused the others
+    # Inside the draft folder of a page, so that both are removed with the draft if anything fails.
     plain = file.with_name(f"{file.name}.fp32")
     os.replace(file, plain)
     try:
@@ -277,6 +288,8 @@ def _quantize_draft(
 
 def _read_history(model: str, weights: str) -> History:
     """Return where a model's weights are from, as its files or the catalog state it."""
+    # A local folder or --weights may hide a published name: then nothing is known about its
+    # training.
     folder = Path(model).expanduser()
     run = Run(folder, writes=False)
     if run.config_file.is_file():

@@ -83,6 +83,8 @@ class Format:
         """Raise `ExportError` if a package or what else it needs is missing, before any work."""
         for package in (*self.packages, *(self.writers if writing else ())):
             try:
+                # coremltools, timm and executorch warn at import, coremltools of every torch above
+                # 2.7.
                 with silence_warnings():
                     import_module(package)
             except ImportError as error:
@@ -218,6 +220,8 @@ def recognize_export(path: Path) -> Format:
     for kind in sorted(FORMATS.values(), key=lambda kind: -len(kind.files)):
         if kind.matches_names(path):
             kind.require(writing=False)
+            # Names alone do not tell: torch and aoti are both `.pt2`, and any timm folder has
+            # timm's names.
             if kind.read_metadata(path).get(metadata.FORMAT) == kind.name:
                 return kind
     folder = path / "export" if (path / "export").is_dir() else path

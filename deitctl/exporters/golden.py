@@ -59,11 +59,15 @@ class Golden(NamedTuple):
 
 def make_golden_tile() -> Pixels:
     """Return the colors, uint8 [8,8,3]."""
+    # Random, so that no two channels, rows or columns are alike. PCG64 by name: default_rng may
+    # change its bit generator with a NumPy version, and the sample would no longer be reproducible.
     return np.random.Generator(np.random.PCG64(0)).integers(0, 256, (TILE, TILE, 3), dtype=np.uint8)
 
 
 def enlarge(tile: Pixels, size: int) -> Pixels:
     """Return `pixels[y,x] = tile[8y // S, 8x // S]` as a batch of one, uint8 [1,S,S,3]."""
+    # Nearest neighbor in integers: anybody can make the same input in any language, without a
+    # resize filter whose rounding differs.
     nearest = np.arange(size) * TILE // size
     return tile[nearest][:, nearest][None]
 
@@ -78,6 +82,7 @@ def make_golden_sample(logits: Logits) -> str:
     sample = {
         "tile": base64.b64encode(make_golden_tile().tobytes()).decode(),
         "pixels": f"pixels[y][x] = tile[{TILE} * y // S][{TILE} * x // S], RGB, uint8",
+        # Six digits are an error of 1e-6, a thousandth of the tolerance, in half of the bytes.
         "logits": [float(f"{x:.6g}") for x in logits],
         "tolerance": TOLERANCE,
     }
@@ -100,6 +105,8 @@ def read_golden(metadata: Mapping[str, str], size: int) -> Golden:
         )
     try:
         sample = json.loads(metadata[GOLDEN])
+        # Read from the file rather than made again, so that files of other versions keep their own
+        # sample.
         tile = np.frombuffer(base64.b64decode(sample["tile"]), dtype=np.uint8).reshape(
             TILE, TILE, 3
         )

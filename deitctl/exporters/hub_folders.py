@@ -56,6 +56,8 @@ print(model.config.id2label[int(logits.argmax())])
 """
 USE_TIMM = "Use --to timm: where timm is installed, transformers opens that folder too."
 
+# The names on disk. transformers 5 still writes them, although its modules are called otherwise
+# (`deit.layers.N.attention.q_proj`).
 _EMBEDDINGS = {
     "cls_token": "embeddings.cls_token",
     "dist_token": "embeddings.distillation_token",
@@ -108,6 +110,8 @@ def _require_expressible(model: nn.Module, model_config: ModelConfig) -> VisionT
         raise ExportError(
             f"{name} is no DeiT, and --to transformers writes nothing else.", USE_TIMM
         )
+    # Such weights would load with keys left over, and transformers only warns: the answers would be
+    # wrong.
     if model.arch.layer_scale or model.arch.no_embed_class:
         raise ExportError(
             f"transformers has no class for {name}: DeiT-III scales its layers "
@@ -169,6 +173,7 @@ def to_transformers_config(model: VisionTransformer, model_config: ModelConfig) 
         "intermediate_size": 4 * arch.embed_dim,
         "hidden_act": "gelu",
         "qkv_bias": True,
+        # transformers' default of 1e-12 moves the logits by 1e-4 to 2e-4.
         "layer_norm_eps": LAYER_NORM_EPS,
         "image_size": model.img_size,
         "patch_size": arch.patch_size,
@@ -177,6 +182,7 @@ def to_transformers_config(model: VisionTransformer, model_config: ModelConfig) 
         "attention_probs_dropout_prob": 0.0,
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
+        # transformers makes unknown keys attributes: `model.config.deitctl["class_names"]`.
         "deitctl": ours,
     }
 
@@ -187,6 +193,7 @@ def get_unique_labels(model_config: ModelConfig) -> list[str]:
     ImageNet has two cranes, a bird and a machine: "crane (n02012849)" and "crane (n03126707)".
     """
     labels = [model_config.label(i) for i in range(model_config.num_classes)]
+    # Equal labels would share a key of label2id, and transformers would lose one of the classes.
     counts = Counter(labels)
     ids = model_config.class_names or tuple(str(i) for i in range(model_config.num_classes))
     return [
@@ -207,11 +214,15 @@ def to_processor_config(pre: Preprocessing) -> dict[str, Any]:
             f"transformers cannot crop as {pre.crop_mode!r} says: it crops the center or squashes.",
             USE_TIMM,
         )
+    # transformers rounds a half down, we to the even pixel: for such a size every image would be
+    # cropped one pixel beside, which moves logits by up to 0.6.
     if get_crop_offset(target, size) != (target - size) // 2:
         raise ExportError(
             f"transformers crops {size} pixels out of {target} one pixel beside this model's crop.",
             USE_TIMM,
         )
+    # All of this is stated although DeiTImageProcessor has defaults: those squash to 256 and
+    # normalize by 0.5, and logits would be off by 3.
     squashed = {"height": target, "width": target}
     return {
         "image_processor_type": "DeiTImageProcessor",

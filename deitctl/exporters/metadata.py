@@ -24,6 +24,8 @@ def collect_metadata(
 ) -> dict[str, str]:
     """Return an export's metadata: `describe_model`'s, the format `to` and the golden sample."""
     pixels = make_golden_input(model_config.preprocessing.img_size)
+    # The model's own logits, not the traced graph's: a mistake in the graph must fail its golden
+    # sample.
     logits = compute_reference(network.model, model_config, network.head, pixels)[0, 0]
     metadata = describe_model(model_config, network.head, bare=isinstance(network, BareClassifier))
     return {**metadata, FORMAT: to, GOLDEN: make_golden_sample(logits)}
@@ -52,6 +54,7 @@ def describe_model(model_config: ModelConfig, head: str, *, bare: bool = False) 
             "std": pre.std,
         },
     }
+    # ONNX's custom metadata and OpenVINO's rt_info hold strings alone, so all formats do.
     metadata = {
         "deitctl_version": __version__,
         "architecture": model_config.architecture,
@@ -86,6 +89,7 @@ def read_metadata(folder: Path) -> dict[str, str]:
         metadata = read_json(path)
     except (OSError, ValueError) as error:
         raise ExportError(f"{path} cannot be read: {error}", "Export it again.") from error
+    # From somebody else's folder it may be any JSON.
     if not isinstance(metadata, dict) or not all(
         isinstance(text, str) for item in metadata.items() for text in item
     ):

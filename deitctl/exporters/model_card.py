@@ -99,6 +99,8 @@ tags:
 Written by deitctl {__version__} and verified against the original model in a fresh process.
 {_describe_verification(verification)}"""
     text = f"{text.rstrip()}\n"
+    # A hash in the text itself, so that an edit is recognized on the hub or another machine, where
+    # no other record is.
     return f"{text}\n{_make_seal(text)}\n"
 
 
@@ -169,6 +171,7 @@ def _describe_recipe(history: History) -> str:
     }
     values["seed"] = history.run.get("seed", 0)
     values["recipe"] = recipe
+    # The cache's path says nothing about the model, and the user's name on that machine.
     if distill := _read_table(history.run, "distill"):
         values["distill"] = {k: v for k, v in distill.items() if k != "teacher_cache"}
         for key in distill.keys() & {"teacher", "teacher_weights"}:
@@ -188,6 +191,8 @@ def _describe_accuracy(history: History, head: str) -> str:
     if not best:
         return "None yet: the run has not finished." if history.run else UNKNOWN
     epoch = f"epoch {best.get('epoch')} of {history.result.get('epochs')}"
+    # Selected on the same images that are reported: the card says so below, because such a figure
+    # is optimistic.
     lines = [
         "On the run's validation images, in fp32:",
         "",

@@ -34,6 +34,7 @@ class ExportedClassifier(nn.Module):
         super().__init__()
         self.model, self.preprocessing, self.head = model, model_config.preprocessing, head
         self.temperature = model_config.temperature(head)
+        # Not left to the caller: a traced graph keeps the mode that it was traced in.
         self.eval()
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
@@ -50,10 +51,12 @@ class ExportedClassifier(nn.Module):
 
     def compute_logits(self, images: Tensor) -> Tensor:
         """Return the fused logits [B,K] of normalized images [B,3,S,S]."""
+        # A half-precision model would otherwise put its logits' rounding into the softmax.
         return fuse_heads(forward_heads(self.model, images), self.head).float()
 
     def make_example(self) -> Tensor:
         """Return an input of two images, all zeros."""
+        # Two images, because torch.export specializes on a batch of 1.
         size = self.preprocessing.img_size
         return torch.zeros(2, size, size, 3, dtype=torch.uint8)
 
@@ -102,8 +105,11 @@ class AttentionClassifier(ExportedClassifier):
         x = model.embed(images)
         for block in blocks:
             x = block(x)
+        # Queries, projection and MLP of the prefix tokens alone, as in VisionTransformer.forward:
+        # nothing reads the patches of the last block.
         q, k, v = last.attn.project_qkv(last.norm1(x))
         # written out, because scaled_dot_product_attention does not return its weights
+        # [B,A,T,N], N = T + G * G
         attention = (q[:, :, : self.tokens] @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
         x = x[:, : self.tokens] + last.ls1(last.attn.merge_heads(attention @ v))
         x = x + last.ls2(last.mlp(last.norm2(x)))

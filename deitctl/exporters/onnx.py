@@ -48,7 +48,10 @@ def _to_proto(network: ExportedClassifier, metadata: Mapping[str, str]) -> Any:
             program,
             dynamo=True,
             opset_version=OPSET,
+            # torch's default writes the weights to a second file, even for DeiT-tiny.
             external_data=False,
+            # Otherwise the exporter prints its progress to stdout, into the records of --format
+            # json.
             verbose=False,
             dynamic_shapes=({0: "batch"},),
             input_names=[network.input_name],
@@ -72,6 +75,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     import onnx
 
     try:
+        # External data of an untrusted file may name any path on this machine.
         return read_properties(onnx.load(path, load_external_data=False))
     except Exception as error:  # protobuf's own classes, which differ from version to version
         raise ExportError(

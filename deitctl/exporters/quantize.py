@@ -70,6 +70,7 @@ def quantize_onnx(
     from onnx.helper import set_model_props
 
     settings = PRECISIONS[precision]
+    # Full disks and exhausted memory are not the network's fault, so they pass through.
     with wrap_conversion_errors(
         f"The network cannot be quantized to {precision}",
         "Leave --quantize out.",
@@ -82,6 +83,7 @@ def quantize_onnx(
     set_model_props(model, {**metadata, "quantize": precision})
     data = model.SerializeToString()
     before = source.stat().st_size
+    # A network of convolutions has few linear layers, and its convolutions stay in fp32.
     if len(data) > MAX_RATIO * before:
         raise ExportError(
             f"{precision} would leave {100 * len(data) / before:.0f} % of the bytes: "
@@ -100,11 +102,15 @@ def _quantize_fp16(source: Path, _: Pixels | None = None) -> Any:
     casts = []
     for tensor in model.graph.initializer:
         weights = numpy_helper.to_array(tensor)
+        # Norms and biases stay in fp32: of DeiT-tiny they are less than a hundredth of the bytes.
         if weights.dtype == np.float32 and weights.size >= LARGE:
             name = tensor.name
             with np.errstate(over="ignore"):  # becomes infinite, which the verification finds
                 tensor.CopyFrom(numpy_helper.from_array(weights.astype(np.float16), f"{name}.fp16"))
             casts.append(helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
+    # Casts first, for ONNX's topological order. onnxruntime folds them into fp32 weights when it
+    # loads the file. Arithmetic in fp16 was slower on a CPU (0.90, 0.96 of fp32) and twice as far
+    # off.
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
@@ -121,7 +127,11 @@ def _quantize_int8(source: Path, _: Pixels | None = None) -> Any:
         quantize_dynamic(
             source,
             quantized,
+            # The patch embedding stays in fp32: quantized it is slower (1.70 instead of 1.84 times
+            # fp32) and further off (0.091 instead of 0.080 of the spread). So do the products of
+            # attention, which have no weights.
             op_types_to_quantize=["MatMul", "Gemm"],
+            # One scale a matrix is no faster and further off (0.097).
             per_channel=True,
             weight_type=QuantType.QInt8,
         )
@@ -136,6 +146,8 @@ def _quantize_int8_static(source: Path, calibration: Pixels | None) -> Any:
     assert calibration is not None
     graph = onnx.load(source).graph
     weights = {weight.name for weight in graph.initializer}
+    # By name, because static quantization of all operations ruins a ViT: 0.35 of the spread, 91.5 %
+    # of the top-1 classes; attention's products alone are slower and further off, too.
     linear = [
         node.name
         for node in graph.node
@@ -161,6 +173,7 @@ class _CalibrationReader:
 
     def __init__(self, model: Path, pixels: Pixels) -> None:
         self.name, images = prepare_input(open_onnx(str(model)), pixels)
+        # array_split gives batches of nearly equal size: none of a single image at the end.
         self.batches = iter(np.array_split(images, -(-len(images) // CALIBRATION_BATCH)))
 
     def get_next(self) -> dict[str, Any] | None:
@@ -189,6 +202,7 @@ def measure_speedup(base: Path, other: Path, image: Pixels) -> float:
         other: the file to measure.
         image: uint8 [1,S,S,3].
     """
+    # torch's number of threads: the user may have limited it, and onnxruntime would take all cores.
     networks = [load_onnx(str(path), threads=torch.get_num_threads()) for path in (base, other)]
     for network in networks:  # the first run allocates
         network(image)

@@ -18,6 +18,8 @@ Shapes:
     N images, B in a batch, S pixels a side, K classes, C outputs, T tokens, G patches a side
 """
 
+# No import of deitctl, timm and so on at module level: the runner shows that an export needs
+# nothing but its runtime.
 import json
 import os
 import sys
@@ -51,6 +53,7 @@ def load_onnx(path: str, *, threads: int = 0) -> Network:
 
     def run(pixels: Any) -> Any:
         name, images = prepare_input(session, pixels)
+        # By name, so that `seen` of a dynamic-size file, which has another shape, is left out.
         return np.stack(session.run(outputs, {name: images}))
 
     return run
@@ -62,6 +65,7 @@ def prepare_input(session: Any, pixels: Any) -> tuple[str, Any]:
     A bare network's images are normalized here, as its metadata say.
     """
     (image,) = session.get_inputs()
+    # The type of the input tells a bare network from one that normalizes by itself.
     if image.type == "tensor(uint8)":
         return image.name, pixels
     metadata = session.get_modelmeta().custom_metadata_map
@@ -134,11 +138,15 @@ def load_executorch(path: str) -> Network:
     """Open a `.pte` file; batches hold 16 images at most."""
     import torch
 
+    # Through import_module, as in open_transformers: types differ where the package is installed
+    # and where it is not.
     program: Any = import_module("executorch.runtime").Runtime.get().load_program(path)
     network = program.load_method("forward")
 
     def run(pixels: Any) -> Any:
         outputs = network.execute((torch.from_numpy(np.ascontiguousarray(pixels)),))
+        # Cloned: outputs lie in the memory that was planned at export, and the next call writes
+        # there.
         return torch.stack([output.clone() for output in outputs]).numpy()
 
     # the method does not keep its program alive
@@ -151,6 +159,7 @@ def load_coreml(path: str) -> Network:
     import coremltools
     from PIL import Image
 
+    # The Neural Engine computes in fp16, whatever the package says.
     model = coremltools.models.MLModel(path, compute_units=coremltools.ComputeUnit.CPU_ONLY)
     labels = json.loads(model.user_defined_metadata["labels"])
 
@@ -188,6 +197,7 @@ def load_transformers(path: str) -> Network:
 
     @torch.no_grad()
     def run(pixels: Any) -> Any:
+        # Normalization alone: resize and crop are verified apart, on image files.
         views = processor(
             images=list(pixels), return_tensors="pt", do_resize=False, do_center_crop=False
         )
@@ -231,6 +241,7 @@ def run_dynamic_onnx(path: str, files: list[str], output: Path) -> Any:
     """Run an ONNX file of dynamic size on arrays, one by one; return [2,N,K], write seen.npy."""
     session = open_onnx(path)
     names = ["logits", "probabilities", "seen"]
+    # One by one, because images of different sizes do not fit into one array.
     outputs = [session.run(names, {"pixels": np.load(file)[None]}) for file in files]
     logits, probabilities, seen = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
     np.save(output.with_name("seen.npy"), seen)
@@ -244,6 +255,8 @@ def run_image_files(path: str, files: list[str], output: Path) -> Any:
     transformers, model = open_transformers(path)
     load_image = import_module("transformers.image_utils").load_image
     processors = (
+        # Pillow's resize is deitctl's. The default backend is torchvision's where installed, a
+        # level or two off.
         transformers.AutoImageProcessor.from_pretrained(path, backend="pil"),
         transformers.AutoImageProcessor.from_pretrained(path),
     )
@@ -265,6 +278,7 @@ WHOLE_IMAGES = {"onnx": run_dynamic_onnx, "transformers": run_image_files}
 def main(name: str, path: str, inputs: str, output: str) -> None:
     """Run an export of the format `name` on images and write its outputs."""
     if Path(inputs).is_dir():
+        # Named by number: sorted is in the order of the images.
         files = sorted(str(file) for file in Path(inputs).iterdir())
         outputs = WHOLE_IMAGES[name](path, files, Path(output))
     else:

@@ -102,7 +102,11 @@ def read_aoti_metadata(path: Path) -> dict[str, str]:
 def _read_archived_json(path: Path, ending: str) -> dict[str, str]:
     """Return the metadata in the file of an archive whose name ends so."""
     try:
+        # Never torch.export.load for this: it falls back to unpickling, and evaluates expressions
+        # of the file.
         with zipfile.ZipFile(path) as archive:
+            # By ending, because the first folder in the archive is named after the file that it was
+            # saved as.
             names = [name for name in archive.namelist() if name.endswith(ending)]
             metadata = json.loads(archive.read(names[0])) if names else {}
             return {key: str(value) for key, value in metadata.items()}

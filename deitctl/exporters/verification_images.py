@@ -63,6 +63,8 @@ def open_images(model: str, data: str, reporter: Reporter) -> ImageDataset:
         try:
             return open_for_evaluation(str(read_toml(run_file).get("data", BUILT_IN)), reporter)
         except DataError as error:
+            # A run that was moved to another machine can still be exported; what it was verified on
+            # is then stated.
             reporter.note(
                 f"Verifying on {BUILT_IN}: the run's own data cannot be opened: {error.message}"
             )
@@ -78,6 +80,7 @@ def read_images(dataset: ImageDataset, preprocessing: Preprocessing, num_images:
     total = len(dataset.labels)
     spread: Sequence[int] = range(total)
     if num_images < total:
+        # Spread, because data is often sorted by class: the first 64 images would be of one or two.
         spread = [i * total // num_images for i in range(num_images)]
     others = sorted(set(range(total)).difference(spread))
     views = list(islice(_read_views(dataset, [*spread, *others], preprocessing), num_images))
@@ -87,6 +90,7 @@ def read_images(dataset: ImageDataset, preprocessing: Preprocessing, num_images:
         )
     indices, pixels = zip(*views, strict=True)
     return Images(
+        # uint8 [N,S,S,3]
         np.ascontiguousarray(np.stack(pixels).transpose(0, 2, 3, 1)),
         tuple(dataset.name(index) for index in indices),
         indices,
@@ -118,6 +122,7 @@ def compute_reference(
         pixels: images, uint8 [N,S,S,3].
     """
     outputs = []
+    # [N,3,S,S]
     for batch in torch.split(torch.from_numpy(pixels).permute(0, 3, 1, 2), BATCH_SIZE):
         heads = forward_heads(model, normalize(batch, model_config.preprocessing))
         logits = fuse_heads(heads, head).float()

@@ -95,6 +95,7 @@ def verify_export(
     if not kind.runs_here:
         raise ExportError(f"What runs {export} is for {kind.runs_on} alone.", "Verify it there.")
     metadata = kind.read_metadata(export)
+    # Before any model is loaded: an older export without a sample, or damaged metadata, ends here.
     golden = read_golden(metadata, _read_img_size(metadata, export))
     ref = model or _find_model_folder(export)
     if not ref and (verify_data or weights):
@@ -104,6 +105,8 @@ def verify_export(
             "Without images only the golden sample is checked.",
         )
     with reporter.task("check the golden sample", None, "bytes"):
+        # Alone and first, because it needs no model: what fails here is the file's fault or the
+        # runtime's.
         outputs = run_checked(kind.name, export, golden.pixels, golden)
         golden_diff = golden.compute_difference(outputs[0, 0])
     verification = Verification()
@@ -116,6 +119,7 @@ def verify_export(
         loaded = load_model(ref, weights=weights, reporter=reporter)
         if (head := metadata.get("head", "")) not in HEADS:
             raise ExportError(f"{export} does not say how its heads are fused.", "Export it again.")
+        # A model that was trained further since would fail by its logits; this says why.
         _require_same_model(describe_model(loaded.model_config, head), metadata, export, ref)
         sample = read_images(dataset, loaded.model_config.preprocessing, num_images)
         expected = compute_reference(loaded.model, loaded.model_config, head, sample.pixels)
@@ -172,8 +176,10 @@ def verify_against_model(
     if verification.remark:
         reporter.note(verification.remark)
     match = match_classes(model_config, dataset.class_names)
+    # Where images were left out (too elongated to resize), preds and labels no longer pair up.
     if match is None or verification.num_verified < len(sample.names):
         return verification
+    # Labels of the data as indices of the model's logits, [N].
     targets = np.array(match.rows)[dataset.labels[list(sample.indices)]]
     top1, model_top1 = (
         100 * float((preds == targets).mean())
@@ -208,6 +214,8 @@ def _run_and_compare(
     if tolerance is not None:
         return compare_quantized(outputs, expected, sample.names, tolerance)
     verification = compare(outputs, expected, sample.names, kind.tolerance)
+    # Only transformers' own preprocessing is verified from files; timm's is deitctl's, pixel by
+    # pixel.
     if kind.labels is None:
         return verification
     labels = kind.labels(model_config)
@@ -220,8 +228,9 @@ def note_ties(verification: Verification, reporter: Reporter) -> None:
     """Report images with another top-1 class although the export was verified."""
     if differing := verification.differing:
         reporter.note(
-            f"{len(differing)} of {verification.num_verified} images have another top-1 class, their "
-            f"two best being as close as outputs differ (by up to {verification.max_abs_diff:.2g}): "
+            f"{len(differing)} of {verification.num_verified} images have another top-1 class, "
+            "their two best being as close as outputs differ "
+            f"(by up to {verification.max_abs_diff:.2g}): "
             f"{', '.join(differing[:5])}" + (" and others." if len(differing) > 5 else ".")
         )
 
@@ -238,6 +247,7 @@ def _find_model_folder(path: Path) -> str:
     Never the export itself: a timm folder is a model too, and would be its own reference.
     """
     folder = path.resolve().parent
+    # The place where `choose_path` puts it.
     is_in_run = folder.name == "export" and (folder.parent / CONFIG).is_file()
     return str(folder.parent) if is_in_run else ""
 

@@ -27,6 +27,7 @@ from deitctl.models.vit import VisionTransformer
 from deitctl.paths import cache_root, read_regular, write_bytes
 from deitctl.records import SCHEMA_VERSION
 
+# Pinned by hash: what runs in the visitor's browser is the file that the page was tested with.
 VERSION = "1.30.0"
 ARCHIVE = f"onnxruntime-web-{VERSION}.tgz"
 ADDRESS = f"https://registry.npmjs.org/onnxruntime-web/-/{ARCHIVE}"
@@ -75,6 +76,7 @@ def export_web(
     runtime = read_runtime()
     if isinstance(network.model, VisionTransformer):
         network = AttentionClassifier(network.model, model_config, network.head)
+    # The file is an ordinary ONNX export too: `predict --model FOLDER/model.onnx` reads it.
     onnx.export_onnx(network, model_config, metadata, path / MODEL)
     info = json.dumps(describe_for_page(network, model_config), ensure_ascii=False)
     write_bytes(path / MODEL_INFO, info.encode())
@@ -130,11 +132,13 @@ def provide_runtime(archive: str, reporter: Reporter) -> None:
     archive = archive or os.environ.get(VARIABLE, "")
     cached = cache_root() / ARCHIVE
     if archive:
+        # Checked before it gets into the cache, and again when it is read there.
         data = _read_pinned(Path(archive).expanduser())
     elif cached.exists():
         _read_pinned(cached)
         return
     else:
+        # Once: the archive of 33 MB serves every later page.
         with reporter.task(f"fetch onnxruntime-web {VERSION}", None, "bytes"):
             data = _fetch()
     write_bytes(cached, data)
