@@ -81,8 +81,10 @@ def push(
     """
     reporter = reporter or SilentReporter()
     source = Path(path).expanduser()
+    # The client's own check accepts a name without owner, which is its user's default namespace.
     _require_name(repository)
     if not dry_run:
+        # A dry run needs neither token nor network.
         _require_access()
     with _collect_files(source, reporter) as files:
         result = PushResult(
@@ -121,6 +123,7 @@ def _require_access() -> None:
     """Raise unless there are a token and a hub, before any work."""
     from huggingface_hub import get_token
 
+    # Before the export: without a token nothing can be sent.
     if not get_token():
         raise ConfigError(
             "There is no token of the hub here.", "Log in: hf auth login; or set HF_TOKEN."
@@ -146,6 +149,8 @@ def _collect_files(path: Path, reporter: Reporter) -> Iterator[dict[str, Path]]:
             )
         with tempfile.TemporaryDirectory(prefix="deitctl-push-") as folder:
             exported = Path(folder) / path.resolve().name
+            # Never the run folder itself: it holds checkpoint, log and paths of this machine. And
+            # as an export it is verified.
             export(str(path), to="timm", output=str(exported), reporter=reporter)
             yield _list_folder(exported)
     elif not path.exists():
@@ -161,11 +166,13 @@ def _collect_files(path: Path, reporter: Reporter) -> Iterator[dict[str, Path]]:
 
 def _list_folder(folder: Path) -> dict[str, Path]:
     """Return the files of an export or a model folder, and no others that lie there."""
+    # Named one by one: a folder may hold notes, keys or data that must not be published.
     names: tuple[str, ...] = (CONFIG, WEIGHTS)
     if (folder / METADATA).is_file() or not (folder / CONFIG).is_file():
         kind = recognize_export(folder)
         if not kind.is_folder:  # a Core ML package, which its users take for a file
             return {
+                # In a folder of its own, because Core ML knows a package by its suffix.
                 f"{folder.name}/{p.relative_to(folder)}": p
                 for p in sorted(folder.rglob("*"))
                 if p.is_file()
@@ -202,17 +209,22 @@ def _send(
     api, repository = HfApi(), result.repository
     disable_progress_bars()
     try:
+        # None leaves the default of the organization; False would ask for a public repository.
         api.create_repo(repository, private=private or None, exist_ok=True)
+        # exist_ok ignores `private` for a repository that exists, and a public one would publish
+        # the model.
         if private and not api.repo_info(repository).private:
             raise DeitctlError(
                 f"{repository} exists and is public; nothing was pushed.",
                 "Make it private in its settings, or leave --private out.",
             )
+        # refs/pr/N is a pull request, which the hub creates and nobody branches.
         if result.revision != MAIN and not result.revision.startswith("refs/"):
             api.create_branch(repository, branch=result.revision, exist_ok=True)
         if README in files and _has_edited_readme(api, result, files[README]):
             reporter.note(f"{README} was edited on the hub and stays as it is there.")
             files = {name: file for name, file in files.items() if name != README}
+        # One commit: a repository never holds weights of one model and config of another.
         commit = api.create_commit(
             repository,
             [CommitOperationAdd(name, str(file)) for name, file in files.items()],
@@ -231,6 +243,7 @@ def _send(
 def _has_edited_readme(api: Any, result: PushResult, ours: Path) -> bool:
     """Return whether the hub's README.md was edited and ours was not: it must not be lost."""
     repository, revision = result.repository, result.revision
+    # Edited here: then this one is what its author wants published.
     if not is_unedited(read_text(ours)):
         return False
     if not api.file_exists(repository, README, revision=revision):
@@ -243,6 +256,7 @@ def _has_edited_readme(api: Any, result: PushResult, ours: Path) -> bool:
 def _to_hub_error(error: BaseException, repository: str) -> DeitctlError:
     """Return in one line what the hub answered, which its client wraps in several."""
     cause = error
+    # The client wraps the HTTP error in errors of its own; the status is in the innermost.
     while getattr(cause, "response", None) is None and cause.__cause__ is not None:
         cause = cause.__cause__
     status = getattr(getattr(cause, "response", None), "status_code", 0)
