@@ -53,9 +53,9 @@ class DeviceSettings:
     """What training does on a kind of device, besides the precision."""
 
     attention: str
-    """`torch`: its fused kernels; `cpu_backward`: a backward pass for bf16 on CPUs that is faster."""
+    """`torch`: its fused kernels; `cpu_backward`: our faster backward pass for bf16 on CPUs."""
     max_activation_mib: int | None
-    """Largest activation of a layer, to which micro-batches are cut; null: only as memory runs out."""
+    """Limit on a layer's activation, which sets the micro-batch size; null: no limit."""
     pins_memory: bool
     """Whether loaders pin their batches, so that copies to the device do not block."""
     keeps_freed_memory: bool

@@ -1,4 +1,7 @@
-"""Locks between processes, released by the kernel when their holder ends: one writer a run, one trainer a teacher."""
+"""Locks between processes: one writer of a run, one trainer of a teacher.
+
+The kernel releases a lock when its holder ends, also when it is killed.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,10 @@ def locked(
     """Hold the lock of a file for a block.
 
     Args:
-        path: the lock's file, created if it is missing; it holds the number of the process that has the lock.
+        path: the lock's file, created if it is missing; the holder writes its process number.
         what: what is locked, for the message.
         when_busy: called before waiting for the holder; None: do not wait.
-        reporter: receives a note where the file system has no locks, and the block runs without one.
+        reporter: receives a note if the file system has no locks; the block then runs unlocked.
 
     Raises:
         Busy: another process has it, and `when_busy` is None.

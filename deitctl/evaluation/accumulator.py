@@ -1,4 +1,4 @@
-"""Accumulates an evaluation batch by batch: some sixty bytes per image, and logits up to a limit of memory."""
+"""Accumulates the outputs of an evaluation: some sixty bytes an image, and logits up to a limit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deitctl.models.heads import fuse_heads
 from deitctl.models.model_config import HEADS
 from deitctl.models.vit import HeadLogits
 
-# Values of logits that are stored at most, 64 MiB: 16,777 images with 1,000 classes, more than one temperature needs.
+# Logits stored at most: 64 MiB, or 16,777 images with 1,000 classes, which fit a temperature.
 MAX_LOGITS = 2**24
 TOPK = 5
 
@@ -25,7 +25,13 @@ class EvalAccumulator:
     """The images of one model so far, a column per quantity."""
 
     def __init__(self, eval_model: EvalModel, num_images: int, *, max_logits: int = 0) -> None:
-        """Begin with none of `num_images` images, of which so many store logits as `max_logits` values hold."""
+        """Start empty.
+
+        Args:
+            eval_model: the model whose outputs are added.
+            num_images: size of the dataset.
+            max_logits: limit on the number of stored logits, over all images.
+        """
         self.eval_model, self.num_images, self.max_logits = eval_model, num_images, max_logits
         self.rows = torch.tensor(eval_model.rows)
         self.columns: dict[str, list[Tensor]] = {}
@@ -40,7 +46,8 @@ class EvalAccumulator:
         targets = self.rows[labels]
         fused = {rule: cls if dist is None else fuse_heads(heads, rule) for rule in self.rules}
         scaled = fused[self.head] / self.eval_model.temperature
-        # argmax and a stable sort, not topk, which takes any of equal logits: the first class wins everywhere.
+        # argmax and a stable sort, not topk, which takes any of equal logits: the lowest class
+        # index wins everywhere.
         preds = {rule: logits.argmax(1) for rule, logits in fused.items()}
         topk = fused[self.head].sort(dim=1, descending=True, stable=True).indices[:, :TOPK]
         to_data_class = torch.full((self.num_logits,), len(self.rows)).scatter(
@@ -115,10 +122,10 @@ class EvalAccumulator:
         self.num_logits = max(logits for *_, logits in gathered)
 
     def compute(self, seconds: float, name_of: Callable[[int], str] = str) -> EvalResult:
-        """Return the metrics, and the images in the order of the dataset, whichever process had them.
+        """Return the metrics, and the results of all images in the order of the dataset.
 
         Args:
-            seconds: how long the pass took.
+            seconds: duration of the pass.
             name_of: returns the name of an image by its index in the dataset.
         """
         # Popped first: the logits are concatenated once, not with the columns and again in order.

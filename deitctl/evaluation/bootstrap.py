@@ -1,4 +1,4 @@
-"""Bootstrap intervals of means (Efron 1979), and the paired comparison of two models on the same images."""
+"""Bootstrap intervals of means (Efron 1979), and paired comparisons of two models."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ class PairedComparison:
     top1_difference: float
     """Top-1 of A minus top-1 of B, in points."""
     interval: Interval
-    """95 % interval of the difference, by resampling images: what is hard for both counts for neither."""
+    """95 % interval of the difference, by resampling images for both models together."""
     only_a_correct: int
     """Images that only A predicts correctly."""
     only_b_correct: int
     """Images that only B predicts correctly."""
     p_value: float
-    """Of McNemar's exact test (1947): probability of so uneven a split between equally good models."""
+    """Two-sided p-value of McNemar's exact test (1947)."""
     among_classes: bool
-    """Whether predictions were taken among the data's classes only, because the models have different classes."""
+    """Whether predictions were taken among the data's classes, as the models' classes differ."""
 
 
 def bootstrap_intervals(columns: Mapping[str, NDArray[Any]], seed: int = 0) -> dict[str, Interval]:
-    """Return the interval that holds the mean of each column in 95 % of the resamples of the images.
+    """Return the 95 % bootstrap interval of each column's mean; columns are resampled together.
 
-    Columns are resampled together. If all values of a bool column are equal, every resample has the same mean, and the
-    exact binomial interval (Clopper and Pearson 1934) is returned instead.
+    A bool column of equal values has the same mean in every resample. It gets the exact binomial
+    interval instead (Clopper and Pearson 1934).
 
     Args:
         columns: values of each image, [N] each; bool for hits.
@@ -110,9 +110,10 @@ def compare_pair(
     gain = correct_a.astype(np.float64) - correct_b
     interval = bootstrap_intervals({"gain": gain}, seed)["gain"]
     if gain.min() == gain.max():
-        # Every resample is alike, which is no certainty: bound how rare the other outcomes could be.
-        rare = _binomial_interval(0, len(gain)).upper
-        interval = Interval(max(-1.0, gain[0] - rare), min(1.0, gain[0] + rare))
+        # Every resample has the same mean, which does not mean certainty: outcomes that did not
+        # occur may have a probability up to the binomial bound.
+        max_missing = _binomial_interval(0, len(gain)).upper
+        interval = Interval(max(-1.0, gain[0] - max_missing), min(1.0, gain[0] + max_missing))
     return PairedComparison(
         a=a,
         b=b,

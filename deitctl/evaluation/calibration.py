@@ -1,4 +1,4 @@
-"""Temperature scaling (Guo et al. 2017): the fitted temperature of each head rule, and the errors with it."""
+"""Temperature scaling (Guo et al. 2017): a fitted temperature for each head rule."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Calibration:
-    """Fitted temperatures, and the errors with them on images that each was not fitted to."""
+    """Fitted temperatures, and with them the errors of the model's head rule."""
 
     temperature: float
     """Fitted temperature of the model's head rule: what its raw logits should be divided by."""
     temperatures: dict[str, float]
     """Fitted temperature of each head rule."""
     loss: float
-    """Cross-entropy of the model's head rule, cross-fitted: each fifth of the images with the others' temperature."""
+    """Cross-entropy, cross-fitted: each fifth of the images with the temperature of the others."""
     ece: float
-    """Expected calibration error of the model's head rule, cross-fitted likewise, 0..1."""
+    """Expected calibration error, cross-fitted likewise, 0..1."""
     num_images: int
     """Images that the temperatures were fitted to."""
     reliability: list[ReliabilityBin] = hidden()
@@ -86,7 +86,7 @@ def calibrate(heads: HeadLogits, targets: Tensor, head: str) -> Calibration | No
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
-    """Return the temperature T that minimizes the cross-entropy of softmax(logits / T) (Guo et al. 2017, §4.2).
+    """Return the T that minimizes the cross-entropy of softmax(logits / T) (Guo et al. 2017, §4.2).
 
     Args:
         logits: [N,K].
@@ -95,8 +95,8 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
     Returns:
         None if the minimum lies outside `MIN_TEMPERATURE` to `MAX_TEMPERATURE`.
     """
-    # The loss is convex in b = 1/T, with the derivatives mean(E_p[z] - z_y) and mean(Var_p[z]): Newton's steps, and
-    # bisection where a step leaves the bracket.
+    # The loss is convex in b = 1/T, with the derivatives mean(E_p[z] - z_y) and mean(Var_p[z]):
+    # Newton's steps, and bisection where a step leaves the bracket.
     target_logits = logits.gather(1, targets[:, None])[:, 0].double()
     low, high, b = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE, 1.0
     first_low = _compute_derivatives(logits, target_logits, low)[0]

@@ -1,4 +1,4 @@
-"""A model under an evaluation protocol: its preprocessing, its forward pass, its classes among the data's."""
+"""A model under an evaluation protocol: preprocessing, class indices and forward pass."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def get_preprocessing(model_config: ModelConfig, protocol: str) -> Preprocessing
 
     Args:
         model_config: of the model.
-        protocol: `native` the model's own; `deit` the released code's (crop 0.875); `timm` the one of timm's results
-            table; `hf` Hugging Face's DeiTImageProcessor: squashed to a square whatever the aspect ratio, then cropped.
+        protocol: `native`: the model's own; `deit`: of the released code (crop 0.875); `timm`: of
+            timm's results table; `hf`: of Hugging Face's DeiTImageProcessor, which squashes an
+            image to a square and then crops it.
 
     Raises:
         ConfigError: there is no such protocol, or timm publishes nothing for this architecture.
@@ -65,7 +66,7 @@ class EvalModel:
     temperature: float = 1.0
     """What the fused logits are divided by."""
     teacher_preds: Tensor | None = None
-    """A teacher's prediction for each image of the dataset, [N], as a class of the data; -1 where it has none."""
+    """A teacher's prediction for each image, [N], as a class of the data; -1 where it has none."""
 
     @property
     def is_exported(self) -> bool:
@@ -73,13 +74,19 @@ class EvalModel:
         return not isinstance(self.model, nn.Module)
 
     def forward(self, pixels: Tensor) -> HeadLogits:
-        """Return the logits of images, uint8 [B,3,S,S] on the device; an exported file's as those of the class head."""
+        """Return the logits of images, uint8 [B,3,S,S] on the device.
+
+        An exported file has fused heads: its logits are returned as those of the class head.
+        """
         if isinstance(self.model, nn.Module):
             return forward_heads(self.model, normalize(pixels, self.preprocessing))
         return HeadLogits(torch.from_numpy(self.model.logits(pixels.cpu().numpy())), None)
 
     def forward_in_pieces(self, pixels: Tensor, device: Device) -> HeadLogits:
-        """Return the logits of images, in pieces of the device's preferred size, halved when memory runs out."""
+        """Return the logits of images, computed in pieces of the device's preferred size.
+
+        Pieces are halved when memory runs out.
+        """
         size = len(pixels)
         if isinstance(self.model, nn.Module):
             largest = compute_max_activation_bytes(self.model, device.dtype)

@@ -1,4 +1,4 @@
-"""Evaluates models on labeled images: one pass over the data, then intervals, calibration and per-class scores."""
+"""Evaluates models on labeled images: metrics, intervals, calibration and per-class scores."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def evaluate_models(
     on_bad_image: str = "skip",
     reporter: Reporter | None = None,
 ) -> EvalResults:
-    """Evaluate every model under every protocol in one pass; labels are matched by class name or WordNet id.
+    """Evaluate every model under every protocol in one pass over the images.
+
+    Labels are matched with a model's classes by name or WordNet id.
 
     Args:
         data: a folder, tar, table or `digits`; of train and val the latter.
@@ -91,8 +93,10 @@ def evaluate_models(
         reporter: shows progress.
 
     Raises:
-        ConfigError: no such device, protocol or `on_bad_image`; weights or a temperature for several models.
-        DataError: no such data, classes that a model does not have, or with `stop` an image that cannot be read.
+        ConfigError: no such device, protocol or `on_bad_image`, a `batch_size` below 1, or weights
+            or a temperature for several models.
+        DataError: no such data, classes that a model does not have, or with `stop` an image that
+            cannot be read.
         ModelError: no such model.
     """
     reporter = reporter or SilentReporter()
@@ -110,11 +114,7 @@ def evaluate_models(
     split, dataset = open_eval_split(data, reporter)
     if real is not None:
         require_real_labels(dataset, real)
-    only_onnx = all(_is_onnx(ref) for ref in models)
-    chosen = choose_device(
-        "cpu" if only_onnx and device == "auto" else device,
-        INFERENCE_PRECISION if precision == "auto" else precision,
-    )
+    chosen = _choose_device(models, device, precision)
     chosen.tune_malloc()
     networks = [
         _load_network(
@@ -148,22 +148,24 @@ def evaluate_models(
         )
     evaluations = [
         replace(
-            _add_details(result, subject, is_main=world.is_main),
-            name=_choose_name(subject, models, protocols),
+            _add_details(result, subject, real, is_main=world.is_main),
+            name=name,
             data=data,
             split=split,
-            real_labels=None
-            if real is None
-            else score_real_labels(result, dataset, map_to_imagenet(subject.model_config), real),
         )
-        for subject, result in zip(subjects, results, strict=True)
+        for result, subject, name in zip(
+            results, subjects, _choose_names(models, protocols), strict=True
+        )
     ]
     if world.is_main and predictions:
         _write_predictions(evaluations, Path(predictions).expanduser())
     if world.is_main and save_temperature:
         _save_temperatures(evaluations[0], reporter)
     return EvalResults(
-        data=data, evaluations=evaluations, comparisons=_compare(evaluations), device=chosen
+        data=data,
+        evaluations=evaluations,
+        comparisons=_compare_with_first(evaluations),
+        device=chosen,
     )
 
 
@@ -215,6 +217,14 @@ def _check_save_temperature(models: Sequence[str], protocols: Sequence[str], img
         )
 
 
+def _choose_device(models: Sequence[str], device: str, precision: str) -> Device:
+    only_onnx = all(_is_onnx(ref) for ref in models)
+    return choose_device(
+        "cpu" if only_onnx and device == "auto" else device,
+        INFERENCE_PRECISION if precision == "auto" else precision,
+    )
+
+
 def _load_network(
     ref: str,
     chosen: Device,
@@ -253,7 +263,9 @@ def _build_subjects(
     reporter: Reporter,
 ) -> list[EvalSubject]:
     """Return every model under every protocol, its classes matched with the data's."""
-    matches = [_match(model_config, dataset, data, reporter) for _, model_config in networks]
+    matches = [
+        _match_classes(model_config, dataset, data, reporter) for _, model_config in networks
+    ]
     titles = name_classes(networks[0][1], matches[0], dataset.class_names)
     return [
         EvalSubject(
@@ -276,7 +288,7 @@ def _build_subjects(
     ]
 
 
-def _match(
+def _match_classes(
     model_config: ModelConfig, dataset: ImageDataset, data: str, reporter: Reporter
 ) -> ClassMatch:
     """Find the data's classes among the model's; raise `DataError` if one is missing."""
@@ -290,35 +302,40 @@ def _match(
             if model_config.class_names is None
             else f"such as {model_config.label(0)!r}"
         )
-        # More numbers than `digits` has: a part of ImageNetV2, whose folders could be any model's class numbers.
+        # Numbers above those of `digits` are probably a part of ImageNetV2. They are not matched,
+        # because they could be any model's class numbers.
         if missing and set(names) <= NUMBERS and max(map(int, names)) > 99:
-            classes += "; folders named by number are read as ImageNetV2's only if all of 0 to 999 have images"
+            classes += "; numbers are read as ImageNetV2's only if all of 0 to 999 have images"
         raise DataError(
-            f"The model does not have {len(missing)} of the {len(names)} classes of {data}{example}; "
-            f"its {model_config.num_classes} classes are {classes}.",
+            f"The model does not have {len(missing)} of the {len(names)} classes of {data}"
+            f"{example}; its {model_config.num_classes} classes are {classes}.",
             "Evaluate a model that was trained on these classes.",
         )
     if match.kind == "numbers":
         reporter.note(
-            f"The folders of {data} are named 0 to 999: they are read as ImageNet's class numbers, as in ImageNetV2."
+            f"The folders of {data} are named 0 to 999: they are read as ImageNet's class numbers, "
+            "as in ImageNetV2."
         )
     return match
 
 
-def _choose_name(subject: EvalSubject, models: Sequence[str], protocols: Sequence[str]) -> str:
-    """Name a result by what differs: the last part of the model's path, the protocol, or both."""
-    last = {
-        name: Path(name).stem if Path(name).suffix in WEIGHT_SUFFIXES else Path(name).name
-        for name in models
-    }
+def _choose_names(models: Sequence[str], protocols: Sequence[str]) -> list[str]:
+    """Name results by what differs: the last part of the model's path, the protocol, or both."""
+    last_parts = [
+        Path(ref).stem if Path(ref).suffix in WEIGHT_SUFFIXES else Path(ref).name for ref in models
+    ]
     if len(models) == 1:
-        return last[subject.ref] if len(protocols) == 1 else subject.protocol
-    short = last[subject.ref] if len(set(last.values())) == len(models) else subject.ref
-    return short if len(protocols) == 1 else f"{short}, {subject.protocol}"
+        return last_parts if len(protocols) == 1 else list(protocols)
+    names = last_parts if len(set(last_parts)) == len(models) else models
+    if len(protocols) == 1:
+        return list(names)
+    return [f"{name}, {protocol}" for name in names for protocol in protocols]
 
 
-def _add_details(result: EvalResult, subject: EvalSubject, *, is_main: bool) -> EvalResult:
-    """Add intervals, calibration, reliability and classes to the metrics of a pass."""
+def _add_details(
+    result: EvalResult, subject: EvalSubject, real: list[list[int]] | None, *, is_main: bool
+) -> EvalResult:
+    """Add to the metrics of a pass what `EvalResult` has besides; only the main process calibrates."""
     class_names = subject.dataset.class_names
     labels, preds = result.labels.numpy(), result.data_preds.numpy()
     per_class = score_classes(labels, preds, class_names)
@@ -326,13 +343,18 @@ def _add_details(result: EvalResult, subject: EvalSubject, *, is_main: bool) -> 
     if is_main and result.logits is not None:
         targets = result.targets[result.logit_rows]
         calibration = calibrate(result.logits, targets, result.head)
+    real_labels = None
+    if real is not None:
+        to_imagenet = map_to_imagenet(subject.model_config)
+        real_labels = score_real_labels(result, subject.dataset, to_imagenet, real)
     return replace(
         result,
         model=subject.ref,
         protocol=subject.protocol,
         subject=subject,
-        bootstrap=_bootstrap(result),
+        bootstrap=_compute_intervals(result),
         calibration=calibration,
+        real_labels=real_labels,
         reliability=compute_reliability(result.confidences, result.correct),
         per_class=per_class,
         mean_class_top1=sum(c.recall for c in per_class.values()) / len(per_class),
@@ -348,9 +370,9 @@ def _add_details(result: EvalResult, subject: EvalSubject, *, is_main: bool) -> 
     )
 
 
-def _bootstrap(result: EvalResult) -> dict[str, Interval]:
+def _compute_intervals(result: EvalResult) -> dict[str, Interval]:
     """Return intervals of the metrics that are means over images."""
-    # None of the calibration error: resampling raises it, so that its interval would miss the value.
+    # Not for the calibration error: resampling increases it, and its interval would miss the value.
     columns = {
         "top1": result.correct.numpy(),
         "top5": result.correct_top5.numpy(),
@@ -364,8 +386,11 @@ def _bootstrap(result: EvalResult) -> dict[str, Interval]:
     }
 
 
-def _compare(results: Sequence[EvalResult]) -> list[PairedComparison]:
-    """Compare the first with each of the others; models with different classes among the data's classes only."""
+def _compare_with_first(results: Sequence[EvalResult]) -> list[PairedComparison]:
+    """Compare the first with each of the others.
+
+    Models with different classes are compared among the data's classes only.
+    """
     classes = {
         frozenset(r.subject.model_config.class_names or ()) or r.subject.model_config.num_classes
         for r in results
@@ -376,8 +401,10 @@ def _compare(results: Sequence[EvalResult]) -> list[PairedComparison]:
         (r.preds_among_classes == r.labels if among_classes else r.correct).numpy() for r in results
     ]
     return [
-        compare_pair(results[0].name, other.name, correct[0], theirs, among_classes=among_classes)
-        for other, theirs in zip(results[1:], correct[1:], strict=True)
+        compare_pair(
+            results[0].name, other.name, correct[0], other_correct, among_classes=among_classes
+        )
+        for other, other_correct in zip(results[1:], correct[1:], strict=True)
     ]
 
 
@@ -391,8 +418,8 @@ def _save_temperatures(result: EvalResult, reporter: Reporter) -> None:
     calibration = result.calibration
     if calibration is None:
         reporter.warn(
-            f"No temperature fits {result.model} on {result.data} (top-1 {result.top1:.1f} %), so none is stored. "
-            "Use more images, among them some that it predicts wrongly."
+            f"No temperature fits {result.model} on {result.data} (top-1 {result.top1:.1f} %), "
+            "so none is stored. Use more images, among them some that it predicts wrongly."
         )
         return
     path = Path(result.model).expanduser() / CONFIG

@@ -1,4 +1,4 @@
-"""Top-k accuracy, calibration error, per-class scores and confusions: averages over images, never over batches."""
+"""Top-k accuracy, calibration error, per-class scores and confusions: means over images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ClassScore:
     recall: float
     """Percent of them that are predicted as the class: its top-1 accuracy."""
     precision: float
-    """Percent of the images predicted as the class that are labeled with it; 0 if there are none."""
+    """Percent of the images predicted as the class that have its label; 0 if there are none."""
     f1: float
     """Harmonic mean of recall and precision, percent."""
     label: int = hidden()
@@ -80,7 +80,7 @@ def compute_reliability(
 
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:
-    """Return the mean gap between confidence and accuracy over bins, weighted by images (Guo et al. 2017, Eq. 3).
+    """Return the mean gap of confidence and accuracy, weighted by images (Guo et al. 2017, Eq. 3).
 
     Args:
         confidence: probability of each image's prediction, [B] in 0..1.
@@ -92,7 +92,10 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 
 
 
 def _bin(confidence: Tensor, correct: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return images, mean confidence and accuracy of the bins ((m-1)/M, m/M], [bins] each; zeros in an empty bin."""
+    """Return images, mean confidence and accuracy of the bins ((m-1)/M, m/M], [bins] each.
+
+    An empty bin has zeros.
+    """
     index = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
     sums = torch.zeros(3, bins, dtype=torch.float64)
     for row, values in enumerate((torch.ones_like(confidence), confidence, correct)):
@@ -127,7 +130,7 @@ def score_classes(
 def count_confusions(
     labels: Classes, preds: Classes, limit: int | None = None
 ) -> list[tuple[int, int, int]]:
-    """Return the pairs of label and another predicted class with their images, most frequent first."""
+    """Return (label, other predicted class, number of images), most frequent first."""
     wrong = labels != preds
     pairs, counts = np.unique(np.stack([labels[wrong], preds[wrong]]), axis=1, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:limit]

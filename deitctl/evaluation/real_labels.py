@@ -23,7 +23,7 @@ NO_CLASS = -1
 
 
 def read_real_labels(path: Path) -> list[list[int]]:
-    """Read real.json: the classes of each of ImageNet's validation images, in order of the images' numbers.
+    """Read real.json: the classes of each of ImageNet's validation images, by the images' numbers.
 
     Raises:
         DataError: the file cannot be read, or holds something else.
@@ -47,7 +47,7 @@ def read_real_labels(path: Path) -> list[list[int]]:
 
 
 def require_real_labels(dataset: ImageDataset, labels: list[list[int]]) -> None:
-    """Raise `DataError` unless every image has a place in the labels; call it before the evaluation."""
+    """Raise `DataError` unless every image has a place in the labels."""
     for index in range(len(dataset.labels)):
         _parse_number(dataset.name(index), len(labels))
 

@@ -1,4 +1,4 @@
-"""The result of an evaluation: its metrics, its JSON, and hidden from the JSON the tensors of every image."""
+"""Results of evaluations: the metrics, and per image tensors that are not in the JSON."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class EvalSubject:
     """Names of the data's classes for people, the same for all models of an evaluation."""
 
     def get_title(self, pred: int) -> str:
-        """Return the name for people of a class of the model: the data's name if the data has the class."""
+        """Return the display name of a class of the model, the data's if the data has the class."""
         if pred in self.match.rows:
             return self.class_titles[self.match.rows.index(pred)]
         label = self.model_config.label(pred)
@@ -95,7 +95,10 @@ class EvalSubject:
 def name_classes(
     model_config: ModelConfig, match: ClassMatch, class_names: Sequence[str]
 ) -> list[str]:
-    """Return names of the data's classes for people: of a WordNet id the first synonym, with the id if two share it."""
+    """Return display names of the data's classes.
+
+    A WordNet id is named by its first synonym, followed by the id if two classes share it.
+    """
     if model_config.descriptions is None:
         return list(class_names)
     titles = [model_config.label(row).split(",")[0] for row in match.rows]
@@ -107,8 +110,8 @@ def name_classes(
 class EvalResult:
     """One model under one protocol on one set of images; accuracies in percent.
 
-    The pass over the images fills metrics and tensors, which is all that training needs. `evaluate_models` adds what it
-    was of, the intervals, the calibration and the classes.
+    `validate` fills metrics and tensors, which is all that training needs. `evaluate_models` adds
+    model, data and protocol, intervals, calibration and per-class scores.
     """
 
     model: str = ""
@@ -152,9 +155,9 @@ class EvalResult:
     heads: dict[str, float] | None
     """Top-1 accuracy of each head rule; null for a model with one head."""
     head_agreement: float | None
-    """Percent of images on which both heads predict the same class (100 - DeiT Table 4's disagreement)."""
+    """Percent of images with the same prediction of both heads (100 - DeiT Table 4)."""
     teacher_agreement: dict[str, float] | None
-    """Percent of images on which each head rule predicts the teacher's class (DeiT Table 4); null without a teacher."""
+    """Percent of images with the teacher's prediction, by head rule; null without one."""
     temperature: float
     """What the logits were divided by before the softmax."""
     calibration: Calibration | None = None
@@ -191,9 +194,9 @@ class EvalResult:
     heads_differ: Tensor | None = hidden(repr=False)
     """Whether the two heads predict different classes, [N]."""
     logits: HeadLogits | None = hidden(repr=False)
-    """Raw logits of each head, float32 [M,K], of the images at `logit_rows`; None unless they were stored."""
+    """Raw logits of each head, float32 [M,K], of the images at `logit_rows`, if they are stored."""
     logit_rows: Tensor = hidden(repr=False)
-    """Which of the N images have logits, [M]: all, or a random sample if that is too much memory."""
+    """Which of the N images have logits, [M]: all, or a random sample to limit memory."""
     subject: EvalSubject | None = hidden(repr=False, default=None)
     """The model and the images; None in training, where it would keep the model alive."""
 
@@ -213,7 +216,7 @@ class EvalResult:
         return (self.topk_preds == self.targets[:, None]).any(1)
 
     def iter_images(self) -> Iterator[ImageResult]:
-        """Yield the result of each image in the order of the data, then the images that could not be read."""
+        """Yield the result of each image in the order of the data, then the unreadable images."""
         assert self.subject is not None
         dataset, model_config = self.subject.dataset, self.subject.model_config
         columns = (

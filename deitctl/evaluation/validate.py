@@ -37,7 +37,9 @@ def validate(
     store_logits: bool = False,
     require_finite: bool = False,
 ) -> list[EvalResult]:
-    """Evaluate models on every readable image of a dataset; every process returns the results of all images.
+    """Evaluate models on every readable image of a dataset.
+
+    With several processes each evaluates a share, and all return the results of all images.
 
     Args:
         eval_models: the models, on `device`; put into eval mode.
@@ -50,8 +52,8 @@ def validate(
         world: processes that share the images.
         pause: called before every batch; may raise to stop.
         stop_on_bad_image: whether an image that cannot be read is an error; else it is left out.
-        store_logits: whether the results have logits, of at most `MAX_LOGITS` values for all models together.
-        require_finite: whether a logit that is infinite or NaN is an error; else the prediction is as wrong as any.
+        store_logits: whether the results have logits, at most `MAX_LOGITS` for all models together.
+        require_finite: whether an infinite or NaN logit is an error; else its prediction counts.
 
     Raises:
         ModelError: a logit is not finite, with `require_finite`.

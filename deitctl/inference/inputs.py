@@ -189,7 +189,8 @@ def to_unresized_array(image: Image.Image, pre: Preprocessing) -> Pixels:
     """Return an RGB image as uint8 [3,H,W], or raise `DataError` if it is too long."""
     if has_extreme_aspect(image.width, image.height, pre):
         raise DataError(
-            f"An image of {image.width} x {image.height} pixels is too long for a file that resizes.",
+            f"An image of {image.width} x {image.height} pixels is too long for a file that "
+            "resizes.",
             "Export one without --dynamic-size.",
         )
     return np.asarray(image).transpose(2, 0, 1)
