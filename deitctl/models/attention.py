@@ -26,7 +26,10 @@ class _CpuAttention(torch.autograd.Function):
         batch_heads = q.shape[:2]
         q, k, v = (t.flatten(0, 1) for t in (q, k, v))  # [BA,N,D]: one batch dimension for bmm
         ctx.scale = q.shape[-1] ** -0.5
+        # [BA,N,M] in the dtype of the values: stored for the backward pass at half the size of
+        # fp32.
         probs, no_input = v.new_empty(len(q), q.shape[1], k.shape[1]), torch.empty(1, 1, 1)
+        # 4 bytes an fp32 score
         step = max(1, CHUNK_BYTES // (4 * q.shape[1] * k.shape[1]))
         with torch.autocast("cpu", enabled=False):  # would round the scores to bf16
             for start in range(0, len(q), step):
@@ -39,11 +42,13 @@ class _CpuAttention(torch.autograd.Function):
         return torch.bmm(probs, v).view(*batch_heads, *q.shape[1:])
 
     @staticmethod
+    # The backward below is not differentiable itself: a second derivative must fail, not be wrong.
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         grad_out, batch_heads = grads[0].flatten(0, 1), grads[0].shape[:2]
         q, k, v, probs = ctx.saved_tensors
         grad_probs = torch.bmm(grad_out, v.transpose(1, 2))
+        # One pass instead of the three of probs * (grad - sum(grad * probs)).
         grad_scores = torch.ops.aten._softmax_backward_data(grad_probs, probs, -1, probs.dtype)
         grad_scores.mul_(ctx.scale)
         grad_q = torch.bmm(grad_scores, k)

@@ -97,6 +97,8 @@ def _build_deit3(
     )
 
 
+# DeiT: Touvron et al. 2021, Table 1; top-1 as timm measures it at crop_pct. DeiT-III: 2204.07118,
+# Table 1.
 ARCHITECTURES = (
     # size, D, heads, pixels, distilled, hash of the authors' file, top-1
     _build_deit("tiny", 192, 3, 224, False, "a1311bcf", 72.190),
@@ -129,6 +131,7 @@ def find(name: str) -> Architecture | None:
     """Return the DeiT of an alias or of timm's name, with or without tag; None without one."""
     if name in BY_ALIAS:
         return BY_ALIAS[name]
+    # A tag of other weights (deit_small_patch16_224.other) is timm's to load, not ours.
     base, _, tag = name.partition(".")
     return next((a for a in ARCHITECTURES if a.name == base and tag in ("", a.tag)), None)
 
@@ -146,6 +149,7 @@ def get_plain(arch: Architecture) -> Architecture:
 @lru_cache(maxsize=1)
 def load_imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return ImageNet-1k's WordNet ids and names, in the order of the published models' logits."""
+    # A copy of our own, although timm has the names: its import takes 5 s.
     text = resources.files("deitctl").joinpath("assets/imagenet1k.tsv").read_text(encoding="utf-8")
     ids, names = zip(*(line.split("\t", 1) for line in text.splitlines()), strict=True)
     return ids, names

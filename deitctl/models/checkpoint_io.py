@@ -32,6 +32,7 @@ def save_tensors(
     plain = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
     with atomic_path(path) as temporary:
         try:
+            # Never a pickle: whoever loads one runs its code.
             save_file(plain, temporary, metadata={"format": "pt", **(metadata or {})})
             if metadata:
                 _sort_metadata(temporary)
@@ -46,6 +47,8 @@ def _sort_metadata(path: Path) -> None:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        # Compact, hence not longer than the library's header; the rest stays blank, which the
+        # format allows.
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         if len(text) <= length:
             file.seek(8)
@@ -65,12 +68,17 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"There is no weights file {path}.")
     try:
         if path.suffix == ".safetensors":
+            # Before safetensors parses it: a header may claim up to 100 MB of JSON.
             _require_small_header(path)
             loaded: Any = load_file(path)
         else:
+            # Before torch reads it: torch.save stores its members uncompressed, so compression is a
+            # bomb's.
             _require_uncompressed(path)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns of damaged pickles before it fails
+                # weights_only is the default since torch 2.6; stated, because nothing else keeps
+                # code from running.
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (
         SafetensorError,
@@ -127,6 +135,7 @@ def _require_uncompressed(path: Path) -> None:
         raise ValueError(str(error)) from error
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise ValueError("it is a compressed archive")
+    # Overlapping members name the same bytes many times.
     if sum(member.file_size for member in members) > path.stat().st_size:
         raise ValueError("it claims to hold more bytes than it has")
 
@@ -135,10 +144,12 @@ def _require_plain_tensors(state: Mapping[str, Tensor], path: Path) -> None:
     """Refuse tensors that are not dense and real on the CPU, or are larger than the file."""
     file_size = path.stat().st_size
     for name, value in state.items():
+        # weights_only=True lets such tensors through.
         is_plain = value.layout is torch.strided and value.device.type == "cpu"
         if not is_plain or value.is_quantized or value.is_nested or value.is_complex():
             raise _unreadable(path, f"{name[:80]!r} is no plain tensor.")
         is_empty = 0 in value.shape and value.ndim > 1
+        # An expanded tensor (stride 0) claims any size from one stored number.
         if value.numel() * value.element_size() > file_size or is_empty:
             shape = tuple(value.shape)
             raise _unreadable(path, f"{name[:80]!r} claims shape {shape}, more than the file has.")

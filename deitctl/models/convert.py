@@ -32,6 +32,7 @@ def infer_architecture(shapes: Mapping[str, Sequence[int]], where: str) -> Archi
         raise ModelError(
             f"{where} does not hold a DeiT.", "Name its architecture: --model NAME --weights FILE."
         ) from None
+    # By parameters, not by the file's name or a config, either of which may be wrong.
     distilled = "dist_token" in shapes
     layer_scale = "blocks.0.ls1.gamma" in shapes
     candidates = [
@@ -85,6 +86,7 @@ def infer_img_size(state: Mapping[str, Tensor], arch: Architecture) -> int:
 
 def take_head_rows(state: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
     """Select rows of the heads: a classifier of a subset of the classes, without training."""
+    # The two heads are over the same classes in the same order.
     index = torch.tensor(list(rows))
     return {k: v[index] if _is_head(k) else v for k, v in state.items()}
 
@@ -112,10 +114,12 @@ def load_adapted(model: VisionTransformer, state: Mapping[str, Tensor], where: s
         if model.pos_embed.is_meta:
             # Copied, because the file is memory-mapped and may change.
             copies = {k: v.to(torch.float32, copy=True) for k, v in adapted.items()}
+            # assign: a meta tensor has no memory to copy into.
             model.load_state_dict(copies, strict=True, assign=True)
         else:
             model.load_state_dict(adapted, strict=True)
     except RuntimeError as error:
+        # torch lists every mismatch on a line of its own; the first tells enough.
         detail = str(error).split("\n\t")[1 if "\n\t" in str(error) else 0][:160]
         raise ModelError(f"{where} does not fit {model.arch.alias}: {detail}") from error
     return changes
@@ -143,9 +147,12 @@ def _adapt_state_dict(
         for name in ("weight", "bias"):
             if f"head.{name}" in state:
                 state[f"head_dist.{name}"] = state[f"head.{name}"]
+        # DeiT-III gives prefix tokens no positions, but has no distilled variant: the cat above is
+        # for DeiT alone.
         changes.append("the distillation token starts as a copy of the class token")
     elif source.distilled and not model.arch.distilled:
         state = {k: v for k, v in state.items() if not k.startswith(("dist_token", "head_dist"))}
+        # Positions are in the order class, distillation, patches: timm's, [1,P+G*G,D].
         pos_embed = torch.cat([pos_embed[:, :1], pos_embed[:, 2:]], dim=1)
         changes.append("the distillation token is left out")
 
@@ -156,6 +163,7 @@ def _adapt_state_dict(
         changes.append(f"position embeddings are resized to {grid}x{grid} patches")
     state["pos_embed"] = pos_embed
     if (num_classes := count_classes(state)) != model.num_classes:
+        # Both heads: with one of the old class count the two could not be fused.
         state = drop_heads(state) | {k: v for k, v in model.state_dict().items() if _is_head(k)}
         changes.append(
             f"the head is new: {model.num_classes} classes, "

@@ -70,6 +70,7 @@ def load_model(
         if weights and Path(weights).is_dir():
             loaded = _load_folder(Path(weights), img_size)
             name = loaded.model_config.architecture
+            # Both were named by the user: a contradiction is refused, not resolved.
             if not _is_same_deit(catalog.find(name), arch):
                 raise ModelError(f"The folder holds {name}, not {arch.alias}.")
             return loaded
@@ -77,6 +78,7 @@ def load_model(
         return _load_deit_file(path, arch, img_size)
     _require_timm_name(ref)
     if not weights:
+        # timm downloads and builds in one call, and shows nothing of ours.
         with reporter.task(f"load {ref}", None, "bytes"):
             model, model_config = timm_models.load_published(ref, img_size=img_size)
         return LoadedModel(model.eval(), model_config)
@@ -148,6 +150,7 @@ def find_architecture(ref: str, reporter: Reporter) -> Architecture | None:
 def is_model_folder(ref: str) -> bool:
     """Return whether `ref` is a local folder; a bare name only if the folder holds a model."""
     path = Path(ref).expanduser()
+    # A folder that happens to be called deit_tiny must not hide the architecture.
     return path.is_dir() and ("/" in ref or (path / CONFIG).is_file())
 
 
@@ -193,6 +196,8 @@ def _resolve_folder(ref: str, reporter: Reporter) -> Path | None:
     is_path = "/" in ref or "\\" in ref or path.suffix in WEIGHT_SUFFIXES
     if is_path and not path.exists():
         raise ModelError(f"There is no model file or folder {ref!r}.")
+    # The file of a model folder stands for the folder: alone it has no class names and no
+    # preprocessing.
     if path.is_file() and path.name == WEIGHTS and (path.parent / CONFIG).is_file():
         return path.parent
     return None
@@ -249,6 +254,7 @@ def _load_folder(folder: Path, img_size: int) -> LoadedModel:
     model_config = replace(
         model_config,
         head=inferred.head if model_config.head == "auto" else model_config.head,
+        # The weights decide: config.json may be of another version of them.
         num_classes=inferred.num_classes,
     )
     return replace(loaded, model_config=model_config.at_size(inferred.preprocessing.img_size))
@@ -314,12 +320,15 @@ def _build_deit(
     if start or pretrained:
         state, old_names = _load_start(start, arch, reporter)
         row_of = {name: row for row, name in enumerate(old_names or ())}
+        # Fine-tuning to classes that the weights know keeps their rows of the head instead of a new
+        # one.
         if all(name in row_of for name in class_names):
             state = convert.take_head_rows(state, [row_of[name] for name in class_names])
             if len(class_names) != len(old_names or ()):
                 changes.append(
                     f"the head keeps the weights' rows of the data's {len(class_names)} classes"
                 )
+        # Equal class counts would load otherwise, and each class would start as another one.
         elif old_names is not None:  # as many classes, but other ones
             state = convert.drop_heads(state)
         changes += convert.load_adapted(model, state, start or arch.hub_id)

@@ -26,6 +26,7 @@ def fuse_conv_bn(model: nn.Module, images: Tensor) -> int:
     then differ by more than rounding, because a convolution's output has another reader too, the
     model is restored and 0 is returned.
     """
+    # In training mode the norms use the batch's statistics, which cannot be folded into weights.
     model.eval()
     pairs, before = _find_pairs(model, images)
     originals = [(conv.weight, conv.bias) for conv, _, _ in pairs]
@@ -33,6 +34,8 @@ def fuse_conv_bn(model: nn.Module, images: Tensor) -> int:
         mean, var = norm.running_mean, norm.running_var
         assert mean is not None
         assert var is not None
+        # A new parameter, not an in-place change: the originals stay as they are for the
+        # restoration.
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, mean, var, norm.eps, norm.weight, norm.bias
         )
@@ -65,6 +68,8 @@ def _find_pairs(model: nn.Module, images: Tensor) -> tuple[list[Pair], Tensor]:
         def record_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             num_calls[norm] += 1
             if id(inputs[0]) in conv_of_output:
+                # By identity of the tensor: timm's modules do not say which norm follows which
+                # convolution.
                 norm_of_conv[conv_of_output[id(inputs[0])][0]] = name, norm
 
         return record_input

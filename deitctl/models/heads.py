@@ -16,6 +16,8 @@ def forward_heads(
     """Return each head's logits, [B,K], of a DeiT or any timm classifier, in both modes."""
     if isinstance(model, VisionTransformer):
         return model(images, drop_path_mask)  # type: ignore[no-any-return]
+    # timm's distilled models return both heads' logits after set_distilled_training(True) in
+    # training mode, else their mean.
     out = model(images)
     return HeadLogits(out, None) if isinstance(out, Tensor) else HeadLogits(*out[:2])
 
@@ -43,6 +45,7 @@ def fuse_heads(heads: HeadLogits, rule: str) -> Tensor:
     if rule == "dist":
         return dist
     if rule == "avg-logits":
+        # The default: timm and the published accuracies use it.
         return (cls + dist) / 2
     # in the log domain throughout: softmaxes of large logits underflow
     log_probs = torch.stack([cls.float().log_softmax(1), dist.float().log_softmax(1)])

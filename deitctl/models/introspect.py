@@ -23,6 +23,8 @@ CONVNET_STRIDE = 32
 def describe_layers(model: nn.Module) -> dict[str, Any]:
     """Return `classifier`, `first_conv` and `fixed_input_size` for `to_timm_config`."""
     if isinstance(model, VisionTransformer):
+        # timm replaces the layers named here for another class count; a head that is not named is a
+        # size mismatch.
         heads = ("head", "head_dist") if model.head_dist is not None else ("head",)
         return {"classifier": heads, "first_conv": "patch_embed.proj", "fixed_input_size": True}
     return timm_models.describe_layers(model)
@@ -32,6 +34,7 @@ def freeze_backbone(model: nn.Module) -> None:
     """Make the classifier heads the only trainable parameters."""
     heads = tuple(f"{name}." for name in describe_layers(model)["classifier"])
     for name, parameter in model.named_parameters():
+        # With the dot: `head.` must not match `head_dist.` or a timm model's `head_drop`.
         parameter.requires_grad_(name.startswith(heads))
 
 
@@ -42,6 +45,7 @@ def get_layer_ids(model: nn.Module) -> dict[str, int]:
     layer_ids = {}
     for name, _ in model.named_parameters():
         part, _, rest = name.partition(".")
+        # As timm's `group_matcher` of ViTs.
         if part in ("cls_token", "dist_token", "pos_embed", "patch_embed"):
             layer_ids[name] = 0
         elif part == "blocks":
@@ -55,6 +59,7 @@ def pin_img_size(model: nn.Module, model_config: ModelConfig) -> ModelConfig:
     """Return the config with the `img_size` argument that timm needs to build a DeiT."""
     if not isinstance(model, VisionTransformer):
         return model_config
+    # Without it timm builds the architecture's native size and resamples the position embeddings.
     img_size = [model.img_size, model.img_size]
     return replace(model_config, model_args={**model_config.model_args, "img_size": img_size})
 

@@ -119,11 +119,14 @@ def to_timm_config(
             "input_size": [3, pre.img_size, pre.img_size],
             "fixed_input_size": fixed_input_size,
             "interpolation": pre.interpolation,
+            # Stated even where it is the default: without it timm crops DeiT at 0.875 instead of
+            # 0.9.
             "crop_pct": pre.crop_pct,
             "crop_mode": pre.crop_mode,
             "mean": list(pre.mean),
             "std": list(pre.std),
             "first_conv": first_conv,
+            # timm takes a string for one layer, a sequence for several.
             "classifier": list(classifier) if len(classifier) > 1 else classifier[0],
         },
         "deitctl": {"head": model_config.head}
@@ -147,6 +150,7 @@ def from_timm_config(config: Mapping[str, Any], where: str) -> ModelConfig:
     try:
         pretrained = config.get("pretrained_cfg") or {}
         own = config.get("deitctl") or {}
+        # timm's key, with label_descriptions beside it.
         class_names = _parse_names(config.get("label_names"))
         num_classes = int(config.get("num_classes", pretrained.get("num_classes", 1000)))
         model_args = dict(config.get("model_args") or {})
@@ -159,6 +163,7 @@ def from_timm_config(config: Mapping[str, Any], where: str) -> ModelConfig:
             class_names=class_names,
             descriptions=_parse_descriptions(class_names, config.get("label_descriptions")),
             preprocessing=parse_preprocessing(pretrained),
+            # timm's files know no head rule: `auto` is resolved once the heads are known.
             head=str(own.get("head", "auto")),
             temperatures={str(rule): float(t) for rule, t in temperatures.items()},
             model_args=model_args,
@@ -184,6 +189,7 @@ def parse_preprocessing(pretrained_cfg: Mapping[str, Any]) -> Preprocessing:
     input_size = pretrained_cfg.get("input_size")
     return Preprocessing(
         img_size=224 if input_size is None else int(input_size[-1]),
+        # timm's DEFAULT_CROP_PCT; DeiT's published configs say 0.9.
         crop_pct=float(pretrained_cfg.get("crop_pct") or 0.875),
         interpolation=str(pretrained_cfg.get("interpolation") or "bicubic"),
         crop_mode=str(pretrained_cfg.get("crop_mode") or "center"),
@@ -216,6 +222,7 @@ def _find_absurd_value(model_config: ModelConfig) -> str:
     name, temperatures = model_config.architecture, model_config.temperatures
     is_valid = {
         f"architecture is {name[:80]!r}": re.fullmatch(r"[A-Za-z0-9_.\-]{1,120}", name),
+        # A billion classes would be allocated as a head before any weight is compared.
         f"num_classes is {model_config.num_classes}": 1 <= model_config.num_classes <= MAX_CLASSES,
         f"the input has {pre.img_size} pixels": 1 <= pre.img_size <= MAX_SIZE,
         f"crop_pct is {pre.crop_pct}": 0 < pre.crop_pct <= 8
@@ -237,6 +244,7 @@ def _find_bad_argument(model_args: Mapping[str, Any]) -> str:
         values = value if isinstance(value, list) else [value]
         numbers = [v for v in values if isinstance(v, int | float)]
         if (
+            # pretrained_cfg and pretrained_cfg_overlay name files and URLs to load.
             name.startswith("pretrained")
             or name in CREATE_MODEL_ARGS
             or len(values) > 64

@@ -79,6 +79,8 @@ def create_model(
     """
     import timm
 
+    # timm has no list of a model's arguments: the constructor's TypeError names the one that it
+    # lacks.
     optional = {k: v for k, v in (("img_size", img_size), ("drop_path_rate", drop_path_rate)) if v}
     kwargs: dict[str, Any] = {**optional, **(model_args or {})}
     if num_classes is not None:
@@ -112,6 +114,7 @@ def read_model_config(model: nn.Module, name: str, num_classes: int) -> ModelCon
     """Return the config of a timm model from its `pretrained_cfg`."""
     cfg = dict(getattr(model, "pretrained_cfg", {}) or {})
     names = descriptions = None
+    # A thousand logits are taken for ImageNet-1k only where the published weights have them too.
     if num_classes == 1000 and int(cfg.get("num_classes") or 0) == 1000:
         names, descriptions = load_imagenet_classes()
     return ModelConfig(
@@ -136,6 +139,7 @@ def describe_layers(model: nn.Module) -> dict[str, Any]:
 
 def get_layer_ids(model: nn.Module) -> dict[str, int]:
     """Return each parameter's layer as timm groups them, 0 at the input, or raise `ModelError`."""
+    # reverse: parameters to layers; the default maps layers to parameters.
     from timm.models import group_parameters
 
     matcher: Any = getattr(model, "group_matcher", None)
@@ -194,6 +198,7 @@ def load_published(
 ) -> tuple[nn.Module, ModelConfig]:
     """Build a timm model with its published weights, or raise `WeightsNotFound`."""
     try:
+        # Without this check a machine without a network waits for minutes of the client's retries.
         if not _is_cached(name):
             require_hub()
         model = create_model(
@@ -204,6 +209,7 @@ def load_published(
             pretrained=True,
         )
         cfg = _get_pretrained_cfg(name)
+        # timm has drawn a new head for another class count; it is zeroed, see load_weights.
         if num_classes not in (None, int(cfg.num_classes) if cfg else None):
             load_weights(model, model.state_dict(), name, new_head=True)
     except Exception as error:  # timm and the hub raise dozens of kinds: connection, HTTP, hash
@@ -270,6 +276,7 @@ def load_folder(folder: Path, img_size: int = 0) -> tuple[nn.Module, ModelConfig
             f"{folder} holds {model_config.architecture!r}, which timm does not have.",
             suggest_model(model_config.architecture),
         )
+    # Passed apart, because only some models take it and the user's size goes before the folder's.
     model_args = {k: v for k, v in model_config.model_args.items() if k != "img_size"}
     file = find_weights_file(folder)
     state = load_tensors(file)

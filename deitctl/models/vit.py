@@ -39,6 +39,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
         super().__init__()
+        # A convolution whose stride is its kernel: one linear map for each patch.
         self.proj = nn.Conv2d(3, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -51,12 +52,14 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        # One layer, as in timm: an exported graph keeps one weight, which int8 can quantize.
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
         """Mix tokens [B,N,D]; with `num_queries` only the first Q attend and are returned."""
         q, k, v = self.project_qkv(x)
+        # No slice where there is nothing to cut: Core ML's converter does not know one.
         q = q if num_queries is None else q[:, :, :num_queries]
         # torch's fused CPU kernel is slow backward in bf16, see attention.py
         if self.training and x.device.type == "cpu" and q.dtype is torch.bfloat16:
@@ -67,6 +70,7 @@ class Attention(nn.Module):
         """Return queries, keys and values of tokens [B,N,D], [B,A,N,D/A] each."""
         b, n, d = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, d // self.num_heads)
+        # [3,B,A,N,D/A]
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
@@ -84,6 +88,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        # Exact GELU (erf), as in the released code; the tanh form is another function.
         return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
 
 
@@ -218,7 +223,10 @@ class VisionTransformer(nn.Module):
 
     def forward_head(self, x: Tensor) -> HeadLogits:
         """Return the logits of the heads for prefix tokens [B,P,D] that leave the last block."""
+        # The prefix tokens alone: LayerNorm works token by token, so this is what norming all would
+        # give.
         x = self.norm(x)
+        # Two heads in training and in evaluation; who fuses them decides how (models/heads.py).
         dist = None if self.head_dist is None else self.head_dist(x[:, 1])
         return HeadLogits(self.head(x[:, 0]), dist)
 
@@ -231,6 +239,8 @@ class VisionTransformer(nn.Module):
         if not self.drop_path_rate:
             return None
         survival = 1 - torch.linspace(0, self.drop_path_rate, self.arch.depth)[:, None, None]
+        # Drawn at once and outside the blocks: a function of the step's generator, whatever the
+        # micro-batches and the processes. timm drops per sample too (drop_path in "row" mode).
         draws = torch.rand(self.arch.depth, 2, batch_size, generator=generator)
         return (draws < survival).float() / survival
 
@@ -245,6 +255,7 @@ def resize_pos_embed(pos_embed: Tensor, grid: int, *, num_prefix_tokens: int) ->
     old_grid = math.isqrt(patches.shape[1])
     if old_grid == grid:
         return pos_embed
+    # [1,D,G,G], in fp32 as in timm
     square = patches.float().reshape(1, old_grid, old_grid, -1).permute(0, 3, 1, 2)
     square = F.interpolate(
         square, size=(grid, grid), mode="bicubic", antialias=True, align_corners=False

@@ -18,6 +18,8 @@ def find_local_weights(arch: Architecture) -> Path | None:
     """Return the weights of `arch` in `$DEITCTL_WEIGHTS` or the hub's cache, or None."""
     folder = os.environ.get(WEIGHTS_VARIABLE)
     if folder:
+        # Several names, so that files from the hub, from timm and from the authors can be put there
+        # as they are.
         names = (
             arch.weights_file,
             f"{arch.name}.safetensors",
@@ -38,6 +40,7 @@ def find_local_weights(arch: Architecture) -> Path | None:
 
 def _find_in_cache(repo_id: str, filename: str) -> Path | None:
     """Find a file in the hub's cache without importing huggingface_hub, which takes 0.3 s."""
+    # The variables and their order are huggingface_hub's constants.py.
     home = os.environ.get("HF_HOME") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
     )
@@ -107,6 +110,7 @@ def require_hub() -> None:
     if constants.HF_HUB_OFFLINE:
         raise WeightsNotFound("HF_HUB_OFFLINE is set")
     try:
+        # Any answer will do, 403 too: it shows that there is a network.
         get_session().head(constants.ENDPOINT, timeout=5)
     except Exception as error:  # the client's transport errors differ between its versions
         raise WeightsNotFound(f"no connection to {constants.ENDPOINT}") from error
