@@ -84,11 +84,13 @@ def write_report(
 def build_contents(results: EvalResults, command: str, reporter: Reporter) -> Contents:
     """Gather what a report shows."""
     first, several = results.evaluations[0], len(results.evaluations) > 1
+    # Shared, so that the page of several models is no larger than that of one.
     limit = max(6, MAX_EXAMPLES // len(results.evaluations))
     return Contents(
         title=f"{len(results.evaluations)} evaluations on {results.data}"
         if several
         else f"{first.name} on {results.data}",
+        # With the UTC offset: a page is read on other machines.
         created=datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         version=__version__,
         command=command,
@@ -104,6 +106,8 @@ def build_contents(results: EvalResults, command: str, reporter: Reporter) -> Co
             ModelSection(
                 result=result,
                 facts=_list_facts(result),
+                # Read and predicted again: an evaluation keeps some sixty bytes an image, no
+                # pixels.
                 galleries=_build_galleries(result, results.device, limit, reporter),
             )
             for result in results.evaluations
@@ -146,6 +150,7 @@ def _build_galleries(
         if result.heads_differ is None
         else select_mistakes(~result.heads_differ.numpy(), confidences, limit),
     }
+    # An image can be in two galleries, and each is decoded, predicted and explained once.
     unique = sorted({row for gallery in rows.values() for row in gallery})
     examples = dict(zip(unique, _build_examples(result, unique, device, reporter), strict=True))
     return {name: [examples[row] for row in gallery] for name, gallery in rows.items()}
@@ -161,6 +166,7 @@ def select_mistakes(
         confidences: probability of each prediction, [N].
         limit: how many at most.
     """
+    # Stable: of equal confidences the order of the data, so that a report is reproducible.
     order = np.argsort(-confidences, kind="stable")
     return [int(n) for n in order[~correct[order]][:limit]]
 
@@ -192,11 +198,14 @@ def _build_examples(
         on_device = device.to_device(torch.from_numpy(pixels))
         with torch.no_grad(), device.autocast():
             cls, dist = subject.eval_model.forward(on_device)
+        # fp32: a softmax of bf16 logits has two digits.
         heads = HeadLogits(cls.float().cpu(), None if dist is None else dist.float().cpu())
         fused = heads.cls if heads.dist is None else fuse_heads(heads, result.head)
         maps = _draw_maps(subject, pixels, on_device)
         for n, row in enumerate(batch):
             by_head = {"cls": heads.cls, "dist": heads.dist} if heads.dist is not None else {}
+            # Guesses are those of the evaluation's own preprocessing and temperature, not of
+            # `predict`.
             examples.append(
                 Example(
                     index=row,
@@ -258,6 +267,7 @@ def _read_curves(models: set[str]) -> Curves | None:
     if len(models) != 1 or not is_model_folder(model := next(iter(models))):
         return None
     run = Run(Path(model).expanduser(), writes=False)
+    # A run that is still training has a log too.
     epochs = list(run.records("epoch"))
     if not epochs:
         return None

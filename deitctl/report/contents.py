@@ -62,6 +62,7 @@ class Curves:
     @property
     def losses(self) -> list[str]:
         """The names of the parts of the loss."""
+        # By exclusion: a loss part that a new objective logs is drawn without a change here.
         others = ("kind", "step", "epoch", "lr", "grad_norm")
         return [name for name in (self.steps[0] if self.steps else {}) if name not in others]
 
@@ -125,6 +126,8 @@ def count_pairs(
     """Return the pairs of label and prediction that occur: labels [P], predictions [P] (`OUTSIDE` last), images [P]."""
     columns = section.result.num_classes + 1
     pairs, images = np.unique(
+        # One integer a pair, because a dense matrix of K classes has K * K cells: a million for
+        # ImageNet.
         section.result.labels.numpy() * columns + section.result.data_preds.numpy(),
         return_counts=True,
     )

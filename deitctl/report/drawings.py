@@ -48,11 +48,13 @@ def new_figure(width: float, height: float, title: str) -> Any:
 def to_plain_text(name: str, limit: int = 28) -> str:
     """Return a name cut to `limit` characters, in which matplotlib finds no formula."""
     name = "".join(c if c.isprintable() else " " for c in name)
+    # An unpaired `$` in a file name is a parse error of mathtext.
     return (name if len(name) <= limit else f"{name[: limit - 1]}…").replace("$", r"\$")
 
 
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure as PNG, atomically; raise `DiskError` if that fails."""
+    # format is stated, as the temporary name has no suffix that matplotlib could go by.
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
 
@@ -61,6 +63,7 @@ def draw_confusion_matrix(section: ModelSection) -> Any:
     """Draw the confusion matrix: blue correct, orange wrong, by the fraction of the row."""
     titles, classes = section.subject.class_titles, section.result.num_classes
     labels, preds, counts = count_pairs(section)
+    # Of the row: a rare class is as visible as a frequent one.
     fractions = counts / count_classes(section)[0][labels]
     if classes > MAX_CELLS:
         return _draw_scatter_matrix(section, labels, preds, fractions)
@@ -143,6 +146,7 @@ def _draw_scatter_matrix(section: ModelSection, labels: Any, preds: Any, fractio
 def draw_class_bars(section: ModelSection) -> Any:
     """Draw recall as a bar and precision as a mark on it, the lowest recall on top."""
     images, correct, predicted = count_classes(section)
+    # 0 / 0 for a class without images, or never predicted: NaN is drawn as nothing.
     with np.errstate(invalid="ignore"):
         recall, precision = 100 * correct / images, 100 * correct / predicted
     order = np.argsort(np.where(images > 0, recall, np.inf), kind="stable")[:MAX_BARS]
@@ -172,6 +176,7 @@ def draw_reliability(section: ModelSection) -> Any:
     figure = new_figure(0.8 + 4.6 * len(diagrams), 5.8, _title(section, "accuracy by confidence"))
     rows = figure.subplots(2, len(diagrams), squeeze=False, height_ratios=(4, 1), sharex=True)
     for column, (title, bins) in enumerate(diagrams):
+        # Images a bin below the diagram: a bin of three images says nothing.
         _draw_bins(rows[0][column], rows[1][column], bins)
         rows[0][column].set_title(title, fontsize=10)
     rows[0][0].set_ylabel("accuracy, %")
@@ -256,6 +261,7 @@ def draw_comparison(sections: Sequence[ModelSection]) -> Any:
         axes.errorbar(result.top1, line, xerr=error, fmt="o", color=CORRECT, capsize=4)
         for mark, (rule, title) in zip("x+sd", HEAD_TITLES.items(), strict=True):
             if result.heads and rule in result.heads:
+                # One legend entry a head rule, whichever model has it first.
                 is_new = title not in axes.get_legend_handles_labels()[1]
                 style = {"color": WRONG, "fillstyle": "none", "label": title if is_new else None}
                 axes.plot(result.heads[rule], line, mark, **style)
@@ -272,6 +278,7 @@ def draw_run(curves: Curves) -> Any:
     figure = new_figure(13, 4, curves.run)
     loss, accuracy, rate = figure.subplots(1, 3)
     steps, epochs = curves.steps, curves.epochs
+    # The first epoch's record has the number of its last step.
     steps_per_epoch = epochs[0]["step"] if epochs else 1
     at = [s["step"] / steps_per_epoch for s in steps]
     x = [e["epoch"] for e in epochs]

@@ -65,6 +65,7 @@ def render_page(contents: Contents) -> str:
     script = "\n".join(_read_part(name) for name in SCRIPTS)
     sections = _name_sections(contents)
     links = {"summary": "Summary", **sections}
+    # Template substitutes once: a `$` in a class name or path is not expanded again.
     return Template(_read_part("page.html")).substitute(
         # Only this style and this script: class names and paths in the page can neither run nor load anything.
         policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
@@ -81,6 +82,8 @@ def render_page(contents: Contents) -> str:
             f'<section id="{name}" hidden><h2>{title}</h2></section>'
             for name, title in sections.items()
         ),
+        # Data, not script: the page's scripts set it with textContent, so names are text, whatever
+        # is in them.
         contents=_dump_json(build_payload(contents)),
     )
 
@@ -88,6 +91,7 @@ def render_page(contents: Contents) -> str:
 def _name_sections(contents: Contents) -> dict[str, str]:
     galleries = dict(GALLERY_TITLES)
     if not any(section.result.heads for section in contents.sections):
+        # Only a model with two heads can disagree with itself.
         del galleries["disagreements"]
     return {
         "confusion": "Confusion",
@@ -102,6 +106,7 @@ def build_payload(contents: Contents) -> dict[str, Any]:
     """Return what the page's scripts draw, as JSON values."""
     images: dict[bytes, int] = {}  # each image once, whichever galleries show it
     models = [_build_model(section, images) for section in contents.sections]
+    # Only images that the page can show have a name in it.
     indices = {index for model in models for index in model["listed"]["index"]}
     indices |= {
         example["index"]
@@ -134,6 +139,7 @@ def _build_model(section: ModelSection, images: dict[bytes, int]) -> dict[str, A
             "label": result.labels.numpy()[listed].tolist(),
             "pred": preds[listed].tolist(),
             "outside": [outside.index(titles[n]) if n in titles else OUTSIDE for n in listed],
+            # Three digits are what the page shows.
             "confidence": [round(float(c), 3) for c in result.confidences.numpy()[listed]],
             "mistakes_only": len(preds) > MAX_LISTED,
         },
@@ -164,6 +170,7 @@ def _select_listed(section: ModelSection) -> NDArray[np.int64]:
 def _build_data(section: ModelSection, rows: Sequence[int]) -> dict[str, Any]:
     subject, indices = section.subject, section.result.indices
     names = [str(subject.dataset.name(int(indices[row]))) for row in rows]
+    # The common folder is stored once.
     levels = zip(*(name.split("/")[:-1] for name in names), strict=False)
     root = "".join(
         f"{level[0]}/" for level in takewhile(lambda level: len(set(level)) == 1, levels)
@@ -198,6 +205,7 @@ def _build_bins(bins: Sequence[ReliabilityBin]) -> list[list[float]]:
 
 
 def _build_curves(curves: Curves) -> dict[str, Any]:
+    # A regular part rather than averages: what is drawn was logged. The page states it.
     every = max(1, math.ceil(len(curves.steps) / MAX_CURVE_POINTS))
     steps, epochs = curves.steps[::every], curves.epochs
     steps_per_epoch = epochs[0]["step"] if epochs else 1

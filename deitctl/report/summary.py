@@ -33,6 +33,7 @@ def render_summary(contents: Contents) -> str:
 
 def format_percent(value: float) -> str:
     """Return a percentage with one decimal, with two where one would round to 100 or 0."""
+    # "100.0 %" would say that no image is wrong.
     if 99.95 <= value < 100 or 0 < value < 0.05:
         return f"{min(max(value, 0.01), 99.99):.2f} %"
     return f"{value:.1f} %"
@@ -86,6 +87,7 @@ def _render_several(results: Sequence[EvalResult]) -> str:
     for result in results:
         if interval := result.bootstrap.get("top1"):
             ends += [interval.lower, interval.upper]
+    # One scale for all rows, so that their intervals can be compared by eye.
     best, scale = max(r.top1 for r in results), (min(ends), max(ends))
     heads = list(dict.fromkeys(rule for r in results for rule in r.heads or ()))
     columns = ["", "top-1", "95 % interval", "", "top-5", "loss", "calibration error"]
@@ -140,8 +142,11 @@ def _draw_interval(result: EvalResult, low: float, high: float) -> str:
 def _render_comparison(c: PairedComparison) -> str:
     a, b = (f"<bdi><strong>{escape(name)}</strong></bdi>" for name in (c.a, c.b))
     lower, upper = c.interval.lower, c.interval.upper
+    # Exact binomial p-values get as small as 1e-100, which nobody reads.
     p = "p < 0.001" if c.p_value < 0.001 else f"p = {c.p_value:.3f}".rstrip("0").rstrip(".")
     among = " among the data's classes" if c.among_classes else ""
+    # By the interval of the paired difference. Two overlapping intervals of their own show nothing,
+    # as both models saw the same images.
     is_clear = lower > 0 or upper < 0
     return (
         f"{a} minus {b}: {_format_signed(c.top1_difference)} points of top-1{among}, "
@@ -154,6 +159,7 @@ def _render_comparison(c: PairedComparison) -> str:
 
 def _format_signed(value: float) -> str:
     text = f"{value:+.1f}"
+    # U+2212 has the width of the plus sign.
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
