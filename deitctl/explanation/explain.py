@@ -138,6 +138,7 @@ def explain(
             f"{model_config.architecture} has no distillation token.",
             "Leave --token and --only-disagreements out to explain its class token.",
         )
+    # Always fp32: relevance multiplies over all blocks, and so would the rounding of bf16.
     chosen, folder = choose_device(device, "fp32"), Path(output).expanduser()
     chosen.to_device(deit).requires_grad_(False)  # only the attention needs gradients
     explainer = _Explainer(
@@ -148,7 +149,10 @@ def explain(
         ("cls", "dist") if token == "both" else (token,),
         None if class_name is None else find_class(model_config, class_name),
     )
+    # A string is an iterable of strings too.
     several = cast(Iterable[ImageLike], [images] if is_image(images) else images)
+    # Options are checked above, when the caller calls; images are read when the iterator is
+    # advanced.
     return _explain_stream(
         explainer,
         _expand_outside(folder, several, stdin),
@@ -168,6 +172,7 @@ def _expand_outside(
         name = str(image) if isinstance(image, str | Path) else ""
         is_outer = is_folder(name) and not Path(local_path(name)).resolve().is_relative_to(output)
         for item in expand([image], stdin):
+            # `explain .` a second time would otherwise explain its own drawings.
             if not (is_outer and Path(str(item)).resolve().is_relative_to(output)):
                 yield item
 
@@ -232,6 +237,7 @@ class _Explainer:
         for n, item in enumerate(items):
             explanation = replace(self.template, input=item.name)
             if not all(bool(s[n].isfinite().all()) for s in scores.values()):
+                # NaN logits would be drawn as an ordinary, meaningless map.
                 error = f"{item.name}: the model's scores are not numbers."
                 yield replace(explanation, error=error), []
                 continue
@@ -308,6 +314,7 @@ class DrawingFolder:
             note += ", the two heads disagree"
         buffer = io.BytesIO()
         drawing = draw_panels(item.pixels, panels, name=os.path.basename(item.name), note=note)
+        # To memory first: the file is created only when its whole content is known.
         drawing.save(buffer, "PNG")
         path = self._write_new(f"{_make_stem(item.name)}.{explanation.method}", buffer.getbuffer())
         return replace(explanation, image=path)
@@ -319,6 +326,8 @@ class DrawingFolder:
             path = self.folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
+                # x: of two processes that choose the same name one fails here and takes the next
+                # number.
                 with path.open("xb") as file:
                     try:
                         file.write(content)
@@ -338,4 +347,5 @@ def _make_stem(name: str) -> str:
     """Return a file name's stem for a path or URL that every file system accepts."""
     last = re.split(r"[?#]", name, maxsplit=1)[0].rstrip("/") if is_url(name) else local_path(name)
     stem = os.path.splitext(os.path.basename(last))[0]
+    # 80 characters and the method stay below the 255 bytes of most file systems.
     return re.sub(r"[^\w.-]+", "_", stem).strip(".-_")[:80] or "image"

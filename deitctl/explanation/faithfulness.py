@@ -54,12 +54,15 @@ def compute_curves(
     """
     num_patches, patch_size = maps[0, 0].numel(), start.shape[-1] // maps.shape[-1]
     num_steps = min(num_steps, num_patches)
+    # Stable: patches of equal weight in the order of the image, so that curves are reproducible.
     order = maps.flatten(2).argsort(dim=2, descending=True, stable=True)
+    # [M,B,G,G]: the inverse permutation
     rank = order.argsort(dim=2).view_as(maps)
 
     def predict_class(images: Tensor) -> Tensor:
         return predict(images).gather(1, classes[:, None]).squeeze(1)
 
+    # The first and the last image are the same for all maps.
     curves = [predict_class(start).expand(len(maps), -1)]
     for step in range(1, num_steps):
         is_replaced = (rank < round(step * num_patches / num_steps)).unsqueeze(2)
@@ -76,6 +79,7 @@ def compute_area(curves: Tensor) -> Tensor:
 
 def blur(images: Tensor, sigma: float) -> Tensor:
     """Blur images [B,3,S,S] by a Gaussian of `sigma` pixels, with mirrored edges."""
+    # reflect padding must be smaller than the image
     radius = min(math.ceil(3 * sigma), images.shape[-1] - 1)
     offsets = torch.arange(-radius, radius + 1, device=images.device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
@@ -86,11 +90,13 @@ def blur(images: Tensor, sigma: float) -> Tensor:
         ((1, 1, 1, -1), (radius, radius, 0, 0)),
     ):
         weight = kernel.view(shape).expand(channels, -1, -1, -1)
+        # A Gaussian is separable: two one-dimensional passes.
         images = F.conv2d(F.pad(images, padding, mode="reflect"), weight, groups=channels)
     return images
 
 
 def sample_random_maps(like: Tensor, seed: int) -> Tensor:
     """Return uniform random maps of the shape and device of `like`, [B,G,G]."""
+    # On the CPU, so that the same seed gives the same maps on every device.
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(like.shape, generator=generator).to(like.device)

@@ -51,6 +51,7 @@ def draw_heatmap(pixels: NDArray[np.uint8], importance: Map, side: int = 0) -> I
         side: of the drawing in pixels; 0 for the input's, enlarged if it is small.
     """
     side = side or choose_panel_side(pixels.shape[-1])
+    # Each map on its own scale: two maps of the same brightness may stand for different weights.
     excess = importance - importance.min()
     return _blend(pixels, excess / (excess.max() or 1.0), HEAT, side)
 
@@ -133,19 +134,25 @@ def _draw_heads(pixels: NDArray[np.uint8], token: TokenPanel, width: int) -> lis
 
 def _blend(pixels: NDArray[np.uint8], values: Map, colormap: str, side: int) -> Image.Image:
     """Blend the gray image with the colors of a map [G,G] in 0..1."""
+    # Imported late, as it is slow to import.
     from matplotlib import colormaps
 
+    # Bilinear: nothing finer than a patch was measured, and bicubic would overshoot into false
+    # peaks.
     smooth = Image.fromarray(values.astype(np.float32)).resize(
         (side, side), Image.Resampling.BILINEAR
     )
     rgba = colormaps[colormap](np.asarray(smooth).clip(0, 1), bytes=True)
+    # A slice of RGBA is not contiguous.
     colors = Image.fromarray(rgba[..., :3].copy())
+    # Gray below: the color then stands for the weight alone.
     return Image.blend(_resize(pixels, side).convert("L").convert("RGB"), colors, OPACITY)
 
 
 def _resize(pixels: NDArray[np.uint8], side: int) -> Image.Image:
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     is_multiple = side % image.width == 0
+    # Digits of 8 pixels stay recognizable as pixels.
     resample = Image.Resampling.NEAREST if is_multiple else Image.Resampling.LANCZOS
     return image.resize((side, side), resample)
 
