@@ -136,11 +136,15 @@ def encode_images(
     Raises:
         DataError: a process died.
     """
+    # One numbering over all splits, so that processes share one list of chunks.
     images = JoinedImages(datasets)
+    # Copying waits for the disk, not for a core.
     count = 0 if workers < 0 and encoding.copies_files else resolve_workers(workers, len(images))
     if not count:
         yield from (encode_image(*images.locate(n), encoding) for n in range(len(images)))
         return
+    # A pipe each instead of a shared queue: read in turn, the order is the data's, and a full pipe
+    # stops a process that is ahead, which bounds the memory.
     with _start_processes(images, encoding, count) as ends:
         # in the order of the chunks, whichever process is ahead
         for end, _ in zip(cycle(ends), range(0, len(images), CHUNK), strict=False):
@@ -167,6 +171,8 @@ def _start_processes(
             # daemon: it does not keep this process from ending
             process = Process(target=_send_chunks, args=arguments, daemon=True)
             process.start()
+            # Else the pipe has a writer in this process too, and recv() would wait for ever after a
+            # child's death.
             theirs.close()
             processes.append(process)
             ends.append(ours)

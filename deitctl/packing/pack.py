@@ -124,6 +124,7 @@ def pack(
             yield image.data, image.digest
 
     # closing ends the processes where writing fails
+    # Renamed when it is complete: whoever reads the earlier pack goes on with that.
     with open_atomic(path, "OUT") as file, closing(images):
         tracked = track(images, reporter, "pack", count)
         size = write_pack(file, listings, count_images(tracked))
@@ -150,9 +151,11 @@ def _check_path(path: Path, data: str) -> None:
         raise ConfigError(
             f"OUT {str(path)!r} must end in {SUFFIX}.", "Its extension is how a pack is recognized."
         )
+    # lexists: a dangling link is something too.
     if os.path.lexists(path) and not is_pack(path):
         raise DataError(f"{path} exists and is not a pack.", "Name another OUT.")
     source = Path(data).expanduser()
+    # The result would replace its own source.
     if path.exists() and source.exists() and path.samefile(source):
         raise DataError(f"{path} cannot be packed into itself.", "Name another OUT.")
     require_writable(path, "OUT")
@@ -177,6 +180,7 @@ def _find_folder(data: DatasetSplits) -> str:
 def _list_names(dataset: ImageDataset, folder: str) -> StringArray:
     """Return the names of images below their split, or those in a table below `folder`."""
     if isinstance(dataset, PackDataset):
+        # A pack of a pack has the names of the first.
         return dataset.names.with_prefix("")
     if isinstance(dataset, TarDataset):
         return StringArray.from_strings(dataset.members)
@@ -245,6 +249,7 @@ def _compare_split(
             yield f"{packed.name(index)} is only in the pack."
         for index in np.setdiff1d(np.arange(len(names)), at).tolist():
             yield f"{dataset.name(index)} is only in the data."
+        # Images of a pack keep their numbers: views, splits and cached teacher targets go by them.
         if (np.diff(at) < 0).any():
             yield f"{title} has another order."
     pairs = zip(packed_at.tolist(), at.tolist(), strict=True)
@@ -283,7 +288,9 @@ def _compare_image(
     try:
         data = dataset.read_bytes(index)
     except DataError as error:
+        # 0: it could not be read when it was packed either.
         return "" if not packed.digests[packed_index] else error.message
+    # The digest is of the source's bytes, also where the pack holds another encoding of them.
     if compute_digest(data) != packed.digests[packed_index]:
         return f"{dataset.name(index)} is not what was packed."
     if packed_data != data and not _show_the_same(packed, packed_index, dataset, index):
@@ -295,6 +302,8 @@ def _show_the_same(
     packed: PackDataset, packed_index: int, dataset: ImageDataset, index: int
 ) -> bool:
     """Return whether two images are equal but for what encoding loses."""
+    # 8 x 8 pixels: small enough for JPEG's loss and the other size to vanish, large enough to tell
+    # images apart.
     size, filter = (COMPARED_SIDE, COMPARED_SIDE), Image.Resampling.BICUBIC
     try:
         images = packed.read(packed_index), dataset.read(index)
