@@ -29,6 +29,7 @@ ERASE_RATIO = (0.3, 1 / 0.3)
 def normalize(pixels: Tensor, pre: Preprocessing) -> Tensor:
     """Turn uint8 [B,3,H,W] into a model's input: (x / 255 - mean) / std per channel, float32."""
     mean, std = _as_channels(pre.mean, pixels), _as_channels(pre.std, pixels)
+    # On the device, so that uint8 goes over the bus: a quarter of the bytes.
     return pixels.float().div(255).sub(mean).div(std)
 
 
@@ -57,6 +58,7 @@ def random_erase(
         return images
     height, width = images.shape[-2:]
     for image, key in zip(images, keys, strict=True):
+        # A generator for each key: the same erasing on any number of processes, and after a resume.
         draw = rng.generator(seed, "erase", *key)
         if draw.random() >= probability:
             continue
@@ -67,6 +69,7 @@ def random_erase(
             if h < height and w < width:
                 top = int(draw.integers(0, height - h + 1))
                 left = int(draw.integers(0, width - w + 1))
+                # Of mean 0 and deviation 1, as normalized images have.
                 noise = torch.from_numpy(draw.standard_normal((3, h, w), dtype=np.float32))
                 image[:, top : top + h, left : left + w] = noise.to(images.device)
                 break
@@ -88,12 +91,14 @@ def student_affine(
     for key in keys:
         draw = rng.generator(seed, "on top", *key)
         angle = math.radians(draw.uniform(-degrees, degrees))
+        # The map is from output to input, so a larger image needs a smaller factor.
         scale = 1 / (1 + draw.uniform(-scaling, scaling))
         dx, dy = draw.uniform(-2 * shift, 2 * shift, 2).tolist()  # the grid is 2 wide
         mirror = -1.0 if draw.random() < config.hflip else 1.0
         cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
         rows.append([[mirror * cos, sin, dx], [-mirror * sin, cos, dy]])
     theta = torch.tensor(rows, device=images.device)
+    # theta [B,2,3], grid [B,S,S,2] in -1..1
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     # Clamped to the middle of the outermost pixel: MPS has no padding_mode="border" before torch 2.13.
     edge = 1 - 1 / images.shape[-1]

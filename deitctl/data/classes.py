@@ -38,11 +38,13 @@ def match_classes(model_config: ModelConfig, data_names: Sequence[str]) -> Class
     Names are compared without case, underscores and hyphens. Each synonym of an ImageNet class counts, unless two
     classes share it. Folders 0 to 999 are ImageNet's classes in the order of their WordNet ids, as in ImageNetV2.
     """
+    # Exact names first: normalization could make two classes of the data equal (`a-b`, `a_b`).
     exact = {name: row for row, name in enumerate(model_config.class_names or ())}
     rows: list[int | None] = [exact.get(name) for name in data_names]
     if None in rows:
         index = _index_spellings(model_config)
         rows = [index.get(_normalize_name(name)) for name in data_names]
+    # By number only if all thousand are there and the model's classes are ImageNet's.
     if set(data_names) == NUMBERS and is_imagenet(model_config.class_names or ()):
         wordnet_ids = load_imagenet_classes()[0]
         return ClassMatch(tuple(exact[wordnet_ids[int(name)]] for name in data_names), "numbers")
@@ -67,6 +69,7 @@ def find_class(model_config: ModelConfig, name: str) -> int:
     exact = {class_name: row for row, class_name in enumerate(model_config.class_names or ())}
     spellings = _index_spellings(model_config)
     row = exact.get(name, spellings.get(spelling))
+    # isdecimal accepts other scripts' digits, and int() of thousands of digits raises.
     is_number = name.isascii() and name.isdecimal() and len(name) < 8
     if row is None and is_number and int(name) < model_config.num_classes:
         row = int(name)
@@ -105,6 +108,8 @@ def _index_spellings(model_config: ModelConfig) -> dict[str, int]:
         rows: dict[str, set[int]] = {}
         for row, name in level:
             rows.setdefault(_normalize_name(name), set()).add(row)
+        # ImageNet has two cranes and two maillots: an ambiguous synonym must not choose one of
+        # them.
         index = {spelling: min(r) for spelling, r in rows.items() if len(r) == 1} | index
     return index
 

@@ -95,6 +95,7 @@ class Subset(ImageDataset):
 
 def select(dataset: ImageDataset, indices: Sequence[int] | NDArray[np.int64]) -> Subset:
     """Take some images of a dataset, under the same labels."""
+    # An array, not a list: forked workers would copy a list's pages by counting references.
     index = np.asarray(indices, dtype=np.int64)
     return Subset(dataset, index, dataset.labels[index], dataset.class_names)
 
@@ -107,6 +108,7 @@ def find_used_classes(dataset: ImageDataset) -> set[str]:
 def number_labels(dataset: ImageDataset, class_names: Sequence[str]) -> Labels:
     """Return a dataset's labels as indices into other class names; -1 for a class that is not among them."""
     index = {name: i for i, name in enumerate(class_names)}
+    # Class by class, not image by image.
     mapping = np.array([index.get(name, -1) for name in dataset.class_names], dtype=np.int64)
     return mapping[dataset.labels]
 

@@ -52,11 +52,14 @@ def decode(data: bytes, name: str, shrink: int = 1) -> Image.Image:
     """
     with _named_errors(data, name):
         image = _open(data, name)
+        # Threads decode in parallel, and 1.7 GB each would add up.
         with _one_large if image.width * image.height > LARGE else nullcontext():
             if shrink > 1:
+                # libjpeg's scaled inverse DCT: a 12-megapixel photo takes a sixth of the time.
                 image.draft(None, (max(1, image.width // shrink), max(1, image.height // shrink)))
             image.load()
             _require_size(image.size, name)  # again: the header may have been wrong
+            # In place, because a copy of the largest image is 300 MB.
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
 
@@ -76,8 +79,10 @@ def read_header(data: bytes, name: str) -> tuple[tuple[int, int], int] | None:
     """
     with _named_errors(data, name):
         image = _open(data, name)
+        # CMYK, gray and MPO are Pillow's to convert.
         if image.format != "JPEG" or image.mode != "RGB":
             return None
+        # From the file, so anything: values outside of 1 to 8 are ignored, as exif_transpose does.
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         return image.size, orientation if orientation in range(1, 9) else 1
 
@@ -105,8 +110,10 @@ def _named_errors(data: bytes, name: str) -> Iterator[None]:
 
 def _open(data: bytes, name: str) -> Image.Image:
     """Read a header and check it against the limits, without decoding."""
+    # The header alone; pixels are decoded by load().
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     _require_size(image.size, name)
+    # Ten thousand scans fit into 100 kB and take minutes.
     scans = _count_scans(data) if image.format in ("JPEG", "MPO") else 0
     if scans > MAX_SCANS:
         raise DataError(f"{name} has {scans:,} scans, more than {MAX_SCANS}.")
@@ -162,8 +169,10 @@ def read_image(path: Path) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    # I, I;16, I;16B, F: Pillow's convert("RGB") clips at 255, so 16-bit images would be white.
     if image.mode.startswith("I") or image.mode == "F":
         return _scale_to_8_bits(image)
+    # convert("RGB") drops alpha and shows what lies under it, often black.
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return _convert_by_strips(image, _composite_over_white)
     if image.mode == "RGB" and image.format == "JPEG":  # no copy; other formats may have frames
@@ -187,11 +196,13 @@ def _convert_by_strips(
 
 def _composite_over_white(image: Image.Image) -> Image.Image:
     rgba = image.convert("RGBA")
+    # White, as browsers show it.
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     """Scale grayscale of more than 8 bits to 0..255; Pillow's own conversion would clip it to white."""
+    # Floating-point TIFFs hold 0..1 or 0..255, and no tag tells which.
     highest = 65535.0 if image.mode.startswith("I") else 1.0 if _get_max(image) <= 1 else 255.0
     if image.mode == "I" and _get_max(image) <= 255:  # 8-bit values in a 32-bit container
         highest = 255.0

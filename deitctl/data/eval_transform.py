@@ -25,13 +25,16 @@ INTERPOLATION = {resample.name.lower(): resample for resample in Image.Resamplin
 def eval_transform(image: Image.Image, pre: Preprocessing) -> Pixels:
     """Resize and center-crop an RGB image: uint8 [3,S,S], the same pixels as timm's `transforms_imagenet_eval`."""
     size, target = pre.img_size, pre.resize_to
+    # timm's `random`, which is for training, is no filter of Pillow's.
     resample = INTERPOLATION.get(pre.interpolation, Image.Resampling.BICUBIC)
     if pre.crop_mode == "squash":
         image = image.resize((target, target), resample)
     else:
         scaled = get_resized_size(image.width, image.height, target)
+        # 2 x 20,000 pixels would become 248 x 2,480,000: 1.8 GB, of which the crop shows a square.
         if scaled[0] * scaled[1] > MAX_RESIZED_PIXELS:
             image = _resize_center(image, scaled, size, resample)
+        # As torchvision, which returns an image of the right size as it is; Pillow would copy it.
         elif scaled != image.size:
             image = image.resize(scaled, resample)
     left, top = get_crop_offset(image.width, size), get_crop_offset(image.height, size)
@@ -42,6 +45,8 @@ def eval_transform(image: Image.Image, pre: Preprocessing) -> Pixels:
 def get_resized_size(width: int, height: int, target: int) -> tuple[int, int]:
     """Return (width, height) with the short side at `target` pixels; timm and transformers round the other down."""
     if width <= height:
+        # int() of a float, as both have it: integer division differs where the product is not
+        # exact.
         return target, int(target * height / width)
     return int(target * width / height), target
 
@@ -80,6 +85,8 @@ def _resize_center(
 
 def get_crop_offset(length: int, size: int) -> int:
     """Return where a center crop of `size` pixels begins; negative if the image is smaller (torchvision's rounding)."""
+    # round() is to the even pixel, as torchvision's int(round()); transformers rounds down, one
+    # pixel beside for a quarter of all sizes.
     return round((length - size) / 2) if length >= size else -((size - length) // 2)
 
 

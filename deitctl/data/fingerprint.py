@@ -31,11 +31,14 @@ def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
     """
     count = len(dataset.labels)
     sizes = np.fromiter((dataset.num_bytes(i) for i in range(count)), np.dtype("<i8"), count)
+    # A separator, so that ("ab", "c") and ("a", "bc") differ.
     digest = hashlib.sha256("\x1f".join(dataset.class_names).encode("utf-8", "surrogateescape"))
     digest.update(np.asarray(dataset.labels, dtype="<i8").tobytes())
     digest.update(sizes.tobytes())
     for index in range(count):
         separator = "\x1f" if index else ""
+        # The last part alone: a data set that was moved, packed or put into a tar has the same
+        # fingerprint.
         name = separator + PurePath(dataset.name(index)).name
         digest.update(name.encode("utf-8", "surrogateescape"))
     read_all = sizes.sum() <= MAX_READ or count <= NUM_SAMPLED
@@ -46,6 +49,7 @@ def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
         try:
             digest.update(hashlib.sha256(dataset.read_bytes(index)).digest())
         except DataError:
+            # An unreadable image is part of the data: repairing it changes the training set.
             digest.update(b"unreadable")
     return digest.hexdigest()[:LENGTH]
 
@@ -58,6 +62,7 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         try:
+            # By values: a config.json written anew, with other spaces or order, is the same model.
             if path.name == CONFIG and (text := _canonicalize_config(path)):
                 digest.update(hashlib.sha256(text).digest())
                 continue
@@ -78,6 +83,7 @@ def _canonicalize_config(path: Path) -> bytes:
         return b""
     own = config.get("deitctl")
     if isinstance(own, dict):
+        # `eval --calibrate` writes temperatures, which must not make cached teacher targets stale.
         own = {key: value for key, value in own.items() if key != "temperatures"}
         config = config | {"deitctl": own}
     return json.dumps(config, sort_keys=True).encode()

@@ -65,12 +65,15 @@ class ScanState:
     def is_settled(self) -> bool:
         """Whether the scan was complete and no directory had changed within `MIN_AGE_NS` before it."""
         times = [when for state in self.states.values() if state[-1] for when in state[:2]]
+        # As git's "racily clean" entries. min > 0: some object stores mounted as folders have no
+        # times.
         return self.complete and min(times) > 0 and max(times) < self.started - MIN_AGE_NS
 
 
 def read_state(path: str) -> tuple[int, ...]:
     """Return what changes with a directory's content: mtime, ctime, inode, size, and 1 if it exists."""
     try:
+        # Follows links: what counts is the folder that a link leads to.
         status = os.stat(path)
     except OSError:
         return MISSING
@@ -79,6 +82,7 @@ def read_state(path: str) -> tuple[int, ...]:
 
 def get_index_path(root: Path) -> Path:
     """Return the file for the index of a folder or tar."""
+    # realpath: one index, by whichever link or relative path the data is named.
     name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
     return cache_root() / "indexes" / f"{name}.index"
 
@@ -98,6 +102,7 @@ def load_or_scan(
 
 def save_index(splits: Mapping[str, Listing], state: ScanState, reporter: Reporter) -> None:
     """Write the index of a large, settled dataset; a cache that cannot be written is no error."""
+    # An index of an unsettled folder could miss a change for ever; the next start writes one.
     if sum(len(s.labels) for s in splits.values()) < MIN_IMAGES or not state.is_settled():
         return
     arrays: list[tuple[str, NDArray[Any]]] = []
@@ -111,6 +116,7 @@ def save_index(splits: Mapping[str, Listing], state: ScanState, reporter: Report
     }
     path = get_index_path(Path(state.root))
     try:
+        # Renamed into place, so that several processes may write it without a lock.
         write_bytes(path, b"".join([MAGIC, *encode_block(header, arrays, len(MAGIC))]))
     except DeitctlError as error:
         reporter.note(
@@ -131,6 +137,7 @@ def load_index(root: Path) -> dict[str, Listing] | None:
         header, arrays = read_block(
             file, len(MAGIC), lambda header: [*LISTING_DTYPES.values()] * len(header["splits"])
         )
+        # The root again: the cache may have been copied from another machine.
         if header["root"] != os.path.realpath(root) or not _is_current(header):
             return None
         return {
@@ -155,6 +162,7 @@ def decode_listing(class_names: Sequence[str], arrays: Sequence[NDArray[Any]]) -
     blob, ends, labels, spans = arrays
     names = StringArray(blob, ends)
     shapes_match = labels.shape == (len(ends) - 1,) and spans.shape in ((0, 2), (len(ends) - 1, 2))
+    # Negative offsets and labels would index from the end, silently.
     if (
         not names.is_valid()
         or not shapes_match

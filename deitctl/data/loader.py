@@ -64,6 +64,7 @@ class Batch(NamedTuple):
         if not size or size >= max(self.slots, default=0) + 1:
             yield self
             return
+        # By slot, not by row: an unreadable image then moves no other into another micro-batch.
         groups: dict[int, list[int]] = {}
         for row, slot in enumerate(self.slots):
             groups.setdefault(slot // size, []).append(row)
@@ -75,6 +76,7 @@ class Batch(NamedTuple):
                 labels=self.labels[rows],
                 keys=[self.keys[r] for r in rows],
                 slots=[self.slots[r] for r in rows],
+                # Reported once, with the full batch.
                 unreadable=[],
                 teacher_images=self.teacher_images[teacher],
                 teacher_rows=[new_rows[self.teacher_rows[n]] for n in teacher],
@@ -116,9 +118,11 @@ class TrainViews(Dataset[Sample]):
         is_cached = plan.is_cached is not None and plan.is_cached(view, key.index)
         teacher_size = 0 if is_cached else plan.teacher_size
         try:
+            # Opened, not decoded: the crop decides at which scale a JPEG is decoded.
             image = self.dataset.open(key.index)
             pixels = {
                 size: train_transform(image, self.augment, size, plan.seed, view, key.index)
+                # A set: the same size is rendered once for both.
                 for size in {img_size, teacher_size or img_size}
             }
         except DataError as error:
@@ -161,6 +165,7 @@ class EvalViews(Dataset[EvalSample]):
     def __getitem__(self, index: int) -> EvalSample:
         label = int(self.dataset.labels[index])
         try:
+            # Decoded by Pillow and in full: an evaluation's pixels are timm's to the bit.
             image = self.dataset.read(index)
         except DataError as error:
             return EvalSample((), label, index, str(error))
@@ -194,6 +199,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _stack(images: Sequence[Pixels]) -> Tensor:
+    # An array with no image: np.stack refuses an empty list.
     return torch.from_numpy(np.stack(images) if images else np.empty((0, 3, 0, 0), np.uint8))
 
 
@@ -215,6 +221,8 @@ def build_train_loader(
         shard: of each batch, for one of several processes.
     """
     plan = plan or ViewPlan(batches.seed, repeats=batches.repeats)
+    # Every process draws the global batch and takes a slice of it, so results do not depend on the
+    # number of processes.
     keys = (keys[shard] for keys in batches)
     return _iterate_views(TrainViews(dataset, augment, img_size, plan), keys, workers, pin_memory)
 
@@ -243,6 +251,7 @@ def _iterate_views(
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=pin_memory,
+        # torch refuses a prefetch factor without workers.
         prefetch_factor=4 if workers else None,
     )
 
@@ -261,6 +270,7 @@ def build_eval_loader(
     return _iterate(
         views,
         views.collate,
+        # A range, not a list: DataLoader sends indices to its workers batch by batch.
         sampler=positions,
         batch_size=batch_size,
         # Starting workers takes longer than one batch.

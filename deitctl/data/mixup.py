@@ -31,6 +31,7 @@ class Mix:
 
 def sample_mixup(config: AugmentConfig, img_size: int, seed: int, step: int) -> Mix | None:
     """Draw the mixing of a step, timm's `batch` mode as in DeiT; None for an unmixed batch."""
+    # A function of the step: each process draws the same, and a resumed run too.
     draw = rng.generator(seed, "mix", step)
     if not (config.mixup or config.cutmix) or draw.random() >= config.mixup_prob:
         return None
@@ -38,12 +39,15 @@ def sample_mixup(config: AugmentConfig, img_size: int, seed: int, step: int) -> 
         not config.mixup or draw.random() < config.mixup_switch_prob
     )
     alpha = config.cutmix if use_cutmix else config.mixup
+    # mixup: Zhang et al. 2018; both with alpha as in DeiT, Table 9.
     lam = float(draw.beta(alpha, alpha))
     return rand_bbox(img_size, lam, draw) if use_cutmix else Mix(lam, None)
 
 
 def rand_bbox(img_size: int, lam: float, draw: np.random.Generator) -> Mix:
     """Draw cutmix's rectangle (Yun et al. 2019, §3.1) and correct `lam` for what the border cuts off."""
+    # As timm today: (side + 1) // 2 below keeps an odd side whole, which timm 0.3.2, DeiT's
+    # version, cut by a pixel.
     side = int(img_size * math.sqrt(1 - lam))
     y, x = draw.integers(0, img_size, 2).tolist()
     top, bottom = max(0, y - side // 2), min(img_size, y + (side + 1) // 2)
@@ -57,6 +61,7 @@ def pair_indices(slots: Sequence[int]) -> Tensor:
     An image whose partner is missing is its own. Slots are places in the epoch's order, so pairs depend neither on
     the batch size, nor on the number of processes, nor on an unreadable image elsewhere.
     """
+    # timm pairs the first with the last of a batch, so its pairs depend on the batch size.
     at = {slot: index for index, slot in enumerate(slots)}
     return torch.tensor(
         [at.get(slot ^ 1, index) for index, slot in enumerate(slots)], dtype=torch.int64
@@ -75,6 +80,7 @@ def mix_images(images: Tensor, mix: Mix | None, partners: Tensor) -> Tensor:
     if mix.bbox is None:
         return images * mix.lam + images[partners] * (1 - mix.lam)
     top, bottom, left, right = mix.bbox
+    # Both partners change: in place, the second would get back its own pixels.
     images = images.clone()
     images[:, :, top:bottom, left:right] = images[partners][:, :, top:bottom, left:right]
     return images

@@ -49,11 +49,13 @@ def open_for_training(
     train: ImageDataset
     val: ImageDataset
     if data.unsplit is not None:
+        # A function of the seed: a resumed run holds out the same images.
         train, val = hold_out(data.unsplit, VAL_FRACTION, seed)
         reporter.note(
             f"{data.name} has no validation set: {len(val.labels)} of {len(data.unsplit.labels)} images are held out."
         )
     elif data.train is not None and data.val is not None:
+        # By name: the validation split may lack a class, and be numbered otherwise.
         train, val = data.train, relabel(data.val, data.train.class_names)
     else:
         present, missing = ("train", "val") if data.train is not None else ("val", "train")
@@ -102,6 +104,7 @@ def open_dataset(ref: str, reporter: Reporter) -> DatasetSplits:
 
 
 def _open_splits(ref: str, reporter: Reporter) -> tuple[str, Mapping[str, ImageDataset]]:
+    # A folder of that name is the user's own.
     if ref == BUILT_IN and not Path(ref).is_dir():
         train, val = load_digits()
         return BUILT_IN, {"train": train, "val": val}

@@ -102,6 +102,7 @@ class RandAugment:
             len(self.names), self.layers, replace=self.weights is None, p=self.weights
         )
         for which in chosen:
+            # Drawn whether it is applied or not, so that the next operation does not depend on it.
             applied, side = draw.random() < self.prob, 1 if draw.random() < 0.5 else -1
             magnitude = self.magnitude
             if self.noise == float("inf"):
@@ -109,6 +110,7 @@ class RandAugment:
             elif self.noise:
                 magnitude = draw.normal(magnitude, self.noise)
             if applied:
+                # timm clips after the noise, so magnitude 10 is met now and then with m9.
                 magnitude = max(0.0, min(magnitude, self.max_magnitude))
                 image = apply(self.names[which], image, magnitude, side)
         return image
@@ -173,6 +175,7 @@ def posterize(image: Image.Image, bits: int) -> Image.Image:
 
 def solarize_add(image: Image.Image, amount: int) -> Image.Image:
     """Add to the values below 128."""
+    # Pillow has no such operation; timm's table of values.
     return image.point(
         [min(255, value + amount) if value < 128 else value for value in range(256)] * 3
     )
@@ -210,14 +213,17 @@ def shift_lines(
     pixels = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint32)
     pixels = pixels.reshape(image.height, image.width)
     if rows:
+        # One loop for both directions: rows of the transposed image are columns.
         pixels = np.ascontiguousarray(pixels.T)
     height, width = pixels.shape
     floor = np.floor(offsets)
+    # int32: half the memory traffic of int64.
     gather = np.arange(-1, height + 2, dtype=np.int32)[:, None] + floor.astype(np.int32)
     np.clip(gather, 0, height - 1, out=gather)  # the filter repeats the edge
     gather *= np.int32(width)
     gather += np.arange(width, dtype=np.int32)
     weights = compute_bicubic_weights(offsets - floor)
+    # [H+3,W] words, seen as [H+3,4W] bytes
     sheared = filter_rows(pixels.ravel()[gather].view(np.uint8), weights).view(np.uint32)
     y = np.arange(height, dtype=np.int32)[:, None]
     first, end = (_find_first_row(edge, offsets) for edge in (0, height))
@@ -244,6 +250,7 @@ def filter_rows(taps: NDArray[np.uint8], weights: Floats) -> NDArray[np.uint8]:
     total, product = np.empty((BAND, width), np.float32), np.empty((BAND, width), np.float32)
     for top in range(0, height, BAND):
         count = min(BAND, height - top)
+        # uint8 to float32 once a band, not once a tap.
         values[: count + 3] = taps[top : top + count + 3]
         sums, products = total[:count], product[:count]
         np.multiply(values[:count], factors[0], out=sums)

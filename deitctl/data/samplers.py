@@ -38,6 +38,8 @@ class EpochOrder:
     def __init__(self, count: int, *, seed: int, epoch: int, repeats: int = 1) -> None:
         self.count, self.seed, self.epoch, self.repeats = count, seed, epoch, repeats
         shuffle = rng.generator(seed, "order", epoch).permutation(count)[: -(-count // repeats)]
+        # Four bytes an image for ImageNet. Keys are made when a batch is sliced: making all at once
+        # took 1.4 s an epoch, 5 s with three repeats.
         self._order = shuffle.astype(np.min_scalar_type(count))
 
     def __len__(self) -> int:
@@ -62,7 +64,10 @@ class EpochOrder:
         block = self._order[start : start + REPEAT_BLOCK]
         keys: list[SampleKey] = []
         for repeat in range(self.repeats):
+            # Keyed by the block, so that a resume in the middle of an epoch makes only the blocks
+            # that it needs.
             turn = rng.generator(self.seed, "repeat", self.epoch, start, repeat).permutation(block)
+            # Only the seam of two repeats can put an image beside itself.
             if keys and len(block) > 1 and keys[-1].index == turn[0]:
                 turn = np.roll(turn, 1)
             keys += [SampleKey(self.epoch, index, repeat) for index in turn.tolist()]
@@ -71,6 +76,7 @@ class EpochOrder:
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
     """Return the number of full batches in an epoch, at least 1."""
+    # At least one, for data smaller than a batch: DeiT's sampler has none below 256 images.
     return max(1, count // batch_size)
 
 
@@ -95,6 +101,8 @@ class TrainBatches:
         return self.epochs * self.steps_per_epoch - self.first_step
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
+        # Any step can be the first, because the order is a function of the epoch: resuming reads no
+        # skipped image.
         start_epoch, start_batch = divmod(self.first_step, self.steps_per_epoch)
         for epoch in range(start_epoch, self.epochs):
             order = EpochOrder(self.count, seed=self.seed, epoch=epoch, repeats=self.repeats)

@@ -41,6 +41,7 @@ def train_transform(
     Raises:
         DataError: a `LazyJpeg` that is damaged.
     """
+    # timm draws from global generators, so its views depend on the workers and cannot be resumed.
     draw = rng.generator(seed, "view", view, index)
     augmented = resized_crop(image, sample_crop_box(image.size, config, draw), img_size)
     if draw.random() < config.hflip:
@@ -49,6 +50,7 @@ def train_transform(
         augmented = random_affine(augmented, config.affine, draw)
     if config.rand_augment:
         augmented = parse_rand_augment(config.rand_augment)(augmented, draw)
+    # timm ignores color jitter where RandAugment is on, and so does DeiT.
     elif config.color_jitter:
         augmented = color_jitter(augmented, config.color_jitter, draw)
     return to_chw(augmented)
@@ -65,6 +67,7 @@ def sample_crop_box(size: tuple[int, int], config: AugmentConfig, draw: np.rando
         draw: the view's generator.
     """
     width, height = size
+    # A recipe that does not crop: with torchvision's rule the aspect ratio would crop nevertheless.
     if config.crop_scale == (1.0, 1.0):
         return 0, 0, width, height
     low, high = (math.log(r) for r in config.crop_ratio)
@@ -101,6 +104,7 @@ def resized_crop(image: Image.Image | LazyJpeg, box: Box, size: int) -> Image.Im
     cropped = image.crop(box)
     # channels last
     pixels = torch.from_numpy(np.array(cropped, order="C")).unsqueeze(0).permute(0, 3, 1, 2)
+    # uint8 channels last is the layout that torch's vectorized CPU kernel takes.
     resized = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
     return Image.fromarray(resized.permute(0, 2, 3, 1)[0].numpy())
 
@@ -122,12 +126,14 @@ def random_affine(
         cos,
         center + sin * (center + dx) - cos * (center + dy),
     )
+    # The matrix maps output to input pixels, hence the inverse of the motion.
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
 
 def color_jitter(image: Image.Image, strength: float, draw: np.random.Generator) -> Image.Image:
     """Change brightness, contrast, saturation in random order by factors in 1 ± strength, as torchvision does."""
     kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    # timm's jitter of one number, DeiT's, leaves the hue alone.
     for which in draw.permutation(3):
         factor = float(draw.uniform(max(0.0, 1 - strength), 1 + strength))
         image = kinds[which](image).enhance(factor)

@@ -28,6 +28,7 @@ class ArrayDataset(ImageDataset):
         return int(self.images[index].nbytes)
 
     def read_bytes(self, index: int) -> bytes:
+        # Raw pixels, for fingerprints; there is no file whose format `decode` could read.
         return bytes(self.images[index].tobytes())
 
     def read(self, index: int) -> Image.Image:
@@ -51,5 +52,6 @@ def load_digits() -> tuple[Subset, Subset]:
     for digit in range(10):
         members = np.flatnonzero(labels == digit)
         order[members] = np.arange(len(members))
+    # A fixed split, not by seed: figures of `digits` are of the same 355 images everywhere.
     validation = order % 5 == 4
     return select(dataset, np.flatnonzero(~validation)), select(dataset, np.flatnonzero(validation))

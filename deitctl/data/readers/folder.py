@@ -23,6 +23,7 @@ def open_folder(root: Path, reporter: Reporter) -> FileDataset:
         DataError: it cannot be read, or has no class folders or no images.
     """
     listing = load_or_scan(root, lambda state: {"": _scan(root, state, reporter)}, reporter)[""]
+    # The root is stored once, and a moved data set keeps its index's names.
     prefix = "" if str(root) == os.curdir else os.path.join(root, "")
     dataset, empty = drop_empty_classes(
         FileDataset(listing.names.with_prefix(prefix), listing.labels, listing.class_names)
@@ -39,6 +40,7 @@ def _scan(root: Path, state: ScanState, reporter: Reporter) -> Listing:
 
     def iterate_names(task: Task) -> Iterator[str]:
         for folder in folders:
+            # A class at a time: sorting all names would need them as strings.
             images = sorted(_list_images(root, folder, state, task))
             counts.append(len(images))
             yield from images
@@ -60,6 +62,7 @@ def _list_class_folders(root: Path, state: ScanState) -> list[str]:
         with os.scandir(root) as listing:
             entries = list(listing)
         folders = sorted(e.name for e in entries if _is_folder(e) and not is_hidden(e.name))
+        # A dangling link may become a class when a disk is mounted: its state is part of the index.
         for link in (e.name for e in entries if e.is_symlink() and not _is_folder(e)):
             state.add(link)
         has_images = any(
@@ -80,9 +83,11 @@ def _list_images(root: Path, folder: str, state: ScanState, task: Task) -> Itera
     above = os.stat(root)
     # The root counts as visited: a link up to it would put all other classes' images into this class.
     visited = {(above.st_dev, above.st_ino)}
+    # A stack, not recursion: folders may be deeper than Python's limit.
     pending = [folder]
     while pending:
         current = pending.pop()
+        # Before it is listed: a file that is added in between makes the index stale.
         state.add(current)
         try:
             status = os.stat(os.path.join(root, current))

@@ -32,6 +32,7 @@ def open_table(path: Path) -> dict[str, FileDataset]:
         for file, label, split in _read_rows(path):
             codes.append(classes.setdefault(label, len(classes)))
             splits.append(split_codes.setdefault(split, len(split_codes)))
+            # An absolute path stays as it is. A table is trusted as a list of files is.
             yield os.path.join(path.parent, file)
 
     names = StringArray.from_strings(iterate_files())
@@ -75,6 +76,7 @@ def _read_rows(path: Path) -> Iterator[tuple[str, str, str]]:
 
 def _read_csv(path: Path) -> Iterator[Mapping[str, object]]:
     try:
+        # utf-8-sig: Excel writes a byte order mark, which would be part of the first column's name.
         with path.open(newline="", encoding="utf-8-sig") as file:
             # Not DictReader: a header of a million empty columns would fill each row with as many.
             table = csv.reader(file)
@@ -94,6 +96,7 @@ def _read_parquet(path: Path) -> Iterator[Mapping[str, object]]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+            # In batches: to_pylist makes a dictionary of each row.
             for rows in file.iter_batches(columns=columns):
                 yield from rows.to_pylist()
     except (OSError, ValueError, pyarrow.ArrowException) as error:

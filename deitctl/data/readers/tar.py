@@ -43,6 +43,7 @@ class TarDataset(ImageDataset):
         offset, size = self.spans[index].tolist()
         require_bytes(size, self.name(index))
         try:
+            # Opened for each image: one handle's position would be shared by forked workers.
             with open(self.path, "rb") as file:
                 file.seek(offset)
                 return file.read(size)
@@ -98,6 +99,7 @@ def _list_members(path: Path, spans: array[int], reporter: Reporter) -> Iterator
     try:
         with (
             reporter.task(f"scan {path.name}", None, "files") as task,
+            # "r:" refuses compression: members of a compressed tar cannot be read by offset.
             tarfile.open(path, "r:") as archive,
         ):
             last = -1
@@ -107,6 +109,7 @@ def _list_members(path: Path, spans: array[int], reporter: Reporter) -> Iterator
                 if member.offset <= last or member.size < 0:
                     raise tarfile.ReadError("its members overlap")
                 last = member.offset
+                # Only a name: nothing is ever unpacked, so `..` leads nowhere.
                 name = PurePosixPath(member.name.lstrip("/"))
                 if (
                     member.isreg()
