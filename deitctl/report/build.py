@@ -1,4 +1,7 @@
-"""Builds a report from evaluation results (example images, attention maps, the curves of the run) and writes it."""
+"""Builds a report from evaluation results and writes it.
+
+Adds example images, attention maps and the curves of the run.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,10 @@ JPEG_QUALITY = 78  # keeps 3 galleries of 24 images with two maps each near a me
 
 
 def require_report_paths(report: str, figures: str, predictions: str = "") -> None:
-    """Raise `DeitctlError` unless the page and the figures can be written; call it before the evaluation."""
+    """Raise `DeitctlError` unless the page and the figures can be written.
+
+    For a call before the evaluation.
+    """
     if report:
         if Path(report).suffix.lower() not in (".html", ".htm"):
             raise ConfigError(
@@ -174,7 +180,10 @@ def select_mistakes(
 def select_unsure(
     correct: NDArray[np.bool_], confidences: NDArray[np.floating], limit: int
 ) -> list[int]:
-    """Return the rows of at most `limit` right predictions, the least confident first; arguments as above."""
+    """Return the rows of at most `limit` right predictions, the least confident first.
+
+    Arguments as above.
+    """
     return select_mistakes(~correct, -confidences, limit)
 
 
@@ -233,7 +242,7 @@ def _list_guesses(subject: EvalSubject, logits: Tensor, head: str) -> list[tuple
 def _draw_maps(
     subject: EvalSubject, pixels: NDArray[np.uint8], on_device: Tensor
 ) -> list[dict[str, bytes]]:
-    """Return each image under the attention map of each token; none for a model that is not one of our DeiTs."""
+    """Return each image under the attention map of each token; none for a model that is no DeiT."""
     model = subject.eval_model.model
     if not isinstance(model, VisionTransformer):
         return [{} for _ in pixels]

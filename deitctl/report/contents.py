@@ -1,4 +1,4 @@
-"""What a report shows: evaluation results, example images with attention maps, the log of the run."""
+"""What a report shows: evaluation results, example images, attention maps, a run's log."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class Example:
     thumbnail: bytes
     """JPEG, PNG or WebP of the image as the model sees it."""
     maps: Mapping[str, bytes]
-    """Attention maps by token ("class token"), of the thumbnail's shape, to lay over it; none for other models."""
+    """Attention maps by token ("class token"), of the thumbnail's shape, to lay over it; none for
+    other models."""
     heads: Mapping[str, tuple[str, float]]
     """Prediction and probability of each of two heads; none for a model with one head."""
 
@@ -123,7 +124,10 @@ class Contents:
 def count_pairs(
     section: ModelSection,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the pairs of label and prediction that occur: labels [P], predictions [P] (`OUTSIDE` last), images [P]."""
+    """Return the pairs of label and prediction that occur.
+
+    Labels [P], predictions [P] (`OUTSIDE` last), images [P].
+    """
     columns = section.result.num_classes + 1
     pairs, images = np.unique(
         # One integer a pair, because a dense matrix of K classes has K * K cells: a million for
@@ -136,9 +140,13 @@ def count_pairs(
 
 
 def list_confusions(section: ModelSection, limit: int) -> list[tuple[int, int, str, int]]:
-    """Return the most frequent confusions: label, prediction, its title if it is `OUTSIDE`, images."""
+    """Return the most frequent confusions.
+
+    Of each its label, prediction, the prediction's title if it is `OUTSIDE`, images.
+    """
     result, classes = section.result, section.result.num_classes
-    # Unlike in the result's own list, other classes are distinct: they follow the data's, numbered as the model's.
+    # Unlike in the result's own list, other classes are distinct: they follow the data's, numbered
+    # as the model's.
     preds = result.data_preds.numpy()
     preds = np.where(preds == classes, classes + result.preds.numpy(), preds)
     return [
@@ -150,9 +158,10 @@ def list_confusions(section: ModelSection, limit: int) -> list[tuple[int, int, s
 
 
 def count_classes(section: ModelSection) -> tuple[NDArray[np.int64], ...]:
-    """Return of each class its images, those predicted correctly, and the images predicted as it, [K] each.
+    """Return each class's images, correct predictions, and images predicted as it, [K] each.
 
-    Recall is correct / images, precision correct / predicted, F1 twice correct / (images + predicted).
+    Recall is correct / images, precision correct / predicted, F1 twice correct / (images +
+    predicted).
     """
     result = section.result
     labels = result.labels.numpy()

@@ -21,9 +21,9 @@ from deitctl.report.drawings import (
 def draw_figures(contents: Contents, folder: Path) -> list[Path]:
     """Write what a report shows as PNG files and return their paths.
 
-    They are confusion, per_class, reliability and one per gallery with images (mistakes, unsure, disagreements). Those
-    of several models are numbered (`confusion-2.png`), and comparison.png shows the models side by side. A run adds
-    curves.png.
+    They are confusion, per_class, reliability and one per gallery with images (mistakes, unsure,
+    disagreements). Those of several models are numbered (`confusion-2.png`), and comparison.png
+    shows the models side by side. A run adds curves.png.
 
     Args:
         contents: what is drawn.

@@ -1,4 +1,7 @@
-"""The report as one HTML file that works offline: page, style, scripts, and the contents as JSON within it."""
+"""The report as one HTML file that works offline.
+
+Page, style, scripts, and the contents as JSON are in the file.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,11 @@ MAX_CONFUSIONS = 12
 
 
 def write_page(contents: Contents, path: Path) -> None:
-    """Write a report as one HTML file that loads nothing and sends nothing; raise `DiskError` if that fails."""
+    """Write a report as one HTML file that loads nothing and sends nothing.
+
+    Raises:
+        DiskError: the file cannot be written.
+    """
     # A file name on disk need not be valid text.
     write_bytes(path, render_page(contents).encode("utf-8", "replace"))
 
@@ -67,8 +74,10 @@ def render_page(contents: Contents) -> str:
     links = {"summary": "Summary", **sections}
     # Template substitutes once: a `$` in a class name or path is not expanded again.
     return Template(_read_part("page.html")).substitute(
-        # Only this style and this script: class names and paths in the page can neither run nor load anything.
-        policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
+        # Only this style and this script: class names and paths in the page can neither run nor
+        # load anything.
+        policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; "
+        f"script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'",
         style=style,
         script=script,

@@ -1,4 +1,7 @@
-"""The summary of a report, as HTML that needs no JavaScript: metrics with their intervals, and what was evaluated."""
+"""The summary of a report, as HTML that needs no JavaScript.
+
+Metrics with their intervals, and what was evaluated.
+"""
 
 from __future__ import annotations
 
@@ -135,7 +138,8 @@ def _draw_interval(result: EvalResult, low: float, high: float) -> str:
     a, x, b = (6 + 108 * (value - low) / span for value in (ends[0], result.top1, ends[1]))
     return (
         '<svg class="whisker" width="120" height="16" viewBox="0 0 120 16" aria-hidden="true">'
-        f'<path d="M{a:.1f} 8H{b:.1f}M{a:.1f} 4v8M{b:.1f} 4v8"/><circle cx="{x:.1f}" cy="8" r="4"/></svg>'
+        f'<path d="M{a:.1f} 8H{b:.1f}M{a:.1f} 4v8M{b:.1f} 4v8"/>'
+        f'<circle cx="{x:.1f}" cy="8" r="4"/></svg>'
     )
 
 
@@ -183,8 +187,9 @@ def _render_unreadable(result: EvalResult) -> str:
     rest = f"<p>and {count - MAX_UNREADABLE:,} more</p>" if count > MAX_UNREADABLE else ""
     images = "1 image" if count == 1 else f"{count:,} images"
     return (
-        f'<details class="warning"><summary>{images} of {escape(result.data)} could not be read and '
-        f'{"is" if count == 1 else "are"} left out</summary><ul class="names">{lines}</ul>{rest}</details>'
+        f'<details class="warning"><summary>{images} of {escape(result.data)} '
+        f"could not be read and {'is' if count == 1 else 'are'} left out</summary>"
+        f'<ul class="names">{lines}</ul>{rest}</details>'
     )
 
 
