@@ -1,4 +1,4 @@
-"""Compact arrays for large datasets: string arrays, memory-mapped arrays, and their block format on disk.
+"""Compact arrays for large datasets: strings, memory maps, and their block format on disk.
 
 Letters: N strings.
 """
@@ -35,12 +35,14 @@ UNREADABLE = (
 class StringArray(Sequence[str]):
     """An immutable sequence of strings in two arrays.
 
-    A tuple of strings takes three times the memory, and a forked worker that reads one increments its reference count,
-    which makes the system copy the page: in the end every worker holds a tuple of its own.
+    A tuple of strings takes three times the memory, and a forked worker that reads one increments
+    its reference count, which makes the system copy the page: in the end every worker holds a tuple
+    of its own.
     """
 
     blob: NDArray[np.uint8]
-    """All strings end to end, in the file system's encoding, so that names that are not UTF-8 survive."""
+    """All strings end to end, in the file system's encoding, so that names that are not UTF-8
+    survive."""
     ends: NDArray[np.int64]
     """End of each string in `blob`, [N+1]; the first entry is where the first string begins."""
     prefix: str = ""
@@ -104,7 +106,8 @@ class ArrayLocation(NamedTuple):
 
     path: str
     identity: tuple[int, int, int]
-    """Inode, size and modification time of the file, so that a replaced file is not mistaken for it."""
+    """Inode, size and modification time of the file, so that a replaced file is not mistaken for
+    it."""
     start: int
     """First byte of the map that contains the array."""
     offset: int
@@ -113,10 +116,12 @@ class ArrayLocation(NamedTuple):
 
 
 class MmapArray(np.ndarray[Any, Any]):
-    """A memory-mapped array that pickles as its location, so that worker processes map the file instead of copying it.
+    """A memory-mapped array that pickles as its location.
 
-    Slices and results of arithmetic have no location and pickle by content, as do arrays whose file was replaced:
-    a dataset that changes must not end a run.
+    Worker processes then map the file instead of copying it.
+
+    Slices and results of arithmetic have no location and pickle by content, as do arrays whose file
+    was replaced: a dataset that changes must not end a run.
     """
 
     location: ArrayLocation | None = None
@@ -144,7 +149,11 @@ class MappedFile:
     """A file mapped into memory, copy on write: writing to its arrays never changes the file."""
 
     def __init__(self, path: Path, start: int = 0) -> None:
-        """Map a file from byte `start` on; raise OSError, OverflowError or ValueError if it cannot be mapped."""
+        """Map a file from byte `start` on.
+
+        Raises:
+            OSError, OverflowError, ValueError: it cannot be mapped.
+        """
         with path.open("rb") as file:
             self.path, self.identity = os.path.abspath(path), get_identity(os.fstat(file.fileno()))
             self.start, self.size = start, self.identity[1]
@@ -154,7 +163,11 @@ class MappedFile:
             self._bytes = np.memmap(file, np.uint8, "c", offset=start)
 
     def read_array(self, offset: int, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Return the array at a byte offset in the file; raise ValueError if that is outside of the map."""
+        """Return the array at a byte offset in the file.
+
+        Raises:
+            ValueError: the array is not within the map.
+        """
         count = int(np.prod(shape, dtype=np.int64))
         values = np.frombuffer(self._bytes, dtype=dtype, count=count, offset=offset - self.start)
         mapped = values.reshape(shape).view(MmapArray)
@@ -178,7 +191,10 @@ def mmap_array(location: ArrayLocation) -> NDArray[Any]:
 def encode_block(
     header: Mapping[str, Any], arrays: Sequence[tuple[str, NDArray[Any]]], offset: int
 ) -> list[bytes | memoryview]:
-    """Encode arrays as a block: CRC-32 of the rest, length of the JSON header, the header, the aligned arrays.
+    """Encode arrays as a block.
+
+    A block is the CRC-32 of the rest, the length of the JSON header, the header, the aligned
+    arrays.
 
     Args:
         header: JSON values; `shapes` is added.

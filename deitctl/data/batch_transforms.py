@@ -1,4 +1,4 @@
-"""Transforms of a batch on the device: normalization, random erasing, the student's affine augmentation.
+"""Transforms of a batch on the device: normalization, random erasing, student's affine map.
 
 Letters: B images, H and W pixels, S pixels of a square's side.
 """
@@ -52,7 +52,8 @@ def random_erase(
 ) -> Tensor:
     """Fill one random rectangle of some normalized images [B,3,H,W] with normal noise, in place.
 
-    Random erasing in timm's `pixel` mode. Rectangle and noise are a function of `(seed, key)`, not of the batch.
+    Random erasing in timm's `pixel` mode. Rectangle and noise are a function of `(seed, key)`, not
+    of the batch.
     """
     if not probability:
         return images
@@ -79,10 +80,13 @@ def random_erase(
 def student_affine(
     images: Tensor, keys: Sequence[SampleKey], config: AugmentConfig, seed: int
 ) -> Tensor:
-    """Rotate, scale, translate and, where the recipe flips, flip each normalized image of [B,3,S,S].
+    """Rotate, scale, translate and flip each normalized image of [B,3,S,S].
 
-    With cached views the student would see the same pixels again; this gives it new ones each epoch, small enough
-    for the teacher's targets of the view to hold. A function of `(seed, key)`. Pixels from outside repeat the edge.
+    Flips only where the recipe flips.
+
+    With cached views the student would see the same pixels again; this gives it new ones each
+    epoch, small enough for the teacher's targets of the view to hold. A function of `(seed, key)`.
+    Pixels from outside repeat the edge.
     """
     degrees, scaling, shift = config.student_affine
     if not any(config.student_affine):
@@ -100,6 +104,7 @@ def student_affine(
     theta = torch.tensor(rows, device=images.device)
     # theta [B,2,3], grid [B,S,S,2] in -1..1
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    # Clamped to the middle of the outermost pixel: MPS has no padding_mode="border" before torch 2.13.
+    # Clamped to the middle of the outermost pixel: MPS has no padding_mode="border" before torch
+    # 2.13.
     edge = 1 - 1 / images.shape[-1]
     return F.grid_sample(images, grid.clamp(-edge, edge), mode="bilinear", align_corners=False)

@@ -21,7 +21,8 @@ class ClassMatch:
     rows: tuple[int, ...]
     """For each class of the data, its logit."""
     kind: str
-    """`same`, `permuted` (same classes, other order), `subset` (of the model's classes) or `numbers` (ImageNetV2)."""
+    """`same`, `permuted` (same classes, other order), `subset` (of the model's classes) or
+    `numbers` (ImageNetV2)."""
 
     def __str__(self) -> str:
         return {
@@ -33,10 +34,13 @@ class ClassMatch:
 
 
 def match_classes(model_config: ModelConfig, data_names: Sequence[str]) -> ClassMatch | None:
-    """Find each class of the data among a model's, by WordNet id or name; None unless all are found.
+    """Find each class of the data among a model's, by WordNet id or name.
 
-    Names are compared without case, underscores and hyphens. Each synonym of an ImageNet class counts, unless two
-    classes share it. Folders 0 to 999 are ImageNet's classes in the order of their WordNet ids, as in ImageNetV2.
+    Returns None unless all are found.
+
+    Names are compared without case, underscores and hyphens. Each synonym of an ImageNet class
+    counts, unless two classes share it. Folders 0 to 999 are ImageNet's classes in the order of
+    their WordNet ids, as in ImageNetV2.
     """
     # Exact names first: normalization could make two classes of the data equal (`a-b`, `a_b`).
     exact = {name: row for row, name in enumerate(model_config.class_names or ())}
@@ -58,7 +62,7 @@ def match_classes(model_config: ModelConfig, data_names: Sequence[str]) -> Class
 
 
 def find_class(model_config: ModelConfig, name: str) -> int:
-    """Return the logit of a class that a user names: by class name, label, synonym, WordNet id or number.
+    """Return the logit of a class by class name, label, synonym, WordNet id or number.
 
     Spelled as for `match_classes`; a class that is called `7` goes before the class numbered 7.
 
@@ -100,7 +104,10 @@ def find_class(model_config: ModelConfig, name: str) -> int:
 
 
 def _index_spellings(model_config: ModelConfig) -> dict[str, int]:
-    """Map normalized names to logits: class names before descriptions before synonyms, ambiguous ones left out."""
+    """Map normalized names to logits.
+
+    Class names go before descriptions, these before synonyms; ambiguous ones are left out.
+    """
     names, descriptions = model_config.class_names or (), model_config.descriptions or ()
     synonyms = [(row, part) for row, name in enumerate(descriptions) for part in name.split(",")]
     index: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Image datasets: labels and class names in memory, images read by index wherever they are stored."""
+"""Image datasets: labels and class names in memory, images read by index."""
 
 from __future__ import annotations
 
@@ -41,7 +41,11 @@ class ImageDataset(ABC):
         return decode(self.read_bytes(index), self.name(index))
 
     def open(self, index: int) -> LazyJpeg | Image.Image:
-        """Open an image for a training view, a JPEG undecoded; raise `DataError` if it cannot be."""
+        """Open an image for a training view, a JPEG undecoded.
+
+        Raises:
+            DataError: it cannot be read or decoded.
+        """
         return open_image(self.read_bytes(index), self.name(index))
 
 
@@ -106,7 +110,7 @@ def find_used_classes(dataset: ImageDataset) -> set[str]:
 
 
 def number_labels(dataset: ImageDataset, class_names: Sequence[str]) -> Labels:
-    """Return a dataset's labels as indices into other class names; -1 for a class that is not among them."""
+    """Return a dataset's labels as indices into other class names; -1 for a missing class."""
     index = {name: i for i, name in enumerate(class_names)}
     # Class by class, not image by image.
     mapping = np.array([index.get(name, -1) for name in dataset.class_names], dtype=np.int64)
@@ -114,7 +118,10 @@ def number_labels(dataset: ImageDataset, class_names: Sequence[str]) -> Labels:
 
 
 def drop_empty_classes(dataset: FileDataset) -> tuple[FileDataset, list[str]]:
-    """Keep the classes that have an image, in lexicographic order; return the names of the others too."""
+    """Keep the classes that have an image, in lexicographic order.
+
+    Returns the names of the others too.
+    """
     used = find_used_classes(dataset)
     names = tuple(sorted(used))
     if names == dataset.class_names:  # labels may be mapped from a file, and stay so

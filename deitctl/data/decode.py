@@ -19,7 +19,8 @@ from deitctl.paths import read_regular
 _COMMON = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 EXTENSIONS = frozenset((*_COMMON, ".ppm", ".pgm", ".pbm", ".jp2", ".avif"))
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""By content, whatever the extension. Pillow's other readers run programs (EPS) or are little tested."""
+"""By content, whatever the extension. Pillow's other readers run programs (EPS) or are little
+tested."""
 MAX_PIXELS = 100_000_000
 """Decoding holds 17 bytes a pixel at most (WebP), so the largest image takes 1.7 GB."""
 PIXELS_VARIABLE = "DEITCTL_MAX_PIXELS"
@@ -29,7 +30,8 @@ MAX_BYTES = 512 * 2**20
 MAX_SCANS = 200
 """Scans of a progressive JPEG, each as slow to decode as an image; encoders write ten or so."""
 LARGE = 16_000_000
-"""Pixels above which a process decodes one image at a time, so that threads do not multiply the memory."""
+"""Pixels above which a process decodes one image at a time, so that threads do not multiply the
+memory."""
 STRIP = 2**20
 """Pixels or bytes that are processed at a time where that needs temporary copies."""
 _one_large = threading.Lock()
@@ -38,14 +40,14 @@ _one_large = threading.Lock()
 def decode(data: bytes, name: str, shrink: int = 1) -> Image.Image:
     """Decode an image into RGB, upright.
 
-    EXIF orientation is applied, transparency is composited over white, 16-bit and floating-point grayscale is scaled
-    to 8 bits, of an animation the first frame is taken.
+    EXIF orientation is applied, transparency is composited over white, 16-bit and floating-point
+    grayscale is scaled to 8 bits, of an animation the first frame is taken.
 
     Args:
         data: the image file.
         name: of the image, for messages.
-        shrink: 1, 2, 4 or 8: decode a JPEG at 1/shrink of its sides, rounded up, which is faster because fewer DCT
-            coefficients are used. Other formats are decoded in full.
+        shrink: 1, 2, 4 or 8: decode a JPEG at 1/shrink of its sides, rounded up, which is faster
+            because fewer DCT coefficients are used. Other formats are decoded in full.
 
     Raises:
         DataError: not an image of `FORMATS`, damaged, truncated or too large.
@@ -65,14 +67,19 @@ def decode(data: bytes, name: str, shrink: int = 1) -> Image.Image:
 
 
 def convert_image(image: Image.Image, name: str) -> Image.Image:
-    """Return a Pillow image as `decode` returns a file of it: upright RGB; `image` itself is not changed."""
+    """Return a Pillow image as `decode` returns a file of it: upright RGB.
+
+    `image` itself is not changed.
+    """
     with _named_errors(b"-", name):
         _require_size(image.size, name)
         return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def read_header(data: bytes, name: str) -> tuple[tuple[int, int], int] | None:
-    """Return an RGB JPEG's stored (width, height) and EXIF orientation, 1 to 8; None for any other image.
+    """Return an RGB JPEG's stored (width, height) and EXIF orientation, 1 to 8.
+
+    Returns None for any other image.
 
     Raises:
         DataError: as `decode`, as far as the header shows.
@@ -131,7 +138,10 @@ def _count_scans(data: bytes) -> int:
 
 
 def get_max_pixels() -> int:
-    """Return the pixel limit of an image: `$DEITCTL_MAX_PIXELS` or `MAX_PIXELS`; Pillow's own limit holds besides."""
+    """Return the pixel limit of an image: `$DEITCTL_MAX_PIXELS` or `MAX_PIXELS`.
+
+    Pillow's own limit holds besides.
+    """
     value = os.environ.get(PIXELS_VARIABLE, "")
     return int(value) if value.isdecimal() else MAX_PIXELS
 
@@ -183,7 +193,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _convert_by_strips(
     image: Image.Image, convert: Callable[[Image.Image], Image.Image]
 ) -> Image.Image:
-    """Apply a pixelwise conversion some rows at a time, to need little more memory than the result."""
+    """Apply a pixelwise conversion by strips of rows, in little more memory than the result."""
     rows = max(1, STRIP // image.width)
     if image.height <= rows:
         return convert(image)
@@ -201,7 +211,10 @@ def _composite_over_white(image: Image.Image) -> Image.Image:
 
 
 def _scale_to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale grayscale of more than 8 bits to 0..255; Pillow's own conversion would clip it to white."""
+    """Scale grayscale of more than 8 bits to 0..255.
+
+    Pillow's own conversion would clip it to white.
+    """
     # Floating-point TIFFs hold 0..1 or 0..255, and no tag tells which.
     highest = 65535.0 if image.mode.startswith("I") else 1.0 if _get_max(image) <= 1 else 255.0
     if image.mode == "I" and _get_max(image) <= 255:  # 8-bit values in a 32-bit container

@@ -1,4 +1,7 @@
-"""The evaluation transform: resize and center crop. Without torch, because ONNX inference needs none."""
+"""The evaluation transform: resize and center crop.
+
+Without torch, because ONNX inference needs none.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,20 @@ Pixels = NDArray[np.uint8]
 MAX_RESIZED_PIXELS = 2**24
 """Above this size of the resized image, only the part inside the crop is computed."""
 MAX_ASPECT = 100
-"""Above this ratio of height to width Pillow 12 filters columns before rows, and rounds differently.
+"""Above this ratio of height to width Pillow 12 filters columns before rows, and rounds
+differently.
 
-Pillow 13 chooses the cheaper order for every image. We follow the installed Pillow, as timm and transformers do: pixels
-of tall images then differ by rounding between the versions."""
+Pillow 13 chooses the cheaper order for every image. We follow the installed Pillow, as timm and
+transformers do: pixels of tall images then differ by rounding between the versions."""
 INTERPOLATION = {resample.name.lower(): resample for resample in Image.Resampling}
 """Pillow's filters by timm's names."""
 
 
 def eval_transform(image: Image.Image, pre: Preprocessing) -> Pixels:
-    """Resize and center-crop an RGB image: uint8 [3,S,S], the same pixels as timm's `transforms_imagenet_eval`."""
+    """Resize and center-crop an RGB image: uint8 [3,S,S].
+
+    The pixels are those of timm's `transforms_imagenet_eval`.
+    """
     size, target = pre.img_size, pre.resize_to
     # timm's `random`, which is for training, is no filter of Pillow's.
     resample = INTERPOLATION.get(pre.interpolation, Image.Resampling.BICUBIC)
@@ -43,7 +50,10 @@ def eval_transform(image: Image.Image, pre: Preprocessing) -> Pixels:
 
 
 def get_resized_size(width: int, height: int, target: int) -> tuple[int, int]:
-    """Return (width, height) with the short side at `target` pixels; timm and transformers round the other down."""
+    """Return (width, height) with the short side at `target` pixels.
+
+    The other side is rounded down, as in timm and transformers.
+    """
     if width <= height:
         # int() of a float, as both have it: integer division differs where the product is not
         # exact.
@@ -52,7 +62,7 @@ def get_resized_size(width: int, height: int, target: int) -> tuple[int, int]:
 
 
 def has_extreme_aspect(width: int, height: int, pre: Preprocessing) -> bool:
-    """Whether an image is so long that other programs would resize it in gigabytes, or round differently."""
+    """Whether an image is so long that other programs resize it in gigabytes or round otherwise."""
     if height > MAX_ASPECT * width or width > MAX_ASPECT * height:
         return True
     across, down = get_resized_size(width, height, pre.resize_to)
@@ -64,7 +74,8 @@ def _resize_center(
 ) -> Image.Image:
     """Return the center of `image` resized to `scaled`, at most `size` pixels a side.
 
-    A value may differ by 1 from the crop of the resized image, because Pillow's box coordinates are floats.
+    A value may differ by 1 from the crop of the resized image, because Pillow's box coordinates are
+    floats.
     """
     bounds, box = [], []
     for length, resized in zip((image.width, image.height), scaled, strict=True):
@@ -84,7 +95,10 @@ def _resize_center(
 
 
 def get_crop_offset(length: int, size: int) -> int:
-    """Return where a center crop of `size` pixels begins; negative if the image is smaller (torchvision's rounding)."""
+    """Return where a center crop of `size` pixels begins, with torchvision's rounding.
+
+    Negative if the image is smaller.
+    """
     # round() is to the even pixel, as torchvision's int(round()); transformers rounds down, one
     # pixel beside for a quarter of all sizes.
     return round((length - size) / 2) if length >= size else -((size - length) // 2)

@@ -1,4 +1,7 @@
-"""Content fingerprints of datasets, files and models: equal wherever they lie and whenever they were written."""
+"""Content fingerprints of datasets, files and models.
+
+Equal wherever they lie and whenever they were written.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ from deitctl.models.checkpoint_io import CONFIG
 from deitctl.paths import read_json
 
 MAX_READ = 1 << 30
-"""Bytes of images up to which all are hashed; of larger datasets all sizes, and the content of `NUM_SAMPLED` images."""
+"""Bytes of images up to which all are hashed; of larger datasets all sizes, and the content of
+`NUM_SAMPLED` images."""
 NUM_SAMPLED = 4096
 LENGTH = 16  # hexadecimal digits: 64 bits
 
@@ -26,8 +30,9 @@ LENGTH = 16  # hexadecimal digits: 64 bits
 def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
     """Hash the class names and each image's name, label, size and content, in order.
 
-    Above 1 GiB the content of 4,096 evenly spaced images is hashed, which takes seconds for ImageNet; an image that is
-    added, removed, moved, renamed or encoded anew still changes a name or a size.
+    Above 1 GiB the content of 4,096 evenly spaced images is hashed, which takes seconds for
+    ImageNet; an image that is added, removed, moved, renamed or encoded anew still changes a name
+    or a size.
     """
     count = len(dataset.labels)
     sizes = np.fromiter((dataset.num_bytes(i) for i in range(count)), np.dtype("<i8"), count)
@@ -57,7 +62,8 @@ def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
 def fingerprint_files(paths: Iterable[Path]) -> str:
     """Hash the content of files, in order; raise `ModelError` if one cannot be read.
 
-    A model's config.json is hashed by its values, without its calibration temperatures, which no logit depends on.
+    A model's config.json is hashed by its values, without its calibration temperatures, which no
+    logit depends on.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -74,7 +80,7 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
 
 
 def _canonicalize_config(path: Path) -> bytes:
-    """Return a model config as sorted JSON without temperatures; empty if the file is not a JSON object."""
+    """Return a model config as sorted JSON without temperatures; empty for anything else."""
     try:
         config = read_json(path)
     except ValueError:
@@ -83,7 +89,7 @@ def _canonicalize_config(path: Path) -> bytes:
         return b""
     own = config.get("deitctl")
     if isinstance(own, dict):
-        # `eval --calibrate` writes temperatures, which must not make cached teacher targets stale.
+        # `eval --save-temperature` writes these, and must not make cached teacher targets stale.
         own = {key: value for key, value in own.items() if key != "temperatures"}
         config = config | {"deitctl": own}
     return json.dumps(config, sort_keys=True).encode()

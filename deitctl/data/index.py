@@ -1,8 +1,9 @@
-"""The index of a dataset's files: the result of a scan, saved so that the next start need not list them again.
+"""The index of a dataset's files: a saved scan, so that the next start lists nothing.
 
-An index is one file: a magic line and a block of arrays (`arrays.encode_block`). It records the state of every
-directory that the scan entered; adding, removing or renaming a file changes its directory, and makes the index stale.
-Whatever an index holds is validated; one that is stale or damaged is written anew.
+An index is one file: a magic line and a block of arrays (`arrays.encode_block`). It records the
+state of every directory that the scan entered; adding, removing or renaming a file changes its
+directory, and makes the index stale. Whatever an index holds is validated; one that is stale or
+damaged is written anew.
 
 Letters: N images.
 """
@@ -28,8 +29,9 @@ from deitctl.paths import cache_root, write_bytes
 MIN_IMAGES = 10_000
 """Below this no index is written: listing takes a tenth of a second."""
 MIN_AGE_NS = 2_000_000_000
-"""How long every directory must have been unchanged before a scan. A change within one tick of the file system's clock
-leaves no trace in its times; the coarsest clock, FAT's, ticks every two seconds."""
+"""How long every directory must have been unchanged before a scan. A change within one tick of the
+file system's clock leaves no trace in its times; the coarsest clock, FAT's, ticks every two
+seconds."""
 MAGIC = b"deitctl index 2\n"
 MISSING = (0, 0, 0, 0, 0)
 """State of a directory that does not exist."""
@@ -59,11 +61,15 @@ class ScanState:
         """Set to False by a scan that could not enter a directory."""
 
     def add(self, path: str) -> None:
-        """Record the state of a directory or of a link's target; `path` is relative to the root, "" the root itself."""
+        """Record the state of a directory or of a link's target.
+
+        Args:
+            path: relative to the root, "" for the root itself.
+        """
         self.states[path] = read_state(os.path.join(self.root, path) if path else self.root)
 
     def is_settled(self) -> bool:
-        """Whether the scan was complete and no directory had changed within `MIN_AGE_NS` before it."""
+        """Whether the scan was complete and every directory `MIN_AGE_NS` old or older."""
         times = [when for state in self.states.values() if state[-1] for when in state[:2]]
         # As git's "racily clean" entries. min > 0: some object stores mounted as folders have no
         # times.
@@ -71,7 +77,10 @@ class ScanState:
 
 
 def read_state(path: str) -> tuple[int, ...]:
-    """Return what changes with a directory's content: mtime, ctime, inode, size, and 1 if it exists."""
+    """Return what changes with a directory's content.
+
+    These are mtime, ctime, inode, size, and 1 if it exists.
+    """
     try:
         # Follows links: what counts is the folder that a link leads to.
         status = os.stat(path)
@@ -90,7 +99,10 @@ def get_index_path(root: Path) -> Path:
 def load_or_scan(
     root: Path, scan: Callable[[ScanState], dict[str, Listing]], reporter: Reporter
 ) -> dict[str, Listing]:
-    """Return the splits of a folder or tar from its index; without a valid one, scan it and save the index."""
+    """Return the splits of a folder or tar from its index.
+
+    Without a valid one, scan it and save the index.
+    """
     splits = load_index(root)
     if splits is None:
         state = ScanState(root)
@@ -125,7 +137,9 @@ def save_index(splits: Mapping[str, Listing], state: ScanState, reporter: Report
 
 
 def load_index(root: Path) -> dict[str, Listing] | None:
-    """Return the splits of a folder or tar, mapped from its index; None if there is no valid, current index.
+    """Return the splits of a folder or tar, mapped from its index.
+
+    Returns None if there is no valid, current index.
 
     Reads the state of each directory, and lists none.
     """
@@ -158,7 +172,11 @@ def _is_current(header: Mapping[str, Any]) -> bool:
 
 
 def decode_listing(class_names: Sequence[str], arrays: Sequence[NDArray[Any]]) -> Listing:
-    """Build a listing from the arrays of `LISTING_DTYPES`; raise ValueError if they are inconsistent."""
+    """Build a listing from the arrays of `LISTING_DTYPES`.
+
+    Raises:
+        ValueError: they are inconsistent.
+    """
     blob, ends, labels, spans = arrays
     names = StringArray(blob, ends)
     shapes_match = labels.shape == (len(ends) - 1,) and spans.shape in ((0, 2), (len(ends) - 1, 2))

@@ -1,4 +1,6 @@
-"""JPEGs that are decoded once the crop is known: only as large as the crop needs, by the fastest decoder installed.
+"""JPEGs that are decoded once the crop is known.
+
+Only as large as the crop needs, by the fastest decoder installed.
 
 The decoders give the same pixels: all use libjpeg-turbo with its accurate DCT and fancy upsampling.
 """
@@ -39,9 +41,13 @@ class LazyJpeg:
         """Upright (width, height)."""
 
     def choose_shrink(self, width: int, height: int, size: int) -> int:
-        """Return the largest shrink factor at which a box of `width` x `height` keeps `size` pixels a side."""
+        """Return the largest shrink factor at which a box keeps `size` pixels a side.
+
+        `width` and `height` are those of the box.
+        """
         for shrink in SHRINKS:
-            # Sides that are no multiple are rounded up, and rotating would then shift the box by a fraction of a pixel.
+            # Sides that are no multiple are rounded up, and rotating would then shift the box by a
+            # fraction of a pixel.
             is_exact = all(side % shrink == 0 for side in self._stored)
             # Never below the size that is shown: enlarging a scaled image would blur the view.
             if min(width, height) >= shrink * size and (is_exact or self._orientation == 1):
@@ -62,7 +68,10 @@ class LazyJpeg:
 
     @cached_property
     def _pixels(self) -> Image.Image | Bytes:
-        """The full image: [H,W,3] from a torch decoder, or by Pillow, which applies orientations and limits memory."""
+        """The full image: [H,W,3] from a torch decoder, else by Pillow.
+
+        Pillow applies orientations and limits memory.
+        """
         width, height = self._stored
         decoder = load_jpeg_decoder()
         # Torch decoders know neither orientation nor our limit of one large image at a time.
@@ -99,7 +108,10 @@ class JpegDecoder(NamedTuple):
 
 @lru_cache(maxsize=1)
 def load_jpeg_decoder() -> JpegDecoder:
-    """Load the first decoder that is installed and fits this torch: torchcodec, torchvision's operator, Pillow."""
+    """Load the first decoder that is installed and fits this torch.
+
+    In this order: torchcodec, torchvision's operator, Pillow.
+    """
     # torchvision's operator is deprecated, torchcodec its successor. Both give Pillow's pixels:
     # 1,000 of 1,000 images were equal with torchvision's, also CMYK, gray and progressive ones.
     return _load_torchcodec() or _load_torchvision() or JpegDecoder("pillow", None)
@@ -117,7 +129,8 @@ def _load_torchcodec() -> JpegDecoder | None:
 
 
 def _load_torchvision() -> JpegDecoder | None:
-    # Deprecated since torchvision 0.29. Loaded from its library, because importing torchvision takes a second.
+    # Deprecated since torchvision 0.29. Loaded from its library, because importing torchvision
+    # takes a second.
     spec = importlib.util.find_spec("torchvision")
     for folder in (spec and spec.submodule_search_locations) or ():
         for library in sorted(Path(folder).glob("image*.*")):

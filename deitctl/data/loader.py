@@ -1,6 +1,9 @@
-"""Batches of uint8 images, decoded and augmented by worker processes; the same for any number of workers.
+"""Batches of uint8 images, decoded and augmented by worker processes.
 
-Letters: B images of a batch, S and T pixels of the student's and the teacher's input side, M images for the teacher.
+The same for any number of workers.
+
+Letters: B images of a batch, S and T pixels of the student's and the teacher's input side, M images
+for the teacher.
 """
 
 from __future__ import annotations
@@ -27,7 +30,10 @@ from deitctl.models.model_config import Preprocessing
 
 
 class Sample(NamedTuple):
-    """A training image as a worker returns it; `pixels` is None if it is unreadable, and `error` has the reason."""
+    """A training image as a worker returns it.
+
+    `pixels` is None if it is unreadable, and `error` has the reason.
+    """
 
     pixels: Pixels | None
     label: int
@@ -60,7 +66,10 @@ class Batch(NamedTuple):
         return [(key.index, why) for key, why in self.unreadable]
 
     def split(self, size: int) -> Iterator[Batch]:
-        """Yield micro-batches of `size` slots (0: all); `size` must be even, so that mixed pairs stay together."""
+        """Yield micro-batches of `size` slots (0: all).
+
+        `size` must be even, so that mixed pairs stay together.
+        """
         if not size or size >= max(self.slots, default=0) + 1:
             yield self
             return
@@ -104,7 +113,10 @@ class ViewPlan:
 
 
 class TrainViews(Dataset[Sample]):
-    """Augmented views by key, at the student's size and, where the teacher must compute targets, at the teacher's."""
+    """Augmented views by key, at the student's size.
+
+    At the teacher's too, where the teacher must compute targets.
+    """
 
     def __init__(
         self, dataset: ImageDataset, augment: AugmentConfig, img_size: int, plan: ViewPlan
@@ -214,7 +226,9 @@ def build_train_loader(
     plan: ViewPlan | None = None,
     shard: slice = slice(None),
 ) -> Iterator[Batch]:
-    """Iterate over the training batches from `batches.first_step` to the last epoch, without a break between epochs.
+    """Iterate over the training batches from `batches.first_step` to the last epoch.
+
+    Without a break between epochs.
 
     Args:
         plan: default: fresh views every epoch, of the batches' seed.
@@ -265,7 +279,10 @@ def build_eval_loader(
     pin_memory: bool,
     shard: slice = slice(None),
 ) -> Iterator[EvalBatch]:
-    """Iterate over every image of a dataset once, in order; `shard` selects positions for one of several processes."""
+    """Iterate over every image of a dataset once, in order.
+
+    `shard` selects positions for one of several processes.
+    """
     positions, views = range(len(dataset.labels))[shard], EvalViews(dataset, preprocessings)
     return _iterate(
         views,
@@ -288,7 +305,10 @@ def _iterate(views: Dataset[Any], collate_fn: Callable[..., Any], **options: Any
 
 
 def ignore_signals(_: int) -> None:
-    """Ignore signals in a worker: they reach the whole process group, and the training process ends its loaders."""
+    """Ignore signals in a worker.
+
+    They reach the whole process group, and the training process ends its loaders.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):
@@ -297,7 +317,10 @@ def ignore_signals(_: int) -> None:
 
 @contextmanager
 def translate_worker_errors(hint: str) -> Iterator[None]:
-    """Turn torch's errors of a loader process into one line; `hint` says how to go on with fewer processes."""
+    """Turn torch's errors of a loader process into one line.
+
+    `hint` says how to go on with fewer processes.
+    """
     try:
         yield
     except DeitctlError as error:

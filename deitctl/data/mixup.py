@@ -1,4 +1,6 @@
-"""Mixup and cutmix of a batch: parameters drawn for the whole global batch, then applied to images and targets.
+"""Mixup and cutmix of a batch.
+
+Drawn for the whole global batch, then applied to images and targets.
 
 Letters: B images, H and W pixels, K classes.
 """
@@ -26,7 +28,8 @@ class Mix:
 
     lam: float
     bbox: tuple[int, int, int, int] | None
-    """For cutmix, the rectangle taken from the partner: top, bottom, left, right in pixels; None for mixup."""
+    """For cutmix, the rectangle taken from the partner: top, bottom, left, right in pixels; None
+    for mixup."""
 
 
 def sample_mixup(config: AugmentConfig, img_size: int, seed: int, step: int) -> Mix | None:
@@ -45,7 +48,10 @@ def sample_mixup(config: AugmentConfig, img_size: int, seed: int, step: int) -> 
 
 
 def rand_bbox(img_size: int, lam: float, draw: np.random.Generator) -> Mix:
-    """Draw cutmix's rectangle (Yun et al. 2019, §3.1) and correct `lam` for what the border cuts off."""
+    """Draw cutmix's rectangle (Yun et al. 2019, §3.1).
+
+    `lam` is corrected for what the border cuts off.
+    """
     # As timm today: (side + 1) // 2 below keeps an odd side whole, which timm 0.3.2, DeiT's
     # version, cut by a pixel.
     side = int(img_size * math.sqrt(1 - lam))
@@ -58,8 +64,9 @@ def rand_bbox(img_size: int, lam: float, draw: np.random.Generator) -> Mix:
 def pair_indices(slots: Sequence[int]) -> Tensor:
     """Return each image's partner as an index [B]: slots 0 and 1 are a pair, 2 and 3, and so on.
 
-    An image whose partner is missing is its own. Slots are places in the epoch's order, so pairs depend neither on
-    the batch size, nor on the number of processes, nor on an unreadable image elsewhere.
+    An image whose partner is missing is its own. Slots are places in the epoch's order, so pairs
+    depend neither on the batch size, nor on the number of processes, nor on an unreadable image
+    elsewhere.
     """
     # timm pairs the first with the last of a batch, so its pairs depend on the batch size.
     at = {slot: index for index, slot in enumerate(slots)}
@@ -69,7 +76,7 @@ def pair_indices(slots: Sequence[int]) -> Tensor:
 
 
 def mix_targets(targets: Tensor, mix: Mix | None, partners: Tensor) -> Tensor:
-    """Mix distributions [B,K], labels or teacher targets, in the proportion in which their images are mixed."""
+    """Mix labels or teacher targets, [B,K], in the proportion in which their images are mixed."""
     return targets if mix is None else targets * mix.lam + targets[partners] * (1 - mix.lam)
 
 

@@ -1,4 +1,7 @@
-"""Opening a dataset by the user's reference: a folder, tar, pack, table or the built-in digits, with its splits."""
+"""Opening a dataset by the user's reference, with its splits.
+
+A folder, tar, pack, table or the built-in digits.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,9 @@ class DatasetSplits:
 def open_for_training(
     ref: str, *, seed: int, reporter: Reporter
 ) -> tuple[ImageDataset, ImageDataset]:
-    """Return training and validation images with the same classes; without splits a fifth of every class is held out.
+    """Return training and validation images with the same classes.
+
+    Without splits a fifth of every class is held out.
 
     Args:
         ref: the user's name of the dataset; empty means `digits`.
@@ -43,7 +48,8 @@ def open_for_training(
         reporter: receives what was held out.
 
     Raises:
-        DataError: nothing is there, a split or a second class is missing, or the classes do not match.
+        DataError: nothing is there, a split or a second class is missing, or the classes do not
+            match.
     """
     data = open_dataset(ref, reporter)
     train: ImageDataset
@@ -52,7 +58,8 @@ def open_for_training(
         # A function of the seed: a resumed run holds out the same images.
         train, val = hold_out(data.unsplit, VAL_FRACTION, seed)
         reporter.note(
-            f"{data.name} has no validation set: {len(val.labels)} of {len(data.unsplit.labels)} images are held out."
+            f"{data.name} has no validation set: "
+            f"{len(val.labels)} of {len(data.unsplit.labels)} images are held out."
         )
     elif data.train is not None and data.val is not None:
         # By name: the validation split may lack a class, and be numbered otherwise.
@@ -61,13 +68,15 @@ def open_for_training(
         present, missing = ("train", "val") if data.train is not None else ("val", "train")
         raise DataError(
             f"{data.name} has a {present} split and no {missing} split.",
-            "Training needs train/ and val/, each of class folders, or one folder of class folders. "
+            "Training needs train/ and val/, each of class folders, "
+            "or one folder of class folders. "
             f"`deitctl check {data.name}` lists what is there.",
         )
     classes = len(train.class_names)
     if classes < 2 or len(val.labels) == 0:
         raise DataError(
-            f"{data.name} has {len(train.labels)} training and {len(val.labels)} validation images in {classes} "
+            f"{data.name} has {len(train.labels)} training and {len(val.labels)} validation images "
+            f"in {classes} "
             f"class{'es' if classes != 1 else ''}.",
             "Training needs at least two classes of at least two images.",
         )
@@ -89,7 +98,11 @@ def open_eval_split(ref: str, reporter: Reporter) -> tuple[str, ImageDataset]:
 
 
 def open_dataset(ref: str, reporter: Reporter) -> DatasetSplits:
-    """Open a folder, tar, pack, table or `digits`, the default; raise `DataError` if it is none of them or empty."""
+    """Open a folder, tar, pack, table or `digits`, the default.
+
+    Raises:
+        DataError: it is none of them, or empty.
+    """
     name, splits = _open_splits(ref or BUILT_IN, reporter)
     for dataset in splits.values():
         for class_name in dataset.class_names:

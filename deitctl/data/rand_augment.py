@@ -1,8 +1,9 @@
-"""RandAugment (Cubuk et al. 2020) as timm has it for DeiT: its strings, operations, odds and pixels.
+"""RandAugment (Cubuk et al. 2020) as timm has it: its strings, operations, odds and pixels.
 
-timm draws from global generators; here everything is drawn from the view's own. Levels and sets of operations are those
-of `timm/data/auto_augment.py`. Shears and translations are computed here, because Pillow's general affine map weighs 16
-pixels for each output pixel and a shift along one axis needs 4: half the time, one value in 10,000 off by one level.
+timm draws from global generators; here everything is drawn from the view's own. Levels and sets of
+operations are those of `timm/data/auto_augment.py`. Shears and translations are computed here,
+because Pillow's general affine map weighs 16 pixels for each output pixel and a shift along one
+axis needs 4: half the time, one value in 10,000 off by one level.
 
 Letters: H and W pixels of an image, N points.
 """
@@ -29,10 +30,12 @@ MAX_MAGNITUDE = 10
 """Magnitude of the strongest operations, unless `mmax` sets another."""
 MAX_LAYERS = 100
 BAND = 32
-"""Rows that are filtered at a time, so that the intermediate values stay in the processor's cache."""
+"""Rows that are filtered at a time, so that the intermediate values stay in the processor's
+cache."""
 BELOW_ROUNDING = np.float32(6e-5)
-"""Added before values are truncated, as Pillow truncates: float32 weights that sum to 0.9999999 would otherwise darken
-plain areas by a level. Their error is 5e-5 at most. Most values that differ from Pillow's are those this lifts."""
+"""Added before values are truncated, as Pillow truncates: float32 weights that sum to 0.9999999
+would otherwise darken plain areas by a level. Their error is 5e-5 at most. Most values that differ
+from Pillow's are those this lifts."""
 
 PLAIN = (
     "AutoContrast",
@@ -84,7 +87,10 @@ WEIGHTED = {
 
 @dataclass(frozen=True)
 class RandAugment:
-    """`layers` operations drawn from `names`, each applied with probability `prob` at about `magnitude`."""
+    """`layers` operations drawn from `names`.
+
+    Each is applied with probability `prob` at about `magnitude`.
+    """
 
     names: tuple[str, ...]
     weights: tuple[float, ...] | None = None
@@ -118,7 +124,9 @@ class RandAugment:
 
 @lru_cache(maxsize=4)
 def parse_rand_augment(spec: str) -> RandAugment:
-    """Parse timm's string: `rand`, then any of mM, nLAYERS, pPROB, mstdS, mmaxM, inc0|1, tweights, joined by dashes.
+    """Parse timm's string.
+
+    `rand`, then any of mM, nLAYERS, pPROB, mstdS, mmaxM, inc0|1, tweights, joined by dashes.
 
     Raises:
         ConfigError: another policy, or an unknown or malformed part.
@@ -155,7 +163,10 @@ def parse_rand_augment(spec: str) -> RandAugment:
 
 
 def apply(name: str, image: Image.Image, magnitude: float, side: int) -> Image.Image:
-    """Apply an operation to an RGB image; `side`, 1 or -1, is the direction of those that have two."""
+    """Apply an operation to an RGB image.
+
+    `side`, 1 or -1, is the direction of those that have two.
+    """
     argument = LEVELS[name](magnitude / 10, side)
     return OPERATIONS[name.removesuffix("Increasing")](image, argument)
 
@@ -169,7 +180,8 @@ def posterize(image: Image.Image, bits: int) -> Image.Image:
     """Keep the highest `bits` of each value; none of them gives black, 8 or more the same image."""
     if bits >= 8:
         return image
-    # DeiT's `inc1` asks for 0 bits at magnitude 10, and higher magnitudes for fewer: Pillow 13 refuses both.
+    # DeiT's `inc1` asks for 0 bits at magnitude 10, and higher magnitudes for fewer: Pillow 13
+    # refuses both.
     return ImageOps.posterize(image, bits) if bits > 0 else Image.new("RGB", image.size)
 
 
@@ -182,7 +194,7 @@ def solarize_add(image: Image.Image, amount: int) -> Image.Image:
 
 
 def shear(image: Image.Image, factor: float, *, rows: bool = False) -> Image.Image:
-    """Move each column up, or each row to the left, by `factor` times its distance from the edge."""
+    """Move each column up, or each row to the left, by `factor` times its edge distance."""
     centers = np.arange(0.5, image.height if rows else image.width)
     return shift_lines(image, factor * centers, rows=rows)
 
@@ -202,7 +214,8 @@ def shift_lines(
 ) -> Image.Image:
     """Shift each column of an RGB image up, or each row to the left, by its own offset, bicubic.
 
-    Sums are float32 here and float64 in Pillow, so for random offsets one value in 10,000 differs, by one level of 255.
+    Sums are float32 here and float64 in Pillow, so for random offsets one value in 10,000 differs,
+    by one level of 255.
 
     Args:
         offsets: in pixels, one a column [W], or one a row [H] with `rows`.
@@ -234,7 +247,10 @@ def shift_lines(
 
 
 def _find_first_row(edge: int, offsets: Floats) -> NDArray[np.int32]:
-    """Return the first row whose shifted center lies at or behind `edge`, rounded in the order of Pillow's sums."""
+    """Return the first row whose shifted center lies at or behind `edge`.
+
+    Rounded in the order of Pillow's sums.
+    """
     row = np.ceil(edge - 0.5 - offsets)
     row = np.where((row - 0.5) + offsets >= edge, row - 1, row)
     row = np.where((row + 0.5) + offsets < edge, row + 1, row)
@@ -263,7 +279,9 @@ def filter_rows(taps: NDArray[np.uint8], weights: Floats) -> NDArray[np.uint8]:
 
 
 def compute_bicubic_weights(d: Floats) -> Floats:
-    """Return the weights [4,N] of four neighbors for points at distance `d` behind the second (Keys 1981, a = -1).
+    """Return the weights [4,N] of four neighbors (Keys 1981, a = -1).
+
+    For points at distance `d` behind the second neighbor.
 
     The polynomials of `BICUBIC` in Pillow's Geometry.c, multiplied out.
     """

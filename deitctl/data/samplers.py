@@ -1,4 +1,7 @@
-"""The order of training images: a function of seed and epoch, with repeated augmentation for data of any size."""
+"""The order of training images, a function of seed and epoch.
+
+With repeated augmentation for data of any size.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +24,24 @@ class SampleKey(NamedTuple):
 
 
 def view_of(key: SampleKey, *, views: int, repeats: int) -> int:
-    """Return the number of the view that a sample shows: `views` in turn, or with 0 a new one each time."""
+    """Return the number of the view that a sample shows.
+
+    `views` in turn, or with 0 a new one each time.
+    """
     number = key.epoch * repeats + key.repeat
     return number % views if views else number
 
 
 class EpochOrder:
-    """The `count` keys of an epoch over `count` images; stores the images' order, and makes keys when sliced.
+    """The `count` keys of an epoch over `count` images.
 
-    Repeated augmentation (Hoffer et al. 2020; DeiT §6): each of the first 1/repeats of a shuffle comes `repeats` times,
-    each time as another view. Repeats are close together, so that they meet in a batch, but never adjacent, because
-    mixup pairs neighbors. Unlike DeiT's `RASampler`, the order does not depend on the number of processes and does not
-    drop images to reach a multiple of 256.
+    Stores the images' order, and makes keys when sliced.
+
+    Repeated augmentation (Hoffer et al. 2020; DeiT §6): each of the first 1/repeats of a shuffle
+    comes `repeats` times, each time as another view. Repeats are close together, so that they meet
+    in a batch, but never adjacent, because mixup pairs neighbors. Unlike DeiT's `RASampler`, the
+    order does not depend on the number of processes and does not drop images to reach a multiple of
+    256.
     """
 
     def __init__(self, count: int, *, seed: int, epoch: int, repeats: int = 1) -> None:
@@ -81,7 +90,10 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 
 
 class TrainBatches:
-    """Batch sampler: keys of each batch from step `first_step` to the last epoch; incomplete batches are dropped."""
+    """Batch sampler: keys of each batch from step `first_step` to the last epoch.
+
+    Incomplete batches are dropped.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Training and validation splits: what they are called, holding one out, and giving both the same classes."""
+"""Training and validation splits: their names, holding one out, equal classes in both."""
 
 from __future__ import annotations
 
@@ -35,12 +35,16 @@ def find_splits(names: Iterable[str]) -> dict[str, str]:
 
 
 def hold_out(dataset: ImageDataset, fraction: float, seed: int) -> tuple[Subset, Subset]:
-    """Split a dataset into training and validation, stratified by class; the same seed gives the same split.
+    """Split a dataset into training and validation, stratified by class.
 
-    A class's split depends on that class alone, so adding images to one class leaves the others' splits as they are.
+    The same seed gives the same split.
+
+    A class's split depends on that class alone, so adding images to one class leaves the others'
+    splits as they are.
 
     Args:
-        fraction: of every class that is held out, rounded; at least one image of two or more, none of one.
+        fraction: of every class that is held out, rounded; at least one image of two or more, none
+            of one.
         seed: of the split.
     """
     held = np.zeros(len(dataset.labels), dtype=bool)

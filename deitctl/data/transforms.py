@@ -22,7 +22,8 @@ from deitctl.data.rand_augment import parse_rand_augment
 NARROW = 8
 """Side in pixels below which Pillow resizes a crop: there torch's rounding differs more."""
 VIEWS_VERSION = 3
-"""Increased when `train_transform` gives other pixels for the same arguments; cached teacher targets are then stale."""
+"""Increased when `train_transform` gives other pixels for the same arguments; cached teacher
+targets are then stale."""
 
 
 def train_transform(
@@ -33,10 +34,12 @@ def train_transform(
     view: int,
     index: int,
 ) -> Pixels:
-    """Return a view of RGB image `index`, a function of `(seed, view, index)`: crop, flip, affine map, colors.
+    """Return a view of RGB image `index`: crop, flip, affine map, colors.
 
-    Another `img_size` gives the same view at another resolution. A change of what is drawn, or of the order of draws,
-    must increase `VIEWS_VERSION`.
+    It is a function of `(seed, view, index)`.
+
+    Another `img_size` gives the same view at another resolution. A change of what is drawn, or of
+    the order of draws, must increase `VIEWS_VERSION`.
 
     Raises:
         DataError: a `LazyJpeg` that is damaged.
@@ -57,9 +60,12 @@ def train_transform(
 
 
 def sample_crop_box(size: tuple[int, int], config: AugmentConfig, draw: np.random.Generator) -> Box:
-    """Draw the box of a random resized crop (Szegedy et al. 2015): ten tries, then the largest central crop.
+    """Draw the box of a random resized crop (Szegedy et al. 2015).
 
-    As torchvision's `RandomResizedCrop`, except that a scale of (1, 1) takes the whole image at any aspect ratio.
+    Ten tries, then the largest central crop.
+
+    As torchvision's `RandomResizedCrop`, except that a scale of (1, 1) takes the whole image at any
+    aspect ratio.
 
     Args:
         size: width and height of the image in pixels.
@@ -87,8 +93,9 @@ def sample_crop_box(size: tuple[int, int], config: AugmentConfig, draw: np.rando
 def resized_crop(image: Image.Image | LazyJpeg, box: Box, size: int) -> Image.Image:
     """Crop a box out of an RGB image and resize it to a square, bicubic and antialiased.
 
-    By torch, which takes half of Pillow's time; values differ from Pillow's by 2 of 255 at most. A JPEG's box of twice
-    the size or more is first decoded at 1/2, 1/4 or 1/8 (docs/results/speed.md has the error).
+    By torch, which takes half of Pillow's time; values differ from Pillow's by 2 of 255 at most. A
+    JPEG's box of twice the size or more is first decoded at 1/2, 1/4 or 1/8 (docs/results/speed.md
+    has the error).
     """
     width, height = box[2] - box[0], box[3] - box[1]
     if isinstance(image, LazyJpeg) and (shrink := image.choose_shrink(width, height, size)) > 1:
@@ -112,7 +119,10 @@ def resized_crop(image: Image.Image | LazyJpeg, box: Box, size: int) -> Image.Im
 def random_affine(
     image: Image.Image, strength: tuple[float, float, float], draw: np.random.Generator
 ) -> Image.Image:
-    """Rotate, scale and translate at random; `strength`: degrees, fraction of the size, fraction of the side."""
+    """Rotate, scale and translate at random.
+
+    `strength`: degrees, fraction of the size, fraction of the side.
+    """
     degrees, scaling, shift = strength
     angle = math.radians(draw.uniform(-degrees, degrees))
     scale = 1 / (1 + draw.uniform(-scaling, scaling))
@@ -131,7 +141,10 @@ def random_affine(
 
 
 def color_jitter(image: Image.Image, strength: float, draw: np.random.Generator) -> Image.Image:
-    """Change brightness, contrast, saturation in random order by factors in 1 ± strength, as torchvision does."""
+    """Change brightness, contrast, saturation in random order, as torchvision does.
+
+    By factors in 1 ± `strength`.
+    """
     kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     # timm's jitter of one number, DeiT's, leaves the hue alone.
     for which in draw.permutation(3):

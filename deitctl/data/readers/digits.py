@@ -38,10 +38,12 @@ class ArrayDataset(ImageDataset):
 
 
 def load_digits() -> tuple[Subset, Subset]:
-    """Return training and validation images: 1,797 digits, 8x8 pixels, 10 classes; every fifth of a class is held out.
+    """Return training and validation images, 8x8 pixels, 10 classes.
 
-    From the UCI Machine Learning Repository, "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998,
-    CC BY 4.0), the part that scikit-learn's `load_digits` has.
+    Of 1,797 digits every fifth of a class is held out.
+
+    From the UCI Machine Learning Repository, "Optical Recognition of Handwritten Digits" (Alpaydin
+    and Kaynak 1998, CC BY 4.0), the part that scikit-learn's `load_digits` has.
     """
     with resources.files("deitctl").joinpath("assets/digits.npz").open("rb") as file:
         arrays = np.load(file, allow_pickle=False)

@@ -17,7 +17,9 @@ from deitctl.events import Reporter, Task
 
 
 def open_folder(root: Path, reporter: Reporter) -> FileDataset:
-    """Open a folder of class folders: classes in lexicographic order, images at any depth below them.
+    """Open a folder of class folders.
+
+    Classes are in lexicographic order, images at any depth below them.
 
     Raises:
         DataError: it cannot be read, or has no class folders or no images.
@@ -79,9 +81,13 @@ def _list_class_folders(root: Path, state: ScanState) -> list[str]:
 
 
 def _list_images(root: Path, folder: str, state: ScanState, task: Task) -> Iterator[str]:
-    """Yield the images below a folder, relative to the root; links are followed, no folder is entered twice."""
+    """Yield the images below a folder, relative to the root.
+
+    Links are followed, no folder is entered twice.
+    """
     above = os.stat(root)
-    # The root counts as visited: a link up to it would put all other classes' images into this class.
+    # The root counts as visited: a link up to it would put all other classes' images into this
+    # class.
     visited = {(above.st_dev, above.st_ino)}
     # A stack, not recursion: folders may be deeper than Python's limit.
     pending = [folder]

@@ -1,10 +1,12 @@
-"""Reader and writer of packs: a dataset in one file, the images one after the other and an index behind them.
+"""Reader and writer of packs: a dataset in one file, images first, their index behind them.
 
-A pack is a magic line, eight bytes with the offset of the index, the images in order, and the index: a block of arrays
-(`arrays.encode_block`) with names, labels and, of each image, its span and two checksums. Reading in order reads the
-file from end to end; any one image costs one `pread` and no `open`. Whatever a pack holds is validated.
+A pack is a magic line, eight bytes with the offset of the index, the images in order, and the
+index: a block of arrays (`arrays.encode_block`) with names, labels and, of each image, its span and
+two checksums. Reading in order reads the file from end to end; any one image costs one `pread` and
+no `open`. Whatever a pack holds is validated.
 
-Images are read by `pread`, not through a map, which would count every page read as the process's memory.
+Images are read by `pread`, not through a map, which would count every page read as the process's
+memory.
 
 Letters: N images.
 """
@@ -53,7 +55,10 @@ PPM = re.compile(rb"P6\n([1-9]\d{0,4}) ([1-9]\d{0,4})\n255\n")
 
 
 class OpenFile:
-    """A file that stays open; it pickles as its path, and must be unchanged where it is opened again."""
+    """A file that stays open.
+
+    It pickles as its path, and must be unchanged where it is opened again.
+    """
 
     def __init__(self, path: str, identity: tuple[int, int, int]) -> None:
         """Raise OSError if it cannot be opened, `DataError` if it was replaced."""
@@ -71,7 +76,8 @@ class OpenFile:
         """Return up to `size` bytes from an offset on; safe for concurrent processes and threads.
 
         Raises:
-            DataError: the file was written to since it was opened, so its index may no longer be valid.
+            DataError: the file was written to since it was opened, so its index may no longer be
+                valid.
         """
         if get_identity(os.fstat(self.handle)) != self.identity:
             raise DataError(f"{self.path} was changed while in use.", "Run the command again.")
@@ -102,7 +108,8 @@ class PackDataset(ImageDataset):
     checksums: NDArray[np.uint32]
     """CRC-32 of each image's bytes in the pack, [N]."""
     digests: NDArray[np.uint64]
-    """Digest of each original file, which packing may have encoded anew, [N]; 0 for an unreadable one."""
+    """Digest of each original file, which packing may have encoded anew, [N]; 0 for an unreadable
+    one."""
     labels: Labels
     class_names: tuple[str, ...]
 
@@ -135,7 +142,7 @@ class PackDataset(ImageDataset):
 
 
 def _read_ppm(data: bytes) -> Image.Image | None:
-    """Return the image of a plain PPM, in a fifth of the time of `decode`; None for anything else."""
+    """Return the image of a plain PPM, five times as fast as `decode`; None for anything else."""
     header = PPM.match(data)
     if header is None:
         return None
@@ -190,7 +197,11 @@ def open_pack(path: Path) -> dict[str, PackDataset]:
 def _open_split(
     file: OpenFile, prefix: str, classes: list[str], arrays: list[NDArray[Any]], end: int
 ) -> PackDataset:
-    """Build one split; raise ValueError if its arrays are inconsistent or point outside of the images' bytes."""
+    """Build one split.
+
+    Raises:
+        ValueError: its arrays are inconsistent or point outside of the images' bytes.
+    """
     listing = decode_listing(classes, arrays[: len(LISTING_DTYPES)])
     checksums, digests = arrays[len(LISTING_DTYPES) :]
     count, spans = len(listing.names), listing.spans
@@ -232,7 +243,8 @@ def write_pack(
     Args:
         file: empty, open for writing.
         splits: names, labels and classes of each; spans are not used.
-        images: bytes and digest (see `PackDataset.digests`) of every image, split by split; consumed one by one.
+        images: bytes and digest (see `PackDataset.digests`) of every image, split by split;
+            consumed one by one.
     """
     ends, checksums, digests = array("q", [START]), array("I"), array("Q")
     file.write(bytes(START))

@@ -19,7 +19,9 @@ COLUMNS = ("path", "label", "split")
 
 
 def open_table(path: Path) -> dict[str, FileDataset]:
-    """Open a table's `train` and `val` split, or all of it under ""; file names are relative to the table's folder.
+    """Open a table's `train` and `val` split, or all of it under "".
+
+    File names are relative to the table's folder.
 
     Raises:
         DataError: it cannot be read, has no rows, a row without path or label, or an unknown split.
@@ -46,7 +48,8 @@ def open_table(path: Path) -> dict[str, FileDataset]:
             f"{path} has rows of the split {unknown[0]!r}."
             if unknown[0]
             else f"{path} has rows without a split.",
-            f"Every row needs one of {', '.join((*TRAIN_NAMES, *VAL_NAMES))}, or leave the column out.",
+            f"Every row needs one of {', '.join((*TRAIN_NAMES, *VAL_NAMES))}, "
+            "or leave the column out.",
         )
     rows = {
         split: np.flatnonzero(split_of == split_codes[name])

@@ -1,4 +1,7 @@
-"""Reader of uncompressed tars of class folders: from the tar's index where it is current, else from its headers."""
+"""Reader of uncompressed tars of class folders.
+
+From the tar's index where it is current, else from its headers.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,8 @@ def open_tar(path: Path, reporter: Reporter) -> dict[str, TarDataset]:
 
 def _scan(path: Path, reporter: Reporter) -> dict[str, Listing]:
     spans = array("q")
-    # NUL sorts before every character of a name, so sorted keys are in the order of a walk, folder by folder.
+    # NUL sorts before every character of a name, so sorted keys are in the order of a walk, folder
+    # by folder.
     keys = [
         name.replace("/", "\0")
         for name in StringArray.from_strings(_list_members(path, spans, reporter))
@@ -95,7 +99,10 @@ def _scan(path: Path, reporter: Reporter) -> dict[str, Listing]:
 
 
 def _list_members(path: Path, spans: array[int], reporter: Reporter) -> Iterator[str]:
-    """Yield the names of a tar's images, and append offset and size of each to `spans`, in bytes."""
+    """Yield the names of a tar's images.
+
+    Appends offset and size of each, in bytes, to `spans`.
+    """
     try:
         with (
             reporter.task(f"scan {path.name}", None, "files") as task,
@@ -104,7 +111,8 @@ def _list_members(path: Path, spans: array[int], reporter: Reporter) -> Iterator
         ):
             last = -1
             while (member := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined]  # else a kilobyte a member stays
+                # tarfile keeps a kilobyte a member: 274 instead of 52 MiB for 200,000
+                archive.members.clear()  # type: ignore[attr-defined]
                 # A negative size leads back to an earlier header, and the loop would never end.
                 if member.offset <= last or member.size < 0:
                     raise tarfile.ReadError("its members overlap")
@@ -134,7 +142,10 @@ def _build_listing(
     skip: int,
     split: str = "",
 ) -> Listing:
-    """List a split's images, without its first `skip` folders; an image beside the class folders is left out."""
+    """List a split's images, without its first `skip` folders.
+
+    An image beside the class folders is left out.
+    """
     chosen, labels = array("q"), array("q")
     classes: dict[str, int] = {}
 
