@@ -280,7 +280,10 @@ def _compare_image(
     label = dataset.class_names[dataset.labels[index]]
     packed_label = packed.class_names[packed.labels[packed_index]]
     if label != packed_label:
-        return f"{packed.name(packed_index)} is of class {packed_label!r}, and of {label!r} in the data."
+        return (
+            f"{packed.name(packed_index)} is of class {packed_label!r}, "
+            f"and of {label!r} in the data."
+        )
     try:
         packed_data = packed.read_bytes(packed_index)
     except DataError as error:
