@@ -13,7 +13,7 @@ from deitctl.data.classes import NUMBERS, ClassMatch, match_classes
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import BUILT_IN, open_eval_split
 from deitctl.device import INFERENCE_PRECISION, Device, choose_device
-from deitctl.distributed import process_group
+from deitctl.distributed import is_main_process, process_group
 from deitctl.errors import ConfigError, DataError, require_positive
 from deitctl.evaluation.bootstrap import (
     Interval,
@@ -133,33 +133,23 @@ def evaluate_models(
         for _, model_config in networks:
             map_to_imagenet(model_config)  # refuses models of other classes before the pass
     subjects = _build_subjects(models, networks, protocols, data, dataset, reporter)
-    with process_group(chosen.torch_device) as world:
-        results = validate(
-            [subject.eval_model for subject in subjects],
-            dataset,
-            device=chosen,
-            batch_size=batch_size,
-            workers=chosen.choose_num_workers(workers),
-            reporter=reporter,
-            world=world,
-            stop_on_bad_image=on_bad_image == "stop",
-            store_logits=True,
-            require_finite=True,
-        )
+    results = _run_pass(
+        subjects,
+        chosen,
+        real,
+        batch_size=batch_size,
+        workers=workers,
+        stop_on_bad_image=on_bad_image == "stop",
+        reporter=reporter,
+    )
+    names = _choose_names(models, protocols)
     evaluations = [
-        replace(
-            _add_details(result, subject, real, is_main=world.is_main),
-            name=name,
-            data=data,
-            split=split,
-        )
-        for result, subject, name in zip(
-            results, subjects, _choose_names(models, protocols), strict=True
-        )
+        replace(result, name=name, data=data, split=split)
+        for result, name in zip(results, names, strict=True)
     ]
-    if world.is_main and predictions:
+    if is_main_process() and predictions:
         _write_predictions(evaluations, Path(predictions).expanduser())
-    if world.is_main and save_temperature:
+    if is_main_process() and save_temperature:
         _save_temperatures(evaluations[0], reporter)
     return EvalResults(
         data=data,
@@ -317,6 +307,36 @@ def _match_classes(
             "as in ImageNetV2."
         )
     return match
+
+
+def _run_pass(
+    subjects: Sequence[EvalSubject],
+    device: Device,
+    real: list[list[int]] | None,
+    *,
+    batch_size: int,
+    workers: int,
+    stop_on_bad_image: bool,
+    reporter: Reporter,
+) -> list[EvalResult]:
+    """Validate all subjects in one pass over their dataset, and add what needs no other pass."""
+    with process_group(device.torch_device) as world:
+        results = validate(
+            [subject.eval_model for subject in subjects],
+            subjects[0].dataset,
+            device=device,
+            batch_size=batch_size,
+            workers=device.choose_num_workers(workers),
+            reporter=reporter,
+            world=world,
+            stop_on_bad_image=stop_on_bad_image,
+            store_logits=True,
+            require_finite=True,
+        )
+    return [
+        _add_details(result, subject, real, is_main=world.is_main)
+        for result, subject in zip(results, subjects, strict=True)
+    ]
 
 
 def _choose_names(models: Sequence[str], protocols: Sequence[str]) -> list[str]:
