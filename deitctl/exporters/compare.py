@@ -183,5 +183,4 @@ def compare_quantized(
 
 
 def _rms(values: Outputs) -> float:
-    # float64: the squares of a thousand logits of many images are summed.
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))

@@ -37,7 +37,6 @@ def choose_path(model: str, output: str, kind: Format) -> Path:
     if not output:
         # `verify` finds the model of an export by this place, RUN/export/FILE.
         path = source / "export" / name if source.is_dir() else Path(name)
-    # A slash at the end names a folder, also one that does not exist yet.
     elif not kind.is_folder and (_is_folder(path, kind) or output.endswith(("/", os.sep))):
         path = path / name
     if kind.is_folder:
@@ -97,7 +96,6 @@ def write_draft(path: Path) -> Iterator[Path]:
         try:
             yield draft
         except ExportError as error:
-            # The writer failed before there was a file: nothing to keep.
             if not draft.exists():
                 raise
             rejected = path.with_name(f"{path.name}.rejected")

@@ -43,8 +43,6 @@ def export_executorch(
         lowered = to_edge_transform_and_lower(
             program, partitioner=[XnnpackPartitioner()], constant_methods=methods
         )
-        # XNNPACK takes linear layers and matrix products; the rest run as ExecuTorch's portable
-        # operations.
         data = bytes(lowered.to_executorch().buffer)
     write_bytes(path, data)
 
@@ -59,7 +57,6 @@ def read_metadata(path: Path) -> dict[str, str]:
         from executorch.runtime import Runtime
     try:
         program = Runtime.get().load_program(path.read_bytes())
-        # Another program's .pte: no metadata, hence no export of ours.
         if METADATA not in program.method_names:
             return {}
         (metadata,) = program.load_method(METADATA).execute(())

@@ -115,7 +115,6 @@ def export(
     kind.require()
     path = choose_path(model, output, kind)
     if kind.provide_runtime is not None:
-        # A download may fail, so it comes before any work too.
         kind.provide_runtime(runtime, reporter)
     dataset = open_images(model, verify_data, reporter)
     loaded = load_model(model, weights=weights, reporter=reporter)
@@ -132,7 +131,6 @@ def export(
     )
     sample = read_images(dataset, pre, num_images)
     calibration = _read_calibration(model, calibration_data, quantize, model_config, reporter)
-    # The model runs once, before the file exists; every later comparison is with these outputs.
     reference = partial(compute_reference, network.model, model_config, fused)
     expected = reference(sample.pixels)
     speedup = None
@@ -150,7 +148,6 @@ def export(
             with _quantize_draft(file, kind, quantize, calibration) as plain:
                 verification = verify()
                 if kind.measure_speedup is not None:
-                    # while the fp32 file still exists
                     speedup = kind.measure_speedup(plain, file, sample.pixels[:1])
         if dynamic_size:
             # last, so that the quantized network was verified by itself before

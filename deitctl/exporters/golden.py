@@ -105,8 +105,6 @@ def read_golden(metadata: Mapping[str, str], size: int) -> Golden:
         )
     try:
         sample = json.loads(metadata[GOLDEN])
-        # Read from the file rather than made again, so that files of other versions keep their own
-        # sample.
         tile = np.frombuffer(base64.b64decode(sample["tile"]), dtype=np.uint8).reshape(
             TILE, TILE, 3
         )

@@ -89,7 +89,6 @@ def read_metadata(folder: Path) -> dict[str, str]:
         metadata = read_json(path)
     except (OSError, ValueError) as error:
         raise ExportError(f"{path} cannot be read: {error}", "Export it again.") from error
-    # From somebody else's folder it may be any JSON.
     if not isinstance(metadata, dict) or not all(
         isinstance(text, str) for item in metadata.items() for text in item
     ):

@@ -191,8 +191,6 @@ def _describe_accuracy(history: History, head: str) -> str:
     if not best:
         return "None yet: the run has not finished." if history.run else UNKNOWN
     epoch = f"epoch {best.get('epoch')} of {history.result.get('epochs')}"
-    # Selected on the same images that are reported: the card says so below, because such a figure
-    # is optimistic.
     lines = [
         "On the run's validation images, in fp32:",
         "",

@@ -51,7 +51,6 @@ class ExportedClassifier(nn.Module):
 
     def compute_logits(self, images: Tensor) -> Tensor:
         """Return the fused logits [B,K] of normalized images [B,3,S,S]."""
-        # A half-precision model would otherwise put its logits' rounding into the softmax.
         return fuse_heads(forward_heads(self.model, images), self.head).float()
 
     def make_example(self) -> Tensor:

@@ -59,8 +59,6 @@ def export_openvino(
     with wrap_conversion_errors(
         "The model cannot be written for OpenVINO", "Use --to onnx or --to torch."
     ):
-        # From the traced graph, as the other formats, not through ONNX: one conversion that can go
-        # wrong instead of two.
         model = openvino.convert_model(program)
     ports = [*model.inputs, *model.outputs]
     names = [network.input_name, *network.output_names]
@@ -87,7 +85,6 @@ def _save(model: Any, metadata: Mapping[str, str], path: Path, *, fp16: bool) ->
     model.set_rt_info(dict(metadata), [SECTION])
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="deitctl-openvino-") as folder, silence_warnings():
-        # compress_to_fp16 is True by default.
         openvino.save_model(model, Path(folder) / GRAPH, compress_to_fp16=fp16)
         for name in (WEIGHTS, GRAPH):  # a graph without its weights never exists
             write_bytes(path / name, (Path(folder) / name).read_bytes())

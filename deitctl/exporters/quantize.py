@@ -70,7 +70,6 @@ def quantize_onnx(
     from onnx.helper import set_model_props
 
     settings = PRECISIONS[precision]
-    # Full disks and exhausted memory are not the network's fault, so they pass through.
     with wrap_conversion_errors(
         f"The network cannot be quantized to {precision}",
         "Leave --quantize out.",
@@ -83,7 +82,6 @@ def quantize_onnx(
     set_model_props(model, {**metadata, "quantize": precision})
     data = model.SerializeToString()
     before = source.stat().st_size
-    # A network of convolutions has few linear layers, and its convolutions stay in fp32.
     if len(data) > MAX_RATIO * before:
         raise ExportError(
             f"{precision} would leave {100 * len(data) / before:.0f} % of the bytes: "
@@ -173,7 +171,6 @@ class _CalibrationReader:
 
     def __init__(self, model: Path, pixels: Pixels) -> None:
         self.name, images = prepare_input(open_onnx(str(model)), pixels)
-        # array_split gives batches of nearly equal size: none of a single image at the end.
         self.batches = iter(np.array_split(images, -(-len(images) // CALIBRATION_BATCH)))
 
     def get_next(self) -> dict[str, Any] | None:

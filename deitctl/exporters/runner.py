@@ -138,8 +138,6 @@ def load_executorch(path: str) -> Network:
     """Open a `.pte` file; batches hold 16 images at most."""
     import torch
 
-    # Through import_module, as in open_transformers: types differ where the package is installed
-    # and where it is not.
     program: Any = import_module("executorch.runtime").Runtime.get().load_program(path)
     network = program.load_method("forward")
 
@@ -241,7 +239,6 @@ def run_dynamic_onnx(path: str, files: list[str], output: Path) -> Any:
     """Run an ONNX file of dynamic size on arrays, one by one; return [2,N,K], write seen.npy."""
     session = open_onnx(path)
     names = ["logits", "probabilities", "seen"]
-    # One by one, because images of different sizes do not fit into one array.
     outputs = [session.run(names, {"pixels": np.load(file)[None]}) for file in files]
     logits, probabilities, seen = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
     np.save(output.with_name("seen.npy"), seen)
@@ -278,7 +275,6 @@ WHOLE_IMAGES = {"onnx": run_dynamic_onnx, "transformers": run_image_files}
 def main(name: str, path: str, inputs: str, output: str) -> None:
     """Run an export of the format `name` on images and write its outputs."""
     if Path(inputs).is_dir():
-        # Named by number: sorted is in the order of the images.
         files = sorted(str(file) for file in Path(inputs).iterdir())
         outputs = WHOLE_IMAGES[name](path, files, Path(output))
     else:

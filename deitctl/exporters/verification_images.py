@@ -90,7 +90,6 @@ def read_images(dataset: ImageDataset, preprocessing: Preprocessing, num_images:
         )
     indices, pixels = zip(*views, strict=True)
     return Images(
-        # uint8 [N,S,S,3]
         np.ascontiguousarray(np.stack(pixels).transpose(0, 2, 3, 1)),
         tuple(dataset.name(index) for index in indices),
         indices,
@@ -122,7 +121,6 @@ def compute_reference(
         pixels: images, uint8 [N,S,S,3].
     """
     outputs = []
-    # [N,3,S,S]
     for batch in torch.split(torch.from_numpy(pixels).permute(0, 3, 1, 2), BATCH_SIZE):
         heads = forward_heads(model, normalize(batch, model_config.preprocessing))
         logits = fuse_heads(heads, head).float()

@@ -95,7 +95,6 @@ def verify_export(
     if not kind.runs_here:
         raise ExportError(f"What runs {export} is for {kind.runs_on} alone.", "Verify it there.")
     metadata = kind.read_metadata(export)
-    # Before any model is loaded: an older export without a sample, or damaged metadata, ends here.
     golden = read_golden(metadata, _read_img_size(metadata, export))
     ref = model or _find_model_folder(export)
     if not ref and (verify_data or weights):
@@ -179,7 +178,6 @@ def verify_against_model(
     # Where images were left out (too elongated to resize), preds and labels no longer pair up.
     if match is None or verification.num_verified < len(sample.names):
         return verification
-    # Labels of the data as indices of the model's logits, [N].
     targets = np.array(match.rows)[dataset.labels[list(sample.indices)]]
     top1, model_top1 = (
         100 * float((preds == targets).mean())
@@ -247,7 +245,6 @@ def _find_model_folder(path: Path) -> str:
     Never the export itself: a timm folder is a model too, and would be its own reference.
     """
     folder = path.resolve().parent
-    # The place where `choose_path` puts it.
     is_in_run = folder.name == "export" and (folder.parent / CONFIG).is_file()
     return str(folder.parent) if is_in_run else ""
 

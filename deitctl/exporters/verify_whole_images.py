@@ -189,7 +189,6 @@ def verify_image_files(
         for number, index in enumerate(sample.indices):
             image = dataset.read(index)
             alike.append(is_cropped_alike(image.width, image.height, pre))
-            # PNG is lossless; level 1 because each file is read once.
             image.save(files / f"{number:06d}.png", compress_level=1)
         pillow, default = run_export("transformers", path, files)
         folder_labels = json.loads((Path(folder) / "labels.json").read_text(encoding="utf-8"))
@@ -213,7 +212,6 @@ def verify_image_files(
             f"The exported folder preprocesses images unlike the model: logits differ by up to "
             f"{by_default.max_abs_diff:.3g} where {TORCHVISION_TOLERANCE:g} is allowed."
         )
-    # The figures that users get without backend="pil", over all images.
     verification = measure(default[None], expected[:1], sample.names)
     remark = (
         f'From image file to label: with backend="pil" logits differ by up to '

@@ -76,7 +76,6 @@ def export_web(
     runtime = read_runtime()
     if isinstance(network.model, VisionTransformer):
         network = AttentionClassifier(network.model, model_config, network.head)
-    # The file is an ordinary ONNX export too: `predict --model FOLDER/model.onnx` reads it.
     onnx.export_onnx(network, model_config, metadata, path / MODEL)
     info = json.dumps(describe_for_page(network, model_config), ensure_ascii=False)
     write_bytes(path / MODEL_INFO, info.encode())
@@ -138,7 +137,6 @@ def provide_runtime(archive: str, reporter: Reporter) -> None:
         _read_pinned(cached)
         return
     else:
-        # Once: the archive of 33 MB serves every later page.
         with reporter.task(f"fetch onnxruntime-web {VERSION}", None, "bytes"):
             data = _fetch()
     write_bytes(cached, data)
