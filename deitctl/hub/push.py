@@ -84,7 +84,6 @@ def push(
     # The client's own check accepts a name without owner, which is its user's default namespace.
     _require_name(repository)
     if not dry_run:
-        # A dry run needs neither token nor network.
         _require_access()
     with _collect_files(source, reporter) as files:
         result = PushResult(
@@ -243,7 +242,6 @@ def _send(
 def _has_edited_readme(api: Any, result: PushResult, ours: Path) -> bool:
     """Return whether the hub's README.md was edited and ours was not: it must not be lost."""
     repository, revision = result.repository, result.revision
-    # Edited here: then this one is what its author wants published.
     if not is_unedited(read_text(ours)):
         return False
     if not api.file_exists(repository, README, revision=revision):
