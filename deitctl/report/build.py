@@ -276,7 +276,6 @@ def _read_curves(models: set[str]) -> Curves | None:
     if len(models) != 1 or not is_model_folder(model := next(iter(models))):
         return None
     run = Run(Path(model).expanduser(), writes=False)
-    # A run that is still training has a log too.
     epochs = list(run.records("epoch"))
     if not epochs:
         return None

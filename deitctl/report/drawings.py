@@ -261,7 +261,6 @@ def draw_comparison(sections: Sequence[ModelSection]) -> Any:
         axes.errorbar(result.top1, line, xerr=error, fmt="o", color=CORRECT, capsize=4)
         for mark, (rule, title) in zip("x+sd", HEAD_TITLES.items(), strict=True):
             if result.heads and rule in result.heads:
-                # One legend entry a head rule, whichever model has it first.
                 is_new = title not in axes.get_legend_handles_labels()[1]
                 style = {"color": WRONG, "fillstyle": "none", "label": title if is_new else None}
                 axes.plot(result.heads[rule], line, mark, **style)

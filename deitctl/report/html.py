@@ -100,7 +100,6 @@ def render_page(contents: Contents) -> str:
 def _name_sections(contents: Contents) -> dict[str, str]:
     galleries = dict(GALLERY_TITLES)
     if not any(section.result.heads for section in contents.sections):
-        # Only a model with two heads can disagree with itself.
         del galleries["disagreements"]
     return {
         "confusion": "Confusion",
@@ -179,7 +178,6 @@ def _select_listed(section: ModelSection) -> NDArray[np.int64]:
 def _build_data(section: ModelSection, rows: Sequence[int]) -> dict[str, Any]:
     subject, indices = section.subject, section.result.indices
     names = [str(subject.dataset.name(int(indices[row]))) for row in rows]
-    # The common folder is stored once.
     levels = zip(*(name.split("/")[:-1] for name in names), strict=False)
     root = "".join(
         f"{level[0]}/" for level in takewhile(lambda level: len(set(level)) == 1, levels)
