@@ -150,7 +150,6 @@ def _compute_rollout(model: VisionTransformer, images: Tensor) -> list[Tensor]:
 
 def _choose_batch_size(model: VisionTransformer) -> int:
     num_tokens = model.num_patches + model.num_prefix_tokens
-    # fp32, for one image
     attention_bytes = 4 * model.arch.depth * model.arch.num_heads * num_tokens**2
     return max(1, GRAPH_BYTES // (GRAPH_COPIES * attention_bytes))
 

@@ -149,7 +149,6 @@ def explain(
         ("cls", "dist") if token == "both" else (token,),
         None if class_name is None else find_class(model_config, class_name),
     )
-    # A string is an iterable of strings too.
     several = cast(Iterable[ImageLike], [images] if is_image(images) else images)
     # Options are checked above, when the caller calls; images are read when the iterator is
     # advanced.
@@ -314,7 +313,6 @@ class DrawingFolder:
             note += ", the two heads disagree"
         buffer = io.BytesIO()
         drawing = draw_panels(item.pixels, panels, name=os.path.basename(item.name), note=note)
-        # To memory first: the file is created only when its whole content is known.
         drawing.save(buffer, "PNG")
         path = self._write_new(f"{_make_stem(item.name)}.{explanation.method}", buffer.getbuffer())
         return replace(explanation, image=path)

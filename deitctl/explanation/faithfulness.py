@@ -62,7 +62,6 @@ def compute_curves(
     def predict_class(images: Tensor) -> Tensor:
         return predict(images).gather(1, classes[:, None]).squeeze(1)
 
-    # The first and the last image are the same for all maps.
     curves = [predict_class(start).expand(len(maps), -1)]
     for step in range(1, num_steps):
         is_replaced = (rank < round(step * num_patches / num_steps)).unsqueeze(2)
@@ -90,7 +89,6 @@ def blur(images: Tensor, sigma: float) -> Tensor:
         ((1, 1, 1, -1), (radius, radius, 0, 0)),
     ):
         weight = kernel.view(shape).expand(channels, -1, -1, -1)
-        # A Gaussian is separable: two one-dimensional passes.
         images = F.conv2d(F.pad(images, padding, mode="reflect"), weight, groups=channels)
     return images
 

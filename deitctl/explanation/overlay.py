@@ -134,7 +134,6 @@ def _draw_heads(pixels: NDArray[np.uint8], token: TokenPanel, width: int) -> lis
 
 def _blend(pixels: NDArray[np.uint8], values: Map, colormap: str, side: int) -> Image.Image:
     """Blend the gray image with the colors of a map [G,G] in 0..1."""
-    # Imported late, as it is slow to import.
     from matplotlib import colormaps
 
     # Bilinear: nothing finer than a patch was measured, and bicubic would overshoot into false
@@ -143,7 +142,6 @@ def _blend(pixels: NDArray[np.uint8], values: Map, colormap: str, side: int) -> 
         (side, side), Image.Resampling.BILINEAR
     )
     rgba = colormaps[colormap](np.asarray(smooth).clip(0, 1), bytes=True)
-    # A slice of RGBA is not contiguous.
     colors = Image.fromarray(rgba[..., :3].copy())
     # Gray below: the color then stands for the weight alone.
     return Image.blend(_resize(pixels, side).convert("L").convert("RGB"), colors, OPACITY)
