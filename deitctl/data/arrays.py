@@ -51,8 +51,6 @@ class StringArray(Sequence[str]):
     @classmethod
     def from_strings(cls, strings: Iterable[str]) -> StringArray:
         """Build from an iterable, which is consumed one string at a time."""
-        # array and bytearray grow in place; a list of a million ints would take 8 bytes each and 28
-        # more.
         blob, ends = bytearray(), array("q", [0])
         for string in strings:
             blob += os.fsencode(string)
@@ -74,8 +72,6 @@ class StringArray(Sequence[str]):
         return self.prefix + os.fsdecode(self.blob[self.ends[at] : self.ends[at + 1]].tobytes())
 
     def __iter__(self) -> Iterator[str]:
-        # In chunks, because reading two NumPy scalars a string takes most of the time of
-        # __getitem__.
         for start in range(0, len(self), CHUNK):
             first, *ends = self.ends[start : start + CHUNK + 1].tolist()
             text = self.blob[first : ends[-1]].tobytes()
@@ -240,7 +236,6 @@ def read_block(
     header = json.loads(rest[8 : 8 + length].tobytes())
     end, arrays = offset + 12 + length, []
     for dtype, shape in zip(get_dtypes(header), header["shapes"], strict=True):
-        # Computed as in `encode_block`: offsets are not stored, so they cannot lie.
         end += -end % ALIGN
         arrays.append(file.read_array(end, dtype, tuple(shape)))
         end += arrays[-1].nbytes

@@ -95,7 +95,6 @@ def student_affine(
     for key in keys:
         draw = rng.generator(seed, "on top", *key)
         angle = math.radians(draw.uniform(-degrees, degrees))
-        # The map is from output to input, so a larger image needs a smaller factor.
         scale = 1 / (1 + draw.uniform(-scaling, scaling))
         dx, dy = draw.uniform(-2 * shift, 2 * shift, 2).tolist()  # the grid is 2 wide
         mirror = -1.0 if draw.random() < config.hflip else 1.0

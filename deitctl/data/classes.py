@@ -42,7 +42,6 @@ def match_classes(model_config: ModelConfig, data_names: Sequence[str]) -> Class
     counts, unless two classes share it. Folders 0 to 999 are ImageNet's classes in the order of
     their WordNet ids, as in ImageNetV2.
     """
-    # Exact names first: normalization could make two classes of the data equal (`a-b`, `a_b`).
     exact = {name: row for row, name in enumerate(model_config.class_names or ())}
     rows: list[int | None] = [exact.get(name) for name in data_names]
     if None in rows:

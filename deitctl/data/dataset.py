@@ -112,7 +112,6 @@ def find_used_classes(dataset: ImageDataset) -> set[str]:
 def number_labels(dataset: ImageDataset, class_names: Sequence[str]) -> Labels:
     """Return a dataset's labels as indices into other class names; -1 for a missing class."""
     index = {name: i for i, name in enumerate(class_names)}
-    # Class by class, not image by image.
     mapping = np.array([index.get(name, -1) for name in dataset.class_names], dtype=np.int64)
     return mapping[dataset.labels]
 

@@ -86,7 +86,6 @@ def read_header(data: bytes, name: str) -> tuple[tuple[int, int], int] | None:
     """
     with _named_errors(data, name):
         image = _open(data, name)
-        # CMYK, gray and MPO are Pillow's to convert.
         if image.format != "JPEG" or image.mode != "RGB":
             return None
         # From the file, so anything: values outside of 1 to 8 are ignored, as exif_transpose does.
@@ -117,7 +116,6 @@ def _named_errors(data: bytes, name: str) -> Iterator[None]:
 
 def _open(data: bytes, name: str) -> Image.Image:
     """Read a header and check it against the limits, without decoding."""
-    # The header alone; pixels are decoded by load().
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     _require_size(image.size, name)
     # Ten thousand scans fit into 100 kB and take minutes.
@@ -206,7 +204,6 @@ def _convert_by_strips(
 
 def _composite_over_white(image: Image.Image) -> Image.Image:
     rgba = image.convert("RGBA")
-    # White, as browsers show it.
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 

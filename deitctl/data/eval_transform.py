@@ -32,7 +32,6 @@ def eval_transform(image: Image.Image, pre: Preprocessing) -> Pixels:
     The pixels are those of timm's `transforms_imagenet_eval`.
     """
     size, target = pre.img_size, pre.resize_to
-    # timm's `random`, which is for training, is no filter of Pillow's.
     resample = INTERPOLATION.get(pre.interpolation, Image.Resampling.BICUBIC)
     if pre.crop_mode == "squash":
         image = image.resize((target, target), resample)

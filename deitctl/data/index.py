@@ -82,7 +82,6 @@ def read_state(path: str) -> tuple[int, ...]:
     These are mtime, ctime, inode, size, and 1 if it exists.
     """
     try:
-        # Follows links: what counts is the folder that a link leads to.
         status = os.stat(path)
     except OSError:
         return MISSING
@@ -128,7 +127,6 @@ def save_index(splits: Mapping[str, Listing], state: ScanState, reporter: Report
     }
     path = get_index_path(Path(state.root))
     try:
-        # Renamed into place, so that several processes may write it without a lock.
         write_bytes(path, b"".join([MAGIC, *encode_block(header, arrays, len(MAGIC))]))
     except DeitctlError as error:
         reporter.note(

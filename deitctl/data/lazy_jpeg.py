@@ -62,7 +62,6 @@ class LazyJpeg:
         """Return the pixels of a box, uint8 [H,W,3]."""
         left, top, right, bottom = box
         if isinstance(self._pixels, Image.Image):
-            # uint8 [H,W,3]
             return np.asarray(self._pixels.crop(box))
         return self._pixels[top:bottom, left:right]
 
@@ -74,7 +73,6 @@ class LazyJpeg:
         """
         width, height = self._stored
         decoder = load_jpeg_decoder()
-        # Torch decoders know neither orientation nor our limit of one large image at a time.
         if decoder.decode is not None and self._orientation == 1 and width * height <= LARGE:
             try:
                 # The decoder writes HWC and returns a CHW view of it: permuting back copies

@@ -85,7 +85,6 @@ class Batch(NamedTuple):
                 labels=self.labels[rows],
                 keys=[self.keys[r] for r in rows],
                 slots=[self.slots[r] for r in rows],
-                # Reported once, with the full batch.
                 unreadable=[],
                 teacher_images=self.teacher_images[teacher],
                 teacher_rows=[new_rows[self.teacher_rows[n]] for n in teacher],
@@ -134,7 +133,6 @@ class TrainViews(Dataset[Sample]):
             image = self.dataset.open(key.index)
             pixels = {
                 size: train_transform(image, self.augment, size, plan.seed, view, key.index)
-                # A set: the same size is rendered once for both.
                 for size in {img_size, teacher_size or img_size}
             }
         except DataError as error:
@@ -211,7 +209,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _stack(images: Sequence[Pixels]) -> Tensor:
-    # An array with no image: np.stack refuses an empty list.
     return torch.from_numpy(np.stack(images) if images else np.empty((0, 3, 0, 0), np.uint8))
 
 
@@ -287,7 +284,6 @@ def build_eval_loader(
     return _iterate(
         views,
         views.collate,
-        # A range, not a list: DataLoader sends indices to its workers batch by batch.
         sampler=positions,
         batch_size=batch_size,
         # Starting workers takes longer than one batch.

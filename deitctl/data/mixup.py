@@ -34,7 +34,6 @@ class Mix:
 
 def sample_mixup(config: AugmentConfig, img_size: int, seed: int, step: int) -> Mix | None:
     """Draw the mixing of a step, timm's `batch` mode as in DeiT; None for an unmixed batch."""
-    # A function of the step: each process draws the same, and a resumed run too.
     draw = rng.generator(seed, "mix", step)
     if not (config.mixup or config.cutmix) or draw.random() >= config.mixup_prob:
         return None

@@ -117,7 +117,6 @@ def open_dataset(ref: str, reporter: Reporter) -> DatasetSplits:
 
 
 def _open_splits(ref: str, reporter: Reporter) -> tuple[str, Mapping[str, ImageDataset]]:
-    # A folder of that name is the user's own.
     if ref == BUILT_IN and not Path(ref).is_dir():
         train, val = load_digits()
         return BUILT_IN, {"train": train, "val": val}

@@ -187,7 +187,6 @@ def posterize(image: Image.Image, bits: int) -> Image.Image:
 
 def solarize_add(image: Image.Image, amount: int) -> Image.Image:
     """Add to the values below 128."""
-    # Pillow has no such operation; timm's table of values.
     return image.point(
         [min(255, value + amount) if value < 128 else value for value in range(256)] * 3
     )
@@ -226,7 +225,6 @@ def shift_lines(
     pixels = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint32)
     pixels = pixels.reshape(image.height, image.width)
     if rows:
-        # One loop for both directions: rows of the transposed image are columns.
         pixels = np.ascontiguousarray(pixels.T)
     height, width = pixels.shape
     floor = np.floor(offsets)
@@ -266,7 +264,6 @@ def filter_rows(taps: NDArray[np.uint8], weights: Floats) -> NDArray[np.uint8]:
     total, product = np.empty((BAND, width), np.float32), np.empty((BAND, width), np.float32)
     for top in range(0, height, BAND):
         count = min(BAND, height - top)
-        # uint8 to float32 once a band, not once a tap.
         values[: count + 3] = taps[top : top + count + 3]
         sums, products = total[:count], product[:count]
         np.multiply(values[:count], factors[0], out=sums)

@@ -73,8 +73,6 @@ class EpochOrder:
         block = self._order[start : start + REPEAT_BLOCK]
         keys: list[SampleKey] = []
         for repeat in range(self.repeats):
-            # Keyed by the block, so that a resume in the middle of an epoch makes only the blocks
-            # that it needs.
             turn = rng.generator(self.seed, "repeat", self.epoch, start, repeat).permutation(block)
             # Only the seam of two repeats can put an image beside itself.
             if keys and len(block) > 1 and keys[-1].index == turn[0]:

@@ -26,8 +26,6 @@ def find_splits(names: Iterable[str]) -> dict[str, str]:
     names = set(names)
     splits: dict[str, str] = {}
     for split, choices in (("train", TRAIN_NAMES), ("val", VAL_NAMES)):
-        # setdefault: the first of a split's names counts, and a data set with `val` and `test` is
-        # validated on `val`.
         for name in choices:
             if name in names:
                 splits.setdefault(split, name)
@@ -49,7 +47,6 @@ def hold_out(dataset: ImageDataset, fraction: float, seed: int) -> tuple[Subset,
     """
     held = np.zeros(len(dataset.labels), dtype=bool)
     counts = np.bincount(dataset.labels, minlength=len(dataset.class_names))
-    # One sort instead of a scan for each class.
     by_class = np.split(np.argsort(dataset.labels, kind="stable"), np.cumsum(counts)[:-1])
     for label, members in enumerate(by_class):
         count = min(len(members) - 1, max(1, round(fraction * len(members))))

@@ -64,7 +64,6 @@ class OpenFile:
         """Raise OSError if it cannot be opened, `DataError` if it was replaced."""
         self.path, self.identity = path, identity
         self.handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        # Closed with the last reference, also where a data set is dropped without being closed.
         self._close = weakref.finalize(self, os.close, self.handle)
         if get_identity(os.fstat(self.handle)) != identity:
             raise DataError(f"{path} was replaced while in use.", "Run the command again.")
@@ -167,7 +166,6 @@ def open_pack(path: Path) -> dict[str, PackDataset]:
     try:
         with path.open("rb") as file:
             start = file.read(START)
-        # Another version is not damage, and the message says so.
         if not start.startswith(MAGIC):
             raise DataError(
                 f"{path} is a pack of another version of deitctl.", "Pack the data again."

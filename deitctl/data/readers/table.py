@@ -99,7 +99,6 @@ def _read_parquet(path: Path) -> Iterator[Mapping[str, object]]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = [name for name in COLUMNS if name in file.schema_arrow.names]
-            # In batches: to_pylist makes a dictionary of each row.
             for rows in file.iter_batches(columns=columns):
                 yield from rows.to_pylist()
     except (OSError, ValueError, pyarrow.ArrowException) as error:
