@@ -136,7 +136,6 @@ def encode_images(
     Raises:
         DataError: a process died.
     """
-    # One numbering over all splits, so that processes share one list of chunks.
     images = JoinedImages(datasets)
     # Copying waits for the disk, not for a core.
     count = 0 if workers < 0 and encoding.copies_files else resolve_workers(workers, len(images))

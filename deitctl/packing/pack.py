@@ -155,7 +155,6 @@ def _check_path(path: Path, data: str) -> None:
     if os.path.lexists(path) and not is_pack(path):
         raise DataError(f"{path} exists and is not a pack.", "Name another OUT.")
     source = Path(data).expanduser()
-    # The result would replace its own source.
     if path.exists() and source.exists() and path.samefile(source):
         raise DataError(f"{path} cannot be packed into itself.", "Name another OUT.")
     require_writable(path, "OUT")
@@ -180,7 +179,6 @@ def _find_folder(data: DatasetSplits) -> str:
 def _list_names(dataset: ImageDataset, folder: str) -> StringArray:
     """Return the names of images below their split, or those in a table below `folder`."""
     if isinstance(dataset, PackDataset):
-        # A pack of a pack has the names of the first.
         return dataset.names.with_prefix("")
     if isinstance(dataset, TarDataset):
         return StringArray.from_strings(dataset.members)
