@@ -29,7 +29,6 @@ class _CpuAttention(torch.autograd.Function):
         # [BA,N,M] in the dtype of the values: stored for the backward pass at half the size of
         # fp32.
         probs, no_input = v.new_empty(len(q), q.shape[1], k.shape[1]), torch.empty(1, 1, 1)
-        # 4 bytes an fp32 score
         step = max(1, CHUNK_BYTES // (4 * q.shape[1] * k.shape[1]))
         with torch.autocast("cpu", enabled=False):  # would round the scores to bf16
             for start in range(0, len(q), step):

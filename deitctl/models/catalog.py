@@ -131,7 +131,6 @@ def find(name: str) -> Architecture | None:
     """Return the DeiT of an alias or of timm's name, with or without tag; None without one."""
     if name in BY_ALIAS:
         return BY_ALIAS[name]
-    # A tag of other weights (deit_small_patch16_224.other) is timm's to load, not ours.
     base, _, tag = name.partition(".")
     return next((a for a in ARCHITECTURES if a.name == base and tag in ("", a.tag)), None)
 

@@ -86,7 +86,6 @@ def infer_img_size(state: Mapping[str, Tensor], arch: Architecture) -> int:
 
 def take_head_rows(state: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
     """Select rows of the heads: a classifier of a subset of the classes, without training."""
-    # The two heads are over the same classes in the same order.
     index = torch.tensor(list(rows))
     return {k: v[index] if _is_head(k) else v for k, v in state.items()}
 
@@ -119,7 +118,6 @@ def load_adapted(model: VisionTransformer, state: Mapping[str, Tensor], where: s
         else:
             model.load_state_dict(adapted, strict=True)
     except RuntimeError as error:
-        # torch lists every mismatch on a line of its own; the first tells enough.
         detail = str(error).split("\n\t")[1 if "\n\t" in str(error) else 0][:160]
         raise ModelError(f"{where} does not fit {model.arch.alias}: {detail}") from error
     return changes

@@ -78,7 +78,6 @@ def load_model(
         return _load_deit_file(path, arch, img_size)
     _require_timm_name(ref)
     if not weights:
-        # timm downloads and builds in one call, and shows nothing of ours.
         with reporter.task(f"load {ref}", None, "bytes"):
             model, model_config = timm_models.load_published(ref, img_size=img_size)
         return LoadedModel(model.eval(), model_config)

@@ -150,7 +150,6 @@ def from_timm_config(config: Mapping[str, Any], where: str) -> ModelConfig:
     try:
         pretrained = config.get("pretrained_cfg") or {}
         own = config.get("deitctl") or {}
-        # timm's key, with label_descriptions beside it.
         class_names = _parse_names(config.get("label_names"))
         num_classes = int(config.get("num_classes", pretrained.get("num_classes", 1000)))
         model_args = dict(config.get("model_args") or {})

@@ -39,7 +39,6 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
         super().__init__()
-        # A convolution whose stride is its kernel: one linear map for each patch.
         self.proj = nn.Conv2d(3, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -226,7 +225,6 @@ class VisionTransformer(nn.Module):
         # The prefix tokens alone: LayerNorm works token by token, so this is what norming all would
         # give.
         x = self.norm(x)
-        # Two heads in training and in evaluation; who fuses them decides how (models/heads.py).
         dist = None if self.head_dist is None else self.head_dist(x[:, 1])
         return HeadLogits(self.head(x[:, 0]), dist)
 
