@@ -42,7 +42,7 @@ settings.register_profile(
 settings.load_profile("deitctl")
 
 
-ELSEWHERE = ("CUDA", "MPS", "Windows", "macOS", "SIGUSR1")
+ELSEWHERE = ("CUDA", "MPS", "Windows", "macOS", "SIGUSR1", "not on this machine")
 """Words in the reasons of skips that no installation can do anything about."""
 
 
