@@ -161,7 +161,7 @@ class Recipe:
     batch_size: Annotated[
         int,
         Option(
-            "Images a step, over all processes and micro-batches.",
+            "Images per step, over all processes and micro-batches.",
             EVERYDAY,
             RECIPE,
             ge=2,
@@ -276,7 +276,7 @@ class DistillConfig:
     allow_weak_teacher: Annotated[
         bool,
         Option(
-            "Go on with a teacher that scores near chance.", TEACHER, flag="--allow-weak-teacher"
+            "Continue with a teacher that scores near chance.", TEACHER, flag="--allow-weak-teacher"
         ),
     ] = False
 
@@ -292,7 +292,7 @@ class TrainConfig:
         str, Option("Weights file or model folder for a model named by architecture.", OPTIMIZATION)
     ] = ""
     distill: DistillConfig | None = None
-    seed: Annotated[int, Option("Seed of every draw: the same seed, the same run.", EVERYDAY)] = 0
+    seed: Annotated[int, Option("Random seed: the same seed gives the same run.", EVERYDAY)] = 0
     split_seed: Annotated[
         int, Option("Seed of the split of data that has no validation images; -1: the run's.")
     ] = -1

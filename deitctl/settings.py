@@ -171,7 +171,12 @@ def _replace(config: C, path: list[str], value: Any, key: str, settings: Iterabl
     if path[0] not in hints:
         names = {s.name.removeprefix("recipe."): None for s in settings}
         names |= {s.keyword: None for s in settings if s.option.panel}
-        raise ConfigError(f"There is no setting {short!r}.", did_you_mean(short, names))
+        # `mixup` is most likely `augment.mixup`: the last part of a name says what is meant.
+        same = [name for name in names if name.rpartition(".")[2] == path[-1]]
+        hint = f"Did you mean {same[0]!r}?" if same else did_you_mean(short, names)
+        raise ConfigError(
+            f"There is no setting {short!r}.", hint or "`deitctl train --dry-run` lists them."
+        )
     current = getattr(config, path[0])
     if len(path) > 1:
         if path[0] == "distill" and current is None:

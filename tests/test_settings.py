@@ -284,3 +284,9 @@ def test_every_setting_is_the_machines_or_makes_a_difference():
         assert bool(list_differences(CONFIG, override(CONFIG, {name: value}))) == (
             name not in MACHINE_SETTINGS
         ), name
+
+
+def test_the_last_part_of_a_setting_suggests_the_whole_name() -> None:
+    with pytest.raises(ConfigError, match="no setting 'mixup'") as caught:
+        override(RECIPES["paper"], {"mixup": 0.2})
+    assert "'augment.mixup'" in caught.value.hint

@@ -37,7 +37,7 @@ def bench(
         str,
         typer.Argument(
             metavar="DATA",
-            help="As for train. Left out: synthetic images of ImageNet's size.",
+            help="As for train. Default: synthetic images of ImageNet's size.",
             show_default=False,
         ),
     ] = "",

@@ -80,7 +80,7 @@ def setting_option(keyword: str, *, default: str | None, panel: str | None, **de
 DataArg = Annotated[
     str,
     typer.Argument(
-        metavar="DATA", help=f"{DATA_HELP} Left out: the built-in 'digits'.", show_default=False
+        metavar="DATA", help=f"{DATA_HELP} Default: the built-in 'digits'.", show_default=False
     ),
 ]
 ImagesArg = Annotated[
@@ -119,7 +119,7 @@ VerifyDataOpt = Annotated[
     ),
 ]
 QuietOpt = Annotated[
-    bool, option("--quiet", "-q", help="Print warnings and errors alone on stderr.", panel=OUTPUT)
+    bool, option("--quiet", "-q", help="Print only warnings and errors on stderr.", panel=OUTPUT)
 ]
 FormatOpt = Annotated[
     str | None,
@@ -168,7 +168,7 @@ SPECIAL: dict[str, Any] = {
         int | None,
         option(
             "--batch-size",
-            help="Images a step, over all processes; auto: as many as this device takes and gains by.",
+            help="Images per step, over all processes; auto: as many as fit and speed it up.",
             default="the recipe's",
             parser=_parse_batch_size,
             metavar="N|auto",

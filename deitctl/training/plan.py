@@ -76,7 +76,7 @@ class TrainPlan:
     """Images a step; not more than there are."""
     peak_lr: float
     """Highest learning rate, scaled with the batch."""
-    weights_mib: float
+    train_state_mib: float
     """Memory of weights, gradients, the optimizer's moments and the moving average in fp32."""
     device: str
     """torch's name of the device."""
@@ -155,7 +155,7 @@ def plan_training(
         batch_size=batch_size,
         peak_lr=compute_peak_lr(recipe.optim, batch_size),
         # weight, gradient, two moments of AdamW, and the average, of 4 bytes each
-        weights_mib=round(num_params * 4 * (5 if recipe.ema_decay else 4) / 2**20, 1),
+        train_state_mib=round(num_params * 4 * (5 if recipe.ema_decay else 4) / 2**20, 1),
         device=str(device.torch_device),
         precision=device.precision,
         num_workers=device.choose_num_workers(config.workers),

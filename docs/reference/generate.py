@@ -88,10 +88,11 @@ HEAD = f"""# JSON
 Written by `python docs/reference/generate.py` from the result dataclasses, which are what the Python API returns.
 
 Every command prints a table on a terminal and JSON elsewhere, or as `--format` says: one object, or for `predict` and
-`explain` one object a line (`predict --format json`: an array). Keys are snake_case. Accuracies are in percent, times
-in seconds and sizes in bytes, unless the name ends in a unit (`_mib`, `_px`). A number that JSON does not have (NaN,
-infinity) is null. The outermost object also has `schema_version`, now {SCHEMA_VERSION}, which goes up when a key
-changes its meaning or goes away. New keys do not count, so ignore those that you do not know.
+`explain` one object a line (`predict --format json`: an array). Keys are snake_case. `top1`, `top5`, recall, precision
+and agreements are in percent, the bins of `reliability` in 0 to 1; times are in seconds and sizes in bytes, unless the
+name ends in a unit (`_mib`, `_px`). A number that JSON does not have (NaN, infinity) is null. The outermost object also
+has `schema_version`, now {SCHEMA_VERSION}, which goes up when a key changes its meaning or goes away. New keys do not
+count, so ignore those that you do not know.
 
 `eval` prints what the function for its arguments returns: `deitctl.evaluate` for one model under one protocol, an
 `EvalResult`; `deitctl.evaluate_models` for several, an `EvalResults`, which has one `EvalResult` each in `evaluations`.
