@@ -1,7 +1,7 @@
 """Short seeded runs whose results must not move: sha256 of their weights, an evaluation's figures, an export's logits.
 
-    python benchmarks/golden.py --images shared/imagenette-mini --write golden.json     # before a refactoring
-    python benchmarks/golden.py --images shared/imagenette-mini --compare golden.json   # after it
+    python benchmarks/golden.py --images IMAGES --write golden.json     # before a refactoring
+    python benchmarks/golden.py --images IMAGES --compare golden.json   # after it
 
 The hashes are those of one machine: other cores, another thread count or another torch give others. So both runs are
 made on the same one. An own cache folder is used, so that the teacher is trained anew as well.
