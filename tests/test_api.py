@@ -31,7 +31,7 @@ accuracy: float = result.best.top1
 run: Path = result.run
 student = deitctl.distill(data=Path("photos"), teacher="regnety_160", mode="soft", tau=2.0)
 scores = deitctl.evaluate("photos/", model=student.run)
-interval: float = scores.bootstrap["top1"].lower
+interval: float = scores.top1_interval.lower
 for prediction in deitctl.predict(["a.jpg", Path("b.jpg")], model=run, topk=3):
     label: str = prediction.predictions[0].label
 model = deitctl.load(run)

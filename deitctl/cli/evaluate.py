@@ -161,8 +161,8 @@ def _print_metrics(results: EvalResults) -> None:
 def _list_metrics(result: EvalResult) -> list[tuple[str, str]]:
     rows = [
         ("top-1, %", f"{result.top1:.2f}"),
-        ("  95 % interval", result.bootstrap["top1"].format(".2f")),
-        ("top-5, %", f"{result.top5:.2f}"),
+        ("  95 % interval", result.top1_interval.format(".2f")),
+        *([] if result.top5 is None else [("top-5, %", f"{result.top5:.2f}")]),
         ("loss", f"{result.loss:.4f}"),
         ("expected calibration error", f"{result.ece:.4f}"),
     ]
@@ -177,10 +177,9 @@ def _list_metrics(result: EvalResult) -> list[tuple[str, str]]:
         name = f"top-1 among the data's {result.num_classes} classes, %"
         rows.append((name, f"{result.top1_among_classes:.2f}"))
     if real := result.real_labels:
-        rows += [
-            (f"ReaL top-1 of {real.num_images} images, %", f"{real.top1:.2f}"),
-            (f"ReaL top-5 of {real.num_images} images, %", f"{real.top5:.2f}"),
-        ]
+        rows.append((f"ReaL top-1 of {real.num_images} images, %", f"{real.top1:.2f}"))
+        if real.top5 is not None:
+            rows.append((f"ReaL top-5 of {real.num_images} images, %", f"{real.top5:.2f}"))
     if result.heads is not None:
         rows += [(f"top-1 of head {name}, %", f"{top1:.2f}") for name, top1 in result.heads.items()]
         rows.append(("head agreement, %", f"{result.head_agreement:.2f}"))

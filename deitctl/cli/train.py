@@ -120,16 +120,19 @@ def _print_plan(plan: TrainPlan) -> None:
 
 
 def _print_result(result: TrainResult) -> None:
-    rows = []
+    rows, evaluation = [], result.evaluation
     if result.teacher is not None:
-        rows.append((f"teacher {result.teacher.name}", f"{result.teacher.top1:.2f}"))
+        rows.append((f"teacher {result.teacher.name}", f"{result.teacher.top1:.2f}", ""))
     model = "model" if result.teacher is None else "student"
-    heads = {HEAD_TITLES.get(head, head): top1 for head, top1 in (result.heads or {}).items()}
-    rows += [(f"{model}, {title}", f"{top1:.2f}") for title, top1 in heads.items()]
-    if not heads:
-        rows.append((model, f"{result.best.top1:.2f}"))
-    title = f"top-1 on {result.evaluation.num_images} validation images, %"
-    print_table(title, ("", "top-1"), rows)
+    intervals = evaluation.head_intervals or {}
+    for head, top1 in (result.heads or {}).items():
+        title = f"{model}, {HEAD_TITLES.get(head, head)}"
+        rows.append((title, f"{top1:.2f}", intervals[head].format(".1f")))
+    if not result.heads:
+        best = result.best
+        rows.append((model, f"{best.top1:.2f}", best.top1_interval.format(".1f")))
+    title = f"top-1 on {evaluation.num_images} validation images, %"
+    print_table(title, ("", "top-1", "95 % interval"), rows)
     run, best = result.run, result.best
     print_values(
         "run",

@@ -33,11 +33,11 @@ class Preflight:
     """Result of a teacher's check on the validation images, among the data's classes."""
 
     name: str
-    """Teacher, as it was named."""
+    """Published weights of the teacher by timm's name, or its folder, or its name if it has others."""
     top1: float
     """Top-1 accuracy, percent."""
-    top5: float
-    """Top-5 accuracy, percent."""
+    top5: float | None
+    """Top-5 accuracy, percent; null if the data has no more than five classes."""
     mean_recall: float
     """Mean recall over the classes, percent."""
     num_images: int
@@ -66,7 +66,6 @@ def check_teacher(
     resolved: ResolvedTeacher,
     val: ImageDataset,
     *,
-    name: str,
     weights_fingerprint: str,
     val_fingerprint: str,
     device: Device,
@@ -90,15 +89,15 @@ def check_teacher(
         batch_size=BATCH_SIZE,
         workers=workers,
         reporter=reporter,
-        label=f"check teacher {name}",
+        label=f"check teacher {resolved.name}",
         world=world,
     )
     predictions = torch.full((len(val.labels),), -1)
     predictions[result.indices] = result.preds_among_classes
     return Preflight(
-        name=name,
+        name=resolved.name,
         top1=result.top1 if result.top1_among_classes is None else result.top1_among_classes,
-        top5=result.top5 if result.top5_among_classes is None else result.top5_among_classes,
+        top5=result.top5 if result.top1_among_classes is None else result.top5_among_classes,
         mean_recall=compute_mean_recall(result),
         num_images=result.num_images,
         class_match=match.kind,
@@ -143,8 +142,9 @@ def summarize_preflight(preflight: Preflight, detail: str) -> str:
     finetuning = {"no": "", "scratch": "trained from scratch, "}.get(
         preflight.finetuned, f"fine-tuned ({preflight.finetuned}), "
     )
+    top5 = "" if preflight.top5 is None else f", top-5 {preflight.top5:.2f} %"
     return (
-        f"Teacher {preflight.name}: top-1 {preflight.top1:.2f} %, top-5 {preflight.top5:.2f} % on "
+        f"Teacher {preflight.name}: top-1 {preflight.top1:.2f} %{top5} on "
         f"{preflight.num_images} validation images, {finetuning}{detail}, at {preflight.preprocessing.img_size} "
         "pixels with its own preprocessing."
     )
@@ -164,7 +164,7 @@ def read_preflight(path: Path, num_classes: int, num_val_images: int) -> Preflig
         return None
     rows, predictions = preflight.class_rows, preflight.val_predictions
     is_valid = (
-        all(0 <= v <= 100 for v in (preflight.top1, preflight.top5, preflight.mean_recall))
+        all(0 <= v <= 100 for v in (preflight.top1, preflight.top5 or 0, preflight.mean_recall))
         and (rows is None or len(rows) == num_classes)
         and len(predictions) == num_val_images
         and all(-1 <= prediction < num_classes for prediction in predictions)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deitctl.distributed import World
 from deitctl.evaluation.eval_model import EvalModel
+from deitctl.evaluation.intervals import percent_interval
 from deitctl.evaluation.metrics import expected_calibration_error, mean_percent, topk_correct
 from deitctl.evaluation.result import EvalResult
 from deitctl.models.heads import fuse_heads
@@ -62,7 +63,7 @@ class EvalAccumulator:
             "loss": F.cross_entropy(scaled, targets, reduction="none"),
             "confidence": scaled.softmax(1).amax(1),
             "preds_among_classes": among_classes.argmax(1),
-            "top5_among_classes": topk_correct(among_classes, labels, 5),
+            "top5_among_classes": topk_correct(among_classes, labels, TOPK),
         }
         columns |= {f"correct/{rule}": pred == targets for rule, pred in preds.items()}
         if dist is not None:
@@ -148,12 +149,19 @@ class EvalAccumulator:
         correct_by_head = {rule: column[f"correct/{rule}"] for rule in self.rules}
         correct, targets = correct_by_head[self.head], self.rows[column["label"]]
         read_errors = [(name_of(index), reason) for index, reason in self.read_errors]
-        top1_among_classes = top5_among_classes = heads = head_agreement = teacher_agreement = None
+        top1_among_classes = top5_among_classes = top5 = top5_interval = None
+        heads = head_intervals = head_agreement = teacher_agreement = None
+        # Of five classes or fewer every image is right, so that the figure would say nothing.
+        if self.num_logits > TOPK:
+            correct_top5 = (column["topk_preds"] == targets[:, None]).any(1)
+            top5, top5_interval = mean_percent(correct_top5), percent_interval(correct_top5)
         if self.num_logits > len(self.rows):
             top1_among_classes = mean_percent(column["preds_among_classes"] == column["label"])
-            top5_among_classes = mean_percent(column["top5_among_classes"])
+            if len(self.rows) > TOPK:
+                top5_among_classes = mean_percent(column["top5_among_classes"])
         if self.num_heads == 2:
             heads = {rule: mean_percent(values) for rule, values in correct_by_head.items()}
+            head_intervals = {rule: percent_interval(x) for rule, x in correct_by_head.items()}
             head_agreement = 100 - mean_percent(column["heads_differ"])
         if "has_teacher" in column and (taught := column["has_teacher"]).any():
             teacher_agreement = {
@@ -163,7 +171,9 @@ class EvalAccumulator:
             num_images=len(order),
             unreadable=[name for name, _ in read_errors],
             top1=mean_percent(correct),
-            top5=mean_percent((column["topk_preds"] == targets[:, None]).any(1)),
+            top1_interval=percent_interval(correct),
+            top5=top5,
+            top5_interval=top5_interval,
             loss=float(column["loss"].double().mean()),
             ece=expected_calibration_error(column["confidence"], correct),
             num_classes=len(self.rows),
@@ -171,6 +181,7 @@ class EvalAccumulator:
             top5_among_classes=top5_among_classes,
             head=self.head,
             heads=heads,
+            head_intervals=head_intervals,
             head_agreement=head_agreement,
             teacher_agreement=teacher_agreement,
             temperature=self.eval_model.temperature,

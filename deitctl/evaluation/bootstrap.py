@@ -9,27 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deitctl.evaluation.intervals import Interval
+
 LEVEL = 0.95
 RESAMPLES = 2000
 MAX_COUNTS = 2**22  # resampled counts in memory at a time: 32 MiB
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A 95 % interval, in the unit of the value it belongs to."""
-
-    lower: float
-    """Lower end."""
-    upper: float
-    """Upper end."""
-
-    def scale(self, factor: float) -> Interval:
-        """Return the interval of the value times a positive factor."""
-        return Interval(factor * self.lower, factor * self.upper)
-
-    def format(self, spec: str) -> str:
-        """Return `lower to upper`, each formatted by `spec`."""
-        return f"{self.lower:{spec}} to {self.upper:{spec}}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +43,8 @@ class PairedComparison:
 def bootstrap_intervals(columns: Mapping[str, NDArray[Any]], seed: int = 0) -> dict[str, Interval]:
     """Return the 95 % bootstrap interval of each column's mean; columns are resampled together.
 
-    A bool column of equal values has the same mean in every resample. It gets the exact binomial
-    interval instead (Clopper and Pearson 1934).
-
     Args:
-        columns: values of each image, [N] each; bool for hits.
+        columns: values of each image, [N] each.
         seed: of the resampling.
     """
     values = np.stack([np.asarray(c, dtype=np.float64) for c in columns.values()], axis=1)
@@ -80,18 +61,7 @@ def bootstrap_intervals(columns: Mapping[str, NDArray[Any]], seed: int = 0) -> d
         means.append(weights @ values / count)
     tail = (1 - LEVEL) / 2
     lower, upper = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
-    intervals = {name: Interval(float(lower[n]), float(upper[n])) for n, name in enumerate(columns)}
-    for n, (name, column) in enumerate(columns.items()):
-        if np.asarray(column).dtype == np.bool_ and values[:, n].min() == values[:, n].max():
-            intervals[name] = _binomial_interval(int(values[:, n].sum()), count)
-    return intervals
-
-
-def _binomial_interval(hits: int, count: int) -> Interval:
-    from scipy.stats import binomtest
-
-    lower, upper = binomtest(hits, count).proportion_ci(LEVEL, method="exact")
-    return Interval(float(lower), float(upper))
+    return {name: Interval(float(lower[n]), float(upper[n])) for n, name in enumerate(columns)}
 
 
 def compare_pair(
@@ -111,8 +81,9 @@ def compare_pair(
     interval = bootstrap_intervals({"gain": gain}, seed)["gain"]
     if gain.min() == gain.max():
         # Every resample has the same mean, which does not mean certainty: outcomes that did not
-        # occur may have a probability up to the binomial bound.
-        max_missing = _binomial_interval(0, len(gain)).upper
+        # occur may have a probability up to the exact binomial bound (Clopper and Pearson 1934).
+        exact = binomtest(0, len(gain)).proportion_ci(LEVEL, method="exact")
+        max_missing = float(exact.high)
         interval = Interval(max(-1.0, gain[0] - max_missing), min(1.0, gain[0] + max_missing))
     return PairedComparison(
         a=a,

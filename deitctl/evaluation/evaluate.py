@@ -15,12 +15,7 @@ from deitctl.data.open import BUILT_IN, open_eval_split
 from deitctl.device import INFERENCE_PRECISION, Device, choose_device
 from deitctl.distributed import is_main_process, process_group
 from deitctl.errors import ConfigError, DataError, require_positive
-from deitctl.evaluation.bootstrap import (
-    Interval,
-    PairedComparison,
-    bootstrap_intervals,
-    compare_pair,
-)
+from deitctl.evaluation.bootstrap import PairedComparison, bootstrap_intervals, compare_pair
 from deitctl.evaluation.calibration import calibrate
 from deitctl.evaluation.eval_model import PROTOCOLS, EvalModel, get_preprocessing
 from deitctl.evaluation.metrics import compute_reliability, count_confusions, score_classes
@@ -111,7 +106,8 @@ def evaluate_models(
         require_writable(Path(predictions).expanduser(), "--predictions")
     real = read_real_labels(Path(real_labels).expanduser()) if real_labels else None
     data = data or BUILT_IN
-    split, dataset = open_eval_split(data, reporter)
+    opened = open_eval_split(data, reporter=reporter)
+    split, dataset = opened.split, opened.dataset
     if real is not None:
         require_real_labels(dataset, real)
     chosen = _choose_device(models, device, precision)
@@ -372,7 +368,8 @@ def _add_details(
         model=subject.ref,
         protocol=subject.protocol,
         subject=subject,
-        bootstrap=_compute_intervals(result),
+        # The calibration error has none: resampling increases it, so its interval would miss it.
+        loss_interval=bootstrap_intervals({"loss": result.losses.numpy()})["loss"],
         calibration=calibration,
         real_labels=real_labels,
         reliability=compute_reliability(result.confidences, result.correct),
@@ -388,22 +385,6 @@ def _add_details(
             for label, pred, num_images in count_confusions(labels, preds, MAX_CONFUSIONS)
         ],
     )
-
-
-def _compute_intervals(result: EvalResult) -> dict[str, Interval]:
-    """Return intervals of the metrics that are means over images."""
-    # Not for the calibration error: resampling increases it, and its interval would miss the value.
-    columns = {
-        "top1": result.correct.numpy(),
-        "top5": result.correct_top5.numpy(),
-        "loss": result.losses.numpy(),
-    }
-    if result.heads:
-        columns |= {rule: correct.numpy() for rule, correct in result.correct_by_head.items()}
-    return {
-        name: interval if name == "loss" else interval.scale(100)
-        for name, interval in bootstrap_intervals(columns).items()
-    }
 
 
 def _compare_with_first(results: Sequence[EvalResult]) -> list[PairedComparison]:

@@ -92,7 +92,9 @@ def score_real_labels(
     if not top1:
         raise DataError("None of the images has a ReaL label.")
     return RealLabelScore(
-        len(top1), mean_percent(torch.tensor(top1)), mean_percent(torch.tensor(top5))
+        len(top1),
+        mean_percent(torch.tensor(top1)),
+        mean_percent(torch.tensor(top5)) if len(to_imagenet) > 5 else None,
     )
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from deitctl.data.classes import ClassMatch
 from deitctl.data.dataset import ImageDataset
 from deitctl.device import Device
-from deitctl.evaluation.bootstrap import Interval, PairedComparison
+from deitctl.evaluation.bootstrap import PairedComparison
 from deitctl.evaluation.calibration import Calibration
 from deitctl.evaluation.eval_model import EvalModel
+from deitctl.evaluation.intervals import Interval
 from deitctl.evaluation.metrics import ClassScore, ReliabilityBin
 from deitctl.inference.classifier import ScoredClass
 from deitctl.models.model_config import ModelConfig
@@ -43,8 +44,9 @@ class RealLabelScore:
     """Images that have such labels."""
     top1: float
     """Percent of them whose prediction is one of their labels."""
-    top5: float
-    """Percent of them with one of their labels among the five likeliest classes."""
+    top5: float | None
+    """Percent of them with one of their labels among the five likeliest classes; null if the model
+    has no more than five."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,14 +132,18 @@ class EvalResult:
     """Images that could not be read and are left out."""
     top1: float
     """Top-1 accuracy of the head rule `head`."""
-    top5: float
-    """Top-5 accuracy of the head rule `head`."""
+    top1_interval: Interval
+    """95 % interval of `top1` (Wilson 1927)."""
+    top5: float | None
+    """Top-5 accuracy of the head rule `head`; null if the model has no more than five classes."""
+    top5_interval: Interval | None
+    """95 % interval of `top5` (Wilson 1927)."""
     loss: float
     """Mean cross-entropy, nats, after the model's temperature."""
+    loss_interval: Interval | None = None
+    """95 % interval of `loss`, by bootstrap over the images (Efron 1979)."""
     ece: float
     """Expected calibration error, 0..1, after the model's temperature."""
-    bootstrap: dict[str, Interval] = field(default_factory=dict)
-    """95 % bootstrap intervals of top1, top5, loss and each head rule's top-1."""
     mean_class_top1: float | None = None
     """Mean recall over the classes that have images."""
     macro_f1: float | None = None
@@ -147,13 +153,16 @@ class EvalResult:
     top1_among_classes: float | None
     """Top-1 accuracy among the data's classes only; null if the model has no other classes."""
     top5_among_classes: float | None
-    """Top-5 accuracy among the data's classes only; null if the model has no other classes."""
+    """Top-5 accuracy among the data's classes only; null if the model has no other classes, or the
+    data no more than five."""
     real_labels: RealLabelScore | None = None
     """Accuracy by ReaL labels; null without --real-labels."""
     head: str
     """Head rule of the predictions; `cls` for a model with one head, an exported file's own."""
     heads: dict[str, float] | None
     """Top-1 accuracy of each head rule; null for a model with one head."""
+    head_intervals: dict[str, Interval] | None
+    """95 % interval of each head rule's accuracy (Wilson 1927); null for a model with one head."""
     head_agreement: float | None
     """Percent of images with the same prediction of both heads (100 - DeiT Table 4)."""
     teacher_agreement: dict[str, float] | None
@@ -209,11 +218,6 @@ class EvalResult:
     def correct(self) -> Tensor:
         """Whether the prediction is right, [N]."""
         return self.correct_by_head[self.head]
-
-    @property
-    def correct_top5(self) -> Tensor:
-        """Whether the label is among the five likeliest classes, [N]."""
-        return (self.topk_preds == self.targets[:, None]).any(1)
 
     def iter_images(self) -> Iterator[ImageResult]:
         """Yield the result of each image in the order of the data, then the unreadable images."""

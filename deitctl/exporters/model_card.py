@@ -191,12 +191,17 @@ def _describe_accuracy(history: History, head: str) -> str:
     if not best:
         return "None yet: the run has not finished." if history.run else UNKNOWN
     epoch = f"epoch {best.get('epoch')} of {history.result.get('epochs')}"
+    columns = {"": epoch, "top-1": _percent(best.get("top1"))}
+    if (interval := _read_table(best, "top1_interval")) and all(
+        isinstance(interval.get(end), int | float) for end in ("lower", "upper")
+    ):
+        columns["95 % interval"] = f"{interval['lower']:.1f} to {interval['upper']:.1f} %"
+    if best.get("top5") is not None:
+        columns["top-5"] = _percent(best["top5"])
     lines = [
         "On the run's validation images, in fp32:",
         "",
-        "| | top-1 | top-5 |",
-        "|---|---|---|",
-        f"| {epoch} | {_percent(best.get('top1'))} | {_percent(best.get('top5'))} |",
+        *(f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), columns.values())),
     ]
     if heads := _read_table(history.result, "heads"):
         lines += ["", "| head | top-1 |", "|---|---|"]

@@ -139,8 +139,9 @@ def _list_facts(result: EvalResult) -> Facts:
     if result.temperature != 1:
         facts.append(("temperature", f"{result.temperature:.3f}, the model's own"))
     if real := result.real_labels:
-        accuracy = f"top-1 {real.top1:.2f} %, top-5 {real.top5:.2f} %"
-        facts.append(("ReaL labels", f"{accuracy}, of {real.num_images:,} images"))
+        top5 = "" if real.top5 is None else f", top-5 {real.top5:.2f} %"
+        accuracy = f"top-1 {real.top1:.2f} %{top5}, of {real.num_images:,} images"
+        facts.append(("ReaL labels", accuracy))
     return facts
 
 

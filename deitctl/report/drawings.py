@@ -256,7 +256,7 @@ def draw_comparison(sections: Sequence[ModelSection]) -> Any:
     axes = figure.subplots()
     results = [section.result for section in sections]
     for line, result in enumerate(results):
-        interval = result.bootstrap["top1"]
+        interval = result.top1_interval
         error = [[result.top1 - interval.lower], [interval.upper - result.top1]]
         axes.errorbar(result.top1, line, xerr=error, fmt="o", color=CORRECT, capsize=4)
         for mark, (rule, title) in zip("x+sd", HEAD_TITLES.items(), strict=True):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from html import escape
 
 from deitctl.evaluation.bootstrap import PairedComparison
+from deitctl.evaluation.intervals import Interval
 from deitctl.evaluation.result import EvalResult
 from deitctl.report.contents import HEAD_TITLES, Contents, Facts
 
@@ -44,10 +45,12 @@ def format_percent(value: float) -> str:
 
 def _render_one(result: EvalResult) -> str:
     tiles = [
-        (format_percent(result.top5), "top-5 accuracy", _format_interval(result, "top5", ".1f")),
-        (f"{result.loss:.3f}", "cross-entropy loss", _format_interval(result, "loss", ".3f")),
+        (f"{result.loss:.3f}", "cross-entropy loss", _format_interval(result.loss_interval, ".3f")),
         (f"{result.ece:.3f}", "expected calibration error", ""),
     ]
+    if result.top5 is not None:
+        interval = _format_interval(result.top5_interval, ".1f")
+        tiles.insert(0, (format_percent(result.top5), "top-5 accuracy", interval))
     if fitted := result.calibration:
         title = f"calibration error with fitted temperature {fitted.temperature:.3g}"
         tiles.append((f"{fitted.ece:.3f}", title, ""))
@@ -62,9 +65,9 @@ def _render_one(result: EvalResult) -> str:
         + "</div>"
         for value, title, interval in tiles
     )
-    interval = _format_interval(result, "top1", ".1f")
+    interval = _format_interval(result.top1_interval, ".1f")
     images = f"{result.num_images:,} image{'' if result.num_images == 1 else 's'}"
-    lead = f"top-1{f', 95 % interval {interval}' if interval else ''}, {images}"
+    lead = f"top-1, 95 % interval {interval}, {images}"
     return (
         f'<p class="quiet" dir="auto">{escape(result.name)} on {escape(result.data)}</p>'
         f'<p class="lead"><strong>{format_percent(result.top1)}</strong> <span>{lead}</span></p>'
@@ -73,27 +76,29 @@ def _render_one(result: EvalResult) -> str:
 
 
 def _render_heads(result: EvalResult) -> str:
-    if not result.heads:
+    if result.heads is None or result.head_intervals is None:
         return ""
     rows = [
-        [escape(HEAD_TITLES[rule]), format_percent(top1), _format_interval(result, rule, ".1f")]
+        [
+            escape(HEAD_TITLES[rule]),
+            format_percent(top1),
+            _format_interval(result.head_intervals[rule], ".1f"),
+        ]
         for rule, top1 in result.heads.items()
     ]
-    columns = ["head rule", "top-1", "95 % interval"]
-    if not any(interval for *_, interval in rows):
-        columns, rows = columns[:-1], [row[:-1] for row in rows]
-    return _render_table(columns, rows)
+    return _render_table(["head rule", "top-1", "95 % interval"], rows)
 
 
 def _render_several(results: Sequence[EvalResult]) -> str:
     ends = [r.top1 for r in results]
     for result in results:
-        if interval := result.bootstrap.get("top1"):
-            ends += [interval.lower, interval.upper]
+        ends += [result.top1_interval.lower, result.top1_interval.upper]
     # One scale for all rows, so that their intervals can be compared by eye.
     best, scale = max(r.top1 for r in results), (min(ends), max(ends))
     heads = list(dict.fromkeys(rule for r in results for rule in r.heads or ()))
-    columns = ["", "top-1", "95 % interval", "", "top-5", "loss", "calibration error"]
+    # Without the column where no model has more than five classes.
+    top5 = ["top-5"] if any(r.top5 is not None for r in results) else []
+    columns = ["", "top-1", "95 % interval", "", *top5, "loss", "calibration error"]
     columns += [*(HEAD_TITLES[rule] for rule in heads), "images"]
     rows = []
     for result in results:
@@ -102,9 +107,9 @@ def _render_several(results: Sequence[EvalResult]) -> str:
             [
                 f"<bdi>{escape(result.name)}</bdi>",
                 f"<strong>{top1}</strong>" if result.top1 == best else top1,
-                _format_interval(result, "top1", ".1f"),
+                _format_interval(result.top1_interval, ".1f"),
                 _draw_interval(result, *scale),
-                format_percent(result.top5),
+                *("" if result.top5 is None else format_percent(result.top5) for _ in top5),
                 f"{result.loss:.3f}",
                 f"{result.ece:.3f}",
                 *(format_percent(result.heads[rule]) if result.heads else "" for rule in heads),
@@ -132,10 +137,9 @@ def _render_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _draw_interval(result: EvalResult, low: float, high: float) -> str:
     """Draw top-1 and its interval on the scale that all rows share."""
-    interval = result.bootstrap.get("top1")
-    ends = (interval.lower, interval.upper) if interval else (result.top1, result.top1)
-    span = max(high - low, 1e-9)
-    a, x, b = (6 + 108 * (value - low) / span for value in (ends[0], result.top1, ends[1]))
+    interval, span = result.top1_interval, max(high - low, 1e-9)
+    values = (interval.lower, result.top1, interval.upper)
+    a, x, b = (6 + 108 * (value - low) / span for value in values)
     return (
         '<svg class="whisker" width="120" height="16" viewBox="0 0 120 16" aria-hidden="true">'
         f'<path d="M{a:.1f} 8H{b:.1f}M{a:.1f} 4v8M{b:.1f} 4v8"/>'
@@ -193,6 +197,5 @@ def _render_unreadable(result: EvalResult) -> str:
     )
 
 
-def _format_interval(result: EvalResult, name: str, spec: str) -> str:
-    interval = result.bootstrap.get(name)
+def _format_interval(interval: Interval | None, spec: str) -> str:
     return interval.format(spec) if interval else ""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deitctl.distillation.preflight import Preflight
+from deitctl.evaluation.intervals import Interval
 from deitctl.evaluation.result import EvalResult
 from deitctl.records import hidden
 
@@ -18,8 +19,10 @@ class BestEpoch:
     """Counted from 1; 0 if none was better than nothing."""
     top1: float
     """Top-1 of the saved weights on the validation images in fp32, percent."""
-    top5: float
-    """Top-5 of the same, percent."""
+    top1_interval: Interval
+    """95 % interval of `top1` (Wilson 1927)."""
+    top5: float | None
+    """Top-5 of the same, percent; null if there are no more than five classes."""
     weights: str
     """`model`, or `ema` where the moving average validated at least as well."""
 
@@ -32,8 +35,8 @@ class FinalEpoch:
     """Counted from 1."""
     top1: float
     """Top-1, percent."""
-    top5: float
-    """Top-5, percent."""
+    top5: float | None
+    """Top-5, percent; null if there are no more than five classes."""
     val_loss: float
     """Cross-entropy of the validation images."""
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from itertools import islice
 
 from deitctl.data.loader import Batch
+from deitctl.data.samplers import batch_start
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.device import Device, choose_device
 from deitctl.distributed import ProcessLost
@@ -24,6 +25,7 @@ from deitctl.paths import DiskError, write_json
 from deitctl.records import to_object
 from deitctl.training.build import TrainSetup, round_up_to_pairs
 from deitctl.training.checkpointer import AsyncCheckpointer, SaveOrStop
+from deitctl.training.configure import name_command
 from deitctl.training.incident import suggest_remedies, write_incident
 from deitctl.training.monitor import Incident, LossMonitor, Observation, TrainingDiverged
 from deitctl.training.result import BestEpoch, FinalEpoch, TrainResult
@@ -69,22 +71,23 @@ class Trainer:
         with hold_signals(self.signals), self.leave_resumable():
             batches = self.setup.build_loader() if progress.epoch < recipe.epochs else iter(())
             for epoch in range(progress.epoch, recipe.epochs):
-                start_time, start_step = time.monotonic(), progress.step
+                start_time = time.monotonic()
                 set_train_mode(self.state.model, recipe.freeze, recipe.freeze_bn_stats)
                 label, steps = f"epoch {epoch + 1}/{recipe.epochs}", self.context.steps_per_epoch
                 # Equal to `steps` where the run was stopped after the epoch's last step, while it
                 # validated.
                 steps_done = progress.step - epoch * steps
-                with self.reporter.task(label, steps * recipe.batch_size) as task:
-                    task.skip(steps_done * recipe.batch_size)
+                num_images = len(self.setup.train.labels)
+                num_done = batch_start(num_images, recipe.batch_size, steps_done)
+                with self.reporter.task(label, num_images) as task:
+                    task.skip(num_done)
                     # The loader spans all epochs, so that its processes work ahead.
                     for batch in islice(batches, steps - steps_done):
                         stats = self.train_step(batch)
                         task.advance(stats.num_images, **self.log_step(stats))
                         self.handle_signals(stats)
                         self.checkpointer.maybe_save(self.state, verified=not self.monitor.unread)
-                num_images = (progress.step - start_step) * recipe.batch_size
-                images_per_second = num_images / (time.monotonic() - start_time)
+                images_per_second = (num_images - num_done) / (time.monotonic() - start_time)
 
                 metrics = self.validate(label)
                 losses = self.finish_epoch()
@@ -107,11 +110,12 @@ class Trainer:
             self.monitor.raise_if_diverged()
         optimizer_step(context, state, lr, stats.grad_norm)
         for name, value in stats.losses.items():
-            state.loss_sums[name] = state.loss_sums.get(name, 0.0) + value
+            state.loss_sums[name] = state.loss_sums.get(name, 0.0) + value * stats.num_images
         for index, reason in stats.unreadable:
             progress.unreadable[self.setup.train.name(index)] = reason
         progress.step += 1
         progress.images_seen += stats.num_images
+        progress.images_in_epoch += stats.num_images
         progress.seconds = time.monotonic() - self.start_time
         return stats
 
@@ -174,10 +178,10 @@ class Trainer:
         return result
 
     def finish_epoch(self) -> dict[str, float]:
-        """Count the epoch as done; return the means of its losses."""
-        progress, steps = self.state.progress, self.context.steps_per_epoch
-        losses = {name: float(value) / steps for name, value in self.state.loss_sums.items()}
-        self.state.loss_sums = {}
+        """Count the epoch as done; return the means of its losses over the images."""
+        progress, sums = self.state.progress, self.state.loss_sums
+        losses = {name: float(value) / progress.images_in_epoch for name, value in sums.items()}
+        self.state.loss_sums, progress.images_in_epoch = {}, 0
         progress.epoch += 1
         progress.seconds = time.monotonic() - self.start_time
         return losses
@@ -237,8 +241,8 @@ class Trainer:
         if teacher is None or cached is None or cached.cache is None:
             return
         views, batch_size = teacher.total_views, self.context.recipe.batch_size
-        # A step skips the last incomplete batch of an epoch, so up to a batch of each view can be
-        # missing.
+        # Only those of unreadable images are missing then, so few; but with repeated augmentation,
+        # which leaves images out of an epoch, many can be, and steps go on computing them.
         almost_full = (
             self.state.progress.epoch * self.config.recipe.augment.repeated_aug >= views
             and cached.cache.count_missing(views) <= views * batch_size
@@ -275,6 +279,7 @@ class Trainer:
             best=BestEpoch(
                 epoch=progress.best_epoch,
                 top1=evaluation.top1,
+                top1_interval=evaluation.top1_interval,
                 top5=evaluation.top5,
                 weights=progress.best_weights,
             ),
@@ -304,6 +309,14 @@ class Trainer:
                     f"it had {progress.num_train_images} when {self.run.root} began.",
                     "Start a new run on the new data.",
                 )
+        steps = self.context.steps_per_epoch
+        if not 0 <= progress.step - progress.epoch * steps <= steps:
+            raise ConfigError(
+                f"{self.run.root} began with another division of epochs into steps: it is at step "
+                f"{progress.step} in epoch {progress.epoch + 1}, and an epoch has {steps} now.",
+                f"Start a new run: {name_command(self.config)} --config "
+                f"{shlex.quote(str(self.run.config_file))} --output NEW",
+            )
         positions = set(self.world.all_gather_object((progress.step, progress.epoch)))
         if len(positions) > 1:
             raise DeitctlError(

@@ -89,18 +89,14 @@ def test_the_record_has_what_the_contract_names(folder, images) -> None:
     assert (record["num_images"], record["heads"], record["top5"], record["temperature"]) == (
         24,
         None,
-        100.0,
+        None,
         1.0,
     )
     assert {k: v["num_images"] for k, v in record["per_class"].items()} == {"a": 12, "b": 12}
     assert record["top1"] == pytest.approx(
         sum(v["recall"] for v in record["per_class"].values()) / 2
     )
-    assert (
-        record["bootstrap"]["top1"]["lower"]
-        <= record["top1"]
-        <= record["bootstrap"]["top1"]["upper"]
-    )
+    assert record["top1_interval"]["lower"] <= record["top1"] <= record["top1_interval"]["upper"]
     assert sum(b["num_images"] for b in record["reliability"]) == 24
     wrong = round(24 * (1 - record["top1"] / 100))
     assert sum(c["num_images"] for c in record["confusions"]) == wrong
@@ -177,16 +173,9 @@ def test_a_saved_temperature_is_stored_in_the_model_folder_and_used_again(
     assert before.calibration is not None
     model_config = load_model_config(model)
     assert model_config.temperatures == pytest.approx(before.calibration.temperatures)
-    assert before.bootstrap["avg-logits"] == before.bootstrap["top1"]
-    assert set(before.bootstrap) == {
-        "top1",
-        "top5",
-        "loss",
-        "cls",
-        "dist",
-        "avg-logits",
-        "avg-probs",
-    }
+    assert before.head_intervals is not None
+    assert before.head_intervals["avg-logits"] == before.top1_interval
+    assert set(before.head_intervals) == {"cls", "dist", "avg-logits", "avg-probs"}
     assert set(model_config.temperatures) == {"cls", "dist", "avg-logits", "avg-probs"}
     assert "temperature" in reporter.notes[-1]
     assert "config.json" in reporter.notes[-1]

@@ -36,8 +36,9 @@ def test_by_hand():
 
 
 def test_labels_are_imagenets_whatever_the_order_of_the_models_classes():
-    """A model whose classes 0, 1 and 2 are ImageNet's 2, 7 and 5, with a fourth that is not ImageNet's."""
-    names, labels = (IDS[2], IDS[7], IDS[5], "my cat"), [[5, 7], [], [2]]
+    """A model whose classes 0, 1 and 2 are ImageNet's 2, 7 and 5, with three that are not ImageNet's."""
+    others = ("my cat", "my dog", "my owl")
+    names, labels = (IDS[2], IDS[7], IDS[5], *others), [[5, 7], [], [2]]
     assert score_real_labels(
         *scored([[3, 0], [1, 0], [3, 3]]), to_imagenet(names), labels
     ) == RealLabelScore(2, 50.0, 100.0)

@@ -15,6 +15,7 @@ from deitctl.device import choose_device
 from deitctl.errors import DataError
 from deitctl.evaluation.accumulator import EvalAccumulator
 from deitctl.evaluation.eval_model import EvalModel
+from deitctl.evaluation.intervals import wilson_interval
 from deitctl.evaluation.validate import validate
 from deitctl.models.introspect import compute_max_activation_bytes
 from deitctl.models.model_config import HEADS, Preprocessing
@@ -60,7 +61,8 @@ def test_accuracies_by_hand(reporter):
     result = score(ByBrightness(), dataset, reporter)
     assert result.num_images == 5
     assert result.top1 == pytest.approx(80.0)
-    assert result.top5 == 100.0  # of four classes
+    assert (result.top5, result.top5_interval) == (None, None)  # of four classes
+    assert result.top1_interval == wilson_interval(4, 5).scale(100)
     assert result.correct.tolist() == [True, True, True, True, False]
     assert result.preds.tolist() == [0, 1, 2, 3, 0]
     assert result.indices.tolist() == [0, 1, 2, 3, 4]
@@ -156,6 +158,12 @@ def test_top_five_among_the_datas_classes_by_hand(reporter):
         pytest.approx(100 / 3),
         pytest.approx(200 / 3),
     )
+    assert result.top5_interval == wilson_interval(1, 3).scale(100)
+
+
+def test_data_of_five_classes_have_a_top_five_of_the_models_classes_alone(reporter):
+    result = score(ByStep(), greys([0], [4], classes=5), reporter, rows=(0, 2, 4, 6, 8))
+    assert (result.top5, result.top1_among_classes, result.top5_among_classes) == (0.0, 0.0, None)
 
 
 def test_agreement_with_a_teacher_by_hand(reporter):

@@ -30,7 +30,12 @@ RUN = {
 RESULT = {
     "epochs": 8,
     "images_seen": 11520,
-    "best": {"epoch": 7, "top1": 96.338, "top5": 99.7},
+    "best": {
+        "epoch": 7,
+        "top1": 96.338,
+        "top1_interval": {"lower": 93.46, "upper": 97.98},
+        "top5": 99.7,
+    },
     "heads": {"cls": 95.0, "avg-logits": 96.338},
     "teacher": {"name": "/home/me/runs/teacher", "top1": 98.59},
 }
@@ -52,14 +57,22 @@ def section(text: str, name: str) -> str:
     return text.split(f"## {name}\n\n")[1].split("\n\n## ")[0]
 
 
+def test_a_run_of_five_classes_or_fewer_states_no_top_5():
+    result = {"best": {"epoch": 1, "top1": 60.0, "top5": None}, "epochs": 1}
+    accuracy = section(read_model_config(History(run=RUN, result=result)), "Accuracy")
+    assert "|  | top-1 |\n| --- | --- |\n| epoch 1 of 1 | 60.00 % |" in accuracy
+
+
 def test_a_run_states_its_data_recipe_and_figures():
     text = read_model_config(History(run=RUN, result=RESULT))
     assert (
         section(text, "Training data") == "Trained on `pets`, 11,520 training images seen in total."
     )
     assert "epochs = 8\nmean = [0.5, 1.0]" in section(text, "Training recipe")
-    assert "| epoch 7 of 8 | 96.34 % | 99.70 % |" in section(text, "Accuracy")
     assert "| `avg-logits` (this folder) | 96.34 % |" in section(text, "Accuracy")
+    accuracy = section(text, "Accuracy")
+    assert "|  | top-1 | 95 % interval | top-5 |\n| --- | --- | --- | --- |\n" in accuracy
+    assert "| epoch 7 of 8 | 96.34 % | 93.5 to 98.0 % | 99.70 % |" in accuracy
     assert "The teacher, `teacher`, has 98.59 % top-1 on them." in section(text, "Accuracy")
     assert "On 50 images logits differ by up to 1.2e-06" in section(text, "Export")
 

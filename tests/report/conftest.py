@@ -11,8 +11,9 @@ import torch
 
 from deitctl.data.classes import ClassMatch
 from deitctl.data.dataset import ImageDataset
-from deitctl.evaluation.bootstrap import Interval, PairedComparison
+from deitctl.evaluation.bootstrap import PairedComparison
 from deitctl.evaluation.calibration import Calibration
+from deitctl.evaluation.intervals import Interval
 from deitctl.evaluation.metrics import ReliabilityBin
 from deitctl.evaluation.result import EvalResult, EvalSubject
 from deitctl.models.model_config import ModelConfig
@@ -106,12 +107,14 @@ def evaluated(pixels: Callable[[int], np.ndarray]) -> Callable[..., ModelSection
             "top5": 100.0,
             "loss": 0.75,
             "ece": 0.125,
-            "bootstrap": {"top1": Interval(25.0, 87.5)},
+            "top1_interval": Interval(25.0, 87.5),
+            "top5_interval": Interval(70.0, 100.0),
             "num_classes": num_classes,
             "top1_among_classes": None,
             "top5_among_classes": None,
             "head": "cls",
             "heads": None,
+            "head_intervals": None,
             "head_agreement": None,
             "teacher_agreement": None,
             "temperature": 1.0,
@@ -180,6 +183,7 @@ def distilled(
         name="distilled",
         preds=preds,
         heads={"cls": 75.0, "dist": 62.5},
+        head_intervals={"cls": Interval(50.0, 90.0), "dist": Interval(25.0, 87.5)},
         head_agreement=87.5,
         calibration=Calibration(
             temperature=1.5,

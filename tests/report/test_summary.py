@@ -8,7 +8,7 @@ from html import unescape
 
 import pytest
 
-from deitctl.evaluation.bootstrap import Interval
+from deitctl.evaluation.intervals import Interval
 from deitctl.report.summary import format_percent, render_summary
 
 
@@ -23,10 +23,12 @@ def test_top1_of_one_model_stands_in_a_line_with_its_interval(contents, evaluate
     )
 
 
-def test_a_figure_without_an_interval_has_none(contents, evaluated):
-    text = read_text(render_summary(contents(evaluated(bootstrap={}))))
-    assert "62.5 % top-1, 8 images" in text
-    assert "interval" not in text
+def test_a_model_of_five_classes_or_fewer_has_no_top_5(contents, evaluated):
+    few, many = evaluated(top5=None, top5_interval=None), evaluated()
+    assert "top-5" not in read_text(render_summary(contents(few)))
+    assert "top-5" not in read_text(render_summary(contents(few, few)))
+    assert "top-5 accuracy 100.0 % 95 %: 70.0 to 100.0" in read_text(render_summary(contents(many)))
+    assert "top-5" in read_text(render_summary(contents(few, many)))
 
 
 def test_each_head_has_a_row_and_a_plain_model_none(contents, evaluated, distilled):
@@ -34,13 +36,8 @@ def test_each_head_has_a_row_and_a_plain_model_none(contents, evaluated, distill
     assert "head" not in read_text(render_summary(contents(evaluated())))
 
 
-def test_intervals_of_heads_have_a_column_where_they_are_available(contents, distilled):
-    result = distilled.result
-    without = replace(distilled, result=replace(result, bootstrap={}))
-    assert "95 % interval" not in read_text(render_summary(contents(without)))
-    bootstrap = {"cls": Interval(50.0, 90.0)}
-    known = replace(distilled, result=replace(result, bootstrap=bootstrap))
-    assert "class head 75.0 % 50.0 to 90.0" in read_text(render_summary(contents(known)))
+def test_each_head_has_its_interval(contents, distilled):
+    assert "class head 75.0 % 50.0 to 90.0" in read_text(render_summary(contents(distilled)))
 
 
 def test_calibration_and_the_datas_own_classes_are_reported_where_they_are_available(
