@@ -9,7 +9,7 @@ import typer
 
 from deitctl.cli import completion
 from deitctl.cli import options as o
-from deitctl.cli.console import choose_format, print_json, print_table
+from deitctl.cli.console import choose_format, print_json, print_line, print_table
 from deitctl.records import to_object
 
 
@@ -27,10 +27,14 @@ class PublishedModel:
     """Width of the tokens."""
     depth: int
     """Blocks."""
+    num_params: int
+    """Parameters, the thousand classes included."""
     distilled: bool
     """Whether it has a distillation token."""
-    imagenet_top1: float | None
-    """Published top-1 accuracy on ImageNet, percent."""
+    imagenet_top1: float
+    """Top-1 accuracy on ImageNet's validation images at `img_size_px`, percent."""
+    imagenet_top1_source: str
+    """Who measured it."""
     url: str
     """Where the authors published the weights."""
     weights: str | None
@@ -56,7 +60,7 @@ def models(
     ] = "",
     output_format: o.FormatOpt = None,
 ) -> None:
-    """List the DeiT family: names, input sizes, published accuracy, where the weights are.
+    """List the DeiT family: names, input sizes, parameters, accuracy, whether the weights are here.
 
     Example: deitctl models distilled
     """
@@ -68,32 +72,34 @@ def models(
     rows = [
         (
             model.alias,
-            model.timm_name,
             "here" if model.weights else "to download",
             str(model.img_size_px),
-            str(model.embed_dim),
-            str(model.depth),
-            "" if model.imagenet_top1 is None else f"{model.imagenet_top1:.1f}",
+            f"{model.num_params / 1e6:.1f}",
+            f"{model.imagenet_top1:.1f}",
         )
         for model in models
     ]
-    columns = ("alias", "timm name", "weights", "input", "width", "depth", "ImageNet top-1, %")
-    print_table("models (any timm classifier works by its name too)", columns, rows, 3)
+    columns = ("name", "weights", "input, px", "parameters, M", "ImageNet top-1, %")
+    print_table("models (any timm classifier works by its name too)", columns, rows, 2)
+    print_line("Top-1 as timm measures it at that input size; the source, timm's names and URLs:")
+    print_line("deitctl models --format json")
 
 
 def _list_models(pattern: str) -> list[PublishedModel]:
-    from deitctl.models.catalog import ARCHITECTURES, OFFICIAL_URL
+    from deitctl.models.catalog import ARCHITECTURES, OFFICIAL_URL, TOP1_SOURCE
     from deitctl.models.weights import find_local_weights
 
     return [
         PublishedModel(
             alias=arch.alias,
-            timm_name=f"{arch.name}.{arch.tag}",
+            timm_name=arch.full_name,
             img_size_px=arch.img_size,
             embed_dim=arch.embed_dim,
             depth=arch.depth,
+            num_params=arch.num_params,
             distilled=arch.distilled,
             imagenet_top1=arch.top1,
+            imagenet_top1_source=TOP1_SOURCE,
             url=OFFICIAL_URL + arch.url,
             weights=str(find_local_weights(arch) or "") or None,
         )

@@ -16,7 +16,7 @@ from deitctl.distillation.teacher import TrainRun
 from deitctl.errors import ConfigError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
 from deitctl.models import catalog
-from deitctl.models.factory import find_architecture, list_weight_files
+from deitctl.models.factory import find_architecture, list_weight_files, name_weights
 from deitctl.paths import write_json
 from deitctl.records import hidden, to_object
 
@@ -189,7 +189,8 @@ def _configure(
             "Choose them with --variants instead of --set.",
         )
     # A setting that replaced every --teacher would give all rows one teacher, and one folder.
-    if teacher and distill.teacher not in (teacher, str(Path(teacher).expanduser().resolve())):
+    path = str(Path(teacher).expanduser().resolve())
+    if teacher and distill.teacher not in (teacher, path, name_weights(teacher)):
         raise ConfigError(
             f"distill.teacher = {distill.teacher} replaces --teacher {teacher}, which is compared.",
             "Name teachers with --teacher alone.",
@@ -214,9 +215,10 @@ def _check_teachers(
             "--teacher-weights cannot be those of several teachers.",
             "Name teachers by their folders.",
         )
-    for name in filter(None, teachers):
+    named = list(filter(None, teachers))
+    for name in named:
         find_architecture(name, reporter)
-    if len({Path(name).name for name in teachers}) < len(teachers):
+    if len({Path(name_weights(name)).name for name in named}) < len(named):
         raise ConfigError(
             "Two of the teachers have the same last name.",
             "Their runs would be in the same folders.",

@@ -185,7 +185,6 @@ class DistillationTeacher:
         preflight = check_teacher(
             resolved,
             self.val,
-            name=self.distill.teacher,
             weights_fingerprint=weights_fingerprint,
             val_fingerprint=self.val_fingerprint,
             device=self.device,

@@ -33,6 +33,7 @@ from deitctl.models.factory import (
     fetch_model_files,
     list_weight_files,
     load_model,
+    name_weights,
 )
 from deitctl.models.fuse import fuse_conv_bn
 from deitctl.models.heads import forward_heads, fuse_heads
@@ -123,6 +124,8 @@ def freeze_teacher(
 class ResolvedTeacher:
     """A classifier that has all of the data's classes."""
 
+    name: str
+    """As the configuration names it, without the tag of published weights if it has others."""
     loaded: LoadedModel
     match: ClassMatch
     finetuned: str
@@ -138,7 +141,8 @@ def identify_teacher(distill: DistillConfig, reporter: Reporter) -> str:
     content = fingerprint_files(files) if files else WITHOUT_WEIGHTS
     # Files that say by themselves what they are of: the same teacher wherever it lies.
     is_self_contained = list_weight_files(distill.teacher) and not distill.teacher_weights
-    return content if is_self_contained else f"{distill.teacher} {content}"
+    # With the tag, which decides the preprocessing: of a file of weights too.
+    return content if is_self_contained else f"{name_weights(distill.teacher)} {content}"
 
 
 def hash_json(value: Any) -> str:
@@ -186,7 +190,7 @@ def resolve_teacher(
     else:
         match = match_classes(loaded.model_config, train.class_names)
         if match is not None and distill.finetune_teacher in ("auto", "none"):
-            return ResolvedTeacher(loaded, match, "no", "")
+            return ResolvedTeacher(distill.teacher, loaded, match, "no", "")
         finetuned = _choose_finetuning(distill, loaded.model_config, train, reporter)
         recipe = replace(
             get_finetune_recipe(finetuned, built_in=built_in),
@@ -196,10 +200,11 @@ def resolve_teacher(
     # By content and below the user's cache, so that the next student finds it, from any folder and
     # with any seed.
     name = hash_json([to_dict(recipe), identify_teacher(distill, reporter), fingerprint])
-    root = cache_root() / "teachers" / f"{Path(distill.teacher).name}-{finetuned}-{name}"
+    model = distill.teacher.partition(".")[0] if finetuned == "scratch" else distill.teacher
+    root = cache_root() / "teachers" / f"{Path(model).name}-{finetuned}-{name}"
     if train_run is not None:
         run = TrainConfig(
-            model=distill.teacher,
+            model=model,
             data=config.data,
             recipe=recipe,
             weights="" if finetuned == "scratch" else distill.teacher_weights,
@@ -224,7 +229,7 @@ def resolve_teacher(
         raise TeacherError(
             f"{root} lacks some of the data's classes.", "Delete that folder; it is made again."
         )
-    return ResolvedTeacher(loaded, match, finetuned, str(root))
+    return ResolvedTeacher(model, loaded, match, finetuned, str(root))
 
 
 def _no_weights(error: WeightsNotFound, train: ImageDataset) -> TeacherError:

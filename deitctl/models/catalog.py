@@ -9,6 +9,20 @@ from importlib import resources
 from deitctl.models.model_config import ModelConfig, Preprocessing
 
 OFFICIAL_URL = "https://dl.fbaipublicfiles.com/deit/"
+TOP1_SOURCE = (
+    "https://github.com/huggingface/pytorch-image-models/blob/main/results/results-imagenet.csv"
+)
+
+TIMM_TAGS = {
+    # The paper's teacher (DeiT section 5.2), by its authors: ImageNet-1k alone, 83.0 %.
+    "regnety_160": "deit_in1k",
+    # The paper's smaller teachers (Table 2) were not published: others of ImageNet-1k alone.
+    "regnety_120": "pycls_in1k",
+    "regnety_080": "ra3_in1k",
+    "regnety_040": "ra3_in1k",
+    "regnety_002": "pycls_in1k",  # the teacher of `digits`
+}
+"""Weights that a timm name without a tag means; timm's own default may be of more data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,17 +46,33 @@ class Architecture:
     no_embed_class: bool = False
     """DeiT-III: the class token has no position embedding."""
     crop_pct: float = 0.9
-    top1: float | None = None
-    """Published top-1 on ImageNet, percent (timm's result at `crop_pct`)."""
+    top1: float
+    """Top-1 on ImageNet at `img_size` and `crop_pct`, percent, as timm measures it (TOP1_SOURCE)."""
+
+    @property
+    def full_name(self) -> str:
+        """timm's name of the architecture and its weights."""
+        return f"{self.name}.{self.tag}"
 
     @property
     def hub_id(self) -> str:
-        return f"timm/{self.name}.{self.tag}"
+        return f"timm/{self.full_name}"
 
     @property
     def weights_file(self) -> str:
         """File name in `$DEITCTL_WEIGHTS`."""
-        return f"{self.name}.{self.tag}.safetensors"
+        return f"{self.full_name}.safetensors"
+
+    @property
+    def num_params(self) -> int:
+        """Parameters of the published model, with its thousand classes."""
+        dim, num_heads = self.embed_dim, 2 if self.distilled else 1
+        num_patches = (self.img_size // self.patch_size) ** 2
+        num_positions = num_patches if self.no_embed_class else num_patches + num_heads
+        embedding = 3 * self.patch_size**2 * dim + dim + (num_heads + num_positions) * dim
+        # Weights of query, key, value, projection (4) and MLP (8); biases (9) and two norms (4).
+        block = 12 * dim**2 + (13 + 2 * self.layer_scale) * dim
+        return embedding + self.depth * block + 2 * dim + num_heads * (dim + 1) * 1000
 
     def to_model_config(self) -> ModelConfig:
         """Return the config of the published ImageNet weights."""
@@ -77,28 +107,38 @@ def _build_deit(
 
 
 def _build_deit3(
-    size: str, dim: int, num_heads: int, depth: int, patch: int, img_size: int, in22k: bool
-) -> Architecture:
-    pretraining = "21k" if in22k else "1k"  # the authors' file names say 21k for ImageNet-22k
-    version = "_v1" if size == "huge" and in22k else ""
-    return Architecture(
-        alias=f"deit3_{size}" + ("_384" if img_size == 384 else "") + ("_in22k" if in22k else ""),
-        name=f"deit3_{size}_patch{patch}_{img_size}",
-        tag="fb_in22k_ft_in1k" if in22k else "fb_in1k",
-        url=f"deit_3_{size}_{img_size}_{pretraining}{version}.pth",
-        embed_dim=dim,
-        num_heads=num_heads,
-        depth=depth,
-        patch_size=patch,
-        img_size=img_size,
-        layer_scale=True,
-        no_embed_class=True,
-        crop_pct=0.9 if img_size == 224 and not in22k else 1.0,
+    size: str, dim: int, num_heads: int, depth: int, patch: int, img_size: int, *top1: float
+) -> tuple[Architecture, ...]:
+    """Return a size's models of ImageNet-1k and of ImageNet-22k, whose accuracies are given."""
+    return tuple(
+        Architecture(
+            alias=f"deit3_{size}"
+            + ("_384" if img_size == 384 else "")
+            + ("_in22k" if in22k else ""),
+            name=f"deit3_{size}_patch{patch}_{img_size}",
+            tag="fb_in22k_ft_in1k" if in22k else "fb_in1k",
+            url=f"deit_3_{size}_{img_size}_{file_suffix}.pth",
+            embed_dim=dim,
+            num_heads=num_heads,
+            depth=depth,
+            patch_size=patch,
+            img_size=img_size,
+            layer_scale=True,
+            no_embed_class=True,
+            crop_pct=0.9 if img_size == 224 and not in22k else 1.0,
+            top1=percent,
+        )
+        for in22k, file_suffix, percent in zip(
+            # the authors' file names say 21k for ImageNet-22k
+            (False, True),
+            ("1k", "21k_v1" if size == "huge" else "21k"),
+            top1,
+            strict=True,
+        )
     )
 
 
-# DeiT: Touvron et al. 2021, Table 1; top-1 as timm measures it at crop_pct. DeiT-III: 2204.07118,
-# Table 1.
+# DeiT: Touvron et al. 2021, Table 1. DeiT-III: 2204.07118, Table 1.
 ARCHITECTURES = (
     # size, D, heads, pixels, distilled, hash of the authors' file, top-1
     _build_deit("tiny", 192, 3, 224, False, "a1311bcf", 72.190),
@@ -109,18 +149,15 @@ ARCHITECTURES = (
     _build_deit("base", 768, 12, 224, True, "df68dfff", 83.384),
     _build_deit("base", 768, 12, 384, False, "8de9b5d1", 83.108),
     _build_deit("base", 768, 12, 384, True, "d0272ac0", 85.438),
-    *(
-        _build_deit3(size, dim, num_heads, depth, patch, img_size, in22k)
-        for size, dim, num_heads, depth, patch, img_sizes in (
-            ("small", 384, 6, 12, 16, (224, 384)),
-            ("medium", 512, 8, 12, 16, (224,)),
-            ("base", 768, 12, 12, 16, (224, 384)),
-            ("large", 1024, 16, 24, 16, (224, 384)),
-            ("huge", 1280, 16, 32, 14, (224,)),
-        )
-        for img_size in img_sizes
-        for in22k in (False, True)
-    ),
+    # size, D, heads, depth, patch, pixels, top-1 of ImageNet-1k, of ImageNet-22k
+    *_build_deit3("small", 384, 6, 12, 16, 224, 81.382, 83.082),
+    *_build_deit3("small", 384, 6, 12, 16, 384, 83.432, 84.846),
+    *_build_deit3("medium", 512, 8, 12, 16, 224, 83.090, 84.550),
+    *_build_deit3("base", 768, 12, 12, 16, 224, 83.800, 85.728),
+    *_build_deit3("base", 768, 12, 12, 16, 384, 85.088, 86.742),
+    *_build_deit3("large", 1024, 16, 24, 16, 224, 84.772, 86.990),
+    *_build_deit3("large", 1024, 16, 24, 16, 384, 85.820, 87.736),
+    *_build_deit3("huge", 1280, 16, 32, 14, 224, 85.204, 87.180),
 )
 
 BY_ALIAS = {a.alias: a for a in ARCHITECTURES}

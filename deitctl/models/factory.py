@@ -78,6 +78,7 @@ def load_model(
         return _load_deit_file(path, arch, img_size)
     _require_timm_name(ref)
     if not weights:
+        ref = timm_models.add_tag(ref)
         with reporter.task(f"load {ref}", None, "bytes"):
             model, model_config = timm_models.load_published(ref, img_size=img_size)
         return LoadedModel(model.eval(), model_config)
@@ -144,6 +145,19 @@ def find_architecture(ref: str, reporter: Reporter) -> Architecture | None:
     if arch is None:
         _require_timm_name(ref)
     return arch
+
+
+def name_weights(ref: str, weights: str = "") -> str:
+    """Return timm's name of the published weights that a name means, `architecture.tag`.
+
+    What loads no published weights (`weights`, a file, a folder, a hub repository) is returned as
+    it is, and so is an unknown name.
+    """
+    if weights or ref.startswith(HUB_PREFIX) or list_weight_files(ref):
+        return ref
+    if (arch := catalog.find(ref)) is not None:
+        return arch.full_name
+    return timm_models.add_tag(ref)
 
 
 def is_model_folder(ref: str) -> bool:
@@ -370,6 +384,7 @@ def _build_timm(
             ref_config.preprocessing.img_size if ref_config else timm_models.get_native_size(name)
         )
     if pretrained and not start:
+        name = timm_models.add_tag(name)
         with reporter.task(f"load {name}", None, "bytes"):
             model, _ = timm_models.load_published(
                 name, num_classes=num_classes, img_size=img_size, drop_path_rate=drop_path_rate

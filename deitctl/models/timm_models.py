@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deitctl.errors import ModelError, WeightsNotFound, did_you_mean
 from deitctl.events import Reporter
-from deitctl.models.catalog import ARCHITECTURES, load_imagenet_classes
+from deitctl.models.catalog import ARCHITECTURES, TIMM_TAGS, load_imagenet_classes
 from deitctl.models.checkpoint_io import (
     WEIGHTS,
     find_weights_file,
@@ -38,12 +38,24 @@ def suggest_model(name: str) -> str:
     return did_you_mean(name, [*(a.alias for a in ARCHITECTURES), *timm.list_models()])
 
 
+def add_tag(name: str) -> str:
+    """Return a timm name with the tag of its weights: `TIMM_TAGS`, else timm's present default."""
+    if "." in name:
+        return name
+    if name in TIMM_TAGS:
+        return f"{name}.{TIMM_TAGS[name]}"
+    import timm
+
+    cfg = timm.get_pretrained_cfg(name)
+    return f"{name}.{cfg.tag}" if cfg and cfg.tag else name
+
+
 def _get_pretrained_cfg(name: str) -> Any:
     """Return timm's config of published weights, or None; raise `ModelError` for a wrong tag."""
     import timm
 
     try:
-        return timm.get_pretrained_cfg(name)
+        return timm.get_pretrained_cfg(add_tag(name))
     except RuntimeError as error:
         raise ModelError(
             f"timm has no weights {name!r}.", f"Leave out {name.partition('.')[2]!r}."
@@ -87,7 +99,8 @@ def create_model(
         kwargs["num_classes"] = num_classes
     while True:
         try:
-            return timm.create_model(name, pretrained=pretrained, **kwargs)
+            # The tag decides the preprocessing, of models without published weights too.
+            return timm.create_model(add_tag(name), pretrained=pretrained, **kwargs)
         except TypeError as error:
             refused = next((k for k in optional if k in kwargs and repr(k) in str(error)), None)
             if refused is None:
@@ -197,6 +210,7 @@ def load_published(
     name: str, *, num_classes: int | None = None, img_size: int = 0, drop_path_rate: float = 0.0
 ) -> tuple[nn.Module, ModelConfig]:
     """Build a timm model with its published weights, or raise `WeightsNotFound`."""
+    name = add_tag(name)
     try:
         # Without this check a machine without a network waits for minutes of the client's retries.
         if not _is_cached(name):

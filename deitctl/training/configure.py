@@ -15,7 +15,13 @@ from deitctl.data.rand_augment import parse_rand_augment
 from deitctl.errors import ConfigError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.models import catalog
-from deitctl.models.factory import HUB_PREFIX, find_architecture, is_model_folder, list_weight_files
+from deitctl.models.factory import (
+    HUB_PREFIX,
+    find_architecture,
+    is_model_folder,
+    list_weight_files,
+    name_weights,
+)
 from deitctl.models.weights import fetch_weights
 from deitctl.recipes import (
     DIGITS,
@@ -35,7 +41,7 @@ from deitctl.settings import check_ranges, convert, from_dict, override, read_to
 from deitctl.training.checkpointer import parse_interval
 
 DEFAULT_TRAIN_MODEL = "deit_small"
-DEFAULT_TEACHER = "regnety_160"  # DeiT §5.2
+DEFAULT_TEACHER = "regnety_160"  # DeiT §5.2; its weights: catalog.TIMM_TAGS
 SMALL_DATA = 50_000
 """Training images below which training from scratch takes the small-data recipe."""
 FIXED_BY_CONFIG = ("data", "model", "weights", "recipe", "recipe.pretrained")
@@ -82,7 +88,7 @@ def build_config(
     distill = build_distill_config(settings, built_in, recipe) if distilled else None
     config = TrainConfig(model=model, data=data, recipe=recipe, weights=weights, distill=distill)
     rest = {k: v for k, v in settings.items() if k not in ("recipe", "recipe.pretrained")}
-    config = override(override(config, rest), overrides or {})
+    config = add_tags(override(override(config, rest), overrides or {}))
     check(config)
     return config, train, val
 
@@ -110,12 +116,26 @@ def read_config(
             f"The run of {path} has {'no' if distilled else 'a'} teacher.",
             f"Repeat it by {name_command(config)} --config.",
         )
-    config = override(override(config, settings), overrides)
+    config = add_tags(override(override(config, settings), overrides))
     check(config)
     return config
 
 
 def name_command(config: TrainConfig) -> str:
+def add_tags(config: TrainConfig) -> TrainConfig:
+    """Return the configuration with the full names of timm's published weights that it loads.
+
+    So a later version of timm with another default for a name does not change a run.
+    """
+    distill = config.distill
+    if config.recipe.pretrained and catalog.find(config.model) is None:
+        config = replace(config, model=name_weights(config.model, config.weights))
+    if distill is not None:
+        teacher = name_weights(distill.teacher, distill.teacher_weights)
+        config = replace(config, distill=replace(distill, teacher=teacher))
+    return config
+
+
     """Return the command that repeats a run."""
     return "deitctl train" if config.distill is None else "deitctl distill"
 
@@ -222,7 +242,8 @@ def build_distill_config(
     teacher, weights = (settings.get(f"distill.{k}", "") for k in ("teacher", "teacher_weights"))
     if not teacher and not built_in and not weights:
         raise ConfigError(
-            "No teacher named.", f"Pass --teacher, {DEFAULT_TEACHER} for example: the paper's."
+            "No teacher named.",
+            f"Pass --teacher, {name_weights(DEFAULT_TEACHER)} for example: the paper's.",
         )
     if weights and list_weight_files(teacher):
         raise ConfigError(

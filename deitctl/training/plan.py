@@ -12,7 +12,8 @@ from deitctl.data.samplers import steps_per_epoch
 from deitctl.device import choose_device
 from deitctl.distillation.targets import TargetCodec
 from deitctl.events import Reporter, SilentReporter
-from deitctl.models.factory import build_model
+from deitctl.models import catalog
+from deitctl.models.factory import build_model, name_weights
 from deitctl.models.introspect import compute_early_size
 from deitctl.training.build import warn_about_sizes
 from deitctl.training.optim import compute_peak_lr
@@ -23,7 +24,7 @@ class TeacherPlan:
     """The teacher's part of a training."""
 
     name: str
-    """Name, folder or file of the teacher."""
+    """Published weights of the teacher by timm's name, or its folder, or its name where it has a file."""
     mode: str
     """`hard` or `soft`."""
     effective_weight: float
@@ -65,7 +66,7 @@ class TrainPlan:
     recipe: str
     """Name of the recipe."""
     initial_weights: str
-    """`published`, `random`, or the file or model that the training starts from."""
+    """`random`, published weights by timm's name, or the file or model that the training starts from."""
     epochs: int
     """Passes over the training images."""
     steps_per_epoch: int
@@ -148,7 +149,7 @@ def plan_training(
         recipe=recipe.name,
         initial_weights=config.weights
         or from_model
-        or ("published" if recipe.pretrained else "random"),
+        or (_name_published(config) if recipe.pretrained else "random"),
         epochs=recipe.epochs,
         steps_per_epoch=steps,
         num_steps=steps * recipe.epochs,
@@ -162,6 +163,18 @@ def plan_training(
         teacher=teacher,
         config=config,
     )
+
+
+def _name_published(config: TrainConfig) -> str:
+    """Return timm's name of the weights that the student starts from."""
+    arch = catalog.find(config.model)
+    if arch is None:
+        return name_weights(config.model)
+    if config.distill is None:
+        return arch.full_name
+    # as build_model chooses the variant
+    variant = catalog.get_distilled if config.distill.dist_token else catalog.get_plain
+    return variant(arch).full_name
 
 
 def _plan_teacher(

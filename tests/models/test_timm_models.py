@@ -9,9 +9,10 @@ from safetensors.torch import save_file
 
 from deitctl.errors import ModelError, WeightsNotFound
 from deitctl.models import timm_models
+from deitctl.models.catalog import TIMM_TAGS
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import load_model
-from deitctl.models.model_config import ModelConfig
+from deitctl.models.model_config import ModelConfig, parse_preprocessing
 
 SMALL = "regnety_002"
 
@@ -20,6 +21,40 @@ def test_timm_names_are_recognized_with_and_without_a_tag():
     assert timm_models.is_timm_model("regnety_160")
     assert timm_models.is_timm_model("regnety_160.deit_in1k")
     assert not timm_models.is_timm_model("regnetty")
+
+
+def _change_default(monkeypatch, name, tag):
+    """Make `tag` timm's default for a name, as another version of timm might."""
+    from timm.models import _registry
+
+    cfg = timm.get_pretrained_cfg(f"{name}.{tag}")
+    monkeypatch.setitem(_registry._model_pretrained_cfgs, name, cfg)
+    assert timm.get_pretrained_cfg(name).tag == tag
+
+
+def test_a_name_without_a_tag_means_the_papers_weights_else_timms_default():
+    assert timm_models.add_tag("regnety_160") == "regnety_160.deit_in1k"
+    assert timm_models.add_tag("regnety_160.sw_in12k") == "regnety_160.sw_in12k"
+    assert timm_models.add_tag("resnet50") == f"resnet50.{timm.get_pretrained_cfg('resnet50').tag}"
+    assert timm_models.add_tag("no_such_model") == "no_such_model"
+    assert timm_models.add_tag("davit_giant") == "davit_giant"  # timm has no weights of it
+
+
+@pytest.mark.parametrize("name", sorted(TIMM_TAGS))
+def test_weights_and_preprocessing_of_our_names_do_not_follow_timms_default(
+    name, monkeypatch, reporter
+):
+    tag = TIMM_TAGS[name]
+    expected = parse_preprocessing(timm.get_pretrained_cfg(f"{name}.{tag}").to_dict())
+    others = [n for n in timm.list_pretrained(f"{name}.*") if n != f"{name}.{tag}"]
+    for other in others or [f"{name}.{tag}"]:
+        _change_default(monkeypatch, name, other.partition(".")[2])
+        with torch.device("meta"):
+            model = timm_models.create_model(name, num_classes=None)
+        assert model.pretrained_cfg["tag"] == tag
+        assert timm_models.read_model_config(model, name, 1000).preprocessing == expected
+        with pytest.raises(WeightsNotFound, match=rf"{name}\.{tag} .*"):
+            load_model(name, reporter=reporter)
 
 
 def test_misspelled_names_get_suggestions_from_both_families():
