@@ -17,7 +17,7 @@ from deitctl.data.dataset import FileDataset, ImageDataset, is_hidden
 from deitctl.data.decode import EXTENSIONS
 from deitctl.data.open import BUILT_IN, open_dataset
 from deitctl.data.readers.folder import open_folder
-from deitctl.data.splits import TRAIN_NAMES, VAL_NAMES
+from deitctl.data.splits import SPLIT_NAMES, find_splits
 from deitctl.errors import DataError
 from deitctl.events import Reporter, SilentReporter, Task
 
@@ -27,16 +27,17 @@ UNREAD = frozenset(
     ".heic .heif .jxl .tga .psd .svg .dng .cr2 .cr3 .nef .arw .orf".split()  # noqa: SIM905
 )
 """Extensions of images that deitctl does not read."""
+ALL_NAMES = frozenset(name for names in SPLIT_NAMES.values() for name in names)
 NUM_SNIFFED = 3
 """Files of an unknown extension whose first bytes are read."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Training, validation, or all of a data set without splits."""
+    """Training, validation, test, or all of a data set without splits."""
 
     name: str
-    """train, val or all."""
+    """train, val, test or all."""
     dataset: ImageDataset
     empty: tuple[str, ...] = ()
     """Class folders without an image."""
@@ -81,12 +82,7 @@ def survey(ref: str, reporter: Reporter) -> Survey:
         if any(issue.code == "flat_split" for issue in issues):
             return Survey(ref, [], issues)
         raise
-    named = (("train", data.train), ("val", data.val), (ALL, data.unsplit))
-    splits = [
-        Split(name, dataset)
-        for name, dataset in named
-        if dataset is not None and len(dataset.labels)
-    ]
+    splits = [Split(name or ALL, dataset) for name, dataset in data.list_parts().items()]
     return Survey(data.name, splits, issues)
 
 
@@ -109,9 +105,7 @@ def _survey_folder(path: Path, reporter: Reporter) -> Survey:
         result.issues += report("nested_split", 1, [str(inner)])
         path = inner
     folders = _find_split_folders(path)
-    train, val = (
-        next((n for n in names if n in folders), "") for names in (TRAIN_NAMES, VAL_NAMES)
-    )
+    chosen = find_splits(folders)
     if not folders:
         _add_split(result, ALL, path, reporter)
         return result
@@ -122,12 +116,11 @@ def _survey_folder(path: Path, reporter: Reporter) -> Survey:
         misnamed,
         remedies=make_remedies(misnamed, _rename_to_lower_case),
     )
-    used = [folders[name] for name in (train, val) if name]
+    used = [folders[name] for name in chosen.values()]
     unused = [str(path / f) for f in _list_folders(path) if path / f not in used]
     result.issues += report("unused_folder", len(unused), unused)
-    for name, folder_name in (("train", train), ("val", val)):
-        if folder_name:
-            _add_split(result, name, folders[folder_name], reporter)
+    for name, folder_name in chosen.items():
+        _add_split(result, name, folders[folder_name], reporter)
     return result
 
 
@@ -143,7 +136,7 @@ def _find_split_folders(path: Path) -> dict[str, Path]:
     others.
     """
     folders = _list_folders(path)
-    names = {f: f.casefold() for f in folders if f.casefold() in (*TRAIN_NAMES, *VAL_NAMES)}
+    names = {f: f.casefold() for f in folders if f.casefold() in ALL_NAMES}
     deep = [f for f in names if _list_folders(path / f)]
     flat = [f for f in names if f not in deep and _list_images(path / f)]
     # a class may be called train, too
@@ -156,8 +149,8 @@ def _find_split_folders(path: Path) -> dict[str, Path]:
 
 
 def _has_rival(name: str, others: Iterable[str]) -> bool:
-    """Return whether another folder is already the same split, such as `val` beside `test`."""
-    kind = TRAIN_NAMES if name in TRAIN_NAMES else VAL_NAMES
+    """Return whether another folder is already the same split, such as `val` beside `valid`."""
+    kind = next(names for names in SPLIT_NAMES.values() if name in names)
     return any(other in kind for other in others)
 
 
@@ -307,7 +300,7 @@ def _check_tar(path: Path) -> Iterator[Issue]:
         ) from error
     while images and len({f[:1] for f in images}) == 1 and min(map(len, images)) > 1:
         images = {f[1:]: names for f, names in images.items()}  # one folder around everything
-    splits = {folder[0] for folder in images if folder} & {*TRAIN_NAMES, *VAL_NAMES}
+    splits = {folder[0] for folder in images if folder} & ALL_NAMES
     for split in splits or {""}:
         below = images
         if splits:

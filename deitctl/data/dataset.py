@@ -28,6 +28,10 @@ class ImageDataset(ABC):
     def name(self, index: int) -> str:
         """Name of image `index` for messages and records."""
 
+    def relative_path(self, index: int) -> str:
+        """Path of image `index` below its data or part of it: the same wherever the data lies."""
+        return self.name(index)
+
     @abstractmethod
     def num_bytes(self, index: int) -> int:
         """Size of the stored image in bytes, 0 if it is missing."""
@@ -57,9 +61,14 @@ class FileDataset(ImageDataset):
     """A `StringArray` where there may be many."""
     labels: Labels
     class_names: tuple[str, ...]
+    root: str = ""
+    """Folder that paths are relative to, with a separator behind it."""
 
     def name(self, index: int) -> str:
         return self.paths[index]
+
+    def relative_path(self, index: int) -> str:
+        return self.paths[index].removeprefix(self.root)
 
     def num_bytes(self, index: int) -> int:
         try:
@@ -83,6 +92,9 @@ class Subset(ImageDataset):
     def name(self, index: int) -> str:
         return self.dataset.name(int(self.indices[index]))
 
+    def relative_path(self, index: int) -> str:
+        return self.dataset.relative_path(int(self.indices[index]))
+
     def num_bytes(self, index: int) -> int:
         return self.dataset.num_bytes(int(self.indices[index]))
 
@@ -95,6 +107,55 @@ class Subset(ImageDataset):
 
     def open(self, index: int) -> LazyJpeg | Image.Image:
         return self.dataset.open(int(self.indices[index]))
+
+
+@dataclass(frozen=True)
+class JoinedDataset(ImageDataset):
+    """Several datasets under one numbering, one after the other."""
+
+    datasets: tuple[ImageDataset, ...]
+    labels: Labels
+    class_names: tuple[str, ...]
+    ends: NDArray[np.int64]
+    """Number of images in each dataset and those before it."""
+
+    def name(self, index: int) -> str:
+        dataset, place = self._locate(index)
+        return dataset.name(place)
+
+    def relative_path(self, index: int) -> str:
+        dataset, place = self._locate(index)
+        return dataset.relative_path(place)
+
+    def num_bytes(self, index: int) -> int:
+        dataset, place = self._locate(index)
+        return dataset.num_bytes(place)
+
+    def read_bytes(self, index: int) -> bytes:
+        dataset, place = self._locate(index)
+        return dataset.read_bytes(place)
+
+    def read(self, index: int) -> Image.Image:
+        dataset, place = self._locate(index)
+        return dataset.read(place)
+
+    def open(self, index: int) -> LazyJpeg | Image.Image:
+        dataset, place = self._locate(index)
+        return dataset.open(place)
+
+    def _locate(self, index: int) -> tuple[ImageDataset, int]:
+        which = int(np.searchsorted(self.ends, index, side="right"))
+        return self.datasets[which], index - int(self.ends[which - 1] if which else 0)
+
+
+def join(datasets: Sequence[ImageDataset]) -> ImageDataset:
+    """Return the images of several datasets as one, with the classes of all."""
+    if len(datasets) == 1:
+        return datasets[0]
+    class_names = tuple(sorted({name for dataset in datasets for name in dataset.class_names}))
+    labels = np.concatenate([number_labels(dataset, class_names) for dataset in datasets])
+    ends = np.cumsum([len(dataset.labels) for dataset in datasets])
+    return JoinedDataset(tuple(datasets), labels, class_names, ends)
 
 
 def select(dataset: ImageDataset, indices: Sequence[int] | NDArray[np.int64]) -> Subset:

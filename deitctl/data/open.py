@@ -5,69 +5,102 @@ A folder, tar, pack, table or the built-in digits.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deitctl.data.dataset import ImageDataset, is_hidden
+from deitctl.data.dataset import ImageDataset, is_hidden, join
 from deitctl.data.readers.digits import load_digits
 from deitctl.data.readers.folder import open_folder
 from deitctl.data.readers.pack import SUFFIX, open_pack
 from deitctl.data.readers.table import open_table
 from deitctl.data.readers.tar import open_tar
-from deitctl.data.splits import TRAIN_NAMES, VAL_NAMES, find_splits, hold_out, relabel
+from deitctl.data.run_data import AppliedSplit, RunData, apply_split
+from deitctl.data.splits import SPLIT_NAMES, find_splits, hold_out, relabel
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 
 BUILT_IN = "digits"
 VAL_FRACTION = 0.2
-"""Held out of a dataset without splits."""
+"""Held out of a dataset without validation images."""
+ALL = "all"
+"""Name of the images of every split together."""
+MIN_FOUND = 0.95
+"""Of a run's images that must be found by name and class for data elsewhere to be the run's."""
 KINDS = "DATA is a folder, a .tar, a .pack, a .csv or .parquet table, or 'digits'."
 
 
 @dataclass(frozen=True)
 class DatasetSplits:
-    """A dataset as it is stored: with a training or validation split or both, or unsplit."""
+    """A dataset as it is stored: with some of training, validation and test split, or unsplit."""
 
     name: str
     train: ImageDataset | None
     val: ImageDataset | None
+    test: ImageDataset | None
     unsplit: ImageDataset | None
+
+    def list_parts(self) -> dict[str, ImageDataset]:
+        """Return the splits that have images by name; the empty name is that of unsplit data."""
+        parts = {"train": self.train, "val": self.val, "test": self.test, "": self.unsplit}
+        return {name: part for name, part in parts.items() if part is not None and len(part.labels)}
+
+
+@dataclass(frozen=True)
+class EvalData:
+    """Images to score a model on."""
+
+    name: str
+    """Of the data, as the user names it."""
+    split: str
+    """train, val, test or all."""
+    dataset: ImageDataset
+    num_train_images: int
+    """Images among them that the model was trained on; 0 if there is none, or none is known."""
 
 
 def open_for_training(
-    ref: str, *, seed: int, reporter: Reporter
+    ref: str, *, seed: int, reporter: Reporter, run: RunData | None = None
 ) -> tuple[ImageDataset, ImageDataset]:
     """Return training and validation images with the same classes.
 
-    Without splits a fifth of every class is held out.
+    Without validation images a fifth is held out, see `hold_out`.
 
     Args:
         ref: the user's name of the dataset; empty means `digits`.
         seed: of the images that are held out.
         reporter: receives what was held out.
+        run: the run that is continued, which holds out what it held out when it began.
 
     Raises:
-        DataError: nothing is there, a split or a second class is missing, or the classes do not
-            match.
+        DataError: nothing is there, a split or a second class is missing, the classes do not match,
+            or images of the continued run are gone.
     """
     data = open_dataset(ref, reporter)
+    parts = data.list_parts()
     train: ImageDataset
     val: ImageDataset
-    if data.unsplit is not None:
-        # A function of the seed: a resumed run holds out the same images.
-        train, val = hold_out(data.unsplit, VAL_FRACTION, seed)
+    whole = _find_whole(parts)
+    if whole is not None and run is not None and run.rows is not None:
+        train, val = _continue_split(data.name, apply_split(whole, run.rows), run, reporter)
+    elif whole is not None:
+        split = hold_out(whole, VAL_FRACTION, seed)
+        train, val = split.train, split.val
         reporter.note(
             f"{data.name} has no validation set: "
-            f"{len(val.labels)} of {len(data.unsplit.labels)} images are held out."
+            f"{len(val.labels)} of {len(whole.labels)} images are held out."
         )
-    elif data.train is not None and data.val is not None:
+    elif "train" in parts and len(parts) > 1:
         # By name: the validation split may lack a class, and be numbered otherwise.
-        train, val = data.train, relabel(data.val, data.train.class_names)
+        train = parts["train"]
+        val = relabel(parts.get("val", parts.get("test", train)), train.class_names)
+        _note_test(data.name, parts, reporter)
     else:
-        present, missing = ("train", "val") if data.train is not None else ("val", "train")
         raise DataError(
-            f"{data.name} has a {present} split and no {missing} split.",
+            f"{data.name} has a {' and a '.join(parts)} split and no train split."
+            if parts
+            else f"{data.name} has no images.",
             "Training needs train/ and val/, each of class folders, "
             "or one folder of class folders. "
             f"`deitctl check {data.name}` lists what is there.",
@@ -83,18 +116,111 @@ def open_for_training(
     return train, val
 
 
+def _find_whole(parts: Mapping[str, ImageDataset]) -> ImageDataset | None:
+    """Return the images that a run splits: those of unsplit data, or of a `train` alone."""
+    return next(iter(parts.values())) if set(parts) in ({""}, {"train"}) else None
+
+
+def _note_test(name: str, parts: Mapping[str, ImageDataset], reporter: Reporter) -> None:
+    if "val" not in parts:
+        reporter.note(
+            f"{name} has no val split: its test split is validated on, and chooses the best epoch."
+        )
+    elif "test" in parts:
+        reporter.note(
+            f"{len(parts['test'].labels)} images of the test split are left out of training: "
+            f"`deitctl eval {name} --split test` scores a model on them."
+        )
+
+
+def _continue_split(
+    name: str, split: AppliedSplit, run: RunData, reporter: Reporter
+) -> tuple[ImageDataset, ImageDataset]:
+    if split.missing:
+        raise DataError(
+            f"{name} lacks {len(split.missing)} images that {run.folder} began with, "
+            f"such as {split.missing[0]}.",
+            "Put them back, or start a new run.",
+        )
+    if split.num_new:
+        reporter.note(
+            f"{split.num_new} images of {name} are new since {run.folder} began: they are left out."
+        )
+    return split.train, split.val
+
+
 def open_for_evaluation(ref: str, reporter: Reporter) -> ImageDataset:
     """Return the images to evaluate on, see `open_eval_split`."""
-    return open_eval_split(ref, reporter)[1]
+    return open_eval_split(ref, reporter=reporter).dataset
 
 
-def open_eval_split(ref: str, reporter: Reporter) -> tuple[str, ImageDataset]:
-    """Return the split to evaluate on: `all` of unsplit data, else `val`, else `train`."""
-    data = open_dataset(ref, reporter)
-    for split, dataset in (("all", data.unsplit), ("val", data.val), ("train", data.train)):
-        if dataset is not None and len(dataset.labels):
-            return split, dataset
-    raise DataError(f"{data.name} has no images to evaluate on.")
+def open_eval_split(
+    ref: str, split: str = "", *, run: RunData | None = None, reporter: Reporter
+) -> EvalData:
+    """Return the images to evaluate on.
+
+    Args:
+        ref: the user's name of the dataset; empty means the run's, or `digits`.
+        split: train, val, test or all. Empty: `val`, or what the run held out, or `test`; `all` of
+            unsplit data that no run has split; else `train`.
+        run: the run that the model is of. Of its own data, wherever that lies now, `val` is what
+            the run held out.
+        reporter: receives what is scored if it was not asked for, and a warning where training
+            images are among it.
+
+    Raises:
+        DataError: no such data, or it lacks the split.
+    """
+    name = ref or (run.ref if run is not None else BUILT_IN)
+    data = open_dataset(name, reporter)
+    parts = data.list_parts()
+    if not parts:
+        raise DataError(f"{data.name} has no images to evaluate on.")
+    whole = _find_whole(parts)
+    num_whole = len(whole.labels) if whole is not None else 0
+    applied = None
+    if whole is not None and run is not None and run.rows is not None:
+        applied = apply_split(whole, run.rows)
+        found = len(run.rows.paths) - len(applied.missing)
+        if not (_is_same(name, run) or found >= MIN_FOUND * len(run.rows.paths)):
+            applied = None
+    own = run is not None and (applied is not None or _is_same(name, run))
+    if applied is not None:
+        parts = {"train": applied.train, "val": applied.val}
+        parts = {name: part for name, part in parts.items() if len(part.labels)}
+    everything = join(list(data.list_parts().values()))
+    choices = {**{n: part for n, part in parts.items() if n}, ALL: everything}
+    if split and split not in choices:
+        raise DataError(f"{data.name} has no {split} split.", f"It has: {', '.join(choices)}.")
+    chosen = split or next(n for n in ("val", "test", "train", ALL) if n in choices)
+    if not split and applied is not None:
+        _note_held_out(data.name, applied, num_whole, run, reporter)
+    dataset = choices[chosen]
+    num_train_images = 0
+    if own and chosen in ("train", ALL) and "train" in parts:
+        num_train_images = len(parts["train"].labels)
+        reporter.warn(
+            f"{num_train_images} of these {len(dataset.labels)} images are training images of the "
+            "model: accuracies on them say nothing about new images."
+        )
+    return EvalData(data.name, chosen, dataset, num_train_images)
+
+
+def _is_same(ref: str, run: RunData) -> bool:
+    """Whether data is the run's by its place."""
+    return ref == run.ref or os.path.realpath(ref) == os.path.realpath(run.ref)
+
+
+def _note_held_out(
+    name: str, split: AppliedSplit, num_images: int, run: RunData | None, reporter: Reporter
+) -> None:
+    assert run is not None
+    reporter.note(
+        f"Of the {num_images} images of {name}, the {len(split.val.labels)} that {run.folder} held "
+        "out are scored; --split all scores all."
+    )
+    if split.num_new:
+        reporter.note(f"{split.num_new} images that are new since are left out.")
 
 
 def open_dataset(ref: str, reporter: Reporter) -> DatasetSplits:
@@ -113,7 +239,7 @@ def open_dataset(ref: str, reporter: Reporter) -> DatasetSplits:
                     f"{name} has the class {class_name!r}, which is not UTF-8.",
                     "Rename the class.",
                 ) from error
-    return DatasetSplits(name, splits.get("train"), splits.get("val"), splits.get(""))
+    return DatasetSplits(name, *(splits.get(part) for part in ("train", "val", "test", "")))
 
 
 def _open_splits(ref: str, reporter: Reporter) -> tuple[str, Mapping[str, ImageDataset]]:
@@ -139,7 +265,7 @@ def _open_splits(ref: str, reporter: Reporter) -> tuple[str, Mapping[str, ImageD
 
 
 def _open_split_folders(path: Path, reporter: Reporter) -> dict[str, ImageDataset]:
-    names = (*TRAIN_NAMES, *VAL_NAMES)
+    names = [name for choices in SPLIT_NAMES.values() for name in choices]
     splits = find_splits(name for name in names if _has_class_folders(path / name))
     if not splits:
         return {"": open_folder(path, reporter)}

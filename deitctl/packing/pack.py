@@ -42,7 +42,7 @@ class PackResult:
     data: str
     """What was packed."""
     splits: dict[str, SplitSize]
-    """By name: train, val, or all of a data set without splits."""
+    """By name: train, val, test, or all of a data set without splits."""
     num_copied: int
     """Images stored as the bytes of their files, unreadable ones included."""
     num_encoded: int
@@ -162,10 +162,7 @@ def _check_path(path: Path, data: str) -> None:
 
 def _list_datasets(data: DatasetSplits) -> dict[str, ImageDataset]:
     """Return the splits that have images by name; a data set without splits has the empty name."""
-    splits = {"train": data.train, "val": data.val, "": data.unsplit}
-    datasets = {
-        name: split for name, split in splits.items() if split is not None and len(split.labels)
-    }
+    datasets = data.list_parts()
     if not datasets:
         raise DataError(f"{data.name} has no images to pack.")
     return datasets

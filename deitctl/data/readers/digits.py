@@ -24,6 +24,9 @@ class ArrayDataset(ImageDataset):
     def name(self, index: int) -> str:
         return f"{self.title}:{index}"
 
+    def relative_path(self, index: int) -> str:
+        return str(index)
+
     def num_bytes(self, index: int) -> int:
         return int(self.images[index].nbytes)
 

@@ -28,7 +28,7 @@ def open_folder(root: Path, reporter: Reporter) -> FileDataset:
     # The root is stored once, and a moved data set keeps its index's names.
     prefix = "" if str(root) == os.curdir else os.path.join(root, "")
     dataset, empty = drop_empty_classes(
-        FileDataset(listing.names.with_prefix(prefix), listing.labels, listing.class_names)
+        FileDataset(listing.names.with_prefix(prefix), listing.labels, listing.class_names, prefix)
     )
     if empty:
         names = ", ".join(repr(n) for n in empty[:5]) + (", ..." if len(empty) > 5 else "")

@@ -41,6 +41,7 @@ from deitctl.data.dataset import ImageDataset, Labels
 from deitctl.data.decode import LARGE, MAX_SIDE, get_max_pixels, require_bytes
 from deitctl.data.index import LISTING_DTYPES, Listing, decode_listing
 from deitctl.data.lazy_jpeg import LazyJpeg
+from deitctl.data.splits import SPLIT_NAMES
 from deitctl.errors import DataError
 
 SUFFIX = ".pack"
@@ -50,7 +51,6 @@ START = ALIGN
 """Offset of the first image: magic line, offset of the index, padding."""
 CHECKSUM_DTYPES = {"checksums": "<u4", "digests": "<u8"}
 DTYPES = (*LISTING_DTYPES.values(), *CHECKSUM_DTYPES.values())
-SPLITS = ({"train"}, {"val"}, {"train", "val"}, {""})
 PPM = re.compile(rb"P6\n([1-9]\d{0,4}) ([1-9]\d{0,4})\n255\n")
 
 
@@ -115,6 +115,9 @@ class PackDataset(ImageDataset):
     def name(self, index: int) -> str:
         return self.names[index]
 
+    def relative_path(self, index: int) -> str:
+        return self.names[index].removeprefix(self.names.prefix)
+
     def num_bytes(self, index: int) -> int:
         return int(self.spans[index, 1])
 
@@ -154,7 +157,7 @@ def _read_ppm(data: bytes) -> Image.Image | None:
 
 
 def open_pack(path: Path) -> dict[str, PackDataset]:
-    """Open a pack's `train` and `val` split, or all of it under "".
+    """Open a pack's `train`, `val` and `test` split, or all of it under "".
 
     Raises:
         DataError: it is missing, not a pack, of another version, truncated or damaged.
@@ -174,7 +177,7 @@ def open_pack(path: Path) -> dict[str, PackDataset]:
         mapped = MappedFile(path, offset)
         header, arrays = read_block(mapped, offset, lambda header: DTYPES * len(header["splits"]))
         splits: dict[str, list[str]] = header["splits"]
-        if set(splits) not in SPLITS:
+        if not splits or (set(splits) != {""} and not set(splits) <= SPLIT_NAMES.keys()):
             raise ValueError("it has no splits")
         opened = OpenFile(mapped.path, mapped.identity)
         return {

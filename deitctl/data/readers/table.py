@@ -12,14 +12,14 @@ import numpy as np
 
 from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import FileDataset, Labels, drop_empty_classes
-from deitctl.data.splits import TRAIN_NAMES, VAL_NAMES, find_splits
+from deitctl.data.splits import SPLIT_NAMES, find_splits
 from deitctl.errors import DataError
 
 COLUMNS = ("path", "label", "split")
 
 
 def open_table(path: Path) -> dict[str, FileDataset]:
-    """Open a table's `train` and `val` split, or all of it under "".
+    """Open a table's `train`, `val` and `test` split, or all of it under "".
 
     File names are relative to the table's folder.
 
@@ -27,6 +27,7 @@ def open_table(path: Path) -> dict[str, FileDataset]:
         DataError: it cannot be read, has no rows, a row without path or label, or an unknown split.
     """
     codes, splits = array("q"), array("q")
+    root = os.path.join(path.parent, "")
     classes: dict[str, int] = {}
     split_codes: dict[str, int] = {}
 
@@ -35,34 +36,36 @@ def open_table(path: Path) -> dict[str, FileDataset]:
             codes.append(classes.setdefault(label, len(classes)))
             splits.append(split_codes.setdefault(split, len(split_codes)))
             # An absolute path stays as it is. A table is trusted as a list of files is.
-            yield os.path.join(path.parent, file)
+            yield os.path.join(root, file)
 
     names = StringArray.from_strings(iterate_files())
     if not split_codes:
         raise DataError(f"{path} has no rows.", "It needs the columns path,label[,split].")
     labels, split_of = np.frombuffer(codes, np.int64), np.frombuffer(splits, np.int64)
     if set(split_codes) == {""}:
-        return {"": _build_split(names, labels, classes)}
-    if unknown := sorted(set(split_codes).difference(TRAIN_NAMES, VAL_NAMES)):
+        return {"": _build_split(names, labels, classes, root)}
+    known = [name for names in SPLIT_NAMES.values() for name in names]
+    if unknown := sorted(set(split_codes).difference(known)):
         raise DataError(
             f"{path} has rows of the split {unknown[0]!r}."
             if unknown[0]
             else f"{path} has rows without a split.",
-            f"Every row needs one of {', '.join((*TRAIN_NAMES, *VAL_NAMES))}, "
-            "or leave the column out.",
+            f"Every row needs one of {', '.join(known)}, or leave the column out.",
         )
     rows = {
         split: np.flatnonzero(split_of == split_codes[name])
         for split, name in find_splits(split_codes).items()
     }
     return {
-        split: _build_split(names.take(at.tolist()), labels[at], classes)
+        split: _build_split(names.take(at.tolist()), labels[at], classes, root)
         for split, at in rows.items()
     }
 
 
-def _build_split(names: StringArray, labels: Labels, classes: Iterable[str]) -> FileDataset:
-    return drop_empty_classes(FileDataset(names, labels, tuple(classes)))[0]
+def _build_split(
+    names: StringArray, labels: Labels, classes: Iterable[str], root: str
+) -> FileDataset:
+    return drop_empty_classes(FileDataset(names, labels, tuple(classes), root))[0]
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, str, str]]:

@@ -39,6 +39,9 @@ class TarDataset(ImageDataset):
     def name(self, index: int) -> str:
         return f"{self.path}:{self.members[index]}"
 
+    def relative_path(self, index: int) -> str:
+        return self.members[index]
+
     def num_bytes(self, index: int) -> int:
         return int(self.spans[index, 1])
 
@@ -55,7 +58,7 @@ class TarDataset(ImageDataset):
 
 
 def open_tar(path: Path, reporter: Reporter) -> dict[str, TarDataset]:
-    """Open a tar's `train` and `val` split, or all of it under "".
+    """Open a tar's `train`, `val` and `test` split, or all of it under "".
 
     Raises:
         DataError: it is not a readable tar, or has no class folders with images.

@@ -324,7 +324,7 @@ def test_inconsistent_arrays_are_refused(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("parts", "classes"),
-    [(("",), ("a", "a")), (("", "train"), ("a", "b")), (("test",), ("a", "b")), ((), ())],
+    [(("",), ("a", "a")), (("", "train"), ("a", "b")), (("holdout",), ("a", "b")), ((), ())],
     ids=["doubled class", "whole and part", "unknown part", "no part"],
 )
 def test_impossible_splits_and_classes_are_refused(parts, classes, tmp_path):
