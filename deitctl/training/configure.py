@@ -41,7 +41,7 @@ from deitctl.settings import check_ranges, convert, from_dict, override, read_to
 from deitctl.training.checkpointer import parse_interval
 
 DEFAULT_TRAIN_MODEL = "deit_small"
-DEFAULT_TEACHER = "regnety_160"  # DeiT §5.2; its weights: catalog.TIMM_TAGS; its weights: catalog.TIMM_TAGS
+DEFAULT_TEACHER = "regnety_160"  # DeiT §5.2; its weights: catalog.TIMM_TAGS
 SMALL_DATA = 50_000
 """Training images below which training from scratch takes the small-data recipe."""
 FIXED_BY_CONFIG = ("data", "model", "weights", "recipe", "recipe.pretrained")
@@ -121,7 +121,6 @@ def read_config(
     return config
 
 
-def name_command(config: TrainConfig) -> str:
 def add_tags(config: TrainConfig) -> TrainConfig:
     """Return the configuration with the full names of timm's published weights that it loads.
 
@@ -136,6 +135,7 @@ def add_tags(config: TrainConfig) -> TrainConfig:
     return config
 
 
+def name_command(config: TrainConfig) -> str:
     """Return the command that repeats a run."""
     return "deitctl train" if config.distill is None else "deitctl distill"
 

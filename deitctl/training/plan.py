@@ -177,18 +177,6 @@ def _name_published(config: TrainConfig) -> str:
     return variant(arch).full_name
 
 
-def _name_published(config: TrainConfig) -> str:
-    """Return timm's name of the weights that the student starts from."""
-    arch = catalog.find(config.model)
-    if arch is None:
-        return name_weights(config.model)
-    if config.distill is None:
-        return arch.full_name
-    # as build_model chooses the variant
-    variant = catalog.get_distilled if config.distill.dist_token else catalog.get_plain
-    return variant(arch).full_name
-
-
 def _plan_teacher(
     distill: DistillConfig, *, num_classes: int, num_images: int, num_seen: int, num_views: int
 ) -> TeacherPlan:
