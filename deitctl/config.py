@@ -95,10 +95,20 @@ class AugmentConfig:
     ] = 0.0
     mixup: Annotated[float, Option("Beta parameter of mixup; 0: none.", ge=0)] = 0.0
     cutmix: Annotated[float, Option("Beta parameter of cutmix; 0: none.", ge=0)] = 0.0
-    mixup_prob: Annotated[float, Option("Probability of mixing a batch.", ge=0, le=1)] = 1.0
+    mixup_prob: Annotated[
+        float, Option("Probability of mixing a group of images.", ge=0, le=1)
+    ] = 1.0
     mixup_switch_prob: Annotated[
         float, Option("Probability of cutmix where mixup and cutmix are both on.", ge=0, le=1)
     ] = 0.5
+    mixup_group_size: Annotated[
+        int,
+        Option(
+            "Neighboring images of a batch that share a draw of mixup or cutmix.",
+            ge=2,
+            le=MAX_COUNT,
+        ),
+    ] = 64
     repeated_aug: Annotated[
         int, Option("Views of an image in an epoch of 1/N of the images.", ge=1, le=MAX_COUNT)
     ] = 1

@@ -29,6 +29,7 @@ PAPER = Recipe(
         cutmix=1.0,  # DeiT Table 9
         mixup_prob=1.0,  # deit/main.py --mixup-prob
         mixup_switch_prob=0.5,  # deit/main.py --mixup-switch-prob
+        mixup_group_size=64,  # deit/main.py --batch-size, of each of 16 processes
         repeated_aug=3,  # DeiT Table 9 ("repeated aug"), 3 in deit/samplers.py
         student_affine=(5.0, 0.1, 0.05),  # ours, for --views; the paper has none
     ),
@@ -42,13 +43,19 @@ PAPER = Recipe(
     ),
 )
 
-PAPER_384 = replace(  # from weights trained at 224: deit/README_deit.md, the command for deit_base_patch16_384
+# From weights trained at 224: deit/README_deit.md, the command for deit_base_patch16_384. When that was published
+# (commits 277659c and a8e9096 of January 2021) main.py kept the network in eval mode wherever --finetune was given, so
+# no branch was dropped. The code of today drops them in the same command: --train-mode is its default since d64e7e9 of
+# July 2022, for DeiT-III; its comment still says "eval mode for deit finetuning", and so does an author (issue 177).
+PAPER_384 = replace(
     PAPER,
     name="paper-384",
     pretrained=True,
     img_size=384,
     epochs=30,
     batch_size=512,  # 2 nodes x 8 GPUs x 32
+    drop_path_rate=0.0,  # eval mode, see above: the network has no dropout and no batch norm
+    augment=replace(PAPER.augment, mixup_group_size=32),
     optim=OptimConfig(
         lr=5e-6,  # with min_lr the same, so that the rate is constant
         min_lr=5e-6,

@@ -72,7 +72,13 @@ def test_paper_384_is_the_readmes():
         5e-6,
         1e-8,
     )
-    assert PAPER_384.augment == PAPER.augment  # "train aug kept"
+    # "train aug kept"; 2 nodes x 8 GPUs, --batch-size 32
+    assert PAPER_384.augment == replace(PAPER.augment, mixup_group_size=32)
+
+
+def test_paper_384_drops_no_branches():
+    """The command's main.py of January 2021 (a8e9096) has `set_training_mode=args.finetune == ''`: eval mode."""
+    assert PAPER_384.drop_path_rate == 0
 
 
 def test_distillation_is_the_papers():

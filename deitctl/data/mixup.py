@@ -1,6 +1,6 @@
 """Mixup and cutmix of a batch.
 
-Drawn for the whole global batch, then applied to images and targets.
+Drawn for each group of neighbors in the global batch, then applied to images and targets.
 
 Letters: B images, H and W pixels, K classes.
 """
@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Mix:
-    """The mixing of one batch; each image keeps the fraction `lam` of itself."""
+    """How images are mixed with their partners; each keeps the fraction `lam` of itself."""
 
     lam: float
     bbox: tuple[int, int, int, int] | None
@@ -32,9 +33,46 @@ class Mix:
     for mixup."""
 
 
-def sample_mixup(config: AugmentConfig, img_size: int, seed: int, step: int) -> Mix | None:
-    """Draw the mixing of a step, timm's `batch` mode as in DeiT; None for an unmixed batch."""
-    draw = rng.generator(seed, "mix", step)
+class MixGroup(NamedTuple):
+    """Images of a batch that share a draw."""
+
+    rows: slice
+    mix: Mix | None
+    """None: unmixed."""
+
+
+def sample_mixup(
+    config: AugmentConfig, img_size: int, seed: int, step: int, slots: Sequence[int]
+) -> list[MixGroup]:
+    """Draw the mixing of a step's images, timm's `batch` mode in each group of neighbors.
+
+    DeiT's batch of 1024 is that of 16 processes (deit/README_deit.md: 2 nodes, 8 GPUs each,
+    main.py `--batch-size` 64), and each draws for its own images (engine.py calls timm's Mixup in
+    each process). One draw for all of a batch has the same mean, and over the steps four times the
+    standard deviation.
+
+    Args:
+        config: probabilities, Beta parameters and `mixup_group_size`.
+        img_size: side of the images in pixels.
+        seed: of the run.
+        step: of the run.
+        slots: place of each image in the global batch, ascending.
+
+    Returns:
+        The groups that `slots` are of, in order. A group is a function of `(seed, step)` and its
+        number, so a part of the batch has the groups of the whole.
+    """
+    pairs = -(-config.mixup_group_size // 2)  # a group holds whole pairs
+    groups, start = [], 0
+    for number, members in groupby(slot // 2 // pairs for slot in slots):
+        stop = start + len(list(members))
+        draw = rng.generator(seed, "mix", step, number)
+        groups.append(MixGroup(slice(start, stop), _sample_mix(config, img_size, draw)))
+        start = stop
+    return groups
+
+
+def _sample_mix(config: AugmentConfig, img_size: int, draw: np.random.Generator) -> Mix | None:
     if not (config.mixup or config.cutmix) or draw.random() >= config.mixup_prob:
         return None
     use_cutmix = bool(config.cutmix) and (
@@ -74,19 +112,38 @@ def pair_indices(slots: Sequence[int]) -> Tensor:
     )
 
 
-def mix_targets(targets: Tensor, mix: Mix | None, partners: Tensor) -> Tensor:
+def mix_targets(targets: Tensor, groups: Sequence[MixGroup], partners: Tensor) -> Tensor:
     """Mix labels or teacher targets, [B,K], in the proportion in which their images are mixed."""
-    return targets if mix is None else targets * mix.lam + targets[partners] * (1 - mix.lam)
+    if all(group.mix is None for group in groups):
+        return targets
+    mixed = torch.empty_like(targets)
+    for rows, mix in groups:
+        if mix is None:
+            mixed[rows] = targets[rows]
+        else:
+            _blend(targets, mix.lam, rows, partners, out=mixed[rows])
+    return mixed
 
 
-def mix_images(images: Tensor, mix: Mix | None, partners: Tensor) -> Tensor:
+def mix_images(images: Tensor, groups: Sequence[MixGroup], partners: Tensor) -> Tensor:
     """Mix images [B,3,H,W] with their partners [B]."""
-    if mix is None:
+    if all(group.mix is None for group in groups):
         return images
-    if mix.bbox is None:
-        return images * mix.lam + images[partners] * (1 - mix.lam)
-    top, bottom, left, right = mix.bbox
-    # Both partners change: in place, the second would get back its own pixels.
-    images = images.clone()
-    images[:, :, top:bottom, left:right] = images[partners][:, :, top:bottom, left:right]
-    return images
+    # Apart from the input: in place, the second of two partners would get back its own pixels. By
+    # slices, whose bounds the host knows, so that no accelerator is waited for.
+    mixed = torch.empty_like(images)
+    for rows, mix in groups:
+        if mix is not None and mix.bbox is None:
+            _blend(images, mix.lam, rows, partners, out=mixed[rows])
+            continue
+        mixed[rows] = images[rows]
+        if mix is not None and mix.bbox is not None:
+            top, bottom, left, right = mix.bbox
+            patches = images[:, :, top:bottom, left:right]
+            mixed[rows, :, top:bottom, left:right] = patches[partners[rows]]
+    return mixed
+
+
+def _blend(values: Tensor, lam: float, rows: slice, partners: Tensor, *, out: Tensor) -> None:
+    torch.mul(values[rows], lam, out=out)
+    out += values[partners[rows]].mul_(1 - lam)

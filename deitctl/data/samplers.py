@@ -82,15 +82,41 @@ class EpochOrder:
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Return the number of full batches in an epoch, at least 1."""
-    # At least one, for data smaller than a batch: DeiT's sampler has none below 256 images.
-    return max(1, count // batch_size)
+    """Return the number of batches in an epoch over `count` images.
+
+    The fewest that hold all images in whole pairs; an odd `batch_size` is rounded up to one.
+    """
+    return -(-_count_pairs(count) // _count_pairs(batch_size))
+
+
+def batch_start(count: int, batch_size: int, number: int) -> int:
+    """Return the place in an epoch's order at which its batch `number` begins."""
+    # A full batch after the other would leave a rest, of one image at worst: noise as a gradient,
+    # and an error in a batch norm. Dropping it, as DeiT does, leaves out up to a batch of images,
+    # much of a small data set. Mixing pairs neighbors, so batches begin at even places.
+    steps = steps_per_epoch(count, batch_size)
+    return min(count, 2 * (_count_pairs(count) * number // steps))
+
+
+def fit_batch_size(count: int, batch_size: int) -> int:
+    """Return the images of the largest batch that `batch_size` comes to.
+
+    Named in its place, it gives the same batches.
+    """
+    pairs, steps = _count_pairs(count), steps_per_epoch(count, batch_size)
+    last_is_largest = steps == 1 or pairs % steps == 1  # all others have a pair less
+    return 2 * -(-pairs // steps) - (count % 2 if last_is_largest else 0)
+
+
+def _count_pairs(count: int) -> int:
+    return -(-count // 2)
 
 
 class TrainBatches:
     """Batch sampler: keys of each batch from step `first_step` to the last epoch.
 
-    Incomplete batches are dropped.
+    Every image of an epoch's order comes once in it. Sizes differ by at most 2, and all but the
+    last are even.
     """
 
     def __init__(
@@ -117,5 +143,8 @@ class TrainBatches:
         for epoch in range(start_epoch, self.epochs):
             order = EpochOrder(self.count, seed=self.seed, epoch=epoch, repeats=self.repeats)
             for batch in range(start_batch, self.steps_per_epoch):
-                yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+                yield order[self._start(batch) : self._start(batch + 1)]
             start_batch = 0
+
+    def _start(self, batch: int) -> int:
+        return batch_start(self.count, self.batch_size, batch)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import open_for_training
+from deitctl.data.samplers import fit_batch_size
 from deitctl.device import Device, choose_device
 from deitctl.distributed import is_distributed
 from deitctl.errors import ConfigError
@@ -109,7 +110,8 @@ def choose_batch_size(
         reporter,
         trial.context.micro_batch_size(trial.state),
     )
-    return BatchSizeChoice(size, reason, compute_peak_lr(recipe.optim, size), tuple(trials))
+    peak_lr = compute_peak_lr(recipe.optim, fit_batch_size(num_images, size))
+    return BatchSizeChoice(size, reason, peak_lr, tuple(trials))
 
 
 def _measure_free_memory(trial: TrialRun) -> int | None:

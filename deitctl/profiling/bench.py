@@ -21,6 +21,7 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.lazy_jpeg import LazyJpeg
 from deitctl.data.loader import Batch, EvalViews
 from deitctl.data.open import BUILT_IN, open_for_training
+from deitctl.data.samplers import fit_batch_size
 from deitctl.device import Device, choose_device, ran_out_of_memory
 from deitctl.errors import ConfigError, DeitctlError
 from deitctl.events import Reporter, SilentReporter
@@ -170,12 +171,16 @@ def _count_flops(trial: TrialRun) -> FlopsPerImage:
 
 
 def _fit_batch_size(trial: TrialRun, seconds: float) -> TrialRun:
-    """Return a trial of a batch size of which two steps fit into a stage, or of the recipe's."""
+    """Return a trial of a batch size of which two steps fit into a stage, or of the recipe's.
+
+    It is one that the loader divides an epoch into.
+    """
     # a small step is enough to predict how long a large one takes
     small = trial.with_batch_size(min(8, trial.batch_size))
     batch = small.batch()
     image_s = measure_time(lambda: small.step(batch), seconds=0.5).median / small.batch_size
-    return trial.with_batch_size(_limit_batch_size(trial.batch_size, image_s, seconds))
+    limited = _limit_batch_size(trial.batch_size, image_s, seconds)
+    return trial.with_batch_size(fit_batch_size(len(trial.train.labels), limited))
 
 
 def _limit_batch_size(batch_size: int, image_s: float, seconds: float) -> int:
@@ -194,7 +199,7 @@ def _describe(
     batch_size_reason: str | None,
 ) -> BenchSetup:
     recipe, device = config.recipe, trial.context.device
-    batch_size = min(recipe.batch_size, len(trial.train.labels))
+    batch_size = fit_batch_size(len(trial.train.labels), recipe.batch_size)
     return BenchSetup(
         model=config.model,
         teacher=config.distill.teacher if config.distill is not None else None,

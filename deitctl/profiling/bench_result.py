@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from deitctl.config import TrainConfig
-from deitctl.data.samplers import steps_per_epoch
 from deitctl.distillation.distillation_teacher import NO_CACHE
 from deitctl.profiling.peak import PeakThroughput
 
@@ -205,8 +204,7 @@ def estimate_run(
     train = max(sum(step_time.values()), loader)
     validate = max(evaluation, view / workers) if workers else evaluation + view
     validate *= setup.num_val_images * (2 if config.recipe.ema_decay else 1)
-    # whole batches: the rest of an epoch is dropped
-    images = steps_per_epoch(setup.num_train_images, setup.batch_size) * setup.batch_size
+    images = setup.num_train_images
     epochs, epoch = setup.epochs, images * train + validate
     cached_after = count_teacher_epochs(config)
     if cached_after is None or cached_after >= epochs:

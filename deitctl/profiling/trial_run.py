@@ -13,7 +13,7 @@ from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import Batch, TrainViews, ViewPlan, collate
 from deitctl.data.open import BUILT_IN
-from deitctl.data.samplers import SampleKey, TrainBatches
+from deitctl.data.samplers import EpochOrder, SampleKey
 from deitctl.device import Device
 from deitctl.distillation.cached_teacher import CachedTeacher
 from deitctl.distillation.targets import TargetCodec, teacher_targets
@@ -90,16 +90,14 @@ class TrialRun(TrainSetup):
         Raises:
             DataError: none of the first `MAX_TRIES` images can be read.
         """
-        num_images = len(self.train.labels)
-        batches = TrainBatches(
-            num_images,
-            min(MAX_TRIES, num_images),
+        order = EpochOrder(
+            len(self.train.labels),
             seed=self.context.seed,
-            epochs=ENDLESS,
+            epoch=0,
             repeats=self.context.recipe.augment.repeated_aug,
         )
         views, keys, errors = self.train_views(), list[SampleKey](), list[str]()
-        for key in next(iter(batches)):
+        for key in order[:MAX_TRIES]:
             sample = views[key]
             if sample.pixels is None:
                 errors.append(sample.error)

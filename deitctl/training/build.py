@@ -12,7 +12,7 @@ from deitctl.config import Recipe, TrainConfig
 from deitctl.data.classes import describe_classes
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import Batch, ViewPlan, build_train_loader
-from deitctl.data.samplers import TrainBatches, steps_per_epoch
+from deitctl.data.samplers import TrainBatches, fit_batch_size, steps_per_epoch
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.device import Device
 from deitctl.distillation.distillation_teacher import DistillationTeacher
@@ -150,8 +150,9 @@ def build_training(
     model = device.to_device(student.model)
     world.broadcast_module_(model)
     num_images = len(train.labels)
-    # Less data than a batch is one smaller batch, and the learning rate is scaled by its size.
-    recipe = replace(config.recipe, batch_size=min(config.recipe.batch_size, num_images))
+    # The learning rate is scaled by the images that a step has, not by those it might have.
+    batch_size = fit_batch_size(num_images, config.recipe.batch_size)
+    recipe = replace(config.recipe, batch_size=batch_size)
     if world.size > 1 and recipe.batch_size < 2 * world.size:
         raise ConfigError(
             f"A batch of {recipe.batch_size} is too small for {world.size} processes, which take two "

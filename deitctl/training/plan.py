@@ -8,7 +8,7 @@ from pathlib import Path
 from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import open_for_training
-from deitctl.data.samplers import steps_per_epoch
+from deitctl.data.samplers import fit_batch_size, steps_per_epoch
 from deitctl.device import choose_device
 from deitctl.distillation.targets import TargetCodec
 from deitctl.events import Reporter, SilentReporter
@@ -74,7 +74,7 @@ class TrainPlan:
     num_steps: int
     """Optimizer steps in all."""
     batch_size: int
-    """Images a step; not more than there are."""
+    """Images of the largest step: an epoch is divided into equal ones, but for a pair of images."""
     peak_lr: float
     """Highest learning rate, scaled with the batch."""
     train_state_mib: float
@@ -124,7 +124,7 @@ def plan_training(
         early_size = compute_early_size(student.model, student.model_config, recipe)
     warn_about_sizes(recipe, num_images, student.model, img_size, early_size, reporter or silent)
     num_params = sum(p.numel() for p in student.model.parameters())
-    batch_size = min(recipe.batch_size, num_images)
+    batch_size = fit_batch_size(num_images, recipe.batch_size)
     steps = steps_per_epoch(num_images, recipe.batch_size)
     from_model = config.model if Path(config.model).exists() else ""
     teacher = None
@@ -133,7 +133,7 @@ def plan_training(
             distill,
             num_classes=len(train.class_names),
             num_images=num_images,
-            num_seen=steps * recipe.epochs * batch_size,
+            num_seen=num_images * recipe.epochs,
             num_views=distill.views or recipe.epochs * recipe.augment.repeated_aug,
         )
     return TrainPlan(

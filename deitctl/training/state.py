@@ -37,6 +37,8 @@ class Progress:
     epoch: int = 0
     """Epochs done."""
     images_seen: int = 0
+    images_in_epoch: int = 0
+    """Of these, in the current epoch."""
     num_train_images: int = 0
     """Of the data that the run began with; a resume on other data is refused."""
     seconds: float = 0.0
@@ -105,7 +107,7 @@ class TrainState:
     ema: ExponentialMovingAverage | None
     progress: Progress
     loss_sums: dict[str, Tensor] = field(default_factory=dict)
-    """Losses summed over the steps of the current epoch, on the device."""
+    """Losses summed over the images of the current epoch, on the device."""
 
     def weights(self, kind: str) -> dict[str, Tensor]:
         """Return the weights of the `model`, or their `ema` if there is one."""

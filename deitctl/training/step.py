@@ -46,6 +46,7 @@ class TrainContext:
     """What a step needs besides the state, the same for every step of a run."""
 
     recipe: Recipe
+    """Its `batch_size` is that of the largest batch, see `fit_batch_size`."""
     preprocessing: Preprocessing
     num_classes: int
     steps_per_epoch: int
@@ -166,8 +167,8 @@ def accumulate_gradients(
     """Run forward and backward in micro-batches; return their losses, None if memory ran out."""
     state.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
-    # Several processes divide by the size of the full batch; `all_reduce_gradients` corrects for
-    # unreadable images.
+    # Several processes divide by the size of the largest batch; `all_reduce_gradients` corrects
+    # for a smaller one and for unreadable images.
     total = len(batch.keys) if context.world.size == 1 else context.recipe.batch_size
     try:
         for part in batch.split(context.micro_batch_size(state)):
@@ -234,7 +235,7 @@ def all_reduce_gradients(
     values = torch.stack([losses[name].float() for name in order])
     world.all_reduce_([*grads, values])
     correction = context.recipe.batch_size / sum(counts)
-    if correction != 1:  # the mean is over the readable images
+    if correction != 1:  # the mean is over the images that there are and that can be read
         torch._foreach_mul_(grads, correction)
         values *= correction
     losses.update(zip(order, values, strict=True))
@@ -260,12 +261,12 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
         images = student_affine(images, batch.keys, recipe.augment, context.seed)
     images = random_erase(images, batch.keys, recipe.augment.random_erase_prob, context.seed)
     targets = smooth_labels(device.to_device(batch.labels), context.num_classes, recipe.smoothing)
-    mix = sample_mixup(recipe.augment, images.shape[-1], context.seed, step)
-    partners = device.to_device(pair_indices(batch.slots))
-    images, targets = mix_images(images, mix, partners), mix_targets(targets, mix, partners)
 
     first = context.world.shard(recipe.batch_size).start
-    slots = [first + slot for slot in batch.slots]
+    slots = [first + slot for slot in batch.slots]  # of the global batch
+    groups = sample_mixup(recipe.augment, images.shape[-1], context.seed, step, slots)
+    partners = device.to_device(pair_indices(slots))
+    images, targets = mix_images(images, groups, partners), mix_targets(targets, groups, partners)
     mask = None
     # Without train mode (a frozen backbone) nothing is dropped. timm's models draw their own, in
     # the scope below.
@@ -279,7 +280,7 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
     scope = (context.seed, "step", step, *(() if slots[0] < 2 else (slots[0],)))
     with rng.scope(*scope), device.autocast():
         if kd_targets is not None:
-            kd_targets = mix_targets(kd_targets, mix, partners)
+            kd_targets = mix_targets(kd_targets, groups, partners)
         elif context.teacher is not None and context.distill is not None:
             logits = context.teacher(images)
             kd_targets = teacher_targets(logits, context.distill.mode, context.distill.tau)

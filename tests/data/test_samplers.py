@@ -16,9 +16,12 @@ from deitctl.data.samplers import (
     EpochOrder,
     SampleKey,
     TrainBatches,
+    batch_start,
+    fit_batch_size,
     steps_per_epoch,
     view_of,
 )
+from deitctl.distributed import World
 
 COUNTS = st.integers(1, 700)
 
@@ -86,7 +89,7 @@ def test_over_the_epochs_every_image_comes_up_with_repeats():
 
 @given(
     count=COUNTS,
-    batch=st.integers(1, 800),
+    batch=st.integers(2, 800),
     epochs=st.integers(1, 3),
     repeats=st.sampled_from([1, 3]),
     data=st.data(),
@@ -99,21 +102,81 @@ def test_resuming_yields_the_tail_of_the_whole_stream(count, batch, epochs, repe
     assert len(tail) == len(whole) - first
 
 
-@given(count=COUNTS, batch=st.integers(1, 800))
-def test_batches_are_full_and_belong_to_their_epoch(count, batch):
-    batches = TrainBatches(count, batch, seed=0, epochs=2)
+def epoch_batches(count: int, batch_size: int, **options: int) -> list[list[SampleKey]]:
+    """The batches of one epoch."""
+    return list(TrainBatches(count, batch_size, seed=0, epochs=1, **options))
+
+
+@given(count=COUNTS, batch=st.integers(2, 800), repeats=st.sampled_from([1, 3]))
+def test_the_batches_of_an_epoch_hold_each_of_its_samples_once(count, batch, repeats):
+    batches = TrainBatches(count, batch, seed=0, epochs=2, repeats=repeats)
     listed = list(batches)
     assert len(listed) == 2 * steps_per_epoch(count, batch)
-    assert {len(b) for b in listed} == {min(count, batch)}
-    for number, keys in enumerate(listed):
-        assert {k.epoch for k in keys} == {number // batches.steps_per_epoch}
+    for epoch in (0, 1):
+        mine = listed[epoch * batches.steps_per_epoch : (epoch + 1) * batches.steps_per_epoch]
+        order = epoch_order(count, seed=0, epoch=epoch, repeats=repeats)
+        assert [key for keys in mine for key in keys] == order
+
+
+@given(count=COUNTS, batch=st.integers(2, 800))
+def test_batches_are_of_equal_size_but_for_a_pair(count, batch):
+    sizes = [len(keys) for keys in epoch_batches(count, batch)]
+    assert 0 < max(sizes) <= batch + batch % 2
+    assert max(sizes) - min(sizes) <= 2
+    assert all(size % 2 == 0 for size in sizes[:-1])
+    fewest = -(-count // (batch + batch % 2))
+    assert len(sizes) == fewest
+
+
+@given(count=COUNTS, batch=st.integers(2, 800))
+def test_the_largest_batch_named_as_the_batch_size_gives_the_same_batches(count, batch):
+    sizes = [len(keys) for keys in epoch_batches(count, batch)]
+    fitted = fit_batch_size(count, batch)
+    assert fitted == max(sizes)
+    again = epoch_batches(count, max(2, fitted))
+    assert [len(keys) for keys in again] == sizes
+
+
+@given(count=COUNTS, batch=st.integers(2, 800), size=st.integers(1, 9))
+def test_processes_take_whole_pairs_of_each_batch_and_each_image_once(count, batch, size):
+    shards = [World(rank, size).shard(fit_batch_size(count, batch)) for rank in range(size)]
+    for keys in epoch_batches(count, batch):
+        assert [key for shard in shards for key in keys[shard]] == keys
+        for shard in shards[:-1]:
+            assert len(keys[shard]) % 2 == 0 or keys[shard][-1] == keys[-1]
+        taken = [len(keys[shard]) for shard in shards]
+        assert max(taken) - min(taken) <= 4  # a pair by the division, a pair by a smaller batch
 
 
 @pytest.mark.parametrize(
-    ("count", "batch", "steps"), [(100, 32, 3), (96, 32, 3), (31, 32, 1), (1, 1, 1)]
+    ("count", "batch", "sizes"),
+    [
+        (280, 64, [56, 56, 56, 56, 56]),  # 24 images were left out when batches had to be full
+        (65, 64, [32, 33]),  # not 64 and 1
+        (96, 32, [32, 32, 32]),
+        (31, 32, [31]),
+        (1, 2, [1]),
+        (3, 2, [2, 1]),
+        (10, 5, [4, 6]),  # pairs stay together, so an odd batch size is rounded up
+        (11, 4, [4, 4, 3]),
+    ],
 )
-def test_steps_by_hand(count, batch, steps):
-    assert steps_per_epoch(count, batch) == steps
+def test_batches_by_hand(count, batch, sizes):
+    assert [len(keys) for keys in epoch_batches(count, batch)] == sizes
+    assert steps_per_epoch(count, batch) == len(sizes)
+    starts = [batch_start(count, batch, number) for number in range(len(sizes) + 1)]
+    assert starts == [0, *itertools.accumulate(sizes)]
+
+
+def test_imagenets_batches_are_the_papers():
+    count, batch = 1_281_167, 1024
+    steps = steps_per_epoch(count, batch)
+    starts = [batch_start(count, batch, number) for number in range(steps + 1)]
+    sizes = Counter(stop - start for start, stop in itertools.pairwise(starts))
+    assert steps == 1252  # the released code has 1251, and 143 images less
+    assert sizes.keys() == {1022, 1023, 1024}
+    assert sizes[1023] == 1  # the last, of an odd number of images
+    assert fit_batch_size(count, batch) == 1024
 
 
 def test_images_do_not_change_place_with_the_batch_size():
@@ -183,5 +246,5 @@ def test_an_epoch_of_a_million_begins_without_a_million_keys(repeats):
         first, kept = next(batches), tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    assert len(first) == 1024
+    assert len(first) == 1022  # 977 steps, of 1,022 or 1,024 images
     assert kept < 6 << 20  # four bytes an image, and the batch

@@ -178,7 +178,8 @@ def test_without_a_teacher_the_student_learns_labels_alone(deit, some, monkeypat
     losses = take_step(context_of(), state, batch)
     (student_batch,) = objective.batches
     assert (student_batch.teacher_targets, student_batch.drop_path_mask) == (None, None)
-    mix, partners = sample_mixup(RECIPE.augment, 32, 0, 0), pair_indices(batch.slots)
+    mix = sample_mixup(RECIPE.augment, 32, 0, 0, batch.slots)
+    partners = pair_indices(batch.slots)
     images = mix_images(normalize(batch.images, PRE), mix, partners)
     targets = smooth_labels(batch.labels, 10, RECIPE.smoothing)
     assert torch.equal(student_batch.images, images)
@@ -215,8 +216,9 @@ def test_targets_of_views_are_mixed_as_the_images_are(
     batch = next(stream(some, ViewPlan(5, views, 1, 32, cached_teacher.has_target)))
     take_step(context, state_of(deit("deit_tiny_distilled", classes=10)), batch)
     (student_batch,) = objective.batches
-    mix, partners = sample_mixup(RECIPE.augment, 32, 0, 0), pair_indices(batch.slots)
-    assert mix is not None
+    mix = sample_mixup(RECIPE.augment, 32, 0, 0, batch.slots)
+    partners = pair_indices(batch.slots)
+    assert [group.mix is None for group in mix] == [False]
     images = normalize(batch.images, PRE)
     assert context.uses_student_affine == (views > 0)
     if views:
@@ -312,9 +314,13 @@ def assert_same_gradients(ours, theirs):
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_gradients_of_micro_batches_are_those_of_the_batch(kind, deit, some):
-    cuts = {s: sample_mixup(EVERYTHING.augment, 32, 0, s).bbox is not None for s in range(20)}
-    step = next(s for s, cut in cuts.items() if cut == (kind == "cutmix"))
     batch = next(stream(some, recipe=EVERYTHING))
+
+    def is_cut(step: int) -> bool:
+        (group,) = sample_mixup(EVERYTHING.augment, 32, 0, step, batch.slots)
+        return group.mix.bbox is not None
+
+    step = next(s for s in range(20) if is_cut(s) == (kind == "cutmix"))
     whole = gradients_of(deit, batch, step=step)
     for size, sizes in ((2, [2, 2, 2, 2]), (4, [4, 4]), (6, [6, 2]), (8, [8]), (64, [8])):
         parts = gradients_of(deit, batch, size, step=step)
