@@ -11,7 +11,6 @@ from itertools import islice
 
 from deitctl.data.loader import Batch
 from deitctl.data.samplers import batch_start
-from deitctl.data.samplers import batch_start
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.device import Device, choose_device
 from deitctl.distributed import ProcessLost
@@ -26,7 +25,6 @@ from deitctl.paths import DiskError, write_json
 from deitctl.records import to_object
 from deitctl.training.build import TrainSetup, round_up_to_pairs
 from deitctl.training.checkpointer import AsyncCheckpointer, SaveOrStop
-from deitctl.training.configure import name_command
 from deitctl.training.configure import name_command
 from deitctl.training.incident import suggest_remedies, write_incident
 from deitctl.training.monitor import Incident, LossMonitor, Observation, TrainingDiverged
@@ -117,7 +115,6 @@ class Trainer:
             progress.unreadable[self.setup.train.name(index)] = reason
         progress.step += 1
         progress.images_seen += stats.num_images
-        progress.images_in_epoch += stats.num_images
         progress.images_in_epoch += stats.num_images
         progress.seconds = time.monotonic() - self.start_time
         return stats
@@ -312,14 +309,6 @@ class Trainer:
                     f"it had {progress.num_train_images} when {self.run.root} began.",
                     "Start a new run on the new data.",
                 )
-        steps = self.context.steps_per_epoch
-        if not 0 <= progress.step - progress.epoch * steps <= steps:
-            raise ConfigError(
-                f"{self.run.root} began with another division of epochs into steps: it is at step "
-                f"{progress.step} in epoch {progress.epoch + 1}, and an epoch has {steps} now.",
-                f"Start a new run: {name_command(self.config)} --config "
-                f"{shlex.quote(str(self.run.config_file))} --output NEW",
-            )
         steps = self.context.steps_per_epoch
         if not 0 <= progress.step - progress.epoch * steps <= steps:
             raise ConfigError(
