@@ -44,7 +44,7 @@ def state_of(name: str) -> TrainState:
     optimizer = build_optimizer(model, PAPER.optim)
     sum(head.square().mean() for head in model(torch.randn(2, 3, 224, 224))).backward()
     optimizer.step()
-    ema = ExponentialMovingAverage(model, decay=0.999, total_steps=1000)
+    ema = ExponentialMovingAverage(model, decay=0.999)
     return TrainState(
         model, optimizer, choose_device("cpu", "fp32").grad_scaler(), ema, Progress(step=1)
     )

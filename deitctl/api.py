@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from deitctl.errors import ConfigError
+from deitctl.errors import ConfigError, require_positive
 from deitctl.events import Reporter, SilentReporter
 from deitctl.settings import convert, dotted_name, list_options
 
@@ -32,6 +32,8 @@ PathLike = str | Path
 AUTO = "auto"
 OnBadImage = Literal["skip", "stop"]
 Datasets = tuple["ImageDataset", "ImageDataset"]
+NO_SETTINGS = ("overrides", "reporter", "resume", "more_epochs", "config")
+"""Keywords of training that say what to do, and nothing about a run."""
 
 
 def train(
@@ -43,6 +45,7 @@ def train(
     batch_size: int | Literal["auto"] | None = None,
     img_size: int | None = None,
     seed: int | None = None,
+    split_seed: int | None = None,
     output: PathLike | None = None,
     pretrained: bool | None = None,
     weights: PathLike | None = None,
@@ -54,6 +57,7 @@ def train(
     micro_batch_size: int | None = None,
     on_bad_image: OnBadImage | None = None,
     resume: PathLike | None = None,
+    more_epochs: int | None = None,
     config: PathLike | None = None,
     save_every: str | None = None,
     reporter: Reporter | None = None,
@@ -67,6 +71,7 @@ def train(
         recipe: name or TOML file; None: chosen by the data.
         epochs: and every further keyword: the setting or option of `deitctl train` of that name, None for its default.
         resume: run folder to continue, or `auto` for the newest unfinished run of this configuration.
+        more_epochs: of the finished run that `resume` names, which is trained that many epochs longer.
         config: run.toml of a run to repeat.
         reporter: receives notes, warnings and progress; None: silent.
         overrides: any other settings by dotted name, `**{"augment.mixup": 0.2}` for example.
@@ -88,6 +93,7 @@ def distill(
     batch_size: int | Literal["auto"] | None = None,
     img_size: int | None = None,
     seed: int | None = None,
+    split_seed: int | None = None,
     output: PathLike | None = None,
     teacher_weights: PathLike | None = None,
     teacher_img_size: int | None = None,
@@ -113,6 +119,7 @@ def distill(
     micro_batch_size: int | None = None,
     on_bad_image: OnBadImage | None = None,
     resume: PathLike | None = None,
+    more_epochs: int | None = None,
     config: PathLike | None = None,
     save_every: str | None = None,
     reporter: Reporter | None = None,
@@ -186,6 +193,7 @@ def cache_teacher(
     recipe: PathLike | None = None,
     epochs: int | None = None,
     seed: int | None = None,
+    split_seed: int | None = None,
     teacher_weights: PathLike | None = None,
     teacher_img_size: int | None = None,
     finetune_teacher: Literal["auto", "head", "full", "none"] | None = None,
@@ -256,6 +264,7 @@ def compare(
     batch_size: int | None = None,
     img_size: int | None = None,
     seed: int | None = None,
+    split_seed: int | None = None,
     output: PathLike | None = None,
     teacher_weights: PathLike | None = None,
     teacher_img_size: int | None = None,
@@ -358,6 +367,7 @@ def evaluate(
     data: PathLike = "",
     *,
     model: PathLike = "",
+    split: Literal["", "train", "val", "test", "all"] = "",
     weights: PathLike = "",
     head: str = "auto",
     protocol: str = "native",
@@ -378,8 +388,11 @@ def evaluate(
     """Evaluate a model on labeled images; labels are matched by class name or WordNet id.
 
     Args:
-        data: as `train`; of train and val the latter.
-        model: name, folder or file, an ONNX file of `export` included; empty: the default model.
+        data: as `train`, or a run folder, whose held-out images it stands for; empty: those of the
+            model, if it is a run's.
+        model: name, folder or file, an ONNX file of `export` included; empty: the run that `data`
+            is, else the default model.
+        split: which images; empty: those that the model was not trained on.
         weights: for a model that is named by architecture.
         head: head rule of the predictions; `auto`: the model's own.
         protocol: whose preprocessing: native (the model's own), deit, timm or hf.
@@ -448,6 +461,7 @@ class _Request:
     distilled: bool
     auto_batch_size: bool
     resume: str
+    more_epochs: int
     config: str
 
 
@@ -458,7 +472,7 @@ def _collect(arguments: Mapping[str, Any], *, distilled: bool = False) -> _Reque
     texts = {"data", "recipe"} | {s.name for s in list_options().values() if s.kind is str}
     settings, overrides = {}, dict(arguments.get("overrides", {}))
     for keyword, value in arguments.items():
-        if keyword in ("overrides", "reporter", "resume", "config") or value is None or value == "":
+        if keyword in NO_SETTINGS or value is None or value == "":
             continue
         if keyword in keywords:
             name, value = keywords[keyword], str(value) if isinstance(value, Path) else value
@@ -475,8 +489,22 @@ def _collect(arguments: Mapping[str, Any], *, distilled: bool = False) -> _Reque
         distilled,
         auto,
         str(arguments.get("resume") or ""),
+        _more_epochs(arguments),
         str(arguments.get("config") or ""),
     )
+
+
+def _more_epochs(arguments: Mapping[str, Any]) -> int:
+    """Return the epochs that a finished run is to have beside its own; 0 for a run without."""
+    more = arguments.get("more_epochs")
+    if more is None:
+        return 0
+    if arguments.get("resume") in (None, "", AUTO):
+        raise ConfigError(
+            "--more-epochs is for a finished run, and none is named.", "Add --resume RUN."
+        )
+    require_positive(more_epochs=more)
+    return int(more)
 
 
 def _configure(request: _Request, datasets: Datasets | None = None) -> tuple[TrainConfig, Datasets]:
@@ -489,7 +517,7 @@ def _configure(request: _Request, datasets: Datasets | None = None) -> tuple[Tra
             Path(request.config), settings, request.overrides, distilled=request.distilled
         )
         return config, datasets or open_for_training(
-            config.data, seed=config.data_seed, reporter=request.reporter
+            config.data, seed=config.split_seed, reporter=request.reporter
         )
     if not request.distilled:
         # other settings of a teacher stay, and are refused where there is none
@@ -517,7 +545,9 @@ def _run(request: _Request) -> TrainResult:
         settings = make_absolute(request.settings) | request.overrides
         if "recipe" in settings:
             settings["recipe.name"] = get_recipe(settings.pop("recipe")).name
-        result = launch.resume(root, settings=settings, reporter=request.reporter)
+        result = launch.resume(
+            root, settings=settings, more_epochs=request.more_epochs, reporter=request.reporter
+        )
     else:
         config, datasets = _configure(request)
 

@@ -95,9 +95,9 @@ class AugmentConfig:
     ] = 0.0
     mixup: Annotated[float, Option("Beta parameter of mixup; 0: none.", ge=0)] = 0.0
     cutmix: Annotated[float, Option("Beta parameter of cutmix; 0: none.", ge=0)] = 0.0
-    mixup_prob: Annotated[
-        float, Option("Probability of mixing a group of images.", ge=0, le=1)
-    ] = 1.0
+    mixup_prob: Annotated[float, Option("Probability of mixing a group of images.", ge=0, le=1)] = (
+        1.0
+    )
     mixup_switch_prob: Annotated[
         float, Option("Probability of cutmix where mixup and cutmix are both on.", ge=0, le=1)
     ] = 0.5
@@ -191,17 +191,30 @@ class Recipe:
     freeze_bn_stats: Annotated[
         bool, Option("Keep the running statistics of batch norms as the weights have them.")
     ] = False
+    restart_epochs: Annotated[
+        tuple[int, ...],
+        Option(
+            "Epochs done when the schedule of the learning rate begins again; --more-epochs adds one.",
+            ge=1,
+        ),
+    ] = ()
     augment: AugmentConfig
     optim: OptimConfig
     progressive_resize: ProgressiveResize = ProgressiveResize()
 
     @property
     def early_epochs(self) -> int:
-        """Epochs at the lower resolution; the last epoch is at the full one."""
-        resize = self.progressive_resize
+        """Epochs at the lower resolution; the last epoch of the first schedule is at the full one."""
+        resize, (_, epochs) = self.progressive_resize, self.schedule_of(0)
         if resize.scale >= 1:
             return 0
-        return min(round(resize.fraction * self.epochs), self.epochs - 1)
+        return min(round(resize.fraction * epochs), epochs - 1)
+
+    def schedule_of(self, epoch: int) -> tuple[int, int]:
+        """Return the first epoch, from 0, and the number of epochs of the schedule of an epoch."""
+        starts = (0, *self.restart_epochs)
+        number = sum(start <= epoch for start in starts) - 1
+        return starts[number], (*starts, self.epochs)[number + 1] - starts[number]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,8 +317,12 @@ class TrainConfig:
     distill: DistillConfig | None = None
     seed: Annotated[int, Option("Random seed: the same seed gives the same run.", EVERYDAY)] = 0
     split_seed: Annotated[
-        int, Option("Seed of the split of data that has no validation images; -1: the run's.")
-    ] = -1
+        int,
+        Option(
+            "Which fifth is held out of data without validation images; --seed does not change it.",
+            EVERYDAY,
+        ),
+    ] = 0
     workers: Annotated[
         int, Option("Loader processes; -1: chosen from the machine.", MACHINE, ge=-1)
     ] = -1
@@ -344,11 +361,6 @@ class TrainConfig:
     output_dir: Annotated[
         str, Option("Folder of the run.", EVERYDAY, "a new one under runs/", flag="--output")
     ] = ""
-
-    @property
-    def data_seed(self) -> int:
-        """The seed of the split."""
-        return self.seed if self.split_seed < 0 else self.split_seed
 
 
 MACHINE_SETTINGS = (

@@ -197,6 +197,8 @@ MIXED_RECIPES = ("paper", "paper-fast", "paper-384")
 DISTILL_VIEWS = 8
 """Views per image under every other recipe; docs/results/distillation.md has accuracies with fewer and more."""
 
+RESTART_LR = 1.0
+"""Peak of the learning rate after `--more-epochs`, relative to the recipe's (SGDR, arXiv 1608.03983, section 3)."""
 FULL_FINETUNE_IMAGES = 50
 """Training images a class from which `--finetune-teacher auto` fine-tunes all of a teacher instead of its head."""
 

@@ -193,6 +193,16 @@ SPECIAL: dict[str, Any] = {
             metavar="RUN|auto",
         ),
     ],
+    "more_epochs": Annotated[
+        int | None,
+        option(
+            "--more-epochs",
+            help="Train the finished run that --resume names this many epochs longer.",
+            default="",
+            panel=RESUMING,
+            min=1,
+        ),
+    ],
     "config": Annotated[
         Path | None,
         option(

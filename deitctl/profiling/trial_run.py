@@ -149,7 +149,9 @@ class TrialRun(TrainSetup):
     def update_ema(self) -> None:
         """Update the EMA of the weights."""
         assert self.state.ema is not None
-        self.state.ema.update(self.state.model, self.state.progress.step)
+        step = self.state.progress.step
+        total_steps = self.context.schedule_steps(step)
+        self.state.ema.update(self.state.model, step, total_steps=total_steps)
 
     @torch.no_grad()
     def compute_teacher_targets(self, batch: Batch) -> Tensor:

@@ -164,9 +164,7 @@ def build_training(
         freeze_backbone(model)
     ema = None
     if recipe.ema_decay:
-        ema = ExponentialMovingAverage(
-            model, decay=recipe.ema_decay, total_steps=steps * recipe.epochs
-        )
+        ema = ExponentialMovingAverage(model, decay=recipe.ema_decay)
     layers = get_layer_ids(model) if recipe.optim.layer_decay != 1 else None
     progress = Progress(
         num_train_images=num_images,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def build_config(
         )
     data = data or BUILT_IN
     built_in = data == BUILT_IN
-    seed = convert(settings.get("seed", 0), int, "seed")
+    named = {**settings, **(overrides or {})}
+    seed = convert(named.get("split_seed", TrainConfig.split_seed), int, "split_seed")
     train, val = datasets or open_for_training(data, seed=seed, reporter=reporter)
     if not model:
         on_digits = built_in and not settings.get("distill.teacher")
@@ -277,6 +279,12 @@ def check(config: TrainConfig) -> None:
         raise ConfigError(
             "The teacher never sees a mixed image twice: --views and --teacher-cache do not go with it.",
             "Leave them out, or use --teacher-input unmixed.",
+        )
+    starts = (0, *config.recipe.restart_epochs, config.recipe.epochs)
+    if any(end <= start for start, end in pairwise(starts)):
+        raise ConfigError(
+            f"restart_epochs = {config.recipe.restart_epochs} does not fit {config.recipe.epochs} epochs.",
+            "They rise, and the last is less than the epochs.",
         )
     parse_interval(config.save_every)
     if config.recipe.augment.rand_augment:

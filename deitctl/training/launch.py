@@ -13,20 +13,24 @@ from deitctl.config import MACHINE_SETTINGS, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import translate_worker_errors
 from deitctl.data.open import open_for_training
+from deitctl.data.run_data import read_run_data, write_split
 from deitctl.device import Device, choose_device
 from deitctl.distillation.distillation_teacher import DistillationTeacher
+from deitctl.distillation.preflight import RECORD as PREFLIGHT
+from deitctl.distillation.preflight import Preflight
 from deitctl.distributed import World, is_distributed, launch_id, process_group
-from deitctl.errors import ConfigError, DeitctlError, Interrupted, Signalled
+from deitctl.errors import ConfigError, DeitctlError, Interrupted, Signalled, TeacherError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.lock import locked
 from deitctl.models.factory import LoadedModel
-from deitctl.paths import DiskError, write_bytes, write_json
+from deitctl.paths import DiskError, read_json, write_bytes, write_json
 from deitctl.records import to_object
 from deitctl.settings import list_differences, override
 from deitctl.training.build import build_student, build_training
-from deitctl.training.configure import check, name_command
+from deitctl.training.configure import add_tags, check, name_command
+from deitctl.training.earlier_runs import add_epochs, find_unfinished, require_same
 from deitctl.training.result import TrainResult
-from deitctl.training.run_dir import Run, new_run_folder
+from deitctl.training.run_dir import Run, create_run_folder
 from deitctl.training.trainer import Trainer
 
 Datasets = tuple[ImageDataset, ImageDataset]  # training and validation images
@@ -49,17 +53,20 @@ def run_training(
         DeitctlError: bad data, model, teacher or output folder, or training diverged.
         Interrupted: stopped by a signal, after the state was saved.
     """
+    check(config)
     device = choose_device(config.device, config.precision)
-    with process_group(device.torch_device) as world:
-        config = _with_new_folder(config, world)
-        with open_run(config, datasets, reporter, device, world, resume=False) as trainer:
-            return trainer.fit()
+    with (
+        process_group(device.torch_device) as world,
+        open_run(config, datasets, reporter, device, world, resume=False) as trainer,
+    ):
+        return trainer.fit()
 
 
 def resume(
     root: Path,
     *,
     settings: Mapping[str, object] | None = None,
+    more_epochs: int = 0,
     datasets: Datasets | None = None,
     reporter: Reporter | None = None,
 ) -> TrainResult:
@@ -70,24 +77,37 @@ def resume(
         root: the run folder.
         settings: by dotted name. Those of the machine (`MACHINE_SETTINGS`) may differ from the
             run's.
+        more_epochs: of a finished run, which is trained that many epochs longer.
         datasets: training and validation images, if they are open already.
         reporter: shows progress; silent if None.
 
     Raises:
-        ConfigError: another setting differs, or the folder is no run.
+        ConfigError: another setting differs, the folder is no run, or an unfinished one is to have
+            more epochs.
     """
-    _, config = Run.open(root)
+    reporter = reporter or SilentReporter()
+    run, config = Run.open(root)
     changes = {k: v for k, v in (settings or {}).items() if v is not None}
     require_same(root, config, changes)
     config = override(config, {k: v for k, v in changes.items() if k in MACHINE_SETTINGS})
     check(config)
     config = replace(config, output_dir=str(root))
     device = choose_device(config.device, config.precision)
-    with (
-        process_group(device.torch_device) as world,
-        open_run(config, datasets, reporter, device, world, resume=True) as trainer,
-    ):
-        return trainer.fit()
+    with process_group(device.torch_device) as world:
+        epochs = config.recipe.epochs
+        if more_epochs and world.is_main:
+            config = add_epochs(run, config, more_epochs, launch=_launch())
+        config = world.broadcast_object(config)
+        if run.result() is not None and not more_epochs:
+            reporter.note(
+                f"{root} is finished, and is evaluated again. To train it longer: "
+                f"deitctl train --resume {run.quoted} --more-epochs {epochs}"
+            )
+        with open_run(config, datasets, reporter, device, world, resume=True) as trainer:
+            if config.recipe.epochs > epochs and world.is_main:
+                # Now, because until here data, model or checkpoint could have been refused.
+                run.extend(config, _launch())
+            return trainer.fit()
 
 
 @contextmanager
@@ -100,14 +120,17 @@ def open_run(
     *,
     resume: bool,
 ) -> Iterator[Trainer]:
-    """Lock the run in `config.output_dir` and build its trainer; interrupts become `Interrupted`."""
+    """Lock the run in `config.output_dir`, or in a new folder if that is empty, and build its
+    trainer; interrupts become `Interrupted`."""
     reporter = reporter or SilentReporter()
-    train, val = datasets or open_for_training(
-        config.data, seed=config.data_seed, reporter=reporter
-    )
+    train, val = _open_data(config, datasets, reporter, resume=resume)
     student = build_student(config, train, reporter)
     for change in student.changes:
         reporter.note(f"{config.model}: {change}.")
+    if not config.output_dir:
+        # Of several processes the main one makes the folder, which is so no other run's.
+        root = str(create_run_folder(name_run(config))) if world.is_main else ""
+        config = replace(config, output_dir=world.broadcast_object(root))
     run = Run(Path(config.output_dir), writes=world.is_main)
     command = f"deitctl train --resume {run.quoted}"
     try:
@@ -124,8 +147,9 @@ def open_run(
             elif world.is_main:
                 # Before the teacher is fine-tuned, because the folder may not be writable.
                 Run.create(run.root, config)
+                write_split(run.root, train, val)
                 run.cut_log(0)  # of a run that was killed before its first checkpoint
-                write_bytes(run.launch_id_file, (launch_id() if is_distributed() else "").encode())
+                write_bytes(run.launch_id_file, _launch().encode())
             trainer = build_trainer(run, config, student, (train, val), device, reporter, world)
             if resume:
                 trainer.load_checkpoint()
@@ -134,6 +158,18 @@ def open_run(
     except (KeyboardInterrupt, Signalled, Interrupted) as stop:
         signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum
         raise Interrupted(signum, command) from stop
+
+
+def _open_data(
+    config: TrainConfig, datasets: Datasets | None, reporter: Reporter, *, resume: bool
+) -> Datasets:
+    """Return the images of a run; those that it began with if it is resumed."""
+    run_data = read_run_data(Path(config.output_dir)) if resume else None
+    if run_data is not None and run_data.rows is not None:
+        datasets = None  # opened as the data is now
+    return datasets or open_for_training(
+        config.data, seed=config.split_seed, reporter=reporter, run=run_data
+    )
 
 
 def build_trainer(
@@ -158,22 +194,30 @@ def build_trainer(
             # distillation is below training, and gets the function that fine-tunes a teacher here
             train_run=lambda teacher: train_or_find(teacher, datasets, reporter),
         )
+        _require_same_teacher(run, config, teacher.preflight)
         if run.writes:
-            write_json(run.root / "teacher.json", to_object(teacher.preflight))
+            write_json(run.root / PREFLIGHT, to_object(teacher.preflight))
     setup = build_training(
         config, student, *datasets, device=device, reporter=reporter, teacher=teacher, world=world
     )
     return Trainer(run, setup, reporter)
 
 
-def require_same(root: Path, config: TrainConfig, settings: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for settings that differ from the run's and are not the machine's."""
-    requested = override(config, {k: v for k, v in settings.items() if k not in MACHINE_SETTINGS})
-    if changed := list_differences(config, requested):
-        raise ConfigError(
-            f"{root} cannot be resumed with other settings: {'; '.join(changed)}.",
-            "Leave them out, or start a new run with the change: "
-            f"{name_command(config)} --config {root / 'run.toml'} ...",
+def _require_same_teacher(run: Run, config: TrainConfig, preflight: Preflight) -> None:
+    """Raise `TeacherError` if a resumed run began with other published weights of its teacher."""
+    try:
+        earlier = read_json(run.root / PREFLIGHT)
+    except (OSError, ValueError):
+        return  # a new run
+    key = "weights_fingerprint"
+    # A teacher that was fine-tuned on the data again may differ in its last bits.
+    if preflight.finetuned == earlier.get("finetuned") == "no" and (
+        earlier.get(key) != preflight.weights_fingerprint
+    ):
+        raise TeacherError(
+            f"{run.root} began with other weights of its teacher ({earlier.get(key)}) than "
+            f"{preflight.name} has now ({preflight.weights_fingerprint}).",
+            f"Start a new run: {name_command(config)} --config {run.root / 'run.toml'}",
         )
 
 
@@ -198,7 +242,8 @@ def start_or_resume(
         choose: chooses the batch size of a new run; an unfinished run of any batch size is then
             continued.
     """
-    launch = launch_id() if is_distributed() else ""
+    check(config)
+    launch = _launch()
     device = choose_device(config.device, config.precision)
     with process_group(device.torch_device) as world:
         root = None
@@ -213,70 +258,23 @@ def start_or_resume(
             return resume(root, settings=machine, datasets=datasets, reporter=reporter)
         if auto:
             reporter.note("No unfinished run of this configuration: a new one begins.")
-        config = _with_new_folder(choose(config) if choose else config, world)
+        config = choose(config) if choose else config
         with open_run(config, datasets, reporter, device, world, resume=False) as trainer:
             return trainer.fit()
 
 
-def _with_new_folder(config: TrainConfig, world: World) -> TrainConfig:
-    """Check the configuration, and give it an output folder if it has none."""
-    check(config)
-    model = [Path(config.model).name]
+def name_run(config: TrainConfig) -> str:
+    """Return the name of a new run: model, teacher, data, and a seed that is not the default."""
+    names = [config.model]
     if config.distill is not None:
-        model += ["from", Path(config.distill.teacher).name]
-    stem = "-".join([*model, Path(config.data).name])
-    root = world.broadcast_object(config.output_dir or str(new_run_folder(stem)))
-    return replace(config, output_dir=root)
+        names += ["from", config.distill.teacher]
+    names.append(config.data)
+    return "-".join(Path(name).name for name in names) + (f"-s{config.seed}" if config.seed else "")
 
 
-def find_unfinished(
-    config: TrainConfig, reporter: Reporter, *, launch: str = "", any_batch: bool = False
-) -> Path | None:
-    """Return the newest unfinished run of a configuration, or the run in its output folder; None if
-    there is none.
-
-    Args:
-        config: its `output_dir`, if set, is the only folder that is looked at, else those in runs/.
-        reporter: notes an unfinished run of the same model and data that differs.
-        launch: only a run that was started by this launch of several processes.
-        any_batch: whether the batch size may differ.
-
-    Raises:
-        ConfigError: the output folder holds a run of another configuration.
-    """
-    output = config.output_dir
-    for root in [Path(output)] if output else sorted(Path("runs").glob("*"), key=_age):
-        run = Run(root)
-        if not run.config_file.is_file() or (launch and run.read_launch_id() != launch):
-            continue
-        try:
-            _, existing = Run.open(root)
-        except ConfigError:
-            continue
-        batch_size = existing.recipe.batch_size if any_batch else config.recipe.batch_size
-        requested = replace(config, recipe=replace(config.recipe, batch_size=batch_size))
-        changed, finished = list_differences(existing, requested), run.result() is not None
-        if changed and output:
-            raise ConfigError(
-                f"{root} holds a run of another configuration: {'; '.join(changed)}.",
-                "Name another --output, or leave out what differs.",
-            )
-        # A finished run is only evaluated again, so that the same line of a job script succeeds
-        # twice.
-        if not changed and (not finished or (output and not launch)):
-            return root
-        if not finished and (existing.model, existing.data) == (config.model, config.data):
-            reporter.note(
-                f"{root} is unfinished, but of another configuration: {'; '.join(changed)}."
-            )
-    return None
-
-
-def _age(root: Path) -> float:
-    """Return minus the time of a run's last change, so that the newest sorts first."""
-    run = Run(root)
-    files = (run.config_file, run.metrics_file, run.checkpoint)
-    return -max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+def _launch() -> str:
+    """Return the launch of several processes that this one is of, empty for a single one."""
+    return launch_id() if is_distributed() else ""
 
 
 def train_or_find(
@@ -298,7 +296,11 @@ def train_or_find(
         exists, finished = world.broadcast_object(
             (Run(root).config_file.is_file(), Run(root).result() is not None)
         )
-        if exists and require_equal and (changed := list_differences(Run.open(root)[1], config)):
+        if (
+            exists
+            and require_equal
+            and (changed := list_differences(add_tags(Run.open(root)[1]), config))
+        ):
             raise ConfigError(
                 f"{root} holds a run of another configuration: {'; '.join(changed)}.",
                 "Name another --output, or leave out what differs.",

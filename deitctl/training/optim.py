@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from deitctl.config import OptimConfig
+from deitctl.config import OptimConfig, Recipe
+from deitctl.recipes import RESTART_LR
 
 NO_DECAY_TOKENS = ("cls_token", "dist_token", "pos_embed")  # deit/models.py no_weight_decay()
 MAX_EMA_MEMORY = 0.1  # of the steps of a run
@@ -76,6 +78,24 @@ def compute_lr(
     return config.min_lr + (peak - config.min_lr) * cosine
 
 
+def compute_lr_with_restarts(recipe: Recipe, *, step: int, steps_per_epoch: int) -> float:
+    """Return a step's learning rate where `recipe.restart_epochs` begin the schedule again (SGDR,
+    arXiv 1608.03983): its warm-up and its cosine are stretched to the epochs that it has."""
+    start, epochs = recipe.schedule_of(step // max(1, steps_per_epoch))
+    _, first_epochs = recipe.schedule_of(0)
+    optim = recipe.optim
+    if start:
+        warmup_epochs = optim.warmup_epochs * epochs / first_epochs
+        optim = replace(optim, lr=RESTART_LR * optim.lr, warmup_epochs=warmup_epochs)
+    return compute_lr(
+        optim,
+        step=step - start * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        epochs=epochs,
+        batch_size=recipe.batch_size,
+    )
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
@@ -94,16 +114,22 @@ def compute_ema_decay(step: int, *, decay: float, total_steps: int) -> float:
 class ExponentialMovingAverage:
     """EMA of a model's parameters and floating-point buffers, by the names of its state dict."""
 
-    def __init__(self, model: nn.Module, *, decay: float, total_steps: int) -> None:
-        self.decay, self.total_steps = decay, total_steps
+    def __init__(self, model: nn.Module, *, decay: float) -> None:
+        self.decay = decay
         self.values: dict[str, Tensor] = {
             name: value.detach().clone() for name, value in model.state_dict().items()
         }
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Move towards the model's weights after the step numbered `step`, from 0."""
-        decay = compute_ema_decay(step, decay=self.decay, total_steps=self.total_steps)
+    def update(self, model: nn.Module, step: int, *, total_steps: int) -> None:
+        """Move towards the model's weights after the step numbered `step`, from 0.
+
+        Args:
+            model: with the weights.
+            step: of the run.
+            total_steps: of the run, or of the schedule of the learning rate that the step is in.
+        """
+        decay = compute_ema_decay(step, decay=self.decay, total_steps=total_steps)
         averages, weights = [], []
         for name, value in model.state_dict().items():
             if value.is_floating_point():

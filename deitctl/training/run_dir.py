@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from deitctl.models.checkpoint_io import CONFIG, WEIGHTS
 from deitctl.paths import DiskError, read_json, write_bytes
 from deitctl.records import to_json
 from deitctl.settings import from_dict, read_toml, write_toml
+
+MAX_RECORD_BYTES = 1 << 30
+"""Of state.json and result.json, which name every image that could not be read."""
+MAX_STEM = 100
+"""Characters of a run's name, of which file systems allow some 255 bytes."""
 
 
 class Run:
@@ -36,9 +42,12 @@ class Run:
         """Make a new run folder; raise `DeitctlError` if a run is in it or it cannot be written."""
         run = cls(root)
         if run.checkpoint.exists() or (root / WEIGHTS).exists():
+            resume = f"deitctl train --resume {run.quoted}"
             raise DeitctlError(
                 f"{root} already holds a run.",
-                f"Name another --output, or continue it: deitctl train --resume {root}",
+                f"Name another --output, or train that one longer: {resume} --more-epochs N"
+                if run.result() is not None
+                else f"Name another --output, or continue it: {resume}",
             )
         write_bytes(run.config_file, write_toml(config).encode())
         return run
@@ -54,6 +63,15 @@ class Run:
             )
         return run, from_dict(TrainConfig, read_toml(run.config_file), str(run.config_file))
 
+    def extend(self, config: TrainConfig, launch: str) -> None:
+        """Give a finished run more epochs, those of `config`; `launch` as `read_launch_id`.
+
+        A kill at any moment leaves a run that `--resume` finishes.
+        """
+        self.result_file.unlink(missing_ok=True)
+        write_bytes(self.config_file, write_toml(config).encode())
+        write_bytes(self.launch_id_file, launch.encode())
+
     @property
     def quoted(self) -> str:
         """Return the folder as a shell takes it."""
@@ -67,11 +85,33 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """Return what the finished run ended with, None if it is not finished."""
         try:
-            # Large, because it names every image that could not be read.
-            value = read_json(self.result_file, 1 << 30)
+            value = read_json(self.result_file, MAX_RECORD_BYTES)
         except (OSError, ValueError):
             return None
         return value if isinstance(value, dict) else None
+
+    def saved_position(self) -> tuple[int, int] | None:
+        """Return the epochs and steps done at the last checkpoint, None if there is none."""
+        # A run that is killed between the two renames of a save has the one before.
+        for folder in (self.checkpoint, self.checkpoint.with_name(f"{self.checkpoint.name}.old")):
+            try:
+                record = read_json(folder / "state.json", MAX_RECORD_BYTES)
+                return int(record["epoch"]), int(record["step"])
+            except (OSError, ValueError, TypeError, KeyError):
+                continue
+        return None
+
+    def describe_saved(self) -> str:
+        """Return what is on the disk, and the command that continues from it, as sentences."""
+        position, command = self.saved_position(), f"deitctl train --resume {self.quoted}"
+        if self.result() is not None:
+            return f"The run is finished and whole: {self.root}."
+        if position is None:
+            weights = f" but the weights of its best epoch, {self.root / WEIGHTS}"
+            nothing = f"Nothing was saved{weights if self.has_model else ''}"
+            return f"{nothing}: {command} starts the run again."
+        epochs, steps = position
+        return f"The last checkpoint, of step {steps} ({epochs} epochs done), is whole: {command}"
 
     def read_launch_id(self) -> str:
         """Return the launch of several processes that started the run, empty if one process did."""
@@ -109,10 +149,32 @@ class Run:
                     yield record
 
 
-def new_run_folder(stem: str) -> Path:
-    """Return runs/STEM, or runs/STEM-2 and so on where that is taken."""
-    stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).strip("-.") or "run"
-    path, number = Path("runs") / stem, 2
-    while path.exists():
-        path, number = Path("runs") / f"{stem}-{number}", number + 1
-    return path
+def create_run_folder(stem: str) -> Path:
+    """Make the folder runs/STEM, or runs/STEM-2 and so on where that is taken, and return it.
+
+    Of processes that start at the same moment each gets its own.
+
+    Raises:
+        DiskError: runs/ cannot be written.
+    """
+    stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem[:MAX_STEM])
+    stem = stem.strip("-.") or "run"
+    for number in count(1):
+        path = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            if not _make_folder(path):
+                continue
+        except OSError as error:
+            raise DiskError.from_os_error(path, error) from error
+        return path
+    raise AssertionError("count() does not end")
+
+
+def _make_folder(path: Path) -> bool:
+    """Make a folder; return whether this process did, which is false if it was there."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True

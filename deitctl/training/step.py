@@ -34,7 +34,7 @@ from deitctl.training.objective import (
     Supervised,
     smooth_labels,
 )
-from deitctl.training.optim import compute_lr, set_learning_rate
+from deitctl.training.optim import compute_lr_with_restarts, set_learning_rate
 from deitctl.training.signals import StopRequest
 from deitctl.training.state import TrainState
 
@@ -78,13 +78,13 @@ class TrainContext:
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of a step."""
-        return compute_lr(
-            self.recipe.optim,
-            step=step,
-            steps_per_epoch=self.steps_per_epoch,
-            epochs=self.recipe.epochs,
-            batch_size=self.recipe.batch_size,
+        return compute_lr_with_restarts(
+            self.recipe, step=step, steps_per_epoch=self.steps_per_epoch
         )
+
+    def schedule_steps(self, step: int) -> int:
+        """Return the steps of the schedule that a step is in."""
+        return self.recipe.schedule_of(step // self.steps_per_epoch)[1] * self.steps_per_epoch
 
     def micro_batch_size(self, state: TrainState) -> int:
         """Return the images of a micro-batch: requested, forced by memory, or fastest; 0 for all."""
@@ -295,7 +295,8 @@ def optimizer_step(context: TrainContext, state: TrainState, lr: float, grad_nor
     state.scaler.step(state.optimizer)
     state.scaler.update()
     if state.ema is not None:
-        state.ema.update(state.model, state.progress.step)
+        step = state.progress.step
+        state.ema.update(state.model, step, total_steps=context.schedule_steps(step))
 
 
 def set_train_mode(model: nn.Module, freeze: str, freeze_bn_stats: bool = False) -> None:

@@ -107,6 +107,12 @@ FUNCTIONS = {
     "doctor": deitctl.collect_env,
 }
 CLI_ONLY = {"output_format", "quiet", "dry_run", "changes", "show_image", "replay"}
+OWN_OPTIONS = {
+    "cache-teacher": {"verify", "num_images"},
+    "pack": {"verify"},
+    "predict": {"output", "resume"},
+}
+"""Options of a command that stand for another function, or for what it prints."""
 API_ONLY = {"reporter", "overrides", "stdin", "keep_pixels", "command"}
 
 
@@ -116,8 +122,8 @@ def test_options_are_the_keywords_of_the_python_function_with_the_same_defaults(
 ) -> None:
     options = list_options(command)
     keywords = inspect.signature(FUNCTIONS[command]).parameters
-    verifying = {"verify", "num_images"} if command in ("cache-teacher", "pack") else set()
-    assert options.keys() - CLI_ONLY - verifying == keywords.keys() - API_ONLY - CLI_ONLY
+    own = OWN_OPTIONS.get(command, set())
+    assert options.keys() - CLI_ONLY - own == keywords.keys() - API_ONLY - CLI_ONLY
     for name in options.keys() & keywords.keys():
         default = keywords[name].default
         if default is inspect.Parameter.empty or name in ("model", "protocol", "inputs"):
@@ -132,7 +138,7 @@ def test_options_are_the_keywords_of_the_python_function_with_the_same_defaults(
 def test_every_option_of_training_is_a_setting_that_is_declared_once() -> None:
     names = [s.keyword for s in list_settings() if s.option.panel]
     assert len(names) == len(set(names))
-    special = {"data", "student", "recipe", "resume", "config", *CLI_ONLY}
+    special = {"data", "student", "recipe", "resume", "more_epochs", "config", *CLI_ONLY}
     assert list_options("distill").keys() | {"model"} == {*names, *special} - {
         "show_image",
         "replay",

@@ -21,7 +21,7 @@ from deitctl.errors import DataError
 from deitctl.events import SilentReporter
 from deitctl.inference.inputs import expand, load_batches
 from deitctl.models.model_config import Preprocessing
-from deitctl.training.run_dir import new_run_folder
+from deitctl.training.run_dir import create_run_folder
 
 
 def png(shade: int = 0) -> bytes:
@@ -332,7 +332,7 @@ def test_a_row_belongs_to_its_own_input_among_hostile_ones(tmp_path, monkeypatch
 )
 def test_a_run_named_by_others_stays_in_runs(stem, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = new_run_folder(stem)
+    folder = create_run_folder(stem)
     assert folder.parent == Path("runs")
     assert (tmp_path / folder).resolve().parent == tmp_path / "runs"
     assert folder.name.isprintable()

@@ -257,18 +257,18 @@ def test_ema_decay_is_between_zero_and_the_configured_one(step, decay, total):
 def test_ema_by_hand():
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
-    ema = ExponentialMovingAverage(model, decay=0.5, total_steps=1000)
+    ema = ExponentialMovingAverage(model, decay=0.5)
     nn.init.ones_(model.weight)
-    ema.update(model, 0)  # decay 1/10: 0.1 x 0 + 0.9 x 1
+    ema.update(model, 0, total_steps=1000)  # decay 1/10: 0.1 x 0 + 0.9 x 1
     assert ema.values["weight"].item() == pytest.approx(0.9)
     nn.init.constant_(model.weight, 2.0)
-    ema.update(model, 1000)  # decay 0.5: (0.9 + 2) / 2
+    ema.update(model, 1000, total_steps=1000)  # decay 0.5: (0.9 + 2) / 2
     assert ema.values["weight"].item() == pytest.approx(1.45)
 
 
 def test_average_is_a_copy():
     model = nn.Linear(1, 1)
-    ema = ExponentialMovingAverage(model, decay=0.5, total_steps=10)
+    ema = ExponentialMovingAverage(model, decay=0.5)
     before = ema.values["weight"].clone()
     nn.init.constant_(model.weight, 7.0)
     assert torch.equal(ema.values["weight"], before)
@@ -276,10 +276,10 @@ def test_average_is_a_copy():
 
 def test_buffers_are_averaged_and_counters_copied():
     model = nn.BatchNorm1d(2)
-    ema = ExponentialMovingAverage(model, decay=0.5, total_steps=1000)
+    ema = ExponentialMovingAverage(model, decay=0.5)
     model.running_mean.fill_(10.0)
     model.num_batches_tracked.fill_(42)
-    ema.update(model, 10**6)
+    ema.update(model, 10**6, total_steps=1000)
     assert ema.values["running_mean"].tolist() == [5.0, 5.0]
     assert ema.values["num_batches_tracked"].item() == 42
 
@@ -287,9 +287,9 @@ def test_buffers_are_averaged_and_counters_copied():
 def test_a_short_run_forgets_its_initialization():
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 1000.0)
-    ema = ExponentialMovingAverage(model, decay=0.99996, total_steps=100)
+    ema = ExponentialMovingAverage(model, decay=0.99996)
     nn.init.ones_(model.weight)
     for step in range(100):
-        ema.update(model, step)
+        ema.update(model, step, total_steps=100)
     # with 0.99996 it would be 997
     assert ema.values["weight"].item() == pytest.approx(1.0, abs=0.1)

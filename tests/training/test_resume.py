@@ -16,13 +16,8 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.errors import ConfigError
 from deitctl.lock import Busy, locked
 from deitctl.settings import write_toml
-from deitctl.training.launch import (
-    find_unfinished,
-    require_same,
-    resume,
-    run_training,
-    start_or_resume,
-)
+from deitctl.training.earlier_runs import find_unfinished, require_same
+from deitctl.training.launch import resume, run_training, start_or_resume
 from deitctl.training.run_dir import Run
 
 Make = Callable[..., TrainConfig]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
+
 import pytest
 
 from deitctl.config import TrainConfig
 from deitctl.errors import ConfigError, DeitctlError
 from deitctl.recipes import RECIPES
-from deitctl.training.run_dir import Run, new_run_folder
+from deitctl.training.configure import build_distill_config
+from deitctl.training.launch import name_run
+from deitctl.training.run_dir import Run, create_run_folder
 
 CONFIG = TrainConfig(
     model="deit_tiny", data="digits", recipe=RECIPES["digits"], output_dir="somewhere"
@@ -91,16 +97,64 @@ def test_cutting_a_log_that_is_shorter_adds_nothing(tmp_path):
 
 def test_new_folders_have_new_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert str(new_run_folder("deit_tiny-digits")) == "runs/deit_tiny-digits"
-    (tmp_path / "runs" / "deit_tiny-digits").mkdir(parents=True)
-    assert str(new_run_folder("deit_tiny-digits")) == "runs/deit_tiny-digits-2"
-    (tmp_path / "runs" / "deit_tiny-digits-2").mkdir()
-    assert str(new_run_folder("deit_tiny-digits")) == "runs/deit_tiny-digits-3"
+    assert str(create_run_folder("deit_tiny-digits")) == "runs/deit_tiny-digits"
+    assert str(create_run_folder("deit_tiny-digits")) == "runs/deit_tiny-digits-2"
+    assert str(create_run_folder("deit_tiny-digits")) == "runs/deit_tiny-digits-3"
 
 
 @pytest.mark.parametrize("stem", ["a/b c", "../up", "x:y", "...", ""])
 def test_odd_names_stay_inside_runs(stem, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = new_run_folder(stem)
+    folder = create_run_folder(stem)
     assert folder.parent.name == "runs"
     assert folder.name
+
+
+MAKE_FOLDER = """
+import sys, time
+from deitctl.training.run_dir import create_run_folder
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(20):
+    print(create_run_folder("deit_tiny-flowers"))
+"""
+
+
+def test_processes_that_start_at_once_get_folders_of_their_own(tmp_path):
+    """Three real processes, held until all are ready; each makes twenty folders of one name."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", MAKE_FOLDER]
+    processes = [
+        subprocess.Popen(command, cwd=tmp_path, stdin=pipe, stdout=pipe, text=True)
+        for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    folders = [line for p in processes for line in p.communicate()[0].splitlines()]
+    assert len(set(folders)) == len(folders) == 60
+    assert {str(p.relative_to(tmp_path)) for p in (tmp_path / "runs").iterdir()} == set(folders)
+
+
+def test_runs_that_cannot_be_made_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(DeitctlError, match="Cannot write runs/deit_tiny-digits"):
+        create_run_folder("deit_tiny-digits")
+
+
+def test_a_long_name_is_cut(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert create_run_folder("x" * 1000).is_dir()
+
+
+def test_a_run_is_named_by_model_teacher_data_and_a_seed_that_is_not_the_default():
+    assert name_run(CONFIG) == "deit_tiny-digits"
+    flowers = replace(CONFIG, data="/photos/flowers")
+    assert name_run(flowers) == "deit_tiny-flowers"
+    assert name_run(replace(flowers, seed=1)) == "deit_tiny-flowers-s1"
+    distill = build_distill_config({"distill.teacher": "/t/regnet"}, False, CONFIG.recipe)
+    taught = replace(flowers, seed=2, distill=distill)
+    assert name_run(taught) == "deit_tiny-from-regnet-flowers-s2"

@@ -26,7 +26,7 @@ def new_state(model: nn.Module, *, ema: bool = True) -> TrainState:
         model,
         build_optimizer(model, OPTIM),
         torch.amp.GradScaler("cpu", enabled=False),
-        ExponentialMovingAverage(model, decay=0.9, total_steps=100) if ema else None,
+        ExponentialMovingAverage(model, decay=0.9) if ema else None,
         Progress(),
     )
 
@@ -39,7 +39,7 @@ def step(state: TrainState, number: int, size: int = 32) -> None:
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
-        state.ema.update(state.model, number)
+        state.ema.update(state.model, number, total_steps=100)
     state.progress.step += 1
 
 
