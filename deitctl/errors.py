@@ -1,7 +1,8 @@
 """Errors that a user can fix, which the command line turns into one line and an exit code.
 
 DeitctlError            exit code 1
-├── ConfigError         a value in a recipe, a file or `--set` is wrong
+├── ConfigError         a value in a recipe, a file or a keyword is wrong
+│   └── UsageError      the command line itself is wrong (exit code 2)
 ├── DataError           a data set or an image cannot be used
 ├── ModelError          a model name or a checkpoint cannot be used
 │   └── WeightsNotFound no file, no cache and no network gave the weights
@@ -32,7 +33,13 @@ class DeitctlError(Exception):
 
 
 class ConfigError(DeitctlError):
-    """A value in a recipe, a file or `--set` is wrong."""
+    """A value in a recipe, a file or a keyword is wrong."""
+
+
+class UsageError(ConfigError):
+    """The command line itself is wrong: its options do not exist, fit or go together."""
+
+    exit_code = 2
 
 
 class DataError(DeitctlError):

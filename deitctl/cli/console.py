@@ -7,12 +7,14 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from deitctl.errors import ConfigError, Interrupted, Signalled, did_you_mean
+from deitctl.errors import Interrupted, Signalled, UsageError, did_you_mean
 from deitctl.records import to_json, to_object
 
 if TYPE_CHECKING:  # Rich takes 0.1 s to import: where nothing is drawn, it is not
@@ -22,6 +24,8 @@ if TYPE_CHECKING:  # Rich takes 0.1 s to import: where nothing is drawn, it is n
 CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
+QUOTED = re.compile("`[^`]*`")
+"""A command, path or name in a message."""
 UNITS = {"mib": "MiB", "px": "pixels", "s": "s"}
 MAX_TEXT = 4000
 """Characters of a text that is shown on a terminal."""
@@ -54,6 +58,45 @@ def make_stderr_console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def wrap_words(text: str, width: int) -> str:
+    """Return a text in lines of `width` characters, broken at spaces alone.
+
+    What stands in backticks stays in one line, so that it can be copied; what is longer than a line runs over its end.
+    """
+    glued = QUOTED.sub(lambda match: match[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(
+        glued, max(width, 1), break_long_words=False, break_on_hyphens=False, expand_tabs=False
+    )
+    return "\n".join(lines).replace("\0", " ")
+
+
+def print_message(console: Console, text: str, label: str = "", style: str = "") -> None:
+    """Print a message after its label: on a terminal wrapped at words, elsewhere in one line."""
+    from rich.text import Text
+
+    text = escape_control(f"{label}: {text}" if label else text)
+    if console.is_terminal:
+        text = wrap_words(text, console.width)
+    message = Text(text)
+    message.stylize(style, 0, len(label) + 1 if label else 0)
+    console.print(message, soft_wrap=True)
+
+
+def print_next(command: Iterable[str], *, shape: str, quiet: bool = False) -> None:
+    """Print the command that is useful next: on stderr, beside a table on a terminal, unless `quiet`.
+
+    Args:
+        command: its words after `deitctl`; those in capitals stand for what the user knows.
+        shape: output format of this command.
+        quiet: of this command.
+    """
+    is_first_process = os.environ.get("RANK", "0") == "0"
+    if shape == "table" and not quiet and is_first_process and sys.stderr.isatty():
+        line = escape_control(shlex.join(["deitctl", *command]))
+        # never wrapped: it is to be copied
+        make_stderr_console().print(f"[cyan]next:[/] {escape_markup(line)}")
+
+
 def print_error(error: Exception) -> None:
     """Print an error as one line on stderr; after an interruption the last line is the command that resumes."""
     console = make_stderr_console()
@@ -69,8 +112,7 @@ def print_error(error: Exception) -> None:
             console.print(escape_markup(error.resume_command))
         return
     text = " ".join(str(error).split())
-    process = "" if rank == "0" else escape_markup(f"[process {rank}] ")
-    console.print(f"{process}[red]error:[/] {escape_markup(text)}")
+    print_message(console, text, "error" if rank == "0" else f"[process {rank}] error", "red")
 
 
 @contextmanager
@@ -104,8 +146,11 @@ def print_records(records: Iterable[Record]) -> int:
 
 
 def print_line(text: str) -> None:
-    """Print a line on stdout, never wrapped: it is to be copied."""
-    sys.stdout.write(escape_control(text) + "\n")
+    """Print a line on stdout, on a terminal wrapped at words."""
+    text = escape_control(text)
+    if sys.stdout.isatty():
+        text = wrap_words(text, shutil.get_terminal_size().columns)
+    sys.stdout.write(text + "\n")
 
 
 def print_table(
@@ -170,13 +215,13 @@ def choose_format(output_format: str | None, formats: tuple[str, ...], piped: st
     """Return the output format: as given, or a table on a terminal and `piped` elsewhere.
 
     Raises:
-        ConfigError: an unknown format.
+        UsageError: an unknown format.
     """
     if output_format is None:
         return "table" if sys.stdout.isatty() else piped
     if output_format not in formats:
         hint = did_you_mean(output_format, formats) or f"There are: {', '.join(formats)}."
-        raise ConfigError(f"There is no output format {output_format!r}.", hint)
+        raise UsageError(f"There is no output format {output_format!r}.", hint)
     return output_format
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,15 +16,23 @@ import typer
 import deitctl
 from deitctl.cli import completion
 from deitctl.cli import options as o
-from deitctl.cli.console import choose_format, escape_control, json_text, pause_gc, print_records
+from deitctl.cli.console import (
+    choose_format,
+    escape_control,
+    json_text,
+    pause_gc,
+    print_next,
+    print_records,
+)
 from deitctl.cli.progress import make_reporter
 from deitctl.config import MODEL_HELP
-from deitctl.errors import ConfigError
+from deitctl.errors import Interrupted, Signalled, UsageError
+from deitctl.events import SilentReporter
 from deitctl.records import to_object
 
 if TYPE_CHECKING:
-    from deitctl.events import Reporter
-    from deitctl.inference.classifier import Prediction
+    from deitctl.events import Reporter, Task
+    from deitctl.inference.classifier import Classifier, Prediction
 
 FORMATS = ("table", "json", "jsonl", "csv")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -66,39 +79,182 @@ def predict(
             complete=completion.complete_values(*FORMATS),
         ),
     ] = None,
+    output: Annotated[
+        str,
+        o.option(
+            "--output",
+            help="Write the records to this new .jsonl file.",
+            default="stdout",
+            panel=o.OUTPUT,
+            metavar="OUT.JSONL",
+        ),
+    ] = "",
+    resume: Annotated[
+        str,
+        o.option(
+            "--resume",
+            help="Add to this .jsonl file the records that it lacks; a missing file is begun.",
+            default="",
+            panel=o.OUTPUT,
+            metavar="OUT.JSONL",
+        ),
+    ] = "",
     quiet: o.QuietOpt = False,
 ) -> None:
     """Classify images.
 
     Example: deitctl predict cat.jpg --topk 5
     """
-    shape, reporter = choose_format(output_format, FORMATS, "jsonl"), make_reporter(quiet)
+    to_file = resume or output
+    shape = "jsonl" if to_file else choose_format(output_format, FORMATS, "jsonl")
+    if resume and output:
+        raise UsageError(f"--resume {resume} writes to that file.", "Leave --output out.")
+    if to_file and output_format not in (None, "jsonl"):
+        raise UsageError(f"{to_file} is JSON Lines.", f"Leave --format {output_format} out.")
     if show_image and shape != "table":
-        raise ConfigError(f"--show-image goes with a table, not with {shape}.")
+        raise UsageError(f"--show-image goes with a table, not with {shape}.")
+    reporter = make_reporter(quiet)
     keep_pixels = shape == "table" and _can_show_images(show_image, images, reporter)
-    with pause_gc():
-        predictions = deitctl.predict(
-            images,
-            model=model,
-            weights=weights,
-            topk=topk,
-            head=head,
-            batch_size=batch_size or (1 if "-" in images else 16),
-            img_size=img_size,
-            device=device,
-            precision=precision,
-            stdin=sys.stdin,
-            keep_pixels=keep_pixels,
-            reporter=reporter,
-        )
-    printers = {
-        "table": _print_table,
-        "json": _print_json,
-        "jsonl": print_records,
-        "csv": _print_csv,
-    }
-    if printers[shape](predictions):
+    batch_size = batch_size or (1 if "-" in images and not to_file else 16)
+
+    def load() -> Classifier:
+        with pause_gc():
+            return deitctl.load(
+                model,
+                weights=weights,
+                head=head,
+                img_size=img_size,
+                device=device,
+                precision=precision,
+                reporter=reporter,
+            )
+
+    if to_file:
+        with _resume_on_interruption():
+            num_failed = _predict_to_file(
+                Path(to_file).expanduser(),
+                images,
+                load,
+                resume=bool(resume),
+                topk=topk,
+                batch_size=batch_size,
+                precision=precision,
+                reporter=reporter,
+            )
+        raise typer.Exit(3 if num_failed else 0)
+    classifier = load()
+    from deitctl.inference.inputs import expand
+
+    predictions = classifier.stream(
+        expand(images, sys.stdin), topk=topk, batch_size=batch_size, keep_pixels=keep_pixels
+    )
+    with _track(_count(images), reporter) as progress:
+        num_failed = PRINTERS[shape](progress.follow(predictions))
+    if (explain := _list_explain(progress.example, classifier, model, weights)) is not None:
+        print_next(explain, shape=shape, quiet=quiet)
+    if num_failed:
         raise typer.Exit(3)
+
+
+@dataclass
+class _Progress:
+    """Counts what goes by."""
+
+    task: Task
+    example: str | None = None
+    """The first input that was classified."""
+    count: int = 0
+
+    def follow(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+        for prediction in predictions:
+            if self.example is None and prediction.error is None:
+                self.example = prediction.input
+            yield prediction
+            self.count += 1
+            self.task.advance()
+
+
+@contextmanager
+def _track(total: int | None, reporter: Reporter, num_written: int = 0) -> Iterator[_Progress]:
+    """Show the progress of a block and, at its end, the speed; of a single image neither."""
+    start = time.perf_counter()
+    reporter = SilentReporter() if total == 1 else reporter
+    with reporter.task("predicting", total) as task:
+        task.skip(num_written)
+        progress = _Progress(task)
+        yield progress
+    seconds = time.perf_counter() - start
+    if progress.count > 1:
+        speed = progress.count / max(seconds, 1e-9)
+        reporter.note(f"{progress.count:,} images in {seconds:.1f} s, {speed:.1f} images/s.")
+
+
+def _count(images: list[str]) -> int | None:
+    """Return how many inputs there are, None if only the end of stdin tells."""
+    from deitctl.inference.inputs import count_images
+
+    if "-" in images and sys.stdin.isatty():
+        return 1  # typed by hand: no bar between the lines
+    return count_images(images)
+
+
+def _predict_to_file(
+    path: Path,
+    images: list[str],
+    load: Callable[[], Classifier],
+    *,
+    resume: bool,
+    topk: int,
+    batch_size: int,
+    precision: str,
+    reporter: Reporter,
+) -> int:
+    """Write the records that a file lacks, and return how many of all of its records are failures."""
+    from deitctl.inference.inputs import expand
+    from deitctl.inference.prediction_file import open_prediction_file
+
+    with open_prediction_file(path, resume=resume) as records:
+        names = [str(image) for image in expand(images, sys.stdin)]
+        records.require_inputs(names, reporter)
+        classifier = load()
+        records.require_model(classifier, topk=topk, precision=precision, reporter=reporter)
+        num_written, num_failed = records.counts.total(), records.num_errors
+        if num_written:
+            errors = (
+                f", {num_failed:,} of them errors, which are not tried again" if num_failed else ""
+            )
+            reporter.note(f"{path} has {num_written:,} records{errors}.")
+        records.start()
+        predictions = records.predict_remaining(names, classifier, topk=topk, batch_size=batch_size)
+        with _track(len(names), reporter, num_written) as progress:
+            for prediction in progress.follow(predictions):
+                num_failed += prediction.error is not None
+                records.append(json_text(to_object(prediction)) + "\n")
+    return num_failed
+
+
+@contextmanager
+def _resume_on_interruption() -> Iterator[None]:
+    """Let an interruption say the command that continues: the same, with --resume for --output."""
+    try:
+        yield
+    except (Interrupted, Signalled) as stop:
+        arguments = ["--resume" + a[8:] if a.startswith("--output") else a for a in sys.argv[1:]]
+        raise Interrupted(stop.signum, shlex.join(["deitctl", *arguments])) from stop
+
+
+def _list_explain(
+    image: str | None, classifier: Classifier, model: str, weights: str
+) -> list[str] | None:
+    """Return the command that explains a prediction, None for a model that cannot be explained."""
+    from deitctl.inference.onnx_classifier import SUFFIX
+    from deitctl.models.catalog import find
+
+    name = classifier.model_config.architecture
+    if image is None or model.lower().endswith(SUFFIX) or find(name) is None:
+        return None
+    options = [*(["--model", model] if model else []), *(["--weights", weights] if weights else [])]
+    return ["explain", image, *options]
 
 
 def _can_show_images(show_image: bool | None, images: list[str], reporter: Reporter) -> bool:
@@ -161,5 +317,16 @@ def _print_table(predictions: Iterable[Prediction]) -> int:
     num_failed, console = 0, make_stdout_console()
     for prediction in predictions:
         num_failed += prediction.error is not None
-        print_prediction(prediction, console)
+        with console.capture() as capture:
+            print_prediction(prediction, console)
+        sys.stdout.write(capture.get())  # not by the console, which would write over a bar
+        sys.stdout.flush()
     return num_failed
+
+
+PRINTERS = {
+    "table": _print_table,
+    "json": _print_json,
+    "jsonl": print_records,
+    "csv": _print_csv,
+}

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from deitctl.cli.console import escape_markup, make_stderr_console
+from deitctl.cli.console import escape_markup, make_stderr_console, print_message
 from deitctl.events import Reporter, SilentReporter, Task
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ class _QuietReporter(SilentReporter):
         return make_stderr_console()
 
     def warn(self, message: str) -> None:
-        self.console.print(f"[yellow]warning:[/] {escape_markup(message)}")
+        print_message(self.console, message, "warning", "yellow")
 
 
 class LineReporter(_QuietReporter):
     """A line every few seconds of a step."""
 
     def note(self, message: str) -> None:
-        self.console.print(escape_markup(message))
+        print_message(self.console, message)
 
     @contextmanager
     def task(self, label: str, total: int | None, unit: str = "images") -> Iterator[Task]:
@@ -101,10 +101,12 @@ class BarReporter(_QuietReporter):
             p.TextColumn("{task.fields[extra]}"),
             console=self.console,
             transient=True,
+            # what else is printed on the terminal stands above the bars; a file or pipe gets it as it is
+            redirect_stdout=sys.stdout.isatty(),
         )
 
     def note(self, message: str) -> None:
-        self.console.print(escape_markup(message))  # the bars' console too, which keeps them below
+        print_message(self.console, message)  # the bars' console too, which keeps them below
 
     @contextmanager
     def task(self, label: str, total: int | None, unit: str = "images") -> Iterator[Task]:

@@ -72,6 +72,12 @@ def expand(images: Iterable[ImageLike], stdin: Iterable[str] = ()) -> Iterator[I
             yield image
 
 
+def count_images(images: Iterable[str]) -> int | None:
+    """Return how many images `expand` will yield; None where only the end of stdin tells."""
+    names = list(images)
+    return None if STDIN in names else sum(1 for _ in expand(names))
+
+
 def is_url(name: str) -> bool:
     """Return whether a name is an http or https address."""
     return name.lower().startswith(("http://", "https://"))

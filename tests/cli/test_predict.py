@@ -6,6 +6,7 @@ import csv
 import gc
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from deitctl.cli.app import app
 from deitctl.cli.console import pause_gc
+from deitctl.errors import Interrupted, Signalled
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model
@@ -183,3 +185,74 @@ def test_a_reader_that_has_enough_ends_it_without_a_word(model, inputs, tmp_path
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert json.loads(done.stdout)["input"] == inputs[0]
     assert "rror" not in done.stderr
+
+
+def predict_to(path: Path, option: str, model: str, *arguments: str) -> int:
+    names = ["predict", *arguments, "--model", model, "--batch-size", "2", option, str(path)]
+    result = CliRunner().invoke(app, names)
+    assert result.stdout == ""
+    return result.exit_code
+
+
+def test_a_file_cut_anywhere_is_continued_to_what_it_would_have_been(model, inputs, tmp_path):
+    """The first input twice, and one that cannot be read: one record an input, whatever it says."""
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    names = [*inputs, inputs[0], inputs[2]]
+    assert predict_to(whole, "--output", model, *names) == 3
+    records = whole.read_bytes()
+    assert [json.loads(line)["input"] for line in records.splitlines()] == names
+    for size in (0, 1, len(records) // 3, len(records) // 2, len(records) - 1, len(records)):
+        cut.write_bytes(records[:size])
+        assert predict_to(cut, "--resume", model, *names) == 3, "errors of before count too"
+        assert cut.read_bytes() == records
+    cut.unlink()
+    assert predict_to(cut, "--resume", model, *names) == 3, "a missing file is begun"
+    assert cut.read_bytes() == records
+
+
+def test_what_stdout_had_can_be_continued(model, inputs, tmp_path):
+    path = tmp_path / "out.jsonl"
+    arguments = ["predict", *inputs, "--model", model, "--batch-size", "2"]
+    printed = CliRunner().invoke(app, [*arguments, "--format", "jsonl"])
+    path.write_text(printed.stdout.splitlines()[0] + "\n")
+    assert predict_to(path, "--resume", model, *inputs) == 3
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        json.loads(line) for line in printed.stdout.splitlines()
+    ]
+
+
+def test_an_interruption_says_how_to_continue(model, inputs, tmp_path, monkeypatch):
+    from deitctl.inference.prediction_file import PredictionFile
+
+    def interrupt(*_: object) -> None:
+        raise Signalled(15)
+
+    monkeypatch.setattr(PredictionFile, "append", interrupt)
+    monkeypatch.setattr("sys.argv", ["deitctl", "predict", "a b", "--output", "x.jsonl"])
+    result = CliRunner().invoke(
+        app, ["predict", *inputs, "--model", model, "--output", str(tmp_path / "x.jsonl")]
+    )
+    assert isinstance(result.exception, Interrupted)
+    assert result.exception.resume_command == "deitctl predict 'a b' --resume x.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--output", "a.jsonl", "--resume", "b.jsonl"], "Leave --output out"),
+        (["--output", "a.jsonl", "--format", "csv"], "Leave --format csv out"),
+        (["--output", "a.csv"], "they end in .jsonl"),
+    ],
+)
+def test_a_file_of_records_goes_with_no_other_output(options, says, model, inputs):
+    result = CliRunner().invoke(app, ["predict", *inputs, "--model", model, *options])
+    assert says in str(result.exception)
+
+
+def test_progress_goes_to_stderr_and_not_for_a_single_image(model, inputs):
+    arguments = ["--model", model, "--format", "jsonl"]
+    several = CliRunner().invoke(app, ["predict", *inputs, *arguments])
+    assert [json.loads(line)["input"] for line in several.stdout.splitlines()] == inputs
+    assert re.fullmatch(r"3 images in \d+\.\d s, \d+\.\d images/s\.\n", several.stderr)
+    assert CliRunner().invoke(app, ["predict", inputs[0], *arguments]).stderr == ""
+    assert CliRunner().invoke(app, ["predict", *inputs, "--quiet", *arguments]).stderr == ""

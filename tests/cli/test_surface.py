@@ -272,9 +272,9 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     ("arguments", "code", "says"),
     [
         (["predict", "x.jpg", "--model", "deit_tinny"], 1, "Did you mean 'deit_tiny'"),
-        (["predict", "x.jpg", "--format", "xml"], 1, "There are: table, json, jsonl, csv"),
+        (["predict", "x.jpg", "--format", "xml"], 2, "There are: table, json, jsonl, csv"),
         (["explain", "x.jpg", "--model", "deit_tinny"], 1, "Did you mean 'deit_tiny'"),
-        (["explain", "x.jpg", "--format", "csv"], 1, "There are: table, jsonl"),
+        (["explain", "x.jpg", "--format", "csv"], 2, "There are: table, jsonl"),
         (["explain", "x.jpg", "--method", "lime"], 1, "There are: rollout, gradient, last-layer"),
         (["predict"], 2, "Missing argument"),
         (
@@ -285,7 +285,7 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["predict", "x.jpg", "--model", "gone.onnx"], 1, "There is no ONNX file 'gone.onnx'"),
         (
             ["predict", "x.jpg", "--format", "csv", "--show-image"],
-            1,
+            2,
             "--show-image goes with a table, not with csv",
         ),
         (["eval", "--model", "deit_tiny", "--img-size", "100000"], 1, "1 to 2048 pixels a side"),
