@@ -79,10 +79,10 @@ def models(
         )
         for model in models
     ]
-    columns = ("name", "weights", "input, px", "parameters, M", "ImageNet top-1, %")
+    columns = ("name", "weights", "pixels", "params, M", "top-1, %")
     print_table("models (any timm classifier works by its name too)", columns, rows, 2)
-    print_line("Top-1 as timm measures it at that input size; the source, timm's names and URLs:")
-    print_line("deitctl models --format json")
+    print_line("Top-1 on ImageNet, as timm measures it at that input size.")
+    print_line("timm's names, URLs and sources: deitctl models --format json")
 
 
 def _list_models(pattern: str) -> list[PublishedModel]:

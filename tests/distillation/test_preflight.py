@@ -400,7 +400,7 @@ def test_published_teachers_are_identified_by_name_and_files_by_content(
     digits_teacher: Path, distilled: Make
 ) -> None:
     published = replace(distilled("run").distill or DistillConfig, teacher="regnety_160")  # type: ignore[type-var]
-    assert identify_teacher(published, SILENT) == "regnety_160 without weights"
+    assert identify_teacher(published, SILENT) == "regnety_160.deit_in1k without weights"
     by_folder = distilled("run").distill
     assert by_folder is not None
     copy = digits_teacher.parent / "elsewhere"

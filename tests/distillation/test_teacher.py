@@ -235,6 +235,25 @@ def test_auto_finetunes_the_whole_network_given_enough_images(
     assert "has 1000 classes" in reporter.warnings[0]  # type: ignore[attr-defined]
 
 
+def test_a_teacher_that_is_trained_from_scratch_claims_no_published_weights(
+    distilled: Make, little: Pair
+) -> None:
+    runs: list[TrainConfig] = []
+
+    class Planned(Exception):
+        pass
+
+    def train_run(run: TrainConfig) -> Mapping[str, Any]:
+        runs.append(run)
+        raise Planned
+
+    config = distilled("run", teacher="regnety_002.pycls_in1k")  # whose weights are not here
+    with pytest.raises(Planned):
+        resolve_teacher(config, little[0], "0", train_run, SILENT)
+    assert (runs[0].model, runs[0].recipe.pretrained) == ("regnety_002", False)
+    assert Path(runs[0].output_dir).name.startswith("regnety_002-scratch-")
+
+
 def test_auto_does_not_finetune_a_teacher_that_has_the_classes(
     distilled: Make, little: Pair
 ) -> None:

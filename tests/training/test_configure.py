@@ -5,12 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 
 from deitctl.errors import ConfigError, TeacherError
 from deitctl.events import SilentReporter
 from deitctl.models.catalog import load_imagenet_classes
-from deitctl.settings import parse_overrides, write_toml
-from deitctl.training.configure import build_config, make_absolute, read_config
+from deitctl.settings import parse_overrides, read_toml, write_toml
+from deitctl.training.configure import add_tags, build_config, make_absolute, read_config
 from deitctl.training.launch import run_training
 
 SILENT = SilentReporter()
@@ -35,7 +36,7 @@ def test_the_defaults_distill_the_built_in_pair_on_digits() -> None:
     assert (config.model, config.data, config.recipe.name) == ("deit_tiny", "digits", "digits")
     assert config.distill is not None
     assert (config.distill.teacher, config.distill.mode, config.distill.alpha) == (
-        "regnety_002",
+        "regnety_002.pycls_in1k",
         "hard",
         0.5,
     )
@@ -75,6 +76,63 @@ def test_imagenet_without_the_teachers_weights_names_the_file_and_the_option(
     config, train, val = build_config(settings, distilled=True, reporter=SILENT)
     with pytest.raises(TeacherError, match=r"regnety_160.*--teacher-weights"):
         run_training(config, datasets=(train, val))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "weights", "named"),
+    [
+        ("regnety_160", "", "regnety_160.deit_in1k"),  # the paper's, by its authors
+        ("regnety_160.sw_in12k_ft_in1k", "", "regnety_160.sw_in12k_ft_in1k"),
+        ("deit_base", "", "deit_base_patch16_224.fb_in1k"),
+        ("regnety_160", "mine.pth", "regnety_160"),  # nothing is published about a file
+    ],
+)
+def test_a_teacher_is_named_with_the_tag_of_its_published_weights(
+    teacher: str, weights: str, named: str, tmp_path: Path
+) -> None:
+    settings = {"distill.teacher": teacher, "distill.teacher_weights": weights}
+    config, _, _ = build_config(settings, distilled=True, reporter=SILENT)
+    assert config.distill is not None
+    assert config.distill.teacher == named
+    (tmp_path / "run.toml").write_text(write_toml(config))
+    assert read_toml(tmp_path / "run.toml")["distill"]["teacher"] == named
+
+
+def test_a_student_is_named_with_the_tag_of_the_weights_that_it_starts_from(
+    image_folder: Callable[..., Path],
+) -> None:
+    data = str(image_folder({"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1}))
+    tag = timm.get_pretrained_cfg("test_resnet").tag
+    for settings, named in (
+        ({"model": "test_resnet"}, f"test_resnet.{tag}"),
+        ({"model": "test_resnet", "recipe.pretrained": False}, "test_resnet"),
+        ({"model": "test_resnet", "weights": "mine.pth"}, "test_resnet"),
+        ({"model": "deit_tiny"}, "deit_tiny"),  # a DeiT's weights are those of the catalog
+    ):
+        config, _, _ = build_config({"data": data, **settings}, reporter=SILENT)
+        assert config.model == named
+
+
+def test_a_run_keeps_its_weights_when_timms_default_for_a_name_changes(
+    tmp_path: Path, image_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from timm.models import _registry
+
+    data = str(image_folder({"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1}))
+    settings = {"data": data, "model": "resnet18", "distill.teacher": "resnet50"}
+    config, _, _ = build_config(settings, distilled=True, reporter=SILENT)
+    (tmp_path / "run.toml").write_text(write_toml(config))
+    for name, tag in (("resnet18", "tv_in1k"), ("resnet50", "tv_in1k")):
+        assert timm.get_pretrained_cfg(name).tag != tag
+        cfg = timm.get_pretrained_cfg(f"{name}.{tag}")
+        monkeypatch.setitem(_registry._model_pretrained_cfgs, name, cfg)
+    later = build_config(settings, distilled=True, reporter=SILENT)[0]
+    assert (later.model, later.distill and later.distill.teacher) == (
+        "resnet18.tv_in1k",
+        "resnet50.tv_in1k",
+    )
+    assert read_config(tmp_path / "run.toml", {}, {}, distilled=True) == config
+    assert add_tags(config) == config
 
 
 def test_own_images_are_fine_tuned(image_folder: Callable[..., Path]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from deitctl.api import evaluate
 from deitctl.config import DistillConfig, TrainConfig
@@ -18,6 +19,7 @@ from deitctl.data.dataset import ImageDataset, select
 from deitctl.data.loader import build_eval_loader
 from deitctl.errors import ConfigError, DataError, DeitctlError, Interrupted, TeacherError
 from deitctl.events import SilentReporter, Task
+from deitctl.models.checkpoint_io import load_tensors
 from deitctl.models.factory import load_model
 from deitctl.training.launch import resume, run_training
 
@@ -101,10 +103,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory, little: Pair) -> Callable[[T
     [
         ("epoch 1/3", 0, 1),
         ("epoch 1/3", 2, 2),
-        ("epoch 2/3", 1, 4),
-        ("epoch 2/3", 3, 6),
-        ("epoch 3/3, validate", 0, 9),
-        ("epoch 3/3, validate EMA", 0, 9),
+        ("epoch 2/3", 1, 5),
+        ("epoch 2/3", 4, 8),
+        ("epoch 3/3, validate", 0, 12),
+        ("epoch 3/3, validate EMA", 0, 12),
     ],
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -295,3 +297,19 @@ def test_a_resume_may_change_the_machine_but_not_the_recipe(
         "save_every": "2",
     }
     assert resume(Path(config.output_dir), settings=same, datasets=little).epochs == 3
+
+
+def test_a_run_is_not_resumed_with_other_weights_of_its_teacher(
+    distilled: Make, little: Pair, digits_teacher: Path
+) -> None:
+    """The name of a teacher may mean other weights than when the run began."""
+    config = distilled("run", teacher_cache="off")
+    config = replace(config, recipe=replace(config.recipe, epochs=1, batch_size=60))
+    run = run_training(config, datasets=little).run
+    resume(run, datasets=little)
+    began = json.loads((run / "teacher.json").read_text())["weights_fingerprint"]
+    file = digits_teacher / "model.safetensors"
+    save_file({k: v * 1.01 for k, v in load_tensors(file).items()}, file)
+    with pytest.raises(TeacherError, match=rf"began with other weights of its teacher \({began}\)"):
+        resume(run, datasets=little)
+    assert json.loads((run / "teacher.json").read_text())["weights_fingerprint"] == began

@@ -67,6 +67,23 @@ def test_a_model_of_one_size_is_refused_before_it_is_run(little_config: Make) ->
         plan_training(replace(config, recipe=recipe))
 
 
+@pytest.mark.parametrize(
+    ("model", "dist_token", "weights"),
+    [
+        ("deit_tiny", True, "deit_tiny_distilled_patch16_224.fb_in1k"),
+        ("deit_tiny_distilled", False, "deit_tiny_patch16_224.fb_in1k"),
+        ("deit3_small_patch16_224", True, "deit3_small_patch16_224.fb_in1k"),
+        ("test_resnet.r160_in1k", True, "test_resnet.r160_in1k"),
+    ],
+)
+def test_the_published_weights_that_a_student_starts_from_are_named(
+    model: str, dist_token: bool, weights: str, distilled: Make
+) -> None:
+    config = distilled("x", dist_token=dist_token)
+    recipe = replace(config.recipe, pretrained=True)
+    assert plan_training(replace(config, model=model, recipe=recipe)).initial_weights == weights
+
+
 def test_one_epoch_has_no_early_one_and_reports_it(
     little_config: Make, little: Pair, reporter
 ) -> None:
