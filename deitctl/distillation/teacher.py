@@ -234,10 +234,9 @@ def resolve_teacher(
 
 def _no_weights(error: WeightsNotFound, train: ImageDataset) -> TeacherError:
     data = "ImageNet" if is_imagenet(train.class_names) else "this data"
-    hint = error.hint.replace("pass the file", "pass it with --teacher-weights FILE")
     return TeacherError(
         f"{error.message} A teacher for {data} needs them.",
-        hint.replace("then pass --weights FILE", "then pass --teacher-weights FILE"),
+        error.hint.replace("pass --weights FILE", "pass --teacher-weights FILE"),
     )
 
 

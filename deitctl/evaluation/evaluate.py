@@ -38,7 +38,7 @@ from deitctl.events import Reporter, SilentReporter
 from deitctl.inference.onnx_classifier import SUFFIX, OnnxClassifier, load_onnx_classifier
 from deitctl.models.catalog import DEFAULT_MODEL
 from deitctl.models.checkpoint_io import CONFIG, load_model_config
-from deitctl.models.factory import WEIGHT_SUFFIXES, is_model_folder, load_model
+from deitctl.models.factory import WEIGHT_SUFFIXES, is_model_folder, load_model, name_weights
 from deitctl.models.heads import choose_head
 from deitctl.models.model_config import ModelConfig
 from deitctl.paths import read_json, require_writable, write_bytes, write_json
@@ -140,7 +140,16 @@ def evaluate_models(
     )
     names = _choose_names(models, protocols)
     evaluations = [
-        replace(result, name=name, data=data, split=split)
+        replace(
+            result,
+            name=name,
+            model=name_weights(result.model, weights),
+            data=data,
+            split=images.split,
+            num_train_images=images.count_train_images(
+                weights or result.model, result.indices.tolist()
+            ),
+        )
         for result, name in zip(results, names, strict=True)
     ]
     if is_main_process() and predictions:

@@ -117,7 +117,7 @@ class EvalResult:
     """
 
     model: str = ""
-    """Model, as it was named."""
+    """Model, as it was named; published weights by timm's name."""
     name: str = ""
     """What tells this result from the others of the same evaluation."""
     data: str = ""

@@ -66,6 +66,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise ModelError(f"There is no weights file {path}.")
+    _require_weights_file(path)
     try:
         if path.suffix == ".safetensors":
             # Before safetensors parses it: a header may claim up to 100 MB of JSON.
@@ -114,6 +115,19 @@ def _unreadable(path: Path, reason: str) -> ModelError:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _require_weights_file(path: Path) -> None:
+    """Raise `ModelError` for an image, a text or another file that does not begin as weights do."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    # The length of the header, or a zip archive or a pickle of torch.save. A shorter file is broken.
+    is_pickle = start.startswith((b"PK", b"\x80"))
+    if path.suffix != ".safetensors" and len(start) == 8 and not is_pickle:
+        raise ModelError(
+            f"{path} is no file of weights.",
+            "Weights are .safetensors files, or .pth, .pt or .bin files of torch.save.",
+        )
 
 
 def _require_small_header(path: Path) -> None:

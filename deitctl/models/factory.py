@@ -78,9 +78,10 @@ def load_model(
         return _load_deit_file(path, arch, img_size)
     _require_timm_name(ref)
     if not weights:
-        ref = timm_models.add_tag(ref)
-        with reporter.task(f"load {ref}", None, "bytes"):
-            model, model_config = timm_models.load_published(ref, img_size=img_size)
+        if (name := timm_models.add_tag(ref)) != ref:
+            reporter.note(f"{ref} means timm's weights {name}.")
+        with reporter.task(f"load {name}", None, "bytes"):
+            model, model_config = timm_models.load_published(name, img_size=img_size)
         return LoadedModel(model.eval(), model_config)
     if Path(weights).is_dir():
         return _load_folder(Path(weights), img_size)

@@ -251,7 +251,7 @@ def _weights_not_found(name: str) -> WeightsNotFound:
     where = f"https://huggingface.co/{_get_hub_id(name)}" if _get_hub_id(name) else "the hub"
     return WeightsNotFound(
         f"The weights of {name} are not on this machine and cannot be downloaded.",
-        f"Fetch model.safetensors from {where} and pass the file.",
+        f"Fetch model.safetensors from {where}, then pass --weights FILE.",
     )
 
 

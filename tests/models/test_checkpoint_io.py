@@ -163,6 +163,24 @@ def test_truncated_weights_are_refused(tmp_path, tensors):
         read_tensor_shapes(tmp_path / "x.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("text.jpg", b"this is text, not an image"),
+        ("photo.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF"),
+        ("model.onnx", b"\x08\x0a\x12\x07pytorch"),
+        ("notes.pth", b"epoch,top1"),
+    ],
+)
+def test_another_file_than_weights_is_refused_by_name_with_what_is_expected(
+    name, content, tmp_path
+):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=rf"{name} is no file of weights\.") as error:
+        load_tensors(tmp_path / name)
+    assert ".safetensors" in error.value.hint
+
+
 def test_missing_weights_are_refused(tmp_path):
     with pytest.raises(ModelError, match="There is no weights file"):
         load_tensors(tmp_path / "x.safetensors")
