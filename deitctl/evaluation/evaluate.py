@@ -145,10 +145,7 @@ def evaluate_models(
             name=name,
             model=name_weights(result.model, weights),
             data=data,
-            split=images.split,
-            num_train_images=images.count_train_images(
-                weights or result.model, result.indices.tolist()
-            ),
+            split=split,
         )
         for result, name in zip(results, names, strict=True)
     ]
