@@ -533,6 +533,7 @@ def _configure(request: _Request, datasets: Datasets | None = None) -> tuple[Tra
 
 
 def _run(request: _Request) -> TrainResult:
+    from deitctl.paths import DiskError
     from deitctl.profiling.batch_size import with_chosen_batch_size
     from deitctl.recipes import get_recipe
     from deitctl.training import launch
@@ -561,7 +562,10 @@ def _run(request: _Request) -> TrainResult:
             reporter=request.reporter,
             choose=choose if request.auto_batch_size else None,
         )
-    _draw_curves(result.run, result.teacher.top1 if result.teacher else None)
+    try:
+        _draw_curves(result.run, result.teacher.top1 if result.teacher else None)
+    except DiskError as error:
+        request.reporter.warn(f"{error.message} The run is finished, without its curves.")
     return result
 
 

@@ -27,16 +27,33 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    data: o.DataArg = "",
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA|RUN",
+            help=f"{o.DATA_HELP} A run folder stands for its held-out images. "
+            "Default: those of the model's run, else the built-in 'digits'.",
+            show_default=False,
+        ),
+    ] = "",
     model: Annotated[
         list[str] | None,
         o.option(
             "--model",
             help=f"{MODEL_HELP} Or an exported ONNX file. May be repeated, to compare models.",
-            default="deit_small_distilled",
+            default="RUN, else deit_small_distilled",
             complete=completion.complete_model,
         ),
     ] = None,
+    split: Annotated[
+        str,
+        o.option(
+            "--split",
+            help="train, val, test or all.",
+            default="images that the model was not trained on",
+            complete=completion.complete_values("train", "val", "test", "all"),
+        ),
+    ] = "",
     weights: o.WeightsOpt = "",
     head: o.HeadOpt = "auto",
     protocol: Annotated[
@@ -92,11 +109,9 @@ def evaluate(
 ) -> None:
     """Evaluate models on labeled images; labels are matched by class name or WordNet id.
 
-    Example: deitctl eval imagenet/val --model deit_small_distilled
+    Example: deitctl eval runs/deit_tiny-photos
     """
     shape, reporter = choose_format(output_format, o.FORMATS), make_reporter(quiet)
-    if not data:
-        reporter.note("No data named: using the built-in 'digits'.")
     with pause_gc():
         from deitctl.distributed import is_main_process
 
@@ -104,6 +119,7 @@ def evaluate(
     results = evaluate_models(
         data,
         models=model or [""],
+        split=split,
         protocols=[
             p.strip() for part in protocol or ["native"] for p in part.split(",") if p.strip()
         ],
@@ -147,7 +163,9 @@ def _print_metrics(results: EvalResults) -> None:
     first = results.evaluations[0]
     columns = [dict(_list_metrics(result)) for result in results.evaluations]
     names = list(dict.fromkeys(name for column in columns for name in column))
-    title = f"{first.num_images} images of {first.data}"
+    # Of the model with most training images among them: what holds for it is no more than true.
+    most = max(results.evaluations, key=lambda result: result.num_train_images or 0)
+    title = most.describe_images()
     if len(columns) == 1:
         print_table(f"{first.name} on {title}", ("", "value"), [(n, columns[0][n]) for n in names])
     else:

@@ -11,13 +11,13 @@ from torch import nn
 
 from deitctl.data.classes import NUMBERS, ClassMatch, match_classes
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.open import BUILT_IN, open_eval_split
 from deitctl.device import INFERENCE_PRECISION, Device, choose_device
 from deitctl.distributed import is_main_process, process_group
 from deitctl.errors import ConfigError, DataError, require_positive
 from deitctl.evaluation.bootstrap import PairedComparison, bootstrap_intervals, compare_pair
 from deitctl.evaluation.calibration import calibrate
 from deitctl.evaluation.eval_model import PROTOCOLS, EvalModel, get_preprocessing
+from deitctl.evaluation.images import choose_images, is_run
 from deitctl.evaluation.metrics import compute_reliability, count_confusions, score_classes
 from deitctl.evaluation.real_labels import (
     map_to_imagenet,
@@ -52,6 +52,7 @@ def evaluate_models(
     data: str = "",
     *,
     models: Sequence[str] = ("",),
+    split: str = "",
     protocols: Sequence[str] = ("native",),
     weights: str = "",
     head: str = "auto",
@@ -71,8 +72,11 @@ def evaluate_models(
     Labels are matched with a model's classes by name or WordNet id.
 
     Args:
-        data: a folder, tar, table or `digits`; of train and val the latter.
-        models: see `load_model`; or ONNX files of `deitctl export`, which run on the CPU.
+        data: a folder, tar, table or `digits`; or a run folder, whose held-out images it stands
+            for. Empty: those of the first model that is a run's.
+        models: see `load_model`; or ONNX files of `deitctl export`, which run on the CPU. Empty:
+            the run that `data` is, else the default model.
+        split: train, val, test or all; empty: see `choose_images`.
         protocols: preprocessing protocols, see `get_preprocessing`.
         weights: see `load_model`; for one model only.
         head: head rule of the predictions, `auto` for each model's own.
@@ -95,7 +99,8 @@ def evaluate_models(
         ModelError: no such model.
     """
     reporter = reporter or SilentReporter()
-    models = list(dict.fromkeys(model or DEFAULT_MODEL for model in models))
+    own = data if is_run(data) else DEFAULT_MODEL
+    models = list(dict.fromkeys(model or own for model in models))
     protocols = list(dict.fromkeys(protocols))
     require_positive(batch_size=batch_size)
     _check_options(models, protocols, weights, on_bad_image)
@@ -105,9 +110,8 @@ def evaluate_models(
     if predictions:
         require_writable(Path(predictions).expanduser(), "--predictions")
     real = read_real_labels(Path(real_labels).expanduser()) if real_labels else None
-    data = data or BUILT_IN
-    opened = open_eval_split(data, reporter=reporter)
-    split, dataset = opened.split, opened.dataset
+    images = choose_images(data, [weights] if weights else models, split, reporter=reporter)
+    data, dataset = images.data, images.dataset
     if real is not None:
         require_real_labels(dataset, real)
     chosen = _choose_device(models, device, precision)
@@ -145,7 +149,10 @@ def evaluate_models(
             name=name,
             model=name_weights(result.model, weights),
             data=data,
-            split=split,
+            split=images.split,
+            num_train_images=images.count_train_images(
+                weights or result.model, result.indices.tolist()
+            ),
         )
         for result, name in zip(results, names, strict=True)
     ]

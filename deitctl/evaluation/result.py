@@ -14,6 +14,7 @@ from deitctl.device import Device
 from deitctl.evaluation.bootstrap import PairedComparison
 from deitctl.evaluation.calibration import Calibration
 from deitctl.evaluation.eval_model import EvalModel
+from deitctl.evaluation.images import describe_images
 from deitctl.evaluation.intervals import Interval
 from deitctl.evaluation.metrics import ClassScore, ReliabilityBin
 from deitctl.inference.classifier import ScoredClass
@@ -123,11 +124,15 @@ class EvalResult:
     data: str = ""
     """Data set, as it was named."""
     split: str = ""
-    """Split that was evaluated: train, val, or all for data without splits."""
+    """Split that was evaluated: train, val, test or all. Of data that has none, `val` is what the
+    model's run held out."""
     protocol: str = ""
     """Preprocessing protocol: native, deit, timm or hf."""
     num_images: int
     """Images that were evaluated."""
+    num_train_images: int | None = None
+    """Images among them that the model was trained on; null if that is not known: the model is
+    of no run, or the data is not its run's."""
     unreadable: list[str]
     """Images that could not be read and are left out."""
     top1: float
@@ -208,6 +213,10 @@ class EvalResult:
     """Which of the N images have logits, [M]: all, or a random sample to limit memory."""
     subject: EvalSubject | None = hidden(repr=False, default=None)
     """The model and the images; None in training, where it would keep the model alive."""
+
+    def describe_images(self) -> str:
+        """Return which images were evaluated, in words."""
+        return describe_images(self.num_images, self.data, self.split, self.num_train_images)
 
     @property
     def preds(self) -> Tensor:
