@@ -111,15 +111,26 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, str]:
     return overrides
 
 
+def find_setting(name: str) -> Setting:
+    """Return the setting of a dotted name; raise `ConfigError`, with the nearest one, if there is none."""
+    for setting in list_settings():
+        if setting.name == name:
+            return setting
+    raise _report_unknown(name, list_settings())
+
+
+def require_range(setting: Setting, value: Any, name: str) -> None:
+    """Raise `ConfigError` for a number, or one of several, out of the range that the setting declares."""
+    numbers = value if isinstance(value, list | tuple) else (value,)
+    if any(isinstance(n, int | float) and not setting.option.allows(n) for n in numbers):
+        raise ConfigError(f"{name} = {value} is out of range: it must be {setting.option.limits}.")
+
+
 def check_ranges(config: TrainConfig) -> None:
     """Refuse numbers out of the range that their option declares; raise `ConfigError`."""
     values = flatten(to_dict(config))
     for setting in list_settings():
-        value, option = values.get(setting.name), setting.option
-        numbers = value if isinstance(value, list) else (value,)
-        if any(isinstance(n, int | float) and not option.allows(n) for n in numbers):
-            name = setting.name.removeprefix("recipe.")
-            raise ConfigError(f"{name} = {value} is out of range: it must be {option.limits}.")
+        require_range(setting, values.get(setting.name), setting.name.removeprefix("recipe."))
     for name in ("crop_scale", "crop_ratio"):
         low, high = getattr(config.recipe.augment, name)
         if low > high:
@@ -169,14 +180,7 @@ def _replace(config: C, path: list[str], value: Any, key: str, settings: Iterabl
     hints = get_type_hints(type(config))
     short = key.removeprefix("recipe.")
     if path[0] not in hints:
-        names = {s.name.removeprefix("recipe."): None for s in settings}
-        names |= {s.keyword: None for s in settings if s.option.panel}
-        # `mixup` is most likely `augment.mixup`: the last part of a name says what is meant.
-        same = [name for name in names if name.rpartition(".")[2] == path[-1]]
-        hint = f"Did you mean {same[0]!r}?" if same else did_you_mean(short, names)
-        raise ConfigError(
-            f"There is no setting {short!r}.", hint or "`deitctl train --dry-run` lists them."
-        )
+        raise _report_unknown(key, settings)
     current = getattr(config, path[0])
     if len(path) > 1:
         if path[0] == "distill" and current is None:
@@ -189,6 +193,18 @@ def _replace(config: C, path: list[str], value: Any, key: str, settings: Iterabl
     else:
         new = convert(value, hints[path[0]], short)
     return dataclasses.replace(config, **{path[0]: new})  # type: ignore[type-var]
+
+
+def _report_unknown(key: str, settings: Iterable[Setting]) -> ConfigError:
+    short = key.removeprefix("recipe.")
+    names = {s.name.removeprefix("recipe."): None for s in settings}
+    names |= {s.keyword: None for s in settings if s.option.panel}
+    # `mixup` is most likely `augment.mixup`: the last part of a name says what is meant.
+    same = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    hint = f"Did you mean {same[0]!r}?" if same else did_you_mean(short, names)
+    return ConfigError(
+        f"There is no setting {short!r}.", hint or "`deitctl train --dry-run` lists them."
+    )
 
 
 def convert(value: Any, hint: Any, name: str) -> Any:

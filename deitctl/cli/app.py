@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +34,9 @@ from deitctl.cli import (
     verify,
 )
 from deitctl.cli.console import print_error
-from deitctl.errors import ConfigError, DeitctlError, Interrupted, Signalled
+from deitctl.cli.options import describe_defaults
+from deitctl.errors import DeitctlError, Interrupted, Signalled, UsageError
+from deitctl.settings import list_settings
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
@@ -52,6 +55,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "models": models.models,
     "doctor": doctor.doctor,
 }
+SETTING_COMMANDS = ("train", "distill", "cache-teacher", "compare", "bench")
+"""Those with --set."""
 DISTRIBUTED_COMMANDS = ("train", "distill", "cache-teacher", "eval")
 
 
@@ -61,7 +66,9 @@ class LazyCommands(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         single = typer.Typer(add_completion=False)
         single.command(name)(COMMANDS[name])
-        return typer.main.get_command(single)
+        command = typer.main.get_command(single)
+        describe_defaults(command)
+        return command
 
     def __iter__(self) -> Iterator[str]:
         return iter(COMMANDS)
@@ -137,10 +144,35 @@ _debug = False
 def _require_one_process(command: str) -> None:
     """Refuse a command that torchrun starts in several processes, each of which would do all of the work."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and command not in DISTRIBUTED_COMMANDS:
-        raise ConfigError(
+        raise UsageError(
             f"{command or 'This'} works in one process.",
             f"torchrun is for {', '.join(DISTRIBUTED_COMMANDS)}.",
         )
+
+
+TyperUsageError: Any = typer.BadParameter.__base__
+PLAIN_WORDS = (
+    (r"^Invalid value for '(--[\w-]+)'.*?: ", r"\1: "),
+    (r"Input should be a valid integer.*", "not a whole number"),
+    (r"Input should be a valid number.*", "not a number"),
+    (r"Input should be greater than or equal to (\S+)", r"it must be at least \1"),
+    (r"Input should be less than or equal to (\S+)", r"it must be at most \1"),
+)
+"""What Typer says, and pydantic in it, and what we say."""
+
+
+def _describe_usage_error(error: Any) -> UsageError:
+    """Return an error of Typer as one of ours: what is wrong, and where the options are listed."""
+    message = error.format_message().strip().rstrip(".")
+    for theirs, ours in PLAIN_WORDS:
+        message = re.sub(theirs, ours, message, flags=re.DOTALL)
+    command = next((word for word in sys.argv[1:] if word in COMMANDS), "")
+    hint = f"See `{' '.join(['deitctl', *command.split(), '--help'])}`."
+    name = getattr(error, "option_name", "").removeprefix("--").replace("-", "_")
+    same = [s.name.removeprefix("recipe.") for s in list_settings() if s.name.endswith(f".{name}")]
+    if name and same and command in SETTING_COMMANDS:
+        hint = f"Use --set {same[0]}=VALUE."
+    return UsageError(message if message.endswith("?") else f"{message}.", hint)
 
 
 def _raise_signalled(signum: int, _: FrameType | None) -> None:
@@ -164,7 +196,11 @@ def main() -> None:
         # Slurm warns of the end with it; before a run has installed its handler it would end the process
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
-        app(prog_name="deitctl")
+        sys.exit(app(prog_name="deitctl", standalone_mode=False))
+    except TyperUsageError as error:
+        _restore_signals()
+        print_error(_describe_usage_error(error))
+        sys.exit(2)
     except (Signalled, Interrupted) as stop:
         _restore_signals()
         print_error(stop if isinstance(stop, Interrupted) else Interrupted(stop.signum))

@@ -9,7 +9,7 @@ import typer
 from deitctl import api
 from deitctl.cli import completion
 from deitctl.cli import options as o
-from deitctl.cli.console import choose_format, print_json, print_line, print_table
+from deitctl.cli.console import choose_format, print_json, print_line, print_next, print_table
 from deitctl.cli.progress import make_reporter
 from deitctl.config import MODEL_HELP
 from deitctl.records import to_object
@@ -47,7 +47,7 @@ def bench(
             "--teacher",
             help=f"Distill from it. {MODEL_HELP}",
             default="none",
-            complete=completion.complete_model,
+            complete=completion.complete_teacher,
         ),
     ] = None,
     seconds: Annotated[
@@ -71,6 +71,12 @@ def bench(
         reporter=make_reporter(quiet),
     )
     print_json(to_object(result)) if shape == "json" else _print(result)
+    words = {k: v for k, v in arguments.items() if k != "model"} | {"data": data or "DATA"}
+    named = {"student" if teacher else "model": arguments.get("model"), "teacher": teacher}
+    words |= {k: v for k, v in named.items() if v}
+    sets = [word for change in changes or () for word in ("--set", change)]
+    command = "distill" if teacher else "train"
+    print_next([command, *o.spell_options(words), *sets], shape=shape, quiet=quiet)
 
 
 def _print(result: BenchResult) -> None:

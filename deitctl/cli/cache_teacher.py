@@ -12,7 +12,7 @@ from deitctl.cli.console import (
     choose_format,
     exit_code_for_unreadable,
     print_json,
-    print_line,
+    print_next,
     print_record,
     rerun_on_interruption,
 )
@@ -43,6 +43,7 @@ def cache_teacher(
     Example: deitctl cache-teacher photos/ --teacher regnety_160 --views 8
     """
     shape, reporter = choose_format(output_format, o.FORMATS), make_reporter(quiet)
+    distill = dict(arguments)
     arguments |= {**parse_overrides(changes or ()), "batch_size": batch_size, "reporter": reporter}
     if verify:
         with rerun_on_interruption():
@@ -63,10 +64,8 @@ def cache_teacher(
             print_json(to_object(result))
         else:
             print_record(f"targets of {result.teacher.name}", result)
-            # Named even if it was chosen by the data: other views are not in this cache.
-            recipe = arguments.get("recipe") or result.recipe
-            print_line(
-                f"deitctl distill with the same options, --recipe {recipe} and "
-                f"--views {result.num_views} uses them."
-            )
+            # Named even if they were chosen by the data: other views are not in this cache.
+            distill |= {"recipe": distill.get("recipe") or result.recipe, "views": result.num_views}
+            sets = [word for change in changes or () for word in ("--set", change)]
+            print_next(["distill", *o.spell_options(distill), *sets], shape=shape, quiet=quiet)
     raise typer.Exit(exit_code_for_unreadable(len(result.unreadable)))

@@ -8,7 +8,7 @@ import typer
 
 import deitctl
 from deitctl.cli import options as o
-from deitctl.cli.console import choose_format, print_json, print_table
+from deitctl.cli.console import choose_format, print_json, print_next, print_table
 from deitctl.cli.progress import make_reporter
 from deitctl.config import MACHINE
 from deitctl.records import to_object
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from deitctl.checks.check import CheckResult
     from deitctl.checks.issues import Issue
 
+BUILT_IN = "digits"
 MAX_EXAMPLES = 3
 """Examples in a cell of the table."""
 
@@ -70,6 +71,10 @@ def check(
         reporter=reporter,
     )
     print_json(to_object(result)) if shape == "json" else _print(result)
+    if result.num_errors and not fix_list:
+        print_next(["check", data or BUILT_IN, "--fix-list", "fixes.csv"], shape=shape, quiet=quiet)
+    elif not result.num_errors:
+        print_next(["train", write_manifest or data or BUILT_IN], shape=shape, quiet=quiet)
     raise typer.Exit(3 if result.num_errors else 0)
 
 

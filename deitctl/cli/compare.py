@@ -12,6 +12,7 @@ from deitctl.cli.console import (
     choose_format,
     print_json,
     print_line,
+    print_next,
     print_table,
     rerun_on_interruption,
 )
@@ -35,7 +36,7 @@ def compare(
             "--teacher",
             help=f"{MODEL_HELP} May be repeated.",
             default="regnety_160, or regnety_002 on digits",
-            complete=completion.complete_model,
+            complete=completion.complete_teacher,
         ),
     ] = None,
     seeds: Annotated[
@@ -47,6 +48,7 @@ def compare(
             "--variants",
             help="Some of none, soft, hard, token-soft, token-hard, as a,b.",
             default="all",
+            complete=completion.complete_list(*completion.VARIANTS),
         ),
     ] = None,
     output: Annotated[
@@ -71,6 +73,8 @@ def compare(
             reporter=make_reporter(quiet),
         )
     print_json(to_object(comparison)) if shape == "json" else _print(comparison)
+    best = max(comparison.rows, key=lambda row: max(top1.mean for top1 in row.top1.values()))
+    print_next(["export", best.runs[0], "--to", "onnx"], shape=shape, quiet=quiet)
 
 
 def _print(comparison: Comparison) -> None:

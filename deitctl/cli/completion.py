@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+import typer
+
+MAX_RUNS = 1000
+"""Entries of `runs/` that are looked at."""
 
 
 def _complete(values: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
     def complete(incomplete: str) -> list[str]:
-        return [value for value in values() if value.startswith(incomplete)]
+        return complete_from(values(), incomplete)
 
     return complete
+
+
+def complete_from(values: Iterable[str], incomplete: str) -> list[str]:
+    """Return the values that begin as the word does."""
+    return [value for value in values if value.startswith(incomplete)]
 
 
 def _list_models() -> list[str]:
     from deitctl.models.catalog import ARCHITECTURES
 
-    return [arch.alias for arch in ARCHITECTURES]
+    return [*(arch.alias for arch in ARCHITECTURES), *list_runs()]
+
+
+def _list_teachers() -> list[str]:
+    from deitctl.models.catalog import TIMM_TAGS
+
+    return [*TIMM_TAGS, *_list_models()]
+
+
+def list_runs() -> Iterator[str]:
+    """Yield the runs in `runs/`."""
+    try:
+        with os.scandir("runs") as entries:
+            for entry in islice(entries, MAX_RUNS):
+                if os.path.isfile(os.path.join(entry.path, "run.toml")):
+                    yield f"runs/{entry.name}"
+    except OSError:
+        return
 
 
 def _list_recipes() -> list[str]:
@@ -24,12 +53,16 @@ def _list_recipes() -> list[str]:
     return list(RECIPES)
 
 
-def _list_set_keys() -> list[str]:
+def complete_set(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return settings with `=` for `--set`; those of a teacher where the command can have one."""
     from deitctl.settings import list_settings
 
     # those with an option of their own come last: the option is shorter
     settings = sorted(list_settings(), key=lambda setting: bool(setting.option.panel))
-    return [f"{setting.name.removeprefix('recipe.')}=" for setting in settings]
+    names = (
+        s.name for s in settings if ctx.info_name != "train" or not s.name.startswith("distill.")
+    )
+    return complete_from((f"{name.removeprefix('recipe.')}=" for name in names), incomplete)
 
 
 # The keys of exporters.formats.FORMATS, whose import takes torch: seconds at each Tab. A test compares the two.
@@ -44,14 +77,17 @@ EXPORT_FORMATS = (
     "executorch",
     "aoti",
 )
+# The keys of distillation.compare.VARIANTS, likewise.
+VARIANTS = ("none", "soft", "hard", "token-soft", "token-hard")
 HEADS = ("auto", "cls", "dist", "avg-logits", "avg-probs")
 DEVICES = ("auto", "cuda", "cuda:0", "mps", "cpu")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 complete_model = _complete(_list_models)
+complete_teacher = _complete(_list_teachers)
+complete_resume = _complete(lambda: ["auto", *list_runs()])
 complete_recipe = _complete(_list_recipes)
 complete_export_format = _complete(lambda: EXPORT_FORMATS)
-complete_set = _complete(_list_set_keys)
 complete_head = _complete(lambda: HEADS)
 complete_device = _complete(lambda: DEVICES)
 complete_precision = _complete(lambda: PRECISIONS)
@@ -60,3 +96,13 @@ complete_precision = _complete(lambda: PRECISIONS)
 def complete_values(*values: str) -> Callable[[str], list[str]]:
     """Return a completion of fixed values."""
     return _complete(lambda: values)
+
+
+def complete_list(*values: str) -> Callable[[str], list[str]]:
+    """Return a completion of the last of values that commas separate."""
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [f"{before}{comma}{value}" for value in complete_from(values, last)]
+
+    return complete

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import deitctl
 from deitctl.cli import options as o
-from deitctl.cli.console import choose_format, print_json, print_values
+from deitctl.cli.console import choose_format, print_json, print_next, print_values
 from deitctl.records import to_json, to_object
 from deitctl.settings import flatten
 
@@ -13,6 +13,7 @@ def doctor(
     device: o.DeviceOpt = "auto",
     precision: o.PrecisionOpt = "auto",
     output_format: o.FormatOpt = None,
+    quiet: o.QuietOpt = False,
 ) -> None:
     """Print what is on this machine, what deitctl uses of it, and why.
 
@@ -28,3 +29,4 @@ def doctor(
             for extra, missing in environment.extras.items()
         }
         print_values("deitctl doctor", flatten(to_json(environment)) | extras)
+    print_next(["bench", "--model", "deit_tiny"], shape=shape, quiet=quiet)

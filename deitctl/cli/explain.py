@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ import typer
 import deitctl
 from deitctl.cli import completion
 from deitctl.cli import options as o
-from deitctl.cli.console import choose_format, escape_markup, print_records
+from deitctl.cli.console import choose_format, escape_markup, print_next, print_records
 from deitctl.cli.progress import make_reporter
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def explain(
         o.option(
             "--method",
             help="gradient, rollout or last-layer.",
-            complete=completion.complete_values(*METHODS),
+            choices=METHODS,
         ),
     ] = "gradient",
     class_name: Annotated[
@@ -46,7 +47,7 @@ def explain(
         o.option(
             "--token",
             help="cls, dist, or both that the model has.",
-            complete=completion.complete_values("cls", "dist", "both"),
+            choices=("cls", "dist", "both"),
         ),
     ] = "both",
     only_disagreements: Annotated[
@@ -93,7 +94,12 @@ def explain(
         stdin=sys.stdin,
         reporter=make_reporter(quiet),
     )
-    if {"table": _print_table, "jsonl": print_records}[shape](explanations):
+    num_failed = {"table": _print_table, "jsonl": print_records}[shape](explanations)
+    # a run knows the images that it was not trained on
+    options = [*(["--model", model] if model else []), *(["--weights", weights] if weights else [])]
+    is_run = os.path.isfile(os.path.join(model, "run.toml"))
+    print_next(["eval", *([] if is_run else ["DATA"]), *options], shape=shape, quiet=quiet)
+    if num_failed:
         raise typer.Exit(3)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from deitctl.cli import completion
 from deitctl.cli import options as o
-from deitctl.cli.console import choose_format, print_json, print_line, print_table
+from deitctl.cli.console import choose_format, print_json, print_line, print_next, print_table
 from deitctl.records import to_object
 
 
@@ -59,6 +59,7 @@ def models(
         ),
     ] = "",
     output_format: o.FormatOpt = None,
+    quiet: o.QuietOpt = False,
 ) -> None:
     """List the DeiT family: names, input sizes, parameters, accuracy, whether the weights are here.
 
@@ -83,6 +84,8 @@ def models(
     print_table("models (any timm classifier works by its name too)", columns, rows, 2)
     print_line("Top-1 on ImageNet, as timm measures it at that input size.")
     print_line("timm's names, URLs and sources: deitctl models --format json")
+    if models:
+        print_next(["predict", "IMAGE", "--model", models[0].alias], shape=shape, quiet=quiet)
 
 
 def _list_models(pattern: str) -> list[PublishedModel]:

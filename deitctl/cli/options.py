@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -16,7 +18,14 @@ import typer
 
 from deitctl.cli import completion
 from deitctl.config import EVERYDAY, MACHINE, MODEL_HELP, OPTIMIZATION, RESUMING
-from deitctl.settings import list_options
+from deitctl.errors import ConfigError, UsageError
+from deitctl.settings import (
+    convert,
+    find_setting,
+    list_options,
+    parse_overrides,
+    require_range,
+)
 
 DATA_HELP = "Folder with train/ and val/, folder of class folders, .tar or .pack of either, table of path,label."
 FORMATS = ("table", "json")
@@ -30,7 +39,8 @@ def option(
     help: str,
     default: str | None = None,
     panel: str | None = None,
-    complete: Callable[[str], list[str]] | None = None,
+    complete: Callable[..., list[str]] | None = None,
+    choices: tuple[str, ...] = (),
     **details: Any,
 ) -> Any:
     """Declare an option.
@@ -38,11 +48,17 @@ def option(
     Args:
         flags: its names on the command line.
         help: what it is.
-        default: what happens without it, in words; None: Typer shows the value.
+        default: what happens without it, in words; None: `describe_default` adds the value.
         panel: of `--help`; None: the first one.
         complete: values for the shell.
+        choices: the only values that there are, which the shell completes too.
         details: further arguments of `typer.Option`.
     """
+    if choices:
+        complete = complete or completion.complete_values(*choices)
+        details.setdefault(
+            "callback", _check_each(lambda value: _require(flags[0], value, choices))
+        )
     return typer.Option(
         *flags,
         help=f"{help} Default: {default}." if default else help,
@@ -53,12 +69,43 @@ def option(
     )
 
 
+def describe_defaults(command: Any) -> None:
+    """Say in the help of each option of a command what its default is, in one way for values and words."""
+    for parameter in command.params:
+        default, is_switch = parameter.default, bool(getattr(parameter, "secondary_opts", None))
+        if is_switch and getattr(parameter, "show_default", False) and default is not None:
+            default = (parameter.opts if default else parameter.secondary_opts)[0]
+        if getattr(parameter, "show_default", False) and default not in (None, "", False, [], ()):
+            parameter.help = f"{parameter.help} Default: {default}."
+            parameter.show_default = False
+
+
+def _check_each(check: Callable[[Any], None]) -> Callable[[Any], Any]:
+    """Return a callback of Typer that checks a value, or each of several, before anything is done."""
+
+    def check_values(values: Any) -> Any:
+        for value in values if isinstance(values, list | tuple) else (values,):
+            if value not in (None, ""):
+                check(value)
+        return values
+
+    return check_values
+
+
+def _require(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(
+            f"There is no {flag.removeprefix('--')} {value!r}.", f"There are: {', '.join(choices)}."
+        )
+
+
+DEVICES = ("auto", "cpu", "mps", "cuda", "cuda:N")
+CHOICES = {"precision": completion.PRECISIONS, "mode": ("hard", "soft", "none")}
+"""Of settings that do not declare them: `none` is no mode of a `DistillConfig`."""
 COMPLETIONS = {
     "model": completion.complete_model,
-    "teacher": completion.complete_model,
+    "teacher": completion.complete_teacher,
     "device": completion.complete_device,
-    "precision": completion.complete_precision,
-    "mode": completion.complete_values("hard", "soft", "none"),
 }
 
 
@@ -66,15 +113,47 @@ def setting_option(keyword: str, *, default: str | None, panel: str | None, **de
     """Declare the option of a setting; arguments as `option`."""
     setting = list_options()[keyword]
     values = get_args(setting.kind) if get_origin(setting.kind) is Literal else ()
-    complete = COMPLETIONS.get(keyword, completion.complete_values(*values) if values else None)
+    flag = setting.flag.partition("/")[0]
+
+    def check(value: Any) -> None:
+        if keyword == "device" and not re.fullmatch(r"cuda:\d+", value):
+            _require(flag, value, DEVICES)
+        with _blame_command_line():
+            require_range(setting, convert(value, setting.kind, flag), flag)
+
     return option(
         setting.flag,
         help=setting.option.help,
         default=default,
         panel=None if panel == EVERYDAY else panel,
-        complete=complete,
+        complete=COMPLETIONS.get(keyword),
+        choices=CHOICES.get(keyword, values),
+        **({} if keyword in CHOICES or values else {"callback": _check_each(check)}),
         **details,
     )
+
+
+@contextmanager
+def _blame_command_line() -> Iterator[None]:
+    """Turn the error of a value into one of the command line, which has an exit code of its own."""
+    try:
+        yield
+    except ConfigError as error:
+        raise UsageError(error.message, error.hint) from error
+
+
+def _check_change(ctx: typer.Context, values: Any) -> Any:
+    """Check the texts of --set, before anything is opened."""
+    for text in values or ():
+        with _blame_command_line():
+            for name, value in parse_overrides([text]).items():
+                setting, short = find_setting(name), name.removeprefix("recipe.")
+                if ctx.info_name == "train" and name.startswith("distill."):
+                    raise UsageError(
+                        f"{short!r} cannot be set: a teacher is for `deitctl distill`."
+                    )
+                require_range(setting, convert(value, setting.kind, short), short)
+    return values
 
 
 DataArg = Annotated[
@@ -98,7 +177,7 @@ HeadOpt = Annotated[
     option(
         "--head",
         help="Which head predicts: auto, cls, dist, avg-logits or avg-probs.",
-        complete=completion.complete_head,
+        choices=completion.HEADS,
     ),
 ]
 DeviceOpt = Annotated[str, setting_option("device", default=None, panel=MACHINE)]
@@ -128,7 +207,7 @@ FormatOpt = Annotated[
         help="table or json.",
         panel=OUTPUT,
         default="table on a terminal, else json",
-        complete=completion.complete_values(*FORMATS),
+        choices=FORMATS,
     ),
 ]
 SetOpt = Annotated[
@@ -139,6 +218,7 @@ SetOpt = Annotated[
         help="Any setting, augment.mixup=0.2 for example; may be repeated.",
         default="",
         complete=completion.complete_set,
+        callback=_check_change,
         metavar="KEY=VALUE",
     ),
 ]
@@ -148,8 +228,10 @@ DryRunOpt = Annotated[bool, option("--dry-run", help="Print the plan, and do not
 def _parse_batch_size(text: str) -> int | Literal["auto"]:
     if text.lower() == "auto":
         return "auto"
-    if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is neither a number from 1 on nor auto.")
+    if not text.isdecimal():
+        raise UsageError(f"--batch-size = {text!r} is neither a number nor auto.")
+    with _blame_command_line():
+        require_range(list_options()["batch_size"], int(text), "--batch-size")
     return int(text)
 
 
@@ -190,6 +272,7 @@ SPECIAL: dict[str, Any] = {
             help="Continue this run; auto: the newest unfinished run of this configuration, or a new one.",
             default="",
             panel=RESUMING,
+            complete=completion.complete_resume,
             metavar="RUN|auto",
         ),
     ],
@@ -252,6 +335,19 @@ def take_options(
         return run
 
     return decorate
+
+
+def spell_options(arguments: Mapping[str, Any]) -> list[str]:
+    """Return arguments that `take_options` gave as the words of a command line: DATA, then options."""
+    words = [str(arguments["data"])] if "data" in arguments else []
+    for keyword, value in arguments.items():
+        setting = list_options().get(keyword)
+        on, _, off = setting.flag.partition("/") if setting else (f"--{keyword}", "", "")
+        if isinstance(value, bool):
+            words += [on if value != (keyword in INVERTED) else off]
+        elif keyword != "data":
+            words += [on, str(value)]
+    return words
 
 
 def _declare(parameter: inspect.Parameter) -> inspect.Parameter:

@@ -13,11 +13,12 @@ from deitctl.cli.console import (
     exit_code_for_unreadable,
     print_json,
     print_line,
+    print_next,
     print_table,
 )
 from deitctl.cli.progress import make_reporter
 from deitctl.config import MACHINE
-from deitctl.errors import ConfigError, DataError
+from deitctl.errors import DataError, UsageError
 from deitctl.records import to_object
 
 if TYPE_CHECKING:
@@ -66,9 +67,10 @@ def pack(
     Example: deitctl pack imagenet/ imagenet.pack --max-size 256
     """
     shape, reporter = choose_format(output_format, o.FORMATS), make_reporter(quiet)
+    follow_up = ["train", out]
     if verify:
         if max_size or raw or workers != -1:
-            raise ConfigError(
+            raise UsageError(
                 "--verify writes nothing.", "Leave --max-size, --raw and --workers out."
             )
         verification = deitctl.verify_pack(data, out, reporter=reporter)
@@ -82,6 +84,7 @@ def pack(
                 f"{verification.examples[0]}",
                 "Pack it again.",
             )
+        print_next(follow_up, shape=shape, quiet=quiet)
         return
     result = deitctl.pack(
         data, out, max_size=max_size or 0, raw=raw, workers=workers, reporter=reporter
@@ -89,6 +92,7 @@ def pack(
     for reason in result.unreadable:
         reporter.warn(f"stored as it is: {reason}")
     print_json(to_object(result)) if shape == "json" else _print(result)
+    print_next(follow_up, shape=shape, quiet=quiet)
     raise typer.Exit(exit_code_for_unreadable(len(result.unreadable)))
 
 

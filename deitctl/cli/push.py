@@ -8,9 +8,12 @@ import typer
 
 import deitctl
 from deitctl.cli import options as o
-from deitctl.cli.console import choose_format, print_json, print_table
+from deitctl.cli.console import choose_format, print_json, print_next, print_table
 from deitctl.cli.progress import make_reporter
 from deitctl.records import to_object
+
+WEIGHTS = "model.safetensors"
+"""The file that makes a repository a MODEL."""
 
 
 def push(
@@ -58,3 +61,8 @@ def push(
     ]
     title = f"pushed to {result.url}" if result.url else f"would be pushed to {repository}"
     print_table(title, ("file", "bytes"), rows)
+    if dry_run:
+        print_next(["push", path, repository], shape=shape, quiet=quiet)
+    elif any(file.path == WEIGHTS for file in result.files):
+        command = ["predict", "IMAGE", "--model", f"hf-hub:{repository}"]
+        print_next(command, shape=shape, quiet=quiet)
