@@ -25,14 +25,19 @@ DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 class DiskError(DeitctlError):
     """A disk is full, or a folder is not writable."""
 
+    is_full = False
+    """Whether there was no space left."""
+
     @classmethod
     def from_os_error(cls, path: Path, error: OSError, option: str = OUTPUT) -> DiskError:
         """Return the error for a failed write; `option` is what the user names the path with."""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space" in str(error)
-        return cls(
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space" in str(error)
+        disk_error = cls(
             f"Cannot write {path}: {error.strerror or error}.",
-            f"{'Free some space, or name' if full else 'Name'} another {option}.",
+            f"{'Free some space, or name' if is_full else 'Name'} another {option}.",
         )
+        disk_error.is_full = is_full
+        return disk_error
 
 
 def cache_root() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -90,14 +91,20 @@ def run_training(
     from deitctl.settings import parse_overrides
 
     with pause_gc():
-        from deitctl.distributed import is_main_process
+        from deitctl.distributed import is_main_process, require_torchrun, suggest_torchrun
 
+        require_torchrun(sys.argv[1:])
         shape, reporter = choose_format(output_format, o.FORMATS), make_reporter(quiet)
         arguments = {**arguments, **parse_overrides(changes or ()), "reporter": reporter}
         if dry_run:
             plan = api.plan(distilled=function is api.distill, **arguments)
             print_json(to_object(plan)) if shape == "json" else _print_plan(plan)
             return
+        from torch.cuda import device_count
+
+        device = str(arguments.get("device", "auto"))
+        if idle := suggest_torchrun(sys.argv[1:], device, device_count()):
+            reporter.note(idle)
         result = function(**arguments)
     if is_main_process():
         print_json(to_object(result)) if shape == "json" else _print_result(result)

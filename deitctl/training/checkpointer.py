@@ -8,7 +8,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from deitctl.errors import ConfigError, DeitctlError
+from deitctl.errors import ConfigError
 from deitctl.paths import DiskError
 from deitctl.training.run_dir import Run
 from deitctl.training.signals import StopRequest
@@ -104,17 +104,9 @@ class AsyncCheckpointer:
             self._thread = None
         if error := self._error:
             self._error = None
-            if not isinstance(error, DeitctlError):
+            if not isinstance(error, DiskError):
                 raise error
-            existing = (
-                "The last checkpoint is intact"
-                if self.run.checkpoint.exists()
-                else "Nothing was saved before"
-            )
-            raise DeitctlError(
-                f"{error.message} {existing}.",
-                f"{error.hint} Then: deitctl train --resume {self.run.quoted}",
-            ) from error
+            raise self.run.explain_full_disk(error) from error
 
     def _write_snapshot(self, snapshot: Snapshot) -> None:
         start = time.monotonic()

@@ -102,16 +102,21 @@ class Run:
         return None
 
     def describe_saved(self) -> str:
-        """Return what is on the disk, and the command that continues from it, as sentences."""
-        position, command = self.saved_position(), f"deitctl train --resume {self.quoted}"
-        if self.result() is not None:
-            return f"The run is finished and whole: {self.root}."
-        if position is None:
-            weights = f" but the weights of its best epoch, {self.root / WEIGHTS}"
-            nothing = f"Nothing was saved{weights if self.has_model else ''}"
-            return f"{nothing}: {command} starts the run again."
-        epochs, steps = position
-        return f"The last checkpoint, of step {steps} ({epochs} epochs done), is whole: {command}"
+        """Return what of an unfinished run is on the disk, as a sentence."""
+        if position := self.saved_position():
+            epochs, steps = position
+            return f"The last checkpoint, of step {steps} (epochs done: {epochs}), is whole."
+        if self.has_model:
+            return f"Of the training nothing was saved but its best weights, {self.root / WEIGHTS}."
+        return "Nothing was saved."
+
+    def explain_full_disk(self, error: DiskError) -> DeitctlError:
+        """Return the error of a failed write during training, with what is saved and how to go on."""
+        repair = "Free some space" if error.is_full else "Make it writable"
+        return DeitctlError(
+            f"{error.message} {self.describe_saved()}",
+            f"{repair}, then: deitctl train --resume {self.quoted}",
+        )
 
     def read_launch_id(self) -> str:
         """Return the launch of several processes that started the run, empty if one process did."""

@@ -203,7 +203,7 @@ def test_a_full_disk_keeps_the_last_state_names_the_way_on_and_leaves_room(
         with pytest.raises(DeitctlError, match="No space left on device") as error:
             checkpointer.finish()
     assert f"deitctl train --resume {tmp_path}" in error.value.hint
-    said = "The last checkpoint is intact" if before else "Nothing was saved before"
+    said = "The last checkpoint, of step 1 (epochs done: 0)" if before else "Nothing was saved."
     assert said in error.value.message
     kept = {"metrics.jsonl"} if with_log else set()
     assert set(os.listdir(tmp_path)) == kept | ({"checkpoint"} if before else set())
