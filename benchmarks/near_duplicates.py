@@ -15,8 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from deitctl.checks.duplicates import MAX_DISTANCE
-from deitctl.checks.image_info import difference_hash
+from deitctl.data.near_duplicates import MAX_DISTANCE, difference_hash
 from deitctl.data.open import open_dataset
 from deitctl.events import SilentReporter
 
@@ -71,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photos")
     data = open_dataset(parser.parse_args().photos, SilentReporter())
-    datasets = [s for s in (data.train, data.val, data.unsplit) if s is not None]
+    datasets = [s for s in (data.train, data.val, data.test, data.unsplit) if s is not None]
     images = [s.read(i) for s in datasets for i in range(len(s.labels))]
     own, known = bits(images)
     print(f"{len(images)} images, {len(images) - known.sum()} too plain or small for a hash")

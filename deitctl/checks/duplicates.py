@@ -5,22 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.checks.image_info import JoinedImages
 from deitctl.checks.issues import Issue, Remedy, report
+from deitctl.data.near_duplicates import (
+    MAX_DISTANCE,
+    find_first,
+    find_near_pairs,
+    group_rows,
+)
 
 Index = NDArray[np.int64]
-HASH_BITS = 128
-MAX_DISTANCE = 9
-"""Bits of 128 in which near duplicates differ at most. docs/results/check.md has the measurements:
-recompressed, shrunk and 2 % cropped copies of real images lie within it (98 % of them or more), the
-two most alike of different images 21 apart."""
-MAX_NEIGHBORS = 4096
-"""That a hash is compared with; of a set of more near duplicates, some pairs are left out."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +120,9 @@ def find_exact_duplicates(
         labels: of each image, [N], the same numbers in all splits.
     """
     same = group_rows(digests)
-    first = _find_first(same)
+    first = find_first(same)
     # within a split, so that a leaked image does not hide a duplicate beside it
-    first_in_split = _find_first(group_rows(np.stack([same, splits.astype(np.int64)], axis=1)))
+    first_in_split = find_first(group_rows(np.stack([same, splits.astype(np.int64)], axis=1)))
     here = np.arange(len(same))
     leaks = splits[first] != splits
     repeats = first_in_split != here
@@ -148,63 +146,10 @@ def find_near_duplicates(
     The other arguments are those of `find_exact_duplicates`.
     """
     # exact duplicates are reported as such
-    distinct = np.flatnonzero(_find_first(group_rows(digests)) == np.arange(len(digests)))
+    distinct = np.flatnonzero(find_first(group_rows(digests)) == np.arange(len(digests)))
     other = np.full((3, len(hashes)), -1, dtype=np.int64)
     for low, high in find_near_pairs(hashes[distinct], MAX_DISTANCE):
         a, b = distinct[low], distinct[high]
         relation = np.where(splits[a] != splits[b], 0, np.where(labels[a] != labels[b], 1, 2))
         other[relation, b] = a
     return DuplicateGroups(*((np.flatnonzero(row >= 0), row[row >= 0]) for row in other))
-
-
-def find_near_pairs(hashes: NDArray[np.uint8], distance: int) -> Iterator[tuple[Index, Index]]:
-    """Yield pairs of hashes, bytes [N,16], that differ in `distance` bits or fewer, some twice.
-
-    Of distance + 2 blocks of bits, at least two are equal in such a pair. So hashes are sorted by
-    every two blocks, and only neighbors that agree in both are compared: 55 sorts for a distance of
-    9 instead of N^2 comparisons.
-    """
-    words = np.ascontiguousarray(hashes).view(np.uint64).reshape(len(hashes), 2)
-    bits = np.unpackbits(hashes, axis=1)
-    count = distance + 2
-    # neighboring bits resemble each other, so a block takes every count-th bit
-    keys = [_pack(bits[:, start::count]) for start in range(count)]
-    width = np.uint64(-(-HASH_BITS // count))
-    for one, other in combinations(keys, 2):
-        key = one << width | other
-        order = np.argsort(key, kind="stable")
-        key = key[order]
-        left, step = np.arange(len(key) - 1), 1
-        while len(left) and step <= MAX_NEIGHBORS:
-            # equal keys are neighbors: those that end here need no larger step
-            left = left[key[left] == key[left + step]]
-            a, b = order[left], order[left + step]
-            close = np.bitwise_count(words[a] ^ words[b]).sum(axis=1) <= distance
-            if close.any():
-                yield np.minimum(a, b)[close], np.maximum(a, b)[close]
-            step += 1
-            left = left[left < len(key) - step]
-
-
-def group_rows(rows: NDArray[np.generic]) -> Index:
-    """Number the distinct rows of a matrix [N,K]; equal rows get equal numbers, [N]."""
-    # rows as single values, because np.unique with axis=0 compares them column by column
-    flat = (
-        np.ascontiguousarray(rows)
-        .view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))
-        .ravel()
-    )
-    return np.unique(flat, return_inverse=True)[1].astype(np.int64)
-
-
-def _find_first(groups: Index) -> Index:
-    """Return for each member of each group the first index in it, [N]."""
-    _, first, which = np.unique(groups, return_index=True, return_inverse=True)
-    return first[which].astype(np.int64)
-
-
-def _pack(bits: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    packed = np.zeros(len(bits), dtype=np.uint64)
-    for column in bits.T:
-        packed = packed << np.uint64(1) | column
-    return packed

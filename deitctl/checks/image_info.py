@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,15 +17,10 @@ from deitctl.cores import count_cores
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.decode import decode
 from deitctl.data.loader import ignore_signals
+from deitctl.data.near_duplicates import DIGEST_BYTES, difference_hash, digest_pixels
 from deitctl.data.readers.pack import PackDataset
 from deitctl.errors import DataError
 
-DIGEST_BYTES = 16  # BLAKE2 of the decoded pixels
-HASH_BYTES = 16  # 64 differences across and 64 down
-MIN_EDGES = 48
-"""Of a hash's 128 differences that must be 2 gray levels or more, else it describes noise."""
-MIN_SIDE = 32
-"""Pixels below which images are too similar for a hash to tell apart."""
 BATCH_SIZE = 32
 MIN_FOR_WORKERS = 256  # images; for fewer, starting processes takes longer
 ORIENTATION = 0x0112  # EXIF tag
@@ -97,33 +91,6 @@ def inspect_image(dataset: ImageDataset, index: int) -> ImageInfo:
         size=image.size,
         blank=all(low == high for low, high in image.getextrema()),  # type: ignore[misc]
     )
-
-
-def digest_pixels(image: Image.Image) -> bytes:
-    """Hash an RGB image's size and pixels: the same for every lossless way to store it."""
-    return hashlib.blake2b(
-        image.tobytes(), digest_size=DIGEST_BYTES, person=b"%dx%d" % image.size
-    ).digest()
-
-
-def difference_hash(image: Image.Image) -> bytes:
-    """Return 128 bits that near duplicates share but for a few: which of two regions is lighter.
-
-    64 bits compare neighbors across an 8x9 grid, 64 down a 9x8 grid. Empty for images too small or
-    too plain to be distinguished by it.
-    """
-    if min(image.size) < MIN_SIDE:
-        return b""
-    gray = image.convert("L")
-    across, down = (
-        np.diff(
-            np.asarray(gray.resize(size, Image.Resampling.BOX), dtype=np.int16), axis=axis
-        ).ravel()
-        for size, axis in (((9, 8), 1), ((8, 9), 0))
-    )
-    # int16, because differences of uint8 wrap around
-    steps = np.concatenate([across, down])
-    return np.packbits(steps > 0).tobytes() if (np.abs(steps) > 1).sum() >= MIN_EDGES else b""
 
 
 def format_of_name(name: str) -> str:

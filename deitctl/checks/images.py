@@ -10,10 +10,7 @@ import numpy as np
 
 from deitctl.checks.duplicates import check_duplicates
 from deitctl.checks.image_info import (
-    DIGEST_BYTES,
     EXTENSION_BY_FORMAT,
-    HASH_BYTES,
-    MIN_SIDE,
     ImageInfo,
     JoinedImages,
     format_of_name,
@@ -21,6 +18,7 @@ from deitctl.checks.image_info import (
 )
 from deitctl.checks.issues import NUM_EXAMPLES, Issue, Remedies, Remedy, report
 from deitctl.checks.survey import Split
+from deitctl.data.near_duplicates import DIGEST_BYTES, HASH_BYTES, MIN_SIDE
 from deitctl.events import Reporter
 
 MAX_PIXELS = 20_000_000

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deitctl.data.dataset import ImageDataset, is_hidden, join
+from deitctl.data.near_duplicates import MAX_BYTES, MAX_IMAGES, group_duplicates
 from deitctl.data.readers.digits import load_digits
 from deitctl.data.readers.folder import open_folder
 from deitctl.data.readers.pack import SUFFIX, open_pack
 from deitctl.data.readers.table import open_table
 from deitctl.data.readers.tar import open_tar
-from deitctl.data.run_data import AppliedSplit, RunData, apply_split
+from deitctl.data.run_data import SPLIT_FILE, AppliedSplit, RunData, apply_split
 from deitctl.data.splits import SPLIT_NAMES, find_splits, hold_out, relabel
 from deitctl.errors import DataError
 from deitctl.events import Reporter
+from deitctl.paths import suggest_path
 
 BUILT_IN = "digits"
 VAL_FRACTION = 0.2
@@ -82,15 +84,10 @@ def open_for_training(
     train: ImageDataset
     val: ImageDataset
     whole = _find_whole(parts)
-    if whole is not None and run is not None and run.rows is not None:
-        train, val = _continue_split(data.name, apply_split(whole, run.rows), run, reporter)
+    if whole is not None and run is not None:
+        train, val = _continue_split(data.name, whole, run, reporter)
     elif whole is not None:
-        split = hold_out(whole, VAL_FRACTION, seed)
-        train, val = split.train, split.val
-        reporter.note(
-            f"{data.name} has no validation set: "
-            f"{len(val.labels)} of {len(whole.labels)} images are held out."
-        )
+        train, val = _split_whole(data.name, whole, seed, reporter)
     elif "train" in parts and len(parts) > 1:
         # By name: the validation split may lack a class, and be numbered otherwise.
         train = parts["train"]
@@ -121,6 +118,37 @@ def _find_whole(parts: Mapping[str, ImageDataset]) -> ImageDataset | None:
     return next(iter(parts.values())) if set(parts) in ({""}, {"train"}) else None
 
 
+def _split_whole(
+    name: str, whole: ImageDataset, seed: int, reporter: Reporter
+) -> tuple[ImageDataset, ImageDataset]:
+    """Hold out a fifth, which resembles no training image as far as that can be had."""
+    groups = group_duplicates(whole, reporter)
+    split = hold_out(whole, VAL_FRACTION, seed, None if groups is None else groups.near)
+    if groups is not None and split.num_moved > len(split.val.labels):
+        # Images of a fixed camera, X-rays, scans: hashes are of what all of them share.
+        split = hold_out(whole, VAL_FRACTION, seed, groups.exact)
+        reporter.warn(
+            f"So many images of {name} resemble another that only equal ones were kept together. "
+            "If they are copies, frames of a video or shots of one scene, split them by source "
+            "into train/ and val/: else accuracies are too high."
+        )
+    sentences = [
+        f"{name} has no validation set: {len(split.val.labels)} of {len(whole.labels)} images are "
+        "held out, chosen by name."
+    ]
+    if split.num_moved:
+        sentences.append(
+            f"{split.num_moved} more are trained on because they resemble training images."
+        )
+    if groups is None:
+        sentences.append(
+            f"Duplicates were not looked for among more than {MAX_IMAGES:,} images or "
+            f"{MAX_BYTES // 2**30} GiB."
+        )
+    reporter.note(" ".join(sentences))
+    return split.train, split.val
+
+
 def _note_test(name: str, parts: Mapping[str, ImageDataset], reporter: Reporter) -> None:
     if "val" not in parts:
         reporter.note(
@@ -134,8 +162,14 @@ def _note_test(name: str, parts: Mapping[str, ImageDataset], reporter: Reporter)
 
 
 def _continue_split(
-    name: str, split: AppliedSplit, run: RunData, reporter: Reporter
+    name: str, whole: ImageDataset, run: RunData, reporter: Reporter
 ) -> tuple[ImageDataset, ImageDataset]:
+    if run.rows is None:
+        raise DataError(
+            f"{run.folder} has no {SPLIT_FILE}, so which images of {name} it holds out is not known.",
+            "Restore that file, or start a new run.",
+        )
+    split = apply_split(whole, run.rows)
     if split.missing:
         raise DataError(
             f"{name} lacks {len(split.missing)} images that {run.folder} began with, "
@@ -171,56 +205,59 @@ def open_eval_split(
     Raises:
         DataError: no such data, or it lacks the split.
     """
-    name = ref or (run.ref if run is not None else BUILT_IN)
-    data = open_dataset(name, reporter)
+    data = open_dataset(ref or (run.ref if run is not None else BUILT_IN), reporter)
     parts = data.list_parts()
     if not parts:
         raise DataError(f"{data.name} has no images to evaluate on.")
-    whole = _find_whole(parts)
-    num_whole = len(whole.labels) if whole is not None else 0
-    applied = None
-    if whole is not None and run is not None and run.rows is not None:
-        applied = apply_split(whole, run.rows)
-        found = len(run.rows.paths) - len(applied.missing)
-        if not (_is_same(name, run) or found >= MIN_FOUND * len(run.rows.paths)):
-            applied = None
-    own = run is not None and (applied is not None or _is_same(name, run))
-    if applied is not None:
-        parts = {"train": applied.train, "val": applied.val}
-        parts = {name: part for name, part in parts.items() if len(part.labels)}
-    everything = join(list(data.list_parts().values()))
-    choices = {**{n: part for n, part in parts.items() if n}, ALL: everything}
+    everything = join(list(parts.values()))
+    held_out = None if run is None else _find_held_out(data, run)
+    if held_out is not None:
+        parts = {"train": held_out.train, "val": held_out.val}
+    parts = {name: part for name, part in parts.items() if name and len(part.labels)}
+    choices = {**parts, ALL: everything}
     if split and split not in choices:
         raise DataError(f"{data.name} has no {split} split.", f"It has: {', '.join(choices)}.")
-    chosen = split or next(n for n in ("val", "test", "train", ALL) if n in choices)
-    if not split and applied is not None:
-        _note_held_out(data.name, applied, num_whole, run, reporter)
-    dataset = choices[chosen]
-    num_train_images = 0
-    if own and chosen in ("train", ALL) and "train" in parts:
-        num_train_images = len(parts["train"].labels)
-        reporter.warn(
-            f"{num_train_images} of these {len(dataset.labels)} images are training images of the "
-            "model: accuracies on them say nothing about new images."
-        )
+    chosen = split or next(name for name in ("val", "test", "train", ALL) if name in choices)
+    dataset, num_train_images = choices[chosen], 0
+    if run is not None and (held_out is not None or _is_place_of(run, data.name)):
+        if held_out is not None and chosen == "val":
+            _note_held_out(data.name, held_out, run, reporter)
+        if chosen in ("train", ALL) and "train" in parts:
+            num_train_images = len(parts["train"].labels)
+            reporter.warn(
+                f"{num_train_images:,} of these {len(dataset.labels):,} images are training images "
+                f"of {run.folder}: accuracies on them say nothing about new images."
+            )
     return EvalData(data.name, chosen, dataset, num_train_images)
 
 
-def _is_same(ref: str, run: RunData) -> bool:
-    """Whether data is the run's by its place."""
+def _find_held_out(data: DatasetSplits, run: RunData) -> AppliedSplit | None:
+    """Return the run's split of data; None if it is other data or has validation images."""
+    whole = _find_whole(data.list_parts())
+    if whole is None or run.rows is None:
+        return None
+    split = apply_split(whole, run.rows)
+    found = 1 - len(split.missing) / max(1, len(run.rows.paths))
+    # By its images too: data is moved, packed and copied to other machines.
+    return split if _is_place_of(run, data.name) or found >= MIN_FOUND else None
+
+
+def _is_place_of(run: RunData, ref: str) -> bool:
+    """Whether the run found its data where `ref` is."""
     return ref == run.ref or os.path.realpath(ref) == os.path.realpath(run.ref)
 
 
-def _note_held_out(
-    name: str, split: AppliedSplit, num_images: int, run: RunData | None, reporter: Reporter
-) -> None:
-    assert run is not None
-    reporter.note(
-        f"Of the {num_images} images of {name}, the {len(split.val.labels)} that {run.folder} held "
-        "out are scored; --split all scores all."
-    )
+def _note_held_out(name: str, split: AppliedSplit, run: RunData, reporter: Reporter) -> None:
+    num_images = len(split.train.labels) + len(split.val.labels) + split.num_new
+    sentences = [
+        f"Scoring the {len(split.val.labels):,} of {num_images:,} images of {name} that "
+        f"{run.folder} held out."
+    ]
     if split.num_new:
-        reporter.note(f"{split.num_new} images that are new since are left out.")
+        sentences.append(f"{split.num_new:,} that are new since are left out.")
+    if split.missing:
+        sentences.append(f"{len(split.missing):,} of the run's images are gone.")
+    reporter.note(" ".join(sentences))
 
 
 def open_dataset(ref: str, reporter: Reporter) -> DatasetSplits:
@@ -248,7 +285,7 @@ def _open_splits(ref: str, reporter: Reporter) -> tuple[str, Mapping[str, ImageD
         return BUILT_IN, {"train": train, "val": val}
     path = Path(ref).expanduser()
     if not path.exists():
-        raise DataError(f"There is no dataset {ref!r}.", KINDS)
+        raise DataError(f"There is no dataset {ref!r}.", suggest_path(ref, BUILT_IN) or KINDS)
     if path.is_dir():
         return str(path), _open_split_folders(path, reporter)
     if not path.is_file():  # reading a pipe would block, reading a device never end

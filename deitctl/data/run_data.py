@@ -86,6 +86,7 @@ def write_split(folder: Path, train: ImageDataset, val: ImageDataset) -> None:
     Data with validation images of its own says itself which they are, and may have millions.
     """
     if not isinstance(val, HeldOut):
+        (folder / SPLIT_FILE).unlink(missing_ok=True)  # of a run that was killed at its start
         return
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")

@@ -160,8 +160,7 @@ def compare(
             label = name if distill is None else f"{name}-{Path(distill.teacher).name}"
             root = output / f"{label}-seed{seed}"
             reporter.note(f"Distillation {VARIANTS[name].title}, seed {seed}: {root}")
-            # All seeds hold out the same validation images.
-            run = replace(config, output_dir=str(root), seed=seed, split_seed=first.seed)
+            run = replace(config, output_dir=str(root), seed=seed)
             results[name, teacher].append(train_run(run))
     comparison = Comparison(
         output=output,

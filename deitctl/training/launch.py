@@ -13,7 +13,7 @@ from deitctl.config import MACHINE_SETTINGS, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import translate_worker_errors
 from deitctl.data.open import open_for_training
-from deitctl.data.run_data import read_run_data, write_split
+from deitctl.data.run_data import SPLIT_FILE, read_run_data, write_split
 from deitctl.device import Device, choose_device
 from deitctl.distillation.distillation_teacher import DistillationTeacher
 from deitctl.distillation.preflight import RECORD as PREFLIGHT
@@ -147,7 +147,9 @@ def open_run(
             elif world.is_main:
                 # Before the teacher is fine-tuned, because the folder may not be writable.
                 Run.create(run.root, config)
+            if world.is_main and not (resume and (run.root / SPLIT_FILE).exists()):
                 write_split(run.root, train, val)
+            if world.is_main and not resume:
                 run.cut_log(0)  # of a run that was killed before its first checkpoint
                 write_bytes(run.launch_id_file, _launch().encode())
             trainer = build_trainer(run, config, student, (train, val), device, reporter, world)
@@ -164,9 +166,12 @@ def _open_data(
     config: TrainConfig, datasets: Datasets | None, reporter: Reporter, *, resume: bool
 ) -> Datasets:
     """Return the images of a run; those that it began with if it is resumed."""
-    run_data = read_run_data(Path(config.output_dir)) if resume else None
+    root = Path(config.output_dir)
+    run_data = read_run_data(root) if resume else None
     if run_data is not None and run_data.rows is not None:
         datasets = None  # opened as the data is now
+    elif Run(root).saved_position() is None:
+        run_data = None  # killed before it wrote which images it holds out
     return datasets or open_for_training(
         config.data, seed=config.split_seed, reporter=reporter, run=run_data
     )

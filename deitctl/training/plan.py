@@ -105,7 +105,7 @@ def plan_training(
         reporter: receives the warnings that the run would give about its sizes.
     """
     silent = SilentReporter()
-    train, val = datasets or open_for_training(config.data, seed=config.data_seed, reporter=silent)
+    train, val = datasets or open_for_training(config.data, seed=config.split_seed, reporter=silent)
     device = choose_device(config.device, config.precision)
     recipe, distill = config.recipe, config.distill
     student = build_model(

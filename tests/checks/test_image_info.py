@@ -11,12 +11,11 @@ from PIL import Image
 from deitctl.checks.image_info import (
     ImageInfo,
     JoinedImages,
-    difference_hash,
-    digest_pixels,
     inspect_image,
     inspect_images,
 )
 from deitctl.data.dataset import select
+from deitctl.data.near_duplicates import digest_pixels
 from deitctl.data.open import open_folder
 
 
@@ -104,23 +103,6 @@ def test_the_digest_is_of_the_pixels_not_of_the_file(inspect_file):
     assert len(digests) == 1
     assert digest_pixels(texture(1)) not in digests
     assert digest_pixels(Image.new("RGB", (4, 9))) != digest_pixels(Image.new("RGB", (9, 4)))
-
-
-def apart(one: Image.Image, other: Image.Image) -> int:
-    hashes = [np.frombuffer(difference_hash(i.convert("RGB")), np.uint8) for i in (one, other)]
-    return int(np.unpackbits(hashes[0] ^ hashes[1]).sum())
-
-
-def test_near_duplicates_share_the_hash_and_other_images_do_not():
-    original = texture()
-    assert apart(original, Image.open(io.BytesIO(encoded(original, "JPEG", quality=50)))) <= 9
-    assert apart(original, original.resize((48, 36))) <= 9
-    assert min(apart(original, texture(seed)) for seed in range(1, 10)) > 20
-
-
-@pytest.mark.parametrize("image", [Image.new("RGB", (100, 100), "white"), texture(size=(31, 200))])
-def test_plain_and_small_images_have_no_hash(image):
-    assert difference_hash(image) == b""
 
 
 def test_images_without_a_file_are_inspected_too(digit_datasets):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -30,12 +31,23 @@ def name_images(split: HeldOutSplit) -> tuple[set[str], set[str]]:
 
 
 def find_tiny_classes(dataset: FileDataset, seed: int) -> set[int]:
-    """Classes of which everything is below the threshold, and those of one image."""
+    """Classes of one image, and those of which everything is below the threshold."""
     hashes = hash_paths(list_relative_paths(dataset), seed)
     return {
         label
         for label in range(5)
         if (hashes[dataset.labels == label] < 0.2).all() or (dataset.labels == label).sum() == 1
+    }
+
+
+def find_emptied_classes(dataset: FileDataset, groups: np.ndarray, seed: int) -> set[int]:
+    """Classes with images below the threshold, each of which is in a group that is not."""
+    below = hash_paths(list_relative_paths(dataset), seed) < 0.2
+    whole = np.array([below[groups == group].all() for group in groups], bool)
+    return {
+        label
+        for label in range(5)
+        if below[dataset.labels == label].any() and not whole[dataset.labels == label].any()
     }
 
 
@@ -50,12 +62,71 @@ def test_every_class_of_two_images_has_one_on_either_side(images, seed):
         assert (split.val.labels == label).any() == (count > 1)
 
 
-@given(IMAGES, IMAGES, st.integers(0, 9))
-def test_added_images_move_none_from_training_to_validation(images, added, seed):
-    before, after = make_dataset(images), make_dataset({**added, **images})
-    trained, _ = name_images(hold_out(before, 0.2, seed))
-    _, held = name_images(hold_out(after, 0.2, seed))
+@given(IMAGES, st.integers(0, 9), st.integers(1, 3))
+def test_an_image_is_held_out_only_with_all_of_its_group(images, seed, size):
+    dataset = make_dataset(images)
+    groups = np.array([name // size for name in images], np.int64)
+    split = hold_out(dataset, 0.2, seed, groups)
+    hashes = hash_paths(list_relative_paths(dataset), seed)
+    expected = {i for i in range(len(images)) if (hashes[groups == groups[i]] < 0.2).all()}
+    held = set(split.val.indices.tolist())
+    single = {i for i in range(len(images)) if (dataset.labels == dataset.labels[i]).sum() == 1}
+    for label in set(images.values()):
+        members = set(np.flatnonzero(dataset.labels == label).tolist())
+        if members & expected and members - expected:
+            assert held & members == expected & members
+        else:  # a class that would have nothing on one side
+            assert len(held & members) == (
+                0 if members & single else max(1, len(members & expected) - 1)
+            )
+    assert split.num_moved == (hashes < 0.2).sum() - len(expected)
+
+
+@given(IMAGES, IMAGES, st.integers(0, 9), st.sampled_from([1, 2, 3]))
+def test_added_images_move_none_from_training_to_validation(images, added, seed, size):
+    """Groups are of images of neighboring names, and grow; of size 1 there are none."""
+    before, after = make_dataset(images), make_dataset({**images, **added, **images})
+    groups = [
+        np.array([int(p.split("/")[1][:-4]) // size for p in list_relative_paths(d)], np.int64)
+        for d in (before, after)
+    ]
+    trained, _ = name_images(hold_out(before, 0.2, seed, groups[0]))
+    _, held = name_images(hold_out(after, 0.2, seed, groups[1]))
     moved = [int(name.split("/")[2][1:]) for name in trained & held]
-    # at most one image of a class so small that all of it would have been held out
-    assert set(moved) <= find_tiny_classes(before, seed)
+    # at most one image of a class that would have had nothing on one side
+    allowed = find_tiny_classes(before, seed) | find_emptied_classes(after, groups[1], seed)
+    assert set(moved) <= allowed
     assert max(Counter(moved).values(), default=0) <= 1
+    if size == 1:
+        assert set(moved) <= find_tiny_classes(before, seed)
+
+
+def test_a_split_is_the_same_wherever_the_data_lies_and_however_names_are_spelled():
+    names = ["a/é.jpg", "a/b/c.jpg", *(f"b/{i}.jpg" for i in range(40))]
+    here = FileDataset(
+        tuple(f"/x/{n}" for n in names), np.array([0, 0] + [1] * 40), ("a", "b"), "/x/"
+    )
+    spelled = ["a/e\u0301.jpg", "./a/b//c.jpg", *names[2:]]
+    there = FileDataset(tuple(f"y/{n}" for n in spelled), here.labels, ("a", "b"), "y/")
+    assert list_relative_paths(there) == names
+    one, other = (hold_out(d, 0.2, 0).val.indices.tolist() for d in (here, there))
+    assert one == other
+    assert one != hold_out(here, 0.2, 1).val.indices.tolist()
+
+
+def test_hashes_are_uniform_and_stay_what_they_are():
+    """A change would move trained images into validation: the first is blake2b's, by hand."""
+    hashes = hash_paths([f"c/{i}.jpg" for i in range(10_000)], 0)
+    digest = hashlib.blake2b(b"0\x1fc/0.jpg", digest_size=8).digest()
+    assert hashes[0] == (int.from_bytes(digest, "big") >> 11) / 2**53
+    counts = np.histogram(hashes, bins=10, range=(0, 1))[0]
+    assert abs(counts - 1000).max() < 4 * 30  # standard deviation: sqrt(10,000 * 0.1 * 0.9) = 30
+    assert hash_paths([], 0).shape == (0,)
+    assert hash_paths(["\udcff.jpg"], 0)[0] < 1  # a name that is not UTF-8
+
+
+def test_the_split_of_known_names_is_known():
+    """Held out are exactly the hashes below a fifth."""
+    dataset = make_dataset(dict.fromkeys(range(50), 0))
+    hashes = hash_paths(list_relative_paths(dataset), 0)
+    assert hold_out(dataset, 0.2, 0).val.indices.tolist() == np.flatnonzero(hashes < 0.2).tolist()
