@@ -13,6 +13,7 @@ import torch
 from deitctl.config import MACHINE_SETTINGS
 from deitctl.data.loader import Batch
 from deitctl.data.open import open_for_training
+from deitctl.data.run_data import read_run_data
 from deitctl.device import choose_device
 from deitctl.distributed import SINGLE_PROCESS, is_distributed
 from deitctl.errors import ConfigError
@@ -91,7 +92,9 @@ def replay(
     machine |= {k: v for k, v in (settings or {}).items() if k in MACHINE_SETTINGS}
     config = replace(override(config, machine), output_dir=str(root))
     device = choose_device(config.device, config.precision)
-    datasets = open_for_training(config.data, seed=config.data_seed, reporter=reporter)
+    datasets = open_for_training(
+        config.data, seed=config.split_seed, reporter=reporter, run=read_run_data(root)
+    )
     run = Run(root, writes=False)
     run.checkpoint = folder / "checkpoint"
     student = build_student(config, datasets[0], reporter)
