@@ -188,6 +188,12 @@ class Recipe:
     freeze: Annotated[
         Literal["none", "backbone"], Option("backbone: train the classifier alone, a linear probe.")
     ] = "none"
+    head_init: Annotated[
+        Literal["ridge", "random"],
+        Option(
+            "A new head on pretrained weights: fitted to their features by ridge regression, or random."
+        ),
+    ] = "random"
     freeze_bn_stats: Annotated[
         bool, Option("Keep the running statistics of batch norms as the weights have them.")
     ] = False
@@ -253,10 +259,11 @@ class DistillConfig:
         Option("Distill into the class head, without a token.", TEACHER, flag="--no-dist-token"),
     ]
     finetune_teacher: Annotated[
-        Literal["auto", "head", "full", "none"],
+        Literal["auto", "head", "full", "scratch", "none"],
         Option(
-            "Fine-tune the teacher first: auto (if its classes differ), head, full or none.",
+            "Train the teacher first: its head, full (all of it) or from scratch; auto: if its classes differ; none.",
             TEACHER,
+            "auto, or scratch for the teacher of digits",
         ),
     ] = "auto"
     teacher_img_size: Annotated[

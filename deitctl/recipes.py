@@ -75,6 +75,7 @@ FINETUNE = Recipe(  # one's own images, from published weights; own values, see 
     drop_path_rate=0.0,  # DeiT's authors leave it out for transfer (issue 45 of their repository)
     # Where batch norms were folded into the weights, normalizing by a batch's statistics would undo what was learned.
     freeze_bn_stats=True,
+    head_init="ridge",
     ema_decay=0.999,
     augment=AugmentConfig(
         crop_scale=(0.35, 1.0),  # milder than ImageNet's: the weights are pretrained, the data few
@@ -204,7 +205,12 @@ FULL_FINETUNE_IMAGES = 50
 
 
 def get_finetune_recipe(part: str, *, built_in: bool) -> Recipe:
-    """Return the recipe that fine-tunes a teacher: its `head` or the `full` network; digits keep their own views."""
+    """Return the recipe of a teacher's training: its `head`, the `full` network, or from `scratch`.
+
+    Digits keep their own views.
+    """
+    if part == "scratch":
+        return DIGITS_CONVNET if built_in else SMALL
     recipe = PROBE if part == "head" else FINETUNE
     return replace(recipe, augment=DIGITS_CONVNET.augment) if built_in else recipe
 

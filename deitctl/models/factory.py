@@ -26,6 +26,7 @@ from deitctl.models.checkpoint_io import (
 from deitctl.models.model_config import ModelConfig
 from deitctl.models.vit import VisionTransformer
 from deitctl.models.weights import download, fetch_weights
+from deitctl.paths import suggest_path
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 HUB_PREFIX = "hf-hub:"
@@ -38,6 +39,8 @@ class LoadedModel:
     model: nn.Module
     model_config: ModelConfig
     changes: tuple[str, ...] = ()
+    has_new_head: bool = False
+    """Whether the backbone has weights and the heads, of other classes, have not."""
 
 
 @torch.inference_mode(False)  # explanations need gradients, which inference tensors cannot have
@@ -209,7 +212,7 @@ def _resolve_folder(ref: str, reporter: Reporter) -> Path | None:
         return path
     is_path = "/" in ref or "\\" in ref or path.suffix in WEIGHT_SUFFIXES
     if is_path and not path.exists():
-        raise ModelError(f"There is no model file or folder {ref!r}.")
+        raise ModelError(f"There is no model file or folder {ref!r}.", suggest_path(ref))
     # The file of a model folder stands for the folder: alone it has no class names and no
     # preprocessing.
     if path.is_file() and path.name == WEIGHTS and (path.parent / CONFIG).is_file():
@@ -331,6 +334,7 @@ def _build_deit(
         drop_path_rate=drop_path_rate,
     )
     changes: list[str] = []
+    has_new_head = False
     if start or pretrained:
         state, old_names = _load_start(start, arch, reporter)
         row_of = {name: row for row, name in enumerate(old_names or ())}
@@ -345,10 +349,11 @@ def _build_deit(
         # Equal class counts would load otherwise, and each class would start as another one.
         elif old_names is not None:  # as many classes, but other ones
             state = convert.drop_heads(state)
+        has_new_head = convert.count_classes(state) != len(class_names)
         changes += convert.load_adapted(model, state, start or arch.hub_id)
     folder = _resolve_folder(start, reporter) if start else None
     model_config = _keep_normalization(arch.to_model_config(), folder)
-    return LoadedModel(model, model_config.at_size(size), tuple(changes))
+    return LoadedModel(model, model_config.at_size(size), tuple(changes), has_new_head)
 
 
 def _load_start(
@@ -405,7 +410,8 @@ def _build_timm(
         timm_models.read_model_config(model, name, num_classes), model_args=model_args
     )
     model_config = _keep_normalization(model_config, start_folder or ref_folder)
-    return LoadedModel(model, model_config.at_size(img_size))
+    has_new_head = (bool(start) or pretrained) and timm_models.has_zero_heads(model)
+    return LoadedModel(model, model_config.at_size(img_size), has_new_head=has_new_head)
 
 
 def _keep_normalization(model_config: ModelConfig, folder: Path | None) -> ModelConfig:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deitctl.errors import ModelError, WeightsNotFound, did_you_mean
+from deitctl.errors import ModelError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.models.catalog import ARCHITECTURES, TIMM_TAGS, load_imagenet_classes
 from deitctl.models.checkpoint_io import (
@@ -22,6 +22,7 @@ from deitctl.models.checkpoint_io import (
 )
 from deitctl.models.model_config import ModelConfig, parse_preprocessing
 from deitctl.models.weights import download, require_hub
+from deitctl.paths import suggest_path
 
 
 def is_timm_model(name: str) -> bool:
@@ -32,10 +33,10 @@ def is_timm_model(name: str) -> bool:
 
 
 def suggest_model(name: str) -> str:
-    """Return a "Did you mean" line with the nearest names of deitctl's and timm's models."""
+    """Return a "Did you mean" line with the nearest names of models, deitctl's and timm's, and of runs."""
     import timm
 
-    return did_you_mean(name, [*(a.alias for a in ARCHITECTURES), *timm.list_models()])
+    return suggest_path(name, *(a.alias for a in ARCHITECTURES), *timm.list_models())
 
 
 def add_tag(name: str) -> str:
@@ -189,6 +190,12 @@ def load_weights(
         raise ModelError(
             f"{where} holds weights of another architecture: {_first_mismatch(error)}"
         ) from error
+
+
+def has_zero_heads(model: nn.Module) -> bool:
+    """Return whether the classifier is new, as `load_weights` leaves it."""
+    names = describe_layers(model)["classifier"]
+    return not any(p.any() for name in names for p in model.get_submodule(name).parameters())
 
 
 def _require_same_shapes(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

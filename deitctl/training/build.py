@@ -49,6 +49,8 @@ class TrainSetup:
     early_size: int
     """Side of the input in progressive resizing's early epochs, in pixels; 0 without any."""
     workers: int
+    fits_head: bool = False
+    """Whether the model has a new head that is to be fitted before the first step."""
 
     @property
     def view_plan(self) -> ViewPlan:
@@ -198,8 +200,9 @@ def build_training(
     img_size = model_config.preprocessing.img_size
     warn_about_sizes(config.recipe, num_images, model, img_size, early_size, reporter)
     workers = device.choose_num_workers(config.workers)
+    fits_head = student.has_new_head and recipe.head_init == "ridge"
     return TrainSetup(
-        config, model_config, train, val, teacher, context, state, early_size, workers
+        config, model_config, train, val, teacher, context, state, early_size, workers, fits_head
     )
 
 

@@ -116,9 +116,12 @@ class ExponentialMovingAverage:
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         self.decay = decay
-        self.values: dict[str, Tensor] = {
-            name: value.detach().clone() for name, value in model.state_dict().items()
-        }
+        self.values: dict[str, Tensor] = {}
+        self.reset(model)
+
+    def reset(self, model: nn.Module) -> None:
+        """Start the averages from the model's weights."""
+        self.values = {name: value.detach().clone() for name, value in model.state_dict().items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int, *, total_steps: int) -> None:

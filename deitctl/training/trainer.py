@@ -6,7 +6,7 @@ import json
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 
 from deitctl.data.loader import Batch
@@ -18,7 +18,7 @@ from deitctl.errors import ConfigError, DataError, DeitctlError, Signalled
 from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.result import EvalResult
 from deitctl.evaluation.validate import validate
-from deitctl.events import Reporter
+from deitctl.events import Reporter, SilentReporter
 from deitctl.models.checkpoint_io import WEIGHTS, load_tensors, read_metadata, save_model
 from deitctl.models.introspect import describe_layers
 from deitctl.paths import DiskError, write_json
@@ -26,12 +26,15 @@ from deitctl.records import to_object
 from deitctl.training.build import TrainSetup, round_up_to_pairs
 from deitctl.training.checkpointer import AsyncCheckpointer, SaveOrStop
 from deitctl.training.configure import name_command
+from deitctl.training.estimate import describe_training, estimate_seconds
+from deitctl.training.head_init import fit_new_heads
 from deitctl.training.incident import suggest_remedies, write_incident
 from deitctl.training.monitor import Incident, LossMonitor, Observation, TrainingDiverged
 from deitctl.training.result import BestEpoch, FinalEpoch, TrainResult
 from deitctl.training.run_dir import Run
 from deitctl.training.signals import StopRequest, hold_signals
 from deitctl.training.step import StepStats, forward_backward, optimizer_step, set_train_mode
+from deitctl.training.trend import judge_trend
 
 LOG_EVERY = 10  # steps: reading the loss makes the host wait for an accelerator
 EVAL_BATCH_SIZE = 64
@@ -69,6 +72,9 @@ class Trainer:
         """
         progress, recipe = self.state.progress, self.context.recipe
         with hold_signals(self.signals), self.leave_resumable():
+            self.announce()
+            if self.setup.fits_head and progress.step == 0:
+                self.fit_head()
             batches = self.setup.build_loader() if progress.epoch < recipe.epochs else iter(())
             for epoch in range(progress.epoch, recipe.epochs):
                 start_time = time.monotonic()
@@ -97,7 +103,42 @@ class Trainer:
                 self.save_or_stop.raise_if_set()
                 self.fill_target_cache()
             self.checkpointer.save(self.state)
-        return self.finish()
+        try:
+            return self.finish()
+        except DiskError as error:
+            raise self.run.explain_full_disk(error) from error
+
+    def announce(self) -> None:
+        """Say what is about to be done and how long it takes, if anybody is told."""
+        is_told = self.world.is_main and type(self.reporter) is not SilentReporter
+        if is_told and self.state.progress.epoch < self.context.recipe.epochs:
+            self.reporter.note(describe_training(self.setup, estimate_seconds(self.setup)))
+
+    def fit_head(self) -> None:
+        """Fit a new head to the pretrained features, and start the EMA from it."""
+        setup, state = self.setup, self.state
+        accuracy = None
+        if (
+            self.world.is_main
+        ):  # a few thousand images, so that the head is the same for any number of processes
+            accuracy = fit_new_heads(
+                state.model,
+                setup.model_config,
+                setup.train,
+                smoothing=self.context.recipe.smoothing,
+                seed=self.config.seed,
+                device=self.device,
+                workers=setup.workers,
+                reporter=self.reporter,
+            )
+        self.world.broadcast_module_(state.model)
+        if state.ema is not None:
+            state.ema.reset(state.model)
+        if accuracy is not None:
+            self.reporter.note(
+                f"The new head is fitted to the features: {accuracy:.1f} % of training images right, each left "
+                "out of its own fit."
+            )
 
     def train_step(self, batch: Batch) -> StepStats:
         """Take one optimizer step on the gradient of a global batch."""
@@ -261,11 +302,17 @@ class Trainer:
     def finish(self) -> TrainResult:
         """Evaluate the saved weights in fp32, and write the result."""
         progress, setup = self.state.progress, self.setup
+        fp32 = choose_device(self.config.device, "fp32")
+        epochs = list(self.run.records("epoch"))
+        last = epochs[-1]
+        final = {name: last[name] for name in ("top1", "top5", "val_loss")}
+        if self.device.precision != "fp32" and progress.best_epoch < progress.epoch:
+            final = _summarize(self.evaluate_last(fp32, last["weights"]))
         self.world.barrier()  # until the main process has written the weights
         self.state.model.load_state_dict(load_tensors(self.run.root / WEIGHTS))
-        fp32 = choose_device(self.config.device, "fp32")
         evaluation = self.evaluate(fp32, "evaluate the saved weights")
-        *_, last = self.run.records("epoch")
+        if progress.best_epoch == progress.epoch:
+            final = _summarize(evaluation)
         reasons = progress.unreadable | dict(evaluation.read_errors)
         if reasons:
             self.reporter.warn(
@@ -276,6 +323,7 @@ class Trainer:
             run=self.run.root,
             epochs=progress.epoch,
             images_seen=progress.images_seen,
+            num_val_images=evaluation.num_images,
             best=BestEpoch(
                 epoch=progress.best_epoch,
                 top1=evaluation.top1,
@@ -283,7 +331,8 @@ class Trainer:
                 top5=evaluation.top5,
                 weights=progress.best_weights,
             ),
-            final=FinalEpoch(**{k: last[k] for k in ("epoch", "top1", "top5", "val_loss")}),
+            final=FinalEpoch(epoch=progress.epoch, **final),
+            trend=judge_trend(epochs, evaluation.num_images),
             heads=evaluation.heads,
             head_agreement=evaluation.head_agreement,
             teacher_agreement=evaluation.teacher_agreement,
@@ -297,6 +346,11 @@ class Trainer:
             write_json(self.run.result_file, to_object(result))
         self.world.barrier()
         return result
+
+    def evaluate_last(self, device: Device, kind: str) -> EvalResult:
+        """Evaluate the last epoch's weights, the `model` or the `ema`."""
+        with self.state.swap_ema() if kind == "ema" else nullcontext():
+            return self.evaluate(device, "evaluate the last weights")
 
     def load_checkpoint(self) -> None:
         """Load the saved state; a run that was stopped before its first checkpoint starts again."""
@@ -370,8 +424,7 @@ class Trainer:
             hint = f"{error.hint} Repair or remove it, then: {resume}"
             raise DataError(error.message, hint) from error
         except DiskError as error:
-            hint = f"{error.hint} The last checkpoint is intact: {resume}"
-            raise DeitctlError(error.message, hint) from error
+            raise self.run.explain_full_disk(error) from error
         except TrainingDiverged as diverged:
             raise self._record_incident(diverged.incident) from None
         except RuntimeError as error:
@@ -409,6 +462,10 @@ class Trainer:
         hint = suggest_remedies(incident, self.run, self.device.precision, self.config)
         replay = f"deitctl train --replay {shlex.quote(str(record))}"
         return DeitctlError(f"{incident.message} {outcome} To repeat the step: `{replay}`.", hint)
+
+
+def _summarize(evaluation: EvalResult) -> dict[str, float | None]:
+    return {"top1": evaluation.top1, "top5": evaluation.top5, "val_loss": evaluation.loss}
 
 
 def best_weights(metrics: dict[str, EvalResult]) -> str:

@@ -1,0 +1,120 @@
+"""Closed-form heads: leave-one-out without refitting, the features' classes from the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+from torch import nn
+
+from deitctl.data.dataset import ImageDataset
+from deitctl.device import choose_device
+from deitctl.events import SilentReporter
+from deitctl.models.catalog import find
+from deitctl.models.vit import VisionTransformer
+from deitctl.training import head_init
+from deitctl.training.head_init import fit_new_heads, fit_ridge
+
+Pair = tuple[ImageDataset, ImageDataset]
+
+
+def make_blobs(
+    count: int, dim: int, num_classes: int, *, spread: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % num_classes
+    centers = torch.randn(num_classes, dim, generator=generator)
+    return centers[labels] + spread * torch.randn(count, dim, generator=generator), labels
+
+
+@pytest.mark.parametrize(("count", "dim"), [(40, 6), (12, 30)])
+def test_the_head_is_a_ridge_regression_of_the_one_hot_classes(count, dim, monkeypatch):
+    """One penalty and one scale to choose from: scikit-learn's Ridge has the same coefficients."""
+    monkeypatch.setattr(head_init, "PENALTIES", (0.1,))
+    monkeypatch.setattr(head_init, "SCALES", (2.0,))
+    x, labels = make_blobs(count, dim, 4, spread=0.5)
+    centered = (x - x.mean(0)).double()
+    alpha = 0.1 * float((centered**2).sum()) / dim
+    expected = Ridge(alpha=alpha).fit(x.double().numpy(), np.eye(4)[labels.numpy()])
+    fitted = fit_ridge(x, labels, 4, smoothing=0.1)
+    np.testing.assert_allclose(fitted.weight.numpy(), 2 * expected.coef_, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(fitted.bias.numpy(), 2 * expected.intercept_, rtol=1e-4, atol=1e-6)
+
+
+def test_leaving_one_out_is_what_fitting_again_without_each_image_gives(monkeypatch):
+    """The penalty is fixed; the closed form must equal N fits of N - 1 images."""
+    monkeypatch.setattr(head_init, "PENALTIES", (0.01,))
+    x, labels = make_blobs(30, 5, 3, spread=1.2)
+    alpha = 0.01 * float(((x - x.mean(0)).double() ** 2).sum()) / 5
+    one_hot, right = np.eye(3)[labels.numpy()], 0
+    for left_out in range(30):
+        others = np.arange(30) != left_out
+        again = Ridge(alpha=alpha).fit(x[others].double().numpy(), one_hot[others])
+        prediction = again.predict(x[left_out : left_out + 1].double().numpy())
+        right += int(prediction.argmax() == int(labels[left_out]))
+    assert 10 < right < 30  # so that it is no accuracy that every mistake has, too
+    assert fit_ridge(x, labels, 3, smoothing=0.1).loo_accuracy == pytest.approx(100 * right / 30)
+
+
+def test_images_that_are_far_apart_get_a_small_penalty_and_a_large_scale():
+    near, labels = make_blobs(200, 8, 4, spread=0.1)
+    far, _ = make_blobs(200, 8, 4, spread=5.0)
+    sure, unsure = (fit_ridge(x, labels, 4, smoothing=0.0) for x in (near, far))
+    confidence = [
+        float((x @ head.weight.T + head.bias).softmax(1).amax(1).mean())
+        for x, head in ((near, sure), (far, unsure))
+    ]
+    assert confidence[0] > 0.95 > 0.5 > confidence[1] > 0.25
+
+
+@pytest.mark.parametrize("alias", ["deit_tiny", "deit_tiny_distilled"])
+def test_a_fitted_head_knows_images_that_a_random_one_does_not(
+    alias: str, deit: Callable[..., VisionTransformer], little: Pair
+):
+    train, _ = little
+    model = deit(alias, classes=10)
+    arch = find(alias)
+    assert arch is not None
+    config = arch.to_model_config().at_size(32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    accuracy = fit_new_heads(
+        model,
+        replace(config, num_classes=10, class_names=train.class_names),
+        train,
+        smoothing=0.1,
+        seed=0,
+        device=choose_device("cpu", "fp32"),
+        workers=0,
+        reporter=SilentReporter(),
+    )
+    assert accuracy is not None
+    assert accuracy > 30  # of random features; a guess is 10
+    changed = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
+    heads = ("head", "head_dist") if alias.endswith("distilled") else ("head",)
+    assert changed == {f"{head}.{part}" for head in heads for part in ("weight", "bias")}
+
+
+def test_a_head_that_is_no_linear_layer_stays_as_it_is(
+    deit: Callable[..., VisionTransformer], little: Pair
+):
+    model = deit(classes=10)
+    model.head = nn.Sequential(model.head)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    arch = find("deit_tiny")
+    assert arch is not None
+    fitted = fit_new_heads(
+        model,
+        arch.to_model_config().at_size(32),
+        little[0],
+        smoothing=0.1,
+        seed=0,
+        device=choose_device("cpu", "fp32"),
+        workers=0,
+        reporter=SilentReporter(),
+    )
+    assert fitted is None
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
