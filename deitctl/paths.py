@@ -10,6 +10,8 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +21,12 @@ CACHE_VARIABLE = "DEITCTL_CACHE"
 MAX_TEXT = 16 * 2**20
 """Bytes of a config or record; with all classes of ImageNet-21k it has one or two million."""
 OUTPUT = "--output (or $DEITCTL_CACHE)"  # the option that names most of what is written
+MAX_SIBLINGS = 5000
+"""Names in a folder with which a misspelled one is compared: a tenth of a second."""
+MIN_SIMILARITY = 0.7
+"""Of a name to the one that was meant, 0..1, as difflib counts it."""
+MIN_SIMILARITY_OF_NUMBERS = 0.9
+"""Of names with other digits."""
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -45,6 +53,68 @@ def cache_root() -> Path:
     override = os.environ.get(CACHE_VARIABLE)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(override).expanduser() if override else Path(home) / "deitctl"
+
+
+def shorten(path: str | Path) -> str:
+    """Return a path as seen from the current folder if it lies in it, else unchanged."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except (OSError, ValueError):
+        return str(path)
+
+
+def suggest_path(path: str | Path, *names: str) -> str:
+    """Return `Did you mean 'x'?` for a path that is not there, or the empty string.
+
+    The first part of it that is missing is compared, in any case, with the names beside it; a name
+    without a folder also with those in `runs/`.
+
+    Args:
+        path: as the user has named it.
+        names: other things than paths that the user may have meant.
+    """
+    missing = Path(path).expanduser()
+    try:
+        if missing.exists():
+            return ""
+        near = list(_find_near_paths(missing))
+        if len(missing.parts) == 1:
+            in_runs = Path("runs") / missing
+            near = [in_runs, *near] if in_runs.exists() else [*near, *_find_near_paths(in_runs)]
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return ""
+    near_names = [
+        *get_close_matches(str(path), names, n=2, cutoff=MIN_SIMILARITY),
+        *map(str, dict.fromkeys(near)),
+    ]
+    return f"Did you mean {' or '.join(map(repr, near_names[:3]))}?" if near_names else ""
+
+
+def _find_near_paths(missing: Path) -> Iterator[Path]:
+    wrong = next((p for p in (*reversed(missing.parents), missing) if not p.exists()), None)
+    if wrong is None or not wrong.parent.is_dir():
+        return
+    siblings: dict[str, list[str]] = {}
+    with os.scandir(wrong.parent) as entries:
+        for entry in islice(entries, MAX_SIBLINGS):
+            if not entry.name.startswith(".") or wrong.name.startswith("."):
+                siblings.setdefault(entry.name.lower(), []).append(entry.name)
+    below = missing.relative_to(wrong)
+    typed = wrong.name.lower()
+    for name in get_close_matches(typed, siblings, n=3, cutoff=MIN_SIMILARITY):
+        # other numbers name other things: image-0012.jpg is no misspelled image-3400.jpg
+        if _read_digits(name) != _read_digits(typed) and not get_close_matches(
+            typed, [name], cutoff=MIN_SIMILARITY_OF_NUMBERS
+        ):
+            continue
+        for sibling in sorted(siblings[name]):
+            found = wrong.parent / sibling / below
+            # more than one part may be misspelled
+            yield from [found] if found.exists() else _find_near_paths(found)
+
+
+def _read_digits(name: str) -> str:
+    return "".join(filter(str.isdigit, name))
 
 
 def read_regular(path: str | Path, limit: int) -> bytes:

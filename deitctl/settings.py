@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 from deitctl.config import MACHINE_SETTINGS, Option, TrainConfig
 from deitctl.errors import ConfigError, did_you_mean
-from deitctl.paths import read_text
+from deitctl.paths import read_text, suggest_path
 
 C = TypeVar("C")
 MAX_TOML = 2**18
@@ -290,7 +290,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             raise ValueError("it is nested too deeply")
         return tomllib.loads(text)
     except OSError as error:
-        raise ConfigError(f"Cannot read {path}: {error.strerror}.") from error
+        raise ConfigError(f"Cannot read {path}: {error.strerror}.", suggest_path(path)) from error
     except RecursionError as error:
         raise ConfigError(f"{path} is nested too deeply.") from error
     except ValueError as error:  # no TOML, no UTF-8, a number that Python will not read

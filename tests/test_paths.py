@@ -17,10 +17,60 @@ from deitctl.paths import (
     cache_root,
     open_atomic,
     require_writable,
+    suggest_path,
     walk,
     write_bytes,
     write_json,
 )
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """flowers-mini/train/Rose.jpg, photos/ and runs/deit_tiny-flowers/, from where they lie."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("flowers-mini/train", "photos", "runs/deit_tiny-flowers", ".hidden"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "flowers-mini/train/Rose.jpg").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("flowrs-mini/", "'flowers-mini'"),
+        ("Photos", "'photos'"),
+        ("flowrs-mini/train", "'flowers-mini/train'"),
+        ("flowrs-mini/trian/rose.JPG", "'flowers-mini/train/Rose.jpg'"),
+        ("deit_tiny-flowers", "'runs/deit_tiny-flowers'"),
+        ("deit_tiny-flower", "'runs/deit_tiny-flowers'"),
+        ("runs/deit_tin-flowers", "'runs/deit_tiny-flowers'"),
+        ("digts", "'digits'"),
+        (".hiden", "'.hidden'"),
+    ],
+)
+def test_a_misspelled_path_is_found(path, meant, folder):
+    assert suggest_path(path, "digits") == f"Did you mean {meant}?"
+    absolute = str(folder / path)
+    if "runs/" not in meant and "digits" not in meant:
+        assert suggest_path(absolute) == f"Did you mean {str(folder / eval(meant))!r}?"
+
+
+@pytest.mark.parametrize("path", ["", "hidden", "elsewhere", "photos/x", "a\0b", "x" * 5000])
+def test_nothing_is_made_up_for_a_path_that_is_like_no_other(path, folder):
+    assert suggest_path(path) == ""
+
+
+def test_a_huge_folder_costs_little(folder, monkeypatch):
+    monkeypatch.setattr("deitctl.paths.MAX_SIBLINGS", 3)
+    for number in range(10):
+        (folder / "photos" / f"image-{number}.jpg").touch()
+    assert suggest_path("photos/image-3.jpeg").count(".jpg") <= 3
+
+
+def test_another_number_is_another_thing(folder):
+    (folder / "photos" / "n44507694_12183.JPEG").touch()
+    assert suggest_path("photos/n01440764_1234.JPEG") == ""
+    assert suggest_path("photos/n4450769_12183.JPEG") != ""
 
 
 def test_readers_never_see_half_a_file(tmp_path):

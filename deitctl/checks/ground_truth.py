@@ -14,6 +14,7 @@ from deitctl.checks.issues import Issue, Remedy, make_remedies, report
 from deitctl.checks.survey import Split
 from deitctl.data.dataset import FileDataset
 from deitctl.errors import DataError
+from deitctl.paths import suggest_path
 
 DEVKIT_FILE = "ILSVRC2012_validation_ground_truth.txt"
 DEVKIT_IMAGE = "ILSVRC2012_val_{:08d}"
@@ -38,7 +39,8 @@ def read_ground_truth(path: Path) -> dict[str, str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"The ground truth {path} cannot be read: {getattr(error, 'strerror', error)}."
+            f"The ground truth {path} cannot be read: {getattr(error, 'strerror', error)}.",
+            suggest_path(path),
         ) from error
     lines = [line for line in lines if line.strip()]
     if not lines:

@@ -79,6 +79,11 @@ def explain(
     Example: deitctl explain cat.jpg --class lynx
     """
     shape = choose_format(output_format, FORMATS, "jsonl")
+    reporter = make_reporter(quiet)
+    from deitctl.inference.inputs import suggest_inputs
+
+    for suggestion in suggest_inputs(images):
+        reporter.warn(suggestion)
     explanations = deitctl.explain(
         images,
         model=model,
@@ -92,7 +97,7 @@ def explain(
         device=device,
         only_disagreements=only_disagreements,
         stdin=sys.stdin,
-        reporter=make_reporter(quiet),
+        reporter=reporter,
     )
     num_failed = {"table": _print_table, "jsonl": print_records}[shape](explanations)
     # a run knows the images that it was not trained on

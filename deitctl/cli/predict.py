@@ -115,6 +115,10 @@ def predict(
         raise UsageError(f"--show-image goes with a table, not with {shape}.")
     reporter = make_reporter(quiet)
     keep_pixels = shape == "table" and _can_show_images(show_image, images, reporter)
+    from deitctl.inference.inputs import expand, suggest_inputs
+
+    for suggestion in suggest_inputs(images):
+        reporter.warn(suggestion)
     batch_size = batch_size or (1 if "-" in images and not to_file else 16)
 
     def load() -> Classifier:
@@ -143,8 +147,6 @@ def predict(
             )
         raise typer.Exit(3 if num_failed else 0)
     classifier = load()
-    from deitctl.inference.inputs import expand
-
     predictions = classifier.stream(
         expand(images, sys.stdin), topk=topk, batch_size=batch_size, keep_pixels=keep_pixels
     )

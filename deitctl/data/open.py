@@ -21,7 +21,7 @@ from deitctl.data.run_data import SPLIT_FILE, AppliedSplit, RunData, apply_split
 from deitctl.data.splits import SPLIT_NAMES, find_splits, hold_out, relabel
 from deitctl.errors import DataError
 from deitctl.events import Reporter
-from deitctl.paths import suggest_path
+from deitctl.paths import shorten, suggest_path
 
 BUILT_IN = "digits"
 VAL_FRACTION = 0.2
@@ -285,7 +285,8 @@ def _open_splits(ref: str, reporter: Reporter) -> tuple[str, Mapping[str, ImageD
         return BUILT_IN, {"train": train, "val": val}
     path = Path(ref).expanduser()
     if not path.exists():
-        raise DataError(f"There is no dataset {ref!r}.", suggest_path(ref, BUILT_IN) or KINDS)
+        name = shorten(path)
+        raise DataError(f"There is no dataset {name!r}.", suggest_path(name, BUILT_IN) or KINDS)
     if path.is_dir():
         return str(path), _open_split_folders(path, reporter)
     if not path.is_file():  # reading a pipe would block, reading a device never end

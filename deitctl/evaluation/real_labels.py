@@ -14,7 +14,7 @@ from deitctl.evaluation.metrics import mean_percent
 from deitctl.evaluation.result import EvalResult, RealLabelScore
 from deitctl.models.catalog import load_imagenet_classes
 from deitctl.models.model_config import ModelConfig
-from deitctl.paths import read_json
+from deitctl.paths import read_json, suggest_path
 
 IMAGE_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
 MAX_BYTES = 64 * 2**20
@@ -32,7 +32,8 @@ def read_real_labels(path: Path) -> list[list[int]]:
         labels: list[list[int]] = read_json(path, MAX_BYTES)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"The labels {path} cannot be read: {getattr(error, 'strerror', None) or error}."
+            f"The labels {path} cannot be read: {getattr(error, 'strerror', None) or error}.",
+            suggest_path(path),
         ) from error
     is_valid = isinstance(labels, list) and all(
         isinstance(row, list) and all(type(c) is int and 0 <= c < NUM_CLASSES for c in row)

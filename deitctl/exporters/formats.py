@@ -24,6 +24,7 @@ from deitctl.exporters import (
 from deitctl.exporters.network import ExportedClassifier, silence_warnings
 from deitctl.exporters.quantize import PRECISIONS, measure_speedup, quantize_onnx
 from deitctl.models.model_config import ModelConfig
+from deitctl.paths import suggest_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +216,7 @@ def recognize_export(path: Path) -> Format:
         ExportError: there is nothing, or no export of deitctl's.
     """
     if not path.exists():
-        raise ExportError(f"There is no export {str(path)!r}.")
+        raise ExportError(f"There is no export {str(path)!r}.", suggest_path(path))
     # folders with the most files first: a transformers folder has all the names of a timm folder
     for kind in sorted(FORMATS.values(), key=lambda kind: -len(kind.files)):
         if kind.matches_names(path):

@@ -19,7 +19,7 @@ from deitctl.exporters.metadata import METADATA
 from deitctl.exporters.model_card import README, is_unedited
 from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, read_tensor_shapes
 from deitctl.models.weights import require_hub
-from deitctl.paths import read_json, read_text
+from deitctl.paths import read_json, read_text, suggest_path
 from deitctl.training.run_dir import Run
 
 MAIN = "main"
@@ -153,7 +153,7 @@ def _collect_files(path: Path, reporter: Reporter) -> Iterator[dict[str, Path]]:
             export(str(path), to="timm", output=str(exported), reporter=reporter)
             yield _list_folder(exported)
     elif not path.exists():
-        raise ExportError(f"There is nothing at {path}.", ACCEPTED)
+        raise ExportError(f"There is nothing at {path}.", suggest_path(path) or ACCEPTED)
     elif path.name.endswith(".rejected"):
         raise ExportError(f"{path} has failed its verification.", "Export it again.")
     elif path.is_dir():

@@ -18,7 +18,7 @@ from deitctl.data.decode import EXTENSIONS, convert_image, decode, read_image
 from deitctl.data.eval_transform import Pixels, eval_transform, has_extreme_aspect
 from deitctl.errors import DataError
 from deitctl.models.model_config import Preprocessing
-from deitctl.paths import walk
+from deitctl.paths import suggest_path, walk
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,8 @@ ImageLike: TypeAlias = (
 """Path, URL, file's bytes, Pillow image, uint8 array [H,W,3], tensor [3,H,W] uint8 or 0..1."""
 Images: TypeAlias = "ImageLike | Iterable[ImageLike]"
 STDIN = "-"
+MAX_SUGGESTIONS = 10
+"""Inputs that are compared with the names beside them."""
 T = TypeVar("T")
 
 
@@ -76,6 +78,15 @@ def count_images(images: Iterable[str]) -> int | None:
     """Return how many images `expand` will yield; None where only the end of stdin tells."""
     names = list(images)
     return None if STDIN in names else sum(1 for _ in expand(names))
+
+
+def suggest_inputs(images: Iterable[str]) -> Iterator[str]:
+    """Yield a line for each of the first inputs that is not there but is spelled like something that is."""
+    for name in islice(images, MAX_SUGGESTIONS):
+        if name != STDIN and "://" not in name and not os.path.exists(name):
+            hint = suggest_path(name)
+            if hint:
+                yield f"There is no {name!r}. {hint}"
 
 
 def is_url(name: str) -> bool:

@@ -16,6 +16,7 @@ from deitctl.cores import count_cores
 from deitctl.data.eval_transform import Pixels
 from deitctl.errors import ConfigError, ModelError
 from deitctl.models.model_config import HEADS, ModelConfig, from_timm_config
+from deitctl.paths import suggest_path
 
 SUFFIX = ".onnx"
 MAX_BYTES = 2**31
@@ -134,7 +135,7 @@ def _has_resize(session: Any) -> bool:
 
 def _open_session(path: Path) -> Any:
     if not path.is_file():
-        raise ModelError(f"There is no ONNX file {str(path)!r}.")
+        raise ModelError(f"There is no ONNX file {str(path)!r}.", suggest_path(path))
     if path.stat().st_size > MAX_BYTES:
         raise ModelError(
             f"{path} is larger than an ONNX file can be: {path.stat().st_size:,} bytes."
@@ -143,7 +144,7 @@ def _open_session(path: Path) -> Any:
         import onnxruntime
     except ImportError as error:
         raise ModelError(
-            "An ONNX file needs onnxruntime.", "pip install 'deitctl[onnx]'"
+            "An ONNX file needs onnxruntime.", "Install it: `pip install onnxruntime`."
         ) from error
     onnxruntime.set_default_logger_severity(FATAL)
     options = onnxruntime.SessionOptions()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deitctl.errors import ModelError
 from deitctl.models.model_config import ModelConfig, from_timm_config, to_timm_config
-from deitctl.paths import DiskError, atomic_path, read_json, write_json
+from deitctl.paths import DiskError, atomic_path, read_json, suggest_path, write_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -65,7 +65,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         ModelError: the file is missing or damaged, or holds anything but plain tensors.
     """
     if not path.is_file():
-        raise ModelError(f"There is no weights file {path}.")
+        raise ModelError(f"There is no weights file {path}.", suggest_path(path))
     _require_weights_file(path)
     try:
         if path.suffix == ".safetensors":

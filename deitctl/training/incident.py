@@ -11,7 +11,7 @@ from typing import Any
 from deitctl.config import TrainConfig
 from deitctl.data.samplers import SampleKey
 from deitctl.errors import ConfigError
-from deitctl.paths import read_json, write_json
+from deitctl.paths import read_json, suggest_path, write_json
 from deitctl.records import SCHEMA_VERSION, to_object
 from deitctl.training.configure import name_command
 from deitctl.training.monitor import LOSS_SPIKE, Incident
@@ -66,7 +66,8 @@ def read_incident(path: Path) -> dict[str, Any]:
         valid = valid and isinstance(record["run"], str) and isinstance(record["kind"], str)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{path} is no record of an incident: {error}.", "It lies in RUN/incidents/step-N."
+            f"{path} is no record of an incident: {error}.",
+            suggest_path(path) or "It lies in RUN/incidents/step-N.",
         ) from error
     if not valid:
         raise ConfigError(f"{path} is no record of an incident that this deitctl reads.")

@@ -13,7 +13,7 @@ from typing import Any
 from deitctl.config import TrainConfig
 from deitctl.errors import ConfigError, DeitctlError
 from deitctl.models.checkpoint_io import CONFIG, WEIGHTS
-from deitctl.paths import DiskError, read_json, write_bytes
+from deitctl.paths import DiskError, read_json, suggest_path, write_bytes
 from deitctl.records import to_json
 from deitctl.settings import from_dict, read_toml, write_toml
 
@@ -59,7 +59,7 @@ class Run:
         if not run.config_file.is_file():
             raise ConfigError(
                 f"{root} is not a run: it has no run.toml.",
-                "A run is a folder that `deitctl train` made.",
+                suggest_path(root) or "A run is a folder that `deitctl train` made.",
             )
         return run, from_dict(TrainConfig, read_toml(run.config_file), str(run.config_file))
 

@@ -15,6 +15,7 @@ from deitctl.data.decode import decode
 from deitctl.errors import DataError
 from deitctl.inference.inputs import (
     Input,
+    count_images,
     expand,
     is_image,
     is_url,
@@ -22,6 +23,7 @@ from deitctl.inference.inputs import (
     local_path,
     open_image,
     read_ahead,
+    suggest_inputs,
 )
 from deitctl.models.model_config import Preprocessing
 
@@ -205,3 +207,18 @@ def test_one_image_is_distinguished_from_several():
     assert all(is_image(image) for image in one)
     assert not any(is_image(images) for images in (*several, *arrays_of_paths))
     assert all(is_image(refused) for refused in (None, 5, io.StringIO("a.png\n"), np.array("a")))
+
+
+def test_a_misspelled_input_gets_a_suggestion(image_folder, monkeypatch):
+    monkeypatch.chdir(image_folder({"photos": 2}))
+    named = ["fotos", "photos", "photos/0.pgn", "-", "https://a.org/photo", "elsewhere.jpg"]
+    assert list(suggest_inputs(named)) == [
+        "There is no 'fotos'. Did you mean 'photos'?",
+        "There is no 'photos/0.pgn'. Did you mean 'photos/0.png'?",
+    ]
+
+
+def test_inputs_are_counted_unless_stdin_names_some(image_folder):
+    photos = str(image_folder({"photos": 2}) / "photos")
+    assert count_images([photos, "gone.jpg"]) == 3
+    assert count_images([photos, "-"]) is None

@@ -43,6 +43,7 @@ from deitctl.data.index import LISTING_DTYPES, Listing, decode_listing
 from deitctl.data.lazy_jpeg import LazyJpeg
 from deitctl.data.splits import SPLIT_NAMES
 from deitctl.errors import DataError
+from deitctl.paths import suggest_path
 
 SUFFIX = ".pack"
 FAMILY = b"deitctl pack "
@@ -163,7 +164,7 @@ def open_pack(path: Path) -> dict[str, PackDataset]:
         DataError: it is missing, not a pack, of another version, truncated or damaged.
     """
     if not path.exists():
-        raise DataError(f"There is no {path}.", "`deitctl pack` writes one.")
+        raise DataError(f"There is no {path}.", suggest_path(path) or "`deitctl pack` writes one.")
     if not is_pack(path):
         raise DataError(f"{path} is not a pack.", "`deitctl pack` writes one.")
     try:
