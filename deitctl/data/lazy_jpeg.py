@@ -25,6 +25,12 @@ Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels."""
 SHRINKS = (8, 4, 2)
 """Scales at which libjpeg decodes faster: 1/8, 1/4, 1/2."""
+OVERSAMPLING = 2
+"""Decoded pixels a side that a reduced crop keeps for every pixel of the view.
+
+libjpeg's reduction cuts frequencies off more sharply than the resize filter, which therefore has to
+do the last halving: views then differ by half a level from those decoded in full, at 1 by three
+times that (docs/results/speed.md)."""
 TRANSPOSED = range(5, 9)
 """EXIF orientations that exchange width and height."""
 
@@ -41,16 +47,16 @@ class LazyJpeg:
         """Upright (width, height)."""
 
     def choose_shrink(self, width: int, height: int, size: int) -> int:
-        """Return the largest shrink factor at which a box keeps `size` pixels a side.
+        """Return the largest shrink factor at which a box keeps `OVERSAMPLING * size` pixels a side.
 
-        `width` and `height` are those of the box.
+        `width` and `height` are those of the box, `size` is the side of the view.
         """
         for shrink in SHRINKS:
             # Sides that are no multiple are rounded up, and rotating would then shift the box by a
             # fraction of a pixel.
             is_exact = all(side % shrink == 0 for side in self._stored)
-            # Never below the size that is shown: enlarging a scaled image would blur the view.
-            if min(width, height) >= shrink * size and (is_exact or self._orientation == 1):
+            keeps_enough = min(width, height) >= shrink * OVERSAMPLING * size
+            if keeps_enough and (is_exact or self._orientation == 1):
                 return shrink
         return 1
 

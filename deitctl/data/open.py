@@ -6,6 +6,7 @@ A folder, tar, pack, table or the built-in digits.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +139,7 @@ def _split_whole(
     ]
     if split.num_moved:
         sentences.append(
-            f"{split.num_moved} more are trained on because they resemble training images."
+            f"Of that fifth, {split.num_moved} stayed in training because of a near duplicate there."
         )
     if groups is None:
         sentences.append(
@@ -156,8 +157,8 @@ def _note_test(name: str, parts: Mapping[str, ImageDataset], reporter: Reporter)
         )
     elif "test" in parts:
         reporter.note(
-            f"{len(parts['test'].labels)} images of the test split are left out of training: "
-            f"`deitctl eval {name} --split test` scores a model on them."
+            f"The test split of {name} ({len(parts['test'].labels):,} images) is left out of "
+            f"training: `deitctl eval {shlex.quote(name)} --split test --model MODEL` scores it."
         )
 
 
@@ -172,13 +173,13 @@ def _continue_split(
     split = apply_split(whole, run.rows)
     if split.missing:
         raise DataError(
-            f"{name} lacks {len(split.missing)} images that {run.folder} began with, "
-            f"such as {split.missing[0]}.",
+            f"{name} lacks images that {run.folder} began with: {split.missing[0]} and "
+            f"{len(split.missing) - 1} more.",
             "Put them back, or start a new run.",
         )
     if split.num_new:
         reporter.note(
-            f"{split.num_new} images of {name} are new since {run.folder} began: they are left out."
+            f"Images of {name} that are new since {run.folder} began are left out: {split.num_new}."
         )
     return split.train, split.val
 
@@ -254,9 +255,9 @@ def _note_held_out(name: str, split: AppliedSplit, run: RunData, reporter: Repor
         f"{run.folder} held out."
     ]
     if split.num_new:
-        sentences.append(f"{split.num_new:,} that are new since are left out.")
+        sentences.append(f"Left out because they are new since: {split.num_new:,}.")
     if split.missing:
-        sentences.append(f"{len(split.missing):,} of the run's images are gone.")
+        sentences.append(f"Gone since: {len(split.missing):,}.")
     reporter.note(" ".join(sentences))
 
 

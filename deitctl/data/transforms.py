@@ -21,7 +21,7 @@ from deitctl.data.rand_augment import parse_rand_augment
 
 NARROW = 8
 """Side in pixels below which Pillow resizes a crop: there torch's rounding differs more."""
-VIEWS_VERSION = 3
+VIEWS_VERSION = 4
 """Increased when `train_transform` gives other pixels for the same arguments; cached teacher
 targets are then stale."""
 
@@ -94,15 +94,12 @@ def resized_crop(image: Image.Image | LazyJpeg, box: Box, size: int) -> Image.Im
     """Crop a box out of an RGB image and resize it to a square, bicubic and antialiased.
 
     By torch, which takes half of Pillow's time; values differ from Pillow's by 2 of 255 at most. A
-    JPEG's box of twice the size or more is first decoded at 1/2, 1/4 or 1/8 (docs/results/speed.md
-    has the error).
+    JPEG's box of four times the size or more is first decoded at 1/2, 1/4 or 1/8, which changes a
+    photo's view by half of one of 255 levels in the mean (docs/results/speed.md).
     """
     width, height = box[2] - box[0], box[3] - box[1]
     if isinstance(image, LazyJpeg) and (shrink := image.choose_shrink(width, height, size)) > 1:
-        left, top, right, bottom = (side / shrink for side in box)
-        return image.decode_scaled(shrink).resize(
-            (size, size), Image.Resampling.BICUBIC, box=(left, top, right, bottom)
-        )
+        return _resize_reduced(image.decode_scaled(shrink), box, shrink, size)
     if width * height > LARGE or min(width, height) < NARROW:
         full = image.decode_scaled(1) if isinstance(image, LazyJpeg) else image
         if width * height <= LARGE:  # else the crop would be a large copy
@@ -114,6 +111,15 @@ def resized_crop(image: Image.Image | LazyJpeg, box: Box, size: int) -> Image.Im
     # uint8 channels last is the layout that torch's vectorized CPU kernel takes.
     resized = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
     return Image.fromarray(resized.permute(0, 2, 3, 1)[0].numpy())
+
+
+def _resize_reduced(reduced: Image.Image, box: Box, shrink: int, size: int) -> Image.Image:
+    """Resize a full image's box out of the image decoded at 1/shrink."""
+    left, top, right, bottom = (side / shrink for side in box)
+    first, last = (math.floor(left), math.floor(top)), (math.ceil(right), math.ceil(bottom))
+    # Cut out first, as in full: else the filter mixes what lies outside into the edges.
+    within = (left - first[0], top - first[1], right - first[0], bottom - first[1])
+    return reduced.crop((*first, *last)).resize((size, size), Image.Resampling.BICUBIC, box=within)
 
 
 def random_affine(

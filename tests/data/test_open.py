@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tarfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from deitctl.data.open import open_dataset, open_folder, open_for_evaluation, open_for_training
+from deitctl.data import near_duplicates
+from deitctl.data.open import (
+    open_dataset,
+    open_eval_split,
+    open_folder,
+    open_for_evaluation,
+    open_for_training,
+)
+from deitctl.data.run_data import RunData, read_run_data, write_split
+from deitctl.data.splits import hash_paths
 from deitctl.errors import DataError
 
 SPLIT = {"train/cat": 3, "train/dog": 2, "val/cat": 1, "val/dog": 2}
@@ -47,6 +58,29 @@ def test_other_names_of_the_splits(first, second, image_folder, reporter):
 def test_val_goes_before_test(image_folder, reporter):
     root = image_folder({**SPLIT, "test/cat": 7, "test/dog": 7})
     assert len(open_for_evaluation(str(root), reporter).labels) == 3
+    train, val = open_for_training(str(root), seed=0, reporter=reporter)
+    assert (len(train.labels), len(val.labels)) == (5, 3)
+    assert any("(14 images) is left out of training" in note for note in reporter.notes)
+
+
+def test_test_is_validated_on_where_there_is_no_val(image_folder, reporter):
+    root = image_folder({"train/a": 2, "train/b": 2, "test/a": 3, "test/b": 1})
+    _, val = open_for_training(str(root), seed=0, reporter=reporter)
+    assert len(val.labels) == 4
+    assert any("its test split is validated on" in note for note in reporter.notes)
+    assert open_eval_split(str(root), reporter=reporter).split == "test"
+
+
+def test_a_fifth_of_train_alone_is_held_out(image_folder, reporter):
+    """The same images whether the folder or its only split is named."""
+    root = image_folder({"train/cat": 8, "train/dog": 9})
+    splits = [
+        open_for_training(str(ref), seed=0, reporter=reporter) for ref in (root, root / "train")
+    ]
+    for one, other in zip(*splits, strict=True):
+        assert one.indices.tolist() == other.indices.tolist()
+    assert sum(len(part.labels) for part in splits[0]) == 17
+    assert sum("has no validation set" in note for note in reporter.notes) == 2
 
 
 def test_an_unsplit_folder_gives_a_fifth_of_every_class(image_folder, reporter):
@@ -62,6 +96,69 @@ def test_an_unsplit_folder_gives_a_fifth_of_every_class(image_folder, reporter):
     assert any(held in note for note in reporter.notes)
     again = open_for_training(root, seed=0, reporter=reporter)[1]
     assert again.indices.tolist() == val.indices.tolist()
+
+
+def list_held_out(ref, reporter, seed=0) -> set[str]:
+    val = open_for_training(str(ref), seed=seed, reporter=reporter)[1]
+    return {val.relative_path(i) for i in range(len(val.labels))}
+
+
+def test_every_layout_holds_out_the_same_images(image_folder, reporter):
+    root = image_folder(WHOLE)
+    rows = [(f"{c}/{i}.png", c) for c, count in WHOLE.items() for i in range(count)]
+    table = write_table(root, rows, "csv", ("path", "label"))
+    absolute = [(str(root / path), label) for path, label in rows]
+    held = list_held_out(root, reporter)
+    assert held == list_held_out(make_tar(root, "deep/er"), reporter)
+    assert held == list_held_out(table, reporter)
+    assert held == list_held_out(write_table(root, absolute, "csv", ("path", "label")), reporter)
+    assert held == list_held_out(shutil.copytree(root, root.parent / "elsewhere"), reporter)
+    assert held != list_held_out(root, reporter, seed=1)
+
+
+def test_an_image_that_resembles_a_training_image_is_trained_on(tmp_path, make_image, reporter):
+    """Copies of the held-out images, smaller and under names that are not held out."""
+    for label in "ab":
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(15):
+            image = Image.fromarray(
+                np.random.default_rng(i + 100 * (label == "b")).integers(
+                    0, 256, (6, 8, 3), dtype=np.uint8
+                )
+            )
+            image.resize((96, 72), Image.Resampling.BICUBIC).save(
+                tmp_path / "data" / label / f"{i}.png"
+            )
+    before = sorted(list_held_out(tmp_path / "data", reporter))
+    assert not any("stayed in training" in note for note in reporter.notes)
+    copied = next(path for path in before if path.startswith("a"))
+    with Image.open(tmp_path / "data" / copied) as image:
+        image.resize((48, 36)).save(tmp_path / "data" / "a" / "copy.jpg")
+    after = list_held_out(tmp_path / "data", reporter)
+    assert hash_paths(["a/copy.jpg"], 0)[0] > 0.2
+    assert set(before) - after == {copied}
+    assert (
+        "Of that fifth, 1 stayed in training because of a near duplicate there."
+        in reporter.notes[-1]
+    )
+
+
+def test_images_that_all_resemble_each_other_are_split_as_others(
+    tmp_path, make_image, reporter, monkeypatch
+):
+    """Else nothing could be held out; equal ones stay together."""
+    for label, shade in (("a", 0), ("b", 40)):
+        (tmp_path / label).mkdir()
+        for i in range(30):
+            image = make_image(64, 64, 0)
+            image.paste((shade + i // 2, 0, 0), (0, 0, 4, 4))
+            image.save(tmp_path / label / f"{i}.png")
+    held = list_held_out(tmp_path, reporter)
+    assert len(held) >= 2
+    assert any("So many images" in warning for warning in reporter.warnings)
+    monkeypatch.setattr(near_duplicates, "MAX_IMAGES", 10)
+    assert list_held_out(tmp_path, reporter) > held
+    assert "Duplicates were not looked for" in reporter.notes[-1]
 
 
 def test_evaluation_takes_all_of_an_unsplit_folder(image_folder, reporter):
@@ -311,3 +408,93 @@ def test_a_class_may_be_called_train(image_folder, reporter):
     root = image_folder({"train": 2, "bus": 2, "car": 2})
     dataset = open_dataset(str(root), reporter).unsplit
     assert dataset.class_names == ("bus", "car", "train")
+
+
+def start_run(folder, ref, reporter) -> RunData:
+    """Write what a run says about its data."""
+    folder.mkdir()
+    (folder / "run.toml").write_text(f"data = '{ref}'\n")
+    write_split(folder, *open_for_training(str(ref), seed=0, reporter=reporter))
+    return read_run_data(folder)
+
+
+def test_a_run_is_scored_on_what_it_held_out(image_folder, tmp_path, reporter):
+    root = image_folder(WHOLE)
+    held = list_held_out(root, reporter)
+    run = start_run(tmp_path / "run", root, reporter)
+    image_folder({**WHOLE, "dog": 8, "fox": 2})
+    moved = shutil.copytree(root, tmp_path / "moved")
+    for ref in ("", str(root), f"{root}/", str(moved), make_tar(root)):
+        reporter.notes.clear()
+        opened = open_eval_split(ref, run=run, reporter=reporter)
+        assert opened.split == "val"
+        names = [opened.dataset.relative_path(i) for i in range(len(opened.dataset.labels))]
+        assert set(names) == held
+        assert labels_are_right(opened.dataset)
+        assert opened.num_train_images == 0
+        scoring = f"Scoring the {len(held)} of 22 images of"
+        assert reporter.notes[-1].startswith(scoring)
+        assert reporter.notes[-1].endswith("held out. Left out because they are new since: 5.")
+    assert not reporter.warnings
+    train = open_eval_split("", "train", run=run, reporter=reporter)
+    assert train.num_train_images == len(train.dataset.labels) == 17 - len(held)
+    everything = open_eval_split(str(root), "all", run=run, reporter=reporter)
+    assert (len(everything.dataset.labels), everything.num_train_images) == (22, 17 - len(held))
+    warned = f"{17 - len(held)} of these 22 images are training images"
+    assert reporter.warnings[-1].startswith(warned)
+    with pytest.raises(DataError, match="has no test split") as refused:
+        open_eval_split("", "test", run=run, reporter=reporter)
+    assert refused.value.hint == "It has: train, val, all."
+
+
+def test_other_data_is_scored_whole(image_folder, tmp_path, reporter):
+    run = start_run(tmp_path / "run", image_folder(WHOLE), reporter)
+    other = image_folder({"cat": 3, "dog": 3}, "other")
+    opened = open_eval_split(str(other), run=run, reporter=reporter)
+    assert (opened.split, len(opened.dataset.labels), opened.num_train_images) == ("all", 6, 0)
+    assert not reporter.warnings
+
+
+def test_each_split_can_be_scored(image_folder, tmp_path, reporter):
+    counts = {**SPLIT, "test/cat": 7, "test/eel": 1}
+    root = image_folder(counts)
+    rows = [
+        (f"{folder}/{i}.png", folder.split("/")[1], folder.split("/")[0])
+        for folder, count in counts.items()
+        for i in range(count)
+    ]
+    run = RunData(tmp_path / "run", str(root), 0, None)
+    for ref in (str(root), make_tar(root), write_table(root, rows, "csv")):
+        sizes = {
+            split: len(open_eval_split(ref, split, run=run, reporter=reporter).dataset.labels)
+            for split in ("train", "val", "test", "all")
+        }
+        assert sizes == {"train": 5, "val": 3, "test": 8, "all": 16}
+        everything = open_eval_split(ref, "all", reporter=reporter).dataset
+        assert everything.class_names == ("cat", "dog", "eel")
+        assert labels_are_right(everything)
+        assert everything.read(15).size == (24, 18)
+        assert everything.num_bytes(15) == len(everything.read_bytes(15))
+    assert len(reporter.warnings) == 2  # the folder alone is the run's
+    assert all("5 of these" in warning for warning in reporter.warnings)
+
+
+def test_a_run_that_goes_on_holds_out_what_it_held_out(image_folder, tmp_path, reporter):
+    root = image_folder(WHOLE)
+    run = start_run(tmp_path / "run", root, reporter)
+    before = open_for_training(str(root), seed=0, reporter=reporter, run=run)
+    image_folder({**WHOLE, "ape": 5, "dog": 9})
+    after = open_for_training(str(root), seed=9, reporter=reporter, run=run)
+    for one, other in zip(before, after, strict=True):
+        assert one.class_names == other.class_names == ("cat", "dog", "eel")
+        assert [one.name(i) for i in range(len(one.labels))] == [
+            other.name(i) for i in range(len(other.labels))
+        ]
+        assert one.labels.tolist() == other.labels.tolist()
+    assert reporter.notes[-1].endswith("began are left out: 9.")
+    (root / "eel" / "0.png").unlink()
+    with pytest.raises(DataError, match=r"lacks images .*: eel/0\.png and 0 more"):
+        open_for_training(str(root), seed=0, reporter=reporter, run=run)
+    (tmp_path / "run" / "split.csv").unlink()
+    with pytest.raises(DataError, match=r"has no split\.csv"):
+        open_for_training(str(root), seed=0, reporter=reporter, run=read_run_data(tmp_path / "run"))

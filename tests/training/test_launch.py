@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,11 +18,13 @@ from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import ImageDataset, select
 from deitctl.data.loader import build_eval_loader
+from deitctl.data.open import open_for_training
 from deitctl.errors import ConfigError, DataError, DeitctlError, Interrupted, TeacherError
 from deitctl.events import SilentReporter, Task
 from deitctl.models.checkpoint_io import load_tensors
 from deitctl.models.factory import load_model
 from deitctl.training.launch import resume, run_training
+from deitctl.training.run_dir import Run
 
 Make = Callable[..., TrainConfig]
 Pair = tuple[ImageDataset, ImageDataset]
@@ -279,6 +282,44 @@ def test_a_resume_on_other_data_is_refused(little_config: Make, little: Pair) ->
     fewer = select(little[0], range(40))
     with pytest.raises(DataError, match="40 training images, it had 60"):
         resume(Path(config.output_dir), datasets=(fewer, little[1]))
+
+
+def test_a_resumed_run_trains_on_what_it_began_with(
+    little_config: Make, image_folder: Callable[..., Path]
+) -> None:
+    """Images that are added to an unsplit folder in between change nothing."""
+    root = image_folder({"a": 9, "b": 9})
+    config = little_config("run", data=str(root))
+    config = replace(config, recipe=replace(config.recipe, epochs=2, batch_size=8))
+    unbroken = run_training(replace(config, output_dir=f"{config.output_dir}-whole")).run
+    with pytest.raises(Interrupted):
+        run_training(config, reporter=StopsAt("epoch 2/2"))
+    split = (unbroken / "split.csv").read_bytes()
+    assert (Path(config.output_dir) / "split.csv").read_bytes() == split
+    (root / "aa").mkdir()
+    for number in range(9):
+        for folder in ("a", "aa"):
+            shutil.copy(root / "b" / "0.png", root / folder / f"0{number}.png")
+    result = resume(Path(config.output_dir))
+    assert_same_end(unbroken, result.run)
+    # the same where the caller has opened the data as it is now
+    changed = open_for_training(str(root), seed=0, reporter=SilentReporter())
+    again = resume(Path(config.output_dir), datasets=changed)
+    assert again.evaluation.num_images == result.evaluation.num_images < len(changed[1].labels)
+    assert (again.run / "split.csv").read_bytes() == split
+
+
+def test_a_run_that_was_killed_before_it_wrote_its_split_is_resumed(
+    little_config: Make, image_folder: Callable[..., Path]
+) -> None:
+    config = little_config("run", data=str(image_folder({"a": 6, "b": 6})))
+    config = replace(config, recipe=replace(config.recipe, epochs=1, batch_size=6))
+    run = Run.create(Path(config.output_dir), config)
+    resume(run.root)
+    assert (run.root / "split.csv").is_file()
+    (run.root / "split.csv").unlink()
+    with pytest.raises(DataError, match=r"has no split\.csv"):
+        resume(run.root)
 
 
 def test_a_resume_may_change_the_machine_but_not_the_recipe(
