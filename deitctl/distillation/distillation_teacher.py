@@ -131,10 +131,11 @@ class DistillationTeacher:
         # each of which is a file of its own; and the student's input size, because views are
         # rendered anew at the teacher's.
         d, augment = self.distill, self.config.recipe.augment
-        recipes = (
-            get_finetune_recipe(part, built_in=self.config.data == BUILT_IN)
-            for part in ("head", "full")
-        )
+        built_in, from_scratch = self.config.data == BUILT_IN, d.finetune_teacher == "scratch"
+        parts = () if from_scratch else ("head", "full")
+        if from_scratch or built_in:
+            parts += ("scratch",)
+        recipes = (get_finetune_recipe(part, built_in=built_in) for part in parts)
         stamp = {
             "views_version": VIEWS_VERSION,
             "targets_version": TARGETS_VERSION,

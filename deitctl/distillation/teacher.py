@@ -39,7 +39,7 @@ from deitctl.models.fuse import fuse_conv_bn
 from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.paths import DiskError, cache_root
-from deitctl.recipes import DIGITS_CONVNET, FULL_FINETUNE_IMAGES, get_finetune_recipe
+from deitctl.recipes import FULL_FINETUNE_IMAGES, get_finetune_recipe
 from deitctl.settings import to_dict
 
 TrainRun = Callable[[TrainConfig], Mapping[str, Any]]
@@ -136,6 +136,8 @@ class ResolvedTeacher:
 
 def identify_teacher(distill: DistillConfig, reporter: Reporter) -> str:
     """Return a string that changes with the content of a teacher's files, without loading it."""
+    if distill.finetune_teacher == "scratch":
+        return _strip_tag(distill.teacher)
     files = list_weight_files(distill.teacher, distill.teacher_weights)
     files = files or fetch_model_files(distill.teacher, reporter)
     content = fingerprint_files(files) if files else WITHOUT_WEIGHTS
@@ -143,6 +145,10 @@ def identify_teacher(distill: DistillConfig, reporter: Reporter) -> str:
     is_self_contained = list_weight_files(distill.teacher) and not distill.teacher_weights
     # With the tag, which decides the preprocessing: of a file of weights too.
     return content if is_self_contained else f"{name_weights(distill.teacher)} {content}"
+
+
+def _strip_tag(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def hash_json(value: Any) -> str:
@@ -174,19 +180,10 @@ def resolve_teacher(
     """
     distill, built_in = config.distill, config.data == BUILT_IN
     assert distill is not None
-    try:
-        loaded = load_model(
-            distill.teacher,
-            weights=distill.teacher_weights,
-            img_size=distill.teacher_img_size,
-            reporter=reporter,
-        )
-    except WeightsNotFound as error:
-        if not built_in:
-            raise _no_weights(error, train) from error
-        reporter.warn(f"{error.message} It is trained from scratch on 'digits' first.")
-        size = distill.teacher_img_size or DIGITS_CONVNET.img_size
-        finetuned, recipe = "scratch", replace(DIGITS_CONVNET, img_size=size)
+    loaded = _load_published(distill, train, built_in, reporter)
+    if loaded is None:
+        finetuned, recipe = "scratch", get_finetune_recipe("scratch", built_in=built_in)
+        recipe = replace(recipe, img_size=distill.teacher_img_size or recipe.img_size)
     else:
         match = match_classes(loaded.model_config, train.class_names)
         if match is not None and distill.finetune_teacher in ("auto", "none"):
@@ -199,15 +196,17 @@ def resolve_teacher(
         )
     # By content and below the user's cache, so that the next student finds it, from any folder and
     # with any seed.
-    name = hash_json([to_dict(recipe), identify_teacher(distill, reporter), fingerprint])
-    model = distill.teacher.partition(".")[0] if finetuned == "scratch" else distill.teacher
+    from_scratch = finetuned == "scratch"
+    model = _strip_tag(distill.teacher) if from_scratch else distill.teacher
+    content = model if from_scratch else identify_teacher(distill, reporter)
+    name = hash_json([to_dict(recipe), content, fingerprint])
     root = cache_root() / "teachers" / f"{Path(model).name}-{finetuned}-{name}"
     if train_run is not None:
         run = TrainConfig(
             model=model,
             data=config.data,
             recipe=recipe,
-            weights="" if finetuned == "scratch" else distill.teacher_weights,
+            weights="" if from_scratch else distill.teacher_weights,
             seed=0,  # whatever the student's, for the same teacher
             workers=config.workers,
             device=config.device,
@@ -215,7 +214,9 @@ def resolve_teacher(
             output_dir=str(root),
         )
         reporter.note(
-            f"Fine-tuning the teacher {run.model} ({finetuned}, {recipe.epochs} epochs): {root}"
+            f"Training the teacher {model} from scratch ({recipe.epochs} epochs): {root}"
+            if from_scratch
+            else f"Fine-tuning the teacher {model} ({finetuned}, {recipe.epochs} epochs): {root}"
         )
         _train_exclusively(run, train_run, reporter, is_main)
     elif not (root / RESULT).is_file():  # weights alone are there after the first epoch
@@ -230,6 +231,26 @@ def resolve_teacher(
             f"{root} lacks some of the data's classes.", "Delete that folder; it is made again."
         )
     return ResolvedTeacher(model, loaded, match, finetuned, str(root))
+
+
+def _load_published(
+    distill: DistillConfig, train: ImageDataset, built_in: bool, reporter: Reporter
+) -> LoadedModel | None:
+    """Load the teacher with its weights; None if it is to be trained from scratch."""
+    if distill.finetune_teacher == "scratch":
+        return None
+    try:
+        return load_model(
+            distill.teacher,
+            weights=distill.teacher_weights,
+            img_size=distill.teacher_img_size,
+            reporter=reporter,
+        )
+    except WeightsNotFound as error:
+        if not built_in:
+            raise _no_weights(error, train) from error
+        reporter.warn(f"{error.message} It is trained from scratch on 'digits' first.")
+        return None
 
 
 def _no_weights(error: WeightsNotFound, train: ImageDataset) -> TeacherError:

@@ -131,7 +131,7 @@ def add_tags(config: TrainConfig) -> TrainConfig:
     distill = config.distill
     if config.recipe.pretrained and catalog.find(config.model) is None:
         config = replace(config, model=name_weights(config.model, config.weights))
-    if distill is not None:
+    if distill is not None and distill.finetune_teacher != "scratch":
         teacher = name_weights(distill.teacher, distill.teacher_weights)
         config = replace(config, distill=replace(distill, teacher=teacher))
     return config
@@ -181,12 +181,7 @@ def _choose_recipe(
     pretrained = settings.get("recipe.pretrained")
     if pretrained is not None:
         pretrained = convert(pretrained, bool, "pretrained")
-    has_weights = (
-        bool(weights)
-        or Path(model).is_file()
-        or is_model_folder(model)
-        or model.startswith(HUB_PREFIX)
-    )
+    has_weights = bool(weights) or _has_weights(model)
     if settings.get("recipe"):
         recipe = get_recipe(convert(settings["recipe"], str, "recipe"))
     elif built_in:
@@ -206,6 +201,11 @@ def _choose_recipe(
     if pretrained is None:
         pretrained = recipe.pretrained
     return replace(recipe, pretrained=pretrained and not has_weights)
+
+
+def _has_weights(model: str) -> bool:
+    """Return whether a model is a file, a folder or a repository, and so more than an architecture."""
+    return Path(model).is_file() or is_model_folder(model) or model.startswith(HUB_PREFIX)
 
 
 def _can_fetch_weights(model: str, reporter: Reporter) -> bool:
@@ -261,6 +261,8 @@ def build_distill_config(
         tau=DISTILL_DEFAULTS[mode].tau,
         reduction=DISTILL_REDUCTION,
         dist_token=True,
+        # With ImageNet's weights where there is a network, the first command would take minutes more.
+        finetune_teacher="scratch" if built_in and not (teacher or weights) else "auto",
         teacher_input=teacher_input,
         views=DISTILL_VIEWS if teacher_input == "unmixed" else 0,
         logits_topk=DISTILL_TOPK,
@@ -279,6 +281,15 @@ def check(config: TrainConfig) -> None:
         raise ConfigError(
             "The teacher never sees a mixed image twice: --views and --teacher-cache do not go with it.",
             "Leave them out, or use --teacher-input unmixed.",
+        )
+    if (
+        distill is not None
+        and distill.finetune_teacher == "scratch"
+        and (distill.teacher_weights or _has_weights(distill.teacher))
+    ):
+        raise ConfigError(
+            f"--finetune-teacher scratch takes an architecture, and {distill.teacher} has weights.",
+            "Leave the weights out, or use --finetune-teacher full.",
         )
     starts = (0, *config.recipe.restart_epochs, config.recipe.epochs)
     if any(end <= start for start, end in pairwise(starts)):

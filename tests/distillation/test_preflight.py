@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from deitctl import recipes
 from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.classes import match_classes
 from deitctl.data.dataset import ImageDataset, Subset, select
@@ -310,6 +311,16 @@ def test_a_stale_soft_cache_is_refused_with_the_reason(
     precompute(config, little)
     with pytest.raises(TeacherError, match=f"{setting} was"):
         open_teacher(_change(config, **{setting: 2}), little)
+
+
+def test_targets_of_digits_are_stale_when_the_recipe_from_scratch_changes(
+    distilled: Make, little: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _change(distilled("run"), teacher_cache=str(tmp_path / "cache"))
+    precompute(config, little)
+    monkeypatch.setattr(recipes, "DIGITS_CONVNET", replace(recipes.DIGITS_CONVNET, epochs=99))
+    with pytest.raises(TeacherError, match="stale: finetune_recipes was"):
+        open_teacher(config, little)
 
 
 def test_targets_of_other_weights_are_refused(

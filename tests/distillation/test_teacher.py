@@ -25,6 +25,7 @@ from deitctl.models.checkpoint_io import load_tensors
 from deitctl.models.factory import load_model
 from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.paths import cache_root
+from deitctl.recipes import DIGITS_CONVNET
 from deitctl.training.launch import train_or_find
 
 Make = Callable[..., TrainConfig]
@@ -235,9 +236,8 @@ def test_auto_finetunes_the_whole_network_given_enough_images(
     assert "has 1000 classes" in reporter.warnings[0]  # type: ignore[attr-defined]
 
 
-def test_a_teacher_that_is_trained_from_scratch_claims_no_published_weights(
-    distilled: Make, little: Pair
-) -> None:
+def plan_teacher(config: TrainConfig, train: ImageDataset, reporter: SilentReporter) -> TrainConfig:
+    """Return the configuration with which the teacher would be trained."""
     runs: list[TrainConfig] = []
 
     class Planned(Exception):
@@ -247,11 +247,47 @@ def test_a_teacher_that_is_trained_from_scratch_claims_no_published_weights(
         runs.append(run)
         raise Planned
 
-    config = distilled("run", teacher="regnety_002.pycls_in1k")  # whose weights are not here
     with pytest.raises(Planned):
-        resolve_teacher(config, little[0], "0", train_run, SILENT)
-    assert (runs[0].model, runs[0].recipe.pretrained) == ("regnety_002", False)
-    assert Path(runs[0].output_dir).name.startswith("regnety_002-scratch-")
+        resolve_teacher(config, train, "0", train_run, reporter)
+    return runs[0]
+
+
+def test_a_teacher_that_is_trained_from_scratch_claims_no_published_weights(
+    distilled: Make, little: Pair
+) -> None:
+    config = distilled("run", teacher="regnety_002.pycls_in1k")  # whose weights are not here
+    run = plan_teacher(config, little[0], SILENT)
+    assert (run.model, run.recipe.pretrained) == ("regnety_002", False)
+    assert Path(run.output_dir).name.startswith("regnety_002-scratch-")
+
+
+def test_a_teacher_from_scratch_needs_no_weights_and_warns_of_nothing(
+    distilled: Make, little: Pair, reporter: SilentReporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fallback = plan_teacher(distilled("run", teacher="regnety_002.pycls_in1k"), little[0], SILENT)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("looks for weights")
+
+    monkeypatch.setattr(module, "load_model", refuse)
+    monkeypatch.setattr(module, "fetch_model_files", refuse)
+    config = distilled("run", teacher="regnety_002", finetune_teacher="scratch")
+    assert plan_teacher(config, little[0], reporter) == fallback  # the same run: trained once
+    assert reporter.warnings == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("data", "recipe", "img_size"), [("digits", "digits-convnet", 0), ("photos", "small", 48)]
+)
+def test_a_teacher_from_scratch_has_the_recipe_of_its_data_and_the_named_size(
+    data: str, recipe: str, img_size: int, distilled: Make, little: Pair
+) -> None:
+    config = distilled(
+        "run", teacher="resnet18", finetune_teacher="scratch", teacher_img_size=img_size
+    )
+    run = plan_teacher(replace(config, data=data), little[0], SILENT)
+    assert run.recipe.name == recipe
+    assert run.recipe.img_size == (img_size or DIGITS_CONVNET.img_size)
 
 
 def test_auto_does_not_finetune_a_teacher_that_has_the_classes(

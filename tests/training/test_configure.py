@@ -36,11 +36,45 @@ def test_the_defaults_distill_the_built_in_pair_on_digits() -> None:
     assert (config.model, config.data, config.recipe.name) == ("deit_tiny", "digits", "digits")
     assert config.distill is not None
     assert (config.distill.teacher, config.distill.mode, config.distill.alpha) == (
-        "regnety_002.pycls_in1k",
+        "regnety_002",
         "hard",
         0.5,
     )
     assert len(train.class_names) == 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "teacher", "training"),
+    [
+        # the same with and without a network
+        ({}, "regnety_002", "scratch"),
+        ({"distill.finetune_teacher": "full"}, "regnety_002.pycls_in1k", "full"),
+        ({"distill.teacher": "regnety_002"}, "regnety_002.pycls_in1k", "auto"),
+        (
+            {"distill.teacher": "resnet18", "distill.finetune_teacher": "scratch"},
+            "resnet18",
+            "scratch",
+        ),
+    ],
+)
+def test_only_the_default_teacher_of_digits_is_trained_from_scratch_unasked(
+    settings: dict[str, str], teacher: str, training: str
+) -> None:
+    config, _, _ = build_config(settings, distilled=True, reporter=SILENT)
+    assert config.distill is not None
+    assert (config.distill.teacher, config.distill.finetune_teacher) == (teacher, training)
+
+
+def test_a_teacher_with_weights_is_not_trained_from_scratch(digits_teacher: Path) -> None:
+    for settings in (
+        {"distill.teacher": str(digits_teacher)},
+        {"distill.teacher": "hf-hub:owner/name"},
+        {"distill.teacher": "resnet18", "distill.teacher_weights": "mine.safetensors"},
+    ):
+        with pytest.raises(ConfigError, match="scratch takes an architecture"):
+            build_config(
+                {**settings, "distill.finetune_teacher": "scratch"}, distilled=True, reporter=SILENT
+            )
 
 
 def test_soft_distillation_takes_the_papers_alpha_tau_and_reduction() -> None:
