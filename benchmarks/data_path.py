@@ -1,10 +1,10 @@
 """What does a training view cost beside timm's? Decoding and the whole DeiT recipe, of the same JPEGs, on one thread.
 
-    python benchmarks/data_path.py FOLDER [--short-side 400] [--rounds 20] [--shrinking]
+    python benchmarks/data_path.py FOLDER [--short-side 400] [--rounds 20]
 
 Rounds over the images are ours, from files and from packs, and timm's by turns, in CPU time; the ratio is of the same
-round. With `--short-side` the images are first encoded again that large, at quality 90. `--shrinking` measures how far
-crops that are decoded at a half to an eighth are from those decoded whole. Last figures: docs/results/speed.md.
+round. With `--short-side` the images are first encoded again that large, at quality 90. What decoding
+at a fraction changes: decode_fraction.py. Last figures: docs/results/speed.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from deitctl import rng
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.decode import decode
 from deitctl.data.eval_transform import to_chw
-from deitctl.data.lazy_jpeg import LazyJpeg, open_image
+from deitctl.data.lazy_jpeg import open_image
 from deitctl.data.open import open_dataset
 from deitctl.data.rand_augment import parse_rand_augment
 from deitctl.data.transforms import resized_crop, sample_crop_box, train_transform
@@ -46,15 +46,18 @@ PACKS: dict[str, dict[str, Any]] = {
 }
 
 
-def jpegs(folder: Path, short_side: int) -> list[bytes]:
+def list_jpegs(folder: Path) -> list[Path]:
+    """List the folder's JPEGs in order."""
+    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
+
+
+def read_jpegs(folder: Path, short_side: int) -> list[bytes]:
     """Read the folder's JPEGs, made as large as asked."""
-    found = [
-        p.read_bytes() for p in sorted(folder.rglob("*")) if p.suffix.lower() in (".jpg", ".jpeg")
-    ]
-    return [enlarged(data, short_side) for data in found] if short_side else found
+    images = [path.read_bytes() for path in list_jpegs(folder)]
+    return [enlarge(data, short_side) for data in images] if short_side else images
 
 
-def enlarged(data: bytes, short_side: int) -> bytes:
+def enlarge(data: bytes, short_side: int) -> bytes:
     """Encode an image again with a short side of so many pixels."""
     image, buffer = decode(data, "image"), io.BytesIO()
     scale = short_side / min(image.size)
@@ -149,7 +152,7 @@ def stages(images: list[bytes], rounds: int, recipe: Any) -> None:
             img = mine(names[0], open_image, data, "image")
             draw = rng.generator(0, "view", turn, index)
             box = mine(names[1], sample_crop_box, img.size, AUGMENT, draw)
-            mine(names[2], img.cut, (0, 0, 1, 1))  # all of it is decoded for one pixel
+            mine(names[2], img.crop, (0, 0, 1, 1))  # all of it is decoded for one pixel
             image = mine(names[3], resized_crop, img, box, SIZE)
             image = mine(names[4], augment, image, draw)
             mine(names[5], to_chw, image)
@@ -165,34 +168,6 @@ def stages(images: list[bytes], rounds: int, recipe: Any) -> None:
     print()
 
 
-def shrinking(images: list[bytes], rounds: int) -> None:
-    """Compare crops that are decoded smaller with those decoded whole: levels of 255, and time."""
-    clock, beside = Clock(), defaultdict(list)
-    for turn in range(rounds):
-        for index, data in enumerate(images):
-            image = open_image(data, "image")
-            box = sample_crop_box(image.size, AUGMENT, rng.generator(0, "view", turn, index))
-            if not isinstance(image, LazyJpeg):
-                continue
-            shrink = image.choose_shrink(box[2] - box[0], box[3] - box[1], SIZE)
-            small = clock(f"{shrink}", resized_crop, image, box, SIZE)
-            large = clock(
-                f"{shrink} whole",
-                lambda data=data, box=box: resized_crop(decode(data, "image"), box, SIZE),
-            )
-            beside[shrink].append(np.abs(np.asarray(small).astype(int) - np.asarray(large)))
-    print(
-        "| decoded at | crops | mean difference | 99 % below | largest | ms | ms, decoded whole |\n"
-        "|---|---|---|---|---|---|---|"
-    )
-    for shrink, values in sorted(beside.items()):
-        levels = np.stack(values)
-        print(
-            f"| 1/{shrink} | {len(levels)} | {levels.mean():.2f} | {np.percentile(levels, 99):.0f} | {levels.max()} "
-            f"| {clock.mean(f'{shrink}'):.1f} | {clock.mean(f'{shrink} whole'):.1f} |"
-        )
-
-
 def main() -> None:
     """Measure what is asked."""
     parser = argparse.ArgumentParser(
@@ -201,13 +176,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--short-side", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--shrinking", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    images = jpegs(options.folder, options.short_side)
-    if options.shrinking:
-        shrinking(images, options.rounds)
-        return
+    images = read_jpegs(options.folder, options.short_side)
     recipe = timm.data.create_transform(
         input_size=SIZE,
         is_training=True,

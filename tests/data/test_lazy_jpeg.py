@@ -149,17 +149,72 @@ def test_very_large_images_are_left_to_pillow_and_its_lock(monkeypatch, make_ima
 @pytest.mark.parametrize(
     ("size", "box", "target", "orientation", "shrink"),
     [
-        ((800, 640), (400, 400), 200, 1, 2),
-        ((800, 640), (400, 399), 200, 1, 1),
-        ((800, 640), (800, 640), 80, 1, 8),
-        ((800, 640), (639, 640), 80, 1, 4),
-        ((801, 640), (400, 400), 200, 1, 2),
-        ((801, 640), (400, 400), 200, 6, 1),
-        ((800, 640), (400, 400), 200, 6, 2),
+        ((800, 640), (400, 400), 100, 1, 2),
+        ((800, 640), (400, 399), 100, 1, 1),
+        ((800, 640), (800, 640), 40, 1, 8),
+        ((800, 640), (639, 640), 40, 1, 4),
+        ((801, 640), (400, 400), 100, 1, 2),
+        ((801, 640), (400, 400), 100, 6, 1),
+        ((800, 640), (400, 400), 100, 6, 2),
     ],
 )
-def test_shrink_keeps_the_requested_size(size, box, target, orientation, shrink):
+def test_a_reduced_crop_keeps_two_pixels_a_side_for_one_of_the_view(
+    size, box, target, orientation, shrink
+):
     assert LazyJpeg(b"", "x", size, orientation).choose_shrink(*box, target) == shrink
+
+
+def make_photo(width, height, seed):
+    """An image like a photo: amplitudes of 1 / frequency^1.3, deviation of 60 levels, correlated colors."""
+    draw = np.random.default_rng(seed)
+    frequency = np.hypot(
+        np.fft.fftfreq(height, 1 / height)[:, None], np.fft.rfftfreq(width, 1 / width)
+    )
+
+    def field():
+        spectrum = (
+            np.fft.rfft2(draw.standard_normal((height, width))) / np.maximum(frequency, 1) ** 1.3
+        )
+        values = np.fft.irfft2(spectrum, (height, width))
+        return values / values.std()
+
+    gray = field()
+    levels = np.stack([127 + 58 * gray + 15 * field() for _ in range(3)], axis=-1)
+    return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+def test_a_reduced_crop_differs_from_one_decoded_in_full_by_less_than_a_level(
+    shrink, subsampling, monkeypatch
+):
+    """In the mean, where it keeps no more than it has to; at one pixel for one of the view by three times that."""
+    size, side = 48, 2 * 48 * shrink + 1
+    data = jpeg(make_photo(side + 90, side + 20, shrink), quality=90, subsampling=subsampling)
+    opened, full = open_image(data, "x"), decode(data, "x")
+    box = (37, 13, 37 + side, 13 + side)
+
+    def mean_difference(size):
+        assert opened.choose_shrink(side, side, size) == shrink
+        views = [np.asarray(resized_crop(image, box, size)).astype(int) for image in (opened, full)]
+        return np.abs(views[0] - views[1]).mean()
+
+    bounded = mean_difference(size)
+    assert 0 < bounded < 1
+    monkeypatch.setattr(module, "OVERSAMPLING", 1)
+    assert mean_difference(2 * size) > 3 * bounded
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (256, 0), (0, 256), (256, 256)])
+def test_nothing_outside_of_a_reduced_crop_shows_at_its_edges(corner):
+    """A white square on black, its sides on the borders of JPEG's blocks, is a white view."""
+    left, top = corner
+    levels = np.zeros((512, 512, 3), np.uint8)
+    levels[top : top + 256, left : left + 256] = 255
+    opened = open_image(jpeg(Image.fromarray(levels), quality=95, subsampling=0), "x")
+    assert opened.choose_shrink(256, 256, 64) == 2
+    view = np.asarray(resized_crop(opened, (left, top, left + 256, top + 256), 64))
+    assert view.min() == 255
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])

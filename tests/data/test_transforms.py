@@ -204,7 +204,7 @@ def test_views_are_what_their_version_says():
         expected = gray.crop(box).resize((32, 32), Image.Resampling.BICUBIC)
         expected = ImageOps.mirror(expected) if flip else expected
         assert beside(train_transform(gray, geometry, 32, 7, view, index), expected) <= 2
-    assert VIEWS_VERSION == 3
+    assert VIEWS_VERSION == 4
     assert draws == [(0, 3, 45, 42, True), (18, 4, 58, 46, False), (8, 7, 39, 45, True)]
 
 
