@@ -144,8 +144,7 @@ def require_torchrun(command: Sequence[str], environ: Mapping[str, str] = os.env
         )
     raise ConfigError(
         f"{launcher} started {num_tasks} tasks, each of which would train alone.",
-        f"For one run on all of them: {torchrun} -m deitctl {shlex.join(command)} "
-        "(docs/reliability.md).",
+        f"For one run on all of them: {torchrun} -m deitctl {shlex.join(command)}",
     )
 
 

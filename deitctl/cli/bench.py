@@ -143,7 +143,9 @@ def format_number(value: float, digits: int) -> str:
 
 def format_share(share: float) -> str:
     """Return a share in percent, in two digits where it is small."""
-    return f"{100 * share:.2g} %" if abs(share) < 0.1 else f"{100 * share:.0f} %"
+    if 0 < share < 0.001:
+        return "< 0.1 %"
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
 def format_duration(seconds: float) -> str:

@@ -24,9 +24,10 @@ def doctor(
     if shape == "json":
         print_json(to_object(environment))
     else:
-        extras = {
-            f"extras.{extra}": f"lacks {', '.join(missing)}" if missing else "installed"
-            for extra, missing in environment.extras.items()
-        }
-        print_values("deitctl doctor", flatten(to_json(environment)) | extras)
+        values = flatten(to_json(environment))
+        for extra, missing in environment.missing_packages.items():
+            del values[f"missing_packages.{extra}"]
+            install = f"missing: pip install {' '.join(missing)}"
+            values[f"extra.{extra}"] = install if missing else "installed"
+        print_values("deitctl doctor", values)
     print_next(["bench", "--model", "deit_tiny"], shape=shape, quiet=quiet)

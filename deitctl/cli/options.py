@@ -241,7 +241,7 @@ SPECIAL: dict[str, Any] = {
         str | None,
         option(
             "--recipe",
-            help="Name or TOML file of a recipe; see docs/recipes.md.",
+            help="Name or TOML file of a recipe.",
             default="by the data",
             complete=completion.complete_recipe,
         ),

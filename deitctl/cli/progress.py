@@ -70,7 +70,7 @@ class _LineTask:
         self.last_line_s = now
         speed = (self.done - self.skipped) / (now - self.start)
         remaining = (
-            f", {(self.total - self.done) / speed:.0f} s left" if self.total and speed else ""
+            f", {max(0, self.total - self.done) / speed:.0f} s left" if self.total and speed else ""
         )
         extra = "".join(f", {k} {v}" for k, v in fields.items())
         of = f"/{self.total}" if self.total else ""

@@ -367,7 +367,7 @@ def _add_details(
     """Add to the metrics of a pass what `EvalResult` has besides; only the main process calibrates."""
     class_names = subject.dataset.class_names
     labels, preds = result.labels.numpy(), result.data_preds.numpy()
-    per_class = score_classes(labels, preds, class_names)
+    per_class = score_classes(labels, preds, class_names, subject.class_titles)
     calibration = None
     if is_main and result.logits is not None:
         targets = result.targets[result.logit_rows]

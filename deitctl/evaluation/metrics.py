@@ -45,6 +45,8 @@ class ClassScore:
     """Percent of the images predicted as the class that have its label; 0 if there are none."""
     f1: float
     """Harmonic mean of recall and precision, percent."""
+    title: str
+    """Its name for people, which the key is not where classes are WordNet ids."""
     label: int = hidden()
     """Index of the class in the data."""
 
@@ -105,7 +107,7 @@ def _bin(confidence: Tensor, correct: Tensor, bins: int) -> tuple[Tensor, Tensor
 
 
 def score_classes(
-    labels: Classes, preds: Classes, class_names: Sequence[str]
+    labels: Classes, preds: Classes, class_names: Sequence[str], titles: Sequence[str] | None = None
 ) -> dict[str, ClassScore]:
     """Return recall, precision and F1 of every class that has images.
 
@@ -113,6 +115,7 @@ def score_classes(
         labels: class of each image, [N] in 0..K-1.
         preds: predicted class, [N]; K or more for a class that the data does not have.
         class_names: names of the K classes.
+        titles: their names for people; None: the same.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -121,7 +124,14 @@ def score_classes(
     )
     rows = zip(*(values.tolist() for values in scores), strict=True)
     return {
-        class_names[label]: ClassScore(images, 100 * recall, 100 * precision, 100 * f1, label)
+        class_names[label]: ClassScore(
+            images,
+            100 * recall,
+            100 * precision,
+            100 * f1,
+            title=(titles or class_names)[label],
+            label=label,
+        )
         for label, (precision, recall, f1, images) in enumerate(rows)
         if images
     }

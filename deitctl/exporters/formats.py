@@ -50,7 +50,7 @@ class Format:
     labels: Callable[[ModelConfig], list[str]] | None = None
     """The labels of a reader that preprocesses images itself, which is then verified too."""
     extra: str = ""
-    """The extra of `pip install 'deitctl[EXTRA]'` that has `packages`."""
+    """The extra of deitctl's own package that has `packages` and `writers`."""
     packages: tuple[str, ...] = ()
     """Packages that run it."""
     writers: tuple[str, ...] = ()
@@ -91,10 +91,16 @@ class Format:
             except ImportError as error:
                 raise ExportError(
                     f"This export needs {package.partition('.')[0]}.",
-                    f"pip install 'deitctl[{self.extra}]'",
+                    f"Install what it needs: `pip install {' '.join(self.requirements)}`.",
                 ) from error
         if writing and self.check is not None:
             self.check()
+
+    @property
+    def requirements(self) -> list[str]:
+        """What pip installs to write and run it, the contents of its extra."""
+        names = (*self.packages, *self.writers)
+        return list(dict.fromkeys(name.partition(".")[0] for name in names))
 
     def matches_names(self, path: Path) -> bool:
         """Return whether the names of a file or folder fit, without opening anything."""

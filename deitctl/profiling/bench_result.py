@@ -148,8 +148,8 @@ class BenchResult:
     step_time_s: dict[str, float]
     """Seconds an image by `teacher`, `forward`, `backward`, `optimizer`, `ema_update`, `overhead`
     (the rest of a step on a cached batch), `data_wait`, `loader_contention` (slowdown by the
-    loader's processes). `overhead` and `loader_contention` are differences and may be below 0 by
-    noise. Empty where a stage failed."""
+    loader's processes). They add up to `end_to_end`, but for `optimizer` and `ema_update`, which
+    are those of the recipe's batch size. Empty where a stage failed."""
     data_wait_share: float | None
     """Share of the training's time, 0 to 1, in which no batch is ready."""
     expected: Expected | None
@@ -163,7 +163,7 @@ class BenchResult:
 def split_step_time(
     stages: Mapping[str, Stage], data_wait: float, *, per_step: float
 ) -> dict[str, float]:
-    """Return the parts of the time an image takes in a run; empty where a stage failed.
+    """Return the parts of the time an image takes in a run, none below 0; empty where a stage failed.
 
     Args:
         stages: by name.
@@ -176,9 +176,14 @@ def split_step_time(
         return {}
     times = {name: s for name, s in seconds.items() if s is not None}
     cached, end_to_end = times.pop("step_cached_batch"), times.pop("end_to_end")
-    times["overhead"] = cached - sum(times.values())
+    # Measured apart, the parts may take longer than the whole, by noise: then they share it.
+    data_wait = min(data_wait, end_to_end)
+    step = min(cached, end_to_end - data_wait)
+    alone = sum(times.values())
+    times = {name: s * min(1.0, step / alone) for name, s in times.items()}
+    times["overhead"] = max(0.0, step - alone)
     times["data_wait"] = data_wait
-    times["loader_contention"] = end_to_end - data_wait - cached
+    times["loader_contention"] = max(0.0, end_to_end - data_wait - cached)
     return {name: s * per_step if name in PER_STEP else s for name, s in times.items()}
 
 

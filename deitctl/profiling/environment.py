@@ -78,8 +78,8 @@ class Environment:
     """Cores that this process may use."""
     num_threads: int
     """Threads that torch uses."""
-    extras: dict[str, list[str]]
-    """Packages that each extra lacks, none if it is installed; `pip install 'deitctl[NAME]'`."""
+    missing_packages: dict[str, list[str]]
+    """What is to be installed for each extra (`onnx`, `openvino` ...); empty: nothing, it works."""
     local_weights: list[str]
     """Models whose published weights are on this machine."""
     weights_dir: str | None
@@ -120,7 +120,7 @@ def collect_env(device: str = "auto", precision: str = "auto") -> Environment:
         num_workers=chosen.choose_num_workers(-1),
         num_cores=count_cores(),
         num_threads=torch.get_num_threads(),
-        extras={
+        missing_packages={
             extra: [module for module in modules if importlib.util.find_spec(module) is None]
             for extra, modules in EXTRAS.items()
         },

@@ -242,7 +242,7 @@ def warn_about_sizes(
         if has_few_patches(model, early_size):
             reporter.warn(
                 f"Images of {early_size} pixels are so few patches that early epochs of them may cost "
-                "accuracy (ten points at 2 x 2 patches, docs/recipes.md). A recipe without -fast, or a "
+                "accuracy (ten points at 2 x 2 patches). A recipe without -fast, or a "
                 "larger --img-size, does not."
             )
 

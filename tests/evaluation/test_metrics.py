@@ -63,7 +63,7 @@ PREDS = np.array([0, 0, 1, 1, 4, 0])  # 4: none of the four classes
 
 
 def test_recall_precision_and_f1_by_hand():
-    scores = score_classes(LABELS, PREDS, ["zero", "one", "two", "three"])
+    scores = score_classes(LABELS, PREDS, ["zero", "one", "two", "three"], ["0", "1", "2", "3"])
     assert list(scores) == ["zero", "one", "three"]  # two has no images
     zero, one, three = scores.values()
     assert (zero.label, zero.num_images) == (0, 3)

@@ -23,9 +23,9 @@ from deitctl.exporters.runner import LOADERS, WHOLE_IMAGES
         ("coreml", "coremltools"),
     ],
 )
-def test_a_missing_package_is_named_with_the_extra_that_has_it(name, package, monkeypatch):
+def test_a_missing_package_is_named_with_what_installs_it(name, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ExportError, match=rf"needs {package}\. pip install 'deitctl\[{name}\]'"):
+    with pytest.raises(ExportError, match=rf"needs {package}\. .* `pip install .*{package}"):
         FORMATS[name].require()
 
 

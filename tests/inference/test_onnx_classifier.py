@@ -356,7 +356,7 @@ def test_an_onnx_file_in_the_wrong_place_is_named(file):
 
 def test_without_onnxruntime_the_error_says_what_to_install(file, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ModelError, match=r"pip install 'deitctl\[onnx\]'"):
+    with pytest.raises(ModelError, match="`pip install onnxruntime`"):
         predict(["x.png"], model=str(file))
 
 

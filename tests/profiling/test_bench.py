@@ -275,11 +275,13 @@ def test_durations_are_in_the_unit_that_suits_them(seconds, text) -> None:
 
 
 def test_numbers_are_rounded_to_significant_digits() -> None:
-    assert (format_share(0.0123), format_share(0.5), format_share(-0.4)) == (
+    assert [format_share(share) for share in (0.0, 1e-7, 0.0123, 0.5, 1.4)] == [
+        "0 %",
+        "< 0.1 %",
         "1.2 %",
         "50 %",
-        "-40 %",
-    )
+        "140 %",
+    ]
     assert (format_number(389_123.0, 3), format_number(42.64, 3), format_number(0.01234, 2)) == (
         "389,000",
         "42.6",

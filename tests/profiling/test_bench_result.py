@@ -126,6 +126,25 @@ def test_step_time_by_hand() -> None:
     assert sum(times.values()) == pytest.approx(0.05)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "wait"),
+    [
+        ({"step_cached_batch": 0.03}, 0.0),  # shorter than forward and backward pass together
+        ({"end_to_end": 0.03}, 0.0),
+        ({"end_to_end": 0.03}, 0.006),
+        ({"step_cached_batch": 0.03}, 0.05),
+        ({"end_to_end": 0.01}, 0.02),  # nothing but waiting
+    ],
+)
+def test_parts_that_noise_makes_longer_than_the_whole_share_it(seconds, wait) -> None:
+    measured = stages(**seconds)
+    times = split_step_time(measured, wait, per_step=1.0)
+    assert min(times.values()) >= 0
+    assert sum(times.values()) == pytest.approx(measured["end_to_end"].seconds)
+    if times["forward"]:
+        assert times["backward"] / times["forward"] == pytest.approx(2)
+
+
 @pytest.mark.parametrize("failed", ["end_to_end", "step_cached_batch", "forward", "ema_update"])
 def test_a_failed_stage_leaves_no_step_time_expectation_or_hint(failed, config) -> None:
     measured = stages(**{failed: None})
@@ -137,8 +156,8 @@ def test_a_failed_stage_leaves_no_step_time_expectation_or_hint(failed, config) 
 
 def test_epoch_and_run_by_hand(config) -> None:
     expected = estimate(config)
-    # 3 steps of 16 images at 0.05 s; 30 images twice, whose views take 0.03 s in 2 workers
-    assert expected.epoch_s == pytest.approx(48 * 0.05 + 2 * 30 * 0.015)
+    # 60 images at 0.05 s; 30 images twice, whose views take 0.03 s in 2 workers
+    assert expected.epoch_s == pytest.approx(60 * 0.05 + 2 * 30 * 0.015)
     assert expected.run_s == pytest.approx(3 * expected.epoch_s)
     assert expected.images_per_second == pytest.approx(20)
     assert expected.later_epoch_s is None
@@ -154,21 +173,21 @@ def test_per_step_costs_are_divided_by_the_recipes_batch_size(config) -> None:
 
 def test_without_workers_views_and_network_take_turns(config) -> None:
     expected = estimate(config, replace(SETUP, num_workers=0))
-    assert expected.epoch_s == pytest.approx(48 * 0.05 + 2 * 30 * 0.04)
+    assert expected.epoch_s == pytest.approx(60 * 0.05 + 2 * 30 * 0.04)
 
 
 def test_cached_teacher_targets_make_later_epochs_faster(distill_config) -> None:
     seconds = {"teacher": 0.02, "step_cached_batch": 0.06, "end_to_end": 0.07}
     expected = estimate(distill_config(), **seconds)
     assert expected.teacher_epochs == 1
-    assert expected.epoch_s - expected.later_epoch_s == pytest.approx(48 * 0.02)
+    assert expected.epoch_s - expected.later_epoch_s == pytest.approx(60 * 0.02)
     assert expected.run_s == pytest.approx(expected.epoch_s + 2 * expected.later_epoch_s)
 
 
 def test_the_loader_bounds_later_epochs(distill_config) -> None:
     seconds = {"teacher": 0.02, "step_cached_batch": 0.06, "end_to_end": 0.07, "loader": 0.065}
     expected = estimate(distill_config(), wait=0.01, **seconds)
-    assert expected.epoch_s - expected.later_epoch_s == pytest.approx(48 * 0.005)
+    assert expected.epoch_s - expected.later_epoch_s == pytest.approx(60 * 0.005)
 
 
 @pytest.mark.parametrize(

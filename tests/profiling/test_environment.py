@@ -39,10 +39,10 @@ def test_a_missing_package_is_null_and_named_by_its_extra(monkeypatch) -> None:
     )
     env = collect_env("cpu", "auto")
     assert env.packages == {"torch": version("torch"), "no-such-package": None}
-    assert env.extras == {"all": [], "none": ["no_such_module"]}
+    assert env.missing_packages == {"all": [], "none": ["no_such_module"]}
     table = CliRunner().invoke(app, ["doctor", "--device", "cpu", "--format", "table"]).stdout
-    assert re.search(r"extras all +│ installed", table)
-    assert re.search(r"extras none +│ lacks no_such_module", table)
+    assert re.search(r"extra all +│ installed", table)
+    assert re.search(r"extra none +│ missing: pip install no_such_module", table)
 
 
 def test_extras_are_those_of_the_project() -> None:

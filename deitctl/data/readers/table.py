@@ -98,7 +98,9 @@ def _read_parquet(path: Path) -> Iterator[Mapping[str, object]]:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError("Parquet tables need pyarrow.", "pip install 'deitctl[parquet]'") from error
+        raise DataError(
+            "Parquet tables need pyarrow.", "Install it: `pip install pyarrow`."
+        ) from error
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = [name for name in COLUMNS if name in file.schema_arrow.names]
