@@ -309,7 +309,8 @@ def test_an_unreadable_image_is_marked_and_not_missing(image_folder, teacher, tm
     )
     assert fill(cached_only, dataset, reporter) == 0
     for batch in load_batches(dataset, cached_only, epochs=3):
-        assert len(cached_only(batch)) == len(batch.keys) == 4 - len(batch.errors)
+        assert len(cached_only(batch)) == len(batch.keys)
+        assert len(batch.keys) + len(batch.errors) in (2, 4)  # of 6
     (root / "a" / "1.png").write_bytes(good)  # once it can be read, its target is computed
     teacher.batch_sizes.clear()
     for batch in load_batches(dataset, cached_teacher, epochs=6):

@@ -14,7 +14,7 @@ import pytest
 
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.samplers import EpochOrder
+from deitctl.data.samplers import EpochOrder, batch_start
 from deitctl.errors import ConfigError, DeitctlError
 from deitctl.records import to_object
 from deitctl.training import monitor
@@ -23,7 +23,7 @@ from deitctl.training.replay import replay
 
 Make = Callable[..., TrainConfig]
 Pair = tuple[ImageDataset, ImageDataset]
-STEPS = 90
+STEPS = 91
 """Of an epoch of the built-in digits."""
 
 
@@ -90,8 +90,9 @@ def test_the_record_has_the_step_its_images_and_the_steps_before_it(
     record = json.loads((run / "incidents" / "step-0000005" / "record.json").read_text())
     assert (record["step"], record["kind"], record["checkpoint_step"]) == (5, "non_finite", 4)
     assert (record["precision"], record["device"], record["num_processes"]) == ("fp32", "cpu", 1)
-    order = EpochOrder(len(digit_datasets[0].labels), seed=0, epoch=0, repeats=2)
-    expected = order[5 * 16 : 6 * 16]
+    count = len(digit_datasets[0].labels)
+    order = EpochOrder(count, seed=0, epoch=0, repeats=2)
+    expected = order[batch_start(count, 16, 5) : batch_start(count, 16, 6)]
     assert record["keys"] == [list(key) for key in expected]
     assert record["images"] == [digit_datasets[0].name(key.index) for key in expected]
     assert [r["step"] for r in record["recent"]] == list(range(6))
@@ -151,7 +152,7 @@ def test_a_resume_diverges_at_the_same_step_and_the_record_keeps_its_checkpoint(
 
 
 @pytest.mark.parametrize(
-    ("step", "what"), [(3, "of step 4"), (-1, "of step 4"), (3 * STEPS, "270 steps")]
+    ("step", "what"), [(3, "of step 4"), (-1, "of step 4"), (3 * STEPS, "273 steps")]
 )
 def test_a_step_that_the_run_does_not_have_is_an_error(
     step: int, what: str, broken: Broken

@@ -311,13 +311,13 @@ def test_sigusr1_saves_and_the_run_ends_as_usual(tmp_path: Path) -> None:
             assert not (root / "checkpoint").exists()
             run.send_signal(signal.SIGUSR1)
             wait_for((root / "checkpoint" / "state.json").exists, run)
-            assert state_of(root)["step"] < 22
+            assert state_of(root)["step"] < 23
             out, err = run.communicate(timeout=60)
         finally:
             run.kill()
     assert run.returncode == 0, err
     assert json.loads(out)["epochs"] == 1
-    assert state_of(root)["step"] == 22
+    assert state_of(root)["step"] == 23
 
 
 def test_a_resume_in_an_early_epoch_continues_to_the_full_size(
@@ -350,7 +350,7 @@ def test_a_resume_in_an_early_epoch_continues_to_the_full_size(
             run_training(config, datasets=little, reporter=reporter)
         assert any("so few patches" in said for said in reporter.warnings)
         resume(Path(config.output_dir), datasets=little)
-    assert sizes == [16] * 6 + [32] * 3
+    assert sizes == [16] * 8 + [32] * 4
     whole = run_training(early("whole"), datasets=little).run
     for file in ("checkpoint/model.safetensors", WEIGHTS):
         assert (Path(config.output_dir) / file).read_bytes() == (whole / file).read_bytes(), file
@@ -371,7 +371,7 @@ def test_on_a_cpu_micro_batches_fit_the_block_that_malloc_keeps(
         patch.setattr(step, "compute_losses", seen)
         patch.setattr(device, "MAX_HEAP_BLOCK", 8 * 5 * 4 * 192 * 4)
         parts = run_training(short(little_config("parts")), datasets=little).run
-    assert set(sizes) == {8}
+    assert sizes == [8, 6, 8, 8] * (len(sizes) // 4)  # of batches of 14 and 16 in turn
     assert state_of(parts)["micro_batch_size"] == 0  # it is the device's, not the run's
     a, b = (load_tensors(run / "checkpoint" / "model.safetensors") for run in (whole, parts))
     for name in a:

@@ -121,7 +121,7 @@ def test_the_same_seed_gives_the_same_views_of_folder_tar_and_pack(
         return [(b.images, b.labels, b.keys) for b in batches]
 
     folder, *others = (views(path) for path in (root, tar, packed))
-    assert len(folder) == 4
+    assert len(folder) == 6
     for other in others:
         for ours, theirs in zip(other, folder, strict=True):
             assert torch.equal(ours[0], theirs[0])
