@@ -188,6 +188,10 @@ class Recipe:
     freeze: Annotated[
         Literal["none", "backbone"], Option("backbone: train the classifier alone, a linear probe.")
     ] = "none"
+    fits_data: Annotated[
+        bool,
+        Option("Batch size, rate and warm-up are chosen by the number of images and the head."),
+    ] = False
     head_init: Annotated[
         Literal["ridge", "random"],
         Option(

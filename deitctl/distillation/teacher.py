@@ -39,7 +39,7 @@ from deitctl.models.fuse import fuse_conv_bn
 from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.paths import DiskError, cache_root
-from deitctl.recipes import FULL_FINETUNE_IMAGES, get_finetune_recipe
+from deitctl.recipes import FULL_FINETUNE_IMAGES, fit_to_data, get_finetune_recipe
 from deitctl.settings import to_dict
 
 TrainRun = Callable[[TrainConfig], Mapping[str, Any]]
@@ -194,6 +194,7 @@ def resolve_teacher(
             pretrained=not list_weight_files(distill.teacher, distill.teacher_weights),
             img_size=distill.teacher_img_size or loaded.model_config.preprocessing.img_size,
         )
+        recipe = fit_to_data(recipe, num_images=len(train.labels), has_new_head=True)
     # By content and below the user's cache, so that the next student finds it, from any folder and
     # with any seed.
     from_scratch = finetuned == "scratch"

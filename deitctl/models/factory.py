@@ -151,6 +151,23 @@ def find_architecture(ref: str, reporter: Reporter) -> Architecture | None:
     return arch
 
 
+def has_class_rows(ref: str, weights: str, class_names: Sequence[str], reporter: Reporter) -> bool:
+    """Return whether `build_model` takes the classes' rows of the head from the weights.
+
+    A file without class names and of as many classes counts: its rows are taken to be in this order.
+    """
+    if (arch := find_architecture(ref, reporter)) is None:
+        return False  # the heads of timm's models are always new
+    start = weights or (ref if list_weight_files(ref) or ref.startswith(HUB_PREFIX) else "")
+    if not start:
+        names = load_imagenet_classes()[0]
+        return arch is not None and set(class_names) <= set(names)
+    state, names = _load_start(start, arch, reporter)
+    if names is None:
+        return convert.count_classes(state) == len(class_names)
+    return set(class_names) <= set(names)
+
+
 def name_weights(ref: str, weights: str = "") -> str:
     """Return timm's name of the published weights that a name means, `architecture.tag`.
 

@@ -13,12 +13,14 @@ from deitctl.data.classes import is_imagenet
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import BUILT_IN, open_for_training
 from deitctl.data.rand_augment import parse_rand_augment
+from deitctl.data.samplers import fit_batch_size
 from deitctl.errors import ConfigError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.models import catalog
 from deitctl.models.factory import (
     HUB_PREFIX,
     find_architecture,
+    has_class_rows,
     is_model_folder,
     list_weight_files,
     name_weights,
@@ -36,10 +38,19 @@ from deitctl.recipes import (
     MIXED_RECIPES,
     PAPER,
     SMALL,
+    fit_to_data,
     get_recipe,
 )
-from deitctl.settings import check_ranges, convert, from_dict, override, read_toml
+from deitctl.settings import (
+    check_ranges,
+    convert,
+    dotted_name,
+    from_dict,
+    override,
+    read_toml,
+)
 from deitctl.training.checkpointer import parse_interval
+from deitctl.training.optim import compute_peak_lr
 
 DEFAULT_TRAIN_MODEL = "deit_small"
 DEFAULT_TEACHER = "regnety_160"  # DeiT §5.2; its weights: catalog.TIMM_TAGS
@@ -90,9 +101,30 @@ def build_config(
     distill = build_distill_config(settings, built_in, recipe) if distilled else None
     config = TrainConfig(model=model, data=data, recipe=recipe, weights=weights, distill=distill)
     rest = {k: v for k, v in settings.items() if k not in ("recipe", "recipe.pretrained")}
-    config = add_tags(override(override(config, rest), overrides or {}))
+    config = override(override(config, rest), overrides or {})
+    config = add_tags(_fit_recipe(config, train, {**rest, **(overrides or {})}, reporter))
     check(config)
     return config, train, val
+
+
+def _fit_recipe(
+    config: TrainConfig, train: ImageDataset, named: Mapping[str, Any], reporter: Reporter
+) -> TrainConfig:
+    """Choose what the recipe leaves to the data, except the settings that the user has `named`."""
+    if not config.recipe.fits_data:
+        return config
+    is_new = not has_class_rows(config.model, config.weights, train.class_names, reporter)
+    fixed = {dotted_name(name).removeprefix("recipe.") for name in named}
+    recipe = fit_to_data(
+        config.recipe, num_images=len(train.labels), has_new_head=is_new, fixed=fixed
+    )
+    size = fit_batch_size(len(train.labels), recipe.batch_size)
+    reporter.note(
+        f"Recipe {recipe.name}, for {len(train.labels):,} training images and "
+        f"{'a new head' if is_new else 'the head of the weights'}: "
+        f"{recipe.batch_size} images a step, learning rate {compute_peak_lr(recipe.optim, size):.1e}."
+    )
+    return replace(config, recipe=recipe)
 
 
 def read_config(
