@@ -109,8 +109,11 @@ def _find_near_paths(missing: Path) -> Iterator[Path]:
             continue
         for sibling in sorted(siblings[name]):
             found = wrong.parent / sibling / below
-            # more than one part may be misspelled
-            yield from [found] if found.exists() else _find_near_paths(found)
+            if found.exists():
+                yield found
+            # more than one part may be misspelled; a link to nothing would be found again and again
+            elif (wrong.parent / sibling).exists():
+                yield from _find_near_paths(found)
 
 
 def _read_digits(name: str) -> str:
