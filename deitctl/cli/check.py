@@ -8,7 +8,7 @@ import typer
 
 import deitctl
 from deitctl.cli import options as o
-from deitctl.cli.console import choose_format, print_json, print_next, print_table
+from deitctl.cli.console import choose_format, print_json, print_line, print_next, print_table
 from deitctl.cli.progress import make_reporter
 from deitctl.config import MACHINE
 from deitctl.records import to_object
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BUILT_IN = "digits"
 MAX_EXAMPLES = 3
-"""Examples in a cell of the table."""
+"""Examples of an issue."""
 
 
 def check(
@@ -87,21 +87,16 @@ def _print(result: CheckResult) -> None:
         ("split", "images", "classes"),
         [(name, str(s.num_images), str(s.num_classes)) for name, s in result.splits.items()],
     )
-    if result.issues:
-        print_table(
-            "issues",
-            ("", "issue", "what, where, what to do", "count"),
-            [
-                (issue.severity, issue.code, _describe(issue, result.data), str(issue.count))
-                for issue in result.issues
-            ],
-            3,
-        )
+    for issue in result.issues:
+        _print_issue(issue, result.data)
 
 
-def _describe(issue: Issue, data: str) -> str:
+def _print_issue(issue: Issue, data: str) -> None:
+    """Print an issue as a paragraph, because the columns of a table would break paths."""
     from deitctl.checks.issues import escape
 
+    print_line(f"{issue.severity}: {issue.code} ({issue.count:,})")
+    print_line(f"{issue.message} {issue.fix}", indent="  ")
     examples = [escape(e.replace(f"{data}/", "")) for e in issue.examples[:MAX_EXAMPLES]]
-    more = ["..."] if issue.count > len(examples) else []
-    return "\n".join([issue.message, *(f"  {line}" for line in (*examples, *more)), issue.fix])
+    for line in [*examples, "..."] if issue.count > len(examples) else examples:
+        print_line(line, indent="    ")

@@ -145,11 +145,12 @@ def print_records(records: Iterable[Record]) -> int:
     return num_failed
 
 
-def print_line(text: str) -> None:
+def print_line(text: str, indent: str = "") -> None:
     """Print a line on stdout, on a terminal wrapped at words."""
     text = escape_control(text)
     if sys.stdout.isatty():
-        text = wrap_words(text, shutil.get_terminal_size().columns)
+        text = wrap_words(text, shutil.get_terminal_size().columns - len(indent))
+    text = textwrap.indent(text, indent)
     sys.stdout.write(text + "\n")
 
 
