@@ -35,6 +35,13 @@ class Verification:
 
     num_verified: int = 0
     """Images compared; 0 where the format's runtime is for another system."""
+    data: str | None = None
+    """Where the images are from; null where none was compared."""
+    split: str | None = None
+    """Which images of it: train, val, test or all. Of data that has none, `val` is what the model's
+    run held out."""
+    num_train_images: int | None = None
+    """Images among them that the model was trained on; null if that is not known."""
     max_abs_diff: float | None = None
     """Largest difference of a logit or a probability."""
     top1_agreement: float | None = None

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 from deitctl.data.eval_transform import Pixels
-from deitctl.data.open import BUILT_IN, open_for_training
 from deitctl.errors import ConfigError, ExportError, ModelError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters.compare import Verification
@@ -27,9 +26,17 @@ from deitctl.exporters.metadata import collect_metadata
 from deitctl.exporters.model_card import README, History, make_model_card
 from deitctl.exporters.network import BareClassifier, ExportedClassifier
 from deitctl.exporters.quantize import PRECISIONS
-from deitctl.exporters.verification_images import compute_reference, open_images, read_images
+from deitctl.exporters.verification_images import (
+    NUM_CALIBRATION,
+    Images,
+    compute_reference,
+    open_calibration_images,
+    open_images,
+    read_images,
+)
 from deitctl.exporters.verify import (
     ExportInfo,
+    name_images,
     note_ties,
     require_images,
     verify_against_model,
@@ -42,9 +49,6 @@ from deitctl.models.model_config import HEADS, ModelConfig
 from deitctl.paths import write_bytes
 from deitctl.settings import read_toml
 from deitctl.training.run_dir import Run
-
-NUM_CALIBRATION = 128
-"""Images that int8-static is calibrated on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +88,12 @@ def export(
             below the model if that is a folder, else here.
         weights: see `load_model`.
         head: the rule by which the heads are fused.
-        verify_data: data, a folder of images or an image; empty: the run's data, its `val` split if
-            it has one, else `digits`.
+        verify_data: data, a folder of images or an image; of a run's own data those that it was
+            not trained on. Empty: the run's data, else `digits`.
         num_images: how many images to verify on.
         quantize: a name of `PRECISIONS`; empty: fp32.
         calibration_data: images for int8-static, as in `verify_data`; empty: those that a run was
-            trained on.
+            trained on. Images that the file is verified on are left out.
         preprocess: False leaves normalization and softmax to the reader: normalized images in,
             logits out.
         dynamic_size: the file takes whole images of any size, and resizes them itself.
@@ -116,7 +120,7 @@ def export(
     path = choose_path(model, output, kind)
     if kind.provide_runtime is not None:
         kind.provide_runtime(runtime, reporter)
-    dataset = open_images(model, verify_data, reporter)
+    images = open_images(weights or model, verify_data, reporter)
     loaded = load_model(model, weights=weights, reporter=reporter)
     head_rule = choose_head(head, loaded.model_config.head, loaded.model)
     # A format whose own reader fuses the heads is verified by that reader's rule, not by ours.
@@ -129,8 +133,10 @@ def export(
     network = (ExportedClassifier if preprocess else BareClassifier)(
         loaded.model, model_config, fused
     )
-    sample = read_images(dataset, pre, num_images)
-    calibration = _read_calibration(model, calibration_data, quantize, model_config, reporter)
+    sample = read_images(images.dataset, pre, num_images)
+    calibration = _read_calibration(
+        weights or model, calibration_data, quantize, sample, model_config, reporter
+    )
     reference = partial(compute_reference, network.model, model_config, fused)
     expected = reference(sample.pixels)
     speedup = None
@@ -138,7 +144,14 @@ def export(
         with reporter.task(f"write {path.name}", None, "bytes"):
             kind.write(network, model_config, collect_metadata(network, model_config, to), draft)
         verify = partial(
-            verify_against_model, draft, kind, expected, dataset, sample, model_config, reporter
+            verify_against_model,
+            draft,
+            kind,
+            expected,
+            images.dataset,
+            sample,
+            model_config,
+            reporter,
         )
         # fp32 first, always: the tolerance of a quantized file would hide a mean that is a little
         # wrong
@@ -153,6 +166,7 @@ def export(
             # last, so that the quantized network was verified by itself before
             make_dynamic(draft, pre, reference(make_golden_view(pre))[0, 0], draft)
             verification = verify()
+        verification = name_images(verification, images, weights or model, sample)
         # Last, because the model card states the figures of the verification; never of an
         # unverified export.
         if kind.usage and verification.num_verified:
@@ -198,27 +212,19 @@ def _note_what_is_lost(
 
 
 def _read_calibration(
-    model: str, data: str, quantize: str, model_config: ModelConfig, reporter: Reporter
+    model: str,
+    data: str,
+    quantize: str,
+    verified: Images,
+    model_config: ModelConfig,
+    reporter: Reporter,
 ) -> Pixels | None:
     """Return images to calibrate with, where the precision needs them."""
     if not quantize or not PRECISIONS[quantize].calibrated:
         if data:
             raise ConfigError("--calibration-data is for --quantize int8-static.")
         return None
-    run_file = Path(model).expanduser() / "run.toml"
-    if data:
-        dataset = open_images("", data, reporter)
-    elif run_file.is_file():
-        # The training split: calibration on the images of the verification would hide that ranges
-        # do not generalize.
-        dataset, _ = open_for_training(
-            str(read_toml(run_file).get("data", BUILT_IN)), seed=0, reporter=reporter
-        )
-    else:
-        raise ConfigError(
-            "int8-static is calibrated on images like those that it will classify.",
-            "Name some that it is not verified on: --calibration-data IMAGES.",
-        )
+    dataset = open_calibration_images(model, data, verified, reporter)
     return read_images(dataset, model_config.preprocessing, NUM_CALIBRATION).pixels
 
 

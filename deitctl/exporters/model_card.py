@@ -10,6 +10,8 @@ from pathlib import PurePath
 from typing import Any
 
 from deitctl import __version__
+from deitctl.data.open import ALL
+from deitctl.evaluation.images import describe_images
 from deitctl.exporters.compare import Verification
 from deitctl.models.catalog import Architecture
 from deitctl.models.checkpoint_io import CONFIG
@@ -116,8 +118,14 @@ def _make_seal(text: str) -> str:
 
 
 def _describe_verification(verification: Verification) -> str:
+    images = describe_images(
+        verification.num_verified,
+        _to_code(_hide_folders(verification.data or "")),
+        verification.split or ALL,
+        verification.num_train_images,
+    )
     return (
-        f"On {verification.num_verified:,} images logits differ by up to "
+        f"On {images} logits differ by up to "
         f"{verification.max_abs_diff:.2g}, the top-1 class agrees on "
         f"{verification.top1_agreement:.1f} %. {verification.remark}"
     )
@@ -191,6 +199,8 @@ def _describe_accuracy(history: History, head: str) -> str:
     if not best:
         return "None yet: the run has not finished." if history.run else UNKNOWN
     epoch = f"epoch {best.get('epoch')} of {history.result.get('epochs')}"
+    num_images = history.result.get("num_val_images")
+    count = f" {num_images:,}" if isinstance(num_images, int) else ""
     columns = {"": epoch, "top-1": _percent(best.get("top1"))}
     if (interval := _read_table(best, "top1_interval")) and all(
         isinstance(interval.get(end), int | float) for end in ("lower", "upper")
@@ -199,7 +209,7 @@ def _describe_accuracy(history: History, head: str) -> str:
     if best.get("top5") is not None:
         columns["top-5"] = _percent(best["top5"])
     lines = [
-        "On the run's validation images, in fp32:",
+        f"On the run's{count} validation images, held out of training, in fp32:",
         "",
         *(f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), columns.values())),
     ]

@@ -13,19 +13,29 @@ from numpy.typing import NDArray
 from torch import nn
 
 from deitctl.data.batch_transforms import normalize
-from deitctl.data.dataset import FileDataset, ImageDataset, is_hidden
+from deitctl.data.dataset import FileDataset, ImageDataset, is_hidden, select
 from deitctl.data.decode import EXTENSIONS
 from deitctl.data.eval_transform import Pixels, eval_transform
-from deitctl.data.open import BUILT_IN, open_for_evaluation
-from deitctl.errors import DataError, ExportError
-from deitctl.events import Reporter
+from deitctl.data.open import ALL, BUILT_IN, open_eval_split
+from deitctl.errors import ConfigError, DataError, ExportError
+from deitctl.evaluation.images import (
+    ScoredImages,
+    choose_images,
+    find_files,
+    find_run,
+    find_train_images,
+    open_train_images,
+    require_data,
+)
+from deitctl.events import Reporter, SilentReporter
 from deitctl.inference.inputs import expand
 from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.model_config import ModelConfig, Preprocessing
-from deitctl.settings import read_toml
 
 Outputs = NDArray[np.float32]
 BATCH_SIZE = 16
+NUM_CALIBRATION = 128
+"""Images that int8-static is calibrated on."""
 
 
 class Images(NamedTuple):
@@ -37,38 +47,101 @@ class Images(NamedTuple):
     indices: tuple[int, ...] = ()
 
 
-def open_images(model: str, data: str, reporter: Reporter) -> ImageDataset:
+def open_images(model: str, data: str, reporter: Reporter) -> ScoredImages:
     """Open the images to verify an export on.
 
     Args:
-        model: the model; of a run, its own data is opened, the `val` split if it has one, unless
-            `data` names others.
-        data: data, a folder of images or an image; empty: the run's, else `digits`.
-        reporter: notes where the run's images cannot be opened.
+        model: the model; of a run, images that it was not trained on.
+        data: data, a run, a folder of images or an image; empty: the run's, else `digits`.
+        reporter: notes where the run's images cannot be opened, or are training images.
 
     Raises:
         DataError: no such images.
     """
-    if data:
-        path = Path(data).expanduser()
-        without_classes = path.is_dir() and not any(
-            entry.is_dir() and not is_hidden(entry.name) for entry in path.iterdir()
-        )
-        if without_classes or path.suffix.lower() in EXTENSIONS:
-            names = tuple(str(name) for name in expand([str(path)]))
-            return FileDataset(names, np.zeros(len(names), dtype=np.int64), ("",))
-        return open_for_evaluation(data, reporter)
-    run_file = Path(model).expanduser() / "run.toml"
-    if run_file.is_file():
+    run = find_run(model)
+    if data and (loose := _find_loose_images(data)) is not None:
+        train = open_train_images(run) if run is not None else None
+        mask = find_files(loose, train) if train is not None else np.zeros(0, np.bool_)
+        return ScoredImages(data, ALL, loose, {model: mask} if mask.any() else {})
+    if not data:
         try:
-            return open_for_evaluation(str(read_toml(run_file).get("data", BUILT_IN)), reporter)
+            if run is not None:
+                return choose_images("", [model], reporter=reporter)
         except DataError as error:
             # A run that was moved to another machine can still be exported; what it was verified on
             # is then stated.
             reporter.note(
                 f"Verifying on {BUILT_IN}: the run's own data cannot be opened: {error.message}"
             )
-    return open_for_evaluation(BUILT_IN, reporter)
+    return choose_images(data or BUILT_IN, [model], reporter=reporter)
+
+
+def open_calibration_images(
+    model: str, data: str, verified: Images, reporter: Reporter
+) -> ImageDataset:
+    """Open images to calibrate on, none of which the export is verified on.
+
+    A run is calibrated on images that it was trained on: ranges that fit the images of the
+    verification would hide that they do not fit others.
+
+    Args:
+        model: the model.
+        data: as for `open_images`; empty: the run's.
+        verified: the images of the verification.
+        reporter: notes which images they are.
+
+    Raises:
+        ConfigError: neither a run nor images, or none but those of the verification.
+        DataError: no such images, or those of a run are gone.
+    """
+    run = find_run(model)
+    if data and (loose := _find_loose_images(data)) is not None:
+        dataset, split = loose, ""
+    elif data:
+        opened = open_eval_split(data, ALL, reporter=SilentReporter())
+        dataset, split = opened.dataset, ""
+        if run is not None:
+            trained_on = find_train_images(dataset, data, ALL, run)
+            if trained_on is not None and trained_on.any():
+                dataset, split = select(dataset, np.flatnonzero(trained_on)), "training "
+    elif run is not None:
+        require_data(run)
+        train = open_train_images(run)
+        if train is None:
+            raise DataError(
+                f"{run.folder} does not say which images it was trained on.",
+                "Name some that it is not verified on: --calibration-data IMAGES.",
+            )
+        dataset, data, split = train, run.ref, "training "
+    else:
+        raise ConfigError(
+            "int8-static is calibrated on images like those that it will classify.",
+            "Name some that it is not verified on: --calibration-data IMAGES.",
+        )
+    names = set(verified.names)
+    others = [index for index in range(len(dataset.labels)) if dataset.name(index) not in names]
+    if not others:
+        raise ConfigError(
+            f"int8-static would be calibrated on the images of {data} that it is verified on.",
+            "Name others: --calibration-data IMAGES.",
+        )
+    left_out = len(dataset.labels) - len(others)
+    note = f", without {left_out} that it is verified on" if left_out else ""
+    count = min(len(others), NUM_CALIBRATION)
+    reporter.note(f"Calibrating on {count} {split}images of {data or BUILT_IN}{note}.")
+    return select(dataset, others)
+
+
+def _find_loose_images(data: str) -> ImageDataset | None:
+    """Return the images of a folder without class folders, or one image; None if it is neither."""
+    path = Path(data).expanduser()
+    without_classes = path.is_dir() and not any(
+        entry.is_dir() and not is_hidden(entry.name) for entry in path.iterdir()
+    )
+    if not without_classes and path.suffix.lower() not in EXTENSIONS:
+        return None
+    names = tuple(str(name) for name in expand([str(path)]))
+    return FileDataset(names, np.zeros(len(names), dtype=np.int64), ("",))
 
 
 def read_images(dataset: ImageDataset, preprocessing: Preprocessing, num_images: int) -> Images:

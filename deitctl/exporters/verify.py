@@ -13,6 +13,7 @@ import numpy as np
 from deitctl.data.classes import match_classes
 from deitctl.data.dataset import ImageDataset
 from deitctl.errors import ConfigError, ExportError
+from deitctl.evaluation.images import ScoredImages
 from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters.compare import Verification, compare, compare_quantized, run_checked
 from deitctl.exporters.dynamic_size import has_dynamic_size
@@ -74,8 +75,8 @@ def verify_export(
 
     Args:
         path: a file or folder that `export` wrote.
-        verify_data: data, a folder of images or an image; empty: the run's data, its `val` split if
-            it has one, else `digits`.
+        verify_data: data, a folder of images or an image; of a run's own data those that it was
+            not trained on. Empty: the run's data, else `digits`.
         model: what to compare with, see `load_model`; empty: the run in whose folder the export
             lies, if it does.
         weights: see `load_model`.
@@ -114,17 +115,18 @@ def verify_export(
             "Only the golden sample was checked; --model MODEL compares images with the model, too."
         )
     else:
-        dataset = open_images(ref, verify_data, reporter)
+        images = open_images(weights or ref, verify_data, reporter)
         loaded = load_model(ref, weights=weights, reporter=reporter)
         if (head := metadata.get("head", "")) not in HEADS:
             raise ExportError(f"{export} does not say how its heads are fused.", "Export it again.")
         # A model that was trained further since would fail by its logits; this says why.
         _require_same_model(describe_model(loaded.model_config, head), metadata, export, ref)
-        sample = read_images(dataset, loaded.model_config.preprocessing, num_images)
+        sample = read_images(images.dataset, loaded.model_config.preprocessing, num_images)
         expected = compute_reference(loaded.model, loaded.model_config, head, sample.pixels)
         verification = verify_against_model(
-            export, kind, expected, dataset, sample, loaded.model_config, reporter
+            export, kind, expected, images.dataset, sample, loaded.model_config, reporter
         )
+        verification = name_images(verification, images, weights or ref, sample)
         note_ties(verification, reporter)
     return VerifyResult(
         path=export,
@@ -219,6 +221,20 @@ def _run_and_compare(
     labels = kind.labels(model_config)
     return verify_image_files(
         path, expected, dataset, sample, pre, labels, tolerance=kind.tolerance
+    )
+
+
+def name_images(
+    verification: Verification, images: ScoredImages, model: str, sample: Images
+) -> Verification:
+    """Add to a verification which images it was on, and how many of them the model had learned."""
+    if not verification.num_verified:
+        return verification
+    return replace(
+        verification,
+        data=images.data,
+        split=images.split,
+        num_train_images=images.count_train_images(model, sample.indices),
     )
 
 

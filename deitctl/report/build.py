@@ -136,6 +136,8 @@ def _list_facts(result: EvalResult) -> Facts:
             f"crop {preprocessing.img_size} px, {preprocessing.interpolation}",
         ),
     ]
+    if result.num_train_images is not None:
+        facts.append(("training images among the images", f"{result.num_train_images:,}"))
     if result.temperature != 1:
         facts.append(("temperature", f"{result.temperature:.3f}, the model's own"))
     if real := result.real_labels:

@@ -31,7 +31,7 @@ def render_summary(contents: Contents) -> str:
         about = _render_facts("", contents.facts)
         about += "".join(_render_facts(s.result.name, s.facts) for s in contents.sections)
     body += f"<details{' open' if one else ''}><summary>Setup</summary>{about}</details>"
-    body += _render_unreadable(results[0])
+    body += "".join(map(_render_trained_on, results)) + _render_unreadable(results[0])
     return f'<section id="summary"><h2>Summary</h2>{body}</section>'
 
 
@@ -69,7 +69,7 @@ def _render_one(result: EvalResult) -> str:
     images = f"{result.num_images:,} image{'' if result.num_images == 1 else 's'}"
     lead = f"top-1, 95 % interval {interval}, {images}"
     return (
-        f'<p class="quiet" dir="auto">{escape(result.name)} on {escape(result.data)}</p>'
+        f'<p class="quiet" dir="auto">{escape(result.name)} on {escape(result.describe_images())}</p>'
         f'<p class="lead"><strong>{format_percent(result.top1)}</strong> <span>{lead}</span></p>'
         f'<dl class="tiles">{cells}</dl>{_render_heads(result)}'
     )
@@ -178,6 +178,16 @@ def _render_facts(name: str, facts: Facts) -> str:
     )
     heading = f"<h3><bdi>{escape(name)}</bdi></h3>" if name else ""
     return f'{heading}<dl class="facts">{lines}</dl>'
+
+
+def _render_trained_on(result: EvalResult) -> str:
+    if not result.num_train_images:
+        return ""
+    return (
+        f'<p class="warning" role="note">{result.num_train_images:,} of the '
+        f"{result.num_images:,} images are training images of <bdi>{escape(result.name)}</bdi>: "
+        "these figures say nothing about new images.</p>"
+    )
 
 
 def _render_unreadable(result: EvalResult) -> str:

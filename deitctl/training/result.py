@@ -9,6 +9,7 @@ from deitctl.distillation.preflight import Preflight
 from deitctl.evaluation.intervals import Interval
 from deitctl.evaluation.result import EvalResult
 from deitctl.records import hidden
+from deitctl.training.trend import Trend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class BestEpoch:
 
 @dataclass(frozen=True, kw_only=True)
 class FinalEpoch:
-    """The last epoch, validated in the precision of the training."""
+    """The last epoch, validated in fp32 as the best one is."""
 
     epoch: int
     """Counted from 1."""
@@ -51,10 +52,14 @@ class TrainResult:
     """Epochs done."""
     images_seen: int
     """Images of all steps, an image once for each time it was seen."""
+    num_val_images: int
+    """Validation images, none of which was trained on, that the figures are of."""
     best: BestEpoch
     """The epoch whose weights were saved."""
     final: FinalEpoch
     """The last epoch."""
+    trend: Trend
+    """Whether the last epochs were still improving."""
     heads: dict[str, float] | None
     """Top-1 of each head rule, percent; null for a model with one head."""
     head_agreement: float | None

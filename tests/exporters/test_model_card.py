@@ -30,6 +30,7 @@ RUN = {
 RESULT = {
     "epochs": 8,
     "images_seen": 11520,
+    "num_val_images": 70,
     "best": {
         "epoch": 7,
         "top1": 96.338,
@@ -49,7 +50,14 @@ def read_model_config(history: History, model_config: ModelConfig = MODEL_CONFIG
         library="timm",
         usage="import timm\n",
         head="avg-logits",
-        verification=Verification(num_verified=50, max_abs_diff=1.2e-6, top1_agreement=100.0),
+        verification=Verification(
+            num_verified=50,
+            data="/home/me/pets",
+            split="val",
+            num_train_images=0,
+            max_abs_diff=1.2e-6,
+            top1_agreement=100.0,
+        ),
     )
 
 
@@ -74,7 +82,10 @@ def test_a_run_states_its_data_recipe_and_figures():
     assert "|  | top-1 | 95 % interval | top-5 |\n| --- | --- | --- | --- |\n" in accuracy
     assert "| epoch 7 of 8 | 96.34 % | 93.5 to 98.0 % | 99.70 % |" in accuracy
     assert "The teacher, `teacher`, has 98.59 % top-1 on them." in section(text, "Accuracy")
-    assert "On 50 images logits differ by up to 1.2e-06" in section(text, "Export")
+    assert (
+        "On 50 images of `pets` (val, held out of training) logits differ by up to 1.2e-06"
+    ) in section(text, "Export")
+    assert "On the run's 70 validation images, held out of training, in fp32:" in accuracy
 
 
 def test_nobodys_folders_are_published():

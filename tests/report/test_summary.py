@@ -31,6 +31,15 @@ def test_a_model_of_five_classes_or_fewer_has_no_top_5(contents, evaluated):
     assert "top-5" in read_text(render_summary(contents(few, many)))
 
 
+def test_the_split_and_training_images_among_the_images_are_named(contents, evaluated):
+    held_out = read_text(render_summary(contents(evaluated(split="val", num_train_images=0))))
+    assert "8 images of animals (val, held out of training)" in held_out
+    assert "say nothing" not in held_out
+    trained_on = read_text(render_summary(contents(evaluated(split="all", num_train_images=6))))
+    assert "8 images of animals (all, 6 of them trained on)" in trained_on
+    assert "6 of the 8 images are training images of deit_tiny" in trained_on
+
+
 def test_each_head_has_a_row_and_a_plain_model_none(contents, evaluated, distilled):
     assert "distillation head 62.5 %" in read_text(render_summary(contents(distilled)))
     assert "head" not in read_text(render_summary(contents(evaluated())))
