@@ -60,6 +60,12 @@ def test_nothing_is_made_up_for_a_path_that_is_like_no_other(path, folder):
     assert suggest_path(path) == ""
 
 
+def test_a_link_to_nothing_is_not_suggested(folder):
+    (folder / "photoz").symlink_to("gone")
+    assert suggest_path("photox/a.jpg") == ""
+    assert suggest_path("photox") == "Did you mean 'photos'?"
+
+
 def test_a_huge_folder_costs_little(folder, monkeypatch):
     monkeypatch.setattr("deitctl.paths.MAX_SIBLINGS", 3)
     for number in range(10):

@@ -87,10 +87,7 @@ complete_model = _complete(_list_models)
 complete_teacher = _complete(_list_teachers)
 complete_resume = _complete(lambda: ["auto", *list_runs()])
 complete_recipe = _complete(_list_recipes)
-complete_export_format = _complete(lambda: EXPORT_FORMATS)
-complete_head = _complete(lambda: HEADS)
 complete_device = _complete(lambda: DEVICES)
-complete_precision = _complete(lambda: PRECISIONS)
 
 
 def complete_values(*values: str) -> Callable[[str], list[str]]:

@@ -16,6 +16,7 @@ from deitctl.cli.console import (
     exit_code_for_unreadable,
     pause_gc,
     print_json,
+    print_next,
     print_table,
 )
 from deitctl.cli.progress import make_reporter
@@ -51,7 +52,7 @@ def evaluate(
             "--split",
             help="train, val, test or all.",
             default="images that the model was not trained on",
-            complete=completion.complete_values("train", "val", "test", "all"),
+            choices=("train", "val", "test", "all"),
         ),
     ] = "",
     weights: o.WeightsOpt = "",
@@ -154,6 +155,10 @@ def evaluate(
             _print_classes(result, several=len(results.evaluations) > 1)
     for name, reason in first.read_errors:
         reporter.warn(f"left out {name}: {reason}")
+    best = max(results.evaluations, key=lambda result: result.top1).model
+    if not best.lower().endswith(".onnx"):
+        options = ["--weights", weights] if weights else []
+        print_next(["export", best, *options, "--to", "onnx"], shape=shape, quiet=quiet)
     if save_temperature and first.calibration is None:
         exit_code = 1  # the evaluation is done, but no temperature could be stored
     raise typer.Exit(exit_code)

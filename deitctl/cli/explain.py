@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import deitctl
-from deitctl.cli import completion
 from deitctl.cli import options as o
 from deitctl.cli.console import choose_format, escape_markup, print_next, print_records
 from deitctl.cli.progress import make_reporter
@@ -69,7 +67,7 @@ def explain(
             help="table or jsonl.",
             default="table on a terminal, else jsonl",
             panel=o.OUTPUT,
-            complete=completion.complete_values(*FORMATS),
+            choices=FORMATS,
         ),
     ] = None,
     quiet: o.QuietOpt = False,
@@ -102,8 +100,7 @@ def explain(
     num_failed = {"table": _print_table, "jsonl": print_records}[shape](explanations)
     # a run knows the images that it was not trained on
     options = [*(["--model", model] if model else []), *(["--weights", weights] if weights else [])]
-    is_run = os.path.isfile(os.path.join(model, "run.toml"))
-    print_next(["eval", *([] if is_run else ["DATA"]), *options], shape=shape, quiet=quiet)
+    print_next(["eval", *([] if o.is_run(model) else ["DATA"]), *options], shape=shape, quiet=quiet)
     if num_failed:
         raise typer.Exit(3)
 

@@ -9,7 +9,7 @@ import typer
 import deitctl
 from deitctl.cli import completion
 from deitctl.cli import options as o
-from deitctl.cli.console import choose_format, print_json, print_record
+from deitctl.cli.console import choose_format, print_json, print_next, print_record
 from deitctl.cli.progress import make_reporter
 from deitctl.config import MODEL_HELP
 from deitctl.records import to_object
@@ -25,7 +25,7 @@ def export(
         o.option(
             "--to",
             help="onnx, torch (.pt2), coreml, executorch, aoti (compiled); folders: timm, transformers, openvino, web.",
-            complete=completion.complete_export_format,
+            choices=completion.EXPORT_FORMATS,
         ),
     ],
     weights: o.WeightsOpt = "",
@@ -39,7 +39,7 @@ def export(
             "--quantize",
             help="fp16 (onnx, openvino, web), int8 or int8-static (onnx, web).",
             default="fp32",
-            complete=completion.complete_values("fp16", "int8", "int8-static"),
+            choices=("fp16", "int8", "int8-static"),
         ),
     ] = "",
     calibration_data: Annotated[
@@ -93,3 +93,6 @@ def export(
         reporter=make_reporter(quiet),
     )
     print_json(to_object(result)) if shape == "json" else print_record("exported", result)
+    path = str(result.path)
+    command = ["predict", "IMAGE", "--model", path] if path.endswith(".onnx") else ["verify", path]
+    print_next(command, shape=shape, quiet=quiet)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -335,6 +336,11 @@ def take_options(
         return run
 
     return decorate
+
+
+def is_run(name: str) -> bool:
+    """Whether a name is that of a run folder."""
+    return os.path.isfile(os.path.join(os.path.expanduser(name), "run.toml"))
 
 
 def spell_options(arguments: Mapping[str, Any]) -> list[str]:

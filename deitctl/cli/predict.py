@@ -76,7 +76,7 @@ def predict(
             help="table, json, jsonl or csv.",
             default="table on a terminal, else jsonl",
             panel=o.OUTPUT,
-            complete=completion.complete_values(*FORMATS),
+            choices=FORMATS,
         ),
     ] = None,
     output: Annotated[

@@ -17,12 +17,13 @@ from deitctl.cli.console import (
     pause_gc,
     print_json,
     print_line,
+    print_next,
     print_table,
     print_values,
 )
 from deitctl.cli.progress import make_reporter
 from deitctl.config import RESUMING
-from deitctl.errors import ConfigError
+from deitctl.errors import UsageError
 from deitctl.records import to_object
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def train(
     machine = {k: arguments.pop(k) for k in ("device", "precision", "workers") if k in arguments}
     others = [*arguments, *(["set"] if changes else []), *(["dry-run"] if dry_run else [])]
     if others:
-        raise ConfigError(
+        raise UsageError(
             f"--replay repeats a step as its run took it: leave --{others[0].replace('_', '-')} out.",
             "--device, --precision and --workers may differ.",
         )
@@ -99,6 +100,8 @@ def run_training(
         if dry_run:
             plan = api.plan(distilled=function is api.distill, **arguments)
             print_json(to_object(plan)) if shape == "json" else _print_plan(plan)
+            command = [word for word in sys.argv[1:] if word != "--dry-run"]
+            print_next(command, shape=shape, quiet=quiet)
             return
         from torch.cuda import device_count
 
@@ -108,6 +111,7 @@ def run_training(
         result = function(**arguments)
     if is_main_process():
         print_json(to_object(result)) if shape == "json" else _print_result(result)
+        print_next(["predict", "IMAGE", "--model", str(result.run)], shape=shape, quiet=quiet)
     raise typer.Exit(exit_code_for_unreadable(len(result.unreadable)))
 
 
@@ -151,7 +155,6 @@ def _print_result(result: TrainResult) -> None:
             "time": f"{result.seconds:.0f} s",
         },
     )
-    print_line(f"deitctl predict IMAGE --model {run}")
 
 
 def _print_replay(result: Replay) -> None:

@@ -9,7 +9,7 @@ import typer
 import deitctl
 from deitctl.cli import completion
 from deitctl.cli import options as o
-from deitctl.cli.console import choose_format, print_json, print_record
+from deitctl.cli.console import choose_format, print_json, print_next, print_record
 from deitctl.cli.progress import make_reporter
 from deitctl.config import MODEL_HELP
 from deitctl.records import to_object
@@ -50,3 +50,4 @@ def verify(
         reporter=make_reporter(quiet),
     )
     print_json(to_object(result)) if shape == "json" else print_record("verified", result)
+    print_next(["push", path, "OWNER/NAME"], shape=shape, quiet=quiet)
