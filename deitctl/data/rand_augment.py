@@ -3,7 +3,7 @@
 timm draws from global generators; here everything is drawn from the view's own. Levels and sets of
 operations are those of `timm/data/auto_augment.py`. Shears and translations are computed here,
 because Pillow's general affine map weighs 16 pixels for each output pixel and a shift along one
-axis needs 4: half the time, one value in 10,000 off by one level.
+axis needs 4: half the time, less than one value in a thousand off by one level.
 
 Letters: H and W pixels of an image, N points.
 """
@@ -213,8 +213,8 @@ def shift_lines(
 ) -> Image.Image:
     """Shift each column of an RGB image up, or each row to the left, by its own offset, bicubic.
 
-    Sums are float32 here and float64 in Pillow, so for random offsets one value in 10,000 differs,
-    by one level of 255.
+    Sums are float32 here and float64 in Pillow, so for random offsets 7 values in 10,000 of a
+    photograph differ, by one level of 255.
 
     Args:
         offsets: in pixels, one a column [W], or one a row [H] with `rows`.

@@ -29,8 +29,8 @@ def get_preprocessing(model_config: ModelConfig, protocol: str) -> Preprocessing
     Args:
         model_config: of the model.
         protocol: `native`: the model's own; `deit`: of the released code (crop 0.875); `timm`: of
-            timm's results table; `hf`: of Hugging Face's DeiTImageProcessor, which squashes an
-            image to a square and then crops it.
+            timm's results table; `hf`: of Hugging Face's DeiTImageProcessorPil, which squashes
+            an image to a square and then crops it.
 
     Raises:
         ConfigError: there is no such protocol, or timm publishes nothing for this architecture.

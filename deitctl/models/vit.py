@@ -246,8 +246,8 @@ class VisionTransformer(nn.Module):
 def resize_pos_embed(pos_embed: Tensor, grid: int, *, num_prefix_tokens: int) -> Tensor:
     """Resize position embeddings [1,P+G*G,D] to `grid` x `grid` patches, bicubically (DeiT §6).
 
-    With antialiasing, as in timm; the released code has none, which matters only when the grid
-    shrinks.
+    With antialiasing, as in timm; the released code has none. torch's cubic has then another
+    coefficient (-0.5, else -0.75), so that enlarged positions differ too.
     """
     prefix, patches = pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:]
     old_grid = math.isqrt(patches.shape[1])

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from deitctl.config import OptimConfig, Recipe
 from deitctl.recipes import RESTART_LR
 
-NO_DECAY_TOKENS = ("cls_token", "dist_token", "pos_embed")  # deit/models.py no_weight_decay()
+# As timm's `VisionTransformer.no_weight_decay` has it; the released code's decays `dist_token`.
+NO_DECAY_TOKENS = ("cls_token", "dist_token", "pos_embed")
 MAX_EMA_MEMORY = 0.1  # of the steps of a run
 
 

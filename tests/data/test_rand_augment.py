@@ -64,6 +64,18 @@ def test_every_operation_gives_timms_pixels(name, make_image, monkeypatch):
                 assert levels.max() <= (1 if slides else 0), (image.size, magnitude, side)
 
 
+@pytest.mark.parametrize("name", ["ShearX", "ShearY", "TranslateXRel", "TranslateYRel"])
+def test_fewer_than_two_values_in_a_thousand_of_a_slid_image_are_off(name, monkeypatch):
+    """In a smooth image, as photographs are, where more sums lie close to a whole number than in noise."""
+    noise = np.random.default_rng(0).integers(0, 256, (14, 14, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((224, 224), Image.Resampling.BICUBIC)
+    shares = []
+    for magnitude in np.random.default_rng(1).uniform(0, 10, 12):
+        ours = np.asarray(apply(name, image, magnitude, 1)).astype(int)
+        shares.append((ours != np.asarray(timms(name, image, magnitude, 1, monkeypatch))).mean())
+    assert 0 < np.mean(shares) < 2e-3
+
+
 def test_every_operation_is_one_of_timms_and_every_set_too():
     assert list(PLAIN) == auto_augment._RAND_TRANSFORMS
     assert list(INCREASING) == auto_augment._RAND_INCREASING_TRANSFORMS

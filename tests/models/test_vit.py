@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 
 from deitctl.models import vit
@@ -236,6 +237,28 @@ def test_resized_positions_equal_timms(prefix, old, new, noise):
     pos_embed = noise(1, prefix + old * old, 16)
     expected = resample_abs_pos_embed(pos_embed, [new, new], [old, old], num_prefix_tokens=prefix)
     torch.testing.assert_close(resize_pos_embed(pos_embed, new, num_prefix_tokens=prefix), expected)
+
+
+def _cubic(distance, a):
+    """Return the weight of a pixel under the cubic kernel with coefficient `a` (Keys 1981, Eq. 4)."""
+    d = abs(distance)
+    if d <= 1:
+        return (a + 2) * d**3 - (a + 3) * d**2 + 1
+    return a * (d**3 - 5 * d**2 + 8 * d - 4) if d < 2 else 0.0
+
+
+def test_enlarged_positions_take_another_cubic_than_the_released_code():
+    """With antialiasing torch's cubic has the coefficient -0.5, without it -0.75, when it enlarges too."""
+    old, new, column = 14, 24, 7
+    square = torch.zeros(1, 1, old, old)
+    square[..., column] = 1  # so that the result is the kernel along a row
+    pos_embed = square.reshape(1, 1, -1).transpose(1, 2)
+    ours = resize_pos_embed(pos_embed, new, num_prefix_tokens=0).reshape(new, new)[0]
+    released = F.interpolate(square, (new, new), mode="bicubic", align_corners=False)[0, 0, 0]
+    for index in range(new):
+        distance = (index + 0.5) * old / new - 0.5 - column
+        assert ours[index].item() == pytest.approx(_cubic(distance, -0.5), abs=1e-6)
+        assert released[index].item() == pytest.approx(_cubic(distance, -0.75), abs=1e-6)
 
 
 def test_positions_for_the_same_grid_are_returned_unchanged(noise):
