@@ -24,8 +24,10 @@ if TYPE_CHECKING:  # Rich takes 0.1 s to import: where nothing is drawn, it is n
 CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
-QUOTED = re.compile("`[^`]*`")
-"""A command, path or name in a message."""
+UNBROKEN = re.compile(
+    r"`[^`]*`|\bdeitctl [a-z-]+(?: (?:--\S+(?: [^-\s]\S*)?|[A-Z][A-Z/|.]*\b|\S*[/'=]\S*))*"
+)
+"""What stands in one line of a message: text in backticks, and a command with its options and paths."""
 UNITS = {"mib": "MiB", "px": "pixels", "s": "s"}
 MAX_TEXT = 4000
 """Characters of a text that is shown on a terminal."""
@@ -61,9 +63,9 @@ def make_stderr_console() -> Console:
 def wrap_words(text: str, width: int) -> str:
     """Return a text in lines of `width` characters, broken at spaces alone.
 
-    What stands in backticks stays in one line, so that it can be copied; what is longer than a line runs over its end.
+    A command stays in one line, so that it can be copied; what is longer than a line runs over its end.
     """
-    glued = QUOTED.sub(lambda match: match[0].replace(" ", "\0"), text)
+    glued = UNBROKEN.sub(lambda match: match[0].replace(" ", "\0"), text)
     lines = textwrap.wrap(
         glued, max(width, 1), break_long_words=False, break_on_hyphens=False, expand_tabs=False
     )

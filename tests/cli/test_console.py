@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
+import sys
+from typing import Any
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+import deitctl
 from deitctl.cli import console
 from deitctl.cli.app import app
 from deitctl.cli.console import print_message, print_next, wrap_words
+from deitctl.cli.options import spell_options, take_options
+from deitctl.cli.progress import make_reporter
 
 MESSAGE = (
     "There is no dataset 'a/b'. Use `deitctl check a/b --fix-list x.csv` to see what is there."
@@ -26,6 +32,13 @@ def test_lines_break_at_spaces_and_never_in_a_command():
         "see what is there.",
     ]
     assert wrap_words(MESSAGE, 20).split("\n")[2] == "`deitctl check a/b --fix-list x.csv`"
+    lines = wrap_words("To go on: deitctl train --resume runs/a --lr 1 DATA. Then see it.", 30)
+    assert lines.split("\n") == [
+        "To go on:",
+        "deitctl train --resume runs/a --lr 1 DATA.",
+        "Then see it.",
+    ]
+    assert wrap_words("`x` and deitctl compare does it", 20).split("\n")[0] == "`x` and"
     assert wrap_words("at /a/path-that/is-long.jpg", 8) == "at\n/a/path-that/is-long.jpg"
 
 
@@ -78,6 +91,43 @@ def test_the_next_command_is_for_people(shape, quiet, rank, shown, monkeypatch):
     monkeypatch.setattr("sys.stderr", io.StringIO())
     print_next(["eval"], shape="table")
     assert console.sys.stderr.getvalue() == "", "not in a pipe"
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_bar_on_stderr_leaves_data_on_stdout_alone(is_terminal, monkeypatch):
+    out, err = Screen() if is_terminal else io.StringIO(), Screen()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", err)
+    with make_reporter(quiet=False).task("predicting", 2) as task:
+        sys.stdout.write("data\n")
+        task.advance()
+    assert "predicting" in err.getvalue()
+    # where both are the terminal, Rich writes what is printed above the bar
+    assert (out.getvalue(), "data" in err.getvalue()) == (
+        ("", True) if is_terminal else ("data\n", False)
+    )
+
+
+def test_options_are_spelled_as_they_were_given():
+    words: list[list[str]] = []
+
+    @take_options(deitctl.distill)
+    def command(arguments: dict[str, Any]) -> None:
+        words.append(spell_options(arguments))
+
+    given = {
+        "data": "my photos",
+        "teacher": "regnety_160",
+        "tau": 2.0,
+        "compile": False,
+        "dist_token": True,
+        "output": "runs/x",
+    }
+    command(**{**dict.fromkeys(inspect.signature(command).parameters), **given})
+    assert " ".join(words[0]) == (
+        "my photos --teacher regnety_160 --output runs/x --tau 2.0 --no-dist-token --no-compile"
+    )
 
 
 def list_next(*arguments: str, monkeypatch) -> list[str]:

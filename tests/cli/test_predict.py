@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -234,6 +235,19 @@ def test_an_interruption_says_how_to_continue(model, inputs, tmp_path, monkeypat
     )
     assert isinstance(result.exception, Interrupted)
     assert result.exception.resume_command == "deitctl predict 'a b' --resume x.jsonl"
+
+
+def test_the_next_command_explains_what_was_classified(model, inputs, monkeypatch):
+    """With the same model, and the first image that could be read; an ONNX file cannot be explained."""
+    named: list[str] = []
+    monkeypatch.setattr(
+        "deitctl.cli.predict.print_next", lambda command, **_: named.append(shlex.join(command))
+    )
+    arguments = ["--model", model, "--format", "table"]
+    CliRunner().invoke(app, ["predict", inputs[1], inputs[2], *arguments])
+    assert named == [f"explain {inputs[2]} --model {model}"]
+    CliRunner().invoke(app, ["predict", inputs[1], *arguments])
+    assert len(named) == 1, "nothing was classified"
 
 
 @pytest.mark.parametrize(
