@@ -4,8 +4,8 @@
 
 timm's side is its own data set, loader, transform and model with the steps of its validate.py (batches, cross-entropy
 averaged over images); labels are given by WordNet id, because that script numbers the folders it finds. Hugging
-Face's side is DeiTImageProcessorPil with the values of facebook/deit-*-patch16-224 (256 x 256, crop 224, ImageNet's mean
-and deviation) before the same model; it needs `pip install transformers`.
+Face's side is DeiTImageProcessorPil with the values of facebook/deit-*-patch16-224 (256 x 256, crop 224, ImageNet's
+mean and deviation) before the same model; it needs `pip install transformers`.
 
 Last figures: see docs/results/evaluation.md.
 """

@@ -24,6 +24,7 @@ RESUMING = "Resuming"
 MODEL_HELP = (
     "Alias, timm name, hf-hub:owner/name, run folder, or weights file; see `deitctl models`."
 )
+TEACHER_DEFAULT = "regnety_002 on digits; regnety_160 where --teacher-weights is given"
 RECIPE = "the recipe's"
 
 
@@ -231,7 +232,7 @@ class Recipe:
 class DistillConfig:
     """A teacher, and how a student learns from it."""
 
-    teacher: Annotated[str, Option(MODEL_HELP, EVERYDAY, "regnety_160, or regnety_002 on digits")]
+    teacher: Annotated[str, Option(MODEL_HELP, EVERYDAY, TEACHER_DEFAULT)]
     teacher_weights: Annotated[
         str, Option("Weights file of a teacher named by architecture.", TEACHER)
     ] = ""

@@ -17,7 +17,7 @@ from deitctl.cli.console import (
     rerun_on_interruption,
 )
 from deitctl.cli.progress import make_reporter
-from deitctl.config import MODEL_HELP
+from deitctl.config import MODEL_HELP, TEACHER_DEFAULT
 from deitctl.records import to_object
 from deitctl.settings import parse_overrides
 
@@ -35,7 +35,7 @@ def compare(
         o.option(
             "--teacher",
             help=f"{MODEL_HELP} May be repeated.",
-            default="regnety_160, or regnety_002 on digits",
+            default=TEACHER_DEFAULT,
             complete=completion.complete_teacher,
         ),
     ] = None,

@@ -262,7 +262,7 @@ SPECIAL: dict[str, Any] = {
         option(
             "--student",
             help="A DeiT, which gets a distillation token, or any timm model.",
-            default="deit_small, or deit_tiny on digits",
+            default="deit_small, or deit_tiny on digits without --teacher",
             complete=completion.complete_model,
         ),
     ],
