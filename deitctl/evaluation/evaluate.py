@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,14 @@ from torch import nn
 
 from deitctl.data.classes import NUMBERS, ClassMatch, match_classes
 from deitctl.data.dataset import ImageDataset
+from deitctl.data.open import ALL
 from deitctl.device import INFERENCE_PRECISION, Device, choose_device
 from deitctl.distributed import is_main_process, process_group
 from deitctl.errors import ConfigError, DataError, require_positive
 from deitctl.evaluation.bootstrap import PairedComparison, bootstrap_intervals, compare_pair
 from deitctl.evaluation.calibration import calibrate
 from deitctl.evaluation.eval_model import PROTOCOLS, EvalModel, get_preprocessing
-from deitctl.evaluation.images import choose_images, is_run
+from deitctl.evaluation.images import ScoredImages, choose_images, is_run
 from deitctl.evaluation.metrics import compute_reliability, count_confusions, score_classes
 from deitctl.evaluation.real_labels import (
     map_to_imagenet,
@@ -133,6 +135,7 @@ def evaluate_models(
         for _, model_config in networks:
             map_to_imagenet(model_config)  # refuses models of other classes before the pass
     subjects = _build_subjects(models, networks, protocols, data, dataset, reporter)
+    _note_unknown_training(subjects, images, weights, reporter)
     results = _run_pass(
         subjects,
         chosen,
@@ -316,6 +319,23 @@ def _match_classes(
             "as in ImageNetV2."
         )
     return match
+
+
+def _note_unknown_training(
+    subjects: Sequence[EvalSubject], images: ScoredImages, weights: str, reporter: Reporter
+) -> None:
+    """Say where a file of no run may have been trained on the data: it has exactly its classes."""
+    if images.split != ALL:
+        return
+    for subject in {subject.ref: subject for subject in subjects}.values():
+        ref, config = weights or subject.ref, subject.model_config
+        is_file = Path(ref).expanduser().exists() and ref not in images.train_masks
+        # ImageNet's classes have descriptions, and its val is not trained on.
+        if is_file and subject.match.kind != "subset" and config.descriptions is None:
+            reporter.note(
+                f"Whether {ref} was trained on some of these images is not known. If it is of a "
+                f"run: deitctl eval RUN --model {shlex.quote(ref)} scores those held out."
+            )
 
 
 def _run_pass(

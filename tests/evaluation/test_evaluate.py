@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from deitctl.api import evaluate
 from deitctl.cli.app import app
 from deitctl.data.classes import match_classes
+from deitctl.data.open import open_for_training
+from deitctl.data.run_data import write_split
 from deitctl.errors import ConfigError, DataError, DeitctlError, ModelError
 from deitctl.evaluation.evaluate import evaluate_models
 from deitctl.evaluation.result import OUTSIDE_NAME, RealLabelScore
@@ -362,3 +364,30 @@ def test_real_labels_are_scored_by_the_number_in_the_name(
     assert plain.real_labels is None
     with pytest.raises(DataError, match="has no ReaL labels"):
         evaluate("digits", model="no such model", real_labels=str(tmp_path / "real.json"))
+
+
+def test_a_file_of_no_run_with_the_datas_classes_may_have_been_trained_on_them(
+    folder, images, reporter
+) -> None:
+    own, other = folder("m"), folder("other", ("a", "b", "c"))
+    for model in (own, other):
+        result = evaluate(str(images), model=str(model), workers=0, reporter=reporter)
+        assert (result.split, result.num_train_images) == ("all", None)
+    (note,) = reporter.notes
+    assert f"Whether {own} was trained on some of these images is not known" in note
+
+
+def test_a_run_alone_is_scored_on_the_images_that_it_held_out(folder, images, reporter) -> None:
+    run = folder("m")
+    (run / "run.toml").write_text(f'data = "{images}"\n')
+    train, val = open_for_training(str(images), seed=0, reporter=reporter)
+    write_split(run, train, val)
+    for arguments in ({"data": str(run)}, {"model": str(run)}, {"data": images, "model": run}):
+        result = evaluate(**arguments, workers=0, reporter=reporter)
+        assert (result.model, result.data) == (str(run), str(images))
+        assert (result.split, result.num_images) == ("val", len(val.labels))
+        assert result.num_train_images == 0
+    everything = evaluate(str(run), split="all", workers=0, reporter=reporter)
+    assert (everything.num_images, everything.num_train_images) == (24, len(train.labels))
+    shown = CliRunner().invoke(app, ["eval", str(run), "--workers", "0", "--format", "table"])
+    assert f"{len(val.labels)} images of {images} (val, held out of training)" in shown.output
