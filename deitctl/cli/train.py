@@ -111,8 +111,35 @@ def run_training(
         result = function(**arguments)
     if is_main_process():
         print_json(to_object(result)) if shape == "json" else _print_result(result)
+        reporter.note(describe_trend(result))
         print_next(["predict", "IMAGE", "--model", str(result.run)], shape=shape, quiet=quiet)
     raise typer.Exit(exit_code_for_unreadable(len(result.unreadable)))
+
+
+def describe_trend(result: TrainResult) -> str:
+    """Return whether a run was still improving at its end, and what to do, in a line."""
+    import shlex
+
+    trend, best = result.trend, result.best
+    command = f"`deitctl train --resume {shlex.quote(str(result.run))} --more-epochs {{}}`"
+    if trend.verdict == "unknown":
+        return f"One epoch shows no trend: {command.format(1)} trains on."
+    last = "the last epoch" if trend.num_epochs == 1 else f"the last {trend.num_epochs} epochs"
+    numbers = (
+        f"top-1 {trend.top1_gain:+.1f} points (standard error {trend.standard_error:.1f}), "
+        f"validation loss {trend.val_loss_change:+.0f} % in {last}"
+    )
+    if trend.verdict == "improving":
+        return f"Still improving: {numbers}. {command.format(result.epochs)} trains on."
+    if trend.verdict == "worse":
+        return (
+            f"It was better before: {numbers}. The weights of epoch {best.epoch} are saved; more "
+            "images or stronger augmentation would help, more epochs would not."
+        )
+    return (
+        f"No clear gain any more: {numbers}. More images or a larger model would help more than "
+        "more epochs."
+    )
 
 
 def _print_plan(plan: TrainPlan) -> None:

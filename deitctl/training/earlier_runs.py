@@ -1,4 +1,4 @@
-"""Runs that exist already: found again, compared with what is asked of them, given more epochs."""
+"""Runs that exist already: found again, compared with a request, given more epochs."""
 
 from __future__ import annotations
 

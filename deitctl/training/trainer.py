@@ -12,29 +12,28 @@ from itertools import islice
 from deitctl.data.loader import Batch
 from deitctl.data.samplers import batch_start
 from deitctl.data.transforms import VIEWS_VERSION
-from deitctl.device import Device, choose_device
+from deitctl.device import Device
 from deitctl.distributed import ProcessLost
 from deitctl.errors import ConfigError, DataError, DeitctlError, Signalled
 from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.result import EvalResult
 from deitctl.evaluation.validate import validate
 from deitctl.events import Reporter, SilentReporter
-from deitctl.models.checkpoint_io import WEIGHTS, load_tensors, read_metadata, save_model
+from deitctl.models.checkpoint_io import WEIGHTS, read_metadata, save_model
 from deitctl.models.introspect import describe_layers
-from deitctl.paths import DiskError, write_json
-from deitctl.records import to_object
+from deitctl.paths import DiskError
 from deitctl.training.build import TrainSetup, round_up_to_pairs
 from deitctl.training.checkpointer import AsyncCheckpointer, SaveOrStop
 from deitctl.training.configure import name_command
 from deitctl.training.estimate import describe_training, estimate_seconds
+from deitctl.training.finish import finish_run
 from deitctl.training.head_init import fit_new_heads
 from deitctl.training.incident import suggest_remedies, write_incident
 from deitctl.training.monitor import Incident, LossMonitor, Observation, TrainingDiverged
-from deitctl.training.result import BestEpoch, FinalEpoch, TrainResult
+from deitctl.training.result import TrainResult
 from deitctl.training.run_dir import Run
 from deitctl.training.signals import StopRequest, hold_signals
 from deitctl.training.step import StepStats, forward_backward, optimizer_step, set_train_mode
-from deitctl.training.trend import judge_trend
 
 LOG_EVERY = 10  # steps: reading the loss makes the host wait for an accelerator
 EVAL_BATCH_SIZE = 64
@@ -104,14 +103,14 @@ class Trainer:
                 self.fill_target_cache()
             self.checkpointer.save(self.state)
         try:
-            return self.finish()
+            return finish_run(self)
         except DiskError as error:
             raise self.run.explain_full_disk(error) from error
 
     def announce(self) -> None:
-        """Say what is about to be done and how long it takes, if anybody is told."""
-        is_told = self.world.is_main and type(self.reporter) is not SilentReporter
-        if is_told and self.state.progress.epoch < self.context.recipe.epochs:
+        """Say what is about to be done and how long it takes."""
+        is_reported = self.world.is_main and type(self.reporter) is not SilentReporter
+        if is_reported and self.state.progress.epoch < self.context.recipe.epochs:
             self.reporter.note(describe_training(self.setup, estimate_seconds(self.setup)))
 
     def fit_head(self) -> None:
@@ -299,56 +298,8 @@ class Trainer:
             f"All teacher targets are cached in {cached.cache.root}; the teacher is unloaded."
         )
 
-    def finish(self) -> TrainResult:
-        """Evaluate the saved weights in fp32, and write the result."""
-        progress, setup = self.state.progress, self.setup
-        fp32 = choose_device(self.config.device, "fp32")
-        epochs = list(self.run.records("epoch"))
-        last = epochs[-1]
-        final = {name: last[name] for name in ("top1", "top5", "val_loss")}
-        if self.device.precision != "fp32" and progress.best_epoch < progress.epoch:
-            final = _summarize(self.evaluate_last(fp32, last["weights"]))
-        self.world.barrier()  # until the main process has written the weights
-        self.state.model.load_state_dict(load_tensors(self.run.root / WEIGHTS))
-        evaluation = self.evaluate(fp32, "evaluate the saved weights")
-        if progress.best_epoch == progress.epoch:
-            final = _summarize(evaluation)
-        reasons = progress.unreadable | dict(evaluation.read_errors)
-        if reasons:
-            self.reporter.warn(
-                f"{len(reasons)} image(s) could not be read and were left out, the first: "
-                f"{next(iter(reasons.values()))}"
-            )
-        result = TrainResult(
-            run=self.run.root,
-            epochs=progress.epoch,
-            images_seen=progress.images_seen,
-            num_val_images=evaluation.num_images,
-            best=BestEpoch(
-                epoch=progress.best_epoch,
-                top1=evaluation.top1,
-                top1_interval=evaluation.top1_interval,
-                top5=evaluation.top5,
-                weights=progress.best_weights,
-            ),
-            final=FinalEpoch(epoch=progress.epoch, **final),
-            trend=judge_trend(epochs, evaluation.num_images),
-            heads=evaluation.heads,
-            head_agreement=evaluation.head_agreement,
-            teacher_agreement=evaluation.teacher_agreement,
-            teacher=setup.teacher.preflight if setup.teacher else None,
-            unreadable=sorted(reasons),
-            seconds=round(time.monotonic() - self.start_time, 2),
-            evaluation=evaluation,
-            unreadable_reasons=reasons,
-        )
-        if self.world.is_main:
-            write_json(self.run.result_file, to_object(result))
-        self.world.barrier()
-        return result
-
     def evaluate_last(self, device: Device, kind: str) -> EvalResult:
-        """Evaluate the last epoch's weights, the `model` or the `ema`."""
+        """Evaluate the weights that the run ended with, the `model` or the `ema`."""
         with self.state.swap_ema() if kind == "ema" else nullcontext():
             return self.evaluate(device, "evaluate the last weights")
 
@@ -462,10 +413,6 @@ class Trainer:
         hint = suggest_remedies(incident, self.run, self.device.precision, self.config)
         replay = f"deitctl train --replay {shlex.quote(str(record))}"
         return DeitctlError(f"{incident.message} {outcome} To repeat the step: `{replay}`.", hint)
-
-
-def _summarize(evaluation: EvalResult) -> dict[str, float | None]:
-    return {"top1": evaluation.top1, "top5": evaluation.top5, "val_loss": evaluation.loss}
 
 
 def best_weights(metrics: dict[str, EvalResult]) -> str:

@@ -1,0 +1,295 @@
+"""Expected duration of a run, from the speed of a few images measured before its first step."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from deitctl.cores import count_cores
+from deitctl.data.batch_transforms import normalize
+from deitctl.data.loader import Batch, TrainViews, ViewPlan, collate
+from deitctl.data.samplers import EpochOrder
+from deitctl.device import ran_out_of_memory
+from deitctl.distributed import SINGLE_PROCESS
+from deitctl.events import SilentReporter
+from deitctl.models.heads import forward_heads
+from deitctl.models.introspect import get_layer_ids
+from deitctl.training.build import TrainSetup
+from deitctl.training.head_init import MAX_IMAGES
+from deitctl.training.optim import ExponentialMovingAverage, build_optimizer
+from deitctl.training.state import Progress, TrainState
+from deitctl.training.step import TrainContext, forward_backward, optimizer_step, set_train_mode
+
+MEASURED_S = 0.5
+"""Duration of one measurement, about; two images of a large model take longer."""
+MAX_NAMED = 5
+"""Classes that are named."""
+MAX_MEASURED = 32
+"""Images of a step that is measured on a CPU, where a larger one is not faster."""
+MAX_LOADED = 8
+"""Images that are decoded and augmented."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Seconds that the parts of a run take on this machine."""
+
+    load_image: float
+    """Decoding and augmenting an image, in one loader process."""
+    train_image: float
+    """Forward and backward pass of an image."""
+    step: float
+    """The optimizer's update, and that of the moving average."""
+    evaluate_image: float
+    """Forward pass of an image."""
+    teacher_image: float = 0.0
+    """The teacher's forward pass of an image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is left of a run, in images of one process."""
+
+    num_steps: int
+    num_trained: float
+    """Images of all steps; one of smaller size counts by its pixels."""
+    num_evaluated: int
+    """Images of all validations, those that new heads are fitted to included."""
+    num_taught: int = 0
+    """Images that the teacher computes targets of."""
+
+
+def expect_seconds(
+    speed: Speed, work: Work, *, workers: int, cores: int, shares_cores: bool
+) -> float:
+    """Return the seconds that a work takes.
+
+    Args:
+        speed: measured with all cores, but loading, which is one process's.
+        work: what is to be done.
+        workers: loader processes; 0: the images are loaded between the steps.
+        cores: of this machine that the process has.
+        shares_cores: whether the network runs on them too, as on a CPU.
+    """
+
+    def pass_images(count: float, compute: float) -> float:
+        load = speed.load_image
+        if not workers:
+            return count * (load + compute)
+        # Loader processes take cores from a network on the CPU; beside an accelerator they only
+        # must keep up with it.
+        shared = compute + load / cores if shares_cores else compute
+        return count * max(load / min(workers, cores), shared)
+
+    return (
+        pass_images(work.num_trained, speed.train_image)
+        + pass_images(work.num_evaluated, speed.evaluate_image)
+        + work.num_taught * speed.teacher_image
+        + work.num_steps * speed.step
+    )
+
+
+def estimate_seconds(setup: TrainSetup) -> float | None:
+    """Return the expected duration of what is left of a run, measured on copies of its parts.
+
+    Returns:
+        Seconds. None if it cannot be measured: memory runs out with a copy, none of the first images
+        can be read, or the model is to be compiled first.
+    """
+    if setup.config.compile:
+        return None
+    device = setup.context.device
+    try:
+        speed = measure_speed(setup)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        return None
+    finally:
+        device.empty_cache()  # the run begins with the memory that it would have had
+    if speed is None:
+        return None
+    return expect_seconds(
+        speed,
+        count_work(setup),
+        workers=setup.workers,
+        cores=count_cores(),
+        shares_cores=device.is_synchronous,
+    )
+
+
+def describe_training(setup: TrainSetup, expected_seconds: float | None) -> str:
+    """Return what a run is about to do, as a sentence."""
+    context, progress, names = setup.context, setup.state.progress, list(setup.train.class_names)
+    epochs, steps = context.recipe.epochs, context.steps_per_epoch
+    more = len(names) - MAX_NAMED
+    classes = ", ".join(names[:MAX_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    text = (
+        f"Training {setup.config.model} on {len(setup.train.labels):,} images of {len(names):,} "
+        f"classes ({classes}), validating on {len(setup.val.labels):,}: {epochs:,} "
+        f"{'epoch' if epochs == 1 else 'epochs'} of {steps:,} steps of {context.recipe.batch_size:,} "
+        f"images, {epochs * steps:,} steps in all"
+    )
+    if progress.step:
+        text += f", of which {progress.step:,} are done"
+    if expected_seconds is None:
+        return f"{text}."
+    return f"{text}; about {format_duration(expected_seconds)}."
+
+
+def count_work(setup: TrainSetup) -> Work:
+    """Return what is left of a run for one of its processes."""
+    context, progress, recipe = setup.context, setup.state.progress, setup.context.recipe
+    steps_left = recipe.epochs * context.steps_per_epoch - progress.step
+    epochs_left = recipe.epochs - progress.epoch
+    num_images, size = len(setup.train.labels), context.preprocessing.img_size
+    pixels = (setup.early_size / size) ** 2 if setup.early_size else 1.0
+    early_left = max(0, recipe.early_epochs - progress.epoch)
+    images_left = steps_left / context.steps_per_epoch * num_images
+    trained = images_left - (1 - pixels) * early_left * num_images
+    validations = epochs_left * (1 if setup.state.ema is None else 2) + 1  # of the saved weights
+    fitted = min(num_images, MAX_IMAGES) if setup.fits_head and not progress.step else 0
+    taught = 0
+    if (teacher := setup.teacher) is not None:
+        cache = teacher.cache
+        taught = round(images_left) if cache is None else cache.count_missing(teacher.total_views)
+    processes = context.world.size
+    return Work(
+        num_steps=steps_left,
+        num_trained=max(0.0, trained) / processes,
+        num_evaluated=round((validations * len(setup.val.labels) + fitted) / processes),
+        num_taught=round(taught / processes),
+    )
+
+
+def measure_speed(setup: TrainSetup) -> Speed | None:
+    """Measure a run's speed on a copy of its model, so that nothing of the run changes.
+
+    Returns:
+        None if none of the first images can be read, or there is only one.
+    """
+    context = replace(
+        setup.context, distill=None, cached_teacher=None, teacher=None, world=SINGLE_PROCESS
+    )
+    recipe, device = context.recipe, context.device
+    load_image, batch = _load(setup)
+    if batch is None or recipe.batch_size < len(batch.keys):
+        return None
+    model = copy.deepcopy(setup.state.model)
+    set_train_mode(model, recipe.freeze, recipe.freeze_bn_stats)
+    layers = get_layer_ids(model) if recipe.optim.layer_decay != 1 else None
+    ema = ExponentialMovingAverage(model, decay=recipe.ema_decay) if recipe.ema_decay else None
+    optimizer = build_optimizer(model, recipe.optim, layers)
+    micro_batch_size = setup.state.progress.micro_batch_size
+    progress = Progress(micro_batch_size=micro_batch_size)
+    state = TrainState(model, optimizer, device.grad_scaler(), ema, progress)
+
+    def run(step: Callable[[Batch], object], images: Batch) -> float:
+        device.synchronize()
+        start = time.perf_counter()
+        step(images)
+        device.synchronize()
+        return time.perf_counter() - start
+
+    def train(images: Batch) -> None:
+        forward_backward(context, state, images, SilentReporter())
+
+    # Two images, the fewest: the first time is also that of preparing kernels and memory.
+    seconds = run(train, batch)
+    if seconds < MEASURED_S:
+        seconds = run(train, batch)
+    largest = context.micro_batch_size(state) or recipe.batch_size
+    if device.is_synchronous:
+        largest = min(largest, MAX_MEASURED)
+    size = min(largest, recipe.batch_size, int(2 * MEASURED_S / seconds) * 2)
+    if size > len(batch.keys):
+        batch = _repeat(batch, size)
+        seconds = min(run(train, batch), run(train, batch))
+    count = len(batch.keys)
+    step_seconds = run(lambda _: _update(context, state), batch)
+    model.eval()
+    evaluate_seconds = run(lambda images: _evaluate(context, state, images), batch)
+    return Speed(
+        load_image=load_image,
+        train_image=seconds / count,
+        step=step_seconds,
+        evaluate_image=evaluate_seconds / count,
+        teacher_image=_measure_teacher(setup, run, batch),
+    )
+
+
+def _load(setup: TrainSetup) -> tuple[float, Batch | None]:
+    """Return the seconds an image takes to load, and a batch of two; None if none can be read."""
+    augment, size = setup.context.recipe.augment, setup.context.preprocessing.img_size
+    views = TrainViews(setup.train, augment, size, ViewPlan(setup.config.seed))
+    order = EpochOrder(len(setup.train.labels), seed=setup.config.seed, epoch=0)
+    samples, start = [], time.perf_counter()
+    for key in order[:MAX_LOADED]:
+        sample = views[key]
+        if sample.pixels is not None:
+            samples.append(sample)
+        if samples and time.perf_counter() - start > MEASURED_S:
+            break
+    seconds = time.perf_counter() - start
+    if not samples:
+        return 0.0, None
+    return seconds / len(samples), collate([samples[0], samples[-1]])
+
+
+def _repeat(batch: Batch, size: int) -> Batch:
+    rows = [n % len(batch.keys) for n in range(size)]
+    return batch._replace(
+        images=batch.images[rows],
+        labels=batch.labels[rows],
+        keys=[batch.keys[row] for row in rows],
+        slots=list(range(size)),
+    )
+
+
+def _update(context: TrainContext, state: TrainState) -> None:
+    parameter = next(state.model.parameters())
+    optimizer_step(context, state, context.lr_at(0), torch.ones((), device=parameter.device))
+
+
+@torch.no_grad()
+def _evaluate(context: TrainContext, state: TrainState, batch: Batch) -> None:
+    with context.device.autocast():
+        images = normalize(context.device.to_device(batch.images), context.preprocessing)
+        forward_heads(state.model, images)
+
+
+def _measure_teacher(
+    setup: TrainSetup, run: Callable[[Callable[[Batch], object], Batch], float], batch: Batch
+) -> float:
+    """Return the seconds of the teacher's forward pass of an image, 0 if it has nothing to do."""
+    teacher, device = setup.teacher, setup.context.device
+    if teacher is None or not count_work(setup).num_taught:
+        return 0.0
+    network, size = teacher.get_network(), teacher.preflight.preprocessing.img_size
+    count = min(len(batch.keys), MAX_LOADED)
+    pixels = device.to_device(torch.zeros(count, 3, size, size, dtype=torch.uint8))
+
+    def compute(_: Batch) -> None:
+        with device.autocast():
+            network.forward_views(pixels)
+
+    return min(run(compute, batch), run(compute, batch)) / count
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as a person says it: `40 s`, `12 min`, `3 h 20 min`, `2 days 5 h`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds)) if seconds < 20 else round(seconds / 5) * 5} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours = minutes / 60
+    if hours < 48:
+        tens = round(minutes / 10) * 10
+        return f"{tens // 60} h" + (f" {tens % 60} min" if tens % 60 else "")
+    days, rest = divmod(round(hours), 24)
+    return f"{days} days" + (f" {rest} h" if rest else "")

@@ -1,0 +1,75 @@
+"""Whether a run was still improving at its end, by its validations, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+COMPARED = 0.25
+"""Share of the epochs, the last ones, that are compared with those before."""
+MIN_FALL = 1.0
+"""Percent by which the validation loss falls where it does; less is what a cosine's end leaves of it."""
+MIN_RISE = 5.0
+"""Percent by which it rises where a model learns its training images by heart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trend:
+    """The last epochs of a run beside those before them."""
+
+    verdict: Literal["improving", "flat", "worse", "unknown"]
+    """`improving`: more epochs would help; `flat`: not likely; `worse`: an earlier epoch was better;
+    `unknown`: one epoch has no trend."""
+    num_epochs: int
+    """Last epochs that are compared with those before; 0 for one epoch."""
+    top1_gain: float | None
+    """Best top-1 of these minus the best before, in points; null for one epoch."""
+    val_loss_change: float | None
+    """Lowest validation loss of these relative to the lowest before, percent; null for one epoch."""
+    standard_error: float
+    """Of the last top-1, in points, by the number of validation images."""
+
+
+def judge_trend(epochs: Sequence[Mapping[str, Any]], num_images: int) -> Trend:
+    """Compare the last epochs of a run with those before.
+
+    Args:
+        epochs: records with `top1` (percent) and `val_loss`, in order, at least one.
+        num_images: validation images; a gain within their standard error counts as none.
+    """
+    share = epochs[-1]["top1"] / 100
+    error = 100 * math.sqrt(share * (1 - share) / max(1, num_images))
+    if len(epochs) == 1:
+        return Trend(
+            verdict="unknown",
+            num_epochs=0,
+            top1_gain=None,
+            val_loss_change=None,
+            standard_error=error,
+        )
+    # Several of many epochs, because the last of a cosine changes little however short the run was.
+    count = max(1, round(COMPARED * len(epochs)))
+    before, last = epochs[:-count], epochs[-count:]
+    gain = max(e["top1"] for e in last) - max(e["top1"] for e in before)
+    lowest = min(_loss(e) for e in before)
+    change = 100 * (min(_loss(e) for e in last) / lowest - 1) if 0 < lowest < math.inf else 0.0
+    verdict: Literal["improving", "flat", "worse"] = "flat"
+    if gain < -error or (change > MIN_RISE and gain <= 0):
+        verdict = "worse"
+    elif share < 1 and (gain > error or change < -MIN_FALL):
+        verdict = "improving"
+    return Trend(
+        verdict=verdict,
+        num_epochs=count,
+        top1_gain=gain,
+        val_loss_change=change,
+        standard_error=error,
+    )
+
+
+def _loss(epoch: Mapping[str, Any]) -> float:
+    """Return an epoch's validation loss; one that was no number is null in the log."""
+    loss = epoch["val_loss"]
+    return math.inf if loss is None else float(loss)
