@@ -38,6 +38,19 @@ def test_the_rate_is_that_of_the_batch_which_the_data_fills(
     assert f"A batch is all {count} training images, which are fewer than 1000." in reporter.notes
 
 
+def test_the_plans_batch_is_the_largest_that_an_epoch_is_divided_into(
+    little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60 images in batches of at most 40 are two of 30, and 30 is what the rate is scaled by."""
+    config = little_config("x")
+    config = replace(config, recipe=replace(config.recipe, batch_size=40))
+    monkeypatch.setattr(plan, "open_for_training", lambda *_, **__: little)
+    planned = plan_training(config)
+    assert (planned.steps_per_epoch, planned.num_steps, planned.batch_size) == (2, 6, 30)
+    optim = config.recipe.optim
+    assert planned.peak_lr == optim.lr * 30 / optim.lr_base_size
+
+
 def test_early_epochs_are_planned_at_their_size_and_warned_of(
     little_config: Make, reporter
 ) -> None:

@@ -32,7 +32,10 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def read_model_config(root: Path, teacher: Path | None) -> TrainConfig:
-    """A configuration with every random part on, repeated augmentation and stochastic depth among them."""
+    """A configuration with every random part on, repeated augmentation and stochastic depth among them.
+
+    An epoch of 60 images is batches of 14 and 16 in turn.
+    """
     augment = replace(
         DIGITS.augment,
         rand_augment="rand-m9-mstd0.5-inc1",
@@ -41,9 +44,10 @@ def read_model_config(root: Path, teacher: Path | None) -> TrainConfig:
         cutmix=1.0,
         repeated_aug=2,
         student_affine=(6.0, 0.06, 0.05),
+        mixup_group_size=6,  # one of them is of both processes, of eight images each
     )
     recipe = replace(
-        DIGITS, img_size=32, epochs=2, batch_size=14, drop_path_rate=0.2, augment=augment
+        DIGITS, img_size=32, epochs=2, batch_size=16, drop_path_rate=0.2, augment=augment
     )
     distill = DistillConfig(
         teacher=str(teacher),

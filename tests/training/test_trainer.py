@@ -22,14 +22,15 @@ import torch
 
 from deitctl import device
 from deitctl.config import ProgressiveResize, TrainConfig
-from deitctl.data.dataset import ImageDataset
+from deitctl.data.dataset import ImageDataset, select
 from deitctl.data.loader import Batch
-from deitctl.errors import DataError, DeitctlError, Interrupted
+from deitctl.errors import ConfigError, DataError, DeitctlError, Interrupted
 from deitctl.events import SilentReporter, Task
 from deitctl.models.checkpoint_io import WEIGHTS, load_tensors, read_metadata, save_tensors
 from deitctl.training import build, step
 from deitctl.training.checkpointer import AsyncCheckpointer
 from deitctl.training.launch import resume, run_training
+from deitctl.training.monitor import LossMonitor, Observation
 from deitctl.training.run_dir import Run
 from deitctl.training.state import Progress, TrainState
 from deitctl.training.trainer import SCORE_KEY, Trainer
@@ -167,7 +168,7 @@ def test_a_signal_within_a_step_saves_when_the_step_is_done(
 
 
 def short(config: TrainConfig) -> TrainConfig:
-    """One epoch, of three steps."""
+    """One epoch, of four steps."""
     return replace(config, recipe=replace(config.recipe, epochs=1))
 
 
@@ -376,6 +377,40 @@ def test_on_a_cpu_micro_batches_fit_the_block_that_malloc_keeps(
     a, b = (load_tensors(run / "checkpoint" / "model.safetensors") for run in (whole, parts))
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
+
+
+def test_an_epoch_trains_on_every_image_once_and_logs_the_mean_over_them(
+    little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 58 images in batches of 28 and 30: a mean of the batches' means would be another."""
+    config = short(little_config("run"))
+    augment = replace(config.recipe.augment, repeated_aug=1)
+    config = replace(config, recipe=replace(config.recipe, batch_size=32, augment=augment))
+    monitor, seen = LossMonitor.update, list[tuple[list[int], float]]()
+
+    def update(self: LossMonitor, observation: Observation) -> None:
+        seen.append(([key.index for key in observation.keys], float(observation.loss)))
+        monitor(self, observation)
+
+    monkeypatch.setattr(LossMonitor, "update", update)
+    run = run_training(config, datasets=(select(little[0], range(58)), little[1])).run
+    assert [len(indices) for indices, _ in seen] == [28, 30]
+    assert sorted(index for indices, _ in seen for index in indices) == list(range(58))
+    (epoch,) = (r for r in Run(run).records("epoch"))
+    assert epoch["images_seen"] == 58
+    mean = sum(len(indices) * loss for indices, loss in seen) / 58
+    assert epoch["train"]["loss"] == pytest.approx(mean, rel=1e-6)
+
+
+def test_a_run_whose_epochs_were_divided_otherwise_is_not_resumed(
+    little_config: Make, little: Pair
+) -> None:
+    run = stopped_after(little_config("run"), 1, little)
+    text = (run / "run.toml").read_text()
+    assert "batch_size = 16" in text
+    (run / "run.toml").write_text(text.replace("batch_size = 16", "batch_size = 8"))
+    with pytest.raises(ConfigError, match=r"it is at step 5 in epoch 2, and an epoch has 8 now"):
+        resume(run, datasets=little)
 
 
 def test_views_of_another_version_are_a_warning(
