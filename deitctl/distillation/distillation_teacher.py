@@ -132,7 +132,7 @@ class DistillationTeacher:
         # rendered anew at the teacher's.
         d, augment = self.distill, self.config.recipe.augment
         built_in, from_scratch = self.config.data == BUILT_IN, d.finetune_teacher == "scratch"
-        parts = () if from_scratch else ("head", "full")
+        parts: tuple[str, ...] = () if from_scratch else ("head", "full")
         if from_scratch or built_in:
             parts += ("scratch",)
         recipes = (get_finetune_recipe(part, built_in=built_in) for part in parts)

@@ -160,8 +160,7 @@ def has_class_rows(ref: str, weights: str, class_names: Sequence[str], reporter:
         return False  # the heads of timm's models are always new
     start = weights or (ref if list_weight_files(ref) or ref.startswith(HUB_PREFIX) else "")
     if not start:
-        names = load_imagenet_classes()[0]
-        return arch is not None and set(class_names) <= set(names)
+        return set(class_names) <= set(load_imagenet_classes()[0])
     state, names = _load_start(start, arch, reporter)
     if names is None:
         return convert.count_classes(state) == len(class_names)
