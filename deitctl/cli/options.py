@@ -194,7 +194,7 @@ VerifyDataOpt = Annotated[
     option(
         "--verify-data",
         help="Images to verify the file on.",
-        default="the run's data, or digits",
+        default="the run's held-out images, or digits",
         panel=VERIFICATION,
     ),
 ]
