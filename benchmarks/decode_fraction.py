@@ -2,7 +2,7 @@
 
     python benchmarks/decode_fraction.py pixels PHOTOS [--short-side 1200] [--rounds 8] [--img-size 96 224]
     python benchmarks/decode_fraction.py predictions PHOTOS --weights FILE
-    python benchmarks/decode_fraction.py training DATA --weights FILE --img-size 64 96 --oversampling 1
+    python benchmarks/decode_fraction.py training DATA --weights FILE --img-size 64 --oversampling 1 1.5
 
 Every part compares views decoded in full with views whose reduced crop keeps 1, 1.5, 2 or 3 pixels a side for one of
 the view (`lazy_jpeg.OVERSAMPLING`). `pixels`: levels of 255, and CPU time in turns. `predictions`: what DeiT-tiny makes
@@ -17,6 +17,7 @@ import argparse
 import math
 import re
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,22 +28,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from data_path import list_jpegs, read_jpegs
-from torch import nn
 
 import deitctl
 from deitctl import rng
 from deitctl.config import AugmentConfig
 from deitctl.data import lazy_jpeg
-from deitctl.data.batch_transforms import normalize
-from deitctl.data.dataset import ImageDataset
-from deitctl.data.eval_transform import eval_transform
 from deitctl.data.lazy_jpeg import Box, LazyJpeg, open_image
-from deitctl.data.open import open_dataset
-from deitctl.data.transforms import resized_crop, sample_crop_box, train_transform
-from deitctl.events import SilentReporter
+from deitctl.data.transforms import resized_crop, sample_crop_box
 from deitctl.models.catalog import load_imagenet_classes
-from deitctl.models.factory import build_model
-from deitctl.models.model_config import Preprocessing
 
 FACTORS = (1.0, 1.5, 2.0, 3.0)
 PAPER = AugmentConfig(crop_scale=(0.08, 1.0), hflip=0.5)
@@ -50,7 +43,6 @@ MILD = AugmentConfig(crop_scale=(0.35, 1.0), hflip=0.5)
 """As fine-tuning crops."""
 IN_FULL = math.inf
 """No crop has so many pixels, so all are decoded in full."""
-BATCH = 16
 CROPS = 8
 """Of every image, for `predictions`."""
 
@@ -176,12 +168,26 @@ def compare_training(options: argparse.Namespace, size: int) -> None:
     results: dict[float, list[tuple[float, float]]] = {}
     for seed in range(options.seeds):
         for factor in (IN_FULL, *options.oversampling):
-            with decoding(factor):
-                top1, loss = train_model(
-                    options.folder, options.weights, size, options.epochs, seed
-                )
-            results.setdefault(factor, []).append((top1, loss))
-            print(f"| {size} | {factor:g} | {seed} | {top1:.1f} | {loss:.4f} |", flush=True)
+            with decoding(factor), tempfile.TemporaryDirectory() as folder:
+                result = deitctl.train(
+                    options.folder,
+                    model="deit_tiny",
+                    weights=options.weights,
+                    recipe="finetune",
+                    img_size=size,
+                    epochs=options.epochs,
+                    batch_size=16,
+                    lr=1e-4,
+                    seed=seed,
+                    workers=0,  # views are cut in this process, where `decoding` holds
+                    output=Path(folder, "run"),
+                    **{"optim.lr_base_size": 16},
+                ).evaluation
+            results.setdefault(factor, []).append((result.top1, result.loss))
+            print(
+                f"| {size} | {factor:g} | {seed} | {result.top1:.1f} | {result.loss:.4f} |",
+                flush=True,
+            )
     for factor in options.oversampling:
         gaps = np.array(results[factor]) - results[IN_FULL]
         top1, loss = gaps.mean(axis=0)
@@ -190,52 +196,6 @@ def compare_training(options: argparse.Namespace, size: int) -> None:
             f"{factor:g} against in full: top-1 {top1:+.2f} ± {top1_std:.2f}, "
             f"loss {loss:+.4f} ± {loss_std:.4f} (mean and deviation over seeds)"
         )
-
-
-def train_model(
-    folder: Path, weights: Path, size: int, epochs: int, seed: int
-) -> tuple[float, float]:
-    """Fine-tune DeiT-tiny by AdamW at 1e-4, batches of 16, and return top-1 and loss on `val`."""
-    torch.manual_seed(seed)
-    splits = open_dataset(str(folder), SilentReporter())
-    loaded = build_model(
-        "deit_tiny",
-        class_names=splits.train.class_names,
-        img_size=size,
-        drop_path_rate=0.0,
-        pretrained=False,
-        weights=str(weights),
-        distilled=False,
-        reporter=SilentReporter(),
-    )
-    model, pre = loaded.model, loaded.model_config.preprocessing
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
-    batches = len(splits.train.labels) // BATCH
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
-    model.train()
-    for epoch in range(epochs):
-        order = rng.generator(seed, "order", epoch).permutation(len(splits.train.labels))
-        for indices in order[: batches * BATCH].reshape(batches, BATCH):
-            views = [
-                train_transform(splits.train.open(n), MILD, size, seed, epoch, n)
-                for n in indices.tolist()
-            ]
-            logits = model(normalize(torch.from_numpy(np.stack(views)), pre)).cls
-            optimizer.zero_grad()
-            F.cross_entropy(logits, torch.from_numpy(splits.train.labels[indices])).backward()
-            optimizer.step()
-            schedule.step()
-    return score(model.eval(), splits.val, pre)
-
-
-@torch.inference_mode()
-def score(model: nn.Module, dataset: ImageDataset, pre: Preprocessing) -> tuple[float, float]:
-    """Return top-1 in percent and the cross-entropy on images decoded in full."""
-    labels = torch.from_numpy(np.asarray(dataset.labels))
-    pixels = np.stack([eval_transform(dataset.read(n), pre) for n in range(len(labels))])
-    logits = model(normalize(torch.from_numpy(pixels), pre)).cls
-    correct = logits.argmax(1) == labels
-    return 100 * correct.float().mean().item(), F.cross_entropy(logits, labels).item()
 
 
 def read_labels(folder: Path) -> list[int]:
@@ -255,7 +215,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--img-size", type=int, nargs="+", default=[64, 96, 128, 160, 224])
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--oversampling", type=float, nargs="+", default=[1.0])
     options = parser.parse_args()

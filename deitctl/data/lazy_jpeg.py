@@ -29,8 +29,8 @@ OVERSAMPLING = 2
 """Decoded pixels a side that a reduced crop keeps for every pixel of the view.
 
 libjpeg's reduction cuts frequencies off more sharply than the resize filter, which therefore has to
-do the last halving: views then differ by half a level from those decoded in full, at 1 by three
-times that (docs/results/speed.md)."""
+do the last halving. The views of photos then differ from those decoded in full by half of one of
+255 levels or less in the mean, at 1 by 1.1 to 1.5 (docs/results/speed.md)."""
 TRANSPOSED = range(5, 9)
 """EXIF orientations that exchange width and height."""
 

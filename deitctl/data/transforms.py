@@ -95,7 +95,7 @@ def resized_crop(image: Image.Image | LazyJpeg, box: Box, size: int) -> Image.Im
 
     By torch, which takes half of Pillow's time; values differ from Pillow's by 2 of 255 at most. A
     JPEG's box of four times the size or more is first decoded at 1/2, 1/4 or 1/8, which changes a
-    photo's view by half of one of 255 levels in the mean (docs/results/speed.md).
+    photo's view by half a level of 255 or less in the mean (docs/results/speed.md).
     """
     width, height = box[2] - box[0], box[3] - box[1]
     if isinstance(image, LazyJpeg) and (shrink := image.choose_shrink(width, height, size)) > 1:
