@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from deitctl import device as module
 from deitctl.device import PRECISIONS, Device, choose_device, cpu_has_bf16, ran_out_of_memory
 from deitctl.errors import ConfigError
 
@@ -84,6 +85,19 @@ def test_loader_workers_are_as_requested_or_at_most_eight():
     device = choose_device("cpu")
     assert device.choose_num_workers(3) == 3
     assert 0 <= device.choose_num_workers(-1) <= 8
+
+
+def test_images_in_memory_get_no_loader_processes_on_a_cpu_unless_asked(
+    digit_datasets, monkeypatch
+):
+    monkeypatch.setattr(module, "count_cores", lambda: 4)
+    cpu, cuda = (Device(torch.device(kind), torch.float32, "") for kind in ("cpu", "cuda"))
+    train, _ = digit_datasets
+    assert train.is_in_memory
+    assert cpu.choose_num_workers(-1) == 2
+    assert cpu.choose_num_workers(-1, in_memory=train.is_in_memory) == 0
+    assert cpu.choose_num_workers(1, in_memory=train.is_in_memory) == 1
+    assert cuda.choose_num_workers(-1, in_memory=train.is_in_memory) == 4
 
 
 def test_cuda_only_calls_do_nothing_on_the_cpu():

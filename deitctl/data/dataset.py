@@ -24,6 +24,11 @@ class ImageDataset(ABC):
     labels: Labels
     class_names: tuple[str, ...]
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether there is nothing to read and decode, so that loader processes gain nothing."""
+        return False
+
     @abstractmethod
     def name(self, index: int) -> str:
         """Name of image `index` for messages and records."""
@@ -88,6 +93,10 @@ class Subset(ImageDataset):
     indices: NDArray[np.int64]
     labels: Labels
     class_names: tuple[str, ...]
+
+    @property
+    def is_in_memory(self) -> bool:
+        return self.dataset.is_in_memory
 
     def name(self, index: int) -> str:
         return self.dataset.name(int(self.indices[index]))

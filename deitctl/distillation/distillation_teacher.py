@@ -189,7 +189,9 @@ class DistillationTeacher:
             weights_fingerprint=weights_fingerprint,
             val_fingerprint=self.val_fingerprint,
             device=self.device,
-            workers=self.device.choose_num_workers(self.config.workers),
+            workers=self.device.choose_num_workers(
+                self.config.workers, in_memory=self.val.is_in_memory
+            ),
             reporter=self.reporter,
             world=self.world,
         )

@@ -92,7 +92,9 @@ def cache_teacher(
     reporter, start = reporter or SilentReporter(), time.monotonic()
     with process_group(choose_device(config.device, config.precision).torch_device) as world:
         teacher, cache = _open_teacher(config, datasets, train_run, reporter, world)
-        workers = teacher.device.choose_num_workers(config.workers)
+        workers = teacher.device.choose_num_workers(
+            config.workers, in_memory=teacher.train.is_in_memory
+        )
         try:
             with translate_worker_errors(FEWER_WORKERS):
                 num_computed = teacher.fill_cache(batch_size=batch_size, workers=workers)
@@ -138,7 +140,9 @@ def verify_teacher_cache(
         teacher.get_network().model_config.preprocessing.img_size,
         teacher.distill.view_seed,
         [keys[n : n + batch_size] for n in range(0, len(keys), batch_size)],
-        workers=teacher.device.choose_num_workers(config.workers),
+        workers=teacher.device.choose_num_workers(
+            config.workers, in_memory=teacher.train.is_in_memory
+        ),
         pin_memory=teacher.device.pins_memory,
     )
     cached_teacher = teacher.build_cached_teacher()

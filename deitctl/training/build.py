@@ -199,7 +199,7 @@ def build_training(
     early_size = compute_early_size(model, model_config, recipe) if recipe.early_epochs else 0
     img_size = model_config.preprocessing.img_size
     warn_about_sizes(config.recipe, num_images, model, img_size, early_size, reporter)
-    workers = device.choose_num_workers(config.workers)
+    workers = device.choose_num_workers(config.workers, in_memory=train.is_in_memory)
     fits_head = student.has_new_head and recipe.head_init == "ridge"
     return TrainSetup(
         config, model_config, train, val, teacher, context, state, early_size, workers, fits_head

@@ -30,6 +30,7 @@ from deitctl.recipes import (
     DIGITS,
     DIGITS_STUDENT,
     DIGITS_TEACHER,
+    DIGITS_VIEWS,
     DISTILL_DEFAULTS,
     DISTILL_REDUCTION,
     DISTILL_TOPK,
@@ -286,6 +287,7 @@ def build_distill_config(
         )
     mixed = recipe.name in MIXED_RECIPES and "distill.views" not in settings
     teacher_input = settings.get("distill.teacher_input", "mixed" if mixed else "unmixed")
+    views = DIGITS_VIEWS if recipe.name == DIGITS.name else DISTILL_VIEWS
     return DistillConfig(
         teacher=teacher or (DIGITS_TEACHER if built_in else DEFAULT_TEACHER),
         mode=mode,
@@ -296,7 +298,7 @@ def build_distill_config(
         # With ImageNet's weights where there is a network, the first command would take minutes more.
         finetune_teacher="scratch" if built_in and not (teacher or weights) else "auto",
         teacher_input=teacher_input,
-        views=DISTILL_VIEWS if teacher_input == "unmixed" else 0,
+        views=views if teacher_input == "unmixed" else 0,
         logits_topk=DISTILL_TOPK,
     )
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -41,6 +42,7 @@ def test_the_defaults_distill_the_built_in_pair_on_digits() -> None:
         0.5,
     )
     assert len(train.class_names) == 10
+    assert (config.distill.views, config.distill.finetune_teacher) == (4, "scratch")
 
 
 @pytest.mark.parametrize(
@@ -175,6 +177,27 @@ def test_own_images_are_fine_tuned(image_folder: Callable[..., Path]) -> None:
     assert (config.recipe.name, config.recipe.pretrained) == ("finetune", True)
     config, _, _ = build_config({"data": str(root), "recipe.pretrained": False}, reporter=SILENT)
     assert (config.recipe.name, config.recipe.pretrained) == ("small", False)
+
+
+def test_the_recipe_of_own_images_depends_on_their_number_and_on_the_weights_classes(
+    image_folder: Callable[..., Path], reporter: Any
+) -> None:
+    root = image_folder({"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1})
+    config, _, _ = build_config({"data": str(root), "recipe.epochs": 3}, reporter=reporter)
+    optim = config.recipe.optim
+    assert (config.recipe.batch_size, optim.lr, optim.lr_base_size) == (8, 4e-4, 8)
+    assert optim.warmup_epochs == pytest.approx(0.3)
+    assert any("6 training images and a new head" in note for note in reporter.notes)
+    config, _, _ = build_config(
+        {"data": str(root), "recipe.batch_size": 64, "recipe.optim.lr": 1e-3}, reporter=reporter
+    )
+    assert (config.recipe.batch_size, config.recipe.optim.lr) == (64, 1e-3)
+    synsets = image_folder(
+        {f"{part}/{name}": 2 for part in ("train", "val") for name in ("n01440764", "n01443537")},
+        root="imagenet",
+    )
+    config, _, _ = build_config({"data": str(synsets), "recipe": "finetune"}, reporter=reporter)
+    assert config.recipe.optim.lr == 1e-4  # published weights have these rows
 
 
 def test_settings_and_overrides_replace_those_of_the_recipe() -> None:

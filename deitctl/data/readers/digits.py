@@ -21,6 +21,10 @@ class ArrayDataset(ImageDataset):
     class_names: tuple[str, ...]
     title: str
 
+    @property
+    def is_in_memory(self) -> bool:
+        return True
+
     def name(self, index: int) -> str:
         return f"{self.title}:{index}"
 
