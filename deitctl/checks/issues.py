@@ -73,8 +73,8 @@ ISSUES = {
     ),
     "missing_split": IssueType(
         WARNING,
-        "One split only, which is enough for `eval` and not for `train`.",
-        "Add the other, or pass this folder as DATA.",
+        "No training images, which is enough for `eval` and not for `train`.",
+        "Add train/, or pass the folder of a split as DATA.",
     ),
     "subfolders": IssueType(
         NOTE,

@@ -37,9 +37,8 @@ MAX_NEIGHBORS = 4096
 """That a hash is compared with; of a set of more near duplicates, some pairs are left out."""
 MAX_IMAGES = 50_000
 MAX_BYTES = 4 * 2**30
-"""Of data that is searched for duplicates before it is split. Hashing takes 0.1 ms of a core for an
-image and 8 ms for a megabyte of JPEG (docs/results/data.md), so at most 40 s, divided by the
-cores."""
+"""Of data that is searched for duplicates before it is split. An image of 500 x 375 pixels takes
+1.6 ms of CPU time, so all of them 80 s at most, divided by the cores."""
 HASH_SIDE = 64
 """Pixels a side that a large JPEG is decoded for, times `lazy_jpeg.OVERSAMPLING`."""
 
