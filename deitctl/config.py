@@ -126,7 +126,7 @@ class OptimConfig:
     lr: Annotated[
         float,
         Option(
-            "Learning rate for 512 images a step, scaled with the batch.",
+            "Peak learning rate: of `finetune` itself, of other recipes for 512 images a step.",
             OPTIMIZATION,
             RECIPE,
             gt=0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -11,11 +12,16 @@ from deitctl.errors import ConfigError
 from deitctl.recipes import (
     DISTILL_DEFAULTS,
     DISTILL_REDUCTION,
+    FINETUNE,
     PAPER,
     PAPER_384,
+    PROBE,
     RECIPES,
+    fit_to_data,
     get_recipe,
+    set_batch_size,
 )
+from deitctl.training.optim import compute_peak_lr
 
 
 def test_paper_is_table_9():
@@ -151,3 +157,42 @@ def test_the_last_epoch_is_never_an_early_one():
         == 3
     )
     assert RECIPES["finetune"].early_epochs == 0
+
+
+@pytest.mark.parametrize(
+    ("num_images", "batch_size"),
+    [(50, 8), (499, 8), (500, 16), (1_999, 16), (2_000, 32), (9_999, 32), (10_000, 64)],
+)
+@pytest.mark.parametrize(("has_new_head", "lr"), [(True, 4e-4), (False, 1e-4)])
+def test_fine_tuning_takes_its_batches_from_the_images_and_its_rate_from_the_head(
+    num_images, batch_size, has_new_head, lr
+):
+    recipe = fit_to_data(FINETUNE, num_images=num_images, has_new_head=has_new_head)
+    assert recipe.batch_size == batch_size
+    assert compute_peak_lr(recipe.optim, batch_size) == pytest.approx(lr)
+    assert recipe.optim.warmup_epochs == 1  # a tenth of ten
+
+
+def test_fine_tuning_keeps_what_the_user_or_a_file_has_chosen():
+    fit = partial(fit_to_data, num_images=280, has_new_head=True)
+    recipe = fit(replace(FINETUNE, batch_size=64, epochs=3), fixed={"batch_size"})
+    assert (recipe.batch_size, recipe.optim.lr_base_size) == (64, 64)
+    assert compute_peak_lr(recipe.optim, 64) == pytest.approx(4e-4)  # the rate is not scaled
+    assert recipe.optim.warmup_epochs == pytest.approx(0.3)
+    named = replace(FINETUNE, optim=replace(FINETUNE.optim, lr=1e-4))
+    assert compute_peak_lr(fit(named, fixed={"optim.lr"}).optim, 8) == pytest.approx(1e-4)
+    of_a_file = replace(
+        FINETUNE, batch_size=100, optim=replace(FINETUNE.optim, lr=1e-3, warmup_epochs=0)
+    )
+    recipe = fit(of_a_file)
+    assert (recipe.batch_size, recipe.optim.lr, recipe.optim.warmup_epochs) == (100, 1e-3, 0)
+    assert fit(PROBE) is PROBE
+
+
+def test_a_batch_size_chosen_later_is_as_one_that_was_named():
+    fitted = fit_to_data(FINETUNE, num_images=280, has_new_head=True)
+    named = fit_to_data(
+        replace(FINETUNE, batch_size=32), num_images=280, has_new_head=True, fixed={"batch_size"}
+    )
+    assert set_batch_size(fitted, 32) == named
+    assert set_batch_size(PAPER, 32) == replace(PAPER, batch_size=32)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from deitctl.errors import ModelError, WeightsNotFound
 from deitctl.models.catalog import load_imagenet_classes
 from deitctl.models.checkpoint_io import save_model
-from deitctl.models.factory import build_model, load_model
+from deitctl.models.factory import build_model, has_class_rows, load_model
 from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.models.vit import VisionTransformer
 
@@ -239,6 +239,33 @@ def test_as_many_but_other_classes_get_a_new_head(folder, reporter):
     built = build(root, reporter, class_names=("v", "w", "x", "y", "z"))
     assert not torch.equal(built.model.head.weight, model.head.weight)
     assert any("head is new" in c for c in built.changes)
+
+
+@pytest.mark.parametrize(
+    ("names", "is_new"),
+    [
+        (NAMES[::-1], False),
+        (NAMES[:2], False),
+        (("v", "w", "x", "y", "z"), True),
+        (("d", "new"), True),
+    ],
+)
+def test_whether_a_head_is_new_is_known_before_and_after_building(folder, names, is_new, reporter):
+    root, _ = folder()
+    assert build(root, reporter, class_names=names).has_new_head is is_new
+    assert has_class_rows(str(root), "", names, reporter) is not is_new
+    assert has_class_rows("deit_tiny", str(root), names, reporter) is not is_new
+
+
+def test_a_model_from_scratch_has_no_new_head_to_fit(reporter):
+    assert not build("deit_tiny", reporter).has_new_head
+    assert not build("regnety_002", reporter).has_new_head
+
+
+def test_published_weights_have_rows_for_imagenets_classes_alone(reporter):
+    assert has_class_rows("deit_tiny", "", ("n01440764", "n01443537"), reporter)
+    assert not has_class_rows("deit_tiny", "", ("n01440764", "cat"), reporter)
+    assert not has_class_rows("resnet18", "", ("n01440764",), reporter)
 
 
 def test_the_same_classes_in_another_order_are_permuted(folder, reporter):
