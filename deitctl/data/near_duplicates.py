@@ -35,6 +35,9 @@ recompressed, shrunk and 2 % cropped copies of real images lie within it (98 % o
 two most alike of different images 21 apart."""
 MAX_NEIGHBORS = 4096
 """That a hash is compared with; of a set of more near duplicates, some pairs are left out."""
+CHAIN_NEIGHBORS = 32
+"""The same for groups, in which chains connect what is not compared: images that are all alike
+would take minutes."""
 MAX_IMAGES = 50_000
 MAX_BYTES = 4 * 2**30
 """Of data that is searched for duplicates before it is split. An image of 500 x 375 pixels takes
@@ -76,7 +79,7 @@ def group_duplicates(dataset: ImageDataset, reporter: Reporter) -> ImageGroups |
     exact[at] = at[find_first(group_rows(rows))]
     near = exact.copy()
     at, rows = _stack(hashes)
-    for some, others in find_near_pairs(rows, MAX_DISTANCE):
+    for some, others in find_near_pairs(rows, MAX_DISTANCE, CHAIN_NEIGHBORS):
         _merge(near, at[some], at[others])
     return ImageGroups(exact, near)
 
@@ -140,7 +143,9 @@ def difference_hash(image: Image.Image) -> bytes:
     return np.packbits(steps > 0).tobytes() if (np.abs(steps) > 1).sum() >= MIN_EDGES else b""
 
 
-def find_near_pairs(hashes: NDArray[np.uint8], distance: int) -> Iterator[tuple[Index, Index]]:
+def find_near_pairs(
+    hashes: NDArray[np.uint8], distance: int, max_neighbors: int = MAX_NEIGHBORS
+) -> Iterator[tuple[Index, Index]]:
     """Yield pairs of hashes, bytes [N,16], that differ in `distance` bits or fewer, some twice.
 
     Of distance + 2 blocks of bits, at least two are equal in such a pair. So hashes are sorted by
@@ -158,7 +163,7 @@ def find_near_pairs(hashes: NDArray[np.uint8], distance: int) -> Iterator[tuple[
         order = np.argsort(key, kind="stable")
         key = key[order]
         left, step = np.arange(len(key) - 1), 1
-        while len(left) and step <= MAX_NEIGHBORS:
+        while len(left) and step <= max_neighbors:
             # equal keys are neighbors: those that end here need no larger step
             left = left[key[left] == key[left + step]]
             a, b = order[left], order[left + step]

@@ -106,3 +106,4 @@ def test_too_few_classes_images_and_splits_are_reported():
     assert find_issues(make_split("all", {"cat": 70})).keys() == {"too_few_classes"}
     assert find_issues(make_split("all", even("cat", "dog", each=31))).keys() == {"small_split"}
     assert find_issues(make_split("val", even("cat", "dog"))).keys() == {"missing_split"}
+    assert "missing_split" not in find_issues(make_split("train", even("cat", "dog")))

@@ -23,7 +23,7 @@ import deitctl
 from deitctl.checks.check import SplitSize, check
 from deitctl.cli.app import app
 from deitctl.data.fingerprint import fingerprint_dataset
-from deitctl.data.open import open_for_training
+from deitctl.data.open import open_dataset, open_for_training
 from deitctl.errors import ConfigError, DataError, Signalled
 from deitctl.events import SilentReporter, Task
 from deitctl.packing import pack as packing
@@ -119,6 +119,18 @@ def test_folder_tar_and_pack_give_the_same_pack(root, out, tmp_path):
         pack(data, out)
         written.add(Path(out).read_bytes())
     assert len(written) == 1
+
+
+def test_the_test_split_is_packed_too(image_folder, out, reporter):
+    data = str(image_folder({"train/a": 2, "train/b": 2, "test/a": 1, "val/b": 3}))
+    pack(data, out)
+    assert verify_pack(data, out).num_different == 0
+    parts = open_dataset(out, reporter).list_parts()
+    assert {name: len(part.labels) for name, part in parts.items()} == {
+        "train": 4,
+        "val": 3,
+        "test": 1,
+    }
 
 
 def test_a_folder_is_called_what_it_is_called_from(root, out, monkeypatch):
