@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deitctl import rng
-from deitctl.config import DistillConfig, TrainConfig
+from deitctl.config import DistillConfig, Recipe, TrainConfig
 from deitctl.data.batch_transforms import normalize, renormalize
 from deitctl.data.classes import ClassMatch, is_imagenet, match_classes
 from deitctl.data.dataset import ImageDataset
@@ -26,11 +26,13 @@ from deitctl.data.fingerprint import LENGTH, fingerprint_files
 from deitctl.data.open import BUILT_IN
 from deitctl.device import Device
 from deitctl.errors import TeacherError, WeightsNotFound
-from deitctl.events import Reporter
+from deitctl.events import Reporter, SilentReporter
 from deitctl.lock import locked
+from deitctl.models import timm_models
 from deitctl.models.factory import (
     LoadedModel,
     fetch_model_files,
+    find_architecture,
     list_weight_files,
     load_model,
     name_weights,
@@ -181,20 +183,13 @@ def resolve_teacher(
     distill, built_in = config.distill, config.data == BUILT_IN
     assert distill is not None
     loaded = _load_published(distill, train, built_in, reporter)
-    if loaded is None:
-        finetuned, recipe = "scratch", get_finetune_recipe("scratch", built_in=built_in)
-        recipe = replace(recipe, img_size=distill.teacher_img_size or recipe.img_size)
-    else:
+    model_config = loaded.model_config if loaded else None
+    finetuned, recipe = _choose_training(config, model_config, train, reporter)
+    if loaded is not None and recipe is None:
         match = match_classes(loaded.model_config, train.class_names)
-        if match is not None and distill.finetune_teacher in ("auto", "none"):
-            return ResolvedTeacher(distill.teacher, loaded, match, "no", "")
-        finetuned = _choose_finetuning(distill, loaded.model_config, train, reporter)
-        recipe = replace(
-            get_finetune_recipe(finetuned, built_in=built_in),
-            pretrained=not list_weight_files(distill.teacher, distill.teacher_weights),
-            img_size=distill.teacher_img_size or loaded.model_config.preprocessing.img_size,
-        )
-        recipe = fit_to_data(recipe, num_images=len(train.labels), has_new_head=True)
+        assert match is not None
+        return ResolvedTeacher(distill.teacher, loaded, match, "no", "")
+    assert recipe is not None
     # By content and below the user's cache, so that the next student finds it, from any folder and
     # with any seed.
     from_scratch = finetuned == "scratch"
@@ -214,11 +209,14 @@ def resolve_teacher(
             precision=config.precision,
             output_dir=str(root),
         )
-        reporter.note(
-            f"Training the teacher {model} from scratch ({recipe.epochs} epochs): {root}"
-            if from_scratch
-            else f"Fine-tuning the teacher {model} ({finetuned}, {recipe.epochs} epochs): {root}"
-        )
+        if (root / RESULT).is_file():
+            reporter.note(f"The teacher was trained on this data before ({finetuned}): {root}")
+        else:
+            reporter.note(
+                f"Training the teacher {model} from scratch ({recipe.epochs} epochs): {root}"
+                if from_scratch
+                else f"Fine-tuning the teacher {model} ({finetuned}, {recipe.epochs} epochs): {root}"
+            )
         _train_exclusively(run, train_run, reporter, is_main)
     elif not (root / RESULT).is_file():  # weights alone are there after the first epoch
         raise TeacherError(
@@ -232,6 +230,57 @@ def resolve_teacher(
             f"{root} lacks some of the data's classes.", "Delete that folder; it is made again."
         )
     return ResolvedTeacher(model, loaded, match, finetuned, str(root))
+
+
+def _choose_training(
+    config: TrainConfig,
+    model_config: ModelConfig | None,
+    train: ImageDataset,
+    reporter: Reporter,
+) -> tuple[str, Recipe | None]:
+    """Return how a teacher is trained on the data first, and the recipe: `no` and None if it is not.
+
+    `model_config` is the teacher's, None for one that is trained from scratch.
+    """
+    distill, built_in = config.distill, config.data == BUILT_IN
+    assert distill is not None
+    if model_config is None:
+        recipe = get_finetune_recipe("scratch", built_in=built_in)
+        return "scratch", replace(recipe, img_size=distill.teacher_img_size or recipe.img_size)
+    match = match_classes(model_config, train.class_names)
+    if match is not None and distill.finetune_teacher in ("auto", "none"):
+        return "no", None
+    finetuned = _choose_finetuning(distill, model_config, train, reporter)
+    recipe = replace(
+        get_finetune_recipe(finetuned, built_in=built_in),
+        pretrained=not list_weight_files(distill.teacher, distill.teacher_weights),
+        img_size=distill.teacher_img_size or model_config.preprocessing.img_size,
+    )
+    return finetuned, fit_to_data(recipe, num_images=len(train.labels), has_new_head=True)
+
+
+def plan_finetuning(config: TrainConfig, train: ImageDataset) -> tuple[str, Recipe | None]:
+    """Return how the run's teacher is going to be trained on the data first, and the recipe, without
+    fetching its weights: `no` and None if it is not.
+
+    Raises:
+        TeacherError: other classes where fine-tuning is forbidden.
+    """
+    distill, silent = config.distill, SilentReporter()
+    assert distill is not None
+    if distill.finetune_teacher == "scratch":
+        return _choose_training(config, None, train, silent)
+    name, weights = distill.teacher, distill.teacher_weights
+    if list_weight_files(name, weights):
+        loaded = load_model(name, weights=weights, img_size=0, reporter=silent)
+        return _choose_training(config, loaded.model_config, train, silent)
+    # Published weights have the classes and the preprocessing of timm's architecture of that name.
+    arch = find_architecture(name, silent)
+    with torch.device("meta"):
+        model = timm_models.create_model(arch.full_name if arch else name, num_classes=None)
+    num_classes = int(model.num_classes)  # type: ignore[arg-type]
+    model_config = timm_models.read_model_config(model, name, num_classes)
+    return _choose_training(config, model_config, train, silent)
 
 
 def _load_published(

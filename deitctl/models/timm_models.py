@@ -220,7 +220,7 @@ def load_published(
     name = add_tag(name)
     try:
         # Without this check a machine without a network waits for minutes of the client's retries.
-        if not _is_cached(name):
+        if not is_cached(name):
             require_hub()
         model = create_model(
             name,
@@ -281,7 +281,8 @@ def _get_hub_id(name: str) -> str:
     return f"{hub_id}{cfg.architecture}.{cfg.tag}" if hub_id.endswith("/") else hub_id
 
 
-def _is_cached(name: str) -> bool:
+def is_cached(name: str) -> bool:
+    """Return whether a model's published weights are in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     hub_id = _get_hub_id(name)

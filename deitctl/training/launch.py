@@ -26,8 +26,9 @@ from deitctl.models.factory import LoadedModel
 from deitctl.paths import DiskError, read_json, write_bytes, write_json
 from deitctl.records import to_object
 from deitctl.settings import list_differences, override
-from deitctl.training.build import build_student, build_training
+from deitctl.training.build import TrainSetup, build_student, build_training
 from deitctl.training.configure import add_tags, check, name_command
+from deitctl.training.disk_space import count_run_bytes, measure_folder, plan_disks
 from deitctl.training.earlier_runs import add_epochs, find_unfinished, require_same
 from deitctl.training.result import TrainResult
 from deitctl.training.run_dir import Run, create_run_folder
@@ -205,7 +206,24 @@ def build_trainer(
     setup = build_training(
         config, student, *datasets, device=device, reporter=reporter, teacher=teacher, world=world
     )
+    if run.writes:
+        warn_of_full_disks(run, setup, reporter)
     return Trainer(run, setup, reporter)
+
+
+def warn_of_full_disks(run: Run, setup: TrainSetup, reporter: Reporter) -> None:
+    """Warn if what a run is going to write does not fit on its disks."""
+    missing = count_run_bytes(setup.state.model, setup.config.recipe) - measure_folder(run.root)
+    cache = setup.teacher.cache if setup.teacher else None
+    targets = cache.count_missing(setup.teacher.total_views) if setup.teacher and cache else 0
+    for disk in plan_disks(
+        run.root,
+        max(0, missing),
+        cache.root if cache else None,
+        targets * cache.codec.width * 2 if cache else 0,  # two bytes for each number of a target
+    ):
+        if not disk.is_enough:
+            reporter.warn(disk.message)
 
 
 def _require_same_teacher(run: Run, config: TrainConfig, preflight: Preflight) -> None:
@@ -315,8 +333,8 @@ def train_or_find(
         elif not finished:
             machine = {name: getattr(config, name) for name in ("device", "precision", "workers")}
             resume(root, settings=machine, datasets=datasets, reporter=reporter)
-        else:
-            reporter.note(f"Found finished: {root}.")
+        elif require_equal:
+            reporter.note(f"{root} is finished already.")
     result = Run(root).result()
     if result is None:
         raise DeitctlError(f"{root} has no result.", "Delete that folder, and run this again.")

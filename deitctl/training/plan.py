@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deitctl.config import DistillConfig, TrainConfig
+from deitctl.config import DistillConfig, Recipe, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import open_for_training
 from deitctl.data.samplers import fit_batch_size, steps_per_epoch
 from deitctl.device import choose_device
+from deitctl.distillation.distillation_teacher import NO_CACHE
 from deitctl.distillation.targets import TargetCodec
+from deitctl.distillation.teacher import plan_finetuning
 from deitctl.events import Reporter, SilentReporter
-from deitctl.models import catalog
-from deitctl.models.factory import build_model, name_weights
+from deitctl.models import catalog, timm_models
+from deitctl.models.factory import build_model, list_weight_files, name_weights
 from deitctl.models.introspect import compute_early_size
-from deitctl.training.build import warn_about_sizes
+from deitctl.models.weights import find_local_weights
+from deitctl.paths import cache_root
+from deitctl.training.build import build_training, warn_about_sizes
+from deitctl.training.disk_space import DiskNeed, count_run_bytes, plan_disks
+from deitctl.training.estimate import estimate_seconds
 from deitctl.training.optim import compute_peak_lr
 
 
@@ -27,6 +33,14 @@ class TeacherPlan:
     """Published weights of the teacher by timm's name, or its folder, or its name where it has a file."""
     mode: str
     """`hard` or `soft`."""
+    tau: float | None
+    """Temperature of soft distillation; null for hard, which has none."""
+    finetuned: str
+    """How it is trained on the data first: `no`, `head`, `full`, or `scratch` without its weights."""
+    finetune_epochs: int
+    """Epochs of that training; 0 for none."""
+    finetune_images: int
+    """Images of all its epochs; 0 for none."""
     effective_weight: float
     """Factor of the teacher's loss, the temperature's square and the reduction included."""
     input: str
@@ -67,6 +81,8 @@ class TrainPlan:
     """Name of the recipe."""
     initial_weights: str
     """`random`, published weights by timm's name, or the file or model that the training starts from."""
+    is_local: bool | None
+    """Whether these weights are on this machine; null where none are loaded."""
     epochs: int
     """Passes over the training images."""
     steps_per_epoch: int
@@ -87,6 +103,11 @@ class TrainPlan:
     """Loader processes."""
     teacher: TeacherPlan | None
     """The teacher's part; null without one."""
+    expected_seconds: float | None
+    """Expected duration, from the speed of a few images; null if it was not measured, as with a
+    teacher."""
+    disks: list[DiskNeed]
+    """Space that the run needs, by file system."""
     config: TrainConfig
     """Every setting, as `run.toml` would hold it."""
 
@@ -135,7 +156,20 @@ def plan_training(
             num_images=num_images,
             num_seen=num_images * recipe.epochs,
             num_views=distill.views or recipe.epochs * recipe.augment.repeated_aug,
+            finetuning=plan_finetuning(config, train),
         )
+    without_teacher = replace(config, distill=None)
+    setup = build_training(without_teacher, student, train, val, device=device, reporter=silent)
+    run_bytes, cache_bytes = count_run_bytes(setup.state.model, recipe), 0
+    cache, cache_mib = None, teacher.cache_mib if teacher else None
+    if distill is not None and cache_mib is not None and distill.teacher_cache != NO_CACHE:
+        cache = Path(distill.teacher_cache or cache_root())
+        cache_bytes = round(cache_mib * 2**20)
+    disks = plan_disks(Path(config.output_dir or "runs"), run_bytes, cache, cache_bytes)
+    for disk in disks:
+        if not disk.is_enough and reporter is not None:
+            reporter.warn(disk.message)
+    expected = estimate_seconds(setup) if distill is None else None
     return TrainPlan(
         model=student.model_config.architecture,
         num_params=num_params,
@@ -150,6 +184,7 @@ def plan_training(
         initial_weights=config.weights
         or from_model
         or (_name_published(config) if recipe.pretrained else "random"),
+        is_local=_are_weights_local(config),
         epochs=recipe.epochs,
         steps_per_epoch=steps,
         num_steps=steps * recipe.epochs,
@@ -159,8 +194,10 @@ def plan_training(
         train_state_mib=round(num_params * 4 * (5 if recipe.ema_decay else 4) / 2**20, 1),
         device=str(device.torch_device),
         precision=device.precision,
-        num_workers=device.choose_num_workers(config.workers),
+        num_workers=device.choose_num_workers(config.workers, in_memory=train.is_in_memory),
         teacher=teacher,
+        expected_seconds=None if expected is None else round(expected, 1),
+        disks=disks,
         config=config,
     )
 
@@ -177,9 +214,29 @@ def _name_published(config: TrainConfig) -> str:
     return variant(arch).full_name
 
 
+def _are_weights_local(config: TrainConfig) -> bool | None:
+    """Return whether the weights that the student starts from are here; None for random ones."""
+    if config.weights or list_weight_files(config.model):
+        return True
+    if not config.recipe.pretrained:
+        return None
+    arch = catalog.find(_name_published(config))
+    if arch is not None:
+        return find_local_weights(arch) is not None
+    return timm_models.is_cached(name_weights(config.model))
+
+
 def _plan_teacher(
-    distill: DistillConfig, *, num_classes: int, num_images: int, num_seen: int, num_views: int
+    distill: DistillConfig,
+    *,
+    num_classes: int,
+    num_images: int,
+    num_seen: int,
+    num_views: int,
+    finetuning: tuple[str, Recipe | None],
 ) -> TeacherPlan:
+    finetuned, recipe = finetuning
+    finetune_epochs = recipe.epochs if recipe else 0
     weight = distill.alpha * distill.tau**2 if distill.mode == "soft" else distill.alpha
     if distill.mode == "soft" and distill.reduction == "mean":
         weight /= num_classes
@@ -189,6 +246,10 @@ def _plan_teacher(
     return TeacherPlan(
         name=distill.teacher,
         mode=distill.mode,
+        tau=distill.tau if distill.mode == "soft" else None,
+        finetuned=finetuned,
+        finetune_epochs=finetune_epochs,
+        finetune_images=finetune_epochs * num_images,
         effective_weight=weight,
         input=distill.teacher_input,
         num_views=num_views if cached else 0,

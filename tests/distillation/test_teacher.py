@@ -321,7 +321,7 @@ def test_a_finetuned_teacher_is_reused_and_another_is_not(
     assert again.folder == first.folder
     assert Path(first.folder).is_relative_to(cache_root())
     assert (Path(again.folder) / "model.safetensors").stat().st_mtime_ns == stamp
-    assert any("Found finished" in note for note in reporter.notes)  # type: ignore[attr-defined]
+    assert any("was trained on this data before" in note for note in reporter.notes)  # type: ignore[attr-defined]
     other = resolve(
         distilled("run2", teacher=str(imagenet_teacher(seed=1)), finetune_teacher="head"), little
     )

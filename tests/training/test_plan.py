@@ -11,7 +11,8 @@ import pytest
 
 from deitctl.config import ProgressiveResize, TrainConfig
 from deitctl.data.dataset import ImageDataset, select
-from deitctl.errors import ConfigError
+from deitctl.distillation.teacher import plan_finetuning
+from deitctl.errors import ConfigError, TeacherError
 from deitctl.training import plan
 from deitctl.training.launch import run_training
 from deitctl.training.plan import plan_training
@@ -134,3 +135,36 @@ def test_a_teachers_forward_passes_and_cache_are_planned(
     assert (teacher.num_views, teacher.num_computed // num_images) == (num_views, num_computed)
     assert teacher.num_computed_without_cache == 3 * num_images
     assert (teacher.cache_mib is not None) == cached
+
+
+@pytest.mark.parametrize(
+    ("teacher", "changes", "finetuned"),
+    [
+        ("regnety_160", {}, "head"),  # 10 images a class; nothing is fetched
+        ("regnety_160", {"finetune_teacher": "full"}, "full"),
+        ("deit_small", {}, "head"),
+        ("regnety_160", {"finetune_teacher": "scratch"}, "scratch"),
+        ("", {}, "no"),  # a teacher of these digits
+    ],
+)
+def test_the_training_of_a_teacher_is_planned_without_its_weights(
+    teacher: str, changes: dict, finetuned: str, distilled: Make, little: Pair
+) -> None:
+    config = distilled("x", **({"teacher": teacher} if teacher else {}), **changes)
+    part, recipe = plan_finetuning(config, little[0])
+    assert part == finetuned
+    planned = plan_training(config, datasets=little).teacher
+    assert planned is not None
+    epochs = recipe.epochs if recipe else 0
+    assert (epochs > 0) == (finetuned != "no")
+    assert (planned.finetuned, planned.finetune_epochs) == (finetuned, epochs)
+    assert planned.finetune_images == epochs * len(little[0].labels)
+    assert planned.tau is None  # hard
+
+
+def test_a_teacher_that_must_not_be_trained_is_refused_in_the_plan(
+    distilled: Make, little: Pair
+) -> None:
+    config = distilled("x", teacher="regnety_160", finetune_teacher="none")
+    with pytest.raises(TeacherError, match="lacks some of the data's 10 classes"):
+        plan_training(config, datasets=little)

@@ -1,0 +1,93 @@
+"""Disk space that a run needs at its peak, beside what is free."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from deitctl.config import Recipe
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskNeed:
+    """What a run writes to one file system."""
+
+    folder: str
+    """The first of its folders there: of runs, or of teacher targets."""
+    needed_mib: float
+    """Weights and checkpoint, each twice while the new one replaces the old, and teacher targets."""
+    free_mib: float
+    """Free space."""
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether what is needed is free."""
+        return self.needed_mib <= self.free_mib
+
+    @property
+    def message(self) -> str:
+        """What is missing, as a sentence."""
+        return (
+            f"{self.folder} has {self.free_mib:,.0f} MiB free, and the run needs "
+            f"{self.needed_mib:,.0f} MiB there: free some space, or name another folder."
+        )
+
+
+def count_run_bytes(model: nn.Module, recipe: Recipe) -> int:
+    """Return the bytes of a run folder at its peak: weights and checkpoint, each twice."""
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    checkpoint = weights * (2 if recipe.ema_decay else 1) + 2 * trained  # AdamW's two moments
+    return int(2 * (weights + checkpoint))
+
+
+def plan_disks(
+    root: Path, run_bytes: int, cache: Path | None = None, cache_bytes: int = 0
+) -> list[DiskNeed]:
+    """Return what a run needs of each file system that it writes to.
+
+    Args:
+        root: the run folder, or the folder of the runs; need not exist.
+        run_bytes: of the run, less what of it is there already.
+        cache: the folder of the teacher targets, None without any.
+        cache_bytes: of the targets that are missing.
+    """
+    needs: dict[int, tuple[Path, int]] = {}
+    for folder, size in ((root, run_bytes), (cache, cache_bytes)):
+        if folder is not None and (device := _find_device(folder)) is not None:
+            first, others = needs.get(device, (folder, 0))
+            needs[device] = first, others + size
+    return [
+        DiskNeed(
+            folder=str(folder),
+            needed_mib=round(size / MIB, 1),
+            free_mib=round(shutil.disk_usage(_find_parent(folder)).free / MIB, 1),
+        )
+        for folder, size in needs.values()
+    ]
+
+
+def measure_folder(root: Path) -> int:
+    """Return the bytes of the weights and the checkpoint that a run folder holds."""
+    files = [root / "model.safetensors", *root.glob("checkpoint/*")]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _find_parent(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    path = folder.expanduser().absolute()
+    return next((p for p in (path, *path.parents) if p.is_dir()), path)
+
+
+def _find_device(folder: Path) -> int | None:
+    """Return the number of a folder's file system, None if it cannot be looked at."""
+    try:
+        return os.stat(_find_parent(folder)).st_dev
+    except OSError:
+        return None
