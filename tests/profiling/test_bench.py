@@ -17,6 +17,7 @@ from deitctl.errors import ConfigError, DataError
 from deitctl.profiling import peak
 from deitctl.profiling.bench import StageTable, _call_in_turn, _limit_batch_size, bench
 from deitctl.profiling.bench_result import BenchResult, Stage
+from deitctl.recipes import DIGITS
 from deitctl.records import to_object
 
 CPU = choose_device("cpu", "fp32")
@@ -239,7 +240,7 @@ def test_the_command_line_prints_tables_and_leaves_nothing(tmp_path: Path) -> No
         "where the time goes",
         "peak: matrix product",
         "expected: ",
-        "30 epochs",
+        f"{DIGITS.epochs} epochs",
     ):
         assert text in result.stdout
     assert "Batch size" in result.stderr
