@@ -162,6 +162,7 @@ def print_table(
     """Print a table on stdout; columns from `numeric` on are right-aligned."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
     for position, column in enumerate(columns):
@@ -173,7 +174,10 @@ def print_table(
         table.add_row(*("\n".join(map(escape_markup, cell.split("\n"))) for cell in row))
     console = Console(highlight=False)
     # a table's own title would wrap at the table's width
-    console.print(f"[bold]{escape_markup(title)}[/]", soft_wrap=True)
+    title = escape_control(title)
+    if console.is_terminal:
+        title = wrap_words(title, console.width)
+    console.print(Text(title, style="bold"), soft_wrap=True)
     console.print(table)
 
 
