@@ -128,9 +128,8 @@ def data(data: bytes) -> None:
         path = root / ("x.tar" if data[:1] == b"t" else "x.csv")
         path.write_bytes(_fix_checksums(data[1:]) if data[:1] == b"t" else data[1:])
         splits = open_dataset(str(path), SilentReporter())
-        for dataset in (splits.train, splits.val, splits.unsplit):
-            for index in range(0 if dataset is None else len(dataset.labels)):
-                assert dataset is not None
+        for dataset in splits.list_parts().values():
+            for index in range(len(dataset.labels)):
                 with suppress(DeitctlError):
                     dataset.read(index)
                 assert dataset.num_bytes(index) >= 0
