@@ -103,26 +103,46 @@ def choose_images(
         DataError: no such data or split, or the data of a run is not where it was.
     """
     runs = {model: run for model in models if (run := find_run(model)) is not None}
-    named = read_run_data(Path(data).expanduser()) if data else None
-    owner = named if data else next(iter(runs.values()), None)
+    owner = read_run_data(Path(data).expanduser()) if data else next(iter(runs.values()), None)
     if owner is not None:
         require_data(owner)
         data = owner.ref
-    else:
+    elif data:
         owner = next((run for run in runs.values() if is_data_of(run, data)), None)
     if not data:
         data = BUILT_IN
         reporter.note(f"No data named: using the built-in '{BUILT_IN}'.")
     opened = open_eval_split(data, split, run=owner, reporter=reporter)
-    dataset, chosen = opened.dataset, opened.split
     if owner is not None and not _is_same_place(data, owner.ref):
         reporter.note(
-            f"{data} has the images of {owner.folder}, which began with {owner.ref}: its {SPLIT_FILE} "
-            "names those that it held out."
+            f"{data} has the images of {owner.folder}, which began with {owner.ref}: its "
+            f"{SPLIT_FILE} names those that it held out."
         )
+    masks = _find_masks(opened.dataset, data, opened.split, runs, reporter)
+    images = ScoredImages(data, opened.split, opened.dataset, masks)
+    if not split:
+        images = _leave_out_train_images(images, reporter)
+    for model, mask in images.train_masks.items():
+        # Of the owner `open_eval_split` has warned.
+        if mask.any() and (owner is None or runs[model].folder != owner.folder):
+            reporter.warn(
+                f"{mask.sum()} of these {len(mask)} images are training images of {model}: "
+                "accuracies on them say nothing about new images."
+            )
+    return images
+
+
+def _find_masks(
+    dataset: ImageDataset,
+    data: str,
+    split: str,
+    runs: Mapping[str, RunData],
+    reporter: Reporter,
+) -> dict[str, Mask]:
+    """Return which images each model was trained on; a model of which it is not known has none."""
     masks = {}
     for model, run in runs.items():
-        mask = find_train_images(dataset, data, chosen, run)
+        mask = find_train_images(dataset, data, split, run)
         if mask is not None:
             masks[model] = mask
         elif is_data_of(run, data):
@@ -130,23 +150,28 @@ def choose_images(
                 f"{run.folder} has no {SPLIT_FILE}, which would say what it held out: images that "
                 "it was trained on may be among these."
             )
-    trained_on = np.any(list(masks.values()), axis=0) if masks else np.zeros(1, np.bool_)
-    if not split and trained_on.any() and not trained_on.all():
-        reporter.note(
-            f"{trained_on.sum()} of these {len(trained_on)} images are left out, because "
-            f"{' or '.join(m for m in masks if masks[m].any())} was trained on them."
-        )
-        kept = np.flatnonzero(~trained_on)
-        dataset, masks = select(dataset, kept), {m: mask[kept] for m, mask in masks.items()}
-        chosen = "val" if chosen == ALL else chosen
-    for model, mask in masks.items():
-        # Of the owner `open_eval_split` has warned.
-        if mask.any() and (owner is None or runs[model].folder != owner.folder):
-            reporter.warn(
-                f"{mask.sum()} of these {len(mask)} images are training images of {model}: "
-                "accuracies on them say nothing about new images."
-            )
-    return ScoredImages(data, chosen, dataset, masks)
+    return masks
+
+
+def _leave_out_train_images(images: ScoredImages, reporter: Reporter) -> ScoredImages:
+    """Keep the images that no model was trained on; all of them where there are no such."""
+    masks = images.train_masks
+    if not masks:
+        return images
+    trained_on = np.any(list(masks.values()), axis=0)
+    if not trained_on.any() or trained_on.all():
+        return images
+    reporter.note(
+        f"{trained_on.sum()} of these {len(trained_on)} images are left out, because "
+        f"{' or '.join(m for m in masks if masks[m].any())} was trained on them."
+    )
+    kept = np.flatnonzero(~trained_on)
+    return ScoredImages(
+        images.data,
+        "val" if images.split == ALL else images.split,
+        select(images.dataset, kept),
+        {model: mask[kept] for model, mask in masks.items()},
+    )
 
 
 def require_data(run: RunData) -> None:

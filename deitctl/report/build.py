@@ -137,7 +137,7 @@ def _list_facts(result: EvalResult) -> Facts:
         ),
     ]
     if result.num_train_images is not None:
-        facts.append(("training images among the images", f"{result.num_train_images:,}"))
+        facts.append(("training images", f"{result.num_train_images:,} of {result.num_images:,}"))
     if result.temperature != 1:
         facts.append(("temperature", f"{result.temperature:.3f}, the model's own"))
     if real := result.real_labels:
