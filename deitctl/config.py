@@ -132,7 +132,9 @@ class OptimConfig:
             gt=0,
         ),
     ]
-    lr_base_size: Annotated[int, Option("Batch size at which lr is the rate itself.", gt=0)] = 512
+    lr_base_size: Annotated[
+        int, Option("Batch size at which lr is the rate itself; 0: at every one.", ge=0)
+    ] = 512
     min_lr: Annotated[float, Option("Rate at the end of the cosine, not scaled.", ge=0)]
     warmup_lr: Annotated[float, Option("Rate of the first step, not scaled.", ge=0)]
     warmup_epochs: Annotated[float, Option("Epochs in which the rate rises linearly.", ge=0)]

@@ -86,7 +86,7 @@ FINETUNE = Recipe(  # one's own images, from published weights; own values, see 
     ),
     optim=OptimConfig(
         lr=4e-4,
-        lr_base_size=64,  # the batch size: the rate is not scaled, see fit_to_data
+        lr_base_size=0,  # not scaled: batches of 8 and of 16 learned best at one rate
         min_lr=1e-6,
         warmup_lr=1e-6,
         warmup_epochs=1,
@@ -108,37 +108,22 @@ def fit_to_data(
     """Return a fine-tuning recipe with batch size, learning rate and warm-up for its data.
 
     A run on few images has few steps, so its batches are small. The rate is lower where the head is the weights' own.
-    It is the same for every batch size, because batches of 8 and of 16 learned best at one rate: `optim.lr` is the
-    rate itself. What a recipe file has changed stays.
 
     Args:
         recipe: with `fits_data`, else it is returned as it is.
         num_images: of the training set.
         has_new_head: whether the data's classes are others than those of the weights.
-        fixed: dotted names of the recipe's settings that the user has chosen.
+        fixed: names of settings that the user or a recipe file has chosen, which stay.
     """
     if not recipe.fits_data:
         return recipe
-    batch_size, optim, default = recipe.batch_size, recipe.optim, FINETUNE.optim
-    changes: dict[str, float] = {}
-    if "batch_size" not in fixed and batch_size == FINETUNE.batch_size:
-        batch_size = next((size for limit, size in BATCH_SIZES if num_images < limit), batch_size)
-        changes["batch_size"] = batch_size
-    if "optim.lr_base_size" not in fixed and optim.lr_base_size == default.lr_base_size:
-        changes["optim.lr_base_size"] = batch_size
-    if "optim.lr" not in fixed and optim.lr == default.lr:
-        changes["optim.lr"] = NEW_HEAD_LR if has_new_head else OLD_HEAD_LR
-    if "optim.warmup_epochs" not in fixed and optim.warmup_epochs == default.warmup_epochs:
-        changes["optim.warmup_epochs"] = min(default.warmup_epochs, WARMUP_FRACTION * recipe.epochs)
-    return override(recipe, changes)
-
-
-def set_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
-    """Return the recipe that naming this batch size gives: `fit_to_data` does not scale the rate with it."""
-    optim = recipe.optim
-    if recipe.fits_data and optim.lr_base_size == recipe.batch_size:
-        optim = replace(optim, lr_base_size=batch_size)
-    return replace(recipe, batch_size=batch_size, optim=optim)
+    sizes = (size for limit, size in BATCH_SIZES if num_images < limit)
+    chosen: dict[str, float] = {
+        "batch_size": next(sizes, recipe.batch_size),
+        "optim.lr": NEW_HEAD_LR if has_new_head else OLD_HEAD_LR,
+        "optim.warmup_epochs": min(recipe.optim.warmup_epochs, WARMUP_FRACTION * recipe.epochs),
+    }
+    return override(recipe, {name: value for name, value in chosen.items() if name not in fixed})
 
 
 PROBE = replace(  # a linear probe: the classifier alone learns, on features as they are
@@ -270,6 +255,11 @@ def get_finetune_recipe(part: str, *, built_in: bool) -> Recipe:
         return DIGITS_CONVNET if built_in else SMALL
     recipe = PROBE if part == "head" else FINETUNE
     return replace(recipe, augment=DIGITS_CONVNET.augment) if built_in else recipe
+
+
+def list_file_settings(name: str) -> list[str]:
+    """Return the settings that a recipe file names; none for a recipe's name."""
+    return [] if name in RECIPES else list(flatten(read_toml(Path(name))))
 
 
 def get_recipe(name: str) -> Recipe:

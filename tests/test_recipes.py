@@ -19,7 +19,7 @@ from deitctl.recipes import (
     RECIPES,
     fit_to_data,
     get_recipe,
-    set_batch_size,
+    list_file_settings,
 )
 from deitctl.training.optim import compute_peak_lr
 
@@ -175,24 +175,20 @@ def test_fine_tuning_takes_its_batches_from_the_images_and_its_rate_from_the_hea
 
 def test_fine_tuning_keeps_what_the_user_or_a_file_has_chosen():
     fit = partial(fit_to_data, num_images=280, has_new_head=True)
-    recipe = fit(replace(FINETUNE, batch_size=64, epochs=3), fixed={"batch_size"})
-    assert (recipe.batch_size, recipe.optim.lr_base_size) == (64, 64)
-    assert compute_peak_lr(recipe.optim, 64) == pytest.approx(4e-4)  # the rate is not scaled
+    recipe = fit(replace(FINETUNE, epochs=3), fixed={"batch_size", "optim.lr"})
+    assert (recipe.batch_size, recipe.optim.lr) == (FINETUNE.batch_size, FINETUNE.optim.lr)
     assert recipe.optim.warmup_epochs == pytest.approx(0.3)
-    named = replace(FINETUNE, optim=replace(FINETUNE.optim, lr=1e-4))
-    assert compute_peak_lr(fit(named, fixed={"optim.lr"}).optim, 8) == pytest.approx(1e-4)
-    of_a_file = replace(
-        FINETUNE, batch_size=100, optim=replace(FINETUNE.optim, lr=1e-3, warmup_epochs=0)
-    )
-    recipe = fit(of_a_file)
-    assert (recipe.batch_size, recipe.optim.lr, recipe.optim.warmup_epochs) == (100, 1e-3, 0)
+    assert fit(FINETUNE, fixed={"optim.warmup_epochs"}).optim.warmup_epochs == 1
     assert fit(PROBE) is PROBE
 
 
-def test_a_batch_size_chosen_later_is_as_one_that_was_named():
-    fitted = fit_to_data(FINETUNE, num_images=280, has_new_head=True)
-    named = fit_to_data(
-        replace(FINETUNE, batch_size=32), num_images=280, has_new_head=True, fixed={"batch_size"}
-    )
-    assert set_batch_size(fitted, 32) == named
-    assert set_batch_size(PAPER, 32) == replace(PAPER, batch_size=32)
+@pytest.mark.parametrize("batch_size", [8, 64, 500])
+def test_the_rate_of_fine_tuning_is_not_scaled_by_the_batch(batch_size):
+    assert compute_peak_lr(replace(FINETUNE.optim, lr=1e-4), batch_size) == 1e-4
+
+
+def test_the_settings_that_a_recipe_file_names_are_listed_and_a_recipes_are_not(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "finetune"\nbatch_size = 64\n[optim]\nlr = 4e-4\n')
+    assert set(list_file_settings(str(file))) == {"base", "batch_size", "optim.lr"}
+    assert list_file_settings("finetune") == []

@@ -16,7 +16,6 @@ from deitctl.errors import ConfigError
 from deitctl.events import Reporter
 from deitctl.profiling.measure import MemoryMeter, measure_time, read_free_memory
 from deitctl.profiling.trial_run import TrialRun, build_trial
-from deitctl.recipes import set_batch_size
 from deitctl.training.configure import check
 from deitctl.training.optim import compute_peak_lr
 
@@ -91,7 +90,7 @@ def with_chosen_batch_size(
     device = choose_device(config.device, config.precision)
     choice = choose_batch_size(config, datasets, device, reporter)
     reporter.note(choice.message)
-    return replace(config, recipe=set_batch_size(config.recipe, choice.batch_size))
+    return replace(config, recipe=replace(config.recipe, batch_size=choice.batch_size))
 
 
 def choose_batch_size(

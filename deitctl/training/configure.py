@@ -41,6 +41,7 @@ from deitctl.recipes import (
     SMALL,
     fit_to_data,
     get_recipe,
+    list_file_settings,
 )
 from deitctl.settings import (
     check_ranges,
@@ -103,7 +104,7 @@ def build_config(
     config = TrainConfig(model=model, data=data, recipe=recipe, weights=weights, distill=distill)
     rest = {k: v for k, v in settings.items() if k not in ("recipe", "recipe.pretrained")}
     config = override(override(config, rest), overrides or {})
-    config = add_tags(_fit_recipe(config, train, {**rest, **(overrides or {})}, reporter))
+    config = add_tags(_fit_recipe(config, train, {**settings, **(overrides or {})}, reporter))
     check(config)
     return config, train, val
 
@@ -115,7 +116,9 @@ def _fit_recipe(
     if not config.recipe.fits_data:
         return config
     is_new = not has_class_rows(config.model, config.weights, train.class_names, reporter)
-    fixed = {dotted_name(name).removeprefix("recipe.") for name in named}
+    fixed = {dotted_name(name).removeprefix("recipe.") for name in named if name != "recipe"}
+    if source := named.get("recipe"):
+        fixed.update(list_file_settings(str(source)))
     recipe = fit_to_data(
         config.recipe, num_images=len(train.labels), has_new_head=is_new, fixed=fixed
     )
@@ -151,7 +154,11 @@ def read_config(
             f"The run of {path} has {'no' if distilled else 'a'} teacher.",
             f"Repeat it by {name_command(config)} --config.",
         )
-    config = add_tags(override(override(config, settings), overrides))
+    changed = override(override(config, settings), overrides)
+    if changed.recipe.epochs != config.recipe.epochs:
+        # Restarts are at the run's own epochs; a run of others has one schedule.
+        changed = replace(changed, recipe=replace(changed.recipe, restart_epochs=()))
+    config = add_tags(changed)
     check(config)
     return config
 

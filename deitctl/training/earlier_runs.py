@@ -32,7 +32,17 @@ def require_same(root: Path, config: TrainConfig, settings: Mapping[str, Any]) -
 def suggest_more_epochs(run: Run, config: TrainConfig, requested: TrainConfig) -> str:
     """Return how a run gets the epochs that are requested, empty if that is not what differs."""
     more = requested.recipe.epochs - config.recipe.epochs
-    others = replace(requested, recipe=replace(requested.recipe, epochs=config.recipe.epochs))
+    # The warm-up of a recipe that is fitted to its data follows the epochs.
+    same = override(
+        requested.recipe,
+        {
+            "epochs": config.recipe.epochs,
+            "optim.warmup_epochs": config.recipe.optim.warmup_epochs,
+        }
+        if config.recipe.fits_data
+        else {"epochs": config.recipe.epochs},
+    )
+    others = replace(requested, recipe=same)
     if more <= 0 or list_differences(add_tags(config), add_tags(others)):
         return ""
     command = f"deitctl train --resume {run.quoted}"

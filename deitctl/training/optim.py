@@ -61,8 +61,8 @@ def build_param_groups(
 
 
 def compute_peak_lr(config: OptimConfig, batch_size: int) -> float:
-    """Return lr * batch_size / lr_base_size, DeiT Table 9's linear scaling."""
-    return config.lr * batch_size / config.lr_base_size
+    """Return lr * batch_size / lr_base_size, DeiT Table 9's linear scaling; lr itself without a base."""
+    return config.lr * batch_size / config.lr_base_size if config.lr_base_size else config.lr
 
 
 def compute_lr(

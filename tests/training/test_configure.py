@@ -180,18 +180,22 @@ def test_own_images_are_fine_tuned(image_folder: Callable[..., Path]) -> None:
 
 
 def test_the_recipe_of_own_images_depends_on_their_number_and_on_the_weights_classes(
-    image_folder: Callable[..., Path], reporter: Any
+    image_folder: Callable[..., Path], tmp_path: Path, reporter: Any
 ) -> None:
     root = image_folder({"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1})
     config, _, _ = build_config({"data": str(root), "recipe.epochs": 3}, reporter=reporter)
     optim = config.recipe.optim
-    assert (config.recipe.batch_size, optim.lr, optim.lr_base_size) == (8, 4e-4, 8)
+    assert (config.recipe.batch_size, optim.lr, optim.lr_base_size) == (8, 4e-4, 0)
     assert optim.warmup_epochs == pytest.approx(0.3)
     assert any("6 training images and a new head" in note for note in reporter.notes)
     config, _, _ = build_config(
         {"data": str(root), "recipe.batch_size": 64, "recipe.optim.lr": 1e-3}, reporter=reporter
     )
     assert (config.recipe.batch_size, config.recipe.optim.lr) == (64, 1e-3)
+    mine = tmp_path / "mine.toml"  # values that are the recipe's own, but named
+    mine.write_text('base = "finetune"\nbatch_size = 64\n[optim]\nlr = 3e-4\n')
+    config, _, _ = build_config({"data": str(root), "recipe": str(mine)}, reporter=reporter)
+    assert (config.recipe.batch_size, config.recipe.optim.lr) == (64, 3e-4)
     synsets = image_folder(
         {f"{part}/{name}": 2 for part in ("train", "val") for name in ("n01440764", "n01443537")},
         root="imagenet",

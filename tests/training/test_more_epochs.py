@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,15 @@ from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.errors import ConfigError, DeitctlError, Interrupted
 from deitctl.events import SilentReporter, Task
-from deitctl.recipes import DIGITS, RESTART_LR
-from deitctl.training.earlier_runs import add_epochs, find_unfinished, require_same
+from deitctl.recipes import DIGITS, FINETUNE, RESTART_LR, fit_to_data
+from deitctl.settings import write_toml
+from deitctl.training.configure import read_config
+from deitctl.training.earlier_runs import (
+    add_epochs,
+    find_unfinished,
+    require_same,
+    suggest_more_epochs,
+)
 from deitctl.training.launch import resume, run_training
 from deitctl.training.optim import compute_lr_with_restarts
 from deitctl.training.run_dir import Run
@@ -198,3 +206,27 @@ def test_more_epochs_are_for_a_run_that_is_named(settings: dict) -> None:
 def test_a_number_of_epochs_that_cannot_be_is_refused(number: object, run: Path) -> None:
     with pytest.raises(ConfigError, match="more.epochs"):
         deitctl.train(resume=run, more_epochs=number)
+
+
+def test_a_warm_up_that_follows_the_epochs_is_no_other_difference(run: Path) -> None:
+    """A fine-tuning run of 2 epochs has a fifth of an epoch of warm-up, one of 3 three tenths."""
+    _, config = Run.open(run)
+    fit = partial(fit_to_data, num_images=60, has_new_head=True)
+    two, three = (
+        replace(config, recipe=fit(replace(FINETUNE, epochs=epochs))) for epochs in (2, 3)
+    )
+    assert two.recipe.optim.warmup_epochs < three.recipe.optim.warmup_epochs
+    assert "--more-epochs 1" in suggest_more_epochs(Run(run), two, three)
+    other = replace(three, recipe=replace(three.recipe, smoothing=0.2))
+    assert suggest_more_epochs(Run(run), two, other) == ""
+
+
+def test_a_run_file_with_restarts_can_be_repeated_with_other_epochs(
+    tmp_path: Path, little_config: Make
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_bytes(write_toml(with_epochs(little_config("x"), 4, 2)).encode())
+    same = read_config(file, {}, {}, distilled=False)
+    assert (same.recipe.epochs, same.recipe.restart_epochs) == (4, (2,))
+    other = read_config(file, {"recipe.epochs": 2}, {}, distilled=False)
+    assert (other.recipe.epochs, other.recipe.restart_epochs) == (2, ())
