@@ -6,7 +6,7 @@
 
 FLOWERS is a folder of class folders without a split; IMAGENETTE has train/ and val/, of which 10, 30 and 100 images a
 class are taken under neutral class names, so that no head row is kept. Every run is a process of one thread, one after
-the other, in turns; seconds are those of whole processes. With --before, another checkout of this repository trains
+the other, in turns; seconds are CPU seconds of whole processes. With --before, another checkout of this repository trains
 on the same images too. Results of an earlier call that are in OUTPUT are not measured again.
 Last figures: docs/results/finetuning.md.
 """
@@ -51,9 +51,7 @@ def run(command: list[str], **variables: str) -> tuple[str, float, float]:
     """Return what a command prints, its seconds and its CPU seconds."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    done = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -136,14 +134,16 @@ def measure(args: argparse.Namespace, work: Path) -> list[dict[str, object]]:
 
 def print_table(rows: list[dict[str, object]], settings: list[str]) -> None:
     ways = [way for way in ("before", "now", "loop") if any(row["way"] == way for row in rows)]
-    print("| setting |" + "".join(f" {way}: top-1 of the seeds, % | mean | s |" for way in ways))
+    print(
+        "| setting |" + "".join(f" {way}: top-1 of the seeds, % | mean | CPU s |" for way in ways)
+    )
     print("|---|" + "---|---|---|" * len(ways))
     for setting in settings:
         cells = []
         for way in ways:
             mine = [row for row in rows if row["way"] == way and row["setting"] == setting]
             top1 = [float(row["top1"]) for row in mine]  # type: ignore[arg-type]
-            seconds = statistics.mean(float(row["seconds"]) for row in mine)  # type: ignore[arg-type]
+            seconds = statistics.mean(float(row["cpu_seconds"]) for row in mine)  # type: ignore[arg-type]
             cells.append(
                 f" {', '.join(f'{x:.1f}' for x in top1)} | {statistics.mean(top1):.1f} | {seconds:.0f} |"
             )
