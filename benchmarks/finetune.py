@@ -6,8 +6,8 @@
 
 FLOWERS is a folder of class folders without a split; IMAGENETTE has train/ and val/, of which 10, 30 and 100 images a
 class are taken under neutral class names, so that no head row is kept. Every run is a process of one thread, one after
-the other, in turns; seconds are CPU seconds of whole processes. With --before, another checkout of this repository trains
-on the same images too. Results of an earlier call that are in OUTPUT are not measured again.
+the other, in turns; seconds are CPU seconds of whole processes. With --before, another checkout of this repository
+trains on the same images too. Results of an earlier call that are in OUTPUT are not measured again.
 Last figures: docs/results/finetuning.md.
 """
 
