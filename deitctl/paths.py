@@ -108,12 +108,12 @@ def _find_near_paths(missing: Path) -> Iterator[Path]:
         ):
             continue
         for sibling in sorted(siblings[name]):
-            found = wrong.parent / sibling / below
-            if found.exists():
-                yield found
-            # more than one part may be misspelled; a link to nothing would be found again and again
+            candidate = wrong.parent / sibling / below
+            if candidate.exists():
+                yield candidate
+            # more than one part may be misspelled; a link to nothing would come again and again
             elif (wrong.parent / sibling).exists():
-                yield from _find_near_paths(found)
+                yield from _find_near_paths(candidate)
 
 
 def _read_digits(name: str) -> str:

@@ -133,7 +133,11 @@ ISSUES = {
         "Classes with fewer than 5 images.",
         "Collect more, or do not rely on their accuracies.",
     ),
-    "small_split": IssueType(NOTE, "Fewer training images than a batch.", "Lower --batch-size."),
+    "small_split": IssueType(
+        NOTE,
+        "Fewer than 50 images: the accuracy of ten held-out ones says little.",
+        "Add images.",
+    ),
     # files
     "unreadable": IssueType(
         ERROR, "Files that are missing or cannot be read.", "Correct paths or permissions."

@@ -83,6 +83,8 @@ def push(
     source = Path(path).expanduser()
     # The client's own check accepts a name without owner, which is its user's default namespace.
     _require_name(repository)
+    if not source.exists():
+        raise ExportError(f"There is nothing at {source}.", suggest_path(source) or ACCEPTED)
     if not dry_run:
         _require_access()
     with _collect_files(source, reporter) as files:
@@ -152,8 +154,6 @@ def _collect_files(path: Path, reporter: Reporter) -> Iterator[dict[str, Path]]:
             # as an export it is verified.
             export(str(path), to="timm", output=str(exported), reporter=reporter)
             yield _list_folder(exported)
-    elif not path.exists():
-        raise ExportError(f"There is nothing at {path}.", suggest_path(path) or ACCEPTED)
     elif path.name.endswith(".rejected"):
         raise ExportError(f"{path} has failed its verification.", "Export it again.")
     elif path.is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -169,22 +170,18 @@ def open_prediction_file(path: Path, *, resume: bool) -> Iterator[PredictionFile
     lock = path.with_name(f".{path.name}.lock")
     with ExitStack() as stack:
         with records._report_disk_errors():
+            # The file of the lock stays: if it were removed, two writers could lock two files of this name.
             stack.enter_context(locked(lock, what=str(path)))
-        stack.callback(_remove, lock)
         stack.callback(records.close)
         if path.exists():
             if not resume:
                 raise ConfigError(
-                    f"{path} exists.", f"Continue it with --resume {path}, or name another file."
+                    f"{path} exists.",
+                    f"Continue it with --resume {shlex.quote(str(path))}, or name another file.",
                 )
             with records._report_disk_errors():
                 records.read()
         yield records
-
-
-def _remove(lock: Path) -> None:
-    with suppress(OSError):  # Windows keeps the file of a lock that is held
-        lock.unlink()
 
 
 def list_remaining(

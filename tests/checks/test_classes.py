@@ -104,6 +104,6 @@ def test_too_few_classes_images_and_splits_are_reported():
     assert issues["imbalance"] == ("note", 1, ("cat: 90, dog: 4",))
     assert "imbalance" not in find_issues(make_split("all", {"cat": 100, "dog": 5}))
     assert find_issues(make_split("all", {"cat": 70})).keys() == {"too_few_classes"}
-    assert find_issues(make_split("all", even("cat", "dog", each=31))).keys() == {"small_split"}
+    assert find_issues(make_split("all", even("cat", "dog", each=24))).keys() == {"small_split"}
     assert find_issues(make_split("val", even("cat", "dog"))).keys() == {"missing_split"}
     assert "missing_split" not in find_issues(make_split("train", even("cat", "dog")))

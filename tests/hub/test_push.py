@@ -330,3 +330,9 @@ def test_without_a_hub_it_reports_it(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(DeitctlError, match="HF_HUB_OFFLINE is set"):
         push(str(model), "me/mine")
+
+
+def test_a_path_without_a_model_is_named_before_a_token_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(ExportError, match="There is nothing at"):
+        push(tmp_path / "nothing", "someone/model")
