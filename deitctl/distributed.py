@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import platform
-import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,10 +30,6 @@ T = TypeVar("T")
 # process that dies is noticed at once all the same, by its closed connection.
 COLLECTIVE_TIMEOUT = timedelta(days=2)
 RENDEZVOUS_TIMEOUT_S = 1800
-MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-"""Numbers of tasks by Open MPI, by MPICH and Intel MPI, and by MVAPICH."""
-NO_STEP = 4_000_000_000
-"""Slurm's step numbers from here on mean the script of a batch job, or other things but a step."""
 BUCKET_NUMEL = 8_000_000  # 32 MB in fp32, which bounds the flat copy of the gradients
 
 
@@ -120,66 +115,6 @@ SINGLE_PROCESS = World()
 def is_distributed() -> bool:
     """Return whether torchrun, or a similar launcher, started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def require_torchrun(command: Sequence[str], environ: Mapping[str, str] = os.environ) -> None:
-    """Refuse to train in one of several tasks that srun or mpirun started: each would train alone.
-
-    Args:
-        command: the command line after `deitctl`, for the hint.
-        environ: the environment.
-
-    Raises:
-        ConfigError: there are several tasks, and torchrun is not among what started this process.
-    """
-    launcher, num_tasks = _count_tasks(environ)
-    if num_tasks == 1 or "WORLD_SIZE" in environ:
-        return
-    num_nodes = max(1, _read_int(environ, "SLURM_NNODES"))
-    torchrun = f"torchrun --nproc-per-node {-(-num_tasks // num_nodes)}"
-    if num_nodes > 1:
-        rendezvous = "--rdzv-backend c10d --rdzv-endpoint HOST:29400"
-        torchrun = f"srun --ntasks-per-node 1 torchrun --nnodes {num_nodes} {rendezvous} " + (
-            torchrun.removeprefix("torchrun ")
-        )
-    raise ConfigError(
-        f"{launcher} started {num_tasks} tasks, each of which would train alone.",
-        f"For one run on all of them: {torchrun} -m deitctl {shlex.join(command)}",
-    )
-
-
-def suggest_torchrun(command: Sequence[str], device: str, num_gpus: int) -> str:
-    """Return how a run of one process uses the GPUs that it leaves idle, empty if there are none.
-
-    Args:
-        command: the command line after `deitctl`.
-        device: as it was named; `cuda:N` asks for one.
-        num_gpus: CUDA devices that this process sees.
-    """
-    if is_distributed() or num_gpus < 2 or device not in ("auto", "cuda"):
-        return ""
-    return (
-        f"{num_gpus} GPUs are here, and one of them trains. All of them: torchrun --nproc-per-node "
-        f"{num_gpus} -m deitctl {shlex.join(command)}"
-    )
-
-
-def _count_tasks(environ: Mapping[str, str]) -> tuple[str, int]:
-    """Return the name of the launcher that started this process, and the number of its tasks."""
-    if "SLURM_PROCID" in environ:  # not in the shell of salloc, which is no task
-        # The script of sbatch is task 0 of its job, alone, and has no step or an impossible one.
-        step = _read_int(environ, "SLURM_STEP_ID", default=NO_STEP)
-        is_script = environ.get("ENVIRONMENT") == "BATCH" and step >= NO_STEP
-        num_tasks = _read_int(environ, "SLURM_STEP_NUM_TASKS") or _read_int(environ, "SLURM_NTASKS")
-        if num_tasks > 1 and not is_script:
-            return "srun", num_tasks
-    sizes = [_read_int(environ, name) for name in MPI_SIZES]
-    return "mpirun", max(1, *sizes)
-
-
-def _read_int(environ: Mapping[str, str], name: str, default: int = 0) -> int:
-    text = environ.get(name, "")
-    return int(text) if text.isdecimal() else default
 
 
 def is_main_process() -> bool:

@@ -13,8 +13,8 @@ import deitctl
 
 ROOT = Path(deitctl.__file__).parent
 PACKAGES = (
-    ("errors", "records", "config", "settings", "recipes", "events", "paths", "cores"),
-    ("device", "distributed", "lock", "rng"),
+    ("errors", "records", "config", "settings", "recipes", "events", "paths", "cores", "launchers"),
+    ("device", "distributed", "free_memory", "lock", "rng"),
     ("models",),
     ("data",),
     ("inference",),

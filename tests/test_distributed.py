@@ -27,8 +27,6 @@ from deitctl.distributed import (
     launch_id,
     local_rank,
     process_group,
-    require_torchrun,
-    suggest_torchrun,
 )
 from deitctl.errors import ConfigError
 
@@ -237,65 +235,3 @@ def test_a_lost_process_is_reported_in_one_line(two: list[dict[str, object]]) ->
     assert "\n" not in message
     assert len(message) < 220
     assert "--max-restarts" in hint
-
-
-STEP = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8"}
-BATCH = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "ENVIRONMENT": "BATCH"}
-
-
-@pytest.mark.parametrize(
-    ("environ", "launcher"),
-    [
-        ({**STEP, "SLURM_PROCID": "0"}, "srun"),
-        ({**STEP, "SLURM_PROCID": "7", "ENVIRONMENT": "BATCH"}, "srun"),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, "srun"),
-        ({"OMPI_COMM_WORLD_SIZE": "8"}, "mpirun"),
-        ({"PMI_SIZE": "8"}, "mpirun"),
-    ],
-)
-def test_tasks_that_would_train_alone_are_refused_with_the_command_of_torchrun(
-    environ: dict[str, str], launcher: str
-) -> None:
-    with pytest.raises(ConfigError) as error:
-        require_torchrun(["train", "my photos"], environ)
-    assert f"{launcher} started 8 tasks" in error.value.message
-    command = "torchrun --nproc-per-node 8 -m deitctl train 'my photos'"
-    assert command in error.value.hint
-
-
-def test_tasks_on_several_machines_are_shown_one_torchrun_each() -> None:
-    with pytest.raises(ConfigError) as error:
-        require_torchrun(["train"], {**STEP, "SLURM_PROCID": "3", "SLURM_NNODES": "2"})
-    assert (
-        "srun --ntasks-per-node 1 torchrun --nnodes 2 --rdzv-backend c10d "
-        "--rdzv-endpoint HOST:29400 --nproc-per-node 4 -m deitctl train"
-    ) in error.value.hint
-
-
-@pytest.mark.parametrize(
-    "environ",
-    [
-        {},
-        {**STEP, "SLURM_PROCID": "3", "WORLD_SIZE": "8"},
-        {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"},
-        {**STEP, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},
-        {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"},
-        BATCH,
-        {**BATCH, "SLURM_STEP_ID": "4294967291"},
-        {"SLURM_PROCID": "0", "SLURM_NTASKS": "two"},
-        {"OMPI_COMM_WORLD_SIZE": "1"},
-    ],
-    ids=["none", "torchrun", "salloc", "pty", "one-task", "batch", "batch-step", "odd", "one-rank"],
-)
-def test_one_process_and_those_of_torchrun_are_not_refused(environ: dict[str, str]) -> None:
-    require_torchrun(["train"], environ)
-
-
-def test_idle_gpus_name_the_command_that_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    idle = suggest_torchrun(["train", "x"], "auto", 8)
-    assert idle.startswith("8 GPUs are here, and one of them trains.")
-    assert idle.endswith("torchrun --nproc-per-node 8 -m deitctl train x")
-    assert suggest_torchrun(["train"], "auto", 1) == suggest_torchrun(["train"], "auto", 0) == ""
-    assert suggest_torchrun(["train"], "cuda:1", 8) == suggest_torchrun(["train"], "cpu", 8) == ""
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    assert suggest_torchrun(["train"], "auto", 8) == ""

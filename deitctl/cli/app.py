@@ -36,6 +36,7 @@ from deitctl.cli import (
 from deitctl.cli.console import print_error
 from deitctl.cli.options import describe_defaults
 from deitctl.errors import DeitctlError, Interrupted, Signalled, UsageError
+from deitctl.launchers import require_torchrun
 from deitctl.settings import list_settings
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -133,7 +134,10 @@ def _set_global_options(
         bool, typer.Option("--debug", help="Show the traceback of an error; before the command.")
     ] = False,
 ) -> None:
-    _require_one_process(ctx.invoked_subcommand or "")
+    command = ctx.invoked_subcommand or ""
+    _require_one_process(command)
+    if command in (*DISTRIBUTED_COMMANDS, "compare") and not {"-h", "--help"} & set(sys.argv):
+        require_torchrun(sys.argv[1:], is_distributed=command in DISTRIBUTED_COMMANDS)
     global _debug
     _debug = debug
 

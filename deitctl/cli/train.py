@@ -92,9 +92,9 @@ def run_training(
     from deitctl.settings import parse_overrides
 
     with pause_gc():
-        from deitctl.distributed import is_main_process, require_torchrun, suggest_torchrun
+        from deitctl.distributed import is_main_process
+        from deitctl.launchers import suggest_torchrun
 
-        require_torchrun(sys.argv[1:])
         shape, reporter = choose_format(output_format, o.FORMATS), make_reporter(quiet)
         arguments = {**arguments, **parse_overrides(changes or ()), "reporter": reporter}
         if dry_run:

@@ -14,7 +14,8 @@ from deitctl.device import Device, choose_device
 from deitctl.distributed import is_distributed
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter
-from deitctl.profiling.measure import MemoryMeter, measure_time, read_free_memory
+from deitctl.free_memory import read_free_memory
+from deitctl.profiling.measure import MemoryMeter, measure_time
 from deitctl.profiling.trial_run import TrialRun, build_trial
 from deitctl.training.configure import check
 from deitctl.training.optim import compute_peak_lr

@@ -16,9 +16,9 @@ import deitctl
 from deitctl.cores import count_cores
 from deitctl.data.lazy_jpeg import load_jpeg_decoder
 from deitctl.device import INFERENCE_PRECISION, DeviceSettings, choose_device
+from deitctl.free_memory import read_free_memory
 from deitctl.models.catalog import ARCHITECTURES
 from deitctl.models.weights import WEIGHTS_VARIABLE, find_local_weights
-from deitctl.profiling.measure import read_free_memory
 
 PACKAGES = (
     "torch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ def require_same(root: Path, config: TrainConfig, settings: Mapping[str, Any]) -
         raise ConfigError(
             f"{root} cannot be resumed with other settings: {'; '.join(changed)}.",
             f"{longer or 'Leave them out'}, or start a new run with the change: "
-            f"{name_command(config)} --config {root / 'run.toml'} ...",
+            f"{name_command(config)} --config {shlex.quote(str(root / 'run.toml'))} ...",
         )
 
 
@@ -129,7 +130,7 @@ def add_epochs(run: Run, config: TrainConfig, more_epochs: int, *, launch: str) 
     if run.saved_position() is None:
         raise ConfigError(
             f"{run.root} has no checkpoint to train on from.",
-            f"Start a new run from its weights: {name_command(config)} {config.data} "
+            f"Start a new run from its weights: {name_command(config)} {shlex.quote(config.data)} "
             f"{'--model' if config.distill is None else '--student'} {run.quoted}",
         )
     first = config.recipe.epochs

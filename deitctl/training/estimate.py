@@ -17,13 +17,20 @@ from deitctl.data.samplers import EpochOrder
 from deitctl.device import ran_out_of_memory
 from deitctl.distributed import SINGLE_PROCESS
 from deitctl.events import SilentReporter
+from deitctl.free_memory import read_free_memory
 from deitctl.models.heads import forward_heads
 from deitctl.models.introspect import get_layer_ids
 from deitctl.training.build import TrainSetup
 from deitctl.training.head_init import MAX_IMAGES
 from deitctl.training.optim import ExponentialMovingAverage, build_optimizer
 from deitctl.training.state import Progress, TrainState
-from deitctl.training.step import TrainContext, forward_backward, optimizer_step, set_train_mode
+from deitctl.training.step import (
+    OutOfMemory,
+    TrainContext,
+    forward_backward,
+    optimizer_step,
+    set_train_mode,
+)
 
 MEASURED_S = 0.5
 """Duration of one measurement, about; two images of a large model take longer."""
@@ -96,20 +103,26 @@ def expect_seconds(
     )
 
 
-def estimate_seconds(setup: TrainSetup) -> float | None:
+def estimate_seconds(
+    setup: TrainSetup, *, pause: Callable[[], None] = lambda: None
+) -> float | None:
     """Return the expected duration of what is left of a run, measured on copies of its parts.
 
+    Args:
+        setup: the run.
+        pause: called between measurements; may raise to stop.
+
     Returns:
-        Seconds. None if it cannot be measured: memory runs out with a copy, none of the first images
-        can be read, or the model is to be compiled first.
+        Seconds. None if it cannot be measured: there is no memory for a copy, none of the first
+        images can be read, or the model is to be compiled first.
     """
-    if setup.config.compile:
-        return None
     device = setup.context.device
+    if setup.config.compile or not fits_copy(setup, read_free_memory(device)):
+        return None
     try:
-        speed = measure_speed(setup)
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out_of_memory(error):
+        speed = measure_speed(setup, pause=pause)
+    except (OutOfMemory, RuntimeError, MemoryError) as error:
+        if not (isinstance(error, OutOfMemory) or ran_out_of_memory(error)):
             raise
         return None
     finally:
@@ -123,6 +136,22 @@ def estimate_seconds(setup: TrainSetup) -> float | None:
         cores=count_cores(),
         shares_cores=device.is_synchronous,
     )
+
+
+def fits_copy(setup: TrainSetup, free: int | None) -> bool:
+    """Whether a copy of the model, with what trains it, takes at most half of the free memory.
+
+    The other half is for activations: a CPU's memory that runs out raises no error, it kills.
+
+    Args:
+        setup: the run.
+        free: bytes that are free; None: not known.
+    """
+    model, ema = setup.state.model, setup.state.ema
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    # weights, their average, gradients and AdamW's two moments
+    return free is None or 2 * (weights * (1 if ema is None else 2) + 3 * trained) <= free
 
 
 def describe_training(setup: TrainSetup, expected_seconds: float | None) -> str:
@@ -169,8 +198,12 @@ def count_work(setup: TrainSetup) -> Work:
     )
 
 
-def measure_speed(setup: TrainSetup) -> Speed | None:
+def measure_speed(setup: TrainSetup, *, pause: Callable[[], None] = lambda: None) -> Speed | None:
     """Measure a run's speed on a copy of its model, so that nothing of the run changes.
+
+    Args:
+        setup: the run.
+        pause: called between measurements; may raise to stop.
 
     Returns:
         None if none of the first images can be read, or there is only one.
@@ -179,7 +212,7 @@ def measure_speed(setup: TrainSetup) -> Speed | None:
         setup.context, distill=None, cached_teacher=None, teacher=None, world=SINGLE_PROCESS
     )
     recipe, device = context.recipe, context.device
-    load_image, batch = _load(setup)
+    load_image, batch = _load(setup, pause)
     if batch is None or recipe.batch_size < len(batch.keys):
         return None
     model = copy.deepcopy(setup.state.model)
@@ -192,6 +225,7 @@ def measure_speed(setup: TrainSetup) -> Speed | None:
     state = TrainState(model, optimizer, device.grad_scaler(), ema, progress)
 
     def run(step: Callable[[Batch], object], images: Batch) -> float:
+        pause()
         device.synchronize()
         start = time.perf_counter()
         step(images)
@@ -234,13 +268,14 @@ def measure_speed(setup: TrainSetup) -> Speed | None:
     )
 
 
-def _load(setup: TrainSetup) -> tuple[float, Batch | None]:
+def _load(setup: TrainSetup, pause: Callable[[], None]) -> tuple[float, Batch | None]:
     """Return the seconds an image takes to load, and a batch of two; None if none can be read."""
     augment, size = setup.context.recipe.augment, setup.context.preprocessing.img_size
     views = TrainViews(setup.train, augment, size, ViewPlan(setup.config.seed))
     order = EpochOrder(len(setup.train.labels), seed=setup.config.seed, epoch=0)
     samples, durations = [], list[float]()
     for key in order[:MAX_LOADED]:
+        pause()
         start = time.perf_counter()
         sample = views[key]
         if sample.pixels is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import TYPE_CHECKING
 
 from deitctl.device import choose_device
+from deitctl.errors import ConfigError
 from deitctl.evaluation.result import EvalResult
 from deitctl.models.checkpoint_io import WEIGHTS, load_tensors
 from deitctl.paths import write_json
@@ -21,8 +23,15 @@ def finish_run(trainer: Trainer) -> TrainResult:
     """Evaluate the saved weights in fp32, and write the result."""
     run, setup, progress = trainer.run, trainer.setup, trainer.state.progress
     fp32 = choose_device(trainer.config.device, "fp32")
-    trainer.world.barrier()  # until the main process has written the weights and the log
-    epochs = list(run.records("epoch"))
+    # Read by the main process, which has written them, and passed on once the weights are there too.
+    own = list(run.records("epoch")) if trainer.world.is_main else []
+    epochs = trainer.world.broadcast_object(own)
+    if not epochs:
+        raise ConfigError(
+            f"{run.root} cannot be evaluated again: {run.metrics_file} has no record of its epochs.",
+            f"Restore that file, or score its weights: deitctl eval {shlex.quote(trainer.config.data)} "
+            f"--model {run.quoted}",
+        )
     last = epochs[-1]
     final = {name: last[name] for name in ("top1", "top5", "val_loss")}
     if trainer.device.precision != "fp32" and progress.best_epoch < progress.epoch:

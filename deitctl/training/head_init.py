@@ -9,7 +9,7 @@ Letters: N images, D features, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -57,6 +57,7 @@ def fit_new_heads(
     device: Device,
     workers: int,
     reporter: Reporter,
+    pause: Callable[[], None] = lambda: None,
 ) -> float | None:
     """Set the heads of a model by ridge regression of the classes on its features.
 
@@ -68,11 +69,12 @@ def fit_new_heads(
         seed: of the run.
         device: device and precision of the forward pass.
         workers: loader processes.
-        reporter: shows progress.
+        reporter: shows progress, and warns of features that are not finite.
+        pause: called before every batch; may raise to stop, and the model is then as it was.
 
     Returns:
-        The first head's leave-one-out accuracy in percent, None where a head is not a linear layer or too few images
-        can be read; such heads stay as they are.
+        The first head's leave-one-out accuracy in percent, None where a head is not a linear layer, too few images
+        can be read or a feature is not finite; such heads stay as they are.
     """
     layers = [model.get_submodule(name) for name in describe_layers(model)["classifier"]]
     heads = [layer for layer in layers if isinstance(layer, nn.Linear)]
@@ -101,17 +103,25 @@ def fit_new_heads(
         reporter.task("fit the new head", len(images.labels)) as task,
     ):
         for batch in batches:
+            pause()
             if len(batch.indices):
                 eval_model.forward_in_pieces(device.to_device(batch.images[0]), device)
                 labels.append(batch.labels)
             task.advance(len(batch.indices) + len(batch.errors))
     if sum(map(len, labels)) < 2:
         return None
-    accuracies = []
-    for head, inputs in zip(heads, features, strict=True):
-        fitted = fit_ridge(
-            torch.cat(inputs), torch.cat(labels), model_config.num_classes, smoothing=smoothing
+    inputs_of = [torch.cat(inputs) for inputs in features]
+    is_finite = torch.stack([inputs.isfinite().all(1) for inputs in inputs_of]).all(0)
+    if not is_finite.all():
+        reporter.warn(
+            f"The new head is not fitted, and starts from random weights: {model_config.architecture} in "
+            f"{device.precision} gives {int((~is_finite).sum())} of {len(is_finite)} images features that are "
+            "not finite. Try --precision fp32, or other weights."
         )
+        return None
+    accuracies = []
+    for head, inputs in zip(heads, inputs_of, strict=True):
+        fitted = fit_ridge(inputs, torch.cat(labels), model_config.num_classes, smoothing=smoothing)
         with torch.no_grad():
             head.weight.copy_(fitted.weight)
             if head.bias is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -169,7 +170,7 @@ def _open_data(
     """Return the images of a run; those that it began with if it is resumed."""
     root = Path(config.output_dir)
     run_data = read_run_data(root) if resume else None
-    if run_data is not None and run_data.rows is not None:
+    if run_data is not None and run_data.rows is not None and run_data.rows.is_held_out:
         datasets = None  # opened as the data is now
     elif Run(root).saved_position() is None:
         run_data = None  # killed before it wrote which images it holds out
@@ -240,7 +241,7 @@ def _require_same_teacher(run: Run, config: TrainConfig, preflight: Preflight) -
         raise TeacherError(
             f"{run.root} began with other weights of its teacher ({earlier.get(key)}) than "
             f"{preflight.name} has now ({preflight.weights_fingerprint}).",
-            f"Start a new run: {name_command(config)} --config {run.root / 'run.toml'}",
+            f"Start a new run: {name_command(config)} --config {shlex.quote(str(run.config_file))}",
         )
 
 

@@ -100,6 +100,7 @@ def replay(
     student = build_student(config, datasets[0], reporter)
     trainer = build_trainer(run, config, student, datasets, device, reporter, SINGLE_PROCESS)
     trainer.load_checkpoint()
+    trainer.fit_new_head()
     return _replay_steps(trainer, record, reporter)
 
 

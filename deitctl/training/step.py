@@ -41,6 +41,10 @@ from deitctl.training.state import TrainState
 MIN_MICRO_BATCH = 2  # mixing needs pairs of images
 
 
+class OutOfMemory(DeitctlError):
+    """Memory runs out with the smallest micro-batch."""
+
+
 @dataclass(frozen=True)
 class TrainContext:
     """What a step needs besides the state, the same for every step of a run."""
@@ -123,7 +127,7 @@ def forward_backward(
 
     Raises:
         DataError: no image of the batch can be read; or one cannot, with `stop_on_bad_image`.
-        DeitctlError: memory runs out with the smallest micro-batch.
+        OutOfMemory: memory runs out with the smallest micro-batch.
     """
     world, signals = context.world, signals or StopRequest()
     while True:
@@ -194,7 +198,7 @@ def _halve_micro_batch(context: TrainContext, state: TrainState, reporter: Repor
     state.optimizer.zero_grad(set_to_none=True)
     context.device.empty_cache()
     if size <= MIN_MICRO_BATCH:
-        raise DeitctlError(
+        raise OutOfMemory(
             f"Memory runs out even with {MIN_MICRO_BATCH} images at a time.",
             "Use a smaller --img-size or a smaller model.",
         )

@@ -72,8 +72,7 @@ class Trainer:
         progress, recipe = self.state.progress, self.context.recipe
         with hold_signals(self.signals), self.leave_resumable():
             self.announce()
-            if self.setup.fits_head and progress.step == 0:
-                self.fit_head()
+            self.fit_new_head()
             batches = self.setup.build_loader() if progress.epoch < recipe.epochs else iter(())
             for epoch in range(progress.epoch, recipe.epochs):
                 start_time = time.monotonic()
@@ -111,15 +110,18 @@ class Trainer:
         """Say what is about to be done and how long it takes."""
         is_reported = self.world.is_main and type(self.reporter) is not SilentReporter
         if is_reported and self.state.progress.epoch < self.context.recipe.epochs:
-            self.reporter.note(describe_training(self.setup, estimate_seconds(self.setup)))
+            seconds = estimate_seconds(self.setup, pause=self.save_or_stop.raise_if_set)
+            self.reporter.note(describe_training(self.setup, seconds))
 
-    def fit_head(self) -> None:
-        """Fit a new head to the pretrained features, and start the EMA from it."""
+    def fit_new_head(self) -> None:
+        """Before the first step, fit a new head to the pretrained features, and start the EMA from
+        it; a no-op in a run that has begun, or whose head is not new."""
         setup, state = self.setup, self.state
+        if not setup.fits_head or state.progress.step > 0:
+            return
         accuracy = None
-        if (
-            self.world.is_main
-        ):  # a few thousand images, so that the head is the same for any number of processes
+        # By one process, so that the head is the same for any number of them: few images suffice.
+        if self.world.is_main:
             accuracy = fit_new_heads(
                 state.model,
                 setup.model_config,
@@ -129,6 +131,7 @@ class Trainer:
                 device=self.device,
                 workers=setup.workers,
                 reporter=self.reporter,
+                pause=self.save_or_stop.raise_if_set,
             )
         self.world.broadcast_module_(state.model)
         if state.ema is not None:

@@ -29,7 +29,8 @@ class Trend:
     val_loss_change: float | None
     """Lowest validation loss of these relative to the lowest before, percent; null for one epoch."""
     standard_error: float
-    """Of the last top-1, in points, by the number of validation images."""
+    """Of the gain, in points, if the images of its two accuracies were drawn apart; for one epoch of
+    its top-1."""
 
 
 def judge_trend(epochs: Sequence[Mapping[str, Any]], num_images: int) -> Trend:
@@ -37,28 +38,27 @@ def judge_trend(epochs: Sequence[Mapping[str, Any]], num_images: int) -> Trend:
 
     Args:
         epochs: records with `top1` (percent) and `val_loss`, in order, at least one.
-        num_images: validation images; a gain within their standard error counts as none.
+        num_images: validation images; a gain within its standard error counts as none.
     """
-    share = epochs[-1]["top1"] / 100
-    error = 100 * math.sqrt(share * (1 - share) / max(1, num_images))
     if len(epochs) == 1:
         return Trend(
             verdict="unknown",
             num_epochs=0,
             top1_gain=None,
             val_loss_change=None,
-            standard_error=error,
+            standard_error=compute_standard_error([epochs[0]["top1"]], num_images),
         )
     # Several of many epochs, because the last of a cosine changes little however short the run was.
     count = max(1, round(COMPARED * len(epochs)))
     before, last = epochs[:-count], epochs[-count:]
-    gain = max(e["top1"] for e in last) - max(e["top1"] for e in before)
+    best_before, best = (max(e["top1"] for e in part) for part in (before, last))
+    gain, error = best - best_before, compute_standard_error([best_before, best], num_images)
     lowest = min(_loss(e) for e in before)
     change = 100 * (min(_loss(e) for e in last) / lowest - 1) if 0 < lowest < math.inf else 0.0
     verdict: Literal["improving", "flat", "worse"] = "flat"
     if gain < -error or (change > MIN_RISE and gain <= 0):
         verdict = "worse"
-    elif share < 1 and (gain > error or change < -MIN_FALL):
+    elif epochs[-1]["top1"] < 100 and (gain > error or change < -MIN_FALL):
         verdict = "improving"
     return Trend(
         verdict=verdict,
@@ -67,6 +67,18 @@ def judge_trend(epochs: Sequence[Mapping[str, Any]], num_images: int) -> Trend:
         val_loss_change=change,
         standard_error=error,
     )
+
+
+def compute_standard_error(accuracies: Sequence[float], num_images: int) -> float:
+    """Return the standard error, in points, of an accuracy or of the difference of two: the root of
+    the sum of their variances p (1 - p) / N.
+
+    Args:
+        accuracies: one or two, in percent.
+        num_images: N of each.
+    """
+    variances = (a / 100 * (1 - a / 100) / max(1, num_images) for a in accuracies)
+    return 100 * math.sqrt(sum(variances))
 
 
 def _loss(epoch: Mapping[str, Any]) -> float:

@@ -113,12 +113,14 @@ def test_the_command_names_the_recipe_and_views_that_its_cache_is_for(
     result = precompute(distilled("a"), little)
     assert result.recipe == distilled("a").recipe.name
     monkeypatch.setattr("deitctl.api.cache_teacher", lambda **_: result)
+    commands: list[list[str]] = []
+    monkeypatch.setattr(
+        "deitctl.cli.cache_teacher.print_next", lambda command, **_: commands.append(list(command))
+    )
     for options, recipe in (([], result.recipe), (["--recipe", "mine.toml"], "mine.toml")):
         done = CliRunner().invoke(app, ["cache-teacher", "--format", "table", *options])
         assert done.exit_code == 0, done.stderr
-        assert done.stdout.splitlines()[-1] == (
-            f"deitctl distill with the same options, --recipe {recipe} and --views 2 uses them."
-        )
+        assert commands.pop() == ["distill", "--recipe", recipe, "--views", "2"]
 
 
 def test_a_run_computes_each_target_once_and_unloads_the_teacher(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from deitctl.cli.app import app
+from deitctl.cli.app import app, main
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import FileDataset, ImageDataset, select
 from deitctl.device import choose_device
@@ -295,5 +296,9 @@ def test_the_command_line_plans_with_the_number(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("text", ["autos", "0", "-3", "1.5", ""])
-def test_an_invalid_size_is_a_usage_error(text) -> None:
-    assert CliRunner().invoke(app, ["train", "--batch-size", text]).exit_code == 2
+def test_an_invalid_size_is_a_usage_error(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["deitctl", "train", "--batch-size", text])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2

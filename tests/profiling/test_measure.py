@@ -1,64 +1,19 @@
-"""Time is per call, free memory what system and cgroups leave, growth the peak above the start."""
+"""Time is per call, growth the peak above the start."""
 
 from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from deitctl.device import choose_device
-from deitctl.profiling.measure import MemoryMeter, measure_time, read_free_memory
+from deitctl.profiling.measure import MemoryMeter, measure_time
 
 CPU = choose_device("cpu", "fp32")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-
-
-def system(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
-
-
-MEMINFO = {"proc/meminfo": "MemTotal:  9000 kB\nMemAvailable:   8000 kB\n"}
-
-
-def test_available_memory_is_free(tmp_path):
-    assert read_free_memory(CPU, system(tmp_path, MEMINFO)) == 8000 * 1024
-
-
-def test_free_memory_is_none_where_the_system_does_not_say(tmp_path):
-    assert read_free_memory(CPU, tmp_path) is None
-
-
-def test_a_cgroup_limit_counts_and_its_page_cache_is_free(tmp_path):
-    files = {
-        "proc/self/cgroup": "0::/job/step\n",
-        "sys/fs/cgroup/job/memory.max": "5000000",
-        "sys/fs/cgroup/job/memory.current": "4000000",
-        "sys/fs/cgroup/job/memory.stat": "anon 3000000\ninactive_file 250000\n",
-        "sys/fs/cgroup/job/step/memory.max": "max",
-        "sys/fs/cgroup/job/step/memory.current": "4000000",
-    }
-    assert read_free_memory(CPU, system(tmp_path, MEMINFO | files)) == 1_250_000
-
-
-def test_a_cgroup_limit_above_the_available_memory_changes_nothing(tmp_path):
-    files = {
-        "proc/self/cgroup": "0::/\n",
-        "sys/fs/cgroup/memory.max": "1" + 12 * "0",
-        "sys/fs/cgroup/memory.current": "0",
-    }
-    assert read_free_memory(CPU, system(tmp_path, MEMINFO | files)) == 8000 * 1024
-
-
-@linux
-def test_this_machine_reports_free_memory():
-    assert read_free_memory(CPU) > 2**20
 
 
 @linux

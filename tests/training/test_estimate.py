@@ -13,7 +13,7 @@ from deitctl.config import ProgressiveResize, TrainConfig
 from deitctl.data.dataset import ImageDataset, select
 from deitctl.device import choose_device
 from deitctl.events import SilentReporter
-from deitctl.training import estimate
+from deitctl.training import estimate, step
 from deitctl.training.build import TrainSetup, build_student, build_training
 from deitctl.training.estimate import (
     Speed,
@@ -22,6 +22,7 @@ from deitctl.training.estimate import (
     describe_training,
     estimate_seconds,
     expect_seconds,
+    fits_copy,
     format_duration,
     measure_speed,
 )
@@ -115,8 +116,22 @@ def test_what_cannot_be_measured_has_no_duration(
     def run_out(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(estimate, "forward_backward", run_out)
+    monkeypatch.setattr(step, "compute_losses", run_out)  # even with two images
     assert estimate_seconds(setup) is None
+    monkeypatch.setattr(estimate, "copy", None)  # without memory there is no copy
+    monkeypatch.setattr(estimate, "read_free_memory", lambda _: 2**20)
+    assert estimate_seconds(setup) is None
+
+
+def test_a_copy_fits_if_it_takes_half_of_the_free_memory_at_most(
+    little_config: Make, little: Pair
+) -> None:
+    """By hand: weights, their average, gradients and two moments of 4 bytes a parameter."""
+    setup = build(little_config("x"), little)
+    needed = 2 * 5 * 4 * sum(p.numel() for p in setup.state.model.parameters())
+    assert fits_copy(setup, needed)
+    assert not fits_copy(setup, needed - 1)
+    assert fits_copy(setup, None)
 
 
 @pytest.mark.parametrize(

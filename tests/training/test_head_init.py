@@ -98,6 +98,30 @@ def test_a_fitted_head_knows_images_that_a_random_one_does_not(
     assert changed == {f"{head}.{part}" for head in heads for part in ("weight", "bias")}
 
 
+def test_features_that_are_not_finite_leave_the_head_as_it_is_with_a_warning(
+    deit: Callable[..., VisionTransformer], little: Pair, reporter
+):
+    model, arch = deit(classes=10), find("deit_tiny")
+    assert arch is not None
+    with torch.no_grad():
+        model.pos_embed[0, 0, 0] = torch.nan
+    before = {name: value.clone() for name, value in model.head.state_dict().items()}
+    fitted = fit_new_heads(
+        model,
+        replace(arch.to_model_config().at_size(32), num_classes=10),
+        little[0],
+        smoothing=0.1,
+        seed=0,
+        device=choose_device("cpu", "fp32"),
+        workers=0,
+        reporter=reporter,
+    )
+    assert fitted is None
+    assert all(torch.equal(v, before[n]) for n, v in model.head.state_dict().items())
+    (warning,) = reporter.warnings
+    assert "deit_tiny_patch16_224 in fp32 gives 60 of 60 images features that are not" in warning
+
+
 def test_a_head_that_is_no_linear_layer_stays_as_it_is(
     deit: Callable[..., VisionTransformer], little: Pair
 ):

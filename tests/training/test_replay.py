@@ -16,6 +16,8 @@ from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.samplers import EpochOrder, batch_start
 from deitctl.errors import ConfigError, DeitctlError
+from deitctl.models.checkpoint_io import save_tensors
+from deitctl.models.vit import VisionTransformer
 from deitctl.records import to_object
 from deitctl.training import monitor
 from deitctl.training.launch import resume, run_training
@@ -223,6 +225,20 @@ def test_without_a_checkpoint_a_replay_starts_at_the_first_step(
     result = replay(tmp_path / "run" / "incidents" / "step-0000005")
     assert result.reproduced
     assert [s["step"] for s in result.steps] == list(range(6))
+
+
+def test_a_replay_before_the_first_checkpoint_fits_the_new_head_as_the_run_did(
+    little_config: Make, tmp_path: Path, deit: Callable[..., VisionTransformer]
+) -> None:
+    weights = tmp_path / "five.safetensors"
+    save_tensors(weights, deit(classes=5).state_dict())
+    config = replace(breaking(little_config("run"), 1e25), save_every="1h", weights=str(weights))
+    config = replace(config, recipe=replace(config.recipe, head_init="ridge"))
+    with pytest.raises(DeitctlError, match="at step 5"):
+        run_training(config)
+    result = replay(tmp_path / "run" / "incidents" / "step-0000005")
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert {name: first[name] for name in result.steps[0]} == result.steps[0]
 
 
 def test_a_replay_is_for_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -27,8 +27,11 @@ from deitctl.data.loader import Batch
 from deitctl.errors import ConfigError, DataError, DeitctlError, Interrupted
 from deitctl.events import SilentReporter, Task
 from deitctl.models.checkpoint_io import WEIGHTS, load_tensors, read_metadata, save_tensors
+from deitctl.models.vit import VisionTransformer
 from deitctl.training import build, step
+from deitctl.training.build import TrainSetup
 from deitctl.training.checkpointer import AsyncCheckpointer
+from deitctl.training.estimate import estimate_seconds
 from deitctl.training.launch import resume, run_training
 from deitctl.training.monitor import LossMonitor, Observation
 from deitctl.training.run_dir import Run
@@ -321,6 +324,64 @@ def test_sigusr1_saves_and_the_run_ends_as_usual(tmp_path: Path) -> None:
     assert state_of(root)["step"] == 23
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, getattr(signal, "SIGUSR1", None)])
+@pytest.mark.parametrize("label", ["fit the new head", "estimate"])
+def test_signals_before_the_first_step_do_not_wait_for_it(
+    label: str,
+    signum: signal.Signals | None,
+    little_config: Make,
+    little: Pair,
+    tmp_path: Path,
+    deit: Callable[..., VisionTransformer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While the head is fitted or the speed is measured; the run then ends in the same bytes."""
+    if signum is None:
+        pytest.skip("there is no SIGUSR1 here")
+    weights = tmp_path / "five.safetensors"
+    save_tensors(weights, deit(classes=5).state_dict())
+    config = little_config("whole", weights=str(weights))
+    config = replace(config, recipe=replace(config.recipe, epochs=1, head_init="ridge"))
+    whole = run_training(config, datasets=little).run
+    saved: list[int] = []
+    save = AsyncCheckpointer.save
+
+    def record(self: AsyncCheckpointer, state: TrainState) -> None:
+        saved.append(state.progress.step)
+        save(self, state)
+
+    monkeypatch.setattr(AsyncCheckpointer, "save", record)
+    reporter = Does(label, lambda: signal.raise_signal(signum))
+    if label == "estimate":
+
+        def measure(setup: TrainSetup, *, pause: Callable[[], None]) -> float | None:
+            signal.raise_signal(signum)
+            return estimate_seconds(setup, pause=pause)
+
+        monkeypatch.setattr("deitctl.training.trainer.estimate_seconds", measure)
+    config = replace(config, output_dir=str(tmp_path / "stopped"))
+    if signum == signal.SIGTERM:
+        with pytest.raises(Interrupted):
+            run_training(config, datasets=little, reporter=reporter)
+        assert saved == [0]
+        resume(tmp_path / "stopped", datasets=little)
+    else:
+        run_training(config, datasets=little, reporter=reporter)
+        assert saved == [0, 4]
+    assert (tmp_path / "stopped" / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+
+
+def test_a_finished_run_without_its_log_is_an_error_in_a_line(
+    little_config: Make, little: Pair
+) -> None:
+    config = little_config("run")
+    config = replace(config, recipe=replace(config.recipe, epochs=1))
+    run = run_training(config, datasets=little).run
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"metrics.jsonl has no record of its epochs"):
+        resume(run, datasets=little)
+
+
 def test_a_resume_in_an_early_epoch_continues_to_the_full_size(
     little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch, reporter: Any
 ) -> None:
@@ -347,6 +408,8 @@ def test_a_resume_in_an_early_epoch_continues_to_the_full_size(
 
     with monkeypatch.context() as patch:
         patch.setattr(step, "compute_losses", seen)
+        # whose steps are none of the run's
+        patch.setattr("deitctl.training.trainer.estimate_seconds", lambda *_, **__: None)
         with pytest.raises(Interrupted):
             run_training(config, datasets=little, reporter=reporter)
         assert any("so few patches" in said for said in reporter.warnings)

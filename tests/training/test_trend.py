@@ -13,20 +13,22 @@ def epochs(*scores: tuple[float, float | None]) -> list[dict[str, float | None]]
 
 
 def test_the_numbers_by_hand() -> None:
-    """Of 4 epochs the last one is compared: 64 % of 100 images has a standard error of 4.8 points."""
+    """Of 4 epochs the last one is compared: the difference of 64 % and 62 % of 100 images has a standard
+    error of 100 x sqrt((0.64 x 0.36 + 0.62 x 0.38) / 100) = 6.83 points."""
     trend = judge_trend(epochs((50, 2.0), (60, 1.0), (62, 1.1), (64, 0.9)), 100)
     assert trend.num_epochs == 1
     assert trend.top1_gain == pytest.approx(2.0)
     assert trend.val_loss_change == pytest.approx(-10.0)
-    assert trend.standard_error == pytest.approx(4.8)
+    assert trend.standard_error == pytest.approx(6.8264, abs=1e-4)
     assert trend.verdict == "improving"  # by the loss; two points are noise here
 
 
 @pytest.mark.parametrize(
     ("scores", "num_images", "verdict"),
     [
-        ([(60, 1.0), (62, 1.0)], 100, "flat"),  # 2 points, and 4.9 of noise
-        ([(60, 1.0), (62, 1.0)], 10_000, "improving"),  # 2 points, and 0.5 of noise
+        ([(60, 1.0), (62, 1.0)], 100, "flat"),  # 2 points, and 6.9 of noise
+        ([(60, 1.0), (62, 1.0)], 10_000, "improving"),  # 2 points, and 0.7 of noise
+        ([(50, 1.0), (56, 1.0)], 100, "flat"),  # 6 points, and 7.0 of noise; 5.0 of one accuracy
         ([(60, 1.0), (60, 0.995)], 10_000, "flat"),
         ([(60, 1.0), (60, 0.98)], 10_000, "improving"),
         ([(62, 1.0), (60, 1.0)], 10_000, "worse"),
@@ -45,6 +47,7 @@ def test_verdicts(scores: list, num_images: int, verdict: str) -> None:
 def test_one_epoch_has_no_trend() -> None:
     trend = judge_trend(epochs((60, 1.0)), 100)
     assert (trend.verdict, trend.num_epochs, trend.top1_gain) == ("unknown", 0, None)
+    assert trend.standard_error == pytest.approx(100 * (0.6 * 0.4 / 100) ** 0.5)
 
 
 def test_of_many_epochs_a_quarter_is_compared() -> None:

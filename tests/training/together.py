@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +33,15 @@ def little() -> list[object]:
 
 
 def main(out: Path, *files: str) -> None:
-    """Train each configuration, fill the target cache of the last, evaluate the first run on 7 images."""
+    """Train each configuration, compute one view more for the last, evaluate the first run on 7 images."""
     configs = [from_dict(TrainConfig, read_toml(Path(f)), f) for f in files]
     datasets = little()
     device = choose_device("cpu", "fp32")
     with process_group(device.torch_device) as world:
         runs = [run_training(config, datasets=tuple(datasets)) for config in configs]
+        distill = configs[-1].distill
         again = cache_teacher(
-            configs[-1],
+            replace(configs[-1], distill=replace(distill, views=distill.views + 1)),
             tuple(datasets),
             lambda run: train_or_find(run, tuple(datasets), SilentReporter()),
             batch_size=8,
