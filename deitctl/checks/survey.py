@@ -105,7 +105,7 @@ def _survey_folder(path: Path, reporter: Reporter) -> Survey:
         result.issues += report("nested_split", 1, [str(inner)])
         path = inner
     folders = _find_split_folders(path)
-    chosen = find_splits(folders)
+    chosen = find_splits(folders, str(path))
     if not folders:
         _add_split(result, ALL, path, reporter)
         return result

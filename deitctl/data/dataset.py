@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from PIL import Image
 
 from deitctl.data.decode import decode, read_bytes
 from deitctl.data.lazy_jpeg import LazyJpeg, open_image
+from deitctl.errors import DataError
 
 Labels = NDArray[np.int64]
 
@@ -27,6 +29,11 @@ class ImageDataset(ABC):
     @property
     def is_in_memory(self) -> bool:
         """Whether there is nothing to read and decode, so that loader processes gain nothing."""
+        return False
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether these are validation images of data that has none of its own."""
         return False
 
     @abstractmethod
@@ -44,6 +51,13 @@ class ImageDataset(ABC):
     @abstractmethod
     def read_bytes(self, index: int) -> bytes:
         """Return the stored image; raise `DataError` if it cannot be read."""
+
+    def digest(self, index: int) -> int:
+        """Digest of the image's file as it was before packing, 64 bits; 0 if it cannot be read."""
+        try:
+            return compute_digest(self.read_bytes(index))
+        except DataError:
+            return 0
 
     def read(self, index: int) -> Image.Image:
         """Decode an image into RGB; raise `DataError` if it cannot be."""
@@ -93,10 +107,16 @@ class Subset(ImageDataset):
     indices: NDArray[np.int64]
     labels: Labels
     class_names: tuple[str, ...]
+    holds_out: bool = False
+    """Whether they are held out of the dataset."""
 
     @property
     def is_in_memory(self) -> bool:
         return self.dataset.is_in_memory
+
+    @property
+    def is_held_out(self) -> bool:
+        return self.holds_out or self.dataset.is_held_out
 
     def name(self, index: int) -> str:
         return self.dataset.name(int(self.indices[index]))
@@ -109,6 +129,9 @@ class Subset(ImageDataset):
 
     def read_bytes(self, index: int) -> bytes:
         return self.dataset.read_bytes(int(self.indices[index]))
+
+    def digest(self, index: int) -> int:
+        return self.dataset.digest(int(self.indices[index]))
 
     # Delegated, because a dataset may decode in a way of its own.
     def read(self, index: int) -> Image.Image:
@@ -144,6 +167,10 @@ class JoinedDataset(ImageDataset):
         dataset, place = self._locate(index)
         return dataset.read_bytes(place)
 
+    def digest(self, index: int) -> int:
+        dataset, place = self._locate(index)
+        return dataset.digest(place)
+
     def read(self, index: int) -> Image.Image:
         dataset, place = self._locate(index)
         return dataset.read(place)
@@ -155,6 +182,11 @@ class JoinedDataset(ImageDataset):
     def _locate(self, index: int) -> tuple[ImageDataset, int]:
         which = int(np.searchsorted(self.ends, index, side="right"))
         return self.datasets[which], index - int(self.ends[which - 1] if which else 0)
+
+
+def compute_digest(data: bytes) -> int:
+    """Return a digest of a file's bytes, 64 bits, never 0."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
 
 
 def join(datasets: Sequence[ImageDataset]) -> ImageDataset:

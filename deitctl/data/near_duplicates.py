@@ -54,6 +54,8 @@ class ImageGroups:
     """By the same pixels."""
     near: Index
     """By pixels or hashes, and by chains of those."""
+    digests: tuple[bytes, ...]
+    """Of each image's pixels; empty for an image that cannot be read."""
 
 
 def group_duplicates(dataset: ImageDataset, reporter: Reporter) -> ImageGroups | None:
@@ -81,7 +83,7 @@ def group_duplicates(dataset: ImageDataset, reporter: Reporter) -> ImageGroups |
     at, rows = _stack(hashes)
     for some, others in find_near_pairs(rows, MAX_DISTANCE, CHAIN_NEIGHBORS):
         _merge(near, at[some], at[others])
-    return ImageGroups(exact, near)
+    return ImageGroups(exact, near, tuple(digests))
 
 
 def _hash_image(dataset: ImageDataset, index: int) -> tuple[bytes, bytes]:

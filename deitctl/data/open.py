@@ -5,11 +5,13 @@ A folder, tar, pack, table or the built-in digits.
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from deitctl.data.dataset import ImageDataset, is_hidden, join
 from deitctl.data.near_duplicates import MAX_BYTES, MAX_IMAGES, group_duplicates
@@ -18,8 +20,16 @@ from deitctl.data.readers.folder import open_folder
 from deitctl.data.readers.pack import SUFFIX, open_pack
 from deitctl.data.readers.table import open_table
 from deitctl.data.readers.tar import open_tar
-from deitctl.data.run_data import SPLIT_FILE, AppliedSplit, RunData, apply_split
-from deitctl.data.splits import SPLIT_NAMES, find_splits, hold_out, relabel
+from deitctl.data.run_data import SPLIT_FILE, RunData
+from deitctl.data.run_match import AppliedSplit, Mask, RunMatch, apply_split, match_run
+from deitctl.data.splits import (
+    ALL,
+    SPLIT_NAMES,
+    HeldOutSplit,
+    find_splits,
+    hold_out,
+    relabel,
+)
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 from deitctl.paths import shorten, suggest_path
@@ -27,10 +37,6 @@ from deitctl.paths import shorten, suggest_path
 BUILT_IN = "digits"
 VAL_FRACTION = 0.2
 """Held out of a dataset without validation images."""
-ALL = "all"
-"""Name of the images of every split together."""
-MIN_FOUND = 0.95
-"""Of a run's images that must be found by name and class for data elsewhere to be the run's."""
 KINDS = "DATA is a folder, a .tar, a .pack, a .csv or .parquet table, or 'digits'."
 
 
@@ -50,7 +56,7 @@ class DatasetSplits:
         return {name: part for name, part in parts.items() if part is not None and len(part.labels)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EvalData:
     """Images to score a model on."""
 
@@ -59,8 +65,19 @@ class EvalData:
     split: str
     """train, val, test or all."""
     dataset: ImageDataset
-    num_train_images: int
-    """Images among them that the model was trained on; 0 if there is none, or none is known."""
+    parts: tuple[str, ...]
+    """The parts of the data that the images are of; the empty name is that of unsplit data."""
+    indices: NDArray[np.int64] | None = None
+    """Of the images in that part; None: they are all of it."""
+    num_train_images: int | None = None
+    """Images among them that the model was trained on; None: not known."""
+
+    def find_train_images(self, match: RunMatch) -> Mask | None:
+        """Return which of the images a run was trained on, [N]; None if that is not known."""
+        if match.train_masks is None:
+            return None
+        mask = np.concatenate([match.train_masks[part] for part in self.parts])
+        return mask if self.indices is None else mask[self.indices]
 
 
 def open_for_training(
@@ -84,11 +101,13 @@ def open_for_training(
     parts = data.list_parts()
     train: ImageDataset
     val: ImageDataset
-    whole = _find_whole(parts)
-    if whole is not None and run is not None:
-        train, val = _continue_split(data.name, whole, run, reporter)
-    elif whole is not None:
-        train, val = _split_whole(data.name, whole, seed, reporter)
+    unsplit = _find_unsplit(parts)
+    if run is not None and run.rows is not None and run.rows.is_held_out:
+        unsplit = parts.get("", parts.get("train"))  # whatever was put beside it since
+    if unsplit is not None and run is not None:
+        train, val = _continue_split(data.name, unsplit, run, reporter)
+    elif unsplit is not None:
+        train, val = _hold_out_fifth(data.name, unsplit, seed, reporter)
     elif "train" in parts and len(parts) > 1:
         # By name: the validation split may lack a class, and be numbered otherwise.
         train = parts["train"]
@@ -114,28 +133,39 @@ def open_for_training(
     return train, val
 
 
-def _find_whole(parts: Mapping[str, ImageDataset]) -> ImageDataset | None:
+def _find_unsplit(parts: Mapping[str, ImageDataset]) -> ImageDataset | None:
     """Return the images that a run splits: those of unsplit data, or of a `train` alone."""
     return next(iter(parts.values())) if set(parts) in ({""}, {"train"}) else None
 
 
-def _split_whole(
-    name: str, whole: ImageDataset, seed: int, reporter: Reporter
+def _hold_out_fifth(
+    name: str, unsplit: ImageDataset, seed: int, reporter: Reporter
 ) -> tuple[ImageDataset, ImageDataset]:
     """Hold out a fifth, which resembles no training image as far as that can be had."""
-    groups = group_duplicates(whole, reporter)
-    split = hold_out(whole, VAL_FRACTION, seed, None if groups is None else groups.near)
-    if groups is not None and split.num_moved > len(split.val.labels):
+    groups = group_duplicates(unsplit, reporter)
+    near = None if groups is None else groups.near
+    split, chosen_by = hold_out(unsplit, VAL_FRACTION, seed, near), "name"
+    if groups is not None and _is_collapsed(split):
+        # An image in many copies, each by its name, would hardly ever be held out.
+        split, chosen_by = (
+            hold_out(unsplit, VAL_FRACTION, seed, groups.near, groups.digests),
+            "content, as many are equal",
+        )
+    if groups is not None and _is_collapsed(split):
         # Images of a fixed camera, X-rays, scans: hashes are of what all of them share.
-        split = hold_out(whole, VAL_FRACTION, seed, groups.exact)
+        split, chosen_by = (
+            hold_out(unsplit, VAL_FRACTION, seed, groups.exact, groups.digests),
+            "content",
+        )
         reporter.warn(
             f"So many images of {name} resemble another that only equal ones were kept together. "
-            "If they are copies, frames of a video or shots of one scene, split them by source "
-            "into train/ and val/: else accuracies are too high."
+            "If they are frames of a video or shots of one scene, split them by source into train/ "
+            "and val/: else accuracies are too high."
         )
+    num_held, count = len(split.val.labels), len(unsplit.labels)
     sentences = [
-        f"{name} has no validation set: {len(split.val.labels)} of {len(whole.labels)} images are "
-        "held out, chosen by name."
+        f"{name} has no validation set: {num_held} of {count} images are held out, chosen by "
+        f"{chosen_by}."
     ]
     if split.num_moved:
         sentences.append(
@@ -147,7 +177,22 @@ def _split_whole(
             f"{MAX_BYTES // 2**30} GiB."
         )
     reporter.note(" ".join(sentences))
+    if split.num_leaked:
+        reporter.warn(
+            f"{split.num_leaked} of the images held out of {name} have a duplicate in training, "
+            "because their classes have no others: accuracies are too high."
+        )
+    if num_held < VAL_FRACTION * count / 2:
+        reporter.warn(
+            f"Only {num_held} of {count} images of {name} are held out, where a fifth is "
+            f"{VAL_FRACTION * count:.0f}: accuracies are uncertain. Add validation images in val/."
+        )
     return split.train, split.val
+
+
+def _is_collapsed(split: HeldOutSplit) -> bool:
+    """Whether duplicates keep most of the fifth in training."""
+    return split.num_moved > len(split.val.labels) - split.num_leaked
 
 
 def _note_test(name: str, parts: Mapping[str, ImageDataset], reporter: Reporter) -> None:
@@ -163,20 +208,23 @@ def _note_test(name: str, parts: Mapping[str, ImageDataset], reporter: Reporter)
 
 
 def _continue_split(
-    name: str, whole: ImageDataset, run: RunData, reporter: Reporter
+    name: str, unsplit: ImageDataset, run: RunData, reporter: Reporter
 ) -> tuple[ImageDataset, ImageDataset]:
     if run.rows is None:
         raise DataError(
             f"{run.folder} has no {SPLIT_FILE}, so which images of {name} it holds out is not known.",
             "Restore that file, or start a new run.",
         )
-    split = apply_split(whole, run.rows)
-    if split.missing:
-        raise DataError(
-            f"{name} lacks images that {run.folder} began with: {split.missing[0]} and "
-            f"{len(split.missing) - 1} more.",
-            "Put them back, or start a new run.",
-        )
+    split = apply_split(unsplit, run, name)
+    for paths, change in (
+        (split.missing, "lacks images that {} began with, or has others in their place"),
+        (split.relabeled, "has images with other labels than when {} began"),
+    ):
+        if paths:
+            raise DataError(
+                f"{name} {change.format(run.folder)}: {paths[0]} and {len(paths) - 1} more.",
+                "Put them back, or start a new run.",
+            )
     if split.num_new:
         reporter.note(
             f"Images of {name} that are new since {run.folder} began are left out: {split.num_new}."
@@ -200,52 +248,55 @@ def open_eval_split(
             unsplit data that no run has split; else `train`.
         run: the run that the model is of. Of its own data, wherever that lies now, `val` is what
             the run held out.
-        reporter: receives what is scored if it was not asked for, and a warning where training
+        reporter: receives what is scored unless a split is named, and a warning where training
             images are among it.
 
     Raises:
         DataError: no such data, or it lacks the split.
     """
     data = open_dataset(ref or (run.ref if run is not None else BUILT_IN), reporter)
+    match = None if run is None else match_run(data.name, data.list_parts(), run)
+    return choose_eval_split(data, split, match, reporter)
+
+
+def choose_eval_split(
+    data: DatasetSplits, split: str, match: RunMatch | None, reporter: Reporter
+) -> EvalData:
+    """Return the images of opened data to evaluate on, see `open_eval_split`."""
     parts = data.list_parts()
     if not parts:
         raise DataError(f"{data.name} has no images to evaluate on.")
-    everything = join(list(parts.values()))
-    held_out = None if run is None else _find_held_out(data, run)
+    choices = {
+        name: EvalData(data.name, name, part, (name,)) for name, part in parts.items() if name
+    }
+    held_out = None if match is None else match.split
     if held_out is not None:
-        parts = {"train": held_out.train, "val": held_out.val}
-    parts = {name: part for name, part in parts.items() if name and len(part.labels)}
-    choices = {**parts, ALL: everything}
+        part = ("",) if "" in parts else ("train",)
+        for name, subset in (("train", held_out.train), ("val", held_out.val)):
+            choices.pop(name, None)
+            if len(subset.labels):
+                choices[name] = EvalData(data.name, name, subset, part, subset.indices)
+    choices[ALL] = EvalData(data.name, ALL, join(list(parts.values())), tuple(parts))
     if split and split not in choices:
         raise DataError(f"{data.name} has no {split} split.", f"It has: {', '.join(choices)}.")
-    chosen = split or next(name for name in ("val", "test", "train", ALL) if name in choices)
-    dataset, num_train_images = choices[chosen], 0
-    if run is not None and (held_out is not None or _is_place_of(run, data.name)):
-        if held_out is not None and chosen == "val":
-            _note_held_out(data.name, held_out, run, reporter)
-        if chosen in ("train", ALL) and "train" in parts:
-            num_train_images = len(parts["train"].labels)
-            reporter.warn(
-                f"{num_train_images:,} of these {len(dataset.labels):,} images are training images "
-                f"of {run.folder}: accuracies on them say nothing about new images."
-            )
-    return EvalData(data.name, chosen, dataset, num_train_images)
-
-
-def _find_held_out(data: DatasetSplits, run: RunData) -> AppliedSplit | None:
-    """Return the run's split of data; None if it is other data or has validation images."""
-    whole = _find_whole(data.list_parts())
-    if whole is None or run.rows is None:
-        return None
-    split = apply_split(whole, run.rows)
-    found = 1 - len(split.missing) / max(1, len(run.rows.paths))
-    # By its images too: data is moved, packed and copied to other machines.
-    return split if _is_place_of(run, data.name) or found >= MIN_FOUND else None
-
-
-def _is_place_of(run: RunData, ref: str) -> bool:
-    """Whether the run found its data where `ref` is."""
-    return ref == run.ref or os.path.realpath(ref) == os.path.realpath(run.ref)
+    chosen = choices[
+        split or next(name for name in ("val", "test", "train", ALL) if name in choices)
+    ]
+    if match is None:
+        return chosen
+    mask = chosen.find_train_images(match)
+    if mask is None and match.is_same_place and "train" in parts and chosen.split in ("train", ALL):
+        mask = np.zeros(len(chosen.dataset.labels), np.bool_)
+        mask[: len(parts["train"].labels)] = True  # the first part
+    num_train_images = None if mask is None else int(mask.sum())
+    if held_out is not None and chosen.split == "val":
+        _note_held_out(data.name, held_out, match.run, reporter)
+    if match.is_own and num_train_images and chosen.split in ("train", ALL):
+        reporter.warn(
+            f"{num_train_images:,} of these {len(chosen.dataset.labels):,} images are training "
+            f"images of {match.run.folder}: accuracies on them say nothing about new images."
+        )
+    return replace(chosen, num_train_images=num_train_images)
 
 
 def _note_held_out(name: str, split: AppliedSplit, run: RunData, reporter: Reporter) -> None:
@@ -305,7 +356,7 @@ def _open_splits(ref: str, reporter: Reporter) -> tuple[str, Mapping[str, ImageD
 
 def _open_split_folders(path: Path, reporter: Reporter) -> dict[str, ImageDataset]:
     names = [name for choices in SPLIT_NAMES.values() for name in choices]
-    splits = find_splits(name for name in names if _has_class_folders(path / name))
+    splits = find_splits((name for name in names if _has_class_folders(path / name)), str(path))
     if not splits:
         return {"": open_folder(path, reporter)}
     return {split: open_folder(path / name, reporter) for split, name in splits.items()}

@@ -1,26 +1,34 @@
-"""What a run folder says about its data: which data it was, and which images it held out.
+"""What a run folder says about its data: which data it was, and which images were for what.
 
-`split.csv` has a row `path,label,split` for every image of data that was split for the run.
+`split.csv` has a row `path,label,split,part,bytes,digest` for every image: its path below its part
+of the data, its class, `train` or `val`, that part (`all` if the run has split the data), and by
+what the image is recognized wherever the data lies. Names alone would not do: cameras and tools
+number images from one in every folder.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from deitctl.data.dataset import ImageDataset, Subset, number_labels
-from deitctl.data.splits import HeldOut, list_relative_paths
+from deitctl.cores import count_cores
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.splits import ALL, list_relative_paths
 from deitctl.errors import DataError
 from deitctl.paths import write_bytes
 from deitctl.settings import read_toml
 
 SPLIT_FILE = "split.csv"
-COLUMNS = ["path", "label", "split"]
+COLUMNS = ["path", "label", "split", "part", "bytes", "digest"]
+MAX_ROWS = 200_000
+"""Images of data with validation images of its own that are listed: a few seconds, and 20 MB."""
+MAX_DIGESTS = 50_000
+MAX_DIGEST_BYTES = 4 * 2**30
+"""Data of more images or bytes has no digests: its images would be read at the start."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +36,21 @@ class SplitRows:
     """The rows of a split.csv, in order: first the training images, then the validation images."""
 
     paths: Sequence[str]
-    """Below the data, see `splits.list_relative_paths`."""
+    """Below the data, or its part, see `splits.list_relative_paths`."""
     labels: Sequence[str]
     """Class names."""
     splits: Sequence[str]
     """`train` or `val`."""
+    parts: Sequence[str]
+    """The part of the data that the path is below: `all`, `train` or `val`."""
+    num_bytes: Sequence[int]
+    digests: Sequence[int]
+    """See `ImageDataset.digest`; 0 where there is none."""
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether the run has split the data, which had no validation images."""
+        return ALL in self.parts[-1:]
 
 
 @dataclass(frozen=True)
@@ -45,19 +63,7 @@ class RunData:
     """The data, as the run names it."""
     split_seed: int
     rows: SplitRows | None
-    """None if the data has validation images of its own, or the run is of an older version."""
-
-
-@dataclass(frozen=True)
-class AppliedSplit:
-    """A run's split of data that may have changed since."""
-
-    train: Subset
-    val: HeldOut
-    num_new: int
-    """Images that were not there when the run began; they are in neither part."""
-    missing: tuple[str, ...]
-    """Paths of the run's images that are gone."""
+    """None if the file is not there: the data has more images than are listed."""
 
 
 def read_run_data(folder: Path) -> RunData | None:
@@ -81,20 +87,30 @@ def read_run_data(folder: Path) -> RunData | None:
 
 
 def write_split(folder: Path, train: ImageDataset, val: ImageDataset) -> None:
-    """Write split.csv if the validation images were held out; raise `DiskError` if that fails.
+    """Write split.csv; raise `DiskError` if that fails.
 
-    Data with validation images of its own says itself which they are, and may have millions.
+    Not for more than `MAX_ROWS` images that the data itself has split.
     """
-    if not isinstance(val, HeldOut):
+    count = len(train.labels) + len(val.labels)
+    if count > MAX_ROWS and not val.is_held_out:
         (folder / SPLIT_FILE).unlink(missing_ok=True)  # of a run that was killed at its start
         return
+    sizes = [[part.num_bytes(i) for i in range(len(part.labels))] for part in (train, val)]
+    has_digests = count <= MAX_DIGESTS and sum(map(sum, sizes)) <= MAX_DIGEST_BYTES
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)
-    for split, dataset in (("train", train), ("val", val)):
-        paths = list_relative_paths(dataset)
-        for path, label in zip(paths, dataset.labels.tolist(), strict=True):
-            rows.writerow((path, dataset.class_names[label], split))
+    with ThreadPoolExecutor(count_cores()) as pool:
+        for split, dataset, bytes_ in zip(("train", "val"), (train, val), sizes, strict=True):
+            names = (dataset.class_names[label] for label in dataset.labels.tolist())
+            part = ALL if val.is_held_out else split
+            digests = (
+                pool.map(dataset.digest, range(len(bytes_))) if has_digests else [0] * len(bytes_)
+            )
+            for path, name, size, digest in zip(
+                list_relative_paths(dataset), names, bytes_, digests, strict=True
+            ):
+                rows.writerow((path, name, split, part, size, f"{digest:x}"))
     write_bytes(folder / SPLIT_FILE, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
@@ -107,46 +123,21 @@ def _read_rows(file: Path) -> SplitRows | None:
             if next(table, []) != COLUMNS:
                 raise ValueError(f"its first line is not {','.join(COLUMNS)}")
             rows = list(table)
-        if any(len(row) != 3 or row[2] not in ("train", "val") for row in rows):
-            raise ValueError("a row is not path,label and train or val")
+        if not all(map(_is_row, rows)):
+            raise ValueError(f"a row is not {','.join(COLUMNS)}")
+        paths, labels, splits, parts, sizes, digests = (
+            [row[column] for row in rows] for column in range(len(COLUMNS))
+        )
+        return SplitRows(
+            paths, labels, splits, parts, [int(n) for n in sizes], [int(d, 16) for d in digests]
+        )
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(
             f"{file} cannot be read: {error}.", "Restore it, or start a new run."
         ) from error
-    return SplitRows(*([row[column] for row in rows] for column in range(3)))
 
 
-def apply_split(dataset: ImageDataset, rows: SplitRows) -> AppliedSplit:
-    """Split data as a run did: the same images, in the same order, under the same class numbers.
-
-    Args:
-        dataset: the run's data as it is now.
-        rows: of the run.
-    """
-    index_of = _index_images(dataset)
-    found: Mapping[str, list[int]] = {"train": [], "val": []}
-    missing = []
-    for path, label, split in zip(rows.paths, rows.labels, rows.splits, strict=True):
-        if places := index_of.get((path, label)):
-            found[split].append(places.pop(0))  # a table may list an image twice
-        else:
-            missing.append(path)
-    train, val = (np.array(found[split], np.int64) for split in ("train", "val"))
-    used = set(rows.labels)
-    class_names = tuple(name for name in dataset.class_names if name in used)
-    labels = number_labels(dataset, class_names)
-    return AppliedSplit(
-        Subset(dataset, train, labels[train], class_names),
-        HeldOut(dataset, val, labels[val], class_names),
-        len(labels) - len(train) - len(val),
-        tuple(missing),
+def _is_row(row: Sequence[str]) -> bool:
+    return (
+        len(row) == len(COLUMNS) and row[2] in ("train", "val") and row[3] in (ALL, "train", "val")
     )
-
-
-def _index_images(dataset: ImageDataset) -> dict[tuple[str, str], list[int]]:
-    """Return the indices of the images by path and class name."""
-    index_of: dict[tuple[str, str], list[int]] = {}
-    paths = list_relative_paths(dataset)
-    for index, (path, label) in enumerate(zip(paths, dataset.labels.tolist(), strict=True)):
-        index_of.setdefault((path, dataset.class_names[label]), []).append(index)
-    return index_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -26,21 +26,32 @@ TEST_NAMES = ("test",)
 SPLIT_NAMES = {"train": TRAIN_NAMES, "val": VAL_NAMES, "test": TEST_NAMES}
 """Names of folders, and values of a table's column, that are read as a split; in order of
 preference."""
+ALL = "all"
+"""Name of the images of every split together."""
 
 
-def find_splits(names: Iterable[str]) -> dict[str, str]:
-    """Return which of some folder or split names is `train`, which `val` and which `test`."""
+def find_splits(names: Iterable[str], data: str) -> dict[str, str]:
+    """Return which of some folder or split names is `train`, which `val` and which `test`.
+
+    Args:
+        names: of the folders or splits.
+        data: the data that has them, for the message.
+
+    Raises:
+        DataError: two of them mean the same split, and taking one would leave out the other.
+    """
     names = set(names)
     splits: dict[str, str] = {}
     for split, choices in SPLIT_NAMES.items():
-        for name in choices:
-            if name in names:
-                splits.setdefault(split, name)
+        present = [name for name in choices if name in names]
+        if len(present) > 1:
+            raise DataError(
+                f"{data} has a {present[0]} and a {present[1]} split, which both mean {split}.",
+                "Put their images into one, or rename the one that is something else.",
+            )
+        if present:
+            splits[split] = present[0]
     return splits
-
-
-class HeldOut(Subset):
-    """The validation images of data that has none of its own."""
 
 
 @dataclass(frozen=True)
@@ -48,54 +59,80 @@ class HeldOutSplit:
     """Data without validation images, split in two."""
 
     train: Subset
-    val: HeldOut
+    val: Subset
     num_moved: int = 0
     """Images trained on only because a duplicate of theirs is."""
+    num_leaked: int = 0
+    """Images held out although a duplicate of theirs is trained on: their class has no others."""
 
 
 def hold_out(
-    dataset: ImageDataset, fraction: float, seed: int, groups: NDArray[np.int64] | None = None
+    dataset: ImageDataset,
+    fraction: float,
+    seed: int,
+    groups: NDArray[np.int64] | None = None,
+    contents: Sequence[bytes] | None = None,
 ) -> HeldOutSplit:
     """Hold out the images whose name has a hash in the first `fraction` of all hashes.
 
     An image's side depends on its own name alone, not on how many others there are, so that a model
-    trained before images were added has not seen the validation images afterwards. Three rules on
-    top, none of which moves an image from training to validation when others are added, but for the
-    last:
+    trained before images were added has not seen the validation images afterwards. Duplicates have
+    the largest hash of their group, so that an added one moves the others to training at most. On
+    top are three rules, so that every class is on both sides:
 
-    1. An image of a group is held out only if every image of the group is below the threshold.
-    2. A class of which nothing is held out gives the image of the smallest hash.
-    3. A class of two or more of which everything is held out trains on the image of the largest
-       hash, and so does a class of one image. When such a class grows, that image can become a
-       validation image. No rule is without exception: a class of one trains on it, so that with
-       two images the other would have to be held out, whichever of the two came first.
+    1. A class of one image is trained on, with the image's duplicates.
+    2. A class of two or more of which everything is held out trains on the group of the largest
+       hash.
+    3. A class of two or more of which nothing is held out gives the group of the smallest hash that
+       has no image of another class, and is not all of the class; where there is no such group, the
+       image of the smallest hash.
+
+    With them a trained image can become a validation image: when its class, or that of a duplicate,
+    grows and was subject to rule 1 or 2 before; and by rule 3, when everything that its class held
+    out gets a duplicate in training. No rule is without exception: a class of one trains on it, so
+    that with two images the other would have to be held out, whichever of the two came first.
 
     Args:
         fraction: of the hashes, in (0,1).
         seed: of the hashes.
         groups: number of the group of duplicates that an image belongs to, [N]; None: no two images
             are duplicates.
+        contents: what is hashed instead of the name, [N]; the name where it is empty.
     """
-    hashes = hash_paths(list_relative_paths(dataset), seed)
-    below = hashes < fraction
-    held = below.copy()
-    if groups is not None:
-        held &= (np.bincount(groups, weights=~below) == 0)[groups]
-    num_moved = int((below & ~held).sum())
+    paths = list_relative_paths(dataset)
+    if contents is not None:
+        paths = [c.hex() or path for c, path in zip(contents, paths, strict=True)]
+    own_hashes = hash_paths(paths, seed)
+    count = len(own_hashes)
+    groups = np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
+    largest, sizes = np.zeros(count), np.bincount(groups, minlength=count)
+    np.maximum.at(largest, groups, own_hashes)
+    hashes = largest[groups]
+    held = hashes < fraction
+    num_moved = int((own_hashes < fraction).sum() - held.sum())
     counts = np.bincount(dataset.labels, minlength=len(dataset.class_names))
-    by_class = np.split(np.argsort(dataset.labels, kind="stable"), np.cumsum(counts)[:-1])
-    for members in by_class:
-        if len(members) < 2:
-            held[members] = False
-        elif not held[members].any():
-            held[members[hashes[members].argmin()]] = True
-        elif held[members].all():
-            held[members[hashes[members].argmax()]] = False
+    classes = np.split(np.argsort(dataset.labels, kind="stable"), np.cumsum(counts)[:-1])
+    for members in classes:
+        if len(members) and held[members].all():
+            last = groups[members[hashes[members].argmax()]]
+            held[groups == last] = False
+    for members in classes:
+        if len(members) > 1 and not held[members].any():
+            numbers, which, in_class = np.unique(
+                groups[members], return_inverse=True, return_counts=True
+            )
+            free = ((in_class == sizes[numbers]) & (in_class < len(members)))[which]
+            first = members[np.where(free, hashes[members], np.inf).argmin()]
+            if free.any():
+                held[groups == groups[first]] = True
+            else:
+                held[members[own_hashes[members].argmin()]] = True
     train, val = np.flatnonzero(~held), np.flatnonzero(held)
     return HeldOutSplit(
         Subset(dataset, train, dataset.labels[train], dataset.class_names),
-        HeldOut(dataset, val, dataset.labels[val], dataset.class_names),
+        Subset(dataset, val, dataset.labels[val], dataset.class_names, holds_out=True),
         num_moved,
+        int(np.isin(groups[val], groups[train]).sum()),
     )
 
 

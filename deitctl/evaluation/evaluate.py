@@ -12,7 +12,7 @@ from torch import nn
 
 from deitctl.data.classes import NUMBERS, ClassMatch, match_classes
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.open import ALL
+from deitctl.data.splits import ALL
 from deitctl.device import INFERENCE_PRECISION, Device, choose_device
 from deitctl.distributed import is_main_process, process_group
 from deitctl.errors import ConfigError, DataError, require_positive

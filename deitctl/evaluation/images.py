@@ -10,18 +10,23 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from deitctl.data.dataset import ImageDataset, select
-from deitctl.data.open import ALL, BUILT_IN, MIN_FOUND, open_dataset, open_eval_split
-from deitctl.data.run_data import SPLIT_FILE, RunData, apply_split, read_run_data
-from deitctl.data.splits import list_relative_paths
+from deitctl.data.dataset import ImageDataset, join, select
+from deitctl.data.open import (
+    BUILT_IN,
+    DatasetSplits,
+    EvalData,
+    choose_eval_split,
+    open_dataset,
+)
+from deitctl.data.run_data import SPLIT_FILE, RunData, read_run_data
+from deitctl.data.run_match import Mask, RunMatch, match_run
+from deitctl.data.splits import ALL
 from deitctl.errors import DataError
 from deitctl.events import Reporter, SilentReporter
 
 EXPORT = "export"
 """Folder of a run that `deitctl export` writes to."""
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,24 +112,28 @@ def choose_images(
     if owner is not None:
         require_data(owner)
         data = owner.ref
-    elif data:
-        owner = next((run for run in runs.values() if is_data_of(run, data)), None)
     if not data:
         data = BUILT_IN
         reporter.note(f"No data named: using the built-in '{BUILT_IN}'.")
-    opened = open_eval_split(data, split, run=owner, reporter=reporter)
-    if owner is not None and not _is_same_place(data, owner.ref):
+    splits = open_dataset(data, reporter)
+    parts = splits.list_parts()
+    matches = {model: match_run(splits.name, parts, run) for model, run in runs.items()}
+    match = next((match for match in matches.values() if match.is_own), None)
+    if owner is not None and (match is None or match.run != owner):
+        match = match_run(splits.name, parts, owner)
+    opened = choose_eval_split(splits, split, match, reporter)
+    if match is not None and not match.is_same_place:
         reporter.note(
-            f"{data} has the images of {owner.folder}, which began with {owner.ref}: its "
-            f"{SPLIT_FILE} names those that it held out."
+            f"{data} has the images of {match.run.folder}, which began with {match.run.ref}: its "
+            f"{SPLIT_FILE} names those that it was trained on."
         )
-    masks = _find_masks(opened.dataset, data, opened.split, runs, reporter)
+    masks = _find_masks(opened, splits, matches, reporter)
     images = ScoredImages(data, opened.split, opened.dataset, masks)
     if not split:
         images = _leave_out_train_images(images, reporter)
     for model, mask in images.train_masks.items():
-        # Of the owner `open_eval_split` has warned.
-        if mask.any() and (owner is None or runs[model].folder != owner.folder):
+        # Of the owner `choose_eval_split` has warned.
+        if mask.any() and (match is None or runs[model].folder != match.run.folder):
             reporter.warn(
                 f"{mask.sum()} of these {len(mask)} images are training images of {model}: "
                 "accuracies on them say nothing about new images."
@@ -133,22 +142,19 @@ def choose_images(
 
 
 def _find_masks(
-    dataset: ImageDataset,
-    data: str,
-    split: str,
-    runs: Mapping[str, RunData],
-    reporter: Reporter,
+    opened: EvalData, data: DatasetSplits, matches: Mapping[str, RunMatch], reporter: Reporter
 ) -> dict[str, Mask]:
     """Return which images each model was trained on; a model of which it is not known has none."""
     masks = {}
-    for model, run in runs.items():
-        mask = find_train_images(dataset, data, split, run)
+    has_own_val = opened.split in ("val", "test") and opened.split in data.list_parts()
+    for model, match in matches.items():
+        mask = find_train_images(opened, match)
         if mask is not None:
             masks[model] = mask
-        elif is_data_of(run, data):
+        elif match.run.rows is None and not has_own_val:
             reporter.warn(
-                f"{run.folder} has no {SPLIT_FILE}, which would say what it held out: images that "
-                "it was trained on may be among these."
+                f"{match.run.folder} has no {SPLIT_FILE}, which would say what it was trained on: "
+                "such images may be among these."
             )
     return masks
 
@@ -165,12 +171,12 @@ def _leave_out_train_images(images: ScoredImages, reporter: Reporter) -> ScoredI
         f"{trained_on.sum()} of these {len(trained_on)} images are left out, because "
         f"{' or '.join(m for m in masks if masks[m].any())} was trained on them."
     )
-    kept = np.flatnonzero(~trained_on)
+    others = np.flatnonzero(~trained_on)
     return ScoredImages(
         images.data,
         "val" if images.split == ALL else images.split,
-        select(images.dataset, kept),
-        {model: mask[kept] for model, mask in masks.items()},
+        select(images.dataset, others),
+        {model: mask[others] for model, mask in masks.items()},
     )
 
 
@@ -184,46 +190,28 @@ def require_data(run: RunData) -> None:
         )
 
 
-def is_data_of(run: RunData, data: str) -> bool:
-    """Whether data is a run's: it lies where the run has it, or has the images of its split.csv."""
-    if _is_same_place(data, run.ref):
-        return True
-    if run.rows is None:
-        return False
-    parts = open_dataset(data, SilentReporter()).list_parts()
-    if len(parts) != 1:
-        return False
-    missing = apply_split(next(iter(parts.values())), run.rows).missing
-    return len(run.rows.paths) - len(missing) >= MIN_FOUND * len(run.rows.paths)
-
-
-def find_train_images(dataset: ImageDataset, data: str, split: str, run: RunData) -> Mask | None:
-    """Return which images of a dataset a run was trained on, [N].
+def find_train_images(images: EvalData, match: RunMatch) -> Mask | None:
+    """Return which of some images a run was trained on, [N].
 
     Args:
-        dataset: the images.
-        data: the data that they are from, as the user names it.
-        split: which of its splits they are.
-        run: the run.
+        images: chosen of the data that was matched.
+        match: of the run and that data.
 
     Returns:
         None if that is not known: of images that are nowhere near the run's, or if the run does not
-        say which part of this data it was trained on.
+        say which of its data it was trained on.
     """
-    is_own = is_data_of(run, data)
-    if run.rows is not None and is_own:
-        rows = zip(run.rows.paths, run.rows.labels, run.rows.splits, strict=True)
-        trained_on = {(path, label) for path, label, part in rows if part == "train"}
-        paths, labels = list_relative_paths(dataset), dataset.labels.tolist()
-        keys = zip(paths, (dataset.class_names[label] for label in labels), strict=True)
-        return np.fromiter((key in trained_on for key in keys), np.bool_, len(paths))
-    train = open_train_images(run)
+    mask = images.find_train_images(match)
+    if match.is_own and mask is not None:
+        return mask
+    # A table that lists the run's files, links to them.
+    train = open_train_images(match.run)
     if train is None:
-        return None
-    if is_own and split in ("val", "test"):
-        return np.zeros(len(dataset.labels), np.bool_)  # the data itself says so
-    mask = find_files(dataset, train)
-    return mask if is_own or mask.any() else None
+        return mask
+    files = find_files(images.dataset, train)
+    if mask is None:
+        return files if files.any() else None
+    return mask | files
 
 
 def find_files(dataset: ImageDataset, others: ImageDataset) -> Mask:
@@ -249,14 +237,14 @@ def find_files(dataset: ImageDataset, others: ImageDataset) -> Mask:
 def open_train_images(run: RunData) -> ImageDataset | None:
     """Return the images that a run was trained on; None if they are gone, or it does not say."""
     try:
-        parts = open_dataset(run.ref, SilentReporter()).list_parts()
+        data = open_dataset(run.ref, SilentReporter())
     except DataError:
         return None
-    if run.rows is not None and len(parts) == 1:
-        return apply_split(next(iter(parts.values())), run.rows).train
-    return parts.get("train") if len(parts) > 1 else None
-
-
-def _is_same_place(data: str, other: str) -> bool:
-    real, real_other = (os.path.realpath(os.path.expanduser(d or BUILT_IN)) for d in (data, other))
-    return real == real_other
+    parts = data.list_parts()
+    match = match_run(data.name, parts, run)
+    if match.split is not None:
+        return match.split.train
+    if match.train_masks is None:
+        return parts.get("train") if len(parts) > 1 else None
+    masks = np.concatenate([match.train_masks[name] for name in parts])
+    return select(join(list(parts.values())), np.flatnonzero(masks))

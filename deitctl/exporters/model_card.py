@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import Any
 
 from deitctl import __version__
-from deitctl.data.open import ALL
+from deitctl.data.splits import ALL
 from deitctl.evaluation.images import describe_images
 from deitctl.exporters.compare import Verification
 from deitctl.models.catalog import Architecture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,9 @@ from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import FileDataset, ImageDataset, is_hidden, select
 from deitctl.data.decode import EXTENSIONS
 from deitctl.data.eval_transform import Pixels, eval_transform
-from deitctl.data.open import ALL, BUILT_IN, open_eval_split
+from deitctl.data.open import BUILT_IN, choose_eval_split, open_dataset
+from deitctl.data.run_match import match_run
+from deitctl.data.splits import ALL
 from deitctl.errors import ConfigError, DataError, ExportError
 from deitctl.evaluation.images import (
     ScoredImages,
@@ -98,10 +101,11 @@ def open_calibration_images(
     if data and (loose := _find_loose_images(data)) is not None:
         dataset, split = loose, ""
     elif data:
-        opened = open_eval_split(data, ALL, reporter=SilentReporter())
+        splits = open_dataset(data, SilentReporter())
+        opened = choose_eval_split(splits, ALL, None, SilentReporter())
         dataset, split = opened.dataset, ""
         if run is not None:
-            trained_on = find_train_images(dataset, data, ALL, run)
+            trained_on = find_train_images(opened, match_run(data, splits.list_parts(), run))
             if trained_on is not None and trained_on.any():
                 dataset, split = select(dataset, np.flatnonzero(trained_on)), "training "
     elif run is not None:
@@ -118,8 +122,10 @@ def open_calibration_images(
             "int8-static is calibrated on images like those that it will classify.",
             "Name some that it is not verified on: --calibration-data IMAGES.",
         )
-    names = set(verified.names)
-    others = [index for index in range(len(dataset.labels)) if dataset.name(index) not in names]
+    # By real paths: two tables, a link and a folder, may spell the same file differently.
+    calibrated = [os.path.realpath(dataset.name(i)) for i in range(len(dataset.labels))]
+    files = {os.path.realpath(name) for name in verified.names}
+    others = [index for index, file in enumerate(calibrated) if file not in files]
     if not others:
         raise ConfigError(
             f"int8-static would be calibrated on the images of {data} that it is verified on.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from deitctl.checks.image_info import JoinedImages, resolve_workers
-from deitctl.data.dataset import ImageDataset, Subset
+from deitctl.data.dataset import ImageDataset, Subset, compute_digest
 from deitctl.data.decode import MAX_BYTES, decode
 from deitctl.data.eval_transform import get_resized_size
 from deitctl.data.loader import ignore_signals
@@ -59,12 +58,6 @@ class EncodedImage(NamedTuple):
     """Whether `data` differs from the source's bytes."""
     error: str = ""
     """Why it could not be read or decoded; a damaged image is copied."""
-
-
-def compute_digest(data: bytes) -> int:
-    """Return 64 bits of BLAKE2b, never 0."""
-    # 0 stands for an unreadable source
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
 
 
 def encode_image(dataset: ImageDataset, index: int, encoding: Encoding) -> EncodedImage:

@@ -16,14 +16,14 @@ from PIL import Image
 
 from deitctl.checks.check import SplitSize
 from deitctl.data.arrays import StringArray
-from deitctl.data.dataset import FileDataset, ImageDataset
+from deitctl.data.dataset import FileDataset, ImageDataset, compute_digest
 from deitctl.data.index import Listing
 from deitctl.data.open import DatasetSplits, open_dataset
 from deitctl.data.readers.pack import SUFFIX, PackDataset, is_pack, open_pack, write_pack
 from deitctl.data.readers.tar import TarDataset
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter, SilentReporter, track
-from deitctl.packing.encode import EncodedImage, Encoding, compute_digest, encode_images
+from deitctl.packing.encode import EncodedImage, Encoding, encode_images
 from deitctl.paths import open_atomic, require_writable
 
 NUM_EXAMPLES = 20

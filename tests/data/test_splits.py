@@ -40,14 +40,27 @@ def find_tiny_classes(dataset: FileDataset, seed: int) -> set[int]:
     }
 
 
+def find_groups(dataset: FileDataset, groups: np.ndarray, classes: set[int]) -> set[int]:
+    """Groups that have an image of some classes."""
+    return set(groups[np.isin(dataset.labels, list(classes))].tolist())
+
+
 def find_emptied_classes(dataset: FileDataset, groups: np.ndarray, seed: int) -> set[int]:
-    """Classes with images below the threshold, each of which is in a group that is not."""
+    """Classes of which no group is below the threshold, or that has to train on what is."""
+    below = hash_paths(list_relative_paths(dataset), seed) < 0.2
+    kept_back = find_groups(dataset, groups, find_trained_classes(dataset, groups, seed))
+    held = np.array([below[groups == g].all() and g not in kept_back for g in groups], bool)
+    return {label for label in range(5) if not held[dataset.labels == label].any()}
+
+
+def find_trained_classes(dataset: FileDataset, groups: np.ndarray, seed: int) -> set[int]:
+    """Classes of one image, and those of which every group is below the threshold."""
     below = hash_paths(list_relative_paths(dataset), seed) < 0.2
     whole = np.array([below[groups == group].all() for group in groups], bool)
     return {
         label
         for label in range(5)
-        if below[dataset.labels == label].any() and not whole[dataset.labels == label].any()
+        if (dataset.labels == label).sum() == 1 or whole[dataset.labels == label].all()
     }
 
 
@@ -63,23 +76,38 @@ def test_every_class_of_two_images_has_one_on_either_side(images, seed):
 
 
 @given(IMAGES, st.integers(0, 9), st.integers(1, 3))
-def test_an_image_is_held_out_only_with_all_of_its_group(images, seed, size):
+def test_a_group_is_held_out_where_all_of_it_is_below(images, seed, size):
     dataset = make_dataset(images)
     groups = np.array([name // size for name in images], np.int64)
     split = hold_out(dataset, 0.2, seed, groups)
-    hashes = hash_paths(list_relative_paths(dataset), seed)
-    expected = {i for i in range(len(images)) if (hashes[groups == groups[i]] < 0.2).all()}
-    held = set(split.val.indices.tolist())
-    single = {i for i in range(len(images)) if (dataset.labels == dataset.labels[i]).sum() == 1}
-    for label in set(images.values()):
-        members = set(np.flatnonzero(dataset.labels == label).tolist())
-        if members & expected and members - expected:
-            assert held & members == expected & members
-        else:  # a class that would have nothing on one side
-            assert len(held & members) == (
-                0 if members & single else max(1, len(members & expected) - 1)
+    below = hash_paths(list_relative_paths(dataset), seed) < 0.2
+    whole = np.array([below[groups == group].all() for group in groups], bool)
+    held = np.isin(np.arange(len(images)), split.val.indices)
+    special = find_trained_classes(dataset, groups, seed)
+    special |= find_emptied_classes(dataset, groups, seed)
+    special_groups = find_groups(dataset, groups, special)
+    ordinary = np.array([group not in special_groups for group in groups], bool)
+    assert (held == whole)[ordinary].all()
+    assert split.num_moved == below.sum() - whole.sum()
+
+
+@given(IMAGES, st.integers(0, 9), st.integers(1, 3))
+def test_a_group_is_on_both_sides_only_where_its_class_has_no_other(images, seed, size):
+    dataset = make_dataset(images)
+    groups = np.array([name // size for name in images], np.int64)
+    split = hold_out(dataset, 0.2, seed, groups)
+    on_both = set(groups[split.train.indices]) & set(groups[split.val.indices])
+    assert split.num_leaked == np.isin(groups[split.val.indices], list(on_both)).sum()
+    for group in on_both:
+        labels = set(dataset.labels[groups == group].tolist())
+        assert any(
+            all(
+                len(set(dataset.labels[groups == other])) > 1
+                or (groups[dataset.labels == label] == other).all()
+                for other in groups[dataset.labels == label]
             )
-    assert split.num_moved == (hashes < 0.2).sum() - len(expected)
+            for label in labels
+        )
 
 
 @given(IMAGES, IMAGES, st.integers(0, 9), st.sampled_from([1, 2, 3]))
@@ -92,13 +120,50 @@ def test_added_images_move_none_from_training_to_validation(images, added, seed,
     ]
     trained, _ = name_images(hold_out(before, 0.2, seed, groups[0]))
     _, held = name_images(hold_out(after, 0.2, seed, groups[1]))
-    moved = [int(name.split("/")[2][1:]) for name in trained & held]
-    # at most one image of a class that would have had nothing on one side
-    allowed = find_tiny_classes(before, seed) | find_emptied_classes(after, groups[1], seed)
-    assert set(moved) <= allowed
-    assert max(Counter(moved).values(), default=0) <= 1
+    moved = [(int(name.split("/")[2][1:]), int(name.split("/")[3][:-4])) for name in trained & held]
     if size == 1:
-        assert set(moved) <= find_tiny_classes(before, seed)
+        assert {label for label, _ in moved} <= find_tiny_classes(before, seed)
+        assert max(Counter(label for label, _ in moved).values(), default=0) <= 1
+    # what a class had to keep back before, and what one that is empty now gives
+    forced = find_groups(before, groups[0], find_trained_classes(before, groups[0], seed))
+    emptied = find_emptied_classes(after, groups[1], seed)
+    for label, name in moved:
+        assert name // size in forced or label in emptied
+
+
+@given(IMAGES, IMAGES, st.integers(0, 9))
+def test_chosen_by_content_added_copies_move_none(images, added, seed):
+    """Names play no role: of 400 images, those whose numbers differ by 50 are equal."""
+    before, after = make_dataset(images), make_dataset({**images, **added, **images})
+    contents = [
+        [bytes([int(p.split("/")[1][:-4]) % 50]) for p in list_relative_paths(d)]
+        for d in (before, after)
+    ]
+    groups = [np.array([c[0] for c in some], np.int64) for some in contents]
+    trained, _ = name_images(hold_out(before, 0.2, seed, groups[0], contents[0]))
+    _, held = name_images(hold_out(after, 0.2, seed, groups[1], contents[1]))
+    hashes = [hash_paths([c.hex() for c in some], seed) for some in contents]
+    ordinary = {
+        int(name.split("/")[3][:-4]) % 50
+        for name in trained
+        if hash_paths([bytes([int(name.split("/")[3][:-4]) % 50]).hex()], seed)[0] >= 0.2
+    }
+    emptied = {label for label in range(5) if not (hashes[1][after.labels == label] < 0.2).any()}
+    for name in trained & held:
+        assert (
+            int(name.split("/")[2][1:]) in emptied
+            or int(name.split("/")[3][:-4]) % 50 not in ordinary
+        )
+
+
+def test_copies_by_content_are_held_out_together_as_often_as_single_images():
+    dataset = make_dataset({number: number % 5 for number in range(4000)})
+    groups = np.arange(4000) % 500  # 8 copies each
+    contents = [int(group).to_bytes(2) for group in groups]
+    split = hold_out(dataset, 0.2, 0, groups, contents)
+    assert abs(len(split.val.labels) - 800) < 4 * 8 * (500 * 0.2 * 0.8) ** 0.5
+    assert not set(groups[split.train.indices]) & set(groups[split.val.indices])
+    assert len(hold_out(dataset, 0.2, 0, groups).val.labels) < 50  # by name
 
 
 def test_a_split_is_the_same_wherever_the_data_lies_and_however_names_are_spelled():

@@ -137,6 +137,9 @@ class PackDataset(ImageDataset):
             )
         return data
 
+    def digest(self, index: int) -> int:
+        return int(self.digests[index])
+
     def read(self, index: int) -> Image.Image:
         return _read_ppm(self.read_bytes(index)) or super().read(index)
 

@@ -24,7 +24,8 @@ def open_table(path: Path) -> dict[str, FileDataset]:
     File names are relative to the table's folder.
 
     Raises:
-        DataError: it cannot be read, has no rows, a row without path or label, or an unknown split.
+        DataError: it cannot be read, has no rows, a row without path or label, an unknown split, or
+            two names of one.
     """
     codes, splits = array("q"), array("q")
     root = os.path.join(path.parent, "")
@@ -44,17 +45,17 @@ def open_table(path: Path) -> dict[str, FileDataset]:
     labels, split_of = np.frombuffer(codes, np.int64), np.frombuffer(splits, np.int64)
     if set(split_codes) == {""}:
         return {"": _build_split(names, labels, classes, root)}
-    known = [name for names in SPLIT_NAMES.values() for name in names]
-    if unknown := sorted(set(split_codes).difference(known)):
+    choices = [name for names in SPLIT_NAMES.values() for name in names]
+    if unknown := sorted(set(split_codes).difference(choices)):
         raise DataError(
             f"{path} has rows of the split {unknown[0]!r}."
             if unknown[0]
             else f"{path} has rows without a split.",
-            f"Every row needs one of {', '.join(known)}, or leave the column out.",
+            f"Every row needs one of {', '.join(choices)}, or leave the column out.",
         )
     rows = {
         split: np.flatnonzero(split_of == split_codes[name])
-        for split, name in find_splits(split_codes).items()
+        for split, name in find_splits(split_codes, str(path)).items()
     }
     return {
         split: _build_split(names.take(at.tolist()), labels[at], classes, root)

@@ -93,7 +93,7 @@ def _scan(path: Path, reporter: Reporter) -> dict[str, Listing]:
     shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))))
     top = min(shared, depth - 2)  # folders that contain everything, such as `imagenet/`
     places = np.frombuffer(spans, np.int64).reshape(-1, 2)
-    splits = find_splits({key.split("\0", top + 1)[top] for key in keys})
+    splits = find_splits({key.split("\0", top + 1)[top] for key in keys}, str(path))
     if not splits:
         return {"": _build_listing(keys, order, places, top)}
     return {
