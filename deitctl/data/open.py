@@ -182,10 +182,16 @@ def _hold_out_fifth(
             f"{split.num_leaked} of the images held out of {name} have a duplicate in training, "
             "because their classes have no others: accuracies are too high."
         )
-    if num_held < VAL_FRACTION * count / 2:
+    fifth = VAL_FRACTION * count
+    # Of classes of two images half are held out, which is as it should be; copies of one are not.
+    if num_held < fifth / 2 or (num_held > 2 * fifth and chosen_by != "name"):
         reporter.warn(
-            f"Only {num_held} of {count} images of {name} are held out, where a fifth is "
-            f"{VAL_FRACTION * count:.0f}: accuracies are uncertain. Add validation images in val/."
+            f"{num_held} of {count} images of {name} are held out, where a fifth is {fifth:.0f}, "
+            "because of many copies. Remove those, which `deitctl check` lists, or put validation "
+            "images into val/."
+            if split.num_moved or chosen_by != "name"
+            else f"Only {num_held} of {count} images of {name} are held out, where a fifth is "
+            f"{fifth:.0f}: accuracies are uncertain. Put validation images into val/."
         )
     return split.train, split.val
 
@@ -291,7 +297,7 @@ def choose_eval_split(
     num_train_images = None if mask is None else int(mask.sum())
     if held_out is not None and chosen.split == "val":
         _note_held_out(data.name, held_out, match.run, reporter)
-    if match.is_own and num_train_images and chosen.split in ("train", ALL):
+    if match.is_own and num_train_images and (split or chosen.split in ("train", ALL)):
         reporter.warn(
             f"{num_train_images:,} of these {len(chosen.dataset.labels):,} images are training "
             f"images of {match.run.folder}: accuracies on them say nothing about new images."

@@ -161,6 +161,68 @@ def test_images_that_all_resemble_each_other_are_split_as_others(
     assert "Duplicates were not looked for" in reporter.notes[-1]
 
 
+@pytest.mark.parametrize(("photos", "copies"), [(40, 8), (140, 2)])
+def test_copies_are_held_out_together_and_as_often_as_others(photos, copies, tmp_path, reporter):
+    """Each by its name, 2 of 320 and 10 of 280 were."""
+    for number in range(photos * copies):
+        path = tmp_path / "ab"[number % photos % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9), (number % photos, 0, 0)).save(path)
+    train, val = open_for_training(str(tmp_path), seed=0, reporter=reporter)
+    digests = [{part.digest(i) for i in range(len(part.labels))} for part in (train, val)]
+    assert not digests[0] & digests[1]
+    assert len(val.labels) == len(digests[1]) * copies
+    assert 0.1 < len(val.labels) / (photos * copies) < 0.35
+    assert "chosen by content, as many are equal" in reporter.notes[-1]
+    assert not reporter.warnings
+
+
+@pytest.mark.parametrize(("shade", "num_held"), [(0, 52), (100, 2)])
+def test_a_fifth_that_copies_make_too_large_or_small_is_warned_of(
+    shade, num_held, tmp_path, reporter
+):
+    """One photo in 51 copies, and nine others: the copies are on one side, whichever it is."""
+    for number in range(60):
+        path = tmp_path / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9), (shade + max(0, number - 50), 0, 0)).save(path)
+    _, val = open_for_training(str(tmp_path), seed=0, reporter=reporter)
+    assert len(val.labels) == num_held
+    assert f"{num_held} of 60 images" in reporter.warnings[-1]
+    assert "a fifth is 12, because of many copies" in reporter.warnings[-1]
+
+
+@pytest.mark.parametrize(("first", "second"), [("train", "training"), ("val", "valid")])
+def test_two_names_of_one_split_are_refused(first, second, image_folder, reporter):
+    """Else the images of one of them would be left out in silence."""
+    root = image_folder({f"{part}/{c}": 1 for part in ("train", first, second) for c in "ab"})
+    rows = [(f"{part}/a/0.png", "a", part) for part in ("train", first, second)]
+    for ref in (str(root), make_tar(root), write_table(root, rows, "csv")):
+        with pytest.raises(DataError, match=f"a {first} and a {second} split, which both mean"):
+            open_dataset(ref, reporter)
+
+
+def test_a_resumed_run_is_not_given_a_test_part_that_was_added(image_folder, tmp_path, reporter):
+    root = image_folder({"train/cat": 8, "train/dog": 9})
+    run = start_run(tmp_path / "run", root, reporter)
+    before = open_for_training(str(root), seed=0, reporter=reporter, run=run)
+    shutil.copytree(root / "train", root / "test")
+    after = open_for_training(str(root), seed=0, reporter=reporter, run=run)
+    for one, other in zip(before, after, strict=True):
+        assert one.indices.tolist() == other.indices.tolist()
+
+
+def test_a_run_does_not_go_on_with_other_labels(image_folder, tmp_path, reporter):
+    root = image_folder(WHOLE)
+    table = write_table(
+        root, [(f"cat/{i}.png", "ab"[i % 2]) for i in range(10)], "csv", ("path", "label")
+    )
+    run = start_run(tmp_path / "run", table, reporter)
+    write_table(root, [(f"cat/{i}.png", "ab"[i // 5]) for i in range(10)], "csv", ("path", "label"))
+    with pytest.raises(DataError, match="images with other labels than when"):
+        open_for_training(str(table), seed=0, reporter=reporter, run=run)
+
+
 def test_evaluation_takes_all_of_an_unsplit_folder(image_folder, reporter):
     assert len(open_for_evaluation(str(image_folder(WHOLE)), reporter).labels) == 17
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from deitctl.data.open import open_for_training
 from deitctl.data.run_data import write_split
@@ -205,3 +207,117 @@ def test_images_in_words():
     assert describe_images(1, "a", "val", 0) == "1 image of a (val, held out of training)"
     assert describe_images(350, "a", "all", 280) == "350 images of a (all, 280 of them trained on)"
     assert describe_images(50_000, "imagenet", "val", None) == "50,000 images of imagenet (val)"
+
+
+def add_images(folder: Path, make_image, count: int, first: int) -> None:
+    """Write count images under the first numbers, with other contents than those before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        make_image(24, 18, first + number).save(folder / f"{number}.png")
+
+
+def test_images_of_the_same_names_that_a_run_has_not_seen_are_not_its_training_images(
+    make_run, image_folder, make_image, tmp_path, reporter
+):
+    """A test part that is added to the data, and a folder elsewhere that is numbered alike."""
+    data = image_folder({"train/cat": 5, "train/dog": 5})
+    run = str(make_run(data))
+    held_out = list_held_out(data)
+    add_images(data / "test" / "cat", make_image, 5, 20)
+    add_images(data / "test" / "dog", make_image, 5, 25)
+    images = choose_images(str(data), [run], reporter=reporter)
+    assert (images.split, list_names(images.dataset)) == ("val", held_out)
+    for ref, split, num_train in ((data, "test", 0), (data / "test", "", None)):
+        images = choose_images(str(ref), [run], split, reporter=reporter)
+        assert len(images.dataset.labels) == 10
+        assert images.count_train_images(run, range(10)) == num_train
+    assert not any("left out, because" in note for note in reporter.notes)
+    everything = choose_images(str(data), [run], "all", reporter=reporter)
+    assert everything.count_train_images(run, range(20)) == 10 - len(held_out)
+
+
+def test_a_digest_tells_images_of_one_size_apart(make_run, tmp_path, reporter):
+    """Uncompressed images of one shape all have the same number of bytes."""
+    for part, shade in (("ours", 0), ("theirs", 100)):
+        for number in range(20):
+            path = tmp_path / part / "ab"[number % 2] / f"{number}.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 20), (shade + number, 0, 0)).save(path)
+    run = str(make_run(tmp_path / "ours"))
+    images = choose_images(str(tmp_path / "theirs"), [run], reporter=reporter)
+    assert images.count_train_images(run, range(20)) is None
+    copy = shutil.copytree(tmp_path / "ours", tmp_path / "copy")
+    images = choose_images(str(copy), [run], "all", reporter=reporter)
+    held_out = list_held_out(tmp_path / "ours")
+    assert images.count_train_images(run, range(20)) == 20 - len(held_out)
+
+
+SPLIT = {"train/cat": 5, "train/dog": 5, "val/cat": 3, "val/dog": 3}
+
+
+def test_training_images_that_were_moved_into_val_since_are_counted(
+    make_run, image_folder, reporter
+):
+    data = image_folder(SPLIT)
+    run = str(make_run(data))
+    for number in (3, 4):
+        shutil.move(data / "train" / "cat" / f"{number}.png", data / "val" / "cat")
+    images = choose_images(str(data), [run], "val", reporter=reporter)
+    assert images.count_train_images(run, range(8)) == 2
+    assert "2 of these 8 images are training images" in reporter.warnings[0]
+    images = choose_images(str(data), [run], reporter=reporter)
+    assert images.count_train_images(run, range(6)) == 0
+
+
+def test_data_with_its_own_split_is_recognized_as_a_copy_and_a_tar(
+    make_run, image_folder, tmp_path, reporter
+):
+    data = image_folder(SPLIT)
+    run = str(make_run(data))
+    copy = shutil.copytree(data, tmp_path / "copy")
+    tar = tmp_path / "copy.tar"
+    with tarfile.open(tar, "w") as archive:
+        archive.add(data, "images")
+    for ref in (copy, tar):
+        reporter.warnings.clear()
+        images = choose_images(str(ref), [run], "train", reporter=reporter)
+        assert images.count_train_images(run, range(10)) == 10
+        assert "10 of these 10 images are training images" in reporter.warnings[0]
+        assert choose_images(str(ref), [run], reporter=reporter).count_train_images(run, [0]) == 0
+
+
+def test_what_an_unlisted_run_was_trained_on_is_not_known(
+    make_run, image_folder, tmp_path, reporter
+):
+    data = image_folder(SPLIT)
+    run = make_run(data)
+    (run / "split.csv").unlink()
+    images = choose_images("", [str(run)], reporter=reporter)
+    assert (images.split, images.count_train_images(str(run), range(6))) == ("val", None)
+    assert not reporter.warnings
+    copy = shutil.copytree(data, tmp_path / "copy")
+    images = choose_images(str(copy), [str(run)], "train", reporter=reporter)
+    assert images.count_train_images(str(run), range(10)) is None
+    assert "such images may be among these" in reporter.warnings[0]
+
+
+def test_corrected_labels_do_not_hide_a_training_image(make_run, data, tmp_path, reporter):
+    rows = [(f"{data}/{c}/{i}.png", c) for c in WHOLE for i in range(20)]
+    table = tmp_path / "t.csv"
+    table.write_text("path,label\n" + "".join(f"{p},{c}\n" for p, c in rows))
+    run = str(make_run(table))
+    before = choose_images(str(table), [run], "all", reporter=reporter)
+    swapped = {"cat": "dog", "dog": "cat"}
+    changed = [(p, swapped[c] if n % 2 else c) for n, (p, c) in enumerate(rows)]
+    table.write_text("path,label\n" + "".join(f"{p},{c}\n" for p, c in changed))
+    after = choose_images(str(table), [run], "all", reporter=reporter)
+    assert before.count_train_images(run, range(40)) == after.count_train_images(run, range(40))
+
+
+def test_a_pack_of_smaller_images_is_recognized(make_run, image_folder, tmp_path, reporter):
+    """It holds the digests of the files that it was made of."""
+    data = image_folder(SPLIT)
+    run = str(make_run(data))
+    pack(str(data), tmp_path / "small.pack", max_size=8, raw=True)
+    images = choose_images(str(tmp_path / "small.pack"), [run], "train", reporter=reporter)
+    assert images.count_train_images(run, range(10)) == 10

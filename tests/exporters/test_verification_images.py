@@ -118,3 +118,13 @@ def test_a_run_whose_data_is_gone_is_verified_on_digits_and_says_so(run, reporte
     verified = read_images(images.dataset, PRE, 4)
     with pytest.raises(DataError, match="which is not there"):
         open_calibration_images(model, "", verified, reporter)
+
+
+def test_images_of_the_verification_are_recognized_however_they_are_spelled(
+    run, tmp_path, reporter
+):
+    _, data, _ = run
+    (tmp_path / "link").symlink_to(data)
+    verified = read_images(open_images("deit_tiny", data, reporter).dataset, PRE, 40)
+    with pytest.raises(ConfigError, match="that it is verified on"):
+        open_calibration_images("deit_tiny", str(tmp_path / "link"), verified, reporter)
