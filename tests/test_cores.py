@@ -17,3 +17,16 @@ def test_a_process_bound_to_one_core_has_one():
     finally:
         os.sched_setaffinity(0, mine)
     assert count_cores() == len(mine)
+
+
+@pytest.mark.parametrize(
+    ("bound_to", "processes", "cores"),
+    [(8, "1", 8), (8, "2", 4), (8, "16", 1), (4, "2", 4), (8, "", 8)],
+)
+def test_processes_of_torchrun_divide_the_cores_unless_they_are_bound(
+    bound_to: int, processes: str, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(bound_to)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert count_cores() == cores

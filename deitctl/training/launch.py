@@ -31,6 +31,7 @@ from deitctl.training.build import TrainSetup, build_student, build_training
 from deitctl.training.configure import add_tags, check, name_command
 from deitctl.training.disk_space import count_run_bytes, measure_folder, plan_disks
 from deitctl.training.earlier_runs import add_epochs, find_unfinished, require_same
+from deitctl.training.own_images import require_same_images, warn_of_trained_images
 from deitctl.training.result import TrainResult
 from deitctl.training.run_dir import Run, create_run_folder
 from deitctl.training.trainer import Trainer
@@ -126,12 +127,15 @@ def open_run(
     trainer; interrupts become `Interrupted`."""
     reporter = reporter or SilentReporter()
     train, val = _open_data(config, datasets, reporter, resume=resume)
+    require_same_images(config.data, train, val, world)
+    if world.is_main:
+        warn_of_trained_images(config, val, reporter)
     student = build_student(config, train, reporter)
     for change in student.changes:
         reporter.note(f"{config.model}: {change}.")
     if not config.output_dir:
         # Of several processes the main one makes the folder, which is so no other run's.
-        root = str(create_run_folder(name_run(config))) if world.is_main else ""
+        root = str(create_run_folder(*name_run(config))) if world.is_main else ""
         config = replace(config, output_dir=world.broadcast_object(root))
     run = Run(Path(config.output_dir), writes=world.is_main)
     command = f"deitctl train --resume {run.quoted}"
@@ -287,13 +291,14 @@ def start_or_resume(
             return trainer.fit()
 
 
-def name_run(config: TrainConfig) -> str:
-    """Return the name of a new run: model, teacher, data, and a seed that is not the default."""
+def name_run(config: TrainConfig) -> list[str]:
+    """Return the parts of a new run's name: model, teacher, data, and a seed that is not the
+    default."""
     names = [config.model]
     if config.distill is not None:
         names += ["from", config.distill.teacher]
     names.append(config.data)
-    return "-".join(Path(name).name for name in names) + (f"-s{config.seed}" if config.seed else "")
+    return [Path(name).name for name in names] + ([f"s{config.seed}"] if config.seed else [])
 
 
 def _launch() -> str:

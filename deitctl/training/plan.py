@@ -23,6 +23,7 @@ from deitctl.training.build import build_training, warn_about_sizes
 from deitctl.training.disk_space import DiskNeed, count_run_bytes, plan_disks
 from deitctl.training.estimate import estimate_seconds
 from deitctl.training.optim import compute_peak_lr
+from deitctl.training.own_images import warn_of_trained_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,7 @@ def plan_training(
     """
     silent = SilentReporter()
     train, val = datasets or open_for_training(config.data, seed=config.split_seed, reporter=silent)
+    warn_of_trained_images(config, val, reporter or silent)
     device = choose_device(config.device, config.precision)
     recipe, distill = config.recipe, config.distill
     student = build_model(

@@ -19,8 +19,8 @@ from deitctl.settings import from_dict, read_toml, write_toml
 
 MAX_RECORD_BYTES = 1 << 30
 """Of state.json and result.json, which name every image that could not be read."""
-MAX_STEM = 100
-"""Characters of a run's name, of which file systems allow some 255 bytes."""
+MAX_PART_BYTES = 60
+"""Of each part of a run's name; file systems allow 255 in all."""
 
 
 class Run:
@@ -154,16 +154,20 @@ class Run:
                     yield record
 
 
-def create_run_folder(stem: str) -> Path:
-    """Make the folder runs/STEM, or runs/STEM-2 and so on where that is taken, and return it.
+def create_run_folder(*parts: str) -> Path:
+    """Make the folder runs/PARTS, joined by hyphens, or runs/PARTS-2 and so on where that is taken,
+    and return it.
 
     Of processes that start at the same moment each gets its own.
+
+    Args:
+        parts: of its name, at most four; what no file name should have is replaced, and the end of
+            a long part is left out, so that the others stay.
 
     Raises:
         DiskError: runs/ cannot be written.
     """
-    stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem[:MAX_STEM])
-    stem = stem.strip("-.") or "run"
+    stem = "-".join(map(_shorten, parts)).strip("-.") or "run"
     for number in count(1):
         path = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
         try:
@@ -174,6 +178,11 @@ def create_run_folder(stem: str) -> Path:
             raise DiskError.from_os_error(path, error) from error
         return path
     raise AssertionError("count() does not end")
+
+
+def _shorten(part: str) -> str:
+    plain = "".join(c if c.isalnum() or c in "._-" else "-" for c in part)
+    return plain.encode()[:MAX_PART_BYTES].decode(errors="ignore")
 
 
 def _make_folder(path: Path) -> bool:

@@ -145,16 +145,20 @@ def test_runs_that_cannot_be_made_are_an_error(tmp_path, monkeypatch):
         create_run_folder("deit_tiny-digits")
 
 
-def test_a_long_name_is_cut(tmp_path, monkeypatch):
+def test_of_long_names_each_part_is_cut_by_its_bytes_and_the_seed_stays(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert create_run_folder("x" * 1000).is_dir()
+    folder = create_run_folder("x" * 1000, "from", "ä" * 1000, "花" * 1000, "s3")
+    assert folder.is_dir()
+    # 60 bytes are 30 or 20 of these characters
+    assert folder.name == "-".join(["x" * 60, "from", "ä" * 30, "花" * 20, "s3"])
+    assert create_run_folder("x" * 1000, "s3").name != create_run_folder("x" * 1000, "s4").name
 
 
 def test_a_run_is_named_by_model_teacher_data_and_a_seed_that_is_not_the_default():
-    assert name_run(CONFIG) == "deit_tiny-digits"
+    assert name_run(CONFIG) == ["deit_tiny", "digits"]
     flowers = replace(CONFIG, data="/photos/flowers")
-    assert name_run(flowers) == "deit_tiny-flowers"
-    assert name_run(replace(flowers, seed=1)) == "deit_tiny-flowers-s1"
+    assert name_run(flowers) == ["deit_tiny", "flowers"]
+    assert name_run(replace(flowers, seed=1)) == ["deit_tiny", "flowers", "s1"]
     distill = build_distill_config({"distill.teacher": "/t/regnet"}, False, CONFIG.recipe)
     taught = replace(flowers, seed=2, distill=distill)
-    assert name_run(taught) == "deit_tiny-from-regnet-flowers-s2"
+    assert name_run(taught) == ["deit_tiny", "from", "regnet", "flowers", "s2"]

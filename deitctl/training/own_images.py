@@ -1,0 +1,65 @@
+"""Whether a run's validation images are new to its models, and the same in each of its processes."""
+
+from __future__ import annotations
+
+import shlex
+from hashlib import blake2b
+
+from deitctl.config import TrainConfig
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.open import EvalData
+from deitctl.data.run_match import match_run
+from deitctl.data.splits import list_relative_paths
+from deitctl.distributed import World
+from deitctl.errors import DataError
+from deitctl.evaluation.images import find_run, find_train_images
+from deitctl.events import Reporter
+
+
+def require_same_images(data: str, train: ImageDataset, val: ImageDataset, world: World) -> None:
+    """Raise `DataError` if the processes of a run see other images, or hold out others.
+
+    Each opens and splits the data by itself, before there is a process group: data that changes
+    meanwhile, or differs from machine to machine, would have some of them train on images that
+    others validate on.
+    """
+    if world.size == 1:
+        return
+    digest = blake2b(digest_size=16)
+    for part in (train, val):
+        digest.update(part.labels.tobytes())
+        digest.update("\0".join(list_relative_paths(part)).encode("utf-8", "surrogateescape"))
+    counts = f"{len(train.labels):,} + {len(val.labels):,}"
+    views = world.all_gather_object((digest.hexdigest(), counts))
+    if len(set(views)) > 1:
+        raise DataError(
+            f"The processes see different training and validation images of {data}: "
+            f"{', '.join(sorted({counts for _, counts in views}))}.",
+            "All machines of a run need the same files, which do not change while it starts.",
+        )
+
+
+def warn_of_trained_images(config: TrainConfig, val: ImageDataset, reporter: Reporter) -> None:
+    """Warn if a run that this one begins with, or learns from, was trained on validation images."""
+    models = {"--model" if config.distill is None else "--student": config.model}
+    models["--weights"] = config.weights
+    if config.distill is not None:
+        models["--teacher"] = config.distill.teacher
+        models["--teacher-weights"] = config.distill.teacher_weights
+    part = "" if val.is_held_out else "val"
+    for option, model in models.items():
+        if (run := find_run(model)) is None:
+            continue
+        match = match_run(config.data, {part: val}, run)
+        mask = find_train_images(EvalData(config.data, "val", val, (part,)), match)
+        if mask is None or not mask.any():
+            continue
+        way_on = (
+            f"Use its split: --split-seed {run.split_seed}."
+            if run.split_seed != config.split_seed
+            else "Validate on images that it has not seen."
+        )
+        reporter.warn(
+            f"{mask.sum()} of the {len(mask)} validation images are training images of "
+            f"{option} {shlex.quote(model)}: accuracies on them say nothing about new images. {way_on}"
+        )
