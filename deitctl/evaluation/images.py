@@ -204,6 +204,8 @@ def find_train_images(images: EvalData, match: RunMatch) -> Mask | None:
     mask = images.find_train_images(match)
     if match.is_own and mask is not None:
         return mask
+    if match.is_own and not {"", "train"} & {*images.parts}:
+        return None  # files of the data's own val and test are none of its train
     # A table that lists the run's files, links to them.
     train = open_train_images(match.run)
     if train is None:
