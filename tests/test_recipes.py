@@ -167,14 +167,17 @@ def test_the_last_epoch_is_never_an_early_one():
 def test_fine_tuning_takes_its_batches_from_the_images_and_its_rate_from_the_head(
     num_images, batch_size, has_new_head, lr
 ):
-    recipe = fit_to_data(FINETUNE, num_images=num_images, has_new_head=has_new_head)
+    recipe = fit_to_data(FINETUNE, num_images=num_images, has_new_head=has_new_head, is_deit=True)
     assert recipe.batch_size == batch_size
     assert compute_peak_lr(recipe.optim, batch_size) == pytest.approx(lr)
     assert recipe.optim.warmup_epochs == 1  # a tenth of ten
+    assert recipe.optim.layer_decay == 0.75
+    convnet = fit_to_data(FINETUNE, num_images=num_images, has_new_head=has_new_head, is_deit=False)
+    assert convnet == replace(recipe, optim=replace(recipe.optim, layer_decay=0.9))
 
 
 def test_fine_tuning_keeps_what_the_user_or_a_file_has_chosen():
-    fit = partial(fit_to_data, num_images=280, has_new_head=True)
+    fit = partial(fit_to_data, num_images=280, has_new_head=True, is_deit=True)
     recipe = fit(replace(FINETUNE, epochs=3), fixed={"batch_size", "optim.lr"})
     assert (recipe.batch_size, recipe.optim.lr) == (FINETUNE.batch_size, FINETUNE.optim.lr)
     assert recipe.optim.warmup_epochs == pytest.approx(0.3)

@@ -28,7 +28,7 @@ from deitctl.device import Device
 from deitctl.errors import TeacherError, WeightsNotFound
 from deitctl.events import Reporter, SilentReporter
 from deitctl.lock import locked
-from deitctl.models import timm_models
+from deitctl.models import catalog, timm_models
 from deitctl.models.factory import (
     LoadedModel,
     fetch_model_files,
@@ -256,7 +256,9 @@ def _choose_training(
         pretrained=not list_weight_files(distill.teacher, distill.teacher_weights),
         img_size=distill.teacher_img_size or model_config.preprocessing.img_size,
     )
-    return finetuned, fit_to_data(recipe, num_images=len(train.labels), has_new_head=True)
+    is_deit = catalog.find(model_config.architecture) is not None
+    num_images = len(train.labels)
+    return finetuned, fit_to_data(recipe, num_images=num_images, has_new_head=True, is_deit=is_deit)
 
 
 def plan_finetuning(config: TrainConfig, train: ImageDataset) -> tuple[str, Recipe | None]:

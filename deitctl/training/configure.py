@@ -120,7 +120,11 @@ def _fit_recipe(
     if source := named.get("recipe"):
         fixed.update(list_file_settings(str(source)))
     recipe = fit_to_data(
-        config.recipe, num_images=len(train.labels), has_new_head=is_new, fixed=fixed
+        config.recipe,
+        num_images=len(train.labels),
+        has_new_head=is_new,
+        is_deit=find_architecture(config.model, reporter) is not None,
+        fixed=fixed,
     )
     size = fit_batch_size(len(train.labels), recipe.batch_size)
     reporter.note(

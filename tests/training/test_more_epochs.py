@@ -211,7 +211,7 @@ def test_a_number_of_epochs_that_cannot_be_is_refused(number: object, run: Path)
 def test_a_warm_up_that_follows_the_epochs_is_no_other_difference(run: Path) -> None:
     """A fine-tuning run of 2 epochs has a fifth of an epoch of warm-up, one of 3 three tenths."""
     _, config = Run.open(run)
-    fit = partial(fit_to_data, num_images=60, has_new_head=True)
+    fit = partial(fit_to_data, num_images=60, has_new_head=True, is_deit=True)
     two, three = (
         replace(config, recipe=fit(replace(FINETUNE, epochs=epochs))) for epochs in (2, 3)
     )
