@@ -401,7 +401,7 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (
             ["push", "/nowhere", "me/mine"],
             1,
-            "There is no token of the hub here. Log in: hf auth login; or set HF_TOKEN",
+            "There is nothing at /nowhere",
         ),
     ],
 )
