@@ -7,6 +7,7 @@ DeitctlError            exit code 1
 ├── ModelError          a model name or a checkpoint cannot be used
 │   └── WeightsNotFound no file, no cache and no network gave the weights
 ├── TeacherError        the teacher cannot teach this data
+├── LoaderLost          a loader process ended, or no batch comes any more
 ├── ExportError         the format is not there, or the exported file disagrees with the model
 └── Interrupted         SIGINT or SIGTERM, after what was done has been saved (exit code 130 or 143)
 """
@@ -60,6 +61,10 @@ class TeacherError(DeitctlError):
 
 class ExportError(DeitctlError):
     """The format is not available, or the exported file disagrees with the model."""
+
+
+class LoaderLost(DeitctlError):
+    """A loader process ended, or cannot hand its batches over; what was computed before is sound."""
 
 
 class Interrupted(DeitctlError):
