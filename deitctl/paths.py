@@ -8,8 +8,9 @@ import os
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -27,6 +28,8 @@ MIN_SIMILARITY = 0.7
 """Of a name to the one that was meant, 0..1, as difflib counts it."""
 MIN_SIMILARITY_OF_NUMBERS = 0.9
 """Of names with other digits."""
+CHECKSUM_BLOCK = 2**20
+"""Bytes of a file that are read at once."""
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -148,6 +151,100 @@ def _require_regular(status: os.stat_result, path: str | Path) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is a pipe, a device or a socket, not a file", str(path))
+
+
+def open_no_follow(path: Path, flags: int, mode: int = 0o666) -> int:
+    """Open a file of ours below a folder that may be somebody else's; never what a link names.
+
+    Args:
+        path: a name that deitctl writes. Its folder may be a link: it is the user's.
+        flags: of `os.open`. With `O_WRONLY` or `O_RDWR`, a file with several names (hard links) is
+            refused too.
+        mode: of a file that is created, before the umask.
+
+    Returns:
+        The file descriptor, which no child process inherits.
+
+    Raises:
+        DiskError: it is a link, a folder, a pipe or a device.
+        OSError: it cannot be opened.
+    """
+    writes = bool(flags & (os.O_WRONLY | os.O_RDWR))
+    # Before it is opened, because opening a device can have effects; and Windows has no O_NOFOLLOW.
+    with suppress(FileNotFoundError):
+        _require_own(os.lstat(path), path, writes=writes)
+    for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    try:
+        # Cut after the second look: it may have become another name of a foreign file since.
+        handle = os.open(path, flags & ~os.O_TRUNC, mode)
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # it became a link since
+            raise _refuse(path, "a symbolic link") from error
+        raise
+    try:
+        _require_own(os.fstat(handle), path, writes=writes)
+        if flags & os.O_TRUNC:
+            os.ftruncate(handle, 0)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def refuse_links(folder: Path, names: Iterable[str]) -> None:
+    """Raise `DiskError` if a name of ours in a folder, or a part of it, is a symbolic link.
+
+    Args:
+        folder: may itself be a link, or lie below one.
+        names: relative to it, as `figures/curves.png`.
+    """
+    for name in names:
+        path = folder
+        for part in Path(name).parts:
+            path = path / part
+            if _is_link(path):
+                raise _refuse(path, "a symbolic link")
+
+
+def _is_link(path: Path) -> bool:
+    is_junction = getattr(os.path, "isjunction", None)  # Windows, Python 3.12
+    return path.is_symlink() or bool(is_junction and is_junction(path))
+
+
+def _require_own(status: os.stat_result, path: Path, *, writes: bool) -> None:
+    """Raise `DiskError` for what is no file, or not this name's alone."""
+    if stat.S_ISLNK(status.st_mode):
+        raise _refuse(path, "a symbolic link")
+    if stat.S_ISDIR(status.st_mode):
+        raise _refuse(path, "a folder")
+    if not stat.S_ISREG(status.st_mode):
+        raise _refuse(path, "a pipe, a device or a socket")
+    if writes and status.st_nlink > 1:
+        raise _refuse(path, "one of several names (hard links) of a file")
+
+
+def _refuse(path: Path, kind: str) -> DiskError:
+    return DiskError(
+        f"{path} is {kind}, and deitctl writes only files of its own.",
+        f"Look what it is, then delete it, or name another {OUTPUT}.",
+    )
+
+
+def checksum_file(path: Path) -> str:
+    """Return the CRC-32 of a regular file in hexadecimal: 0.15 CPU seconds a GB.
+
+    It tells accidents (a flipped bit, a file that was cut or exchanged), not intent.
+
+    Raises:
+        OSError: missing, not a regular file, or not readable.
+    """
+    checksum = 0
+    _require_regular(os.stat(path), path)
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(CHECKSUM_BLOCK):
+            checksum = zlib.crc32(block, checksum)
+    return f"{checksum:08x}"
 
 
 def read_text(path: str | Path, limit: int = MAX_TEXT) -> str:

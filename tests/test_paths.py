@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import threading
 
 import pytest
@@ -15,7 +16,10 @@ from deitctl.paths import (
     DiskError,
     atomic_path,
     cache_root,
+    checksum_file,
     open_atomic,
+    open_no_follow,
+    refuse_links,
     require_writable,
     suggest_path,
     walk,
@@ -150,3 +154,99 @@ def test_walk_yields_what_os_walk_does_and_can_be_pruned(tmp_path):
         visited.append(os.path.basename(folder))
         folders[:] = [f for f in folders if f != "a"]
     assert visited == [tmp_path.name, "c"]
+
+
+WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+
+
+def test_a_file_of_ours_is_created_cut_and_read(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to("disk")  # the folder is the user's, and may be a link
+    for text in (b"longer than the next", b"short"):
+        handle = open_no_follow(tmp_path / "run" / "log", WRITE)
+        assert not os.get_inheritable(handle)
+        os.write(handle, text)
+        os.close(handle)
+    assert (tmp_path / "disk" / "log").read_bytes() == b"short"
+    os.close(open_no_follow(tmp_path / "run" / "log", os.O_RDONLY))
+    with pytest.raises(FileNotFoundError):
+        open_no_follow(tmp_path / "run" / "none", os.O_RDONLY)
+
+
+@pytest.mark.parametrize("flags", [WRITE, os.O_RDWR, os.O_RDONLY | os.O_NONBLOCK])
+@pytest.mark.parametrize("kind", ["link", "dangling link", "folder", "pipe", "socket"])
+def test_what_is_no_file_of_ours_is_one_line(kind, flags, tmp_path):
+    theirs, path = tmp_path / "theirs", tmp_path / "log"
+    theirs.write_text("precious")
+    match kind:
+        case "link":
+            path.symlink_to(theirs)
+        case "dangling link":
+            path.symlink_to(tmp_path / "new")
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)  # opening it would wait for the other end
+        case "socket":
+            os.mknod(path, stat.S_IFSOCK)
+    with pytest.raises(DiskError, match=r"log is a .*, and deitctl writes only files of its own\."):
+        open_no_follow(path, flags)
+    assert theirs.read_text() == "precious"
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_hard_link_is_read_and_not_written(tmp_path):
+    theirs, path = tmp_path / "theirs", tmp_path / "log"
+    theirs.write_text("precious")
+    os.link(theirs, path)
+    with pytest.raises(DiskError, match="hard links"):
+        open_no_follow(path, WRITE)
+    assert theirs.read_text() == "precious"
+    os.close(open_no_follow(path, os.O_RDONLY))
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_file_that_becomes_a_link_between_the_look_and_the_opening_is_refused(
+    follows, tmp_path, monkeypatch
+):
+    """Without O_NOFOLLOW, as on Windows, only the first look guards."""
+    (tmp_path / "theirs").write_text("precious")
+    (tmp_path / "log").write_text("ours")
+    if follows:
+        monkeypatch.delattr(os, "O_NOFOLLOW")
+    else:
+        status = os.lstat(tmp_path / "log")
+        monkeypatch.setattr(os, "lstat", lambda _: status)
+    (tmp_path / "log").unlink()
+    (tmp_path / "log").symlink_to("theirs")
+    with pytest.raises(DiskError, match="log is a symbolic link"):
+        open_no_follow(tmp_path / "log", WRITE)
+    assert (tmp_path / "theirs").read_text() == "precious"
+
+
+def test_links_among_our_names_are_refused_and_one_above_them_is_not(tmp_path):
+    (tmp_path / "disk" / "figures").mkdir(parents=True)
+    run = tmp_path / "run"
+    run.symlink_to("disk")
+    names = ("lock", "figures/curves.png")
+    refuse_links(run, names)  # none is there
+    (run / "figures" / "curves.png").symlink_to("/etc/passwd")
+    with pytest.raises(DiskError, match=r"run/figures/curves\.png is a symbolic link"):
+        refuse_links(run, names)
+    (run / "figures" / "curves.png").unlink()
+    (run / "figures").rmdir()
+    (run / "figures").symlink_to("nowhere")
+    with pytest.raises(DiskError, match=r"run/figures is a symbolic link"):
+        refuse_links(run, names)
+
+
+def test_a_checksum_is_the_crc_of_all_blocks(tmp_path, monkeypatch):
+    (tmp_path / "x").write_bytes(b"123456789")
+    assert checksum_file(tmp_path / "x") == "cbf43926"  # the check value of CRC-32/ISO-HDLC
+    monkeypatch.setattr("deitctl.paths.CHECKSUM_BLOCK", 4)
+    assert checksum_file(tmp_path / "x") == "cbf43926"
+    (tmp_path / "x").write_bytes(b"")
+    assert checksum_file(tmp_path / "x") == "00000000"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="a pipe"):
+        checksum_file(tmp_path / "pipe")
