@@ -9,7 +9,7 @@ DeitctlError            exit code 1
 ├── TeacherError        the teacher cannot teach this data
 ├── LoaderLost          a loader process ended, or no batch comes any more
 ├── ExportError         the format is not there, or the exported file disagrees with the model
-└── Interrupted         SIGINT or SIGTERM, after what was done has been saved (exit code 130 or 143)
+└── Interrupted         SIGINT, SIGTERM or SIGHUP stopped it (exit code 130, 143 or 129)
 """
 
 from __future__ import annotations
@@ -68,17 +68,18 @@ class LoaderLost(DeitctlError):
 
 
 class Interrupted(DeitctlError):
-    """A signal stopped the work; `resume_command` continues it, where something was saved to continue from."""
+    """A signal stopped the work; `resume_command` continues it, and `saved` says from what, as a sentence."""
 
-    def __init__(self, signum: int, resume_command: str = "") -> None:
+    def __init__(self, signum: int, resume_command: str = "", saved: str = "") -> None:
         super().__init__("Interrupted.")
         self.signum = signum
         self.exit_code = 128 + signum
         self.resume_command = resume_command
+        self.saved = saved
 
 
 class Signalled(BaseException):
-    """SIGINT or SIGTERM came. Not an `Exception`, so that code that recovers from failures does not catch it."""
+    """SIGINT, SIGTERM or SIGHUP came. Not an `Exception`: code that recovers from failures must not catch it."""
 
     def __init__(self, signum: int, *, insists: bool = False) -> None:
         super().__init__(signum)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import io
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -26,6 +23,7 @@ from deitctl.cli import (
     evaluate,
     explain,
     export,
+    interrupts,
     models,
     pack,
     predict,
@@ -35,6 +33,7 @@ from deitctl.cli import (
 )
 from deitctl.cli.console import print_error
 from deitctl.cli.options import describe_defaults
+from deitctl.cli.streams import prepare_streams
 from deitctl.errors import DeitctlError, Interrupted, Signalled, UsageError
 from deitctl.launchers import require_torchrun
 from deitctl.settings import list_settings
@@ -179,39 +178,24 @@ def _describe_usage_error(error: Any) -> UsageError:
     return UsageError(message if message.endswith("?") else f"{message}.", hint)
 
 
-def _raise_signalled(signum: int, _: FrameType | None) -> None:
-    raise Signalled(signum)
-
-
-def _restore_signals() -> None:
-    # a signal during the last message ends the process, where it would be a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def main() -> None:
     """Run the command line; never show a traceback for a user's mistake, unless --debug asks for it."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")  # file names need not be text
-    signal.signal(signal.SIGINT, _raise_signalled)
-    signal.signal(signal.SIGTERM, _raise_signalled)
-    if hasattr(signal, "SIGUSR1"):
-        # Slurm warns of the end with it; before a run has installed its handler it would end the process
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if prepare_streams():
+        sys.stderr.write("warning: standard output is closed: what this prints is lost.\n")
+    interrupts.install()
     try:
         sys.exit(app(prog_name="deitctl", standalone_mode=False))
     except TyperUsageError as error:
-        _restore_signals()
+        interrupts.restore()
         print_error(_describe_usage_error(error))
         sys.exit(2)
     except (Signalled, Interrupted) as stop:
-        _restore_signals()
+        interrupts.restore()
         print_error(stop if isinstance(stop, Interrupted) else Interrupted(stop.signum))
         sys.stdout.flush()
         os._exit(128 + stop.signum)  # a normal exit would wait for threads that fetch and decode
     except (DeitctlError, OSError) as error:
-        _restore_signals()
+        interrupts.restore()
         if _debug:
             raise
         print_error(error)
@@ -221,7 +205,7 @@ def main() -> None:
 
         if _debug or not (isinstance(error, RecursionError) or ran_out_of_memory(error)):
             raise
-        _restore_signals()
+        interrupts.restore()
         message = "There is not enough memory for this."
         if isinstance(error, RecursionError):
             message = "This is nested too deeply."

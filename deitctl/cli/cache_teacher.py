@@ -9,6 +9,7 @@ import typer
 from deitctl import api
 from deitctl.cli import options as o
 from deitctl.cli.console import (
+    KEPT,
     choose_format,
     exit_code_for_unreadable,
     print_json,
@@ -53,7 +54,7 @@ def cache_teacher(
         else:
             print_record("the teacher still gives the cached targets", verification)
         return
-    with rerun_on_interruption():
+    with rerun_on_interruption(KEPT):
         result = api.cache_teacher(**arguments)
     from deitctl.distributed import is_main_process
 

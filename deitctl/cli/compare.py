@@ -63,7 +63,7 @@ def compare(
     Example: deitctl compare photos/ --teacher regnety_160 --student deit_small --seeds 3
     """
     shape = choose_format(output_format, o.FORMATS)
-    with rerun_on_interruption():
+    with rerun_on_interruption("Finished runs are kept."):
         comparison = api.compare(
             **(arguments | parse_overrides(changes or ())),
             teacher=teacher,

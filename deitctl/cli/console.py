@@ -29,6 +29,8 @@ UNBROKEN = re.compile(
 )
 """What stands in one line of a message: text in backticks, and a command with its options and paths."""
 UNITS = {"mib": "MiB", "px": "pixels", "s": "s"}
+KEPT = "What was finished is kept."
+"""Of commands that write each result as it comes, when they are interrupted."""
 MAX_TEXT = 4000
 """Characters of a text that is shown on a terminal."""
 
@@ -106,10 +108,7 @@ def print_error(error: Exception) -> None:
     if isinstance(error, Interrupted):
         if rank != "0":
             return
-        console.print(
-            "[yellow]interrupted[/]"
-            + (", what was finished is saved" if error.resume_command else "")
-        )
+        console.print(f"[yellow]interrupted[/]{error.saved and f'. {escape_markup(error.saved)}'}")
         if error.resume_command:
             console.print(escape_markup(error.resume_command))
         return
@@ -118,12 +117,14 @@ def print_error(error: Exception) -> None:
 
 
 @contextmanager
-def rerun_on_interruption() -> Iterator[None]:
-    """Let an interruption of a command that finds what it has finished say that the same command goes on."""
+def rerun_on_interruption(saved: str = "") -> Iterator[None]:
+    """Let an interruption say that the same command goes on, and what of it is `saved`, as a sentence."""
     try:
         yield
     except (Interrupted, Signalled) as stop:
-        raise Interrupted(stop.signum, shlex.join(["deitctl", *sys.argv[1:]])) from stop
+        inner = stop.saved if isinstance(stop, Interrupted) else ""
+        command = shlex.join(["deitctl", *sys.argv[1:]])
+        raise Interrupted(stop.signum, command, inner or saved) from stop
 
 
 def print_json(value: Any) -> None:

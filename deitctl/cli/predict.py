@@ -17,6 +17,7 @@ import deitctl
 from deitctl.cli import completion
 from deitctl.cli import options as o
 from deitctl.cli.console import (
+    KEPT,
     choose_format,
     escape_control,
     json_text,
@@ -242,7 +243,7 @@ def _resume_on_interruption() -> Iterator[None]:
         yield
     except (Interrupted, Signalled) as stop:
         arguments = ["--resume" + a[8:] if a.startswith("--output") else a for a in sys.argv[1:]]
-        raise Interrupted(stop.signum, shlex.join(["deitctl", *arguments])) from stop
+        raise Interrupted(stop.signum, shlex.join(["deitctl", *arguments]), KEPT) from stop
 
 
 def _list_explain(

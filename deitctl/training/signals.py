@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1 are remembered, and acted on where the state is consistent."""
+"""SIGINT, SIGTERM, SIGHUP and SIGUSR1 are remembered, and acted on where the state is consistent."""
 
 from __future__ import annotations
 
@@ -21,21 +21,39 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signum = 0
-        """SIGINT or SIGTERM, which ask to save and stop; 0: neither came."""
+        """SIGINT, SIGTERM or SIGHUP, which ask to save and stop; 0: none came."""
         self.save_requested = False
         """SIGUSR1, Slurm's warning before the time limit, which asks to save and continue."""
         self._time = 0.0
+        self._may_interrupt = False
 
     def request_stop(self, signum: int, _: FrameType | None = None) -> None:
-        """Handle SIGINT or SIGTERM; raise `Signalled` at once if it is repeated."""
+        """Handle SIGINT, SIGTERM or SIGHUP; raise `Signalled` at once if it is repeated."""
         now = time.monotonic()
         if self.signum and now - self._time > REPEAT_WINDOW_S:
             raise Signalled(signum, insists=True)
         if not self.signum:
             self.signum, self._time = signum, now
+            if self._may_interrupt:
+                raise Signalled(signum)
+
+    @contextmanager
+    def interrupt(self) -> Iterator[None]:
+        """Raise `Signalled` in a block as soon as a signal comes, and before it if one has come.
+
+        For blocks that change no state and may wait for ever: for data on a mount that is gone.
+        """
+        self.raise_if_set()
+        self._may_interrupt = True
+        try:
+            # one that came since the first look, and was only remembered
+            self.raise_if_set()
+            yield
+        finally:
+            self._may_interrupt = False
 
     def request_save(self, _: int, __: FrameType | None = None) -> None:
-        """Handle SIGUSR1."""
+        """Handle SIGUSR1, after which the training goes on."""
         self.save_requested = True
 
     def raise_if_set(self, signum: int | None = None) -> None:
@@ -56,6 +74,9 @@ def hold_signals(stop: StopRequest) -> Iterator[None]:
     }
     if hasattr(signal, "SIGUSR1"):  # not on Windows
         handlers[signal.SIGUSR1] = stop.request_save
+        # The terminal is closed, or the ssh connection has ended. Ignored under nohup, as it is to be.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            handlers[signal.SIGHUP] = stop.request_stop
     previous = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
         yield
