@@ -7,15 +7,18 @@ import itertools
 import json
 import os
 import pickle
+from unittest.mock import Mock
 
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from deitctl.errors import DeitctlError, ModelError
 from deitctl.models import timm_models
 from deitctl.models.checkpoint_io import (
+    CHECKSUM,
+    compute_checksum,
     load_model_config,
     load_tensors,
     read_metadata,
@@ -265,11 +268,13 @@ def test_metadata_in_any_order_gives_the_same_bytes(tmp_path, tensors):
         save_tensors(path, tensors, {name: METADATA[name] for name in names})
         seen.add(path.read_bytes())
     assert len(seen) == 1
-    assert read_metadata(path) == METADATA
+    metadata = read_metadata(path)
+    del metadata[CHECKSUM]
+    assert metadata == METADATA
     loaded = load_file(path)
     assert all(torch.equal(loaded[k], v) for k, v in tensors.items())
     header = path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")]
-    assert list(json.loads(header)["__metadata__"]) == sorted(METADATA)
+    assert list(json.loads(header)["__metadata__"]) == sorted([*METADATA, CHECKSUM])
 
 
 def test_a_model_folder_with_metadata_loads_in_timm(tmp_path):
@@ -278,9 +283,61 @@ def test_a_model_folder_with_metadata_loads_in_timm(tmp_path):
     save_model(tmp_path / "m", model.state_dict(), model_config, describe_layers(model), METADATA)
     again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
-    assert read_metadata(tmp_path / "m" / "model.safetensors") == METADATA
+    assert read_metadata(tmp_path / "m" / "model.safetensors").items() >= METADATA.items()
 
 
 def test_a_missing_or_damaged_file_has_no_metadata(tmp_path):
     (tmp_path / "x").write_bytes(b"nothing")
     assert read_metadata(tmp_path / "x") == read_metadata(tmp_path / "absent") == {}
+
+
+def test_a_checksum_is_of_names_types_shapes_bytes_and_metadata(noise):
+    tensors = {"a": noise(2, 3), "b": torch.tensor(2.5), "none": torch.zeros(0)}
+    first = compute_checksum(tensors, {"format": "pt"})
+    assert first == compute_checksum(dict(reversed(tensors.items())), {"format": "pt"})
+    assert first == compute_checksum(tensors, {CHECKSUM: first, "format": "pt"})
+    others = [
+        {**tensors, "a": noise(2, 3) + 1},
+        {**tensors, "a": tensors["a"].view(3, 2)},
+        {**tensors, "a": tensors["a"].view(torch.int32)},
+        {"c": tensors["a"], "b": tensors["b"], "none": tensors["none"]},
+        {"a": tensors["a"], "b": tensors["b"]},
+    ]
+    checksums = [compute_checksum(other, {"format": "pt"}) for other in others]
+    assert len({first, compute_checksum(tensors, {}), *checksums}) == len(others) + 2
+
+
+def test_no_flipped_bit_of_a_file_gives_other_tensors(tmp_path, noise):
+    """Each bit of a file, header and all: it is refused in one line, or means what it did."""
+    path, saved = tmp_path / "x.safetensors", {"a": noise(2, 2), "b": torch.tensor(7)}
+    save_tensors(path, saved, {"epoch": "3"})
+    data, damaged = path.read_bytes(), 0
+    for at in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[at // 8] ^= 1 << at % 8
+        path.write_bytes(flipped)
+        try:
+            loaded = load_tensors(path)
+        except ModelError as error:
+            assert len(str(error).splitlines()) == 1
+            damaged += "is damaged: its checksum does not match. Restore it" in str(error)
+        else:
+            assert loaded.keys() == saved.keys()
+            assert all(torch.equal(loaded[name], value) for name, value in saved.items())
+    assert damaged > 8 * 24  # all bits of the tensors, and some of the header's
+
+
+def test_a_file_of_another_tool_has_no_checksum_and_is_read(tmp_path, noise):
+    save_file({"a": (value := noise(2))}, tmp_path / "x.safetensors", metadata={"format": "pt"})
+    assert torch.equal(load_tensors(tmp_path / "x.safetensors")["a"], value)
+
+
+def test_want_of_memory_and_an_error_of_the_disk_are_no_damage(tmp_path, tensors, monkeypatch):
+    save_tensors(tmp_path / "x.safetensors", tensors)
+    for error, expected, text in (
+        (MemoryError("none left"), MemoryError, "none left"),
+        (OSError(5, "Input/output error"), ModelError, r"cannot be read: Input/output error\."),
+    ):
+        monkeypatch.setattr("deitctl.models.checkpoint_io.safe_open", Mock(side_effect=error))
+        with pytest.raises(expected, match=text):
+            load_tensors(tmp_path / "x.safetensors")
