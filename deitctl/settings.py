@@ -141,15 +141,24 @@ def check_ranges(config: TrainConfig) -> None:
 
 def list_differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """Say in which settings two runs differ, but for the machine's."""
-    was, now = (
-        flatten({k: v for k, v in to_dict(c).items() if k not in MACHINE_SETTINGS})
-        for c in (old, new)
-    )
+    was, now = (flatten(_leave_machine_out(config)) for config in (old, new))
     return [
         f"{k} is {was.get(k, 'not set')}, not {now.get(k, 'set')}"
         for k in {**was, **now}
         if was.get(k) != now.get(k)
     ]
+
+
+def list_learning(config: TrainConfig) -> dict[str, Any]:
+    """Return by name the settings that decide what a run learns, of values that JSON has.
+
+    Not the place of the data, which may be moved.
+    """
+    return flatten({k: v for k, v in _leave_machine_out(config).items() if k != "data"})
+
+
+def _leave_machine_out(config: TrainConfig) -> dict[str, Any]:
+    return {k: v for k, v in to_dict(config).items() if k not in MACHINE_SETTINGS}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

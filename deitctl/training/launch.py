@@ -12,6 +12,7 @@ from typing import Any
 
 from deitctl.config import MACHINE_SETTINGS, TrainConfig
 from deitctl.data.dataset import ImageDataset
+from deitctl.data.fingerprint import fingerprint_split
 from deitctl.data.loader import translate_worker_errors
 from deitctl.data.open import open_for_training
 from deitctl.data.run_data import SPLIT_FILE, read_run_data, write_split
@@ -26,13 +27,14 @@ from deitctl.lock import locked
 from deitctl.models.factory import LoadedModel
 from deitctl.paths import DiskError, read_json, write_bytes, write_json
 from deitctl.records import to_object
-from deitctl.settings import list_differences, override
+from deitctl.settings import list_differences, list_learning, override
 from deitctl.training.build import TrainSetup, build_student, build_training
 from deitctl.training.configure import add_tags, check, name_command
 from deitctl.training.disk_space import count_run_bytes, measure_folder, plan_disks
 from deitctl.training.earlier_runs import add_epochs, find_unfinished, require_same
 from deitctl.training.own_images import require_same_images, warn_of_trained_images
 from deitctl.training.result import TrainResult
+from deitctl.training.resumption import load_checkpoint
 from deitctl.training.run_dir import Run, create_run_folder
 from deitctl.training.trainer import Trainer
 
@@ -153,19 +155,21 @@ def open_run(
             elif world.is_main:
                 # Before the teacher is fine-tuned, because the folder may not be writable.
                 Run.create(run.root, config)
-            if world.is_main and not (resume and (run.root / SPLIT_FILE).exists()):
+            # A run without a checkpoint begins again, with the data as it is now.
+            goes_on = resume and run.saved_position() is not None
+            if world.is_main and not (goes_on and (run.root / SPLIT_FILE).exists()):
                 write_split(run.root, train, val)
             if world.is_main and not resume:
                 run.cut_log(0)  # of a run that was killed before its first checkpoint
                 write_bytes(run.launch_id_file, _launch().encode())
             trainer = build_trainer(run, config, student, (train, val), device, reporter, world)
             if resume:
-                trainer.load_checkpoint()
+                load_checkpoint(trainer)
             with translate_worker_errors(f"Continue with fewer: {command} --workers 0"):
                 yield trainer
     except (KeyboardInterrupt, Signalled, Interrupted) as stop:
         signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum
-        raise Interrupted(signum, command) from stop
+        raise Interrupted(signum, command, run.describe_saved()) from stop
 
 
 def _open_data(
@@ -211,6 +215,8 @@ def build_trainer(
     setup = build_training(
         config, student, *datasets, device=device, reporter=reporter, teacher=teacher, world=world
     )
+    setup.state.progress.settings = list_learning(config)
+    setup.state.progress.data_fingerprint = fingerprint_split(setup.train, setup.val)
     if run.writes:
         warn_of_full_disks(run, setup, reporter)
     return Trainer(run, setup, reporter)

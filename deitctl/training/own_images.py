@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from hashlib import blake2b
 
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
+from deitctl.data.fingerprint import fingerprint_split
 from deitctl.data.open import EvalData
 from deitctl.data.run_match import match_run
-from deitctl.data.splits import list_relative_paths
 from deitctl.distributed import World
 from deitctl.errors import DataError
 from deitctl.evaluation.images import find_run, find_train_images
@@ -25,12 +24,8 @@ def require_same_images(data: str, train: ImageDataset, val: ImageDataset, world
     """
     if world.size == 1:
         return
-    digest = blake2b(digest_size=16)
-    for part in (train, val):
-        digest.update(part.labels.tobytes())
-        digest.update("\0".join(list_relative_paths(part)).encode("utf-8", "surrogateescape"))
     counts = f"{len(train.labels):,} + {len(val.labels):,}"
-    views = world.all_gather_object((digest.hexdigest(), counts))
+    views = world.all_gather_object((fingerprint_split(train, val), counts))
     if len(set(views)) > 1:
         raise DataError(
             f"The processes see different training and validation images of {data}: "

@@ -23,6 +23,7 @@ from deitctl.training.build import build_student
 from deitctl.training.incident import read_incident
 from deitctl.training.launch import build_trainer
 from deitctl.training.monitor import Observation
+from deitctl.training.resumption import load_checkpoint
 from deitctl.training.run_dir import Run
 from deitctl.training.step import (
     compute_losses,
@@ -99,7 +100,7 @@ def replay(
     run.checkpoint = folder / "checkpoint"
     student = build_student(config, datasets[0], reporter)
     trainer = build_trainer(run, config, student, datasets, device, reporter, SINGLE_PROCESS)
-    trainer.load_checkpoint()
+    load_checkpoint(trainer)
     trainer.fit_new_head()
     return _replay_steps(trainer, record, reporter)
 

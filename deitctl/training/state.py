@@ -8,6 +8,7 @@ of the seed and the step.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,13 +20,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deitctl.errors import ModelError
-from deitctl.models.checkpoint_io import load_tensors, save_tensors
-from deitctl.paths import DiskError, read_json, sync_folder, write_json
+from deitctl.models.checkpoint_io import CHECKSUM, save_tensors
+from deitctl.paths import DiskError, refuse_links, sync_folder, write_json
 from deitctl.records import SCHEMA_VERSION
 from deitctl.training.optim import ExponentialMovingAverage
-
-MAX_RECORD_BYTES = 1 << 30  # of state.json, which names every image that could not be read
+from deitctl.training.saved_state import (
+    EMA,
+    MODEL,
+    OPTIMIZER,
+    RECORD,
+    checksum_record,
+    list_moments,
+    list_tensors,
+    read_file,
+    read_record,
+    refuse,
+    require_moments,
+    require_numbers,
+    require_tensors,
+)
 
 
 @dataclass
@@ -40,13 +53,19 @@ class Progress:
     images_in_epoch: int = 0
     """Of these, in the current epoch."""
     num_train_images: int = 0
-    """Of the data that the run began with; a resume on other data is refused."""
+    """Of the data that the run began with."""
+    data_fingerprint: str = ""
+    """Of that data, see `fingerprint_split`; a resume on other data is refused."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What the run learns by, see `list_learning`; a resume with others is refused."""
     seconds: float = 0.0
     """Duration of the run, over all its sessions."""
     best_top1: float = -1.0
     best_epoch: int = 0
     best_weights: str = "model"
     """Which weights of the best epoch were saved: `model` or `ema`."""
+    best_num_images: int = 0
+    """Validation images that could be read in the best epoch; 0: not known."""
     log_bytes: int = 0
     """Size of metrics.jsonl when the checkpoint was made; a resume drops what was logged later."""
     recent_loss: float = 0.0
@@ -77,24 +96,40 @@ class Snapshot:
             unchanged.
         """
         new, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+        refuse_links(folder.parent, (folder.name, new.name, old.name))
         try:
-            shutil.rmtree(new, ignore_errors=True)
+            _remove(new)
+            new.mkdir(parents=True)
             try:
-                for name, tensors in self.files.items():
-                    save_tensors(new / name, tensors)
-                write_json(new / "state.json", self.record)
+                sums = {name: save_tensors(new / name, value) for name, value in self.files.items()}
+                write_json(new / RECORD, _add_checksums(self.record, sums))
                 sync_folder(new)
             except BaseException:
-                shutil.rmtree(new, ignore_errors=True)  # the next try needs the space
+                _remove(new)  # the next try needs the space
                 raise
             if folder.exists():
-                shutil.rmtree(old, ignore_errors=True)
+                _remove(old)
                 os.rename(folder, old)
             os.rename(new, folder)
             sync_folder(folder.parent)
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
         except OSError as error:
             raise DiskError.from_os_error(folder, error) from error
+
+
+def _remove(path: Path) -> None:
+    """Delete what is at a path of ours: a folder, or a file that somebody put there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _add_checksums(record: Mapping[str, Any], checksums: Mapping[str, str]) -> dict[str, Any]:
+    """Return the contents of state.json: the record, the checksums of the other files, its own."""
+    # As it will be read.
+    written = json.loads(json.dumps({**record, "checksums": checksums}))
+    return {**written, CHECKSUM: checksum_record(written)}
 
 
 @dataclass
@@ -129,14 +164,15 @@ class TrainState:
     def snapshot(self) -> Snapshot:
         """Copy the state, between two steps."""
         files = {
-            "model.safetensors": _copy_to_cpu(self.model.state_dict()),
-            "optimizer.safetensors": _copy_to_cpu(_optimizer_tensors(self.model, self.optimizer)),
+            MODEL: _copy_to_cpu(self.model.state_dict()),
+            OPTIMIZER: _copy_to_cpu(_optimizer_tensors(self.model, self.optimizer)),
         }
         if self.ema is not None:
-            files["ema.safetensors"] = _copy_to_cpu(self.ema.values)
+            files[EMA] = _copy_to_cpu(self.ema.values)
         record = asdict(self.progress) | {
             "loss_sums": {name: float(value) for name, value in self.loss_sums.items()},
             "scaler": self.scaler.state_dict(),
+            "without_moments": _list_without_moments(self.model, self.optimizer),
         }
         return Snapshot(files, record)
 
@@ -145,51 +181,55 @@ class TrainState:
         self.snapshot().write(folder)
 
     def load(self, folder: Path) -> None:
-        """Read a saved state into this one; raise `ModelError` if it is incomplete or does not fit."""
+        """Read a saved state into this one, once all of it has been found to fit.
+
+        Raises:
+            ModelError: it is incomplete, damaged, of two saves, or of another model.
+        """
         if not folder.exists():  # the run was killed between the two renames of a save
             folder = folder.with_name(f"{folder.name}.old")
+        record = read_record(folder)
+        checksums = record.pop("checksums", None)  # an older deitctl wrote none, and no list
+        without = record.pop("without_moments", None)
         try:
-            record = read_json(folder / "state.json", MAX_RECORD_BYTES)
-            sums = record.pop("loss_sums", {})
-            # empty if the run was in a precision without a loss scale
-            if scale := record.pop("scaler"):
-                self.scaler.load_state_dict(scale)
+            sums, scale = record.pop("loss_sums", {}), record.pop("scaler")
             loaded = Progress(**record)
-            _require_types(loaded, sums)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{folder} holds no readable training state: {error}.") from error
-        if loaded.schema_version != SCHEMA_VERSION:
-            raise ModelError(f"{folder} was written by another version of deitctl.")
+            require_numbers(loaded, sums, scale)
+            if not isinstance(checksums, dict | None) or not isinstance(without, list | None):
+                raise ValueError("checksums or without_moments have another type")
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise refuse(folder, f"holds no readable training state: {RECORD}: {reason}") from error
+        model = self._read(folder, MODEL, checksums, self.model.state_dict())
+        ema = {} if self.ema is None else self._read(folder, EMA, checksums, self.ema.values)
+        moments = read_file(folder, OPTIMIZER, checksums)
+        if without is None:
+            without = _find_without_moments(self.model, moments)
+        expected = list_moments(self.model, self.optimizer, set(map(str, without)))
+        require_tensors(folder / OPTIMIZER, moments, expected)
+        require_moments(folder / OPTIMIZER, moments, loaded.step)
+
         for entry in fields(Progress):  # in place: the monitor and the trainer hold this object
             setattr(self.progress, entry.name, getattr(loaded, entry.name))
-        try:
-            self.model.load_state_dict(load_tensors(folder / "model.safetensors"))
-            if self.ema is not None:
-                values = load_tensors(folder / "ema.safetensors")
-                for name, value in self.ema.values.items():
-                    value.copy_(values[name])
-            _load_optimizer(
-                self.model, self.optimizer, load_tensors(folder / "optimizer.safetensors")
-            )
-        except (RuntimeError, KeyError) as error:
-            raise ModelError(
-                f"{folder} does not fit the run's model: {str(error).splitlines()[0]}"
-            ) from error
+        if scale:  # empty if the run was in a precision without a loss scale
+            self.scaler.load_state_dict(scale)
+        self.model.load_state_dict(model)
+        for name, value in ema.items():
+            self.ema.values[name].copy_(value)  # type: ignore[union-attr]
+        _load_optimizer(self.model, self.optimizer, moments)
         device = next(self.model.parameters()).device
-        self.loss_sums = {name: torch.tensor(value, device=device) for name, value in sums.items()}
+        self.loss_sums = {
+            name: torch.tensor(float(value), device=device) for name, value in sums.items()
+        }
 
-
-def _require_types(progress: Progress, sums: Any) -> None:
-    """Raise `TypeError` if a value of state.json has another type than what `snapshot` writes."""
-    for name, default in asdict(Progress()).items():
-        value = getattr(progress, name)
-        kinds = (int, float) if isinstance(default, float) else type(default)
-        if not isinstance(value, kinds) or isinstance(value, bool):
-            raise TypeError(f"{name} is {value!r}")
-    if not all(isinstance(reason, str) for reason in progress.unreadable.values()):
-        raise TypeError("unreadable holds a reason that is no text")
-    if not all(isinstance(value, int | float) for value in sums.values()):
-        raise TypeError("loss_sums holds a value that is no number")
+    @staticmethod
+    def _read(
+        folder: Path, name: str, checksums: Mapping[str, Any] | None, ours: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the tensors of a file, which are to replace ours."""
+        tensors = read_file(folder, name, checksums)
+        require_tensors(folder / name, tensors, list_tensors(ours))
+        return tensors
 
 
 def _copy_to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -204,6 +244,17 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         for parameter, moments in optimizer.state.items()
         for key, value in moments.items()
     }
+
+
+def _list_without_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Return the names of parameters that have no moments: frozen, or without a gradient so far."""
+    return [name for name, p in model.named_parameters() if p not in optimizer.state]
+
+
+def _find_without_moments(model: nn.Module, moments: Mapping[str, Tensor]) -> list[str]:
+    """Return the same of a file that an older deitctl wrote, which listed none."""
+    owners = {name.rpartition(".")[0] for name in moments}
+    return [name for name, _ in model.named_parameters() if name not in owners]
 
 
 def _load_optimizer(

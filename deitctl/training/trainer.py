@@ -3,41 +3,37 @@
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from itertools import islice
+from contextlib import nullcontext
+
+from torch import nn
 
 from deitctl.data.loader import Batch
 from deitctl.data.samplers import batch_start
-from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.device import Device
-from deitctl.distributed import ProcessLost
-from deitctl.errors import ConfigError, DataError, DeitctlError, Signalled
 from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.result import EvalResult
 from deitctl.evaluation.validate import validate
 from deitctl.events import Reporter, SilentReporter
-from deitctl.models.checkpoint_io import WEIGHTS, read_metadata, save_model
+from deitctl.models.checkpoint_io import save_model
 from deitctl.models.introspect import describe_layers
 from deitctl.paths import DiskError
-from deitctl.training.build import TrainSetup, round_up_to_pairs
+from deitctl.training.build import TrainSetup
 from deitctl.training.checkpointer import AsyncCheckpointer, SaveOrStop
-from deitctl.training.configure import name_command
 from deitctl.training.estimate import describe_training, estimate_seconds
+from deitctl.training.failure import leave_resumable
 from deitctl.training.finish import finish_run
 from deitctl.training.head_init import fit_new_heads
-from deitctl.training.incident import suggest_remedies, write_incident
-from deitctl.training.monitor import Incident, LossMonitor, Observation, TrainingDiverged
+from deitctl.training.monitor import LossMonitor, Observation
 from deitctl.training.result import TrainResult
+from deitctl.training.resumption import SCORE_KEY
 from deitctl.training.run_dir import Run
 from deitctl.training.signals import StopRequest, hold_signals
 from deitctl.training.step import StepStats, forward_backward, optimizer_step, set_train_mode
 
 LOG_EVERY = 10  # steps: reading the loss makes the host wait for an accelerator
 EVAL_BATCH_SIZE = 64
-SCORE_KEY = "deitctl"  # metadata key of the saved weights: the epoch they are of, and its score
 
 
 class Trainer:
@@ -60,6 +56,11 @@ class Trainer:
         """Step of the checkpoint that this session began with."""
         self.start_time = time.monotonic()
         """When the run would have begun if all its sessions had followed each other."""
+        self.is_between_steps = True
+        """Whether the state is that after a whole step, which may be saved and resumed from."""
+        self.has_batch_stats = any(
+            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.state.model.modules()
+        )
 
     def fit(self) -> TrainResult:
         """Train the epochs that are left; after each, validate, keep the best weights and log.
@@ -70,7 +71,7 @@ class Trainer:
             Signalled: SIGINT or SIGTERM came, and the state is saved.
         """
         progress, recipe = self.state.progress, self.context.recipe
-        with hold_signals(self.signals), self.leave_resumable():
+        with hold_signals(self.signals), leave_resumable(self):
             self.announce()
             self.fit_new_head()
             batches = self.setup.build_loader() if progress.epoch < recipe.epochs else iter(())
@@ -86,7 +87,7 @@ class Trainer:
                 with self.reporter.task(label, num_images) as task:
                     task.skip(num_done)
                     # The loader spans all epochs, so that its processes work ahead.
-                    for batch in islice(batches, steps - steps_done):
+                    for batch in self.read_batches(batches, steps - steps_done):
                         stats = self.train_step(batch)
                         task.advance(stats.num_images, **self.log_step(stats))
                         self.handle_signals(stats)
@@ -105,6 +106,13 @@ class Trainer:
             return finish_run(self)
         except DiskError as error:
             raise self.run.explain_full_disk(error) from error
+
+    def read_batches(self, batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+        """Yield the next `count` batches, or raise `Signalled` while one does not come."""
+        for _ in range(count):
+            with self.signals.interrupt() if self.world.size == 1 else nullcontext():
+                batch = next(batches)
+            yield batch
 
     def announce(self) -> None:
         """Say what is about to be done and how long it takes."""
@@ -146,8 +154,11 @@ class Trainer:
         """Take one optimizer step on the gradient of a global batch."""
         context, state, progress = self.context, self.state, self.state.progress
         lr = context.lr_at(progress.step)
+        # A forward pass changes batch statistics, and nothing else that a checkpoint holds.
+        self.is_between_steps = not self.has_batch_stats
         stats = forward_backward(context, state, batch, self.reporter, self.signals)
         loss = stats.losses["loss"]
+        self.is_between_steps = False
         self.monitor.update(Observation(progress.step, lr, loss, stats.grad_norm, batch.keys))
         if self.device.is_synchronous:  # reading the loss costs nothing, and the weights stay good
             self.monitor.raise_if_diverged()
@@ -160,6 +171,7 @@ class Trainer:
         progress.images_seen += stats.num_images
         progress.images_in_epoch += stats.num_images
         progress.seconds = time.monotonic() - self.start_time
+        self.is_between_steps = True
         return stats
 
     def log_step(self, stats: StepStats) -> dict[str, str]:
@@ -206,18 +218,20 @@ class Trainer:
             head=model_config.head,
             teacher_preds=setup.teacher.val_predictions if setup.teacher else None,
         )
-        (result,) = validate(
-            [eval_model],
-            setup.val,
-            device=device,
-            batch_size=EVAL_BATCH_SIZE,
-            workers=setup.workers,
-            reporter=self.reporter,
-            label=label,
-            world=self.world,
-            pause=(stop or StopRequest()).raise_if_set,
-            stop_on_bad_image=self.config.on_bad_image == "stop",
-        )
+        may_wait = nullcontext() if stop is None else self.signals.interrupt()
+        with may_wait:
+            (result,) = validate(
+                [eval_model],
+                setup.val,
+                device=device,
+                batch_size=EVAL_BATCH_SIZE,
+                workers=setup.workers,
+                reporter=self.reporter,
+                label=label,
+                world=self.world,
+                pause=(stop or StopRequest()).raise_if_set,
+                stop_on_bad_image=self.config.on_bad_image == "stop",
+            )
         return result
 
     def finish_epoch(self) -> dict[str, float]:
@@ -232,13 +246,21 @@ class Trainer:
     def keep_best(self, metrics: dict[str, EvalResult]) -> None:
         """Save the weights of this epoch, in the model's format, if none before were better."""
         progress, kind = self.state.progress, best_weights(metrics)
+        top1, num_images = metrics[kind].top1, metrics[kind].num_images
+        if 0 < progress.best_num_images != num_images:
+            self.reporter.warn(
+                f"{num_images} of {len(self.setup.val.labels)} validation images could be read, "
+                f"{progress.best_num_images} in epoch {progress.best_epoch}, the best so far: scores of other "
+                "images are not compared, and the one of more images counts as better."
+            )
         # Of equals the later epoch, which has seen more.
-        if metrics[kind].top1 < progress.best_top1:
+        best_num_images = progress.best_num_images or num_images  # earlier versions kept no number
+        if (num_images, top1) < (best_num_images, progress.best_top1):
             return
-        progress.best_top1, progress.best_epoch = metrics[kind].top1, progress.epoch
-        progress.best_weights = kind
+        progress.best_top1, progress.best_epoch = top1, progress.epoch
+        progress.best_weights, progress.best_num_images = kind, num_images
         if self.world.is_main:
-            score = {"epoch": progress.epoch, "top1": progress.best_top1, "weights": kind}
+            score = {"epoch": progress.epoch, "top1": top1, "weights": kind, "images": num_images}
             save_model(
                 self.run.root,
                 self.state.weights(kind),
@@ -305,117 +327,6 @@ class Trainer:
         """Evaluate the weights that the run ended with, the `model` or the `ema`."""
         with self.state.swap_ema() if kind == "ema" else nullcontext():
             return self.evaluate(device, "evaluate the last weights")
-
-    def load_checkpoint(self) -> None:
-        """Load the saved state; a run that was stopped before its first checkpoint starts again."""
-        progress, folder = self.state.progress, self.run.checkpoint
-        if folder.exists() or folder.with_name(f"{folder.name}.old").exists():
-            self.state.load(folder)
-            if progress.num_train_images != len(self.setup.train.labels):
-                raise DataError(
-                    f"{self.config.data} has {len(self.setup.train.labels)} training images, "
-                    f"it had {progress.num_train_images} when {self.run.root} began.",
-                    "Start a new run on the new data.",
-                )
-        steps = self.context.steps_per_epoch
-        if not 0 <= progress.step - progress.epoch * steps <= steps:
-            raise ConfigError(
-                f"{self.run.root} began with another division of epochs into steps: it is at step "
-                f"{progress.step} in epoch {progress.epoch + 1}, and an epoch has {steps} now.",
-                f"Start a new run: {name_command(self.config)} --config "
-                f"{shlex.quote(str(self.run.config_file))} --output NEW",
-            )
-        positions = set(self.world.all_gather_object((progress.step, progress.epoch)))
-        if len(positions) > 1:
-            raise DeitctlError(
-                f"The processes see different checkpoints of {self.run.root}, of steps "
-                f"{sorted({step for step, _ in positions})}.",
-                "All machines of a run need its folder on a file system that they share.",
-            )
-        if progress.views_version != VIEWS_VERSION:
-            self.reporter.warn(
-                f"{self.run.root} began with another version's training views: what is left of it sees "
-                "other crops and colors, so it ends otherwise than it would have."
-            )
-            progress.views_version = VIEWS_VERSION
-        self.start_step = progress.step
-        self.run.cut_log(progress.log_bytes)
-        if self.config.micro_batch_size:
-            progress.micro_batch_size = round_up_to_pairs(self.config.micro_batch_size)
-        self.load_best()
-        self.start_time = time.monotonic() - progress.seconds
-        self.world.barrier()
-
-    def load_best(self) -> None:
-        """Adopt the score of saved weights that are newer than the checkpoint."""
-        progress = self.state.progress
-        try:
-            score = json.loads(read_metadata(self.run.root / WEIGHTS).get(SCORE_KEY, "{}"))
-            epoch, top1, weights = int(score["epoch"]), float(score["top1"]), str(score["weights"])
-        except (ValueError, TypeError, KeyError):
-            return
-        if epoch > progress.best_epoch:
-            progress.best_epoch, progress.best_top1, progress.best_weights = epoch, top1, weights
-
-    @contextmanager
-    def leave_resumable(self) -> Iterator[None]:
-        """Save the state if the block is interrupted, and say how to go on if it fails."""
-        resume = f"deitctl train --resume {self.run.quoted}"
-        try:
-            yield
-        except (Signalled, KeyboardInterrupt) as signalled:
-            if not getattr(signalled, "insists", False):  # a repeated signal may come within a step
-                self._save_if_good()
-            raise
-        except ProcessLost:
-            # Of several processes that are stopped, one may exit before the others have seen their
-            # signal.
-            self._save_if_good()
-            self.signals.raise_if_set()
-            raise
-        except DataError as error:
-            self._save_if_good()
-            hint = f"{error.hint} Repair or remove it, then: {resume}"
-            raise DataError(error.message, hint) from error
-        except DiskError as error:
-            raise self.run.explain_full_disk(error) from error
-        except TrainingDiverged as diverged:
-            raise self._record_incident(diverged.incident) from None
-        except RuntimeError as error:
-            compiler = ("torch._inductor", "torch._dynamo")
-            if not self.config.compile or not type(error).__module__.startswith(compiler):
-                raise
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(
-                f"torch cannot compile {self.config.model}: {reason}", "Leave --compile out."
-            ) from error
-
-    def _save_if_good(self) -> None:
-        if self.monitor.find_incident() is None:
-            self.state.progress.seconds = time.monotonic() - self.start_time
-            self.checkpointer.save(self.state)
-
-    def _record_incident(self, incident: Incident) -> DeitctlError:
-        """Write what a replay needs, and return the error."""
-        record, outcome = self.run.root / "incidents", "No checkpoint was saved before it."
-        keys = [key for keys in self.world.all_gather_object(incident.keys) for key in keys]
-        if self.world.is_main:
-            self.checkpointer.finish()
-            checkpoint_step = max(self.checkpointer.saved_step, self.start_step)
-            machine = {
-                "precision": self.device.precision,
-                "device": str(self.device.torch_device),
-                "num_processes": self.world.size,
-                "micro_batch_size": self.context.micro_batch_size(self.state),
-                "checkpoint_step": checkpoint_step,
-            }
-            names = [self.setup.train.name(key.index) for key in keys]
-            record = write_incident(self.run, incident, keys, names, machine)
-            if checkpoint_step:
-                outcome = f"The checkpoint is of step {checkpoint_step}."
-        hint = suggest_remedies(incident, self.run, self.device.precision, self.config)
-        replay = f"deitctl train --replay {shlex.quote(str(record))}"
-        return DeitctlError(f"{incident.message} {outcome} To repeat the step: `{replay}`.", hint)
 
 
 def best_weights(metrics: dict[str, EvalResult]) -> str:

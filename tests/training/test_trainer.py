@@ -34,9 +34,9 @@ from deitctl.training.checkpointer import AsyncCheckpointer
 from deitctl.training.estimate import estimate_seconds
 from deitctl.training.launch import resume, run_training
 from deitctl.training.monitor import LossMonitor, Observation
+from deitctl.training.resumption import SCORE_KEY, load_best
 from deitctl.training.run_dir import Run
 from deitctl.training.state import Progress, TrainState
-from deitctl.training.trainer import SCORE_KEY, Trainer
 
 Make = Callable[..., TrainConfig]
 Pair = tuple[ImageDataset, ImageDataset]
@@ -81,6 +81,7 @@ def test_saved_weights_carry_their_epoch_and_score(little_config: Make, little: 
         "epoch": state["best_epoch"],
         "top1": state["best_top1"],
         "weights": state["best_weights"],
+        "images": len(little[1].labels),
     }
     assert (note["epoch"], note["weights"]) == (result.best.epoch, result.best.weights)
 
@@ -127,7 +128,7 @@ def test_only_a_valid_note_of_a_later_epoch_is_loaded(
     keep_weights_of(tmp_path, note)
     progress = Progress(best_epoch=4, best_top1=80.0, best_weights="ema")
     holder = SimpleNamespace(run=Run(tmp_path), state=SimpleNamespace(progress=progress))
-    Trainer.load_best(holder)  # type: ignore[arg-type]
+    load_best(holder)  # type: ignore[arg-type]
     kept = (4, 80.0, "ema") if epoch == 4 else (5, 50.0, "model")
     assert (progress.best_epoch, progress.best_top1, progress.best_weights) == kept
 
@@ -135,7 +136,7 @@ def test_only_a_valid_note_of_a_later_epoch_is_loaded(
 def test_a_run_without_weights_has_no_note_to_load(tmp_path: Path) -> None:
     progress = Progress()
     holder = SimpleNamespace(run=Run(tmp_path), state=SimpleNamespace(progress=progress))
-    Trainer.load_best(holder)  # type: ignore[arg-type]
+    load_best(holder)  # type: ignore[arg-type]
     assert progress == Progress()
 
 
@@ -468,6 +469,9 @@ def test_a_run_whose_epochs_were_divided_otherwise_is_not_resumed(
     text = (run / "run.toml").read_text()
     assert "batch_size = 16" in text
     (run / "run.toml").write_text(text.replace("batch_size = 16", "batch_size = 8"))
+    state = state_of(run)
+    state["settings"] = {}  # of an earlier version, which kept none
+    (run / "checkpoint" / "state.json").write_text(json.dumps(state))
     with pytest.raises(ConfigError, match=r"it is at step 5 in epoch 2, and an epoch has 8 now"):
         resume(run, datasets=little)
 

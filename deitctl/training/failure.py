@@ -1,0 +1,101 @@
+"""What a run leaves behind when something ends it: a state to go on from, and a line that says how."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from deitctl.device import ran_out_of_memory
+from deitctl.distributed import ProcessLost
+from deitctl.errors import ConfigError, DataError, DeitctlError, Signalled
+from deitctl.paths import DiskError
+from deitctl.training.incident import suggest_remedies, write_incident
+from deitctl.training.monitor import Incident, TrainingDiverged
+
+if TYPE_CHECKING:
+    from deitctl.training.trainer import Trainer
+
+
+@contextmanager
+def leave_resumable(trainer: Trainer) -> Iterator[None]:
+    """Save what is in memory whatever ends the block, and say what was saved and how to go on."""
+    try:
+        yield
+    except (Signalled, KeyboardInterrupt) as signalled:
+        if not getattr(signalled, "insists", False):  # a repeated signal may come within a step
+            save_if_good(trainer)
+        raise
+    except ProcessLost:
+        # Of several processes that are stopped, one may exit before the others have seen their signal.
+        save_if_good(trainer)
+        trainer.signals.raise_if_set()
+        raise
+    except TrainingDiverged as diverged:
+        raise record_incident(trainer, diverged.incident) from None
+    except Exception as error:
+        raise _save_and_explain(trainer, error) from error
+
+
+def save_if_good(trainer: Trainer) -> None:
+    """Save the state if it is that after a whole step, and no step so far has diverged."""
+    if trainer.is_between_steps and trainer.monitor.find_incident() is None:
+        trainer.state.progress.seconds = time.monotonic() - trainer.start_time
+        trainer.checkpointer.save(trainer.state)
+
+
+def _save_and_explain(trainer: Trainer, error: Exception) -> Exception:
+    """Save the state after a failure that has not touched it; return the error with the way on."""
+    # Where memory ran out, the gradients' is what a saving needs.
+    trainer.state.optimizer.zero_grad(set_to_none=True)
+    try:
+        save_if_good(trainer)
+    except Exception as other:  # the first failure is the one to be told
+        error.add_note(f"The state could not be saved either: {other}")
+    run, config = trainer.run, trainer.config
+    resume, saved = f"deitctl train --resume {run.quoted}", run.describe_saved()
+    if isinstance(error, DiskError):
+        return run.explain_full_disk(error)
+    if isinstance(error, DataError):
+        hint = f"{error.hint} Repair or remove it, then: {resume}"
+        return DataError(f"{error.message} {saved}", hint)
+    if isinstance(error, DeitctlError):
+        return type(error)(f"{error.message} {saved}", f"{error.hint} To go on: {resume}")
+    compiler = ("torch._inductor", "torch._dynamo")
+    if config.compile and type(error).__module__.startswith(compiler):
+        reason = str(error).strip().splitlines()[0]
+        message = f"torch cannot compile {config.model}: {reason}"
+        return ConfigError(message, "Leave --compile out.")
+    if ran_out_of_memory(error):
+        return DeitctlError(
+            f"There is not enough memory to go on. {saved}",
+            f"With less at a time: {resume} --micro-batch-size 2 --workers 0",
+        )
+    # Of the caller's data set or reporter, or a fault of ours: no line, but a traceback.
+    error.add_note(f"{saved} To go on: {resume}")
+    return error
+
+
+def record_incident(trainer: Trainer, incident: Incident) -> DeitctlError:
+    """Write what a replay needs, and return the error."""
+    record, outcome = trainer.run.root / "incidents", "No checkpoint was saved before it."
+    keys = [key for keys in trainer.world.all_gather_object(incident.keys) for key in keys]
+    if trainer.world.is_main:
+        trainer.checkpointer.finish()
+        checkpoint_step = max(trainer.checkpointer.saved_step, trainer.start_step)
+        machine = {
+            "precision": trainer.device.precision,
+            "device": str(trainer.device.torch_device),
+            "num_processes": trainer.world.size,
+            "micro_batch_size": trainer.context.micro_batch_size(trainer.state),
+            "checkpoint_step": checkpoint_step,
+        }
+        names = [trainer.setup.train.name(key.index) for key in keys]
+        record = write_incident(trainer.run, incident, keys, names, machine)
+        if checkpoint_step:
+            outcome = f"The checkpoint is of step {checkpoint_step}."
+    hint = suggest_remedies(incident, trainer.run, trainer.device.precision, trainer.config)
+    replay = f"deitctl train --replay {shlex.quote(str(record))}"
+    return DeitctlError(f"{incident.message} {outcome} To repeat the step: `{replay}`.", hint)

@@ -1,0 +1,183 @@
+"""How a run goes on from its checkpoint: of the same data and settings as it began with, or not at all."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from deitctl.data.run_data import SPLIT_FILE, SplitRows, read_run_data
+from deitctl.data.splits import list_relative_paths
+from deitctl.data.transforms import VIEWS_VERSION
+from deitctl.errors import ConfigError, DataError, DeitctlError
+from deitctl.models.checkpoint_io import WEIGHTS, read_metadata
+from deitctl.training.build import round_up_to_pairs
+from deitctl.training.configure import name_command
+
+if TYPE_CHECKING:
+    from deitctl.data.dataset import ImageDataset
+    from deitctl.training.trainer import Trainer
+
+SCORE_KEY = "deitctl"
+"""Metadata key of a run's weights: the epoch that they are of, and its score."""
+EPOCHS, RESTARTS = "recipe.epochs", "recipe.restart_epochs"
+MAX_NAMED = 3
+"""Classes and images that a message names."""
+
+
+def load_checkpoint(trainer: Trainer) -> None:
+    """Load the saved state; a run that was stopped before its first checkpoint starts again.
+
+    Raises:
+        ConfigError: run.toml has other settings than the run began with.
+        DataError: the images, their labels or what they are for have changed.
+        ModelError: the checkpoint is damaged.
+    """
+    progress, folder = trainer.state.progress, trainer.run.checkpoint
+    settings, data_fingerprint = progress.settings, progress.data_fingerprint
+    if folder.exists() or folder.with_name(f"{folder.name}.old").exists():
+        trainer.state.load(folder)
+        require_same_settings(trainer, progress.settings, settings)
+        require_same_data(trainer, progress.data_fingerprint, data_fingerprint)
+        progress.settings, progress.data_fingerprint = settings, data_fingerprint
+    steps = trainer.context.steps_per_epoch
+    if not 0 <= progress.step - progress.epoch * steps <= steps:
+        raise ConfigError(
+            f"{trainer.run.root} began with another division of epochs into steps: it is at step "
+            f"{progress.step} in epoch {progress.epoch + 1}, and an epoch has {steps} now.",
+            f"Start a new run: {name_command(trainer.config)} --config "
+            f"{shlex.quote(str(trainer.run.config_file))} --output NEW",
+        )
+    positions = set(trainer.world.all_gather_object((progress.step, progress.epoch)))
+    if len(positions) > 1:
+        raise DeitctlError(
+            f"The processes see different checkpoints of {trainer.run.root}, of steps "
+            f"{sorted({step for step, _ in positions})}.",
+            "All machines of a run need its folder on a file system that they share.",
+        )
+    if progress.views_version != VIEWS_VERSION:
+        trainer.reporter.warn(
+            f"{trainer.run.root} began with another version's training views: what is left of it sees "
+            "other crops and colors, so it ends otherwise than it would have."
+        )
+        progress.views_version = VIEWS_VERSION
+    trainer.start_step = progress.step
+    trainer.run.cut_log(progress.log_bytes)
+    if trainer.config.micro_batch_size:
+        progress.micro_batch_size = round_up_to_pairs(trainer.config.micro_batch_size)
+    load_best(trainer)
+    trainer.start_time = time.monotonic() - progress.seconds
+    trainer.world.barrier()
+
+
+def require_same_settings(
+    trainer: Trainer, began: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    """Raise `ConfigError` if the run's settings have been edited since its checkpoint was saved.
+
+    Args:
+        trainer: of the run.
+        began: settings by name, of the checkpoint; empty in those of earlier versions.
+        now: of run.toml.
+    """
+    # What `--more-epochs` does, which a kill may have left without a checkpoint of its own.
+    phases = [*now[RESTARTS], now[EPOCHS]]
+    phases_then = [*began.get(RESTARTS, []), began.get(EPOCHS)]
+    if phases[: len(phases_then)] == phases_then and phases == sorted(phases):
+        began = {**began, EPOCHS: now[EPOCHS], RESTARTS: now[RESTARTS]}
+    changes = [
+        f"{name.removeprefix('recipe.')} is {now.get(name, 'not set')}, was {began.get(name, 'not set')}"
+        for name in {**began, **now}
+        if began and began.get(name) != now.get(name)
+    ]
+    if changes:
+        run = trainer.run
+        raise ConfigError(
+            f"{run.config_file} has other settings than {run.root} was trained with: {'; '.join(changes)}.",
+            "Set them back, or start a new run with them: "
+            f"{name_command(trainer.config)} --config {shlex.quote(str(run.config_file))} --output NEW. "
+            "A run can be resumed with other settings of the machine, and made longer (--more-epochs).",
+        )
+
+
+def require_same_data(trainer: Trainer, began: str, now: str) -> None:
+    """Raise `DataError` if images, labels or the split are others than the checkpoint's.
+
+    Images that have other contents under the same names are counted in a warning.
+
+    Args:
+        trainer: of the run.
+        began: fingerprint of the checkpoint's data; empty in those of earlier versions.
+        now: of the data as it is.
+    """
+    run, setup = trainer.run, trainer.setup
+    num_train, num_before = len(setup.train.labels), trainer.state.progress.num_train_images
+    run_data = read_run_data(run.root)
+    rows = None if run_data is None else run_data.rows
+    if num_train != num_before or (began and began != now):
+        change = (
+            f"{num_train} training images, before {num_before}"
+            if rows is None
+            else _describe_change(rows, setup.train, setup.val)
+        )
+        raise DataError(
+            f"{trainer.config.data} is not the data that {run.root} began with: {change}.",
+            "Put it back, or start a new run on it.",
+        )
+    if rows is not None and trainer.world.is_main:
+        _warn_of_contents(trainer, rows)
+
+
+def _describe_change(rows: SplitRows, train: ImageDataset, val: ImageDataset) -> str:
+    """Say in which images data differs from a run's rows."""
+    began = set(zip(rows.paths, rows.labels, rows.splits, strict=True))
+    now = {
+        (path, dataset.class_names[label], split)
+        for split, dataset in (("train", train), ("val", val))
+        for path, label in zip(list_relative_paths(dataset), dataset.labels.tolist(), strict=True)
+    }
+    parts = []
+    for verb, these, those in (("gone", began, now), ("new", now, began)):
+        classes = sorted({row[1] for row in these} - {row[1] for row in those})
+        images = sorted(row[0] for row in these - those)
+        if classes:
+            parts.append(f"classes that are {verb}: {_name_first(classes)}")
+        if images:
+            parts.append(f"images that are {verb} or have another label: {_name_first(images)}")
+    return "; ".join(parts) or f"its classes or images are in another order than in {SPLIT_FILE}"
+
+
+def _name_first(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + rest
+
+
+def _warn_of_contents(trainer: Trainer, rows: SplitRows) -> None:
+    setup, began = trainer.setup, iter(rows.num_bytes)
+    changed = [
+        dataset.name(index)
+        for dataset in (setup.train, setup.val)
+        for index, size in zip(range(len(dataset.labels)), began, strict=False)
+        if dataset.num_bytes(index) != size
+    ]
+    if changed:
+        trainer.reporter.warn(
+            f"{len(changed)} images have other contents than when {trainer.run.root} began, and are taken as they "
+            f"are now: {_name_first(changed)}."
+        )
+
+
+def load_best(trainer: Trainer) -> None:
+    """Adopt the score of saved weights that are newer than the checkpoint."""
+    progress = trainer.state.progress
+    try:
+        score = json.loads(read_metadata(trainer.run.root / WEIGHTS).get(SCORE_KEY, "{}"))
+        epoch, top1, weights = int(score["epoch"]), float(score["top1"]), str(score["weights"])
+        num_images = int(score.get("images", 0))
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        return
+    if epoch > progress.best_epoch:
+        progress.best_epoch, progress.best_top1, progress.best_weights = epoch, top1, weights
+        progress.best_num_images = num_images
