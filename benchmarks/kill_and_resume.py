@@ -1,13 +1,16 @@
-"""Kill trainings at random moments, resume them, and compare the end with a run that was never stopped.
+"""End trainings in several ways at random moments, resume them, and compare with a run that was never stopped.
 
-    python benchmarks/kill_and_resume.py --runs 30 --signal KILL
-    python benchmarks/kill_and_resume.py --runs 12 --signal TERM
+    python benchmarks/kill_and_resume.py --runs 30
+    python benchmarks/kill_and_resume.py --runs 30 --ways HUP STDERR LOADER STOPPED
 
-Each run is stopped once or twice and resumed by `deitctl train --resume`. The moment is up to 1.5 s after a step, drawn
-from all of the run's, was seen to be saved; the second is after a later step. Four settings in turn: a live or a cached
-teacher, 0 or 2 loader processes, 1 or 2 processes (torchrun), fp32 or bf16. "Bit-equal" means: the saved weights, the
-whole state (weights, average, moments, counters) and metrics.jsonl but for its times are the same bytes. Last figures:
-docs/results/reliability.md.
+Ways: KILL (SIGKILL to all processes), TERM, INT, HUP (to the main one), STDERR (the reader of its messages goes
+away), LOADER (SIGKILL to one loader process), STOPPED (loaders get SIGSTOP, as of a dead mount, then SIGTERM).
+The moment is up to a second after a step, drawn from all of the run's, was seen to be done. By KILL a run is ended once
+or twice, with a checkpoint every 4 steps; otherwise once, with one every hour: what is left was saved in the end.
+Settings in turn: a live or a cached teacher, 0 or 2 loader processes, 1 or 2 processes (torchrun), fp32 or bf16.
+
+"Equal" means: the saved weights, the whole checkpoint (weights, average, moments, counters) and metrics.jsonl but for
+its times are the same bytes. "Lost" is how many steps were done again. Last figures: docs/results/reliability.md.
 """
 
 from __future__ import annotations
@@ -23,98 +26,161 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-STEPS = 66
+from fault_rig import count_steps, list_family, list_loaders
+
+PROGRAM = Path(__file__).with_name("counted_steps.py")
+WAYS = ("KILL", "TERM", "INT", "HUP", "STDERR", "LOADER", "STOPPED")
+PER_EPOCH, EPOCHS = 22, 3
+STEPS = PER_EPOCH * EPOCHS
 TIMES = ("seconds", "images_per_second")
-COMMON = (
-    "--epochs",
-    "3",
-    "--batch-size",
-    "64",
-    "--img-size",
-    "16",
-    "--save-every",
-    "4",
-    "--format",
-    "json",
-    "--quiet",
-    "--set",
+MACHINE = ("seconds", "log_bytes", "crc32", "config")
+"""Of state.json: times, what depends on them, and how often it was saved."""
+RANDOM = (
     "augment.rand_augment=rand-m9-mstd0.5-inc1",
-    "--set",
     "augment.mixup=0.8",
-    "--set",
     "augment.cutmix=1.0",
-    "--set",
     "drop_path_rate=0.1",
-    "--set",
     "augment.repeated_aug=2",
-    "--set",
     "augment.random_erase_prob=0.25",
 )
-CACHED = ("--views", "2")
-LIVE = ("--teacher-cache", "off", "--views", "0")
+PATIENCE_S = 300
 
 
+@dataclass(frozen=True)
 class Setting:
-    """One way to train: its command without an output folder."""
+    """One way to train."""
 
-    def __init__(
-        self, teacher: Path, *, cached: bool, workers: int, processes: int, precision: str
-    ) -> None:
-        self.cached, self.workers, self.processes, self.precision = (
-            cached,
-            workers,
-            processes,
-            precision,
-        )
-        self.options = [
-            "distill",
-            "digits",
-            "--teacher",
-            str(teacher),
-            "--student",
-            "deit_tiny",
-            *COMMON,
-            *(CACHED if cached else LIVE),
-            "--workers",
-            str(workers),
-            "--precision",
-            precision,
-        ]
+    teacher: Path
+    cached: bool
+    workers: int
+    processes: int
+    precision: str
 
     def __str__(self) -> str:
         teacher = "cached" if self.cached else "live"
-        return f"{teacher} teacher, {self.workers} workers, {self.processes} process(es), {self.precision}"
+        return f"{teacher} teacher, {self.workers} loaders, {self.processes} process(es), {self.precision}"
 
-    def command(self, *options: str) -> list[str]:
-        """Return the command line of the program with `options`."""
-        if self.processes == 1:
-            return [sys.executable, "-m", "deitctl", *options]
+    def options(self, run: Path, way: str) -> list[str]:
+        """Return the command that starts a run, or resumes it if there is one."""
+        quiet = [] if way == "STDERR" else ["--quiet"]
+        if (run / "run.toml").exists():
+            return ["train", "--resume", str(run), "--format", "json", *quiet]
+        teacher = ("--views", "2") if self.cached else ("--teacher-cache", "off", "--views", "0")
+        return [
+            *("distill", "digits", "--teacher", str(self.teacher), "--student", "deit_tiny"),
+            *("--epochs", str(EPOCHS), "--batch-size", "64", "--img-size", "16", *teacher),
+            *(word for setting in RANDOM for word in ("--set", setting)),
+            *("--workers", str(self.workers), "--precision", self.precision),
+            *("--save-every", "4" if way == "KILL" else "1h", "--output", str(run)),
+            *("--format", "json", *quiet),
+        ]
+
+    def command(self, options: list[str]) -> list[str]:
+        """Return the command line of the program, in one process or by torchrun."""
         launcher = [
-            sys.executable,
             "-m",
             "torch.distributed.run",
             "--standalone",
             "--nproc-per-node",
             str(self.processes),
         ]
-        return [*launcher, "-m", "deitctl", *options]
+        return [sys.executable, *(launcher if self.processes > 1 else []), str(PROGRAM), *options]
 
 
-def start(command: list[str], cache: Path) -> subprocess.Popen[bytes]:
-    """Start a program in a process group of its own, with its own teacher's cache."""
-    environment = {**os.environ, "DEITCTL_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+@dataclass
+class Trial:
+    """A run, its cache, and the count of its steps."""
+
+    setting: Setting
+    folder: Path
+    way: str = "KILL"
+
+    @property
+    def run(self) -> Path:
+        """Return the run's folder."""
+        return self.folder / "run"
+
+    def count(self) -> int:
+        """Return the steps that were done, those that were done twice twice."""
+        counted = self.folder / "steps"
+        return counted.stat().st_size if counted.exists() else 0
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start or resume the run, in a process group of its own."""
+        self.folder.mkdir(exist_ok=True)
+        environment = os.environ | {
+            "DEITCTL_CACHE": str(self.folder / "cache"),
+            "COUNTED_STEPS": str(self.folder / "steps"),
+            "OMP_NUM_THREADS": "1",
+        }
+        return subprocess.Popen(
+            self.setting.command(self.setting.options(self.run, self.way)),
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def finish(self) -> None:
+        """Resume the run to its end."""
+        process = self.start()
+        _, messages = process.communicate(timeout=PATIENCE_S * 3)
+        assert process.returncode == 0, messages.decode()[-2000:]
+
+    def stop_at(self, step: int, delay: float) -> int | None:
+        """Start or resume, and end it some seconds after a step; return the exit code, None if it had ended."""
+        process, begun = self.start(), self.count()
+        while process.poll() is None and self.count() < max(step, begun):
+            time.sleep(0.01)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=delay)
+            return None
+        stopped = end_process(process, self.way)
+        try:
+            process.wait(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            print("HUNG", flush=True)
+            end_process(process, "KILL")
+            process.wait()
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                print(f"loader {pid} outlived its parent", flush=True)
+        return process.returncode
 
 
-def content(run: Path) -> dict[str, object]:
+def end_process(process: subprocess.Popen[bytes], way: str) -> list[int]:
+    """End a run in one of the ways; return loaders that must be gone when it is."""
+    if way == "KILL":
+        send(signal.SIGKILL, *list_family(process.pid))
+    elif way == "STDERR":
+        assert process.stderr is not None
+        process.stderr.close()
+    elif way in ("LOADER", "STOPPED"):
+        loaders = list_loaders(process.pid)
+        send(signal.SIGKILL, *loaders[:1]) if way == "LOADER" else send(signal.SIGSTOP, *loaders)
+        if way == "STOPPED":
+            time.sleep(1)
+            send(signal.SIGTERM, process.pid)
+            return loaders
+    else:
+        send(signal.Signals[f"SIG{way}"], process.pid)
+    return []
+
+
+def send(number: signal.Signals, *pids: int) -> None:
+    """Send a signal to processes, some of which may have ended."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def read_content(run: Path) -> dict[str, object]:
     """Return everything of a run that must be the same."""
     files = sorted([*run.glob("*.safetensors"), *(run / "checkpoint").glob("*.safetensors")])
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -122,80 +188,30 @@ def content(run: Path) -> dict[str, object]:
     return {
         **{str(f.relative_to(run)): f.read_bytes() for f in files},
         "log": [{k: v for k, v in record.items() if k not in TIMES} for record in log],
-        "state": {k: v for k, v in state.items() if k not in ("seconds", "log_bytes")},
+        "state": {k: v for k, v in state.items() if k not in MACHINE},
     }
 
 
-def begin(setting: Setting, run: Path, cache: Path) -> subprocess.Popen[bytes]:
-    """Start a run, or resume it if there is one."""
-    resume = ["train", "--resume", str(run), "--quiet", "--format", "json"]
-    options = resume if (run / "run.toml").exists() else [*setting.options, "--output", str(run)]
-    return start(setting.command(*options), cache)
+def choose_trials(
+    settings: list[Setting], ways: list[str], count: int
+) -> Iterator[tuple[str, int]]:
+    """Yield a way and the number of a setting that it is possible in, each pair in turn."""
+    turns: dict[str, int] = defaultdict(int)
+    for number in range(count):
+        way = ways[number % len(ways)]
+        fits = [
+            n
+            for n, setting in enumerate(settings)
+            if (setting.workers or way not in ("LOADER", "STOPPED"))
+            and (setting.processes == 1 or way not in ("STDERR", "STOPPED"))
+        ]
+        yield way, fits[turns[way] % len(fits)]
+        turns[way] += 1
 
 
-def finish(setting: Setting, run: Path, cache: Path) -> int:
-    """Resume a run until it is finished; return 0, or an exit code that is no success."""
-    process = begin(setting, run, cache)
-    _, talk = process.communicate(timeout=900)
-    if process.returncode:
-        print(talk.decode()[-2000:])
-    return process.returncode
-
-
-def family(pid: int) -> list[int]:
-    """Return a process and all that it started, who would outlive it: torchrun's have sessions of their own."""
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(
-                int(stat.parent.name)
-            )
-    found = [pid]
-    for one in found:
-        found += parents.get(one, [])
-    return found
-
-
-def step_of(run: Path) -> int:
-    """Return the step of the state that is saved, 0 for none."""
-    try:
-        return int(json.loads((run / "checkpoint" / "state.json").read_text())["step"])
-    except (OSError, ValueError):
-        return 0
-
-
-def stop_at(
-    setting: Setting, run: Path, cache: Path, step: int, delay: float, how: signal.Signals
-) -> int | None:
-    """Start or resume a run and send it a signal some seconds after a step was saved; None if it ended before."""
-    process = begin(setting, run, cache)
-    while process.poll() is None and (step_of(run) < step or not (run / "run.toml").exists()):
-        time.sleep(0.02)
-    try:
-        process.wait(timeout=delay)
-        return None
-    except subprocess.TimeoutExpired:
-        for pid in [process.pid] if how is not signal.SIGKILL else family(process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, how)
-    process.communicate(timeout=120)
-    return process.returncode
-
-
-def main() -> None:
-    """Run and print a table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--runs", type=int, default=30)
-    parser.add_argument("--signal", choices=("KILL", "TERM", "INT"), default="KILL")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    how, draw = signal.Signals[f"SIG{arguments.signal}"], random.Random(arguments.seed)
-    root = Path(tempfile.mkdtemp(prefix="deitctl-kill-"))
-    teacher = root / "teacher"
-    train = [
-        sys.executable,
-        "-m",
-        "deitctl",
+def make_teacher(root: Path) -> Path:
+    """Train a small convnet on digits."""
+    options = (
         "train",
         "digits",
         "--model",
@@ -204,45 +220,64 @@ def main() -> None:
         "32",
         "--epochs",
         "3",
-    ]
-    assert start([*train, "--output", str(teacher), "--quiet"], root).wait(timeout=900) == 0
+        "--quiet",
+    )
+    command = [sys.executable, "-m", "deitctl", *options, "--output", str(root / "teacher")]
+    environment = os.environ | {"DEITCTL_CACHE": str(root), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True, timeout=900)
+    return root / "teacher"
+
+
+def main() -> None:
+    """Run and print a table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["KILL"])
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    draw = random.Random(arguments.seed)
+    root = Path(tempfile.mkdtemp(prefix="deitctl-kill-"))
+    teacher = make_teacher(root)
     settings = [
         Setting(teacher, cached=True, workers=0, processes=1, precision="fp32"),
         Setting(teacher, cached=False, workers=2, processes=1, precision="bf16"),
         Setting(teacher, cached=True, workers=2, processes=2, precision="bf16"),
         Setting(teacher, cached=False, workers=0, processes=2, precision="fp32"),
     ]
-    references: list[tuple[dict[str, object], float]] = []
-    for number, setting in enumerate(settings):
-        begun = time.monotonic()
-        assert finish(setting, root / f"whole-{number}", root / f"cache-whole-{number}") == 0
-        references.append((content(root / f"whole-{number}"), time.monotonic() - begun))
-        print(f"{setting}: {references[-1][1]:.0f} s", flush=True)
-    equal, stopped = 0, 0
-    for number in range(arguments.runs):
-        which = number % len(settings)
-        setting, (expected, _) = settings[which], references[which]
-        run, cache = root / f"run-{number}", root / f"cache-{number}"
-        steps = sorted(draw.randrange(0, STEPS - 2) for _ in range(1 + number // len(settings) % 2))
-        codes = [stop_at(setting, run, cache, step, draw.uniform(0, 1.5), how) for step in steps]
-        at = step_of(run)
-        assert finish(setting, run, cache) == 0
-        found = content(run)
+    references: dict[int, tuple[dict[str, object], int]] = {}
+    results: dict[str, list[tuple[bool, bool, int]]] = defaultdict(list)
+    for number, (way, which) in enumerate(choose_trials(settings, arguments.ways, arguments.runs)):
+        setting = settings[which]
+        if which not in references:
+            whole = Trial(setting, root / f"whole-{which}")
+            whole.finish()
+            references[which] = read_content(whole.run), whole.count()
+        expected, undisturbed = references[which]
+        trial = Trial(setting, root / f"trial-{number}", way)
+        stops = 1 + (number // len(settings) % 2 if way == "KILL" else 0)
+        steps = sorted(draw.randrange(1, STEPS - 4) for _ in range(stops))
+        codes = [trial.stop_at(step, draw.uniform(0, 1)) for step in steps]
+        saved = count_steps(trial.run)
+        trial.finish()
+        found = read_content(trial.run)
         different = [name for name in expected if found.get(name) != expected[name]]
-        equal += not different
-        stopped += sum(code is not None for code in codes)
-        when = f"{arguments.signal} after steps {steps} (exit {codes})"
+        lost = trial.count() - undisturbed
+        results[way].append((not different, any(code is not None for code in codes), lost))
         print(
-            f"{number + 1}: {setting}; {when}, state of step {at}: {different or 'equal'}",
+            f"{number + 1}: {setting}; {way} after steps {steps} (exit {codes}), checkpoint of step {saved}: "
+            f"{', '.join(different) or 'equal'}, {lost} steps lost",
             flush=True,
         )
-        shutil.rmtree(run, ignore_errors=True)
-        shutil.rmtree(cache, ignore_errors=True)
-    print(
-        f"{equal} of {arguments.runs} ended bit-equal; {stopped} stops by SIG{arguments.signal} met a running program."
-    )
+        shutil.rmtree(trial.folder, ignore_errors=True)
+    for way, trials in results.items():
+        losses = sorted(lost for _, _, lost in trials)
+        print(
+            f"{way}: {sum(equal for equal, _, _ in trials)} of {len(trials)} equal, "
+            f"{sum(met for _, met, _ in trials)} met a running program; "
+            f"steps lost: {sum(losses) / len(losses):.1f} on average, at most {losses[-1]}"
+        )
     shutil.rmtree(root)
-    sys.exit(equal != arguments.runs)
+    sys.exit(not all(equal for trials in results.values() for equal, _, _ in trials))
 
 
 if __name__ == "__main__":
