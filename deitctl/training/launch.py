@@ -13,7 +13,6 @@ from typing import Any
 from deitctl.config import MACHINE_SETTINGS, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_split
-from deitctl.data.loader import translate_worker_errors
 from deitctl.data.open import open_for_training
 from deitctl.data.run_data import SPLIT_FILE, read_run_data, write_split
 from deitctl.device import Device, choose_device
@@ -21,7 +20,14 @@ from deitctl.distillation.distillation_teacher import DistillationTeacher
 from deitctl.distillation.preflight import RECORD as PREFLIGHT
 from deitctl.distillation.preflight import Preflight
 from deitctl.distributed import World, is_distributed, launch_id, process_group
-from deitctl.errors import ConfigError, DeitctlError, Interrupted, Signalled, TeacherError
+from deitctl.errors import (
+    ConfigError,
+    DeitctlError,
+    Interrupted,
+    LoaderLost,
+    Signalled,
+    TeacherError,
+)
 from deitctl.events import Reporter, SilentReporter
 from deitctl.lock import locked
 from deitctl.models.factory import LoadedModel
@@ -33,7 +39,7 @@ from deitctl.training.configure import add_tags, check, name_command
 from deitctl.training.disk_space import count_run_bytes, measure_folder, plan_disks
 from deitctl.training.earlier_runs import add_epochs, find_unfinished, require_same
 from deitctl.training.own_images import require_same_images, warn_of_trained_images
-from deitctl.training.result import TrainResult
+from deitctl.training.result import TrainResult, is_result
 from deitctl.training.resumption import load_checkpoint
 from deitctl.training.run_dir import Run, create_run_folder
 from deitctl.training.trainer import Trainer
@@ -144,6 +150,7 @@ def open_run(
     try:
         with ExitStack() as stack:
             if world.is_main:
+                run.require_own_names()
                 try:
                     stack.enter_context(
                         locked(run.lock_file, what=str(run.root), reporter=reporter)
@@ -165,11 +172,13 @@ def open_run(
             trainer = build_trainer(run, config, student, (train, val), device, reporter, world)
             if resume:
                 load_checkpoint(trainer)
-            with translate_worker_errors(f"Continue with fewer: {command} --workers 0"):
-                yield trainer
+            yield trainer
     except (KeyboardInterrupt, Signalled, Interrupted) as stop:
         signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum
         raise Interrupted(signum, command, run.describe_saved()) from stop
+    except LoaderLost as error:
+        hint = error.hint.partition(" To go on:")[0]
+        raise LoaderLost(error.message, f"{hint} To go on: {command} --workers 0") from error
 
 
 def _open_data(
@@ -243,6 +252,8 @@ def _require_same_teacher(run: Run, config: TrainConfig, preflight: Preflight) -
         earlier = read_json(run.root / PREFLIGHT)
     except (OSError, ValueError):
         return  # a new run
+    if not isinstance(earlier, dict):
+        return  # nothing that deitctl wrote
     key = "weights_fingerprint"
     # A teacher that was fine-tuned on the data again may differ in its last bits.
     if preflight.finetuned == earlier.get("finetuned") == "no" and (
@@ -350,4 +361,9 @@ def train_or_find(
     result = Run(root).result()
     if result is None:
         raise DeitctlError(f"{root} has no result.", "Delete that folder, and run this again.")
+    if not is_result(result):
+        raise DeitctlError(
+            f"{Run(root).result_file} is not what a training writes.",
+            "Delete it, and run this again: the run's weights are then scored again.",
+        )
     return result

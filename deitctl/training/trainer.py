@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 
 from torch import nn
 
@@ -57,7 +57,7 @@ class Trainer:
         self.start_time = time.monotonic()
         """When the run would have begun if all its sessions had followed each other."""
         self.is_between_steps = True
-        """Whether the state is that after a whole step, which may be saved and resumed from."""
+        """Whether the state is that after a step or an epoch that is logged: it may be saved."""
         self.has_batch_stats = any(
             isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.state.model.modules()
         )
@@ -66,15 +66,28 @@ class Trainer:
         """Train the epochs that are left; after each, validate, keep the best weights and log.
 
         Raises:
-            DeitctlError: a step that diverged, a full disk, or an unreadable image that the run is
-                to stop at; the last good checkpoint is on the disk.
-            Signalled: SIGINT or SIGTERM came, and the state is saved.
+            DeitctlError: a step that diverged, a full disk, loaders that are lost, or an unreadable
+                image that the run is to stop at; it says what is saved.
+            Signalled: SIGINT, SIGTERM or SIGHUP came, and the state is saved.
         """
-        progress, recipe = self.state.progress, self.context.recipe
         with hold_signals(self.signals), leave_resumable(self):
             self.announce()
             self.fit_new_head()
-            batches = self.setup.build_loader() if progress.epoch < recipe.epochs else iter(())
+            self.fit_epochs()
+            self.checkpointer.save(self.state)
+        try:
+            return finish_run(self)
+        except DiskError as error:
+            raise self.run.explain_full_disk(error) from error
+
+    def fit_epochs(self) -> None:
+        """Train the epochs that are left."""
+        progress, recipe = self.state.progress, self.context.recipe
+        if progress.epoch == recipe.epochs:
+            return
+        stream = self.setup.build_loader(self.save_or_stop.raise_if_set, self.reporter)
+        # Closed before the state is saved: the loaders' memory may be what it needs.
+        with closing(stream) as batches:
             for epoch in range(progress.epoch, recipe.epochs):
                 start_time = time.monotonic()
                 set_train_mode(self.state.model, recipe.freeze, recipe.freeze_bn_stats)
@@ -89,7 +102,9 @@ class Trainer:
                     # The loader spans all epochs, so that its processes work ahead.
                     for batch in self.read_batches(batches, steps - steps_done):
                         stats = self.train_step(batch)
-                        task.advance(stats.num_images, **self.log_step(stats))
+                        shown = self.log_step(stats)
+                        self.is_between_steps = True
+                        task.advance(stats.num_images, **shown)
                         self.handle_signals(stats)
                         self.checkpointer.maybe_save(self.state, verified=not self.monitor.unread)
                 images_per_second = (num_images - num_done) / (time.monotonic() - start_time)
@@ -98,14 +113,10 @@ class Trainer:
                 losses = self.finish_epoch()
                 self.keep_best(metrics)
                 self.log_epoch(losses, metrics, images_per_second)
+                self.is_between_steps = True
                 self.checkpointer.maybe_save(self.state, verified=True)
                 self.save_or_stop.raise_if_set()
                 self.fill_target_cache()
-            self.checkpointer.save(self.state)
-        try:
-            return finish_run(self)
-        except DiskError as error:
-            raise self.run.explain_full_disk(error) from error
 
     def read_batches(self, batches: Iterator[Batch], count: int) -> Iterator[Batch]:
         """Yield the next `count` batches, or raise `Signalled` while one does not come."""
@@ -171,7 +182,6 @@ class Trainer:
         progress.images_seen += stats.num_images
         progress.images_in_epoch += stats.num_images
         progress.seconds = time.monotonic() - self.start_time
-        self.is_between_steps = True
         return stats
 
     def log_step(self, stats: StepStats) -> dict[str, str]:
@@ -237,6 +247,7 @@ class Trainer:
     def finish_epoch(self) -> dict[str, float]:
         """Count the epoch as done; return the means of its losses over the images."""
         progress, sums = self.state.progress, self.state.loss_sums
+        self.is_between_steps = False
         losses = {name: float(value) / progress.images_in_epoch for name, value in sums.items()}
         self.state.loss_sums, progress.images_in_epoch = {}, 0
         progress.epoch += 1
