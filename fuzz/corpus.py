@@ -9,6 +9,7 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import targets_records
 import torch
 from PIL import Image
 from safetensors.torch import save
@@ -143,16 +144,19 @@ def make_datasets() -> list[bytes]:
     ]
 
 
+MAKERS = {
+    "image": make_images,
+    "config": make_configs,
+    "checkpoint": make_checkpoints,
+    "target_cache": make_caches,
+    "data": make_datasets,
+    **targets_records.MAKERS,
+}
+
+
 def main(root: Path) -> None:
     """Write one folder of files a target."""
-    makers = {
-        "image": make_images,
-        "config": make_configs,
-        "checkpoint": make_checkpoints,
-        "target_cache": make_caches,
-        "data": make_datasets,
-    }
-    for name, make in makers.items():
+    for name, make in MAKERS.items():
         (root / name).mkdir(parents=True, exist_ok=True)
         for number, case in enumerate(make()):
             (root / name / f"{number:03d}").write_bytes(case)

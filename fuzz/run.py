@@ -18,14 +18,16 @@ with atheris.instrument_imports(
         "tarfile",
         "csv",
         "targets",
+        "targets_records",
     ]
 ):
     import targets
+    import targets_records
 
 
 def main() -> None:
     """Run until a failing input is found or the time limit is reached."""
-    target = targets.TARGETS[sys.argv[1]]
+    target = (targets.TARGETS | targets_records.TARGETS)[sys.argv[1]]
     warnings.simplefilter("ignore")
 
     def once(data: bytes) -> None:

@@ -13,15 +13,24 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOUND = sorted((Path(__file__).parent / "found").glob("*/*"))
-TARGETS = ("image", "config", "checkpoint", "target_cache", "data")
-TRIES = {"image": 400, "config": 40, "checkpoint": 300, "target_cache": 300, "data": 200}
+TRIES = {
+    "image": 400,
+    "config": 40,
+    "checkpoint": 300,
+    "target_cache": 300,
+    "data": 200,
+    "run_log": 400,
+    "state": 120,
+    "export_metadata": 400,
+}
+"""Mutants of each target."""
 
 
 @pytest.fixture(scope="module")
 def fuzz() -> dict[str, ModuleType]:
     """The fuzzer's own files, which are no package."""
     loaded = {}
-    for name in ("targets", "corpus"):
+    for name in ("targets", "targets_records", "corpus"):
         spec = importlib.util.spec_from_file_location(name, ROOT / "fuzz" / f"{name}.py")
         assert spec is not None
         assert spec.loader is not None
@@ -36,7 +45,11 @@ def fuzz() -> dict[str, ModuleType]:
 def test_an_input_that_once_failed_stays_fixed(case, fuzz):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about odd pickles
-        fuzz["targets"].TARGETS[case.parent.name](case.read_bytes())
+        find_target(fuzz, case.parent.name)(case.read_bytes())
+
+
+def find_target(fuzz, name):
+    return {**fuzz["targets"].TARGETS, **fuzz["targets_records"].TARGETS}[name]
 
 
 def mutate(rng: np.random.Generator, data: bytes) -> bytes:
@@ -52,20 +65,14 @@ def mutate(rng: np.random.Generator, data: bytes) -> bytes:
     return bytes(mutant)
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", TRIES)
 def test_mutants_of_valid_inputs_raise_only_our_errors(name, fuzz, monkeypatch):
     monkeypatch.setenv("DEITCTL_MAX_PIXELS", "1000000")
-    makers = {
-        "image": "make_images",
-        "config": "make_configs",
-        "checkpoint": "make_checkpoints",
-        "target_cache": "make_caches",
-        "data": "make_datasets",
-    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        seeds, rng = getattr(fuzz["corpus"], makers[name])(), np.random.default_rng(0)
+        target, seeds = find_target(fuzz, name), fuzz["corpus"].MAKERS[name]()
+        rng = np.random.default_rng(0)
         for case in seeds:
-            fuzz["targets"].TARGETS[name](case)
+            target(case)
         for number in range(TRIES[name]):
-            fuzz["targets"].TARGETS[name](mutate(rng, seeds[number % len(seeds)]))
+            target(mutate(rng, seeds[number % len(seeds)]))
