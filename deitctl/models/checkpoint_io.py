@@ -96,7 +96,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             # Before safetensors parses it: a header may claim up to 100 MB of JSON.
             _require_small_header(path)
-            with safe_open(path, framework="pt") as file:
+            with _open_safetensors(path) as file:
                 metadata = file.metadata() or {}
                 loaded: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         else:
@@ -141,6 +141,11 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         )
     # DistributedDataParallel and torch.compile prefix every name
     return {re.sub(r"^((module|_orig_mod)\.)+", "", k): v for k, v in loaded.items()}
+
+
+def _open_safetensors(path: Path) -> Any:
+    # pread: the default maps the file, and touching a map of a file that was cut ends the process.
+    return safe_open(path, framework="pt", backend="pread")
 
 
 def _unreadable(path: Path, reason: str) -> ModelError:
@@ -219,7 +224,7 @@ def read_tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Read names and shapes of a safetensors file without data, or raise `ModelError`."""
     try:
         _require_small_header(path)
-        with safe_open(path, framework="pt") as file:
+        with _open_safetensors(path) as file:
             return {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise _unreadable(path, _first_line(error)) from error
@@ -228,7 +233,7 @@ def read_tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def read_metadata(path: Path) -> dict[str, str]:
     """Return a safetensors file's metadata; empty if the file is missing or damaged."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with _open_safetensors(path) as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError):
         return {}
