@@ -15,7 +15,6 @@ from deitctl.checks.ground_truth import label_flat_split, read_ground_truth
 from deitctl.checks.images import check_images
 from deitctl.checks.issues import ERROR, Issue, merge_issues, write_fix_list
 from deitctl.checks.survey import ALL, Split, survey
-from deitctl.data.loader import translate_worker_errors
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.paths import write_bytes
@@ -94,8 +93,7 @@ def check(
         splits.append(split)
     # before the images are read, so that it fails early
     manifest = _build_manifest(splits, Path(write_manifest)) if write_manifest else b""
-    with translate_worker_errors("Use fewer processes: --workers 0"):
-        issues += [*check_classes(splits), *check_images(splits, workers, reporter)]
+    issues += [*check_classes(splits), *check_images(splits, workers, reporter)]
     merged = merge_issues(issues)
     if fix_list:
         count = write_fix_list(Path(fix_list), merged)

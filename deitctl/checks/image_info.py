@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import PurePath
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 
 from deitctl.cores import count_cores
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.decode import decode
-from deitctl.data.loader import ignore_signals
 from deitctl.data.near_duplicates import DIGEST_BYTES, difference_hash, digest_pixels
 from deitctl.data.readers.pack import PackDataset
+from deitctl.data.stream import batched_range, stream_batches
 from deitctl.errors import DataError
+from deitctl.events import Reporter
 
 BATCH_SIZE = 32
 MIN_FOR_WORKERS = 256  # images; for fewer, starting processes takes longer
@@ -137,7 +137,7 @@ def _classify_error(data: bytes, error: str) -> str:
     return "truncated" if "truncated" in error.lower() else "damaged"
 
 
-class JoinedImages(Dataset[ImageInfo]):
+class JoinedImages:
     """The images of several data sets under one numbering, each as its `ImageInfo`."""
 
     def __init__(self, datasets: Sequence[ImageDataset]) -> None:
@@ -169,15 +169,20 @@ def resolve_workers(requested: int, num_images: int) -> int:
     return count_cores() if num_images > MIN_FOR_WORKERS else 0
 
 
-def inspect_images(images: JoinedImages, workers: int) -> Iterator[list[ImageInfo]]:
-    """Yield the infos of all images in order, in lists; `workers` is as in `resolve_workers`."""
-    with warnings.catch_warnings():  # the number of processes is the user's to choose
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        loader = DataLoader(
-            images,
-            batch_size=BATCH_SIZE,
-            num_workers=resolve_workers(workers, len(images)),
-            collate_fn=list,
-            worker_init_fn=ignore_signals,
-        )
-        return iter(loader)
+def inspect_images(
+    images: JoinedImages, workers: int, reporter: Reporter | None = None
+) -> Generator[list[ImageInfo]]:
+    """Yield the infos of all images in order, in lists.
+
+    Args:
+        images: of any data sets.
+        workers: as for `resolve_workers`.
+        reporter: gets a warning when none comes for a minute.
+    """
+    return stream_batches(
+        images.__getitem__,
+        list,
+        batched_range(len(images), BATCH_SIZE),
+        workers=resolve_workers(workers, len(images)),
+        reporter=reporter,
+    )

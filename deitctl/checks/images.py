@@ -34,7 +34,7 @@ def check_images(splits: Sequence[Split], workers: int, reporter: Reporter) -> I
     images = JoinedImages([split.dataset for split in splits])
     inspection = _Inspection(images)
     with reporter.task("read the images", len(images)) as task:
-        for infos in inspect_images(images, workers):
+        for infos in inspect_images(images, workers, reporter):
             for info in infos:
                 inspection.add(info)
             task.advance(len(infos))

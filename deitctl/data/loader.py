@@ -8,25 +8,28 @@ for the teacher.
 
 from __future__ import annotations
 
-import signal
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from deitctl.config import AugmentConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.eval_transform import Pixels, eval_transform
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
+from deitctl.data.stream import batched_range, stream_batches
 from deitctl.data.transforms import train_transform
-from deitctl.errors import DataError, DeitctlError
+from deitctl.errors import DataError
+from deitctl.events import Reporter
 from deitctl.models.model_config import Preprocessing
+
+AnyBatch = TypeVar("AnyBatch", "Batch", "EvalBatch")
+
+AHEAD = 4
+"""Training batches that a loader prepares before they are asked for."""
 
 
 class Sample(NamedTuple):
@@ -111,7 +114,7 @@ class ViewPlan:
     """The student's input side during these, in pixels."""
 
 
-class TrainViews(Dataset[Sample]):
+class TrainViews:
     """Augmented views by key, at the student's size.
 
     At the teacher's too, where the teacher must compute targets.
@@ -163,7 +166,7 @@ class EvalBatch(NamedTuple):
     """Position of each unreadable image, and the reason."""
 
 
-class EvalViews(Dataset[EvalSample]):
+class EvalViews:
     """Evaluation views by position; each image is decoded once for all preprocessings."""
 
     def __init__(self, dataset: ImageDataset, preprocessings: Sequence[Preprocessing]) -> None:
@@ -222,7 +225,9 @@ def build_train_loader(
     pin_memory: bool,
     plan: ViewPlan | None = None,
     shard: slice = slice(None),
-) -> Iterator[Batch]:
+    pause: Callable[[], None] = lambda: None,
+    reporter: Reporter | None = None,
+) -> Generator[Batch]:
     """Iterate over the training batches from `batches.first_step` to the last epoch.
 
     Without a break between epochs.
@@ -230,12 +235,24 @@ def build_train_loader(
     Args:
         plan: default: fresh views every epoch, of the batches' seed.
         shard: of each batch, for one of several processes.
+        pause: called about once a second while no batch comes; may raise to stop.
+        reporter: gets a warning when none comes for a minute.
     """
     plan = plan or ViewPlan(batches.seed, repeats=batches.repeats)
+    views = TrainViews(dataset, augment, img_size, plan)
     # Every process draws the global batch and takes a slice of it, so results do not depend on the
     # number of processes.
     keys = (keys[shard] for keys in batches)
-    return _iterate_views(TrainViews(dataset, augment, img_size, plan), keys, workers, pin_memory)
+    return stream_batches(
+        views.__getitem__,
+        collate,
+        keys,
+        workers=workers,
+        ahead=AHEAD,
+        pin=pin_batch if pin_memory else None,
+        pause=pause,
+        reporter=reporter,
+    )
 
 
 def build_view_loader(
@@ -247,23 +264,22 @@ def build_view_loader(
     *,
     workers: int,
     pin_memory: bool,
-) -> Iterator[Batch]:
-    """Iterate over the views of batches of keys, in which `epoch` is the number of a view."""
-    views = TrainViews(dataset, augment, img_size, ViewPlan(view_seed))
-    return _iterate_views(views, batches, workers, pin_memory)
+    pause: Callable[[], None] = lambda: None,
+    reporter: Reporter | None = None,
+) -> Generator[Batch]:
+    """Iterate over the views of batches of keys, in which `epoch` is the number of a view.
 
-
-def _iterate_views(
-    views: TrainViews, batches: Iterable[list[SampleKey]], workers: int, pin_memory: bool
-) -> Iterator[Batch]:
-    return _iterate(
-        views,
+    `pause` and `reporter` are as for `build_train_loader`.
+    """
+    return stream_batches(
+        TrainViews(dataset, augment, img_size, ViewPlan(view_seed)).__getitem__,
         collate,
-        batch_sampler=batches,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        # torch refuses a prefetch factor without workers.
-        prefetch_factor=4 if workers else None,
+        batches,
+        workers=workers,
+        ahead=AHEAD,
+        pin=pin_batch if pin_memory else None,
+        pause=pause,
+        reporter=reporter,
     )
 
 
@@ -275,57 +291,35 @@ def build_eval_loader(
     workers: int,
     pin_memory: bool,
     shard: slice = slice(None),
-) -> Iterator[EvalBatch]:
+    pause: Callable[[], None] = lambda: None,
+    reporter: Reporter | None = None,
+) -> Generator[EvalBatch]:
     """Iterate over every image of a dataset once, in order.
 
-    `shard` selects positions for one of several processes.
+    `shard` selects positions for one of several processes; `pause` and `reporter` are as for
+    `build_train_loader`.
     """
     positions, views = range(len(dataset.labels))[shard], EvalViews(dataset, preprocessings)
-    return _iterate(
-        views,
+    return stream_batches(
+        views.__getitem__,
         views.collate,
-        sampler=positions,
-        batch_size=batch_size,
+        (positions[part.start : part.stop] for part in batched_range(len(positions), batch_size)),
         # Starting workers takes longer than one batch.
-        num_workers=workers if len(positions) > batch_size else 0,
-        pin_memory=pin_memory,
+        workers=workers if len(positions) > batch_size else 0,
+        pin=pin_batch if pin_memory else None,
+        pause=pause,
+        reporter=reporter,
     )
 
 
-def _iterate(views: Dataset[Any], collate_fn: Callable[..., Any], **options: Any) -> Iterator[Any]:
-    with warnings.catch_warnings():  # on more workers than cores, which is the user's choice
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        return iter(
-            DataLoader(views, collate_fn=collate_fn, worker_init_fn=ignore_signals, **options)
-        )
+def pin_batch(batch: AnyBatch) -> AnyBatch:
+    """Return a batch whose tensors are in page-locked memory, from which copies to CUDA do not block."""
+    return batch._replace(**{name: _pin(value) for name, value in batch._asdict().items()})
 
 
-def ignore_signals(_: int) -> None:
-    """Ignore signals in a worker.
-
-    They reach the whole process group, and the training process ends its loaders.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-
-
-@contextmanager
-def translate_worker_errors(hint: str) -> Iterator[None]:
-    """Turn torch's errors of a loader process into one line.
-
-    `hint` says how to go on with fewer processes.
-    """
-    try:
-        yield
-    except DeitctlError as error:
-        # torch puts the traceback of the process in front of the message
-        if not error.message.startswith("Caught "):
-            raise
-        last = error.message.strip().splitlines()[-1]
-        raise type(error)(last.partition(": ")[2] or last) from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise DeitctlError("A loader process died, most often of lack of memory.", hint) from error
+def _pin(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.pin_memory()
+    if isinstance(value, list) and value and isinstance(value[0], Tensor):
+        return [tensor.pin_memory() for tensor in value]
+    return value

@@ -115,6 +115,8 @@ class CachedTeacher:
             _iter_missing(cache, num_views, batch_size, world),
             workers=workers,
             pin_memory=self.device.pins_memory,
+            pause=pause,
+            reporter=reporter,
         )
         with reporter.task("compute teacher targets", num_missing) as task:
             for batch in batches:

@@ -11,7 +11,7 @@ import numpy as np
 
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.loader import build_view_loader, translate_worker_errors
+from deitctl.data.loader import build_view_loader
 from deitctl.data.samplers import SampleKey
 from deitctl.device import choose_device
 from deitctl.distillation.distillation_teacher import NO_CACHE, DistillationTeacher
@@ -27,7 +27,6 @@ from deitctl.models.model_config import Preprocessing
 # classes are level, and a probability of a soft label by this much.
 MAX_DIFFERENT = 0.02
 MAX_DIFFERENCE = 0.02
-FEWER_WORKERS = "Run it again with fewer loader processes: --workers 0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +95,7 @@ def cache_teacher(
             config.workers, in_memory=teacher.train.is_in_memory
         )
         try:
-            with translate_worker_errors(FEWER_WORKERS):
-                num_computed = teacher.fill_cache(batch_size=batch_size, workers=workers)
+            num_computed = teacher.fill_cache(batch_size=batch_size, workers=workers)
         except (KeyboardInterrupt, Signalled) as stop:
             signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum
             raise Interrupted(signum) from stop
@@ -144,13 +142,11 @@ def verify_teacher_cache(
             config.workers, in_memory=teacher.train.is_in_memory
         ),
         pin_memory=teacher.device.pins_memory,
+        reporter=reporter,
     )
     cached_teacher = teacher.build_cached_teacher()
     num_different, max_abs_diff, num_verified = 0, 0.0, 0
-    with (
-        translate_worker_errors(FEWER_WORKERS),
-        reporter.task("verify teacher targets", len(keys)) as task,
-    ):
+    with reporter.task("verify teacher targets", len(keys)) as task:
         for batch in batches:
             if not batch.keys:
                 continue

@@ -50,7 +50,7 @@ def validate(
         reporter: shows progress.
         label: name of the progress.
         world: processes that share the images.
-        pause: called before every batch; may raise to stop.
+        pause: called before every batch, and about once a second while none comes; may raise to stop.
         stop_on_bad_image: whether an image that cannot be read is an error; else it is left out.
         store_logits: whether the results have logits, at most `MAX_LOGITS` for all models together.
         require_finite: whether an infinite or NaN logit is an error; else its prediction counts.
@@ -77,6 +77,8 @@ def validate(
         workers=workers,
         pin_memory=device.pins_memory,
         shard=slice(world.rank, None, world.size),
+        pause=pause,
+        reporter=reporter,
     )
     with reporter.task(label, len(dataset.labels)) as task:
         for batch in batches:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import cycle
-from multiprocessing import Pipe, Process
-from multiprocessing.connection import Connection
+from functools import partial
 from typing import NamedTuple
 
 from PIL import Image
@@ -17,9 +15,10 @@ from deitctl.checks.image_info import JoinedImages, resolve_workers
 from deitctl.data.dataset import ImageDataset, Subset, compute_digest
 from deitctl.data.decode import MAX_BYTES, decode
 from deitctl.data.eval_transform import get_resized_size
-from deitctl.data.loader import ignore_signals
 from deitctl.data.readers.digits import ArrayDataset
+from deitctl.data.stream import batched_range, stream_batches
 from deitctl.errors import DataError
+from deitctl.events import Reporter
 
 QUALITY = 90
 """Of a JPEG, in libjpeg's scale."""
@@ -115,7 +114,10 @@ def _to_ppm(image: Image.Image) -> bytes:
 
 
 def encode_images(
-    datasets: Sequence[ImageDataset], encoding: Encoding, workers: int
+    datasets: Sequence[ImageDataset],
+    encoding: Encoding,
+    workers: int,
+    reporter: Reporter | None = None,
 ) -> Generator[EncodedImage]:
     """Yield all images of several data sets in order, the same with any number of processes.
 
@@ -125,72 +127,26 @@ def encode_images(
         datasets: the images.
         encoding: of each.
         workers: as for `resolve_workers`, but -1 is 0 for copying, which waits for the disk.
+        reporter: gets a warning when no image comes for a minute.
 
     Raises:
-        DataError: a process died.
+        LoaderLost: a process ended, or cannot be started.
     """
     images = JoinedImages(datasets)
     # Copying waits for the disk, not for a core.
     count = 0 if workers < 0 and encoding.copies_files else resolve_workers(workers, len(images))
-    if not count:
-        yield from (encode_image(*images.locate(n), encoding) for n in range(len(images)))
-        return
-    # A pipe each instead of a shared queue: read in turn, the order is the data's, and a full pipe
-    # stops a process that is ahead, which bounds the memory.
-    with _start_processes(images, encoding, count) as ends:
-        # in the order of the chunks, whichever process is ahead
-        for end, _ in zip(cycle(ends), range(0, len(images), CHUNK), strict=False):
-            try:
-                chunk: list[EncodedImage] = end.recv()
-            except (EOFError, OSError) as error:
-                raise DataError(
-                    "A decoding process died, most often because memory ran out.",
-                    "Use fewer processes: --workers 0",
-                ) from error
+    chunks = stream_batches(
+        partial(_encode_image_at, images, encoding),
+        list,
+        batched_range(len(images), CHUNK if count else 1),
+        workers=count,
+        ahead=1,  # a large image is a hundred megabytes as pixels
+        reporter=reporter,
+    )
+    with closing(chunks):
+        for chunk in chunks:
             yield from chunk
 
 
-@contextmanager
-def _start_processes(
-    images: JoinedImages, encoding: Encoding, count: int
-) -> Iterator[list[Connection]]:
-    """Have processes encode chunks of images in turn, each into its own pipe; kill them at exit."""
-    processes, ends = [], []
-    try:
-        for number in range(count):
-            ours, theirs = Pipe(duplex=False)
-            arguments = (ours, theirs, images, encoding, number, count)
-            # daemon: it does not keep this process from ending
-            process = Process(target=_send_chunks, args=arguments, daemon=True)
-            process.start()
-            # Else the pipe has a writer in this process too, and recv() would wait for ever after a
-            # child's death.
-            theirs.close()
-            processes.append(process)
-            ends.append(ours)
-        yield ends
-    finally:
-        for process in processes:
-            # not terminate(): they ignore SIGTERM
-            process.kill()
-            process.join()
-
-
-def _send_chunks(
-    parents: Connection,
-    end: Connection,
-    images: JoinedImages,
-    encoding: Encoding,
-    number: int,
-    count: int,
-) -> None:
-    """Send every `count`-th chunk from `number` on, as fast as they are received."""
-    ignore_signals(number)
-    # with a copy of the parent's end, this process would wait for itself when the parent is gone
-    parents.close()
-    for first in range(number * CHUNK, len(images), count * CHUNK):
-        chunk = range(first, min(first + CHUNK, len(images)))
-        try:
-            end.send([encode_image(*images.locate(index), encoding) for index in chunk])
-        except OSError:  # nobody receives any more
-            return
+def _encode_image_at(images: JoinedImages, encoding: Encoding, number: int) -> EncodedImage:
+    return encode_image(*images.locate(number), encoding)

@@ -111,7 +111,7 @@ def pack(
         for name, dataset in datasets.items()
     }
     count = sum(len(dataset.labels) for dataset in datasets.values())
-    images = encode_images([*datasets.values()], Encoding(max_size, raw), workers)
+    images = encode_images([*datasets.values()], Encoding(max_size, raw), workers, reporter)
     source_bytes, num_encoded, unreadable = 0, 0, list[str]()
 
     def count_images(images: Iterator[EncodedImage]) -> Iterator[tuple[bytes, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -72,11 +72,17 @@ class TrainSetup:
             teacher_size=self.teacher.preflight.preprocessing.img_size,
         )
 
-    def build_loader(self) -> Iterator[Batch]:
+    def build_loader(
+        self, pause: Callable[[], None] = lambda: None, reporter: Reporter | None = None
+    ) -> Generator[Batch]:
         """Return the batches from the state's step to the end of the last epoch, in one stream.
 
         One stream for all epochs, so that loader processes start once and read ahead over the end
         of an epoch.
+
+        Args:
+            pause: called about once a second while no batch comes; may raise to stop.
+            reporter: gets a warning when none comes for a minute.
         """
         recipe, context = self.config.recipe, self.context
         batches = TrainBatches(
@@ -96,6 +102,8 @@ class TrainSetup:
             pin_memory=context.device.pins_memory,
             plan=self.view_plan,
             shard=context.world.shard(context.recipe.batch_size),
+            pause=pause,
+            reporter=reporter,
         )
 
 

@@ -96,6 +96,8 @@ def fit_new_heads(
         batch_size=BATCH_SIZE,
         workers=workers,
         pin_memory=device.pins_memory,
+        pause=pause,
+        reporter=reporter,
     )
     with (
         torch.no_grad(),

@@ -24,7 +24,7 @@ from deitctl.checks.check import SplitSize, check
 from deitctl.cli.app import app
 from deitctl.data.fingerprint import fingerprint_dataset
 from deitctl.data.open import open_dataset, open_for_training
-from deitctl.errors import ConfigError, DataError, Signalled
+from deitctl.errors import ConfigError, DataError, LoaderLost, Signalled
 from deitctl.events import SilentReporter, Task
 from deitctl.packing import pack as packing
 from deitctl.packing.pack import pack, verify_pack
@@ -403,9 +403,7 @@ def test_a_killed_process_is_an_error(make_image, out, tmp_path):
     (tmp_path / "many.csv").write_text("path,label\n" + "large.png,a\nlarge.png,b\n" * 5000)
 
     killing = At(20, lambda: multiprocessing.active_children()[0].kill())
-    with pytest.raises(
-        DataError, match=r"A decoding process died, .* Use fewer processes: --workers 0"
-    ):
+    with pytest.raises(LoaderLost, match=r"A loader process was ended by SIGKILL, .*--workers 0"):
         pack(str(tmp_path / "many.csv"), out, raw=True, workers=2, reporter=killing)
     assert multiprocessing.active_children() == []
     assert hidden(tmp_path) == []

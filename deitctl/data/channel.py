@@ -1,0 +1,181 @@
+"""Objects between a process and its loader: over a socket, large ones in files that exist in memory alone.
+
+A socket for each loader, which closes when the loader ends: no lock that a dead process holds, nothing
+in /dev/shm (64 MB in a container) and no file with a name.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import errno
+import io
+import mmap
+import os
+import pickle
+import socket
+import struct
+from collections import ChainMap
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import torch
+from torch import Tensor
+
+HEADER = struct.Struct("<BQI")
+"""Of a message: its kind, the bytes that follow, and the blocks in them."""
+ALIVE, INLINE, FILE = range(3)
+"""Kinds of messages: no object, one whose bytes follow, one in a file whose descriptor comes along."""
+MIN_FILE_BYTES = 2**15
+"""Smaller objects fit into a socket's buffer, several of them, so that sending does not wait."""
+ALIGNMENT = 64
+"""Of blocks, in bytes: tensors lie in the received bytes themselves."""
+
+
+class Channel:
+    """One end of a socket, over which objects are sent and received; `EOFError` where the other is gone."""
+
+    def __init__(self, end: socket.socket, wait: Callable[[], None] | None = None) -> None:
+        """Keep `end`.
+
+        Args:
+            end: a stream socket; with a timeout if there is something to do while nothing comes.
+            wait: called at every timeout; may raise.
+        """
+        self.end = end
+        self.wait = wait or (lambda: None)
+
+    def send(self, value: object) -> None:
+        """Send a picklable object; its tensors and arrays are not copied into the pickle."""
+        buffers: list[pickle.PickleBuffer] = []
+        pickled = _pickle(value, buffers)
+        blocks: list[bytes | memoryview] = [pickled, *(buffer.raw() for buffer in buffers)]
+        count = len(blocks)
+        blocks.insert(0, struct.pack(f"<{count}Q", *map(len, blocks)))
+        parts = [part for block in blocks for part in (block, bytes(_pad(len(block))))]
+        size = sum(map(len, parts))
+        if size >= MIN_FILE_BYTES and self._send_in_file(parts, size, count):
+            return
+        self._send_bytes(HEADER.pack(INLINE, size, count))
+        for part in parts:
+            self._send_bytes(part)
+
+    def send_alive(self) -> None:
+        """Tell the other end that work goes on."""
+        self._send_bytes(HEADER.pack(ALIVE, 0, 0))
+
+    def receive(self, note_alive: Callable[[], None] = lambda: None) -> Any:
+        """Return the next object; `note_alive` is called where the other end says that work goes on.
+
+        Raises:
+            EOFError: the other end is closed.
+            OSError: there is no descriptor left for a file.
+        """
+        while True:
+            header, descriptors = self._receive_header()
+            kind, size, num_blocks = HEADER.unpack(header)
+            if kind == INLINE:
+                data = bytearray(size)
+                self._receive_into(memoryview(data))
+                return _unpickle(memoryview(data), num_blocks)
+            if kind == FILE:
+                if not descriptors:  # the system drops what it has no room for
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+                try:
+                    return _unpickle(memoryview(mmap.mmap(descriptors[0], size)), num_blocks)
+                finally:
+                    os.close(descriptors[0])
+            note_alive()
+
+    def _send_in_file(
+        self, parts: Iterable[bytes | memoryview], size: int, num_blocks: int
+    ) -> bool:
+        """Send bytes in a file in memory; return whether the system has one for them."""
+        if not hasattr(os, "memfd_create"):
+            return False
+        try:
+            descriptor = os.memfd_create("deitctl")
+        except OSError:
+            return False
+        try:
+            with open(descriptor, "wb") as file:
+                file.writelines(parts)
+                file.flush()
+                socket.send_fds(self.end, [HEADER.pack(FILE, size, num_blocks)], [descriptor])
+        except BrokenPipeError:
+            raise EOFError from None
+        except OSError:  # a limit on files' sizes or on descriptors under way
+            return False
+        return True
+
+    def _send_bytes(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self.end.send(view) :]
+            except TimeoutError:
+                self.wait()
+            except ConnectionError as error:
+                raise EOFError from error
+
+    def _receive_header(self) -> tuple[bytes, list[int]]:
+        while True:
+            try:
+                if hasattr(socket, "recv_fds"):
+                    data, descriptors, _, _ = socket.recv_fds(self.end, HEADER.size, 1)
+                else:
+                    data, descriptors = self.end.recv(HEADER.size), []
+                break
+            except TimeoutError:
+                self.wait()
+            except ConnectionError as error:
+                raise EOFError from error
+        if not data:
+            raise EOFError
+        header = bytearray(HEADER.size)
+        header[: len(data)] = data
+        self._receive_into(memoryview(header)[len(data) :])
+        return bytes(header), descriptors
+
+    def _receive_into(self, view: memoryview) -> None:
+        while view:
+            try:
+                count = self.end.recv_into(view)
+            except TimeoutError:
+                self.wait()
+                continue
+            except ConnectionError as error:
+                raise EOFError from error
+            if not count:
+                raise EOFError
+            view = view[count:]
+
+
+def _pad(size: int) -> int:
+    return -size % ALIGNMENT
+
+
+def _pickle(value: object, buffers: list[pickle.PickleBuffer]) -> bytes:
+    """Return the pickle of an object without the contents of its tensors and arrays, which go to `buffers`."""
+    with closing(io.BytesIO()) as file:
+        pickler = pickle.Pickler(file, protocol=5, buffer_callback=buffers.append)
+        reducers: dict[type, Any] = {Tensor: _reduce_tensor}
+        pickler.dispatch_table = ChainMap[type, Any](reducers, copyreg.dispatch_table)
+        pickler.dump(value)
+        return file.getvalue()
+
+
+def _reduce_tensor(tensor: Tensor) -> tuple[Callable[..., Tensor], tuple[object, ...]]:
+    return torch.from_numpy, (tensor.numpy(),)
+
+
+def _unpickle(data: memoryview, num_blocks: int) -> Any:
+    """Return the object of a message; its tensors and arrays keep `data`."""
+    sizes = struct.unpack_from(f"<{num_blocks}Q", data)
+    start, blocks = struct.calcsize(f"<{num_blocks}Q"), []
+    start += _pad(start)
+    for size in sizes:
+        blocks.append(data[start : start + size])
+        start += size + _pad(size)
+    return ForkingPickler.loads(blocks[0], buffers=blocks[1:])

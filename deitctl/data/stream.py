@@ -1,0 +1,212 @@
+"""Streams of batches that loader processes prepare: how these start, hand over, are waited for, and end.
+
+Every stream of the program is one of these: training views, views for a teacher, evaluation, `check`,
+`pack`. The same batches in the same order for any number of processes.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import cycle, islice
+from queue import Empty, Full, Queue
+from typing import Any, TypeVar
+
+import torch
+
+from deitctl.data.loader_process import (
+    MORE_FILES,
+    NO_LOADERS,
+    POLL_S,
+    Failure,
+    Loader,
+    Loading,
+    explain_end,
+    start_loaders,
+)
+from deitctl.device import ran_out_of_memory
+from deitctl.errors import LoaderLost
+from deitctl.events import Reporter
+
+Key = TypeVar("Key")
+Sample = TypeVar("Sample")
+Batch = TypeVar("Batch")
+
+WARN_AFTER_S = 60.0
+"""Without a batch, after which that is said."""
+MAX_WAIT_S = 600.0
+"""Without an image, after which the loaders count as lost."""
+
+
+def stream_batches(
+    load: Callable[[Key], Sample],
+    collate: Callable[[Sequence[Sample]], Batch],
+    batches: Iterable[Sequence[Key]],
+    *,
+    workers: int,
+    ahead: int = 2,
+    pin: Callable[[Batch], Batch] | None = None,
+    pause: Callable[[], None] = lambda: None,
+    reporter: Reporter | None = None,
+) -> Generator[Batch]:
+    """Yield `collate` of the loaded keys of each batch, in order.
+
+    Args:
+        load: returns the sample of a key.
+        collate: joins samples; like `load` it is picklable where processes are spawned.
+        batches: keys of each batch, read as far ahead as batches are prepared.
+        workers: loader processes, which start at the first batch and end with the generator; 0: none.
+        ahead: batches that each of them prepares before they are asked for.
+        pin: copies a batch into memory from which an accelerator reads, in a thread.
+        pause: called about once a second while no batch comes; may raise to stop.
+        reporter: gets a warning when nothing comes for a minute.
+
+    Raises:
+        LoaderLost: a loader ended, or has no memory or no file descriptors; none could be started;
+            or nothing comes for ten minutes.
+    """
+    loading = Loading(load, collate)
+    if not workers:
+        for keys in batches:
+            batch = loading(keys)
+            yield pin(batch) if pin else batch
+        return
+    patience = Patience(pause, reporter)
+    with _explain_shortage(), start_loaders(loading, workers, patience.check) as loaders:
+        received = _receive_in_order(loaders, batches, ahead, patience)
+        yield from received if pin is None else _pin_in_thread(received, loaders, pin, patience)
+
+
+def batched_range(count: int, size: int) -> Iterator[range]:
+    """Yield the numbers below `count` in ranges of `size`, of which the last may be shorter."""
+    return (range(first, min(first + size, count)) for first in range(0, count, size))
+
+
+class Patience:
+    """How long nothing has come, and what follows from it."""
+
+    def __init__(self, pause: Callable[[], None], reporter: Reporter | None) -> None:
+        self.pause, self.reporter = pause, reporter
+        self.renew()
+
+    def renew(self) -> None:
+        """Count from now: something came, or the waiting begins."""
+        self.since, self.warned = time.monotonic(), False
+
+    def check(self) -> None:
+        """Let signals be obeyed; warn once, and raise `LoaderLost` at last."""
+        self.pause()
+        waited = time.monotonic() - self.since
+        if waited > MAX_WAIT_S:
+            raise LoaderLost(
+                f"No image came from the loader processes for {MAX_WAIT_S:.0f} s: they wait for the data, "
+                "or were stopped.",
+                "See whether its disk or mount answers (`ls` in its folder).",
+            )
+        if waited > WARN_AFTER_S and not self.warned and self.reporter is not None:
+            self.warned = True
+            self.reporter.warn(
+                f"No image came from the loader processes for {waited:.0f} s: they wait for the data (does its "
+                f"disk or mount answer?), or were stopped. This ends after {MAX_WAIT_S:.0f} s."
+            )
+
+
+def _receive_in_order(
+    loaders: Sequence[Loader], batches: Iterable[Any], ahead: int, patience: Patience
+) -> Iterator[Any]:
+    """Send the keys of batches to the loaders in turn, and yield the batches in that order."""
+    keys, turns, pending = iter(batches), cycle(loaders), deque[Loader]()
+
+    def send(count: int) -> None:
+        for batch_keys in islice(keys, count):
+            loader = next(turns)
+            loader.send(list(batch_keys))
+            pending.append(loader)
+
+    send(ahead * len(loaders))
+    while pending:
+        for loader in loaders:
+            # Also of those whose turn it is not yet: a step may take long.
+            if not loader.process.is_alive():
+                raise explain_end(loader.process.exitcode)
+        patience.renew()
+        batch = pending.popleft().receive(patience.renew)
+        send(1)
+        yield batch
+
+
+def _pin_in_thread(
+    batches: Iterator[Any],
+    loaders: Sequence[Loader],
+    pin: Callable[[Any], Any],
+    patience: Patience,
+) -> Iterator[Any]:
+    """Receive and pin a batch in a thread while the one before is used."""
+    pinned: Queue[Any] = Queue(maxsize=1)
+    closed, end = threading.Event(), object()
+    device = torch.accelerator.current_device_index() if torch.accelerator.is_available() else None
+
+    def raise_if_closed() -> None:
+        if closed.is_set():
+            raise EOFError
+
+    def put(item: object) -> None:
+        while not closed.is_set():
+            with suppress(Full):
+                pinned.put(item, timeout=POLL_S)
+                return
+
+    def run() -> None:
+        try:
+            if device is not None:  # a thread begins with the first one
+                torch.accelerator.set_device_index(device)
+            for batch in batches:
+                put(pin(batch))
+            put(end)
+        except BaseException as error:
+            put(Failure(error))
+
+    for loader in loaders:
+        loader.channel.wait = raise_if_closed  # signals are the main thread's
+    thread = threading.Thread(target=run, name="deitctl-pin", daemon=True)
+    thread.start()
+    try:
+        while True:
+            patience.renew()
+            while (batch := _get(pinned)) is None:
+                patience.check()
+            if batch is end:
+                return
+            if isinstance(batch, Failure):
+                raise batch.error
+            yield batch
+    finally:
+        closed.set()
+        thread.join()
+
+
+def _get(queue: Queue[Any]) -> Any:
+    """Return the next item, None if there is none for a second."""
+    try:
+        return queue.get(timeout=POLL_S)
+    except Empty:
+        return None
+
+
+@contextmanager
+def _explain_shortage() -> Iterator[None]:
+    """Turn a want of memory, descriptors, threads or processes, here or in a loader, into `LoaderLost`."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise LoaderLost("Too many open files for loader processes.", MORE_FILES) from error
+        if "can't start new thread" in str(error):
+            raise LoaderLost("A loader process cannot start a thread.", NO_LOADERS) from error
+        if ran_out_of_memory(error):
+            raise LoaderLost("Memory ran out in a loader process.", NO_LOADERS) from error
+        raise
